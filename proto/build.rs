@@ -1,0 +1,29 @@
+//! Compiles the .proto files with protox, a compiler in Rust: no protoc is needed.
+
+use std::path::Path;
+
+const FILES: [&str; 6] = [
+    "etcd/kv.proto",
+    "etcd/auth.proto",
+    "etcd/rpc.proto",
+    "etcd/v3lock.proto",
+    "etcd/v3election.proto",
+    "conclave/internal/v1/raft.proto",
+];
+const DURABLE: &str = "conclave/internal/v1/command.proto";
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let files: Vec<&str> = FILES.iter().copied().chain([DURABLE]).collect();
+    for file in &files {
+        println!("cargo:rerun-if-changed={file}");
+    }
+    let descriptors = protox::compile(files.iter().map(|f| root.join(f)), [root])?;
+    tonic_prost_build::configure()
+        // Keys and values stay slices of the request's buffer: no copy.
+        .bytes(".")
+        // Comments of .proto files are not Rust documentation and would break doc tests.
+        .disable_comments(["."])
+        .compile_fds(descriptors)?;
+    Ok(())
+}

@@ -1,0 +1,3 @@
+//! Everything durable: the raft log, the state in RocksDB, apply and snapshots.
+
+pub mod types;

@@ -1,0 +1,5 @@
+//! The rules of Conclave, as pure functions of the log: no clock, randomness, I/O or async.
+
+pub mod command;
+pub mod read;
+pub mod response;

@@ -1,0 +1,62 @@
+//! What the rules need from a store: ordered rows in a few tables, read only.
+
+use std::ops::ControlFlow;
+
+use bytes::Bytes;
+
+use crate::response::Halt;
+
+/// Tables of the store. The numbers are durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Table {
+    /// User key -> newest state or tombstone.
+    Key = 1,
+    /// Revision -> event.
+    Rev = 2,
+    /// Lease id -> TTL.
+    Lease = 3,
+    /// (lease id, key) -> nothing.
+    LeaseKey = 4,
+    /// Member id -> name and URLs.
+    Member = 5,
+    /// Users, roles, permissions.
+    Auth = 6,
+    /// Head, alarms, and what raft-store keeps beside the data (keys that start with `raft/`).
+    Meta = 7,
+}
+
+impl Table {
+    /// All tables, in number order.
+    pub const ALL: [Table; 7] = [
+        Table::Key,
+        Table::Rev,
+        Table::Lease,
+        Table::LeaseKey,
+        Table::Member,
+        Table::Auth,
+        Table::Meta,
+    ];
+}
+
+/// Ordered rows, as of one moment or as of now; the caller knows which.
+pub trait Read {
+    /// Returns the row, or `None`.
+    ///
+    /// # Errors
+    /// [`Halt::Storage`] if the storage below fails.
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, Halt>;
+
+    /// Visits rows with `start <= key < end` in ascending key order until `visit` breaks.
+    /// `end` of `None` means to the end of the table.
+    ///
+    /// # Errors
+    /// [`Halt::Storage`] if the storage below fails; whatever `visit` returns as an error.
+    fn scan(
+        &self,
+        table: Table,
+        start: &[u8],
+        end: Option<&[u8]>,
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>, Halt>,
+    ) -> Result<(), Halt>;
+}

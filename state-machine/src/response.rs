@@ -1,0 +1,223 @@
+//! What a command answers, and what it changed.
+
+use bytes::Bytes;
+
+use crate::command::{AlarmKind, MemberRecord};
+
+/// One key at one revision (etcd `KeyValue`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KeyValue {
+    /// Key.
+    pub key: Bytes,
+    /// Revision of the put that (re)created the key.
+    pub create_revision: i64,
+    /// Revision of the last change.
+    pub mod_revision: i64,
+    /// Puts since creation, from 1.
+    pub version: i64,
+    /// Value.
+    pub value: Bytes,
+    /// Attached lease, 0 for none.
+    pub lease: i64,
+}
+
+/// One change of one key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// What happened.
+    pub kind: EventKind,
+    /// New state; for a delete only `key` and `mod_revision` are set.
+    pub kv: KeyValue,
+    /// State before, `None` for a creation.
+    pub prev_kv: Option<KeyValue>,
+}
+
+/// Kinds of events; the numbers are durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum EventKind {
+    /// The key was written.
+    Put = 0,
+    /// The key was deleted.
+    Delete = 1,
+}
+
+/// The outcome of one command with everything it changed.
+#[derive(Clone, Debug)]
+pub struct Applied {
+    /// Answer for the client; equal on every replica.
+    pub outcome: Result<Response, Rejection>,
+    /// Store revision after the command.
+    pub revision: i64,
+    /// Changes in (revision, sub-revision) order. One command may span several revisions
+    /// (`LeaseExpire`); each event's revision is its `kv.mod_revision`.
+    pub events: Vec<Event>,
+    /// Leases that began or ended.
+    pub leases: Vec<LeaseChange>,
+}
+
+/// A lease that began or ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LeaseChange {
+    /// The lease exists from now on.
+    Granted {
+        /// Lease id.
+        id: i64,
+        /// Seconds.
+        ttl: i64,
+    },
+    /// The lease and its keys are gone.
+    Ended {
+        /// Lease id.
+        id: i64,
+    },
+}
+
+/// Answer of a command that took effect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Response {
+    /// Of [`crate::command::Put`].
+    Put(PutResponse),
+    /// Of [`crate::command::DeleteRange`].
+    DeleteRange(DeleteRangeResponse),
+    /// Of [`crate::command::Txn`].
+    Txn(TxnResponse),
+    /// Of [`crate::command::Compact`].
+    Compact,
+    /// Of [`crate::command::LeaseGrant`].
+    LeaseGrant {
+        /// Lease id.
+        id: i64,
+        /// Seconds.
+        ttl: i64,
+    },
+    /// Of [`crate::command::LeaseRevoke`].
+    LeaseRevoke,
+    /// Of [`crate::command::LeaseExpire`]: how many leases ended.
+    LeaseExpire {
+        /// Leases that ended; 0 when the term had changed.
+        ended: usize,
+    },
+    /// Of [`crate::command::AlarmChange`]: the alarms it touched or listed, as (member, kind).
+    Alarm(Vec<(u64, AlarmKind)>),
+    /// Of [`crate::command::Command::MemberPublish`].
+    MemberPublish(MemberRecord),
+}
+
+/// Answer of a put. The revision is in the surrounding [`Applied`] or [`TxnResponse`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PutResponse {
+    /// Present when asked for and the key existed.
+    pub prev_kv: Option<KeyValue>,
+}
+
+/// Answer of a range delete.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DeleteRangeResponse {
+    /// Keys deleted.
+    pub deleted: i64,
+    /// Filled when asked for.
+    pub prev_kvs: Vec<KeyValue>,
+}
+
+/// Answer of a range read.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RangeResponse {
+    /// Found key-values, cut to the limit.
+    pub kvs: Vec<KeyValue>,
+    /// There is more than the limit let through.
+    pub more: bool,
+    /// Live keys in the range, whatever the limit and filters.
+    pub count: i64,
+}
+
+/// Answer of a transaction.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TxnResponse {
+    /// Whether all compares held.
+    pub succeeded: bool,
+    /// One answer for each operation of the branch taken, with the store revision after it.
+    pub responses: Vec<(i64, OpResponse)>,
+}
+
+/// Answer of one operation of a transaction.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OpResponse {
+    /// Of a read.
+    Range(RangeResponse),
+    /// Of a write.
+    Put(PutResponse),
+    /// Of a delete.
+    DeleteRange(DeleteRangeResponse),
+    /// Of a nested transaction.
+    Txn(TxnResponse),
+}
+
+/// Why a command or read was refused. Computed alike by every replica; goes to the client.
+///
+/// The texts are etcd's, byte for byte, without the `etcdserver: ` prefix where etcd adds it
+/// (server/src/status.rs maps variants to codes and full texts).
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Rejection {
+    /// The key is empty.
+    #[error("key is not provided")]
+    EmptyKey,
+    /// `ignore_value` or `ignore_lease` on a missing key, or an empty operation.
+    #[error("key not found")]
+    KeyNotFound,
+    /// `ignore_value` with a value.
+    #[error("value is provided")]
+    ValueProvided,
+    /// `ignore_lease` with a lease.
+    #[error("lease is provided")]
+    LeaseProvided,
+    /// One transaction touches a key twice.
+    #[error("duplicate key given in txn request")]
+    DuplicateKey,
+    /// More operations than allowed.
+    #[error("too many operations in txn request")]
+    TooManyOps,
+    /// Unknown sort order or target.
+    #[error("invalid sort option")]
+    InvalidSort,
+    /// The revision is older than the compacted one.
+    #[error("mvcc: required revision has been compacted")]
+    Compacted,
+    /// The revision does not exist yet.
+    #[error("mvcc: required revision is a future revision")]
+    FutureRevision,
+    /// No such lease.
+    #[error("requested lease not found")]
+    LeaseNotFound,
+    /// The lease id is taken.
+    #[error("lease already exists")]
+    LeaseExists,
+    /// TTL above 9,000,000,000 s.
+    #[error("too large lease TTL")]
+    LeaseTtlTooLarge,
+    /// A NOSPACE alarm is active.
+    #[error("mvcc: database space exceeded")]
+    NoSpace,
+    /// A CORRUPT alarm is active.
+    #[error("corrupt cluster")]
+    Corrupt,
+    /// A field holds a value that no known client sends.
+    #[error("malformed command: {0}")]
+    Malformed(&'static str),
+}
+
+/// Why this node must stop: its storage failed or holds what cannot be. Never goes to a client.
+#[derive(Debug, thiserror::Error)]
+pub enum Halt {
+    /// The storage below failed.
+    #[error("storage failed: {0}")]
+    Storage(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A stored row does not decode or contradicts another.
+    #[error("corrupt {table} row: {detail}")]
+    CorruptRow {
+        /// Table of the row.
+        table: &'static str,
+        /// What is wrong with it.
+        detail: String,
+    },
+}
