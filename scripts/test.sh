@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Everything a contributor must pass, in the order of how fast it fails.
+set -euo pipefail
+. scripts/env.sh
+scripts/check.sh
+cargo build --locked --workspace --bins
+cargo test --locked --workspace
