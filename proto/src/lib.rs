@@ -3,7 +3,6 @@
 //! Everything here is generated from the `.proto` files beside it; there is no code of our own.
 #![expect(missing_docs, reason = "generated; the .proto files carry the documentation")]
 #![expect(
-    unreachable_pub,
     unused_qualifications,
     clippy::missing_errors_doc,
     clippy::allow_attributes,
@@ -32,7 +31,14 @@ pub mod v3lockpb {
 pub mod v3electionpb {
     tonic::include_proto!("v3electionpb");
 }
-/// Between members and on disk.
-pub mod internal {
-    tonic::include_proto!("conclave.internal.v1");
+/// Packages of our own; generated code refers to other packages by this nesting.
+pub mod conclave {
+    /// Not for clients.
+    pub mod internal {
+        /// Between members and on disk.
+        pub mod v1 {
+            tonic::include_proto!("conclave.internal.v1");
+        }
+    }
 }
+pub use conclave::internal::v1 as internal;
