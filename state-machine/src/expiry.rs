@@ -1,0 +1,321 @@
+//! When leases end: a queue of deadlines, local to a node and no part of the replicated state.
+//!
+//! Every member tracks every lease, so that a member that becomes leader restarts all deadlines from
+//! memory; only the leader acts on them. Time is an argument: the time since some fixed moment of a
+//! monotonic clock, so that the rules are testable and the simulator decides what time it is.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+/// Deadlines of all leases, ordered by time.
+#[derive(Debug, Default)]
+pub struct ExpiryQueue {
+    leases: BTreeMap<i64, Tracked>,
+    deadlines: BTreeSet<(Duration, i64)>,
+}
+
+/// One lease of the queue.
+#[derive(Clone, Copy, Debug)]
+struct Tracked {
+    ttl: Duration,
+    deadline: Duration,
+    /// Handed out by [`ExpiryQueue::take_expired`]: it can no longer be renewed, because the command
+    /// that ends it may already be in the log.
+    is_ending: bool,
+}
+
+/// What a keep-alive found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Renewal {
+    /// The lease lives for its full TTL again.
+    Renewed {
+        /// The full TTL.
+        ttl: Duration,
+    },
+    /// The deadline has passed; the lease still exists but is being ended.
+    Ending,
+    /// There is no such lease.
+    Unknown,
+}
+
+impl ExpiryQueue {
+    /// Creates an empty queue.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Returns how many leases are tracked.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.leases.len()
+    }
+
+    /// Returns whether no lease is tracked.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.leases.is_empty()
+    }
+
+    /// Tracks a lease that begins `now`, or begins again if it is known.
+    pub fn grant(&mut self, id: i64, ttl: Duration, now: Duration) {
+        self.remove(id);
+        // Saturating: the largest TTL (9e9 s) fits easily, and a deadline at the end of time is right for more.
+        let deadline = now.saturating_add(ttl);
+        self.leases.insert(id, Tracked { ttl, deadline, is_ending: false });
+        self.deadlines.insert((deadline, id));
+    }
+
+    /// Forgets a lease that ended. Returns whether it was known.
+    pub fn remove(&mut self, id: i64) -> bool {
+        let Some(tracked) = self.leases.remove(&id) else { return false };
+        self.deadlines.remove(&(tracked.deadline, id));
+        true
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        self.leases.clear();
+        self.deadlines.clear();
+    }
+
+    /// Gives every lease its full TTL plus `grace` from `now`: what a new leader does, because it does
+    /// not know when the old one last renewed them.
+    pub fn restart(&mut self, now: Duration, grace: Duration) {
+        self.deadlines.clear();
+        for (id, tracked) in &mut self.leases {
+            tracked.deadline = now.saturating_add(tracked.ttl).saturating_add(grace);
+            tracked.is_ending = false;
+            self.deadlines.insert((tracked.deadline, *id));
+        }
+    }
+
+    /// Gives a lease its full TTL from `now`, unless its deadline has passed. Never moves a deadline
+    /// back: a restarted lease keeps its grace.
+    pub fn renew(&mut self, id: i64, now: Duration) -> Renewal {
+        let Some(tracked) = self.leases.get_mut(&id) else { return Renewal::Unknown };
+        if tracked.is_ending || tracked.deadline <= now {
+            return Renewal::Ending;
+        }
+        let deadline = now.saturating_add(tracked.ttl);
+        if deadline > tracked.deadline {
+            self.deadlines.remove(&(tracked.deadline, id));
+            tracked.deadline = deadline;
+            self.deadlines.insert((deadline, id));
+        }
+        Renewal::Renewed { ttl: tracked.ttl }
+    }
+
+    /// Returns at most `limit` leases whose deadline is not after `now`, the longest expired first.
+    ///
+    /// They can no longer be renewed. They stay in the queue until [`ExpiryQueue::remove`] (the command
+    /// that ends them was applied) and are handed out again after `retry`, in case it was lost.
+    pub fn take_expired(&mut self, now: Duration, limit: usize, retry: Duration) -> Vec<i64> {
+        let due: Vec<(Duration, i64)> =
+            self.deadlines.iter().take_while(|(at, _)| *at <= now).take(limit).copied().collect();
+        let again = now.saturating_add(retry);
+        for (at, id) in &due {
+            self.deadlines.remove(&(*at, *id));
+            self.deadlines.insert((again, *id));
+            if let Some(tracked) = self.leases.get_mut(id) {
+                tracked.deadline = again;
+                tracked.is_ending = true;
+            }
+        }
+        due.into_iter().map(|(_, id)| id).collect()
+    }
+
+    /// Returns when [`ExpiryQueue::take_expired`] next has something to hand out.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Duration> {
+        self.deadlines.first().map(|(at, _)| *at)
+    }
+
+    /// Returns the time a lease has left, zero if it is being ended, `None` if it is unknown.
+    #[must_use]
+    pub fn remaining(&self, id: i64, now: Duration) -> Option<Duration> {
+        self.leases.get(&id).map(|tracked| tracked.remaining(now))
+    }
+
+    /// Returns every lease with the time it has left, the shortest first.
+    #[must_use]
+    pub fn by_remaining(&self, now: Duration) -> Vec<(i64, Duration)> {
+        let mut all: Vec<_> = self.leases.iter().map(|(id, t)| (*id, t.remaining(now))).collect();
+        all.sort_by_key(|(id, remaining)| (*remaining, *id));
+        all
+    }
+
+    /// Returns the TTL a lease was granted with.
+    #[must_use]
+    pub fn ttl(&self, id: i64) -> Option<Duration> {
+        self.leases.get(&id).map(|tracked| tracked.ttl)
+    }
+}
+
+impl Tracked {
+    fn remaining(&self, now: Duration) -> Duration {
+        if self.is_ending { Duration::ZERO } else { self.deadline.saturating_sub(now) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const RETRY: Duration = Duration::from_secs(5);
+
+    fn secs(s: u64) -> Duration {
+        Duration::from_secs(s)
+    }
+
+    #[test]
+    fn a_lease_expires_at_its_ttl_and_not_before() {
+        let mut queue = ExpiryQueue::new();
+        queue.grant(1, secs(10), secs(100));
+        assert_eq!(queue.take_expired(secs(109), 10, RETRY), Vec::<i64>::new());
+        assert_eq!(queue.remaining(1, secs(109)), Some(secs(1)));
+        assert_eq!(queue.take_expired(secs(110), 10, RETRY), vec![1]);
+    }
+
+    #[test]
+    fn a_renewed_lease_lives_its_full_ttl_again() {
+        let mut queue = ExpiryQueue::new();
+        queue.grant(1, secs(10), secs(0));
+        assert_eq!(queue.renew(1, secs(9)), Renewal::Renewed { ttl: secs(10) });
+        assert_eq!(queue.next_deadline(), Some(secs(19)));
+        assert_eq!(queue.renew(1, secs(19)), Renewal::Ending);
+        assert_eq!(queue.renew(2, secs(19)), Renewal::Unknown);
+    }
+
+    #[test]
+    fn an_ending_lease_is_handed_out_again_until_it_is_removed() {
+        let mut queue = ExpiryQueue::new();
+        queue.grant(7, secs(1), secs(0));
+        assert_eq!(queue.take_expired(secs(1), 10, RETRY), vec![7]);
+        assert_eq!(queue.renew(7, secs(1)), Renewal::Ending);
+        assert_eq!(queue.remaining(7, secs(1)), Some(Duration::ZERO));
+        assert_eq!(queue.take_expired(secs(5), 10, RETRY), Vec::<i64>::new());
+        assert_eq!(queue.take_expired(secs(6), 10, RETRY), vec![7]);
+        assert!(queue.remove(7));
+        assert!(!queue.remove(7));
+        assert_eq!(queue.next_deadline(), None);
+    }
+
+    #[test]
+    fn a_new_leader_restarts_every_deadline() {
+        let mut queue = ExpiryQueue::new();
+        queue.grant(1, secs(10), secs(0));
+        queue.grant(2, secs(20), secs(0));
+        assert_eq!(queue.take_expired(secs(10), 10, RETRY), vec![1]);
+        queue.restart(secs(100), secs(1));
+        assert_eq!(queue.by_remaining(secs(100)), vec![(1, secs(11)), (2, secs(21))]);
+        // Renewing at once must not take the grace away.
+        assert_eq!(queue.renew(1, secs(100)), Renewal::Renewed { ttl: secs(10) });
+        assert_eq!(queue.remaining(1, secs(100)), Some(secs(11)));
+    }
+
+    #[test]
+    fn the_largest_ttl_does_not_overflow() {
+        let mut queue = ExpiryQueue::new();
+        queue.grant(1, secs(9_000_000_000), secs(4_000_000_000));
+        assert_eq!(queue.remaining(1, secs(4_000_000_001)), Some(secs(8_999_999_999)));
+        queue.grant(2, Duration::MAX, secs(1));
+        queue.restart(secs(2), secs(3));
+        assert_eq!(queue.remaining(2, Duration::ZERO), Some(Duration::MAX));
+    }
+
+    #[test]
+    fn the_longest_expired_come_first_and_the_limit_holds() {
+        let mut queue = ExpiryQueue::new();
+        for id in 0..10 {
+            queue.grant(id, secs(20 - u64::try_from(id).unwrap()), secs(0));
+        }
+        assert_eq!(queue.take_expired(secs(100), 3, RETRY), vec![9, 8, 7]);
+        assert_eq!(queue.take_expired(secs(100), 3, RETRY), vec![6, 5, 4]);
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Grant(i64, u64),
+        Renew(i64),
+        Remove(i64),
+        Take(usize),
+        Restart(u64),
+        Pass(u64),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            (0..8i64, 1..20u64).prop_map(|(id, ttl)| Step::Grant(id, ttl)),
+            (0..8i64).prop_map(Step::Renew),
+            (0..8i64).prop_map(Step::Remove),
+            (0..4usize).prop_map(Step::Take),
+            (0..3u64).prop_map(Step::Restart),
+            (0..10u64).prop_map(Step::Pass),
+        ]
+    }
+
+    /// The same rules over an unordered list: id -> (ttl, deadline, is ending).
+    #[derive(Default)]
+    struct Naive(BTreeMap<i64, (u64, u64, bool)>);
+
+    impl Naive {
+        fn renew(&mut self, id: i64, now: u64) -> Renewal {
+            match self.0.get_mut(&id) {
+                None => Renewal::Unknown,
+                Some((_, deadline, ending)) if *ending || *deadline <= now => Renewal::Ending,
+                Some((ttl, deadline, _)) => {
+                    *deadline = (*deadline).max(now + *ttl);
+                    Renewal::Renewed { ttl: secs(*ttl) }
+                }
+            }
+        }
+
+        fn take(&mut self, now: u64, limit: usize) -> Vec<i64> {
+            let mut due: Vec<(u64, i64)> =
+                self.0.iter().filter(|(_, l)| l.1 <= now).map(|(id, l)| (l.1, *id)).collect();
+            due.sort_unstable();
+            due.truncate(limit);
+            for (_, id) in &due {
+                let lease = self.0.get_mut(id).unwrap();
+                (lease.1, lease.2) = (now + RETRY.as_secs(), true);
+            }
+            due.into_iter().map(|(_, id)| id).collect()
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn behaves_like_an_unordered_list(steps in prop::collection::vec(step(), 0..200)) {
+            let (mut queue, mut naive, mut now) = (ExpiryQueue::new(), Naive::default(), 0u64);
+            for step in steps {
+                match step {
+                    Step::Grant(id, ttl) => {
+                        queue.grant(id, secs(ttl), secs(now));
+                        naive.0.insert(id, (ttl, now + ttl, false));
+                    }
+                    Step::Renew(id) => prop_assert_eq!(queue.renew(id, secs(now)), naive.renew(id, now)),
+                    Step::Remove(id) => prop_assert_eq!(queue.remove(id), naive.0.remove(&id).is_some()),
+                    Step::Take(limit) => {
+                        prop_assert_eq!(queue.take_expired(secs(now), limit, RETRY), naive.take(now, limit));
+                    }
+                    Step::Restart(grace) => {
+                        queue.restart(secs(now), secs(grace));
+                        for lease in naive.0.values_mut() {
+                            (lease.1, lease.2) = (now + lease.0 + grace, false);
+                        }
+                    }
+                    Step::Pass(s) => now += s,
+                }
+                prop_assert_eq!(queue.len(), naive.0.len());
+                prop_assert_eq!(queue.next_deadline(), naive.0.values().map(|l| secs(l.1)).min());
+                for (id, lease) in &naive.0 {
+                    let left = if lease.2 { 0 } else { lease.1.saturating_sub(now) };
+                    prop_assert_eq!(queue.remaining(*id, secs(now)), Some(secs(left)));
+                }
+            }
+        }
+    }
+}
