@@ -4,3 +4,4 @@ pub mod command;
 pub mod expiry;
 pub mod read;
 pub mod response;
+pub mod watcher_set;
