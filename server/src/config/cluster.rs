@@ -1,0 +1,80 @@
+//! The first members of a cluster, and the ids that follow from their URLs.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sha1::{Digest, Sha1};
+
+use super::{ConfigError, urls};
+
+/// The members named by `--initial-cluster`: name -> sorted peer URLs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct InitialCluster {
+    /// Peer URLs by member name.
+    pub members: BTreeMap<String, Vec<String>>,
+}
+
+impl InitialCluster {
+    /// Parses `name=url,name=url,...`; a name may come several times.
+    pub(super) fn parse(value: &str) -> Result<Self, ConfigError> {
+        const FLAG: &str = "initial-cluster";
+        let invalid = |reason: &str| ConfigError::InvalidValue {
+            flag: FLAG,
+            value: value.to_owned(),
+            reason: reason.to_owned(),
+        };
+        let mut members: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        let mut seen = BTreeSet::new();
+        for item in value.split(',').map(str::trim).filter(|item| !item.is_empty()) {
+            let (name, url) = item.split_once('=').ok_or_else(|| invalid("expected name=url"))?;
+            if name.is_empty() {
+                return Err(invalid("expected name=url"));
+            }
+            for url in urls::list(FLAG, url)? {
+                if !seen.insert(url.clone()) {
+                    return Err(invalid("initial cluster contains a duplicate URL"));
+                }
+                members.entry(name.to_owned()).or_default().push(url);
+            }
+        }
+        if members.is_empty() {
+            return Err(invalid("no member given"));
+        }
+        for urls in members.values_mut() {
+            urls.sort();
+        }
+        Ok(Self { members })
+    }
+
+    /// Id of the named member, or `None` if it is not in the list.
+    pub fn member_id(&self, name: &str, token: &str) -> Option<u64> {
+        self.members.get(name).map(|urls| member_id(urls, token))
+    }
+
+    /// Id of the cluster: follows from all members' ids.
+    pub fn cluster_id(&self, token: &str) -> u64 {
+        let ids: BTreeSet<u64> = self.members.values().map(|urls| member_id(urls, token)).collect();
+        let mut hash = Sha1::new();
+        for id in ids {
+            hash.update(id.to_be_bytes());
+        }
+        first_eight_bytes(hash)
+    }
+}
+
+/// Id of a member, as etcd computes it: from its sorted peer URLs and the cluster's token.
+pub fn member_id(sorted_peer_urls: &[String], token: &str) -> u64 {
+    let mut hash = Sha1::new();
+    for url in sorted_peer_urls {
+        hash.update(url.as_bytes());
+    }
+    hash.update(token.as_bytes());
+    first_eight_bytes(hash)
+}
+
+fn first_eight_bytes(hash: Sha1) -> u64 {
+    let digest = hash.finalize();
+    let mut id = [0; 8];
+    id.copy_from_slice(&digest[..8]);
+    // 0 means "no member" in several messages; a hash of 0 is as unlikely as it is unusable.
+    u64::from_be_bytes(id).max(1)
+}

@@ -1,0 +1,303 @@
+//! The flags by name: what each means, and how a command line and the environment give it a value.
+//!
+//! Only strings here; `resolve.rs` gives them types. A flag of etcd's that we do not honour is
+//! listed too, so that it is refused by name instead of being taken for a typo or ignored.
+
+use std::collections::BTreeMap;
+
+use super::ConfigError;
+
+/// What becomes of a flag that is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// Changes a setting.
+    Used,
+    /// Harmless and without a counterpart here: accepted with a warning that says why.
+    NoEffect(&'static str),
+    /// Accepted only with this value, which is what we do anyway; otherwise not supported yet.
+    Only(&'static str),
+    /// Not supported yet.
+    Later,
+}
+
+/// One flag of the server.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Flag {
+    pub(super) name: &'static str,
+    /// A switch needs no value, and takes one only as `--flag=value`.
+    pub(super) is_switch: bool,
+    pub(super) standing: Standing,
+    /// Default and meaning, for the usage text.
+    pub(super) help: &'static str,
+}
+
+const fn used(name: &'static str, help: &'static str) -> Flag {
+    Flag { name, is_switch: false, standing: Standing::Used, help }
+}
+
+const fn switch(name: &'static str, standing: Standing, help: &'static str) -> Flag {
+    Flag { name, is_switch: true, standing, help }
+}
+
+const fn later(name: &'static str) -> Flag {
+    Flag { name, is_switch: false, standing: Standing::Later, help: "" }
+}
+
+const fn later_switch(name: &'static str) -> Flag {
+    Flag { name, is_switch: true, standing: Standing::Only("false"), help: "" }
+}
+
+const fn no_effect(name: &'static str, reason: &'static str) -> Flag {
+    Flag { name, is_switch: false, standing: Standing::NoEffect(reason), help: "" }
+}
+
+const fn only(name: &'static str, value: &'static str, help: &'static str) -> Flag {
+    Flag { name, is_switch: false, standing: Standing::Only(value), help }
+}
+
+const NO_BBOLT: &str = "there is no bbolt backend whose transactions could be batched";
+const OWN_LOG: &str = "log files are recycled as soon as no member needs them";
+
+/// Every flag that etcd 3.7 knows, and ours.
+pub(super) const FLAGS: &[Flag] = &[
+    // Identity and storage.
+    used("name", "\"default\": human name of this member"),
+    used("data-dir", "\"${name}.etcd\": directory of everything this member keeps"),
+    used("wal-dir", "\"\": directory of the raft log, if not below --data-dir"),
+    used("snapshot-count", "10000: log entries between two snapshots"),
+    used("snapshot-catchup-entries", "5000: log entries kept behind a snapshot for slow followers"),
+    used("quota-backend-bytes", "0: size at which writes are refused (0: 2 GiB, negative: off)"),
+    used("cache-bytes", "67108864: memory for blocks of the store (not an etcd flag)"),
+    no_effect("backend-batch-interval", NO_BBOLT),
+    no_effect("backend-batch-limit", NO_BBOLT),
+    no_effect("backend-bbolt-freelist-type", NO_BBOLT),
+    no_effect("bootstrap-defrag-threshold-megabytes", NO_BBOLT),
+    no_effect("max-wals", OWN_LOG),
+    no_effect("max-snapshots", "one snapshot is kept"),
+    later_switch("unsafe-no-fsync"),
+    // Timing.
+    used("heartbeat-interval", "100: milliseconds between two heartbeats of a leader"),
+    used("election-timeout", "1000: milliseconds without a leader until an election"),
+    Flag {
+        name: "initial-election-tick-advance",
+        is_switch: true,
+        standing: Standing::NoEffect("the first election waits for a full timeout"),
+        help: "",
+    },
+    switch("pre-vote", Standing::Only("true"), "true: ask before disturbing a leader"),
+    // Listen and advertise.
+    used("listen-client-urls", "\"http://localhost:2379\": where clients connect"),
+    used("advertise-client-urls", "\"http://localhost:2379\": what members tell clients"),
+    used("listen-peer-urls", "\"http://localhost:2380\": where the other members connect"),
+    used("initial-advertise-peer-urls", "\"http://localhost:2380\": what members tell each other"),
+    later("listen-client-http-urls"),
+    later("listen-metrics-urls"),
+    later("socket-reuse-port"),
+    later("socket-reuse-address"),
+    // Bootstrap.
+    used(
+        "initial-cluster",
+        "\"${name}=${initial-advertise-peer-urls}\": first members, name=url,...",
+    ),
+    used("initial-cluster-state", "\"new\": new or existing"),
+    used("initial-cluster-token", "\"etcd-cluster\": distinguishes clusters with equal URLs"),
+    later("discovery"),
+    later("discovery-token"),
+    later("discovery-endpoints"),
+    later("discovery-srv"),
+    later("discovery-srv-name"),
+    later("discovery-proxy"),
+    later_switch("force-new-cluster"),
+    switch("strict-reconfig-check", Standing::Only("true"), "true: keep a quorum in every change"),
+    later("max-learners"),
+    later("config-file"),
+    // TLS.
+    later("cert-file"),
+    later("key-file"),
+    later("client-cert-file"),
+    later("client-key-file"),
+    later_switch("client-cert-auth"),
+    later("client-crl-file"),
+    later("client-cert-allowed-hostname"),
+    later("trusted-ca-file"),
+    later_switch("auto-tls"),
+    later("peer-cert-file"),
+    later("peer-key-file"),
+    later("peer-client-cert-file"),
+    later("peer-client-key-file"),
+    later_switch("peer-client-cert-auth"),
+    later("peer-trusted-ca-file"),
+    later("peer-crl-file"),
+    later_switch("peer-auto-tls"),
+    later("peer-cert-allowed-cn"),
+    later("peer-cert-allowed-hostname"),
+    later_switch("peer-skip-client-san-verification"),
+    later("cipher-suites"),
+    later("tls-min-version"),
+    later("tls-max-version"),
+    later("self-signed-cert-validity"),
+    // Auth.
+    later("auth-token"),
+    later("auth-token-ttl"),
+    later("bcrypt-cost"),
+    // Limits.
+    used(
+        "max-request-bytes",
+        "1572864: largest request (the default leaves room for its envelope)",
+    ),
+    used("max-txn-ops", "128: most operations in a branch of a transaction"),
+    used("max-concurrent-streams", "65536: most calls in flight on one connection"),
+    no_effect("grpc-keepalive-min-time", "pings of clients are never punished"),
+    used("grpc-keepalive-interval", "\"2h\": how often an idle connection is pinged (0: never)"),
+    used("grpc-keepalive-timeout", "\"20s\": how long a pinged client may take to answer"),
+    only("cors", "*", "\"*\": origins that browsers may use the API from"),
+    only("host-whitelist", "*", "\"*\": accepted Host headers"),
+    // Compaction and watch.
+    later("auto-compaction-mode"),
+    only("auto-compaction-retention", "0", "\"0\": automatic compaction is off"),
+    later("compaction-batch-limit"),
+    later("compaction-sleep-interval"),
+    used("watch-progress-notify-interval", "\"10m\": how often an idle watcher hears of progress"),
+    only("corrupt-check-time", "0s", "\"0s\": periodic comparison of members is off"),
+    later("compact-hash-check-time"),
+    later("downgrade-check-time"),
+    // Logs, metrics.
+    used("log-level", "\"info\": debug, info, warn, error"),
+    used("log-outputs", "\"default\": default, stderr or stdout"),
+    used("log-format", "\"json\": json or console"),
+    only("logger", "zap", "\"zap\": name of etcd's logger, accepted for compatibility"),
+    later_switch("enable-log-rotation"),
+    later("log-rotation-config-json"),
+    only("metrics", "basic", "\"basic\": extensive is not supported yet"),
+    later_switch("enable-pprof"),
+    later_switch("enable-grpc-gateway"),
+    later("warning-apply-duration"),
+    later("warning-unary-request-duration"),
+    later_switch("enable-distributed-tracing"),
+    later("distributed-tracing-address"),
+    later("distributed-tracing-service-name"),
+    later("distributed-tracing-instance-id"),
+    later("distributed-tracing-sampling-rate"),
+    later("feature-gates"),
+    later("v2-deprecation"),
+    later_switch("memory-mlock"),
+    later("peer-skip-client-verify"),
+    later("watch-progress-notify-interval-jitter"),
+];
+
+/// What the command line asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// Start the server with these values by flag name.
+    Run(Raw),
+    /// `--version`.
+    Version,
+    /// `--help`.
+    Help,
+}
+
+/// Values by flag name, and what to warn about.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Raw {
+    pub(super) values: BTreeMap<&'static str, String>,
+    pub(super) warnings: Vec<String>,
+}
+
+/// Reads flags, then the variables of those flags that are not given.
+pub(super) fn read(
+    arguments: impl IntoIterator<Item = String>,
+    environment: impl IntoIterator<Item = (String, String)>,
+) -> Result<Asked, ConfigError> {
+    let mut raw = Raw::default();
+    let mut arguments = arguments.into_iter();
+    while let Some(argument) = arguments.next() {
+        let Some(flag) = argument.strip_prefix("--").or_else(|| argument.strip_prefix('-')) else {
+            return Err(ConfigError::NotAFlag(argument));
+        };
+        let (name, inline) = match flag.split_once('=') {
+            Some((name, value)) => (name, Some(value.to_owned())),
+            None => (flag, None),
+        };
+        match name {
+            "version" => return Ok(Asked::Version),
+            "help" | "h" => return Ok(Asked::Help),
+            _ => {}
+        }
+        let flag = find(name).ok_or_else(|| ConfigError::UnknownFlag(name.to_owned()))?;
+        let value = match inline {
+            Some(value) => value,
+            None if flag.is_switch => "true".to_owned(),
+            None => arguments.next().ok_or(ConfigError::MissingValue(flag.name))?,
+        };
+        raw.values.insert(flag.name, value);
+    }
+    read_environment(&mut raw, environment)?;
+    check_standing(&mut raw)?;
+    Ok(Asked::Run(raw))
+}
+
+fn find(name: &str) -> Option<&'static Flag> {
+    FLAGS.iter().find(|flag| flag.name == name)
+}
+
+fn read_environment(
+    raw: &mut Raw,
+    environment: impl IntoIterator<Item = (String, String)>,
+) -> Result<(), ConfigError> {
+    let mut from_environment: BTreeMap<&'static str, String> = BTreeMap::new();
+    for (variable, value) in environment {
+        let Some(suffix) =
+            variable.strip_prefix("ETCD_").or_else(|| variable.strip_prefix("CONCLAVE_"))
+        else {
+            continue;
+        };
+        // As etcd: an empty variable counts as unset.
+        if value.is_empty() {
+            continue;
+        }
+        let Some(flag) = find(&suffix.to_ascii_lowercase().replace('_', "-")) else {
+            // A warning only: supervisors set variables of their own with this prefix.
+            raw.warnings.push(format!("unrecognized environment variable {variable}"));
+            continue;
+        };
+        if raw.values.contains_key(flag.name) {
+            return Err(ConfigError::Shadowed { variable });
+        }
+        if from_environment.insert(flag.name, value).is_some() {
+            return Err(ConfigError::TwoVariables { flag: flag.name });
+        }
+    }
+    raw.values.extend(from_environment);
+    Ok(())
+}
+
+fn check_standing(raw: &mut Raw) -> Result<(), ConfigError> {
+    for (name, value) in &raw.values {
+        let flag = find(name).expect("invariant: only names of the table are stored");
+        match flag.standing {
+            Standing::Used => {}
+            Standing::NoEffect(reason) => {
+                raw.warnings.push(format!("--{name} has no effect: {reason}"));
+            }
+            Standing::Only(supported) if value == supported => {}
+            Standing::Only(supported) => {
+                return Err(ConfigError::OnlyValue { flag: flag.name, supported });
+            }
+            Standing::Later => return Err(ConfigError::NotSupportedYet(flag.name)),
+        }
+    }
+    Ok(())
+}
+
+/// The usage text: every flag that has an effect, with its default.
+pub(super) fn usage() -> String {
+    let mut text = String::from(
+        "Usage: conclave server [flags]\n\nFlags are etcd's; each is also read from ETCD_<NAME> \
+         or CONCLAVE_<NAME>.\n\n",
+    );
+    for flag in FLAGS.iter().filter(|flag| !flag.help.is_empty()) {
+        text.push_str(&format!("  --{:<32} {}\n", flag.name, flag.help));
+    }
+    text.push_str("  --version                          print the version and exit\n");
+    text
+}

@@ -1,0 +1,154 @@
+//! Configuration: etcd's flags and variables, resolved once at start and immutable from then on.
+//!
+//! Raw flags (`flags`) -> checked settings (`resolve`) -> [`Settings`]. Nothing is silently
+//! ignored: unknown flags and flags of features that do not exist yet are refused by name.
+
+mod cluster;
+mod flags;
+mod resolve;
+mod settings;
+#[cfg(test)]
+mod tests;
+mod urls;
+
+pub use cluster::{InitialCluster, member_id};
+pub use settings::{
+    BootstrapSettings, ClusterState, Limits, ListenSettings, LogFormat, LogOutput, LogSettings,
+    RaftSettings, Settings, StoreSettings,
+};
+pub use urls::ListenUrl;
+
+/// What a command line asks the server binary to do.
+#[derive(Clone, Debug)]
+pub enum Invocation {
+    /// Start with these settings.
+    Run(Box<Settings>),
+    /// Print [`version_text`] and exit.
+    Version,
+    /// Print [`usage`] and exit.
+    Help,
+}
+
+/// Why the server cannot start with what it was given.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// No flag of etcd's or ours.
+    #[error("flag provided but not defined: --{0}")]
+    UnknownFlag(String),
+    /// The command line holds something else than flags.
+    #[error("'{0}' is not a valid flag")]
+    NotAFlag(String),
+    /// The last flag needs a value.
+    #[error("flag needs an argument: --{0}")]
+    MissingValue(&'static str),
+    /// A flag of etcd's whose feature does not exist here yet.
+    #[error("--{0} is not supported yet")]
+    NotSupportedYet(&'static str),
+    /// A flag of etcd's of which one value exists here so far.
+    #[error("--{flag} is not supported yet with a value other than {supported:?}")]
+    OnlyValue {
+        /// The flag.
+        flag: &'static str,
+        /// The value it may have.
+        supported: &'static str,
+    },
+    /// Set twice, by flag and by variable.
+    #[error(
+        "conflicting environment variable {variable:?} is shadowed by corresponding command-line \
+         flag (either unset environment variable or disable flag)"
+    )]
+    Shadowed {
+        /// The variable.
+        variable: String,
+    },
+    /// Set twice, by ETCD_ and CONCLAVE_ variables.
+    #[error("--{flag} is set by an ETCD_ and a CONCLAVE_ variable; unset one")]
+    TwoVariables {
+        /// The flag.
+        flag: &'static str,
+    },
+    /// A value without meaning.
+    #[error("invalid value {value:?} for flag --{flag}: {reason}")]
+    InvalidValue {
+        /// The flag.
+        flag: &'static str,
+        /// As given.
+        value: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Values that contradict each other.
+    #[error("{0}")]
+    Rule(String),
+}
+
+impl ConfigError {
+    /// Exit code of the process, as etcd's: 2 for a malformed command line, 1 for bad values.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::UnknownFlag(_) | Self::NotAFlag(_) | Self::MissingValue(_) => 2,
+            Self::NotSupportedYet(_)
+            | Self::OnlyValue { .. }
+            | Self::Shadowed { .. }
+            | Self::TwoVariables { .. }
+            | Self::InvalidValue { .. }
+            | Self::Rule(_) => 1,
+        }
+    }
+}
+
+/// Resolves a command line (without the program's name) and an environment.
+///
+/// # Errors
+/// [`ConfigError`]: what is wrong, by flag.
+pub fn parse(
+    arguments: impl IntoIterator<Item = String>,
+    environment: impl IntoIterator<Item = (String, String)>,
+) -> Result<Invocation, ConfigError> {
+    match flags::read(arguments, environment)? {
+        flags::Asked::Run(raw) => Ok(Invocation::Run(Box::new(resolve::settings(raw)?))),
+        flags::Asked::Version => Ok(Invocation::Version),
+        flags::Asked::Help => Ok(Invocation::Help),
+    }
+}
+
+/// The text of `--help`.
+pub fn usage() -> String {
+    flags::usage()
+}
+
+/// The text of `--version`. Drivers of etcd look for its line `etcd Version: 3.x.y`.
+pub fn version_text() -> String {
+    format!(
+        "conclave Version: {}\netcd Version: {}\nOS/Arch: {}/{}\n",
+        crate::version::CONCLAVE,
+        crate::version::ETCD,
+        std::env::consts::OS,
+        std::env::consts::ARCH,
+    )
+}
+
+impl Settings {
+    /// Checks what only a member without data needs: that the initial cluster names it with the
+    /// URLs it advertises.
+    ///
+    /// # Errors
+    /// [`ConfigError::Rule`] if the initial cluster and the advertised URLs disagree.
+    pub fn verify_bootstrap(&self) -> Result<(), ConfigError> {
+        let Some(urls) = self.bootstrap.initial_cluster.members.get(&self.name) else {
+            return Err(ConfigError::Rule(format!(
+                "couldn't find local name {:?} in the initial cluster configuration",
+                self.name
+            )));
+        };
+        if *urls != self.listen.advertise_peer_urls {
+            return Err(ConfigError::Rule(format!(
+                "--initial-cluster has {}={} but --initial-advertise-peer-urls is {}",
+                self.name,
+                urls.join(","),
+                self.listen.advertise_peer_urls.join(","),
+            )));
+        }
+        Ok(())
+    }
+}

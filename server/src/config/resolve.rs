@@ -1,0 +1,214 @@
+//! From raw flag values to checked settings.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use super::cluster::InitialCluster;
+use super::flags::Raw;
+use super::settings::{
+    BootstrapSettings, ClusterState, Limits, ListenSettings, LogFormat, LogOutput, LogSettings,
+    RaftSettings, Settings, StoreSettings,
+};
+use super::{ConfigError, urls};
+
+const DEFAULT_CLIENT_URL: &str = "http://localhost:2379";
+const DEFAULT_PEER_URL: &str = "http://localhost:2380";
+const DEFAULT_QUOTA_BYTES: i64 = 2 * 1024 * 1024 * 1024;
+/// Blocks of the store kept in memory. Small on purpose: the page cache holds the rest.
+const DEFAULT_CACHE_BYTES: usize = 64 * 1024 * 1024;
+const DEFAULT_REQUEST_BYTES: usize = 1_572_864;
+/// The default limit lets a value of exactly 1.5 MiB pass with its key and envelope. An explicit
+/// limit is exact, as in etcd.
+const DEFAULT_ENVELOPE_BYTES: usize = 64;
+/// etcd allows any number; a connection that opens more than this is broken or hostile.
+const DEFAULT_CONCURRENT_STREAMS: u32 = 65_536;
+const ELECTION_TIMEOUT_MAX_MS: u64 = 50_000;
+/// etcd refuses shorter intervals, which would flood idle watchers.
+const PROGRESS_INTERVAL_MIN: Duration = Duration::from_millis(100);
+
+/// Gives every value its type and checks the rules that span several flags.
+pub(super) fn settings(raw: Raw) -> Result<Settings, ConfigError> {
+    let name = raw.text("name").unwrap_or("default").to_owned();
+    let data_dir = match raw.text("data-dir") {
+        Some(dir) => PathBuf::from(dir),
+        None => PathBuf::from(format!("{name}.etcd")),
+    };
+    let listen = listen(&raw)?;
+    let bootstrap = bootstrap(&raw, &name, &listen)?;
+    Ok(Settings {
+        wal_dir: raw.text("wal-dir").map(PathBuf::from),
+        store: store(&raw)?,
+        raft: raft(&raw)?,
+        limits: limits(&raw)?,
+        log: log(&raw)?,
+        watch_progress_interval: watch_progress_interval(&raw)?,
+        name,
+        data_dir,
+        listen,
+        bootstrap,
+        warnings: raw.warnings,
+    })
+}
+
+impl Raw {
+    /// The value if given and not empty: as in etcd an empty string means the default.
+    fn text(&self, flag: &str) -> Option<&str> {
+        self.values.get(flag).map(String::as_str).filter(|value| !value.is_empty())
+    }
+
+    fn number<T: FromStr>(&self, flag: &'static str, default: T) -> Result<T, ConfigError>
+    where
+        T::Err: std::fmt::Display,
+    {
+        let Some(value) = self.text(flag) else { return Ok(default) };
+        value.parse().map_err(|error: T::Err| invalid(flag, value, &error.to_string()))
+    }
+
+    /// Go's duration syntax, as far as people use it: `10m`, `2h`, `1m30s`, `500ms`, `0`.
+    fn duration(&self, flag: &'static str, default: Duration) -> Result<Duration, ConfigError> {
+        let Some(value) = self.text(flag) else { return Ok(default) };
+        if value == "0" {
+            return Ok(Duration::ZERO);
+        }
+        humantime::parse_duration(value).map_err(|error| invalid(flag, value, &error.to_string()))
+    }
+}
+
+fn store(raw: &Raw) -> Result<StoreSettings, ConfigError> {
+    let quota_bytes = match raw.number("quota-backend-bytes", 0i64)? {
+        0 => Some(DEFAULT_QUOTA_BYTES),
+        negative if negative < 0 => None,
+        quota => Some(quota),
+    };
+    Ok(StoreSettings { quota_bytes, cache_bytes: raw.number("cache-bytes", DEFAULT_CACHE_BYTES)? })
+}
+
+fn raft(raw: &Raw) -> Result<RaftSettings, ConfigError> {
+    let heartbeat_ms = milliseconds(raw, "heartbeat-interval", 100)?;
+    let election_ms = milliseconds(raw, "election-timeout", 1000)?;
+    if heartbeat_ms.saturating_mul(5) > election_ms {
+        return Err(ConfigError::Rule(format!(
+            "--election-timeout[{election_ms}ms] should be at least as 5 times as \
+             --heartbeat-interval[{heartbeat_ms}ms]"
+        )));
+    }
+    if election_ms > ELECTION_TIMEOUT_MAX_MS {
+        return Err(ConfigError::Rule(format!(
+            "--election-timeout[{election_ms}ms] is too long, and should be set less than \
+             {ELECTION_TIMEOUT_MAX_MS}ms"
+        )));
+    }
+    let snapshot_count = raw.number("snapshot-count", 10_000u64)?;
+    if snapshot_count == 0 {
+        return Err(invalid("snapshot-count", "0", "must be above 0"));
+    }
+    Ok(RaftSettings {
+        heartbeat_interval: Duration::from_millis(heartbeat_ms),
+        election_timeout: Duration::from_millis(election_ms),
+        snapshot_count,
+        snapshot_catchup_entries: raw.number("snapshot-catchup-entries", 5_000)?,
+    })
+}
+
+fn milliseconds(raw: &Raw, flag: &'static str, default: u64) -> Result<u64, ConfigError> {
+    let value: u64 = raw.number(flag, default)?;
+    if value == 0 {
+        return Err(ConfigError::Rule(format!("--{flag} must be >0 (set to {value}ms)")));
+    }
+    Ok(value)
+}
+
+fn listen(raw: &Raw) -> Result<ListenSettings, ConfigError> {
+    let client = raw.text("listen-client-urls");
+    let advertise_client = raw.text("advertise-client-urls");
+    if client.is_some() && advertise_client.is_none() {
+        return Err(ConfigError::Rule(
+            "--advertise-client-urls is required when --listen-client-urls is set explicitly"
+                .to_owned(),
+        ));
+    }
+    let peer = raw.text("listen-peer-urls").unwrap_or(DEFAULT_PEER_URL);
+    let advertise_peer = raw.text("initial-advertise-peer-urls").unwrap_or(DEFAULT_PEER_URL);
+    Ok(ListenSettings {
+        client: urls::listen_list("listen-client-urls", client.unwrap_or(DEFAULT_CLIENT_URL))?,
+        peer: urls::listen_list("listen-peer-urls", peer)?,
+        advertise_client_urls: urls::list(
+            "advertise-client-urls",
+            advertise_client.unwrap_or(DEFAULT_CLIENT_URL),
+        )?,
+        advertise_peer_urls: urls::list("initial-advertise-peer-urls", advertise_peer)?,
+    })
+}
+
+fn bootstrap(
+    raw: &Raw,
+    name: &str,
+    listen: &ListenSettings,
+) -> Result<BootstrapSettings, ConfigError> {
+    let initial_cluster = match raw.text("initial-cluster") {
+        Some(value) => InitialCluster::parse(value)?,
+        None => InitialCluster {
+            members: [(name.to_owned(), listen.advertise_peer_urls.clone())].into(),
+        },
+    };
+    let state = match raw.text("initial-cluster-state").unwrap_or("new") {
+        "new" => ClusterState::New,
+        "existing" => ClusterState::Existing,
+        other => return Err(invalid("initial-cluster-state", other, "expected new or existing")),
+    };
+    let token = raw.text("initial-cluster-token").unwrap_or("etcd-cluster").to_owned();
+    Ok(BootstrapSettings { initial_cluster, state, token })
+}
+
+fn limits(raw: &Raw) -> Result<Limits, ConfigError> {
+    let default = DEFAULT_REQUEST_BYTES + DEFAULT_ENVELOPE_BYTES;
+    let interval = raw.duration("grpc-keepalive-interval", Duration::from_secs(2 * 60 * 60))?;
+    let concurrent_streams_max: u32 =
+        raw.number("max-concurrent-streams", DEFAULT_CONCURRENT_STREAMS)?;
+    Ok(Limits {
+        request_bytes_max: raw.number::<u32>("max-request-bytes", default as u32)? as usize,
+        txn_ops_max: raw.number::<u32>("max-txn-ops", 128)? as usize,
+        concurrent_streams_max: concurrent_streams_max.max(1),
+        keepalive_interval: (!interval.is_zero()).then_some(interval),
+        keepalive_timeout: raw.duration("grpc-keepalive-timeout", Duration::from_secs(20))?,
+    })
+}
+
+fn log(raw: &Raw) -> Result<LogSettings, ConfigError> {
+    let level = match raw.text("log-level").unwrap_or("info") {
+        "debug" => tracing::Level::DEBUG,
+        "info" => tracing::Level::INFO,
+        "warn" => tracing::Level::WARN,
+        // We log nothing above error, so these mean the same.
+        "error" | "dpanic" | "panic" | "fatal" => tracing::Level::ERROR,
+        other => return Err(invalid("log-level", other, "expected debug, info, warn or error")),
+    };
+    let format = match raw.text("log-format").unwrap_or("json") {
+        "json" => LogFormat::Json,
+        "console" => LogFormat::Console,
+        other => return Err(invalid("log-format", other, "expected json or console")),
+    };
+    let output = match raw.text("log-outputs").unwrap_or("default") {
+        "default" | "stderr" => LogOutput::Stderr,
+        "stdout" => LogOutput::Stdout,
+        other => {
+            return Err(invalid("log-outputs", other, "log files are not supported yet"));
+        }
+    };
+    Ok(LogSettings { level, format, output })
+}
+
+fn watch_progress_interval(raw: &Raw) -> Result<Duration, ConfigError> {
+    const FLAG: &str = "watch-progress-notify-interval";
+    let interval = raw.duration(FLAG, Duration::from_secs(10 * 60))?;
+    if interval < PROGRESS_INTERVAL_MIN {
+        let value = humantime::format_duration(interval).to_string();
+        return Err(invalid(FLAG, &value, "must be at least 100ms"));
+    }
+    Ok(interval)
+}
+
+fn invalid(flag: &'static str, value: &str, reason: &str) -> ConfigError {
+    ConfigError::InvalidValue { flag, value: value.to_owned(), reason: reason.to_owned() }
+}

@@ -1,0 +1,165 @@
+//! The resolved settings of a server: typed, checked, immutable.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::cluster::InitialCluster;
+use super::urls::ListenUrl;
+
+/// Everything a server needs to know before it starts.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Human name of this member.
+    pub name: String,
+    /// Directory of everything this member keeps.
+    pub data_dir: PathBuf,
+    /// Directory of the raft log if it is to be elsewhere.
+    pub wal_dir: Option<PathBuf>,
+    /// Size of the store.
+    pub store: StoreSettings,
+    /// Raft timing and log retention.
+    pub raft: RaftSettings,
+    /// Addresses.
+    pub listen: ListenSettings,
+    /// How the cluster begins.
+    pub bootstrap: BootstrapSettings,
+    /// What a client may ask for.
+    pub limits: Limits,
+    /// Log lines.
+    pub log: LogSettings,
+    /// How often an idle watcher that asked for it hears of progress.
+    pub watch_progress_interval: Duration,
+    /// What was accepted but deserves a warning in the log.
+    pub warnings: Vec<String>,
+}
+
+/// Size of the store.
+#[derive(Clone, Copy, Debug)]
+pub struct StoreSettings {
+    /// Logical size at which writes are refused; `None` for no quota.
+    pub quota_bytes: Option<i64>,
+    /// Memory for cached blocks.
+    pub cache_bytes: usize,
+}
+
+/// Raft timing and log retention.
+#[derive(Clone, Copy, Debug)]
+pub struct RaftSettings {
+    /// Between two heartbeats of a leader.
+    pub heartbeat_interval: Duration,
+    /// Without a leader until an election; at least five heartbeats.
+    pub election_timeout: Duration,
+    /// Entries between two snapshots.
+    pub snapshot_count: u64,
+    /// Entries kept behind a snapshot so that a slow follower needs no snapshot.
+    pub snapshot_catchup_entries: u64,
+}
+
+/// Where others reach this member.
+#[derive(Clone, Debug)]
+pub struct ListenSettings {
+    /// Addresses for clients.
+    pub client: Vec<ListenUrl>,
+    /// Addresses for other members.
+    pub peer: Vec<ListenUrl>,
+    /// URLs that members tell clients.
+    pub advertise_client_urls: Vec<String>,
+    /// URLs that members tell each other; they decide the member id.
+    pub advertise_peer_urls: Vec<String>,
+}
+
+/// How the cluster begins. Without meaning once the data directory holds a member.
+#[derive(Clone, Debug)]
+pub struct BootstrapSettings {
+    /// First members.
+    pub initial_cluster: InitialCluster,
+    /// Whether the cluster exists already.
+    pub state: ClusterState,
+    /// Distinguishes clusters with equal URLs.
+    pub token: String,
+}
+
+/// Value of `--initial-cluster-state`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClusterState {
+    /// This member helps to found the cluster.
+    New,
+    /// This member joins a running cluster.
+    Existing,
+}
+
+/// What a client may ask for.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Largest request as it would enter the log.
+    pub request_bytes_max: usize,
+    /// Most operations in one branch of a transaction.
+    pub txn_ops_max: usize,
+    /// Most calls in flight on one connection.
+    pub concurrent_streams_max: u32,
+    /// How often an idle connection is pinged; `None` for never.
+    pub keepalive_interval: Option<Duration>,
+    /// How long a pinged client may take to answer.
+    pub keepalive_timeout: Duration,
+}
+
+impl Limits {
+    /// Room for the envelope around the largest request.
+    const RECEIVE_SLACK_BYTES: usize = 512 * 1024;
+
+    /// Largest message that is read from a client at all.
+    pub fn receive_bytes_max(&self) -> usize {
+        self.request_bytes_max.saturating_add(Self::RECEIVE_SLACK_BYTES)
+    }
+}
+
+/// Log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogSettings {
+    /// Least severe level that is written.
+    pub level: tracing::Level,
+    /// Shape of a line.
+    pub format: LogFormat,
+    /// Where lines go.
+    pub output: LogOutput,
+}
+
+/// Shape of a log line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// One JSON object.
+    Json,
+    /// Columns for people.
+    Console,
+}
+
+/// Where log lines go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogOutput {
+    /// Standard error.
+    Stderr,
+    /// Standard output.
+    Stdout,
+}
+
+impl Settings {
+    /// Directory of the raft log.
+    pub fn log_dir(&self) -> PathBuf {
+        self.wal_dir.clone().unwrap_or_else(|| self.data_dir.join("log"))
+    }
+
+    /// Directory of the state store and its snapshots.
+    pub fn state_dir(&self) -> PathBuf {
+        self.data_dir.join("state")
+    }
+
+    /// Id of this member as the initial cluster implies it, `None` if it does not name it.
+    pub fn initial_member_id(&self) -> Option<u64> {
+        self.bootstrap.initial_cluster.member_id(&self.name, &self.bootstrap.token)
+    }
+
+    /// Id of the cluster as the initial cluster implies it.
+    pub fn initial_cluster_id(&self) -> u64 {
+        self.bootstrap.initial_cluster.cluster_id(&self.bootstrap.token)
+    }
+}

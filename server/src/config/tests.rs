@@ -1,0 +1,226 @@
+//! Tests of flags, variables and the rules between them.
+
+use std::time::Duration;
+
+use super::*;
+
+fn parse_with(arguments: &[&str], environment: &[(&str, &str)]) -> Result<Invocation, ConfigError> {
+    parse(
+        arguments.iter().map(|&argument| argument.to_owned()),
+        environment.iter().map(|&(name, value)| (name.to_owned(), value.to_owned())),
+    )
+}
+
+fn settings(arguments: &[&str], environment: &[(&str, &str)]) -> Settings {
+    match parse_with(arguments, environment) {
+        Ok(Invocation::Run(settings)) => *settings,
+        other => panic!("expected settings, got {other:?}"),
+    }
+}
+
+fn error(arguments: &[&str]) -> String {
+    parse_with(arguments, &[]).expect_err("must be refused").to_string()
+}
+
+#[test]
+fn defaults_are_etcds() {
+    let settings = settings(&[], &[]);
+    assert_eq!(settings.name, "default");
+    assert_eq!(settings.data_dir.to_str(), Some("default.etcd"));
+    assert_eq!(settings.store.quota_bytes, Some(2 * 1024 * 1024 * 1024));
+    assert_eq!(settings.raft.heartbeat_interval, Duration::from_millis(100));
+    assert_eq!(settings.raft.election_timeout, Duration::from_secs(1));
+    assert_eq!(settings.raft.snapshot_count, 10_000);
+    assert_eq!(settings.listen.client[0].address.to_string(), "127.0.0.1:2379");
+    assert_eq!(settings.listen.peer[0].address.to_string(), "127.0.0.1:2380");
+    assert_eq!(settings.limits.txn_ops_max, 128);
+    assert_eq!(settings.bootstrap.token, "etcd-cluster");
+    assert_eq!(settings.bootstrap.state, ClusterState::New);
+    assert_eq!(settings.log.format, LogFormat::Json);
+    assert!(settings.warnings.is_empty());
+    settings.verify_bootstrap().unwrap();
+}
+
+#[test]
+fn a_value_comes_after_a_space_or_an_equals_sign() {
+    for arguments in [&["--name", "n1"][..], &["--name=n1"], &["-name", "n1"], &["-name=n1"]] {
+        assert_eq!(settings(arguments, &[]).name, "n1");
+    }
+    assert_eq!(settings(&["--name=a", "--name=b"], &[]).name, "b", "the last one wins, as in Go");
+    assert_eq!(error(&["--name"]), "flag needs an argument: --name");
+    assert_eq!(error(&["server"]), "'server' is not a valid flag");
+}
+
+#[test]
+fn switches_take_no_separate_value() {
+    settings(&["--pre-vote", "--strict-reconfig-check=true"], &[]);
+    assert_eq!(error(&["--pre-vote", "true"]), "'true' is not a valid flag");
+    assert_eq!(
+        error(&["--pre-vote=false"]),
+        "--pre-vote is not supported yet with a value other than \"true\""
+    );
+}
+
+#[test]
+fn variables_fill_what_flags_leave_open() {
+    let from_environment =
+        settings(&[], &[("ETCD_NAME", "e"), ("CONCLAVE_DATA_DIR", "/d"), ("PATH", "/bin")]);
+    assert_eq!(from_environment.name, "e");
+    assert_eq!(from_environment.data_dir.to_str(), Some("/d"));
+    assert_eq!(settings(&[], &[("ETCD_NAME", "")]).name, "default", "empty counts as unset");
+}
+
+#[test]
+fn flag_and_variable_together_are_refused() {
+    let error = parse_with(&["--name=a"], &[("ETCD_NAME", "b")]).unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "conflicting environment variable \"ETCD_NAME\" is shadowed by corresponding command-line \
+         flag (either unset environment variable or disable flag)"
+    );
+    assert_eq!(error.exit_code(), 1);
+    let error = parse_with(&[], &[("ETCD_NAME", "a"), ("CONCLAVE_NAME", "b")]).unwrap_err();
+    assert_eq!(error.to_string(), "--name is set by an ETCD_ and a CONCLAVE_ variable; unset one");
+}
+
+#[test]
+fn unknown_flags_are_refused_and_unknown_variables_warned_about() {
+    let unknown = parse_with(&["--no-such-flag=1"], &[]).unwrap_err();
+    assert_eq!(unknown.to_string(), "flag provided but not defined: --no-such-flag");
+    assert_eq!(unknown.exit_code(), 2);
+    let settings = settings(&[], &[("ETCD_NO_SUCH", "1")]);
+    assert_eq!(settings.warnings, ["unrecognized environment variable ETCD_NO_SUCH"]);
+}
+
+#[test]
+fn flags_of_later_features_are_refused_by_name() {
+    for flag in ["cert-file", "auth-token", "auto-compaction-mode", "discovery", "config-file"] {
+        assert_eq!(error(&[&format!("--{flag}=x")]), format!("--{flag} is not supported yet"));
+    }
+    assert!(error(&["--client-cert-auth"]).starts_with("--client-cert-auth is not supported yet"));
+    settings(&["--client-cert-auth=false", "--auto-compaction-retention=0"], &[]);
+    assert!(
+        error(&["--listen-client-urls=https://127.0.0.1:1", "--advertise-client-urls=http://a:1"])
+            .ends_with("https is not supported yet")
+    );
+}
+
+#[test]
+fn flags_without_effect_warn() {
+    let settings = settings(&["--backend-batch-limit=1"], &[]);
+    assert_eq!(settings.warnings.len(), 1);
+    assert!(settings.warnings[0].starts_with("--backend-batch-limit has no effect: "));
+}
+
+#[test]
+fn timing_is_checked() {
+    settings(&["--heartbeat-interval=100", "--election-timeout=500"], &[]);
+    assert_eq!(
+        error(&["--heartbeat-interval=100", "--election-timeout=499"]),
+        "--election-timeout[499ms] should be at least as 5 times as --heartbeat-interval[100ms]"
+    );
+    assert_eq!(
+        error(&["--election-timeout=50001"]),
+        "--election-timeout[50001ms] is too long, and should be set less than 50000ms"
+    );
+    assert_eq!(error(&["--heartbeat-interval=0"]), "--heartbeat-interval must be >0 (set to 0ms)");
+    assert!(error(&["--heartbeat-interval=-1"]).starts_with("invalid value \"-1\""));
+    assert!(error(&["--watch-progress-notify-interval=1ms"]).ends_with("at least 100ms"));
+}
+
+#[test]
+fn negative_numbers_mean_what_etcd_means() {
+    assert_eq!(settings(&["--quota-backend-bytes=-1"], &[]).store.quota_bytes, None);
+    assert_eq!(settings(&["--quota-backend-bytes", "-1"], &[]).store.quota_bytes, None);
+    assert_eq!(settings(&["--quota-backend-bytes=53248"], &[]).store.quota_bytes, Some(53_248));
+    assert!(error(&["--max-request-bytes=-1"]).starts_with("invalid value \"-1\""));
+    assert!(error(&["--snapshot-count=0"]).ends_with("must be above 0"));
+}
+
+#[test]
+fn listen_urls_need_an_address_to_bind() {
+    assert_eq!(
+        error(&["--listen-client-urls=http://127.0.0.1:1"]),
+        "--advertise-client-urls is required when --listen-client-urls is set explicitly"
+    );
+    for (url, reason) in [
+        ("http://example.com:1", "expected IP in URL for binding"),
+        ("http://127.0.0.1", "URL address does not have the form \"host:port\""),
+        ("http://127.0.0.1:1/path", "URL must not contain a path"),
+        ("ftp://127.0.0.1:1", "URL scheme must be http, https, unix, or unixs"),
+        ("unix://x:1", "unix sockets are not supported yet"),
+    ] {
+        assert!(error(&[&format!("--listen-peer-urls={url}")]).ends_with(reason), "{url}");
+    }
+    let two = settings(
+        &[
+            "--listen-client-urls=http://[::1]:5,http://0.0.0.0:80",
+            "--advertise-client-urls=http://a:1",
+        ],
+        &[],
+    );
+    let addresses: Vec<String> =
+        two.listen.client.iter().map(|url| url.address.to_string()).collect();
+    assert_eq!(addresses, ["0.0.0.0:80", "[::1]:5"]);
+}
+
+const THREE: &str =
+    "--initial-cluster=a=http://127.0.0.1:1,b=http://127.0.0.1:2,c=http://127.0.0.1:3";
+
+#[test]
+fn the_initial_cluster_decides_the_ids() {
+    let one = |name: &str, url: &str| {
+        settings(
+            &[THREE, &format!("--name={name}"), &format!("--initial-advertise-peer-urls={url}")],
+            &[],
+        )
+    };
+    let (a, b) = (one("a", "http://127.0.0.1:1"), one("b", "http://127.0.0.1:2"));
+    a.verify_bootstrap().unwrap();
+    assert_eq!(a.initial_cluster_id(), b.initial_cluster_id());
+    assert_ne!(a.initial_member_id(), b.initial_member_id());
+    let other = settings(&[THREE, "--name=a", "--initial-cluster-token=other"], &[]);
+    assert_ne!(a.initial_cluster_id(), other.initial_cluster_id());
+    assert!(
+        other.verify_bootstrap().unwrap_err().to_string().contains("--initial-advertise-peer-urls")
+    );
+    let stranger = settings(&[THREE, "--name=x"], &[]);
+    assert_eq!(
+        stranger.verify_bootstrap().unwrap_err().to_string(),
+        "couldn't find local name \"x\" in the initial cluster configuration"
+    );
+}
+
+/// Observed on Debian's etcd 3.4.23, started with its defaults.
+#[test]
+fn ids_are_those_that_etcd_computes() {
+    let settings = settings(&[], &[]);
+    assert_eq!(settings.initial_member_id(), Some(0x8e9e_05c5_2164_694d));
+    assert_eq!(settings.initial_cluster_id(), 0xcdf8_1819_4e3a_8c32);
+}
+
+#[test]
+fn a_broken_initial_cluster_is_refused() {
+    for (value, reason) in [
+        ("a", "expected name=url"),
+        ("=http://127.0.0.1:1", "expected name=url"),
+        (",", "no member given"),
+        ("a=http://127.0.0.1:1,b=http://127.0.0.1:1", "initial cluster contains a duplicate URL"),
+    ] {
+        assert!(error(&[&format!("--initial-cluster={value}")]).ends_with(reason), "{value}");
+    }
+    assert!(error(&["--initial-cluster-state=old"]).ends_with("expected new or existing"));
+}
+
+#[test]
+fn version_names_etcds_version_on_a_line() {
+    assert!(matches!(parse_with(&["--version"], &[]), Ok(Invocation::Version)));
+    assert!(version_text().lines().any(|line| line == "etcd Version: 3.7.1"));
+    assert!(usage().contains("--listen-client-urls"));
+}
+
+#[test]
+fn the_default_request_limit_lets_a_value_of_one_and_a_half_mebibytes_pass() {
+    assert!(settings(&[], &[]).limits.request_bytes_max > 1_572_864);
+    assert_eq!(settings(&["--max-request-bytes=100"], &[]).limits.request_bytes_max, 100);
+}
