@@ -247,6 +247,26 @@ pub enum AlarmKind {
     Corrupt = 2,
 }
 
+impl AlarmKind {
+    /// etcd's number, which is also the durable one.
+    #[must_use]
+    pub fn number(self) -> u8 {
+        match self {
+            AlarmKind::None => 0,
+            AlarmKind::NoSpace => 1,
+            AlarmKind::Corrupt => 2,
+        }
+    }
+
+    /// Reads back what [`AlarmKind::number`] gave.
+    #[must_use]
+    pub fn from_number(number: u8) -> Option<AlarmKind> {
+        [AlarmKind::None, AlarmKind::NoSpace, AlarmKind::Corrupt]
+            .into_iter()
+            .find(|kind| kind.number() == number)
+    }
+}
+
 /// A member's name and URLs as it published them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MemberRecord {

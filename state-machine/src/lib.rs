@@ -1,7 +1,62 @@
 //! The rules of Conclave, as pure functions of the log: no clock, randomness, I/O or async.
+//!
+//! ```text
+//!  command ──► machine ──► kv/*, leases, compaction, alarms, members      (decide and check)
+//!                 │              │
+//!                 │              ▼
+//!                 │           change ──► rows/* ──► overlay ──► write batch    (one revision)
+//!                 ▼              │
+//!              Applied ◄── events┘          range, history: the same rows, read at a revision
+//! ```
+//!
+//! | module | what |
+//! |---|---|
+//! | [`command`], [`response`] | what goes in, what comes out |
+//! | [`machine`] | applies one command after the other |
+//! | [`read`], [`overlay`], [`memory`] | rows as a trait, as a batch over others, and in memory |
+//! | [`head`] | revision, compacted revision, sizes, alarms, digest |
+//! | [`range`], [`history`], [`leases`], [`members`], [`kv`] | reads |
+//! | [`expiry`], [`watcher_set`] | local to a node: lease deadlines, who gets which event |
+//! | [`validate`] | checks of requests that need no store |
+//! | [`revision`], [`span`], [`compaction`] | shared notions |
+#![warn(
+    clippy::wildcard_enum_match_arm,
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    clippy::cast_lossless,
+    clippy::float_arithmetic
+)]
+#![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 
+mod alarms;
+mod change;
 pub mod command;
+pub mod compaction;
+mod digest;
 pub mod expiry;
+pub mod head;
+pub mod history;
+pub mod kv;
+pub mod leases;
+mod live;
+pub mod machine;
+pub mod members;
+pub mod memory;
+mod outcome;
+pub mod overlay;
+pub mod range;
 pub mod read;
 pub mod response;
+pub mod revision;
+mod rows;
+pub mod span;
+pub mod validate;
+#[cfg_attr(
+    not(test),
+    expect(
+        clippy::arithmetic_side_effects,
+        reason = "counts nodes that are in memory, of this node only"
+    )
+)]
 pub mod watcher_set;

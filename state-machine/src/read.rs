@@ -48,10 +48,12 @@ pub trait Read {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, Halt>;
 
     /// Visits rows with `start <= key < end` in ascending key order until `visit` breaks.
-    /// `end` of `None` means to the end of the table.
+    /// `end` of `None` means to the end of the table. `visit` may read the same store again (links to
+    /// older revisions are followed in the middle of a scan), so no lock may be held that forbids it.
     ///
     /// # Errors
     /// [`Halt::Storage`] if the storage below fails; whatever `visit` returns as an error.
+    #[expect(clippy::type_complexity, reason = "an alias would need a second lifetime")]
     fn scan(
         &self,
         table: Table,

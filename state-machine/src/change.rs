@@ -1,0 +1,149 @@
+//! The only place that changes keys: rows, lease attachments, counters, digest and event together.
+
+use bytes::Bytes;
+
+use crate::digest;
+use crate::head::Head;
+use crate::live;
+use crate::overlay::Overlay;
+use crate::read::{Read, Table};
+use crate::response::{Event, EventKind, Halt, KeyValue};
+use crate::revision::Revision;
+use crate::rows::State;
+use crate::rows::key::KeyRow;
+use crate::rows::lease::attachment_key;
+use crate::rows::rev::RevRow;
+
+/// What a key was before a change.
+pub(crate) struct Before {
+    /// The last change, if the key has a row.
+    modified: Option<Revision>,
+    /// The live state, if the key lives.
+    pub(crate) kv: Option<KeyValue>,
+}
+
+impl Before {
+    /// # Errors
+    /// [`Halt`] if the storage fails or the row is damaged.
+    pub(crate) fn load<R: Read>(rows: &R, key: &Bytes) -> Result<Before, Halt> {
+        match rows.get(Table::Key, key)? {
+            Some(row) => Before::from_row(key, &row),
+            None => Ok(Before { modified: None, kv: None }),
+        }
+    }
+
+    /// # Errors
+    /// [`Halt`] if the row is damaged.
+    pub(crate) fn from_row(key: &Bytes, row: &Bytes) -> Result<Before, Halt> {
+        let decoded = KeyRow::decode(row)?;
+        let modified = decoded.modified;
+        let kv = decoded.state.map(|state| live::key_value(key, modified.main, row, state));
+        Ok(Before { modified: Some(modified), kv })
+    }
+}
+
+/// All changes of one command at one revision.
+pub(crate) struct Change<'a, 'b, R> {
+    pub(crate) rows: &'a mut Overlay<'b, R>,
+    pub(crate) head: &'a mut Head,
+    events: &'a mut Vec<Event>,
+    next: Revision,
+}
+
+impl<'a, 'b, R: Read> Change<'a, 'b, R> {
+    /// Prepares the revision after the current one; the first change takes it.
+    ///
+    /// # Errors
+    /// [`Halt::CorruptRow`] if the revisions are used up.
+    pub(crate) fn begin(
+        rows: &'a mut Overlay<'b, R>,
+        head: &'a mut Head,
+        events: &'a mut Vec<Event>,
+    ) -> Result<Change<'a, 'b, R>, Halt> {
+        let main = head.revision.checked_add(1).ok_or_else(|| Halt::CorruptRow {
+            table: "head",
+            detail: "revisions are used up".to_owned(),
+        })?;
+        Ok(Change { rows, head, events, next: Revision::first_of(main) })
+    }
+
+    /// Writes `value` and `lease` to `key`, which was `before`.
+    pub(crate) fn put(&mut self, key: &Bytes, before: Before, value: &Bytes, lease: i64) {
+        let at = self.take_revision();
+        let (create_revision, version) = match &before.kv {
+            Some(old) => (old.create_revision, old.version.saturating_add(1)),
+            None => (at.main, 1),
+        };
+        let state = State { create_revision, version, lease, value };
+        self.write_rows(key, at, &before, Some(state));
+        let old = before.kv;
+        let old_lease = old.as_ref().map_or(0, |old| old.lease);
+        if old_lease != lease {
+            self.detach(old_lease, key);
+            self.attach(lease, key);
+        }
+        if old.is_none() {
+            self.head.key_count = self.head.key_count.saturating_add(1);
+        }
+        self.events.push(Event {
+            kind: EventKind::Put,
+            kv: KeyValue {
+                key: key.clone(),
+                create_revision,
+                mod_revision: at.main,
+                version,
+                value: value.clone(),
+                lease,
+            },
+            prev_kv: old,
+        });
+    }
+
+    /// Deletes `key`, which was `before`; nothing happens if it does not live.
+    pub(crate) fn delete(&mut self, key: &Bytes, before: Before) {
+        if before.kv.is_none() {
+            return;
+        }
+        let at = self.take_revision();
+        self.write_rows(key, at, &before, None);
+        let old = before.kv;
+        self.detach(old.as_ref().map_or(0, |old| old.lease), key);
+        self.head.key_count = self.head.key_count.saturating_sub(1);
+        self.events.push(Event {
+            kind: EventKind::Delete,
+            kv: KeyValue { key: key.clone(), mod_revision: at.main, ..KeyValue::default() },
+            prev_kv: old,
+        });
+    }
+
+    fn take_revision(&mut self) -> Revision {
+        let at = self.next;
+        self.head.revision = at.main;
+        self.next = at.next();
+        at
+    }
+
+    fn write_rows(&mut self, key: &Bytes, at: Revision, before: &Before, state: Option<State<'_>>) {
+        let previous = before.modified;
+        let previous_value_bytes = before.kv.as_ref().map_or(0, |old| old.value.len());
+        let rev_row = RevRow { previous, previous_value_bytes, key, state };
+        let rev_key = Bytes::copy_from_slice(&at.row_key());
+        self.rows.put(Table::Rev, rev_key, rev_row.encode());
+        let key_row = KeyRow { modified: at, previous, state };
+        self.rows.put(Table::Key, key.clone(), key_row.encode());
+        self.head.digest = digest::chain(self.head.digest, at, key, state.as_ref());
+        self.head.add_event_bytes(key.len(), state.map_or(0, |state| state.value.len()));
+    }
+
+    fn attach(&mut self, lease: i64, key: &Bytes) {
+        if lease != 0 {
+            self.rows.put(Table::LeaseKey, attachment_key(lease, key), Bytes::new());
+        }
+    }
+
+    fn detach(&mut self, lease: i64, key: &Bytes) {
+        if lease != 0 {
+            self.rows.delete(Table::LeaseKey, attachment_key(lease, key));
+        }
+    }
+}

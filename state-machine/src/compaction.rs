@@ -1,0 +1,149 @@
+//! Compaction: history before a revision may go, and does, in bounded steps.
+//!
+//! Compacting to C only moves a mark, after which reads below C are refused. A sweep then walks the
+//! events from the last mark to C in order and deletes what no read at C or later can reach: the put
+//! that an event at or below C replaced, and tombstones strictly below C with their key row. A tombstone
+//! exactly at C stays, because a watch from C must still see the delete. The compaction itself sweeps a
+//! large step and every later command a small one, so that no command stops the world; how far
+//! the sweep got is part of the replicated state.
+
+use std::ops::ControlFlow;
+
+use bytes::Bytes;
+
+use crate::command::Compact;
+use crate::head::Head;
+use crate::overlay::Overlay;
+use crate::read::{Read, Table};
+use crate::response::{Halt, Rejection};
+use crate::revision::Revision;
+use crate::rows::key::KeyRow;
+use crate::rows::rev::RevRow;
+
+/// Events that the compaction command itself sweeps; takes about a tenth of a second.
+pub(crate) const SWEEP_EVENTS_OF_COMPACTION: usize = 50_000;
+/// Events that any other command sweeps while some are left.
+pub(crate) const SWEEP_EVENTS_OF_COMMAND: usize = 32;
+
+/// How far dead rows are deleted: two marks, because a tombstone outlives the put it ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sweep {
+    /// First event whose replaced put may still be there.
+    pub replaced: Revision,
+    /// First event that, if it is a tombstone, is still there; not after `replaced`.
+    pub tombstones: Revision,
+}
+
+impl Sweep {
+    /// Whether rows that compaction to `compacted` made dead are still there.
+    #[must_use]
+    pub fn is_pending(&self, compacted: i64) -> bool {
+        self.replaced.main <= compacted
+    }
+}
+
+/// Moves the mark; deletes nothing.
+pub(crate) fn apply(head: &mut Head, compact: Compact) -> Result<(), Rejection> {
+    if compact.revision <= head.compacted {
+        return Err(Rejection::Compacted);
+    }
+    if compact.revision > head.revision {
+        return Err(Rejection::FutureRevision);
+    }
+    head.compacted = compact.revision;
+    Ok(())
+}
+
+/// One event, with what the sweep needs to know of it.
+struct Swept {
+    at: Revision,
+    key: Bytes,
+    is_tombstone: bool,
+    replaced: Option<(Revision, usize)>,
+}
+
+/// Deletes what the next `events_max` events up to the mark make dead.
+pub(crate) fn sweep<R: Read>(
+    rows: &mut Overlay<'_, R>,
+    head: &mut Head,
+    events_max: usize,
+) -> Result<(), Halt> {
+    if !head.sweep.is_pending(head.compacted) {
+        return Ok(());
+    }
+    let (events, is_complete) = next_events(rows, head, events_max)?;
+    let Sweep { replaced, tombstones } = head.sweep;
+    for event in &events {
+        if event.at >= replaced {
+            drop_replaced(rows, head, event);
+        }
+        if event.is_tombstone && event.at >= tombstones && event.at.main < head.compacted {
+            drop_tombstone(rows, head, event)?;
+        }
+    }
+    let reached = match events.last() {
+        Some(last) if !is_complete => last.at.next(),
+        Some(_) | None => Revision::after(head.compacted),
+    };
+    head.sweep = Sweep {
+        replaced: replaced.max(reached),
+        tombstones: tombstones.max(reached.min(Revision::first_of(head.compacted))),
+    };
+    Ok(())
+}
+
+/// Reads on from the older mark that can move; tells whether that was all up to the compacted revision.
+fn next_events<R: Read>(
+    rows: &Overlay<'_, R>,
+    head: &Head,
+    events_max: usize,
+) -> Result<(Vec<Swept>, bool), Halt> {
+    // Tombstones at the compacted revision itself wait for the next compaction.
+    let is_behind = head.sweep.tombstones.main < head.compacted;
+    let start = if is_behind { head.sweep.tombstones } else { head.sweep.replaced }.row_key();
+    let end = Revision::after(head.compacted).row_key();
+    let mut events = Vec::new();
+    let mut is_complete = true;
+    rows.scan(Table::Rev, &start, Some(&end), &mut |row_key, row| {
+        if events.len() >= events_max {
+            is_complete = false;
+            return Ok(ControlFlow::Break(()));
+        }
+        let at = Revision::from_row_key(row_key).ok_or_else(|| Halt::CorruptRow {
+            table: "rev",
+            detail: format!("key of {} bytes", row_key.len()),
+        })?;
+        let row = RevRow::decode(at, row)?;
+        events.push(Swept {
+            at,
+            key: Bytes::copy_from_slice(row.key),
+            is_tombstone: row.state.is_none(),
+            replaced: row.replaced_put().map(|put| (put, row.previous_value_bytes)),
+        });
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok((events, is_complete))
+}
+
+fn drop_replaced<R: Read>(rows: &mut Overlay<'_, R>, head: &mut Head, event: &Swept) {
+    if let Some((put, value_bytes)) = event.replaced {
+        rows.delete(Table::Rev, Bytes::copy_from_slice(&put.row_key()));
+        head.remove_event_bytes(event.key.len(), value_bytes);
+    }
+}
+
+fn drop_tombstone<R: Read>(
+    rows: &mut Overlay<'_, R>,
+    head: &mut Head,
+    event: &Swept,
+) -> Result<(), Halt> {
+    rows.delete(Table::Rev, Bytes::copy_from_slice(&event.at.row_key()));
+    head.remove_event_bytes(event.key.len(), 0);
+    // The key may have been created again since.
+    if let Some(row) = rows.get(Table::Key, &event.key)?
+        && KeyRow::decode(&row)?.modified == event.at
+    {
+        rows.delete(Table::Key, event.key.clone());
+    }
+    Ok(())
+}

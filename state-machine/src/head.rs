@@ -1,0 +1,118 @@
+//! Counters of the store: what every command changes and every answer needs.
+
+use crate::command::AlarmKind;
+use crate::compaction::Sweep;
+use crate::read::{Read, Table};
+use crate::response::Halt;
+use crate::rows;
+
+/// Bytes that an empty store reports, as etcd's does; never 0, because clients divide by it.
+const EMPTY_STORE_BYTES: i64 = 20_480;
+/// Sizes are reported in pages, as etcd's are.
+const PAGE_BYTES: i64 = 4_096;
+/// Share of one event beside its key and value.
+const EVENT_BYTES: i64 = 64;
+/// Share of one lease.
+const LEASE_BYTES: i64 = 64;
+
+/// Counters of the store as of one revision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Head {
+    /// Newest revision; 1 in a fresh store.
+    pub revision: i64,
+    /// Revision of the last compaction, the oldest that can be read; -1 before the first.
+    pub compacted: i64,
+    /// Logical size of history and leases, exact; see [`Head::size_in_use`] for what to report.
+    pub bytes_in_use: i64,
+    /// Live keys.
+    pub key_count: i64,
+    /// Rolling hash over all events so far; equal on all replicas at equal revisions.
+    pub digest: u64,
+    /// How far dead rows are already deleted.
+    pub sweep: Sweep,
+    /// Active alarms as (member, kind), sorted.
+    pub alarms: Vec<(u64, AlarmKind)>,
+}
+
+impl Default for Head {
+    fn default() -> Head {
+        Head {
+            revision: 1,
+            compacted: -1,
+            bytes_in_use: EMPTY_STORE_BYTES,
+            key_count: 0,
+            digest: 0,
+            sweep: Sweep::default(),
+            alarms: Vec::new(),
+        }
+    }
+}
+
+impl Head {
+    /// Reads the head row; a store without one is fresh.
+    ///
+    /// # Errors
+    /// [`Halt`] if the storage fails or the row is damaged.
+    pub fn load(rows: &impl Read) -> Result<Head, Halt> {
+        match rows.get(Table::Meta, rows::head::KEY)? {
+            Some(row) => rows::head::decode(&row),
+            None => Ok(Head::default()),
+        }
+    }
+
+    /// Logical bytes in use, in whole pages: `dbSizeInUse`, and what a quota is measured against.
+    #[must_use]
+    pub fn size_in_use(&self) -> i64 {
+        let pages = self.bytes_in_use.saturating_add(PAGE_BYTES - 1) / PAGE_BYTES;
+        pages.saturating_mul(PAGE_BYTES).max(EMPTY_STORE_BYTES)
+    }
+
+    /// Whether any member has raised `kind`.
+    #[must_use]
+    pub fn has_alarm(&self, kind: AlarmKind) -> bool {
+        self.alarms.iter().any(|(_, active)| *active == kind)
+    }
+
+    pub(crate) fn add_event_bytes(&mut self, key_bytes: usize, value_bytes: usize) {
+        let bytes = event_bytes(key_bytes, value_bytes);
+        self.bytes_in_use = self.bytes_in_use.saturating_add(bytes);
+    }
+
+    pub(crate) fn remove_event_bytes(&mut self, key_bytes: usize, value_bytes: usize) {
+        let bytes = event_bytes(key_bytes, value_bytes);
+        self.bytes_in_use = self.bytes_in_use.saturating_sub(bytes);
+    }
+
+    pub(crate) fn add_lease_bytes(&mut self) {
+        self.bytes_in_use = self.bytes_in_use.saturating_add(LEASE_BYTES);
+    }
+
+    pub(crate) fn remove_lease_bytes(&mut self) {
+        self.bytes_in_use = self.bytes_in_use.saturating_sub(LEASE_BYTES);
+    }
+}
+
+/// The value is stored twice (`Key` and `Rev` row) but counted once, as in etcd.
+fn event_bytes(key_bytes: usize, value_bytes: usize) -> i64 {
+    let bytes = i64::try_from(key_bytes.saturating_add(value_bytes)).unwrap_or(i64::MAX);
+    bytes.saturating_add(EVENT_BYTES)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_whole_pages_and_never_zero() {
+        let mut head = Head::default();
+        assert_eq!(head.size_in_use(), 20_480);
+        head.add_event_bytes(3, 4_096);
+        assert_eq!(head.size_in_use(), 20_480 + 2 * 4_096);
+        head.remove_event_bytes(3, 4_096);
+        assert_eq!(head.size_in_use(), 20_480);
+        head.bytes_in_use = i64::MAX;
+        assert!(head.size_in_use() > 0);
+        head.bytes_in_use = i64::MIN;
+        assert_eq!(head.size_in_use(), 20_480);
+    }
+}

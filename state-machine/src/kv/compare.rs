@@ -1,0 +1,60 @@
+//! Conditions of a transaction: a field of every key of a range against an operand.
+
+use std::cmp::Ordering;
+use std::ops::ControlFlow;
+
+use crate::command::{Compare, CompareResult, CompareTarget};
+use crate::live::{self, Live};
+use crate::read::Read;
+use crate::response::Halt;
+use crate::span::Span;
+
+/// Whether `compare` holds as of revision `at`.
+///
+/// A range without keys is compared as one key whose fields are all 0, except that nothing is known
+/// about the value of a missing key, so that such a compare never holds.
+pub(crate) fn holds<R: Read>(rows: &R, at: i64, compare: &Compare) -> Result<bool, Halt> {
+    let mut is_empty = true;
+    let mut holds = true;
+    live::visit(rows, at, Span::new(&compare.key, &compare.range_end), &mut |live| {
+        is_empty = false;
+        holds = relation_holds(compare.result, order(&live, &compare.target));
+        Ok(if holds { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+    })?;
+    if is_empty {
+        return Ok(match order_of_missing(&compare.target) {
+            Some(order) => relation_holds(compare.result, order),
+            None => false,
+        });
+    }
+    Ok(holds)
+}
+
+fn order(live: &Live<'_>, target: &CompareTarget) -> Ordering {
+    match target {
+        CompareTarget::Version(version) => live.state.version.cmp(version),
+        CompareTarget::Create(revision) => live.state.create_revision.cmp(revision),
+        CompareTarget::Mod(revision) => live.mod_revision.cmp(revision),
+        CompareTarget::Value(value) => live.state.value.cmp(value.as_ref()),
+        CompareTarget::Lease(lease) => live.state.lease.cmp(lease),
+    }
+}
+
+fn order_of_missing(target: &CompareTarget) -> Option<Ordering> {
+    match target {
+        CompareTarget::Version(number)
+        | CompareTarget::Create(number)
+        | CompareTarget::Mod(number)
+        | CompareTarget::Lease(number) => Some(0.cmp(number)),
+        CompareTarget::Value(_) => None,
+    }
+}
+
+fn relation_holds(result: CompareResult, order: Ordering) -> bool {
+    match result {
+        CompareResult::Equal => order.is_eq(),
+        CompareResult::Greater => order.is_gt(),
+        CompareResult::Less => order.is_lt(),
+        CompareResult::NotEqual => order.is_ne(),
+    }
+}

@@ -1,0 +1,27 @@
+//! Key-value commands, one file each.
+
+mod compare;
+pub(crate) mod delete;
+pub(crate) mod put;
+pub(crate) mod txn;
+
+use crate::head::Head;
+use crate::outcome::split;
+use crate::read::Read;
+use crate::response::{Halt, Rejection, TxnResponse};
+
+/// Answers a transaction that only reads, without the log: all compares and ranges as of `head`.
+///
+/// The condition on compaction is that of [`crate::range::range`], for the revision of `head` and
+/// every revision that the ranges name.
+///
+/// # Errors
+/// [`Halt`] if the storage fails or a row is damaged. Inside: what the ranges answer, and
+/// [`Rejection::Malformed`] if an operation writes.
+pub fn read_txn<R: Read>(
+    rows: &R,
+    head: &Head,
+    txn: &crate::command::Txn,
+) -> Result<Result<TxnResponse, Rejection>, Halt> {
+    split(txn::read(rows, head, txn))
+}

@@ -1,0 +1,210 @@
+//! The function of the log: one command in, rows, answer and events out.
+
+use crate::alarms;
+use crate::change::Change;
+use crate::command::{AlarmKind, Command};
+use crate::compaction::{self, SWEEP_EVENTS_OF_COMMAND, SWEEP_EVENTS_OF_COMPACTION};
+use crate::head::Head;
+use crate::kv::{delete, put, txn};
+use crate::leases;
+use crate::members;
+use crate::outcome::{Stop, split};
+use crate::overlay::Overlay;
+use crate::read::{Read, Table};
+use crate::response::{Applied, Event, Halt, LeaseChange, Rejection, Response};
+use crate::rows;
+
+use bytes::Bytes;
+
+/// Where in the log a command stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Position {
+    /// Term of the entry.
+    pub term: u64,
+    /// Index of the entry.
+    pub index: u64,
+}
+
+/// Applies commands in log order.
+///
+/// After a [`Halt`] neither the machine nor the overlay may be used any more.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    head: Head,
+}
+
+/// What a command changed beside the rows.
+#[derive(Default)]
+struct Changes {
+    events: Vec<Event>,
+    leases: Vec<LeaseChange>,
+}
+
+impl Machine {
+    /// Starts from the stored head; also after a snapshot was installed.
+    ///
+    /// # Errors
+    /// [`Halt`] if the storage fails or the head row is damaged.
+    pub fn load(rows: &impl Read) -> Result<Machine, Halt> {
+        Ok(Machine { head: Head::load(rows)? })
+    }
+
+    /// Counters as of the last applied command.
+    ///
+    /// Readers of a live store learn of a higher `compacted` before the batch is written, and of the
+    /// rest after: see [`crate::range::range`].
+    #[must_use]
+    pub fn head(&self) -> &Head {
+        &self.head
+    }
+
+    /// Applies one command. A refusal is an answer like any other; it leaves the rows as they were.
+    ///
+    /// # Errors
+    /// [`Halt`] if the storage fails or holds what cannot be; the node must stop.
+    pub fn apply<R: Read>(
+        &mut self,
+        rows: &mut Overlay<'_, R>,
+        position: Position,
+        command: &Command,
+    ) -> Result<Applied, Halt> {
+        let mut changes = Changes::default();
+        let outcome = match refusal_by_alarm(&self.head, command) {
+            Some(rejection) => Err(rejection),
+            None => split(self.dispatch(rows, position, command, &mut changes))?,
+        };
+        let sweep_events_max = match command {
+            Command::Compact(_) => SWEEP_EVENTS_OF_COMPACTION,
+            Command::Put(_)
+            | Command::DeleteRange(_)
+            | Command::Txn(_)
+            | Command::LeaseGrant(_)
+            | Command::LeaseRevoke(_)
+            | Command::LeaseExpire(_)
+            | Command::Alarm(_)
+            | Command::MemberPublish(_) => SWEEP_EVENTS_OF_COMMAND,
+        };
+        compaction::sweep(rows, &mut self.head, sweep_events_max)?;
+        let Changes { events, leases } = changes;
+        Ok(Applied { outcome, revision: self.head.revision, events, leases })
+    }
+
+    /// Writes the head row; once per batch, before the batch goes to the engine.
+    pub fn finish<R: Read>(&self, rows: &mut Overlay<'_, R>) {
+        let key = Bytes::from_static(rows::head::KEY);
+        rows.put(Table::Meta, key, rows::head::encode(&self.head));
+    }
+
+    fn dispatch<R: Read>(
+        &mut self,
+        rows: &mut Overlay<'_, R>,
+        position: Position,
+        command: &Command,
+        changes: &mut Changes,
+    ) -> Result<Response, Stop> {
+        let head = &mut self.head;
+        let events = &mut changes.events;
+        Ok(match command {
+            Command::Put(command) => {
+                let mut change = Change::begin(rows, head, events)?;
+                Response::Put(put::apply(&mut change, command)?)
+            }
+            Command::DeleteRange(command) => {
+                let mut change = Change::begin(rows, head, events)?;
+                Response::DeleteRange(delete::apply(&mut change, command)?)
+            }
+            Command::Txn(command) => {
+                let mut change = Change::begin(rows, head, events)?;
+                Response::Txn(txn::apply(&mut change, command)?)
+            }
+            Command::Compact(command) => {
+                compaction::apply(head, *command)?;
+                Response::Compact
+            }
+            Command::LeaseGrant(command) => {
+                changes.leases.push(leases::grant(rows, head, *command)?);
+                Response::LeaseGrant { id: command.id, ttl: command.ttl }
+            }
+            Command::LeaseRevoke(command) => {
+                let mut change = Change::begin(rows, head, events)?;
+                changes.leases.push(leases::revoke(&mut change, *command)?);
+                Response::LeaseRevoke
+            }
+            Command::LeaseExpire(command) => {
+                changes.leases = leases::expire(rows, head, events, position, command)?;
+                Response::LeaseExpire { ended: changes.leases.len() }
+            }
+            Command::Alarm(command) => Response::Alarm(alarms::apply(head, *command)),
+            Command::MemberPublish(member) => {
+                members::publish(rows, member);
+                Response::MemberPublish(member.clone())
+            }
+        })
+    }
+}
+
+/// What an active alarm forbids: CORRUPT everything that touches keys or leases, NOSPACE what grows.
+fn refusal_by_alarm(head: &Head, command: &Command) -> Option<Rejection> {
+    if head.alarms.is_empty() {
+        return None;
+    }
+    let (touches_keys, grows) = match command {
+        Command::Put(_) | Command::LeaseGrant(_) => (true, true),
+        Command::Txn(txn) => (true, txn::has_put(txn)),
+        Command::DeleteRange(_)
+        | Command::Compact(_)
+        | Command::LeaseRevoke(_)
+        | Command::LeaseExpire(_) => (true, false),
+        Command::Alarm(_) | Command::MemberPublish(_) => (false, false),
+    };
+    if touches_keys && head.has_alarm(AlarmKind::Corrupt) {
+        return Some(Rejection::Corrupt);
+    }
+    (grows && head.has_alarm(AlarmKind::NoSpace)).then_some(Rejection::NoSpace)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::{Compact, Put, Range};
+    use crate::memory::MemoryRows;
+    use crate::range;
+
+    fn apply(rows: &mut MemoryRows, command: &Command) -> Applied {
+        rows.update(|overlay| {
+            let mut machine = Machine::load(overlay)?;
+            let applied = machine.apply(overlay, Position::default(), command)?;
+            machine.finish(overlay);
+            Ok::<_, Halt>(applied)
+        })
+        .expect("memory does not fail")
+    }
+
+    fn value_at(rows: &MemoryRows, revision: i64) -> Result<Option<Bytes>, Rejection> {
+        let head = Head::load(rows).unwrap();
+        let request = Range { key: Bytes::from_static(b"k"), revision, ..Range::default() };
+        let answer = range::range(rows, &head, &request).unwrap()?;
+        Ok(answer.kvs.into_iter().next().map(|kv| kv.value))
+    }
+
+    #[test]
+    fn old_revisions_stay_readable_until_compacted() {
+        let mut rows = MemoryRows::default();
+        for value in ["one", "two", "three"] {
+            let put = Put { key: "k".into(), value: value.into(), ..Put::default() };
+            let applied = apply(&mut rows, &Command::Put(put));
+            assert!(applied.outcome.is_ok());
+            assert_eq!(applied.events.len(), 1);
+        }
+        assert_eq!(value_at(&rows, 0), Ok(Some("three".into())));
+        assert_eq!(value_at(&rows, 2), Ok(Some("one".into())));
+        assert_eq!(value_at(&rows, 1), Ok(None));
+        assert_eq!(value_at(&rows, 5), Err(Rejection::FutureRevision));
+        let size = Head::load(&rows).unwrap().bytes_in_use;
+        assert!(apply(&mut rows, &Command::Compact(Compact { revision: 3 })).outcome.is_ok());
+        assert_eq!(value_at(&rows, 2), Err(Rejection::Compacted));
+        assert_eq!(value_at(&rows, 3), Ok(Some("two".into())));
+        assert_eq!(rows.rows(Table::Rev).count(), 2);
+        assert!(Head::load(&rows).unwrap().bytes_in_use < size);
+    }
+}

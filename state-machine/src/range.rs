@@ -1,0 +1,206 @@
+//! Range reads: every option of etcd's `RangeRequest`, at the current or an older revision.
+
+use std::cmp::Ordering;
+use std::ops::ControlFlow;
+
+use bytes::Bytes;
+
+use crate::command::{AlarmKind, Range, SortOrder, SortTarget};
+use crate::head::Head;
+use crate::live::{self, Arena, Live};
+use crate::outcome::{Stop, split};
+use crate::read::Read;
+use crate::response::{Halt, KeyValue, RangeResponse, Rejection};
+use crate::span::Span;
+use crate::validate;
+
+/// Answers `request` as of `head`, or of the older revision it names.
+///
+/// `rows` may be newer than `head` (a live store rather than a snapshot). A caller for whom that is so
+/// must check afterwards that no compaction above the revision it read at has *begun* meanwhile, and
+/// answer [`Rejection::Compacted`] or read again otherwise.
+///
+/// # Errors
+/// [`Halt`] if the storage fails or a row is damaged. Inside, as an answer for the client:
+/// [`Rejection::EmptyKey`], [`Rejection::Compacted`], [`Rejection::FutureRevision`],
+/// [`Rejection::Corrupt`] while that alarm is active.
+pub fn range<R: Read>(
+    rows: &R,
+    head: &Head,
+    request: &Range,
+) -> Result<Result<RangeResponse, Rejection>, Halt> {
+    split(read(rows, head, request))
+}
+
+pub(crate) fn read<R: Read>(rows: &R, head: &Head, request: &Range) -> Result<RangeResponse, Stop> {
+    validate::range(request)?;
+    if head.has_alarm(AlarmKind::Corrupt) {
+        return Err(Rejection::Corrupt.into());
+    }
+    let at = revision_to_read(head, request.revision)?;
+    let span = Span::new(&request.key, &request.range_end);
+    if request.count_only {
+        return Ok(RangeResponse { count: count(rows, head, at, span)?, ..Default::default() });
+    }
+    let mut found = match span {
+        Span::One(key) => find_one(rows, at, key, request)?,
+        Span::Keys { .. } => find_many(rows, head, at, request)?,
+    };
+    sort(&mut found.kvs, request);
+    cut(&mut found, request);
+    Ok(found)
+}
+
+fn revision_to_read(head: &Head, asked: i64) -> Result<i64, Rejection> {
+    let at = if asked <= 0 { head.revision } else { asked };
+    if at > head.revision {
+        return Err(Rejection::FutureRevision);
+    }
+    if at < head.compacted {
+        return Err(Rejection::Compacted);
+    }
+    Ok(at)
+}
+
+fn count<R: Read>(rows: &R, head: &Head, at: i64, span: Span<'_>) -> Result<i64, Halt> {
+    if at == head.revision && span.is_everything() {
+        return Ok(head.key_count);
+    }
+    let mut count = 0_i64;
+    live::visit(rows, at, span, &mut |_| {
+        count = count.saturating_add(1);
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(count)
+}
+
+fn find_one<R: Read>(
+    rows: &R,
+    at: i64,
+    key: &Bytes,
+    request: &Range,
+) -> Result<RangeResponse, Halt> {
+    let Some(kv) = live::get(rows, at, key)? else { return Ok(RangeResponse::default()) };
+    let kvs = if passes_filters(request, kv.mod_revision, kv.create_revision) {
+        vec![kv]
+    } else {
+        Vec::new()
+    };
+    Ok(RangeResponse { kvs, more: false, count: 1 })
+}
+
+fn find_many<R: Read>(
+    rows: &R,
+    head: &Head,
+    at: i64,
+    request: &Range,
+) -> Result<RangeResponse, Halt> {
+    let span = Span::new(&request.key, &request.range_end);
+    let known_count = (at == head.revision && span.is_everything()).then_some(head.key_count);
+    let limit = limit_in_key_order(request);
+    let with_values = !request.keys_only || request.sort_target == SortTarget::Value;
+    let mut arena = Arena::default();
+    let mut kvs = Vec::new();
+    let mut count = 0_i64;
+    live::visit(rows, at, span, &mut |live: Live<'_>| {
+        count = count.saturating_add(1);
+        let is_full = limit.is_some_and(|limit| kvs.len() >= limit);
+        if is_full && known_count.is_some() {
+            return Ok(ControlFlow::Break(()));
+        }
+        if !is_full && passes_filters(request, live.mod_revision, live.state.create_revision) {
+            kvs.push(live.to_key_value(&mut arena, with_values));
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(RangeResponse { kvs, more: false, count: known_count.unwrap_or(count) })
+}
+
+/// How many keys need not be exceeded while reading in key order; one more than the limit, which
+/// tells whether there is more. `None` if all must be seen before the limit can be applied.
+fn limit_in_key_order(request: &Range) -> Option<usize> {
+    let has_filters = request.min_mod_revision != 0
+        || request.max_mod_revision != 0
+        || request.min_create_revision != 0
+        || request.max_create_revision != 0;
+    let is_in_key_order = match (request.sort_order, request.sort_target) {
+        // etcd's quirk: without an order, the limit comes before the sort.
+        (SortOrder::None, _) | (SortOrder::Ascend, SortTarget::Key) => true,
+        (SortOrder::Ascend | SortOrder::Descend, _) => false,
+    };
+    if request.limit <= 0 || has_filters || !is_in_key_order {
+        return None;
+    }
+    Some(usize::try_from(request.limit).unwrap_or(usize::MAX).saturating_add(1))
+}
+
+fn passes_filters(request: &Range, mod_revision: i64, create_revision: i64) -> bool {
+    let bounds = [
+        (mod_revision, request.min_mod_revision, request.max_mod_revision),
+        (create_revision, request.min_create_revision, request.max_create_revision),
+    ];
+    bounds.iter().all(|(revision, min, max)| {
+        (*min == 0 || revision >= min) && (*max == 0 || revision <= max)
+    })
+}
+
+fn sort(kvs: &mut [KeyValue], request: &Range) {
+    let compare: fn(&KeyValue, &KeyValue) -> Ordering = match request.sort_target {
+        // Already in this order.
+        SortTarget::Key if request.sort_order != SortOrder::Descend => return,
+        SortTarget::Key => |a, b| a.key.cmp(&b.key),
+        SortTarget::Version => |a, b| a.version.cmp(&b.version),
+        SortTarget::Create => |a, b| a.create_revision.cmp(&b.create_revision),
+        SortTarget::Mod => |a, b| a.mod_revision.cmp(&b.mod_revision),
+        SortTarget::Value => |a, b| a.value.cmp(&b.value),
+    };
+    // Stable, so that ties stay in key order in both directions.
+    match request.sort_order {
+        SortOrder::None | SortOrder::Ascend => kvs.sort_by(compare),
+        SortOrder::Descend => kvs.sort_by(|a, b| compare(b, a)),
+    }
+}
+
+fn cut(found: &mut RangeResponse, request: &Range) {
+    if let Ok(limit) = usize::try_from(request.limit)
+        && limit > 0
+        && found.kvs.len() > limit
+    {
+        found.kvs.truncate(limit);
+        found.more = true;
+    }
+    if request.keys_only {
+        for kv in &mut found.kvs {
+            kv.value = Bytes::new();
+            // etcd 3.7 answers from its index, which knows no leases, unless it must sort by value.
+            if request.sort_target != SortTarget::Value {
+                kv.lease = 0;
+            }
+        }
+    }
+}
+
+/// Reads up to `limit` live keys of `[start, end)` as of revision `at`, in key order, without
+/// counting the rest; `end` of `None` means no bound. For streaming a large range in pieces, and
+/// under the same condition on compaction as [`range`].
+///
+/// # Errors
+/// [`Halt`] if the storage fails or a row is damaged.
+pub fn page<R: Read>(
+    rows: &R,
+    at: i64,
+    start: &[u8],
+    end: Option<&[u8]>,
+    limit: usize,
+) -> Result<Vec<KeyValue>, Halt> {
+    let mut arena = Arena::default();
+    let mut kvs = Vec::new();
+    if limit == 0 {
+        return Ok(kvs);
+    }
+    live::visit(rows, at, Span::Keys { start, end }, &mut |live: Live<'_>| {
+        kvs.push(live.to_key_value(&mut arena, true));
+        Ok(if kvs.len() < limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+    })?;
+    Ok(kvs)
+}

@@ -1,0 +1,228 @@
+//! Durable rows, one file per kind: key bytes, value, and who may delete it.
+//!
+//! Numbers are LEB128 varints (signed ones by their two's complement bits): most are small, and a
+//! put writes two rows. The first byte of a row names its form, so that a later form can be told apart.
+//!
+//! | file | table | key | value | lives until |
+//! |---|---|---|---|---|
+//! | `key.rs` | `Key` | user key | newest state or tombstone | compaction passes its tombstone |
+//! | `rev.rs` | `Rev` | main, sub (big endian) | the event | compaction reaches its successor |
+//! | `lease.rs` | `Lease` | id (big endian) | TTL | revoke or expiry |
+//! | `lease.rs` | `LeaseKey` | id, user key | nothing | the key is detached |
+//! | `member.rs` | `Member` | id (big endian) | name, URLs | for ever |
+//! | `head.rs` | `Meta` | `head` | counters, alarms, digest | for ever |
+
+pub(crate) mod head;
+pub(crate) mod key;
+pub(crate) mod lease;
+pub(crate) mod member;
+pub(crate) mod rev;
+
+use bytes::Bytes;
+
+use crate::response::Halt;
+use crate::revision::Revision;
+
+/// First byte of a `Key` or `Rev` row that holds a value.
+const FORM_PUT: u8 = 1;
+/// First byte of a `Key` or `Rev` row that holds a deletion.
+const FORM_TOMBSTONE: u8 = 2;
+
+/// What a put left behind, as found in a `Key` or `Rev` row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct State<'a> {
+    /// Revision of the put that (re)created the key.
+    pub(crate) create_revision: i64,
+    /// Puts since creation, from 1.
+    pub(crate) version: i64,
+    /// Attached lease, 0 for none.
+    pub(crate) lease: i64,
+    /// Value.
+    pub(crate) value: &'a [u8],
+}
+
+impl<'a> State<'a> {
+    /// Appends everything but the form byte; the value comes last, without a length.
+    fn encode(&self, row: &mut RowWriter) {
+        row.int(self.create_revision);
+        row.int(self.version);
+        row.int(self.lease);
+        row.tail(self.value);
+    }
+
+    fn decode(row: &mut RowReader<'a>) -> Result<State<'a>, Halt> {
+        Ok(State {
+            create_revision: row.int()?,
+            version: row.int()?,
+            lease: row.int()?,
+            value: row.tail(),
+        })
+    }
+}
+
+/// Most bytes that a varint of 64 bits takes.
+const VARINT_BYTES_MAX: usize = 10;
+/// Room for the fields before key and value in a `Key` or `Rev` row.
+const FIELDS_BYTES_MAX: usize = 56;
+
+/// Builds one row in one buffer.
+pub(crate) struct RowWriter {
+    bytes: Vec<u8>,
+}
+
+impl RowWriter {
+    /// Starts a row of `form` with room for fields and `tail_bytes` more.
+    fn new(form: u8, tail_bytes: usize) -> RowWriter {
+        let mut bytes = Vec::with_capacity(FIELDS_BYTES_MAX.saturating_add(tail_bytes));
+        bytes.push(form);
+        RowWriter { bytes }
+    }
+
+    fn uint(&mut self, mut number: u64) {
+        while number >= 0x80 {
+            self.bytes.push(low_seven_bits(number) | 0x80);
+            number >>= 7;
+        }
+        self.bytes.push(low_seven_bits(number));
+    }
+
+    fn int(&mut self, number: i64) {
+        self.uint(number.cast_unsigned());
+    }
+
+    fn size(&mut self, size: usize) {
+        self.uint(u64::try_from(size).unwrap_or(u64::MAX));
+    }
+
+    /// A length, then the bytes.
+    fn bytes(&mut self, bytes: &[u8]) {
+        self.size(bytes.len());
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// The rest of the row, without a length.
+    fn tail(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// Main 0 stands for none: the first revision of a store that anything happens in is 2.
+    fn previous(&mut self, previous: Option<Revision>) {
+        let Revision { main, sub } = previous.unwrap_or_default();
+        self.int(main);
+        if main != 0 {
+            self.uint(u64::from(sub));
+        }
+    }
+
+    fn finish(self) -> Bytes {
+        Bytes::from(self.bytes)
+    }
+}
+
+fn low_seven_bits(number: u64) -> u8 {
+    let [low, ..] = number.to_le_bytes();
+    low & 0x7f
+}
+
+/// Takes a row apart; every shortage is a [`Halt::CorruptRow`] of the table.
+pub(crate) struct RowReader<'a> {
+    table: &'static str,
+    rest: &'a [u8],
+}
+
+impl<'a> RowReader<'a> {
+    fn new(table: &'static str, row: &'a [u8]) -> RowReader<'a> {
+        RowReader { table, rest: row }
+    }
+
+    fn corrupt(&self, detail: &str) -> Halt {
+        Halt::CorruptRow { table: self.table, detail: detail.to_owned() }
+    }
+
+    fn form(&mut self) -> Result<u8, Halt> {
+        let (form, rest) = self.rest.split_first().ok_or_else(|| self.corrupt("empty row"))?;
+        self.rest = rest;
+        Ok(*form)
+    }
+
+    fn uint(&mut self) -> Result<u64, Halt> {
+        let mut number = 0_u64;
+        for (place, byte) in self.rest.iter().take(VARINT_BYTES_MAX).enumerate() {
+            let shift = u32::try_from(place).unwrap_or(u32::MAX).saturating_mul(7);
+            number |= u64::from(byte & 0x7f).checked_shl(shift).unwrap_or(0);
+            if byte & 0x80 == 0 {
+                self.rest = self.rest.get(place.saturating_add(1)..).unwrap_or_default();
+                return Ok(number);
+            }
+        }
+        Err(self.corrupt("broken number"))
+    }
+
+    fn int(&mut self) -> Result<i64, Halt> {
+        Ok(self.uint()?.cast_signed())
+    }
+
+    fn size(&mut self) -> Result<usize, Halt> {
+        let size = self.uint()?;
+        usize::try_from(size).map_err(|_| self.corrupt("size out of range"))
+    }
+
+    fn bytes(&mut self) -> Result<&'a [u8], Halt> {
+        let size = self.size()?;
+        let (bytes, rest) =
+            self.rest.split_at_checked(size).ok_or_else(|| self.corrupt("row is cut short"))?;
+        self.rest = rest;
+        Ok(bytes)
+    }
+
+    fn string(&mut self) -> Result<String, Halt> {
+        let bytes = self.bytes()?;
+        String::from_utf8(bytes.to_vec()).map_err(|_| self.corrupt("text is not UTF-8"))
+    }
+
+    fn tail(&mut self) -> &'a [u8] {
+        std::mem::take(&mut self.rest)
+    }
+
+    fn sub(&mut self) -> Result<u32, Halt> {
+        let sub = self.uint()?;
+        u32::try_from(sub).map_err(|_| self.corrupt("sub-revision out of range"))
+    }
+
+    fn previous(&mut self) -> Result<Option<Revision>, Halt> {
+        match self.int()? {
+            0 => Ok(None),
+            main => Ok(Some(Revision { main, sub: self.sub()? })),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_round_trip() {
+        let mut row = RowWriter::new(FORM_PUT, 0);
+        let numbers = [0, 1, 127, 128, 300, -1, i64::MIN, i64::MAX];
+        numbers.iter().for_each(|number| row.int(*number));
+        let row = row.finish();
+        let mut reader = RowReader::new("test", &row);
+        assert_eq!(reader.form().unwrap(), FORM_PUT);
+        for number in numbers {
+            assert_eq!(reader.int().unwrap(), number);
+        }
+        assert!(reader.int().is_err(), "nothing left");
+    }
+
+    #[test]
+    fn lengths_beyond_the_row_are_corrupt() {
+        let mut row = RowWriter::new(FORM_PUT, 0);
+        row.uint(u64::MAX);
+        let row = row.finish();
+        let mut reader = RowReader::new("test", &row[1..]);
+        assert!(matches!(reader.bytes(), Err(Halt::CorruptRow { table: "test", .. })));
+        let mut endless = RowReader::new("test", &[0xff; 32]);
+        assert!(endless.uint().is_err());
+    }
+}

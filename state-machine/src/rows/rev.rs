@@ -1,0 +1,95 @@
+//! `Rev` rows: revision -> the event, the history that watches and old reads are served from.
+
+use bytes::Bytes;
+
+use super::{FORM_PUT, FORM_TOMBSTONE, RowReader, RowWriter, State};
+use crate::response::Halt;
+use crate::revision::Revision;
+
+/// A decoded `Rev` row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RevRow<'a> {
+    /// The change of the same key before, if there was one; its row may be compacted.
+    pub(crate) previous: Option<Revision>,
+    /// Bytes of the value that `previous` held, so that compaction need not read its row.
+    pub(crate) previous_value_bytes: usize,
+    /// User key.
+    pub(crate) key: &'a [u8],
+    /// What was put, `None` for a delete.
+    pub(crate) state: Option<State<'a>>,
+}
+
+impl<'a> RevRow<'a> {
+    pub(crate) fn encode(&self) -> Bytes {
+        let (form, value_bytes) = match self.state {
+            Some(state) => (FORM_PUT, state.value.len()),
+            None => (FORM_TOMBSTONE, 0),
+        };
+        let mut row = RowWriter::new(form, self.key.len().saturating_add(value_bytes));
+        row.previous(self.previous);
+        row.size(self.previous_value_bytes);
+        row.bytes(self.key);
+        if let Some(state) = self.state {
+            state.encode(&mut row);
+        }
+        row.finish()
+    }
+
+    /// Takes apart the row stored at `at`.
+    ///
+    /// # Errors
+    /// [`Halt::CorruptRow`] if the bytes are not such a row.
+    pub(crate) fn decode(at: Revision, row: &'a [u8]) -> Result<RevRow<'a>, Halt> {
+        let mut row = RowReader::new("rev", row);
+        let form = row.form()?;
+        let previous = row.previous()?;
+        if previous.is_some_and(|previous| previous >= at) {
+            return Err(row.corrupt("previous revision is not older"));
+        }
+        let previous_value_bytes = row.size()?;
+        let key = row.bytes()?;
+        let state = match form {
+            FORM_PUT => Some(State::decode(&mut row)?),
+            FORM_TOMBSTONE => None,
+            _ => return Err(row.corrupt("unknown form")),
+        };
+        Ok(RevRow { previous, previous_value_bytes, key, state })
+    }
+
+    /// The put that this event replaced, if it replaced one (and not a tombstone or nothing).
+    pub(crate) fn replaced_put(&self) -> Option<Revision> {
+        let replaces_put = self.state.is_none_or(|state| state.version > 1);
+        self.previous.filter(|_| replaces_put)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_round_trip() {
+        let at = Revision { main: 9, sub: 0 };
+        let previous = Some(Revision { main: 3, sub: 9 });
+        let state = State { create_revision: 9, version: 1, lease: 77, value: b"value" };
+        for row in [
+            RevRow { previous, previous_value_bytes: 0, key: b"key", state: Some(state) },
+            RevRow { previous, previous_value_bytes: 300, key: b"key", state: None },
+        ] {
+            let bytes = row.encode();
+            assert_eq!(RevRow::decode(at, &bytes).unwrap(), row);
+        }
+        assert!(RevRow::decode(at, &[1, 0, 0, 9, b'k']).is_err(), "cut short");
+    }
+
+    #[test]
+    fn only_a_live_predecessor_counts_as_replaced() {
+        let previous = Some(Revision { main: 3, sub: 0 });
+        let state = State { create_revision: 3, version: 2, lease: 0, value: b"" };
+        let row = RevRow { previous, previous_value_bytes: 0, key: b"key", state: Some(state) };
+        assert_eq!(row.replaced_put(), previous);
+        assert_eq!(RevRow { state: None, ..row }.replaced_put(), previous, "a delete");
+        let recreated = State { version: 1, ..state };
+        assert_eq!(RevRow { state: Some(recreated), ..row }.replaced_put(), None, "a tombstone");
+    }
+}
