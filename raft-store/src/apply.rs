@@ -1,0 +1,288 @@
+//! Applying committed entries: the state machine as raft sees it.
+//!
+//! Entries are taken in pieces. One piece is one overlay, one write batch (data, counters, applied
+//! log id, membership) and one publication; so a long replay after a restart neither fills memory nor
+//! keeps the worker thread from heartbeats. Any error is final: raft stops, and the process with it.
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use conclave_proto::internal;
+use conclave_state_machine::machine::{Machine, Position};
+use conclave_state_machine::overlay::Overlay;
+use conclave_state_machine::response::{Applied, Halt, Rejection};
+use futures::{Stream, StreamExt};
+use openraft::entry::RaftEntry;
+use openraft::storage::{ApplyResponder, EntryResponder, RaftStateMachine, Snapshot};
+use openraft::{OptionalSend, RaftSnapshotBuilder};
+use prost::Message;
+
+use crate::command;
+use crate::engine::{Rows, halt_to_io};
+use crate::row;
+use crate::sink::{AppliedEntry, ApplySink};
+use crate::snapshot::{self, SnapshotContent, SnapshotSource, StagedSnapshot};
+use crate::store::{Published, Shared, blocking};
+use crate::types::{
+    Batch, CommittedLeaderId, EntryPayload, LogId, MemberNode, Nothing, SnapshotMeta,
+    StoredMembership, TypeConfig,
+};
+
+/// Bounds of one piece. Larger ones write no faster, and a piece keeps a worker thread busy for
+/// about 10 us a command.
+const PIECE_COMMANDS_MAX: usize = 1_024;
+const PIECE_BYTES_MAX: usize = 4 << 20;
+
+/// A snapshot with its description.
+pub type StateSnapshot = Snapshot<CommittedLeaderId, u64, MemberNode, SnapshotContent>;
+
+/// The state machine of one member, owned by raft.
+pub struct StateMachine {
+    shared: Arc<Shared>,
+    machine: Machine,
+    sink: Box<dyn ApplySink>,
+}
+
+type Waiting = ApplyResponder<TypeConfig>;
+
+/// What one piece changes.
+struct Piece {
+    applied: LogId,
+    membership: Option<StoredMembership>,
+    entries: Vec<AppliedEntry>,
+    waiting: Vec<Waiting>,
+}
+
+impl StateMachine {
+    pub(crate) fn new(shared: Arc<Shared>, machine: Machine, sink: Box<dyn ApplySink>) -> Self {
+        Self { shared, machine, sink }
+    }
+
+    fn apply_piece(&mut self, collected: Collecting) -> io::Result<()> {
+        let Collecting { applied, membership, batches, waiting, .. } = collected;
+        let Some(applied) = applied else { return Ok(()) };
+        let before = self.shared.published();
+        let mut rows = Overlay::new(&before.rows);
+        let mut entries = Vec::with_capacity(batches.len());
+        for (log_id, batch) in batches {
+            let applied = apply_batch(&mut self.machine, &mut rows, log_id, batch);
+            entries.push(applied.map_err(|halt| stopped(log_id, halt))?);
+        }
+        let piece = Piece { applied, membership, entries, waiting };
+        self.machine.finish(&mut rows);
+        self.write(&before, rows, &piece)?;
+        self.publish(before, piece);
+        Ok(())
+    }
+
+    fn write(&self, before: &Published, rows: Overlay<'_, Rows>, piece: &Piece) -> io::Result<()> {
+        // A reader that runs into the deletions of a compaction must know why.
+        self.shared.raise_readable_since(self.machine.head().compacted);
+        let membership = piece.membership.as_ref().map(row::membership_row);
+        let raft = [row::applied_row(&piece.applied)].into_iter().chain(membership);
+        before.rows.write(&mut rows.into_writes().chain(raft))
+    }
+
+    fn publish(&self, before: Published, piece: Piece) {
+        let head = Arc::new(self.machine.head().clone());
+        let Piece { applied, membership, entries, waiting } = piece;
+        let changed = membership.map(Arc::new);
+        self.shared.publish(Published {
+            head: Arc::clone(&head),
+            applied: Some(applied),
+            membership: changed.clone().unwrap_or(before.membership),
+            readable_since: head.compacted,
+            rows: before.rows,
+        });
+        for responder in waiting {
+            responder.send(Nothing);
+        }
+        if let Some(membership) = changed {
+            self.sink.membership(&membership);
+        }
+        self.sink.applied(entries, head);
+    }
+
+    /// Stages a snapshot, whatever form it has.
+    async fn stage(
+        &self,
+        meta: &SnapshotMeta,
+        content: SnapshotContent,
+    ) -> io::Result<StagedSnapshot> {
+        match content {
+            SnapshotContent::Staged(staged) => Ok(staged),
+            SnapshotContent::Source(source) => {
+                let (shared, meta) = (Arc::clone(&self.shared), meta.clone());
+                blocking(self.shared.engine, move || StagedSnapshot::copy(&shared, &source, &meta))
+                    .await
+            }
+            SnapshotContent::Flushed => Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "a snapshot without files cannot be installed",
+            )),
+        }
+    }
+}
+
+/// Applies all commands of one entry.
+fn apply_batch(
+    machine: &mut Machine,
+    rows: &mut Overlay<'_, Rows>,
+    log_id: LogId,
+    batch: internal::Batch,
+) -> Result<AppliedEntry, Halt> {
+    let position = Position { term: log_id.leader_id.term, index: log_id.index };
+    let mut results = Vec::with_capacity(batch.commands.len());
+    for message in batch.commands {
+        results.push(match command::command(message) {
+            Ok(command) => machine.apply(rows, position, &command)?,
+            Err(rejection) => rejected(machine, rejection),
+        });
+    }
+    let (proposer, sequence) = (batch.proposer, batch.sequence);
+    Ok(AppliedEntry { log_id, proposer, sequence, results })
+}
+
+fn rejected(machine: &Machine, rejection: Rejection) -> Applied {
+    let revision = machine.head().revision;
+    Applied { outcome: Err(rejection), revision, events: Vec::new(), leases: Vec::new() }
+}
+
+fn stopped(log_id: LogId, halt: Halt) -> io::Error {
+    let error = halt_to_io(halt);
+    io::Error::new(error.kind(), format!("applying log entry {log_id}: {error}"))
+}
+
+/// Entries of one piece while they are collected.
+#[derive(Default)]
+struct Collecting {
+    applied: Option<LogId>,
+    membership: Option<StoredMembership>,
+    batches: Vec<(LogId, internal::Batch)>,
+    waiting: Vec<Waiting>,
+    commands: usize,
+    bytes: usize,
+}
+
+impl Collecting {
+    fn push(&mut self, (entry, waiting): EntryResponder<TypeConfig>) {
+        let log_id = entry.log_id;
+        match entry.payload {
+            EntryPayload::Blank => {}
+            EntryPayload::Normal(Batch { bytes }) => {
+                self.bytes += bytes.len();
+                let batch = decode(log_id, bytes);
+                self.commands += batch.commands.len();
+                self.batches.push((log_id, batch));
+            }
+            EntryPayload::Membership(membership) => {
+                self.membership = Some(StoredMembership::new(Some(log_id), membership));
+            }
+        }
+        self.applied = Some(log_id);
+        self.waiting.extend(waiting);
+    }
+
+    fn is_full(&self) -> bool {
+        self.commands >= PIECE_COMMANDS_MAX || self.bytes >= PIECE_BYTES_MAX
+    }
+}
+
+/// Bytes that are no batch change nothing, on every replica alike.
+fn decode(log_id: LogId, bytes: Bytes) -> internal::Batch {
+    internal::Batch::decode(bytes).unwrap_or_else(|error| {
+        tracing::error!(index = log_id.index, %error, "a log entry is no batch");
+        internal::Batch::default()
+    })
+}
+
+impl RaftStateMachine<TypeConfig> for StateMachine {
+    type SnapshotData = SnapshotContent;
+    type SnapshotBuilder = SnapshotBuilder;
+
+    async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
+        let published = self.shared.published();
+        Ok((published.applied, (*published.membership).clone()))
+    }
+
+    async fn apply<S>(&mut self, mut entries: S) -> io::Result<()>
+    where
+        S: Stream<Item = io::Result<EntryResponder<TypeConfig>>> + Unpin + OptionalSend,
+    {
+        let applied = self.shared.published().applied;
+        let mut piece = Collecting::default();
+        while let Some(entry) = entries.next().await {
+            let (entry, waiting) = entry?;
+            if applied.as_ref().is_some_and(|applied| entry.index() <= applied.index) {
+                // Applying twice would diverge; by log matching it is the same entry.
+                tracing::warn!(log_id = %entry.log_id, "skipping an entry that is applied already");
+                waiting.into_iter().for_each(|waiting| waiting.send(Nothing));
+                continue;
+            }
+            piece.push((entry, waiting));
+            if piece.is_full() {
+                self.apply_piece(std::mem::take(&mut piece))?;
+                tokio::task::yield_now().await;
+            }
+        }
+        self.apply_piece(piece)
+    }
+
+    async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
+        SnapshotBuilder { shared: Arc::clone(&self.shared) }
+    }
+
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta,
+        content: SnapshotContent,
+    ) -> io::Result<()> {
+        let staged = self.stage(meta, content).await?;
+        let before = self.shared.published();
+        if staged.meta() != *meta || meta.last_log_id < before.applied {
+            let text =
+                format!("a snapshot to {} over {}", staged.meta(), snapshot::meta_of(&before));
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
+        let after = staged.published;
+        let machine = Machine::load(&after.rows).map_err(halt_to_io)?;
+        self.shared.directory.point_to(after.rows.dir())?;
+        after.rows.dir().keep();
+        before.rows.dir().discard();
+        self.machine = machine;
+        let (head, membership) = (Arc::clone(&after.head), Arc::clone(&after.membership));
+        self.shared.publish(after);
+        // Closing and deleting the old database takes a while; its last reader may still be at it.
+        drop(tokio::task::spawn_blocking(move || drop(before)));
+        self.sink.membership(&membership);
+        self.sink.installed(head);
+        Ok(())
+    }
+
+    async fn get_current_snapshot(&mut self) -> io::Result<Option<StateSnapshot>> {
+        // Nothing is applied meanwhile: raft calls this on the task that applies.
+        let meta = snapshot::meta_of(&self.shared.published());
+        if meta.last_log_id.is_none() {
+            return Ok(None);
+        }
+        let shared = Arc::clone(&self.shared);
+        let source = blocking(self.shared.engine, move || SnapshotSource::create(&shared)).await?;
+        Ok(Some(Snapshot { meta, snapshot: SnapshotContent::Source(source) }))
+    }
+}
+
+/// Builds a snapshot, which is a flush.
+pub struct SnapshotBuilder {
+    shared: Arc<Shared>,
+}
+
+impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
+    type SnapshotData = SnapshotContent;
+
+    async fn build_snapshot(&mut self) -> io::Result<StateSnapshot> {
+        let shared = Arc::clone(&self.shared);
+        let meta = blocking(self.shared.engine, move || snapshot::flush(&shared)).await?;
+        Ok(Snapshot { meta, snapshot: SnapshotContent::Flushed })
+    }
+}

@@ -1,0 +1,181 @@
+//! What the state needs from a storage engine: ordered rows, one atomic batch, flush, checkpoint.
+//!
+//! Two engines implement it: [`crate::rocks`] on disk and [`crate::memory`] for the simulator and
+//! tests. Neither has a log of its own: what was not flushed is gone after a crash, and the raft log
+//! replays it. Above this file nobody knows which engine is below.
+
+use std::io;
+use std::ops::ControlFlow;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use conclave_state_machine::read::{Read, Table};
+use conclave_state_machine::response::Halt;
+
+use crate::directory::StateDir;
+use crate::memory::MemoryEngine;
+use crate::rocks::{RocksEngine, RocksOptions};
+
+/// One change of one row; `None` deletes it.
+pub type RowWrite = (Table, Bytes, Option<Bytes>);
+
+/// Rows of one state directory.
+pub trait Engine: Read + Send + Sync {
+    /// Writes all rows or, after a crash, none of them. Not durable before the next flush.
+    ///
+    /// # Errors
+    /// Whatever the storage reports; the batch then has no effect.
+    fn write(&self, rows: &mut dyn Iterator<Item = RowWrite>) -> io::Result<()>;
+
+    /// Returns the row as it would be after a crash now.
+    ///
+    /// # Errors
+    /// Whatever the storage reports.
+    fn get_flushed(&self, table: Table, key: &[u8]) -> io::Result<Option<Bytes>>;
+
+    /// Makes everything written so far durable. Blocks; writes go on meanwhile.
+    ///
+    /// # Errors
+    /// Whatever the storage reports.
+    fn flush(&self) -> io::Result<()>;
+
+    /// Creates `dir`, which must not exist, as a copy of the state as of one moment at or after the
+    /// call. Flushes first.
+    ///
+    /// # Errors
+    /// Whatever the storage reports; `dir` may then be half made.
+    fn checkpoint(&self, dir: &Path) -> io::Result<()>;
+
+    /// Rewrites the files without dead rows. Blocks, possibly long; reads and writes go on.
+    ///
+    /// # Errors
+    /// Whatever the storage reports.
+    fn compact(&self) -> io::Result<()>;
+
+    /// Calls `read` with the rows as of one moment.
+    fn with_snapshot(&self, read: &mut dyn FnMut(&dyn Read));
+
+    /// Reads every row and so every checksum.
+    ///
+    /// # Errors
+    /// The first damage.
+    fn verify(&self) -> io::Result<()>;
+
+    /// Bytes of files on disk.
+    fn disk_bytes(&self) -> u64;
+
+    /// Bytes held in memory by write buffers, caches and file indexes.
+    fn memory_bytes(&self) -> u64;
+}
+
+/// Which engine a store opens, and its bounds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EngineKind {
+    /// RocksDB.
+    Rocks(RocksOptions),
+    /// A map in memory; a flush writes it to one file.
+    Memory,
+}
+
+impl Default for EngineKind {
+    fn default() -> Self {
+        Self::Rocks(RocksOptions::default())
+    }
+}
+
+/// Whether an engine may be created.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Create {
+    /// The directory is new: create what is missing.
+    New,
+    /// It must hold rows: an empty one is a lost one.
+    Never,
+}
+
+impl EngineKind {
+    /// Opens the rows in `dir`.
+    pub(crate) fn open(&self, dir: StateDir, create: Create) -> io::Result<Rows> {
+        let engine: Box<dyn Engine> = match self {
+            Self::Rocks(options) => Box::new(RocksEngine::open(dir.path(), options, create)?),
+            Self::Memory => Box::new(MemoryEngine::open(dir.path(), create)?),
+        };
+        Ok(Rows(Arc::new(Open { engine, dir })))
+    }
+}
+
+// Fields are dropped in order: the engine closes before its directory may be removed.
+struct Open {
+    engine: Box<dyn Engine>,
+    dir: StateDir,
+}
+
+/// An open engine; clones share it, and it closes with the last of them.
+#[derive(Clone)]
+pub(crate) struct Rows(Arc<Open>);
+
+impl Rows {
+    /// Whether both are the same open engine.
+    pub(crate) fn same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// Where its files are.
+    pub(crate) fn dir(&self) -> &StateDir {
+        &self.0.dir
+    }
+}
+
+impl std::ops::Deref for Rows {
+    type Target = dyn Engine;
+
+    fn deref(&self) -> &Self::Target {
+        &*self.0.engine
+    }
+}
+
+impl Read for Rows {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, Halt> {
+        self.0.engine.get(table, key)
+    }
+
+    fn scan(
+        &self,
+        table: Table,
+        start: &[u8],
+        end: Option<&[u8]>,
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>, Halt>,
+    ) -> Result<(), Halt> {
+        self.0.engine.scan(table, start, end, visit)
+    }
+}
+
+/// A `dyn Read` where a sized one is wanted.
+pub(crate) struct View<'a>(pub(crate) &'a dyn Read);
+
+impl Read for View<'_> {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, Halt> {
+        self.0.get(table, key)
+    }
+
+    fn scan(
+        &self,
+        table: Table,
+        start: &[u8],
+        end: Option<&[u8]>,
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>, Halt>,
+    ) -> Result<(), Halt> {
+        self.0.scan(table, start, end, visit)
+    }
+}
+
+/// Turns a node-stopping error into one that raft stops the node with.
+pub(crate) fn halt_to_io(halt: Halt) -> io::Error {
+    match halt {
+        Halt::Storage(source) => match source.downcast::<io::Error>() {
+            Ok(error) => *error,
+            Err(source) => io::Error::other(source),
+        },
+        damage @ Halt::CorruptRow { .. } => io::Error::new(io::ErrorKind::InvalidData, damage),
+    }
+}

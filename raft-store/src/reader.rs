@@ -1,0 +1,290 @@
+//! Reading the state while it is being written.
+//!
+//! A reader takes the published head and reads at its revision by MVCC while apply goes on; no
+//! snapshot of the storage is held. Only compaction removes what it might need, so it looks
+//! afterwards whether one came between, and if so reads again; should that happen twice, it reads
+//! from a snapshot of the storage, where it cannot.
+
+use std::io;
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+use conclave_state_machine::command::Range;
+use conclave_state_machine::head::Head;
+use conclave_state_machine::range;
+use conclave_state_machine::read::{Read, Table};
+use conclave_state_machine::response::{Event, Halt, RangeResponse, Rejection};
+
+use crate::engine::View;
+use crate::row::{self, Identity, Moment};
+use crate::snapshot::{SnapshotFile, SnapshotSink, SnapshotSource};
+use crate::store::{ReadError, Shared};
+use crate::types::{LogId, SnapshotMeta, StoredMembership};
+
+/// Reads without a snapshot before one is taken.
+const FREE_READS_MAX: usize = 2;
+
+/// A handle to the state for everyone but raft; clones are cheap.
+#[derive(Clone)]
+pub struct Reader {
+    shared: Arc<Shared>,
+}
+
+/// Sizes of the state in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Logical size, at its largest since the start or the last defragmentation (`dbSize`).
+    pub total: i64,
+    /// Logical size now, equal on all replicas (`dbSizeInUse`).
+    pub in_use: i64,
+    /// Files on disk.
+    pub disk: u64,
+    /// Write buffers, caches and file indexes in memory.
+    pub memory: u64,
+}
+
+/// Checksum of the history up to a revision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HashKv {
+    /// CRC-32C.
+    pub hash: u32,
+    /// Compacted revision at that moment; hashes are comparable when it is equal.
+    pub compacted: i64,
+    /// Revision up to which the hash goes.
+    pub revision: i64,
+    /// Current revision.
+    pub current: i64,
+}
+
+impl Reader {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// Counters as of the last applied entry.
+    #[must_use]
+    pub fn head(&self) -> Arc<Head> {
+        Arc::clone(&self.shared.published.read().head)
+    }
+
+    /// Last applied log id, `None` before the first entry.
+    #[must_use]
+    pub fn applied(&self) -> Option<LogId> {
+        self.shared.published.read().applied
+    }
+
+    /// Last applied membership.
+    #[must_use]
+    pub fn membership(&self) -> Arc<StoredMembership> {
+        Arc::clone(&self.shared.published.read().membership)
+    }
+
+    /// Waits until the entry at `index` is applied. Cancel-safe.
+    pub async fn wait_applied(&self, index: u64) {
+        let mut applied = self.shared.applied_index.subscribe();
+        // The sender is in `shared`, which this handle keeps alive.
+        applied.wait_for(|at| *at >= index).await.map(drop).unwrap_or_default();
+    }
+
+    /// Answers a range read and the current revision at which it was answered.
+    ///
+    /// # Errors
+    /// [`ReadError::Rejected`] if the revision cannot be read; [`ReadError::Halt`] if storage fails.
+    pub fn range(&self, request: &Range) -> Result<(RangeResponse, i64), ReadError> {
+        self.consistent(|rows, head| {
+            let at = if request.revision > 0 { request.revision } else { head.revision };
+            let answer = range::range(rows, head, request)?.map_err(ReadError::Rejected);
+            Ok((at, answer.map(|answer| (answer, head.revision))))
+        })
+    }
+
+    /// Events from revision `from` to `to`, both included, for whole revisions, at most
+    /// `revisions_max` of them and about `bytes_max`.
+    ///
+    /// # Errors
+    /// [`Rejection::Compacted`] if `from` is below the compacted revision; [`ReadError::Halt`] if
+    /// storage fails.
+    pub fn events(&self, span: EventSpan) -> Result<Vec<Event>, ReadError> {
+        self.consistent(|rows, head| {
+            if span.from < head.compacted {
+                return Ok((i64::MAX, Err(ReadError::Rejected(Rejection::Compacted))));
+            }
+            let to = span.to.min(head.revision);
+            let events = conclave_state_machine::history::events(
+                rows,
+                span.from,
+                to,
+                span.revisions_max,
+                span.bytes_max,
+            )?;
+            Ok((span.from, Ok(events)))
+        })
+    }
+
+    /// Reads by `read` until no compaction came between. `read` returns the oldest revision it
+    /// relied on beside its answer.
+    fn consistent<T>(
+        &self,
+        mut read: impl FnMut(&View<'_>, &Head) -> Result<(i64, Result<T, ReadError>), Halt>,
+    ) -> Result<T, ReadError> {
+        for _ in 0..FREE_READS_MAX {
+            let seen = self.shared.published();
+            let answer = read(&View(&seen.rows), &seen.head);
+            // A compaction under a running read can look like damage; only a complete read counts.
+            let oldest = answer.as_ref().map_or(seen.head.revision, |(oldest, _)| *oldest);
+            if self.shared.is_complete(&seen, oldest) {
+                return answer?.1;
+            }
+        }
+        let rows = self.shared.published().rows;
+        let mut answer = None;
+        rows.with_snapshot(&mut |snapshot| {
+            let view = View(snapshot);
+            answer = Some(Head::load(&view).and_then(|head| read(&view, &head)));
+        });
+        answer.expect("with_snapshot calls its argument")?.1
+    }
+
+    /// Checksum of the history up to `revision` (0: the current one), equal on all members with
+    /// the same compacted revision. Reads everything: call it where blocking is allowed.
+    ///
+    /// # Errors
+    /// [`ReadError::Rejected`] if the revision cannot be read; [`ReadError::Halt`] if storage fails.
+    pub fn hash_kv(&self, revision: i64) -> Result<HashKv, ReadError> {
+        let rows = self.shared.published().rows;
+        let mut answer = None;
+        rows.with_snapshot(&mut |snapshot| {
+            answer = Some(crate::hash::hash_kv(&View(snapshot), revision));
+        });
+        answer.expect("with_snapshot calls its argument")
+    }
+
+    /// Sizes now.
+    #[must_use]
+    pub fn sizes(&self) -> Sizes {
+        let seen = self.shared.published();
+        let in_use = seen.head.size_in_use();
+        Sizes {
+            total: in_use.max(*self.shared.bytes_high.lock()),
+            in_use,
+            disk: seen.rows.disk_bytes(),
+            memory: seen.rows.memory_bytes(),
+        }
+    }
+
+    /// Makes everything applied so far durable. Blocks on the disk.
+    ///
+    /// # Errors
+    /// Whatever the storage reports.
+    pub fn flush(&self) -> io::Result<()> {
+        self.shared.published().rows.flush()
+    }
+
+    /// What a crash now would leave applied. The log up to it may be purged.
+    ///
+    /// # Errors
+    /// Whatever the storage reports.
+    pub fn flushed(&self) -> io::Result<Option<LogId>> {
+        row::applied(&*self.shared.published().rows, Moment::Flushed)
+    }
+
+    /// Rewrites files without dead rows. Blocks, possibly long, without holding up writers; a
+    /// second call while one runs returns at once.
+    ///
+    /// # Errors
+    /// Whatever the storage reports.
+    pub fn defragment(&self) -> io::Result<()> {
+        if self.shared.is_defragmenting.swap(true, Ordering::AcqRel) {
+            return Ok(());
+        }
+        let seen = self.shared.published();
+        let result = seen.rows.compact();
+        *self.shared.bytes_high.lock() = self.head().size_in_use();
+        self.shared.is_defragmenting.store(false, Ordering::Release);
+        result
+    }
+
+    /// Whose directory this is; `None` before the first [`Reader::claim`].
+    ///
+    /// # Errors
+    /// Whatever the storage reports.
+    pub fn identity(&self) -> io::Result<Option<Identity>> {
+        row::identity(&*self.shared.published().rows)
+    }
+
+    /// Marks a fresh directory as `identity`'s, durably, or checks that it is.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::InvalidInput`] if it is another's; else whatever the storage reports.
+    pub fn claim(&self, identity: Identity) -> io::Result<()> {
+        let rows = self.shared.published().rows;
+        match row::identity(&*rows)? {
+            Some(found) if found == identity => Ok(()),
+            Some(found) => Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!(
+                    "the data directory belongs to member {:x} of cluster {:x}, not to member {:x} \
+                     of cluster {:x}",
+                    found.member, found.cluster, identity.member, identity.cluster
+                ),
+            )),
+            None => {
+                rows.write(&mut [row::identity_row(identity)].into_iter())?;
+                rows.flush()
+            }
+        }
+    }
+
+    /// A copy of the state as of one moment, for a backup. Blocks on the disk.
+    ///
+    /// # Errors
+    /// Whatever the storage reports.
+    pub fn checkpoint(&self) -> io::Result<SnapshotSource> {
+        SnapshotSource::create(&self.shared)
+    }
+
+    /// Begins to receive the snapshot that `meta` describes, as `files`.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::WouldBlock`] while another is being received;
+    /// [`io::ErrorKind::InvalidInput`] for names or sizes that cannot be; else what the system reports.
+    pub fn receive_snapshot(
+        &self,
+        meta: SnapshotMeta,
+        files: Vec<SnapshotFile>,
+    ) -> io::Result<SnapshotSink> {
+        SnapshotSink::create(Arc::clone(&self.shared), meta, files)
+    }
+}
+
+/// What [`Reader::events`] is to return.
+#[derive(Clone, Copy, Debug)]
+pub struct EventSpan {
+    /// First revision.
+    pub from: i64,
+    /// Last revision.
+    pub to: i64,
+    /// Most revisions.
+    pub revisions_max: usize,
+    /// About how many bytes; one revision is never cut.
+    pub bytes_max: usize,
+}
+
+/// Single rows as of now: for leases, members and the like, which have no history.
+impl Read for Reader {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, Halt> {
+        self.shared.published().rows.get(table, key)
+    }
+
+    fn scan(
+        &self,
+        table: Table,
+        start: &[u8],
+        end: Option<&[u8]>,
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>, Halt>,
+    ) -> Result<(), Halt> {
+        self.shared.published().rows.scan(table, start, end, visit)
+    }
+}

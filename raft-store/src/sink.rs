@@ -1,0 +1,40 @@
+//! Who hears of what was applied: answers, watch, leases, metrics.
+
+use std::sync::Arc;
+
+use conclave_state_machine::head::Head;
+use conclave_state_machine::response::Applied;
+
+use crate::types::{LogId, StoredMembership};
+
+/// One applied log entry that carried commands.
+#[derive(Clone, Debug)]
+pub struct AppliedEntry {
+    /// Its place in the log.
+    pub log_id: LogId,
+    /// Member that assembled the batch.
+    pub proposer: u64,
+    /// Number of the batch, unique within the proposer.
+    pub sequence: u64,
+    /// `results[i]` answers `commands[i]` of the batch.
+    pub results: Vec<Applied>,
+}
+
+/// Called on the task that applies, in log order. It must not block: apply waits for it.
+pub trait ApplySink: Send + Sync {
+    /// The entries are written and `head` is published: a reader sees them.
+    fn applied(&self, entries: Vec<AppliedEntry>, head: Arc<Head>);
+
+    /// A snapshot replaced the state; what lies between was never applied here.
+    fn installed(&self, head: Arc<Head>);
+
+    /// A membership entry is applied, or came with a snapshot.
+    fn membership(&self, membership: &StoredMembership);
+}
+
+/// Nobody.
+impl ApplySink for () {
+    fn applied(&self, _: Vec<AppliedEntry>, _: Arc<Head>) {}
+    fn installed(&self, _: Arc<Head>) {}
+    fn membership(&self, _: &StoredMembership) {}
+}

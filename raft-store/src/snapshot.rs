@@ -1,0 +1,302 @@
+//! Snapshots: a checkpoint's files at the sender, a staged database at the receiver.
+//!
+//! Building one for compaction is a flush: what counts is that the state covers the log. A copy of
+//! files is made when a follower needs it ([`SnapshotSource`], hard links, gone on drop). The
+//! receiver writes the files beside its live database ([`SnapshotSink`]), syncs, opens and reads
+//! them through, and only then offers the result to raft ([`SnapshotContent::Staged`]); installing is
+//! the flip of a pointer. Nothing here can outrun an installation: a build writes no file that a
+//! later start would look at.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use bytes::Bytes;
+
+use crate::directory::{StateDir, sync_dir};
+use crate::engine::{Create, Rows};
+use crate::row::{self, Moment};
+use crate::store::{Published, Shared};
+use crate::types::SnapshotMeta;
+
+/// Most files of one snapshot; at 64 MiB a file this is 6 TiB.
+const FILES_MAX: usize = 100_000;
+const NAME_BYTES_MAX: usize = 64;
+
+/// One file of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotFile {
+    /// Name without directories.
+    pub name: String,
+    /// Size in bytes.
+    pub size: u64,
+}
+
+/// What raft hands around as a snapshot of this state machine.
+pub enum SnapshotContent {
+    /// The flushed state: enough to purge the log, nothing to send.
+    Flushed,
+    /// Files to send.
+    Source(SnapshotSource),
+    /// Received, verified, ready to be installed.
+    Staged(StagedSnapshot),
+}
+
+impl SnapshotContent {
+    /// The files to send.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::InvalidInput`] if this is not a snapshot to send.
+    pub fn into_source(self) -> io::Result<SnapshotSource> {
+        match self {
+            Self::Source(source) => Ok(source),
+            Self::Flushed | Self::Staged(_) => Err(invalid("not a snapshot to send")),
+        }
+    }
+}
+
+/// Files of a state as of one moment; removed on drop.
+pub struct SnapshotSource {
+    dir: StateDir,
+    files: Vec<SnapshotFile>,
+}
+
+impl SnapshotSource {
+    /// Blocks for a flush.
+    pub(crate) fn create(shared: &Shared) -> io::Result<Self> {
+        let dir = shared.directory.new_sending();
+        shared.published().rows.checkpoint(dir.path())?;
+        let mut files = Vec::new();
+        for entry in std::fs::read_dir(dir.path())? {
+            let entry = entry?;
+            let name = entry.file_name().into_string();
+            let name = name.map_err(|name| invalid(format!("odd file name {name:?}")))?;
+            files.push(SnapshotFile { name, size: entry.metadata()?.len() });
+        }
+        files.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(Self { dir, files })
+    }
+
+    /// The files, in the order in which they are to be sent.
+    #[must_use]
+    pub fn files(&self) -> &[SnapshotFile] {
+        &self.files
+    }
+
+    /// Opens a file, by its place in [`SnapshotSource::files`].
+    ///
+    /// # Errors
+    /// What the system reports.
+    pub fn open(&self, file: usize) -> io::Result<File> {
+        let file = self.files.get(file).ok_or_else(|| invalid("no such file"))?;
+        File::open(self.dir.path().join(&file.name))
+    }
+
+    /// Reads up to `length` bytes at `offset`; less only at the end of the file.
+    ///
+    /// # Errors
+    /// What the system reports.
+    pub fn read_at(&self, file: usize, offset: u64, length: usize) -> io::Result<Bytes> {
+        let left = self.files.get(file).map_or(0, |file| file.size.saturating_sub(offset));
+        let mut buffer = vec![0; length.min(usize::try_from(left).unwrap_or(usize::MAX))];
+        self.open(file)?.read_exact_at(&mut buffer, offset)?;
+        Ok(buffer.into())
+    }
+}
+
+/// A snapshot being received; removed on drop unless finished and installed. One at a time.
+pub struct SnapshotSink {
+    // Dropped first: nothing may be in the directory's way when it is removed.
+    current: Option<(usize, File)>,
+    dir: StateDir,
+    files: Vec<SnapshotFile>,
+    received: Vec<u64>,
+    meta: SnapshotMeta,
+    shared: Receiving,
+}
+
+/// Marks the store as receiving until it is dropped.
+struct Receiving(Arc<Shared>);
+
+impl Drop for Receiving {
+    fn drop(&mut self) {
+        self.0.is_receiving.store(false, Ordering::Release);
+    }
+}
+
+impl SnapshotSink {
+    pub(crate) fn create(
+        shared: Arc<Shared>,
+        meta: SnapshotMeta,
+        files: Vec<SnapshotFile>,
+    ) -> io::Result<Self> {
+        if shared.is_receiving.swap(true, Ordering::AcqRel) {
+            let text = "another snapshot is being received";
+            return Err(io::Error::new(io::ErrorKind::WouldBlock, text));
+        }
+        let shared = Receiving(shared);
+        check_names(&files)?;
+        let dir = shared.0.directory.new_database();
+        std::fs::create_dir(dir.path())?;
+        for file in &files {
+            File::create_new(dir.path().join(&file.name))?;
+        }
+        let received = vec![0; files.len()];
+        Ok(Self { current: None, dir, files, received, meta, shared })
+    }
+
+    /// Bytes of `file` received so far.
+    #[must_use]
+    pub fn received(&self, file: usize) -> u64 {
+        self.received.get(file).copied().unwrap_or(0)
+    }
+
+    /// Appends to a file. The transport has checked `data`'s checksum.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::InvalidInput`] if this is not the next piece; else what the system reports.
+    pub fn write(&mut self, file: usize, offset: u64, data: &[u8]) -> io::Result<()> {
+        let expected = self.files.get(file).ok_or_else(|| invalid("no such file"))?;
+        if offset != self.received[file] || data.len() as u64 > expected.size - offset {
+            let (name, at) = (&expected.name, self.received[file]);
+            return Err(invalid(format!("{name}: a piece at {offset}, expected one at {at}")));
+        }
+        if self.current.as_ref().is_none_or(|(open, _)| *open != file) {
+            let path = self.dir.path().join(&expected.name);
+            self.close_current()?;
+            self.current = Some((file, File::options().write(true).open(path)?));
+        }
+        let (_, open) = self.current.as_ref().expect("opened above");
+        open.write_all_at(data, offset)?;
+        self.received[file] += data.len() as u64;
+        Ok(())
+    }
+
+    fn close_current(&mut self) -> io::Result<()> {
+        match self.current.take() {
+            Some((_, file)) => file.sync_all(),
+            None => Ok(()),
+        }
+    }
+
+    /// Verifies that everything is there, undamaged and what `meta` says. Blocks: it reads all of it.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::InvalidData`] if it must not be installed; else what the system reports.
+    pub fn finish(mut self) -> io::Result<SnapshotContent> {
+        self.close_current()?;
+        if let Some((file, _)) =
+            self.files.iter().zip(&self.received).find(|(file, received)| file.size != **received)
+        {
+            return Err(damaged(format!("{} is incomplete", file.name)));
+        }
+        let Self { dir, meta, shared, .. } = self;
+        StagedSnapshot::open(&shared.0, dir, &meta).map(SnapshotContent::Staged)
+    }
+}
+
+fn check_names(files: &[SnapshotFile]) -> io::Result<()> {
+    if files.len() > FILES_MAX {
+        return Err(invalid("too many files"));
+    }
+    let is_plain = |name: &str| {
+        (1..=NAME_BYTES_MAX).contains(&name.len())
+            && !name.starts_with('.')
+            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
+    };
+    match files.iter().find(|file| !is_plain(&file.name)) {
+        Some(file) => Err(invalid(format!("odd file name {:?}", file.name))),
+        None => Ok(()),
+    }
+}
+
+/// A complete database beside the live one; removed on drop unless installed.
+pub struct StagedSnapshot {
+    pub(crate) published: Published,
+}
+
+impl StagedSnapshot {
+    fn open(shared: &Shared, dir: StateDir, meta: &SnapshotMeta) -> io::Result<Self> {
+        sync_dir(dir.path())?;
+        let rows = shared.engine.open(dir, Create::Never)?;
+        rows.verify()?;
+        if row::format(&*rows)? != Some(row::FORMAT_VERSION) {
+            return Err(damaged("it is of another format"));
+        }
+        let published = Published::load(rows)?;
+        if published.applied != meta.last_log_id || *published.membership != meta.last_membership {
+            return Err(damaged("its content is not what its description says"));
+        }
+        adopt(&shared.published().rows, &published.rows)?;
+        Ok(Self { published })
+    }
+
+    /// A staged copy of files on this machine.
+    pub(crate) fn copy(
+        shared: &Shared,
+        source: &SnapshotSource,
+        meta: &SnapshotMeta,
+    ) -> io::Result<Self> {
+        let dir = shared.directory.new_database();
+        std::fs::create_dir(dir.path())?;
+        for file in &source.files {
+            copy_synced(&source.dir.path().join(&file.name), &dir.path().join(&file.name))?;
+        }
+        Self::open(shared, dir, meta)
+    }
+
+    pub(crate) fn meta(&self) -> SnapshotMeta {
+        meta_of(&self.published)
+    }
+}
+
+/// Makes the sender's rows this member's: they carry the sender's identity.
+fn adopt(live: &Rows, staged: &Rows) -> io::Result<()> {
+    let Some(own) = row::identity(&**live)? else { return Ok(()) };
+    if row::identity(&**staged)?.is_some_and(|sender| sender.cluster != own.cluster) {
+        return Err(damaged("it is of another cluster"));
+    }
+    staged.write(&mut [row::identity_row(own)].into_iter())?;
+    staged.flush()
+}
+
+fn copy_synced(from: &Path, to: &Path) -> io::Result<()> {
+    std::fs::copy(from, to)?;
+    File::open(to)?.sync_all()
+}
+
+/// What the published state covers.
+pub(crate) fn meta_of(published: &Published) -> SnapshotMeta {
+    SnapshotMeta {
+        last_log_id: published.applied,
+        last_membership: (*published.membership).clone(),
+    }
+}
+
+/// Flushes, and tells what a crash would now leave. Blocks.
+pub(crate) fn flush(shared: &Shared) -> io::Result<SnapshotMeta> {
+    let rows = shared.published().rows;
+    rows.flush()?;
+    // Two rows, read one after the other while a flush in the background may replace both: read
+    // again until the membership is the same before and after.
+    let mut last_membership = row::membership(&*rows, Moment::Flushed)?;
+    loop {
+        let last_log_id = row::applied(&*rows, Moment::Flushed)?;
+        let again = row::membership(&*rows, Moment::Flushed)?;
+        if again == last_membership {
+            return Ok(SnapshotMeta { last_log_id, last_membership });
+        }
+        last_membership = again;
+    }
+}
+
+fn invalid(text: impl Into<String>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, text.into())
+}
+
+fn damaged(text: impl Into<String>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("snapshot refused: {}", text.into()))
+}

@@ -1,0 +1,236 @@
+//! Opening the state, and what its writer and its readers share.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use conclave_state_machine::head::Head;
+use conclave_state_machine::machine::Machine;
+use conclave_state_machine::response::Halt;
+use parking_lot::RwLock;
+use tokio::sync::watch;
+
+use crate::apply::StateMachine;
+use crate::directory::Directory;
+use crate::engine::{Create, EngineKind, Rows, halt_to_io};
+use crate::reader::Reader;
+use crate::row::{self, Moment};
+use crate::sink::ApplySink;
+use crate::types::{LogId, StoredMembership};
+
+/// Why the state could not be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The system failed; another attempt may work.
+    #[error("cannot open the state in {path}")]
+    Io {
+        /// Directory of the state.
+        path: PathBuf,
+        /// What the system reports.
+        #[source]
+        source: io::Error,
+    },
+    /// Files are damaged or missing.
+    #[error(
+        "the state in {path} is damaged ({source}); this member must not go on with it: keep a copy, \
+         remove the member from the cluster, delete its data directory and add it again as a new \
+         member, or restore a backup if it is the only one"
+    )]
+    Damaged {
+        /// Directory of the state.
+        path: PathBuf,
+        /// What is wrong.
+        source: io::Error,
+    },
+    /// Another version wrote it.
+    #[error(
+        "the state in {path} has format {found}, this version knows {known}: start the version that \
+         wrote it"
+    )]
+    Format {
+        /// Directory of the state.
+        path: PathBuf,
+        /// As found.
+        found: u32,
+        /// As known.
+        known: u32,
+    },
+}
+
+impl OpenError {
+    fn new(path: &Path, source: io::Error) -> Self {
+        let path = path.to_owned();
+        match source.kind() {
+            io::ErrorKind::InvalidData | io::ErrorKind::NotFound => Self::Damaged { path, source },
+            _ => Self::Io { path, source },
+        }
+    }
+}
+
+/// How to open a state.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct StoreOptions {
+    /// The engine and its bounds.
+    pub engine: EngineKind,
+}
+
+/// The state of one member.
+pub struct StateStore;
+
+impl StateStore {
+    /// Opens or creates the state in `dir`: the state machine for raft and a reader for everyone.
+    ///
+    /// # Errors
+    /// [`OpenError`]; a damaged state is refused, never repaired.
+    pub fn open(
+        dir: &Path,
+        options: StoreOptions,
+        sink: Box<dyn ApplySink>,
+    ) -> Result<(StateMachine, Reader), OpenError> {
+        let failed = |source| OpenError::new(dir, source);
+        let (directory, live) = Directory::open(dir).map_err(failed)?;
+        let rows = match live {
+            Some(live) => options.engine.open(live, Create::Never),
+            None => create(&directory, options.engine),
+        }
+        .map_err(failed)?;
+        match row::format(&*rows).map_err(failed)? {
+            Some(row::FORMAT_VERSION) => {}
+            found => {
+                let path = dir.to_owned();
+                let (found, known) = (found.unwrap_or(0), row::FORMAT_VERSION);
+                return Err(OpenError::Format { path, found, known });
+            }
+        }
+        let published = Published::load(rows).map_err(failed)?;
+        let machine = Machine::load(&published.rows).map_err(|e| failed(halt_to_io(e)))?;
+        let shared = Arc::new(Shared::new(directory, options.engine, published));
+        let reader = Reader::new(Arc::clone(&shared));
+        Ok((StateMachine::new(shared, machine, sink), reader))
+    }
+}
+
+/// A new, empty database. The pointer comes last: a crash before it leaves only a leftover.
+fn create(directory: &Directory, engine: EngineKind) -> io::Result<Rows> {
+    let rows = engine.open(directory.new_database(), Create::New)?;
+    rows.write(&mut [row::format_row()].into_iter())?;
+    rows.flush()?;
+    directory.point_to(rows.dir())?;
+    rows.dir().keep();
+    Ok(rows)
+}
+
+/// What readers may see.
+#[derive(Clone)]
+pub(crate) struct Published {
+    pub(crate) rows: Rows,
+    pub(crate) head: Arc<Head>,
+    pub(crate) applied: Option<LogId>,
+    pub(crate) membership: Arc<StoredMembership>,
+    /// Oldest revision that is certainly complete. Raised **before** the batch of a compaction is
+    /// written, so that a reader that ran into it cannot take it for missing rows.
+    pub(crate) readable_since: i64,
+}
+
+impl Published {
+    /// Reads what the rows say about themselves.
+    pub(crate) fn load(rows: Rows) -> io::Result<Self> {
+        let head = Head::load(&rows).map_err(halt_to_io)?;
+        Ok(Self {
+            applied: row::applied(&*rows, Moment::Now)?,
+            membership: Arc::new(row::membership(&*rows, Moment::Now)?),
+            readable_since: head.compacted,
+            head: Arc::new(head),
+            rows,
+        })
+    }
+}
+
+/// Shared by the state machine, readers, and snapshots being received.
+pub(crate) struct Shared {
+    pub(crate) directory: Directory,
+    pub(crate) engine: EngineKind,
+    pub(crate) published: RwLock<Published>,
+    /// Largest logical size since the start or the last defragmentation.
+    pub(crate) bytes_high: parking_lot::Mutex<i64>,
+    /// Index of the last applied entry, 0 before the first.
+    pub(crate) applied_index: watch::Sender<u64>,
+    pub(crate) is_receiving: AtomicBool,
+    pub(crate) is_defragmenting: AtomicBool,
+}
+
+impl Shared {
+    fn new(directory: Directory, engine: EngineKind, published: Published) -> Self {
+        let index = published.applied.as_ref().map_or(0, |id| id.index);
+        Self {
+            directory,
+            engine,
+            bytes_high: parking_lot::Mutex::new(published.head.size_in_use()),
+            published: RwLock::new(published),
+            applied_index: watch::Sender::new(index),
+            is_receiving: AtomicBool::new(false),
+            is_defragmenting: AtomicBool::new(false),
+        }
+    }
+
+    pub(crate) fn published(&self) -> Published {
+        self.published.read().clone()
+    }
+
+    /// Announces a compaction that is about to be written.
+    pub(crate) fn raise_readable_since(&self, revision: i64) {
+        if self.published.read().readable_since < revision {
+            self.published.write().readable_since = revision;
+        }
+    }
+
+    /// Shows a new state to readers.
+    pub(crate) fn publish(&self, published: Published) {
+        let index = published.applied.as_ref().map_or(0, |id| id.index);
+        let bytes = published.head.size_in_use();
+        *self.published.write() = published;
+        {
+            let mut high = self.bytes_high.lock();
+            *high = bytes.max(*high);
+        }
+        self.applied_index.send_replace(index);
+    }
+
+    /// Whether what was read from `seen` at `revision` and above is certainly complete.
+    pub(crate) fn is_complete(&self, seen: &Published, revision: i64) -> bool {
+        let now = self.published.read();
+        now.rows.same(&seen.rows) && now.readable_since <= revision
+    }
+}
+
+/// Runs what blocks on the disk away from the async worker, where there is a disk.
+pub(crate) async fn blocking<T: Send + 'static>(
+    engine: EngineKind,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    match engine {
+        // The simulator is single-threaded and must stay so.
+        EngineKind::Memory => work(),
+        EngineKind::Rocks(_) => {
+            tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
+        }
+    }
+}
+
+impl From<Halt> for ReadError {
+    fn from(halt: Halt) -> Self {
+        Self::Halt(halt)
+    }
+}
+
+/// Why a read has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// It asks for what cannot be read; goes to the client.
+    #[error(transparent)]
+    Rejected(conclave_state_machine::response::Rejection),
+    /// The storage failed or is damaged; the node must stop.
+    #[error(transparent)]
+    Halt(Halt),
+}

@@ -1,0 +1,127 @@
+//! Applying, restarting, reading.
+
+use std::time::Duration;
+
+use conclave_raft_store::types::{Batch, Entry, EntryPayload};
+use conclave_raft_store::{Identity, ReadError};
+use conclave_state_machine::response::Rejection;
+
+use crate::harness::{ENGINES, State, compact, crash_image, entry, log_id, put};
+
+#[tokio::test]
+async fn answers_and_state_follow_the_log() {
+    for engine in ENGINES {
+        let dir = tempfile::tempdir().unwrap();
+        let mut state = State::open(dir.path(), engine);
+        assert_eq!(state.reader.applied(), None);
+        state
+            .apply([entry(1, vec![put("a", "1"), put("b", "2")]), entry(2, vec![put("a", "3")])])
+            .await;
+        assert_eq!(state.reader.applied(), Some(log_id(2)));
+        assert_eq!(state.reader.head().revision, 4);
+        assert_eq!(state.get("a", 0).unwrap(), "3");
+        assert_eq!(state.get("a", 2).unwrap(), "1");
+        let heard = state.heard.0.lock();
+        assert_eq!(heard.len(), 2);
+        assert_eq!((heard[0].proposer, heard[0].sequence), (7, 1));
+        let revisions: Vec<i64> = heard[0].results.iter().map(|applied| applied.revision).collect();
+        assert_eq!(revisions, [2, 3]);
+    }
+}
+
+#[tokio::test]
+async fn a_crash_returns_to_the_flushed_state_and_replay_makes_it_whole() {
+    for engine in ENGINES {
+        let dir = tempfile::tempdir().unwrap();
+        let entries: Vec<Entry> = (1..=100)
+            .map(|i| entry(i, vec![put(format!("k{}", i % 7), format!("v{i}"))]))
+            .collect();
+        let mut state = State::open(dir.path(), engine);
+        state.apply(entries[..50].iter().cloned()).await;
+        assert_eq!(state.reader.flushed().unwrap(), None);
+        state.reader.flush().unwrap();
+        assert_eq!(state.reader.flushed().unwrap(), Some(log_id(50)));
+        state.apply(entries[50..].iter().cloned()).await;
+        assert_eq!(state.reader.flushed().unwrap(), Some(log_id(50)));
+        let (digest, hash) = (state.reader.head().digest, state.reader.hash_kv(0).unwrap());
+
+        let crashed = crash_image(dir.path());
+        let mut state = State::open(crashed.path(), engine);
+        assert_eq!(state.reader.applied(), Some(log_id(50)));
+        assert_eq!(state.reader.head().revision, 51);
+        // Entries that are applied already are skipped.
+        state.apply(entries[40..].iter().cloned()).await;
+        assert_eq!(state.reader.head().digest, digest);
+        assert_eq!(state.reader.hash_kv(0).unwrap(), hash);
+    }
+}
+
+#[tokio::test]
+async fn bytes_that_are_no_batch_change_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut state = State::open(dir.path(), ENGINES[0]);
+    let payload = EntryPayload::Normal(Batch { bytes: vec![0xff; 9].into() });
+    state.apply([Entry { log_id: log_id(1), payload }]).await;
+    assert_eq!(state.reader.applied(), Some(log_id(1)));
+    assert_eq!(state.reader.head().revision, 1);
+}
+
+#[tokio::test]
+async fn compacted_revisions_are_refused_and_hashes_stay_comparable() {
+    let mut hashes = Vec::new();
+    for engine in ENGINES {
+        let dir = tempfile::tempdir().unwrap();
+        let mut state = State::open(dir.path(), engine);
+        for i in 1..=20 {
+            state.apply([entry(i, vec![put("k", format!("{i}"))])]).await;
+        }
+        state.apply([entry(21, vec![compact(10)])]).await;
+        let request = conclave_state_machine::command::Range {
+            key: "k".into(),
+            revision: 9,
+            ..Default::default()
+        };
+        let refused = state.reader.range(&request).unwrap_err();
+        assert!(matches!(refused, ReadError::Rejected(Rejection::Compacted)));
+        let at_15 = state.reader.hash_kv(15).unwrap();
+        state.apply([entry(22, vec![put("other", "x")])]).await;
+        assert_eq!(state.reader.hash_kv(15).unwrap().hash, at_15.hash);
+        hashes.push(state.reader.hash_kv(0).unwrap());
+        assert_ne!(hashes[0].hash, at_15.hash);
+        let sizes = state.reader.sizes();
+        assert!(sizes.total >= sizes.in_use && sizes.in_use > 0);
+        state.reader.defragment().unwrap();
+        assert_eq!(state.reader.hash_kv(0).unwrap(), hashes[0]);
+    }
+    assert_eq!(hashes[0], hashes[1]);
+}
+
+#[tokio::test]
+async fn waiting_ends_when_the_entry_is_applied() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut state = State::open(dir.path(), ENGINES[0]);
+    let reader = state.reader.clone();
+    let waiting = tokio::spawn(async move { reader.wait_applied(2).await });
+    state.apply([entry(1, vec![])]).await;
+    state.apply([entry(2, vec![])]).await;
+    tokio::time::timeout(Duration::from_secs(10), waiting).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_directory_belongs_to_one_member_for_ever() {
+    for engine in ENGINES {
+        let dir = tempfile::tempdir().unwrap();
+        let own = Identity { cluster: 5, member: 6 };
+        let state = State::open(dir.path(), engine);
+        assert_eq!(state.reader.identity().unwrap(), None);
+        state.reader.claim(own).unwrap();
+        drop(state);
+        let state = State::open(dir.path(), engine);
+        assert_eq!(state.reader.identity().unwrap(), Some(own));
+        state.reader.claim(own).unwrap();
+        let other = Identity { member: 7, ..own };
+        assert!(
+            state.reader.claim(other).unwrap_err().to_string().contains("member 6 of cluster 5")
+        );
+    }
+}

@@ -1,0 +1,110 @@
+//! A state without a raft: entries are made and applied by hand.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use conclave_proto::{etcdserverpb as etcd, internal};
+use conclave_raft_store::types::{Batch, CommittedLeaderId, Entry, EntryPayload, LogId};
+use conclave_raft_store::{
+    AppliedEntry, ApplySink, EngineKind, Reader, RocksOptions, StateMachine, StateStore,
+    StoreOptions,
+};
+use conclave_state_machine::command::Range;
+use conclave_state_machine::head::Head;
+use openraft::storage::RaftStateMachine;
+use parking_lot::Mutex;
+use prost::Message;
+
+pub(crate) const ENGINES: [EngineKind; 2] = [
+    EngineKind::Memory,
+    EngineKind::Rocks(RocksOptions {
+        cache_bytes: 1 << 20,
+        write_buffer_bytes: 1 << 20,
+        write_buffers_bytes_max: 4 << 20,
+        open_files_max: 64,
+    }),
+];
+
+/// Remembers what it is told.
+#[derive(Clone, Default)]
+pub(crate) struct Heard(pub(crate) Arc<Mutex<Vec<AppliedEntry>>>);
+
+impl ApplySink for Heard {
+    fn applied(&self, entries: Vec<AppliedEntry>, _: Arc<Head>) {
+        self.0.lock().extend(entries);
+    }
+    fn installed(&self, _: Arc<Head>) {}
+    fn membership(&self, _: &conclave_raft_store::types::StoredMembership) {}
+}
+
+pub(crate) struct State {
+    pub(crate) machine: StateMachine,
+    pub(crate) reader: Reader,
+    pub(crate) heard: Heard,
+}
+
+impl State {
+    pub(crate) fn open(dir: &Path, engine: EngineKind) -> State {
+        let heard = Heard::default();
+        let options = StoreOptions { engine };
+        let (machine, reader) =
+            StateStore::open(dir, options, Box::new(heard.clone())).expect("the state opens");
+        State { machine, reader, heard }
+    }
+
+    pub(crate) async fn apply(&mut self, entries: impl IntoIterator<Item = Entry>) {
+        let entries: Vec<_> = entries.into_iter().map(|entry| Ok((entry, None))).collect();
+        self.machine.apply(futures::stream::iter(entries)).await.expect("entries apply");
+    }
+
+    pub(crate) fn get(&self, key: &'static str, revision: i64) -> Option<Bytes> {
+        let request =
+            Range { key: Bytes::from_static(key.as_bytes()), revision, ..Range::default() };
+        let (answer, _) = self.reader.range(&request).expect("the revision is there");
+        answer.kvs.into_iter().next().map(|kv| kv.value)
+    }
+}
+
+pub(crate) fn log_id(index: u64) -> LogId {
+    LogId::new(CommittedLeaderId::new(1), index)
+}
+
+pub(crate) fn entry(index: u64, commands: Vec<internal::command::Command>) -> Entry {
+    let commands = commands.into_iter().map(|c| internal::Command { command: Some(c) }).collect();
+    let batch = internal::Batch { proposer: 7, sequence: index, commands };
+    let payload = EntryPayload::Normal(Batch { bytes: batch.encode_to_vec().into() });
+    Entry { log_id: log_id(index), payload }
+}
+
+pub(crate) fn put(key: impl Into<Bytes>, value: impl Into<Bytes>) -> internal::command::Command {
+    internal::command::Command::Put(etcd::PutRequest {
+        key: key.into(),
+        value: value.into(),
+        ..Default::default()
+    })
+}
+
+pub(crate) fn compact(revision: i64) -> internal::command::Command {
+    internal::command::Command::Compact(etcd::CompactionRequest { revision, physical: false })
+}
+
+/// What a crash now would leave of `root`: its files, without what is in memory.
+pub(crate) fn crash_image(root: &Path) -> tempfile::TempDir {
+    let image = tempfile::tempdir().expect("a temporary directory");
+    copy_tree(root, image.path());
+    image
+}
+
+fn copy_tree(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("create");
+    for entry in std::fs::read_dir(from).expect("list") {
+        let entry = entry.expect("list");
+        let target = to.join(entry.file_name());
+        if entry.file_type().expect("type").is_dir() {
+            copy_tree(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).expect("copy");
+        }
+    }
+}
