@@ -16,7 +16,7 @@
 //! | [`read`], [`overlay`], [`memory`] | rows as a trait, as a batch over others, and in memory |
 //! | [`head`] | revision, compacted revision, sizes, alarms, digest |
 //! | [`range`], [`history`], [`leases`], [`members`], [`kv`] | reads |
-//! | [`expiry`], [`watcher_set`] | local to a node: lease deadlines, who gets which event |
+//! | [`expiry`], [`watcher_set`], [`rank`] | local to a node: lease deadlines, who gets which event, counts |
 //! | [`validate`] | checks of requests that need no store |
 //! | [`revision`], [`span`], [`compaction`] | shared notions |
 #![warn(
@@ -46,6 +46,7 @@ pub mod memory;
 mod outcome;
 pub mod overlay;
 pub mod range;
+pub mod rank;
 pub mod read;
 pub mod response;
 pub mod revision;
