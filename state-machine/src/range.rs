@@ -29,22 +29,52 @@ pub fn range<R: Read>(
     head: &Head,
     request: &Range,
 ) -> Result<Result<RangeResponse, Rejection>, Halt> {
-    split(read(rows, head, request))
+    split(read_counted(rows, head, request, None))
+}
+
+/// Like [`range`], for a caller who knows how many keys of the span are live as of `head`
+/// ([`crate::rank`]): a limited read then stops at its limit. `live_keys` is not used for a read at an
+/// older revision.
+///
+/// # Errors
+/// As [`range`].
+pub fn range_counted<R: Read>(
+    rows: &R,
+    head: &Head,
+    request: &Range,
+    live_keys: i64,
+) -> Result<Result<RangeResponse, Rejection>, Halt> {
+    split(read_counted(rows, head, request, Some(live_keys)))
 }
 
 pub(crate) fn read<R: Read>(rows: &R, head: &Head, request: &Range) -> Result<RangeResponse, Stop> {
+    read_counted(rows, head, request, None)
+}
+
+fn read_counted<R: Read>(
+    rows: &R,
+    head: &Head,
+    request: &Range,
+    live_keys: Option<i64>,
+) -> Result<RangeResponse, Stop> {
     validate::range(request)?;
     if head.has_alarm(AlarmKind::Corrupt) {
         return Err(Rejection::Corrupt.into());
     }
     let at = revision_to_read(head, request.revision)?;
     let span = Span::new(&request.key, &request.range_end);
+    let everything = span.is_everything().then_some(head.key_count);
+    let live_keys = live_keys.or(everything).filter(|_| at == head.revision);
     if request.count_only {
-        return Ok(RangeResponse { count: count(rows, head, at, span)?, ..Default::default() });
+        let count = match live_keys {
+            Some(live_keys) => live_keys,
+            None => count(rows, at, span)?,
+        };
+        return Ok(RangeResponse { count, ..Default::default() });
     }
     let mut found = match span {
         Span::One(key) => find_one(rows, at, key, request)?,
-        Span::Keys { .. } => find_many(rows, head, at, request)?,
+        Span::Keys { .. } => find_many(rows, at, request, live_keys)?,
     };
     sort(&mut found.kvs, request);
     cut(&mut found, request);
@@ -62,10 +92,11 @@ fn revision_to_read(head: &Head, asked: i64) -> Result<i64, Rejection> {
     Ok(at)
 }
 
-fn count<R: Read>(rows: &R, head: &Head, at: i64, span: Span<'_>) -> Result<i64, Halt> {
-    if at == head.revision && span.is_everything() {
-        return Ok(head.key_count);
-    }
+/// Counts by visiting; bounds for [`crate::rank`]'s rests, and the way when no index is there.
+///
+/// # Errors
+/// [`Halt`] if the storage fails or a row is damaged.
+pub fn count<R: Read>(rows: &R, at: i64, span: Span<'_>) -> Result<i64, Halt> {
     let mut count = 0_i64;
     live::visit(rows, at, span, &mut |_| {
         count = count.saturating_add(1);
@@ -91,12 +122,11 @@ fn find_one<R: Read>(
 
 fn find_many<R: Read>(
     rows: &R,
-    head: &Head,
     at: i64,
     request: &Range,
+    live_keys: Option<i64>,
 ) -> Result<RangeResponse, Halt> {
     let span = Span::new(&request.key, &request.range_end);
-    let known_count = (at == head.revision && span.is_everything()).then_some(head.key_count);
     let limit = limit_in_key_order(request);
     let with_values = !request.keys_only || request.sort_target == SortTarget::Value;
     let mut arena = Arena::default();
@@ -105,7 +135,7 @@ fn find_many<R: Read>(
     live::visit(rows, at, span, &mut |live: Live<'_>| {
         count = count.saturating_add(1);
         let is_full = limit.is_some_and(|limit| kvs.len() >= limit);
-        if is_full && known_count.is_some() {
+        if is_full && live_keys.is_some() {
             return Ok(ControlFlow::Break(()));
         }
         if !is_full && passes_filters(request, live.mod_revision, live.state.create_revision) {
@@ -113,7 +143,7 @@ fn find_many<R: Read>(
         }
         Ok(ControlFlow::Continue(()))
     })?;
-    Ok(RangeResponse { kvs, more: false, count: known_count.unwrap_or(count) })
+    Ok(RangeResponse { kvs, more: false, count: live_keys.unwrap_or(count) })
 }
 
 /// How many keys need not be exceeded while reading in key order; one more than the limit, which

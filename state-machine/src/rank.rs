@@ -72,7 +72,8 @@ impl RankIndex {
         let Some((first, count)) = self.bucket_mut(key) else { return };
         *count = count.saturating_sub(1);
         let count = *count;
-        let before = self.buckets.range_mut::<[u8], _>((Bound::Unbounded, Bound::Excluded(&first[..])));
+        let before =
+            self.buckets.range_mut::<[u8], _>((Bound::Unbounded, Bound::Excluded(&first[..])));
         if let Some((_, before)) = before.into_iter().next_back()
             && before.saturating_add(count) <= MERGED_KEYS_MAX
         {
@@ -114,8 +115,10 @@ impl RankIndex {
         }
         let containing = self.buckets.range::<[u8], _>((Bound::Unbounded, Bound::Included(start)));
         let Some((first, _)) = containing.into_iter().next_back() else { return counted };
-        let mut buckets =
-            self.buckets.range::<[u8], _>((Bound::Included(&first[..]), Bound::Unbounded)).peekable();
+        let mut buckets = self
+            .buckets
+            .range::<[u8], _>((Bound::Included(&first[..]), Bound::Unbounded))
+            .peekable();
         while let Some((first, count)) = buckets.next() {
             if end.is_some_and(|end| end <= &first[..]) {
                 break;
