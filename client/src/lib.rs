@@ -1,1 +1,55 @@
-//! Placeholder until the crate lands.
+//! A client for Conclave and for any other server that speaks etcd's v3 API.
+//!
+//! ```text
+//!  Client ──► Pool ──► Endpoint ──► one tonic channel per address
+//!    ├─ kv: get, put, delete, compact      (reads fail over, writes are never sent twice)
+//!    ├─ txn: compare, then, else
+//!    ├─ watch ──► Watcher: a Stream that resumes where it stopped
+//!    ├─ lease ──► Lease: a guard that is kept alive
+//!    └─ cluster, maintenance
+//! ```
+//! | module | what it holds |
+//! |---|---|
+//! | [`kv`] | request builders for keys and values |
+//! | [`txn`] | transactions: compares and operations |
+//! | [`watch`] | streams of changes |
+//! | [`lease`] | leases and the guard that keeps one alive |
+//! | [`maintenance`] | members, status, alarms, and what operators do |
+//! | [`key`] | ranges of keys |
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), conclave_client::Error> {
+//! use conclave_client::Client;
+//!
+//! let client = Client::builder(["127.0.0.1:2379", "127.0.0.1:22379"]).build()?;
+//! let put = client.put("color", "red").await?;
+//! let color = client.get("color").await?.one();
+//! let mut changes = client.watch("color").from_revision(put.revision() + 1).start();
+//! # Ok(())
+//! # }
+//! ```
+
+mod backoff;
+mod builder;
+mod client;
+mod endpoint;
+mod error;
+pub mod key;
+pub mod kv;
+pub mod lease;
+pub mod maintenance;
+mod reply;
+pub mod txn;
+pub mod watch;
+
+/// The messages of the wire, which answers carry unchanged.
+pub use conclave_proto::{etcdserverpb as pb, mvccpb};
+
+pub use crate::{
+    builder::Builder,
+    client::Client,
+    error::{Error, Outcome},
+    lease::{Lease, LeaseState},
+    reply::{Headed, Reply},
+    watch::Watcher,
+};

@@ -1,0 +1,80 @@
+//! How a client is configured.
+
+use std::{sync::Arc, time::Duration};
+
+use crate::{
+    client::{Client, Pool},
+    endpoint::Endpoint,
+    error::Error,
+};
+
+/// Settings shared by all endpoints of a client.
+#[derive(Debug, Clone)]
+pub(crate) struct Settings {
+    pub(crate) dial_timeout: Duration,
+    pub(crate) ping_interval: Duration,
+    pub(crate) ping_timeout: Duration,
+}
+
+/// Configures a [`Client`]; start with [`Client::builder`].
+#[derive(Debug, Clone)]
+#[must_use = "a builder does nothing until `build` is called"]
+pub struct Builder {
+    endpoints: Vec<String>,
+    timeout: Duration,
+    settings: Settings,
+}
+
+impl Builder {
+    pub(crate) fn new(endpoints: Vec<String>) -> Self {
+        Self {
+            endpoints,
+            // Above the 7 s that a server may take to give up on a proposal, so that the server's
+            // answer, which says more than silence, comes first.
+            timeout: Duration::from_secs(10),
+            settings: Settings {
+                dial_timeout: Duration::from_secs(2),
+                // etcd refuses clients that ping more often than every 5 s.
+                ping_interval: Duration::from_secs(10),
+                ping_timeout: Duration::from_secs(6),
+            },
+        }
+    }
+
+    /// Time allowed for each call, retries included. Default 10 s.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// Time allowed for making one connection. Default 2 s.
+    pub fn dial_timeout(mut self, timeout: Duration) -> Self {
+        self.settings.dial_timeout = timeout;
+        self
+    }
+
+    /// How often a connection with open requests is probed, and how long the answer may take
+    /// before the connection counts as dead. Default 10 s and 6 s. etcd disconnects clients that
+    /// probe more often than every 5 s.
+    pub fn keep_alive(mut self, interval: Duration, timeout: Duration) -> Self {
+        self.settings.ping_interval = interval;
+        self.settings.ping_timeout = timeout;
+        self
+    }
+
+    /// Makes the client. Nothing is connected before the first call; call it inside a tokio runtime.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if there is no endpoint or one cannot be understood.
+    pub fn build(self) -> Result<Client, Error> {
+        if self.endpoints.is_empty() {
+            return Err(Error::Config { message: "no endpoints given".to_owned() });
+        }
+        let endpoints = self
+            .endpoints
+            .into_iter()
+            .map(|address| Endpoint::new(address, &self.settings).map(Arc::new))
+            .collect::<Result<Vec<_>, _>>()?;
+        Ok(Client::new(Pool::new(endpoints), self.timeout))
+    }
+}

@@ -1,0 +1,232 @@
+//! The client: a cheap handle on a pool of endpoints, and the two ways to call them.
+//!
+//! Fail-over is our own. tonic's balancer keeps picking an endpoint that cannot be connected to
+//! (one live and one dead endpoint: a third of the calls fail).
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::time::{Instant, sleep_until, timeout_at};
+use tonic::{Response, Status, transport::Channel};
+
+use crate::{
+    backoff::Backoff,
+    builder::Builder,
+    endpoint::Endpoint,
+    error::{Error, Outcome},
+};
+
+/// A client of one cluster. Cloning is cheap and shares the connections.
+#[derive(Clone)]
+pub struct Client {
+    pool: Arc<Pool>,
+    timeout: Duration,
+}
+
+impl Client {
+    /// Starts to configure a client of the cluster behind `endpoints` (`host:port` or
+    /// `http://host:port`).
+    pub fn builder<I, S>(endpoints: I) -> Builder
+    where
+        I: IntoIterator<Item = S>,
+        S: Into<String>,
+    {
+        Builder::new(endpoints.into_iter().map(Into::into).collect())
+    }
+
+    pub(crate) fn new(pool: Pool, timeout: Duration) -> Self {
+        Self { pool: Arc::new(pool), timeout }
+    }
+
+    /// The same client with another time limit for each call.
+    #[must_use]
+    pub fn with_timeout(&self, timeout: Duration) -> Self {
+        Self { pool: Arc::clone(&self.pool), timeout }
+    }
+
+    /// The time allowed for each call.
+    #[must_use]
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
+    /// The addresses given to the builder, as given and in that order.
+    #[must_use]
+    pub fn endpoints(&self) -> Vec<String> {
+        self.pool.endpoints.iter().map(|endpoint| endpoint.address().to_owned()).collect()
+    }
+
+    /// One client for each endpoint, in the order of [`Client::endpoints`], which talks to that
+    /// endpoint only. They share this client's connections.
+    #[must_use]
+    pub fn each(&self) -> Vec<Self> {
+        let single = |endpoint: &Arc<Endpoint>| {
+            Self::new(Pool::new(vec![Arc::clone(endpoint)]), self.timeout)
+        };
+        self.pool.endpoints.iter().map(single).collect()
+    }
+
+    /// The channel of the endpoint that the next call would use, for calling generated gRPC
+    /// clients directly: no time limit, no retries, no sorting of errors.
+    #[must_use]
+    pub fn channel(&self) -> Channel {
+        self.pool.pick(&[]).channel()
+    }
+
+    /// Waits until the cluster serves a linearizable read.
+    ///
+    /// # Errors
+    /// Whatever the read failed with when the time limit was reached.
+    pub async fn ready(&self) -> Result<(), Error> {
+        match self.get("health").count_only().await {
+            Ok(_) | Err(Error::Denied(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Calls with retries on other endpoints while the time limit allows: for requests that
+    /// change nothing.
+    pub(crate) async fn read<T, F, C>(&self, call: C) -> Result<T, Error>
+    where
+        F: Future<Output = Result<Response<T>, Status>> + Send,
+        C: Fn(Channel) -> F + Send,
+    {
+        let is_retried =
+            |error: &Error| error.is_unavailable() || matches!(error, Error::Deadline { .. });
+        self.call(call, is_retried, self.pool.endpoints.len()).await
+    }
+
+    /// Calls with retries only if the request provably did nothing: for requests that change
+    /// something.
+    pub(crate) async fn write<T, F, C>(&self, call: C) -> Result<T, Error>
+    where
+        F: Future<Output = Result<Response<T>, Status>> + Send,
+        C: Fn(Channel) -> F + Send,
+    {
+        let is_retried =
+            |error: &Error| error.is_unavailable() && error.outcome() == Outcome::NotApplied;
+        self.call(call, is_retried, 1).await
+    }
+
+    /// The loop of [`Client::read`] and [`Client::write`]. One attempt may take the remaining time
+    /// divided by `shares` or by the endpoints left to try, whichever is longer.
+    async fn call<T, F, C, R>(&self, call: C, is_retried: R, shares: usize) -> Result<T, Error>
+    where
+        F: Future<Output = Result<Response<T>, Status>> + Send,
+        C: Fn(Channel) -> F + Send,
+        R: Fn(&Error) -> bool + Send,
+    {
+        let deadline = Instant::now() + self.timeout;
+        let mut backoff = Backoff::default();
+        let mut tried: Vec<usize> = Vec::new();
+        loop {
+            let index = self.pool.choose(&tried);
+            let endpoint = &self.pool.endpoints[index];
+            let shares = u32::try_from(shares.saturating_sub(tried.len()).max(1)).unwrap_or(1);
+            let now = Instant::now();
+            let until = now + deadline.saturating_duration_since(now) / shares;
+            let error = match self.attempt(endpoint, until, call(endpoint.channel())).await {
+                Ok(answer) => return Ok(answer),
+                Err(error) => error,
+            };
+            if !is_retried(&error) {
+                return Err(error);
+            }
+            tracing::debug!(endpoint = endpoint.address(), %error, "retrying");
+            tried.push(index);
+            if tried.len() == self.pool.endpoints.len() {
+                tried.clear();
+                let next = Instant::now() + backoff.next();
+                if next >= deadline {
+                    return Err(error);
+                }
+                sleep_until(next).await;
+            }
+            if Instant::now() >= deadline {
+                return Err(error);
+            }
+        }
+    }
+
+    async fn attempt<T>(
+        &self,
+        endpoint: &Endpoint,
+        until: Instant,
+        call: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, Error> {
+        let _in_flight = endpoint.enter();
+        match timeout_at(until, call).await {
+            Ok(Ok(response)) => {
+                endpoint.succeeded();
+                Ok(response.into_inner())
+            }
+            Ok(Err(status)) => {
+                let error = Error::from_status(status, endpoint.address());
+                if error.is_unavailable() {
+                    endpoint.failed();
+                } else {
+                    endpoint.succeeded();
+                }
+                Err(error)
+            }
+            Err(_elapsed) => {
+                endpoint.failed();
+                Err(Error::Deadline {
+                    outcome: Outcome::Unknown,
+                    endpoint: endpoint.address().to_owned(),
+                    timeout: self.timeout,
+                })
+            }
+        }
+    }
+
+    /// The endpoint to open the next stream on.
+    pub(crate) fn endpoint(&self) -> Arc<Endpoint> {
+        Arc::clone(self.pool.pick(&[]))
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client")
+            .field("endpoints", &self.endpoints())
+            .field("timeout", &self.timeout)
+            .finish()
+    }
+}
+
+/// The endpoints of a client.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    endpoints: Vec<Arc<Endpoint>>,
+    rotation: AtomicUsize,
+}
+
+impl Pool {
+    pub(crate) fn new(endpoints: Vec<Arc<Endpoint>>) -> Self {
+        assert!(!endpoints.is_empty(), "the builder refuses a client without endpoints");
+        let start = rand::random_range(0..endpoints.len());
+        Self { endpoints, rotation: AtomicUsize::new(start) }
+    }
+
+    fn pick(&self, tried: &[usize]) -> &Arc<Endpoint> {
+        &self.endpoints[self.choose(tried)]
+    }
+
+    /// The best endpoint that was not `tried`; endpoints of equal rank take turns.
+    fn choose(&self, tried: &[usize]) -> usize {
+        let count = self.endpoints.len();
+        let start = self.rotation.fetch_add(1, Ordering::Relaxed);
+        (0..count)
+            .map(|offset| start.wrapping_add(offset) % count)
+            .filter(|index| !tried.contains(index))
+            .min_by_key(|index| self.endpoints[*index].rank())
+            .unwrap_or(start % count)
+    }
+}

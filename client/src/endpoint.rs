@@ -1,0 +1,113 @@
+//! One server address: its channel, how busy it is, and whether it failed lately.
+
+use std::{
+    sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
+    time::{Duration, Instant},
+};
+
+use tonic::transport::{Channel, Endpoint as Transport};
+
+use crate::{backoff, builder::Settings, error::Error};
+
+/// Large ranges and watch catch-up should not wait for window updates; 64 KiB, the default, does.
+const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
+/// An endpoint that keeps failing is left alone for at most this long while others serve.
+const DOWN_MAX: Duration = Duration::from_secs(5);
+const DOWN_MIN: Duration = Duration::from_millis(100);
+
+/// One address with its lazily connected channel.
+#[derive(Debug)]
+pub(crate) struct Endpoint {
+    address: String,
+    channel: Channel,
+    in_flight: AtomicUsize,
+    failures: AtomicU32,
+    /// Milliseconds after `epoch` until which other endpoints are preferred.
+    down_until_ms: AtomicU64,
+    epoch: Instant,
+}
+
+impl Endpoint {
+    /// Prepares a channel to `address` (`host:port` or `http://host:port`); connects on first use.
+    pub(crate) fn new(address: String, settings: &Settings) -> Result<Self, Error> {
+        let url = match address.split_once("://") {
+            None => format!("http://{address}"),
+            Some(("http", _)) => address.clone(),
+            Some((scheme, _)) => {
+                let message = format!("endpoint {address}: scheme {scheme} is not supported");
+                return Err(Error::Config { message });
+            }
+        };
+        let transport = Transport::from_shared(url)
+            .map_err(|error| Error::Config { message: format!("endpoint {address}: {error}") })?
+            .connect_timeout(settings.dial_timeout)
+            .tcp_nodelay(true)
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .http2_keep_alive_interval(settings.ping_interval)
+            .keep_alive_timeout(settings.ping_timeout)
+            // etcd drops a connection whose client pings while it has no request open.
+            .keep_alive_while_idle(false);
+        Ok(Self {
+            address,
+            channel: transport.connect_lazy(),
+            in_flight: AtomicUsize::new(0),
+            failures: AtomicU32::new(0),
+            down_until_ms: AtomicU64::new(0),
+            epoch: Instant::now(),
+        })
+    }
+
+    pub(crate) fn address(&self) -> &str {
+        &self.address
+    }
+
+    pub(crate) fn channel(&self) -> Channel {
+        self.channel.clone()
+    }
+
+    /// Counts a call as in flight until the guard is dropped.
+    pub(crate) fn enter(&self) -> InFlight<'_> {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        InFlight(self)
+    }
+
+    /// Orders endpoints: those that work before those that failed, then the less busy ones.
+    pub(crate) fn rank(&self) -> (bool, usize) {
+        (self.is_down(), self.in_flight.load(Ordering::Relaxed))
+    }
+
+    fn is_down(&self) -> bool {
+        let until = self.down_until_ms.load(Ordering::Relaxed);
+        until > 0 && self.elapsed_ms() < until
+    }
+
+    pub(crate) fn succeeded(&self) {
+        if self.failures.load(Ordering::Relaxed) > 0 {
+            self.failures.store(0, Ordering::Relaxed);
+            self.down_until_ms.store(0, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn failed(&self) {
+        let failures = self.failures.fetch_add(1, Ordering::Relaxed);
+        let down = backoff::exponential(DOWN_MIN, DOWN_MAX, failures);
+        let down_ms = u64::try_from(down.as_millis()).unwrap_or(u64::MAX);
+        let until = self.elapsed_ms().saturating_add(down_ms);
+        self.down_until_ms.store(until, Ordering::Relaxed);
+    }
+
+    fn elapsed_ms(&self) -> u64 {
+        u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+}
+
+/// A call in flight; see [`Endpoint::enter`].
+pub(crate) struct InFlight<'a>(&'a Endpoint);
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}

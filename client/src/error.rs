@@ -1,0 +1,233 @@
+//! What can go wrong, by what the caller can do about it.
+//!
+//! A write whose answer was lost is neither failed nor done: [`Error::outcome`] says which of the
+//! three it is, and this crate never sends such a write a second time.
+
+use std::{error::Error as _, time::Duration};
+
+use tonic::{Code, ConnectError, Status};
+
+/// What is known about the effect of a failed call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// The request changed nothing and never will.
+    NotApplied,
+    /// The answer was lost: the request may have been applied, or may still be.
+    Unknown,
+}
+
+/// A failed call. Variants differ in what the caller can do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The client was configured with something unusable: correct the configuration.
+    #[error("{message}")]
+    Config {
+        /// What is wrong with which setting.
+        message: String,
+    },
+    /// The request breaks a rule of the API: correct the request.
+    #[error("{}", .0.message())]
+    Invalid(Status),
+    /// The state of the store forbids the request (lease exists, not leader, ...): read and decide.
+    #[error("{}", .0.message())]
+    Refused(Status),
+    /// The lease or member named does not exist (any more).
+    #[error("{}", .0.message())]
+    NotFound(Status),
+    /// The revision asked for is gone: read the current state and go on from there.
+    #[error("etcdserver: mvcc: required revision has been compacted")]
+    Compacted {
+        /// The oldest revision that can still be read, 0 if the server did not say.
+        revision: i64,
+    },
+    /// The revision asked for does not exist yet on the answering member.
+    #[error("{}", .0.message())]
+    FutureRevision(Status),
+    /// The store is over its quota: free space, then disarm the alarm.
+    #[error("{}", .0.message())]
+    NoSpace(Status),
+    /// The server sheds load: try again later.
+    #[error("{}", .0.message())]
+    Overloaded(Status),
+    /// Credentials are missing, wrong or not sufficient.
+    #[error("{}", .0.message())]
+    Denied(Status),
+    /// The server does not offer this call.
+    #[error("{}", .0.message())]
+    Unimplemented(Status),
+    /// The server found its data damaged: an operator is needed.
+    #[error("{}", .0.message())]
+    Corrupt(Status),
+    /// No endpoint could serve the call now: try again if the outcome allows it.
+    #[error("{endpoint}: {}", .status.message())]
+    Unavailable {
+        /// Whether the call may have taken effect.
+        outcome: Outcome,
+        /// The endpoint tried last.
+        endpoint: String,
+        /// What it answered, or how the connection failed.
+        status: Status,
+    },
+    /// The time allowed for the call ran out.
+    #[error("{endpoint}: no answer within {timeout:?}")]
+    Deadline {
+        /// Whether the call may have taken effect.
+        outcome: Outcome,
+        /// The endpoint that was asked.
+        endpoint: String,
+        /// The time that was allowed.
+        timeout: Duration,
+    },
+    /// An answer outside the protocol, or an error that none of the above describes.
+    #[error("{endpoint}: {}", .status.message())]
+    Unexpected {
+        /// Whether the call may have taken effect.
+        outcome: Outcome,
+        /// The endpoint that answered.
+        endpoint: String,
+        /// Its answer.
+        status: Status,
+    },
+}
+
+impl Error {
+    /// What is known about the effect of the call.
+    #[must_use]
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            Self::Unavailable { outcome, .. }
+            | Self::Deadline { outcome, .. }
+            | Self::Unexpected { outcome, .. } => *outcome,
+            _ => Outcome::NotApplied,
+        }
+    }
+
+    /// The gRPC status behind the error, if there was one.
+    #[must_use]
+    pub fn status(&self) -> Option<&Status> {
+        match self {
+            Self::Config { .. } | Self::Compacted { .. } | Self::Deadline { .. } => None,
+            Self::Invalid(status)
+            | Self::Refused(status)
+            | Self::NotFound(status)
+            | Self::FutureRevision(status)
+            | Self::NoSpace(status)
+            | Self::Overloaded(status)
+            | Self::Denied(status)
+            | Self::Unimplemented(status)
+            | Self::Corrupt(status)
+            | Self::Unavailable { status, .. }
+            | Self::Unexpected { status, .. } => Some(status),
+        }
+    }
+
+    /// Sorts a status that `endpoint` returned for a call.
+    #[must_use]
+    pub fn from_status(status: Status, endpoint: &str) -> Self {
+        let endpoint = endpoint.to_owned();
+        if status.source().is_some() {
+            let outcome = if never_sent(&status) { Outcome::NotApplied } else { Outcome::Unknown };
+            return Self::Unavailable { outcome, endpoint, status };
+        }
+        match status.code() {
+            Code::InvalidArgument => Self::Invalid(status),
+            Code::FailedPrecondition | Code::AlreadyExists | Code::Aborted => Self::Refused(status),
+            Code::NotFound => Self::NotFound(status),
+            Code::OutOfRange => out_of_range(status),
+            Code::ResourceExhausted if status.message().ends_with("space exceeded") => {
+                Self::NoSpace(status)
+            }
+            Code::ResourceExhausted if status.message().contains("larger than max") => {
+                Self::Invalid(status)
+            }
+            Code::ResourceExhausted => Self::Overloaded(status),
+            // etcd sends this one with code Unknown by mistake; its clients go by the text.
+            Code::Unknown if status.message() == TOO_MANY_REQUESTS => Self::Overloaded(status),
+            Code::PermissionDenied | Code::Unauthenticated => Self::Denied(status),
+            Code::Unimplemented => Self::Unimplemented(status),
+            Code::DataLoss => Self::Corrupt(status),
+            Code::Unavailable => {
+                let outcome = if status.message() == NO_LEADER {
+                    Outcome::NotApplied
+                } else {
+                    Outcome::Unknown
+                };
+                Self::Unavailable { outcome, endpoint, status }
+            }
+            _ => Self::Unexpected { outcome: Outcome::Unknown, endpoint, status },
+        }
+    }
+
+    /// Whether another endpoint, or the same one a moment later, may well answer.
+    pub(crate) fn is_unavailable(&self) -> bool {
+        matches!(self, Self::Unavailable { .. })
+    }
+}
+
+const TOO_MANY_REQUESTS: &str = "etcdserver: too many requests";
+const NO_LEADER: &str = "etcdserver: no leader";
+
+fn out_of_range(status: Status) -> Error {
+    match status.message() {
+        text if text.ends_with("has been compacted") => Error::Compacted { revision: 0 },
+        text if text.ends_with("is a future revision") => Error::FutureRevision(status),
+        _ => Error::Invalid(status),
+    }
+}
+
+/// A request that failed while its connection was being made has not left this process.
+fn never_sent(status: &Status) -> bool {
+    let mut cause = status.source();
+    while let Some(error) = cause {
+        if error.is::<ConnectError>() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn outcome(code: Code, message: &str) -> Outcome {
+        Error::from_status(Status::new(code, message), "n1").outcome()
+    }
+
+    #[test]
+    fn a_refusal_is_known_not_to_be_applied() {
+        for (code, message) in [
+            (Code::InvalidArgument, "etcdserver: key is not provided"),
+            (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded"),
+            (Code::Unknown, "etcdserver: too many requests"),
+            (Code::Unavailable, "etcdserver: no leader"),
+            (Code::NotFound, "etcdserver: requested lease not found"),
+        ] {
+            assert_eq!(outcome(code, message), Outcome::NotApplied, "{message}");
+        }
+    }
+
+    #[test]
+    fn a_lost_answer_is_unknown() {
+        for (code, message) in [
+            (Code::Unavailable, "etcdserver: leader changed"),
+            (Code::Unavailable, "etcdserver: request timed out"),
+            (Code::Unavailable, "etcdserver: server stopped"),
+            (Code::Unknown, "something else"),
+            (Code::Cancelled, "context canceled"),
+        ] {
+            assert_eq!(outcome(code, message), Outcome::Unknown, "{message}");
+        }
+    }
+
+    #[test]
+    fn only_a_failed_connect_proves_that_nothing_was_sent() {
+        let connect = ConnectError(Box::new(std::io::Error::other("refused")));
+        let error = Error::from_status(Status::from_error(Box::new(connect)), "n1");
+        assert_eq!(error.outcome(), Outcome::NotApplied);
+        let broken = Status::from_error(Box::new(std::io::Error::other("reset")));
+        assert_eq!(Error::from_status(broken, "n1").outcome(), Outcome::Unknown);
+    }
+}

@@ -1,0 +1,348 @@
+//! Request builders for keys and values: get, put, delete and compact.
+//!
+//! A builder made by a [`Client`] is sent by awaiting it. One made by the functions here is not
+//! bound to a client and becomes an operation of a [transaction](crate::txn).
+
+use std::{
+    future::{Future, IntoFuture},
+    pin::Pin,
+};
+
+use bytes::Bytes;
+use conclave_proto::etcdserverpb::{
+    CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest,
+    PutResponse, RangeRequest, RangeResponse,
+    kv_client::KvClient,
+    range_request::{SortOrder, SortTarget},
+};
+use tonic::transport::Channel;
+
+use crate::{
+    client::Client,
+    error::Error,
+    key::{set_from_key, set_prefix},
+    reply::Reply,
+};
+
+type Sent<M> = Pin<Box<dyn Future<Output = Result<Reply<M>, Error>> + Send>>;
+
+/// Marks a builder that is not bound to a client.
+#[derive(Debug, Clone, Copy)]
+pub struct Detached;
+
+/// A read as an operation of a transaction.
+pub fn get(key: impl Into<Vec<u8>>) -> Get<Detached> {
+    Get::new(Detached, key)
+}
+
+/// A put as an operation of a transaction.
+pub fn put(key: impl Into<Vec<u8>>, value: impl Into<Vec<u8>>) -> Put<Detached> {
+    Put::new(Detached, key, value)
+}
+
+/// A deletion as an operation of a transaction.
+pub fn delete(key: impl Into<Vec<u8>>) -> Delete<Detached> {
+    Delete::new(Detached, key)
+}
+
+impl Client {
+    /// Reads a key, or a range of keys.
+    pub fn get(&self, key: impl Into<Vec<u8>>) -> Get<Self> {
+        Get::new(self.clone(), key)
+    }
+
+    /// Writes a key.
+    pub fn put(&self, key: impl Into<Vec<u8>>, value: impl Into<Vec<u8>>) -> Put<Self> {
+        Put::new(self.clone(), key, value)
+    }
+
+    /// Deletes a key, or a range of keys.
+    pub fn delete(&self, key: impl Into<Vec<u8>>) -> Delete<Self> {
+        Delete::new(self.clone(), key)
+    }
+
+    /// Forgets the history below `revision`.
+    pub fn compact(&self, revision: i64) -> Compact {
+        Compact { client: self.clone(), request: CompactionRequest { revision, physical: false } }
+    }
+
+    /// Sends a read as it is.
+    ///
+    /// # Errors
+    /// See [`Error`]; reads are retried on other endpoints while the time limit allows.
+    pub async fn send_range(&self, request: RangeRequest) -> Result<Reply<RangeResponse>, Error> {
+        let call = |channel| {
+            let request = request.clone();
+            async move { kv(channel).range(request).await }
+        };
+        self.read(call).await.map(Reply::new)
+    }
+
+    /// Sends a put as it is.
+    ///
+    /// # Errors
+    /// See [`Error`]; [`Error::outcome`] tells whether it may have been applied.
+    pub async fn send_put(&self, request: PutRequest) -> Result<Reply<PutResponse>, Error> {
+        let call = |channel| {
+            let request = request.clone();
+            async move { kv(channel).put(request).await }
+        };
+        self.write(call).await.map(Reply::new)
+    }
+
+    /// Sends a deletion as it is.
+    ///
+    /// # Errors
+    /// See [`Error`]; [`Error::outcome`] tells whether it may have been applied.
+    pub async fn send_delete(
+        &self,
+        request: DeleteRangeRequest,
+    ) -> Result<Reply<DeleteRangeResponse>, Error> {
+        let call = |channel| {
+            let request = request.clone();
+            async move { kv(channel).delete_range(request).await }
+        };
+        self.write(call).await.map(Reply::new)
+    }
+
+    /// Sends a compaction as it is.
+    ///
+    /// # Errors
+    /// See [`Error`]; [`Error::Compacted`] if the revision is already compacted.
+    pub async fn send_compact(
+        &self,
+        request: CompactionRequest,
+    ) -> Result<Reply<CompactionResponse>, Error> {
+        let call = |channel| async move { kv(channel).compact(request).await };
+        self.write(call).await.map(Reply::new)
+    }
+}
+
+/// The generated client, without its limit of 4 MiB on answers: ranges are larger.
+pub(crate) fn kv(channel: Channel) -> KvClient<Channel> {
+    KvClient::new(channel).max_decoding_message_size(usize::MAX)
+}
+
+/// A read; see [`Client::get`] and [`get`].
+#[derive(Debug, Clone)]
+#[must_use = "a request does nothing until it is awaited or added to a transaction"]
+pub struct Get<C> {
+    client: C,
+    request: RangeRequest,
+}
+
+impl<C> Get<C> {
+    fn new(client: C, key: impl Into<Vec<u8>>) -> Self {
+        let request = RangeRequest { key: Bytes::from(key.into()), ..RangeRequest::default() };
+        Self { client, request }
+    }
+
+    /// All keys that start with the key; all keys if it is empty.
+    pub fn prefix(mut self) -> Self {
+        set_prefix(&mut self.request.key, &mut self.request.range_end);
+        self
+    }
+
+    /// All keys from the key on.
+    pub fn from_key(mut self) -> Self {
+        set_from_key(&mut self.request.key, &mut self.request.range_end);
+        self
+    }
+
+    /// All keys from the key on and below `end`.
+    pub fn range(mut self, end: impl Into<Vec<u8>>) -> Self {
+        self.request.range_end = Bytes::from(end.into());
+        self
+    }
+
+    /// At most this many pairs; 0 for no limit.
+    pub fn limit(mut self, limit: i64) -> Self {
+        self.request.limit = limit;
+        self
+    }
+
+    /// The state as of this revision; 0 for the current one.
+    pub fn revision(mut self, revision: i64) -> Self {
+        self.request.revision = revision;
+        self
+    }
+
+    /// In this order instead of key order.
+    pub fn sort(mut self, target: SortTarget, order: SortOrder) -> Self {
+        self.request.set_sort_target(target);
+        self.request.set_sort_order(order);
+        self
+    }
+
+    /// Answers from the endpoint's own state, which may be behind: faster, and works without a
+    /// quorum.
+    pub fn serializable(mut self) -> Self {
+        self.request.serializable = true;
+        self
+    }
+
+    /// Without values.
+    pub fn keys_only(mut self) -> Self {
+        self.request.keys_only = true;
+        self
+    }
+
+    /// Only the number of keys.
+    pub fn count_only(mut self) -> Self {
+        self.request.count_only = true;
+        self
+    }
+}
+
+impl IntoFuture for Get<Client> {
+    type Output = Result<Reply<RangeResponse>, Error>;
+    type IntoFuture = Sent<RangeResponse>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move { self.client.send_range(self.request).await })
+    }
+}
+
+impl From<Get<Detached>> for RangeRequest {
+    fn from(get: Get<Detached>) -> Self {
+        get.request
+    }
+}
+
+/// A write of one key; see [`Client::put`] and [`put`].
+#[derive(Debug, Clone)]
+#[must_use = "a request does nothing until it is awaited or added to a transaction"]
+pub struct Put<C> {
+    client: C,
+    request: PutRequest,
+}
+
+impl<C> Put<C> {
+    fn new(client: C, key: impl Into<Vec<u8>>, value: impl Into<Vec<u8>>) -> Self {
+        let request = PutRequest {
+            key: Bytes::from(key.into()),
+            value: Bytes::from(value.into()),
+            ..PutRequest::default()
+        };
+        Self { client, request }
+    }
+
+    /// Deletes the key when this lease ends; 0 for no lease.
+    pub fn lease(mut self, id: i64) -> Self {
+        self.request.lease = id;
+        self
+    }
+
+    /// Answers with the pair as it was before.
+    pub fn prev_kv(mut self) -> Self {
+        self.request.prev_kv = true;
+        self
+    }
+
+    /// Keeps the value the key has. The value given must be empty.
+    pub fn ignore_value(mut self) -> Self {
+        self.request.ignore_value = true;
+        self
+    }
+
+    /// Keeps the lease the key has. The lease given must be 0.
+    pub fn ignore_lease(mut self) -> Self {
+        self.request.ignore_lease = true;
+        self
+    }
+}
+
+impl IntoFuture for Put<Client> {
+    type Output = Result<Reply<PutResponse>, Error>;
+    type IntoFuture = Sent<PutResponse>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move { self.client.send_put(self.request).await })
+    }
+}
+
+impl From<Put<Detached>> for PutRequest {
+    fn from(put: Put<Detached>) -> Self {
+        put.request
+    }
+}
+
+/// A deletion; see [`Client::delete`] and [`delete`].
+#[derive(Debug, Clone)]
+#[must_use = "a request does nothing until it is awaited or added to a transaction"]
+pub struct Delete<C> {
+    client: C,
+    request: DeleteRangeRequest,
+}
+
+impl<C> Delete<C> {
+    fn new(client: C, key: impl Into<Vec<u8>>) -> Self {
+        let request =
+            DeleteRangeRequest { key: Bytes::from(key.into()), ..DeleteRangeRequest::default() };
+        Self { client, request }
+    }
+
+    /// All keys that start with the key; all keys if it is empty.
+    pub fn prefix(mut self) -> Self {
+        set_prefix(&mut self.request.key, &mut self.request.range_end);
+        self
+    }
+
+    /// All keys from the key on.
+    pub fn from_key(mut self) -> Self {
+        set_from_key(&mut self.request.key, &mut self.request.range_end);
+        self
+    }
+
+    /// All keys from the key on and below `end`.
+    pub fn range(mut self, end: impl Into<Vec<u8>>) -> Self {
+        self.request.range_end = Bytes::from(end.into());
+        self
+    }
+
+    /// Answers with the deleted pairs.
+    pub fn prev_kv(mut self) -> Self {
+        self.request.prev_kv = true;
+        self
+    }
+}
+
+impl IntoFuture for Delete<Client> {
+    type Output = Result<Reply<DeleteRangeResponse>, Error>;
+    type IntoFuture = Sent<DeleteRangeResponse>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move { self.client.send_delete(self.request).await })
+    }
+}
+
+impl From<Delete<Detached>> for DeleteRangeRequest {
+    fn from(delete: Delete<Detached>) -> Self {
+        delete.request
+    }
+}
+
+/// A compaction; see [`Client::compact`].
+#[derive(Debug, Clone)]
+#[must_use = "a request does nothing until it is awaited"]
+pub struct Compact {
+    client: Client,
+    request: CompactionRequest,
+}
+
+impl Compact {
+    /// Answers only after the space has been reclaimed.
+    pub fn physical(mut self) -> Self {
+        self.request.physical = true;
+        self
+    }
+}
+
+impl IntoFuture for Compact {
+    type Output = Result<Reply<CompactionResponse>, Error>;
+    type IntoFuture = Sent<CompactionResponse>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(async move { self.client.send_compact(self.request).await })
+    }
+}

@@ -1,0 +1,202 @@
+//! Leases: keys that vanish when nobody says any more that they are needed.
+//!
+//! [`Lease`] is a guard: a task in the background keeps the lease alive and says what is known about
+//! it by this process's own monotonic clock, counted from the moment a keep-alive was *sent*. So the
+//! guard reports a loss before the server can let the lease expire, whatever happened to answers.
+
+mod keeper;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use conclave_proto::etcdserverpb::{
+    LeaseGrantRequest, LeaseGrantResponse, LeaseKeepAliveRequest, LeaseKeepAliveResponse,
+    LeaseLeasesRequest, LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse,
+    LeaseTimeToLiveRequest, LeaseTimeToLiveResponse, lease_client::LeaseClient,
+};
+use tokio::{
+    sync::{oneshot, watch},
+    time::Instant,
+};
+use tonic::{Code, Response, Status, transport::Channel};
+
+use crate::{client::Client, error::Error, reply::Reply};
+
+/// What this process knows about its lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LeaseState {
+    /// The server renewed the lease and the time it granted has not passed.
+    Alive,
+    /// The last keep-alive failed or went unanswered, but the time granted has not passed: do not
+    /// begin anything that needs the lease.
+    Suspended,
+    /// The lease ended, or may have. Final.
+    Lost,
+}
+
+impl Client {
+    /// Grants a lease of at least `ttl` (whole seconds, rounded up) and keeps it alive.
+    ///
+    /// # Errors
+    /// See [`Error`]. If the outcome is unknown a lease may remain until its time is up.
+    pub async fn lease(&self, ttl: Duration) -> Result<Lease, Error> {
+        let seconds = i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX);
+        let seconds = seconds.saturating_add(i64::from(ttl.subsec_nanos() > 0));
+        let sent = Instant::now();
+        let grant = self.lease_grant(seconds, 0).await?;
+        let granted = Duration::from_secs(u64::try_from(grant.ttl).unwrap_or(0));
+        let (state, states) = watch::channel(LeaseState::Alive);
+        let (guard, dropped) = oneshot::channel();
+        let keeper = keeper::Keeper::new(self.clone(), grant.id, state, sent, granted);
+        // Not aborted with the guard: it still has to revoke the lease. It ends by itself, at the
+        // latest one time limit after the guard.
+        drop(tokio::spawn(keeper.run(dropped)));
+        let client = self.clone();
+        Ok(Lease { client, id: grant.id, ttl: granted, states, guard: Some(guard) })
+    }
+
+    /// Grants a lease of at least `ttl` seconds without keeping it alive. `id` 0 lets the server
+    /// choose.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if the id is taken, and those of any write.
+    pub async fn lease_grant(&self, ttl: i64, id: i64) -> Result<Reply<LeaseGrantResponse>, Error> {
+        let request = LeaseGrantRequest { ttl, id };
+        let call = |channel| async move { LeaseClient::new(channel).lease_grant(request).await };
+        self.write(call).await.map(Reply::new)
+    }
+
+    /// Ends a lease and deletes its keys.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if there is no such lease (any more), and those of any write.
+    pub async fn lease_revoke(&self, id: i64) -> Result<Reply<LeaseRevokeResponse>, Error> {
+        let request = LeaseRevokeRequest { id };
+        let call = |channel| async move { LeaseClient::new(channel).lease_revoke(request).await };
+        self.write(call).await.map(Reply::new)
+    }
+
+    /// The time a lease has left, in seconds (-1: there is no such lease), and with `keys` the keys
+    /// attached to it.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn lease_time_to_live(
+        &self,
+        id: i64,
+        keys: bool,
+    ) -> Result<Reply<LeaseTimeToLiveResponse>, Error> {
+        let request = LeaseTimeToLiveRequest { id, keys };
+        let call = |channel| async move { lease(channel).lease_time_to_live(request).await };
+        self.read(call).await.map(Reply::new)
+    }
+
+    /// All leases.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn leases(&self) -> Result<Reply<LeaseLeasesResponse>, Error> {
+        let call =
+            |channel| async move { lease(channel).lease_leases(LeaseLeasesRequest {}).await };
+        self.read(call).await.map(Reply::new)
+    }
+
+    /// Renews a lease once. An answer with TTL 0 or less means that there is no such lease.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn lease_keep_alive_once(
+        &self,
+        id: i64,
+    ) -> Result<Reply<LeaseKeepAliveResponse>, Error> {
+        // Renewing twice does no harm, so this may be retried like a read.
+        let call = |channel| async move {
+            let outgoing = tokio_stream::once(LeaseKeepAliveRequest { id });
+            let mut stream =
+                LeaseClient::new(channel).lease_keep_alive(outgoing).await?.into_inner();
+            match stream.message().await? {
+                Some(answer) => Ok(Response::new(answer)),
+                None => Err(Status::new(Code::Unavailable, "keep-alive stream ended")),
+            }
+        };
+        self.read(call).await.map(Reply::new)
+    }
+}
+
+/// The generated client, without its limit of 4 MiB on answers: a lease may hold many keys.
+fn lease(channel: Channel) -> LeaseClient<Channel> {
+    LeaseClient::new(channel).max_decoding_message_size(usize::MAX)
+}
+
+/// A lease that is kept alive as long as this guard exists.
+///
+/// End it with [`Lease::revoke`], which says whether that worked. A guard that is dropped revokes
+/// in the background, within the client's time limit and without a report; if that fails too, the
+/// server ends the lease when its time is up.
+#[derive(Debug)]
+#[must_use = "the lease is revoked when the guard is dropped"]
+pub struct Lease {
+    client: Client,
+    id: i64,
+    ttl: Duration,
+    states: watch::Receiver<LeaseState>,
+    /// Tells the keeper what becomes of the lease; dropping it means: revoke.
+    guard: Option<oneshot::Sender<keeper::Released>>,
+}
+
+impl Lease {
+    /// The lease's id, for [`crate::kv::Put::lease`].
+    #[must_use]
+    pub fn id(&self) -> i64 {
+        self.id
+    }
+
+    /// The id as bytes of sixteen hexadecimal digits, as it appears in keys of locks and elections.
+    #[must_use]
+    pub fn key_suffix(&self) -> Bytes {
+        format!("{:x}", self.id).into()
+    }
+
+    /// The time the server granted.
+    #[must_use]
+    pub fn ttl(&self) -> Duration {
+        self.ttl
+    }
+
+    /// What is known now, and a way to wait for changes.
+    #[must_use]
+    pub fn state(&self) -> watch::Receiver<LeaseState> {
+        self.states.clone()
+    }
+
+    /// Waits until the lease is lost. Cancel-safe.
+    pub async fn lost(&self) {
+        let mut states = self.states.clone();
+        // An error means that the keeper is gone, which keeps the lease no longer either.
+        drop(states.wait_for(|state| *state == LeaseState::Lost).await);
+    }
+
+    /// Ends the lease and deletes its keys.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if it had already ended, and those of any write; the lease then ends when
+    /// its time is up.
+    pub async fn revoke(mut self) -> Result<(), Error> {
+        self.release();
+        self.client.lease_revoke(self.id).await.map(|_reply| ())
+    }
+
+    /// Stops keeping the lease alive without ending it, and returns its id.
+    #[must_use]
+    pub fn detach(mut self) -> i64 {
+        self.release();
+        self.id
+    }
+
+    fn release(&mut self) {
+        if let Some(guard) = self.guard.take() {
+            // The keeper may have ended because the lease is lost.
+            drop(guard.send(keeper::Released));
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! The task that keeps one lease alive and owns its state.
+
+use std::time::Duration;
+
+use conclave_proto::etcdserverpb::{
+    LeaseKeepAliveRequest, LeaseKeepAliveResponse, lease_client::LeaseClient,
+};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::{Instant, sleep_until, timeout_at},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Streaming;
+
+use super::LeaseState;
+use crate::{backoff::Backoff, client::Client, endpoint::Endpoint};
+
+/// Keep-alives on the way; one is sent only after the one before was answered.
+const REQUESTS_MAX: usize = 1;
+/// Keep-alives are sent this many times within the TTL.
+const KEEP_ALIVES_PER_TTL: u32 = 3;
+/// Part of the TTL by which the loss is reported early: clocks may differ in speed by this much.
+const SKEW_DIVISOR: u32 = 50;
+/// Time for a connection that answers nothing at all before another endpoint is tried.
+const ANSWER_TIMEOUT_MAX: Duration = Duration::from_secs(3);
+
+/// Sent when the guard gave the lease up without wanting the keeper to revoke it.
+#[derive(Debug)]
+pub(super) struct Released;
+
+pub(super) struct Keeper {
+    client: Client,
+    id: i64,
+    state: watch::Sender<LeaseState>,
+    /// When the lease may end at the earliest, by this process's clock.
+    deadline: Instant,
+    ttl: Duration,
+}
+
+/// A stream to one endpoint with at most one keep-alive under way.
+struct Connection {
+    requests: mpsc::Sender<LeaseKeepAliveRequest>,
+    answers: Streaming<LeaseKeepAliveResponse>,
+}
+
+/// Why a keep-alive did not succeed.
+enum Failure {
+    /// The server knows no such lease.
+    Gone,
+    /// No answer, or an answer that says nothing about the lease.
+    Unanswered,
+}
+
+impl Keeper {
+    pub(super) fn new(
+        client: Client,
+        id: i64,
+        state: watch::Sender<LeaseState>,
+        sent: Instant,
+        ttl: Duration,
+    ) -> Self {
+        Self { client, id, state, deadline: sent + usable(ttl), ttl }
+    }
+
+    /// Runs until the lease is lost or its guard is gone.
+    pub(super) async fn run(mut self, mut dropped: oneshot::Receiver<Released>) {
+        let released = tokio::select! {
+            () = self.keep() => {
+                self.state.send_replace(LeaseState::Lost);
+                return;
+            }
+            released = &mut dropped => released,
+        };
+        self.state.send_replace(LeaseState::Lost);
+        if released.is_err() {
+            // The guard was dropped. Bounded by the client's time limit; the TTL is the fallback.
+            if let Err(error) = self.client.lease_revoke(self.id).await {
+                tracing::debug!(lease = self.id, %error, "revoking a dropped lease failed");
+            }
+        }
+    }
+
+    /// Returns when the lease is lost.
+    async fn keep(&mut self) {
+        let mut backoff = Backoff::default();
+        let mut next = Instant::now() + self.ttl / KEEP_ALIVES_PER_TTL;
+        loop {
+            if timeout_at(self.deadline, sleep_until(next)).await.is_err() {
+                return;
+            }
+            let endpoint = self.client.endpoint();
+            match self.session(&endpoint, &mut backoff).await {
+                Failure::Gone => return,
+                Failure::Unanswered => {
+                    endpoint.failed();
+                    self.state.send_if_modified(|state| {
+                        std::mem::replace(state, LeaseState::Suspended) == LeaseState::Alive
+                    });
+                    next = Instant::now() + backoff.next();
+                }
+            }
+        }
+    }
+
+    /// Keeps the lease alive over one stream until that fails.
+    async fn session(&mut self, endpoint: &Endpoint, backoff: &mut Backoff) -> Failure {
+        let mut sent = Instant::now();
+        let opened = timeout_at(self.patience(sent), Connection::open(endpoint, self.id)).await;
+        let Ok(Some(mut connection)) = opened else {
+            return Failure::Unanswered;
+        };
+        loop {
+            let answer = timeout_at(self.patience(sent), connection.answer()).await;
+            let Ok(Some(answer)) = answer else {
+                return Failure::Unanswered;
+            };
+            if answer.ttl <= 0 {
+                return Failure::Gone;
+            }
+            endpoint.succeeded();
+            backoff.reset();
+            self.ttl = Duration::from_secs(u64::try_from(answer.ttl).unwrap_or(0));
+            self.deadline = self.deadline.max(sent + usable(self.ttl));
+            self.state.send_if_modified(|state| {
+                std::mem::replace(state, LeaseState::Alive) != LeaseState::Alive
+            });
+            sleep_until(sent + self.ttl / KEEP_ALIVES_PER_TTL).await;
+            sent = Instant::now();
+            if connection.requests.try_send(LeaseKeepAliveRequest { id: self.id }).is_err() {
+                return Failure::Unanswered;
+            }
+        }
+    }
+
+    /// Until when to wait for the answer to a keep-alive `sent` then: further endpoints shall have
+    /// a turn within the TTL, and no answer counts that comes after the lease may have ended.
+    fn patience(&self, sent: Instant) -> Instant {
+        let patience = (self.ttl / (2 * KEEP_ALIVES_PER_TTL)).min(ANSWER_TIMEOUT_MAX);
+        (sent + patience).min(self.deadline)
+    }
+}
+
+impl Connection {
+    /// Opens a stream with a first keep-alive on it: etcd answers the call only with the answer to
+    /// that, so a stream that starts out silent would never be opened.
+    async fn open(endpoint: &Endpoint, id: i64) -> Option<Self> {
+        let (requests, outgoing) = mpsc::channel(REQUESTS_MAX);
+        requests.try_send(LeaseKeepAliveRequest { id }).expect("invariant: a new channel has room");
+        let outgoing = ReceiverStream::new(outgoing);
+        match LeaseClient::new(endpoint.channel()).lease_keep_alive(outgoing).await {
+            Ok(answers) => Some(Self { requests, answers: answers.into_inner() }),
+            Err(status) => {
+                tracing::debug!(endpoint = endpoint.address(), %status, "no keep-alive stream");
+                None
+            }
+        }
+    }
+
+    async fn answer(&mut self) -> Option<LeaseKeepAliveResponse> {
+        self.answers.message().await.ok().flatten()
+    }
+}
+
+/// The part of a TTL for which the lease can be relied on.
+fn usable(ttl: Duration) -> Duration {
+    ttl - ttl / SKEW_DIVISOR
+}

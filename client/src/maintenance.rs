@@ -1,0 +1,87 @@
+//! Members, status, alarms, and what operators do.
+//!
+//! Status, hash and defragmentation concern one member: use the clients of [`Client::each`].
+
+use conclave_proto::etcdserverpb::{
+    AlarmRequest, AlarmResponse, DefragmentRequest, HashKvRequest, HashKvResponse,
+    MemberListRequest, MemberListResponse, MoveLeaderRequest, StatusRequest, StatusResponse,
+    alarm_request::AlarmAction, cluster_client::ClusterClient,
+    maintenance_client::MaintenanceClient,
+};
+
+use crate::{client::Client, error::Error, reply::Reply};
+
+impl Client {
+    /// The members of the cluster.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn members(&self) -> Result<Reply<MemberListResponse>, Error> {
+        let request = MemberListRequest { linearizable: true };
+        let call = |channel| async move { ClusterClient::new(channel).member_list(request).await };
+        self.read(call).await.map(Reply::new)
+    }
+
+    /// The state of one member.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn status(&self) -> Result<Reply<StatusResponse>, Error> {
+        let call =
+            |channel| async move { MaintenanceClient::new(channel).status(StatusRequest {}).await };
+        self.read(call).await.map(Reply::new)
+    }
+
+    /// The hash of one member's keys and history up to `revision` (0 for the current one).
+    ///
+    /// # Errors
+    /// [`Error::Compacted`] and [`Error::FutureRevision`] by revision, and those of any read.
+    pub async fn hash_kv(&self, revision: i64) -> Result<Reply<HashKvResponse>, Error> {
+        let request = HashKvRequest { revision };
+        let call = |channel| async move { MaintenanceClient::new(channel).hash_kv(request).await };
+        self.read(call).await.map(Reply::new)
+    }
+
+    /// The active alarms.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn alarms(&self) -> Result<Reply<AlarmResponse>, Error> {
+        let request = AlarmRequest { action: AlarmAction::Get.into(), member_id: 0, alarm: 0 };
+        let call = |channel| async move { MaintenanceClient::new(channel).alarm(request).await };
+        self.read(call).await.map(Reply::new)
+    }
+
+    /// Ends all alarms (member 0 and alarm 0 stand for any) and answers with those ended.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn disarm_alarms(&self) -> Result<Reply<AlarmResponse>, Error> {
+        let request =
+            AlarmRequest { action: AlarmAction::Deactivate.into(), member_id: 0, alarm: 0 };
+        let call = |channel| async move { MaintenanceClient::new(channel).alarm(request).await };
+        self.write(call).await.map(Reply::new)
+    }
+
+    /// Gives free space of one member's store back to the file system.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn defragment(&self) -> Result<(), Error> {
+        let call = |channel| async move {
+            MaintenanceClient::new(channel).defragment(DefragmentRequest {}).await
+        };
+        self.write(call).await.map(|_response| ())
+    }
+
+    /// Hands leadership to the member `target`. Only the leader accepts this.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] by a member that does not lead or if the target cannot.
+    pub async fn move_leader(&self, target: u64) -> Result<(), Error> {
+        let request = MoveLeaderRequest { target_id: target };
+        let call =
+            |channel| async move { MaintenanceClient::new(channel).move_leader(request).await };
+        self.write(call).await.map(|_response| ())
+    }
+}

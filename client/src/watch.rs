@@ -1,0 +1,180 @@
+//! Watches: streams of changes that survive broken connections.
+//!
+//! Each watch has a stream of its own, so a slow reader holds back its own server stream (by HTTP/2
+//! flow control) and no other. After an error, and after a clean end, the watch goes on at the last
+//! revision it delivered + 1, on another endpoint if need be: every event once, in order.
+
+mod resume;
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use conclave_proto::{
+    etcdserverpb::{ResponseHeader, WatchCreateRequest, watch_create_request::FilterType},
+    mvccpb::Event,
+};
+use futures::Stream;
+use tokio::sync::mpsc;
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::{
+    client::Client,
+    error::Error,
+    key::{set_from_key, set_prefix},
+};
+
+/// Responses waiting for the reader; beyond that the server's stream is held back.
+const RESPONSES_MAX: usize = 16;
+/// Progress requests that the watch has not yet passed on; more are not worth sending.
+const PROGRESS_REQUESTS_MAX: usize = 4;
+
+impl Client {
+    /// Watches a key, or a range of keys.
+    pub fn watch(&self, key: impl Into<Vec<u8>>) -> Watch {
+        let request = WatchCreateRequest {
+            key: Bytes::from(key.into()),
+            // A revision too large for one message comes in parts, which are joined here.
+            fragment: true,
+            ..WatchCreateRequest::default()
+        };
+        Watch { client: self.clone(), request, created_notify: false }
+    }
+}
+
+/// A watch that has not begun; see [`Client::watch`].
+#[derive(Debug, Clone)]
+#[must_use = "a watch does nothing until `start` is called"]
+pub struct Watch {
+    client: Client,
+    request: WatchCreateRequest,
+    created_notify: bool,
+}
+
+impl Watch {
+    /// All keys that start with the key; all keys if it is empty.
+    pub fn prefix(mut self) -> Self {
+        set_prefix(&mut self.request.key, &mut self.request.range_end);
+        self
+    }
+
+    /// All keys from the key on.
+    pub fn from_key(mut self) -> Self {
+        set_from_key(&mut self.request.key, &mut self.request.range_end);
+        self
+    }
+
+    /// All keys from the key on and below `end`.
+    pub fn range(mut self, end: impl Into<Vec<u8>>) -> Self {
+        self.request.range_end = Bytes::from(end.into());
+        self
+    }
+
+    /// Begins with the events of this revision; 0 for those after the watch was created.
+    pub fn from_revision(mut self, revision: i64) -> Self {
+        self.request.start_revision = revision;
+        self
+    }
+
+    /// With each event the pair as it was before, as far as it is not compacted.
+    pub fn prev_kv(mut self) -> Self {
+        self.request.prev_kv = true;
+        self
+    }
+
+    /// Without puts.
+    pub fn no_puts(mut self) -> Self {
+        self.request.filters.push(FilterType::Noput.into());
+        self
+    }
+
+    /// Without deletions.
+    pub fn no_deletes(mut self) -> Self {
+        self.request.filters.push(FilterType::Nodelete.into());
+        self
+    }
+
+    /// Also yields a [`Response`] without events from time to time, which says that everything up to
+    /// its revision was delivered.
+    pub fn progress_notify(mut self) -> Self {
+        self.request.progress_notify = true;
+        self
+    }
+
+    /// Yields one [`Response`] with [`Response::created`] set once the server has set up the watch.
+    pub fn created_notify(mut self) -> Self {
+        self.created_notify = true;
+        self
+    }
+
+    /// Begins to watch, in a task of the current tokio runtime.
+    #[must_use = "the watch ends when the watcher is dropped"]
+    pub fn start(self) -> Watcher {
+        let (output, responses) = mpsc::channel(RESPONSES_MAX);
+        let (progress, progress_requests) = mpsc::channel(PROGRESS_REQUESTS_MAX);
+        let task = resume::Task::new(self, output, progress_requests);
+        Watcher { responses, progress, _task: AbortOnDropHandle::new(tokio::spawn(task.run())) }
+    }
+}
+
+/// Some events, in order; all events of one revision come in one response.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Response {
+    /// The header of the server's message.
+    pub header: Option<ResponseHeader>,
+    /// Whether this only says that the watch was set up.
+    pub created: bool,
+    /// The changes. None if this only reports progress.
+    pub events: Vec<Event>,
+}
+
+impl Response {
+    /// Whether this only says how far the watch has come.
+    #[must_use]
+    pub fn is_progress(&self) -> bool {
+        self.events.is_empty() && !self.created
+    }
+
+    /// The revision in the header.
+    #[must_use]
+    pub fn revision(&self) -> i64 {
+        self.header.as_ref().map_or(0, |header| header.revision)
+    }
+}
+
+/// A running watch: a [`Stream`] of responses. It ends after the first error, which is one that
+/// waiting cannot mend: [`Error::Compacted`] says from where on the history is still there.
+#[derive(Debug)]
+pub struct Watcher {
+    responses: mpsc::Receiver<Result<Response, Error>>,
+    progress: mpsc::Sender<()>,
+    _task: AbortOnDropHandle<()>,
+}
+
+impl Watcher {
+    /// The next response, or `None` after the end. Cancel-safe: nothing is lost.
+    ///
+    /// # Errors
+    /// What ended the watch, once.
+    pub async fn next(&mut self) -> Result<Option<Response>, Error> {
+        self.responses.recv().await.transpose()
+    }
+
+    /// Asks the server to report progress. The answer, a response without events, comes only if the
+    /// watch has caught up.
+    pub fn request_progress(&self) {
+        if self.progress.try_send(()).is_err() {
+            tracing::trace!("a progress request is already on its way, or the watch has ended");
+        }
+    }
+}
+
+impl Stream for Watcher {
+    type Item = Result<Response, Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.responses.poll_recv(cx)
+    }
+}

@@ -1,0 +1,215 @@
+//! The task behind a watch: opens the server's stream, and opens it again where it broke off.
+
+use std::time::Duration;
+
+use conclave_proto::{
+    etcdserverpb::{
+        WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse,
+        watch_client::WatchClient, watch_request::RequestUnion,
+    },
+    mvccpb::Event,
+};
+use tokio::{
+    sync::mpsc,
+    time::{sleep, timeout},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Request, Status, Streaming, metadata::MetadataValue};
+
+use super::{Response, Watch};
+use crate::{backoff::Backoff, client::Client, endpoint::Endpoint, error::Error};
+
+/// Requests waiting to go out on the server's stream.
+const REQUESTS_MAX: usize = 8;
+/// Time for one endpoint to set up the watch before another is tried.
+const CREATE_TIMEOUT_MAX: Duration = Duration::from_secs(5);
+
+/// How one server stream ended.
+enum End {
+    /// Nobody reads any more.
+    Dropped,
+    /// Trying again cannot help.
+    Failed(Error),
+    /// The stream broke off or ended. `Some` if the server gave a reason.
+    Broken(Option<Status>),
+}
+
+pub(super) struct Task {
+    client: Client,
+    request: WatchCreateRequest,
+    created_notify: bool,
+    /// The first revision not yet delivered; 0 until the server has said what "now" is.
+    next: i64,
+    /// The parts of a response that is not complete.
+    parts: Vec<Event>,
+    output: mpsc::Sender<Result<Response, Error>>,
+    progress: mpsc::Receiver<()>,
+    backoff: Backoff,
+}
+
+impl Task {
+    pub(super) fn new(
+        watch: Watch,
+        output: mpsc::Sender<Result<Response, Error>>,
+        progress: mpsc::Receiver<()>,
+    ) -> Self {
+        Self {
+            client: watch.client,
+            next: watch.request.start_revision,
+            request: watch.request,
+            created_notify: watch.created_notify,
+            parts: Vec::new(),
+            output,
+            progress,
+            backoff: Backoff::default(),
+        }
+    }
+
+    pub(super) async fn run(mut self) {
+        loop {
+            let endpoint = self.client.endpoint();
+            self.parts.clear();
+            match self.session(&endpoint).await {
+                End::Dropped => return,
+                End::Failed(error) => {
+                    // A reader that is gone needs no reason.
+                    drop(self.output.send(Err(error)).await);
+                    return;
+                }
+                End::Broken(status) => {
+                    endpoint.failed();
+                    let endpoint = endpoint.address();
+                    tracing::debug!(endpoint, ?status, next = self.next, "resuming watch");
+                    sleep(self.backoff.next()).await;
+                }
+            }
+        }
+    }
+
+    /// One server stream, from its creation to its end.
+    async fn session(&mut self, endpoint: &Endpoint) -> End {
+        let limit = self.client.timeout().min(CREATE_TIMEOUT_MAX);
+        // The sender lives as long as the session: dropping it would half-close the stream.
+        let (requests, mut stream) = match timeout(limit, self.open(endpoint)).await {
+            Ok(Ok(opened)) => opened,
+            Ok(Err(status)) => return ended_by(status, endpoint),
+            Err(_elapsed) => return End::Broken(None),
+        };
+        let mut is_created = false;
+        loop {
+            let message = tokio::select! {
+                message = stream.message() => message,
+                () = sleep(limit), if !is_created => return End::Broken(None),
+                Some(()) = self.progress.recv() => {
+                    let union = RequestUnion::ProgressRequest(WatchProgressRequest {});
+                    drop(requests.try_send(WatchRequest { request_union: Some(union) }));
+                    continue;
+                }
+            };
+            match message {
+                Ok(Some(message)) => {
+                    is_created |= message.created;
+                    endpoint.succeeded();
+                    if let Some(end) = self.receive(message, endpoint).await {
+                        return end;
+                    }
+                }
+                Ok(None) => return End::Broken(None),
+                Err(status) => return ended_by(status, endpoint),
+            }
+        }
+    }
+
+    async fn open(
+        &self,
+        endpoint: &Endpoint,
+    ) -> Result<(mpsc::Sender<WatchRequest>, Streaming<WatchResponse>), Status> {
+        let (requests, outgoing) = mpsc::channel(REQUESTS_MAX);
+        let create = WatchCreateRequest { start_revision: self.next, ..self.request.clone() };
+        let union = RequestUnion::CreateRequest(create);
+        requests
+            .try_send(WatchRequest { request_union: Some(union) })
+            .expect("invariant: a new channel has room");
+        let mut request = Request::new(ReceiverStream::new(outgoing));
+        // A member cut off from the leader shall end the stream rather than stay silent.
+        request.metadata_mut().insert("hasleader", MetadataValue::from_static("true"));
+        let stream = WatchClient::new(endpoint.channel())
+            .max_decoding_message_size(usize::MAX)
+            .watch(request)
+            .await?
+            .into_inner();
+        Ok((requests, stream))
+    }
+
+    /// Takes one message; `Some` if it ends the stream.
+    async fn receive(&mut self, message: WatchResponse, endpoint: &Endpoint) -> Option<End> {
+        if message.canceled {
+            return Some(canceled(&message, endpoint));
+        }
+        let revision = message.header.as_ref().map_or(0, |header| header.revision);
+        if message.created {
+            self.backoff.reset();
+            if self.next == 0 {
+                self.next = revision + 1;
+            }
+            if !std::mem::take(&mut self.created_notify) {
+                return None;
+            }
+            let created = Response { header: message.header, created: true, events: Vec::new() };
+            return self.deliver(created).await;
+        }
+        if message.events.is_empty() && !message.fragment && self.parts.is_empty() {
+            // Everything up to this revision was sent: no need to look at it again.
+            self.next = self.next.max(revision + 1);
+            let progress = Response { header: message.header, created: false, events: Vec::new() };
+            return self.deliver(progress).await;
+        }
+        self.parts.extend(message.events);
+        if message.fragment {
+            return None;
+        }
+        let mut events = std::mem::take(&mut self.parts);
+        let next = self.next;
+        // After a resume a server may send again what it sent before.
+        events.retain(|event| mod_revision(event) >= next);
+        let last = events.last().map(mod_revision)?;
+        self.next = last + 1;
+        self.deliver(Response { header: message.header, created: false, events }).await
+    }
+
+    async fn deliver(&self, response: Response) -> Option<End> {
+        self.output.send(Ok(response)).await.err().map(|_closed| End::Dropped)
+    }
+}
+
+fn mod_revision(event: &Event) -> i64 {
+    event.kv.as_ref().map_or(0, |kv| kv.mod_revision)
+}
+
+/// Sorts the status a stream ended with: does another attempt make sense?
+fn ended_by(status: Status, endpoint: &Endpoint) -> End {
+    match Error::from_status(status, endpoint.address()) {
+        error @ (Error::Invalid(_)
+        | Error::Refused(_)
+        | Error::Denied(_)
+        | Error::NotFound(_)
+        | Error::Unimplemented(_)) => End::Failed(error),
+        error => End::Broken(error.status().cloned()),
+    }
+}
+
+/// Sorts a cancellation by the server.
+fn canceled(message: &WatchResponse, endpoint: &Endpoint) -> End {
+    let reason = message.cancel_reason.as_str();
+    if message.compact_revision > 0 || reason.ends_with("has been compacted") {
+        return End::Failed(Error::Compacted { revision: message.compact_revision });
+    }
+    if reason.contains("PermissionDenied") || reason.contains("Unauthenticated") {
+        return End::Failed(Error::Denied(Status::new(Code::PermissionDenied, reason)));
+    }
+    if message.created {
+        return End::Failed(Error::Invalid(Status::new(Code::InvalidArgument, reason)));
+    }
+    let status = Status::new(Code::Unavailable, reason);
+    ended_by(status, endpoint)
+}

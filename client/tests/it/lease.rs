@@ -1,0 +1,80 @@
+//! Leases and their guard.
+
+use std::time::Duration;
+
+use conclave_client::{Error, LeaseState};
+use tokio::time::{Instant, timeout};
+
+use crate::{server::eventually, start};
+
+#[tokio::test]
+async fn a_guard_keeps_its_lease_alive_until_revoked() {
+    let test = "a_guard_keeps_its_lease_alive_until_revoked";
+    let Some((_server, client)) = start(test).await else { return };
+    let lease = client.lease(Duration::from_secs(2)).await.unwrap();
+    client.put("leased", "1").lease(lease.id()).await.unwrap();
+    // Longer than the TTL: only keep-alives can explain that the lease is still there.
+    assert!(timeout(Duration::from_secs(5), lease.lost()).await.is_err(), "lost while kept alive");
+    assert_eq!(*lease.state().borrow(), LeaseState::Alive);
+    let keys = client.lease_time_to_live(lease.id(), true).await.unwrap();
+    assert_eq!((keys.granted_ttl, keys.keys.len()), (2, 1));
+    let state = lease.state();
+    lease.revoke().await.unwrap();
+    assert!(client.get("leased").await.unwrap().one().is_none());
+    eventually("the state says lost", async || (*state.borrow() == LeaseState::Lost).then_some(()))
+        .await;
+}
+
+#[tokio::test]
+async fn a_dropped_guard_revokes() {
+    let Some((_server, client)) = start("a_dropped_guard_revokes").await else { return };
+    let lease = client.lease(Duration::from_secs(600)).await.unwrap();
+    client.put("leased", "1").lease(lease.id()).await.unwrap();
+    drop(lease);
+    eventually("the key is gone", async || {
+        client.get("leased").await.unwrap().one().is_none().then_some(())
+    })
+    .await;
+    let kept = client.lease(Duration::from_secs(600)).await.unwrap().detach();
+    assert_eq!(client.lease_keep_alive_once(kept).await.unwrap().ttl, 600);
+    client.lease_revoke(kept).await.unwrap();
+    assert_eq!(client.lease_keep_alive_once(kept).await.unwrap().ttl, 0);
+    let error = client.lease_revoke(kept).await.unwrap_err();
+    assert!(matches!(error, Error::NotFound(_)), "{error:?}");
+    assert!(client.leases().await.unwrap().leases.is_empty());
+}
+
+#[tokio::test]
+async fn the_loss_is_reported_before_the_lease_can_end() {
+    let test = "the_loss_is_reported_before_the_lease_can_end";
+    let Some((mut server, client)) = start(test).await else { return };
+    let lease = client.lease(Duration::from_secs(3)).await.unwrap();
+    let mut state = lease.state();
+    server.kill();
+    let killed = Instant::now();
+    state.wait_for(|state| *state == LeaseState::Suspended).await.unwrap();
+    lease.lost().await;
+    assert!(killed.elapsed() < Duration::from_secs(3), "{:?}", killed.elapsed());
+}
+
+#[tokio::test]
+async fn a_guard_notices_that_its_lease_was_revoked() {
+    let test = "a_guard_notices_that_its_lease_was_revoked";
+    let Some((_server, client)) = start(test).await else { return };
+    let lease = client.lease(Duration::from_secs(3)).await.unwrap();
+    client.lease_revoke(lease.id()).await.unwrap();
+    timeout(Duration::from_secs(3), lease.lost()).await.expect("reported with the next keep-alive");
+}
+
+#[tokio::test]
+async fn a_guard_survives_a_restart_of_the_server() {
+    let test = "a_guard_survives_a_restart_of_the_server";
+    let Some((mut server, client)) = start(test).await else { return };
+    let lease = client.lease(Duration::from_secs(6)).await.unwrap();
+    let mut state = lease.state();
+    server.kill();
+    state.wait_for(|state| *state == LeaseState::Suspended).await.unwrap();
+    server.start();
+    state.wait_for(|state| *state != LeaseState::Suspended).await.unwrap();
+    assert_eq!(*state.borrow(), LeaseState::Alive);
+}
