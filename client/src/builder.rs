@@ -35,8 +35,8 @@ impl Builder {
             settings: Settings {
                 dial_timeout: Duration::from_secs(2),
                 // etcd refuses clients that ping more often than every 5 s.
-                ping_interval: Duration::from_secs(10),
-                ping_timeout: Duration::from_secs(6),
+                ping_interval: Duration::from_secs(6),
+                ping_timeout: Duration::from_secs(4),
             },
         }
     }
@@ -54,7 +54,7 @@ impl Builder {
     }
 
     /// How often a connection with open requests is probed, and how long the answer may take
-    /// before the connection counts as dead. Default 10 s and 6 s. etcd disconnects clients that
+    /// before the connection counts as dead. Default 6 s and 4 s. etcd disconnects clients that
     /// probe more often than every 5 s.
     pub fn keep_alive(mut self, interval: Duration, timeout: Duration) -> Self {
         self.settings.ping_interval = interval;
