@@ -1,11 +1,15 @@
 //! A state without a raft: entries are made and applied by hand.
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use conclave_proto::{etcdserverpb as etcd, internal};
-use conclave_raft_store::types::{Batch, CommittedLeaderId, Entry, EntryPayload, LogId};
+use conclave_raft_store::types::{
+    Batch, CommittedLeaderId, Entry, EntryPayload, LogId, MemberNode, Membership, Nodes,
+};
 use conclave_raft_store::{
     AppliedEntry, ApplySink, EngineKind, Reader, RocksOptions, StateMachine, StateStore,
     StoreOptions,
@@ -77,6 +81,13 @@ pub(crate) fn entry(index: u64, commands: Vec<internal::command::Command>) -> En
     Entry { log_id: log_id(index), payload }
 }
 
+pub(crate) fn membership_entry(index: u64) -> Entry {
+    let nodes = (1..=3).map(|id| (id, MemberNode { name: format!("n{id}"), peer_urls: vec![] }));
+    let membership = Membership::new(vec![[1, 2, 3].into()], nodes.collect::<Nodes>());
+    let payload = EntryPayload::Membership(membership.expect("every voter has a node"));
+    Entry { log_id: log_id(index), payload }
+}
+
 pub(crate) fn put(key: impl Into<Bytes>, value: impl Into<Bytes>) -> internal::command::Command {
     internal::command::Command::Put(etcd::PutRequest {
         key: key.into(),
@@ -90,21 +101,41 @@ pub(crate) fn compact(revision: i64) -> internal::command::Command {
 }
 
 /// What a crash now would leave of `root`: its files, without what is in memory.
+///
+/// Files may be deleted meanwhile in the background; then the copy is made again.
 pub(crate) fn crash_image(root: &Path) -> tempfile::TempDir {
-    let image = tempfile::tempdir().expect("a temporary directory");
-    copy_tree(root, image.path());
-    image
-}
-
-fn copy_tree(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).expect("create");
-    for entry in std::fs::read_dir(from).expect("list") {
-        let entry = entry.expect("list");
-        let target = to.join(entry.file_name());
-        if entry.file_type().expect("type").is_dir() {
-            copy_tree(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), target).expect("copy");
+    for _ in 0..1_000 {
+        let image = tempfile::tempdir().expect("a temporary directory");
+        let before = names(root);
+        if copy_tree(root, image.path()).is_ok() && names(root) == before {
+            return image;
         }
     }
+    panic!("the files of {} never stay the same", root.display());
+}
+
+fn names(root: &Path) -> BTreeSet<PathBuf> {
+    let mut names = BTreeSet::new();
+    for entry in std::fs::read_dir(root).into_iter().flatten().flatten() {
+        names.extend(names_below(&entry.path()));
+    }
+    names
+}
+
+fn names_below(path: &Path) -> BTreeSet<PathBuf> {
+    if path.is_dir() { names(path) } else { BTreeSet::from([path.to_owned()]) }
+}
+
+fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
+    std::fs::create_dir_all(to)?;
+    for entry in std::fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy_tree(&entry.path(), &target)?;
+        } else {
+            std::fs::copy(entry.path(), target)?;
+        }
+    }
+    Ok(())
 }

@@ -1,4 +1,7 @@
 //! The state machine as raft and readers use it, on both engines.
+#![expect(clippy::unwrap_used, reason = "a failing test is to panic")]
 
 mod apply;
+mod engines;
 mod harness;
+mod snapshot;
