@@ -11,11 +11,14 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
-use conclave_state_machine::command::Range;
+use conclave_state_machine::command::{Range, Txn, TxnOp};
 use conclave_state_machine::head::Head;
-use conclave_state_machine::range;
 use conclave_state_machine::read::{Read, Table};
-use conclave_state_machine::response::{Event, Halt, RangeResponse, Rejection};
+use conclave_state_machine::response::{
+    Event, Halt, KeyValue, RangeResponse, Rejection, TxnResponse,
+};
+use conclave_state_machine::span::Span;
+use conclave_state_machine::{kv, range};
 
 use crate::engine::View;
 use crate::row::{self, Identity, Moment};
@@ -100,6 +103,44 @@ impl Reader {
         })
     }
 
+    /// Answers a transaction that only reads, and the current revision at which it was answered.
+    ///
+    /// # Errors
+    /// [`ReadError::Rejected`] if a revision cannot be read or an operation writes;
+    /// [`ReadError::Halt`] if storage fails.
+    pub fn read_txn(&self, txn: &Txn) -> Result<(TxnResponse, i64), ReadError> {
+        self.consistent(|rows, head| {
+            let asked = txn.success.iter().chain(&txn.failure).filter_map(|op| match op {
+                TxnOp::Range(range) if range.revision > 0 => Some(range.revision),
+                TxnOp::Range(_) | TxnOp::Put(_) | TxnOp::DeleteRange(_) | TxnOp::Txn(_) => None,
+            });
+            let oldest = asked.min().unwrap_or(head.revision).min(head.revision);
+            let answer = kv::read_txn(rows, head, txn)?.map_err(ReadError::Rejected);
+            Ok((oldest, answer.map(|answer| (answer, head.revision))))
+        })
+    }
+
+    /// Reads the first `limit` live keys that `request` names as of revision `at`, whatever else it
+    /// says. For a large range in pieces.
+    ///
+    /// # Errors
+    /// [`Rejection::Compacted`] if `at` is compacted; [`ReadError::Halt`] if storage fails.
+    pub fn page(&self, request: &Range, at: i64, limit: usize) -> Result<Vec<KeyValue>, ReadError> {
+        self.consistent(|rows, head| {
+            if at < head.compacted {
+                return Ok((i64::MAX, Err(ReadError::Rejected(Rejection::Compacted))));
+            }
+            let kvs = match Span::new(&request.key, &request.range_end) {
+                Span::Keys { start, end } => range::page(rows, at, start, end, limit)?,
+                Span::One(key) => {
+                    let end = [key.as_ref(), &[0]].concat();
+                    range::page(rows, at, key, Some(&end), limit)?
+                }
+            };
+            Ok((at, Ok(kvs)))
+        })
+    }
+
     /// Events from revision `from` to `to`, both included, for whole revisions, at most
     /// `revisions_max` of them and about `bytes_max`.
     ///
@@ -172,6 +213,12 @@ impl Reader {
             disk: seen.rows.disk_bytes(),
             memory: seen.rows.memory_bytes(),
         }
+    }
+
+    /// [`Sizes::total`] alone, at no cost.
+    #[must_use]
+    pub fn total_bytes(&self) -> i64 {
+        self.head().size_in_use().max(*self.shared.bytes_high.lock())
     }
 
     /// Makes everything applied so far durable. Blocks on the disk.
