@@ -6,6 +6,7 @@ pub mod command;
 mod directory;
 pub mod engine;
 mod hash;
+pub mod log;
 mod memory;
 pub mod reader;
 mod rocks;

@@ -1,0 +1,165 @@
+//! The file operations that the log needs, and their implementation on a real directory.
+//!
+//! The seam exists for crash tests: [`crate::log::sim::SimDisk`] implements it in memory, loses what
+//! was not synced and fails on demand. It is not a general file system.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// One flat directory of files, owned by one log.
+pub trait Disk: Send + Sync + 'static {
+    /// Names of all files.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    fn list(&self) -> io::Result<Vec<String>>;
+    /// Creates `name`, which must not exist.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>>;
+    /// Opens `name`, which must exist, to read and write.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>>;
+    /// Renames a file, replacing `to`. Durable after [`Disk::sync_dir`].
+    ///
+    /// # Errors
+    /// Those of the file system.
+    fn rename(&self, from: &str, to: &str) -> io::Result<()>;
+    /// Removes a file. Durable after [`Disk::sync_dir`].
+    ///
+    /// # Errors
+    /// Those of the file system.
+    fn remove(&self, name: &str) -> io::Result<()>;
+    /// Makes names durable: creations, renames and removals.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    fn sync_dir(&self) -> io::Result<()>;
+    /// Where `name` is, for a person.
+    fn path(&self, name: &str) -> PathBuf;
+}
+
+/// An open file. Positions are explicit, so that readers and the writer share it.
+pub trait DiskFile: Send + Sync {
+    /// Length in bytes.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    fn bytes(&self) -> io::Result<u64>;
+    /// Cuts or extends the file.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    fn set_bytes(&self, bytes: u64) -> io::Result<()>;
+    /// Fills `buffer` from `offset`.
+    ///
+    /// # Errors
+    /// Those of the file system; `UnexpectedEof` if the file ends before.
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
+    /// Writes all of `bytes` at `offset`. Durable after [`DiskFile::sync`].
+    ///
+    /// # Errors
+    /// Those of the file system.
+    fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+    /// Makes all written bytes durable, and the length if it changed (`fdatasync`).
+    ///
+    /// # Errors
+    /// Those of the file system. After one nothing is known about the bytes written before.
+    fn sync(&self) -> io::Result<()>;
+}
+
+/// A directory of the file system, locked against a second process for as long as this lives.
+#[derive(Debug)]
+pub struct RealDisk {
+    dir: PathBuf,
+    _lock: File,
+}
+
+impl RealDisk {
+    /// Opens `dir` and locks it; creates it if absent.
+    ///
+    /// # Errors
+    /// `WouldBlock` if another process holds it; else those of the file system.
+    pub fn open(dir: &Path) -> io::Result<Self> {
+        if !dir.is_dir() {
+            std::fs::create_dir_all(dir)?;
+            if let Some(parent) = dir.parent().filter(|p| !p.as_os_str().is_empty()) {
+                File::open(parent)?.sync_all()?;
+            }
+        }
+        let lock =
+            OpenOptions::new().create(true).write(true).truncate(false).open(dir.join("LOCK"))?;
+        lock.try_lock().map_err(io::Error::from)?;
+        Ok(Self { dir: dir.to_owned(), _lock: lock })
+    }
+}
+
+impl Disk for RealDisk {
+    fn list(&self) -> io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for item in std::fs::read_dir(&self.dir)? {
+            // A name that is not UTF-8 is none of ours.
+            if let Ok(name) = item?.file_name().into_string() {
+                names.push(name);
+            }
+        }
+        Ok(names)
+    }
+
+    fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        let path = self.path(name);
+        let file = OpenOptions::new().create_new(true).read(true).write(true).open(path)?;
+        Ok(Arc::new(RealFile(file)))
+    }
+
+    fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        let file = OpenOptions::new().read(true).write(true).open(self.path(name))?;
+        Ok(Arc::new(RealFile(file)))
+    }
+
+    fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        std::fs::rename(self.path(from), self.path(to))
+    }
+
+    fn remove(&self, name: &str) -> io::Result<()> {
+        std::fs::remove_file(self.path(name))
+    }
+
+    fn sync_dir(&self) -> io::Result<()> {
+        File::open(&self.dir)?.sync_all()
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.join(name)
+    }
+}
+
+struct RealFile(File);
+
+impl DiskFile for RealFile {
+    fn bytes(&self) -> io::Result<u64> {
+        Ok(self.0.metadata()?.len())
+    }
+
+    fn set_bytes(&self, bytes: u64) -> io::Result<()> {
+        self.0.set_len(bytes)
+    }
+
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        FileExt::read_exact_at(&self.0, buffer, offset)
+    }
+
+    fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        FileExt::write_all_at(&self.0, bytes, offset)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.0.sync_data()
+    }
+}

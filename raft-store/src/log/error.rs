@@ -1,0 +1,68 @@
+//! Why a log does not open.
+
+use std::io;
+use std::path::PathBuf;
+
+/// Why a log does not open.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The file system said no.
+    #[error("raft log at {path}: {source}")]
+    Io {
+        /// What was being read or written.
+        path: PathBuf,
+        /// The error.
+        #[source]
+        source: io::Error,
+    },
+    /// Another process has it open.
+    #[error("raft log at {path} is in use by another process")]
+    InUse {
+        /// The directory.
+        path: PathBuf,
+    },
+    /// It is another member's.
+    #[error("raft log at {path} belongs to member {found:x}, not to member {expected:x}")]
+    OtherMember {
+        /// The identity file.
+        path: PathBuf,
+        /// Member that the log says it belongs to.
+        found: u64,
+        /// Member that opened it.
+        expected: u64,
+    },
+    /// Written by a version that this program does not know.
+    #[error("{path} has raft log format {found}, this program knows {known}: use a newer program")]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+        /// The version known here.
+        known: u32,
+    },
+    /// A setting is out of bounds.
+    #[error("segment size {bytes} is not between {min} and {max}")]
+    SegmentBytes {
+        /// The setting.
+        bytes: u64,
+        /// Smallest allowed.
+        min: u64,
+        /// Largest allowed.
+        max: u64,
+    },
+    /// Records that were durable are unreadable. A member that forgets what it acknowledged could
+    /// elect a leader without committed entries, so it must not take part again with this directory.
+    #[error(
+        "raft log is damaged: {path} at byte {offset}: {reason}. This member must not start with \
+         it: remove it from the cluster, delete its data directory and add it as a new member"
+    )]
+    Damaged {
+        /// The damaged file.
+        path: PathBuf,
+        /// Where in the file.
+        offset: u64,
+        /// What is wrong there, and how it is known.
+        reason: String,
+    },
+}

@@ -1,0 +1,222 @@
+//! Where every entry is: in the tail cache, in a segment file, or both.
+//!
+//! The cache holds the encoded bytes of the newest entries. An entry leaves it only after its record
+//! was written, oldest first, so that every entry is readable from the moment it was appended.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+
+use bytes::Bytes;
+
+/// Where the record of an entry is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Slot {
+    /// Sequence of the record, which tells an entry from one that it replaced at the same index.
+    pub(super) sequence: u64,
+    /// Number of the segment; 0 while the record is not written.
+    pub(super) segment: u64,
+    /// Where the record begins in the segment.
+    pub(super) offset: u32,
+    /// Length of the body.
+    pub(super) body_bytes: u32,
+}
+
+impl Slot {
+    fn is_written(&self) -> bool {
+        self.segment != 0
+    }
+}
+
+/// An entry as found in the index.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Source {
+    /// Its encoded bytes.
+    Cached(Bytes),
+    /// To be read from a segment.
+    Stored(Slot),
+}
+
+/// The entries that the log contains: consecutive indexes from `first`.
+#[derive(Debug)]
+pub(super) struct Index {
+    first: u64,
+    slots: VecDeque<Slot>,
+    /// Bytes of the last `cache.len()` entries.
+    cache: VecDeque<Bytes>,
+    cached_bytes: usize,
+    cache_bytes_max: usize,
+}
+
+impl Index {
+    /// An index without entries that keeps up to `cache_bytes_max` bytes of written ones.
+    pub(super) fn new(cache_bytes_max: usize) -> Self {
+        Self {
+            first: 0,
+            slots: VecDeque::new(),
+            cache: VecDeque::new(),
+            cached_bytes: 0,
+            cache_bytes_max,
+        }
+    }
+
+    /// Indexes of all entries.
+    pub(super) fn range(&self) -> Range<u64> {
+        self.first..self.first + self.slots.len() as u64
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// Adds an entry that is not written yet. `index` is the next one, or any if there is none.
+    pub(super) fn push(&mut self, index: u64, sequence: u64, body: Bytes) {
+        let body_bytes =
+            u32::try_from(body.len()).expect("bodies are bounded when they are queued");
+        self.push_slot(index, Slot { sequence, segment: 0, offset: 0, body_bytes });
+        self.cached_bytes += body.len();
+        self.cache.push_back(body);
+    }
+
+    /// Adds an entry that is written and not cached. Only while nothing is cached.
+    pub(super) fn push_slot(&mut self, index: u64, slot: Slot) {
+        if self.slots.is_empty() {
+            self.first = index;
+        }
+        assert!(index == self.range().end, "entries are consecutive");
+        self.slots.push_back(slot);
+    }
+
+    /// Notes where the record of an entry is, unless the entry was replaced or is gone by now.
+    pub(super) fn written(&mut self, index: u64, slot: Slot) {
+        let Some(at) = index.checked_sub(self.first) else { return };
+        let Some(known) = self.slots.get_mut(at as usize) else { return };
+        if known.sequence == slot.sequence {
+            *known = slot;
+        }
+    }
+
+    /// Lets go of cached bytes beyond the limit, of written entries only.
+    pub(super) fn evict(&mut self) {
+        while self.cached_bytes > self.cache_bytes_max {
+            let oldest = self.slots.len() - self.cache.len();
+            if !self.slots.get(oldest).is_some_and(Slot::is_written) {
+                return;
+            }
+            let body = self.cache.pop_front().expect("what is counted is cached");
+            self.cached_bytes -= body.len();
+        }
+    }
+
+    /// Removes the entries from `index` on.
+    pub(super) fn truncate(&mut self, index: u64) {
+        while self.range().end > index && self.slots.pop_back().is_some() {
+            if let Some(body) = self.cache.pop_back() {
+                self.cached_bytes -= body.len();
+            }
+        }
+    }
+
+    /// Removes the entries before `index`.
+    pub(super) fn purge(&mut self, index: u64) {
+        while self.first < index && self.slots.pop_front().is_some() {
+            self.first += 1;
+            if self.cache.len() > self.slots.len() {
+                let body = self.cache.pop_front().expect("longer than the entries");
+                self.cached_bytes -= body.len();
+            }
+        }
+    }
+
+    /// The entries of `range` that there are, from the first on: at least one, then as many as stay
+    /// within `bytes_max`.
+    pub(super) fn select(&self, range: Range<u64>, bytes_max: usize) -> Vec<Source> {
+        let own = self.range();
+        let (start, end) = (range.start.max(own.start), range.end.min(own.end));
+        if start >= end {
+            return Vec::new();
+        }
+        let uncached = self.slots.len() - self.cache.len();
+        let mut total = 0_usize;
+        let mut sources = Vec::new();
+        for at in (start - own.start) as usize..(end - own.start) as usize {
+            let slot = self.slots[at];
+            total = total.saturating_add(slot.body_bytes as usize);
+            if total > bytes_max && !sources.is_empty() {
+                break;
+            }
+            sources.push(match at.checked_sub(uncached) {
+                Some(cached) => Source::Cached(self.cache[cached].clone()),
+                None => Source::Stored(slot),
+            });
+        }
+        sources
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slot(sequence: u64) -> Slot {
+        Slot { sequence, segment: 1, offset: 512, body_bytes: 10 }
+    }
+
+    fn filled(cache_bytes_max: usize, indexes: Range<u64>) -> Index {
+        let mut index = Index::new(cache_bytes_max);
+        for i in indexes {
+            index.push(i, 100 + i, Bytes::from(vec![i as u8; 10]));
+        }
+        index
+    }
+
+    #[test]
+    fn only_written_entries_leave_the_cache() {
+        let mut index = filled(25, 5..10);
+        index.evict();
+        assert_eq!(index.cache.len(), 5);
+        index.written(5, slot(105));
+        index.written(6, slot(999));
+        index.evict();
+        assert_eq!(index.cache.len(), 4, "6 was replaced, so its record is not written");
+        for i in 6..10 {
+            index.written(i, slot(100 + i));
+        }
+        index.evict();
+        assert_eq!((index.cache.len(), index.cached_bytes), (2, 20));
+        let all = index.select(0..u64::MAX, usize::MAX);
+        assert_eq!(all[0], Source::Stored(slot(105)));
+        assert_eq!(all[4], Source::Cached(Bytes::from(vec![9; 10])));
+    }
+
+    #[test]
+    fn truncate_and_purge_keep_cache_and_entries_together() {
+        let mut index = filled(1000, 0..10);
+        index.truncate(8);
+        index.purge(3);
+        assert_eq!(index.range(), 3..8);
+        assert_eq!((index.cache.len(), index.cached_bytes), (5, 50));
+        index.truncate(100);
+        index.purge(1);
+        assert_eq!(index.range(), 3..8);
+        index.truncate(0);
+        assert!(index.is_empty());
+        assert_eq!(index.cached_bytes, 0);
+        index.push(50, 1, Bytes::new());
+        assert_eq!(index.range(), 50..51);
+        index.purge(1000);
+        assert!(index.is_empty());
+    }
+
+    #[test]
+    fn a_selection_has_at_least_one_entry_and_then_obeys_the_limit() {
+        let index = filled(1000, 5..10);
+        assert_eq!(index.select(0..5, 100).len(), 0);
+        assert_eq!(index.select(0..6, 100).len(), 1);
+        assert_eq!(index.select(6..100, 1).len(), 1);
+        assert_eq!(index.select(6..100, 20).len(), 2);
+        assert_eq!(index.select(10..100, 20).len(), 0);
+        #[expect(clippy::reversed_empty_ranges, reason = "must be harmless")]
+        let none = index.select(8..6, 20);
+        assert_eq!(none.len(), 0);
+    }
+}

@@ -1,0 +1,192 @@
+//! The raft log: our own segment files, one writer thread, one sync for all that waits.
+//!
+//! ```text
+//! RaftCore ── append, save_vote, truncate, purge ──► State + queue (one lock) ──► writer ──► segment files
+//!                                                      ▲     │                      ▲
+//! replication, apply ◄── tail cache, else files ───────┘     └─ bounded in bytes    └── segments: prepared ahead
+//! ```
+//! | module | |
+//! |---|---|
+//! | `format` | bytes on disk |
+//! | `disk`, `sim` | file operations, real and simulated |
+//! | `recover` | opening: where the log ends, what is damage |
+//! | `shared`, `index` | the log in memory, the queue |
+//! | `writer`, `segments` | the two threads |
+//! | `read`, `storage` | reading, openraft's traits |
+//!
+//! Promises: what was answered is durable; records reach the disk in the order of the calls; an entry
+//! is readable when `append` returns; a torn end is cut off; any other damage is refused. A sector of
+//! 512 bytes is taken to be written whole or not at all.
+
+mod disk;
+mod error;
+mod format;
+mod index;
+mod options;
+mod read;
+mod recover;
+mod segments;
+mod shared;
+pub mod sim;
+mod storage;
+mod writer;
+
+use std::io;
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+pub use self::disk::{Disk, DiskFile, RealDisk};
+pub use self::error::OpenError;
+pub use self::options::{
+    FailureHook, LogFailure, LogOptions, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SyncObserver,
+};
+use self::read::Plan;
+use self::segments::Pool;
+use self::shared::{Shared, State};
+use self::writer::Writer;
+
+/// A handle of the log; clones are the same log. The last one to go writes out what is queued.
+#[derive(Clone)]
+pub struct LogStore {
+    owner: Arc<Owner>,
+}
+
+struct Owner {
+    shared: Arc<Shared>,
+    options: Arc<LogOptions>,
+    seed: u32,
+    writer: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// A log at one moment, for metrics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogStats {
+    /// Indexes of the entries that the log contains.
+    pub first_index: u64,
+    /// Index after the last entry.
+    pub next_index: u64,
+    /// Segments of the log, without prepared and spare ones.
+    pub segments: u64,
+    /// Bytes that wait for the writer.
+    pub queued_bytes: u64,
+    /// Groups written since the log was opened.
+    pub groups_total: u64,
+    /// Syncs since the log was opened.
+    pub syncs_total: u64,
+    /// Records written since the log was opened.
+    pub records_total: u64,
+    /// Bytes written since the log was opened, without prepared zeros.
+    pub written_bytes_total: u64,
+}
+
+impl LogStore {
+    /// Opens the log in `dir`, creates it if the directory is absent or empty. Blocks while the whole
+    /// log is read and checked.
+    ///
+    /// # Errors
+    /// [`OpenError`]; with [`OpenError::Damaged`] the member must be replaced.
+    pub fn open(dir: &Path, options: LogOptions) -> Result<Self, OpenError> {
+        let disk = RealDisk::open(dir).map_err(|source| {
+            let path = dir.to_owned();
+            if source.kind() == io::ErrorKind::WouldBlock {
+                OpenError::InUse { path }
+            } else {
+                OpenError::Io { path, source }
+            }
+        })?;
+        Self::open_on(Arc::new(disk), options)
+    }
+
+    /// As [`LogStore::open`], on any disk.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn open_on(disk: Arc<dyn Disk>, options: LogOptions) -> Result<Self, OpenError> {
+        let bytes = options.segment_bytes;
+        if !(SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&bytes) {
+            let (min, max) = (SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX);
+            return Err(OpenError::SegmentBytes { bytes, min, max });
+        }
+        let found = recover::recover(&*disk, &options)?;
+        let state = State {
+            vote: found.vote,
+            committed: found.committed,
+            purged: found.purged,
+            last: found.last,
+            index: found.index,
+            files: found.files,
+            next_sequence: found.tail.first_undurable,
+            queue: std::collections::VecDeque::new(),
+            queued_bytes: 0,
+            closing: false,
+            failure: None,
+        };
+        let shared = Arc::new(Shared::new(state, options.queue_bytes_max));
+        let options = Arc::new(options);
+        let thread_error = |source| OpenError::Io { path: disk.path(""), source };
+        let spare = options.spare_segments_max;
+        let pool = Pool::start(disk.clone(), bytes, spare, found.ready, found.next_segment)
+            .map_err(thread_error)?;
+        let tail = (found.seed, found.tail);
+        let writer = Writer::new(shared.clone(), options.clone(), disk.clone(), pool, tail);
+        let writer = std::thread::Builder::new()
+            .name("raft-log-write".into())
+            .spawn(move || writer.run())
+            .map_err(thread_error)?;
+        let writer = Mutex::new(Some(writer));
+        Ok(Self { owner: Arc::new(Owner { shared, options, seed: found.seed, writer }) })
+    }
+
+    /// The log at this moment.
+    #[must_use]
+    pub fn stats(&self) -> LogStats {
+        let state = self.owner.shared.state();
+        let range = state.index.range();
+        let counters = &self.owner.shared.counters;
+        let is_empty = state.index.is_empty();
+        let next_index = state.last.map_or(0, |id| id.index + 1);
+        LogStats {
+            first_index: if is_empty { next_index } else { range.start },
+            next_index,
+            segments: state.files.len() as u64,
+            queued_bytes: state.queued_bytes as u64,
+            groups_total: counters.groups.load(Ordering::Relaxed),
+            syncs_total: counters.syncs.load(Ordering::Relaxed),
+            records_total: counters.records.load(Ordering::Relaxed),
+            written_bytes_total: counters.bytes.load(Ordering::Relaxed),
+        }
+    }
+
+    /// The encoded `internal::Entry` of each entry that the log contains in `range`, from the first
+    /// on: at least one, then as many as stay within `bytes_max`. Each shares its bytes with the
+    /// cache, so sending them needs no encoding.
+    ///
+    /// # Errors
+    /// Those of the file system; `InvalidData` if a stored entry is damaged.
+    pub async fn encoded(&self, range: Range<u64>, bytes_max: usize) -> io::Result<Vec<Bytes>> {
+        let plan = Plan::new(&self.owner.shared, range, bytes_max);
+        if let Some(entries) = plan.cached() {
+            return Ok(entries);
+        }
+        let owner = self.owner.clone();
+        tokio::task::spawn_blocking(move || plan.read(&owner.shared, owner.seed))
+            .await
+            .map_err(io::Error::other)?
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        self.shared.close();
+        if let Some(writer) = self.writer.lock().take() {
+            // A panic of that thread has been reported by the panic hook.
+            drop(writer.join());
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! The raft log against openraft's own suite, a model, crashes, faults and damage.
+
+mod suite;
