@@ -68,7 +68,16 @@ impl<'a, 'b, R: Read> Change<'a, 'b, R> {
     }
 
     /// Writes `value` and `lease` to `key`, which was `before`.
-    pub(crate) fn put(&mut self, key: &Bytes, before: Before, value: &Bytes, lease: i64) {
+    ///
+    /// # Errors
+    /// [`Halt`] if the storage fails or a row is damaged.
+    pub(crate) fn put(
+        &mut self,
+        key: &Bytes,
+        before: Before,
+        value: &Bytes,
+        lease: i64,
+    ) -> Result<(), Halt> {
         let at = self.take_revision();
         let (create_revision, version) = match &before.kv {
             Some(old) => (old.create_revision, old.version.saturating_add(1)),
@@ -76,44 +85,56 @@ impl<'a, 'b, R: Read> Change<'a, 'b, R> {
         };
         let state = State { create_revision, version, lease, value };
         self.write_rows(key, at, &before, Some(state));
-        let old = before.kv;
-        let old_lease = old.as_ref().map_or(0, |old| old.lease);
+        let old_lease = before.kv.as_ref().map_or(0, |old| old.lease);
         if old_lease != lease {
             self.detach(old_lease, key);
             self.attach(lease, key);
         }
-        if old.is_none() {
+        if before.kv.is_none() {
             self.head.key_count = self.head.key_count.saturating_add(1);
         }
-        self.events.push(Event {
-            kind: EventKind::Put,
-            kv: KeyValue {
-                key: key.clone(),
-                create_revision,
-                mod_revision: at.main,
-                version,
-                value: value.clone(),
-                lease,
-            },
-            prev_kv: old,
-        });
+        let kv = KeyValue {
+            key: key.clone(),
+            create_revision,
+            mod_revision: at.main,
+            version,
+            value: value.clone(),
+            lease,
+        };
+        let prev_kv = self.before_revision(at.main, key, before)?;
+        self.events.push(Event { kind: EventKind::Put, kv, prev_kv });
+        Ok(())
     }
 
     /// Deletes `key`, which was `before`; nothing happens if it does not live.
-    pub(crate) fn delete(&mut self, key: &Bytes, before: Before) {
-        if before.kv.is_none() {
-            return;
-        }
+    ///
+    /// # Errors
+    /// [`Halt`] if the storage fails or a row is damaged.
+    pub(crate) fn delete(&mut self, key: &Bytes, before: Before) -> Result<(), Halt> {
+        let Some(old) = &before.kv else { return Ok(()) };
+        let old_lease = old.lease;
         let at = self.take_revision();
         self.write_rows(key, at, &before, None);
-        let old = before.kv;
-        self.detach(old.as_ref().map_or(0, |old| old.lease), key);
+        self.detach(old_lease, key);
         self.head.key_count = self.head.key_count.saturating_sub(1);
-        self.events.push(Event {
-            kind: EventKind::Delete,
-            kv: KeyValue { key: key.clone(), mod_revision: at.main, ..KeyValue::default() },
-            prev_kv: old,
-        });
+        let kv = KeyValue { key: key.clone(), mod_revision: at.main, ..KeyValue::default() };
+        let prev_kv = self.before_revision(at.main, key, before)?;
+        self.events.push(Event { kind: EventKind::Delete, kv, prev_kv });
+        Ok(())
+    }
+
+    /// The state of `key` before revision `main`. It differs from the state before this change if an
+    /// earlier change of the same revision touched the key.
+    fn before_revision(
+        &self,
+        main: i64,
+        key: &Bytes,
+        before: Before,
+    ) -> Result<Option<KeyValue>, Halt> {
+        if before.modified.is_some_and(|modified| modified.main == main) {
+            return live::get(self.rows, main.saturating_sub(1), key);
+        }
+        Ok(before.kv)
     }
 
     fn take_revision(&mut self) -> Revision {

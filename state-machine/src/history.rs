@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 
 use bytes::Bytes;
 
-use crate::live::{Arena, Live};
+use crate::live::{self, Arena, Live};
 use crate::read::{Read, Table};
 use crate::response::{Event, EventKind, Halt, KeyValue};
 use crate::revision::Revision;
@@ -69,17 +69,32 @@ fn event<R: Read>(rows: &R, arena: &mut Arena, at: Revision, row: &[u8]) -> Resu
             (EventKind::Delete, KeyValue { key, mod_revision: at.main, ..KeyValue::default() })
         }
     };
-    let prev_kv = match row.replaced_put() {
-        Some(put) => replaced(rows, put, &kv.key)?,
+    // A tombstone is worth following only if this very revision made it.
+    let in_revision = row.previous.filter(|previous| previous.main == at.main);
+    let prev_kv = match in_revision.or(row.replaced_put()) {
+        Some(link) => before_revision(rows, at.main, link, &kv.key)?,
         None => None,
     };
     Ok(Event { kind, kv, prev_kv })
 }
 
-fn replaced<R: Read>(rows: &R, put: Revision, key: &Bytes) -> Result<Option<KeyValue>, Halt> {
-    let Some(row) = rows.get(Table::Rev, &put.row_key())? else { return Ok(None) };
-    let decoded = RevRow::decode(put, &row)?;
-    Ok(decoded.state.map(|state| crate::live::key_value(key, put.main, &row, state)))
+/// Follows the links from `link` to the state that `key` had before revision `main`.
+fn before_revision<R: Read>(
+    rows: &R,
+    main: i64,
+    link: Revision,
+    key: &Bytes,
+) -> Result<Option<KeyValue>, Halt> {
+    let mut link = Some(link);
+    while let Some(at) = link {
+        let Some(row) = rows.get(Table::Rev, &at.row_key())? else { break };
+        let decoded = RevRow::decode(at, &row)?;
+        if at.main < main {
+            return Ok(decoded.state.map(|state| live::key_value(key, at.main, &row, state)));
+        }
+        link = decoded.previous;
+    }
+    Ok(None)
 }
 
 fn size(event: &Event) -> usize {

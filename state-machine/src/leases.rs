@@ -116,7 +116,7 @@ pub(crate) fn expire<R: Read>(
 fn end<R: Read>(change: &mut Change<'_, '_, R>, id: i64) -> Result<LeaseChange, Halt> {
     for key in lease_keys(change.rows, id)? {
         let before = Before::load(change.rows, &key)?;
-        change.delete(&key, before);
+        change.delete(&key, before)?;
     }
     change.rows.delete(Table::Lease, Bytes::copy_from_slice(&row_key(id)));
     change.head.remove_lease_bytes();

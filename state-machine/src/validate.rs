@@ -75,6 +75,15 @@ fn operations(txn: &Txn, max_ops: usize, depth_left: usize) -> Result<(), Reject
     Ok(())
 }
 
+/// Keys of a delete that must not be put as well; none for an unbounded delete, which etcd takes for an
+/// empty interval here (3.4 and 3.7): such a put and delete run in the order given.
+fn checked_span(delete: &DeleteRange) -> Option<Span<'_>> {
+    match Span::new(&delete.key, &delete.range_end) {
+        Span::Keys { end: None, .. } => None,
+        span @ (Span::One(_) | Span::Keys { .. }) => Some(span),
+    }
+}
+
 /// Keys that one branch of a transaction would change, with what is nested in it.
 #[derive(Default)]
 struct Touched<'a> {
@@ -83,14 +92,15 @@ struct Touched<'a> {
 }
 
 impl<'a> Touched<'a> {
-    /// Refuses two puts of one key, and a put of a key that is also deleted.
+    /// Refuses two puts of one key, and a put of a key that is also deleted. Like etcd, it lets a
+    /// nested transaction delete what an earlier one beside it put, but not the other way round.
     ///
     /// The depth was bounded by [`operations`].
     fn by(branch: &'a [TxnOp]) -> Result<Touched<'a>, Rejection> {
         let mut touched = Touched::default();
         for op in branch {
             if let TxnOp::DeleteRange(delete) = op {
-                touched.deletes.push(Span::new(&delete.key, &delete.range_end));
+                touched.deletes.extend(checked_span(delete));
             }
         }
         for op in branch {

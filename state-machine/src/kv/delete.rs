@@ -33,7 +33,7 @@ pub(crate) fn apply_in_txn<R: Read>(
             response.prev_kvs.push(kv.clone());
         }
         response.deleted = response.deleted.saturating_add(1);
-        change.delete(&key, before);
+        change.delete(&key, before)?;
     }
     Ok(response)
 }

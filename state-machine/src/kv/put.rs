@@ -19,7 +19,7 @@ pub(crate) fn apply<R: Read>(
     if (put.ignore_value || put.ignore_lease) && before.kv.is_none() {
         return Err(Rejection::KeyNotFound.into());
     }
-    Ok(write(change, put, before))
+    Ok(write(change, put, before)?)
 }
 
 /// What must hold before a put inside a transaction; the order differs from [`apply`]'s, as in etcd.
@@ -37,7 +37,7 @@ pub(crate) fn apply_in_txn<R: Read>(
     put: &Put,
 ) -> Result<PutResponse, Halt> {
     let before = Before::load(change.rows, &put.key)?;
-    Ok(write(change, put, before))
+    write(change, put, before)
 }
 
 fn check_lease<R: Read>(rows: &R, lease: i64) -> Result<(), Stop> {
@@ -47,7 +47,11 @@ fn check_lease<R: Read>(rows: &R, lease: i64) -> Result<(), Stop> {
     Ok(())
 }
 
-fn write<R: Read>(change: &mut Change<'_, '_, R>, put: &Put, before: Before) -> PutResponse {
+fn write<R: Read>(
+    change: &mut Change<'_, '_, R>,
+    put: &Put,
+    before: Before,
+) -> Result<PutResponse, Halt> {
     let prev_kv = if put.prev_kv { before.kv.clone() } else { None };
     let value = match &before.kv {
         Some(old) if put.ignore_value => old.value.clone(),
@@ -57,6 +61,6 @@ fn write<R: Read>(change: &mut Change<'_, '_, R>, put: &Put, before: Before) -> 
         Some(old) if put.ignore_lease => old.lease,
         Some(_) | None => put.lease,
     };
-    change.put(&put.key, before, &value, lease);
-    PutResponse { prev_kv }
+    change.put(&put.key, before, &value, lease)?;
+    Ok(PutResponse { prev_kv })
 }

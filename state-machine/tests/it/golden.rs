@@ -1,0 +1,154 @@
+//! Golden scripts in `tests/scripts`: one situation each, its first line says what it shows.
+//!
+//! `UPDATE_GOLDENFILES=1 cargo test -p conclave-state-machine` rewrites the answers; review them as code.
+
+use std::error::Error;
+use std::path::Path;
+
+use conclave_state_machine::command::Command;
+use conclave_state_machine::memory::MemoryRows;
+use conclave_state_machine::read::Table;
+use conclave_state_machine::response::Rejection;
+use conclave_state_machine::revision::Revision;
+use conclave_state_machine::{kv, leases, members, validate};
+use goldenscript::{Argument, Context};
+
+use crate::language::{self, Words};
+use crate::print;
+use crate::store::Store;
+
+/// `--max-txn-ops` of scripts.
+const TXN_OPS_MAX: usize = 8;
+
+struct Script {
+    store: Store,
+}
+
+#[test]
+fn scripts_answer_as_recorded() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scripts");
+    let mut paths: Vec<_> =
+        std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    assert!(!paths.is_empty());
+    for path in paths {
+        println!("{}", path.display());
+        let first_line = std::fs::read_to_string(&path).unwrap();
+        assert!(first_line.starts_with("# "), "{}: say first what it shows", path.display());
+        goldenscript::run(&mut Script { store: Store::new() }, &path).unwrap();
+    }
+}
+
+impl goldenscript::Runner for Script {
+    type Command = goldenscript::Command;
+
+    fn run(
+        &mut self,
+        command: &Self::Command,
+        _context: &Context,
+    ) -> Result<String, Box<dyn Error>> {
+        let words = command.args.iter().map(|argument| match argument {
+            Argument::Positional(word) => word.clone(),
+            Argument::KeyValue(name, value) => format!("{name}={value}"),
+            other => other.to_string(),
+        });
+        let mut words = Words::new(words);
+        let lines = self.run_words(&command.name, &mut words)?;
+        words.finish()?;
+        Ok(lines.iter().map(|line| format!("{line}\n")).collect())
+    }
+}
+
+impl Script {
+    fn run_words(&mut self, name: &str, words: &mut Words) -> Result<Vec<String>, String> {
+        Ok(match name {
+            "range" => match self.store.range(&language::range(words)?) {
+                Ok(answer) => print::range(&answer),
+                Err(rejection) => vec![format!("refused: {rejection}")],
+            },
+            "read_txn" => {
+                let Command::Txn(txn) = language::command("txn", words)? else {
+                    return Err("not a transaction".to_owned());
+                };
+                match kv::read_txn(&self.store.rows, self.store.head(), &txn).unwrap() {
+                    Ok(answer) => print::txn(&answer),
+                    Err(rejection) => vec![format!("refused: {rejection}")],
+                }
+            }
+            "history" => {
+                let Command::Compact(from) = language::command("compact", words)? else {
+                    return Err("not a revision".to_owned());
+                };
+                let events = self.store.history(from.revision, self.store.head().revision);
+                events.iter().map(print::event).collect()
+            }
+            "leases" => self.leases(),
+            "members" => {
+                let members = members::all(&self.store.rows).unwrap();
+                members.iter().map(|member| format!("{} {}", member.id, member.name)).collect()
+            }
+            "head" => self.head(),
+            "rows" => rows(&self.store.rows),
+            "restart" => {
+                self.store.restart();
+                Vec::new()
+            }
+            "term" => {
+                self.store.term += 1;
+                vec![format!("term {}", self.store.term)]
+            }
+            _ => {
+                let command = language::command(name, words)?;
+                match check(&command) {
+                    Ok(()) => print::applied(&self.store.apply(&command)),
+                    Err(rejection) => vec![format!("refused unproposed: {rejection}")],
+                }
+            }
+        })
+    }
+
+    fn leases(&self) -> Vec<String> {
+        let rows = &self.store.rows;
+        let leases = leases::all(rows).unwrap();
+        let describe = |(id, ttl): &(i64, i64)| {
+            let keys = leases::lease_keys(rows, *id).unwrap();
+            let keys: Vec<_> = keys.iter().map(print::text).collect();
+            format!("{id} ttl={ttl} keys=[{}]", keys.join(" "))
+        };
+        leases.iter().map(describe).collect()
+    }
+
+    fn head(&self) -> Vec<String> {
+        let head = self.store.head();
+        vec![format!(
+            "revision {} compacted {} keys {} bytes {} size {} alarms {:?}",
+            head.revision,
+            head.compacted,
+            head.key_count,
+            head.bytes_in_use,
+            head.size_in_use(),
+            head.alarms
+        )]
+    }
+}
+
+/// What the server checks before it proposes.
+fn check(command: &Command) -> Result<(), Rejection> {
+    match command {
+        Command::Put(put) => validate::put(put),
+        Command::DeleteRange(delete) => validate::delete_range(delete),
+        Command::Txn(txn) => validate::txn(txn, TXN_OPS_MAX),
+        _ => Ok(()),
+    }
+}
+
+/// Which rows there are, without what is in them.
+fn rows(rows: &MemoryRows) -> Vec<String> {
+    let keys: Vec<_> = rows.rows(Table::Key).map(|(key, _)| print::text(key)).collect();
+    let revisions: Vec<_> = rows
+        .rows(Table::Rev)
+        .map(|(key, _)| Revision::from_row_key(key).unwrap())
+        .map(|at| format!("{}.{}", at.main, at.sub))
+        .collect();
+    vec![format!("key rows: {}", keys.join(" ")), format!("rev rows: {}", revisions.join(" "))]
+}

@@ -1,0 +1,260 @@
+//! The words of golden scripts, turned into commands.
+//!
+//! ```text
+//! put KEY VALUE [lease=N] [prev_kv] [ignore_value] [ignore_lease]
+//! delete SPAN [prev_kv]
+//! range SPAN [rev=N] [limit=N] [sort=asc|desc|none:key|version|create|mod|value] [keys_only]
+//!            [count_only] [min_mod=N] [max_mod=N] [min_create=N] [max_create=N]
+//! txn "[ COMPARE ; ... ] { OP ; ... } { OP ; ... }"      the last block may be missing
+//! compact N     grant ID TTL     revoke ID     expire TERM ID...
+//! alarm get|raise|clear [member=N] [kind=nospace|corrupt]      member ID NAME
+//! ```
+//! SPAN is `key`, `start..end`, `start..` or `..`; COMPARE is `FIELD SPAN = OPERAND` (also `!=`, `<`,
+//! `>`) with FIELD `version`, `create`, `mod`, `value` or `lease`; OP is put, delete, range or txn.
+
+use bytes::Bytes;
+use conclave_state_machine::command::{
+    AlarmAction, AlarmChange, AlarmKind, Command, Compact, Compare, CompareResult, CompareTarget,
+    DeleteRange, LeaseExpire, LeaseGrant, LeaseRevoke, MemberRecord, Put, Range, SortOrder,
+    SortTarget, Txn, TxnOp,
+};
+
+pub(crate) type Parsed<T> = Result<T, String>;
+
+/// Words of one command, taken from the front.
+pub(crate) struct Words {
+    words: std::collections::VecDeque<String>,
+}
+
+impl Words {
+    pub(crate) fn new(words: impl IntoIterator<Item = String>) -> Words {
+        Words { words: words.into_iter().collect() }
+    }
+
+    fn peek(&self) -> Option<&str> {
+        self.words.front().map(String::as_str)
+    }
+
+    fn next(&mut self) -> Parsed<String> {
+        self.words.pop_front().ok_or_else(|| "a word is missing".to_owned())
+    }
+
+    fn number(&mut self) -> Parsed<i64> {
+        number(&self.next()?)
+    }
+
+    fn expect(&mut self, word: &str) -> Parsed<()> {
+        let found = self.next()?;
+        if found == word { Ok(()) } else { Err(format!("{word:?} expected, found {found:?}")) }
+    }
+
+    /// Takes the options up to the end of the operation: `name` or `name=value`.
+    fn options(&mut self) -> Vec<(String, String)> {
+        let mut options = Vec::new();
+        while let Some(word) = self.peek() {
+            if [";", "}", "]"].contains(&word) {
+                break;
+            }
+            let (name, value) = word.split_once('=').unwrap_or((word, ""));
+            options.push((name.to_owned(), value.to_owned()));
+            self.words.pop_front();
+        }
+        options
+    }
+
+    pub(crate) fn finish(&self) -> Parsed<()> {
+        self.peek().map_or(Ok(()), |word| Err(format!("unexpected {word:?}")))
+    }
+}
+
+fn number<T: std::str::FromStr>(word: &str) -> Parsed<T> {
+    word.parse().map_err(|_| format!("{word:?} is not a number"))
+}
+
+fn bytes(word: &str) -> Bytes {
+    Bytes::from(if word == "''" { String::new() } else { word.to_owned() })
+}
+
+fn span(word: &str) -> (Bytes, Bytes) {
+    let zero = Bytes::from_static(b"\0");
+    let Some((start, end)) = word.split_once("..") else { return (bytes(word), Bytes::new()) };
+    let start = if start.is_empty() { zero.clone() } else { bytes(start) };
+    (start, if end.is_empty() { zero } else { bytes(end) })
+}
+
+pub(crate) fn command(name: &str, words: &mut Words) -> Parsed<Command> {
+    Ok(match name {
+        "put" => Command::Put(put(words)?),
+        "delete" => Command::DeleteRange(delete(words)?),
+        "txn" => {
+            let source = words.next()?;
+            let mut inner = Words::new(source.split_whitespace().map(str::to_owned));
+            let txn = txn(&mut inner)?;
+            inner.finish()?;
+            Command::Txn(txn)
+        }
+        "compact" => Command::Compact(Compact { revision: words.number()? }),
+        "grant" => Command::LeaseGrant(LeaseGrant { id: words.number()?, ttl: words.number()? }),
+        "revoke" => Command::LeaseRevoke(LeaseRevoke { id: words.number()? }),
+        "expire" => {
+            let term = number(&words.next()?)?;
+            let mut ids = Vec::new();
+            while words.peek().is_some() {
+                ids.push(words.number()?);
+            }
+            Command::LeaseExpire(LeaseExpire { term, ids })
+        }
+        "alarm" => Command::Alarm(alarm(words)?),
+        "member" => Command::MemberPublish(MemberRecord {
+            id: number(&words.next()?)?,
+            name: words.next()?,
+            ..MemberRecord::default()
+        }),
+        _ => return Err(format!("unknown command {name:?}")),
+    })
+}
+
+fn put(words: &mut Words) -> Parsed<Put> {
+    let (key, value) = (bytes(&words.next()?), bytes(&words.next()?));
+    let mut put = Put { key, value, ..Put::default() };
+    for (option, value) in words.options() {
+        match option.as_str() {
+            "lease" => put.lease = number(&value)?,
+            "prev_kv" => put.prev_kv = true,
+            "ignore_value" => put.ignore_value = true,
+            "ignore_lease" => put.ignore_lease = true,
+            _ => return Err(format!("unknown option {option:?} of put")),
+        }
+    }
+    Ok(put)
+}
+
+fn delete(words: &mut Words) -> Parsed<DeleteRange> {
+    let (key, range_end) = span(&words.next()?);
+    let mut delete = DeleteRange { key, range_end, prev_kv: false };
+    for (option, _) in words.options() {
+        match option.as_str() {
+            "prev_kv" => delete.prev_kv = true,
+            _ => return Err(format!("unknown option {option:?} of delete")),
+        }
+    }
+    Ok(delete)
+}
+
+pub(crate) fn range(words: &mut Words) -> Parsed<Range> {
+    let (key, range_end) = span(&words.next()?);
+    let mut range = Range { key, range_end, ..Range::default() };
+    for (option, value) in words.options() {
+        match option.as_str() {
+            "rev" => range.revision = number(&value)?,
+            "limit" => range.limit = number(&value)?,
+            "sort" => (range.sort_order, range.sort_target) = sort(&value)?,
+            "keys_only" => range.keys_only = true,
+            "count_only" => range.count_only = true,
+            "min_mod" => range.min_mod_revision = number(&value)?,
+            "max_mod" => range.max_mod_revision = number(&value)?,
+            "min_create" => range.min_create_revision = number(&value)?,
+            "max_create" => range.max_create_revision = number(&value)?,
+            _ => return Err(format!("unknown option {option:?} of range")),
+        }
+    }
+    Ok(range)
+}
+
+fn sort(word: &str) -> Parsed<(SortOrder, SortTarget)> {
+    let (order, target) = word.split_once(':').unwrap_or((word, "key"));
+    let order = match order {
+        "none" => SortOrder::None,
+        "asc" => SortOrder::Ascend,
+        "desc" => SortOrder::Descend,
+        _ => return Err(format!("unknown order {order:?}")),
+    };
+    let target = match target {
+        "key" => SortTarget::Key,
+        "version" => SortTarget::Version,
+        "create" => SortTarget::Create,
+        "mod" => SortTarget::Mod,
+        "value" => SortTarget::Value,
+        _ => return Err(format!("unknown sort target {target:?}")),
+    };
+    Ok((order, target))
+}
+
+fn txn(words: &mut Words) -> Parsed<Txn> {
+    let mut txn = Txn::default();
+    words.expect("[")?;
+    while words.peek() != Some("]") {
+        txn.compare.push(compare(words)?);
+        if words.peek() == Some(";") {
+            words.next()?;
+        }
+    }
+    words.expect("]")?;
+    txn.success = block(words)?;
+    if words.peek() == Some("{") {
+        txn.failure = block(words)?;
+    }
+    Ok(txn)
+}
+
+fn compare(words: &mut Words) -> Parsed<Compare> {
+    let field = words.next()?;
+    let (key, range_end) = span(&words.next()?);
+    let relation = words.next()?;
+    let operand = words.next()?;
+    let target = match field.as_str() {
+        "version" => CompareTarget::Version(number(&operand)?),
+        "create" => CompareTarget::Create(number(&operand)?),
+        "mod" => CompareTarget::Mod(number(&operand)?),
+        "value" => CompareTarget::Value(bytes(&operand)),
+        "lease" => CompareTarget::Lease(number(&operand)?),
+        _ => return Err(format!("unknown field {field:?}")),
+    };
+    let result = match relation.as_str() {
+        "=" => CompareResult::Equal,
+        "!=" => CompareResult::NotEqual,
+        "<" => CompareResult::Less,
+        ">" => CompareResult::Greater,
+        _ => return Err(format!("unknown relation {relation:?}")),
+    };
+    Ok(Compare { key, range_end, result, target })
+}
+
+fn block(words: &mut Words) -> Parsed<Vec<TxnOp>> {
+    let mut ops = Vec::new();
+    words.expect("{")?;
+    while words.peek() != Some("}") {
+        let op = words.next()?;
+        ops.push(match op.as_str() {
+            "put" => TxnOp::Put(put(words)?),
+            "delete" => TxnOp::DeleteRange(delete(words)?),
+            "range" => TxnOp::Range(range(words)?),
+            "txn" => TxnOp::Txn(txn(words)?),
+            _ => return Err(format!("unknown operation {op:?}")),
+        });
+        if words.peek() == Some(";") {
+            words.next()?;
+        }
+    }
+    words.expect("}")?;
+    Ok(ops)
+}
+
+fn alarm(words: &mut Words) -> Parsed<AlarmChange> {
+    let action = match words.next()?.as_str() {
+        "get" => AlarmAction::Get,
+        "raise" => AlarmAction::Activate,
+        "clear" => AlarmAction::Deactivate,
+        other => return Err(format!("unknown action {other:?}")),
+    };
+    let mut change = AlarmChange { action, member: 0, alarm: AlarmKind::None };
+    for (option, value) in words.options() {
+        match (option.as_str(), value.as_str()) {
+            ("member", id) => change.member = number(id)?,
+            ("kind", "nospace") => change.alarm = AlarmKind::NoSpace,
+            ("kind", "corrupt") => change.alarm = AlarmKind::Corrupt,
+            _ => return Err(format!("unknown option {option}={value} of alarm")),
+        }
+    }
+    Ok(change)
+}

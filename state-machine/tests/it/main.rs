@@ -1,0 +1,10 @@
+//! Tests of the rules as a whole: golden scripts, and random programs against a naive model.
+
+mod fuzz;
+mod generate;
+mod golden;
+mod language;
+mod model;
+mod print;
+mod property;
+mod store;

@@ -1,0 +1,102 @@
+//! Answers and events as lines of golden scripts.
+
+use bytes::Bytes;
+use conclave_state_machine::response::{
+    Applied, DeleteRangeResponse, Event, EventKind, KeyValue, LeaseChange, OpResponse,
+    RangeResponse, Response, TxnResponse,
+};
+
+pub(crate) fn applied(applied: &Applied) -> Vec<String> {
+    let mut lines = match &applied.outcome {
+        Ok(answer) => response(answer),
+        Err(rejection) => vec![format!("refused: {rejection}")],
+    };
+    if let Some(first) = lines.first_mut() {
+        first.push_str(&format!(", revision {}", applied.revision));
+    }
+    lines.extend(applied.events.iter().map(event));
+    for change in &applied.leases {
+        lines.push(match change {
+            LeaseChange::Granted { id, ttl } => format!("lease {id} granted for {ttl} s"),
+            LeaseChange::Ended { id } => format!("lease {id} ended"),
+        });
+    }
+    lines
+}
+
+fn response(response: &Response) -> Vec<String> {
+    match response {
+        Response::Put(answer) => vec![format!("put{}", previous(answer.prev_kv.as_ref()))],
+        Response::DeleteRange(answer) => delete(answer),
+        Response::Txn(answer) => txn(answer),
+        Response::Compact => vec!["compacted".to_owned()],
+        Response::LeaseGrant { id, ttl } => vec![format!("granted {id}, ttl {ttl}")],
+        Response::LeaseRevoke => vec!["revoked".to_owned()],
+        Response::LeaseExpire { ended } => vec![format!("{ended} expired")],
+        Response::Alarm(alarms) => vec![format!("alarms {alarms:?}")],
+        Response::MemberPublish(member) => vec![format!("member {} {}", member.id, member.name)],
+    }
+}
+
+fn delete(answer: &DeleteRangeResponse) -> Vec<String> {
+    let mut lines = vec![format!("deleted {}", answer.deleted)];
+    lines.extend(answer.prev_kvs.iter().map(|kv| format!("  was {}", key_value(kv))));
+    lines
+}
+
+pub(crate) fn range(answer: &RangeResponse) -> Vec<String> {
+    let more = if answer.more { ", more" } else { "" };
+    let mut lines = vec![format!("count {}{more}", answer.count)];
+    lines.extend(answer.kvs.iter().map(|kv| format!("  {}", key_value(kv))));
+    lines
+}
+
+pub(crate) fn txn(answer: &TxnResponse) -> Vec<String> {
+    let succeeded = if answer.succeeded { "succeeded" } else { "failed" };
+    let mut lines = vec![format!("txn {succeeded}")];
+    for (revision, op) in &answer.responses {
+        let mut op_lines = match op {
+            OpResponse::Range(answer) => range(answer),
+            OpResponse::Put(answer) => vec![format!("put{}", previous(answer.prev_kv.as_ref()))],
+            OpResponse::DeleteRange(answer) => delete(answer),
+            OpResponse::Txn(answer) => txn(answer),
+        };
+        op_lines[0].push_str(&format!(" @{revision}"));
+        lines.extend(op_lines.into_iter().map(|line| format!("  {line}")));
+    }
+    lines
+}
+
+pub(crate) fn event(event: &Event) -> String {
+    let was = previous(event.prev_kv.as_ref());
+    match event.kind {
+        EventKind::Put => format!("PUT {}{was}", key_value(&event.kv)),
+        EventKind::Delete => {
+            format!("DELETE {} mod={}{was}", text(&event.kv.key), event.kv.mod_revision)
+        }
+    }
+}
+
+fn previous(kv: Option<&KeyValue>) -> String {
+    kv.map_or(String::new(), |kv| format!(" (was {})", key_value(kv)))
+}
+
+pub(crate) fn key_value(kv: &KeyValue) -> String {
+    let lease = if kv.lease == 0 { String::new() } else { format!(" lease={}", kv.lease) };
+    format!(
+        "{}={} create={} mod={} version={}{lease}",
+        text(&kv.key),
+        text(&kv.value),
+        kv.create_revision,
+        kv.mod_revision,
+        kv.version
+    )
+}
+
+pub(crate) fn text(bytes: &Bytes) -> String {
+    match bytes.len() {
+        0 => "''".to_owned(),
+        1..=40 => bytes.escape_ascii().to_string(),
+        length => format!("<{length} bytes>"),
+    }
+}

@@ -1,0 +1,128 @@
+//! Random programs: the machine and the naive model must answer alike, and leave the same history.
+
+use conclave_state_machine::command::{Command, Range, Txn, TxnOp};
+use conclave_state_machine::kv;
+use conclave_state_machine::leases;
+use conclave_state_machine::read::Table;
+use conclave_state_machine::response::{Rejection, Response};
+use proptest::prelude::*;
+
+use crate::generate::{self, Step};
+use crate::model::{Model, Sizes};
+use crate::store::Store;
+
+proptest! {
+    #[test]
+    fn machine_equals_the_naive_model(program in generate::program()) {
+        let (mut store, mut model) = (Store::new(), Model::new());
+        for step in program {
+            take(&mut store, &mut model, step)?;
+            check_state(&store, &model)?;
+        }
+    }
+
+    #[test]
+    fn batches_make_no_difference(commands in prop::collection::vec(generate::command(), 1..60)) {
+        let (mut one_by_one, mut at_once) = (Store::new(), Store::new());
+        let answers: Vec<_> = commands.iter().map(|command| one_by_one.apply(command)).collect();
+        let batched = at_once.apply_batch(&commands);
+        for (single, batched) in answers.iter().zip(&batched) {
+            prop_assert_eq!(&single.outcome, &batched.outcome);
+            prop_assert_eq!(&single.events, &batched.events);
+            prop_assert_eq!(&single.leases, &batched.leases);
+        }
+        prop_assert_eq!(one_by_one.head(), at_once.head());
+        prop_assert_eq!(one_by_one.rows, at_once.rows);
+    }
+}
+
+fn take(store: &mut Store, model: &mut Model, step: Step) -> Result<(), TestCaseError> {
+    match step {
+        Step::Apply(commands) => {
+            let events_before = model.events.len();
+            let mut revisions = Vec::new();
+            let answers: Vec<_> = commands
+                .iter()
+                .map(|command| {
+                    let answer = model.apply(command);
+                    revisions.push(model.revision());
+                    answer
+                })
+                .collect();
+            let applied = store.apply_batch(&commands);
+            let mut events = model.events[events_before..].iter();
+            for (place, applied) in applied.iter().enumerate() {
+                let (outcome, leases) = &answers[place];
+                prop_assert_eq!(&applied.outcome, outcome);
+                prop_assert_eq!(&applied.leases, leases);
+                prop_assert_eq!(applied.revision, revisions[place]);
+                for event in &applied.events {
+                    prop_assert_eq!(Some(event), events.next());
+                }
+            }
+            prop_assert_eq!(events.next(), None);
+        }
+        Step::Range(range) => prop_assert_eq!(store.range(&range), model.range(&range)),
+        Step::ReadTxn(txn) => check_read_txn(store, model, &txn)?,
+        Step::History(from) => {
+            if from >= model.compacted {
+                let events = store.history(from, model.revision());
+                prop_assert_eq!(events, model.history(from));
+            }
+        }
+        Step::Restart => store.restart(),
+        Step::NextTerm => {
+            store.term += 1;
+            model.term += 1;
+        }
+    }
+    Ok(())
+}
+
+/// A transaction that only reads answers off the log what it would answer in it.
+fn check_read_txn(store: &Store, model: &mut Model, txn: &Txn) -> Result<(), TestCaseError> {
+    let answer = kv::read_txn(&store.rows, store.head(), txn).expect("memory does not fail");
+    let only_reads = |ops: &[TxnOp]| ops.iter().all(|op| matches!(op, TxnOp::Range(_)));
+    if only_reads(&txn.success) && only_reads(&txn.failure) {
+        let (in_log, _) = model.apply(&Command::Txn(txn.clone()));
+        match (answer, in_log) {
+            // The alarm is checked by the ranges, if there are any.
+            (_, Err(Rejection::Corrupt)) => {}
+            (answer, in_log) => prop_assert_eq!(answer.map(Response::Txn), in_log),
+        }
+    }
+    Ok(())
+}
+
+fn check_state(store: &Store, model: &Model) -> Result<(), TestCaseError> {
+    let head = store.head();
+    prop_assert_eq!(head.revision, model.revision());
+    prop_assert_eq!(head.compacted, model.compacted);
+    prop_assert_eq!(head.key_count, model.live().len() as i64);
+    let sizes = Sizes {
+        rev_rows: store.rows.rows(Table::Rev).count(),
+        key_rows: store.rows.rows(Table::Key).count(),
+        bytes: head.bytes_in_use,
+    };
+    prop_assert_eq!(sizes, model.sizes());
+    let leases = leases::all(&store.rows).expect("memory does not fail");
+    let mut attached = Vec::new();
+    for (id, _) in leases {
+        let keys = leases::lease_keys(&store.rows, id).expect("memory does not fail");
+        attached.push((id, keys));
+    }
+    attached.sort();
+    prop_assert_eq!(&attached, &model.lease_keys());
+    let attachments: usize = attached.iter().map(|(_, keys)| keys.len()).sum();
+    prop_assert_eq!(store.rows.rows(Table::LeaseKey).count(), attachments, "no stray attachment");
+    for revision in [0, model.revision(), (model.compacted + model.revision()) / 2] {
+        let everything = Range {
+            key: b"\0".as_slice().into(),
+            range_end: b"\0".as_slice().into(),
+            revision,
+            ..Range::default()
+        };
+        prop_assert_eq!(store.range(&everything), model.range(&everything));
+    }
+    Ok(())
+}

@@ -1,0 +1,61 @@
+//! A machine over memory rows: what every test here drives.
+
+use conclave_state_machine::command::{Command, Range};
+use conclave_state_machine::head::Head;
+use conclave_state_machine::history;
+use conclave_state_machine::machine::{Machine, Position};
+use conclave_state_machine::memory::MemoryRows;
+use conclave_state_machine::range;
+use conclave_state_machine::response::{Applied, Event, Halt, RangeResponse, Rejection};
+
+pub(crate) struct Store {
+    pub(crate) rows: MemoryRows,
+    pub(crate) machine: Machine,
+    pub(crate) term: u64,
+}
+
+impl Store {
+    pub(crate) fn new() -> Store {
+        let rows = MemoryRows::default();
+        let machine = Machine::load(&rows).expect("memory does not fail");
+        Store { rows, machine, term: 1 }
+    }
+
+    pub(crate) fn apply(&mut self, command: &Command) -> Applied {
+        self.apply_batch(std::slice::from_ref(command)).remove(0)
+    }
+
+    /// Applies all commands in one overlay, as raft-store does with what is committed at once.
+    pub(crate) fn apply_batch(&mut self, commands: &[Command]) -> Vec<Applied> {
+        let Store { rows, machine, term } = self;
+        let position = Position { term: *term, index: 0 };
+        rows.update(|overlay| {
+            let mut applied = Vec::new();
+            for command in commands {
+                applied.push(machine.apply(overlay, position, command)?);
+            }
+            machine.finish(overlay);
+            Ok::<_, Halt>(applied)
+        })
+        .expect("memory does not fail")
+    }
+
+    pub(crate) fn range(&self, request: &Range) -> Result<RangeResponse, Rejection> {
+        range::range(&self.rows, self.head(), request).expect("memory does not fail")
+    }
+
+    pub(crate) fn history(&self, from: i64, to: i64) -> Vec<Event> {
+        history::events(&self.rows, from, to, usize::MAX, usize::MAX).expect("memory does not fail")
+    }
+
+    pub(crate) fn head(&self) -> &Head {
+        self.machine.head()
+    }
+
+    /// Forgets everything that is not in the rows.
+    pub(crate) fn restart(&mut self) {
+        let machine = Machine::load(&self.rows).expect("memory does not fail");
+        assert_eq!(machine.head(), self.machine.head(), "the head row holds the whole head");
+        self.machine = machine;
+    }
+}
