@@ -145,7 +145,9 @@ impl<'a, 'b, R: Read> Change<'a, 'b, R> {
     }
 
     fn write_rows(&mut self, key: &Bytes, at: Revision, before: &Before, state: Option<State<'_>>) {
-        let previous = before.modified;
+        // A tombstone that is compacted leads nowhere, whether or not it is swept already.
+        let compacted = self.head.compacted;
+        let previous = before.modified.filter(|last| before.kv.is_some() || last.main >= compacted);
         let previous_value_bytes = before.kv.as_ref().map_or(0, |old| old.value.len());
         let rev_row = RevRow { previous, previous_value_bytes, key, state };
         let rev_key = Bytes::copy_from_slice(&at.row_key());

@@ -147,3 +147,117 @@ fn drop_tombstone<R: Read>(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::change::{Before, Change};
+    use crate::command::Range;
+    use crate::memory::MemoryRows;
+    use crate::range;
+    use crate::response::RangeResponse;
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Put(u8),
+        Delete(u8),
+        DeleteAll,
+        /// Compacts that many revisions below the current one.
+        Compact(i64),
+        /// Sweeps that many events in the lazy store.
+        Sweep(usize),
+    }
+
+    #[derive(Default)]
+    struct Store {
+        rows: MemoryRows,
+        head: Head,
+    }
+
+    impl Store {
+        fn change(&mut self, keys: &[u8], is_delete: bool) {
+            let Store { rows, head } = self;
+            let mut events = Vec::new();
+            let changed = rows.update(|overlay| {
+                let mut change = Change::begin(overlay, head, &mut events)?;
+                for key in keys {
+                    let key = Bytes::copy_from_slice(&[*key]);
+                    let before = Before::load(change.rows, &key)?;
+                    if is_delete {
+                        change.delete(&key, before)?;
+                    } else {
+                        change.put(&key, before, &Bytes::from_static(b"value"), 0)?;
+                    }
+                }
+                Ok::<_, Halt>(())
+            });
+            changed.unwrap();
+        }
+
+        fn sweep(&mut self, events_max: usize) {
+            let Store { rows, head } = self;
+            rows.update(|overlay| sweep(overlay, head, events_max)).unwrap();
+        }
+
+        fn everything_at(&self, revision: i64) -> Result<RangeResponse, Rejection> {
+            let zero = Bytes::from_static(b"\0");
+            let request =
+                Range { key: zero.clone(), range_end: zero, revision, ..Range::default() };
+            range::range(&self.rows, &self.head, &request).unwrap()
+        }
+    }
+
+    fn steps() -> impl Strategy<Value = Vec<Step>> {
+        let key = || prop::sample::select(b"abcd".to_vec());
+        let step = prop_oneof![
+            6 => key().prop_map(Step::Put),
+            3 => key().prop_map(Step::Delete),
+            1 => Just(Step::DeleteAll),
+            2 => (0..6_i64).prop_map(Step::Compact),
+            4 => (1..4_usize).prop_map(Step::Sweep),
+        ];
+        prop::collection::vec(step, 1..80)
+    }
+
+    proptest! {
+        /// However a sweep is cut into steps, and whatever happens between them, reads do not see it
+        /// and the rows left in the end are the same.
+        #[test]
+        fn sweeping_in_steps_equals_sweeping_at_once(steps in steps()) {
+            let (mut at_once, mut lazy) = (Store::default(), Store::default());
+            for step in steps {
+                for store in [&mut at_once, &mut lazy] {
+                    match step {
+                        Step::Put(key) => store.change(&[key], false),
+                        Step::Delete(key) => store.change(&[key], true),
+                        Step::DeleteAll => store.change(b"abcd", true),
+                        Step::Compact(back) => {
+                            let revision = store.head.revision - back;
+                            // A refusal is alike in both.
+                            apply(&mut store.head, Compact { revision }).unwrap_or_default();
+                        }
+                        Step::Sweep(_) => {}
+                    }
+                }
+                at_once.sweep(usize::MAX);
+                if let Step::Sweep(events) = step {
+                    lazy.sweep(events);
+                }
+                prop_assert_eq!(at_once.head.compacted, lazy.head.compacted);
+                for revision in at_once.head.compacted.max(0)..=at_once.head.revision {
+                    prop_assert_eq!(at_once.everything_at(revision), lazy.everything_at(revision));
+                }
+            }
+            let mut rounds = 0;
+            while lazy.head.sweep.is_pending(lazy.head.compacted) {
+                lazy.sweep(1);
+                rounds += 1;
+                prop_assert!(rounds < 1_000, "each step must get on");
+            }
+            prop_assert_eq!(at_once.head, lazy.head);
+            prop_assert_eq!(at_once.rows, lazy.rows);
+        }
+    }
+}

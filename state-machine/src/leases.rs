@@ -47,7 +47,7 @@ pub fn lease_keys<R: Read>(rows: &R, id: i64) -> Result<Vec<Bytes>, Halt> {
     Ok(keys)
 }
 
-/// Lists all leases as (id, TTL in seconds), by id.
+/// Lists all leases as (id, TTL in seconds), negative ids last.
 ///
 /// # Errors
 /// [`Halt`] if the storage fails or a row is damaged.

@@ -20,6 +20,8 @@ use crate::store::Store;
 /// `--max-txn-ops` of scripts.
 const TXN_OPS_MAX: usize = 8;
 
+const NO_FAILURE: &str = "memory does not fail";
+
 struct Script {
     store: Store,
 }
@@ -55,7 +57,8 @@ impl goldenscript::Runner for Script {
         let mut words = Words::new(words);
         let lines = self.run_words(&command.name, &mut words)?;
         words.finish()?;
-        Ok(lines.iter().map(|line| format!("{line}\n")).collect())
+        let lines: String = lines.iter().map(|line| format!("  {line}\n")).collect();
+        Ok(format!("{command}\n{lines}"))
     }
 }
 
@@ -70,7 +73,7 @@ impl Script {
                 let Command::Txn(txn) = language::command("txn", words)? else {
                     return Err("not a transaction".to_owned());
                 };
-                match kv::read_txn(&self.store.rows, self.store.head(), &txn).unwrap() {
+                match kv::read_txn(&self.store.rows, self.store.head(), &txn).expect(NO_FAILURE) {
                     Ok(answer) => print::txn(&answer),
                     Err(rejection) => vec![format!("refused: {rejection}")],
                 }
@@ -84,7 +87,7 @@ impl Script {
             }
             "leases" => self.leases(),
             "members" => {
-                let members = members::all(&self.store.rows).unwrap();
+                let members = members::all(&self.store.rows).expect(NO_FAILURE);
                 members.iter().map(|member| format!("{} {}", member.id, member.name)).collect()
             }
             "head" => self.head(),
@@ -109,9 +112,9 @@ impl Script {
 
     fn leases(&self) -> Vec<String> {
         let rows = &self.store.rows;
-        let leases = leases::all(rows).unwrap();
+        let leases = leases::all(rows).expect(NO_FAILURE);
         let describe = |(id, ttl): &(i64, i64)| {
-            let keys = leases::lease_keys(rows, *id).unwrap();
+            let keys = leases::lease_keys(rows, *id).expect(NO_FAILURE);
             let keys: Vec<_> = keys.iter().map(print::text).collect();
             format!("{id} ttl={ttl} keys=[{}]", keys.join(" "))
         };
@@ -147,7 +150,7 @@ fn rows(rows: &MemoryRows) -> Vec<String> {
     let keys: Vec<_> = rows.rows(Table::Key).map(|(key, _)| print::text(key)).collect();
     let revisions: Vec<_> = rows
         .rows(Table::Rev)
-        .map(|(key, _)| Revision::from_row_key(key).unwrap())
+        .map(|(key, _)| Revision::from_row_key(key).expect("the key of a rev row"))
         .map(|at| format!("{}.{}", at.main, at.sub))
         .collect();
     vec![format!("key rows: {}", keys.join(" ")), format!("rev rows: {}", revisions.join(" "))]

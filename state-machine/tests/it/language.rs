@@ -3,13 +3,13 @@
 //! ```text
 //! put KEY VALUE [lease=N] [prev_kv] [ignore_value] [ignore_lease]
 //! delete SPAN [prev_kv]
-//! range SPAN [rev=N] [limit=N] [sort=asc|desc|none:key|version|create|mod|value] [keys_only]
+//! range SPAN [rev=N] [limit=N] [sort=asc|desc|none.key|version|create|mod|value] [keys_only]
 //!            [count_only] [min_mod=N] [max_mod=N] [min_create=N] [max_create=N]
 //! txn "[ COMPARE ; ... ] { OP ; ... } { OP ; ... }"      the last block may be missing
 //! compact N     grant ID TTL     revoke ID     expire TERM ID...
 //! alarm get|raise|clear [member=N] [kind=nospace|corrupt]      member ID NAME
 //! ```
-//! SPAN is `key`, `start..end`, `start..` or `..`; COMPARE is `FIELD SPAN = OPERAND` (also `!=`, `<`,
+//! SPAN is `key`, `start..end`, `start..` or `all`; COMPARE is `FIELD SPAN = OPERAND` (also `!=`, `<`,
 //! `>`) with FIELD `version`, `create`, `mod`, `value` or `lease`; OP is put, delete, range or txn.
 
 use bytes::Bytes;
@@ -71,12 +71,20 @@ fn number<T: std::str::FromStr>(word: &str) -> Parsed<T> {
     word.parse().map_err(|_| format!("{word:?} is not a number"))
 }
 
+/// `''` is empty, `x*9` is nine times x.
 fn bytes(word: &str) -> Bytes {
-    Bytes::from(if word == "''" { String::new() } else { word.to_owned() })
+    Bytes::from(match word.split_once('*') {
+        Some((text, times)) => text.repeat(times.parse().unwrap_or(1)),
+        None if word == "''" => String::new(),
+        None => word.to_owned(),
+    })
 }
 
 fn span(word: &str) -> (Bytes, Bytes) {
     let zero = Bytes::from_static(b"\0");
+    if word == "all" {
+        return (zero.clone(), zero);
+    }
     let Some((start, end)) = word.split_once("..") else { return (bytes(word), Bytes::new()) };
     let start = if start.is_empty() { zero.clone() } else { bytes(start) };
     (start, if end.is_empty() { zero } else { bytes(end) })
@@ -162,7 +170,7 @@ pub(crate) fn range(words: &mut Words) -> Parsed<Range> {
 }
 
 fn sort(word: &str) -> Parsed<(SortOrder, SortTarget)> {
-    let (order, target) = word.split_once(':').unwrap_or((word, "key"));
+    let (order, target) = word.split_once('.').unwrap_or((word, "key"));
     let order = match order {
         "none" => SortOrder::None,
         "asc" => SortOrder::Ascend,

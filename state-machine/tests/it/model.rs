@@ -59,7 +59,7 @@ impl Model {
     }
 
     pub(crate) fn live(&self) -> &Snapshot {
-        self.snapshots.last().unwrap()
+        self.snapshots.last().expect("there is always one")
     }
 
     fn has(&self, kind: AlarmKind) -> bool {
@@ -155,7 +155,7 @@ impl Model {
         let keys: Vec<_> =
             next.keys().filter(|key| holds(key, &delete.key, &delete.range_end)).cloned().collect();
         for key in keys {
-            let old = next.remove(&key).unwrap();
+            let old = next.remove(&key).expect("the key was just listed");
             let prev_kv = self.live().get(&key).cloned();
             let kv = KeyValue { key, mod_revision, ..KeyValue::default() };
             self.events.push(Event { kind: EventKind::Delete, kv, prev_kv });
