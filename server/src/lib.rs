@@ -5,8 +5,10 @@
 //! | `config` | flags and variables -> [`config::Settings`] |
 //! | `logging` | log lines in etcd's shape |
 //! | `status` | error texts and gRPC codes, the only place that knows them |
+//! | `watch` | who hears of which event |
 
 pub mod config;
 pub mod logging;
 pub mod status;
 pub mod version;
+pub mod watch;

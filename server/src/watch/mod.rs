@@ -1,0 +1,36 @@
+//! Watching: who hears of which event, and how far everyone got.
+//!
+//! ```text
+//!  apply ──publish──► inbox ──dispatch──► ring of batches ◄─window─ catch-up reads of the store
+//!                                │                                      ▲
+//!                                └─ a word per (stream, range) ─► mailbox ─► stream ─► connection
+//! ```
+//!
+//! | module | what |
+//! |---|---|
+//! | `hub` | the dispatcher, the subscriptions, the windows of old events |
+//! | `inbox` | what apply hands over, bounded |
+//! | `ring` | the newest batches, bounded; the owner of their memory |
+//! | `batch` | events of consecutive revisions, each encoded once |
+//! | `mailbox` | what the hub leaves for a stream |
+//! | `stream` | the watchers of one stream and their answers |
+//! | `response` | the bytes of answers |
+//! | `source` | what watching needs from the node |
+//! | `limits` | every bound |
+
+mod batch;
+mod hub;
+mod inbox;
+mod limits;
+mod mailbox;
+mod response;
+mod ring;
+mod source;
+mod stream;
+
+pub use hub::{Hub, Stats};
+pub use limits::Limits;
+pub use mailbox::End;
+pub use response::Output;
+pub use source::Source;
+pub use stream::WatchStream;

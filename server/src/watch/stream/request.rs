@@ -1,0 +1,159 @@
+//! Requests on a stream: create, cancel, progress (etcd v3, Watch).
+
+use conclave_proto::etcdserverpb::{
+    WatchCreateRequest, WatchRequest, WatchResponse, watch_create_request::FilterType,
+    watch_request::RequestUnion,
+};
+use conclave_state_machine::watcher_set::KeyRange;
+
+use super::{Member, Members, NO_WATCHER, Output, Wants, WatchStream};
+
+/// Requests for progress answered at once; a client that sends more gets no more.
+const PROGRESS_REQUESTS_MAX: u32 = 64;
+
+const DUPLICATE_ID: &str = "mvcc: duplicate watch ID provided on the WatchStream";
+const COMPACTED: &str = "etcdserver: mvcc: required revision has been compacted";
+
+impl WatchStream {
+    /// Handles one request and writes its answer, if it has one.
+    pub fn request(&mut self, request: WatchRequest, out: &mut Output) {
+        match request.request_union {
+            Some(RequestUnion::CreateRequest(create)) => match self.create(create) {
+                Ok((id, revision)) => self.answer_created(id, revision, out),
+                Err(reason) => self.refuse(reason, out),
+            },
+            Some(RequestUnion::CancelRequest(cancel)) => {
+                if self.remove(cancel.watch_id) {
+                    let revision = self.hub.source().revision();
+                    out.control(&WatchResponse {
+                        header: Some(self.hub.source().header(revision)),
+                        watch_id: cancel.watch_id,
+                        canceled: true,
+                        ..WatchResponse::default()
+                    });
+                }
+            }
+            Some(RequestUnion::ProgressRequest(_)) => {
+                self.progress.count = (self.progress.count + 1).min(PROGRESS_REQUESTS_MAX);
+                self.progress.revision = self.hub.source().revision();
+            }
+            // As etcd: unknown kinds of requests are ignored.
+            None => {}
+        }
+    }
+
+    /// Refuses a create request before it is looked at, e.g. for want of permission.
+    pub fn refuse(&mut self, reason: String, out: &mut Output) {
+        let revision = self.hub.source().revision();
+        out.control(&WatchResponse {
+            header: Some(self.hub.source().header(revision)),
+            watch_id: NO_WATCHER,
+            created: true,
+            canceled: true,
+            cancel_reason: reason,
+            ..WatchResponse::default()
+        });
+    }
+
+    /// Adds a watcher; returns its id and the revision after which it starts by default.
+    fn create(&mut self, create: WatchCreateRequest) -> Result<(i64, i64), String> {
+        let wants = wants(&create);
+        let (start, wanted_id) = (create.start_revision, create.watch_id);
+        let range =
+            KeyRange::new(create.key, create.range_end).map_err(|error| error.to_string())?;
+        if start < 0 {
+            return Err(COMPACTED.to_owned());
+        }
+        let limit = self.hub.limits().stream_watchers;
+        if self.ids.len() >= limit {
+            return Err(format!("conclave: too many watchers on this stream (limit {limit})"));
+        }
+        let id = self.choose_id(wanted_id)?;
+        let group =
+            self.hub.subscribe(&self.mailbox, &range).map_err(|refusal| refusal.to_string())?;
+        // Read after subscribing: what comes later is dispatched to this stream.
+        let revision = self.hub.source().revision();
+        let next = if start == 0 { revision + 1 } else { start };
+        let member = Member { id, start, next, wants, is_behind: true, is_idle: true };
+        self.ids.insert(id, group);
+        self.behind.insert((next, id));
+        self.groups
+            .entry(group)
+            .or_insert_with(|| Members { range, list: Vec::new() })
+            .insert(member);
+        Ok((id, revision))
+    }
+
+    fn choose_id(&mut self, wanted: i64) -> Result<i64, String> {
+        if wanted != 0 {
+            let is_taken = self.ids.contains_key(&wanted);
+            return if is_taken { Err(DUPLICATE_ID.to_owned()) } else { Ok(wanted) };
+        }
+        while self.ids.contains_key(&self.next_id) {
+            self.next_id += 1;
+        }
+        self.next_id += 1;
+        Ok(self.next_id - 1)
+    }
+
+    fn answer_created(&mut self, id: i64, revision: i64, out: &mut Output) {
+        out.control(&WatchResponse {
+            header: Some(self.hub.source().header(revision)),
+            watch_id: id,
+            created: true,
+            ..WatchResponse::default()
+        });
+        // Even if the events are still in memory: whether a start is too old must not depend on that.
+        let compacted = self.hub.source().compacted();
+        let start = self.member_mut(id).map_or(0, |member| member.start);
+        if start != 0 && start < compacted {
+            self.cancel_for_compaction(id, compacted, out);
+        }
+    }
+
+    /// Cancels the watchers that need revisions before `compacted`.
+    pub(super) fn cancel_compacted(&mut self, compacted: i64, out: &mut Output) {
+        let kept = self.behind.split_off(&(compacted, i64::MIN));
+        let lost = std::mem::replace(&mut self.behind, kept);
+        for (_, id) in lost {
+            self.cancel_for_compaction(id, compacted, out);
+        }
+    }
+
+    fn cancel_for_compaction(&mut self, id: i64, compacted: i64, out: &mut Output) {
+        self.remove(id);
+        out.control(&WatchResponse {
+            // etcd says revision 0 here.
+            header: Some(self.hub.source().header(0)),
+            watch_id: id,
+            canceled: true,
+            compact_revision: compacted,
+            ..WatchResponse::default()
+        });
+    }
+
+    /// Takes a watcher away; says whether there was one.
+    fn remove(&mut self, id: i64) -> bool {
+        let Some(group) = self.ids.remove(&id) else { return false };
+        let members = self.groups.get_mut(&group).expect("invariant: every id has its group");
+        let member = members.remove(id).expect("invariant: a group lists its members");
+        self.behind.remove(&(member.next, id));
+        self.run.restart(group);
+        self.hub.unsubscribe(self.mailbox.stream, &members.range, 1);
+        if members.list.is_empty() {
+            self.groups.remove(&group);
+        }
+        true
+    }
+}
+
+fn wants(create: &WatchCreateRequest) -> Wants {
+    let has = |filter: FilterType| create.filters.contains(&i32::from(filter));
+    Wants {
+        prev_kv: create.prev_kv,
+        no_put: has(FilterType::Noput),
+        no_delete: has(FilterType::Nodelete),
+        fragment: create.fragment,
+        progress: create.progress_notify,
+    }
+}
