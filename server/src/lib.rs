@@ -7,6 +7,7 @@
 //! | `status` | error texts and gRPC codes, the only place that knows them |
 //! | `watch` | who hears of which event |
 
+pub mod api;
 pub mod config;
 pub mod logging;
 pub mod status;

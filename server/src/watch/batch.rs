@@ -59,8 +59,7 @@ impl SharedEvent {
             prev_kv: prev.map(key_value),
         };
         let length = event.encoded_len();
-        let mut bytes =
-            BytesMut::with_capacity(1 + encoded_len_varint(length as u64) + length);
+        let mut bytes = BytesMut::with_capacity(1 + encoded_len_varint(length as u64) + length);
         bytes.put_u8(EVENTS_TAG);
         encode_varint(length as u64, &mut bytes);
         event.encode_raw(&mut bytes);

@@ -17,8 +17,9 @@ use std::time::Duration;
 use conclave_state_machine::response::Event;
 use conclave_state_machine::watcher_set::{KeyRange, WatcherSet};
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
@@ -32,6 +33,8 @@ use super::stream::WatchStream;
 
 /// How often windows that nobody asked for lately are forgotten.
 const WINDOW_LIFE: Duration = Duration::from_secs(5);
+/// How often it is looked whether there is a leader.
+const LEADER_CHECK: Duration = Duration::from_millis(100);
 
 /// All watching of one node.
 pub struct Hub {
@@ -43,6 +46,8 @@ pub struct Hub {
     read_wanted: Notify,
     /// Copy of [`State::dispatched`], written after the mailboxes are filled.
     dispatched: AtomicI64,
+    /// Whether the leader is gone for longer than [`Limits::leaderless`].
+    is_leaderless: watch::Sender<bool>,
 }
 
 /// What the dispatcher and the streams share.
@@ -145,6 +150,7 @@ impl Hub {
             state: Mutex::new(state),
             read_wanted: Notify::new(),
             dispatched: AtomicI64::new(revision),
+            is_leaderless: watch::Sender::new(false),
         })
     }
 
@@ -162,6 +168,8 @@ impl Hub {
     pub async fn run(self: Arc<Self>, shutdown: CancellationToken) {
         let mut readers = JoinSet::new();
         let mut tick = tokio::time::interval(WINDOW_LIFE);
+        let mut leader_check = tokio::time::interval(LEADER_CHECK);
+        let mut leader_seen = Instant::now();
         loop {
             tokio::select! {
                 () = shutdown.cancelled() => break,
@@ -174,10 +182,25 @@ impl Hub {
                     }
                 }
                 _ = tick.tick() => self.forget_windows(),
+                now = leader_check.tick() => self.check_leader(now, &mut leader_seen),
             }
         }
         self.close();
         while readers.join_next().await.is_some() {}
+    }
+
+    fn check_leader(&self, now: Instant, seen: &mut Instant) {
+        if self.source.has_leader() {
+            *seen = now;
+        }
+        let is_gone = now.duration_since(*seen) >= self.limits.leaderless;
+        self.is_leaderless.send_if_modified(|known| std::mem::replace(known, is_gone) != is_gone);
+    }
+
+    /// Becomes true when there was no leader for longer than [`Limits::leaderless`].
+    #[must_use]
+    pub fn leaderless(&self) -> watch::Receiver<bool> {
+        self.is_leaderless.subscribe()
     }
 
     fn spawn_reader(self: &Arc<Self>, readers: &mut JoinSet<()>) {
@@ -226,7 +249,8 @@ impl Hub {
         WatchStream::new(Arc::clone(self), mailbox)
     }
 
-    pub(crate) fn source(&self) -> &dyn Source {
+    /// The store and the identity that the hub was made with.
+    pub fn source(&self) -> &dyn Source {
         &*self.source
     }
 
@@ -420,22 +444,18 @@ impl Hub {
         true
     }
 
-    /// Returns `None` if a compaction made the answer incomplete.
+    /// Returns `None` if a compaction took what was asked for.
     fn read_window(&self, from: i64, to: i64) -> Result<Option<Arc<Batch>>, String> {
         let limits = &self.limits;
         let revisions = usize::try_from(limits.window_revisions).unwrap_or(usize::MAX);
         let events = match self.source.events(from, to, revisions, limits.window_bytes) {
-            Ok(events) => events,
+            Ok(Some(events)) => events,
+            Ok(None) => return Ok(None),
             Err(error) => {
                 error!(from, to, %error, "cannot read history for watchers");
                 return Err(error.to_string());
             }
         };
-        // Compaction deletes rows while they are read: what was read before it counts, the rest does
-        // not, and nobody can tell which is which.
-        if from < self.source.compacted() {
-            return Ok(None);
-        }
         // The read may have ended early, never within a revision.
         let last = events.last().map_or(to, |event| event.kv.mod_revision);
         Ok(Some(Arc::new(Batch::new(from, last, events))))

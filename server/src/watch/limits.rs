@@ -1,5 +1,7 @@
 //! Every bound of watching, by name.
 
+use std::time::Duration;
+
 /// Bounds of one hub. The defaults serve a node; tests use small ones to reach every path.
 #[derive(Clone, Debug)]
 pub struct Limits {
@@ -31,6 +33,8 @@ pub struct Limits {
     pub response_bytes: usize,
     /// A fragmented answer is split here: the largest request plus what gRPC adds.
     pub fragment_bytes: usize,
+    /// How long a stream whose client insists on a leader survives without one.
+    pub leaderless: Duration,
 }
 
 impl Default for Limits {
@@ -50,6 +54,7 @@ impl Default for Limits {
             chunk_bytes: 32 << 10,
             response_bytes: 1 << 20,
             fragment_bytes: 1_572_864 + (512 << 10),
+            leaderless: Duration::from_secs(3),
         }
     }
 }

@@ -27,10 +27,12 @@ mod response;
 mod ring;
 mod source;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 pub use hub::{Hub, Stats};
 pub use limits::Limits;
 pub use mailbox::End;
 pub use response::Output;
-pub use source::Source;
+pub use source::{Source, StoreSource};
 pub use stream::WatchStream;

@@ -1,7 +1,8 @@
 //! What watching needs from the node around it.
 
 use conclave_proto::etcdserverpb::ResponseHeader;
-use conclave_state_machine::response::{Event, Halt};
+use conclave_raft_store::{EventSpan, ReadError, Reader};
+use conclave_state_machine::response::{Event, Halt, Rejection};
 
 /// The store and the identity of this node, as far as watching goes.
 pub trait Source: Send + Sync + 'static {
@@ -13,7 +14,8 @@ pub trait Source: Send + Sync + 'static {
 
     /// Reads all events of the revisions `from..=to` in order, `prev_kv` filled where it still exists.
     /// Blocks. May end early, but never within a revision, after `revisions_max` revisions or about
-    /// `bytes_max` bytes; an empty answer says that there is nothing up to `to`.
+    /// `bytes_max` bytes; an empty answer says that there is nothing up to `to`. `None` if `from` is
+    /// compacted, before or while it was read.
     ///
     /// # Errors
     /// [`Halt`] if the storage fails.
@@ -23,8 +25,67 @@ pub trait Source: Send + Sync + 'static {
         to: i64,
         revisions_max: usize,
         bytes_max: usize,
-    ) -> Result<Vec<Event>, Halt>;
+    ) -> Result<Option<Vec<Event>>, Halt>;
+
+    /// Whether this node knows a leader.
+    fn has_leader(&self) -> bool;
 
     /// The header of an answer that speaks of `revision`.
     fn header(&self, revision: i64) -> ResponseHeader;
+}
+
+/// A [`Source`] over the state of this node.
+pub struct StoreSource<H, L> {
+    reader: Reader,
+    header: H,
+    has_leader: L,
+}
+
+impl<H, L> StoreSource<H, L>
+where
+    H: Fn(i64) -> ResponseHeader + Send + Sync + 'static,
+    L: Fn() -> bool + Send + Sync + 'static,
+{
+    /// Reads from `reader`; `header` makes the header for a revision, `has_leader` says whether a
+    /// leader is known.
+    pub fn new(reader: Reader, header: H, has_leader: L) -> Self {
+        StoreSource { reader, header, has_leader }
+    }
+}
+
+impl<H, L> Source for StoreSource<H, L>
+where
+    H: Fn(i64) -> ResponseHeader + Send + Sync + 'static,
+    L: Fn() -> bool + Send + Sync + 'static,
+{
+    fn revision(&self) -> i64 {
+        self.reader.head().revision
+    }
+
+    fn compacted(&self) -> i64 {
+        self.reader.head().compacted
+    }
+
+    fn events(
+        &self,
+        from: i64,
+        to: i64,
+        revisions_max: usize,
+        bytes_max: usize,
+    ) -> Result<Option<Vec<Event>>, Halt> {
+        match self.reader.events(EventSpan { from, to, revisions_max, bytes_max }) {
+            Ok(events) => Ok(Some(events)),
+            Err(ReadError::Rejected(Rejection::Compacted)) => Ok(None),
+            Err(ReadError::Rejected(rejection)) => Err(Halt::Storage(rejection.into())),
+            Err(ReadError::Halt(halt)) => Err(halt),
+        }
+    }
+
+    fn has_leader(&self) -> bool {
+        (self.has_leader)()
+    }
+
+    fn header(&self, revision: i64) -> ResponseHeader {
+        (self.header)(revision)
+    }
 }

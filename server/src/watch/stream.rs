@@ -50,6 +50,8 @@ pub struct WatchStream {
     /// Every event up to here had been found in the mailbox when it was last found empty.
     settled: i64,
     progress: ProgressRequests,
+    /// Watchers that want regular progress notices.
+    progress_watchers: usize,
     is_tick_due: bool,
 }
 
@@ -109,6 +111,7 @@ impl WatchStream {
             is_waiting: false,
             settled: 0,
             progress: ProgressRequests::default(),
+            progress_watchers: 0,
             is_tick_due: false,
         }
     }
@@ -148,7 +151,7 @@ impl WatchStream {
     /// Whether a watcher wants regular progress notices.
     #[must_use]
     pub fn wants_ticks(&self) -> bool {
-        self.groups.values().any(|members| members.list.iter().any(|m| m.wants.progress))
+        self.progress_watchers > 0
     }
 
     /// Does one step of delivery or catch-up; says whether there was one.

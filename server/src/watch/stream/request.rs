@@ -22,17 +22,9 @@ impl WatchStream {
                 Ok((id, revision)) => self.answer_created(id, revision, out),
                 Err(reason) => self.refuse(reason, out),
             },
-            Some(RequestUnion::CancelRequest(cancel)) => {
-                if self.remove(cancel.watch_id) {
-                    let revision = self.hub.source().revision();
-                    out.control(&WatchResponse {
-                        header: Some(self.hub.source().header(revision)),
-                        watch_id: cancel.watch_id,
-                        canceled: true,
-                        ..WatchResponse::default()
-                    });
-                }
-            }
+            Some(RequestUnion::CancelRequest(cancel)) => self.cancel(cancel.watch_id, out),
+            // As etcd: without watchers there is no progress.
+            Some(RequestUnion::ProgressRequest(_)) if self.ids.is_empty() => {}
             Some(RequestUnion::ProgressRequest(_)) => {
                 self.progress.count = (self.progress.count + 1).min(PROGRESS_REQUESTS_MAX);
                 self.progress.revision = self.hub.source().revision();
@@ -51,6 +43,20 @@ impl WatchStream {
             created: true,
             canceled: true,
             cancel_reason: reason,
+            ..WatchResponse::default()
+        });
+    }
+
+    /// Cancels a watcher by its client's wish; an unknown one is ignored.
+    fn cancel(&mut self, id: i64, out: &mut Output) {
+        if !self.remove(id) {
+            return;
+        }
+        let revision = self.hub.source().revision();
+        out.control(&WatchResponse {
+            header: Some(self.hub.source().header(revision)),
+            watch_id: id,
+            canceled: true,
             ..WatchResponse::default()
         });
     }
@@ -74,8 +80,11 @@ impl WatchStream {
         // Read after subscribing: what comes later is dispatched to this stream.
         let revision = self.hub.source().revision();
         let next = if start == 0 { revision + 1 } else { start };
+        // Progress that was asked for earlier must not fall short of what this answer says.
+        self.progress.revision = self.progress.revision.max(revision);
         let member = Member { id, start, next, wants, is_behind: true, is_idle: true };
         self.ids.insert(id, group);
+        self.progress_watchers += usize::from(wants.progress);
         self.behind.insert((next, id));
         self.groups
             .entry(group)
@@ -138,6 +147,7 @@ impl WatchStream {
         let members = self.groups.get_mut(&group).expect("invariant: every id has its group");
         let member = members.remove(id).expect("invariant: a group lists its members");
         self.behind.remove(&(member.next, id));
+        self.progress_watchers -= usize::from(member.wants.progress);
         self.run.restart(group);
         self.hub.unsubscribe(self.mailbox.stream, &members.range, 1);
         if members.list.is_empty() {

@@ -1,0 +1,3 @@
+//! etcd's v3 services over one node.
+
+pub mod watch;

@@ -1,0 +1,225 @@
+//! etcd's Watch service: a [`WatchStream`] behind gRPC.
+//!
+//! Written by hand instead of on the generated trait, because answers leave the stream as finished
+//! bytes, many in one frame: the generated service would encode every event once per watcher. The body
+//! of the response *is* the stream: the connection polls it when it takes more bytes, so a client that
+//! does not read stops its own stream and nothing else.
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use conclave_proto::etcdserverpb::WatchRequest;
+use futures::future::{BoxFuture, Ready, ready};
+use futures::stream::Stream;
+use http::{HeaderMap, HeaderValue, Request, Response, header};
+use http_body::Frame;
+use tokio::time::Sleep;
+use tonic::codec::{Codec, Streaming};
+use tonic::server::NamedService;
+use tonic::{Code, Status};
+use tower::Service;
+
+use crate::status::Fault;
+use crate::watch::{End, Hub, Output, WatchStream};
+
+/// Requests handled before answers and events get their turn.
+const REQUESTS_MAX: usize = 64;
+/// Share of the progress interval by which streams differ, so that they do not report all at once.
+const JITTER: f64 = 0.1;
+const PATH: &str = "/etcdserverpb.Watch/Watch";
+
+/// What the service is told by the configuration.
+#[derive(Clone, Copy, Debug)]
+pub struct WatchSettings {
+    /// Largest request, gRPC's overhead included.
+    pub receive_bytes_max: usize,
+    /// About how often idle watchers that asked for it hear of progress.
+    pub progress_interval: Duration,
+}
+
+/// The service `etcdserverpb.Watch`.
+#[derive(Clone, Debug)]
+pub struct WatchService {
+    hub: Arc<Hub>,
+    settings: WatchSettings,
+}
+
+impl WatchService {
+    /// Serves streams of `hub`.
+    #[must_use]
+    pub fn new(hub: Arc<Hub>, settings: WatchSettings) -> Self {
+        WatchService { hub, settings }
+    }
+
+    fn open<B>(&self, request: Request<B>) -> Response<tonic::body::Body>
+    where
+        B: http_body::Body + Send + 'static,
+        B::Error: Into<tonic::codegen::StdError>,
+    {
+        if request.uri().path() != PATH {
+            return Status::new(Code::Unimplemented, "").into_http();
+        }
+        let must_have_leader = request.headers().get("hasleader").is_some_and(|v| v == "true");
+        if must_have_leader && !self.hub.source().has_leader() {
+            return Status::from(Fault::NoLeader).into_http();
+        }
+        let decoder = tonic_prost::ProstCodec::<WatchRequest, WatchRequest>::default().decoder();
+        let limit = Some(self.settings.receive_bytes_max);
+        let body = WatchBody {
+            stream: self.hub.open(),
+            requests: Some(Streaming::new_request(decoder, request.into_body(), None, limit)),
+            output: Output::default(),
+            interval: self.settings.progress_interval,
+            tick: None,
+            leader_lost: must_have_leader.then(|| leader_lost(&self.hub)),
+            is_over: false,
+        };
+        let mut response = Response::new(tonic::body::Body::new(body));
+        let content_type = HeaderValue::from_static("application/grpc");
+        response.headers_mut().insert(header::CONTENT_TYPE, content_type);
+        response
+    }
+}
+
+/// Waits until the leader is gone for too long.
+fn leader_lost(hub: &Hub) -> BoxFuture<'static, ()> {
+    let mut leaderless = hub.leaderless();
+    Box::pin(async move {
+        if leaderless.wait_for(|is_gone| *is_gone).await.is_err() {
+            // The hub is gone; the stream hears that from it.
+            std::future::pending::<()>().await;
+        }
+    })
+}
+
+impl NamedService for WatchService {
+    const NAME: &'static str = "etcdserverpb.Watch";
+}
+
+impl<B> Service<Request<B>> for WatchService
+where
+    B: http_body::Body + Send + 'static,
+    B::Error: Into<tonic::codegen::StdError>,
+{
+    type Response = Response<tonic::body::Body>;
+    type Error = Infallible;
+    type Future = Ready<Result<Self::Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        ready(Ok(self.open(request)))
+    }
+}
+
+/// The response body: polled by the connection whenever it takes more bytes.
+struct WatchBody {
+    stream: WatchStream,
+    /// `None` once the client has said its last; its watchers go on.
+    requests: Option<Streaming<WatchRequest>>,
+    output: Output,
+    interval: Duration,
+    /// Runs while a watcher wants progress notices.
+    tick: Option<Pin<Box<Sleep>>>,
+    leader_lost: Option<BoxFuture<'static, ()>>,
+    is_over: bool,
+}
+
+impl WatchBody {
+    /// Handles what the client asks; gives the reason if the stream has to end.
+    fn poll_requests(&mut self, cx: &mut Context<'_>) -> Result<(), Status> {
+        for _ in 0..REQUESTS_MAX {
+            let Some(requests) = &mut self.requests else { return Ok(()) };
+            match Pin::new(requests).poll_next(cx) {
+                Poll::Pending => return Ok(()),
+                Poll::Ready(None) => self.requests = None,
+                Poll::Ready(Some(Ok(request))) => {
+                    self.stream.request(request, &mut self.output);
+                }
+                Poll::Ready(Some(Err(status))) => return Err(status),
+            }
+        }
+        // More may have come already, and nobody would tell.
+        cx.waker().wake_by_ref();
+        Ok(())
+    }
+
+    fn poll_tick(&mut self, cx: &mut Context<'_>) {
+        if self.tick.is_none() && !self.stream.wants_ticks() {
+            return;
+        }
+        let jitter = self.interval.mul_f64(rand::random::<f64>() * JITTER);
+        let next = self.interval + jitter;
+        let tick = self.tick.get_or_insert_with(|| Box::pin(tokio::time::sleep(next)));
+        if tick.as_mut().poll(cx).is_ready() {
+            self.stream.tick();
+            self.tick = None;
+            // Polls the new timer, or drops it if nobody wants ticks any more.
+            cx.waker().wake_by_ref();
+        }
+    }
+
+    fn poll_leader(&mut self, cx: &mut Context<'_>) -> Result<(), Status> {
+        let is_lost =
+            self.leader_lost.as_mut().is_some_and(|lost| lost.as_mut().poll(cx).is_ready());
+        if is_lost { Err(Fault::NoLeader.into()) } else { Ok(()) }
+    }
+
+    /// Fills the output; gives the reason if the stream has to end.
+    fn poll_output(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Status>> {
+        self.poll_leader(cx)?;
+        self.poll_requests(cx)?;
+        self.poll_tick(cx);
+        let end = match ready!(self.stream.poll_output(cx, &mut self.output)) {
+            Ok(()) => return Poll::Ready(Ok(())),
+            Err(End::Stopped) => Fault::Stopped.into(),
+            Err(End::Failed(reason)) => Status::unavailable(reason),
+        };
+        Poll::Ready(Err(end))
+    }
+
+    fn finish(&mut self, status: &Status) -> Frame<Bytes> {
+        self.is_over = true;
+        let mut trailers = HeaderMap::new();
+        if status.add_header(&mut trailers).is_err() {
+            // The text cannot be a header value; the code always can.
+            trailers.insert("grpc-status", HeaderValue::from(status.code() as i32));
+        }
+        Frame::trailers(trailers)
+    }
+}
+
+impl http_body::Body for WatchBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let body = &mut *self;
+        if body.is_over {
+            return Poll::Ready(None);
+        }
+        if body.output.is_empty()
+            && let Err(status) = ready!(body.poll_output(cx))
+        {
+            // Answers to requests before the one that ended the stream are lost with it, as in etcd.
+            return Poll::Ready(Some(Ok(body.finish(&status))));
+        }
+        match body.output.next_frame() {
+            Some(frame) => Poll::Ready(Some(Ok(Frame::data(frame)))),
+            None => Poll::Pending,
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.is_over
+    }
+}
