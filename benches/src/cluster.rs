@@ -1,0 +1,313 @@
+//! Three (or more) real nodes on loopback: started, killed, paused and restarted by pid, never by name.
+//!
+//! Works for any program that takes etcd's flags, so that ours and the reference run under the same harness.
+//! Each child is tied to this process (`setpriv --pdeathsig`): an aborted run leaves nothing behind.
+
+use std::fs::File;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+
+const EXIT_POLL: Duration = Duration::from_millis(5);
+
+/// A server program and the arguments that go before and after the cluster's own flags.
+#[derive(Clone, Debug)]
+pub struct Program {
+    /// Path of the executable.
+    pub path: PathBuf,
+    /// Arguments before the flags: `server` for the `conclave` binary, none for `etcd`.
+    pub verb: Vec<String>,
+    /// Further flags, the same on every node.
+    pub flags: Vec<String>,
+}
+
+impl Program {
+    /// The program at `path`; one named `conclave…` is started with its `server` verb.
+    #[must_use]
+    pub fn new(path: &Path) -> Self {
+        let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
+        let ours = name.is_some_and(|name| name.starts_with("conclave"));
+        let verb = if ours { vec!["server".to_owned()] } else { Vec::new() };
+        Self { path: path.to_owned(), verb, flags: Vec::new() }
+    }
+
+    /// Adds flags to every node.
+    #[must_use]
+    pub fn with_flags(mut self, flags: &[String]) -> Self {
+        self.flags.extend_from_slice(flags);
+        self
+    }
+}
+
+/// One node: its addresses, its directory and, while it runs, its process.
+#[derive(Debug)]
+pub struct Node {
+    name: String,
+    client_port: u16,
+    peer_port: u16,
+    data_dir: PathBuf,
+    log_path: PathBuf,
+    child: Option<Child>,
+    is_paused: bool,
+}
+
+impl Node {
+    /// `http://127.0.0.1:PORT` of the client port.
+    #[must_use]
+    pub fn endpoint(&self) -> String {
+        format!("http://127.0.0.1:{}", self.client_port)
+    }
+
+    /// The client port.
+    #[must_use]
+    pub fn client_port(&self) -> u16 {
+        self.client_port
+    }
+
+    /// The process id while the node runs.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.child.as_ref().map(Child::id)
+    }
+
+    /// Whether the process is stopped by [`Cluster::pause`].
+    #[must_use]
+    pub fn is_paused(&self) -> bool {
+        self.is_paused
+    }
+
+    /// Where the node keeps its data.
+    #[must_use]
+    pub fn data_dir(&self) -> &Path {
+        &self.data_dir
+    }
+
+    /// Standard output and error of all starts of the node.
+    #[must_use]
+    pub fn log_path(&self) -> &Path {
+        &self.log_path
+    }
+}
+
+/// Nodes of one program that form one cluster.
+#[derive(Debug)]
+pub struct Cluster {
+    program: Program,
+    nodes: Vec<Node>,
+    token: String,
+}
+
+impl Cluster {
+    /// Chooses free ports and directories below `dir` for `size` nodes; starts nothing.
+    ///
+    /// # Errors
+    /// If no port is free or the directories cannot be made.
+    pub fn create(program: Program, dir: &Path, size: usize) -> Result<Self> {
+        let ports = free_ports(size * 2)?;
+        let mut nodes = Vec::with_capacity(size);
+        for (index, pair) in ports.chunks_exact(2).enumerate() {
+            let name = format!("n{index}");
+            let home = dir.join(&name);
+            std::fs::create_dir_all(&home).with_context(|| format!("make {}", home.display()))?;
+            nodes.push(Node {
+                client_port: pair[0],
+                peer_port: pair[1],
+                data_dir: home.join("data"),
+                log_path: home.join("log"),
+                child: None,
+                is_paused: false,
+                name,
+            });
+        }
+        let token = format!("conclave-{}-{}", std::process::id(), ports[0]);
+        Ok(Self { program, nodes, token })
+    }
+
+    /// All nodes in order.
+    #[must_use]
+    pub fn nodes(&self) -> &[Node] {
+        &self.nodes
+    }
+
+    /// The program of the nodes.
+    #[must_use]
+    pub fn program(&self) -> &Program {
+        &self.program
+    }
+
+    /// Client endpoints of all nodes, running or not.
+    #[must_use]
+    pub fn endpoints(&self) -> Vec<String> {
+        self.nodes.iter().map(Node::endpoint).collect()
+    }
+
+    /// Process ids of the running nodes.
+    #[must_use]
+    pub fn pids(&self) -> Vec<u32> {
+        self.nodes.iter().filter_map(Node::pid).collect()
+    }
+
+    /// Starts every node that does not run.
+    ///
+    /// # Errors
+    /// If a process cannot be started.
+    pub fn start_all(&mut self) -> Result<()> {
+        (0..self.nodes.len()).try_for_each(|index| self.start(index))
+    }
+
+    /// Starts one node; nothing happens if it runs already.
+    ///
+    /// # Errors
+    /// If the process cannot be started.
+    pub fn start(&mut self, index: usize) -> Result<()> {
+        if self.nodes[index].child.is_some() {
+            return Ok(());
+        }
+        let mut command = self.command(index);
+        let log_path = &self.nodes[index].log_path;
+        let log = File::options().create(true).append(true).open(log_path)?;
+        command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
+        let child = command
+            .spawn()
+            .with_context(|| format!("start {}", self.program.path.display()))?;
+        self.nodes[index].child = Some(child);
+        self.nodes[index].is_paused = false;
+        Ok(())
+    }
+
+    fn command(&self, index: usize) -> Command {
+        let node = &self.nodes[index];
+        let peer = |node: &Node| format!("http://127.0.0.1:{}", node.peer_port);
+        let members: Vec<String> =
+            self.nodes.iter().map(|node| format!("{}={}", node.name, peer(node))).collect();
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "--"]).arg(&self.program.path);
+        command.args(&self.program.verb);
+        command.args(["--name", &node.name]);
+        command.arg("--data-dir").arg(&node.data_dir);
+        command.args(["--listen-client-urls", &node.endpoint()]);
+        command.args(["--advertise-client-urls", &node.endpoint()]);
+        command.args(["--listen-peer-urls", &peer(node)]);
+        command.args(["--initial-advertise-peer-urls", &peer(node)]);
+        command.args(["--initial-cluster", &members.join(",")]);
+        command.args(["--initial-cluster-state", "new"]);
+        command.args(["--initial-cluster-token", &self.token]);
+        command.args(&self.program.flags);
+        command
+    }
+
+    /// Ends one node at once (SIGKILL) and reaps it.
+    ///
+    /// # Errors
+    /// If the signal cannot be sent or the exit cannot be read.
+    pub fn kill(&mut self, index: usize) -> Result<()> {
+        if let Some(mut child) = self.nodes[index].child.take() {
+            child.kill().context("kill")?;
+            child.wait().context("reap")?;
+        }
+        self.nodes[index].is_paused = false;
+        Ok(())
+    }
+
+    /// Kills several nodes as nearly at the same moment as possible, then reaps them.
+    ///
+    /// # Errors
+    /// If a signal cannot be sent.
+    pub fn kill_together(&mut self, indexes: &[usize]) -> Result<()> {
+        for &index in indexes {
+            if let Some(child) = self.nodes[index].child.as_mut() {
+                child.kill().context("kill")?;
+            }
+        }
+        indexes.iter().try_for_each(|&index| self.kill(index))
+    }
+
+    /// Asks one node to end (SIGTERM) and waits.
+    ///
+    /// # Errors
+    /// If it does not end within `patience` (it is killed then), or ends with a code other than 0.
+    pub fn terminate(&mut self, index: usize, patience: Duration) -> Result<()> {
+        let Some(pid) = self.nodes[index].pid() else { return Ok(()) };
+        signal("TERM", pid)?;
+        let deadline = Instant::now() + patience;
+        while Instant::now() < deadline {
+            let child = self.nodes[index].child.as_mut().context("a running node")?;
+            if let Some(status) = child.try_wait()? {
+                self.nodes[index].child = None;
+                // etcd dies of the signal it was sent; ours exits 0.
+                ensure!(status.code().is_none_or(|code| code == 0), "node {index} ended with {status}");
+                return Ok(());
+            }
+            thread::sleep(EXIT_POLL);
+        }
+        self.kill(index)?;
+        bail!("node {index} did not end within {patience:?} of SIGTERM")
+    }
+
+    /// Stops one node's process without ending it (SIGSTOP).
+    ///
+    /// # Errors
+    /// If the signal cannot be sent.
+    pub fn pause(&mut self, index: usize) -> Result<()> {
+        if let Some(pid) = self.nodes[index].pid() {
+            signal("STOP", pid)?;
+            self.nodes[index].is_paused = true;
+        }
+        Ok(())
+    }
+
+    /// Lets a paused node continue (SIGCONT).
+    ///
+    /// # Errors
+    /// If the signal cannot be sent.
+    pub fn resume(&mut self, index: usize) -> Result<()> {
+        if let (Some(pid), true) = (self.nodes[index].pid(), self.nodes[index].is_paused) {
+            signal("CONT", pid)?;
+            self.nodes[index].is_paused = false;
+        }
+        Ok(())
+    }
+
+    /// Nodes that ended on their own, with the way they ended. They count as not running afterwards.
+    ///
+    /// # Errors
+    /// If the state of a process cannot be read.
+    pub fn reap_dead(&mut self) -> Result<Vec<(usize, String)>> {
+        let mut dead = Vec::new();
+        for (index, node) in self.nodes.iter_mut().enumerate() {
+            let Some(child) = node.child.as_mut() else { continue };
+            if let Some(status) = child.try_wait()? {
+                node.child = None;
+                dead.push((index, status.to_string()));
+            }
+        }
+        Ok(dead)
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let all: Vec<usize> = (0..self.nodes.len()).collect();
+        if let Err(error) = self.kill_together(&all) {
+            eprintln!("could not end a node: {error:#}");
+        }
+    }
+}
+
+fn signal(name: &str, pid: u32) -> Result<()> {
+    // A program rather than libc::kill: this workspace has no unsafe code.
+    let status = Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status()?;
+    ensure!(status.success(), "kill -{name} {pid}: {status}");
+    Ok(())
+}
+
+fn free_ports(count: usize) -> Result<Vec<u16>> {
+    // All are held at once so that no port is given twice.
+    let listeners: Vec<TcpListener> =
+        (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<std::io::Result<_>>()?;
+    listeners.iter().map(|listener| Ok(listener.local_addr()?.port())).collect()
+}

@@ -1,0 +1,108 @@
+//! What to measure: the options of one run.
+
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use serde::Serialize;
+
+/// The kinds of load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Workload {
+    /// Put of a random key.
+    Put,
+    /// Linearizable read of one random key.
+    Get,
+    /// Serializable read of one random key.
+    GetSerializable,
+    /// Linearizable range of `--limit` keys.
+    Range,
+    /// Kubernetes' update: compare the mod revision, then put, else get.
+    Txn,
+    /// `--read-percent` linearizable gets, the rest puts.
+    Mixed,
+    /// `--watchers` watchers on one prefix, `--clients` writers; counts delivered events.
+    WatchFanout,
+    /// As the fan-out, but paced by `--rate`, and the time from the start of the put to the event is measured.
+    WatchLatency,
+    /// Keep-alives on open streams, one lease each.
+    KeepAlive,
+    /// Grants of leases.
+    LeaseGrant,
+}
+
+impl Workload {
+    /// Whether the run reads keys that have to be there.
+    pub(crate) fn needs_keys(self) -> bool {
+        matches!(self, Self::Get | Self::GetSerializable | Self::Range | Self::Mixed | Self::Txn)
+    }
+
+    /// Whether responses arrive on streams rather than one per request.
+    pub(crate) fn is_watch(self) -> bool {
+        matches!(self, Self::WatchFanout | Self::WatchLatency)
+    }
+
+    /// The name used on the command line.
+    pub(crate) fn name(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+}
+
+/// The shape of one run, whoever it is run against.
+#[derive(Clone, Debug, Args, Serialize)]
+pub struct Load {
+    /// Requests in flight: each client sends its next request when the last one is answered.
+    #[arg(long, default_value_t = 64)]
+    pub clients: usize,
+    /// HTTP/2 connections, spread over the endpoints; 0: one per 8 clients, at least one per endpoint.
+    #[arg(long, default_value_t = 0)]
+    pub connections: usize,
+    /// Threads of the generator, each with its own runtime and its share of the connections.
+    #[arg(long, default_value_t = 1)]
+    pub threads: usize,
+    /// Seconds measured.
+    #[arg(long, default_value_t = 10.0)]
+    pub seconds: f64,
+    /// Seconds of the same load before the measurement.
+    #[arg(long, default_value_t = 2.0)]
+    pub warmup: f64,
+    /// Bytes of a value.
+    #[arg(long, default_value_t = 256)]
+    pub value_bytes: usize,
+    /// Number of distinct keys.
+    #[arg(long, default_value_t = 10_000)]
+    pub keys: usize,
+    /// Open loop: requests per second over all clients, latency counted from the planned start; 0: closed loop.
+    #[arg(long, default_value_t = 0.0)]
+    pub rate: f64,
+    /// Keys of one range.
+    #[arg(long, default_value_t = 100)]
+    pub limit: usize,
+    /// Share of reads in the mixed load.
+    #[arg(long, default_value_t = 80)]
+    pub read_percent: u32,
+    /// Watchers of the watch loads.
+    #[arg(long, default_value_t = 200)]
+    pub watchers: usize,
+}
+
+impl Load {
+    /// The number of connections for `endpoints` endpoints.
+    pub(crate) fn connection_count(&self, endpoints: usize) -> usize {
+        if self.connections > 0 {
+            return self.connections;
+        }
+        let spread = self.clients.div_ceil(8).next_multiple_of(endpoints);
+        spread.min(self.clients.max(1))
+    }
+
+    /// Time measured.
+    pub(crate) fn measured(&self) -> Duration {
+        Duration::from_secs_f64(self.seconds)
+    }
+
+    /// Time before the measurement.
+    pub(crate) fn warm(&self) -> Duration {
+        Duration::from_secs_f64(self.warmup)
+    }
+}
