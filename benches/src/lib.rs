@@ -1,1 +1,28 @@
-//! Placeholder until the crate lands.
+//! Load generator for any etcd-compatible endpoint, and what it needs to compare two of them fairly.
+//!
+//! ```text
+//! conclave-bench run ──► runner ──► drive (closed/open loop) ──► worker (unary) / streams (watch, keep-alive)
+//! conclave-bench compare ──► cluster (three real nodes) ──► runner, in turn, several rounds ──► ratios
+//! ```
+//!
+//! | module | what |
+//! |---|---|
+//! | [`cluster`] | real nodes on loopback: start, kill, pause, by pid |
+//! | [`process`] | CPU, bytes written, memory and ports of a process |
+//! | [`connection`] | one HTTP/2 connection as a cheap tonic transport |
+//! | [`runner`] | one workload against endpoints |
+//! | [`compare`] | ours and the reference side by side |
+//! | [`noop`] | a server that answers at once: the ceiling |
+
+pub mod cluster;
+pub mod compare;
+pub mod connection;
+mod drive;
+mod event_codec;
+pub mod noop;
+pub mod options;
+pub mod process;
+pub mod report;
+pub mod runner;
+mod streams;
+mod worker;

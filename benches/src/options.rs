@@ -37,11 +37,6 @@ impl Workload {
         matches!(self, Self::Get | Self::GetSerializable | Self::Range | Self::Mixed | Self::Txn)
     }
 
-    /// Whether responses arrive on streams rather than one per request.
-    pub(crate) fn is_watch(self) -> bool {
-        matches!(self, Self::WatchFanout | Self::WatchLatency)
-    }
-
     /// The name used on the command line.
     pub(crate) fn name(self) -> String {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
@@ -84,6 +79,9 @@ pub struct Load {
     /// Watchers of the watch loads.
     #[arg(long, default_value_t = 200)]
     pub watchers: usize,
+    /// Streams the watchers are spread over.
+    #[arg(long, default_value_t = 12)]
+    pub streams: usize,
 }
 
 impl Load {

@@ -20,6 +20,8 @@ const ARROWS: [(&str, &[&str]); 8] = [
     (
         "conclave-jepsen-tests",
         &[
+            // Only its `cluster` and `process`: real nodes on loopback, started and killed by pid.
+            "conclave-benches",
             "conclave-client",
             "conclave-proto",
             "conclave-server",

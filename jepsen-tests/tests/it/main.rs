@@ -1,0 +1,4 @@
+//! The checkers against seeded faults, and real nodes against the checkers.
+
+mod checkers;
+mod simulated;
