@@ -171,9 +171,8 @@ impl Cluster {
         let log_path = &self.nodes[index].log_path;
         let log = File::options().create(true).append(true).open(log_path)?;
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        let child = command
-            .spawn()
-            .with_context(|| format!("start {}", self.program.path.display()))?;
+        let child =
+            command.spawn().with_context(|| format!("start {}", self.program.path.display()))?;
         self.nodes[index].child = Some(child);
         self.nodes[index].is_paused = false;
         Ok(())
@@ -239,7 +238,10 @@ impl Cluster {
             if let Some(status) = child.try_wait()? {
                 self.nodes[index].child = None;
                 // etcd dies of the signal it was sent; ours exits 0.
-                ensure!(status.code().is_none_or(|code| code == 0), "node {index} ended with {status}");
+                ensure!(
+                    status.code().is_none_or(|code| code == 0),
+                    "node {index} ended with {status}"
+                );
                 return Ok(());
             }
             thread::sleep(EXIT_POLL);

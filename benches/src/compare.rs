@@ -1,25 +1,35 @@
 //! Ours and the reference side by side: the same load on three nodes each, in turn, never both up at once.
 
-use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
+use serde_json::json;
 
 use crate::cluster::{Cluster, Program};
-use crate::connection::Connection;
+use crate::drill::{self, Drill};
 use crate::options::{Load, Workload};
 use crate::report::Report;
 use crate::runner::{self, Target};
-use crate::worker::Material;
+use crate::table::Table;
 
-const READY_TIMEOUT: Duration = Duration::from_secs(60);
+const NODES: usize = 3;
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
-const PROBE_PAUSE: Duration = Duration::from_millis(5);
+
+/// Who is measured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub enum Side {
+    /// Our server.
+    Ours,
+    /// The reference.
+    Theirs,
+    /// The no-op server.
+    Noop,
+}
 
 /// What to compare.
 #[derive(Clone, Debug, Args)]
@@ -30,31 +40,38 @@ pub struct Comparison {
     /// The reference's server program.
     #[arg(long, default_value = "/usr/bin/etcd")]
     pub theirs: PathBuf,
-    /// A no-op server as the ceiling; empty: not run.
-    #[arg(long, default_value = "")]
-    pub noop: PathBuf,
-    /// Only ours or only theirs (`ours`, `theirs`); both by default.
+    /// The no-op server, the ceiling for unary loads.
     #[arg(long)]
-    pub only: Option<String>,
-    /// Rounds over all workloads; in each both servers have a turn.
+    pub noop: Option<PathBuf>,
+    /// Measure only these; both servers (and the no-op server if given) by default.
+    #[arg(long, value_delimiter = ',')]
+    pub only: Vec<Side>,
+    /// Rounds over all workloads; in each every side has its turn.
     #[arg(long, default_value_t = 3)]
     pub rounds: usize,
-    /// Workloads, separated by commas.
-    #[arg(long, value_delimiter = ',', default_value = "put,txn,get,get-serializable,mixed,range,watch-fanout,keep-alive,lease-grant")]
+    /// Workloads.
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "put,txn,get,get-serializable,mixed,range,watch-fanout,keep-alive,lease-grant"
+    )]
     pub workloads: Vec<Workload>,
-    /// Where the nodes keep their data; a temporary directory below it is removed afterwards.
+    /// Special measurements, each in its own cluster, after the rounds.
+    #[arg(long, value_delimiter = ',')]
+    pub drills: Vec<Drill>,
+    /// Keys of the restart drill.
+    #[arg(long, default_value_t = 1_000_000)]
+    pub drill_keys: usize,
+    /// How often the failover drill kills the leader.
+    #[arg(long, default_value_t = 10)]
+    pub failovers: usize,
+    /// Where the nodes keep their data, in a directory that is removed afterwards.
     #[arg(long, default_value = "/tmp")]
     pub dir: PathBuf,
     /// Flags for both servers, separated by spaces.
-    #[arg(long, default_value = "--quota-backend-bytes=8589934592")]
+    #[arg(long, default_value = "--quota-backend-bytes=8589934592", allow_hyphen_values = true)]
     pub flags: String,
-    /// Also load this many keys of 256 B and measure memory and restart; 0: not.
-    #[arg(long, default_value_t = 0)]
-    pub load_keys: usize,
-    /// Also kill -9 the leader this many times under puts and measure the gap; 0: not.
-    #[arg(long, default_value_t = 0)]
-    pub failovers: usize,
-    /// Append every run as a JSON line to this file.
+    /// Append every result as a JSON line to this file.
     #[arg(long)]
     pub json: Option<PathBuf>,
     /// The shape of every run.
@@ -62,11 +79,149 @@ pub struct Comparison {
     pub load: Load,
 }
 
+impl Comparison {
+    fn sides(&self) -> Vec<Side> {
+        let all = [Side::Ours, Side::Theirs, Side::Noop];
+        let is_wanted = |side: &Side| match side {
+            Side::Noop => self.noop.is_some(),
+            Side::Ours | Side::Theirs => self.only.is_empty() || self.only.contains(side),
+        };
+        all.into_iter().filter(is_wanted).collect()
+    }
+
+    fn program(&self, side: Side) -> Program {
+        let path = if side == Side::Ours { &self.ours } else { &self.theirs };
+        let flags: Vec<String> = self.flags.split_whitespace().map(str::to_owned).collect();
+        Program::new(path).with_flags(&flags)
+    }
+
+    /// A fresh cluster of one side, below a directory of its own.
+    pub(crate) fn cluster(&self, side: Side) -> Result<(Cluster, Scratch)> {
+        let scratch = Scratch::create(&self.dir)?;
+        let mut cluster = Cluster::create(self.program(side), scratch.path(), NODES)?;
+        cluster.start_all()?;
+        drill::wait_until_serving(&cluster.endpoints())?;
+        Ok((cluster, scratch))
+    }
+
+    fn record(&self, line: &serde_json::Value) -> Result<()> {
+        let Some(path) = &self.json else { return Ok(()) };
+        let mut file = File::options().create(true).append(true).open(path)?;
+        Ok(writeln!(file, "{line}")?)
+    }
+}
+
+/// A directory that is removed when the measurement is over.
+#[derive(Debug)]
+pub(crate) struct Scratch(PathBuf);
+
+impl Scratch {
+    fn create(below: &Path) -> Result<Self> {
+        let name = format!("conclave-bench-{}-{:08x}", std::process::id(), rand::random::<u32>());
+        let path = below.join(name);
+        std::fs::create_dir_all(&path).with_context(|| format!("make {}", path.display()))?;
+        Ok(Self(path))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.0) {
+            eprintln!("could not remove {}: {error}", self.0.display());
+        }
+    }
+}
+
 /// Runs the comparison and prints its tables to `out`.
 ///
 /// # Errors
 /// If a server does not start or a run fails.
 pub fn run(comparison: &Comparison, out: &mut impl Write) -> Result<()> {
-    todo_impl(comparison, out)
+    let mut table = Table::default();
+    for round in 1..=comparison.rounds {
+        for &workload in &comparison.workloads {
+            for side in comparison.sides() {
+                let Some(report) = one(comparison, side, workload)? else { continue };
+                writeln!(out, "round {round} {side:?}: {}", report.line())?;
+                for text in &report.error_texts {
+                    writeln!(out, "    error: {text}")?;
+                }
+                let side_name = format!("{side:?}");
+                comparison.record(&json!({"side": side_name, "round": round, "report": report}))?;
+                table.add(workload, side, report);
+            }
+        }
+    }
+    if comparison.rounds > 0 {
+        writeln!(out, "\nmedians of {} rounds:\n{table}", comparison.rounds)?;
+    }
+    for &drill in &comparison.drills {
+        for side in comparison.sides().into_iter().filter(|&side| side != Side::Noop) {
+            let result = drill::run(drill, comparison, side)?;
+            writeln!(out, "{drill:?} {side:?}: {result}")?;
+            comparison.record(&json!({"side": format!("{side:?}"), "drill": format!("{drill:?}"), "result": result}))?;
+        }
+    }
+    Ok(())
 }
-fn todo_impl(_: &Comparison, _: &mut impl Write) -> Result<()> { Ok(()) }
+
+/// One workload on one side, on a fresh cluster; `None` if the side cannot do it.
+fn one(comparison: &Comparison, side: Side, workload: Workload) -> Result<Option<Report>> {
+    if side == Side::Noop {
+        return noop(comparison, workload);
+    }
+    let (mut cluster, scratch) = comparison.cluster(side)?;
+    let mut target =
+        Target { endpoints: cluster.endpoints(), pids: cluster.pids(), is_empty: true };
+    target.leader_first()?;
+    let report = runner::run(workload, &comparison.load, &target)
+        .with_context(|| format!("{} on {side:?}", workload.name()))?;
+    for node in 0..NODES {
+        // A server that cannot stop is worth a word, not the measurement.
+        if let Err(error) = cluster.terminate(node, STOP_TIMEOUT) {
+            eprintln!("{error:#}");
+        }
+    }
+    drop(scratch);
+    Ok(Some(report))
+}
+
+fn noop(comparison: &Comparison, workload: Workload) -> Result<Option<Report>> {
+    let is_unary =
+        matches!(workload, Workload::Put | Workload::Get | Workload::Range | Workload::Txn);
+    let (Some(path), true) = (&comparison.noop, is_unary) else { return Ok(None) };
+    let mut child = NoopServer::start(path)?;
+    let target =
+        Target { endpoints: vec![child.endpoint()?], pids: vec![child.0.id()], is_empty: false };
+    runner::run(workload, &comparison.load, &target).map(Some)
+}
+
+struct NoopServer(Child);
+
+impl NoopServer {
+    fn start(path: &Path) -> Result<Self> {
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "--"]).arg(path).stdout(Stdio::piped());
+        Ok(Self(command.spawn().with_context(|| format!("start {}", path.display()))?))
+    }
+
+    fn endpoint(&mut self) -> Result<String> {
+        let mut line = String::new();
+        let stdout = self.0.stdout.take().context("a piped output")?;
+        BufReader::new(stdout).read_line(&mut line)?;
+        ensure!(line.starts_with("http://"), "the no-op server printed {line:?}");
+        Ok(line.trim().to_owned())
+    }
+}
+
+impl Drop for NoopServer {
+    fn drop(&mut self) {
+        if let Err(error) = self.0.kill().and_then(|()| self.0.wait()) {
+            eprintln!("could not end the no-op server: {error}");
+        }
+    }
+}

@@ -25,45 +25,64 @@ pub(crate) struct Counted {
 }
 
 impl Counted {
-    fn read(mut bytes: Bytes) -> Result<Self, prost::DecodeError> {
+    fn read(mut bytes: Bytes) -> Result<Self, Status> {
         let mut counted = Self::default();
         while bytes.has_remaining() {
-            let (field, wire_type) = decode_key(&mut bytes)?;
+            let (field, wire_type) = key(&mut bytes)?;
             match (field, wire_type) {
-                (CREATED_FIELD, WireType::Varint) => counted.is_created = decode_varint(&mut bytes)? != 0,
-                (CANCELED_FIELD, WireType::Varint) => counted.is_canceled = decode_varint(&mut bytes)? != 0,
+                (CREATED_FIELD, WireType::Varint) => counted.is_created = varint(&mut bytes)? != 0,
+                (CANCELED_FIELD, WireType::Varint) => {
+                    counted.is_canceled = varint(&mut bytes)? != 0
+                }
                 (EVENTS_FIELD, WireType::LengthDelimited) => {
                     counted.events += 1;
                     let event = take_message(&mut bytes)?;
                     counted.stamp = stamp(event)?;
                 }
-                _ => skip_field(wire_type, field, &mut bytes, DecodeContext::default())?,
+                _ => skip(wire_type, field, &mut bytes)?,
             }
         }
         Ok(counted)
     }
 }
 
-fn take_message(bytes: &mut Bytes) -> Result<Bytes, prost::DecodeError> {
-    let length = usize::try_from(decode_varint(bytes)?).unwrap_or(usize::MAX);
+fn key(bytes: &mut Bytes) -> Result<(u32, WireType), Status> {
+    decode_key(bytes).map_err(garbled)
+}
+
+fn varint(bytes: &mut Bytes) -> Result<u64, Status> {
+    decode_varint(bytes).map_err(garbled)
+}
+
+fn skip(wire_type: WireType, field: u32, bytes: &mut Bytes) -> Result<(), Status> {
+    skip_field(wire_type, field, bytes, DecodeContext::default()).map_err(garbled)
+}
+
+fn garbled(error: prost::DecodeError) -> Status {
+    Status::internal(error.to_string())
+}
+
+fn take_message(bytes: &mut Bytes) -> Result<Bytes, Status> {
+    let length = usize::try_from(varint(bytes)?).unwrap_or(usize::MAX);
     if length > bytes.remaining() {
-        return Err(prost::DecodeError::new("an event is cut off"));
+        return Err(Status::internal("an event is cut off"));
     }
     Ok(bytes.split_to(length))
 }
 
-fn stamp(event: Bytes) -> Result<Option<u64>, prost::DecodeError> {
-    let value = nested(event, EVENT_KV_FIELD)?.map(|kv| nested(kv, KV_VALUE_FIELD)).transpose()?.flatten();
+fn stamp(event: Bytes) -> Result<Option<u64>, Status> {
+    let value =
+        nested(event, EVENT_KV_FIELD)?.map(|kv| nested(kv, KV_VALUE_FIELD)).transpose()?.flatten();
     Ok(value.and_then(|value| value.first_chunk().copied()).map(u64::from_be_bytes))
 }
 
-fn nested(mut bytes: Bytes, wanted: u32) -> Result<Option<Bytes>, prost::DecodeError> {
+fn nested(mut bytes: Bytes, wanted: u32) -> Result<Option<Bytes>, Status> {
     while bytes.has_remaining() {
-        let (field, wire_type) = decode_key(&mut bytes)?;
+        let (field, wire_type) = key(&mut bytes)?;
         if field == wanted {
             return take_message(&mut bytes).map(Some);
         }
-        skip_field(wire_type, field, &mut bytes, DecodeContext::default())?;
+        skip(wire_type, field, &mut bytes)?;
     }
     Ok(None)
 }
@@ -102,7 +121,7 @@ impl Decoder for CountingCodec {
 
     fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Counted>, Status> {
         let bytes = buffer.copy_to_bytes(buffer.remaining());
-        Counted::read(bytes).map(Some).map_err(|error| Status::internal(error.to_string()))
+        Counted::read(bytes).map(Some)
     }
 }
 
@@ -116,7 +135,8 @@ mod tests {
 
     #[test]
     fn counts_events_among_other_fields() {
-        let event = Event { kv: Some(KeyValue { version: 9, ..Default::default() }), ..Default::default() };
+        let event =
+            Event { kv: Some(KeyValue { version: 9, ..Default::default() }), ..Default::default() };
         let response = WatchResponse {
             header: Some(ResponseHeader { revision: 7, ..Default::default() }),
             watch_id: 3,
@@ -124,7 +144,10 @@ mod tests {
             ..Default::default()
         };
         let counted = Counted::read(response.encode_to_vec().into()).unwrap();
-        assert_eq!(counted, Counted { is_created: false, is_canceled: false, events: 5 });
+        assert_eq!(
+            counted,
+            Counted { is_created: false, is_canceled: false, events: 5, stamp: None }
+        );
         let created = WatchResponse { created: true, ..Default::default() };
         assert!(Counted::read(created.encode_to_vec().into()).unwrap().is_created);
     }

@@ -17,6 +17,7 @@
 pub mod cluster;
 pub mod compare;
 pub mod connection;
+mod drill;
 mod drive;
 mod event_codec;
 pub mod noop;
@@ -25,4 +26,5 @@ pub mod process;
 pub mod report;
 pub mod runner;
 mod streams;
+mod table;
 mod worker;

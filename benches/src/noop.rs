@@ -3,9 +3,9 @@
 use bytes::Bytes;
 use conclave_proto::etcdserverpb::kv_server::{Kv, KvServer};
 use conclave_proto::etcdserverpb::{
-    CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest, PutResponse,
-    RangeRequest, RangeResponse, RangeStreamResponse, ResponseHeader, ResponseOp, TxnRequest, TxnResponse,
-    response_op,
+    CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest,
+    PutResponse, RangeRequest, RangeResponse, RangeStreamResponse, ResponseHeader, ResponseOp,
+    TxnRequest, TxnResponse, response_op,
 };
 use conclave_proto::mvccpb::KeyValue;
 use tokio::net::TcpListener;
@@ -32,7 +32,10 @@ fn row(key: Bytes) -> KeyValue {
 impl Kv for Noop {
     type RangeStreamStream = Empty<Result<RangeStreamResponse, Status>>;
 
-    async fn range(&self, request: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
+    async fn range(
+        &self,
+        request: Request<RangeRequest>,
+    ) -> Result<Response<RangeResponse>, Status> {
         let RangeRequest { key, range_end, limit, .. } = request.into_inner();
         let count = if range_end.is_empty() { 1 } else { limit.clamp(0, ROWS_MAX) };
         let kvs = (0..count).map(|_| row(key.clone())).collect();
@@ -54,7 +57,11 @@ impl Kv for Noop {
         &self,
         _: Request<DeleteRangeRequest>,
     ) -> Result<Response<DeleteRangeResponse>, Status> {
-        Ok(Response::new(DeleteRangeResponse { header: header(), deleted: 1, prev_kvs: Vec::new() }))
+        Ok(Response::new(DeleteRangeResponse {
+            header: header(),
+            deleted: 1,
+            prev_kvs: Vec::new(),
+        }))
     }
 
     async fn txn(&self, request: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
@@ -64,7 +71,10 @@ impl Kv for Noop {
         Ok(Response::new(TxnResponse { header: header(), succeeded: true, responses }))
     }
 
-    async fn compact(&self, _: Request<CompactionRequest>) -> Result<Response<CompactionResponse>, Status> {
+    async fn compact(
+        &self,
+        _: Request<CompactionRequest>,
+    ) -> Result<Response<CompactionResponse>, Status> {
         Ok(Response::new(CompactionResponse { header: header() }))
     }
 }

@@ -33,7 +33,8 @@ impl Usage {
         // The command name may hold spaces; fields count from after its closing parenthesis.
         let rest = stat.rsplit_once(')').context("stat has a name")?.1;
         let fields: Vec<&str> = rest.split_whitespace().collect();
-        let ticks = |index: usize| -> Result<u64> { Ok(fields.get(index).context("stat field")?.parse()?) };
+        let ticks =
+            |index: usize| -> Result<u64> { Ok(fields.get(index).context("stat field")?.parse()?) };
         let cpu_us = (ticks(11)? + ticks(12)?) * (1_000_000 / TICKS_PER_SECOND);
         let io = fs::read_to_string(format!("/proc/{pid}/io")).context("read io")?;
         let status = fs::read_to_string(format!("/proc/{pid}/status")).context("read status")?;

@@ -50,7 +50,10 @@ impl Target {
         }
         for endpoint in &self.endpoints {
             let port = endpoint.rsplit(':').next().context("endpoint has a port")?;
-            let port = port.trim_end_matches('/').parse().with_context(|| format!("port of {endpoint}"))?;
+            let port = port
+                .trim_end_matches('/')
+                .parse()
+                .with_context(|| format!("port of {endpoint}"))?;
             process::check_port_owner(port, &self.pids)?;
         }
         Ok(())
@@ -87,7 +90,10 @@ async fn term(endpoint: &str) -> Result<u64> {
 /// # Errors
 /// If a port is owned by another process, an endpoint cannot be reached, or a stream ends early.
 pub fn run(workload: Workload, load: &Load, target: &Target) -> Result<Report> {
-    ensure!(load.clients > 0 && load.keys > 0 && load.threads > 0, "clients, keys, threads must be positive");
+    ensure!(
+        load.clients > 0 && load.keys > 0 && load.threads > 0,
+        "clients, keys, threads must be positive"
+    );
     target.check_owners()?;
     let material = Arc::new(Material::new(load));
     if target.is_empty && workload.needs_keys() {
@@ -233,12 +239,17 @@ impl Job {
         pace.clone().context("waited for a pace")
     }
 
-    async fn unary(&self, connections: Vec<Connection>, material: Arc<Material>) -> Result<Outcome> {
+    async fn unary(
+        &self,
+        connections: Vec<Connection>,
+        material: Arc<Material>,
+    ) -> Result<Outcome> {
         let pace = self.start().await?;
         let mut tasks = JoinSet::new();
         for index in self.share(self.load.clients) {
             let connection = connections[index % connections.len()].clone();
-            let worker = Worker::new((self.workload, &self.load), index, connection, material.clone());
+            let worker =
+                Worker::new((self.workload, &self.load), index, connection, material.clone());
             tasks.spawn(drive::run(worker, pace.clone()));
         }
         Ok(Outcome { tally: join(tasks).await?, puts: 0 })

@@ -7,8 +7,8 @@ use bytes::{BufMut, Bytes, BytesMut};
 use conclave_proto::etcdserverpb::kv_client::KvClient;
 use conclave_proto::etcdserverpb::lease_client::LeaseClient;
 use conclave_proto::etcdserverpb::{
-    LeaseGrantRequest, LeaseKeepAliveRequest, LeaseKeepAliveResponse, PutRequest, WatchCreateRequest,
-    WatchRequest, watch_request,
+    LeaseGrantRequest, LeaseKeepAliveRequest, LeaseKeepAliveResponse, PutRequest,
+    WatchCreateRequest, WatchRequest, watch_request,
 };
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
@@ -112,7 +112,12 @@ pub(crate) struct StampedWriter {
 }
 
 impl StampedWriter {
-    pub(crate) fn new(connection: Connection, clock: Instant, value_bytes: usize, seed: u64) -> Self {
+    pub(crate) fn new(
+        connection: Connection,
+        clock: Instant,
+        value_bytes: usize,
+        seed: u64,
+    ) -> Self {
         let origin = connection.origin();
         let kv = KvClient::with_origin(connection, origin);
         Self { kv, clock, value_bytes, rng: SmallRng::seed_from_u64(seed) }
@@ -145,7 +150,8 @@ impl KeepAlive {
         let lease = client.lease_grant(grant).await?.into_inner().id;
         let (requests, receiver) = mpsc::channel(1);
         requests.send(LeaseKeepAliveRequest { id: lease }).await?;
-        let mut answers = client.lease_keep_alive(ReceiverStream::new(receiver)).await?.into_inner();
+        let mut answers =
+            client.lease_keep_alive(ReceiverStream::new(receiver)).await?.into_inner();
         answers.message().await?.context("the keep-alive stream ended")?;
         Ok(Self { lease, requests, answers })
     }

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use conclave_proto::etcdserverpb::kv_client::KvClient;
 use conclave_proto::etcdserverpb::lease_client::LeaseClient;
 use conclave_proto::etcdserverpb::{
-    Compare, LeaseGrantRequest, PutRequest, RangeRequest, RequestOp, TxnRequest, TxnResponse, compare,
-    request_op, response_op,
+    Compare, LeaseGrantRequest, PutRequest, RangeRequest, RequestOp, TxnRequest, TxnResponse,
+    compare, request_op, response_op,
 };
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
@@ -87,7 +87,9 @@ impl Worker {
             Workload::GetSerializable => self.get(true).await,
             Workload::Range => self.range().await,
             Workload::Txn => self.txn().await,
-            Workload::Mixed if self.rng.random_range(0..100) < self.read_percent => self.get(false).await,
+            Workload::Mixed if self.rng.random_range(0..100) < self.read_percent => {
+                self.get(false).await
+            }
             Workload::Mixed => self.put().await,
             Workload::LeaseGrant => self.grant().await,
             Workload::WatchFanout | Workload::WatchLatency | Workload::KeepAlive => {
@@ -102,8 +104,11 @@ impl Worker {
     }
 
     async fn put(&mut self) -> Result<(), Status> {
-        let request =
-            PutRequest { key: self.random_key(), value: self.material.value.clone(), ..Default::default() };
+        let request = PutRequest {
+            key: self.random_key(),
+            value: self.material.value.clone(),
+            ..Default::default()
+        };
         self.kv.put(request).await.map(drop)
     }
 

@@ -14,13 +14,24 @@
 //! | [`order`] | revisions against real time |
 //! | [`watch_check`] | every watch session against the replayed history |
 //! | [`verdict`] | the guarantees, and what broke them |
+//! | [`load`], [`watcher`] | clients and watchers that record |
+//! | [`nemesis`] | the faults |
+//! | [`members`] | whether all members serve and agree |
+//! | [`run`] | one run of all of it |
+//! | [`wire`] | between histories and etcd's messages |
 
 pub mod history;
+pub mod load;
+pub mod members;
 pub mod model;
+pub mod nemesis;
 pub mod order;
 pub mod replay;
+pub mod run;
 pub mod verdict;
 pub mod watch_check;
+pub mod watcher;
+pub mod wire;
 
 use history::History;
 use verdict::Violation;

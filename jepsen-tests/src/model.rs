@@ -63,7 +63,8 @@ impl State {
     #[must_use]
     pub fn range(&self, range: &Range) -> Response {
         let found: Vec<&KeyValue> = self.between(&range.start, &range.end).collect();
-        let limit = usize::try_from(range.limit).ok().filter(|&limit| limit > 0).unwrap_or(usize::MAX);
+        let limit =
+            usize::try_from(range.limit).ok().filter(|&limit| limit > 0).unwrap_or(usize::MAX);
         let kvs = found.iter().take(limit).map(|&kv| kv.clone()).collect();
         Response::Range { kvs, count: found.len() as i64 }
     }
@@ -123,7 +124,13 @@ impl State {
         }
     }
 
-    fn put(&mut self, key: &str, value: &str, modified: Revision, events: &mut Vec<Event>) -> Response {
+    fn put(
+        &mut self,
+        key: &str,
+        value: &str,
+        modified: Revision,
+        events: &mut Vec<Event>,
+    ) -> Response {
         let previous = self.live.get(key).cloned();
         let kv = KeyValue {
             key: key.to_owned(),
@@ -137,11 +144,20 @@ impl State {
         Response::Put { previous }
     }
 
-    fn delete(&mut self, range: (&str, &str), revision: Revision, events: &mut Vec<Event>) -> Response {
+    fn delete(
+        &mut self,
+        range: (&str, &str),
+        revision: Revision,
+        events: &mut Vec<Event>,
+    ) -> Response {
         let previous: Vec<KeyValue> = self.between(range.0, range.1).cloned().collect();
         for kv in &previous {
             self.live.remove(&kv.key);
-            events.push(Event::Delete { key: kv.key.clone(), revision, previous: Some(kv.clone()) });
+            events.push(Event::Delete {
+                key: kv.key.clone(),
+                revision,
+                previous: Some(kv.clone()),
+            });
         }
         Response::Delete { previous }
     }
@@ -161,9 +177,10 @@ impl Timeline {
 
     /// The changes of the revisions `first..=last`, in order; none if `first` is the greater one.
     pub fn between(&self, first: Revision, last: Revision) -> impl Iterator<Item = &Event> {
-        self.events.range(first..=last.max(first)).flat_map(|(_, events)| events).take_while(
-            move |event| event.revision() <= last,
-        )
+        self.events
+            .range(first..=last.max(first))
+            .flat_map(|(_, events)| events)
+            .take_while(move |event| event.revision() <= last)
     }
 
     /// The newest revision.
@@ -184,14 +201,14 @@ mod tests {
     #[test]
     fn nested_compares_look_at_the_state_before_the_transaction() {
         let mut state = State::default();
-        let absent = Compare {
-            key: "a".into(),
-            relation: Relation::Equal,
-            operand: Operand::Create(0),
-        };
+        let absent =
+            Compare { key: "a".into(), relation: Relation::Equal, operand: Operand::Create(0) };
         let inner = Txn { compares: vec![absent], success: vec![put("b", "2")], failure: vec![] };
-        let outer =
-            Txn { compares: vec![], success: vec![put("a", "1"), Request::Txn(inner)], failure: vec![] };
+        let outer = Txn {
+            compares: vec![],
+            success: vec![put("a", "1"), Request::Txn(inner)],
+            failure: vec![],
+        };
         let effect = state.apply(&Request::Txn(outer), 2);
         assert_eq!(effect.events.len(), 2, "the inner put happened although `a` was just written");
         assert_eq!(state.get("b").map(|kv| (kv.create, kv.version)), Some((2, 1)));
@@ -212,7 +229,13 @@ mod tests {
     fn a_limit_cuts_the_keys_but_not_the_count() {
         let mut state = State::default();
         ["a", "b", "c"].iter().zip(2..).for_each(|(key, at)| drop(state.apply(&put(key, "v"), at)));
-        let range = Range { start: "a".into(), end: "\0".into(), revision: 0, limit: 2, serializable: false };
+        let range = Range {
+            start: "a".into(),
+            end: "\0".into(),
+            revision: 0,
+            limit: 2,
+            serializable: false,
+        };
         let Response::Range { kvs, count } = state.range(&range) else { panic!("a range") };
         assert_eq!((kvs.len(), count), (2, 3));
     }

@@ -111,7 +111,11 @@ fn check_sessions(operations: &[Operation], violations: &mut Vec<Violation>) {
 }
 
 /// A revision can only be shown after the request that made it, and all requests before that, were sent.
-fn check_future(history: &History, placed: &HashMap<usize, Revision>, violations: &mut Vec<Violation>) {
+fn check_future(
+    history: &History,
+    placed: &HashMap<usize, Revision>,
+    violations: &mut Vec<Violation>,
+) {
     let mut sent: BTreeMap<Revision, Nanos> = BTreeMap::new();
     for (index, operation) in history.operations.iter().enumerate() {
         let revision = match &operation.outcome {
@@ -140,7 +144,10 @@ fn check_future(history: &History, placed: &HashMap<usize, Revision>, violations
         for response in &session.responses {
             let WatchNews::Events(events) = &response.news else { continue };
             if events.last().is_some_and(|event| response.time < sent_by(event.revision())) {
-                let detail = format!("watcher {}: {response:?} before the request was sent", session.watcher);
+                let detail = format!(
+                    "watcher {}: {response:?} before the request was sent",
+                    session.watcher
+                );
                 violations.push(Violation::new(Fault::FromTheFuture, detail));
             }
         }

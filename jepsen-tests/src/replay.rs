@@ -65,7 +65,8 @@ impl Evidence {
             let mut seen: BTreeMap<Revision, Vec<Event>> = BTreeMap::new();
             for response in &session.responses {
                 let WatchNews::Events(news) = &response.news else { continue };
-                news.iter().for_each(|event| seen.entry(event.revision()).or_default().push(event.bare()));
+                news.iter()
+                    .for_each(|event| seen.entry(event.revision()).or_default().push(event.bare()));
             }
             for (revision, changes) in seen {
                 let known = events.entry(revision).or_insert_with(|| changes.clone());
@@ -143,7 +144,7 @@ impl<'a> Replayer<'a> {
     fn index(&mut self, index: usize, operation: &'a Operation) {
         let mut values = Vec::new();
         let deletes = contents(&operation.request, &mut values);
-        values.into_iter().for_each(|value| drop(self.writers.insert(value, index)));
+        self.writers.extend(values.into_iter().map(|value| (value, index)));
         match &operation.outcome {
             Outcome::Ok { revision, response } if wrote(response) => {
                 self.writes.entry(*revision).or_default().push(index);
@@ -182,7 +183,10 @@ impl<'a> Replayer<'a> {
         let acknowledged = self.writes.remove(&revision).unwrap_or_default();
         if let [first, second, ..] = acknowledged[..] {
             let (first, second) = (self.describe(first), self.describe(second));
-            self.violation(Fault::RevisionReused, format!("revision {revision}: {first} and {second}"));
+            self.violation(
+                Fault::RevisionReused,
+                format!("revision {revision}: {first} and {second}"),
+            );
         }
         match acknowledged.first() {
             Some(&index) => self.replay_acknowledged(index, revision),
@@ -196,13 +200,16 @@ impl<'a> Replayer<'a> {
         if let Some(seen) = self.evidence.events.get(&revision) {
             let wanted: Vec<Event> = effect.events.iter().map(Event::bare).collect();
             if *seen != wanted {
-                let detail = format!("{} but revision {revision} is {seen:?}", self.describe(index));
+                let detail =
+                    format!("{} but revision {revision} is {seen:?}", self.describe(index));
                 self.violation(Fault::LostWrite, detail);
                 return self.follow(revision, seen);
             }
         }
-        if !matches!(&operation.outcome, Outcome::Ok { response, .. } if *response == effect.response) {
-            let detail = format!("{}: the model answers {:?}", self.describe(index), effect.response);
+        if !matches!(&operation.outcome, Outcome::Ok { response, .. } if *response == effect.response)
+        {
+            let detail =
+                format!("{}: the model answers {:?}", self.describe(index), effect.response);
             self.violation(Fault::WrongAnswer, detail);
         }
         self.state.follow(&effect.events);
@@ -223,7 +230,8 @@ impl<'a> Replayer<'a> {
         match seen {
             Some(seen) => {
                 let nearest = seen.iter().find_map(|event| self.writer_of(event));
-                let nearest = nearest.map_or_else(|| "no request".to_owned(), |index| self.describe(index));
+                let nearest =
+                    nearest.map_or_else(|| "no request".to_owned(), |index| self.describe(index));
                 let detail = format!("revision {revision} is {seen:?}; nearest: {nearest}");
                 self.violation(Fault::Phantom, detail);
                 self.follow(revision, seen);
@@ -299,7 +307,8 @@ impl<'a> Replayer<'a> {
             let Outcome::Ok { response, revision: header } = &operation.outcome else { continue };
             let effect = self.state.preview(&operation.request, revision);
             if effect.response != *response || *header < revision {
-                let detail = format!("{}: the model answers {:?}", self.describe(index), effect.response);
+                let detail =
+                    format!("{}: the model answers {:?}", self.describe(index), effect.response);
                 self.violation(Fault::WrongAnswer, detail);
             }
         }
@@ -307,7 +316,9 @@ impl<'a> Replayer<'a> {
 
     fn describe(&self, index: usize) -> String {
         let Operation { client, node, start, end, request, outcome, .. } = &self.operations[index];
-        format!("client {client} on node {node} [{start}..{end} ns] asked {request:?}, got {outcome:?}")
+        format!(
+            "client {client} on node {node} [{start}..{end} ns] asked {request:?}, got {outcome:?}"
+        )
     }
 }
 

@@ -29,7 +29,10 @@ fn finds_spoiled(names: &[Fault], spoil: impl Fn(&mut Simulation)) {
         let mut simulation = simulate(seed, Bug::None);
         spoil(&mut simulation);
         let found = faults(&simulation.history);
-        assert!(names.iter().any(|name| found.contains(name)), "seed {seed}: reported as {found:?}");
+        assert!(
+            names.iter().any(|name| found.contains(name)),
+            "seed {seed}: reported as {found:?}"
+        );
     }
 }
 
@@ -63,7 +66,9 @@ fn correct_histories_pass_without_any_watcher() {
         simulation.history.sessions.clear();
         let found = faults(&simulation.history);
         // Without a witness an unread write of unknown outcome cannot be judged, and nothing else is wrong.
-        assert!(found.iter().all(|fault| matches!(fault, Fault::Inconclusive | Fault::WrongAnswer)));
+        assert!(
+            found.iter().all(|fault| matches!(fault, Fault::Inconclusive | Fault::WrongAnswer))
+        );
     }
 }
 
@@ -121,7 +126,8 @@ fn a_skipped_event_is_found() {
     finds_spoiled(&[Fault::Skipped], |simulation| drop(batch(simulation, 2).remove(0)));
     finds_spoiled(&[Fault::Skipped, Fault::Progress], |simulation| {
         let responses = &mut simulation.history.sessions[2].responses;
-        let first = responses.iter().position(|response| matches!(response.news, WatchNews::Events(_)));
+        let first =
+            responses.iter().position(|response| matches!(response.news, WatchNews::Events(_)));
         responses.remove(first.expect("events"));
     });
 }
@@ -147,10 +153,11 @@ fn a_phantom_event_is_found() {
         let puts = simulation.log.iter().flat_map(|(_, _, events)| events).filter(is_put);
         let wanted = puts.skip(20).map(Event::revision).next().expect("a put");
         for session in &mut simulation.history.sessions {
-            session.responses.iter_mut().for_each(|response| match &mut response.news {
-                WatchNews::Events(events) => events.iter_mut().for_each(|event| spoil_value(event, wanted)),
-                _ => {}
-            });
+            for response in &mut session.responses {
+                if let WatchNews::Events(events) = &mut response.news {
+                    events.iter_mut().for_each(|event| spoil_value(event, wanted));
+                }
+            }
         }
     });
 }
@@ -231,8 +238,12 @@ fn a_wrong_previous_value_is_found() {
 
 #[test]
 fn an_event_nobody_asked_for_is_found() {
-    finds_spoiled(&[Fault::Unfiltered], |simulation| simulation.history.sessions[0].no_deletes = true);
-    finds_spoiled(&[Fault::Unfiltered], |simulation| simulation.history.sessions[2].start = "x".into());
+    finds_spoiled(&[Fault::Unfiltered], |simulation| {
+        simulation.history.sessions[0].no_deletes = true
+    });
+    finds_spoiled(&[Fault::Unfiltered], |simulation| {
+        simulation.history.sessions[2].start = "x".into()
+    });
 }
 
 #[test]
@@ -249,7 +260,10 @@ fn an_answer_from_the_future_is_found() {
         let operations = &mut simulation.history.operations;
         let end = operations.iter().map(|operation| operation.end).max().expect("operations");
         let is_put = |operation: &&mut conclave_jepsen_tests::history::Operation| {
-            matches!((&operation.request, &operation.outcome), (Request::Put { .. }, Outcome::Ok { .. }))
+            matches!(
+                (&operation.request, &operation.outcome),
+                (Request::Put { .. }, Outcome::Ok { .. })
+            )
         };
         let operation = operations.iter_mut().find(is_put).expect("a put");
         (operation.start, operation.end) = (end + 1, end + 2);

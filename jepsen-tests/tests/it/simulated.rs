@@ -1,8 +1,8 @@
 //! A server made of the model, with a switch for every bug that the checkers have to find.
 
 use conclave_jepsen_tests::history::{
-    Compare, Event, History, KeyValue, Nanos, Operand, Operation, Outcome, Range, Relation, Request,
-    Response, Revision, Txn, WatchNews, WatchResponse, WatchSession,
+    Compare, Event, History, KeyValue, Nanos, Operand, Operation, Outcome, Range, Relation,
+    Request, Response, Revision, Txn, WatchNews, WatchResponse, WatchSession,
 };
 use conclave_jepsen_tests::model::{EMPTY_REVISION, State};
 use rand::rngs::StdRng;
@@ -92,7 +92,10 @@ fn key(rng: &mut StdRng) -> String {
 }
 
 fn request(rng: &mut StdRng, unique: &str) -> Request {
-    let put = |rng: &mut StdRng, tag: &str| Request::Put { key: key(rng), value: format!("{unique}{tag}") };
+    let put = |rng: &mut StdRng, tag: &str| Request::Put {
+        key: key(rng),
+        value: format!("{unique}{tag}"),
+    };
     match rng.random_range(0..10) {
         0..4 => put(rng, ""),
         4 => Request::Delete { start: key(rng), end: String::new() },
@@ -110,10 +113,20 @@ fn request(rng: &mut StdRng, unique: &str) -> Request {
                 relation: Relation::Less,
                 operand: Operand::Version(rng.random_range(0..4)),
             };
-            let read = Range { start: key(rng), end: String::new(), revision: 0, limit: 0, serializable: false };
+            let read = Range {
+                start: key(rng),
+                end: String::new(),
+                revision: 0,
+                limit: 0,
+                serializable: false,
+            };
             let one = Request::Put { key: "k0".into(), value: format!("{unique}a") };
             let two = Request::Put { key: "k1".into(), value: format!("{unique}b") };
-            Request::Txn(Txn { compares: vec![compare], success: vec![one, two], failure: vec![Request::Range(read)] })
+            Request::Txn(Txn {
+                compares: vec![compare],
+                success: vec![one, two],
+                failure: vec![Request::Range(read)],
+            })
         }
     }
 }
@@ -175,7 +188,10 @@ impl Server {
             }
             Bug::OldDataNewHeader if matches!(planned.request, Request::Range(_)) => {
                 let (_, mut state) = self.old[self.old.len() - 20].clone();
-                Outcome::Ok { revision: self.revision, response: state.apply(&planned.request, 0).response }
+                Outcome::Ok {
+                    revision: self.revision,
+                    response: state.apply(&planned.request, 0).response,
+                }
             }
             Bug::ApplyTwice if is_put => {
                 self.apply(planned);
@@ -209,18 +225,18 @@ impl Server {
 /// Watchers of everything and of single keys, from the start and from the middle.
 fn sessions(log: &[(Revision, Nanos, Vec<Event>)], rng: &mut StdRng) -> Vec<WatchSession> {
     let middle = log[log.len() / 2].0;
-    let mut sessions = vec![session(0, "\0", "\0", 1, log, rng), session(1, "\0", "\0", middle, log, rng)];
+    let mut sessions =
+        vec![session(0, ("\0", "\0"), 1, log, rng), session(1, ("\0", "\0"), middle, log, rng)];
     for index in 0..KEYS {
         let id = 2 + index as u32;
-        sessions.push(session(id, &format!("k{index}"), "", 1, log, rng));
+        sessions.push(session(id, (&format!("k{index}"), ""), 1, log, rng));
     }
     sessions
 }
 
 fn session(
     watcher: u32,
-    start: &str,
-    end: &str,
+    (start, end): (&str, &str),
     from: Revision,
     log: &[(Revision, Nanos, Vec<Event>)],
     rng: &mut StdRng,
@@ -234,7 +250,11 @@ fn session(
         with_previous: watcher != 1,
         no_puts: false,
         no_deletes: false,
-        responses: vec![WatchResponse { time: 0, revision: EMPTY_REVISION, news: WatchNews::Created }],
+        responses: vec![WatchResponse {
+            time: 0,
+            revision: EMPTY_REVISION,
+            news: WatchNews::Created,
+        }],
     };
     let mut batch: Vec<Event> = Vec::new();
     for (revision, at, events) in log.iter().filter(|(revision, _, _)| *revision >= from) {

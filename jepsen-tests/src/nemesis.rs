@@ -1,0 +1,138 @@
+//! The faults: which processes are killed, paused or restarted, and for how long.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::ValueEnum;
+use conclave_benches::cluster::Cluster;
+use conclave_benches::connection::Connection;
+use conclave_proto::etcdserverpb::StatusRequest;
+use conclave_proto::etcdserverpb::maintenance_client::MaintenanceClient;
+use rand::rngs::StdRng;
+use rand::seq::IndexedRandom;
+use rand::seq::SliceRandom;
+use rand::{RngExt, SeedableRng};
+
+const STATUS_TIMEOUT: Duration = Duration::from_millis(300);
+const TERMINATE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// A kind of fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+pub enum Nemesis {
+    /// kill -9 of a random node.
+    Kill,
+    /// kill -9 of the leader.
+    KillLeader,
+    /// kill -9 of a majority at once.
+    KillMajority,
+    /// kill -9 of all nodes at once.
+    KillAll,
+    /// SIGSTOP of a random node.
+    Pause,
+    /// SIGSTOP of the leader.
+    PauseLeader,
+    /// SIGSTOP of all nodes at once.
+    PauseAll,
+    /// SIGTERM of a random node, which has to end well.
+    Restart,
+}
+
+/// Chooses and does faults.
+pub struct Adversary {
+    kinds: Vec<Nemesis>,
+    rng: StdRng,
+    /// Kinds not yet used in this round: all kinds come before any comes again.
+    left: Vec<Nemesis>,
+    done: BTreeMap<Nemesis, u32>,
+}
+
+impl Adversary {
+    /// An adversary with these kinds of faults.
+    #[must_use]
+    pub fn new(kinds: Vec<Nemesis>, seed: u64) -> Self {
+        Self { kinds, rng: StdRng::seed_from_u64(seed), left: Vec::new(), done: BTreeMap::new() }
+    }
+
+    /// How often each kind was done.
+    #[must_use]
+    pub fn done(&self) -> &BTreeMap<Nemesis, u32> {
+        &self.done
+    }
+
+    /// Time without a fault before the next one.
+    pub fn calm(&mut self) -> Duration {
+        Duration::from_millis(self.rng.random_range(500..3000))
+    }
+
+    /// Does one fault, keeps it up for a while, and heals it.
+    ///
+    /// # Errors
+    /// If a process cannot be signalled or started, or a node asked to end does not end well.
+    pub async fn strike(&mut self, cluster: &mut Cluster) -> Result<()> {
+        if self.left.is_empty() {
+            self.left.clone_from(&self.kinds);
+            self.left.shuffle(&mut self.rng);
+        }
+        let Some(kind) = self.left.pop() else { return Ok(()) };
+        let victims = self.victims(kind, cluster).await;
+        let hold = Duration::from_millis(self.rng.random_range(100..3000));
+        match kind {
+            Nemesis::Kill | Nemesis::KillLeader | Nemesis::KillMajority | Nemesis::KillAll => {
+                cluster.kill_together(&victims)?;
+                tokio::time::sleep(hold).await;
+                victims.iter().try_for_each(|&node| cluster.start(node))?;
+            }
+            Nemesis::Pause | Nemesis::PauseLeader | Nemesis::PauseAll => {
+                victims.iter().try_for_each(|&node| cluster.pause(node))?;
+                tokio::time::sleep(hold).await;
+                victims.iter().try_for_each(|&node| cluster.resume(node))?;
+            }
+            Nemesis::Restart => {
+                victims.iter().try_for_each(|&node| cluster.terminate(node, TERMINATE_PATIENCE))?;
+                tokio::time::sleep(hold).await;
+                victims.iter().try_for_each(|&node| cluster.start(node))?;
+            }
+        }
+        *self.done.entry(kind).or_default() += 1;
+        Ok(())
+    }
+
+    async fn victims(&mut self, kind: Nemesis, cluster: &Cluster) -> Vec<usize> {
+        let mut all: Vec<usize> = (0..cluster.nodes().len()).collect();
+        match kind {
+            Nemesis::KillAll | Nemesis::PauseAll => all,
+            Nemesis::KillMajority => {
+                all.shuffle(&mut self.rng);
+                all.truncate(cluster.nodes().len() / 2 + 1);
+                all
+            }
+            Nemesis::KillLeader | Nemesis::PauseLeader => {
+                let leader = leader(&cluster.endpoints()).await;
+                leader.or_else(|| all.choose(&mut self.rng).copied()).into_iter().collect()
+            }
+            Nemesis::Kill | Nemesis::Pause | Nemesis::Restart => {
+                all.choose(&mut self.rng).copied().into_iter().collect()
+            }
+        }
+    }
+}
+
+/// The member that says it leads, if one answers soon.
+pub async fn leader(endpoints: &[String]) -> Option<usize> {
+    for (index, endpoint) in endpoints.iter().enumerate() {
+        let status = tokio::time::timeout(STATUS_TIMEOUT, status(endpoint)).await;
+        if let Ok(Ok(true)) = status {
+            return Some(index);
+        }
+    }
+    None
+}
+
+async fn status(endpoint: &str) -> Result<bool> {
+    let connection = Connection::open(endpoint).await?;
+    let origin = connection.origin();
+    let mut client = MaintenanceClient::with_origin(connection, origin);
+    let status = client.status(StatusRequest {}).await?.into_inner();
+    Ok(status.header.is_some_and(|header| header.member_id == status.leader))
+}
