@@ -71,6 +71,38 @@ pub(crate) fn visit<R: Read>(
     }
 }
 
+/// Counts the live keys of `span` as of revision `at`, under the same conditions as [`visit`].
+///
+/// # Errors
+/// [`Halt`] if the storage fails or a row is damaged.
+pub(crate) fn count<R: Read>(rows: &R, at: i64, span: Span<'_>) -> Result<i64, Halt> {
+    let mut count = 0_i64;
+    let mut count_live = |_: Live<'_>| {
+        count = count.saturating_add(1);
+        Ok(ControlFlow::Continue(()))
+    };
+    let (start, end) = match span {
+        Span::One(_) => {
+            visit(rows, at, span, &mut count_live)?;
+            return Ok(count);
+        }
+        Span::Keys { end: Some(end), start } if end <= start => return Ok(0),
+        Span::Keys { start, end } => (start, end),
+    };
+    let mut known = 0_i64;
+    rows.scan(Table::Key, start, end, &mut |key, row| {
+        match KeyRow::lives_at(row, at)? {
+            Some(lives) => known = known.saturating_add(i64::from(lives)),
+            None => {
+                let previous = KeyRow::decode(row)?.previous;
+                return visit_older(rows, at, key, previous, &mut count_live);
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(count.saturating_add(known))
+}
+
 /// Follows the links from `from` to the newest change not after `at`.
 fn visit_older<R: Read>(
     rows: &R,

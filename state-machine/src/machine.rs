@@ -106,6 +106,7 @@ impl Machine {
         let events = &mut changes.events;
         Ok(match command {
             Command::Put(command) => {
+                events.reserve_exact(1);
                 let mut change = Change::begin(rows, head, events)?;
                 Response::Put(put::apply(&mut change, command)?)
             }

@@ -97,12 +97,7 @@ fn revision_to_read(head: &Head, asked: i64) -> Result<i64, Rejection> {
 /// # Errors
 /// [`Halt`] if the storage fails or a row is damaged.
 pub fn count<R: Read>(rows: &R, at: i64, span: Span<'_>) -> Result<i64, Halt> {
-    let mut count = 0_i64;
-    live::visit(rows, at, span, &mut |_| {
-        count = count.saturating_add(1);
-        Ok(ControlFlow::Continue(()))
-    })?;
-    Ok(count)
+    live::count(rows, at, span)
 }
 
 fn find_one<R: Read>(
@@ -130,20 +125,29 @@ fn find_many<R: Read>(
     let limit = limit_in_key_order(request);
     let with_values = !request.keys_only || request.sort_target == SortTarget::Value;
     let mut arena = Arena::default();
-    let mut kvs = Vec::new();
+    let mut kvs: Vec<KeyValue> = Vec::new();
     let mut count = 0_i64;
+    let is_full = |found: usize| limit.is_some_and(|limit| found >= limit);
     live::visit(rows, at, span, &mut |live: Live<'_>| {
         count = count.saturating_add(1);
-        let is_full = limit.is_some_and(|limit| kvs.len() >= limit);
-        if is_full && live_keys.is_some() {
-            return Ok(ControlFlow::Break(()));
-        }
-        if !is_full && passes_filters(request, live.mod_revision, live.state.create_revision) {
+        if passes_filters(request, live.mod_revision, live.state.create_revision) {
             kvs.push(live.to_key_value(&mut arena, with_values));
         }
-        Ok(ControlFlow::Continue(()))
+        Ok(if is_full(kvs.len()) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     })?;
-    Ok(RangeResponse { kvs, more: false, count: live_keys.unwrap_or(count) })
+    if let (Some(last), true) = (kvs.last(), is_full(kvs.len())) {
+        // Filters lift the limit, so that every key up to the last one found is counted.
+        count = match live_keys {
+            Some(live_keys) => live_keys,
+            None => count.saturating_add(count_behind(rows, at, &last.key, &request.range_end)?),
+        };
+    }
+    Ok(RangeResponse { kvs, more: false, count })
+}
+
+fn count_behind<R: Read>(rows: &R, at: i64, last: &Bytes, range_end: &Bytes) -> Result<i64, Halt> {
+    let start = Bytes::from([last.as_ref(), &[0]].concat());
+    live::count(rows, at, Span::new(&start, range_end))
 }
 
 /// How many keys need not be exceeded while reading in key order; one more than the limit, which

@@ -15,7 +15,7 @@ pub(crate) const KEY: &[u8] = b"head";
 const FORM: u8 = 1;
 
 pub(crate) fn encode(head: &Head) -> Bytes {
-    let mut row = RowWriter::new(FORM, 64);
+    let mut row = RowWriter::new(FORM);
     row.int(head.revision);
     row.int(head.compacted);
     row.int(head.bytes_in_use);

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::{FORM_PUT, FORM_TOMBSTONE, RowReader, RowWriter, State};
+use super::{FORM_PUT, FORM_TOMBSTONE, FieldWriter, RowReader, State};
 use crate::response::Halt;
 use crate::revision::Revision;
 
@@ -19,18 +19,18 @@ pub(crate) struct KeyRow<'a> {
 
 impl<'a> KeyRow<'a> {
     pub(crate) fn encode(&self) -> Bytes {
-        let (form, value_bytes) = match self.state {
-            Some(state) => (FORM_PUT, state.value.len()),
-            None => (FORM_TOMBSTONE, 0),
-        };
-        let mut row = RowWriter::new(form, value_bytes);
+        let form = if self.state.is_some() { FORM_PUT } else { FORM_TOMBSTONE };
+        let mut row = FieldWriter::new(form);
         row.int(self.modified.main);
         row.uint(u64::from(self.modified.sub));
         row.previous(self.previous);
-        if let Some(state) = self.state {
-            state.encode(&mut row);
+        match self.state {
+            Some(state) => {
+                state.encode_fields(&mut row);
+                row.finish(state.value, &[])
+            }
+            None => row.finish(&[], &[]),
         }
-        row.finish()
     }
 
     /// # Errors
@@ -44,11 +44,31 @@ impl<'a> KeyRow<'a> {
             return Err(row.corrupt("previous revision is not older"));
         }
         let state = match form {
-            FORM_PUT => Some(State::decode(&mut row)?),
+            FORM_PUT => {
+                let fields = State::decode_fields(&mut row)?;
+                Some(State { value: row.tail(), ..fields })
+            }
             FORM_TOMBSTONE => None,
             _ => return Err(row.corrupt("unknown form")),
         };
         Ok(KeyRow { modified, previous, state })
+    }
+
+    /// Reads no more than whether the key lives as of `at`; `None` if its row is newer than that.
+    ///
+    /// # Errors
+    /// [`Halt::CorruptRow`] if the bytes are not such a row.
+    pub(crate) fn lives_at(row: &[u8], at: i64) -> Result<Option<bool>, Halt> {
+        let mut row = RowReader::new("key", row);
+        let form = row.form()?;
+        if row.int()? > at {
+            return Ok(None);
+        }
+        match form {
+            FORM_PUT => Ok(Some(true)),
+            FORM_TOMBSTONE => Ok(Some(false)),
+            _ => Err(row.corrupt("unknown form")),
+        }
     }
 }
 

@@ -16,7 +16,7 @@ pub struct LeaseRow {
 
 impl LeaseRow {
     pub(crate) fn encode(self) -> Bytes {
-        let mut row = RowWriter::new(FORM, 0);
+        let mut row = RowWriter::new(FORM);
         row.int(self.ttl);
         row.finish()
     }

@@ -14,7 +14,7 @@ pub(crate) fn row_key(id: u64) -> [u8; 8] {
 }
 
 pub(crate) fn encode(member: &MemberRecord) -> Bytes {
-    let mut row = RowWriter::new(FORM, member.name.len());
+    let mut row = RowWriter::new(FORM);
     row.uint(member.id);
     row.bytes(member.name.as_bytes());
     for urls in [&member.peer_urls, &member.client_urls] {

@@ -42,48 +42,107 @@ pub(crate) struct State<'a> {
 }
 
 impl<'a> State<'a> {
-    /// Appends everything but the form byte; the value comes last, without a length.
-    fn encode(&self, row: &mut RowWriter) {
+    /// Appends everything but the value.
+    fn encode_fields(&self, row: &mut FieldWriter) {
         row.int(self.create_revision);
         row.int(self.version);
         row.int(self.lease);
-        row.tail(self.value);
     }
 
-    fn decode(row: &mut RowReader<'a>) -> Result<State<'a>, Halt> {
+    /// Reads what [`State::encode_fields`] wrote; the value is filled in by the caller.
+    fn decode_fields(row: &mut RowReader<'a>) -> Result<State<'a>, Halt> {
         Ok(State {
             create_revision: row.int()?,
             version: row.int()?,
             lease: row.int()?,
-            value: row.tail(),
+            value: &[],
         })
     }
 }
 
 /// Most bytes that a varint of 64 bits takes.
 const VARINT_BYTES_MAX: usize = 10;
-/// Room for the fields before key and value in a `Key` or `Rev` row.
-const FIELDS_BYTES_MAX: usize = 56;
 
-/// Builds one row in one buffer.
-pub(crate) struct RowWriter {
+/// Writes `number` byte by byte.
+fn varint(mut number: u64, mut write: impl FnMut(u8)) {
+    while number >= 0x80 {
+        write(low_seven_bits(number) | 0x80);
+        number >>= 7;
+    }
+    write(low_seven_bits(number));
+}
+
+fn low_seven_bits(number: u64) -> u8 {
+    let [low, ..] = number.to_le_bytes();
+    low & 0x7f
+}
+
+/// Room for the fields of a `Key` or `Rev` row: a form, at most 8 numbers.
+const FIELDS_BYTES_MAX: usize = 1 + 8 * VARINT_BYTES_MAX;
+
+/// Builds a `Key` or `Rev` row: numbers first, on the stack, so that the row is one allocation of the
+/// right size.
+struct FieldWriter {
+    fields: [u8; FIELDS_BYTES_MAX],
+    length: usize,
+}
+
+impl FieldWriter {
+    fn new(form: u8) -> FieldWriter {
+        let mut fields = [0; FIELDS_BYTES_MAX];
+        fields[0] = form;
+        FieldWriter { fields, length: 1 }
+    }
+
+    fn uint(&mut self, number: u64) {
+        varint(number, |byte| {
+            let place = self.fields.get_mut(self.length).expect("FIELDS_BYTES_MAX is enough");
+            *place = byte;
+            self.length = self.length.saturating_add(1);
+        });
+    }
+
+    fn int(&mut self, number: i64) {
+        self.uint(number.cast_unsigned());
+    }
+
+    fn size(&mut self, size: usize) {
+        self.uint(u64::try_from(size).unwrap_or(u64::MAX));
+    }
+
+    /// Main 0 stands for none: the first revision of a store that anything happens in is 2.
+    fn previous(&mut self, previous: Option<Revision>) {
+        let Revision { main, sub } = previous.unwrap_or_default();
+        self.int(main);
+        if main != 0 {
+            self.uint(u64::from(sub));
+        }
+    }
+
+    /// The fields, then the two byte strings without their lengths.
+    fn finish(self, first: &[u8], second: &[u8]) -> Bytes {
+        let (fields, _) = self.fields.split_at(self.length);
+        Bytes::from([fields, first, second].concat())
+    }
+}
+
+/// What head, lease and most member rows fit in.
+const ROW_BYTES_LIKELY: usize = 96;
+
+/// Builds a row of any length.
+struct RowWriter {
     bytes: Vec<u8>,
 }
 
 impl RowWriter {
-    /// Starts a row of `form` with room for fields and `tail_bytes` more.
-    fn new(form: u8, tail_bytes: usize) -> RowWriter {
-        let mut bytes = Vec::with_capacity(FIELDS_BYTES_MAX.saturating_add(tail_bytes));
+    fn new(form: u8) -> RowWriter {
+        let mut bytes = Vec::with_capacity(ROW_BYTES_LIKELY);
         bytes.push(form);
         RowWriter { bytes }
     }
 
-    fn uint(&mut self, mut number: u64) {
-        while number >= 0x80 {
-            self.bytes.push(low_seven_bits(number) | 0x80);
-            number >>= 7;
-        }
-        self.bytes.push(low_seven_bits(number));
+    fn uint(&mut self, number: u64) {
+        varint(number, |byte| self.bytes.push(byte));
     }
 
     fn int(&mut self, number: i64) {
@@ -100,32 +159,13 @@ impl RowWriter {
         self.bytes.extend_from_slice(bytes);
     }
 
-    /// The rest of the row, without a length.
-    fn tail(&mut self, bytes: &[u8]) {
-        self.bytes.extend_from_slice(bytes);
-    }
-
-    /// Main 0 stands for none: the first revision of a store that anything happens in is 2.
-    fn previous(&mut self, previous: Option<Revision>) {
-        let Revision { main, sub } = previous.unwrap_or_default();
-        self.int(main);
-        if main != 0 {
-            self.uint(u64::from(sub));
-        }
-    }
-
     fn finish(self) -> Bytes {
         Bytes::from(self.bytes)
     }
 }
 
-fn low_seven_bits(number: u64) -> u8 {
-    let [low, ..] = number.to_le_bytes();
-    low & 0x7f
-}
-
 /// Takes a row apart; every shortage is a [`Halt::CorruptRow`] of the table.
-pub(crate) struct RowReader<'a> {
+struct RowReader<'a> {
     table: &'static str,
     rest: &'a [u8],
 }
@@ -135,6 +175,7 @@ impl<'a> RowReader<'a> {
         RowReader { table, rest: row }
     }
 
+    #[cold]
     fn corrupt(&self, detail: &str) -> Halt {
         Halt::CorruptRow { table: self.table, detail: detail.to_owned() }
     }
@@ -146,6 +187,16 @@ impl<'a> RowReader<'a> {
     }
 
     fn uint(&mut self) -> Result<u64, Halt> {
+        match self.rest {
+            [byte @ 0..0x80, rest @ ..] => {
+                self.rest = rest;
+                Ok(u64::from(*byte))
+            }
+            _ => self.long_uint(),
+        }
+    }
+
+    fn long_uint(&mut self) -> Result<u64, Halt> {
         let mut number = 0_u64;
         for (place, byte) in self.rest.iter().take(VARINT_BYTES_MAX).enumerate() {
             let shift = u32::try_from(place).unwrap_or(u32::MAX).saturating_mul(7);
@@ -169,6 +220,10 @@ impl<'a> RowReader<'a> {
 
     fn bytes(&mut self) -> Result<&'a [u8], Halt> {
         let size = self.size()?;
+        self.take(size)
+    }
+
+    fn take(&mut self, size: usize) -> Result<&'a [u8], Halt> {
         let (bytes, rest) =
             self.rest.split_at_checked(size).ok_or_else(|| self.corrupt("row is cut short"))?;
         self.rest = rest;
@@ -203,7 +258,7 @@ mod tests {
 
     #[test]
     fn numbers_round_trip() {
-        let mut row = RowWriter::new(FORM_PUT, 0);
+        let mut row = RowWriter::new(FORM_PUT);
         let numbers = [0, 1, 127, 128, 300, -1, i64::MIN, i64::MAX];
         numbers.iter().for_each(|number| row.int(*number));
         let row = row.finish();
@@ -217,7 +272,7 @@ mod tests {
 
     #[test]
     fn lengths_beyond_the_row_are_corrupt() {
-        let mut row = RowWriter::new(FORM_PUT, 0);
+        let mut row = RowWriter::new(FORM_PUT);
         row.uint(u64::MAX);
         let row = row.finish();
         let mut reader = RowReader::new("test", &row[1..]);

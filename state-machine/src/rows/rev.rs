@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::{FORM_PUT, FORM_TOMBSTONE, RowReader, RowWriter, State};
+use super::{FORM_PUT, FORM_TOMBSTONE, FieldWriter, RowReader, State};
 use crate::response::Halt;
 use crate::revision::Revision;
 
@@ -21,18 +21,15 @@ pub(crate) struct RevRow<'a> {
 
 impl<'a> RevRow<'a> {
     pub(crate) fn encode(&self) -> Bytes {
-        let (form, value_bytes) = match self.state {
-            Some(state) => (FORM_PUT, state.value.len()),
-            None => (FORM_TOMBSTONE, 0),
-        };
-        let mut row = RowWriter::new(form, self.key.len().saturating_add(value_bytes));
+        let form = if self.state.is_some() { FORM_PUT } else { FORM_TOMBSTONE };
+        let mut row = FieldWriter::new(form);
         row.previous(self.previous);
         row.size(self.previous_value_bytes);
-        row.bytes(self.key);
         if let Some(state) = self.state {
-            state.encode(&mut row);
+            state.encode_fields(&mut row);
         }
-        row.finish()
+        row.size(self.key.len());
+        row.finish(self.key, self.state.map_or(&[], |state| state.value))
     }
 
     /// Takes apart the row stored at `at`.
@@ -47,12 +44,13 @@ impl<'a> RevRow<'a> {
             return Err(row.corrupt("previous revision is not older"));
         }
         let previous_value_bytes = row.size()?;
-        let key = row.bytes()?;
-        let state = match form {
-            FORM_PUT => Some(State::decode(&mut row)?),
+        let fields = match form {
+            FORM_PUT => Some(State::decode_fields(&mut row)?),
             FORM_TOMBSTONE => None,
             _ => return Err(row.corrupt("unknown form")),
         };
+        let key = row.bytes()?;
+        let state = fields.map(|fields| State { value: row.tail(), ..fields });
         Ok(RevRow { previous, previous_value_bytes, key, state })
     }
 
