@@ -19,11 +19,12 @@ use openraft::{OptionalSend, RaftSnapshotBuilder};
 use prost::Message;
 
 use crate::command;
+use crate::counts;
 use crate::engine::{Rows, halt_to_io};
 use crate::row;
 use crate::sink::{AppliedEntry, ApplySink};
 use crate::snapshot::{self, SnapshotContent, SnapshotSource, StagedSnapshot};
-use crate::store::{Published, Shared, blocking};
+use crate::store::{Published, Shared, Visible, blocking};
 use crate::types::{
     Batch, CommittedLeaderId, EntryPayload, LogId, MemberNode, Nothing, SnapshotMeta,
     StoredMembership, TypeConfig,
@@ -72,8 +73,7 @@ impl StateMachine {
         let piece = Piece { applied, membership, entries, waiting };
         self.machine.finish(&mut rows);
         self.write(&before, rows, &piece)?;
-        self.publish(before, piece);
-        Ok(())
+        self.publish(before, piece).map_err(|halt| stopped(applied, halt))
     }
 
     fn write(&self, before: &Published, rows: Overlay<'_, Rows>, piece: &Piece) -> io::Result<()> {
@@ -84,24 +84,40 @@ impl StateMachine {
         before.rows.write(&mut rows.into_writes().chain(raft))
     }
 
-    fn publish(&self, before: Published, piece: Piece) {
+    fn publish(&self, before: Published, piece: Piece) -> Result<(), Halt> {
         let head = Arc::new(self.machine.head().clone());
         let Piece { applied, membership, entries, waiting } = piece;
         let changed = membership.map(Arc::new);
-        self.shared.publish(Published {
+        let rows = before.rows.clone();
+        let published = Published {
             head: Arc::clone(&head),
             applied: Some(applied),
             membership: changed.clone().unwrap_or(before.membership),
             readable_since: head.compacted,
             rows: before.rows,
-        });
+        };
+        let outgrown = self.shared.publish(published, |counts| counts.advance(&entries, &head));
         for responder in waiting {
             responder.send(Nothing);
         }
         if let Some(membership) = changed {
             self.sink.membership(&membership);
         }
-        self.sink.applied(entries, head);
+        self.sink.applied(entries, Arc::clone(&head));
+        for key in outgrown {
+            self.split_counts(&rows, head.revision, &key)?;
+        }
+        Ok(())
+    }
+
+    /// Halves the bucket of `key` until it is small enough.
+    fn split_counts(&self, rows: &Rows, revision: i64, key: &[u8]) -> Result<(), Halt> {
+        let overfull = || self.shared.look(|counts, _| counts.overfull(key)).1;
+        while let Some(bucket) = overfull() {
+            let Some(cut) = counts::cut(rows, revision, bucket)? else { break };
+            self.shared.split(cut);
+        }
+        Ok(())
     }
 
     /// Stages a snapshot, whatever form it has.
@@ -245,14 +261,14 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
                 format!("a snapshot to {} over {}", staged.meta(), snapshot::meta_of(&before));
             return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         }
-        let after = staged.published;
+        let Visible { published: after, counts } = staged.visible;
         let machine = Machine::load(&after.rows).map_err(halt_to_io)?;
         self.shared.directory.point_to(after.rows.dir())?;
         after.rows.dir().keep();
         before.rows.dir().discard();
         self.machine = machine;
         let (head, membership) = (Arc::clone(&after.head), Arc::clone(&after.membership));
-        self.shared.publish(after);
+        self.shared.publish(after, |before| *before = counts);
         // Closing and deleting the old database takes a while; its last reader may still be at it.
         drop(tokio::task::spawn_blocking(move || drop(before)));
         self.sink.membership(&membership);

@@ -3,6 +3,7 @@
 pub mod apply;
 pub mod codec;
 pub mod command;
+mod counts;
 mod directory;
 pub mod engine;
 mod hash;

@@ -13,6 +13,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use conclave_state_machine::command::{Range, Txn, TxnOp};
 use conclave_state_machine::head::Head;
+use conclave_state_machine::rank::Counted;
 use conclave_state_machine::read::{Read, Table};
 use conclave_state_machine::response::{
     Event, Halt, KeyValue, RangeResponse, Rejection, TxnResponse,
@@ -20,6 +21,7 @@ use conclave_state_machine::response::{
 use conclave_state_machine::span::Span;
 use conclave_state_machine::{kv, range};
 
+use crate::counts::{self, Counts};
 use crate::engine::View;
 use crate::row::{self, Identity, Moment};
 use crate::snapshot::{SnapshotFile, SnapshotSink, SnapshotSource};
@@ -28,6 +30,9 @@ use crate::types::{LogId, SnapshotMeta, StoredMembership};
 
 /// Reads without a snapshot before one is taken.
 const FREE_READS_MAX: usize = 2;
+
+/// An answer with the oldest revision it relies on.
+type Attempt<T> = Result<(i64, Result<T, ReadError>), Halt>;
 
 /// A handle to the state for everyone but raft; clones are cheap.
 #[derive(Clone)]
@@ -69,19 +74,19 @@ impl Reader {
     /// Counters as of the last applied entry.
     #[must_use]
     pub fn head(&self) -> Arc<Head> {
-        Arc::clone(&self.shared.published.read().head)
+        self.shared.published().head
     }
 
     /// Last applied log id, `None` before the first entry.
     #[must_use]
     pub fn applied(&self) -> Option<LogId> {
-        self.shared.published.read().applied
+        self.shared.published().applied
     }
 
     /// Last applied membership.
     #[must_use]
     pub fn membership(&self) -> Arc<StoredMembership> {
-        Arc::clone(&self.shared.published.read().membership)
+        self.shared.published().membership
     }
 
     /// Waits until the entry at `index` is applied. Cancel-safe.
@@ -96,9 +101,17 @@ impl Reader {
     /// # Errors
     /// [`ReadError::Rejected`] if the revision cannot be read; [`ReadError::Halt`] if storage fails.
     pub fn range(&self, request: &Range) -> Result<(RangeResponse, i64), ReadError> {
-        self.consistent(|rows, head| {
+        let count = |counts: &Counts, head: &Head| counts.count(head, request);
+        self.consistent_counted(count, |rows, head, counted| {
             let at = if request.revision > 0 { request.revision } else { head.revision };
-            let answer = range::range(rows, head, request)?.map_err(ReadError::Rejected);
+            let answer = match counted {
+                Some(counted) => {
+                    let keys = counts::complete(rows, head, &counted)?;
+                    range::range_counted(rows, head, request, keys)?
+                }
+                None => range::range(rows, head, request)?,
+            };
+            let answer = answer.map_err(ReadError::Rejected);
             Ok((at, answer.map(|answer| (answer, head.revision))))
         })
     }
@@ -164,15 +177,24 @@ impl Reader {
         })
     }
 
-    /// Reads by `read` until no compaction came between. `read` returns the oldest revision it
-    /// relied on beside its answer.
+    /// Reads by `read` until no compaction came between. `read` returns the oldest revision it relied
+    /// on beside its answer.
     fn consistent<T>(
         &self,
-        mut read: impl FnMut(&View<'_>, &Head) -> Result<(i64, Result<T, ReadError>), Halt>,
+        mut read: impl FnMut(&View<'_>, &Head) -> Attempt<T>,
+    ) -> Result<T, ReadError> {
+        self.consistent_counted(|_, _| None, |rows, head, _| read(rows, head))
+    }
+
+    /// As [`Reader::consistent`]; `read` also gets what `count` found in the counts of the same moment.
+    fn consistent_counted<T>(
+        &self,
+        count: impl Fn(&Counts, &Head) -> Option<Counted>,
+        mut read: impl FnMut(&View<'_>, &Head, Option<Counted>) -> Attempt<T>,
     ) -> Result<T, ReadError> {
         for _ in 0..FREE_READS_MAX {
-            let seen = self.shared.published();
-            let answer = read(&View(&seen.rows), &seen.head);
+            let (seen, counted) = self.shared.look(&count);
+            let answer = read(&View(&seen.rows), &seen.head, counted);
             // A compaction under a running read can look like damage; only a complete read counts.
             let oldest = answer.as_ref().map_or(seen.head.revision, |(oldest, _)| *oldest);
             if self.shared.is_complete(&seen, oldest) {
@@ -183,7 +205,7 @@ impl Reader {
         let mut answer = None;
         rows.with_snapshot(&mut |snapshot| {
             let view = View(snapshot);
-            answer = Some(Head::load(&view).and_then(|head| read(&view, &head)));
+            answer = Some(Head::load(&view).and_then(|head| read(&view, &head, None)));
         });
         answer.expect("with_snapshot calls its argument")?.1
     }

@@ -19,7 +19,7 @@ use bytes::Bytes;
 use crate::directory::{StateDir, sync_dir};
 use crate::engine::{Create, Rows};
 use crate::row::{self, Moment};
-use crate::store::{Published, Shared};
+use crate::store::{Published, Shared, Visible};
 use crate::types::SnapshotMeta;
 
 /// Most files of one snapshot; at 64 MiB a file this is 6 TiB.
@@ -215,7 +215,7 @@ fn check_names(files: &[SnapshotFile]) -> io::Result<()> {
 
 /// A complete database beside the live one; removed on drop unless installed.
 pub struct StagedSnapshot {
-    pub(crate) published: Published,
+    pub(crate) visible: Visible,
 }
 
 impl StagedSnapshot {
@@ -231,7 +231,8 @@ impl StagedSnapshot {
             return Err(damaged("its content is not what its description says"));
         }
         adopt(&shared.published().rows, &published.rows)?;
-        Ok(Self { published })
+        let counts = published.count()?;
+        Ok(Self { visible: Visible { published, counts } })
     }
 
     /// A staged copy of files on this machine.
@@ -249,7 +250,7 @@ impl StagedSnapshot {
     }
 
     pub(crate) fn meta(&self) -> SnapshotMeta {
-        meta_of(&self.published)
+        meta_of(&self.visible.published)
     }
 }
 

@@ -12,6 +12,7 @@ use parking_lot::RwLock;
 use tokio::sync::watch;
 
 use crate::apply::StateMachine;
+use crate::counts::{Counts, Cut};
 use crate::directory::Directory;
 use crate::engine::{Create, EngineKind, Rows, halt_to_io};
 use crate::reader::Reader;
@@ -105,7 +106,9 @@ impl StateStore {
         }
         let published = Published::load(rows).map_err(failed)?;
         let machine = Machine::load(&published.rows).map_err(|e| failed(halt_to_io(e)))?;
-        let shared = Arc::new(Shared::new(directory, options.engine, published));
+        let counts = published.count().map_err(failed)?;
+        let visible = Visible { published, counts };
+        let shared = Arc::new(Shared::new(directory, options.engine, visible));
         let reader = Reader::new(Arc::clone(&shared));
         Ok((StateMachine::new(shared, machine, sink), reader))
     }
@@ -145,13 +148,24 @@ impl Published {
             rows,
         })
     }
+
+    /// Counts the keys. Reads all of them.
+    pub(crate) fn count(&self) -> io::Result<Counts> {
+        Counts::build(&self.rows, &self.head).map_err(halt_to_io)
+    }
+}
+
+/// What readers may see, and the counts that belong to it.
+pub(crate) struct Visible {
+    pub(crate) published: Published,
+    pub(crate) counts: Counts,
 }
 
 /// Shared by the state machine, readers, and snapshots being received.
 pub(crate) struct Shared {
     pub(crate) directory: Directory,
     pub(crate) engine: EngineKind,
-    pub(crate) published: RwLock<Published>,
+    visible: RwLock<Visible>,
     /// Largest logical size since the start or the last defragmentation.
     pub(crate) bytes_high: parking_lot::Mutex<i64>,
     /// Index of the last applied entry, 0 before the first.
@@ -161,13 +175,13 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    fn new(directory: Directory, engine: EngineKind, published: Published) -> Self {
-        let index = published.applied.as_ref().map_or(0, |id| id.index);
+    fn new(directory: Directory, engine: EngineKind, visible: Visible) -> Self {
+        let index = visible.published.applied.as_ref().map_or(0, |id| id.index);
         Self {
             directory,
             engine,
-            bytes_high: parking_lot::Mutex::new(published.head.size_in_use()),
-            published: RwLock::new(published),
+            bytes_high: parking_lot::Mutex::new(visible.published.head.size_in_use()),
+            visible: RwLock::new(visible),
             applied_index: watch::Sender::new(index),
             is_receiving: AtomicBool::new(false),
             is_defragmenting: AtomicBool::new(false),
@@ -175,31 +189,50 @@ impl Shared {
     }
 
     pub(crate) fn published(&self) -> Published {
-        self.published.read().clone()
+        self.visible.read().published.clone()
+    }
+
+    /// What is published, and what `look` finds in the counts of that very moment.
+    pub(crate) fn look<T>(&self, look: impl FnOnce(&Counts, &Head) -> T) -> (Published, T) {
+        let visible = self.visible.read();
+        (visible.published.clone(), look(&visible.counts, &visible.published.head))
     }
 
     /// Announces a compaction that is about to be written.
     pub(crate) fn raise_readable_since(&self, revision: i64) {
-        if self.published.read().readable_since < revision {
-            self.published.write().readable_since = revision;
+        if self.visible.read().published.readable_since < revision {
+            self.visible.write().published.readable_since = revision;
         }
     }
 
-    /// Shows a new state to readers.
-    pub(crate) fn publish(&self, published: Published) {
+    /// Shows a new state to readers; `change` brings the counts to it.
+    pub(crate) fn publish<T>(
+        &self,
+        published: Published,
+        change: impl FnOnce(&mut Counts) -> T,
+    ) -> T {
         let index = published.applied.as_ref().map_or(0, |id| id.index);
         let bytes = published.head.size_in_use();
-        *self.published.write() = published;
+        let changed = {
+            let mut visible = self.visible.write();
+            visible.published = published;
+            change(&mut visible.counts)
+        };
         {
             let mut high = self.bytes_high.lock();
             *high = bytes.max(*high);
         }
         self.applied_index.send_replace(index);
+        changed
+    }
+
+    pub(crate) fn split(&self, cut: Cut) {
+        self.visible.write().counts.split(cut);
     }
 
     /// Whether what was read from `seen` at `revision` and above is certainly complete.
     pub(crate) fn is_complete(&self, seen: &Published, revision: i64) -> bool {
-        let now = self.published.read();
+        let now = &self.visible.read().published;
         now.rows.same(&seen.rows) && now.readable_since <= revision
     }
 }

@@ -57,13 +57,17 @@ impl RankIndex {
     /// keys and call [`RankIndex::split`].
     pub fn created(&mut self, key: &[u8]) -> Option<Rest> {
         self.keys = self.keys.saturating_add(1);
-        let (first, count) = self.bucket_mut(key)?;
+        let (_, count) = self.bucket_mut(key)?;
         *count = count.saturating_add(1);
-        if *count <= BUCKET_KEYS_MAX {
-            return None;
-        }
-        let end = self.end_of(&first);
-        Some((first, end))
+        self.overfull(key)
+    }
+
+    /// The bucket of `key`, if it is too big.
+    #[must_use]
+    pub fn overfull(&self, key: &[u8]) -> Option<Rest> {
+        let bounds = (Bound::Unbounded, Bound::Included(key));
+        let (first, count) = self.buckets.range::<[u8], _>(bounds).next_back()?;
+        (*count > BUCKET_KEYS_MAX).then(|| (first.clone(), self.end_of(first)))
     }
 
     /// Counts a key that was deleted.
