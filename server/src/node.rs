@@ -1,0 +1,283 @@
+//! One member of the cluster: raft, the state, proposals, reads, leases and watch, behind one handle.
+
+mod sink;
+mod start;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use conclave_proto::etcdserverpb::ResponseHeader;
+use conclave_proto::internal;
+use conclave_raft_store::{Identity, Reader};
+use conclave_state_machine::members;
+use conclave_state_machine::response::{Applied, Halt};
+use openraft::ServerState;
+use openraft::async_runtime::WatchReceiver;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::Settings;
+use crate::lessor::Lessor;
+use crate::propose::{ProposeError, Proposer};
+use crate::raft::route::Route;
+use crate::read_index::{ReadIndex, ReadIndexError};
+use crate::runtime::RaftRuntime;
+
+pub use start::StartError;
+
+/// What a member's raft knows at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodeStatus {
+    /// Member id of the leader, `None` if none is known.
+    pub leader: Option<u64>,
+    /// Raft term.
+    pub term: u64,
+    /// Index of the last log entry.
+    pub last_index: u64,
+    /// Index of the last entry known to be committed.
+    pub committed_index: u64,
+    /// Index of the last entry applied here.
+    pub applied_index: u64,
+    /// Index of the oldest entry in the log, less one.
+    pub purged_index: u64,
+    /// This member does not vote.
+    pub is_learner: bool,
+}
+
+/// A configured member, with what it published about itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemberInfo {
+    /// Member id.
+    pub id: u64,
+    /// Human name; empty before it has started once.
+    pub name: String,
+    /// URLs for other members.
+    pub peer_urls: Vec<String>,
+    /// URLs for clients; empty before it has started once.
+    pub client_urls: Vec<String>,
+    /// It does not vote.
+    pub is_learner: bool,
+}
+
+/// Why a leadership transfer did not happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TransferError {
+    /// This member does not lead.
+    #[error("not leader")]
+    NotLeader,
+    /// The target is no voter.
+    #[error("bad leader transferee")]
+    BadTarget,
+    /// The target did not become leader in time.
+    #[error("request timed out")]
+    Timeout,
+    /// This member is stopping.
+    #[error("server stopped")]
+    Stopped,
+}
+
+/// A running member.
+pub struct Node {
+    settings: Arc<Settings>,
+    identity: Identity,
+    route: Route,
+    reader: Reader,
+    proposer: Proposer,
+    read_index: ReadIndex,
+    lessor: Lessor,
+    timeout: Duration,
+    /// Why raft stopped, once it has.
+    fatal: watch::Receiver<Option<String>>,
+    /// Cancelled when this member begins to stop.
+    stopping: CancellationToken,
+    /// Ends the peer server and its connections.
+    stop: CancellationToken,
+    // Last: everything above lives on it.
+    _runtime: RaftRuntime,
+}
+
+impl Node {
+    /// Opens the directory of `settings`, founds or joins the cluster, and begins to take part in it.
+    ///
+    /// Returns before there is a leader; see [`Node::wait_ready`].
+    ///
+    /// # Errors
+    /// [`StartError`].
+    pub async fn start(settings: Arc<Settings>) -> Result<Arc<Self>, StartError> {
+        start::start(settings).await
+    }
+
+    /// Proposes a command; returns its answer once it is applied on this member.
+    ///
+    /// # Errors
+    /// [`ProposeError`]; its variants say whether the command may have taken effect.
+    pub async fn propose(&self, command: internal::Command) -> Result<Applied, ProposeError> {
+        self.proposer.propose(command).await
+    }
+
+    /// Returns when this member has applied everything that was acknowledged anywhere before the
+    /// call: what is read then is linearizable. Cancel-safe.
+    ///
+    /// # Errors
+    /// [`ReadIndexError`].
+    pub async fn read_barrier(&self) -> Result<(), ReadIndexError> {
+        let index = self.read_index.confirm().await?;
+        let applied = tokio::time::timeout(self.timeout, self.reader.wait_applied(index)).await;
+        applied.map_err(|_elapsed| ReadIndexError::Timeout)
+    }
+
+    /// Reads of the state as applied on this member.
+    #[must_use]
+    pub fn reader(&self) -> &Reader {
+        &self.reader
+    }
+
+    /// Keep-alives and remaining times of leases.
+    #[must_use]
+    pub fn lessor(&self) -> &Lessor {
+        &self.lessor
+    }
+
+    /// As resolved at the start.
+    #[must_use]
+    pub fn settings(&self) -> &Arc<Settings> {
+        &self.settings
+    }
+
+    /// Id of this member.
+    #[must_use]
+    pub fn member_id(&self) -> u64 {
+        self.identity.member
+    }
+
+    /// Id of the cluster.
+    #[must_use]
+    pub fn cluster_id(&self) -> u64 {
+        self.identity.cluster
+    }
+
+    /// The header of an answer that speaks of `revision`.
+    #[must_use]
+    pub fn header(&self, revision: i64) -> ResponseHeader {
+        let term = self.route.raft.server_metrics().borrow_watched().vote.leader_id.term;
+        ResponseHeader {
+            cluster_id: self.identity.cluster,
+            member_id: self.identity.member,
+            revision,
+            raft_term: term,
+        }
+    }
+
+    /// What raft knows now.
+    #[must_use]
+    pub fn status(&self) -> NodeStatus {
+        let metrics = self.route.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let mut learners = metrics.membership_config.membership().learner_ids();
+        NodeStatus {
+            leader: metrics.current_leader,
+            term: metrics.vote.leader_id.term,
+            last_index: metrics.last_log_index.unwrap_or(0),
+            committed_index: metrics.cluster_committed.map_or(0, |id| id.index),
+            applied_index: self.reader.applied().map_or(0, |id| id.index),
+            purged_index: metrics.purged.map_or(0, |id| id.index),
+            is_learner: learners.any(|id| id == self.identity.member),
+        }
+    }
+
+    /// Whether this member leads, as far as it knows.
+    #[must_use]
+    pub fn is_leader(&self) -> bool {
+        self.route.raft.server_metrics().borrow_watched().state == ServerState::Leader
+    }
+
+    /// Whether a leader is known.
+    #[must_use]
+    pub fn has_leader(&self) -> bool {
+        self.route.raft.server_metrics().borrow_watched().current_leader.is_some()
+    }
+
+    /// Cancelled when this member begins to stop: what streams end by.
+    #[must_use]
+    pub fn stopping(&self) -> &CancellationToken {
+        &self.stopping
+    }
+
+    /// Configured members by id, with what they published.
+    ///
+    /// # Errors
+    /// [`Halt`] if the state cannot be read.
+    pub fn members(&self) -> Result<Vec<MemberInfo>, Halt> {
+        let published = members::all(&self.reader)?;
+        let stored = self.reader.membership();
+        let membership = stored.membership();
+        let is_voter = |id| membership.voter_ids().any(|voter| voter == id);
+        let nodes = membership.nodes().map(|(id, node)| {
+            let record = published.iter().find(|record| record.id == *id);
+            MemberInfo {
+                id: *id,
+                name: record.map(|record| record.name.clone()).unwrap_or_default(),
+                peer_urls: node.peer_urls.clone(),
+                client_urls: record.map(|record| record.client_urls.clone()).unwrap_or_default(),
+                is_learner: !is_voter(*id),
+            }
+        });
+        Ok(nodes.collect())
+    }
+
+    /// Makes another voter the leader; returns when this member follows it.
+    ///
+    /// # Errors
+    /// [`TransferError`].
+    pub async fn transfer_leader(&self, to: u64) -> Result<(), TransferError> {
+        if !self.is_leader() {
+            return Err(TransferError::NotLeader);
+        }
+        if to == self.identity.member {
+            return Ok(());
+        }
+        if !self.route.raft.voter_ids().any(|id| id == to) {
+            return Err(TransferError::BadTarget);
+        }
+        let mut metrics = self.route.raft.server_metrics();
+        let transfer = async {
+            let triggered = self.route.raft.trigger().transfer_leader(to).await;
+            triggered.map_err(|_fatal| TransferError::Stopped)?;
+            while metrics.borrow_and_update().current_leader != Some(to) {
+                metrics.changed().await.map_err(|_closed| TransferError::Stopped)?;
+            }
+            Ok(())
+        };
+        let done = tokio::time::timeout(self.timeout, transfer).await;
+        done.unwrap_or(Err(TransferError::Timeout))
+    }
+
+    /// Returns when there is a leader, this member has applied what it has, and has told its URLs.
+    ///
+    /// # Errors
+    /// The reason why raft stopped, if it did.
+    pub async fn wait_ready(&self) -> Result<(), String> {
+        tokio::select! {
+            reason = self.failed() => Err(reason),
+            () = self.publish() => Ok(()),
+        }
+    }
+
+    pub(crate) fn raft(&self) -> &crate::raft::Raft {
+        &self.route.raft
+    }
+
+    /// Ends the peer server and its connections.
+    pub(crate) fn stop_serving(&self) {
+        self.stop.cancel();
+    }
+
+    /// Returns the reason once raft has stopped for good; nothing but an exit helps then.
+    pub async fn failed(&self) -> String {
+        let mut fatal = self.fatal.clone();
+        match fatal.wait_for(Option::is_some).await {
+            Ok(reason) => reason.clone().unwrap_or_default(),
+            Err(_closed) => "raft stopped".to_owned(),
+        }
+    }
+}

@@ -1,0 +1,390 @@
+//! From a directory and settings to a running member.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use conclave_proto::internal::peer_server::PeerServer;
+use conclave_proto::internal::{self, command::Command};
+use conclave_raft_store::RocksOptions;
+use conclave_raft_store::apply::StateMachine;
+use conclave_raft_store::engine::EngineKind;
+use conclave_raft_store::log::{LogOptions, LogStore};
+use conclave_raft_store::store::{StateStore, StoreOptions};
+use conclave_raft_store::{Identity, Reader};
+use conclave_state_machine::members;
+use conclave_state_machine::response::Halt;
+use openraft::async_runtime::WatchReceiver;
+use openraft::error::Fatal;
+use openraft::storage::{RaftLogReader as _, RaftLogStorage as _};
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::transport::Server;
+
+use super::Node;
+use super::sink::Sink;
+use crate::config::Settings;
+use crate::lessor::{Leases, Lessor, LessorParts};
+use crate::propose::{Batcher, Proposer, Waiters};
+use crate::raft::bootstrap::{self, BootstrapError, Founding};
+use crate::raft::compactor::{self, Retention};
+use crate::raft::link::{CONNECTION_WINDOW_BYTES, Links, MESSAGE_BYTES_MAX, STREAM_WINDOW_BYTES};
+use crate::raft::network::NetworkFactory;
+use crate::raft::route::Route;
+use crate::raft::service::{PeerService, Serving};
+use crate::raft::snapshot_receive::SnapshotReceiver;
+use crate::raft::{self, Raft};
+use crate::read_index::{self, ReadIndex};
+use crate::runtime::RaftRuntime;
+
+/// etcd waits this long for a proposal, and two election timeouts on top.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pause before this member tries again to publish itself.
+const PUBLISH_PAUSE: Duration = Duration::from_millis(100);
+
+/// Why a member cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The state store refuses.
+    #[error(transparent)]
+    State(#[from] conclave_raft_store::store::OpenError),
+    /// The raft log refuses.
+    #[error(transparent)]
+    Log(#[from] conclave_raft_store::log::OpenError),
+    /// It must not take part.
+    #[error(transparent)]
+    Bootstrap(#[from] BootstrapError),
+    /// A peer address cannot be listened on.
+    #[error("cannot listen for peers on {address}: {source}")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// What the system reports.
+        #[source]
+        source: io::Error,
+    },
+    /// The timing flags contradict each other.
+    #[error("timing: {0}")]
+    Timing(#[from] openraft::ConfigError),
+    /// Raft refuses what it finds in the stores.
+    #[error("raft cannot start: {0}")]
+    Raft(String),
+    /// The state cannot be read.
+    #[error(transparent)]
+    Halt(#[from] Halt),
+    /// The system refuses a directory or thread.
+    #[error("cannot start: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// What is open before raft starts.
+struct Opened {
+    machine: StateMachine,
+    reader: Reader,
+    waiters: Arc<Waiters>,
+    leases: Arc<Leases>,
+    member_id: Arc<OnceLock<u64>>,
+}
+
+/// Everything of a node but the runtime that it runs on.
+struct Parts {
+    identity: Identity,
+    route: Route,
+    reader: Reader,
+    proposer: Proposer,
+    read_index: ReadIndex,
+    lessor: Lessor,
+    timeout: Duration,
+    fatal: watch::Receiver<Option<String>>,
+    stop: CancellationToken,
+}
+
+pub(super) async fn start(settings: Arc<Settings>) -> Result<Arc<Node>, StartError> {
+    let runtime = RaftRuntime::start()?;
+    let parts = runtime.handle().spawn(parts(settings.clone())).await;
+    let parts = parts.map_err(io::Error::other)??;
+    let Parts { identity, route, reader, proposer, read_index, lessor, timeout, fatal, stop } =
+        parts;
+    Ok(Arc::new(Node {
+        settings,
+        identity,
+        route,
+        reader,
+        proposer,
+        read_index,
+        lessor,
+        timeout,
+        fatal,
+        stopping: CancellationToken::new(),
+        stop,
+        _runtime: runtime,
+    }))
+}
+
+async fn parts(settings: Arc<Settings>) -> Result<Parts, StartError> {
+    let stop = CancellationToken::new();
+    let tasks = TaskTracker::new();
+    let opened = {
+        let settings = settings.clone();
+        tokio::task::spawn_blocking(move || open_state(&settings))
+            .await
+            .map_err(io::Error::other)??
+    };
+    let service = PeerService::default();
+    listen(&settings, &service, &stop, &tasks).await?;
+    let (founding, log) = identify(&settings, &opened.reader).await?;
+    let identity = founding.identity;
+    opened.member_id.set(identity.member).expect("a member is identified once");
+    tracing::info!(
+        member = %format_args!("{:x}", identity.member),
+        cluster = %format_args!("{:x}", identity.cluster),
+        name = %settings.name,
+        "starting"
+    );
+
+    let links = Arc::new(Links::new(identity.cluster, identity.member));
+    let election = settings.raft.election_timeout;
+    let config = Arc::new(raft::config(settings.raft.heartbeat_interval, election)?);
+    let network = NetworkFactory::new(links.clone(), election);
+    let raft = Raft::new(identity.member, config, network, log.clone(), opened.machine)
+        .await
+        .map_err(|fatal| StartError::Raft(fatal.to_string()))?;
+    let serving = Tasks {
+        settings: &settings,
+        route: Route { raft: raft.clone(), links },
+        reader: opened.reader,
+        waiters: opened.waiters,
+        leases: opened.leases,
+        log,
+    }
+    .start(&tasks);
+    let (fatal_set, fatal) = watch::channel(None);
+    tasks.spawn(watch_failure(raft.clone(), fatal_set));
+    let parts = Parts {
+        identity,
+        route: serving.route.clone(),
+        reader: serving.reader.clone(),
+        proposer: serving.proposer.clone(),
+        read_index: serving.read_index.clone(),
+        lessor: serving.lessor.clone(),
+        timeout: request_timeout(&settings),
+        fatal,
+        stop,
+    };
+    service.serve(serving);
+    if let Some(members) = founding.members {
+        // Refused only if a leader was faster, which had the same members.
+        if let Err(error) = raft.initialize(members).await {
+            tracing::info!(%error, "the cluster is founded already");
+        }
+    }
+    Ok(parts)
+}
+
+fn request_timeout(settings: &Settings) -> Duration {
+    REQUEST_TIMEOUT + settings.raft.election_timeout * 2
+}
+
+/// What the tasks of a member work on.
+struct Tasks<'a> {
+    settings: &'a Settings,
+    route: Route,
+    reader: Reader,
+    waiters: Arc<Waiters>,
+    leases: Arc<Leases>,
+    log: LogStore,
+}
+
+impl Tasks<'_> {
+    /// Starts them; returns what peers and clients talk to.
+    fn start(self, tasks: &TaskTracker) -> Serving {
+        let Self { settings, route, reader, waiters, leases, log } = self;
+        let timeout = request_timeout(settings);
+        let (proposer, waiting) = Proposer::new(settings.limits.request_bytes_max, timeout);
+        let member_id = route.links.member_id();
+        let batcher = Batcher {
+            waiting,
+            waiters,
+            route: route.clone(),
+            member_id,
+            timeout,
+            tasks: tasks.clone(),
+        };
+        tasks.spawn(batcher.run());
+        let (read_index, waiting) = ReadIndex::new(timeout);
+        tasks.spawn(read_index::run(route.clone(), waiting));
+        let lessor = LessorParts {
+            leases,
+            route: route.clone(),
+            reader: reader.clone(),
+            proposer: proposer.clone(),
+            election_timeout: settings.raft.election_timeout,
+            timeout,
+        };
+        let lessor = Lessor::start(lessor, tasks);
+        let retention = Retention {
+            snapshot_count: settings.raft.snapshot_count,
+            catchup_entries: settings.raft.snapshot_catchup_entries,
+        };
+        tasks.spawn(compactor::run(route.raft.clone(), log.clone(), retention));
+        let snapshots = SnapshotReceiver::new(route.raft.clone(), log, reader.clone());
+        Serving { route, reader, proposer, read_index, lessor, snapshots }
+    }
+}
+
+fn open_state(settings: &Settings) -> Result<Opened, StartError> {
+    std::fs::create_dir_all(&settings.data_dir)?;
+    let waiters = Arc::new(Waiters::default());
+    let leases = Arc::new(Leases::new());
+    let member_id = Arc::new(OnceLock::new());
+    let for_sink = Arc::new(OnceLock::new());
+    let sink = Sink {
+        member_id: member_id.clone(),
+        waiters: waiters.clone(),
+        leases: leases.clone(),
+        reader: for_sink.clone(),
+    };
+    let rocks = RocksOptions { cache_bytes: settings.store.cache_bytes, ..RocksOptions::default() };
+    let options = StoreOptions { engine: EngineKind::Rocks(rocks) };
+    let (machine, reader) = StateStore::open(&settings.state_dir(), options, Box::new(sink))?;
+    leases.load(&reader)?;
+    for_sink.set(reader.clone()).ok().expect("set once");
+    Ok(Opened { machine, reader, waiters, leases, member_id })
+}
+
+/// Finds out who this member is and opens its log.
+async fn identify(
+    settings: &Arc<Settings>,
+    reader: &Reader,
+) -> Result<(Founding, LogStore), StartError> {
+    let stored = bootstrap::stored_identity(reader, &settings.log_dir())?;
+    if let Some(identity) = stored {
+        let mut log = open_log(settings, identity.member).await?;
+        let has_content = log.get_log_state().await?.last_log_id.is_some()
+            || log.get_log_reader().await.read_vote().await?.is_some();
+        if has_content {
+            return Ok((Founding { identity, members: None }, log));
+        }
+        if reader.applied().is_some() {
+            let (present, absent) = ("state store", "raft log");
+            return Err(BootstrapError::Torn { present, absent }.into());
+        }
+        // A start that ended before anything was written: begin again, as the same member.
+        drop(log);
+    }
+    let founding = bootstrap::found(settings).await?;
+    let (claimed, claim) = (founding.identity, reader.clone());
+    tokio::task::spawn_blocking(move || claim.claim(claimed)).await.map_err(io::Error::other)??;
+    let log = open_log(settings, founding.identity.member).await?;
+    Ok((founding, log))
+}
+
+async fn open_log(settings: &Arc<Settings>, member: u64) -> Result<LogStore, StartError> {
+    let dir = settings.log_dir();
+    let opened =
+        tokio::task::spawn_blocking(move || LogStore::open(&dir, LogOptions::new(member))).await;
+    Ok(opened.map_err(io::Error::other)??)
+}
+
+/// Serves peers from now on, so that members that start together can ask each other.
+async fn listen(
+    settings: &Settings,
+    service: &PeerService,
+    stop: &CancellationToken,
+    tasks: &TaskTracker,
+) -> Result<(), StartError> {
+    for listen in &settings.listen.peer {
+        let address = listen.address;
+        let listener = TcpListener::bind(address)
+            .await
+            .map_err(|source| StartError::Listen { address, source })?;
+        let incoming = TcpListenerStream::new(listener);
+        let incoming = futures::StreamExt::inspect(incoming, |accepted| {
+            if let Ok(stream) = accepted
+                && let Err(error) = stream.set_nodelay(true)
+            {
+                tracing::debug!(%error, "cannot set TCP_NODELAY");
+            }
+        });
+        let peer = PeerServer::new(service.clone())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        let server = Server::builder()
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .http2_keepalive_interval(Some(Duration::from_secs(5)))
+            .http2_keepalive_timeout(Some(Duration::from_secs(5)))
+            .add_service(peer);
+        let stop = stop.clone();
+        tasks.spawn(async move {
+            tokio::select! {
+                served = server.serve_with_incoming(incoming) => {
+                    if let Err(error) = served {
+                        tracing::error!(%error, "the peer server stopped");
+                    }
+                }
+                // Streams of peers have no end of their own.
+                () = stop.cancelled() => {}
+            }
+        });
+    }
+    Ok(())
+}
+
+async fn watch_failure(raft: Raft, failed: watch::Sender<Option<String>>) {
+    let mut metrics = raft.metrics();
+    loop {
+        let state = metrics.borrow_and_update().running_state.clone();
+        match state {
+            Ok(()) => {}
+            // Asked for.
+            Err(Fatal::Stopped) => return,
+            Err(fatal) => {
+                failed.send_replace(Some(fatal.to_string()));
+                return;
+            }
+        }
+        if metrics.changed().await.is_err() {
+            failed.send_replace(Some("raft ended without a reason".to_owned()));
+            return;
+        }
+    }
+}
+
+impl Node {
+    /// Tells the cluster this member's name and URLs, if it does not know them, until it does.
+    pub(super) async fn publish(&self) {
+        let peer_urls =
+            self.reader.membership().membership().get_node(&self.identity.member).map_or_else(
+                || self.settings.listen.advertise_peer_urls.clone(),
+                |node| node.peer_urls.clone(),
+            );
+        let publish = internal::MemberPublish {
+            id: self.identity.member,
+            name: self.settings.name.clone(),
+            peer_urls,
+            client_urls: self.settings.listen.advertise_client_urls.clone(),
+        };
+        loop {
+            if self.read_barrier().await.is_ok() {
+                let is_known = members::all(&self.reader).is_ok_and(|members| {
+                    members.iter().any(|member| {
+                        member.id == publish.id
+                            && member.name == publish.name
+                            && member.peer_urls == publish.peer_urls
+                            && member.client_urls == publish.client_urls
+                    })
+                });
+                let command = Some(Command::MemberPublish(publish.clone()));
+                if is_known || self.propose(internal::Command { command }).await.is_ok() {
+                    return;
+                }
+            }
+            tokio::time::sleep(PUBLISH_PAUSE).await;
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! From a command to a raft log entry and back to the answer.
+//!
+//! ```text
+//! propose() ─► queue ─► batcher: everything that waits becomes one entry ─► raft here, or the leader's
+//!    ▲                                                                          │ commit
+//!    └───────────── waiters, by (proposer, sequence) ◄── apply on this member ◄─┘
+//! ```
+//!
+//! The batcher clocks itself: only a few entries of this member are in flight, and what arrives
+//! meanwhile shares the next one, so that batches grow with the load and an idle member never lingers.
+//! A command that certainly did not enter a log is offered again; one whose fate is unknown never is.
+
+mod batcher;
+mod waiters;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use conclave_proto::internal;
+use conclave_state_machine::response::Applied;
+use prost::Message as _;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+
+pub(crate) use batcher::Batcher;
+pub(crate) use waiters::Waiters;
+
+/// Commands that wait for a batch.
+const QUEUE_MAX: usize = 32 * 1024;
+/// Bytes of commands between `propose` and their answer. Beyond: `too many requests`.
+const IN_FLIGHT_BYTES_MAX: usize = 96 * 1024 * 1024;
+/// What a command costs beside its own bytes.
+const COMMAND_OVERHEAD_BYTES: usize = 256;
+
+/// Why a command has no answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProposeError {
+    /// Too much is in flight; certainly not proposed.
+    #[error("too many requests")]
+    TooManyRequests,
+    /// The command is larger than allowed; certainly not proposed.
+    #[error("request is too large")]
+    TooLarge,
+    /// No answer in time: it may or may not take effect.
+    #[error("request timed out")]
+    Timeout,
+    /// No answer in time, and the leader changed meanwhile: it may or may not take effect.
+    #[error("request timed out, possibly due to previous leader failure")]
+    LeaderLost,
+    /// There was no leader to propose to; certainly not proposed.
+    #[error("no leader")]
+    NoLeader,
+    /// This member is stopping: it may or may not take effect.
+    #[error("server stopped")]
+    Stopped,
+}
+
+/// One command on its way into a batch.
+pub(crate) struct Waiting {
+    command: internal::Command,
+    bytes: usize,
+    room: OwnedSemaphorePermit,
+    answer: Answer,
+}
+
+pub(crate) type Answer = oneshot::Sender<Result<Applied, ProposeError>>;
+
+/// Accepts commands; clones are cheap.
+#[derive(Clone)]
+pub(crate) struct Proposer {
+    queue: mpsc::Sender<Waiting>,
+    room: Arc<Semaphore>,
+    command_bytes_max: usize,
+    timeout: Duration,
+}
+
+impl Proposer {
+    /// Returns the accepting end and what the [`Batcher`] drains.
+    pub(crate) fn new(
+        command_bytes_max: usize,
+        timeout: Duration,
+    ) -> (Self, mpsc::Receiver<Waiting>) {
+        let (queue, waiting) = mpsc::channel(QUEUE_MAX);
+        let room = Arc::new(Semaphore::new(IN_FLIGHT_BYTES_MAX));
+        (Self { queue, room, command_bytes_max, timeout }, waiting)
+    }
+
+    /// Proposes a command and returns its answer once it is applied on this member.
+    ///
+    /// Not cancel-safe in the strict sense: a dropped call may take effect.
+    ///
+    /// # Errors
+    /// [`ProposeError`]; its variants say whether the command may have taken effect.
+    pub(crate) async fn propose(
+        &self,
+        command: internal::Command,
+    ) -> Result<Applied, ProposeError> {
+        let bytes = command.encoded_len();
+        if bytes > self.command_bytes_max {
+            return Err(ProposeError::TooLarge);
+        }
+        let room = self.reserve(bytes).ok_or(ProposeError::TooManyRequests)?;
+        let (answer, answered) = oneshot::channel();
+        self.queue.try_send(Waiting { command, bytes, room, answer }).map_err(
+            |error| match error {
+                mpsc::error::TrySendError::Full(_) => ProposeError::TooManyRequests,
+                mpsc::error::TrySendError::Closed(_) => ProposeError::Stopped,
+            },
+        )?;
+        match tokio::time::timeout(self.timeout, answered).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_dropped)) => Err(ProposeError::Stopped),
+            Err(_elapsed) => Err(ProposeError::Timeout),
+        }
+    }
+
+    /// Room for the bytes of a command or of a forwarded batch, `None` if too much is in flight.
+    pub(crate) fn reserve(&self, bytes: usize) -> Option<OwnedSemaphorePermit> {
+        let bytes = u32::try_from(bytes.saturating_add(COMMAND_OVERHEAD_BYTES)).ok()?;
+        self.room.clone().try_acquire_many_owned(bytes).ok()
+    }
+}

@@ -1,0 +1,66 @@
+//! Who waits for the answers of which batch.
+
+use std::collections::HashMap;
+
+use conclave_raft_store::AppliedEntry;
+use parking_lot::Mutex;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
+
+use super::{Answer, ProposeError};
+
+/// Batches of this member that are in flight.
+#[derive(Debug, Default)]
+pub(crate) struct Waiters {
+    batches: Mutex<HashMap<u64, InFlight>>,
+}
+
+/// One batch between its dispatch and its local apply.
+#[derive(Debug)]
+pub(crate) struct InFlight {
+    /// In the order of the batch's commands.
+    pub(crate) answers: Vec<Answer>,
+    /// After it nobody waits any more.
+    pub(crate) deadline: Instant,
+    /// Given back when the batch is answered or given up: room for bytes, and for one more batch.
+    pub(crate) _permits: Vec<OwnedSemaphorePermit>,
+}
+
+impl Waiters {
+    pub(crate) fn insert(&self, sequence: u64, batch: InFlight) {
+        self.batches.lock().insert(sequence, batch);
+    }
+
+    /// Answers a batch that was applied here.
+    pub(crate) fn complete(&self, entry: AppliedEntry) {
+        let Some(batch) = self.batches.lock().remove(&entry.sequence) else { return };
+        for (answer, applied) in batch.answers.into_iter().zip(entry.results) {
+            // A caller that has gone needs no answer.
+            answer.send(Ok(applied)).ok();
+        }
+    }
+
+    /// Gives a batch up.
+    pub(crate) fn fail(&self, sequence: u64, error: ProposeError) {
+        let Some(batch) = self.batches.lock().remove(&sequence) else { return };
+        for answer in batch.answers {
+            answer.send(Err(error)).ok();
+        }
+    }
+
+    /// Gives up all batches whose deadline has passed: their fate is unknown.
+    pub(crate) fn expire(&self, now: Instant) {
+        let expired: Vec<u64> = {
+            let batches = self.batches.lock();
+            batches.iter().filter(|(_, b)| b.deadline <= now).map(|(s, _)| *s).collect()
+        };
+        for sequence in expired {
+            self.fail(sequence, ProposeError::Timeout);
+        }
+    }
+
+    /// Whether a batch still waits.
+    pub(crate) fn contains(&self, sequence: u64) -> bool {
+        self.batches.lock().contains_key(&sequence)
+    }
+}

@@ -1,0 +1,260 @@
+//! How a member begins: from its data directory if there is one, else from flags and its peers.
+//!
+//! A directory decides alone; flags have a say only while it is empty. Then the peers are asked first:
+//! a voter that has lost its vote and its log must not come back under its old id, because it could
+//! help to elect a leader that lacks what it once acknowledged.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use conclave_proto::internal::{self, DescribeResponse};
+use conclave_raft_store::types::{MemberNode, Nodes};
+use conclave_raft_store::{Identity, Reader};
+use futures::future::join_all;
+use tonic::Code;
+
+use super::link;
+use crate::config::{ClusterState, ConfigError, Settings, member_id};
+
+/// How long one peer may take to describe the cluster.
+const DESCRIBE_TIMEOUT: Duration = Duration::from_millis(1500);
+/// Pause between two rounds of asking.
+const ROUND_PAUSE: Duration = Duration::from_millis(300);
+/// Rounds between two log lines while waiting for peers.
+const ROUNDS_PER_LINE: u32 = 20;
+
+/// Why a member cannot begin.
+#[derive(Debug, thiserror::Error)]
+pub enum BootstrapError {
+    /// The flags contradict each other.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The cluster knows this member as started, but its directory is empty.
+    #[error(
+        "member {id:x} ({name}) has been started before, but its data directory {dir} is empty: as a \
+         voter without its vote and log it could undo acknowledged writes. Remove it (etcdctl member \
+         remove {id:x}), add it again (etcdctl member add {name} --peer-urls={urls}) and start it with \
+         --initial-cluster-state existing and an empty data directory"
+    )]
+    StartedBefore {
+        /// Member id.
+        id: u64,
+        /// Its name.
+        name: String,
+        /// Its directory.
+        dir: PathBuf,
+        /// Its peer URLs.
+        urls: String,
+    },
+    /// The running cluster does not know this member.
+    #[error(
+        "the running cluster {cluster:x} has no member with the peer URLs {urls}: add it first \
+         (etcdctl member add {name} --peer-urls={urls}), then start it with --initial-cluster-state \
+         existing"
+    )]
+    NotAMember {
+        /// Cluster id.
+        cluster: u64,
+        /// Name of this member.
+        name: String,
+        /// Its peer URLs.
+        urls: String,
+    },
+    /// One of the two stores is gone.
+    #[error(
+        "the data directory has a {present} but no {absent}: a member that has lost part of its \
+         directory must not go on as the same voter; remove it from the cluster (etcdctl member \
+         remove), delete the directory and add it again"
+    )]
+    Torn {
+        /// What is there.
+        present: &'static str,
+        /// What is missing.
+        absent: &'static str,
+    },
+    /// The directory cannot be read or claimed.
+    #[error("cannot read or mark the data directory: {0}")]
+    Io(#[from] std::io::Error),
+}
+
+/// Who this member is, and whether it founds the cluster.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Founding {
+    pub(crate) identity: Identity,
+    /// All first members, if the cluster is to be founded; `None` to wait for the leader.
+    pub(crate) members: Option<Nodes>,
+}
+
+/// The identity that the directory holds, `None` if it is empty.
+pub(crate) fn stored_identity(
+    reader: &Reader,
+    log_dir: &Path,
+) -> Result<Option<Identity>, BootstrapError> {
+    let identity = reader.identity()?;
+    let has_log = match std::fs::read_dir(log_dir) {
+        Ok(mut entries) => entries.next().is_some(),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => false,
+        Err(error) => return Err(error.into()),
+    };
+    match (identity, has_log) {
+        (None, true) => Err(BootstrapError::Torn { present: "raft log", absent: "state store" }),
+        (Some(_), false) if reader.applied().is_some() => {
+            Err(BootstrapError::Torn { present: "state store", absent: "raft log" })
+        }
+        (identity, _) => Ok(identity),
+    }
+}
+
+/// Decides by flags and peers what an empty directory becomes. Waits, without limit, until as many
+/// peers answer as an election needs; nothing could be served earlier anyway.
+pub(crate) async fn found(settings: &Settings) -> Result<Founding, BootstrapError> {
+    let cluster = &settings.bootstrap.initial_cluster;
+    if settings.bootstrap.state == ClusterState::New {
+        settings.verify_bootstrap()?;
+    }
+    let peers: Vec<&[String]> = cluster
+        .members
+        .iter()
+        .filter(|(name, urls)| {
+            **name != settings.name && **urls != settings.listen.advertise_peer_urls
+        })
+        .map(|(_, urls)| urls.as_slice())
+        .collect();
+    // With this member, a quorum.
+    let answers_min = cluster.members.len() / 2;
+    let mut round = 0u32;
+    loop {
+        let answers = join_all(peers.iter().map(|urls| ask(urls))).await;
+        let answers: Vec<DescribeResponse> = answers.into_iter().flatten().collect();
+        match settings.bootstrap.state {
+            ClusterState::New => {
+                if let Some(founding) = judge_new(settings, &answers, answers_min)? {
+                    return Ok(founding);
+                }
+            }
+            ClusterState::Existing => {
+                if let Some(founding) = judge_existing(settings, &answers)? {
+                    return Ok(founding);
+                }
+            }
+        }
+        if round.is_multiple_of(ROUNDS_PER_LINE) {
+            tracing::info!(
+                answered = answers.len(),
+                needed = answers_min,
+                "waiting for peers before this member begins"
+            );
+        }
+        round = round.wrapping_add(1);
+        tokio::time::sleep(ROUND_PAUSE).await;
+    }
+}
+
+/// Asks a peer by each of its URLs in turn.
+async fn ask(urls: &[String]) -> Option<DescribeResponse> {
+    for url in urls {
+        match link::describe(url, 0, DESCRIBE_TIMEOUT).await {
+            Ok(answer) => return Some(answer),
+            Err(status) if status.code() == Code::Unavailable => {}
+            Err(status) => tracing::warn!(%url, %status, "a peer cannot describe the cluster"),
+        }
+    }
+    None
+}
+
+/// What the answers mean for a member that would found the cluster; `None` to ask on.
+fn judge_new(
+    settings: &Settings,
+    answers: &[DescribeResponse],
+    answers_min: usize,
+) -> Result<Option<Founding>, BootstrapError> {
+    let id = settings.initial_member_id().unwrap_or(0);
+    let identity = Identity { cluster: settings.initial_cluster_id(), member: id };
+    let mut is_running = false;
+    for answer in answers {
+        let Some(membership) = &answer.membership else { continue };
+        if answer.cluster_id != identity.cluster || !has_member(membership, id) {
+            return Err(not_a_member(settings, answer.cluster_id));
+        }
+        refuse_if_started_before(settings, answer, id)?;
+        is_running = true;
+    }
+    if is_running {
+        return Ok(Some(Founding { identity, members: None }));
+    }
+    let members = (answers.len() >= answers_min).then(|| first_members(settings));
+    Ok(members.map(|members| Founding { identity, members: Some(members) }))
+}
+
+/// What the answers mean for a member that joins; `None` to ask on.
+fn judge_existing(
+    settings: &Settings,
+    answers: &[DescribeResponse],
+) -> Result<Option<Founding>, BootstrapError> {
+    let running = answers.iter().filter_map(|a| Some((a, a.membership.as_ref()?)));
+    let mut stranger_to = None;
+    for (answer, membership) in running {
+        let mut members = membership.members.iter();
+        let own = members.find(|member| {
+            let mut urls = member.peer_urls.clone();
+            urls.sort();
+            urls == settings.listen.advertise_peer_urls
+        });
+        let Some(own) = own else {
+            // A member that lags may not know of the addition yet: only if nobody does.
+            stranger_to = Some(answer.cluster_id);
+            continue;
+        };
+        refuse_if_started_before(settings, answer, own.id)?;
+        let identity = Identity { cluster: answer.cluster_id, member: own.id };
+        return Ok(Some(Founding { identity, members: None }));
+    }
+    match stranger_to {
+        Some(cluster) => Err(not_a_member(settings, cluster)),
+        None => Ok(None),
+    }
+}
+
+fn has_member(membership: &internal::Membership, id: u64) -> bool {
+    membership.members.iter().any(|member| member.id == id)
+}
+
+fn refuse_if_started_before(
+    settings: &Settings,
+    answer: &DescribeResponse,
+    id: u64,
+) -> Result<(), BootstrapError> {
+    if !answer.published.contains(&id) {
+        return Ok(());
+    }
+    Err(BootstrapError::StartedBefore {
+        id,
+        name: settings.name.clone(),
+        dir: settings.data_dir.clone(),
+        urls: settings.listen.advertise_peer_urls.join(","),
+    })
+}
+
+fn not_a_member(settings: &Settings, cluster: u64) -> BootstrapError {
+    BootstrapError::NotAMember {
+        cluster,
+        name: settings.name.clone(),
+        urls: settings.listen.advertise_peer_urls.join(","),
+    }
+}
+
+/// The same on every founding member: founding with different members would be a split brain.
+fn first_members(settings: &Settings) -> Nodes {
+    let bootstrap = &settings.bootstrap;
+    let nodes: BTreeMap<u64, MemberNode> = bootstrap
+        .initial_cluster
+        .members
+        .iter()
+        .map(|(name, urls)| {
+            let node = MemberNode { name: name.clone(), peer_urls: urls.clone() };
+            (member_id(urls, &bootstrap.token), node)
+        })
+        .collect();
+    nodes
+}

@@ -1,0 +1,161 @@
+//! Connections to the other members: one per member and purpose, made when first used.
+//!
+//! Replication, heartbeats, snapshots and forwarded calls each have a connection of their own, so that
+//! none waits behind another's bytes. A connection that makes no progress is replaced, not waited for:
+//! a half-open one would otherwise swallow everything until TCP gives up.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use conclave_proto::internal::peer_client::PeerClient;
+use conclave_proto::internal::{DescribeRequest, DescribeResponse, Sender};
+use conclave_raft_store::types::{MemberNode, NodeId};
+use parking_lot::Mutex;
+use tonic::Status;
+use tonic::transport::{Channel, Endpoint};
+
+/// Largest message between members: a batch of entries is far below, one huge value must fit.
+pub(crate) const MESSAGE_BYTES_MAX: usize = 512 * 1024 * 1024;
+/// Flow-control window of one HTTP/2 stream: a full append window must not stall on it.
+pub(crate) const STREAM_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
+/// Flow-control window of one HTTP/2 connection.
+pub(crate) const CONNECTION_WINDOW_BYTES: u32 = 32 * 1024 * 1024;
+/// How long a TCP connect may take: between members this is one round trip.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(1000);
+/// Between two pings of a connection.
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
+/// How long a ping may take until the connection counts as dead.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Purpose {
+    /// Replication stream, votes, leader transfer.
+    Append,
+    /// Heartbeats.
+    Heartbeat,
+    /// Snapshots.
+    Snapshot,
+    /// Proposals, read indexes and lease calls of clients that are connected here.
+    Forward,
+}
+
+/// Connections of this member to all others.
+#[derive(Debug)]
+pub(crate) struct Links {
+    cluster_id: u64,
+    member_id: NodeId,
+    links: Mutex<BTreeMap<(NodeId, Purpose), Arc<Link>>>,
+}
+
+impl Links {
+    pub(crate) fn new(cluster_id: u64, member_id: NodeId) -> Self {
+        Self { cluster_id, member_id, links: Mutex::default() }
+    }
+
+    pub(crate) fn member_id(&self) -> NodeId {
+        self.member_id
+    }
+
+    pub(crate) fn cluster_id(&self) -> u64 {
+        self.cluster_id
+    }
+
+    /// Who calls whom; sent with every call.
+    pub(crate) fn sender(&self, to: NodeId) -> Sender {
+        Sender { cluster_id: self.cluster_id, from: self.member_id, to }
+    }
+
+    /// The connection to a member, made anew if its URLs have changed.
+    pub(crate) fn get(&self, target: NodeId, node: &MemberNode, purpose: Purpose) -> Arc<Link> {
+        let mut links = self.links.lock();
+        match links.get(&(target, purpose)) {
+            Some(link) if link.urls == node.peer_urls => link.clone(),
+            _ => {
+                let link = Arc::new(Link::new(node.peer_urls.clone()));
+                links.insert((target, purpose), link.clone());
+                link
+            }
+        }
+    }
+}
+
+/// One connection that is made when first used and replaced when it makes no progress.
+#[derive(Debug)]
+pub(crate) struct Link {
+    urls: Vec<String>,
+    current: Mutex<Current>,
+}
+
+#[derive(Debug)]
+struct Current {
+    /// Which URL the next connection goes to.
+    turn: usize,
+    client: Option<PeerClient<Channel>>,
+}
+
+impl Link {
+    pub(crate) fn new(urls: Vec<String>) -> Self {
+        Self { urls, current: Mutex::new(Current { turn: 0, client: None }) }
+    }
+
+    /// The client of the present connection.
+    ///
+    /// # Errors
+    /// [`Status`] if the member has no URL that can be connected to.
+    pub(crate) fn client(&self) -> Result<PeerClient<Channel>, Status> {
+        let mut current = self.current.lock();
+        if let Some(client) = &current.client {
+            return Ok(client.clone());
+        }
+        let url = self
+            .urls
+            .get(current.turn % self.urls.len().max(1))
+            .ok_or_else(|| Status::unavailable("the member has no peer URL"))?;
+        let client = connect(url)?;
+        current.client = Some(client.clone());
+        Ok(client)
+    }
+
+    /// Drops the present connection; the next call makes one to the member's next URL.
+    pub(crate) fn reset(&self) {
+        let mut current = self.current.lock();
+        current.client = None;
+        current.turn = current.turn.wrapping_add(1);
+    }
+}
+
+/// Asks a peer URL what it knows of the cluster.
+///
+/// # Errors
+/// [`Status`] of the call, deadline exceeded after `timeout`.
+pub(crate) async fn describe(
+    url: &str,
+    cluster_id: u64,
+    timeout: Duration,
+) -> Result<DescribeResponse, Status> {
+    let mut client = connect(url)?;
+    let mut request = tonic::Request::new(DescribeRequest { cluster_id });
+    request.set_timeout(timeout);
+    let answer = tokio::time::timeout(timeout, client.describe(request))
+        .await
+        .map_err(|_elapsed| Status::deadline_exceeded("no answer"))??;
+    Ok(answer.into_inner())
+}
+
+fn connect(url: &str) -> Result<PeerClient<Channel>, Status> {
+    let endpoint = Endpoint::from_shared(url.to_owned())
+        .map_err(|error| Status::unavailable(format!("peer URL {url}: {error}")))?
+        .connect_timeout(CONNECT_TIMEOUT)
+        .tcp_nodelay(true)
+        .tcp_keepalive(Some(KEEPALIVE_INTERVAL))
+        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+        .keep_alive_while_idle(true)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
+    Ok(PeerClient::new(endpoint.connect_lazy())
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX))
+}

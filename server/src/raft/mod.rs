@@ -1,0 +1,69 @@
+//! Raft between the members: the network, the peer service, bootstrap and log compaction.
+//!
+//! ```text
+//! openraft ─► network ─► link ══ one connection per member and purpose ══► service ─► openraft
+//!                 wire: requests and answers as internal messages
+//! bootstrap: who am I        route: where is the leader       compactor: what of the log is kept
+//! ```
+
+use std::time::Duration;
+
+use conclave_raft_store::apply::StateMachine;
+use conclave_raft_store::types::TypeConfig;
+use openraft::{Config, ConfigError, SnapshotPolicy};
+
+pub(crate) mod bootstrap;
+pub(crate) mod compactor;
+pub(crate) mod link;
+pub(crate) mod network;
+pub(crate) mod route;
+pub(crate) mod service;
+pub(crate) mod snapshot_receive;
+pub(crate) mod snapshot_send;
+pub(crate) mod wire;
+
+pub use bootstrap::BootstrapError;
+
+/// The raft of this cluster.
+pub(crate) type Raft = openraft::Raft<TypeConfig, StateMachine>;
+
+/// Entries of one append: their bytes are bounded by the log's own limit on a read.
+const PAYLOAD_ENTRIES_MAX: u64 = 2048;
+/// Commands that raft may owe the state machine before it waits: a stalled disk must not stop heartbeats.
+const STATE_MACHINE_QUEUE: u64 = 65_536;
+/// Notifications that raft's tasks may owe its core.
+const NOTIFICATION_QUEUE: u64 = 262_144;
+
+/// openraft's settings for etcd's two timing flags.
+///
+/// etcd elects after one to two election timeouts without a leader. openraft waits for the lease (its
+/// `election_timeout_max`) and then for a random time of `min..max`: 0.6 + 0.3..0.6 of etcd's timeout.
+pub(crate) fn config(heartbeat: Duration, election: Duration) -> Result<Config, ConfigError> {
+    let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let (heartbeat, election) = (ms(heartbeat), ms(election));
+    let (min, max) = (election * 3 / 10, election * 6 / 10);
+    Config {
+        cluster_name: "conclave".to_owned(),
+        heartbeat_interval: heartbeat,
+        // Replication answers count as heartbeats: under load none are sent beside them.
+        heartbeat_min_interval: Some(heartbeat),
+        election_timeout_min: min.max(heartbeat + 1),
+        election_timeout_max: max.max(heartbeat + 2),
+        quorum_loss_probe_interval: Some(max * 2),
+        // An isolated member must not disturb a working leader when it returns.
+        enable_pre_vote: Some(true),
+        // A restarted leader would serve before its state has caught up.
+        enable_leader_restore: Some(false),
+        // A follower that lost log it had acknowledged is broken; it must not be repaired silently.
+        allow_log_reversion: None,
+        max_payload_entries: PAYLOAD_ENTRIES_MAX,
+        state_machine_channel_size: Some(STATE_MACHINE_QUEUE),
+        notification_channel_size: Some(NOTIFICATION_QUEUE),
+        // The compactor decides.
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: u64::MAX,
+        install_snapshot_timeout: 60_000,
+        ..Config::default()
+    }
+    .validate()
+}

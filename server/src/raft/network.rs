@@ -1,0 +1,274 @@
+//! How raft reaches the other members.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use conclave_proto::internal;
+use conclave_raft_store::codec::CodecError;
+use conclave_raft_store::types::{MemberNode, NodeId, TypeConfig};
+use futures::future::BoxFuture;
+use futures::stream::{self, BoxStream, Stream, StreamExt};
+use openraft::error::{NetworkError, RPCError, Timeout, Unreachable};
+use openraft::network::{
+    Backoff, NetBackoff, NetStreamAppend, NetTransferLeader, NetVote, RPCOption, RPCTypes,
+    RaftNetworkFactory,
+};
+use openraft::raft::{StreamAppendResult, TransferLeaderRequest, TransferLeaderResponse};
+use tokio::sync::mpsc;
+use tonic::{Code, Response, Status, Streaming};
+
+use super::link::{Link, Links, Purpose};
+use super::wire::{self, AppendEntriesRequest, Sent, VoteRequest, VoteResponse};
+
+pub(crate) type AppendResult = Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>;
+
+/// Appends in flight to one follower: enough to cover a round trip and an fsync, and openraft's own
+/// bound on the receiving side.
+const APPEND_WINDOW: usize = 64;
+/// Shortest and longest pause before an unreachable member is tried again. The longest bounds how
+/// long a restarted follower waits for the leader.
+const BACKOFF_MIN: Duration = Duration::from_millis(20);
+const BACKOFF_MAX: Duration = Duration::from_millis(320);
+
+/// Makes a [`Network`] for each member.
+#[derive(Clone, Debug)]
+pub(crate) struct NetworkFactory {
+    links: Arc<Links>,
+    /// Longest time without an answer while one is due.
+    stall_timeout: Duration,
+}
+
+/// One way to one member.
+#[derive(Debug)]
+pub(crate) struct Network {
+    pub(super) links: Arc<Links>,
+    pub(super) link: Arc<Link>,
+    pub(super) target: NodeId,
+    pub(super) purpose: Purpose,
+    pub(super) stall_timeout: Duration,
+}
+
+impl NetworkFactory {
+    pub(crate) fn new(links: Arc<Links>, stall_timeout: Duration) -> Self {
+        Self { links, stall_timeout }
+    }
+
+    fn network(&self, target: NodeId, node: &MemberNode, purpose: Purpose) -> Network {
+        let link = self.links.get(target, node, purpose);
+        let stall_timeout = self.stall_timeout;
+        Network { links: self.links.clone(), link, target, purpose, stall_timeout }
+    }
+}
+
+impl RaftNetworkFactory<TypeConfig> for NetworkFactory {
+    type Network = Network;
+
+    async fn new_client(&mut self, target: NodeId, node: &MemberNode) -> Network {
+        self.network(target, node, Purpose::Append)
+    }
+
+    async fn new_heartbeat_client(&mut self, target: NodeId, node: &MemberNode) -> Network {
+        self.network(target, node, Purpose::Heartbeat)
+    }
+
+    async fn new_snapshot_client(&mut self, target: NodeId, node: &MemberNode) -> Network {
+        self.network(target, node, Purpose::Snapshot)
+    }
+}
+
+impl Network {
+    pub(super) fn sender(&self) -> internal::Sender {
+        self.links.sender(self.target)
+    }
+
+    pub(super) fn timed_out(&self, action: RPCTypes, timeout: Duration) -> RPCError<TypeConfig> {
+        let id = self.links.member_id();
+        RPCError::Timeout(Timeout { action, id, target: self.target, timeout })
+    }
+
+    /// One request, one answer, within `ttl`.
+    async fn call<T>(
+        &self,
+        action: RPCTypes,
+        ttl: Duration,
+        answer: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, RPCError<TypeConfig>> {
+        match tokio::time::timeout(ttl, answer).await {
+            Ok(Ok(response)) => Ok(response.into_inner()),
+            Ok(Err(status)) => Err(refused(&status)),
+            Err(_elapsed) => Err(self.timed_out(action, ttl)),
+        }
+    }
+
+    /// A heartbeat: one append and its answer, without a stream.
+    async fn append_once(&self, request: AppendEntriesRequest, ttl: Duration) -> AppendResult {
+        let sent = Sent::of(&request);
+        let message = wire::append_message(self.sender(), &request);
+        let mut client = self.link.client().map_err(|status| refused(&status))?;
+        let answer = self.call(RPCTypes::AppendEntries, ttl, client.append(message)).await?;
+        sent.result(answer).map_err(malformed)
+    }
+
+    /// Opens a stream of pipelined appends; `input` is pulled as far as the window allows.
+    async fn append_pipelined(
+        &self,
+        input: impl Stream<Item = AppendEntriesRequest> + Send + Unpin + 'static,
+    ) -> Result<Acknowledgements, RPCError<TypeConfig>> {
+        let (window, sent) = mpsc::channel(APPEND_WINDOW);
+        let requests = requests(input, window, self.sender());
+        let mut client = self.link.client().map_err(|status| refused(&status))?;
+        let opened = client.stream_append(requests);
+        let opened = self.call(RPCTypes::AppendEntries, self.stall_timeout, opened).await;
+        let answers = opened.inspect_err(|_| self.link.reset())?;
+        Ok(Acknowledgements { answers, sent })
+    }
+
+    /// The next answer of a stream, `None` once everything sent is answered and nothing more comes.
+    async fn next_answer(&self, stream: &mut Acknowledgements) -> Option<AppendResult> {
+        // Nothing is due while nothing is sent, however long that takes. A dead connection drops the
+        // requests, which closes `sent`.
+        let sent = stream.sent.recv().await;
+        let Ok(answer) = tokio::time::timeout(self.stall_timeout, stream.answers.message()).await
+        else {
+            return Some(Err(self.timed_out(RPCTypes::AppendEntries, self.stall_timeout)));
+        };
+        match (sent, answer) {
+            (_, Err(status)) => Some(Err(refused(&status))),
+            (None, Ok(None)) => None,
+            (Some(_), Ok(None)) => Some(Err(malformed("the append stream ended early"))),
+            (None, Ok(Some(_))) => Some(Err(malformed("an answer without a request"))),
+            (Some(sent), Ok(Some(answer))) => Some(sent.result(answer).map_err(malformed)),
+        }
+    }
+}
+
+/// The receiving half of an append stream.
+struct Acknowledgements {
+    answers: Streaming<internal::AppendResponse>,
+    /// What was sent and not yet answered, in order; its capacity is the window.
+    sent: mpsc::Receiver<Sent>,
+}
+
+fn requests(
+    input: impl Stream<Item = AppendEntriesRequest> + Send + Unpin + 'static,
+    window: mpsc::Sender<Sent>,
+    sender: internal::Sender,
+) -> impl Stream<Item = internal::AppendRequest> + Send + 'static {
+    stream::unfold((input, window), move |(mut input, window)| async move {
+        let slot = window.reserve().await.ok()?;
+        let request = input.next().await?;
+        slot.send(Sent::of(&request));
+        Some((wire::append_message(sender, &request), (input, window)))
+    })
+}
+
+impl NetStreamAppend<TypeConfig> for Network {
+    fn stream_append<'s, S>(
+        &'s mut self,
+        mut input: S,
+        option: RPCOption,
+    ) -> BoxFuture<'s, Result<BoxStream<'s, AppendResult>, RPCError<TypeConfig>>>
+    where
+        S: Stream<Item = AppendEntriesRequest> + Send + Unpin + 'static,
+    {
+        let this = &*self;
+        Box::pin(async move {
+            if this.purpose == Purpose::Heartbeat {
+                let Some(request) = input.next().await else {
+                    return Ok(stream::empty().boxed());
+                };
+                let answer = this.append_once(request, option.hard_ttl());
+                return Ok(stream::once(answer).boxed());
+            }
+            let acknowledgements = this.append_pipelined(input).await?;
+            let answers = stream::unfold(Some(acknowledgements), move |state| async move {
+                let mut state = state?;
+                let answer = this.next_answer(&mut state).await?;
+                if answer.is_err() {
+                    this.link.reset();
+                }
+                let goes_on = matches!(answer, Ok(Ok(_)));
+                Some((answer, goes_on.then_some(state)))
+            });
+            Ok(answers.boxed())
+        })
+    }
+}
+
+impl NetVote<TypeConfig> for Network {
+    async fn vote(
+        &mut self,
+        request: VoteRequest,
+        option: RPCOption,
+    ) -> Result<VoteResponse, RPCError<TypeConfig>> {
+        let message = wire::vote_message(self.sender(), &request);
+        let mut client = self.link.client().map_err(|status| refused(&status))?;
+        let answer = self.call(RPCTypes::Vote, option.hard_ttl(), client.vote(message)).await?;
+        wire::vote_answer(&answer).map_err(malformed)
+    }
+
+    async fn pre_vote(
+        &mut self,
+        request: VoteRequest,
+        option: RPCOption,
+    ) -> Result<VoteResponse, RPCError<TypeConfig>> {
+        let message = wire::vote_message(self.sender(), &request);
+        let mut client = self.link.client().map_err(|status| refused(&status))?;
+        let answer = self.call(RPCTypes::Vote, option.hard_ttl(), client.pre_vote(message)).await?;
+        wire::vote_answer(&answer).map_err(malformed)
+    }
+}
+
+impl NetTransferLeader<TypeConfig> for Network {
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let message = wire::transfer_message(self.sender(), &request);
+        let mut client = self.link.client().map_err(|status| refused(&status))?;
+        let answer = client.transfer_leader(message);
+        let answer = self.call(RPCTypes::TransferLeader, option.hard_ttl(), answer).await?;
+        Ok(wire::transfer_answer(&request, &answer))
+    }
+}
+
+impl NetBackoff<TypeConfig> for Network {
+    fn backoff(&self) -> Option<Backoff> {
+        let pauses = std::iter::successors(Some(BACKOFF_MIN), |last| {
+            Some(last.saturating_mul(2).min(BACKOFF_MAX))
+        });
+        Some(Backoff::new(pauses))
+    }
+}
+
+/// A refused call: retried at once only where that can help.
+pub(super) fn refused(status: &Status) -> RPCError<TypeConfig> {
+    let text = format!("{:?}: {}", status.code(), status.message());
+    match status.code() {
+        Code::Cancelled | Code::DeadlineExceeded | Code::Aborted => {
+            RPCError::Network(NetworkError::from_string(text))
+        }
+        _ => RPCError::Unreachable(Unreachable::from_string(text)),
+    }
+}
+
+/// An answer without meaning: the connection or the member is broken.
+pub(super) fn malformed(what: impl Into<Broken>) -> RPCError<TypeConfig> {
+    RPCError::Unreachable(Unreachable::from_string(what.into().0))
+}
+
+/// Text of a broken answer.
+pub(super) struct Broken(String);
+
+impl From<&str> for Broken {
+    fn from(text: &str) -> Self {
+        Self(text.to_owned())
+    }
+}
+
+impl From<CodecError> for Broken {
+    fn from(error: CodecError) -> Self {
+        Self(error.to_string())
+    }
+}

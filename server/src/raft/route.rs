@@ -1,0 +1,181 @@
+//! Where the leader is, and how to hand it what only it can do.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use conclave_proto::internal::{self, propose_response};
+use conclave_raft_store::types::{Batch, NodeId, TypeConfig};
+use openraft::ReadPolicy;
+use openraft::async_runtime::WatchReceiver;
+use openraft::error::ClientWriteError;
+use openraft::impls::ProgressResponder;
+use tokio::time::Instant;
+use tonic::{Request, Status};
+
+use super::Raft;
+use super::link::{Link, Links, Purpose};
+
+/// How long a forwarded proposal may wait for its answer; the caller's own deadline is shorter.
+const FORWARD_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a forwarded read index or lease call may take before it is tried again.
+const ASK_TIMEOUT: Duration = Duration::from_millis(1500);
+
+/// What became of an offered entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Offer {
+    /// It is in the leader's log, or already applied.
+    Taken,
+    /// It may or may not be in a log.
+    Unknown,
+    /// Certainly not proposed: there is no leader, or it is not who was asked.
+    NotLeader,
+    /// Certainly not proposed: the leader has too much in flight.
+    Busy,
+    /// Certainly not proposed: this member's raft has stopped.
+    Stopped,
+}
+
+/// Who leads.
+pub(crate) enum Leader {
+    /// Nobody, as far as this member knows.
+    Nobody,
+    /// This member.
+    Me,
+    /// Another member, reached by this connection.
+    Other(NodeId, Arc<Link>),
+}
+
+/// The way to the leader; clones are cheap.
+#[derive(Clone)]
+pub(crate) struct Route {
+    pub(crate) raft: Raft,
+    pub(crate) links: Arc<Links>,
+}
+
+impl Route {
+    /// Who leads, as far as this member knows.
+    pub(crate) fn leader(&self) -> Leader {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        match metrics.current_leader {
+            None => Leader::Nobody,
+            Some(id) if id == self.links.member_id() => Leader::Me,
+            Some(id) => match metrics.membership_config.membership().get_node(&id) {
+                Some(node) => Leader::Other(id, self.links.get(id, node, Purpose::Forward)),
+                None => Leader::Nobody,
+            },
+        }
+    }
+
+    /// Waits until the leader may have changed, at most `pause`.
+    pub(crate) async fn wait_for_change(&self, pause: Duration) {
+        let mut metrics = self.raft.server_metrics();
+        let deadline = Instant::now() + pause;
+        let before = metrics.borrow_and_update().current_leader;
+        while let Ok(Ok(())) = tokio::time::timeout_at(deadline, metrics.changed()).await {
+            if metrics.borrow_and_update().current_leader != before {
+                return;
+            }
+        }
+        // A closed channel returns at once: still pause, the caller loops.
+        tokio::time::sleep_until(deadline).await;
+    }
+
+    /// Offers an encoded batch to whoever leads.
+    pub(crate) async fn offer(&self, batch: Bytes) -> Offer {
+        match self.leader() {
+            Leader::Nobody => Offer::NotLeader,
+            Leader::Me => self.append_here(batch).await,
+            Leader::Other(id, link) => self.forward(id, &link, batch).await,
+        }
+    }
+
+    /// Proposes an encoded batch to this member's own raft; returns when it is applied or refused.
+    pub(crate) async fn append_here(&self, bytes: Bytes) -> Offer {
+        let (responder, done) = ProgressResponder::<TypeConfig, _>::complete_only();
+        if self.raft.client_write_ff(Batch { bytes }, Some(responder)).await.is_err() {
+            return Offer::Stopped;
+        }
+        match done.await {
+            Ok(Ok(_)) => Offer::Taken,
+            // openraft answers so only before it appends.
+            Ok(Err(ClientWriteError::ForwardToLeader(_))) => Offer::NotLeader,
+            Ok(Err(_)) | Err(_) => Offer::Unknown,
+        }
+    }
+
+    async fn forward(&self, to: NodeId, link: &Link, batch: Bytes) -> Offer {
+        let Ok(mut client) = link.client() else { return Offer::NotLeader };
+        let message = internal::ProposeRequest { sender: Some(self.links.sender(to)), batch };
+        let mut request = Request::new(message);
+        request.set_timeout(FORWARD_TIMEOUT);
+        match tokio::time::timeout(FORWARD_TIMEOUT, client.propose(request)).await {
+            Err(_elapsed) => {
+                link.reset();
+                Offer::Unknown
+            }
+            Ok(Err(status)) if is_never_sent(&status) => Offer::NotLeader,
+            Ok(Err(status)) => {
+                tracing::debug!(member = %format_args!("{to:x}"), %status, "forwarding failed");
+                Offer::Unknown
+            }
+            Ok(Ok(answer)) => match answer.into_inner().result() {
+                propose_response::Result::Appended => Offer::Taken,
+                propose_response::Result::NotLeader => Offer::NotLeader,
+                propose_response::Result::Busy => Offer::Busy,
+                propose_response::Result::Unknown | propose_response::Result::Unspecified => {
+                    Offer::Unknown
+                }
+            },
+        }
+    }
+
+    /// The index that a linearizable read must see applied, confirmed by a quorum after the call
+    /// began. `None` if there is no leader that a quorum confirms; asking again does no harm.
+    pub(crate) async fn read_index(&self) -> Option<u64> {
+        match self.leader() {
+            Leader::Nobody => None,
+            Leader::Me => self.read_index_here().await,
+            Leader::Other(id, link) => {
+                let sender = Some(self.links.sender(id));
+                let mut client = link.client().ok()?;
+                let asked = client.read_index(internal::ReadIndexRequest { sender });
+                let answer = within(&link, asked).await.ok()?;
+                answer.read_log_id.map(|id| id.index)
+            }
+        }
+    }
+
+    /// Like [`Route::read_index`], only if this member leads.
+    pub(crate) async fn read_index_here(&self) -> Option<u64> {
+        let linearizer = self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await.ok()?;
+        Some(linearizer.read_log_id().log_id().index)
+    }
+}
+
+/// Runs a call that may be repeated, within [`ASK_TIMEOUT`].
+pub(crate) async fn within<T>(
+    link: &Link,
+    call: impl Future<Output = Result<tonic::Response<T>, Status>>,
+) -> Result<T, Status> {
+    match tokio::time::timeout(ASK_TIMEOUT, call).await {
+        Ok(answer) => answer.map(tonic::Response::into_inner),
+        Err(_elapsed) => {
+            link.reset();
+            Err(Status::deadline_exceeded("no answer from the leader"))
+        }
+    }
+}
+
+/// Whether a failed call certainly never left this member: the connection could not be made.
+fn is_never_sent(status: &Status) -> bool {
+    let mut source = std::error::Error::source(status);
+    while let Some(error) = source {
+        if let Some(error) = error.downcast_ref::<std::io::Error>() {
+            return error.kind() == std::io::ErrorKind::ConnectionRefused;
+        }
+        source = error.source();
+    }
+    false
+}

@@ -1,0 +1,292 @@
+//! What the other members may call. Every call names the cluster and both members, and is refused if
+//! they do not fit: a member of another cluster, or a new one on an old address, must not be heard.
+
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use conclave_proto::internal::peer_server::Peer;
+use conclave_proto::internal::{self, propose_response, snapshot_chunk};
+use conclave_raft_store::codec::{self, CodecError};
+use conclave_raft_store::reader::Reader;
+use conclave_raft_store::types::TypeConfig;
+use conclave_state_machine::members;
+use futures::stream::{self, Stream, StreamExt};
+use openraft::async_runtime::WatchReceiver;
+use openraft::error::Fatal;
+use openraft::raft::StreamAppendResult;
+use parking_lot::Mutex;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::route::{Leader, Offer, Route};
+use super::snapshot_receive::SnapshotReceiver;
+use super::wire;
+use crate::lessor::Lessor;
+use crate::propose::Proposer;
+use crate::read_index::ReadIndex;
+
+/// How long a caller may take from opening a snapshot call to its header.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// What calls are answered with once this member has started.
+pub(crate) struct Serving {
+    pub(crate) route: Route,
+    pub(crate) reader: Reader,
+    pub(crate) proposer: Proposer,
+    pub(crate) read_index: ReadIndex,
+    pub(crate) lessor: Lessor,
+    pub(crate) snapshots: SnapshotReceiver,
+}
+
+/// The peer service; before [`PeerService::serve`] it only tells that it is starting.
+#[derive(Clone, Default)]
+pub(crate) struct PeerService {
+    serving: Arc<OnceLock<Serving>>,
+}
+
+impl PeerService {
+    /// Begins to answer.
+    pub(crate) fn serve(&self, serving: Serving) {
+        if self.serving.set(serving).is_err() {
+            unreachable!("a member starts once");
+        }
+    }
+
+    fn serving(&self) -> Result<&Serving, Status> {
+        self.serving.get().ok_or_else(|| Status::unavailable("this member is starting"))
+    }
+
+    /// Refuses callers of another cluster and calls meant for another member.
+    fn check(&self, sender: Option<&internal::Sender>) -> Result<&Serving, Status> {
+        let serving = self.serving()?;
+        let sender = sender.ok_or_else(|| Status::invalid_argument("a call without sender"))?;
+        let links = &serving.route.links;
+        if sender.cluster_id != links.cluster_id() {
+            return Err(Status::failed_precondition("cluster ID mismatch"));
+        }
+        if sender.to != links.member_id() {
+            return Err(Status::failed_precondition("member ID mismatch"));
+        }
+        if sender.from == links.member_id() {
+            return Err(Status::failed_precondition("another member uses this member's ID"));
+        }
+        Ok(serving)
+    }
+}
+
+fn malformed(error: &CodecError) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
+fn stopped(fatal: &Fatal<TypeConfig>) -> Status {
+    Status::unavailable(fatal.to_string())
+}
+
+fn answered(
+    result: Result<StreamAppendResult<TypeConfig>, Fatal<TypeConfig>>,
+) -> Result<internal::AppendResponse, Status> {
+    match result {
+        Ok(result) => Ok(wire::append_result_message(&result)),
+        Err(fatal) => Err(stopped(&fatal)),
+    }
+}
+
+#[tonic::async_trait]
+impl Peer for PeerService {
+    type StreamAppendStream =
+        Pin<Box<dyn Stream<Item = Result<internal::AppendResponse, Status>> + Send>>;
+
+    async fn stream_append(
+        &self,
+        request: Request<Streaming<internal::AppendRequest>>,
+    ) -> Result<Response<Self::StreamAppendStream>, Status> {
+        let raft = self.serving()?.route.raft.clone();
+        let failure: Arc<Mutex<Option<Status>>> = Arc::default();
+        let (service, noted) = (self.clone(), failure.clone());
+        // A request that fails ends the stream: raft must never see what follows a hole.
+        let requests = stream::unfold(request.into_inner(), move |mut requests| {
+            let (service, noted) = (service.clone(), noted.clone());
+            async move {
+                let request = async {
+                    let Some(message) = requests.message().await? else { return Ok(None) };
+                    service.check(message.sender.as_ref())?;
+                    wire::append(message).map(Some).map_err(|error| malformed(&error))
+                };
+                match request.await {
+                    Ok(request) => request.map(|request| (request, requests)),
+                    Err(status) => {
+                        *noted.lock() = Some(status);
+                        None
+                    }
+                }
+            }
+        });
+        let answers = raft.stream_append(requests).map(answered);
+        let end = stream::once(async move { failure.lock().take() })
+            .filter_map(|failure| async move { failure.map(Err) });
+        Ok(Response::new(Box::pin(answers.chain(end))))
+    }
+
+    async fn append(
+        &self,
+        request: Request<internal::AppendRequest>,
+    ) -> Result<Response<internal::AppendResponse>, Status> {
+        let message = request.into_inner();
+        let raft = self.check(message.sender.as_ref())?.route.raft.clone();
+        let request = wire::append(message).map_err(|error| malformed(&error))?;
+        let mut answers = Box::pin(raft.stream_append(stream::once(async move { request })));
+        let answer = answers.next().await.ok_or_else(|| Status::unavailable("raft stopped"))?;
+        answered(answer).map(Response::new)
+    }
+
+    async fn vote(
+        &self,
+        request: Request<internal::VoteRequest>,
+    ) -> Result<Response<internal::VoteResponse>, Status> {
+        let message = request.into_inner();
+        let serving = self.check(message.sender.as_ref())?;
+        let request = wire::vote(&message).map_err(|error| malformed(&error))?;
+        let answer = serving.route.raft.vote(request).await;
+        let answer = answer.map_err(|error| Status::unavailable(error.to_string()))?;
+        Ok(Response::new(wire::vote_answer_message(&answer)))
+    }
+
+    async fn pre_vote(
+        &self,
+        request: Request<internal::VoteRequest>,
+    ) -> Result<Response<internal::VoteResponse>, Status> {
+        let message = request.into_inner();
+        let serving = self.check(message.sender.as_ref())?;
+        let request = wire::vote(&message).map_err(|error| malformed(&error))?;
+        let answer = serving.route.raft.pre_vote(request).await;
+        let answer = answer.map_err(|error| Status::unavailable(error.to_string()))?;
+        Ok(Response::new(wire::vote_answer_message(&answer)))
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<internal::TransferLeaderRequest>,
+    ) -> Result<Response<internal::TransferLeaderResponse>, Status> {
+        let message = request.into_inner();
+        let serving = self.check(message.sender.as_ref())?;
+        let request = wire::transfer(&message).map_err(|error| malformed(&error))?;
+        let answer = serving.route.raft.handle_transfer_leader(request).await;
+        let answer = answer.map_err(|fatal| stopped(&fatal))?;
+        Ok(Response::new(wire::transfer_answer_message(&answer)))
+    }
+
+    async fn install_snapshot(
+        &self,
+        request: Request<Streaming<internal::SnapshotChunk>>,
+    ) -> Result<Response<internal::SnapshotResponse>, Status> {
+        let mut pieces = request.into_inner();
+        let first = tokio::time::timeout(HEADER_TIMEOUT, pieces.message())
+            .await
+            .map_err(|_elapsed| Status::deadline_exceeded("no snapshot header"))??;
+        let Some(snapshot_chunk::Chunk::Header(header)) = first.and_then(|piece| piece.chunk)
+        else {
+            return Err(Status::invalid_argument("a snapshot without header"));
+        };
+        let serving = self.check(header.sender.as_ref())?;
+        let vote = serving.snapshots.receive(header, pieces).await?;
+        Ok(Response::new(internal::SnapshotResponse { vote: Some(codec::vote_message(&vote)) }))
+    }
+
+    async fn propose(
+        &self,
+        request: Request<internal::ProposeRequest>,
+    ) -> Result<Response<internal::ProposeResponse>, Status> {
+        use propose_response::Result as Outcome;
+        let message = request.into_inner();
+        let serving = self.check(message.sender.as_ref())?;
+        let answer = |result: Outcome, leader| {
+            Ok(Response::new(internal::ProposeResponse { result: result.into(), leader }))
+        };
+        match serving.route.leader() {
+            Leader::Me => {}
+            Leader::Other(id, _) => return answer(Outcome::NotLeader, id),
+            Leader::Nobody => return answer(Outcome::NotLeader, 0),
+        }
+        let Some(_room) = serving.proposer.reserve(message.batch.len()) else {
+            return answer(Outcome::Busy, 0);
+        };
+        match serving.route.append_here(message.batch).await {
+            Offer::Taken => answer(Outcome::Appended, serving.route.links.member_id()),
+            Offer::Busy => answer(Outcome::Busy, 0),
+            Offer::NotLeader | Offer::Stopped => answer(Outcome::NotLeader, 0),
+            Offer::Unknown => answer(Outcome::Unknown, 0),
+        }
+    }
+
+    async fn read_index(
+        &self,
+        request: Request<internal::ReadIndexRequest>,
+    ) -> Result<Response<internal::ReadIndexResponse>, Status> {
+        let message = request.into_inner();
+        let serving = self.check(message.sender.as_ref())?;
+        if !matches!(serving.route.leader(), Leader::Me) {
+            return Ok(Response::new(internal::ReadIndexResponse { read_log_id: None }));
+        }
+        // Shares the confirmation with this member's own readers.
+        let index = serving.read_index.confirm().await;
+        let index = index.map_err(|error| Status::unavailable(error.to_string()))?;
+        let read_log_id = Some(internal::LogId { term: 0, leader: 0, index });
+        Ok(Response::new(internal::ReadIndexResponse { read_log_id }))
+    }
+
+    async fn lease_renew(
+        &self,
+        request: Request<internal::LeaseRenewRequest>,
+    ) -> Result<Response<internal::LeaseRenewResponse>, Status> {
+        let message = request.into_inner();
+        let serving = self.check(message.sender.as_ref())?;
+        let ttls = serving.lessor.renew_here(&message.ids, message.applied_index).await;
+        let is_leader = ttls.is_some();
+        let ttls = ttls.unwrap_or_default();
+        Ok(Response::new(internal::LeaseRenewResponse { is_leader, ttls }))
+    }
+
+    async fn lease_remaining(
+        &self,
+        request: Request<internal::LeaseRemainingRequest>,
+    ) -> Result<Response<internal::LeaseRemainingResponse>, Status> {
+        let message = request.into_inner();
+        let serving = self.check(message.sender.as_ref())?;
+        let found = serving.lessor.remaining_here(&message.ids, message.applied_index).await;
+        let is_leader = found.is_some();
+        let (ids, remaining_ms) = found.unwrap_or_default().into_iter().unzip();
+        Ok(Response::new(internal::LeaseRemainingResponse { is_leader, ids, remaining_ms }))
+    }
+
+    async fn describe(
+        &self,
+        request: Request<internal::DescribeRequest>,
+    ) -> Result<Response<internal::DescribeResponse>, Status> {
+        let asked = request.into_inner().cluster_id;
+        let Some(serving) = self.serving.get() else {
+            return Ok(Response::new(internal::DescribeResponse::default()));
+        };
+        let links = &serving.route.links;
+        if asked != 0 && asked != links.cluster_id() {
+            return Err(Status::failed_precondition("cluster ID mismatch"));
+        }
+        let published = members::all(&serving.reader)
+            .map_err(|halt| Status::internal(halt.to_string()))?
+            .into_iter()
+            .filter(|member| !member.client_urls.is_empty())
+            .map(|member| member.id);
+        let metrics = serving.route.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let membership = metrics.membership_config.membership();
+        let is_initialised = membership.voter_ids().next().is_some();
+        Ok(Response::new(internal::DescribeResponse {
+            cluster_id: links.cluster_id(),
+            member_id: links.member_id(),
+            leader: metrics.current_leader.unwrap_or(0),
+            term: metrics.current_term,
+            membership: is_initialised.then(|| codec::membership_message(membership)),
+            last_log_index: metrics.last_log_index.unwrap_or(0),
+            published: published.collect(),
+        }))
+    }
+}

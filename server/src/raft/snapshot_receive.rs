@@ -1,0 +1,165 @@
+//! Receiving a snapshot: staged and verified beside the live state, then offered to raft.
+//!
+//! openraft must never see two guarded situations (openraft issue 2116 and its neighbour): an
+//! installation of what the log already contains, and a second installation while one runs. The first
+//! is answered as done without installing, which log matching makes true; the second is refused.
+
+use std::io;
+use std::time::Duration;
+
+use conclave_proto::internal::{self, snapshot_chunk};
+use conclave_raft_store::codec::{self, CodecError};
+use conclave_raft_store::log::LogStore;
+use conclave_raft_store::reader::Reader;
+use conclave_raft_store::snapshot::{SnapshotContent, SnapshotFile, SnapshotSink};
+use conclave_raft_store::types::{LogId, SnapshotMeta, Vote};
+use openraft::async_runtime::WatchReceiver;
+use openraft::storage::{RaftLogReader as _, RaftLogStorage as _, Snapshot};
+use tokio::sync::Mutex;
+use tonic::{Status, Streaming};
+
+use super::Raft;
+
+/// How long the sender may be silent.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Receives one snapshot at a time.
+pub(crate) struct SnapshotReceiver {
+    raft: Raft,
+    log: LogStore,
+    reader: Reader,
+    /// Held from the first piece until raft has installed or refused.
+    is_busy: Mutex<()>,
+}
+
+/// A header that was understood.
+struct Offered {
+    vote: Vote,
+    meta: SnapshotMeta,
+    files: Vec<SnapshotFile>,
+}
+
+impl SnapshotReceiver {
+    pub(crate) fn new(raft: Raft, log: LogStore, reader: Reader) -> Self {
+        Self { raft, log, reader, is_busy: Mutex::default() }
+    }
+
+    /// Receives and installs what follows `header`; returns the vote to answer with.
+    ///
+    /// # Errors
+    /// [`Status`] for the sender: aborted while another is received, data loss if pieces are damaged.
+    pub(crate) async fn receive(
+        &self,
+        header: internal::SnapshotHeader,
+        mut pieces: Streaming<internal::SnapshotChunk>,
+    ) -> Result<Vote, Status> {
+        let offered = offered(header).map_err(|e| Status::invalid_argument(e.to_string()))?;
+        let Ok(_busy) = self.is_busy.try_lock() else {
+            return Err(Status::aborted("another snapshot is being received"));
+        };
+        let index = offered.meta.last_log_id.map_or(0, |id| id.index);
+        let own_vote = self.raft.metrics().borrow_watched().vote;
+        if own_vote > offered.vote {
+            return Ok(own_vote);
+        }
+        if self.is_contained(offered.meta.last_log_id).await? {
+            tracing::info!(index, "the log contains what the offered snapshot covers");
+            return Ok(offered.vote);
+        }
+        tracing::info!(index, files = offered.files.len(), "receiving a snapshot");
+        let (vote, meta) = (offered.vote, offered.meta.clone());
+        let staged = self.stage(offered, &mut pieces).await?;
+        // The log may have grown meanwhile, under a leader that did not need the snapshot.
+        if self.is_contained(meta.last_log_id).await? {
+            return Ok(vote);
+        }
+        let snapshot = Snapshot { meta, snapshot: staged };
+        let installed = self.raft.install_full_snapshot(vote, snapshot).await;
+        let answer = installed.map_err(|fatal| Status::internal(fatal.to_string()))?;
+        tracing::info!(index, "installed a snapshot");
+        Ok(answer.vote)
+    }
+
+    /// Whether this member's log already contains, or has applied, the entry.
+    async fn is_contained(&self, id: Option<LogId>) -> Result<bool, Status> {
+        let Some(id) = id else { return Ok(true) };
+        let failed = |error: io::Error| Status::internal(format!("cannot read the log: {error}"));
+        let committed = self.raft.with_raft_state(|state| state.local_committed().copied()).await;
+        let committed = committed.map_err(|fatal| Status::internal(fatal.to_string()))?;
+        if committed.is_some_and(|committed| committed.index >= id.index) {
+            return Ok(true);
+        }
+        let mut log = self.log.clone().get_log_reader().await;
+        let found = log.try_get_log_entries(id.index..id.index + 1).await.map_err(failed)?;
+        Ok(found.first().is_some_and(|entry| entry.log_id == id))
+    }
+
+    async fn stage(
+        &self,
+        offered: Offered,
+        pieces: &mut Streaming<internal::SnapshotChunk>,
+    ) -> Result<SnapshotContent, Status> {
+        let reader = self.reader.clone();
+        let begin = move || reader.receive_snapshot(offered.meta, offered.files);
+        let mut sink = blocking(begin).await?;
+        let mut crc32c = 0;
+        loop {
+            let piece = tokio::time::timeout(IDLE_TIMEOUT, pieces.message())
+                .await
+                .map_err(|_elapsed| Status::deadline_exceeded("the snapshot stopped coming"))??;
+            match piece.and_then(|piece| piece.chunk) {
+                Some(snapshot_chunk::Chunk::Data(data)) => {
+                    crc32c = crc32c::crc32c_append(crc32c, &data.data);
+                    sink = write(sink, data).await?;
+                }
+                Some(snapshot_chunk::Chunk::EndCrc32c(sent)) if sent == crc32c => break,
+                Some(snapshot_chunk::Chunk::EndCrc32c(_)) => {
+                    return Err(Status::data_loss("snapshot: the checksum of all data differs"));
+                }
+                Some(snapshot_chunk::Chunk::Header(_)) => {
+                    return Err(Status::invalid_argument("snapshot: a second header"));
+                }
+                None => return Err(Status::aborted("snapshot: the end is missing")),
+            }
+        }
+        blocking(move || sink.finish()).await
+    }
+}
+
+fn offered(header: internal::SnapshotHeader) -> Result<Offered, CodecError> {
+    let missing = |field| CodecError::Missing { message: "SnapshotHeader", field };
+    let files = header.files.into_iter();
+    Ok(Offered {
+        vote: codec::vote(&header.vote.ok_or(missing("vote"))?),
+        meta: codec::snapshot_meta(&header.meta.ok_or(missing("meta"))?)?,
+        files: files.map(|f| SnapshotFile { name: f.name, size: f.size }).collect(),
+    })
+}
+
+async fn write(
+    mut sink: SnapshotSink,
+    data: internal::SnapshotData,
+) -> Result<SnapshotSink, Status> {
+    if crc32c::crc32c(&data.data) != data.crc32c {
+        return Err(Status::data_loss("snapshot: the checksum of a piece differs"));
+    }
+    let file = usize::try_from(data.file).expect("32 bits fit");
+    blocking(move || {
+        sink.write(file, data.offset, &data.data)?;
+        Ok(sink)
+    })
+    .await
+}
+
+/// Runs disk work off the async workers.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> Result<T, Status> {
+    let done = tokio::task::spawn_blocking(work).await.map_err(io::Error::other).flatten();
+    done.map_err(|error| match error.kind() {
+        io::ErrorKind::WouldBlock => Status::aborted(error.to_string()),
+        io::ErrorKind::InvalidInput => Status::invalid_argument(error.to_string()),
+        io::ErrorKind::InvalidData => Status::data_loss(error.to_string()),
+        _ => Status::internal(error.to_string()),
+    })
+}

@@ -1,0 +1,194 @@
+//! A cluster of members in this process, each with its own directory and peer port.
+
+use std::net::TcpListener;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use conclave_proto::etcdserverpb::PutRequest;
+use conclave_proto::internal::{self, command};
+use conclave_server::config::{self, Invocation, Settings};
+use conclave_server::node::Node;
+use conclave_server::propose::ProposeError;
+use conclave_state_machine::command::Range;
+use conclave_state_machine::response::Applied;
+use tempfile::TempDir;
+
+/// Longest wait for anything that must happen.
+pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Members by place; a stopped one is `None`.
+pub(crate) struct Cluster {
+    dir: TempDir,
+    ports: Vec<u16>,
+    flags: Vec<String>,
+    pub(crate) nodes: Vec<Option<Arc<Node>>>,
+}
+
+impl Cluster {
+    /// Starts `size` members together.
+    pub(crate) async fn start(size: usize, flags: &[&str]) -> Self {
+        let mut cluster = Self {
+            dir: tempfile::tempdir().unwrap(),
+            ports: free_ports(size),
+            flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
+            nodes: vec![None; size],
+        };
+        let starts = (0..size).map(|i| Node::start(cluster.settings(i, "new")));
+        let started = futures::future::join_all(starts).await;
+        cluster.nodes = started.into_iter().map(|node| Some(node.unwrap())).collect();
+        for node in cluster.nodes.iter().flatten() {
+            within("a member is ready", node.wait_ready()).await.unwrap();
+        }
+        cluster
+    }
+
+    pub(crate) fn settings(&self, i: usize, state: &str) -> Arc<Settings> {
+        let url = |i: usize| format!("http://127.0.0.1:{}", self.ports[i]);
+        let all: Vec<String> = (0..self.ports.len()).map(|i| format!("n{i}={}", url(i))).collect();
+        let mut arguments = vec![
+            format!("--name=n{i}"),
+            format!("--data-dir={}", self.data_dir(i).display()),
+            format!("--listen-peer-urls={}", url(i)),
+            format!("--initial-advertise-peer-urls={}", url(i)),
+            format!("--initial-cluster={}", all.join(",")),
+            format!("--initial-cluster-state={state}"),
+        ];
+        arguments.extend(self.flags.iter().cloned());
+        match config::parse(arguments, []).unwrap() {
+            Invocation::Run(settings) => Arc::new(*settings),
+            _ => panic!("not a start"),
+        }
+    }
+
+    pub(crate) fn data_dir(&self, i: usize) -> std::path::PathBuf {
+        self.dir.path().join(format!("n{i}"))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub(crate) fn node(&self, i: usize) -> &Arc<Node> {
+        self.nodes[i].as_ref().unwrap()
+    }
+
+    /// Place of the member that leads, once all running members agree.
+    pub(crate) async fn leader(&self) -> usize {
+        let mut place = None;
+        eventually("members agree on a leader", || {
+            let running: Vec<_> = self.nodes.iter().flatten().collect();
+            let leader = running[0].status().leader;
+            place = self.nodes.iter().position(|node| {
+                node.as_ref().is_some_and(|n| Some(n.member_id()) == leader && n.is_leader())
+            });
+            place.is_some() && running.iter().all(|node| node.status().leader == leader)
+        })
+        .await;
+        place.unwrap()
+    }
+
+    /// A running member that does not lead.
+    pub(crate) async fn follower(&self) -> usize {
+        let leader = self.leader().await;
+        (0..self.nodes.len()).find(|i| *i != leader && self.nodes[*i].is_some()).unwrap()
+    }
+
+    /// Stops a member in order.
+    pub(crate) async fn stop(&mut self, i: usize) {
+        let node = self.nodes[i].take().unwrap();
+        within("a member stops", node.shutdown()).await;
+        assert_eq!(Arc::strong_count(&node), 1, "nobody else holds the member");
+    }
+
+    /// Starts a stopped member again on its directory.
+    pub(crate) async fn restart(&mut self, i: usize) {
+        let settings = self.settings(i, "new");
+        // The old one may still be letting go of its files and port.
+        let until = Instant::now() + DEADLINE;
+        let node = loop {
+            match Node::start(settings.clone()).await {
+                Ok(node) => break node,
+                Err(error) if Instant::now() > until => panic!("cannot restart: {error}"),
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        };
+        within("a restarted member is ready", node.wait_ready()).await.unwrap();
+        self.nodes[i] = Some(node);
+    }
+
+    /// Waits until all running members have applied the same and have the same digest.
+    pub(crate) async fn converge(&self) {
+        eventually("members converge", || {
+            let mut states = self.nodes.iter().flatten().map(|node| {
+                let head = node.reader().head();
+                (head.revision, head.digest)
+            });
+            let first = states.next().unwrap();
+            states.all(|state| state == first)
+        })
+        .await;
+    }
+}
+
+fn free_ports(count: usize) -> Vec<u16> {
+    let listeners: Vec<TcpListener> =
+        (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    listeners.iter().map(|l| l.local_addr().unwrap().port()).collect()
+}
+
+/// Waits for a future that must end.
+pub(crate) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(DEADLINE, future).await {
+        Ok(value) => value,
+        Err(_elapsed) => panic!("not in {DEADLINE:?}: {what}"),
+    }
+}
+
+/// Polls a condition that must become true.
+pub(crate) async fn eventually(what: &str, mut condition: impl FnMut() -> bool) {
+    let poll = async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    within(what, poll).await;
+}
+
+pub(crate) fn put(key: &str, value: &[u8]) -> internal::Command {
+    let put = PutRequest {
+        key: key.to_owned().into(),
+        value: value.to_vec().into(),
+        ..PutRequest::default()
+    };
+    internal::Command { command: Some(command::Command::Put(put)) }
+}
+
+/// Puts on `node`; must be acknowledged.
+pub(crate) async fn must_put(node: &Node, key: &str, value: &[u8]) -> Applied {
+    let applied = within("a put", node.propose(put(key, value))).await.unwrap();
+    assert!(applied.outcome.is_ok(), "{:?}", applied.outcome);
+    applied
+}
+
+/// Puts on `node` until it is acknowledged; the outcome of earlier attempts may be unknown.
+pub(crate) async fn put_again_and_again(node: &Node, key: &str, value: &[u8]) {
+    let attempts = async {
+        loop {
+            match node.propose(put(key, value)).await {
+                Ok(_) => return,
+                Err(ProposeError::TooLarge) => panic!("too large"),
+                Err(_) => {}
+            }
+        }
+    };
+    within("a put is acknowledged", attempts).await;
+}
+
+/// A linearizable read on `node`.
+pub(crate) async fn get(node: &Node, key: &str) -> Option<Vec<u8>> {
+    within("a read barrier", node.read_barrier()).await.unwrap();
+    let range = Range { key: key.to_owned().into(), ..Range::default() };
+    let (answer, _) = node.reader().range(&range).unwrap();
+    answer.kvs.first().map(|kv| kv.value.to_vec())
+}

@@ -1,0 +1,104 @@
+//! What a cluster of members does, without clients.
+
+use std::time::{Duration, Instant};
+
+use conclave_server::node::{Node, StartError, TransferError};
+
+use crate::cluster::{Cluster, eventually, get, must_put, put_again_and_again, within};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_single_member_writes_reads_and_keeps_it() {
+    let mut cluster = Cluster::start(1, &[]).await;
+    let applied = must_put(cluster.node(0), "a", b"1").await;
+    assert_eq!(applied.revision, 2);
+    assert_eq!(get(cluster.node(0), "a").await.unwrap(), b"1");
+    let (member, id) = (cluster.node(0).member_id(), cluster.node(0).cluster_id());
+    cluster.stop(0).await;
+    cluster.restart(0).await;
+    assert_eq!((cluster.node(0).member_id(), cluster.node(0).cluster_id()), (member, id));
+    assert_eq!(get(cluster.node(0), "a").await.unwrap(), b"1");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_member_writes_and_reads() {
+    let cluster = Cluster::start(3, &[]).await;
+    for i in 0..3 {
+        must_put(cluster.node(i), &format!("k{i}"), b"v").await;
+        for reader in 0..3 {
+            let found = get(cluster.node(reader), &format!("k{i}")).await;
+            assert_eq!(found.unwrap(), b"v", "written at {i}, read at {reader}");
+        }
+    }
+    cluster.converge().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writes_of_many_callers_share_entries() {
+    let cluster = Cluster::start(3, &[]).await;
+    let follower = cluster.follower().await;
+    let before = cluster.node(follower).status().last_index;
+    let puts = (0..2000).map(|n| {
+        let node = cluster.node(follower).clone();
+        async move { must_put(&node, &format!("k{n}"), b"v").await }
+    });
+    futures::future::join_all(puts).await;
+    let entries = cluster.node(follower).status().last_index - before;
+    assert!(entries < 500, "{entries} entries for 2000 puts");
+    cluster.converge().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stopped_leader_hands_over_and_rejoins() {
+    let mut cluster = Cluster::start(3, &[]).await;
+    let old = cluster.leader().await;
+    must_put(cluster.node(old), "before", b"1").await;
+    let began = Instant::now();
+    cluster.stop(old).await;
+    let new = cluster.leader().await;
+    assert_ne!(new, old);
+    put_again_and_again(cluster.node(new), "while away", b"2").await;
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+    cluster.restart(old).await;
+    assert_eq!(get(cluster.node(old), "while away").await.unwrap(), b"2");
+    must_put(cluster.node(old), "after", b"3").await;
+    cluster.converge().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leadership_moves_on_request() {
+    let cluster = Cluster::start(3, &[]).await;
+    let (leader, follower) = (cluster.leader().await, cluster.follower().await);
+    let to = cluster.node(follower).member_id();
+    let refused = cluster.node(follower).transfer_leader(to).await;
+    assert_eq!(refused, Err(TransferError::NotLeader));
+    let refused = cluster.node(leader).transfer_leader(1).await;
+    assert_eq!(refused, Err(TransferError::BadTarget));
+    within("a transfer", cluster.node(leader).transfer_leader(to)).await.unwrap();
+    assert_eq!(cluster.leader().await, follower);
+    must_put(cluster.node(leader), "after", b"1").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_emptied_member_is_refused() {
+    let mut cluster = Cluster::start(3, &[]).await;
+    let follower = cluster.follower().await;
+    cluster.stop(follower).await;
+    let dir = cluster.data_dir(follower);
+    eventually("the directory can be removed", || {
+        std::fs::remove_dir_all(&dir).is_ok() || !dir.exists()
+    })
+    .await;
+    let settings = cluster.settings(follower, "new");
+    // Until the stopped one has let go of port and files, the refusal has other reasons.
+    let refused = within("a refusal", async {
+        loop {
+            match Node::start(settings.clone()).await {
+                Err(StartError::Bootstrap(error)) => return error.to_string(),
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+                Ok(_) => panic!("an emptied member came back"),
+            }
+        }
+    })
+    .await;
+    assert!(refused.contains("member remove"), "{refused}");
+}
