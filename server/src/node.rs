@@ -3,7 +3,7 @@
 mod sink;
 mod start;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use conclave_proto::etcdserverpb::ResponseHeader;
@@ -22,6 +22,7 @@ use crate::propose::{ProposeError, Proposer};
 use crate::raft::route::Route;
 use crate::read_index::{ReadIndex, ReadIndexError};
 use crate::runtime::RaftRuntime;
+use crate::watch::Hub;
 
 pub use start::StartError;
 
@@ -76,6 +77,25 @@ pub enum TransferError {
     Stopped,
 }
 
+/// Makes response headers; clones are cheap.
+#[derive(Clone)]
+struct Header {
+    identity: Identity,
+    /// Set once raft runs.
+    route: Arc<OnceLock<Route>>,
+}
+
+impl Header {
+    fn at(&self, revision: i64) -> ResponseHeader {
+        ResponseHeader {
+            cluster_id: self.identity.cluster,
+            member_id: self.identity.member,
+            revision,
+            raft_term: self.route.get().map_or(0, Route::term),
+        }
+    }
+}
+
 /// A running member.
 pub struct Node {
     settings: Arc<Settings>,
@@ -85,6 +105,8 @@ pub struct Node {
     proposer: Proposer,
     read_index: ReadIndex,
     lessor: Lessor,
+    hub: Arc<Hub>,
+    header: Header,
     timeout: Duration,
     /// Why raft stopped, once it has.
     fatal: watch::Receiver<Option<String>>,
@@ -138,6 +160,12 @@ impl Node {
         &self.lessor
     }
 
+    /// Who hears of which event.
+    #[must_use]
+    pub fn watch(&self) -> &Arc<Hub> {
+        &self.hub
+    }
+
     /// As resolved at the start.
     #[must_use]
     pub fn settings(&self) -> &Arc<Settings> {
@@ -159,13 +187,7 @@ impl Node {
     /// The header of an answer that speaks of `revision`.
     #[must_use]
     pub fn header(&self, revision: i64) -> ResponseHeader {
-        let term = self.route.raft.server_metrics().borrow_watched().vote.leader_id.term;
-        ResponseHeader {
-            cluster_id: self.identity.cluster,
-            member_id: self.identity.member,
-            revision,
-            raft_term: term,
-        }
+        self.header.at(revision)
     }
 
     /// What raft knows now.
@@ -194,7 +216,7 @@ impl Node {
     /// Whether a leader is known.
     #[must_use]
     pub fn has_leader(&self) -> bool {
-        self.route.raft.server_metrics().borrow_watched().current_leader.is_some()
+        self.route.has_leader()
     }
 
     /// Cancelled when this member begins to stop: what streams end by.

@@ -9,36 +9,50 @@ use conclave_state_machine::head::Head;
 
 use crate::lessor::Leases;
 use crate::propose::Waiters;
+use crate::watch::Hub;
 
 /// Called by apply, in log order; nothing here waits.
 pub(super) struct Sink {
     pub(super) member_id: Arc<OnceLock<u64>>,
     pub(super) waiters: Arc<Waiters>,
     pub(super) leases: Arc<Leases>,
-    /// Set once the state is open, before anything is applied.
-    pub(super) reader: Arc<OnceLock<Reader>>,
+    /// What needs the state itself; set once it is open, before anything is applied.
+    pub(super) late: Arc<OnceLock<Late>>,
+}
+
+/// The part of a [`Sink`] that is made from the open state.
+pub(super) struct Late {
+    pub(super) reader: Reader,
+    pub(super) hub: Arc<Hub>,
 }
 
 impl ApplySink for Sink {
-    fn applied(&self, entries: Vec<AppliedEntry>, _head: Arc<Head>) {
+    fn applied(&self, entries: Vec<AppliedEntry>, head: Arc<Head>) {
         let own = self.member_id.get().copied();
+        let mut events = Vec::new();
         for mut entry in entries {
             for result in &mut entry.results {
                 self.leases.apply(&result.leases);
-                drop(std::mem::take(&mut result.events));
+                // Callers get answers, watchers get events.
+                events.append(&mut result.events);
             }
             if Some(entry.proposer) == own {
                 self.waiters.complete(entry);
             }
         }
+        if let Some(late) = self.late.get() {
+            late.hub.publish(events, head.revision);
+        }
     }
 
-    fn installed(&self, _head: Arc<Head>) {
-        let Some(reader) = self.reader.get() else { return };
-        if let Err(error) = self.leases.load(reader) {
+    fn installed(&self, head: Arc<Head>) {
+        let Some(late) = self.late.get() else { return };
+        if let Err(error) = self.leases.load(&late.reader) {
             // Apply reads the same rows and stops the member with this reason.
             tracing::error!(%error, "cannot read the leases of an installed snapshot");
         }
+        // The hub sees the gap and lets watchers read what lies between from the store.
+        late.hub.publish(Vec::new(), head.revision);
     }
 
     fn membership(&self, membership: &StoredMembership) {

@@ -25,8 +25,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
 
-use super::Node;
-use super::sink::Sink;
+use super::sink::{Late, Sink};
+use super::{Header, Node};
 use crate::config::Settings;
 use crate::lessor::{Leases, Lessor, LessorParts};
 use crate::propose::{Batcher, Proposer, Waiters};
@@ -40,6 +40,7 @@ use crate::raft::snapshot_receive::SnapshotReceiver;
 use crate::raft::{self, Raft};
 use crate::read_index::{self, ReadIndex};
 use crate::runtime::RaftRuntime;
+use crate::watch::{Hub, Limits, StoreSource};
 
 /// etcd waits this long for a proposal, and two election timeouts on top.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
@@ -88,6 +89,7 @@ struct Opened {
     waiters: Arc<Waiters>,
     leases: Arc<Leases>,
     member_id: Arc<OnceLock<u64>>,
+    late: Arc<OnceLock<Late>>,
 }
 
 /// Everything of a node but the runtime that it runs on.
@@ -98,6 +100,8 @@ struct Parts {
     proposer: Proposer,
     read_index: ReadIndex,
     lessor: Lessor,
+    hub: Arc<Hub>,
+    header: Header,
     timeout: Duration,
     fatal: watch::Receiver<Option<String>>,
     stop: CancellationToken,
@@ -107,20 +111,23 @@ pub(super) async fn start(settings: Arc<Settings>) -> Result<Arc<Node>, StartErr
     let runtime = RaftRuntime::start()?;
     let parts = runtime.handle().spawn(parts(settings.clone())).await;
     let parts = parts.map_err(io::Error::other)??;
-    let Parts { identity, route, reader, proposer, read_index, lessor, timeout, fatal, stop } =
-        parts;
+    let stopping = CancellationToken::new();
+    // Dispatch works for clients, so it runs on their runtime, not on raft's.
+    tokio::spawn(parts.hub.clone().run(stopping.clone()));
     Ok(Arc::new(Node {
         settings,
-        identity,
-        route,
-        reader,
-        proposer,
-        read_index,
-        lessor,
-        timeout,
-        fatal,
-        stopping: CancellationToken::new(),
-        stop,
+        identity: parts.identity,
+        route: parts.route,
+        reader: parts.reader,
+        proposer: parts.proposer,
+        read_index: parts.read_index,
+        lessor: parts.lessor,
+        hub: parts.hub,
+        header: parts.header,
+        timeout: parts.timeout,
+        fatal: parts.fatal,
+        stopping,
+        stop: parts.stop,
         _runtime: runtime,
     }))
 }
@@ -146,6 +153,10 @@ async fn parts(settings: Arc<Settings>) -> Result<Parts, StartError> {
         "starting"
     );
 
+    let header = Header { identity, route: Arc::default() };
+    let hub = open_hub(&settings, &opened.reader, header.clone());
+    let late = Late { reader: opened.reader.clone(), hub: hub.clone() };
+    assert!(opened.late.set(late).is_ok(), "a member opens its state once");
     let links = Arc::new(Links::new(identity.cluster, identity.member));
     let election = settings.raft.election_timeout;
     let config = Arc::new(raft::config(settings.raft.heartbeat_interval, election)?);
@@ -153,9 +164,11 @@ async fn parts(settings: Arc<Settings>) -> Result<Parts, StartError> {
     let raft = Raft::new(identity.member, config, network, log.clone(), opened.machine)
         .await
         .map_err(|fatal| StartError::Raft(fatal.to_string()))?;
+    let route = Route { raft: raft.clone(), links };
+    assert!(header.route.set(route.clone()).is_ok(), "a member starts raft once");
     let serving = Tasks {
         settings: &settings,
-        route: Route { raft: raft.clone(), links },
+        route,
         reader: opened.reader,
         waiters: opened.waiters,
         leases: opened.leases,
@@ -171,6 +184,8 @@ async fn parts(settings: Arc<Settings>) -> Result<Parts, StartError> {
         proposer: serving.proposer.clone(),
         read_index: serving.read_index.clone(),
         lessor: serving.lessor.clone(),
+        hub,
+        header,
         timeout: request_timeout(&settings),
         fatal,
         stop,
@@ -241,19 +256,31 @@ fn open_state(settings: &Settings) -> Result<Opened, StartError> {
     let waiters = Arc::new(Waiters::default());
     let leases = Arc::new(Leases::new());
     let member_id = Arc::new(OnceLock::new());
-    let for_sink = Arc::new(OnceLock::new());
+    let late = Arc::new(OnceLock::new());
     let sink = Sink {
         member_id: member_id.clone(),
         waiters: waiters.clone(),
         leases: leases.clone(),
-        reader: for_sink.clone(),
+        late: late.clone(),
     };
     let rocks = RocksOptions { cache_bytes: settings.store.cache_bytes, ..RocksOptions::default() };
     let options = StoreOptions { engine: EngineKind::Rocks(rocks) };
     let (machine, reader) = StateStore::open(&settings.state_dir(), options, Box::new(sink))?;
     leases.load(&reader)?;
-    for_sink.set(reader.clone()).ok().expect("set once");
-    Ok(Opened { machine, reader, waiters, leases, member_id })
+    Ok(Opened { machine, reader, waiters, leases, member_id, late })
+}
+
+/// Continues watching where the stored state ends.
+fn open_hub(settings: &Settings, reader: &Reader, header: Header) -> Arc<Hub> {
+    let limits = Limits {
+        fragment_bytes: settings.limits.receive_bytes_max(),
+        leaderless: settings.raft.election_timeout * 3,
+        ..Limits::default()
+    };
+    let route = header.route.clone();
+    let has_leader = move || route.get().is_some_and(Route::has_leader);
+    let source = StoreSource::new(reader.clone(), move |at| header.at(at), has_leader);
+    Hub::new(Arc::new(source), limits)
 }
 
 /// Finds out who this member is and opens its log.

@@ -68,6 +68,14 @@ impl Route {
         }
     }
 
+    pub(crate) fn has_leader(&self) -> bool {
+        self.raft.server_metrics().borrow_watched().current_leader.is_some()
+    }
+
+    pub(crate) fn term(&self) -> u64 {
+        self.raft.server_metrics().borrow_watched().vote.leader_id.term
+    }
+
     /// Waits until the leader may have changed, at most `pause`.
     pub(crate) async fn wait_for_change(&self, pause: Duration) {
         let mut metrics = self.raft.server_metrics();

@@ -1,4 +1,5 @@
 //! In-process clusters: real RocksDB, real raft logs, real gRPC between members on loopback.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod cluster;
 mod node;
