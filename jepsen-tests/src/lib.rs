@@ -18,8 +18,10 @@
 //! | [`nemesis`] | the faults |
 //! | [`members`] | whether all members serve and agree |
 //! | [`run`] | one run of all of it |
+//! | [`differential`] | the same requests to two servers |
 //! | [`wire`] | between histories and etcd's messages |
 
+pub mod differential;
 pub mod history;
 pub mod load;
 pub mod members;

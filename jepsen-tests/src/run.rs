@@ -39,9 +39,9 @@ pub struct Plan {
     /// The server program; one named `conclave…` is started with its `server` verb, others with etcd's flags alone.
     #[arg(long)]
     pub binary: PathBuf,
-    /// How long the load and the faults go on, in seconds.
-    #[arg(long, default_value_t = 60)]
-    pub seconds: u64,
+    /// How long the load and the faults go on: `90s`, `5m`.
+    #[arg(long, default_value = "60s", value_parser = duration)]
+    pub duration: Duration,
     /// Decides requests, watchers and faults; random by default.
     #[arg(long)]
     pub seed: Option<u64>,
@@ -67,6 +67,16 @@ pub struct Plan {
     /// Keep data, logs and history here even if the run passes.
     #[arg(long)]
     pub keep: Option<PathBuf>,
+}
+
+/// Parses `90s`, `5m` or plain seconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    let (number, unit) = match text.strip_suffix('m') {
+        Some(minutes) => (minutes, 60),
+        None => (text.strip_suffix('s').unwrap_or(text), 1),
+    };
+    let number: u64 = number.parse().map_err(|error| format!("{text}: {error}"))?;
+    Ok(Duration::from_secs(number * unit))
 }
 
 /// What one run came to.
@@ -124,11 +134,12 @@ fn counts(operations: &[Operation]) -> (usize, usize, usize) {
 /// A run that did little shows little: that is a failure, not a pass.
 fn coverage(plan: &Plan, answered: usize, adversary: &Adversary) -> Vec<Violation> {
     let mut missing = Vec::new();
-    if (answered as f64) < OK_PER_SECOND_MIN * plan.seconds as f64 {
-        missing.push(format!("only {answered} requests were answered in {} s", plan.seconds));
+    if (answered as f64) < OK_PER_SECOND_MIN * plan.duration.as_secs_f64() {
+        missing.push(format!("only {answered} requests were answered in {:?}", plan.duration));
     }
     // A fault takes about 3.5 s on average; each kind comes once before any comes twice.
-    let expected = plan.nemesis.len().min(usize::try_from(plan.seconds / 8).unwrap_or(usize::MAX));
+    let expected =
+        plan.nemesis.len().min(usize::try_from(plan.duration.as_secs() / 8).unwrap_or(usize::MAX));
     if adversary.done().len() < expected {
         missing.push(format!("only these faults were done: {:?}", adversary.done()));
     }
@@ -155,7 +166,7 @@ async fn perform(
     let mut violations = Vec::new();
     let watchers = Watchers::spawn(&stage, plan.progress, seed);
     let mut clients = spawn_clients(&stage, seed);
-    let until = Instant::now() + Duration::from_secs(plan.seconds);
+    let until = Instant::now() + plan.duration;
     harass(cluster, adversary, until, &mut violations).await?;
     stage.is_over.store(true, Ordering::Relaxed);
     let mut operations = Vec::new();

@@ -4,8 +4,9 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use conclave_jepsen_tests::differential::{self, Differential};
 use conclave_jepsen_tests::history::History;
 use conclave_jepsen_tests::run::{self, Plan};
 use conclave_jepsen_tests::{Findings, check};
@@ -13,45 +14,59 @@ use conclave_jepsen_tests::{Findings, check};
 /// Violations printed; the rest are counted.
 const PRINTED_MAX: usize = 20;
 
-/// Jepsen-style tests of etcd-compatible servers.
+/// Jepsen-style tests of etcd-compatible servers: starts three nodes, loads them under faults, checks the history.
 #[derive(Debug, Parser)]
-#[command(version, about)]
+#[command(version, about, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 struct Cli {
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
+    #[command(flatten)]
+    plan: Option<Plan>,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Start three nodes, load them under faults, check the history.
-    Run(Plan),
     /// Check a history kept from an earlier run.
     Check {
         /// The history.jsonl of the run.
         history: PathBuf,
     },
+    /// Send the same random requests to two servers and compare the answers.
+    Differential(Differential),
 }
 
 fn main() -> Result<ExitCode> {
-    match Cli::parse().command {
-        Command::Run(plan) => run_one(&plan),
-        Command::Check { history } => judge(&check(&History::load(&history)?)),
+    let Cli { command, plan } = Cli::parse();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    match command {
+        Some(Command::Check { history }) => judge(&check(&History::load(&history)?)),
+        Some(Command::Differential(options)) => {
+            compare(&runtime.block_on(differential::run(&options))?)
+        }
+        None => {
+            let plan = plan.context("--binary is required")?;
+            report(&plan, &runtime.block_on(run::run(&plan))?)
+        }
     }
 }
 
-fn run_one(plan: &Plan) -> Result<ExitCode> {
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let report = runtime.block_on(run::run(plan))?;
+fn report(plan: &Plan, report: &run::Report) -> Result<ExitCode> {
     let mut out = std::io::stdout();
     let (ok, failed, unknown) = report.counts;
+    let seed = report.seed;
     writeln!(
         out,
-        "seed {}: {ok} answered, {failed} refused, {unknown} unknown; faults {:?}",
-        report.seed, report.faults
+        "seed {seed}: {ok} answered, {failed} refused, {unknown} unknown; faults {:?}",
+        report.faults
     )?;
     if let Some(kept) = &report.kept {
         writeln!(out, "history, logs and data: {}", kept.display())?;
+        let (binary, duration) = (plan.binary.display(), plan.duration.as_secs());
+        writeln!(
+            out,
+            "again: conclave-jepsen --binary {binary} --duration {duration}s --seed {seed}"
+        )?;
     }
     judge(&report.findings)
 }
@@ -68,4 +83,23 @@ fn judge(findings: &Findings) -> Result<ExitCode> {
     }
     writeln!(out, "{} violations", violations.len())?;
     Ok(if violations.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn compare(verdict: &differential::Verdict) -> Result<ExitCode> {
+    let mut out = std::io::stdout();
+    let differential::Verdict { seed, requests, kinds, differences, reference_deaths } = verdict;
+    writeln!(out, "seed {seed}: {requests} requests compared")?;
+    for (kind, count) in kinds {
+        writeln!(out, "  {count:6} {kind}")?;
+    }
+    for request in reference_deaths {
+        writeln!(out, "the reference died of: {request}")?;
+    }
+    for difference in differences {
+        writeln!(out, "DIFFERENCE at request {}: {}", difference.number, difference.request)?;
+        writeln!(out, "  left:  {}", difference.left)?;
+        writeln!(out, "  right: {}", difference.right)?;
+    }
+    writeln!(out, "{} differences", differences.len())?;
+    Ok(if differences.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -1,0 +1,164 @@
+//! The same random requests to two servers: answers must be equal, ids and named version differences apart.
+//!
+//! Left is the reference. One request at a time goes to both; the generator learns from the reference's answers
+//! what exists, so that most requests are meaningful, and some are wrong on purpose.
+
+mod answer;
+mod generate;
+mod normal;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+use conclave_benches::cluster::{Cluster, Program};
+
+use crate::members;
+use answer::{Answer, Caller};
+use generate::Generator;
+pub use generate::Step;
+
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// Every so many requests the events since a random revision are compared as well.
+const WATCH_EVERY: usize = 100;
+
+/// What to compare.
+#[derive(Clone, Debug, Args)]
+pub struct Differential {
+    /// The reference: an endpoint (`http://…`, an empty store) or a server program, which is started.
+    #[arg(long, default_value = "/usr/bin/etcd")]
+    pub left: String,
+    /// The server under test, likewise.
+    #[arg(long)]
+    pub right: String,
+    /// Number of requests.
+    #[arg(long, default_value_t = 10_000)]
+    pub requests: usize,
+    /// Decides the requests; random by default.
+    #[arg(long)]
+    pub seed: Option<u64>,
+    /// Requests of one round; each round begins with empty stores.
+    #[arg(long, default_value_t = 2000)]
+    pub round: usize,
+    /// Nodes of each side that is started.
+    #[arg(long, default_value_t = 1)]
+    pub nodes: usize,
+    /// Go on until this many differences are found.
+    #[arg(long, default_value_t = 1)]
+    pub differences: usize,
+}
+
+/// One request that was answered differently.
+#[derive(Clone, Debug)]
+pub struct Difference {
+    /// Number of the request in the run.
+    pub number: usize,
+    /// The request.
+    pub request: String,
+    /// The reference's answer.
+    pub left: String,
+    /// The other answer.
+    pub right: String,
+}
+
+/// What a comparison came to.
+#[derive(Debug, Default)]
+pub struct Verdict {
+    /// The seed of the run.
+    pub seed: u64,
+    /// Requests compared.
+    pub requests: usize,
+    /// How many of each kind, those refused by the reference by their error.
+    pub kinds: BTreeMap<String, usize>,
+    /// What differed.
+    pub differences: Vec<Difference>,
+    /// Requests on which the reference itself died, which ended a round: etcd 3.4 panics on some transactions.
+    pub reference_deaths: Vec<String>,
+}
+
+/// One of the two servers.
+struct Side {
+    endpoint: String,
+    /// Ends with the side.
+    _cluster: Option<(Cluster, tempfile::TempDir)>,
+}
+
+impl Side {
+    async fn open(name: &str, nodes: usize) -> Result<Self> {
+        if name.starts_with("http://") {
+            return Ok(Self { endpoint: name.to_owned(), _cluster: None });
+        }
+        let home = tempfile::Builder::new().prefix("conclave-differential-").tempdir()?;
+        let mut cluster = Cluster::create(Program::new(&PathBuf::from(name)), home.path(), nodes)?;
+        cluster.start_all()?;
+        let serving = members::wait_until_serving(&cluster.endpoints(), START_TIMEOUT).await;
+        serving.with_context(|| format!("{name} starts"))?;
+        Ok(Self { endpoint: cluster.endpoints()[0].clone(), _cluster: Some((cluster, home)) })
+    }
+}
+
+/// Runs the comparison, in rounds that begin with empty stores where the servers are started here.
+///
+/// # Errors
+/// If a server cannot be started or reached.
+pub async fn run(options: &Differential) -> Result<Verdict> {
+    let seed = options.seed.unwrap_or_else(rand::random);
+    let mut verdict = Verdict { seed, requests: 0, ..Verdict::default() };
+    let mut rounds = 0;
+    while verdict.requests < options.requests && verdict.differences.len() < options.differences {
+        let mut generator = Generator::new(seed.wrapping_add(rounds));
+        rounds += 1;
+        let begun = verdict.requests;
+        round(options, &mut generator, &mut verdict).await?;
+        ensure!(verdict.requests > begun + 1, "the rounds make no progress");
+    }
+    Ok(verdict)
+}
+
+/// One round; ends early if the reference dies.
+async fn round(
+    options: &Differential,
+    generator: &mut Generator,
+    verdict: &mut Verdict,
+) -> Result<()> {
+    let left = Side::open(&options.left, options.nodes).await?;
+    let right = Side::open(&options.right, options.nodes).await?;
+    let mut left = Caller::open(&left.endpoint).await.map(|caller| (caller, left))?;
+    let mut right = Caller::open(&right.endpoint).await.map(|caller| (caller, right))?;
+    for number in 1..=options.round.min(options.requests - verdict.requests) {
+        let step = if number % WATCH_EVERY == 0 { generator.watch() } else { generator.next() };
+        let (answer, other) = tokio::join!(left.0.call(&step), right.0.call(&step));
+        if left.0.is_dead() {
+            verdict.reference_deaths.push(format!("{step:?}"));
+            return Ok(());
+        }
+        generator.learn(&step, &answer);
+        verdict.count(&step, &answer);
+        let (answer, other) = (normal::form(&step, answer), normal::form(&step, other));
+        if answer != other {
+            verdict.differences.push(Difference {
+                number: verdict.requests,
+                request: format!("{step:?}"),
+                left: format!("{answer:?}"),
+                right: format!("{other:?}"),
+            });
+        }
+        if verdict.differences.len() >= options.differences || right.0.is_dead() {
+            return Ok(());
+        }
+    }
+    Ok(())
+}
+
+impl Verdict {
+    fn count(&mut self, step: &Step, answer: &Answer) {
+        self.requests += 1;
+        let kind = match answer {
+            Answer::Error(_, text) => format!("{}: {text}", step.kind()),
+            _ => step.kind().to_owned(),
+        };
+        *self.kinds.entry(kind).or_default() += 1;
+    }
+}
