@@ -3,26 +3,35 @@
 //! | module | what |
 //! |---|---|
 //! | `config` | flags and variables -> [`config::Settings`] |
+//! | `running` | wiring: [`start`] for tests and tools, [`run`] for a process |
+//! | `http` | the client port: gRPC, `/health`, `/version`, `/metrics` |
+//! | `api` | etcd's services |
 //! | `node` | one member: raft, state, proposals, reads, leases behind one handle |
 //! | `raft` | the network between members, bootstrap, log compaction |
 //! | `propose` | commands -> log entries -> answers |
 //! | `read_index` | linearizable reads by shared confirmations |
 //! | `lessor` | lease deadlines and keep-alives |
+//! | `watch` | who hears of which event |
 //! | `runtime`, `shutdown` | raft's own threads; leaving in order |
+//! | `metrics` | what a node counts, under etcd's names |
 //! | `logging` | log lines in etcd's shape |
 //! | `status` | error texts and gRPC codes, the only place that knows them |
-//! | `watch` | who hears of which event |
 
 pub mod api;
 pub mod config;
+mod http;
 pub mod lessor;
 pub mod logging;
+mod metrics;
 pub mod node;
 pub mod propose;
 pub mod raft;
 pub mod read_index;
+mod running;
 mod runtime;
 mod shutdown;
 pub mod status;
 pub mod version;
 pub mod watch;
+
+pub use running::{RunError, Running, StartError, run, start};

@@ -3,8 +3,14 @@
 //! Clients match errors by their text, so texts and codes here are wire contract (etcd's
 //! `api/v3rpc/rpctypes/error.go`). Two of them leave etcd with code Unknown; so they do here.
 
+use conclave_raft_store::store::ReadError;
 use conclave_state_machine::response::Rejection;
 use tonic::{Code, Status};
+
+use crate::lessor::LessorError;
+use crate::node::TransferError;
+use crate::propose::ProposeError;
+use crate::read_index::ReadIndexError;
 
 /// Declares [`Fault`] with its code and text by variant.
 macro_rules! faults {
@@ -114,6 +120,9 @@ faults! {
     Corrupt: DataLoss, "etcdserver: corrupt cluster";
 }
 
+/// Number of gRPC codes; they count from 0.
+pub(crate) const CODES: usize = 17;
+
 /// Name of a code in Go's spelling, as in metrics and in watch cancel reasons.
 pub(crate) fn code_name(code: Code) -> &'static str {
     match code {
@@ -177,6 +186,91 @@ pub fn from_rejection(rejection: &Rejection) -> Status {
         Some(fault) => fault.into(),
         None => Status::invalid_argument(format!("etcdserver: {rejection}")),
     }
+}
+
+/// The answer to a proposal without an answer.
+pub(crate) fn from_propose(error: &ProposeError) -> Status {
+    match error {
+        ProposeError::TooManyRequests => Fault::TooManyRequests,
+        ProposeError::TooLarge => Fault::RequestTooLarge,
+        ProposeError::Timeout => Fault::Timeout,
+        ProposeError::LeaderLost => Fault::TimeoutLeaderFail,
+        ProposeError::NoLeader => Fault::NoLeader,
+        ProposeError::Stopped => Fault::Stopped,
+    }
+    .into()
+}
+
+/// The answer to a read that could not be made linearizable.
+pub(crate) fn from_read_index(error: &ReadIndexError) -> Status {
+    match error {
+        ReadIndexError::TooManyRequests => Fault::TooManyRequests,
+        ReadIndexError::Timeout => Fault::Timeout,
+        ReadIndexError::Stopped => Fault::Stopped,
+    }
+    .into()
+}
+
+/// The answer to a failed local read.
+pub(crate) fn from_read(error: &ReadError) -> Status {
+    match error {
+        ReadError::Rejected(rejection) => from_rejection(rejection),
+        ReadError::Halt(halt) => internal(halt),
+    }
+}
+
+/// The answer to a lease question that the leader did not answer.
+pub(crate) fn from_lessor(error: &LessorError) -> Status {
+    match error {
+        LessorError::TooManyRequests => Fault::TooManyRequests,
+        LessorError::Timeout => Fault::Timeout,
+        LessorError::Stopped => Fault::Stopped,
+    }
+    .into()
+}
+
+/// The answer to a leader transfer that did not happen.
+pub(crate) fn from_transfer(error: &TransferError) -> Status {
+    match error {
+        TransferError::NotLeader => Fault::NotLeader,
+        TransferError::BadTarget => Fault::BadLeaderTransferee,
+        TransferError::Timeout => Fault::Timeout,
+        TransferError::Stopped => Fault::Stopped,
+    }
+    .into()
+}
+
+/// The answer to a call whose implementation comes with a later release.
+pub(crate) fn not_yet(what: &'static str) -> Status {
+    Status::unimplemented(format!("conclave: {what} is not supported yet"))
+}
+
+/// The answer to a call that does not exist.
+pub(crate) fn unimplemented(text: impl Into<String>) -> Status {
+    Status::unimplemented(text)
+}
+
+/// The answer to a call that failed inside this node; `error` goes to the log, not to the client.
+pub(crate) fn internal(error: &dyn std::error::Error) -> Status {
+    tracing::error!(error = %error, "request failed");
+    Fault::Stopped.into()
+}
+
+/// What Go's gRPC answers to a message beyond the receive limit, if that is what `status` says in
+/// tonic's words.
+pub(crate) fn too_large_as_in_go(status: &Status) -> Option<Status> {
+    const TONICS_WORDS: &str = "Error, decoded message length too large: ";
+    if status.code() != Code::OutOfRange {
+        return None;
+    }
+    let mut numbers = status
+        .message()
+        .strip_prefix(TONICS_WORDS)?
+        .split(' ')
+        .filter(|word| word.bytes().all(|byte| byte.is_ascii_digit()));
+    let (bytes, limit) = (numbers.next()?, numbers.next()?);
+    let text = format!("grpc: received message larger than max ({bytes} vs. {limit})");
+    Some(Status::resource_exhausted(text))
 }
 
 #[cfg(test)]
@@ -320,5 +414,20 @@ mod tests {
             Fault::PermissionDenied.rpc_error_text(),
             "rpc error: code = PermissionDenied desc = etcdserver: permission denied"
         );
+    }
+
+    #[test]
+    fn a_message_beyond_the_receive_limit_is_worded_as_in_go() {
+        let tonics = Status::out_of_range(
+            "Error, decoded message length too large: found 2200000 bytes, the limit is: 2097216 \
+             bytes",
+        );
+        let status = too_large_as_in_go(&tonics).unwrap();
+        assert_eq!(status.code(), Code::ResourceExhausted);
+        assert_eq!(
+            status.message(),
+            "grpc: received message larger than max (2200000 vs. 2097216)"
+        );
+        assert!(too_large_as_in_go(&Fault::Compacted.into()).is_none());
     }
 }

@@ -1,3 +1,71 @@
 //! etcd's v3 services over one node.
+//!
+//! | module | what |
+//! |---|---|
+//! | `context` | the node, checks and failures that all services share |
+//! | `kv`, `range_stream`, `lease`, `watch`, `cluster`, `maintenance` | one service each |
+//! | `later` | services that answer Unimplemented for now |
+//! | `convert`, `limits`, `stream_end` | messages, sizes, ends of streams |
 
+mod cluster;
+pub(crate) mod context;
+pub(crate) mod convert;
+mod kv;
+mod later;
+mod lease;
+mod limits;
+mod maintenance;
+mod range_stream;
+pub(crate) mod stream_end;
 pub mod watch;
+
+use std::sync::Arc;
+
+use conclave_proto::etcdserverpb as etcd;
+use conclave_proto::{v3electionpb, v3lockpb};
+use tonic::service::Routes;
+
+use context::Context;
+use watch::{WatchService, WatchSettings};
+
+/// The service that most calls go to, to be asked without a look-up.
+pub(crate) type KvServer = etcd::kv_server::KvServer<kv::KvService>;
+
+/// Where calls go.
+#[derive(Clone)]
+pub(crate) struct Services {
+    pub(crate) kv: KvServer,
+    pub(crate) others: Routes,
+}
+
+/// The prefix of the paths of [`Services::kv`].
+pub(crate) const KV_PATH: &str = "/etcdserverpb.KV/";
+
+/// Builds all services of a node.
+pub(crate) fn services(context: Context) -> Services {
+    use etcd::auth_server::AuthServer;
+    use etcd::cluster_server::ClusterServer;
+    use etcd::lease_server::LeaseServer;
+    use etcd::maintenance_server::MaintenanceServer;
+
+    let receive_bytes_max = context.limits.receive_bytes_max();
+    let kv = KvServer::new(kv::KvService { context: context.clone() })
+        .max_decoding_message_size(receive_bytes_max);
+    let watch_settings = WatchSettings {
+        receive_bytes_max,
+        progress_interval: context.node.settings().watch_progress_interval,
+    };
+    let watch = WatchService::new(Arc::clone(context.node.watch()), watch_settings);
+    let (_, health) = tonic_health::server::health_reporter();
+    // The reporter registers the service name "" as SERVING, the only one that etcd has.
+    let others = Routes::new(watch)
+        .add_service(LeaseServer::new(lease::LeaseService { context: context.clone() }))
+        .add_service(ClusterServer::new(cluster::ClusterService { context: context.clone() }))
+        .add_service(MaintenanceServer::new(maintenance::MaintenanceService { context }))
+        .add_service(AuthServer::new(later::LaterService))
+        .add_service(v3lockpb::lock_server::LockServer::new(later::LaterService))
+        .add_service(v3electionpb::election_server::ElectionServer::new(later::LaterService))
+        .add_service(health)
+        .prepare();
+    Services { kv, others }
+}

@@ -1,0 +1,232 @@
+//! The KV service. Writes are validated once, then proposed; reads are local after one barrier.
+
+use conclave_proto::etcdserverpb as etcd;
+use conclave_proto::internal::command::Command as Message;
+use conclave_raft_store::command;
+use conclave_state_machine::command::{Range, Txn};
+use conclave_state_machine::response::{Rejection, Response as Answer};
+use conclave_state_machine::validate;
+use etcd::kv_server::Kv;
+use tonic::{Request, Response, Status};
+
+use super::context::{Context, mismatch};
+use super::range_stream::{self, RangeStream};
+use super::{convert, limits};
+use crate::metrics::Method;
+use crate::status::{self, Fault};
+
+/// Stores with at most so many keys are read on the spot whatever the range.
+const SMALL_STORE_KEYS: i64 = 1_000;
+/// How often a client that wants a compaction to be complete makes us look.
+const PHYSICAL_ROUNDS_MAX: usize = 1_000_000;
+
+/// Answers KV calls.
+#[derive(Clone)]
+pub(crate) struct KvService {
+    pub(crate) context: Context,
+}
+
+fn rejected(rejection: Rejection) -> Status {
+    status::from_rejection(&rejection)
+}
+
+impl KvService {
+    async fn answer_range(
+        &self,
+        request: Request<etcd::RangeRequest>,
+    ) -> Result<etcd::RangeResponse, Status> {
+        self.context.check_metadata(request.metadata())?;
+        let request = request.into_inner();
+        let is_serializable = request.serializable;
+        let range = validated_range(request)?;
+        if !is_serializable {
+            self.context.read_barrier().await?;
+        }
+        let reader = self.context.node.reader();
+        let answer = if range.range_end.is_empty() || reader.head().key_count <= SMALL_STORE_KEYS {
+            reader.range(&range)
+        } else {
+            // A long scan must not hold up the other calls of this thread.
+            let reader = reader.clone();
+            off_thread(move || reader.range(&range)).await?
+        };
+        let (found, revision) = answer.map_err(|error| status::from_read(&error))?;
+        Ok(convert::range(self.context.header(revision), found))
+    }
+
+    async fn answer_put(
+        &self,
+        request: Request<etcd::PutRequest>,
+    ) -> Result<etcd::PutResponse, Status> {
+        self.context.check_metadata(request.metadata())?;
+        let request = request.into_inner();
+        self.context.check_quota(limits::put_cost(&request)).await?;
+        validate::put(&command::put(request.clone())).map_err(rejected)?;
+        self.context.check_size(&request)?;
+        match self.context.propose(Message::Put(request)).await? {
+            (Answer::Put(answer), revision) => {
+                Ok(convert::put(self.context.header(revision), answer))
+            }
+            _ => Err(mismatch()),
+        }
+    }
+
+    async fn answer_delete_range(
+        &self,
+        request: Request<etcd::DeleteRangeRequest>,
+    ) -> Result<etcd::DeleteRangeResponse, Status> {
+        self.context.check_metadata(request.metadata())?;
+        let request = request.into_inner();
+        validate::delete_range(&command::delete_range(request.clone())).map_err(rejected)?;
+        self.context.check_size(&request)?;
+        match self.context.propose(Message::DeleteRange(request)).await? {
+            (Answer::DeleteRange(answer), revision) => {
+                Ok(convert::delete_range(self.context.header(revision), answer))
+            }
+            _ => Err(mismatch()),
+        }
+    }
+
+    async fn answer_txn(
+        &self,
+        request: Request<etcd::TxnRequest>,
+    ) -> Result<etcd::TxnResponse, Status> {
+        self.context.check_metadata(request.metadata())?;
+        let request = request.into_inner();
+        self.context.check_quota(limits::txn_cost(&request)).await?;
+        let txn = command::txn(request.clone()).map_err(rejected)?;
+        validate::txn(&txn, self.context.limits.txn_ops_max).map_err(rejected)?;
+        if let Some(is_serializable) = read_only(&request) {
+            return self.answer_read_only_txn(txn, is_serializable).await;
+        }
+        self.context.check_size(&request)?;
+        match self.context.propose(Message::Txn(request)).await? {
+            (Answer::Txn(answer), revision) => {
+                Ok(convert::txn(self.context.header(revision), answer))
+            }
+            _ => Err(mismatch()),
+        }
+    }
+
+    async fn answer_read_only_txn(
+        &self,
+        txn: Txn,
+        is_serializable: bool,
+    ) -> Result<etcd::TxnResponse, Status> {
+        if !is_serializable {
+            self.context.read_barrier().await?;
+        }
+        let reader = self.context.node.reader().clone();
+        let answer = off_thread(move || reader.read_txn(&txn)).await?;
+        let (answer, revision) = answer.map_err(|error| status::from_read(&error))?;
+        Ok(convert::txn(self.context.header(revision), answer))
+    }
+
+    async fn answer_compact(
+        &self,
+        request: Request<etcd::CompactionRequest>,
+    ) -> Result<etcd::CompactionResponse, Status> {
+        self.context.check_metadata(request.metadata())?;
+        let request = request.into_inner();
+        let (_, revision) = self.context.propose(Message::Compact(request)).await?;
+        if request.physical {
+            self.wait_for_sweep(request.revision).await?;
+        }
+        Ok(etcd::CompactionResponse { header: Some(self.context.header(revision)) })
+    }
+
+    /// Dead rows go with each command; a compaction takes many of them, even one that is refused.
+    async fn wait_for_sweep(&self, compacted: i64) -> Result<(), Status> {
+        for _ in 0..PHYSICAL_ROUNDS_MAX {
+            if !self.context.node.reader().head().sweep.is_pending(compacted) {
+                return Ok(());
+            }
+            let again = etcd::CompactionRequest { revision: compacted, physical: false };
+            match self.context.propose(Message::Compact(again)).await {
+                Ok(_) => {}
+                Err(status) if status.message() == Fault::Compacted.text() => {}
+                Err(status) => return Err(status),
+            }
+        }
+        Err(Fault::Timeout.into())
+    }
+}
+
+/// The checks of etcd in their order: the key first, then the enums.
+pub(crate) fn validated_range(request: etcd::RangeRequest) -> Result<Range, Status> {
+    if request.key.is_empty() {
+        return Err(Fault::EmptyKey.into());
+    }
+    let range = command::range(request).map_err(rejected)?;
+    validate::range(&range).map_err(rejected)?;
+    Ok(range)
+}
+
+/// Whether all reads of a transaction are serializable; `None` if it does more than read.
+fn read_only(request: &etcd::TxnRequest) -> Option<bool> {
+    let mut is_serializable = true;
+    for op in request.success.iter().chain(&request.failure) {
+        match &op.request {
+            Some(etcd::request_op::Request::RequestRange(range)) => {
+                is_serializable &= range.serializable;
+            }
+            _ => return None,
+        }
+    }
+    Some(is_serializable)
+}
+
+/// Runs `work` where blocking is allowed. Dropping the future does not stop it.
+pub(crate) async fn off_thread<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, Status> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| status::internal(&error))
+}
+
+#[tonic::async_trait]
+impl Kv for KvService {
+    type RangeStreamStream = RangeStream;
+
+    async fn range(
+        &self,
+        request: Request<etcd::RangeRequest>,
+    ) -> Result<Response<etcd::RangeResponse>, Status> {
+        self.context.metrics.call(Method::Range, self.answer_range(request)).await
+    }
+
+    async fn range_stream(
+        &self,
+        request: Request<etcd::RangeRequest>,
+    ) -> Result<Response<RangeStream>, Status> {
+        let answer = range_stream::open(&self.context, request);
+        self.context.metrics.call(Method::RangeStream, answer).await
+    }
+
+    async fn put(
+        &self,
+        request: Request<etcd::PutRequest>,
+    ) -> Result<Response<etcd::PutResponse>, Status> {
+        self.context.metrics.call(Method::Put, self.answer_put(request)).await
+    }
+
+    async fn delete_range(
+        &self,
+        request: Request<etcd::DeleteRangeRequest>,
+    ) -> Result<Response<etcd::DeleteRangeResponse>, Status> {
+        self.context.metrics.call(Method::DeleteRange, self.answer_delete_range(request)).await
+    }
+
+    async fn txn(
+        &self,
+        request: Request<etcd::TxnRequest>,
+    ) -> Result<Response<etcd::TxnResponse>, Status> {
+        self.context.metrics.call(Method::Txn, self.answer_txn(request)).await
+    }
+
+    async fn compact(
+        &self,
+        request: Request<etcd::CompactionRequest>,
+    ) -> Result<Response<etcd::CompactionResponse>, Status> {
+        self.context.metrics.call(Method::Compact, self.answer_compact(request)).await
+    }
+}

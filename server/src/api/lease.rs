@@ -1,0 +1,210 @@
+//! The Lease service. Grants and revocations are commands; keep-alives and remaining lifetimes are
+//! the leader's own knowledge, which the lessor asks for on any member.
+
+use std::pin::Pin;
+
+use conclave_proto::etcdserverpb as etcd;
+use conclave_proto::internal::command::Command as Message;
+use conclave_state_machine::leases;
+use conclave_state_machine::response::Response as Answer;
+use etcd::lease_server::Lease;
+use futures::stream::{self, Stream, StreamExt as _};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::context::{Context, mismatch};
+use super::limits;
+use crate::metrics::Method;
+use crate::status::{self, Fault};
+
+/// Keep-alives of one stream that are renewed together when they arrive together.
+const RENEWALS_AT_ONCE_MAX: usize = 256;
+
+/// Answers lease calls.
+#[derive(Clone)]
+pub(crate) struct LeaseService {
+    pub(crate) context: Context,
+}
+
+type KeepAlives = Pin<Box<dyn Stream<Item = Result<etcd::LeaseKeepAliveResponse, Status>> + Send>>;
+
+impl LeaseService {
+    async fn answer_grant(
+        &self,
+        request: Request<etcd::LeaseGrantRequest>,
+    ) -> Result<etcd::LeaseGrantResponse, Status> {
+        self.context.check_metadata(request.metadata())?;
+        let mut request = request.into_inner();
+        self.context.check_quota(limits::LEASE_COST_BYTES).await?;
+        if request.ttl > leases::TTL_SECONDS_MAX {
+            return Err(Fault::LeaseTtlTooLarge.into());
+        }
+        request.ttl = request.ttl.max(self.ttl_seconds_min());
+        if request.id == 0 {
+            request.id = random_lease_id();
+        }
+        match self.context.propose(Message::LeaseGrant(request)).await? {
+            (Answer::LeaseGrant { id, ttl }, revision) => Ok(etcd::LeaseGrantResponse {
+                header: Some(self.context.header(revision)),
+                id,
+                ttl,
+                error: String::new(),
+            }),
+            _ => Err(mismatch()),
+        }
+    }
+
+    /// A lease must outlive an election, during which nobody can renew it: as in etcd one and a
+    /// half election timeouts, in whole seconds.
+    fn ttl_seconds_min(&self) -> i64 {
+        let timeout = self.context.node.settings().raft.election_timeout;
+        i64::try_from((timeout * 3 / 2).as_millis().div_ceil(1000)).unwrap_or(i64::MAX)
+    }
+
+    async fn answer_revoke(
+        &self,
+        request: Request<etcd::LeaseRevokeRequest>,
+    ) -> Result<etcd::LeaseRevokeResponse, Status> {
+        self.context.check_metadata(request.metadata())?;
+        let message = Message::LeaseRevoke(request.into_inner());
+        let (_, revision) = self.context.propose(message).await?;
+        Ok(etcd::LeaseRevokeResponse { header: Some(self.context.header(revision)) })
+    }
+
+    async fn answer_time_to_live(
+        &self,
+        request: Request<etcd::LeaseTimeToLiveRequest>,
+    ) -> Result<etcd::LeaseTimeToLiveResponse, Status> {
+        self.context.check_metadata(request.metadata())?;
+        let etcd::LeaseTimeToLiveRequest { id, keys } = request.into_inner();
+        // The rows of this member must be as new as the leader's answer.
+        self.context.read_barrier().await?;
+        let remaining = self.context.node.lessor().remaining(id).await;
+        let remaining = remaining.map_err(|error| status::from_lessor(&error))?;
+        let reader = self.context.node.reader();
+        let row = leases::lease(reader, id).map_err(|halt| status::internal(&halt))?;
+        let header = Some(self.context.current_header());
+        let (Some(remaining), Some(row)) = (remaining, row) else {
+            return Ok(etcd::LeaseTimeToLiveResponse { header, id, ttl: -1, ..Default::default() });
+        };
+        let keys = if keys {
+            leases::lease_keys(reader, id).map_err(|halt| status::internal(&halt))?
+        } else {
+            Vec::new()
+        };
+        let ttl = i64::try_from(remaining.as_secs()).unwrap_or(i64::MAX);
+        Ok(etcd::LeaseTimeToLiveResponse { header, id, ttl, granted_ttl: row.ttl, keys })
+    }
+
+    async fn answer_leases(
+        &self,
+        request: Request<etcd::LeaseLeasesRequest>,
+    ) -> Result<etcd::LeaseLeasesResponse, Status> {
+        self.context.check_metadata(request.metadata())?;
+        let leases = self.context.node.lessor().leases().await;
+        let leases = leases.map_err(|error| status::from_lessor(&error))?;
+        Ok(etcd::LeaseLeasesResponse {
+            header: Some(self.context.current_header()),
+            leases: leases.into_iter().map(|(id, _)| etcd::LeaseStatus { id }).collect(),
+        })
+    }
+}
+
+/// Positive, as etcd's: clients print ids as signed numbers.
+fn random_lease_id() -> i64 {
+    i64::try_from(rand::random::<u64>() >> 1).unwrap_or(i64::MAX).max(1)
+}
+
+/// Renews what arrives, in order. Requests that arrived together are renewed together.
+fn keep_alives(context: Context, requests: Streaming<etcd::LeaseKeepAliveRequest>) -> KeepAlives {
+    let answers = requests.ready_chunks(RENEWALS_AT_ONCE_MAX).then(move |requests| {
+        let context = context.clone();
+        async move { stream::iter(renew(&context, requests).await) }
+    });
+    // A failure ends the stream: what follows it was never asked for.
+    let mut has_failed = false;
+    Box::pin(answers.flatten().take_while(move |answer| {
+        let is_wanted = !has_failed;
+        has_failed |= answer.is_err();
+        std::future::ready(is_wanted)
+    }))
+}
+
+async fn renew(
+    context: &Context,
+    requests: Vec<Result<etcd::LeaseKeepAliveRequest, Status>>,
+) -> Vec<Result<etcd::LeaseKeepAliveResponse, Status>> {
+    let (mut ids, mut failure) = (Vec::with_capacity(requests.len()), None);
+    for request in requests {
+        match request {
+            Ok(request) => ids.push(request.id),
+            Err(status) => {
+                failure = Some(status);
+                break;
+            }
+        }
+    }
+    // As in etcd the header is of the moment before the renewal.
+    let header = context.current_header();
+    let mut answers = Vec::with_capacity(ids.len() + 1);
+    let lessor = context.node.lessor();
+    let ttls = futures::future::join_all(ids.iter().map(|&id| lessor.renew(id))).await;
+    for (id, ttl) in ids.into_iter().zip(ttls) {
+        match ttl {
+            Ok(ttl) => {
+                answers.push(Ok(etcd::LeaseKeepAliveResponse { header: Some(header), id, ttl }))
+            }
+            Err(error) => {
+                failure = Some(status::from_lessor(&error));
+                break;
+            }
+        }
+    }
+    answers.extend(failure.map(Err));
+    answers
+}
+
+#[tonic::async_trait]
+impl Lease for LeaseService {
+    type LeaseKeepAliveStream = KeepAlives;
+
+    async fn lease_grant(
+        &self,
+        request: Request<etcd::LeaseGrantRequest>,
+    ) -> Result<Response<etcd::LeaseGrantResponse>, Status> {
+        self.context.metrics.call(Method::LeaseGrant, self.answer_grant(request)).await
+    }
+
+    async fn lease_revoke(
+        &self,
+        request: Request<etcd::LeaseRevokeRequest>,
+    ) -> Result<Response<etcd::LeaseRevokeResponse>, Status> {
+        self.context.metrics.call(Method::LeaseRevoke, self.answer_revoke(request)).await
+    }
+
+    async fn lease_keep_alive(
+        &self,
+        request: Request<Streaming<etcd::LeaseKeepAliveRequest>>,
+    ) -> Result<Response<KeepAlives>, Status> {
+        let answer = async {
+            self.context.check_metadata(request.metadata())?;
+            let must_have_leader = super::context::must_have_leader(request.metadata());
+            let answers = keep_alives(self.context.clone(), request.into_inner());
+            Ok(super::stream_end::guard(&self.context, answers, must_have_leader))
+        };
+        self.context.metrics.call(Method::LeaseKeepAlive, answer).await
+    }
+
+    async fn lease_time_to_live(
+        &self,
+        request: Request<etcd::LeaseTimeToLiveRequest>,
+    ) -> Result<Response<etcd::LeaseTimeToLiveResponse>, Status> {
+        self.context.metrics.call(Method::LeaseTimeToLive, self.answer_time_to_live(request)).await
+    }
+
+    async fn lease_leases(
+        &self,
+        request: Request<etcd::LeaseLeasesRequest>,
+    ) -> Result<Response<etcd::LeaseLeasesResponse>, Status> {
+        self.context.metrics.call(Method::LeaseLeases, self.answer_leases(request)).await
+    }
+}

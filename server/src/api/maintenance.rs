@@ -1,0 +1,205 @@
+//! The Maintenance service: what operators ask one member.
+
+use std::pin::Pin;
+
+use conclave_proto::etcdserverpb as etcd;
+use conclave_proto::internal::command::Command as Message;
+use conclave_raft_store::command;
+use conclave_state_machine::response::Response as Answer;
+use etcd::alarm_request::AlarmAction;
+use etcd::maintenance_server::Maintenance;
+use futures::stream::Stream;
+use tonic::{Request, Response, Status};
+
+use super::context::{Context, mismatch};
+use super::convert;
+use super::kv::off_thread;
+use crate::metrics::Method;
+use crate::node::NodeStatus;
+use crate::status::{self, Fault};
+use crate::version;
+
+/// Answers maintenance calls.
+#[derive(Clone)]
+pub(crate) struct MaintenanceService {
+    pub(crate) context: Context,
+}
+
+type Snapshots = Pin<Box<dyn Stream<Item = Result<etcd::SnapshotResponse, Status>> + Send>>;
+
+impl MaintenanceService {
+    async fn answer_alarm(
+        &self,
+        request: Request<etcd::AlarmRequest>,
+    ) -> Result<etcd::AlarmResponse, Status> {
+        self.context.check_metadata(request.metadata())?;
+        let request = request.into_inner();
+        let change =
+            command::alarm(&request).map_err(|refused| status::from_rejection(&refused))?;
+        if request.action == AlarmAction::Get as i32 {
+            return self.answer_alarm_list(change).await;
+        }
+        match self.context.propose(Message::Alarm(request)).await? {
+            (Answer::Alarm(alarms), revision) => Ok(etcd::AlarmResponse {
+                header: Some(self.context.header(revision)),
+                alarms: convert::alarm_members(&alarms),
+            }),
+            _ => Err(mismatch()),
+        }
+    }
+
+    /// A list needs no log entry.
+    async fn answer_alarm_list(
+        &self,
+        wanted: conclave_state_machine::command::AlarmChange,
+    ) -> Result<etcd::AlarmResponse, Status> {
+        use conclave_state_machine::command::AlarmKind;
+        self.context.read_barrier().await?;
+        let head = self.context.node.reader().head();
+        let mut alarms = head.alarms.clone();
+        alarms.retain(|(_, kind)| wanted.alarm == AlarmKind::None || *kind == wanted.alarm);
+        Ok(etcd::AlarmResponse {
+            header: Some(self.context.header(head.revision)),
+            alarms: convert::alarm_members(&alarms),
+        })
+    }
+
+    async fn answer_status(&self) -> Result<etcd::StatusResponse, Status> {
+        let node = &self.context.node;
+        let NodeStatus { leader, term, committed_index, applied_index, is_learner, .. } =
+            node.status();
+        let head = node.reader().head();
+        let sizes = node.reader().sizes();
+        let mut errors = Vec::new();
+        if leader.is_none() {
+            errors.push(Fault::NoLeader.text().to_owned());
+        }
+        // Worded as Go prints the message, with its trailing blank.
+        errors.extend(head.alarms.iter().map(|&(member, kind)| {
+            format!("memberID:{member} alarm:{} ", convert::alarm_type(kind).as_str_name())
+        }));
+        Ok(etcd::StatusResponse {
+            header: Some(self.context.header(head.revision)),
+            version: version::ETCD.to_owned(),
+            db_size: sizes.total,
+            leader: leader.unwrap_or(0),
+            raft_index: committed_index,
+            raft_term: term,
+            raft_applied_index: applied_index,
+            errors,
+            db_size_in_use: sizes.in_use,
+            is_learner,
+            storage_version: version::STORAGE.to_owned(),
+            db_size_quota: self.context.quota_bytes.unwrap_or(0),
+            downgrade_info: Some(etcd::DowngradeInfo::default()),
+        })
+    }
+
+    async fn answer_defragment(&self) -> Result<etcd::DefragmentResponse, Status> {
+        let reader = self.context.node.reader().clone();
+        tracing::info!("starting defragment");
+        off_thread(move || reader.defragment()).await?.map_err(|error| status::internal(&error))?;
+        tracing::info!("finished defragment");
+        // etcd leaves the header unset.
+        Ok(etcd::DefragmentResponse { header: None })
+    }
+
+    async fn answer_hash(&self) -> Result<etcd::HashResponse, Status> {
+        let head = self.context.node.reader().head();
+        // All history, folded to the width of the field.
+        let hash = crc32c::crc32c(&head.digest.to_be_bytes());
+        Ok(etcd::HashResponse { header: Some(self.context.header(head.revision)), hash })
+    }
+
+    async fn answer_hash_kv(
+        &self,
+        request: Request<etcd::HashKvRequest>,
+    ) -> Result<etcd::HashKvResponse, Status> {
+        let revision = request.into_inner().revision;
+        let reader = self.context.node.reader().clone();
+        let answer = off_thread(move || reader.hash_kv(revision)).await?;
+        let found = answer.map_err(|error| status::from_read(&error))?;
+        Ok(etcd::HashKvResponse {
+            header: Some(self.context.header(found.current)),
+            hash: found.hash,
+            compact_revision: found.compacted,
+            hash_revision: found.revision,
+        })
+    }
+
+    async fn answer_move_leader(
+        &self,
+        request: Request<etcd::MoveLeaderRequest>,
+    ) -> Result<etcd::MoveLeaderResponse, Status> {
+        self.context.check_metadata(request.metadata())?;
+        let target = request.into_inner().target_id;
+        self.context
+            .node
+            .transfer_leader(target)
+            .await
+            .map_err(|error| status::from_transfer(&error))?;
+        // etcd leaves the header unset.
+        Ok(etcd::MoveLeaderResponse { header: None })
+    }
+}
+
+#[tonic::async_trait]
+impl Maintenance for MaintenanceService {
+    type SnapshotStream = Snapshots;
+
+    async fn alarm(
+        &self,
+        request: Request<etcd::AlarmRequest>,
+    ) -> Result<Response<etcd::AlarmResponse>, Status> {
+        self.context.metrics.call(Method::Alarm, self.answer_alarm(request)).await
+    }
+
+    async fn status(
+        &self,
+        _: Request<etcd::StatusRequest>,
+    ) -> Result<Response<etcd::StatusResponse>, Status> {
+        self.context.metrics.call(Method::Status, self.answer_status()).await
+    }
+
+    async fn defragment(
+        &self,
+        _: Request<etcd::DefragmentRequest>,
+    ) -> Result<Response<etcd::DefragmentResponse>, Status> {
+        self.context.metrics.call(Method::Defragment, self.answer_defragment()).await
+    }
+
+    async fn hash(
+        &self,
+        _: Request<etcd::HashRequest>,
+    ) -> Result<Response<etcd::HashResponse>, Status> {
+        self.context.metrics.call(Method::Hash, self.answer_hash()).await
+    }
+
+    async fn hash_kv(
+        &self,
+        request: Request<etcd::HashKvRequest>,
+    ) -> Result<Response<etcd::HashKvResponse>, Status> {
+        self.context.metrics.call(Method::HashKv, self.answer_hash_kv(request)).await
+    }
+
+    async fn snapshot(
+        &self,
+        _: Request<etcd::SnapshotRequest>,
+    ) -> Result<Response<Snapshots>, Status> {
+        self.context.metrics.refuse(Method::Snapshot, status::not_yet("saving a snapshot"))
+    }
+
+    async fn move_leader(
+        &self,
+        request: Request<etcd::MoveLeaderRequest>,
+    ) -> Result<Response<etcd::MoveLeaderResponse>, Status> {
+        self.context.metrics.call(Method::MoveLeader, self.answer_move_leader(request)).await
+    }
+
+    async fn downgrade(
+        &self,
+        _: Request<etcd::DowngradeRequest>,
+    ) -> Result<Response<etcd::DowngradeResponse>, Status> {
+        self.context.metrics.refuse(Method::Downgrade, status::not_yet("a downgrade"))
+    }
+}

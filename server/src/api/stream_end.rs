@@ -1,0 +1,68 @@
+//! When a stream ends though its client did not end it: the node stops, or the client asked to hear
+//! of a lost leader.
+
+use std::pin::Pin;
+use std::time::Duration;
+
+use futures::stream::{Stream, StreamExt as _};
+use tokio::time::MissedTickBehavior;
+use tonic::Status;
+
+use super::context::Context;
+use crate::status::Fault;
+
+/// As in etcd a stream survives this many election timeouts without a leader.
+const ELECTION_TIMEOUTS_MAX: u32 = 3;
+
+/// A stream of answers.
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// Ends `answers` with a status when the node stops or (if asked) when the leader is gone for long.
+pub(crate) fn guard<T: Send + 'static>(
+    context: &Context,
+    answers: Answers<T>,
+    must_have_leader: bool,
+) -> Answers<T> {
+    let end = reason_to_end(context.clone(), must_have_leader);
+    let mut end = Box::pin(futures::stream::once(async move { Err(end.await.into()) }));
+    let mut answers = answers;
+    let mut is_over = false;
+    Box::pin(futures::stream::poll_fn(move |task| {
+        if is_over {
+            return std::task::Poll::Ready(None);
+        }
+        if let std::task::Poll::Ready(reason) = end.poll_next_unpin(task) {
+            is_over = true;
+            return std::task::Poll::Ready(reason);
+        }
+        answers.poll_next_unpin(task)
+    }))
+}
+
+/// Waits until a stream has to end. Cancel-safe.
+pub(crate) async fn reason_to_end(context: Context, must_have_leader: bool) -> Fault {
+    let stopping = context.node.stopping();
+    if !must_have_leader {
+        stopping.cancelled().await;
+        return Fault::Stopped;
+    }
+    tokio::select! {
+        () = stopping.cancelled() => Fault::Stopped,
+        () = leader_is_gone(&context) => Fault::NoLeader,
+    }
+}
+
+async fn leader_is_gone(context: &Context) {
+    let patience = context.node.settings().raft.election_timeout * ELECTION_TIMEOUTS_MAX;
+    let mut tick = tokio::time::interval(Duration::from_millis(100));
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut seen = tokio::time::Instant::now();
+    loop {
+        let now = tick.tick().await;
+        if context.node.has_leader() {
+            seen = now;
+        } else if now.duration_since(seen) >= patience {
+            return;
+        }
+    }
+}

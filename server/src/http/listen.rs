@@ -1,0 +1,157 @@
+//! Accepts connections and serves each until its client or the node goes.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto::Builder;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::counted::Counted;
+use super::route::Router;
+use crate::api::Services;
+use crate::api::context::Context;
+use crate::config::{Limits, ListenUrl};
+
+/// Connections at one time; beyond, new ones wait in the system's queue.
+const CONNECTIONS_MAX: usize = 32_768;
+/// Pause after a failed accept, which mostly means that file descriptors ran out.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// How long a connection may take to send the head of an HTTP/1.1 request.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
+/// What one call may send ahead of its reader; several of the largest requests.
+const STREAM_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
+/// What all calls of one connection may send ahead of their readers.
+const CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
+const FRAME_BYTES_MAX: u32 = 256 * 1024;
+const HEADERS_BYTES_MAX: u32 = 64 * 1024;
+/// Calls a client may cancel at once before its connection counts as an attack. Clients of etcd do
+/// cancel hundreds of watches together.
+const RESETS_MAX: usize = 4_096;
+/// How long calls may go on after the node was told to stop.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The open client port of one node.
+#[derive(Debug)]
+pub(crate) struct ClientPort {
+    listeners: Vec<TcpListener>,
+    /// Where it listens, with the ports that the system chose.
+    pub(crate) addresses: Vec<SocketAddr>,
+}
+
+/// Opens the port, so that its addresses are known before the node starts.
+///
+/// # Errors
+/// Whatever the system reports, with the address.
+pub(crate) async fn bind(urls: &[ListenUrl]) -> io::Result<ClientPort> {
+    let (mut listeners, mut addresses) = (Vec::new(), Vec::new());
+    for url in urls {
+        let listener = TcpListener::bind(url.address).await.map_err(|error| {
+            io::Error::new(error.kind(), format!("cannot listen on {}: {error}", url.url))
+        })?;
+        addresses.push(listener.local_addr()?);
+        listeners.push(listener);
+    }
+    Ok(ClientPort { listeners, addresses })
+}
+
+impl ClientPort {
+    /// Serves until `stop`, then lets calls end for a moment.
+    pub(crate) async fn serve(self, services: Services, context: Context, stop: CancellationToken) {
+        let tasks = TaskTracker::new();
+        let shared = Arc::new(Shared {
+            builder: builder(&context.limits),
+            router: Router { services, context },
+            room: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+            stop: stop.clone(),
+            tasks: tasks.clone(),
+        });
+        for listener in self.listeners {
+            tasks.spawn(accept(listener, Arc::clone(&shared)));
+        }
+        tasks.close();
+        stop.cancelled().await;
+        if tokio::time::timeout(DRAIN_TIMEOUT, tasks.wait()).await.is_err() {
+            tracing::info!(connections = tasks.len(), "closing connections that are still in use");
+        }
+    }
+}
+
+struct Shared {
+    builder: Builder<TokioExecutor>,
+    router: Router,
+    room: Arc<Semaphore>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+fn builder(limits: &Limits) -> Builder<TokioExecutor> {
+    let mut builder = Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(limits.concurrent_streams_max)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_frame_size(FRAME_BYTES_MAX)
+        .max_header_list_size(HEADERS_BYTES_MAX)
+        .max_pending_accept_reset_streams(RESETS_MAX)
+        .max_local_error_reset_streams(RESETS_MAX)
+        .keep_alive_interval(limits.keepalive_interval)
+        .keep_alive_timeout(limits.keepalive_timeout);
+    builder
+}
+
+async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+    loop {
+        let next = async {
+            let room = Arc::clone(&shared.room).acquire_owned().await;
+            (listener.accept().await, room.expect("invariant: the semaphore is never closed"))
+        };
+        let (accepted, room) = tokio::select! {
+            () = shared.stop.cancelled() => return,
+            next = next => next,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                shared.tasks.spawn(serve(stream, Arc::clone(&shared), room));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn serve(stream: TcpStream, shared: Arc<Shared>, _room: OwnedSemaphorePermit) {
+    // Without it small answers wait for the acknowledgement of earlier ones, up to 40 ms.
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "cannot disable Nagle's algorithm");
+    }
+    let stream = Counted::new(stream, Arc::clone(&shared.router.context.metrics));
+    let service = service_fn(|request| shared.router.clone().answer(request));
+    let connection = shared.builder.serve_connection(TokioIo::new(stream), service);
+    let mut connection = std::pin::pin!(connection);
+    let result = tokio::select! {
+        result = connection.as_mut() => result,
+        () = shared.stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            match tokio::time::timeout(DRAIN_TIMEOUT, connection).await {
+                Ok(result) => result,
+                Err(_elapsed) => return,
+            }
+        }
+    };
+    if let Err(error) = result {
+        // The client's doing, whatever it was.
+        tracing::debug!(%error, "connection ended");
+    }
+}

@@ -1,0 +1,81 @@
+//! Which of a port's answers a request gets.
+
+use std::convert::Infallible;
+
+use http::{HeaderMap, Request, Response, header};
+use hyper::body::Incoming;
+use tonic::Status;
+use tonic::body::Body;
+use tower::Service as _;
+
+use super::pages;
+use crate::api::context::Context;
+use crate::api::{KV_PATH, Services};
+use crate::status;
+
+/// Answers requests; one clone per connection.
+#[derive(Clone)]
+pub(super) struct Router {
+    pub(super) services: Services,
+    pub(super) context: Context,
+}
+
+impl Router {
+    /// Answers one request. Never fails: failures are answers.
+    pub(super) async fn answer(
+        mut self,
+        request: Request<Incoming>,
+    ) -> Result<Response<Body>, Infallible> {
+        if !is_grpc(request.headers()) {
+            return Ok(pages::answer(&self.context, request).await);
+        }
+        let response = if request.uri().path().starts_with(KV_PATH) {
+            self.services.kv.call(request).await
+        } else if is_known(request.uri().path()) {
+            self.services.others.call(request.map(Body::new)).await
+        } else {
+            return Ok(unknown_service(request.uri().path()));
+        };
+        response.map(reword)
+    }
+}
+
+fn is_grpc(headers: &HeaderMap) -> bool {
+    headers
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// Services beside KV.
+const KNOWN: [&str; 8] = [
+    "etcdserverpb.Watch",
+    "etcdserverpb.Lease",
+    "etcdserverpb.Cluster",
+    "etcdserverpb.Maintenance",
+    "etcdserverpb.Auth",
+    "v3lockpb.Lock",
+    "v3electionpb.Election",
+    "grpc.health.v1.Health",
+];
+
+fn service_of(path: &str) -> Option<&str> {
+    path.strip_prefix('/')?.split('/').next()
+}
+
+fn is_known(path: &str) -> bool {
+    service_of(path).is_some_and(|service| KNOWN.contains(&service))
+}
+
+fn unknown_service(path: &str) -> Response<Body> {
+    let service = service_of(path).unwrap_or_default();
+    status::unimplemented(format!("unknown service {service}")).into_http()
+}
+
+/// Gives a message beyond the receive limit the code and text that Go's gRPC gives it. tonic's own
+/// check runs before any code of ours and words it differently.
+fn reword(response: Response<Body>) -> Response<Body> {
+    match response.extensions().get::<Status>().and_then(status::too_large_as_in_go) {
+        Some(status) => status.into_http(),
+        None => response,
+    }
+}

@@ -1,0 +1,53 @@
+//! The methods of the client port, as metrics label them.
+
+/// Declares the methods with their kind, service and name.
+macro_rules! methods {
+    ($($variant:ident: $kind:literal, $service:literal, $name:literal;)*) => {
+        /// A method of the client port.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub(crate) enum Method {
+            $($variant,)*
+        }
+
+        impl Method {
+            /// All of them, in the order of their numbers.
+            pub(super) const ALL: &'static [Method] = &[$(Method::$variant,)*];
+
+            /// Kind, service and name, as labels.
+            pub(super) fn labels(self) -> [(&'static str, &'static str); 3] {
+                let (kind, service, name) = match self {
+                    $(Method::$variant => ($kind, $service, $name),)*
+                };
+                [("grpc_type", kind), ("grpc_service", service), ("grpc_method", name)]
+            }
+        }
+    };
+}
+
+methods! {
+    Range: "unary", "etcdserverpb.KV", "Range";
+    RangeStream: "server_stream", "etcdserverpb.KV", "RangeStream";
+    Put: "unary", "etcdserverpb.KV", "Put";
+    DeleteRange: "unary", "etcdserverpb.KV", "DeleteRange";
+    Txn: "unary", "etcdserverpb.KV", "Txn";
+    Compact: "unary", "etcdserverpb.KV", "Compact";
+    Watch: "bidi_stream", "etcdserverpb.Watch", "Watch";
+    LeaseGrant: "unary", "etcdserverpb.Lease", "LeaseGrant";
+    LeaseRevoke: "unary", "etcdserverpb.Lease", "LeaseRevoke";
+    LeaseKeepAlive: "bidi_stream", "etcdserverpb.Lease", "LeaseKeepAlive";
+    LeaseTimeToLive: "unary", "etcdserverpb.Lease", "LeaseTimeToLive";
+    LeaseLeases: "unary", "etcdserverpb.Lease", "LeaseLeases";
+    MemberAdd: "unary", "etcdserverpb.Cluster", "MemberAdd";
+    MemberRemove: "unary", "etcdserverpb.Cluster", "MemberRemove";
+    MemberUpdate: "unary", "etcdserverpb.Cluster", "MemberUpdate";
+    MemberList: "unary", "etcdserverpb.Cluster", "MemberList";
+    MemberPromote: "unary", "etcdserverpb.Cluster", "MemberPromote";
+    Alarm: "unary", "etcdserverpb.Maintenance", "Alarm";
+    Status: "unary", "etcdserverpb.Maintenance", "Status";
+    Defragment: "unary", "etcdserverpb.Maintenance", "Defragment";
+    Hash: "unary", "etcdserverpb.Maintenance", "Hash";
+    HashKv: "unary", "etcdserverpb.Maintenance", "HashKV";
+    Snapshot: "server_stream", "etcdserverpb.Maintenance", "Snapshot";
+    MoveLeader: "unary", "etcdserverpb.Maintenance", "MoveLeader";
+    Downgrade: "unary", "etcdserverpb.Maintenance", "Downgrade";
+}

@@ -1,0 +1,279 @@
+//! What a node counts and measures, under etcd's names where etcd has one, so that its dashboards
+//! and alerts work. One registry per node: several nodes may share a process.
+
+mod exposition;
+mod method;
+mod process;
+
+use std::sync::atomic::AtomicU64;
+use std::time::SystemTime;
+
+use parking_lot::Mutex;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+use tonic::{Code, Response, Status};
+
+pub(crate) use method::Method;
+
+use crate::api::context::Context;
+use crate::status::{self, CODES};
+use crate::version;
+
+/// Labels whose names and values are fixed when the program is written.
+type Labels<const N: usize> = [(&'static str, &'static str); N];
+/// A gauge of seconds.
+type Seconds = Gauge<f64, AtomicU64>;
+
+/// Counters of one method.
+struct Calls {
+    started: Counter,
+    /// By gRPC code.
+    handled: [Counter; CODES],
+}
+
+/// The metrics of one node.
+pub(crate) struct Metrics {
+    registry: Registry,
+    calls: Vec<Calls>,
+    /// Bytes written to clients.
+    pub(crate) client_sent_bytes: Counter,
+    /// Bytes read from clients.
+    pub(crate) client_received_bytes: Counter,
+    /// Answers of `/health`.
+    pub(crate) health_success: Counter,
+    /// Answers of `/health` that were not good.
+    pub(crate) health_failures: Counter,
+    /// What is asked for only when somebody looks.
+    scraped: Scraped,
+    /// Leader at the last look, and how often it changed.
+    leader_seen: Mutex<Option<u64>>,
+}
+
+/// Values that are read when somebody looks.
+#[derive(Default)]
+struct Scraped {
+    has_leader: Gauge,
+    is_leader: Gauge,
+    is_learner: Gauge,
+    leader_changes: Counter,
+    proposals_committed: Gauge,
+    proposals_applied: Gauge,
+    quota_bytes: Gauge,
+    total_bytes: Gauge,
+    in_use_bytes: Gauge,
+    keys: Gauge,
+    current_revision: Gauge,
+    compact_revision: Gauge,
+    resident_bytes: Gauge,
+    cpu_seconds: Seconds,
+    start_seconds: Seconds,
+    open_fds: Gauge,
+    max_fds: Gauge,
+}
+
+impl Metrics {
+    /// Registers everything, for the member of this id.
+    pub(crate) fn new(member_id: u64) -> Self {
+        let mut registry = Registry::default();
+        let scraped = Scraped::default();
+        scraped.register(&mut registry);
+        register_versions(&mut registry, member_id);
+        let calls = register_calls(&mut registry);
+        let mut counter = |name: &str, help: &str| {
+            let counter = Counter::default();
+            registry.register(name, help, counter.clone());
+            counter
+        };
+        let client_sent_bytes =
+            counter("etcd_network_client_grpc_sent_bytes", "Bytes sent to clients");
+        let client_received_bytes =
+            counter("etcd_network_client_grpc_received_bytes", "Bytes received from clients");
+        let health_success = counter("etcd_server_health_success", "Successful health checks");
+        let health_failures = counter("etcd_server_health_failures", "Failed health checks");
+        Self {
+            registry,
+            calls,
+            client_sent_bytes,
+            client_received_bytes,
+            health_success,
+            health_failures,
+            scraped,
+            leader_seen: Mutex::new(None),
+        }
+    }
+
+    /// Counts a call and its outcome.
+    pub(crate) async fn call<T>(
+        &self,
+        method: Method,
+        answer: impl Future<Output = Result<T, Status>>,
+    ) -> Result<Response<T>, Status> {
+        let calls = &self.calls[method as usize];
+        calls.started.inc();
+        let answer = answer.await;
+        let code = answer.as_ref().map_or_else(Status::code, |_| Code::Ok);
+        calls.handled[code as usize].inc();
+        answer.map(Response::new)
+    }
+
+    /// Counts a call that is not supported.
+    pub(crate) fn refuse<T>(&self, method: Method, status: Status) -> Result<Response<T>, Status> {
+        let calls = &self.calls[method as usize];
+        calls.started.inc();
+        calls.handled[status.code() as usize].inc();
+        Err(status)
+    }
+
+    /// The text of `/metrics`.
+    pub(crate) fn exposition(&self, context: &Context) -> String {
+        self.scrape(context);
+        exposition::text(&self.registry)
+    }
+
+    fn scrape(&self, context: &Context) {
+        let scraped = &self.scraped;
+        let status = context.node.status();
+        self.see_leader(status.leader);
+        scraped.has_leader.set(status.leader.is_some().into());
+        scraped.is_leader.set((status.leader == Some(context.node.member_id())).into());
+        scraped.is_learner.set(status.is_learner.into());
+        scraped.proposals_committed.set(signed(status.committed_index));
+        scraped.proposals_applied.set(signed(status.applied_index));
+        scraped.quota_bytes.set(context.quota_bytes.unwrap_or(0));
+        let reader = context.node.reader();
+        let (sizes, head) = (reader.sizes(), reader.head());
+        scraped.total_bytes.set(sizes.total);
+        scraped.in_use_bytes.set(sizes.in_use);
+        scraped.keys.set(head.key_count);
+        scraped.current_revision.set(head.revision);
+        scraped.compact_revision.set(head.compacted);
+        let process = process::Process::now();
+        scraped.resident_bytes.set(signed(process.resident_bytes));
+        scraped.cpu_seconds.set(process.cpu_seconds);
+        scraped.open_fds.set(signed(process.open_fds));
+        scraped.max_fds.set(signed(process.max_fds));
+    }
+
+    /// Counts a change of leader; to be told of every leader in turn.
+    pub(crate) fn see_leader(&self, leader: Option<u64>) {
+        let mut seen = self.leader_seen.lock();
+        if leader.is_some() && *seen != leader {
+            *seen = leader;
+            self.scraped.leader_changes.inc();
+        }
+    }
+}
+
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+impl Scraped {
+    fn register(&self, registry: &mut Registry) {
+        // etcd calls two gauges `_total`; see the test of the names.
+        let gauges: [(&str, &str, &Gauge); 14] = [
+            ("etcd_server_has_leader", "Whether a leader exists", &self.has_leader),
+            ("etcd_server_is_leader", "Whether this member is the leader", &self.is_leader),
+            ("etcd_server_is_learner", "Whether this member is a learner", &self.is_learner),
+            (
+                "etcd_server_proposals_committed_total",
+                "Index of the last committed log entry",
+                &self.proposals_committed,
+            ),
+            (
+                "etcd_server_proposals_applied_total",
+                "Index of the last applied log entry",
+                &self.proposals_applied,
+            ),
+            ("etcd_server_quota_backend_bytes", "Quota, 0 for none", &self.quota_bytes),
+            (
+                "etcd_mvcc_db_total_size_in_bytes",
+                "Logical size since the last defragmentation",
+                &self.total_bytes,
+            ),
+            ("etcd_mvcc_db_total_size_in_use_in_bytes", "Logical size in use", &self.in_use_bytes),
+            ("etcd_debugging_mvcc_keys_total", "Live keys", &self.keys),
+            ("etcd_debugging_mvcc_current_revision", "Current revision", &self.current_revision),
+            (
+                "etcd_debugging_mvcc_compact_revision",
+                "Revision of the last compaction",
+                &self.compact_revision,
+            ),
+            ("process_resident_memory_bytes", "Resident memory", &self.resident_bytes),
+            ("process_open_fds", "Open file descriptors", &self.open_fds),
+            ("process_max_fds", "Most open file descriptors", &self.max_fds),
+        ];
+        for (name, help, gauge) in gauges {
+            registry.register(name, help, gauge.clone());
+        }
+        registry.register(
+            "etcd_server_leader_changes_seen",
+            "Changes of leader that this member saw",
+            self.leader_changes.clone(),
+        );
+        registry.register(
+            "process_cpu_seconds_total",
+            "User and system time",
+            self.cpu_seconds.clone(),
+        );
+        let start = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        self.start_seconds.set(start.as_secs_f64());
+        registry.register(
+            "process_start_time_seconds",
+            "Start of the process, in seconds since 1970",
+            self.start_seconds.clone(),
+        );
+    }
+}
+
+fn register_versions(registry: &mut Registry, member_id: u64) {
+    let one = |name: &'static str, value: String| {
+        let family = Family::<Vec<(&'static str, String)>, Gauge>::default();
+        family.get_or_create(&vec![(name, value)]).set(1);
+        family
+    };
+    registry.register(
+        "etcd_server_version",
+        "Version of etcd whose interface this server speaks",
+        one("server_version", version::ETCD.to_owned()),
+    );
+    registry.register(
+        "etcd_cluster_version",
+        "Lowest such version in the cluster",
+        one("cluster_version", "3.7".to_owned()),
+    );
+    registry.register(
+        "etcd_server_id",
+        "Id of this member",
+        one("server_id", format!("{member_id:x}")),
+    );
+    registry.register(
+        "conclave_build_info",
+        "Version of this server",
+        one("version", version::CONCLAVE.to_owned()),
+    );
+}
+
+fn register_calls(registry: &mut Registry) -> Vec<Calls> {
+    let started = Family::<Labels<3>, Counter>::default();
+    let handled = Family::<Labels<4>, Counter>::default();
+    registry.register("grpc_server_started", "Calls that began", started.clone());
+    registry.register("grpc_server_handled", "Calls that ended", handled.clone());
+    Method::ALL
+        .iter()
+        .map(|method| {
+            let [kind, service, name] = method.labels();
+            let code_counter = |code: usize| {
+                let code = Code::from(i32::try_from(code).unwrap_or_default());
+                let labels = [kind, service, name, ("grpc_code", status::code_name(code))];
+                handled.get_or_create(&labels).clone()
+            };
+            Calls {
+                started: started.get_or_create(&[kind, service, name]).clone(),
+                handled: std::array::from_fn(code_counter),
+            }
+        })
+        .collect()
+}

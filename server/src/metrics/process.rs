@@ -1,0 +1,50 @@
+//! What the system says of this process, from `/proc`; zeros where there is none.
+
+use std::fs;
+
+/// Clock ticks per second in `/proc/self/stat`; fixed in Linux's interface.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// Use of resources at one moment.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Process {
+    pub(super) resident_bytes: u64,
+    pub(super) cpu_seconds: f64,
+    pub(super) open_fds: u64,
+    pub(super) max_fds: u64,
+}
+
+impl Process {
+    /// Looks now.
+    pub(super) fn now() -> Self {
+        Self {
+            resident_bytes: resident_bytes().unwrap_or_default(),
+            cpu_seconds: cpu_seconds().unwrap_or_default(),
+            open_fds: fs::read_dir("/proc/self/fd").map_or(0, |fds| fds.count() as u64),
+            max_fds: max_fds().unwrap_or_default(),
+        }
+    }
+}
+
+fn resident_bytes() -> Option<u64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kibibytes: u64 = line.split_whitespace().next()?.parse().ok()?;
+    Some(kibibytes * 1024)
+}
+
+fn cpu_seconds() -> Option<f64> {
+    let stat = fs::read_to_string("/proc/self/stat").ok()?;
+    // The name in parentheses may hold anything; the fields are counted behind it.
+    let fields = stat.rsplit_once(')')?.1;
+    let mut fields = fields.split_whitespace().skip(11);
+    let user: f64 = fields.next()?.parse().ok()?;
+    let system: f64 = fields.next()?.parse().ok()?;
+    Some((user + system) / TICKS_PER_SECOND)
+}
+
+fn max_fds() -> Option<u64> {
+    let limits = fs::read_to_string("/proc/self/limits").ok()?;
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
+    line.split_whitespace().next()?.parse().ok()
+}

@@ -1,0 +1,148 @@
+//! From settings to a serving node and back: `start` for tests and tools, `run` for a process.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::api::context::Context;
+use crate::api::services;
+use crate::config::Settings;
+use crate::http;
+use crate::metrics::Metrics;
+use crate::node::{self, Node};
+
+/// Why a server cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// A client address cannot be listened on.
+    #[error(transparent)]
+    Listen(io::Error),
+    /// The node refuses.
+    #[error(transparent)]
+    Node(#[from] node::StartError),
+}
+
+/// Why a server that ran stopped though nobody asked it to.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    /// It did not start.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// Raft or the storage failed; only a restart helps, if anything.
+    #[error("this member cannot go on: {0}")]
+    Failed(String),
+}
+
+/// A server with its client port open.
+pub struct Running {
+    node: Arc<Node>,
+    client_addresses: Vec<SocketAddr>,
+    stop: CancellationToken,
+    serving: JoinHandle<()>,
+}
+
+/// Starts a server. The client port is open when this returns; there may be no leader yet, see
+/// [`Running::ready`].
+///
+/// # Errors
+/// [`StartError`].
+pub async fn start(settings: Settings) -> Result<Running, StartError> {
+    for warning in &settings.warnings {
+        tracing::warn!("{warning}");
+    }
+    // First, so that a port in use is found before the data directory is touched.
+    let port = http::bind(&settings.listen.client).await.map_err(StartError::Listen)?;
+    let client_addresses = port.addresses.clone();
+    let settings = Arc::new(settings);
+    let node = Node::start(Arc::clone(&settings)).await?;
+    let stop = CancellationToken::new();
+    let context = Context {
+        metrics: Arc::new(Metrics::new(node.member_id())),
+        node: Arc::clone(&node),
+        limits: settings.limits,
+        quota_bytes: settings.store.quota_bytes,
+    };
+    let serving = tokio::spawn(port.serve(services(context.clone()), context, stop.clone()));
+    Ok(Running { node, client_addresses, stop, serving })
+}
+
+impl Running {
+    /// The node behind the port.
+    #[must_use]
+    pub fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+
+    /// Where clients connect, with the ports that the system chose.
+    #[must_use]
+    pub fn client_addresses(&self) -> &[SocketAddr] {
+        &self.client_addresses
+    }
+
+    /// URLs for clients on this host.
+    #[must_use]
+    pub fn client_urls(&self) -> Vec<String> {
+        self.client_addresses.iter().map(|address| format!("http://{address}")).collect()
+    }
+
+    /// Waits until there is a leader and this member serves linearizable requests; then says so in
+    /// the log, in the words that drivers of etcd wait for.
+    ///
+    /// # Errors
+    /// The reason why the member failed, if it did.
+    pub async fn ready(&self) -> Result<(), String> {
+        self.node.wait_ready().await?;
+        for address in &self.client_addresses {
+            tracing::info!(
+                %address,
+                traffic = "insecure",
+                member_id = %format_args!("{:x}", self.node.member_id()),
+                "ready to serve client requests"
+            );
+        }
+        Ok(())
+    }
+
+    /// Ends calls, hands leadership over and closes everything.
+    pub async fn stop(self) {
+        self.stop.cancel();
+        if let Err(error) = self.serving.await {
+            tracing::warn!(%error, "the client port ended abnormally");
+        }
+        self.node.shutdown().await;
+    }
+}
+
+/// Runs a server until `shutdown` completes.
+///
+/// # Errors
+/// [`RunError`]: it did not start, or a failure of raft or the storage ended it.
+pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
+    let running = start(settings).await?;
+    let failed = {
+        let mut shutdown = std::pin::pin!(shutdown);
+        let failed = async {
+            match running.ready().await {
+                Ok(()) => running.node.failed().await,
+                Err(reason) => reason,
+            }
+        };
+        tokio::select! {
+            () = shutdown.as_mut() => None,
+            reason = failed => Some(reason),
+        }
+    };
+    match failed {
+        None => {
+            tracing::info!("stopping");
+            running.stop().await;
+            tracing::info!("stopped");
+            Ok(())
+        }
+        // Nothing of it can be trusted to end in order.
+        Some(reason) => Err(RunError::Failed(reason)),
+    }
+}
