@@ -214,9 +214,9 @@ mod tests {
         let step = prop_oneof![
             6 => key().prop_map(Step::Put),
             3 => key().prop_map(Step::Delete),
-            1 => Just(Step::DeleteAll),
-            2 => (0..6_i64).prop_map(Step::Compact),
-            4 => (1..4_usize).prop_map(Step::Sweep),
+            2 => Just(Step::DeleteAll),
+            4 => (0..4_i64).prop_map(Step::Compact),
+            6 => (1..9_usize).prop_map(Step::Sweep),
         ];
         prop::collection::vec(step, 1..80)
     }

@@ -67,6 +67,14 @@ impl Head {
         pages.saturating_mul(PAGE_BYTES).max(EMPTY_STORE_BYTES)
     }
 
+    /// Whether rows that a compaction made dead are still there. Every command deletes a few; a
+    /// compaction, also one that is refused, deletes many. So a leader with nothing else to do gets rid
+    /// of the rest by proposing `Compact` to the revision that is compacted already, again and again.
+    #[must_use]
+    pub fn has_dead_rows(&self) -> bool {
+        self.sweep.is_pending(self.compacted)
+    }
+
     /// Whether any member has raised `kind`.
     #[must_use]
     pub fn has_alarm(&self, kind: AlarmKind) -> bool {

@@ -119,3 +119,75 @@ impl<R: Read> Read for Overlay<'_, R> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::memory::MemoryRows;
+
+    fn key() -> impl Strategy<Value = Bytes> {
+        prop::collection::vec(0..3_u8, 0..3).prop_map(Bytes::from)
+    }
+
+    fn writes() -> impl Strategy<Value = Vec<(Bytes, bool)>> {
+        prop::collection::vec((key(), any::<bool>()), 0..12)
+    }
+
+    fn rows_of(
+        rows: &impl Read,
+        start: &[u8],
+        end: Option<&[u8]>,
+        rows_max: usize,
+    ) -> Vec<(Bytes, Bytes)> {
+        let mut found = Vec::new();
+        rows.scan(Table::Key, start, end, &mut |key, row| {
+            found.push((Bytes::copy_from_slice(key), Bytes::copy_from_slice(row)));
+            let is_enough = found.len() >= rows_max;
+            Ok(if is_enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        })
+        .expect("memory does not fail");
+        found
+    }
+
+    proptest! {
+        #[test]
+        fn overlay_reads_as_if_it_were_written(
+            base in writes(),
+            over in writes(),
+            (start, end) in (key(), prop::option::of(key())),
+            rows_max in 1..8_usize,
+        ) {
+            let mut below = MemoryRows::default();
+            below.write(base.into_iter().map(|(key, _)| (Table::Key, key, Some("base".into()))));
+            let mut overlay = Overlay::new(&below);
+            for (key, is_delete) in &over {
+                if *is_delete {
+                    overlay.delete(Table::Key, key.clone());
+                } else {
+                    overlay.put(Table::Key, key.clone(), "over".into());
+                }
+                overlay.put(Table::Rev, key.clone(), "of another table".into());
+            }
+            let mut written = below.clone();
+            let writes = over.iter().map(|(key, is_delete)| {
+                (Table::Key, key.clone(), (!is_delete).then(|| "over".into()))
+            });
+            written.write(writes);
+            let end = end.as_deref();
+            prop_assert_eq!(
+                rows_of(&overlay, &start, end, rows_max),
+                rows_of(&written, &start, end, rows_max)
+            );
+            prop_assert_eq!(
+                overlay.get(Table::Key, &start).expect("memory does not fail"),
+                written.get(Table::Key, &start).expect("memory does not fail")
+            );
+            let writes: Vec<_> =
+                overlay.into_writes().filter(|(table, ..)| *table == Table::Key).collect();
+            below.write(writes);
+            prop_assert_eq!(below, written);
+        }
+    }
+}

@@ -345,6 +345,11 @@ impl Model {
         Ok(select(&self.snapshots[revision as usize], range))
     }
 
+    /// What a reader answers that took its head at `revision`, which is not compacted since.
+    pub(crate) fn range_as_of(&self, revision: i64, range: &Range) -> RangeResponse {
+        select(&self.snapshots[revision as usize], range)
+    }
+
     /// Events from `from` on, as a watch that starts there sees them.
     pub(crate) fn history(&self, from: i64) -> Vec<Event> {
         let mut events = Vec::new();

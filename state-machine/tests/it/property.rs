@@ -1,10 +1,11 @@
 //! Random programs: the machine and the naive model must answer alike, and leave the same history.
 
+use bytes::Bytes;
 use conclave_state_machine::command::{Command, Range, Txn, TxnOp};
-use conclave_state_machine::kv;
-use conclave_state_machine::leases;
+use conclave_state_machine::head::Head;
 use conclave_state_machine::read::Table;
 use conclave_state_machine::response::{Rejection, Response};
+use conclave_state_machine::{history, kv, leases, range};
 use proptest::prelude::*;
 
 use crate::generate::{self, Step};
@@ -19,6 +20,88 @@ proptest! {
             take(&mut store, &mut model, step)?;
             check_state(&store, &model)?;
         }
+    }
+
+    /// A reader needs no snapshot: it reads as of its head while the rows go on below it.
+    #[test]
+    fn readers_step_over_newer_rows(
+        commands in prop::collection::vec(generate::command(), 1..60),
+        taken_at in 0..60_usize,
+        requests in prop::collection::vec(generate::range(), 1..20),
+    ) {
+        let (mut store, mut model) = (Store::new(), Model::new());
+        let mut taken = store.head().clone();
+        for (place, command) in commands.iter().enumerate() {
+            store.apply(command);
+            drop(model.apply(command));
+            if place == taken_at {
+                taken = store.head().clone();
+            }
+        }
+        taken.alarms.clear();
+        for request in requests {
+            let request = Range { revision: 0, ..request };
+            if taken.revision >= model.compacted && !request.key.is_empty() {
+                let answer = range::range(&store.rows, &taken, &request);
+                let answer = answer.expect("memory does not fail");
+                prop_assert_eq!(answer, Ok(model.range_as_of(taken.revision, &request)));
+            }
+        }
+    }
+
+    /// Pieces of a history put together are the history, and no piece ends within a revision.
+    #[test]
+    fn history_is_the_sum_of_its_pieces(
+        commands in prop::collection::vec(generate::command(), 1..60),
+        revisions_max in 1..5_usize,
+        bytes_max in 0..60_usize,
+    ) {
+        let mut store = Store::new();
+        commands.iter().for_each(|command| drop(store.apply(command)));
+        let (mut from, to) = (store.head().compacted.max(0), store.head().revision);
+        let whole = store.history(from, to);
+        let mut pieces = Vec::new();
+        loop {
+            let piece = history::events(&store.rows, from, to, revisions_max, bytes_max);
+            let piece = piece.expect("memory does not fail");
+            let Some(last) = piece.last() else { break };
+            from = last.kv.mod_revision + 1;
+            let mut revisions: Vec<_> = piece.iter().map(|event| event.kv.mod_revision).collect();
+            revisions.dedup();
+            prop_assert!(revisions.len() <= revisions_max);
+            let before_last = piece.iter().filter(|event| event.kv.mod_revision + 1 < from);
+            let bytes: usize = before_last.map(|event| event.kv.key.len() + event.kv.value.len()).sum();
+            prop_assert!(revisions.len() == 1 || bytes < bytes_max, "stops once there is enough");
+            pieces.extend(piece);
+        }
+        prop_assert_eq!(pieces, whole);
+    }
+
+    /// Pages put together are the whole range.
+    #[test]
+    fn pages_are_the_range(
+        commands in prop::collection::vec(generate::command(), 1..60),
+        keys_max in 1..4_usize,
+        back in 0..10_i64,
+    ) {
+        let mut store = Store::new();
+        commands.iter().for_each(|command| drop(store.apply(command)));
+        let head = Head { alarms: vec![], ..store.head().clone() };
+        let revision = (head.revision - back).max(head.compacted).max(1);
+        let zero = Bytes::from_static(b"\0");
+        let all = Range { key: zero.clone(), range_end: zero, revision, ..Range::default() };
+        let all = range::range(&store.rows, &head, &all).expect("memory does not fail");
+        let mut start = vec![0];
+        let mut pages = Vec::new();
+        loop {
+            let page = range::page(&store.rows, revision, &start, None, keys_max);
+            let page = page.expect("memory does not fail");
+            prop_assert!(page.len() <= keys_max);
+            let Some(last) = page.last() else { break };
+            start = [last.key.as_ref(), &[0]].concat();
+            pages.extend(page);
+        }
+        prop_assert_eq!(Ok(pages), all.map(|answer| answer.kvs));
     }
 
     #[test]
