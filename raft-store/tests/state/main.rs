@@ -6,3 +6,4 @@ mod counts;
 mod engines;
 mod harness;
 mod snapshot;
+mod suite;
