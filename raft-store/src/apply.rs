@@ -226,6 +226,9 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     where
         S: Stream<Item = io::Result<EntryResponder<TypeConfig>>> + Unpin + OptionalSend,
     {
+        // Applying may block this worker thread; whoever was woken on it just now goes first. Tokio
+        // cannot give that task (often raft's core) to another thread.
+        tokio::task::yield_now().await;
         let applied = self.shared.published().applied;
         let mut piece = Collecting::default();
         while let Some(entry) = entries.next().await {

@@ -76,7 +76,7 @@ impl RocksEngine {
             ColumnFamilyDescriptor::new(REV, family_options(options, &cache, None)),
         ];
         let db = DB::open_cf_descriptors(&database_options(options, create), dir, families)
-            .map_err(|e| damage_or_io(&e))?;
+            .map_err(|e| open_error(&e, create))?;
         let mut unlogged = WriteOptions::default();
         unlogged.disable_wal(true);
         Ok(Self { db, cache, unlogged })
@@ -350,6 +350,17 @@ fn prefix_into(row: &mut Vec<u8>, table: Table, key: &[u8]) {
 
 fn halt(error: rocksdb::Error) -> Halt {
     Halt::Storage(Box::new(damage_or_io(&error)))
+}
+
+/// A database that should be there and is not, or not all of it, is damage too.
+fn open_error(error: &rocksdb::Error, create: Create) -> io::Error {
+    let text = error.as_ref();
+    let is_missing = matches!(error.kind(), ErrorKind::InvalidArgument | ErrorKind::NotFound)
+        || text.contains("No such file");
+    if create == Create::Never && is_missing {
+        return io::Error::new(io::ErrorKind::InvalidData, text.to_owned());
+    }
+    damage_or_io(error)
 }
 
 fn damage_or_io(error: &rocksdb::Error) -> io::Error {

@@ -1,9 +1,10 @@
 //! Applying, restarting, reading.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use conclave_raft_store::types::{Batch, Entry, EntryPayload};
-use conclave_raft_store::{Identity, ReadError};
+use conclave_raft_store::{Identity, OpenError, ReadError, StateStore, StoreOptions};
 use conclave_state_machine::response::Rejection;
 
 use crate::harness::{ENGINES, State, compact, crash_image, entry, log_id, put};
@@ -123,5 +124,48 @@ async fn a_directory_belongs_to_one_member_for_ever() {
         assert!(
             state.reader.claim(other).unwrap_err().to_string().contains("member 6 of cluster 5")
         );
+    }
+}
+
+/// Opens `root` as a state on disk, which must fail.
+fn refused(root: &Path) -> OpenError {
+    let options = StoreOptions { engine: ENGINES[1] };
+    StateStore::open(root, options, Box::new(())).err().expect("a damaged state is refused")
+}
+
+fn files(database: &Path, extension: &str) -> Vec<PathBuf> {
+    std::fs::read_dir(database)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|found| found == extension))
+        .collect()
+}
+
+#[tokio::test]
+async fn a_damaged_state_is_refused_with_advice() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut state = State::open(dir.path(), ENGINES[1]);
+    state.apply((1..50).map(|i| entry(i, vec![put(format!("k{i}"), "v")]))).await;
+    state.reader.flush().unwrap();
+    drop(state);
+
+    let damages: [fn(&Path); 4] = [
+        |database| std::fs::remove_file(database.join("CURRENT")).unwrap(),
+        |database| std::fs::remove_dir_all(database).unwrap(),
+        |database| std::fs::remove_file(&files(database, "sst")[0]).unwrap(),
+        |database| {
+            for table in files(database, "sst") {
+                let mut bytes = std::fs::read(&table).unwrap();
+                bytes[10] ^= 1;
+                std::fs::write(&table, bytes).unwrap();
+            }
+        },
+    ];
+    for (number, damage) in damages.into_iter().enumerate() {
+        let image = crash_image(dir.path());
+        damage(&image.path().join("db-1"));
+        let error = refused(image.path());
+        assert!(matches!(error, OpenError::Damaged { .. }), "damage {number}: {error:?}");
+        assert!(error.to_string().contains("add it again as a new member"), "{error}");
     }
 }
