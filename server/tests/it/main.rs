@@ -5,3 +5,5 @@ mod api_kv;
 mod cluster;
 mod node;
 mod support;
+mod watch_rules;
+mod watch_support;
