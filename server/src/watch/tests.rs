@@ -456,7 +456,11 @@ impl Client {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2_000))]
+    // About a second; `PROPTEST_CASES` asks for more.
+    #![proptest_config(ProptestConfig {
+        cases: ProptestConfig::default().cases.max(2_000),
+        ..ProptestConfig::default()
+    })]
 
     #[test]
     fn every_watcher_sees_exactly_its_events(
@@ -476,4 +480,33 @@ proptest! {
         let stats = world.hub.stats();
         prop_assert_eq!((stats.watchers, stats.streams), (0, 0), "nobody is left behind");
     }
+}
+
+/// Found by the test above after 50,000 cases.
+#[test]
+fn a_watcher_made_while_a_window_is_delivered_misses_nothing() {
+    let mut world = World::new(Limits { ring_events: 1, chunk_bytes: 20, ..Limits::default() });
+    let create = |key: &'static str, end: &'static str, offset| Step::Create {
+        client: 0,
+        create: WatchCreateRequest {
+            key: key.into(),
+            range_end: end.into(),
+            ..WatchCreateRequest::default()
+        },
+        offset,
+    };
+    let steps = [
+        create("a", "", 0),
+        Step::Poll(0),
+        Step::Write(vec![3]),
+        Step::Dispatch,
+        // Gets the only event through a window that ends with the mail not looked at yet.
+        Step::Poll(0),
+        Step::Write(vec![8]),
+        Step::Dispatch,
+        create("", "\0", -1),
+    ];
+    steps.into_iter().for_each(|step| world.run(step));
+    world.settle();
+    world.clients[0].check(&world.store, false);
 }

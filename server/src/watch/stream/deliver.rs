@@ -65,6 +65,11 @@ impl Pass {
         let (first, last) = (window.first, window.last);
         Pass { window: Arc::downgrade(window), first, last, joined }
     }
+
+    /// Whoever gets the window asks again afterwards.
+    pub(super) fn forget_join(&mut self) {
+        self.joined = false;
+    }
 }
 
 impl WatchStream {

@@ -6,6 +6,7 @@ use conclave_proto::etcdserverpb::{
 };
 use conclave_state_machine::watcher_set::KeyRange;
 
+use super::deliver::Pass;
 use super::{Member, Members, NO_WATCHER, Output, Wants, WatchStream};
 
 /// Requests for progress answered at once; a client that sends more gets no more.
@@ -83,6 +84,8 @@ impl WatchStream {
         // Progress that was asked for earlier must not fall short of what this answer says.
         self.progress.revision = self.progress.revision.max(revision);
         let member = Member { id, start, next, wants, is_behind: true, is_idle: true };
+        // What was dispatched between the join and now is neither in the window nor in the mail.
+        self.pass.iter_mut().for_each(Pass::forget_join);
         self.ids.insert(id, group);
         self.progress_watchers += usize::from(wants.progress);
         self.behind.insert((next, id));
