@@ -1,4 +1,21 @@
 //! Everything durable: the raft log, the state in RocksDB, apply and snapshots.
+//!
+//! ```text
+//!  raft ──► log (fsync) ──► apply ──► state machine's overlay ──► one batch ──► engine (no log)
+//!                             │                                                   ▲
+//!                             ├──► published head ──► reader ─────────────────────┘
+//!                             └──► sink: answers, watch, leases
+//! ```
+//!
+//! | module | what |
+//! |---|---|
+//! | [`log`] | raft's log in segment files: the only write-ahead log |
+//! | [`store`] | opening the state; what its writer and its readers share |
+//! | [`engine`] | rows on disk (RocksDB) or in memory behind one trait |
+//! | [`apply`], [`sink`] | committed entries become rows; who hears of it |
+//! | [`reader`] | reads by revision while entries are applied; sizes, flush, hash |
+//! | [`snapshot`] | sending, receiving and installing a state as files |
+//! | [`command`], [`codec`], [`types`] | requests, raft's values and their messages |
 
 pub mod apply;
 pub mod codec;

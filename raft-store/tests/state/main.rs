@@ -5,5 +5,6 @@ mod apply;
 mod counts;
 mod engines;
 mod harness;
+mod readers;
 mod snapshot;
 mod suite;

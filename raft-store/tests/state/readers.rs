@@ -1,0 +1,113 @@
+//! Readers on other threads while entries are applied, compacted and replaced by a snapshot.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+
+use conclave_raft_store::{EventSpan, ReadError, Reader};
+use conclave_state_machine::command::Range;
+use conclave_state_machine::response::Rejection;
+use openraft::storage::RaftStateMachine;
+
+use crate::harness::{ENGINES, State, compact, entry, put};
+
+const KEYS: usize = 700;
+const ROUNDS: u64 = 60;
+
+/// What readers have in common: when to stop, and how much they saw.
+#[derive(Default)]
+struct Watch {
+    is_done: AtomicBool,
+    reads: AtomicU64,
+}
+
+/// Every round writes all keys with its number, so a state in between rounds shows two numbers
+/// that follow each other, the higher one first.
+fn check_whole(reader: &Reader, limit: i64) {
+    let request = Range { key: "k".into(), range_end: "l".into(), limit, ..Range::default() };
+    let (answer, revision) = reader.range(&request).unwrap();
+    assert_eq!(usize::try_from(answer.count).unwrap(), KEYS, "at revision {revision}");
+    let rounds: Vec<u64> = answer
+        .kvs
+        .iter()
+        .map(|kv| std::str::from_utf8(&kv.value).unwrap().parse().unwrap())
+        .collect();
+    assert!(rounds.is_sorted_by(|a, b| a == b || *a == b + 1), "{rounds:?} at {revision}");
+    assert!(rounds[0] - rounds.last().unwrap() <= 1, "{rounds:?} at {revision}");
+}
+
+/// Follows all events; none may be missing, except across a compaction.
+fn follow(reader: &Reader, watch: &Watch) {
+    let mut next = reader.head().revision + 1;
+    while !watch.is_done.load(Ordering::Relaxed) {
+        let span =
+            EventSpan { from: next, to: i64::MAX - 1, revisions_max: 90, bytes_max: 1 << 20 };
+        match reader.events(span) {
+            Ok(events) => {
+                for event in events {
+                    assert_eq!(event.kv.mod_revision, next, "one event a revision, none missing");
+                    next += 1;
+                }
+            }
+            Err(ReadError::Rejected(Rejection::Compacted)) => next = reader.head().revision + 1,
+            Err(other) => panic!("{other}"),
+        }
+        watch.reads.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+fn read_while(reader: &Reader, watch: &Watch, limit: i64) {
+    while !watch.is_done.load(Ordering::Relaxed) {
+        check_whole(reader, limit);
+        watch.reads.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// One round: all keys, and a compaction that leaves almost no history.
+async fn round(state: &mut State, number: u64) {
+    let puts = (0..KEYS).map(|k| put(format!("k{k:04}"), format!("{number}")));
+    let mut commands: Vec<_> = puts.collect();
+    if number > 1 {
+        commands.insert(KEYS / 2, compact(state.reader.head().revision));
+    }
+    // Several pieces a round, so that readers see states within it.
+    for (piece, commands) in commands.chunks(200).enumerate() {
+        let index = number * 10 + piece as u64;
+        state.apply([entry(index, commands.to_vec())]).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn reads_are_whole_while_history_is_compacted_below_them() {
+    for engine in ENGINES {
+        let dir = tempfile::tempdir().unwrap();
+        let mut state = State::open(dir.path(), engine);
+        round(&mut state, 1).await;
+        let watch = std::sync::Arc::new(Watch::default());
+        let start = |work: fn(&Reader, &Watch)| {
+            let (reader, watch) = (state.reader.clone(), watch.clone());
+            thread::spawn(move || work(&reader, &watch))
+        };
+        let readers = [
+            start(|reader, watch| read_while(reader, watch, 0)),
+            start(|reader, watch| read_while(reader, watch, 300)),
+            start(follow),
+        ];
+        for number in 2..ROUNDS {
+            round(&mut state, number).await;
+            if number % 20 == 0 {
+                reinstall(&mut state).await;
+            }
+        }
+        watch.is_done.store(true, Ordering::Relaxed);
+        for reader in readers {
+            reader.join().unwrap();
+        }
+        assert!(watch.reads.load(Ordering::Relaxed) > 20, "the readers did not get to read");
+    }
+}
+
+/// Replaces the database below the readers by a copy of itself.
+async fn reinstall(state: &mut State) {
+    let snapshot = state.machine.get_current_snapshot().await.unwrap().unwrap();
+    state.machine.install_snapshot(&snapshot.meta, snapshot.snapshot).await.unwrap();
+}
