@@ -1,6 +1,6 @@
 //! What the state needs from a storage engine: ordered rows, one atomic batch, flush, checkpoint.
 //!
-//! Two engines implement it: [`crate::rocks`] on disk and [`crate::memory`] for the simulator and
+//! Two engines implement it: `rocks` on disk and `memory` for the simulator and
 //! tests. Neither has a log of its own: what was not flushed is gone after a crash, and the raft log
 //! replays it. Above this file nobody knows which engine is below.
 

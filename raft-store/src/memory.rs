@@ -1,6 +1,6 @@
 //! The engine in memory, for the simulator and for tests that compare engines.
 //!
-//! It keeps the contract of [`crate::rocks`]: a write is lost in a crash until a flush, which here
+//! It keeps the contract of `rocks`: a write is lost in a crash until a flush, which here
 //! writes all rows to one checksummed file. A reader never waits for a writer: it holds the maps as
 //! they were, and a write that finds them held copies them.
 
