@@ -1,0 +1,196 @@
+//! The command line.
+
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use conclave_client::Client;
+
+use crate::{
+    cluster,
+    command::{self, Verb},
+    dev,
+    failure::Failure,
+    output::{Format, Printer, Style},
+};
+
+/// etcd disconnects clients that probe a connection more often than every 5 s.
+const PING_INTERVAL_MIN: Duration = Duration::from_secs(6);
+
+/// Distributed coordination: keys, watches, leases and leadership, over etcd's v3 API.
+#[derive(Debug, Parser)]
+#[command(name = "conclave", disable_version_flag = true, arg_required_else_help = true)]
+pub(crate) struct Conclave {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) task: Task,
+}
+
+/// What the binary can do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Task {
+    /// Run a server; takes etcd's flags and ETCD_* variables (`conclave server --help`).
+    #[command(disable_help_flag = true)]
+    Server {
+        /// Flags as of etcd.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        flags: Vec<String>,
+    },
+    /// Run one server in a temporary directory, to try things out.
+    Dev(dev::Arguments),
+    /// Run a cluster of three servers on this machine and show their state.
+    Cluster(cluster::Arguments),
+    #[command(flatten)]
+    Client(Verb),
+}
+
+/// The same client verbs under the name `etcdctl`.
+#[derive(Debug, Parser)]
+#[command(name = "etcdctl", disable_version_flag = true, arg_required_else_help = true)]
+pub(crate) struct Etcdctl {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+/// Flags of all client verbs; each may also be set by a variable `ETCDCTL_...`.
+#[derive(Debug, Clone, Args)]
+#[command(next_help_heading = "Client options")]
+pub(crate) struct Global {
+    /// Addresses of the servers, with commas between them.
+    #[arg(
+        long,
+        global = true,
+        env = "ETCDCTL_ENDPOINTS",
+        value_delimiter = ',',
+        default_value = "127.0.0.1:2379"
+    )]
+    pub(crate) endpoints: Vec<String>,
+    /// Form of the output: simple, json, fields or table.
+    #[arg(short, long, global = true, env = "ETCDCTL_WRITE_OUT", default_value = "simple")]
+    write_out: String,
+    /// Print keys and values as hexadecimal numbers.
+    #[arg(long, global = true, env = "ETCDCTL_HEX")]
+    hex: bool,
+    /// Time for making a connection.
+    #[arg(
+        long,
+        global = true,
+        env = "ETCDCTL_DIAL_TIMEOUT",
+        default_value = "2s",
+        value_parser = humantime::parse_duration
+    )]
+    dial_timeout: Duration,
+    /// Time for a command that does not run until it is stopped.
+    #[arg(
+        long,
+        global = true,
+        env = "ETCDCTL_COMMAND_TIMEOUT",
+        default_value = "5s",
+        value_parser = humantime::parse_duration
+    )]
+    command_timeout: Duration,
+    /// How often a connection in use is probed (at least every 6s).
+    #[arg(
+        long,
+        global = true,
+        env = "ETCDCTL_KEEPALIVE_TIME",
+        default_value = "6s",
+        value_parser = humantime::parse_duration
+    )]
+    keepalive_time: Duration,
+    /// Time for the answer to such a probe.
+    #[arg(
+        long,
+        global = true,
+        env = "ETCDCTL_KEEPALIVE_TIMEOUT",
+        default_value = "6s",
+        value_parser = humantime::parse_duration
+    )]
+    keepalive_timeout: Duration,
+}
+
+impl Global {
+    /// The client and the printer that the flags ask for.
+    ///
+    /// # Errors
+    /// If the endpoints or the form of the output cannot be understood.
+    pub(crate) fn context(&self) -> Result<command::Context, Failure> {
+        let format = Format::parse(&self.write_out)?;
+        let printer = Printer { format, style: Style { hex: self.hex, values_only: false } };
+        let client = self.client(&self.endpoints)?;
+        Ok(command::Context { client, printer, global: self.clone() })
+    }
+
+    /// A client of other endpoints with the same settings.
+    ///
+    /// # Errors
+    /// If the endpoints cannot be understood.
+    pub(crate) fn client(&self, endpoints: &[String]) -> Result<Client, Failure> {
+        let client = Client::builder(endpoints)
+            .timeout(self.command_timeout)
+            .dial_timeout(self.dial_timeout)
+            .keep_alive(self.keepalive_time.max(PING_INTERVAL_MIN), self.keepalive_timeout)
+            .build()?;
+        Ok(client)
+    }
+}
+
+/// Flags that are on or off. Go's flag packages also take them with a value.
+const SWITCHES: [&str; 16] = [
+    "cluster",
+    "count-only",
+    "from-key",
+    "hex",
+    "ignore-lease",
+    "ignore-value",
+    "interactive",
+    "keys",
+    "keys-only",
+    "once",
+    "physical",
+    "prefix",
+    "prev-kv",
+    "print-value-only",
+    "progress-notify",
+    "yes",
+];
+
+/// Rewrites `--switch=true` to `--switch` and removes `--switch=false`, up to `--`.
+pub(crate) fn normalize(arguments: impl IntoIterator<Item = String>) -> Vec<String> {
+    let mut is_literal = false;
+    let mut normalized = Vec::new();
+    for argument in arguments {
+        is_literal |= argument == "--";
+        let switch = argument.strip_prefix("--").and_then(|flag| flag.split_once('='));
+        match switch {
+            Some((name, "true" | "1" | "t")) if !is_literal && SWITCHES.contains(&name) => {
+                normalized.push(format!("--{name}"));
+            }
+            Some((name, "false" | "0" | "f")) if !is_literal && SWITCHES.contains(&name) => {}
+            _ => normalized.push(argument),
+        }
+    }
+    normalized
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Conclave::command().debug_assert();
+        Etcdctl::command().debug_assert();
+    }
+
+    #[test]
+    fn switches_take_values_as_in_go() {
+        let arguments = ["get", "--prefix=true", "--hex=false", "--", "--prefix=true"];
+        let normalized = normalize(arguments.map(str::to_owned));
+        assert_eq!(normalized, ["get", "--prefix", "--", "--prefix=true"]);
+    }
+}

@@ -1,0 +1,107 @@
+//! The client verbs, with etcdctl's names, flags and messages.
+
+mod cluster;
+mod endpoint;
+mod get;
+mod lease;
+mod put;
+mod txn;
+mod watch;
+mod words;
+
+use clap::Subcommand;
+use conclave_client::Client;
+
+use crate::{
+    arguments::Global,
+    failure::Failure,
+    output::{Answer, Printer, write},
+};
+
+/// What a verb works with.
+#[derive(Debug, Clone)]
+pub(crate) struct Context {
+    pub(crate) client: Client,
+    pub(crate) printer: Printer,
+    pub(crate) global: Global,
+}
+
+impl Context {
+    fn print(&self, answer: &impl Answer) -> Result<(), Failure> {
+        self.printer.print(answer)
+    }
+}
+
+/// A client verb.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Read a key or a range of keys.
+    Get(get::Arguments),
+    /// Write a key.
+    Put(put::Arguments),
+    /// Delete a key or a range of keys.
+    Del(put::DelArguments),
+    /// Do several things in one transaction, read from standard input.
+    Txn(txn::Arguments),
+    /// Print changes of a key or a range of keys as they happen.
+    Watch(watch::Arguments),
+    /// Forget the history below a revision.
+    #[command(visible_alias = "compact")]
+    Compaction(put::CompactionArguments),
+    /// Leases: keys that vanish when nobody renews them.
+    #[command(subcommand, arg_required_else_help = true)]
+    Lease(lease::Verb),
+    /// The servers at the endpoints.
+    Endpoint(endpoint::Arguments),
+    /// The members of the cluster.
+    #[command(subcommand, arg_required_else_help = true)]
+    Member(cluster::Member),
+    /// Alarms, such as that space is used up.
+    #[command(subcommand, arg_required_else_help = true)]
+    Alarm(cluster::Alarm),
+    /// Give free space of the servers' stores back to the file system.
+    Defrag(endpoint::DefragArguments),
+    /// Hand leadership to another member.
+    MoveLeader(cluster::MoveLeaderArguments),
+    /// Print the version.
+    Version,
+}
+
+impl Verb {
+    /// Does what the verb says.
+    ///
+    /// # Errors
+    /// What went wrong, with etcdctl's exit code.
+    pub(crate) async fn run(self, global: &Global) -> Result<(), Failure> {
+        if matches!(self, Self::Version) {
+            return version();
+        }
+        let context = global.context()?;
+        match self {
+            Self::Get(arguments) => get::run(&context, arguments).await,
+            Self::Put(arguments) => put::run(&context, arguments).await,
+            Self::Del(arguments) => put::del(&context, arguments).await,
+            Self::Txn(arguments) => txn::run(&context, arguments).await,
+            Self::Watch(arguments) => watch::run(&context, arguments).await,
+            Self::Compaction(arguments) => put::compact(&context, arguments).await,
+            Self::Lease(verb) => lease::run(&context, verb).await,
+            Self::Endpoint(arguments) => endpoint::run(&context, arguments).await,
+            Self::Member(cluster::Member::List) => cluster::members(&context).await,
+            Self::Alarm(cluster::Alarm::List) => cluster::alarms(&context).await,
+            Self::Alarm(cluster::Alarm::Disarm) => cluster::disarm(&context).await,
+            Self::Defrag(arguments) => endpoint::defrag(&context, arguments).await,
+            Self::MoveLeader(arguments) => cluster::move_leader(&context, arguments).await,
+            Self::Version => version(),
+        }
+    }
+}
+
+fn version() -> Result<(), Failure> {
+    let etcd = conclave_server::version::ETCD;
+    let api = etcd.rsplit_once('.').map_or(etcd, |(api, _patch)| api);
+    let own = conclave_server::version::CONCLAVE;
+    write(
+        format!("etcdctl version: {etcd}\nAPI version: {api}\nconclave version: {own}\n")
+            .as_bytes(),
+    )
+}

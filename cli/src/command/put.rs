@@ -1,0 +1,142 @@
+//! `put`, `del` and `compaction`.
+
+use std::io::Read;
+
+use bytes::Bytes;
+use clap::Args;
+use conclave_client::pb::{CompactionRequest, DeleteRangeRequest, PutRequest};
+
+use super::{Context, get::range};
+use crate::{
+    failure::Failure,
+    output::{parse_int, write},
+};
+
+/// Flags and arguments of `put`.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// The key and the value; without a value it is read from standard input.
+    #[arg(value_name = "KEY [VALUE]")]
+    pair: Vec<String>,
+    /// The lease to attach to the key, in hexadecimal.
+    #[arg(long, default_value = "0", allow_hyphen_values = true)]
+    lease: String,
+    /// Also print the pair as it was before.
+    #[arg(long)]
+    prev_kv: bool,
+    /// Keep the value the key has.
+    #[arg(long)]
+    ignore_value: bool,
+    /// Keep the lease the key has.
+    #[arg(long)]
+    ignore_lease: bool,
+}
+
+pub(super) async fn run(context: &Context, arguments: Arguments) -> Result<(), Failure> {
+    let value = |key: &str| {
+        let mut value = Vec::new();
+        std::io::stdin()
+            .read_to_end(&mut value)
+            .map_err(|error| Failure::input_output(format!("reading the value of {key}: {error}")))
+            .map(|_length| value)
+    };
+    let reply = context.client.send_put(arguments.request(value)?).await?;
+    context.print(&*reply)
+}
+
+impl Arguments {
+    /// The request that the arguments ask for. `read_value` is called if they hold no value.
+    ///
+    /// # Errors
+    /// If they make no sense.
+    pub(super) fn request(
+        self,
+        read_value: impl FnOnce(&str) -> Result<Vec<u8>, Failure>,
+    ) -> Result<PutRequest, Failure> {
+        let lease = parse_int(&self.lease, 16).map_err(|error| {
+            Failure::bad_arguments(format!("bad lease ID ({error}), expecting ID in Hex"))
+        })?;
+        let (key, value) = match self.pair.as_slice() {
+            [_, _] if self.ignore_value => {
+                let message = "put command needs only 1 argument when 'ignore-value' is set";
+                return Err(Failure::bad_arguments(message));
+            }
+            [key] if self.ignore_value => (key, Vec::new()),
+            [key] => (key, read_value(key)?),
+            [key, value] => (key, value.clone().into_bytes()),
+            _ => {
+                let message = "put command needs 1 argument and input from stdin or 2 arguments";
+                return Err(Failure::bad_arguments(message));
+            }
+        };
+        Ok(PutRequest {
+            key: Bytes::from(key.clone()),
+            value: value.into(),
+            lease,
+            prev_kv: self.prev_kv,
+            ignore_value: self.ignore_value,
+            ignore_lease: self.ignore_lease,
+        })
+    }
+}
+
+/// Flags and arguments of `del`.
+#[derive(Debug, Args)]
+pub(crate) struct DelArguments {
+    /// The key, and the end of a range of keys.
+    #[arg(value_name = "KEY [RANGE_END]")]
+    keys: Vec<String>,
+    /// All keys that start with the key.
+    #[arg(long)]
+    prefix: bool,
+    /// All keys from the key on.
+    #[arg(long)]
+    from_key: bool,
+    /// Also print the deleted pairs.
+    #[arg(long)]
+    prev_kv: bool,
+    /// Delete all keys of an empty prefix without asking (nothing asks here).
+    #[arg(long, hide = true)]
+    yes: bool,
+}
+
+impl DelArguments {
+    /// The request that the arguments ask for.
+    ///
+    /// # Errors
+    /// If they contradict each other.
+    pub(super) fn request(self) -> Result<DeleteRangeRequest, Failure> {
+        let usage = "del command needs one argument as key and an optional argument as range_end";
+        let (key, range_end) = range(&self.keys, self.prefix, self.from_key, usage)?;
+        Ok(DeleteRangeRequest { key, range_end, prev_kv: self.prev_kv })
+    }
+}
+
+pub(super) async fn del(context: &Context, arguments: DelArguments) -> Result<(), Failure> {
+    let reply = context.client.send_delete(arguments.request()?).await?;
+    context.print(&*reply)
+}
+
+/// Flags and arguments of `compaction`.
+#[derive(Debug, Args)]
+pub(crate) struct CompactionArguments {
+    /// The oldest revision that stays readable.
+    #[arg(value_name = "REVISION")]
+    revision: Vec<String>,
+    /// Wait until the space has been reclaimed.
+    #[arg(long)]
+    physical: bool,
+}
+
+pub(super) async fn compact(
+    context: &Context,
+    arguments: CompactionArguments,
+) -> Result<(), Failure> {
+    let [revision] = arguments.revision.as_slice() else {
+        return Err(Failure::bad_arguments("compaction command needs 1 argument"));
+    };
+    let revision = parse_int(revision, 10).map_err(Failure::error)?;
+    let request = CompactionRequest { revision, physical: arguments.physical };
+    context.client.send_compact(request).await?;
+    write(format!("compacted revision {revision}\n").as_bytes())
+}

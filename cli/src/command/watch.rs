@@ -1,0 +1,224 @@
+//! `watch`: prints changes until it is stopped, or runs a command for each.
+
+use std::{env, process::Stdio};
+
+use clap::{Args, Parser};
+use conclave_client::{
+    Error, Watcher,
+    mvccpb::{Event, event::EventType},
+    watch::Response,
+};
+use tokio::{
+    process::Command,
+    sync::{broadcast, mpsc},
+    task::JoinSet,
+};
+
+use super::{Context, words};
+use crate::{
+    arguments::normalize,
+    failure::{Failure, describe},
+    output::{Changes, Format, complain, quote},
+};
+
+/// Lines of interactive input waiting to be handled.
+const LINES_MAX: usize = 1;
+/// Progress requests waiting for a watch to pass them on.
+const PROGRESS_REQUESTS_MAX: usize = 4;
+
+/// Flags and arguments of `watch`.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// The key, and the end of a range of keys.
+    #[arg(value_name = "KEY [RANGE_END]")]
+    keys: Vec<String>,
+    /// A command to run for each change, told about it by ETCD_WATCH_* variables.
+    #[arg(last = true, value_name = "COMMAND")]
+    command: Vec<String>,
+    /// Read `watch ...` and `progress` lines from standard input.
+    #[arg(short, long)]
+    interactive: bool,
+    /// All keys that start with the key.
+    #[arg(long)]
+    prefix: bool,
+    /// The revision to begin with.
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
+    rev: i64,
+    /// Also print pairs as they were before.
+    #[arg(long)]
+    prev_kv: bool,
+    /// Also print from time to time how far the watch has come.
+    #[arg(long)]
+    progress_notify: bool,
+}
+
+pub(super) async fn run(context: &Context, arguments: Arguments) -> Result<(), Failure> {
+    if arguments.interactive {
+        return interactive(context).await;
+    }
+    let command = arguments.command.clone();
+    let (_progress, requests) = broadcast::channel(PROGRESS_REQUESTS_MAX);
+    let watcher = start(context, arguments).map_err(Failure::bad_arguments)?;
+    follow(context.clone(), watcher, command, requests).await
+}
+
+/// Begins the watch that the arguments, or the variables in their place, ask for.
+fn start(context: &Context, arguments: Arguments) -> Result<Watcher, String> {
+    let mut keys = arguments.keys;
+    if let Ok(key) = env::var("ETCDCTL_WATCH_KEY")
+        && keys.is_empty()
+    {
+        keys.push(key);
+        keys.extend(env::var("ETCDCTL_WATCH_RANGE_END"));
+    }
+    let watch = match keys.as_slice() {
+        [key] if arguments.prefix => context.client.watch(key.as_str()).prefix(),
+        [key] => context.client.watch(key.as_str()),
+        [_, _] if arguments.prefix => {
+            return Err("`range_end` and `--prefix` are mutually exclusive".to_owned());
+        }
+        [key, end] => context.client.watch(key.as_str()).range(end.as_str()),
+        _ => return Err("bad number of arguments".to_owned()),
+    };
+    let mut watch = watch.from_revision(arguments.rev);
+    if arguments.prev_kv {
+        watch = watch.prev_kv();
+    }
+    if arguments.progress_notify {
+        watch = watch.progress_notify();
+    }
+    Ok(watch.start())
+}
+
+/// Prints what the watch yields until it ends.
+async fn follow(
+    context: Context,
+    mut watcher: Watcher,
+    command: Vec<String>,
+    mut progress: broadcast::Receiver<()>,
+) -> Result<(), Failure> {
+    loop {
+        let response = tokio::select! {
+            response = watcher.next() => response,
+            Ok(()) = progress.recv() => {
+                watcher.request_progress();
+                continue;
+            }
+        };
+        match response {
+            Ok(Some(response)) => {
+                let changes = Changes { response, compacted: 0 };
+                context.print(&changes)?;
+                for event in &changes.response.events {
+                    execute(&command, event).await?;
+                }
+            }
+            Ok(None) => return Err(Failure::interrupted("watch is canceled by the server")),
+            Err(error) => return Err(canceled(&context, &error)),
+        }
+    }
+}
+
+fn canceled(context: &Context, error: &Error) -> Failure {
+    if let (Error::Compacted { revision }, Format::Json) = (error, context.printer.format) {
+        let response = Response { header: None, created: false, events: Vec::new() };
+        if let Err(failure) = context.print(&Changes { response, compacted: *revision }) {
+            return failure;
+        }
+    }
+    complain(&format!("watch was canceled ({})", describe(error)));
+    Failure::interrupted("watch is canceled by the server")
+}
+
+/// Runs the command for one event and waits for it: events are handled in order.
+async fn execute(command: &[String], event: &Event) -> Result<(), Failure> {
+    let [program, arguments @ ..] = command else { return Ok(()) };
+    let kv = event.kv.clone().unwrap_or_default();
+    let kind = match event.r#type() {
+        EventType::Put => "PUT",
+        EventType::Delete => "DELETE",
+    };
+    let status = Command::new(program)
+        .args(arguments)
+        .env("ETCD_WATCH_REVISION", kv.mod_revision.to_string())
+        .env("ETCD_WATCH_EVENT_TYPE", quote(kind.as_bytes()))
+        .env("ETCD_WATCH_KEY", quote(&kv.key))
+        .env("ETCD_WATCH_VALUE", quote(&kv.value))
+        .stdin(Stdio::inherit())
+        .status()
+        .await;
+    let reason = match status {
+        Ok(status) if status.success() => return Ok(()),
+        Ok(status) => status.to_string(),
+        Err(error) => error.to_string(),
+    };
+    complain(&format!("command {} error ({reason})", quote(command.join(" ").as_bytes())));
+    Err(Failure::reported())
+}
+
+/// A line of interactive input.
+#[derive(Debug, Parser)]
+#[command(name = "watch", no_binary_name = true, disable_help_flag = true)]
+struct Line {
+    #[command(flatten)]
+    arguments: Arguments,
+}
+
+async fn interactive(context: &Context) -> Result<(), Failure> {
+    let (progress, _) = broadcast::channel(PROGRESS_REQUESTS_MAX);
+    let mut watches = JoinSet::new();
+    let mut lines = lines();
+    loop {
+        let line = tokio::select! {
+            line = lines.recv() => line,
+            Some(ended) = watches.join_next() => {
+                ended.expect("invariant: a watch is neither aborted nor panics")?;
+                continue;
+            }
+        };
+        let Some(line) = line else {
+            return Err(Failure::invalid_input("Error reading watch request line: EOF"));
+        };
+        let words = words::split(&line);
+        match words.first().map(String::as_str) {
+            None => {}
+            Some("progress") => {
+                // Nobody to receive it means that there is no watch yet.
+                progress.send(()).ok();
+            }
+            Some("watch") => match begin(context, words) {
+                Ok((watcher, command)) => {
+                    watches.spawn(follow(context.clone(), watcher, command, progress.subscribe()));
+                }
+                Err(reason) => complain(&format!("Invalid command {line} ({reason})")),
+            },
+            Some(_) => {
+                complain(&format!("Invalid command {line} (only support watch and progress)"));
+            }
+        }
+    }
+}
+
+fn begin(context: &Context, words: Vec<String>) -> Result<(Watcher, Vec<String>), String> {
+    let words = normalize(words.into_iter().skip(1));
+    let line = Line::try_parse_from(words).map_err(|error| error.kind().to_string())?;
+    if line.arguments.keys.is_empty() && env::var_os("ETCDCTL_WATCH_KEY").is_none() {
+        return Err("command type or key is not provided".to_owned());
+    }
+    let command = line.arguments.command.clone();
+    start(context, line.arguments).map(|watcher| (watcher, command))
+}
+
+/// The lines of standard input, read by a thread of its own because reading them blocks.
+fn lines() -> mpsc::Receiver<String> {
+    let (sender, receiver) = mpsc::channel(LINES_MAX);
+    std::thread::spawn(move || {
+        for line in std::io::stdin().lines() {
+            let Ok(line) = line else { return };
+            if sender.blocking_send(line).is_err() {
+                return;
+            }
+        }
+    });
+    receiver
+}

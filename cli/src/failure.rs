@@ -1,0 +1,139 @@
+//! Why a command failed, with etcdctl's exit codes and its one line on standard error.
+
+use std::{
+    error::Error as _,
+    io::{IsTerminal, stderr},
+    process::ExitCode,
+};
+
+use conclave_client::{Error, Outcome};
+
+use crate::output::complain;
+
+/// A failed command.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    code: u8,
+    /// Printed as `Error: ...`; `None` if everything was said already.
+    message: Option<String>,
+    /// What may have caused it and what to do, for people only.
+    hint: Option<String>,
+}
+
+impl Failure {
+    fn new(code: u8, message: impl Into<String>) -> Self {
+        Self { code, message: Some(message.into()), hint: None }
+    }
+
+    /// The request failed.
+    pub(crate) fn error(message: impl Into<String>) -> Self {
+        Self::new(1, message)
+    }
+
+    /// Some of several endpoints failed, each with a line of its own.
+    pub(crate) fn reported() -> Self {
+        Self { code: 1, message: None, hint: None }
+    }
+
+    /// The server did not do what a command over a connection needs.
+    pub(crate) fn bad_connection(error: Error) -> Self {
+        Self { code: 2, ..Self::from(error) }
+    }
+
+    /// As [`Failure::bad_connection`], with a message of our own.
+    pub(crate) fn bad_status(message: impl Into<String>) -> Self {
+        Self::new(2, message)
+    }
+
+    /// Standard input holds something that cannot be understood.
+    pub(crate) fn invalid_input(message: impl Into<String>) -> Self {
+        Self::new(3, message)
+    }
+
+    /// A flag asks for something that does not exist.
+    pub(crate) fn bad_feature(message: impl Into<String>) -> Self {
+        Self::new(4, message)
+    }
+
+    /// A command that runs until it is stopped was stopped by the server.
+    pub(crate) fn interrupted(message: impl Into<String>) -> Self {
+        Self::new(5, message)
+    }
+
+    /// Standard input or output failed.
+    pub(crate) fn input_output(message: impl Into<String>) -> Self {
+        Self::new(6, message)
+    }
+
+    /// The arguments make no sense.
+    pub(crate) fn bad_arguments(message: impl Into<String>) -> Self {
+        Self::new(128, message)
+    }
+
+    /// Says what the server refused, as etcdctl does for some verbs.
+    pub(crate) fn about(action: &str, error: Error) -> Self {
+        let failure = Self::from(error);
+        let message = failure.message.map(|message| format!("{action} ({message})"));
+        Self { message, ..failure }
+    }
+
+    /// Prints the failure and returns the exit code.
+    pub(crate) fn report(self) -> ExitCode {
+        if let Some(message) = &self.message {
+            complain(&format!("Error: {message}"));
+        }
+        if let Some(hint) = self.hint
+            && stderr().is_terminal()
+        {
+            complain(&hint);
+        }
+        ExitCode::from(self.code)
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self { code: 1, message: Some(describe(&error)), hint: hint(&error) }
+    }
+}
+
+/// The words of etcd's own client for an error.
+pub(crate) fn describe(error: &Error) -> String {
+    const TIMED_OUT: &str = "context deadline exceeded";
+    match error {
+        Error::Deadline { .. } => TIMED_OUT.to_owned(),
+        Error::Unavailable { status, .. } | Error::Unexpected { status, .. } => {
+            if status.message().starts_with("etcdserver: ") {
+                status.message().to_owned()
+            } else if matches!(error, Error::Unavailable { .. }) {
+                TIMED_OUT.to_owned()
+            } else {
+                format!("rpc error: code = {:?} desc = {}", status.code(), status.message())
+            }
+        }
+        Error::Unimplemented(status) => {
+            format!("rpc error: code = Unimplemented desc = {}", status.message())
+        }
+        other => other.to_string(),
+    }
+}
+
+fn hint(error: &Error) -> Option<String> {
+    if error.outcome() == Outcome::Unknown {
+        return Some(format!(
+            "No answer came ({error}): the request may or may not have been applied. \
+             Look at the current state before you repeat it."
+        ));
+    }
+    let Error::Unavailable { endpoint, status, .. } = error else { return None };
+    let mut cause: Option<&dyn std::error::Error> = status.source();
+    let mut reason = status.message().to_owned();
+    while let Some(error) = cause {
+        reason = error.to_string();
+        cause = error.source();
+    }
+    Some(format!(
+        "{endpoint}: {reason}. Is the server running, and is --endpoints right? \
+         Try `conclave endpoint health`."
+    ))
+}

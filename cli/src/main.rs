@@ -1,0 +1,112 @@
+//! The one binary: server, local clusters, and a client for every verb.
+//!
+//! Called `etcd` (by copy or link) it is the server with etcd's flags; called `etcdctl`, the client
+//! verbs. Flags are resolved here and once; what they ask for is done in the modules.
+//!
+//! | module | what |
+//! |---|---|
+//! | `arguments` | the command line |
+//! | `command` | the client verbs |
+//! | `output` | the forms of their output |
+//! | `failure` | exit codes and messages |
+//! | `server` | one server as a process |
+//! | `dev` | one server to try things out |
+//! | `cluster` | three servers on this machine |
+//! | `stop` | signals that ask a process to end |
+
+mod arguments;
+mod cluster;
+mod command;
+mod dev;
+mod failure;
+mod output;
+mod server;
+mod stop;
+
+use std::{env, path::Path, process::ExitCode};
+
+use clap::{Parser, error::ErrorKind};
+use tokio::runtime::{Builder, Runtime};
+
+use crate::{
+    arguments::{Conclave, Etcdctl, Task, normalize},
+    failure::Failure,
+};
+
+/// Faster than the system's under many threads, and it gives memory back.
+#[cfg(feature = "jemalloc")]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+fn main() -> ExitCode {
+    let mut arguments: Vec<String> =
+        env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
+    let program = arguments.first().map(Path::new).and_then(Path::file_stem);
+    match program.and_then(|name| name.to_str()) {
+        Some("etcd") => server::main(arguments.split_off(1)),
+        Some("etcdctl") => match Etcdctl::try_parse_from(normalize(arguments)) {
+            Ok(Etcdctl { global, verb }) => finish(block_on(verb.run(&global))),
+            // etcdctl's own code for a command line it does not understand.
+            Err(error) => refuse(&error, 1),
+        },
+        _ => match arguments.get(1).map(String::as_str) {
+            Some("server") => server::main(arguments.split_off(2)),
+            Some("--version" | "-V") => server::main(vec!["--version".to_owned()]),
+            _ => match Conclave::try_parse_from(normalize(arguments)) {
+                Ok(conclave) => finish(conclave.run()),
+                Err(error) => refuse(&error, 2),
+            },
+        },
+    }
+}
+
+impl Conclave {
+    fn run(self) -> Result<(), Failure> {
+        match self.task {
+            // `server` behind other flags; without those it never comes here.
+            Task::Server { .. } => {
+                Err(Failure::bad_arguments("`server` must be the first argument"))
+            }
+            Task::Dev(arguments) => runtime()?.block_on(dev::run(arguments)),
+            Task::Cluster(arguments) => block_on(cluster::run(arguments)),
+            Task::Client(verb) => block_on(verb.run(&self.global)),
+        }
+    }
+}
+
+/// Runs a client's work, which needs no threads of its own.
+fn block_on(task: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    let runtime = Builder::new_current_thread().enable_all().build().map_err(no_runtime)?;
+    let result = runtime.block_on(task);
+    // A thread may still be reading standard input: do not wait for it.
+    runtime.shutdown_background();
+    result
+}
+
+/// A runtime for servers.
+fn runtime() -> Result<Runtime, Failure> {
+    Builder::new_multi_thread().enable_all().thread_name("api").build().map_err(no_runtime)
+}
+
+fn no_runtime(error: std::io::Error) -> Failure {
+    Failure::error(format!("the async runtime does not start: {error}"))
+}
+
+fn finish(result: Result<(), Failure>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+/// Prints help, or what is wrong with the command line.
+fn refuse(error: &clap::Error, code: u8) -> ExitCode {
+    // There is nowhere to report that printing failed.
+    error.print().ok();
+    match error.kind() {
+        ErrorKind::DisplayHelp | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            ExitCode::SUCCESS
+        }
+        _ => ExitCode::from(code),
+    }
+}

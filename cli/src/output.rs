@@ -1,0 +1,154 @@
+//! What the client verbs print, byte for byte as etcdctl does.
+//!
+//! Each answer knows its forms ([`Answer`]); [`Printer`] picks the one asked for with `-w`.
+
+mod cluster;
+mod go;
+mod json;
+mod kv;
+mod lease;
+mod table;
+mod watch;
+
+use std::io::{self, Write};
+
+use conclave_client::pb::ResponseHeader;
+
+use crate::failure::Failure;
+
+pub(crate) use cluster::{Alarms, Hash, Hashes, Health, Healths, Members, Statuses, Transfer};
+pub(crate) use go::{bytes as human_bytes, parse_int, parse_uint, quote, unquote};
+pub(crate) use lease::{Granted, KeptAlive, Leases, Revoked, TimeToLive};
+pub(crate) use table::Table;
+pub(crate) use watch::Changes;
+
+/// The form of the output, by the flag `--write-out`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Format {
+    Simple,
+    Json,
+    Fields,
+    Table,
+}
+
+impl Format {
+    /// # Errors
+    /// As etcdctl for anything it does not know; protobuf is not offered.
+    pub(crate) fn parse(text: &str) -> Result<Self, Failure> {
+        match text {
+            "simple" => Ok(Self::Simple),
+            "json" => Ok(Self::Json),
+            "fields" => Ok(Self::Fields),
+            "table" => Ok(Self::Table),
+            "protobuf" => Err(unsupported("protobuf")),
+            _ => Err(Failure::bad_feature("unsupported output format")),
+        }
+    }
+}
+
+fn unsupported(format: &str) -> Failure {
+    Failure::bad_feature(format!("{format} not supported as output format"))
+}
+
+/// Details of the simple form.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Style {
+    /// Keys and values as `\x61` for every byte.
+    pub(crate) hex: bool,
+    /// Values only.
+    pub(crate) values_only: bool,
+}
+
+/// Something that can be printed in every form.
+pub(crate) trait Answer {
+    /// The form for people and scripts.
+    fn simple(&self, out: &mut Vec<u8>, style: Style);
+    /// One JSON document, without a line end.
+    fn json(&self, out: &mut json::Writer);
+    /// One `"Name" : value` line for each field.
+    fn fields(&self, out: &mut Vec<u8>);
+    /// Rows and columns, for the answers for which etcdctl has them.
+    fn table(&self) -> Option<Table> {
+        None
+    }
+}
+
+/// Prints answers in one form.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Printer {
+    pub(crate) format: Format,
+    pub(crate) style: Style,
+}
+
+impl Printer {
+    /// Writes `answer` to standard output.
+    ///
+    /// # Errors
+    /// If the answer has no such form, or the output cannot be written.
+    pub(crate) fn print(&self, answer: &impl Answer) -> Result<(), Failure> {
+        let mut out = Vec::new();
+        match self.format {
+            Format::Simple => answer.simple(&mut out, self.style),
+            Format::Json => {
+                let mut json = json::Writer::default();
+                answer.json(&mut json);
+                out = json.into_bytes();
+                out.push(b'\n');
+            }
+            Format::Fields => answer.fields(&mut out),
+            Format::Table => {
+                let table = answer.table().ok_or_else(|| unsupported("table"))?;
+                out = table.render().into_bytes();
+            }
+        }
+        write(&out)
+    }
+}
+
+/// Writes to standard output.
+///
+/// # Errors
+/// If that cannot be written, e.g. because the reader of a pipe is gone.
+pub(crate) fn write(bytes: &[u8]) -> Result<(), Failure> {
+    let mut stdout = io::stdout().lock();
+    stdout
+        .write_all(bytes)
+        .and_then(|()| stdout.flush())
+        .map_err(|error| Failure::input_output(format!("standard output: {error}")))
+}
+
+/// Writes a line to standard error; there is nowhere to report that this failed.
+pub(crate) fn complain(line: &str) {
+    writeln!(io::stderr().lock(), "{line}").ok();
+}
+
+/// Appends a line.
+macro_rules! line {
+    ($out:expr, $($argument:tt)*) => {{
+        use std::io::Write as _;
+        writeln!($out, $($argument)*).expect("invariant: a vector takes every write")
+    }};
+}
+pub(crate) use line;
+
+fn header_fields(header: Option<&ResponseHeader>, out: &mut Vec<u8>) {
+    let header = header.cloned().unwrap_or_default();
+    line!(out, "\"ClusterID\" : {}", header.cluster_id);
+    line!(out, "\"MemberID\" : {}", header.member_id);
+    line!(out, "\"Revision\" : {}", header.revision);
+    line!(out, "\"RaftTerm\" : {}", header.raft_term);
+}
+
+fn header_json(header: Option<&ResponseHeader>, out: &mut json::Writer) {
+    if let Some(header) = header {
+        out.name("header");
+        out.object(|out| header_members(header, out));
+    }
+}
+
+fn header_members(header: &ResponseHeader, out: &mut json::Writer) {
+    out.unsigned("cluster_id", header.cluster_id);
+    out.unsigned("member_id", header.member_id);
+    out.signed("revision", header.revision);
+    out.unsigned("raft_term", header.raft_term);
+}

@@ -1,0 +1,47 @@
+//! One server as a process: `conclave server`, or the binary under the name `etcd`.
+
+use std::{env, process::ExitCode};
+
+use conclave_server::config::{self, Invocation, Settings};
+
+use crate::{
+    failure::Failure,
+    output::{complain, write},
+    stop::Stop,
+};
+
+/// Does what the flags and the environment ask for.
+pub(crate) fn main(flags: Vec<String>) -> ExitCode {
+    let environment = env::vars_os().map(|(name, value)| {
+        (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned())
+    });
+    let done = match config::parse(flags, environment) {
+        Ok(Invocation::Run(settings)) => run(*settings),
+        Ok(Invocation::Version) => write(config::version_text().as_bytes()),
+        Ok(Invocation::Help) => write(config::usage().as_bytes()),
+        Err(error) => {
+            complain(&format!("error verifying flags, {error}. See 'conclave server --help'."));
+            return ExitCode::from(error.exit_code());
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => failure.report(),
+    }
+}
+
+fn run(settings: Settings) -> Result<(), Failure> {
+    conclave_server::logging::init(&settings.log)
+        .map_err(|error| Failure::error(error.to_string()))?;
+    let runtime = crate::runtime()?;
+    let result = runtime.block_on(async {
+        let mut stop = Stop::listen().map_err(|error| error.to_string())?;
+        let shutdown = async move { stop.requested().await };
+        conclave_server::run(settings, shutdown).await.map_err(|error| error.to_string())
+    });
+    result.map_err(|reason| {
+        // The last line of the log says why the process ended.
+        tracing::error!("{reason}");
+        Failure::reported()
+    })
+}

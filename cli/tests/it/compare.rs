@@ -1,0 +1,188 @@
+//! The same commands through etcdctl and through us, each on a server of its own with the same
+//! history: equal output, equal exit codes, equal last line of complaints.
+
+use std::process::{Command, Output};
+
+use crate::{
+    CONCLAVE, run,
+    server::{Server, program},
+};
+
+/// Commands that etcdctl and we must answer alike, in every form of output. `LEASE` stands for a lease
+/// with a TTL of 600 s.
+const COMMANDS: &[(&[&str], &str)] = &[
+    (&["put", "a", "1"], ""),
+    (&["put", "a", "2", "--prev-kv"], ""),
+    (&["put", "b/1", "x y"], ""),
+    (&["put", "b/2"], "from stdin"),
+    (&["put", "b/3", "--", "-dash"], ""),
+    (&["put", "q\"\\n", "x\ty\u{1}é\u{200b}z<&>"], ""),
+    (&["put", "b/1", "--ignore-value"], ""),
+    (&["put", "b/1", "v", "--ignore-value"], ""),
+    (&["put", "a", "1", "--lease=zz"], ""),
+    (&["put", "a", "1", "--lease", "1"], ""),
+    (&["put", "a", "1", "--lease", "1", "--ignore-lease"], ""),
+    (&["put"], ""),
+    (&["put", "l/1", "1", "--lease=LEASE"], ""),
+    (&["put", "l/1", "2", "--ignore-lease", "--prev-kv"], ""),
+    (&["get", "a"], ""),
+    (&["get", "none"], ""),
+    (&["get", "", "--prefix"], ""),
+    (&["get", "b", "--prefix=true", "--keys-only"], ""),
+    (&["get", "b/2", "--from-key", "--limit=2"], ""),
+    (&["get", "b/1", "b/3", "--order=DESCEND", "--sort-by=MODIFY"], ""),
+    (&["get", "a", "--rev=2", "--consistency=s"], ""),
+    (&["get", "a", "--hex"], ""),
+    (&["get", "a", "--rev=1000"], ""),
+    (&["get", "a", "--consistency=x"], ""),
+    (&["get", "a", "--order=x"], ""),
+    (&["get", "a", "--sort-by=x"], ""),
+    (&["get", "a", "b", "--prefix"], ""),
+    (&["get", "a", "--prefix", "--from-key"], ""),
+    (&["get"], ""),
+    (&["lease", "timetolive", "LEASE", "--keys"], ""),
+    (&["lease", "timetolive", "1234"], ""),
+    (&["lease", "timetolive", "zz"], ""),
+    (&["lease", "keep-alive", "--once", "LEASE"], ""),
+    (&["lease", "keep-alive", "--once", "1234"], ""),
+    (&["lease", "list"], ""),
+    (&["lease", "grant", "500"], ""),
+    (&["lease", "grant"], ""),
+    (&["lease", "grant", "x"], ""),
+    (&["lease", "revoke", "LEASE"], ""),
+    (&["lease", "revoke", "LEASE"], ""),
+    (&["lease", "revoke"], ""),
+    (
+        &["txn"],
+        "ver(\"a\") > \"0\"\nvalue(\"a\") = \"2\"\n\nput t 1\nget a\ndel b/3 --prev-kv\n\nget none\n\n",
+    ),
+    (
+        &["txn"],
+        "create(\"a\") = \"0\"\nmod(\"a\") < \"9\"\n\nput t 1\n\nget b/ --prefix --keys-only\nput t \"a b\" --prev-kv\n\n",
+    ),
+    (&["txn", "--interactive"], "\nget a\n\n\n"),
+    (&["txn"], "bogus\n\n\n\n"),
+    (&["txn"], "ver(a) = \"0\"\n\n\n\n"),
+    (&["txn"], "foo(\"a\") = \"0\"\n\n\n\n"),
+    (&["txn"], "ver(\"a\") = \"x\"\n\n\n\n"),
+    (&["txn"], "\nbogus a\n\n\n"),
+    (&["txn"], "\nput a\n\n\n"),
+    (&["txn"], "\nput a 1\n"),
+    (&["txn"], "\nput a 1\nput a 2\n\n\n"),
+    (&["txn", "extra"], ""),
+    (&["del", "a", "--prev-kv"], ""),
+    (&["del", "a"], ""),
+    (&["del", "b", "--prefix"], ""),
+    (&["del"], ""),
+    (&["compaction", "3"], ""),
+    (&["compaction", "3"], ""),
+    (&["compaction", "3000"], ""),
+    (&["compaction", "x"], ""),
+    (&["compaction"], ""),
+    (&["get", "a", "--rev=2"], ""),
+    (&["watch", "a", "--rev=2"], ""),
+    (&["watch"], ""),
+    (&["member", "list"], ""),
+    (&["endpoint", "status"], ""),
+    (&["endpoint", "hashkv"], ""),
+    (&["alarm", "list"], ""),
+    (&["alarm", "disarm"], ""),
+    (&["defrag"], ""),
+    (&["move-leader"], ""),
+    (&["move-leader", "xyz"], ""),
+    (&["get", "a", "-w", "bogus"], ""),
+];
+
+/// Where we differ on purpose: etcdctl panics (alarms as fields), and the table of what has none.
+fn is_exempt(arguments: &[&str], format: &str) -> bool {
+    arguments[0] == "alarm" && format == "fields"
+}
+
+#[test]
+fn every_verb_prints_what_etcdctl_prints() {
+    let Some(program) = program("every_verb_prints_what_etcdctl_prints") else { return };
+    if !Command::new("etcdctl").arg("version").output().is_ok_and(|output| output.status.success())
+    {
+        use std::io::Write;
+        writeln!(std::io::stderr(), "SKIPPED: no etcdctl (apt-get install etcd-client)").unwrap();
+        return;
+    }
+    let mut differences = Vec::new();
+    for format in ["simple", "json", "fields", "table"] {
+        let (theirs, ours) = (Server::single(program.clone()), Server::single(program.clone()));
+        let leases = [("etcdctl", &theirs), (CONCLAVE, &ours)]
+            .map(|(client, server)| grant(client, &server.endpoint()));
+        for (arguments, input) in COMMANDS {
+            if is_exempt(arguments, format) {
+                continue;
+            }
+            let shown = |client: &str, server: &Server, lease: &str| {
+                let mut arguments: Vec<String> =
+                    arguments.iter().map(|word| word.replace("LEASE", lease)).collect();
+                if !arguments.contains(&"-w".to_owned()) {
+                    // In front: behind `--` it would be a value.
+                    arguments.insert(0, format!("--write-out={format}"));
+                }
+                let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+                normal(&run(client, &server.endpoint(), &arguments, input), &server.endpoint())
+            };
+            let (theirs, ours) =
+                (shown("etcdctl", &theirs, &leases[0]), shown(CONCLAVE, &ours, &leases[1]));
+            if theirs != ours {
+                differences.push(format!(
+                    "{arguments:?} -w {format}\n  etcdctl: {theirs}\n  ours:    {ours}"
+                ));
+            }
+        }
+    }
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
+}
+
+fn grant(client: &str, endpoint: &str) -> String {
+    loop {
+        let output = run(client, endpoint, &["lease", "grant", "600"], "");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        if let Some(id) = text.split(' ').nth(1) {
+            return id.to_owned();
+        }
+    }
+}
+
+/// Output without what may differ: ids, indexes of the log, hashes, ports and times.
+fn normal(output: &Output, endpoint: &str) -> String {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    // etcdctl logs a JSON line before its message.
+    let complaint: Vec<&str> = stderr.lines().filter(|line| !line.starts_with('{')).collect();
+    let text = format!(
+        "code {:?} stdout {:?} stderr {complaint:?}",
+        output.status.code(),
+        String::from_utf8_lossy(&output.stdout)
+    );
+    let text = text.replace(endpoint, "ENDPOINT");
+    let mut normal = String::new();
+    let mut rest = text.as_str();
+    while let Some(start) = rest.find(|c: char| c.is_ascii_hexdigit()) {
+        let (before, word) = rest.split_at(start);
+        let end = word.find(|c: char| !c.is_ascii_hexdigit()).unwrap_or(word.len());
+        normal.push_str(before);
+        let is_index = ["raftIndex", "AppliedIndex", "hash", "HASH", "Index", "Hash", "PeerURL"]
+            .iter()
+            .any(|name| tail(&normal).contains(name));
+        let is_port = tail(&normal).ends_with("127.0.0.1:");
+        // A TTL that is being counted down, and long numbers, which are ids and hashes.
+        let is_ttl = ["TTL", "ttl", "remaining"].iter().any(|name| tail(&normal).contains(name));
+        if is_index || is_port || is_ttl || end >= 9 {
+            normal.push('N');
+        } else {
+            normal.push_str(&word[..end]);
+        }
+        rest = &word[end..];
+    }
+    normal + rest
+}
+
+/// The last few characters, which name the number that follows.
+fn tail(text: &str) -> &str {
+    let start = text.char_indices().rev().nth(20).map_or(0, |(index, _)| index);
+    &text[start..]
+}

@@ -1,0 +1,34 @@
+//! The binary against real servers, side by side with Debian's etcdctl.
+
+mod compare;
+#[path = "../../../client/tests/it/server.rs"]
+mod server;
+mod verbs;
+
+use std::{
+    io::Write,
+    process::{Command, Output, Stdio},
+};
+
+/// The binary under test.
+const CONCLAVE: &str = env!("CARGO_BIN_EXE_conclave");
+
+/// Runs a program to its end with `input` on its standard input.
+fn run(program: &str, endpoint: &str, arguments: &[&str], input: &str) -> Output {
+    let mut child = Command::new(program)
+        .env_clear()
+        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+        .env("ETCDCTL_API", "3")
+        .env("ETCDCTL_ENDPOINTS", endpoint)
+        .args(arguments)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    let mut stdin = child.stdin.take().expect("a pipe");
+    // A program that does not read its input may have ended already.
+    stdin.write_all(input.as_bytes()).ok();
+    drop(stdin);
+    child.wait_with_output().expect("the program ends")
+}
