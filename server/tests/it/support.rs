@@ -1,73 +1,163 @@
-//! Starts servers on free ports of 127.0.0.1 and connects to them.
+//! Servers on free ports of 127.0.0.1 with their client ports open, and clients of them.
 
 use std::net::TcpListener;
-use std::time::Duration;
 
+use conclave_proto::etcdserverpb as etcd;
 use conclave_proto::etcdserverpb::cluster_client::ClusterClient;
 use conclave_proto::etcdserverpb::kv_client::KvClient;
 use conclave_proto::etcdserverpb::lease_client::LeaseClient;
 use conclave_proto::etcdserverpb::maintenance_client::MaintenanceClient;
 use conclave_server::config::{self, Invocation};
 use conclave_server::{Running, start};
+use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
-/// Longest wait for anything that must happen.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+use crate::cluster::within;
 
-/// A server with its directory.
+/// A server and its directory.
 pub(crate) struct Server {
     pub(crate) running: Running,
+    pub(crate) channel: Channel,
     _directory: tempfile::TempDir,
 }
 
 /// Starts a cluster of one with these flags in addition and waits until it serves.
 pub(crate) async fn server(flags: &[&str]) -> Server {
-    let directory = tempfile::tempdir().unwrap();
-    let peer = format!("http://127.0.0.1:{}", free_port());
-    let mut arguments = vec![
-        format!("--data-dir={}", directory.path().display()),
-        "--listen-client-urls=http://127.0.0.1:0".to_owned(),
-        "--advertise-client-urls=http://127.0.0.1:0".to_owned(),
-        format!("--listen-peer-urls={peer}"),
-        format!("--initial-advertise-peer-urls={peer}"),
-        format!("--initial-cluster=default={peer}"),
-    ];
-    arguments.extend(flags.iter().map(|&flag| flag.to_owned()));
-    let Invocation::Run(settings) = config::parse(arguments, []).unwrap() else {
-        panic!("these flags start a server");
-    };
-    let running = start(*settings).await.unwrap();
-    tokio::time::timeout(PATIENCE, running.ready()).await.expect("ready in time").unwrap();
-    Server { running, _directory: directory }
+    servers(1, flags).await.pop().unwrap()
 }
 
-/// A port that was free a moment ago.
-pub(crate) fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+/// Starts a cluster and waits until all members serve.
+pub(crate) async fn servers(size: usize, flags: &[&str]) -> Vec<Server> {
+    let ports = free_ports(size);
+    let peer = |i: usize| format!("http://127.0.0.1:{}", ports[i]);
+    let all: Vec<String> = (0..size).map(|i| format!("n{i}={}", peer(i))).collect();
+    let starts = (0..size).map(async |i| {
+        let directory = tempfile::tempdir().unwrap();
+        let mut arguments = vec![
+            format!("--name=n{i}"),
+            format!("--data-dir={}", directory.path().display()),
+            "--listen-client-urls=http://127.0.0.1:0".to_owned(),
+            "--advertise-client-urls=http://127.0.0.1:1".to_owned(),
+            format!("--listen-peer-urls={}", peer(i)),
+            format!("--initial-advertise-peer-urls={}", peer(i)),
+            format!("--initial-cluster={}", all.join(",")),
+        ];
+        arguments.extend(flags.iter().map(|&flag| flag.to_owned()));
+        let Invocation::Run(settings) = config::parse(arguments, []).unwrap() else {
+            panic!("these flags start a server");
+        };
+        let running = start(*settings).await.unwrap();
+        let endpoint = Endpoint::try_from(running.client_urls()[0].clone()).unwrap();
+        Server { running, channel: endpoint.connect_lazy(), _directory: directory }
+    });
+    let servers = futures::future::join_all(starts).await;
+    for server in &servers {
+        within("a server is ready", server.running.ready()).await.unwrap();
+    }
+    servers
+}
+
+fn free_ports(count: usize) -> Vec<u16> {
+    let listeners: Vec<TcpListener> =
+        (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    listeners.iter().map(|listener| listener.local_addr().unwrap().port()).collect()
 }
 
 impl Server {
-    pub(crate) fn url(&self) -> String {
-        self.running.client_urls()[0].clone()
-    }
-
-    pub(crate) fn channel(&self) -> Channel {
-        Endpoint::try_from(self.url()).unwrap().connect_lazy()
-    }
-
     pub(crate) fn kv(&self) -> KvClient<Channel> {
-        KvClient::new(self.channel())
+        KvClient::new(self.channel.clone()).max_decoding_message_size(usize::MAX)
     }
 
     pub(crate) fn lease(&self) -> LeaseClient<Channel> {
-        LeaseClient::new(self.channel())
+        LeaseClient::new(self.channel.clone())
     }
 
     pub(crate) fn cluster(&self) -> ClusterClient<Channel> {
-        ClusterClient::new(self.channel())
+        ClusterClient::new(self.channel.clone())
     }
 
     pub(crate) fn maintenance(&self) -> MaintenanceClient<Channel> {
-        MaintenanceClient::new(self.channel())
+        MaintenanceClient::new(self.channel.clone())
     }
+
+    /// Puts and returns the revision.
+    pub(crate) async fn put(&self, key: &str, value: &str) -> i64 {
+        let answer = self.kv().put(put(key, value)).await.unwrap().into_inner();
+        answer.header.unwrap().revision
+    }
+
+    pub(crate) async fn range(&self, request: etcd::RangeRequest) -> etcd::RangeResponse {
+        self.kv().range(request).await.unwrap().into_inner()
+    }
+
+    pub(crate) async fn txn(&self, request: etcd::TxnRequest) -> etcd::TxnResponse {
+        self.kv().txn(request).await.unwrap().into_inner()
+    }
+}
+
+/// Code and text of a refusal.
+#[track_caller]
+pub(crate) fn refused<T: std::fmt::Debug>(answer: Result<T, Status>) -> (tonic::Code, String) {
+    let status = answer.expect_err("must be refused");
+    (status.code(), status.message().to_owned())
+}
+
+pub(crate) fn put(key: &str, value: &str) -> etcd::PutRequest {
+    etcd::PutRequest {
+        key: key.to_owned().into(),
+        value: value.to_owned().into(),
+        ..Default::default()
+    }
+}
+
+pub(crate) fn delete(key: &str, end: &str) -> etcd::DeleteRangeRequest {
+    etcd::DeleteRangeRequest {
+        key: key.to_owned().into(),
+        range_end: end.to_owned().into(),
+        ..Default::default()
+    }
+}
+
+pub(crate) fn range(key: &str, end: &str) -> etcd::RangeRequest {
+    etcd::RangeRequest {
+        key: key.to_owned().into(),
+        range_end: end.to_owned().into(),
+        ..Default::default()
+    }
+}
+
+pub(crate) fn op(request: impl Into<Op>) -> etcd::RequestOp {
+    etcd::RequestOp { request: Some(request.into().0) }
+}
+
+/// An operation of a transaction.
+pub(crate) struct Op(etcd::request_op::Request);
+
+impl From<etcd::PutRequest> for Op {
+    fn from(request: etcd::PutRequest) -> Self {
+        Op(etcd::request_op::Request::RequestPut(request))
+    }
+}
+
+impl From<etcd::RangeRequest> for Op {
+    fn from(request: etcd::RangeRequest) -> Self {
+        Op(etcd::request_op::Request::RequestRange(request))
+    }
+}
+
+impl From<etcd::DeleteRangeRequest> for Op {
+    fn from(request: etcd::DeleteRangeRequest) -> Self {
+        Op(etcd::request_op::Request::RequestDeleteRange(request))
+    }
+}
+
+impl From<etcd::TxnRequest> for Op {
+    fn from(request: etcd::TxnRequest) -> Self {
+        Op(etcd::request_op::Request::RequestTxn(request))
+    }
+}
+
+/// A transaction without conditions.
+pub(crate) fn then(success: Vec<etcd::RequestOp>) -> etcd::TxnRequest {
+    etcd::TxnRequest { success, ..Default::default() }
 }

@@ -1,0 +1,139 @@
+//! Maintenance and Cluster through the wire, and what answers Unimplemented.
+
+use conclave_proto::etcdserverpb as etcd;
+use conclave_proto::etcdserverpb::auth_client::AuthClient;
+use conclave_proto::etcdserverpb::{AlarmType, alarm_request::AlarmAction};
+use conclave_proto::v3lockpb::{LockRequest, lock_client::LockClient};
+use tonic::Code;
+
+use crate::cluster::{eventually, within};
+use crate::support::{Server, put, range, refused, server, servers};
+
+async fn status(server: &Server) -> etcd::StatusResponse {
+    server.maintenance().status(etcd::StatusRequest {}).await.unwrap().into_inner()
+}
+
+fn alarm(action: AlarmAction, member_id: u64, alarm: AlarmType) -> etcd::AlarmRequest {
+    etcd::AlarmRequest { action: action as i32, member_id, alarm: alarm as i32 }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn status_states_what_etcdctl_shows() {
+    let server = server(&[]).await;
+    server.put("a", "1").await;
+    let status = status(&server).await;
+    let header = status.header.unwrap();
+    assert_eq!(header.revision, 2);
+    assert_eq!((status.version.as_str(), status.storage_version.as_str()), ("3.7.1", "3.7.0"));
+    assert_eq!(status.leader, header.member_id);
+    assert_eq!(status.raft_term, header.raft_term);
+    assert!(status.raft_index >= status.raft_applied_index && status.raft_applied_index > 0);
+    assert!(status.db_size >= 20_480 && status.db_size_in_use > 0, "clients divide by it");
+    assert_eq!(status.db_size_quota, 2 * 1024 * 1024 * 1024);
+    assert!(status.errors.is_empty() && !status.is_learner);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_store_refuses_growth_until_it_is_cleared() {
+    let server = server(&["--quota-backend-bytes=53248"]).await;
+    let no_space =
+        (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded".to_owned());
+    let mut kv = server.kv();
+    server.put("small", "1").await;
+    assert_eq!(refused(kv.put(put("k", &"v".repeat(40_000))).await), no_space);
+    let member = status(&server).await.header.unwrap().member_id;
+    let active = etcd::AlarmMember { member_id: member, alarm: AlarmType::Nospace as i32 };
+    let mut maintenance = server.maintenance();
+    let list = maintenance.alarm(alarm(AlarmAction::Get, 0, AlarmType::None)).await.unwrap();
+    assert_eq!(list.into_inner().alarms, [active]);
+    assert_eq!(status(&server).await.errors, [format!("memberID:{member} alarm:NOSPACE ")]);
+    assert_eq!(refused(kv.put(put("small", "2")).await), no_space, "however small");
+    let lease = etcd::LeaseGrantRequest { ttl: 60, id: 0 };
+    assert_eq!(refused(server.lease().lease_grant(lease).await), no_space);
+    assert_eq!(server.range(range("small", "")).await.count, 1, "reads go on");
+    kv.delete_range(crate::support::delete("small", "")).await.unwrap();
+    let compact = etcd::CompactionRequest { revision: 3, physical: true };
+    kv.compact(compact).await.unwrap();
+    let answer = maintenance.defragment(etcd::DefragmentRequest {}).await.unwrap().into_inner();
+    assert_eq!(answer.header, None);
+    let request = alarm(AlarmAction::Deactivate, member, AlarmType::Nospace);
+    assert_eq!(maintenance.alarm(request).await.unwrap().into_inner().alarms, [active]);
+    server.put("small", "3").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_have_equal_hashes_and_move_their_leader() {
+    let servers = servers(3, &[]).await;
+    for i in 0..10 {
+        servers[i % 3].put(&format!("k{i}"), "v").await;
+    }
+    let mut hashes = Vec::new();
+    for server in &servers {
+        server.range(range("k", "")).await;
+        let request = etcd::HashKvRequest { revision: 11 };
+        let hash = server.maintenance().hash_kv(request).await.unwrap().into_inner();
+        assert_eq!((hash.compact_revision, hash.hash_revision), (-1, 11));
+        hashes.push(hash.hash);
+        assert_eq!(
+            refused(server.maintenance().hash_kv(etcd::HashKvRequest { revision: 99 }).await).1,
+            "etcdserver: mvcc: required revision is a future revision"
+        );
+    }
+    assert!(hashes.iter().all(|&hash| hash == hashes[0]), "{hashes:?}");
+
+    let leader = status(&servers[0]).await.leader;
+    let is_leader = |server: &&Server| server.running.node().member_id() == leader;
+    let at = servers.iter().find(is_leader).unwrap();
+    let other = servers.iter().find(|server| !is_leader(server)).unwrap();
+    let to = |target_id| etcd::MoveLeaderRequest { target_id };
+    let target = other.running.node().member_id();
+    assert_eq!(
+        refused(other.maintenance().move_leader(to(target)).await),
+        (Code::FailedPrecondition, "etcdserver: not leader".into())
+    );
+    assert_eq!(
+        refused(at.maintenance().move_leader(to(12345)).await),
+        (Code::FailedPrecondition, "etcdserver: bad leader transferee".into())
+    );
+    let moved = within("a transfer", at.maintenance().move_leader(to(target))).await.unwrap();
+    assert_eq!(moved.into_inner().header, None);
+    eventually("the target leads", || other.running.node().is_leader()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_are_listed_without_a_revision() {
+    let servers = servers(3, &[]).await;
+    for server in &servers {
+        let request = etcd::MemberListRequest { linearizable: true };
+        let answer = server.cluster().member_list(request).await.unwrap().into_inner();
+        assert_eq!(answer.header.unwrap().revision, 0);
+        let mut names: Vec<_> = answer.members.iter().map(|m| m.name.as_str()).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["n0", "n1", "n2"]);
+        for member in &answer.members {
+            assert_eq!((member.peer_ur_ls.len(), member.is_learner), (1, false));
+            assert_eq!(member.client_ur_ls, ["http://127.0.0.1:1"]);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_comes_later_says_so() {
+    let server = server(&[]).await;
+    let later = |what: &str| (Code::Unimplemented, format!("conclave: {what} is not supported yet"));
+    let mut maintenance = server.maintenance();
+    assert_eq!(
+        refused(maintenance.snapshot(etcd::SnapshotRequest {}).await),
+        later("saving a snapshot")
+    );
+    assert_eq!(
+        refused(maintenance.downgrade(etcd::DowngradeRequest::default()).await),
+        later("a downgrade")
+    );
+    let mut auth = AuthClient::new(server.channel.clone());
+    assert_eq!(refused(auth.auth_enable(etcd::AuthEnableRequest {}).await), later("authentication"));
+    let mut lock = LockClient::new(server.channel.clone());
+    assert_eq!(refused(lock.lock(LockRequest::default()).await), later("the Lock service"));
+    let request = etcd::MemberAddRequest::default();
+    assert_eq!(refused(server.cluster().member_add(request).await), later("changing members"));
+}
