@@ -13,6 +13,7 @@ use conclave_state_machine::members;
 use conclave_state_machine::response::{Applied, Halt};
 use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
+use prometheus_client::metrics::histogram::Histogram;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -107,6 +108,7 @@ pub struct Node {
     lessor: Lessor,
     hub: Arc<Hub>,
     header: Header,
+    log_sync: Histogram,
     timeout: Duration,
     /// Why raft stopped, once it has.
     fatal: watch::Receiver<Option<String>>,
@@ -164,6 +166,11 @@ impl Node {
     #[must_use]
     pub fn watch(&self) -> &Arc<Hub> {
         &self.hub
+    }
+
+    /// Durations of the log's syncs.
+    pub(crate) fn log_sync(&self) -> &Histogram {
+        &self.log_sync
     }
 
     /// As resolved at the start.

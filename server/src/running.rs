@@ -60,7 +60,7 @@ pub async fn start(settings: Settings) -> Result<Running, StartError> {
     let node = Node::start(Arc::clone(&settings)).await?;
     let stop = CancellationToken::new();
     let context = Context {
-        metrics: Arc::new(Metrics::new(node.member_id())),
+        metrics: Arc::new(Metrics::new(&node)),
         node: Arc::clone(&node),
         limits: settings.limits,
         quota_bytes: settings.store.quota_bytes,

@@ -12,12 +12,14 @@ use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use tonic::{Code, Response, Status};
 
 pub(crate) use method::Method;
 
 use crate::api::context::Context;
+use crate::node::Node;
 use crate::status::{self, CODES};
 use crate::version;
 
@@ -31,6 +33,11 @@ struct Calls {
     started: Counter,
     /// By gRPC code.
     handled: [Counter; CODES],
+}
+
+/// A histogram for the syncs of the raft log, with etcd's buckets: 1 ms to 8 s.
+pub(crate) fn log_sync() -> Histogram {
+    Histogram::new(exponential_buckets(0.001, 2.0, 14))
 }
 
 /// The metrics of one node.
@@ -66,6 +73,10 @@ struct Scraped {
     keys: Gauge,
     current_revision: Gauge,
     compact_revision: Gauge,
+    watch_streams: Gauge,
+    watchers: Gauge,
+    slow_streams: Gauge,
+    pending_events: Gauge,
     resident_bytes: Gauge,
     cpu_seconds: Seconds,
     start_seconds: Seconds,
@@ -74,12 +85,17 @@ struct Scraped {
 }
 
 impl Metrics {
-    /// Registers everything, for the member of this id.
-    pub(crate) fn new(member_id: u64) -> Self {
+    /// Registers everything for `node`.
+    pub(crate) fn new(node: &Node) -> Self {
         let mut registry = Registry::default();
         let scraped = Scraped::default();
         scraped.register(&mut registry);
-        register_versions(&mut registry, member_id);
+        register_versions(&mut registry, node.member_id());
+        registry.register(
+            "etcd_disk_wal_fsync_duration_seconds",
+            "Durations of fdatasync of the raft log",
+            node.log_sync().clone(),
+        );
         let calls = register_calls(&mut registry);
         let mut counter = |name: &str, help: &str| {
             let counter = Counter::default();
@@ -149,6 +165,11 @@ impl Metrics {
         scraped.keys.set(head.key_count);
         scraped.current_revision.set(head.revision);
         scraped.compact_revision.set(head.compacted);
+        let watch = context.node.watch().stats();
+        scraped.watch_streams.set(clamped(watch.streams));
+        scraped.watchers.set(clamped(watch.watchers));
+        scraped.slow_streams.set(clamped(watch.slow_streams));
+        scraped.pending_events.set(clamped(watch.pending_events));
         let process = process::Process::now();
         scraped.resident_bytes.set(signed(process.resident_bytes));
         scraped.cpu_seconds.set(process.cpu_seconds);
@@ -166,6 +187,10 @@ impl Metrics {
     }
 }
 
+fn clamped(value: usize) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
 fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
@@ -173,7 +198,7 @@ fn signed(value: u64) -> i64 {
 impl Scraped {
     fn register(&self, registry: &mut Registry) {
         // etcd calls two gauges `_total`; see the test of the names.
-        let gauges: [(&str, &str, &Gauge); 14] = [
+        let gauges: [(&str, &str, &Gauge); 18] = [
             ("etcd_server_has_leader", "Whether a leader exists", &self.has_leader),
             ("etcd_server_is_leader", "Whether this member is the leader", &self.is_leader),
             ("etcd_server_is_learner", "Whether this member is a learner", &self.is_learner),
@@ -200,6 +225,18 @@ impl Scraped {
                 "etcd_debugging_mvcc_compact_revision",
                 "Revision of the last compaction",
                 &self.compact_revision,
+            ),
+            ("etcd_debugging_mvcc_watch_stream_total", "Watch streams", &self.watch_streams),
+            ("etcd_debugging_mvcc_watcher_total", "Watchers", &self.watchers),
+            (
+                "etcd_debugging_mvcc_slow_watcher_total",
+                "Watch streams that are catching up",
+                &self.slow_streams,
+            ),
+            (
+                "etcd_debugging_mvcc_pending_events_total",
+                "Events that no watcher was told of yet",
+                &self.pending_events,
             ),
             ("process_resident_memory_bytes", "Resident memory", &self.resident_bytes),
             ("process_open_fds", "Open file descriptors", &self.open_fds),

@@ -18,6 +18,7 @@ use conclave_state_machine::response::Halt;
 use openraft::async_runtime::WatchReceiver;
 use openraft::error::Fatal;
 use openraft::storage::{RaftLogReader as _, RaftLogStorage as _};
+use prometheus_client::metrics::histogram::Histogram;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -29,6 +30,7 @@ use super::sink::{Late, Sink};
 use super::{Header, Node};
 use crate::config::Settings;
 use crate::lessor::{Leases, Lessor, LessorParts};
+use crate::metrics;
 use crate::propose::{Batcher, Proposer, Waiters};
 use crate::raft::bootstrap::{self, BootstrapError, Founding};
 use crate::raft::compactor::{self, Retention};
@@ -90,6 +92,8 @@ struct Opened {
     leases: Arc<Leases>,
     member_id: Arc<OnceLock<u64>>,
     late: Arc<OnceLock<Late>>,
+    /// Durations of the log's syncs.
+    log_sync: Histogram,
 }
 
 /// Everything of a node but the runtime that it runs on.
@@ -102,6 +106,7 @@ struct Parts {
     lessor: Lessor,
     hub: Arc<Hub>,
     header: Header,
+    log_sync: Histogram,
     timeout: Duration,
     fatal: watch::Receiver<Option<String>>,
     stop: CancellationToken,
@@ -124,6 +129,7 @@ pub(super) async fn start(settings: Arc<Settings>) -> Result<Arc<Node>, StartErr
         lessor: parts.lessor,
         hub: parts.hub,
         header: parts.header,
+        log_sync: parts.log_sync,
         timeout: parts.timeout,
         fatal: parts.fatal,
         stopping,
@@ -143,7 +149,7 @@ async fn parts(settings: Arc<Settings>) -> Result<Parts, StartError> {
     };
     let service = PeerService::default();
     listen(&settings, &service, &stop, &tasks).await?;
-    let (founding, log) = identify(&settings, &opened.reader).await?;
+    let (founding, log) = identify(&settings, &opened).await?;
     let identity = founding.identity;
     opened.member_id.set(identity.member).expect("a member is identified once");
     tracing::info!(
@@ -155,6 +161,7 @@ async fn parts(settings: Arc<Settings>) -> Result<Parts, StartError> {
 
     let header = Header { identity, route: Arc::default() };
     let hub = open_hub(&settings, &opened.reader, header.clone());
+    let log_sync = opened.log_sync.clone();
     let late = Late { reader: opened.reader.clone(), hub: hub.clone() };
     assert!(opened.late.set(late).is_ok(), "a member opens its state once");
     let links = Arc::new(Links::new(identity.cluster, identity.member));
@@ -186,6 +193,7 @@ async fn parts(settings: Arc<Settings>) -> Result<Parts, StartError> {
         lessor: serving.lessor.clone(),
         hub,
         header,
+        log_sync,
         timeout: request_timeout(&settings),
         fatal,
         stop,
@@ -257,6 +265,7 @@ fn open_state(settings: &Settings) -> Result<Opened, StartError> {
     let leases = Arc::new(Leases::new());
     let member_id = Arc::new(OnceLock::new());
     let late = Arc::new(OnceLock::new());
+    let log_sync = metrics::log_sync();
     let sink = Sink {
         member_id: member_id.clone(),
         waiters: waiters.clone(),
@@ -267,7 +276,7 @@ fn open_state(settings: &Settings) -> Result<Opened, StartError> {
     let options = StoreOptions { engine: EngineKind::Rocks(rocks) };
     let (machine, reader) = StateStore::open(&settings.state_dir(), options, Box::new(sink))?;
     leases.load(&reader)?;
-    Ok(Opened { machine, reader, waiters, leases, member_id, late })
+    Ok(Opened { machine, reader, waiters, leases, member_id, late, log_sync })
 }
 
 /// Continues watching where the stored state ends.
@@ -286,11 +295,12 @@ fn open_hub(settings: &Settings, reader: &Reader, header: Header) -> Arc<Hub> {
 /// Finds out who this member is and opens its log.
 async fn identify(
     settings: &Arc<Settings>,
-    reader: &Reader,
+    opened: &Opened,
 ) -> Result<(Founding, LogStore), StartError> {
+    let (reader, log_sync) = (&opened.reader, &opened.log_sync);
     let stored = bootstrap::stored_identity(reader, &settings.log_dir())?;
     if let Some(identity) = stored {
-        let mut log = open_log(settings, identity.member).await?;
+        let mut log = open_log(settings, identity.member, log_sync).await?;
         let has_content = log.get_log_state().await?.last_log_id.is_some()
             || log.get_log_reader().await.read_vote().await?.is_some();
         if has_content {
@@ -306,14 +316,20 @@ async fn identify(
     let founding = bootstrap::found(settings).await?;
     let (claimed, claim) = (founding.identity, reader.clone());
     tokio::task::spawn_blocking(move || claim.claim(claimed)).await.map_err(io::Error::other)??;
-    let log = open_log(settings, founding.identity.member).await?;
+    let log = open_log(settings, founding.identity.member, log_sync).await?;
     Ok((founding, log))
 }
 
-async fn open_log(settings: &Arc<Settings>, member: u64) -> Result<LogStore, StartError> {
+async fn open_log(
+    settings: &Arc<Settings>,
+    member: u64,
+    log_sync: &Histogram,
+) -> Result<LogStore, StartError> {
     let dir = settings.log_dir();
-    let opened =
-        tokio::task::spawn_blocking(move || LogStore::open(&dir, LogOptions::new(member))).await;
+    let log_sync = log_sync.clone();
+    let on_sync = move |took: Duration| log_sync.observe(took.as_secs_f64());
+    let options = LogOptions { on_sync: Some(Box::new(on_sync)), ..LogOptions::new(member) };
+    let opened = tokio::task::spawn_blocking(move || LogStore::open(&dir, options)).await;
     Ok(opened.map_err(io::Error::other)??)
 }
 

@@ -74,7 +74,8 @@ async fn broken_clients_leave_the_port_serving() {
     let settings = [0, 0, 0, 4, 0, 0, 0, 0, 0];
     let absurd = [0xff, 0xff, 0xff, 0, 0, 0, 0, 0, 1];
     let half = [0, 0, 20, 1, 4, 0, 0];
-    let noise: Vec<u8> = (0..4096u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
+    let noise: Vec<u8> =
+        (0..4096u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 13) as u8).collect();
     for bytes in [
         noise.clone(),
         b"GET / HTTP/1.1\r\n".to_vec(),

@@ -133,10 +133,7 @@ async fn transactions_are_refused_as_in_etcd() {
     let invalid = |text: &str| (Code::InvalidArgument, format!("etcdserver: {text}"));
     let puts = |count: usize| (0..count).map(|i| op(put(&format!("k{i}"), ""))).collect::<Vec<_>>();
     server.txn(then(puts(3))).await;
-    assert_eq!(
-        refused(kv.txn(then(puts(4))).await),
-        invalid("too many operations in txn request")
-    );
+    assert_eq!(refused(kv.txn(then(puts(4))).await), invalid("too many operations in txn request"));
     let twice = then(vec![op(put("a", "1")), op(put("a", "2"))]);
     assert_eq!(refused(kv.txn(twice).await), invalid("duplicate key given in txn request"));
     let both = then(vec![op(delete("a", "c")), op(put("b", "2"))]);
@@ -157,7 +154,7 @@ async fn transactions_are_refused_as_in_etcd() {
 async fn compares_decide_the_branch() {
     let server = server(&[]).await;
     server.put("a", "1").await;
-    let compare = |target: i32, union: etcd::compare::TargetUnion| etcd::Compare {
+    let compare = |target: i32, union: TargetUnion| etcd::Compare {
         key: "a".into(),
         target,
         target_union: Some(union),
@@ -224,7 +221,9 @@ async fn a_streamed_range_is_the_range_in_pieces() {
         }
         let last = pieces.last().unwrap().clone();
         for piece in &pieces[..pieces.len() - 1] {
-            assert!(piece.header.is_none() && piece.count == 0 && !piece.more && !piece.kvs.is_empty());
+            assert!(
+                piece.header.is_none() && piece.count == 0 && !piece.more && !piece.kvs.is_empty()
+            );
         }
         let kvs = pieces.into_iter().flat_map(|piece| piece.kvs).collect();
         assert_eq!(etcd::RangeResponse { kvs, ..last }, whole, "{request:?}");

@@ -120,7 +120,8 @@ async fn members_are_listed_without_a_revision() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_comes_later_says_so() {
     let server = server(&[]).await;
-    let later = |what: &str| (Code::Unimplemented, format!("conclave: {what} is not supported yet"));
+    let later =
+        |what: &str| (Code::Unimplemented, format!("conclave: {what} is not supported yet"));
     let mut maintenance = server.maintenance();
     assert_eq!(
         refused(maintenance.snapshot(etcd::SnapshotRequest {}).await),
@@ -131,7 +132,10 @@ async fn what_comes_later_says_so() {
         later("a downgrade")
     );
     let mut auth = AuthClient::new(server.channel.clone());
-    assert_eq!(refused(auth.auth_enable(etcd::AuthEnableRequest {}).await), later("authentication"));
+    assert_eq!(
+        refused(auth.auth_enable(etcd::AuthEnableRequest {}).await),
+        later("authentication")
+    );
     let mut lock = LockClient::new(server.channel.clone());
     assert_eq!(refused(lock.lock(LockRequest::default()).await), later("the Lock service"));
     let request = etcd::MemberAddRequest::default();
