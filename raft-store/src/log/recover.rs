@@ -24,6 +24,7 @@ use super::format::{
 use super::index::{Index, Slot};
 use super::options::LogOptions;
 use super::segments::{self, Prepared};
+use super::shared::up_to;
 use super::writer::{Tail, Used};
 use crate::codec;
 use crate::types::{LogId, Vote};
@@ -49,6 +50,9 @@ pub(super) struct Recovered {
 
 /// Opens the log on `disk`, or creates it if there is none.
 pub(super) fn recover(disk: &dyn Disk, options: &LogOptions) -> Result<Recovered, OpenError> {
+    // A killed process may have left names that are not durable yet, and records will be acknowledged
+    // in what is found under them.
+    disk.sync_dir().map_err(|e| io_error(disk, "", e))?;
     let names = disk.list().map_err(|e| io_error(disk, "", e))?;
     for name in names.iter().filter(|name| segments::is_unfinished(name)) {
         disk.remove(name).map_err(|e| io_error(disk, name, e))?;
@@ -193,7 +197,10 @@ impl<'a> Replay<'a> {
                     .map_err(|_| unreadable())?;
                 self.checkpoint.vote = Some(codec::vote(&vote));
             }
-            Kind::Committed => self.checkpoint.committed = log_id()?,
+            Kind::Committed => {
+                // One that points beyond the end was void when it was written.
+                self.checkpoint.committed = up_to(log_id()?, self.last);
+            }
             Kind::Purge => {
                 let upto = log_id()?.ok_or_else(unreadable)?;
                 self.index.purge(upto.index + 1);
@@ -205,6 +212,7 @@ impl<'a> Replay<'a> {
             Kind::Truncate => {
                 let kept = log_id()?;
                 self.index.truncate(kept.map_or(0, |id| id.index + 1));
+                self.checkpoint.committed = up_to(self.checkpoint.committed, kept);
                 self.last = if self.index.is_empty() { self.checkpoint.purged } else { kept };
             }
             Kind::Entry => {
@@ -248,7 +256,6 @@ impl<'a> Replay<'a> {
         for segment in stale {
             self.remove(*segment)?;
         }
-        self.disk.sync_dir().map_err(|e| io_error(self.disk, "", e))?;
 
         let next_segment =
             ready.back().map(|p| p.segment).or(self.used.back().map(|u| u.segment)).unwrap_or(0)
@@ -260,6 +267,7 @@ impl<'a> Replay<'a> {
                 (first.file, 0, next_segment)
             }
         };
+        self.checkpoint.committed = up_to(self.checkpoint.committed, self.last);
         let tail = Tail {
             used: self.used,
             file,
@@ -267,12 +275,10 @@ impl<'a> Replay<'a> {
             first_undurable: self.next_sequence,
             checkpoint: self.checkpoint,
         };
-        let last_index = self.last.map(|id| id.index);
         Ok(Recovered {
             seed: self.seed,
             vote: self.checkpoint.vote,
-            // A hint that outlived what it points to is none.
-            committed: self.checkpoint.committed.filter(|id| Some(id.index) <= last_index),
+            committed: self.checkpoint.committed,
             purged: self.checkpoint.purged,
             last: self.last,
             index: self.index,
@@ -331,6 +337,7 @@ impl<'a> Replay<'a> {
     /// Sorts the segments after the end: those without a trace of use can be written, others go.
     fn unused(&mut self, segments: &[u64]) -> Result<VecDeque<Prepared>, OpenError> {
         let mut ready = VecDeque::new();
+        let mut unusable = Vec::new();
         let mut may_keep = true;
         for segment in segments.iter().copied() {
             let (file, bytes) = self.load(segment)?;
@@ -355,8 +362,12 @@ impl<'a> Replay<'a> {
             if may_keep {
                 ready.push_back(Prepared { segment, file });
             } else {
-                self.remove(segment)?;
+                unusable.push(segment);
             }
+        }
+        // From the end, so that a crash never leaves a gap that looks like lost segments.
+        for segment in unusable.into_iter().rev() {
+            self.remove(segment)?;
         }
         Ok(ready)
     }
@@ -407,7 +418,8 @@ impl<'a> Replay<'a> {
 
     fn remove(&self, segment: u64) -> Result<(), OpenError> {
         let name = segments::name(segment);
-        self.disk.remove(&name).map_err(|e| io_error(self.disk, &name, e))
+        let removed = self.disk.remove(&name).and_then(|()| self.disk.sync_dir());
+        removed.map_err(|e| io_error(self.disk, &name, e))
     }
 }
 

@@ -77,21 +77,20 @@ fn fill(file: &dyn DiskFile, segment_bytes: u64) -> io::Result<()> {
 /// Turns a purged segment into `segment`; its stale records carry the old number and do not count.
 fn recycle(disk: &dyn Disk, purged: u64, segment: u64, segment_bytes: u64) -> io::Result<Prepared> {
     let (old, new) = (name(purged), name(segment));
-    let file = disk.open(&old)?;
-    let bytes = file.bytes()?;
-    if bytes < segment_bytes {
+    if disk.open(&old)?.bytes()? < segment_bytes {
         // From a time of smaller segments: growing it would lose what recycling is for.
-        drop(file);
         disk.remove(&old)?;
         return create(disk, segment, segment_bytes);
     }
-    if bytes > segment_bytes {
+    disk.rename(&old, &new)?;
+    disk.sync_dir()?;
+    let file = disk.open(&new)?;
+    if file.bytes()? > segment_bytes {
+        // Not before it is renamed: under its old name it is part of the log until it is gone.
         file.set_bytes(segment_bytes)?;
         file.sync()?;
     }
-    disk.rename(&old, &new)?;
-    disk.sync_dir()?;
-    Ok(Prepared { segment, file: disk.open(&new)? })
+    Ok(Prepared { segment, file })
 }
 
 struct PoolState {

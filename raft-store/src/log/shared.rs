@@ -39,7 +39,8 @@ pub(super) enum Content {
     Vote(Vote),
     /// With the entry's index.
     Entry(u64),
-    Truncate,
+    /// With what is still committed.
+    Truncate(Option<LogId>),
     Purge(LogId),
     Committed(Option<LogId>),
 }
@@ -49,7 +50,7 @@ impl Content {
         match self {
             Self::Vote(_) => Kind::Vote,
             Self::Entry(_) => Kind::Entry,
-            Self::Truncate => Kind::Truncate,
+            Self::Truncate(_) => Kind::Truncate,
             Self::Purge(_) => Kind::Purge,
             Self::Committed(_) => Kind::Committed,
         }
@@ -199,7 +200,9 @@ impl Shared {
         if first_void >= state.index.range().end {
             return Ok(());
         }
-        state.write(Content::Truncate, format::encode_log_id(kept).into());
+        let committed = up_to(state.committed, kept);
+        state.committed = committed;
+        state.write(Content::Truncate(committed), format::encode_log_id(kept).into());
         state.index.truncate(first_void);
         state.last = if state.index.is_empty() { state.purged } else { kept };
         drop(state);
@@ -229,6 +232,8 @@ impl Shared {
     pub(super) fn save_committed(&self, committed: Option<LogId>) -> io::Result<()> {
         let mut state = self.state();
         state.check_alive()?;
+        // An id beyond the end would, after a crash, claim that whatever comes there is committed.
+        let committed = up_to(committed, state.last);
         state.committed = committed;
         state.write(Content::Committed(committed), format::encode_log_id(committed).into());
         drop(state);
@@ -293,6 +298,11 @@ impl Shared {
         self.counters.records.fetch_add(records, Ordering::Relaxed);
         self.counters.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
+}
+
+/// A committed id, unless what it points to is not in the log that ends with `last`.
+pub(super) fn up_to(committed: Option<LogId>, last: Option<LogId>) -> Option<LogId> {
+    committed.filter(|id| Some(id.index) <= last.map(|last| last.index))
 }
 
 fn check_next(state: &State, id: &LogId, body_bytes: usize) -> io::Result<()> {

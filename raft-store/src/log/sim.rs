@@ -117,6 +117,11 @@ impl SimDisk {
         self.platter.lock().crash_at = Some(operation);
     }
 
+    /// Takes [`SimDisk::stop_at`] back.
+    pub fn resume(&self) {
+        self.platter.lock().crash_at = None;
+    }
+
     /// Fails the `nth` operation of a kind from now on (0: the next), once.
     pub fn fail(&self, operation: Operation, nth: u64, kind: io::ErrorKind) {
         self.platter.lock().fault = Some((operation, nth, kind));

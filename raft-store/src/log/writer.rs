@@ -173,8 +173,7 @@ impl Writer {
                 self.active().note(index);
             }
             Content::Vote(vote) => self.tail.checkpoint.vote = Some(vote),
-            Content::Committed(id) => self.tail.checkpoint.committed = id,
-            Content::Truncate => {}
+            Content::Committed(id) | Content::Truncate(id) => self.tail.checkpoint.committed = id,
             Content::Purge(id) => {
                 self.tail.checkpoint.purged = Some(id);
                 self.group.must_sync = true;
