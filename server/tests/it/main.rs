@@ -9,4 +9,5 @@ mod cluster;
 mod node;
 mod support;
 mod watch_rules;
+mod watch_server;
 mod watch_support;
