@@ -292,6 +292,22 @@ impl Node {
         }
     }
 
+    /// Flushes the state and cuts the log behind it at once, whoever may need it: for tests, and for
+    /// an operator whose disk is full.
+    ///
+    /// # Errors
+    /// The reason why raft stopped, if it did.
+    pub async fn cut_log(&self) -> Result<(), String> {
+        let raft = &self.route.raft;
+        let upto = self.reader.applied().map_or(0, |id| id.index);
+        raft.trigger().snapshot().await.map_err(|fatal| fatal.to_string())?;
+        let mut metrics = raft.metrics();
+        while metrics.borrow_and_update().snapshot.is_none_or(|id| id.index < upto) {
+            metrics.changed().await.map_err(|_closed| "raft stopped".to_owned())?;
+        }
+        raft.trigger().purge_log(upto).await.map_err(|fatal| fatal.to_string())
+    }
+
     pub(crate) fn raft(&self) -> &crate::raft::Raft {
         &self.route.raft
     }
@@ -308,5 +324,13 @@ impl Node {
             Ok(reason) => reason.clone().unwrap_or_default(),
             Err(_closed) => "raft stopped".to_owned(),
         }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        // What runs on other runtimes holds the store open until it is told to end.
+        self.stopping.cancel();
+        self.stop.cancel();
     }
 }

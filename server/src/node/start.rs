@@ -229,17 +229,19 @@ impl Tasks<'_> {
         let timeout = request_timeout(settings);
         let (proposer, waiting) = Proposer::new(settings.limits.request_bytes_max, timeout);
         let member_id = route.links.member_id();
+        let (read_index, unconfirmed) = ReadIndex::new(timeout);
+        tasks.spawn(read_index::run(route.clone(), unconfirmed));
         let batcher = Batcher {
             waiting,
             waiters,
             route: route.clone(),
+            read_index: read_index.clone(),
+            reader: reader.clone(),
             member_id,
             timeout,
             tasks: tasks.clone(),
         };
         tasks.spawn(batcher.run());
-        let (read_index, waiting) = ReadIndex::new(timeout);
-        tasks.spawn(read_index::run(route.clone(), waiting));
         let lessor = LessorParts {
             leases,
             route: route.clone(),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use conclave_proto::internal;
+use conclave_raft_store::Reader;
 use prost::Message as _;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::Instant;
@@ -13,6 +14,7 @@ use tokio_util::task::TaskTracker;
 use super::waiters::InFlight;
 use super::{ProposeError, Waiters, Waiting};
 use crate::raft::route::{Offer, Route};
+use crate::read_index::ReadIndex;
 
 /// Entries of this member in flight. Few, so that batches grow under load; several, so that the
 /// next entry is on its way while the last one is being synced and applied.
@@ -31,6 +33,8 @@ pub(crate) struct Batcher {
     pub(crate) waiting: mpsc::Receiver<Waiting>,
     pub(crate) waiters: Arc<Waiters>,
     pub(crate) route: Route,
+    pub(crate) read_index: ReadIndex,
+    pub(crate) reader: Reader,
     pub(crate) member_id: u64,
     pub(crate) timeout: Duration,
     pub(crate) tasks: TaskTracker,
@@ -73,7 +77,7 @@ impl Batcher {
     fn dispatch(&mut self, first: Waiting, slot: OwnedSemaphorePermit, sequence: u64) {
         let mut commands = Vec::new();
         let mut answers = Vec::new();
-        let mut permits = vec![slot];
+        let mut room = Vec::new();
         let mut bytes = 0;
         let mut next = Some(first);
         while let Some(waiting) = next {
@@ -82,7 +86,7 @@ impl Batcher {
             if !waiting.answer.is_closed() {
                 commands.push(waiting.command);
                 answers.push(waiting.answer);
-                permits.push(waiting.room);
+                room.push(waiting.room);
             }
             let is_full = bytes >= BATCH_BYTES_MAX || commands.len() >= BATCH_COMMANDS_MAX;
             next = if is_full { None } else { self.waiting.try_recv().ok() };
@@ -92,33 +96,59 @@ impl Batcher {
         }
         let deadline = Instant::now() + self.timeout;
         let batch = internal::Batch { proposer: self.member_id, sequence, commands };
-        self.waiters.insert(sequence, InFlight { answers, deadline, _permits: permits });
-        let (route, waiters) = (self.route.clone(), self.waiters.clone());
-        let entry = Bytes::from(batch.encode_to_vec());
+        let in_flight = InFlight { answers, deadline, slot: Some(slot), _room: room };
+        self.waiters.insert(sequence, in_flight);
+        let delivery = Delivery {
+            sequence,
+            entry: Bytes::from(batch.encode_to_vec()),
+            waiters: self.waiters.clone(),
+            route: self.route.clone(),
+            read_index: self.read_index.clone(),
+            reader: self.reader.clone(),
+        };
         self.tasks.spawn(async move {
-            let offered = tokio::time::timeout_at(deadline, offer(&route, entry)).await;
-            match offered {
-                // Local apply answers, or the deadline gives up.
-                Ok(None) => {}
-                Ok(Some(error)) => waiters.fail(sequence, error),
-                Err(_elapsed) if waiters.contains(sequence) => {
-                    waiters.fail(sequence, ProposeError::Timeout);
-                }
-                Err(_elapsed) => {}
-            }
+            // At the deadline the batcher gives the batch up.
+            tokio::time::timeout_at(deadline, delivery.run()).await.ok();
         });
     }
 }
 
-/// Offers an entry to leaders until one takes it or may have taken it. Returns why it certainly did
-/// not enter a log, if nobody will.
-async fn offer(route: &Route, entry: Bytes) -> Option<ProposeError> {
-    loop {
-        match route.offer(entry.clone()).await {
-            Offer::Taken | Offer::Unknown => return None,
-            Offer::Busy => return Some(ProposeError::TooManyRequests),
-            Offer::Stopped => return Some(ProposeError::Stopped),
-            Offer::NotLeader => route.wait_for_change(RETRY_PAUSE).await,
+/// One entry on its way into a log.
+struct Delivery {
+    sequence: u64,
+    entry: Bytes,
+    waiters: Arc<Waiters>,
+    route: Route,
+    read_index: ReadIndex,
+    reader: Reader,
+}
+
+impl Delivery {
+    /// Offers the entry to leaders until one takes it or may have taken it. Local apply answers the
+    /// callers; this answers them only if that cannot happen or is in doubt.
+    async fn run(self) {
+        loop {
+            match self.route.offer(self.entry.clone()).await {
+                Offer::Taken => return,
+                Offer::Unknown => return self.find_out().await,
+                Offer::Busy => return self.fail(ProposeError::TooManyRequests),
+                Offer::Stopped => return self.fail(ProposeError::Stopped),
+                Offer::NotLeader => self.route.wait_for_change(RETRY_PAUSE).await,
+            }
+        }
+    }
+
+    fn fail(&self, error: ProposeError) {
+        self.waiters.fail(self.sequence, error);
+    }
+
+    /// The leader went away with the entry. If it survived, it is in the log before whatever the next
+    /// leader confirms; once that is applied here, an answer is not to be expected any more.
+    async fn find_out(&self) {
+        self.waiters.free_slot(self.sequence);
+        if let Ok(index) = self.read_index.confirm().await {
+            self.reader.wait_applied(index).await;
+            self.fail(ProposeError::LeaderLost);
         }
     }
 }

@@ -22,8 +22,11 @@ pub(crate) struct InFlight {
     pub(crate) answers: Vec<Answer>,
     /// After it nobody waits any more.
     pub(crate) deadline: Instant,
-    /// Given back when the batch is answered or given up: room for bytes, and for one more batch.
-    pub(crate) _permits: Vec<OwnedSemaphorePermit>,
+    /// Lets another batch be in flight when it is given back: with the answer, or as soon as the fate
+    /// of this one is unknown.
+    pub(crate) slot: Option<OwnedSemaphorePermit>,
+    /// Room for the bytes, given back with the answers.
+    pub(crate) _room: Vec<OwnedSemaphorePermit>,
 }
 
 impl Waiters {
@@ -59,8 +62,9 @@ impl Waiters {
         }
     }
 
-    /// Whether a batch still waits.
-    pub(crate) fn contains(&self, sequence: u64) -> bool {
-        self.batches.lock().contains_key(&sequence)
+    /// Lets another batch be in flight although this one is not answered yet.
+    pub(crate) fn free_slot(&self, sequence: u64) {
+        let slot = self.batches.lock().get_mut(&sequence).and_then(|batch| batch.slot.take());
+        drop(slot);
     }
 }

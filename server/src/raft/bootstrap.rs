@@ -258,3 +258,108 @@ fn first_members(settings: &Settings) -> Nodes {
         .collect();
     nodes
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{self, Invocation};
+
+    fn settings(state: &str) -> Settings {
+        let arguments = [
+            "--name=a",
+            "--listen-peer-urls=http://127.0.0.1:1",
+            "--initial-advertise-peer-urls=http://127.0.0.1:1",
+            "--initial-cluster=a=http://127.0.0.1:1,b=http://127.0.0.1:2,c=http://127.0.0.1:3",
+            "--data-dir=/nonexistent",
+        ];
+        let state = format!("--initial-cluster-state={state}");
+        let arguments = arguments.into_iter().map(str::to_owned).chain([state]);
+        match config::parse(arguments, []) {
+            Ok(Invocation::Run(settings)) => *settings,
+            _ => panic!("not a start"),
+        }
+    }
+
+    fn running(settings: &Settings, published: &[u64]) -> DescribeResponse {
+        let members = first_members(settings).into_iter().map(|(id, node)| internal::Member {
+            id,
+            name: node.name,
+            peer_urls: node.peer_urls,
+        });
+        DescribeResponse {
+            cluster_id: settings.initial_cluster_id(),
+            membership: Some(internal::Membership { configs: vec![], members: members.collect() }),
+            published: published.to_vec(),
+            last_log_index: 100,
+            ..DescribeResponse::default()
+        }
+    }
+
+    #[test]
+    fn all_founders_compute_the_same_members() {
+        let settings = settings("new");
+        let silent = DescribeResponse::default();
+        assert_eq!(judge_new(&settings, &[], 1).unwrap(), None, "a quorum must answer");
+        let founding = judge_new(&settings, &[silent], 1).unwrap().unwrap();
+        assert_eq!(founding.identity.cluster, settings.initial_cluster_id());
+        let members = founding.members.unwrap();
+        assert_eq!(members, first_members(&settings));
+        assert!(members.contains_key(&founding.identity.member));
+        assert_eq!(members.values().map(|node| node.name.as_str()).collect::<String>().len(), 3);
+    }
+
+    #[test]
+    fn a_late_founder_waits_for_the_leader() {
+        let settings = settings("new");
+        let own = settings.initial_member_id().unwrap();
+        let answer = running(&settings, &[own ^ 1]);
+        let founding = judge_new(&settings, &[answer], 1).unwrap().unwrap();
+        assert_eq!(founding.members, None);
+        assert_eq!(founding.identity.member, own);
+    }
+
+    #[test]
+    fn a_voter_that_lost_its_directory_is_refused() {
+        for state in ["new", "existing"] {
+            let settings = settings(state);
+            let own = settings.initial_member_id().unwrap();
+            let answers = [DescribeResponse::default(), running(&settings, &[own])];
+            let refused = match state {
+                "new" => judge_new(&settings, &answers, 1).unwrap_err(),
+                _ => judge_existing(&settings, &answers).unwrap_err(),
+            };
+            assert!(matches!(refused, BootstrapError::StartedBefore { id, .. } if id == own));
+            assert!(refused.to_string().contains(&format!("member remove {own:x}")));
+        }
+    }
+
+    #[test]
+    fn a_stranger_is_told_to_be_added_first() {
+        let settings = settings("new");
+        let own = settings.initial_member_id().unwrap();
+        let mut answer = running(&settings, &[]);
+        answer.membership.as_mut().unwrap().members.retain(|member| member.id != own);
+        let refused = judge_new(&settings, std::slice::from_ref(&answer), 1).unwrap_err();
+        assert!(matches!(refused, BootstrapError::NotAMember { .. }), "{refused}");
+        let refused = judge_existing(&settings, &[answer]).unwrap_err();
+        assert!(matches!(refused, BootstrapError::NotAMember { .. }), "{refused}");
+
+        let mut other = running(&settings, &[]);
+        other.cluster_id ^= 1;
+        let refused = judge_new(&settings, &[other], 1).unwrap_err();
+        assert!(matches!(refused, BootstrapError::NotAMember { .. }), "{refused}");
+    }
+
+    #[test]
+    fn an_added_member_takes_the_id_it_was_given() {
+        let settings = settings("existing");
+        let own = settings.initial_member_id().unwrap();
+        let mut answer = running(&settings, &[]);
+        let members = &mut answer.membership.as_mut().unwrap().members;
+        members.iter_mut().filter(|member| member.id == own).for_each(|member| member.id = 77);
+        let founding = judge_existing(&settings, &[answer]).unwrap().unwrap();
+        assert_eq!(founding.identity.member, 77);
+        assert_eq!(founding.members, None);
+        assert_eq!(judge_existing(&settings, &[]).unwrap(), None, "asks on");
+    }
+}

@@ -106,3 +106,101 @@ fn purge_upto(now: &Metrics, segments: u64, retention: Retention) -> Option<u64>
     let purged = now.purged.map_or(0, |id| id.index);
     (upto > purged).then_some(upto)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+    use std::sync::Arc;
+
+    use conclave_raft_store::types::{
+        CommittedLeaderId, LogId, MemberNode, Membership, StoredMembership,
+    };
+    use openraft::metrics::SerdeInstant;
+    use openraft::{Instant, TokioInstant};
+
+    use super::*;
+
+    const RETENTION: Retention = Retention { snapshot_count: 10_000, catchup_entries: 5_000 };
+
+    fn id(index: u64) -> LogId {
+        LogId::new(CommittedLeaderId::new(1), index)
+    }
+
+    fn leader(flushed: u64, last: u64) -> Metrics {
+        let nodes: BTreeMap<u64, MemberNode> =
+            (1..=3).map(|id| (id, MemberNode::default())).collect();
+        let membership = Membership::new(vec![BTreeSet::from([1, 2, 3])], nodes).unwrap();
+        let mut metrics = Metrics::new_initial(1);
+        metrics.state = ServerState::Leader;
+        metrics.membership_config = Arc::new(StoredMembership::new(Some(id(0)), membership));
+        metrics.snapshot = Some(id(flushed));
+        metrics.last_applied = Some(id(last));
+        metrics.last_log_index = Some(last);
+        metrics
+    }
+
+    fn follower(metrics: &mut Metrics, member: u64, matched: u64, heard_ago: Option<Duration>) {
+        let heard = heard_ago.map(|ago| SerdeInstant::new(TokioInstant::now() - ago));
+        metrics.replication.get_or_insert_default().insert(member, Some(id(matched)));
+        metrics.heartbeat.get_or_insert_default().insert(member, heard);
+    }
+
+    #[test]
+    fn a_reachable_follower_keeps_the_log_it_needs() {
+        let mut now = leader(900_000, 5_000_000);
+        follower(&mut now, 2, 890_000, Some(Duration::ZERO));
+        follower(&mut now, 3, 70, Some(Duration::from_secs(1)));
+        assert_eq!(purge_upto(&now, 1000, RETENTION), Some(70));
+    }
+
+    #[test]
+    fn an_unreachable_follower_keeps_it_within_bounds() {
+        let mut now = leader(900_000, 900_100);
+        follower(&mut now, 2, 900_100, Some(Duration::ZERO));
+        follower(&mut now, 3, 70, Some(Duration::from_secs(60)));
+        assert_eq!(purge_upto(&now, 2, RETENTION), Some(70));
+        assert_eq!(purge_upto(&now, UNREACHABLE_SEGMENTS_MAX + 1, RETENTION), Some(895_000));
+        now.last_log_index = Some(UNREACHABLE_ENTRIES_MAX + 100);
+        assert_eq!(purge_upto(&now, 2, RETENTION), Some(895_000));
+    }
+
+    #[test]
+    fn a_member_never_heard_of_counts_as_unreachable() {
+        let mut now = leader(900_000, 900_100);
+        follower(&mut now, 2, 900_100, Some(Duration::ZERO));
+        assert_eq!(purge_upto(&now, 2, RETENTION), None, "it may still come, from the first entry");
+        assert_eq!(purge_upto(&now, UNREACHABLE_SEGMENTS_MAX + 1, RETENTION), Some(895_000));
+    }
+
+    #[test]
+    fn only_what_is_flushed_is_cut_and_only_once() {
+        let mut now = leader(6_000, 900_000);
+        follower(&mut now, 2, 900_000, Some(Duration::ZERO));
+        follower(&mut now, 3, 900_000, Some(Duration::ZERO));
+        assert_eq!(purge_upto(&now, 2, RETENTION), Some(1_000));
+        now.purged = Some(id(1_000));
+        assert_eq!(purge_upto(&now, 2, RETENTION), None);
+        now.snapshot = None;
+        assert_eq!(purge_upto(&now, 2, RETENTION), None);
+    }
+
+    #[test]
+    fn a_follower_keeps_some_log_for_others() {
+        let mut now = leader(900_000, 900_100);
+        now.state = ServerState::Follower;
+        assert_eq!(purge_upto(&now, FOLLOWER_SEGMENTS_MAX, RETENTION), None);
+        assert_eq!(purge_upto(&now, FOLLOWER_SEGMENTS_MAX + 1, RETENTION), Some(895_000));
+    }
+
+    #[test]
+    fn a_flush_is_due_by_bytes_or_by_many_entries() {
+        let idle = leader(100, 100);
+        assert!(!is_flush_due(&idle, u64::MAX, RETENTION), "nothing to flush");
+        let busy = leader(100, 20_000);
+        assert!(!is_flush_due(&busy, 1, RETENTION), "small entries are cheaper to replay");
+        assert!(is_flush_due(&busy, FLUSH_LOG_BYTES_MIN, RETENTION));
+        assert!(is_flush_due(&leader(100, 101), FLUSH_LOG_BYTES, RETENTION));
+        let asked = Retention { snapshot_count: 50, ..RETENTION };
+        assert!(is_flush_due(&leader(100, 151), 1, asked), "a smaller count is an explicit wish");
+    }
+}

@@ -21,6 +21,9 @@ const FORWARD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a forwarded read index or lease call may take before it is tried again.
 const ASK_TIMEOUT: Duration = Duration::from_millis(1500);
 
+/// How long a leader that was replaced may still answer.
+const REPLACED_GRACE: Duration = Duration::from_millis(200);
+
 /// What became of an offered entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Offer {
@@ -90,13 +93,32 @@ impl Route {
         tokio::time::sleep_until(deadline).await;
     }
 
-    /// Offers an encoded batch to whoever leads.
+    /// Offers an encoded batch to whoever leads. Returns when it is applied there, refused, or when
+    /// the leader was replaced meanwhile.
     pub(crate) async fn offer(&self, batch: Bytes) -> Offer {
         match self.leader() {
             Leader::Nobody => Offer::NotLeader,
-            Leader::Me => self.append_here(batch).await,
-            Leader::Other(id, link) => self.forward(id, &link, batch).await,
+            Leader::Me => {
+                let replaced = self.replaced(self.links.member_id());
+                until(replaced, self.append_here(batch)).await
+            }
+            Leader::Other(id, link) => {
+                until(self.replaced(id), self.forward(id, &link, batch)).await
+            }
         }
+    }
+
+    /// Returns when another member than `leader` leads. A time without leader does not count: a
+    /// leader that only lost its quorum for a moment may still commit what it has.
+    async fn replaced(&self, leader: NodeId) {
+        let mut metrics = self.raft.server_metrics();
+        while metrics.borrow_and_update().current_leader.is_none_or(|id| id == leader) {
+            if metrics.changed().await.is_err() {
+                return;
+            }
+        }
+        // The old one is perhaps alive and about to answer: then the outcome need not stay unknown.
+        tokio::time::sleep(REPLACED_GRACE).await;
     }
 
     /// Proposes an encoded batch to this member's own raft; returns when it is applied or refused.
@@ -159,6 +181,15 @@ impl Route {
     pub(crate) async fn read_index_here(&self) -> Option<u64> {
         let linearizer = self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await.ok()?;
         Some(linearizer.read_log_id().log_id().index)
+    }
+}
+
+/// The outcome of an offer, unknown once the leader is replaced.
+async fn until(replaced: impl Future<Output = ()>, offer: impl Future<Output = Offer>) -> Offer {
+    tokio::select! {
+        biased;
+        outcome = offer => outcome,
+        () = replaced => Offer::Unknown,
     }
 }
 

@@ -1,11 +1,11 @@
 //! A cluster of members in this process, each with its own directory and peer port.
 
 use std::net::TcpListener;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use conclave_proto::etcdserverpb::PutRequest;
+use conclave_proto::etcdserverpb::{LeaseGrantRequest, PutRequest};
 use conclave_proto::internal::{self, command};
 use conclave_server::config::{self, Invocation, Settings};
 use conclave_server::node::Node;
@@ -61,12 +61,8 @@ impl Cluster {
         }
     }
 
-    pub(crate) fn data_dir(&self, i: usize) -> std::path::PathBuf {
+    pub(crate) fn data_dir(&self, i: usize) -> PathBuf {
         self.dir.path().join(format!("n{i}"))
-    }
-
-    pub(crate) fn path(&self) -> &Path {
-        self.dir.path()
     }
 
     pub(crate) fn node(&self, i: usize) -> &Arc<Node> {
@@ -101,20 +97,39 @@ impl Cluster {
         assert_eq!(Arc::strong_count(&node), 1, "nobody else holds the member");
     }
 
+    /// Ends a member as a crash would: nothing is handed over, stopped or flushed.
+    pub(crate) fn crash(&mut self, i: usize) {
+        drop(self.nodes[i].take().unwrap());
+    }
+
     /// Starts a stopped member again on its directory.
     pub(crate) async fn restart(&mut self, i: usize) {
+        let node = self.start_again(i).await;
+        within("a restarted member is ready", node.wait_ready()).await.unwrap();
+        self.nodes[i] = Some(node);
+    }
+
+    /// Starts all members again on their directories.
+    pub(crate) async fn restart_all(&mut self) {
+        for i in 0..self.nodes.len() {
+            self.nodes[i] = Some(self.start_again(i).await);
+        }
+        for node in self.nodes.iter().flatten() {
+            within("a restarted member is ready", node.wait_ready()).await.unwrap();
+        }
+    }
+
+    async fn start_again(&self, i: usize) -> Arc<Node> {
         let settings = self.settings(i, "new");
         // The old one may still be letting go of its files and port.
         let until = Instant::now() + DEADLINE;
-        let node = loop {
+        loop {
             match Node::start(settings.clone()).await {
-                Ok(node) => break node,
+                Ok(node) => return node,
                 Err(error) if Instant::now() > until => panic!("cannot restart: {error}"),
                 Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
             }
-        };
-        within("a restarted member is ready", node.wait_ready()).await.unwrap();
-        self.nodes[i] = Some(node);
+        }
     }
 
     /// Waits until all running members have applied the same and have the same digest.
@@ -183,6 +198,14 @@ pub(crate) async fn put_again_and_again(node: &Node, key: &str, value: &[u8]) {
         }
     };
     within("a put is acknowledged", attempts).await;
+}
+
+/// Grants a lease through `node`.
+pub(crate) async fn must_grant(node: &Node, id: i64, ttl: i64) {
+    let grant = LeaseGrantRequest { id, ttl };
+    let command = Some(command::Command::LeaseGrant(grant));
+    let granted = within("a grant", node.propose(internal::Command { command })).await.unwrap();
+    assert!(granted.outcome.is_ok(), "{:?}", granted.outcome);
 }
 
 /// A linearizable read on `node`.

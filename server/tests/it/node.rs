@@ -102,3 +102,56 @@ async fn an_emptied_member_is_refused() {
     .await;
     assert!(refused.contains("member remove"), "{refused}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn writes_resume_soon_after_the_leader_crashes() {
+    let mut cluster = Cluster::start(3, &[]).await;
+    let (leader, follower) = (cluster.leader().await, cluster.follower().await);
+    let node = cluster.node(follower).clone();
+    // More callers than entries in flight, so that waiting ones would show if slots stayed taken.
+    let writers: Vec<_> = (0..64)
+        .map(|w| {
+            let node = node.clone();
+            tokio::spawn(async move {
+                let (began, mut worst) = (Instant::now(), Duration::ZERO);
+                let mut n = 0;
+                while began.elapsed() < Duration::from_secs(6) {
+                    let sent = Instant::now();
+                    put_again_and_again(&node, &format!("w{w}/{n}"), b"v").await;
+                    worst = worst.max(sent.elapsed());
+                    n += 1;
+                }
+                (n, worst)
+            })
+        })
+        .collect();
+    eventually("writes flow", || node.reader().head().revision > 300).await;
+    cluster.crash(leader);
+    let done = futures::future::join_all(writers).await;
+    let (written, worst) = done
+        .into_iter()
+        .map(|writer| writer.unwrap())
+        .fold((0, Duration::ZERO), |(n, worst), (m, w)| (n + m, worst.max(w)));
+    assert!(written > 64, "{written}");
+    assert!(worst < Duration::from_secs(5), "a write took {worst:?}, {written} written");
+    cluster.restart(leader).await;
+    cluster.converge().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_members_crash_and_nothing_is_lost() {
+    let mut cluster = Cluster::start(3, &[]).await;
+    for round in 0..3 {
+        for i in 0..3 {
+            must_put(cluster.node(i), &format!("{round}/{i}"), b"v").await;
+        }
+        for i in 0..3 {
+            cluster.crash(i);
+        }
+        cluster.restart_all().await;
+        for i in 0..3 {
+            assert_eq!(get(cluster.node(i), &format!("{round}/{i}")).await.unwrap(), b"v");
+        }
+    }
+    cluster.converge().await;
+}

@@ -1,0 +1,62 @@
+//! Leases across members.
+
+use std::time::{Duration, Instant};
+
+use conclave_state_machine::leases;
+
+use crate::cluster::{Cluster, eventually, must_grant, within};
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_member_renews_and_shows_leases() {
+    let cluster = Cluster::start(3, &[]).await;
+    let follower = cluster.follower().await;
+    must_grant(cluster.node(follower), 7, 600).await;
+    for i in 0..3 {
+        let lessor = cluster.node(i).lessor();
+        assert_eq!(within("a renewal", lessor.renew(7)).await.unwrap(), 600, "at {i}");
+        assert_eq!(within("a renewal", lessor.renew(8)).await.unwrap(), 0, "unknown, at {i}");
+        let left = within("a remaining time", lessor.remaining(7)).await.unwrap().unwrap();
+        assert!(left > Duration::from_secs(500), "{left:?}");
+        assert_eq!(within("a remaining time", lessor.remaining(8)).await.unwrap(), None);
+        let all = within("all leases", lessor.leases()).await.unwrap();
+        assert_eq!(all.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [7]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lease_survives_a_leader_change_and_then_ends() {
+    let mut cluster = Cluster::start(3, &[]).await;
+    let leader = cluster.leader().await;
+    must_grant(cluster.node(leader), 7, 3).await;
+    let granted = Instant::now();
+    cluster.crash(leader);
+    let new = cluster.leader().await;
+    let node = cluster.node(new).clone();
+    let renewed = within("a renewal", node.lessor().renew(7)).await.unwrap();
+    assert_eq!(renewed, 3, "{:?} after the grant", granted.elapsed());
+    let renewed = Instant::now();
+    eventually("the lease ends", || leases::lease(node.reader(), 7).unwrap().is_none()).await;
+    assert!(renewed.elapsed() >= Duration::from_secs(3), "{:?}", renewed.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn thousands_of_leases_that_expire_together_are_gone_at_once() {
+    const LEASES: i64 = 50_000;
+    const TTL: i64 = 20;
+    let cluster = Cluster::start(3, &[]).await;
+    let node = cluster.node(cluster.leader().await).clone();
+    for first in (1..=LEASES).step_by(10_000) {
+        let grants = (first..first + 10_000).map(|id| {
+            let node = node.clone();
+            async move { must_grant(&node, id, TTL).await }
+        });
+        futures::future::join_all(grants).await;
+    }
+    let granted = Instant::now();
+    let count = || leases::all(node.reader()).unwrap().len();
+    eventually("they begin to end", || count() < usize::try_from(LEASES).unwrap()).await;
+    eventually("all have ended", || count() == 0).await;
+    // Granted within a moment, so they expire within one; the bound is generous for a loaded host.
+    let late = granted.elapsed().saturating_sub(Duration::from_secs(TTL.unsigned_abs()));
+    assert!(late < Duration::from_secs(10), "the last one ended {late:?} late");
+}
