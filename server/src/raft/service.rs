@@ -134,9 +134,9 @@ impl Peer for PeerService {
         let message = request.into_inner();
         let raft = self.check(message.sender.as_ref())?.route.raft.clone();
         let request = wire::append(message).map_err(|error| malformed(&error))?;
-        let mut answers = Box::pin(raft.stream_append(stream::once(async move { request })));
-        let answer = answers.next().await.ok_or_else(|| Status::unavailable("raft stopped"))?;
-        answered(answer).map(Response::new)
+        let answer = raft.append_entries(request).await;
+        let answer = answer.map_err(|error| Status::unavailable(error.to_string()))?;
+        Ok(Response::new(wire::append_answer_message(&answer)))
     }
 
     async fn vote(

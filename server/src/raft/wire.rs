@@ -9,6 +9,7 @@ use openraft::raft::{
 };
 
 pub(crate) type AppendEntriesRequest = openraft::raft::AppendEntriesRequest<TypeConfig>;
+pub(crate) type AppendEntriesResponse = openraft::raft::AppendEntriesResponse<TypeConfig>;
 pub(crate) type VoteRequest = openraft::raft::VoteRequest<TypeConfig>;
 pub(crate) type VoteResponse = openraft::raft::VoteResponse<TypeConfig>;
 
@@ -59,6 +60,21 @@ pub(crate) fn append_result_message(
         Ok(_) => Message::Success(internal::AppendSuccess {}),
         Err(StreamAppendError::Conflict(_)) => Message::Conflict(true),
         Err(StreamAppendError::HigherVote(vote)) => Message::HigherVote(codec::vote_message(vote)),
+    };
+    internal::AppendResponse { result: Some(result) }
+}
+
+pub(crate) fn append_answer_message(answer: &AppendEntriesResponse) -> internal::AppendResponse {
+    use append_response::Result as Message;
+    let result = match answer {
+        AppendEntriesResponse::Success | AppendEntriesResponse::PartialSuccess(None) => {
+            Message::Success(internal::AppendSuccess {})
+        }
+        AppendEntriesResponse::PartialSuccess(Some(id)) => {
+            Message::Partial(codec::log_id_message(id))
+        }
+        AppendEntriesResponse::Conflict => Message::Conflict(true),
+        AppendEntriesResponse::HigherVote(vote) => Message::HigherVote(codec::vote_message(vote)),
     };
     internal::AppendResponse { result: Some(result) }
 }
