@@ -34,7 +34,7 @@ async fn every_kind_of_change_is_seen() {
     let server = server(&[]).await;
     let mut kv = server.kv();
     let mut lease = server.lease();
-    let mut watching = Watching::open(WatchClient::new(server.channel())).await;
+    let mut watching = Watching::open(WatchClient::new(server.channel.clone())).await;
     let create = WatchCreateRequest { prev_kv: true, ..on_range("a", "z") };
     assert_eq!(revision(&watching.create(create).await), 1);
 
@@ -73,7 +73,7 @@ async fn history_is_read_from_disk_until_it_is_compacted() {
     for n in 0..50 {
         kv.put(put(&format!("k{}", n % 5), &n.to_string(), 0)).await.unwrap();
     }
-    let mut watching = Watching::open(WatchClient::new(server.channel())).await;
+    let mut watching = Watching::open(WatchClient::new(server.channel.clone())).await;
     let from = |start_revision| WatchCreateRequest { start_revision, ..on_range("k", "l") };
     watching.create(from(2)).await;
     let mut found = Vec::new();
@@ -95,7 +95,7 @@ async fn history_is_read_from_disk_until_it_is_compacted() {
 #[tokio::test(flavor = "multi_thread")]
 async fn watchers_under_load_see_every_revision_once() {
     let server = server(&[]).await;
-    let mut watching = Watching::open(WatchClient::new(server.channel())).await;
+    let mut watching = Watching::open(WatchClient::new(server.channel.clone())).await;
     watching.create(on_range("k", "l")).await;
     let late = WatchCreateRequest { start_revision: 500, ..on_range("k", "l") };
     watching.create(late).await;
@@ -125,7 +125,7 @@ async fn watchers_under_load_see_every_revision_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn progress_comes_by_itself_at_the_configured_interval() {
     let server = server(&["--watch-progress-notify-interval=200ms"]).await;
-    let mut watching = Watching::open(WatchClient::new(server.channel())).await;
+    let mut watching = Watching::open(WatchClient::new(server.channel.clone())).await;
     let create = WatchCreateRequest { progress_notify: true, ..on_range("k", "l") };
     watching.create(create).await;
     server.kv().put(put("other", "value", 0)).await.unwrap();
