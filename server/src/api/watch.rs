@@ -18,16 +18,19 @@ use futures::stream::Stream;
 use http::{HeaderMap, HeaderValue, Request, Response, header};
 use http_body::Frame;
 use tokio::time::Sleep;
-use tonic::codec::{Codec, Streaming};
+use tonic::codec::{BufferSettings, Streaming};
 use tonic::server::NamedService;
 use tonic::{Code, Status};
+use tonic_prost::ProstCodec;
 use tower::Service;
 
-use crate::status::Fault;
+use crate::status::{Fault, too_large_as_in_go};
 use crate::watch::{End, Hub, Output, WatchStream};
 
 /// Requests handled before answers and events get their turn.
 const REQUESTS_MAX: usize = 64;
+/// Where a request is put together, for as long as the stream lives; larger ones make it grow.
+const REQUEST_BUFFER: usize = 256;
 /// Share of the progress interval by which streams differ, so that they do not report all at once.
 const JITTER: f64 = 0.1;
 const PATH: &str = "/etcdserverpb.Watch/Watch";
@@ -67,7 +70,8 @@ impl WatchService {
         if must_have_leader && !self.hub.source().has_leader() {
             return Status::from(Fault::NoLeader).into_http();
         }
-        let decoder = tonic_prost::ProstCodec::<WatchRequest, WatchRequest>::default().decoder();
+        let buffers = BufferSettings::new(REQUEST_BUFFER, REQUEST_BUFFER);
+        let decoder = ProstCodec::<WatchRequest, WatchRequest>::raw_decoder(buffers);
         let limit = Some(self.settings.receive_bytes_max);
         let body = WatchBody {
             stream: self.hub.open(),
@@ -142,7 +146,9 @@ impl WatchBody {
                 Poll::Ready(Some(Ok(request))) => {
                     self.stream.request(request, &mut self.output);
                 }
-                Poll::Ready(Some(Err(status))) => return Err(status),
+                Poll::Ready(Some(Err(status))) => {
+                    return Err(too_large_as_in_go(&status).unwrap_or(status));
+                }
             }
         }
         // More may have come already, and nobody would tell.

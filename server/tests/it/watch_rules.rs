@@ -1,6 +1,7 @@
 //! The rules of etcd's Watch, one test each, through gRPC.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use conclave_proto::etcdserverpb::watch_create_request::FilterType;
@@ -8,6 +9,7 @@ use conclave_proto::etcdserverpb::watch_request::RequestUnion;
 use conclave_proto::etcdserverpb::{WatchCreateRequest, WatchRequest, WatchResponse};
 use conclave_server::watch::Limits;
 use tonic::Code;
+use tonic::metadata::MetadataMap;
 
 use super::watch_support::{
     CLUSTER, MEMBER, Node, TERM, Watching, events, on_key, on_range, revision,
@@ -425,6 +427,44 @@ async fn a_stopping_server_says_so() {
         (status.code(), status.message()),
         (Code::Unavailable, "etcdserver: server stopped")
     );
+}
+
+#[tokio::test]
+async fn who_insists_on_a_leader_hears_when_it_is_gone() {
+    let limits = Limits { leaderless: Duration::from_millis(300), ..Limits::default() };
+    let node = Node::start(limits).await;
+    let mut insisting = MetadataMap::new();
+    insisting.insert("hasleader", "true".parse().unwrap());
+    let client = node.connect().await;
+    let mut indifferent = Watching::open(client.clone()).await;
+    indifferent.create(on_key("k")).await;
+    let mut watching = Watching::try_open(client.clone(), insisting.clone()).await.unwrap();
+    watching.create(on_key("k")).await;
+    node.store.has_leader.store(false, Ordering::Relaxed);
+    let refused = Watching::try_open(client, insisting).await.map(drop).unwrap_err();
+    let ended = watching.try_next().await.unwrap_err();
+    for status in [refused, ended] {
+        let got = (status.code(), status.message());
+        assert_eq!(got, (Code::Unavailable, "etcdserver: no leader"));
+    }
+    node.put("k", "value");
+    assert_eq!(events(&indifferent.next().await), one(2, "k"));
+}
+
+#[tokio::test]
+async fn a_request_beyond_the_limit_ends_its_stream_only() {
+    let node = Node::start(Limits::default()).await;
+    let client = node.connect().await;
+    let mut other = Watching::open(client.clone()).await;
+    other.create(on_key("k")).await;
+    let mut watching = Watching::open(client).await;
+    watching.create(on_key("k")).await;
+    watching.send(RequestUnion::CreateRequest(on_key(&"k".repeat(3 << 20)))).await;
+    let status = watching.try_next().await.unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted);
+    assert!(status.message().starts_with("grpc: received message larger than max ("));
+    node.put("k", "value");
+    assert_eq!(events(&other.next().await), one(2, "k"));
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -25,6 +26,7 @@ use tokio_stream::StreamExt;
 use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
+use tonic::metadata::MetadataMap;
 use tonic::transport::Channel;
 
 /// Longest wait for anything that must happen.
@@ -36,14 +38,15 @@ pub(crate) const TERM: u64 = 33;
 
 /// A store in memory with a watch service on a port.
 pub(crate) struct Node {
-    store: Arc<Store>,
+    pub(crate) store: Arc<Store>,
     pub(crate) hub: Arc<Hub>,
     address: SocketAddr,
     pub(crate) shutdown: CancellationToken,
 }
 
-struct Store {
+pub(crate) struct Store {
     state: Mutex<(MemoryRows, Machine)>,
+    pub(crate) has_leader: AtomicBool,
 }
 
 impl Source for Store {
@@ -70,7 +73,7 @@ impl Source for Store {
     }
 
     fn has_leader(&self) -> bool {
-        true
+        self.has_leader.load(Ordering::Relaxed)
     }
 
     fn header(&self, revision: i64) -> ResponseHeader {
@@ -86,7 +89,8 @@ impl Node {
     pub(crate) async fn start_with(limits: Limits, progress_interval: Duration) -> Node {
         let rows = MemoryRows::default();
         let machine = Machine::load(&rows).unwrap();
-        let store = Arc::new(Store { state: Mutex::new((rows, machine)) });
+        let has_leader = AtomicBool::new(true);
+        let store = Arc::new(Store { state: Mutex::new((rows, machine)), has_leader });
         let hub = Hub::new(Arc::clone(&store) as Arc<dyn Source>, limits);
         let shutdown = CancellationToken::new();
         tokio::spawn(Arc::clone(&hub).run(shutdown.clone()));
@@ -161,10 +165,19 @@ pub(crate) struct Watching {
 
 impl Watching {
     pub(crate) async fn open(client: WatchClient<Channel>) -> Self {
+        Self::try_open(client, MetadataMap::new()).await.unwrap()
+    }
+
+    pub(crate) async fn try_open(
+        client: WatchClient<Channel>,
+        metadata: MetadataMap,
+    ) -> Result<Self, Status> {
         let mut client = client.max_decoding_message_size(64 << 20);
         let (requests, receiver) = mpsc::channel(64);
-        let answer = client.watch(ReceiverStream::new(receiver)).await.unwrap();
-        Watching { requests, responses: answer.into_inner() }
+        let mut request = tonic::Request::new(ReceiverStream::new(receiver));
+        *request.metadata_mut() = metadata;
+        let answer = client.watch(request).await?;
+        Ok(Watching { requests, responses: answer.into_inner() })
     }
 
     pub(crate) async fn send(&self, union: RequestUnion) {
