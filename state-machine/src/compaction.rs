@@ -21,9 +21,11 @@ use crate::rows::key::KeyRow;
 use crate::rows::rev::RevRow;
 
 /// Events that the compaction command itself sweeps; takes about a tenth of a second.
-pub(crate) const SWEEP_EVENTS_OF_COMPACTION: usize = 50_000;
-/// Events that any other command sweeps while some are left.
-pub(crate) const SWEEP_EVENTS_OF_COMMAND: usize = 32;
+const SWEEP_EVENTS_OF_COMPACTION: usize = 50_000;
+/// Events that every other command owes the sweep while some are left.
+const SWEEP_EVENTS_OF_COMMAND: u32 = 32;
+/// Commands pay together once they owe that many: a step has a fixed cost too.
+const SWEEP_EVENTS_OF_STEP: u32 = 512;
 
 /// How far dead rows are deleted: two marks, because a tombstone outlives the put it ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -32,6 +34,8 @@ pub struct Sweep {
     pub replaced: Revision,
     /// First event that, if it is a tombstone, is still there; not after `replaced`.
     pub tombstones: Revision,
+    /// Events that the commands since the last step owe.
+    pub owed: u32,
 }
 
 impl Sweep {
@@ -54,6 +58,29 @@ pub(crate) fn apply(head: &mut Head, compact: Compact) -> Result<(), Rejection> 
     Ok(())
 }
 
+/// Sweeps a large step after a compaction, also after one that was refused.
+pub(crate) fn sweep_after_compaction<R: Read>(
+    rows: &mut Overlay<'_, R>,
+    head: &mut Head,
+) -> Result<(), Halt> {
+    sweep(rows, head, SWEEP_EVENTS_OF_COMPACTION)
+}
+
+/// Sweeps a small step after some other commands.
+pub(crate) fn sweep_after_command<R: Read>(
+    rows: &mut Overlay<'_, R>,
+    head: &mut Head,
+) -> Result<(), Halt> {
+    if !head.has_dead_rows() {
+        return Ok(());
+    }
+    head.sweep.owed = head.sweep.owed.saturating_add(SWEEP_EVENTS_OF_COMMAND);
+    if head.sweep.owed < SWEEP_EVENTS_OF_STEP {
+        return Ok(());
+    }
+    sweep(rows, head, usize::try_from(head.sweep.owed).unwrap_or(usize::MAX))
+}
+
 /// One event, with what the sweep needs to know of it.
 struct Swept {
     at: Revision,
@@ -63,7 +90,7 @@ struct Swept {
 }
 
 /// Deletes what the next `events_max` events up to the mark make dead.
-pub(crate) fn sweep<R: Read>(
+fn sweep<R: Read>(
     rows: &mut Overlay<'_, R>,
     head: &mut Head,
     events_max: usize,
@@ -72,7 +99,7 @@ pub(crate) fn sweep<R: Read>(
         return Ok(());
     }
     let (events, is_complete) = next_events(rows, head, events_max)?;
-    let Sweep { replaced, tombstones } = head.sweep;
+    let Sweep { replaced, tombstones, .. } = head.sweep;
     for event in &events {
         if event.at >= replaced {
             drop_replaced(rows, head, event);
@@ -88,6 +115,7 @@ pub(crate) fn sweep<R: Read>(
     head.sweep = Sweep {
         replaced: replaced.max(reached),
         tombstones: tombstones.max(reached.min(Revision::first_of(head.compacted))),
+        owed: 0,
     };
     Ok(())
 }

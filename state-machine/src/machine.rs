@@ -3,7 +3,7 @@
 use crate::alarms;
 use crate::change::Change;
 use crate::command::{AlarmKind, Command};
-use crate::compaction::{self, SWEEP_EVENTS_OF_COMMAND, SWEEP_EVENTS_OF_COMPACTION};
+use crate::compaction;
 use crate::head::Head;
 use crate::kv::{delete, put, txn};
 use crate::leases;
@@ -73,18 +73,11 @@ impl Machine {
             Some(rejection) => Err(rejection),
             None => split(self.dispatch(rows, position, command, &mut changes))?,
         };
-        let sweep_events_max = match command {
-            Command::Compact(_) => SWEEP_EVENTS_OF_COMPACTION,
-            Command::Put(_)
-            | Command::DeleteRange(_)
-            | Command::Txn(_)
-            | Command::LeaseGrant(_)
-            | Command::LeaseRevoke(_)
-            | Command::LeaseExpire(_)
-            | Command::Alarm(_)
-            | Command::MemberPublish(_) => SWEEP_EVENTS_OF_COMMAND,
-        };
-        compaction::sweep(rows, &mut self.head, sweep_events_max)?;
+        if matches!(command, Command::Compact(_)) {
+            compaction::sweep_after_compaction(rows, &mut self.head)?;
+        } else {
+            compaction::sweep_after_command(rows, &mut self.head)?;
+        }
         let Changes { events, leases } = changes;
         Ok(Applied { outcome, revision: self.head.revision, events, leases })
     }

@@ -38,7 +38,7 @@ impl<'a> KeyRow<'a> {
     pub(crate) fn decode(row: &'a [u8]) -> Result<KeyRow<'a>, Halt> {
         let mut row = RowReader::new("key", row);
         let form = row.form()?;
-        let modified = Revision { main: row.int()?, sub: row.sub()? };
+        let modified = Revision { main: row.int()?, sub: row.short()? };
         let previous = row.previous()?;
         if previous.is_some_and(|previous| previous >= modified) {
             return Err(row.corrupt("previous revision is not older"));

@@ -239,15 +239,15 @@ impl<'a> RowReader<'a> {
         std::mem::take(&mut self.rest)
     }
 
-    fn sub(&mut self) -> Result<u32, Halt> {
-        let sub = self.uint()?;
-        u32::try_from(sub).map_err(|_| self.corrupt("sub-revision out of range"))
+    fn short(&mut self) -> Result<u32, Halt> {
+        let number = self.uint()?;
+        u32::try_from(number).map_err(|_| self.corrupt("number out of range"))
     }
 
     fn previous(&mut self) -> Result<Option<Revision>, Halt> {
         match self.int()? {
             0 => Ok(None),
-            main => Ok(Some(Revision { main, sub: self.sub()? })),
+            main => Ok(Some(Revision { main, sub: self.short()? })),
         }
     }
 }
