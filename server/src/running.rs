@@ -3,8 +3,10 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::task::JoinHandle;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::context::Context;
@@ -13,6 +15,9 @@ use crate::config::Settings;
 use crate::http;
 use crate::metrics::Metrics;
 use crate::node::{self, Node};
+
+/// How often a change of leader is looked for; elections take longer.
+const LEADER_LOOK: Duration = Duration::from_millis(250);
 
 /// Why a server cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -65,8 +70,26 @@ pub async fn start(settings: Settings) -> Result<Running, StartError> {
         limits: settings.limits,
         quota_bytes: settings.store.quota_bytes,
     };
+    tokio::spawn(see_leaders(context.clone()));
     let serving = tokio::spawn(port.serve(services(context.clone()), context, stop.clone()));
     Ok(Running { node, client_addresses, stop, serving })
+}
+
+/// Counts changes of leader; the metric of it is of no use if only looks count.
+async fn see_leaders(context: Context) {
+    let mut tick = tokio::time::interval(LEADER_LOOK);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let stopping = context.node.stopping().clone();
+    let watching = async {
+        loop {
+            tick.tick().await;
+            context.metrics.see_leader(context.node.status().leader);
+        }
+    };
+    tokio::select! {
+        () = stopping.cancelled() => {}
+        () = watching => {}
+    }
 }
 
 impl Running {
@@ -106,8 +129,12 @@ impl Running {
         Ok(())
     }
 
-    /// Ends calls, hands leadership over and closes everything.
+    /// Hands leadership over, ends calls and closes everything.
     pub async fn stop(self) {
+        // Streams end first, or the port would wait for them; and leadership goes while this member can
+        // still answer those whose calls are under way.
+        self.node.stopping().cancel();
+        self.node.hand_over().await;
         self.stop.cancel();
         if let Err(error) = self.serving.await {
             tracing::warn!(%error, "the client port ended abnormally");

@@ -22,7 +22,7 @@ impl Node {
     }
 
     /// Makes the most advanced reachable voter the leader, if this member leads and there is one.
-    async fn hand_over(&self) {
+    pub(crate) async fn hand_over(&self) {
         let Some(to) = self.successor() else { return };
         match tokio::time::timeout(TRANSFER_TIMEOUT, self.transfer_leader(to)).await {
             Ok(Ok(())) => tracing::info!(to = %format_args!("{to:x}"), "handed leadership over"),

@@ -13,7 +13,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::counted::Counted;
+use super::client_stream::ClientStream;
 use super::route::Router;
 use crate::api::Services;
 use crate::api::context::Context;
@@ -136,7 +136,8 @@ async fn serve(stream: TcpStream, shared: Arc<Shared>, _room: OwnedSemaphorePerm
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "cannot disable Nagle's algorithm");
     }
-    let stream = Counted::new(stream, Arc::clone(&shared.router.context.metrics));
+    let metrics = Arc::clone(&shared.router.context.metrics);
+    let stream = ClientStream::new(stream, metrics, HEADERS_BYTES_MAX as usize);
     let service = service_fn(|request| shared.router.clone().answer(request));
     let connection = shared.builder.serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);

@@ -3,7 +3,8 @@
 //! A request with a gRPC content type goes to the services, any other to the few pages of `pages`.
 //! Whatever arrives on the port, the worst that happens is that its connection ends.
 
-mod counted;
+mod authority;
+mod client_stream;
 mod listen;
 mod pages;
 mod route;

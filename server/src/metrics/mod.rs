@@ -5,7 +5,7 @@ mod exposition;
 mod method;
 mod process;
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use parking_lot::Mutex;
@@ -78,7 +78,7 @@ struct Scraped {
     slow_streams: Gauge,
     pending_events: Gauge,
     resident_bytes: Gauge,
-    cpu_seconds: Seconds,
+    cpu_seconds: Counter<f64, AtomicU64>,
     start_seconds: Seconds,
     open_fds: Gauge,
     max_fds: Gauge,
@@ -172,7 +172,8 @@ impl Metrics {
         scraped.pending_events.set(clamped(watch.pending_events));
         let process = process::Process::now();
         scraped.resident_bytes.set(signed(process.resident_bytes));
-        scraped.cpu_seconds.set(process.cpu_seconds);
+        // The system counts; we only pass it on.
+        scraped.cpu_seconds.inner().store(process.cpu_seconds.to_bits(), Ordering::Relaxed);
         scraped.open_fds.set(signed(process.open_fds));
         scraped.max_fds.set(signed(process.max_fds));
     }
@@ -250,11 +251,7 @@ impl Scraped {
             "Changes of leader that this member saw",
             self.leader_changes.clone(),
         );
-        registry.register(
-            "process_cpu_seconds_total",
-            "User and system time",
-            self.cpu_seconds.clone(),
-        );
+        registry.register("process_cpu_seconds", "User and system time", self.cpu_seconds.clone());
         let start = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         self.start_seconds.set(start.as_secs_f64());
         registry.register(

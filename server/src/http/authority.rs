@@ -1,0 +1,305 @@
+//! Lets clients in whose `:authority` is a URL.
+//!
+//! `etcdctl` up to 3.4 dials single endpoints (`endpoint status`, `defrag`, `move-leader`, ...) with
+//! `:authority: http://127.0.0.1:2379`. That is not an authority, and the h2 library answers it with
+//! a protocol error before any code of ours sees the request; Go's server never looked. So the bytes
+//! of a new connection are looked at until its first header block. If the authority there is as it
+//! should be, which is the case for every other client, nothing is looked at any more. If it is a URL,
+//! it is replaced in this and all later header blocks of the connection.
+//!
+//! Replacing needs no state of the header compression: the literal that carries the value also enters
+//! it into the tables of both sides, so later references find the replacement. Our entry is not longer
+//! than the client's; entries that we keep a little longer than it does are never referred to.
+
+use bytes::{Buf as _, BytesMut};
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const FRAME_HEAD_BYTES: usize = 9;
+const TYPE_HEADERS: u8 = 1;
+const FLAG_PADDED: u8 = 0x8;
+const FLAG_PRIORITY: u8 = 0x20;
+const PRIORITY_BYTES: usize = 5;
+/// Index of the name `:authority` in HPACK's static table (RFC 7541, appendix A).
+const AUTHORITY: usize = 1;
+/// What takes the place of a URL. Nothing here asks for the authority.
+const REPLACEMENT: &[u8] = b"localhost";
+/// `http://` and `https://`, plain and by the code of RFC 7541, appendix B, as far as whole bytes go.
+const URL_STARTS: [(bool, &[u8]); 4] = [
+    (false, b"http://"),
+    (false, b"https://"),
+    (true, &[0x9d, 0x29, 0xae, 0xe3, 0x0c]),
+    (true, &[0x9d, 0x29, 0xad, 0x17, 0x18]),
+];
+
+/// What is known of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// The preface is not complete.
+    Preface,
+    /// HTTP/2 before the first header block.
+    Undecided,
+    /// HTTP/2 whose authority is a URL.
+    Replacing,
+    /// Nothing to do.
+    Done,
+}
+
+/// Looks at what a connection receives, piece by piece.
+#[derive(Debug)]
+pub(super) struct Filter {
+    stage: Stage,
+    /// Received, not yet looked at.
+    received: BytesMut,
+    /// Bytes of the present frame that are passed on unseen.
+    unseen: usize,
+    headers_bytes_max: usize,
+}
+
+impl Filter {
+    /// For a connection whose header blocks may have this size; larger frames pass unseen.
+    pub(super) fn new(headers_bytes_max: usize) -> Self {
+        let received = BytesMut::new();
+        Self { stage: Stage::Preface, received, unseen: 0, headers_bytes_max }
+    }
+
+    /// Whether everything that is received from now on may be passed on unseen.
+    pub(super) fn is_done(&self) -> bool {
+        self.stage == Stage::Done
+    }
+
+    /// Takes what was received and appends what may be passed on to `out`. At most one frame stays
+    /// behind, until it is complete.
+    pub(super) fn take(&mut self, received: &[u8], out: &mut BytesMut) {
+        self.received.extend_from_slice(received);
+        if self.stage == Stage::Preface && !self.take_preface() {
+            return;
+        }
+        while self.stage != Stage::Done && self.take_piece(out) {}
+        if self.stage == Stage::Done {
+            out.unsplit(self.received.split());
+        }
+    }
+
+    /// Returns whether the stage is decided.
+    fn take_preface(&mut self) -> bool {
+        let compared = self.received.len().min(PREFACE.len());
+        if self.received[..compared] != PREFACE[..compared] {
+            self.stage = Stage::Done;
+        } else if compared == PREFACE.len() {
+            self.stage = Stage::Undecided;
+            self.unseen = PREFACE.len();
+        } else {
+            // Whoever waits for these bytes to tell HTTP/1 from HTTP/2 needs all of them anyway.
+            return false;
+        }
+        true
+    }
+
+    /// Passes on the rest of a frame, or looks at the next one. Returns whether that was possible.
+    fn take_piece(&mut self, out: &mut BytesMut) -> bool {
+        if self.unseen > 0 {
+            let passed = self.unseen.min(self.received.len());
+            out.extend_from_slice(&self.received[..passed]);
+            self.received.advance(passed);
+            self.unseen -= passed;
+            return self.unseen == 0;
+        }
+        let Some(head) = self.received.first_chunk::<FRAME_HEAD_BYTES>() else { return false };
+        let payload_bytes =
+            usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2]);
+        let (kind, flags) = (head[3], head[4]);
+        if kind != TYPE_HEADERS || payload_bytes > self.headers_bytes_max {
+            self.unseen = FRAME_HEAD_BYTES + payload_bytes;
+            return true;
+        }
+        if self.received.len() < FRAME_HEAD_BYTES + payload_bytes {
+            return false;
+        }
+        let frame = self.received.split_to(FRAME_HEAD_BYTES + payload_bytes);
+        match replaced(&frame, flags) {
+            Some(replaced) => {
+                self.stage = Stage::Replacing;
+                out.extend_from_slice(&replaced);
+            }
+            None => {
+                if self.stage == Stage::Undecided {
+                    self.stage = Stage::Done;
+                }
+                out.extend_from_slice(&frame);
+            }
+        }
+        true
+    }
+}
+
+/// The frame with another authority and without padding, if its authority is a URL.
+fn replaced(frame: &[u8], flags: u8) -> Option<Vec<u8>> {
+    let (head, payload) = frame.split_at(FRAME_HEAD_BYTES);
+    let (mut begin, mut end) = (0, payload.len());
+    if flags & FLAG_PADDED != 0 {
+        begin = 1;
+        end = end.checked_sub(usize::from(*payload.first()?))?;
+    }
+    let priority_bytes = if flags & FLAG_PRIORITY != 0 { PRIORITY_BYTES } else { 0 };
+    let priority = payload.get(begin..begin + priority_bytes)?;
+    let block = payload.get(begin + priority_bytes..end)?;
+    let value = url_authority(block)?;
+    let block_bytes = block.len() - value.len() + 1 + REPLACEMENT.len();
+    let [_, high, middle, low] = u32::try_from(priority.len() + block_bytes).ok()?.to_be_bytes();
+    let mut frame = vec![high, middle, low, head[3], flags & !FLAG_PADDED];
+    frame.extend_from_slice(&head[5..]);
+    frame.extend_from_slice(priority);
+    frame.extend_from_slice(&block[..value.start]);
+    // Shorter than 127 and not in Huffman's code: the length is one byte.
+    frame.push(u8::try_from(REPLACEMENT.len()).ok()?);
+    frame.extend_from_slice(REPLACEMENT);
+    frame.extend_from_slice(&block[value.end..]);
+    Some(frame)
+}
+
+/// Where the value of an `:authority` that is a URL lies in a header block, its length included.
+/// `None` as well if the block does not make sense: that is for h2 to refuse.
+fn url_authority(block: &[u8]) -> Option<std::ops::Range<usize>> {
+    let mut at = 0;
+    while let Some(&first) = block.get(at) {
+        // RFC 7541, 6.1: indexed; 6.3: table size; 6.2: literals with 6 or 4 bits of a name's index.
+        let (prefix_bits, is_literal) = match first {
+            0x80.. => (7, false),
+            0x40..=0x7f => (6, true),
+            0x20..=0x3f => (5, false),
+            0x00..=0x1f => (4, true),
+        };
+        let (index, after) = integer(block, at, prefix_bits)?;
+        at = after;
+        if !is_literal {
+            continue;
+        }
+        if index == 0 {
+            at = string(block, at)?.2;
+        }
+        let (is_coded, begin, end) = string(block, at)?;
+        let value = &block[begin..end];
+        let is_url =
+            || URL_STARTS.iter().any(|(coded, url)| *coded == is_coded && value.starts_with(url));
+        if index == AUTHORITY && is_url() {
+            return Some(at..end);
+        }
+        at = end;
+    }
+    None
+}
+
+/// An integer with a prefix (RFC 7541, 5.1) and where it ends.
+fn integer(block: &[u8], at: usize, prefix_bits: u32) -> Option<(usize, usize)> {
+    let mask = (1usize << prefix_bits) - 1;
+    let mut value = usize::from(*block.get(at)?) & mask;
+    let mut at = at + 1;
+    if value < mask {
+        return Some((value, at));
+    }
+    // Three more bytes say more than a frame can hold.
+    for shift in [0, 7, 14] {
+        let byte = usize::from(*block.get(at)?);
+        at += 1;
+        value += (byte & 0x7f) << shift;
+        if byte & 0x80 == 0 {
+            return Some((value, at));
+        }
+    }
+    None
+}
+
+/// A string (RFC 7541, 5.2): whether it is in Huffman's code, and where its bytes are.
+fn string(block: &[u8], at: usize) -> Option<(bool, usize, usize)> {
+    let is_coded = block.get(at)? & 0x80 != 0;
+    let (bytes, begin) = integer(block, at, 7)?;
+    let end = begin.checked_add(bytes)?;
+    (end <= block.len()).then_some((is_coded, begin, end))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        let mut frame = vec![length[1], length[2], length[3], kind, flags, 0, 0, 0, 1];
+        frame.extend_from_slice(payload);
+        frame
+    }
+
+    fn literal(first: u8, value: &[u8]) -> Vec<u8> {
+        [&[first, u8::try_from(value.len()).unwrap()], value].concat()
+    }
+
+    fn pass(filter: &mut Filter, bytes: &[u8], step: usize) -> Vec<u8> {
+        let mut out = BytesMut::new();
+        for piece in bytes.chunks(step) {
+            filter.take(piece, &mut out);
+        }
+        out.to_vec()
+    }
+
+    /// `:method POST`, `:scheme http`, `:path` as a literal.
+    const OTHERS: &[u8] = &[0x83, 0x86, 0x44, 0x02, b'/', b'x'];
+
+    #[test]
+    fn a_url_is_replaced_in_every_header_block_however_it_arrives() {
+        for first in [0x41, 0x01, 0x11] {
+            let block = |value: &[u8]| [OTHERS, &literal(first, value), &[0x82]].concat();
+            let (bad, good) = (block(b"http://127.0.0.1:2379"), block(REPLACEMENT));
+            let settings = frame(4, 0, &[]);
+            let data = frame(0, 1, b"some data that is long enough");
+            let stream = |block: &[u8]| {
+                [PREFACE, &settings, &frame(1, 4, block), &data, &frame(1, 5, block)].concat()
+            };
+            for step in [1, 3, 10, 1000] {
+                let mut filter = Filter::new(16_384);
+                assert_eq!(pass(&mut filter, &stream(&bad), step), stream(&good), "step {step}");
+                assert!(!filter.is_done(), "the value may come again");
+            }
+        }
+    }
+
+    #[test]
+    fn padding_goes_and_priority_stays() {
+        let block = literal(0x41, b"https://a:1");
+        let payload = [&[3u8][..], &[0, 0, 0, 0, 9], &block, &[0, 0, 0]].concat();
+        let bytes = [PREFACE, &frame(1, 0x2c, &payload)].concat();
+        let expected = [&[0, 0, 0, 0, 9][..], &literal(0x41, REPLACEMENT)].concat();
+        let expected = [PREFACE, &frame(1, 0x24, &expected)].concat();
+        assert_eq!(pass(&mut Filter::new(16_384), &bytes, 1000), expected);
+    }
+
+    #[test]
+    fn huffmans_code_is_recognised() {
+        // "http://127.0.0.1:24179" as Go's encoder writes it.
+        let coded = [
+            0x9d, 0x29, 0xae, 0xe3, 0x0c, 0x04, 0x4e, 0xae, 0x05, 0xc0, 0xb8, 0x6e, 0x09, 0xa0,
+            0xba, 0xff,
+        ];
+        let block = [&[0x41, 0x80 | 16][..], &coded].concat();
+        assert_eq!(url_authority(&block), Some(1..18));
+    }
+
+    #[test]
+    fn everything_else_passes_unchanged() {
+        let good = [OTHERS, &literal(0x41, b"127.0.0.1:2379")].concat();
+        let named = [&literal(0x40, b"x-url")[..], &literal(0, b"http://a")[1..]].concat();
+        let broken = [0x41, 0x7f, b'h'];
+        for bytes in [
+            b"GET http://a/ HTTP/1.1\r\n\r\n".to_vec(),
+            b"PRI * HTTP/2.0\r\n\r\nXX".to_vec(),
+            [PREFACE, &frame(4, 0, &[]), &frame(1, 4, &good), b"anything"].concat(),
+            [PREFACE, &frame(1, 4, &named)].concat(),
+            [PREFACE, &frame(1, 4, &broken)].concat(),
+            [PREFACE, &frame(1, 0x8, &[])].concat(),
+        ] {
+            for step in [1, 7, 1000] {
+                let mut filter = Filter::new(16_384);
+                assert_eq!(pass(&mut filter, &bytes, step), bytes);
+                assert!(filter.is_done());
+            }
+        }
+    }
+}
