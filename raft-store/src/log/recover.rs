@@ -292,16 +292,14 @@ impl<'a> Replay<'a> {
     /// The entries must follow the purged ones without a hole.
     fn check(&self, oldest: u64) -> Result<(), OpenError> {
         let first = self.index.range().start;
-        match self.checkpoint.purged {
-            Some(purged) if !self.index.is_empty() && first != purged.index + 1 => {
-                let reason = format!(
-                    "the oldest entry has index {first}, but only those up to {} are purged",
-                    purged.index
-                );
-                Err(damaged(self.disk, oldest, 0, reason))
-            }
-            _ => Ok(()),
+        // Raft's first entry has index 0. With the very first segment nothing is missing before it.
+        let begin = if oldest == 1 { first } else { 0 };
+        let expected = self.checkpoint.purged.map_or(begin, |purged| purged.index + 1);
+        if self.index.is_empty() || first == expected {
+            return Ok(());
         }
+        let reason = format!("the oldest entry has index {first}, but {expected} must be there");
+        Err(damaged(self.disk, oldest, 0, reason))
     }
 
     /// Looks for proof that the end is not the end, then makes it so.

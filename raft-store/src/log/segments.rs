@@ -150,18 +150,23 @@ impl Pool {
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// Takes the next segment; waits for it if need be.
+    /// Takes the next segment; waits for it if need be. Fails only if a preparation begun after this
+    /// call fails: an earlier failure may have passed by now.
     pub(super) fn take(&self) -> Result<Prepared, LogFailure> {
+        let mut may_retry = true;
         let mut state = self.shared.state.lock();
-        state.is_retry_wanted = state.failure.take().is_some();
-        self.shared.changed.notify_all();
         loop {
             if let Some(prepared) = state.ready.pop_front() {
                 self.shared.changed.notify_all();
                 return Ok(prepared);
             }
             if let Some((path, error)) = state.failure.take() {
-                return Err(LogFailure::write(path, error));
+                if !may_retry {
+                    return Err(LogFailure::write(path, error));
+                }
+                may_retry = false;
+                state.is_retry_wanted = true;
+                self.shared.changed.notify_all();
             }
             self.shared.changed.wait(&mut state);
         }

@@ -242,7 +242,7 @@ impl Shared {
     }
 
     /// Waits for steps and takes them, up to about `bytes_max`; `None` when closing and all is done.
-    pub(super) fn take(&self, bytes_max: usize) -> Option<Vec<Step>> {
+    pub(super) fn take(&self, bytes_max: usize) -> Option<VecDeque<Step>> {
         let mut state = self.state();
         while state.queue.is_empty() {
             if state.closing {
@@ -251,7 +251,7 @@ impl Shared {
             self.work.wait(&mut state);
         }
         if state.queued_bytes <= bytes_max {
-            return Some(std::mem::take(&mut state.queue).into());
+            return Some(std::mem::take(&mut state.queue));
         }
         let mut bytes = 0;
         let mut count = 0;
@@ -306,7 +306,7 @@ pub(super) fn up_to(committed: Option<LogId>, last: Option<LogId>) -> Option<Log
 }
 
 fn check_next(state: &State, id: &LogId, body_bytes: usize) -> io::Result<()> {
-    // A log that starts empty may start anywhere: raft's first entry has index 0, a test's may not.
+    // An empty log may start anywhere: raft's first entry has index 0, those of openraft's suite not.
     let next = state.last.map_or(id.index, |last| last.index + 1);
     let reason = if id.index != next {
         format!("entry {id} would leave a hole: the next index is {next}")

@@ -105,8 +105,9 @@ impl Writer {
 
     /// Writes until the log closes or fails.
     pub(super) fn run(mut self) {
-        while let Some(steps) = self.shared.take(GROUP_BYTES_MAX) {
-            if let Err(failure) = self.commit(steps) {
+        while let Some(mut steps) = self.shared.take(GROUP_BYTES_MAX) {
+            if let Err(failure) = self.commit(&mut steps) {
+                // Nobody who waits hears of it before this: its last line says why the node ends.
                 (self.options.on_failure)(&failure);
                 self.shared.fail(failure.to_string());
                 return;
@@ -120,8 +121,8 @@ impl Writer {
         }
     }
 
-    fn commit(&mut self, steps: Vec<Step>) -> Result<(), LogFailure> {
-        for step in steps {
+    fn commit(&mut self, steps: &mut VecDeque<Step>) -> Result<(), LogFailure> {
+        while let Some(step) = steps.pop_front() {
             match step {
                 Step::Write(record) => self.place(&record)?,
                 Step::Wake(waiter) => {
