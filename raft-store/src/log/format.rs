@@ -276,14 +276,33 @@ pub(super) enum Remains {
 /// Looks behind `from` for records of `segment` later than `missing`.
 pub(super) fn scan(bytes: &[u8], from: usize, seed: u32, segment: u64, missing: u64) -> Remains {
     let mut remains = Remains::Nothing;
-    for at in (from.next_multiple_of(ALIGNMENT)..bytes.len()).step_by(ALIGNMENT) {
-        let Some(found) = read_record(bytes, at, seed, segment) else { continue };
-        if found.header.first_undurable() > missing {
-            return Remains::Proof(at);
+    let begin = from.next_multiple_of(ALIGNMENT);
+    for (block, words) in bytes.get(begin..).unwrap_or_default().chunks(BLOCK_BYTES).enumerate() {
+        // Most of a segment is zeros, and comparing all of them at once is fast.
+        if words == &ZEROS[..words.len()] {
+            continue;
         }
-        remains = Remains::Torn;
+        for at in candidates(words, segment).map(|word| begin + block * BLOCK_BYTES + word) {
+            // The second word of a record is the segment's number.
+            let Some(start) = at.checked_sub(8).filter(|start| *start >= begin) else { continue };
+            let Some(found) = read_record(bytes, start, seed, segment) else { continue };
+            if found.header.first_undurable() > missing {
+                return Remains::Proof(start);
+            }
+            remains = Remains::Torn;
+        }
     }
     remains
+}
+
+const BLOCK_BYTES: usize = 4096;
+const ZEROS: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
+
+/// Where the words of `bytes` are equal to `number`.
+fn candidates(bytes: &[u8], number: u64) -> impl Iterator<Item = usize> {
+    let words = bytes.chunks_exact(ALIGNMENT).enumerate();
+    let wanted = number.to_le_bytes();
+    words.filter(move |(_, word)| *word == wanted).map(|(at, _)| at * ALIGNMENT)
 }
 
 /// Body of a record about a log id; none is not the same as the first.
@@ -387,5 +406,19 @@ mod tests {
         assert_eq!(scan(&bytes, 0, 0, 1, 9), Remains::Torn);
         assert_eq!(scan(&bytes, 0, 0, 1, 8), Remains::Proof(64));
         assert_eq!(scan(&bytes, 0, 0, 2, 8), Remains::Nothing);
+        assert_eq!(scan(&bytes, 64, 0, 1, 8), Remains::Proof(64));
+        assert_eq!(scan(&bytes, 65, 0, 1, 8), Remains::Nothing);
+        assert_eq!(scan(&bytes, 1000, 0, 1, 8), Remains::Nothing);
+    }
+
+    #[test]
+    fn a_scan_finds_records_anywhere_in_a_large_segment() {
+        let header = RecordHeader { segment: 1, sequence: 12, position: 3, kind: Kind::Entry };
+        for at in (8..3 * BLOCK_BYTES).step_by(ALIGNMENT) {
+            let mut bytes = vec![0; at];
+            append_record(&mut bytes, 0, &header, b"body");
+            bytes.resize(5 * BLOCK_BYTES, 0);
+            assert_eq!(scan(&bytes, 8, 0, 1, 8), Remains::Proof(at));
+        }
     }
 }

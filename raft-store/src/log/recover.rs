@@ -379,7 +379,8 @@ impl<'a> Replay<'a> {
         let (first, next) = match ready {
             Some(ready) => (ready, next),
             None => {
-                let created = segments::create(self.disk, next, self.options.segment_bytes);
+                let created =
+                    segments::create(self.disk, next, self.options.segment_bytes, || true);
                 let path = segments::name(next);
                 (created.map_err(|e| io_error(self.disk, &path, e))?, next + 1)
             }

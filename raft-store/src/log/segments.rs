@@ -48,10 +48,18 @@ pub(super) struct Prepared {
 }
 
 /// Creates the file of `segment`, full of zeros, durable in content and name.
-pub(super) fn create(disk: &dyn Disk, segment: u64, segment_bytes: u64) -> io::Result<Prepared> {
+///
+/// # Errors
+/// Those of the file system; `Interrupted` if `is_wanted` became false.
+pub(super) fn create(
+    disk: &dyn Disk,
+    segment: u64,
+    segment_bytes: u64,
+    is_wanted: impl Fn() -> bool,
+) -> io::Result<Prepared> {
     let name = name(segment);
     let unfinished = format!("{name}{UNFINISHED_SUFFIX}");
-    let filled = disk.create(&unfinished).and_then(|file| fill(&*file, segment_bytes));
+    let filled = disk.create(&unfinished).and_then(|file| fill(&*file, segment_bytes, is_wanted));
     if let Err(error) = filled {
         // Whatever removing says, the first error is the one to report.
         drop(disk.remove(&unfinished));
@@ -62,10 +70,13 @@ pub(super) fn create(disk: &dyn Disk, segment: u64, segment_bytes: u64) -> io::R
     Ok(Prepared { segment, file: disk.open(&name)? })
 }
 
-fn fill(file: &dyn DiskFile, segment_bytes: u64) -> io::Result<()> {
+fn fill(file: &dyn DiskFile, segment_bytes: u64, is_wanted: impl Fn() -> bool) -> io::Result<()> {
     let zeros = vec![0; ZERO_BYTES.min(segment_bytes as usize)];
     let mut at = 0;
     while at < segment_bytes {
+        if !is_wanted() {
+            return Err(io::ErrorKind::Interrupted.into());
+        }
         let step = (segment_bytes - at).min(zeros.len() as u64);
         file.write_all_at(&zeros[..step as usize], at)?;
         file.sync()?;
@@ -75,12 +86,18 @@ fn fill(file: &dyn DiskFile, segment_bytes: u64) -> io::Result<()> {
 }
 
 /// Turns a purged segment into `segment`; its stale records carry the old number and do not count.
-fn recycle(disk: &dyn Disk, purged: u64, segment: u64, segment_bytes: u64) -> io::Result<Prepared> {
+/// `None` if the file is of a time of smaller segments: growing it would lose what recycling is for.
+fn recycle(
+    disk: &dyn Disk,
+    purged: u64,
+    segment: u64,
+    segment_bytes: u64,
+) -> io::Result<Option<Prepared>> {
     let (old, new) = (name(purged), name(segment));
     if disk.open(&old)?.bytes()? < segment_bytes {
-        // From a time of smaller segments: growing it would lose what recycling is for.
         disk.remove(&old)?;
-        return create(disk, segment, segment_bytes);
+        disk.sync_dir()?;
+        return Ok(None);
     }
     disk.rename(&old, &new)?;
     disk.sync_dir()?;
@@ -90,7 +107,7 @@ fn recycle(disk: &dyn Disk, purged: u64, segment: u64, segment_bytes: u64) -> io
         file.set_bytes(segment_bytes)?;
         file.sync()?;
     }
-    Ok(Prepared { segment, file })
+    Ok(Some(Prepared { segment, file }))
 }
 
 struct PoolState {
@@ -203,9 +220,12 @@ impl Shared {
     fn step(&self) -> bool {
         let Some(task) = self.next_task() else { return false };
         let result = match task {
-            Task::Create(segment) => create(&*self.disk, segment, self.segment_bytes).map(Some),
+            Task::Create(segment) => {
+                let is_wanted = || !self.state.lock().closing;
+                create(&*self.disk, segment, self.segment_bytes, is_wanted).map(Some)
+            }
             Task::Recycle { purged, segment } => {
-                recycle(&*self.disk, purged, segment, self.segment_bytes).map(Some)
+                recycle(&*self.disk, purged, segment, self.segment_bytes)
             }
             Task::Remove(purged) => {
                 self.disk.remove(&name(purged)).and_then(|()| self.disk.sync_dir()).map(|()| None)
@@ -218,6 +238,7 @@ impl Shared {
                 state.next = prepared.segment + 1;
                 state.ready.push_back(prepared);
             }
+            Err(_) if state.closing => return false,
             Err(error) => {
                 let path = self.disk.path(&name(state.next));
                 tracing::warn!(path = %path.display(), %error, "cannot prepare a raft log segment");
