@@ -101,7 +101,8 @@ impl<'a, 'b, R: Read> Change<'a, 'b, R> {
             value: value.clone(),
             lease,
         };
-        let prev_kv = self.before_revision(at.main, key, before)?;
+        // A creation has no state before it, even if this very revision deleted the key first.
+        let prev_kv = if version > 1 { self.before_revision(at.main, key, before)? } else { None };
         self.events.push(Event { kind: EventKind::Put, kv, prev_kv });
         Ok(())
     }

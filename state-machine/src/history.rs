@@ -69,10 +69,8 @@ fn event<R: Read>(rows: &R, arena: &mut Arena, at: Revision, row: &[u8]) -> Resu
             (EventKind::Delete, KeyValue { key, mod_revision: at.main, ..KeyValue::default() })
         }
     };
-    // A tombstone is worth following only if this very revision made it.
-    let in_revision = row.previous.filter(|previous| previous.main == at.main);
-    let prev_kv = match in_revision.or(row.replaced_put()) {
-        Some(link) => before_revision(rows, at.main, link, &kv.key)?,
+    let prev_kv = match row.replaced_put() {
+        Some(put) => before_revision(rows, at.main, put, &kv.key)?,
         None => None,
     };
     Ok(Event { kind, kv, prev_kv })

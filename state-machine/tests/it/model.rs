@@ -132,7 +132,7 @@ impl Model {
             kv.lease = if put.ignore_lease { old.lease } else { kv.lease };
         }
         next.insert(put.key.clone(), kv.clone());
-        let prev_kv = self.live().get(&put.key).cloned();
+        let prev_kv = self.live().get(&put.key).cloned().filter(|_| kv.version > 1);
         self.events.push(Event { kind: EventKind::Put, kv, prev_kv });
         PutResponse { prev_kv: old.filter(|_| put.prev_kv) }
     }
