@@ -18,7 +18,11 @@ use super::options::LogFailure;
 /// Prepared segments that the thread keeps ahead of the writer.
 const READY_SEGMENTS: usize = 1;
 /// Zeros are synced in such steps, so that preparing never floods the disk under the log's own syncs.
-const ZERO_BYTES: usize = 4 * 1024 * 1024;
+const ZERO_SYNC_BYTES: u64 = 4 * 1024 * 1024;
+/// Zeros are written block by block. One large write would make the page cache hold the segment in
+/// large folios, and a small record written later would dirty a whole one: measured on Linux 6.18 with
+/// ext4, 400 KB accounted as written for a put of 300 bytes.
+const ZEROS: [u8; 4096] = [0; 4096];
 const SUFFIX: &str = ".segment";
 /// A file of this name is not finished and worth nothing.
 const UNFINISHED_SUFFIX: &str = ".tmp";
@@ -71,16 +75,18 @@ pub(super) fn create(
 }
 
 fn fill(file: &dyn DiskFile, segment_bytes: u64, is_wanted: impl Fn() -> bool) -> io::Result<()> {
-    let zeros = vec![0; ZERO_BYTES.min(segment_bytes as usize)];
     let mut at = 0;
     while at < segment_bytes {
         if !is_wanted() {
             return Err(io::ErrorKind::Interrupted.into());
         }
-        let step = (segment_bytes - at).min(zeros.len() as u64);
-        file.write_all_at(&zeros[..step as usize], at)?;
+        let end = segment_bytes.min(at + ZERO_SYNC_BYTES);
+        while at < end {
+            let step = (end - at).min(ZEROS.len() as u64);
+            file.write_all_at(&ZEROS[..step as usize], at)?;
+            at += step;
+        }
         file.sync()?;
-        at += step;
     }
     Ok(())
 }
