@@ -2,7 +2,8 @@
 //!
 //! The model: a write reaches the page cache at once and the platter with a sync. At a crash every
 //! sector written since the last sync of its file survives or not, each for itself; file lengths and
-//! names likewise, names in the order of the operations. Faults fail one operation.
+//! names likewise, names in the order of the operations. Faults fail one operation; a failed write
+//! leaves the first half of its bytes, a failed sync makes nothing durable and forgets what was dirty.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -260,6 +261,19 @@ impl Platter {
         self.namings.push(naming);
     }
 
+    fn write(&mut self, inode: usize, bytes: &[u8], offset: usize) -> io::Result<()> {
+        let end = offset + bytes.len();
+        let growth = end.saturating_sub(self.contents[inode].cached.len());
+        self.check_space(growth)?;
+        let content = &mut self.contents[inode];
+        if growth > 0 {
+            content.cached.resize(end, 0);
+        }
+        content.cached[offset..end].copy_from_slice(bytes);
+        content.dirty.extend(offset / SECTOR_BYTES..end.div_ceil(SECTOR_BYTES));
+        Ok(())
+    }
+
     fn check_space(&self, more: usize) -> io::Result<()> {
         let used: usize = self.names.values().map(|inode| self.contents[*inode].cached.len()).sum();
         match self.space_bytes {
@@ -356,19 +370,15 @@ impl DiskFile for SimFile {
     }
 
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        self.disk.step(Some(Operation::Write), |platter| {
-            let offset = offset as usize;
-            let end = offset + bytes.len();
-            let growth = end.saturating_sub(platter.contents[self.inode].cached.len());
-            platter.check_space(growth)?;
-            let content = &mut platter.contents[self.inode];
-            if growth > 0 {
-                content.cached.resize(end, 0);
-            }
-            content.cached[offset..end].copy_from_slice(bytes);
-            content.dirty.extend(offset / SECTOR_BYTES..end.div_ceil(SECTOR_BYTES));
-            Ok(())
-        })
+        let written = self.disk.step(Some(Operation::Write), |platter| {
+            platter.write(self.inode, bytes, offset as usize)
+        });
+        if written.is_err() {
+            let half = &bytes[..bytes.len() / 2];
+            // Only the first error counts; a dead process writes nothing.
+            drop(self.disk.step(None, |platter| platter.write(self.inode, half, offset as usize)));
+        }
+        written
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -296,7 +296,7 @@ async fn run_seed(seed: u64) {
         let log = match open(&disk) {
             Ok(log) => log,
             Err(OpenError::Io { .. }) => {
-                disk = disk.crash(&mut random);
+                disk = if random.one_in(3) { disk.kill() } else { disk.crash(&mut random) };
                 open(&disk).unwrap_or_else(|error| panic!("{error}"))
             }
             Err(error) => panic!("{error}"),
@@ -308,7 +308,9 @@ async fn run_seed(seed: u64) {
         if random.one_in(2) {
             disk.stop_at(disk.operations() + random.below(80));
         } else if random.one_in(3) {
-            disk.fail(Operation::Sync, random.below(15), std::io::ErrorKind::Other);
+            let operations = [Operation::Sync, Operation::Write, Operation::Create];
+            let operation = operations[random.below(3) as usize];
+            disk.fail(operation, random.below(15), std::io::ErrorKind::StorageFull);
         }
         let mut run = Run::new(log, random, found);
         for _ in 0..STEPS {
