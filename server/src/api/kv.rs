@@ -5,13 +5,12 @@ use conclave_proto::internal::command::Command as Message;
 use conclave_raft_store::command;
 use conclave_state_machine::command::{Range, Txn};
 use conclave_state_machine::response::{Rejection, Response as Answer};
-use conclave_state_machine::validate;
 use etcd::kv_server::Kv;
 use tonic::{Request, Response, Status};
 
 use super::context::{Context, mismatch};
 use super::range_stream::{self, RangeStream};
-use super::{convert, limits};
+use super::{check, convert, limits};
 use crate::metrics::Method;
 use crate::status::{self, Fault};
 
@@ -61,7 +60,7 @@ impl KvService {
         self.context.check_metadata(request.metadata())?;
         let request = request.into_inner();
         self.context.check_quota(limits::put_cost(&request)).await?;
-        validate::put(&command::put(request.clone())).map_err(rejected)?;
+        check::put(&request)?;
         self.context.check_size(&request)?;
         match self.context.propose(Message::Put(request)).await? {
             (Answer::Put(answer), revision) => {
@@ -77,7 +76,7 @@ impl KvService {
     ) -> Result<etcd::DeleteRangeResponse, Status> {
         self.context.check_metadata(request.metadata())?;
         let request = request.into_inner();
-        validate::delete_range(&command::delete_range(request.clone())).map_err(rejected)?;
+        check::delete_range(&request)?;
         self.context.check_size(&request)?;
         match self.context.propose(Message::DeleteRange(request)).await? {
             (Answer::DeleteRange(answer), revision) => {
@@ -94,9 +93,9 @@ impl KvService {
         self.context.check_metadata(request.metadata())?;
         let request = request.into_inner();
         self.context.check_quota(limits::txn_cost(&request)).await?;
-        let txn = command::txn(request.clone()).map_err(rejected)?;
-        validate::txn(&txn, self.context.limits.txn_ops_max).map_err(rejected)?;
-        if let Some(is_serializable) = read_only(&request) {
+        check::txn(&request, self.context.limits.txn_ops_max)?;
+        if let Some(is_serializable) = check::read_only(&request) {
+            let txn = command::txn(request).map_err(rejected)?;
             return self.answer_read_only_txn(txn, is_serializable).await;
         }
         self.context.check_size(&request)?;
@@ -152,28 +151,10 @@ impl KvService {
     }
 }
 
-/// The checks of etcd in their order: the key first, then the enums.
+/// The state machine's form of a range read.
 pub(crate) fn validated_range(request: etcd::RangeRequest) -> Result<Range, Status> {
-    if request.key.is_empty() {
-        return Err(Fault::EmptyKey.into());
-    }
-    let range = command::range(request).map_err(rejected)?;
-    validate::range(&range).map_err(rejected)?;
-    Ok(range)
-}
-
-/// Whether all reads of a transaction are serializable; `None` if it does more than read.
-fn read_only(request: &etcd::TxnRequest) -> Option<bool> {
-    let mut is_serializable = true;
-    for op in request.success.iter().chain(&request.failure) {
-        match &op.request {
-            Some(etcd::request_op::Request::RequestRange(range)) => {
-                is_serializable &= range.serializable;
-            }
-            _ => return None,
-        }
-    }
-    Some(is_serializable)
+    check::range(&request)?;
+    command::range(request).map_err(rejected)
 }
 
 /// Runs `work` where blocking is allowed. Dropping the future does not stop it.

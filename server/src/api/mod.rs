@@ -5,8 +5,10 @@
 //! | `context` | the node, checks and failures that all services share |
 //! | `kv`, `range_stream`, `lease`, `watch`, `cluster`, `maintenance` | one service each |
 //! | `later` | services that answer Unimplemented for now |
-//! | `convert`, `limits`, `stream_end` | messages, sizes, ends of streams |
+//! | `check`, `limits` | what a request must be, and may cost |
+//! | `convert`, `stream_end` | answers as messages, ends of streams |
 
+mod check;
 mod cluster;
 pub(crate) mod context;
 pub(crate) mod convert;

@@ -138,7 +138,10 @@ async fn serve(stream: TcpStream, shared: Arc<Shared>, _room: OwnedSemaphorePerm
     }
     let metrics = Arc::clone(&shared.router.context.metrics);
     let stream = ClientStream::new(stream, metrics, HEADERS_BYTES_MAX as usize);
-    let service = service_fn(|request| shared.router.clone().answer(request));
+    let service = service_fn(|request| {
+        let shared = Arc::clone(&shared);
+        async move { shared.router.answer(request).await }
+    });
     let connection = shared.builder.serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     let result = tokio::select! {

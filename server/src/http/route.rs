@@ -13,8 +13,7 @@ use crate::api::context::Context;
 use crate::api::{KV_PATH, Services};
 use crate::status;
 
-/// Answers requests; one clone per connection.
-#[derive(Clone)]
+/// Answers the requests of all connections.
 pub(super) struct Router {
     pub(super) services: Services,
     pub(super) context: Context,
@@ -23,16 +22,16 @@ pub(super) struct Router {
 impl Router {
     /// Answers one request. Never fails: failures are answers.
     pub(super) async fn answer(
-        mut self,
+        &self,
         request: Request<Incoming>,
     ) -> Result<Response<Body>, Infallible> {
         if !is_grpc(request.headers()) {
             return Ok(pages::answer(&self.context, request).await);
         }
         let response = if request.uri().path().starts_with(KV_PATH) {
-            self.services.kv.call(request).await
+            self.services.kv.clone().call(request).await
         } else if is_known(request.uri().path()) {
-            self.services.others.call(request.map(Body::new)).await
+            self.services.others.clone().call(request.map(Body::new)).await
         } else {
             return Ok(unknown_service(request.uri().path()));
         };
