@@ -17,7 +17,9 @@ use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
 use crate::config::{LogFormat, LogOutput, LogSettings};
 
 /// Libraries that would drown our own lines at the same level.
-const QUIET_TARGETS: [&str; 6] = ["openraft", "h2", "hyper", "hyper_util", "tonic", "tower"];
+const QUIET_TARGETS: [&str; 5] = ["h2", "hyper", "hyper_util", "tonic", "tower"];
+/// It warns at every attempt to reach a member that is down; `raft/network.rs` says it once.
+const SILENT_TARGET: &str = "openraft";
 
 /// Directs the process's log lines to where `settings` says. Once per process.
 ///
@@ -29,6 +31,8 @@ pub fn init(settings: &LogSettings) -> Result<(), TryInitError> {
         QUIET_TARGETS.iter().fold(Targets::new().with_default(settings.level), |filter, target| {
             filter.with_target(*target, quiet.min(settings.level))
         });
+    let silent = if settings.level == Level::DEBUG { Level::INFO } else { Level::ERROR };
+    let filter = filter.with_target(SILENT_TARGET, silent);
     let format = Lines { format: settings.format };
     let registry = tracing_subscriber::registry().with(filter);
     let layer = tracing_subscriber::fmt::layer().with_ansi(false).event_format(format);

@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use conclave_proto::internal::peer_client::PeerClient;
@@ -86,6 +87,7 @@ impl Links {
 pub(crate) struct Link {
     urls: Vec<String>,
     current: Mutex<Current>,
+    is_failing: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -97,7 +99,13 @@ struct Current {
 
 impl Link {
     pub(crate) fn new(urls: Vec<String>) -> Self {
-        Self { urls, current: Mutex::new(Current { turn: 0, client: None }) }
+        let current = Mutex::new(Current { turn: 0, client: None });
+        Self { urls, current, is_failing: AtomicBool::new(false) }
+    }
+
+    /// Notes whether a call succeeded. Returns true if that is news.
+    pub(crate) fn note(&self, is_failing: bool) -> bool {
+        self.is_failing.swap(is_failing, Ordering::Relaxed) != is_failing
     }
 
     /// The client of the present connection.

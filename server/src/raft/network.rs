@@ -105,16 +105,32 @@ impl Network {
         let sent = Sent::of(&request);
         let message = wire::append_message(self.sender(), &request);
         let mut client = self.link.client().map_err(|status| refused(&status))?;
-        let answer = self.call(RPCTypes::AppendEntries, ttl, client.append(message)).await?;
-        sent.result(answer).map_err(malformed)
+        let answer = self.call(RPCTypes::AppendEntries, ttl, client.append(message)).await;
+        self.tell_health(answer.as_ref().err());
+        sent.result(answer?).map_err(malformed)
     }
 
-    /// Opens a stream of pipelined appends; `input` is pulled as far as the window allows.
+    /// One line when a member goes, one when it comes back; openraft's own would be ten a second.
+    fn tell_health(&self, error: Option<&RPCError<TypeConfig>>) {
+        if !self.link.note(error.is_some()) {
+            return;
+        }
+        let member = format_args!("{:x}", self.target);
+        match error {
+            Some(error) => tracing::warn!(%member, %error, "a member does not answer heartbeats"),
+            None => tracing::info!(%member, "a member answers heartbeats again"),
+        }
+    }
+
+    /// Opens a stream of pipelined appends that begins with `first`; `rest` is pulled as far as the
+    /// window allows.
     async fn append_pipelined(
         &self,
-        input: impl Stream<Item = AppendEntriesRequest> + Send + Unpin + 'static,
+        first: AppendEntriesRequest,
+        rest: impl Stream<Item = AppendEntriesRequest> + Send + Unpin + 'static,
     ) -> Result<Acknowledgements, RPCError<TypeConfig>> {
         let (window, sent) = mpsc::channel(APPEND_WINDOW);
+        let input = stream::iter([first]).chain(rest);
         let requests = requests(input, window, self.sender());
         let mut client = self.link.client().map_err(|status| refused(&status))?;
         let opened = client.stream_append(requests);
@@ -173,14 +189,17 @@ impl NetStreamAppend<TypeConfig> for Network {
     {
         let this = &*self;
         Box::pin(async move {
+            // Before anything is opened: openraft pauses in here after errors, and a member that
+            // refuses the call without reading it would otherwise be called again at once, for ever.
+            let Some(first) = input.next().await else {
+                return Ok(stream::empty().boxed());
+            };
             if this.purpose == Purpose::Heartbeat {
-                let Some(request) = input.next().await else {
-                    return Ok(stream::empty().boxed());
-                };
-                let answer = this.append_once(request, option.hard_ttl());
+                // A little less than openraft's own limit, which would cancel before we notice.
+                let answer = this.append_once(first, option.hard_ttl() * 9 / 10);
                 return Ok(stream::once(answer).boxed());
             }
-            let acknowledgements = this.append_pipelined(input).await?;
+            let acknowledgements = this.append_pipelined(first, input).await?;
             let answers = stream::unfold(Some(acknowledgements), move |state| async move {
                 let mut state = state?;
                 let answer = this.next_answer(&mut state).await?;
