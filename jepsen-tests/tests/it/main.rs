@@ -1,4 +1,5 @@
 //! The checkers against seeded faults, and real nodes against the checkers.
 
 mod checkers;
+mod cluster;
 mod simulated;
