@@ -13,6 +13,9 @@ use conclave_jepsen_tests::{Findings, check};
 
 /// Violations printed; the rest are counted.
 const PRINTED_MAX: usize = 20;
+/// Of a long answer, characters printed, and how many of them before the first difference.
+const CONTEXT_CHARS: usize = 1200;
+const CONTEXT_BEFORE: usize = 400;
 
 /// Jepsen-style tests of etcd-compatible servers: starts three nodes, loads them under faults, checks the history.
 #[derive(Debug, Parser)]
@@ -97,9 +100,16 @@ fn compare(verdict: &differential::Verdict) -> Result<ExitCode> {
     }
     for difference in differences {
         writeln!(out, "DIFFERENCE at request {}: {}", difference.number, difference.request)?;
-        writeln!(out, "  left:  {}", difference.left)?;
-        writeln!(out, "  right: {}", difference.right)?;
+        let (left, right) = (&difference.left, &difference.right);
+        writeln!(out, "  left:  {}", around_difference(left, right))?;
+        writeln!(out, "  right: {}", around_difference(right, left))?;
     }
     writeln!(out, "{} differences", differences.len())?;
     Ok(if differences.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The part of a long answer where it begins to differ from the other one.
+fn around_difference(text: &str, other: &str) -> String {
+    let same = text.chars().zip(other.chars()).take_while(|(one, two)| one == two).count();
+    text.chars().skip(same.saturating_sub(CONTEXT_BEFORE)).take(CONTEXT_CHARS).collect()
 }
