@@ -8,6 +8,7 @@ mod resume;
 
 use std::{
     pin::Pin,
+    sync::{Arc, OnceLock},
     task::{Context, Poll},
 };
 
@@ -114,8 +115,14 @@ impl Watch {
     pub fn start(self) -> Watcher {
         let (output, responses) = mpsc::channel(RESPONSES_MAX);
         let (progress, progress_requests) = mpsc::channel(PROGRESS_REQUESTS_MAX);
-        let task = resume::Task::new(self, output, progress_requests);
-        Watcher { responses, progress, _task: AbortOnDropHandle::new(tokio::spawn(task.run())) }
+        let cancel_header = Arc::new(OnceLock::new());
+        let channels = resume::Channels {
+            output,
+            progress: progress_requests,
+            cancel_header: Arc::clone(&cancel_header),
+        };
+        let task = tokio::spawn(resume::Task::new(self, channels).run());
+        Watcher { responses, progress, cancel_header, _task: AbortOnDropHandle::new(task) }
     }
 }
 
@@ -150,6 +157,7 @@ impl Response {
 pub struct Watcher {
     responses: mpsc::Receiver<Result<Response, Error>>,
     progress: mpsc::Sender<()>,
+    cancel_header: Arc<OnceLock<ResponseHeader>>,
     _task: AbortOnDropHandle<()>,
 }
 
@@ -160,6 +168,12 @@ impl Watcher {
     /// What ended the watch, once.
     pub async fn next(&mut self) -> Result<Option<Response>, Error> {
         self.responses.recv().await.transpose()
+    }
+
+    /// The header of the message by which the server ended the watch.
+    #[must_use]
+    pub fn cancel_header(&self) -> Option<&ResponseHeader> {
+        self.cancel_header.get()
     }
 
     /// Asks the server to report progress. The answer, a response without events, comes only if the

@@ -78,6 +78,8 @@ fn compare(line: &str) -> Result<Compare, Failure> {
     let (operator, value) = rest.split_at(rest.find([' ', '"']).unwrap_or(rest.len()));
     let value = unquote(value.trim_start()).map(|(value, _rest)| value);
     let (Some(key), false, Some(value)) = (&key, operator.is_empty(), value) else {
+        // etcdctl stops reading at what it does not understand.
+        let operator = if key.is_some() { operator } else { "" };
         let key = quote(&key.unwrap_or_default());
         return Err(malformed(&format!("; got {target}({key}) {operator} \"\"")));
     };

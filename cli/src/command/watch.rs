@@ -18,7 +18,7 @@ use super::{Context, words};
 use crate::{
     arguments::normalize,
     failure::{Failure, describe},
-    output::{Changes, Format, complain, quote},
+    output::{Changes, complain, quote},
 };
 
 /// Lines of interactive input waiting to be handled.
@@ -110,28 +110,31 @@ async fn follow(
                 let changes = Changes { response, compacted: 0 };
                 context.print(&changes)?;
                 for event in &changes.response.events {
-                    execute(&command, event).await?;
+                    execute(&command, event, changes.response.revision()).await?;
                 }
             }
             Ok(None) => return Err(Failure::interrupted("watch is canceled by the server")),
-            Err(error) => return Err(canceled(&context, &error)),
+            Err(error) => return Err(canceled(&context, &watcher, &error)),
         }
     }
 }
 
-fn canceled(context: &Context, error: &Error) -> Failure {
-    if let (Error::Compacted { revision }, Format::Json) = (error, context.printer.format) {
-        let response = Response { header: None, created: false, events: Vec::new() };
+fn canceled(context: &Context, watcher: &Watcher, error: &Error) -> Failure {
+    complain(&format!("watch was canceled ({})", describe(error)));
+    if let Error::Compacted { revision } = error {
+        let header = watcher.cancel_header().cloned();
+        let response = Response { header, created: false, events: Vec::new() };
         if let Err(failure) = context.print(&Changes { response, compacted: *revision }) {
             return failure;
         }
     }
-    complain(&format!("watch was canceled ({})", describe(error)));
     Failure::interrupted("watch is canceled by the server")
 }
 
 /// Runs the command for one event and waits for it: events are handled in order.
-async fn execute(command: &[String], event: &Event) -> Result<(), Failure> {
+/// As with etcdctl, `revision` is that of the response: of live events their own, of older ones that
+/// of the store when they were sent.
+async fn execute(command: &[String], event: &Event, revision: i64) -> Result<(), Failure> {
     let [program, arguments @ ..] = command else { return Ok(()) };
     let kv = event.kv.clone().unwrap_or_default();
     let kind = match event.r#type() {
@@ -140,7 +143,7 @@ async fn execute(command: &[String], event: &Event) -> Result<(), Failure> {
     };
     let status = Command::new(program)
         .args(arguments)
-        .env("ETCD_WATCH_REVISION", kv.mod_revision.to_string())
+        .env("ETCD_WATCH_REVISION", revision.to_string())
         .env("ETCD_WATCH_EVENT_TYPE", quote(kind.as_bytes()))
         .env("ETCD_WATCH_KEY", quote(&kv.key))
         .env("ETCD_WATCH_VALUE", quote(&kv.value))

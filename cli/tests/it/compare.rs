@@ -165,13 +165,15 @@ fn normal(output: &Output, endpoint: &str) -> String {
         let (before, word) = rest.split_at(start);
         let end = word.find(|c: char| !c.is_ascii_hexdigit()).unwrap_or(word.len());
         normal.push_str(before);
-        let is_index = ["raftIndex", "AppliedIndex", "hash", "HASH", "Index", "Hash", "PeerURL"]
-            .iter()
-            .any(|name| tail(&normal).contains(name));
+        let is_index =
+            ["raftIndex", "AppliedIndex", "hash", "HASH", "Index", "Hash", "DBSize", "dbSize"]
+                .iter()
+                .any(|name| tail(&normal).contains(name));
         let is_port = tail(&normal).ends_with("127.0.0.1:");
         // A TTL that is being counted down, and long numbers, which are ids and hashes.
         let is_ttl = ["TTL", "ttl", "remaining"].iter().any(|name| tail(&normal).contains(name));
-        if is_index || is_port || is_ttl || end >= 9 {
+        let is_size = word[end..].starts_with(" kB");
+        if is_size || is_index || is_port || is_ttl || end >= 9 {
             normal.push('N');
         } else {
             normal.push_str(&word[..end]);

@@ -43,7 +43,7 @@ fn watches_print_what_etcdctl_prints() {
     let cases: [(&[&str], usize); 5] = [
         (&["w", "--prefix", "--rev=1", "--prev-kv"], 12),
         (&["w", "--prefix", "--rev=2", "--prev-kv", "-w", "json"], 1),
-        (&["w/a", "w/b", "--rev=1", "-w", "fields"], 33),
+        (&["w/a", "w/b", "--rev=1", "-w", "fields"], 25),
         (&["w/a", "--rev=1", "--hex"], 9),
         (&["w/a", "--rev=1", "--", "sh", "-c", script], 12),
     ];

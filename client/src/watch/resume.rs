@@ -1,10 +1,13 @@
 //! The task behind a watch: opens the server's stream, and opens it again where it broke off.
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use conclave_proto::{
     etcdserverpb::{
-        WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse,
+        ResponseHeader, WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse,
         watch_client::WatchClient, watch_request::RequestUnion,
     },
     mvccpb::Event,
@@ -34,6 +37,13 @@ enum End {
     Broken(Option<Status>),
 }
 
+/// How the task talks to its [`super::Watcher`].
+pub(super) struct Channels {
+    pub(super) output: mpsc::Sender<Result<Response, Error>>,
+    pub(super) progress: mpsc::Receiver<()>,
+    pub(super) cancel_header: Arc<OnceLock<ResponseHeader>>,
+}
+
 pub(super) struct Task {
     client: Client,
     request: WatchCreateRequest,
@@ -42,25 +52,19 @@ pub(super) struct Task {
     next: i64,
     /// The parts of a response that is not complete.
     parts: Vec<Event>,
-    output: mpsc::Sender<Result<Response, Error>>,
-    progress: mpsc::Receiver<()>,
+    channels: Channels,
     backoff: Backoff,
 }
 
 impl Task {
-    pub(super) fn new(
-        watch: Watch,
-        output: mpsc::Sender<Result<Response, Error>>,
-        progress: mpsc::Receiver<()>,
-    ) -> Self {
+    pub(super) fn new(watch: Watch, channels: Channels) -> Self {
         Self {
             client: watch.client,
             next: watch.request.start_revision,
             request: watch.request,
             created_notify: watch.created_notify,
             parts: Vec::new(),
-            output,
-            progress,
+            channels,
             backoff: Backoff::default(),
         }
     }
@@ -73,7 +77,7 @@ impl Task {
                 End::Dropped => return,
                 End::Failed(error) => {
                     // A reader that is gone needs no reason.
-                    drop(self.output.send(Err(error)).await);
+                    drop(self.channels.output.send(Err(error)).await);
                     return;
                 }
                 End::Broken(status) => {
@@ -100,7 +104,7 @@ impl Task {
             let message = tokio::select! {
                 message = stream.message() => message,
                 () = sleep(limit), if !is_created => return End::Broken(None),
-                Some(()) = self.progress.recv() => {
+                Some(()) = self.channels.progress.recv() => {
                     let union = RequestUnion::ProgressRequest(WatchProgressRequest {});
                     drop(requests.try_send(WatchRequest { request_union: Some(union) }));
                     continue;
@@ -144,6 +148,10 @@ impl Task {
     /// Takes one message; `Some` if it ends the stream.
     async fn receive(&mut self, message: WatchResponse, endpoint: &Endpoint) -> Option<End> {
         if message.canceled {
+            if let Some(header) = message.header.clone() {
+                // Set already if an earlier stream of this watch was ended and resumed.
+                self.channels.cancel_header.set(header).ok();
+            }
             return Some(canceled(&message, endpoint));
         }
         let revision = message.header.as_ref().map_or(0, |header| header.revision);
@@ -178,7 +186,7 @@ impl Task {
     }
 
     async fn deliver(&self, response: Response) -> Option<End> {
-        self.output.send(Ok(response)).await.err().map(|_closed| End::Dropped)
+        self.channels.output.send(Ok(response)).await.err().map(|_closed| End::Dropped)
     }
 }
 

@@ -7,7 +7,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::{
     server::{Server, free_port, program},
-    start,
+    signal, start,
 };
 
 #[tokio::test]
@@ -36,11 +36,11 @@ async fn a_write_without_answer_is_unknown_and_not_sent_again() {
     let test = "a_write_without_answer_is_unknown_and_not_sent_again";
     let Some((server, client)) = start(test).await else { return };
     let before = client.put("k", "1").await.unwrap();
-    server.signal("STOP");
+    signal(&server, "STOP");
     let impatient = client.with_timeout(Duration::from_millis(300));
     let error = impatient.put("k", "2").await.unwrap_err();
     assert_eq!(error.outcome(), Outcome::Unknown, "{error:?}");
-    server.signal("CONT");
+    signal(&server, "CONT");
     client.put("k", "3").await.unwrap();
     let kv = client.get("k").await.unwrap().one().unwrap();
     assert!(kv.mod_revision <= before.revision() + 2, "written more than once: {kv:?}");
@@ -57,7 +57,7 @@ async fn a_cluster_is_served_through_the_loss_of_a_member() {
     let mut watcher = client.watch("k").created_notify().start();
     watcher.next().await.unwrap();
     for (i, victim) in servers.iter_mut().enumerate() {
-        victim.signal(if i == 1 { "STOP" } else { "KILL" });
+        signal(victim, if i == 1 { "STOP" } else { "KILL" });
         let put = async {
             // An unknown outcome is for the caller to sort out; here writing again does no harm.
             while let Err(error) = client.with_timeout(Duration::from_secs(2)).put("k", "v").await {
@@ -69,7 +69,7 @@ async fn a_cluster_is_served_through_the_loss_of_a_member() {
         let seen = timeout(Duration::from_secs(15), watcher.next()).await.expect("in time");
         assert!(seen.unwrap().is_some());
         if i == 1 {
-            victim.signal("CONT");
+            signal(victim, "CONT");
         } else {
             victim.kill();
             victim.start();

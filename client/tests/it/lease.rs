@@ -5,7 +5,7 @@ use std::time::Duration;
 use conclave_client::{Error, LeaseState};
 use tokio::time::{Instant, timeout};
 
-use crate::{server::eventually, start};
+use crate::{eventually, start};
 
 #[tokio::test]
 async fn a_guard_keeps_its_lease_alive_until_revoked() {

@@ -6,6 +6,11 @@ mod lease;
 mod server;
 mod watch;
 
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
+
 use conclave_client::Client;
 
 use server::Server;
@@ -16,4 +21,23 @@ async fn start(test: &str) -> Option<(Server, Client)> {
     let client = Client::builder([server.endpoint()]).build().expect("a client");
     client.ready().await.expect("the server serves");
     Some((server, client))
+}
+
+/// Waits until `check` gives a value.
+async fn eventually<T>(what: &str, mut check: impl AsyncFnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(value) = check().await {
+            return value;
+        }
+        assert!(start.elapsed() < Duration::from_secs(20), "not within 20 s: {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Sends a signal by name, e.g. `STOP`.
+fn signal(server: &Server, name: &str) {
+    let pid = server.pid().to_string();
+    let status = Command::new("kill").args(["-s", name, &pid]).status();
+    assert!(status.expect("kill runs").success(), "signal {name} to {pid}");
 }

@@ -7,7 +7,6 @@ use std::{
     net::TcpListener,
     path::PathBuf,
     process::{Child, Command, Stdio},
-    time::{Duration, Instant},
 };
 
 use tempfile::TempDir;
@@ -110,11 +109,8 @@ impl Server {
         }
     }
 
-    /// Sends a signal by name, e.g. `STOP`.
-    pub(crate) fn signal(&self, name: &str) {
-        let pid = self.child.as_ref().expect("the server runs").id().to_string();
-        let status = Command::new("kill").args(["-s", name, &pid]).status();
-        assert!(status.expect("kill runs").success(), "signal {name} to {pid}");
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.as_ref().expect("the server runs").id()
     }
 }
 
@@ -126,17 +122,5 @@ impl Drop for Server {
             let tail: Vec<&str> = log.lines().rev().take(5).collect();
             eprintln!("last lines of {}, newest first: {tail:#?}", self.name);
         }
-    }
-}
-
-/// Waits until `check` gives a value.
-pub(crate) async fn eventually<T>(what: &str, mut check: impl AsyncFnMut() -> Option<T>) -> T {
-    let start = Instant::now();
-    loop {
-        if let Some(value) = check().await {
-            return value;
-        }
-        assert!(start.elapsed() < Duration::from_secs(20), "not within 20 s: {what}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
