@@ -52,15 +52,24 @@ impl Client {
         self.read(call).await.map(Reply::new)
     }
 
-    /// Ends all alarms (member 0 and alarm 0 stand for any) and answers with those ended.
+    /// Ends all active alarms and answers with those ended. The answer has no header: etcd has no
+    /// request for this, so it is one request for each alarm.
     ///
     /// # Errors
-    /// See [`Error`].
-    pub async fn disarm_alarms(&self) -> Result<Reply<AlarmResponse>, Error> {
-        let request =
-            AlarmRequest { action: AlarmAction::Deactivate.into(), member_id: 0, alarm: 0 };
-        let call = |channel| async move { MaintenanceClient::new(channel).alarm(request).await };
-        self.write(call).await.map(Reply::new)
+    /// See [`Error`]; alarms before the failed one are ended.
+    pub async fn disarm_alarms(&self) -> Result<AlarmResponse, Error> {
+        let mut ended = AlarmResponse::default();
+        for active in self.alarms().await?.into_inner().alarms {
+            let request = AlarmRequest {
+                action: AlarmAction::Deactivate.into(),
+                member_id: active.member_id,
+                alarm: active.alarm,
+            };
+            let call =
+                |channel| async move { MaintenanceClient::new(channel).alarm(request).await };
+            ended.alarms.extend(self.write(call).await?.alarms);
+        }
+        Ok(ended)
     }
 
     /// Gives free space of one member's store back to the file system.

@@ -43,8 +43,7 @@ pub(super) async fn alarms(context: &Context) -> Result<(), Failure> {
 }
 
 pub(super) async fn disarm(context: &Context) -> Result<(), Failure> {
-    let reply = context.client.disarm_alarms().await?;
-    context.print(&Alarms(reply.into_inner()))
+    context.print(&Alarms(context.client.disarm_alarms().await?))
 }
 
 pub(super) async fn move_leader(

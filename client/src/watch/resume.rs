@@ -148,7 +148,7 @@ impl Task {
     /// Takes one message; `Some` if it ends the stream.
     async fn receive(&mut self, message: WatchResponse, endpoint: &Endpoint) -> Option<End> {
         if message.canceled {
-            if let Some(header) = message.header.clone() {
+            if let Some(header) = message.header {
                 // Set already if an earlier stream of this watch was ended and resumed.
                 self.channels.cancel_header.set(header).ok();
             }

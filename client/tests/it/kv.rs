@@ -3,8 +3,13 @@
 use conclave_client::{
     Error, Outcome,
     kv::{delete, get, put},
-    pb::range_request::{SortOrder, SortTarget},
-    pb::response_op::Response,
+    pb::{
+        AlarmRequest, AlarmType,
+        alarm_request::AlarmAction,
+        maintenance_client::MaintenanceClient,
+        range_request::{SortOrder, SortTarget},
+        response_op::Response,
+    },
     txn::{key, txn},
 };
 
@@ -86,10 +91,30 @@ async fn operators_see_members_and_status() {
     let members = client.members().await.unwrap();
     let status = client.status().await.unwrap();
     assert_eq!(members.members[0].id, status.leader);
+    client.put("k", "v").await.unwrap();
     assert!(client.hash_kv(0).await.unwrap().hash != 0);
     assert!(client.alarms().await.unwrap().alarms.is_empty());
     assert!(client.disarm_alarms().await.unwrap().alarms.is_empty());
     client.defragment().await.unwrap();
     let error = client.move_leader(12).await.unwrap_err();
     assert!(matches!(error, Error::Refused(_)), "{error:?}");
+}
+
+#[tokio::test]
+async fn an_alarm_refuses_writes_until_disarmed() {
+    let test = "an_alarm_refuses_writes_until_disarmed";
+    let Some((_server, client)) = start(test).await else { return };
+    let member = client.status().await.unwrap().leader;
+    let request = AlarmRequest {
+        action: AlarmAction::Activate.into(),
+        member_id: member,
+        alarm: AlarmType::Nospace.into(),
+    };
+    MaintenanceClient::new(client.channel()).alarm(request).await.unwrap();
+    let error = client.put("k", "v").await.unwrap_err();
+    assert!(matches!(error, Error::NoSpace(_)), "{error:?}");
+    assert_eq!(client.alarms().await.unwrap().alarms.len(), 1);
+    let disarmed = client.disarm_alarms().await.unwrap();
+    assert_eq!(disarmed.alarms[0].member_id, member);
+    client.put("k", "v").await.unwrap();
 }
