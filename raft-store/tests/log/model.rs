@@ -147,6 +147,8 @@ impl Run {
                 let bytes = match self.random.below(20) {
                     0 => 12_000,
                     1 => 0,
+                    // Often alike, so that a stale record may begin where a new one ends.
+                    2..12 => 200,
                     _ => self.random.below(700) as usize,
                 };
                 entry(self.term, self.state.next_index() + i, bytes)
