@@ -141,6 +141,29 @@ async fn a_torn_end_is_cut_off_and_written_over() {
 }
 
 #[tokio::test]
+async fn records_behind_a_torn_one_never_come_back() {
+    let disk = SimDisk::new();
+    let log = open(&disk).expect("an empty disk");
+    append_each(&log, 0..2, 200).await;
+    let torn_at = log.stats().written_bytes_total as usize;
+    let (sender, receiver) = TypeConfig::oneshot();
+    let group = (2..5).map(|index| entry(1, index, 200));
+    log.clone().append(group, IOFlushed::signal(sender)).await.expect("an open log");
+    receiver.await.expect("an answer").expect("durable entries");
+    drop(log);
+    let disk = disk.kill();
+    disk.damage(&tail_of(&disk), |bytes| bytes[torn_at..torn_at + 40].fill(0)).expect("a segment");
+
+    // One that is as long takes the place of the torn record; its old followers fit behind it.
+    let log = open(&disk).expect("a torn end is no damage");
+    assert_eq!(log.stats().next_index, 2);
+    append_each(&log, 2..3, 200).await;
+    drop(log);
+    let log = open(&disk.kill()).expect("a sound log");
+    assert_eq!(log.stats().next_index, 3);
+}
+
+#[tokio::test]
 async fn a_read_notices_what_rots_while_the_log_is_open() {
     let disk = filled().await;
     let mut log = open(&disk).expect("a sound log");
