@@ -369,6 +369,26 @@ mod tests {
         assert_eq!(SegmentHeader::decode(&empty.encode(1), 1, 7, 5), Ok(empty));
     }
 
+    /// A changed digest is a changed format: raise [`VERSION`] and keep reading the old one.
+    #[test]
+    fn the_bytes_of_version_1_never_change() {
+        let vote = codec::vote(&internal::Vote { term: 3, leader: 2, committed: true });
+        let checkpoint =
+            Checkpoint { vote: Some(vote), purged: Some(id(1, 8)), committed: Some(id(2, 9)) };
+        let segment = SegmentHeader { node: 7, segment: 5, first_sequence: 77, checkpoint };
+        let mut bytes = Identity { node: 7, salt: 99 }.encode();
+        bytes.resize(40, 0);
+        bytes.extend(segment.encode(1));
+        let header = RecordHeader { segment: 5, sequence: 77, position: 1, kind: Kind::Truncate };
+        append_record(&mut bytes, 1, &header, &encode_log_id(Some(id(2, 6))));
+        let payload = crate::types::EntryPayload::Normal(crate::types::Batch {
+            bytes: bytes::Bytes::from_static(b"batch"),
+        });
+        let entry = crate::types::Entry { log_id: id(2, 7), payload };
+        bytes.extend_from_slice(&codec::encode_entry(&entry));
+        assert_eq!((bytes.len(), crc32c::crc32c(&bytes)), (605, 2_954_625_749));
+    }
+
     #[test]
     fn a_record_notices_every_flipped_bit() {
         let header = RecordHeader { segment: 4, sequence: 10, position: 3, kind: Kind::Entry };
