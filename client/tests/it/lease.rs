@@ -70,7 +70,7 @@ async fn a_guard_notices_that_its_lease_was_revoked() {
 async fn a_guard_survives_a_restart_of_the_server() {
     let test = "a_guard_survives_a_restart_of_the_server";
     let Some((mut server, client)) = start(test).await else { return };
-    let lease = client.lease(Duration::from_secs(6)).await.unwrap();
+    let lease = client.lease(Duration::from_secs(15)).await.unwrap();
     let mut state = lease.state();
     server.kill();
     state.wait_for(|state| *state == LeaseState::Suspended).await.unwrap();
