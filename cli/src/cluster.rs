@@ -62,7 +62,8 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         }
     }
     let result = attend(&layout, &mut nodes, &mut stop).await;
-    write(b"\nStopping.\n")?;
+    // The terminal may be gone; the servers shall end in order all the same.
+    write(b"\nStopping.\n").ok();
     end(nodes).await?;
     let dir = layout.dir.display();
     write(format!("Stopped. The data is in {dir}; the next start goes on with it.\n").as_bytes())?;

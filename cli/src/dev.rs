@@ -33,11 +33,13 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     let running = conclave_server::start(settings).await.map_err(|error| {
         Failure::error(format!("{error} (another port: conclave dev --port 0 --peer-port 0)"))
     })?;
-    let ready = tokio::select! {
-        ready = running.ready() => ready,
-        () = stop.requested() => Ok(()),
-    };
-    ready.map_err(Failure::error)?;
+    tokio::select! {
+        ready = running.ready() => ready.map_err(Failure::error)?,
+        () = stop.requested() => {
+            running.stop().await;
+            return Ok(());
+        }
+    }
     let addresses: Vec<String> =
         running.client_addresses().iter().map(ToString::to_string).collect();
     let endpoints = addresses.join(",");
