@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use conclave_proto::internal::peer_client::PeerClient;
@@ -87,7 +87,8 @@ impl Links {
 pub(crate) struct Link {
     urls: Vec<String>,
     current: Mutex<Current>,
-    is_failing: AtomicBool,
+    /// Calls that failed since the last one that did not.
+    failures: AtomicU32,
 }
 
 #[derive(Debug)]
@@ -100,12 +101,17 @@ struct Current {
 impl Link {
     pub(crate) fn new(urls: Vec<String>) -> Self {
         let current = Mutex::new(Current { turn: 0, client: None });
-        Self { urls, current, is_failing: AtomicBool::new(false) }
+        Self { urls, current, failures: AtomicU32::new(0) }
     }
 
-    /// Notes whether a call succeeded. Returns true if that is news.
-    pub(crate) fn note(&self, is_failing: bool) -> bool {
-        self.is_failing.swap(is_failing, Ordering::Relaxed) != is_failing
+    /// Counts a failed call; returns how many have failed in a row.
+    pub(crate) fn failed(&self) -> u32 {
+        self.failures.fetch_add(1, Ordering::Relaxed).saturating_add(1)
+    }
+
+    /// Notes a successful call; returns how many had failed before it.
+    pub(crate) fn succeeded(&self) -> u32 {
+        self.failures.swap(0, Ordering::Relaxed)
     }
 
     /// The client of the present connection.

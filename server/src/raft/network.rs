@@ -25,6 +25,8 @@ pub(crate) type AppendResult = Result<StreamAppendResult<TypeConfig>, RPCError<T
 /// Appends in flight to one follower: enough to cover a round trip and an fsync, and openraft's own
 /// bound on the receiving side.
 const APPEND_WINDOW: usize = 64;
+/// Heartbeats without answer after which a member counts as gone, for the log.
+const MISSED_HEARTBEATS: u32 = 10;
 /// Shortest and longest pause before an unreachable member is tried again. The longest bounds how
 /// long a restarted follower waits for the leader.
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
@@ -110,15 +112,18 @@ impl Network {
         sent.result(answer?).map_err(malformed)
     }
 
-    /// One line when a member goes, one when it comes back; openraft's own would be ten a second.
+    /// One line when a member is gone, one when it is back; openraft's own would be ten a second.
     fn tell_health(&self, error: Option<&RPCError<TypeConfig>>) {
-        if !self.link.note(error.is_some()) {
-            return;
-        }
         let member = format_args!("{:x}", self.target);
         match error {
-            Some(error) => tracing::warn!(%member, %error, "a member does not answer heartbeats"),
-            None => tracing::info!(%member, "a member answers heartbeats again"),
+            Some(error) if self.link.failed() == MISSED_HEARTBEATS => {
+                tracing::warn!(%member, %error, "a member does not answer heartbeats");
+            }
+            Some(_) => {}
+            None if self.link.succeeded() >= MISSED_HEARTBEATS => {
+                tracing::info!(%member, "a member answers heartbeats again");
+            }
+            None => {}
         }
     }
 

@@ -44,7 +44,7 @@ impl Cluster {
     }
 
     pub(crate) fn settings(&self, i: usize, state: &str) -> Arc<Settings> {
-        let url = |i: usize| format!("http://127.0.0.1:{}", self.ports[i]);
+        let url = |i: usize| self.peer_url(i);
         let all: Vec<String> = (0..self.ports.len()).map(|i| format!("n{i}={}", url(i))).collect();
         let mut arguments = vec![
             format!("--name=n{i}"),
@@ -63,6 +63,10 @@ impl Cluster {
 
     pub(crate) fn data_dir(&self, i: usize) -> PathBuf {
         self.dir.path().join(format!("n{i}"))
+    }
+
+    pub(crate) fn peer_url(&self, i: usize) -> String {
+        format!("http://127.0.0.1:{}", self.ports[i])
     }
 
     pub(crate) fn node(&self, i: usize) -> &Arc<Node> {

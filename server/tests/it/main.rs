@@ -8,6 +8,7 @@ mod api_maintenance;
 mod cluster;
 mod lease;
 mod node;
+mod peer;
 mod snapshot;
 mod support;
 mod watch_rules;
