@@ -1,7 +1,5 @@
 //! What a member lets other members do: calls are sent by hand, as a wrong or hostile one would.
 
-use std::time::Duration;
-
 use conclave_proto::internal::peer_client::PeerClient;
 use conclave_proto::internal::{
     AppendRequest, LeaseRemainingRequest, LeaseRenewRequest, LogId, Member, Membership,
@@ -13,7 +11,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
-use crate::cluster::{Cluster, must_put, within};
+use crate::cluster::{Cluster, eventually, must_put, within};
 
 type Client = PeerClient<Channel>;
 
@@ -130,19 +128,16 @@ async fn a_second_snapshot_waits_for_the_first() {
     let mut peer = client(&cluster, follower);
     let receiving =
         tokio::spawn(async move { peer.install_snapshot(ReceiverStream::new(stream)).await });
-    let mut peer = client(&cluster, follower);
-    // Until the first has arrived, the second is the first, and ends for want of files.
-    let refused = within("a refusal", async {
-        loop {
-            let second = tokio_stream::iter([first.clone()]);
-            let status = peer.install_snapshot(second).await.unwrap_err();
-            if status.message().contains("another snapshot") {
-                return status;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+    let state = cluster.data_dir(follower).join("state");
+    eventually("the first is being staged", || {
+        let entries = std::fs::read_dir(&state).unwrap().flatten();
+        entries.filter(|e| e.file_name().to_string_lossy().starts_with("db-")).count() == 2
     })
     .await;
+    let mut peer = client(&cluster, follower);
+    let second = peer.install_snapshot(tokio_stream::iter([first]));
+    let refused = within("a refusal", second).await.unwrap_err();
+    assert!(refused.message().contains("another snapshot"), "{refused}");
     assert_eq!(refused.code(), Code::Aborted);
     drop(pieces);
     let status = within("the first ends", receiving).await.unwrap().unwrap_err();
