@@ -15,7 +15,7 @@ setup: ## Install what is missing (compiler parts, Rust toolchain, ccache)
 
 cluster: setup ## Build and run a three-node cluster on loopback; ctrl-C stops it
 	@$(CARGO) build --locked --release --bin conclave
-	@. scripts/env.sh && exec "$$CARGO_TARGET_DIR/release/conclave" cluster --data-dir "$(DATA_DIR)"
+	@. scripts/env.sh && exec "$$CARGO_TARGET_DIR/release/conclave" cluster --dir "$(DATA_DIR)"
 
 test: setup ## Everything a contributor must pass (what CI runs)
 	@scripts/setup.sh test

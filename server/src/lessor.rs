@@ -1,6 +1,6 @@
 //! Leases in time: who renews them, and when they end.
 //!
-//! Every member tracks every lease ([`Leases`], fed by apply); only the leader's deadlines count. A
+//! Every member tracks every lease (`Leases`, fed by apply); only the leader's deadlines count. A
 //! member that becomes leader restarts all of them with their full TTL and an election timeout on top,
 //! so that a keep-alive which the old leader acknowledged up to then is honoured. What expires becomes
 //! a command that carries the term in which it was decided and is void in any other.
