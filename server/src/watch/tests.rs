@@ -17,7 +17,7 @@ use parking_lot::Mutex;
 use proptest::prelude::*;
 use prost::Message;
 
-use super::{Hub, Limits, Output, Source, WatchStream};
+use super::{End, Hub, Limits, Output, Source, WatchStream};
 
 const KEYS: [&str; 4] = ["a", "ab", "b", "c"];
 
@@ -509,4 +509,19 @@ fn a_watcher_made_while_a_window_is_delivered_misses_nothing() {
     steps.into_iter().for_each(|step| world.run(step));
     world.settle();
     world.clients[0].check(&world.store, false);
+}
+
+/// A cancelled watch is over for etcd's clients, which do not take it elsewhere; a stream that ends they do.
+#[test]
+fn a_stopping_server_ends_streams_and_cancels_no_watcher() {
+    let world = World::new(Limits::default());
+    world.hub.close();
+    for mut stream in [world.clients.into_iter().next().unwrap().stream, world.hub.open()] {
+        let mut output = Output::default();
+        let create = WatchCreateRequest { key: "a".into(), ..WatchCreateRequest::default() };
+        let create = RequestUnion::CreateRequest(create);
+        stream.request(WatchRequest { request_union: Some(create) }, &mut output);
+        let poll = stream.poll_output(&mut Context::from_waker(Waker::noop()), &mut output);
+        assert!(matches!(poll, Poll::Ready(Err(End::Stopped))) && output.is_empty(), "{poll:?}");
+    }
 }

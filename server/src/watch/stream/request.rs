@@ -6,6 +6,7 @@ use conclave_proto::etcdserverpb::{
 };
 use conclave_state_machine::watcher_set::KeyRange;
 
+use super::super::hub::Refusal;
 use super::deliver::Pass;
 use super::{Member, Members, NO_WATCHER, Output, Wants, WatchStream};
 
@@ -15,13 +16,29 @@ const PROGRESS_REQUESTS_MAX: u32 = 64;
 const DUPLICATE_ID: &str = "mvcc: duplicate watch ID provided on the WatchStream";
 const COMPACTED: &str = "etcdserver: mvcc: required revision has been compacted";
 
+/// Why a create request makes no watcher.
+enum NotCreated {
+    /// Told to the client.
+    Refused(String),
+    /// The server stops; the stream ends by itself.
+    Stopping,
+}
+
+impl From<String> for NotCreated {
+    fn from(reason: String) -> NotCreated {
+        NotCreated::Refused(reason)
+    }
+}
+
 impl WatchStream {
     /// Handles one request and writes its answer, if it has one.
     pub fn request(&mut self, request: WatchRequest, out: &mut Output) {
         match request.request_union {
             Some(RequestUnion::CreateRequest(create)) => match self.create(create) {
                 Ok((id, revision)) => self.answer_created(id, revision, out),
-                Err(reason) => self.refuse(reason, out),
+                Err(NotCreated::Refused(reason)) => self.refuse(reason, out),
+                // A refusal would end the watch for good; the end of the stream lets the client go elsewhere.
+                Err(NotCreated::Stopping) => {}
             },
             Some(RequestUnion::CancelRequest(cancel)) => self.cancel(cancel.watch_id, out),
             // As etcd: without watchers there is no progress.
@@ -63,21 +80,24 @@ impl WatchStream {
     }
 
     /// Adds a watcher; returns its id and the revision after which it starts by default.
-    fn create(&mut self, create: WatchCreateRequest) -> Result<(i64, i64), String> {
+    fn create(&mut self, create: WatchCreateRequest) -> Result<(i64, i64), NotCreated> {
         let wants = wants(&create);
         let (start, wanted_id) = (create.start_revision, create.watch_id);
         let range =
             KeyRange::new(create.key, create.range_end).map_err(|error| error.to_string())?;
         if start < 0 {
-            return Err(COMPACTED.to_owned());
+            return Err(COMPACTED.to_owned().into());
         }
         let limit = self.hub.limits().stream_watchers;
         if self.ids.len() >= limit {
-            return Err(format!("conclave: too many watchers on this stream (limit {limit})"));
+            let reason = format!("conclave: too many watchers on this stream (limit {limit})");
+            return Err(reason.into());
         }
         let id = self.choose_id(wanted_id)?;
-        let group =
-            self.hub.subscribe(&self.mailbox, &range).map_err(|refusal| refusal.to_string())?;
+        let group = self.hub.subscribe(&self.mailbox, &range).map_err(|refusal| match refusal {
+            Refusal::Watchers(_) => NotCreated::Refused(refusal.to_string()),
+            Refusal::Stopped => NotCreated::Stopping,
+        })?;
         // Read after subscribing: what comes later is dispatched to this stream.
         let revision = self.hub.source().revision();
         let next = if start == 0 { revision + 1 } else { start };
