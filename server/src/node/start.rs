@@ -15,8 +15,6 @@ use conclave_raft_store::store::{StateStore, StoreOptions};
 use conclave_raft_store::{Identity, Reader};
 use conclave_state_machine::members;
 use conclave_state_machine::response::Halt;
-use openraft::async_runtime::WatchReceiver;
-use openraft::error::Fatal;
 use openraft::storage::{RaftLogReader as _, RaftLogStorage as _};
 use prometheus_client::metrics::histogram::Histogram;
 use tokio::net::TcpListener;
@@ -39,7 +37,7 @@ use crate::raft::network::NetworkFactory;
 use crate::raft::route::Route;
 use crate::raft::service::{PeerService, Serving};
 use crate::raft::snapshot_receive::SnapshotReceiver;
-use crate::raft::{self, Raft};
+use crate::raft::{self, Raft, quorum};
 use crate::read_index::{self, ReadIndex};
 use crate::runtime::RaftRuntime;
 use crate::watch::{Hub, Limits, StoreSource};
@@ -183,7 +181,8 @@ async fn parts(settings: Arc<Settings>) -> Result<Parts, StartError> {
     }
     .start(&tasks);
     let (fatal_set, fatal) = watch::channel(None);
-    tasks.spawn(watch_failure(raft.clone(), fatal_set));
+    tasks.spawn(quorum::observe(raft.clone(), fatal_set));
+    tasks.spawn(quorum::guard(raft.clone(), election));
     let parts = Parts {
         identity,
         route: serving.route.clone(),
@@ -378,26 +377,6 @@ async fn listen(
         });
     }
     Ok(())
-}
-
-async fn watch_failure(raft: Raft, failed: watch::Sender<Option<String>>) {
-    let mut metrics = raft.metrics();
-    loop {
-        let state = metrics.borrow_and_update().running_state.clone();
-        match state {
-            Ok(()) => {}
-            // Asked for.
-            Err(Fatal::Stopped) => return,
-            Err(fatal) => {
-                failed.send_replace(Some(fatal.to_string()));
-                return;
-            }
-        }
-        if metrics.changed().await.is_err() {
-            failed.send_replace(Some("raft ended without a reason".to_owned()));
-            return;
-        }
-    }
 }
 
 impl Node {

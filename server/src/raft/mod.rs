@@ -16,6 +16,7 @@ pub(crate) mod bootstrap;
 pub(crate) mod compactor;
 pub(crate) mod link;
 pub(crate) mod network;
+pub(crate) mod quorum;
 pub(crate) mod route;
 pub(crate) mod service;
 pub(crate) mod snapshot_receive;
@@ -49,7 +50,8 @@ pub(crate) fn config(heartbeat: Duration, election: Duration) -> Result<Config, 
         heartbeat_min_interval: Some(heartbeat),
         election_timeout_min: min.max(heartbeat + 1),
         election_timeout_max: max.max(heartbeat + 2),
-        quorum_loss_probe_interval: Some(max * 2),
+        // Falls silent too soon; `quorum` does it instead.
+        quorum_loss_probe_interval: None,
         // An isolated member must not disturb a working leader when it returns.
         enable_pre_vote: Some(true),
         // A restarted leader would serve before its state has caught up.
