@@ -204,7 +204,7 @@ impl Node {
         let metrics = metrics.borrow_watched();
         let mut learners = metrics.membership_config.membership().learner_ids();
         NodeStatus {
-            leader: metrics.current_leader,
+            leader: self.route.heard.leader(&metrics),
             term: metrics.vote.leader_id.term,
             last_index: metrics.last_log_index.unwrap_or(0),
             committed_index: metrics.cluster_committed.map_or(0, |id| id.index),

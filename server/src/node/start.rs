@@ -32,6 +32,7 @@ use crate::metrics;
 use crate::propose::{Batcher, Proposer, Waiters};
 use crate::raft::bootstrap::{self, BootstrapError, Founding};
 use crate::raft::compactor::{self, Retention};
+use crate::raft::heard::Heard;
 use crate::raft::link::{CONNECTION_WINDOW_BYTES, Links, MESSAGE_BYTES_MAX, STREAM_WINDOW_BYTES};
 use crate::raft::network::NetworkFactory;
 use crate::raft::route::Route;
@@ -169,7 +170,8 @@ async fn parts(settings: Arc<Settings>) -> Result<Parts, StartError> {
     let raft = Raft::new(identity.member, config, network, log.clone(), opened.machine)
         .await
         .map_err(|fatal| StartError::Raft(fatal.to_string()))?;
-    let route = Route { raft: raft.clone(), links };
+    let heard = Arc::new(Heard::new(election));
+    let route = Route { raft: raft.clone(), links, heard };
     assert!(header.route.set(route.clone()).is_ok(), "a member starts raft once");
     let serving = Tasks {
         settings: &settings,

@@ -14,6 +14,7 @@ use openraft::{Config, ConfigError, SnapshotPolicy};
 
 pub(crate) mod bootstrap;
 pub(crate) mod compactor;
+pub(crate) mod heard;
 pub(crate) mod link;
 pub(crate) mod network;
 pub(crate) mod quorum;

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 use tonic::{Request, Status};
 
 use super::Raft;
+use super::heard::Heard;
 use super::link::{Link, Links, Purpose};
 
 /// How long a forwarded proposal may wait for its answer; the caller's own deadline is shorter.
@@ -54,6 +55,7 @@ pub(crate) enum Leader {
 pub(crate) struct Route {
     pub(crate) raft: Raft,
     pub(crate) links: Arc<Links>,
+    pub(crate) heard: Arc<Heard>,
 }
 
 impl Route {
@@ -71,8 +73,13 @@ impl Route {
         }
     }
 
+    /// The leader, if it is known to be there.
+    pub(crate) fn present_leader(&self) -> Option<NodeId> {
+        self.heard.leader(&self.raft.metrics().borrow_watched())
+    }
+
     pub(crate) fn has_leader(&self) -> bool {
-        self.raft.server_metrics().borrow_watched().current_leader.is_some()
+        self.present_leader().is_some()
     }
 
     pub(crate) fn term(&self) -> u64 {

@@ -132,10 +132,13 @@ impl Peer for PeerService {
         request: Request<internal::AppendRequest>,
     ) -> Result<Response<internal::AppendResponse>, Status> {
         let message = request.into_inner();
-        let raft = self.check(message.sender.as_ref())?.route.raft.clone();
+        let route = &self.check(message.sender.as_ref())?.route;
         let request = wire::append(message).map_err(|error| malformed(&error))?;
-        let answer = raft.append_entries(request).await;
+        let answer = route.raft.append_entries(request).await;
         let answer = answer.map_err(|error| Status::unavailable(error.to_string()))?;
+        if !matches!(answer, wire::AppendEntriesResponse::HigherVote(_)) {
+            route.heard.note();
+        }
         Ok(Response::new(wire::append_answer_message(&answer)))
     }
 

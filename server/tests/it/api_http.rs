@@ -9,7 +9,7 @@ use crate::cluster::within;
 use crate::support::{Server, server};
 
 /// Sends one HTTP/1.1 request and returns the whole answer.
-async fn http(server: &Server, request: &str) -> String {
+pub(crate) async fn http(server: &Server, request: &str) -> String {
     let mut stream = TcpStream::connect(server.running.client_addresses()[0]).await.unwrap();
     let request = format!("{request} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
@@ -93,4 +93,62 @@ async fn broken_clients_leave_the_port_serving() {
     }
     server.put("a", "1").await;
     assert!(http(&server, "GET /health").await.starts_with("HTTP/1.1 200 "));
+}
+
+/// As `etcdctl` 3.4 calls `endpoint status`; h2 alone refuses it before any code of ours.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_whose_authority_is_a_url_is_served() {
+    let server = server(&[]).await;
+    let mut stream = TcpStream::connect(server.running.client_addresses()[0]).await.unwrap();
+    let literal = |first: u8, value: &str| {
+        [&[first, u8::try_from(value.len()).unwrap()], value.as_bytes()].concat()
+    };
+    let block = [
+        vec![0x83, 0x86],
+        literal(0x44, "/etcdserverpb.Maintenance/Status"),
+        literal(0x41, "http://127.0.0.1:2379"),
+        literal(0x5f, "application/grpc"),
+        [literal(0x40, "te"), literal(0, "trailers")[1..].to_vec()].concat(),
+    ]
+    .concat();
+    let frame = |kind: u8, flags: u8, payload: &[u8]| {
+        let stream = u8::from(kind < 2);
+        let head = [0, 0, u8::try_from(payload.len()).unwrap(), kind, flags, 0, 0, 0, stream];
+        [&head, payload].concat()
+    };
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
+    let message = frame(0, 1, &[0, 0, 0, 0, 0]);
+    let bytes = [preface, frame(4, 0, &[]), frame(1, 4, &block), message].concat();
+    stream.write_all(&bytes).await.unwrap();
+    let mut answer = Vec::new();
+    let read = async {
+        // The version in the message of the answer.
+        while !answer.windows(5).any(|window| window == b"3.7.1") {
+            let mut piece = [0; 1024];
+            let count = stream.read(&mut piece).await.unwrap();
+            assert!(count > 0, "closed after {answer:?}");
+            answer.extend_from_slice(&piece[..count]);
+        }
+    };
+    within("an answer", read).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_health_service_and_unknown_services_answer_as_in_etcd() {
+    use tonic_health::pb::health_client::HealthClient;
+    use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus};
+    let server = server(&[]).await;
+    let mut health = HealthClient::new(server.channel.clone());
+    let check = |service: &str| HealthCheckRequest { service: service.to_owned() };
+    let answer = health.check(check("")).await.unwrap().into_inner();
+    assert_eq!(answer.status(), ServingStatus::Serving);
+    let unknown = health.check(check("etcdserverpb.KV")).await.unwrap_err();
+    assert_eq!(unknown.code(), tonic::Code::NotFound);
+    let mut grpc = tonic::client::Grpc::new(server.channel.clone());
+    grpc.ready().await.unwrap();
+    let codec = tonic_prost::ProstCodec::<HealthCheckRequest, HealthCheckRequest>::default();
+    let path = http::uri::PathAndQuery::from_static("/no.Such/Call");
+    let answer = grpc.unary(tonic::Request::new(check("")), path, codec).await;
+    let (code, text) = crate::support::refused(answer);
+    assert_eq!((code, text.as_str()), (tonic::Code::Unimplemented, "unknown service no.Such"));
 }

@@ -141,3 +141,28 @@ async fn what_comes_later_says_so() {
     let request = etcd::MemberAddRequest::default();
     assert_eq!(refused(server.cluster().member_add(request).await), later("changing members"));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_without_a_quorum_knows_that_nobody_leads() {
+    let mut servers = servers(3, &[]).await;
+    servers[0].put("a", "1").await;
+    let left = servers.swap_remove(0);
+    for server in servers {
+        server.running.stop().await;
+    }
+    let node = left.running.node();
+    eventually("the leader is missed", || !node.has_leader()).await;
+    let status = status(&left).await;
+    assert_eq!((status.leader, status.errors), (0, vec!["etcdserver: no leader".to_owned()]));
+    let mut request = tonic::Request::new(put("a", "2"));
+    request.metadata_mut().insert("hasleader", "true".parse().unwrap());
+    assert_eq!(
+        refused(left.kv().put(request).await),
+        (Code::Unavailable, "etcdserver: no leader".into())
+    );
+    let health = crate::api_http::http(&left, "GET /health").await;
+    assert!(health.starts_with("HTTP/1.1 503 "), "{health}");
+    assert!(health.ends_with(r#"{"health":"false","reason":"RAFT NO LEADER"}"#), "{health}");
+    let serializable = etcd::RangeRequest { serializable: true, ..range("a", "") };
+    assert_eq!(left.range(serializable).await.count, 1, "local reads go on");
+}

@@ -1,0 +1,63 @@
+//! Whether the leader that raft names is still there.
+//!
+//! Raft keeps the name of its leader until there is another: with pre-vote a member that is cut off
+//! never leaves its term. Clients that ask for a leader, health checks and alerts must hear earlier
+//! that nobody leads, as they do from etcd.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use openraft::async_runtime::Instant as _;
+use openraft::metrics::RaftMetrics;
+
+use conclave_raft_store::types::{NodeId, TypeConfig};
+
+/// Signs of life of a leader.
+#[derive(Debug)]
+pub(crate) struct Heard {
+    begin: Instant,
+    /// When the leader last called, in milliseconds since `begin`.
+    at_ms: AtomicU64,
+    /// How old a sign may be.
+    patience: Duration,
+}
+
+impl Heard {
+    /// As if a leader had just called; without a sign for two election timeouts there is none, because
+    /// by then an election would have found another.
+    pub(crate) fn new(election_timeout: Duration) -> Self {
+        let patience = election_timeout * 2;
+        Self { begin: Instant::now(), at_ms: AtomicU64::new(0), patience }
+    }
+
+    /// A leader called and was accepted.
+    pub(crate) fn note(&self) {
+        let now_ms = u64::try_from(self.begin.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.at_ms.store(now_ms, Ordering::Relaxed);
+    }
+
+    /// The leader that `metrics` names, if this member heard from it lately or, being it, from a
+    /// quorum.
+    pub(crate) fn leader(&self, metrics: &RaftMetrics<TypeConfig>) -> Option<NodeId> {
+        let leader = metrics.current_leader?;
+        let is_there = if leader == metrics.id {
+            self.hears_quorum(metrics)
+        } else {
+            let at = Duration::from_millis(self.at_ms.load(Ordering::Relaxed));
+            self.begin.elapsed().saturating_sub(at) <= self.patience
+        };
+        is_there.then_some(leader)
+    }
+
+    fn hears_quorum(&self, metrics: &RaftMetrics<TypeConfig>) -> bool {
+        let hears = |id: NodeId| {
+            let at = metrics.heartbeat.as_ref().and_then(|heard| heard.get(&id).copied().flatten());
+            id == metrics.id || at.is_some_and(|at| at.elapsed() <= self.patience)
+        };
+        let membership = metrics.membership_config.membership();
+        membership.get_joint_config().iter().all(|voters| {
+            let heard = voters.iter().filter(|id| hears(**id)).count();
+            heard > voters.len() / 2
+        })
+    }
+}
