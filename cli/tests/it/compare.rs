@@ -184,7 +184,8 @@ fn normal(output: &Output, endpoint: &str) -> String {
 }
 
 /// What stands before numbers that may differ.
-const VARYING: [&str; 12] = [
+const VARYING: [&str; 13] = [
+    "ENDPOINT",
     "127.0.0.1:",
     "Index",
     "hash",
