@@ -3,7 +3,7 @@
 use conclave_proto::etcdserverpb as etcd;
 use conclave_proto::internal::command::Command as Message;
 use conclave_raft_store::command;
-use conclave_state_machine::command::{Range, Txn};
+use conclave_state_machine::command::{Range, SortOrder, SortTarget, Txn};
 use conclave_state_machine::response::{Rejection, Response as Answer};
 use etcd::kv_server::Kv;
 use tonic::{Request, Response, Status};
@@ -16,6 +16,8 @@ use crate::status::{self, Fault};
 
 /// Stores with at most so many keys are read on the spot whatever the range.
 const SMALL_STORE_KEYS: i64 = 1_000;
+/// Pages of at most so many keys are too; clients of Kubernetes ask for 500.
+const PAGE_KEYS_MAX: i64 = 512;
 /// How often a client that wants a compaction to be complete makes us look.
 const PHYSICAL_ROUNDS_MAX: usize = 1_000_000;
 
@@ -42,7 +44,7 @@ impl KvService {
             self.context.read_barrier().await?;
         }
         let reader = self.context.node.reader();
-        let answer = if range.range_end.is_empty() || reader.head().key_count <= SMALL_STORE_KEYS {
+        let answer = if is_short(&range) || reader.head().key_count <= SMALL_STORE_KEYS {
             reader.range(&range)
         } else {
             // A long scan must not hold up the other calls of this thread.
@@ -149,6 +151,18 @@ impl KvService {
         }
         Err(Fault::Timeout.into())
     }
+}
+
+/// Whether a read looks at few keys, so that another thread would cost more than it saves: one key,
+/// or a page of the newest ones in key order, which are counted by an index.
+fn is_short(range: &Range) -> bool {
+    let is_page = (1..=PAGE_KEYS_MAX).contains(&range.limit)
+        && range.revision <= 0
+        && range.sort_target == SortTarget::Key
+        && range.sort_order != SortOrder::Descend
+        && [range.min_mod_revision, range.max_mod_revision] == [0, 0]
+        && [range.min_create_revision, range.max_create_revision] == [0, 0];
+    range.range_end.is_empty() || is_page
 }
 
 /// The state machine's form of a range read.
