@@ -42,7 +42,8 @@ pub struct Differential {
     /// Requests of one round; each round begins with empty stores.
     #[arg(long, default_value_t = 2000)]
     pub round: usize,
-    /// Nodes of each side that is started.
+    /// Nodes of each side that is started. With more than one, etcd 3.4 differs even from itself: its members
+    /// disagree on the keys of a lease, and the answer depends on who leads.
     #[arg(long, default_value_t = 1)]
     pub nodes: usize,
     /// Go on until this many differences are found.

@@ -32,7 +32,8 @@ pub(super) fn form(step: &Step, mut answer: Answer) -> Answer {
         (Answer::KeepAlive(keep_alive), _) => anonymous(&mut keep_alive.header),
         (Answer::TimeToLive(left), _) => {
             anonymous(&mut left.header);
-            left.ttl /= TTL_STEP_SECONDS;
+            // The full time of a lease just granted counts as begun.
+            left.ttl = if left.ttl > 0 { (left.ttl - 1) / TTL_STEP_SECONDS } else { left.ttl };
             // The order of a lease's keys is undefined.
             left.keys.sort();
         }
