@@ -195,7 +195,6 @@ pub(crate) fn from_propose(error: &ProposeError) -> Status {
         ProposeError::TooLarge => Fault::RequestTooLarge,
         ProposeError::Timeout => Fault::Timeout,
         ProposeError::LeaderLost => Fault::TimeoutLeaderFail,
-        ProposeError::NoLeader => Fault::NoLeader,
         ProposeError::Stopped => Fault::Stopped,
     }
     .into()

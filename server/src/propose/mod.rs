@@ -46,9 +46,6 @@ pub enum ProposeError {
     /// No answer in time, and the leader changed meanwhile: it may or may not take effect.
     #[error("request timed out, possibly due to previous leader failure")]
     LeaderLost,
-    /// There was no leader to propose to; certainly not proposed.
-    #[error("no leader")]
-    NoLeader,
     /// This member is stopping: it may or may not take effect.
     #[error("server stopped")]
     Stopped,
