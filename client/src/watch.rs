@@ -18,7 +18,7 @@ use conclave_proto::{
     mvccpb::Event,
 };
 use futures::Stream;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
@@ -116,13 +116,15 @@ impl Watch {
         let (output, responses) = mpsc::channel(RESPONSES_MAX);
         let (progress, progress_requests) = mpsc::channel(PROGRESS_REQUESTS_MAX);
         let cancel_header = Arc::new(OnceLock::new());
+        let (connection, is_connected) = watch::channel(false);
         let channels = resume::Channels {
             output,
             progress: progress_requests,
             cancel_header: Arc::clone(&cancel_header),
+            connection,
         };
-        let task = tokio::spawn(resume::Task::new(self, channels).run());
-        Watcher { responses, progress, cancel_header, _task: AbortOnDropHandle::new(task) }
+        let task = AbortOnDropHandle::new(tokio::spawn(resume::Task::new(self, channels).run()));
+        Watcher { responses, progress, cancel_header, is_connected, _task: task }
     }
 }
 
@@ -158,6 +160,7 @@ pub struct Watcher {
     responses: mpsc::Receiver<Result<Response, Error>>,
     progress: mpsc::Sender<()>,
     cancel_header: Arc<OnceLock<ResponseHeader>>,
+    is_connected: watch::Receiver<bool>,
     _task: AbortOnDropHandle<()>,
 }
 
@@ -168,6 +171,13 @@ impl Watcher {
     /// What ended the watch, once.
     pub async fn next(&mut self) -> Result<Option<Response>, Error> {
         self.responses.recv().await.transpose()
+    }
+
+    /// Whether a server has the watch at present. Each failed attempt to get one marks the value as
+    /// changed, so that one may wait for it.
+    #[must_use]
+    pub fn connected(&self) -> watch::Receiver<bool> {
+        self.is_connected.clone()
     }
 
     /// The header of the message by which the server ended the watch.

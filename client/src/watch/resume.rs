@@ -13,7 +13,7 @@ use conclave_proto::{
     mvccpb::Event,
 };
 use tokio::{
-    sync::mpsc,
+    sync::{mpsc, watch},
     time::{sleep, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
@@ -42,6 +42,7 @@ pub(super) struct Channels {
     pub(super) output: mpsc::Sender<Result<Response, Error>>,
     pub(super) progress: mpsc::Receiver<()>,
     pub(super) cancel_header: Arc<OnceLock<ResponseHeader>>,
+    pub(super) connection: watch::Sender<bool>,
 }
 
 pub(super) struct Task {
@@ -82,6 +83,7 @@ impl Task {
                 }
                 End::Broken(status) => {
                     endpoint.failed();
+                    self.channels.connection.send_replace(false);
                     let endpoint = endpoint.address();
                     tracing::debug!(endpoint, ?status, next = self.next, "resuming watch");
                     sleep(self.backoff.next()).await;
@@ -157,6 +159,7 @@ impl Task {
         let revision = message.header.as_ref().map_or(0, |header| header.revision);
         if message.created {
             self.backoff.reset();
+            self.channels.connection.send_replace(true);
             if self.next == 0 {
                 self.next = revision + 1;
             }
@@ -167,8 +170,12 @@ impl Task {
             return self.deliver(created).await;
         }
         if message.events.is_empty() && !message.fragment && self.parts.is_empty() {
-            // Everything up to this revision was sent: no need to look at it again.
-            self.next = self.next.max(revision + 1);
+            // Everything up to this revision was sent: no need to look at it again. That holds only for
+            // what the server says by itself: etcd before 3.4.25 and 3.5.8 answers a request for
+            // progress (with no watch id) while older events are still on their way.
+            if message.watch_id >= 0 {
+                self.next = self.next.max(revision + 1);
+            }
             let progress = Response { header: message.header, created: false, events: Vec::new() };
             return self.deliver(progress).await;
         }
