@@ -6,6 +6,7 @@
 //!    ├─ txn: compare, then, else
 //!    ├─ watch ──► Watcher: a Stream that resumes where it stopped
 //!    ├─ lease ──► Lease: a guard that is kept alive
+//!    ├─ config ──► Config<T>: typed settings that follow the cluster
 //!    └─ cluster, maintenance
 //! ```
 //! | module | what it holds |
@@ -14,6 +15,7 @@
 //! | [`txn`] | transactions: compares and operations |
 //! | [`watch`] | streams of changes |
 //! | [`lease`] | leases and the guard that keeps one alive |
+//! | [`config`] | live configuration: layers, validation, history |
 //! | [`maintenance`] | members, status, alarms, and what operators do |
 //! | [`key`] | ranges of keys |
 //!
@@ -32,6 +34,7 @@
 mod backoff;
 mod builder;
 mod client;
+pub mod config;
 mod endpoint;
 mod error;
 pub mod key;
@@ -48,6 +51,7 @@ pub use conclave_proto::{etcdserverpb as pb, mvccpb};
 pub use crate::{
     builder::Builder,
     client::Client,
+    config::Config,
     error::{Error, Outcome},
     lease::{Lease, LeaseState},
     reply::{Headed, Reply},

@@ -1,5 +1,6 @@
 //! The client against real servers.
 
+mod config;
 mod fail_over;
 mod kv;
 mod lease;
@@ -13,11 +14,11 @@ use std::{
 
 use conclave_client::Client;
 
-use server::Server;
+use server::{Server, program};
 
 /// A server and a ready client of it, or nothing if no server is installed.
 async fn start(test: &str) -> Option<(Server, Client)> {
-    let server = Server::single(server::program(test)?);
+    let server = Server::single(program(test)?);
     let client = Client::builder([server.endpoint()]).build().expect("a client");
     client.ready().await.expect("the server serves");
     Some((server, client))

@@ -1,0 +1,275 @@
+//! Live configuration: typed settings that follow the cluster.
+//!
+//! A [`Config`] lays the settings of several sources over each other in a fixed order, each layer
+//! winning over those before it:
+//!
+//! ```text
+//! defaults < file < shared keys < app keys < environment < overrides
+//! ```
+//!
+//! It turns the result into a type of the application, checks it, and keeps it up to date. All keys
+//! of the cluster are read in one transaction, so what is in use is always the state of the cluster
+//! at *one* revision. Settings that cannot be read or are refused change nothing: the last good ones
+//! stay in use, and the [status](Config::status) tells why.
+//!
+//! ```no_run
+//! # async fn example(client: conclave_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+//! use conclave_client::config::{Secret, Source};
+//!
+//! #[derive(Debug, serde::Deserialize)]
+//! struct App { port: u16, workers: usize, password: Secret<String> }
+//!
+//! let config = client
+//!     .config::<App>()
+//!     .defaults(serde_json::json!({"port": 8080, "workers": 4}))
+//!     .optional_file("app.toml")
+//!     .shared(Source::prefix("config/shared/"))
+//!     .app(Source::document("config/app.yaml"))
+//!     .environment("APP_")
+//!     .validate(|app: &App| if app.workers > 0 { Ok(()) } else { Err("no workers") })
+//!     .cache("app.cache")
+//!     .start()
+//!     .await?;
+//!
+//! println!("listening on port {}", config.current().port);
+//! println!("{}", config.explain("port"));
+//!
+//! let mut workers = config.on_change("workers");
+//! while let Some(change) = workers.next().await {
+//!     println!("{:?} -> {:?} at revision {}", change.old, change.new, change.revision);
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! | module | what |
+//! |---|---|
+//! | `layer` | the layers, where settings come from, merged settings |
+//! | `source` | keys of the cluster |
+//! | `codec` | JSON, TOML, YAML |
+//! | `tree`, `typed` | merging, and from a tree to a type |
+//! | `follow` | the task that keeps settings up to date |
+//! | `cache` | the file for a start without the cluster |
+//! | `history` | what keys held, and back to it |
+
+mod builder;
+mod cache;
+mod codec;
+mod follow;
+mod history;
+mod layer;
+mod secret;
+mod source;
+mod status;
+mod tree;
+mod typed;
+
+use std::{fmt, sync::Arc};
+
+use serde_json::{Map, Value};
+use tokio::sync::{broadcast, watch};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::client::Client;
+use layer::Settings;
+use source::Fetched;
+use status::Outlet;
+
+pub use self::{
+    builder::{Boot, Builder},
+    codec::Codec,
+    history::{History, Release, Rollback, RolledBack},
+    layer::{Explanation, Layer, Origin, Rejection},
+    secret::Secret,
+    source::Source,
+    status::{Basis, Status},
+    tree::find,
+};
+
+impl Client {
+    /// Begins to put a configuration of type `T` together; see [`config`](crate::config).
+    pub fn config<T>(&self) -> Builder<T> {
+        Builder::new(self.clone())
+    }
+
+    /// Reads what sources in the cluster hold, merged in the order given, and the revision of it.
+    /// `revision` is 0 for the present state, or one that is not compacted.
+    ///
+    /// # Errors
+    /// [`Error::Cluster`] if the sources cannot be read, [`Error::Rejected`] if they are not in the
+    /// form they should have.
+    pub async fn read_config(
+        &self,
+        sources: &[Source],
+        revision: i64,
+    ) -> Result<(Value, i64), Error> {
+        let answer = self.send_txn(source::request(sources, revision)).await?;
+        let fetched = Fetched::new(answer.into_inner());
+        let mut tree = Value::Object(Map::new());
+        for part in fetched.parts(sources).map_err(Error::rejected)? {
+            tree::merge(&mut tree, &part.tree);
+        }
+        Ok((tree, if revision > 0 { revision } else { fetched.revision }))
+    }
+}
+
+/// Why a configuration could not be started or changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A source on this machine, or the combination of sources, cannot be used: correct it.
+    #[error("{0}")]
+    Setup(String),
+    /// The settings are not of the right type, or the program refuses them: correct them.
+    #[error("{0}")]
+    Rejected(Box<Rejection>),
+    /// The cluster could not be asked.
+    #[error(transparent)]
+    Cluster(#[from] crate::Error),
+    /// Neither the cluster nor the cache could be used.
+    #[error("{cluster}; and no settings from the cache: {reason}")]
+    NoCache {
+        /// Why not the cluster.
+        cluster: Box<Error>,
+        /// Why not the cache.
+        reason: String,
+    },
+    /// Somebody else changed the keys at the same time, so nothing was written: look, and try again.
+    #[error("the keys were changed by somebody else at the same time; nothing was written")]
+    Conflict,
+}
+
+impl Error {
+    fn rejected(rejection: Rejection) -> Self {
+        Self::Rejected(Box::new(rejection))
+    }
+
+    fn rejection(&self) -> Option<&Rejection> {
+        match self {
+            Self::Rejected(rejection) => Some(rejection),
+            _ => None,
+        }
+    }
+}
+
+/// Settings that follow the cluster. Cloning is cheap; the last clone that is dropped ends the task
+/// behind it. Made by [`Client::config`].
+pub struct Config<T> {
+    outlet: Arc<Outlet<T>>,
+    task: Option<Arc<AbortOnDropHandle<()>>>,
+}
+
+impl<T> Config<T> {
+    fn new(outlet: Outlet<T>, task: Option<Arc<AbortOnDropHandle<()>>>) -> Self {
+        Self { outlet: Arc::new(outlet), task }
+    }
+
+    /// The settings in use. They do not change under the caller: ask again for newer ones.
+    #[must_use]
+    pub fn current(&self) -> Arc<T> {
+        Arc::clone(&self.outlet.values.borrow())
+    }
+
+    /// A receiver of the settings in use; it is marked as changed whenever a setting changed.
+    #[must_use]
+    pub fn subscribe(&self) -> watch::Receiver<Arc<T>> {
+        self.outlet.values.clone()
+    }
+
+    /// The changes of what is at a dotted path, beginning now; the empty path is everything.
+    #[must_use]
+    pub fn on_change(&self, path: impl Into<String>) -> Changes<T> {
+        let mut settings = self.outlet.settings.clone();
+        let seen = Arc::clone(&settings.borrow_and_update());
+        Changes { path: path.into(), settings, seen }
+    }
+
+    /// Which sources have something to say about the setting at a dotted path, and which wins.
+    #[must_use]
+    pub fn explain(&self, path: &str) -> Explanation {
+        self.outlet.settings.borrow().explain(path)
+    }
+
+    /// All settings in use as one tree, with secrets redacted.
+    #[must_use]
+    pub fn tree(&self) -> Value {
+        self.outlet.settings.borrow().shown("").unwrap_or_default()
+    }
+
+    /// The revision of the cluster at which the settings in use were read; 0 if they are local.
+    #[must_use]
+    pub fn revision(&self) -> i64 {
+        self.outlet.settings.borrow().revision
+    }
+
+    /// Whether the settings in use are up to date, what they are based on, and what is wrong with
+    /// newer ones.
+    #[must_use]
+    pub fn status(&self) -> watch::Receiver<Status> {
+        self.outlet.status.clone()
+    }
+
+    /// Every rejection from now on. A receiver that does not keep up loses the oldest ones.
+    #[must_use]
+    pub fn rejections(&self) -> broadcast::Receiver<Rejection> {
+        match self.outlet.rejections.upgrade() {
+            Some(sender) => sender.subscribe(),
+            // Local settings never change: a channel that is closed.
+            None => broadcast::channel(1).1,
+        }
+    }
+}
+
+impl<T> Clone for Config<T> {
+    fn clone(&self) -> Self {
+        Self { outlet: Arc::clone(&self.outlet), task: self.task.clone() }
+    }
+}
+
+impl<T> fmt::Debug for Config<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config").field("status", &*self.outlet.status.borrow()).finish()
+    }
+}
+
+/// A setting that changed.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Change {
+    /// The path asked for.
+    pub path: String,
+    /// What was there before, with secrets redacted.
+    pub old: Option<Value>,
+    /// What is there now, with secrets redacted.
+    pub new: Option<Value>,
+    /// The revision of the cluster at which the new value was read.
+    pub revision: i64,
+}
+
+/// The changes of one setting; see [`Config::on_change`].
+#[derive(Debug)]
+pub struct Changes<T> {
+    path: String,
+    settings: watch::Receiver<Arc<Settings<T>>>,
+    /// What was reported last.
+    seen: Arc<Settings<T>>,
+}
+
+impl<T> Changes<T> {
+    /// Waits for the next change; `None` after the configuration has been dropped. A reader that
+    /// does not keep up sees several changes as one. Cancel-safe.
+    pub async fn next(&mut self) -> Option<Change> {
+        loop {
+            self.settings.changed().await.ok()?;
+            let new = Arc::clone(&self.settings.borrow_and_update());
+            let old = std::mem::replace(&mut self.seen, Arc::clone(&new));
+            if find(&old.tree, &self.path) != find(&new.tree, &self.path) {
+                return Some(Change {
+                    old: old.shown(&self.path),
+                    new: new.shown(&self.path),
+                    revision: new.revision,
+                    path: self.path.clone(),
+                });
+            }
+        }
+    }
+}

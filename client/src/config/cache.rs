@@ -1,0 +1,190 @@
+//! What was read last, kept on disk for a start without the cluster.
+//!
+//! The file has one line of text, `conclave-config 1 <saved> <request> <content>`, and then the
+//! answer of the cluster as it came over the wire. `saved` is in milliseconds since 1970; `request`
+//! and `content` are CRC-32C in hexadecimal of what was asked for and of time and answer, so that
+//! neither damage nor the settings of another program are taken for ours. A new file replaces the
+//! old one in one step.
+
+use std::{
+    fs::{self, File, OpenOptions},
+    io::{self, Write},
+    path::{Path, PathBuf},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use conclave_proto::etcdserverpb::{TxnRequest, TxnResponse};
+use prost::Message;
+
+const MAGIC: &str = "conclave-config";
+const VERSION: &str = "1";
+/// Larger files are not read: no store accepts that much in one answer.
+const FILE_BYTES_MAX: u64 = 1 << 30;
+
+/// A file with the last good answer.
+#[derive(Debug, Clone)]
+pub(super) struct Cache {
+    path: PathBuf,
+    /// How old the file may be; `None` for any age.
+    max_staleness: Option<Duration>,
+    request_crc: u32,
+}
+
+impl Cache {
+    pub(super) fn new(
+        path: PathBuf,
+        max_staleness: Option<Duration>,
+        request: &TxnRequest,
+    ) -> Self {
+        Self { path, max_staleness, request_crc: crc32c::crc32c(&request.encode_to_vec()) }
+    }
+
+    /// Writes the answer, readable by its owner only: settings may hold secrets.
+    ///
+    /// # Errors
+    /// If the file cannot be written. The old one is untouched then.
+    pub(super) fn save(&self, answer: &TxnResponse) -> io::Result<()> {
+        let content = answer.encode_to_vec();
+        let saved = now_ms();
+        let header = self.header(saved, &content);
+        let temporary = self.path.with_extension(format!("{}.tmp", std::process::id()));
+        let written = write(&temporary, header.as_bytes(), &content)
+            .and_then(|()| fs::rename(&temporary, &self.path));
+        if written.is_err() {
+            // It may not even have been made.
+            fs::remove_file(&temporary).ok();
+        }
+        written?;
+        match self.path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            // The new name survives a power failure only when the directory is on disk, too.
+            Some(parent) => File::open(parent)?.sync_all(),
+            None => Ok(()),
+        }
+    }
+
+    /// Reads what was written last.
+    ///
+    /// # Errors
+    /// Why there is nothing that can be used.
+    pub(super) fn load(&self) -> Result<TxnResponse, String> {
+        let about = |reason: &str| format!("{}: {reason}", self.path.display());
+        let failed = |error: io::Error| about(&error.to_string());
+        if fs::metadata(&self.path).map_err(failed)?.len() > FILE_BYTES_MAX {
+            return Err(about("too large"));
+        }
+        let bytes = fs::read(&self.path).map_err(failed)?;
+        let end = bytes.iter().position(|byte| *byte == b'\n').ok_or_else(|| about("damaged"))?;
+        let (header, content) = (&bytes[..=end], &bytes[end + 1..]);
+        let header = std::str::from_utf8(header).map_err(|_invalid| about("damaged"))?;
+        let mut words = header.split_whitespace();
+        if (words.next(), words.next()) != (Some(MAGIC), Some(VERSION)) {
+            return Err(about("not a file of this program's version"));
+        }
+        let saved: u64 =
+            words.next().and_then(|word| word.parse().ok()).ok_or_else(|| about("damaged"))?;
+        if words.next() != Some(&format!("{:08x}", self.request_crc)) {
+            return Err(about("made for other keys"));
+        }
+        if header != self.header(saved, content) {
+            return Err(about("damaged"));
+        }
+        let age = Duration::from_millis(now_ms().saturating_sub(saved));
+        if self.max_staleness.is_some_and(|max| age > max) {
+            return Err(about(&format!("{} s old, which is too old", age.as_secs())));
+        }
+        TxnResponse::decode(content).map_err(|error| about(&error.to_string()))
+    }
+
+    fn header(&self, saved: u64, content: &[u8]) -> String {
+        let crc = crc32c::crc32c_append(crc32c::crc32c(&saved.to_be_bytes()), content);
+        format!("{MAGIC} {VERSION} {saved} {:08x} {crc:08x}\n", self.request_crc)
+    }
+}
+
+/// The time of day: it only has to tell hours from days.
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+fn write(path: &Path, header: &[u8], content: &[u8]) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let mut file = options.open(path)?;
+    file.write_all(header)?;
+    file.write_all(content)?;
+    file.sync_all()
+}
+
+#[cfg(test)]
+mod tests {
+    use conclave_proto::etcdserverpb::ResponseHeader;
+    use tempfile::TempDir;
+
+    use super::{
+        super::source::{Source, request},
+        *,
+    };
+
+    fn answer(revision: i64) -> TxnResponse {
+        let header = Some(ResponseHeader { revision, ..ResponseHeader::default() });
+        TxnResponse { header, succeeded: true, ..TxnResponse::default() }
+    }
+
+    fn cache(dir: &TempDir, prefix: &str, max_staleness: Option<Duration>) -> Cache {
+        let request = request(&[Source::prefix(prefix)], 0);
+        Cache::new(dir.path().join("app.cache"), max_staleness, &request)
+    }
+
+    #[test]
+    fn what_was_saved_last_is_loaded() {
+        let dir = TempDir::new().unwrap();
+        let cache = cache(&dir, "a/", Some(Duration::from_secs(60)));
+        assert!(cache.load().is_err());
+        for revision in [5, 6] {
+            cache.save(&answer(revision)).unwrap();
+            assert_eq!(cache.load().unwrap(), answer(revision));
+        }
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file is left");
+    }
+
+    #[test]
+    fn every_flipped_bit_is_noticed() {
+        let dir = TempDir::new().unwrap();
+        let cache = cache(&dir, "a/", None);
+        cache.save(&answer(5)).unwrap();
+        let good = fs::read(&cache.path).unwrap();
+        for bit in 0..good.len() * 8 {
+            let mut bad = good.clone();
+            bad[bit / 8] ^= 1 << (bit % 8);
+            fs::write(&cache.path, &bad).unwrap();
+            assert!(cache.load().is_err(), "bit {bit}");
+        }
+        for length in 0..good.len() {
+            fs::write(&cache.path, &good[..length]).unwrap();
+            assert!(cache.load().is_err(), "length {length}");
+        }
+    }
+
+    #[test]
+    fn files_that_are_too_old_or_for_other_keys_are_not_used() {
+        let dir = TempDir::new().unwrap();
+        cache(&dir, "a/", None).save(&answer(5)).unwrap();
+        let error = cache(&dir, "b/", None).load().unwrap_err();
+        assert!(error.contains("other keys"), "{error}");
+        let old = Cache { max_staleness: Some(Duration::ZERO), ..cache(&dir, "a/", None) };
+        while now_ms() == saved(&old) {
+            std::hint::spin_loop();
+        }
+        let error = old.load().unwrap_err();
+        assert!(error.contains("too old"), "{error}");
+    }
+
+    fn saved(cache: &Cache) -> u64 {
+        let bytes = fs::read(&cache.path).unwrap();
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        text.split_whitespace().nth(2).unwrap().parse().unwrap()
+    }
+}

@@ -1,0 +1,261 @@
+//! The task that keeps settings up to date.
+//!
+//! A watch only says *that* something changed. What the settings are now is read by one transaction
+//! over all sources, so what is put in use is always the state of the cluster at one revision, also
+//! after a lost connection or a compaction: there is no second path that could mix two revisions.
+
+use std::{pin::pin, time::Duration};
+
+use conclave_proto::{
+    etcdserverpb::{TxnRequest, TxnResponse},
+    mvccpb::Event,
+};
+use futures::{Stream, StreamExt, stream::BoxStream, stream::SelectAll};
+use serde::de::DeserializeOwned;
+use tokio::time::{Instant, sleep, sleep_until};
+use tokio_stream::wrappers::WatchStream;
+
+use super::{
+    cache::Cache,
+    layer::{Layer, Part, Rejection, Settings, Validate},
+    source::{Fetched, Source},
+    status::Publisher,
+};
+use crate::{backoff::Backoff, client::Client, error::Error, watch::Response};
+
+/// After this time without a change the settings are read again, in case that a change was missed.
+const RESYNC: Duration = Duration::from_secs(300);
+
+/// How many changes in a row become one.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Debounce {
+    /// A change waits until nothing more has changed for this long ...
+    pub(super) quiet: Duration,
+    /// ... but not longer than this.
+    pub(super) max: Duration,
+}
+
+impl Debounce {
+    /// When changes of which the first and the last came at these times are put in use.
+    fn due(&self, first: Instant, last: Instant) -> Instant {
+        (last + self.quiet).min(first + self.max)
+    }
+}
+
+/// What is needed to get at settings.
+pub(super) struct Plan<T> {
+    pub(super) client: Client,
+    pub(super) sources: Vec<Source>,
+    /// Reads all sources.
+    pub(super) request: TxnRequest,
+    /// What this machine and the program bring along, in the order of layers.
+    pub(super) local: Vec<Part>,
+    pub(super) validate: Box<Validate<T>>,
+    pub(super) cache: Option<Cache>,
+    pub(super) debounce: Debounce,
+}
+
+impl<T: DeserializeOwned> Plan<T> {
+    /// Reads all sources at one revision.
+    pub(super) async fn fetch(&self) -> Result<TxnResponse, Error> {
+        Ok(self.client.send_txn(self.request.clone()).await?.into_inner())
+    }
+
+    /// The settings that follow from what was read; without it, those of this machine alone.
+    pub(super) fn settings(&self, fetched: Option<&Fetched>) -> Result<Settings<T>, Rejection> {
+        let mut parts = self.local.clone();
+        if let Some(fetched) = fetched {
+            let above = parts.partition_point(|part| part.origin.layer < Layer::Shared);
+            parts.splice(above..above, fetched.parts(&self.sources)?);
+        }
+        let revision = fetched.map_or(0, |fetched| fetched.revision);
+        Settings::new(parts, revision, &*self.validate)
+    }
+
+    /// Keeps an answer for the next start.
+    pub(super) async fn save(&self, answer: TxnResponse) {
+        let Some(cache) = self.cache.clone() else { return };
+        match tokio::task::spawn_blocking(move || cache.save(&answer)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the settings cannot be cached"),
+            Err(error) => tracing::debug!(%error, "the runtime ends"),
+        }
+    }
+}
+
+/// Follows the cluster for as long as it runs.
+pub(super) struct Follower<T> {
+    plan: Plan<T>,
+    publisher: Publisher<T>,
+    /// What was read last, put in use or rejected; `None` before the cluster was reached.
+    last: Option<Fetched>,
+    /// When the cache was written.
+    saved: Instant,
+}
+
+impl<T: DeserializeOwned + Send + Sync + 'static> Follower<T> {
+    pub(super) fn new(plan: Plan<T>, publisher: Publisher<T>, last: Option<Fetched>) -> Self {
+        Self { plan, publisher, last, saved: Instant::now() }
+    }
+
+    pub(super) async fn run(mut self) {
+        let mut watches = self.last.as_ref().map(|last| self.watch(last.revision));
+        let mut backoff = Backoff::default();
+        loop {
+            let is_changed = match &mut watches {
+                Some(watches) => watches.changed(self.plan.debounce, &self.publisher).await,
+                None => false,
+            };
+            if is_changed {
+                backoff.reset();
+            } else {
+                watches = None;
+                sleep(backoff.next()).await;
+            }
+            match self.refresh().await {
+                // A store that was restored from a backup is behind what was seen before.
+                Ok(revision) => match &mut watches {
+                    Some(watches) if revision >= watches.revision => watches.revision = revision,
+                    _ => watches = Some(self.watch(revision)),
+                },
+                Err(error) => {
+                    tracing::debug!(%error, "the settings cannot be read");
+                    self.publisher.connected(false);
+                    watches = None;
+                }
+            }
+        }
+    }
+
+    /// Reads all sources and puts what they hold in use; returns the revision.
+    async fn refresh(&mut self) -> Result<i64, Error> {
+        let answer = self.plan.fetch().await?;
+        let fetched = Fetched::new(answer.clone());
+        let revision = fetched.revision;
+        let is_same = self.last.as_ref().is_some_and(|last| last.pairs == fetched.pairs);
+        if is_same {
+            self.publisher.connected(true);
+        } else {
+            match self.plan.settings(Some(&fetched)) {
+                Ok(settings) => self.publisher.publish(settings),
+                Err(rejection) => self.publisher.reject(rejection),
+            }
+        }
+        // The age of the cache is that of the last confirmation, not of the last change.
+        let is_stale = !is_same || self.saved.elapsed() >= RESYNC;
+        if is_stale && self.publisher.is_current() {
+            self.saved = Instant::now();
+            self.plan.save(answer).await;
+        }
+        self.last = Some(fetched);
+        Ok(revision)
+    }
+
+    fn watch(&self, revision: i64) -> Watches {
+        Watches::new(&self.plan.client, &self.plan.sources, revision)
+    }
+}
+
+/// What a watch of one of the sources says.
+enum Signal {
+    Response(Result<Response, Error>),
+    /// Whether the watch of this source is connected.
+    Connection(usize, bool),
+}
+
+/// Watches of all sources.
+struct Watches {
+    signals: SelectAll<BoxStream<'static, Signal>>,
+    connected: Vec<bool>,
+    /// Up to here everything is known.
+    revision: i64,
+}
+
+impl Watches {
+    fn new(client: &Client, sources: &[Source], revision: i64) -> Self {
+        let mut signals = SelectAll::new();
+        for (index, source) in sources.iter().enumerate() {
+            let range = source.range();
+            let watcher = client
+                .watch(range.key.to_vec())
+                .range(range.range_end.to_vec())
+                .from_revision(revision + 1)
+                .progress_notify()
+                .start();
+            let connection = WatchStream::from_changes(watcher.connected());
+            signals.push(connection.map(move |is| Signal::Connection(index, is)).boxed());
+            signals.push(watcher.map(Signal::Response).boxed());
+        }
+        Self { signals, connected: vec![true; sources.len()], revision }
+    }
+
+    /// Waits until it is time to read the sources; `false` if a watch has failed.
+    async fn changed<T>(&mut self, debounce: Debounce, publisher: &Publisher<T>) -> bool {
+        let Self { signals, connected, revision } = self;
+        let mut changes = pin!(changes(signals, connected, *revision, publisher));
+        let first = tokio::select! {
+            change = changes.next() => match change {
+                Some(true) => Instant::now(),
+                _ => return false,
+            },
+            () = sleep(RESYNC.mul_f64(rand::random_range(0.9..1.1))) => return true,
+        };
+        let mut last = first;
+        loop {
+            tokio::select! {
+                change = changes.next() => match change {
+                    Some(true) => last = Instant::now(),
+                    _ => return false,
+                },
+                () = sleep_until(debounce.due(first, last)) => return true,
+            }
+        }
+    }
+}
+
+/// `true` for each change above `revision`, `false` for a failure.
+fn changes<T>(
+    signals: &mut SelectAll<BoxStream<'static, Signal>>,
+    connected: &mut [bool],
+    revision: i64,
+    publisher: &Publisher<T>,
+) -> impl Stream<Item = bool> {
+    signals.filter_map(move |signal| {
+        let change = match signal {
+            Signal::Connection(index, is_connected) => {
+                connected[index] = is_connected;
+                publisher.connected(connected.iter().all(|is| *is));
+                None
+            }
+            Signal::Response(Ok(response)) => {
+                let is_news = response.events.last().map(mod_revision) > Some(revision);
+                is_news.then_some(true)
+            }
+            Signal::Response(Err(error)) => {
+                tracing::debug!(%error, "watching the settings again");
+                Some(false)
+            }
+        };
+        std::future::ready(change)
+    })
+}
+
+fn mod_revision(event: &Event) -> i64 {
+    event.kv.as_ref().map_or(0, |kv| kv.mod_revision)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn changes_wait_for_quiet_but_not_for_ever() {
+        let debounce =
+            Debounce { quiet: Duration::from_millis(50), max: Duration::from_millis(120) };
+        let start = Instant::now();
+        let at = |ms| start + Duration::from_millis(ms);
+        assert_eq!(debounce.due(at(0), at(0)), at(50));
+        assert_eq!(debounce.due(at(0), at(40)), at(90));
+        assert_eq!(debounce.due(at(0), at(80)), at(120));
+    }
+}

@@ -1,0 +1,287 @@
+//! Layers: where settings come from and which of them win.
+
+use std::{collections::BTreeSet, fmt};
+
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use super::{
+    tree::{decides, find, merge, redact},
+    typed,
+};
+
+/// The kinds of sources, in the fixed order in which they are laid over each other: of two layers
+/// that hold a setting, the one further down here wins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Layer {
+    /// What the program itself brings along.
+    Defaults,
+    /// A file on this machine.
+    File,
+    /// Keys of the cluster that several applications share.
+    Shared,
+    /// Keys of the cluster for this application.
+    App,
+    /// Variables of the environment.
+    Environment,
+    /// What the program sets after all else, e.g. from its command line.
+    Overrides,
+}
+
+impl Layer {
+    /// All layers, the weakest first.
+    pub const ORDER: [Self; 6] =
+        [Self::Defaults, Self::File, Self::Shared, Self::App, Self::Environment, Self::Overrides];
+}
+
+impl fmt::Display for Layer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Defaults => "defaults",
+            Self::File => "file",
+            Self::Shared => "shared",
+            Self::App => "app",
+            Self::Environment => "environment",
+            Self::Overrides => "overrides",
+        })
+    }
+}
+
+/// Where a setting comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// The layer.
+    pub layer: Layer,
+    /// The path of the file, the key in the cluster, the name of the variable, or the path set by the
+    /// program.
+    pub key: String,
+    /// The revision in which the key was last changed; 0 outside the cluster.
+    pub revision: i64,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.layer)?;
+        if !self.key.is_empty() {
+            write!(f, " {}", self.key)?;
+        }
+        if self.revision > 0 {
+            write!(f, " at revision {}", self.revision)?;
+        }
+        Ok(())
+    }
+}
+
+/// What one source says.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Part {
+    pub(super) origin: Origin,
+    pub(super) tree: Value,
+}
+
+impl Part {
+    pub(super) fn new(layer: Layer, key: impl Into<String>, tree: Value) -> Self {
+        Self { origin: Origin { layer, key: key.into(), revision: 0 }, tree }
+    }
+}
+
+/// Why settings were refused. The settings in use stay as they were.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rejection {
+    /// The revision of the cluster at which they were read; 0 if the cluster was not asked.
+    pub revision: i64,
+    /// The dotted path of what is wrong; empty if it is not one setting.
+    pub path: String,
+    /// Where what is wrong comes from, if that is known.
+    pub origin: Option<Origin>,
+    /// What is wrong.
+    pub reason: String,
+}
+
+impl fmt::Display for Rejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("settings refused: ")?;
+        if !self.path.is_empty() {
+            write!(f, "{}: ", self.path)?;
+        }
+        f.write_str(&self.reason)?;
+        if let Some(origin) = &self.origin {
+            write!(f, " (from {origin})")?;
+        }
+        Ok(())
+    }
+}
+
+/// Settings as they are at one revision: merged, of the application's type, and valid.
+#[derive(Debug)]
+pub(super) struct Settings<T> {
+    pub(super) value: std::sync::Arc<T>,
+    pub(super) tree: Value,
+    parts: Vec<Part>,
+    secrets: BTreeSet<String>,
+    pub(super) revision: i64,
+}
+
+/// Says whether settings are fit for use.
+pub(super) type Validate<T> = dyn Fn(&T) -> Result<(), String> + Send + Sync;
+
+impl<T: DeserializeOwned> Settings<T> {
+    /// Merges `parts`, which are in the order of their layers.
+    ///
+    /// # Errors
+    /// If the result is no `T`, or `validate` refuses it.
+    pub(super) fn new(
+        parts: Vec<Part>,
+        revision: i64,
+        validate: &Validate<T>,
+    ) -> Result<Self, Rejection> {
+        let mut tree = Value::Object(Map::new());
+        for part in &parts {
+            merge(&mut tree, &part.tree);
+        }
+        let (value, secrets) = typed::read(&tree).map_err(|fault| Rejection {
+            revision,
+            path: fault.path().to_owned(),
+            origin: winner(&parts, fault.path()).map(|part| part.origin.clone()),
+            reason: fault.reason.clone(),
+        })?;
+        validate(&value).map_err(|reason| Rejection {
+            revision,
+            path: String::new(),
+            origin: None,
+            reason,
+        })?;
+        Ok(Self { value: std::sync::Arc::new(value), tree, parts, secrets, revision })
+    }
+}
+
+impl<T> Settings<T> {
+    /// What people may see of the value at `path`.
+    pub(super) fn shown(&self, path: &str) -> Option<Value> {
+        find(&self.redacted(&self.tree), path).cloned()
+    }
+
+    pub(super) fn explain(&self, path: &str) -> Explanation {
+        let deciding = self.parts.iter().filter(|part| decides(&part.tree, path));
+        let sources = deciding
+            .map(|part| (part.origin.clone(), find(&self.redacted(&part.tree), path).cloned()))
+            .collect();
+        Explanation { path: path.to_owned(), value: self.shown(path), sources }
+    }
+
+    fn redacted(&self, tree: &Value) -> Value {
+        redact(tree.clone(), self.secrets.iter().map(String::as_str))
+    }
+}
+
+/// The part that has the last say about `path`. Of a missing setting that is nobody, except that
+/// the table it is missing in may come from one part alone.
+fn winner<'a>(parts: &'a [Part], path: &str) -> Option<&'a Part> {
+    let mut deciding = parts.iter().rev().filter(|part| decides(&part.tree, path));
+    let last = deciding.next()?;
+    let is_shared =
+        matches!(find(&last.tree, path), Some(Value::Object(_))) && deciding.next().is_some();
+    (!is_shared).then_some(last)
+}
+
+/// Where a setting comes from: every source that has something to say about it.
+///
+/// Printed, it is one line for the value and one for each source, the winner first:
+/// ```text
+/// db.port = 5433
+///   environment APP_DB__PORT: 5433
+///   app config/app.toml at revision 17: 5432
+///   defaults: 5432
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+pub struct Explanation {
+    /// The dotted path asked for.
+    pub path: String,
+    /// The value in use; `None` if no source has one. Secrets are redacted.
+    pub value: Option<Value>,
+    /// What each source says, the weakest first; `None` where it replaced a table that had the
+    /// setting by something else. Tables of several sources are merged.
+    pub sources: Vec<(Origin, Option<Value>)>,
+}
+
+impl Explanation {
+    /// The source that won, if any.
+    #[must_use]
+    pub fn origin(&self) -> Option<&Origin> {
+        self.sources.last().map(|(origin, _)| origin)
+    }
+}
+
+impl fmt::Display for Explanation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let text = |value: &Option<Value>| match value {
+            Some(value) => value.to_string(),
+            None => "not set".to_owned(),
+        };
+        write!(f, "{} = {}", self.path, text(&self.value))?;
+        for (origin, value) in self.sources.iter().rev() {
+            write!(f, "\n  {origin}: {}", text(value))?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde::Deserialize;
+    use serde_json::json;
+
+    use super::{super::secret::Secret, *};
+
+    #[derive(Debug, Deserialize)]
+    struct App {
+        port: u16,
+        #[expect(dead_code, reason = "only read by serde")]
+        password: Option<Secret<String>>,
+    }
+
+    fn settings(parts: Vec<Part>) -> Result<Settings<App>, Rejection> {
+        let validate = |app: &App| if app.port > 9 { Ok(()) } else { Err("low port".to_owned()) };
+        Settings::new(parts, 7, &validate)
+    }
+
+    #[test]
+    fn the_order_of_layers_is_fixed_and_printable() {
+        assert!(Layer::ORDER.is_sorted());
+        let names = Layer::ORDER.map(|layer| layer.to_string()).join(" < ");
+        assert_eq!(names, "defaults < file < shared < app < environment < overrides");
+    }
+
+    #[test]
+    fn an_explanation_names_every_source_and_no_secret() {
+        let mut app = Part::new(Layer::App, "config/app", json!({"port": 20, "password": "x"}));
+        app.origin.revision = 5;
+        let parts = vec![
+            Part::new(Layer::Defaults, "", json!({"port": 10})),
+            app,
+            Part::new(Layer::Environment, "APP_PORT", json!({"port": "30"})),
+        ];
+        let settings = settings(parts).unwrap();
+        let text = settings.explain("port").to_string();
+        let expected = "port = \"30\"\n  environment APP_PORT: \"30\"\n  \
+                        app config/app at revision 5: 20\n  defaults: 10";
+        assert_eq!(text, expected);
+        assert_eq!(settings.explain("port").origin().unwrap().layer, Layer::Environment);
+        let text = settings.explain("").to_string() + &settings.explain("password").to_string();
+        assert!(text.contains("(secret)") && !text.contains("\"x\""), "{text}");
+        assert_eq!(settings.explain("none").value, None);
+    }
+
+    #[test]
+    fn a_rejection_names_the_culprit() {
+        let parts = vec![
+            Part::new(Layer::Defaults, "", json!({"port": 10})),
+            Part::new(Layer::File, "app.toml", json!({"port": "many"})),
+        ];
+        let rejection = settings(parts).unwrap_err();
+        assert_eq!(rejection.path, "port");
+        assert_eq!(rejection.origin.unwrap().key, "app.toml");
+        let rejection = settings(vec![Part::new(Layer::App, "k", json!({"port": 3}))]).unwrap_err();
+        assert_eq!(rejection.to_string(), "settings refused: low port");
+    }
+}

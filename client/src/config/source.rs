@@ -1,0 +1,199 @@
+//! Sources in the cluster: which keys are read, and what they mean.
+
+use bytes::Bytes;
+use conclave_proto::{
+    etcdserverpb::{
+        RangeRequest, RequestOp, TxnRequest, TxnResponse, request_op::Request,
+        response_op::Response,
+    },
+    mvccpb::KeyValue,
+};
+
+use serde_json::{Map, Value};
+
+use super::{
+    codec::Codec,
+    layer::{Layer, Origin, Part, Rejection},
+    tree::{DEPTH_MAX, place, segments},
+};
+use crate::key::set_prefix;
+
+/// Sources of one configuration: they are read in one transaction, and etcd allows 128 operations.
+pub(super) const SOURCES_MAX: usize = 64;
+
+/// Keys of the cluster that hold settings; see [`Source::document`] and [`Source::prefix`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Source {
+    layer: Layer,
+    key: String,
+    is_prefix: bool,
+    codec: Option<Codec>,
+}
+
+impl Source {
+    /// One key that holds a whole document. The extension of its name tells the format (`.json`,
+    /// `.toml`, `.yaml`, `.yml`); without one it is JSON. A key that does not exist is an empty document.
+    pub fn document(key: impl Into<String>) -> Self {
+        Self { layer: Layer::App, key: key.into(), is_prefix: false, codec: None }
+    }
+
+    /// All keys that start with `prefix`, each one for the setting that the rest of its name spells:
+    /// below `config/app/`, the key `config/app/db/port` is the setting `db.port`. A value is text,
+    /// unless the name has the extension of a format: `config/app/db.toml` is a document for `db`.
+    pub fn prefix(prefix: impl Into<String>) -> Self {
+        Self { layer: Layer::App, key: prefix.into(), is_prefix: true, codec: None }
+    }
+
+    /// Reads all values in this format, whatever the names of the keys.
+    #[must_use]
+    pub fn codec(mut self, codec: Codec) -> Self {
+        self.codec = Some(codec);
+        self
+    }
+
+    pub(super) fn layer(mut self, layer: Layer) -> Self {
+        self.layer = layer;
+        self
+    }
+
+    /// Sorts sources by their layer.
+    pub(super) fn rank(&self) -> Layer {
+        self.layer
+    }
+
+    pub(super) fn range(&self) -> RangeRequest {
+        let mut range =
+            RangeRequest { key: Bytes::from(self.key.clone()), ..RangeRequest::default() };
+        if self.is_prefix {
+            set_prefix(&mut range.key, &mut range.range_end);
+        }
+        range
+    }
+
+    /// What a pair says.
+    fn part(&self, kv: &KeyValue, revision: i64) -> Result<Part, Rejection> {
+        let key = String::from_utf8_lossy(&kv.key).into_owned();
+        let rest = if self.is_prefix { key.strip_prefix(&self.key).unwrap_or(&key) } else { "" };
+        let named = Codec::of_name(if self.is_prefix { rest } else { &key });
+        let default = if self.is_prefix { Codec::Text } else { Codec::Json };
+        let codec = self.codec.or(named.map(|(codec, _)| codec)).unwrap_or(default);
+        let path =
+            named.filter(|_| self.is_prefix).map_or(rest, |(_, stem)| stem).replace('/', ".");
+        let origin = Origin { layer: self.layer, key: key.clone(), revision: kv.mod_revision };
+        let refuse = |reason: String| Rejection {
+            revision,
+            path: path.clone(),
+            origin: Some(origin.clone()),
+            reason,
+        };
+        if segments(&path).count() > DEPTH_MAX {
+            return Err(refuse("nested too deep".to_owned()));
+        }
+        let tree = codec.decode(&kv.value).map_err(refuse)?;
+        let path: Vec<&str> = segments(&path).collect();
+        // An empty document says nothing; it must not replace what others say.
+        let is_empty = tree.is_null() && path.is_empty();
+        let tree = if is_empty { Value::Object(Map::new()) } else { tree };
+        Ok(Part { origin, tree: place(path.into_iter(), tree) })
+    }
+}
+
+/// The pairs of all sources at one revision.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Fetched {
+    pub(super) revision: i64,
+    /// In the order of the sources.
+    pub(super) pairs: Vec<Vec<KeyValue>>,
+}
+
+impl Fetched {
+    /// Takes the answer to [`request`].
+    pub(super) fn new(answer: TxnResponse) -> Self {
+        let revision = answer.header.as_ref().map_or(0, |header| header.revision);
+        let pairs = answer.responses.into_iter().map(|response| match response.response {
+            Some(Response::ResponseRange(range)) => range.kvs,
+            _ => Vec::new(),
+        });
+        Self { revision, pairs: pairs.collect() }
+    }
+
+    /// What the pairs say, in the order of the sources.
+    ///
+    /// # Errors
+    /// If one cannot be read.
+    pub(super) fn parts(&self, sources: &[Source]) -> Result<Vec<Part>, Rejection> {
+        let pairs = sources.iter().zip(&self.pairs);
+        pairs
+            .flat_map(|(source, pairs)| pairs.iter().map(move |kv| (source, kv)))
+            .map(|(source, kv)| source.part(kv, self.revision))
+            .collect()
+    }
+}
+
+/// A transaction that reads all sources at one revision.
+pub(super) fn request(sources: &[Source], revision: i64) -> TxnRequest {
+    let read = |source: &Source| {
+        let range = RangeRequest { revision, ..source.range() };
+        RequestOp { request: Some(Request::RequestRange(range)) }
+    };
+    TxnRequest { success: sources.iter().map(read).collect(), ..TxnRequest::default() }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn tree(source: &Source, key: &str, value: &str) -> Result<Value, Rejection> {
+        let kv = KeyValue {
+            key: Bytes::from(key.to_owned()),
+            value: Bytes::from(value.to_owned()),
+            mod_revision: 5,
+            ..KeyValue::default()
+        };
+        source.part(&kv, 7).map(|part| part.tree)
+    }
+
+    #[test]
+    fn the_name_of_a_key_spells_the_setting() {
+        let source = Source::prefix("config/app/");
+        let cases = [
+            ("config/app/db/port", "5432", json!({"db": {"port": "5432"}})),
+            ("config/app/db.port", "5432", json!({"db": {"port": "5432"}})),
+            ("config/app/db.toml", "port = 5432", json!({"db": {"port": 5432}})),
+            ("config/app/.yaml", "a: 1", json!({"a": 1})),
+            ("config/app//a/", "1", json!({"a": "1"})),
+        ];
+        for (key, value, expected) in cases {
+            assert_eq!(tree(&source, key, value).unwrap(), expected, "{key}");
+        }
+        let json = Source::prefix("config/app/").codec(Codec::Json);
+        assert_eq!(
+            tree(&json, "config/app/db", "{\"port\": 1}").unwrap(),
+            json!({"db": {"port": 1}})
+        );
+    }
+
+    #[test]
+    fn a_document_is_the_whole_tree() {
+        let source = Source::document("config/app.toml");
+        assert_eq!(
+            tree(&source, "config/app.toml", "[db]\nport = 1").unwrap(),
+            json!({"db": {"port": 1}})
+        );
+        let source = Source::document("config/app");
+        assert_eq!(tree(&source, "config/app", "{\"a\": 1}").unwrap(), json!({"a": 1}));
+        let source = source.codec(Codec::Yaml);
+        assert_eq!(tree(&source, "config/app", "").unwrap(), json!({}));
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_refused_with_its_key() {
+        let rejection = tree(&Source::prefix("c/"), "c/db.json", "{").unwrap_err();
+        assert_eq!((rejection.revision, rejection.path.as_str()), (7, "db"));
+        assert_eq!(rejection.origin.unwrap().to_string(), "app c/db.json at revision 5");
+        let deep = format!("c/{}", "a/".repeat(100));
+        assert!(tree(&Source::prefix("c/"), &deep, "1").is_err());
+    }
+}

@@ -1,0 +1,112 @@
+//! How settings reach those who use them, and how what happened on the way is told.
+
+use std::sync::Arc;
+
+use tokio::sync::{broadcast, watch};
+
+use super::layer::{Rejection, Settings};
+
+/// Rejections kept for receivers that are slow; older ones are dropped.
+const REJECTIONS_MAX: usize = 16;
+
+/// What the settings in use are based on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Basis {
+    /// What the cluster holds, or held when it was last reached.
+    Cluster,
+    /// What the cluster held when a former run of the program wrote the cache.
+    Cache,
+    /// Only what this machine and the program bring along.
+    Local,
+}
+
+/// How it stands with a configuration.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Status {
+    /// The revision of the cluster at which the settings in use were read; 0 if they are local.
+    pub revision: i64,
+    /// What the settings in use are based on.
+    pub basis: Basis,
+    /// Whether changes would be noticed. If not, the settings in use may be out of date; they stay
+    /// in use, and the connection is made again as soon as that is possible.
+    pub is_connected: bool,
+    /// What is wrong with the newest settings, if they are not the ones in use.
+    pub rejection: Option<Rejection>,
+}
+
+/// The giving side of a configuration.
+#[derive(Debug)]
+pub(super) struct Publisher<T> {
+    values: watch::Sender<Arc<T>>,
+    settings: watch::Sender<Arc<Settings<T>>>,
+    status: watch::Sender<Status>,
+    rejections: broadcast::Sender<Rejection>,
+}
+
+/// The taking side.
+#[derive(Debug)]
+pub(super) struct Outlet<T> {
+    pub(super) values: watch::Receiver<Arc<T>>,
+    pub(super) settings: watch::Receiver<Arc<Settings<T>>>,
+    pub(super) status: watch::Receiver<Status>,
+    pub(super) rejections: broadcast::WeakSender<Rejection>,
+}
+
+impl<T> Publisher<T> {
+    pub(super) fn new(settings: Settings<T>, status: Status) -> (Self, Outlet<T>) {
+        let (values, values_out) = watch::channel(Arc::clone(&settings.value));
+        let (settings, settings_out) = watch::channel(Arc::new(settings));
+        let (status, status_out) = watch::channel(status);
+        let (rejections, _) = broadcast::channel(REJECTIONS_MAX);
+        let outlet = Outlet {
+            values: values_out,
+            settings: settings_out,
+            status: status_out,
+            rejections: rejections.downgrade(),
+        };
+        (Self { values, settings, status, rejections }, outlet)
+    }
+
+    /// Puts settings of the cluster in use.
+    pub(super) fn publish(&self, settings: Settings<T>) {
+        let revision = settings.revision;
+        let is_new = self.settings.borrow().tree != settings.tree;
+        let value = Arc::clone(&settings.value);
+        self.settings.send_replace(Arc::new(settings));
+        if is_new {
+            tracing::info!(revision, "settings changed");
+            self.values.send_replace(value);
+        }
+        let status =
+            Status { revision, basis: Basis::Cluster, is_connected: true, rejection: None };
+        self.status.send_if_modified(|current| {
+            let is_modified = *current != status;
+            *current = status;
+            is_modified
+        });
+    }
+
+    /// Keeps the settings in use and says why.
+    pub(super) fn reject(&self, rejection: Rejection) {
+        tracing::warn!(revision = rejection.revision, "{rejection}");
+        self.status.send_modify(|status| {
+            status.is_connected = true;
+            status.rejection = Some(rejection.clone());
+        });
+        // Nobody may be listening; the status says it, too.
+        self.rejections.send(rejection).ok();
+    }
+
+    pub(super) fn connected(&self, is_connected: bool) {
+        self.status.send_if_modified(|status| {
+            let is_modified = status.is_connected != is_connected;
+            status.is_connected = is_connected;
+            is_modified
+        });
+    }
+
+    /// Whether the newest settings are the ones in use.
+    pub(super) fn is_current(&self) -> bool {
+        self.status.borrow().rejection.is_none()
+    }
+}

@@ -1,0 +1,165 @@
+//! Trees of settings: what every source is decoded to, how layers are laid over each other, and how
+//! a dotted path finds its way.
+
+use serde_json::{Map, Value};
+
+/// How deep a tree may be nested. Deeper input is refused, so that walking a tree cannot exhaust the
+/// stack.
+pub(super) const DEPTH_MAX: usize = 64;
+
+/// Lays `over` over `base`: tables are merged key by key, everything else replaces what was there.
+pub(super) fn merge(base: &mut Value, over: &Value) {
+    match (base, over) {
+        (Value::Object(base), Value::Object(over)) => {
+            for (key, value) in over {
+                match base.get_mut(key) {
+                    Some(below) => merge(below, value),
+                    None => {
+                        base.insert(key.clone(), value.clone());
+                    }
+                }
+            }
+        }
+        (base, over) => *base = over.clone(),
+    }
+}
+
+/// The segments of a dotted path; the empty path names the whole tree.
+pub(super) fn segments(path: &str) -> impl Iterator<Item = &str> {
+    path.split('.').filter(|segment| !segment.is_empty())
+}
+
+/// The value at a dotted path, e.g. `db.hosts.0`; the empty path names the whole tree.
+pub fn find<'a>(tree: &'a Value, path: &str) -> Option<&'a Value> {
+    segments(path).try_fold(tree, |value, segment| match value {
+        Value::Object(table) => table.get(segment),
+        Value::Array(list) => list.get(segment.parse::<usize>().ok()?),
+        _ => None,
+    })
+}
+
+/// Whether `tree` decides what is at `path`: it has something there, or a value that is no table on
+/// the way, which replaces whatever lower layers have below it.
+pub(super) fn decides(tree: &Value, path: &str) -> bool {
+    let mut value = tree;
+    for segment in segments(path) {
+        let Value::Object(table) = value else { return true };
+        match table.get(segment) {
+            Some(below) => value = below,
+            None => return false,
+        }
+    }
+    true
+}
+
+/// `value` as a tree in which it stands at `path`.
+pub(super) fn place<'a>(path: impl DoubleEndedIterator<Item = &'a str>, value: Value) -> Value {
+    path.rev().fold(value, |below, segment| {
+        let mut table = Map::new();
+        table.insert(segment.to_owned(), below);
+        Value::Object(table)
+    })
+}
+
+/// Whether the tree is nested deeper than [`DEPTH_MAX`].
+pub(super) fn is_too_deep(tree: &Value) -> bool {
+    let mut level = vec![tree];
+    for _ in 0..=DEPTH_MAX {
+        let mut below = Vec::new();
+        for value in level {
+            match value {
+                Value::Object(table) => below.extend(table.values()),
+                Value::Array(list) => below.extend(list),
+                _ => {}
+            }
+        }
+        if below.is_empty() {
+            return false;
+        }
+        level = below;
+    }
+    true
+}
+
+/// Replaces what is at each of the paths by a mark, before people see the tree.
+pub(super) fn redact<'a>(mut tree: Value, paths: impl Iterator<Item = &'a str>) -> Value {
+    for path in paths {
+        let found = segments(path).try_fold(&mut tree, |value, segment| match value {
+            Value::Object(table) => table.get_mut(segment),
+            Value::Array(list) => list.get_mut(segment.parse::<usize>().ok()?),
+            _ => None,
+        });
+        if let Some(value) = found {
+            *value = Value::from(super::secret::REDACTED);
+        }
+    }
+    tree
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn tables_are_merged_and_the_rest_is_replaced() {
+        let mut base = json!({"a": {"x": 1, "y": [1, 2]}, "b": 1, "c": {"d": 1}});
+        merge(&mut base, &json!({"a": {"y": [3]}, "b": {"e": 2}, "c": null}));
+        assert_eq!(base, json!({"a": {"x": 1, "y": [3]}, "b": {"e": 2}, "c": null}));
+    }
+
+    #[test]
+    fn a_path_leads_through_tables_and_lists() {
+        let tree = json!({"a": {"b": [{"c": 1}]}});
+        assert_eq!(find(&tree, "a.b.0.c"), Some(&json!(1)));
+        assert_eq!(find(&tree, ""), Some(&tree));
+        assert_eq!(find(&tree, "a.b.1"), None);
+        assert_eq!(find(&tree, "a.x"), None);
+    }
+
+    #[test]
+    fn what_replaces_a_table_decides_what_was_in_it() {
+        assert!(decides(&json!({"a": null}), "a.b"));
+        assert!(decides(&json!({"a": {"b": 1}}), "a"));
+        assert!(!decides(&json!({"a": {"c": 1}}), "a.b"));
+    }
+
+    #[test]
+    fn depth_is_limited() {
+        let nested = |depth: usize| place(std::iter::repeat_n("a", depth), json!(1));
+        assert!(!is_too_deep(&nested(DEPTH_MAX)));
+        assert!(is_too_deep(&nested(DEPTH_MAX + 1)));
+    }
+
+    fn trees() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![Just(json!(null)), any::<i8>().prop_map(|n| json!(n))];
+        leaf.prop_recursive(3, 16, 3, |inner| {
+            proptest::collection::btree_map("[abc]", inner, 0..3).prop_map(|table| json!(table))
+        })
+    }
+
+    proptest! {
+        /// Merging is what looking from the highest layer down gives, at every path.
+        #[test]
+        fn the_highest_layer_that_decides_wins(
+            layers in proptest::collection::vec(trees(), 1..4),
+            path in proptest::collection::vec("[abc]", 0..4),
+        ) {
+            let path = path.join(".");
+            let mut merged = json!({});
+            for layer in &layers {
+                merge(&mut merged, layer);
+            }
+            let winner = layers.iter().rev().find(|layer| decides(layer, &path));
+            let found = find(&merged, &path);
+            match winner.map(|layer| find(layer, &path)) {
+                // A table shows what lower layers have in it too.
+                Some(Some(Value::Object(_))) => prop_assert!(matches!(found, Some(Value::Object(_)))),
+                Some(expected) => prop_assert_eq!(found, expected),
+                None => prop_assert!(found.is_none() || path.is_empty()),
+            }
+        }
+    }
+}
