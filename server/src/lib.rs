@@ -10,6 +10,7 @@
 //! | `raft` | the network between members, bootstrap, log compaction |
 //! | `propose` | commands -> log entries -> answers |
 //! | `read_index` | linearizable reads by shared confirmations |
+//! | `sweeper` | deletes what compactions made dead, in steps |
 //! | `lessor` | lease deadlines and keep-alives |
 //! | `watch` | who hears of which event |
 //! | `runtime`, `shutdown` | raft's own threads; leaving in order |
@@ -31,6 +32,7 @@ mod running;
 mod runtime;
 mod shutdown;
 pub mod status;
+mod sweeper;
 pub mod version;
 pub mod watch;
 

@@ -3,9 +3,10 @@
 //! Compacting to C only moves a mark, after which reads below C are refused. A sweep then walks the
 //! events from the last mark to C in order and deletes what no read at C or later can reach: the put
 //! that an event at or below C replaced, and tombstones strictly below C with their key row. A tombstone
-//! exactly at C stays, because a watch from C must still see the delete. The compaction itself sweeps a
-//! large step and every later command a small one, so that no command stops the world; how far
-//! the sweep got is part of the replicated state.
+//! exactly at C stays, because a watch from C must still see the delete. Every compaction, also one that
+//! is refused, sweeps one step, so small that no writer notices it; how far the sweep got is part of the
+//! replicated state. While rows are left the leader proposes the compaction that it has already, again
+//! and again.
 
 use std::ops::ControlFlow;
 
@@ -20,12 +21,10 @@ use crate::revision::Revision;
 use crate::rows::key::KeyRow;
 use crate::rows::rev::RevRow;
 
-/// Events that the compaction command itself sweeps; takes about a tenth of a second.
-const SWEEP_EVENTS_OF_COMPACTION: usize = 50_000;
-/// Events that every other command owes the sweep while some are left.
-const SWEEP_EVENTS_OF_COMMAND: u32 = 32;
-/// Commands pay together once they owe that many: a step has a fixed cost too.
-const SWEEP_EVENTS_OF_STEP: u32 = 512;
+/// Bounds of one step: a few milliseconds.
+const STEP_EVENTS_MAX: usize = 1_000;
+/// Bytes of the events that one step reads, except that one large event always fits.
+const STEP_BYTES_MAX: usize = 1 << 20;
 
 /// How far dead rows are deleted: two marks, because a tombstone outlives the put it ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -34,8 +33,6 @@ pub struct Sweep {
     pub replaced: Revision,
     /// First event that, if it is a tombstone, is still there; not after `replaced`.
     pub tombstones: Revision,
-    /// Events that the commands since the last step owe.
-    pub owed: u32,
 }
 
 impl Sweep {
@@ -58,27 +55,9 @@ pub(crate) fn apply(head: &mut Head, compact: Compact) -> Result<(), Rejection> 
     Ok(())
 }
 
-/// Sweeps a large step after a compaction, also after one that was refused.
-pub(crate) fn sweep_after_compaction<R: Read>(
-    rows: &mut Overlay<'_, R>,
-    head: &mut Head,
-) -> Result<(), Halt> {
-    sweep(rows, head, SWEEP_EVENTS_OF_COMPACTION)
-}
-
-/// Sweeps a small step after some other commands.
-pub(crate) fn sweep_after_command<R: Read>(
-    rows: &mut Overlay<'_, R>,
-    head: &mut Head,
-) -> Result<(), Halt> {
-    if !head.has_dead_rows() {
-        return Ok(());
-    }
-    head.sweep.owed = head.sweep.owed.saturating_add(SWEEP_EVENTS_OF_COMMAND);
-    if head.sweep.owed < SWEEP_EVENTS_OF_STEP {
-        return Ok(());
-    }
-    sweep(rows, head, usize::try_from(head.sweep.owed).unwrap_or(usize::MAX))
+/// Sweeps one step.
+pub(crate) fn sweep_step<R: Read>(rows: &mut Overlay<'_, R>, head: &mut Head) -> Result<(), Halt> {
+    sweep(rows, head, STEP_EVENTS_MAX, STEP_BYTES_MAX)
 }
 
 /// One event, with what the sweep needs to know of it.
@@ -89,16 +68,17 @@ struct Swept {
     replaced: Option<(Revision, usize)>,
 }
 
-/// Deletes what the next `events_max` events up to the mark make dead.
+/// Deletes what the next events up to the mark make dead, within bounds.
 fn sweep<R: Read>(
     rows: &mut Overlay<'_, R>,
     head: &mut Head,
     events_max: usize,
+    bytes_max: usize,
 ) -> Result<(), Halt> {
     if !head.sweep.is_pending(head.compacted) {
         return Ok(());
     }
-    let (events, is_complete) = next_events(rows, head, events_max)?;
+    let (events, is_complete) = next_events(rows, head, events_max, bytes_max)?;
     let Sweep { replaced, tombstones, .. } = head.sweep;
     for event in &events {
         if event.at >= replaced {
@@ -115,7 +95,6 @@ fn sweep<R: Read>(
     head.sweep = Sweep {
         replaced: replaced.max(reached),
         tombstones: tombstones.max(reached.min(Revision::first_of(head.compacted))),
-        owed: 0,
     };
     Ok(())
 }
@@ -125,15 +104,17 @@ fn next_events<R: Read>(
     rows: &Overlay<'_, R>,
     head: &Head,
     events_max: usize,
+    bytes_max: usize,
 ) -> Result<(Vec<Swept>, bool), Halt> {
     // Tombstones at the compacted revision itself wait for the next compaction.
     let is_behind = head.sweep.tombstones.main < head.compacted;
     let start = if is_behind { head.sweep.tombstones } else { head.sweep.replaced }.row_key();
     let end = Revision::after(head.compacted).row_key();
     let mut events = Vec::new();
+    let mut bytes = 0;
     let mut is_complete = true;
     rows.scan(Table::Rev, &start, Some(&end), &mut |row_key, row| {
-        if events.len() >= events_max {
+        if events.len() >= events_max || bytes >= bytes_max {
             is_complete = false;
             return Ok(ControlFlow::Break(()));
         }
@@ -141,6 +122,7 @@ fn next_events<R: Read>(
             table: "rev",
             detail: format!("key of {} bytes", row_key.len()),
         })?;
+        bytes = bytes.saturating_add(row_key.len()).saturating_add(row.len());
         let row = RevRow::decode(at, row)?;
         events.push(Swept {
             at,
@@ -196,6 +178,8 @@ mod tests {
         Compact(i64),
         /// Sweeps that many events in the lazy store.
         Sweep(usize),
+        /// Sweeps that many bytes of events there.
+        SweepBytes(usize),
     }
 
     #[derive(Default)]
@@ -224,9 +208,9 @@ mod tests {
             changed.unwrap();
         }
 
-        fn sweep(&mut self, events_max: usize) {
+        fn sweep(&mut self, events_max: usize, bytes_max: usize) {
             let Store { rows, head } = self;
-            rows.update(|overlay| sweep(overlay, head, events_max)).unwrap();
+            rows.update(|overlay| sweep(overlay, head, events_max, bytes_max)).unwrap();
         }
 
         fn everything_at(&self, revision: i64) -> Result<RangeResponse, Rejection> {
@@ -244,7 +228,8 @@ mod tests {
             3 => key().prop_map(Step::Delete),
             2 => Just(Step::DeleteAll),
             4 => (0..4_i64).prop_map(Step::Compact),
-            6 => (1..9_usize).prop_map(Step::Sweep),
+            4 => (1..9_usize).prop_map(Step::Sweep),
+            4 => (1..300_usize).prop_map(Step::SweepBytes),
         ];
         prop::collection::vec(step, 1..80)
     }
@@ -266,12 +251,14 @@ mod tests {
                             // A refusal is alike in both.
                             apply(&mut store.head, Compact { revision }).unwrap_or_default();
                         }
-                        Step::Sweep(_) => {}
+                        Step::Sweep(_) | Step::SweepBytes(_) => {}
                     }
                 }
-                at_once.sweep(usize::MAX);
-                if let Step::Sweep(events) = step {
-                    lazy.sweep(events);
+                at_once.sweep(usize::MAX, usize::MAX);
+                match step {
+                    Step::Sweep(events) => lazy.sweep(events, usize::MAX),
+                    Step::SweepBytes(bytes) => lazy.sweep(usize::MAX, bytes),
+                    _ => {}
                 }
                 prop_assert_eq!(at_once.head.compacted, lazy.head.compacted);
                 for revision in at_once.head.compacted.max(0)..=at_once.head.revision {
@@ -280,7 +267,7 @@ mod tests {
             }
             let mut rounds = 0;
             while lazy.head.sweep.is_pending(lazy.head.compacted) {
-                lazy.sweep(1);
+                lazy.sweep(usize::MAX, 1);
                 rounds += 1;
                 prop_assert!(rounds < 1_000, "each step must get on");
             }

@@ -67,9 +67,9 @@ impl Head {
         pages.saturating_mul(PAGE_BYTES).max(EMPTY_STORE_BYTES)
     }
 
-    /// Whether rows that a compaction made dead are still there. Every command deletes a few; a
-    /// compaction, also one that is refused, deletes many. So a leader with nothing else to do gets rid
-    /// of the rest by proposing `Compact` to the revision that is compacted already, again and again.
+    /// Whether rows that a compaction made dead are still there. Each compaction, also one that is
+    /// refused, deletes some, so the leader gets rid of the rest by proposing `Compact` to the revision
+    /// that is compacted already, again and again.
     #[must_use]
     pub fn has_dead_rows(&self) -> bool {
         self.sweep.is_pending(self.compacted)

@@ -74,9 +74,7 @@ impl Machine {
             None => split(self.dispatch(rows, position, command, &mut changes))?,
         };
         if matches!(command, Command::Compact(_)) {
-            compaction::sweep_after_compaction(rows, &mut self.head)?;
-        } else {
-            compaction::sweep_after_command(rows, &mut self.head)?;
+            compaction::sweep_step(rows, &mut self.head)?;
         }
         let Changes { events, leases } = changes;
         Ok(Applied { outcome, revision: self.head.revision, events, leases })

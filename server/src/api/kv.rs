@@ -1,5 +1,7 @@
 //! The KV service. Writes are validated once, then proposed; reads are local after one barrier.
 
+use std::time::Duration;
+
 use conclave_proto::etcdserverpb as etcd;
 use conclave_proto::internal::command::Command as Message;
 use conclave_raft_store::command;
@@ -18,8 +20,9 @@ use crate::status::{self, Fault};
 const SMALL_STORE_KEYS: i64 = 1_000;
 /// Pages of at most so many keys are too; clients of Kubernetes ask for 500.
 const PAGE_KEYS_MAX: i64 = 512;
-/// How often a client that wants a compaction to be complete makes us look.
-const PHYSICAL_ROUNDS_MAX: usize = 1_000_000;
+/// How long a client that waits for the end of a compaction waits for its next step: if the leader is
+/// lost, the next one goes on.
+const SWEEP_STEP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Answers KV calls.
 #[derive(Clone)]
@@ -136,20 +139,23 @@ impl KvService {
         Ok(etcd::CompactionResponse { header: Some(self.context.header(revision)) })
     }
 
-    /// Dead rows go with each command; a compaction takes many of them, even one that is refused.
+    /// Waits while the leader sweeps, in steps of one command each.
     async fn wait_for_sweep(&self, compacted: i64) -> Result<(), Status> {
-        for _ in 0..PHYSICAL_ROUNDS_MAX {
-            if !self.context.node.reader().head().sweep.is_pending(compacted) {
+        let reader = self.context.node.reader();
+        loop {
+            let reached = reader.head().sweep;
+            if !reached.is_pending(compacted) {
                 return Ok(());
             }
-            let again = etcd::CompactionRequest { revision: compacted, physical: false };
-            match self.context.propose(Message::Compact(again)).await {
-                Ok(_) => {}
-                Err(status) if status.message() == Fault::Compacted.text() => {}
-                Err(status) => return Err(status),
-            }
+            let step = async {
+                while reader.head().sweep == reached {
+                    let applied = reader.applied().map_or(0, |id| id.index);
+                    reader.wait_applied(applied + 1).await;
+                }
+            };
+            let stalled = |_elapsed| Status::from(Fault::Timeout);
+            tokio::time::timeout(SWEEP_STEP_TIMEOUT, step).await.map_err(stalled)?;
         }
-        Err(Fault::Timeout.into())
     }
 }
 

@@ -41,6 +41,7 @@ use crate::raft::snapshot_receive::SnapshotReceiver;
 use crate::raft::{self, Raft, quorum};
 use crate::read_index::{self, ReadIndex};
 use crate::runtime::RaftRuntime;
+use crate::sweeper;
 use crate::watch::{Hub, Limits, StoreSource};
 
 /// etcd waits this long for a proposal, and two election timeouts on top.
@@ -257,6 +258,7 @@ impl Tasks<'_> {
             catchup_entries: settings.raft.snapshot_catchup_entries,
         };
         tasks.spawn(compactor::run(route.raft.clone(), log.clone(), retention));
+        tasks.spawn(sweeper::run(route.raft.clone(), reader.clone(), proposer.clone()));
         let snapshots = SnapshotReceiver::new(route.raft.clone(), log, reader.clone());
         Serving { route, reader, proposer, read_index, lessor, snapshots }
     }

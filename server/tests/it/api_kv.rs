@@ -1,10 +1,14 @@
 //! KV through the wire: revisions, headers, ranges, transactions, compaction, refusals.
 
+use std::ops::ControlFlow;
+
 use conclave_proto::etcdserverpb as etcd;
 use conclave_proto::etcdserverpb::response_op::Response;
+use conclave_state_machine::read::{Read as _, Table};
 use tonic::Code;
 
-use crate::support::{delete, op, put, range, refused, server, then};
+use crate::cluster::eventually;
+use crate::support::{delete, op, put, range, refused, server, servers, then};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_effective_write_takes_one_revision() {
@@ -196,6 +200,32 @@ async fn compaction_forgets_history() {
     let at = |revision| etcd::RangeRequest { revision, ..range("a", "") };
     assert_eq!(refused(kv.range(at(2)).await), compacted);
     assert_eq!(server.range(at(3)).await.kvs[0].value, "2", "the mark itself stays readable");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_idle_cluster_sweeps_what_a_compaction_made_dead() {
+    let servers = servers(3, &[]).await;
+    let server = &servers[0];
+    // More than one step of the sweep.
+    let mut revision = 0;
+    for round in 0..40 {
+        let puts = (0..100).map(|i| op(put(&format!("k{i}"), &round.to_string())));
+        revision = server.txn(then(puts.collect())).await.header.unwrap().revision;
+    }
+    let compact = etcd::CompactionRequest { revision, physical: false };
+    server.kv().compact(compact).await.unwrap();
+    for server in &servers {
+        let reader = server.running.node().reader();
+        eventually("the dead rows go", || !reader.head().has_dead_rows()).await;
+        let mut events = 0;
+        reader
+            .scan(Table::Rev, &[], None, &mut |_, _| {
+                events += 1;
+                Ok(ControlFlow::Continue(()))
+            })
+            .unwrap();
+        assert_eq!(events, 100, "one event of each key is left");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -25,7 +25,6 @@ pub(crate) fn encode(head: &Head) -> Bytes {
         row.int(cursor.main);
         row.uint(u64::from(cursor.sub));
     }
-    row.uint(u64::from(head.sweep.owed));
     row.size(head.alarms.len());
     for (member, kind) in &head.alarms {
         row.uint(*member);
@@ -50,7 +49,6 @@ pub(crate) fn decode(row: &[u8]) -> Result<Head, Halt> {
         sweep: Sweep {
             replaced: Revision { main: row.int()?, sub: row.short()? },
             tombstones: Revision { main: row.int()?, sub: row.short()? },
-            owed: row.short()?,
         },
         alarms: alarms(&mut row)?,
     })
@@ -84,7 +82,6 @@ mod tests {
             sweep: Sweep {
                 replaced: Revision { main: 8, sub: 2 },
                 tombstones: Revision { main: 7, sub: 1 },
-                owed: 64,
             },
             alarms: vec![(7, AlarmKind::NoSpace), (u64::MAX, AlarmKind::Corrupt)],
         };
