@@ -312,6 +312,10 @@ impl Node {
         &self.route.raft
     }
 
+    pub(crate) fn route(&self) -> &Route {
+        &self.route
+    }
+
     /// Ends the peer server and its connections.
     pub(crate) fn stop_serving(&self) {
         self.stop.cancel();

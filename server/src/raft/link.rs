@@ -114,6 +114,11 @@ impl Link {
         self.failures.swap(0, Ordering::Relaxed)
     }
 
+    /// How many calls have failed in a row.
+    pub(crate) fn failures(&self) -> u32 {
+        self.failures.load(Ordering::Relaxed)
+    }
+
     /// The client of the present connection.
     ///
     /// # Errors

@@ -252,8 +252,13 @@ impl NetTransferLeader<TypeConfig> for Network {
         let message = wire::transfer_message(self.sender(), &request);
         let mut client = self.link.client().map_err(|status| refused(&status))?;
         let answer = client.transfer_leader(message);
-        let answer = self.call(RPCTypes::TransferLeader, option.hard_ttl(), answer).await?;
-        Ok(wire::transfer_answer(&request, &answer))
+        let answer = self.call(RPCTypes::TransferLeader, option.hard_ttl(), answer).await;
+        let answer = answer.map(|answer| wire::transfer_answer(&request, &answer));
+        if !matches!(answer, Ok(Ok(()))) {
+            // Whoever hands over waits for this member no longer.
+            self.link.failed();
+        }
+        answer
     }
 }
 

@@ -86,6 +86,14 @@ impl Route {
         self.raft.server_metrics().borrow_watched().vote.leader_id.term
     }
 
+    /// The connection that carries a leader transfer to `member`; it counts refusals as failures.
+    pub(crate) fn transfer_link(&self, member: NodeId) -> Option<Arc<Link>> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let node = metrics.membership_config.membership().get_node(&member)?;
+        Some(self.links.get(member, node, Purpose::Append))
+    }
+
     /// Waits until the leader may have changed, at most `pause`.
     pub(crate) async fn wait_for_change(&self, pause: Duration) {
         let mut metrics = self.raft.server_metrics();
