@@ -418,14 +418,14 @@ mod tests {
     #[test]
     fn a_message_beyond_the_receive_limit_is_worded_as_in_go() {
         let tonics = Status::out_of_range(
-            "Error, decoded message length too large: found 2200000 bytes, the limit is: 2097216 \
+            "Error, decoded message length too large: found 2200000 bytes, the limit is: 2097152 \
              bytes",
         );
         let status = too_large_as_in_go(&tonics).unwrap();
         assert_eq!(status.code(), Code::ResourceExhausted);
         assert_eq!(
             status.message(),
-            "grpc: received message larger than max (2200000 vs. 2097216)"
+            "grpc: received message larger than max (2200000 vs. 2097152)"
         );
         assert!(too_large_as_in_go(&Fault::Compacted.into()).is_none());
     }

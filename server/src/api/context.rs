@@ -64,7 +64,8 @@ impl Context {
 
     /// Refuses a request that would not fit into etcd's log.
     pub(crate) fn check_size(&self, request: &impl prost::Message) -> Result<(), Status> {
-        if super::limits::logged_bytes(request) > self.limits.request_bytes_max {
+        let bytes = super::limits::logged_bytes(request, self.node.member_id());
+        if bytes > self.limits.request_bytes_max {
             return Err(Fault::RequestTooLarge.into());
         }
         Ok(())

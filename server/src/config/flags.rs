@@ -141,10 +141,7 @@ pub(super) const FLAGS: &[Flag] = &[
     later("auth-token-ttl"),
     later("bcrypt-cost"),
     // Limits.
-    used(
-        "max-request-bytes",
-        "1572864: largest request (the default leaves room for its envelope)",
-    ),
+    used("max-request-bytes", "1572864: largest request, as etcd would put it into its log"),
     used("max-txn-ops", "128: most operations in a branch of a transaction"),
     used("max-concurrent-streams", "65536: most calls in flight on one connection"),
     no_effect("grpc-keepalive-min-time", "pings of clients are never punished"),

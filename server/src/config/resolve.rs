@@ -17,10 +17,7 @@ const DEFAULT_PEER_URL: &str = "http://localhost:2380";
 const DEFAULT_QUOTA_BYTES: i64 = 2 * 1024 * 1024 * 1024;
 /// Blocks of the store kept in memory. Small on purpose: the page cache holds the rest.
 const DEFAULT_CACHE_BYTES: usize = 64 * 1024 * 1024;
-const DEFAULT_REQUEST_BYTES: usize = 1_572_864;
-/// The default limit lets a value of exactly 1.5 MiB pass with its key and envelope. An explicit
-/// limit is exact, as in etcd.
-const DEFAULT_ENVELOPE_BYTES: usize = 64;
+const DEFAULT_REQUEST_BYTES: u32 = 1_572_864;
 /// etcd allows any number; a connection that opens more than this is broken or hostile.
 const DEFAULT_CONCURRENT_STREAMS: u32 = 65_536;
 const ELECTION_TIMEOUT_MAX_MS: u64 = 50_000;
@@ -162,12 +159,11 @@ fn bootstrap(
 }
 
 fn limits(raw: &Raw) -> Result<Limits, ConfigError> {
-    let default = DEFAULT_REQUEST_BYTES + DEFAULT_ENVELOPE_BYTES;
     let interval = raw.duration("grpc-keepalive-interval", Duration::from_secs(2 * 60 * 60))?;
     let concurrent_streams_max: u32 =
         raw.number("max-concurrent-streams", DEFAULT_CONCURRENT_STREAMS)?;
     Ok(Limits {
-        request_bytes_max: raw.number::<u32>("max-request-bytes", default as u32)? as usize,
+        request_bytes_max: raw.number("max-request-bytes", DEFAULT_REQUEST_BYTES)? as usize,
         txn_ops_max: raw.number::<u32>("max-txn-ops", 128)? as usize,
         concurrent_streams_max: concurrent_streams_max.max(1),
         keepalive_interval: (!interval.is_zero()).then_some(interval),

@@ -220,7 +220,7 @@ fn version_names_etcds_version_on_a_line() {
 }
 
 #[test]
-fn the_default_request_limit_lets_a_value_of_one_and_a_half_mebibytes_pass() {
-    assert!(settings(&[], &[]).limits.request_bytes_max > 1_572_864);
+fn the_request_limit_is_etcds() {
+    assert_eq!(settings(&[], &[]).limits.request_bytes_max, 1_572_864);
     assert_eq!(settings(&["--max-request-bytes=100"], &[]).limits.request_bytes_max, 100);
 }

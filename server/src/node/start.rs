@@ -49,6 +49,10 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause before this member tries again to publish itself.
 const PUBLISH_PAUSE: Duration = Duration::from_millis(100);
 
+/// Largest command of a member's own, such as the end of a thousand leases: it must pass however
+/// little a client may ask for.
+const OWN_COMMAND_BYTES_MAX: usize = 64 * 1024;
+
 /// Why a member cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
@@ -229,7 +233,8 @@ impl Tasks<'_> {
     fn start(self, tasks: &TaskTracker) -> Serving {
         let Self { settings, route, reader, waiters, leases, log } = self;
         let timeout = request_timeout(settings);
-        let (proposer, waiting) = Proposer::new(settings.limits.request_bytes_max, timeout);
+        let command_bytes_max = settings.limits.request_bytes_max.max(OWN_COMMAND_BYTES_MAX);
+        let (proposer, waiting) = Proposer::new(command_bytes_max, timeout);
         let member_id = route.links.member_id();
         let (read_index, unconfirmed) = ReadIndex::new(timeout);
         tasks.spawn(read_index::run(route.clone(), unconfirmed));
@@ -253,12 +258,12 @@ impl Tasks<'_> {
             timeout,
         };
         let lessor = Lessor::start(lessor, tasks);
+        tasks.spawn(sweeper::run(route.raft.clone(), reader.clone(), proposer.clone()));
         let retention = Retention {
             snapshot_count: settings.raft.snapshot_count,
             catchup_entries: settings.raft.snapshot_catchup_entries,
         };
         tasks.spawn(compactor::run(route.raft.clone(), log.clone(), retention));
-        tasks.spawn(sweeper::run(route.raft.clone(), reader.clone(), proposer.clone()));
         let snapshots = SnapshotReceiver::new(route.raft.clone(), log, reader.clone());
         Serving { route, reader, proposer, read_index, lessor, snapshots }
     }

@@ -3,8 +3,9 @@
 use std::time::{Duration, Instant};
 
 use conclave_server::node::{Node, StartError, TransferError};
+use conclave_state_machine::leases;
 
-use crate::cluster::{Cluster, eventually, get, must_put, put_again_and_again, within};
+use crate::cluster::{Cluster, eventually, get, must_grant, must_put, put_again_and_again, within};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_single_member_writes_reads_and_keeps_it() {
@@ -65,7 +66,6 @@ async fn a_stopped_leader_hands_over_and_rejoins() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn members_that_stop_together_do_not_wait_for_each_other() {
     let cluster = Cluster::start(3, &[]).await;
     cluster.leader().await;
@@ -75,6 +75,7 @@ async fn members_that_stop_together_do_not_wait_for_each_other() {
     assert!(began.elapsed() < Duration::from_millis(1500), "{:?}", began.elapsed());
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn leadership_moves_on_request() {
     let cluster = Cluster::start(3, &[]).await;
     let (leader, follower) = (cluster.leader().await, cluster.follower().await);
@@ -146,6 +147,15 @@ async fn writes_resume_soon_after_the_leader_crashes() {
     assert!(worst < Duration::from_secs(5), "a write took {worst:?}, {written} written");
     cluster.restart(leader).await;
     cluster.converge().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_small_request_limit_does_not_bind_the_members_own_commands() {
+    let cluster = Cluster::start(1, &["--max-request-bytes=100"]).await;
+    let node = cluster.node(0);
+    let grants = (1..=64).map(|n| must_grant(node, i64::MAX - n, 1));
+    futures::future::join_all(grants).await;
+    eventually("all leases end together", || leases::all(node.reader()).unwrap().is_empty()).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
