@@ -8,6 +8,7 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::api::context::Context;
 use crate::api::services;
@@ -18,6 +19,8 @@ use crate::node::{self, Node};
 
 /// How often a change of leader is looked for; elections take longer.
 const LEADER_LOOK: Duration = Duration::from_millis(250);
+/// How long a stop waits for what callers left behind, such as keys of locks they waited for.
+const BACKGROUND_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Why a server cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +50,7 @@ pub struct Running {
     client_addresses: Vec<SocketAddr>,
     stop: CancellationToken,
     serving: JoinHandle<()>,
+    background: TaskTracker,
 }
 
 /// Starts a server. The client port is open when this returns; there may be no leader yet, see
@@ -69,10 +73,12 @@ pub async fn start(settings: Settings) -> Result<Running, StartError> {
         node: Arc::clone(&node),
         limits: settings.limits,
         quota_bytes: settings.store.quota_bytes,
+        background: TaskTracker::new(),
     };
     tokio::spawn(see_leaders(context.clone()));
+    let background = context.background.clone();
     let serving = tokio::spawn(port.serve(services(context.clone()), context, stop.clone()));
-    Ok(Running { node, client_addresses, stop, serving })
+    Ok(Running { node, client_addresses, stop, serving, background })
 }
 
 /// Counts changes of leader; the metric of it is of no use if only looks count.
@@ -138,6 +144,10 @@ impl Running {
         self.stop.cancel();
         if let Err(error) = self.serving.await {
             tracing::warn!(%error, "the client port ended abnormally");
+        }
+        self.background.close();
+        if tokio::time::timeout(BACKGROUND_TIMEOUT, self.background.wait()).await.is_err() {
+            tracing::info!(tasks = self.background.len(), "work in the background was given up");
         }
         self.node.shutdown().await;
     }

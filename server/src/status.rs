@@ -11,6 +11,7 @@ use crate::lessor::LessorError;
 use crate::node::TransferError;
 use crate::propose::ProposeError;
 use crate::read_index::ReadIndexError;
+use crate::watch::End;
 
 /// Declares [`Fault`] with its code and text by variant.
 macro_rules! faults {
@@ -237,6 +238,19 @@ pub(crate) fn from_transfer(error: &TransferError) -> Status {
         TransferError::Stopped => Fault::Stopped,
     }
     .into()
+}
+
+/// The end of a watch that its client did not end.
+pub(crate) fn from_watch_end(end: End) -> Status {
+    match end {
+        End::Stopped => Fault::Stopped.into(),
+        End::Failed(reason) => Status::unavailable(reason),
+    }
+}
+
+/// The words of etcd's lock and election recipes, which know no codes.
+pub(crate) fn unknown(text: impl Into<String>) -> Status {
+    Status::unknown(text)
 }
 
 /// The answer to a call whose implementation comes with a later release.

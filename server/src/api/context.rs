@@ -2,9 +2,11 @@
 //! failure inside to a status outside.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use conclave_proto::{etcdserverpb as etcd, internal};
 use conclave_state_machine::response::{Applied, Response as Answer};
+use tokio_util::task::TaskTracker;
 use tonic::Status;
 use tonic::metadata::MetadataMap;
 
@@ -12,6 +14,18 @@ use crate::config::Limits;
 use crate::metrics::Metrics;
 use crate::node::Node;
 use crate::status::{self, Fault};
+
+/// A client sets it to `true` to fail rather than wait for a leader.
+pub(crate) const HAS_LEADER: &str = "hasleader";
+/// Hours and what is shorter in nanoseconds, by the letters of gRPC's deadlines.
+const UNITS: [(char, u64); 6] = [
+    ('H', 3_600_000_000_000),
+    ('M', 60_000_000_000),
+    ('S', 1_000_000_000),
+    ('m', 1_000_000),
+    ('u', 1_000),
+    ('n', 1),
+];
 
 /// Shared by all services of one node; clones are cheap.
 #[derive(Clone)]
@@ -21,6 +35,8 @@ pub(crate) struct Context {
     pub(crate) limits: Limits,
     /// Logical size at which writes are refused; `None` for no quota.
     pub(crate) quota_bytes: Option<i64>,
+    /// What goes on after its caller has gone; waited for when the node stops.
+    pub(crate) background: TaskTracker,
 }
 
 impl Context {
@@ -100,5 +116,34 @@ pub(crate) fn mismatch() -> Status {
 
 /// Whether the client asked (`hasleader: true`) to fail without a leader.
 pub(crate) fn must_have_leader(metadata: &MetadataMap) -> bool {
-    metadata.get("hasleader").is_some_and(|value| value.as_bytes() == b"true")
+    metadata.get(HAS_LEADER).is_some_and(|value| value.as_bytes() == b"true")
+}
+
+/// How long the client waits for an answer, if it said so in a way that can be understood.
+pub(crate) fn deadline(metadata: &MetadataMap) -> Option<Duration> {
+    let text = metadata.get("grpc-timeout")?.to_str().ok()?;
+    let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let (_, nanos) = UNITS.into_iter().find(|(letter, _)| unit.starts_with(*letter))?;
+    number.parse().ok().map(|number: u64| Duration::from_nanos(nanos.saturating_mul(number)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deadlines_are_read_as_grpc_writes_them() {
+        let read = |text: &str| {
+            let mut metadata = MetadataMap::new();
+            metadata.insert("grpc-timeout", text.parse().unwrap());
+            deadline(&metadata)
+        };
+        assert_eq!(read("99999999H"), Some(Duration::from_nanos(u64::MAX)));
+        assert_eq!(read("5M"), Some(Duration::from_secs(300)));
+        assert_eq!(read("250m"), Some(Duration::from_millis(250)));
+        assert_eq!(read("7u"), Some(Duration::from_micros(7)));
+        for text in ["", "S", "1", "1x", "-1S"] {
+            assert_eq!(read(text), None, "{text:?}");
+        }
+    }
 }

@@ -35,7 +35,7 @@ fn rejected(rejection: Rejection) -> Status {
 }
 
 impl KvService {
-    async fn answer_range(
+    pub(super) async fn answer_range(
         &self,
         request: Request<etcd::RangeRequest>,
     ) -> Result<etcd::RangeResponse, Status> {
@@ -75,7 +75,7 @@ impl KvService {
         }
     }
 
-    async fn answer_delete_range(
+    pub(super) async fn answer_delete_range(
         &self,
         request: Request<etcd::DeleteRangeRequest>,
     ) -> Result<etcd::DeleteRangeResponse, Status> {
@@ -91,7 +91,7 @@ impl KvService {
         }
     }
 
-    async fn answer_txn(
+    pub(super) async fn answer_txn(
         &self,
         request: Request<etcd::TxnRequest>,
     ) -> Result<etcd::TxnResponse, Status> {

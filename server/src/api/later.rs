@@ -3,18 +3,11 @@
 
 use conclave_proto::etcdserverpb::auth_server::Auth;
 use conclave_proto::etcdserverpb::*;
-use conclave_proto::v3electionpb::election_server::Election;
-use conclave_proto::v3electionpb::{
-    CampaignRequest, CampaignResponse, LeaderRequest, LeaderResponse, ProclaimRequest,
-    ProclaimResponse, ResignRequest, ResignResponse,
-};
-use conclave_proto::v3lockpb::lock_server::Lock;
-use conclave_proto::v3lockpb::{LockRequest, LockResponse, UnlockRequest, UnlockResponse};
 use tonic::{Request, Response, Status};
 
 use crate::status::not_yet;
 
-/// Answers every call of the Auth, Lock and Election services.
+/// Answers every call of the Auth service.
 #[derive(Clone, Copy)]
 pub(crate) struct LaterService;
 
@@ -63,24 +56,5 @@ impl Auth for LaterService {
             -> AuthRoleGrantPermissionResponse = "authentication";
         role_revoke_permission(AuthRoleRevokePermissionRequest)
             -> AuthRoleRevokePermissionResponse = "authentication";
-    }
-}
-
-impl Lock for LaterService {
-    refuse! {
-        lock(LockRequest) -> LockResponse = "the Lock service";
-        unlock(UnlockRequest) -> UnlockResponse = "the Lock service";
-    }
-}
-
-impl Election for LaterService {
-    type ObserveStream = futures::stream::Pending<Result<LeaderResponse, Status>>;
-
-    refuse! {
-        campaign(CampaignRequest) -> CampaignResponse = "the Election service";
-        proclaim(ProclaimRequest) -> ProclaimResponse = "the Election service";
-        leader(LeaderRequest) -> LeaderResponse = "the Election service";
-        resign(ResignRequest) -> ResignResponse = "the Election service";
-        observe(LeaderRequest) -> Self::ObserveStream = "the Election service";
     }
 }

@@ -28,7 +28,7 @@ pub(crate) struct LeaseService {
 type KeepAlives = Pin<Box<dyn Stream<Item = Result<etcd::LeaseKeepAliveResponse, Status>> + Send>>;
 
 impl LeaseService {
-    async fn answer_grant(
+    pub(super) async fn answer_grant(
         &self,
         request: Request<etcd::LeaseGrantRequest>,
     ) -> Result<etcd::LeaseGrantResponse, Status> {

@@ -3,7 +3,8 @@
 //! | module | what |
 //! |---|---|
 //! | `context` | the node, checks and failures that all services share |
-//! | `kv`, `range_stream`, `lease`, `watch`, `cluster`, `maintenance` | one service each |
+//! | `kv`, `range_stream`, `lease`, `watch`, `cluster`, `maintenance`, `lock`, `election` | one service each |
+//! | `queue` | what locks and elections share: who came first |
 //! | `later` | services that answer Unimplemented for now |
 //! | `check`, `limits` | what a request must be, and may cost |
 //! | `convert`, `stream_end` | answers as messages, ends of streams |
@@ -12,11 +13,14 @@ mod check;
 mod cluster;
 pub(crate) mod context;
 pub(crate) mod convert;
+mod election;
 mod kv;
 mod later;
 mod lease;
 mod limits;
+mod lock;
 mod maintenance;
+mod queue;
 mod range_stream;
 pub(crate) mod stream_end;
 pub mod watch;
@@ -24,7 +28,8 @@ pub mod watch;
 use std::sync::Arc;
 
 use conclave_proto::etcdserverpb as etcd;
-use conclave_proto::{v3electionpb, v3lockpb};
+use conclave_proto::v3electionpb::election_server::ElectionServer;
+use conclave_proto::v3lockpb::lock_server::LockServer;
 use tonic::service::Routes;
 
 use context::Context;
@@ -60,13 +65,14 @@ pub(crate) fn services(context: Context) -> Services {
     let watch = WatchService::new(Arc::clone(context.node.watch()), watch_settings);
     let (_, health) = tonic_health::server::health_reporter();
     // The reporter registers the service name "" as SERVING, the only one that etcd has.
+    let queue = queue::Queue::new(context.clone());
     let others = Routes::new(watch)
         .add_service(LeaseServer::new(lease::LeaseService { context: context.clone() }))
         .add_service(ClusterServer::new(cluster::ClusterService { context: context.clone() }))
         .add_service(MaintenanceServer::new(maintenance::MaintenanceService { context }))
         .add_service(AuthServer::new(later::LaterService))
-        .add_service(v3lockpb::lock_server::LockServer::new(later::LaterService))
-        .add_service(v3electionpb::election_server::ElectionServer::new(later::LaterService))
+        .add_service(LockServer::new(lock::LockService { queue: queue.clone() }))
+        .add_service(ElectionServer::new(election::ElectionService { queue }))
         .add_service(health)
         .prepare();
     Services { kv, others }

@@ -24,8 +24,8 @@ use tonic::{Code, Status};
 use tonic_prost::ProstCodec;
 use tower::Service;
 
-use crate::status::{Fault, too_large_as_in_go};
-use crate::watch::{End, Hub, Output, WatchStream};
+use crate::status::{self, Fault, too_large_as_in_go};
+use crate::watch::{Hub, Output, WatchStream};
 
 /// Requests handled before answers and events get their turn.
 const REQUESTS_MAX: usize = 64;
@@ -182,12 +182,7 @@ impl WatchBody {
         self.poll_leader(cx)?;
         self.poll_requests(cx)?;
         self.poll_tick(cx);
-        let end = match ready!(self.stream.poll_output(cx, &mut self.output)) {
-            Ok(()) => return Poll::Ready(Ok(())),
-            Err(End::Stopped) => Fault::Stopped.into(),
-            Err(End::Failed(reason)) => Status::unavailable(reason),
-        };
-        Poll::Ready(Err(end))
+        self.stream.poll_output(cx, &mut self.output).map_err(status::from_watch_end)
     }
 
     fn finish(&mut self, status: &Status) -> Frame<Bytes> {

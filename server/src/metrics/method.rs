@@ -50,4 +50,11 @@ methods! {
     Snapshot: "server_stream", "etcdserverpb.Maintenance", "Snapshot";
     MoveLeader: "unary", "etcdserverpb.Maintenance", "MoveLeader";
     Downgrade: "unary", "etcdserverpb.Maintenance", "Downgrade";
+    Lock: "unary", "v3lockpb.Lock", "Lock";
+    Unlock: "unary", "v3lockpb.Lock", "Unlock";
+    Campaign: "unary", "v3electionpb.Election", "Campaign";
+    Proclaim: "unary", "v3electionpb.Election", "Proclaim";
+    Leader: "unary", "v3electionpb.Election", "Leader";
+    Observe: "server_stream", "v3electionpb.Election", "Observe";
+    Resign: "unary", "v3electionpb.Election", "Resign";
 }

@@ -15,6 +15,7 @@
 //! | `mailbox` | what the hub leaves for a stream |
 //! | `stream` | the watchers of one stream and their answers |
 //! | `response` | the bytes of answers |
+//! | `local` | watches of this process itself |
 //! | `source` | what watching needs from the node |
 //! | `limits` | every bound |
 
@@ -22,6 +23,7 @@ mod batch;
 mod hub;
 mod inbox;
 mod limits;
+mod local;
 mod mailbox;
 mod response;
 mod ring;
@@ -32,6 +34,7 @@ mod tests;
 
 pub use hub::{Hub, Stats};
 pub use limits::Limits;
+pub(crate) use local::LocalWatch;
 pub use mailbox::End;
 pub use response::Output;
 pub use source::{Source, StoreSource};

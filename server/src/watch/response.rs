@@ -14,7 +14,7 @@ use prost::encoding::{encode_varint, encoded_len_varint};
 use super::batch::SharedEvent;
 
 /// gRPC: one byte for compression, four for the length.
-const PREFIX: usize = 5;
+pub(super) const PREFIX: usize = 5;
 const HEADER_TAG: u8 = (1 << 3) | 2;
 const WATCH_ID_TAG: u8 = 2 << 3;
 const FRAGMENT_TAG: u8 = 7 << 3;

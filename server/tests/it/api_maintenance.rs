@@ -3,7 +3,6 @@
 use conclave_proto::etcdserverpb as etcd;
 use conclave_proto::etcdserverpb::auth_client::AuthClient;
 use conclave_proto::etcdserverpb::{AlarmType, alarm_request::AlarmAction};
-use conclave_proto::v3lockpb::{LockRequest, lock_client::LockClient};
 use tonic::Code;
 
 use crate::cluster::{eventually, within};
@@ -136,8 +135,6 @@ async fn what_comes_later_says_so() {
         refused(auth.auth_enable(etcd::AuthEnableRequest {}).await),
         later("authentication")
     );
-    let mut lock = LockClient::new(server.channel.clone());
-    assert_eq!(refused(lock.lock(LockRequest::default()).await), later("the Lock service"));
     let request = etcd::MemberAddRequest::default();
     assert_eq!(refused(server.cluster().member_add(request).await), later("changing members"));
 }

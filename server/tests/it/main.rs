@@ -6,9 +6,15 @@ mod api_kv;
 mod api_lease;
 mod api_maintenance;
 mod cluster;
+mod election;
 mod lease;
+mod lock;
 mod node;
 mod peer;
+mod recipes_compare;
+#[expect(dead_code, reason = "the tests of the client use more of it")]
+#[path = "../../../client/tests/it/server.rs"]
+mod reference;
 mod snapshot;
 mod support;
 mod watch_rules;

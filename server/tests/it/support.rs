@@ -7,6 +7,8 @@ use conclave_proto::etcdserverpb::cluster_client::ClusterClient;
 use conclave_proto::etcdserverpb::kv_client::KvClient;
 use conclave_proto::etcdserverpb::lease_client::LeaseClient;
 use conclave_proto::etcdserverpb::maintenance_client::MaintenanceClient;
+use conclave_proto::v3electionpb::election_client::ElectionClient;
+use conclave_proto::v3lockpb::lock_client::LockClient;
 use conclave_server::config::{self, Invocation};
 use conclave_server::{Running, start};
 use tonic::Status;
@@ -78,6 +80,19 @@ impl Server {
 
     pub(crate) fn maintenance(&self) -> MaintenanceClient<Channel> {
         MaintenanceClient::new(self.channel.clone())
+    }
+
+    pub(crate) fn lock(&self) -> LockClient<Channel> {
+        LockClient::new(self.channel.clone())
+    }
+
+    pub(crate) fn election(&self) -> ElectionClient<Channel> {
+        ElectionClient::new(self.channel.clone())
+    }
+
+    /// Grants a lease of `ttl` seconds.
+    pub(crate) async fn grant(&self, id: i64, ttl: i64) {
+        self.lease().lease_grant(etcd::LeaseGrantRequest { id, ttl }).await.unwrap();
     }
 
     /// Puts and returns the revision.

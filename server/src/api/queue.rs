@@ -1,0 +1,399 @@
+//! The queue behind etcd's locks and elections: who came first holds the name.
+//!
+//! A contender puts a key of its lease under `<name>/`; the key's create revision is its place, as in
+//! the recipe of etcd's own client, so that callers of either queue behind each other. A contender waits
+//! for the deletion of the key just before its own and of no other: a hand-over wakes one.
+//!
+//! All waiting is local. The contender's key was applied here before its answer came, so everything
+//! in front of it is known here, nothing can come in front of it any more, and what is deleted here
+//! stays deleted: neither polling nor a question to the leader could tell more.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use conclave_proto::etcdserverpb as etcd;
+use conclave_proto::internal::command::Command as Message;
+use conclave_state_machine::command::Range;
+use conclave_state_machine::leases;
+use conclave_state_machine::response::KeyValue;
+use etcd::compare::{CompareResult, CompareTarget, TargetUnion};
+use etcd::request_op::Request as Operation;
+use etcd::watch_create_request::FilterType;
+use tokio::sync::oneshot;
+use tonic::metadata::MetadataMap;
+use tonic::{Extensions, Request, Status};
+
+use super::context::{self, Context, mismatch};
+use super::kv::{KvService, off_thread};
+use super::lease::LeaseService;
+use crate::status::{self, Fault};
+use crate::watch::LocalWatch;
+
+/// Life of the lease that a caller without one gets, in seconds. Nobody renews it.
+const LEASE_TTL_SECONDS: i64 = 60;
+/// Contenders that are looked at without changing threads.
+const SHORT_QUEUE_MAX: i64 = 256;
+
+/// Makes contenders wait for their turn; clones are cheap.
+#[derive(Clone)]
+pub(super) struct Queue {
+    pub(super) kv: KvService,
+    lease: LeaseService,
+}
+
+/// On whose behalf a request is made.
+#[derive(Clone)]
+pub(super) struct Caller {
+    metadata: MetadataMap,
+    extensions: Extensions,
+}
+
+impl Caller {
+    /// Takes a call apart.
+    pub(super) fn of<T>(call: Request<T>) -> (Self, T) {
+        let (mut metadata, extensions, message) = call.into_parts();
+        // Looked at when the call came; a leader lost later only makes it wait.
+        metadata.remove(context::HAS_LEADER);
+        (Self { metadata, extensions }, message)
+    }
+
+    fn call<T>(&self, message: T) -> Request<T> {
+        Request::from_parts(self.metadata.clone(), self.extensions.clone(), message)
+    }
+}
+
+/// Who wants to be first.
+#[derive(Clone)]
+pub(super) struct Contender {
+    /// What is contended for.
+    pub(super) name: Bytes,
+    /// What the contender's key lives by; one is granted for 0.
+    pub(super) lease: i64,
+    /// What the key says.
+    pub(super) value: Bytes,
+}
+
+/// A key in the queue.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    prefix: Bytes,
+    pub(super) key: Bytes,
+    pub(super) create_revision: i64,
+    pub(super) lease: i64,
+    /// Of the transaction that put or found the key.
+    pub(super) entered: etcd::ResponseHeader,
+    /// What the key said, if the lease was in the queue already.
+    pub(super) found: Option<Bytes>,
+}
+
+/// Somebody in the queue. Gives the place up when dropped, unless the lease had it before.
+pub(super) struct Waiter {
+    queue: Queue,
+    place: Place,
+    gives_up: bool,
+}
+
+/// How a contender stands.
+enum Standing {
+    First,
+    /// Behind this key.
+    Behind(Bytes),
+    /// Its key or lease is gone.
+    Lost,
+}
+
+impl Queue {
+    pub(super) fn new(context: Context) -> Self {
+        Self { kv: KvService { context: context.clone() }, lease: LeaseService { context } }
+    }
+
+    pub(super) fn context(&self) -> &Context {
+        &self.kv.context
+    }
+
+    /// The lease given, or for 0 a new one that nobody renews.
+    pub(super) async fn lease_or_new(&self, caller: &Caller, lease: i64) -> Result<i64, Status> {
+        if lease != 0 {
+            return Ok(lease);
+        }
+        let grant = etcd::LeaseGrantRequest { ttl: LEASE_TTL_SECONDS, id: 0 };
+        Ok(self.lease.answer_grant(caller.call(grant)).await?.id)
+    }
+
+    /// Proposes a transaction on behalf of `caller`.
+    pub(super) async fn txn(
+        &self,
+        caller: &Caller,
+        txn: etcd::TxnRequest,
+    ) -> Result<etcd::TxnResponse, Status> {
+        self.kv.answer_txn(caller.call(txn)).await
+    }
+
+    /// Deletes a key on behalf of `caller`.
+    pub(super) async fn delete(
+        &self,
+        caller: &Caller,
+        key: Bytes,
+    ) -> Result<etcd::DeleteRangeResponse, Status> {
+        let request = etcd::DeleteRangeRequest { key, ..Default::default() };
+        self.kv.answer_delete_range(caller.call(request)).await
+    }
+
+    /// Puts the contender's key if it is not there, and gives it back as a place in the queue.
+    pub(super) async fn enter(
+        &self,
+        caller: &Caller,
+        contender: Contender,
+    ) -> Result<Waiter, Status> {
+        let (entered, waiter) = oneshot::channel();
+        let (queue, caller) = (self.clone(), caller.clone());
+        // In a task of its own: should the caller go while the key is being put, the waiter that
+        // nobody takes is dropped and the key deleted.
+        self.context().background.spawn(async move {
+            entered.send(queue.put_key(&caller, contender).await).ok();
+        });
+        waiter.await.map_err(|_gone| Fault::Stopped)?
+    }
+
+    async fn put_key(&self, caller: &Caller, contender: Contender) -> Result<Waiter, Status> {
+        let lease = self.lease_or_new(caller, contender.lease).await?;
+        let prefix = prefix_of(&contender.name);
+        let key = Bytes::from([&prefix, format_lease(lease).as_bytes()].concat());
+        let put = etcd::PutRequest {
+            key: key.clone(),
+            value: contender.value,
+            lease,
+            ..Default::default()
+        };
+        let get = etcd::RangeRequest { key: key.clone(), ..Default::default() };
+        let txn = etcd::TxnRequest {
+            compare: vec![created_at(&key, 0)],
+            success: vec![operation(Operation::RequestPut(put))],
+            failure: vec![operation(Operation::RequestRange(get))],
+        };
+        let answer = self.txn(caller, txn).await?;
+        let entered = answer.header.unwrap_or_default();
+        let (create_revision, found) = match answer.responses.into_iter().next() {
+            _ if answer.succeeded => (entered.revision, None),
+            Some(answer) => found_key(answer)?,
+            None => return Err(mismatch()),
+        };
+        let place = Place { prefix, key, create_revision, lease, entered, found };
+        Ok(Waiter { queue: self.clone(), gives_up: place.found.is_none(), place })
+    }
+
+    /// How the owner of `place` stands, and the revision at which that is so.
+    async fn look(&self, place: &Place) -> Result<(Standing, i64), Status> {
+        let reader = self.context().node.reader();
+        let short = Range {
+            key: place.prefix.clone(),
+            range_end: end_of(&place.prefix),
+            limit: SHORT_QUEUE_MAX,
+            keys_only: true,
+            ..Default::default()
+        };
+        let mut answer = reader.range(&short);
+        if answer.as_ref().is_ok_and(|(found, _)| found.more) {
+            let max_create_revision = place.create_revision;
+            let whole = Range { limit: 0, max_create_revision, ..short };
+            let reader = reader.clone();
+            answer = off_thread(move || reader.range(&whole)).await?;
+        }
+        let (found, revision) = answer.map_err(|error| status::from_read(&error))?;
+        let lease = leases::lease(reader, place.lease).map_err(|halt| status::internal(&halt))?;
+        let standing = if lease.is_some() { place.standing(found.kvs) } else { Standing::Lost };
+        Ok((standing, revision))
+    }
+
+    /// Waits until one of `keys` is deleted, at `from` or later.
+    async fn deletion(&self, keys: [Bytes; 2], from: i64) -> Result<(), Status> {
+        let mut watch = LocalWatch::open(self.context().node.watch());
+        for key in keys {
+            watch.add(etcd::WatchCreateRequest {
+                key,
+                start_revision: from,
+                filters: vec![FilterType::Noput as i32],
+                ..Default::default()
+            });
+        }
+        // If the history is compacted instead, it is time to look again, too.
+        watch.next().await.map(drop).map_err(status::from_watch_end)
+    }
+
+    /// Deletes the key of `place` if it still is that of the one who entered. Nobody asks for it, so nobody's
+    /// rights are looked at.
+    async fn leave(&self, place: &Place) {
+        let leave = place.if_unchanged(delete_of(&place.key));
+        if let Err(error) = self.context().propose(Message::Txn(leave)).await {
+            tracing::warn!(error = error.message(), "a waiter's key stays until its lease ends");
+        }
+    }
+}
+
+impl Place {
+    /// A transaction that does `then` if the key is still the one that was entered.
+    pub(super) fn if_unchanged(&self, then: Operation) -> etcd::TxnRequest {
+        if_created_at(&self.key, self.create_revision, then)
+    }
+
+    fn standing(&self, contenders: Vec<KeyValue>) -> Standing {
+        let (mut is_here, mut before) = (false, None::<KeyValue>);
+        for kv in contenders {
+            is_here |= kv.key == self.key && kv.create_revision == self.create_revision;
+            let is_nearer =
+                before.as_ref().is_none_or(|known| known.create_revision < kv.create_revision);
+            if kv.create_revision < self.create_revision && is_nearer {
+                before = Some(kv);
+            }
+        }
+        match before {
+            _ if !is_here => Standing::Lost,
+            Some(kv) => Standing::Behind(kv.key),
+            None => Standing::First,
+        }
+    }
+}
+
+impl Waiter {
+    pub(super) fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// Waits until nobody is in front; returns the place and the revision at which it was first.
+    /// Fails with `lost` as soon as the key or its lease is gone. Gives the place up when dropped meanwhile.
+    pub(super) async fn first(mut self, lost: &'static str) -> Result<(Place, i64), Status> {
+        let mut has_waited = false;
+        loop {
+            let (standing, revision) = self.queue.look(&self.place).await?;
+            match standing {
+                Standing::First => {
+                    self.gives_up = false;
+                    let entered = self.place.entered.revision;
+                    return Ok((self.place.clone(), if has_waited { revision } else { entered }));
+                }
+                Standing::Lost => return Err(status::unknown(lost)),
+                Standing::Behind(before) => {
+                    has_waited = true;
+                    self.queue.deletion([before, self.place.key.clone()], revision + 1).await?;
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        if self.gives_up {
+            let (queue, place) = (self.queue.clone(), self.place.clone());
+            self.queue.context().background.spawn(async move { queue.leave(&place).await });
+        }
+    }
+}
+
+/// Waits for `answer`, but not beyond the deadline that the client gave itself: a client that vanished
+/// without a word must not keep its place for ever. All failures have code Unknown, as in etcd, where these
+/// services are clients of the others.
+pub(super) async fn answer_in_time<T>(
+    deadline: Option<Duration>,
+    answer: impl Future<Output = Result<T, Status>>,
+) -> Result<T, Status> {
+    let answer = match deadline {
+        Some(deadline) => tokio::time::timeout(deadline, answer)
+            .await
+            .unwrap_or_else(|_elapsed| Err(status::unknown("context deadline exceeded"))),
+        None => answer.await,
+    };
+    answer.map_err(|status| status::unknown(status.message()))
+}
+
+/// The keys of everybody who contends for `name` begin with this.
+pub(super) fn prefix_of(name: &[u8]) -> Bytes {
+    Bytes::from([name, b"/"].concat())
+}
+
+/// The end of the range of keys that begin with `prefix`, which ends in a slash.
+pub(super) fn end_of(prefix: &[u8]) -> Bytes {
+    let name = prefix.strip_suffix(b"/").unwrap_or(prefix);
+    Bytes::from([name, b"0"].concat())
+}
+
+/// Go's `%x` of a signed number.
+fn format_lease(lease: i64) -> String {
+    let sign = if lease < 0 { "-" } else { "" };
+    format!("{sign}{:x}", lease.unsigned_abs())
+}
+
+/// A transaction that does `then` if `key` was created at `revision`.
+pub(super) fn if_created_at(key: &Bytes, revision: i64, then: Operation) -> etcd::TxnRequest {
+    etcd::TxnRequest {
+        compare: vec![created_at(key, revision)],
+        success: vec![operation(then)],
+        failure: Vec::new(),
+    }
+}
+
+/// The deletion of one key.
+pub(super) fn delete_of(key: &Bytes) -> Operation {
+    Operation::RequestDeleteRange(etcd::DeleteRangeRequest {
+        key: key.clone(),
+        ..Default::default()
+    })
+}
+
+fn created_at(key: &Bytes, revision: i64) -> etcd::Compare {
+    etcd::Compare {
+        result: CompareResult::Equal as i32,
+        target: CompareTarget::Create as i32,
+        key: key.clone(),
+        target_union: Some(TargetUnion::CreateRevision(revision)),
+        ..Default::default()
+    }
+}
+
+fn operation(request: Operation) -> etcd::RequestOp {
+    etcd::RequestOp { request: Some(request) }
+}
+
+/// Create revision and value of the key that was there already.
+fn found_key(answer: etcd::ResponseOp) -> Result<(i64, Option<Bytes>), Status> {
+    let Some(etcd::response_op::Response::ResponseRange(range)) = answer.response else {
+        return Err(mismatch());
+    };
+    let kv = range.kvs.into_iter().next().ok_or_else(mismatch)?;
+    Ok((kv.create_revision, Some(kv.value)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_is_written_as_in_go() {
+        assert_eq!(format_lease(0x694d_7f8e_c1d2_0a15), "694d7f8ec1d20a15");
+        assert_eq!(format_lease(-255), "-ff");
+        assert_eq!(format_lease(i64::MIN), "-8000000000000000");
+    }
+
+    #[test]
+    fn only_the_nearest_key_in_front_is_waited_for() {
+        let place = Place {
+            prefix: Bytes::from_static(b"n/"),
+            key: Bytes::from_static(b"n/me"),
+            create_revision: 7,
+            lease: 1,
+            entered: etcd::ResponseHeader::default(),
+            found: None,
+        };
+        let kv = |key: &'static [u8], create_revision| KeyValue {
+            key: Bytes::from_static(key),
+            create_revision,
+            ..Default::default()
+        };
+        let me = || kv(b"n/me", 7);
+        let near = place.standing(vec![kv(b"n/a", 3), kv(b"n/b", 5), kv(b"n/c", 9), me()]);
+        assert!(matches!(near, Standing::Behind(key) if key == b"n/b"[..]));
+        assert!(matches!(place.standing(vec![kv(b"n/c", 9), me()]), Standing::First));
+        assert!(matches!(place.standing(vec![kv(b"n/a", 3)]), Standing::Lost));
+        assert!(matches!(place.standing(vec![kv(b"n/me", 9)]), Standing::Lost), "put again");
+    }
+}
