@@ -138,7 +138,7 @@ impl Global {
 }
 
 /// Flags that are on or off. Go's flag packages also take them with a value.
-const SWITCHES: [&str; 16] = [
+const SWITCHES: [&str; 17] = [
     "cluster",
     "count-only",
     "from-key",
@@ -154,6 +154,7 @@ const SWITCHES: [&str; 16] = [
     "prev-kv",
     "print-value-only",
     "progress-notify",
+    "values",
     "yes",
 ];
 

@@ -1,6 +1,7 @@
 //! The client verbs, with etcdctl's names, flags and messages.
 
 mod cluster;
+mod config;
 mod endpoint;
 mod get;
 mod lease;
@@ -51,6 +52,9 @@ pub(crate) enum Verb {
     /// Leases: keys that vanish when nobody renews them.
     #[command(subcommand, arg_required_else_help = true)]
     Lease(lease::Verb),
+    /// Settings: documents and keys that services follow.
+    #[command(subcommand, arg_required_else_help = true)]
+    Config(config::Verb),
     /// The servers at the endpoints.
     Endpoint(endpoint::Arguments),
     /// The members of the cluster.
@@ -85,6 +89,7 @@ impl Verb {
             Self::Watch(arguments) => watch::run(&context, arguments).await,
             Self::Compaction(arguments) => put::compact(&context, arguments).await,
             Self::Lease(verb) => lease::run(&context, verb).await,
+            Self::Config(verb) => config::run(&context, verb).await,
             Self::Endpoint(arguments) => endpoint::run(&context, arguments).await,
             Self::Member(cluster::Member::List) => cluster::members(&context).await,
             Self::Alarm(cluster::Alarm::List) => cluster::alarms(&context).await,

@@ -3,6 +3,7 @@
 //! Each answer knows its forms ([`Answer`]); [`Printer`] picks the one asked for with `-w`.
 
 mod cluster;
+mod config;
 mod go;
 mod json;
 mod kv;
@@ -17,6 +18,7 @@ use conclave_client::pb::ResponseHeader;
 use crate::failure::Failure;
 
 pub(crate) use cluster::{Alarms, Hash, Hashes, Health, Healths, Members, Statuses, Transfer};
+pub(crate) use config::{Releases, Settings, Written};
 pub(crate) use go::{bytes as human_bytes, parse_int, parse_uint, quote, unquote};
 pub(crate) use lease::{Granted, KeptAlive, Leases, Revoked, TimeToLive};
 pub(crate) use table::Table;

@@ -70,7 +70,7 @@ impl Answer for Changes {
     }
 }
 
-fn event_json(out: &mut Writer, event: &Event) {
+pub(super) fn event_json(out: &mut Writer, event: &Event) {
     out.object(|out| {
         out.signed("type", i64::from(event.r#type));
         if let Some(kv) = &event.kv {

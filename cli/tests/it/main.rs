@@ -1,6 +1,7 @@
 //! The binary against real servers, side by side with Debian's etcdctl.
 
 mod compare;
+mod config;
 mod local;
 #[expect(dead_code, reason = "the tests of the client use more of it")]
 #[path = "../../../client/tests/it/server.rs"]
