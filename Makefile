@@ -8,7 +8,7 @@ DATA_DIR ?= .cluster
 .PHONY: help setup cluster test check fix scripts-update bench jepsen build release
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z%-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## Install what is missing (compiler parts, Rust toolchain, ccache)
 	@scripts/setup.sh
@@ -35,6 +35,9 @@ build: setup ## Debug build of everything
 
 release: setup ## Optimised binaries
 	@$(CARGO) build --locked --release --bins
+
+example-%: setup ## Run an example of the client crate, e.g. example-config_subscriber
+	@scripts/example.sh $*
 
 bench: release ## Ours beside Debian's etcd and the no-op ceiling
 	@scripts/setup.sh test

@@ -188,8 +188,8 @@ fn winner<'a>(parts: &'a [Part], path: &str) -> Option<&'a Part> {
 ///
 /// Printed, it is one line for the value and one for each source, the winner first:
 /// ```text
-/// db.port = 5433
-///   environment APP_DB__PORT: 5433
+/// db.port = "5433"
+///   environment APP_DB__PORT: "5433"
 ///   app config/app.toml at revision 17: 5432
 ///   defaults: 5432
 /// ```

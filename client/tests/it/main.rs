@@ -1,6 +1,7 @@
 //! The client against real servers.
 
 mod config;
+mod example;
 mod fail_over;
 mod kv;
 mod lease;
