@@ -20,8 +20,9 @@ use prost::Message;
 
 use crate::command;
 use crate::counts;
-use crate::engine::{Rows, halt_to_io};
+use crate::engine::{RowWrite, Rows, halt_to_io};
 use crate::row;
+use crate::row_cache::{CachedRows, RowCache};
 use crate::sink::{AppliedEntry, ApplySink};
 use crate::snapshot::{self, SnapshotContent, SnapshotSource, StagedSnapshot};
 use crate::store::{Published, Shared, Visible, blocking};
@@ -35,6 +36,9 @@ use crate::types::{
 const PIECE_COMMANDS_MAX: usize = 1_024;
 const PIECE_BYTES_MAX: usize = 4 << 20;
 
+/// Rows of recently used keys that apply keeps at hand.
+const ROW_CACHE_BYTES: usize = 32 << 20;
+
 /// A snapshot with its description.
 pub type StateSnapshot = Snapshot<CommittedLeaderId, u64, MemberNode, SnapshotContent>;
 
@@ -42,6 +46,7 @@ pub type StateSnapshot = Snapshot<CommittedLeaderId, u64, MemberNode, SnapshotCo
 pub struct StateMachine {
     shared: Arc<Shared>,
     machine: Machine,
+    cache: RowCache,
     sink: Box<dyn ApplySink>,
 }
 
@@ -57,14 +62,16 @@ struct Piece {
 
 impl StateMachine {
     pub(crate) fn new(shared: Arc<Shared>, machine: Machine, sink: Box<dyn ApplySink>) -> Self {
-        Self { shared, machine, sink }
+        let cache = RowCache::new(ROW_CACHE_BYTES);
+        Self { shared, machine, cache, sink }
     }
 
     fn apply_piece(&mut self, collected: Collecting) -> io::Result<()> {
         let Collecting { applied, membership, batches, waiting, .. } = collected;
         let Some(applied) = applied else { return Ok(()) };
         let before = self.shared.published();
-        let mut rows = Overlay::new(&before.rows);
+        let cached = CachedRows::new(&before.rows, &mut self.cache);
+        let mut rows = Overlay::new(&cached);
         let mut entries = Vec::with_capacity(batches.len());
         for (log_id, batch) in batches {
             let applied = apply_batch(&mut self.machine, &mut rows, log_id, batch);
@@ -72,16 +79,24 @@ impl StateMachine {
         }
         let piece = Piece { applied, membership, entries, waiting };
         self.machine.finish(&mut rows);
-        self.write(&before, rows, &piece)?;
+        let writes: Vec<RowWrite> = rows.into_writes().collect();
+        self.write(&before, writes, &piece)?;
         self.publish(before, piece).map_err(|halt| stopped(applied, halt))
     }
 
-    fn write(&self, before: &Published, rows: Overlay<'_, Rows>, piece: &Piece) -> io::Result<()> {
+    fn write(
+        &mut self,
+        before: &Published,
+        writes: Vec<RowWrite>,
+        piece: &Piece,
+    ) -> io::Result<()> {
         // A reader that runs into the deletions of a compaction must know why.
         self.shared.raise_readable_since(self.machine.head().compacted);
         let membership = piece.membership.as_ref().map(row::membership_row);
         let raft = [row::applied_row(&piece.applied)].into_iter().chain(membership);
-        before.rows.write(&mut rows.into_writes().chain(raft))
+        let cache = &mut self.cache;
+        let writes = writes.into_iter().inspect(|write| cache.note(write));
+        before.rows.write(&mut writes.chain(raft))
     }
 
     fn publish(&self, before: Published, piece: Piece) -> Result<(), Halt> {
@@ -144,7 +159,7 @@ impl StateMachine {
 /// Applies all commands of one entry.
 fn apply_batch(
     machine: &mut Machine,
-    rows: &mut Overlay<'_, Rows>,
+    rows: &mut Overlay<'_, CachedRows<'_>>,
     log_id: LogId,
     batch: internal::Batch,
 ) -> Result<AppliedEntry, Halt> {
@@ -270,6 +285,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         after.rows.dir().keep();
         before.rows.dir().discard();
         self.machine = machine;
+        self.cache.clear();
         let (head, membership) = (Arc::clone(&after.head), Arc::clone(&after.membership));
         self.shared.publish(after, |before| *before = counts);
         // Closing and deleting the old database takes a while; its last reader may still be at it.

@@ -29,6 +29,7 @@ mod memory;
 pub mod reader;
 mod rocks;
 mod row;
+mod row_cache;
 pub mod sink;
 pub mod snapshot;
 pub mod store;

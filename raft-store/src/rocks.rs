@@ -48,8 +48,8 @@ impl Default for RocksOptions {
     fn default() -> Self {
         Self {
             cache_bytes: 64 << 20,
-            write_buffer_bytes: 32 << 20,
-            write_buffers_bytes_max: 96 << 20,
+            write_buffer_bytes: 16 << 20,
+            write_buffers_bytes_max: 64 << 20,
             open_files_max: 512,
         }
     }

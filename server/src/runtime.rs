@@ -4,9 +4,11 @@ use std::io;
 
 use tokio::runtime::{Builder, Handle, Runtime};
 
-/// Raft's core, apply and the connections to other members need little; two let one of them block in
-/// the storage engine while the other answers.
-const WORKERS: usize = 2;
+/// Two workers let one of them block in the storage engine while the other answers. With so few cores
+/// that the second would only take turns with the first, one does: apply works in small pieces and
+/// yields in between, and no thread is woken for every message between raft's tasks.
+const WORKERS_MAX: usize = 2;
+const CORES_PER_WORKER: usize = 2;
 
 /// Owns the runtime; its tasks end when it is dropped.
 #[derive(Debug)]
@@ -16,8 +18,10 @@ pub(crate) struct RaftRuntime {
 
 impl RaftRuntime {
     pub(crate) fn start() -> io::Result<Self> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let workers = (cores / CORES_PER_WORKER).clamp(1, WORKERS_MAX);
         let runtime = Builder::new_multi_thread()
-            .worker_threads(WORKERS)
+            .worker_threads(workers)
             .thread_name("raft")
             .enable_all()
             .build()?;

@@ -228,7 +228,8 @@ impl Shared {
         Ok(())
     }
 
-    /// Notes what the cluster committed; a crash may forget it.
+    /// Notes what the cluster committed; a crash may forget it. Written with whatever comes next, or
+    /// when the log closes: alone it is not worth waking the writer.
     pub(super) fn save_committed(&self, committed: Option<LogId>) -> io::Result<()> {
         let mut state = self.state();
         state.check_alive()?;
@@ -236,8 +237,6 @@ impl Shared {
         let committed = up_to(committed, state.last);
         state.committed = committed;
         state.write(Content::Committed(committed), format::encode_log_id(committed).into());
-        drop(state);
-        self.work.notify_one();
         Ok(())
     }
 

@@ -176,7 +176,7 @@ async fn parts(settings: Arc<Settings>) -> Result<Parts, StartError> {
         .await
         .map_err(|fatal| StartError::Raft(fatal.to_string()))?;
     let heard = Arc::new(Heard::new(election));
-    let route = Route { raft: raft.clone(), links, heard };
+    let route = Route { raft: raft.clone(), links, heard, rounds: Arc::default() };
     assert!(header.route.set(route.clone()).is_ok(), "a member starts raft once");
     let serving = Tasks {
         settings: &settings,

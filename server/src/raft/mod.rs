@@ -18,6 +18,7 @@ pub(crate) mod heard;
 pub(crate) mod link;
 pub(crate) mod network;
 pub(crate) mod quorum;
+pub(crate) mod rounds;
 pub(crate) mod route;
 pub(crate) mod service;
 pub(crate) mod snapshot_receive;

@@ -16,6 +16,7 @@ use tonic::{Request, Status};
 use super::Raft;
 use super::heard::Heard;
 use super::link::{Link, Links, Purpose};
+use super::rounds::Rounds;
 
 /// How long a forwarded proposal may wait for its answer; the caller's own deadline is shorter.
 const FORWARD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -56,6 +57,7 @@ pub(crate) struct Route {
     pub(crate) raft: Raft,
     pub(crate) links: Arc<Links>,
     pub(crate) heard: Arc<Heard>,
+    pub(crate) rounds: Arc<Rounds>,
 }
 
 impl Route {
@@ -138,6 +140,7 @@ impl Route {
 
     /// Proposes an encoded batch to this member's own raft; returns when it is applied or refused.
     pub(crate) async fn append_here(&self, bytes: Bytes) -> Offer {
+        let _pass = self.rounds.enter().await;
         let (responder, done) = ProgressResponder::<TypeConfig, _>::complete_only();
         if self.raft.client_write_ff(Batch { bytes }, Some(responder)).await.is_err() {
             return Offer::Stopped;
