@@ -20,6 +20,7 @@ pub mod connection;
 mod drill;
 mod drive;
 mod event_codec;
+mod locker;
 pub mod noop;
 pub mod options;
 pub mod process;

@@ -29,6 +29,10 @@ pub enum Workload {
     KeepAlive,
     /// Grants of leases.
     LeaseGrant,
+    /// Lock and unlock through the Lock service, each client a name of its own.
+    Lock,
+    /// The same with one name for all clients: hand-overs.
+    LockContended,
 }
 
 impl Workload {

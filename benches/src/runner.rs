@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 
 use crate::connection::Connection;
 use crate::drive::{self, Pace, Tally, Window};
+use crate::locker::Locker;
 use crate::options::{Load, Workload};
 use crate::process::{self, Usage};
 use crate::report::{Report, ServerCost};
@@ -221,6 +222,7 @@ impl Job {
             match self.workload {
                 Workload::KeepAlive => self.keep_alive(connections).await,
                 Workload::WatchFanout | Workload::WatchLatency => self.watch(connections).await,
+                Workload::Lock | Workload::LockContended => self.lock(connections).await,
                 _ => self.unary(connections, material).await,
             }
         })
@@ -260,6 +262,24 @@ impl Job {
         for index in self.share(self.load.clients) {
             clients.push(KeepAlive::open(connections[index % connections.len()].clone()).await?);
         }
+        self.drive(clients).await
+    }
+
+    async fn lock(&self, connections: Vec<Connection>) -> Result<Outcome> {
+        let mut clients = Vec::new();
+        for index in self.share(self.load.clients) {
+            let name = match self.workload {
+                Workload::LockContended => "bench".to_owned(),
+                _ => format!("bench-{index}"),
+            };
+            let connection = connections[index % connections.len()].clone();
+            clients.push(Locker::open(connection, name).await?);
+        }
+        self.drive(clients).await
+    }
+
+    /// Runs clients that are set up.
+    async fn drive(&self, clients: Vec<impl drive::Client>) -> Result<Outcome> {
         let pace = self.start().await?;
         let mut tasks = JoinSet::new();
         for client in clients {

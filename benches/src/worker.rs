@@ -92,8 +92,12 @@ impl Worker {
             }
             Workload::Mixed => self.put().await,
             Workload::LeaseGrant => self.grant().await,
-            Workload::WatchFanout | Workload::WatchLatency | Workload::KeepAlive => {
-                Err(Status::internal("streams are driven elsewhere"))
+            Workload::WatchFanout
+            | Workload::WatchLatency
+            | Workload::KeepAlive
+            | Workload::Lock
+            | Workload::LockContended => {
+                Err(Status::internal("streams and locks are driven elsewhere"))
             }
         }
     }
