@@ -279,11 +279,7 @@ impl Lessor {
         let mut renewals = self.renew_now(ids);
         if renewals.contains(&Renewal::Unknown) {
             // It may have been granted through a member that applied the grant before this one.
-            let committed = {
-                let metrics = self.inner.route.raft.metrics();
-                let metrics = metrics.borrow_watched();
-                metrics.cluster_committed.map_or(0, |id| id.index)
-            };
+            let committed = self.inner.route.read_index_here().await?;
             self.inner.reader.wait_applied(committed).await;
             renewals = self.renew_now(ids);
         }
@@ -310,6 +306,8 @@ impl Lessor {
         applied_index: u64,
     ) -> Option<Vec<(i64, i64)>> {
         self.until_active(applied_index).await?;
+        let committed = self.inner.route.read_index_here().await?;
+        self.inner.reader.wait_applied(committed).await;
         let ms = |left: Duration| i64::try_from(left.as_millis()).unwrap_or(i64::MAX);
         let now = self.inner.leases.now();
         let queue = self.inner.leases.queue.lock();

@@ -28,7 +28,8 @@ async fn nobody_there_is_known_not_to_be_applied() {
     let start = Instant::now();
     let error = client.put("k", "v").await.unwrap_err();
     assert!(matches!(error, Error::Unavailable { outcome: Outcome::NotApplied, .. }), "{error:?}");
-    assert!(start.elapsed() < Duration::from_secs(2));
+    // Ended by its own deadline and not by that of the test.
+    assert!(start.elapsed() < Duration::from_secs(10));
 }
 
 #[tokio::test]

@@ -42,7 +42,7 @@ async fn a_lease_survives_a_leader_change_and_then_ends() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn thousands_of_leases_that_expire_together_are_gone_at_once() {
     const LEASES: i64 = 50_000;
-    const TTL: i64 = 20;
+    const TTL: i64 = 10;
     let cluster = Cluster::start(3, &[]).await;
     let node = cluster.node(cluster.leader().await).clone();
     for first in (1..=LEASES).step_by(10_000) {
