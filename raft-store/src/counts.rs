@@ -15,9 +15,6 @@ use conclave_state_machine::span::Span;
 
 use crate::sink::AppliedEntry;
 
-/// Keys held in memory at a time.
-const PAGE_KEYS: usize = 1_000;
-
 /// The index, unless it had to be dropped.
 #[derive(Debug)]
 pub(crate) struct Counts(Option<RankIndex>);
@@ -26,18 +23,7 @@ impl Counts {
     /// Counts all keys that are live as of `head`.
     pub(crate) fn build(rows: &impl Read, head: &Head) -> Result<Self, Halt> {
         let mut index = RankIndex::default();
-        let mut start = Vec::new();
-        loop {
-            let page = range::page(rows, head.revision, &start, None, PAGE_KEYS)?;
-            for kv in &page {
-                index.push(&kv.key);
-            }
-            let Some(last) = page.last() else { break };
-            start.clear();
-            start.extend_from_slice(&last.key);
-            // The smallest key behind the last one.
-            start.push(0);
-        }
+        range::keys(rows, head.revision, &mut |key| index.push(key))?;
         let mut counts = Self(Some(index));
         counts.check(head);
         Ok(counts)

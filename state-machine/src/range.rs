@@ -214,6 +214,18 @@ fn cut(found: &mut RangeResponse, request: &Range) {
     }
 }
 
+/// Visits every live key as of revision `at`, in order, in one scan; under the same condition on
+/// compaction as [`range`].
+///
+/// # Errors
+/// [`Halt`] if the storage fails or a row is damaged.
+pub fn keys<R: Read>(rows: &R, at: i64, visit: &mut dyn FnMut(&[u8])) -> Result<(), Halt> {
+    live::visit(rows, at, Span::Keys { start: &[], end: None }, &mut |live: Live<'_>| {
+        visit(live.key);
+        Ok(ControlFlow::Continue(()))
+    })
+}
+
 /// Reads up to `limit` live keys of `[start, end)` as of revision `at`, in key order, without
 /// counting the rest; `end` of `None` means no bound. For streaming a large range in pieces, and
 /// under the same condition on compaction as [`range`].
