@@ -127,6 +127,23 @@ impl Index {
         }
     }
 
+    /// The first index of a tail that ends before `end` and has at most that many entries and bytes.
+    pub(super) fn tail_start(&self, end: u64, entries_max: u64, bytes_max: u64) -> u64 {
+        let own = self.range();
+        let end = end.clamp(own.start, own.end);
+        let first = end.saturating_sub(entries_max).max(own.start);
+        let mut bytes = 0_u64;
+        let mut start = end;
+        while start > first {
+            bytes += u64::from(self.slots[(start - 1 - own.start) as usize].body_bytes);
+            if bytes > bytes_max {
+                break;
+            }
+            start -= 1;
+        }
+        start
+    }
+
     /// The entries of `range` that there are, from the first on: at least one, then as many as stay
     /// within `bytes_max`.
     pub(super) fn select(&self, range: Range<u64>, bytes_max: usize) -> Vec<Source> {
@@ -205,6 +222,17 @@ mod tests {
         assert_eq!(index.range(), 50..51);
         index.purge(1000);
         assert!(index.is_empty());
+    }
+
+    #[test]
+    fn a_tail_is_bounded_by_entries_and_bytes() {
+        let index = filled(1000, 5..10);
+        assert_eq!(index.tail_start(9, 3, 1000), 6);
+        assert_eq!(index.tail_start(9, 3, 20), 7);
+        assert_eq!(index.tail_start(9, 3, 0), 9);
+        assert_eq!(index.tail_start(100, 100, 1000), 5);
+        assert_eq!(index.tail_start(1, 100, 1000), 5);
+        assert_eq!(Index::new(0).tail_start(7, 1, 1), 0);
     }
 
     #[test]

@@ -163,6 +163,12 @@ impl LogStore {
         }
     }
 
+    /// The first index of a tail that ends before `end` and has at most that many entries and bytes.
+    #[must_use]
+    pub fn tail_start(&self, end: u64, entries_max: u64, bytes_max: u64) -> u64 {
+        self.owner.shared.state().index.tail_start(end, entries_max, bytes_max)
+    }
+
     /// The encoded `internal::Entry` of each entry that the log contains in `range`, from the first
     /// on: at least one, then as many as stay within `bytes_max`. Each shares its bytes with the
     /// cache, so sending them needs no encoding.

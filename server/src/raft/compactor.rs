@@ -15,21 +15,24 @@ use openraft::{RaftMetrics, ServerState};
 use super::Raft;
 
 /// How often the log is looked at.
-const INTERVAL: Duration = Duration::from_secs(1);
+const INTERVAL: Duration = Duration::from_millis(250);
 /// A member heard within this time is reachable.
 const REACHABLE_WITHIN: Duration = Duration::from_secs(15);
-/// Log bytes written since the last flush at which the state is flushed: bounds replay at a start.
-const FLUSH_LOG_BYTES: u64 = 128 * 1024 * 1024;
+/// Log bytes written since the last flush at which the state is flushed: bounds replay at a start, and
+/// the segments in use, which are written once with zeros and then again and again with records.
+const FLUSH_LOG_BYTES: u64 = 64 * 1024 * 1024;
 /// Below this many log bytes the usual entry count does not flush: many small files would cost more
 /// than replaying them.
 const FLUSH_LOG_BYTES_MIN: u64 = 32 * 1024 * 1024;
 /// etcd's default for `--snapshot-count`; only a smaller one overrides `FLUSH_LOG_BYTES_MIN`.
 const SNAPSHOT_COUNT_DEFAULT: u64 = 10_000;
+/// Bytes kept behind a flush, if the entries asked for are larger: entries are batches.
+const CATCHUP_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// How much log is kept for an unreachable member.
-const UNREACHABLE_SEGMENTS_MAX: u64 = 16;
+const UNREACHABLE_SEGMENTS_MAX: u64 = 64;
 const UNREACHABLE_ENTRIES_MAX: u64 = 2_000_000;
 /// How much log a follower keeps: as leader it may have to serve others that are behind.
-const FOLLOWER_SEGMENTS_MAX: u64 = 4;
+const FOLLOWER_SEGMENTS_MAX: u64 = 6;
 
 /// How much log to keep, as asked for.
 #[derive(Clone, Copy, Debug)]
@@ -60,7 +63,9 @@ pub(crate) async fn run(raft: Raft, log: LogStore, retention: Retention) {
                 return;
             }
         }
-        if let Some(upto) = purge_upto(&now, stats.segments, retention)
+        let flushed = now.snapshot.map_or(0, |id| id.index);
+        let kept = log.tail_start(flushed + 1, retention.catchup_entries, CATCHUP_BYTES_MAX);
+        if let Some(upto) = purge_upto(&now, stats.segments, kept)
             && raft.trigger().purge_log(upto).await.is_err()
         {
             return;
@@ -80,10 +85,11 @@ fn is_flush_due(now: &Metrics, written_bytes: u64, retention: Retention) -> bool
         && (written_bytes >= FLUSH_LOG_BYTES || (entries >= retention.snapshot_count && !is_small))
 }
 
-/// Last index that nobody needs, if there is something to cut.
-fn purge_upto(now: &Metrics, segments: u64, retention: Retention) -> Option<u64> {
+/// Last index that nobody needs, if there is something to cut; `kept` is the first of the entries that
+/// are kept behind the flush.
+fn purge_upto(now: &Metrics, segments: u64, kept: u64) -> Option<u64> {
     let flushed = now.snapshot?.index;
-    let mut upto = flushed.checked_sub(retention.catchup_entries)?;
+    let mut upto = kept.checked_sub(1)?.min(flushed);
     if now.state == ServerState::Leader {
         let last = now.last_log_index.unwrap_or(0);
         for (id, _) in now.membership_config.membership().nodes() {
@@ -122,6 +128,9 @@ mod tests {
 
     const RETENTION: Retention = Retention { snapshot_count: 10_000, catchup_entries: 5_000 };
 
+    /// The first entry that is kept behind a flush at 900,000.
+    const KEPT: u64 = 895_001;
+
     fn id(index: u64) -> LogId {
         LogId::new(CommittedLeaderId::new(1), index)
     }
@@ -150,7 +159,7 @@ mod tests {
         let mut now = leader(900_000, 5_000_000);
         follower(&mut now, 2, 890_000, Some(Duration::ZERO));
         follower(&mut now, 3, 70, Some(Duration::from_secs(1)));
-        assert_eq!(purge_upto(&now, 1000, RETENTION), Some(70));
+        assert_eq!(purge_upto(&now, 1000, KEPT), Some(70));
     }
 
     #[test]
@@ -158,18 +167,18 @@ mod tests {
         let mut now = leader(900_000, 900_100);
         follower(&mut now, 2, 900_100, Some(Duration::ZERO));
         follower(&mut now, 3, 70, Some(Duration::from_secs(60)));
-        assert_eq!(purge_upto(&now, 2, RETENTION), Some(70));
-        assert_eq!(purge_upto(&now, UNREACHABLE_SEGMENTS_MAX + 1, RETENTION), Some(895_000));
+        assert_eq!(purge_upto(&now, 2, KEPT), Some(70));
+        assert_eq!(purge_upto(&now, UNREACHABLE_SEGMENTS_MAX + 1, KEPT), Some(895_000));
         now.last_log_index = Some(UNREACHABLE_ENTRIES_MAX + 100);
-        assert_eq!(purge_upto(&now, 2, RETENTION), Some(895_000));
+        assert_eq!(purge_upto(&now, 2, KEPT), Some(895_000));
     }
 
     #[test]
     fn a_member_never_heard_of_counts_as_unreachable() {
         let mut now = leader(900_000, 900_100);
         follower(&mut now, 2, 900_100, Some(Duration::ZERO));
-        assert_eq!(purge_upto(&now, 2, RETENTION), None, "it may still come, from the first entry");
-        assert_eq!(purge_upto(&now, UNREACHABLE_SEGMENTS_MAX + 1, RETENTION), Some(895_000));
+        assert_eq!(purge_upto(&now, 2, KEPT), None, "it may still come, from the first entry");
+        assert_eq!(purge_upto(&now, UNREACHABLE_SEGMENTS_MAX + 1, KEPT), Some(895_000));
     }
 
     #[test]
@@ -177,19 +186,21 @@ mod tests {
         let mut now = leader(6_000, 900_000);
         follower(&mut now, 2, 900_000, Some(Duration::ZERO));
         follower(&mut now, 3, 900_000, Some(Duration::ZERO));
-        assert_eq!(purge_upto(&now, 2, RETENTION), Some(1_000));
+        assert_eq!(purge_upto(&now, 2, 1_001), Some(1_000));
+        assert_eq!(purge_upto(&now, 2, KEPT), Some(6_000), "never beyond the flush");
         now.purged = Some(id(1_000));
-        assert_eq!(purge_upto(&now, 2, RETENTION), None);
+        assert_eq!(purge_upto(&now, 2, 1_001), None);
+        assert_eq!(purge_upto(&now, 2, 0), None);
         now.snapshot = None;
-        assert_eq!(purge_upto(&now, 2, RETENTION), None);
+        assert_eq!(purge_upto(&now, 2, KEPT), None);
     }
 
     #[test]
     fn a_follower_keeps_some_log_for_others() {
         let mut now = leader(900_000, 900_100);
         now.state = ServerState::Follower;
-        assert_eq!(purge_upto(&now, FOLLOWER_SEGMENTS_MAX, RETENTION), None);
-        assert_eq!(purge_upto(&now, FOLLOWER_SEGMENTS_MAX + 1, RETENTION), Some(895_000));
+        assert_eq!(purge_upto(&now, FOLLOWER_SEGMENTS_MAX, KEPT), None);
+        assert_eq!(purge_upto(&now, FOLLOWER_SEGMENTS_MAX + 1, KEPT), Some(895_000));
     }
 
     #[test]
