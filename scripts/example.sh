@@ -3,8 +3,7 @@
 set -euo pipefail
 . scripts/env.sh
 name=$1
-cargo build --locked --bin conclave
-cargo build --locked -p conclave-client --example "$name"
+cargo build --locked --bin conclave --example "$name"
 log=$(mktemp)
 "$CARGO_TARGET_DIR/debug/conclave" dev --port 0 --peer-port 0 >"$log" 2>&1 &
 server=$!

@@ -16,6 +16,7 @@
 //! | [`watch`] | streams of changes |
 //! | [`lease`] | leases and the guard that keeps one alive |
 //! | [`config`] | live configuration: layers, validation, history |
+//! | [`balance`] | spreading calls over the instances of a service |
 //! | [`maintenance`] | members, status, alarms, and what operators do |
 //! | [`key`] | ranges of keys |
 //!
@@ -32,6 +33,7 @@
 //! ```
 
 mod backoff;
+pub mod balance;
 mod builder;
 mod client;
 pub mod config;

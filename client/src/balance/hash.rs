@@ -1,0 +1,142 @@
+//! Consistent hashing with bounded load.
+
+use std::sync::Arc;
+
+use super::{
+    Balancer,
+    node::Node,
+    snapshot::{Ctx, Pick, Snapshot, mix, unit},
+};
+
+/// A hash of what a call is about, the same in every process and release: FNV-1a, then mixed.
+#[must_use]
+pub fn hash(bytes: &[u8]) -> u64 {
+    let fold = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+    mix(bytes.iter().fold(0xcbf2_9ce4_8422_2325, fold))
+}
+
+/// Calls with the same [key](Ctx::key) go to the same instance, so that its caches serve, unless it
+/// has far more than its share of the calls in flight; then the key's next instance takes over.
+///
+/// Each key has an order of instances of its own (weighted rendezvous hashing): when an instance goes,
+/// only its keys move, and they spread over all others. Calls without a key go anywhere.
+#[derive(Debug, Clone, Copy)]
+pub struct ConsistentHash {
+    /// How much more than its share an instance may have.
+    overload: f64,
+}
+
+impl ConsistentHash {
+    /// With another limit: an instance may have `overload` times its share of the calls in flight,
+    /// at least 1.0. Default 1.25.
+    #[must_use]
+    pub fn with_overload(overload: f64) -> Self {
+        Self { overload: overload.max(1.0) }
+    }
+}
+
+impl Default for ConsistentHash {
+    fn default() -> Self {
+        Self { overload: 1.25 }
+    }
+}
+
+impl Balancer for ConsistentHash {
+    fn pick(&self, snapshot: &Snapshot, ctx: &Ctx<'_>) -> Option<Pick> {
+        let candidates = snapshot.candidates(ctx);
+        let key = ctx.key.unwrap_or(ctx.random);
+        let calls: u32 = candidates.iter().map(|node| node.in_flight()).sum();
+        let total: f64 = candidates.iter().map(|node| weight(node)).sum();
+        let has_room = |node: &&&Arc<Node>| {
+            let share = f64::from(calls.saturating_add(1)) * weight(node) / total;
+            f64::from(node.in_flight()) < (share * self.overload).ceil()
+        };
+        let best = candidates
+            .iter()
+            .filter(has_room)
+            .max_by(|a, b| score(key, a).total_cmp(&score(key, b)))?;
+        Some(Pick::new(best))
+    }
+}
+
+/// Keys do not move while an instance is eased in: they would move twice.
+fn weight(node: &Node) -> f64 {
+    f64::from(node.instance().weight)
+}
+
+/// The instance with the highest score gets the key: with a chance in proportion to its weight.
+fn score(key: u64, node: &Node) -> f64 {
+    let random = mix(key ^ hash(node.instance().id.as_bytes()));
+    // Not 0, whose logarithm is infinite.
+    weight(node) / -unit(random).max(f64::MIN_POSITIVE).ln()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, time::Instant};
+
+    use proptest::prelude::*;
+
+    use super::{super::snapshot::tests::snapshot, *};
+
+    fn owner(list: &Snapshot, key: u64, tried: &[String]) -> String {
+        let ctx = Ctx { key: Some(key), tried, ..Ctx::new(Instant::now(), 0) };
+        let pick = ConsistentHash::default().pick(list, &ctx).expect("a candidate");
+        pick.node.instance().id.clone()
+    }
+
+    proptest! {
+        /// When an instance goes, no key moves but its own.
+        #[test]
+        fn only_the_keys_of_the_missing_move(
+            weights in proptest::collection::vec(1_u32..200, 2..8),
+            keys in proptest::collection::vec(any::<u64>(), 1..50),
+            gone in any::<prop::sample::Index>(),
+        ) {
+            let list = snapshot(&weights, Instant::now());
+            let gone = gone.index(weights.len()).to_string();
+            for key in keys {
+                let before = owner(&list, key, &[]);
+                let after = owner(&list, key, std::slice::from_ref(&gone));
+                prop_assert_ne!(&after, &gone);
+                prop_assert!(before == gone || before == after);
+            }
+        }
+
+        /// Calls that never end never give an instance more than 1.25 times its share, rounded up.
+        #[test]
+        fn the_load_is_bounded(
+            weights in proptest::collection::vec(1_u32..5, 1..6),
+            keys in proptest::collection::vec(0_u64..3, 1..60),
+        ) {
+            let now = Instant::now();
+            let list = snapshot(&weights, now);
+            let total = f64::from(weights.iter().sum::<u32>());
+            let mut held = Vec::new();
+            for (calls, key) in (1_u32..).zip(keys) {
+                let ctx = Ctx { key: Some(key), ..Ctx::new(now, 0) };
+                let pick = ConsistentHash::default().pick(&list, &ctx).expect("somebody has room");
+                held.push(pick.node.enter());
+                let share = f64::from(calls) * f64::from(pick.node.instance().weight) / total;
+                prop_assert!(f64::from(pick.node.in_flight()) <= (share * 1.25).ceil());
+            }
+        }
+    }
+
+    #[test]
+    fn keys_are_spread_by_weight() {
+        let list = snapshot(&[100, 100, 200], Instant::now());
+        let mut counts: BTreeMap<String, u32> = BTreeMap::new();
+        for key in 0..40_000_u64 {
+            *counts.entry(owner(&list, hash(&key.to_be_bytes()), &[])).or_default() += 1;
+        }
+        for (id, expected) in [("0", 10_000), ("1", 10_000), ("2", 20_000_u32)] {
+            assert!(counts[id].abs_diff(expected) < 600, "{counts:?}");
+        }
+    }
+
+    #[test]
+    fn the_hash_never_changes() {
+        assert_eq!(hash(b""), 0xf52a_15e9_a9b5_e89b);
+    }
+}

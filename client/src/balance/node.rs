@@ -1,0 +1,325 @@
+//! One instance and what calls to it have taught.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use parking_lot::Mutex;
+
+use super::breaker::{Breaker, BreakerOptions, State};
+
+/// In this time a measured latency loses most of its weight.
+const LATENCY_DECAY: Duration = Duration::from_secs(10);
+/// What a call that failed is taken to have cost at least: an instance that fails fast must not
+/// look like one that answers fast.
+const FAILURE_COST: Duration = Duration::from_millis(500);
+/// Expected of an instance that has not been called yet.
+const LATENCY_UNKNOWN: Duration = Duration::from_millis(1);
+/// An instance begins with this share of its weight.
+const SLOW_START_MIN: f64 = 0.1;
+
+/// An instance of a service, as a registry lists it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Instance {
+    /// Tells it from others; what is known about an instance stays with its id and address.
+    pub id: String,
+    /// `host:port`, or `http://host:port`.
+    pub address: String,
+    /// How much it takes compared to others; 0 for nothing.
+    pub weight: u32,
+    /// Where it is; empty if that is not known.
+    pub zone: String,
+    /// Whether it shall get calls, by its own account or that of the registry.
+    pub is_healthy: bool,
+}
+
+impl Instance {
+    /// A healthy instance with weight 100 and no zone.
+    pub fn new(id: impl Into<String>, address: impl Into<String>) -> Self {
+        Self {
+            id: id.into(),
+            address: address.into(),
+            weight: 100,
+            zone: String::new(),
+            is_healthy: true,
+        }
+    }
+}
+
+/// How a call went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// The instance answered, also if the answer is that the request was wrong.
+    Success {
+        /// Until the answer began.
+        latency: Duration,
+    },
+    /// The instance could not serve.
+    Failure {
+        /// Until that was known.
+        latency: Duration,
+    },
+    /// No connection could be made, so nothing was sent.
+    NotSent,
+    /// The caller lost interest before there was an answer.
+    Canceled,
+}
+
+/// An instance and its record. It outlives changes of the list that do not concern it.
+#[derive(Debug)]
+pub struct Node {
+    instance: Instance,
+    in_flight: AtomicU32,
+    record: Mutex<Record>,
+}
+
+/// What changes with each call.
+#[derive(Debug, Clone)]
+struct Record {
+    breaker: Breaker,
+    latency: Option<Latency>,
+    /// Since when it takes calls without a break: it is eased in from there.
+    since: Instant,
+}
+
+/// A moving average that follows peaks at once and forgets them slowly.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Latency {
+    seconds: f64,
+    at: Instant,
+}
+
+impl Latency {
+    /// The average at `now` if a sample of `seconds` came in.
+    fn observe(self, seconds: f64, now: Instant) -> Self {
+        let current = self.at_time(now);
+        if seconds > current {
+            return Self { seconds, at: now };
+        }
+        let keep = self.keep(now);
+        Self { seconds: self.seconds * keep + seconds * (1.0 - keep), at: now }
+    }
+
+    /// Without calls it sinks, so that an instance that was slow once is tried again.
+    fn at_time(self, now: Instant) -> f64 {
+        self.seconds * self.keep(now)
+    }
+
+    fn keep(self, now: Instant) -> f64 {
+        let elapsed = now.saturating_duration_since(self.at);
+        (-elapsed.as_secs_f64() / LATENCY_DECAY.as_secs_f64()).exp()
+    }
+}
+
+impl Node {
+    /// A node that is eased in from `now` on.
+    #[must_use]
+    pub fn new(instance: Instance, now: Instant) -> Self {
+        let record = Record { breaker: Breaker::default(), latency: None, since: now };
+        Self { instance, in_flight: AtomicU32::new(0), record: Mutex::new(record) }
+    }
+
+    /// A node for a new entry of the list that goes on with this one's record; calls in flight stay
+    /// with the old one.
+    #[must_use]
+    pub fn renewed(&self, instance: Instance) -> Self {
+        let record = Mutex::new(self.record.lock().clone());
+        Self { instance, in_flight: AtomicU32::new(0), record }
+    }
+
+    /// The entry of the list.
+    #[must_use]
+    pub fn instance(&self) -> &Instance {
+        &self.instance
+    }
+
+    /// Calls that have begun and not ended.
+    #[must_use]
+    pub fn in_flight(&self) -> u32 {
+        self.in_flight.load(Ordering::Relaxed)
+    }
+
+    /// What its breaker lets through.
+    #[must_use]
+    pub fn state(&self, now: Instant) -> State {
+        self.record.lock().breaker.state(now)
+    }
+
+    /// Whether a call may go to it: it is healthy, has a weight, and its breaker lets a call through.
+    #[must_use]
+    pub fn is_available(&self, now: Instant) -> bool {
+        self.instance.is_healthy
+            && self.instance.weight > 0
+            && match self.state(now) {
+                State::Closed => true,
+                State::Open => false,
+                State::HalfOpen => self.in_flight() == 0,
+            }
+    }
+
+    /// Counts a call as in flight until what is returned is dropped.
+    #[must_use = "the call ends when this is dropped"]
+    pub fn enter(self: &Arc<Self>) -> InFlight {
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        InFlight(Arc::clone(self))
+    }
+
+    /// Takes note of how a call went. Says whether this opened its breaker.
+    pub fn done(&self, outcome: Outcome, options: &BreakerOptions, now: Instant) -> bool {
+        let mut record = self.record.lock();
+        let (cost, is_opened) = match outcome {
+            Outcome::Canceled => return false,
+            Outcome::Success { latency } => {
+                if record.breaker.succeeded(options, now) {
+                    record.since = now;
+                }
+                (latency, false)
+            }
+            Outcome::Failure { latency } => {
+                (latency.max(FAILURE_COST), record.breaker.failed(options, now))
+            }
+            Outcome::NotSent => {
+                let is_new = record.breaker.state(now) != State::Open;
+                if is_new {
+                    record.breaker.open(options, now);
+                }
+                (FAILURE_COST, is_new)
+            }
+        };
+        let seconds = cost.as_secs_f64();
+        record.latency = Some(match record.latency {
+            Some(latency) => latency.observe(seconds, now),
+            None => Latency { seconds, at: now },
+        });
+        is_opened
+    }
+
+    /// Seconds that a new call is expected to take, calls in flight and weight considered.
+    #[must_use]
+    pub fn cost(&self, slow_start: Duration, now: Instant) -> f64 {
+        let latency = self.record.lock().latency;
+        let seconds = latency.map_or(LATENCY_UNKNOWN.as_secs_f64(), |latency| latency.at_time(now));
+        // An instance without calls for long is not free: calls in flight must go on to count.
+        let seconds = seconds.max(LATENCY_UNKNOWN.as_secs_f64() / 1000.0);
+        seconds * f64::from(self.in_flight().saturating_add(1)) / self.weight(slow_start, now)
+    }
+
+    /// Its weight at this time: it grows to the full one while the instance is eased in. Never 0.
+    #[must_use]
+    pub fn weight(&self, slow_start: Duration, now: Instant) -> f64 {
+        f64::from(self.instance.weight.max(1)) * self.warmth(slow_start, now)
+    }
+
+    /// How far it is eased in, from 0.1 to 1.
+    #[must_use]
+    pub fn warmth(&self, slow_start: Duration, now: Instant) -> f64 {
+        let elapsed = now.saturating_duration_since(self.record.lock().since);
+        if elapsed >= slow_start {
+            return 1.0;
+        }
+        (elapsed.as_secs_f64() / slow_start.as_secs_f64()).max(SLOW_START_MIN)
+    }
+}
+
+/// A call in flight; see [`Node::enter`].
+#[derive(Debug)]
+pub struct InFlight(Arc<Node>);
+
+impl InFlight {
+    /// The node it goes to.
+    #[must_use]
+    pub fn node(&self) -> &Arc<Node> {
+        &self.0
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn success(ms: u64) -> Outcome {
+        Outcome::Success { latency: Duration::from_millis(ms) }
+    }
+
+    #[test]
+    fn peaks_count_at_once_and_are_forgotten_slowly() {
+        let start = Instant::now();
+        let node = Node::new(Instance::new("a", "a:1"), start);
+        let options = BreakerOptions::default();
+        let cost = |now| (node.cost(Duration::ZERO, now) * 100.0 * 1000.0).round();
+        node.done(success(10), &options, start);
+        assert_eq!(cost(start), 10.0);
+        node.done(success(1000), &options, start);
+        assert_eq!(cost(start), 1000.0);
+        let later = start + LATENCY_DECAY;
+        node.done(success(10), &options, later);
+        assert!((300.0..450.0).contains(&cost(later)), "{}", cost(later));
+    }
+
+    #[test]
+    fn failing_fast_is_not_being_fast() {
+        let now = Instant::now();
+        let options = BreakerOptions::default();
+        let [fast, broken] = ["a", "b"].map(|id| Node::new(Instance::new(id, "x:1"), now));
+        fast.done(success(100), &options, now);
+        broken.done(Outcome::Failure { latency: Duration::from_millis(1) }, &options, now);
+        assert!(broken.cost(Duration::ZERO, now) > fast.cost(Duration::ZERO, now));
+    }
+
+    #[test]
+    fn a_half_open_breaker_lets_one_call_through() {
+        let now = Instant::now();
+        let options = BreakerOptions::default();
+        let node = Arc::new(Node::new(Instance::new("a", "a:1"), now));
+        assert!(node.done(Outcome::NotSent, &options, now));
+        assert!(!node.is_available(now));
+        let later = now + options.open_min;
+        assert!(node.is_available(later));
+        let call = node.enter();
+        assert!(!node.is_available(later));
+        drop(call);
+        node.done(success(1), &options, later);
+        assert!(node.is_available(later));
+        let slow_start = Duration::from_secs(10);
+        assert_eq!(node.warmth(slow_start, later), SLOW_START_MIN, "it is eased in again");
+        assert_eq!(node.warmth(slow_start, later + slow_start / 2), 0.5);
+        assert_eq!(node.warmth(slow_start, later + slow_start), 1.0);
+    }
+
+    proptest! {
+        /// The average is never above the highest sample nor, right after a sample, below the lowest
+        /// that could remain of it.
+        #[test]
+        fn the_average_stays_within_the_samples(
+            samples in proptest::collection::vec((1_u64..5000, 0_u64..20_000), 1..50),
+        ) {
+            let mut now = Instant::now();
+            let mut latency: Option<Latency> = None;
+            let mut highest = 0.0_f64;
+            for (sample_ms, pause_ms) in samples {
+                now += Duration::from_millis(pause_ms);
+                let seconds = Duration::from_millis(sample_ms).as_secs_f64();
+                highest = highest.max(seconds);
+                let next = match latency {
+                    Some(latency) => latency.observe(seconds, now),
+                    None => Latency { seconds, at: now },
+                };
+                prop_assert!(next.seconds <= highest + 1e-9);
+                prop_assert!(next.seconds >= seconds - 1e-9, "a sample is never underestimated");
+                latency = Some(next);
+            }
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! The instances a policy chooses from, and the circumstances of a call.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use super::node::Node;
+
+/// How the health of a list is judged.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SnapshotOptions {
+    /// If less than this share of the instances, in percent, is available, all of them are candidates.
+    pub panic_percent: u32,
+    /// If less than this share of the own zone, in percent, is available, other zones help.
+    pub zone_percent: u32,
+    /// How long an instance is eased in after it appeared or recovered.
+    pub slow_start: Duration,
+}
+
+impl Default for SnapshotOptions {
+    fn default() -> Self {
+        Self { panic_percent: 50, zone_percent: 70, slow_start: Duration::from_secs(10) }
+    }
+}
+
+/// The circumstances of a call. Time and chance come from outside, so that a choice can be repeated.
+#[derive(Debug, Clone, Copy)]
+pub struct Ctx<'a> {
+    /// The time.
+    pub now: Instant,
+    /// A random number.
+    pub random: u64,
+    /// What the call is about, [hashed](super::hash), for policies that keep calls about the same
+    /// thing together.
+    pub key: Option<u64>,
+    /// The ids of instances that have failed this call already.
+    pub tried: &'a [String],
+}
+
+impl Ctx<'_> {
+    /// A call without a key that has not been tried yet.
+    #[must_use]
+    pub fn new(now: Instant, random: u64) -> Self {
+        Self { now, random, key: None, tried: &[] }
+    }
+
+    /// Random numbers that follow from the one in here.
+    pub(super) fn dice(&self) -> Dice {
+        Dice(self.random)
+    }
+}
+
+/// SplitMix64, <https://prng.di.unimi.it/splitmix64.c>: enough for spreading load.
+pub(super) struct Dice(u64);
+
+impl Dice {
+    pub(super) fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        mix(self.0)
+    }
+
+    /// A number below `end`, which is not 0.
+    pub(super) fn below(&mut self, end: usize) -> usize {
+        let wide = u128::from(self.next()) * (end as u128);
+        usize::try_from(wide >> 64).expect("invariant: less than `end`, which is a usize")
+    }
+
+    /// A number from 0 to below 1.
+    pub(super) fn unit(&mut self) -> f64 {
+        unit(self.next())
+    }
+}
+
+/// Makes every bit of the result depend on every bit of `value`.
+pub(super) fn mix(value: u64) -> u64 {
+    let value = (value ^ (value >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let value = (value ^ (value >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    value ^ (value >> 31)
+}
+
+/// A random number as one from 0 to below 1, by its upper 53 bits.
+pub(super) fn unit(random: u64) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "53 bits fit")]
+    let upper = (random >> 11) as f64;
+    upper / 9_007_199_254_740_992.0
+}
+
+/// What a policy decided.
+#[derive(Debug, Clone)]
+pub struct Pick {
+    /// The instance for the call.
+    pub node: Arc<Node>,
+}
+
+impl Pick {
+    /// Decides for a node.
+    #[must_use]
+    pub fn new(node: &Arc<Node>) -> Self {
+        Self { node: Arc::clone(node) }
+    }
+}
+
+/// The instances of a service at one moment.
+#[derive(Debug, Clone, Default)]
+pub struct Snapshot {
+    nodes: Vec<Arc<Node>>,
+    options: SnapshotOptions,
+}
+
+impl Snapshot {
+    /// A list and how to judge it.
+    #[must_use]
+    pub fn new(nodes: Vec<Arc<Node>>, options: SnapshotOptions) -> Self {
+        Self { nodes, options }
+    }
+
+    /// All instances, whatever their state.
+    #[must_use]
+    pub fn nodes(&self) -> &[Arc<Node>] {
+        &self.nodes
+    }
+
+    /// How the list is judged.
+    #[must_use]
+    pub fn options(&self) -> &SnapshotOptions {
+        &self.options
+    }
+
+    /// The instances that the call may go to: those available that it has not been tried on. In panic
+    /// mode also those that are not available; never those of weight 0.
+    #[must_use]
+    pub fn candidates(&self, ctx: &Ctx<'_>) -> Vec<&Arc<Node>> {
+        let is_panic = self.is_panic(ctx.now);
+        let is_candidate = |node: &&Arc<Node>| {
+            let instance = node.instance();
+            !ctx.tried.contains(&instance.id)
+                && instance.weight > 0
+                && (is_panic || node.is_available(ctx.now))
+        };
+        self.nodes.iter().filter(is_candidate).collect()
+    }
+
+    /// Whether so few instances are available that none of what is said about them is trusted.
+    #[must_use]
+    pub fn is_panic(&self, now: Instant) -> bool {
+        !self.has_share(self.options.panic_percent, now)
+    }
+
+    /// Whether at least this share of those with a weight is available.
+    pub(super) fn has_share(&self, percent: u32, now: Instant) -> bool {
+        let weighty = self.nodes.iter().filter(|node| node.instance().weight > 0);
+        let (mut count, mut available) = (0_usize, 0_usize);
+        for node in weighty {
+            count += 1;
+            available += usize::from(node.is_available(now));
+        }
+        available * 100 >= count * percent as usize
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::balance::{BreakerOptions, Instance, Outcome};
+
+    /// Instances `0`, `1`, ... with these weights that are not eased in.
+    pub(in crate::balance) fn snapshot(weights: &[u32], now: Instant) -> Snapshot {
+        let node = |(id, weight): (usize, &u32)| {
+            let instance = Instance::new(id.to_string(), format!("h{id}:1"));
+            Arc::new(Node::new(Instance { weight: *weight, ..instance }, now))
+        };
+        let nodes = weights.iter().enumerate().map(node).collect();
+        let slow_start = Duration::ZERO;
+        Snapshot::new(nodes, SnapshotOptions { slow_start, ..SnapshotOptions::default() })
+    }
+
+    #[test]
+    fn when_most_are_unwell_all_are_candidates() {
+        let now = Instant::now();
+        let list = snapshot(&[100, 100, 100, 0], now);
+        let count = |tried: &[String]| list.candidates(&Ctx { tried, ..Ctx::new(now, 0) }).len();
+        assert_eq!(count(&[]), 3);
+        list.nodes()[0].done(Outcome::NotSent, &BreakerOptions::default(), now);
+        assert_eq!(count(&[]), 2);
+        assert_eq!(count(&["1".to_owned()]), 1);
+        list.nodes()[1].done(Outcome::NotSent, &BreakerOptions::default(), now);
+        assert!(list.is_panic(now));
+        assert_eq!(count(&[]), 3, "but not the one of weight 0");
+        assert_eq!(count(&["0".to_owned(), "1".to_owned(), "2".to_owned()]), 0);
+        assert!(!Snapshot::default().is_panic(now));
+    }
+
+    proptest! {
+        #[test]
+        fn dice_stay_below(random in any::<u64>(), end in 1_usize..1000) {
+            let mut dice = Dice(random);
+            for _ in 0..20 {
+                prop_assert!(dice.below(end) < end);
+                let unit = dice.unit();
+                prop_assert!((0.0..1.0).contains(&unit));
+            }
+        }
+    }
+}
