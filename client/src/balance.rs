@@ -24,7 +24,9 @@
 //! with one call, then eased in. If too many are unwell the list is not trusted: calls go to all of
 //! them again (panic mode), because an outage of what reports health is likelier than one of all.
 
+mod attempt;
 mod breaker;
+mod channel;
 mod hash;
 mod node;
 mod policy;
@@ -35,8 +37,9 @@ use std::fmt::Debug;
 
 pub use self::{
     breaker::{Breaker, BreakerOptions, State},
+    channel::{BalancedChannel, ChannelBuilder, RouteKey, Serving},
     hash::{ConsistentHash, hash},
-    node::{Instance, Node, Outcome},
+    node::{InFlight, Instance, Node, Outcome},
     policy::{LeastRequests, PeakEwma, Random, RoundRobin, Weighted},
     snapshot::{Ctx, Pick, Snapshot, SnapshotOptions},
     zone::ZoneFirst,

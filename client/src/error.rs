@@ -176,9 +176,9 @@ fn out_of_range(status: Status) -> Error {
     }
 }
 
-/// A request that failed while its connection was being made has not left this process.
-fn never_sent(status: &Status) -> bool {
-    let mut cause = status.source();
+/// Whether the request failed while its connection was being made, and so has not left this process.
+pub(crate) fn never_sent(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut cause = Some(error);
     while let Some(error) = cause {
         if error.is::<ConnectError>() {
             return true;

@@ -1,5 +1,6 @@
 //! The client against real servers.
 
+mod balance;
 mod config;
 mod example;
 mod fail_over;

@@ -1,0 +1,385 @@
+//! A channel that spreads its calls over the instances of a service.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::{Duration, Instant},
+};
+
+use futures::{Stream, StreamExt};
+use parking_lot::Mutex;
+use tokio::{sync::watch, time::timeout_at};
+use tokio_util::task::AbortOnDropHandle;
+use tonic::{
+    Status,
+    body::Body,
+    transport::{Channel, Endpoint},
+};
+use tower::Service;
+
+use super::{
+    Balancer, PeakEwma,
+    attempt::{Attempt, Resend},
+    breaker::BreakerOptions,
+    hash::hash,
+    node::{Instance, Node},
+    snapshot::{Ctx, Snapshot, SnapshotOptions},
+};
+use crate::error::never_sent;
+
+/// Instances that one call is tried on, as long as none of them could be connected to.
+const TRIES_MAX: usize = 5;
+/// Instances of one service that are used; a longer list is cut off. Each costs a task.
+const INSTANCES_MAX: usize = 4096;
+
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// Put into a request's extensions, tells [`ConsistentHash`](super::ConsistentHash) what the call is
+/// about.
+///
+/// ```
+/// use conclave_client::balance::RouteKey;
+///
+/// let mut request = tonic::Request::new(());
+/// request.extensions_mut().insert(RouteKey::of(b"user-17"));
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RouteKey(pub u64);
+
+impl RouteKey {
+    /// The key for what these bytes name.
+    #[must_use]
+    pub fn of(name: &[u8]) -> Self {
+        Self(hash(name))
+    }
+}
+
+/// Configures a [`BalancedChannel`].
+#[derive(Debug)]
+#[must_use = "a builder does nothing until it is given instances"]
+pub struct ChannelBuilder {
+    policy: Arc<dyn Balancer>,
+    snapshot: SnapshotOptions,
+    breaker: BreakerOptions,
+    connect_timeout: Duration,
+    timeout: Duration,
+}
+
+impl ChannelBuilder {
+    /// Chooses instances by another policy than [`PeakEwma`].
+    pub fn policy(mut self, policy: impl Balancer + 'static) -> Self {
+        self.policy = Arc::new(policy);
+        self
+    }
+
+    /// How the health of the list is judged, and how long an instance is eased in.
+    pub fn snapshot(mut self, options: SnapshotOptions) -> Self {
+        self.snapshot = options;
+        self
+    }
+
+    /// When an instance is left alone.
+    pub fn breaker(mut self, options: BreakerOptions) -> Self {
+        self.breaker = options;
+        self
+    }
+
+    /// Time allowed for making one connection. Default 2 s.
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// Time allowed for each call until its answer begins, for finding an instance, too. Default
+    /// 10 s. A call may set a shorter one ([`tonic::Request::set_timeout`]), which counts from when an
+    /// instance was found.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = timeout;
+        self
+    }
+
+    /// A channel to whatever `list` holds, from its present value on. Call it inside a tokio runtime.
+    pub fn watch(self, list: watch::Receiver<Vec<Instance>>) -> BalancedChannel {
+        self.build(list, None)
+    }
+
+    /// A channel to the instances that `lists` yielded last. Until the first list comes, calls wait
+    /// for it. Call it inside a tokio runtime.
+    pub fn follow(
+        self,
+        lists: impl Stream<Item = Vec<Instance>> + Send + 'static,
+    ) -> BalancedChannel {
+        let (sender, list) = watch::channel(Vec::new());
+        let feed = async move {
+            let mut lists = std::pin::pin!(lists);
+            while let Some(list) = lists.next().await {
+                sender.send_replace(list);
+            }
+        };
+        let feed = AbortOnDropHandle::new(tokio::spawn(feed));
+        self.build(list, Some(feed))
+    }
+
+    fn build(
+        self,
+        list: watch::Receiver<Vec<Instance>>,
+        feed: Option<AbortOnDropHandle<()>>,
+    ) -> BalancedChannel {
+        let table = Table::default();
+        let mut source = Source { list, table: Arc::new(table), is_kept: false };
+        source.take(&self);
+        let shared = Shared { options: self, source: Mutex::new(source), _feed: feed };
+        BalancedChannel { shared: Arc::new(shared) }
+    }
+}
+
+/// A channel for generated clients that spreads its calls over the instances of a service.
+///
+/// A call that failed because no connection could be made has not left this process, so it is tried
+/// on other instances; nothing else is ever sent twice. Who watches the list of instances may fall
+/// silent or list nothing: the last good list stays in use, and [`BalancedChannel::serving`] says so.
+/// Cloning is cheap and shares everything.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+/// use conclave_client::balance::{BalancedChannel, Instance};
+/// use conclave_client::pb::{RangeRequest, kv_client::KvClient};
+///
+/// let list = vec![Instance::new("a", "10.0.0.1:80"), Instance::new("b", "10.0.0.2:80")];
+/// let (lists, receiver) = tokio::sync::watch::channel(list);
+/// let channel = BalancedChannel::builder().watch(receiver);
+/// let mut kv = KvClient::new(channel);
+/// kv.range(RangeRequest::default()).await?;
+/// lists.send(vec![Instance::new("b", "10.0.0.2:80")])?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct BalancedChannel {
+    shared: Arc<Shared>,
+}
+
+/// What a channel works with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Serving {
+    /// The instances that calls may go to.
+    pub instances: Vec<Instance>,
+    /// Whether these are older than what was heard last: that was an empty list, or nothing will be
+    /// heard any more.
+    pub is_kept: bool,
+}
+
+struct Shared {
+    options: ChannelBuilder,
+    source: Mutex<Source>,
+    _feed: Option<AbortOnDropHandle<()>>,
+}
+
+/// Where lists come from, and what was made of the last good one.
+struct Source {
+    list: watch::Receiver<Vec<Instance>>,
+    table: Arc<Table>,
+    is_kept: bool,
+}
+
+/// Instances and their channels.
+#[derive(Debug, Default)]
+struct Table {
+    snapshot: Snapshot,
+    channels: BTreeMap<String, Channel>,
+}
+
+impl BalancedChannel {
+    /// Starts to configure a channel.
+    pub fn builder() -> ChannelBuilder {
+        ChannelBuilder {
+            policy: Arc::new(PeakEwma),
+            snapshot: SnapshotOptions::default(),
+            breaker: BreakerOptions::default(),
+            connect_timeout: Duration::from_secs(2),
+            timeout: Duration::from_secs(10),
+        }
+    }
+
+    /// What it works with at present.
+    #[must_use]
+    pub fn serving(&self) -> Serving {
+        let table = self.shared.table();
+        let nodes = table.snapshot.nodes().iter();
+        let instances = nodes.map(|node| node.instance().clone()).collect();
+        let source = self.shared.source.lock();
+        Serving { instances, is_kept: source.is_kept || source.list.has_changed().is_err() }
+    }
+
+    /// The instances with what is known about them.
+    #[must_use]
+    pub fn snapshot(&self) -> Snapshot {
+        self.shared.table().snapshot.clone()
+    }
+}
+
+impl fmt::Debug for BalancedChannel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BalancedChannel").field("serving", &self.serving()).finish()
+    }
+}
+
+impl Service<http::Request<Body>> for BalancedChannel {
+    type Response = http::Response<Body>;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        // Which instance has to be ready is not known before the call.
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let shared = Arc::clone(&self.shared);
+        Box::pin(async move {
+            let limit = shared.options.timeout;
+            let deadline = Instant::now() + limit;
+            match timeout_at(deadline.into(), shared.route(request, deadline)).await {
+                Ok(answer) => answer,
+                Err(_elapsed) => {
+                    let reason = format!("no answer within {limit:?}");
+                    Err(Status::deadline_exceeded(reason).into())
+                }
+            }
+        })
+    }
+}
+
+impl Shared {
+    /// Sends a call to instances until one could be connected to.
+    async fn route(
+        &self,
+        request: http::Request<Body>,
+        deadline: Instant,
+    ) -> Result<http::Response<Body>, BoxError> {
+        let table = self.filled_table().await?;
+        let (parts, body) = request.into_parts();
+        let key = parts.extensions.get::<RouteKey>().map(|key| key.0);
+        let body = Resend::new(body);
+        let mut tried = Vec::new();
+        let mut failure: BoxError = Status::unavailable("no instance takes calls").into();
+        while tried.len() < TRIES_MAX {
+            let ctx = Ctx { now: Instant::now(), random: rand::random(), key, tried: &tried };
+            let Some(pick) = self.options.policy.pick(&table.snapshot, &ctx) else { break };
+            let id = pick.node.instance().id.clone();
+            let Some(mut channel) = table.channels.get(&id).cloned() else {
+                let reason = format!("the policy chose {id}, which is not in the list");
+                return Err(Status::internal(reason).into());
+            };
+            let Self { options, .. } = self;
+            let attempt = Attempt::begin(pick, &options.policy, options.breaker, deadline);
+            let request = http::Request::from_parts(parts.clone(), body.handle());
+            let sent = async {
+                std::future::poll_fn(|cx| channel.poll_ready(cx)).await?;
+                channel.call(request).await
+            };
+            match sent.await {
+                Ok(response) => return Ok(attempt.answered(response)),
+                Err(error) => {
+                    let is_sent = !never_sent(&error) || body.is_touched();
+                    tracing::debug!(instance = id, %error, is_sent, "call failed");
+                    attempt.failed(is_sent);
+                    if is_sent {
+                        return Err(error.into());
+                    }
+                    failure = error.into();
+                    tried.push(id);
+                }
+            }
+        }
+        Err(failure)
+    }
+
+    /// The table, once there is an instance in it.
+    async fn filled_table(&self) -> Result<Arc<Table>, BoxError> {
+        let mut list = self.source.lock().list.clone();
+        loop {
+            let table = self.table();
+            if !table.snapshot.nodes().is_empty() {
+                return Ok(table);
+            }
+            if list.wait_for(|list| !list.is_empty()).await.is_err() {
+                return Err(Status::unavailable("no instance is known").into());
+            }
+            // A list of nothing but unusable addresses must not make this a busy loop.
+            if self.table().snapshot.nodes().is_empty() && list.changed().await.is_err() {
+                return Err(Status::unavailable("no instance can be used").into());
+            }
+        }
+    }
+
+    fn table(&self) -> Arc<Table> {
+        let mut source = self.source.lock();
+        // Asked of the value, not of the channel: the last list counts also when nobody sends any more.
+        let is_new = source.list.borrow().has_changed();
+        if is_new {
+            source.take(&self.options);
+        }
+        Arc::clone(&source.table)
+    }
+}
+
+impl Source {
+    /// Takes the newest list, unless it is empty.
+    fn take(&mut self, options: &ChannelBuilder) {
+        let list = self.list.borrow_and_update().clone();
+        self.is_kept = list.is_empty() && !self.table.snapshot.nodes().is_empty();
+        if self.is_kept {
+            tracing::warn!("the list of instances is empty: going on with the last one");
+        } else {
+            self.table = Arc::new(self.table.renewed(list, options));
+        }
+    }
+}
+
+impl Table {
+    /// A table for a new list. What is known about instances that stay is kept, and so are their
+    /// connections. Calls to those that go are not broken off.
+    fn renewed(&self, list: Vec<Instance>, options: &ChannelBuilder) -> Self {
+        let now = Instant::now();
+        let old: BTreeMap<&str, &Arc<Node>> =
+            self.snapshot.nodes().iter().map(|node| (node.instance().id.as_str(), node)).collect();
+        let mut nodes = BTreeMap::new();
+        let mut channels = BTreeMap::new();
+        for instance in list.into_iter().take(INSTANCES_MAX) {
+            let id = instance.id.clone();
+            let known = old
+                .get(id.as_str())
+                .filter(|node| node.instance().address == instance.address)
+                .and_then(|node| Some((*node, self.channels.get(&id)?)));
+            let (node, channel) = match known {
+                Some((node, channel)) if *node.instance() == instance => {
+                    (Arc::clone(node), channel.clone())
+                }
+                Some((node, channel)) => (Arc::new(node.renewed(instance)), channel.clone()),
+                None => match connect(&instance, options.connect_timeout) {
+                    Ok(channel) => (Arc::new(Node::new(instance, now)), channel),
+                    Err(error) => {
+                        tracing::warn!(instance = id, %error, "unusable address");
+                        continue;
+                    }
+                },
+            };
+            nodes.insert(id.clone(), node);
+            channels.insert(id, channel);
+        }
+        let snapshot = Snapshot::new(nodes.into_values().collect(), options.snapshot);
+        Self { snapshot, channels }
+    }
+}
+
+/// A channel that connects on first use.
+fn connect(instance: &Instance, timeout: Duration) -> Result<Channel, tonic::transport::Error> {
+    let address = &instance.address;
+    let url = if address.contains("://") { address.clone() } else { format!("http://{address}") };
+    let endpoint = Endpoint::from_shared(url)?;
+    Ok(endpoint.connect_timeout(timeout).tcp_nodelay(true).connect_lazy())
+}

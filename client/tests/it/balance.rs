@@ -1,0 +1,379 @@
+//! Calls spread over real gRPC servers, while some of them come and go.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use conclave_client::{
+    balance::{
+        BalancedChannel, Balancer, BreakerOptions, ConsistentHash, Ctx, Instance, Node, Pick,
+        RoundRobin, RouteKey, Snapshot, SnapshotOptions,
+    },
+    mvccpb::KeyValue,
+    pb::{
+        CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest,
+        PutResponse, RangeRequest, RangeResponse, RangeStreamResponse, TxnRequest, TxnResponse,
+        kv_client::KvClient,
+        kv_server::{Kv, KvServer},
+    },
+};
+use tokio::{
+    net::{TcpListener, TcpSocket, TcpStream},
+    runtime::Runtime,
+    sync::watch,
+    task::JoinSet,
+    time::{Instant, timeout},
+};
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{Code, Request, Response, Status};
+
+use crate::{eventually, server::free_port};
+
+/// Answers every range with its own name; everything else is not offered.
+struct Named {
+    name: String,
+    is_failing: Arc<AtomicBool>,
+}
+
+#[tonic::async_trait]
+impl Kv for Named {
+    async fn range(&self, _: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
+        if self.is_failing.load(Ordering::Relaxed) {
+            return Err(Status::unavailable("out of order"));
+        }
+        let kv = KeyValue { key: Bytes::from(self.name.clone()), ..KeyValue::default() };
+        Ok(Response::new(RangeResponse { kvs: vec![kv], ..RangeResponse::default() }))
+    }
+
+    type RangeStreamStream = futures::stream::Empty<Result<RangeStreamResponse, Status>>;
+
+    async fn range_stream(
+        &self,
+        _: Request<RangeRequest>,
+    ) -> Result<Response<Self::RangeStreamStream>, Status> {
+        Err(Status::unimplemented("range stream"))
+    }
+
+    async fn put(&self, _: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
+        // Longer than any test waits.
+        std::future::pending().await
+    }
+
+    async fn delete_range(
+        &self,
+        _: Request<DeleteRangeRequest>,
+    ) -> Result<Response<DeleteRangeResponse>, Status> {
+        Err(Status::unimplemented("delete"))
+    }
+
+    async fn txn(&self, _: Request<TxnRequest>) -> Result<Response<TxnResponse>, Status> {
+        Err(Status::unimplemented("txn"))
+    }
+
+    async fn compact(
+        &self,
+        _: Request<CompactionRequest>,
+    ) -> Result<Response<CompactionResponse>, Status> {
+        Err(Status::unimplemented("compact"))
+    }
+}
+
+/// A server with a runtime of its own, so that it can be ended with all its connections.
+struct Backend {
+    name: String,
+    address: SocketAddr,
+    is_failing: Arc<AtomicBool>,
+    runtime: Option<Runtime>,
+}
+
+impl Backend {
+    fn start(name: &str) -> Self {
+        let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let is_failing = Arc::default();
+        let mut backend = Self { name: name.to_owned(), address, is_failing, runtime: None };
+        backend.serve();
+        backend
+    }
+
+    fn serve(&mut self) {
+        let builder = &mut tokio::runtime::Builder::new_multi_thread();
+        let runtime = builder.worker_threads(1).enable_all().build().expect("a runtime");
+        let listener = std::net::TcpListener::bind(self.address).expect("the port is free");
+        listener.set_nonblocking(true).expect("non-blocking");
+        let named = Named { name: self.name.clone(), is_failing: Arc::clone(&self.is_failing) };
+        runtime.spawn(async move {
+            let incoming = TcpListenerStream::new(TcpListener::from_std(listener).expect("tokio"));
+            let server = tonic::transport::Server::builder().add_service(KvServer::new(named));
+            server.serve_with_incoming(incoming).await.expect("it serves");
+        });
+        self.runtime = Some(runtime);
+    }
+
+    fn kill(&mut self) {
+        self.runtime.take().expect("it runs").shutdown_background();
+    }
+
+    fn instance(&self) -> Instance {
+        Instance::new(&self.name, self.address.to_string())
+    }
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+fn backends() -> Vec<Backend> {
+    ["a", "b", "c"].map(Backend::start).into()
+}
+
+fn instances(backends: &[Backend]) -> Vec<Instance> {
+    backends.iter().map(Backend::instance).collect()
+}
+
+/// Who answers a call.
+async fn call(channel: &BalancedChannel) -> Result<String, Status> {
+    call_about(channel, None).await
+}
+
+async fn call_about(channel: &BalancedChannel, key: Option<&str>) -> Result<String, Status> {
+    let mut request = Request::new(RangeRequest::default());
+    if let Some(key) = key {
+        request.extensions_mut().insert(RouteKey::of(key.as_bytes()));
+    }
+    let answer = KvClient::new(channel.clone()).range(request).await?.into_inner();
+    Ok(String::from_utf8_lossy(&answer.kvs[0].key).into_owned())
+}
+
+async fn counts(channel: &BalancedChannel, calls: usize) -> BTreeMap<String, usize> {
+    let mut counts = BTreeMap::new();
+    for _ in 0..calls {
+        *counts.entry(call(channel).await.expect("an answer")).or_default() += 1;
+    }
+    counts
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killing_one_of_three_costs_only_the_calls_in_flight_on_it() {
+    const WORKERS: usize = 8;
+    let mut backends = backends();
+    let (_lists, list) = watch::channel(instances(&backends));
+    let options = SnapshotOptions { slow_start: Duration::ZERO, ..SnapshotOptions::default() };
+    let open_max = Duration::from_secs(2);
+    let breaker = BreakerOptions { open_max, ..BreakerOptions::default() };
+    let channel = BalancedChannel::builder().snapshot(options).breaker(breaker).watch(list);
+    let is_over = Arc::new(AtomicBool::new(false));
+    let mut workers = JoinSet::new();
+    for _ in 0..WORKERS {
+        let (channel, is_over) = (channel.clone(), Arc::clone(&is_over));
+        workers.spawn(async move {
+            let (mut calls, mut failures) = (0_usize, Vec::new());
+            while !is_over.load(Ordering::Relaxed) {
+                calls += 1;
+                if let Err(error) = call(&channel).await {
+                    failures.push(error);
+                }
+            }
+            (calls, failures)
+        });
+    }
+    let wait = async |name: &str, is_expected: bool| {
+        eventually("the calls follow", async || {
+            let mut is_seen = false;
+            for _ in 0..50 {
+                // The workers count failures.
+                is_seen |= call(&channel).await.is_ok_and(|answered| answered == name);
+            }
+            (is_seen == is_expected).then_some(())
+        })
+        .await;
+    };
+    wait("b", true).await;
+    backends[1].kill();
+    wait("b", false).await;
+    backends[1].serve();
+    wait("b", true).await;
+    is_over.store(true, Ordering::Relaxed);
+    let (mut total, mut failed) = (0, 0);
+    while let Some(worker) = workers.join_next().await {
+        let (calls, failures) = worker.expect("no panic");
+        total += calls;
+        failed += failures.len();
+        // One call in flight when the server went, and perhaps one on a connection that the dying
+        // listener still took.
+        assert!(failures.len() <= 2, "{failures:?}");
+    }
+    assert!(total > 100 && failed <= 2 * WORKERS, "{failed} of {total} failed");
+}
+
+#[tokio::test]
+async fn the_last_good_list_stays_in_use() {
+    let backends = backends();
+    let channel = {
+        let (lists, list) = watch::channel(Vec::new());
+        let channel = BalancedChannel::builder().policy(RoundRobin::default()).watch(list);
+        let early = tokio::spawn({
+            let channel = channel.clone();
+            async move { call(&channel).await }
+        });
+        lists.send(instances(&backends)).expect("a receiver");
+        early.await.expect("no panic").expect("a call waits for the first list");
+        assert_eq!(counts(&channel, 30).await.len(), 3);
+        assert!(!channel.serving().is_kept);
+
+        lists.send(instances(&backends[..2])).expect("a receiver");
+        assert_eq!(counts(&channel, 30).await.keys().collect::<Vec<_>>(), ["a", "b"]);
+        lists.send(Vec::new()).expect("a receiver");
+        assert_eq!(counts(&channel, 30).await.len(), 2);
+        assert!(channel.serving().is_kept, "an empty list is not believed");
+        lists.send(instances(&backends[1..])).expect("a receiver");
+        assert_eq!(counts(&channel, 30).await.keys().collect::<Vec<_>>(), ["b", "c"]);
+        assert!(!channel.serving().is_kept);
+        channel
+    };
+    assert_eq!(counts(&channel, 30).await.len(), 2);
+    assert!(channel.serving().is_kept, "nobody feeds it any more");
+
+    let list = instances(&backends);
+    let stream = futures::stream::iter([Vec::new(), list]);
+    let channel = BalancedChannel::builder().follow(stream);
+    assert!(counts(&channel, 60).await.len() > 1);
+}
+
+#[tokio::test]
+async fn who_keeps_failing_is_left_alone_and_comes_back() {
+    let backends = backends();
+    let (_lists, list) = watch::channel(instances(&backends));
+    let options = SnapshotOptions { slow_start: Duration::ZERO, ..SnapshotOptions::default() };
+    let open_min = Duration::from_millis(300);
+    let breaker = BreakerOptions { open_min, ..BreakerOptions::default() };
+    let builder = BalancedChannel::builder().policy(RoundRobin::default()).snapshot(options);
+    let channel = builder.breaker(breaker).watch(list);
+    backends[0].is_failing.store(true, Ordering::Relaxed);
+    let mut failures = 0;
+    for _ in 0..60 {
+        failures += usize::from(call(&channel).await.is_err());
+    }
+    // Without a breaker it would be each third. On a slow machine it is tried again meanwhile.
+    assert!((1..15).contains(&failures), "{failures} of 60 calls failed");
+    backends[0].is_failing.store(false, Ordering::Relaxed);
+    eventually("it is used again", async || {
+        call(&channel).await.is_ok_and(|name| name == "a").then_some(())
+    })
+    .await;
+    assert_eq!(counts(&channel, 30).await["a"], 10);
+}
+
+#[tokio::test]
+async fn calls_about_the_same_thing_go_to_the_same_instance() {
+    let backends = backends();
+    let (lists, list) = watch::channel(instances(&backends));
+    let channel = BalancedChannel::builder().policy(ConsistentHash::default()).watch(list);
+    let mut owners = BTreeMap::new();
+    for round in 0..3 {
+        for key in 0..20 {
+            let key = format!("user-{key}");
+            let name = call_about(&channel, Some(&key)).await.expect("an answer");
+            assert_eq!(*owners.entry(key).or_insert_with(|| name.clone()), name, "round {round}");
+        }
+    }
+    assert!(owners.values().any(|name| name == "a") && owners.values().any(|name| name == "b"));
+    lists.send(instances(&backends[1..])).expect("a receiver");
+    for (key, owner) in owners {
+        let name = call_about(&channel, Some(&key)).await.expect("an answer");
+        assert!(name == owner || owner == "a", "{key} moved from {owner} to {name}");
+    }
+}
+
+#[tokio::test]
+async fn every_call_has_a_deadline() {
+    let backends = backends();
+    let limit = Duration::from_millis(200);
+    let (_lists, list) = watch::channel(instances(&backends));
+    let (_nothing, nothing) = watch::channel(Vec::new());
+    for list in [list, nothing] {
+        let channel = BalancedChannel::builder().timeout(limit).watch(list);
+        let start = Instant::now();
+        let mut kv = KvClient::new(channel);
+        let put = timeout(Duration::from_secs(20), kv.put(PutRequest::default()));
+        let status = put.await.expect("in time").expect_err("nobody answers");
+        assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
+        assert!(start.elapsed() >= limit);
+    }
+    let (_lists, list) =
+        watch::channel(vec![Instance::new("x", format!("127.0.0.1:{}", free_port()))]);
+    let channel = BalancedChannel::builder().watch(list);
+    let status = call(&channel).await.expect_err("nobody is there");
+    assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+}
+
+#[tokio::test]
+async fn a_call_may_have_a_shorter_deadline() {
+    let backends = backends();
+    let (_lists, list) = watch::channel(instances(&backends));
+    let channel = BalancedChannel::builder().timeout(Duration::from_secs(600)).watch(list);
+    let mut put = Request::new(PutRequest::default());
+    put.set_timeout(Duration::from_millis(100));
+    let mut kv = KvClient::new(channel);
+    let put = timeout(Duration::from_secs(60), kv.put(put));
+    let status = put.await.expect("in time").expect_err("nobody answers");
+    assert!(matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded), "{status:?}");
+}
+
+/// An address that takes no connection and refuses none: its queue is full and nobody takes from it.
+async fn black_hole() -> (TcpListener, Vec<TcpStream>) {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a free port");
+    let listener = socket.listen(1).expect("it listens");
+    let address = listener.local_addr().expect("its address");
+    let mut queued = Vec::new();
+    while let Ok(stream) = timeout(Duration::from_millis(500), TcpStream::connect(address)).await {
+        queued.push(stream.expect("it is not refused"));
+        assert!(queued.len() < 100, "the queue has an end");
+    }
+    (listener, queued)
+}
+
+#[tokio::test]
+async fn connecting_has_a_time_limit_of_its_own() {
+    let (hole, _queued) = black_hole().await;
+    let address = hole.local_addr().expect("its address").to_string();
+    let (_lists, list) = watch::channel(vec![Instance::new("hole", address)]);
+    for (connecting, code) in [(100, Code::Unavailable), (600_000, Code::DeadlineExceeded)] {
+        let channel = BalancedChannel::builder()
+            .connect_timeout(Duration::from_millis(connecting))
+            .timeout(Duration::from_secs(3))
+            .watch(list.clone());
+        let status = call(&channel).await.expect_err("nobody is there");
+        assert_eq!(status.code(), code, "{status:?}");
+    }
+}
+
+/// A policy that chooses what is not in the list.
+#[derive(Debug)]
+struct Astray;
+
+impl Balancer for Astray {
+    fn pick(&self, _: &Snapshot, ctx: &Ctx<'_>) -> Option<Pick> {
+        Some(Pick::new(&Arc::new(Node::new(Instance::new("elsewhere", "x:1"), ctx.now))))
+    }
+}
+
+#[tokio::test]
+async fn a_policy_that_goes_astray_fails_the_call_only() {
+    let backends = backends();
+    let (_lists, list) = watch::channel(instances(&backends));
+    let channel = BalancedChannel::builder().policy(Astray).watch(list);
+    let status = call(&channel).await.expect_err("it is not in the list");
+    assert_eq!(status.code(), Code::Internal, "{status:?}");
+}
