@@ -6,6 +6,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use conclave_proto::internal;
@@ -69,6 +70,7 @@ impl StateMachine {
     fn apply_piece(&mut self, collected: Collecting) -> io::Result<()> {
         let Collecting { applied, membership, batches, waiting, .. } = collected;
         let Some(applied) = applied else { return Ok(()) };
+        let began = Instant::now();
         let before = self.shared.published();
         let cached = CachedRows::new(&before.rows, &mut self.cache);
         let mut rows = Overlay::new(&cached);
@@ -80,8 +82,12 @@ impl StateMachine {
         let piece = Piece { applied, membership, entries, waiting };
         self.machine.finish(&mut rows);
         let writes: Vec<RowWrite> = rows.into_writes().collect();
+        let write_began = Instant::now();
         self.write(&before, writes, &piece)?;
-        self.publish(before, piece).map_err(|halt| stopped(applied, halt))
+        let write = write_began.elapsed();
+        self.publish(before, piece).map_err(|halt| stopped(applied, halt))?;
+        self.sink.timed(began.elapsed(), write);
+        Ok(())
     }
 
     fn write(

@@ -1,6 +1,7 @@
 //! Who hears of what was applied: answers, watch, leases, metrics.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use conclave_state_machine::head::Head;
 use conclave_state_machine::response::Applied;
@@ -24,6 +25,9 @@ pub struct AppliedEntry {
 pub trait ApplySink: Send + Sync {
     /// The entries are written and `head` is published: a reader sees them.
     fn applied(&self, entries: Vec<AppliedEntry>, head: Arc<Head>);
+
+    /// One piece of the log was applied in `whole`; writing it to the state took `write` of that.
+    fn timed(&self, _whole: Duration, _write: Duration) {}
 
     /// A snapshot replaced the state; what lies between was never applied here.
     fn installed(&self, head: Arc<Head>);

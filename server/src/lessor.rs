@@ -17,6 +17,7 @@ use conclave_state_machine::response::{Halt, LeaseChange};
 use openraft::ServerState;
 use openraft::async_runtime::{Instant as _, WatchReceiver};
 use parking_lot::Mutex;
+use prometheus_client::metrics::counter::Counter;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
@@ -44,11 +45,13 @@ pub(crate) struct Leases {
     queue: Mutex<ExpiryQueue>,
     /// Time is measured from here, on the monotonic clock.
     epoch: Instant,
+    renewed: Counter,
 }
 
 impl Leases {
-    pub(crate) fn new() -> Self {
-        Self { queue: Mutex::default(), epoch: Instant::now() }
+    /// `renewed` counts keep-alives.
+    pub(crate) fn new(renewed: Counter) -> Self {
+        Self { queue: Mutex::default(), epoch: Instant::now(), renewed }
     }
 
     fn now(&self) -> Duration {
@@ -289,7 +292,9 @@ impl Lessor {
             Renewal::Renewed { ttl } => i64::try_from(Duration::as_secs(&ttl)).unwrap_or(i64::MAX),
             Renewal::Ending | Renewal::Unknown => 0,
         };
-        Some(renewals.into_iter().map(ttl).collect())
+        let ttls: Vec<i64> = renewals.into_iter().map(ttl).collect();
+        self.inner.leases.renewed.inc_by(ttls.iter().filter(|ttl| **ttl > 0).count() as u64);
+        Some(ttls)
     }
 
     fn renew_now(&self, ids: &[i64]) -> Vec<Renewal> {

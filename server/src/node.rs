@@ -13,12 +13,12 @@ use conclave_state_machine::members;
 use conclave_state_machine::response::{Applied, Halt};
 use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
-use prometheus_client::metrics::histogram::Histogram;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Settings;
 use crate::lessor::Lessor;
+use crate::metrics::{Counts, Pending};
 use crate::propose::{ProposeError, Proposer};
 use crate::raft::route::Route;
 use crate::read_index::{ReadIndex, ReadIndexError};
@@ -108,7 +108,7 @@ pub struct Node {
     lessor: Lessor,
     hub: Arc<Hub>,
     header: Header,
-    log_sync: Histogram,
+    counts: Counts,
     timeout: Duration,
     /// Why raft stopped, once it has.
     fatal: watch::Receiver<Option<String>>,
@@ -136,7 +136,12 @@ impl Node {
     /// # Errors
     /// [`ProposeError`]; its variants say whether the command may have taken effect.
     pub async fn propose(&self, command: internal::Command) -> Result<Applied, ProposeError> {
-        self.proposer.propose(command).await
+        let _pending = Pending::new(&self.counts.proposals_pending);
+        let answer = self.proposer.propose(command).await;
+        if answer.is_err() {
+            self.counts.proposals_failed.inc();
+        }
+        answer
     }
 
     /// Returns when this member has applied everything that was acknowledged anywhere before the
@@ -145,7 +150,8 @@ impl Node {
     /// # Errors
     /// [`ReadIndexError`].
     pub async fn read_barrier(&self) -> Result<(), ReadIndexError> {
-        let index = self.read_index.confirm().await?;
+        let index = self.read_index.confirm().await;
+        let index = index.inspect_err(|_| _ = self.counts.failed_read_indexes.inc())?;
         let applied = tokio::time::timeout(self.timeout, self.reader.wait_applied(index)).await;
         applied.map_err(|_elapsed| ReadIndexError::Timeout)
     }
@@ -168,9 +174,9 @@ impl Node {
         &self.hub
     }
 
-    /// Durations of the log's syncs.
-    pub(crate) fn log_sync(&self) -> &Histogram {
-        &self.log_sync
+    /// What its parts count.
+    pub(crate) fn counts(&self) -> &Counts {
+        &self.counts
     }
 
     /// As resolved at the start.

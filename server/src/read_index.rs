@@ -6,13 +6,17 @@
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
+use crate::metrics::Counts;
 use crate::raft::route::Route;
 
 /// Reads that wait for a confirmation.
 const WAITERS_MAX: usize = 64 * 1024;
 /// Pause after a failed confirmation, unless the leader changes first.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
+/// A confirmation that takes longer, with all attempts at it, is counted as slow, as in etcd.
+const SLOW: Duration = Duration::from_millis(500);
 
 /// Why a read could not be made linearizable. It had no effect; asking again is safe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -63,10 +67,11 @@ impl ReadIndex {
 }
 
 /// Serves waiters until all askers are gone.
-pub(crate) async fn run(route: Route, mut waiting: mpsc::Receiver<Waiter>) {
+pub(crate) async fn run(route: Route, mut waiting: mpsc::Receiver<Waiter>, counts: Counts) {
     let mut waiters = Vec::new();
     while let Some(first) = waiting.recv().await {
         waiters.push(first);
+        let began = Instant::now();
         while !waiters.is_empty() {
             // Everyone who asked before this moment may share the confirmation that begins now.
             while waiters.len() < WAITERS_MAX
@@ -83,6 +88,9 @@ pub(crate) async fn run(route: Route, mut waiting: mpsc::Receiver<Waiter>) {
                     waiters.retain(|waiter| !waiter.is_closed());
                 }
             }
+        }
+        if began.elapsed() > SLOW {
+            counts.slow_read_indexes.inc();
         }
     }
 }

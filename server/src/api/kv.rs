@@ -46,6 +46,7 @@ impl KvService {
         if !is_serializable {
             self.context.read_barrier().await?;
         }
+        self.context.node.counts().ranges.inc();
         let reader = self.context.node.reader();
         let answer = if is_short(&range) || reader.head().key_count <= SMALL_STORE_KEYS {
             reader.range(&range)
@@ -123,6 +124,7 @@ impl KvService {
         let reader = self.context.node.reader().clone();
         let answer = off_thread(move || reader.read_txn(&txn)).await?;
         let (answer, revision) = answer.map_err(|error| status::from_read(&error))?;
+        self.context.node.counts().read_txn(&answer);
         Ok(convert::txn(self.context.header(revision), answer))
     }
 
@@ -199,8 +201,9 @@ impl Kv for KvService {
         &self,
         request: Request<etcd::RangeRequest>,
     ) -> Result<Response<RangeStream>, Status> {
+        self.context.metrics.received(Method::RangeStream, 1);
         let answer = range_stream::open(&self.context, request);
-        self.context.metrics.call(Method::RangeStream, answer).await
+        self.context.metrics.stream(Method::RangeStream, answer).await
     }
 
     async fn put(

@@ -1,19 +1,17 @@
 //! The Lease service. Grants and revocations are commands; keep-alives and remaining lifetimes are
 //! the leader's own knowledge, which the lessor asks for on any member.
 
-use std::pin::Pin;
-
 use conclave_proto::etcdserverpb as etcd;
 use conclave_proto::internal::command::Command as Message;
 use conclave_state_machine::leases;
 use conclave_state_machine::response::Response as Answer;
 use etcd::lease_server::Lease;
-use futures::stream::{self, Stream, StreamExt as _};
+use futures::stream::{self, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::context::{Context, mismatch};
 use super::limits;
-use crate::metrics::Method;
+use crate::metrics::{Answers, Method};
 use crate::status::{self, Fault};
 
 /// Keep-alives of one stream that are renewed together when they arrive together.
@@ -25,7 +23,7 @@ pub(crate) struct LeaseService {
     pub(crate) context: Context,
 }
 
-type KeepAlives = Pin<Box<dyn Stream<Item = Result<etcd::LeaseKeepAliveResponse, Status>> + Send>>;
+type KeepAlives = Answers<etcd::LeaseKeepAliveResponse>;
 
 impl LeaseService {
     pub(super) async fn answer_grant(
@@ -143,6 +141,7 @@ async fn renew(
             }
         }
     }
+    context.metrics.received(Method::LeaseKeepAlive, ids.len());
     // As in etcd the header is of the moment before the renewal.
     let header = context.current_header();
     let mut answers = Vec::with_capacity(ids.len() + 1);
@@ -191,7 +190,7 @@ impl Lease for LeaseService {
             let answers = keep_alives(self.context.clone(), request.into_inner());
             Ok(super::stream_end::guard(&self.context, answers, must_have_leader))
         };
-        self.context.metrics.call(Method::LeaseKeepAlive, answer).await
+        self.context.metrics.stream(Method::LeaseKeepAlive, answer).await
     }
 
     async fn lease_time_to_live(

@@ -1,5 +1,7 @@
 //! The Maintenance service: what operators ask one member.
 
+use std::time::Instant;
+
 use std::pin::Pin;
 
 use conclave_proto::etcdserverpb as etcd;
@@ -98,16 +100,20 @@ impl MaintenanceService {
     async fn answer_defragment(&self) -> Result<etcd::DefragmentResponse, Status> {
         let reader = self.context.node.reader().clone();
         tracing::info!("starting defragment");
+        let began = Instant::now();
         off_thread(move || reader.defragment()).await?.map_err(|error| status::internal(&error))?;
+        self.context.metrics.defragmentations.observe(began.elapsed().as_secs_f64());
         tracing::info!("finished defragment");
         // etcd leaves the header unset.
         Ok(etcd::DefragmentResponse { header: None })
     }
 
     async fn answer_hash(&self) -> Result<etcd::HashResponse, Status> {
+        let began = Instant::now();
         let head = self.context.node.reader().head();
         // All history, folded to the width of the field.
         let hash = crc32c::crc32c(&head.digest.to_be_bytes());
+        self.context.metrics.hashes.observe(began.elapsed().as_secs_f64());
         Ok(etcd::HashResponse { header: Some(self.context.header(head.revision)), hash })
     }
 
@@ -117,7 +123,9 @@ impl MaintenanceService {
     ) -> Result<etcd::HashKvResponse, Status> {
         let revision = request.into_inner().revision;
         let reader = self.context.node.reader().clone();
+        let began = Instant::now();
         let answer = off_thread(move || reader.hash_kv(revision)).await?;
+        self.context.metrics.history_hashes.observe(began.elapsed().as_secs_f64());
         let found = answer.map_err(|error| status::from_read(&error))?;
         Ok(etcd::HashKvResponse {
             header: Some(self.context.header(found.current)),

@@ -33,7 +33,9 @@ use conclave_proto::v3lockpb::lock_server::LockServer;
 use tonic::service::Routes;
 
 use context::Context;
-use watch::{WatchService, WatchSettings};
+use watch::{WatchCounts, WatchService, WatchSettings};
+
+use crate::metrics::Method;
 
 /// The service that most calls go to, to be asked without a look-up.
 pub(crate) type KvServer = etcd::kv_server::KvServer<kv::KvService>;
@@ -62,7 +64,12 @@ pub(crate) fn services(context: Context) -> Services {
         receive_bytes_max,
         progress_interval: context.node.settings().watch_progress_interval,
     };
+    let watch_counts = WatchCounts {
+        calls: context.metrics.calls(Method::Watch),
+        events: context.node.counts().watch_events.clone(),
+    };
     let watch = WatchService::new(Arc::clone(context.node.watch()), watch_settings);
+    let watch = watch.counted(watch_counts);
     let (_, health) = tonic_health::server::health_reporter();
     // The reporter registers the service name "" as SERVING, the only one that etcd has.
     let queue = queue::Queue::new(context.clone());

@@ -1,25 +1,23 @@
 //! `KV.RangeStream` (etcd 3.7): a large range in pieces, all at one revision, read as fast as the
 //! client takes them.
 
-use std::pin::Pin;
-
 use bytes::Bytes;
 use conclave_proto::etcdserverpb as etcd;
 use conclave_raft_store::reader::Reader;
 use conclave_state_machine::command::{Range, SortOrder, SortTarget};
 use conclave_state_machine::response::KeyValue;
-use futures::stream::{self, Stream};
+use futures::stream;
 use prost::Message as _;
 use tonic::{Request, Status};
 
 use super::context::Context;
 use super::convert;
 use super::kv::{off_thread, validated_range};
+use crate::metrics::Answers;
 use crate::status::{self, Fault};
 
 /// Answers of one call.
-pub(crate) type RangeStream =
-    Pin<Box<dyn Stream<Item = Result<etcd::RangeStreamResponse, Status>> + Send>>;
+pub(crate) type RangeStream = Answers<etcd::RangeStreamResponse>;
 
 /// Keys of the first piece; as in etcd the number doubles until pieces are large enough.
 const FIRST_PIECE_KEYS: usize = 10;
@@ -50,6 +48,7 @@ pub(crate) async fn open(
     if !is_serializable {
         context.read_barrier().await?;
     }
+    context.node.counts().ranges.inc();
     let pieces = count(context, range).await?;
     Ok(Box::pin(stream::try_unfold(pieces, next)))
 }

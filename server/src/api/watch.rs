@@ -17,6 +17,7 @@ use futures::future::{BoxFuture, Ready, ready};
 use futures::stream::Stream;
 use http::{HeaderMap, HeaderValue, Request, Response, header};
 use http_body::Frame;
+use prometheus_client::metrics::counter::Counter;
 use tokio::time::Sleep;
 use tonic::codec::{BufferSettings, Streaming};
 use tonic::server::NamedService;
@@ -24,6 +25,7 @@ use tonic::{Code, Status};
 use tonic_prost::ProstCodec;
 use tower::Service;
 
+use crate::metrics::{Calls, StreamCall};
 use crate::status::{self, Fault, too_large_as_in_go};
 use crate::watch::{Hub, Output, WatchStream};
 
@@ -49,13 +51,27 @@ pub struct WatchSettings {
 pub struct WatchService {
     hub: Arc<Hub>,
     settings: WatchSettings,
+    counts: WatchCounts,
+}
+
+/// What the service counts.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct WatchCounts {
+    pub(crate) calls: Arc<Calls>,
+    /// Events sent.
+    pub(crate) events: Counter,
 }
 
 impl WatchService {
     /// Serves streams of `hub`.
     #[must_use]
     pub fn new(hub: Arc<Hub>, settings: WatchSettings) -> Self {
-        WatchService { hub, settings }
+        WatchService { hub, settings, counts: WatchCounts::default() }
+    }
+
+    /// Counts by `counts` from now on.
+    pub(crate) fn counted(self, counts: WatchCounts) -> Self {
+        WatchService { counts, ..self }
     }
 
     fn open<B>(&self, request: Request<B>) -> Response<tonic::body::Body>
@@ -80,6 +96,8 @@ impl WatchService {
             interval: self.settings.progress_interval,
             tick: None,
             leader_lost: must_have_leader.then(|| leader_lost(&self.hub)),
+            call: StreamCall::begin(Arc::clone(&self.counts.calls)),
+            events: self.counts.events.clone(),
             is_over: false,
         };
         let mut response = Response::new(tonic::body::Body::new(body));
@@ -132,6 +150,8 @@ struct WatchBody {
     /// Runs while a watcher wants progress notices.
     tick: Option<Pin<Box<Sleep>>>,
     leader_lost: Option<BoxFuture<'static, ()>>,
+    call: StreamCall,
+    events: Counter,
     is_over: bool,
 }
 
@@ -144,6 +164,7 @@ impl WatchBody {
                 Poll::Pending => return Ok(()),
                 Poll::Ready(None) => self.requests = None,
                 Poll::Ready(Some(Ok(request))) => {
+                    self.call.received(1);
                     self.stream.request(request, &mut self.output);
                 }
                 Poll::Ready(Some(Err(status))) => {
@@ -187,6 +208,7 @@ impl WatchBody {
 
     fn finish(&mut self, status: &Status) -> Frame<Bytes> {
         self.is_over = true;
+        self.call.end(status.code());
         let mut trailers = HeaderMap::new();
         if status.add_header(&mut trailers).is_err() {
             // The text cannot be a header value; the code always can.
@@ -213,6 +235,11 @@ impl http_body::Body for WatchBody {
         {
             // Answers to requests before the one that ended the stream are lost with it, as in etcd.
             return Poll::Ready(Some(Ok(body.finish(&status))));
+        }
+        let written = body.output.take_written();
+        if written.messages > 0 {
+            body.call.sent(written.messages);
+            body.events.inc_by(written.events);
         }
         match body.output.next_frame() {
             Some(frame) => Poll::Ready(Some(Ok(Frame::data(frame)))),

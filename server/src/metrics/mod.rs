@@ -1,10 +1,13 @@
 //! What a node counts and measures, under etcd's names where etcd has one, so that its dashboards
 //! and alerts work. One registry per node: several nodes may share a process.
 
+mod calls;
+mod counts;
 mod exposition;
 mod method;
 mod process;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
 
@@ -14,13 +17,14 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
-use tonic::{Code, Response, Status};
+use tonic::{Response, Status};
 
+pub(crate) use calls::{Answers, Calls, StreamCall};
+pub(crate) use counts::{Counts, Peer, Peers, Pending};
 pub(crate) use method::Method;
 
 use crate::api::context::Context;
 use crate::node::Node;
-use crate::status::{self, CODES};
 use crate::version;
 
 /// Labels whose names and values are fixed when the program is written.
@@ -28,22 +32,16 @@ type Labels<const N: usize> = [(&'static str, &'static str); N];
 /// A gauge of seconds.
 type Seconds = Gauge<f64, AtomicU64>;
 
-/// Counters of one method.
-struct Calls {
-    started: Counter,
-    /// By gRPC code.
-    handled: [Counter; CODES],
-}
-
-/// A histogram for the syncs of the raft log, with etcd's buckets: 1 ms to 8 s.
-pub(crate) fn log_sync() -> Histogram {
-    Histogram::new(exponential_buckets(0.001, 2.0, 14))
-}
-
 /// The metrics of one node.
 pub(crate) struct Metrics {
     registry: Registry,
-    calls: Vec<Calls>,
+    calls: Vec<Arc<Calls>>,
+    /// Durations of defragmentations.
+    pub(crate) defragmentations: Histogram,
+    /// Durations of hashing the whole store.
+    pub(crate) hashes: Histogram,
+    /// Durations of hashing the history.
+    pub(crate) history_hashes: Histogram,
     /// Bytes written to clients.
     pub(crate) client_sent_bytes: Counter,
     /// Bytes read from clients.
@@ -91,12 +89,25 @@ impl Metrics {
         let scraped = Scraped::default();
         scraped.register(&mut registry);
         register_versions(&mut registry, node.member_id());
-        registry.register(
-            "etcd_disk_wal_fsync_duration_seconds",
-            "Durations of fdatasync of the raft log",
-            node.log_sync().clone(),
+        node.counts().register(&mut registry);
+        let calls = calls::register(&mut registry);
+        let mut durations = |name: &str, help: &str, shortest: f64| {
+            let histogram = Histogram::new(exponential_buckets(shortest, 2.0, 13));
+            registry.register(name, help, histogram.clone());
+            histogram
+        };
+        let defragmentations = durations(
+            "etcd_disk_backend_defrag_duration_seconds",
+            "Durations of defragmentations",
+            0.1,
         );
-        let calls = register_calls(&mut registry);
+        let hashes =
+            durations("etcd_mvcc_hash_duration_seconds", "Durations of hashing the store", 0.01);
+        let history_hashes = durations(
+            "etcd_mvcc_hash_rev_duration_seconds",
+            "Durations of hashing up to a revision",
+            0.01,
+        );
         let mut counter = |name: &str, help: &str| {
             let counter = Counter::default();
             registry.register(name, help, counter.clone());
@@ -111,6 +122,9 @@ impl Metrics {
         Self {
             registry,
             calls,
+            defragmentations,
+            hashes,
+            history_hashes,
             client_sent_bytes,
             client_received_bytes,
             health_success,
@@ -121,24 +135,43 @@ impl Metrics {
     }
 
     /// Counts a call and its outcome.
-    pub(crate) async fn call<T>(
+    pub(crate) fn call<T>(
         &self,
         method: Method,
         answer: impl Future<Output = Result<T, Status>>,
-    ) -> Result<Response<T>, Status> {
-        let calls = &self.calls[method as usize];
-        calls.started.inc();
-        let answer = answer.await;
-        let code = answer.as_ref().map_or_else(Status::code, |_| Code::Ok);
-        calls.handled[code as usize].inc();
-        answer.map(Response::new)
+    ) -> impl Future<Output = Result<Response<T>, Status>> {
+        self.calls[method as usize].unary(answer)
+    }
+
+    /// Counts a call whose answers come one after the other.
+    pub(crate) async fn stream<T: 'static>(
+        &self,
+        method: Method,
+        opened: impl Future<Output = Result<Answers<T>, Status>>,
+    ) -> Result<Response<Answers<T>>, Status> {
+        let mut call = StreamCall::begin(self.calls(method));
+        match opened.await {
+            Ok(answers) => Ok(Response::new(call.count(answers))),
+            Err(status) => {
+                call.end(status.code());
+                Err(status)
+            }
+        }
+    }
+
+    /// Counts messages of a client in calls that are under way.
+    pub(crate) fn received(&self, method: Method, messages: usize) {
+        self.calls[method as usize].received(messages);
+    }
+
+    /// The counters of a method, for who counts by itself.
+    pub(crate) fn calls(&self, method: Method) -> Arc<Calls> {
+        self.calls[method as usize].clone()
     }
 
     /// Counts a call that is not supported.
     pub(crate) fn refuse<T>(&self, method: Method, status: Status) -> Result<Response<T>, Status> {
-        let calls = &self.calls[method as usize];
-        calls.started.inc();
-        calls.handled[status.code() as usize].inc();
+        self.calls[method as usize].refuse(&status);
         Err(status)
     }
 
@@ -288,26 +321,4 @@ fn register_versions(registry: &mut Registry, member_id: u64) {
         "Version of this server",
         one("version", version::CONCLAVE.to_owned()),
     );
-}
-
-fn register_calls(registry: &mut Registry) -> Vec<Calls> {
-    let started = Family::<Labels<3>, Counter>::default();
-    let handled = Family::<Labels<4>, Counter>::default();
-    registry.register("grpc_server_started", "Calls that began", started.clone());
-    registry.register("grpc_server_handled", "Calls that ended", handled.clone());
-    Method::ALL
-        .iter()
-        .map(|method| {
-            let [kind, service, name] = method.labels();
-            let code_counter = |code: usize| {
-                let code = Code::from(i32::try_from(code).unwrap_or_default());
-                let labels = [kind, service, name, ("grpc_code", status::code_name(code))];
-                handled.get_or_create(&labels).clone()
-            };
-            Calls {
-                started: started.get_or_create(&[kind, service, name]).clone(),
-                handled: std::array::from_fn(code_counter),
-            }
-        })
-        .collect()
 }

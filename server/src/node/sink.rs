@@ -1,6 +1,7 @@
 //! Hands on what apply did: leases, answers, watch.
 
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use conclave_raft_store::reader::Reader;
 use conclave_raft_store::sink::{AppliedEntry, ApplySink};
@@ -8,6 +9,7 @@ use conclave_raft_store::types::StoredMembership;
 use conclave_state_machine::head::Head;
 
 use crate::lessor::Leases;
+use crate::metrics::Counts;
 use crate::propose::Waiters;
 use crate::watch::Hub;
 
@@ -16,6 +18,7 @@ pub(super) struct Sink {
     pub(super) member_id: Arc<OnceLock<u64>>,
     pub(super) waiters: Arc<Waiters>,
     pub(super) leases: Arc<Leases>,
+    pub(super) counts: Counts,
     /// What needs the state itself; set once it is open, before anything is applied.
     pub(super) late: Arc<OnceLock<Late>>,
 }
@@ -29,6 +32,7 @@ pub(super) struct Late {
 impl ApplySink for Sink {
     fn applied(&self, entries: Vec<AppliedEntry>, head: Arc<Head>) {
         let own = self.member_id.get().copied();
+        self.counts.applied(&entries, own);
         let mut events = Vec::new();
         for mut entry in entries {
             for result in &mut entry.results {
@@ -43,6 +47,10 @@ impl ApplySink for Sink {
         if let Some(late) = self.late.get() {
             late.hub.publish(events, head.revision);
         }
+    }
+
+    fn timed(&self, whole: Duration, write: Duration) {
+        self.counts.timed(whole, write);
     }
 
     fn installed(&self, head: Arc<Head>) {

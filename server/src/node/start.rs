@@ -28,7 +28,7 @@ use super::sink::{Late, Sink};
 use super::{Header, Node};
 use crate::config::Settings;
 use crate::lessor::{Leases, Lessor, LessorParts};
-use crate::metrics;
+use crate::metrics::Counts;
 use crate::propose::{Batcher, Proposer, Waiters};
 use crate::raft::bootstrap::{self, BootstrapError, Founding};
 use crate::raft::compactor::{self, Retention};
@@ -38,6 +38,7 @@ use crate::raft::network::NetworkFactory;
 use crate::raft::route::Route;
 use crate::raft::service::{PeerService, Serving};
 use crate::raft::snapshot_receive::SnapshotReceiver;
+use crate::raft::traffic::Receiving;
 use crate::raft::{self, Raft, quorum};
 use crate::read_index::{self, ReadIndex};
 use crate::runtime::RaftRuntime;
@@ -96,8 +97,7 @@ struct Opened {
     leases: Arc<Leases>,
     member_id: Arc<OnceLock<u64>>,
     late: Arc<OnceLock<Late>>,
-    /// Durations of the log's syncs.
-    log_sync: Histogram,
+    counts: Counts,
 }
 
 /// Everything of a node but the runtime that it runs on.
@@ -110,7 +110,7 @@ struct Parts {
     lessor: Lessor,
     hub: Arc<Hub>,
     header: Header,
-    log_sync: Histogram,
+    counts: Counts,
     timeout: Duration,
     fatal: watch::Receiver<Option<String>>,
     stop: CancellationToken,
@@ -133,7 +133,7 @@ pub(super) async fn start(settings: Arc<Settings>) -> Result<Arc<Node>, StartErr
         lessor: parts.lessor,
         hub: parts.hub,
         header: parts.header,
-        log_sync: parts.log_sync,
+        counts: parts.counts,
         timeout: parts.timeout,
         fatal: parts.fatal,
         stopping,
@@ -152,7 +152,7 @@ async fn parts(settings: Arc<Settings>) -> Result<Parts, StartError> {
             .map_err(io::Error::other)??
     };
     let service = PeerService::default();
-    listen(&settings, &service, &stop, &tasks).await?;
+    listen(&settings, PeerPort::new(&service, &opened.counts, &stop), &tasks).await?;
     let (founding, log) = identify(&settings, &opened).await?;
     let identity = founding.identity;
     opened.member_id.set(identity.member).expect("a member is identified once");
@@ -165,10 +165,10 @@ async fn parts(settings: Arc<Settings>) -> Result<Parts, StartError> {
 
     let header = Header { identity, route: Arc::default() };
     let hub = open_hub(&settings, &opened.reader, header.clone());
-    let log_sync = opened.log_sync.clone();
+    let counts = opened.counts.clone();
     let late = Late { reader: opened.reader.clone(), hub: hub.clone() };
     assert!(opened.late.set(late).is_ok(), "a member opens its state once");
-    let links = Arc::new(Links::new(identity.cluster, identity.member));
+    let links = Arc::new(Links::new(identity.cluster, identity.member, counts.peers.clone()));
     let election = settings.raft.election_timeout;
     let config = Arc::new(raft::config(settings.raft.heartbeat_interval, election)?);
     let network = NetworkFactory::new(links.clone(), election);
@@ -185,6 +185,7 @@ async fn parts(settings: Arc<Settings>) -> Result<Parts, StartError> {
         waiters: opened.waiters,
         leases: opened.leases,
         log,
+        counts: counts.clone(),
     }
     .start(&tasks);
     let (fatal_set, fatal) = watch::channel(None);
@@ -199,7 +200,7 @@ async fn parts(settings: Arc<Settings>) -> Result<Parts, StartError> {
         lessor: serving.lessor.clone(),
         hub,
         header,
-        log_sync,
+        counts,
         timeout: request_timeout(&settings),
         fatal,
         stop,
@@ -226,18 +227,19 @@ struct Tasks<'a> {
     waiters: Arc<Waiters>,
     leases: Arc<Leases>,
     log: LogStore,
+    counts: Counts,
 }
 
 impl Tasks<'_> {
     /// Starts them; returns what peers and clients talk to.
     fn start(self, tasks: &TaskTracker) -> Serving {
-        let Self { settings, route, reader, waiters, leases, log } = self;
+        let Self { settings, route, reader, waiters, leases, log, counts } = self;
         let timeout = request_timeout(settings);
         let command_bytes_max = settings.limits.request_bytes_max.max(OWN_COMMAND_BYTES_MAX);
         let (proposer, waiting) = Proposer::new(command_bytes_max, timeout);
         let member_id = route.links.member_id();
         let (read_index, unconfirmed) = ReadIndex::new(timeout);
-        tasks.spawn(read_index::run(route.clone(), unconfirmed));
+        tasks.spawn(read_index::run(route.clone(), unconfirmed, counts.clone()));
         let batcher = Batcher {
             waiting,
             waiters,
@@ -264,7 +266,7 @@ impl Tasks<'_> {
             catchup_entries: settings.raft.snapshot_catchup_entries,
         };
         tasks.spawn(compactor::run(route.raft.clone(), log.clone(), retention));
-        let snapshots = SnapshotReceiver::new(route.raft.clone(), log, reader.clone());
+        let snapshots = SnapshotReceiver::new(route.raft.clone(), log, reader.clone(), counts);
         Serving { route, reader, proposer, read_index, lessor, snapshots }
     }
 }
@@ -272,21 +274,22 @@ impl Tasks<'_> {
 fn open_state(settings: &Settings) -> Result<Opened, StartError> {
     std::fs::create_dir_all(&settings.data_dir)?;
     let waiters = Arc::new(Waiters::default());
-    let leases = Arc::new(Leases::new());
+    let counts = Counts::default();
+    let leases = Arc::new(Leases::new(counts.leases_renewed.clone()));
     let member_id = Arc::new(OnceLock::new());
     let late = Arc::new(OnceLock::new());
-    let log_sync = metrics::log_sync();
     let sink = Sink {
         member_id: member_id.clone(),
         waiters: waiters.clone(),
         leases: leases.clone(),
+        counts: counts.clone(),
         late: late.clone(),
     };
     let rocks = RocksOptions { cache_bytes: settings.store.cache_bytes, ..RocksOptions::default() };
     let options = StoreOptions { engine: EngineKind::Rocks(rocks) };
     let (machine, reader) = StateStore::open(&settings.state_dir(), options, Box::new(sink))?;
     leases.load(&reader)?;
-    Ok(Opened { machine, reader, waiters, leases, member_id, late, log_sync })
+    Ok(Opened { machine, reader, waiters, leases, member_id, late, counts })
 }
 
 /// Continues watching where the stored state ends.
@@ -307,7 +310,7 @@ async fn identify(
     settings: &Arc<Settings>,
     opened: &Opened,
 ) -> Result<(Founding, LogStore), StartError> {
-    let (reader, log_sync) = (&opened.reader, &opened.log_sync);
+    let (reader, log_sync) = (&opened.reader, &opened.counts.log_syncs);
     let stored = bootstrap::stored_identity(reader, &settings.log_dir())?;
     if let Some(identity) = stored {
         let mut log = open_log(settings, identity.member, log_sync).await?;
@@ -343,11 +346,25 @@ async fn open_log(
     Ok(opened.map_err(io::Error::other)??)
 }
 
+/// What the peer port needs.
+struct PeerPort {
+    service: PeerService,
+    receiving: Receiving,
+    /// Ends it.
+    stop: CancellationToken,
+}
+
+impl PeerPort {
+    fn new(service: &PeerService, counts: &Counts, stop: &CancellationToken) -> Self {
+        let receiving = Receiving { peers: counts.peers.clone() };
+        Self { service: service.clone(), receiving, stop: stop.clone() }
+    }
+}
+
 /// Serves peers from now on, so that members that start together can ask each other.
 async fn listen(
     settings: &Settings,
-    service: &PeerService,
-    stop: &CancellationToken,
+    port: PeerPort,
     tasks: &TaskTracker,
 ) -> Result<(), StartError> {
     for listen in &settings.listen.peer {
@@ -363,7 +380,7 @@ async fn listen(
                 tracing::debug!(%error, "cannot set TCP_NODELAY");
             }
         });
-        let peer = PeerServer::new(service.clone())
+        let peer = PeerServer::new(port.service.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
         let server = Server::builder()
@@ -371,8 +388,9 @@ async fn listen(
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .http2_keepalive_interval(Some(Duration::from_secs(5)))
             .http2_keepalive_timeout(Some(Duration::from_secs(5)))
+            .layer(port.receiving.clone())
             .add_service(peer);
-        let stop = stop.clone();
+        let stop = port.stop.clone();
         tasks.spawn(async move {
             tokio::select! {
                 served = server.serve_with_incoming(incoming) => {

@@ -16,6 +16,9 @@ use parking_lot::Mutex;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
+use super::traffic::Caller;
+use crate::metrics::{Peer, Peers};
+
 /// Largest message between members: a batch of entries is far below, one huge value must fit.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 512 * 1024 * 1024;
 /// Flow-control window of one HTTP/2 stream: a full append window must not stall on it.
@@ -28,6 +31,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_millis(1000);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
 /// How long a ping may take until the connection counts as dead.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Calls the other member, with its bytes counted.
+pub(crate) type Client = PeerClient<Caller<Channel>>;
 
 /// What a connection is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,12 +53,13 @@ pub(crate) enum Purpose {
 pub(crate) struct Links {
     cluster_id: u64,
     member_id: NodeId,
+    peers: Peers,
     links: Mutex<BTreeMap<(NodeId, Purpose), Arc<Link>>>,
 }
 
 impl Links {
-    pub(crate) fn new(cluster_id: u64, member_id: NodeId) -> Self {
-        Self { cluster_id, member_id, links: Mutex::default() }
+    pub(crate) fn new(cluster_id: u64, member_id: NodeId, peers: Peers) -> Self {
+        Self { cluster_id, member_id, peers, links: Mutex::default() }
     }
 
     pub(crate) fn member_id(&self) -> NodeId {
@@ -74,7 +81,8 @@ impl Links {
         match links.get(&(target, purpose)) {
             Some(link) if link.urls == node.peer_urls => link.clone(),
             _ => {
-                let link = Arc::new(Link::new(node.peer_urls.clone()));
+                let peer = self.peers.get(target);
+                let link = Arc::new(Link::new(node.peer_urls.clone(), peer, self.member_id));
                 links.insert((target, purpose), link.clone());
                 link
             }
@@ -89,19 +97,27 @@ pub(crate) struct Link {
     current: Mutex<Current>,
     /// Calls that failed since the last one that did not.
     failures: AtomicU32,
+    peer: Arc<Peer>,
+    /// This member.
+    own_id: NodeId,
 }
 
 #[derive(Debug)]
 struct Current {
     /// Which URL the next connection goes to.
     turn: usize,
-    client: Option<PeerClient<Channel>>,
+    client: Option<Client>,
 }
 
 impl Link {
-    pub(crate) fn new(urls: Vec<String>) -> Self {
+    fn new(urls: Vec<String>, peer: Arc<Peer>, own_id: NodeId) -> Self {
         let current = Mutex::new(Current { turn: 0, client: None });
-        Self { urls, current, failures: AtomicU32::new(0) }
+        Self { urls, current, failures: AtomicU32::new(0), peer, own_id }
+    }
+
+    /// Counters of the member at the other end.
+    pub(crate) fn peer(&self) -> &Peer {
+        &self.peer
     }
 
     /// Counts a failed call; returns how many have failed in a row.
@@ -123,7 +139,7 @@ impl Link {
     ///
     /// # Errors
     /// [`Status`] if the member has no URL that can be connected to.
-    pub(crate) fn client(&self) -> Result<PeerClient<Channel>, Status> {
+    pub(crate) fn client(&self) -> Result<Client, Status> {
         let mut current = self.current.lock();
         if let Some(client) = &current.client {
             return Ok(client.clone());
@@ -132,7 +148,10 @@ impl Link {
             .urls
             .get(current.turn % self.urls.len().max(1))
             .ok_or_else(|| Status::unavailable("the member has no peer URL"))?;
-        let client = connect(url)?;
+        let calls = Caller::new(endpoint(url)?.connect_lazy(), self.peer.clone(), self.own_id);
+        let client = PeerClient::new(calls)
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
         current.client = Some(client.clone());
         Ok(client)
     }
@@ -154,7 +173,7 @@ pub(crate) async fn describe(
     cluster_id: u64,
     timeout: Duration,
 ) -> Result<DescribeResponse, Status> {
-    let mut client = connect(url)?;
+    let mut client = PeerClient::new(endpoint(url)?.connect_lazy());
     let mut request = tonic::Request::new(DescribeRequest { cluster_id });
     request.set_timeout(timeout);
     let answer = tokio::time::timeout(timeout, client.describe(request))
@@ -163,8 +182,8 @@ pub(crate) async fn describe(
     Ok(answer.into_inner())
 }
 
-fn connect(url: &str) -> Result<PeerClient<Channel>, Status> {
-    let endpoint = Endpoint::from_shared(url.to_owned())
+fn endpoint(url: &str) -> Result<Endpoint, Status> {
+    Ok(Endpoint::from_shared(url.to_owned())
         .map_err(|error| Status::unavailable(format!("peer URL {url}: {error}")))?
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)
@@ -173,8 +192,5 @@ fn connect(url: &str) -> Result<PeerClient<Channel>, Status> {
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
-    Ok(PeerClient::new(endpoint.connect_lazy())
-        .max_decoding_message_size(MESSAGE_BYTES_MAX)
-        .max_encoding_message_size(MESSAGE_BYTES_MAX))
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES))
 }

@@ -23,6 +23,7 @@ pub(crate) mod route;
 pub(crate) mod service;
 pub(crate) mod snapshot_receive;
 pub(crate) mod snapshot_send;
+pub(crate) mod traffic;
 pub(crate) mod wire;
 
 pub use bootstrap::BootstrapError;

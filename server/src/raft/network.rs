@@ -1,7 +1,7 @@
 //! How raft reaches the other members.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use conclave_proto::internal;
 use conclave_raft_store::codec::CodecError;
@@ -107,7 +107,12 @@ impl Network {
         let sent = Sent::of(&request);
         let message = wire::append_message(self.sender(), &request);
         let mut client = self.link.client().map_err(|status| refused(&status))?;
+        let began = Instant::now();
         let answer = self.call(RPCTypes::AppendEntries, ttl, client.append(message)).await;
+        match &answer {
+            Ok(_) => self.link.peer().round_trips.observe(began.elapsed().as_secs_f64()),
+            Err(_) => _ = self.link.peer().failed_heartbeats.inc(),
+        }
         self.tell_health(answer.as_ref().err());
         sent.result(answer?).map_err(malformed)
     }

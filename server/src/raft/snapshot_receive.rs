@@ -5,7 +5,7 @@
 //! is answered as done without installing, which log matching makes true; the second is refused.
 
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use conclave_proto::internal::{self, snapshot_chunk};
 use conclave_raft_store::codec::{self, CodecError};
@@ -19,6 +19,7 @@ use tokio::sync::Mutex;
 use tonic::{Status, Streaming};
 
 use super::Raft;
+use crate::metrics::{Counts, Pending};
 
 /// How long the sender may be silent.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -28,6 +29,7 @@ pub(crate) struct SnapshotReceiver {
     raft: Raft,
     log: LogStore,
     reader: Reader,
+    counts: Counts,
     /// Held from the first piece until raft has installed or refused.
     is_busy: Mutex<()>,
 }
@@ -40,8 +42,8 @@ struct Offered {
 }
 
 impl SnapshotReceiver {
-    pub(crate) fn new(raft: Raft, log: LogStore, reader: Reader) -> Self {
-        Self { raft, log, reader, is_busy: Mutex::default() }
+    pub(crate) fn new(raft: Raft, log: LogStore, reader: Reader, counts: Counts) -> Self {
+        Self { raft, log, reader, counts, is_busy: Mutex::default() }
     }
 
     /// Receives and installs what follows `header`; returns the vote to answer with.
@@ -53,6 +55,7 @@ impl SnapshotReceiver {
         header: internal::SnapshotHeader,
         mut pieces: Streaming<internal::SnapshotChunk>,
     ) -> Result<Vote, Status> {
+        let from = header.sender.map_or(0, |sender| sender.from);
         let offered = offered(header).map_err(|e| Status::invalid_argument(e.to_string()))?;
         let Ok(_busy) = self.is_busy.try_lock() else {
             return Err(Status::aborted("another snapshot is being received"));
@@ -68,13 +71,20 @@ impl SnapshotReceiver {
         }
         tracing::info!(index, files = offered.files.len(), "receiving a snapshot");
         let (vote, meta) = (offered.vote, offered.meta.clone());
-        let staged = self.stage(offered, &mut pieces).await?;
+        let began = Instant::now();
+        let staged = self.stage(offered, &mut pieces).await;
+        if let Some(peer) = self.counts.peers.caller(from) {
+            peer.snapshot_received(began.elapsed(), staged.is_ok());
+        }
+        let staged = staged?;
         // The log may have grown meanwhile, under a leader that did not need the snapshot.
         if self.is_contained(meta.last_log_id).await? {
             return Ok(vote);
         }
         let snapshot = Snapshot { meta, snapshot: staged };
+        let installing = Pending::new(&self.counts.snapshots_installing);
         let installed = self.raft.install_full_snapshot(vote, snapshot).await;
+        drop(installing);
         let answer = installed.map_err(|fatal| Status::internal(fatal.to_string()))?;
         tracing::info!(index, "installed a snapshot");
         Ok(answer.vote)

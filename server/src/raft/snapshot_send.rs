@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use conclave_proto::internal::{self, snapshot_chunk};
 use conclave_raft_store::apply::StateSnapshot;
@@ -17,6 +17,7 @@ use openraft::raft::SnapshotResponse;
 use parking_lot::Mutex;
 
 use super::network::{Network, malformed, refused};
+use crate::metrics::Pending;
 
 /// Bytes of one piece.
 const PIECE_BYTES: usize = 512 * 1024;
@@ -34,6 +35,22 @@ impl NetSnapshot<TypeConfig> for Network {
         snapshot: StateSnapshot,
         cancel: impl Future<Output = ReplicationClosed> + Send + 'static,
         _option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let peer = self.link.peer();
+        let (began, sending) = (Instant::now(), Pending::new(&peer.snapshots_sending));
+        let sent = self.send(vote, snapshot, cancel).await;
+        drop(sending);
+        peer.snapshot_sent(began.elapsed(), sent.is_ok());
+        sent
+    }
+}
+
+impl Network {
+    async fn send(
+        &self,
+        vote: Vote,
+        snapshot: StateSnapshot,
+        cancel: impl Future<Output = ReplicationClosed>,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
         let source = snapshot.snapshot.into_source().map_err(|error| local(&error))?;
         let header = internal::SnapshotHeader {

@@ -28,6 +28,15 @@ pub struct Output {
     tail: Vec<u8>,
     /// Bytes in `frames` and `tail`.
     bytes: usize,
+    /// Written since they were last taken.
+    written: Count,
+}
+
+/// Answers, and events in them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Count {
+    pub(crate) messages: u64,
+    pub(crate) events: u64,
 }
 
 /// An answer's events: which, and in which form.
@@ -43,6 +52,7 @@ pub(crate) struct Payload<'a> {
 pub(crate) struct Written {
     tail: Range<usize>,
     frames: usize,
+    events: u64,
 }
 
 /// The part of an answer in front of its events.
@@ -96,6 +106,11 @@ impl Output {
         Some(frame)
     }
 
+    /// What was written since the last call.
+    pub(crate) fn take_written(&mut self) -> Count {
+        std::mem::take(&mut self.written)
+    }
+
     /// Writes an answer without events.
     pub(crate) fn control(&mut self, response: &WatchResponse) {
         let length = response.encoded_len();
@@ -125,7 +140,9 @@ impl Output {
             }
             self.bytes += field.len();
         }
-        Written { tail: start..self.tail.len(), frames }
+        let events = payload.events.len() as u64;
+        self.written.events += events;
+        Written { tail: start..self.tail.len(), frames, events }
     }
 
     /// Writes the same events as an answer just before to another watcher; says no if they are not at
@@ -137,6 +154,7 @@ impl Output {
         self.front(front, watch_id, written.tail.len(), false);
         self.tail.extend_from_within(written.tail.clone());
         self.bytes += written.tail.len();
+        self.written.events += written.events;
         true
     }
 
@@ -181,6 +199,7 @@ impl Output {
     fn prefix(&mut self, length: usize) {
         let length = u32::try_from(length)
             .expect("invariant: larger answers are fragmented and one event is a few MiB at most");
+        self.written.messages += 1;
         self.tail.push(0);
         self.tail.extend_from_slice(&length.to_be_bytes());
         self.bytes += PREFIX;

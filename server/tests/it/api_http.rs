@@ -35,37 +35,6 @@ async fn pages_answer_as_in_etcd() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn metrics_have_etcds_names() {
-    let server = server(&[]).await;
-    server.put("a", "1").await;
-    let answer = http(&server, "GET /metrics").await;
-    let id = format!("etcd_server_id{{server_id=\"{:x}\"}} 1", server.running.node().member_id());
-    for line in [
-        "etcd_server_has_leader 1",
-        "etcd_server_is_leader 1",
-        "etcd_server_leader_changes_seen_total 1",
-        "# TYPE etcd_server_proposals_committed_total gauge",
-        "# TYPE etcd_server_proposals_applied_total gauge",
-        "etcd_server_quota_backend_bytes 2147483648",
-        "# TYPE etcd_mvcc_db_total_size_in_bytes gauge",
-        "# TYPE etcd_mvcc_db_total_size_in_use_in_bytes gauge",
-        "# TYPE etcd_disk_wal_fsync_duration_seconds histogram",
-        "# TYPE etcd_network_client_grpc_received_bytes_total counter",
-        "grpc_server_started_total{grpc_type=\"unary\",grpc_service=\"etcdserverpb.KV\",\
-         grpc_method=\"Put\"} 1",
-        "grpc_server_handled_total{grpc_type=\"unary\",grpc_service=\"etcdserverpb.KV\",\
-         grpc_method=\"Put\",grpc_code=\"OK\"} 1",
-        "etcd_server_version{server_version=\"3.7.1\"} 1",
-        "etcd_cluster_version{cluster_version=\"3.7\"} 1",
-        "etcd_debugging_mvcc_current_revision 2",
-        "# TYPE process_resident_memory_bytes gauge",
-        &id,
-    ] {
-        assert!(answer.lines().any(|found| found == line), "{line}\n{answer}");
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn broken_clients_leave_the_port_serving() {
     let server = server(&[]).await;
     let address = server.running.client_addresses()[0];

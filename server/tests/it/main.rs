@@ -9,6 +9,7 @@ mod cluster;
 mod election;
 mod lease;
 mod lock;
+mod metrics;
 mod node;
 mod peer;
 mod recipes_compare;

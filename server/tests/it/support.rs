@@ -30,10 +30,30 @@ pub(crate) async fn server(flags: &[&str]) -> Server {
 
 /// Starts a cluster and waits until all members serve.
 pub(crate) async fn servers(size: usize, flags: &[&str]) -> Vec<Server> {
-    let ports = free_ports(size);
-    let peer = |i: usize| format!("http://127.0.0.1:{}", ports[i]);
-    let all: Vec<String> = (0..size).map(|i| format!("n{i}={}", peer(i))).collect();
-    let starts = (0..size).map(async |i| {
+    let plan = Plan::new(size, flags);
+    let servers = futures::future::join_all((0..size).map(|i| plan.start(i))).await;
+    for server in &servers {
+        within("a server is ready", server.running.ready()).await.unwrap();
+    }
+    servers
+}
+
+/// A cluster whose members are started one by one.
+pub(crate) struct Plan {
+    ports: Vec<u16>,
+    flags: Vec<String>,
+}
+
+impl Plan {
+    pub(crate) fn new(size: usize, flags: &[&str]) -> Self {
+        let flags = flags.iter().map(|&flag| flag.to_owned()).collect();
+        Self { ports: free_ports(size), flags }
+    }
+
+    /// Starts a member; it may have to wait for others until it is ready.
+    pub(crate) async fn start(&self, i: usize) -> Server {
+        let peer = |i: usize| format!("http://127.0.0.1:{}", self.ports[i]);
+        let all: Vec<String> = (0..self.ports.len()).map(|i| format!("n{i}={}", peer(i))).collect();
         let directory = tempfile::tempdir().unwrap();
         let mut arguments = vec![
             format!("--name=n{i}"),
@@ -44,19 +64,14 @@ pub(crate) async fn servers(size: usize, flags: &[&str]) -> Vec<Server> {
             format!("--initial-advertise-peer-urls={}", peer(i)),
             format!("--initial-cluster={}", all.join(",")),
         ];
-        arguments.extend(flags.iter().map(|&flag| flag.to_owned()));
+        arguments.extend(self.flags.iter().cloned());
         let Invocation::Run(settings) = config::parse(arguments, []).unwrap() else {
             panic!("these flags start a server");
         };
         let running = start(*settings).await.unwrap();
         let endpoint = Endpoint::try_from(running.client_urls()[0].clone()).unwrap();
         Server { running, channel: endpoint.connect_lazy(), _directory: directory }
-    });
-    let servers = futures::future::join_all(starts).await;
-    for server in &servers {
-        within("a server is ready", server.running.ready()).await.unwrap();
     }
-    servers
 }
 
 fn free_ports(count: usize) -> Vec<u16> {

@@ -1,0 +1,154 @@
+//! Calls of the client port: how many began, how they ended, and their messages.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use futures::stream::Stream;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::registry::Registry;
+use tonic::{Code, Response, Status};
+
+use super::Labels;
+use super::method::Method;
+use crate::status::{self, CODES};
+
+/// Answers of a call that has several.
+pub(crate) type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// Counters of one method.
+#[derive(Debug, Default)]
+pub(crate) struct Calls {
+    started: Counter,
+    /// By gRPC code.
+    handled: [Counter; CODES],
+    received: Counter,
+    sent: Counter,
+}
+
+/// Registers the counters of all methods, in the order of their numbers.
+pub(super) fn register(registry: &mut Registry) -> Vec<Arc<Calls>> {
+    let handled = Family::<Labels<4>, Counter>::default();
+    let [started, received, sent]: [Family<Labels<3>, Counter>; 3] = Default::default();
+    registry.register("grpc_server_handled", "Calls that ended", handled.clone());
+    for (name, help, family) in [
+        ("grpc_server_started", "Calls that began", &started),
+        ("grpc_server_msg_received", "Messages from clients", &received),
+        ("grpc_server_msg_sent", "Messages to clients", &sent),
+    ] {
+        registry.register(name, help, family.clone());
+    }
+    let calls = Method::ALL.iter().map(|method| {
+        let labels = method.labels();
+        let [kind, service, name] = labels;
+        let code_counter = |code: usize| {
+            let code = Code::from(i32::try_from(code).unwrap_or_default());
+            let labels = [kind, service, name, ("grpc_code", status::code_name(code))];
+            handled.get_or_create(&labels).clone()
+        };
+        Arc::new(Calls {
+            started: started.get_or_create(&labels).clone(),
+            handled: std::array::from_fn(code_counter),
+            received: received.get_or_create(&labels).clone(),
+            sent: sent.get_or_create(&labels).clone(),
+        })
+    });
+    calls.collect()
+}
+
+impl Calls {
+    /// Counts a call with one answer.
+    pub(super) async fn unary<T>(
+        &self,
+        answer: impl Future<Output = Result<T, Status>>,
+    ) -> Result<Response<T>, Status> {
+        self.started.inc();
+        self.received.inc();
+        match answer.await {
+            Ok(answer) => {
+                self.sent.inc();
+                self.handled[Code::Ok as usize].inc();
+                Ok(Response::new(answer))
+            }
+            Err(status) => {
+                self.handled[status.code() as usize].inc();
+                Err(status)
+            }
+        }
+    }
+
+    /// Counts messages of a client in calls that are under way.
+    pub(super) fn received(&self, messages: usize) {
+        self.received.inc_by(messages as u64);
+    }
+
+    /// Counts a call that is refused.
+    pub(super) fn refuse(&self, status: &Status) {
+        self.started.inc();
+        self.handled[status.code() as usize].inc();
+    }
+}
+
+/// A call with several answers, while it goes on.
+#[derive(Debug)]
+pub(crate) struct StreamCall {
+    calls: Arc<Calls>,
+    has_ended: bool,
+}
+
+impl StreamCall {
+    /// Counts its beginning.
+    pub(crate) fn begin(calls: Arc<Calls>) -> Self {
+        calls.started.inc();
+        Self { calls, has_ended: false }
+    }
+
+    /// Counts messages from the client.
+    pub(crate) fn received(&self, messages: u64) {
+        self.calls.received.inc_by(messages);
+    }
+
+    /// Counts messages to the client.
+    pub(crate) fn sent(&self, messages: u64) {
+        self.calls.sent.inc_by(messages);
+    }
+
+    /// Counts its end.
+    pub(crate) fn end(&mut self, code: Code) {
+        if !std::mem::replace(&mut self.has_ended, true) {
+            self.calls.handled[code as usize].inc();
+        }
+    }
+
+    /// Counts what `answers` yields, and its end.
+    pub(super) fn count<T: 'static>(self, answers: Answers<T>) -> Answers<T> {
+        Box::pin(Counted { answers, call: self })
+    }
+}
+
+impl Drop for StreamCall {
+    fn drop(&mut self) {
+        // Nobody ends it but a client that goes away.
+        self.end(Code::Cancelled);
+    }
+}
+
+struct Counted<T> {
+    answers: Answers<T>,
+    call: StreamCall,
+}
+
+impl<T> Stream for Counted<T> {
+    type Item = Result<T, Status>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        let answer = ready!(self.answers.as_mut().poll_next(cx));
+        match &answer {
+            Some(Ok(_)) => self.call.sent(1),
+            Some(Err(status)) => self.call.end(status.code()),
+            None => self.call.end(Code::Ok),
+        }
+        Poll::Ready(answer)
+    }
+}
