@@ -12,7 +12,8 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, sleep_until, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio_util::task::TaskTracker;
 use tonic::{Response, Status, transport::Channel};
 
 use crate::{
@@ -88,6 +89,22 @@ impl Client {
             Ok(_) | Err(Error::Denied(_)) => Ok(()),
             Err(error) => Err(error),
         }
+    }
+
+    /// Waits until what guards left to do when they were dropped is done, at most for the time limit.
+    /// Guards that still exist are waited for, too. For the end of a program: with the runtime all
+    /// tasks end, and what was not given back then stays until its TTL has passed.
+    pub async fn close(&self) {
+        self.pool.tasks.close();
+        if timeout(self.timeout, self.pool.tasks.wait()).await.is_err() {
+            tracing::debug!(tasks = self.pool.tasks.len(), "closed while guards were at work");
+        }
+        self.pool.tasks.reopen();
+    }
+
+    /// Runs a task that outlives its guard in order to clean up behind it.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        drop(self.pool.tasks.spawn(task));
     }
 
     /// Calls with retries on other endpoints while the time limit allows: for requests that
@@ -206,13 +223,14 @@ impl fmt::Debug for Client {
 pub(crate) struct Pool {
     endpoints: Vec<Arc<Endpoint>>,
     rotation: AtomicUsize,
+    tasks: TaskTracker,
 }
 
 impl Pool {
     pub(crate) fn new(endpoints: Vec<Arc<Endpoint>>) -> Self {
         assert!(!endpoints.is_empty(), "the builder refuses a client without endpoints");
         let start = rand::random_range(0..endpoints.len());
-        Self { endpoints, rotation: AtomicUsize::new(start) }
+        Self { endpoints, rotation: AtomicUsize::new(start), tasks: TaskTracker::new() }
     }
 
     fn pick(&self, tried: &[usize]) -> &Arc<Endpoint> {

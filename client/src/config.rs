@@ -49,11 +49,9 @@
 //! | `codec` | JSON, TOML, YAML |
 //! | `tree`, `typed` | merging, and from a tree to a type |
 //! | `follow` | the task that keeps settings up to date |
-//! | `cache` | the file for a start without the cluster |
 //! | `history` | what keys held, and back to it |
 
 mod builder;
-mod cache;
 mod codec;
 mod follow;
 mod history;

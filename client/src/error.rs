@@ -35,6 +35,15 @@ pub enum Error {
     /// The lease or member named does not exist (any more).
     #[error("{}", .0.message())]
     NotFound(Status),
+    /// Others hold the lock, and the time to wait for it is over: try again later.
+    #[error("the lock is held by others")]
+    Busy,
+    /// What the call needs is held no more: stop working on what it protected.
+    #[error("lost: {reason}")]
+    Lost {
+        /// What is known about the loss.
+        reason: &'static str,
+    },
     /// The revision asked for is gone: read the current state and go on from there.
     #[error("etcdserver: mvcc: required revision has been compacted")]
     Compacted {
@@ -107,7 +116,11 @@ impl Error {
     #[must_use]
     pub fn status(&self) -> Option<&Status> {
         match self {
-            Self::Config { .. } | Self::Compacted { .. } | Self::Deadline { .. } => None,
+            Self::Config { .. }
+            | Self::Busy
+            | Self::Lost { .. }
+            | Self::Compacted { .. }
+            | Self::Deadline { .. } => None,
             Self::Invalid(status)
             | Self::Refused(status)
             | Self::NotFound(status)
@@ -120,6 +133,10 @@ impl Error {
             | Self::Unavailable { status, .. }
             | Self::Unexpected { status, .. } => Some(status),
         }
+    }
+
+    pub(crate) fn session_lost() -> Self {
+        Self::Lost { reason: "the session ended, or may have" }
     }
 
     /// Sorts a status that `endpoint` returned for a call.
@@ -157,6 +174,11 @@ impl Error {
             }
             _ => Self::Unexpected { outcome: Outcome::Unknown, endpoint, status },
         }
+    }
+
+    /// Whether the same call may well succeed some time later.
+    pub(crate) fn is_passing(&self) -> bool {
+        self.is_unavailable() || matches!(self, Self::Deadline { .. } | Self::Overloaded(_))
     }
 
     /// Whether another endpoint, or the same one a moment later, may well answer.

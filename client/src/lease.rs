@@ -6,7 +6,7 @@
 
 mod keeper;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use conclave_proto::etcdserverpb::{
@@ -14,10 +14,12 @@ use conclave_proto::etcdserverpb::{
     LeaseLeasesRequest, LeaseLeasesResponse, LeaseRevokeRequest, LeaseRevokeResponse,
     LeaseTimeToLiveRequest, LeaseTimeToLiveResponse, lease_client::LeaseClient,
 };
+use parking_lot::Mutex;
 use tokio::{
     sync::{oneshot, watch},
     time::Instant,
 };
+use tokio_util::sync::CancellationToken;
 use tonic::{Code, Response, Status, transport::Channel};
 
 use crate::{client::Client, error::Error, reply::Reply};
@@ -47,12 +49,19 @@ impl Client {
         let granted = Duration::from_secs(u64::try_from(grant.ttl).unwrap_or(0));
         let (state, states) = watch::channel(LeaseState::Alive);
         let (guard, dropped) = oneshot::channel();
-        let keeper = keeper::Keeper::new(self.clone(), grant.id, state, sent, granted);
+        let standing = keeper::Standing {
+            state,
+            lost: CancellationToken::new(),
+            deadline: Arc::new(Mutex::new(sent + keeper::usable(granted))),
+        };
+        let (lost, deadline) = (standing.lost.clone(), Arc::clone(&standing.deadline));
+        let keeper = keeper::Keeper::new(self.clone(), grant.id, granted, standing);
         // Not aborted with the guard: it still has to revoke the lease. It ends by itself, at the
         // latest one time limit after the guard.
-        drop(tokio::spawn(keeper.run(dropped)));
+        self.spawn(keeper.run(dropped));
         let client = self.clone();
-        Ok(Lease { client, id: grant.id, ttl: granted, states, guard: Some(guard) })
+        let guard = Some(guard);
+        Ok(Lease { client, id: grant.id, ttl: granted, states, lost, deadline, guard })
     }
 
     /// Grants a lease of at least `ttl` seconds without keeping it alive. `id` 0 lets the server
@@ -140,6 +149,9 @@ pub struct Lease {
     id: i64,
     ttl: Duration,
     states: watch::Receiver<LeaseState>,
+    lost: CancellationToken,
+    /// Shared with the keeper: when the lease may end at the earliest.
+    deadline: Arc<Mutex<Instant>>,
     /// Tells the keeper what becomes of the lease; dropping it means: revoke.
     guard: Option<oneshot::Sender<keeper::Released>>,
 }
@@ -171,9 +183,21 @@ impl Lease {
 
     /// Waits until the lease is lost. Cancel-safe.
     pub async fn lost(&self) {
-        let mut states = self.states.clone();
-        // An error means that the keeper is gone, which keeps the lease no longer either.
-        drop(states.wait_for(|state| *state == LeaseState::Lost).await);
+        self.lost.cancelled().await;
+    }
+
+    /// Cancelled when the lease is lost: before the server can give what hangs on it to others, as long
+    /// as this process gets to run.
+    #[must_use]
+    pub fn lost_token(&self) -> CancellationToken {
+        self.lost.clone()
+    }
+
+    /// Whether the lease may have ended, by the clock and at this moment: right also in a process that
+    /// was stopped for a while and has not noticed yet.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.lost.is_cancelled() || Instant::now() >= *self.deadline.lock()
     }
 
     /// Ends the lease and deletes its keys.

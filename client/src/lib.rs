@@ -15,6 +15,9 @@
 //! | [`txn`] | transactions: compares and operations |
 //! | [`watch`] | streams of changes |
 //! | [`lease`] | leases and the guard that keeps one alive |
+//! | [`queue`] | etcd's recipe behind its locks and elections |
+//! | [`election`] | leaders: campaign, proclaim, resign, observe |
+//! | [`registry`] | services: register, discover, drain |
 //! | [`config`] | live configuration: layers, validation, history |
 //! | [`balance`] | spreading calls over the instances of a service |
 //! | [`maintenance`] | members, status, alarms, and what operators do |
@@ -35,14 +38,19 @@
 mod backoff;
 pub mod balance;
 mod builder;
+mod cache;
 mod client;
 pub mod config;
+pub mod election;
 mod endpoint;
 mod error;
 pub mod key;
 pub mod kv;
 pub mod lease;
 pub mod maintenance;
+mod mirror;
+pub mod queue;
+pub mod registry;
 mod reply;
 pub mod txn;
 pub mod watch;
@@ -54,6 +62,7 @@ pub use crate::{
     builder::Builder,
     client::Client,
     config::Config,
+    election::{Election, Leadership},
     error::{Error, Outcome},
     lease::{Lease, LeaseState},
     reply::{Headed, Reply},

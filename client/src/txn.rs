@@ -66,8 +66,8 @@ pub fn txn() -> Txn<Detached> {
 #[derive(Debug, Clone)]
 #[must_use = "a transaction does nothing until `commit` is called"]
 pub struct Txn<C> {
-    client: C,
-    request: TxnRequest,
+    pub(crate) client: C,
+    pub(crate) request: TxnRequest,
 }
 
 impl<C> Txn<C> {

@@ -6,6 +6,8 @@
 
 mod resume;
 
+pub(crate) use resume::mod_revision;
+
 use std::{
     pin::Pin,
     sync::{Arc, OnceLock},

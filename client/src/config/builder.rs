@@ -8,7 +8,6 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     Config, Error,
-    cache::Cache,
     codec::Codec,
     follow::{Debounce, Follower, Plan},
     layer::{Layer, Part, Rejection, Settings, Validate},
@@ -16,7 +15,7 @@ use super::{
     status::{Basis, Publisher, Status},
     tree::{DEPTH_MAX, place, segments},
 };
-use crate::client::Client;
+use crate::{cache::Cache, client::Client};
 
 /// What to do at the start if the cluster cannot be reached, or holds settings that are refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -6,22 +6,24 @@
 
 use std::{pin::pin, time::Duration};
 
-use conclave_proto::{
-    etcdserverpb::{TxnRequest, TxnResponse},
-    mvccpb::Event,
-};
+use conclave_proto::etcdserverpb::{TxnRequest, TxnResponse};
 use futures::{Stream, StreamExt, stream::BoxStream, stream::SelectAll};
 use serde::de::DeserializeOwned;
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_stream::wrappers::WatchStream;
 
 use super::{
-    cache::Cache,
     layer::{Layer, Part, Rejection, Settings, Validate},
     source::{Fetched, Source},
     status::Publisher,
 };
-use crate::{backoff::Backoff, client::Client, error::Error, watch::Response};
+use crate::{
+    backoff::Backoff,
+    cache::Cache,
+    client::Client,
+    error::Error,
+    watch::{Response, mod_revision},
+};
 
 /// After this time without a change the settings are read again, in case that a change was missed.
 const RESYNC: Duration = Duration::from_secs(300);
@@ -238,10 +240,6 @@ fn changes<T>(
         };
         std::future::ready(change)
     })
-}
-
-fn mod_revision(event: &Event) -> i64 {
-    event.kv.as_ref().map_or(0, |kv| kv.mod_revision)
 }
 
 #[cfg(test)]

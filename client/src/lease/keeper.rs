@@ -1,15 +1,17 @@
 //! The task that keeps one lease alive and owns its state.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use conclave_proto::etcdserverpb::{
     LeaseKeepAliveRequest, LeaseKeepAliveResponse, lease_client::LeaseClient,
 };
+use parking_lot::Mutex;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::{Instant, sleep_until, timeout_at},
 };
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 
 use super::LeaseState;
@@ -31,10 +33,31 @@ pub(super) struct Released;
 pub(super) struct Keeper {
     client: Client,
     id: i64,
-    state: watch::Sender<LeaseState>,
-    /// When the lease may end at the earliest, by this process's clock.
-    deadline: Instant,
     ttl: Duration,
+    standing: Standing,
+}
+
+/// What the guard sees of the lease.
+pub(super) struct Standing {
+    pub(super) state: watch::Sender<LeaseState>,
+    pub(super) lost: CancellationToken,
+    /// When the lease may end at the earliest, by this process's clock.
+    pub(super) deadline: Arc<Mutex<Instant>>,
+}
+
+impl Standing {
+    fn lose(&self) {
+        self.state.send_replace(LeaseState::Lost);
+        self.lost.cancel();
+    }
+
+    fn deadline(&self) -> Instant {
+        *self.deadline.lock()
+    }
+
+    fn set(&self, new: LeaseState) {
+        self.state.send_if_modified(|state| std::mem::replace(state, new) != new);
+    }
 }
 
 /// A stream to one endpoint with at most one keep-alive under way.
@@ -52,26 +75,20 @@ enum Failure {
 }
 
 impl Keeper {
-    pub(super) fn new(
-        client: Client,
-        id: i64,
-        state: watch::Sender<LeaseState>,
-        sent: Instant,
-        ttl: Duration,
-    ) -> Self {
-        Self { client, id, state, deadline: sent + usable(ttl), ttl }
+    pub(super) fn new(client: Client, id: i64, ttl: Duration, standing: Standing) -> Self {
+        Self { client, id, ttl, standing }
     }
 
     /// Runs until the lease is lost or its guard is gone.
     pub(super) async fn run(mut self, mut dropped: oneshot::Receiver<Released>) {
         let released = tokio::select! {
             () = self.keep() => {
-                self.state.send_replace(LeaseState::Lost);
+                self.standing.lose();
                 return;
             }
             released = &mut dropped => released,
         };
-        self.state.send_replace(LeaseState::Lost);
+        self.standing.lose();
         if released.is_err() {
             // The guard was dropped. Bounded by the client's time limit; the TTL is the fallback.
             if let Err(error) = self.client.lease_revoke(self.id).await {
@@ -85,7 +102,7 @@ impl Keeper {
         let mut backoff = Backoff::default();
         let mut next = Instant::now() + self.ttl / KEEP_ALIVES_PER_TTL;
         loop {
-            if timeout_at(self.deadline, sleep_until(next)).await.is_err() {
+            if timeout_at(self.standing.deadline(), sleep_until(next)).await.is_err() {
                 return;
             }
             let endpoint = self.client.endpoint();
@@ -93,9 +110,7 @@ impl Keeper {
                 Failure::Gone => return,
                 Failure::Unanswered => {
                     endpoint.failed();
-                    self.state.send_if_modified(|state| {
-                        std::mem::replace(state, LeaseState::Suspended) == LeaseState::Alive
-                    });
+                    self.standing.set(LeaseState::Suspended);
                     next = Instant::now() + backoff.next();
                 }
             }
@@ -120,10 +135,9 @@ impl Keeper {
             endpoint.succeeded();
             backoff.reset();
             self.ttl = Duration::from_secs(u64::try_from(answer.ttl).unwrap_or(0));
-            self.deadline = self.deadline.max(sent + usable(self.ttl));
-            self.state.send_if_modified(|state| {
-                std::mem::replace(state, LeaseState::Alive) != LeaseState::Alive
-            });
+            let deadline = self.standing.deadline().max(sent + usable(self.ttl));
+            *self.standing.deadline.lock() = deadline;
+            self.standing.set(LeaseState::Alive);
             sleep_until(sent + self.ttl / KEEP_ALIVES_PER_TTL).await;
             sent = Instant::now();
             if connection.requests.try_send(LeaseKeepAliveRequest { id: self.id }).is_err() {
@@ -136,7 +150,7 @@ impl Keeper {
     /// a turn within the TTL, and no answer counts that comes after the lease may have ended.
     fn patience(&self, sent: Instant) -> Instant {
         let patience = (self.ttl / (2 * KEEP_ALIVES_PER_TTL)).min(ANSWER_TIMEOUT_MAX);
-        (sent + patience).min(self.deadline)
+        (sent + patience).min(self.standing.deadline())
     }
 }
 
@@ -162,6 +176,6 @@ impl Connection {
 }
 
 /// The part of a TTL for which the lease can be relied on.
-fn usable(ttl: Duration) -> Duration {
+pub(super) fn usable(ttl: Duration) -> Duration {
     ttl - ttl / SKEW_DIVISOR
 }

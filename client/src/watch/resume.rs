@@ -197,7 +197,7 @@ impl Task {
     }
 }
 
-fn mod_revision(event: &Event) -> i64 {
+pub(crate) fn mod_revision(event: &Event) -> i64 {
     event.kv.as_ref().map_or(0, |kv| kv.mod_revision)
 }
 

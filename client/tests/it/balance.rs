@@ -86,7 +86,7 @@ impl Kv for Named {
 }
 
 /// A server with a runtime of its own, so that it can be ended with all its connections.
-struct Backend {
+pub(crate) struct Backend {
     name: String,
     address: SocketAddr,
     is_failing: Arc<AtomicBool>,
@@ -94,7 +94,7 @@ struct Backend {
 }
 
 impl Backend {
-    fn start(name: &str) -> Self {
+    pub(crate) fn start(name: &str) -> Self {
         let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
         let is_failing = Arc::default();
         let mut backend = Self { name: name.to_owned(), address, is_failing, runtime: None };
@@ -102,7 +102,7 @@ impl Backend {
         backend
     }
 
-    fn serve(&mut self) {
+    pub(crate) fn serve(&mut self) {
         let builder = &mut tokio::runtime::Builder::new_multi_thread();
         let runtime = builder.worker_threads(1).enable_all().build().expect("a runtime");
         let listener = std::net::TcpListener::bind(self.address).expect("the port is free");
@@ -116,11 +116,11 @@ impl Backend {
         self.runtime = Some(runtime);
     }
 
-    fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.runtime.take().expect("it runs").shutdown_background();
     }
 
-    fn instance(&self) -> Instance {
+    pub(crate) fn instance(&self) -> Instance {
         Instance::new(&self.name, self.address.to_string())
     }
 }
@@ -133,7 +133,7 @@ impl Drop for Backend {
     }
 }
 
-fn backends() -> Vec<Backend> {
+pub(crate) fn backends() -> Vec<Backend> {
     ["a", "b", "c"].map(Backend::start).into()
 }
 
@@ -142,7 +142,7 @@ fn instances(backends: &[Backend]) -> Vec<Instance> {
 }
 
 /// Who answers a call.
-async fn call(channel: &BalancedChannel) -> Result<String, Status> {
+pub(crate) async fn call(channel: &BalancedChannel) -> Result<String, Status> {
     call_about(channel, None).await
 }
 
@@ -155,7 +155,7 @@ async fn call_about(channel: &BalancedChannel, key: Option<&str>) -> Result<Stri
     Ok(String::from_utf8_lossy(&answer.kvs[0].key).into_owned())
 }
 
-async fn counts(channel: &BalancedChannel, calls: usize) -> BTreeMap<String, usize> {
+pub(crate) async fn counts(channel: &BalancedChannel, calls: usize) -> BTreeMap<String, usize> {
     let mut counts = BTreeMap::new();
     for _ in 0..calls {
         *counts.entry(call(channel).await.expect("an answer")).or_default() += 1;

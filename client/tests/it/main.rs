@@ -2,10 +2,13 @@
 
 mod balance;
 mod config;
+mod election;
 mod example;
 mod fail_over;
 mod kv;
 mod lease;
+mod queue;
+mod registry;
 mod server;
 mod watch;
 

@@ -1,4 +1,4 @@
-//! What was read last, kept on disk for a start without the cluster.
+//! What was read last, settings or instances, kept on disk for a start without the cluster.
 //!
 //! The file has one line of text, `conclave-config 1 <saved> <request> <content>`, and then the
 //! answer of the cluster as it came over the wire. `saved` is in milliseconds since 1970; `request`
@@ -23,7 +23,7 @@ const FILE_BYTES_MAX: u64 = 1 << 30;
 
 /// A file with the last good answer.
 #[derive(Debug, Clone)]
-pub(super) struct Cache {
+pub(crate) struct Cache {
     path: PathBuf,
     /// How old the file may be; `None` for any age.
     max_staleness: Option<Duration>,
@@ -31,7 +31,7 @@ pub(super) struct Cache {
 }
 
 impl Cache {
-    pub(super) fn new(
+    pub(crate) fn new(
         path: PathBuf,
         max_staleness: Option<Duration>,
         request: &TxnRequest,
@@ -43,7 +43,7 @@ impl Cache {
     ///
     /// # Errors
     /// If the file cannot be written. The old one is untouched then.
-    pub(super) fn save(&self, answer: &TxnResponse) -> io::Result<()> {
+    pub(crate) fn save(&self, answer: &TxnResponse) -> io::Result<()> {
         let content = answer.encode_to_vec();
         let saved = now_ms();
         let header = self.header(saved, &content);
@@ -66,7 +66,7 @@ impl Cache {
     ///
     /// # Errors
     /// Why there is nothing that can be used.
-    pub(super) fn load(&self) -> Result<TxnResponse, String> {
+    pub(crate) fn load(&self) -> Result<TxnResponse, String> {
         let about = |reason: &str| format!("{}: {reason}", self.path.display());
         let failed = |error: io::Error| about(&error.to_string());
         if fs::metadata(&self.path).map_err(failed)?.len() > FILE_BYTES_MAX {
@@ -123,10 +123,8 @@ mod tests {
     use conclave_proto::etcdserverpb::ResponseHeader;
     use tempfile::TempDir;
 
-    use super::{
-        super::source::{Source, request},
-        *,
-    };
+    use super::*;
+    use crate::{kv::get, txn::txn};
 
     fn answer(revision: i64) -> TxnResponse {
         let header = Some(ResponseHeader { revision, ..ResponseHeader::default() });
@@ -134,7 +132,7 @@ mod tests {
     }
 
     fn cache(dir: &TempDir, prefix: &str, max_staleness: Option<Duration>) -> Cache {
-        let request = request(&[Source::prefix(prefix)], 0);
+        let request = txn().then(get(prefix).prefix()).request;
         Cache::new(dir.path().join("app.cache"), max_staleness, &request)
     }
 

@@ -1,0 +1,134 @@
+//! All keys with a prefix, as they are now and after each change: a snapshot, then what changed since
+//! its revision, without a gap.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+use conclave_proto::{
+    etcdserverpb::{RangeResponse, ResponseHeader},
+    mvccpb::{Event, KeyValue, event::EventType},
+};
+use tokio::sync::watch;
+
+use crate::{
+    client::Client,
+    error::Error,
+    watch::{Watcher, mod_revision},
+};
+
+/// The keys with a prefix, kept up to date by whoever calls [`Mirror::next`].
+#[derive(Debug)]
+pub(crate) struct Mirror {
+    client: Client,
+    prefix: Bytes,
+    /// Revision of the first snapshot; 0 for the current one.
+    from: i64,
+    keys: BTreeMap<Bytes, KeyValue>,
+    header: ResponseHeader,
+    /// Changes of later revisions that came in the same answer: each revision is a state of its own.
+    pending: VecDeque<Event>,
+    watch: Option<(Watcher, watch::Receiver<bool>)>,
+}
+
+/// What is new.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// The keys.
+    Keys,
+    /// Whether a server tells of changes at present.
+    Connected(bool),
+}
+
+impl Mirror {
+    /// A mirror that is empty until [`Mirror::next`] has read a snapshot, as of the revision `from` (0
+    /// for the current one).
+    pub(crate) fn new(client: Client, prefix: Bytes, from: i64) -> Self {
+        let (keys, header) = (BTreeMap::new(), ResponseHeader::default());
+        Self { client, prefix, from, keys, header, pending: VecDeque::new(), watch: None }
+    }
+
+    /// Waits for the next state. Not cancel-safe.
+    ///
+    /// # Errors
+    /// Why the snapshot could not be read, or what ended the watch. The next call reads a snapshot.
+    pub(crate) async fn next(&mut self) -> Result<Step, Error> {
+        loop {
+            if self.apply_next() {
+                return Ok(Step::Keys);
+            }
+            let Some((watcher, connected)) = &mut self.watch else {
+                self.read().await?;
+                return Ok(Step::Keys);
+            };
+            let response = tokio::select! {
+                biased;
+                Ok(()) = connected.changed() => {
+                    return Ok(Step::Connected(*connected.borrow_and_update()));
+                }
+                response = watcher.next() => response,
+            };
+            match response {
+                Ok(Some(response)) => {
+                    self.header = response.header.unwrap_or_default();
+                    self.pending.extend(response.events);
+                }
+                Ok(None) | Err(Error::Compacted { .. }) => self.watch = None,
+                Err(error) => {
+                    self.watch = None;
+                    return Err(error);
+                }
+            }
+        }
+    }
+
+    /// Applies the changes of one revision, if there are any.
+    fn apply_next(&mut self) -> bool {
+        let Some(revision) = self.pending.front().map(mod_revision) else { return false };
+        while let Some(event) = self.pending.pop_front_if(|event| mod_revision(event) == revision) {
+            let is_put = event.r#type() == EventType::Put;
+            let Some(kv) = event.kv else { continue };
+            if is_put {
+                self.keys.insert(kv.key.clone(), kv);
+            } else {
+                self.keys.remove(&kv.key);
+            }
+        }
+        self.header.revision = revision;
+        true
+    }
+
+    async fn read(&mut self) -> Result<(), Error> {
+        let get = self.client.get(&self.prefix[..]).prefix().revision(self.from);
+        let answer = match get.await {
+            Err(Error::Compacted { .. }) if self.from > 0 => {
+                self.from = 0;
+                self.client.get(&self.prefix[..]).prefix().await?
+            }
+            answer => answer?,
+        };
+        let RangeResponse { header, kvs, .. } = answer.into_inner();
+        self.header = header.unwrap_or_default();
+        if self.from > 0 {
+            // The header says what is current, not what was read.
+            self.header.revision = self.header.revision.min(self.from);
+        }
+        self.from = 0;
+        self.keys = kvs.into_iter().map(|kv| (kv.key.clone(), kv)).collect();
+        let watch = self.client.watch(&self.prefix[..]).prefix();
+        let watcher = watch.from_revision(self.header.revision + 1).start();
+        let mut connected = watcher.connected();
+        connected.mark_unchanged();
+        self.watch = Some((watcher, connected));
+        Ok(())
+    }
+
+    /// The keys with the prefix.
+    pub(crate) fn keys(&self) -> &BTreeMap<Bytes, KeyValue> {
+        &self.keys
+    }
+
+    /// The header of the answer that brought this state, with the revision of this state.
+    pub(crate) fn header(&self) -> &ResponseHeader {
+        &self.header
+    }
+}

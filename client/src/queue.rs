@@ -1,0 +1,349 @@
+//! etcd's recipe behind its locks and elections: a queue of keys, whose first one holds the name.
+//!
+//! Whoever wants a name puts the key `<name>/<lease in hexadecimal>`, attached to a lease; the key's
+//! create revision is its place. Each waits for the key just before its own, so that a hand-over
+//! wakes one. Callers of etcd's `concurrency` package, of its Lock and Election services and of
+//! Conclave's own locks stand in the same queue. It needs nothing but etcd's v3 API.
+//!
+//! ```no_run
+//! # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+//! use std::time::Duration;
+//! use conclave_client::kv::put;
+//!
+//! let turn = client.queue("jobs/1").ttl(Duration::from_secs(10)).await?;
+//! println!("fencing token {}", turn.token());
+//! turn.txn().then(put("jobs/1/state", "running")).commit().await?;
+//! turn.run(async { /* dropped when the turn is lost */ }).await?;
+//! turn.release().await?;
+//! # Ok(())
+//! # }
+//! ```
+
+use std::{
+    future::{Future, IntoFuture},
+    pin::Pin,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use conclave_proto::{
+    etcdserverpb::{
+        RangeRequest, TxnResponse,
+        range_request::{SortOrder, SortTarget},
+        request_op::Request,
+        response_op::Response,
+    },
+    mvccpb::KeyValue,
+};
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    client::Client,
+    error::Error,
+    key::prefix_end,
+    kv::{get, put},
+    lease::Lease,
+    reply::Reply,
+    txn::{Operation, Txn, key, txn},
+};
+
+/// The TTL of a place if none is asked for.
+pub(crate) const TTL: Duration = Duration::from_secs(10);
+
+impl Client {
+    /// Starts to describe a place in the queue for `name`; await it to wait for the turn.
+    pub fn queue(&self, name: impl Into<Vec<u8>>) -> Enter {
+        Enter { client: self.clone(), name: name.into(), value: Vec::new(), ttl: TTL, wait: None }
+    }
+}
+
+/// A place in a queue that is to be taken; see [`Client::queue`].
+///
+/// Awaiting it is cancel-safe: a future that is dropped gives its place up in the background, even if
+/// the request has not arrived yet.
+#[derive(Debug, Clone)]
+#[must_use = "no place is taken until it is awaited"]
+pub struct Enter {
+    client: Client,
+    name: Vec<u8>,
+    value: Vec<u8>,
+    ttl: Duration,
+    wait: Option<Duration>,
+}
+
+impl Enter {
+    /// How long the place outlives the last keep-alive. Default 10 s.
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = ttl;
+        self
+    }
+
+    /// What the key says. Default: nothing.
+    pub fn value(mut self, value: impl Into<Vec<u8>>) -> Self {
+        self.value = value.into();
+        self
+    }
+
+    /// Waits for at most this long. Default: for ever.
+    pub fn wait(mut self, wait: Duration) -> Self {
+        self.wait = Some(wait);
+        self
+    }
+
+    /// Does not wait at all.
+    pub fn try_now(self) -> Self {
+        self.wait(Duration::ZERO)
+    }
+
+    async fn enter(self) -> Result<Turn, Error> {
+        let deadline = self.wait.map(|wait| Instant::now() + wait);
+        // A lease for each place, and not one for all: when it is revoked, a put that is still on its
+        // way cannot arrive any more and hold the name for nobody.
+        let lease = self.client.lease(self.ttl).await?;
+        let lost = lease.lost_token();
+        let waited = tokio::select! {
+            biased;
+            () = lost.cancelled() => Err(Error::session_lost()),
+            waited = Place::take(&self, &lease, deadline) => waited,
+        };
+        match waited {
+            // Answers may be old: whoever has no lease has no turn.
+            Ok(_) if lease.is_lost() => Err(Error::session_lost()),
+            Ok((place, revision)) => Ok(Turn { client: self.client, lease, place, revision }),
+            Err(error) => {
+                // Whoever asks again at once shall not find its own old place before it.
+                if let Err(error) = lease.revoke().await {
+                    tracing::debug!(%error, "leaving the queue failed");
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
+impl IntoFuture for Enter {
+    type Output = Result<Turn, Error>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(self.enter())
+    }
+}
+
+/// A key in the queue.
+#[derive(Debug, Clone)]
+struct Place {
+    key: Bytes,
+    token: i64,
+}
+
+/// How a place stands.
+enum Standing {
+    First,
+    Behind(Bytes),
+    Gone,
+}
+
+impl Place {
+    /// Puts the key and waits until it is the first one; returns the revision at which it was.
+    async fn take(
+        enter: &Enter,
+        lease: &Lease,
+        deadline: Option<Instant>,
+    ) -> Result<(Self, i64), Error> {
+        let prefix = [&enter.name[..], b"/"].concat();
+        let name = Bytes::from([&prefix[..], &lease.key_suffix()].concat());
+        // The lease is new, and so is the key.
+        let entered = enter.client.put(name.clone(), &enter.value[..]).lease(lease.id()).await?;
+        let place = Self { key: name, token: entered.revision() };
+        loop {
+            let (standing, revision) = place.look(&enter.client, &prefix).await?;
+            let before = match standing {
+                Standing::First => return Ok((place, revision)),
+                Standing::Gone => return Err(Error::Lost { reason: "the place was taken away" }),
+                Standing::Behind(before) => before,
+            };
+            let gone = wait_for_delete(&enter.client, before, revision + 1);
+            match deadline {
+                Some(deadline) => {
+                    timeout_at(deadline, gone).await.map_err(|_elapsed| Error::Busy)??;
+                }
+                None => gone.await?,
+            }
+        }
+    }
+
+    /// How it stands, and the revision at which that is so.
+    async fn look(&self, client: &Client, prefix: &[u8]) -> Result<(Standing, i64), Error> {
+        let mut before = RangeRequest {
+            key: Bytes::copy_from_slice(prefix),
+            range_end: prefix_end(prefix),
+            max_create_revision: self.token - 1,
+            limit: 1,
+            keys_only: true,
+            ..RangeRequest::default()
+        };
+        before.set_sort_target(SortTarget::Create);
+        before.set_sort_order(SortOrder::Descend);
+        let both = client.txn().then(get(&self.key[..]).keys_only());
+        let both = both.then(Operation::from(Request::RequestRange(before))).commit().await?;
+        let revision = both.revision();
+        let mut found =
+            both.into_inner().responses.into_iter().map(|answer| match answer.response {
+                Some(Response::ResponseRange(range)) => range.kvs.into_iter().next(),
+                _ => None,
+            });
+        let (own, before) = (found.next().flatten(), found.next().flatten());
+        let is_there = own.is_some_and(|own| own.create_revision == self.token);
+        let standing = match before {
+            _ if !is_there => Standing::Gone,
+            Some(KeyValue { key, .. }) => Standing::Behind(key),
+            None => Standing::First,
+        };
+        Ok((standing, revision))
+    }
+}
+
+/// Returns when the key was deleted in `revision` or later, or may have been.
+async fn wait_for_delete(client: &Client, key: Bytes, revision: i64) -> Result<(), Error> {
+    let mut watcher = client.watch(key).from_revision(revision).no_puts().start();
+    loop {
+        match watcher.next().await {
+            Ok(Some(response)) if response.events.is_empty() => {}
+            Ok(_) | Err(Error::Compacted { .. }) => return Ok(()),
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// The first place in a queue, for as long as this guard exists and its lease lives.
+///
+/// Give it up with [`Turn::release`], which says whether that worked. A guard that is dropped does so
+/// in the background, without a report; if that fails too, the place goes with its lease.
+#[derive(Debug)]
+#[must_use = "the turn is over when the guard is dropped"]
+pub struct Turn {
+    client: Client,
+    lease: Lease,
+    place: Place,
+    revision: i64,
+}
+
+impl Turn {
+    /// The key that holds the name.
+    #[must_use]
+    pub fn key(&self) -> &Bytes {
+        &self.place.key
+    }
+
+    /// The fencing token, the key's create revision: larger than that of everyone who held the name
+    /// before. Hand it on with whatever the name protects, and refuse there what comes with an older
+    /// one.
+    #[must_use]
+    pub fn token(&self) -> i64 {
+        self.place.token
+    }
+
+    /// A revision at which the key was the first one.
+    #[must_use]
+    pub fn revision(&self) -> i64 {
+        self.revision
+    }
+
+    /// The lease that the key hangs on.
+    pub fn lease(&self) -> &Lease {
+        &self.lease
+    }
+
+    /// Cancelled when the turn may be lost because its lease may be: before the server gives the name
+    /// to others, as long as this process gets to run. A key that an operator deletes is noticed by
+    /// [`Turn::is_held`] and [`Turn::txn`].
+    #[must_use]
+    pub fn lost(&self) -> CancellationToken {
+        self.lease.lost_token()
+    }
+
+    /// Runs `work` until it ends or the turn is lost; then `work` is dropped.
+    ///
+    /// # Errors
+    /// [`Error::Lost`]: what `work` had begun may be half done.
+    pub async fn run<T>(&self, work: impl Future<Output = T>) -> Result<T, Error> {
+        tokio::select! {
+            biased;
+            () = self.lease.lost() => Err(Error::session_lost()),
+            done = work => Ok(done),
+        }
+    }
+
+    /// Asks the cluster whether the name is held at this moment.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn is_held(&self) -> Result<bool, Error> {
+        let own = self.client.get(&self.place.key[..]).keys_only().await?.one();
+        Ok(own.is_some_and(|own| own.create_revision == self.place.token))
+    }
+
+    /// Starts a transaction that is carried out only if the name is held at that very moment.
+    pub fn txn(&self) -> Txn<Owned> {
+        let Place { key, token } = self.place.clone();
+        Txn {
+            client: Owned { client: self.client.clone(), key, token },
+            request: Default::default(),
+        }
+    }
+
+    /// Changes what the key says.
+    ///
+    /// # Errors
+    /// [`Error::Lost`] if the name is held no more. See [`Error`]; [`Error::outcome`] tells whether it
+    /// may have been applied.
+    pub async fn set_value(&self, value: impl Into<Vec<u8>>) -> Result<(), Error> {
+        let put = put(&self.place.key[..], value).lease(self.lease.id());
+        self.txn().then(put).commit().await.map(drop)
+    }
+
+    /// Gives the name up.
+    ///
+    /// # Errors
+    /// [`Error::Lost`] if its lease had ended. See [`Error`]; the place then goes when its TTL has
+    /// passed.
+    pub async fn release(self) -> Result<(), Error> {
+        match self.lease.revoke().await {
+            Err(Error::NotFound(_)) => Err(Error::session_lost()),
+            done => done,
+        }
+    }
+}
+
+/// Marks a transaction that needs a [`Turn`]; see [`Turn::txn`].
+#[derive(Debug, Clone)]
+pub struct Owned {
+    client: Client,
+    key: Bytes,
+    token: i64,
+}
+
+impl Txn<Owned> {
+    /// Sends the transaction. Whether its own compares held is in the answer's `succeeded`.
+    ///
+    /// # Errors
+    /// [`Error::Lost`] if the name is held no more; nothing was done then. See [`Error`];
+    /// [`Error::outcome`] tells whether it may have been applied.
+    pub async fn commit(self) -> Result<Reply<TxnResponse>, Error> {
+        let Self { client: Owned { client, key: own, token }, request } = self;
+        // In one another, so that the answer tells the two kinds of compares apart.
+        let inner = Txn { request, ..txn() };
+        let is_own = key(own).create_revision().equal(token);
+        let outer = client.txn().when(is_own).then(inner).commit().await?.into_inner();
+        let answer = outer.responses.into_iter().next().and_then(|answer| answer.response);
+        match answer {
+            Some(Response::ResponseTxn(answer)) if outer.succeeded => {
+                // etcd leaves the header of the inner one empty.
+                Ok(Reply::new(TxnResponse { header: outer.header, ..answer }))
+            }
+            _ => Err(Error::Lost { reason: "the name is held no more" }),
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! The instances of a service as they come and go.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use conclave_proto::etcdserverpb::{
+    RangeResponse, ResponseOp, TxnRequest, TxnResponse, response_op::Response,
+};
+use futures::StreamExt;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, sleep_until},
+};
+use tokio_stream::wrappers::WatchStream;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{Service, record::Record};
+use crate::{
+    backoff::Backoff,
+    balance::{BalancedChannel, ChannelBuilder, Instance},
+    cache::Cache,
+    kv::get,
+    mirror::{Mirror, Step},
+    txn::txn,
+};
+
+/// The file is written at most this often.
+const SAVE_PAUSE: Duration = Duration::from_secs(2);
+
+type Filter = dyn Fn(&Record) -> bool + Send + Sync;
+
+/// Configures a [`Directory`]; see [`Service::discover`].
+#[derive(Clone)]
+#[must_use = "nothing is followed until `start` is called"]
+pub struct Discover {
+    service: Service,
+    filters: Vec<Arc<Filter>>,
+    cache: Option<PathBuf>,
+}
+
+impl Discover {
+    pub(super) fn new(service: Service) -> Self {
+        Self { service, filters: Vec::new(), cache: None }
+    }
+
+    /// Leaves out instances for which `is_wanted` does not hold. Several filters must all hold.
+    pub fn filter(mut self, is_wanted: impl Fn(&Record) -> bool + Send + Sync + 'static) -> Self {
+        self.filters.push(Arc::new(is_wanted));
+        self
+    }
+
+    /// Keeps what is known in a file, for a start while the cluster is away.
+    pub fn cache(mut self, path: impl AsRef<Path>) -> Self {
+        self.cache = Some(path.as_ref().to_owned());
+        self
+    }
+
+    /// Begins to follow, in a task of the current tokio runtime.
+    pub fn start(self) -> Directory {
+        let prefix = self.service.prefix();
+        let request: TxnRequest = txn().then(get(&prefix[..]).prefix()).request;
+        let cache = self.cache.map(|path| Cache::new(path, None, &request));
+        let (sender, listing) = watch::channel(Arc::new(Listing::default()));
+        let mirror = Mirror::new(self.service.client, prefix.clone(), 0);
+        let follower = Follower { mirror, prefix, filters: self.filters, cache, sender };
+        let task = AbortOnDropHandle::new(tokio::spawn(follower.run()));
+        Directory { listing, _task: Arc::new(task) }
+    }
+}
+
+impl fmt::Debug for Discover {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Discover")
+            .field("service", &self.service)
+            .field("filters", &self.filters.len())
+            .field("cache", &self.cache)
+            .finish()
+    }
+}
+
+/// What a listing rests on.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Basis {
+    /// Nothing has been heard yet.
+    #[default]
+    Nothing,
+    /// The file of an earlier run.
+    Cache,
+    /// What the cluster said.
+    Cluster,
+}
+
+/// The instances of a service at one revision.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Listing {
+    /// The instances, by id.
+    pub records: Vec<Record>,
+    /// The revision as of which they are known.
+    pub revision: i64,
+    /// What this rests on.
+    pub basis: Basis,
+    /// Whether a server tells of changes at present. If not, this is the last that was known.
+    pub is_connected: bool,
+}
+
+impl Listing {
+    /// The instances as a [`BalancedChannel`] sees them.
+    #[must_use]
+    pub fn instances(&self) -> Vec<Instance> {
+        self.records.iter().map(Record::instance).collect()
+    }
+}
+
+/// The instances of a service, followed for as long as this or a clone, or a channel made of it,
+/// exists. While the cluster is away, the last that was known stays.
+#[derive(Debug, Clone)]
+pub struct Directory {
+    listing: watch::Receiver<Arc<Listing>>,
+    _task: Arc<AbortOnDropHandle<()>>,
+}
+
+impl Directory {
+    /// What is known now.
+    #[must_use]
+    pub fn current(&self) -> Arc<Listing> {
+        Arc::clone(&self.listing.borrow())
+    }
+
+    /// What is known now, and a way to wait for changes.
+    #[must_use]
+    pub fn listing(&self) -> watch::Receiver<Arc<Listing>> {
+        self.listing.clone()
+    }
+
+    /// A channel to the instances. Call it inside a tokio runtime.
+    pub fn channel(&self, builder: ChannelBuilder) -> BalancedChannel {
+        let directory = self.clone();
+        let lists = WatchStream::new(self.listing.clone());
+        builder.follow(lists.map(move |listing| {
+            // It ends with the stream, not before.
+            let _ = &directory;
+            listing.instances()
+        }))
+    }
+}
+
+/// The task behind a directory.
+struct Follower {
+    mirror: Mirror,
+    prefix: bytes::Bytes,
+    filters: Vec<Arc<Filter>>,
+    cache: Option<Cache>,
+    sender: watch::Sender<Arc<Listing>>,
+}
+
+impl Follower {
+    async fn run(mut self) {
+        self.load().await;
+        let mut backoff = Backoff::default();
+        let mut save_at: Option<Instant> = None;
+        loop {
+            let step = tokio::select! {
+                step = self.mirror.next() => step,
+                () = sleep_until(save_at.unwrap_or_else(Instant::now)), if save_at.is_some() => {
+                    save_at = None;
+                    self.save().await;
+                    continue;
+                }
+            };
+            match step {
+                Ok(Step::Keys) => {
+                    backoff.reset();
+                    self.publish();
+                    if self.cache.is_some() && save_at.is_none() {
+                        save_at = Some(Instant::now() + SAVE_PAUSE);
+                    }
+                }
+                Ok(Step::Connected(is_connected)) => self.connected(is_connected),
+                Err(error) => {
+                    tracing::debug!(%error, "the instances cannot be read");
+                    self.connected(false);
+                    sleep(backoff.next()).await;
+                }
+            }
+        }
+    }
+
+    fn listing<'a>(
+        &self,
+        keys: impl Iterator<Item = &'a conclave_proto::mvccpb::KeyValue>,
+    ) -> Vec<Record> {
+        let records = keys.filter_map(|kv| Record::decode(&self.prefix, kv));
+        records.filter(|record| self.filters.iter().all(|is_wanted| is_wanted(record))).collect()
+    }
+
+    fn publish(&self) {
+        let records = self.listing(self.mirror.keys().values());
+        let revision = self.mirror.header().revision;
+        let listing = Listing { records, revision, basis: Basis::Cluster, is_connected: true };
+        self.sender.send_replace(Arc::new(listing));
+    }
+
+    fn connected(&self, is_connected: bool) {
+        self.sender.send_if_modified(|listing| {
+            let is_news = listing.is_connected != is_connected;
+            if is_news {
+                *listing = Arc::new(Listing { is_connected, ..Listing::clone(listing) });
+            }
+            is_news
+        });
+    }
+
+    /// Begins with the file of an earlier run.
+    async fn load(&self) {
+        let Some(cache) = self.cache.clone() else { return };
+        let answer = match tokio::task::spawn_blocking(move || cache.load()).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(reason)) => return tracing::debug!(reason, "no instances are cached"),
+            Err(error) => return tracing::debug!(%error, "the runtime ends"),
+        };
+        let first = answer.responses.into_iter().next().and_then(|answer| answer.response);
+        let Some(Response::ResponseRange(RangeResponse { kvs, .. })) = first else { return };
+        let revision = answer.header.map_or(0, |header| header.revision);
+        let records = self.listing(kvs.iter());
+        let listing = Listing { records, revision, basis: Basis::Cache, is_connected: false };
+        self.sender.send_replace(Arc::new(listing));
+    }
+
+    /// Keeps what is known for the next start.
+    async fn save(&self) {
+        let Some(cache) = self.cache.clone() else { return };
+        let kvs = self.mirror.keys().values().cloned().collect();
+        let range = Response::ResponseRange(RangeResponse { kvs, ..RangeResponse::default() });
+        let answer = TxnResponse {
+            header: Some(*self.mirror.header()),
+            succeeded: true,
+            responses: vec![ResponseOp { response: Some(range) }],
+        };
+        match tokio::task::spawn_blocking(move || cache.save(&answer)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "the instances cannot be cached"),
+            Err(error) => tracing::debug!(%error, "the runtime ends"),
+        }
+    }
+}
