@@ -85,7 +85,7 @@ fn block_on(task: impl Future<Output = Result<(), Failure>>) -> Result<(), Failu
 
 /// A runtime for servers.
 fn runtime() -> Result<Runtime, Failure> {
-    Builder::new_multi_thread().enable_all().thread_name("api").build().map_err(no_runtime)
+    conclave_server::client_runtime().map_err(no_runtime)
 }
 
 fn no_runtime(error: std::io::Error) -> Failure {

@@ -13,15 +13,17 @@
 //! | `sweeper` | deletes what compactions made dead, in steps |
 //! | `lessor` | lease deadlines and keep-alives |
 //! | `watch` | who hears of which event |
-//! | `runtime`, `shutdown` | raft's own threads; leaving in order |
+//! | `runtime`, `shutdown` | raft's own threads and those of clients; leaving in order |
+//! | `gather` | one write for the answers that become ready together |
 //! | `metrics` | what a node counts, under etcd's names |
 //! | `logging` | log lines in etcd's shape |
 //! | `status` | error texts and gRPC codes, the only place that knows them |
 
 pub mod api;
 pub mod config;
+mod gather;
 mod http;
-pub mod lessor;
+mod lessor;
 pub mod logging;
 mod metrics;
 pub mod node;
@@ -37,3 +39,4 @@ pub mod version;
 pub mod watch;
 
 pub use running::{RunError, Running, StartError, run, start};
+pub use runtime::client_runtime;

@@ -18,6 +18,7 @@ use super::route::Router;
 use crate::api::Services;
 use crate::api::context::Context;
 use crate::config::{Limits, ListenUrl};
+use crate::gather::Gather;
 
 /// Connections at one time; beyond, new ones wait in the system's queue.
 const CONNECTIONS_MAX: usize = 32_768;
@@ -142,7 +143,8 @@ async fn serve(stream: TcpStream, shared: Arc<Shared>, _room: OwnedSemaphorePerm
         let shared = Arc::clone(&shared);
         async move { shared.router.answer(request).await }
     });
-    let connection = shared.builder.serve_connection(TokioIo::new(stream), service);
+    let stream = TokioIo::new(Gather::new(stream));
+    let connection = shared.builder.serve_connection(stream, service);
     let mut connection = std::pin::pin!(connection);
     let result = tokio::select! {
         result = connection.as_mut() => result,

@@ -18,6 +18,7 @@ use conclave_state_machine::response::Halt;
 use openraft::storage::{RaftLogReader as _, RaftLogStorage as _};
 use prometheus_client::metrics::histogram::Histogram;
 use tokio::net::TcpListener;
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
@@ -27,6 +28,7 @@ use tonic::transport::Server;
 use super::sink::{Late, Sink};
 use super::{Header, Node};
 use crate::config::Settings;
+use crate::gather::Gather;
 use crate::lessor::{Leases, Lessor, LessorParts};
 use crate::metrics::Counts;
 use crate::propose::{Batcher, Proposer, Waiters};
@@ -118,7 +120,7 @@ struct Parts {
 
 pub(super) async fn start(settings: Arc<Settings>) -> Result<Arc<Node>, StartError> {
     let runtime = RaftRuntime::start()?;
-    let parts = runtime.handle().spawn(parts(settings.clone())).await;
+    let parts = runtime.handle().spawn(parts(settings.clone(), Handle::current())).await;
     let parts = parts.map_err(io::Error::other)??;
     let stopping = CancellationToken::new();
     // Dispatch works for clients, so it runs on their runtime, not on raft's.
@@ -142,12 +144,13 @@ pub(super) async fn start(settings: Arc<Settings>) -> Result<Arc<Node>, StartErr
     }))
 }
 
-async fn parts(settings: Arc<Settings>) -> Result<Parts, StartError> {
+/// `clients` is the runtime of those who wait for answers.
+async fn parts(settings: Arc<Settings>, clients: Handle) -> Result<Parts, StartError> {
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
     let opened = {
         let settings = settings.clone();
-        tokio::task::spawn_blocking(move || open_state(&settings))
+        tokio::task::spawn_blocking(move || open_state(&settings, clients))
             .await
             .map_err(io::Error::other)??
     };
@@ -271,9 +274,9 @@ impl Tasks<'_> {
     }
 }
 
-fn open_state(settings: &Settings) -> Result<Opened, StartError> {
+fn open_state(settings: &Settings, clients: Handle) -> Result<Opened, StartError> {
     std::fs::create_dir_all(&settings.data_dir)?;
-    let waiters = Arc::new(Waiters::default());
+    let waiters = Arc::new(Waiters::new(clients));
     let counts = Counts::default();
     let leases = Arc::new(Leases::new(counts.leases_renewed.clone()));
     let member_id = Arc::new(OnceLock::new());
@@ -373,12 +376,11 @@ async fn listen(
             .await
             .map_err(|source| StartError::Listen { address, source })?;
         let incoming = TcpListenerStream::new(listener);
-        let incoming = futures::StreamExt::inspect(incoming, |accepted| {
-            if let Ok(stream) = accepted
-                && let Err(error) = stream.set_nodelay(true)
-            {
+        let incoming = futures::TryStreamExt::map_ok(incoming, |stream| {
+            if let Err(error) = stream.set_nodelay(true) {
                 tracing::debug!(%error, "cannot set TCP_NODELAY");
             }
+            Gather::new(stream)
         });
         let peer = PeerServer::new(port.service.clone())
             .max_decoding_message_size(MESSAGE_BYTES_MAX)

@@ -4,14 +4,17 @@ use std::collections::HashMap;
 
 use conclave_raft_store::AppliedEntry;
 use parking_lot::Mutex;
+use tokio::runtime::Handle;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
 use super::{Answer, ProposeError};
 
 /// Batches of this member that are in flight.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Waiters {
+    /// Where the callers wait.
+    clients: Handle,
     batches: Mutex<HashMap<u64, InFlight>>,
 }
 
@@ -30,17 +33,29 @@ pub(crate) struct InFlight {
 }
 
 impl Waiters {
+    /// For callers on this runtime.
+    pub(crate) fn new(clients: Handle) -> Self {
+        Self { clients, batches: Mutex::default() }
+    }
+
     pub(crate) fn insert(&self, sequence: u64, batch: InFlight) {
         self.batches.lock().insert(sequence, batch);
     }
 
-    /// Answers a batch that was applied here.
+    /// Answers a batch that was applied here. The answers are handed out by a task of the callers'
+    /// runtime: one thread is woken for all of them, and not by apply for each.
     pub(crate) fn complete(&self, entry: AppliedEntry) {
         let Some(batch) = self.batches.lock().remove(&entry.sequence) else { return };
-        for (answer, applied) in batch.answers.into_iter().zip(entry.results) {
-            // A caller that has gone needs no answer.
-            answer.send(Ok(applied)).ok();
-        }
+        let InFlight { answers, slot, _room: room, .. } = batch;
+        // The next batch need not wait for those who are answered.
+        drop(slot);
+        self.clients.spawn(async move {
+            for (answer, applied) in answers.into_iter().zip(entry.results) {
+                // A caller that has gone needs no answer.
+                answer.send(Ok(applied)).ok();
+            }
+            drop(room);
+        });
     }
 
     /// Gives a batch up.

@@ -12,11 +12,15 @@ use std::time::Duration;
 use conclave_proto::internal::peer_client::PeerClient;
 use conclave_proto::internal::{DescribeRequest, DescribeResponse, Sender};
 use conclave_raft_store::types::{MemberNode, NodeId};
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
+use tower::util::MapResponse;
 
 use super::traffic::Caller;
+use crate::gather::Gather;
 use crate::metrics::{Peer, Peers};
 
 /// Largest message between members: a batch of entries is far below, one huge value must fit.
@@ -148,7 +152,7 @@ impl Link {
             .urls
             .get(current.turn % self.urls.len().max(1))
             .ok_or_else(|| Status::unavailable("the member has no peer URL"))?;
-        let calls = Caller::new(endpoint(url)?.connect_lazy(), self.peer.clone(), self.own_id);
+        let calls = Caller::new(connect(url)?, self.peer.clone(), self.own_id);
         let client = PeerClient::new(calls)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
@@ -173,7 +177,7 @@ pub(crate) async fn describe(
     cluster_id: u64,
     timeout: Duration,
 ) -> Result<DescribeResponse, Status> {
-    let mut client = PeerClient::new(endpoint(url)?.connect_lazy());
+    let mut client = PeerClient::new(connect(url)?);
     let mut request = tonic::Request::new(DescribeRequest { cluster_id });
     request.set_timeout(timeout);
     let answer = tokio::time::timeout(timeout, client.describe(request))
@@ -182,15 +186,19 @@ pub(crate) async fn describe(
     Ok(answer.into_inner())
 }
 
-fn endpoint(url: &str) -> Result<Endpoint, Status> {
-    Ok(Endpoint::from_shared(url.to_owned())
+/// The connection to a peer URL, made when first used.
+fn connect(url: &str) -> Result<Channel, Status> {
+    let endpoint = Endpoint::from_shared(url.to_owned())
         .map_err(|error| Status::unavailable(format!("peer URL {url}: {error}")))?
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
-        .tcp_keepalive(Some(KEEPALIVE_INTERVAL))
         .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES))
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
+    let mut tcp = HttpConnector::new();
+    tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    tcp.set_nodelay(true);
+    tcp.set_keepalive(Some(KEEPALIVE_INTERVAL));
+    let gathered = |stream: TokioIo<_>| TokioIo::new(Gather::new(stream.into_inner()));
+    Ok(endpoint.connect_with_connector_lazy(MapResponse::new(tcp, gathered)))
 }
