@@ -2,12 +2,14 @@
 
 use std::path::Path;
 
-const FILES: [&str; 6] = [
+const FILES: [&str; 8] = [
     "etcd/kv.proto",
     "etcd/auth.proto",
     "etcd/rpc.proto",
     "etcd/v3lock.proto",
     "etcd/v3election.proto",
+    "conclave/v1/session.proto",
+    "conclave/v1/lock.proto",
     "conclave/internal/v1/raft.proto",
 ];
 const DURABLE: &str = "conclave/internal/v1/command.proto";

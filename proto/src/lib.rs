@@ -33,6 +33,10 @@ pub mod v3electionpb {
 }
 /// Packages of our own; generated code refers to other packages by this nesting.
 pub mod conclave {
+    /// The native API: sessions and locks.
+    pub mod v1 {
+        tonic::include_proto!("conclave.v1");
+    }
     /// Not for clients.
     pub mod internal {
         /// Between members and on disk.
@@ -41,4 +45,4 @@ pub mod conclave {
         }
     }
 }
-pub use conclave::internal::v1 as internal;
+pub use conclave::{internal::v1 as internal, v1};

@@ -4,6 +4,8 @@
 //! which reads them back from the log. They never panic: an unknown number or an absent part is a
 //! [`Rejection`], the same on every replica.
 
+pub mod lock;
+
 use conclave_proto::{etcdserverpb as etcd, internal};
 use conclave_state_machine::command::{
     AlarmAction, AlarmChange, AlarmKind, Command, Compact, Compare, CompareResult, CompareTarget,
@@ -32,6 +34,13 @@ pub fn command(message: internal::Command) -> Result<Command, Rejection> {
         Message::LeaseExpire(expire) => Ok(Command::LeaseExpire(lease_expire(expire))),
         Message::Alarm(request) => Ok(Command::Alarm(alarm(&request)?)),
         Message::MemberPublish(publish) => Ok(Command::MemberPublish(member_publish(publish))),
+        Message::SessionBegin(request) => Ok(Command::SessionBegin(lock::session_begin(request))),
+        Message::LockAcquire(message) => Ok(Command::Lock(lock::acquire(message))),
+        Message::LockRelease(message) => Ok(Command::Lock(lock::release(message))),
+        Message::LockConvert(request) => Ok(Command::Lock(lock::convert(request))),
+        Message::LockBreak(message) => Ok(Command::Lock(lock::seize(message))),
+        Message::HandOver(message) => Ok(Command::Lock(lock::hand_over(message))),
+        Message::GuardedTxn(request) => Ok(Command::GuardedTxn(lock::guarded_txn(request)?)),
     }
 }
 

@@ -13,6 +13,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 use conclave_state_machine::command::{Range, Txn, TxnOp};
 use conclave_state_machine::head::Head;
+use conclave_state_machine::locks::queue::{self, Place};
 use conclave_state_machine::rank::Counted;
 use conclave_state_machine::read::{Read, Table};
 use conclave_state_machine::response::{
@@ -174,6 +175,33 @@ impl Reader {
                 span.bytes_max,
             )?;
             Ok((span.from, Ok(events)))
+        })
+    }
+
+    /// The places of a lock or election that hold, and the revision as of which they do.
+    ///
+    /// # Errors
+    /// [`ReadError::Halt`] if storage fails.
+    pub fn holders(&self, name: &[u8]) -> Result<(Vec<Place>, i64), ReadError> {
+        self.consistent(|rows, head| {
+            let holders = queue::holders(rows, head.revision, name)?;
+            Ok((head.revision, Ok((holders, head.revision))))
+        })
+    }
+
+    /// The first `limit` places of a lock or election, and the revision as of which they stand so.
+    ///
+    /// # Errors
+    /// [`ReadError::Halt`] if storage fails.
+    pub fn places(&self, name: &[u8], limit: usize) -> Result<(Vec<Place>, i64), ReadError> {
+        self.consistent(|rows, head| {
+            let mut places = Vec::new();
+            queue::visit(rows, head.revision, name, &mut |place| {
+                places.push(place);
+                let is_enough = places.len() >= limit;
+                if is_enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+            })?;
+            Ok((head.revision, Ok((places, head.revision))))
         })
     }
 

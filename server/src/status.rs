@@ -177,15 +177,24 @@ pub fn fault_of(rejection: &Rejection) -> Option<Fault> {
         Rejection::LeaseTtlTooLarge => Fault::LeaseTtlTooLarge,
         Rejection::NoSpace => Fault::NoSpace,
         Rejection::Corrupt => Fault::Corrupt,
-        Rejection::Malformed(_) => return None,
+        Rejection::LockNotHeld
+        | Rejection::LockShared
+        | Rejection::InvalidLock(_)
+        | Rejection::Malformed(_) => return None,
     })
 }
 
 /// The answer to a rejected request.
 pub fn from_rejection(rejection: &Rejection) -> Status {
-    match fault_of(rejection) {
-        Some(fault) => fault.into(),
-        None => Status::invalid_argument(format!("etcdserver: {rejection}")),
+    match (fault_of(rejection), rejection) {
+        (Some(fault), _) => fault.into(),
+        (None, Rejection::LockNotHeld | Rejection::LockShared) => {
+            Status::failed_precondition(format!("conclave: {rejection}"))
+        }
+        (None, Rejection::InvalidLock(_)) => {
+            Status::invalid_argument(format!("conclave: {rejection}"))
+        }
+        (None, _) => Status::invalid_argument(format!("etcdserver: {rejection}")),
     }
 }
 

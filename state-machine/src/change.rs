@@ -1,10 +1,12 @@
-//! The only place that changes keys: rows, lease attachments, counters, digest and event together.
+//! The only place that changes keys: rows, lease attachments, places in queues, counters, digest and
+//! event together.
 
 use bytes::Bytes;
 
 use crate::digest;
 use crate::head::Head;
 use crate::live;
+use crate::locks::queue;
 use crate::overlay::Overlay;
 use crate::read::{Read, Table};
 use crate::response::{Event, EventKind, Halt, KeyValue};
@@ -90,6 +92,12 @@ impl<'a, 'b, R: Read> Change<'a, 'b, R> {
             self.detach(old_lease, key);
             self.attach(lease, key);
         }
+        // A key that got its lease later would stand before those that came first: it is no place.
+        if before.kv.is_none() && lease != 0 {
+            queue::enter(self.rows, key, create_revision)?;
+        } else if old_lease != 0 && lease == 0 {
+            queue::leave(self.rows, key, create_revision)?;
+        }
         if before.kv.is_none() {
             self.head.key_count = self.head.key_count.saturating_add(1);
         }
@@ -113,10 +121,13 @@ impl<'a, 'b, R: Read> Change<'a, 'b, R> {
     /// [`Halt`] if the storage fails or a row is damaged.
     pub(crate) fn delete(&mut self, key: &Bytes, before: Before) -> Result<(), Halt> {
         let Some(old) = &before.kv else { return Ok(()) };
-        let old_lease = old.lease;
+        let (old_lease, create_revision) = (old.lease, old.create_revision);
         let at = self.take_revision();
         self.write_rows(key, at, &before, None);
         self.detach(old_lease, key);
+        if old_lease != 0 {
+            queue::leave(self.rows, key, create_revision)?;
+        }
         self.head.key_count = self.head.key_count.saturating_sub(1);
         let kv = KeyValue { key: key.clone(), mod_revision: at.main, ..KeyValue::default() };
         let prev_kv = self.before_revision(at.main, key, before)?;

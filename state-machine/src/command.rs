@@ -3,7 +3,14 @@
 //! Shapes follow etcd's requests. They were validated once before they were proposed; `apply` still
 //! treats every field as untrusted and never panics on it.
 
+mod lock;
+
 use bytes::Bytes;
+
+pub use lock::{
+    Guard, GuardedTxn, HandOver, LockAcquire, LockBreak, LockCommand, LockConvert, LockRelease,
+    SessionBegin,
+};
 
 /// One command of a log entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +33,12 @@ pub enum Command {
     Alarm(AlarmChange),
     /// Records a member's name and URLs.
     MemberPublish(MemberRecord),
+    /// Creates a lease that has an owner.
+    SessionBegin(SessionBegin),
+    /// Changes queues of locks and elections.
+    Lock(LockCommand),
+    /// A transaction that runs only while locks are held.
+    GuardedTxn(GuardedTxn),
 }
 
 /// Writes one key (etcd `PutRequest`).

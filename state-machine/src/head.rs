@@ -12,7 +12,7 @@ const EMPTY_STORE_BYTES: i64 = 20_480;
 const PAGE_BYTES: i64 = 4_096;
 /// Share of one event beside its key and value.
 const EVENT_BYTES: i64 = 64;
-/// Share of one lease.
+/// Share of one lease beside what is known about its owner.
 const LEASE_BYTES: i64 = 64;
 
 /// Counters of the store as of one revision.
@@ -91,13 +91,17 @@ impl Head {
         self.bytes_in_use = self.bytes_in_use.saturating_sub(bytes);
     }
 
-    pub(crate) fn add_lease_bytes(&mut self) {
-        self.bytes_in_use = self.bytes_in_use.saturating_add(LEASE_BYTES);
+    pub(crate) fn add_lease_bytes(&mut self, owner_bytes: usize) {
+        self.bytes_in_use = self.bytes_in_use.saturating_add(lease_bytes(owner_bytes));
     }
 
-    pub(crate) fn remove_lease_bytes(&mut self) {
-        self.bytes_in_use = self.bytes_in_use.saturating_sub(LEASE_BYTES);
+    pub(crate) fn remove_lease_bytes(&mut self, owner_bytes: usize) {
+        self.bytes_in_use = self.bytes_in_use.saturating_sub(lease_bytes(owner_bytes));
     }
+}
+
+fn lease_bytes(owner_bytes: usize) -> i64 {
+    LEASE_BYTES.saturating_add(i64::try_from(owner_bytes).unwrap_or(i64::MAX))
 }
 
 /// The value is stored twice (`Key` and `Rev` row) but counted once, as in etcd.

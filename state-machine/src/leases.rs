@@ -11,6 +11,7 @@ use bytes::Bytes;
 use crate::change::{Before, Change};
 use crate::command::{LeaseExpire, LeaseGrant, LeaseRevoke};
 use crate::head::Head;
+use crate::locks::delay;
 use crate::machine::Position;
 use crate::outcome::Stop;
 use crate::overlay::Overlay;
@@ -55,7 +56,7 @@ pub fn lease_keys<R: Read>(rows: &R, id: i64) -> Result<Vec<Bytes>, Halt> {
 pub fn all<R: Read>(rows: &R) -> Result<Vec<(i64, i64)>, Halt> {
     let mut leases = Vec::new();
     rows.scan(Table::Lease, &[], None, &mut |row_key, row| {
-        leases.push((id(row_key)?, LeaseRow::decode(row)?.ttl));
+        leases.push((id(row_key)?, LeaseRow::decode_ttl(row)?));
         Ok(ControlFlow::Continue(()))
     })?;
     Ok(leases)
@@ -76,24 +77,41 @@ pub(crate) fn grant<R: Read>(
     if lease(rows, id)?.is_some() {
         return Err(Rejection::LeaseExists.into());
     }
-    rows.put(Table::Lease, Bytes::copy_from_slice(&row_key(id)), LeaseRow { ttl }.encode());
-    head.add_lease_bytes();
-    Ok(LeaseChange::Granted { id, ttl })
+    Ok(create(rows, head, id, &LeaseRow { ttl, ..LeaseRow::default() }))
+}
+
+/// Writes a lease that does not exist yet.
+pub(crate) fn create<R: Read>(
+    rows: &mut Overlay<'_, R>,
+    head: &mut Head,
+    id: i64,
+    row: &LeaseRow,
+) -> LeaseChange {
+    write(rows, id, row);
+    head.add_lease_bytes(row.owner_bytes());
+    LeaseChange::Granted { id, ttl: row.ttl }
+}
+
+/// Replaces the row of a lease.
+pub(crate) fn write<R: Read>(rows: &mut Overlay<'_, R>, id: i64, row: &LeaseRow) {
+    rows.put(Table::Lease, Bytes::copy_from_slice(&row_key(id)), row.encode());
 }
 
 pub(crate) fn revoke<R: Read>(
     change: &mut Change<'_, '_, R>,
     revoke: LeaseRevoke,
 ) -> Result<LeaseChange, Stop> {
-    if lease(change.rows, revoke.id)?.is_none() {
-        return Err(Rejection::LeaseNotFound.into());
+    let row = lease(change.rows, revoke.id)?.ok_or(Rejection::LeaseNotFound)?;
+    for key in lease_keys(change.rows, revoke.id)? {
+        let before = Before::load(change.rows, &key)?;
+        change.delete(&key, before)?;
     }
-    let keys = lease_keys(change.rows, revoke.id)?;
-    Ok(end(change, revoke.id, keys)?)
+    Ok(end(change, revoke.id, &row))
 }
 
 /// Ends every lease of the list that still exists, each at a revision of its own, as revoking them one
-/// by one would; none if the term in which the expiry was decided is over.
+/// by one would, except that a lock may ask for a delay; none if the term in which the expiry was
+/// decided is over.
 pub(crate) fn expire<R: Read>(
     rows: &mut Overlay<'_, R>,
     head: &mut Head,
@@ -108,10 +126,12 @@ pub(crate) fn expire<R: Read>(
     // Ending one lease does not change what is attached to another.
     let mut keys = keys_of_many(rows, &expire.ids)?;
     for id in &expire.ids {
-        if lease(rows, *id)?.is_some() {
-            let mut change = Change::begin(rows, head, events)?;
-            ended.push(end(&mut change, *id, keys.remove(id).unwrap_or_default())?);
+        let Some(row) = lease(rows, *id)? else { continue };
+        let mut change = Change::begin(rows, head, events)?;
+        for key in keys.remove(id).unwrap_or_default() {
+            ended.extend(delay::lose(&mut change, &key)?);
         }
+        ended.push(end(&mut change, *id, &row));
     }
     Ok(ended)
 }
@@ -155,19 +175,11 @@ fn broken_attachment(row_key: &[u8]) -> Halt {
     Halt::CorruptRow { table: "lease_key", detail: format!("key of {} bytes", row_key.len()) }
 }
 
-/// Deletes the lease and its `keys`, in their order.
-fn end<R: Read>(
-    change: &mut Change<'_, '_, R>,
-    id: i64,
-    keys: Vec<Bytes>,
-) -> Result<LeaseChange, Halt> {
-    for key in keys {
-        let before = Before::load(change.rows, &key)?;
-        change.delete(&key, before)?;
-    }
+/// Deletes a lease that has no keys any more.
+fn end<R: Read>(change: &mut Change<'_, '_, R>, id: i64, row: &LeaseRow) -> LeaseChange {
     change.rows.delete(Table::Lease, Bytes::copy_from_slice(&row_key(id)));
-    change.head.remove_lease_bytes();
-    Ok(LeaseChange::Ended { id })
+    change.head.remove_lease_bytes(row.owner_bytes());
+    LeaseChange::Ended { id }
 }
 
 #[cfg(test)]

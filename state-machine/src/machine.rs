@@ -2,17 +2,19 @@
 
 use crate::alarms;
 use crate::change::Change;
-use crate::command::{AlarmKind, Command};
+use crate::command::{AlarmKind, Command, LockCommand};
 use crate::compaction;
 use crate::head::Head;
 use crate::kv::{delete, put, txn};
 use crate::leases;
+use crate::locks;
 use crate::members;
 use crate::outcome::{Stop, split};
 use crate::overlay::Overlay;
 use crate::read::{Read, Table};
 use crate::response::{Applied, Event, Halt, LeaseChange, Rejection, Response};
 use crate::rows;
+use crate::sessions;
 
 use bytes::Bytes;
 
@@ -124,12 +126,22 @@ impl Machine {
             }
             Command::LeaseExpire(command) => {
                 changes.leases = leases::expire(rows, head, events, position, command)?;
-                Response::LeaseExpire { ended: changes.leases.len() }
+                let is_end = |change: &&LeaseChange| matches!(change, LeaseChange::Ended { .. });
+                Response::LeaseExpire { ended: changes.leases.iter().filter(is_end).count() }
             }
             Command::Alarm(command) => Response::Alarm(alarms::apply(head, *command)),
             Command::MemberPublish(member) => {
                 members::publish(rows, member);
                 Response::MemberPublish(member.clone())
+            }
+            Command::SessionBegin(command) => {
+                changes.leases.extend(sessions::begin(rows, head, command)?);
+                Response::SessionBegin { id: command.id, ttl: command.ttl }
+            }
+            Command::Lock(command) => Response::Lock(locks::apply(rows, head, events, command)?),
+            Command::GuardedTxn(command) => {
+                let mut change = Change::begin(rows, head, events)?;
+                Response::GuardedTxn(locks::guarded_txn(&mut change, command)?)
             }
         })
     }
@@ -141,12 +153,22 @@ fn refusal_by_alarm(head: &Head, command: &Command) -> Option<Rejection> {
         return None;
     }
     let (touches_keys, grows) = match command {
-        Command::Put(_) | Command::LeaseGrant(_) => (true, true),
+        Command::Put(_)
+        | Command::LeaseGrant(_)
+        | Command::SessionBegin(_)
+        | Command::Lock(LockCommand::Acquire(_)) => (true, true),
         Command::Txn(txn) => (true, txn::has_put(txn)),
+        Command::GuardedTxn(guarded) => (true, txn::has_put(&guarded.txn)),
         Command::DeleteRange(_)
         | Command::Compact(_)
         | Command::LeaseRevoke(_)
-        | Command::LeaseExpire(_) => (true, false),
+        | Command::LeaseExpire(_)
+        | Command::Lock(
+            LockCommand::Release(_)
+            | LockCommand::Convert(_)
+            | LockCommand::Break(_)
+            | LockCommand::HandOver(_),
+        ) => (true, false),
         Command::Alarm(_) | Command::MemberPublish(_) => (false, false),
     };
     if touches_keys && head.has_alarm(AlarmKind::Corrupt) {

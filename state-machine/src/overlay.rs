@@ -65,6 +65,7 @@ fn place(table: Table) -> usize {
         Table::Member => 4,
         Table::Auth => 5,
         Table::Meta => 6,
+        Table::Place => 7,
     }
 }
 

@@ -24,11 +24,13 @@ pub enum Table {
     Auth = 6,
     /// Head, alarms, and what raft-store keeps beside the data (keys that start with `raft/`).
     Meta = 7,
+    /// (name, create revision, child) -> attempt, for keys `name/child` created with a lease; name -> the first.
+    Place = 8,
 }
 
 impl Table {
     /// All tables, in number order.
-    pub const ALL: [Table; 7] = [
+    pub const ALL: [Table; 8] = [
         Table::Key,
         Table::Rev,
         Table::Lease,
@@ -36,6 +38,7 @@ impl Table {
         Table::Member,
         Table::Auth,
         Table::Meta,
+        Table::Place,
     ];
 }
 

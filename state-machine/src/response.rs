@@ -102,6 +102,60 @@ pub enum Response {
     Alarm(Vec<(u64, AlarmKind)>),
     /// Of [`crate::command::Command::MemberPublish`].
     MemberPublish(MemberRecord),
+    /// Of [`crate::command::SessionBegin`].
+    SessionBegin {
+        /// Lease id.
+        id: i64,
+        /// Seconds.
+        ttl: i64,
+    },
+    /// Of [`crate::command::LockCommand`].
+    Lock(LockResponse),
+    /// Of [`crate::command::GuardedTxn`]: `None` if a guard is not held, so that nothing happened.
+    GuardedTxn(Option<TxnResponse>),
+}
+
+/// Answer of a command that changes queues.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LockResponse {
+    /// Of an acquisition or conversion.
+    Places {
+        /// How it stands.
+        state: LockState,
+        /// The places, in the order of the names; none if nothing is taken.
+        taken: Vec<Taken>,
+    },
+    /// Of a release.
+    Released {
+        /// Whether there was something to give up.
+        was_held: bool,
+    },
+    /// Of a break: what was taken away. Of a hand-over: who is next.
+    Broken(Vec<Taken>),
+}
+
+/// How a request for locks stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LockState {
+    /// All places hold.
+    Held,
+    /// At least one has to wait.
+    Queued,
+    /// At least one would have to wait, and the request may not: nothing is taken.
+    Busy,
+    /// The request was given up, or one of several places was broken: nothing is taken.
+    Cancelled,
+}
+
+/// One place in a queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// Name of the lock.
+    pub name: Bytes,
+    /// Key of the place.
+    pub key: Bytes,
+    /// Its fencing token: the create revision of the key.
+    pub fence: i64,
 }
 
 /// Answer of a put. The revision is in the surrounding [`Applied`] or [`TxnResponse`].
@@ -201,6 +255,15 @@ pub enum Rejection {
     /// A CORRUPT alarm is active.
     #[error("corrupt cluster")]
     Corrupt,
+    /// The request has no place that holds.
+    #[error("lock is not held")]
+    LockNotHeld,
+    /// A holder that is not alone cannot ask for more.
+    #[error("lock has other holders")]
+    LockShared,
+    /// A request for a lock or session breaks a rule.
+    #[error("{0}")]
+    InvalidLock(&'static str),
     /// A field holds a value that no known client sends.
     #[error("malformed command: {0}")]
     Malformed(&'static str),

@@ -1,23 +1,61 @@
-//! `Lease` and `LeaseKey` rows: id -> TTL, and which keys are attached to which lease.
+//! `Lease` and `LeaseKey` rows: id -> TTL and owner, and which keys are attached to which lease.
 
 use bytes::Bytes;
 
 use super::{RowReader, RowWriter};
 use crate::response::Halt;
 
-const FORM: u8 = 1;
+/// A lease of which only the TTL is known.
+const FORM_PLAIN: u8 = 1;
+/// A lease with an owner.
+const FORM_SESSION: u8 = 2;
 
-/// A lease as granted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A lease as granted, and what belongs to it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LeaseRow {
     /// Seconds.
     pub ttl: i64,
+    /// Names the request that began the session; empty for a lease that is none.
+    pub request_id: Bytes,
+    /// Who holds the session, for people.
+    pub owner: String,
+    /// More about the owner.
+    pub metadata: Vec<(String, String)>,
+    /// Lock requests that were given up before they arrived.
+    pub cancelled: Vec<Bytes>,
 }
 
 impl LeaseRow {
-    pub(crate) fn encode(self) -> Bytes {
-        let mut row = RowWriter::new(FORM);
+    /// Whether it was begun as a session.
+    #[must_use]
+    pub fn is_session(&self) -> bool {
+        !self.request_id.is_empty()
+    }
+
+    /// What the owner's details weigh.
+    pub(crate) fn owner_bytes(&self) -> usize {
+        let pairs =
+            self.metadata.iter().map(|(name, value)| name.len().saturating_add(value.len()));
+        pairs.fold(self.owner.len(), usize::saturating_add)
+    }
+
+    pub(crate) fn encode(&self) -> Bytes {
+        if !self.is_session() && self.cancelled.is_empty() {
+            let mut row = RowWriter::new(FORM_PLAIN);
+            row.int(self.ttl);
+            return row.finish();
+        }
+        let mut row = RowWriter::new(FORM_SESSION);
         row.int(self.ttl);
+        row.bytes(&self.request_id);
+        row.bytes(self.owner.as_bytes());
+        row.size(self.metadata.len());
+        for (name, value) in &self.metadata {
+            row.bytes(name.as_bytes());
+            row.bytes(value.as_bytes());
+        }
+        row.size(self.cancelled.len());
+        self.cancelled.iter().for_each(|request| row.bytes(request));
         row.finish()
     }
 
@@ -26,7 +64,31 @@ impl LeaseRow {
     pub(crate) fn decode(row: &[u8]) -> Result<LeaseRow, Halt> {
         let mut row = RowReader::new("lease", row);
         match row.form()? {
-            FORM => Ok(LeaseRow { ttl: row.int()? }),
+            FORM_PLAIN => Ok(LeaseRow { ttl: row.int()?, ..LeaseRow::default() }),
+            FORM_SESSION => Ok(LeaseRow {
+                ttl: row.int()?,
+                request_id: Bytes::copy_from_slice(row.bytes()?),
+                owner: row.string()?,
+                // Each item takes at least a byte, so that a broken count ends with the row.
+                metadata: (0..row.size()?)
+                    .map(|_| Ok((row.string()?, row.string()?)))
+                    .collect::<Result<_, Halt>>()?,
+                cancelled: (0..row.size()?)
+                    .map(|_| Ok(Bytes::copy_from_slice(row.bytes()?)))
+                    .collect::<Result<_, Halt>>()?,
+            }),
+            _ => Err(row.corrupt("unknown form")),
+        }
+    }
+
+    /// Reads no more than the TTL.
+    ///
+    /// # Errors
+    /// [`Halt::CorruptRow`] if the bytes are not such a row.
+    pub(crate) fn decode_ttl(row: &[u8]) -> Result<i64, Halt> {
+        let mut row = RowReader::new("lease", row);
+        match row.form()? {
+            FORM_PLAIN | FORM_SESSION => row.int(),
             _ => Err(row.corrupt("unknown form")),
         }
     }
@@ -65,8 +127,19 @@ mod tests {
 
     #[test]
     fn rows_round_trip() {
-        let row = LeaseRow { ttl: 9_000_000_000 };
-        assert_eq!(LeaseRow::decode(&row.encode()).unwrap(), row);
+        let plain = LeaseRow { ttl: 9_000_000_000, ..LeaseRow::default() };
+        let session = LeaseRow {
+            request_id: "r".into(),
+            owner: "worker-1".into(),
+            metadata: vec![("zone".into(), "a".into())],
+            cancelled: vec!["x".into(), "y".into()],
+            ..plain.clone()
+        };
+        for row in [plain.clone(), session, LeaseRow { cancelled: vec!["z".into()], ..plain }] {
+            assert_eq!(LeaseRow::decode(&row.encode()).unwrap(), row);
+            assert_eq!(LeaseRow::decode_ttl(&row.encode()).unwrap(), row.ttl);
+            assert!(LeaseRow::decode(&row.encode()[..1]).is_err());
+        }
         assert!(LeaseRow::decode(&[]).is_err());
         assert_eq!(id(&row_key(-5)).unwrap(), -5);
         assert!(id(b"short").is_err());

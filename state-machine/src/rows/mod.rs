@@ -7,8 +7,10 @@
 //! |---|---|---|---|---|
 //! | `key.rs` | `Key` | user key | newest state or tombstone | compaction passes its tombstone |
 //! | `rev.rs` | `Rev` | main, sub (big endian) | the event | compaction reaches its successor |
-//! | `lease.rs` | `Lease` | id (big endian) | TTL | revoke or expiry |
+//! | `lease.rs` | `Lease` | id (big endian) | TTL, owner | revoke or expiry |
 //! | `lease.rs` | `LeaseKey` | id, user key | nothing | the key is detached |
+//! | `place.rs` | `Place` | name, create revision, child | who waits | the key `name/child` has a lease no more |
+//! | `place.rs` | `Place` | name | create revision of the first place | the last place goes |
 //! | `member.rs` | `Member` | id (big endian) | name, URLs | for ever |
 //! | `head.rs` | `Meta` | `head` | counters, alarms, digest | for ever |
 
@@ -16,6 +18,7 @@ pub(crate) mod head;
 pub(crate) mod key;
 pub(crate) mod lease;
 pub(crate) mod member;
+pub(crate) mod place;
 pub(crate) mod rev;
 
 use bytes::Bytes;
@@ -130,63 +133,67 @@ impl FieldWriter {
 const ROW_BYTES_LIKELY: usize = 96;
 
 /// Builds a row of any length.
-struct RowWriter {
+pub(crate) struct RowWriter {
     bytes: Vec<u8>,
 }
 
 impl RowWriter {
-    fn new(form: u8) -> RowWriter {
+    pub(crate) fn new(form: u8) -> RowWriter {
         let mut bytes = Vec::with_capacity(ROW_BYTES_LIKELY);
         bytes.push(form);
         RowWriter { bytes }
     }
 
-    fn uint(&mut self, number: u64) {
+    pub(crate) fn byte(&mut self, byte: u8) {
+        self.bytes.push(byte);
+    }
+
+    pub(crate) fn uint(&mut self, number: u64) {
         varint(number, |byte| self.bytes.push(byte));
     }
 
-    fn int(&mut self, number: i64) {
+    pub(crate) fn int(&mut self, number: i64) {
         self.uint(number.cast_unsigned());
     }
 
-    fn size(&mut self, size: usize) {
+    pub(crate) fn size(&mut self, size: usize) {
         self.uint(u64::try_from(size).unwrap_or(u64::MAX));
     }
 
     /// A length, then the bytes.
-    fn bytes(&mut self, bytes: &[u8]) {
+    pub(crate) fn bytes(&mut self, bytes: &[u8]) {
         self.size(bytes.len());
         self.bytes.extend_from_slice(bytes);
     }
 
-    fn finish(self) -> Bytes {
+    pub(crate) fn finish(self) -> Bytes {
         Bytes::from(self.bytes)
     }
 }
 
 /// Takes a row apart; every shortage is a [`Halt::CorruptRow`] of the table.
-struct RowReader<'a> {
+pub(crate) struct RowReader<'a> {
     table: &'static str,
     rest: &'a [u8],
 }
 
 impl<'a> RowReader<'a> {
-    fn new(table: &'static str, row: &'a [u8]) -> RowReader<'a> {
+    pub(crate) fn new(table: &'static str, row: &'a [u8]) -> RowReader<'a> {
         RowReader { table, rest: row }
     }
 
     #[cold]
-    fn corrupt(&self, detail: &str) -> Halt {
+    pub(crate) fn corrupt(&self, detail: &str) -> Halt {
         Halt::CorruptRow { table: self.table, detail: detail.to_owned() }
     }
 
-    fn form(&mut self) -> Result<u8, Halt> {
+    pub(crate) fn form(&mut self) -> Result<u8, Halt> {
         let (form, rest) = self.rest.split_first().ok_or_else(|| self.corrupt("empty row"))?;
         self.rest = rest;
         Ok(*form)
     }
 
-    fn uint(&mut self) -> Result<u64, Halt> {
+    pub(crate) fn uint(&mut self) -> Result<u64, Halt> {
         match self.rest {
             [byte @ 0..0x80, rest @ ..] => {
                 self.rest = rest;
@@ -196,7 +203,7 @@ impl<'a> RowReader<'a> {
         }
     }
 
-    fn long_uint(&mut self) -> Result<u64, Halt> {
+    pub(crate) fn long_uint(&mut self) -> Result<u64, Halt> {
         let mut number = 0_u64;
         for (place, byte) in self.rest.iter().take(VARINT_BYTES_MAX).enumerate() {
             let shift = u32::try_from(place).unwrap_or(u32::MAX).saturating_mul(7);
@@ -209,42 +216,42 @@ impl<'a> RowReader<'a> {
         Err(self.corrupt("broken number"))
     }
 
-    fn int(&mut self) -> Result<i64, Halt> {
+    pub(crate) fn int(&mut self) -> Result<i64, Halt> {
         Ok(self.uint()?.cast_signed())
     }
 
-    fn size(&mut self) -> Result<usize, Halt> {
+    pub(crate) fn size(&mut self) -> Result<usize, Halt> {
         let size = self.uint()?;
         usize::try_from(size).map_err(|_| self.corrupt("size out of range"))
     }
 
-    fn bytes(&mut self) -> Result<&'a [u8], Halt> {
+    pub(crate) fn bytes(&mut self) -> Result<&'a [u8], Halt> {
         let size = self.size()?;
         self.take(size)
     }
 
-    fn take(&mut self, size: usize) -> Result<&'a [u8], Halt> {
+    pub(crate) fn take(&mut self, size: usize) -> Result<&'a [u8], Halt> {
         let (bytes, rest) =
             self.rest.split_at_checked(size).ok_or_else(|| self.corrupt("row is cut short"))?;
         self.rest = rest;
         Ok(bytes)
     }
 
-    fn string(&mut self) -> Result<String, Halt> {
+    pub(crate) fn string(&mut self) -> Result<String, Halt> {
         let bytes = self.bytes()?;
         String::from_utf8(bytes.to_vec()).map_err(|_| self.corrupt("text is not UTF-8"))
     }
 
-    fn tail(&mut self) -> &'a [u8] {
+    pub(crate) fn tail(&mut self) -> &'a [u8] {
         std::mem::take(&mut self.rest)
     }
 
-    fn short(&mut self) -> Result<u32, Halt> {
+    pub(crate) fn short(&mut self) -> Result<u32, Halt> {
         let number = self.uint()?;
         u32::try_from(number).map_err(|_| self.corrupt("number out of range"))
     }
 
-    fn previous(&mut self) -> Result<Option<Revision>, Halt> {
+    pub(crate) fn previous(&mut self) -> Result<Option<Revision>, Halt> {
         match self.int()? {
             0 => Ok(None),
             main => Ok(Some(Revision { main, sub: self.short()? })),

@@ -3,14 +3,17 @@
 //! `UPDATE_GOLDENFILES=1 cargo test -p conclave-state-machine` rewrites the answers; review them as code.
 
 use std::error::Error;
+use std::ops::ControlFlow;
 use std::path::Path;
 
 use conclave_state_machine::command::Command;
+use conclave_state_machine::leases::LeaseRow;
+use conclave_state_machine::locks::queue;
 use conclave_state_machine::memory::MemoryRows;
 use conclave_state_machine::read::Table;
 use conclave_state_machine::response::Rejection;
 use conclave_state_machine::revision::Revision;
-use conclave_state_machine::{kv, leases, members, validate};
+use conclave_state_machine::{kv, leases, members, sessions, validate};
 use goldenscript::{Argument, Context};
 
 use crate::language::{self, Words};
@@ -86,6 +89,14 @@ impl Script {
                 events.iter().map(print::event).collect()
             }
             "leases" => self.leases(),
+            "queue" => self.queue(&words.word()?),
+            "sessions" => {
+                let sessions = sessions::list(&self.store.rows, 1, 100).expect(NO_FAILURE);
+                let line = |(id, row): &(i64, LeaseRow)| {
+                    format!("{id} ttl={} owner={:?} {:?}", row.ttl, row.owner, row.metadata)
+                };
+                sessions.iter().map(line).collect()
+            }
             "members" => {
                 let members = members::all(&self.store.rows).expect(NO_FAILURE);
                 members.iter().map(|member| format!("{} {}", member.id, member.name)).collect()
@@ -119,6 +130,20 @@ impl Script {
             format!("{id} ttl={ttl} keys=[{}]", keys.join(" "))
         };
         leases.iter().map(describe).collect()
+    }
+
+    /// The places of a name, `*` for those that hold.
+    fn queue(&self, name: &str) -> Vec<String> {
+        let (rows, at) = (&self.store.rows, self.store.head().revision);
+        let holders = queue::holders(rows, at, name.as_bytes()).expect(NO_FAILURE);
+        let mut lines = Vec::new();
+        queue::visit(rows, at, name.as_bytes(), &mut |place| {
+            let star = if holders.contains(&place) { "*" } else { " " };
+            lines.push(format!("{star} {}", print::place(&place)));
+            ControlFlow::Continue(())
+        })
+        .expect(NO_FAILURE);
+        lines
     }
 
     fn head(&self) -> Vec<String> {

@@ -8,6 +8,10 @@
 //! txn "[ COMPARE ; ... ] { OP ; ... } { OP ; ... }"      the last block may be missing
 //! compact N     grant ID TTL     revoke ID     expire TERM ID...
 //! alarm get|raise|clear [member=N] [kind=nospace|corrupt]      member ID NAME
+//! session ID TTL REQUEST [owner=WHO] [NAME=VALUE ...]
+//! lock NAME,... SESSION REQUEST [shared] [permits=N limit=N] [try] [again] [delay=N] [attempt=N]
+//! unlock NAME,... SESSION REQUEST [attempt=N]     convert NAME SESSION REQUEST PERMITS LIMIT
+//! break NAME FENCE     hand_over NAME FENCE KEY     guarded NAME FENCE "a txn"
 //! ```
 //! SPAN is `key`, `start..end`, `start..` or `all`; COMPARE is `FIELD SPAN = OPERAND` (also `!=`, `<`,
 //! `>`) with FIELD `version`, `create`, `mod`, `value` or `lease`; OP is put, delete, range or txn.
@@ -15,8 +19,9 @@
 use bytes::Bytes;
 use conclave_state_machine::command::{
     AlarmAction, AlarmChange, AlarmKind, Command, Compact, Compare, CompareResult, CompareTarget,
-    DeleteRange, LeaseExpire, LeaseGrant, LeaseRevoke, MemberRecord, Put, Range, SortOrder,
-    SortTarget, Txn, TxnOp,
+    DeleteRange, Guard, GuardedTxn, HandOver, LeaseExpire, LeaseGrant, LeaseRevoke, LockAcquire,
+    LockBreak, LockCommand, LockConvert, LockRelease, MemberRecord, Put, Range, SessionBegin,
+    SortOrder, SortTarget, Txn, TxnOp,
 };
 
 pub(crate) type Parsed<T> = Result<T, String>;
@@ -37,6 +42,10 @@ impl Words {
 
     fn next(&mut self) -> Parsed<String> {
         self.words.pop_front().ok_or_else(|| "a word is missing".to_owned())
+    }
+
+    pub(crate) fn word(&mut self) -> Parsed<String> {
+        self.next()
     }
 
     fn number(&mut self) -> Parsed<i64> {
@@ -94,13 +103,7 @@ pub(crate) fn command(name: &str, words: &mut Words) -> Parsed<Command> {
     Ok(match name {
         "put" => Command::Put(put(words)?),
         "delete" => Command::DeleteRange(delete(words)?),
-        "txn" => {
-            let source = words.next()?;
-            let mut inner = Words::new(source.split_whitespace().map(str::to_owned));
-            let txn = txn(&mut inner)?;
-            inner.finish()?;
-            Command::Txn(txn)
-        }
+        "txn" => Command::Txn(quoted_txn(words)?),
         "compact" => Command::Compact(Compact { revision: words.number()? }),
         "grant" => Command::LeaseGrant(LeaseGrant { id: words.number()?, ttl: words.number()? }),
         "revoke" => Command::LeaseRevoke(LeaseRevoke { id: words.number()? }),
@@ -118,8 +121,100 @@ pub(crate) fn command(name: &str, words: &mut Words) -> Parsed<Command> {
             name: words.next()?,
             ..MemberRecord::default()
         }),
+        "session" => Command::SessionBegin(session(words)?),
+        "lock" => Command::Lock(LockCommand::Acquire(acquire(words)?)),
+        "unlock" => Command::Lock(LockCommand::Release(release(words)?)),
+        "convert" => Command::Lock(LockCommand::Convert(LockConvert {
+            name: bytes(&words.next()?),
+            session: words.number()?,
+            request_id: bytes(&words.next()?),
+            permits: number(&words.next()?)?,
+            limit: number(&words.next()?)?,
+        })),
+        "break" => Command::Lock(LockCommand::Break(LockBreak {
+            name: bytes(&words.next()?),
+            fence: words.number()?,
+        })),
+        "hand_over" => Command::Lock(LockCommand::HandOver(HandOver {
+            name: bytes(&words.next()?),
+            fence: words.number()?,
+            to: bytes(&words.next()?),
+        })),
+        "guarded" => {
+            let guard = Guard { name: bytes(&words.next()?), fence: words.number()? };
+            Command::GuardedTxn(GuardedTxn { guards: vec![guard], txn: quoted_txn(words)? })
+        }
         _ => return Err(format!("unknown command {name:?}")),
     })
+}
+
+fn quoted_txn(words: &mut Words) -> Parsed<Txn> {
+    let source = words.next()?;
+    let mut inner = Words::new(source.split_whitespace().map(str::to_owned));
+    let txn = txn(&mut inner)?;
+    inner.finish()?;
+    Ok(txn)
+}
+
+fn session(words: &mut Words) -> Parsed<SessionBegin> {
+    let mut begin = SessionBegin {
+        id: words.number()?,
+        ttl: words.number()?,
+        request_id: bytes(&words.next()?),
+        ..SessionBegin::default()
+    };
+    for (option, value) in words.options() {
+        match option.as_str() {
+            "owner" => begin.owner = value,
+            _ => begin.metadata.push((option, value)),
+        }
+    }
+    Ok(begin)
+}
+
+fn names(word: &str) -> Vec<Bytes> {
+    word.split(',').map(bytes).collect()
+}
+
+fn acquire(words: &mut Words) -> Parsed<LockAcquire> {
+    let mut acquire = LockAcquire {
+        names: names(&words.next()?),
+        session: words.number()?,
+        request_id: bytes(&words.next()?),
+        permits: 1,
+        limit: 1,
+        can_wait: true,
+        ..LockAcquire::default()
+    };
+    for (option, value) in words.options() {
+        match option.as_str() {
+            "shared" => acquire.limit = u32::MAX,
+            "permits" => acquire.permits = number(&value)?,
+            "limit" => acquire.limit = number(&value)?,
+            "try" => acquire.can_wait = false,
+            "again" => acquire.is_reentrant = true,
+            "delay" => acquire.delay_seconds = number(&value)?,
+            "attempt" => acquire.attempt = number(&value)?,
+            _ => return Err(format!("unknown option {option:?} of lock")),
+        }
+    }
+    Ok(acquire)
+}
+
+fn release(words: &mut Words) -> Parsed<LockRelease> {
+    let mut release = LockRelease {
+        names: names(&words.next()?),
+        session: words.number()?,
+        request_id: bytes(&words.next()?),
+        attempt: 0,
+    };
+    for (option, value) in words.options() {
+        match option.as_str() {
+            "attempt" => release.attempt = number(&value)?,
+            _ => return Err(format!("unknown option {option:?} of unlock")),
+        }
+    }
+    Ok(release)
 }
 
 fn put(words: &mut Words) -> Parsed<Put> {

@@ -4,6 +4,7 @@ mod fuzz;
 mod generate;
 mod golden;
 mod language;
+mod locks;
 mod model;
 mod print;
 mod property;

@@ -98,6 +98,8 @@ impl Model {
             Command::LeaseExpire(expire) => Ok(self.expire(expire, &mut leases)),
             Command::Alarm(change) => Ok(Response::Alarm(self.alarm(*change))),
             Command::MemberPublish(member) => Ok(Response::MemberPublish(member.clone())),
+            // Queues have a model of their own.
+            Command::SessionBegin(_) | Command::Lock(_) | Command::GuardedTxn(_) => unreachable!(),
         };
         (outcome, leases)
     }

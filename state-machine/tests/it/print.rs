@@ -1,9 +1,11 @@
 //! Answers and events as lines of golden scripts.
 
 use bytes::Bytes;
+use conclave_state_machine::locks::claim::Claim;
+use conclave_state_machine::locks::queue::Place;
 use conclave_state_machine::response::{
-    Applied, DeleteRangeResponse, Event, EventKind, KeyValue, LeaseChange, OpResponse,
-    RangeResponse, Response, TxnResponse,
+    Applied, DeleteRangeResponse, Event, EventKind, KeyValue, LeaseChange, LockResponse,
+    OpResponse, RangeResponse, Response, Taken, TxnResponse,
 };
 
 pub(crate) fn applied(applied: &Applied) -> Vec<String> {
@@ -35,7 +37,44 @@ fn response(response: &Response) -> Vec<String> {
         Response::LeaseExpire { ended } => vec![format!("{ended} expired")],
         Response::Alarm(alarms) => vec![format!("alarms {alarms:?}")],
         Response::MemberPublish(member) => vec![format!("member {} {}", member.id, member.name)],
+        Response::SessionBegin { id, ttl } => vec![format!("session {id}, ttl {ttl}")],
+        Response::Lock(answer) => lock(answer),
+        Response::GuardedTxn(Some(answer)) => txn(answer),
+        Response::GuardedTxn(None) => vec!["not held".to_owned()],
     }
+}
+
+fn lock(response: &LockResponse) -> Vec<String> {
+    match response {
+        LockResponse::Places { state, taken } => vec![format!("{state:?}{}", places(taken))],
+        LockResponse::Released { was_held: true } => vec!["released".to_owned()],
+        LockResponse::Released { was_held: false } => vec!["nothing to release".to_owned()],
+        LockResponse::Broken(taken) => vec![format!("places{}", places(taken))],
+    }
+}
+
+fn places(taken: &[Taken]) -> String {
+    taken.iter().map(|place| format!(" {} fence={}", text(&place.key), place.fence)).collect()
+}
+
+pub(crate) fn place(place: &Place) -> String {
+    let lost = if place.is_lost() { " lost" } else { "" };
+    format!(
+        "{} fence={} session={} {}{lost}",
+        text(&place.key),
+        place.fence,
+        place.session,
+        value(&place.value)
+    )
+}
+
+/// A value; that of a native place in words.
+fn value(bytes: &Bytes) -> String {
+    let Some(claim) = Claim::decode(bytes) else { return text(bytes) };
+    let requests: Vec<_> = claim.requests.iter().map(text).collect();
+    let limit = if claim.limit == u32::MAX { "any".to_owned() } else { claim.limit.to_string() };
+    let delay = if claim.delay_seconds == 0 { String::new() } else { " delayed".to_owned() };
+    format!("({} of {limit}{delay} for {})", claim.permits, requests.join("+"))
 }
 
 fn delete(answer: &DeleteRangeResponse) -> Vec<String> {
@@ -86,7 +125,7 @@ pub(crate) fn key_value(kv: &KeyValue) -> String {
     format!(
         "{}={} create={} mod={} version={}{lease}",
         text(&kv.key),
-        text(&kv.value),
+        value(&kv.value),
         kv.create_revision,
         kv.mod_revision,
         kv.version

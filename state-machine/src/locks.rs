@@ -1,0 +1,62 @@
+//! Locks and elections: queues of ordinary keys.
+//!
+//! A *place* in the queue of `name` is a key `name/x` that is attached to a lease; its create revision
+//! is its *fence*. Who holds is a function of the queue alone ([`queue`]): so a hand-over is the very
+//! commit that deletes the key before, whatever deleted it, and etcd's own recipes stand in the same
+//! queue. What a native place wants beside its turn is in its value ([`claim`]); any other value is
+//! that of an exclusive place.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`queue`] | the places of a name, and who holds |
+//! | [`claim`] | the value of a native place |
+//! | `acquire`, `release`, `convert`, `seize`, `hand_over` | the commands |
+//! | `delay` | what becomes of the places of an expired session |
+//! | `guard` | transactions that need a lock |
+//! | [`check`] | what a command must be |
+
+mod acquire;
+pub mod check;
+pub mod claim;
+mod convert;
+pub(crate) mod delay;
+mod guard;
+mod hand_over;
+pub mod queue;
+mod release;
+mod seize;
+
+use crate::change::Change;
+use crate::command::LockCommand;
+use crate::head::Head;
+use crate::outcome::Stop;
+use crate::overlay::Overlay;
+use crate::read::Read;
+use crate::response::{Event, LockResponse};
+
+pub(crate) use guard::apply as guarded_txn;
+
+/// A command that changes queues.
+pub(crate) fn apply<R: Read>(
+    rows: &mut Overlay<'_, R>,
+    head: &mut Head,
+    events: &mut Vec<Event>,
+    command: &LockCommand,
+) -> Result<LockResponse, Stop> {
+    check::command(command)?;
+    match command {
+        LockCommand::Acquire(command) => {
+            acquire::apply(&mut Change::begin(rows, head, events)?, command)
+        }
+        LockCommand::Release(command) => {
+            release::apply(&mut Change::begin(rows, head, events)?, command)
+        }
+        LockCommand::Convert(command) => {
+            convert::apply(&mut Change::begin(rows, head, events)?, command)
+        }
+        LockCommand::Break(command) => {
+            seize::apply(&mut Change::begin(rows, head, events)?, command)
+        }
+        LockCommand::HandOver(command) => hand_over::apply(rows, head, events, command),
+    }
+}

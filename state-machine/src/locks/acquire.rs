@@ -1,0 +1,155 @@
+//! Acquire: a place in each queue, or in none.
+
+use bytes::Bytes;
+
+use super::claim::Claim;
+use super::queue::{self, NEWEST, Place};
+use super::release::{give_up, remember};
+use crate::change::{Before, Change};
+use crate::command::LockAcquire;
+use crate::leases;
+use crate::outcome::Stop;
+use crate::read::Read;
+use crate::response::{Halt, LockResponse, LockState, Rejection, Taken};
+
+/// Times that one session holds one place, by different requests.
+const REENTRIES_MAX: usize = 64;
+
+pub(super) fn apply<R: Read>(
+    change: &mut Change<'_, '_, R>,
+    acquire: &LockAcquire,
+) -> Result<LockResponse, Stop> {
+    let lease = leases::lease(change.rows, acquire.session)?.ok_or(Rejection::LeaseNotFound)?;
+    let mut own = Vec::new();
+    for name in &acquire.names {
+        own.push(queue::place_of(change.rows, name, acquire.session, &acquire.request_id)?);
+    }
+    let taken = own.iter().flatten().count();
+    if lease.cancelled.contains(&acquire.request_id) || (1..own.len()).contains(&taken) {
+        return Ok(cancel(change, acquire, own.into_iter().flatten())?);
+    }
+    if taken > 0 {
+        return Ok(repeat(change, acquire, own.into_iter().flatten())?);
+    }
+    if acquire.is_reentrant
+        && let [name] = acquire.names.as_slice()
+        && let Some(place) = held_alike(change.rows, acquire, name)?
+    {
+        return enter_again(change, acquire, name, place);
+    }
+    take(change, acquire)
+}
+
+/// The request was given up, or somebody took one of its places away: what is left is worth nothing.
+fn cancel<R: Read>(
+    change: &mut Change<'_, '_, R>,
+    acquire: &LockAcquire,
+    own: impl Iterator<Item = Place>,
+) -> Result<LockResponse, Halt> {
+    for place in own {
+        give_up(change, place, &acquire.request_id)?;
+    }
+    remember(change, acquire.session, &acquire.request_id)?;
+    Ok(LockResponse::Places { state: LockState::Cancelled, taken: Vec::new() })
+}
+
+/// The request has its places already: it is the same one once more.
+fn repeat<R: Read>(
+    change: &mut Change<'_, '_, R>,
+    acquire: &LockAcquire,
+    own: impl Iterator<Item = Place>,
+) -> Result<LockResponse, Halt> {
+    let mut is_held = true;
+    let mut taken = Vec::new();
+    for (name, place) in acquire.names.iter().zip(own) {
+        let Place { key, fence, .. } = place;
+        is_held &= queue::holds(change.rows, NEWEST, name, fence)?;
+        queue::set_attempt(change.rows, &key, fence, acquire.attempt);
+        taken.push(Taken { name: name.clone(), key, fence });
+    }
+    let state = if is_held { LockState::Held } else { LockState::Queued };
+    Ok(LockResponse::Places { state, taken })
+}
+
+/// A place of the session that holds `name` in the way that is asked for.
+fn held_alike<R: Read>(
+    rows: &R,
+    acquire: &LockAcquire,
+    name: &Bytes,
+) -> Result<Option<Place>, Halt> {
+    let is_alike = |place: &Place| {
+        place.session == acquire.session
+            && place.claim.is_some()
+            && place.share() == (acquire.permits, acquire.limit)
+    };
+    Ok(queue::holders(rows, NEWEST, name)?.into_iter().find(is_alike))
+}
+
+fn enter_again<R: Read>(
+    change: &mut Change<'_, '_, R>,
+    acquire: &LockAcquire,
+    name: &Bytes,
+    place: Place,
+) -> Result<LockResponse, Stop> {
+    let Place { key, fence, claim, .. } = place;
+    let mut claim = claim.unwrap_or_default();
+    if claim.requests.len() >= REENTRIES_MAX {
+        return Err(Rejection::InvalidLock("the session holds it too many times").into());
+    }
+    claim.requests.push(acquire.request_id.clone());
+    put(change, &key, &claim, acquire.session)?;
+    queue::set_attempt(change.rows, &key, fence, acquire.attempt);
+    let taken = vec![Taken { name: name.clone(), key, fence }];
+    Ok(LockResponse::Places { state: LockState::Held, taken })
+}
+
+fn take<R: Read>(
+    change: &mut Change<'_, '_, R>,
+    acquire: &LockAcquire,
+) -> Result<LockResponse, Stop> {
+    let share = (acquire.permits, acquire.limit);
+    let mut is_held = true;
+    for name in &acquire.names {
+        is_held = is_held && queue::is_free(change.rows, name, share)?;
+    }
+    if !is_held && !acquire.can_wait {
+        return Ok(LockResponse::Places { state: LockState::Busy, taken: Vec::new() });
+    }
+    let claim = Claim {
+        permits: acquire.permits,
+        limit: acquire.limit,
+        delay_seconds: acquire.delay_seconds,
+        asked_ms: acquire.asked_ms,
+        requests: vec![acquire.request_id.clone()],
+        note: acquire.note.clone(),
+    };
+    let mut taken = Vec::new();
+    for name in &acquire.names {
+        let mut key = queue::key(name, acquire.session);
+        if Before::load(change.rows, &key)?.kv.is_some() {
+            key = queue::further_key(name, acquire.session, &acquire.request_id);
+        }
+        if Before::load(change.rows, &key)?.kv.is_some() {
+            return Err(Rejection::InvalidLock("the key of the place is taken").into());
+        }
+        taken.push(Taken { name: name.clone(), key, fence: 0 });
+    }
+    for place in &mut taken {
+        put(change, &place.key, &claim, acquire.session)?;
+        place.fence = change.head.revision;
+        queue::set_attempt(change.rows, &place.key, place.fence, acquire.attempt);
+    }
+    let state = if is_held { LockState::Held } else { LockState::Queued };
+    Ok(LockResponse::Places { state, taken })
+}
+
+/// Writes a place.
+pub(super) fn put<R: Read>(
+    change: &mut Change<'_, '_, R>,
+    key: &Bytes,
+    claim: &Claim,
+    session: i64,
+) -> Result<(), Halt> {
+    let before = Before::load(change.rows, key)?;
+    change.put(key, before, &claim.encode(), session)
+}

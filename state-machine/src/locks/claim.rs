@@ -1,0 +1,110 @@
+//! The value of a native place: how it wants to hold, and for whom.
+
+use bytes::Bytes;
+
+use crate::rows::{RowReader, RowWriter};
+
+/// Begins the value of a native place. The byte 0 keeps it apart from text.
+const MAGIC: &[u8; 6] = b"\0clock";
+/// Layout of what follows.
+const FORM: u8 = 1;
+
+/// What a place asks for. The default is that of a key which is none of ours: exclusive.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// Share of `limit` that is wanted, from 1.
+    pub permits: u32,
+    /// What all holders together may take.
+    pub limit: u32,
+    /// See [`crate::command::LockAcquire::delay_seconds`].
+    pub delay_seconds: u32,
+    /// See [`crate::command::LockAcquire::asked_ms`].
+    pub asked_ms: i64,
+    /// The requests that the place is for. Empty: its holder is lost, and it only passes time.
+    pub requests: Vec<Bytes>,
+    /// See [`crate::command::LockAcquire::note`].
+    pub note: Bytes,
+}
+
+impl Default for Claim {
+    fn default() -> Claim {
+        Claim {
+            permits: 1,
+            limit: 1,
+            delay_seconds: 0,
+            asked_ms: 0,
+            requests: Vec::new(),
+            note: Bytes::new(),
+        }
+    }
+}
+
+impl Claim {
+    pub(crate) fn encode(&self) -> Bytes {
+        let mut row = RowWriter::new(MAGIC[0]);
+        MAGIC.iter().skip(1).chain(&[FORM]).for_each(|byte| row.byte(*byte));
+        row.uint(u64::from(self.permits));
+        row.uint(u64::from(self.limit));
+        row.uint(u64::from(self.delay_seconds));
+        row.int(self.asked_ms);
+        row.size(self.requests.len());
+        self.requests.iter().for_each(|request| row.bytes(request));
+        row.bytes(&self.note);
+        row.finish()
+    }
+
+    /// Reads the value of a place; `None` if it is not that of a native one. Anybody may write such
+    /// keys, so that nothing here is an error.
+    #[must_use]
+    pub fn decode(value: &[u8]) -> Option<Claim> {
+        let (form, rest) = value.strip_prefix(MAGIC)?.split_first()?;
+        if *form != FORM {
+            return None;
+        }
+        let mut row = RowReader::new("claim", rest);
+        let claim = Claim {
+            permits: row.short().ok()?,
+            limit: row.short().ok()?,
+            delay_seconds: row.short().ok()?,
+            asked_ms: row.int().ok()?,
+            requests: (0..row.size().ok()?)
+                .map(|_| Some(Bytes::copy_from_slice(row.bytes().ok()?)))
+                .collect::<Option<_>>()?,
+            note: Bytes::copy_from_slice(row.bytes().ok()?),
+        };
+        (1..=claim.limit).contains(&claim.permits).then_some(claim)
+    }
+
+    pub(crate) fn is_for(&self, request: &Bytes) -> bool {
+        self.requests.contains(request)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_round_trip_and_foreign_ones_are_none() {
+        let claim = Claim {
+            permits: 2,
+            limit: 5,
+            delay_seconds: 15,
+            asked_ms: 1_700_000_000_000,
+            requests: vec!["r1".into(), "r2".into()],
+            note: "who".into(),
+        };
+        let value = claim.encode();
+        assert_eq!(Claim::decode(&value), Some(claim.clone()));
+        for end in 0..value.len() {
+            assert_eq!(Claim::decode(&value[..end]), None, "cut at {end}");
+        }
+        for foreign in ["", "leader-1", "\0clock", "\0clock\u{2}"] {
+            assert_eq!(Claim::decode(foreign.as_bytes()), None, "{foreign:?}");
+        }
+        for (permits, limit) in [(0, 1), (2, 1)] {
+            let impossible = Claim { permits, limit, ..claim.clone() };
+            assert_eq!(Claim::decode(&impossible.encode()), None);
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! Hand-over: a leader resigns, and the candidate of its choice comes next.
+//!
+//! Whoever stands between the two goes behind: their keys are deleted and written anew, so that their
+//! fences grow. The leader goes last, so that nobody in between leads even for a revision. Native candidates see that; a client that runs etcd's recipe would not, and would take
+//! itself for the leader one day, so that nobody goes past one.
+
+use std::ops::ControlFlow;
+
+use super::queue::{self, NEWEST, Place};
+use crate::change::{Before, Change};
+use crate::command::HandOver;
+use crate::head::Head;
+use crate::leases;
+use crate::outcome::Stop;
+use crate::overlay::Overlay;
+use crate::read::Read;
+use crate::response::{Event, LockResponse, Rejection, Taken};
+
+/// Candidates that one hand-over goes past.
+const PASSED_MAX: usize = 64;
+
+pub(super) fn apply<R: Read>(
+    rows: &mut Overlay<'_, R>,
+    head: &mut Head,
+    events: &mut Vec<Event>,
+    command: &HandOver,
+) -> Result<LockResponse, Stop> {
+    let HandOver { name, fence, to } = command;
+    let mut places: Vec<Place> = Vec::new();
+    let mut is_found = false;
+    queue::visit(rows, NEWEST, name, &mut |place| {
+        is_found = place.key == *to;
+        places.push(place);
+        let is_enough = is_found || places.len() > PASSED_MAX;
+        if is_enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
+    let [leader, passed @ .., target] = places.as_slice() else {
+        return Err(Rejection::LockNotHeld.into());
+    };
+    if leader.fence != *fence {
+        return Err(Rejection::LockNotHeld.into());
+    }
+    if !is_found {
+        return Err(Rejection::InvalidLock("no such candidate, or too far behind").into());
+    }
+    for place in passed {
+        if !leases::lease(rows, place.session)?.is_some_and(|lease| lease.is_session()) {
+            return Err(Rejection::InvalidLock("a candidate in between is no session").into());
+        }
+    }
+    for place in passed {
+        // Each in a revision of its own, so that no two have the same fence.
+        let mut change = Change::begin(rows, head, events)?;
+        let attempt = queue::attempt(change.rows, &place.key, place.fence)?;
+        let before = Before::load(change.rows, &place.key)?;
+        change.delete(&place.key, before)?;
+        let before = Before::load(change.rows, &place.key)?;
+        change.put(&place.key, before, &place.value, place.session)?;
+        queue::set_attempt(change.rows, &place.key, change.head.revision, attempt);
+    }
+    let mut change = Change::begin(rows, head, events)?;
+    let before = Before::load(change.rows, &leader.key)?;
+    change.delete(&leader.key, before)?;
+    let (key, fence) = (target.key.clone(), target.fence);
+    Ok(LockResponse::Broken(vec![Taken { name: name.clone(), key, fence }]))
+}

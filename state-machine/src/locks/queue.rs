@@ -1,0 +1,356 @@
+//! The places of a name in their order, and the one rule that says who holds.
+
+use std::ops::ControlFlow;
+
+use bytes::Bytes;
+
+use super::claim::Claim;
+use crate::live;
+use crate::overlay::Overlay;
+use crate::read::{Read, Table};
+use crate::response::Halt;
+use crate::rows::place;
+
+/// Most places of one name that hold at once; the others wait.
+pub const HOLDERS_MAX: usize = 1_024;
+
+/// Sees the newest state, as commands do.
+pub(crate) const NEWEST: i64 = i64::MAX;
+
+/// One place of a queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Its key.
+    pub key: Bytes,
+    /// Create revision of the key: the fencing token, higher than those of all places before.
+    pub fence: i64,
+    /// Revision of the last change of the key.
+    pub mod_revision: i64,
+    /// Lease that it lives and dies with.
+    pub session: i64,
+    /// Its value, as stored.
+    pub value: Bytes,
+    /// What it asks for; `None` for a key that is none of ours, which asks for exclusiveness.
+    pub claim: Option<Claim>,
+}
+
+impl Place {
+    /// Share that is wanted, and what all holders together may take.
+    #[must_use]
+    pub fn share(&self) -> (u32, u32) {
+        self.claim.as_ref().map_or((1, 1), |claim| (claim.permits, claim.limit))
+    }
+
+    /// Whether its holder's session expired, so that it only passes the lock's delay.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.claim.as_ref().is_some_and(|claim| claim.requests.is_empty())
+    }
+}
+
+/// Who of a queue holds, asked place by place, first to last: whoever fits to all before it. Nobody
+/// overtakes; so a queued writer stops the readers behind it, and gets its turn.
+#[derive(Clone, Copy, Debug)]
+pub struct Admission {
+    used: u64,
+    limit: u32,
+    places: usize,
+    is_open: bool,
+}
+
+impl Default for Admission {
+    fn default() -> Admission {
+        Admission { used: 0, limit: u32::MAX, places: 0, is_open: true }
+    }
+}
+
+impl Admission {
+    /// Whether the next place, which wants `permits` of `limit`, holds.
+    pub fn admits(&mut self, (permits, limit): (u32, u32)) -> bool {
+        let used = self.used.saturating_add(u64::from(permits));
+        let limit = limit.min(self.limit);
+        self.is_open &= used <= u64::from(limit) && self.places < HOLDERS_MAX;
+        if self.is_open {
+            (self.used, self.limit) = (used, limit);
+            self.places = self.places.saturating_add(1);
+        }
+        self.is_open
+    }
+
+    /// Whether a further place may hold at all: if not, nobody behind needs to be asked.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        self.is_open
+    }
+}
+
+/// Visits the places of `name` as of revision `at`, first to last, until `visit` breaks.
+///
+/// As in [`crate::live`], the caller checks afterwards that no compaction passed `at` meanwhile. Places
+/// that were deleted after `at` may be missing.
+///
+/// # Errors
+/// [`Halt`] if the storage fails or a row is damaged.
+pub fn visit<R: Read>(
+    rows: &R,
+    at: i64,
+    name: &[u8],
+    visit: &mut dyn FnMut(Place) -> ControlFlow<()>,
+) -> Result<(), Halt> {
+    let prefix = place::prefix(name);
+    let Some(first) = rows.get(Table::Place, &prefix)? else { return Ok(()) };
+    let first = place::decode_first(&first)?;
+    scan(rows, &prefix, first, &mut |fence, key| {
+        if fence > at {
+            return Ok(ControlFlow::Break(()));
+        }
+        let found = live::get(rows, at, &key)?.filter(|kv| kv.create_revision == fence);
+        let Some(kv) = found else { return Ok(ControlFlow::Continue(())) };
+        let claim = Claim::decode(&kv.value);
+        let (mod_revision, session) = (kv.mod_revision, kv.lease);
+        Ok(visit(Place { key, fence, mod_revision, session, value: kv.value, claim }))
+    })
+}
+
+/// Visits the `Place` rows of a prefix from the fence `first` on.
+fn scan<R: Read>(
+    rows: &R,
+    prefix: &[u8],
+    first: i64,
+    visit: &mut dyn FnMut(i64, Bytes) -> Result<ControlFlow<()>, Halt>,
+) -> Result<(), Halt> {
+    let (start, end) = place::bounds(prefix, first);
+    rows.scan(Table::Place, &start, Some(&end), &mut |row_key, _| {
+        let (fence, key) = place::place(row_key, prefix.len())?;
+        visit(fence, key)
+    })
+}
+
+/// A key became a place: it was created with a lease.
+pub(crate) fn enter<R: Read>(
+    rows: &mut Overlay<'_, R>,
+    key: &Bytes,
+    fence: i64,
+) -> Result<(), Halt> {
+    let Some((name, child)) = place::parent(key) else { return Ok(()) };
+    let prefix = place::prefix(name);
+    rows.put(Table::Place, place::row_key(&prefix, fence, child), Bytes::new());
+    let first = rows.get(Table::Place, &prefix)?;
+    let first = first.map(|row| place::decode_first(&row)).transpose()?;
+    if first.is_none_or(|first| fence < first) {
+        rows.put(Table::Place, prefix.into(), place::encode_first(fence));
+    }
+    Ok(())
+}
+
+/// A key is a place no more: it is deleted, or has no lease.
+pub(crate) fn leave<R: Read>(
+    rows: &mut Overlay<'_, R>,
+    key: &Bytes,
+    fence: i64,
+) -> Result<(), Halt> {
+    let Some((name, child)) = place::parent(key) else { return Ok(()) };
+    let prefix = place::prefix(name);
+    rows.delete(Table::Place, place::row_key(&prefix, fence, child));
+    let Some(first) = rows.get(Table::Place, &prefix)? else { return Ok(()) };
+    if place::decode_first(&first)? != fence {
+        return Ok(());
+    }
+    let mut next = None;
+    scan(rows, &prefix, fence, &mut |fence, _| {
+        next = Some(fence);
+        Ok(ControlFlow::Break(()))
+    })?;
+    match next {
+        Some(next) => rows.put(Table::Place, prefix.into(), place::encode_first(next)),
+        None => rows.delete(Table::Place, prefix.into()),
+    }
+    Ok(())
+}
+
+/// Notes which stream waits for a place.
+pub(crate) fn set_attempt<R: Read>(
+    rows: &mut Overlay<'_, R>,
+    key: &Bytes,
+    fence: i64,
+    attempt: u64,
+) {
+    let Some((name, child)) = place::parent(key) else { return };
+    let row_key = place::row_key(&place::prefix(name), fence, child);
+    rows.put(Table::Place, row_key, place::encode_attempt(attempt));
+}
+
+/// Which stream waits for a place; 0 for none.
+pub(crate) fn attempt<R: Read>(rows: &R, key: &Bytes, fence: i64) -> Result<u64, Halt> {
+    let row = row(rows, key, fence)?;
+    row.map_or(Ok(0), |row| place::decode_attempt(&row))
+}
+
+fn row<R: Read>(rows: &R, key: &[u8], fence: i64) -> Result<Option<Bytes>, Halt> {
+    let Some((name, child)) = place::parent(key) else { return Ok(None) };
+    rows.get(Table::Place, &place::row_key(&place::prefix(name), fence, child))
+}
+
+/// The places of `name` that hold as of revision `at`, first to last, under the conditions of [`visit`].
+///
+/// # Errors
+/// [`Halt`] if the storage fails or a row is damaged.
+pub fn holders<R: Read>(rows: &R, at: i64, name: &[u8]) -> Result<Vec<Place>, Halt> {
+    let mut admission = Admission::default();
+    let mut holders = Vec::new();
+    visit(rows, at, name, &mut |place| {
+        if !admission.admits(place.share()) {
+            return ControlFlow::Break(());
+        }
+        holders.push(place);
+        ControlFlow::Continue(())
+    })?;
+    Ok(holders)
+}
+
+/// Whether the place with this fence holds `name`, for somebody, as of revision `at`, under the
+/// conditions of [`visit`].
+///
+/// # Errors
+/// [`Halt`] if the storage fails or a row is damaged.
+pub fn holds<R: Read>(rows: &R, at: i64, name: &[u8], fence: i64) -> Result<bool, Halt> {
+    let holders = holders(rows, at, name)?;
+    Ok(holders.iter().any(|place| place.fence == fence && !place.is_lost()))
+}
+
+/// Whether a new place at the end of the queue of `name` would hold at once.
+pub(crate) fn is_free<R: Read>(rows: &R, name: &[u8], share: (u32, u32)) -> Result<bool, Halt> {
+    let mut admission = Admission::default();
+    visit(rows, NEWEST, name, &mut |place| {
+        if admission.admits(place.share()) {
+            ControlFlow::Continue(())
+        } else {
+            ControlFlow::Break(())
+        }
+    })?;
+    Ok(admission.admits(share))
+}
+
+/// How many places stand before the one with this fence, at most `most`. Reads no keys.
+///
+/// # Errors
+/// [`Halt`] if the storage fails or a row is damaged.
+pub fn ahead<R: Read>(rows: &R, name: &[u8], fence: i64, most: usize) -> Result<usize, Halt> {
+    let prefix = place::prefix(name);
+    let Some(first) = rows.get(Table::Place, &prefix)? else { return Ok(0) };
+    let mut ahead = 0_usize;
+    scan(rows, &prefix, place::decode_first(&first)?, &mut |found, _| {
+        if found >= fence || ahead >= most {
+            return Ok(ControlFlow::Break(()));
+        }
+        ahead = ahead.saturating_add(1);
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(ahead)
+}
+
+/// The lock or election whose queue `key` would stand in.
+#[must_use]
+pub fn name_of(key: &[u8]) -> Option<&[u8]> {
+    place::parent(key).map(|(name, _)| name)
+}
+
+/// Key of the first place of a session in the queue of `name`: that of etcd's recipes.
+#[must_use]
+pub fn key(name: &[u8], session: i64) -> Bytes {
+    // As Go writes a signed number.
+    let sign = if session < 0 { "-" } else { "" };
+    let id = session.unsigned_abs();
+    [name, b"/", sign.as_bytes(), format!("{id:x}").as_bytes()].concat().into()
+}
+
+/// Key of a further place of the same session, for a request of its own.
+#[must_use]
+pub fn further_key(name: &[u8], session: i64, request: &[u8]) -> Bytes {
+    let mut further = key(name, session).to_vec();
+    further.push(b'-');
+    for byte in request {
+        further.extend_from_slice(format!("{byte:02x}").as_bytes());
+    }
+    further.into()
+}
+
+/// The place that a request of `session` has in the queue of `name`.
+pub(crate) fn place_of<R: Read>(
+    rows: &R,
+    name: &[u8],
+    session: i64,
+    request: &Bytes,
+) -> Result<Option<Place>, Halt> {
+    for key in [key(name, session), further_key(name, session, request)] {
+        if let Some(place) = place_at(rows, &key)?
+            && place.session == session
+            && place.claim.as_ref().is_some_and(|claim| claim.is_for(request))
+        {
+            return Ok(Some(place));
+        }
+    }
+    // A request that entered a place which another one had taken.
+    let is_own = |place: &Place| {
+        place.session == session && place.claim.as_ref().is_some_and(|claim| claim.is_for(request))
+    };
+    Ok(holders(rows, NEWEST, name)?.into_iter().find(is_own))
+}
+
+/// Whether `key` is a place of `name` now.
+///
+/// # Errors
+/// [`Halt`] if the storage fails or a row is damaged.
+pub fn is_place<R: Read>(rows: &R, name: &[u8], key: &Bytes) -> Result<bool, Halt> {
+    if name_of(key) != Some(name) {
+        return Ok(false);
+    }
+    let Some(place) = place_at(rows, key)? else { return Ok(false) };
+    Ok(row(rows, key, place.fence)?.is_some())
+}
+
+fn place_at<R: Read>(rows: &R, key: &Bytes) -> Result<Option<Place>, Halt> {
+    let found = live::get(rows, NEWEST, key)?;
+    Ok(found.filter(|kv| kv.lease != 0).map(|kv| Place {
+        key: kv.key,
+        fence: kv.create_revision,
+        mod_revision: kv.mod_revision,
+        session: kv.lease,
+        claim: Claim::decode(&kv.value),
+        value: kv.value,
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EXCLUSIVE: (u32, u32) = (1, 1);
+    const SHARED: (u32, u32) = (1, u32::MAX);
+
+    fn held(queue: &[(u32, u32)]) -> usize {
+        let mut admission = Admission::default();
+        queue.iter().filter(|share| admission.admits(**share)).count()
+    }
+
+    #[test]
+    fn whoever_fits_to_all_before_it_holds() {
+        assert_eq!(held(&[EXCLUSIVE, EXCLUSIVE]), 1);
+        assert_eq!(held(&[EXCLUSIVE, SHARED]), 1);
+        assert_eq!(held(&[SHARED, SHARED, EXCLUSIVE, SHARED]), 2, "no reader overtakes a writer");
+        assert_eq!(held(&[(1, 3), (2, 3), (1, 3)]), 2);
+        assert_eq!(held(&[(1, 3), (3, 3), (1, 3)]), 1, "a large request is not starved");
+        assert_eq!(held(&[(1, 3), (1, 2), (1, 3)]), 2, "the smallest limit counts");
+        assert_eq!(held(&[(1, 3), EXCLUSIVE]), 1);
+        assert_eq!(held(&[SHARED; HOLDERS_MAX + 5]), HOLDERS_MAX);
+        assert_eq!(held(&[(u32::MAX, u32::MAX), SHARED]), 1);
+    }
+
+    #[test]
+    fn keys_are_those_of_etcds_recipes() {
+        assert_eq!(key(b"jobs/1", 0x694d_7fb8), "jobs/1/694d7fb8");
+        assert_eq!(key(b"j", -255), "j/-ff");
+        assert_eq!(key(b"j", i64::MIN), "j/-8000000000000000");
+        assert_eq!(further_key(b"j", 16, b"\x01\xfe"), "j/10-01fe");
+    }
+}

@@ -1,0 +1,74 @@
+//! Release: gives up what a request has, or what it would get.
+
+use bytes::Bytes;
+
+use super::acquire::put;
+use super::queue::{self, Place};
+use crate::change::{Before, Change};
+use crate::command::LockRelease;
+use crate::leases;
+use crate::outcome::Stop;
+use crate::read::Read;
+use crate::response::{Halt, LockResponse};
+
+/// Given-up requests that a session remembers until they arrive.
+const CANCELLED_MAX: usize = 16;
+
+pub(super) fn apply<R: Read>(
+    change: &mut Change<'_, '_, R>,
+    release: &LockRelease,
+) -> Result<LockResponse, Stop> {
+    let LockRelease { names, session, request_id, attempt } = release;
+    let (mut is_found, mut is_given_up) = (false, false);
+    for name in names {
+        let Some(place) = queue::place_of(change.rows, name, *session, request_id)? else {
+            continue;
+        };
+        is_found = true;
+        if *attempt != 0 && queue::attempt(change.rows, &place.key, place.fence)? != *attempt {
+            // Another stream asked for the same request meanwhile, and wants it.
+            continue;
+        }
+        is_given_up = true;
+        give_up(change, place, request_id)?;
+    }
+    if is_given_up || !is_found && *attempt == 0 {
+        remember(change, *session, request_id)?;
+    }
+    Ok(LockResponse::Released { was_held: is_given_up })
+}
+
+/// Takes a request off its place; the place goes with the last one.
+pub(super) fn give_up<R: Read>(
+    change: &mut Change<'_, '_, R>,
+    place: Place,
+    request_id: &Bytes,
+) -> Result<(), Halt> {
+    let mut claim = place.claim.unwrap_or_default();
+    claim.requests.retain(|request| request != request_id);
+    if claim.requests.is_empty() {
+        let before = Before::load(change.rows, &place.key)?;
+        change.delete(&place.key, before)
+    } else {
+        put(change, &place.key, &claim, place.session)
+    }
+}
+
+/// A request that lost its places takes no others: it may still be on its way, for the first time or
+/// once more.
+pub(super) fn remember<R: Read>(
+    change: &mut Change<'_, '_, R>,
+    session: i64,
+    request_id: &Bytes,
+) -> Result<(), Halt> {
+    let Some(mut lease) = leases::lease(change.rows, session)? else { return Ok(()) };
+    if lease.cancelled.contains(request_id) {
+        return Ok(());
+    }
+    if lease.cancelled.len() >= CANCELLED_MAX {
+        lease.cancelled.remove(0);
+    }
+    lease.cancelled.push(Bytes::clone(request_id));
+    leases::write(change.rows, session, &lease);
+    Ok(())
+}

@@ -1,0 +1,41 @@
+//! Break: an operator takes places away.
+
+use super::queue::{self, NEWEST};
+use super::release::remember;
+use crate::change::{Before, Change};
+use crate::command::LockBreak;
+use crate::outcome::Stop;
+use crate::read::Read;
+use crate::response::{LockResponse, Taken};
+
+use std::ops::ControlFlow;
+
+pub(super) fn apply<R: Read>(
+    change: &mut Change<'_, '_, R>,
+    command: &LockBreak,
+) -> Result<LockResponse, Stop> {
+    let LockBreak { name, fence } = command;
+    let found = if *fence == 0 {
+        queue::holders(change.rows, NEWEST, name)?
+    } else {
+        let mut found = Vec::new();
+        queue::visit(change.rows, NEWEST, name, &mut |place| {
+            if place.fence < *fence {
+                return ControlFlow::Continue(());
+            }
+            found.extend((place.fence == *fence).then_some(place));
+            ControlFlow::Break(())
+        })?;
+        found
+    };
+    let mut broken = Vec::new();
+    for place in found {
+        let before = Before::load(change.rows, &place.key)?;
+        change.delete(&place.key, before)?;
+        for request in place.claim.iter().flat_map(|claim| &claim.requests) {
+            remember(change, place.session, request)?;
+        }
+        broken.push(Taken { name: name.clone(), key: place.key, fence: place.fence });
+    }
+    Ok(LockResponse::Broken(broken))
+}
