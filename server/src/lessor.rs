@@ -180,6 +180,43 @@ impl Lessor {
         .await
     }
 
+    /// Keeps leases alive, all in one call: the full TTL of each in seconds, 0 for those that are
+    /// unknown or have expired.
+    ///
+    /// # Errors
+    /// [`LessorError`].
+    pub async fn renew_all(&self, ids: &[i64]) -> Result<Vec<i64>, LessorError> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        self.until_answered(async {
+            loop {
+                let ttls = match self.inner.route.leader() {
+                    Leader::Me => self.renew_here(ids, 0).await,
+                    Leader::Other(leader, link) => self.renew_all_there(leader, &link, ids).await,
+                    Leader::Nobody => None,
+                };
+                if let Some(ttls) = ttls {
+                    return Ok(ttls);
+                }
+                self.inner.route.wait_for_change(RETRY_PAUSE).await;
+            }
+        })
+        .await
+    }
+
+    /// Milliseconds that each lease has left, -1 for unknown ones.
+    ///
+    /// # Errors
+    /// [`LessorError`].
+    pub async fn remaining_ms(&self, ids: &[i64]) -> Result<Vec<i64>, LessorError> {
+        if ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let found = self.until_answered(self.ask_remaining(ids.to_vec())).await?;
+        Ok(found.into_iter().map(|(_, ms)| ms).collect())
+    }
+
     /// The time a lease has left, `None` if there is no such lease.
     ///
     /// # Errors
@@ -251,6 +288,15 @@ impl Lessor {
             mpsc::error::TrySendError::Closed(_) => LessorError::Stopped,
         })?;
         Ok(ttl.await.ok())
+    }
+
+    async fn renew_all_there(&self, leader: u64, link: &Link, ids: &[i64]) -> Option<Vec<i64>> {
+        let sender = Some(self.inner.route.links.sender(leader));
+        let applied_index = self.applied_index();
+        let request = internal::LeaseRenewRequest { sender, ids: ids.to_vec(), applied_index };
+        let mut client = link.client().ok()?;
+        let answer = within(link, client.lease_renew(request)).await.ok()?;
+        (answer.ttls.len() == ids.len()).then_some(answer.ttls)
     }
 
     /// Forwards what waits, one call at a time. A waiter that is dropped asks again.

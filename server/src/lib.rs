@@ -6,6 +6,7 @@
 //! | `running` | wiring: [`start`] for tests and tools, [`run`] for a process |
 //! | `http` | the client port: gRPC, `/health`, `/version`, `/metrics` |
 //! | `api` | etcd's services |
+//! | `coordination` | our own: sessions and locks |
 //! | `node` | one member: raft, state, proposals, reads, leases behind one handle |
 //! | `raft` | the network between members, bootstrap, log compaction |
 //! | `propose` | commands -> log entries -> answers |
@@ -22,6 +23,7 @@
 pub mod api;
 pub mod config;
 mod gather;
+mod coordination;
 mod http;
 mod lessor;
 pub mod logging;

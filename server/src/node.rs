@@ -17,6 +17,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Settings;
+use crate::coordination::Turns;
 use crate::lessor::Lessor;
 use crate::metrics::{Counts, Pending};
 use crate::propose::{ProposeError, Proposer};
@@ -107,6 +108,7 @@ pub struct Node {
     read_index: ReadIndex,
     lessor: Lessor,
     hub: Arc<Hub>,
+    turns: Arc<Turns>,
     header: Header,
     counts: Counts,
     timeout: Duration,
@@ -172,6 +174,11 @@ impl Node {
     #[must_use]
     pub fn watch(&self) -> &Arc<Hub> {
         &self.hub
+    }
+
+    /// Who waits for which lock.
+    pub(crate) fn turns(&self) -> &Arc<Turns> {
+        &self.turns
     }
 
     /// What its parts count.

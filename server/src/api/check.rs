@@ -45,7 +45,7 @@ pub(super) fn delete_range(request: &etcd::DeleteRangeRequest) -> Result<(), Fau
 }
 
 /// Checks a transaction with everything nested in it.
-pub(super) fn txn(request: &etcd::TxnRequest, ops_max: usize) -> Result<(), Status> {
+pub(crate) fn txn(request: &etcd::TxnRequest, ops_max: usize) -> Result<(), Status> {
     operations(request, ops_max)?;
     if changes(&request.success).max(changes(&request.failure)) > 1 {
         let refused = |rejection| status::from_rejection(&rejection);

@@ -36,7 +36,7 @@ impl LeaseService {
         if request.ttl > leases::TTL_SECONDS_MAX {
             return Err(Fault::LeaseTtlTooLarge.into());
         }
-        request.ttl = request.ttl.max(self.ttl_seconds_min());
+        request.ttl = request.ttl.max(ttl_seconds_min(&self.context));
         if request.id == 0 {
             request.id = random_lease_id();
         }
@@ -49,13 +49,6 @@ impl LeaseService {
             }),
             _ => Err(mismatch()),
         }
-    }
-
-    /// A lease must outlive an election, during which nobody can renew it: as in etcd one and a
-    /// half election timeouts, in whole seconds.
-    fn ttl_seconds_min(&self) -> i64 {
-        let timeout = self.context.node.settings().raft.election_timeout;
-        i64::try_from((timeout * 3 / 2).as_millis().div_ceil(1000)).unwrap_or(i64::MAX)
     }
 
     async fn answer_revoke(
@@ -107,8 +100,15 @@ impl LeaseService {
     }
 }
 
+/// A lease must outlive an election, during which nobody can renew it: as in etcd one and a half
+/// election timeouts, in whole seconds.
+pub(crate) fn ttl_seconds_min(context: &Context) -> i64 {
+    let timeout = context.node.settings().raft.election_timeout;
+    i64::try_from((timeout * 3 / 2).as_millis().div_ceil(1000)).unwrap_or(i64::MAX)
+}
+
 /// Positive, as etcd's: clients print ids as signed numbers.
-fn random_lease_id() -> i64 {
+pub(crate) fn random_lease_id() -> i64 {
     i64::try_from(rand::random::<u64>() >> 1).unwrap_or(i64::MAX).max(1)
 }
 

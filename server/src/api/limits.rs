@@ -26,7 +26,12 @@ pub(crate) fn logged_bytes(request: &impl Message, member_id: u64) -> usize {
 
 /// Room that a put takes.
 pub(crate) fn put_cost(request: &etcd::PutRequest) -> usize {
-    KEY_OVERHEAD_BYTES + request.key.len() + request.value.len()
+    key_cost(&request.key) + request.value.len()
+}
+
+/// Room that a key takes.
+pub(crate) fn key_cost(key: &bytes::Bytes) -> usize {
+    KEY_OVERHEAD_BYTES + key.len()
 }
 
 /// Room that a transaction may take: that of its dearer branch. Reads and deletes are free.

@@ -9,15 +9,15 @@
 //! | `check`, `limits` | what a request must be, and may cost |
 //! | `convert`, `stream_end` | answers as messages, ends of streams |
 
-mod check;
+pub(crate) mod check;
 mod cluster;
 pub(crate) mod context;
 pub(crate) mod convert;
 mod election;
-mod kv;
+pub(crate) mod kv;
 mod later;
-mod lease;
-mod limits;
+pub(crate) mod lease;
+pub(crate) mod limits;
 mod lock;
 mod maintenance;
 mod queue;
@@ -32,6 +32,7 @@ use conclave_proto::v3electionpb::election_server::ElectionServer;
 use conclave_proto::v3lockpb::lock_server::LockServer;
 use tonic::service::Routes;
 
+use crate::coordination;
 use context::Context;
 use watch::{WatchCounts, WatchService, WatchSettings};
 
@@ -76,11 +77,13 @@ pub(crate) fn services(context: Context) -> Services {
     let others = Routes::new(watch)
         .add_service(LeaseServer::new(lease::LeaseService { context: context.clone() }))
         .add_service(ClusterServer::new(cluster::ClusterService { context: context.clone() }))
-        .add_service(MaintenanceServer::new(maintenance::MaintenanceService { context }))
+        .add_service(MaintenanceServer::new(maintenance::MaintenanceService {
+            context: context.clone(),
+        }))
         .add_service(AuthServer::new(later::LaterService))
         .add_service(LockServer::new(lock::LockService { queue: queue.clone() }))
         .add_service(ElectionServer::new(election::ElectionService { queue }))
-        .add_service(health)
-        .prepare();
+        .add_service(health);
+    let others = coordination::add(others, &context).prepare();
     Services { kv, others }
 }

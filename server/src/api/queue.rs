@@ -15,6 +15,7 @@ use conclave_proto::etcdserverpb as etcd;
 use conclave_proto::internal::command::Command as Message;
 use conclave_state_machine::command::Range;
 use conclave_state_machine::leases;
+use conclave_state_machine::locks::queue;
 use conclave_state_machine::response::KeyValue;
 use etcd::compare::{CompareResult, CompareTarget, TargetUnion};
 use etcd::request_op::Request as Operation;
@@ -158,7 +159,7 @@ impl Queue {
     async fn put_key(&self, caller: &Caller, contender: Contender) -> Result<Waiter, Status> {
         let lease = self.lease_or_new(caller, contender.lease).await?;
         let prefix = prefix_of(&contender.name);
-        let key = Bytes::from([&prefix, format_lease(lease).as_bytes()].concat());
+        let key = queue::key(&contender.name, lease);
         let put = etcd::PutRequest {
             key: key.clone(),
             value: contender.value,
@@ -317,12 +318,6 @@ pub(super) fn end_of(prefix: &[u8]) -> Bytes {
     Bytes::from([name, b"0"].concat())
 }
 
-/// Go's `%x` of a signed number.
-fn format_lease(lease: i64) -> String {
-    let sign = if lease < 0 { "-" } else { "" };
-    format!("{sign}{:x}", lease.unsigned_abs())
-}
-
 /// A transaction that does `then` if `key` was created at `revision`.
 pub(super) fn if_created_at(key: &Bytes, revision: i64, then: Operation) -> etcd::TxnRequest {
     etcd::TxnRequest {
@@ -366,13 +361,6 @@ fn found_key(answer: etcd::ResponseOp) -> Result<(i64, Option<Bytes>), Status> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_lease_is_written_as_in_go() {
-        assert_eq!(format_lease(0x694d_7f8e_c1d2_0a15), "694d7f8ec1d20a15");
-        assert_eq!(format_lease(-255), "-ff");
-        assert_eq!(format_lease(i64::MIN), "-8000000000000000");
-    }
 
     #[test]
     fn only_the_nearest_key_in_front_is_waited_for() {

@@ -11,6 +11,7 @@ use tower::Service as _;
 use super::pages;
 use crate::api::context::Context;
 use crate::api::{KV_PATH, Services};
+use crate::coordination;
 use crate::status;
 
 /// Answers the requests of all connections.
@@ -62,7 +63,9 @@ fn service_of(path: &str) -> Option<&str> {
 }
 
 fn is_known(path: &str) -> bool {
-    service_of(path).is_some_and(|service| KNOWN.contains(&service))
+    service_of(path).is_some_and(|service| {
+        KNOWN.contains(&service) || coordination::SERVICES.contains(&service)
+    })
 }
 
 fn unknown_service(path: &str) -> Response<Body> {

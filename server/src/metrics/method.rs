@@ -57,4 +57,16 @@ methods! {
     Leader: "unary", "v3electionpb.Election", "Leader";
     Observe: "server_stream", "v3electionpb.Election", "Observe";
     Resign: "unary", "v3electionpb.Election", "Resign";
+    SessionBegin: "unary", "conclave.v1.SessionService", "Begin";
+    SessionEnd: "unary", "conclave.v1.SessionService", "End";
+    SessionOpen: "bidi_stream", "conclave.v1.SessionService", "Open";
+    SessionList: "unary", "conclave.v1.SessionService", "List";
+    LockAcquire: "server_stream", "conclave.v1.LockService", "Acquire";
+    LockRelease: "unary", "conclave.v1.LockService", "Release";
+    LockConvert: "unary", "conclave.v1.LockService", "Convert";
+    LockCheckFence: "unary", "conclave.v1.LockService", "CheckFence";
+    LockCommit: "unary", "conclave.v1.LockService", "Commit";
+    LockList: "unary", "conclave.v1.LockService", "List";
+    LockInspect: "unary", "conclave.v1.LockService", "Inspect";
+    LockForceRelease: "unary", "conclave.v1.LockService", "ForceRelease";
 }

@@ -1,4 +1,4 @@
-//! Hands on what apply did: leases, answers, watch.
+//! Hands on what apply did: leases, answers, turns, watch.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -8,6 +8,7 @@ use conclave_raft_store::sink::{AppliedEntry, ApplySink};
 use conclave_raft_store::types::StoredMembership;
 use conclave_state_machine::head::Head;
 
+use crate::coordination::Turns;
 use crate::lessor::Leases;
 use crate::metrics::Counts;
 use crate::propose::Waiters;
@@ -19,6 +20,7 @@ pub(super) struct Sink {
     pub(super) waiters: Arc<Waiters>,
     pub(super) leases: Arc<Leases>,
     pub(super) counts: Counts,
+    pub(super) turns: Arc<Turns>,
     /// What needs the state itself; set once it is open, before anything is applied.
     pub(super) late: Arc<OnceLock<Late>>,
 }
@@ -44,6 +46,7 @@ impl ApplySink for Sink {
                 self.waiters.complete(entry);
             }
         }
+        self.turns.note(&events);
         if let Some(late) = self.late.get() {
             late.hub.publish(events, head.revision);
         }
@@ -59,6 +62,7 @@ impl ApplySink for Sink {
             // Apply reads the same rows and stops the member with this reason.
             tracing::error!(%error, "cannot read the leases of an installed snapshot");
         }
+        self.turns.note_all();
         // The hub sees the gap and lets watchers read what lies between from the store.
         late.hub.publish(Vec::new(), head.revision);
     }

@@ -29,6 +29,7 @@ use super::sink::{Late, Sink};
 use super::{Header, Node};
 use crate::config::Settings;
 use crate::gather::Gather;
+use crate::coordination::Turns;
 use crate::lessor::{Leases, Lessor, LessorParts};
 use crate::metrics::Counts;
 use crate::propose::{Batcher, Proposer, Waiters};
@@ -97,6 +98,7 @@ struct Opened {
     reader: Reader,
     waiters: Arc<Waiters>,
     leases: Arc<Leases>,
+    turns: Arc<Turns>,
     member_id: Arc<OnceLock<u64>>,
     late: Arc<OnceLock<Late>>,
     counts: Counts,
@@ -111,6 +113,7 @@ struct Parts {
     read_index: ReadIndex,
     lessor: Lessor,
     hub: Arc<Hub>,
+    turns: Arc<Turns>,
     header: Header,
     counts: Counts,
     timeout: Duration,
@@ -125,6 +128,7 @@ pub(super) async fn start(settings: Arc<Settings>) -> Result<Arc<Node>, StartErr
     let stopping = CancellationToken::new();
     // Dispatch works for clients, so it runs on their runtime, not on raft's.
     tokio::spawn(parts.hub.clone().run(stopping.clone()));
+    tokio::spawn(parts.turns.clone().run(parts.reader.clone(), stopping.clone()));
     Ok(Arc::new(Node {
         settings,
         identity: parts.identity,
@@ -134,6 +138,7 @@ pub(super) async fn start(settings: Arc<Settings>) -> Result<Arc<Node>, StartErr
         read_index: parts.read_index,
         lessor: parts.lessor,
         hub: parts.hub,
+        turns: parts.turns,
         header: parts.header,
         counts: parts.counts,
         timeout: parts.timeout,
@@ -202,6 +207,7 @@ async fn parts(settings: Arc<Settings>, clients: Handle) -> Result<Parts, StartE
         read_index: serving.read_index.clone(),
         lessor: serving.lessor.clone(),
         hub,
+        turns: opened.turns,
         header,
         counts,
         timeout: request_timeout(&settings),
@@ -279,6 +285,7 @@ fn open_state(settings: &Settings, clients: Handle) -> Result<Opened, StartError
     let waiters = Arc::new(Waiters::new(clients));
     let counts = Counts::default();
     let leases = Arc::new(Leases::new(counts.leases_renewed.clone()));
+    let turns = Arc::new(Turns::default());
     let member_id = Arc::new(OnceLock::new());
     let late = Arc::new(OnceLock::new());
     let sink = Sink {
@@ -286,13 +293,14 @@ fn open_state(settings: &Settings, clients: Handle) -> Result<Opened, StartError
         waiters: waiters.clone(),
         leases: leases.clone(),
         counts: counts.clone(),
+        turns: turns.clone(),
         late: late.clone(),
     };
     let rocks = RocksOptions { cache_bytes: settings.store.cache_bytes, ..RocksOptions::default() };
     let options = StoreOptions { engine: EngineKind::Rocks(rocks) };
     let (machine, reader) = StateStore::open(&settings.state_dir(), options, Box::new(sink))?;
     leases.load(&reader)?;
-    Ok(Opened { machine, reader, waiters, leases, member_id, late, counts })
+    Ok(Opened { machine, reader, waiters, leases, turns, member_id, late, counts })
 }
 
 /// Continues watching where the stored state ends.

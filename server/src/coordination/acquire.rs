@@ -1,0 +1,268 @@
+//! One acquisition, from its first proposal to its end.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use conclave_proto::internal::{self, command::Command as Message};
+use conclave_proto::v1;
+use conclave_state_machine::leases;
+use conclave_state_machine::locks::queue;
+use conclave_state_machine::response::{LockResponse, LockState, Response as Answer, Taken};
+use futures::future::select_all;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tonic::{Code, Status};
+use v1::acquire_request::Wait;
+use v1::acquire_response::Event;
+use v1::ended::Reason;
+
+use super::turns::{Following, Turn};
+use super::{RESUME_GRACE, Turns, sorted, unix_ms};
+use crate::api::context::{Context, mismatch};
+use crate::status::Fault;
+
+/// Largest position that is counted.
+const POSITION_MAX: usize = 1_000;
+/// How often a place that nobody waits for is given up in vain.
+const RELEASES_MAX: usize = 12;
+/// A wait that is longer than any process lives, and fits every clock.
+const WAIT_MAX: Duration = Duration::from_secs(1_000_000_000);
+
+pub(super) type Answers = mpsc::Sender<Result<v1::AcquireResponse, Status>>;
+
+/// An acquisition under way; a task of its own, because a call that is dropped must still be given up.
+pub(super) struct Acquisition {
+    context: Context,
+    answers: Answers,
+    command: internal::LockAcquire,
+    deadline: Option<Instant>,
+}
+
+/// How waiting ended.
+enum End {
+    Granted {
+        locks: Vec<v1::HeldLock>,
+        revision: i64,
+    },
+    Gone,
+    Timeout,
+    /// Nobody listens any more.
+    Dropped,
+    Stopped,
+    Failed(Status),
+}
+
+impl Acquisition {
+    pub(super) fn new(context: Context, request: v1::AcquireRequest, answers: Answers) -> Self {
+        let (permits, limit) = share(request.permits, request.limit);
+        let (can_wait, wait) = match request.wait {
+            Some(Wait::WaitForever(true)) => (true, None),
+            Some(Wait::WaitMs(ms)) if ms > 0 => (true, Some(Duration::from_millis(ms))),
+            Some(Wait::WaitMs(_) | Wait::WaitForever(false)) | None => (false, None),
+        };
+        let command = internal::LockAcquire {
+            names: sorted(request.names),
+            session: request.session,
+            request_id: request.request_id,
+            permits,
+            limit,
+            can_wait,
+            reentrant: request.reentrant,
+            delay_seconds: request.lock_delay_seconds,
+            // 0 stands for whoever asked.
+            attempt: rand::random::<u64>().max(1),
+            asked_unix_ms: unix_ms(),
+            note: request.note,
+        };
+        let deadline = wait.map(|wait| Instant::now() + wait.min(WAIT_MAX));
+        Self { context, answers, command, deadline }
+    }
+
+    pub(super) fn command(&self) -> &internal::LockAcquire {
+        &self.command
+    }
+
+    pub(super) async fn run(self) {
+        let proposal = self.context.propose(Message::LockAcquire(self.command.clone())).await;
+        let (state, taken, revision) = match proposal {
+            Ok((Answer::Lock(LockResponse::Places { state, taken }), revision)) => {
+                (state, taken, revision)
+            }
+            Ok(_) => return self.fail(mismatch()).await,
+            Err(status) => {
+                let is_unknown =
+                    matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded);
+                self.fail(status).await;
+                if is_unknown {
+                    self.give_up_unless_resumed().await;
+                }
+                return;
+            }
+        };
+        let is_settled = match state {
+            LockState::Held => {
+                let locks = taken.into_iter().map(held_lock).collect();
+                self.send(Event::Granted(v1::Granted { locks, revision })).await
+            }
+            LockState::Queued => self.wait(taken).await,
+            LockState::Busy => return self.end(Reason::Timeout).await,
+            LockState::Cancelled => return self.end(Reason::Cancelled).await,
+        };
+        if !is_settled {
+            self.give_up_unless_resumed().await;
+        }
+    }
+
+    /// Waits for the turn of all places. Says whether nothing is left to give up: the client got to know
+    /// that it was granted, or the places are gone.
+    async fn wait(&self, taken: Vec<Taken>) -> bool {
+        let position = self.position(&taken);
+        if !self.send(Event::Queued(v1::Queued { position })).await {
+            return false;
+        }
+        match self.turn(&taken).await {
+            End::Granted { locks, revision } => {
+                self.send(Event::Granted(v1::Granted { locks, revision })).await
+            }
+            End::Gone => {
+                let reader = self.context.node.reader();
+                let lease = leases::lease(reader, self.command.session);
+                let is_lost = matches!(lease, Ok(None));
+                // If one of several places is gone the others are worth nothing.
+                let is_settled = self.command.names.len() == 1 || self.release().await.is_ok();
+                self.end(if is_lost { Reason::SessionLost } else { Reason::Cancelled }).await;
+                is_settled
+            }
+            End::Timeout => match self.release().await {
+                Ok(()) => {
+                    self.end(Reason::Timeout).await;
+                    true
+                }
+                Err(status) => {
+                    self.fail(status).await;
+                    false
+                }
+            },
+            End::Dropped => false,
+            End::Stopped => {
+                self.fail(Fault::Stopped.into()).await;
+                true
+            }
+            End::Failed(status) => {
+                self.fail(status).await;
+                false
+            }
+        }
+    }
+
+    async fn turn(&self, taken: &[Taken]) -> End {
+        let turns = self.context.node.turns();
+        let follow = |place: &Taken| Turns::follow(turns, &place.name, &place.key);
+        let mut following = match taken.iter().map(follow).collect::<Result<Vec<_>, _>>() {
+            Ok(following) => following,
+            Err(_too_many) => return End::Failed(Fault::TooManyRequests.into()),
+        };
+        let stopping = self.context.node.stopping();
+        let deadline = self.deadline.unwrap_or_else(|| Instant::now() + WAIT_MAX);
+        loop {
+            if let Some(end) = look(taken, &mut following) {
+                return end;
+            }
+            let changes = following.iter_mut().map(|one| Box::pin(one.receiver.changed()));
+            tokio::select! {
+                _ = select_all(changes) => {}
+                () = tokio::time::sleep_until(deadline) => return End::Timeout,
+                () = self.answers.closed() => return End::Dropped,
+                () = stopping.cancelled() => return End::Stopped,
+            }
+        }
+    }
+
+    /// How many stand before, in the longest of the queues.
+    fn position(&self, taken: &[Taken]) -> u64 {
+        let reader = self.context.node.reader();
+        let ahead = |place: &Taken| queue::ahead(reader, &place.name, place.fence, POSITION_MAX);
+        let longest = taken.iter().filter_map(|place| ahead(place).ok()).max();
+        u64::try_from(longest.unwrap_or(0)).unwrap_or(0)
+    }
+
+    /// The client went without a word. It may come back, here or elsewhere, and go on waiting.
+    async fn give_up_unless_resumed(&self) {
+        for _ in 0..RELEASES_MAX {
+            tokio::select! {
+                () = tokio::time::sleep(RESUME_GRACE) => {}
+                () = self.context.node.stopping().cancelled() => return,
+            }
+            match self.release().await {
+                Ok(()) => return,
+                Err(status) => tracing::debug!(error = status.message(), "not released yet"),
+            }
+        }
+        tracing::warn!("a lock that nobody waits for stays until its session ends");
+    }
+
+    async fn release(&self) -> Result<(), Status> {
+        let release = internal::LockRelease {
+            names: self.command.names.clone(),
+            session: self.command.session,
+            request_id: self.command.request_id.clone(),
+            attempt: self.command.attempt,
+        };
+        self.context.propose(Message::LockRelease(release)).await.map(drop)
+    }
+
+    async fn send(&self, event: Event) -> bool {
+        self.answers.send(Ok(v1::AcquireResponse { event: Some(event) })).await.is_ok()
+    }
+
+    async fn end(&self, reason: Reason) {
+        self.send(Event::Ended(v1::Ended { reason: reason as i32 })).await;
+    }
+
+    async fn fail(&self, status: Status) {
+        // A client that has gone needs no reason.
+        self.answers.send(Err(status)).await.ok();
+    }
+}
+
+/// 0 of 0 is exclusive.
+pub(super) fn share(permits: u32, limit: u32) -> (u32, u32) {
+    if permits == 0 && limit == 0 { (1, 1) } else { (permits, limit) }
+}
+
+pub(super) fn held_lock(place: Taken) -> v1::HeldLock {
+    v1::HeldLock { name: place.name, key: place.key, fence: place.fence }
+}
+
+/// The end, if all places hold or one is gone.
+fn look(taken: &[Taken], following: &mut [Following]) -> Option<End> {
+    let (mut locks, mut since) = (Vec::with_capacity(taken.len()), 0);
+    let mut is_waiting = false;
+    for (place, one) in taken.iter().zip(following) {
+        match *one.receiver.borrow_and_update() {
+            Turn::Held { fence, revision } => {
+                since = revision.max(since);
+                let (name, key) = (Bytes::clone(&place.name), Bytes::clone(&place.key));
+                locks.push(v1::HeldLock { name, key, fence });
+            }
+            Turn::Waiting => is_waiting = true,
+            Turn::Gone => return Some(End::Gone),
+        }
+    }
+    (!is_waiting).then_some(End::Granted { locks, revision: since })
+}
+
+/// Starts an acquisition; the stream of its answers.
+pub(super) fn start(
+    context: Context,
+    request: v1::AcquireRequest,
+    check: impl FnOnce(&internal::LockAcquire) -> Result<(), Status>,
+) -> Result<mpsc::Receiver<Result<v1::AcquireResponse, Status>>, Status> {
+    let (answers, stream) = mpsc::channel(super::ANSWERS_MAX);
+    let acquisition = Acquisition::new(context, request, answers);
+    check(acquisition.command())?;
+    let background = acquisition.context.background.clone();
+    // Ends by itself: with the stream and a grace, and with the member.
+    background.spawn(acquisition.run());
+    Ok(stream)
+}

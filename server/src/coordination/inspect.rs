@@ -1,0 +1,161 @@
+//! Which locks there are, who holds them and who waits.
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+use conclave_proto::v1;
+use conclave_raft_store::Reader;
+use conclave_raft_store::store::ReadError;
+use conclave_state_machine::command::Range;
+use conclave_state_machine::leases;
+use conclave_state_machine::locks::claim::Claim;
+use conclave_state_machine::locks::queue::{self, Admission, Place};
+use conclave_state_machine::response::KeyValue;
+use tonic::{Request, Status};
+
+use super::session::tags;
+use crate::api::context::Context;
+use crate::api::kv::off_thread;
+use crate::status;
+
+/// Locks of one answer.
+const LIST_MAX: usize = 1_000;
+/// Keys looked at for one answer.
+const LIST_KEYS_MAX: usize = 10_000;
+/// Places of one answer.
+const PLACES_MAX: usize = 1_000;
+
+/// Answers `List`.
+pub(super) async fn list(
+    context: &Context,
+    request: Request<v1::LockListRequest>,
+) -> Result<v1::LockListResponse, Status> {
+    context.check_metadata(request.metadata())?;
+    let request = request.into_inner();
+    context.read_barrier().await?;
+    let reader = context.node.reader().clone();
+    let answer = off_thread(move || list_now(&reader, request)).await?;
+    answer.map_err(|error| status::from_read(&error))
+}
+
+fn list_now(
+    reader: &Reader,
+    request: v1::LockListRequest,
+) -> Result<v1::LockListResponse, ReadError> {
+    let limit = usize::try_from(request.limit).unwrap_or(LIST_MAX);
+    let limit = if limit == 0 { LIST_MAX } else { limit.min(LIST_MAX) };
+    let keys = Range {
+        key: request.prefix.clone().max(request.from).max(Bytes::from_static(b"\0")),
+        range_end: prefix_end(&request.prefix),
+        ..Range::default()
+    };
+    let at = reader.head().revision;
+    let mut found = reader.page(&keys, at, LIST_KEYS_MAX)?;
+    let mut next = Bytes::new();
+    if found.len() >= LIST_KEYS_MAX {
+        next = found.pop().map(|kv| kv.key).unwrap_or_default();
+    }
+    let mut names: BTreeSet<Bytes> = BTreeSet::new();
+    for kv in found {
+        let Some(name) = lock_name(&kv) else { continue };
+        if names.len() >= limit && !names.contains(name) {
+            next = kv.key;
+            break;
+        }
+        if !names.contains(name) {
+            names.insert(kv.key.slice_ref(name));
+        }
+    }
+    let locks = names.into_iter().map(|name| summary(reader, name));
+    let locks = locks.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect();
+    Ok(v1::LockListResponse { locks, next })
+}
+
+/// End of the range of a prefix, as in etcd: `"\0"` for no end.
+fn prefix_end(prefix: &[u8]) -> Bytes {
+    let mut end = prefix.to_vec();
+    while let Some(last) = end.pop() {
+        if last < 0xff {
+            end.push(last + 1);
+            return end.into();
+        }
+    }
+    Bytes::from_static(b"\0")
+}
+
+/// The lock that a key is a place of: ours by its value, etcd's by its name.
+fn lock_name(kv: &KeyValue) -> Option<&[u8]> {
+    if kv.lease == 0 {
+        return None;
+    }
+    let name = queue::name_of(&kv.key)?;
+    (Claim::decode(&kv.value).is_some() || queue::key(name, kv.lease) == kv.key).then_some(name)
+}
+
+fn summary(reader: &Reader, name: Bytes) -> Result<Option<v1::LockSummary>, ReadError> {
+    let (places, _) = reader.places(&name, PLACES_MAX)?;
+    let mut admission = Admission::default();
+    let holders = places.iter().filter(|place| admission.admits(place.share())).count();
+    let Some(first) = places.first() else { return Ok(None) };
+    Ok(Some(v1::LockSummary {
+        fence: first.fence,
+        holders: holders as u64,
+        waiters: (places.len() - holders) as u64,
+        name,
+    }))
+}
+
+/// Answers `Inspect`.
+pub(super) async fn inspect(
+    context: &Context,
+    request: Request<v1::InspectRequest>,
+) -> Result<v1::InspectResponse, Status> {
+    context.check_metadata(request.metadata())?;
+    let name = request.into_inner().name;
+    context.read_barrier().await?;
+    let reader = context.node.reader();
+    let places = reader.places(&name, PLACES_MAX + 1);
+    let (mut places, revision) = places.map_err(|error| status::from_read(&error))?;
+    let more = places.len() > PLACES_MAX;
+    places.truncate(PLACES_MAX);
+    let ids: Vec<i64> = places.iter().map(|place| place.session).collect();
+    let remaining = context.node.lessor().remaining_ms(&ids).await;
+    // Who holds is worth knowing also while there is no leader to ask for times.
+    let remaining = remaining.unwrap_or_else(|_| vec![-1; ids.len()]);
+    let mut admission = Admission::default();
+    let mut infos = Vec::with_capacity(places.len());
+    for (place, remaining_ms) in places.into_iter().zip(remaining) {
+        let held = admission.admits(place.share());
+        infos.push(info(reader, place, held, remaining_ms)?);
+    }
+    Ok(v1::InspectResponse { places: infos, more, revision })
+}
+
+fn info(
+    reader: &Reader,
+    place: Place,
+    held: bool,
+    remaining_ms: i64,
+) -> Result<v1::PlaceInfo, Status> {
+    let lease = leases::lease(reader, place.session).map_err(|halt| status::internal(&halt))?;
+    let lease = lease.unwrap_or_default();
+    let (permits, limit) = place.share();
+    let delayed = place.is_lost();
+    let foreign = place.claim.is_none();
+    let claim = place.claim.unwrap_or_default();
+    Ok(v1::PlaceInfo {
+        held,
+        key: place.key,
+        fence: place.fence,
+        session: place.session,
+        permits,
+        limit,
+        asked_unix_ms: claim.asked_ms,
+        note: claim.note,
+        owner: lease.owner,
+        metadata: tags(lease.metadata),
+        remaining_ms,
+        delayed,
+        foreign,
+    })
+}

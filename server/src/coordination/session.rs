@@ -1,0 +1,198 @@
+//! The session service: leases with owners, and one stream that keeps many of them alive.
+
+use std::collections::BTreeSet;
+use std::pin::Pin;
+
+use conclave_proto::internal::command::Command as Message;
+use conclave_proto::v1;
+use conclave_state_machine::leases::{self, LeaseRow, TTL_SECONDS_MAX};
+use conclave_state_machine::locks::check;
+use conclave_state_machine::response::Response as Answer;
+use conclave_state_machine::sessions;
+use futures::stream::{Stream, StreamExt as _};
+use tonic::{Request, Response, Status, Streaming};
+use v1::session_service_server::SessionService;
+
+use crate::api::context::{Context, mismatch, must_have_leader};
+use crate::api::lease::{random_lease_id, ttl_seconds_min};
+use crate::api::{limits, stream_end};
+use crate::metrics::Method;
+use crate::status::{self, Fault};
+
+/// Sessions of one stream.
+const ATTACHED_MAX: usize = 100_000;
+/// Heartbeats that are answered together when they arrive together.
+const HEARTBEATS_AT_ONCE_MAX: usize = 16;
+/// Sessions of one answer.
+const LIST_MAX: usize = 1_000;
+
+type Heartbeats = Pin<Box<dyn Stream<Item = Result<v1::SessionOpenResponse, Status>> + Send>>;
+
+/// Answers session calls.
+#[derive(Clone)]
+pub(super) struct SessionApi {
+    pub(super) context: Context,
+}
+
+impl SessionApi {
+    async fn answer_begin(
+        &self,
+        request: Request<v1::SessionBeginRequest>,
+    ) -> Result<v1::SessionBeginResponse, Status> {
+        self.context.check_metadata(request.metadata())?;
+        let mut request = request.into_inner();
+        self.context.check_quota(limits::LEASE_COST_BYTES).await?;
+        if request.ttl_seconds > TTL_SECONDS_MAX {
+            return Err(Fault::LeaseTtlTooLarge.into());
+        }
+        if request.id < 0 {
+            return Err(Status::invalid_argument("conclave: session ids are positive"));
+        }
+        if request.id == 0 {
+            request.id = random_lease_id();
+        }
+        request.ttl_seconds = request.ttl_seconds.max(ttl_seconds_min(&self.context));
+        let command = conclave_raft_store::command::lock::session_begin(request.clone());
+        check::session(&command).map_err(|rejection| status::from_rejection(&rejection))?;
+        match self.context.propose(Message::SessionBegin(request)).await? {
+            (Answer::SessionBegin { id, ttl }, _) => {
+                Ok(v1::SessionBeginResponse { id, ttl_seconds: ttl })
+            }
+            _ => Err(mismatch()),
+        }
+    }
+
+    async fn answer_end(
+        &self,
+        request: Request<v1::SessionEndRequest>,
+    ) -> Result<v1::SessionEndResponse, Status> {
+        self.context.check_metadata(request.metadata())?;
+        let id = request.into_inner().id;
+        let revoke = conclave_proto::etcdserverpb::LeaseRevokeRequest { id };
+        self.context.propose(Message::LeaseRevoke(revoke)).await?;
+        Ok(v1::SessionEndResponse {})
+    }
+
+    async fn answer_list(
+        &self,
+        request: Request<v1::SessionListRequest>,
+    ) -> Result<v1::SessionListResponse, Status> {
+        self.context.check_metadata(request.metadata())?;
+        let v1::SessionListRequest { from, limit } = request.into_inner();
+        let limit = usize::try_from(limit).unwrap_or(LIST_MAX);
+        let limit = if limit == 0 { LIST_MAX } else { limit.min(LIST_MAX) };
+        self.context.read_barrier().await?;
+        let reader = self.context.node.reader();
+        let mut found = sessions::list(reader, from.max(1), limit + 1)
+            .map_err(|halt| status::internal(&halt))?;
+        let next = if found.len() > limit { found.pop().map_or(0, |(id, _)| id) } else { 0 };
+        let ids: Vec<i64> = found.iter().map(|(id, _)| *id).collect();
+        let remaining = self.context.node.lessor().remaining_ms(&ids).await;
+        let remaining = remaining.map_err(|error| status::from_lessor(&error))?;
+        let mut sessions = Vec::with_capacity(found.len());
+        for ((id, row), remaining_ms) in found.into_iter().zip(remaining) {
+            sessions.push(self.info(id, row, remaining_ms)?);
+        }
+        Ok(v1::SessionListResponse { sessions, next })
+    }
+
+    fn info(&self, id: i64, row: LeaseRow, remaining_ms: i64) -> Result<v1::SessionInfo, Status> {
+        let keys = leases::lease_keys(self.context.node.reader(), id);
+        Ok(v1::SessionInfo {
+            id,
+            ttl_seconds: row.ttl,
+            remaining_ms,
+            owner: row.owner,
+            metadata: tags(row.metadata),
+            keys: keys.map_err(|halt| status::internal(&halt))?,
+        })
+    }
+}
+
+/// Pairs as messages.
+pub(super) fn tags(metadata: Vec<(String, String)>) -> Vec<v1::SessionTag> {
+    metadata.into_iter().map(|(name, value)| v1::SessionTag { name, value }).collect()
+}
+
+/// Answers heartbeats, in order. Those that arrived together are one.
+fn heartbeats(context: Context, requests: Streaming<v1::SessionOpenRequest>) -> Heartbeats {
+    let attached = BTreeSet::new();
+    let requests = requests.ready_chunks(HEARTBEATS_AT_ONCE_MAX);
+    let state = Some((context, requests, attached));
+    Box::pin(futures::stream::unfold(state, async |state| {
+        let (context, mut requests, mut attached) = state?;
+        let requests_now = requests.next().await?;
+        match heartbeat(&context, &mut attached, requests_now).await {
+            Ok(answer) => Some((Ok(answer), Some((context, requests, attached)))),
+            // What follows was never asked for.
+            Err(status) => Some((Err(status), None)),
+        }
+    }))
+}
+
+async fn heartbeat(
+    context: &Context,
+    attached: &mut BTreeSet<i64>,
+    requests: Vec<Result<v1::SessionOpenRequest, Status>>,
+) -> Result<v1::SessionOpenResponse, Status> {
+    let mut sequence = 0;
+    for request in requests {
+        let request = request?;
+        sequence = request.sequence;
+        attached.extend(request.attach);
+        for id in &request.detach {
+            attached.remove(id);
+        }
+    }
+    if attached.len() > ATTACHED_MAX {
+        return Err(Status::resource_exhausted("conclave: too many sessions on one stream"));
+    }
+    let ids: Vec<i64> = attached.iter().copied().collect();
+    let ttls = context.node.lessor().renew_all(&ids).await;
+    let ttls = ttls.map_err(|error| status::from_lessor(&error))?;
+    let ended = ids.into_iter().zip(ttls).filter(|(_, ttl)| *ttl <= 0);
+    let lost: Vec<i64> = ended.map(|(id, _)| id).collect();
+    for id in &lost {
+        attached.remove(id);
+    }
+    Ok(v1::SessionOpenResponse { sequence, lost })
+}
+
+#[tonic::async_trait]
+impl SessionService for SessionApi {
+    type OpenStream = Heartbeats;
+
+    async fn begin(
+        &self,
+        request: Request<v1::SessionBeginRequest>,
+    ) -> Result<Response<v1::SessionBeginResponse>, Status> {
+        self.context.metrics.call(Method::SessionBegin, self.answer_begin(request)).await
+    }
+
+    async fn end(
+        &self,
+        request: Request<v1::SessionEndRequest>,
+    ) -> Result<Response<v1::SessionEndResponse>, Status> {
+        self.context.metrics.call(Method::SessionEnd, self.answer_end(request)).await
+    }
+
+    async fn open(
+        &self,
+        request: Request<Streaming<v1::SessionOpenRequest>>,
+    ) -> Result<Response<Heartbeats>, Status> {
+        let answer = async {
+            self.context.check_metadata(request.metadata())?;
+            let must_have_leader = must_have_leader(request.metadata());
+            let answers = heartbeats(self.context.clone(), request.into_inner());
+            Ok(stream_end::guard(&self.context, answers, must_have_leader))
+        };
+        self.context.metrics.call(Method::SessionOpen, answer).await
+    }
+
+    async fn list(
+        &self,
+        request: Request<v1::SessionListRequest>,
+    ) -> Result<Response<v1::SessionListResponse>, Status> {
+        self.context.metrics.call(Method::SessionList, self.answer_list(request)).await
+    }
+}
