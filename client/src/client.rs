@@ -21,6 +21,7 @@ use crate::{
     builder::Builder,
     endpoint::Endpoint,
     error::{Error, Outcome},
+    session::Heart,
 };
 
 /// A client of one cluster. Cloning is cheap and shares the connections.
@@ -203,6 +204,11 @@ impl Client {
         }
     }
 
+    /// What keeps the sessions alive of all clients that share these connections.
+    pub(crate) fn heart(&self) -> &Arc<Heart> {
+        &self.pool.heart
+    }
+
     /// The endpoint to open the next stream on.
     pub(crate) fn endpoint(&self) -> Arc<Endpoint> {
         Arc::clone(self.pool.pick(&[]))
@@ -224,13 +230,15 @@ pub(crate) struct Pool {
     endpoints: Vec<Arc<Endpoint>>,
     rotation: AtomicUsize,
     tasks: TaskTracker,
+    heart: Arc<Heart>,
 }
 
 impl Pool {
     pub(crate) fn new(endpoints: Vec<Arc<Endpoint>>) -> Self {
         assert!(!endpoints.is_empty(), "the builder refuses a client without endpoints");
         let start = rand::random_range(0..endpoints.len());
-        Self { endpoints, rotation: AtomicUsize::new(start), tasks: TaskTracker::new() }
+        let (rotation, tasks) = (AtomicUsize::new(start), TaskTracker::new());
+        Self { endpoints, rotation, tasks, heart: Arc::default() }
     }
 
     fn pick(&self, tried: &[usize]) -> &Arc<Endpoint> {

@@ -18,6 +18,8 @@
 //! | [`queue`] | etcd's recipe behind its locks and elections |
 //! | [`election`] | leaders: campaign, proclaim, resign, observe |
 //! | [`registry`] | services: register, discover, drain |
+//! | [`session`] | leases with an owner, all kept alive by one stream (Conclave only) |
+//! | [`lock`] | locks with fencing tokens and guarded transactions (Conclave only) |
 //! | [`config`] | live configuration: layers, validation, history |
 //! | [`balance`] | spreading calls over the instances of a service |
 //! | [`maintenance`] | members, status, alarms, and what operators do |
@@ -47,16 +49,18 @@ mod error;
 pub mod key;
 pub mod kv;
 pub mod lease;
+pub mod lock;
 pub mod maintenance;
 mod mirror;
 pub mod queue;
 pub mod registry;
 mod reply;
+pub mod session;
 pub mod txn;
 pub mod watch;
 
 /// The messages of the wire, which answers carry unchanged.
-pub use conclave_proto::{etcdserverpb as pb, mvccpb};
+pub use conclave_proto::{etcdserverpb as pb, mvccpb, v1};
 
 pub use crate::{
     builder::Builder,
@@ -65,6 +69,8 @@ pub use crate::{
     election::{Election, Leadership},
     error::{Error, Outcome},
     lease::{Lease, LeaseState},
+    lock::LockGuard,
     reply::{Headed, Reply},
+    session::{Session, SessionState},
     watch::Watcher,
 };

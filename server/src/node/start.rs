@@ -153,12 +153,7 @@ pub(super) async fn start(settings: Arc<Settings>) -> Result<Arc<Node>, StartErr
 async fn parts(settings: Arc<Settings>, clients: Handle) -> Result<Parts, StartError> {
     let stop = CancellationToken::new();
     let tasks = TaskTracker::new();
-    let opened = {
-        let settings = settings.clone();
-        tokio::task::spawn_blocking(move || open_state(&settings, clients))
-            .await
-            .map_err(io::Error::other)??
-    };
+    let opened = open(settings.clone(), clients).await?;
     let service = PeerService::default();
     listen(&settings, PeerPort::new(&service, &opened.counts, &stop), &tasks).await?;
     let (founding, log) = identify(&settings, &opened).await?;
@@ -278,6 +273,11 @@ impl Tasks<'_> {
         let snapshots = SnapshotReceiver::new(route.raft.clone(), log, reader.clone(), counts);
         Serving { route, reader, proposer, read_index, lessor, snapshots }
     }
+}
+
+async fn open(settings: Arc<Settings>, clients: Handle) -> Result<Opened, StartError> {
+    let open = move || open_state(&settings, clients);
+    tokio::task::spawn_blocking(open).await.map_err(io::Error::other)?
 }
 
 fn open_state(settings: &Settings, clients: Handle) -> Result<Opened, StartError> {

@@ -1,0 +1,309 @@
+//! Locks: exclusive, shared, or counted, for as long as a session lives.
+//!
+//! A lock is a lease: a process that is paused for longer than its session's TTL loses it without
+//! noticing at once. So every grant has a *fencing token*, which grows with every holder; what the lock
+//! protects must refuse a token older than one it has seen. For data in Conclave itself
+//! [`LockGuard::txn`] does that: ownership and effect are one step.
+//!
+//! ```no_run
+//! # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+//! use std::time::Duration;
+//! use conclave_client::kv::put;
+//!
+//! let session = client.session().owner("worker-7").await?;
+//! let lock = session.lock("jobs/1").wait(Duration::from_secs(30)).await?;
+//! println!("token {}", lock.token());
+//! lock.txn().then(put("jobs/1/state", "running")).commit().await?;
+//! lock.run(async { /* dropped if the lock is lost */ }).await?;
+//! lock.release().await?;
+//!
+//! let reader = session.lock("document").shared().await?;
+//! let slot = session.lock("pool").permits(1, 8).try_now().await;
+//! # drop((reader, slot));
+//! # Ok(())
+//! # }
+//! ```
+
+mod admin;
+mod guard;
+
+use std::{
+    future::{Future, IntoFuture},
+    pin::Pin,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use conclave_proto::v1::{
+    AcquireRequest, AcquireResponse, Granted, ReleaseRequest, acquire_request::Wait,
+    acquire_response::Event, ended::Reason, lock_service_client::LockServiceClient,
+};
+use tokio::time::{Instant, timeout_at};
+use tonic::{Code, Status, Streaming};
+
+use crate::{
+    backoff::Backoff,
+    client::Client,
+    endpoint::Endpoint,
+    error::{Error, Outcome},
+    session::{self, Cleanup, Session},
+};
+
+pub use guard::{Guarded, LockGuard};
+
+/// Time for an endpoint to say how a request stands.
+const FIRST_ANSWER_TIMEOUT_MAX: Duration = Duration::from_secs(5);
+
+impl Client {
+    /// Starts to describe an acquisition of `name`, for a session of its own, which ends with the
+    /// guard. A process that takes many locks does better with one [`Client::session`].
+    pub fn lock(&self, name: impl Into<Vec<u8>>) -> Acquire {
+        Acquire::new(self.clone(), None, name.into())
+    }
+}
+
+impl Session {
+    /// Starts to describe an acquisition of `name`; await it to acquire.
+    pub fn lock(&self, name: impl Into<Vec<u8>>) -> Acquire {
+        Acquire::new(self.client().clone(), Some(self.clone()), name.into())
+    }
+}
+
+/// How long an acquisition waits.
+#[derive(Debug, Clone, Copy)]
+enum Patience {
+    None,
+    Until(Instant),
+    Forever,
+}
+
+/// A lock that is to be acquired; see [`Session::lock`].
+///
+/// Awaiting it is cancel-safe: a future that is dropped gives up its place in the queue, in the
+/// background, even if the request has not arrived yet.
+#[derive(Debug, Clone)]
+#[must_use = "nothing is acquired until it is awaited"]
+pub struct Acquire {
+    client: Client,
+    session: Option<Session>,
+    ttl: Option<Duration>,
+    wait: Option<Duration>,
+    request: AcquireRequest,
+}
+
+impl Acquire {
+    fn new(client: Client, session: Option<Session>, name: Vec<u8>) -> Self {
+        let request = AcquireRequest {
+            names: vec![name.into()],
+            request_id: session::request_id(),
+            permits: 1,
+            limit: 1,
+            ..AcquireRequest::default()
+        };
+        Self { client, session, ttl: None, wait: None, request }
+    }
+
+    /// Another lock, which is acquired together with the others or not at all. Whoever acquires several
+    /// locks this way cannot deadlock, in whatever order they are named.
+    pub fn and(mut self, name: impl Into<Vec<u8>>) -> Self {
+        self.request.names.push(name.into().into());
+        self
+    }
+
+    /// Together with others that hold it shared, but with nobody who holds it otherwise. Nobody
+    /// overtakes: a writer that waits goes before readers that came later.
+    pub fn shared(mut self) -> Self {
+        (self.request.permits, self.request.limit) = (1, u32::MAX);
+        self
+    }
+
+    /// A share of `permits` of the `limit` that all holders together may take. All who use this lock
+    /// should give the same limit; if not, the smallest counts.
+    pub fn permits(mut self, permits: u32, limit: u32) -> Self {
+        (self.request.permits, self.request.limit) = (permits, limit);
+        self
+    }
+
+    /// Waits for at most this long. Default: for ever.
+    pub fn wait(mut self, wait: Duration) -> Self {
+        self.wait = Some(wait);
+        self
+    }
+
+    /// Does not wait at all.
+    pub fn try_now(self) -> Self {
+        self.wait(Duration::ZERO)
+    }
+
+    /// If the session holds the lock in the same way already, it holds it once more. Only for one name.
+    pub fn reentrant(mut self) -> Self {
+        self.request.reentrant = true;
+        self
+    }
+
+    /// If the session expires while it holds the lock, nobody else gets it for so long (whole seconds,
+    /// rounded up): time for what the lost holder has sent to arrive. Never after a release.
+    pub fn delay_after_loss(mut self, delay: Duration) -> Self {
+        let seconds = delay.as_secs().saturating_add(u64::from(delay.subsec_nanos() > 0));
+        self.request.lock_delay_seconds = u32::try_from(seconds).unwrap_or(u32::MAX);
+        self
+    }
+
+    /// What the holder says about itself, for people who look at the lock.
+    pub fn note(mut self, note: impl Into<Vec<u8>>) -> Self {
+        self.request.note = note.into().into();
+        self
+    }
+
+    /// TTL of the session that [`Client::lock`] begins; without effect on a given one.
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = Some(ttl);
+        self
+    }
+
+    async fn acquire(self) -> Result<LockGuard, Error> {
+        let Self { client, session, ttl, wait, mut request } = self;
+        let patience = match wait {
+            None => Patience::Forever,
+            Some(Duration::ZERO) => Patience::None,
+            Some(wait) => Patience::Until(Instant::now() + wait),
+        };
+        let session = match (session, ttl) {
+            (Some(session), _) => session,
+            (None, Some(ttl)) => client.session().ttl(ttl).await?,
+            (None, None) => client.session().await?,
+        };
+        request.session = session.id();
+        request.names.sort();
+        request.names.dedup();
+        let mut pending = Pending { session, request: Some(release_of(&request)) };
+        let lost = pending.session.lost();
+        let granted = tokio::select! {
+            biased;
+            () = lost.cancelled() => return Err(Error::session_lost()),
+            granted = until_granted(&client, request, patience) => granted?,
+        };
+        // Answers may be old. Whoever holds no session holds no lock.
+        if pending.session.is_lost() {
+            return Err(Error::session_lost());
+        }
+        let request = pending.request.take().expect("invariant: taken only here");
+        Ok(LockGuard::new(pending.session.clone(), request, granted))
+    }
+}
+
+impl IntoFuture for Acquire {
+    type Output = Result<LockGuard, Error>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(self.acquire())
+    }
+}
+
+fn release_of(request: &AcquireRequest) -> ReleaseRequest {
+    ReleaseRequest {
+        names: request.names.clone(),
+        session: request.session,
+        request_id: Bytes::clone(&request.request_id),
+    }
+}
+
+/// A request that is given up if it is dropped.
+struct Pending {
+    session: Session,
+    request: Option<ReleaseRequest>,
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if let Some(request) = self.request.take() {
+            self.session.heart().clean(Cleanup::Release(request));
+        }
+    }
+}
+
+/// Asks one endpoint after the other, always with the same request id: the place in the queue stays.
+async fn until_granted(
+    client: &Client,
+    mut request: AcquireRequest,
+    patience: Patience,
+) -> Result<Granted, Error> {
+    let mut backoff = Backoff::default();
+    // Nobody may be there to say that the time is over.
+    let give_up = match patience {
+        Patience::None => Some(Instant::now() + client.timeout()),
+        Patience::Until(deadline) => Some(deadline + FIRST_ANSWER_TIMEOUT_MAX),
+        Patience::Forever => None,
+    };
+    loop {
+        request.wait = Some(match patience {
+            Patience::None => Wait::WaitMs(0),
+            Patience::Until(deadline) => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                Wait::WaitMs(u64::try_from(left.as_millis()).unwrap_or(u64::MAX))
+            }
+            Patience::Forever => Wait::WaitForever(true),
+        });
+        let endpoint = client.endpoint();
+        let error = match ask(client, &endpoint, request.clone()).await {
+            Ok(granted) => return Ok(granted),
+            Err(error) => error,
+        };
+        let is_again = matches!(
+            error,
+            Error::Unavailable { .. } | Error::Deadline { .. } | Error::Overloaded(_)
+        );
+        let next = Instant::now() + backoff.next();
+        if !is_again || give_up.is_some_and(|give_up| next >= give_up) {
+            return Err(error);
+        }
+        endpoint.failed();
+        tracing::debug!(endpoint = endpoint.address(), %error, "asking for the lock again");
+        tokio::time::sleep_until(next).await;
+    }
+}
+
+/// One stream, to its end.
+async fn ask(
+    client: &Client,
+    endpoint: &Endpoint,
+    request: AcquireRequest,
+) -> Result<Granted, Error> {
+    let timeout = client.timeout().min(FIRST_ANSWER_TIMEOUT_MAX);
+    let until = Instant::now() + timeout;
+    let late = |_elapsed| Error::Deadline {
+        outcome: Outcome::Unknown,
+        endpoint: endpoint.address().to_owned(),
+        timeout,
+    };
+    let failed = |status| Error::from_status(status, endpoint.address());
+    let mut locks = LockServiceClient::new(endpoint.channel());
+    let opened = timeout_at(until, locks.acquire(request)).await.map_err(late)?;
+    let mut answers: Streaming<AcquireResponse> = opened.map_err(failed)?.into_inner();
+    let mut first = Some(until);
+    loop {
+        let answer = match first.take() {
+            Some(until) => timeout_at(until, answers.message()).await.map_err(late)?,
+            None => answers.message().await,
+        };
+        let broken = || Status::new(Code::Unavailable, "the stream of a lock request ended");
+        let answer = answer.map_err(failed)?.ok_or_else(|| failed(broken()))?;
+        endpoint.succeeded();
+        match answer.event {
+            Some(Event::Granted(granted)) => return Ok(granted),
+            Some(Event::Ended(ended)) => return Err(ended_by(ended.reason())),
+            Some(Event::Queued(_)) | None => {}
+        }
+    }
+}
+
+fn ended_by(reason: Reason) -> Error {
+    match reason {
+        Reason::Timeout => Error::Busy,
+        Reason::SessionLost => Error::session_lost(),
+        Reason::Cancelled | Reason::Unspecified => {
+            Error::Lost { reason: "the request was given up" }
+        }
+    }
+}

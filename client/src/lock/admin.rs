@@ -1,0 +1,69 @@
+//! Locks as operators see them.
+
+use bytes::Bytes;
+use conclave_proto::v1::{
+    ForceReleaseRequest, HeldLock, InspectRequest, InspectResponse, LockListRequest, LockSummary,
+    lock_service_client::LockServiceClient,
+};
+
+use crate::{client::Client, error::Error};
+
+impl Client {
+    /// The locks whose names begin with `prefix`, with the numbers of holders and waiters.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn locks(&self, prefix: impl Into<Vec<u8>>) -> Result<Vec<LockSummary>, Error> {
+        let mut request = LockListRequest { prefix: prefix.into().into(), ..Default::default() };
+        let mut locks: Vec<LockSummary> = Vec::new();
+        loop {
+            let call = |channel| {
+                let request = request.clone();
+                let client = LockServiceClient::new(channel);
+                async move { client.max_decoding_message_size(usize::MAX).list(request).await }
+            };
+            let page = self.read(call).await?;
+            locks.extend(page.locks);
+            if page.next <= request.from {
+                locks.sort_by(|a, b| a.name.cmp(&b.name));
+                locks.dedup_by(|a, b| a.name == b.name);
+                return Ok(locks);
+            }
+            request.from = page.next;
+        }
+    }
+
+    /// Who holds a lock and who waits for it, oldest first.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn lock_inspect(&self, name: impl Into<Vec<u8>>) -> Result<InspectResponse, Error> {
+        let request = InspectRequest { name: name.into().into() };
+        let call = |channel| {
+            let request = request.clone();
+            let client = LockServiceClient::new(channel);
+            async move { client.max_decoding_message_size(usize::MAX).inspect(request).await }
+        };
+        self.read(call).await
+    }
+
+    /// Takes a lock away: the place with this `fence`, or all that hold if it is 0. The members log it
+    /// with `reason`. Returns what was taken away.
+    ///
+    /// # Errors
+    /// See [`Error`]; [`Error::outcome`] tells whether it may have happened.
+    pub async fn lock_break(
+        &self,
+        name: impl Into<Vec<u8>>,
+        fence: i64,
+        reason: impl Into<String>,
+    ) -> Result<Vec<HeldLock>, Error> {
+        let name: Bytes = name.into().into();
+        let request = ForceReleaseRequest { name, fence, reason: reason.into() };
+        let call = |channel| {
+            let request = request.clone();
+            async move { LockServiceClient::new(channel).force_release(request).await }
+        };
+        self.write(call).await.map(|answer| answer.released)
+    }
+}

@@ -1,0 +1,198 @@
+//! A lock that is held.
+
+use bytes::Bytes;
+use conclave_proto::{
+    etcdserverpb::TxnResponse,
+    v1::{
+        CheckFenceRequest, CommitRequest, ConvertRequest, Granted, Guard, HeldLock, ReleaseRequest,
+        lock_service_client::LockServiceClient,
+    },
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    client::Client,
+    error::Error,
+    reply::Reply,
+    session::{self, Cleanup, Session},
+    txn::Txn,
+};
+
+/// A lock that is held for as long as this guard exists and its session lives.
+///
+/// Give it back with [`LockGuard::release`], which says whether that worked. A guard that is dropped
+/// releases in the background, without a report; if that fails too, the lock ends with the session.
+#[derive(Debug)]
+#[must_use = "the lock is released when the guard is dropped"]
+pub struct LockGuard {
+    session: Session,
+    locks: Vec<HeldLock>,
+    /// What gives it back; taken when that is done.
+    release: Option<ReleaseRequest>,
+}
+
+impl LockGuard {
+    pub(super) fn new(session: Session, release: ReleaseRequest, granted: Granted) -> Self {
+        Self { session, locks: granted.locks, release: Some(release) }
+    }
+
+    /// The fencing token: larger than that of every earlier holder of this lock. Hand it on with
+    /// whatever the lock protects, and refuse there what comes with an older one. Several locks that
+    /// were acquired together for the first time have the same; see [`LockGuard::locks`].
+    #[must_use]
+    pub fn token(&self) -> i64 {
+        self.locks.first().map_or(0, |lock| lock.fence)
+    }
+
+    /// The locks with their keys and tokens, by name.
+    #[must_use]
+    pub fn locks(&self) -> &[HeldLock] {
+        &self.locks
+    }
+
+    /// The session that holds it.
+    pub fn session(&self) -> &Session {
+        &self.session
+    }
+
+    /// Cancelled when the lock may be lost because its session may be: before the server gives it to
+    /// others, as long as this process gets to run. What an operator takes away is seen by
+    /// [`LockGuard::is_held`] and [`LockGuard::txn`].
+    #[must_use]
+    pub fn lost(&self) -> CancellationToken {
+        self.session.lost()
+    }
+
+    /// Runs `work` until it ends or the lock is lost; then `work` is dropped.
+    ///
+    /// # Errors
+    /// [`Error::Lost`]: what `work` had begun may be half done.
+    pub async fn run<T>(&self, work: impl Future<Output = T>) -> Result<T, Error> {
+        let lost = self.lost();
+        tokio::select! {
+            biased;
+            () = lost.cancelled() => Err(Error::session_lost()),
+            done = work => Ok(done),
+        }
+    }
+
+    /// Asks the cluster whether the lock is held at this moment.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn is_held(&self) -> Result<bool, Error> {
+        for lock in &self.locks {
+            if !self.session.client().check_fence(lock.name.clone(), lock.fence).await? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// Starts a transaction that is carried out only if this lock is held at that very moment.
+    pub fn txn(&self) -> Txn<Guarded> {
+        let guards = self.locks.iter();
+        let guards = guards.map(|lock| Guard { name: lock.name.clone(), fence: lock.fence });
+        Txn {
+            client: Guarded { client: self.session.client().clone(), guards: guards.collect() },
+            request: Default::default(),
+        }
+    }
+
+    /// Goes on as a reader, without letting go: others may read from now on. The token stays.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if the lock is not held any more. See [`Error`].
+    pub async fn downgrade(&self) -> Result<(), Error> {
+        self.convert(1, u32::MAX).await
+    }
+
+    /// Goes on as a writer, if there is no other reader. The token stays.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if there are other readers, or the lock is not held any more. See [`Error`].
+    pub async fn upgrade(&self) -> Result<(), Error> {
+        self.convert(1, 1).await
+    }
+
+    async fn convert(&self, permits: u32, limit: u32) -> Result<(), Error> {
+        let Some(release) = &self.release else { return Err(Error::session_lost()) };
+        for lock in &self.locks {
+            let request = ConvertRequest {
+                name: Bytes::clone(&lock.name),
+                session: release.session,
+                request_id: Bytes::clone(&release.request_id),
+                permits,
+                limit,
+            };
+            let call = |channel| {
+                let request = request.clone();
+                async move { LockServiceClient::new(channel).convert(request).await }
+            };
+            // Converting twice does no harm.
+            self.session.client().read(call).await?;
+        }
+        Ok(())
+    }
+
+    /// Gives the lock back.
+    ///
+    /// # Errors
+    /// [`Error::Lost`] if it was held no more. See [`Error`]; the lock then ends with its session.
+    pub async fn release(mut self) -> Result<(), Error> {
+        let Some(request) = self.release.clone() else { return Ok(()) };
+        // Until there is an answer the drop of this future still releases.
+        let was_held = session::release(self.session.client(), request).await;
+        self.release = None;
+        if was_held? { Ok(()) } else { Err(Error::Lost { reason: "the lock was held no more" }) }
+    }
+}
+
+impl Drop for LockGuard {
+    fn drop(&mut self) {
+        if let Some(request) = self.release.take() {
+            self.session.heart().clean(Cleanup::Release(request));
+        }
+    }
+}
+
+/// Marks a transaction that needs locks; see [`LockGuard::txn`].
+#[derive(Debug, Clone)]
+pub struct Guarded {
+    client: Client,
+    guards: Vec<Guard>,
+}
+
+impl Txn<Guarded> {
+    /// Sends the transaction. Whether its compares held is in the answer's `succeeded`.
+    ///
+    /// # Errors
+    /// [`Error::Lost`] if the lock is held no more; nothing was done then. See [`Error`];
+    /// [`Error::outcome`] tells whether it may have been applied.
+    pub async fn commit(self) -> Result<Reply<TxnResponse>, Error> {
+        let request = CommitRequest { guards: self.client.guards, txn: Some(self.request) };
+        let call = |channel| {
+            let request = request.clone();
+            let client = LockServiceClient::new(channel);
+            async move { client.max_decoding_message_size(usize::MAX).commit(request).await }
+        };
+        let answer = self.client.client.write(call).await?;
+        let txn = answer.txn.filter(|_| answer.held);
+        txn.map(Reply::new).ok_or(Error::Lost { reason: "the lock is held no more" })
+    }
+}
+
+impl Client {
+    /// Whether `fence` holds `name` at this moment: for services that were handed a token.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn check_fence(&self, name: impl Into<Bytes>, fence: i64) -> Result<bool, Error> {
+        let request = CheckFenceRequest { name: name.into(), fence };
+        let call = |channel| {
+            let request = request.clone();
+            async move { LockServiceClient::new(channel).check_fence(request).await }
+        };
+        self.read(call).await.map(|answer| answer.held)
+    }
+}

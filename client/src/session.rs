@@ -1,0 +1,266 @@
+//! Sessions: one lease and one stream for everything a process holds.
+//!
+//! A session is a lease with an owner. All sessions of a client share one stream, on which one small
+//! message every third of the shortest TTL keeps all of them alive. What is known about a session is
+//! judged by this process's own monotonic clock, from the moment a heartbeat was *sent*: so it counts
+//! as lost here before the server can give to others what it held, whatever happened to answers.
+//!
+//! ```no_run
+//! # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+//! use std::time::Duration;
+//!
+//! let session = client.session().ttl(Duration::from_secs(10)).owner("worker-7").await?;
+//! client.put("workers/7", "busy").lease(session.id()).await?;
+//! let lock = session.lock("jobs/1").await?;
+//! tokio::select! {
+//!     () = work() => lock.release().await?,
+//!     () = session.lost().cancelled() => eprintln!("somebody else may work on it now"),
+//! }
+//! session.close().await?;
+//! # Ok(())
+//! # }
+//! # async fn work() {}
+//! ```
+
+mod heart;
+
+use std::{
+    fmt,
+    future::{Future, IntoFuture},
+    pin::Pin,
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use conclave_proto::v1::{
+    SessionBeginRequest, SessionEndRequest, SessionInfo, SessionListRequest, SessionTag,
+    session_service_client::SessionServiceClient,
+};
+use tokio::{sync::watch, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use crate::{client::Client, error::Error};
+
+pub(crate) use heart::{Cleanup, Heart, release};
+
+/// A session's TTL if none is asked for.
+const TTL: Duration = Duration::from_secs(10);
+/// Bytes of the random numbers by which requests are recognised.
+const REQUEST_ID_BYTES: usize = 16;
+
+/// What this process knows about its session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SessionState {
+    /// The server renewed it lately.
+    Active,
+    /// Two thirds of the TTL passed since the last heartbeat that was answered: what the session holds
+    /// is held still, but do not begin anything that takes long.
+    Jeopardy,
+    /// It ended, or may have. Final.
+    Lost,
+}
+
+impl Client {
+    /// Starts to describe a session; await it to begin it.
+    pub fn session(&self) -> Begin {
+        Begin { client: self.clone(), ttl: TTL, owner: String::new(), metadata: Vec::new() }
+    }
+
+    /// All sessions of the cluster, with their owners and keys.
+    ///
+    /// # Errors
+    /// See [`Error`]. The answer to many sessions comes in pages: none is returned if one fails.
+    pub async fn sessions(&self) -> Result<Vec<SessionInfo>, Error> {
+        let mut sessions = Vec::new();
+        let mut from = 0;
+        loop {
+            let request = SessionListRequest { from, limit: 0 };
+            let call = |channel| async move {
+                let client = SessionServiceClient::new(channel);
+                client.max_decoding_message_size(usize::MAX).list(request).await
+            };
+            let mut page = self.read(call).await?;
+            sessions.append(&mut page.sessions);
+            if page.next <= from {
+                return Ok(sessions);
+            }
+            from = page.next;
+        }
+    }
+
+    /// Ends a session, whoever began it, and everything it holds.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if there is no such session (any more). See [`Error`].
+    pub async fn session_end(&self, id: i64) -> Result<(), Error> {
+        let call = |channel| async move {
+            SessionServiceClient::new(channel).end(SessionEndRequest { id }).await
+        };
+        // Ending it twice does no harm.
+        self.read(call).await.map(drop)
+    }
+}
+
+/// A random number by which the server recognises a request that is sent again.
+pub(crate) fn request_id() -> Bytes {
+    Bytes::copy_from_slice(&rand::random::<[u8; REQUEST_ID_BYTES]>())
+}
+
+/// A session that is to begin; see [`Client::session`].
+#[derive(Debug, Clone)]
+#[must_use = "a session does not begin until it is awaited"]
+pub struct Begin {
+    client: Client,
+    ttl: Duration,
+    owner: String,
+    metadata: Vec<SessionTag>,
+}
+
+impl Begin {
+    /// How long the session outlives the last heartbeat: whole seconds, rounded up, at least what
+    /// outlives an election (2 s by default). Default 10 s.
+    pub fn ttl(mut self, ttl: Duration) -> Self {
+        self.ttl = ttl;
+        self
+    }
+
+    /// Who holds it, for people who look at locks and sessions.
+    pub fn owner(mut self, owner: impl Into<String>) -> Self {
+        self.owner = owner.into();
+        self
+    }
+
+    /// More about the owner, for people.
+    pub fn tag(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.metadata.push(SessionTag { name: name.into(), value: value.into() });
+        self
+    }
+
+    async fn begin(self) -> Result<Session, Error> {
+        let seconds = i64::try_from(self.ttl.as_secs()).unwrap_or(i64::MAX);
+        let request = SessionBeginRequest {
+            id: i64::try_from(rand::random::<u64>() >> 1).unwrap_or(i64::MAX).max(1),
+            ttl_seconds: seconds.saturating_add(i64::from(self.ttl.subsec_nanos() > 0)),
+            request_id: request_id(),
+            owner: self.owner,
+            metadata: self.metadata,
+        };
+        let sent = Instant::now();
+        // The server recognises a repetition.
+        let call = |channel| {
+            let request = request.clone();
+            async move { SessionServiceClient::new(channel).begin(request).await }
+        };
+        let begun = self.client.read(call).await?;
+        let ttl = Duration::from_secs(u64::try_from(begun.ttl_seconds).unwrap_or(0));
+        let (id, lost) = (begun.id, CancellationToken::new());
+        let heart = Arc::clone(self.client.heart());
+        let begun = heart::Begun { id, ttl, sent, lost: lost.clone() };
+        let state = heart.keep(&self.client, begun);
+        let inner = Inner { client: self.client, id, ttl, state, lost, heart };
+        Ok(Session { inner: Arc::new(inner) })
+    }
+}
+
+impl IntoFuture for Begin {
+    type Output = Result<Session, Error>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(self.begin())
+    }
+}
+
+/// A session that is kept alive; clones are the same session.
+///
+/// It ends with [`Session::close`], or in the background when the last clone and the last guard made
+/// from it are dropped; if that fails too, the server ends it when its TTL has passed.
+#[derive(Clone)]
+#[must_use = "the session ends when it is dropped"]
+pub struct Session {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    client: Client,
+    id: i64,
+    ttl: Duration,
+    state: watch::Receiver<SessionState>,
+    lost: CancellationToken,
+    heart: Arc<Heart>,
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.heart.end(self.id);
+        self.lost.cancel();
+    }
+}
+
+impl Session {
+    /// Its id, which is a lease id: for [`crate::kv::Put::lease`].
+    #[must_use]
+    pub fn id(&self) -> i64 {
+        self.inner.id
+    }
+
+    /// The TTL that the server granted.
+    #[must_use]
+    pub fn ttl(&self) -> Duration {
+        self.inner.ttl
+    }
+
+    /// What is known now, and a way to wait for changes.
+    #[must_use]
+    pub fn state(&self) -> watch::Receiver<SessionState> {
+        self.inner.state.clone()
+    }
+
+    /// Cancelled when the session is lost: before the server can give what it held to others, as long
+    /// as this process gets to run.
+    #[must_use]
+    pub fn lost(&self) -> CancellationToken {
+        self.inner.lost.clone()
+    }
+
+    /// Whether the session may have ended, by the clock and at this moment: right also in a process that
+    /// was stopped for a while and has not noticed yet.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.inner.lost.is_cancelled() || !self.inner.heart.is_alive(self.inner.id)
+    }
+
+    /// Ends the session and everything it holds. Clones and guards find it lost.
+    ///
+    /// # Errors
+    /// See [`Error`]; the session then ends when its TTL has passed.
+    pub async fn close(self) -> Result<(), Error> {
+        self.inner.heart.forget(self.inner.id);
+        match self.inner.client.session_end(self.inner.id).await {
+            // Or it had ended already.
+            Ok(()) | Err(Error::NotFound(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The client it was begun with.
+    #[must_use]
+    pub fn client(&self) -> &Client {
+        &self.inner.client
+    }
+
+    pub(crate) fn heart(&self) -> &Heart {
+        &self.inner.heart
+    }
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session")
+            .field("id", &self.inner.id)
+            .field("ttl", &self.inner.ttl)
+            .field("state", &*self.inner.state.borrow())
+            .finish_non_exhaustive()
+    }
+}

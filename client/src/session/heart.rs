@@ -1,0 +1,395 @@
+//! The one task of a client that keeps all of its sessions alive and cleans up behind dropped guards.
+//!
+//! Guards only change what is written here and wake the task, so that dropping one never blocks and
+//! works outside a runtime. The task exists while there is something to keep or to clean up.
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    sync::Arc,
+    time::Duration,
+};
+
+use conclave_proto::v1::{
+    ReleaseRequest, SessionOpenRequest, SessionOpenResponse,
+    lock_service_client::LockServiceClient, session_service_client::SessionServiceClient,
+};
+use parking_lot::Mutex;
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::{Instant, sleep, sleep_until, timeout_at},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::Streaming;
+
+use super::SessionState;
+use crate::{backoff::Backoff, client::Client, endpoint::Endpoint, error::Error};
+
+/// Heartbeats are sent this many times within the shortest TTL.
+const BEATS_PER_TTL: u32 = 3;
+/// Part of the TTL by which the loss is reported early: clocks may differ in speed by this much.
+const SKEW_DIVISOR: u32 = 50;
+/// Time for a connection that answers nothing at all before another endpoint is tried.
+const ANSWER_TIMEOUT_MAX: Duration = Duration::from_secs(3);
+/// Heartbeats on the way; one is sent only after the one before was answered.
+const REQUESTS_MAX: usize = 1;
+/// Calls that clean up at the same time.
+const CLEANING_MAX: usize = 64;
+/// Dropped guards that wait for that; what is beyond ends with its session.
+const CLEANUPS_MAX: usize = 100_000;
+
+/// What a dropped guard leaves to do. Doing it twice does no harm.
+#[derive(Debug, Clone)]
+pub(crate) enum Cleanup {
+    End(i64),
+    Release(ReleaseRequest),
+}
+
+/// A session that the server has begun.
+pub(super) struct Begun {
+    pub(super) id: i64,
+    pub(super) ttl: Duration,
+    /// When it was asked for.
+    pub(super) sent: Instant,
+    /// To be cancelled when it is lost.
+    pub(super) lost: CancellationToken,
+}
+
+/// The sessions of a client.
+#[derive(Debug)]
+pub(crate) struct Heart {
+    kept: Mutex<Kept>,
+    /// Counts changes of `kept` that the task must know of.
+    changes: watch::Sender<u64>,
+}
+
+#[derive(Debug, Default)]
+struct Kept {
+    sessions: HashMap<i64, Tracked>,
+    cleanups: VecDeque<Cleanup>,
+    cleaning: usize,
+    is_running: bool,
+}
+
+#[derive(Debug)]
+struct Tracked {
+    ttl: Duration,
+    /// When the last heartbeat that was answered was sent.
+    confirmed: Instant,
+    state: watch::Sender<SessionState>,
+    lost: CancellationToken,
+}
+
+impl Tracked {
+    /// From here on the server may end it.
+    fn lost_at(&self) -> Instant {
+        self.confirmed + (self.ttl - self.ttl / SKEW_DIVISOR)
+    }
+
+    fn jeopardy_at(&self) -> Instant {
+        self.confirmed + self.ttl * 2 / 3
+    }
+
+    fn set(&self, state: SessionState) {
+        self.state.send_if_modified(|known| std::mem::replace(known, state) != state);
+        if state == SessionState::Lost {
+            self.lost.cancel();
+        }
+    }
+}
+
+impl Default for Heart {
+    fn default() -> Self {
+        Self { kept: Mutex::default(), changes: watch::Sender::new(0) }
+    }
+}
+
+impl Heart {
+    /// Keeps a new session alive.
+    pub(super) fn keep(
+        self: &Arc<Self>,
+        client: &Client,
+        begun: Begun,
+    ) -> watch::Receiver<SessionState> {
+        let Begun { id, ttl, sent, lost } = begun;
+        let (state, states) = watch::channel(SessionState::Active);
+        let is_running = {
+            let mut kept = self.kept.lock();
+            kept.sessions.insert(id, Tracked { ttl, confirmed: sent, state, lost });
+            std::mem::replace(&mut kept.is_running, true)
+        };
+        self.wake();
+        if !is_running {
+            // Ends by itself when nothing is left to do.
+            drop(tokio::spawn(Arc::clone(self).run(client.clone())));
+        }
+        states
+    }
+
+    /// Whether a session lives, by the clock.
+    pub(super) fn is_alive(&self, id: i64) -> bool {
+        let kept = self.kept.lock();
+        kept.sessions.get(&id).is_some_and(|tracked| Instant::now() < tracked.lost_at())
+    }
+
+    /// Stops keeping a session alive.
+    pub(super) fn forget(&self, id: i64) {
+        let tracked = self.kept.lock().sessions.remove(&id);
+        if let Some(tracked) = tracked {
+            tracked.set(SessionState::Lost);
+        }
+        self.wake();
+    }
+
+    /// Stops keeping a session alive and ends it in the background.
+    pub(super) fn end(&self, id: i64) {
+        let tracked = {
+            let mut kept = self.kept.lock();
+            let tracked = kept.sessions.remove(&id);
+            if tracked.is_some() && kept.cleanups.len() < CLEANUPS_MAX {
+                kept.cleanups.push_back(Cleanup::End(id));
+            }
+            tracked
+        };
+        if let Some(tracked) = tracked {
+            tracked.set(SessionState::Lost);
+        }
+        self.wake();
+    }
+
+    /// Cleans up in the background. Somebody must still hold the session that it is about, so that the
+    /// task runs.
+    pub(crate) fn clean(&self, cleanup: Cleanup) {
+        let mut kept = self.kept.lock();
+        if kept.is_running && kept.cleanups.len() < CLEANUPS_MAX {
+            kept.cleanups.push_back(cleanup);
+        }
+        drop(kept);
+        self.wake();
+    }
+
+    fn wake(&self) {
+        self.changes.send_modify(|changes| *changes = changes.wrapping_add(1));
+    }
+
+    async fn run(self: Arc<Self>, client: Client) {
+        tokio::select! {
+            () = self.watch_clock() => {}
+            () = self.beat(&client) => {}
+            () = self.clean_up(&client) => {}
+            () = self.idle() => {}
+        }
+    }
+
+    /// Returns when nothing is left to do and the task is marked as ended.
+    async fn idle(&self) {
+        let mut changes = self.changes.subscribe();
+        loop {
+            changes.mark_unchanged();
+            {
+                let mut kept = self.kept.lock();
+                let is_idle =
+                    kept.sessions.is_empty() && kept.cleanups.is_empty() && kept.cleaning == 0;
+                if is_idle {
+                    kept.is_running = false;
+                    return;
+                }
+            }
+            self.changed(&mut changes).await;
+        }
+    }
+
+    async fn changed(&self, changes: &mut watch::Receiver<u64>) {
+        changes.changed().await.expect("invariant: the sender is in `self`");
+    }
+
+    /// Tells sessions what the clock says about them. Never returns.
+    async fn watch_clock(&self) {
+        let mut changes = self.changes.subscribe();
+        loop {
+            changes.mark_unchanged();
+            match self.judge(Instant::now()) {
+                Some(next) => tokio::select! {
+                    () = sleep_until(next) => {}
+                    () = self.changed(&mut changes) => {}
+                },
+                None => self.changed(&mut changes).await,
+            }
+        }
+    }
+
+    /// Returns when it has to be done again.
+    fn judge(&self, now: Instant) -> Option<Instant> {
+        let mut next: Option<Instant> = None;
+        let mut kept = self.kept.lock();
+        kept.sessions.retain(|id, tracked| {
+            let (jeopardy_at, lost_at) = (tracked.jeopardy_at(), tracked.lost_at());
+            let (state, until) = if now >= lost_at {
+                tracing::debug!(session = id, "session lost");
+                tracked.set(SessionState::Lost);
+                return false;
+            } else if now >= jeopardy_at {
+                (SessionState::Jeopardy, lost_at)
+            } else {
+                (SessionState::Active, jeopardy_at)
+            };
+            tracked.set(state);
+            next = Some(next.map_or(until, |next| next.min(until)));
+            true
+        });
+        next
+    }
+
+    /// Sends heartbeats, on one endpoint after the other. Never returns.
+    async fn beat(&self, client: &Client) {
+        let mut backoff = Backoff::default();
+        let mut changes = self.changes.subscribe();
+        loop {
+            changes.mark_unchanged();
+            if self.shortest_ttl().is_none() {
+                self.changed(&mut changes).await;
+                continue;
+            }
+            let endpoint = client.endpoint();
+            if self.stream(&endpoint, &mut backoff).await.is_none() {
+                endpoint.failed();
+                sleep(backoff.next()).await;
+            }
+        }
+    }
+
+    /// Keeps all sessions alive over one stream: `Some` when there is none left, `None` when it broke.
+    async fn stream(&self, endpoint: &Endpoint, backoff: &mut Backoff) -> Option<()> {
+        let mut changes = self.changes.subscribe();
+        let mut attached = HashSet::new();
+        let (requests, outgoing) = mpsc::channel(REQUESTS_MAX);
+        let mut answers: Option<Streaming<SessionOpenResponse>> = None;
+        let mut outgoing = Some(ReceiverStream::new(outgoing));
+        let mut sequence = 0;
+        loop {
+            let Some(ttl) = self.shortest_ttl() else { return Some(()) };
+            let sent = Instant::now();
+            let patience = (ttl / (2 * BEATS_PER_TTL)).min(ANSWER_TIMEOUT_MAX);
+            sequence += 1;
+            changes.mark_unchanged();
+            requests.try_send(self.heartbeat(sequence, &mut attached)).ok()?;
+            if let Some(outgoing) = outgoing.take() {
+                let mut client = SessionServiceClient::new(endpoint.channel());
+                let opened = timeout_at(sent + patience, client.open(outgoing)).await.ok()?;
+                answers = Some(opened.ok()?.into_inner());
+            }
+            let answer = timeout_at(sent + patience, answers.as_mut()?.message()).await.ok()?;
+            let answer = answer.ok()??;
+            endpoint.succeeded();
+            backoff.reset();
+            self.confirm(sent, &mut attached, &answer);
+            self.pause(sent, &attached, &mut changes).await;
+        }
+    }
+
+    fn shortest_ttl(&self) -> Option<Duration> {
+        self.kept.lock().sessions.values().map(|tracked| tracked.ttl).min()
+    }
+
+    /// The next message of a stream on which `attached` are known.
+    fn heartbeat(&self, sequence: u64, attached: &mut HashSet<i64>) -> SessionOpenRequest {
+        let kept = self.kept.lock();
+        let attach: Vec<i64> =
+            kept.sessions.keys().filter(|id| !attached.contains(*id)).copied().collect();
+        let detach: Vec<i64> =
+            attached.iter().filter(|id| !kept.sessions.contains_key(*id)).copied().collect();
+        attached.extend(&attach);
+        attached.retain(|id| kept.sessions.contains_key(id));
+        SessionOpenRequest { sequence, attach, detach }
+    }
+
+    fn confirm(&self, sent: Instant, attached: &mut HashSet<i64>, answer: &SessionOpenResponse) {
+        let mut kept = self.kept.lock();
+        for id in &answer.lost {
+            attached.remove(id);
+            if let Some(tracked) = kept.sessions.remove(id) {
+                tracked.set(SessionState::Lost);
+            }
+        }
+        for id in attached.iter() {
+            if let Some(tracked) = kept.sessions.get_mut(id) {
+                tracked.confirmed = tracked.confirmed.max(sent);
+            }
+        }
+        drop(kept);
+        // The clock has a new moment to wait for.
+        self.wake();
+    }
+
+    /// Waits until the next heartbeat is due, or a session waits for its first.
+    async fn pause(
+        &self,
+        sent: Instant,
+        attached: &HashSet<i64>,
+        changes: &mut watch::Receiver<u64>,
+    ) {
+        loop {
+            changes.mark_unchanged();
+            let due = {
+                let kept = self.kept.lock();
+                if kept.sessions.keys().any(|id| !attached.contains(id)) {
+                    return;
+                }
+                let ttl = kept.sessions.values().map(|tracked| tracked.ttl).min();
+                let Some(ttl) = ttl else { return };
+                sent + ttl / BEATS_PER_TTL
+            };
+            tokio::select! {
+                () = sleep_until(due) => return,
+                () = self.changed(changes) => {}
+            }
+        }
+    }
+
+    /// Does what dropped guards left to do. Never returns.
+    async fn clean_up(&self, client: &Client) {
+        let mut changes = self.changes.subscribe();
+        let mut cleaning = JoinSet::new();
+        loop {
+            changes.mark_unchanged();
+            while cleaning.len() < CLEANING_MAX {
+                let next = {
+                    let mut kept = self.kept.lock();
+                    let next = kept.cleanups.pop_front();
+                    kept.cleaning += usize::from(next.is_some());
+                    next
+                };
+                let Some(cleanup) = next else { break };
+                cleaning.spawn(clean(client.clone(), cleanup));
+            }
+            tokio::select! {
+                Some(_) = cleaning.join_next() => {
+                    self.kept.lock().cleaning -= 1;
+                    self.wake();
+                }
+                () = self.changed(&mut changes) => {}
+            }
+        }
+    }
+}
+
+async fn clean(client: Client, cleanup: Cleanup) {
+    let done = match cleanup.clone() {
+        Cleanup::End(id) => client.session_end(id).await,
+        Cleanup::Release(request) => release(&client, request).await.map(drop),
+    };
+    match done {
+        Ok(()) | Err(Error::NotFound(_)) => {}
+        Err(error) => tracing::debug!(?cleanup, %error, "cleaning up after a dropped guard failed"),
+    }
+}
+
+/// Gives up what a request has or waits for; safe to repeat. Says whether there was something.
+pub(crate) async fn release(client: &Client, request: ReleaseRequest) -> Result<bool, Error> {
+    let call = |channel| {
+        let request = request.clone();
+        async move { LockServiceClient::new(channel).release(request).await }
+    };
+    client.read(call).await.map(|answer| answer.released)
+}
