@@ -22,8 +22,8 @@
 
 pub mod api;
 pub mod config;
-mod gather;
 mod coordination;
+mod gather;
 mod http;
 mod lessor;
 pub mod logging;
