@@ -48,8 +48,9 @@ impl Default for RocksOptions {
     fn default() -> Self {
         Self {
             cache_bytes: 64 << 20,
-            write_buffer_bytes: 16 << 20,
-            write_buffers_bytes_max: 64 << 20,
+            // Inserts into a small one miss the processor's caches less.
+            write_buffer_bytes: 8 << 20,
+            write_buffers_bytes_max: 32 << 20,
             open_files_max: 512,
         }
     }

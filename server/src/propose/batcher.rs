@@ -16,9 +16,9 @@ use super::{ProposeError, Waiters, Waiting};
 use crate::raft::route::{Offer, Route};
 use crate::read_index::ReadIndex;
 
-/// Entries of this member in flight. Few, so that batches grow under load; several, so that the
-/// next entry is on its way while the last one is being synced and applied.
-const IN_FLIGHT_MAX: usize = 3;
+/// Entries of this member in flight. Few, so that batches grow under load; two, so that the next
+/// entry waits at the leader for the next round while the last one is being synced and applied.
+const IN_FLIGHT_MAX: usize = 2;
 /// Commands of one entry.
 const BATCH_COMMANDS_MAX: usize = 1024;
 /// Bytes of one entry, except that one large command always fits.
