@@ -30,6 +30,8 @@ const BLOOM_BITS: f64 = 10.0;
 /// One flush and one compaction at a time: the log writer and raft need the other core.
 const BACKGROUND_JOBS: i32 = 2;
 const WRITE_BUFFERS_MAX: i32 = 3;
+/// Flushed files that are merged into the next level together: each merge rewrites much of that level.
+const LEVEL_0_FILES: i32 = 8;
 
 /// Bounds of a RocksDB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -138,6 +140,7 @@ fn family_options(options: &RocksOptions, cache: &Cache, bloom_bits: Option<f64>
     family.set_write_buffer_size(options.write_buffer_bytes);
     family.set_max_write_buffer_number(WRITE_BUFFERS_MAX);
     family.set_level_compaction_dynamic_level_bytes(true);
+    family.set_level_zero_file_num_compaction_trigger(LEVEL_0_FILES);
     family
 }
 

@@ -43,11 +43,11 @@ impl LogOptions {
     pub fn new(node: u64) -> Self {
         Self {
             node,
-            segment_bytes: 16 * 1024 * 1024,
+            segment_bytes: 8 * 1024 * 1024,
             tail_cache_bytes: 64 * 1024 * 1024,
             queue_bytes_max: 64 * 1024 * 1024,
             read_bytes_max: 2 * 1024 * 1024,
-            spare_segments_max: 8,
+            spare_segments_max: 16,
             on_sync: None,
             on_failure: Box::new(abort),
         }

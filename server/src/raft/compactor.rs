@@ -20,19 +20,19 @@ const INTERVAL: Duration = Duration::from_millis(250);
 const REACHABLE_WITHIN: Duration = Duration::from_secs(15);
 /// Log bytes written since the last flush at which the state is flushed: bounds replay at a start, and
 /// the segments in use, which are written once with zeros and then again and again with records.
-const FLUSH_LOG_BYTES: u64 = 64 * 1024 * 1024;
+const FLUSH_LOG_BYTES: u64 = 32 * 1024 * 1024;
 /// Below this many log bytes the usual entry count does not flush: many small files would cost more
 /// than replaying them.
-const FLUSH_LOG_BYTES_MIN: u64 = 32 * 1024 * 1024;
+const FLUSH_LOG_BYTES_MIN: u64 = 16 * 1024 * 1024;
 /// etcd's default for `--snapshot-count`; only a smaller one overrides `FLUSH_LOG_BYTES_MIN`.
 const SNAPSHOT_COUNT_DEFAULT: u64 = 10_000;
 /// Bytes kept behind a flush, if the entries asked for are larger: entries are batches.
 const CATCHUP_BYTES_MAX: u64 = 16 * 1024 * 1024;
 /// How much log is kept for an unreachable member.
-const UNREACHABLE_SEGMENTS_MAX: u64 = 64;
+const UNREACHABLE_SEGMENTS_MAX: u64 = 128;
 const UNREACHABLE_ENTRIES_MAX: u64 = 2_000_000;
 /// How much log a follower keeps: as leader it may have to serve others that are behind.
-const FOLLOWER_SEGMENTS_MAX: u64 = 6;
+const FOLLOWER_SEGMENTS_MAX: u64 = 4;
 
 /// How much log to keep, as asked for.
 #[derive(Clone, Copy, Debug)]

@@ -26,6 +26,8 @@ const COPY_BYTES_MAX: usize = 16 << 10;
 pub struct Output {
     frames: VecDeque<Bytes>,
     tail: Vec<u8>,
+    /// Bytes that the last tail had, as room for the next.
+    usual: usize,
     /// Bytes in `frames` and `tail`.
     bytes: usize,
     /// Written since they were last taken.
@@ -200,6 +202,10 @@ impl Output {
         let length = u32::try_from(length)
             .expect("invariant: larger answers are fragmented and one event is a few MiB at most");
         self.written.messages += 1;
+        if self.tail.is_empty() {
+            // Growing step by step would copy what is there again and again.
+            self.tail.reserve_exact(self.usual);
+        }
         self.tail.push(0);
         self.tail.extend_from_slice(&length.to_be_bytes());
         self.bytes += PREFIX;
@@ -207,6 +213,7 @@ impl Output {
 
     fn flush_tail(&mut self) {
         if !self.tail.is_empty() {
+            self.usual = self.tail.len();
             self.frames.push_back(Bytes::from(std::mem::take(&mut self.tail)));
         }
     }
