@@ -44,6 +44,15 @@ pub(crate) enum Task {
     Client(Verb),
 }
 
+/// Under which name this was called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Flavor {
+    /// Whatever suits people best.
+    Conclave,
+    /// Whatever etcdctl does.
+    Etcdctl,
+}
+
 /// The same client verbs under the name `etcdctl`.
 #[derive(Debug, Parser)]
 #[command(name = "etcdctl", disable_version_flag = true, arg_required_else_help = true)]
@@ -116,11 +125,11 @@ impl Global {
     ///
     /// # Errors
     /// If the endpoints or the form of the output cannot be understood.
-    pub(crate) fn context(&self) -> Result<command::Context, Failure> {
+    pub(crate) fn context(&self, flavor: Flavor) -> Result<command::Context, Failure> {
         let format = Format::parse(&self.write_out)?;
         let printer = Printer { format, style: Style { hex: self.hex, values_only: false } };
         let client = self.client(&self.endpoints)?;
-        Ok(command::Context { client, printer, global: self.clone() })
+        Ok(command::Context { client, printer, global: self.clone(), flavor })
     }
 
     /// A client of other endpoints with the same settings.
@@ -138,7 +147,7 @@ impl Global {
 }
 
 /// Flags that are on or off. Go's flag packages also take them with a value.
-const SWITCHES: [&str; 17] = [
+const SWITCHES: [&str; 19] = [
     "cluster",
     "count-only",
     "from-key",
@@ -148,12 +157,14 @@ const SWITCHES: [&str; 17] = [
     "interactive",
     "keys",
     "keys-only",
+    "listen",
     "once",
     "physical",
     "prefix",
     "prev-kv",
     "print-value-only",
     "progress-notify",
+    "try",
     "values",
     "yes",
 ];

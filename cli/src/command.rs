@@ -1,10 +1,13 @@
 //! The client verbs, with etcdctl's names, flags and messages.
 
+mod child;
 mod cluster;
 mod config;
+mod elect;
 mod endpoint;
 mod get;
 mod lease;
+mod lock;
 mod put;
 mod txn;
 mod watch;
@@ -14,7 +17,7 @@ use clap::Subcommand;
 use conclave_client::Client;
 
 use crate::{
-    arguments::Global,
+    arguments::{Flavor, Global},
     failure::Failure,
     output::{Answer, Printer, write},
 };
@@ -25,6 +28,7 @@ pub(crate) struct Context {
     pub(crate) client: Client,
     pub(crate) printer: Printer,
     pub(crate) global: Global,
+    pub(crate) flavor: Flavor,
 }
 
 impl Context {
@@ -52,6 +56,10 @@ pub(crate) enum Verb {
     /// Leases: keys that vanish when nobody renews them.
     #[command(subcommand, arg_required_else_help = true)]
     Lease(lease::Verb),
+    /// Hold a lock, or run a command while it is held.
+    Lock(lock::Arguments),
+    /// Lead, or see who does.
+    Elect(elect::Arguments),
     /// Settings: documents and keys that services follow.
     #[command(subcommand, arg_required_else_help = true)]
     Config(config::Verb),
@@ -76,11 +84,11 @@ impl Verb {
     ///
     /// # Errors
     /// What went wrong, with etcdctl's exit code.
-    pub(crate) async fn run(self, global: &Global) -> Result<(), Failure> {
+    pub(crate) async fn run(self, global: &Global, flavor: Flavor) -> Result<(), Failure> {
         if matches!(self, Self::Version) {
             return version();
         }
-        let context = global.context()?;
+        let context = global.context(flavor)?;
         match self {
             Self::Get(arguments) => get::run(&context, arguments).await,
             Self::Put(arguments) => put::run(&context, arguments).await,
@@ -89,6 +97,8 @@ impl Verb {
             Self::Watch(arguments) => watch::run(&context, arguments).await,
             Self::Compaction(arguments) => put::compact(&context, arguments).await,
             Self::Lease(verb) => lease::run(&context, verb).await,
+            Self::Lock(arguments) => lock::run(&context, arguments).await,
+            Self::Elect(arguments) => elect::run(&context, arguments).await,
             Self::Config(verb) => config::run(&context, verb).await,
             Self::Endpoint(arguments) => endpoint::run(&context, arguments).await,
             Self::Member(cluster::Member::List) => cluster::members(&context).await,

@@ -35,6 +35,11 @@ impl Failure {
         Self { code: 1, message: None, hint: None }
     }
 
+    /// A command that was run for this one ended with this code, and has said why.
+    pub(crate) fn exit(code: u8) -> Self {
+        Self { code, message: None, hint: None }
+    }
+
     /// The server did not do what a command over a connection needs.
     pub(crate) fn bad_connection(error: Error) -> Self {
         Self { code: 2, ..Self::from(error) }

@@ -29,7 +29,7 @@ use clap::{Parser, error::ErrorKind};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::{
-    arguments::{Conclave, Etcdctl, Task, normalize},
+    arguments::{Conclave, Etcdctl, Flavor, Task, normalize},
     failure::Failure,
 };
 
@@ -45,7 +45,7 @@ fn main() -> ExitCode {
     match program.and_then(|name| name.to_str()) {
         Some("etcd") => server::main(arguments.split_off(1)),
         Some("etcdctl") => match Etcdctl::try_parse_from(normalize(arguments)) {
-            Ok(Etcdctl { global, verb }) => finish(block_on(verb.run(&global))),
+            Ok(Etcdctl { global, verb }) => finish(block_on(verb.run(&global, Flavor::Etcdctl))),
             // etcdctl's own code for a command line it does not understand.
             Err(error) => refuse(&error, 1),
         },
@@ -69,7 +69,7 @@ impl Conclave {
             }
             Task::Dev(arguments) => runtime()?.block_on(dev::run(arguments)),
             Task::Cluster(arguments) => block_on(cluster::run(arguments)),
-            Task::Client(verb) => block_on(verb.run(&self.global)),
+            Task::Client(verb) => block_on(verb.run(&self.global, Flavor::Conclave)),
         }
     }
 }

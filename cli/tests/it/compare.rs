@@ -1,7 +1,10 @@
 //! The same commands through etcdctl and through us, each on a server of its own with the same
 //! history: equal output, equal exit codes, equal last line of complaints.
 
-use std::process::{Command, Output};
+use std::{
+    io::Write,
+    process::{Command, Output},
+};
 
 use crate::{
     CONCLAVE, run,
@@ -101,10 +104,7 @@ fn is_exempt(arguments: &[&str], format: &str) -> bool {
 #[test]
 fn every_verb_prints_what_etcdctl_prints() {
     let Some(program) = program("every_verb_prints_what_etcdctl_prints") else { return };
-    if !Command::new("etcdctl").arg("version").output().is_ok_and(|output| output.status.success())
-    {
-        use std::io::Write;
-        writeln!(std::io::stderr(), "SKIPPED: no etcdctl (apt-get install etcd-client)").unwrap();
+    if !has_etcdctl() {
         return;
     }
     let mut differences = Vec::new();
@@ -138,6 +138,17 @@ fn every_verb_prints_what_etcdctl_prints() {
     assert!(differences.is_empty(), "{}", differences.join("\n"));
 }
 
+/// Whether etcdctl is installed; says so if it is not.
+pub(crate) fn has_etcdctl() -> bool {
+    let version = Command::new("etcdctl").arg("version").output();
+    let is_there = version.is_ok_and(|output| output.status.success());
+    if !is_there {
+        writeln!(std::io::stderr(), "SKIPPED: no etcdctl (apt-get install etcd-client)")
+            .expect("stderr is open");
+    }
+    is_there
+}
+
 fn grant(client: &str, endpoint: &str) -> String {
     loop {
         let output = run(client, endpoint, &["lease", "grant", "600"], "");
@@ -149,7 +160,7 @@ fn grant(client: &str, endpoint: &str) -> String {
 }
 
 /// Output without what may differ: ids, indexes and terms of the log, hashes, sizes, ports and times.
-fn normal(output: &Output, endpoint: &str) -> String {
+pub(crate) fn normal(output: &Output, endpoint: &str) -> String {
     let stderr = String::from_utf8_lossy(&output.stderr);
     // etcdctl logs a JSON line before its message.
     let complaint: Vec<&str> = stderr.lines().filter(|line| !line.starts_with('{')).collect();

@@ -124,7 +124,9 @@ fn endpoints_that_do_not_answer_are_reported() {
 fn usage_and_versions_are_printed() {
     let usage = |arguments: &[&str]| run(CONCLAVE, "127.0.0.1:1", arguments, "");
     assert_eq!(usage(&["get", "--bogus"]).status.code(), Some(2));
-    assert_eq!(usage(&["lock", "name"]).status.code(), Some(2));
+    assert_eq!(usage(&["lock", "name", "--bogus"]).status.code(), Some(2));
+    assert_eq!(usage(&["lock", "name", "--ttl=x"]).status.code(), Some(2));
+    assert_eq!(usage(&["lock", "name", "--try", "--wait=1s"]).status.code(), Some(2));
     assert!(usage(&["--help"]).status.success());
     assert!(text(&usage(&["--version"]).stdout).contains("etcd Version: 3."));
     assert!(text(&usage(&["version"]).stdout).starts_with("etcdctl version: 3."));

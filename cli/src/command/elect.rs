@@ -1,0 +1,84 @@
+//! `elect`: lead, or see who does.
+
+use std::time::Duration;
+
+use clap::Args;
+use conclave_client::{election::Leader, pb::RangeResponse};
+
+use super::{Context, child::Child, lock};
+use crate::{arguments::Flavor, failure::Failure, stop::Stop};
+
+/// How long a leader outlives its last sign of life, as with etcdctl.
+const TTL: Duration = Duration::from_secs(60);
+
+/// Flags and arguments of `elect`.
+#[derive(Debug, Args)]
+pub(crate) struct Arguments {
+    /// The election, and what the candidate says.
+    #[arg(value_name = "NAME [PROPOSAL]")]
+    words: Vec<String>,
+    /// A command to run only while this leads (not for etcdctl).
+    #[arg(last = true, value_name = "COMMAND ARGUMENT...")]
+    command: Vec<String>,
+    /// Do not campaign: print who leads, again and again.
+    #[arg(short, long)]
+    listen: bool,
+}
+
+pub(super) async fn run(context: &Context, mut arguments: Arguments) -> Result<(), Failure> {
+    if context.flavor == Flavor::Etcdctl {
+        arguments.words.append(&mut arguments.command);
+    }
+    let mut stop = Stop::listen().map_err(|error| Failure::error(error.to_string()))?;
+    let has_command = !arguments.command.is_empty();
+    match (arguments.words.as_slice(), arguments.listen) {
+        ([_, _], true) => Err(Failure::bad_arguments("proposal given but -l is set")),
+        ([_], true) if has_command => Err(Failure::bad_arguments("command given but -l is set")),
+        ([name], true) => listen(context, name, &mut stop).await,
+        ([name, proposal], false) => {
+            campaign(context, name, proposal, &arguments.command, &mut stop).await
+        }
+        ([name], false) if has_command => {
+            campaign(context, name, "", &arguments.command, &mut stop).await
+        }
+        ([_], false) => Err(Failure::bad_arguments("no proposal argument but -l not set")),
+        _ => Err(Failure::bad_arguments(
+            "elect takes one election name argument and an optional proposal argument",
+        )),
+    }
+}
+
+async fn campaign(
+    context: &Context,
+    name: &str,
+    proposal: &str,
+    command: &[String],
+    stop: &mut Stop,
+) -> Result<(), Failure> {
+    let enter = context.client.queue(name).ttl(TTL).value(proposal);
+    let turn = lock::taken(context, enter, stop).await?;
+    let done = match Child::new(command) {
+        Some(mut child) => {
+            child.env(&[("FENCING_TOKEN", turn.token().to_string())]);
+            child.run_while(&turn.lost(), stop).await
+        }
+        None => lock::hold(context, &turn, "elect: session expired", stop).await,
+    };
+    lock::give_back(turn).await?;
+    done
+}
+
+async fn listen(context: &Context, name: &str, stop: &mut Stop) -> Result<(), Failure> {
+    let mut leaders = context.client.election(name).observe();
+    loop {
+        let leader = tokio::select! {
+            leader = leaders.leader() => leader?,
+            () = stop.requested() => return Ok(()),
+        };
+        let Some(Leader { kv, header }) = leader else {
+            return Err(Failure::error("elect: observer lost"));
+        };
+        let header = Some(header);
+        context.print(&RangeResponse { header, kvs: vec![kv], ..RangeResponse::default() })?;
+    }
+}

@@ -1,0 +1,288 @@
+//! `lock` and `elect` side by side with etcdctl, and what ours do beyond.
+
+use std::{
+    io::{BufRead, BufReader, Read},
+    process::{Child, ChildStderr, ChildStdout, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use tempfile::TempDir;
+
+use crate::{
+    CONCLAVE,
+    compare::{has_etcdctl, normal},
+    run,
+    server::{Server, program},
+};
+
+/// Ours under the name of theirs.
+fn etcdctl() -> (TempDir, String) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("etcdctl");
+    std::os::unix::fs::symlink(CONCLAVE, &path).expect("a link");
+    let path = path.to_str().expect("text").to_owned();
+    (dir, path)
+}
+
+/// A verb that runs until it is stopped.
+struct Running {
+    child: Child,
+    lines: std::io::Lines<BufReader<ChildStdout>>,
+    stderr: ChildStderr,
+}
+
+impl Running {
+    fn start(program: &str, server: &Server, arguments: &[&str]) -> Self {
+        let mut child = Command::new(program)
+            .env("ETCDCTL_API", "3")
+            .args(["--endpoints", &server.endpoint()])
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+        let lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
+        let stderr = child.stderr.take().expect("a pipe");
+        Self { child, lines, stderr }
+    }
+
+    fn line(&mut self) -> String {
+        self.lines.next().expect("a line").expect("text")
+    }
+
+    fn lines(&mut self, count: usize) -> Vec<String> {
+        (0..count).map(|_| self.line()).collect()
+    }
+
+    fn signal(&self, name: &str) {
+        let status = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status();
+        assert!(status.expect("kill runs").success());
+    }
+
+    /// Its exit code, and its last line of complaints.
+    fn end(mut self) -> (Option<i32>, String) {
+        let code = self.child.wait().expect("it ends").code();
+        let mut stderr = String::new();
+        self.stderr.read_to_string(&mut stderr).expect("text");
+        (code, stderr.lines().last().unwrap_or_default().to_owned())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It has ended, unless the test failed.
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+/// The number of keys that begin with `prefix`.
+fn count(server: &Server, prefix: &str) -> usize {
+    let keys = run(CONCLAVE, &server.endpoint(), &["get", prefix, "--prefix", "--keys-only"], "");
+    String::from_utf8_lossy(&keys.stdout).lines().filter(|line| !line.is_empty()).count()
+}
+
+fn until_count(server: &Server, prefix: &str, expected: usize) {
+    let start = Instant::now();
+    while count(server, prefix) != expected {
+        assert!(start.elapsed() < Duration::from_secs(20), "{expected} keys at {prefix}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Ends the lease that the first key with `prefix` hangs on.
+fn revoke(server: &Server, prefix: &str) {
+    let keys = run(CONCLAVE, &server.endpoint(), &["get", prefix, "--prefix", "--keys-only"], "");
+    let keys = String::from_utf8_lossy(&keys.stdout).into_owned();
+    let lease = keys.lines().next().and_then(|key| key.rsplit_once('/')).expect("a key").1;
+    assert!(run(CONCLAVE, &server.endpoint(), &["lease", "revoke", lease], "").status.success());
+}
+
+/// Commands that end by themselves.
+const COMMANDS: &[&[&str]] = &[
+    &["lock"],
+    &["elect"],
+    &["elect", "e"],
+    &["elect", "-l", "e", "x"],
+    &["elect", "a", "b", "c"],
+    &["elect", "--listen=true", "a", "b"],
+    &["lock", "m", "--", "sh", "-c", "echo $ETCD_LOCK_KEY $ETCD_LOCK_REV"],
+    &["lock", "m", "echo", "hi"],
+    &["lock", "", "--", "echo", "hi"],
+    &["lock", "m", "--ttl=0", "--", "echo", "hi"],
+    &["lock", "m", "--ttl=-5", "--", "echo", "hi"],
+    &["lock", "m", "--", "sh", "-c", "echo out; exit 3"],
+    &["lock", "m", "--", "sh", "-c", "kill -KILL $$"],
+    &["lock", "m", "--", "sh", "-c", "kill -USR1 $$"],
+    &["lock", "m", "--", "no-such-program"],
+    &["lock", "m", "--", "/no-such-program"],
+    &["lock", "m", "--", "/tmp"],
+    &["lock", "m", "--", "cat"],
+    &["-w", "table", "lock", "m", "--", "echo", "hi"],
+    &["-w", "table", "lock", "table"],
+    &["-w", "table", "elect", "table", "x"],
+    &["-w", "bogus", "lock", "m"],
+];
+
+#[test]
+fn locks_and_elections_end_as_with_etcdctl() {
+    let Some(program) = program("locks_and_elections_end_as_with_etcdctl") else { return };
+    if !has_etcdctl() {
+        return;
+    }
+    let (_dir, ours) = etcdctl();
+    let servers = (Server::single(program.clone()), Server::single(program));
+    let mut differences = Vec::new();
+    for arguments in COMMANDS {
+        let shown = |program: &str, server: &Server| {
+            let endpoint = server.endpoint();
+            normal(&run(program, &endpoint, arguments, "input"), &endpoint)
+        };
+        let (theirs, ours) = (shown("etcdctl", &servers.0), shown(&ours, &servers.1));
+        if theirs != ours {
+            differences.push(format!("{arguments:?}\n  etcdctl: {theirs}\n  ours:    {ours}"));
+        }
+    }
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
+    assert_eq!(count(&servers.1, "m/"), 0);
+}
+
+#[test]
+fn what_is_held_is_printed_as_by_etcdctl_and_given_back() {
+    let test = "what_is_held_is_printed_as_by_etcdctl_and_given_back";
+    let Some(program) = program(test) else { return };
+    if !has_etcdctl() {
+        return;
+    }
+    let (_dir, ours) = etcdctl();
+    let servers = (Server::single(program.clone()), Server::single(program));
+    let cases: [(&[&str], usize); 6] = [
+        (&["lock", "n"], 2),
+        (&["-w", "json", "lock", "n"], 1),
+        (&["-w", "fields", "lock", "n"], 12),
+        (&["elect", "n", "me"], 2),
+        (&["-w", "json", "elect", "n", "me"], 1),
+        (&["-w", "fields", "elect", "n", "me"], 12),
+    ];
+    for (arguments, lines) in cases {
+        let shown = |program: &str, server: &Server| {
+            let mut running = Running::start(program, server, arguments);
+            let printed = running.lines(lines).join("\n");
+            running.signal("TERM");
+            let end = running.end();
+            until_count(server, "n/", 0);
+            (masked(&printed), end)
+        };
+        assert_eq!(shown(&ours, &servers.1), shown("etcdctl", &servers.0), "{arguments:?}");
+    }
+}
+
+/// Without ids, which are long.
+fn masked(text: &str) -> String {
+    let is_id = |word: &str| word.len() > 8 && word.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let is_key = |word: &str| word.len() > 20 && word.starts_with("bi");
+    let words = text.split(|c: char| !c.is_ascii_alphanumeric() && c != '=');
+    let long: Vec<&str> = words.filter(|word| is_id(word) || is_key(word)).collect();
+    long.iter().fold(text.to_owned(), |text, word| text.replace(word, "N"))
+}
+
+#[test]
+fn ours_and_theirs_exclude_each_other() {
+    let Some(program) = program("ours_and_theirs_exclude_each_other") else { return };
+    if !has_etcdctl() {
+        return;
+    }
+    let (_dir, ours) = etcdctl();
+    let server = Server::single(program);
+    for (holder, waiter) in [("etcdctl", ours.as_str()), (ours.as_str(), "etcdctl")] {
+        for (verb, name) in [(&["lock", "x"][..], "x/"), (&["elect", "y", "me"], "y/")] {
+            let mut first = Running::start(holder, &server, verb);
+            assert!(first.line().starts_with(name));
+            let canceled = Running::start(waiter, &server, verb);
+            until_count(&server, name, 2);
+            canceled.signal("INT");
+            assert_eq!(canceled.end(), (Some(1), "Error: context canceled".to_owned()));
+            until_count(&server, name, 1);
+            let mut second = Running::start(waiter, &server, verb);
+            until_count(&server, name, 2);
+            first.signal("INT");
+            assert_eq!(first.end(), (Some(0), String::new()));
+            assert!(second.line().starts_with(name), "it has its turn");
+            revoke(&server, name);
+            let expired = match verb[0] {
+                "lock" => "Error: session expired",
+                _ => "Error: elect: session expired",
+            };
+            assert_eq!(second.end(), (Some(1), expired.to_owned()));
+            until_count(&server, name, 0);
+        }
+    }
+}
+
+#[test]
+fn leaders_are_listened_to_as_with_etcdctl() {
+    let Some(program) = program("leaders_are_listened_to_as_with_etcdctl") else { return };
+    if !has_etcdctl() {
+        return;
+    }
+    let (_dir, ours) = etcdctl();
+    let server = Server::single(program);
+    let mut listeners = [ours.as_str(), "etcdctl"]
+        .map(|program| Running::start(program, &server, &["-w", "json", "elect", "-l", "e"]));
+    for proposal in ["one", "two"] {
+        let mut leader = Running::start(&ours, &server, &["elect", "e", proposal]);
+        leader.lines(2);
+        let lines = listeners.each_mut().map(Running::line);
+        assert_eq!(lines[0], lines[1]);
+        leader.signal("INT");
+        leader.end();
+    }
+    for listener in listeners {
+        listener.signal("INT");
+        assert_eq!(listener.end(), (Some(0), String::new()));
+    }
+}
+
+#[test]
+fn a_command_lives_and_dies_with_its_lock() {
+    let Some(program) = program("a_command_lives_and_dies_with_its_lock") else { return };
+    let server = Server::single(program);
+    let endpoint = server.endpoint();
+    let held = |arguments: &[&str]| {
+        let output = run(CONCLAVE, &endpoint, arguments, "from stdin");
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    assert_eq!(held(&["lock", "l", "--", "cat"]), (Some(0), "from stdin".to_owned()));
+    assert_eq!(held(&["lock", "l", "--", "sh", "-c", "exit 7"]), (Some(7), String::new()));
+    assert_eq!(held(&["lock", "l", "--", "sh", "-c", "kill -KILL $$"]).0, Some(137));
+    assert_eq!(held(&["lock", "l", "--", "no-such-program"]).0, Some(1));
+    let script = "test $FENCING_TOKEN -gt 0 && echo $FENCING_TOKEN";
+    let tokens = [["lock", "l"], ["lock", "l"], ["elect", "l"]].map(|verb| {
+        let (code, token) = held(&[verb[0], verb[1], "--", "sh", "-c", script]);
+        assert_eq!(code, Some(0));
+        token.trim().parse::<i64>().expect("a number")
+    });
+    assert!(tokens.is_sorted_by(|a, b| a < b), "{tokens:?}");
+
+    let verbs: [(&str, &[&str]); 2] = [("lock", &["--ttl=600"]), ("elect", &[])];
+    for (verb, flags) in verbs {
+        let script = "echo started; exec sleep 600";
+        let arguments = [&[verb, "l"], flags, &["--", "sh", "-c", script]].concat();
+        let mut running = Running::start(CONCLAVE, &server, &arguments);
+        assert_eq!(running.line(), "started");
+        assert_eq!(held(&["lock", "l", "--try"]), (Some(1), String::new()));
+        let busy = run(CONCLAVE, &endpoint, &["lock", "l", "--wait=50ms", "--", "echo", "x"], "");
+        assert_eq!(String::from_utf8_lossy(&busy.stderr), "Error: the lock is held by others\n");
+        running.signal("TERM");
+        assert_eq!(running.end().0, Some(143), "the code of the command that was asked to end");
+        until_count(&server, "l/", 0);
+    }
+    let script = "echo started; exec sleep 600";
+    let mut running =
+        Running::start(CONCLAVE, &server, &["lock", "l", "--ttl=3", "--", "sh", "-c", script]);
+    assert_eq!(running.line(), "started");
+    revoke(&server, "l/");
+    let complaint = "Error: lost what the command needed: it was ended".to_owned();
+    assert_eq!(running.end(), (Some(1), complaint));
+}
