@@ -77,7 +77,7 @@ impl StateMachine {
         let mut entries = Vec::with_capacity(batches.len());
         for (log_id, batch) in batches {
             let applied = apply_batch(&mut self.machine, &mut rows, log_id, batch);
-            entries.push(applied.map_err(|halt| stopped(log_id, halt))?);
+            entries.push(applied.map_err(|halt| stopped(&self.shared, log_id, halt))?);
         }
         let piece = Piece { applied, membership, entries, waiting };
         self.machine.finish(&mut rows);
@@ -85,7 +85,7 @@ impl StateMachine {
         let write_began = Instant::now();
         self.write(&before, writes, &piece)?;
         let write = write_began.elapsed();
-        self.publish(before, piece).map_err(|halt| stopped(applied, halt))?;
+        self.publish(before, piece).map_err(|halt| stopped(&self.shared, applied, halt))?;
         self.sink.timed(began.elapsed(), write);
         Ok(())
     }
@@ -162,6 +162,12 @@ impl StateMachine {
     }
 }
 
+fn stopped(shared: &Shared, log_id: LogId, halt: Halt) -> io::Error {
+    let complaint = shared.complaint(&halt);
+    let kind = halt_to_io(halt).kind();
+    io::Error::new(kind, format!("applying log entry {log_id}: {complaint}"))
+}
+
 /// Applies all commands of one entry.
 fn apply_batch(
     machine: &mut Machine,
@@ -184,11 +190,6 @@ fn apply_batch(
 fn rejected(machine: &Machine, rejection: Rejection) -> Applied {
     let revision = machine.head().revision;
     Applied { outcome: Err(rejection), revision, events: Vec::new(), leases: Vec::new() }
-}
-
-fn stopped(log_id: LogId, halt: Halt) -> io::Error {
-    let error = halt_to_io(halt);
-    io::Error::new(error.kind(), format!("applying log entry {log_id}: {error}"))
 }
 
 /// Entries of one piece while they are collected.

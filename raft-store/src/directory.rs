@@ -42,6 +42,10 @@ impl Directory {
         Ok((directory, live))
     }
 
+    pub(crate) fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// A name for a new database; nothing is created. It is removed on drop unless kept.
     pub(crate) fn new_database(&self) -> StateDir {
         self.new_dir(DATABASE)

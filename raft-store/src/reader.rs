@@ -97,6 +97,14 @@ impl Reader {
         applied.wait_for(|at| *at >= index).await.map(drop).unwrap_or_default();
     }
 
+    /// Waits until a read ran into damage; why the member must stop.
+    pub async fn failed(&self) -> String {
+        let mut failed = self.shared.failed.subscribe();
+        // The sender is in `shared`, which this handle keeps alive.
+        let reason = failed.wait_for(Option::is_some).await;
+        reason.ok().and_then(|reason| reason.clone()).unwrap_or_default()
+    }
+
     /// Answers a range read and the current revision at which it was answered.
     ///
     /// # Errors
@@ -218,6 +226,14 @@ impl Reader {
     fn consistent_counted<T>(
         &self,
         count: impl Fn(&Counts, &Head) -> Option<Counted>,
+        read: impl FnMut(&View<'_>, &Head, Option<Counted>) -> Attempt<T>,
+    ) -> Result<T, ReadError> {
+        self.shared.note(self.read_consistently(count, read))
+    }
+
+    fn read_consistently<T>(
+        &self,
+        count: impl Fn(&Counts, &Head) -> Option<Counted>,
         mut read: impl FnMut(&View<'_>, &Head, Option<Counted>) -> Attempt<T>,
     ) -> Result<T, ReadError> {
         for _ in 0..FREE_READS_MAX {
@@ -249,7 +265,7 @@ impl Reader {
         rows.with_snapshot(&mut |snapshot| {
             answer = Some(crate::hash::hash_kv(&View(snapshot), revision));
         });
-        answer.expect("with_snapshot calls its argument")
+        self.shared.note(answer.expect("with_snapshot calls its argument"))
     }
 
     /// Sizes now.
@@ -372,7 +388,7 @@ pub struct EventSpan {
 /// Single rows as of now: for leases, members and the like, which have no history.
 impl Read for Reader {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, Halt> {
-        self.shared.published().rows.get(table, key)
+        self.shared.note_halt(self.shared.published().rows.get(table, key))
     }
 
     fn scan(
@@ -382,6 +398,6 @@ impl Read for Reader {
         end: Option<&[u8]>,
         visit: &mut dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>, Halt>,
     ) -> Result<(), Halt> {
-        self.shared.published().rows.scan(table, start, end, visit)
+        self.shared.note_halt(self.shared.published().rows.scan(table, start, end, visit))
     }
 }

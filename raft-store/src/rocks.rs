@@ -32,6 +32,8 @@ const BACKGROUND_JOBS: i32 = 2;
 const WRITE_BUFFERS_MAX: i32 = 3;
 /// Flushed files that are merged into the next level together: each merge rewrites much of that level.
 const LEVEL_0_FILES: i32 = 8;
+/// RocksDB's own words, whatever the system's language.
+const NO_SPACE: &str = "IO error: No space left on device";
 
 /// Bounds of a RocksDB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -368,9 +370,19 @@ fn open_error(error: &rocksdb::Error, create: Create) -> io::Error {
 }
 
 fn damage_or_io(error: &rocksdb::Error) -> io::Error {
-    let text = error.as_ref().to_owned();
-    match error.kind() {
+    explained(error.kind(), error.as_ref().to_owned())
+}
+
+fn explained(kind: ErrorKind, text: String) -> io::Error {
+    match kind {
         ErrorKind::Corruption => io::Error::new(io::ErrorKind::InvalidData, text),
+        _ if text.starts_with(NO_SPACE) => {
+            let text = format!(
+                "no space left for the state: nothing acknowledged is lost; free space and start \
+                 again ({text})"
+            );
+            io::Error::new(io::ErrorKind::StorageFull, text)
+        }
         _ => io::Error::other(text),
     }
 }
@@ -381,6 +393,17 @@ mod tests {
 
     fn put(key: &'static str, value: &'static str) -> RowWrite {
         (Table::Key, Bytes::from_static(key.as_bytes()), Some(Bytes::from_static(value.as_bytes())))
+    }
+
+    #[test]
+    fn a_full_disk_is_told_apart_with_advice() {
+        let text = "IO error: No space left on device: While appending to file: /d/1.sst";
+        let full = explained(ErrorKind::IOError, text.to_owned());
+        assert_eq!(full.kind(), io::ErrorKind::StorageFull);
+        let advice = "nothing acknowledged is lost; free space and start again";
+        assert!(full.to_string().contains(advice) && full.to_string().contains(text), "{full}");
+        let other = explained(ErrorKind::IOError, "IO error: Input/output error".to_owned());
+        assert_eq!(other.kind(), io::ErrorKind::Other);
     }
 
     #[test]

@@ -20,11 +20,16 @@ use crate::row::{self, Moment};
 use crate::sink::ApplySink;
 use crate::types::{LogId, StoredMembership};
 
+/// What to do about damage.
+const ADVICE: &str = "this member must not go on with it: keep a copy, remove the member from the \
+                      cluster, delete its data directory and add it again as a new member, or \
+                      restore a backup if it is the only one";
+
 /// Why the state could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
     /// The system failed; another attempt may work.
-    #[error("cannot open the state in {path}")]
+    #[error("cannot open the state in {path}: {source}")]
     Io {
         /// Directory of the state.
         path: PathBuf,
@@ -33,11 +38,7 @@ pub enum OpenError {
         source: io::Error,
     },
     /// Files are damaged or missing.
-    #[error(
-        "the state in {path} is damaged ({source}); this member must not go on with it: keep a copy, \
-         remove the member from the cluster, delete its data directory and add it again as a new \
-         member, or restore a backup if it is the only one"
-    )]
+    #[error("the state in {path} is damaged ({source}); {advice}", advice = ADVICE)]
     Damaged {
         /// Directory of the state.
         path: PathBuf,
@@ -66,6 +67,22 @@ impl OpenError {
             io::ErrorKind::InvalidData | io::ErrorKind::NotFound => Self::Damaged { path, source },
             _ => Self::Io { path, source },
         }
+    }
+}
+
+/// Why a member whose state is open must stop, and what to do then.
+fn complaint(root: &Path, halt: &Halt) -> String {
+    let is_damaged = match halt {
+        Halt::CorruptRow { .. } => true,
+        Halt::Storage(source) => source
+            .downcast_ref::<io::Error>()
+            .is_some_and(|error| error.kind() == io::ErrorKind::InvalidData),
+    };
+    let root = root.display();
+    if is_damaged {
+        format!("the state in {root} is damaged ({halt}); {ADVICE}")
+    } else {
+        format!("the state in {root} cannot be used: {halt}")
     }
 }
 
@@ -172,6 +189,8 @@ pub(crate) struct Shared {
     pub(crate) applied_index: watch::Sender<u64>,
     pub(crate) is_receiving: AtomicBool,
     pub(crate) is_defragmenting: AtomicBool,
+    /// Why the member must stop, once a reader ran into damage.
+    pub(crate) failed: watch::Sender<Option<String>>,
 }
 
 impl Shared {
@@ -185,7 +204,25 @@ impl Shared {
             applied_index: watch::Sender::new(index),
             is_receiving: AtomicBool::new(false),
             is_defragmenting: AtomicBool::new(false),
+            failed: watch::Sender::new(None),
         }
+    }
+
+    pub(crate) fn complaint(&self, halt: &Halt) -> String {
+        complaint(self.directory.root(), halt)
+    }
+
+    /// Notes what a reader ran into.
+    pub(crate) fn note_halt<T>(&self, read: Result<T, Halt>) -> Result<T, Halt> {
+        read.inspect_err(|halt| drop(self.failed.send_replace(Some(self.complaint(halt)))))
+    }
+
+    /// As [`Shared::note_halt`].
+    pub(crate) fn note<T>(&self, read: Result<T, ReadError>) -> Result<T, ReadError> {
+        if let Err(ReadError::Halt(halt)) = &read {
+            self.failed.send_replace(Some(self.complaint(halt)));
+        }
+        read
     }
 
     pub(crate) fn published(&self) -> Published {

@@ -224,7 +224,7 @@ pub(crate) fn from_read_index(error: &ReadIndexError) -> Status {
 pub(crate) fn from_read(error: &ReadError) -> Status {
     match error {
         ReadError::Rejected(rejection) => from_rejection(rejection),
-        ReadError::Halt(halt) => internal(halt),
+        ReadError::Halt(_) => halted(),
     }
 }
 
@@ -270,6 +270,11 @@ pub(crate) fn not_yet(what: &'static str) -> Status {
 /// The answer to a call that does not exist.
 pub(crate) fn unimplemented(text: impl Into<String>) -> Status {
     Status::unimplemented(text)
+}
+
+/// The answer to a call that met damage: this node stops, and its last line says why.
+pub(crate) fn halted() -> Status {
+    Fault::Stopped.into()
 }
 
 /// The answer to a call that failed inside this node; `error` goes to the log, not to the client.

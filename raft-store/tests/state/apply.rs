@@ -141,6 +141,16 @@ fn files(database: &Path, extension: &str) -> Vec<PathBuf> {
         .collect()
 }
 
+#[test]
+fn a_state_that_cannot_be_opened_names_the_cause() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let error = refused(&file.join("state"));
+    assert!(matches!(error, OpenError::Io { .. }), "{error:?}");
+    assert!(error.to_string().contains("Not a directory"), "{error}");
+}
+
 #[tokio::test]
 async fn a_damaged_state_is_refused_with_advice() {
     let dir = tempfile::tempdir().unwrap();

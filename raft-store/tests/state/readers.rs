@@ -111,3 +111,35 @@ async fn reinstall(state: &mut State) {
     let snapshot = state.machine.get_current_snapshot().await.unwrap().unwrap();
     state.machine.install_snapshot(&snapshot.meta, snapshot.snapshot).await.unwrap();
 }
+
+/// Damage that a start does not meet stops the member when a read does.
+#[tokio::test]
+async fn a_read_that_meets_damage_says_why_the_member_must_stop() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut state = State::open(dir.path(), ENGINES[1]);
+    for index in 1..=50 {
+        // Hard to compress, so that the events fill several blocks.
+        let value: Vec<u8> = (0..4096_u32).map(|at| (at.wrapping_mul(index) >> 3) as u8).collect();
+        state.apply([entry(u64::from(index), vec![put("k", value)])]).await;
+    }
+    state.reader.flush().unwrap();
+    drop(state);
+    let database = dir.path().join("db-1");
+    let tables = std::fs::read_dir(database).unwrap().map(|entry| entry.unwrap().path());
+    let tables = tables.filter(|path| path.extension().is_some_and(|e| e == "sst"));
+    // The events: the newest state is one key.
+    let events = tables.max_by_key(|path| path.metadata().unwrap().len()).unwrap();
+    let mut bytes = std::fs::read(&events).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&events, bytes).unwrap();
+
+    let state = State::open(dir.path(), ENGINES[1]);
+    let span = EventSpan { from: 2, to: 51, revisions_max: 100, bytes_max: 1 << 20 };
+    let read = state.reader.events(span);
+    assert!(matches!(read, Err(ReadError::Halt(_))), "{read:?}");
+    let reason = state.reader.failed().await;
+    let root = dir.path().display();
+    assert!(reason.starts_with(&format!("the state in {root} is damaged (")), "{reason}");
+    assert!(reason.ends_with("or restore a backup if it is the only one"), "{reason}");
+}

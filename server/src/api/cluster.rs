@@ -25,7 +25,7 @@ impl ClusterService {
         }
         // As in etcd the header of this service states no revision.
         let header = Some(self.context.header(0));
-        let members = self.context.node.members().map_err(|halt| status::internal(&halt))?;
+        let members = self.context.node.members().map_err(|_halt| status::halted())?;
         let members = members.into_iter().map(|member| etcd::Member {
             id: member.id,
             name: member.name,

@@ -72,13 +72,13 @@ impl LeaseService {
         let remaining = self.context.node.lessor().remaining(id).await;
         let remaining = remaining.map_err(|error| status::from_lessor(&error))?;
         let reader = self.context.node.reader();
-        let row = leases::lease(reader, id).map_err(|halt| status::internal(&halt))?;
+        let row = leases::lease(reader, id).map_err(|_halt| status::halted())?;
         let header = Some(self.context.current_header());
         let (Some(remaining), Some(row)) = (remaining, row) else {
             return Ok(etcd::LeaseTimeToLiveResponse { header, id, ttl: -1, ..Default::default() });
         };
         let keys = if keys {
-            leases::lease_keys(reader, id).map_err(|halt| status::internal(&halt))?
+            leases::lease_keys(reader, id).map_err(|_halt| status::halted())?
         } else {
             Vec::new()
         };

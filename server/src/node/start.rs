@@ -192,6 +192,7 @@ async fn parts(settings: Arc<Settings>, clients: Handle) -> Result<Parts, StartE
     }
     .start(&tasks);
     let (fatal_set, fatal) = watch::channel(None);
+    tasks.spawn(observe_reads(serving.reader.clone(), fatal_set.clone(), stop.clone()));
     tasks.spawn(quorum::observe(raft.clone(), fatal_set));
     tasks.spawn(quorum::guard(raft.clone(), election));
     let parts = Parts {
@@ -217,6 +218,20 @@ async fn parts(settings: Arc<Settings>, clients: Handle) -> Result<Parts, StartE
         }
     }
     Ok(parts)
+}
+
+/// Tells why this member must stop once a read ran into damage.
+async fn observe_reads(
+    reader: Reader,
+    failed: watch::Sender<Option<String>>,
+    stop: CancellationToken,
+) {
+    tokio::select! {
+        () = stop.cancelled() => {}
+        reason = reader.failed() => {
+            failed.send_replace(Some(reason));
+        }
+    }
 }
 
 fn request_timeout(settings: &Settings) -> Duration {
