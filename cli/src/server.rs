@@ -40,8 +40,7 @@ fn run(settings: Settings) -> Result<(), Failure> {
         conclave_server::run(settings, shutdown).await.map_err(|error| error.to_string())
     });
     result.map_err(|reason| {
-        // The last line of the log says why the process ended.
-        tracing::error!("{reason}");
+        conclave_server::logging::last(&reason);
         Failure::reported()
     })
 }

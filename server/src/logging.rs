@@ -2,14 +2,16 @@
 //! drivers and log pipelines made for etcd read ours.
 
 use std::fmt;
+use std::io::{self, Write};
 use std::time::SystemTime;
 
+use parking_lot::Mutex;
 use serde_json::{Map, Value};
 use tracing::field::{Field, Visit};
-use tracing::{Event, Level, Subscriber};
+use tracing::{Event, Level, Metadata, Subscriber};
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::format::Writer;
-use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
+use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
@@ -20,6 +22,11 @@ use crate::config::{LogFormat, LogOutput, LogSettings};
 const QUIET_TARGETS: [&str; 5] = ["h2", "hyper", "hyper_util", "tonic", "tower"];
 /// It warns at every attempt to reach a member that is down; `raft/network.rs` says it once.
 const SILENT_TARGET: &str = "openraft";
+/// Of the line that says why the process ends.
+const LAST_TARGET: &str = "conclave::last";
+
+/// Whether the last line was written.
+static HAS_ENDED: Mutex<bool> = Mutex::new(false);
 
 /// Directs the process's log lines to where `settings` says. Once per process.
 ///
@@ -37,8 +44,55 @@ pub fn init(settings: &LogSettings) -> Result<(), TryInitError> {
     let registry = tracing_subscriber::registry().with(filter);
     let layer = tracing_subscriber::fmt::layer().with_ansi(false).event_format(format);
     match settings.output {
-        LogOutput::Stderr => registry.with(layer.with_writer(std::io::stderr)).try_init(),
-        LogOutput::Stdout => registry.with(layer.with_writer(std::io::stdout)).try_init(),
+        LogOutput::Stderr => registry.with(layer.with_writer(Ending(io::stderr))).try_init(),
+        LogOutput::Stdout => registry.with(layer.with_writer(Ending(io::stdout))).try_init(),
+    }
+}
+
+/// Logs why the process ends. Nothing is logged after it: whatever the other threads complain of until
+/// they end is a consequence, and a person looks for the reason in the last line.
+pub fn last(reason: &str) {
+    tracing::error!(target: LAST_TARGET, "{reason}");
+}
+
+/// Writers that fall silent after the last line.
+struct Ending<M>(M);
+
+impl<'a, M: MakeWriter<'a>> MakeWriter<'a> for Ending<M> {
+    type Writer = EndingWriter<M::Writer>;
+
+    fn make_writer(&'a self) -> Self::Writer {
+        EndingWriter { writer: self.0.make_writer(), is_last: false }
+    }
+
+    fn make_writer_for(&'a self, line: &Metadata<'_>) -> Self::Writer {
+        let is_last = line.target() == LAST_TARGET;
+        EndingWriter { writer: self.0.make_writer_for(line), is_last }
+    }
+}
+
+struct EndingWriter<W> {
+    writer: W,
+    is_last: bool,
+}
+
+impl<W: Write> Write for EndingWriter<W> {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.write_all(line).map(|()| line.len())
+    }
+
+    // Called once for each line.
+    fn write_all(&mut self, line: &[u8]) -> io::Result<()> {
+        let mut has_ended = HAS_ENDED.lock();
+        if *has_ended {
+            return Ok(());
+        }
+        *has_ended = self.is_last;
+        self.writer.write_all(line)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer.flush()
     }
 }
 
@@ -165,10 +219,7 @@ impl Visit for Fields {
 
 #[cfg(test)]
 mod tests {
-    use std::io::{self, Write};
-    use std::sync::{Arc, Mutex};
-
-    use tracing_subscriber::fmt::MakeWriter;
+    use std::sync::Arc;
 
     use super::*;
 
@@ -177,7 +228,7 @@ mod tests {
 
     impl Write for Captured {
         fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {
-            self.0.lock().unwrap().extend_from_slice(buffer);
+            self.0.lock().extend_from_slice(buffer);
             Ok(buffer.len())
         }
 
@@ -200,7 +251,7 @@ mod tests {
             .event_format(Lines { format })
             .with_writer(captured.clone());
         tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), log);
-        let bytes = captured.0.lock().unwrap().clone();
+        let bytes = captured.0.lock().clone();
         String::from_utf8(bytes).unwrap()
     }
 
@@ -217,6 +268,26 @@ mod tests {
         assert!(value["ts"].as_str().unwrap().ends_with('Z'));
         assert!(value["caller"].as_str().unwrap().starts_with("src/logging.rs:"));
         assert!(line.contains("\"msg\":\"ready to serve"), "drivers search the raw line");
+    }
+
+    #[test]
+    fn nothing_follows_the_last_line() {
+        let captured = Captured::default();
+        let layer = tracing_subscriber::fmt::layer()
+            .event_format(Lines { format: LogFormat::Console })
+            .with_writer(Ending(captured.clone()));
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+            tracing::info!("all is well");
+            last("the disk is gone");
+            tracing::error!("and therefore this failed too");
+        });
+        let text = String::from_utf8(captured.0.lock().clone()).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 2, "{text}");
+        assert!(
+            lines[0].ends_with("all is well") && lines[1].ends_with("the disk is gone"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! heartbeats nor delay acknowledgements.
 
 use std::io;
+use std::time::Duration;
 
 use tokio::runtime::{Builder, Handle, Runtime};
 
@@ -10,6 +11,8 @@ use tokio::runtime::{Builder, Handle, Runtime};
 /// yields in between, and no thread is woken for every message between raft's tasks.
 const WORKERS_MAX: usize = 2;
 const CORES_PER_WORKER: usize = 2;
+/// How long the end of the runtime waits for what blocks on a disk.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 
 fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
@@ -60,10 +63,15 @@ impl RaftRuntime {
 
 impl Drop for RaftRuntime {
     fn drop(&mut self) {
-        if let Some(runtime) = self.runtime.take() {
-            // Dropped from async code as well, where waiting for blocking work is not allowed.
-            runtime.shutdown_background();
-        }
+        let Some(runtime) = self.runtime.take() else { return };
+        // The storage engine must be closed before the process ends: its exit handlers destroy mutexes that
+        // a thread in the engine still locks, and the process would abort. On a thread of its own, because
+        // a runtime may not be awaited where async code runs.
+        let end = std::thread::Builder::new()
+            .name("raft-end".to_owned())
+            .spawn(move || runtime.shutdown_timeout(SHUTDOWN_TIMEOUT));
+        // A panic of that thread was reported by the panic hook.
+        drop(end.map(std::thread::JoinHandle::join));
     }
 }
 
