@@ -6,7 +6,7 @@
 use std::fs::File;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -66,6 +66,12 @@ impl Node {
     #[must_use]
     pub fn client_port(&self) -> u16 {
         self.client_port
+    }
+
+    /// The port for the other nodes.
+    #[must_use]
+    pub fn peer_port(&self) -> u16 {
+        self.peer_port
     }
 
     /// The process id while the node runs.
@@ -164,28 +170,36 @@ impl Cluster {
     /// # Errors
     /// If the process cannot be started.
     pub fn start(&mut self, index: usize) -> Result<()> {
+        let program = self.program.clone();
+        self.start_as(index, &program)
+    }
+
+    /// Starts one node by another program, such as a tracer around the usual one.
+    ///
+    /// # Errors
+    /// If the process cannot be started.
+    pub fn start_as(&mut self, index: usize, program: &Program) -> Result<()> {
         if self.nodes[index].child.is_some() {
             return Ok(());
         }
-        let mut command = self.command(index);
+        let mut command = self.command(index, program);
         let log_path = &self.nodes[index].log_path;
         let log = File::options().create(true).append(true).open(log_path)?;
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        let child =
-            command.spawn().with_context(|| format!("start {}", self.program.path.display()))?;
+        let child = command.spawn().with_context(|| format!("start {}", program.path.display()))?;
         self.nodes[index].child = Some(child);
         self.nodes[index].is_paused = false;
         Ok(())
     }
 
-    fn command(&self, index: usize) -> Command {
+    fn command(&self, index: usize, program: &Program) -> Command {
         let node = &self.nodes[index];
         let peer = |node: &Node| format!("http://127.0.0.1:{}", node.peer_port);
         let members: Vec<String> =
             self.nodes.iter().map(|node| format!("{}={}", node.name, peer(node))).collect();
         let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL", "--"]).arg(&self.program.path);
-        command.args(&self.program.verb);
+        command.args(["--pdeathsig", "KILL", "--"]).arg(&program.path);
+        command.args(&program.verb);
         command.args(["--name", &node.name]);
         command.arg("--data-dir").arg(&node.data_dir);
         command.args(["--listen-client-urls", &node.endpoint()]);
@@ -195,7 +209,7 @@ impl Cluster {
         command.args(["--initial-cluster", &members.join(",")]);
         command.args(["--initial-cluster-state", "new"]);
         command.args(["--initial-cluster-token", &self.token]);
-        command.args(&self.program.flags);
+        command.args(&program.flags);
         command
     }
 
@@ -232,22 +246,30 @@ impl Cluster {
     pub fn terminate(&mut self, index: usize, patience: Duration) -> Result<()> {
         let Some(pid) = self.nodes[index].pid() else { return Ok(()) };
         signal("TERM", pid)?;
+        let Some(status) = self.wait_for_end(index, patience)? else {
+            self.kill(index)?;
+            bail!("node {index} did not end within {patience:?} of SIGTERM")
+        };
+        // etcd dies of the signal it was sent; ours exits 0.
+        ensure!(status.code().is_none_or(|code| code == 0), "node {index} ended with {status}");
+        Ok(())
+    }
+
+    /// Waits until one node ends; `None` if it still runs after `patience`.
+    ///
+    /// # Errors
+    /// If it does not run, or its state cannot be read.
+    pub fn wait_for_end(&mut self, index: usize, patience: Duration) -> Result<Option<ExitStatus>> {
         let deadline = Instant::now() + patience;
         while Instant::now() < deadline {
             let child = self.nodes[index].child.as_mut().context("a running node")?;
             if let Some(status) = child.try_wait()? {
                 self.nodes[index].child = None;
-                // etcd dies of the signal it was sent; ours exits 0.
-                ensure!(
-                    status.code().is_none_or(|code| code == 0),
-                    "node {index} ended with {status}"
-                );
-                return Ok(());
+                return Ok(Some(status));
             }
             thread::sleep(EXIT_POLL);
         }
-        self.kill(index)?;
-        bail!("node {index} did not end within {patience:?} of SIGTERM")
+        Ok(None)
     }
 
     /// Stops one node's process without ending it (SIGSTOP).

@@ -1,5 +1,6 @@
 //! The members of a cluster as a whole: whether all serve, and whether all agree.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -14,6 +15,22 @@ use crate::verdict::{Fault, Violation};
 const TRY_TIMEOUT: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(50);
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// The server under test: `CONCLAVE_BINARY`, or `conclave` beside the test's own binaries.
+///
+/// # Panics
+/// If there is none.
+#[must_use]
+pub fn program() -> PathBuf {
+    if let Some(path) = std::env::var_os("CONCLAVE_BINARY") {
+        return PathBuf::from(path);
+    }
+    // target/PROFILE/deps/TEST-HASH: the programs lie two steps up.
+    let test = std::env::current_exe().expect("a process has a path");
+    let beside = test.ancestors().nth(2).expect("a target directory").join("conclave");
+    assert!(beside.exists(), "build the server first: cargo build --bin conclave");
+    beside
+}
 
 /// Waits until every endpoint answers a linearizable read.
 ///

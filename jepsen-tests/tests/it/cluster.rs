@@ -2,10 +2,10 @@
 //!
 //! The server is `conclave` beside the test's own binaries (`cargo build --bin conclave`), or `CONCLAVE_BINARY`.
 
-use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Parser;
+use conclave_jepsen_tests::members;
 use conclave_jepsen_tests::run::{Plan, run};
 
 #[derive(Parser)]
@@ -14,21 +14,10 @@ struct Options {
     plan: Plan,
 }
 
-fn binary() -> PathBuf {
-    if let Some(path) = std::env::var_os("CONCLAVE_BINARY") {
-        return PathBuf::from(path);
-    }
-    // target/PROFILE/deps/it-HASH: the programs lie two steps up.
-    let test = std::env::current_exe().expect("the test has a path");
-    let beside = test.ancestors().nth(2).expect("a target directory").join("conclave");
-    assert!(beside.exists(), "build the server first: cargo build --bin conclave");
-    beside
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn acknowledged_writes_survive_and_every_watcher_sees_everything_once_in_order() {
     let mut plan = Options::parse_from(["it", "--progress", "--binary", "conclave"]).plan;
-    plan.binary = binary();
+    plan.binary = members::program();
     if let Ok(seconds) = std::env::var("CONCLAVE_JEPSEN_SECONDS") {
         plan.duration = Duration::from_secs(seconds.parse().expect("a number of seconds"));
     }

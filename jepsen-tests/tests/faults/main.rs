@@ -1,0 +1,23 @@
+//! Real nodes that lose their disk, their log, their process or their patience, and have to behave.
+//!
+//! Each test runs briefly here. `CONCLAVE_FAULTS=long` runs the whole of it, which only a release build of the
+//! server (`CONCLAVE_BINARY`) does in good time:
+//!
+//! | test | here | long |
+//! |---|---|---|
+//! | `sync_kills` | a sample of the first 200 fdatasyncs | each of them, on new and on old directories |
+//! | `disk_full` | the state's disk, the log's disk | the same |
+//! | `damage` | every kind of file | the same |
+//! | `hostile` | some hundred connections | some thousand |
+//! | `many` | 10,000 watchers on one connection | the same |
+//! | `leases` | 5,000 that expire together | 50,000, gone within two seconds |
+//! | `leader_kills` | one | ten, writes back within two seconds |
+
+mod damage;
+mod disk_full;
+mod hostile;
+mod leader_kills;
+mod leases;
+mod many;
+mod support;
+mod sync_kills;

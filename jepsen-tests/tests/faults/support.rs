@@ -1,0 +1,294 @@
+//! Real nodes for these tests, and clients of them.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use conclave_benches::cluster::{Cluster, Program};
+use conclave_benches::connection::Connection;
+use conclave_jepsen_tests::members;
+use conclave_proto::etcdserverpb::kv_client::KvClient;
+use conclave_proto::etcdserverpb::lease_client::LeaseClient;
+use conclave_proto::etcdserverpb::watch_client::WatchClient;
+use conclave_proto::etcdserverpb::{PutRequest, RangeRequest};
+use tempfile::TempDir;
+use tonic::Status;
+
+/// Patience with a start, on a machine that does other things too.
+pub(crate) const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// Patience with one request.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
+const POLL: Duration = Duration::from_millis(20);
+/// Lines of each log shown when a test fails.
+const SHOWN_LINES: usize = 4;
+
+/// Whether the long variants are asked for.
+pub(crate) fn is_long() -> bool {
+    std::env::var("CONCLAVE_FAULTS").is_ok_and(|value| value == "long")
+}
+
+/// Says, where a passing test's output is visible too, that something could not be tested here.
+pub(crate) fn skipped(test: &str, reason: &str) {
+    use std::io::Write;
+    writeln!(std::io::stderr(), "SKIPPED {test}: {reason}").expect("stderr is open");
+}
+
+/// Waits until `is_true`.
+pub(crate) async fn eventually(
+    what: &str,
+    patience: Duration,
+    mut is_true: impl AsyncFnMut() -> bool,
+) {
+    let deadline = Instant::now() + patience;
+    while !is_true().await {
+        assert!(Instant::now() < deadline, "not in {patience:?}: {what}");
+        tokio::time::sleep(POLL).await;
+    }
+}
+
+/// Nodes of one cluster in a temporary directory.
+pub(crate) struct Nodes {
+    pub(crate) cluster: Cluster,
+    _dir: TempDir,
+}
+
+impl Nodes {
+    /// Nodes that do not run yet.
+    pub(crate) fn create(size: usize, flags: &[&str]) -> Self {
+        let dir =
+            tempfile::Builder::new().prefix("conclave-faults-").tempdir().expect("a directory");
+        let flags: Vec<String> = flags.iter().map(|&flag| flag.to_owned()).collect();
+        let program = Program::new(&members::program()).with_flags(&flags);
+        let cluster = Cluster::create(program, dir.path(), size).expect("free ports");
+        Self { cluster, _dir: dir }
+    }
+
+    /// Nodes that serve.
+    pub(crate) async fn serving(size: usize, flags: &[&str]) -> Self {
+        let mut nodes = Self::create(size, flags);
+        nodes.cluster.start_all().expect("the program starts");
+        nodes.all_serve().await;
+        nodes
+    }
+
+    /// Waits until every node answers a linearizable read.
+    pub(crate) async fn all_serve(&self) {
+        members::wait_until_serving(&self.cluster.endpoints(), START_TIMEOUT)
+            .await
+            .expect("it serves");
+    }
+
+    /// Waits until one node does.
+    pub(crate) async fn serves(&self, node: usize) {
+        let endpoint = [self.endpoint(node)];
+        members::wait_until_serving(&endpoint, START_TIMEOUT).await.expect("it serves");
+    }
+
+    pub(crate) fn endpoint(&self, node: usize) -> String {
+        self.cluster.nodes()[node].endpoint()
+    }
+
+    pub(crate) fn data_dir(&self, node: usize) -> &Path {
+        self.cluster.nodes()[node].data_dir()
+    }
+
+    pub(crate) async fn client(&self, node: usize) -> Client {
+        Client::open(&self.endpoint(node)).await.expect("a connection")
+    }
+
+    /// Everything a node logged so far.
+    pub(crate) fn log(&self, node: usize) -> String {
+        let bytes = std::fs::read(self.cluster.nodes()[node].log_path()).expect("a log");
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// The message of the last line of a node's log.
+    pub(crate) fn last_words(&self, node: usize) -> String {
+        let log = self.log(node);
+        let line = log.lines().last().expect("a line");
+        let line: serde_json::Value = serde_json::from_str(line).expect("a JSON line");
+        let said = |name: &str| line[name].as_str().unwrap_or_default().to_owned();
+        format!("{} {}", said("msg"), said("failure")).trim_end().to_owned()
+    }
+
+    /// Waits until a node ends by itself, which must not look like success.
+    pub(crate) fn fails(&mut self, node: usize) {
+        let ended = tokio::task::block_in_place(|| self.cluster.wait_for_end(node, START_TIMEOUT));
+        let status = ended.expect("a process").expect("the node must end by itself");
+        assert!(!status.success(), "{status}");
+    }
+
+    /// The files of a node's log, the oldest first.
+    pub(crate) fn segments(&self, node: usize) -> Vec<PathBuf> {
+        files(&self.data_dir(node).join("log"), "segment")
+    }
+
+    /// The table files of a node's state.
+    pub(crate) fn tables(&self, node: usize) -> Vec<PathBuf> {
+        let state = self.data_dir(node).join("state");
+        let live = std::fs::read_to_string(state.join("CURRENT_DB")).expect("a pointer");
+        files(&state.join(live.trim()), "sst")
+    }
+}
+
+impl Drop for Nodes {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            return;
+        }
+        for node in self.cluster.nodes() {
+            let log = std::fs::read_to_string(node.log_path()).unwrap_or_default();
+            let mut tail: Vec<&str> = log.lines().rev().take(SHOWN_LINES).collect();
+            tail.reverse();
+            eprintln!("{} ended its log with {tail:#?}", node.endpoint());
+        }
+    }
+}
+
+fn files(dir: &Path, extension: &str) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(dir).expect("a directory");
+    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.expect("an entry").path()).collect();
+    paths.retain(|path| path.extension().is_some_and(|found| found == extension));
+    paths.sort();
+    paths
+}
+
+/// Changes a file in place, which must exist.
+pub(crate) fn change(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+    let mut bytes = std::fs::read(path).expect("a file");
+    change(&mut bytes);
+    std::fs::write(path, bytes).expect("a file that can be written");
+}
+
+/// One connection to one node.
+#[derive(Clone)]
+pub(crate) struct Client {
+    connection: Connection,
+}
+
+impl Client {
+    pub(crate) async fn open(endpoint: &str) -> anyhow::Result<Self> {
+        Ok(Self { connection: Connection::open(endpoint).await? })
+    }
+
+    pub(crate) fn kv(&self) -> KvClient<Connection> {
+        KvClient::with_origin(self.connection.clone(), self.connection.origin())
+            .max_decoding_message_size(usize::MAX)
+    }
+
+    pub(crate) fn lease(&self) -> LeaseClient<Connection> {
+        LeaseClient::with_origin(self.connection.clone(), self.connection.origin())
+            .max_decoding_message_size(usize::MAX)
+    }
+
+    pub(crate) fn watch(&self) -> WatchClient<Connection> {
+        WatchClient::with_origin(self.connection.clone(), self.connection.origin())
+            .max_decoding_message_size(usize::MAX)
+    }
+
+    /// Puts and returns the revision.
+    pub(crate) async fn put(&self, key: &str, value: impl Into<Vec<u8>>) -> Result<i64, Status> {
+        let value: Vec<u8> = value.into();
+        let request =
+            PutRequest { key: key.to_owned().into(), value: value.into(), ..Default::default() };
+        let mut kv = self.kv();
+        let answer = tokio::time::timeout(REQUEST_TIMEOUT, kv.put(request)).await;
+        let answer = answer.map_err(|_| Status::deadline_exceeded("no answer"))??;
+        Ok(answer.into_inner().header.expect("a header").revision)
+    }
+
+    /// Puts, again until it is acknowledged, and returns the revision: a member may be gone or electing.
+    pub(crate) async fn insist(&self, key: &str, value: &[u8]) -> i64 {
+        let mut revision = 0;
+        eventually("a put is acknowledged", START_TIMEOUT, async || {
+            let put = self.put(key, value).await;
+            revision = put.as_ref().copied().unwrap_or(0);
+            put.is_ok()
+        })
+        .await;
+        revision
+    }
+
+    /// The store's revision, and every key under `prefix` with its mod revision.
+    pub(crate) async fn keys(&self, prefix: &str) -> Result<(i64, BTreeMap<String, i64>), Status> {
+        let mut end = prefix.as_bytes().to_vec();
+        *end.last_mut().expect("a prefix") += 1;
+        let request = RangeRequest {
+            key: prefix.to_owned().into(),
+            range_end: end.into(),
+            keys_only: true,
+            ..Default::default()
+        };
+        let answer = self.kv().range(request).await?.into_inner();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let keys = answer.kvs.iter().map(|kv| (text(&kv.key), kv.mod_revision)).collect();
+        Ok((answer.header.expect("a header").revision, keys))
+    }
+
+    /// The value of a key.
+    pub(crate) async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, Status> {
+        let request = RangeRequest { key: key.to_owned().into(), ..Default::default() };
+        let answer = self.kv().range(request).await?.into_inner();
+        Ok(answer.kvs.first().map(|kv| kv.value.to_vec()))
+    }
+}
+
+/// Writers of ever new keys through several nodes, and what was acknowledged to them.
+pub(crate) struct Writers {
+    tasks: tokio::task::JoinSet<BTreeMap<String, i64>>,
+    stop: tokio::sync::watch::Sender<bool>,
+}
+
+impl Writers {
+    /// Starts `count` of them, spread over `endpoints`; their keys begin with `prefix`.
+    pub(crate) fn start(prefix: &str, endpoints: &[String], count: usize) -> Self {
+        let (stop, stopped) = tokio::sync::watch::channel(false);
+        let mut tasks = tokio::task::JoinSet::new();
+        for writer in 0..count {
+            let endpoint = endpoints[writer % endpoints.len()].clone();
+            tasks.spawn(write(format!("{prefix}-{writer}"), endpoint, stopped.clone()));
+        }
+        Self { tasks, stop }
+    }
+
+    /// Ends them; everything acknowledged, with its revision.
+    pub(crate) async fn stop(mut self) -> BTreeMap<String, i64> {
+        self.stop.send_replace(true);
+        let mut all = BTreeMap::new();
+        while let Some(acknowledged) = self.tasks.join_next().await {
+            all.append(&mut acknowledged.expect("a writer"));
+        }
+        all
+    }
+}
+
+/// Writes one key after the other; none is tried twice, so none is of doubtful content.
+async fn write(
+    name: String,
+    endpoint: String,
+    mut stopped: tokio::sync::watch::Receiver<bool>,
+) -> BTreeMap<String, i64> {
+    let mut acknowledged = BTreeMap::new();
+    let mut client = None;
+    let mut number = 0u64;
+    while !*stopped.borrow_and_update() {
+        let Some(connected) = &client else {
+            client = Client::open(&endpoint).await.ok();
+            if client.is_none() {
+                tokio::time::sleep(POLL).await;
+            }
+            continue;
+        };
+        number += 1;
+        let key = format!("{name}-{number:06}");
+        let answer = tokio::select! {
+            answer = connected.put(&key, "v") => answer,
+            _ = stopped.changed() => break,
+        };
+        match answer {
+            Ok(revision) => drop(acknowledged.insert(key, revision)),
+            Err(_) => client = None,
+        }
+    }
+    acknowledged
+}
