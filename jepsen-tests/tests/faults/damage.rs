@@ -2,6 +2,7 @@
 //! never serves what is not so.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
@@ -18,6 +19,10 @@ const KEYS: usize = 60;
 const VALUE_BYTES: usize = 600;
 /// Where a log segment's records begin.
 const HEADER_BYTES: usize = 512;
+/// Before a record's body, and two of its fields.
+const RECORD_HEADER_BYTES: usize = 32;
+const BODY_BYTES: Range<usize> = 4..8;
+const SEQUENCE: Range<usize> = 16..24;
 
 fn key(index: usize) -> String {
     format!("k{index:03}")
@@ -50,12 +55,6 @@ fn position(file: &Path, value: &[u8]) -> usize {
     bytes.windows(value.len()).position(|window| window == value).expect("the value")
 }
 
-/// Length of a segment without the zeros behind its last record.
-fn used(segment: &Path) -> usize {
-    let bytes = std::fs::read(segment).expect("a segment");
-    bytes.iter().rposition(|&byte| byte != 0).expect("records") + 1
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flipped_byte_in_the_log_is_refused_with_advice() {
     let mut nodes = Nodes::serving(3, &[]).await;
@@ -84,23 +83,96 @@ async fn a_flipped_byte_in_the_log_is_refused_with_advice() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_torn_last_record_is_cut_off_and_written_again() {
+async fn a_torn_last_record_is_cut_off_with_a_warning_and_written_again() {
     let mut nodes = Nodes::serving(3, &[]).await;
     fill(&nodes, VICTIM, 0).await;
-    for torn_bytes in [8, 200, VALUE_BYTES] {
+    for torn_bytes in [RECORD_HEADER_BYTES, 200, VALUE_BYTES] {
         nodes.cluster.kill(VICTIM).expect("it can be killed");
         let segment = nodes.segments(VICTIM)[0].clone();
-        let end = used(&segment).next_multiple_of(8);
-        // The beginning of a record that would have come next. The last whole one was acknowledged, so a disk
+        let mut offset = 0;
+        // The beginning of the record that would have come next. The last whole one was acknowledged, so a disk
         // that keeps its promises cannot tear it.
-        change(&segment, |bytes| bytes.copy_within(HEADER_BYTES..HEADER_BYTES + torn_bytes, end));
+        change(&segment, |bytes| {
+            let records = records(bytes);
+            let last = records.last().expect("records");
+            let sequence = &bytes[last.start + SEQUENCE.start..last.start + SEQUENCE.end];
+            let next = u64::from_le_bytes(sequence.try_into().expect("eight bytes")) + 1;
+            offset = last.end;
+            let put = records.iter().find(|record| record.len() > VALUE_BYTES).expect("a put");
+            bytes.copy_within(put.start..put.start + torn_bytes, offset);
+            bytes[offset + SEQUENCE.start..offset + SEQUENCE.end]
+                .copy_from_slice(&next.to_le_bytes());
+        });
         nodes.cluster.start(VICTIM).expect("the program starts");
         nodes.serves(VICTIM).await;
+        let warning =
+            "the raft log ends in a record that was never durable as a whole; cutting it off";
+        let log = nodes.log(VICTIM);
+        let line = log.lines().rfind(|line| line.contains(warning)).expect("a warning");
+        let line: serde_json::Value = serde_json::from_str(line).expect("a JSON line");
+        assert_eq!(
+            (line["level"].as_str(), line["offset"].as_u64()),
+            (Some("warn"), Some(offset as u64))
+        );
+        assert_eq!(line["path"].as_str(), segment.to_str());
+        assert!(line["bytes"].as_u64().is_some_and(|bytes| bytes > VALUE_BYTES as u64), "{line}");
         let client = nodes.client(VICTIM).await;
         for index in 0..KEYS {
             assert_eq!(client.get(&key(index)).await.expect("an answer"), Some(value(index, 0)));
         }
         client.insist("k-last", &value(KEYS, torn_bytes)).await;
+    }
+}
+
+/// The records of a segment, found by following the lengths.
+fn records(segment: &[u8]) -> Vec<Range<usize>> {
+    let mut records = Vec::new();
+    let mut at = HEADER_BYTES;
+    loop {
+        let header = &segment[at..at + RECORD_HEADER_BYTES];
+        if header.iter().all(|&byte| byte == 0) {
+            return records;
+        }
+        let body = u32::from_le_bytes(header[BODY_BYTES].try_into().expect("four bytes")) as usize;
+        let end = (at + RECORD_HEADER_BYTES + body).next_multiple_of(8);
+        records.push(at..end);
+        at = end;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_that_lost_acknowledged_records_stops_and_the_others_go_on() {
+    let mut nodes = Nodes::serving(3, &[]).await;
+    fill(&nodes, VICTIM, 0).await;
+    let leader = nodes.leader().await;
+    let victim = (leader + 1) % 3;
+    nodes.cluster.kill(victim).expect("it can be killed");
+    let mut others = nodes.cluster.pids();
+    // Everything from the middle on is gone, as if it had never been written: nothing in the log tells.
+    let segment = nodes.segments(victim)[0].clone();
+    let middle = position(&segment, &value(KEYS / 2, 0)) - RECORD_HEADER_BYTES;
+    change(&segment, |bytes| bytes[middle..].fill(0));
+
+    // At the second start by what it noted at the first, whoever leads then.
+    for _ in 0..2 {
+        nodes.cluster.start(victim).expect("the program starts");
+        nodes.fails(victim);
+        let words = nodes.last_words(victim);
+        let advice =
+            "remove it from the cluster, delete its data directory and add it as a new member";
+        assert!(words.contains("lost records") && words.ends_with(advice), "{words}");
+        assert!(words.contains("knows that this member had acknowledged entry"), "{words}");
+    }
+    nodes.client(leader).await.insist("k-others", b"two of three go on").await;
+    let mut pids = nodes.cluster.pids();
+    others.sort_unstable();
+    pids.sort_unstable();
+    assert_eq!(pids, others, "no healthy member ended");
+    assert!(nodes.log(leader).contains("a member lost records and stops"), "the leader tells");
+    for node in [leader, (leader + 2) % 3] {
+        assert!(!nodes.log(node).contains("panicked"), "{}", nodes.log(node));
+        let (_, keys) = nodes.client(node).await.keys("k").await.expect("an answer");
+        assert_eq!(keys.len(), KEYS + 1);
     }
 }
 

@@ -3,29 +3,17 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use conclave_jepsen_tests::nemesis;
 use tokio::task::JoinSet;
 
-use crate::support::{Client, Nodes, Writers, eventually, is_long};
+use crate::support::{Client, Nodes, Writers, is_long};
 
 const WRITERS: usize = 8;
-const LEADER_PATIENCE: Duration = Duration::from_secs(60);
 /// A new attempt begins this often: an attempt may wait for a leader.
 const ATTEMPT_PAUSE: Duration = Duration::from_millis(10);
 const ATTEMPTS_MAX: usize = 6_000;
 const WRITES_BEFORE: usize = 100;
 /// Of an optimised server on a machine of its own.
 const GAP_MAX: Duration = Duration::from_secs(2);
-
-async fn leader(nodes: &Nodes) -> usize {
-    let mut leader = None;
-    eventually("there is a leader", LEADER_PATIENCE, async || {
-        leader = nemesis::leader(&nodes.cluster.endpoints()).await;
-        leader.is_some()
-    })
-    .await;
-    leader.expect("just found")
-}
 
 /// Until one of many puts through the survivors is acknowledged.
 async fn next_write(survivors: &[Client], kill: usize) {
@@ -48,7 +36,7 @@ async fn writes_go_on_soon_after_the_leader_was_killed() {
     let mut acknowledged = BTreeMap::new();
     let mut gaps = Vec::new();
     for kill in 0..kills {
-        let leader = leader(&nodes).await;
+        let leader = nodes.leader().await;
         let mut endpoints = nodes.cluster.endpoints();
         endpoints.remove(leader);
         let survivors = [

@@ -7,7 +7,7 @@
 //! |---|---|---|
 //! | `sync_kills` | a sample of the first 200 fdatasyncs | each of them, on new and on old directories |
 //! | `disk_full` | the state's disk, the log's disk | the same |
-//! | `damage` | every kind of file | the same |
+//! | `damage` | flipped, torn and lost bytes of log and state | the same |
 //! | `hostile` | some hundred connections | some thousand |
 //! | `many` | 10,000 watchers on one connection | the same |
 //! | `leases` | 5,000 that expire together | 50,000, gone within two seconds |

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use conclave_benches::cluster::{Cluster, Program};
 use conclave_benches::connection::Connection;
-use conclave_jepsen_tests::members;
+use conclave_jepsen_tests::{members, nemesis};
 use conclave_proto::etcdserverpb::kv_client::KvClient;
 use conclave_proto::etcdserverpb::lease_client::LeaseClient;
 use conclave_proto::etcdserverpb::watch_client::WatchClient;
@@ -82,6 +82,17 @@ impl Nodes {
     pub(crate) async fn serves(&self, node: usize) {
         let endpoint = [self.endpoint(node)];
         members::wait_until_serving(&endpoint, START_TIMEOUT).await.expect("it serves");
+    }
+
+    /// Waits until a node leads; which one.
+    pub(crate) async fn leader(&self) -> usize {
+        let mut leader = None;
+        eventually("there is a leader", START_TIMEOUT, async || {
+            leader = nemesis::leader(&self.cluster.endpoints()).await;
+            leader.is_some()
+        })
+        .await;
+        leader.expect("just found")
     }
 
     pub(crate) fn endpoint(&self, node: usize) -> String {

@@ -116,7 +116,7 @@ async fn a_node_killed_at_a_sync_again_and_again_loses_nothing() {
     let mut nodes = Nodes::create(1, &flags);
     let endpoints = nodes.cluster.endpoints();
     let mut ledger = Ledger::default();
-    for nth in numbers(8) {
+    for nth in numbers(4) {
         ledger.round(&mut nodes, 0, nth, &endpoints).await;
         nodes.cluster.kill(0).expect("it can be killed");
     }

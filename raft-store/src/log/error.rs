@@ -3,6 +3,9 @@
 use std::io;
 use std::path::PathBuf;
 
+const ADVICE: &str = "This member must not start with it: remove it from the cluster, delete its data \
+                      directory and add it as a new member";
+
 /// Why a log does not open.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
@@ -51,12 +54,19 @@ pub enum OpenError {
         /// Largest allowed.
         max: u64,
     },
+    /// A leader found that records are gone that this member had acknowledged ([`LogStore::condemn`]).
+    ///
+    /// [`LogStore::condemn`]: crate::log::LogStore::condemn
+    #[error("raft log at {path} lost records: {reason}. {ADVICE}")]
+    Lost {
+        /// The directory.
+        path: PathBuf,
+        /// How it is known.
+        reason: String,
+    },
     /// Records that were durable are unreadable. A member that forgets what it acknowledged could
     /// elect a leader without committed entries, so it must not take part again with this directory.
-    #[error(
-        "raft log is damaged: {path} at byte {offset}: {reason}. This member must not start with \
-         it: remove it from the cluster, delete its data directory and add it as a new member"
-    )]
+    #[error("raft log is damaged: {path} at byte {offset}: {reason}. {ADVICE}")]
     Damaged {
         /// The damaged file.
         path: PathBuf,

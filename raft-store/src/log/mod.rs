@@ -16,7 +16,8 @@
 //!
 //! Promises: what was answered is durable; records reach the disk in the order of the calls; an entry
 //! is readable when `append` returns; a torn end is cut off; any other damage is refused. A sector of
-//! 512 bytes is taken to be written whole or not at all.
+//! 512 bytes is taken to be written whole or not at all. What a log cannot know alone is that its very
+//! end is gone: a leader that knows better has it condemned ([`LogStore::condemn`]).
 
 mod disk;
 mod error;
@@ -60,6 +61,7 @@ pub struct LogStore {
 struct Owner {
     shared: Arc<Shared>,
     options: Arc<LogOptions>,
+    disk: Arc<dyn Disk>,
     seed: u32,
     writer: Mutex<Option<JoinHandle<()>>>,
 }
@@ -140,7 +142,16 @@ impl LogStore {
             .spawn(move || writer.run())
             .map_err(thread_error)?;
         let writer = Mutex::new(Some(writer));
-        Ok(Self { owner: Arc::new(Owner { shared, options, seed: found.seed, writer }) })
+        Ok(Self { owner: Arc::new(Owner { shared, options, disk, seed: found.seed, writer }) })
+    }
+
+    /// Notes durably, for every later start, that the log lost records which this member had
+    /// acknowledged; `reason` says how that is known. Blocks. Returns the refusal of those starts.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn condemn(&self, reason: &str) -> io::Result<OpenError> {
+        recover::condemn(&*self.owner.disk, reason)
     }
 
     /// The log at this moment.

@@ -6,8 +6,9 @@
 //! a proof the end is torn: whatever lies behind was never acknowledged and is erased, because records
 //! of the same numbers will be written there.
 //!
-//! One case cannot be told apart: damage in the very last group of a log that stopped right after it.
-//! It looks like a torn end.
+//! One case cannot be told apart: damage in the very last group of a log that stopped right after it, or
+//! everything gone from some record on. It looks like a torn end. The leader tells such a member, which
+//! then leaves a note here that refuses every later start.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::hash::{BuildHasher, Hasher};
@@ -30,7 +31,10 @@ use crate::codec;
 use crate::types::{LogId, Vote};
 
 const IDENTITY: &str = "identity";
-const IDENTITY_UNFINISHED: &str = "identity.tmp";
+/// Says why the log must not be used any more.
+const CONDEMNED: &str = "condemned";
+/// Small files are read up to here.
+const NOTE_BYTES_MAX: u64 = 4096;
 
 /// A log as found on disk.
 pub(super) struct Recovered {
@@ -56,6 +60,10 @@ pub(super) fn recover(disk: &dyn Disk, options: &LogOptions) -> Result<Recovered
     let names = disk.list().map_err(|e| io_error(disk, "", e))?;
     for name in names.iter().filter(|name| segments::is_unfinished(name)) {
         disk.remove(name).map_err(|e| io_error(disk, name, e))?;
+    }
+    if names.iter().any(|name| name == CONDEMNED) {
+        let reason = read(disk, CONDEMNED).map_err(|e| io_error(disk, CONDEMNED, e))?;
+        return Err(lost(disk, String::from_utf8_lossy(&reason).into_owned()));
     }
     let found: Vec<u64> = names.iter().filter_map(|name| segments::parse_name(name)).collect();
     let has_identity = names.iter().any(|name| name == IDENTITY);
@@ -320,13 +328,14 @@ impl<'a> Replay<'a> {
         end.file
             .write_all_at(&end.bytes[self.group_offset..end.offset], self.group_offset as u64)
             .map_err(io)?;
-        if remains == Remains::Torn {
+        if let Remains::Torn(torn_end) = remains {
+            let zeros = vec![0; torn_end - end.offset];
             tracing::warn!(
                 path = %self.disk.path(&path).display(),
                 offset = end.offset,
-                "raft log ends in records that were never durable; erasing them"
+                bytes = zeros.len(),
+                "the raft log ends in a record that was never durable as a whole; cutting it off"
             );
-            let zeros = vec![0; end.bytes.len() - end.offset];
             end.file.write_all_at(&zeros, end.offset as u64).map_err(io)?;
         }
         end.file.sync().map_err(io)
@@ -422,15 +431,37 @@ impl<'a> Replay<'a> {
     }
 }
 
+/// Refuses every later start.
+pub(super) fn condemn(disk: &dyn Disk, reason: &str) -> io::Result<OpenError> {
+    let refusal = lost(disk, reason.to_owned());
+    publish(disk, CONDEMNED, reason.as_bytes())?;
+    Ok(refusal)
+}
+
+fn lost(disk: &dyn Disk, reason: String) -> OpenError {
+    OpenError::Lost { path: disk.path(""), reason }
+}
+
+fn read(disk: &dyn Disk, name: &str) -> io::Result<Vec<u8>> {
+    let file = disk.open(name)?;
+    let bytes = usize::try_from(file.bytes()?.min(NOTE_BYTES_MAX)).map_err(io::Error::other)?;
+    let mut bytes = vec![0; bytes];
+    file.read_exact_at(&mut bytes, 0)?;
+    Ok(bytes)
+}
+
+/// Creates a small file, durable and complete or not at all.
+fn publish(disk: &dyn Disk, name: &str, content: &[u8]) -> io::Result<()> {
+    let unfinished = segments::unfinished(name);
+    let file = disk.create(&unfinished)?;
+    file.write_all_at(content, 0)?;
+    file.sync()?;
+    disk.rename(&unfinished, name)?;
+    disk.sync_dir()
+}
+
 fn read_identity(disk: &dyn Disk, node: u64) -> Result<Identity, OpenError> {
-    let read = || {
-        let file = disk.open(IDENTITY)?;
-        let mut bytes =
-            vec![0; usize::try_from(file.bytes()?.min(4096)).map_err(io::Error::other)?];
-        file.read_exact_at(&mut bytes, 0)?;
-        io::Result::Ok(bytes)
-    };
-    let bytes = read().map_err(|e| io_error(disk, IDENTITY, e))?;
+    let bytes = read(disk, IDENTITY).map_err(|e| io_error(disk, IDENTITY, e))?;
     let path = disk.path(IDENTITY);
     match Identity::decode(&bytes) {
         Ok(identity) if identity.node == node => Ok(identity),
@@ -446,11 +477,7 @@ fn create_identity(disk: &dyn Disk, node: u64) -> io::Result<Identity> {
     // The standard library's hash keys are random numbers of the operating system.
     let salt = std::hash::RandomState::new().build_hasher().finish();
     let identity = Identity { node, salt };
-    let file = disk.create(IDENTITY_UNFINISHED)?;
-    file.write_all_at(&identity.encode(), 0)?;
-    file.sync()?;
-    disk.rename(IDENTITY_UNFINISHED, IDENTITY)?;
-    disk.sync_dir()?;
+    publish(disk, IDENTITY, &identity.encode())?;
     Ok(identity)
 }
 

@@ -39,6 +39,11 @@ pub(super) fn parse_name(file: &str) -> Option<u64> {
     (name(segment) == file).then_some(segment)
 }
 
+/// Name of `file` until it is finished.
+pub(super) fn unfinished(file: &str) -> String {
+    format!("{file}{UNFINISHED_SUFFIX}")
+}
+
 /// Whether a file is the rest of an interrupted preparation.
 pub(super) fn is_unfinished(file: &str) -> bool {
     file.ends_with(UNFINISHED_SUFFIX)
@@ -62,7 +67,7 @@ pub(super) fn create(
     is_wanted: impl Fn() -> bool,
 ) -> io::Result<Prepared> {
     let name = name(segment);
-    let unfinished = format!("{name}{UNFINISHED_SUFFIX}");
+    let unfinished = unfinished(&name);
     let filled = disk.create(&unfinished).and_then(|file| fill(&*file, segment_bytes, is_wanted));
     if let Err(error) = filled {
         // Whatever removing says, the first error is the one to report.

@@ -141,6 +141,24 @@ async fn a_torn_end_is_cut_off_and_written_over() {
 }
 
 #[tokio::test]
+async fn a_condemned_log_never_opens_again() {
+    let disk = filled().await;
+    let log = open(&disk).expect("a sound log");
+    let refusal = log.condemn("entry 7 was acknowledged").expect("a sound disk").to_string();
+    assert!(refusal.contains("lost records: entry 7 was acknowledged"), "{refusal}");
+    assert!(refusal.contains("delete its data directory"), "{refusal}");
+    drop(log);
+    for _ in 0..2 {
+        let disk = disk.kill();
+        match open(&disk) {
+            Err(error @ OpenError::Lost { .. }) => assert_eq!(error.to_string(), refusal),
+            Err(other) => panic!("refused for another reason: {other}"),
+            Ok(_) => panic!("a condemned log opened"),
+        }
+    }
+}
+
+#[tokio::test]
 async fn records_behind_a_torn_one_never_come_back() {
     let disk = SimDisk::new();
     let log = open(&disk).expect("an empty disk");

@@ -37,6 +37,7 @@ use crate::raft::bootstrap::{self, BootstrapError, Founding};
 use crate::raft::compactor::{self, Retention};
 use crate::raft::heard::Heard;
 use crate::raft::link::{CONNECTION_WINDOW_BYTES, Links, MESSAGE_BYTES_MAX, STREAM_WINDOW_BYTES};
+use crate::raft::loss::Loss;
 use crate::raft::network::NetworkFactory;
 use crate::raft::route::Route;
 use crate::raft::service::{PeerService, Serving};
@@ -181,6 +182,7 @@ async fn parts(settings: Arc<Settings>, clients: Handle) -> Result<Parts, StartE
     let heard = Arc::new(Heard::new(election));
     let route = Route { raft: raft.clone(), links, heard, rounds: Arc::default() };
     assert!(header.route.set(route.clone()).is_ok(), "a member starts raft once");
+    let (fatal_set, fatal) = watch::channel(None);
     let serving = Tasks {
         settings: &settings,
         route,
@@ -190,11 +192,9 @@ async fn parts(settings: Arc<Settings>, clients: Handle) -> Result<Parts, StartE
         log,
         counts: counts.clone(),
     }
-    .start(&tasks);
-    let (fatal_set, fatal) = watch::channel(None);
+    .start(&tasks, &fatal_set);
     tasks.spawn(observe_reads(serving.reader.clone(), fatal_set.clone(), stop.clone()));
     tasks.spawn(quorum::observe(raft.clone(), fatal_set));
-    tasks.spawn(quorum::guard(raft.clone(), election));
     let parts = Parts {
         identity,
         route: serving.route.clone(),
@@ -251,7 +251,7 @@ struct Tasks<'a> {
 
 impl Tasks<'_> {
     /// Starts them; returns what peers and clients talk to.
-    fn start(self, tasks: &TaskTracker) -> Serving {
+    fn start(self, tasks: &TaskTracker, failed: &watch::Sender<Option<String>>) -> Serving {
         let Self { settings, route, reader, waiters, leases, log, counts } = self;
         let timeout = request_timeout(settings);
         let command_bytes_max = settings.limits.request_bytes_max.max(OWN_COMMAND_BYTES_MAX);
@@ -284,9 +284,11 @@ impl Tasks<'_> {
             snapshot_count: settings.raft.snapshot_count,
             catchup_entries: settings.raft.snapshot_catchup_entries,
         };
+        tasks.spawn(quorum::guard(route.raft.clone(), settings.raft.election_timeout));
         tasks.spawn(compactor::run(route.raft.clone(), log.clone(), retention));
+        let loss = Loss::new(log.clone(), failed.clone());
         let snapshots = SnapshotReceiver::new(route.raft.clone(), log, reader.clone(), counts);
-        Serving { route, reader, proposer, read_index, lessor, snapshots }
+        Serving { route, reader, proposer, read_index, lessor, snapshots, loss }
     }
 }
 

@@ -19,6 +19,7 @@ use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 use tower::util::MapResponse;
 
+use super::loss::Acknowledged;
 use super::traffic::Caller;
 use crate::gather::Gather;
 use crate::metrics::{Peer, Peers};
@@ -101,6 +102,8 @@ pub(crate) struct Link {
     current: Mutex<Current>,
     /// Calls that failed since the last one that did not.
     failures: AtomicU32,
+    /// What the member acknowledged by this connection and those before it.
+    pub(super) acknowledged: Acknowledged,
     peer: Arc<Peer>,
     /// This member.
     own_id: NodeId,
@@ -116,7 +119,8 @@ struct Current {
 impl Link {
     fn new(urls: Vec<String>, peer: Arc<Peer>, own_id: NodeId) -> Self {
         let current = Mutex::new(Current { turn: 0, client: None });
-        Self { urls, current, failures: AtomicU32::new(0), peer, own_id }
+        let acknowledged = Acknowledged::default();
+        Self { urls, current, failures: AtomicU32::new(0), acknowledged, peer, own_id }
     }
 
     /// Counters of the member at the other end.

@@ -16,6 +16,7 @@ pub(crate) mod bootstrap;
 pub(crate) mod compactor;
 pub(crate) mod heard;
 pub(crate) mod link;
+pub(crate) mod loss;
 pub(crate) mod network;
 pub(crate) mod quorum;
 pub(crate) mod rounds;
@@ -59,7 +60,7 @@ pub(crate) fn config(heartbeat: Duration, election: Duration) -> Result<Config, 
         enable_pre_vote: Some(true),
         // A restarted leader would serve before its state has caught up.
         enable_leader_restore: Some(false),
-        // A follower that lost log it had acknowledged is broken; it must not be repaired silently.
+        // A follower that lost log it had acknowledged is broken, and stops itself (`loss`).
         allow_log_reversion: None,
         max_payload_entries: PAYLOAD_ENTRIES_MAX,
         state_machine_channel_size: Some(STATE_MACHINE_QUEUE),

@@ -97,7 +97,7 @@ impl Network {
     ) -> Result<T, RPCError<TypeConfig>> {
         match tokio::time::timeout(ttl, answer).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
-            Ok(Err(status)) => Err(refused(&status)),
+            Ok(Err(status)) => Err(self.refused(&status)),
             Err(_elapsed) => Err(self.timed_out(action, ttl)),
         }
     }
@@ -105,7 +105,8 @@ impl Network {
     /// A heartbeat: one append and its answer, without a stream.
     async fn append_once(&self, request: AppendEntriesRequest, ttl: Duration) -> AppendResult {
         let sent = Sent::of(&request);
-        let message = wire::append_message(self.sender(), &request);
+        // openraft's heartbeats begin with the last entry that the member acknowledged.
+        let message = wire::append_message(self.sender(), &request, |_, _| true);
         let mut client = self.link.client().map_err(|status| refused(&status))?;
         let began = Instant::now();
         let answer = self.call(RPCTypes::AppendEntries, ttl, client.append(message)).await;
@@ -141,7 +142,7 @@ impl Network {
     ) -> Result<Acknowledgements, RPCError<TypeConfig>> {
         let (window, sent) = mpsc::channel(APPEND_WINDOW);
         let input = stream::iter([first]).chain(rest);
-        let requests = requests(input, window, self.sender());
+        let requests = requests(input, window, self.sender(), self.link.clone());
         let mut client = self.link.client().map_err(|status| refused(&status))?;
         let opened = client.stream_append(requests);
         let opened = self.call(RPCTypes::AppendEntries, self.stall_timeout, opened).await;
@@ -159,12 +160,26 @@ impl Network {
             return Some(Err(self.timed_out(RPCTypes::AppendEntries, self.stall_timeout)));
         };
         match (sent, answer) {
-            (_, Err(status)) => Some(Err(refused(&status))),
+            (_, Err(status)) => Some(Err(self.refused(&status))),
             (None, Ok(None)) => None,
             (Some(_), Ok(None)) => Some(Err(malformed("the append stream ended early"))),
             (None, Ok(Some(_))) => Some(Err(malformed("an answer without a request"))),
-            (Some(sent), Ok(Some(answer))) => Some(sent.result(answer).map_err(malformed)),
+            (Some(sent), Ok(Some(answer))) => {
+                let result = sent.result(answer).map_err(malformed);
+                if let Ok(Ok(Some(id))) = &result {
+                    self.link.acknowledged.note(sent.vote, *id);
+                }
+                Some(result)
+            }
         }
+    }
+
+    fn refused(&self, status: &Status) -> RPCError<TypeConfig> {
+        if status.code() == Code::DataLoss {
+            let member = format_args!("{:x}", self.target);
+            tracing::error!(%member, reason = status.message(), "a member lost records and stops");
+        }
+        refused(status)
     }
 }
 
@@ -179,12 +194,15 @@ fn requests(
     input: impl Stream<Item = AppendEntriesRequest> + Send + Unpin + 'static,
     window: mpsc::Sender<Sent>,
     sender: internal::Sender,
+    link: Arc<Link>,
 ) -> impl Stream<Item = internal::AppendRequest> + Send + 'static {
-    stream::unfold((input, window), move |(mut input, window)| async move {
+    stream::unfold((input, window, link), move |(mut input, window, link)| async move {
         let slot = window.reserve().await.ok()?;
         let request = input.next().await?;
         slot.send(Sent::of(&request));
-        Some((wire::append_message(sender, &request), (input, window)))
+        let acknowledged = |vote, id| link.acknowledged.covers(vote, id);
+        let message = wire::append_message(sender, &request, acknowledged);
+        Some((message, (input, window, link)))
     })
 }
 

@@ -9,15 +9,16 @@ use conclave_proto::internal::peer_server::Peer;
 use conclave_proto::internal::{self, propose_response, snapshot_chunk};
 use conclave_raft_store::codec::{self, CodecError};
 use conclave_raft_store::reader::Reader;
-use conclave_raft_store::types::TypeConfig;
+use conclave_raft_store::types::{LogId, TypeConfig};
 use conclave_state_machine::members;
 use futures::stream::{self, Stream, StreamExt};
 use openraft::async_runtime::WatchReceiver;
 use openraft::error::Fatal;
-use openraft::raft::StreamAppendResult;
+use openraft::raft::{StreamAppendError, StreamAppendResult};
 use parking_lot::Mutex;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::loss::Loss;
 use super::route::{Leader, Offer, Route};
 use super::snapshot_receive::SnapshotReceiver;
 use super::wire;
@@ -36,6 +37,7 @@ pub(crate) struct Serving {
     pub(crate) read_index: ReadIndex,
     pub(crate) lessor: Lessor,
     pub(crate) snapshots: SnapshotReceiver,
+    pub(crate) loss: Loss,
 }
 
 /// The peer service; before [`PeerService::serve`] it only tells that it is starting.
@@ -91,6 +93,31 @@ fn answered(
     }
 }
 
+/// What the requests of one append stream leave behind for its answers.
+#[derive(Default)]
+struct Streamed {
+    /// Why a request was refused, which ends the stream.
+    failure: Option<Status>,
+    /// The leader, and the last entry that it knows this member to have acknowledged.
+    acknowledged: Option<(u64, LogId)>,
+}
+
+impl PeerService {
+    /// The next request of an append stream; `None` at its end.
+    async fn streamed(
+        &self,
+        requests: &mut Streaming<internal::AppendRequest>,
+        streamed: &Mutex<Streamed>,
+    ) -> Result<Option<wire::AppendEntriesRequest>, Status> {
+        let Some(message) = requests.message().await? else { return Ok(None) };
+        self.check(message.sender.as_ref())?;
+        if let (Some(id), Some(sender)) = (wire::acknowledged(&message), message.sender) {
+            streamed.lock().acknowledged = Some((sender.from, id));
+        }
+        wire::append(message).map(Some).map_err(|error| malformed(&error))
+    }
+}
+
 #[tonic::async_trait]
 impl Peer for PeerService {
     type StreamAppendStream =
@@ -101,28 +128,34 @@ impl Peer for PeerService {
         request: Request<Streaming<internal::AppendRequest>>,
     ) -> Result<Response<Self::StreamAppendStream>, Status> {
         let raft = self.serving()?.route.raft.clone();
-        let failure: Arc<Mutex<Option<Status>>> = Arc::default();
-        let (service, noted) = (self.clone(), failure.clone());
+        let streamed: Arc<Mutex<Streamed>> = Arc::default();
+        let (service, noted) = (self.clone(), streamed.clone());
         // A request that fails ends the stream: raft must never see what follows a hole.
         let requests = stream::unfold(request.into_inner(), move |mut requests| {
             let (service, noted) = (service.clone(), noted.clone());
             async move {
-                let request = async {
-                    let Some(message) = requests.message().await? else { return Ok(None) };
-                    service.check(message.sender.as_ref())?;
-                    wire::append(message).map(Some).map_err(|error| malformed(&error))
-                };
-                match request.await {
+                match service.streamed(&mut requests, &noted).await {
                     Ok(request) => request.map(|request| (request, requests)),
                     Err(status) => {
-                        *noted.lock() = Some(status);
+                        noted.lock().failure = Some(status);
                         None
                     }
                 }
             }
         });
-        let answers = raft.stream_append(requests).map(answered);
-        let end = stream::once(async move { failure.lock().take() })
+        let (service, noted) = (self.clone(), streamed.clone());
+        let answers = raft.stream_append(requests).then(move |result| {
+            let (service, known) = (service.clone(), noted.lock().acknowledged);
+            async move {
+                match (&result, known) {
+                    (Ok(Err(StreamAppendError::Conflict(at))), Some((leader, id))) if id >= *at => {
+                        Err(service.serving()?.loss.note(leader, id).await)
+                    }
+                    _ => answered(result),
+                }
+            }
+        });
+        let end = stream::once(async move { streamed.lock().failure.take() })
             .filter_map(|failure| async move { failure.map(Err) });
         Ok(Response::new(Box::pin(answers.chain(end))))
     }
@@ -132,10 +165,16 @@ impl Peer for PeerService {
         request: Request<internal::AppendRequest>,
     ) -> Result<Response<internal::AppendResponse>, Status> {
         let message = request.into_inner();
-        let route = &self.check(message.sender.as_ref())?.route;
+        let serving = self.check(message.sender.as_ref())?;
+        let route = &serving.route;
+        let leader = message.sender.map_or(0, |sender| sender.from);
+        let acknowledged = wire::acknowledged(&message);
         let request = wire::append(message).map_err(|error| malformed(&error))?;
         let answer = route.raft.append_entries(request).await;
         let answer = answer.map_err(|error| Status::unavailable(error.to_string()))?;
+        if let (wire::AppendEntriesResponse::Conflict, Some(id)) = (&answer, acknowledged) {
+            return Err(serving.loss.note(leader, id).await);
+        }
         if !matches!(answer, wire::AppendEntriesResponse::HigherVote(_)) {
             route.heard.note();
         }

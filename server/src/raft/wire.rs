@@ -2,7 +2,7 @@
 
 use conclave_proto::internal::{self, append_response, transfer_leader_response};
 use conclave_raft_store::codec::{self, CodecError};
-use conclave_raft_store::types::{LogId, TypeConfig};
+use conclave_raft_store::types::{LogId, TypeConfig, Vote};
 use openraft::raft::{
     StreamAppendError, StreamAppendResult, TransferLeaderError, TransferLeaderRequest,
     TransferLeaderResponse,
@@ -29,9 +29,11 @@ fn log_id(message: Option<&internal::LogId>) -> Option<LogId> {
     message.map(codec::log_id)
 }
 
+/// `acknowledged` tells whether the receiver is known to have had the entry with which it begins.
 pub(crate) fn append_message(
     sender: internal::Sender,
     request: &AppendEntriesRequest,
+    acknowledged: impl FnOnce(Vote, LogId) -> bool,
 ) -> internal::AppendRequest {
     internal::AppendRequest {
         sender: Some(sender),
@@ -39,7 +41,13 @@ pub(crate) fn append_message(
         prev_log_id: log_id_message(request.prev_log_id.as_ref()),
         leader_commit: log_id_message(request.leader_commit.as_ref()),
         entries: request.entries.iter().map(codec::entry_message).collect(),
+        prev_is_acknowledged: request.prev_log_id.is_some_and(|id| acknowledged(request.vote, id)),
     }
+}
+
+/// The entry with which an append begins, if the sender knows that the receiver acknowledged it.
+pub(crate) fn acknowledged(message: &internal::AppendRequest) -> Option<LogId> {
+    log_id(message.prev_log_id.as_ref()).filter(|_| message.prev_is_acknowledged)
 }
 
 pub(crate) fn append(message: internal::AppendRequest) -> Result<AppendEntriesRequest, CodecError> {
@@ -82,6 +90,7 @@ pub(crate) fn append_answer_message(answer: &AppendEntriesResponse) -> internal:
 /// Log ids before and at the end of what one append carried; its answer is meant relative to them.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sent {
+    pub(crate) vote: Vote,
     prev: Option<LogId>,
     last: Option<LogId>,
 }
@@ -89,7 +98,11 @@ pub(crate) struct Sent {
 impl Sent {
     pub(crate) fn of(request: &AppendEntriesRequest) -> Self {
         let prev = request.prev_log_id;
-        Self { prev, last: request.entries.last().map(|entry| entry.log_id).or(prev) }
+        Self {
+            vote: request.vote,
+            prev,
+            last: request.entries.last().map(|entry| entry.log_id).or(prev),
+        }
     }
 
     pub(crate) fn result(
@@ -200,7 +213,7 @@ pub(crate) fn transfer_answer(
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
-    use conclave_raft_store::types::{Batch, CommittedLeaderId, Entry, EntryPayload, Vote};
+    use conclave_raft_store::types::{Batch, CommittedLeaderId, Entry, EntryPayload};
 
     use super::*;
 
@@ -224,8 +237,12 @@ mod tests {
     #[test]
     fn appends_return_from_their_messages() {
         for sent in [request(None, &[]), request(Some(id(6, 4)), &[5, 6])] {
-            let back = append(append_message(internal::Sender::default(), &sent)).unwrap();
+            let message = append_message(internal::Sender::default(), &sent, |_, _| true);
+            assert_eq!(acknowledged(&message), sent.prev_log_id);
+            let back = append(message).unwrap();
             assert_eq!(format!("{back:?}"), format!("{sent:?}"));
+            let unknown = append_message(internal::Sender::default(), &sent, |_, _| false);
+            assert_eq!(acknowledged(&unknown), None);
         }
         assert!(append(internal::AppendRequest::default()).is_err());
     }

@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use conclave_proto::etcdserverpb::{LeaseGrantRequest, PutRequest};
 use conclave_proto::internal::{self, command};
+use conclave_raft_store::log::OpenError;
 use conclave_server::config::{self, Invocation, Settings};
-use conclave_server::node::Node;
+use conclave_server::node::{Node, StartError};
 use conclave_server::propose::ProposeError;
 use conclave_state_machine::command::Range;
 use conclave_state_machine::response::Applied;
@@ -19,10 +20,11 @@ pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Members by place; a stopped one is `None`.
 pub(crate) struct Cluster {
-    dir: TempDir,
     ports: Vec<u16>,
     flags: Vec<String>,
     pub(crate) nodes: Vec<Option<Arc<Node>>>,
+    // Last: members that lose their directory first end slowly.
+    dir: TempDir,
 }
 
 impl Cluster {
@@ -124,14 +126,20 @@ impl Cluster {
     }
 
     async fn start_again(&self, i: usize) -> Arc<Node> {
+        self.try_restart(i).await.unwrap_or_else(|error| panic!("cannot restart: {error}"))
+    }
+
+    /// Starts a stopped member again on its directory; the error if its log is refused.
+    pub(crate) async fn try_restart(&self, i: usize) -> Result<Arc<Node>, StartError> {
         let settings = self.settings(i, "new");
         // The old one may still be letting go of its files and port.
         let until = Instant::now() + DEADLINE;
         loop {
             match Node::start(settings.clone()).await {
-                Ok(node) => return node,
-                Err(error) if Instant::now() > until => panic!("cannot restart: {error}"),
-                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+                Err(error) if !is_final(&error) && Instant::now() < until => {
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                result => return result,
             }
         }
     }
@@ -148,6 +156,10 @@ impl Cluster {
         })
         .await;
     }
+}
+
+fn is_final(error: &StartError) -> bool {
+    matches!(error, StartError::Log(OpenError::Lost { .. } | OpenError::Damaged { .. }))
 }
 
 fn free_ports(count: usize) -> Vec<u16> {

@@ -4,7 +4,8 @@ use conclave_proto::internal::peer_client::PeerClient;
 use conclave_proto::internal::{
     AppendRequest, LeaseRemainingRequest, LeaseRenewRequest, LogId, Member, Membership,
     ProposeRequest, ReadIndexRequest, Sender, SnapshotChunk, SnapshotFile, SnapshotHeader,
-    SnapshotMeta, TransferLeaderRequest, Vote, VoteRequest, VoterSet, snapshot_chunk,
+    SnapshotMeta, TransferLeaderRequest, Vote, VoteRequest, VoterSet, append_response,
+    snapshot_chunk,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -78,6 +79,47 @@ async fn strangers_are_refused_by_every_call() {
     }
     must_put(cluster.node(follower), "still", b"working").await;
     assert_eq!(cluster.node(follower).status().term, term, "nobody was believed");
+}
+
+/// An append without entries, as the leader's heartbeats are, that begins behind everything there is.
+fn beyond(cluster: &Cluster, leader: usize, to: usize) -> AppendRequest {
+    let term = cluster.node(leader).status().term;
+    AppendRequest {
+        sender: Some(sender(cluster, leader, to)),
+        vote: Some(Vote { term, leader: cluster.node(leader).member_id(), committed: true }),
+        prev_log_id: Some(LogId { term, leader: 0, index: 1_000_000 }),
+        ..AppendRequest::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_lacks_what_it_acknowledged_stops_and_never_starts_again() {
+    for by_stream in [false, true] {
+        let mut cluster = Cluster::start(3, &[]).await;
+        let (leader, follower) = (cluster.leader().await, cluster.follower().await);
+        let mut peer = client(&cluster, follower);
+        let asked = beyond(&cluster, leader, follower);
+        // A leader that only looks for the begin of what is missing hears so.
+        let answer = within("an answer", peer.append(asked.clone())).await.unwrap().into_inner();
+        assert_eq!(answer.result, Some(append_response::Result::Conflict(true)));
+
+        let asked = AppendRequest { prev_is_acknowledged: true, ..asked };
+        let lost = if by_stream {
+            let answers = within("a stream", peer.stream_append(tokio_stream::iter([asked]))).await;
+            within("an answer", answers.unwrap().into_inner().message()).await.unwrap_err()
+        } else {
+            within("an answer", peer.append(asked)).await.unwrap_err()
+        };
+        assert_eq!(lost.code(), Code::DataLoss, "{lost}");
+        let reason = within("the end", cluster.node(follower).failed()).await;
+        assert!(reason.contains("lost records") && reason.contains("1000000"), "{reason}");
+        assert!(reason.ends_with("add it as a new member"), "{reason}");
+
+        cluster.crash(follower);
+        let refused = cluster.try_restart(follower).await.map(drop).unwrap_err();
+        assert_eq!(refused.to_string(), reason);
+        must_put(cluster.node(leader), "the others", b"go on").await;
+    }
 }
 
 fn membership(cluster: &Cluster) -> Membership {

@@ -1,0 +1,97 @@
+//! A member whose log lacks what it had acknowledged: a disk that forgot synced bytes, or an old copy put back.
+//!
+//! The log tells damage by itself except at its very end, which looks as if the process had died just
+//! there. But the leader remembers what each member acknowledged to it under its vote ([`Acknowledged`])
+//! and says so with every append that begins there. A member that then finds a conflict has lost records:
+//! only a leader of a higher vote may remove them, and under that vote the append would be refused. It must
+//! neither vote nor serve any more, and the leader's raft must not hear of it: openraft takes a log that
+//! went back for a bug of its own.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use conclave_raft_store::log::LogStore;
+use conclave_raft_store::types::{LogId, Vote};
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tonic::Status;
+
+/// The last entry that a member acknowledged, and the vote of the leader to which it did.
+#[derive(Debug, Default)]
+pub(crate) struct Acknowledged {
+    last: Mutex<Option<(Vote, LogId)>>,
+}
+
+impl Acknowledged {
+    /// The member has everything up to `id`.
+    pub(crate) fn note(&self, vote: Vote, id: LogId) {
+        let mut last = self.last.lock();
+        match &mut *last {
+            Some((of, before)) if *of == vote => *before = (*before).max(id),
+            _ => *last = Some((vote, id)),
+        }
+    }
+
+    /// Whether the member acknowledged `id` to the leader of `vote`.
+    pub(crate) fn covers(&self, vote: Vote, id: LogId) -> bool {
+        self.last.lock().is_some_and(|(of, last)| of == vote && last >= id)
+    }
+}
+
+/// Ends this member once its log is known to lack records.
+pub(crate) struct Loss {
+    log: LogStore,
+    failed: watch::Sender<Option<String>>,
+    is_noted: AtomicBool,
+}
+
+impl Loss {
+    /// `failed` is told why this member must stop.
+    pub(crate) fn new(log: LogStore, failed: watch::Sender<Option<String>>) -> Self {
+        Self { log, failed, is_noted: AtomicBool::new(false) }
+    }
+
+    /// Condemns the log, which lacks `id` although `leader` knows that it was acknowledged, and stops this
+    /// member; the answer to the leader.
+    pub(crate) async fn note(&self, leader: u64, id: LogId) -> Status {
+        let reason = format!(
+            "member {leader:x}, which leads, knows that this member had acknowledged entry {id}, but it \
+             is not there"
+        );
+        let answer = Status::data_loss(reason.clone());
+        // Two calls may find out at the same time.
+        if self.is_noted.swap(true, Ordering::Relaxed) {
+            return answer;
+        }
+        let log = self.log.clone();
+        let condemned = tokio::task::spawn_blocking(move || log.condemn(&reason)).await;
+        let text = match condemned.map_err(std::io::Error::other).flatten() {
+            Ok(refusal) => refusal.to_string(),
+            Err(error) => format!("{}; this cannot be noted: {error}", answer.message()),
+        };
+        self.failed.send_replace(Some(text));
+        answer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use conclave_raft_store::types::CommittedLeaderId;
+
+    use super::*;
+
+    #[test]
+    fn what_was_acknowledged_holds_for_one_vote_and_only_grows() {
+        let (first, second) = (Vote::new_committed(1, 7), Vote::new_committed(2, 7));
+        let id = |term, index| LogId::new(CommittedLeaderId::new(term), index);
+        let acknowledged = Acknowledged::default();
+        assert!(!acknowledged.covers(first, id(1, 1)));
+        acknowledged.note(first, id(1, 5));
+        acknowledged.note(first, id(1, 3));
+        assert!(acknowledged.covers(first, id(1, 5)) && acknowledged.covers(first, id(1, 2)));
+        assert!(!acknowledged.covers(first, id(1, 6)));
+        // Under another vote the member may have had to remove it.
+        assert!(!acknowledged.covers(second, id(1, 2)));
+        acknowledged.note(second, id(1, 2));
+        assert!(acknowledged.covers(second, id(1, 2)) && !acknowledged.covers(first, id(1, 2)));
+    }
+}
