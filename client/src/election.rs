@@ -40,7 +40,8 @@ use crate::{
     client::Client,
     error::Error,
     mirror::{Mirror, Step},
-    queue::{self, Enter, Turn},
+    queue::{Enter, Turn},
+    session,
 };
 
 /// Leaders waiting for the reader; beyond that the server's stream is held back.
@@ -49,7 +50,7 @@ const LEADERS_MAX: usize = 16;
 impl Client {
     /// The election `name`.
     pub fn election(&self, name: impl Into<Vec<u8>>) -> Election {
-        Election { client: self.clone(), name: name.into(), ttl: queue::TTL }
+        Election { client: self.clone(), name: name.into(), ttl: session::TTL }
     }
 }
 

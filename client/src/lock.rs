@@ -57,6 +57,9 @@ const FIRST_ANSWER_TIMEOUT_MAX: Duration = Duration::from_secs(5);
 impl Client {
     /// Starts to describe an acquisition of `name`, for a session of its own, which ends with the
     /// guard. A process that takes many locks does better with one [`Client::session`].
+    ///
+    /// From a server that speaks etcd's API only it takes an exclusive lock by etcd's recipe
+    /// ([`Client::queue`]); what that cannot do is [`Error::Unimplemented`].
     pub fn lock(&self, name: impl Into<Vec<u8>>) -> Acquire {
         Acquire::new(self.clone(), None, name.into())
     }
@@ -168,10 +171,14 @@ impl Acquire {
             Some(Duration::ZERO) => Patience::None,
             Some(wait) => Patience::Until(Instant::now() + wait),
         };
-        let session = match (session, ttl) {
-            (Some(session), _) => session,
-            (None, Some(ttl)) => client.session().ttl(ttl).await?,
-            (None, None) => client.session().await?,
+        let session = match session {
+            Some(session) => session,
+            None => match client.session().ttl(ttl.unwrap_or(session::TTL)).await {
+                Err(Error::Unimplemented(_)) => {
+                    return by_recipe(&client, request, ttl, wait).await;
+                }
+                begun => begun?,
+            },
         };
         request.session = session.id();
         request.names.sort();
@@ -199,6 +206,28 @@ impl IntoFuture for Acquire {
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(self.acquire())
     }
+}
+
+/// The same lock from a server that speaks etcd's API only: in the same queue, and with the same promises,
+/// but exclusive.
+async fn by_recipe(
+    client: &Client,
+    request: AcquireRequest,
+    ttl: Option<Duration>,
+    wait: Option<Duration>,
+) -> Result<LockGuard, Error> {
+    let is_exclusive = (request.permits, request.limit) == (1, 1);
+    let has_extras = request.reentrant || request.lock_delay_seconds > 0;
+    let name = match <[Bytes; 1]>::try_from(request.names) {
+        Ok([name]) if is_exclusive && !has_extras => name,
+        _ => return Err(guard::unimplemented()),
+    };
+    let enter = client.queue(&name[..]).ttl(ttl.unwrap_or(session::TTL)).value(request.note);
+    let enter = match wait {
+        Some(wait) => enter.wait(wait),
+        None => enter,
+    };
+    Ok(LockGuard::of_turn(name, enter.await?))
 }
 
 fn release_of(request: &AcquireRequest) -> ReleaseRequest {

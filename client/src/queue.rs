@@ -45,16 +45,20 @@ use crate::{
     kv::{get, put},
     lease::Lease,
     reply::Reply,
+    session,
     txn::{Operation, Txn, key, txn},
 };
-
-/// The TTL of a place if none is asked for.
-pub(crate) const TTL: Duration = Duration::from_secs(10);
 
 impl Client {
     /// Starts to describe a place in the queue for `name`; await it to wait for the turn.
     pub fn queue(&self, name: impl Into<Vec<u8>>) -> Enter {
-        Enter { client: self.clone(), name: name.into(), value: Vec::new(), ttl: TTL, wait: None }
+        Enter {
+            client: self.clone(),
+            name: name.into(),
+            value: Vec::new(),
+            ttl: session::TTL,
+            wait: None,
+        }
     }
 }
 
@@ -249,6 +253,10 @@ impl Turn {
     #[must_use]
     pub fn revision(&self) -> i64 {
         self.revision
+    }
+
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
     }
 
     /// The lease that the key hangs on.

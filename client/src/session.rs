@@ -45,7 +45,7 @@ use crate::{client::Client, error::Error};
 pub(crate) use heart::{Cleanup, Heart, release};
 
 /// A session's TTL if none is asked for.
-const TTL: Duration = Duration::from_secs(10);
+pub(crate) const TTL: Duration = Duration::from_secs(10);
 /// Bytes of the random numbers by which requests are recognised.
 const REQUEST_ID_BYTES: usize = 16;
 

@@ -9,10 +9,12 @@ use conclave_proto::{
     },
 };
 use tokio_util::sync::CancellationToken;
+use tonic::Status;
 
 use crate::{
     client::Client,
     error::Error,
+    queue::{Owned, Turn},
     reply::Reply,
     session::{self, Cleanup, Session},
     txn::Txn,
@@ -25,15 +27,51 @@ use crate::{
 #[derive(Debug)]
 #[must_use = "the lock is released when the guard is dropped"]
 pub struct LockGuard {
-    session: Session,
+    held: Held,
     locks: Vec<HeldLock>,
+}
+
+/// What a lock hangs on.
+#[derive(Debug)]
+enum Held {
+    /// A place in the queue of the native API.
+    Place(Place),
+    /// A turn of etcd's recipe, from a server that knows no other locks.
+    Turn(Turn),
+}
+
+/// A request that was granted; given back when it is dropped.
+#[derive(Debug)]
+struct Place {
+    session: Session,
     /// What gives it back; taken when that is done.
     release: Option<ReleaseRequest>,
 }
 
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Some(request) = self.release.take() {
+            self.session.heart().clean(Cleanup::Release(request));
+        }
+    }
+}
+
 impl LockGuard {
     pub(super) fn new(session: Session, release: ReleaseRequest, granted: Granted) -> Self {
-        Self { session, locks: granted.locks, release: Some(release) }
+        let place = Place { session, release: Some(release) };
+        Self { held: Held::Place(place), locks: granted.locks }
+    }
+
+    pub(super) fn of_turn(name: Bytes, turn: Turn) -> Self {
+        let lock = HeldLock { name, key: turn.key().clone(), fence: turn.token() };
+        Self { held: Held::Turn(turn), locks: vec![lock] }
+    }
+
+    fn client(&self) -> &Client {
+        match &self.held {
+            Held::Place(place) => place.session.client(),
+            Held::Turn(turn) => turn.client(),
+        }
     }
 
     /// The fencing token: larger than that of every earlier holder of this lock. Hand it on with
@@ -50,9 +88,13 @@ impl LockGuard {
         &self.locks
     }
 
-    /// The session that holds it.
-    pub fn session(&self) -> &Session {
-        &self.session
+    /// The session that holds it; `None` if the server knows no sessions, and a lease does.
+    #[must_use]
+    pub fn session(&self) -> Option<&Session> {
+        match &self.held {
+            Held::Place(place) => Some(&place.session),
+            Held::Turn(_) => None,
+        }
     }
 
     /// Cancelled when the lock may be lost because its session may be: before the server gives it to
@@ -60,7 +102,10 @@ impl LockGuard {
     /// [`LockGuard::is_held`] and [`LockGuard::txn`].
     #[must_use]
     pub fn lost(&self) -> CancellationToken {
-        self.session.lost()
+        match &self.held {
+            Held::Place(place) => place.session.lost(),
+            Held::Turn(turn) => turn.lost(),
+        }
     }
 
     /// Runs `work` until it ends or the lock is lost; then `work` is dropped.
@@ -81,8 +126,11 @@ impl LockGuard {
     /// # Errors
     /// See [`Error`].
     pub async fn is_held(&self) -> Result<bool, Error> {
+        if let Held::Turn(turn) = &self.held {
+            return turn.is_held().await;
+        }
         for lock in &self.locks {
-            if !self.session.client().check_fence(lock.name.clone(), lock.fence).await? {
+            if !self.client().check_fence(lock.name.clone(), lock.fence).await? {
                 return Ok(false);
             }
         }
@@ -91,18 +139,23 @@ impl LockGuard {
 
     /// Starts a transaction that is carried out only if this lock is held at that very moment.
     pub fn txn(&self) -> Txn<Guarded> {
-        let guards = self.locks.iter();
-        let guards = guards.map(|lock| Guard { name: lock.name.clone(), fence: lock.fence });
-        Txn {
-            client: Guarded { client: self.session.client().clone(), guards: guards.collect() },
-            request: Default::default(),
-        }
+        let by = match &self.held {
+            Held::Place(place) => {
+                let guards = self.locks.iter();
+                let guards =
+                    guards.map(|lock| Guard { name: lock.name.clone(), fence: lock.fence });
+                By::Locks(place.session.client().clone(), guards.collect())
+            }
+            Held::Turn(turn) => By::Turn(turn.txn().client),
+        };
+        Txn { client: Guarded { by }, request: Default::default() }
     }
 
     /// Goes on as a reader, without letting go: others may read from now on. The token stays.
     ///
     /// # Errors
-    /// [`Error::Refused`] if the lock is not held any more. See [`Error`].
+    /// [`Error::Refused`] if the lock is not held any more; [`Error::Unimplemented`] from a server that
+    /// knows no shared locks. See [`Error`].
     pub async fn downgrade(&self) -> Result<(), Error> {
         self.convert(1, u32::MAX).await
     }
@@ -116,7 +169,8 @@ impl LockGuard {
     }
 
     async fn convert(&self, permits: u32, limit: u32) -> Result<(), Error> {
-        let Some(release) = &self.release else { return Err(Error::session_lost()) };
+        let Held::Place(place) = &self.held else { return Err(unimplemented()) };
+        let Some(release) = &place.release else { return Err(Error::session_lost()) };
         for lock in &self.locks {
             let request = ConvertRequest {
                 name: Bytes::clone(&lock.name),
@@ -130,7 +184,7 @@ impl LockGuard {
                 async move { LockServiceClient::new(channel).convert(request).await }
             };
             // Converting twice does no harm.
-            self.session.client().read(call).await?;
+            self.client().read(call).await?;
         }
         Ok(())
     }
@@ -139,28 +193,35 @@ impl LockGuard {
     ///
     /// # Errors
     /// [`Error::Lost`] if it was held no more. See [`Error`]; the lock then ends with its session.
-    pub async fn release(mut self) -> Result<(), Error> {
-        let Some(request) = self.release.clone() else { return Ok(()) };
+    pub async fn release(self) -> Result<(), Error> {
+        let mut place = match self.held {
+            Held::Place(place) => place,
+            Held::Turn(turn) => return turn.release().await,
+        };
+        let Some(request) = place.release.clone() else { return Ok(()) };
         // Until there is an answer the drop of this future still releases.
-        let was_held = session::release(self.session.client(), request).await;
-        self.release = None;
+        let was_held = session::release(place.session.client(), request).await;
+        place.release = None;
         if was_held? { Ok(()) } else { Err(Error::Lost { reason: "the lock was held no more" }) }
     }
 }
 
-impl Drop for LockGuard {
-    fn drop(&mut self) {
-        if let Some(request) = self.release.take() {
-            self.session.heart().clean(Cleanup::Release(request));
-        }
-    }
+/// What a server of etcd answers that does not know a call.
+pub(super) fn unimplemented() -> Error {
+    Error::Unimplemented(Status::unimplemented("the server offers exclusive locks only"))
 }
 
 /// Marks a transaction that needs locks; see [`LockGuard::txn`].
 #[derive(Debug, Clone)]
 pub struct Guarded {
-    client: Client,
-    guards: Vec<Guard>,
+    by: By,
+}
+
+/// What guards a transaction.
+#[derive(Debug, Clone)]
+enum By {
+    Locks(Client, Vec<Guard>),
+    Turn(Owned),
 }
 
 impl Txn<Guarded> {
@@ -170,13 +231,17 @@ impl Txn<Guarded> {
     /// [`Error::Lost`] if the lock is held no more; nothing was done then. See [`Error`];
     /// [`Error::outcome`] tells whether it may have been applied.
     pub async fn commit(self) -> Result<Reply<TxnResponse>, Error> {
-        let request = CommitRequest { guards: self.client.guards, txn: Some(self.request) };
+        let (client, guards) = match self.client.by {
+            By::Locks(client, guards) => (client, guards),
+            By::Turn(client) => return Txn { client, request: self.request }.commit().await,
+        };
+        let request = CommitRequest { guards, txn: Some(self.request) };
         let call = |channel| {
             let request = request.clone();
             let client = LockServiceClient::new(channel);
             async move { client.max_decoding_message_size(usize::MAX).commit(request).await }
         };
-        let answer = self.client.client.write(call).await?;
+        let answer = client.write(call).await?;
         let txn = answer.txn.filter(|_| answer.held);
         txn.map(Reply::new).ok_or(Error::Lost { reason: "the lock is held no more" })
     }

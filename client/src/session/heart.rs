@@ -122,7 +122,7 @@ impl Heart {
         self.wake();
         if !is_running {
             // Ends by itself when nothing is left to do.
-            drop(tokio::spawn(Arc::clone(self).run(client.clone())));
+            client.spawn(Arc::clone(self).run(client.clone()));
         }
         states
     }

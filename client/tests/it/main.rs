@@ -7,6 +7,7 @@ mod example;
 mod fail_over;
 mod kv;
 mod lease;
+mod lock;
 mod queue;
 mod registry;
 mod server;
