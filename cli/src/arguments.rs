@@ -147,7 +147,7 @@ impl Global {
 }
 
 /// Flags that are on or off. Go's flag packages also take them with a value.
-const SWITCHES: [&str; 19] = [
+const SWITCHES: [&str; 20] = [
     "cluster",
     "count-only",
     "from-key",
@@ -164,6 +164,7 @@ const SWITCHES: [&str; 19] = [
     "prev-kv",
     "print-value-only",
     "progress-notify",
+    "shared",
     "try",
     "values",
     "yes",

@@ -8,6 +8,7 @@ mod endpoint;
 mod get;
 mod lease;
 mod lock;
+mod native;
 mod put;
 mod txn;
 mod watch;
@@ -58,6 +59,9 @@ pub(crate) enum Verb {
     Lease(lease::Verb),
     /// Hold a lock, or run a command while it is held.
     Lock(lock::Arguments),
+    /// Sessions: who holds what.
+    #[command(subcommand, arg_required_else_help = true)]
+    Session(Session),
     /// Lead, or see who does.
     Elect(elect::Arguments),
     /// Settings: documents and keys that services follow.
@@ -79,6 +83,13 @@ pub(crate) enum Verb {
     Version,
 }
 
+/// What to do with sessions.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Session {
+    /// Print all sessions with their owners.
+    Ls,
+}
+
 impl Verb {
     /// Does what the verb says.
     ///
@@ -97,7 +108,11 @@ impl Verb {
             Self::Watch(arguments) => watch::run(&context, arguments).await,
             Self::Compaction(arguments) => put::compact(&context, arguments).await,
             Self::Lease(verb) => lease::run(&context, verb).await,
-            Self::Lock(arguments) => lock::run(&context, arguments).await,
+            Self::Lock(arguments) => match flavor {
+                Flavor::Conclave => native::run(&context, arguments).await,
+                Flavor::Etcdctl => lock::run(&context, arguments).await,
+            },
+            Self::Session(Session::Ls) => native::sessions(&context).await,
             Self::Elect(arguments) => elect::run(&context, arguments).await,
             Self::Config(verb) => config::run(&context, verb).await,
             Self::Endpoint(arguments) => endpoint::run(&context, arguments).await,

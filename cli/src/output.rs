@@ -8,6 +8,7 @@ mod go;
 mod json;
 mod kv;
 mod lease;
+mod rows;
 mod table;
 mod watch;
 
@@ -21,6 +22,7 @@ pub(crate) use cluster::{Alarms, Hash, Hashes, Health, Healths, Members, Statuse
 pub(crate) use config::{Releases, Settings, Written};
 pub(crate) use go::{bytes as human_bytes, parse_int, parse_uint, quote, unquote};
 pub(crate) use lease::{Granted, KeptAlive, Leases, Revoked, TimeToLive};
+pub(crate) use rows::Rows;
 pub(crate) use table::Table;
 pub(crate) use watch::Changes;
 

@@ -1,4 +1,4 @@
-//! `lock`: hold a name, or run a command while it is held.
+//! `lock` as etcdctl has it: hold a name, or run a command while it is held.
 
 use std::time::Duration;
 
@@ -9,26 +9,66 @@ use conclave_client::{
 };
 
 use super::{Context, child::Child};
-use crate::{arguments::Flavor, failure::Failure, output::parse_int, stop::Stop};
+use crate::{failure::Failure, output::parse_int, stop::Stop};
 
 /// The TTL that etcdctl takes for one that is not above 0.
 const TTL_SECONDS: u64 = 60;
 
-/// Flags and arguments of `lock` as etcdctl has them.
+/// Flags and arguments of `lock`; etcdctl has the time to live only.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// The name, and a command to run while it is held.
+    /// The name, and a command to run while it is held; or ls [PREFIX], inspect NAME, break NAME.
     #[arg(value_name = "NAME [-- COMMAND ARGUMENT...]")]
-    words: Vec<String>,
+    pub(super) words: Vec<String>,
     /// Seconds that the lock outlives this process if it ends without releasing it.
     #[arg(long, default_value = "10", allow_hyphen_values = true, value_parser = seconds)]
-    ttl: Duration,
-    /// Do not wait (not for etcdctl).
+    pub(super) ttl: Duration,
+    /// Together with others that hold it shared.
+    #[arg(long, conflicts_with = "permits")]
+    pub(super) shared: bool,
+    /// A share of the limit that all holders together may take.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) permits: Option<u32>,
+    /// What all holders together may take; the permits if not given.
+    #[arg(long, requires = "permits", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(super) limit: Option<u32>,
+    /// Do not wait.
     #[arg(long, conflicts_with = "wait")]
-    r#try: bool,
-    /// Wait for at most this long (not for etcdctl).
+    pub(super) r#try: bool,
+    /// Wait for at most this long.
     #[arg(long, value_parser = humantime::parse_duration)]
-    wait: Option<Duration>,
+    pub(super) wait: Option<Duration>,
+    /// break: really.
+    #[arg(long)]
+    pub(super) yes: bool,
+    /// break: the place to take away; 0 for all that hold.
+    #[arg(long, default_value_t = 0)]
+    pub(super) token: i64,
+    /// break: for the log of the member.
+    #[arg(long, default_value = "")]
+    pub(super) reason: String,
+}
+
+impl Arguments {
+    /// # Errors
+    /// As etcdctl, if there is no name.
+    pub(super) fn name_and_command(&self) -> Result<(&str, &[String]), Failure> {
+        let [name, command @ ..] = self.words.as_slice() else {
+            let usage = "lock takes a lock name argument and an optional command to execute";
+            return Err(Failure::bad_arguments(usage));
+        };
+        Ok((name, command))
+    }
+
+    /// Whether there is a flag that only taking a lock has.
+    pub(super) fn has_take_flags(&self) -> bool {
+        self.shared || self.permits.is_some() || self.r#try || self.wait.is_some()
+    }
+
+    /// Whether there is a flag that only breaking a lock has.
+    pub(super) fn has_break_flags(&self) -> bool {
+        self.yes || self.token != 0 || !self.reason.is_empty()
+    }
 }
 
 /// A number of seconds as etcdctl takes it.
@@ -38,19 +78,23 @@ fn seconds(text: &str) -> Result<Duration, String> {
     Ok(Duration::from_secs(seconds.unwrap_or(TTL_SECONDS)))
 }
 
+/// Does what etcdctl does.
 pub(super) async fn run(context: &Context, arguments: Arguments) -> Result<(), Failure> {
-    let [name, command @ ..] = arguments.words.as_slice() else {
-        let usage = "lock takes a lock name argument and an optional command to execute";
-        return Err(Failure::bad_arguments(usage));
-    };
-    let mut stop = Stop::listen().map_err(|error| Failure::error(error.to_string()))?;
-    let mut enter = context.client.queue(name.as_str()).ttl(arguments.ttl);
-    if let Some(wait) = arguments.wait.or_else(|| arguments.r#try.then_some(Duration::ZERO)) {
-        enter = enter.wait(wait);
+    let (name, command) = arguments.name_and_command()?;
+    if arguments.has_take_flags() || arguments.has_break_flags() {
+        return Err(Failure::bad_arguments("etcdctl has no such flag: use `conclave lock`"));
     }
+    let mut stop = Stop::listen().map_err(|error| Failure::error(error.to_string()))?;
+    let enter = context.client.queue(name).ttl(arguments.ttl);
     let turn = taken(context, enter, &mut stop).await?;
     let done = match Child::new(command) {
-        Some(child) => run_child(context, &turn, child, &mut stop).await,
+        Some(mut child) => {
+            child.env(&[
+                ("ETCD_LOCK_KEY", String::from_utf8_lossy(turn.key()).into_owned()),
+                ("ETCD_LOCK_REV", turn.revision().to_string()),
+            ]);
+            child.run().await
+        }
         None => hold(context, &turn, "session expired", &mut stop).await,
     };
     give_back(turn).await?;
@@ -63,23 +107,6 @@ pub(super) async fn give_back(turn: Turn) -> Result<(), Failure> {
     match turn.release().await {
         Ok(()) | Err(Error::Lost { .. }) => Ok(()),
         Err(error) => Err(error.into()),
-    }
-}
-
-async fn run_child(
-    context: &Context,
-    turn: &Turn,
-    mut child: Child,
-    stop: &mut Stop,
-) -> Result<(), Failure> {
-    child.env(&[
-        ("ETCD_LOCK_KEY", String::from_utf8_lossy(turn.key()).into_owned()),
-        ("ETCD_LOCK_REV", turn.revision().to_string()),
-        ("FENCING_TOKEN", turn.token().to_string()),
-    ]);
-    match context.flavor {
-        Flavor::Etcdctl => child.run().await,
-        Flavor::Conclave => child.run_while(&turn.lost(), stop).await,
     }
 }
 

@@ -286,3 +286,59 @@ fn a_command_lives_and_dies_with_its_lock() {
     let complaint = "Error: lost what the command needed: it was ended".to_owned();
     assert_eq!(running.end(), (Some(1), complaint));
 }
+
+#[test]
+fn native_locks_are_shared_counted_shown_and_broken() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let etcd = dir.path().join("etcd");
+    std::os::unix::fs::symlink(CONCLAVE, &etcd).expect("a link");
+    let server = Server::single(etcd);
+    let endpoint = server.endpoint();
+    let start = Instant::now();
+    while !run(CONCLAVE, &endpoint, &["endpoint", "health"], "").status.success() {
+        assert!(start.elapsed() < Duration::from_secs(60), "the server serves");
+    }
+    let ends = |arguments: &[&str]| {
+        let output = run(CONCLAVE, &endpoint, arguments, "");
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+    };
+    let mut readers =
+        [(); 2].map(|()| Running::start(CONCLAVE, &server, &["lock", "doc", "--shared"]));
+    let tokens = readers.each_mut().map(|reader| {
+        let line = reader.line();
+        let token = line.strip_prefix("doc is held, token ").expect("held");
+        token.parse::<i64>().expect("a number")
+    });
+    let first = tokens.iter().min().expect("two");
+    assert_eq!(ends(&["lock", "doc", "--try", "--", "true"]), (Some(1), String::new()));
+    assert_eq!(ends(&["lock", "ls"]), (Some(0), format!("doc, 2, 0, {first}\n")));
+    assert_eq!(ends(&["lock", "ls", "other"]), (Some(0), String::new()));
+    let places = ends(&["-w", "json", "lock", "inspect", "doc"]).1;
+    assert_eq!(places.matches(r#""share":"shared","state":"holds""#).count(), 2, "{places}");
+    assert!(places.contains("process "), "{places}");
+    assert_eq!(ends(&["session", "ls"]).1.lines().count(), 2);
+
+    let counted = ["lock", "pool", "--permits", "2", "--limit", "3"];
+    let mut pool = Running::start(CONCLAVE, &server, &counted);
+    assert!(pool.line().starts_with("pool is held"));
+    assert_eq!(ends(&[&counted[..], &["--try"]].concat()).0, Some(1));
+    let one = ["lock", "pool", "--permits=1", "--limit=3", "--try", "--", "sh", "-c", "exit 4"];
+    assert_eq!(ends(&one).0, Some(4));
+
+    assert_eq!(ends(&["lock", "break", "doc"]).0, Some(128));
+    assert_eq!(ends(&["lock", "doc", "--yes"]).0, Some(128), "that is for break");
+    assert_eq!(ends(&["lock", "ls", "--shared"]).0, Some(128), "that is for holding");
+    let last = tokens.iter().max().expect("two").to_string();
+    let broken = ends(&["lock", "break", "doc", "--yes", "--token", &last, "--reason", "a test"]);
+    assert_eq!(broken, (Some(0), format!("doc, {last}\n")));
+    assert_eq!(ends(&["lock", "break", "doc", "--yes"]), (Some(0), format!("doc, {first}\n")));
+    assert_eq!(ends(&["lock", "doc", "--try", "--", "true"]).0, Some(0));
+    for holder in readers.into_iter().chain([pool]) {
+        holder.signal("TERM");
+        assert_eq!(holder.end(), (Some(0), String::new()));
+    }
+    assert_eq!(ends(&["session", "ls"]), (Some(0), String::new()), "nothing is left behind");
+    let (_dir, etcdctl) = etcdctl();
+    let shared = run(&etcdctl, &endpoint, &["lock", "doc", "--shared"], "");
+    assert_eq!(shared.status.code(), Some(128), "etcdctl has no such flag");
+}

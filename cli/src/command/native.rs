@@ -1,0 +1,153 @@
+//! `conclave lock`: exclusive, shared and counted locks, and a look at who holds what.
+
+use std::time::Duration;
+
+use conclave_client::{Error, LockGuard};
+use serde_json::{Value, json};
+
+use super::{Context, child::Child, lock::Arguments};
+use crate::{
+    failure::Failure,
+    output::{Rows, write},
+    stop::Stop,
+};
+
+/// What can be done with locks beside holding one. A lock with such a name can be held by the name
+/// `etcdctl` only.
+pub(super) async fn run(context: &Context, arguments: Arguments) -> Result<(), Failure> {
+    let words: Vec<&str> = arguments.words.iter().map(String::as_str).collect();
+    let (takes, breaks) = (arguments.has_take_flags(), arguments.has_break_flags());
+    match words.as_slice() {
+        ["ls"] if !takes && !breaks => list(context, "").await,
+        ["ls", prefix] if !takes && !breaks => list(context, prefix).await,
+        ["inspect", name] if !takes && !breaks => inspect(context, name).await,
+        ["break", name] if !takes => seize(context, name, &arguments).await,
+        ["ls" | "inspect" | "break", ..] => Err(Failure::bad_arguments(
+            "lock ls [PREFIX], lock inspect NAME, or lock break NAME --yes [--token] [--reason]",
+        )),
+        _ if breaks => {
+            Err(Failure::bad_arguments("--yes, --token and --reason are for `lock break` only"))
+        }
+        _ => {
+            let done = hold(context, arguments).await;
+            // The session that was begun for the lock ends in the background.
+            context.client.close().await;
+            done
+        }
+    }
+}
+
+/// Takes the lock and keeps it while a command runs, or until a signal comes.
+async fn hold(context: &Context, arguments: Arguments) -> Result<(), Failure> {
+    let (name, command) = arguments.name_and_command()?;
+    let mut stop = Stop::listen().map_err(|error| Failure::error(error.to_string()))?;
+    let mut acquire = context.client.lock(name).ttl(arguments.ttl).note(note());
+    if arguments.shared {
+        acquire = acquire.shared();
+    }
+    if let Some(permits) = arguments.permits {
+        acquire = acquire.permits(permits, arguments.limit.unwrap_or(permits));
+    }
+    if let Some(wait) = arguments.wait.or_else(|| arguments.r#try.then_some(Duration::ZERO)) {
+        acquire = acquire.wait(wait);
+    }
+    let guard = tokio::select! {
+        guard = acquire => guard?,
+        () = stop.requested() => return Err(Failure::error("context canceled")),
+    };
+    let done = match Child::new(command) {
+        Some(mut child) => {
+            let key = guard.locks().first().map(|lock| lock.key.clone()).unwrap_or_default();
+            child.env(&[
+                ("ETCD_LOCK_KEY", String::from_utf8_lossy(&key).into_owned()),
+                ("ETCD_LOCK_REV", guard.token().to_string()),
+                ("FENCING_TOKEN", guard.token().to_string()),
+            ]);
+            child.run_while(&guard.lost(), &mut stop).await
+        }
+        None => wait(name, &guard, &mut stop).await,
+    };
+    match guard.release().await {
+        // Whether the loss matters, `done` says.
+        Ok(()) | Err(Error::Lost { .. }) => done,
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn wait(name: &str, guard: &LockGuard, stop: &mut Stop) -> Result<(), Failure> {
+    write(format!("{name} is held, token {}\n", guard.token()).as_bytes())?;
+    let lost = guard.lost();
+    tokio::select! {
+        () = lost.cancelled() => Err(Failure::error("session expired")),
+        () = stop.requested() => Ok(()),
+    }
+}
+
+/// Who this is, for those who look at the lock.
+fn note() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    format!("process {} on {}", std::process::id(), host.trim())
+}
+
+fn shown(bytes: &[u8]) -> Value {
+    json!(String::from_utf8_lossy(bytes))
+}
+
+async fn list(context: &Context, prefix: &str) -> Result<(), Failure> {
+    let locks = context.client.locks(prefix).await?;
+    let rows = locks.iter().map(|lock| {
+        vec![shown(&lock.name), json!(lock.holders), json!(lock.waiters), json!(lock.fence)]
+    });
+    let titles = &["name", "holders", "waiters", "token"];
+    context.print(&Rows { titles, rows: rows.collect() })
+}
+
+async fn inspect(context: &Context, name: &str) -> Result<(), Failure> {
+    let places = context.client.lock_inspect(name).await?.places;
+    let rows = places.iter().map(|place| {
+        let share = match (place.permits, place.limit) {
+            (1, 1) => "exclusive".to_owned(),
+            (1, u32::MAX) => "shared".to_owned(),
+            (permits, limit) => format!("{permits} of {limit}"),
+        };
+        vec![
+            json!(if place.held { "holds" } else { "waits" }),
+            json!(share),
+            json!(place.fence),
+            json!(format!("{:016x}", place.session)),
+            json!(place.remaining_ms),
+            json!(place.owner),
+            // What others keep in their keys is not for people.
+            if place.foreign { json!("etcd") } else { shown(&place.note) },
+        ]
+    });
+    let titles = &["state", "share", "token", "session", "remaining ms", "owner", "note"];
+    context.print(&Rows { titles, rows: rows.collect() })
+}
+
+async fn seize(context: &Context, name: &str, arguments: &Arguments) -> Result<(), Failure> {
+    if !arguments.yes {
+        let message = "lock break takes the lock away from who holds it: say so with --yes";
+        return Err(Failure::bad_arguments(message));
+    }
+    let reason = arguments.reason.clone();
+    let broken = context.client.lock_break(name, arguments.token, reason).await?;
+    let rows = broken.iter().map(|lock| vec![shown(&lock.name), json!(lock.fence)]).collect();
+    context.print(&Rows { titles: &["name", "token"], rows })
+}
+
+/// Prints all sessions.
+pub(super) async fn sessions(context: &Context) -> Result<(), Failure> {
+    let sessions = context.client.sessions().await?;
+    let rows = sessions.iter().map(|session| {
+        vec![
+            json!(format!("{:016x}", session.id)),
+            json!(session.ttl_seconds),
+            json!(session.remaining_ms),
+            json!(session.owner),
+            json!(session.keys.len()),
+        ]
+    });
+    let titles = &["session", "ttl", "remaining ms", "owner", "keys"];
+    context.print(&Rows { titles, rows: rows.collect() })
+}
