@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-const FILES: [&str; 8] = [
+const FILES: [&str; 9] = [
     "etcd/kv.proto",
     "etcd/auth.proto",
     "etcd/rpc.proto",
@@ -10,6 +10,7 @@ const FILES: [&str; 8] = [
     "etcd/v3election.proto",
     "conclave/v1/session.proto",
     "conclave/v1/lock.proto",
+    "conclave/v1/election.proto",
     "conclave/internal/v1/raft.proto",
 ];
 const DURABLE: &str = "conclave/internal/v1/command.proto";

@@ -33,7 +33,7 @@ pub mod v3electionpb {
 }
 /// Packages of our own; generated code refers to other packages by this nesting.
 pub mod conclave {
-    /// The native API: sessions and locks.
+    /// The native API: sessions, locks and elections.
     pub mod v1 {
         tonic::include_proto!("conclave.v1");
     }

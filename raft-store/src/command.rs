@@ -39,6 +39,8 @@ pub fn command(message: internal::Command) -> Result<Command, Rejection> {
         Message::LockRelease(message) => Ok(Command::Lock(lock::release(message))),
         Message::LockConvert(request) => Ok(Command::Lock(lock::convert(request))),
         Message::LockBreak(message) => Ok(Command::Lock(lock::seize(message))),
+        Message::Campaign(message) => Ok(Command::Lock(lock::campaign(message))),
+        Message::Leave(message) => Ok(Command::Lock(lock::leave(message))),
         Message::HandOver(message) => Ok(Command::Lock(lock::hand_over(message))),
         Message::GuardedTxn(request) => Ok(Command::GuardedTxn(lock::guarded_txn(request)?)),
     }

@@ -8,8 +8,8 @@ mod lock;
 use bytes::Bytes;
 
 pub use lock::{
-    Guard, GuardedTxn, HandOver, LockAcquire, LockBreak, LockCommand, LockConvert, LockRelease,
-    SessionBegin,
+    Campaign, Guard, GuardedTxn, HandOver, Leave, LockAcquire, LockBreak, LockCommand, LockConvert,
+    LockRelease, SessionBegin,
 };
 
 /// One command of a log entry.

@@ -10,12 +10,13 @@
 //! |---|---|
 //! | [`queue`] | the places of a name, and who holds |
 //! | [`claim`] | the value of a native place |
-//! | `acquire`, `release`, `convert`, `seize`, `hand_over` | the commands |
+//! | `acquire`, `release`, `convert`, `seize`, `candidate`, `hand_over` | the commands |
 //! | `delay` | what becomes of the places of an expired session |
 //! | `guard` | transactions that need a lock |
 //! | [`check`] | what a command must be |
 
 mod acquire;
+mod candidate;
 pub mod check;
 pub mod claim;
 mod convert;
@@ -56,6 +57,12 @@ pub(crate) fn apply<R: Read>(
         }
         LockCommand::Break(command) => {
             seize::apply(&mut Change::begin(rows, head, events)?, command)
+        }
+        LockCommand::Campaign(command) => {
+            candidate::campaign(&mut Change::begin(rows, head, events)?, command)
+        }
+        LockCommand::Leave(command) => {
+            candidate::leave(&mut Change::begin(rows, head, events)?, command)
         }
         LockCommand::HandOver(command) => hand_over::apply(rows, head, events, command),
     }

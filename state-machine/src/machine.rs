@@ -156,7 +156,7 @@ fn refusal_by_alarm(head: &Head, command: &Command) -> Option<Rejection> {
         Command::Put(_)
         | Command::LeaseGrant(_)
         | Command::SessionBegin(_)
-        | Command::Lock(LockCommand::Acquire(_)) => (true, true),
+        | Command::Lock(LockCommand::Acquire(_) | LockCommand::Campaign(_)) => (true, true),
         Command::Txn(txn) => (true, txn::has_put(txn)),
         Command::GuardedTxn(guarded) => (true, txn::has_put(&guarded.txn)),
         Command::DeleteRange(_)
@@ -167,6 +167,7 @@ fn refusal_by_alarm(head: &Head, command: &Command) -> Option<Rejection> {
             LockCommand::Release(_)
             | LockCommand::Convert(_)
             | LockCommand::Break(_)
+            | LockCommand::Leave(_)
             | LockCommand::HandOver(_),
         ) => (true, false),
         Command::Alarm(_) | Command::MemberPublish(_) => (false, false),

@@ -2,8 +2,8 @@
 
 use conclave_proto::{internal, v1};
 use conclave_state_machine::command::{
-    Guard, GuardedTxn, HandOver, LockAcquire, LockBreak, LockCommand, LockConvert, LockRelease,
-    SessionBegin,
+    Campaign, Guard, GuardedTxn, HandOver, Leave, LockAcquire, LockBreak, LockCommand, LockConvert,
+    LockRelease, SessionBegin,
 };
 use conclave_state_machine::response::Rejection;
 
@@ -66,6 +66,20 @@ pub fn convert(request: v1::ConvertRequest) -> LockCommand {
 #[must_use]
 pub fn seize(message: internal::LockBreak) -> LockCommand {
     LockCommand::Break(LockBreak { name: message.name, fence: message.fence })
+}
+
+/// The command that takes a place in an election.
+#[must_use]
+pub fn campaign(message: internal::Campaign) -> LockCommand {
+    let internal::Campaign { name, session, value, attempt } = message;
+    LockCommand::Campaign(Campaign { name, session, value, attempt })
+}
+
+/// The command that gives a place in an election up.
+#[must_use]
+pub fn leave(message: internal::Leave) -> LockCommand {
+    let internal::Leave { name, session, fence, attempt } = message;
+    LockCommand::Leave(Leave { name, session, fence, attempt })
 }
 
 /// The command by which a leader hands over.

@@ -11,20 +11,18 @@ use conclave_state_machine::response::{LockResponse, LockState, Response as Answ
 use futures::future::select_all;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
-use tonic::{Code, Status};
+use tonic::Status;
 use v1::acquire_request::Wait;
 use v1::acquire_response::Event;
 use v1::ended::Reason;
 
 use super::turns::{Following, Turn};
-use super::{RESUME_GRACE, Turns, sorted, unix_ms};
+use super::{Turns, is_unknown, sorted, unix_ms, withdraw_unless_resumed};
 use crate::api::context::{Context, mismatch};
 use crate::status::Fault;
 
 /// Largest position that is counted.
 const POSITION_MAX: usize = 1_000;
-/// How often a place that nobody waits for is given up in vain.
-const RELEASES_MAX: usize = 12;
 /// A wait that is longer than any process lives, and fits every clock.
 const WAIT_MAX: Duration = Duration::from_secs(1_000_000_000);
 
@@ -90,11 +88,10 @@ impl Acquisition {
             }
             Ok(_) => return self.fail(mismatch()).await,
             Err(status) => {
-                let is_unknown =
-                    matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded);
+                let is_unknown = is_unknown(&status);
                 self.fail(status).await;
                 if is_unknown {
-                    self.give_up_unless_resumed().await;
+                    withdraw_unless_resumed(&self.context, self.withdrawal()).await;
                 }
                 return;
             }
@@ -109,7 +106,7 @@ impl Acquisition {
             LockState::Cancelled => return self.end(Reason::Cancelled).await,
         };
         if !is_settled {
-            self.give_up_unless_resumed().await;
+            withdraw_unless_resumed(&self.context, self.withdrawal()).await;
         }
     }
 
@@ -186,29 +183,17 @@ impl Acquisition {
         u64::try_from(longest.unwrap_or(0)).unwrap_or(0)
     }
 
-    /// The client went without a word. It may come back, here or elsewhere, and go on waiting.
-    async fn give_up_unless_resumed(&self) {
-        for _ in 0..RELEASES_MAX {
-            tokio::select! {
-                () = tokio::time::sleep(RESUME_GRACE) => {}
-                () = self.context.node.stopping().cancelled() => return,
-            }
-            match self.release().await {
-                Ok(()) => return,
-                Err(status) => tracing::debug!(error = status.message(), "not released yet"),
-            }
-        }
-        tracing::warn!("a lock that nobody waits for stays until its session ends");
+    async fn release(&self) -> Result<(), Status> {
+        self.context.propose(self.withdrawal()).await.map(drop)
     }
 
-    async fn release(&self) -> Result<(), Status> {
-        let release = internal::LockRelease {
+    fn withdrawal(&self) -> Message {
+        Message::LockRelease(internal::LockRelease {
             names: self.command.names.clone(),
             session: self.command.session,
             request_id: self.command.request_id.clone(),
             attempt: self.command.attempt,
-        };
-        self.context.propose(Message::LockRelease(release)).await.map(drop)
+        })
     }
 
     async fn send(&self, event: Event) -> bool {

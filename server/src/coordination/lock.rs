@@ -3,14 +3,13 @@
 use conclave_proto::internal::{self, command::Command as Message};
 use conclave_proto::{etcdserverpb as etcd, v1};
 use conclave_raft_store::command;
-use conclave_state_machine::command::LockCommand;
 use conclave_state_machine::locks::check;
 use conclave_state_machine::response::{LockResponse, Response as Answer};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use v1::lock_service_server::LockService;
 
-use super::{acquire, inspect, sorted};
+use super::{acquire, checked, inspect, sorted};
 use crate::api::context::{Context, mismatch};
 use crate::api::{check as api_check, convert, limits};
 use crate::metrics::Method;
@@ -20,11 +19,6 @@ use crate::status;
 #[derive(Clone)]
 pub(super) struct LockApi {
     pub(super) context: Context,
-}
-
-/// What apply would refuse is refused before it is proposed.
-fn checked(command: &LockCommand) -> Result<(), Status> {
-    check::command(command).map_err(|rejection| status::from_rejection(&rejection))
 }
 
 impl LockApi {

@@ -1,4 +1,4 @@
-//! The native API `conclave.v1`: sessions and locks.
+//! The native API `conclave.v1`: sessions, locks and elections.
 //!
 //! ```text
 //! Acquire ─► propose ─► apply: a place in the queue, held or not
@@ -13,44 +13,87 @@
 //! | `turns` | who on this member waits for which queue |
 //! | `session` | begin, heartbeats, list |
 //! | `lock`, `acquire`, `inspect` | the lock service |
+//! | `election`, `campaign`, `observe` | the election service |
 
 mod acquire;
+mod campaign;
+mod election;
 mod inspect;
 mod lock;
+mod observe;
 mod session;
 mod turns;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use conclave_proto::internal::command::Command as Message;
 use conclave_proto::v1;
+use conclave_state_machine::command::LockCommand;
+use conclave_state_machine::locks::check;
 use tonic::service::Routes;
+use tonic::{Code, Status};
 
 use crate::api::context::Context;
+use crate::status;
 
 pub(crate) use turns::Turns;
 
 /// A stream that broke may be resumed within this time; then its request is given up.
 const RESUME_GRACE: Duration = Duration::from_secs(5);
+/// How often the withdrawal of a place that nobody waits for is proposed.
+const WITHDRAWALS_MAX: usize = 12;
 /// Answers of a stream that its connection has not taken yet.
 const ANSWERS_MAX: usize = 4;
 
 /// The services whose calls [`add`] takes.
-pub(crate) const SERVICES: [&str; 2] = ["conclave.v1.SessionService", "conclave.v1.LockService"];
+pub(crate) const SERVICES: [&str; 3] =
+    ["conclave.v1.SessionService", "conclave.v1.LockService", "conclave.v1.ElectionService"];
 
 /// Adds the services of the native API.
 pub(crate) fn add(routes: Routes, context: &Context) -> Routes {
+    use v1::election_service_server::ElectionServiceServer;
     use v1::lock_service_server::LockServiceServer;
     use v1::session_service_server::SessionServiceServer;
 
     let receive_bytes_max = context.limits.receive_bytes_max();
     let session = session::SessionApi { context: context.clone() };
     let lock = lock::LockApi { context: context.clone() };
+    let election = election::ElectionApi { context: context.clone() };
     routes
         .add_service(
             SessionServiceServer::new(session).max_decoding_message_size(receive_bytes_max),
         )
         .add_service(LockServiceServer::new(lock).max_decoding_message_size(receive_bytes_max))
+        .add_service(
+            ElectionServiceServer::new(election).max_decoding_message_size(receive_bytes_max),
+        )
+}
+
+/// What apply would refuse is refused before it is proposed.
+fn checked(command: &LockCommand) -> Result<(), Status> {
+    check::command(command).map_err(|rejection| status::from_rejection(&rejection))
+}
+
+/// Whether a proposal that failed so may have been carried out.
+fn is_unknown(status: &Status) -> bool {
+    matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded)
+}
+
+/// Proposes `withdrawal` after a grace, and again while it fails: a client went without a word, or was
+/// told that the outcome is unknown. It may have come back, here or elsewhere, and then nothing happens.
+async fn withdraw_unless_resumed(context: &Context, withdrawal: Message) {
+    for _ in 0..WITHDRAWALS_MAX {
+        tokio::select! {
+            () = tokio::time::sleep(RESUME_GRACE) => {}
+            () = context.node.stopping().cancelled() => return,
+        }
+        match context.propose(withdrawal.clone()).await {
+            Ok(_) => return,
+            Err(status) => tracing::debug!(error = status.message(), "not withdrawn yet"),
+        }
+    }
+    tracing::warn!("a place that nobody waits for stays until its session ends");
 }
 
 /// Names as commands want them: ascending, without repetition.

@@ -30,6 +30,14 @@ pub(crate) enum Turn {
     Gone,
 }
 
+/// Who is first of a queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct First {
+    pub(crate) place: Place,
+    /// As of which this is known; not by itself a change.
+    pub(crate) revision: i64,
+}
+
 /// Too many wait on this member.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("too many waiters")]
@@ -46,14 +54,23 @@ pub(crate) struct Turns {
 }
 
 /// A name that somebody waits for.
-#[derive(Default)]
 struct Awaited {
+    /// `None` while nobody is, or nothing is known yet.
+    first: watch::Sender<Option<First>>,
     /// By key of the place, then by number.
     places: BTreeMap<Bytes, BTreeMap<u64, watch::Sender<Turn>>>,
     next: u64,
     /// Keys of places whose state is to be asked for.
     touched: BTreeSet<Bytes>,
     is_changed: bool,
+}
+
+impl Default for Awaited {
+    fn default() -> Self {
+        let (first, _) = watch::channel(None);
+        let (places, touched) = (BTreeMap::new(), BTreeSet::new());
+        Self { first, places, next: 0, touched, is_changed: false }
+    }
 }
 
 impl Turns {
@@ -134,12 +151,13 @@ impl Turns {
         key: &Bytes,
     ) -> Result<Following, TooMany> {
         let (sender, receiver) = watch::channel(Turn::Waiting);
-        let number = self.enter(name, |awaited, number| {
+        let (number, first) = self.enter(name, |awaited, number| {
             awaited.places.entry(key.clone()).or_default().insert(number, sender);
             awaited.touched.insert(key.clone());
         })?;
         Ok(Following {
             receiver,
+            first,
             turns: Arc::clone(self),
             name: name.clone(),
             key: key.clone(),
@@ -147,7 +165,11 @@ impl Turns {
         })
     }
 
-    fn enter(&self, name: &Bytes, add: impl FnOnce(&mut Awaited, u64)) -> Result<u64, TooMany> {
+    fn enter(
+        &self,
+        name: &Bytes,
+        add: impl FnOnce(&mut Awaited, u64),
+    ) -> Result<(u64, watch::Receiver<Option<First>>), TooMany> {
         if self.waiters.fetch_add(1, Ordering::Relaxed) >= WAITERS_MAX {
             self.waiters.fetch_sub(1, Ordering::Relaxed);
             return Err(TooMany);
@@ -159,10 +181,15 @@ impl Turns {
         add(awaited, number);
         // Whatever was applied before this moment is not noted: it is asked for.
         awaited.is_changed = true;
+        let mut first = awaited.first.subscribe();
+        if first.borrow().is_some() {
+            // Others know already; this one is to hear of it.
+            first.mark_changed();
+        }
         self.awaited.store(names.len(), Ordering::Release);
         drop(names);
         self.changed.notify_one();
-        Ok(number)
+        Ok((number, first))
     }
 
     fn leave(&self, name: &Bytes, key: &Bytes, number: u64) {
@@ -206,6 +233,14 @@ impl Awaited {
         for (key, turn) in others {
             self.set(&key, turn);
         }
+        let first = holders.first().filter(|place| !place.is_lost());
+        self.first.send_if_modified(|known| {
+            let is_new = known.as_ref().map(|known| &known.place) != first;
+            if is_new {
+                *known = first.map(|place| First { place: place.clone(), revision });
+            }
+            is_new
+        });
     }
 
     fn set(&self, key: &Bytes, turn: Turn) {
@@ -227,6 +262,8 @@ impl Awaited {
 /// One who waits; leaves when dropped.
 pub(crate) struct Following {
     pub(crate) receiver: watch::Receiver<Turn>,
+    /// The first of the same queue.
+    pub(crate) first: watch::Receiver<Option<First>>,
     turns: Arc<Turns>,
     name: Bytes,
     key: Bytes,

@@ -69,4 +69,8 @@ methods! {
     LockList: "unary", "conclave.v1.LockService", "List";
     LockInspect: "unary", "conclave.v1.LockService", "Inspect";
     LockForceRelease: "unary", "conclave.v1.LockService", "ForceRelease";
+    ElectionCampaign: "server_stream", "conclave.v1.ElectionService", "Campaign";
+    ElectionProclaim: "unary", "conclave.v1.ElectionService", "Proclaim";
+    ElectionResign: "unary", "conclave.v1.ElectionService", "Resign";
+    ElectionObserve: "server_stream", "conclave.v1.ElectionService", "Observe";
 }

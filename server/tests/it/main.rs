@@ -10,6 +10,7 @@ mod election;
 mod lease;
 mod lock;
 mod metrics;
+mod native_election;
 mod native_lock;
 mod node;
 mod peer;

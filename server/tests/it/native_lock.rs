@@ -307,11 +307,11 @@ async fn nothing_stays_behind_guards_that_are_dropped() {
     let servers = [server(&[]).await];
     let client = client(&servers);
     let session = session(&client, "busy").await;
-    let cycles = (0..50).map(|task| {
+    let cycles = (0..20).map(|task| {
         let session = session.clone();
         tokio::spawn(async move {
-            for _ in 0..200 {
-                drop(session.lock(format!("cycle/{}", task % 40)).await.unwrap());
+            for _ in 0..100 {
+                drop(session.lock(format!("cycle/{}", task % 16)).await.unwrap());
             }
         })
     });

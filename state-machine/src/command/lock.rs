@@ -30,6 +30,10 @@ pub enum LockCommand {
     Convert(LockConvert),
     /// Takes a place away from whoever has it.
     Break(LockBreak),
+    /// Becomes a candidate of an election.
+    Campaign(Campaign),
+    /// Is a candidate no more.
+    Leave(Leave),
     /// A leader resigns in favour of one candidate.
     HandOver(HandOver),
 }
@@ -97,6 +101,32 @@ pub struct LockBreak {
     pub name: Bytes,
     /// Fence of the place; 0 for all that are held.
     pub fence: i64,
+}
+
+/// Takes the place of a session in an election, or changes what it says there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Campaign {
+    /// Name of the election.
+    pub name: Bytes,
+    /// Lease that the candidate lives and dies with.
+    pub session: i64,
+    /// What it says as leader: the value of its key, for etcd's observers, too.
+    pub value: Bytes,
+    /// Which stream follows the candidate: the last one that asked.
+    pub attempt: u64,
+}
+
+/// Gives up the place of a session in an election.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Leave {
+    /// Name of the election.
+    pub name: Bytes,
+    /// As campaigned.
+    pub session: i64,
+    /// Only the place with this fence; 0 for whichever there is.
+    pub fence: i64,
+    /// Only if this stream was the last that asked; 0 for whoever asked.
+    pub attempt: u64,
 }
 
 /// The leader of an election goes, and the candidate `to` comes next.

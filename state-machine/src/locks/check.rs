@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use super::claim::Claim;
 use crate::command::{Guard, LockAcquire, LockCommand, SessionBegin};
 use crate::response::Rejection;
 
@@ -41,6 +42,11 @@ pub fn command(command: &LockCommand) -> Result<(), Rejection> {
             share(convert.permits, convert.limit)
         }
         LockCommand::Break(command) => name(&command.name),
+        LockCommand::Campaign(campaign) => {
+            name(&campaign.name)?;
+            candidate_value(&campaign.value)
+        }
+        LockCommand::Leave(leave) => name(&leave.name),
         LockCommand::HandOver(command) => name(&command.name),
     }
 }
@@ -82,6 +88,17 @@ pub fn name(name: &Bytes) -> Result<(), Rejection> {
         return Err(Rejection::InvalidLock("the name is too long"));
     }
     Ok(())
+}
+
+/// Checks what a candidate says: it must not pass for the claim of a lock.
+///
+/// # Errors
+/// [`Rejection::InvalidLock`].
+pub fn candidate_value(value: &[u8]) -> Result<(), Rejection> {
+    match Claim::decode(value) {
+        Some(_) => Err(Rejection::InvalidLock("the value is that of a lock")),
+        None => Ok(()),
+    }
 }
 
 fn names(names: &[Bytes]) -> Result<(), Rejection> {

@@ -10,7 +10,6 @@ use super::queue::{self, NEWEST, Place};
 use crate::change::{Before, Change};
 use crate::command::HandOver;
 use crate::head::Head;
-use crate::leases;
 use crate::outcome::Stop;
 use crate::overlay::Overlay;
 use crate::read::Read;
@@ -44,8 +43,8 @@ pub(super) fn apply<R: Read>(
         return Err(Rejection::InvalidLock("no such candidate, or too far behind").into());
     }
     for place in passed {
-        if !leases::lease(rows, place.session)?.is_some_and(|lease| lease.is_session()) {
-            return Err(Rejection::InvalidLock("a candidate in between is no session").into());
+        if queue::attempt(rows, &place.key, place.fence)? == 0 {
+            return Err(Rejection::InvalidLock("a candidate in between is none of ours").into());
         }
     }
     for place in passed {

@@ -309,7 +309,7 @@ pub fn is_place<R: Read>(rows: &R, name: &[u8], key: &Bytes) -> Result<bool, Hal
     Ok(row(rows, key, place.fence)?.is_some())
 }
 
-fn place_at<R: Read>(rows: &R, key: &Bytes) -> Result<Option<Place>, Halt> {
+pub(crate) fn place_at<R: Read>(rows: &R, key: &Bytes) -> Result<Option<Place>, Halt> {
     let found = live::get(rows, NEWEST, key)?;
     Ok(found.filter(|kv| kv.lease != 0).map(|kv| Place {
         key: kv.key,

@@ -11,6 +11,7 @@
 //! session ID TTL REQUEST [owner=WHO] [NAME=VALUE ...]
 //! lock NAME,... SESSION REQUEST [shared] [permits=N limit=N] [try] [again] [delay=N] [attempt=N]
 //! unlock NAME,... SESSION REQUEST [attempt=N]     convert NAME SESSION REQUEST PERMITS LIMIT
+//! campaign NAME SESSION VALUE [attempt=N]     leave NAME SESSION FENCE [attempt=N]
 //! break NAME FENCE     hand_over NAME FENCE KEY     guarded NAME FENCE "a txn"
 //! ```
 //! SPAN is `key`, `start..end`, `start..` or `all`; COMPARE is `FIELD SPAN = OPERAND` (also `!=`, `<`,
@@ -18,10 +19,10 @@
 
 use bytes::Bytes;
 use conclave_state_machine::command::{
-    AlarmAction, AlarmChange, AlarmKind, Command, Compact, Compare, CompareResult, CompareTarget,
-    DeleteRange, Guard, GuardedTxn, HandOver, LeaseExpire, LeaseGrant, LeaseRevoke, LockAcquire,
-    LockBreak, LockCommand, LockConvert, LockRelease, MemberRecord, Put, Range, SessionBegin,
-    SortOrder, SortTarget, Txn, TxnOp,
+    AlarmAction, AlarmChange, AlarmKind, Campaign, Command, Compact, Compare, CompareResult,
+    CompareTarget, DeleteRange, Guard, GuardedTxn, HandOver, LeaseExpire, LeaseGrant, LeaseRevoke,
+    Leave, LockAcquire, LockBreak, LockCommand, LockConvert, LockRelease, MemberRecord, Put, Range,
+    SessionBegin, SortOrder, SortTarget, Txn, TxnOp,
 };
 
 pub(crate) type Parsed<T> = Result<T, String>;
@@ -140,6 +141,18 @@ pub(crate) fn command(name: &str, words: &mut Words) -> Parsed<Command> {
             fence: words.number()?,
             to: bytes(&words.next()?),
         })),
+        "campaign" => Command::Lock(LockCommand::Campaign(Campaign {
+            name: bytes(&words.next()?),
+            session: words.number()?,
+            value: bytes(&words.next()?),
+            attempt: attempt(words)?,
+        })),
+        "leave" => Command::Lock(LockCommand::Leave(Leave {
+            name: bytes(&words.next()?),
+            session: words.number()?,
+            fence: words.number()?,
+            attempt: attempt(words)?,
+        })),
         "guarded" => {
             let guard = Guard { name: bytes(&words.next()?), fence: words.number()? };
             Command::GuardedTxn(GuardedTxn { guards: vec![guard], txn: quoted_txn(words)? })
@@ -202,19 +215,23 @@ fn acquire(words: &mut Words) -> Parsed<LockAcquire> {
 }
 
 fn release(words: &mut Words) -> Parsed<LockRelease> {
-    let mut release = LockRelease {
+    Ok(LockRelease {
         names: names(&words.next()?),
         session: words.number()?,
         request_id: bytes(&words.next()?),
-        attempt: 0,
-    };
+        attempt: attempt(words)?,
+    })
+}
+
+fn attempt(words: &mut Words) -> Parsed<u64> {
+    let mut attempt = 0;
     for (option, value) in words.options() {
         match option.as_str() {
-            "attempt" => release.attempt = number(&value)?,
-            _ => return Err(format!("unknown option {option:?} of unlock")),
+            "attempt" => attempt = number(&value)?,
+            _ => return Err(format!("unknown option {option:?}, only attempt is one")),
         }
     }
-    Ok(release)
+    Ok(attempt)
 }
 
 fn put(words: &mut Words) -> Parsed<Put> {

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 use conclave_state_machine::command::{
-    Command, Compare, CompareResult, CompareTarget, DeleteRange, HandOver, LeaseExpire,
-    LeaseRevoke, LockAcquire, LockBreak, LockCommand, LockConvert, LockRelease, Put, SessionBegin,
-    Txn, TxnOp,
+    Campaign, Command, Compare, CompareResult, CompareTarget, DeleteRange, HandOver, LeaseExpire,
+    LeaseRevoke, Leave, LockAcquire, LockBreak, LockCommand, LockConvert, LockRelease, Put,
+    SessionBegin, Txn, TxnOp,
 };
 use conclave_state_machine::locks::queue::{self, Place};
 use conclave_state_machine::read::Table;
@@ -45,6 +45,15 @@ enum Step {
         session: i64,
         request: u8,
         share: (u32, u32),
+    },
+    Campaign {
+        name: usize,
+        session: i64,
+        value: u8,
+    },
+    Leave {
+        name: usize,
+        session: i64,
     },
     /// Whoever is first hands over to one further behind.
     HandOver {
@@ -100,6 +109,10 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (name.clone(), session.clone(), 0..6_u8, share).prop_map(
             |(name, session, request, share)| Step::Convert { name, session, request, share }
         ),
+        4 => (at.clone(), 0..2_u8).prop_map(
+            |((name, session), value)| Step::Campaign { name, session, value }
+        ),
+        1 => at.clone().prop_map(|(name, session)| Step::Leave { name, session }),
         1 => (name.clone(), 1..4_usize).prop_map(|(name, to)| Step::HandOver { name, to }),
         1 => name.prop_map(|name| Step::Break { name }),
         2 => session.clone().prop_map(Step::Expire),
@@ -149,6 +162,17 @@ fn command(step: &Step, number: usize) -> Option<LockCommand> {
             request_id: request_id(*session, *request),
             permits: share.0,
             limit: share.1,
+        }),
+        Step::Campaign { name, session, value } => LockCommand::Campaign(Campaign {
+            name: NAMES[*name].into(),
+            session: *session,
+            value: vec![*value].into(),
+            attempt: number as u64 + 1,
+        }),
+        Step::Leave { name, session } => LockCommand::Leave(Leave {
+            name: NAMES[*name].into(),
+            session: *session,
+            ..Leave::default()
         }),
         Step::Break { name } => {
             LockCommand::Break(LockBreak { name: NAMES[*name].into(), fence: 0 })
@@ -311,7 +335,7 @@ fn check_acquire(
     let revision = store.head().revision;
     let again = store.apply(command);
     prop_assert_eq!(&again.outcome, outcome);
-    if matches!(command, Command::Lock(LockCommand::Acquire(_))) {
+    if !matches!(command, Command::Lock(LockCommand::Convert(_))) {
         prop_assert_eq!(store.head().revision, revision);
     }
     Ok(())

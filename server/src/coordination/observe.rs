@@ -1,0 +1,190 @@
+//! Every leader of an election from a revision on: the queue as it was then, and what changed it since.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::pin::Pin;
+
+use bytes::Bytes;
+use conclave_proto::etcdserverpb as etcd;
+use conclave_proto::mvccpb::{Event, event::EventType};
+use conclave_proto::v1;
+use conclave_state_machine::command::Range;
+use conclave_state_machine::locks::{check, queue};
+use futures::stream::{self, Stream};
+use tonic::Status;
+
+use crate::api::context::Context;
+use crate::api::kv::off_thread;
+use crate::status::{self, Fault};
+use crate::watch::LocalWatch;
+
+/// Candidates that one observer keeps in mind.
+const CANDIDATES_MAX: usize = 10_000;
+
+/// A stream of leaders.
+pub(super) type Leaders = Pin<Box<dyn Stream<Item = Result<v1::ObserveResponse, Status>> + Send>>;
+
+/// Observes from a revision on, or from now.
+pub(super) async fn start(
+    context: &Context,
+    request: v1::ObserveRequest,
+) -> Result<Leaders, Status> {
+    let v1::ObserveRequest { name, start_revision } = request;
+    check::name(&name).map_err(|rejection| status::from_rejection(&rejection))?;
+    if start_revision < 0 {
+        return Err(Status::invalid_argument("conclave: revisions are positive"));
+    }
+    context.read_barrier().await?;
+    let reader = context.node.reader();
+    let at = if start_revision == 0 { reader.head().revision } else { start_revision };
+    let mut candidates = Candidates::new(name);
+    let range = Range { revision: at, ..candidates.range() };
+    let reader = reader.clone();
+    let found = off_thread(move || reader.range(&range)).await?;
+    let (found, _) = found.map_err(|error| status::from_read(&error))?;
+    for kv in found.kvs {
+        let place = Standing { fence: kv.create_revision, session: kv.lease, value: kv.value };
+        candidates.put(kv.key, place);
+    }
+    let mut watch = LocalWatch::open(context.node.watch());
+    let Range { key, range_end, .. } = candidates.range();
+    let start_revision = at + 1;
+    watch.add(etcd::WatchCreateRequest { key, range_end, start_revision, ..Default::default() });
+    let first = v1::ObserveResponse { leader: candidates.leader(), revision: at };
+    let observer = Observer { candidates, watch, told: first.leader.clone(), due: [first].into() };
+    Ok(Box::pin(stream::try_unfold(observer, async |mut observer| {
+        let next = observer.next().await?;
+        Ok(Some((next, observer)))
+    })))
+}
+
+/// A place of the queue.
+struct Standing {
+    fence: i64,
+    session: i64,
+    value: Bytes,
+}
+
+/// All places of one name.
+struct Candidates {
+    name: Bytes,
+    places: BTreeMap<Bytes, Standing>,
+}
+
+impl Candidates {
+    fn new(name: Bytes) -> Self {
+        Self { name, places: BTreeMap::new() }
+    }
+
+    /// All keys that may be places.
+    fn range(&self) -> Range {
+        let key = Bytes::from([&self.name, &b"/"[..]].concat());
+        let range_end = Bytes::from([&self.name, &b"0"[..]].concat());
+        Range { key, range_end, ..Range::default() }
+    }
+
+    fn put(&mut self, key: Bytes, place: Standing) {
+        if queue::name_of(&key) == Some(&self.name[..]) && place.session != 0 {
+            self.places.insert(key, place);
+        }
+    }
+
+    fn take(&mut self, event: Event) {
+        let is_put = event.r#type() == EventType::Put;
+        let Some(kv) = event.kv else { return };
+        if !is_put || kv.lease == 0 {
+            self.places.remove(&kv.key);
+            return;
+        }
+        // A key that gets its lease later is no place.
+        if kv.create_revision == kv.mod_revision || self.places.contains_key(&kv.key) {
+            let place = Standing { fence: kv.create_revision, session: kv.lease, value: kv.value };
+            self.put(kv.key, place);
+        }
+    }
+
+    fn leader(&self) -> Option<v1::Leader> {
+        let (key, first) = self.places.iter().min_by_key(|(_, place)| place.fence)?;
+        let Standing { fence, session, value } = first;
+        let (key, value) = (Bytes::clone(key), Bytes::clone(value));
+        Some(v1::Leader { key, fence: *fence, session: *session, value })
+    }
+}
+
+struct Observer {
+    candidates: Candidates,
+    watch: LocalWatch,
+    told: Option<v1::Leader>,
+    /// Seen and not yet told.
+    due: VecDeque<v1::ObserveResponse>,
+}
+
+impl Observer {
+    async fn next(&mut self) -> Result<v1::ObserveResponse, Status> {
+        loop {
+            if let Some(next) = self.due.pop_front() {
+                return Ok(next);
+            }
+            let seen = self.watch.next().await.map_err(status::from_watch_end)?;
+            if seen.compact_revision != 0 {
+                return Err(Fault::Compacted.into());
+            }
+            self.take(seen.events);
+            if self.candidates.places.len() > CANDIDATES_MAX {
+                return Err(Status::resource_exhausted("conclave: too many candidates"));
+            }
+        }
+    }
+
+    /// The changes of one revision are one step.
+    fn take(&mut self, events: Vec<Event>) {
+        let revision_of = |event: &Event| event.kv.as_ref().map_or(0, |kv| kv.mod_revision);
+        let mut events = events.into_iter().peekable();
+        while let Some(event) = events.next() {
+            let revision = revision_of(&event);
+            self.candidates.take(event);
+            if events.peek().is_some_and(|next| revision_of(next) == revision) {
+                continue;
+            }
+            let leader = self.candidates.leader();
+            if leader != self.told {
+                self.told.clone_from(&leader);
+                self.due.push_back(v1::ObserveResponse { leader, revision });
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use conclave_proto::mvccpb::KeyValue;
+
+    fn event(kind: EventType, key: &'static str, created: i64, revision: i64) -> Event {
+        let kv = KeyValue {
+            key: key.into(),
+            create_revision: created,
+            mod_revision: revision,
+            lease: 7,
+            ..Default::default()
+        };
+        Event { r#type: kind as i32, kv: Some(kv), prev_kv: None }
+    }
+
+    #[test]
+    fn the_oldest_candidate_leads() {
+        let mut candidates = Candidates::new("boss".into());
+        for key in ["boss/1", "boss/deep/1", "boss2/1"] {
+            candidates.take(event(EventType::Put, key, 5, 5));
+        }
+        candidates.take(event(EventType::Put, "boss/2", 6, 6));
+        candidates.take(event(EventType::Put, "boss/late", 2, 7));
+        assert_eq!(candidates.places.len(), 2);
+        assert_eq!(candidates.leader().unwrap().fence, 5);
+        candidates.take(event(EventType::Delete, "boss/1", 0, 8));
+        assert_eq!(candidates.leader().unwrap().key, "boss/2");
+        let mut detached = event(EventType::Put, "boss/2", 6, 9);
+        detached.kv.as_mut().unwrap().lease = 0;
+        candidates.take(detached);
+        assert_eq!(candidates.leader(), None);
+    }
+}

@@ -1,0 +1,191 @@
+//! Native elections over their wire contract.
+
+use bytes::Bytes;
+use conclave_proto::v1;
+use conclave_proto::v1::election_service_client::ElectionServiceClient;
+use tonic::{Code, Streaming};
+use v1::campaign_lost::Reason;
+use v1::campaign_response::Event;
+
+use crate::native_lock::{client, queue, session, soon};
+use crate::support::{Server, server, servers};
+
+type Election = ElectionServiceClient<tonic::transport::Channel>;
+
+fn election(server: &Server) -> Election {
+    ElectionServiceClient::new(server.channel.clone())
+}
+
+/// A candidacy of the election `boss`.
+struct Candidate {
+    session: i64,
+    events: Streaming<v1::CampaignResponse>,
+}
+
+impl Candidate {
+    async fn new(election: &Election, session: i64, value: &'static str) -> Self {
+        let (name, value) = ("boss".into(), value.into());
+        let request = v1::CampaignRequest { name, session, value };
+        let events = soon("a campaign", election.clone().campaign(request)).await.unwrap();
+        Self { session, events: events.into_inner() }
+    }
+
+    async fn next(&mut self) -> Event {
+        let event = soon("an event of a campaign", self.events.message()).await;
+        event.unwrap().expect("a campaign ends with LOST").event.expect("all kinds are known")
+    }
+
+    /// Skips what is observed meanwhile.
+    async fn elected(&mut self) -> v1::Elected {
+        loop {
+            match self.next().await {
+                Event::Elected(elected) => return elected,
+                Event::Queued(_) | Event::Observed(_) => {}
+                lost @ Event::Lost(_) => panic!("{lost:?}"),
+            }
+        }
+    }
+
+    async fn observed(&mut self) -> v1::Leader {
+        loop {
+            match self.next().await {
+                Event::Observed(v1::Observed { leader: Some(leader), .. }) => return leader,
+                Event::Queued(_) | Event::Observed(_) => {}
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    async fn lost(&mut self) -> Reason {
+        loop {
+            match self.next().await {
+                Event::Lost(lost) => {
+                    let end = soon("the end", self.events.message()).await.unwrap();
+                    assert_eq!(end, None, "LOST is the last word");
+                    return lost.reason();
+                }
+                Event::Queued(_) | Event::Observed(_) => {}
+                elected @ Event::Elected(_) => panic!("{elected:?}"),
+            }
+        }
+    }
+
+    fn key(&self) -> Bytes {
+        format!("boss/{:x}", self.session).into()
+    }
+}
+
+async fn resign(election: &Election, candidate: &Candidate, fence: i64, to: Bytes) -> bool {
+    let (name, session) = ("boss".into(), candidate.session);
+    let request = v1::ResignRequest { name, session, fence, hand_over_to: to };
+    let answer = soon("to resign", election.clone().resign(request)).await;
+    answer.unwrap().into_inner().resigned
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leaders_follow_each_other_and_everybody_hears_of_it() {
+    let servers = [server(&[]).await];
+    let (client, election) = (client(&servers), election(&servers[0]));
+    let [one, two, three] =
+        [session(&client, "1").await, session(&client, "2").await, session(&client, "3").await];
+    let mut first = Candidate::new(&election, one.id(), "at one").await;
+    let led = first.elected().await;
+    let mut second = Candidate::new(&election, two.id(), "at two").await;
+    assert_eq!(second.observed().await.value, "at one");
+    let mut third = Candidate::new(&election, three.id(), "at three").await;
+    assert_eq!(third.observed().await.fence, led.fence);
+    // What the leader says is its key's value, for etcd's clients, too.
+    let proclaim = |candidate: &Candidate, fence, value: &'static str| {
+        let (name, session) = ("boss".into(), candidate.session);
+        let request = v1::ProclaimRequest { name, session, fence, value: value.into() };
+        let mut election = election.clone();
+        async move { soon("to proclaim", election.proclaim(request)).await }
+    };
+    proclaim(&first, led.fence, "moved").await.unwrap();
+    assert_eq!(second.observed().await.value, "moved");
+    assert_eq!(client.get(first.key().to_vec()).await.unwrap().one().unwrap().value, "moved");
+    let refused = proclaim(&second, led.fence, "usurped").await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    // The third is chosen; the second goes behind it, with a higher fence.
+    assert!(resign(&election, &first, led.fence, third.key()).await);
+    assert_eq!(first.lost().await, Reason::Removed);
+    let chosen = third.elected().await;
+    assert!(chosen.fence > led.fence);
+    assert!(resign(&election, &third, chosen.fence, Bytes::new()).await);
+    assert_eq!(third.lost().await, Reason::Removed);
+    let last = second.elected().await;
+    assert!(last.fence > chosen.fence);
+    assert!(!resign(&election, &third, chosen.fence, Bytes::new()).await, "it is done");
+    observed_from(&election, led.revision, &[led.fence, led.fence, chosen.fence, last.fence]).await;
+}
+
+/// Every term, and every word of it, from the past on, and from now on that nobody leads.
+async fn observed_from(election: &Election, start_revision: i64, fences: &[i64]) {
+    let mut election = election.clone();
+    let request = v1::ObserveRequest { name: "boss".into(), start_revision };
+    let mut seen = soon("to observe", election.observe(request)).await.unwrap().into_inner();
+    let mut revision = 0;
+    for fence in fences {
+        let next = soon("a leader", seen.message()).await.unwrap().unwrap();
+        assert_eq!(next.leader.unwrap().fence, *fence);
+        assert!(next.revision > revision);
+        revision = next.revision;
+    }
+    let future = v1::ObserveRequest { name: "boss".into(), start_revision: i64::MAX };
+    let refused = soon("to observe", election.observe(future)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::OutOfRange);
+    let name = Bytes::from_static(b"nobody");
+    let request = v1::ObserveRequest { name, start_revision: 0 };
+    let mut nobody = soon("to observe", election.observe(request)).await.unwrap().into_inner();
+    assert_eq!(soon("nobody", nobody.message()).await.unwrap().unwrap().leader, None);
+}
+
+/// A candidate whose session ends hears of that instead of being elected (etcd#18163), and one whose
+/// client goes without a word does not stay in the queue.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_candidate_haunts_the_election() {
+    let servers = [server(&[]).await];
+    let (client, election) = (client(&servers), election(&servers[0]));
+    let [one, two, three] =
+        [session(&client, "1").await, session(&client, "2").await, session(&client, "3").await];
+    let mut first = Candidate::new(&election, one.id(), "one").await;
+    let led = first.elected().await;
+    let mut second = Candidate::new(&election, two.id(), "two").await;
+    let mut third = Candidate::new(&election, three.id(), "three").await;
+    queue(&client, "boss", 1, 2).await;
+    client.session_end(two.id()).await.unwrap();
+    assert_eq!(second.lost().await, Reason::SessionLost);
+    // Another stream of the same candidate goes on with it: the first one may break.
+    let mut again = Candidate::new(&election, one.id(), "one").await;
+    assert_eq!(again.elected().await.fence, led.fence);
+    drop(first);
+    // The leader's client is gone, though its session lives.
+    drop(again);
+    let next = third.elected().await;
+    assert!(next.fence > led.fence);
+    queue(&client, "boss", 1, 0).await;
+    // An operator takes the leadership away.
+    client.lock_break("boss", 0, "a test").await.unwrap();
+    assert_eq!(third.lost().await, Reason::Removed);
+    let unknown = v1::CampaignRequest { name: "boss".into(), session: 12_345, value: Bytes::new() };
+    let mut refused = election.clone().campaign(unknown).await.unwrap().into_inner();
+    let refused = soon("a refusal", refused.message()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::NotFound);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_candidacy_is_resumed_on_another_member_when_its_own_stops() {
+    let mut servers = servers(3, &[]).await;
+    let client = client(&servers);
+    let [one, two] = [session(&client, "1").await, session(&client, "2").await];
+    let mut leader = Candidate::new(&election(&servers[2]), one.id(), "one").await;
+    let led = leader.elected().await;
+    let mut waiting = Candidate::new(&election(&servers[1]), two.id(), "two").await;
+    assert_eq!(waiting.observed().await.fence, led.fence);
+    servers.remove(2).running.stop().await;
+    let mut resumed = Candidate::new(&election(&servers[0]), one.id(), "one").await;
+    assert_eq!(resumed.elected().await.fence, led.fence, "it leads on");
+    assert!(resign(&election(&servers[0]), &resumed, led.fence, Bytes::new()).await);
+    assert_eq!(resumed.lost().await, Reason::Removed);
+    assert!(waiting.elected().await.fence > led.fence);
+}
