@@ -6,13 +6,15 @@ use std::time::Duration;
 
 use conclave_jepsen_tests::members;
 
-use crate::support::{Nodes, START_TIMEOUT, eventually, skipped};
+use crate::support::{Nodes, START_TIMEOUT, eventually, files, skipped};
 
 const VICTIM: usize = 2;
 const OTHER: usize = 0;
 const ADVICE: &str = "nothing acknowledged is lost; free space and start";
-/// Of the raft log.
-const SEGMENT_MEGABYTES: u32 = 16;
+/// More than two segments of the log.
+const DISK_MEGABYTES: u32 = 160;
+/// More values than fit into two segments.
+const VALUES_MAX: usize = 150;
 const VALUE_BYTES: usize = 1_000_000;
 /// The state is flushed every ten entries, at most once a second.
 const PUTS_MAX: usize = 300;
@@ -56,12 +58,6 @@ impl SmallDisk {
     fn free(&self) {
         std::fs::remove_file(self.at.join("filler")).expect("the filler");
     }
-
-    fn grow(&self, megabytes: u32) {
-        let options = format!("remount,size={megabytes}m");
-        let status = Command::new("mount").args(["-o", &options]).arg(&self.at).status();
-        assert!(status.expect("mount runs").success());
-    }
 }
 
 impl Drop for SmallDisk {
@@ -90,8 +86,7 @@ async fn a_full_disk_under_the_state_ends_the_member_with_advice_that_helps() {
     let mut nodes = Nodes::create(3, &["--snapshot-count=10"]);
     let data_dir = nodes.data_dir(VICTIM).to_owned();
     let test = "a_full_disk_under_the_state";
-    // Two segments of the log and some more.
-    let Some(disk) = SmallDisk::mount(test, &data_dir, 3 * SEGMENT_MEGABYTES) else { return };
+    let Some(disk) = SmallDisk::mount(test, &data_dir, DISK_MEGABYTES) else { return };
     nodes.cluster.start_all().expect("the program starts");
     nodes.all_serve().await;
     // The second segment is prepared, or the log would be the first to miss the space.
@@ -131,28 +126,35 @@ async fn a_full_disk_under_the_log_is_told_before_it_matters_and_then_ends_the_m
     let dir = tempfile::tempdir().expect("a directory");
     let wal = dir.path().join("wal");
     let test = "a_full_disk_under_the_log";
-    // One segment and not another one.
-    let Some(disk) = SmallDisk::mount(test, &wal, SEGMENT_MEGABYTES * 3 / 2) else { return };
+    let Some(disk) = SmallDisk::mount(test, &wal, DISK_MEGABYTES) else { return };
     let mut nodes = Nodes::create(3, &[]);
     let mut program = nodes.cluster.program().clone();
     program.flags.push(format!("--wal-dir={}", wal.display()));
     nodes.cluster.start_as(VICTIM, &program).expect("the program starts");
     nodes.cluster.start_all().expect("the program starts");
     nodes.all_serve().await;
-    let warning = "cannot prepare a raft log segment";
-    eventually("the member warns", START_TIMEOUT, async || nodes.log(VICTIM).contains(warning))
+    // The one being written and the next one.
+    eventually("the log is prepared", START_TIMEOUT, async || files(&wal, "segment").len() >= 2)
         .await;
+    disk.fill();
 
     let client = nodes.client(OTHER).await;
     let value = vec![b'v'; VALUE_BYTES];
-    for number in 0..2 * SEGMENT_MEGABYTES {
+    let warning = "cannot prepare a raft log segment";
+    let mut is_warned_alive = false;
+    for number in 0..VALUES_MAX {
         client.insist(&format!("k{number}"), &value).await;
+        let ended = tokio::task::block_in_place(|| nodes.cluster.wait_for_end(VICTIM, PUT_PAUSE));
+        if ended.expect("a process").is_some_and(|status| !status.success()) {
+            break;
+        }
+        is_warned_alive |= nodes.log(VICTIM).contains(warning);
     }
-    nodes.fails(VICTIM);
+    assert!(is_warned_alive, "the member warns while it still has a segment");
     let words = nodes.last_words(VICTIM);
     assert!(words.contains("no space left for the raft log") && words.contains(ADVICE), "{words}");
 
-    disk.grow(400);
+    disk.free();
     nodes.cluster.start_as(VICTIM, &program).expect("the program starts");
     recovers(&mut nodes).await;
     drop(nodes);

@@ -156,7 +156,8 @@ impl Drop for Nodes {
     }
 }
 
-fn files(dir: &Path, extension: &str) -> Vec<PathBuf> {
+/// The files in a directory with this extension, in the order of their names.
+pub(crate) fn files(dir: &Path, extension: &str) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(dir).expect("a directory");
     let mut paths: Vec<PathBuf> = entries.map(|entry| entry.expect("an entry").path()).collect();
     paths.retain(|path| path.extension().is_some_and(|found| found == extension));
