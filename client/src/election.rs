@@ -4,7 +4,7 @@
 //! is a lease, with the same limits as a lock: what it does must be fenced by its [token]. A campaign
 //! that is canceled leaves no candidate behind, and one whose lease ended meanwhile is never elected.
 //!
-//! [token]: Leadership::token
+//! [token]: Leader::token
 //!
 //! ```no_run
 //! # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {

@@ -17,7 +17,7 @@ const TTL_SECONDS: u64 = 60;
 /// Flags and arguments of `lock`; etcdctl has the time to live only.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// The name, and a command to run while it is held; or ls [PREFIX], inspect NAME, break NAME.
+    /// The name, and a command to run while it is held; or `ls [PREFIX]`, `inspect NAME`, `break NAME`.
     #[arg(value_name = "NAME [-- COMMAND ARGUMENT...]")]
     pub(super) words: Vec<String>,
     /// Seconds that the lock outlives this process if it ends without releasing it.

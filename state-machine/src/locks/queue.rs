@@ -86,7 +86,7 @@ impl Admission {
 
 /// Visits the places of `name` as of revision `at`, first to last, until `visit` breaks.
 ///
-/// As in [`crate::live`], the caller checks afterwards that no compaction passed `at` meanwhile. Places
+/// As in `live`, the caller checks afterwards that no compaction passed `at` meanwhile. Places
 /// that were deleted after `at` may be missing.
 ///
 /// # Errors
