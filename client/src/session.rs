@@ -12,9 +12,10 @@
 //! let session = client.session().ttl(Duration::from_secs(10)).owner("worker-7").await?;
 //! client.put("workers/7", "busy").lease(session.id()).await?;
 //! let lock = session.lock("jobs/1").await?;
+//! let lost = session.lost();
 //! tokio::select! {
 //!     () = work() => lock.release().await?,
-//!     () = session.lost().cancelled() => eprintln!("somebody else may work on it now"),
+//!     () = lost.cancelled() => eprintln!("somebody else may work on it now"),
 //! }
 //! session.close().await?;
 //! # Ok(())
