@@ -86,6 +86,7 @@ impl StateMachine {
         self.write(&before, writes, &piece)?;
         let write = write_began.elapsed();
         self.publish(before, piece).map_err(|halt| stopped(&self.shared, applied, halt))?;
+        self.shared.outgrow_partial(applied.index);
         self.sink.timed(began.elapsed(), write);
         Ok(())
     }

@@ -41,5 +41,5 @@ pub use reader::{EventSpan, HashKv, Reader, Sizes};
 pub use rocks::RocksOptions;
 pub use row::Identity;
 pub use sink::{AppliedEntry, ApplySink};
-pub use snapshot::{SnapshotContent, SnapshotFile, SnapshotSink, SnapshotSource};
+pub use snapshot::{SnapshotContent, SnapshotFile, SnapshotSink, SnapshotSource, StagedFile};
 pub use store::{OpenError, ReadError, StateStore, StoreOptions};

@@ -25,7 +25,7 @@ use conclave_state_machine::{kv, range};
 use crate::counts::{self, Counts};
 use crate::engine::View;
 use crate::row::{self, Identity, Moment};
-use crate::snapshot::{SnapshotFile, SnapshotSink, SnapshotSource};
+use crate::snapshot::{SnapshotFile, SnapshotSink, SnapshotSource, StagedFile};
 use crate::store::{ReadError, Shared};
 use crate::types::{LogId, SnapshotMeta, StoredMembership};
 
@@ -358,11 +358,20 @@ impl Reader {
         SnapshotSource::create(&self.shared)
     }
 
-    /// Begins to receive the snapshot that `meta` describes, as `files`.
+    /// What was received of a snapshot whose transfer broke off, in no particular order.
+    #[must_use]
+    pub fn staged_snapshot(&self) -> Vec<StagedFile> {
+        let partial = self.shared.partial.lock();
+        partial.as_ref().map(|partial| partial.files().to_vec()).unwrap_or_default()
+    }
+
+    /// Begins to receive the snapshot that `meta` describes, as `files`; what is to be kept of an
+    /// earlier attempt must be staged, anything else of that is given up.
     ///
     /// # Errors
     /// [`io::ErrorKind::WouldBlock`] while another is being received;
-    /// [`io::ErrorKind::InvalidInput`] for names or sizes that cannot be; else what the system reports.
+    /// [`io::ErrorKind::InvalidInput`] for names or sizes that cannot be;
+    /// [`io::ErrorKind::NotFound`] if what is to be kept is not there; else what the system reports.
     pub fn receive_snapshot(
         &self,
         meta: SnapshotMeta,

@@ -33,6 +33,45 @@ pub struct SnapshotFile {
     pub name: String,
     /// Size in bytes.
     pub size: u64,
+    /// Bytes at the beginning that are not sent: the receiver has staged just as many.
+    pub kept: u64,
+}
+
+/// What a receiver has of one file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StagedFile {
+    /// Name without directories.
+    pub name: String,
+    /// Bytes received, from the beginning on.
+    pub bytes: u64,
+    /// CRC-32C of them.
+    pub crc32c: u32,
+}
+
+/// What a transfer that broke off has left, for the next one to go on with.
+#[derive(Debug)]
+pub(crate) struct Partial {
+    dir: StateDir,
+    files: Vec<StagedFile>,
+    /// Last log index of the snapshot: who has applied it needs the rest no more.
+    pub(crate) index: u64,
+}
+
+impl Partial {
+    pub(crate) fn files(&self) -> &[StagedFile] {
+        &self.files
+    }
+
+    /// Moves a file of which just `bytes` are staged to `to`.
+    fn hand_over(&self, name: &str, bytes: u64, to: &Path) -> io::Result<StagedFile> {
+        let staged = self.files.iter().find(|file| file.name == name && file.bytes == bytes);
+        let staged = staged.ok_or_else(|| not_staged(name))?;
+        let to = to.join(name);
+        std::fs::rename(self.dir.path().join(name), &to)?;
+        // It may have been the one that was being written.
+        File::open(to)?.sync_all()?;
+        Ok(staged.clone())
+    }
 }
 
 /// What raft hands around as a snapshot of this state machine.
@@ -74,7 +113,7 @@ impl SnapshotSource {
             let entry = entry?;
             let name = entry.file_name().into_string();
             let name = name.map_err(|name| invalid(format!("odd file name {name:?}")))?;
-            files.push(SnapshotFile { name, size: entry.metadata()?.len() });
+            files.push(SnapshotFile { name, size: entry.metadata()?.len(), kept: 0 });
         }
         files.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(Self { dir, files })
@@ -107,14 +146,16 @@ impl SnapshotSource {
     }
 }
 
-/// A snapshot being received; removed on drop unless finished and installed. One at a time.
+/// A snapshot being received, one at a time. If it is dropped unfinished, the next one can go on with
+/// what has come.
 pub struct SnapshotSink {
-    // Dropped first: nothing may be in the directory's way when it is removed.
     current: Option<(usize, File)>,
-    dir: StateDir,
+    /// `None` once it is finished or of no use.
+    dir: Option<StateDir>,
     files: Vec<SnapshotFile>,
-    received: Vec<u64>,
+    received: Vec<StagedFile>,
     meta: SnapshotMeta,
+    // Dropped last: another may begin from then on.
     shared: Receiving,
 }
 
@@ -138,41 +179,63 @@ impl SnapshotSink {
             return Err(io::Error::new(io::ErrorKind::WouldBlock, text));
         }
         let shared = Receiving(shared);
-        check_names(&files)?;
+        let partial = shared.0.partial.lock().take();
+        check(&files)?;
         let dir = shared.0.directory.new_database();
         std::fs::create_dir(dir.path())?;
-        for file in &files {
-            File::create_new(dir.path().join(&file.name))?;
+        let mut received = Vec::with_capacity(files.len());
+        for SnapshotFile { name, kept, .. } in &files {
+            received.push(if *kept > 0 {
+                let partial = partial.as_ref().ok_or_else(|| not_staged(name))?;
+                partial.hand_over(name, *kept, dir.path())?
+            } else {
+                File::create_new(dir.path().join(name))?;
+                StagedFile { name: name.clone(), bytes: 0, crc32c: 0 }
+            });
         }
-        let received = vec![0; files.len()];
-        Ok(Self { current: None, dir, files, received, meta, shared })
+        Ok(Self { current: None, dir: Some(dir), files, received, meta, shared })
     }
 
     /// Bytes of `file` received so far.
     #[must_use]
     pub fn received(&self, file: usize) -> u64 {
-        self.received.get(file).copied().unwrap_or(0)
+        self.received.get(file).map_or(0, |file| file.bytes)
     }
 
     /// Appends to a file. The transport has checked `data`'s checksum.
     ///
     /// # Errors
-    /// [`io::ErrorKind::InvalidInput`] if this is not the next piece; else what the system reports.
+    /// [`io::ErrorKind::InvalidInput`] if this is not the next piece; else what the system reports, and
+    /// nothing of it can be used.
     pub fn write(&mut self, file: usize, offset: u64, data: &[u8]) -> io::Result<()> {
         let expected = self.files.get(file).ok_or_else(|| invalid("no such file"))?;
-        if offset != self.received[file] || data.len() as u64 > expected.size - offset {
-            let (name, at) = (&expected.name, self.received[file]);
+        let at = self.received[file].bytes;
+        if offset != at || data.len() as u64 > expected.size - offset {
+            let name = &expected.name;
             return Err(invalid(format!("{name}: a piece at {offset}, expected one at {at}")));
         }
+        self.append(file, data).inspect_err(|_| self.discard())?;
+        let received = &mut self.received[file];
+        received.bytes += data.len() as u64;
+        received.crc32c = crc32c::crc32c_append(received.crc32c, data);
+        Ok(())
+    }
+
+    fn append(&mut self, file: usize, data: &[u8]) -> io::Result<()> {
         if self.current.as_ref().is_none_or(|(open, _)| *open != file) {
-            let path = self.dir.path().join(&expected.name);
             self.close_current()?;
+            let dir = self.dir.as_ref().ok_or_else(|| invalid("an earlier piece failed"))?;
+            let path = dir.path().join(&self.files[file].name);
             self.current = Some((file, File::options().write(true).open(path)?));
         }
         let (_, open) = self.current.as_ref().expect("opened above");
-        open.write_all_at(data, offset)?;
-        self.received[file] += data.len() as u64;
-        Ok(())
+        open.write_all_at(data, self.received[file].bytes)
+    }
+
+    /// Nothing of it is to be used.
+    pub fn discard(&mut self) {
+        self.current = None;
+        self.dir = None;
     }
 
     fn close_current(&mut self) -> io::Result<()> {
@@ -188,17 +251,27 @@ impl SnapshotSink {
     /// [`io::ErrorKind::InvalidData`] if it must not be installed; else what the system reports.
     pub fn finish(mut self) -> io::Result<SnapshotContent> {
         self.close_current()?;
-        if let Some((file, _)) =
-            self.files.iter().zip(&self.received).find(|(file, received)| file.size != **received)
-        {
+        let mut files = self.files.iter().zip(&self.received);
+        if let Some((file, _)) = files.find(|(file, received)| file.size != received.bytes) {
             return Err(damaged(format!("{} is incomplete", file.name)));
         }
-        let Self { dir, meta, shared, .. } = self;
-        StagedSnapshot::open(&shared.0, dir, &meta).map(SnapshotContent::Staged)
+        let dir = self.dir.take().ok_or_else(|| invalid("an earlier piece failed"))?;
+        StagedSnapshot::open(&self.shared.0, dir, &self.meta).map(SnapshotContent::Staged)
     }
 }
 
-fn check_names(files: &[SnapshotFile]) -> io::Result<()> {
+impl Drop for SnapshotSink {
+    fn drop(&mut self) {
+        self.current = None;
+        if let Some(dir) = self.dir.take() {
+            let files = std::mem::take(&mut self.received);
+            let index = self.meta.last_log_id.map_or(0, |id| id.index);
+            *self.shared.0.partial.lock() = Some(Partial { dir, files, index });
+        }
+    }
+}
+
+fn check(files: &[SnapshotFile]) -> io::Result<()> {
     if files.len() > FILES_MAX {
         return Err(invalid("too many files"));
     }
@@ -207,8 +280,11 @@ fn check_names(files: &[SnapshotFile]) -> io::Result<()> {
             && !name.starts_with('.')
             && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b))
     };
-    match files.iter().find(|file| !is_plain(&file.name)) {
-        Some(file) => Err(invalid(format!("odd file name {:?}", file.name))),
+    if let Some(file) = files.iter().find(|file| !is_plain(&file.name)) {
+        return Err(invalid(format!("odd file name {:?}", file.name)));
+    }
+    match files.iter().find(|file| file.kept > file.size) {
+        Some(file) => Err(invalid(format!("{} is smaller than what is kept of it", file.name))),
         None => Ok(()),
     }
 }
@@ -296,6 +372,10 @@ pub(crate) fn flush(shared: &Shared) -> io::Result<SnapshotMeta> {
 
 fn invalid(text: impl Into<String>) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidInput, text.into())
+}
+
+fn not_staged(name: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::NotFound, format!("{name} is not staged as far as that"))
 }
 
 fn damaged(text: impl Into<String>) -> io::Error {

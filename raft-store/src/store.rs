@@ -18,6 +18,7 @@ use crate::engine::{Create, EngineKind, Rows, halt_to_io};
 use crate::reader::Reader;
 use crate::row::{self, Moment};
 use crate::sink::ApplySink;
+use crate::snapshot::Partial;
 use crate::types::{LogId, StoredMembership};
 
 /// What to do about damage.
@@ -188,6 +189,8 @@ pub(crate) struct Shared {
     /// Index of the last applied entry, 0 before the first.
     pub(crate) applied_index: watch::Sender<u64>,
     pub(crate) is_receiving: AtomicBool,
+    /// Left by the last snapshot that was not received whole.
+    pub(crate) partial: parking_lot::Mutex<Option<Partial>>,
     pub(crate) is_defragmenting: AtomicBool,
     /// Why the member must stop, once a reader ran into damage.
     pub(crate) failed: watch::Sender<Option<String>>,
@@ -203,6 +206,7 @@ impl Shared {
             visible: RwLock::new(visible),
             applied_index: watch::Sender::new(index),
             is_receiving: AtomicBool::new(false),
+            partial: parking_lot::Mutex::default(),
             is_defragmenting: AtomicBool::new(false),
             failed: watch::Sender::new(None),
         }
@@ -261,6 +265,15 @@ impl Shared {
         }
         self.applied_index.send_replace(index);
         changed
+    }
+
+    /// Gives up what was received of a snapshot that ends at or below the applied index.
+    pub(crate) fn outgrow_partial(&self, applied: u64) {
+        let mut partial = self.partial.lock();
+        if let Some(outgrown) = partial.take_if(|partial| partial.index <= applied) {
+            // Deleting large files takes a while.
+            drop(tokio::task::spawn_blocking(move || drop(outgrown)));
+        }
     }
 
     pub(crate) fn split(&self, cut: Cut) {

@@ -28,6 +28,10 @@ use crate::watch::Hub;
 
 pub use start::StartError;
 
+/// How often a flush is asked for, and the pause between: two minutes in all.
+const FLUSH_ATTEMPTS: usize = 2_400;
+const FLUSH_PAUSE: Duration = Duration::from_millis(50);
+
 /// What a member's raft knows at one moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NodeStatus {
@@ -309,16 +313,21 @@ impl Node {
     /// an operator whose disk is full.
     ///
     /// # Errors
-    /// The reason why raft stopped, if it did.
+    /// The reason why raft stopped or did not flush.
     pub async fn cut_log(&self) -> Result<(), String> {
         let raft = &self.route.raft;
         let upto = self.reader.applied().map_or(0, |id| id.index);
-        raft.trigger().snapshot().await.map_err(|fatal| fatal.to_string())?;
-        let mut metrics = raft.metrics();
-        while metrics.borrow_and_update().snapshot.is_none_or(|id| id.index < upto) {
-            metrics.changed().await.map_err(|_closed| "raft stopped".to_owned())?;
+        let metrics = raft.metrics();
+        for _ in 0..FLUSH_ATTEMPTS {
+            if metrics.borrow_watched().snapshot.is_some_and(|id| id.index >= upto) {
+                let purged = raft.trigger().purge_log(upto).await;
+                return purged.map_err(|fatal| fatal.to_string());
+            }
+            // Raft ignores this while it flushes already, perhaps less than is wanted.
+            raft.trigger().snapshot().await.map_err(|fatal| fatal.to_string())?;
+            tokio::time::sleep(FLUSH_PAUSE).await;
         }
-        raft.trigger().purge_log(upto).await.map_err(|fatal| fatal.to_string())
+        Err("the state could not be flushed in time".to_owned())
     }
 
     pub(crate) fn raft(&self) -> &crate::raft::Raft {

@@ -4,7 +4,7 @@ use std::io;
 
 use conclave_raft_store::types::{MemberNode, Membership, Nodes, SnapshotMeta, StoredMembership};
 use conclave_raft_store::{
-    EngineKind, Identity, SnapshotContent, SnapshotFile, SnapshotSink, SnapshotSource,
+    EngineKind, Identity, SnapshotContent, SnapshotFile, SnapshotSink, SnapshotSource, StagedFile,
 };
 use openraft::RaftSnapshotBuilder;
 use openraft::storage::RaftStateMachine;
@@ -35,7 +35,7 @@ fn send(
     mut damage: impl FnMut(&str, u64, &mut Vec<u8>),
 ) {
     for (number, file) in source.files().iter().enumerate() {
-        let mut offset = 0;
+        let mut offset = sink.received(number);
         while offset < file.size {
             let mut piece = source.read_at(number, offset, PIECE).unwrap().to_vec();
             let length = piece.len() as u64;
@@ -154,12 +154,115 @@ async fn an_incomplete_or_misdescribed_one_is_refused() {
     assert!(sink.finish().err().unwrap().to_string().contains("another cluster"));
 }
 
+/// Sends pieces until `bytes` have gone.
+fn send_some(source: &SnapshotSource, sink: &mut SnapshotSink, bytes: u64) {
+    let mut left = bytes;
+    for (number, file) in source.files().iter().enumerate() {
+        while sink.received(number) < file.size && left > 0 {
+            let offset = sink.received(number);
+            let piece = source.read_at(number, offset, PIECE.min(left as usize)).unwrap();
+            sink.write(number, offset, &piece).unwrap();
+            left -= piece.len() as u64;
+        }
+    }
+    assert_eq!(left, 0, "the snapshot is larger");
+}
+
+fn keeping(source: &SnapshotSource, staged: &[StagedFile]) -> Vec<SnapshotFile> {
+    let mut files = source.files().to_vec();
+    for file in &mut files {
+        file.kept = staged.iter().find(|s| s.name == file.name).map_or(0, |staged| staged.bytes);
+    }
+    files
+}
+
+#[tokio::test]
+async fn a_transfer_that_broke_off_goes_on_where_it_stopped() {
+    for engine in ENGINES {
+        let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let mut from = sender(dirs[0].path(), engine).await;
+        let mut to = State::open(dirs[1].path(), engine);
+        let (meta, source) = current(&mut from).await;
+        assert_eq!(to.reader.staged_snapshot(), []);
+        let size: u64 = source.files().iter().map(|file| file.size).sum();
+        let mut files = source.files().to_vec();
+        // Twice: the second attempt goes on with what the first one left, and leaves more.
+        for attempt in 1..=2 {
+            let mut sink = to.reader.receive_snapshot(meta.clone(), files).unwrap();
+            assert_eq!(to.reader.staged_snapshot(), [], "nothing to go on with while it comes");
+            send_some(&source, &mut sink, size / 3);
+            drop(sink);
+            let staged = to.reader.staged_snapshot();
+            assert_eq!(staged.iter().map(|file| file.bytes).sum::<u64>(), attempt * (size / 3));
+            for staged in &staged {
+                let number = source.files().iter().position(|file| file.name == staged.name);
+                let same = source.read_at(number.unwrap(), 0, staged.bytes as usize).unwrap();
+                assert_eq!(crc32c::crc32c(&same), staged.crc32c, "{}", staged.name);
+            }
+            files = keeping(&source, &staged);
+            assert_eq!(databases(dirs[1].path()), 2);
+        }
+        let mut sink = to.reader.receive_snapshot(meta.clone(), files).unwrap();
+        send(&source, &mut sink, no_damage);
+        let staged = sink.finish().unwrap();
+        to.machine.install_snapshot(&meta, staged).await.unwrap();
+        assert_eq!(to.reader.hash_kv(0).unwrap(), from.reader.hash_kv(0).unwrap());
+        assert_eq!(to.reader.staged_snapshot(), []);
+        let crashed = crash_image(dirs[1].path());
+        assert_eq!(State::open(crashed.path(), engine).reader.applied(), Some(log_id(299)));
+    }
+}
+
+#[tokio::test]
+async fn what_is_kept_must_be_staged() {
+    for engine in ENGINES {
+        let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let mut from = sender(dirs[0].path(), engine).await;
+        let to = State::open(dirs[1].path(), engine);
+        let (meta, source) = current(&mut from).await;
+        let offer = |files| to.reader.receive_snapshot(meta.clone(), files);
+        let largest = source.files().iter().max_by_key(|file| file.size).unwrap().clone();
+        let keep = |kept| vec![SnapshotFile { kept, ..largest.clone() }];
+        assert_eq!(offer(keep(1)).err().unwrap().kind(), io::ErrorKind::NotFound);
+        for kept in [1, 11] {
+            let mut sink = offer(keep(0)).unwrap();
+            sink.write(0, 0, &[7; 10]).unwrap();
+            drop(sink);
+            assert_eq!(offer(keep(kept)).err().unwrap().kind(), io::ErrorKind::NotFound);
+            assert_eq!(to.reader.staged_snapshot(), [], "it is given up");
+        }
+        let beyond = offer(keep(largest.size + 1)).err().unwrap();
+        assert_eq!(beyond.kind(), io::ErrorKind::InvalidInput);
+        let mut sink = offer(keep(0)).unwrap();
+        sink.write(0, 0, &[7; 10]).unwrap();
+        sink.discard();
+        drop(sink);
+        assert_eq!(to.reader.staged_snapshot(), []);
+        assert_eq!(databases(dirs[1].path()), 1);
+    }
+}
+
+#[tokio::test]
+async fn a_state_that_caught_up_keeps_nothing_of_a_snapshot() {
+    let dirs = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let mut from = sender(dirs[0].path(), ENGINES[0]).await;
+    let mut to = State::open(dirs[1].path(), ENGINES[0]);
+    let (meta, source) = current(&mut from).await;
+    let mut sink = to.reader.receive_snapshot(meta, source.files().to_vec()).unwrap();
+    send_some(&source, &mut sink, 10);
+    drop(sink);
+    to.apply([entry(298, vec![put("a", "1")])]).await;
+    assert_ne!(to.reader.staged_snapshot(), []);
+    to.apply([entry(299, vec![put("a", "2")])]).await;
+    assert_eq!(to.reader.staged_snapshot(), []);
+}
+
 #[tokio::test]
 async fn names_that_lead_elsewhere_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let state = State::open(dir.path(), ENGINES[0]);
     for name in ["../x", "a/b", "", ".", "..", ".hidden", "nul\0", &"x".repeat(65)] {
-        let files = vec![SnapshotFile { name: name.to_owned(), size: 1 }];
+        let files = vec![SnapshotFile { name: name.to_owned(), size: 1, kept: 0 }];
         let refused = state.reader.receive_snapshot(SnapshotMeta::default(), files).err().unwrap();
         assert_eq!(refused.kind(), io::ErrorKind::InvalidInput, "{name:?}");
     }

@@ -234,6 +234,15 @@ impl Peer for PeerService {
         Ok(Response::new(internal::SnapshotResponse { vote: Some(codec::vote_message(&vote)) }))
     }
 
+    async fn staged_snapshot(
+        &self,
+        request: Request<internal::StagedSnapshotRequest>,
+    ) -> Result<Response<internal::StagedSnapshotResponse>, Status> {
+        let serving = self.check(request.get_ref().sender.as_ref())?;
+        let files = serving.snapshots.staged()?;
+        Ok(Response::new(internal::StagedSnapshotResponse { files }))
+    }
+
     async fn propose(
         &self,
         request: Request<internal::ProposeRequest>,

@@ -11,11 +11,11 @@ use conclave_proto::internal::{self, snapshot_chunk};
 use conclave_raft_store::codec::{self, CodecError};
 use conclave_raft_store::log::LogStore;
 use conclave_raft_store::reader::Reader;
-use conclave_raft_store::snapshot::{SnapshotContent, SnapshotFile, SnapshotSink};
+use conclave_raft_store::snapshot::{SnapshotContent, SnapshotFile, SnapshotSink, StagedFile};
 use conclave_raft_store::types::{LogId, SnapshotMeta, Vote};
 use openraft::async_runtime::WatchReceiver;
 use openraft::storage::{RaftLogReader as _, RaftLogStorage as _, Snapshot};
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, MutexGuard};
 use tonic::{Status, Streaming};
 
 use super::Raft;
@@ -46,6 +46,23 @@ impl SnapshotReceiver {
         Self { raft, log, reader, counts, is_busy: Mutex::default() }
     }
 
+    /// What an earlier transfer has left, to go on with.
+    ///
+    /// # Errors
+    /// Aborted while one is being received: perhaps it has broken off and that was not noticed yet.
+    pub(crate) fn staged(&self) -> Result<Vec<internal::StagedFile>, Status> {
+        let _idle = self.begin()?;
+        let staged = self.reader.staged_snapshot().into_iter();
+        let message =
+            |f: StagedFile| internal::StagedFile { name: f.name, bytes: f.bytes, crc32c: f.crc32c };
+        Ok(staged.map(message).collect())
+    }
+
+    fn begin(&self) -> Result<MutexGuard<'_, ()>, Status> {
+        let busy = |_| Status::aborted("another snapshot is being received");
+        self.is_busy.try_lock().map_err(busy)
+    }
+
     /// Receives and installs what follows `header`; returns the vote to answer with.
     ///
     /// # Errors
@@ -57,9 +74,7 @@ impl SnapshotReceiver {
     ) -> Result<Vote, Status> {
         let from = header.sender.map_or(0, |sender| sender.from);
         let offered = offered(header).map_err(|e| Status::invalid_argument(e.to_string()))?;
-        let Ok(_busy) = self.is_busy.try_lock() else {
-            return Err(Status::aborted("another snapshot is being received"));
-        };
+        let _busy = self.begin()?;
         let index = offered.meta.last_log_id.map_or(0, |id| id.index);
         let own_vote = self.raft.metrics().borrow_watched().vote;
         if own_vote > offered.vote {
@@ -124,6 +139,7 @@ impl SnapshotReceiver {
                 }
                 Some(snapshot_chunk::Chunk::EndCrc32c(sent)) if sent == crc32c => break,
                 Some(snapshot_chunk::Chunk::EndCrc32c(_)) => {
+                    sink.discard();
                     return Err(Status::data_loss("snapshot: the checksum of all data differs"));
                 }
                 Some(snapshot_chunk::Chunk::Header(_)) => {
@@ -142,7 +158,7 @@ fn offered(header: internal::SnapshotHeader) -> Result<Offered, CodecError> {
     Ok(Offered {
         vote: codec::vote(&header.vote.ok_or(missing("vote"))?),
         meta: codec::snapshot_meta(&header.meta.ok_or(missing("meta"))?)?,
-        files: files.map(|f| SnapshotFile { name: f.name, size: f.size }).collect(),
+        files: files.map(|f| SnapshotFile { name: f.name, size: f.size, kept: f.kept }).collect(),
     })
 }
 
@@ -167,7 +183,8 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, Status> {
     let done = tokio::task::spawn_blocking(work).await.map_err(io::Error::other).flatten();
     done.map_err(|error| match error.kind() {
-        io::ErrorKind::WouldBlock => Status::aborted(error.to_string()),
+        // What was to be kept is gone: the sender asks again.
+        io::ErrorKind::WouldBlock | io::ErrorKind::NotFound => Status::aborted(error.to_string()),
         io::ErrorKind::InvalidInput => Status::invalid_argument(error.to_string()),
         io::ErrorKind::InvalidData => Status::data_loss(error.to_string()),
         _ => Status::internal(error.to_string()),

@@ -1,14 +1,19 @@
 //! Sending a snapshot: a header, the files in pieces, a checksum over all of it.
+//!
+//! A transfer that broke off is gone on with: the receiver says what it has staged, and what is the same
+//! here is not sent again. That is found by content, because the next attempt may send a later state,
+//! or come from another member; large files of the store never change, so most of them are the same.
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use conclave_proto::internal::{self, snapshot_chunk};
 use conclave_raft_store::apply::StateSnapshot;
 use conclave_raft_store::codec;
-use conclave_raft_store::snapshot::{SnapshotContent, SnapshotSource};
+use conclave_raft_store::snapshot::{SnapshotContent, SnapshotFile, SnapshotSource};
 use conclave_raft_store::types::{TypeConfig, Vote};
 use futures::stream::{self, Stream};
 use openraft::error::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
@@ -17,12 +22,19 @@ use openraft::raft::SnapshotResponse;
 use parking_lot::Mutex;
 
 use super::network::{Network, malformed, refused};
+use super::pace::Pace;
 use crate::metrics::Pending;
 
 /// Bytes of one piece.
 const PIECE_BYTES: usize = 512 * 1024;
 /// How long nothing of a snapshot may be taken before it is given up.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long the receiver may take to say what it has.
+const STAGED_TIMEOUT: Duration = Duration::from_secs(1);
+/// Pause before it is asked again, and how often: half a minute if nobody is there. Giving up at once would
+/// mean another checkpoint, and so a flush of the state, for every attempt to reach a member that is down.
+const STAGED_PAUSE: Duration = Duration::from_millis(300);
+const STAGED_ATTEMPTS: usize = 100;
 /// How long the receiver may verify and install what it has received.
 const INSTALL_TIMEOUT: Duration = Duration::from_secs(600);
 
@@ -57,21 +69,36 @@ impl Network {
             sender: Some(self.sender()),
             vote: Some(codec::vote_message(&vote)),
             meta: Some(codec::snapshot_meta_message(&snapshot.meta)),
-            files: files(&source),
+            files: Vec::new(),
         };
-        let last_log_id = snapshot.meta.last_log_id;
+        tokio::select! {
+            answer = self.transfer(Arc::new(source), header) => answer,
+            closed = cancel => Err(closed.into()),
+        }
+    }
+
+    /// Sends what of `source` the receiver does not have; `header` lacks only the files.
+    async fn transfer(
+        &self,
+        source: Arc<SnapshotSource>,
+        mut header: internal::SnapshotHeader,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let staged = self.staged().await?;
+        let mut pace = Pace::new(Instant::now());
+        let kept = kept(&source, &staged, &mut pace).await.map_err(|error| local(&error))?;
+        header.files = files(&source, &kept);
         tracing::info!(
             member = %format_args!("{:x}", self.target),
-            index = last_log_id.map_or(0, |id| id.index),
-            bytes = header.files.iter().map(|file| file.size).sum::<u64>(),
+            index = header.meta.as_ref().and_then(|meta| meta.last_log_id).map_or(0, |id| id.index),
+            bytes = header.files.iter().map(|file| file.size - file.kept).sum::<u64>(),
+            kept_bytes = kept.iter().sum::<u64>(),
             "sending a snapshot"
         );
         let progress = Arc::new(Progress::default());
-        let pieces = pieces(Arc::new(source), header, progress.clone());
+        let pieces = pieces(Cursor::new(source, header, kept, pace, progress.clone()));
         let mut client = self.link.client().map_err(|status| refused(&status))?;
         let answer = tokio::select! {
             answer = client.install_snapshot(pieces) => answer,
-            closed = cancel => return Err(closed.into()),
             () = stalled(&progress) => {
                 self.link.reset();
                 let text = "the receiver takes nothing of the snapshot";
@@ -85,11 +112,69 @@ impl Network {
         let vote = answer.vote.ok_or_else(|| malformed("SnapshotResponse without vote"))?;
         Ok(SnapshotResponse::new(codec::vote(&vote)))
     }
+
+    /// What the receiver has already; waits for a receiver that is down.
+    async fn staged(&self) -> Result<Vec<internal::StagedFile>, StreamingError<TypeConfig>> {
+        let mut failure = None;
+        for _ in 0..STAGED_ATTEMPTS {
+            let mut client = self.link.client().map_err(|status| refused(&status))?;
+            let request = internal::StagedSnapshotRequest { sender: Some(self.sender()) };
+            match tokio::time::timeout(STAGED_TIMEOUT, client.staged_snapshot(request)).await {
+                Ok(Ok(answer)) => return Ok(answer.into_inner().files),
+                Ok(Err(status)) => failure = Some(refused(&status)),
+                Err(_elapsed) => failure = Some(Unreachable::from_string("no answer").into()),
+            }
+            tokio::time::sleep(STAGED_PAUSE).await;
+        }
+        Err(failure.expect("there was an attempt").into())
+    }
 }
 
-fn files(source: &SnapshotSource) -> Vec<internal::SnapshotFile> {
-    let files = source.files().iter();
-    files.map(|f| internal::SnapshotFile { name: f.name.clone(), size: f.size }).collect()
+fn files(source: &SnapshotSource, kept: &[u64]) -> Vec<internal::SnapshotFile> {
+    let files = source.files().iter().zip(kept);
+    let file = |(f, kept): (&SnapshotFile, &u64)| internal::SnapshotFile {
+        name: f.name.clone(),
+        size: f.size,
+        kept: *kept,
+    };
+    files.map(file).collect()
+}
+
+/// How much of each file need not be sent, because the receiver has the same bytes.
+async fn kept(
+    source: &Arc<SnapshotSource>,
+    staged: &[internal::StagedFile],
+    pace: &mut Pace,
+) -> io::Result<Vec<u64>> {
+    let mut kept = vec![0; source.files().len()];
+    for (number, file) in source.files().iter().enumerate() {
+        let Some(staged) = staged.iter().find(|staged| staged.name == file.name) else { continue };
+        let mut crc32c = 0;
+        let mut offset = 0;
+        while offset < staged.bytes && staged.bytes <= file.size {
+            let length =
+                PIECE_BYTES.min(usize::try_from(staged.bytes - offset).unwrap_or(PIECE_BYTES));
+            pace.wait(length as u64).await;
+            let data = read(source, number, offset, length).await?;
+            crc32c = crc32c::crc32c_append(crc32c, &data);
+            offset += data.len() as u64;
+        }
+        if offset == staged.bytes && crc32c == staged.crc32c {
+            kept[number] = offset;
+        }
+    }
+    Ok(kept)
+}
+
+async fn read(
+    source: &Arc<SnapshotSource>,
+    file: usize,
+    offset: u64,
+    length: usize,
+) -> io::Result<Bytes> {
+    let source = source.clone();
+    let read = tokio::task::spawn_blocking(move || source.read_at(file, offset, length));
+    read.await.map_err(io::Error::other)?
 }
 
 fn local(error: &io::Error) -> StreamingError<TypeConfig> {
@@ -126,20 +211,17 @@ async fn stalled(progress: &Progress) {
 struct Cursor {
     source: Arc<SnapshotSource>,
     header: Option<internal::SnapshotHeader>,
+    /// Bytes of each file that are not sent.
+    kept: Vec<u64>,
     file: usize,
     offset: u64,
     crc32c: u32,
     is_done: bool,
+    pace: Pace,
     progress: Arc<Progress>,
 }
 
-fn pieces(
-    source: Arc<SnapshotSource>,
-    header: internal::SnapshotHeader,
-    progress: Arc<Progress>,
-) -> impl Stream<Item = internal::SnapshotChunk> + Send + 'static {
-    let header = Some(header);
-    let cursor = Cursor { source, header, file: 0, offset: 0, crc32c: 0, is_done: false, progress };
+fn pieces(cursor: Cursor) -> impl Stream<Item = internal::SnapshotChunk> + Send + 'static {
     stream::unfold(cursor, |mut cursor| async move {
         let chunk = cursor.next().await?;
         cursor.progress.taken.fetch_add(1, Ordering::Relaxed);
@@ -148,6 +230,18 @@ fn pieces(
 }
 
 impl Cursor {
+    fn new(
+        source: Arc<SnapshotSource>,
+        header: internal::SnapshotHeader,
+        kept: Vec<u64>,
+        pace: Pace,
+        progress: Arc<Progress>,
+    ) -> Self {
+        let offset = kept.first().copied().unwrap_or(0);
+        let header = Some(header);
+        Self { source, header, kept, file: 0, offset, crc32c: 0, is_done: false, pace, progress }
+    }
+
     /// The next piece; `None` at the end or, with the failure noted, when reading fails.
     async fn next(&mut self) -> Option<snapshot_chunk::Chunk> {
         if let Some(header) = self.header.take() {
@@ -155,16 +249,16 @@ impl Cursor {
         }
         while self.source.files().get(self.file).is_some_and(|file| self.offset >= file.size) {
             self.file += 1;
-            self.offset = 0;
+            self.offset = self.kept.get(self.file).copied().unwrap_or(0);
         }
         if self.file >= self.source.files().len() {
             self.progress.is_complete.store(true, Ordering::Relaxed);
             let is_first = !std::mem::replace(&mut self.is_done, true);
             return is_first.then_some(snapshot_chunk::Chunk::EndCrc32c(self.crc32c));
         }
-        let (source, file, offset) = (self.source.clone(), self.file, self.offset);
-        let read = tokio::task::spawn_blocking(move || source.read_at(file, offset, PIECE_BYTES));
-        let data = match read.await.map_err(io::Error::other).flatten() {
+        self.pace.wait(PIECE_BYTES as u64).await;
+        let (file, offset) = (self.file, self.offset);
+        let data = match read(&self.source, file, offset, PIECE_BYTES).await {
             Ok(data) => data,
             Err(error) => {
                 *self.progress.failure.lock() = Some(error);

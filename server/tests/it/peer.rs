@@ -4,8 +4,8 @@ use conclave_proto::internal::peer_client::PeerClient;
 use conclave_proto::internal::{
     AppendRequest, LeaseRemainingRequest, LeaseRenewRequest, LogId, Member, Membership,
     ProposeRequest, ReadIndexRequest, Sender, SnapshotChunk, SnapshotFile, SnapshotHeader,
-    SnapshotMeta, TransferLeaderRequest, Vote, VoteRequest, VoterSet, append_response,
-    snapshot_chunk,
+    SnapshotMeta, StagedSnapshotRequest, TransferLeaderRequest, Vote, VoteRequest, VoterSet,
+    append_response, snapshot_chunk,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -51,6 +51,7 @@ async fn refusals(mut client: Client, sender: Option<Sender>) -> Vec<Status> {
         client.pre_vote(election).await.map(drop),
         client.transfer_leader(transfer).await.map(drop),
         client.install_snapshot(tokio_stream::iter([header])).await.map(drop),
+        client.staged_snapshot(StagedSnapshotRequest { sender }).await.map(drop),
         client.propose(propose).await.map(drop),
         client.read_index(ReadIndexRequest { sender }).await.map(drop),
         client.lease_renew(renew).await.map(drop),
@@ -139,7 +140,7 @@ fn header(cluster: &Cluster, leader: usize, to: usize, index: u64) -> SnapshotCh
             membership_log_id: None,
             membership: Some(membership(cluster)),
         }),
-        files: vec![SnapshotFile { name: "1.sst".to_owned(), size: 10 }],
+        files: vec![SnapshotFile { name: "1.sst".to_owned(), size: 10, kept: 0 }],
     };
     SnapshotChunk { chunk: Some(snapshot_chunk::Chunk::Header(header)) }
 }

@@ -40,27 +40,40 @@ pub(crate) async fn servers(size: usize, flags: &[&str]) -> Vec<Server> {
 
 /// A cluster whose members are started one by one.
 pub(crate) struct Plan {
+    /// Where others reach each member.
     ports: Vec<u16>,
     flags: Vec<String>,
+    /// Where a member listens instead, if something is in between.
+    behind: Option<(usize, u16)>,
 }
 
 impl Plan {
     pub(crate) fn new(size: usize, flags: &[&str]) -> Self {
         let flags = flags.iter().map(|&flag| flag.to_owned()).collect();
-        Self { ports: free_ports(size), flags }
+        Self { ports: free_ports(size), flags, behind: None }
+    }
+
+    /// Puts a proxy in front of a member: returns the port that it is to listen on and the port that the
+    /// member is going to have.
+    pub(crate) fn hide(&mut self, i: usize) -> (u16, u16) {
+        let port = free_ports(1)[0];
+        self.behind = Some((i, port));
+        (self.ports[i], port)
     }
 
     /// Starts a member; it may have to wait for others until it is ready.
     pub(crate) async fn start(&self, i: usize) -> Server {
         let peer = |i: usize| format!("http://127.0.0.1:{}", self.ports[i]);
         let all: Vec<String> = (0..self.ports.len()).map(|i| format!("n{i}={}", peer(i))).collect();
+        let behind = self.behind.filter(|(member, _)| *member == i);
+        let listen = behind.map_or(peer(i), |(_, port)| format!("http://127.0.0.1:{port}"));
         let directory = tempfile::tempdir().unwrap();
         let mut arguments = vec![
             format!("--name=n{i}"),
             format!("--data-dir={}", directory.path().display()),
             "--listen-client-urls=http://127.0.0.1:0".to_owned(),
             "--advertise-client-urls=http://127.0.0.1:1".to_owned(),
-            format!("--listen-peer-urls={}", peer(i)),
+            format!("--listen-peer-urls={listen}"),
             format!("--initial-advertise-peer-urls={}", peer(i)),
             format!("--initial-cluster={}", all.join(",")),
         ];
