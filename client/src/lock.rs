@@ -83,7 +83,7 @@ enum Patience {
 /// A lock that is to be acquired; see [`Session::lock`].
 ///
 /// Awaiting it is cancel-safe: a future that is dropped gives up its place in the queue, in the
-/// background, even if the request has not arrived yet.
+/// background, even if the request has not arrived yet. A clone that is awaited is another acquisition.
 #[derive(Debug, Clone)]
 #[must_use = "nothing is acquired until it is awaited"]
 pub struct Acquire {
@@ -98,7 +98,6 @@ impl Acquire {
     fn new(client: Client, session: Option<Session>, name: Vec<u8>) -> Self {
         let request = AcquireRequest {
             names: vec![name.into()],
-            request_id: session::request_id(),
             permits: 1,
             limit: 1,
             ..AcquireRequest::default()
@@ -127,7 +126,7 @@ impl Acquire {
         self
     }
 
-    /// Waits for at most this long. Default: for ever.
+    /// Waits for at most this long; longer than the clock can count is for ever. Default: for ever.
     pub fn wait(mut self, wait: Duration) -> Self {
         self.wait = Some(wait);
         self
@@ -169,8 +168,12 @@ impl Acquire {
         let patience = match wait {
             None => Patience::Forever,
             Some(Duration::ZERO) => Patience::None,
-            Some(wait) => Patience::Until(Instant::now() + wait),
+            // Longer than the clock can count is for ever.
+            Some(wait) => {
+                Instant::now().checked_add(wait).map_or(Patience::Forever, Patience::Until)
+            }
         };
+        request.request_id = session::request_id();
         let session = match session {
             Some(session) => session,
             None => match client.session().ttl(ttl.unwrap_or(session::TTL)).await {
@@ -261,8 +264,8 @@ async fn until_granted(
     let mut backoff = Backoff::default();
     // Nobody may be there to say that the time is over.
     let give_up = match patience {
-        Patience::None => Some(Instant::now() + client.timeout()),
-        Patience::Until(deadline) => Some(deadline + FIRST_ANSWER_TIMEOUT_MAX),
+        Patience::None => Instant::now().checked_add(client.timeout()),
+        Patience::Until(deadline) => deadline.checked_add(FIRST_ANSWER_TIMEOUT_MAX),
         Patience::Forever => None,
     };
     loop {
@@ -275,7 +278,7 @@ async fn until_granted(
             Patience::Forever => Wait::WaitForever(true),
         });
         let endpoint = client.endpoint();
-        let error = match ask(client, &endpoint, request.clone()).await {
+        let error = match ask(client, &endpoint, request.clone(), give_up).await {
             Ok(granted) => return Ok(granted),
             Err(error) => error,
         };
@@ -293,11 +296,12 @@ async fn until_granted(
     }
 }
 
-/// One stream, to its end.
+/// One stream, to its end, or until it is time to `give_up`.
 async fn ask(
     client: &Client,
     endpoint: &Endpoint,
     request: AcquireRequest,
+    give_up: Option<Instant>,
 ) -> Result<Granted, Error> {
     let timeout = client.timeout().min(FIRST_ANSWER_TIMEOUT_MAX);
     let until = Instant::now() + timeout;
@@ -314,7 +318,13 @@ async fn ask(
     loop {
         let answer = match first.take() {
             Some(until) => timeout_at(until, answers.message()).await.map_err(late)?,
-            None => answers.message().await,
+            // The place is in the queue, behind others.
+            None => match give_up {
+                Some(give_up) => {
+                    timeout_at(give_up, answers.message()).await.map_err(|_elapsed| Error::Busy)?
+                }
+                None => answers.message().await,
+            },
         };
         let broken = || Status::new(Code::Unavailable, "the stream of a lock request ended");
         let answer = answer.map_err(failed)?.ok_or_else(|| failed(broken()))?;

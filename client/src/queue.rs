@@ -89,7 +89,7 @@ impl Enter {
         self
     }
 
-    /// Waits for at most this long. Default: for ever.
+    /// Waits for at most this long; longer than the clock can count is for ever. Default: for ever.
     pub fn wait(mut self, wait: Duration) -> Self {
         self.wait = Some(wait);
         self
@@ -101,7 +101,7 @@ impl Enter {
     }
 
     async fn enter(self) -> Result<Turn, Error> {
-        let deadline = self.wait.map(|wait| Instant::now() + wait);
+        let deadline = self.wait.and_then(|wait| Instant::now().checked_add(wait));
         // A lease for each place, and not one for all: when it is revoked, a put that is still on its
         // way cannot arrive any more and hold the name for nobody.
         let lease = self.client.lease(self.ttl).await?;

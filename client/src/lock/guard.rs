@@ -155,7 +155,8 @@ impl LockGuard {
     ///
     /// # Errors
     /// [`Error::Refused`] if the lock is not held any more; [`Error::Unimplemented`] from a server that
-    /// knows no shared locks. See [`Error`].
+    /// knows no shared locks. See [`Error`]; [`Error::outcome`] tells whether it may have been done, or
+    /// may still be. Of several locks some may be converted then.
     pub async fn downgrade(&self) -> Result<(), Error> {
         self.convert(1, u32::MAX).await
     }
@@ -163,7 +164,8 @@ impl LockGuard {
     /// Goes on as a writer, if there is no other reader. The token stays.
     ///
     /// # Errors
-    /// [`Error::Refused`] if there are other readers, or the lock is not held any more. See [`Error`].
+    /// [`Error::Refused`] if there are other readers, or the lock is not held any more. See [`Error`] and
+    /// [`LockGuard::downgrade`].
     pub async fn upgrade(&self) -> Result<(), Error> {
         self.convert(1, 1).await
     }
@@ -183,8 +185,8 @@ impl LockGuard {
                 let request = request.clone();
                 async move { LockServiceClient::new(channel).convert(request).await }
             };
-            // Converting twice does no harm.
-            self.client().read(call).await?;
+            // Never sent twice: a copy that comes late would undo a later conversion.
+            self.client().write(call).await?;
         }
         Ok(())
     }

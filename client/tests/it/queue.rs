@@ -58,7 +58,7 @@ async fn turns_come_in_order_and_tokens_grow() {
 #[tokio::test]
 async fn who_does_not_wait_leaves_at_once() {
     let Some((_server, client)) = start("who_does_not_wait_leaves_at_once").await else { return };
-    let holder = client.queue("q").await.unwrap();
+    let holder = client.queue("q").wait(Duration::MAX).await.unwrap();
     let wait = Duration::from_millis(300);
     let start = Instant::now();
     let error = client.queue("q").wait(wait).await.unwrap_err();

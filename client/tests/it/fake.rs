@@ -1,0 +1,198 @@
+//! A server of sessions and native locks that does what a test tells it, in order to fail in ways in
+//! which a real one fails seldom.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use conclave_client::v1::{
+    AcquireRequest, AcquireResponse, CheckFenceRequest, CheckFenceResponse, CommitRequest,
+    CommitResponse, ConvertRequest, ConvertResponse, ForceReleaseRequest, ForceReleaseResponse,
+    Granted, HeldLock, InspectRequest, InspectResponse, LockListRequest, LockListResponse, Queued,
+    ReleaseRequest, ReleaseResponse, SessionBeginRequest, SessionBeginResponse, SessionEndRequest,
+    SessionEndResponse, SessionListRequest, SessionListResponse, SessionOpenRequest,
+    SessionOpenResponse,
+    acquire_response::Event,
+    lock_service_server::{LockService, LockServiceServer},
+    session_service_server::{SessionService, SessionServiceServer},
+};
+use futures::{StreamExt, stream, stream::BoxStream};
+use parking_lot::Mutex;
+use tokio::runtime::Runtime;
+use tokio_stream::wrappers::TcpListenerStream;
+use tonic::{Request, Response, Status, Streaming};
+
+/// What the server was asked, and how it shall answer.
+#[derive(Debug, Default)]
+pub(crate) struct Script {
+    /// Request ids of what was acquired and what was released, in order.
+    pub(crate) acquired: Mutex<Vec<Bytes>>,
+    pub(crate) released: Mutex<Vec<Bytes>>,
+    pub(crate) conversions: AtomicUsize,
+    pub(crate) heartbeats: AtomicUsize,
+    /// Nobody is granted anything, and nobody is told when the time to wait is over.
+    pub(crate) is_held: AtomicBool,
+    /// So many releases are refused before one is carried out.
+    pub(crate) refusals: AtomicUsize,
+}
+
+/// A server with a runtime of its own.
+pub(crate) struct Fake {
+    address: SocketAddr,
+    pub(crate) script: Arc<Script>,
+    runtime: Option<Runtime>,
+}
+
+impl Fake {
+    pub(crate) fn start() -> Self {
+        let builder = &mut tokio::runtime::Builder::new_multi_thread();
+        let runtime = builder.worker_threads(1).enable_all().build().expect("a runtime");
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+        listener.set_nonblocking(true).expect("non-blocking");
+        let address = listener.local_addr().expect("its address");
+        let script = Arc::<Script>::default();
+        let scripted = Arc::clone(&script);
+        runtime.spawn(async move {
+            let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
+            tonic::transport::Server::builder()
+                .add_service(LockServiceServer::new(Scripted(Arc::clone(&scripted))))
+                .add_service(SessionServiceServer::new(Scripted(scripted)))
+                .serve_with_incoming(TcpListenerStream::new(listener))
+                .await
+        });
+        Self { address, script, runtime: Some(runtime) }
+    }
+
+    pub(crate) fn endpoint(&self) -> String {
+        self.address.to_string()
+    }
+}
+
+impl Drop for Fake {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+struct Scripted(Arc<Script>);
+
+#[tonic::async_trait]
+impl LockService for Scripted {
+    type AcquireStream = BoxStream<'static, Result<AcquireResponse, Status>>;
+
+    async fn acquire(
+        &self,
+        request: Request<AcquireRequest>,
+    ) -> Result<Response<Self::AcquireStream>, Status> {
+        let AcquireRequest { names, request_id, .. } = request.into_inner();
+        self.0.acquired.lock().push(request_id);
+        let say = |event| stream::iter([Ok(AcquireResponse { event: Some(event) })]);
+        if self.0.is_held.load(Ordering::Relaxed) {
+            let queued = say(Event::Queued(Queued { position: 1 }));
+            return Ok(Response::new(queued.chain(stream::pending()).boxed()));
+        }
+        let held = |name: Bytes| HeldLock { key: name.clone(), name, fence: 1 };
+        let locks = names.into_iter().map(held).collect();
+        Ok(Response::new(say(Event::Granted(Granted { locks, revision: 1 })).boxed()))
+    }
+
+    async fn release(
+        &self,
+        request: Request<ReleaseRequest>,
+    ) -> Result<Response<ReleaseResponse>, Status> {
+        let refusals = &self.0.refusals;
+        let less = |refusals: usize| refusals.checked_sub(1);
+        if refusals.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok() {
+            return Err(Status::resource_exhausted("etcdserver: too many requests"));
+        }
+        self.0.released.lock().push(request.into_inner().request_id);
+        Ok(Response::new(ReleaseResponse { released: true }))
+    }
+
+    async fn convert(
+        &self,
+        _: Request<ConvertRequest>,
+    ) -> Result<Response<ConvertResponse>, Status> {
+        self.0.conversions.fetch_add(1, Ordering::Relaxed);
+        Err(Status::unavailable("etcdserver: request timed out"))
+    }
+
+    async fn check_fence(
+        &self,
+        _: Request<CheckFenceRequest>,
+    ) -> Result<Response<CheckFenceResponse>, Status> {
+        Err(Status::unimplemented("check fence"))
+    }
+
+    async fn commit(&self, _: Request<CommitRequest>) -> Result<Response<CommitResponse>, Status> {
+        Err(Status::unimplemented("commit"))
+    }
+
+    async fn list(
+        &self,
+        _: Request<LockListRequest>,
+    ) -> Result<Response<LockListResponse>, Status> {
+        Err(Status::unimplemented("list"))
+    }
+
+    async fn inspect(
+        &self,
+        _: Request<InspectRequest>,
+    ) -> Result<Response<InspectResponse>, Status> {
+        Err(Status::unimplemented("inspect"))
+    }
+
+    async fn force_release(
+        &self,
+        _: Request<ForceReleaseRequest>,
+    ) -> Result<Response<ForceReleaseResponse>, Status> {
+        Err(Status::unimplemented("force release"))
+    }
+}
+
+#[tonic::async_trait]
+impl SessionService for Scripted {
+    async fn begin(
+        &self,
+        request: Request<SessionBeginRequest>,
+    ) -> Result<Response<SessionBeginResponse>, Status> {
+        let SessionBeginRequest { id, ttl_seconds, .. } = request.into_inner();
+        Ok(Response::new(SessionBeginResponse { id, ttl_seconds }))
+    }
+
+    async fn end(
+        &self,
+        _: Request<SessionEndRequest>,
+    ) -> Result<Response<SessionEndResponse>, Status> {
+        Ok(Response::new(SessionEndResponse {}))
+    }
+
+    type OpenStream = BoxStream<'static, Result<SessionOpenResponse, Status>>;
+
+    async fn open(
+        &self,
+        request: Request<Streaming<SessionOpenRequest>>,
+    ) -> Result<Response<Self::OpenStream>, Status> {
+        let script = Arc::clone(&self.0);
+        let answer = move |heartbeat: Result<SessionOpenRequest, Status>| {
+            script.heartbeats.fetch_add(1, Ordering::Relaxed);
+            let sequence = heartbeat?.sequence;
+            Ok(SessionOpenResponse { sequence, lost: Vec::new() })
+        };
+        Ok(Response::new(request.into_inner().map(answer).boxed()))
+    }
+
+    async fn list(
+        &self,
+        _: Request<SessionListRequest>,
+    ) -> Result<Response<SessionListResponse>, Status> {
+        Err(Status::unimplemented("list"))
+    }
+}

@@ -1,0 +1,71 @@
+//! Sessions and native locks when servers, runtimes and callers misbehave.
+
+use std::{future::IntoFuture, sync::atomic::Ordering, time::Duration};
+
+use conclave_client::{Client, Error, Outcome, Session};
+use tokio::time::timeout;
+
+use crate::{
+    eventually,
+    fake::{Fake, Script},
+};
+
+const SOON: Duration = Duration::from_secs(20);
+
+fn client_of(fake: &Fake) -> Client {
+    // As if it were two: what is retried is retried at once.
+    Client::builder([fake.endpoint(), fake.endpoint()]).build().expect("a client")
+}
+
+async fn session_of(fake: &Fake) -> Session {
+    client_of(fake).session().ttl(Duration::from_secs(60)).await.expect("a session")
+}
+
+async fn until_released(script: &Script, count: usize) {
+    let released = async || (script.released.lock().len() == count).then_some(());
+    eventually("the lock is released", released).await;
+}
+
+#[tokio::test]
+async fn a_cloned_acquisition_is_another_request() {
+    let fake = Fake::start();
+    let session = session_of(&fake).await;
+    let acquire = session.lock("x");
+    let first = acquire.clone().await.unwrap();
+    let second = acquire.await.unwrap();
+    let acquired = fake.script.acquired.lock().clone();
+    assert_eq!(acquired.len(), 2);
+    assert_ne!(acquired[0], acquired[1], "one place, two guards");
+    drop((first, second));
+    until_released(&fake.script, 2).await;
+}
+
+#[tokio::test]
+async fn a_conversion_is_never_sent_twice() {
+    let fake = Fake::start();
+    let lock = session_of(&fake).await.lock("x").await.unwrap();
+    let error = lock.downgrade().await.unwrap_err();
+    assert_eq!(error.outcome(), Outcome::Unknown, "{error:?}");
+    assert_eq!(fake.script.conversions.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn a_wait_ends_also_if_the_server_does_not_say_so() {
+    let fake = Fake::start();
+    let session = session_of(&fake).await;
+    fake.script.is_held.store(true, Ordering::Relaxed);
+    let acquire = session.lock("x").wait(Duration::from_millis(1)).into_future();
+    let ended = timeout(SOON, acquire).await.expect("not for ever");
+    assert!(matches!(ended, Err(Error::Busy)), "{ended:?}");
+    until_released(&fake.script, 1).await;
+    assert_eq!(*fake.script.acquired.lock(), *fake.script.released.lock());
+}
+
+#[tokio::test]
+async fn a_wait_may_be_longer_than_clocks_can_count() {
+    let fake = Fake::start();
+    let session = session_of(&fake).await;
+    let lock = session.lock("x").wait(Duration::MAX).await.unwrap();
+    lock.release().await.unwrap();
+    assert_eq!(fake.script.released.lock().len(), 1);
+}
