@@ -2,6 +2,8 @@
 
 use std::{sync::Arc, time::Duration};
 
+use tokio::runtime::Handle;
+
 use crate::{
     client::{Client, Pool},
     endpoint::Endpoint,
@@ -62,7 +64,11 @@ impl Builder {
         self
     }
 
-    /// Makes the client. Nothing is connected before the first call; call it inside a tokio runtime.
+    /// Makes the client. Nothing is connected before the first call; call it inside a tokio runtime, on
+    /// which the client's own tasks run: what it keeps alive is lost with that runtime.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
     ///
     /// # Errors
     /// [`Error::Config`] if there is no endpoint or one cannot be understood.
@@ -75,6 +81,6 @@ impl Builder {
             .into_iter()
             .map(|address| Endpoint::new(address, &self.settings).map(Arc::new))
             .collect::<Result<Vec<_>, _>>()?;
-        Ok(Client::new(Pool::new(endpoints), self.timeout))
+        Ok(Client::new(Pool::new(endpoints, Handle::current()), self.timeout))
     }
 }

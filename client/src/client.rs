@@ -12,7 +12,10 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio::{
+    runtime::Handle,
+    time::{Instant, sleep_until, timeout, timeout_at},
+};
 use tokio_util::task::TaskTracker;
 use tonic::{Response, Status, transport::Channel};
 
@@ -69,7 +72,8 @@ impl Client {
     #[must_use]
     pub fn each(&self) -> Vec<Self> {
         let single = |endpoint: &Arc<Endpoint>| {
-            Self::new(Pool::new(vec![Arc::clone(endpoint)]), self.timeout)
+            let runtime = self.pool.runtime.clone();
+            Self::new(Pool::new(vec![Arc::clone(endpoint)], runtime), self.timeout)
         };
         self.pool.endpoints.iter().map(single).collect()
     }
@@ -103,9 +107,10 @@ impl Client {
         self.pool.tasks.reopen();
     }
 
-    /// Runs a task that outlives its guard in order to clean up behind it.
+    /// Runs a task that outlives its guard in order to clean up behind it: where the connections live,
+    /// whatever runtime the caller is on.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        drop(self.pool.tasks.spawn(task));
+        drop(self.pool.tasks.spawn_on(task, &self.pool.runtime));
     }
 
     /// Calls with retries on other endpoints while the time limit allows: for requests that
@@ -229,16 +234,18 @@ impl fmt::Debug for Client {
 pub(crate) struct Pool {
     endpoints: Vec<Arc<Endpoint>>,
     rotation: AtomicUsize,
+    /// Where the connections live.
+    runtime: Handle,
     tasks: TaskTracker,
     heart: Arc<Heart>,
 }
 
 impl Pool {
-    pub(crate) fn new(endpoints: Vec<Arc<Endpoint>>) -> Self {
+    pub(crate) fn new(endpoints: Vec<Arc<Endpoint>>, runtime: Handle) -> Self {
         assert!(!endpoints.is_empty(), "the builder refuses a client without endpoints");
         let start = rand::random_range(0..endpoints.len());
         let (rotation, tasks) = (AtomicUsize::new(start), TaskTracker::new());
-        Self { endpoints, rotation, tasks, heart: Arc::default() }
+        Self { endpoints, rotation, runtime, tasks, heart: Arc::default() }
     }
 
     fn pick(&self, tried: &[usize]) -> &Arc<Endpoint> {

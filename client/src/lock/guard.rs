@@ -23,7 +23,7 @@ use crate::{
 /// A lock that is held for as long as this guard exists and its session lives.
 ///
 /// Give it back with [`LockGuard::release`], which says whether that worked. A guard that is dropped
-/// releases in the background, without a report; if that fails too, the lock ends with the session.
+/// releases in the background, without a report, and tries again for as long as the session lives.
 #[derive(Debug)]
 #[must_use = "the lock is released when the guard is dropped"]
 pub struct LockGuard {
@@ -194,17 +194,18 @@ impl LockGuard {
     /// Gives the lock back.
     ///
     /// # Errors
-    /// [`Error::Lost`] if it was held no more. See [`Error`]; the lock then ends with its session.
+    /// [`Error::Lost`] if it was held no more. See [`Error`]; it is then tried again in the background,
+    /// as if the guard had been dropped.
     pub async fn release(self) -> Result<(), Error> {
         let mut place = match self.held {
             Held::Place(place) => place,
             Held::Turn(turn) => return turn.release().await,
         };
         let Some(request) = place.release.clone() else { return Ok(()) };
-        // Until there is an answer the drop of this future still releases.
-        let was_held = session::release(place.session.client(), request).await;
+        // Until that is done the drop of `place` still releases.
+        let was_held = session::release(place.session.client(), request).await?;
         place.release = None;
-        if was_held? { Ok(()) } else { Err(Error::Lost { reason: "the lock was held no more" }) }
+        if was_held { Ok(()) } else { Err(Error::Lost { reason: "the lock was held no more" }) }
     }
 }
 

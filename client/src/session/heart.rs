@@ -42,8 +42,17 @@ const CLEANUPS_MAX: usize = 100_000;
 /// What a dropped guard leaves to do. Doing it twice does no harm.
 #[derive(Debug, Clone)]
 pub(crate) enum Cleanup {
+    /// Tried once: the TTL does it otherwise.
     End(i64),
+    /// Tried for as long as its session lives: nothing else would do it.
     Release(ReleaseRequest),
+}
+
+/// A cleanup that waits for its turn, and how long it has to pause if it fails again.
+#[derive(Debug)]
+struct Left {
+    cleanup: Cleanup,
+    backoff: Backoff,
 }
 
 /// A session that the server has begun.
@@ -67,9 +76,25 @@ pub(crate) struct Heart {
 #[derive(Debug, Default)]
 struct Kept {
     sessions: HashMap<i64, Tracked>,
-    cleanups: VecDeque<Cleanup>,
+    cleanups: VecDeque<Left>,
     cleaning: usize,
     is_running: bool,
+}
+
+impl Kept {
+    /// Whether what failed is to be tried again.
+    fn is_due(&self, left: &Left) -> bool {
+        match &left.cleanup {
+            Cleanup::End(_) => false,
+            Cleanup::Release(request) => self.sessions.contains_key(&request.session),
+        }
+    }
+
+    fn leave(&mut self, left: Left) {
+        if self.cleanups.len() < CLEANUPS_MAX {
+            self.cleanups.push_back(left);
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -99,6 +124,33 @@ impl Tracked {
     }
 }
 
+/// The task. If it ends before everything is done, because its runtime ends, the sessions are lost.
+struct Beating {
+    heart: Arc<Heart>,
+    is_idle: bool,
+}
+
+impl Beating {
+    async fn run(mut self, client: Client) {
+        let heart = &self.heart;
+        tokio::select! {
+            () = heart.watch_clock() => {}
+            () = heart.beat(&client) => {}
+            () = heart.clean_up(&client) => {}
+            () = heart.idle() => self.is_idle = true,
+        }
+    }
+}
+
+impl Drop for Beating {
+    fn drop(&mut self) {
+        // Somebody else may run already if it is idle.
+        if !self.is_idle {
+            self.heart.stop();
+        }
+    }
+}
+
 impl Default for Heart {
     fn default() -> Self {
         Self { kept: Mutex::default(), changes: watch::Sender::new(0) }
@@ -122,7 +174,8 @@ impl Heart {
         self.wake();
         if !is_running {
             // Ends by itself when nothing is left to do.
-            client.spawn(Arc::clone(self).run(client.clone()));
+            let beating = Beating { heart: Arc::clone(self), is_idle: false };
+            client.spawn(beating.run(client.clone()));
         }
         states
     }
@@ -147,8 +200,8 @@ impl Heart {
         let tracked = {
             let mut kept = self.kept.lock();
             let tracked = kept.sessions.remove(&id);
-            if tracked.is_some() && kept.cleanups.len() < CLEANUPS_MAX {
-                kept.cleanups.push_back(Cleanup::End(id));
+            if tracked.is_some() {
+                kept.leave(Left { cleanup: Cleanup::End(id), backoff: Backoff::default() });
             }
             tracked
         };
@@ -162,8 +215,8 @@ impl Heart {
     /// task runs.
     pub(crate) fn clean(&self, cleanup: Cleanup) {
         let mut kept = self.kept.lock();
-        if kept.is_running && kept.cleanups.len() < CLEANUPS_MAX {
-            kept.cleanups.push_back(cleanup);
+        if kept.is_running {
+            kept.leave(Left { cleanup, backoff: Backoff::default() });
         }
         drop(kept);
         self.wake();
@@ -173,12 +226,14 @@ impl Heart {
         self.changes.send_modify(|changes| *changes = changes.wrapping_add(1));
     }
 
-    async fn run(self: Arc<Self>, client: Client) {
-        tokio::select! {
-            () = self.watch_clock() => {}
-            () = self.beat(&client) => {}
-            () = self.clean_up(&client) => {}
-            () = self.idle() => {}
+    /// Nobody keeps the sessions alive any more.
+    fn stop(&self) {
+        let stopped = std::mem::take(&mut *self.kept.lock());
+        if !stopped.sessions.is_empty() {
+            tracing::warn!(sessions = stopped.sessions.len(), "sessions lost with their runtime");
+        }
+        for tracked in stopped.sessions.values() {
+            tracked.set(SessionState::Lost);
         }
     }
 
@@ -360,12 +415,17 @@ impl Heart {
                     kept.cleaning += usize::from(next.is_some());
                     next
                 };
-                let Some(cleanup) = next else { break };
-                cleaning.spawn(clean(client.clone(), cleanup));
+                let Some(left) = next else { break };
+                cleaning.spawn(clean(client.clone(), left));
             }
             tokio::select! {
-                Some(_) = cleaning.join_next() => {
-                    self.kept.lock().cleaning -= 1;
+                Some(done) = cleaning.join_next() => {
+                    let mut kept = self.kept.lock();
+                    kept.cleaning -= 1;
+                    if let Some(left) = done.ok().flatten().filter(|left| kept.is_due(left)) {
+                        kept.leave(left);
+                    }
+                    drop(kept);
                     self.wake();
                 }
                 () = self.changed(&mut changes) => {}
@@ -374,15 +434,27 @@ impl Heart {
     }
 }
 
-async fn clean(client: Client, cleanup: Cleanup) {
-    let done = match cleanup.clone() {
+/// Returns, after a pause, what may succeed later.
+async fn clean(client: Client, mut left: Left) -> Option<Left> {
+    let done = match left.cleanup.clone() {
         Cleanup::End(id) => client.session_end(id).await,
         Cleanup::Release(request) => release(&client, request).await.map(drop),
     };
-    match done {
-        Ok(()) | Err(Error::NotFound(_)) => {}
-        Err(error) => tracing::debug!(?cleanup, %error, "cleaning up after a dropped guard failed"),
+    let error = match done {
+        Ok(()) | Err(Error::NotFound(_)) => return None,
+        Err(error) => error,
+    };
+    let cleanup = &left.cleanup;
+    tracing::debug!(?cleanup, %error, "cleaning up after a dropped guard failed");
+    let is_final = matches!(
+        error,
+        Error::Invalid(_) | Error::Refused(_) | Error::Denied(_) | Error::Unimplemented(_)
+    );
+    if is_final || matches!(cleanup, Cleanup::End(_)) {
+        return None;
     }
+    sleep(left.backoff.next()).await;
+    Some(left)
 }
 
 /// Gives up what a request has or waits for; safe to repeat. Says whether there was something.

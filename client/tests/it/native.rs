@@ -2,8 +2,8 @@
 
 use std::{future::IntoFuture, sync::atomic::Ordering, time::Duration};
 
-use conclave_client::{Client, Error, Outcome, Session};
-use tokio::time::timeout;
+use conclave_client::{Client, Error, Outcome, Session, SessionState};
+use tokio::{runtime::Runtime, time::timeout};
 
 use crate::{
     eventually,
@@ -47,6 +47,56 @@ async fn a_conversion_is_never_sent_twice() {
     let error = lock.downgrade().await.unwrap_err();
     assert_eq!(error.outcome(), Outcome::Unknown, "{error:?}");
     assert_eq!(fake.script.conversions.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test]
+async fn a_release_in_the_background_is_tried_until_it_is_done() {
+    let fake = Fake::start();
+    let session = session_of(&fake).await;
+    let lock = session.lock("x").await.unwrap();
+    fake.script.refusals.store(4, Ordering::Relaxed);
+    drop(lock);
+    until_released(&fake.script, 1).await;
+    assert!(!session.is_lost());
+}
+
+#[tokio::test]
+async fn a_release_that_fails_goes_on_in_the_background() {
+    let fake = Fake::start();
+    let session = session_of(&fake).await;
+    let lock = session.lock("x").await.unwrap();
+    fake.script.refusals.store(4, Ordering::Relaxed);
+    let error = lock.release().await.unwrap_err();
+    assert!(matches!(error, Error::Overloaded(_)), "{error:?}");
+    until_released(&fake.script, 1).await;
+    assert!(!session.is_lost());
+}
+
+#[test]
+fn a_session_outlives_the_runtime_it_was_begun_on() {
+    let fake = Fake::start();
+    let runtime = Runtime::new().unwrap();
+    let client = runtime.block_on(async { client_of(&fake) });
+    let passing = Runtime::new().unwrap();
+    let begin = client.session().ttl(Duration::from_secs(6));
+    let session = passing.block_on(async { begin.await.unwrap() });
+    drop(passing);
+    let heartbeats = || fake.script.heartbeats.load(Ordering::Relaxed);
+    let enough = heartbeats() + 2;
+    let beaten = async || (heartbeats() >= enough).then_some(());
+    runtime.block_on(eventually("the session is kept alive", beaten));
+    assert!(!session.is_lost());
+}
+
+#[test]
+fn a_session_is_lost_with_the_runtime_of_its_client() {
+    let fake = Fake::start();
+    let runtime = Runtime::new().unwrap();
+    let session = runtime.block_on(session_of(&fake));
+    assert!(!session.is_lost());
+    drop(runtime);
+    assert!(session.lost().is_cancelled(), "nobody keeps it alive any more");
+    assert_eq!(*session.state().borrow(), SessionState::Lost);
 }
 
 #[tokio::test]
