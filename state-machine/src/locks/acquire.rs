@@ -54,6 +54,9 @@ fn cancel<R: Read>(
 }
 
 /// The request has its places already: it is the same one once more.
+///
+/// Nothing says which of two streams the client listens to: a late repetition may be one that it left long
+/// ago. So from then on no stream gives the places up, only the client itself or the end of its session.
 fn repeat<R: Read>(
     change: &mut Change<'_, '_, R>,
     acquire: &LockAcquire,
@@ -64,7 +67,9 @@ fn repeat<R: Read>(
     for (name, place) in acquire.names.iter().zip(own) {
         let Place { key, fence, .. } = place;
         is_held &= queue::holds(change.rows, NEWEST, name, fence)?;
-        queue::set_attempt(change.rows, &key, fence, acquire.attempt);
+        if queue::attempt(change.rows, &key, fence)? != acquire.attempt {
+            queue::set_attempt(change.rows, &key, fence, 0);
+        }
         taken.push(Taken { name: name.clone(), key, fence });
     }
     let state = if is_held { LockState::Held } else { LockState::Queued };

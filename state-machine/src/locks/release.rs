@@ -26,7 +26,7 @@ pub(super) fn apply<R: Read>(
         };
         is_found = true;
         if *attempt != 0 && queue::attempt(change.rows, &place.key, place.fence)? != *attempt {
-            // Another stream asked for the same request meanwhile, and wants it.
+            // Another stream asked for the same request, too, and may be the one that counts.
             continue;
         }
         is_given_up = true;
