@@ -135,8 +135,9 @@ impl Machine {
                 Response::MemberPublish(member.clone())
             }
             Command::SessionBegin(command) => {
-                changes.leases.extend(sessions::begin(rows, head, command)?);
-                Response::SessionBegin { id: command.id, ttl: command.ttl }
+                let (ttl, granted) = sessions::begin(rows, head, command)?;
+                changes.leases.extend(granted);
+                Response::SessionBegin { id: command.id, ttl }
             }
             Command::Lock(command) => Response::Lock(locks::apply(rows, head, events, command)?),
             Command::GuardedTxn(command) => {

@@ -34,12 +34,12 @@ pub fn list<R: Read>(rows: &R, from: i64, limit: usize) -> Result<Vec<(i64, Leas
     Ok(sessions)
 }
 
-/// `None`: the session exists already, begun by the same request.
+/// The TTL of the session, and its grant unless it exists already, begun by the same request.
 pub(crate) fn begin<R: Read>(
     rows: &mut Overlay<'_, R>,
     head: &mut Head,
     begin: &SessionBegin,
-) -> Result<Option<LeaseChange>, Stop> {
+) -> Result<(i64, Option<LeaseChange>), Stop> {
     check::session(begin)?;
     if begin.id == 0 {
         return Err(Rejection::LeaseNotFound.into());
@@ -48,7 +48,7 @@ pub(crate) fn begin<R: Read>(
         return Err(Rejection::LeaseTtlTooLarge.into());
     }
     match leases::lease(rows, begin.id)? {
-        Some(known) if known.request_id == begin.request_id => return Ok(None),
+        Some(known) if known.request_id == begin.request_id => return Ok((known.ttl, None)),
         Some(_) => return Err(Rejection::LeaseExists.into()),
         None => {}
     }
@@ -59,5 +59,5 @@ pub(crate) fn begin<R: Read>(
         metadata: begin.metadata.clone(),
         cancelled: Vec::new(),
     };
-    Ok(Some(leases::create(rows, head, begin.id, &row)))
+    Ok((row.ttl, Some(leases::create(rows, head, begin.id, &row))))
 }
