@@ -85,7 +85,8 @@ pub fn leave(message: internal::Leave) -> LockCommand {
 /// The command by which a leader hands over.
 #[must_use]
 pub fn hand_over(message: internal::HandOver) -> LockCommand {
-    LockCommand::HandOver(HandOver { name: message.name, fence: message.fence, to: message.to })
+    let internal::HandOver { name, fence, to, session } = message;
+    LockCommand::HandOver(HandOver { name, session, fence, to })
 }
 
 /// The command of a guarded transaction.

@@ -71,7 +71,7 @@ impl ElectionApi {
             checked(&command::lock::leave(leave.clone()))?;
             Message::Leave(leave)
         } else {
-            let hand_over = internal::HandOver { name, fence, to };
+            let hand_over = internal::HandOver { name, fence, to, session };
             checked(&command::lock::hand_over(hand_over.clone()))?;
             Message::HandOver(hand_over)
         };

@@ -74,7 +74,7 @@ pub struct LockRelease {
     pub session: i64,
     /// As acquired. If it has no place yet, it will never get one.
     pub request_id: Bytes,
-    /// Only if this stream was the last that asked; 0 for whoever asked.
+    /// Only if no other stream asked for the request; 0 for whoever asked.
     pub attempt: u64,
 }
 
@@ -134,6 +134,8 @@ pub struct Leave {
 pub struct HandOver {
     /// Name of the election.
     pub name: Bytes,
+    /// Session of the leader.
+    pub session: i64,
     /// Fence of the leader.
     pub fence: i64,
     /// Key of the candidate.

@@ -1,8 +1,8 @@
 //! Hand-over: a leader resigns, and the candidate of its choice comes next.
 //!
 //! Whoever stands between the two goes behind: their keys are deleted and written anew, so that their
-//! fences grow. The leader goes last, so that nobody in between leads even for a revision. Native candidates see that; a client that runs etcd's recipe would not, and would take
-//! itself for the leader one day, so that nobody goes past one.
+//! fences grow. The leader goes last, so that nobody in between leads even for a revision. Native candidates see that; a client that runs etcd's recipe would not, and
+//! would take itself for the leader one day, so that nobody goes past one. Nor would a lock.
 
 use std::ops::ControlFlow;
 
@@ -24,7 +24,7 @@ pub(super) fn apply<R: Read>(
     events: &mut Vec<Event>,
     command: &HandOver,
 ) -> Result<LockResponse, Stop> {
-    let HandOver { name, fence, to } = command;
+    let HandOver { name, session, fence, to } = command;
     let mut places: Vec<Place> = Vec::new();
     let mut is_found = false;
     queue::visit(rows, NEWEST, name, &mut |place| {
@@ -36,11 +36,14 @@ pub(super) fn apply<R: Read>(
     let [leader, passed @ .., target] = places.as_slice() else {
         return Err(Rejection::LockNotHeld.into());
     };
-    if leader.fence != *fence {
+    if leader.fence != *fence || leader.session != *session {
         return Err(Rejection::LockNotHeld.into());
     }
     if !is_found {
         return Err(Rejection::InvalidLock("no such candidate, or too far behind").into());
+    }
+    if places.iter().any(|place| place.claim.is_some()) {
+        return Err(Rejection::InvalidLock("the place of a lock is no candidate").into());
     }
     for place in passed {
         if queue::attempt(rows, &place.key, place.fence)? == 0 {

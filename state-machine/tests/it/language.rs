@@ -12,7 +12,7 @@
 //! lock NAME,... SESSION REQUEST [shared] [permits=N limit=N] [try] [again] [delay=N] [attempt=N]
 //! unlock NAME,... SESSION REQUEST [attempt=N]     convert NAME SESSION REQUEST PERMITS LIMIT
 //! campaign NAME SESSION VALUE [attempt=N]     leave NAME SESSION FENCE [attempt=N]
-//! break NAME FENCE     hand_over NAME FENCE KEY     guarded NAME FENCE "a txn"
+//! break NAME FENCE     hand_over NAME SESSION FENCE KEY     guarded NAME FENCE "a txn"
 //! ```
 //! SPAN is `key`, `start..end`, `start..` or `all`; COMPARE is `FIELD SPAN = OPERAND` (also `!=`, `<`,
 //! `>`) with FIELD `version`, `create`, `mod`, `value` or `lease`; OP is put, delete, range or txn.
@@ -138,6 +138,7 @@ pub(crate) fn command(name: &str, words: &mut Words) -> Parsed<Command> {
         })),
         "hand_over" => Command::Lock(LockCommand::HandOver(HandOver {
             name: bytes(&words.next()?),
+            session: words.number()?,
             fence: words.number()?,
             to: bytes(&words.next()?),
         })),

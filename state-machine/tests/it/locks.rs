@@ -199,8 +199,9 @@ fn commands(store: &Store, step: &Step, number: usize) -> Vec<Command> {
             let (Some(leader), Some(to)) = (places.first(), places.get(*to)) else {
                 return Vec::new();
             };
-            let (fence, to) = (leader.fence, to.key.clone());
-            Command::Lock(LockCommand::HandOver(HandOver { name: NAMES[*name].into(), fence, to }))
+            let (session, fence, to) = (leader.session, leader.fence, to.key.clone());
+            let name = NAMES[*name].into();
+            Command::Lock(LockCommand::HandOver(HandOver { name, session, fence, to }))
         }
         Step::Expire(id) => Command::LeaseExpire(LeaseExpire { term: 1, ids: vec![*id] }),
         Step::Revoke(id) => Command::LeaseRevoke(LeaseRevoke { id: *id }),
