@@ -3,7 +3,8 @@
 //! A reader takes the published head and reads at its revision by MVCC while apply goes on; no
 //! snapshot of the storage is held. Only compaction removes what it might need, so it looks
 //! afterwards whether one came between, and if so reads again; should that happen twice, it reads
-//! from a snapshot of the storage, where it cannot.
+//! from a snapshot of the storage, where it cannot. Queues of locks are always read so: who stands in
+//! them has no history.
 
 use std::io;
 use std::ops::ControlFlow;
@@ -23,7 +24,7 @@ use conclave_state_machine::span::Span;
 use conclave_state_machine::{kv, range};
 
 use crate::counts::{self, Counts};
-use crate::engine::View;
+use crate::engine::{Rows, View};
 use crate::row::{self, Identity, Moment};
 use crate::snapshot::{SnapshotFile, SnapshotSink, SnapshotSource, StagedFile};
 use crate::store::{ReadError, Shared};
@@ -191,9 +192,9 @@ impl Reader {
     /// # Errors
     /// [`ReadError::Halt`] if storage fails.
     pub fn holders(&self, name: &[u8]) -> Result<(Vec<Place>, i64), ReadError> {
-        self.consistent(|rows, head| {
+        self.at_once(|rows, head| {
             let holders = queue::holders(rows, head.revision, name)?;
-            Ok((head.revision, Ok((holders, head.revision))))
+            Ok((holders, head.revision))
         })
     }
 
@@ -202,15 +203,24 @@ impl Reader {
     /// # Errors
     /// [`ReadError::Halt`] if storage fails.
     pub fn places(&self, name: &[u8], limit: usize) -> Result<(Vec<Place>, i64), ReadError> {
-        self.consistent(|rows, head| {
+        self.at_once(|rows, head| {
             let mut places = Vec::new();
             queue::visit(rows, head.revision, name, &mut |place| {
                 places.push(place);
                 let is_enough = places.len() >= limit;
                 if is_enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
             })?;
-            Ok((head.revision, Ok((places, head.revision))))
+            Ok((places, head.revision))
         })
+    }
+
+    /// Reads rows without history, and what belongs to them, as of one moment.
+    fn at_once<T>(
+        &self,
+        read: impl FnMut(&View<'_>, &Head) -> Result<T, Halt>,
+    ) -> Result<T, ReadError> {
+        let rows = self.shared.published().rows;
+        self.shared.note(in_snapshot(&rows, read).map_err(ReadError::from))
     }
 
     /// Reads by `read` until no compaction came between. `read` returns the oldest revision it relied
@@ -246,12 +256,7 @@ impl Reader {
             }
         }
         let rows = self.shared.published().rows;
-        let mut answer = None;
-        rows.with_snapshot(&mut |snapshot| {
-            let view = View(snapshot);
-            answer = Some(Head::load(&view).and_then(|head| read(&view, &head, None)));
-        });
-        answer.expect("with_snapshot calls its argument")?.1
+        in_snapshot(&rows, |view, head| read(view, head, None))?.1
     }
 
     /// Checksum of the history up to `revision` (0: the current one), equal on all members with
@@ -379,6 +384,19 @@ impl Reader {
     ) -> io::Result<SnapshotSink> {
         SnapshotSink::create(Arc::clone(&self.shared), meta, files)
     }
+}
+
+/// Reads from a snapshot of the storage, with the head of the same moment.
+fn in_snapshot<T>(
+    rows: &Rows,
+    mut read: impl FnMut(&View<'_>, &Head) -> Result<T, Halt>,
+) -> Result<T, Halt> {
+    let mut answer = None;
+    rows.with_snapshot(&mut |snapshot| {
+        let view = View(snapshot);
+        answer = Some(Head::load(&view).and_then(|head| read(&view, &head)));
+    });
+    answer.expect("with_snapshot calls its argument")
 }
 
 /// What [`Reader::events`] is to return.

@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
+use conclave_proto::internal::{self, command::Command as Message};
+use conclave_proto::v1;
 use conclave_raft_store::{EventSpan, ReadError, Reader};
 use conclave_state_machine::command::Range;
 use conclave_state_machine::response::Rejection;
@@ -142,4 +144,83 @@ async fn a_read_that_meets_damage_says_why_the_member_must_stop() {
     let root = dir.path().display();
     assert!(reason.starts_with(&format!("the state in {root} is damaged (")), "{reason}");
     assert!(reason.ends_with("or restore a backup if it is the only one"), "{reason}");
+}
+
+fn acquire(session: i64, round: u64, limit: u32) -> Message {
+    Message::LockAcquire(internal::LockAcquire {
+        names: vec!["n".into()],
+        session,
+        request_id: round.to_string().into(),
+        permits: 1,
+        limit,
+        can_wait: true,
+        ..Default::default()
+    })
+}
+
+fn release(session: i64, round: u64) -> Message {
+    Message::LockRelease(internal::LockRelease {
+        names: vec!["n".into()],
+        session,
+        request_id: round.to_string().into(),
+        attempt: 0,
+    })
+}
+
+/// A reader becomes a writer in the step in which the writer behind it goes: the reader behind both has
+/// no turn, unless places and what they ask for are read as of two moments.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_holds_is_known_as_of_one_moment() {
+    const QUEUES: u64 = 2_000;
+    for engine in ENGINES {
+        let dir = tempfile::tempdir().unwrap();
+        let mut state = State::open(dir.path(), engine);
+        let begin = |id| {
+            let request_id = "begin".into();
+            let begin =
+                v1::SessionBeginRequest { id, ttl_seconds: 60, request_id, ..Default::default() };
+            Message::SessionBegin(begin)
+        };
+        state.apply([entry(1, (1..=3).map(begin).collect())]).await;
+        let watch = Watch::default();
+        let reader = state.reader.clone();
+        thread::scope(|threads| {
+            threads.spawn(|| {
+                while !watch.is_done.load(Ordering::Relaxed) {
+                    let (holders, revision) = reader.holders(b"n").unwrap();
+                    let holders: Vec<i64> = holders.iter().map(|place| place.session).collect();
+                    assert!(holders.len() <= 1, "{holders:?} at {revision}");
+                    watch.reads.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+            let runtime = tokio::runtime::Handle::current();
+            let mut index = 1;
+            for round in 0..QUEUES {
+                let convert = Message::LockConvert(v1::ConvertRequest {
+                    name: "n".into(),
+                    session: 1,
+                    request_id: round.to_string().into(),
+                    permits: 1,
+                    limit: 1,
+                });
+                let (shared, alone) = (u32::MAX, 1);
+                let queue = [
+                    acquire(1, round, shared),
+                    acquire(2, round, alone),
+                    acquire(3, round, shared),
+                ];
+                for commands in [
+                    queue.to_vec(),
+                    vec![convert, release(2, round)],
+                    vec![release(3, round), release(1, round)],
+                ] {
+                    index += 1;
+                    let applied = state.apply([entry(index, commands)]);
+                    tokio::task::block_in_place(|| runtime.block_on(applied));
+                }
+            }
+            watch.is_done.store(true, Ordering::Relaxed);
+        });
+        assert!(watch.reads.load(Ordering::Relaxed) > 0);
+    }
 }
