@@ -2,17 +2,12 @@
 //! of a lost leader.
 
 use std::pin::Pin;
-use std::time::Duration;
 
 use futures::stream::{Stream, StreamExt as _};
-use tokio::time::MissedTickBehavior;
 use tonic::Status;
 
 use super::context::Context;
 use crate::status::Fault;
-
-/// As in etcd a stream survives this many election timeouts without a leader.
-const ELECTION_TIMEOUTS_MAX: u32 = 3;
 
 /// A stream of answers.
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -52,17 +47,11 @@ pub(crate) async fn reason_to_end(context: Context, must_have_leader: bool) -> F
     }
 }
 
+/// Waits until there was no leader for long. The hub looks, once for all streams.
 async fn leader_is_gone(context: &Context) {
-    let patience = context.node.settings().raft.election_timeout * ELECTION_TIMEOUTS_MAX;
-    let mut tick = tokio::time::interval(Duration::from_millis(100));
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut seen = tokio::time::Instant::now();
-    loop {
-        let now = tick.tick().await;
-        if context.node.has_leader() {
-            seen = now;
-        } else if now.duration_since(seen) >= patience {
-            return;
-        }
+    let mut leaderless = context.node.watch().leaderless();
+    if leaderless.wait_for(|is_gone| *is_gone).await.is_err() {
+        // The hub goes with the node, which says so first.
+        std::future::pending::<()>().await;
     }
 }

@@ -19,6 +19,7 @@ use v1::ended::Reason;
 use super::turns::{Following, Turn};
 use super::{Turns, is_unknown, sorted, unix_ms, withdraw_unless_resumed};
 use crate::api::context::{Context, mismatch};
+use crate::api::stream_end;
 use crate::status::Fault;
 
 /// Largest position that is counted.
@@ -46,17 +47,16 @@ enum End {
     Timeout,
     /// Nobody listens any more.
     Dropped,
-    Stopped,
     Failed(Status),
 }
 
 impl Acquisition {
     pub(super) fn new(context: Context, request: v1::AcquireRequest, answers: Answers) -> Self {
         let (permits, limit) = share(request.permits, request.limit);
-        let (can_wait, wait) = match request.wait {
-            Some(Wait::WaitForever(true)) => (true, None),
-            Some(Wait::WaitMs(ms)) if ms > 0 => (true, Some(Duration::from_millis(ms))),
-            Some(Wait::WaitMs(_) | Wait::WaitForever(false)) | None => (false, None),
+        let wait = match request.wait {
+            Some(Wait::WaitForever(true)) => None,
+            Some(Wait::WaitMs(ms)) => Some(Duration::from_millis(ms)),
+            Some(Wait::WaitForever(false)) | None => Some(Duration::ZERO),
         };
         let command = internal::LockAcquire {
             names: sorted(request.names),
@@ -64,7 +64,7 @@ impl Acquisition {
             request_id: request.request_id,
             permits,
             limit,
-            can_wait,
+            can_wait: wait != Some(Duration::ZERO),
             reentrant: request.reentrant,
             delay_seconds: request.lock_delay_seconds,
             // 0 stands for whoever asked.
@@ -141,10 +141,6 @@ impl Acquisition {
                 }
             },
             End::Dropped => false,
-            End::Stopped => {
-                self.fail(Fault::Stopped.into()).await;
-                true
-            }
             End::Failed(status) => {
                 self.fail(status).await;
                 false
@@ -159,7 +155,8 @@ impl Acquisition {
             Ok(following) => following,
             Err(_too_many) => return End::Failed(Fault::TooManyRequests.into()),
         };
-        let stopping = self.context.node.stopping();
+        // A member that is cut off would never hear of the turn.
+        let mut over = std::pin::pin!(stream_end::reason_to_end(self.context.clone(), true));
         let deadline = self.deadline.unwrap_or_else(|| Instant::now() + WAIT_MAX);
         loop {
             if let Some(end) = look(taken, &mut following) {
@@ -170,7 +167,7 @@ impl Acquisition {
                 _ = select_all(changes) => {}
                 () = tokio::time::sleep_until(deadline) => return End::Timeout,
                 () = self.answers.closed() => return End::Dropped,
-                () = stopping.cancelled() => return End::Stopped,
+                fault = &mut over => return End::Failed(fault.into()),
             }
         }
     }
@@ -219,19 +216,19 @@ pub(super) fn held_lock(place: Taken) -> v1::HeldLock {
     v1::HeldLock { name: place.name, key: place.key, fence: place.fence }
 }
 
-/// The end, if all places hold or one is gone.
+/// The end, if all places hold or one is gone. A place with another fence is another request's.
 fn look(taken: &[Taken], following: &mut [Following]) -> Option<End> {
     let (mut locks, mut since) = (Vec::with_capacity(taken.len()), 0);
     let mut is_waiting = false;
     for (place, one) in taken.iter().zip(following) {
         match *one.receiver.borrow_and_update() {
-            Turn::Held { fence, revision } => {
+            Turn::Held { fence, revision } if fence == place.fence => {
                 since = revision.max(since);
                 let (name, key) = (Bytes::clone(&place.name), Bytes::clone(&place.key));
                 locks.push(v1::HeldLock { name, key, fence });
             }
             Turn::Waiting => is_waiting = true,
-            Turn::Gone => return Some(End::Gone),
+            Turn::Held { .. } | Turn::Gone => return Some(End::Gone),
         }
     }
     (!is_waiting).then_some(End::Granted { locks, revision: since })
@@ -250,4 +247,33 @@ pub(super) fn start(
     // Ends by itself: with the stream and a grace, and with the member.
     background.spawn(acquisition.run());
     Ok(stream)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use tokio::sync::watch;
+
+    use super::*;
+
+    #[test]
+    fn a_turn_is_that_of_the_place_that_was_taken() {
+        let turns = Arc::new(Turns::default());
+        let taken = ["a", "b"].map(|name| Taken { name: name.into(), key: name.into(), fence: 5 });
+        let look_at = |states: [Turn; 2]| {
+            let follow = |(place, state): (&Taken, Turn)| {
+                let mut one = Turns::follow(&turns, &place.name, &place.key).unwrap();
+                one.receiver = watch::channel(state).1;
+                one
+            };
+            look(&taken, &mut taken.iter().zip(states).map(follow).collect::<Vec<_>>())
+        };
+        let held = |fence, revision| Turn::Held { fence, revision };
+        let end = look_at([held(5, 7), held(5, 6)]);
+        assert!(matches!(end, Some(End::Granted { ref locks, revision: 7 }) if locks.len() == 2));
+        assert!(look_at([held(5, 7), Turn::Waiting]).is_none());
+        assert!(matches!(look_at([held(5, 7), Turn::Gone]), Some(End::Gone)));
+        assert!(matches!(look_at([held(5, 7), held(6, 7)]), Some(End::Gone)), "it went to another");
+    }
 }

@@ -17,6 +17,7 @@ use v1::campaign_response::Event;
 use super::turns::{Following, Turn};
 use super::{Turns, checked, is_unknown, withdraw_unless_resumed};
 use crate::api::context::{Context, mismatch};
+use crate::api::stream_end;
 use crate::status::Fault;
 
 /// Largest position that is counted.
@@ -35,7 +36,8 @@ enum End {
     Gone,
     /// Nobody listens any more.
     Dropped,
-    Stopped,
+    /// The member stops, or is cut off.
+    Over(Fault),
 }
 
 /// Starts a candidacy; the stream of what becomes of it.
@@ -93,12 +95,16 @@ impl Candidacy {
                 true
             }
             End::Dropped => false,
-            End::Stopped => self.fail(Fault::Stopped.into()).await,
+            End::Over(fault) => {
+                self.fail(fault.into()).await;
+                false
+            }
         }
     }
 
     async fn tell(&self, place: &Taken, mut following: Following) -> End {
-        let stopping = self.context.node.stopping();
+        // A member that is cut off would never hear what becomes of the candidate.
+        let mut over = std::pin::pin!(stream_end::reason_to_end(self.context.clone(), true));
         let mut led_with = None;
         let mut is_queued = false;
         loop {
@@ -126,7 +132,7 @@ impl Candidacy {
             }
             tokio::select! {
                 biased;
-                () = stopping.cancelled() => return End::Stopped,
+                fault = &mut over => return End::Over(fault),
                 () = self.answers.closed() => return End::Dropped,
                 _ = following.receiver.changed() => {}
                 _ = following.first.changed() => {

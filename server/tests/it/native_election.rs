@@ -189,3 +189,47 @@ async fn a_candidacy_is_resumed_on_another_member_when_its_own_stops() {
     assert_eq!(resumed.lost().await, Reason::Removed);
     assert!(waiting.elected().await.fence > led.fence);
 }
+
+/// A leader on a member that is cut off learns that it may not lead any more.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_is_cut_off_keeps_no_candidate() {
+    let mut servers = servers(3, &[]).await;
+    let client = client(&servers);
+    let one = session(&client, "1").await;
+    let mut leader = Candidate::new(&election(&servers[0]), one.id(), "one").await;
+    leader.elected().await;
+    for server in servers.drain(1..) {
+        soon("to stop", server.running.stop()).await;
+    }
+    let end = loop {
+        match soon("the end", leader.events.message()).await {
+            Ok(Some(event)) => {
+                assert!(matches!(event.event, Some(Event::Observed(_))), "{event:?}")
+            }
+            Ok(None) => panic!("the reason is said"),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!((end.code(), end.message()), (Code::Unavailable, "etcdserver: no leader"));
+}
+
+/// Nobody gives away what another one leads.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_the_leader_hands_over() {
+    let servers = [server(&[]).await];
+    let (client, election) = (client(&servers), election(&servers[0]));
+    let [one, two] = [session(&client, "1").await, session(&client, "2").await];
+    let mut first = Candidate::new(&election, one.id(), "one").await;
+    let led = first.elected().await;
+    let second = Candidate::new(&election, two.id(), "two").await;
+    queue(&client, "boss", 1, 1).await;
+    let request = v1::ResignRequest {
+        name: "boss".into(),
+        session: two.id(),
+        fence: led.fence,
+        hand_over_to: second.key(),
+    };
+    let refused = soon("to resign", election.clone().resign(request)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition);
+    assert!(resign(&election, &first, led.fence, second.key()).await);
+}
