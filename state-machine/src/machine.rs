@@ -131,7 +131,7 @@ impl Machine {
             }
             Command::Alarm(command) => Response::Alarm(alarms::apply(head, *command)),
             Command::MemberPublish(member) => {
-                members::publish(rows, member);
+                members::publish(rows, member)?;
                 Response::MemberPublish(member.clone())
             }
             Command::SessionBegin(command) => {

@@ -1,5 +1,11 @@
-//! Records of members: the names and URLs they published.
+//! Records of members: the names and URLs they published, and who was removed for good.
+//!
+//! Who is configured is raft's business; [`reconfigure`] hears of each applied configuration, so that what
+//! is kept about members changes in the same batch.
 
+pub mod rules;
+
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 
 use bytes::Bytes;
@@ -8,7 +14,7 @@ use crate::command::MemberRecord;
 use crate::overlay::Overlay;
 use crate::read::{Read, Table};
 use crate::response::Halt;
-use crate::rows;
+use crate::rows::member::{self, MemberRow};
 
 /// Lists all published members, by id.
 ///
@@ -16,14 +22,58 @@ use crate::rows;
 /// [`Halt`] if the storage fails or a row is damaged.
 pub fn all<R: Read>(rows: &R) -> Result<Vec<MemberRecord>, Halt> {
     let mut members = Vec::new();
-    rows.scan(Table::Member, &[], None, &mut |_, row| {
-        members.push(rows::member::decode(row)?);
-        Ok(ControlFlow::Continue(()))
+    visit(rows, |row| {
+        if let MemberRow::Published(record) = row {
+            members.push(record);
+        }
     })?;
     Ok(members)
 }
 
-pub(crate) fn publish<R: Read>(rows: &mut Overlay<'_, R>, member: &MemberRecord) {
-    let key = Bytes::copy_from_slice(&rows::member::row_key(member.id));
-    rows.put(Table::Member, key, rows::member::encode(member));
+/// The ids of members that were removed: none of them ever comes back.
+///
+/// # Errors
+/// [`Halt`] if the storage fails or a row is damaged.
+pub fn removed<R: Read>(rows: &R) -> Result<BTreeSet<u64>, Halt> {
+    let mut removed = BTreeSet::new();
+    visit(rows, |row| {
+        if let MemberRow::Removed(id) = row {
+            removed.insert(id);
+        }
+    })?;
+    Ok(removed)
+}
+
+fn visit<R: Read>(rows: &R, mut visit: impl FnMut(MemberRow)) -> Result<(), Halt> {
+    rows.scan(Table::Member, &[], None, &mut |_, row| {
+        visit(member::decode(row)?);
+        Ok(ControlFlow::Continue(()))
+    })
+}
+
+/// Takes note of a new configuration: who was in `before` and is not in `after` is removed for good.
+pub fn reconfigure<R: Read>(
+    rows: &mut Overlay<'_, R>,
+    before: &BTreeSet<u64>,
+    after: &BTreeSet<u64>,
+) {
+    for id in before.difference(after) {
+        let key = Bytes::copy_from_slice(&member::row_key(*id));
+        rows.put(Table::Member, key, member::encode_removed(*id));
+    }
+}
+
+/// What a member that was removed says of itself no longer counts.
+pub(crate) fn publish<R: Read>(
+    rows: &mut Overlay<'_, R>,
+    record: &MemberRecord,
+) -> Result<(), Halt> {
+    let key = member::row_key(record.id);
+    if let Some(row) = rows.get(Table::Member, &key)?
+        && matches!(member::decode(&row)?, MemberRow::Removed(_))
+    {
+        return Ok(());
+    }
+    rows.put(Table::Member, Bytes::copy_from_slice(&key), member::encode(record));
+    Ok(())
 }

@@ -1,4 +1,4 @@
-//! `Member` rows: id -> the name and URLs that the member published.
+//! `Member` rows: id -> the name and URLs that the member published, or that it was removed for good.
 
 use bytes::Bytes;
 
@@ -6,7 +6,17 @@ use super::{RowReader, RowWriter};
 use crate::command::MemberRecord;
 use crate::response::Halt;
 
-const FORM: u8 = 1;
+const PUBLISHED: u8 = 1;
+const REMOVED: u8 = 2;
+
+/// What is known of a member beside the configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum MemberRow {
+    /// It told its name and URLs.
+    Published(MemberRecord),
+    /// It was removed: the id never comes back.
+    Removed(u64),
+}
 
 /// Key of a `Member` row.
 pub(crate) fn row_key(id: u64) -> [u8; 8] {
@@ -14,7 +24,7 @@ pub(crate) fn row_key(id: u64) -> [u8; 8] {
 }
 
 pub(crate) fn encode(member: &MemberRecord) -> Bytes {
-    let mut row = RowWriter::new(FORM);
+    let mut row = RowWriter::new(PUBLISHED);
     row.uint(member.id);
     row.bytes(member.name.as_bytes());
     for urls in [&member.peer_urls, &member.client_urls] {
@@ -24,17 +34,24 @@ pub(crate) fn encode(member: &MemberRecord) -> Bytes {
     row.finish()
 }
 
+pub(crate) fn encode_removed(id: u64) -> Bytes {
+    let mut row = RowWriter::new(REMOVED);
+    row.uint(id);
+    row.finish()
+}
+
 /// # Errors
 /// [`Halt::CorruptRow`] if the bytes are not such a row.
-pub(crate) fn decode(row: &[u8]) -> Result<MemberRecord, Halt> {
+pub(crate) fn decode(row: &[u8]) -> Result<MemberRow, Halt> {
     let mut row = RowReader::new("member", row);
     match row.form()? {
-        FORM => Ok(MemberRecord {
+        PUBLISHED => Ok(MemberRow::Published(MemberRecord {
             id: row.uint()?,
             name: row.string()?,
             peer_urls: urls(&mut row)?,
             client_urls: urls(&mut row)?,
-        }),
+        })),
+        REMOVED => Ok(MemberRow::Removed(row.uint()?)),
         _ => Err(row.corrupt("unknown form")),
     }
 }
@@ -58,7 +75,8 @@ mod tests {
             client_urls: vec![],
         };
         let row = encode(&member);
-        assert_eq!(decode(&row).unwrap(), member);
+        assert_eq!(decode(&row).unwrap(), MemberRow::Published(member));
         assert!(decode(&row[..row.len() - 1]).is_err());
+        assert_eq!(decode(&encode_removed(300)).unwrap(), MemberRow::Removed(300));
     }
 }

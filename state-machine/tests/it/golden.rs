@@ -18,6 +18,7 @@ use goldenscript::{Argument, Context};
 
 use crate::language::{self, Words};
 use crate::print;
+use crate::roster::Members;
 use crate::store::Store;
 
 /// `--max-txn-ops` of scripts.
@@ -27,6 +28,7 @@ const NO_FAILURE: &str = "memory does not fail";
 
 struct Script {
     store: Store,
+    members: Members,
 }
 
 #[test]
@@ -40,7 +42,8 @@ fn scripts_answer_as_recorded() {
         println!("{}", path.display());
         let first_line = std::fs::read_to_string(&path).unwrap();
         assert!(first_line.starts_with("# "), "{}: say first what it shows", path.display());
-        goldenscript::run(&mut Script { store: Store::new() }, &path).unwrap();
+        let mut script = Script { store: Store::new(), members: Members::new() };
+        goldenscript::run(&mut script, &path).unwrap();
     }
 }
 
@@ -67,6 +70,9 @@ impl goldenscript::Runner for Script {
 
 impl Script {
     fn run_words(&mut self, name: &str, words: &mut Words) -> Result<Vec<String>, String> {
+        if let Some(lines) = self.members.run(name, words, &mut self.store)? {
+            return Ok(lines);
+        }
         Ok(match name {
             "range" => match self.store.range(&language::range(words)?) {
                 Ok(answer) => print::range(&answer),

@@ -59,7 +59,7 @@ impl Words {
     }
 
     /// Takes the options up to the end of the operation: `name` or `name=value`.
-    fn options(&mut self) -> Vec<(String, String)> {
+    pub(crate) fn options(&mut self) -> Vec<(String, String)> {
         let mut options = Vec::new();
         while let Some(word) = self.peek() {
             if [";", "}", "]"].contains(&word) {
@@ -77,7 +77,7 @@ impl Words {
     }
 }
 
-fn number<T: std::str::FromStr>(word: &str) -> Parsed<T> {
+pub(crate) fn number<T: std::str::FromStr>(word: &str) -> Parsed<T> {
     word.parse().map_err(|_| format!("{word:?} is not a number"))
 }
 

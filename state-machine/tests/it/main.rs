@@ -8,4 +8,5 @@ mod locks;
 mod model;
 mod print;
 mod property;
+mod roster;
 mod store;
