@@ -4,6 +4,7 @@
 //! log id, membership) and one publication; so a long replay after a restart neither fills memory nor
 //! keeps the worker thread from heartbeats. Any error is final: raft stops, and the process with it.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 use std::time::Instant;
@@ -11,6 +12,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use conclave_proto::internal;
 use conclave_state_machine::machine::{Machine, Position};
+use conclave_state_machine::members;
 use conclave_state_machine::overlay::Overlay;
 use conclave_state_machine::response::{Applied, Halt, Rejection};
 use futures::{Stream, StreamExt};
@@ -68,16 +70,26 @@ impl StateMachine {
     }
 
     fn apply_piece(&mut self, collected: Collecting) -> io::Result<()> {
-        let Collecting { applied, membership, batches, waiting, .. } = collected;
+        let Collecting { applied, work, waiting, .. } = collected;
         let Some(applied) = applied else { return Ok(()) };
         let began = Instant::now();
         let before = self.shared.published();
         let cached = CachedRows::new(&before.rows, &mut self.cache);
         let mut rows = Overlay::new(&cached);
-        let mut entries = Vec::with_capacity(batches.len());
-        for (log_id, batch) in batches {
-            let applied = apply_batch(&mut self.machine, &mut rows, log_id, batch);
-            entries.push(applied.map_err(|halt| stopped(&self.shared, log_id, halt))?);
+        let mut entries = Vec::with_capacity(work.len());
+        let mut membership: Option<StoredMembership> = None;
+        for (log_id, work) in work {
+            match work {
+                Work::Batch(batch) => {
+                    let applied = apply_batch(&mut self.machine, &mut rows, log_id, batch);
+                    entries.push(applied.map_err(|halt| stopped(&self.shared, log_id, halt))?);
+                }
+                Work::Membership(after) => {
+                    let last = membership.as_ref().unwrap_or(&before.membership);
+                    members::reconfigure(&mut rows, &member_ids(last), &member_ids(&after));
+                    membership = Some(after);
+                }
+            }
         }
         let piece = Piece { applied, membership, entries, waiting };
         self.machine.finish(&mut rows);
@@ -193,12 +205,21 @@ fn rejected(machine: &Machine, rejection: Rejection) -> Applied {
     Applied { outcome: Err(rejection), revision, events: Vec::new(), leases: Vec::new() }
 }
 
+fn member_ids(membership: &StoredMembership) -> BTreeSet<u64> {
+    membership.membership().nodes().map(|(id, _)| *id).collect()
+}
+
+/// Content of an entry that changes something.
+enum Work {
+    Batch(internal::Batch),
+    Membership(StoredMembership),
+}
+
 /// Entries of one piece while they are collected.
 #[derive(Default)]
 struct Collecting {
     applied: Option<LogId>,
-    membership: Option<StoredMembership>,
-    batches: Vec<(LogId, internal::Batch)>,
+    work: Vec<(LogId, Work)>,
     waiting: Vec<Waiting>,
     commands: usize,
     bytes: usize,
@@ -213,10 +234,11 @@ impl Collecting {
                 self.bytes += bytes.len();
                 let batch = decode(log_id, bytes);
                 self.commands += batch.commands.len();
-                self.batches.push((log_id, batch));
+                self.work.push((log_id, Work::Batch(batch)));
             }
             EntryPayload::Membership(membership) => {
-                self.membership = Some(StoredMembership::new(Some(log_id), membership));
+                let membership = StoredMembership::new(Some(log_id), membership);
+                self.work.push((log_id, Work::Membership(membership)));
             }
         }
         self.applied = Some(log_id);

@@ -83,6 +83,7 @@ pub fn membership_message(membership: &Membership) -> internal::Membership {
         id: *id,
         name: node.name.clone(),
         peer_urls: node.peer_urls.clone(),
+        to_vote: node.is_to_vote,
     });
     internal::Membership {
         configs: configs
@@ -99,11 +100,13 @@ pub fn membership_message(membership: &Membership) -> internal::Membership {
 pub fn membership(message: &internal::Membership) -> Result<Membership, CodecError> {
     let configs: Vec<BTreeSet<u64>> =
         message.configs.iter().map(|voters| voters.ids.iter().copied().collect()).collect();
-    let nodes: BTreeMap<u64, MemberNode> = message
-        .members
-        .iter()
-        .map(|m| (m.id, MemberNode { name: m.name.clone(), peer_urls: m.peer_urls.clone() }))
-        .collect();
+    let node = |member: &internal::Member| MemberNode {
+        name: member.name.clone(),
+        peer_urls: member.peer_urls.clone(),
+        is_to_vote: member.to_vote,
+    };
+    let nodes: BTreeMap<u64, MemberNode> =
+        message.members.iter().map(|member| (member.id, node(member))).collect();
     Membership::new(configs, nodes)
         .map_err(|error| CodecError::Membership { reason: error.to_string() })
 }
@@ -189,6 +192,7 @@ mod tests {
         let node = |n: u64| MemberNode {
             name: format!("n{n}"),
             peer_urls: vec![format!("http://127.0.0.1:{n}"), "http://x".into()],
+            is_to_vote: n == 2,
         };
         let nodes: BTreeMap<u64, MemberNode> = (1..=4).map(|n| (n, node(n))).collect();
         Membership::new(vec![BTreeSet::from([1, 2]), BTreeSet::from([2, 3])], nodes).unwrap()

@@ -39,6 +39,8 @@ pub struct MemberNode {
     pub name: String,
     /// URLs on which the other members reach it.
     pub peer_urls: Vec<String>,
+    /// It becomes a voter as soon as it has caught up. Means nothing once it is one.
+    pub is_to_vote: bool,
 }
 
 impl fmt::Display for MemberNode {

@@ -10,6 +10,7 @@ use conclave_proto::etcdserverpb::ResponseHeader;
 use conclave_proto::internal;
 use conclave_raft_store::{Identity, Reader};
 use conclave_state_machine::members;
+use conclave_state_machine::members::rules::MemberChange;
 use conclave_state_machine::response::{Applied, Halt};
 use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
@@ -21,7 +22,9 @@ use crate::coordination::Turns;
 use crate::lessor::Lessor;
 use crate::metrics::{Counts, Pending};
 use crate::propose::{ProposeError, Proposer};
+use crate::raft::change::{ChangeError, Changer};
 use crate::raft::route::Route;
+use crate::raft::standing::Standing;
 use crate::read_index::{ReadIndex, ReadIndexError};
 use crate::runtime::RaftRuntime;
 use crate::watch::Hub;
@@ -47,7 +50,7 @@ pub struct NodeStatus {
     pub applied_index: u64,
     /// Index of the oldest entry in the log, less one.
     pub purged_index: u64,
-    /// This member does not vote.
+    /// This member is not to vote.
     pub is_learner: bool,
 }
 
@@ -62,7 +65,7 @@ pub struct MemberInfo {
     pub peer_urls: Vec<String>,
     /// URLs for clients; empty before it has started once.
     pub client_urls: Vec<String>,
-    /// It does not vote.
+    /// It is not to vote.
     pub is_learner: bool,
 }
 
@@ -111,6 +114,8 @@ pub struct Node {
     proposer: Proposer,
     read_index: ReadIndex,
     lessor: Lessor,
+    standing: Arc<Standing>,
+    changer: Arc<Changer>,
     hub: Arc<Hub>,
     turns: Arc<Turns>,
     header: Header,
@@ -219,7 +224,6 @@ impl Node {
     pub fn status(&self) -> NodeStatus {
         let metrics = self.route.raft.metrics();
         let metrics = metrics.borrow_watched();
-        let mut learners = metrics.membership_config.membership().learner_ids();
         NodeStatus {
             leader: self.route.heard.leader(&metrics),
             term: metrics.vote.leader_id.term,
@@ -227,7 +231,7 @@ impl Node {
             committed_index: metrics.cluster_committed.map_or(0, |id| id.index),
             applied_index: self.reader.applied().map_or(0, |id| id.index),
             purged_index: metrics.purged.map_or(0, |id| id.index),
-            is_learner: learners.any(|id| id == self.identity.member),
+            is_learner: self.is_learner(),
         }
     }
 
@@ -265,10 +269,30 @@ impl Node {
                 name: record.map(|record| record.name.clone()).unwrap_or_default(),
                 peer_urls: node.peer_urls.clone(),
                 client_urls: record.map(|record| record.client_urls.clone()).unwrap_or_default(),
-                is_learner: !is_voter(*id),
+                is_learner: !is_voter(*id) && !node.is_to_vote,
             }
         });
         Ok(nodes.collect())
+    }
+
+    /// Whether this member serves only what a learner may.
+    #[must_use]
+    pub fn is_learner(&self) -> bool {
+        self.standing.is_learner()
+    }
+
+    /// Returns once this member was removed from the cluster: it must stop, and never comes back.
+    pub async fn removed(&self) {
+        self.standing.removed().await;
+    }
+
+    /// Changes who is configured; returns the changed member's id once the change is applied here. The
+    /// answer of a removal of this very member comes without that.
+    ///
+    /// # Errors
+    /// [`ChangeError`]; its variants say whether the change may have been made.
+    pub async fn change_members(&self, change: &MemberChange) -> Result<u64, ChangeError> {
+        self.changer.change(change).await
     }
 
     /// Makes another voter the leader; returns when this member follows it.

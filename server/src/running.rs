@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,11 +17,16 @@ use crate::config::Settings;
 use crate::http;
 use crate::metrics::Metrics;
 use crate::node::{self, Node};
+use crate::raft::BootstrapError;
+use crate::raft::standing::REMOVED;
 
 /// How often a change of leader is looked for; elections take longer.
 const LEADER_LOOK: Duration = Duration::from_millis(250);
 /// How long a stop waits for what callers left behind, such as keys of locks they waited for.
 const BACKGROUND_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long a member that was removed goes on, as in etcd.
+const REMOVED_GRACE: Duration = Duration::from_secs(1);
 
 /// Why a server cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +48,29 @@ pub enum RunError {
     /// Raft or the storage failed; only a restart helps, if anything.
     #[error("this member cannot go on: {0}")]
     Failed(String),
+    /// It is no member any more.
+    #[error("{REMOVED}: this was member {id:x}; its data directory {dir} must be deleted")]
+    Removed {
+        /// Its id.
+        id: u64,
+        /// Its directory.
+        dir: PathBuf,
+    },
+}
+
+impl RunError {
+    /// Whether nothing is wrong: the member was removed from the cluster, also if that was long ago. As
+    /// with etcd the process then ends well, so that no supervisor starts it again and again.
+    #[must_use]
+    pub fn is_removal(&self) -> bool {
+        match self {
+            Self::Removed { .. } => true,
+            Self::Start(StartError::Node(node::StartError::Bootstrap(error))) => {
+                matches!(error, BootstrapError::Removed { .. })
+            }
+            Self::Start(_) | Self::Failed(_) => false,
+        }
+    }
 }
 
 /// A server with its client port open.
@@ -159,27 +188,45 @@ impl Running {
 /// [`RunError`]: it did not start, or a failure of raft or the storage ended it.
 pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
     let running = start(settings).await?;
-    let failed = {
-        let mut shutdown = std::pin::pin!(shutdown);
+    let end = {
         let failed = async {
             match running.ready().await {
                 Ok(()) => running.node.failed().await,
                 Err(reason) => reason,
             }
         };
+        let removed = async {
+            running.node.removed().await;
+            // Whoever asked for it, perhaps here, gets the answer.
+            tokio::time::sleep(REMOVED_GRACE).await;
+        };
         tokio::select! {
-            () = shutdown.as_mut() => None,
-            reason = failed => Some(reason),
+            () = shutdown => End::Asked,
+            reason = failed => End::Failed(reason),
+            () = removed => End::Removed,
         }
     };
-    match failed {
-        None => {
+    match end {
+        End::Asked => {
             tracing::info!("stopping");
             running.stop().await;
             tracing::info!("stopped");
             Ok(())
         }
+        End::Removed => {
+            tracing::warn!("stopping, because this member was removed from the cluster");
+            let (id, dir) = (running.node.member_id(), running.node.settings().data_dir.clone());
+            running.stop().await;
+            Err(RunError::Removed { id, dir })
+        }
         // Nothing of it can be trusted to end in order.
-        Some(reason) => Err(RunError::Failed(reason)),
+        End::Failed(reason) => Err(RunError::Failed(reason)),
     }
+}
+
+/// Why a server that ran ends.
+enum End {
+    Asked,
+    Removed,
+    Failed(String),
 }

@@ -4,12 +4,14 @@
 //! `api/v3rpc/rpctypes/error.go`). Two of them leave etcd with code Unknown; so they do here.
 
 use conclave_raft_store::store::ReadError;
+use conclave_state_machine::members::rules::MemberRefusal;
 use conclave_state_machine::response::Rejection;
 use tonic::{Code, Status};
 
 use crate::lessor::LessorError;
 use crate::node::TransferError;
 use crate::propose::ProposeError;
+use crate::raft::ChangeError;
 use crate::read_index::ReadIndexError;
 use crate::watch::End;
 
@@ -249,6 +251,25 @@ pub(crate) fn from_transfer(error: &TransferError) -> Status {
     .into()
 }
 
+/// The answer to a change of the members that was not made, or perhaps not.
+pub(crate) fn from_change(error: ChangeError) -> Status {
+    match error {
+        ChangeError::Refused(refusal) => match refusal {
+            MemberRefusal::NotEnoughStarted => Fault::MemberNotEnoughStarted,
+            MemberRefusal::Unhealthy => Fault::Unhealthy,
+            MemberRefusal::PeerUrlExists => Fault::PeerUrlExists,
+            MemberRefusal::TooManyLearners => Fault::TooManyLearners,
+            MemberRefusal::NotFound => Fault::MemberNotFound,
+            MemberRefusal::NotLearner => Fault::MemberNotLearner,
+            MemberRefusal::LearnerNotReady => Fault::LearnerNotReady,
+        },
+        ChangeError::Timeout => Fault::Timeout,
+        ChangeError::Unknown => Fault::TimeoutConnectionLost,
+        ChangeError::Stopped => Fault::Stopped,
+    }
+    .into()
+}
+
 /// The end of a watch that its client did not end.
 pub(crate) fn from_watch_end(end: End) -> Status {
     match end {
@@ -433,6 +454,22 @@ mod tests {
         }
         let status = from_rejection(&Rejection::Malformed("no command"));
         assert_eq!(status.code(), Code::InvalidArgument);
+    }
+
+    #[test]
+    fn refused_changes_keep_the_text_that_the_rules_gave_them() {
+        for refusal in [
+            MemberRefusal::NotEnoughStarted,
+            MemberRefusal::Unhealthy,
+            MemberRefusal::PeerUrlExists,
+            MemberRefusal::TooManyLearners,
+            MemberRefusal::NotFound,
+            MemberRefusal::NotLearner,
+            MemberRefusal::LearnerNotReady,
+        ] {
+            let status = from_change(ChangeError::Refused(refusal));
+            assert_eq!(status.message(), format!("etcdserver: {refusal}"));
+        }
     }
 
     #[test]

@@ -82,7 +82,8 @@ pub(crate) fn entry(index: u64, commands: Vec<internal::command::Command>) -> En
 }
 
 pub(crate) fn membership_entry(index: u64) -> Entry {
-    let nodes = (1..=3).map(|id| (id, MemberNode { name: format!("n{id}"), peer_urls: vec![] }));
+    let nodes =
+        (1..=3).map(|id| (id, MemberNode { name: format!("n{id}"), ..MemberNode::default() }));
     let membership = Membership::new(vec![[1, 2, 3].into()], nodes.collect::<Nodes>());
     let payload = EntryPayload::Membership(membership.expect("every voter has a node"));
     Entry { log_id: log_id(index), payload }

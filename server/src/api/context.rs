@@ -58,8 +58,11 @@ impl Context {
         self.header(self.node.reader().head().revision)
     }
 
-    /// Waits until this member has applied all that was acknowledged before the call.
+    /// Waits until this member has applied all that was acknowledged before the call. A learner may not.
     pub(crate) async fn read_barrier(&self) -> Result<(), Status> {
+        if self.node.is_learner() {
+            return Err(Fault::NotSupportedForLearner.into());
+        }
         self.node.read_barrier().await.map_err(|error| status::from_read_index(&error))
     }
 

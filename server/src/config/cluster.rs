@@ -63,12 +63,23 @@ impl InitialCluster {
 
 /// Id of a member, as etcd computes it: from its sorted peer URLs and the cluster's token.
 pub fn member_id(sorted_peer_urls: &[String], token: &str) -> u64 {
+    first_eight_bytes(member_hash(sorted_peer_urls, token))
+}
+
+/// Id of a member that is added to a running cluster: from the time too, so that it is a new one.
+pub(crate) fn added_member_id(sorted_peer_urls: &[String], token: &str, unix_seconds: u64) -> u64 {
+    let mut hash = member_hash(sorted_peer_urls, token);
+    hash.update(unix_seconds.to_string().as_bytes());
+    first_eight_bytes(hash)
+}
+
+fn member_hash(sorted_peer_urls: &[String], token: &str) -> Sha1 {
     let mut hash = Sha1::new();
     for url in sorted_peer_urls {
         hash.update(url.as_bytes());
     }
     hash.update(token.as_bytes());
-    first_eight_bytes(hash)
+    hash
 }
 
 fn first_eight_bytes(hash: Sha1) -> u64 {

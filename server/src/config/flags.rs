@@ -107,9 +107,13 @@ pub(super) const FLAGS: &[Flag] = &[
     later("discovery-srv"),
     later("discovery-srv-name"),
     later("discovery-proxy"),
-    later_switch("force-new-cluster"),
-    switch("strict-reconfig-check", Standing::Only("true"), "true: keep a quorum in every change"),
-    later("max-learners"),
+    switch(
+        "force-new-cluster",
+        Standing::Used,
+        "false: go on as the only member, with the data in --data-dir (after a lost quorum)",
+    ),
+    switch("strict-reconfig-check", Standing::Used, "true: keep a quorum in every change"),
+    used("max-learners", "1: most learners at a time"),
     later("config-file"),
     // TLS.
     later("cert-file"),

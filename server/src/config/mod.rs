@@ -11,12 +11,14 @@ mod settings;
 mod tests;
 mod urls;
 
+pub(crate) use cluster::added_member_id;
 pub use cluster::{InitialCluster, member_id};
 pub use settings::{
     BootstrapSettings, ClusterState, Limits, ListenSettings, LogFormat, LogOutput, LogSettings,
-    RaftSettings, Settings, StoreSettings,
+    MembershipSettings, RaftSettings, Settings, StoreSettings,
 };
 pub use urls::ListenUrl;
+pub(crate) use urls::peer_urls;
 
 /// What a command line asks the server binary to do.
 #[derive(Clone, Debug)]

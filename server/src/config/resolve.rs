@@ -8,7 +8,7 @@ use super::cluster::InitialCluster;
 use super::flags::Raw;
 use super::settings::{
     BootstrapSettings, ClusterState, Limits, ListenSettings, LogFormat, LogOutput, LogSettings,
-    RaftSettings, Settings, StoreSettings,
+    MembershipSettings, RaftSettings, Settings, StoreSettings,
 };
 use super::{ConfigError, urls};
 
@@ -37,6 +37,7 @@ pub(super) fn settings(raw: Raw) -> Result<Settings, ConfigError> {
         wal_dir: raw.text("wal-dir").map(PathBuf::from),
         store: store(&raw)?,
         raft: raft(&raw)?,
+        membership: membership(&raw)?,
         limits: limits(&raw)?,
         log: log(&raw)?,
         watch_progress_interval: watch_progress_interval(&raw)?,
@@ -60,6 +61,16 @@ impl Raw {
     {
         let Some(value) = self.text(flag) else { return Ok(default) };
         value.parse().map_err(|error: T::Err| invalid(flag, value, &error.to_string()))
+    }
+
+    /// Go's words for a switch.
+    fn is_on(&self, flag: &'static str, default: bool) -> Result<bool, ConfigError> {
+        let Some(value) = self.text(flag) else { return Ok(default) };
+        match value {
+            "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
+            "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
+            _ => Err(invalid(flag, value, "expected true or false")),
+        }
     }
 
     /// Go's duration syntax, as far as people use it: `10m`, `2h`, `1m30s`, `500ms`, `0`.
@@ -154,8 +165,24 @@ fn bootstrap(
         "existing" => ClusterState::Existing,
         other => return Err(invalid("initial-cluster-state", other, "expected new or existing")),
     };
-    let token = raw.text("initial-cluster-token").unwrap_or("etcd-cluster").to_owned();
-    Ok(BootstrapSettings { initial_cluster, state, token })
+    Ok(BootstrapSettings { initial_cluster, state, token: token(raw) })
+}
+
+fn membership(raw: &Raw) -> Result<MembershipSettings, ConfigError> {
+    let learners_max: usize = raw.number("max-learners", 1)?;
+    if learners_max == 0 {
+        return Err(invalid("max-learners", "0", "must be above 0"));
+    }
+    Ok(MembershipSettings {
+        is_strict: raw.is_on("strict-reconfig-check", true)?,
+        learners_max,
+        token: token(raw),
+        force_new_cluster: raw.is_on("force-new-cluster", false)?,
+    })
+}
+
+fn token(raw: &Raw) -> String {
+    raw.text("initial-cluster-token").unwrap_or("etcd-cluster").to_owned()
 }
 
 fn limits(raw: &Raw) -> Result<Limits, ConfigError> {

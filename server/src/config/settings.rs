@@ -23,6 +23,8 @@ pub struct Settings {
     pub listen: ListenSettings,
     /// How the cluster begins.
     pub bootstrap: BootstrapSettings,
+    /// Changes of the members.
+    pub membership: MembershipSettings,
     /// What a client may ask for.
     pub limits: Limits,
     /// Log lines.
@@ -86,6 +88,19 @@ pub enum ClusterState {
     New,
     /// This member joins a running cluster.
     Existing,
+}
+
+/// How members may be changed.
+#[derive(Clone, Debug)]
+pub struct MembershipSettings {
+    /// Refuse changes that could cost the quorum.
+    pub is_strict: bool,
+    /// Most learners at a time.
+    pub learners_max: usize,
+    /// Part of what the id of a new member is computed from.
+    pub token: String,
+    /// This member goes on alone, with the data that it has.
+    pub force_new_cluster: bool,
 }
 
 /// What a client may ask for.

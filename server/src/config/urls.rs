@@ -29,6 +29,11 @@ pub(super) fn list(flag: &'static str, value: &str) -> Result<Vec<String>, Confi
     Ok(urls)
 }
 
+/// The URLs of a member as a client gave them, sorted; `None` if one of them is none.
+pub(crate) fn peer_urls(given: &[String]) -> Option<Vec<String>> {
+    list("peer-urls", &given.join(",")).ok()
+}
+
 /// Like [`list`], for addresses to bind.
 pub(super) fn listen_list(flag: &'static str, value: &str) -> Result<Vec<ListenUrl>, ConfigError> {
     list(flag, value)?.into_iter().map(|url| listen(flag, url)).collect()

@@ -8,6 +8,7 @@ use tonic::body::Body;
 
 use crate::api::context::Context;
 use crate::api::convert::alarm_type;
+use crate::status;
 use crate::version;
 
 const JSON: &str = "application/json";
@@ -93,9 +94,10 @@ async fn read(context: &Context, is_serializable: bool) -> Result<(), String> {
     // As in etcd: as long as a request may take.
     let timeout = Duration::from_secs(5) + settings.raft.election_timeout * 2;
     if !is_serializable {
-        match tokio::time::timeout(timeout, context.read_barrier()).await {
+        // The node's own: as in etcd a learner's health is not a request of a client.
+        match tokio::time::timeout(timeout, context.node.read_barrier()).await {
             Ok(Ok(())) => {}
-            Ok(Err(status)) => return Err(status.message().to_owned()),
+            Ok(Err(error)) => return Err(status::from_read_index(&error).message().to_owned()),
             Err(_elapsed) => return Err("context deadline exceeded".to_owned()),
         }
     }

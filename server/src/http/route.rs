@@ -12,7 +12,7 @@ use super::pages;
 use crate::api::context::Context;
 use crate::api::{KV_PATH, Services};
 use crate::coordination;
-use crate::status;
+use crate::status::{self, Fault};
 
 /// Answers the requests of all connections.
 pub(super) struct Router {
@@ -28,6 +28,9 @@ impl Router {
     ) -> Result<Response<Body>, Infallible> {
         if !is_grpc(request.headers()) {
             return Ok(pages::answer(&self.context, request).await);
+        }
+        if self.context.node.is_learner() && !is_for_learners(request.uri().path()) {
+            return Ok(Status::from(Fault::NotSupportedForLearner).into_http());
         }
         let response = if request.uri().path().starts_with(KV_PATH) {
             self.services.kv.clone().call(request).await
@@ -66,6 +69,20 @@ fn is_known(path: &str) -> bool {
     service_of(path).is_some_and(|service| {
         KNOWN.contains(&service) || coordination::SERVICES.contains(&service)
     })
+}
+
+/// What a member answers that is not to vote; reads only if they need not be up to date, which whoever
+/// reads checks.
+const FOR_LEARNERS: [&str; 5] = [
+    "/etcdserverpb.KV/Range",
+    "/etcdserverpb.KV/RangeStream",
+    "/etcdserverpb.Maintenance/Status",
+    "/etcdserverpb.Maintenance/Snapshot",
+    "/grpc.health.v1.Health/Check",
+];
+
+fn is_for_learners(path: &str) -> bool {
+    FOR_LEARNERS.contains(&path)
 }
 
 fn unknown_service(path: &str) -> Response<Body> {

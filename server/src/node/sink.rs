@@ -12,6 +12,8 @@ use crate::coordination::Turns;
 use crate::lessor::Leases;
 use crate::metrics::Counts;
 use crate::propose::Waiters;
+use crate::raft::link::Links;
+use crate::raft::standing::Standing;
 use crate::watch::Hub;
 
 /// Called by apply, in log order; nothing here waits.
@@ -29,6 +31,8 @@ pub(super) struct Sink {
 pub(super) struct Late {
     pub(super) reader: Reader,
     pub(super) hub: Arc<Hub>,
+    pub(super) links: Arc<Links>,
+    pub(super) standing: Arc<Standing>,
 }
 
 impl ApplySink for Sink {
@@ -68,6 +72,13 @@ impl ApplySink for Sink {
     }
 
     fn membership(&self, membership: &StoredMembership) {
-        tracing::info!(members = %membership.membership(), "membership applied");
+        let membership = membership.membership();
+        tracing::info!(members = %membership, "membership applied");
+        let Some(late) = self.late.get() else { return };
+        late.links.follow(membership);
+        if let Err(error) = late.standing.follow(&late.reader) {
+            // Apply reads the same rows and stops the member with this reason.
+            tracing::error!(%error, "cannot read who was removed");
+        }
     }
 }

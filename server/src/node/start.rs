@@ -19,7 +19,7 @@ use openraft::storage::{RaftLogReader as _, RaftLogStorage as _};
 use prometheus_client::metrics::histogram::Histogram;
 use tokio::net::TcpListener;
 use tokio::runtime::Handle;
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -34,7 +34,9 @@ use crate::lessor::{Leases, Lessor, LessorParts};
 use crate::metrics::Counts;
 use crate::propose::{Batcher, Proposer, Waiters};
 use crate::raft::bootstrap::{self, BootstrapError, Founding};
+use crate::raft::change::{self, Changer};
 use crate::raft::compactor::{self, Retention};
+use crate::raft::force;
 use crate::raft::heard::Heard;
 use crate::raft::link::{CONNECTION_WINDOW_BYTES, Links, MESSAGE_BYTES_MAX, STREAM_WINDOW_BYTES};
 use crate::raft::loss::Loss;
@@ -42,6 +44,7 @@ use crate::raft::network::NetworkFactory;
 use crate::raft::route::Route;
 use crate::raft::service::{PeerService, Serving};
 use crate::raft::snapshot_receive::SnapshotReceiver;
+use crate::raft::standing::{self, Standing};
 use crate::raft::traffic::Receiving;
 use crate::raft::{self, Raft, quorum};
 use crate::read_index::{self, ReadIndex};
@@ -105,6 +108,13 @@ struct Opened {
     counts: Counts,
 }
 
+impl Opened {
+    /// Gives apply what it tells of what it does.
+    fn attach(&self, late: Late) {
+        assert!(self.late.set(late).is_ok(), "a member opens its state once");
+    }
+}
+
 /// Everything of a node but the runtime that it runs on.
 struct Parts {
     identity: Identity,
@@ -113,6 +123,8 @@ struct Parts {
     proposer: Proposer,
     read_index: ReadIndex,
     lessor: Lessor,
+    standing: Arc<Standing>,
+    changer: Arc<Changer>,
     hub: Arc<Hub>,
     turns: Arc<Turns>,
     header: Header,
@@ -138,6 +150,8 @@ pub(super) async fn start(settings: Arc<Settings>) -> Result<Arc<Node>, StartErr
         proposer: parts.proposer,
         read_index: parts.read_index,
         lessor: parts.lessor,
+        standing: parts.standing,
+        changer: parts.changer,
         hub: parts.hub,
         turns: parts.turns,
         header: parts.header,
@@ -170,9 +184,14 @@ async fn parts(settings: Arc<Settings>, clients: Handle) -> Result<Parts, StartE
     let header = Header { identity, route: Arc::default() };
     let hub = open_hub(&settings, &opened.reader, header.clone());
     let counts = opened.counts.clone();
-    let late = Late { reader: opened.reader.clone(), hub: hub.clone() };
-    assert!(opened.late.set(late).is_ok(), "a member opens its state once");
     let links = Arc::new(Links::new(identity.cluster, identity.member, counts.peers.clone()));
+    let standing = Arc::new(Standing::load(identity.member, &settings.data_dir, &opened.reader)?);
+    opened.attach(Late {
+        reader: opened.reader.clone(),
+        hub: hub.clone(),
+        links: links.clone(),
+        standing: standing.clone(),
+    });
     let election = settings.raft.election_timeout;
     let config = Arc::new(raft::config(settings.raft.heartbeat_interval, election)?);
     let network = NetworkFactory::new(links.clone(), election);
@@ -190,6 +209,7 @@ async fn parts(settings: Arc<Settings>, clients: Handle) -> Result<Parts, StartE
         waiters: opened.waiters,
         leases: opened.leases,
         log,
+        standing,
         counts: counts.clone(),
     }
     .start(&tasks, &fatal_set);
@@ -202,6 +222,8 @@ async fn parts(settings: Arc<Settings>, clients: Handle) -> Result<Parts, StartE
         proposer: serving.proposer.clone(),
         read_index: serving.read_index.clone(),
         lessor: serving.lessor.clone(),
+        standing: serving.standing.clone(),
+        changer: serving.changer.clone(),
         hub,
         turns: opened.turns,
         header,
@@ -211,13 +233,17 @@ async fn parts(settings: Arc<Settings>, clients: Handle) -> Result<Parts, StartE
         stop,
     };
     service.serve(serving);
-    if let Some(members) = founding.members {
-        // Refused only if a leader was faster, which had the same members.
-        if let Err(error) = raft.initialize(members).await {
-            tracing::info!(%error, "the cluster is founded already");
-        }
-    }
+    initialize(&raft, founding).await;
     Ok(parts)
+}
+
+/// Founds the cluster if it is to be.
+async fn initialize(raft: &Raft, founding: Founding) {
+    let Some(members) = founding.members else { return };
+    // Refused only if a leader was faster, which had the same members.
+    if let Err(error) = raft.initialize(members).await {
+        tracing::info!(%error, "the cluster is founded already");
+    }
 }
 
 /// Tells why this member must stop once a read ran into damage.
@@ -246,13 +272,14 @@ struct Tasks<'a> {
     waiters: Arc<Waiters>,
     leases: Arc<Leases>,
     log: LogStore,
+    standing: Arc<Standing>,
     counts: Counts,
 }
 
 impl Tasks<'_> {
     /// Starts them; returns what peers and clients talk to.
     fn start(self, tasks: &TaskTracker, failed: &watch::Sender<Option<String>>) -> Serving {
-        let Self { settings, route, reader, waiters, leases, log, counts } = self;
+        let Self { settings, route, reader, waiters, leases, log, standing, counts } = self;
         let timeout = request_timeout(settings);
         let command_bytes_max = settings.limits.request_bytes_max.max(OWN_COMMAND_BYTES_MAX);
         let (proposer, waiting) = Proposer::new(command_bytes_max, timeout);
@@ -288,7 +315,17 @@ impl Tasks<'_> {
         tasks.spawn(compactor::run(route.raft.clone(), log.clone(), retention));
         let loss = Loss::new(log.clone(), failed.clone());
         let snapshots = SnapshotReceiver::new(route.raft.clone(), log, reader.clone(), counts);
-        Serving { route, reader, proposer, read_index, lessor, snapshots, loss }
+        let changer = Arc::new(Changer {
+            route: route.clone(),
+            reader: reader.clone(),
+            settings: settings.membership.clone(),
+            election_timeout: settings.raft.election_timeout,
+            timeout,
+            busy: Mutex::default(),
+        });
+        tasks.spawn(change::promote(changer.clone()));
+        tasks.spawn(standing::watch(route.clone(), standing.clone()));
+        Serving { route, reader, proposer, read_index, lessor, snapshots, loss, standing, changer }
     }
 }
 
@@ -341,10 +378,17 @@ async fn identify(
     let (reader, log_sync) = (&opened.reader, &opened.counts.log_syncs);
     let stored = bootstrap::stored_identity(reader, &settings.log_dir())?;
     if let Some(identity) = stored {
+        let id = identity.member;
+        if members::removed(reader)?.contains(&id) || standing::mark(&settings.data_dir).exists() {
+            return Err(BootstrapError::Removed { id, dir: settings.data_dir.clone() }.into());
+        }
         let mut log = open_log(settings, identity.member, log_sync).await?;
         let has_content = log.get_log_state().await?.last_log_id.is_some()
             || log.get_log_reader().await.read_vote().await?.is_some();
         if has_content {
+            if settings.membership.force_new_cluster {
+                force::alone(&mut log, reader, id).await?;
+            }
             return Ok((Founding { identity, members: None }, log));
         }
         if reader.applied().is_some() {

@@ -8,13 +8,14 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use conclave_proto::internal::{self, DescribeResponse};
+use conclave_proto::internal::{self, DescribeRequest, DescribeResponse};
 use conclave_raft_store::types::{MemberNode, Nodes};
 use conclave_raft_store::{Identity, Reader};
 use futures::future::join_all;
 use tonic::Code;
 
 use super::link;
+use super::standing::REMOVED;
 use crate::config::{ClusterState, ConfigError, Settings, member_id};
 
 /// How long one peer may take to describe the cluster.
@@ -60,6 +61,26 @@ pub enum BootstrapError {
         name: String,
         /// Its peer URLs.
         urls: String,
+    },
+    /// `--initial-cluster` is not what the running cluster is.
+    #[error("error validating peerURLs of cluster {cluster:x}: {reason}")]
+    Unequal {
+        /// Cluster id.
+        cluster: u64,
+        /// What differs.
+        reason: String,
+    },
+    /// The member of this directory was removed.
+    #[error(
+        "{REMOVED}: the data directory {dir} belongs to member {id:x}, which never comes back. Delete the \
+         directory; to join again, add a new member (etcdctl member add) and start it with \
+         --initial-cluster-state existing"
+    )]
+    Removed {
+        /// Member id.
+        id: u64,
+        /// Its directory.
+        dir: PathBuf,
     },
     /// One of the two stores is gone.
     #[error(
@@ -154,7 +175,7 @@ pub(crate) async fn found(settings: &Settings) -> Result<Founding, BootstrapErro
 /// Asks a peer by each of its URLs in turn.
 async fn ask(urls: &[String]) -> Option<DescribeResponse> {
     for url in urls {
-        match link::describe(url, 0, DESCRIBE_TIMEOUT).await {
+        match link::describe(url, DescribeRequest::default(), DESCRIBE_TIMEOUT).await {
             Ok(answer) => return Some(answer),
             Err(status) if status.code() == Code::Unavailable => {}
             Err(status) => tracing::warn!(%url, %status, "a peer cannot describe the cluster"),
@@ -207,6 +228,7 @@ fn judge_existing(
             continue;
         };
         refuse_if_started_before(settings, answer, own.id)?;
+        refuse_if_unequal(settings, answer.cluster_id, &membership.members)?;
         let identity = Identity { cluster: answer.cluster_id, member: own.id };
         return Ok(Some(Founding { identity, members: None }));
     }
@@ -236,6 +258,34 @@ fn refuse_if_started_before(
     })
 }
 
+/// As etcd: who joins must know the cluster as it is, or somebody made a mistake.
+fn refuse_if_unequal(
+    settings: &Settings,
+    cluster: u64,
+    members: &[internal::Member],
+) -> Result<(), BootstrapError> {
+    let named: Vec<&Vec<String>> = settings.bootstrap.initial_cluster.members.values().collect();
+    let unequal = |reason: String| Err(BootstrapError::Unequal { cluster, reason });
+    if named.len() != members.len() {
+        return unequal(format!(
+            "member count is unequal: --initial-cluster names {}, the cluster has {}",
+            named.len(),
+            members.len()
+        ));
+    }
+    for member in members {
+        let mut urls = member.peer_urls.clone();
+        urls.sort();
+        if !named.contains(&&urls) {
+            let (id, urls) = (member.id, urls.join(" "));
+            return unequal(format!(
+                "PeerURLs: no match found for existing member ({id:x}, [{urls}])"
+            ));
+        }
+    }
+    Ok(())
+}
+
 fn not_a_member(settings: &Settings, cluster: u64) -> BootstrapError {
     BootstrapError::NotAMember {
         cluster,
@@ -252,7 +302,7 @@ fn first_members(settings: &Settings) -> Nodes {
         .members
         .iter()
         .map(|(name, urls)| {
-            let node = MemberNode { name: name.clone(), peer_urls: urls.clone() };
+            let node = MemberNode { name: name.clone(), peer_urls: urls.clone(), is_to_vote: true };
             (member_id(urls, &bootstrap.token), node)
         })
         .collect();
@@ -285,6 +335,7 @@ mod tests {
             id,
             name: node.name,
             peer_urls: node.peer_urls,
+            to_vote: node.is_to_vote,
         });
         DescribeResponse {
             cluster_id: settings.initial_cluster_id(),
@@ -361,5 +412,24 @@ mod tests {
         assert_eq!(founding.identity.member, 77);
         assert_eq!(founding.members, None);
         assert_eq!(judge_existing(&settings, &[]).unwrap(), None, "asks on");
+    }
+
+    #[test]
+    fn who_joins_must_name_the_cluster_as_it_is() {
+        let settings = settings("existing");
+        let own = settings.initial_member_id().unwrap();
+        let answer = running(&settings, &[]);
+        let refusal = |change: &dyn Fn(&mut Vec<internal::Member>)| {
+            let mut answer = answer.clone();
+            change(&mut answer.membership.as_mut().unwrap().members);
+            judge_existing(&settings, &[answer]).unwrap_err().to_string()
+        };
+        let fewer = refusal(&|members| members.retain(|member| member.id == own));
+        assert!(fewer.contains("member count is unequal"), "{fewer}");
+        let moved = refusal(&|members| {
+            let other = members.iter_mut().find(|member| member.id != own).unwrap();
+            other.peer_urls = vec!["http://127.0.0.1:9".to_owned()];
+        });
+        assert!(moved.contains("no match found for existing member"), "{moved}");
     }
 }

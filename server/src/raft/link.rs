@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use conclave_proto::internal::peer_client::PeerClient;
 use conclave_proto::internal::{DescribeRequest, DescribeResponse, Sender};
-use conclave_raft_store::types::{MemberNode, NodeId};
+use conclave_raft_store::types::{MemberNode, Membership, NodeId};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
@@ -80,25 +80,33 @@ impl Links {
         Sender { cluster_id: self.cluster_id, from: self.member_id, to }
     }
 
-    /// The connection to a member, made anew if its URLs have changed.
+    /// The connection to a member, which goes to the URLs that it has now.
     pub(crate) fn get(&self, target: NodeId, node: &MemberNode, purpose: Purpose) -> Arc<Link> {
         let mut links = self.links.lock();
-        match links.get(&(target, purpose)) {
-            Some(link) if link.urls == node.peer_urls => link.clone(),
-            _ => {
-                let peer = self.peers.get(target);
-                let link = Arc::new(Link::new(node.peer_urls.clone(), peer, self.member_id));
-                links.insert((target, purpose), link.clone());
-                link
+        let link = links.entry((target, purpose)).or_insert_with(|| {
+            let peer = self.peers.get(target);
+            Arc::new(Link::new(node.peer_urls.clone(), peer, self.member_id))
+        });
+        link.move_to(&node.peer_urls);
+        link.clone()
+    }
+
+    /// Goes where the members are by now, and forgets those that are gone. Whoever holds a connection
+    /// goes along: raft asks for new ones only when it starts to replicate.
+    pub(crate) fn follow(&self, membership: &Membership) {
+        self.links.lock().retain(|(target, _), link| {
+            let node = membership.get_node(target);
+            if let Some(node) = node {
+                link.move_to(&node.peer_urls);
             }
-        }
+            node.is_some()
+        });
     }
 }
 
 /// One connection that is made when first used and replaced when it makes no progress.
 #[derive(Debug)]
 pub(crate) struct Link {
-    urls: Vec<String>,
     current: Mutex<Current>,
     /// Calls that failed since the last one that did not.
     failures: AtomicU32,
@@ -111,6 +119,7 @@ pub(crate) struct Link {
 
 #[derive(Debug)]
 struct Current {
+    urls: Vec<String>,
     /// Which URL the next connection goes to.
     turn: usize,
     client: Option<Client>,
@@ -118,9 +127,9 @@ struct Current {
 
 impl Link {
     fn new(urls: Vec<String>, peer: Arc<Peer>, own_id: NodeId) -> Self {
-        let current = Mutex::new(Current { turn: 0, client: None });
+        let current = Mutex::new(Current { urls, turn: 0, client: None });
         let acknowledged = Acknowledged::default();
-        Self { urls, current, failures: AtomicU32::new(0), acknowledged, peer, own_id }
+        Self { current, failures: AtomicU32::new(0), acknowledged, peer, own_id }
     }
 
     /// Counters of the member at the other end.
@@ -152,9 +161,9 @@ impl Link {
         if let Some(client) = &current.client {
             return Ok(client.clone());
         }
-        let url = self
+        let url = current
             .urls
-            .get(current.turn % self.urls.len().max(1))
+            .get(current.turn % current.urls.len().max(1))
             .ok_or_else(|| Status::unavailable("the member has no peer URL"))?;
         let calls = Caller::new(connect(url)?, self.peer.clone(), self.own_id);
         let client = PeerClient::new(calls)
@@ -162,6 +171,14 @@ impl Link {
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
         current.client = Some(client.clone());
         Ok(client)
+    }
+
+    /// The next connection goes to one of these URLs.
+    fn move_to(&self, urls: &[String]) {
+        let mut current = self.current.lock();
+        if current.urls != urls {
+            *current = Current { urls: urls.to_vec(), turn: 0, client: None };
+        }
     }
 
     /// Drops the present connection; the next call makes one to the member's next URL.
@@ -178,11 +195,11 @@ impl Link {
 /// [`Status`] of the call, deadline exceeded after `timeout`.
 pub(crate) async fn describe(
     url: &str,
-    cluster_id: u64,
+    request: DescribeRequest,
     timeout: Duration,
 ) -> Result<DescribeResponse, Status> {
     let mut client = PeerClient::new(connect(url)?);
-    let mut request = tonic::Request::new(DescribeRequest { cluster_id });
+    let mut request = tonic::Request::new(request);
     request.set_timeout(timeout);
     let answer = tokio::time::timeout(timeout, client.describe(request))
         .await

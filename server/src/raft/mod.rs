@@ -4,6 +4,7 @@
 //! openraft ─► network ─► link ══ one connection per member and purpose ══► service ─► openraft
 //!                 wire: requests and answers as internal messages
 //! bootstrap: who am I        route: where is the leader       compactor: what of the log is kept
+//! change: who is a member    standing: what this one is       hand_over: who leads next
 //! ```
 
 use std::time::Duration;
@@ -13,7 +14,10 @@ use conclave_raft_store::types::TypeConfig;
 use openraft::{Config, ConfigError, SnapshotPolicy};
 
 pub(crate) mod bootstrap;
+pub(crate) mod change;
 pub(crate) mod compactor;
+pub(crate) mod force;
+pub(crate) mod hand_over;
 pub(crate) mod heard;
 pub(crate) mod link;
 pub(crate) mod loss;
@@ -25,10 +29,12 @@ pub(crate) mod route;
 pub(crate) mod service;
 pub(crate) mod snapshot_receive;
 pub(crate) mod snapshot_send;
+pub(crate) mod standing;
 pub(crate) mod traffic;
 pub(crate) mod wire;
 
 pub use bootstrap::BootstrapError;
+pub use change::ChangeError;
 
 /// The raft of this cluster.
 pub(crate) type Raft = openraft::Raft<TypeConfig, StateMachine>;

@@ -226,7 +226,7 @@ pub(crate) async fn within<T>(
 }
 
 /// Whether a failed call certainly never left this member: the connection could not be made.
-fn is_never_sent(status: &Status) -> bool {
+pub(crate) fn is_never_sent(status: &Status) -> bool {
     let mut source = std::error::Error::source(status);
     while let Some(error) = source {
         if let Some(error) = error.downcast_ref::<std::io::Error>() {

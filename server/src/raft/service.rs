@@ -18,9 +18,11 @@ use openraft::raft::{StreamAppendError, StreamAppendResult};
 use parking_lot::Mutex;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::change::Changer;
 use super::loss::Loss;
 use super::route::{Leader, Offer, Route};
 use super::snapshot_receive::SnapshotReceiver;
+use super::standing::{REMOVED, Standing};
 use super::wire;
 use crate::lessor::Lessor;
 use crate::propose::Proposer;
@@ -38,6 +40,8 @@ pub(crate) struct Serving {
     pub(crate) lessor: Lessor,
     pub(crate) snapshots: SnapshotReceiver,
     pub(crate) loss: Loss,
+    pub(crate) standing: Arc<Standing>,
+    pub(crate) changer: Arc<Changer>,
 }
 
 /// The peer service; before [`PeerService::serve`] it only tells that it is starting.
@@ -58,7 +62,8 @@ impl PeerService {
         self.serving.get().ok_or_else(|| Status::unavailable("this member is starting"))
     }
 
-    /// Refuses callers of another cluster and calls meant for another member.
+    /// Refuses callers of another cluster, those that were removed from this one, and calls meant for
+    /// another member. Who is not known (yet) is heard: it may lead before this member knows of it.
     fn check(&self, sender: Option<&internal::Sender>) -> Result<&Serving, Status> {
         let serving = self.serving()?;
         let sender = sender.ok_or_else(|| Status::invalid_argument("a call without sender"))?;
@@ -71,6 +76,9 @@ impl PeerService {
         }
         if sender.from == links.member_id() {
             return Err(Status::failed_precondition("another member uses this member's ID"));
+        }
+        if serving.standing.is_removed(sender.from) {
+            return Err(Status::failed_precondition(REMOVED));
         }
         Ok(serving)
     }
@@ -313,7 +321,7 @@ impl Peer for PeerService {
         &self,
         request: Request<internal::DescribeRequest>,
     ) -> Result<Response<internal::DescribeResponse>, Status> {
-        let asked = request.into_inner().cluster_id;
+        let internal::DescribeRequest { cluster_id: asked, from } = request.into_inner();
         let Some(serving) = self.serving.get() else {
             return Ok(Response::new(internal::DescribeResponse::default()));
         };
@@ -338,6 +346,16 @@ impl Peer for PeerService {
             membership: is_initialised.then(|| codec::membership_message(membership)),
             last_log_index: metrics.last_log_index.unwrap_or(0),
             published: published.collect(),
+            caller_is_removed: serving.standing.is_removed(from),
         }))
+    }
+
+    async fn change_members(
+        &self,
+        request: Request<internal::ChangeMembersRequest>,
+    ) -> Result<Response<internal::ChangeMembersResponse>, Status> {
+        let message = request.into_inner();
+        let serving = self.check(message.sender.as_ref())?;
+        Ok(Response::new(serving.changer.change_here(message).await))
     }
 }

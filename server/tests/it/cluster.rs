@@ -162,7 +162,7 @@ fn is_final(error: &StartError) -> bool {
     matches!(error, StartError::Log(OpenError::Lost { .. } | OpenError::Damaged { .. }))
 }
 
-fn free_ports(count: usize) -> Vec<u16> {
+pub(crate) fn free_ports(count: usize) -> Vec<u16> {
     let listeners: Vec<TcpListener> =
         (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
     listeners.iter().map(|l| l.local_addr().unwrap().port()).collect()

@@ -9,6 +9,7 @@ mod cluster;
 mod election;
 mod lease;
 mod lock;
+mod members;
 mod metrics;
 mod native_election;
 mod native_lock;

@@ -2,10 +2,10 @@
 
 use conclave_proto::internal::peer_client::PeerClient;
 use conclave_proto::internal::{
-    AppendRequest, LeaseRemainingRequest, LeaseRenewRequest, LogId, Member, Membership,
-    ProposeRequest, ReadIndexRequest, Sender, SnapshotChunk, SnapshotFile, SnapshotHeader,
-    SnapshotMeta, StagedSnapshotRequest, TransferLeaderRequest, Vote, VoteRequest, VoterSet,
-    append_response, snapshot_chunk,
+    AppendRequest, ChangeMembersRequest, LeaseRemainingRequest, LeaseRenewRequest, LogId, Member,
+    Membership, ProposeRequest, ReadIndexRequest, Sender, SnapshotChunk, SnapshotFile,
+    SnapshotHeader, SnapshotMeta, StagedSnapshotRequest, TransferLeaderRequest, Vote, VoteRequest,
+    VoterSet, append_response, snapshot_chunk,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -56,6 +56,7 @@ async fn refusals(mut client: Client, sender: Option<Sender>) -> Vec<Status> {
         client.read_index(ReadIndexRequest { sender }).await.map(drop),
         client.lease_renew(renew).await.map(drop),
         client.lease_remaining(remaining).await.map(drop),
+        client.change_members(ChangeMembersRequest { sender, change: None }).await.map(drop),
     ];
     answers.into_iter().map(Result::unwrap_err).collect()
 }

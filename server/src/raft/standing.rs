@@ -1,0 +1,166 @@
+//! What this member is in the cluster, and who was removed from it for good.
+//!
+//! Follows the applied configuration. A member that is removed often never hears of it from the leader,
+//! which stops sending to it at once; so while there is no leader for it, [`watch`] asks the others.
+
+use std::collections::BTreeSet;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use conclave_proto::internal::DescribeRequest;
+use conclave_raft_store::Reader;
+use conclave_raft_store::types::Membership;
+use conclave_state_machine::members;
+use conclave_state_machine::response::Halt;
+use futures::future::join_all;
+use openraft::async_runtime::WatchReceiver;
+use parking_lot::RwLock;
+use tokio::sync::watch as channel;
+use tokio::time::MissedTickBehavior;
+
+use super::link;
+use super::route::Route;
+
+/// How often a member without a leader asks the others whether it was removed.
+const ASK_INTERVAL: Duration = Duration::from_millis(500);
+/// How long one of them may take to answer.
+const ASK_TIMEOUT: Duration = Duration::from_millis(1500);
+
+/// What others are told who were removed, and what a removed member says of itself.
+pub(crate) const REMOVED: &str = "the member has been permanently removed from the cluster";
+
+/// What this member may do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// It votes, or will as soon as it has caught up, or does not know yet what it is.
+    Full,
+    /// It neither votes nor serves what must be up to date.
+    Learner,
+    /// It must stop.
+    Removed,
+}
+
+/// The standing of this member and of those that were removed.
+#[derive(Debug)]
+pub(crate) struct Standing {
+    own_id: u64,
+    mark: PathBuf,
+    role: channel::Sender<Role>,
+    removed: RwLock<BTreeSet<u64>>,
+}
+
+impl Standing {
+    /// As the stored state tells.
+    ///
+    /// # Errors
+    /// [`Halt`] if it cannot be read.
+    pub(crate) fn load(own_id: u64, data_dir: &Path, reader: &Reader) -> Result<Self, Halt> {
+        let role = channel::Sender::new(Role::Full);
+        let standing = Self { own_id, mark: mark(data_dir), role, removed: RwLock::default() };
+        standing.follow(reader)?;
+        Ok(standing)
+    }
+
+    /// Takes note of the configuration that was just applied.
+    ///
+    /// # Errors
+    /// [`Halt`] if it cannot be read.
+    pub(crate) fn follow(&self, reader: &Reader) -> Result<(), Halt> {
+        let removed = members::removed(reader)?;
+        let role = if removed.contains(&self.own_id) {
+            Role::Removed
+        } else {
+            role(self.own_id, reader.membership().membership())
+        };
+        *self.removed.write() = removed;
+        self.become_(role);
+        Ok(())
+    }
+
+    fn become_(&self, role: Role) {
+        // Once removed, always removed.
+        self.role.send_if_modified(|now| {
+            let is_new = *now != role && *now != Role::Removed;
+            if is_new {
+                *now = role;
+            }
+            is_new
+        });
+    }
+
+    /// Whether a member was removed, as far as is known here.
+    pub(crate) fn is_removed(&self, id: u64) -> bool {
+        self.removed.read().contains(&id)
+    }
+
+    /// Whether this member serves only what a learner may.
+    pub(crate) fn is_learner(&self) -> bool {
+        *self.role.borrow() == Role::Learner
+    }
+
+    /// Returns once this member is removed.
+    pub(crate) async fn removed(&self) {
+        let mut role = self.role.subscribe();
+        // The sender is ours, so this cannot end early.
+        role.wait_for(|role| *role == Role::Removed).await.ok();
+    }
+}
+
+fn role(own_id: u64, membership: &Membership) -> Role {
+    let is_voter = membership.voter_ids().any(|id| id == own_id);
+    match membership.get_node(&own_id) {
+        Some(node) if !is_voter && !node.is_to_vote => Role::Learner,
+        _ => Role::Full,
+    }
+}
+
+/// Asks the others, whenever this member has no leader, whether it was removed; until it was, or raft
+/// stops.
+pub(crate) async fn watch(route: Route, standing: Arc<Standing>) {
+    let mut tick = tokio::time::interval(ASK_INTERVAL);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        if *standing.role.borrow() == Role::Removed
+            || route.raft.metrics().borrow_watched().running_state.is_err()
+        {
+            return;
+        }
+        if !route.has_leader() && is_told_removed(&route, standing.own_id).await {
+            tracing::warn!("other members say that this one was removed");
+            let mark = standing.mark.clone();
+            let marked = tokio::task::spawn_blocking(move || write_mark(&mark)).await;
+            if let Err(error) = marked.map_err(io::Error::other).flatten() {
+                // Then the next start asks again.
+                tracing::warn!(%error, "cannot note that this member was removed");
+            }
+            standing.become_(Role::Removed);
+        }
+    }
+}
+
+/// The file that says so in the directory of a member that was told that it was removed.
+pub(crate) fn mark(data_dir: &Path) -> PathBuf {
+    data_dir.join("removed")
+}
+
+fn write_mark(mark: &Path) -> io::Result<()> {
+    let file = std::fs::File::create(mark)?;
+    file.sync_all()?;
+    // The name too must survive a power failure.
+    let Some(dir) = mark.parent() else { return Ok(()) };
+    std::fs::File::open(dir)?.sync_all()
+}
+
+async fn is_told_removed(route: &Route, own_id: u64) -> bool {
+    let membership = route.raft.metrics().borrow_watched().membership_config.clone();
+    let others = membership.membership().nodes().filter(|(id, _)| **id != own_id);
+    let urls: Vec<String> =
+        others.filter_map(|(_, node)| node.peer_urls.first().cloned()).collect();
+    let request = DescribeRequest { cluster_id: route.links.cluster_id(), from: own_id };
+    let answers = urls.iter().map(|url| link::describe(url, request, ASK_TIMEOUT));
+    // Who is of another cluster refuses; who lags says no.
+    join_all(answers).await.into_iter().flatten().any(|answer| answer.caller_is_removed)
+}

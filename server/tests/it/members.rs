@@ -1,0 +1,440 @@
+//! Members that come and go: clusters that grow and shrink while they are written to.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use conclave_proto::internal::peer_client::PeerClient;
+use conclave_proto::internal::{ReadIndexRequest, Sender, VoteRequest};
+use conclave_server::config::{self, Invocation, Settings};
+use conclave_server::node::{MemberInfo, Node, StartError};
+use conclave_server::raft::{BootstrapError, ChangeError};
+use conclave_state_machine::members::rules::{MemberChange, MemberRefusal};
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+use tonic::Code;
+use tonic::transport::Endpoint;
+
+use crate::cluster::{eventually, free_ports, get, must_put, put_again_and_again, within};
+
+/// Members by number, each with a port of its own.
+struct Group {
+    ports: Vec<u16>,
+    flags: Vec<String>,
+    nodes: BTreeMap<usize, Arc<Node>>,
+    // Last: members that lose their directory first end slowly.
+    dir: TempDir,
+}
+
+impl Group {
+    /// A cluster of the first `size` of `ports` members.
+    async fn start(size: usize, ports: usize, flags: &[&str]) -> Group {
+        let mut group = Group {
+            ports: free_ports(ports),
+            flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
+            nodes: BTreeMap::new(),
+            dir: tempfile::tempdir().unwrap(),
+        };
+        let first: Vec<usize> = (0..size).collect();
+        let starts = first.iter().map(|i| Node::start(group.settings(*i, &first, &[])));
+        let started = futures::future::join_all(starts).await;
+        group.nodes = started.into_iter().map(Result::unwrap).enumerate().collect();
+        for node in group.nodes.values() {
+            within("a member is ready", node.wait_ready()).await.unwrap();
+        }
+        group
+    }
+
+    fn url(&self, i: usize) -> String {
+        format!("http://127.0.0.1:{}", self.ports[i])
+    }
+
+    fn data_dir(&self, i: usize) -> PathBuf {
+        self.dir.path().join(format!("n{i}"))
+    }
+
+    fn settings(&self, i: usize, all: &[usize], flags: &[&str]) -> Arc<Settings> {
+        let url = self.url(i);
+        let all: Vec<String> = all.iter().map(|i| format!("n{i}={}", self.url(*i))).collect();
+        let mut arguments = vec![
+            format!("--name=n{i}"),
+            format!("--data-dir={}", self.data_dir(i).display()),
+            format!("--listen-peer-urls={url}"),
+            format!("--initial-advertise-peer-urls={url}"),
+            format!("--initial-cluster={}", all.join(",")),
+        ];
+        arguments.extend(self.flags.iter().cloned());
+        arguments.extend(flags.iter().map(|flag| (*flag).to_owned()));
+        match config::parse(arguments, []).unwrap() {
+            Invocation::Run(settings) => Arc::new(*settings),
+            _ => panic!("not a start"),
+        }
+    }
+
+    fn node(&self, i: usize) -> &Arc<Node> {
+        &self.nodes[&i]
+    }
+
+    fn id(&self, i: usize) -> u64 {
+        self.node(i).member_id()
+    }
+
+    /// Number of the member that leads.
+    async fn leader(&self) -> usize {
+        let mut place = None;
+        eventually("somebody leads", || {
+            place = self.nodes.iter().find(|(_, node)| node.is_leader()).map(|(i, _)| *i);
+            place.is_some_and(|i| {
+                let leader = Some(self.id(i));
+                self.nodes.values().all(|node| node.status().leader == leader)
+            })
+        })
+        .await;
+        place.unwrap()
+    }
+
+    /// Makes a change through a member, asking again while the cluster is not healthy yet.
+    async fn change(&self, through: usize, change: MemberChange) -> u64 {
+        let node = self.node(through).clone();
+        let attempts = async move {
+            loop {
+                match node.change_members(&change).await {
+                    Ok(id) => return id,
+                    Err(ChangeError::Refused(
+                        MemberRefusal::Unhealthy | MemberRefusal::LearnerNotReady,
+                    )) => {}
+                    Err(error) => panic!("{change:?}: {error}"),
+                }
+            }
+        };
+        within("a change", attempts).await
+    }
+
+    fn addition(&self, i: usize, is_learner: bool) -> MemberChange {
+        MemberChange::Add { peer_urls: vec![self.url(i)], is_learner }
+    }
+
+    /// Adds a member through another and starts it; returns once it is ready.
+    async fn join(&mut self, i: usize, through: usize, is_learner: bool) {
+        let id = self.change(through, self.addition(i, is_learner)).await;
+        let mut all: Vec<usize> = self.nodes.keys().copied().collect();
+        all.push(i);
+        let settings = self.settings(i, &all, &["--initial-cluster-state=existing"]);
+        let node = within("a member joins", Node::start(settings)).await.unwrap();
+        assert_eq!(node.member_id(), id);
+        within("a new member is ready", node.wait_ready()).await.unwrap();
+        self.nodes.insert(i, node);
+    }
+
+    /// Removes a member through another; it must notice and stop.
+    async fn remove(&mut self, i: usize, through: usize) {
+        let id = self.id(i);
+        self.change(through, MemberChange::Remove { id }).await;
+        let node = self.nodes.remove(&i).unwrap();
+        within("a removed member notices", node.removed()).await;
+        within("a removed member stops", node.shutdown()).await;
+    }
+
+    fn members(&self, seen_by: usize) -> Vec<MemberInfo> {
+        self.node(seen_by).members().unwrap()
+    }
+
+    async fn voters_are(&self, count: usize) {
+        eventually("all members vote", || {
+            self.nodes.values().all(|node| {
+                let membership = node.reader().membership();
+                membership.membership().voter_ids().count() == count
+            })
+        })
+        .await;
+    }
+
+    async fn converge(&self) {
+        eventually("members converge", || {
+            let mut states = self.nodes.values().map(|node| {
+                let head = node.reader().head();
+                (head.revision, head.digest)
+            });
+            let first = states.next().unwrap();
+            states.all(|state| state == first)
+        })
+        .await;
+    }
+}
+
+/// Writes numbers through one member until it is stopped; all must be there afterwards.
+struct Load {
+    written: Arc<AtomicU64>,
+    task: JoinHandle<()>,
+}
+
+impl Load {
+    fn start(node: &Arc<Node>, prefix: &'static str) -> Load {
+        let (node, written) = (node.clone(), Arc::new(AtomicU64::new(0)));
+        let count = written.clone();
+        let task = tokio::spawn(async move {
+            loop {
+                let number = count.load(Ordering::Relaxed);
+                put_again_and_again(&node, &format!("{prefix}{number:08}"), b"v").await;
+                count.store(number + 1, Ordering::Relaxed);
+            }
+        });
+        Load { written, task }
+    }
+
+    /// Waits until it has gone on.
+    async fn goes_on(&self) {
+        let before = self.written.load(Ordering::Relaxed);
+        eventually("writes go on", || self.written.load(Ordering::Relaxed) >= before + 5).await;
+    }
+
+    async fn stop(self, prefix: &str, seen_by: &Node) {
+        self.task.abort();
+        self.task.await.unwrap_err();
+        within("a read barrier", seen_by.read_barrier()).await.unwrap();
+        for number in 0..self.written.load(Ordering::Relaxed) {
+            let key = format!("{prefix}{number:08}");
+            assert!(get(seen_by, &key).await.is_some(), "acknowledged and lost: {key}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cluster_grows_to_five_and_shrinks_to_one_while_it_is_written_to() {
+    let mut group = Group::start(1, 5, &[]).await;
+    let load = Load::start(group.node(0), "grow");
+    for i in 1..5 {
+        group.join(i, i - 1, false).await;
+        group.voters_are(i + 1).await;
+        load.goes_on().await;
+    }
+    load.stop("grow", group.node(4)).await;
+    group.converge().await;
+
+    let load = Load::start(group.node(4), "shrink");
+    for _ in 0..4 {
+        // The leader if it is not the last one, asked by somebody else.
+        let leader = group.leader().await;
+        let goes = if leader == 4 { *group.nodes.keys().next().unwrap() } else { leader };
+        group.remove(goes, 4).await;
+        load.goes_on().await;
+    }
+    load.stop("shrink", group.node(4)).await;
+    assert_eq!(group.members(4).len(), 1);
+    assert!(group.node(4).is_leader());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_member_costs_no_quorum_until_it_has_caught_up() {
+    let mut group = Group::start(1, 2, &[]).await;
+    group.change(0, group.addition(1, false)).await;
+    let added = &group.members(0)[..];
+    let added = added.iter().find(|member| member.id != group.id(0)).unwrap();
+    assert!(!added.is_learner && added.name.is_empty(), "{added:?}");
+    // In etcd two voters of which one does not run write nothing.
+    must_put(group.node(0), "alone", b"v").await;
+    let settings = group.settings(1, &[0, 1], &["--initial-cluster-state=existing"]);
+    let node = Node::start(settings).await.unwrap();
+    within("a new member is ready", node.wait_ready()).await.unwrap();
+    group.nodes.insert(1, node);
+    group.voters_are(2).await;
+    assert_eq!(get(group.node(1), "alone").await.unwrap(), b"v");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_learner_is_promoted_once_it_is_in_sync() {
+    let mut group = Group::start(1, 3, &[]).await;
+    for i in 0..50 {
+        must_put(group.node(0), &format!("k{i}"), b"v").await;
+    }
+    let refused = |error| ChangeError::Refused(error);
+    let id = group.change(0, group.addition(1, true)).await;
+    let promotion = MemberChange::Promote { id };
+    let early = group.node(0).change_members(&promotion).await.unwrap_err();
+    assert_eq!(early, refused(MemberRefusal::LearnerNotReady), "it was never started");
+    let second = group.node(0).change_members(&group.addition(2, true)).await.unwrap_err();
+    assert_eq!(second, refused(MemberRefusal::TooManyLearners));
+
+    let settings = group.settings(1, &[0, 1], &["--initial-cluster-state=existing"]);
+    group.nodes.insert(1, Node::start(settings).await.unwrap());
+    within("a learner is ready", group.node(1).wait_ready()).await.unwrap();
+    eventually("it knows that it is a learner", || group.node(1).is_learner()).await;
+    // Through the learner itself: it forwards.
+    assert_eq!(group.change(1, promotion.clone()).await, id);
+    group.voters_are(2).await;
+    assert!(!group.node(1).is_learner());
+    let again = group.node(1).change_members(&promotion).await.unwrap_err();
+    assert_eq!(again, refused(MemberRefusal::NotLearner));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_member_is_replaced_while_writes_go_on() {
+    let mut group = Group::start(3, 4, &[]).await;
+    let leader = group.leader().await;
+    let dead = (leader + 1) % 3;
+    let other = (leader + 2) % 3;
+    let load = Load::start(group.node(other), "replace");
+    load.goes_on().await;
+    let id = group.id(dead);
+    drop(group.nodes.remove(&dead).unwrap());
+    group.change(other, MemberChange::Remove { id }).await;
+    group.join(3, other, false).await;
+    group.voters_are(3).await;
+    load.goes_on().await;
+    load.stop("replace", group.node(3)).await;
+    group.converge().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_removed_member_disturbs_nobody_and_never_starts_again() {
+    let mut group = Group::start(3, 3, &[]).await;
+    let leader = group.leader().await;
+    let gone = (leader + 1) % 3;
+    let id = group.id(gone);
+    // It is down while it is removed, so that it cannot know.
+    within("a member stops", group.nodes.remove(&gone).unwrap().shutdown()).await;
+    group.change(leader, MemberChange::Remove { id }).await;
+    let again = group.node(leader).change_members(&MemberChange::Remove { id }).await;
+    assert_eq!(again, Err(ChangeError::Refused(MemberRefusal::NotFound)));
+    let term = group.node(leader).status().term;
+
+    let settings = group.settings(gone, &[0, 1, 2], &[]);
+    let back = Node::start(settings.clone()).await.unwrap();
+    within("it hears that it was removed", back.removed()).await;
+    within("it stops", back.shutdown()).await;
+    drop(back);
+    must_put(group.node(leader), "undisturbed", b"v").await;
+    assert_eq!(group.node(leader).status().term, term);
+
+    // Every call in its name is refused.
+    let endpoint = Endpoint::from_shared(group.url(leader)).unwrap();
+    let mut peer = PeerClient::new(endpoint.connect_lazy());
+    let to = group.id(leader);
+    let sender = Some(Sender { cluster_id: group.node(leader).cluster_id(), from: id, to });
+    let vote = peer.pre_vote(VoteRequest { sender, ..VoteRequest::default() }).await;
+    let read = peer.read_index(ReadIndexRequest { sender }).await;
+    for status in [vote.map(drop).unwrap_err(), read.map(drop).unwrap_err()] {
+        assert_eq!(status.code(), Code::FailedPrecondition);
+        assert!(status.message().contains("permanently removed"), "{status}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_knows_of_its_removal_refuses_to_start() {
+    let mut group = Group::start(1, 2, &[]).await;
+    group.join(1, 0, true).await;
+    group.remove(1, 0).await;
+    let settings = group.settings(1, &[0, 1], &["--initial-cluster-state=existing"]);
+    let refused = Node::start(settings).await.map(drop).unwrap_err();
+    assert!(matches!(&refused, StartError::Bootstrap(BootstrapError::Removed { .. })), "{refused}");
+    let id = group.id(0);
+    assert!(matches!(
+        group.node(0).change_members(&MemberChange::Remove { id }).await,
+        Err(ChangeError::Refused(MemberRefusal::NotEnoughStarted))
+    ));
+    let settings = group.settings(1, &[0, 1], &["--initial-cluster-state=existing"]);
+    std::fs::remove_dir_all(group.data_dir(1)).unwrap();
+    let refused = Node::start(settings).await.map(drop).unwrap_err();
+    assert!(
+        matches!(&refused, StartError::Bootstrap(BootstrapError::NotAMember { .. })),
+        "{refused}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_moves_to_another_port() {
+    let mut group = Group::start(3, 4, &[]).await;
+    let leader = group.leader().await;
+    let moves = (leader + 1) % 3;
+    let id = group.id(moves);
+    let update = MemberChange::Update { id, peer_urls: vec![group.url(3)] };
+    group.change(leader, update.clone()).await;
+    within("a member stops", group.nodes.remove(&moves).unwrap().shutdown()).await;
+    let taken = MemberChange::Update { id, peer_urls: vec![group.url(leader)] };
+    let refused = group.node(leader).change_members(&taken).await.unwrap_err();
+    assert_eq!(refused, ChangeError::Refused(MemberRefusal::PeerUrlExists));
+    must_put(group.node(leader), "meanwhile", b"v").await;
+
+    group.ports.swap(moves, 3);
+    let node = Node::start(group.settings(moves, &[0, 1, 2], &[])).await.unwrap();
+    within("a moved member is ready", node.wait_ready()).await.unwrap();
+    group.nodes.insert(moves, node);
+    assert_eq!(get(group.node(moves), "meanwhile").await.unwrap(), b"v");
+    // It can lead from there, so the others reach it and it them.
+    within("a hand-over", group.node(leader).transfer_leader(id)).await.unwrap();
+    assert_eq!(group.leader().await, moves);
+    must_put(group.node(leader), "there", b"v").await;
+    group.converge().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn strict_rules_protect_the_quorum() {
+    let mut group = Group::start(3, 4, &[]).await;
+    let leader = group.leader().await;
+    let (down, other) = ((leader + 1) % 3, (leader + 2) % 3);
+    let (down_id, other_id) = (group.id(down), group.id(other));
+    within("a member stops", group.nodes.remove(&down).unwrap().shutdown()).await;
+    let refusal = async |change: MemberChange| match group
+        .node(other)
+        .change_members(&change)
+        .await
+        .unwrap_err()
+    {
+        ChangeError::Refused(refusal) => refusal,
+        error => panic!("{change:?}: {error}"),
+    };
+    // Heard a moment ago, it still counts as reachable: then the next rule refuses.
+    let noticed = async {
+        while refusal(group.addition(leader, true)).await == MemberRefusal::PeerUrlExists {
+            tokio::task::yield_now().await;
+        }
+    };
+    within("the leader misses the member", noticed).await;
+    assert_eq!(refusal(group.addition(3, false)).await, MemberRefusal::Unhealthy);
+    let needed = MemberChange::Remove { id: other_id };
+    assert_eq!(refusal(needed).await, MemberRefusal::Unhealthy);
+    let gone = MemberChange::Remove { id: down_id };
+    group.node(other).change_members(&gone).await.unwrap();
+    must_put(group.node(leader), "goes on", b"v").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_member_goes_on_alone_after_a_lost_quorum() {
+    let mut group = Group::start(3, 4, &[]).await;
+    let leader = group.leader().await;
+    for i in 0..20 {
+        must_put(group.node(leader), &format!("k{i}"), b"v").await;
+    }
+    group.converge().await;
+    let survivor = (leader + 1) % 3;
+    let others = [leader, (leader + 2) % 3];
+    let ids = others.map(|i| group.id(i));
+    for i in [survivor, others[0], others[1]] {
+        within("a member stops", group.nodes.remove(&i).unwrap().shutdown()).await;
+    }
+    let settings = group.settings(survivor, &[0, 1, 2], &["--force-new-cluster"]);
+    let node = within("it starts alone", Node::start(settings)).await.unwrap();
+    within("it serves alone", node.wait_ready()).await.unwrap();
+    group.nodes.insert(survivor, node);
+    assert_eq!(group.members(survivor).len(), 1);
+    for i in 0..20 {
+        assert!(get(group.node(survivor), &format!("k{i}")).await.is_some());
+    }
+    must_put(group.node(survivor), "alone", b"v").await;
+
+    // Another of them comes back: it is told that it does not belong here any more.
+    let back = Node::start(group.settings(others[0], &[0, 1, 2], &[])).await.unwrap();
+    within("it hears that it was removed", back.removed()).await;
+    within("it stops", back.shutdown()).await;
+    // The flag may stay, and the cluster grows again.
+    within("it stops", group.nodes.remove(&survivor).unwrap().shutdown()).await;
+    let settings = group.settings(survivor, &[0, 1, 2], &["--force-new-cluster"]);
+    let node = within("it starts again", Node::start(settings)).await.unwrap();
+    within("it serves again", node.wait_ready()).await.unwrap();
+    group.nodes.insert(survivor, node);
+    group.join(3, survivor, false).await;
+    group.voters_are(2).await;
+    assert!(group.members(3).iter().all(|member| !ids.contains(&member.id)));
+    assert!(get(group.node(3), "alone").await.is_some());
+}
