@@ -8,6 +8,7 @@ mod endpoint;
 mod get;
 mod lease;
 mod lock;
+mod member;
 mod native;
 mod put;
 mod txn;
@@ -71,7 +72,7 @@ pub(crate) enum Verb {
     Endpoint(endpoint::Arguments),
     /// The members of the cluster.
     #[command(subcommand, arg_required_else_help = true)]
-    Member(cluster::Member),
+    Member(member::Verb),
     /// Alarms, such as that space is used up.
     #[command(subcommand, arg_required_else_help = true)]
     Alarm(cluster::Alarm),
@@ -116,7 +117,7 @@ impl Verb {
             Self::Elect(arguments) => elect::run(&context, arguments).await,
             Self::Config(verb) => config::run(&context, verb).await,
             Self::Endpoint(arguments) => endpoint::run(&context, arguments).await,
-            Self::Member(cluster::Member::List) => cluster::members(&context).await,
+            Self::Member(verb) => member::run(&context, verb).await,
             Self::Alarm(cluster::Alarm::List) => cluster::alarms(&context).await,
             Self::Alarm(cluster::Alarm::Disarm) => cluster::disarm(&context).await,
             Self::Defrag(arguments) => endpoint::defrag(&context, arguments).await,

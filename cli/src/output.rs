@@ -8,6 +8,7 @@ mod go;
 mod json;
 mod kv;
 mod lease;
+mod member;
 mod rows;
 mod table;
 mod watch;
@@ -18,10 +19,11 @@ use conclave_client::pb::ResponseHeader;
 
 use crate::failure::Failure;
 
-pub(crate) use cluster::{Alarms, Hash, Hashes, Health, Healths, Members, Statuses, Transfer};
+pub(crate) use cluster::{Alarms, Hash, Hashes, Health, Healths, Statuses, Transfer};
 pub(crate) use config::{Releases, Settings, Written};
 pub(crate) use go::{bytes as human_bytes, parse_int, parse_uint, quote, unquote};
 pub(crate) use lease::{Granted, KeptAlive, Leases, Revoked, TimeToLive};
+pub(crate) use member::{Changed, Members};
 pub(crate) use rows::Rows;
 pub(crate) use table::Table;
 pub(crate) use watch::Changes;

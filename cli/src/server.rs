@@ -37,9 +37,15 @@ fn run(settings: Settings) -> Result<(), Failure> {
     let result = runtime.block_on(async {
         let mut stop = Stop::listen().map_err(|error| error.to_string())?;
         let shutdown = async move { stop.requested().await };
-        conclave_server::run(settings, shutdown).await.map_err(|error| error.to_string())
+        match conclave_server::run(settings, shutdown).await {
+            Err(error) if error.is_removal() => {
+                conclave_server::logging::last(&error.to_string());
+                Ok(())
+            }
+            result => result.map_err(|error| error.to_string()),
+        }
     });
-    result.map_err(|reason| {
+    result.map_err(|reason: String| {
         conclave_server::logging::last(&reason);
         Failure::reported()
     })

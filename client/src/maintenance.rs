@@ -4,7 +4,9 @@
 
 use conclave_proto::etcdserverpb::{
     AlarmRequest, AlarmResponse, DefragmentRequest, HashKvRequest, HashKvResponse,
-    MemberListRequest, MemberListResponse, MoveLeaderRequest, StatusRequest, StatusResponse,
+    MemberAddRequest, MemberAddResponse, MemberListRequest, MemberListResponse,
+    MemberPromoteRequest, MemberPromoteResponse, MemberRemoveRequest, MemberRemoveResponse,
+    MemberUpdateRequest, MemberUpdateResponse, MoveLeaderRequest, StatusRequest, StatusResponse,
     alarm_request::AlarmAction, cluster_client::ClusterClient,
     maintenance_client::MaintenanceClient,
 };
@@ -20,6 +22,62 @@ impl Client {
         let request = MemberListRequest { linearizable: true };
         let call = |channel| async move { ClusterClient::new(channel).member_list(request).await };
         self.read(call).await.map(Reply::new)
+    }
+
+    /// Adds a member that will be reached by `peer_urls`; as a learner it does not vote until it is promoted.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if the change could cost the cluster its quorum, or for any reason etcd has.
+    pub async fn add_member(
+        &self,
+        peer_urls: Vec<String>,
+        is_learner: bool,
+    ) -> Result<Reply<MemberAddResponse>, Error> {
+        let request = MemberAddRequest { peer_ur_ls: peer_urls, is_learner };
+        let call = |channel| {
+            let request = request.clone();
+            async move { ClusterClient::new(channel).member_add(request).await }
+        };
+        self.write(call).await.map(Reply::new)
+    }
+
+    /// Removes a member for good.
+    ///
+    /// # Errors
+    /// As [`Client::add_member`]; [`Error::NotFound`] if there is no such member.
+    pub async fn remove_member(&self, id: u64) -> Result<Reply<MemberRemoveResponse>, Error> {
+        let request = MemberRemoveRequest { id };
+        let call =
+            |channel| async move { ClusterClient::new(channel).member_remove(request).await };
+        self.write(call).await.map(Reply::new)
+    }
+
+    /// Tells the cluster that a member is reached by other URLs.
+    ///
+    /// # Errors
+    /// As [`Client::remove_member`].
+    pub async fn update_member(
+        &self,
+        id: u64,
+        peer_urls: Vec<String>,
+    ) -> Result<Reply<MemberUpdateResponse>, Error> {
+        let request = MemberUpdateRequest { id, peer_ur_ls: peer_urls };
+        let call = |channel| {
+            let request = request.clone();
+            async move { ClusterClient::new(channel).member_update(request).await }
+        };
+        self.write(call).await.map(Reply::new)
+    }
+
+    /// Makes a learner that is in sync a voter.
+    ///
+    /// # Errors
+    /// As [`Client::remove_member`].
+    pub async fn promote_member(&self, id: u64) -> Result<Reply<MemberPromoteResponse>, Error> {
+        let request = MemberPromoteRequest { id };
+        let call =
+            |channel| async move { ClusterClient::new(channel).member_promote(request).await };
+        self.write(call).await.map(Reply::new)
     }
 
     /// The state of one member.

@@ -1,19 +1,12 @@
-//! `member`, `alarm` and `move-leader`.
+//! `alarm` and `move-leader`.
 
 use clap::{Args, Subcommand};
 
 use super::Context;
 use crate::{
     failure::Failure,
-    output::{Alarms, Members, Transfer, parse_uint},
+    output::{Alarms, Transfer, parse_uint},
 };
-
-/// What to do with members.
-#[derive(Debug, Subcommand)]
-pub(crate) enum Member {
-    /// Print all members.
-    List,
-}
 
 /// What to do with alarms.
 #[derive(Debug, Subcommand)]
@@ -30,11 +23,6 @@ pub(crate) struct MoveLeaderArguments {
     /// The member that shall lead, in hexadecimal.
     #[arg(value_name = "MEMBER_ID")]
     target: Vec<String>,
-}
-
-pub(super) async fn members(context: &Context) -> Result<(), Failure> {
-    let reply = context.client.members().await?;
-    context.print(&Members(reply.into_inner()))
 }
 
 pub(super) async fn alarms(context: &Context) -> Result<(), Failure> {

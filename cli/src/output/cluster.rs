@@ -1,11 +1,8 @@
-//! Endpoints, members, alarms and the transfer of leadership.
+//! Endpoints, alarms and the transfer of leadership.
 
 use std::time::Duration;
 
-use conclave_client::pb::{
-    AlarmMember, AlarmResponse, AlarmType, HashKvResponse, Member, MemberListResponse,
-    StatusResponse,
-};
+use conclave_client::pb::{AlarmMember, AlarmResponse, AlarmType, HashKvResponse, StatusResponse};
 
 use super::{
     Answer, Style, Table, complain,
@@ -217,73 +214,6 @@ impl Answer for Hashes {
         }
         Some(table)
     }
-}
-
-/// The members of the cluster.
-pub(crate) struct Members(pub(crate) MemberListResponse);
-
-fn member_cells(member: &Member) -> Vec<String> {
-    // A member takes its name when it first starts.
-    let status = if member.name.is_empty() { "unstarted" } else { "started" };
-    vec![
-        format!("{:x}", member.id),
-        status.to_owned(),
-        member.name.clone(),
-        member.peer_ur_ls.join(","),
-        member.client_ur_ls.join(","),
-        member.is_learner.to_string(),
-    ]
-}
-
-impl Answer for Members {
-    fn simple(&self, out: &mut Vec<u8>, _style: Style) {
-        for member in &self.0.members {
-            line!(out, "{}", member_cells(member).join(", "));
-        }
-    }
-
-    fn json(&self, out: &mut Writer) {
-        out.object(|out| {
-            header_json(self.0.header.as_ref(), out);
-            if !self.0.members.is_empty() {
-                out.name("members");
-                out.array(&self.0.members, member_json);
-            }
-        });
-    }
-
-    fn fields(&self, out: &mut Vec<u8>) {
-        header_fields(self.0.header.as_ref(), out);
-        for member in &self.0.members {
-            line!(out, "\"ID\" : {}", member.id);
-            line!(out, "\"Name\" : {}", quote(member.name.as_bytes()));
-            for url in &member.peer_ur_ls {
-                line!(out, "\"PeerURL\" : {}", quote(url.as_bytes()));
-            }
-            for url in &member.client_ur_ls {
-                line!(out, "\"ClientURL\" : {}", quote(url.as_bytes()));
-            }
-            line!(out, "\"IsLearner\" : {}", member.is_learner);
-            line!(out, "");
-        }
-    }
-
-    fn table(&self) -> Option<Table> {
-        let mut table =
-            Table::new(&["id", "status", "name", "peer addrs", "client addrs", "is learner"]);
-        self.0.members.iter().for_each(|member| table.row(member_cells(member)));
-        Some(table)
-    }
-}
-
-fn member_json(out: &mut Writer, member: &Member) {
-    out.object(|out| {
-        out.unsigned("ID", member.id);
-        out.text("name", &member.name);
-        out.texts("peerURLs", &member.peer_ur_ls);
-        out.texts("clientURLs", &member.client_ur_ls);
-        out.boolean("isLearner", member.is_learner);
-    });
 }
 
 /// Active or ended alarms.

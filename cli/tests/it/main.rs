@@ -4,6 +4,7 @@ mod compare;
 mod config;
 mod local;
 mod lock;
+mod members;
 #[expect(dead_code, reason = "the tests of the client use more of it")]
 #[path = "../../../client/tests/it/server.rs"]
 mod server;

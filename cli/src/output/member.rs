@@ -1,0 +1,108 @@
+//! The members of the cluster, and changes of them.
+
+use conclave_client::pb::{Member, MemberListResponse, ResponseHeader};
+
+use super::{Answer, Style, Table, go::quote, header_fields, header_json, json::Writer, line};
+
+/// The members of the cluster.
+pub(crate) struct Members(pub(crate) MemberListResponse);
+
+fn member_cells(member: &Member) -> Vec<String> {
+    // A member takes its name when it first starts.
+    let status = if member.name.is_empty() { "unstarted" } else { "started" };
+    vec![
+        format!("{:x}", member.id),
+        status.to_owned(),
+        member.name.clone(),
+        member.peer_ur_ls.join(","),
+        member.client_ur_ls.join(","),
+        member.is_learner.to_string(),
+    ]
+}
+
+impl Answer for Members {
+    fn simple(&self, out: &mut Vec<u8>, _style: Style) {
+        for member in &self.0.members {
+            line!(out, "{}", member_cells(member).join(", "));
+        }
+    }
+
+    fn json(&self, out: &mut Writer) {
+        out.object(|out| {
+            header_json(self.0.header.as_ref(), out);
+            if !self.0.members.is_empty() {
+                out.name("members");
+                out.array(&self.0.members, member_json);
+            }
+        });
+    }
+
+    fn fields(&self, out: &mut Vec<u8>) {
+        header_fields(self.0.header.as_ref(), out);
+        for member in &self.0.members {
+            line!(out, "\"ID\" : {}", member.id);
+            line!(out, "\"Name\" : {}", quote(member.name.as_bytes()));
+            for url in &member.peer_ur_ls {
+                line!(out, "\"PeerURL\" : {}", quote(url.as_bytes()));
+            }
+            for url in &member.client_ur_ls {
+                line!(out, "\"ClientURL\" : {}", quote(url.as_bytes()));
+            }
+            line!(out, "\"IsLearner\" : {}", member.is_learner);
+            line!(out, "");
+        }
+    }
+
+    fn table(&self) -> Option<Table> {
+        let mut table =
+            Table::new(&["id", "status", "name", "peer addrs", "client addrs", "is learner"]);
+        self.0.members.iter().for_each(|member| table.row(member_cells(member)));
+        Some(table)
+    }
+}
+
+fn member_json(out: &mut Writer, member: &Member) {
+    out.object(|out| {
+        out.unsigned("ID", member.id);
+        out.text("name", &member.name);
+        out.texts("peerURLs", &member.peer_ur_ls);
+        out.texts("clientURLs", &member.client_ur_ls);
+        out.boolean("isLearner", member.is_learner);
+    });
+}
+
+/// A change of the members that was made.
+pub(crate) struct Changed {
+    pub(crate) header: Option<ResponseHeader>,
+    pub(crate) id: u64,
+    /// What happened to the member, as etcdctl says it: `added to`, `removed from`, ...
+    pub(crate) verb: &'static str,
+    /// The member that was added.
+    pub(crate) added: Option<Member>,
+    /// All members now.
+    pub(crate) members: Vec<Member>,
+}
+
+impl Answer for Changed {
+    fn simple(&self, out: &mut Vec<u8>, _style: Style) {
+        let cluster = self.header.as_ref().map_or(0, |header| header.cluster_id);
+        line!(out, "Member {:16x} {} cluster {cluster:16x}", self.id, self.verb);
+    }
+
+    fn json(&self, out: &mut Writer) {
+        out.object(|out| {
+            header_json(self.header.as_ref(), out);
+            if let Some(added) = &self.added {
+                out.name("member");
+                member_json(out, added);
+            }
+            out.name("members");
+            out.array(&self.members, member_json);
+        });
+    }
+
+    fn fields(&self, out: &mut Vec<u8>) {
+        header_fields(self.header.as_ref(), out);
+        line!(out, "\"ID\" : {}", self.id);
+    }
+}
