@@ -43,7 +43,7 @@ impl Builder {
         }
     }
 
-    /// Time allowed for each call, retries included. Default 10 s.
+    /// Time allowed for each call, retries included. Default 10 s; more than 30 years are 30 years.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self

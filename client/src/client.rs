@@ -27,6 +27,9 @@ use crate::{
     session::Heart,
 };
 
+/// Longest time limit that a clock can count with.
+const TIMEOUT_MAX: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
+
 /// A client of one cluster. Cloning is cheap and shares the connections.
 #[derive(Clone)]
 pub struct Client {
@@ -46,13 +49,13 @@ impl Client {
     }
 
     pub(crate) fn new(pool: Pool, timeout: Duration) -> Self {
-        Self { pool: Arc::new(pool), timeout }
+        Self { pool: Arc::new(pool), timeout: timeout.min(TIMEOUT_MAX) }
     }
 
-    /// The same client with another time limit for each call.
+    /// The same client with another time limit for each call; more than 30 years are 30 years.
     #[must_use]
     pub fn with_timeout(&self, timeout: Duration) -> Self {
-        Self { pool: Arc::clone(&self.pool), timeout }
+        Self { pool: Arc::clone(&self.pool), timeout: timeout.min(TIMEOUT_MAX) }
     }
 
     /// The time allowed for each call.

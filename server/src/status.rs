@@ -181,6 +181,7 @@ pub fn fault_of(rejection: &Rejection) -> Option<Fault> {
         Rejection::Corrupt => Fault::Corrupt,
         Rejection::LockNotHeld
         | Rejection::LockShared
+        | Rejection::Overtaken
         | Rejection::InvalidLock(_)
         | Rejection::Malformed(_) => return None,
     })
@@ -190,7 +191,7 @@ pub fn fault_of(rejection: &Rejection) -> Option<Fault> {
 pub fn from_rejection(rejection: &Rejection) -> Status {
     match (fault_of(rejection), rejection) {
         (Some(fault), _) => fault.into(),
-        (None, Rejection::LockNotHeld | Rejection::LockShared) => {
+        (None, Rejection::LockNotHeld | Rejection::LockShared | Rejection::Overtaken) => {
             Status::failed_precondition(format!("conclave: {rejection}"))
         }
         (None, Rejection::InvalidLock(_)) => {

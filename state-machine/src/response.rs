@@ -261,6 +261,9 @@ pub enum Rejection {
     /// A holder that is not alone cannot ask for more.
     #[error("lock has other holders")]
     LockShared,
+    /// The request comes after a later one that makes it void.
+    #[error("a later request came first")]
+    Overtaken,
     /// A request for a lock or session breaks a rule.
     #[error("{0}")]
     InvalidLock(&'static str),

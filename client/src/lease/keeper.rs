@@ -60,6 +60,13 @@ impl Standing {
     }
 }
 
+impl Drop for Standing {
+    /// However its keeper ends, and be it with its runtime: nobody keeps the lease alive any more.
+    fn drop(&mut self) {
+        self.lose();
+    }
+}
+
 /// A stream to one endpoint with at most one keep-alive under way.
 struct Connection {
     requests: mpsc::Sender<LeaseKeepAliveRequest>,

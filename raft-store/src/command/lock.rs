@@ -71,8 +71,8 @@ pub fn seize(message: internal::LockBreak) -> LockCommand {
 /// The command that takes a place in an election.
 #[must_use]
 pub fn campaign(message: internal::Campaign) -> LockCommand {
-    let internal::Campaign { name, session, value, attempt } = message;
-    LockCommand::Campaign(Campaign { name, session, value, attempt })
+    let internal::Campaign { name, session, value, attempt, number } = message;
+    LockCommand::Campaign(Campaign { name, session, value, attempt, number })
 }
 
 /// The command that gives a place in an election up.

@@ -45,10 +45,10 @@ pub(super) fn start(
     context: Context,
     request: v1::CampaignRequest,
 ) -> Result<mpsc::Receiver<Result<v1::CampaignResponse, Status>>, Status> {
-    let v1::CampaignRequest { name, session, value } = request;
+    let v1::CampaignRequest { name, session, value, attempt: number } = request;
     // 0 stands for none.
     let attempt = rand::random::<u64>().max(1);
-    let command = internal::Campaign { name, session, value, attempt };
+    let command = internal::Campaign { name, session, value, attempt, number };
     checked(&command::lock::campaign(command.clone()))?;
     let (answers, stream) = mpsc::channel(super::ANSWERS_MAX);
     let background = context.background.clone();

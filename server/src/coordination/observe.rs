@@ -37,10 +37,15 @@ pub(super) async fn start(
     let reader = context.node.reader();
     let at = if start_revision == 0 { reader.head().revision } else { start_revision };
     let mut candidates = Candidates::new(name);
-    let range = Range { revision: at, ..candidates.range() };
+    // One more than are kept, so that too many are found to be that.
+    let limit = i64::try_from(CANDIDATES_MAX).unwrap_or(i64::MAX).saturating_add(1);
+    let range = Range { revision: at, limit, ..candidates.range() };
     let reader = reader.clone();
     let found = off_thread(move || reader.range(&range)).await?;
     let (found, _) = found.map_err(|error| status::from_read(&error))?;
+    if found.kvs.len() > CANDIDATES_MAX {
+        return Err(too_many());
+    }
     for kv in found.kvs {
         let place = Standing { fence: kv.create_revision, session: kv.lease, value: kv.value };
         candidates.put(kv.key, place);
@@ -55,6 +60,10 @@ pub(super) async fn start(
         let next = observer.next().await?;
         Ok(Some((next, observer)))
     })))
+}
+
+fn too_many() -> Status {
+    Status::resource_exhausted("conclave: too many candidates")
 }
 
 /// A place of the queue.
@@ -130,7 +139,7 @@ impl Observer {
             }
             self.take(seen.events);
             if self.candidates.places.len() > CANDIDATES_MAX {
-                return Err(Status::resource_exhausted("conclave: too many candidates"));
+                return Err(too_many());
             }
         }
     }

@@ -46,11 +46,31 @@ pub(crate) struct TooMany;
 /// All waiting of one member.
 #[derive(Default)]
 pub(crate) struct Turns {
-    names: Mutex<HashMap<Bytes, Awaited>>,
+    names: Mutex<Names>,
     /// Entries of `names`, so that apply need not lock to find that nobody waits.
     awaited: AtomicUsize,
     waiters: AtomicUsize,
     changed: Notify,
+}
+
+/// The names that somebody waits for.
+#[derive(Default)]
+struct Names {
+    awaited: HashMap<Bytes, Awaited>,
+    /// Those whose state is to be asked for, each once: what that costs goes by what changed, not by how
+    /// many wait.
+    changed: Vec<Bytes>,
+}
+
+impl Names {
+    /// Marks a name, and says whether somebody waits for it.
+    fn mark(&mut self, name: &[u8]) -> Option<&mut Awaited> {
+        let awaited = self.awaited.get_mut(name)?;
+        if !std::mem::replace(&mut awaited.is_changed, true) {
+            self.changed.push(Bytes::copy_from_slice(name));
+        }
+        Some(awaited)
+    }
 }
 
 /// A name that somebody waits for.
@@ -83,11 +103,10 @@ impl Turns {
         let mut names = self.names.lock();
         for event in events {
             let key = &event.kv.key;
-            let Some(awaited) = queue::name_of(key).and_then(|name| names.get_mut(name)) else {
+            let Some(awaited) = queue::name_of(key).and_then(|name| names.mark(name)) else {
                 continue;
             };
             is_any = true;
-            awaited.is_changed = true;
             if awaited.places.contains_key(key) {
                 awaited.touched.insert(key.clone());
             }
@@ -100,10 +119,12 @@ impl Turns {
 
     /// Something unknown happened: a snapshot replaced the state.
     pub(crate) fn note_all(&self) {
-        for awaited in self.names.lock().values_mut() {
+        let Names { awaited, changed } = &mut *self.names.lock();
+        for awaited in awaited.values_mut() {
             awaited.is_changed = true;
             awaited.touched = awaited.places.keys().cloned().collect();
         }
+        *changed = awaited.keys().cloned().collect();
         self.changed.notify_one();
     }
 
@@ -119,19 +140,20 @@ impl Turns {
 
     fn tell(&self, reader: &Reader) {
         let changed: Vec<(Bytes, BTreeSet<Bytes>)> = {
-            let mut names = self.names.lock();
-            let changed = names.iter_mut().filter(|(_, awaited)| awaited.is_changed);
-            let take = |(name, awaited): (&Bytes, &mut Awaited)| {
+            let Names { awaited, changed } = &mut *self.names.lock();
+            let take = |name: Bytes| {
+                // Nobody may wait for it any more.
+                let awaited = awaited.get_mut(&name)?;
                 awaited.is_changed = false;
-                (name.clone(), std::mem::take(&mut awaited.touched))
+                Some((name, std::mem::take(&mut awaited.touched)))
             };
-            changed.map(take).collect()
+            std::mem::take(changed).into_iter().filter_map(take).collect()
         };
         for (name, touched) in changed {
             match reader.holders(&name) {
                 Ok((holders, revision)) => {
                     let others = others(reader, &name, &holders, touched);
-                    if let Some(awaited) = self.names.lock().get(&name) {
+                    if let Some(awaited) = self.names.lock().awaited.get(&name) {
                         awaited.tell(&holders, others, revision);
                     }
                 }
@@ -175,18 +197,18 @@ impl Turns {
             return Err(TooMany);
         }
         let mut names = self.names.lock();
-        let awaited = names.entry(name.clone()).or_default();
+        names.awaited.entry(name.clone()).or_default();
+        // Whatever was applied before this moment is not noted: it is asked for.
+        let awaited = names.mark(name).expect("it was entered just now");
         awaited.next += 1;
         let number = awaited.next;
         add(awaited, number);
-        // Whatever was applied before this moment is not noted: it is asked for.
-        awaited.is_changed = true;
         let mut first = awaited.first.subscribe();
         if first.borrow().is_some() {
             // Others know already; this one is to hear of it.
             first.mark_changed();
         }
-        self.awaited.store(names.len(), Ordering::Release);
+        self.awaited.store(names.awaited.len(), Ordering::Release);
         drop(names);
         self.changed.notify_one();
         Ok((number, first))
@@ -195,7 +217,7 @@ impl Turns {
     fn leave(&self, name: &Bytes, key: &Bytes, number: u64) {
         self.waiters.fetch_sub(1, Ordering::Relaxed);
         let mut names = self.names.lock();
-        let Some(awaited) = names.get_mut(name) else { return };
+        let Some(awaited) = names.awaited.get_mut(name) else { return };
         if let Some(followers) = awaited.places.get_mut(key) {
             followers.remove(&number);
             if followers.is_empty() {
@@ -203,9 +225,9 @@ impl Turns {
             }
         }
         if awaited.places.is_empty() {
-            names.remove(name);
+            names.awaited.remove(name);
         }
-        self.awaited.store(names.len(), Ordering::Release);
+        self.awaited.store(names.awaited.len(), Ordering::Release);
     }
 }
 

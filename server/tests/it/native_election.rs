@@ -25,7 +25,7 @@ struct Candidate {
 impl Candidate {
     async fn new(election: &Election, session: i64, value: &'static str) -> Self {
         let (name, value) = ("boss".into(), value.into());
-        let request = v1::CampaignRequest { name, session, value };
+        let request = v1::CampaignRequest { name, session, value, ..Default::default() };
         let events = soon("a campaign", election.clone().campaign(request)).await.unwrap();
         Self { session, events: events.into_inner() }
     }
@@ -167,7 +167,8 @@ async fn no_candidate_haunts_the_election() {
     // An operator takes the leadership away.
     client.lock_break("boss", 0, "a test").await.unwrap();
     assert_eq!(third.lost().await, Reason::Removed);
-    let unknown = v1::CampaignRequest { name: "boss".into(), session: 12_345, value: Bytes::new() };
+    let unknown =
+        v1::CampaignRequest { name: "boss".into(), session: 12_345, ..Default::default() };
     let mut refused = election.clone().campaign(unknown).await.unwrap().into_inner();
     let refused = soon("a refusal", refused.message()).await.unwrap_err();
     assert_eq!(refused.code(), Code::NotFound);

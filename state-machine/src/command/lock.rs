@@ -114,6 +114,9 @@ pub struct Campaign {
     pub value: Bytes,
     /// Which stream follows the candidate: the last one that asked.
     pub attempt: u64,
+    /// The client's number of that stream: what has a smaller one than was seen comes too late. 0 for a
+    /// client that counts nothing.
+    pub number: u64,
 }
 
 /// Gives up the place of a session in an election.

@@ -11,6 +11,7 @@ use crate::leases;
 use crate::outcome::Stop;
 use crate::read::Read;
 use crate::response::{Halt, LockResponse, LockState, Rejection, Taken};
+use crate::rows::place::Attempt;
 
 /// Times that one session holds one place, by different requests.
 const REENTRIES_MAX: usize = 64;
@@ -67,8 +68,10 @@ fn repeat<R: Read>(
     for (name, place) in acquire.names.iter().zip(own) {
         let Place { key, fence, .. } = place;
         is_held &= queue::holds(change.rows, NEWEST, name, fence)?;
-        if queue::attempt(change.rows, &key, fence)? != acquire.attempt {
-            queue::set_attempt(change.rows, &key, fence, 0);
+        let known = queue::attempt(change.rows, (&key, fence), &acquire.request_id)?;
+        if known.stream != acquire.attempt {
+            let nobody = attempt_of(acquire, 0);
+            queue::set_attempt(change.rows, (&key, fence), nobody)?;
         }
         taken.push(Taken { name: name.clone(), key, fence });
     }
@@ -103,7 +106,9 @@ fn enter_again<R: Read>(
     }
     claim.requests.push(acquire.request_id.clone());
     put(change, &key, &claim, acquire.session)?;
-    queue::set_attempt(change.rows, &key, fence, acquire.attempt);
+    // Each of its requests may be given up by the stream that asked for it.
+    let attempt = attempt_of(acquire, acquire.attempt);
+    queue::set_attempt(change.rows, (&key, fence), attempt)?;
     let taken = vec![Taken { name: name.clone(), key, fence }];
     Ok(LockResponse::Places { state: LockState::Held, taken })
 }
@@ -142,10 +147,15 @@ fn take<R: Read>(
     for place in &mut taken {
         put(change, &place.key, &claim, acquire.session)?;
         place.fence = change.head.revision;
-        queue::set_attempt(change.rows, &place.key, place.fence, acquire.attempt);
+        let attempt = attempt_of(acquire, acquire.attempt);
+        queue::set_attempt(change.rows, (&place.key, place.fence), attempt)?;
     }
     let state = if is_held { LockState::Held } else { LockState::Queued };
     Ok(LockResponse::Places { state, taken })
+}
+
+fn attempt_of(acquire: &LockAcquire, stream: u64) -> Attempt {
+    Attempt { request: acquire.request_id.clone(), stream, number: 0 }
 }
 
 /// Writes a place.

@@ -7,7 +7,11 @@ use crate::command::GuardedTxn;
 use crate::kv::txn;
 use crate::outcome::Stop;
 use crate::read::Read;
-use crate::response::TxnResponse;
+use crate::response::{Rejection, TxnResponse};
+
+/// Places that all guards of one transaction may have before them together, themselves included: many
+/// guards of locks with many holders would keep apply busy.
+const PLACES_MAX: usize = 4_096;
 
 /// `None`: a guard is not held, and nothing happened.
 pub(crate) fn apply<R: Read>(
@@ -15,9 +19,13 @@ pub(crate) fn apply<R: Read>(
     command: &GuardedTxn,
 ) -> Result<Option<TxnResponse>, Stop> {
     check::guards(&command.guards)?;
+    let mut places_left = PLACES_MAX;
     for guard in &command.guards {
-        if !queue::holds(change.rows, NEWEST, &guard.name, guard.fence)? {
-            return Ok(None);
+        let guard = (guard.name.as_ref(), guard.fence);
+        match queue::holds_within(change.rows, NEWEST, guard, &mut places_left)? {
+            Some(true) => {}
+            Some(false) => return Ok(None),
+            None => return Err(Rejection::InvalidLock("the guards have too many holders").into()),
         }
     }
     txn::apply(change, &command.txn).map(Some)

@@ -46,19 +46,19 @@ pub(super) fn apply<R: Read>(
         return Err(Rejection::InvalidLock("the place of a lock is no candidate").into());
     }
     for place in passed {
-        if queue::attempt(rows, &place.key, place.fence)? == 0 {
+        if queue::attempts(rows, &place.key, place.fence)?.is_empty() {
             return Err(Rejection::InvalidLock("a candidate in between is none of ours").into());
         }
     }
     for place in passed {
         // Each in a revision of its own, so that no two have the same fence.
         let mut change = Change::begin(rows, head, events)?;
-        let attempt = queue::attempt(change.rows, &place.key, place.fence)?;
+        let attempts = queue::attempts(change.rows, &place.key, place.fence)?;
         let before = Before::load(change.rows, &place.key)?;
         change.delete(&place.key, before)?;
         let before = Before::load(change.rows, &place.key)?;
         change.put(&place.key, before, &place.value, place.session)?;
-        queue::set_attempt(change.rows, &place.key, change.head.revision, attempt);
+        queue::set_attempts(change.rows, &place.key, change.head.revision, &attempts);
     }
     let mut change = Change::begin(rows, head, events)?;
     let before = Before::load(change.rows, &leader.key)?;

@@ -9,7 +9,7 @@ use crate::live;
 use crate::overlay::Overlay;
 use crate::read::{Read, Table};
 use crate::response::Halt;
-use crate::rows::place;
+use crate::rows::place::{self, Attempt};
 
 /// Most places of one name that hold at once; the others wait.
 pub const HOLDERS_MAX: usize = 1_024;
@@ -168,22 +168,56 @@ pub(crate) fn leave<R: Read>(
     Ok(())
 }
 
-/// Notes which stream waits for a place.
+/// Notes which stream waits for a request of a place, instead of the one before.
 pub(crate) fn set_attempt<R: Read>(
+    rows: &mut Overlay<'_, R>,
+    (key, fence): (&Bytes, i64),
+    attempt: Attempt,
+) -> Result<(), Halt> {
+    let mut attempts = attempts(rows, key, fence)?;
+    attempts.retain(|known| known.request != attempt.request);
+    attempts.push(attempt);
+    set_attempts(rows, key, fence, &attempts);
+    Ok(())
+}
+
+/// Notes that nobody waits for a request of a place any more.
+pub(crate) fn end_attempt<R: Read>(
+    rows: &mut Overlay<'_, R>,
+    (key, fence): (&Bytes, i64),
+    request: &Bytes,
+) -> Result<(), Halt> {
+    let mut attempts = attempts(rows, key, fence)?;
+    attempts.retain(|known| known.request != *request);
+    set_attempts(rows, key, fence, &attempts);
+    Ok(())
+}
+
+/// Notes which streams wait for a place.
+pub(crate) fn set_attempts<R: Read>(
     rows: &mut Overlay<'_, R>,
     key: &Bytes,
     fence: i64,
-    attempt: u64,
+    attempts: &[Attempt],
 ) {
     let Some((name, child)) = place::parent(key) else { return };
     let row_key = place::row_key(&place::prefix(name), fence, child);
-    rows.put(Table::Place, row_key, place::encode_attempt(attempt));
+    rows.put(Table::Place, row_key, place::encode_attempts(attempts));
 }
 
-/// Which stream waits for a place; 0 for none.
-pub(crate) fn attempt<R: Read>(rows: &R, key: &Bytes, fence: i64) -> Result<u64, Halt> {
-    let row = row(rows, key, fence)?;
-    row.map_or(Ok(0), |row| place::decode_attempt(&row))
+/// Which streams wait for a place, one for each of its requests.
+pub(crate) fn attempts<R: Read>(rows: &R, key: &Bytes, fence: i64) -> Result<Vec<Attempt>, Halt> {
+    row(rows, key, fence)?.map_or(Ok(Vec::new()), |row| place::decode_attempts(&row))
+}
+
+/// Which stream waits for one of the requests of a place.
+pub(crate) fn attempt<R: Read>(
+    rows: &R,
+    (key, fence): (&Bytes, i64),
+    request: &[u8],
+) -> Result<Attempt, Halt> {
+    let attempts = attempts(rows, key, fence)?;
+    Ok(attempts.into_iter().find(|known| known.request == request).unwrap_or_default())
 }
 
 fn row<R: Read>(rows: &R, key: &[u8], fence: i64) -> Result<Option<Bytes>, Halt> {
@@ -214,8 +248,36 @@ pub fn holders<R: Read>(rows: &R, at: i64, name: &[u8]) -> Result<Vec<Place>, Ha
 /// # Errors
 /// [`Halt`] if the storage fails or a row is damaged.
 pub fn holds<R: Read>(rows: &R, at: i64, name: &[u8], fence: i64) -> Result<bool, Halt> {
-    let holders = holders(rows, at, name)?;
-    Ok(holders.iter().any(|place| place.fence == fence && !place.is_lost()))
+    let mut places_left = usize::MAX;
+    Ok(holds_within(rows, at, (name, fence), &mut places_left)? == Some(true))
+}
+
+/// As [`holds`], but `None` if more than `places_left` would have to be looked at for that; what is
+/// looked at is taken off.
+pub(crate) fn holds_within<R: Read>(
+    rows: &R,
+    at: i64,
+    (name, fence): (&[u8], i64),
+    places_left: &mut usize,
+) -> Result<Option<bool>, Halt> {
+    let mut admission = Admission::default();
+    let mut holds = Some(false);
+    visit(rows, at, name, &mut |place| {
+        let Some(left) = places_left.checked_sub(1) else {
+            holds = None;
+            return ControlFlow::Break(());
+        };
+        *places_left = left;
+        if place.fence > fence || !admission.admits(place.share()) {
+            return ControlFlow::Break(());
+        }
+        if place.fence < fence || place.is_lost() {
+            return ControlFlow::Continue(());
+        }
+        holds = Some(true);
+        ControlFlow::Break(())
+    })?;
+    Ok(holds)
 }
 
 /// Whether a new place at the end of the queue of `name` would hold at once.

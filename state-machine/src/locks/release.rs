@@ -25,7 +25,8 @@ pub(super) fn apply<R: Read>(
             continue;
         };
         is_found = true;
-        if *attempt != 0 && queue::attempt(change.rows, &place.key, place.fence)? != *attempt {
+        let known = queue::attempt(change.rows, (&place.key, place.fence), request_id)?;
+        if *attempt != 0 && known.stream != *attempt {
             // Another stream asked for the same request, too, and may be the one that counts.
             continue;
         }
@@ -50,6 +51,7 @@ pub(super) fn give_up<R: Read>(
         let before = Before::load(change.rows, &place.key)?;
         change.delete(&place.key, before)
     } else {
+        queue::end_attempt(change.rows, (&place.key, place.fence), request_id)?;
         put(change, &place.key, &claim, place.session)
     }
 }

@@ -242,6 +242,10 @@ impl<'a> RowReader<'a> {
         String::from_utf8(bytes.to_vec()).map_err(|_| self.corrupt("text is not UTF-8"))
     }
 
+    pub(crate) fn is_empty(&self) -> bool {
+        self.rest.is_empty()
+    }
+
     pub(crate) fn tail(&mut self) -> &'a [u8] {
         std::mem::take(&mut self.rest)
     }

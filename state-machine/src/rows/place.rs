@@ -8,10 +8,24 @@
 
 use bytes::Bytes;
 
+use super::{RowReader, RowWriter};
 use crate::response::Halt;
 
 const LENGTH_BYTES: usize = 4;
 const REVISION_BYTES: usize = 8;
+/// First byte of the row of a place that says which streams wait.
+const FORM_ATTEMPTS: u8 = 1;
+
+/// Which stream asked last for one of the requests that a place is for.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Attempt {
+    /// Empty for a candidate, which is asked for without one.
+    pub(crate) request: Bytes,
+    /// The stream; 0: none gives the request up any more.
+    pub(crate) stream: u64,
+    /// What the client numbered it with; 0: nothing.
+    pub(crate) number: u64,
+}
 
 /// Splits a key at its last `/`, if there is something on both sides.
 pub(crate) fn parent(key: &[u8]) -> Option<(&[u8], &[u8])> {
@@ -41,15 +55,36 @@ pub(crate) fn bounds(prefix: &[u8], first: i64) -> (Vec<u8>, Vec<u8>) {
     ([prefix, &first.to_be_bytes()].concat(), [prefix, &[0x80]].concat())
 }
 
-/// Value of the row of a place: which stream waits for it, 0 for none.
-pub(crate) fn encode_attempt(attempt: u64) -> Bytes {
-    if attempt == 0 { Bytes::new() } else { Bytes::copy_from_slice(&attempt.to_be_bytes()) }
+/// Value of the row of a place: which streams wait for it, nothing for none.
+pub(crate) fn encode_attempts(attempts: &[Attempt]) -> Bytes {
+    if attempts.is_empty() {
+        return Bytes::new();
+    }
+    let mut row = RowWriter::new(FORM_ATTEMPTS);
+    for attempt in attempts {
+        row.bytes(&attempt.request);
+        row.uint(attempt.stream);
+        row.uint(attempt.number);
+    }
+    row.finish()
 }
 
 /// # Errors
 /// [`Halt::CorruptRow`] if the bytes are not such a row.
-pub(crate) fn decode_attempt(row: &[u8]) -> Result<u64, Halt> {
-    if row.is_empty() { Ok(0) } else { eight(row).map(u64::from_be_bytes) }
+pub(crate) fn decode_attempts(row: &[u8]) -> Result<Vec<Attempt>, Halt> {
+    let mut attempts = Vec::new();
+    if row.is_empty() {
+        return Ok(attempts);
+    }
+    let mut row = RowReader::new("place", row);
+    if row.form()? != FORM_ATTEMPTS {
+        return Err(row.corrupt("unknown form"));
+    }
+    while !row.is_empty() {
+        let request = Bytes::copy_from_slice(row.bytes()?);
+        attempts.push(Attempt { request, stream: row.uint()?, number: row.uint()? });
+    }
+    Ok(attempts)
 }
 
 /// Value of the row that says where the places begin.
@@ -102,10 +137,17 @@ mod tests {
         assert!(place(&late, late.len()).is_err());
         assert_eq!(decode_first(&encode_first(7)).unwrap(), 7);
         assert!(decode_first(b"short").is_err());
-        for attempt in [0, 1, u64::MAX] {
-            assert_eq!(decode_attempt(&encode_attempt(attempt)).unwrap(), attempt);
+        let attempt = |request: &'static str, stream| Attempt {
+            request: request.into(),
+            stream,
+            number: stream / 2,
+        };
+        for attempts in [vec![], vec![attempt("", u64::MAX)], vec![attempt("r", 0), attempt("s", 9)]]
+        {
+            assert_eq!(decode_attempts(&encode_attempts(&attempts)).unwrap(), attempts);
         }
-        assert!(decode_attempt(b"short").is_err());
+        assert!(decode_attempts(b"\x01\x09").is_err(), "cut short");
+        assert!(decode_attempts(b"other").is_err());
     }
 
     #[test]

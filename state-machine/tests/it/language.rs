@@ -11,7 +11,7 @@
 //! session ID TTL REQUEST [owner=WHO] [NAME=VALUE ...]
 //! lock NAME,... SESSION REQUEST [shared] [permits=N limit=N] [try] [again] [delay=N] [attempt=N]
 //! unlock NAME,... SESSION REQUEST [attempt=N]     convert NAME SESSION REQUEST PERMITS LIMIT
-//! campaign NAME SESSION VALUE [attempt=N]     leave NAME SESSION FENCE [attempt=N]
+//! campaign NAME SESSION VALUE [attempt=N] [number=N]     leave NAME SESSION FENCE [attempt=N]
 //! break NAME FENCE     hand_over NAME SESSION FENCE KEY     guarded NAME FENCE "a txn"
 //! ```
 //! SPAN is `key`, `start..end`, `start..` or `all`; COMPARE is `FIELD SPAN = OPERAND` (also `!=`, `<`,
@@ -142,12 +142,7 @@ pub(crate) fn command(name: &str, words: &mut Words) -> Parsed<Command> {
             fence: words.number()?,
             to: bytes(&words.next()?),
         })),
-        "campaign" => Command::Lock(LockCommand::Campaign(Campaign {
-            name: bytes(&words.next()?),
-            session: words.number()?,
-            value: bytes(&words.next()?),
-            attempt: attempt(words)?,
-        })),
+        "campaign" => Command::Lock(LockCommand::Campaign(campaign(words)?)),
         "leave" => Command::Lock(LockCommand::Leave(Leave {
             name: bytes(&words.next()?),
             session: words.number()?,
@@ -222,6 +217,23 @@ fn release(words: &mut Words) -> Parsed<LockRelease> {
         request_id: bytes(&words.next()?),
         attempt: attempt(words)?,
     })
+}
+
+fn campaign(words: &mut Words) -> Parsed<Campaign> {
+    let mut campaign = Campaign {
+        name: bytes(&words.next()?),
+        session: words.number()?,
+        value: bytes(&words.next()?),
+        ..Campaign::default()
+    };
+    for (option, value) in words.options() {
+        match option.as_str() {
+            "attempt" => campaign.attempt = number(&value)?,
+            "number" => campaign.number = number(&value)?,
+            _ => return Err(format!("unknown option {option:?} of campaign")),
+        }
+    }
+    Ok(campaign)
 }
 
 fn attempt(words: &mut Words) -> Parsed<u64> {

@@ -168,6 +168,7 @@ fn command(step: &Step, number: usize) -> Option<LockCommand> {
             session: *session,
             value: vec![*value].into(),
             attempt: number as u64 + 1,
+            number: number as u64,
         }),
         Step::Leave { name, session } => LockCommand::Leave(Leave {
             name: NAMES[*name].into(),
