@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-const FILES: [&str; 9] = [
+const FILES: [&str; 10] = [
     "etcd/kv.proto",
     "etcd/auth.proto",
     "etcd/rpc.proto",
@@ -11,6 +11,7 @@ const FILES: [&str; 9] = [
     "conclave/v1/session.proto",
     "conclave/v1/lock.proto",
     "conclave/v1/election.proto",
+    "conclave/v1/primitives.proto",
     "conclave/internal/v1/raft.proto",
 ];
 const DURABLE: &str = "conclave/internal/v1/command.proto";

@@ -5,6 +5,7 @@
 //! [`Rejection`], the same on every replica.
 
 pub mod lock;
+pub mod primitive;
 
 use conclave_proto::{etcdserverpb as etcd, internal};
 use conclave_state_machine::command::{
@@ -43,6 +44,7 @@ pub fn command(message: internal::Command) -> Result<Command, Rejection> {
         Message::Leave(message) => Ok(Command::Lock(lock::leave(message))),
         Message::HandOver(message) => Ok(Command::Lock(lock::hand_over(message))),
         Message::GuardedTxn(request) => Ok(Command::GuardedTxn(lock::guarded_txn(request)?)),
+        Message::Primitive(message) => Ok(Command::Primitive(primitive::primitive(message)?)),
     }
 }
 

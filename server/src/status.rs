@@ -182,6 +182,9 @@ pub fn fault_of(rejection: &Rejection) -> Option<Fault> {
         Rejection::LockNotHeld
         | Rejection::LockShared
         | Rejection::Overtaken
+        | Rejection::Overflow
+        | Rejection::NoLatch
+        | Rejection::Refused(_)
         | Rejection::InvalidLock(_)
         | Rejection::Malformed(_) => return None,
     })
@@ -191,9 +194,15 @@ pub fn fault_of(rejection: &Rejection) -> Option<Fault> {
 pub fn from_rejection(rejection: &Rejection) -> Status {
     match (fault_of(rejection), rejection) {
         (Some(fault), _) => fault.into(),
-        (None, Rejection::LockNotHeld | Rejection::LockShared | Rejection::Overtaken) => {
-            Status::failed_precondition(format!("conclave: {rejection}"))
-        }
+        (
+            None,
+            Rejection::LockNotHeld
+            | Rejection::LockShared
+            | Rejection::Overtaken
+            | Rejection::Refused(_),
+        ) => Status::failed_precondition(format!("conclave: {rejection}")),
+        (None, Rejection::Overflow) => Status::out_of_range(format!("conclave: {rejection}")),
+        (None, Rejection::NoLatch) => Status::not_found(format!("conclave: {rejection}")),
         (None, Rejection::InvalidLock(_)) => {
             Status::invalid_argument(format!("conclave: {rejection}"))
         }

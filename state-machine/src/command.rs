@@ -4,6 +4,7 @@
 //! treats every field as untrusted and never panics on it.
 
 mod lock;
+mod primitive;
 
 use bytes::Bytes;
 
@@ -11,6 +12,7 @@ pub use lock::{
     Campaign, Guard, GuardedTxn, HandOver, Leave, LockAcquire, LockBreak, LockCommand, LockConvert,
     LockRelease, SessionBegin,
 };
+pub use primitive::{Action, Condition, Once, Primitive};
 
 /// One command of a log entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -39,6 +41,8 @@ pub enum Command {
     Lock(LockCommand),
     /// A transaction that runs only while locks are held.
     GuardedTxn(GuardedTxn),
+    /// Changes a counter, latch, barrier or group.
+    Primitive(Primitive),
 }
 
 /// Writes one key (etcd `PutRequest`).

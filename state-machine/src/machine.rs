@@ -2,7 +2,7 @@
 
 use crate::alarms;
 use crate::change::Change;
-use crate::command::{AlarmKind, Command, LockCommand};
+use crate::command::{Action, AlarmKind, Command, LockCommand};
 use crate::compaction;
 use crate::head::Head;
 use crate::kv::{delete, put, txn};
@@ -11,6 +11,7 @@ use crate::locks;
 use crate::members;
 use crate::outcome::{Stop, split};
 use crate::overlay::Overlay;
+use crate::primitives;
 use crate::read::{Read, Table};
 use crate::response::{Applied, Event, Halt, LeaseChange, Rejection, Response};
 use crate::rows;
@@ -144,6 +145,9 @@ impl Machine {
                 let mut change = Change::begin(rows, head, events)?;
                 Response::GuardedTxn(locks::guarded_txn(&mut change, command)?)
             }
+            Command::Primitive(command) => {
+                Response::Primitive(primitives::apply(rows, head, events, command)?)
+            }
         })
     }
 }
@@ -160,6 +164,13 @@ fn refusal_by_alarm(head: &Head, command: &Command) -> Option<Rejection> {
         | Command::Lock(LockCommand::Acquire(_) | LockCommand::Campaign(_)) => (true, true),
         Command::Txn(txn) => (true, txn::has_put(txn)),
         Command::GuardedTxn(guarded) => (true, txn::has_put(&guarded.txn)),
+        Command::Primitive(primitive) => {
+            let shrinks = matches!(
+                primitive.action,
+                Action::Lift(_) | Action::Exit { .. } | Action::Part { .. }
+            );
+            (true, !shrinks)
+        }
         Command::DeleteRange(_)
         | Command::Compact(_)
         | Command::LeaseRevoke(_)

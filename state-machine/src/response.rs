@@ -113,6 +113,20 @@ pub enum Response {
     Lock(LockResponse),
     /// Of [`crate::command::GuardedTxn`]: `None` if a guard is not held, so that nothing happened.
     GuardedTxn(Option<TxnResponse>),
+    /// Of [`crate::command::Primitive`].
+    Primitive(PrimitiveResponse),
+}
+
+/// Answer of a change of a counter, latch, barrier or group. A session remembers it for repetitions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PrimitiveResponse {
+    /// Whether there was something to do; of one who enters a double barrier, whether it is in.
+    pub is_done: bool,
+    /// The number of a counter or latch, the fence of a barrier, participant or member; of one who leaves
+    /// a double barrier, the fence up to which others are waited for.
+    pub number: i64,
+    /// Revision of the last change of the key.
+    pub revision: i64,
 }
 
 /// Answer of a command that changes queues.
@@ -264,6 +278,15 @@ pub enum Rejection {
     /// The request comes after a later one that makes it void.
     #[error("a later request came first")]
     Overtaken,
+    /// The number would not fit.
+    #[error("the sum does not fit 64 bits")]
+    Overflow,
+    /// Nobody created the latch.
+    #[error("no such latch")]
+    NoLatch,
+    /// What is there forbids it.
+    #[error("{0}")]
+    Refused(&'static str),
     /// A request for a lock or session breaks a rule.
     #[error("{0}")]
     InvalidLock(&'static str),

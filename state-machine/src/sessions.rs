@@ -57,7 +57,7 @@ pub(crate) fn begin<R: Read>(
         request_id: Bytes::clone(&begin.request_id),
         owner: begin.owner.clone(),
         metadata: begin.metadata.clone(),
-        cancelled: Vec::new(),
+        ..LeaseRow::default()
     };
     Ok((row.ttl, Some(leases::create(rows, head, begin.id, &row))))
 }

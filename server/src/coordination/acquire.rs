@@ -17,15 +17,13 @@ use v1::acquire_response::Event;
 use v1::ended::Reason;
 
 use super::turns::{Following, Turn};
-use super::{Turns, is_unknown, sorted, unix_ms, withdraw_unless_resumed};
+use super::{Turns, WAIT_MAX, is_unknown, sorted, unix_ms, withdraw_unless_resumed};
 use crate::api::context::{Context, mismatch};
 use crate::api::stream_end;
 use crate::status::Fault;
 
 /// Largest position that is counted.
 const POSITION_MAX: usize = 1_000;
-/// A wait that is longer than any process lives, and fits every clock.
-const WAIT_MAX: Duration = Duration::from_secs(1_000_000_000);
 
 pub(super) type Answers = mpsc::Sender<Result<v1::AcquireResponse, Status>>;
 

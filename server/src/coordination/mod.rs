@@ -14,15 +14,22 @@
 //! | `session` | begin, heartbeats, list |
 //! | `lock`, `acquire`, `inspect` | the lock service |
 //! | `election`, `campaign`, `observe` | the election service |
+//! | `counter`, `barrier`, `group` | counters and latches, barriers, groups |
+//! | `change`, `wait` | what these have in common |
 
 mod acquire;
+mod barrier;
 mod campaign;
+mod change;
+mod counter;
 mod election;
+mod group;
 mod inspect;
 mod lock;
 mod observe;
 mod session;
 mod turns;
+mod wait;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -43,12 +50,22 @@ pub(crate) use turns::Turns;
 const RESUME_GRACE: Duration = Duration::from_secs(5);
 /// How often the withdrawal of a place that nobody waits for is proposed.
 const WITHDRAWALS_MAX: usize = 12;
+/// A wait that is longer than any process lives, and fits every clock.
+const WAIT_MAX: Duration = Duration::from_secs(1_000_000_000);
 /// Answers of a stream that its connection has not taken yet.
 const ANSWERS_MAX: usize = 4;
 
 /// The services whose calls [`add`] takes.
-pub(crate) const SERVICES: [&str; 3] =
-    ["conclave.v1.SessionService", "conclave.v1.LockService", "conclave.v1.ElectionService"];
+pub(crate) const SERVICES: [&str; 8] = [
+    "conclave.v1.SessionService",
+    "conclave.v1.LockService",
+    "conclave.v1.ElectionService",
+    "conclave.v1.CounterService",
+    "conclave.v1.LatchService",
+    "conclave.v1.BarrierService",
+    "conclave.v1.DoubleBarrierService",
+    "conclave.v1.GroupService",
+];
 
 /// Adds the services of the native API.
 pub(crate) fn add(routes: Routes, context: &Context) -> Routes {
@@ -60,6 +77,7 @@ pub(crate) fn add(routes: Routes, context: &Context) -> Routes {
     let session = session::SessionApi { context: context.clone() };
     let lock = lock::LockApi { context: context.clone() };
     let election = election::ElectionApi { context: context.clone() };
+    let routes = add_primitives(routes, context);
     routes
         .add_service(
             SessionServiceServer::new(session).max_decoding_message_size(receive_bytes_max),
@@ -68,6 +86,26 @@ pub(crate) fn add(routes: Routes, context: &Context) -> Routes {
         .add_service(
             ElectionServiceServer::new(election).max_decoding_message_size(receive_bytes_max),
         )
+}
+
+/// Adds counters, latches, barriers and groups.
+fn add_primitives(routes: Routes, context: &Context) -> Routes {
+    use v1::barrier_service_server::BarrierServiceServer;
+    use v1::counter_service_server::CounterServiceServer;
+    use v1::double_barrier_service_server::DoubleBarrierServiceServer;
+    use v1::group_service_server::GroupServiceServer;
+    use v1::latch_service_server::LatchServiceServer;
+
+    let most = context.limits.receive_bytes_max();
+    let counter = counter::CounterApi { context: context.clone() };
+    let barrier = barrier::BarrierApi { context: context.clone() };
+    let group = group::GroupApi { context: context.clone() };
+    routes
+        .add_service(CounterServiceServer::new(counter.clone()).max_decoding_message_size(most))
+        .add_service(LatchServiceServer::new(counter).max_decoding_message_size(most))
+        .add_service(BarrierServiceServer::new(barrier.clone()).max_decoding_message_size(most))
+        .add_service(DoubleBarrierServiceServer::new(barrier).max_decoding_message_size(most))
+        .add_service(GroupServiceServer::new(group).max_decoding_message_size(most))
 }
 
 /// What apply would refuse is refused before it is proposed.

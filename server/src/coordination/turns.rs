@@ -187,15 +187,29 @@ impl Turns {
         })
     }
 
+    /// Counts one who waits for something else than a turn.
+    ///
+    /// # Errors
+    /// [`TooMany`].
+    pub(crate) fn admit(self: &Arc<Self>) -> Result<Admitted, TooMany> {
+        self.count()?;
+        Ok(Admitted { turns: Arc::clone(self) })
+    }
+
+    fn count(&self) -> Result<(), TooMany> {
+        if self.waiters.fetch_add(1, Ordering::Relaxed) >= WAITERS_MAX {
+            self.waiters.fetch_sub(1, Ordering::Relaxed);
+            return Err(TooMany);
+        }
+        Ok(())
+    }
+
     fn enter(
         &self,
         name: &Bytes,
         add: impl FnOnce(&mut Awaited, u64),
     ) -> Result<(u64, watch::Receiver<Option<First>>), TooMany> {
-        if self.waiters.fetch_add(1, Ordering::Relaxed) >= WAITERS_MAX {
-            self.waiters.fetch_sub(1, Ordering::Relaxed);
-            return Err(TooMany);
-        }
+        self.count()?;
         let mut names = self.names.lock();
         names.awaited.entry(name.clone()).or_default();
         // Whatever was applied before this moment is not noted: it is asked for.
@@ -278,6 +292,17 @@ impl Awaited {
                 is_new
             });
         }
+    }
+}
+
+/// One who waits for something else than a turn; counts until it is dropped.
+pub(crate) struct Admitted {
+    turns: Arc<Turns>,
+}
+
+impl Drop for Admitted {
+    fn drop(&mut self) {
+        self.turns.waiters.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

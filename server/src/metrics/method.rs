@@ -73,4 +73,19 @@ methods! {
     ElectionProclaim: "unary", "conclave.v1.ElectionService", "Proclaim";
     ElectionResign: "unary", "conclave.v1.ElectionService", "Resign";
     ElectionObserve: "server_stream", "conclave.v1.ElectionService", "Observe";
+    CounterAdd: "unary", "conclave.v1.CounterService", "Add";
+    CounterSet: "unary", "conclave.v1.CounterService", "Set";
+    CounterGet: "unary", "conclave.v1.CounterService", "Get";
+    LatchCreate: "unary", "conclave.v1.LatchService", "Create";
+    LatchCountDown: "unary", "conclave.v1.LatchService", "CountDown";
+    LatchGet: "unary", "conclave.v1.LatchService", "Get";
+    LatchWait: "server_stream", "conclave.v1.LatchService", "Wait";
+    BarrierRaise: "unary", "conclave.v1.BarrierService", "Raise";
+    BarrierLift: "unary", "conclave.v1.BarrierService", "Lift";
+    BarrierWait: "server_stream", "conclave.v1.BarrierService", "Wait";
+    DoubleBarrierEnter: "server_stream", "conclave.v1.DoubleBarrierService", "Enter";
+    DoubleBarrierLeave: "server_stream", "conclave.v1.DoubleBarrierService", "Leave";
+    GroupJoin: "unary", "conclave.v1.GroupService", "Join";
+    GroupLeave: "unary", "conclave.v1.GroupService", "Leave";
+    GroupList: "unary", "conclave.v1.GroupService", "List";
 }

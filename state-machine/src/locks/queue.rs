@@ -98,8 +98,7 @@ pub fn visit<R: Read>(
     visit: &mut dyn FnMut(Place) -> ControlFlow<()>,
 ) -> Result<(), Halt> {
     let prefix = place::prefix(name);
-    let Some(first) = rows.get(Table::Place, &prefix)? else { return Ok(()) };
-    let first = place::decode_first(&first)?;
+    let Some(first) = first(rows, name)? else { return Ok(()) };
     scan(rows, &prefix, first, &mut |fence, key| {
         if fence > at {
             return Ok(ControlFlow::Break(()));
@@ -293,15 +292,31 @@ pub(crate) fn is_free<R: Read>(rows: &R, name: &[u8], share: (u32, u32)) -> Resu
     Ok(admission.admits(share))
 }
 
+/// Fence of the first place of `name`.
+///
+/// # Errors
+/// [`Halt`] if the storage fails or a row is damaged.
+pub fn first<R: Read>(rows: &R, name: &[u8]) -> Result<Option<i64>, Halt> {
+    let row = rows.get(Table::Place, &place::prefix(name))?;
+    row.map(|row| place::decode_first(&row)).transpose()
+}
+
+/// How many places `name` has, at most `most`. Reads no keys.
+pub(crate) fn count<R: Read>(rows: &R, name: &[u8], most: u32) -> Result<u32, Halt> {
+    let most = usize::try_from(most).unwrap_or(usize::MAX);
+    let count = ahead(rows, name, i64::MAX, most)?;
+    Ok(u32::try_from(count).unwrap_or(u32::MAX))
+}
+
 /// How many places stand before the one with this fence, at most `most`. Reads no keys.
 ///
 /// # Errors
 /// [`Halt`] if the storage fails or a row is damaged.
 pub fn ahead<R: Read>(rows: &R, name: &[u8], fence: i64, most: usize) -> Result<usize, Halt> {
     let prefix = place::prefix(name);
-    let Some(first) = rows.get(Table::Place, &prefix)? else { return Ok(0) };
+    let Some(first) = first(rows, name)? else { return Ok(0) };
     let mut ahead = 0_usize;
-    scan(rows, &prefix, place::decode_first(&first)?, &mut |found, _| {
+    scan(rows, &prefix, first, &mut |found, _| {
         if found >= fence || ahead >= most {
             return Ok(ControlFlow::Break(()));
         }

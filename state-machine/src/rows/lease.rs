@@ -3,12 +3,14 @@
 use bytes::Bytes;
 
 use super::{RowReader, RowWriter};
-use crate::response::Halt;
+use crate::response::{Halt, PrimitiveResponse};
 
 /// A lease of which only the TTL is known.
 const FORM_PLAIN: u8 = 1;
 /// A lease with an owner.
 const FORM_SESSION: u8 = 2;
+/// A lease with requests that are remembered.
+const FORM_REQUESTS: u8 = 3;
 
 /// A lease as granted, and what belongs to it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -23,6 +25,10 @@ pub struct LeaseRow {
     pub metadata: Vec<(String, String)>,
     /// Lock requests that were given up before they arrived.
     pub cancelled: Vec<Bytes>,
+    /// Requests with smaller numbers are answered or given up.
+    pub settled: u64,
+    /// Answers to other numbered requests.
+    pub answered: Vec<(u64, PrimitiveResponse)>,
 }
 
 impl LeaseRow {
@@ -30,6 +36,17 @@ impl LeaseRow {
     #[must_use]
     pub fn is_session(&self) -> bool {
         !self.request_id.is_empty()
+    }
+
+    /// Forgets requests with smaller numbers.
+    pub(crate) fn settle(&mut self, settled: u64) {
+        self.settled = self.settled.max(settled);
+        self.answered.retain(|(number, _)| *number >= self.settled);
+    }
+
+    /// What was answered to a request that is not settled.
+    pub(crate) fn answer(&self, number: u64) -> Option<PrimitiveResponse> {
+        self.answered.iter().find(|known| known.0 == number).map(|known| known.1)
     }
 
     /// What the owner's details weigh.
@@ -40,12 +57,14 @@ impl LeaseRow {
     }
 
     pub(crate) fn encode(&self) -> Bytes {
-        if !self.is_session() && self.cancelled.is_empty() {
+        let has_requests = self.settled > 0 || !self.answered.is_empty();
+        if !self.is_session() && self.cancelled.is_empty() && !has_requests {
             let mut row = RowWriter::new(FORM_PLAIN);
             row.int(self.ttl);
             return row.finish();
         }
-        let mut row = RowWriter::new(FORM_SESSION);
+        let form = if has_requests { FORM_REQUESTS } else { FORM_SESSION };
+        let mut row = RowWriter::new(form);
         row.int(self.ttl);
         row.bytes(&self.request_id);
         row.bytes(self.owner.as_bytes());
@@ -56,6 +75,16 @@ impl LeaseRow {
         }
         row.size(self.cancelled.len());
         self.cancelled.iter().for_each(|request| row.bytes(request));
+        if has_requests {
+            row.uint(self.settled);
+            row.size(self.answered.len());
+            for (number, answer) in &self.answered {
+                row.uint(*number);
+                row.byte(u8::from(answer.is_done));
+                row.int(answer.number);
+                row.int(answer.revision);
+            }
+        }
         row.finish()
     }
 
@@ -65,7 +94,7 @@ impl LeaseRow {
         let mut row = RowReader::new("lease", row);
         match row.form()? {
             FORM_PLAIN => Ok(LeaseRow { ttl: row.int()?, ..LeaseRow::default() }),
-            FORM_SESSION => Ok(LeaseRow {
+            form @ (FORM_SESSION | FORM_REQUESTS) => Ok(LeaseRow {
                 ttl: row.int()?,
                 request_id: Bytes::copy_from_slice(row.bytes()?),
                 owner: row.string()?,
@@ -76,6 +105,8 @@ impl LeaseRow {
                 cancelled: (0..row.size()?)
                     .map(|_| Ok(Bytes::copy_from_slice(row.bytes()?)))
                     .collect::<Result<_, Halt>>()?,
+                settled: if form == FORM_REQUESTS { row.uint()? } else { 0 },
+                answered: if form == FORM_REQUESTS { answered(&mut row)? } else { Vec::new() },
             }),
             _ => Err(row.corrupt("unknown form")),
         }
@@ -88,10 +119,22 @@ impl LeaseRow {
     pub(crate) fn decode_ttl(row: &[u8]) -> Result<i64, Halt> {
         let mut row = RowReader::new("lease", row);
         match row.form()? {
-            FORM_PLAIN | FORM_SESSION => row.int(),
+            FORM_PLAIN | FORM_SESSION | FORM_REQUESTS => row.int(),
             _ => Err(row.corrupt("unknown form")),
         }
     }
+}
+
+fn answered(row: &mut RowReader<'_>) -> Result<Vec<(u64, PrimitiveResponse)>, Halt> {
+    let count = row.size()?;
+    let mut answered = Vec::new();
+    for _ in 0..count {
+        let number = row.uint()?;
+        let is_done = row.form()? != 0;
+        let answer = PrimitiveResponse { is_done, number: row.int()?, revision: row.int()? };
+        answered.push((number, answer));
+    }
+    Ok(answered)
 }
 
 /// Key of a `Lease` row and prefix of its `LeaseKey` rows.
@@ -135,7 +178,12 @@ mod tests {
             cancelled: vec!["x".into(), "y".into()],
             ..plain.clone()
         };
-        for row in [plain.clone(), session, LeaseRow { cancelled: vec!["z".into()], ..plain }] {
+        let answer = PrimitiveResponse { is_done: true, number: -3, revision: 9 };
+        let asked =
+            LeaseRow { settled: 4, answered: vec![(4, answer), (7, answer)], ..session.clone() };
+        let settled = LeaseRow { settled: 1, ..plain.clone() };
+        let cancelled = LeaseRow { cancelled: vec!["z".into()], ..plain.clone() };
+        for row in [plain, session, asked, settled, cancelled] {
             assert_eq!(LeaseRow::decode(&row.encode()).unwrap(), row);
             assert_eq!(LeaseRow::decode_ttl(&row.encode()).unwrap(), row.ttl);
             assert!(LeaseRow::decode(&row.encode()[..1]).is_err());

@@ -7,7 +7,7 @@
 //! |---|---|---|---|---|
 //! | `key.rs` | `Key` | user key | newest state or tombstone | compaction passes its tombstone |
 //! | `rev.rs` | `Rev` | main, sub (big endian) | the event | compaction reaches its successor |
-//! | `lease.rs` | `Lease` | id (big endian) | TTL, owner | revoke or expiry |
+//! | `lease.rs` | `Lease` | id (big endian) | TTL, owner, answers to requests | revoke or expiry |
 //! | `lease.rs` | `LeaseKey` | id, user key | nothing | the key is detached |
 //! | `place.rs` | `Place` | name, create revision, child | who waits | the key `name/child` has a lease no more |
 //! | `place.rs` | `Place` | name | create revision of the first place | the last place goes |

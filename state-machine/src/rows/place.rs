@@ -142,7 +142,8 @@ mod tests {
             stream,
             number: stream / 2,
         };
-        for attempts in [vec![], vec![attempt("", u64::MAX)], vec![attempt("r", 0), attempt("s", 9)]]
+        for attempts in
+            [vec![], vec![attempt("", u64::MAX)], vec![attempt("r", 0), attempt("s", 9)]]
         {
             assert_eq!(decode_attempts(&encode_attempts(&attempts)).unwrap(), attempts);
         }

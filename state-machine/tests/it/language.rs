@@ -13,9 +13,14 @@
 //! unlock NAME,... SESSION REQUEST [attempt=N]     convert NAME SESSION REQUEST PERMITS LIMIT
 //! campaign NAME SESSION VALUE [attempt=N] [number=N]     leave NAME SESSION FENCE [attempt=N]
 //! break NAME FENCE     hand_over NAME SESSION FENCE KEY     guarded NAME FENCE "a txn"
+//! primitive NAME add N | set N [if_value=N] [if_revision=N] | create N | down N | raise NOTE [bound] |
+//!     lift FENCE | enter COUNT NOTE | exit [waiting] | join MEMBER VALUE | part MEMBER
+//!     [by=SESSION.SEQUENCE[.SETTLED[.UNDOES]]]
 //! ```
 //! SPAN is `key`, `start..end`, `start..` or `all`; COMPARE is `FIELD SPAN = OPERAND` (also `!=`, `<`,
 //! `>`) with FIELD `version`, `create`, `mod`, `value` or `lease`; OP is put, delete, range or txn.
+
+mod primitive;
 
 use bytes::Bytes;
 use conclave_state_machine::command::{
@@ -153,6 +158,7 @@ pub(crate) fn command(name: &str, words: &mut Words) -> Parsed<Command> {
             let guard = Guard { name: bytes(&words.next()?), fence: words.number()? };
             Command::GuardedTxn(GuardedTxn { guards: vec![guard], txn: quoted_txn(words)? })
         }
+        "primitive" => Command::Primitive(primitive::primitive(words)?),
         _ => return Err(format!("unknown command {name:?}")),
     })
 }

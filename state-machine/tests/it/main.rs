@@ -6,6 +6,7 @@ mod golden;
 mod language;
 mod locks;
 mod model;
+mod primitives;
 mod print;
 mod property;
 mod roster;

@@ -99,7 +99,10 @@ impl Model {
             Command::Alarm(change) => Ok(Response::Alarm(self.alarm(*change))),
             Command::MemberPublish(member) => Ok(Response::MemberPublish(member.clone())),
             // Queues have a model of their own.
-            Command::SessionBegin(_) | Command::Lock(_) | Command::GuardedTxn(_) => unreachable!(),
+            Command::SessionBegin(_)
+            | Command::Lock(_)
+            | Command::GuardedTxn(_)
+            | Command::Primitive(_) => unreachable!(),
         };
         (outcome, leases)
     }

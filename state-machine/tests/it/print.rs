@@ -41,6 +41,10 @@ fn response(response: &Response) -> Vec<String> {
         Response::Lock(answer) => lock(answer),
         Response::GuardedTxn(Some(answer)) => txn(answer),
         Response::GuardedTxn(None) => vec!["not held".to_owned()],
+        Response::Primitive(answer) => {
+            let done = if answer.is_done { "done" } else { "not done" };
+            vec![format!("{done} {} at {}", answer.number, answer.revision)]
+        }
     }
 }
 

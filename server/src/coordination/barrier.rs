@@ -1,0 +1,240 @@
+//! The services of barriers and double barriers.
+
+use bytes::Bytes;
+use conclave_proto::etcdserverpb::{WatchCreateRequest, watch_create_request::FilterType};
+use conclave_proto::internal::{self, primitive::Action};
+use conclave_proto::mvccpb::event::EventType;
+use conclave_proto::v1;
+use conclave_state_machine::locks::{check, queue};
+use conclave_state_machine::primitives::rendezvous::{self, Gate};
+use tonic::{Request, Response, Status};
+use v1::barrier_service_server::BarrierService;
+use v1::double_barrier_service_server::DoubleBarrierService;
+
+use super::change::{change, key_at, propose};
+use super::wait::{self, End, Until, Waiter, Waits};
+use crate::api::context::Context;
+use crate::metrics::Method;
+use crate::status;
+
+/// Answers calls of barriers and double barriers.
+#[derive(Clone)]
+pub(super) struct BarrierApi {
+    pub(super) context: Context,
+}
+
+impl BarrierApi {
+    async fn answer_raise(
+        &self,
+        request: Request<v1::BarrierRaiseRequest>,
+    ) -> Result<v1::BarrierRaiseResponse, Status> {
+        self.context.check_metadata(request.metadata())?;
+        let v1::BarrierRaiseRequest { once, name, note, bound } = request.into_inner();
+        let raise = Action::Raise(internal::BarrierRaise { note, bound });
+        let answer = change(&self.context, once, name, raise).await?;
+        Ok(v1::BarrierRaiseResponse { raised: answer.is_done, fence: answer.number })
+    }
+
+    async fn answer_lift(
+        &self,
+        request: Request<v1::BarrierLiftRequest>,
+    ) -> Result<v1::BarrierLiftResponse, Status> {
+        self.context.check_metadata(request.metadata())?;
+        let v1::BarrierLiftRequest { once, name, fence } = request.into_inner();
+        let answer = change(&self.context, once, name, Action::Lift(fence)).await?;
+        Ok(v1::BarrierLiftResponse { lifted: answer.is_done })
+    }
+
+    async fn answer_wait(&self, request: Request<v1::WaitRequest>) -> Result<Waits, Status> {
+        self.context.check_metadata(request.metadata())?;
+        let request = request.into_inner();
+        check::name(&request.name).map_err(|rejection| status::from_rejection(&rejection))?;
+        Waiter::start(&self.context, request.patience, |waiter| {
+            wait::key(waiter, request, Until::Lifted)
+        })
+    }
+
+    async fn answer_enter(
+        &self,
+        request: Request<v1::DoubleBarrierEnterRequest>,
+    ) -> Result<Waits, Status> {
+        self.context.check_metadata(request.metadata())?;
+        let v1::DoubleBarrierEnterRequest { once, name, count, note, patience } =
+            request.into_inner();
+        let participant = Participant::new(once, name);
+        let enter = Action::Enter(internal::DoubleBarrierEnter { count, note });
+        Waiter::start(&self.context, patience, |waiter| participant.enter(waiter, enter))
+    }
+
+    async fn answer_leave(
+        &self,
+        request: Request<v1::DoubleBarrierLeaveRequest>,
+    ) -> Result<Waits, Status> {
+        self.context.check_metadata(request.metadata())?;
+        let v1::DoubleBarrierLeaveRequest { once, name, patience } = request.into_inner();
+        let participant = Participant::new(once, name);
+        Waiter::start(&self.context, patience, |waiter| participant.leave(waiter))
+    }
+}
+
+/// One participant of a double barrier, on its way in or out.
+struct Participant {
+    once: v1::Once,
+    name: Bytes,
+}
+
+impl Participant {
+    fn new(once: Option<v1::Once>, name: Bytes) -> Self {
+        Self { once: once.unwrap_or_default(), name }
+    }
+
+    async fn enter(self, waiter: Waiter, enter: Action) {
+        let entered = change(&waiter.context, Some(self.once), self.name.clone(), enter).await;
+        let (end, fence) = match entered {
+            Err(status) => (End::Failed(status), 0),
+            // It was taken back before it came.
+            Ok(answer) if answer.number == 0 => (End::Gone, 0),
+            Ok(answer) if answer.is_done => (End::Passed(answer.revision), answer.number),
+            Ok(answer) => (self.until_in(&waiter, answer.number).await, answer.number),
+        };
+        waiter.end(end, (self.once.session, fence)).await;
+    }
+
+    /// Waits until the participant with this fence is in. One that may wait no longer is taken out.
+    async fn until_in(&self, waiter: &Waiter, fence: i64) -> End {
+        let end = match self.look(waiter, fence) {
+            Err(status) => return End::Failed(status),
+            Ok((_, Some(end))) => return end,
+            Ok((_, None)) if waiter.is_impatient() => End::Timeout,
+            Ok((at, None)) => {
+                let keys = vec![wait::one(&self.key()), wait::one(&self.name)];
+                let is_gate = |key: &Bytes| *key == self.name;
+                let wait = waiter.wait(at, keys, |change| {
+                    let kv = change.kv.as_ref()?;
+                    match (is_gate(&kv.key), change.r#type()) {
+                        (true, EventType::Put) => is_in(&kv.value, fence, kv.mod_revision),
+                        (false, EventType::Delete) => Some(End::Gone),
+                        (true, EventType::Delete) | (false, EventType::Put) => None,
+                    }
+                });
+                wait.await
+            }
+        };
+        if matches!(end, End::Timeout) { self.withdraw(&waiter.context).await } else { end }
+    }
+
+    /// How the participant stands, and the revision as of which that is known.
+    fn look(&self, waiter: &Waiter, fence: i64) -> Result<(i64, Option<End>), Status> {
+        let at = waiter.context.node.reader().head().revision;
+        let own = key_at(&waiter.context, &self.key(), at)?;
+        if own.is_none_or(|kv| kv.create_revision != fence) {
+            return Ok((at, Some(End::Gone)));
+        }
+        let gate = key_at(&waiter.context, &self.name, at)?;
+        Ok((at, gate.and_then(|kv| is_in(&kv.value, fence, at))))
+    }
+
+    fn key(&self) -> Bytes {
+        rendezvous::key(&self.name, self.once.session, self.once.sequence)
+    }
+
+    /// Takes it out, unless it got in at the last moment.
+    async fn withdraw(&self, context: &Context) -> End {
+        let v1::Once { session, sequence, .. } = self.once;
+        let once = v1::Once { session, undoes: sequence, ..v1::Once::default() };
+        let action = Some(Action::ExitIfWaiting(true));
+        let exit = internal::Primitive { once: Some(once), name: self.name.clone(), action };
+        match propose(context, exit).await {
+            Err(status) => End::Failed(status),
+            Ok(answer) if answer.is_done => End::Timeout,
+            Ok(answer) if answer.number > 0 => End::Passed(answer.revision),
+            Ok(_) => End::Gone,
+        }
+    }
+
+    async fn leave(self, waiter: Waiter) {
+        let exit = Action::ExitIfWaiting(false);
+        let end = match change(&waiter.context, Some(self.once), self.name.clone(), exit).await {
+            Err(status) => End::Failed(status),
+            Ok(answer) => self.until_out(&waiter, answer.number).await,
+        };
+        waiter.end(end, (self.once.session, 0)).await;
+    }
+
+    /// Waits until no participant with this fence or a smaller one is there.
+    async fn until_out(&self, waiter: &Waiter, fence: i64) -> End {
+        let reader = waiter.context.node.reader();
+        let at = reader.head().revision;
+        let is_out = || match queue::first(reader, &self.name) {
+            Ok(first) => first.is_none_or(|first| first > fence),
+            // Apply reads the same row and stops the member with the reason.
+            Err(_damaged) => false,
+        };
+        if is_out() {
+            return End::Passed(at);
+        }
+        if waiter.is_impatient() {
+            return End::Timeout;
+        }
+        let range = WatchCreateRequest {
+            key: [&self.name, &b"/"[..]].concat().into(),
+            range_end: [&self.name, &b"0"[..]].concat().into(),
+            filters: vec![FilterType::Noput as i32],
+            ..WatchCreateRequest::default()
+        };
+        // Whoever is out does not come in again with the same fence.
+        let judge = |change: &conclave_proto::mvccpb::Event| {
+            let revision = change.kv.as_ref().map_or(at, |kv| kv.mod_revision);
+            is_out().then_some(End::Passed(revision))
+        };
+        waiter.wait(at, vec![range], judge).await
+    }
+}
+
+/// The end, if the gate says that participants with this fence are in.
+fn is_in(gate: &[u8], fence: i64, revision: i64) -> Option<End> {
+    (Gate::parse(gate).opened >= fence).then_some(End::Passed(revision))
+}
+
+#[tonic::async_trait]
+impl BarrierService for BarrierApi {
+    type WaitStream = Waits;
+
+    async fn raise(
+        &self,
+        request: Request<v1::BarrierRaiseRequest>,
+    ) -> Result<Response<v1::BarrierRaiseResponse>, Status> {
+        self.context.metrics.call(Method::BarrierRaise, self.answer_raise(request)).await
+    }
+
+    async fn lift(
+        &self,
+        request: Request<v1::BarrierLiftRequest>,
+    ) -> Result<Response<v1::BarrierLiftResponse>, Status> {
+        self.context.metrics.call(Method::BarrierLift, self.answer_lift(request)).await
+    }
+
+    async fn wait(&self, request: Request<v1::WaitRequest>) -> Result<Response<Waits>, Status> {
+        self.context.metrics.call(Method::BarrierWait, self.answer_wait(request)).await
+    }
+}
+
+#[tonic::async_trait]
+impl DoubleBarrierService for BarrierApi {
+    type EnterStream = Waits;
+    type LeaveStream = Waits;
+
+    async fn enter(
+        &self,
+        request: Request<v1::DoubleBarrierEnterRequest>,
+    ) -> Result<Response<Waits>, Status> {
+        self.context.metrics.call(Method::DoubleBarrierEnter, self.answer_enter(request)).await
+    }
+
+    async fn leave(
+        &self,
+        request: Request<v1::DoubleBarrierLeaveRequest>,
+    ) -> Result<Response<Waits>, Status> {
+        self.context.metrics.call(Method::DoubleBarrierLeave, self.answer_leave(request)).await
+    }
+}

@@ -1,0 +1,114 @@
+//! The service of groups.
+
+use bytes::Bytes;
+use conclave_proto::internal::{self, primitive::Action};
+use conclave_proto::v1;
+use conclave_state_machine::command::Range;
+use conclave_state_machine::leases;
+use conclave_state_machine::locks::{check, queue};
+use tonic::{Request, Response, Status};
+use v1::group_service_server::GroupService;
+
+use super::change::change;
+use super::session::tags;
+use crate::api::context::Context;
+use crate::api::kv::off_thread;
+use crate::metrics::Method;
+use crate::status;
+
+/// Members of one answer.
+const LIST_MAX: usize = 1_000;
+
+/// Answers calls of groups.
+#[derive(Clone)]
+pub(super) struct GroupApi {
+    pub(super) context: Context,
+}
+
+impl GroupApi {
+    async fn answer_join(
+        &self,
+        request: Request<v1::GroupJoinRequest>,
+    ) -> Result<v1::GroupJoinResponse, Status> {
+        self.context.check_metadata(request.metadata())?;
+        let v1::GroupJoinRequest { once, name, member, value } = request.into_inner();
+        let join = Action::Join(internal::GroupJoin { member, value });
+        let answer = change(&self.context, once, name, join).await?;
+        Ok(v1::GroupJoinResponse { fence: answer.number })
+    }
+
+    async fn answer_leave(
+        &self,
+        request: Request<v1::GroupLeaveRequest>,
+    ) -> Result<v1::GroupLeaveResponse, Status> {
+        self.context.check_metadata(request.metadata())?;
+        let v1::GroupLeaveRequest { once, name, member } = request.into_inner();
+        let answer = change(&self.context, once, name, Action::Part(member)).await?;
+        Ok(v1::GroupLeaveResponse { left: answer.is_done })
+    }
+
+    async fn answer_list(
+        &self,
+        request: Request<v1::GroupListRequest>,
+    ) -> Result<v1::GroupListResponse, Status> {
+        self.context.check_metadata(request.metadata())?;
+        let v1::GroupListRequest { name, from, limit } = request.into_inner();
+        check::name(&name).map_err(|rejection| status::from_rejection(&rejection))?;
+        let limit = usize::try_from(limit).unwrap_or(LIST_MAX);
+        let limit = if limit == 0 { LIST_MAX } else { limit.min(LIST_MAX) };
+        self.context.read_barrier().await?;
+        let reader = self.context.node.reader().clone();
+        let prefix = [&name, &b"/"[..]].concat();
+        let range = Range {
+            key: [&prefix, &from[..]].concat().into(),
+            range_end: [&name, &b"0"[..]].concat().into(),
+            ..Range::default()
+        };
+        let revision = reader.head().revision;
+        let found = off_thread(move || reader.page(&range, revision, limit + 1)).await?;
+        let mut found = found.map_err(|error| status::from_read(&error))?;
+        let next = if found.len() > limit { found.pop() } else { None };
+        let member = |key: &Bytes| key.slice(prefix.len()..);
+        let next = next.map(|kv| member(&kv.key)).unwrap_or_default();
+        let mut members = Vec::with_capacity(found.len());
+        // A key without a lease is no member, nor is what lies deeper.
+        let is_member = |key: &Bytes, lease| lease != 0 && queue::name_of(key) == Some(&name[..]);
+        for kv in found.into_iter().filter(|kv| is_member(&kv.key, kv.lease)) {
+            let lease = leases::lease(self.context.node.reader(), kv.lease);
+            let lease = lease.map_err(|halt| status::internal(&halt))?.unwrap_or_default();
+            members.push(v1::GroupMember {
+                member: member(&kv.key),
+                value: kv.value,
+                session: kv.lease,
+                fence: kv.create_revision,
+                owner: lease.owner,
+                metadata: tags(lease.metadata),
+            });
+        }
+        Ok(v1::GroupListResponse { members, next, revision })
+    }
+}
+
+#[tonic::async_trait]
+impl GroupService for GroupApi {
+    async fn join(
+        &self,
+        request: Request<v1::GroupJoinRequest>,
+    ) -> Result<Response<v1::GroupJoinResponse>, Status> {
+        self.context.metrics.call(Method::GroupJoin, self.answer_join(request)).await
+    }
+
+    async fn leave(
+        &self,
+        request: Request<v1::GroupLeaveRequest>,
+    ) -> Result<Response<v1::GroupLeaveResponse>, Status> {
+        self.context.metrics.call(Method::GroupLeave, self.answer_leave(request)).await
+    }
+
+    async fn list(
+        &self,
+        request: Request<v1::GroupListRequest>,
+    ) -> Result<Response<v1::GroupListResponse>, Status> {
+        self.context.metrics.call(Method::GroupList, self.answer_list(request)).await
+    }
+}

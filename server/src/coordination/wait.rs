@@ -1,0 +1,208 @@
+//! Waiting until keys are as somebody wants them: no commit, and one wake-up for each of their changes.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use conclave_proto::etcdserverpb::WatchCreateRequest;
+use conclave_proto::mvccpb::{Event as Change, event::EventType};
+use conclave_proto::v1;
+use conclave_state_machine::leases;
+use conclave_state_machine::primitives::number;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+use v1::ended::Reason;
+use v1::patience::Wait;
+use v1::wait_response::Event;
+
+use super::turns::Admitted;
+use super::{ANSWERS_MAX, WAIT_MAX, change};
+use crate::api::context::Context;
+use crate::api::stream_end;
+use crate::status::{self, Fault};
+use crate::watch::LocalWatch;
+
+/// What a stream of somebody who waits tells.
+pub(super) type Waits = ReceiverStream<Result<v1::WaitResponse, Status>>;
+
+/// Somebody who waits; a task of its own.
+pub(super) struct Waiter {
+    pub(super) context: Context,
+    answers: mpsc::Sender<Result<v1::WaitResponse, Status>>,
+    /// `None`: for ever.
+    deadline: Option<Instant>,
+    _admitted: Admitted,
+}
+
+/// How waiting ended.
+pub(super) enum End {
+    /// There is nothing to wait for any more, as of this revision.
+    Passed(i64),
+    /// What was waited for is gone.
+    Gone,
+    Timeout,
+    /// Nobody listens any more.
+    Dropped,
+    Failed(Status),
+}
+
+impl Waiter {
+    /// Starts `run` in the background; the stream of what it tells.
+    pub(super) fn start<F: Future<Output = ()> + Send + 'static>(
+        context: &Context,
+        patience: Option<v1::Patience>,
+        run: impl FnOnce(Self) -> F,
+    ) -> Result<Waits, Status> {
+        let wait = match patience.and_then(|patience| patience.wait) {
+            Some(Wait::WaitForever(true)) => None,
+            Some(Wait::WaitMs(ms)) => Some(Duration::from_millis(ms)),
+            Some(Wait::WaitForever(false)) | None => Some(Duration::ZERO),
+        };
+        let deadline = wait.map(|wait| Instant::now() + wait.min(WAIT_MAX));
+        let admitted = context.node.turns().admit();
+        let _admitted = admitted.map_err(|_too_many| Status::from(Fault::TooManyRequests))?;
+        let (answers, stream) = mpsc::channel(ANSWERS_MAX);
+        let waiter = Self { context: context.clone(), answers, deadline, _admitted };
+        // Ends by itself: with the wait, with the stream, and with the member.
+        context.background.spawn(run(waiter));
+        Ok(ReceiverStream::new(stream))
+    }
+
+    /// Tells that there is something to wait for, and waits until `judge` knows the end from one of the
+    /// changes after `revision`.
+    pub(super) async fn wait(
+        &self,
+        revision: i64,
+        keys: Vec<WatchCreateRequest>,
+        mut judge: impl FnMut(&Change) -> Option<End>,
+    ) -> End {
+        if !self.send(Event::Waiting(v1::Waiting { revision })).await {
+            return End::Dropped;
+        }
+        let mut watch = LocalWatch::open(self.context.node.watch());
+        for key in keys {
+            watch.add(WatchCreateRequest { start_revision: revision + 1, ..key });
+        }
+        // A member that is cut off would never hear of the end.
+        let mut over = std::pin::pin!(stream_end::reason_to_end(self.context.clone(), true));
+        let deadline = self.deadline.unwrap_or_else(|| Instant::now() + WAIT_MAX);
+        loop {
+            let seen = tokio::select! {
+                seen = watch.next() => seen,
+                () = tokio::time::sleep_until(deadline) => return End::Timeout,
+                () = self.answers.closed() => return End::Dropped,
+                fault = &mut over => return End::Failed(fault.into()),
+            };
+            match seen {
+                Ok(seen) if seen.compact_revision != 0 => {
+                    return End::Failed(Fault::Compacted.into());
+                }
+                Ok(seen) => {
+                    if let Some(end) = seen.events.iter().find_map(&mut judge) {
+                        return end;
+                    }
+                }
+                Err(end) => return End::Failed(status::from_watch_end(end)),
+            }
+        }
+    }
+
+    /// Whether the time to wait was over when it began.
+    pub(super) fn is_impatient(&self) -> bool {
+        self.deadline.is_some_and(|deadline| deadline <= Instant::now())
+    }
+
+    /// Tells the end; of a participant, with its session and fence.
+    pub(super) async fn end(&self, end: End, (session, fence): (i64, i64)) {
+        let ended = |reason: Reason| Event::Ended(v1::Ended { reason: reason as i32 });
+        let event = match end {
+            End::Passed(revision) => Event::Passed(v1::Passed { revision, fence }),
+            End::Timeout => ended(Reason::Timeout),
+            End::Gone if self.is_lost(session) => ended(Reason::SessionLost),
+            End::Gone => ended(Reason::Cancelled),
+            End::Dropped => return,
+            End::Failed(status) => return self.fail(status).await,
+        };
+        self.send(event).await;
+    }
+
+    fn is_lost(&self, session: i64) -> bool {
+        session != 0 && matches!(leases::lease(self.context.node.reader(), session), Ok(None))
+    }
+
+    async fn send(&self, event: Event) -> bool {
+        self.answers.send(Ok(v1::WaitResponse { event: Some(event) })).await.is_ok()
+    }
+
+    pub(super) async fn fail(&self, status: Status) {
+        // A client that has gone needs no reason.
+        self.answers.send(Err(status)).await.ok();
+    }
+}
+
+/// A watch of one key.
+pub(super) fn one(key: &Bytes) -> WatchCreateRequest {
+    WatchCreateRequest { key: Bytes::clone(key), ..WatchCreateRequest::default() }
+}
+
+/// What one key is waited to be.
+#[derive(Clone, Copy)]
+pub(super) enum Until {
+    /// Not there.
+    Lifted,
+    /// A number that is not above 0.
+    Zero,
+}
+
+impl Until {
+    /// The end, if `value`, as of `revision`, is one.
+    fn judge(self, value: Option<&[u8]>, revision: i64) -> Option<End> {
+        let is_over = match (self, value) {
+            (Until::Lifted, value) => value.is_none(),
+            (Until::Zero, Some(value)) => number::parse(value).is_some_and(|number| number <= 0),
+            (Until::Zero, None) => false,
+        };
+        is_over.then_some(End::Passed(revision))
+    }
+
+    fn judge_change(self, change: &Change) -> Option<End> {
+        let kv = change.kv.as_ref()?;
+        if change.r#type() == EventType::Put {
+            return self.judge(Some(&kv.value), kv.mod_revision);
+        }
+        // A latch that is taken away never gets to 0.
+        Some(self.judge(None, kv.mod_revision).unwrap_or(End::Gone))
+    }
+}
+
+/// Waits for one key.
+pub(super) async fn key(waiter: Waiter, request: v1::WaitRequest, until: Until) {
+    let end = match until_key(&waiter, request, until).await {
+        Ok(end) => end,
+        Err(status) => End::Failed(status),
+    };
+    waiter.end(end, (0, 0)).await;
+}
+
+async fn until_key(waiter: &Waiter, request: v1::WaitRequest, until: Until) -> Result<End, Status> {
+    let v1::WaitRequest { name, start_revision, .. } = request;
+    let context = &waiter.context;
+    context.read_barrier().await?;
+    let now = context.node.reader().head().revision;
+    if start_revision > now {
+        return Err(Fault::FutureRevision.into());
+    }
+    // Whoever waited before has seen what was then.
+    if start_revision == 0 {
+        let found = change::key_at(context, &name, now)?;
+        if let Some(end) = until.judge(found.as_ref().map(|kv| &kv.value[..]), now) {
+            return Ok(end);
+        }
+        if waiter.is_impatient() {
+            return Ok(End::Timeout);
+        }
+    }
+    let from = if start_revision == 0 { now } else { start_revision };
+    Ok(waiter.wait(from, vec![one(&name)], |change| until.judge_change(change)).await)
+}

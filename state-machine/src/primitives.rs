@@ -1,0 +1,84 @@
+//! Counters, latches, barriers and groups: small rules on ordinary keys, one revision each.
+//!
+//! | module | what | keys |
+//! |---|---|---|
+//! | [`number`] | counters and latches | `name`: decimal text |
+//! | [`barrier`] | barriers | `name`, while it is raised |
+//! | [`rendezvous`] | double barriers | `name`: how many, and who is in; `name/x`: a participant |
+//! | [`group`] | groups | `name/member` |
+//! | `once` | the requests of a session that are not settled, with their answers | |
+//! | [`check`] | what a command must be | |
+//!
+//! Participants and members are attached to a session and go with it, like places of locks. What apply
+//! answers to a request it answers to its repetitions, too, so that a client may always ask again.
+
+pub(crate) mod barrier;
+pub mod check;
+pub(crate) mod group;
+pub mod number;
+mod once;
+pub mod rendezvous;
+
+use crate::change::Change;
+use crate::command::{Action, Primitive};
+use crate::head::Head;
+use crate::outcome::Stop;
+use crate::overlay::Overlay;
+use crate::read::Read;
+use crate::response::{Event, PrimitiveResponse};
+
+/// A command that changes a counter, latch, barrier or group.
+pub(crate) fn apply<R: Read>(
+    rows: &mut Overlay<'_, R>,
+    head: &mut Head,
+    events: &mut Vec<Event>,
+    command: &Primitive,
+) -> Result<PrimitiveResponse, Stop> {
+    check::command(command)?;
+    if matches!(command.action, Action::Enter { .. })
+        && let Some(answer) = rendezvous::standing(rows, &command.name, command.once)?
+    {
+        return Ok(answer);
+    }
+    let session = match once::find(rows, command.once)? {
+        once::Standing::Known(answer) => return Ok(answer),
+        once::Standing::New(session) => session,
+    };
+    // Who takes a request back means what that raised, not what others did.
+    let undone = session.as_ref().and_then(|session| session.answer(command.once.undoes));
+    let answer = act(&mut Change::begin(rows, head, events)?, command, undone)?;
+    if let Some(session) = session {
+        once::remember(rows, session, command.once, answer);
+    }
+    Ok(answer)
+}
+
+/// Nothing is written before all that may refuse the command was asked.
+fn act<R: Read>(
+    change: &mut Change<'_, '_, R>,
+    command: &Primitive,
+    undone: Option<PrimitiveResponse>,
+) -> Result<PrimitiveResponse, Stop> {
+    let Primitive { once, name, action } = command;
+    match action {
+        Action::Add(delta) => number::add(change, name, *delta),
+        Action::Set { value, condition } => number::set(change, name, *value, *condition),
+        Action::Create(count) => number::create(change, name, *count),
+        Action::CountDown(by) => number::count_down(change, name, *by),
+        Action::Raise { note, is_bound } => {
+            let lease = if *is_bound { once.session } else { 0 };
+            barrier::raise(change, name, note, lease)
+        }
+        Action::Lift(0) if once.undoes > 0 => match undone.filter(|raised| raised.is_done) {
+            Some(raised) => barrier::lift(change, name, raised.number),
+            None => Ok(PrimitiveResponse::default()),
+        },
+        Action::Lift(fence) => barrier::lift(change, name, *fence),
+        Action::Enter { count, note } => rendezvous::enter(change, (name, *once), *count, note),
+        Action::Exit { is_only_waiting } => {
+            rendezvous::exit(change, (name, *once), *is_only_waiting)
+        }
+        Action::Join { member, value } => group::join(change, (name, member), value, once.session),
+        Action::Part { member } => group::part(change, (name, member), once.session),
+    }
+}

@@ -1,0 +1,91 @@
+//! What commands of counters, latches, barriers and groups must be; the server checks before it
+//! proposes.
+
+use crate::command::{Action, Once, Primitive};
+use crate::locks::check::{NOTE_BYTES_MAX, candidate_value, name};
+use crate::response::Rejection;
+
+/// Participants of one double barrier.
+pub const PARTICIPANTS_MAX: u32 = 1_024;
+/// Longest id of a member of a group.
+pub const MEMBER_BYTES_MAX: usize = 256;
+
+/// Checks a command.
+///
+/// # Errors
+/// [`Rejection::InvalidLock`].
+pub fn command(command: &Primitive) -> Result<(), Rejection> {
+    let Primitive { once, name: of, action } = command;
+    name(of)?;
+    self::once(*once, matches!(action, Action::Exit { .. }))?;
+    match action {
+        Action::Add(_) | Action::Set { .. } | Action::Lift(_) => Ok(()),
+        Action::Create(count) if *count < 0 => invalid("a latch counts from 0"),
+        Action::CountDown(by) if *by < 1 => invalid("a latch counts down by 1 at least"),
+        Action::Create(_) | Action::CountDown(_) => Ok(()),
+        Action::Raise { note, is_bound } => {
+            if *is_bound {
+                session(*once)?;
+            }
+            said(note)
+        }
+        Action::Enter { count, note } => {
+            session(*once)?;
+            if !(1..=PARTICIPANTS_MAX).contains(count) {
+                return invalid("a double barrier has 1 to 1024 participants");
+            }
+            said(note)
+        }
+        Action::Exit { .. } => {
+            session(*once)?;
+            if once.undoes == 0 { invalid("it must say which request entered") } else { Ok(()) }
+        }
+        Action::Join { member: id, value } => {
+            session(*once)?;
+            member(id)?;
+            said(value)
+        }
+        Action::Part { member: id } => {
+            session(*once)?;
+            member(id)
+        }
+    }
+}
+
+fn invalid<T>(reason: &'static str) -> Result<T, Rejection> {
+    Err(Rejection::InvalidLock(reason))
+}
+
+/// What has no number is not remembered: a member may do so for a client, where repetition does no harm.
+fn once(once: Once, may_be_unnumbered: bool) -> Result<(), Rejection> {
+    let Once { session, sequence, settled, undoes } = once;
+    if session == 0 {
+        return if undoes == 0 { Ok(()) } else { invalid("only a session takes requests back") };
+    }
+    if may_be_unnumbered && sequence == 0 {
+        return Ok(());
+    }
+    if sequence == 0 || settled > sequence || undoes >= sequence {
+        return invalid("requests of a session are counted from 1");
+    }
+    Ok(())
+}
+
+fn session(once: Once) -> Result<(), Rejection> {
+    if once.session == 0 { invalid("this needs a session") } else { Ok(()) }
+}
+
+/// What a participant says: not the claim of a lock, which would make it a holder of one.
+fn said(value: &[u8]) -> Result<(), Rejection> {
+    if value.len() > NOTE_BYTES_MAX {
+        return invalid("the value is too long");
+    }
+    candidate_value(value)
+}
+
+fn member(id: &[u8]) -> Result<(), Rejection> {
+    if id.is_empty() || id.len() > MEMBER_BYTES_MAX || id.contains(&b'/') {
+        return invalid("the id of a member has 1 to 256 bytes, without a slash");
+    }
+    Ok(())
+}
