@@ -38,6 +38,9 @@ pub enum Error {
     /// Others hold the lock, and the time to wait for it is over: try again later.
     #[error("the lock is held by others")]
     Busy,
+    /// What was waited for did not happen in time: wait again, or do without it.
+    #[error("not in time")]
+    NotYet,
     /// What the call needs is held no more: stop working on what it protected.
     #[error("lost: {reason}")]
     Lost {
@@ -118,6 +121,7 @@ impl Error {
         match self {
             Self::Config { .. }
             | Self::Busy
+            | Self::NotYet
             | Self::Lost { .. }
             | Self::Compacted { .. }
             | Self::Deadline { .. } => None,

@@ -20,6 +20,10 @@
 //! | [`registry`] | services: register, discover, drain |
 //! | [`session`] | leases with an owner, all kept alive by one stream (Conclave only) |
 //! | [`lock`] | locks with fencing tokens and guarded transactions (Conclave only) |
+//! | [`counter`], [`latch`] | numbers that many change (Conclave only) |
+//! | [`barrier`], [`double_barrier`] | waiting for each other (Conclave only) |
+//! | [`group`] | who is there (Conclave only) |
+//! | [`wait`] | what is awaited at barriers and latches |
 //! | [`config`] | live configuration: layers, validation, history |
 //! | [`balance`] | spreading calls over the instances of a service |
 //! | [`maintenance`] | members, status, alarms, and what operators do |
@@ -39,24 +43,33 @@
 
 mod backoff;
 pub mod balance;
+pub mod barrier;
 mod builder;
 mod cache;
 mod client;
 pub mod config;
+pub mod counter;
+pub mod double_barrier;
 pub mod election;
 mod endpoint;
 mod error;
+pub mod group;
 pub mod key;
 pub mod kv;
+pub mod latch;
 pub mod lease;
 pub mod lock;
 pub mod maintenance;
 mod mirror;
+mod once;
+mod patience;
 pub mod queue;
 pub mod registry;
 mod reply;
 pub mod session;
 pub mod txn;
+mod undo;
+pub mod wait;
 pub mod watch;
 
 /// The messages of the wire, which answers carry unchanged.

@@ -38,21 +38,16 @@ use conclave_proto::v1::{
     AcquireRequest, AcquireResponse, Granted, ReleaseRequest, acquire_request::Wait,
     acquire_response::Event, ended::Reason, lock_service_client::LockServiceClient,
 };
-use tokio::time::{Instant, timeout_at};
-use tonic::{Code, Status, Streaming};
+use tonic::{Response, Status, Streaming, transport::Channel};
 
 use crate::{
-    backoff::Backoff,
     client::Client,
-    endpoint::Endpoint,
-    error::{Error, Outcome},
+    error::Error,
+    patience::{self, Ask, Heard, Patience},
     session::{self, Cleanup, Session},
 };
 
 pub use guard::{Guarded, LockGuard};
-
-/// Time for an endpoint to say how a request stands.
-const FIRST_ANSWER_TIMEOUT_MAX: Duration = Duration::from_secs(5);
 
 impl Client {
     /// Starts to describe an acquisition of `name`, for a session of its own, which ends with the
@@ -70,14 +65,6 @@ impl Session {
     pub fn lock(&self, name: impl Into<Vec<u8>>) -> Acquire {
         Acquire::new(self.client().clone(), Some(self.clone()), name.into())
     }
-}
-
-/// How long an acquisition waits.
-#[derive(Debug, Clone, Copy)]
-enum Patience {
-    None,
-    Until(Instant),
-    Forever,
 }
 
 /// A lock that is to be acquired; see [`Session::lock`].
@@ -165,14 +152,7 @@ impl Acquire {
 
     async fn acquire(self) -> Result<LockGuard, Error> {
         let Self { client, session, ttl, wait, mut request } = self;
-        let patience = match wait {
-            None => Patience::Forever,
-            Some(Duration::ZERO) => Patience::None,
-            // Longer than the clock can count is for ever.
-            Some(wait) => {
-                Instant::now().checked_add(wait).map_or(Patience::Forever, Patience::Until)
-            }
-        };
+        let patience = Patience::new(wait);
         request.request_id = session::request_id();
         let session = match session {
             Some(session) => session,
@@ -188,10 +168,11 @@ impl Acquire {
         request.names.dedup();
         let mut pending = Pending { session, request: Some(release_of(&request)) };
         let lost = pending.session.lost();
+        let mut asked = Asked(request);
         let granted = tokio::select! {
             biased;
             () = lost.cancelled() => return Err(Error::session_lost()),
-            granted = until_granted(&client, request, patience) => granted?,
+            granted = patience::wait(&client, patience, &mut asked) => granted?,
         };
         // Answers may be old. Whoever holds no session holds no lock.
         if pending.session.is_lost() {
@@ -255,85 +236,33 @@ impl Drop for Pending {
     }
 }
 
-/// Asks one endpoint after the other, always with the same request id: the place in the queue stays.
-async fn until_granted(
-    client: &Client,
-    mut request: AcquireRequest,
-    patience: Patience,
-) -> Result<Granted, Error> {
-    let mut backoff = Backoff::default();
-    // Nobody may be there to say that the time is over.
-    let give_up = match patience {
-        Patience::None => Instant::now().checked_add(client.timeout()),
-        Patience::Until(deadline) => deadline.checked_add(FIRST_ANSWER_TIMEOUT_MAX),
-        Patience::Forever => None,
-    };
-    loop {
-        request.wait = Some(match patience {
-            Patience::None => Wait::WaitMs(0),
-            Patience::Until(deadline) => {
-                let left = deadline.saturating_duration_since(Instant::now());
-                Wait::WaitMs(u64::try_from(left.as_millis()).unwrap_or(u64::MAX))
-            }
-            Patience::Forever => Wait::WaitForever(true),
-        });
-        let endpoint = client.endpoint();
-        let error = match ask(client, &endpoint, request.clone(), give_up).await {
-            Ok(granted) => return Ok(granted),
-            Err(error) => error,
-        };
-        let is_again = matches!(
-            error,
-            Error::Unavailable { .. } | Error::Deadline { .. } | Error::Overloaded(_)
-        );
-        let next = Instant::now() + backoff.next();
-        if !is_again || give_up.is_some_and(|give_up| next >= give_up) {
-            return Err(error);
-        }
-        endpoint.failed();
-        tracing::debug!(endpoint = endpoint.address(), %error, "asking for the lock again");
-        tokio::time::sleep_until(next).await;
-    }
-}
+/// The request as it is sent, always with the same id: the place in the queue stays.
+struct Asked(AcquireRequest);
 
-/// One stream, to its end, or until it is time to `give_up`.
-async fn ask(
-    client: &Client,
-    endpoint: &Endpoint,
-    request: AcquireRequest,
-    give_up: Option<Instant>,
-) -> Result<Granted, Error> {
-    let timeout = client.timeout().min(FIRST_ANSWER_TIMEOUT_MAX);
-    let until = Instant::now() + timeout;
-    let late = |_elapsed| Error::Deadline {
-        outcome: Outcome::Unknown,
-        endpoint: endpoint.address().to_owned(),
-        timeout,
-    };
-    let failed = |status| Error::from_status(status, endpoint.address());
-    let mut locks = LockServiceClient::new(endpoint.channel());
-    let opened = timeout_at(until, locks.acquire(request)).await.map_err(late)?;
-    let mut answers: Streaming<AcquireResponse> = opened.map_err(failed)?.into_inner();
-    let mut first = Some(until);
-    loop {
-        let answer = match first.take() {
-            Some(until) => timeout_at(until, answers.message()).await.map_err(late)?,
-            // The place is in the queue, behind others.
-            None => match give_up {
-                Some(give_up) => {
-                    timeout_at(give_up, answers.message()).await.map_err(|_elapsed| Error::Busy)?
-                }
-                None => answers.message().await,
-            },
-        };
-        let broken = || Status::new(Code::Unavailable, "the stream of a lock request ended");
-        let answer = answer.map_err(failed)?.ok_or_else(|| failed(broken()))?;
-        endpoint.succeeded();
+impl Ask for Asked {
+    type Answer = AcquireResponse;
+    type Done = Granted;
+
+    async fn open(
+        &self,
+        channel: Channel,
+        wait_ms: Option<u64>,
+    ) -> Result<Response<Streaming<AcquireResponse>>, Status> {
+        let wait = wait_ms.map_or(Wait::WaitForever(true), Wait::WaitMs);
+        let request = AcquireRequest { wait: Some(wait), ..self.0.clone() };
+        LockServiceClient::new(channel).acquire(request).await
+    }
+
+    fn hear(&mut self, answer: AcquireResponse) -> Heard<Granted> {
         match answer.event {
-            Some(Event::Granted(granted)) => return Ok(granted),
-            Some(Event::Ended(ended)) => return Err(ended_by(ended.reason())),
-            Some(Event::Queued(_)) | None => {}
+            Some(Event::Granted(granted)) => Heard::Done(granted),
+            Some(Event::Ended(ended)) => Heard::Failed(ended_by(ended.reason())),
+            Some(Event::Queued(_)) | None => Heard::More,
         }
+    }
+
+    fn late(&self) -> Error {
+        Error::Busy
     }
 }
 

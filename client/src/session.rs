@@ -41,7 +41,11 @@ use conclave_proto::v1::{
 use tokio::{sync::watch, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use crate::{client::Client, error::Error};
+use crate::{
+    client::Client,
+    error::Error,
+    once::{Requests, Ticket},
+};
 
 pub(crate) use heart::{Cleanup, Heart, release};
 
@@ -159,7 +163,8 @@ impl Begin {
         let heart = Arc::clone(self.client.heart());
         let begun = heart::Begun { id, ttl, sent, lost: lost.clone() };
         let state = heart.keep(&self.client, begun);
-        let inner = Inner { client: self.client, id, ttl, state, lost, heart };
+        let requests = Arc::default();
+        let inner = Inner { client: self.client, id, ttl, state, lost, heart, requests };
         Ok(Session { inner: Arc::new(inner) })
     }
 }
@@ -190,6 +195,7 @@ struct Inner {
     state: watch::Receiver<SessionState>,
     lost: CancellationToken,
     heart: Arc<Heart>,
+    requests: Arc<Requests>,
 }
 
 impl Drop for Inner {
@@ -249,6 +255,11 @@ impl Session {
     #[must_use]
     pub fn client(&self) -> &Client {
         &self.inner.client
+    }
+
+    /// A new request, which the session remembers in the cluster.
+    pub(crate) fn request(&self) -> Ticket {
+        self.inner.requests.begin(self.inner.id)
     }
 
     pub(crate) fn heart(&self) -> &Heart {

@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 
 use super::SessionState;
-use crate::{backoff::Backoff, client::Client, endpoint::Endpoint, error::Error};
+use crate::{backoff::Backoff, client::Client, endpoint::Endpoint, error::Error, undo::Undo};
 
 /// Heartbeats are sent this many times within the shortest TTL.
 const BEATS_PER_TTL: u32 = 3;
@@ -46,6 +46,8 @@ pub(crate) enum Cleanup {
     End(i64),
     /// Tried for as long as its session lives: nothing else would do it.
     Release(ReleaseRequest),
+    /// As `Release`.
+    Undo(Arc<Undo>),
 }
 
 /// A cleanup that waits for its turn, and how long it has to pause if it fails again.
@@ -87,6 +89,7 @@ impl Kept {
         match &left.cleanup {
             Cleanup::End(_) => false,
             Cleanup::Release(request) => self.sessions.contains_key(&request.session),
+            Cleanup::Undo(undo) => self.sessions.contains_key(&undo.session),
         }
     }
 
@@ -439,6 +442,7 @@ async fn clean(client: Client, mut left: Left) -> Option<Left> {
     let done = match left.cleanup.clone() {
         Cleanup::End(id) => client.session_end(id).await,
         Cleanup::Release(request) => release(&client, request).await.map(drop),
+        Cleanup::Undo(undo) => client.read(|channel| undo.call(channel)).await.map(drop),
     };
     let error = match done {
         Ok(()) | Err(Error::NotFound(_)) => return None,

@@ -78,3 +78,18 @@ async fn a_guard_survives_a_restart_of_the_server() {
     state.wait_for(|state| *state != LeaseState::Suspended).await.unwrap();
     assert_eq!(*state.borrow(), LeaseState::Alive);
 }
+
+#[test]
+fn a_lease_is_lost_with_the_runtime_of_its_client() {
+    let test = "a_lease_is_lost_with_the_runtime_of_its_client";
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let started = runtime.block_on(async {
+        let (server, client) = start(test).await?;
+        Some((server, client.lease(Duration::from_secs(600)).await.unwrap()))
+    });
+    let Some((_server, lease)) = started else { return };
+    assert!(!lease.is_lost());
+    drop(runtime);
+    assert!(lease.is_lost(), "nobody keeps it alive any more");
+    assert_eq!(*lease.state().borrow(), LeaseState::Lost);
+}

@@ -119,3 +119,13 @@ async fn a_wait_may_be_longer_than_clocks_can_count() {
     lock.release().await.unwrap();
     assert_eq!(fake.script.released.lock().len(), 1);
 }
+
+#[tokio::test]
+async fn calls_may_have_all_the_time_there_is() {
+    let fake = Fake::start();
+    let client = Client::builder([fake.endpoint()]).timeout(Duration::MAX).build().unwrap();
+    let session = client.session().await.unwrap();
+    let lock = session.lock("x").try_now().await.unwrap();
+    lock.release().await.unwrap();
+    assert!(client.with_timeout(Duration::MAX).timeout() < Duration::MAX);
+}

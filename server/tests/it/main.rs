@@ -15,6 +15,7 @@ mod native_election;
 mod native_lock;
 mod node;
 mod peer;
+mod primitives;
 mod recipes_compare;
 #[expect(dead_code, reason = "the tests of the client use more of it")]
 #[path = "../../../client/tests/it/server.rs"]

@@ -1,0 +1,161 @@
+//! Barriers: whoever waits goes on when the barrier is lifted.
+//!
+//! A barrier is raised while the key of its name is there, whoever put it, and lifted by the delete of that
+//! key. [`Barrier::raise`] puts one that stays until somebody lifts it; [`Session::hold_barrier`] one that
+//! is lifted with its session at the latest.
+//!
+//! ```no_run
+//! # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+//! use std::time::Duration;
+//!
+//! let session = client.session().owner("migration").await?;
+//! let held = session.hold_barrier("schema/migrating").await?;    // others wait
+//! // ... migrate
+//! held.lift().await?;
+//!
+//! client.barrier("schema/migrating").wait().at_most(Duration::from_secs(60)).await?;
+//! # Ok(())
+//! # }
+//! ```
+
+use bytes::Bytes;
+use conclave_proto::v1::{
+    BarrierLiftRequest, BarrierRaiseRequest, barrier_service_client::BarrierServiceClient,
+};
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+use crate::{
+    client::Client,
+    error::Error,
+    once::{Caller, Ticket},
+    session::Session,
+    undo::{Did, Kept},
+    wait::{For, Wait},
+};
+
+impl Client {
+    /// The barrier `name`.
+    pub fn barrier(&self, name: impl Into<Vec<u8>>) -> Barrier {
+        Barrier { caller: Caller::client(self), name: name.into().into() }
+    }
+}
+
+impl Session {
+    /// The barrier `name`, raised and lifted in the name of this session: a request that is sent again and
+    /// comes late does nothing. A barrier that is to go with the session: [`Session::hold_barrier`].
+    pub fn barrier(&self, name: impl Into<Vec<u8>>) -> Barrier {
+        Barrier { caller: Caller::session(self), name: name.into().into() }
+    }
+
+    /// Raises the barrier `name` for as long as the guard exists and the session lives.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if it is raised already. See [`Error`].
+    pub async fn hold_barrier(&self, name: impl Into<Vec<u8>>) -> Result<HeldBarrier, Error> {
+        let name = Bytes::from(name.into());
+        let ticket = self.request();
+        let (session, sequence) = (self.clone(), ticket.sequence());
+        // From here on it is taken back, also if nobody awaits this to its end.
+        let (did, open) = (Did::Raise(0), Some(ticket));
+        let mut kept = Kept { session, name: name.clone(), sequence, did, open, is_over: false };
+        let call = |channel| {
+            let (once, name) = (kept.open.as_ref().map(Ticket::once), name.clone());
+            let request = BarrierRaiseRequest { once, name, note: Bytes::new(), bound: true };
+            async move { BarrierServiceClient::new(channel).raise(request).await }
+        };
+        let answer = self.client().read(call).await?;
+        kept.open = None;
+        if !answer.raised {
+            kept.is_over = true;
+            let status = Status::failed_precondition("conclave: the barrier is raised already");
+            return Err(Error::Refused(status));
+        }
+        kept.did = Did::Raise(answer.fence);
+        Ok(HeldBarrier { kept, fence: answer.fence })
+    }
+}
+
+/// A barrier; see [`Client::barrier`].
+#[derive(Debug, Clone)]
+#[must_use = "a barrier does nothing by itself"]
+pub struct Barrier {
+    caller: Caller,
+    name: Bytes,
+}
+
+/// A barrier that is raised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Raised {
+    /// Whether this call raised it, and not another one before.
+    pub is_new: bool,
+    /// Create revision of its key: grows every time that it is raised.
+    pub fence: i64,
+}
+
+impl Barrier {
+    /// Raises it, until somebody lifts it.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn raise(&self) -> Result<Raised, Error> {
+        let call = |channel, once| {
+            let name = self.name.clone();
+            let request = BarrierRaiseRequest { once, name, note: Bytes::new(), bound: false };
+            async move { BarrierServiceClient::new(channel).raise(request).await }
+        };
+        let answer = self.caller.send(call).await?;
+        Ok(Raised { is_new: answer.raised, fence: answer.fence })
+    }
+
+    /// Lifts it, whoever raised it. Says whether it was raised.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn lift(&self) -> Result<bool, Error> {
+        let call = |channel, once| {
+            let request = BarrierLiftRequest { once, name: self.name.clone(), fence: 0 };
+            async move { BarrierServiceClient::new(channel).lift(request).await }
+        };
+        self.caller.send(call).await.map(|answer| answer.lifted)
+    }
+
+    /// Waits until it is lifted; await the result. One that is not raised is not waited for.
+    pub fn wait(&self) -> Wait {
+        Wait::new(&self.caller.client, For::Barrier, &self.name)
+    }
+}
+
+/// A barrier that is raised for as long as this guard exists and its session lives.
+///
+/// Lift it with [`HeldBarrier::lift`], which says whether that worked. A guard that is dropped lifts in the
+/// background, without a report, and tries again for as long as the session lives.
+#[derive(Debug)]
+#[must_use = "the barrier is lifted when the guard is dropped"]
+pub struct HeldBarrier {
+    kept: Kept,
+    fence: i64,
+}
+
+impl HeldBarrier {
+    /// Create revision of the key.
+    #[must_use]
+    pub fn fence(&self) -> i64 {
+        self.fence
+    }
+
+    /// Cancelled when the session is lost, and the barrier with it.
+    #[must_use]
+    pub fn lost(&self) -> CancellationToken {
+        self.kept.session.lost()
+    }
+
+    /// Lifts it.
+    ///
+    /// # Errors
+    /// [`Error::Lost`] if somebody did so before. See [`Error`]; it is then tried again in the background.
+    pub async fn lift(self) -> Result<(), Error> {
+        let was_raised = self.kept.undo().await?;
+        if was_raised { Ok(()) } else { Err(Error::Lost { reason: "the barrier was lifted" }) }
+    }
+}

@@ -1,0 +1,133 @@
+//! Counters: whole numbers that many processes change, in ordinary keys.
+//!
+//! A counter is decimal text in the key of its name, so that any client reads and watches it. Every change
+//! is one step and answers with the number after it. Through a session a change is carried out once,
+//! however often it had to be sent; without one, a change whose answer was lost is not sent again, and
+//! [`Error::outcome`] says that it may have been carried out.
+//!
+//! ```no_run
+//! # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+//! let session = client.session().owner("shop-1").await?;
+//! let stock = session.counter("stock/7");
+//! stock.set(100).await?;
+//! let left = stock.add(-3).await?;
+//! println!("{} left as of revision {}", left.value, left.revision);
+//! let swapped = stock.compare_and_set(97, 90).await?;
+//! assert!(swapped.is_done || swapped.count.value != 97);
+//! # Ok(())
+//! # }
+//! ```
+
+use bytes::Bytes;
+use conclave_proto::v1::{
+    CounterAddRequest, CounterGetRequest, CounterResponse, CounterSetRequest,
+    counter_service_client::CounterServiceClient, counter_set_request::Condition,
+};
+
+use crate::{client::Client, error::Error, once::Caller, session::Session};
+
+impl Client {
+    /// The counter `name`.
+    pub fn counter(&self, name: impl Into<Vec<u8>>) -> Counter {
+        Counter { caller: Caller::client(self), name: name.into().into() }
+    }
+}
+
+impl Session {
+    /// The counter `name`, changed in the name of this session: every change once.
+    pub fn counter(&self, name: impl Into<Vec<u8>>) -> Counter {
+        Counter { caller: Caller::session(self), name: name.into().into() }
+    }
+}
+
+/// A counter; see [`Session::counter`].
+#[derive(Debug, Clone)]
+#[must_use = "a counter does nothing by itself"]
+pub struct Counter {
+    caller: Caller,
+    name: Bytes,
+}
+
+/// What a counter was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Count {
+    /// The number; 0 for a counter that is not there.
+    pub value: i64,
+    /// Revision of its last change; 0 for a counter that is not there.
+    pub revision: i64,
+}
+
+/// What became of a change that depends on a condition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use = "the condition may not have held"]
+pub struct Exchange {
+    /// Whether the condition held.
+    pub is_done: bool,
+    /// The counter after that.
+    pub count: Count,
+}
+
+impl Counter {
+    /// What it is.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if the key holds no number. See [`Error`].
+    pub async fn get(&self) -> Result<Count, Error> {
+        let request = CounterGetRequest { name: self.name.clone() };
+        let call = |channel| {
+            let request = request.clone();
+            async move { CounterServiceClient::new(channel).get(request).await }
+        };
+        self.caller.client.read(call).await.map(|answer| count(&answer))
+    }
+
+    /// Adds `delta`, which may be negative.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] if the sum does not fit 64 bits: nothing happened. [`Error::Refused`] if the key
+    /// holds no number. See [`Error`].
+    pub async fn add(&self, delta: i64) -> Result<Count, Error> {
+        let call = |channel, once| {
+            let request = CounterAddRequest { once, name: self.name.clone(), delta };
+            async move { CounterServiceClient::new(channel).add(request).await }
+        };
+        self.caller.send(call).await.map(|answer| count(&answer))
+    }
+
+    /// Makes it `value`, whatever it was.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn set(&self, value: i64) -> Result<Count, Error> {
+        self.exchange(value, None).await.map(|done| done.count)
+    }
+
+    /// Makes it `value` if it is `expected`.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if the key holds no number. See [`Error`].
+    pub async fn compare_and_set(&self, expected: i64, value: i64) -> Result<Exchange, Error> {
+        self.exchange(value, Some(Condition::IfValue(expected))).await
+    }
+
+    /// Makes it `value` if it did not change since it was `seen`, not even there and back.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if it changed, and the key holds no number. See [`Error`].
+    pub async fn set_if_unchanged(&self, seen: Count, value: i64) -> Result<Exchange, Error> {
+        self.exchange(value, Some(Condition::IfRevision(seen.revision))).await
+    }
+
+    async fn exchange(&self, value: i64, condition: Option<Condition>) -> Result<Exchange, Error> {
+        let call = |channel, once| {
+            let request = CounterSetRequest { once, name: self.name.clone(), value, condition };
+            async move { CounterServiceClient::new(channel).set(request).await }
+        };
+        let answer = self.caller.send(call).await?;
+        Ok(Exchange { is_done: answer.changed, count: count(&answer) })
+    }
+}
+
+fn count(answer: &CounterResponse) -> Count {
+    Count { value: answer.value, revision: answer.revision }
+}

@@ -1,0 +1,247 @@
+//! Double barriers: participants begin together, and end together.
+//!
+//! A participant is a key that lives with its session: one that is lost counts no more, and is not waited
+//! for. All participants say how many they are.
+//!
+//! ```no_run
+//! # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+//! use std::time::Duration;
+//!
+//! let session = client.session().owner("worker-7").await?;
+//! let inside = session.double_barrier("step/1", 3).wait(Duration::from_secs(60)).await?;
+//! // ... all three work
+//! inside.leave().at_most(Duration::from_secs(60)).await?;    // all three are done, or lost
+//! # Ok(())
+//! # }
+//! ```
+
+use std::{
+    future::{Future, IntoFuture},
+    pin::Pin,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use conclave_proto::v1::{
+    self, DoubleBarrierEnterRequest, DoubleBarrierLeaveRequest, Passed, WaitResponse,
+    double_barrier_service_client::DoubleBarrierServiceClient, wait_response::Event,
+};
+use tokio_util::sync::CancellationToken;
+use tonic::{Response, Status, Streaming, transport::Channel};
+
+use crate::{
+    error::Error,
+    once::Ticket,
+    patience::{self, Ask, Heard, Patience},
+    session::Session,
+    undo::{Did, Kept},
+    wait::{for_ms, heard},
+};
+
+impl Session {
+    /// Starts to describe how to enter the double barrier `name` of `count` participants (1 to 1,024); await
+    /// it to enter.
+    pub fn double_barrier(&self, name: impl Into<Vec<u8>>, count: u32) -> Enter {
+        let (session, name) = (self.clone(), name.into().into());
+        Enter { session, name, count, note: Bytes::new(), wait: None }
+    }
+}
+
+/// A double barrier that is to be entered; see [`Session::double_barrier`].
+///
+/// Awaiting it is cancel-safe: a future that is dropped gives its place up, in the background, even if the
+/// request has not arrived yet.
+#[derive(Debug, Clone)]
+#[must_use = "nothing is entered until it is awaited"]
+pub struct Enter {
+    session: Session,
+    name: Bytes,
+    count: u32,
+    note: Bytes,
+    wait: Option<Duration>,
+}
+
+impl Enter {
+    /// Waits for the others for at most this long, then gives the place up and fails with
+    /// [`Error::NotYet`]. Default: for ever.
+    pub fn wait(mut self, wait: Duration) -> Self {
+        self.wait = Some(wait);
+        self
+    }
+
+    /// What the participant says about itself: the value of its key.
+    pub fn note(mut self, note: impl Into<Vec<u8>>) -> Self {
+        self.note = note.into().into();
+        self
+    }
+
+    async fn enter(self) -> Result<Inside, Error> {
+        let Self { session, name, count, note, wait } = self;
+        let ticket = session.request();
+        let (client, sequence) = (session.client().clone(), ticket.sequence());
+        let did = Did::Enter;
+        let kept = Kept { session, name: name.clone(), sequence, did, open: None, is_over: false };
+        let request = DoubleBarrierEnterRequest { name, count, note, ..Default::default() };
+        let mut asked = Entering { request, number: Number::Open(ticket) };
+        let lost = kept.session.lost();
+        let passed = tokio::select! {
+            biased;
+            () = lost.cancelled() => Err(Error::session_lost()),
+            passed = patience::wait(&client, Patience::new(wait), &mut asked) => passed,
+        };
+        let Passed { fence, .. } = passed?;
+        Ok(Inside { kept, fence })
+    }
+}
+
+impl IntoFuture for Enter {
+    type Output = Result<Inside, Error>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(self.enter())
+    }
+}
+
+/// By what a request that enters is recognised.
+enum Number {
+    /// By its number, which the session has to remember.
+    Open(Ticket),
+    /// By the participant that it made.
+    Placed(v1::Once),
+}
+
+struct Entering {
+    request: DoubleBarrierEnterRequest,
+    number: Number,
+}
+
+impl Ask for Entering {
+    type Answer = WaitResponse;
+    type Done = Passed;
+
+    async fn open(
+        &self,
+        channel: Channel,
+        wait_ms: Option<u64>,
+    ) -> Result<Response<Streaming<WaitResponse>>, Status> {
+        let once = match &self.number {
+            Number::Open(ticket) => ticket.once(),
+            Number::Placed(once) => *once,
+        };
+        let (once, patience) = (Some(once), Some(for_ms(wait_ms)));
+        let request = DoubleBarrierEnterRequest { once, patience, ..self.request.clone() };
+        DoubleBarrierServiceClient::new(channel).enter(request).await
+    }
+
+    fn hear(&mut self, answer: WaitResponse) -> Heard<Passed> {
+        if let (Some(Event::Waiting(_)), Number::Open(ticket)) = (&answer.event, &self.number) {
+            // A wait may be long; other requests of the session shall not be kept in mind for it.
+            self.number = Number::Placed(v1::Once { settled: 0, ..ticket.once() });
+        }
+        heard(answer, "the participant was removed")
+    }
+
+    fn late(&self) -> Error {
+        Error::NotYet
+    }
+}
+
+/// A place inside of a double barrier, for as long as this guard exists and its session lives.
+///
+/// Leave with [`Inside::leave`], which waits for the others. A guard that is dropped leaves in the background
+/// and waits for nobody.
+#[derive(Debug)]
+#[must_use = "the place is given up when the guard is dropped"]
+pub struct Inside {
+    kept: Kept,
+    fence: i64,
+}
+
+impl Inside {
+    /// Create revision of the participant's key.
+    #[must_use]
+    pub fn fence(&self) -> i64 {
+        self.fence
+    }
+
+    /// Cancelled when the session is lost: the others wait no more for this participant.
+    #[must_use]
+    pub fn lost(&self) -> CancellationToken {
+        self.kept.session.lost()
+    }
+
+    /// Leaves, and waits until all others that are inside have left, or are lost; await the result.
+    pub fn leave(self) -> Leave {
+        Leave { kept: self.kept, wait: None }
+    }
+}
+
+/// Leaving a double barrier; see [`Inside::leave`]. The place is given up in any case, also if it is dropped.
+#[derive(Debug)]
+#[must_use = "nobody is waited for until it is awaited"]
+pub struct Leave {
+    kept: Kept,
+    wait: Option<Duration>,
+}
+
+impl Leave {
+    /// Waits for the others for at most this long, then fails with [`Error::NotYet`]. Default: for ever.
+    pub fn at_most(mut self, wait: Duration) -> Self {
+        self.wait = Some(wait);
+        self
+    }
+
+    async fn leave(self) -> Result<(), Error> {
+        let Self { mut kept, wait } = self;
+        let ticket = kept.session.request().undoing(kept.sequence);
+        let client = kept.session.client().clone();
+        let mut asked = Leaving { name: kept.name.clone(), ticket };
+        let lost = kept.session.lost();
+        let left = tokio::select! {
+            biased;
+            () = lost.cancelled() => Err(Error::session_lost()),
+            left = patience::wait(&client, Patience::new(wait), &mut asked) => left,
+        };
+        // Who is told how it ended has left.
+        kept.is_over = matches!(left, Ok(_) | Err(Error::NotYet | Error::Lost { .. }));
+        left.map(drop)
+    }
+}
+
+impl IntoFuture for Leave {
+    type Output = Result<(), Error>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(self.leave())
+    }
+}
+
+struct Leaving {
+    name: Bytes,
+    ticket: Ticket,
+}
+
+impl Ask for Leaving {
+    type Answer = WaitResponse;
+    type Done = Passed;
+
+    async fn open(
+        &self,
+        channel: Channel,
+        wait_ms: Option<u64>,
+    ) -> Result<Response<Streaming<WaitResponse>>, Status> {
+        let (once, patience) = (Some(self.ticket.once()), Some(for_ms(wait_ms)));
+        let request = DoubleBarrierLeaveRequest { once, name: self.name.clone(), patience };
+        DoubleBarrierServiceClient::new(channel).leave(request).await
+    }
+
+    fn hear(&mut self, answer: WaitResponse) -> Heard<Passed> {
+        heard(answer, "the participant was removed")
+    }
+
+    fn late(&self) -> Error {
+        Error::NotYet
+    }
+}

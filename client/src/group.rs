@@ -1,0 +1,294 @@
+//! Groups: who is there, and what they say about themselves.
+//!
+//! A member is the key `name/member`, which lives with its session: one that is lost is a member no more.
+//!
+//! ```no_run
+//! # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+//! let session = client.session().owner("worker-7").await?;
+//! let membership = session.group("workers").join("10.0.0.7:80").member("worker-7").await?;
+//! membership.update("10.0.0.8:80").await?;
+//!
+//! let mut followed = client.group("workers").follow();
+//! while let Some(members) = followed.next().await? {
+//!     println!("{} members", members.len());
+//! }
+//! membership.leave().await?;
+//! # Ok(())
+//! # }
+//! ```
+
+use std::{
+    future::{Future, IntoFuture},
+    pin::Pin,
+};
+
+use bytes::Bytes;
+use conclave_proto::{
+    mvccpb::KeyValue,
+    v1::{
+        GroupJoinRequest, GroupListRequest, GroupMember, group_service_client::GroupServiceClient,
+    },
+};
+use tokio::{sync::mpsc, time::sleep};
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
+
+use crate::{
+    backoff::Backoff,
+    client::Client,
+    error::Error,
+    mirror::{Mirror, Step},
+    once::Ticket,
+    session::Session,
+    undo::{Did, Kept},
+};
+
+/// States of a group that wait for their reader; beyond that the server's stream is held back.
+const STATES_MAX: usize = 16;
+
+impl Client {
+    /// The group `name`, to look at.
+    pub fn group(&self, name: impl Into<Vec<u8>>) -> Group {
+        Group { client: self.clone(), name: name.into().into() }
+    }
+}
+
+impl Session {
+    /// The group `name`, to join with this session.
+    pub fn group(&self, name: impl Into<Vec<u8>>) -> Joinable {
+        Joinable { session: self.clone(), name: name.into().into() }
+    }
+}
+
+/// A group; see [`Client::group`].
+#[derive(Debug, Clone)]
+#[must_use = "a group does nothing by itself"]
+pub struct Group {
+    client: Client,
+    name: Bytes,
+}
+
+impl Group {
+    /// All members, by id, with the owners of their sessions.
+    ///
+    /// # Errors
+    /// See [`Error`]. The answer comes in pages of 1,000: none is returned if one fails.
+    pub async fn members(&self) -> Result<Vec<GroupMember>, Error> {
+        let mut members = Vec::new();
+        let mut from = Bytes::new();
+        loop {
+            let request = GroupListRequest { name: self.name.clone(), from, limit: 0 };
+            let call = |channel| {
+                let request = request.clone();
+                let client = GroupServiceClient::new(channel);
+                async move { client.max_decoding_message_size(usize::MAX).list(request).await }
+            };
+            let mut page = self.client.read(call).await?;
+            members.append(&mut page.members);
+            if page.next.is_empty() {
+                return Ok(members);
+            }
+            from = page.next;
+        }
+    }
+
+    /// Follows who is there: all members now, and again after each change.
+    pub fn follow(&self) -> Followed {
+        let prefix = Bytes::from([&self.name[..], b"/"].concat());
+        let mirror = Mirror::new(self.client.clone(), prefix.clone(), 0);
+        let (sender, states) = mpsc::channel(STATES_MAX);
+        let task = AbortOnDropHandle::new(tokio::spawn(follow(mirror, prefix, sender)));
+        Followed { states, _task: task }
+    }
+}
+
+/// A member as its key says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// Its id.
+    pub id: Bytes,
+    /// What it says.
+    pub value: Bytes,
+    /// Its session.
+    pub session: i64,
+    /// Create revision of its key: when it joined, among others.
+    pub fence: i64,
+}
+
+/// The members of a group, again and again; see [`Group::follow`]. It ends after the first error, which is
+/// one that waiting cannot mend.
+#[derive(Debug)]
+pub struct Followed {
+    states: mpsc::Receiver<Result<Vec<Member>, Error>>,
+    _task: AbortOnDropHandle<()>,
+}
+
+impl Followed {
+    /// The next state, by id; `None` after the end. Cancel-safe.
+    ///
+    /// # Errors
+    /// What ended it, once.
+    pub async fn next(&mut self) -> Result<Option<Vec<Member>>, Error> {
+        self.states.recv().await.transpose()
+    }
+}
+
+async fn follow(
+    mut mirror: Mirror,
+    prefix: Bytes,
+    states: mpsc::Sender<Result<Vec<Member>, Error>>,
+) {
+    let mut last = None;
+    let mut backoff = Backoff::default();
+    loop {
+        match mirror.next().await {
+            Ok(Step::Connected(_)) => {}
+            Ok(Step::Keys) => {
+                backoff.reset();
+                let members: Vec<_> =
+                    mirror.keys().values().filter_map(|kv| member(kv, prefix.len())).collect();
+                if last.as_ref() != Some(&members) {
+                    last = Some(members.clone());
+                    if states.send(Ok(members)).await.is_err() {
+                        return;
+                    }
+                }
+            }
+            Err(error) if error.is_passing() => sleep(backoff.next()).await,
+            Err(error) => {
+                // Who does not listen any more needs no reason.
+                drop(states.send(Err(error)).await);
+                return;
+            }
+        }
+    }
+}
+
+/// A key without a lease is no member, nor is what lies deeper.
+fn member(kv: &KeyValue, prefix_bytes: usize) -> Option<Member> {
+    let id = kv.key.slice(prefix_bytes..);
+    let is_member = kv.lease != 0 && !id.is_empty() && !id.contains(&b'/');
+    let (value, session, fence) = (kv.value.clone(), kv.lease, kv.create_revision);
+    is_member.then_some(Member { id, value, session, fence })
+}
+
+/// A group that a session may join; see [`Session::group`].
+#[derive(Debug, Clone)]
+#[must_use = "a group does nothing by itself"]
+pub struct Joinable {
+    session: Session,
+    name: Bytes,
+}
+
+impl Joinable {
+    /// Joins, saying `value`; await it to be a member.
+    pub fn join(&self, value: impl Into<Vec<u8>>) -> Join {
+        let Self { session, name } = self.clone();
+        Join { session, name, member: None, value: value.into().into() }
+    }
+}
+
+/// A membership that is to begin; see [`Joinable::join`].
+///
+/// A future that is dropped takes back what it may have done, in the background.
+#[derive(Debug, Clone)]
+#[must_use = "nobody joins until it is awaited"]
+pub struct Join {
+    session: Session,
+    name: Bytes,
+    member: Option<Bytes>,
+    value: Bytes,
+}
+
+impl Join {
+    /// Id of the member: 1 to 256 bytes, without a slash. Default: one of its own.
+    pub fn member(mut self, id: impl Into<Vec<u8>>) -> Self {
+        self.member = Some(id.into().into());
+        self
+    }
+
+    async fn join(self) -> Result<Membership, Error> {
+        let Self { session, name, member, value } = self;
+        let ticket = session.request();
+        let sequence = ticket.sequence();
+        let own = || format!("{:x}-{sequence}", session.id()).into();
+        let member = member.unwrap_or_else(own);
+        let did = Did::Join(member.clone());
+        let kept = Kept { session, name, sequence, did, open: None, is_over: false };
+        let mut membership = Membership { kept, member, fence: 0 };
+        let joined = membership.say(&ticket, value).await;
+        // Another session has the member: there is nothing to take back.
+        membership.kept.is_over = matches!(joined, Err(Error::Refused(_)));
+        membership.fence = joined?;
+        Ok(membership)
+    }
+}
+
+impl IntoFuture for Join {
+    type Output = Result<Membership, Error>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(self.join())
+    }
+}
+
+/// Membership of a group, for as long as this guard exists and its session lives.
+///
+/// Give it up with [`Membership::leave`], which says whether that worked. A guard that is dropped leaves in
+/// the background, without a report, and tries again for as long as the session lives.
+#[derive(Debug)]
+#[must_use = "membership ends when the guard is dropped"]
+pub struct Membership {
+    kept: Kept,
+    member: Bytes,
+    fence: i64,
+}
+
+impl Membership {
+    /// Id of the member.
+    #[must_use]
+    pub fn member(&self) -> &Bytes {
+        &self.member
+    }
+
+    /// Create revision of the member's key.
+    #[must_use]
+    pub fn fence(&self) -> i64 {
+        self.fence
+    }
+
+    /// Cancelled when the session is lost, and the membership with it.
+    #[must_use]
+    pub fn lost(&self) -> CancellationToken {
+        self.kept.session.lost()
+    }
+
+    /// Says something else.
+    ///
+    /// # Errors
+    /// See [`Error`]. If the key was deleted meanwhile the member joins again.
+    pub async fn update(&self, value: impl Into<Vec<u8>>) -> Result<(), Error> {
+        let ticket = self.kept.session.request();
+        self.say(&ticket, Bytes::from(value.into())).await.map(drop)
+    }
+
+    /// Returns the fence.
+    async fn say(&self, ticket: &Ticket, value: Bytes) -> Result<i64, Error> {
+        let call = |channel| {
+            let (name, member) = (self.kept.name.clone(), self.member.clone());
+            let once = Some(ticket.once());
+            let request = GroupJoinRequest { once, name, member, value: value.clone() };
+            async move { GroupServiceClient::new(channel).join(request).await }
+        };
+        self.kept.session.client().read(call).await.map(|answer| answer.fence)
+    }
+
+    /// Leaves.
+    ///
+    /// # Errors
+    /// [`Error::Lost`] if it was a member no more. See [`Error`]; it is then tried again in the background.
+    pub async fn leave(self) -> Result<(), Error> {
+        let was_member = self.kept.undo().await?;
+        if was_member { Ok(()) } else { Err(Error::Lost { reason: "it was a member no more" }) }
+    }
+}

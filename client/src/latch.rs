@@ -1,0 +1,120 @@
+//! Latches: a number that goes down to 0, where all who wait go on.
+//!
+//! A latch is decimal text in the key of its name. At 0 it stays there: whoever comes later does not wait.
+//! It belongs to nobody: a process that ends before it counted down is missed for ever, so wait with a
+//! limit. Through a session every count-down counts once, however often it had to be sent.
+//!
+//! ```no_run
+//! # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+//! use std::time::Duration;
+//!
+//! let session = client.session().owner("loader-1").await?;
+//! let loaded = session.latch("loaded/2026-11-21");
+//! loaded.create(3).await?;                                  // by whoever comes first
+//! loaded.count_down().await?;
+//! loaded.wait().at_most(Duration::from_secs(60)).await?;    // Error::NotYet after that
+//! # Ok(())
+//! # }
+//! ```
+
+use bytes::Bytes;
+use conclave_proto::v1::{
+    LatchCountDownRequest, LatchCreateRequest, LatchGetRequest, LatchResponse,
+    latch_service_client::LatchServiceClient,
+};
+
+use crate::{
+    client::Client,
+    error::Error,
+    once::Caller,
+    session::Session,
+    wait::{For, Wait},
+};
+
+impl Client {
+    /// The latch `name`.
+    pub fn latch(&self, name: impl Into<Vec<u8>>) -> Latch {
+        Latch { caller: Caller::client(self), name: name.into().into() }
+    }
+}
+
+impl Session {
+    /// The latch `name`, counted down in the name of this session: every count-down once.
+    pub fn latch(&self, name: impl Into<Vec<u8>>) -> Latch {
+        Latch { caller: Caller::session(self), name: name.into().into() }
+    }
+}
+
+/// A latch; see [`Session::latch`].
+#[derive(Debug, Clone)]
+#[must_use = "a latch does nothing by itself"]
+pub struct Latch {
+    caller: Caller,
+    name: Bytes,
+}
+
+/// How a latch stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Remaining {
+    /// How often it has to be counted down; 0: nobody waits.
+    pub count: i64,
+    /// Revision of its last change.
+    pub revision: i64,
+}
+
+impl Latch {
+    /// Creates it with `count`, unless it is there already: then it stays as it is.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] if the key holds no number. See [`Error`].
+    pub async fn create(&self, count: i64) -> Result<Remaining, Error> {
+        let call = |channel, once| {
+            let request = LatchCreateRequest { once, name: self.name.clone(), count };
+            async move { LatchServiceClient::new(channel).create(request).await }
+        };
+        self.caller.send(call).await.map(remaining)
+    }
+
+    /// Counts down by one, not below 0.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if nobody created it, or the session ended. See [`Error`].
+    pub async fn count_down(&self) -> Result<Remaining, Error> {
+        self.count_down_by(1).await
+    }
+
+    /// Counts down by `by` at once, not below 0.
+    ///
+    /// # Errors
+    /// As [`Latch::count_down`]; [`Error::Invalid`] if `by` is negative. 0 stands for 1.
+    pub async fn count_down_by(&self, by: i64) -> Result<Remaining, Error> {
+        let call = |channel, once| {
+            let request = LatchCountDownRequest { once, name: self.name.clone(), by };
+            async move { LatchServiceClient::new(channel).count_down(request).await }
+        };
+        self.caller.send(call).await.map(remaining)
+    }
+
+    /// How it stands.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if nobody created it. See [`Error`].
+    pub async fn remaining(&self) -> Result<Remaining, Error> {
+        let request = LatchGetRequest { name: self.name.clone() };
+        let call = |channel| {
+            let request = request.clone();
+            async move { LatchServiceClient::new(channel).get(request).await }
+        };
+        self.caller.client.read(call).await.map(remaining)
+    }
+
+    /// Waits until it is at 0; await the result. If it is not there yet that includes its creation; if it
+    /// is deleted meanwhile the wait fails with [`Error::Lost`].
+    pub fn wait(&self) -> Wait {
+        Wait::new(&self.caller.client, For::Latch, &self.name)
+    }
+}
+
+fn remaining(answer: LatchResponse) -> Remaining {
+    Remaining { count: answer.remaining, revision: answer.revision }
+}

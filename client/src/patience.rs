@@ -1,0 +1,145 @@
+//! Waiting on a stream of a server for as long as the caller wants, on one endpoint after the other.
+
+use std::{future::Future, time::Duration};
+
+use tokio::time::{Instant, timeout_at};
+use tonic::{Code, Response, Status, Streaming, transport::Channel};
+
+use crate::{
+    backoff::Backoff,
+    client::Client,
+    endpoint::Endpoint,
+    error::{Error, Outcome},
+};
+
+/// Time for an endpoint to say how a request stands.
+const FIRST_ANSWER_TIMEOUT_MAX: Duration = Duration::from_secs(5);
+
+/// How long somebody waits.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Patience {
+    None,
+    Until(Instant),
+    Forever,
+}
+
+impl Patience {
+    /// `None` is for ever, and so is what is longer than the clock can count.
+    pub(crate) fn new(wait: Option<Duration>) -> Self {
+        match wait {
+            None => Self::Forever,
+            Some(Duration::ZERO) => Self::None,
+            Some(wait) => Instant::now().checked_add(wait).map_or(Self::Forever, Self::Until),
+        }
+    }
+
+    /// What is left of it, in milliseconds; `None` for ever.
+    pub(crate) fn left_ms(self) -> Option<u64> {
+        match self {
+            Self::None => Some(0),
+            Self::Until(deadline) => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                Some(u64::try_from(left.as_millis()).unwrap_or(u64::MAX))
+            }
+            Self::Forever => None,
+        }
+    }
+
+    /// When to stop asking: nobody may be there to say that the time is over.
+    fn give_up(self, client: &Client) -> Option<Instant> {
+        match self {
+            Self::None => Instant::now().checked_add(client.timeout()),
+            Self::Until(deadline) => deadline.checked_add(FIRST_ANSWER_TIMEOUT_MAX),
+            Self::Forever => None,
+        }
+    }
+}
+
+/// What an answer means to whoever waits.
+pub(crate) enum Heard<T> {
+    Done(T),
+    Failed(Error),
+    /// There is something to wait for.
+    More,
+}
+
+/// A request that is answered by a stream, and may be sent again when that breaks.
+pub(crate) trait Ask: Send {
+    type Answer: Send;
+    type Done: Send;
+
+    /// Opens a stream for what is left of the time to wait; `None` for ever.
+    fn open(
+        &self,
+        channel: Channel,
+        wait_ms: Option<u64>,
+    ) -> impl Future<Output = Result<Response<Streaming<Self::Answer>>, Status>> + Send;
+
+    /// Takes the next answer.
+    fn hear(&mut self, answer: Self::Answer) -> Heard<Self::Done>;
+
+    /// What it is if the time is over and the server did not say so.
+    fn late(&self) -> Error;
+}
+
+/// Asks one endpoint after the other until the end of the wait.
+pub(crate) async fn wait<A: Ask>(
+    client: &Client,
+    patience: Patience,
+    ask: &mut A,
+) -> Result<A::Done, Error> {
+    let mut backoff = Backoff::default();
+    let give_up = patience.give_up(client);
+    loop {
+        let endpoint = client.endpoint();
+        let error = match once(client, &endpoint, (patience, give_up), ask).await {
+            Ok(done) => return Ok(done),
+            Err(error) => error,
+        };
+        let next = Instant::now() + backoff.next();
+        if !error.is_passing() || give_up.is_some_and(|give_up| next >= give_up) {
+            return Err(error);
+        }
+        endpoint.failed();
+        tracing::debug!(endpoint = endpoint.address(), %error, "asking once more");
+        tokio::time::sleep_until(next).await;
+    }
+}
+
+/// One stream, to its end, or until it is time to give up.
+async fn once<A: Ask>(
+    client: &Client,
+    endpoint: &Endpoint,
+    (patience, give_up): (Patience, Option<Instant>),
+    ask: &mut A,
+) -> Result<A::Done, Error> {
+    let timeout = client.timeout().min(FIRST_ANSWER_TIMEOUT_MAX);
+    let until = Instant::now() + timeout;
+    let late = |_elapsed| Error::Deadline {
+        outcome: Outcome::Unknown,
+        endpoint: endpoint.address().to_owned(),
+        timeout,
+    };
+    let failed = |status| Error::from_status(status, endpoint.address());
+    let opening = ask.open(endpoint.channel(), patience.left_ms());
+    let opened = timeout_at(until, opening).await.map_err(late)?;
+    let mut answers = opened.map_err(failed)?.into_inner();
+    let mut first = Some(until);
+    loop {
+        let answer = match (first.take(), give_up) {
+            (Some(until), _) => timeout_at(until, answers.message()).await.map_err(late)?,
+            (None, Some(give_up)) => {
+                timeout_at(give_up, answers.message()).await.map_err(|_elapsed| ask.late())?
+            }
+            (None, None) => answers.message().await,
+        };
+        let broken = || Status::new(Code::Unavailable, "the stream of a request ended");
+        let answer = answer.map_err(failed)?.ok_or_else(|| failed(broken()))?;
+        endpoint.succeeded();
+        match ask.hear(answer) {
+            Heard::Done(done) => return Ok(done),
+            Heard::Failed(error) => return Err(error),
+            Heard::More => {}
+        }
+    }
+}

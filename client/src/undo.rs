@@ -1,0 +1,107 @@
+//! What is held by a request: taken back when it is dropped, in the background, for as long as its
+//! session lives.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use conclave_proto::v1::{
+    BarrierLiftRequest, DoubleBarrierLeaveRequest, GroupLeaveRequest,
+    barrier_service_client::BarrierServiceClient,
+    double_barrier_service_client::DoubleBarrierServiceClient,
+    group_service_client::GroupServiceClient,
+};
+use tonic::{Response, Status, transport::Channel};
+
+use crate::{
+    error::Error,
+    once::Ticket,
+    session::{Cleanup, Session},
+};
+
+/// What a request did, or may have done.
+#[derive(Debug, Clone)]
+pub(crate) enum Did {
+    /// It raised a barrier; its fence, 0 if only the cluster knows that.
+    Raise(i64),
+    /// It entered a double barrier.
+    Enter,
+    /// It joined a group as this member.
+    Join(Bytes),
+}
+
+/// What a request holds under a name, for as long as this exists and its session lives.
+#[derive(Debug)]
+pub(crate) struct Kept {
+    pub(crate) session: Session,
+    pub(crate) name: Bytes,
+    /// Number of the request.
+    pub(crate) sequence: u64,
+    pub(crate) did: Did,
+    /// The request, while only its answer tells what it did.
+    pub(crate) open: Option<Ticket>,
+    /// Whether there is nothing left to take back.
+    pub(crate) is_over: bool,
+}
+
+impl Kept {
+    /// Takes it back; says whether there was something. If that fails it goes on in the background.
+    pub(crate) async fn undo(mut self) -> Result<bool, Error> {
+        let undo = self.take_undo();
+        let done = self.session.client().read(|channel| undo.call(channel)).await?;
+        self.is_over = true;
+        Ok(done)
+    }
+
+    fn take_undo(&mut self) -> Undo {
+        let ticket = self.session.request().undoing(self.sequence);
+        let (name, did) = (self.name.clone(), self.did.clone());
+        Undo { ticket, session: self.session.id(), name, did, _open: self.open.take() }
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        if !self.is_over {
+            let undo = Arc::new(self.take_undo());
+            self.session.heart().clean(Cleanup::Undo(undo));
+        }
+    }
+}
+
+/// A request that takes another one back. Doing that twice does no harm.
+#[derive(Debug)]
+pub(crate) struct Undo {
+    ticket: Ticket,
+    pub(crate) session: i64,
+    name: Bytes,
+    did: Did,
+    /// Keeps the cluster from forgetting what the request did.
+    _open: Option<Ticket>,
+}
+
+impl Undo {
+    /// Says whether there was something to take back.
+    pub(crate) async fn call(&self, channel: Channel) -> Result<Response<bool>, Status> {
+        let (once, name) = (Some(self.ticket.once()), self.name.clone());
+        match &self.did {
+            Did::Raise(fence) => {
+                let request = BarrierLiftRequest { once, name, fence: *fence };
+                let answer = BarrierServiceClient::new(channel).lift(request).await?;
+                Ok(answer.map(|answer| answer.lifted))
+            }
+            Did::Enter => {
+                // Who does not wait for the others need not hear of them.
+                let request = DoubleBarrierLeaveRequest { once, name, patience: None };
+                let mut answers =
+                    DoubleBarrierServiceClient::new(channel).leave(request).await?.into_inner();
+                let broken = || Status::unavailable("the stream of a request ended");
+                answers.message().await?.map(|_end| Response::new(true)).ok_or_else(broken)
+            }
+            Did::Join(member) => {
+                let request = GroupLeaveRequest { once, name, member: member.clone() };
+                let answer = GroupServiceClient::new(channel).leave(request).await?;
+                Ok(answer.map(|answer| answer.left))
+            }
+        }
+    }
+}

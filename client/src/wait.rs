@@ -1,0 +1,131 @@
+//! Waiting for a barrier or latch.
+
+use std::{
+    future::{Future, IntoFuture},
+    pin::Pin,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use conclave_proto::v1::{
+    self, Passed, WaitRequest, WaitResponse, barrier_service_client::BarrierServiceClient,
+    ended::Reason, latch_service_client::LatchServiceClient, wait_response::Event,
+};
+use tonic::{Response, Status, Streaming, transport::Channel};
+
+use crate::{
+    client::Client,
+    error::Error,
+    patience::{self, Ask, Heard, Patience},
+};
+
+/// What is waited for.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum For {
+    Barrier,
+    Latch,
+}
+
+/// A wait that is to be awaited; see [`crate::barrier::Barrier::wait`] and [`crate::latch::Latch::wait`].
+/// Dropping it ends it.
+#[derive(Debug, Clone)]
+#[must_use = "nothing is waited for until it is awaited"]
+pub struct Wait {
+    client: Client,
+    what: For,
+    name: Bytes,
+    at_most: Option<Duration>,
+}
+
+impl Wait {
+    pub(crate) fn new(client: &Client, what: For, name: &Bytes) -> Self {
+        Self { client: client.clone(), what, name: name.clone(), at_most: None }
+    }
+
+    /// Waits for at most this long, then fails with [`Error::NotYet`]; longer than the clock can count is for
+    /// ever. Default: for ever.
+    pub fn at_most(mut self, wait: Duration) -> Self {
+        self.at_most = Some(wait);
+        self
+    }
+
+    /// Returns the revision as of which there was nothing to wait for.
+    async fn wait(self) -> Result<i64, Error> {
+        let Self { client, what, name, at_most } = self;
+        let patience = Patience::new(at_most);
+        let mut asked = Asked { what, name, start_revision: 0 };
+        loop {
+            match patience::wait(&client, patience, &mut asked).await {
+                // What happened since cannot be told any more: as if waiting began now.
+                Err(Error::Compacted { .. }) if asked.start_revision > 0 => {
+                    asked.start_revision = 0;
+                }
+                ended => return ended.map(|passed| passed.revision),
+            }
+        }
+    }
+}
+
+impl IntoFuture for Wait {
+    type Output = Result<i64, Error>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
+
+    fn into_future(self) -> Self::IntoFuture {
+        Box::pin(self.wait())
+    }
+}
+
+struct Asked {
+    what: For,
+    name: Bytes,
+    /// As of which waiting began: a stream that breaks misses nothing.
+    start_revision: i64,
+}
+
+impl Ask for Asked {
+    type Answer = WaitResponse;
+    type Done = Passed;
+
+    async fn open(
+        &self,
+        channel: Channel,
+        wait_ms: Option<u64>,
+    ) -> Result<Response<Streaming<WaitResponse>>, Status> {
+        let (name, start_revision) = (self.name.clone(), self.start_revision);
+        let request = WaitRequest { name, patience: Some(for_ms(wait_ms)), start_revision };
+        match self.what {
+            For::Barrier => BarrierServiceClient::new(channel).wait(request).await,
+            For::Latch => LatchServiceClient::new(channel).wait(request).await,
+        }
+    }
+
+    fn hear(&mut self, answer: WaitResponse) -> Heard<Passed> {
+        if let Some(Event::Waiting(waiting)) = &answer.event {
+            self.start_revision = waiting.revision;
+        }
+        heard(answer, "what was waited for is gone")
+    }
+
+    fn late(&self) -> Error {
+        Error::NotYet
+    }
+}
+
+/// Time to wait, as it is sent.
+pub(crate) fn for_ms(wait_ms: Option<u64>) -> v1::Patience {
+    use v1::patience::Wait;
+    v1::Patience { wait: Some(wait_ms.map_or(Wait::WaitForever(true), Wait::WaitMs)) }
+}
+
+/// What an answer means to somebody who waits.
+pub(crate) fn heard(answer: WaitResponse, gone: &'static str) -> Heard<Passed> {
+    match answer.event {
+        Some(Event::Passed(passed)) => Heard::Done(passed),
+        Some(Event::Ended(ended)) => Heard::Failed(match ended.reason() {
+            Reason::Timeout => Error::NotYet,
+            Reason::SessionLost => Error::session_lost(),
+            Reason::Cancelled | Reason::Unspecified => Error::Lost { reason: gone },
+        }),
+        Some(Event::Waiting(_)) | None => Heard::More,
+    }
+}
