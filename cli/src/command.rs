@@ -3,11 +3,13 @@
 mod child;
 mod cluster;
 mod config;
+mod count;
 mod elect;
 mod endpoint;
 mod get;
 mod lease;
 mod lock;
+mod meet;
 mod member;
 mod native;
 mod put;
@@ -65,6 +67,18 @@ pub(crate) enum Verb {
     Session(Session),
     /// Lead, or see who does.
     Elect(elect::Arguments),
+    /// Counters: numbers that many change.
+    #[command(subcommand, arg_required_else_help = true)]
+    Counter(count::Counter),
+    /// Latches: count down to 0, and wait for that.
+    #[command(subcommand, arg_required_else_help = true)]
+    Latch(count::Latch),
+    /// Barriers: wait for others.
+    #[command(subcommand, arg_required_else_help = true)]
+    Barrier(meet::Barrier),
+    /// Groups: who is there.
+    #[command(subcommand, arg_required_else_help = true)]
+    Group(meet::Group),
     /// Settings: documents and keys that services follow.
     #[command(subcommand, arg_required_else_help = true)]
     Config(config::Verb),
@@ -115,6 +129,10 @@ impl Verb {
             },
             Self::Session(Session::Ls) => native::sessions(&context).await,
             Self::Elect(arguments) => elect::run(&context, arguments).await,
+            Self::Counter(verb) => count::counter(&context, verb).await,
+            Self::Latch(verb) => count::latch(&context, verb).await,
+            Self::Barrier(verb) => meet::barrier(&context, verb).await,
+            Self::Group(verb) => meet::group(&context, verb).await,
             Self::Config(verb) => config::run(&context, verb).await,
             Self::Endpoint(arguments) => endpoint::run(&context, arguments).await,
             Self::Member(verb) => member::run(&context, verb).await,

@@ -10,13 +10,13 @@ use std::{
 use crate::{CONCLAVE, run, server::free_port};
 
 /// A command that runs until it is stopped.
-struct Running {
+pub(crate) struct Running {
     child: Child,
     lines: Lines<BufReader<ChildStdout>>,
 }
 
 impl Running {
-    fn start(arguments: &[&str]) -> Self {
+    pub(crate) fn start(arguments: &[&str]) -> Self {
         let mut child = Command::new(CONCLAVE)
             .args(arguments)
             .stdout(Stdio::piped())
@@ -28,12 +28,18 @@ impl Running {
     }
 
     /// The rest of the first line that contains `text`, behind it.
-    fn wait_for(&mut self, text: &str) -> String {
+    pub(crate) fn wait_for(&mut self, text: &str) -> String {
+        let line = self.line_with(text);
+        line.split_once(text).expect("it contains the text").1.trim().to_owned()
+    }
+
+    /// The first line that contains `text`.
+    pub(crate) fn line_with(&mut self, text: &str) -> String {
         let mut seen = Vec::new();
         for line in self.lines.by_ref() {
             let line = line.expect("a line");
-            if let Some((_, rest)) = line.split_once(text) {
-                return rest.trim().to_owned();
+            if line.contains(text) {
+                return line;
             }
             seen.push(line);
         }
@@ -46,13 +52,13 @@ impl Running {
         panic!("{text:?} did not come: {seen:#?} {complaint}");
     }
 
-    fn signal(&self, name: &str, pid: &str) {
+    pub(crate) fn signal(&self, name: &str, pid: &str) {
         let status = Command::new("kill").args(["-s", name, pid]).status().expect("kill runs");
         assert!(status.success(), "signal {name} to {pid} of {}", self.child.id());
     }
 
     /// Stops it as ctrl-C does; it must end well.
-    fn stop(mut self) {
+    pub(crate) fn stop(mut self) {
         self.signal("INT", &self.child.id().to_string());
         self.lines.by_ref().for_each(drop);
         let status = self.child.wait().expect("it ends");
@@ -70,7 +76,7 @@ impl Drop for Running {
     }
 }
 
-fn cluster<'a>(dir: &'a Path, ports: &'a [String; 2]) -> [&'a str; 7] {
+pub(crate) fn cluster<'a>(dir: &'a Path, ports: &'a [String; 2]) -> [&'a str; 7] {
     let dir = dir.to_str().expect("a path in UTF-8");
     ["cluster", "--dir", dir, "--client-ports", &ports[0], "--peer-ports", &ports[1]]
 }

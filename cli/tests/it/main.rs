@@ -5,6 +5,7 @@ mod config;
 mod local;
 mod lock;
 mod members;
+mod primitives;
 #[expect(dead_code, reason = "the tests of the client use more of it")]
 #[path = "../../../client/tests/it/server.rs"]
 mod server;
