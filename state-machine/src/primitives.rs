@@ -3,9 +3,9 @@
 //! | module | what | keys |
 //! |---|---|---|
 //! | [`number`] | counters and latches | `name`: decimal text |
-//! | [`barrier`] | barriers | `name`, while it is raised |
+//! | `barrier` | barriers | `name`, while it is raised |
 //! | [`rendezvous`] | double barriers | `name`: how many, and who is in; `name/x`: a participant |
-//! | [`group`] | groups | `name/member` |
+//! | `group` | groups | `name/member` |
 //! | `once` | the requests of a session that are not settled, with their answers | |
 //! | [`check`] | what a command must be | |
 //!
