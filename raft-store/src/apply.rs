@@ -93,7 +93,8 @@ impl StateMachine {
         }
         let piece = Piece { applied, membership, entries, waiting };
         self.machine.finish(&mut rows);
-        let writes: Vec<RowWrite> = rows.into_writes().collect();
+        let mut writes: Vec<RowWrite> = Vec::with_capacity(rows.len());
+        writes.extend(rows.into_writes());
         let write_began = Instant::now();
         self.write(&before, writes, &piece)?;
         let write = write_began.elapsed();

@@ -11,6 +11,7 @@
 use std::io;
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use conclave_state_machine::read::{Read, Table};
@@ -32,6 +33,8 @@ const BACKGROUND_JOBS: i32 = 2;
 const WRITE_BUFFERS_MAX: i32 = 3;
 /// Flushed files that are merged into the next level together: each merge rewrites much of that level.
 const LEVEL_0_FILES: i32 = 8;
+/// Memory taken for a write batch before it is filled.
+const EXPECTED_BATCH_BYTES_MAX: usize = 256 << 10;
 /// RocksDB's own words, whatever the system's language.
 const NO_SPACE: &str = "IO error: No space left on device";
 
@@ -65,6 +68,8 @@ pub(crate) struct RocksEngine {
     db: DB,
     cache: Cache,
     unlogged: WriteOptions,
+    /// Size of the last write batch: the next one is made as large at once.
+    batch_bytes: AtomicUsize,
 }
 
 impl RocksEngine {
@@ -84,7 +89,7 @@ impl RocksEngine {
             .map_err(|e| open_error(&e, create))?;
         let mut unlogged = WriteOptions::default();
         unlogged.disable_wal(true);
-        Ok(Self { db, cache, unlogged })
+        Ok(Self { db, cache, unlogged, batch_bytes: AtomicUsize::new(0) })
     }
 
     fn rev(&self) -> &ColumnFamily {
@@ -148,7 +153,8 @@ fn family_options(options: &RocksOptions, cache: &Cache, bloom_bits: Option<f64>
 
 impl Engine for RocksEngine {
     fn write(&self, rows: &mut dyn Iterator<Item = RowWrite>) -> io::Result<()> {
-        let mut batch = WriteBatch::default();
+        let expected = self.batch_bytes.load(Ordering::Relaxed).min(EXPECTED_BATCH_BYTES_MAX);
+        let mut batch = WriteBatch::with_capacity_bytes(expected);
         let mut prefixed = Vec::new();
         for (table, key, value) in rows {
             match (table, value) {
@@ -163,6 +169,7 @@ impl Engine for RocksEngine {
                 }
             }
         }
+        self.batch_bytes.store(batch.size_in_bytes(), Ordering::Relaxed);
         self.db.write_opt(batch, &self.unlogged).map_err(|e| damage_or_io(&e))
     }
 

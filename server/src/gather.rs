@@ -1,65 +1,96 @@
-//! Lets the tasks of a connection finish their answers before it writes, so that one write carries
-//! them all.
+//! Lets one system call carry what a connection writes in one go.
 //!
-//! When a batch is applied, the answers of all its callers become ready at once. Tokio runs a
-//! connection right after the first task that woke it, which would make one system call (and one TCP
-//! segment) of every answer. A [`Gather`] therefore lets whatever is ready run first, once, before a
-//! small write. With nothing else to run this is one more poll and no delay.
+//! When a batch is applied, the answers of all its callers become ready at once, and every watcher gets
+//! its events. Tokio runs a connection right after the first task that woke it, and h2 writes and flushes
+//! every frame by itself: that would make one system call (and one TCP segment) of every answer and of
+//! every 16 KiB of events. A [`Gather`] therefore holds what is written, lets whatever is ready run once,
+//! and writes when the connection is polled again. With nothing else to run this is one more poll and no
+//! delay.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tonic::transport::server::Connected;
 
-/// Larger writes do not wait: there is little to gain for them.
-const SMALL_BYTES: usize = 8 * 1024;
+/// Most bytes held back; the most, too, that a peer which does not read costs here.
+const HELD_BYTES_MAX: usize = 64 * 1024;
+/// Room for held bytes that is kept while there are none: connections are many.
+const KEPT_BYTES_MAX: usize = 4 * 1024;
 
-/// A byte stream that yields before small writes.
+/// A byte stream that gathers its writes.
 #[derive(Debug)]
 pub(crate) struct Gather<S> {
     stream: S,
-    /// Others had their turn since the last flush.
-    has_yielded: bool,
+    held: Vec<u8>,
+    /// How many of the held bytes the stream has taken.
+    taken: usize,
+    /// Something was held since the last flush.
+    is_fresh: bool,
+    /// The connection has been polled again since the first byte was held.
+    is_due: bool,
 }
 
 impl<S> Gather<S> {
     pub(crate) fn new(stream: S) -> Self {
-        Self { stream, has_yielded: false }
+        Self { stream, held: Vec::new(), taken: 0, is_fresh: false, is_due: false }
     }
 
-    /// Whether to come back later; the task is then already woken.
-    fn yields(&mut self, bytes: usize, task: &Context<'_>) -> bool {
-        if self.has_yielded || bytes >= SMALL_BYTES {
-            return false;
+    /// Holds the bytes of `slices` and has the connection polled once more.
+    fn hold(&mut self, slices: &[IoSlice<'_>], task: &Context<'_>) {
+        if self.held.is_empty() {
+            self.is_due = false;
+            task.waker().wake_by_ref();
         }
-        self.has_yielded = true;
-        task.waker().wake_by_ref();
-        true
+        self.is_fresh = true;
+        for slice in slices {
+            self.held.extend_from_slice(slice);
+        }
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Gather<S> {
+impl<S: AsyncWrite + Unpin> Gather<S> {
+    /// Writes all that is held.
+    fn poll_drain(&mut self, task: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.taken < self.held.len() {
+            let rest = &self.held[self.taken..];
+            match ready!(Pin::new(&mut self.stream).poll_write(task, rest))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                taken => self.taken += taken,
+            }
+        }
+        self.taken = 0;
+        self.held.clear();
+        if self.held.capacity() > KEPT_BYTES_MAX {
+            self.held = Vec::new();
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Gather<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         task: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        // Connections look for input first whenever they are polled.
+        self.is_due = true;
+        if let Poll::Ready(Err(error)) = self.poll_drain(task) {
+            return Poll::Ready(Err(error));
+        }
         Pin::new(&mut self.stream).poll_read(task, buffer)
     }
 }
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Gather<S> {
     fn poll_write(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         task: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        if self.yields(bytes.len(), task) {
-            return Poll::Pending;
-        }
-        Pin::new(&mut self.stream).poll_write(task, bytes)
+        self.poll_write_vectored(task, &[IoSlice::new(bytes)])
     }
 
     fn poll_write_vectored(
@@ -67,10 +98,15 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gather<S> {
         task: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        if self.yields(slices.iter().map(|slice| slice.len()).sum(), task) {
-            return Poll::Pending;
+        let bytes = slices.iter().map(|slice| slice.len()).sum();
+        if self.held.len().saturating_add(bytes) > HELD_BYTES_MAX {
+            ready!(self.poll_drain(task))?;
+            if bytes > HELD_BYTES_MAX {
+                return Pin::new(&mut self.stream).poll_write_vectored(task, slices);
+            }
         }
-        Pin::new(&mut self.stream).poll_write_vectored(task, slices)
+        self.hold(slices, task);
+        Poll::Ready(Ok(bytes))
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -78,11 +114,17 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gather<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.has_yielded = false;
+        // Not after every frame: once more is polled than written, or when the connection, which was
+        // woken for it, is polled again.
+        if std::mem::take(&mut self.is_fresh) && !self.is_due && !self.held.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        ready!(self.poll_drain(task))?;
         Pin::new(&mut self.stream).poll_flush(task)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_drain(task))?;
         Pin::new(&mut self.stream).poll_shutdown(task)
     }
 }
@@ -97,36 +139,87 @@ impl<S: Connected> Connected for Gather<S> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::future::poll_fn;
 
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, duplex};
 
     use super::*;
 
-    #[tokio::test]
-    async fn what_is_ready_runs_before_a_small_write() {
-        let (near, mut far) = tokio::io::duplex(64 * 1024);
-        let mut near = Gather::new(near);
-        let ran = Arc::new(AtomicUsize::new(0));
-        for _ in 0..3 {
-            let ran = ran.clone();
-            tokio::spawn(async move { ran.fetch_add(1, Ordering::Relaxed) });
-        }
-        near.write_all(b"answer").await.unwrap();
-        assert_eq!(ran.load(Ordering::Relaxed), 3);
-        near.flush().await.unwrap();
-        let mut bytes = [0; 6];
-        far.read_exact(&mut bytes).await.unwrap();
-        assert_eq!(&bytes, b"answer");
+    /// Polls once like a connection: input first, then what it has to write, each with a flush.
+    async fn turn(near: &mut Gather<DuplexStream>, writes: &[&[u8]]) {
+        poll_fn(|task| {
+            let mut room = [0; 16];
+            let mut input = ReadBuf::new(&mut room);
+            assert!(Pin::new(&mut *near).poll_read(task, &mut input).is_pending());
+            for bytes in writes {
+                let written = Pin::new(&mut *near).poll_write(task, bytes);
+                assert!(matches!(written, Poll::Ready(Ok(n)) if n == bytes.len()));
+                assert!(Pin::new(&mut *near).poll_flush(task).is_ready());
+            }
+            Poll::Ready(())
+        })
+        .await;
+    }
+
+    async fn arrived(far: &mut DuplexStream) -> usize {
+        let mut room = vec![0; 2 * HELD_BYTES_MAX];
+        let read = poll_fn(|task| {
+            let mut bytes = ReadBuf::new(&mut room);
+            let read = Pin::new(&mut *far).poll_read(task, &mut bytes);
+            assert!(!matches!(read, Poll::Ready(Err(_))));
+            Poll::Ready(bytes.filled().len())
+        });
+        read.await
     }
 
     #[tokio::test]
-    async fn a_large_write_does_not_wait() {
-        let (near, _far) = tokio::io::duplex(64 * 1024);
+    async fn writes_of_one_turn_leave_together_in_the_next() {
+        let (near, mut far) = duplex(4 * HELD_BYTES_MAX);
         let mut near = Gather::new(near);
-        let other = tokio::spawn(async {});
-        near.write_all(&[0; SMALL_BYTES]).await.unwrap();
-        assert!(!other.is_finished());
+        turn(&mut near, &[b"one", b"two"]).await;
+        assert_eq!(arrived(&mut far).await, 0);
+        turn(&mut near, &[]).await;
+        assert_eq!(arrived(&mut far).await, 6);
+    }
+
+    #[tokio::test]
+    async fn a_flush_with_nothing_new_writes_at_once() {
+        let (near, mut far) = duplex(4 * HELD_BYTES_MAX);
+        let mut near = Gather::new(near);
+        turn(&mut near, &[b"one"]).await;
+        near.flush().await.unwrap();
+        assert_eq!(arrived(&mut far).await, 3);
+    }
+
+    #[tokio::test]
+    async fn no_more_is_held_than_the_bound() {
+        let (near, mut far) = duplex(4 * HELD_BYTES_MAX);
+        let mut near = Gather::new(near);
+        let half = [7; HELD_BYTES_MAX / 2 + 1];
+        turn(&mut near, &[&half, &half]).await;
+        assert_eq!(arrived(&mut far).await, half.len(), "the second did not fit beside the first");
+        let large = [7; HELD_BYTES_MAX + 1];
+        turn(&mut near, &[&large]).await;
+        assert_eq!(arrived(&mut far).await, half.len() + large.len());
+        assert!(near.held.is_empty() && near.held.capacity() <= KEPT_BYTES_MAX);
+    }
+
+    #[tokio::test]
+    async fn a_peer_that_does_not_read_stops_the_writer() {
+        let (near, mut far) = duplex(1024);
+        let mut near = Gather::new(near);
+        let bytes = [7; HELD_BYTES_MAX];
+        turn(&mut near, &[&bytes]).await;
+        let blocked =
+            poll_fn(|task| Poll::Ready(Pin::new(&mut near).poll_write(task, b"more").is_pending()));
+        assert!(blocked.await);
+        let reader = tokio::spawn(async move {
+            let mut all = Vec::new();
+            far.read_to_end(&mut all).await.map(|_| all.len())
+        });
+        near.write_all(b"more").await.unwrap();
+        near.shutdown().await.unwrap();
+        drop(near);
+        assert_eq!(reader.await.unwrap().unwrap(), HELD_BYTES_MAX + 4);
     }
 }

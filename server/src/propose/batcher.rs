@@ -7,7 +7,7 @@ use bytes::Bytes;
 use conclave_proto::internal;
 use conclave_raft_store::Reader;
 use prost::Message as _;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
@@ -96,7 +96,9 @@ impl Batcher {
         }
         let deadline = Instant::now() + self.timeout;
         let batch = internal::Batch { proposer: self.member_id, sequence, commands };
-        let in_flight = InFlight { answers, deadline, slot: Some(slot), _room: room };
+        let (over_sender, over) = oneshot::channel();
+        let slot = Some(slot);
+        let in_flight = InFlight { answers, deadline, slot, _over: over_sender, _room: room };
         self.waiters.insert(sequence, in_flight);
         let delivery = Delivery {
             sequence,
@@ -107,8 +109,12 @@ impl Batcher {
             reader: self.reader.clone(),
         };
         self.tasks.spawn(async move {
-            // At the deadline the batcher gives the batch up.
-            tokio::time::timeout_at(deadline, delivery.run()).await.ok();
+            tokio::select! {
+                biased;
+                // Applied here, or given up at the deadline.
+                _ = over => {}
+                () = delivery.run() => {}
+            }
         });
     }
 }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use conclave_raft_store::AppliedEntry;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use tokio::time::Instant;
 
 use super::{Answer, ProposeError};
@@ -28,6 +28,8 @@ pub(crate) struct InFlight {
     /// Lets another batch be in flight when it is given back: with the answer, or as soon as the fate
     /// of this one is unknown.
     pub(crate) slot: Option<OwnedSemaphorePermit>,
+    /// Dropped with the rest: ends the search for a log that takes the batch.
+    pub(crate) _over: oneshot::Sender<()>,
     /// Room for the bytes, given back with the answers.
     pub(crate) _room: Vec<OwnedSemaphorePermit>,
 }

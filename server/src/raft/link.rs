@@ -19,6 +19,7 @@ use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 use tower::util::MapResponse;
 
+use super::forward::Forwards;
 use super::loss::Acknowledged;
 use super::traffic::Caller;
 use crate::gather::Gather;
@@ -108,6 +109,8 @@ impl Links {
 #[derive(Debug)]
 pub(crate) struct Link {
     current: Mutex<Current>,
+    /// The stream of forwarded batches, opened when first used.
+    forwards: tokio::sync::Mutex<Option<Arc<Forwards>>>,
     /// Calls that failed since the last one that did not.
     failures: AtomicU32,
     /// What the member acknowledged by this connection and those before it.
@@ -129,7 +132,8 @@ impl Link {
     fn new(urls: Vec<String>, peer: Arc<Peer>, own_id: NodeId) -> Self {
         let current = Mutex::new(Current { urls, turn: 0, client: None });
         let acknowledged = Acknowledged::default();
-        Self { current, failures: AtomicU32::new(0), acknowledged, peer, own_id }
+        let forwards = tokio::sync::Mutex::default();
+        Self { current, forwards, failures: AtomicU32::new(0), acknowledged, peer, own_id }
     }
 
     /// Counters of the member at the other end.
@@ -179,6 +183,19 @@ impl Link {
         if current.urls != urls {
             *current = Current { urls: urls.to_vec(), turn: 0, client: None };
         }
+    }
+
+    /// The open stream of forwarded batches.
+    ///
+    /// # Errors
+    /// [`Status`] if the member does not accept one.
+    pub(crate) async fn forwards(&self) -> Result<Arc<Forwards>, Status> {
+        let mut forwards = self.forwards.lock().await;
+        if let Some(open) = forwards.as_ref().filter(|open| open.is_open()) {
+            return Ok(open.clone());
+        }
+        let opened = Forwards::open(self.client()?).await.inspect_err(|_| self.reset())?;
+        Ok(forwards.insert(opened).clone())
     }
 
     /// Drops the present connection; the next call makes one to the member's next URL.

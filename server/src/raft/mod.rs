@@ -17,6 +17,7 @@ pub(crate) mod bootstrap;
 pub(crate) mod change;
 pub(crate) mod compactor;
 pub(crate) mod force;
+mod forward;
 pub(crate) mod hand_over;
 pub(crate) mod heard;
 pub(crate) mod link;

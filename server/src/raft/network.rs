@@ -199,9 +199,16 @@ fn requests(
     stream::unfold((input, window, link), move |(mut input, window, link)| async move {
         let slot = window.reserve().await.ok()?;
         let request = input.next().await?;
-        slot.send(Sent::of(&request));
+        let sent = Sent::of(&request);
         let acknowledged = |vote, id| link.acknowledged.covers(vote, id);
-        let message = wire::append_message(sender, &request, acknowledged);
+        let mut message = wire::append_message(sender, &request, acknowledged);
+        // It tells only how far the log is committed, to a member that has all of it.
+        message.quiet = message.entries.is_empty() && message.prev_is_acknowledged;
+        if message.quiet {
+            drop(slot);
+        } else {
+            slot.send(sent);
+        }
         Some((message, (input, window, link)))
     })
 }

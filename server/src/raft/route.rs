@@ -4,14 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use conclave_proto::internal::{self, propose_response};
+use conclave_proto::internal;
 use conclave_raft_store::types::{Batch, NodeId, TypeConfig};
 use openraft::ReadPolicy;
 use openraft::async_runtime::WatchReceiver;
 use openraft::error::ClientWriteError;
 use openraft::impls::ProgressResponder;
 use tokio::time::Instant;
-use tonic::{Request, Status};
+use tonic::Status;
 
 use super::Raft;
 use super::heard::Heard;
@@ -154,29 +154,20 @@ impl Route {
     }
 
     async fn forward(&self, to: NodeId, link: &Link, batch: Bytes) -> Offer {
-        let Ok(mut client) = link.client() else { return Offer::NotLeader };
-        let message = internal::ProposeRequest { sender: Some(self.links.sender(to)), batch };
-        let mut request = Request::new(message);
-        request.set_timeout(FORWARD_TIMEOUT);
-        match tokio::time::timeout(FORWARD_TIMEOUT, client.propose(request)).await {
-            Err(_elapsed) => {
-                link.reset();
-                Offer::Unknown
+        let sender = Some(self.links.sender(to));
+        let forwards = match link.forwards().await {
+            Ok(forwards) => forwards,
+            Err(status) => {
+                tracing::debug!(member = %format_args!("{to:x}"), %status, "cannot forward");
+                return Offer::NotLeader;
             }
-            Ok(Err(status)) if is_never_sent(&status) => Offer::NotLeader,
-            Ok(Err(status)) => {
-                tracing::debug!(member = %format_args!("{to:x}"), %status, "forwarding failed");
-                Offer::Unknown
-            }
-            Ok(Ok(answer)) => match answer.into_inner().result() {
-                propose_response::Result::Appended => Offer::Taken,
-                propose_response::Result::NotLeader => Offer::NotLeader,
-                propose_response::Result::Busy => Offer::Busy,
-                propose_response::Result::Unknown | propose_response::Result::Unspecified => {
-                    Offer::Unknown
-                }
-            },
-        }
+        };
+        let sent = forwards.send(internal::ProposeRequest { sender, batch, id: 0 });
+        tokio::time::timeout(FORWARD_TIMEOUT, sent).await.unwrap_or_else(|_elapsed| {
+            forwards.close();
+            link.reset();
+            Offer::Unknown
+        })
     }
 
     /// The index that a linearizable read must see applied, confirmed by a quorum after the call

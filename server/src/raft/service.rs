@@ -1,6 +1,7 @@
 //! What the other members may call. Every call names the cluster and both members, and is refused if
 //! they do not fit: a member of another cluster, or a new one on an old address, must not be heard.
 
+use std::collections::VecDeque;
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -11,6 +12,7 @@ use conclave_raft_store::codec::{self, CodecError};
 use conclave_raft_store::reader::Reader;
 use conclave_raft_store::types::{LogId, TypeConfig};
 use conclave_state_machine::members;
+use futures::future;
 use futures::stream::{self, Stream, StreamExt};
 use openraft::async_runtime::WatchReceiver;
 use openraft::error::Fatal;
@@ -19,6 +21,7 @@ use parking_lot::Mutex;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::change::Changer;
+use super::forward::FORWARDS_MAX;
 use super::loss::Loss;
 use super::route::{Leader, Offer, Route};
 use super::snapshot_receive::SnapshotReceiver;
@@ -108,9 +111,20 @@ struct Streamed {
     failure: Option<Status>,
     /// The leader, and the last entry that it knows this member to have acknowledged.
     acknowledged: Option<(u64, LogId)>,
+    /// Of the requests that raft has not answered: whether success need not be told. As many as raft's
+    /// own bound on appends in flight.
+    quiet: VecDeque<bool>,
 }
 
 impl PeerService {
+    /// Notes that this member lacks an entry that `leader` knows it to have acknowledged.
+    async fn lost(&self, leader: u64, id: LogId) -> Status {
+        match self.serving() {
+            Ok(serving) => serving.loss.note(leader, id).await,
+            Err(starting) => starting,
+        }
+    }
+
     /// The next request of an append stream; `None` at its end.
     async fn streamed(
         &self,
@@ -119,10 +133,39 @@ impl PeerService {
     ) -> Result<Option<wire::AppendEntriesRequest>, Status> {
         let Some(message) = requests.message().await? else { return Ok(None) };
         self.check(message.sender.as_ref())?;
+        let mut streamed = streamed.lock();
         if let (Some(id), Some(sender)) = (wire::acknowledged(&message), message.sender) {
-            streamed.lock().acknowledged = Some((sender.from, id));
+            streamed.acknowledged = Some((sender.from, id));
         }
+        streamed.quiet.push_back(message.quiet);
         wire::append(message).map(Some).map_err(|error| malformed(&error))
+    }
+}
+
+impl PeerService {
+    /// Appends one forwarded batch to the log if this member leads. One that is applied needs no
+    /// answer: its sender sees it in its own log.
+    async fn propose(
+        &self,
+        message: internal::ProposeRequest,
+    ) -> Result<Option<internal::ProposeResponse>, Status> {
+        use propose_response::Result as Outcome;
+        let serving = self.check(message.sender.as_ref())?;
+        let id = message.id;
+        let answer =
+            |result: Outcome| Ok(Some(internal::ProposeResponse { result: result.into(), id }));
+        if !matches!(serving.route.leader(), Leader::Me) {
+            return answer(Outcome::NotLeader);
+        }
+        let Some(_room) = serving.proposer.reserve(message.batch.len()) else {
+            return answer(Outcome::Busy);
+        };
+        match serving.route.append_here(message.batch).await {
+            Offer::Taken => Ok(None),
+            Offer::Busy => answer(Outcome::Busy),
+            Offer::NotLeader | Offer::Stopped => answer(Outcome::NotLeader),
+            Offer::Unknown => answer(Outcome::Unknown),
+        }
     }
 }
 
@@ -152,14 +195,19 @@ impl Peer for PeerService {
             }
         });
         let (service, noted) = (self.clone(), streamed.clone());
-        let answers = raft.stream_append(requests).then(move |result| {
-            let (service, known) = (service.clone(), noted.lock().acknowledged);
+        let answers = raft.stream_append(requests).filter_map(move |result| {
+            let service = service.clone();
+            let (known, quiet) = {
+                let mut noted = noted.lock();
+                (noted.acknowledged, noted.quiet.pop_front().unwrap_or(false))
+            };
             async move {
                 match (&result, known) {
+                    (Ok(Ok(_)), _) if quiet => None,
                     (Ok(Err(StreamAppendError::Conflict(at))), Some((leader, id))) if id >= *at => {
-                        Err(service.serving()?.loss.note(leader, id).await)
+                        Some(Err(service.lost(leader, id).await))
                     }
-                    _ => answered(result),
+                    _ => Some(answered(result)),
                 }
             }
         });
@@ -251,30 +299,26 @@ impl Peer for PeerService {
         Ok(Response::new(internal::StagedSnapshotResponse { files }))
     }
 
-    async fn propose(
+    type StreamProposeStream =
+        Pin<Box<dyn Stream<Item = Result<internal::ProposeResponse, Status>> + Send>>;
+
+    async fn stream_propose(
         &self,
-        request: Request<internal::ProposeRequest>,
-    ) -> Result<Response<internal::ProposeResponse>, Status> {
-        use propose_response::Result as Outcome;
-        let message = request.into_inner();
-        let serving = self.check(message.sender.as_ref())?;
-        let answer = |result: Outcome, leader| {
-            Ok(Response::new(internal::ProposeResponse { result: result.into(), leader }))
-        };
-        match serving.route.leader() {
-            Leader::Me => {}
-            Leader::Other(id, _) => return answer(Outcome::NotLeader, id),
-            Leader::Nobody => return answer(Outcome::NotLeader, 0),
-        }
-        let Some(_room) = serving.proposer.reserve(message.batch.len()) else {
-            return answer(Outcome::Busy, 0);
-        };
-        match serving.route.append_here(message.batch).await {
-            Offer::Taken => answer(Outcome::Appended, serving.route.links.member_id()),
-            Offer::Busy => answer(Outcome::Busy, 0),
-            Offer::NotLeader | Offer::Stopped => answer(Outcome::NotLeader, 0),
-            Offer::Unknown => answer(Outcome::Unknown, 0),
-        }
+        request: Request<Streaming<internal::ProposeRequest>>,
+    ) -> Result<Response<Self::StreamProposeStream>, Status> {
+        self.serving()?;
+        let service = self.clone();
+        let answers = request.into_inner().map(move |message| {
+            let service = service.clone();
+            async move {
+                match message {
+                    Ok(message) => service.propose(message).await.transpose(),
+                    Err(status) => Some(Err(status)),
+                }
+            }
+        });
+        let answers = answers.buffer_unordered(FORWARDS_MAX).filter_map(future::ready);
+        Ok(Response::new(answers.boxed()))
     }
 
     async fn read_index(

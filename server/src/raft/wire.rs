@@ -42,6 +42,7 @@ pub(crate) fn append_message(
         leader_commit: log_id_message(request.leader_commit.as_ref()),
         entries: request.entries.iter().map(codec::entry_message).collect(),
         prev_is_acknowledged: request.prev_log_id.is_some_and(|id| acknowledged(request.vote, id)),
+        quiet: false,
     }
 }
 

@@ -44,15 +44,20 @@ async fn refusals(mut client: Client, sender: Option<Sender>) -> Vec<Status> {
         Ok(answers) => answers.into_inner().message().await.map(drop),
         Err(status) => Err(status),
     };
+    let proposals = client.stream_propose(tokio_stream::iter([propose])).await;
+    let proposals = match proposals {
+        Ok(answers) => answers.into_inner().message().await.map(drop),
+        Err(status) => Err(status),
+    };
     let answers = [
         stream,
+        proposals,
         client.append(append).await.map(drop),
         client.vote(election).await.map(drop),
         client.pre_vote(election).await.map(drop),
         client.transfer_leader(transfer).await.map(drop),
         client.install_snapshot(tokio_stream::iter([header])).await.map(drop),
         client.staged_snapshot(StagedSnapshotRequest { sender }).await.map(drop),
-        client.propose(propose).await.map(drop),
         client.read_index(ReadIndexRequest { sender }).await.map(drop),
         client.lease_renew(renew).await.map(drop),
         client.lease_remaining(remaining).await.map(drop),

@@ -1,0 +1,127 @@
+//! Batches on their way to the leader: one stream per connection.
+//!
+//! A call of its own for every batch would cost both members more than the batch itself. The leader
+//! answers only for batches that it does not apply; of the others their sender hears by its own log.
+//! The stream is opened by the first batch and again by the next one after it broke; whatever was sent
+//! on a broken stream has an unknown fate, and nothing is sent before the leader accepted the stream.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use conclave_proto::internal::{ProposeRequest, ProposeResponse, propose_response};
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, oneshot};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+
+use super::link::Client;
+use super::route::Offer;
+
+/// Batches on one stream without answer. More than the batcher ever has in flight: those that it gave
+/// up count too, until the leader answers them.
+pub(crate) const FORWARDS_MAX: usize = 64;
+/// How long the leader may take to accept a stream.
+const OPEN_TIMEOUT: Duration = Duration::from_millis(1500);
+
+type Pending = HashMap<u64, oneshot::Sender<Offer>>;
+
+/// An open stream of batches.
+#[derive(Debug)]
+pub(crate) struct Forwards {
+    requests: mpsc::Sender<ProposeRequest>,
+    /// What waits for its answer, by the id of the request; `None` once the stream has ended.
+    pending: Mutex<Option<Pending>>,
+}
+
+/// Takes a request off the list, even if nobody waits for its answer any more.
+struct Listed<'a> {
+    forwards: &'a Forwards,
+    id: u64,
+}
+
+impl Drop for Listed<'_> {
+    fn drop(&mut self) {
+        if let Some(pending) = self.forwards.pending.lock().as_mut() {
+            pending.remove(&self.id);
+        }
+    }
+}
+
+impl Forwards {
+    /// Opens a stream.
+    ///
+    /// # Errors
+    /// [`Status`] if the leader does not accept it; nothing was sent then.
+    pub(crate) async fn open(mut client: Client) -> Result<Arc<Self>, Status> {
+        let (requests, outgoing) = mpsc::channel(FORWARDS_MAX);
+        let opened = client.stream_propose(ReceiverStream::new(outgoing));
+        let answers = tokio::time::timeout(OPEN_TIMEOUT, opened)
+            .await
+            .map_err(|_elapsed| Status::deadline_exceeded("no answer from the leader"))??;
+        let pending = Mutex::new(Some(Pending::new()));
+        let forwards = Arc::new(Self { requests, pending });
+        tokio::spawn(forwards.clone().answer(answers.into_inner()));
+        Ok(forwards)
+    }
+
+    /// Whether batches can still be sent.
+    pub(crate) fn is_open(&self) -> bool {
+        self.pending.lock().is_some()
+    }
+
+    /// Gives the stream up; what it did not answer has an unknown fate.
+    pub(crate) fn close(&self) {
+        drop(self.pending.lock().take());
+    }
+
+    /// Sends a batch and waits until the leader refuses it or its fate is unknown; cancelled when the
+    /// batch is applied here.
+    pub(crate) async fn send(&self, mut request: ProposeRequest) -> Offer {
+        let (answer, answered) = oneshot::channel();
+        let id = rand::random();
+        request.id = id;
+        {
+            let mut pending = self.pending.lock();
+            let Some(pending) = pending.as_mut() else { return Offer::NotLeader };
+            if pending.len() >= FORWARDS_MAX || self.requests.try_send(request).is_err() {
+                return Offer::Busy;
+            }
+            pending.insert(id, answer);
+        }
+        let _listed = Listed { forwards: self, id };
+        answered.await.unwrap_or(Offer::Unknown)
+    }
+
+    /// Hands out the answers until the stream ends; the fate of the rest is unknown.
+    async fn answer(self: Arc<Self>, mut answers: Streaming<ProposeResponse>) {
+        loop {
+            match answers.message().await {
+                Ok(Some(answer)) => self.settle(&answer),
+                Ok(None) => break,
+                Err(status) => {
+                    tracing::debug!(%status, "the stream of forwarded batches broke");
+                    break;
+                }
+            }
+        }
+        self.close();
+    }
+
+    fn settle(&self, answer: &ProposeResponse) {
+        let waiting = self.pending.lock().as_mut().and_then(|pending| pending.remove(&answer.id));
+        if let Some(waiting) = waiting {
+            // Whoever gave up asks no more.
+            waiting.send(offer(answer.result())).ok();
+        }
+    }
+}
+
+fn offer(result: propose_response::Result) -> Offer {
+    use propose_response::Result as Outcome;
+    match result {
+        Outcome::NotLeader => Offer::NotLeader,
+        Outcome::Busy => Offer::Busy,
+        Outcome::Unknown | Outcome::Unspecified => Offer::Unknown,
+    }
+}
