@@ -178,7 +178,7 @@ impl Peer for PeerService {
         &self,
         request: Request<Streaming<internal::AppendRequest>>,
     ) -> Result<Response<Self::StreamAppendStream>, Status> {
-        let raft = self.serving()?.route.raft.clone();
+        let Route { raft, heard, .. } = self.serving()?.route.clone();
         let streamed: Arc<Mutex<Streamed>> = Arc::default();
         let (service, noted) = (self.clone(), streamed.clone());
         // A request that fails ends the stream: raft must never see what follows a hole.
@@ -201,6 +201,10 @@ impl Peer for PeerService {
                 let mut noted = noted.lock();
                 (noted.acknowledged, noted.quiet.pop_front().unwrap_or(false))
             };
+            if let Ok(Ok(_)) = result {
+                // Under load the leader sends no heartbeats beside these.
+                heard.note();
+            }
             async move {
                 match (&result, known) {
                     (Ok(Ok(_)), _) if quiet => None,

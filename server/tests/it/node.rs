@@ -49,6 +49,26 @@ async fn writes_of_many_callers_share_entries() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_only_replicates_is_known_to_be_there() {
+    let cluster = Cluster::start(3, &[]).await;
+    let leader = cluster.leader().await;
+    let node = cluster.node(leader).clone();
+    let load = tokio::spawn(async move {
+        loop {
+            put_again_and_again(&node, "k", b"v").await;
+        }
+    });
+    // Under load no heartbeats are sent; by now the last one is too old to tell anything.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let id = cluster.node(leader).member_id();
+    eventually("all members know the leader", || {
+        (0..3).all(|i| cluster.node(i).status().leader == Some(id))
+    })
+    .await;
+    load.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stopped_leader_hands_over_and_rejoins() {
     let mut cluster = Cluster::start(3, &[]).await;
     let old = cluster.leader().await;
