@@ -11,6 +11,7 @@
 //! | `raft` | the network between members, bootstrap, log compaction |
 //! | `propose` | commands -> log entries -> answers |
 //! | `read_index` | linearizable reads by shared confirmations |
+//! | `auto_compaction` | compacts by time or by number of revisions |
 //! | `sweeper` | deletes what compactions made dead, in steps |
 //! | `lessor` | lease deadlines and keep-alives |
 //! | `watch` | who hears of which event |
@@ -21,6 +22,7 @@
 //! | `status` | error texts and gRPC codes, the only place that knows them |
 
 pub mod api;
+mod auto_compaction;
 pub mod config;
 mod coordination;
 mod gather;

@@ -298,6 +298,11 @@ pub(crate) fn not_yet(what: &'static str) -> Status {
     Status::unimplemented(format!("conclave: {what} is not supported yet"))
 }
 
+/// The answer to a wish to go back to an older storage format.
+pub(crate) fn no_older_format() -> Status {
+    Status::failed_precondition("conclave: there is no older storage format to downgrade to")
+}
+
 /// The answer to a call that does not exist.
 pub(crate) fn unimplemented(text: impl Into<String>) -> Status {
     Status::unimplemented(text)

@@ -18,6 +18,7 @@
 //! | [`range`], [`history`], [`leases`], [`sessions`], [`locks`], [`primitives`], [`members`], [`kv`] | reads |
 //! | [`expiry`], [`watcher_set`], [`rank`] | local to a node: lease deadlines, who gets which event, counts |
 //! | [`validate`] | checks of requests that need no store |
+//! | [`divergence`] | whose state is not that of the others |
 //! | [`revision`], [`span`], [`compaction`] | shared notions |
 #![warn(
     clippy::wildcard_enum_match_arm,
@@ -34,6 +35,7 @@ mod change;
 pub mod command;
 pub mod compaction;
 mod digest;
+pub mod divergence;
 pub mod expiry;
 pub mod head;
 pub mod history;

@@ -114,7 +114,7 @@ impl Machine {
             }
             Command::Compact(command) => {
                 compaction::apply(head, *command)?;
-                Response::Compact
+                Response::Compact { digest: head.digest }
             }
             Command::LeaseGrant(command) => {
                 changes.leases.push(leases::grant(rows, head, *command)?);

@@ -83,7 +83,10 @@ pub enum Response {
     /// Of [`crate::command::Txn`].
     Txn(TxnResponse),
     /// Of [`crate::command::Compact`].
-    Compact,
+    Compact {
+        /// [`crate::head::Head::digest`] at this place of the log.
+        digest: u64,
+    },
     /// Of [`crate::command::LeaseGrant`].
     LeaseGrant {
         /// Lease id.

@@ -57,7 +57,7 @@ pub enum OpenError {
     /// A leader found that records are gone that this member had acknowledged ([`LogStore::condemn`]).
     ///
     /// [`LogStore::condemn`]: crate::log::LogStore::condemn
-    #[error("raft log at {path} lost records: {reason}. {ADVICE}")]
+    #[error("raft log at {path} lost records or leads to a wrong state: {reason}. {ADVICE}")]
     Lost {
         /// The directory.
         path: PathBuf,

@@ -9,6 +9,7 @@ use conclave_proto::internal::command::Command as Message;
 use conclave_raft_store::command;
 use conclave_state_machine::response::Response as Answer;
 use etcd::alarm_request::AlarmAction;
+use etcd::downgrade_request::DowngradeAction;
 use etcd::maintenance_server::Maintenance;
 use futures::stream::Stream;
 use tonic::{Request, Response, Status};
@@ -25,6 +26,24 @@ use crate::version;
 #[derive(Clone)]
 pub(crate) struct MaintenanceService {
     pub(crate) context: Context,
+}
+
+/// A downgrade goes back one minor version, no more and no less.
+fn check_downgrade(target: &str) -> Result<(), Fault> {
+    let number = |text: &str| text.parse::<u32>().ok();
+    let parts = |text: &str| -> Option<(u32, u32)> {
+        let mut parts = text.split('.');
+        let (major, minor) = (number(parts.next()?)?, number(parts.next()?)?);
+        let is_whole = parts.next().is_none_or(|patch| number(patch).is_some());
+        (is_whole && parts.next().is_none()).then_some((major, minor))
+    };
+    let (major, minor) = parts(target).ok_or(Fault::WrongDowngradeVersionFormat)?;
+    let now = parts(version::CLUSTER).ok_or(Fault::ClusterVersionUnavailable)?;
+    if now == (major, minor.saturating_add(1)) {
+        Ok(())
+    } else {
+        Err(Fault::InvalidDowngradeTarget)
+    }
 }
 
 type Snapshots = Pin<Box<dyn Stream<Item = Result<etcd::SnapshotResponse, Status>> + Send>>;
@@ -135,6 +154,28 @@ impl MaintenanceService {
         })
     }
 
+    /// The version of etcd that is spoken can be checked against; the store has one format only, so there
+    /// is nothing that a downgrade could prepare.
+    async fn answer_downgrade(
+        &self,
+        request: Request<etcd::DowngradeRequest>,
+    ) -> Result<etcd::DowngradeResponse, Status> {
+        self.context.check_metadata(request.metadata())?;
+        self.context.read_barrier().await?;
+        let etcd::DowngradeRequest { action, version } = request.into_inner();
+        match DowngradeAction::try_from(action) {
+            Ok(DowngradeAction::Validate) => check_downgrade(&version)?,
+            Ok(DowngradeAction::Enable) => {
+                check_downgrade(&version)?;
+                return Err(status::no_older_format());
+            }
+            Ok(DowngradeAction::Cancel) => return Err(Fault::NoInflightDowngrade.into()),
+            Err(_) => return Err(status::unknown("etcdserver: unknown downgrade action")),
+        }
+        let header = Some(self.context.current_header());
+        Ok(etcd::DowngradeResponse { header, version: version::CLUSTER.to_owned() })
+    }
+
     async fn answer_move_leader(
         &self,
         request: Request<etcd::MoveLeaderRequest>,
@@ -206,8 +247,8 @@ impl Maintenance for MaintenanceService {
 
     async fn downgrade(
         &self,
-        _: Request<etcd::DowngradeRequest>,
+        request: Request<etcd::DowngradeRequest>,
     ) -> Result<Response<etcd::DowngradeResponse>, Status> {
-        self.context.metrics.refuse(Method::Downgrade, status::not_yet("a downgrade"))
+        self.context.metrics.call(Method::Downgrade, self.answer_downgrade(request)).await
     }
 }

@@ -58,6 +58,8 @@ const fn only(name: &'static str, value: &'static str, help: &'static str) -> Fl
 const NO_BBOLT: &str = "there is no bbolt backend whose transactions could be batched";
 const OWN_LOG: &str = "log files are recycled as soon as no member needs them";
 
+const PACED: &str = "what is compacted is deleted in steps that pace themselves";
+
 /// Every flag that etcd 3.7 knows, and ours.
 pub(super) const FLAGS: &[Flag] = &[
     // Identity and storage.
@@ -154,14 +156,17 @@ pub(super) const FLAGS: &[Flag] = &[
     only("cors", "*", "\"*\": origins that browsers may use the API from"),
     only("host-whitelist", "*", "\"*\": accepted Host headers"),
     // Compaction and watch.
-    later("auto-compaction-mode"),
-    only("auto-compaction-retention", "0", "\"0\": automatic compaction is off"),
-    later("compaction-batch-limit"),
-    later("compaction-sleep-interval"),
+    used("auto-compaction-mode", "\"periodic\": periodic or revision"),
+    used(
+        "auto-compaction-retention",
+        "\"0\": history that is kept (0: all): 30m or a number of hours, or of revisions",
+    ),
+    no_effect("compaction-batch-limit", PACED),
+    no_effect("compaction-sleep-interval", PACED),
     used("watch-progress-notify-interval", "\"10m\": how often an idle watcher hears of progress"),
-    only("corrupt-check-time", "0s", "\"0s\": periodic comparison of members is off"),
-    later("compact-hash-check-time"),
-    later("downgrade-check-time"),
+    used("corrupt-check-time", "\"0s\": how often members compare all that they store (0: never)"),
+    no_effect("compact-hash-check-time", "members are compared at every compaction"),
+    no_effect("downgrade-check-time", "there is no older storage format to go back to"),
     // Logs, metrics.
     used("log-level", "\"info\": debug, info, warn, error"),
     used("log-outputs", "\"default\": default, stderr or stdout"),

@@ -14,8 +14,8 @@ mod urls;
 pub(crate) use cluster::added_member_id;
 pub use cluster::{InitialCluster, member_id};
 pub use settings::{
-    BootstrapSettings, ClusterState, Limits, ListenSettings, LogFormat, LogOutput, LogSettings,
-    MembershipSettings, RaftSettings, Settings, StoreSettings,
+    AutoCompaction, BootstrapSettings, CheckSettings, ClusterState, Limits, ListenSettings,
+    LogFormat, LogOutput, LogSettings, MembershipSettings, RaftSettings, Settings, StoreSettings,
 };
 pub use urls::ListenUrl;
 pub(crate) use urls::peer_urls;

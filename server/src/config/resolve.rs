@@ -7,8 +7,8 @@ use std::time::Duration;
 use super::cluster::InitialCluster;
 use super::flags::Raw;
 use super::settings::{
-    BootstrapSettings, ClusterState, Limits, ListenSettings, LogFormat, LogOutput, LogSettings,
-    MembershipSettings, RaftSettings, Settings, StoreSettings,
+    AutoCompaction, BootstrapSettings, CheckSettings, ClusterState, Limits, ListenSettings,
+    LogFormat, LogOutput, LogSettings, MembershipSettings, RaftSettings, Settings, StoreSettings,
 };
 use super::{ConfigError, urls};
 
@@ -38,6 +38,7 @@ pub(super) fn settings(raw: Raw) -> Result<Settings, ConfigError> {
         store: store(&raw)?,
         raft: raft(&raw)?,
         membership: membership(&raw)?,
+        checks: checks(&raw)?,
         limits: limits(&raw)?,
         log: log(&raw)?,
         watch_progress_interval: watch_progress_interval(&raw)?,
@@ -179,6 +180,36 @@ fn membership(raw: &Raw) -> Result<MembershipSettings, ConfigError> {
         token: token(raw),
         force_new_cluster: raw.is_on("force-new-cluster", false)?,
     })
+}
+
+fn checks(raw: &Raw) -> Result<CheckSettings, ConfigError> {
+    let interval = raw.duration("corrupt-check-time", Duration::ZERO)?;
+    Ok(CheckSettings {
+        auto_compaction: auto_compaction(raw)?,
+        corruption_interval: (!interval.is_zero()).then_some(interval),
+    })
+}
+
+fn auto_compaction(raw: &Raw) -> Result<AutoCompaction, ConfigError> {
+    const RETENTION: &str = "auto-compaction-retention";
+    let retention = raw.text(RETENTION).unwrap_or("0");
+    match raw.text("auto-compaction-mode").unwrap_or("periodic") {
+        "periodic" => {
+            // A bare number counts hours.
+            let period = match retention.parse::<u64>() {
+                Ok(hours) => Duration::from_secs(hours.saturating_mul(60 * 60)),
+                Err(_) => raw.duration(RETENTION, Duration::ZERO)?,
+            };
+            let is_off = period.is_zero();
+            Ok(if is_off { AutoCompaction::Off } else { AutoCompaction::Periodic { period } })
+        }
+        "revision" => match retention.parse::<i64>() {
+            Ok(0) => Ok(AutoCompaction::Off),
+            Ok(kept) if kept > 0 => Ok(AutoCompaction::Revision { kept }),
+            _ => Err(invalid(RETENTION, retention, "expected a number of revisions")),
+        },
+        other => Err(invalid("auto-compaction-mode", other, "expected periodic or revision")),
+    }
 }
 
 fn token(raw: &Raw) -> String {

@@ -25,6 +25,8 @@ pub struct Settings {
     pub bootstrap: BootstrapSettings,
     /// Changes of the members.
     pub membership: MembershipSettings,
+    /// What is done from time to time without anybody asking.
+    pub checks: CheckSettings,
     /// What a client may ask for.
     pub limits: Limits,
     /// Log lines.
@@ -101,6 +103,32 @@ pub struct MembershipSettings {
     pub token: String,
     /// This member goes on alone, with the data that it has.
     pub force_new_cluster: bool,
+}
+
+/// What is done from time to time without anybody asking.
+#[derive(Clone, Copy, Debug)]
+pub struct CheckSettings {
+    /// Which history is forgotten by itself.
+    pub auto_compaction: AutoCompaction,
+    /// Between two comparisons of all that the members store; `None` for never.
+    pub corruption_interval: Option<Duration>,
+}
+
+/// Which history is forgotten by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AutoCompaction {
+    /// None.
+    Off,
+    /// What is older than this.
+    Periodic {
+        /// Not zero.
+        period: Duration,
+    },
+    /// All but the last revisions.
+    Revision {
+        /// So many are kept.
+        kept: i64,
+    },
 }
 
 /// What a client may ask for.

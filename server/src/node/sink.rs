@@ -12,6 +12,7 @@ use crate::coordination::Turns;
 use crate::lessor::Leases;
 use crate::metrics::Counts;
 use crate::propose::Waiters;
+use crate::raft::corruption::Digests;
 use crate::raft::link::Links;
 use crate::raft::standing::Standing;
 use crate::watch::Hub;
@@ -23,6 +24,7 @@ pub(super) struct Sink {
     pub(super) leases: Arc<Leases>,
     pub(super) counts: Counts,
     pub(super) turns: Arc<Turns>,
+    pub(super) digests: Arc<Digests>,
     /// What needs the state itself; set once it is open, before anything is applied.
     pub(super) late: Arc<OnceLock<Late>>,
 }
@@ -39,6 +41,7 @@ impl ApplySink for Sink {
     fn applied(&self, entries: Vec<AppliedEntry>, head: Arc<Head>) {
         let own = self.member_id.get().copied();
         self.counts.applied(&entries, own);
+        self.digests.note(&entries);
         let mut events = Vec::new();
         for mut entry in entries {
             for result in &mut entry.results {

@@ -27,6 +27,7 @@ use tonic::transport::Server;
 
 use super::sink::{Late, Sink};
 use super::{Header, Node};
+use crate::auto_compaction;
 use crate::config::Settings;
 use crate::coordination::Turns;
 use crate::gather::Gather;
@@ -36,6 +37,7 @@ use crate::propose::{Batcher, Proposer, Waiters};
 use crate::raft::bootstrap::{self, BootstrapError, Founding};
 use crate::raft::change::{self, Changer};
 use crate::raft::compactor::{self, Retention};
+use crate::raft::corruption::{Comparer, Digests};
 use crate::raft::force;
 use crate::raft::heard::Heard;
 use crate::raft::link::{CONNECTION_WINDOW_BYTES, Links, MESSAGE_BYTES_MAX, STREAM_WINDOW_BYTES};
@@ -103,12 +105,17 @@ struct Opened {
     waiters: Arc<Waiters>,
     leases: Arc<Leases>,
     turns: Arc<Turns>,
+    digests: Arc<Digests>,
     member_id: Arc<OnceLock<u64>>,
     late: Arc<OnceLock<Late>>,
     counts: Counts,
 }
 
 impl Opened {
+    fn links(&self, own: Identity) -> Arc<Links> {
+        Arc::new(Links::new(own.cluster, own.member, self.counts.peers.clone()))
+    }
+
     /// Gives apply what it tells of what it does.
     fn attach(&self, late: Late) {
         assert!(self.late.set(late).is_ok(), "a member opens its state once");
@@ -183,8 +190,7 @@ async fn parts(settings: Arc<Settings>, clients: Handle) -> Result<Parts, StartE
 
     let header = Header { identity, route: Arc::default() };
     let hub = open_hub(&settings, &opened.reader, header.clone());
-    let counts = opened.counts.clone();
-    let links = Arc::new(Links::new(identity.cluster, identity.member, counts.peers.clone()));
+    let links = opened.links(identity);
     let standing = Arc::new(Standing::load(identity.member, &settings.data_dir, &opened.reader)?);
     opened.attach(Late {
         reader: opened.reader.clone(),
@@ -210,7 +216,8 @@ async fn parts(settings: Arc<Settings>, clients: Handle) -> Result<Parts, StartE
         leases: opened.leases,
         log,
         standing,
-        counts: counts.clone(),
+        digests: opened.digests,
+        counts: opened.counts.clone(),
     }
     .start(&tasks, &fatal_set);
     tasks.spawn(observe_reads(serving.reader.clone(), fatal_set.clone(), stop.clone()));
@@ -227,7 +234,7 @@ async fn parts(settings: Arc<Settings>, clients: Handle) -> Result<Parts, StartE
         hub,
         turns: opened.turns,
         header,
-        counts,
+        counts: opened.counts,
         timeout: request_timeout(&settings),
         fatal,
         stop,
@@ -273,13 +280,15 @@ struct Tasks<'a> {
     leases: Arc<Leases>,
     log: LogStore,
     standing: Arc<Standing>,
+    digests: Arc<Digests>,
     counts: Counts,
 }
 
 impl Tasks<'_> {
     /// Starts them; returns what peers and clients talk to.
     fn start(self, tasks: &TaskTracker, failed: &watch::Sender<Option<String>>) -> Serving {
-        let Self { settings, route, reader, waiters, leases, log, standing, counts } = self;
+        let Self { settings, route, reader, waiters, leases, log, standing, digests, counts } =
+            self;
         let timeout = request_timeout(settings);
         let command_bytes_max = settings.limits.request_bytes_max.max(OWN_COMMAND_BYTES_MAX);
         let (proposer, waiting) = Proposer::new(command_bytes_max, timeout);
@@ -306,14 +315,23 @@ impl Tasks<'_> {
             timeout,
         };
         let lessor = Lessor::start(lessor, tasks);
-        tasks.spawn(sweeper::run(route.raft.clone(), reader.clone(), proposer.clone()));
+        housekeep(settings, (&route.raft, &reader, &proposer), tasks);
         let retention = Retention {
             snapshot_count: settings.raft.snapshot_count,
             catchup_entries: settings.raft.snapshot_catchup_entries,
         };
         tasks.spawn(quorum::guard(route.raft.clone(), settings.raft.election_timeout));
         tasks.spawn(compactor::run(route.raft.clone(), log.clone(), retention));
-        let loss = Loss::new(log.clone(), failed.clone());
+        let loss = Arc::new(Loss::new(log.clone(), failed.clone()));
+        let comparer = Comparer {
+            route: route.clone(),
+            reader: reader.clone(),
+            proposer: proposer.clone(),
+            digests,
+            loss: loss.clone(),
+            interval: settings.checks.corruption_interval,
+        };
+        tasks.spawn(comparer.clone().run());
         let snapshots = SnapshotReceiver::new(route.raft.clone(), log, reader.clone(), counts);
         let changer = Arc::new(Changer {
             route: route.clone(),
@@ -325,8 +343,32 @@ impl Tasks<'_> {
         });
         tasks.spawn(change::promote(changer.clone()));
         tasks.spawn(standing::watch(route.clone(), standing.clone()));
-        Serving { route, reader, proposer, read_index, lessor, snapshots, loss, standing, changer }
+        Serving {
+            route,
+            reader,
+            proposer,
+            read_index,
+            lessor,
+            snapshots,
+            loss,
+            comparer,
+            standing,
+            changer,
+        }
     }
+}
+
+/// Starts what forgets history and deletes what is forgotten.
+fn housekeep(
+    settings: &Settings,
+    (raft, reader, proposer): (&Raft, &Reader, &Proposer),
+    tasks: &TaskTracker,
+) {
+    let parts = || (raft.clone(), reader.clone(), proposer.clone());
+    let (sweeping, compacting) = (parts(), parts());
+    tasks.spawn(sweeper::run(sweeping.0, sweeping.1, sweeping.2));
+    let mode = settings.checks.auto_compaction;
+    tasks.spawn(auto_compaction::run(mode, compacting.0, compacting.1, compacting.2));
 }
 
 async fn open(settings: Arc<Settings>, clients: Handle) -> Result<Opened, StartError> {
@@ -340,6 +382,7 @@ fn open_state(settings: &Settings, clients: Handle) -> Result<Opened, StartError
     let counts = Counts::default();
     let leases = Arc::new(Leases::new(counts.leases_renewed.clone()));
     let turns = Arc::new(Turns::default());
+    let digests = Arc::new(Digests::default());
     let member_id = Arc::new(OnceLock::new());
     let late = Arc::new(OnceLock::new());
     let sink = Sink {
@@ -348,13 +391,14 @@ fn open_state(settings: &Settings, clients: Handle) -> Result<Opened, StartError
         leases: leases.clone(),
         counts: counts.clone(),
         turns: turns.clone(),
+        digests: digests.clone(),
         late: late.clone(),
     };
     let rocks = RocksOptions { cache_bytes: settings.store.cache_bytes, ..RocksOptions::default() };
     let options = StoreOptions { engine: EngineKind::Rocks(rocks) };
     let (machine, reader) = StateStore::open(&settings.state_dir(), options, Box::new(sink))?;
     leases.load(&reader)?;
-    Ok(Opened { machine, reader, waiters, leases, turns, member_id, late, counts })
+    Ok(Opened { machine, reader, waiters, leases, turns, digests, member_id, late, counts })
 }
 
 /// Continues watching where the stored state ends.

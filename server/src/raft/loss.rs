@@ -58,18 +58,24 @@ impl Loss {
              is not there"
         );
         let answer = Status::data_loss(reason.clone());
+        self.condemn(reason).await;
+        answer
+    }
+
+    /// Condemns the log for `reason` and stops this member.
+    pub(crate) async fn condemn(&self, reason: String) {
         // Two calls may find out at the same time.
         if self.is_noted.swap(true, Ordering::Relaxed) {
-            return answer;
+            return;
         }
+        let text = reason.clone();
         let log = self.log.clone();
         let condemned = tokio::task::spawn_blocking(move || log.condemn(&reason)).await;
         let text = match condemned.map_err(std::io::Error::other).flatten() {
             Ok(refusal) => refusal.to_string(),
-            Err(error) => format!("{}; this cannot be noted: {error}", answer.message()),
+            Err(error) => format!("{text}; this cannot be noted: {error}"),
         };
         self.failed.send_replace(Some(text));
-        answer
     }
 }
 

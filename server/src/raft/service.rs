@@ -21,6 +21,7 @@ use parking_lot::Mutex;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::change::Changer;
+use super::corruption::{Comparer, Point};
 use super::forward::FORWARDS_MAX;
 use super::loss::Loss;
 use super::route::{Leader, Offer, Route};
@@ -42,7 +43,8 @@ pub(crate) struct Serving {
     pub(crate) read_index: ReadIndex,
     pub(crate) lessor: Lessor,
     pub(crate) snapshots: SnapshotReceiver,
-    pub(crate) loss: Loss,
+    pub(crate) loss: Arc<Loss>,
+    pub(crate) comparer: Comparer,
     pub(crate) standing: Arc<Standing>,
     pub(crate) changer: Arc<Changer>,
 }
@@ -405,5 +407,35 @@ impl Peer for PeerService {
         let message = request.into_inner();
         let serving = self.check(message.sender.as_ref())?;
         Ok(Response::new(serving.changer.change_here(message).await))
+    }
+
+    async fn digest(
+        &self,
+        request: Request<internal::DigestRequest>,
+    ) -> Result<Response<internal::DigestResponse>, Status> {
+        let message = request.into_inner();
+        let serving = self.check(message.sender.as_ref())?;
+        let point = match message.index {
+            0 => Point::Revision(message.revision),
+            index => Point::Compaction(index),
+        };
+        let answer = serving.comparer.digest(point).await;
+        let answer = answer.map(|answer| internal::DigestResponse {
+            is_known: true,
+            digest: answer.digest,
+            compacted: answer.compacted,
+        });
+        Ok(Response::new(answer.unwrap_or_default()))
+    }
+
+    async fn fence(
+        &self,
+        request: Request<internal::FenceRequest>,
+    ) -> Result<Response<internal::FenceResponse>, Status> {
+        let message = request.into_inner();
+        let serving = self.check(message.sender.as_ref())?;
+        let told_by = message.sender.map_or(0, |sender| sender.from);
+        serving.comparer.stop(told_by, message.reason).await;
+        Ok(Response::new(internal::FenceResponse {}))
     }
 }

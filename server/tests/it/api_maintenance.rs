@@ -126,15 +126,47 @@ async fn what_comes_later_says_so() {
         refused(maintenance.snapshot(etcd::SnapshotRequest {}).await),
         later("saving a snapshot")
     );
-    assert_eq!(
-        refused(maintenance.downgrade(etcd::DowngradeRequest::default()).await),
-        later("a downgrade")
-    );
     let mut auth = AuthClient::new(server.channel.clone());
     assert_eq!(
         refused(auth.auth_enable(etcd::AuthEnableRequest {}).await),
         later("authentication")
     );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_downgrade_is_checked_and_never_begun() {
+    use etcd::downgrade_request::DowngradeAction;
+    let server = server(&[]).await;
+    let ask = async |action: DowngradeAction, version: &str| {
+        let request = etcd::DowngradeRequest { action: action.into(), version: version.to_owned() };
+        server.maintenance().downgrade(request).await
+    };
+    let validated = ask(DowngradeAction::Validate, "3.6.0").await.unwrap().into_inner();
+    assert_eq!(validated.version, "3.7.0");
+    let invalid = "etcdserver: invalid downgrade target version";
+    for target in ["3.7.0", "3.5.0", "2.6.0"] {
+        let answer = refused(ask(DowngradeAction::Validate, target).await);
+        assert_eq!(answer, (Code::InvalidArgument, invalid.to_owned()), "{target}");
+    }
+    let answer = refused(ask(DowngradeAction::Enable, "three").await);
+    let wrong = "etcdserver: wrong downgrade target version format";
+    assert_eq!(answer, (Code::InvalidArgument, wrong.to_owned()));
+    let answer = refused(ask(DowngradeAction::Enable, "3.6").await);
+    assert_eq!(answer.0, Code::FailedPrecondition, "{answer:?}");
+    let answer = refused(ask(DowngradeAction::Cancel, "").await);
+    let none = "etcdserver: no inflight downgrade job";
+    assert_eq!(answer, (Code::FailedPrecondition, none.to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn history_is_compacted_by_itself() {
+    let server = server(&["--auto-compaction-retention=1s"]).await;
+    for i in 0..10 {
+        server.put("k", &i.to_string()).await;
+    }
+    let node = server.running.node();
+    eventually("old history is compacted", || node.reader().head().compacted >= 10).await;
+    assert_eq!(server.range(range("k", "")).await.kvs[0].value, "9");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -5,18 +5,26 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use conclave_proto::etcdserverpb::CompactionRequest;
 use conclave_proto::internal::peer_client::PeerClient;
-use conclave_proto::internal::{ReadIndexRequest, Sender, VoteRequest};
+use conclave_proto::internal::{self, ReadIndexRequest, Sender, VoteRequest, command};
+use conclave_raft_store::RocksOptions;
+use conclave_raft_store::engine::EngineKind;
+use conclave_raft_store::log::OpenError;
+use conclave_raft_store::store::{StateStore, StoreOptions};
+use conclave_raft_store::types::{Batch, Entry, EntryPayload, LogId};
 use conclave_server::config::{self, Invocation, Settings};
 use conclave_server::node::{MemberInfo, Node, StartError};
 use conclave_server::raft::{BootstrapError, ChangeError};
 use conclave_state_machine::members::rules::{MemberChange, MemberRefusal};
+use openraft::storage::RaftStateMachine as _;
+use prost::Message as _;
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 use tonic::Code;
 use tonic::transport::Endpoint;
 
-use crate::cluster::{eventually, free_ports, get, must_put, put_again_and_again, within};
+use crate::cluster::{eventually, free_ports, get, must_put, put, put_again_and_again, within};
 
 /// Members by number, each with a port of its own.
 struct Group {
@@ -437,4 +445,56 @@ async fn one_member_goes_on_alone_after_a_lost_quorum() {
     group.voters_are(2).await;
     assert!(group.members(3).iter().all(|member| !ids.contains(&member.id)));
     assert!(get(group.node(3), "alone").await.is_some());
+}
+
+/// Applies to the state of a stopped member, behind raft's back, what the log does not hold.
+async fn diverge(settings: &Settings) {
+    let options = StoreOptions { engine: EngineKind::Rocks(RocksOptions::default()) };
+    let opened = StateStore::open(&settings.state_dir(), options, Box::new(()));
+    let (mut machine, reader) = opened.unwrap();
+    let last = reader.applied().unwrap();
+    let log_id = LogId::new(last.leader_id, last.index + 1);
+    let commands = vec![put("k", b"another value")];
+    let batch = internal::Batch { proposer: 7, sequence: 1, commands };
+    let payload = EntryPayload::Normal(Batch { bytes: batch.encode_to_vec().into() });
+    let entry = Entry { log_id, payload };
+    machine.apply(futures::stream::iter([Ok((entry, None))])).await.unwrap();
+    reader.flush().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_with_another_state_is_fenced_at_the_next_compaction() {
+    for flags in [&[][..], &["--corrupt-check-time=200ms"]] {
+        let mut group = Group::start(3, 3, flags).await;
+        let leader = group.leader().await;
+        must_put(group.node(leader), "k", b"v").await;
+        group.converge().await;
+        let ill = (leader + 1) % 3;
+        within("a member stops", group.nodes.remove(&ill).unwrap().shutdown()).await;
+        let settings = group.settings(ill, &[0, 1, 2], &[]);
+        diverge(&settings).await;
+        let revision = must_put(group.node(leader), "k", b"a value").await.revision;
+        let node = within("it starts", Node::start(settings.clone())).await.unwrap();
+        if flags.is_empty() {
+            within("it is ready", node.wait_ready()).await.unwrap();
+            let compaction = CompactionRequest { revision, physical: false };
+            let command = Some(command::Command::Compact(compaction));
+            let compact = internal::Command { command };
+            group.node(leader).propose(compact).await.unwrap().outcome.unwrap();
+        }
+        let reason = within("it is fenced", node.failed()).await;
+        assert!(reason.contains("differs from that of most members"), "{reason}");
+        drop(node);
+        // The others go on, and it never comes back.
+        must_put(group.node(leader), "k", b"v").await;
+        let refused = loop {
+            match Node::start(settings.clone()).await.map(drop) {
+                Err(StartError::Log(OpenError::Lost { .. })) => break true,
+                // The old one may still be letting go of its files and port.
+                Err(_) => tokio::task::yield_now().await,
+                Ok(()) => break false,
+            }
+        };
+        assert!(refused);
+    }
 }

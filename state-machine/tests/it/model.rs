@@ -88,7 +88,10 @@ impl Model {
             Command::Put(put) => self.put(put).map(Response::Put),
             Command::DeleteRange(delete) => self.delete(delete).map(Response::DeleteRange),
             Command::Txn(txn) => self.txn(txn).map(Response::Txn),
-            Command::Compact(compact) => self.compact(compact.revision).map(|()| Response::Compact),
+            // The model knows no digest.
+            Command::Compact(compact) => {
+                self.compact(compact.revision).map(|()| Response::Compact { digest: 0 })
+            }
             Command::LeaseGrant(grant) => self.grant(*grant, &mut leases),
             Command::LeaseRevoke(revoke) if self.leases.contains_key(&revoke.id) => {
                 self.end_lease(revoke.id, &mut leases);

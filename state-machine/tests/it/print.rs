@@ -31,7 +31,7 @@ fn response(response: &Response) -> Vec<String> {
         Response::Put(answer) => vec![format!("put{}", previous(answer.prev_kv.as_ref()))],
         Response::DeleteRange(answer) => delete(answer),
         Response::Txn(answer) => txn(answer),
-        Response::Compact => vec!["compacted".to_owned()],
+        Response::Compact { .. } => vec!["compacted".to_owned()],
         Response::LeaseGrant { id, ttl } => vec![format!("granted {id}, ttl {ttl}")],
         Response::LeaseRevoke => vec!["revoked".to_owned()],
         Response::LeaseExpire { ended } => vec![format!("{ended} expired")],

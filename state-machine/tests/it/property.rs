@@ -136,7 +136,10 @@ fn take(store: &mut Store, model: &mut Model, step: Step) -> Result<(), TestCase
             let mut events = model.events[events_before..].iter();
             for (place, applied) in applied.iter().enumerate() {
                 let (outcome, leases) = &answers[place];
-                prop_assert_eq!(&applied.outcome, outcome);
+                match (&applied.outcome, outcome) {
+                    (Ok(Response::Compact { .. }), Ok(Response::Compact { .. })) => {}
+                    (applied, outcome) => prop_assert_eq!(applied, outcome),
+                }
                 prop_assert_eq!(&applied.leases, leases);
                 prop_assert_eq!(applied.revision, revisions[place]);
                 for event in &applied.events {

@@ -1,0 +1,248 @@
+//! Comparing the members: replicas of one log that differ are the worst that can happen, and silent.
+//!
+//! Each member notes the digest of all events at each compaction, which is the same place of the log for
+//! all; the leader collects them. With `--corrupt-check-time` it also has everyone read and hash all that is
+//! stored, from time to time. A member that more than half of all contradict is fenced: it stops for good, and
+//! the others go on. If nobody can tell who is right, the CORRUPT alarm stops everything, as in etcd.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use conclave_proto::etcdserverpb as etcd;
+use conclave_proto::internal::{self, command::Command};
+use conclave_raft_store::Reader;
+use conclave_raft_store::sink::AppliedEntry;
+use conclave_raft_store::types::{MemberNode, NodeId};
+use conclave_state_machine::divergence::{Verdict, judge};
+use conclave_state_machine::response::Response;
+use openraft::ServerState;
+use openraft::async_runtime::WatchReceiver;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::link::Purpose;
+use super::loss::Loss;
+use super::route::Route;
+use crate::propose::Proposer;
+
+/// Digests kept for a leader that asks late.
+const NOTES_MAX: usize = 64;
+/// How long a member may take until it has applied what the leader has.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Pause before it is asked again.
+const ASK_PAUSE: Duration = Duration::from_millis(100);
+/// How long hashing everything may take.
+const HASH_TIMEOUT: Duration = Duration::from_secs(120);
+/// How often the task looks whether raft still runs, if nothing is to be compared.
+const IDLE: Duration = Duration::from_secs(1);
+
+/// What is compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Point {
+    /// The rolling digest at the compaction in this log entry.
+    Compaction(u64),
+    /// Everything stored, up to this revision.
+    Revision(i64),
+}
+
+/// The digest of a member.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Digest {
+    pub(crate) digest: u64,
+    /// The compacted revision that it was taken at; only equal ones compare.
+    pub(crate) compacted: i64,
+}
+
+/// The digests of this member at its last compactions, by log index.
+#[derive(Debug)]
+pub(crate) struct Digests {
+    notes: Mutex<VecDeque<(u64, u64)>>,
+    newest: watch::Sender<u64>,
+}
+
+impl Default for Digests {
+    fn default() -> Self {
+        Self { notes: Mutex::default(), newest: watch::Sender::new(0) }
+    }
+}
+
+impl Digests {
+    /// Notes the compactions among what was just applied.
+    pub(crate) fn note(&self, entries: &[AppliedEntry]) {
+        for entry in entries {
+            // Of several in one entry the last, on every member alike.
+            let digests = entry.results.iter().filter_map(|result| match result.outcome {
+                Ok(Response::Compact { digest }) => Some(digest),
+                _ => None,
+            });
+            let Some(digest) = digests.last() else { continue };
+            let mut notes = self.notes.lock();
+            if notes.len() == NOTES_MAX {
+                notes.pop_front();
+            }
+            notes.push_back((entry.log_id.index, digest));
+            drop(notes);
+            self.newest.send_replace(entry.log_id.index);
+        }
+    }
+
+    fn at(&self, index: u64) -> Option<u64> {
+        self.notes.lock().iter().find(|(at, _)| *at == index).map(|(_, digest)| *digest)
+    }
+}
+
+/// Tells and compares digests; clones are cheap.
+#[derive(Clone)]
+pub(crate) struct Comparer {
+    pub(crate) route: Route,
+    pub(crate) reader: Reader,
+    pub(crate) proposer: Proposer,
+    pub(crate) digests: Arc<Digests>,
+    pub(crate) loss: Arc<Loss>,
+    /// Between two comparisons of everything; `None` for never.
+    pub(crate) interval: Option<Duration>,
+}
+
+impl Comparer {
+    /// This member's digest, `None` if it does not have it (yet, or any more).
+    pub(crate) async fn digest(&self, point: Point) -> Option<Digest> {
+        match point {
+            Point::Compaction(index) => {
+                self.digests.at(index).map(|digest| Digest { digest, compacted: 0 })
+            }
+            Point::Revision(revision) => {
+                let reader = self.reader.clone();
+                let hashed = tokio::task::spawn_blocking(move || reader.hash_kv(revision)).await;
+                let hash = hashed.ok()?.ok()?;
+                Some(Digest { digest: hash.hash.into(), compacted: hash.compacted })
+            }
+        }
+    }
+
+    /// Compares while this member leads, until raft stops.
+    pub(crate) async fn run(self) {
+        let mut newest = self.digests.newest.subscribe();
+        let mut last_whole = Instant::now();
+        loop {
+            let changed = tokio::time::timeout(IDLE, newest.changed()).await.is_ok();
+            let (is_leader, has_stopped) = {
+                let metrics = self.route.raft.metrics();
+                let now = metrics.borrow_watched();
+                (now.state == ServerState::Leader, now.running_state.is_err())
+            };
+            if has_stopped {
+                return;
+            }
+            if changed && is_leader {
+                let index = *newest.borrow_and_update();
+                self.compare(Point::Compaction(index)).await;
+            }
+            if self.interval.is_some_and(|interval| last_whole.elapsed() >= interval) {
+                last_whole = Instant::now();
+                if is_leader {
+                    self.compare(Point::Revision(self.reader.head().revision)).await;
+                }
+            }
+        }
+    }
+
+    async fn compare(&self, point: Point) {
+        let membership = self.route.raft.metrics().borrow_watched().membership_config.clone();
+        let own_id = self.route.links.member_id();
+        let nodes: Vec<(NodeId, &MemberNode)> =
+            membership.membership().nodes().map(|(id, node)| (*id, node)).collect();
+        let others = nodes.iter().filter(|(id, _)| *id != own_id);
+        let asked = others.map(|(id, node)| async { (*id, self.ask(*id, node, point).await) });
+        let answers = futures::future::join_all(asked).await;
+        let Some(own) = self.digest(point).await else { return };
+        let digests: BTreeMap<u64, u64> = answers
+            .into_iter()
+            .filter_map(|(id, answer)| Some((id, answer?)))
+            .chain([(own_id, own)])
+            // What is compacted already is no part of it: then they cannot be compared.
+            .filter(|(_, answer)| answer.compacted == own.compacted)
+            .map(|(id, answer)| (id, answer.digest))
+            .collect();
+        match judge(&digests, nodes.len()) {
+            Verdict::Equal => {
+                tracing::debug!(?point, members = digests.len(), "members have the same state");
+            }
+            Verdict::Outvoted(ids) => {
+                for id in ids {
+                    tracing::error!(member = %format_args!("{id:x}"), ?point, "a member has another state than most");
+                    match nodes.iter().find(|(other, _)| *other == id) {
+                        Some((_, node)) if id != own_id => self.fence(id, node, point).await,
+                        _ => self.stop(own_id, point).await,
+                    }
+                }
+            }
+            Verdict::Split => self.alarm(&digests, own.digest, point).await,
+        }
+    }
+
+    async fn ask(&self, id: NodeId, node: &MemberNode, point: Point) -> Option<Digest> {
+        let link = self.route.links.get(id, node, Purpose::Forward);
+        let until = Instant::now() + PATIENCE;
+        let (index, revision) = match point {
+            Point::Compaction(index) => (index, 0),
+            Point::Revision(revision) => (0, revision),
+        };
+        while Instant::now() < until {
+            let sender = Some(self.route.links.sender(id));
+            let request = internal::DigestRequest { sender, index, revision };
+            let mut client = link.client().ok()?;
+            let answer = tokio::time::timeout(HASH_TIMEOUT, client.digest(request)).await.ok()?;
+            match answer {
+                Ok(answer) => {
+                    let internal::DigestResponse { is_known, digest, compacted } =
+                        answer.into_inner();
+                    if is_known {
+                        return Some(Digest { digest, compacted });
+                    }
+                }
+                Err(status) => {
+                    tracing::debug!(member = %format_args!("{id:x}"), %status, "no digest");
+                    return None;
+                }
+            }
+            tokio::time::sleep(ASK_PAUSE).await;
+        }
+        None
+    }
+
+    async fn fence(&self, id: NodeId, node: &MemberNode, point: Point) {
+        let link = self.route.links.get(id, node, Purpose::Forward);
+        let Ok(mut client) = link.client() else { return };
+        let sender = Some(self.route.links.sender(id));
+        let reason = format!("at {point:?}");
+        let told = client.fence(internal::FenceRequest { sender, reason }).await;
+        if let Err(status) = told {
+            tracing::error!(member = %format_args!("{id:x}"), %status, "it could not be told to stop");
+        }
+    }
+
+    /// Stops this member for good, because `told_by` found that it differs from most members.
+    pub(crate) async fn stop(&self, told_by: NodeId, at: impl std::fmt::Debug) {
+        let reason = format!(
+            "its state differs from that of most members, as member {told_by:x} found ({at:?})"
+        );
+        self.loss.condemn(reason).await;
+    }
+
+    /// Nobody can tell who is right: nothing may be read or written until a person decides.
+    async fn alarm(&self, digests: &BTreeMap<u64, u64>, own: u64, point: Point) {
+        let other = digests.iter().find(|(_, digest)| **digest != own).map_or(0, |(id, _)| *id);
+        tracing::error!(member = %format_args!("{other:x}"), ?point, "members differ, and none has a majority");
+        let alarm = etcd::AlarmRequest {
+            action: etcd::alarm_request::AlarmAction::Activate as i32,
+            member_id: other,
+            alarm: etcd::AlarmType::Corrupt as i32,
+        };
+        let command = internal::Command { command: Some(Command::Alarm(alarm)) };
+        if let Err(error) = self.proposer.propose(command).await {
+            tracing::error!(%error, "the alarm could not be raised");
+        }
+    }
+}
