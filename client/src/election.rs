@@ -1,10 +1,11 @@
 //! Elections: one leader among those who campaign, and a way for others to know it.
 //!
 //! The queue is that of etcd's own elections, so candidates of either stand in it together. A leader
-//! is a lease, with the same limits as a lock: what it does must be fenced by its [token]. A campaign
-//! that is canceled leaves no candidate behind, and one whose lease ended meanwhile is never elected.
+//! is a session, with the same limits as a lock: what it does must be fenced by its [token]. A campaign
+//! that is canceled leaves no candidate behind, and one whose session ended meanwhile is never elected.
+//! From a server that speaks etcd's API only a candidate is a [`crate::queue::Turn`], with the same guard.
 //!
-//! [token]: Leader::token
+//! [token]: Leadership::token
 //!
 //! ```no_run
 //! # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
@@ -21,36 +22,46 @@
 //! # }
 //! ```
 
+mod candidate;
+mod observe;
+
 use std::{
     future::{Future, IntoFuture},
-    ops::Deref,
     pin::Pin,
-    task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::Bytes;
-use conclave_proto::{etcdserverpb::ResponseHeader, mvccpb::KeyValue};
-use futures::Stream;
-use tokio::{sync::mpsc, time::sleep};
-use tokio_util::task::AbortOnDropHandle;
+use conclave_proto::v1::Guard;
+use tokio_util::sync::CancellationToken;
 
 use crate::{
-    backoff::Backoff,
     client::Client,
     error::Error,
-    mirror::{Mirror, Step},
-    queue::{Enter, Turn},
-    session,
+    lock::Guarded,
+    queue::Turn,
+    session::{self, Session},
+    txn::Txn,
 };
 
-/// Leaders waiting for the reader; beyond that the server's stream is held back.
-const LEADERS_MAX: usize = 16;
+use candidate::Candidate;
+
+pub use observe::{Leader, Observer};
 
 impl Client {
-    /// The election `name`.
+    /// The election `name`. Each candidate has a session of its own.
     pub fn election(&self, name: impl Into<Vec<u8>>) -> Election {
-        Election { client: self.clone(), name: name.into(), ttl: session::TTL }
+        let (client, name) = (self.clone(), name.into().into());
+        Election { client, session: None, name, ttl: session::TTL }
+    }
+}
+
+impl Session {
+    /// The election `name`, with this session as candidate. A session is a candidate of a name once: campaigns
+    /// at the same time share the place, which goes with the last of them.
+    pub fn election(&self, name: impl Into<Vec<u8>>) -> Election {
+        let (client, name) = (self.client().clone(), name.into().into());
+        Election { client, session: Some(self.clone()), name, ttl: session::TTL }
     }
 }
 
@@ -59,12 +70,14 @@ impl Client {
 #[must_use = "an election does nothing by itself"]
 pub struct Election {
     client: Client,
-    name: Vec<u8>,
+    session: Option<Session>,
+    name: Bytes,
     ttl: Duration,
 }
 
 impl Election {
-    /// How long a candidate, leader or not, outlives its last keep-alive. Default 10 s.
+    /// How long a candidate, leader or not, outlives its last heartbeat; without effect on a given session.
+    /// Default 10 s.
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = ttl;
         self
@@ -72,7 +85,7 @@ impl Election {
 
     /// Becomes a candidate who says `value`; await it to be elected.
     pub fn campaign(&self, value: impl Into<Vec<u8>>) -> Campaign {
-        Campaign { enter: self.client.queue(&self.name[..]).ttl(self.ttl).value(value) }
+        Campaign { election: self.clone(), value: value.into().into(), wait: None }
     }
 
     /// The leader, if there is one.
@@ -80,9 +93,7 @@ impl Election {
     /// # Errors
     /// See [`Error`].
     pub async fn leader(&self) -> Result<Option<Leader>, Error> {
-        let mut mirror = self.mirror(0);
-        mirror.next().await?;
-        Ok(leader(&mirror))
+        observe::now(&self.client, &self.name).await
     }
 
     /// Follows who leads, beginning with who does now.
@@ -93,14 +104,7 @@ impl Election {
     /// Follows who led since `revision`: every leader and everything it proclaimed, in order, as far as
     /// the history is not compacted. 0 for now.
     pub fn observe_from(&self, revision: i64) -> Observer {
-        let (sender, leaders) = mpsc::channel(LEADERS_MAX);
-        let task = AbortOnDropHandle::new(tokio::spawn(follow(self.mirror(revision), sender)));
-        Observer { leaders, _task: task }
-    }
-
-    fn mirror(&self, from: i64) -> Mirror {
-        let prefix = Bytes::from([&self.name[..], b"/"].concat());
-        Mirror::new(self.client.clone(), prefix, from)
+        Observer::start(&self.client, &self.name, revision)
     }
 }
 
@@ -111,14 +115,36 @@ impl Election {
 #[derive(Debug, Clone)]
 #[must_use = "nobody campaigns until it is awaited"]
 pub struct Campaign {
-    enter: Enter,
+    election: Election,
+    value: Bytes,
+    wait: Option<Duration>,
 }
 
 impl Campaign {
-    /// Waits for at most this long. Default: for ever.
+    /// Waits for at most this long, then fails with [`Error::Busy`]. Default: for ever.
     pub fn wait(mut self, wait: Duration) -> Self {
-        self.enter = self.enter.wait(wait);
+        self.wait = Some(wait);
         self
+    }
+
+    async fn campaign(self) -> Result<Leadership, Error> {
+        let Self { election: Election { client, session, name, ttl }, value, wait } = self;
+        let session = match session {
+            Some(session) => session,
+            None => match client.session().ttl(ttl).await {
+                Err(Error::Unimplemented(_)) => {
+                    let enter = client.queue(&name[..]).ttl(ttl).value(value);
+                    let enter = match wait {
+                        Some(wait) => enter.wait(wait),
+                        None => enter,
+                    };
+                    return Ok(Leadership { led: Led::Turn(enter.await?) });
+                }
+                begun => begun?,
+            },
+        };
+        let candidate = Candidate::elected(session, name, value, wait).await?;
+        Ok(Leadership { led: Led::Place(candidate) })
     }
 }
 
@@ -127,134 +153,164 @@ impl IntoFuture for Campaign {
     type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
 
     fn into_future(self) -> Self::IntoFuture {
-        Box::pin(async move { Ok(Leadership { turn: self.enter.await? }) })
+        Box::pin(self.campaign())
     }
 }
 
-/// Leadership, for as long as this guard exists and its lease lives: a [`Turn`] with a value that
-/// others see.
+/// Why leadership was lost.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Loss {
+    /// The session ended, or may have.
+    Session,
+    /// Somebody took it away: an operator, or a delete of the candidate's key.
+    Removed,
+}
+
+/// Leadership, for as long as this guard exists and its session lives.
 ///
 /// Give it up with [`Leadership::resign`], which says whether that worked. A guard that is dropped
-/// does so in the background, without a report; if that fails too, leadership ends with its lease.
+/// does so in the background, without a report, and tries again for as long as the session lives.
 #[derive(Debug)]
 #[must_use = "leadership ends when the guard is dropped"]
 pub struct Leadership {
-    turn: Turn,
+    led: Led,
+}
+
+/// What leadership hangs on.
+#[derive(Debug)]
+enum Led {
+    /// A candidate of the native API.
+    Place(Candidate),
+    /// A turn of etcd's recipe, from a server that knows no other elections.
+    Turn(Turn),
 }
 
 impl Leadership {
+    /// The candidate's key.
+    #[must_use]
+    pub fn key(&self) -> &Bytes {
+        match &self.led {
+            Led::Place(candidate) => candidate.key(),
+            Led::Turn(turn) => turn.key(),
+        }
+    }
+
+    /// The fencing token: larger than that of every earlier leader. Hand it on with whatever the leader
+    /// does, and refuse there what comes with an older one.
+    #[must_use]
+    pub fn token(&self) -> i64 {
+        match &self.led {
+            Led::Place(candidate) => candidate.token(),
+            Led::Turn(turn) => turn.token(),
+        }
+    }
+
+    /// A revision at which it led.
+    #[must_use]
+    pub fn revision(&self) -> i64 {
+        match &self.led {
+            Led::Place(candidate) => candidate.revision(),
+            Led::Turn(turn) => turn.revision(),
+        }
+    }
+
+    /// Cancelled when leadership may be lost: when the session may be, which is before the server lets
+    /// another one lead as long as this process gets to run, and when somebody took it away. (From a server
+    /// that speaks etcd's API only the latter is seen by [`Leadership::is_held`] and [`Leadership::txn`].)
+    #[must_use]
+    pub fn lost(&self) -> CancellationToken {
+        match &self.led {
+            Led::Place(candidate) => candidate.lost(),
+            Led::Turn(turn) => turn.lost(),
+        }
+    }
+
+    /// Why it was lost, if it was.
+    #[must_use]
+    pub fn loss(&self) -> Option<Loss> {
+        match &self.led {
+            Led::Place(candidate) => candidate.loss(),
+            Led::Turn(turn) => turn.lease().is_lost().then_some(Loss::Session),
+        }
+    }
+
+    /// Runs `work` until it ends or leadership is lost; then `work` is dropped.
+    ///
+    /// # Errors
+    /// [`Error::Lost`]: what `work` had begun may be half done.
+    pub async fn run<T>(&self, work: impl Future<Output = T>) -> Result<T, Error> {
+        let lost = self.lost();
+        tokio::select! {
+            biased;
+            () = lost.cancelled() => Err(match self.loss() {
+                Some(Loss::Removed) => Error::Lost { reason: REMOVED },
+                Some(Loss::Session) | None => Error::session_lost(),
+            }),
+            done = work => Ok(done),
+        }
+    }
+
+    /// Asks the cluster whether this leads at this moment.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn is_held(&self) -> Result<bool, Error> {
+        match &self.led {
+            Led::Place(candidate) => candidate.is_held().await,
+            Led::Turn(turn) => turn.is_held().await,
+        }
+    }
+
+    /// Starts a transaction that is carried out only if this leads at that very moment.
+    pub fn txn(&self) -> Txn<Guarded> {
+        match &self.led {
+            Led::Place(candidate) => {
+                let guard = Guard { name: candidate.name().clone(), fence: candidate.token() };
+                Guarded::by_locks(candidate.client().clone(), vec![guard])
+            }
+            Led::Turn(turn) => Guarded::by_turn(turn),
+        }
+    }
+
     /// Says something else to those who observe.
     ///
     /// # Errors
     /// [`Error::Lost`] if this is not the leader any more. See [`Error`]; [`Error::outcome`] tells
     /// whether it may have been applied.
     pub async fn proclaim(&self, value: impl Into<Vec<u8>>) -> Result<(), Error> {
-        self.turn.set_value(value).await
+        match &self.led {
+            Led::Place(candidate) => candidate.proclaim(value.into().into()).await,
+            Led::Turn(turn) => turn.set_value(value).await,
+        }
     }
 
     /// Lets the next candidate lead.
     ///
     /// # Errors
-    /// [`Error::Lost`] if this was not the leader any more. See [`Error`]; leadership then ends when its
-    /// TTL has passed.
+    /// [`Error::Lost`] if this was not the leader any more. See [`Error`]; it is then tried again in the
+    /// background.
     pub async fn resign(self) -> Result<(), Error> {
-        self.turn.release().await
-    }
-}
-
-impl Deref for Leadership {
-    type Target = Turn;
-
-    fn deref(&self) -> &Turn {
-        &self.turn
-    }
-}
-
-/// Who leads.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Leader {
-    /// The candidate's key, with what it says. Its create revision is the fencing token.
-    pub kv: KeyValue,
-    /// The header of the answer that told so.
-    pub header: ResponseHeader,
-}
-
-impl Leader {
-    /// What it says.
-    #[must_use]
-    pub fn value(&self) -> &[u8] {
-        &self.kv.value
+        match self.led {
+            // Boxed: what they hold on to while they wait is large.
+            Led::Place(candidate) => Box::pin(candidate.resign()).await,
+            Led::Turn(turn) => Box::pin(turn.release()).await,
+        }
     }
 
-    /// The fencing token, which grows from leader to leader.
-    #[must_use]
-    pub fn token(&self) -> i64 {
-        self.kv.create_revision
-    }
-}
-
-/// The leaders of an election, one after the other: a [`Stream`] of leaders, and of `None` for the
-/// times without one. It ends after the first error, which is one that waiting cannot mend.
-#[derive(Debug)]
-pub struct Observer {
-    leaders: mpsc::Receiver<Result<Option<Leader>, Error>>,
-    _task: AbortOnDropHandle<()>,
-}
-
-impl Observer {
-    /// The next leader, waiting through times without one; `None` after the end. Cancel-safe.
+    /// Lets the candidate with this key lead next, in one step; whoever stands between goes behind it.
     ///
     /// # Errors
-    /// What ended it, once.
-    pub async fn leader(&mut self) -> Result<Option<Leader>, Error> {
-        loop {
-            match self.leaders.recv().await.transpose()? {
-                Some(None) => {}
-                Some(leader) => return Ok(leader),
-                None => return Ok(None),
-            }
+    /// [`Error::Refused`] if this is not the leader any more. [`Error::Invalid`] if there is no such candidate,
+    /// or more than 64 stand between, or one that runs etcd's recipe. [`Error::Unimplemented`] from a server
+    /// that speaks etcd's API only. See [`Error`]; the guard is dropped in any case, and if it still leads it
+    /// resigns.
+    pub async fn resign_to(self, key: impl Into<Vec<u8>>) -> Result<(), Error> {
+        match self.led {
+            Led::Place(candidate) => Box::pin(candidate.resign_to(key.into().into())).await,
+            Led::Turn(_) => Err(crate::lock::unimplemented()),
         }
     }
 }
 
-impl Stream for Observer {
-    type Item = Result<Option<Leader>, Error>;
-
-    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.leaders.poll_recv(cx)
-    }
-}
-
-/// Tells of each new leader until nobody listens.
-async fn follow(mut mirror: Mirror, leaders: mpsc::Sender<Result<Option<Leader>, Error>>) {
-    let mut last: Option<Option<KeyValue>> = None;
-    let mut backoff = Backoff::default();
-    loop {
-        match mirror.next().await {
-            Ok(Step::Connected(_)) => {}
-            Ok(Step::Keys) => {
-                backoff.reset();
-                let leader = leader(&mirror);
-                let kv = leader.as_ref().map(|leader| leader.kv.clone());
-                if last.as_ref() != Some(&kv) {
-                    last = Some(kv);
-                    if leaders.send(Ok(leader)).await.is_err() {
-                        return;
-                    }
-                }
-            }
-            Err(error) if error.is_passing() => sleep(backoff.next()).await,
-            Err(error) => {
-                // Who does not listen any more needs no reason.
-                drop(leaders.send(Err(error)).await);
-                return;
-            }
-        }
-    }
-}
-
-/// The candidate who came first.
-fn leader(mirror: &Mirror) -> Option<Leader> {
-    let first = mirror.keys().values().min_by_key(|kv| kv.create_revision)?;
-    Some(Leader { kv: first.clone(), header: *mirror.header() })
-}
+/// What is known about a candidate that somebody took away.
+const REMOVED: &str = "the candidate was taken away";

@@ -47,6 +47,7 @@ use crate::{
     session::{self, Cleanup, Session},
 };
 
+pub(crate) use guard::unimplemented;
 pub use guard::{Guarded, LockGuard};
 
 impl Client {
@@ -204,7 +205,7 @@ async fn by_recipe(
     let has_extras = request.reentrant || request.lock_delay_seconds > 0;
     let name = match <[Bytes; 1]>::try_from(request.names) {
         Ok([name]) if is_exclusive && !has_extras => name,
-        _ => return Err(guard::unimplemented()),
+        _ => return Err(unimplemented()),
     };
     let enter = client.queue(&name[..]).ttl(ttl.unwrap_or(session::TTL)).value(request.note);
     let enter = match wait {

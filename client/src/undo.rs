@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use conclave_proto::v1::{
-    BarrierLiftRequest, DoubleBarrierLeaveRequest, GroupLeaveRequest,
+    BarrierLiftRequest, DoubleBarrierLeaveRequest, GroupLeaveRequest, ResignRequest,
     barrier_service_client::BarrierServiceClient,
     double_barrier_service_client::DoubleBarrierServiceClient,
-    group_service_client::GroupServiceClient,
+    election_service_client::ElectionServiceClient, group_service_client::GroupServiceClient,
 };
 use tonic::{Response, Status, transport::Channel};
 
@@ -27,6 +27,8 @@ pub(crate) enum Did {
     Enter,
     /// It joined a group as this member.
     Join(Bytes),
+    /// It is a candidate of an election.
+    Campaign,
 }
 
 /// What a request holds under a name, for as long as this exists and its session lives.
@@ -101,6 +103,12 @@ impl Undo {
                 let request = GroupLeaveRequest { once, name, member: member.clone() };
                 let answer = GroupServiceClient::new(channel).leave(request).await?;
                 Ok(answer.map(|answer| answer.left))
+            }
+            Did::Campaign => {
+                let session = self.session;
+                let request = ResignRequest { name, session, once, ..ResignRequest::default() };
+                let answer = ElectionServiceClient::new(channel).resign(request).await?;
+                Ok(answer.map(|answer| answer.resigned))
             }
         }
     }

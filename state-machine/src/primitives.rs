@@ -16,7 +16,7 @@ pub(crate) mod barrier;
 pub mod check;
 pub(crate) mod group;
 pub mod number;
-mod once;
+pub(crate) mod once;
 pub mod rendezvous;
 
 use crate::change::Change;

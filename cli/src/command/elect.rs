@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use clap::Args;
-use conclave_client::{election::Leader, pb::RangeResponse};
+use conclave_client::{Error, election::Leader, pb::RangeResponse};
 
 use super::{Context, child::Child, lock};
 use crate::{arguments::Flavor, failure::Failure, stop::Stop};
@@ -55,6 +55,9 @@ async fn campaign(
     command: &[String],
     stop: &mut Stop,
 ) -> Result<(), Failure> {
+    if context.flavor == Flavor::Conclave {
+        return lead(context, (name, proposal), command, stop).await;
+    }
     let enter = context.client.queue(name).ttl(TTL).value(proposal);
     let turn = lock::taken(context, enter, stop).await?;
     let done = match Child::new(command) {
@@ -66,6 +69,46 @@ async fn campaign(
     };
     lock::give_back(turn).await?;
     done
+}
+
+/// Leads by the native API, or by etcd's recipe where there is none.
+async fn lead(
+    context: &Context,
+    (name, proposal): (&str, &str),
+    command: &[String],
+    stop: &mut Stop,
+) -> Result<(), Failure> {
+    let campaign = context.client.election(name).ttl(TTL).campaign(proposal);
+    let leadership = tokio::select! {
+        leadership = campaign => leadership?,
+        () = stop.requested() => {
+            context.client.close().await;
+            return Err(Failure::error("context canceled"));
+        }
+    };
+    let lost = leadership.lost();
+    let done = match Child::new(command) {
+        Some(mut child) => {
+            child.env(&[("FENCING_TOKEN", leadership.token().to_string())]);
+            child.run_while(&lost, stop).await
+        }
+        None => {
+            let reply = context.client.get(leadership.key().to_vec()).await?;
+            context.print(&*reply)?;
+            tokio::select! {
+                () = lost.cancelled() => Err(Failure::error("elect: leadership lost")),
+                () = stop.requested() => Ok(()),
+            }
+        }
+    };
+    let resigned = leadership.resign().await;
+    // The session that was begun for it ends in the background.
+    context.client.close().await;
+    match resigned {
+        // Whether the loss matters, `done` says.
+        Ok(()) | Err(Error::Lost { .. } | Error::NotFound(_)) => done,
+        Err(error) => Err(error.into()),
+    }
 }
 
 async fn listen(context: &Context, name: &str, stop: &mut Stop) -> Result<(), Failure> {

@@ -139,16 +139,15 @@ impl LockGuard {
 
     /// Starts a transaction that is carried out only if this lock is held at that very moment.
     pub fn txn(&self) -> Txn<Guarded> {
-        let by = match &self.held {
+        match &self.held {
             Held::Place(place) => {
                 let guards = self.locks.iter();
                 let guards =
                     guards.map(|lock| Guard { name: lock.name.clone(), fence: lock.fence });
-                By::Locks(place.session.client().clone(), guards.collect())
+                Guarded::by_locks(place.session.client().clone(), guards.collect())
             }
-            Held::Turn(turn) => By::Turn(turn.txn().client),
-        };
-        Txn { client: Guarded { by }, request: Default::default() }
+            Held::Turn(turn) => Guarded::by_turn(turn),
+        }
     }
 
     /// Goes on as a reader, without letting go: others may read from now on. The token stays.
@@ -210,14 +209,27 @@ impl LockGuard {
 }
 
 /// What a server of etcd answers that does not know a call.
-pub(super) fn unimplemented() -> Error {
+pub(crate) fn unimplemented() -> Error {
     Error::Unimplemented(Status::unimplemented("the server offers exclusive locks only"))
 }
 
-/// Marks a transaction that needs locks; see [`LockGuard::txn`].
+/// Marks a transaction that needs locks or leadership; see [`LockGuard::txn`] and
+/// [`crate::election::Leadership::txn`].
 #[derive(Debug, Clone)]
 pub struct Guarded {
     by: By,
+}
+
+impl Guarded {
+    /// A transaction that needs all of these.
+    pub(crate) fn by_locks(client: Client, guards: Vec<Guard>) -> Txn<Self> {
+        Txn { client: Self { by: By::Locks(client, guards) }, request: Default::default() }
+    }
+
+    /// A transaction that needs a turn of etcd's recipe.
+    pub(crate) fn by_turn(turn: &Turn) -> Txn<Self> {
+        Txn { client: Self { by: By::Turn(turn.txn().client) }, request: Default::default() }
+    }
 }
 
 /// What guards a transaction.

@@ -7,7 +7,7 @@ use conclave_state_machine::command::{
 };
 use conclave_state_machine::response::Rejection;
 
-use super::txn;
+use super::{primitive::once, txn};
 
 /// The command that begins a session.
 #[must_use]
@@ -71,15 +71,17 @@ pub fn seize(message: internal::LockBreak) -> LockCommand {
 /// The command that takes a place in an election.
 #[must_use]
 pub fn campaign(message: internal::Campaign) -> LockCommand {
-    let internal::Campaign { name, session, value, attempt, number } = message;
-    LockCommand::Campaign(Campaign { name, session, value, attempt, number })
+    let internal::Campaign { name, session, value, attempt, number, once: asked, resumes } =
+        message;
+    let once = once(asked);
+    LockCommand::Campaign(Campaign { name, session, value, attempt, number, once, resumes })
 }
 
 /// The command that gives a place in an election up.
 #[must_use]
 pub fn leave(message: internal::Leave) -> LockCommand {
-    let internal::Leave { name, session, fence, attempt } = message;
-    LockCommand::Leave(Leave { name, session, fence, attempt })
+    let internal::Leave { name, session, fence, attempt, once: asked } = message;
+    LockCommand::Leave(Leave { name, session, fence, attempt, once: once(asked) })
 }
 
 /// The command by which a leader hands over.

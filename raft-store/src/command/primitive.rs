@@ -27,9 +27,13 @@ pub fn primitive(message: internal::Primitive) -> Result<Primitive, Rejection> {
         Message::Join(internal::GroupJoin { member, value }) => Action::Join { member, value },
         Message::Part(member) => Action::Part { member },
     };
-    let v1::Once { session, sequence, settled, undoes } = message.once.unwrap_or_default();
-    let once = Once { session, sequence, settled, undoes };
-    Ok(Primitive { once, name: message.name, action })
+    Ok(Primitive { once: once(message.once), name: message.name, action })
+}
+
+/// By what a request is recognised.
+pub(super) fn once(message: Option<v1::Once>) -> Once {
+    let v1::Once { session, sequence, settled, undoes } = message.unwrap_or_default();
+    Once { session, sequence, settled, undoes }
 }
 
 fn set_of(set: &internal::CounterSet) -> Action {

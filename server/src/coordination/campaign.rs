@@ -45,10 +45,10 @@ pub(super) fn start(
     context: Context,
     request: v1::CampaignRequest,
 ) -> Result<mpsc::Receiver<Result<v1::CampaignResponse, Status>>, Status> {
-    let v1::CampaignRequest { name, session, value, attempt: number } = request;
+    let v1::CampaignRequest { name, session, value, attempt: number, once, resumes } = request;
     // 0 stands for none.
     let attempt = rand::random::<u64>().max(1);
-    let command = internal::Campaign { name, session, value, attempt, number };
+    let command = internal::Campaign { name, session, value, attempt, number, once, resumes };
     checked(&command::lock::campaign(command.clone()))?;
     let (answers, stream) = mpsc::channel(super::ANSWERS_MAX);
     let background = context.background.clone();
@@ -63,7 +63,8 @@ impl Candidacy {
         let is_settled = match proposal {
             Ok((Answer::Lock(LockResponse::Places { taken, .. }), _)) => match taken.first() {
                 Some(place) => self.follow(place).await,
-                None => self.fail(mismatch()).await,
+                // It was resigned, or is not there to be resumed.
+                None => self.lose(Reason::Removed).await,
             },
             Ok(_) => self.fail(mismatch()).await,
             Err(status) => {
@@ -72,9 +73,10 @@ impl Candidacy {
                 is_settled
             }
         };
-        if !is_settled {
+        // One that is recognised stays until its client or its session ends it.
+        if !is_settled && self.command.once.is_none_or(|once| once.sequence == 0) {
             let internal::Campaign { name, session, attempt, .. } = self.command;
-            let leave = internal::Leave { name, session, fence: 0, attempt };
+            let leave = internal::Leave { name, session, fence: 0, attempt, once: None };
             withdraw_unless_resumed(&self.context, Message::Leave(leave)).await;
         }
     }
@@ -90,9 +92,7 @@ impl Candidacy {
             End::Gone => {
                 let lease = leases::lease(self.context.node.reader(), self.command.session);
                 let is_lost = matches!(lease, Ok(None));
-                let reason = if is_lost { Reason::SessionLost } else { Reason::Removed };
-                self.send(Event::Lost(v1::CampaignLost { reason: reason as i32 })).await;
-                true
+                self.lose(if is_lost { Reason::SessionLost } else { Reason::Removed }).await
             }
             End::Dropped => false,
             End::Over(fault) => {
@@ -157,6 +157,12 @@ impl Candidacy {
 
     async fn send(&self, event: Event) -> bool {
         self.answers.send(Ok(v1::CampaignResponse { event: Some(event) })).await.is_ok()
+    }
+
+    /// Returns true: nothing is left to withdraw.
+    async fn lose(&self, reason: Reason) -> bool {
+        self.send(Event::Lost(v1::CampaignLost { reason: reason as i32 })).await;
+        true
     }
 
     /// Returns true: nothing is left to withdraw.

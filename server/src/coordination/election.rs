@@ -65,9 +65,10 @@ impl ElectionApi {
         request: Request<v1::ResignRequest>,
     ) -> Result<v1::ResignResponse, Status> {
         self.context.check_metadata(request.metadata())?;
-        let v1::ResignRequest { name, session, fence, hand_over_to: to } = request.into_inner();
+        let v1::ResignRequest { name, session, fence, hand_over_to: to, once } =
+            request.into_inner();
         let message = if to.is_empty() {
-            let leave = internal::Leave { name, session, fence, attempt: 0 };
+            let leave = internal::Leave { name, session, fence, attempt: 0, once };
             checked(&command::lock::leave(leave.clone()))?;
             Message::Leave(leave)
         } else {

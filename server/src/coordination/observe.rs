@@ -47,15 +47,23 @@ pub(super) async fn start(
         return Err(too_many());
     }
     for kv in found.kvs {
-        let place = Standing { fence: kv.create_revision, session: kv.lease, value: kv.value };
+        let place = Standing {
+            fence: kv.create_revision,
+            session: kv.lease,
+            mod_revision: kv.mod_revision,
+            version: kv.version,
+            value: kv.value,
+        };
         candidates.put(kv.key, place);
     }
     let mut watch = LocalWatch::open(context.node.watch());
     let Range { key, range_end, .. } = candidates.range();
     let start_revision = at + 1;
     watch.add(etcd::WatchCreateRequest { key, range_end, start_revision, ..Default::default() });
-    let first = v1::ObserveResponse { leader: candidates.leader(), revision: at };
-    let observer = Observer { candidates, watch, told: first.leader.clone(), due: [first].into() };
+    let context = context.clone();
+    let mut observer = Observer { context, candidates, watch, told: None, due: VecDeque::new() };
+    observer.told = observer.candidates.leader();
+    observer.tell(at);
     Ok(Box::pin(stream::try_unfold(observer, async |mut observer| {
         let next = observer.next().await?;
         Ok(Some((next, observer)))
@@ -70,6 +78,8 @@ fn too_many() -> Status {
 struct Standing {
     fence: i64,
     session: i64,
+    mod_revision: i64,
+    version: i64,
     value: Bytes,
 }
 
@@ -106,20 +116,31 @@ impl Candidates {
         }
         // A key that gets its lease later is no place.
         if kv.create_revision == kv.mod_revision || self.places.contains_key(&kv.key) {
-            let place = Standing { fence: kv.create_revision, session: kv.lease, value: kv.value };
+            let place = Standing {
+                fence: kv.create_revision,
+                session: kv.lease,
+                mod_revision: kv.mod_revision,
+                version: kv.version,
+                value: kv.value,
+            };
             self.put(kv.key, place);
         }
     }
 
+    fn first(&self) -> Option<(&Bytes, &Standing)> {
+        self.places.iter().min_by_key(|(_, place)| place.fence)
+    }
+
     fn leader(&self) -> Option<v1::Leader> {
-        let (key, first) = self.places.iter().min_by_key(|(_, place)| place.fence)?;
-        let Standing { fence, session, value } = first;
+        let (key, first) = self.first()?;
+        let Standing { fence, session, value, .. } = first;
         let (key, value) = (Bytes::clone(key), Bytes::clone(value));
         Some(v1::Leader { key, fence: *fence, session: *session, value })
     }
 }
 
 struct Observer {
+    context: Context,
     candidates: Candidates,
     watch: LocalWatch,
     told: Option<v1::Leader>,
@@ -156,10 +177,19 @@ impl Observer {
             }
             let leader = self.candidates.leader();
             if leader != self.told {
-                self.told.clone_from(&leader);
-                self.due.push_back(v1::ObserveResponse { leader, revision });
+                self.told = leader;
+                self.tell(revision);
             }
         }
+    }
+
+    /// Notes to say who leads.
+    fn tell(&mut self, revision: i64) {
+        let key = self.candidates.first().map(|(_, first)| (first.mod_revision, first.version));
+        let (mod_revision, version) = key.unwrap_or_default();
+        let (leader, header) = (self.told.clone(), Some(self.context.header(revision)));
+        let next = v1::ObserveResponse { leader, revision, header, mod_revision, version };
+        self.due.push_back(next);
     }
 }
 

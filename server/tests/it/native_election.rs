@@ -1,6 +1,11 @@
-//! Native elections over their wire contract.
+//! Native elections over their wire contract, and through the client crate.
+
+use std::time::Duration;
 
 use bytes::Bytes;
+use conclave_client::Error;
+use conclave_client::election::Loss;
+use conclave_client::kv::put;
 use conclave_proto::v1;
 use conclave_proto::v1::election_service_client::ElectionServiceClient;
 use tonic::{Code, Streaming};
@@ -77,7 +82,7 @@ impl Candidate {
 
 async fn resign(election: &Election, candidate: &Candidate, fence: i64, to: Bytes) -> bool {
     let (name, session) = ("boss".into(), candidate.session);
-    let request = v1::ResignRequest { name, session, fence, hand_over_to: to };
+    let request = v1::ResignRequest { name, session, fence, hand_over_to: to, once: None };
     let answer = soon("to resign", election.clone().resign(request)).await;
     answer.unwrap().into_inner().resigned
 }
@@ -229,8 +234,94 @@ async fn only_the_leader_hands_over() {
         session: two.id(),
         fence: led.fence,
         hand_over_to: second.key(),
+        once: None,
     };
     let refused = soon("to resign", election.clone().resign(request)).await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition);
     assert!(resign(&election, &first, led.fence, second.key()).await);
+}
+
+/// The guard of the client crate, over the native API, while leaders of the cluster stop.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guard_leads_proclaims_and_hands_over() {
+    let mut servers = servers(3, &[]).await;
+    let client = client(&servers);
+    let [one, two, three] =
+        [session(&client, "1").await, session(&client, "2").await, session(&client, "3").await];
+    let mut leaders = client.election("boss").observe();
+    let first = soon("to be elected", one.election("boss").campaign("at one")).await.unwrap();
+    let second = tokio::spawn(two.election("boss").campaign("at two").into_future());
+    queue(&client, "boss", 1, 1).await;
+    let third = tokio::spawn(three.election("boss").campaign("at three").into_future());
+    queue(&client, "boss", 1, 2).await;
+    let busy = client.election("boss").campaign("no").wait(Duration::ZERO).await;
+    assert!(matches!(busy, Err(Error::Busy)), "{busy:?}");
+    first.proclaim("moved").await.unwrap();
+    first.txn().then(put("by", "first")).commit().await.unwrap();
+    assert!(first.is_held().await.unwrap());
+    let leads = |server: &Server| server.running.node().is_leader();
+    let leader = servers.iter().position(leads).expect("somebody leads");
+    servers.remove(leader).running.stop().await;
+    first.run(async {}).await.unwrap();
+    assert!(soon("it leads on", first.is_held()).await.unwrap());
+    let (token, stale) = (first.token(), first.txn());
+    let chosen = format!("boss/{:x}", three.id());
+    soon("to hand over", first.resign_to(chosen.clone())).await.unwrap();
+    let third = soon("to be elected", third).await.unwrap().unwrap();
+    assert!(third.token() > token && third.key() == chosen.as_bytes());
+    let refused = stale.then(put("by", "first, too late")).commit().await;
+    assert!(matches!(refused, Err(Error::Lost { .. })), "{refused:?}");
+    soon("to resign", third.resign()).await.unwrap();
+    let second = soon("to be elected", second).await.unwrap().unwrap();
+    // An operator takes it away, and the guard hears of it.
+    client.lock_break("boss", 0, "a test").await.unwrap();
+    soon("the loss", second.lost().cancelled()).await;
+    assert_eq!(second.loss(), Some(Loss::Removed));
+    assert!(matches!(second.run(async {}).await, Err(Error::Lost { .. })));
+    assert!(matches!(second.proclaim("usurped").await, Err(Error::Lost { .. })));
+    assert!(matches!(second.resign().await, Err(Error::Lost { .. })));
+    let again = soon("to be elected", two.election("boss").campaign("again")).await.unwrap();
+    drop(again);
+    queue(&client, "boss", 0, 0).await;
+    let mut told = Vec::new();
+    while told.last().is_none_or(|value| value != "again") {
+        let leader = soon("a leader", leaders.leader()).await.unwrap().expect("it goes on");
+        told.push(String::from_utf8(leader.value().to_vec()).unwrap());
+    }
+    assert_eq!(told, ["at one", "moved", "at three", "at two", "again"]);
+    assert!(client.election("boss").leader().await.unwrap().is_none());
+    soon("to end", two.close()).await.unwrap();
+    let ended = two_campaigns_after_its_end(&client).await;
+    assert!(matches!(ended, Err(Error::Lost { .. } | Error::NotFound(_))), "{ended:?}");
+}
+
+/// A session that ends while it campaigns is never elected.
+async fn two_campaigns_after_its_end(
+    client: &conclave_client::Client,
+) -> Result<conclave_client::Leadership, Error> {
+    let session = session(client, "ended").await;
+    let _leader = soon("to be elected", client.election("e").campaign("leads")).await.unwrap();
+    let waiting = tokio::spawn(session.election("e").campaign("waits").into_future());
+    queue(client, "e", 1, 1).await;
+    client.session_end(session.id()).await.unwrap();
+    soon("the loss", waiting).await.unwrap()
+}
+
+/// A campaign that was canceled leaves no candidate, however late its request comes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_canceled_campaign_of_a_session_leaves_no_candidate() {
+    let servers = [server(&[]).await];
+    let client = client(&servers);
+    let (one, two) = (session(&client, "1").await, session(&client, "2").await);
+    let leader = soon("to be elected", one.election("boss").campaign("leads")).await.unwrap();
+    for ms in 0..20 {
+        let campaign = two.election("boss").campaign("canceled").into_future();
+        let canceled = tokio::time::timeout(Duration::from_millis(ms), campaign).await;
+        assert!(canceled.is_err(), "somebody else leads");
+    }
+    let patient = two.election("boss").campaign("patient").wait(Duration::from_millis(50)).await;
+    assert!(matches!(patient, Err(Error::Busy)), "{patient:?}");
+    queue(&client, "boss", 1, 0).await;
+    soon("to resign", leader.resign()).await.unwrap();
+    queue(&client, "boss", 0, 0).await;
 }

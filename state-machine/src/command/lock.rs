@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::Txn;
+use super::{Once, Txn};
 
 /// Creates a lease that has an owner. Sent twice, it is one session.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -117,6 +117,11 @@ pub struct Campaign {
     /// The client's number of that stream: what has a smaller one than was seen comes too late. 0 for a
     /// client that counts nothing.
     pub number: u64,
+    /// Recognises the candidacy, so that it does not begin again once it was left; sequence 0 for one that
+    /// lives with its stream.
+    pub once: Once,
+    /// Only if the candidate is there already.
+    pub resumes: bool,
 }
 
 /// Gives up the place of a session in an election.
@@ -130,6 +135,8 @@ pub struct Leave {
     pub fence: i64,
     /// Only if this stream was the last that asked; 0 for whoever asked.
     pub attempt: u64,
+    /// Makes it single, and takes the candidacy back; sequence 0 for neither.
+    pub once: Once,
 }
 
 /// The leader of an election goes, and the candidate `to` comes next.

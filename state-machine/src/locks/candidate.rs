@@ -1,6 +1,7 @@
 //! Candidates of elections: exclusive places whose value is what they say, as in etcd's recipe.
 //!
-//! A session is a candidate of a name once, so that no request id is needed: asking again finds the place.
+//! A session is a candidate of a name once: asking again finds the place. Candidacies that are recognised
+//! share it, and it goes with the last of them.
 
 use bytes::Bytes;
 
@@ -9,22 +10,34 @@ use crate::change::{Before, Change};
 use crate::command::{Campaign, Leave};
 use crate::leases;
 use crate::outcome::Stop;
+use crate::primitives::once::{self, Standing};
 use crate::read::Read;
-use crate::response::{LockResponse, LockState, Rejection, Taken};
+use crate::response::{Halt, LockResponse, LockState, PrimitiveResponse, Rejection, Taken};
 use crate::rows::place::Attempt;
+
+/// Candidacies of one session that share a place.
+const SHARED_MAX: usize = 64;
+
+/// What a candidacy is recognised by in the row of its place; empty for one that lives with its stream.
+fn id(sequence: u64) -> Bytes {
+    if sequence == 0 { Bytes::new() } else { Bytes::copy_from_slice(&sequence.to_be_bytes()) }
+}
 
 /// Takes the place, or says something else at the one that is there.
 pub(super) fn campaign<R: Read>(
     change: &mut Change<'_, '_, R>,
     campaign: &Campaign,
 ) -> Result<LockResponse, Stop> {
-    let Campaign { name, session, value, attempt: stream, number } = campaign;
-    if leases::lease(change.rows, *session)?.is_none() {
-        return Err(Rejection::LeaseNotFound.into());
-    }
+    let Campaign { name, session, value, attempt: stream, number, once, resumes } = campaign;
+    let lease = leases::lease(change.rows, *session)?.ok_or(Rejection::LeaseNotFound)?;
     let key = queue::key(name, *session);
     let before = Before::load(change.rows, &key)?;
+    let cancelled = LockResponse::Places { state: LockState::Cancelled, taken: Vec::new() };
     let fence = match &before.kv {
+        // It was left, or taken away: it does not begin again.
+        None if *resumes || lease.is_settled(once.sequence) => {
+            return Ok(cancelled);
+        }
         None => {
             change.put(&key, before, value, *session)?;
             change.head.revision
@@ -35,17 +48,24 @@ pub(super) fn campaign<R: Read>(
             if !place.is_some_and(|place| place.claim.is_none() && place.session == *session) {
                 return Err(Rejection::InvalidLock("the key of the candidate is taken").into());
             }
-            // A command of a stream that the client left long ago must not make the candidate follow it.
-            if *number < queue::attempt(change.rows, (&key, fence), b"")?.number {
-                return Err(Rejection::Overtaken.into());
+            let known = queue::attempts(change.rows, &key, fence)?;
+            match known.iter().find(|known| known.request == id(once.sequence)) {
+                // A command of a stream that the client left long ago must not make the candidate follow it.
+                Some(known) if *number < known.number => return Err(Rejection::Overtaken.into()),
+                Some(_) => {}
+                None if *resumes || lease.is_settled(once.sequence) => return Ok(cancelled),
+                None if known.len() >= SHARED_MAX => {
+                    return Err(Rejection::Refused("the session campaigns too many times").into());
+                }
+                None => {}
             }
-            if kv.value != *value {
+            if kv.value != *value && !resumes {
                 change.put(&key, before, value, *session)?;
             }
             fence
         }
     };
-    let attempt = Attempt { request: Bytes::new(), stream: *stream, number: *number };
+    let attempt = Attempt { request: id(once.sequence), stream: *stream, number: *number };
     queue::set_attempt(change.rows, (&key, fence), attempt)?;
     let is_held = queue::holds(change.rows, NEWEST, name, fence)?;
     let state = if is_held { LockState::Held } else { LockState::Queued };
@@ -57,17 +77,41 @@ pub(super) fn leave<R: Read>(
     change: &mut Change<'_, '_, R>,
     leave: &Leave,
 ) -> Result<LockResponse, Stop> {
+    let session = match once::find(change.rows, leave.once)? {
+        Standing::Known(answer) => return Ok(LockResponse::Released { was_held: answer.is_done }),
+        Standing::New(session) => session,
+    };
+    let was_held = withdraw(change, leave)?;
+    if let Some(session) = session {
+        let answer = PrimitiveResponse { is_done: was_held, ..PrimitiveResponse::default() };
+        once::remember(change.rows, session, leave.once, answer);
+    }
+    Ok(LockResponse::Released { was_held })
+}
+
+fn withdraw<R: Read>(change: &mut Change<'_, '_, R>, leave: &Leave) -> Result<bool, Halt> {
     let key = queue::key(&leave.name, leave.session);
     let place = queue::place_at(change.rows, &key)?;
     let place = place.filter(|place| place.session == leave.session && place.claim.is_none());
     let place = place.filter(|place| leave.fence == 0 || place.fence == leave.fence);
-    let Some(place) = place else { return Ok(LockResponse::Released { was_held: false }) };
+    let Some(place) = place else { return Ok(false) };
     // Another stream may follow the candidate meanwhile.
-    let known = queue::attempt(change.rows, (&key, place.fence), b"")?;
-    if leave.attempt != 0 && known.stream != leave.attempt {
-        return Ok(LockResponse::Released { was_held: false });
+    if leave.attempt != 0 || leave.once.undoes != 0 {
+        let own = id(leave.once.undoes);
+        let mut known = queue::attempts(change.rows, &key, place.fence)?;
+        let is_own = |known: &Attempt| {
+            known.request == own && (leave.attempt == 0 || known.stream == leave.attempt)
+        };
+        if !known.iter().any(is_own) {
+            return Ok(false);
+        }
+        known.retain(|known| !is_own(known));
+        if !known.is_empty() {
+            queue::set_attempts(change.rows, &key, place.fence, &known);
+            return Ok(true);
+        }
     }
     let before = Before::load(change.rows, &key)?;
     change.delete(&key, before)?;
-    Ok(LockResponse::Released { was_held: true })
+    Ok(true)
 }

@@ -3,7 +3,8 @@
 use bytes::Bytes;
 
 use super::claim::Claim;
-use crate::command::{Guard, LockAcquire, LockCommand, SessionBegin};
+use crate::command::{Guard, LockAcquire, LockCommand, Once, SessionBegin};
+use crate::primitives;
 use crate::response::Rejection;
 
 /// Names that one request locks, and guards of one transaction.
@@ -44,9 +45,13 @@ pub fn command(command: &LockCommand) -> Result<(), Rejection> {
         LockCommand::Break(command) => name(&command.name),
         LockCommand::Campaign(campaign) => {
             name(&campaign.name)?;
+            numbered(campaign.once, campaign.session)?;
             candidate_value(&campaign.value)
         }
-        LockCommand::Leave(leave) => name(&leave.name),
+        LockCommand::Leave(leave) => {
+            name(&leave.name)?;
+            numbered(leave.once, leave.session)
+        }
         LockCommand::HandOver(command) => name(&command.name),
     }
 }
@@ -99,6 +104,14 @@ pub fn candidate_value(value: &[u8]) -> Result<(), Rejection> {
         Some(_) => Err(Rejection::InvalidLock("the value is that of a lock")),
         None => Ok(()),
     }
+}
+
+/// A request that is recognised is one of the session that it is about.
+fn numbered(once: Once, session: i64) -> Result<(), Rejection> {
+    if once.sequence != 0 && once.session != session {
+        return Err(Rejection::InvalidLock("the request is counted by another session"));
+    }
+    primitives::check::once(once, true)
 }
 
 fn names(names: &[Bytes]) -> Result<(), Rejection> {

@@ -57,7 +57,7 @@ fn invalid<T>(reason: &'static str) -> Result<T, Rejection> {
 }
 
 /// What has no number is not remembered: a member may do so for a client, where repetition does no harm.
-fn once(once: Once, may_be_unnumbered: bool) -> Result<(), Rejection> {
+pub(crate) fn once(once: Once, may_be_unnumbered: bool) -> Result<(), Rejection> {
     let Once { session, sequence, settled, undoes } = once;
     if session == 0 {
         return if undoes == 0 { Ok(()) } else { invalid("only a session takes requests back") };

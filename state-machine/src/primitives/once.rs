@@ -16,14 +16,14 @@ use crate::response::{PrimitiveResponse, Rejection};
 const UNSETTLED_MAX: usize = 256;
 
 /// Whether a request was here before.
-pub(super) enum Standing {
+pub(crate) enum Standing {
     /// It was, and was answered so.
     Known(PrimitiveResponse),
     /// It was not; the session that remembers it.
     New(Option<LeaseRow>),
 }
 
-pub(super) fn find<R: Read>(rows: &R, once: Once) -> Result<Standing, Stop> {
+pub(crate) fn find<R: Read>(rows: &R, once: Once) -> Result<Standing, Stop> {
     if once.session == 0 || once.sequence == 0 {
         return Ok(Standing::New(None));
     }
@@ -42,7 +42,7 @@ pub(super) fn find<R: Read>(rows: &R, once: Once) -> Result<Standing, Stop> {
     Ok(Standing::New(Some(session)))
 }
 
-pub(super) fn remember<R: Read>(
+pub(crate) fn remember<R: Read>(
     rows: &mut Overlay<'_, R>,
     mut session: LeaseRow,
     once: Once,

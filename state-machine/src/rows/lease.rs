@@ -44,6 +44,11 @@ impl LeaseRow {
         self.answered.retain(|(number, _)| *number >= self.settled);
     }
 
+    /// Whether a request is over: nobody waits for it any more, or it was answered. Never so for 0.
+    pub(crate) fn is_settled(&self, number: u64) -> bool {
+        number > 0 && (number < self.settled || self.answer(number).is_some())
+    }
+
     /// What was answered to a request that is not settled.
     pub(crate) fn answer(&self, number: u64) -> Option<PrimitiveResponse> {
         self.answered.iter().find(|known| known.0 == number).map(|known| known.1)

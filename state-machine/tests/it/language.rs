@@ -11,11 +11,12 @@
 //! session ID TTL REQUEST [owner=WHO] [NAME=VALUE ...]
 //! lock NAME,... SESSION REQUEST [shared] [permits=N limit=N] [try] [again] [delay=N] [attempt=N]
 //! unlock NAME,... SESSION REQUEST [attempt=N]     convert NAME SESSION REQUEST PERMITS LIMIT
-//! campaign NAME SESSION VALUE [attempt=N] [number=N]     leave NAME SESSION FENCE [attempt=N]
+//! campaign NAME SESSION VALUE [attempt=N] [number=N] [by=ONCE] [resumes]
+//! leave NAME SESSION FENCE [attempt=N] [by=ONCE]
 //! break NAME FENCE     hand_over NAME SESSION FENCE KEY     guarded NAME FENCE "a txn"
 //! primitive NAME add N | set N [if_value=N] [if_revision=N] | create N | down N | raise NOTE [bound] |
 //!     lift FENCE | enter COUNT NOTE | exit [waiting] | join MEMBER VALUE | part MEMBER
-//!     [by=SESSION.SEQUENCE[.SETTLED[.UNDOES]]]
+//!     [by=ONCE]     ONCE is SESSION.SEQUENCE[.SETTLED[.UNDOES]]
 //! ```
 //! SPAN is `key`, `start..end`, `start..` or `all`; COMPARE is `FIELD SPAN = OPERAND` (also `!=`, `<`,
 //! `>`) with FIELD `version`, `create`, `mod`, `value` or `lease`; OP is put, delete, range or txn.
@@ -148,12 +149,7 @@ pub(crate) fn command(name: &str, words: &mut Words) -> Parsed<Command> {
             to: bytes(&words.next()?),
         })),
         "campaign" => Command::Lock(LockCommand::Campaign(campaign(words)?)),
-        "leave" => Command::Lock(LockCommand::Leave(Leave {
-            name: bytes(&words.next()?),
-            session: words.number()?,
-            fence: words.number()?,
-            attempt: attempt(words)?,
-        })),
+        "leave" => Command::Lock(LockCommand::Leave(leave(words)?)),
         "guarded" => {
             let guard = Guard { name: bytes(&words.next()?), fence: words.number()? };
             Command::GuardedTxn(GuardedTxn { guards: vec![guard], txn: quoted_txn(words)? })
@@ -236,10 +232,29 @@ fn campaign(words: &mut Words) -> Parsed<Campaign> {
         match option.as_str() {
             "attempt" => campaign.attempt = number(&value)?,
             "number" => campaign.number = number(&value)?,
+            "by" => campaign.once = primitive::once(&value)?,
+            "resumes" => campaign.resumes = true,
             _ => return Err(format!("unknown option {option:?} of campaign")),
         }
     }
     Ok(campaign)
+}
+
+fn leave(words: &mut Words) -> Parsed<Leave> {
+    let mut leave = Leave {
+        name: bytes(&words.next()?),
+        session: words.number()?,
+        fence: words.number()?,
+        ..Leave::default()
+    };
+    for (option, value) in words.options() {
+        match option.as_str() {
+            "attempt" => leave.attempt = number(&value)?,
+            "by" => leave.once = primitive::once(&value)?,
+            _ => return Err(format!("unknown option {option:?} of leave")),
+        }
+    }
+    Ok(leave)
 }
 
 fn attempt(words: &mut Words) -> Parsed<u64> {

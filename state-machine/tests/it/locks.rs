@@ -169,6 +169,7 @@ fn command(step: &Step, number: usize) -> Option<LockCommand> {
             value: vec![*value].into(),
             attempt: number as u64 + 1,
             number: number as u64,
+            ..Campaign::default()
         }),
         Step::Leave { name, session } => LockCommand::Leave(Leave {
             name: NAMES[*name].into(),

@@ -1,0 +1,290 @@
+//! A candidate of the native API: a stream that tells how it stands, opened again whenever it breaks.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use conclave_proto::v1::{
+    self, CampaignRequest, CampaignResponse, Elected, ProclaimRequest, ResignRequest,
+    campaign_lost::Reason, campaign_response::Event,
+    election_service_client::ElectionServiceClient,
+};
+use tokio::{
+    sync::{oneshot, watch},
+    time::{Instant, sleep_until},
+};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::{Response, Status, Streaming, transport::Channel};
+
+use super::{Loss, REMOVED};
+use crate::{
+    client::Client,
+    error::Error,
+    once::Ticket,
+    patience::{self, Ask, Heard, Patience},
+    session::Session,
+    undo::{Did, Kept},
+};
+
+/// A candidate that was elected.
+#[derive(Debug)]
+pub(super) struct Candidate {
+    kept: Kept,
+    elected: Elected,
+    standing: Standing,
+    /// Ends the task that listens.
+    _listening: DropGuard,
+}
+
+/// What the task that listens tells.
+#[derive(Debug, Clone)]
+struct Standing {
+    lost: CancellationToken,
+    is_removed: Arc<AtomicBool>,
+}
+
+impl Standing {
+    fn lose(&self, loss: Loss) {
+        self.is_removed.store(loss == Loss::Removed, Ordering::Release);
+        self.lost.cancel();
+    }
+}
+
+impl Candidate {
+    /// Campaigns until elected.
+    pub(super) async fn elected(
+        session: Session,
+        name: Bytes,
+        value: Bytes,
+        wait: Option<Duration>,
+    ) -> Result<Self, Error> {
+        let ticket = session.request();
+        let (client, sequence) = (session.client().clone(), ticket.sequence());
+        let standing = Standing { lost: session.lost().child_token(), is_removed: Arc::default() };
+        let request = CampaignRequest {
+            name: name.clone(),
+            session: session.id(),
+            value,
+            ..Default::default()
+        };
+        let kept = Kept { session, name, sequence, did: Did::Campaign, open: None, is_over: false };
+        let (outcome, elected) = oneshot::channel();
+        let (queued, is_queued) = watch::channel(false);
+        let number = Number::Open(ticket);
+        let (outcome, led) = (Some(outcome), None);
+        let asked =
+            Campaigning { request, number, attempts: AtomicU64::new(0), outcome, queued, led };
+        let listening = CancellationToken::new();
+        // Where the connections live: the guard may outlive the runtime that it was made on.
+        client.spawn(listen(client.clone(), asked, standing.clone(), listening.clone()));
+        let listening = listening.drop_guard();
+        let lost = kept.session.lost();
+        let elected = tokio::select! {
+            biased;
+            () = lost.cancelled() => return Err(Error::session_lost()),
+            elected = elected => elected.map_err(|_ended| Error::session_lost())??,
+            () = patience_ends(&client, wait, is_queued) => return Err(Error::Busy),
+        };
+        Ok(Self { kept, elected, standing, _listening: listening })
+    }
+
+    pub(super) fn key(&self) -> &Bytes {
+        &self.elected.key
+    }
+
+    pub(super) fn name(&self) -> &Bytes {
+        &self.kept.name
+    }
+
+    pub(super) fn token(&self) -> i64 {
+        self.elected.fence
+    }
+
+    pub(super) fn revision(&self) -> i64 {
+        self.elected.revision
+    }
+
+    pub(super) fn client(&self) -> &Client {
+        self.kept.session.client()
+    }
+
+    pub(super) fn lost(&self) -> CancellationToken {
+        self.standing.lost.clone()
+    }
+
+    pub(super) fn loss(&self) -> Option<Loss> {
+        if self.kept.session.is_lost() {
+            return Some(Loss::Session);
+        }
+        self.standing.is_removed.load(Ordering::Acquire).then_some(Loss::Removed)
+    }
+
+    pub(super) async fn is_held(&self) -> Result<bool, Error> {
+        self.client().check_fence(self.kept.name.clone(), self.elected.fence).await
+    }
+
+    pub(super) async fn proclaim(&self, value: Bytes) -> Result<(), Error> {
+        let name = self.kept.name.clone();
+        let (session, fence) = (self.kept.session.id(), self.elected.fence);
+        let request = ProclaimRequest { name, session, fence, value };
+        let call = |channel| {
+            let request = request.clone();
+            async move { ElectionServiceClient::new(channel).proclaim(request).await }
+        };
+        // Never sent twice: a copy that comes late would undo a later one.
+        match self.client().write(call).await {
+            Err(Error::Refused(_)) => Err(Error::Lost { reason: "it does not lead any more" }),
+            said => said.map(drop),
+        }
+    }
+
+    pub(super) async fn resign(self) -> Result<(), Error> {
+        let has_led = self.kept.undo().await?;
+        if has_led { Ok(()) } else { Err(Error::Lost { reason: REMOVED }) }
+    }
+
+    pub(super) async fn resign_to(mut self, hand_over_to: Bytes) -> Result<(), Error> {
+        let name = self.kept.name.clone();
+        let (session, fence) = (self.kept.session.id(), self.elected.fence);
+        let request = ResignRequest { name, session, fence, hand_over_to, once: None };
+        let call = |channel| {
+            let request = request.clone();
+            async move { ElectionServiceClient::new(channel).resign(request).await }
+        };
+        self.client().write(call).await?;
+        self.kept.is_over = true;
+        Ok(())
+    }
+}
+
+/// Returns when there is no time left to wait: at once if there was none, as soon as it is known that
+/// others stand before.
+async fn patience_ends(
+    client: &Client,
+    wait: Option<Duration>,
+    mut is_queued: watch::Receiver<bool>,
+) {
+    match Patience::new(wait) {
+        Patience::Forever => std::future::pending().await,
+        Patience::Until(deadline) => sleep_until(deadline).await,
+        Patience::None => {
+            let unknown = sleep_until(Instant::now() + client.timeout());
+            tokio::select! {
+                Ok(_) = is_queued.wait_for(|is_queued| *is_queued) => {}
+                () = unknown => {}
+            }
+        }
+    }
+}
+
+/// Listens until the candidate is gone, or nobody is interested in it any more.
+async fn listen(
+    client: Client,
+    mut asked: Campaigning,
+    standing: Standing,
+    listening: CancellationToken,
+) {
+    let end = tokio::select! {
+        () = listening.cancelled() => return,
+        end = patience::wait(&client, Patience::Forever, &mut asked) => end,
+    };
+    let error = match end {
+        Ok(loss) => {
+            standing.lose(loss);
+            match loss {
+                Loss::Session => Error::session_lost(),
+                Loss::Removed => Error::Lost { reason: REMOVED },
+            }
+        }
+        Err(error) => {
+            // Whatever it is: nobody tells any more how the candidate stands.
+            standing.lose(Loss::Removed);
+            error
+        }
+    };
+    if let Some(outcome) = asked.outcome {
+        // Nobody may wait any more.
+        outcome.send(Err(error)).ok();
+    }
+}
+
+/// By what a candidacy is recognised.
+enum Number {
+    /// By its number, which the session has to remember.
+    Open(Ticket),
+    /// By the candidate that is there.
+    Placed(v1::Once),
+}
+
+struct Campaigning {
+    request: CampaignRequest,
+    number: Number,
+    /// Streams so far.
+    attempts: AtomicU64,
+    /// Taken when it is elected.
+    outcome: Option<oneshot::Sender<Result<Elected, Error>>>,
+    queued: watch::Sender<bool>,
+    /// The fence with which it led.
+    led: Option<i64>,
+}
+
+impl Ask for Campaigning {
+    type Answer = CampaignResponse;
+    type Done = Loss;
+
+    async fn open(
+        &self,
+        channel: Channel,
+        _wait_ms: Option<u64>,
+    ) -> Result<Response<Streaming<CampaignResponse>>, Status> {
+        let attempt = self.attempts.fetch_add(1, Ordering::Relaxed) + 1;
+        let (once, resumes) = match &self.number {
+            Number::Open(ticket) => (ticket.once(), false),
+            Number::Placed(once) => (*once, true),
+        };
+        let request =
+            CampaignRequest { attempt, once: Some(once), resumes, ..self.request.clone() };
+        ElectionServiceClient::new(channel).campaign(request).await
+    }
+
+    fn hear(&mut self, answer: CampaignResponse) -> Heard<Loss> {
+        let Some(event) = answer.event else { return Heard::More };
+        if let Number::Open(ticket) = &self.number {
+            // It may stay for long; other requests of the session shall not be kept in mind for it.
+            self.number = Number::Placed(v1::Once { settled: 0, ..ticket.once() });
+        }
+        match (event, self.led) {
+            (Event::Lost(lost), _) => Heard::Done(match lost.reason() {
+                Reason::SessionLost => Loss::Session,
+                Reason::Removed | Reason::Unspecified => Loss::Removed,
+            }),
+            (Event::Elected(elected), None) => {
+                self.led = Some(elected.fence);
+                if let Some(outcome) = self.outcome.take() {
+                    // Who does not wait any more withdraws.
+                    outcome.send(Ok(elected)).ok();
+                }
+                Heard::More
+            }
+            // It led for nobody meanwhile.
+            (Event::Elected(elected), Some(led)) if elected.fence != led => {
+                Heard::Done(Loss::Removed)
+            }
+            (Event::Queued(_), Some(_)) => Heard::Done(Loss::Removed),
+            (Event::Queued(_), None) => {
+                self.queued.send_replace(true);
+                Heard::More
+            }
+            (Event::Elected(_) | Event::Observed(_), _) => Heard::More,
+        }
+    }
+
+    fn late(&self) -> Error {
+        Error::Busy
+    }
+}

@@ -1,0 +1,251 @@
+//! Who leads, and who led: told by the native API, or seen in the queue of a server without one.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use conclave_proto::{
+    etcdserverpb::ResponseHeader,
+    mvccpb::KeyValue,
+    v1::{ObserveRequest, ObserveResponse, election_service_client::ElectionServiceClient},
+};
+use futures::Stream;
+use tokio::{
+    sync::mpsc,
+    time::{sleep, timeout},
+};
+use tokio_util::task::AbortOnDropHandle;
+use tonic::{Code, Request, Status, Streaming, metadata::MetadataValue};
+
+use crate::{
+    backoff::Backoff,
+    client::Client,
+    endpoint::Endpoint,
+    error::{Error, Outcome},
+    mirror::{Mirror, Step},
+};
+
+/// Leaders waiting for the reader; beyond that the server's stream is held back.
+const LEADERS_MAX: usize = 16;
+/// Time for an endpoint to say who leads.
+const FIRST_ANSWER_TIMEOUT_MAX: Duration = Duration::from_secs(5);
+
+/// Who leads.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Leader {
+    /// The candidate's key, with what it says. Its create revision is the fencing token.
+    pub kv: KeyValue,
+    /// The header of the answer that told so.
+    pub header: ResponseHeader,
+}
+
+impl Leader {
+    /// What it says.
+    #[must_use]
+    pub fn value(&self) -> &[u8] {
+        &self.kv.value
+    }
+
+    /// The fencing token, which grows from leader to leader.
+    #[must_use]
+    pub fn token(&self) -> i64 {
+        self.kv.create_revision
+    }
+
+    fn of(answer: ObserveResponse) -> Option<Self> {
+        let ObserveResponse { leader, header, mod_revision, version, .. } = answer;
+        let leader = leader?;
+        let kv = KeyValue {
+            key: leader.key,
+            create_revision: leader.fence,
+            mod_revision,
+            version,
+            value: leader.value,
+            lease: leader.session,
+        };
+        Some(Self { kv, header: header.unwrap_or_default() })
+    }
+}
+
+/// The leaders of an election, one after the other: a [`Stream`] of leaders, and of `None` for the
+/// times without one. It ends after the first error, which is one that waiting cannot mend.
+#[derive(Debug)]
+pub struct Observer {
+    leaders: mpsc::Receiver<Result<Option<Leader>, Error>>,
+    _task: AbortOnDropHandle<()>,
+}
+
+impl Observer {
+    pub(super) fn start(client: &Client, name: &Bytes, from: i64) -> Self {
+        let (leaders, receiver) = mpsc::channel(LEADERS_MAX);
+        let (client, name) = (client.clone(), name.clone());
+        let following = Following { client, name, from, leaders, told: None };
+        let task = AbortOnDropHandle::new(tokio::spawn(following.run()));
+        Self { leaders: receiver, _task: task }
+    }
+
+    /// The next leader, waiting through times without one; `None` after the end. Cancel-safe.
+    ///
+    /// # Errors
+    /// What ended it, once.
+    pub async fn leader(&mut self) -> Result<Option<Leader>, Error> {
+        loop {
+            match self.leaders.recv().await.transpose()? {
+                Some(None) => {}
+                Some(leader) => return Ok(leader),
+                None => return Ok(None),
+            }
+        }
+    }
+}
+
+impl Stream for Observer {
+    type Item = Result<Option<Leader>, Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.leaders.poll_recv(cx)
+    }
+}
+
+/// Who leads now.
+pub(super) async fn now(client: &Client, name: &Bytes) -> Result<Option<Leader>, Error> {
+    let call = |channel| {
+        let request = ObserveRequest { name: name.clone(), start_revision: 0 };
+        let election = ElectionServiceClient::new(channel);
+        async move {
+            let mut leaders =
+                election.max_decoding_message_size(usize::MAX).observe(request).await?.into_inner();
+            leaders.message().await?.map(tonic::Response::new).ok_or_else(broken)
+        }
+    };
+    match client.read(call).await {
+        Err(Error::Unimplemented(_)) => {
+            let mut mirror = mirror(client, name, 0);
+            mirror.next().await?;
+            Ok(first(&mirror))
+        }
+        answer => answer.map(Leader::of),
+    }
+}
+
+fn broken() -> Status {
+    Status::new(Code::Unavailable, "the stream of leaders ended")
+}
+
+fn mirror(client: &Client, name: &Bytes, from: i64) -> Mirror {
+    Mirror::new(client.clone(), Bytes::from([&name[..], b"/"].concat()), from)
+}
+
+/// The candidate who came first.
+fn first(mirror: &Mirror) -> Option<Leader> {
+    let first = mirror.keys().values().min_by_key(|kv| kv.create_revision)?;
+    Some(Leader { kv: first.clone(), header: *mirror.header() })
+}
+
+/// Tells of each new leader.
+struct Following {
+    client: Client,
+    name: Bytes,
+    /// Revision as of which all was told; 0 for now.
+    from: i64,
+    leaders: mpsc::Sender<Result<Option<Leader>, Error>>,
+    /// What was told last.
+    told: Option<Option<KeyValue>>,
+}
+
+/// Nobody listens any more.
+struct Unheard;
+
+impl Following {
+    async fn run(mut self) {
+        let mut backoff = Backoff::default();
+        loop {
+            let endpoint = self.client.endpoint();
+            let error = match self.listen(&endpoint, &mut backoff).await {
+                Ok(Unheard) => return,
+                Err(error) => error,
+            };
+            match error {
+                Error::Unimplemented(_) => return self.look().await,
+                // What was before cannot be told any more.
+                Error::Compacted { .. } if self.from > 0 => self.from = 0,
+                error if error.is_passing() => {
+                    endpoint.failed();
+                    sleep(backoff.next()).await;
+                }
+                error => return self.fail(error).await,
+            }
+        }
+    }
+
+    /// One stream of the native API.
+    async fn listen(
+        &mut self,
+        endpoint: &Endpoint,
+        backoff: &mut Backoff,
+    ) -> Result<Unheard, Error> {
+        let limit = self.client.timeout().min(FIRST_ANSWER_TIMEOUT_MAX);
+        let late = |_elapsed| Error::Deadline {
+            outcome: Outcome::NotApplied,
+            endpoint: endpoint.address().to_owned(),
+            timeout: limit,
+        };
+        let failed = |status| Error::from_status(status, endpoint.address());
+        let start_revision = self.from;
+        let request = ObserveRequest { name: self.name.clone(), start_revision };
+        let mut request = Request::new(request);
+        // A member that is cut off would never hear of a change.
+        request.metadata_mut().insert("hasleader", MetadataValue::from_static("true"));
+        let election = ElectionServiceClient::new(endpoint.channel());
+        let mut election = election.max_decoding_message_size(usize::MAX);
+        let opened = timeout(limit, election.observe(request)).await.map_err(late)?;
+        let mut answers: Streaming<ObserveResponse> = opened.map_err(failed)?.into_inner();
+        let mut next = timeout(limit, answers.message()).await.map_err(late)?;
+        loop {
+            let answer = next.map_err(failed)?.ok_or_else(|| failed(broken()))?;
+            endpoint.succeeded();
+            backoff.reset();
+            self.from = answer.revision;
+            if self.tell(Leader::of(answer)).await.is_err() {
+                return Ok(Unheard);
+            }
+            next = answers.message().await;
+        }
+    }
+
+    /// Looks at the queue itself, of a server that knows no other elections.
+    async fn look(mut self) {
+        let mut mirror = mirror(&self.client, &self.name, self.from);
+        let mut backoff = Backoff::default();
+        loop {
+            match mirror.next().await {
+                Ok(Step::Connected(_)) => {}
+                Ok(Step::Keys) => {
+                    backoff.reset();
+                    if self.tell(first(&mirror)).await.is_err() {
+                        return;
+                    }
+                }
+                Err(error) if error.is_passing() => sleep(backoff.next()).await,
+                Err(error) => return self.fail(error).await,
+            }
+        }
+    }
+
+    async fn tell(&mut self, leader: Option<Leader>) -> Result<(), Unheard> {
+        let kv = leader.as_ref().map(|leader| leader.kv.clone());
+        if self.told.as_ref() == Some(&kv) {
+            return Ok(());
+        }
+        self.told = Some(kv);
+        self.leaders.send(Ok(leader)).await.map_err(|_closed| Unheard)
+    }
+
+    async fn fail(self, error: Error) {
+        // Who does not listen any more needs no reason.
+        drop(self.leaders.send(Err(error)).await);
+    }
+}
