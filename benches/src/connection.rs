@@ -4,21 +4,33 @@
 //! layers would cost about as much per request as the server under test.
 
 use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use conclave_transport::{Client, ClientTls, Connector, Followed, Target};
 use http::{Request, Response, Uri};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::net::TcpStream;
 use tonic::body::Body;
 use tonic::codegen::Service;
 
 const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// TLS of all connections to `https://` endpoints: one process loads one cluster.
+static TLS: OnceLock<Arc<Followed<ClientTls>>> = OnceLock::new();
+
+/// Sets the TLS of all connections to `https://` endpoints; without it they cannot be opened.
+///
+/// # Errors
+/// If a file cannot be used.
+pub fn use_tls(options: Client) -> Result<()> {
+    TLS.set(Arc::new(options.follow()?)).ok().context("TLS is set once")
+}
 
 /// A cheap handle on one connection; clones share it.
 #[derive(Clone, Debug)]
@@ -28,19 +40,15 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Connects to `endpoint` (`http://host:port`).
+    /// Connects to `endpoint` (`http://host:port` or `https://host:port`).
     ///
     /// # Errors
     /// If the endpoint cannot be parsed or reached within five seconds.
     pub async fn open(endpoint: &str) -> Result<Self> {
-        let origin: Uri = endpoint.parse().with_context(|| format!("endpoint {endpoint}"))?;
-        let authority = origin.authority().context("endpoint has a host")?.as_str();
-        let connect = TcpStream::connect(authority);
-        let stream = tokio::time::timeout(CONNECT_TIMEOUT, connect)
-            .await
-            .with_context(|| format!("connect to {endpoint}: no answer"))?
-            .with_context(|| format!("connect to {endpoint}"))?;
-        stream.set_nodelay(true)?;
+        let target = Target::parse(endpoint, false).map_err(anyhow::Error::msg)?;
+        let origin = target.origin().clone();
+        let connector = Connector::new(target, TLS.get().cloned(), CONNECT_TIMEOUT);
+        let stream = connector.connect().await.with_context(|| format!("connect to {endpoint}"))?;
         let (sender, driver) = Builder::new(TokioExecutor::new())
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)

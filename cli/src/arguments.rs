@@ -1,9 +1,9 @@
 //! The command line.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
-use clap::{Args, Parser, Subcommand};
-use conclave_client::Client;
+use clap::{ArgAction, Args, Parser, Subcommand};
+use conclave_client::{Client, Tls};
 
 use crate::{
     cluster,
@@ -118,6 +118,84 @@ pub(crate) struct Global {
         value_parser = humantime::parse_duration
     )]
     keepalive_timeout: Duration,
+    #[command(flatten)]
+    tls: TlsArguments,
+}
+
+/// Flags of TLS.
+#[derive(Debug, Clone, Args)]
+struct TlsArguments {
+    /// Authorities that sign the servers' certificates (PEM).
+    #[arg(long, global = true, env = "ETCDCTL_CACERT", value_name = "FILE")]
+    cacert: Option<PathBuf>,
+    /// Certificate to present to the servers (PEM).
+    #[arg(
+        id = "tls-cert",
+        long = "cert",
+        global = true,
+        env = "ETCDCTL_CERT",
+        value_name = "FILE",
+        requires = "tls-key"
+    )]
+    cert: Option<PathBuf>,
+    /// Key of that certificate.
+    // Names of their own: verbs have arguments that are called like these.
+    #[arg(
+        id = "tls-key",
+        long = "key",
+        global = true,
+        env = "ETCDCTL_KEY",
+        value_name = "FILE",
+        requires = "tls-cert"
+    )]
+    key: Option<PathBuf>,
+    /// Use no TLS for endpoints without a scheme if no certificates are given.
+    #[arg(
+        long,
+        global = true,
+        env = "ETCDCTL_INSECURE_TRANSPORT",
+        default_value_t = true,
+        action = ArgAction::Set,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    insecure_transport: bool,
+    /// Believe any server: for tests only.
+    #[arg(
+        long,
+        global = true,
+        env = "ETCDCTL_INSECURE_SKIP_TLS_VERIFY",
+        default_value_t = false,
+        action = ArgAction::Set,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    insecure_skip_tls_verify: bool,
+}
+
+impl TlsArguments {
+    /// What is asked for: nothing, if nothing but `https://` can ask.
+    fn settings(&self) -> Option<Tls> {
+        let mut tls = Tls::new();
+        if let Some(path) = set(&self.cacert) {
+            tls = tls.ca_file(path);
+        }
+        if let (Some(cert), Some(key)) = (set(&self.cert), set(&self.key)) {
+            tls = tls.client_certificate(cert, key);
+        }
+        if self.insecure_skip_tls_verify {
+            tls = tls.insecure_skip_verify();
+        }
+        let is_given = [&self.cacert, &self.cert].into_iter().any(|path| set(path).is_some());
+        (is_given || !self.insecure_transport || self.insecure_skip_tls_verify).then_some(tls)
+    }
+}
+
+/// A path that is given and not empty: an empty variable counts as unset.
+fn set(path: &Option<PathBuf>) -> Option<&PathBuf> {
+    path.as_ref().filter(|path| !path.as_os_str().is_empty())
 }
 
 impl Global {
@@ -137,12 +215,14 @@ impl Global {
     /// # Errors
     /// If the endpoints cannot be understood.
     pub(crate) fn client(&self, endpoints: &[String]) -> Result<Client, Failure> {
-        let client = Client::builder(endpoints)
+        let mut builder = Client::builder(endpoints)
             .timeout(self.command_timeout)
             .dial_timeout(self.dial_timeout)
-            .keep_alive(self.keepalive_time.max(PING_INTERVAL_MIN), self.keepalive_timeout)
-            .build()?;
-        Ok(client)
+            .keep_alive(self.keepalive_time.max(PING_INTERVAL_MIN), self.keepalive_timeout);
+        if let Some(tls) = self.tls.settings() {
+            builder = builder.tls(tls);
+        }
+        Ok(builder.build()?)
     }
 }
 

@@ -9,14 +9,21 @@ use std::process::Command;
 const FILE_LINES_MAX: usize = 800;
 
 /// Which of our packages each package may use (ARCHITECTURE.md section 2). Anything else is refused.
-const ARROWS: [(&str, &[&str]); 8] = [
+const ARROWS: [(&str, &[&str]); 9] = [
     ("conclave-proto", &[]),
+    ("conclave-transport", &[]),
     ("conclave-state-machine", &[]),
     ("conclave-raft-store", &["conclave-state-machine", "conclave-proto"]),
-    ("conclave-server", &["conclave-raft-store", "conclave-state-machine", "conclave-proto"]),
-    ("conclave-client", &["conclave-proto"]),
+    (
+        "conclave-server",
+        &["conclave-raft-store", "conclave-state-machine", "conclave-proto", "conclave-transport"],
+    ),
+    ("conclave-client", &["conclave-proto", "conclave-transport"]),
     ("conclave", &["conclave-server", "conclave-client", "conclave-proto"]),
-    ("conclave-benches", &["conclave-client", "conclave-proto", "conclave-state-machine"]),
+    (
+        "conclave-benches",
+        &["conclave-client", "conclave-proto", "conclave-state-machine", "conclave-transport"],
+    ),
     (
         "conclave-jepsen-tests",
         &[
@@ -32,7 +39,8 @@ const ARROWS: [(&str, &[&str]); 8] = [
 ];
 
 /// Outside crates that only some packages may name.
-const FENCED: [(&str, &[&str]); 3] = [
+const FENCED: [(&str, &[&str]); 4] = [
+    ("rustls", &["conclave-transport"]),
     ("rocksdb", &["conclave-raft-store"]),
     ("openraft", &["conclave-raft-store", "conclave-server", "conclave-jepsen-tests"]),
     // The two test packages drive any etcd-compatible endpoint through the generated clients.

@@ -8,7 +8,9 @@ use crate::{
     client::{Client, Pool},
     endpoint::Endpoint,
     error::Error,
+    tls::Tls,
 };
+use conclave_transport::Target;
 
 /// Settings shared by all endpoints of a client.
 #[derive(Debug, Clone)]
@@ -25,6 +27,7 @@ pub struct Builder {
     endpoints: Vec<String>,
     timeout: Duration,
     settings: Settings,
+    tls: Option<Tls>,
 }
 
 impl Builder {
@@ -40,6 +43,7 @@ impl Builder {
                 ping_interval: Duration::from_secs(6),
                 ping_timeout: Duration::from_secs(4),
             },
+            tls: None,
         }
     }
 
@@ -64,6 +68,14 @@ impl Builder {
         self
     }
 
+    /// Secures connections: to `https://` and `unixs://` endpoints, and to those without a scheme.
+    /// Endpoints of these schemes are secured without it too, by the system's authorities; `http://`
+    /// and `unix://` never are.
+    pub fn tls(mut self, tls: Tls) -> Self {
+        self.tls = Some(tls);
+        self
+    }
+
     /// Makes the client. Nothing is connected before the first call; call it inside a tokio runtime, on
     /// which the client's own tasks run: what it keeps alive is lost with that runtime.
     ///
@@ -71,16 +83,24 @@ impl Builder {
     /// Outside a tokio runtime.
     ///
     /// # Errors
-    /// [`Error::Config`] if there is no endpoint or one cannot be understood.
+    /// [`Error::Config`] if there is no endpoint, one cannot be understood, or a file of TLS cannot be
+    /// used.
     pub fn build(self) -> Result<Client, Error> {
         if self.endpoints.is_empty() {
             return Err(Error::Config { message: "no endpoints given".to_owned() });
         }
-        let endpoints = self
-            .endpoints
-            .into_iter()
-            .map(|address| Endpoint::new(address, &self.settings).map(Arc::new))
-            .collect::<Result<Vec<_>, _>>()?;
+        let prefers_tls = self.tls.is_some();
+        let targets = self.endpoints.into_iter().map(|address| {
+            let target = Target::parse(&address, prefers_tls);
+            target.map(|target| (address, target)).map_err(|message| Error::Config { message })
+        });
+        let targets = targets.collect::<Result<Vec<_>, _>>()?;
+        let needs_tls = targets.iter().any(|(_, target)| target.is_tls());
+        let tls = needs_tls.then(|| self.tls.unwrap_or_default().follow()).transpose()?;
+        let endpoint = |(address, target)| {
+            Arc::new(Endpoint::new(address, target, tls.clone(), &self.settings))
+        };
+        let endpoints = targets.into_iter().map(endpoint).collect();
         Ok(Client::new(Pool::new(endpoints, Handle::current()), self.timeout))
     }
 }

@@ -38,8 +38,8 @@ pub struct Client {
 }
 
 impl Client {
-    /// Starts to configure a client of the cluster behind `endpoints` (`host:port` or
-    /// `http://host:port`).
+    /// Starts to configure a client of the cluster behind `endpoints` (`host:port`, or a URL
+    /// with the scheme http, https, unix or unixs; see [`Builder::tls`]).
     pub fn builder<I, S>(endpoints: I) -> Builder
     where
         I: IntoIterator<Item = S>,

@@ -1,13 +1,17 @@
 //! One server address: its channel, how busy it is, and whether it failed lately.
 
 use std::{
-    sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
+use conclave_transport::{ClientTls, Connector, Followed, Target};
 use tonic::transport::{Channel, Endpoint as Transport};
 
-use crate::{backoff, builder::Settings, error::Error};
+use crate::{backoff, builder::Settings};
 
 /// Large ranges and watch catch-up should not wait for window updates; 64 KiB, the default, does.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
@@ -29,34 +33,29 @@ pub(crate) struct Endpoint {
 }
 
 impl Endpoint {
-    /// Prepares a channel to `address` (`host:port` or `http://host:port`); connects on first use.
-    pub(crate) fn new(address: String, settings: &Settings) -> Result<Self, Error> {
-        let url = match address.split_once("://") {
-            None => format!("http://{address}"),
-            Some(("http", _)) => address.clone(),
-            Some((scheme, _)) => {
-                let message = format!("endpoint {address}: scheme {scheme} is not supported");
-                return Err(Error::Config { message });
-            }
-        };
-        let transport = Transport::from_shared(url)
-            .map_err(|error| Error::Config { message: format!("endpoint {address}: {error}") })?
-            .connect_timeout(settings.dial_timeout)
-            .tcp_nodelay(true)
+    /// Prepares a channel to an address; connects on first use.
+    pub(crate) fn new(
+        address: String,
+        target: Target,
+        tls: Option<Arc<Followed<ClientTls>>>,
+        settings: &Settings,
+    ) -> Self {
+        let transport = Transport::from(target.origin().clone())
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .http2_keep_alive_interval(settings.ping_interval)
             .keep_alive_timeout(settings.ping_timeout)
             // etcd drops a connection whose client pings while it has no request open.
             .keep_alive_while_idle(false);
-        Ok(Self {
+        let connector = Connector::new(target, tls, settings.dial_timeout);
+        Self {
             address,
-            channel: transport.connect_lazy(),
+            channel: transport.connect_with_connector_lazy(connector),
             in_flight: AtomicUsize::new(0),
             failures: AtomicU32::new(0),
             down_until_ms: AtomicU64::new(0),
             epoch: Instant::now(),
-        })
+        }
     }
 
     pub(crate) fn address(&self) -> &str {

@@ -67,6 +67,7 @@ pub mod queue;
 pub mod registry;
 mod reply;
 pub mod session;
+mod tls;
 pub mod txn;
 mod undo;
 pub mod wait;
@@ -85,5 +86,6 @@ pub use crate::{
     lock::LockGuard,
     reply::{Headed, Reply},
     session::{Session, SessionState},
+    tls::Tls,
     watch::Watcher,
 };

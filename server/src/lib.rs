@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `config` | flags and variables -> [`config::Settings`] |
 //! | `running` | wiring: [`start`] for tests and tools, [`run`] for a process |
+//! | `listen`, `tls` | TCP and unix sockets, and TLS of the two ports |
 //! | `http` | the client port: gRPC, `/health`, `/version`, `/metrics` |
 //! | `api` | etcd's services |
 //! | `coordination` | our own: sessions and locks |
@@ -28,6 +29,7 @@ mod coordination;
 mod gather;
 mod http;
 mod lessor;
+mod listen;
 pub mod logging;
 mod metrics;
 pub mod node;
@@ -39,6 +41,7 @@ mod runtime;
 mod shutdown;
 pub mod status;
 mod sweeper;
+mod tls;
 pub mod version;
 pub mod watch;
 

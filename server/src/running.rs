@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use conclave_transport::{Followed, ServerTls};
 use tokio::task::JoinHandle;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
@@ -14,12 +15,15 @@ use tokio_util::task::TaskTracker;
 use crate::api::context::Context;
 use crate::api::services;
 use crate::config::Settings;
-use crate::http;
+use crate::http::{self, Router};
 use crate::metrics::Metrics;
 use crate::node::{self, Node};
 use crate::raft::BootstrapError;
 use crate::raft::standing::REMOVED;
+use crate::tls::{self, Acceptor};
 
+/// What clients may speak; the first for gRPC.
+const CLIENT_PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 /// How often a change of leader is looked for; elections take longer.
 const LEADER_LOOK: Duration = Duration::from_millis(250);
 /// How long a stop waits for what callers left behind, such as keys of locks they waited for.
@@ -34,6 +38,9 @@ pub enum StartError {
     /// A client address cannot be listened on.
     #[error(transparent)]
     Listen(io::Error),
+    /// The files of TLS with clients cannot be used.
+    #[error("TLS of the client port: {0}")]
+    Tls(#[from] conclave_transport::Error),
     /// The node refuses.
     #[error(transparent)]
     Node(#[from] node::StartError),
@@ -77,6 +84,7 @@ impl RunError {
 pub struct Running {
     node: Arc<Node>,
     client_addresses: Vec<SocketAddr>,
+    client_urls: Vec<String>,
     stop: CancellationToken,
     serving: JoinHandle<()>,
     background: TaskTracker,
@@ -92,11 +100,14 @@ pub async fn start(settings: Settings) -> Result<Running, StartError> {
         tracing::warn!("{warning}");
     }
     // First, so that a port in use is found before the data directory is touched.
-    let port = http::bind(&settings.listen.client).await.map_err(StartError::Listen)?;
-    let client_addresses = port.addresses.clone();
+    let port = http::bind(&settings.listen).map_err(StartError::Listen)?;
+    let client = settings.tls.client.as_ref();
+    let followed = client.map(|client| tls::accepting(client, &CLIENT_PROTOCOLS)).transpose()?;
+    let (client_addresses, client_urls) = (port.addresses(), port.urls());
     let settings = Arc::new(settings);
     let node = Node::start(Arc::clone(&settings)).await?;
     let stop = CancellationToken::new();
+    let acceptor = followed.map(|followed| accept_by_tls(&node, Arc::new(followed), &stop));
     let context = Context {
         metrics: Arc::new(Metrics::new(&node)),
         node: Arc::clone(&node),
@@ -106,8 +117,22 @@ pub async fn start(settings: Settings) -> Result<Running, StartError> {
     };
     tokio::spawn(see_leaders(context.clone()));
     let background = context.background.clone();
-    let serving = tokio::spawn(port.serve(services(context.clone()), context, stop.clone()));
-    Ok(Running { node, client_addresses, stop, serving, background })
+    let router = Router { services: services(context.clone()), context };
+    let serving = tokio::spawn(port.serve(router, acceptor, stop.clone()));
+    Ok(Running { node, client_addresses, client_urls, stop, serving, background })
+}
+
+/// Shakes hands with clients by what the files say, and follows the files.
+fn accept_by_tls(
+    node: &Node,
+    followed: Arc<Followed<ServerTls>>,
+    stop: &CancellationToken,
+) -> Arc<Acceptor> {
+    let settings = node.settings().tls.client.as_ref();
+    let settings = settings.expect("followed files are those of these settings");
+    let counts = node.counts().tls.port("client");
+    tokio::spawn(tls::follow(followed.clone(), counts.clone(), stop.clone()));
+    Arc::new(Acceptor::new(followed, settings, counts))
 }
 
 /// Counts changes of leader; the metric of it is of no use if only looks count.
@@ -134,7 +159,7 @@ impl Running {
         &self.node
     }
 
-    /// Where clients connect, with the ports that the system chose.
+    /// Where clients connect by TCP, with the ports that the system chose.
     #[must_use]
     pub fn client_addresses(&self) -> &[SocketAddr] {
         &self.client_addresses
@@ -143,7 +168,7 @@ impl Running {
     /// URLs for clients on this host.
     #[must_use]
     pub fn client_urls(&self) -> Vec<String> {
-        self.client_addresses.iter().map(|address| format!("http://{address}")).collect()
+        self.client_urls.clone()
     }
 
     /// Waits until there is a leader and this member serves linearizable requests; then says so in
@@ -153,10 +178,12 @@ impl Running {
     /// The reason why the member failed, if it did.
     pub async fn ready(&self) -> Result<(), String> {
         self.node.wait_ready().await?;
-        for address in &self.client_addresses {
+        for url in &self.client_urls {
+            let is_secure = url.starts_with("https") || url.starts_with("unixs");
+            let (_, address) = url.split_once("://").unwrap_or_default();
             tracing::info!(
                 %address,
-                traffic = "insecure",
+                traffic = if is_secure { "secure" } else { "insecure" },
                 member_id = %format_args!("{:x}", self.node.member_id()),
                 "ready to serve client requests"
             );

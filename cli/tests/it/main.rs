@@ -1,5 +1,9 @@
 //! The binary against real servers, side by side with Debian's etcdctl.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+#[expect(dead_code, reason = "other tests use more of it")]
+#[path = "../../../transport/tests/it/authority.rs"]
+mod authority;
 mod compare;
 mod config;
 mod local;
@@ -9,6 +13,7 @@ mod primitives;
 #[expect(dead_code, reason = "the tests of the client use more of it")]
 #[path = "../../../client/tests/it/server.rs"]
 mod server;
+mod tls;
 mod verbs;
 
 use std::{

@@ -1,5 +1,9 @@
 //! The client against real servers.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+#[expect(dead_code, reason = "other tests use more of it")]
+#[path = "../../../transport/tests/it/authority.rs"]
+mod authority;
 mod balance;
 mod config;
 mod election;
@@ -13,6 +17,7 @@ mod native;
 mod queue;
 mod registry;
 mod server;
+mod tls;
 mod watch;
 
 use std::{

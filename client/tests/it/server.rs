@@ -35,6 +35,10 @@ pub(crate) fn free_port() -> u16 {
     listener.local_addr().expect("its address").port()
 }
 
+fn scheme(tls: &[String]) -> &'static str {
+    if tls.is_empty() { "http" } else { "https" }
+}
+
 /// One server process; ended when dropped.
 pub(crate) struct Server {
     program: PathBuf,
@@ -42,6 +46,10 @@ pub(crate) struct Server {
     client_port: u16,
     peer_port: u16,
     cluster: String,
+    /// With these it speaks TLS to clients and members; empty for neither.
+    tls: Vec<String>,
+    /// Where a server that speaks TLS also answers in the clear.
+    plain_port: u16,
     dir: TempDir,
     child: Option<Child>,
 }
@@ -54,19 +62,27 @@ impl Server {
 
     /// A cluster of `count` members, started.
     pub(crate) fn cluster(program: PathBuf, count: usize) -> Vec<Self> {
-        let ports: Vec<(u16, u16)> = (0..count).map(|_| (free_port(), free_port())).collect();
+        Self::secure(program, count, &[])
+    }
+
+    /// A cluster of members that speak TLS as these flags say, started.
+    pub(crate) fn secure(program: PathBuf, count: usize, tls: &[String]) -> Vec<Self> {
+        let scheme = scheme(tls);
+        let ports: Vec<[u16; 3]> = (0..count).map(|_| [(); 3].map(|()| free_port())).collect();
         let peers = ports.iter().enumerate();
         let peers: Vec<String> =
-            peers.map(|(i, (_, peer))| format!("n{i}=http://127.0.0.1:{peer}")).collect();
+            peers.map(|(i, [_, peer, _])| format!("n{i}={scheme}://127.0.0.1:{peer}")).collect();
         let cluster = peers.join(",");
         let mut servers = Vec::new();
-        for (i, (client_port, peer_port)) in ports.into_iter().enumerate() {
+        for (i, [client_port, peer_port, plain_port]) in ports.into_iter().enumerate() {
             let mut server = Self {
                 program: program.clone(),
                 name: format!("n{i}"),
                 client_port,
                 peer_port,
                 cluster: cluster.clone(),
+                tls: tls.to_vec(),
+                plain_port,
                 dir: TempDir::new().expect("a temporary directory"),
                 child: None,
             };
@@ -80,20 +96,31 @@ impl Server {
         format!("127.0.0.1:{}", self.client_port)
     }
 
+    /// Where a server that speaks TLS also answers in the clear.
+    pub(crate) fn plain(&self) -> String {
+        format!("127.0.0.1:{}", self.plain_port)
+    }
+
     /// Starts the process, with the data it had before if it ran before.
     pub(crate) fn start(&mut self) {
         let log = File::options().create(true).append(true).open(self.dir.path().join("log"));
         let log = log.expect("a log file");
-        let client = format!("http://127.0.0.1:{}", self.client_port);
-        let peer = format!("http://127.0.0.1:{}", self.peer_port);
+        let scheme = scheme(&self.tls);
+        let client = format!("{scheme}://127.0.0.1:{}", self.client_port);
+        let peer = format!("{scheme}://127.0.0.1:{}", self.peer_port);
+        let mut listen = client.clone();
+        if !self.tls.is_empty() {
+            listen.push_str(&format!(",http://{}", self.plain()));
+        }
         let child = Command::new(&self.program)
             .env_clear()
             .args(["--name", &self.name])
-            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+            .args(["--listen-client-urls", &listen, "--advertise-client-urls", &client])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
             .args(["--initial-cluster", &self.cluster])
             .arg("--data-dir")
             .arg(self.dir.path().join("data"))
+            .args(&self.tls)
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("the log file"))
             .stderr(log)

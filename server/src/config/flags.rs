@@ -56,6 +56,7 @@ const fn only(name: &'static str, value: &'static str, help: &'static str) -> Fl
 }
 
 const NO_BBOLT: &str = "there is no bbolt backend whose transactions could be batched";
+const NO_LOOP: &str = "nothing here connects to its own client port";
 const OWN_LOG: &str = "log files are recycled as soon as no member needs them";
 
 const PACED: &str = "what is compacted is deleted in steps that pace themselves";
@@ -94,8 +95,13 @@ pub(super) const FLAGS: &[Flag] = &[
     used("initial-advertise-peer-urls", "\"http://localhost:2380\": what members tell each other"),
     later("listen-client-http-urls"),
     later("listen-metrics-urls"),
-    later("socket-reuse-port"),
-    later("socket-reuse-address"),
+    switch("socket-reuse-port", Standing::Used, "false: several processes may listen on a port"),
+    Flag {
+        name: "socket-reuse-address",
+        is_switch: true,
+        standing: Standing::NoEffect("addresses of connections that are ending are always reused"),
+        help: "",
+    },
     // Bootstrap.
     used(
         "initial-cluster",
@@ -118,30 +124,41 @@ pub(super) const FLAGS: &[Flag] = &[
     used("max-learners", "1: most learners at a time"),
     later("config-file"),
     // TLS.
-    later("cert-file"),
-    later("key-file"),
-    later("client-cert-file"),
-    later("client-key-file"),
-    later_switch("client-cert-auth"),
-    later("client-crl-file"),
-    later("client-cert-allowed-hostname"),
-    later("trusted-ca-file"),
-    later_switch("auto-tls"),
-    later("peer-cert-file"),
-    later("peer-key-file"),
-    later("peer-client-cert-file"),
-    later("peer-client-key-file"),
-    later_switch("peer-client-cert-auth"),
-    later("peer-trusted-ca-file"),
-    later("peer-crl-file"),
-    later_switch("peer-auto-tls"),
-    later("peer-cert-allowed-cn"),
-    later("peer-cert-allowed-hostname"),
-    later_switch("peer-skip-client-san-verification"),
-    later("cipher-suites"),
-    later("tls-min-version"),
-    later("tls-max-version"),
-    later("self-signed-cert-validity"),
+    used("cert-file", "\"\": certificate of the client port, in PEM form"),
+    used("key-file", "\"\": its key"),
+    switch(
+        "client-cert-auth",
+        Standing::Used,
+        "false: clients must have a certificate; its common name is the user",
+    ),
+    used("trusted-ca-file", "\"\": authorities that sign certificates of clients"),
+    used("client-crl-file", "\"\": certificates of clients that are revoked"),
+    used(
+        "client-cert-allowed-hostname",
+        "\"\": names of which a client's certificate must have one",
+    ),
+    switch("auto-tls", Standing::Used, "false: a self-signed certificate for the client port"),
+    no_effect("client-cert-file", NO_LOOP),
+    no_effect("client-key-file", NO_LOOP),
+    used("peer-cert-file", "\"\": certificate of the peer port, in PEM form"),
+    used("peer-key-file", "\"\": its key"),
+    used("peer-client-cert-file", "\"\": certificate shown to other members, if another"),
+    used("peer-client-key-file", "\"\": its key"),
+    switch("peer-client-cert-auth", Standing::Used, "false: members must have a certificate"),
+    used("peer-trusted-ca-file", "\"\": authorities that sign certificates of members"),
+    used("peer-crl-file", "\"\": certificates of members that are revoked"),
+    used("peer-cert-allowed-cn", "\"\": common names of which a member must have one"),
+    used("peer-cert-allowed-hostname", "\"\": names of which a member's certificate must have one"),
+    switch("peer-auto-tls", Standing::Used, "false: a self-signed certificate for the peer port"),
+    switch(
+        "peer-skip-client-san-verification",
+        Standing::Used,
+        "false: do not compare the names in a member's certificate with its address",
+    ),
+    used("cipher-suites", "\"\": cipher suites of TLS 1.2 by Go's names (\"\": all)"),
+    used("tls-min-version", "\"TLS1.2\": TLS1.2 or TLS1.3"),
+    used("tls-max-version", "\"TLS1.3\": TLS1.2 or TLS1.3"),
+    used("self-signed-cert-validity", "1: years that a self-signed certificate is valid"),
     // Auth.
     later("auth-token"),
     later("auth-token-ttl"),

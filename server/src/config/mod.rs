@@ -9,16 +9,18 @@ mod resolve;
 mod settings;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod urls;
 
 pub(crate) use cluster::added_member_id;
 pub use cluster::{InitialCluster, member_id};
 pub use settings::{
     AutoCompaction, BootstrapSettings, CheckSettings, ClusterState, Limits, ListenSettings,
-    LogFormat, LogOutput, LogSettings, MembershipSettings, RaftSettings, Settings, StoreSettings,
+    LogFormat, LogOutput, LogSettings, MembershipSettings, PortIdentity, PortTls, RaftSettings,
+    Settings, StoreSettings, TlsSettings,
 };
-pub use urls::ListenUrl;
 pub(crate) use urls::peer_urls;
+pub use urls::{ListenUrl, Place};
 
 /// What a command line asks the server binary to do.
 #[derive(Clone, Debug)]

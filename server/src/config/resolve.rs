@@ -10,7 +10,7 @@ use super::settings::{
     AutoCompaction, BootstrapSettings, CheckSettings, ClusterState, Limits, ListenSettings,
     LogFormat, LogOutput, LogSettings, MembershipSettings, RaftSettings, Settings, StoreSettings,
 };
-use super::{ConfigError, urls};
+use super::{ConfigError, tls, urls};
 
 const DEFAULT_CLIENT_URL: &str = "http://localhost:2379";
 const DEFAULT_PEER_URL: &str = "http://localhost:2380";
@@ -25,7 +25,7 @@ const ELECTION_TIMEOUT_MAX_MS: u64 = 50_000;
 const PROGRESS_INTERVAL_MIN: Duration = Duration::from_millis(100);
 
 /// Gives every value its type and checks the rules that span several flags.
-pub(super) fn settings(raw: Raw) -> Result<Settings, ConfigError> {
+pub(super) fn settings(mut raw: Raw) -> Result<Settings, ConfigError> {
     let name = raw.text("name").unwrap_or("default").to_owned();
     let data_dir = match raw.text("data-dir") {
         Some(dir) => PathBuf::from(dir),
@@ -33,6 +33,7 @@ pub(super) fn settings(raw: Raw) -> Result<Settings, ConfigError> {
     };
     let listen = listen(&raw)?;
     let bootstrap = bootstrap(&raw, &name, &listen)?;
+    let tls = tls::settings(&mut raw, &listen, &data_dir)?;
     Ok(Settings {
         wal_dir: raw.text("wal-dir").map(PathBuf::from),
         store: store(&raw)?,
@@ -45,6 +46,7 @@ pub(super) fn settings(raw: Raw) -> Result<Settings, ConfigError> {
         name,
         data_dir,
         listen,
+        tls,
         bootstrap,
         warnings: raw.warnings,
     })
@@ -52,11 +54,15 @@ pub(super) fn settings(raw: Raw) -> Result<Settings, ConfigError> {
 
 impl Raw {
     /// The value if given and not empty: as in etcd an empty string means the default.
-    fn text(&self, flag: &str) -> Option<&str> {
+    pub(super) fn text(&self, flag: &str) -> Option<&str> {
         self.values.get(flag).map(String::as_str).filter(|value| !value.is_empty())
     }
 
-    fn number<T: FromStr>(&self, flag: &'static str, default: T) -> Result<T, ConfigError>
+    pub(super) fn number<T: FromStr>(
+        &self,
+        flag: &'static str,
+        default: T,
+    ) -> Result<T, ConfigError>
     where
         T::Err: std::fmt::Display,
     {
@@ -64,14 +70,20 @@ impl Raw {
         value.parse().map_err(|error: T::Err| invalid(flag, value, &error.to_string()))
     }
 
-    /// Go's words for a switch.
-    fn is_on(&self, flag: &'static str, default: bool) -> Result<bool, ConfigError> {
-        let Some(value) = self.text(flag) else { return Ok(default) };
-        match value {
-            "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(true),
-            "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(false),
-            _ => Err(invalid(flag, value, "expected true or false")),
+    /// A switch; its values are those of Go's `ParseBool`.
+    pub(super) fn switch(&self, flag: &'static str, default: bool) -> Result<bool, ConfigError> {
+        match self.text(flag) {
+            None => Ok(default),
+            Some("1" | "t" | "T" | "true" | "TRUE" | "True") => Ok(true),
+            Some("0" | "f" | "F" | "false" | "FALSE" | "False") => Ok(false),
+            Some(value) => Err(invalid(flag, value, "expected true or false")),
         }
+    }
+
+    /// A list with commas between its items.
+    pub(super) fn list(&self, flag: &str) -> Vec<&str> {
+        let items = self.text(flag).unwrap_or_default().split(',').map(str::trim);
+        items.filter(|item| !item.is_empty()).collect()
     }
 
     /// Go's duration syntax, as far as people use it: `10m`, `2h`, `1m30s`, `500ms`, `0`.
@@ -147,6 +159,7 @@ fn listen(raw: &Raw) -> Result<ListenSettings, ConfigError> {
             advertise_client.unwrap_or(DEFAULT_CLIENT_URL),
         )?,
         advertise_peer_urls: urls::list("initial-advertise-peer-urls", advertise_peer)?,
+        reuses_ports: raw.switch("socket-reuse-port", false)?,
     })
 }
 
@@ -175,10 +188,10 @@ fn membership(raw: &Raw) -> Result<MembershipSettings, ConfigError> {
         return Err(invalid("max-learners", "0", "must be above 0"));
     }
     Ok(MembershipSettings {
-        is_strict: raw.is_on("strict-reconfig-check", true)?,
+        is_strict: raw.switch("strict-reconfig-check", true)?,
         learners_max,
         token: token(raw),
-        force_new_cluster: raw.is_on("force-new-cluster", false)?,
+        force_new_cluster: raw.switch("force-new-cluster", false)?,
     })
 }
 
@@ -263,6 +276,6 @@ fn watch_progress_interval(raw: &Raw) -> Result<Duration, ConfigError> {
     Ok(interval)
 }
 
-fn invalid(flag: &'static str, value: &str, reason: &str) -> ConfigError {
+pub(super) fn invalid(flag: &'static str, value: &str, reason: &str) -> ConfigError {
     ConfigError::InvalidValue { flag, value: value.to_owned(), reason: reason.to_owned() }
 }

@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use conclave_transport::{Allowed, Pair, Policy};
+
 use super::cluster::InitialCluster;
 use super::urls::ListenUrl;
 
@@ -21,6 +23,8 @@ pub struct Settings {
     pub raft: RaftSettings,
     /// Addresses.
     pub listen: ListenSettings,
+    /// TLS of the two ports.
+    pub tls: TlsSettings,
     /// How the cluster begins.
     pub bootstrap: BootstrapSettings,
     /// Changes of the members.
@@ -70,6 +74,54 @@ pub struct ListenSettings {
     pub advertise_client_urls: Vec<String>,
     /// URLs that members tell each other; they decide the member id.
     pub advertise_peer_urls: Vec<String>,
+    /// Several processes may listen on the same port.
+    pub reuses_ports: bool,
+}
+
+/// TLS of the two ports; each is there if a certificate is.
+#[derive(Clone, Debug, Default)]
+pub struct TlsSettings {
+    /// Of the client port.
+    pub client: Option<PortTls>,
+    /// Of the peer port, and of connections to the other members.
+    pub peer: Option<PortTls>,
+}
+
+/// TLS of one port.
+#[derive(Clone, Debug)]
+pub struct PortTls {
+    /// What it presents.
+    pub identity: PortIdentity,
+    /// What is presented to other members, if not the same.
+    pub outgoing: Option<Pair>,
+    /// Who must have signed the certificates of the others; `None` to ask for none.
+    pub trusted_ca: Option<PathBuf>,
+    /// A client's common name is its user.
+    pub names_users: bool,
+    /// Certificates that count no more.
+    pub revocations: Option<PathBuf>,
+    /// Names of which the others must have one.
+    pub allowed: Allowed,
+    /// Versions and cipher suites.
+    pub policy: Policy,
+    /// The names in the certificate of who connects are compared with its address.
+    pub checks_addresses: bool,
+}
+
+/// Where a port's certificate comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PortIdentity {
+    /// From files.
+    Files(Pair),
+    /// Made here at the first start.
+    SelfSigned {
+        /// Where it is kept.
+        dir: PathBuf,
+        /// Names and addresses it is made for.
+        hosts: Vec<String>,
+        /// How long it is valid.
+        years: u32,
+    },
 }
 
 /// How the cluster begins. Without meaning once the data directory holds a member.

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use conclave_transport::Pair;
+
 use super::*;
 
 fn parse_with(arguments: &[&str], environment: &[(&str, &str)]) -> Result<Invocation, ConfigError> {
@@ -31,8 +33,8 @@ fn defaults_are_etcds() {
     assert_eq!(settings.raft.heartbeat_interval, Duration::from_millis(100));
     assert_eq!(settings.raft.election_timeout, Duration::from_secs(1));
     assert_eq!(settings.raft.snapshot_count, 10_000);
-    assert_eq!(settings.listen.client[0].address.to_string(), "127.0.0.1:2379");
-    assert_eq!(settings.listen.peer[0].address.to_string(), "127.0.0.1:2380");
+    assert_eq!(settings.listen.client[0].place, Place::Tcp(([127, 0, 0, 1], 2379).into()));
+    assert_eq!(settings.listen.peer[0].place, Place::Tcp(([127, 0, 0, 1], 2380).into()));
     assert_eq!(settings.limits.txn_ops_max, 128);
     assert_eq!(settings.bootstrap.token, "etcd-cluster");
     assert_eq!(settings.bootstrap.state, ClusterState::New);
@@ -94,15 +96,10 @@ fn unknown_flags_are_refused_and_unknown_variables_warned_about() {
 
 #[test]
 fn flags_of_later_features_are_refused_by_name() {
-    for flag in ["cert-file", "auth-token", "auto-compaction-mode", "discovery", "config-file"] {
+    for flag in ["auth-token", "auto-compaction-mode", "discovery", "config-file"] {
         assert_eq!(error(&[&format!("--{flag}=x")]), format!("--{flag} is not supported yet"));
     }
-    assert!(error(&["--client-cert-auth"]).starts_with("--client-cert-auth is not supported yet"));
     settings(&["--client-cert-auth=false", "--auto-compaction-retention=0"], &[]);
-    assert!(
-        error(&["--listen-client-urls=https://127.0.0.1:1", "--advertise-client-urls=http://a:1"])
-            .ends_with("https is not supported yet")
-    );
 }
 
 #[test]
@@ -148,7 +145,7 @@ fn listen_urls_need_an_address_to_bind() {
         ("http://127.0.0.1", "URL address does not have the form \"host:port\""),
         ("http://127.0.0.1:1/path", "URL must not contain a path"),
         ("ftp://127.0.0.1:1", "URL scheme must be http, https, unix, or unixs"),
-        ("unix://x:1", "unix sockets are not supported yet"),
+        ("unix://", "a unix socket needs a path"),
     ] {
         assert!(error(&[&format!("--listen-peer-urls={url}")]).ends_with(reason), "{url}");
     }
@@ -159,9 +156,9 @@ fn listen_urls_need_an_address_to_bind() {
         ],
         &[],
     );
-    let addresses: Vec<String> =
-        two.listen.client.iter().map(|url| url.address.to_string()).collect();
-    assert_eq!(addresses, ["0.0.0.0:80", "[::1]:5"]);
+    let places: Vec<&Place> = two.listen.client.iter().map(|url| &url.place).collect();
+    let tcp = |address: &str| Place::Tcp(address.parse().unwrap());
+    assert_eq!(places, [&tcp("0.0.0.0:80"), &tcp("[::1]:5")]);
 }
 
 const THREE: &str =
@@ -223,4 +220,60 @@ fn version_names_etcds_version_on_a_line() {
 fn the_request_limit_is_etcds() {
     assert_eq!(settings(&[], &[]).limits.request_bytes_max, 1_572_864);
     assert_eq!(settings(&["--max-request-bytes=100"], &[]).limits.request_bytes_max, 100);
+}
+
+const HTTPS: [&str; 2] =
+    ["--listen-client-urls=https://127.0.0.1:1", "--advertise-client-urls=https://a:1"];
+
+#[test]
+fn a_url_of_tls_needs_a_certificate() {
+    assert_eq!(
+        error(&HTTPS),
+        "TLS key/cert (--cert-file, --key-file) must be provided for client url \
+         https://127.0.0.1:1 with HTTPS scheme"
+    );
+    let pair = ["--cert-file=a.pem", "--key-file=a-key.pem"];
+    let with_pair = settings(&[HTTPS.as_slice(), &pair].concat(), &[]);
+    assert!(with_pair.listen.client[0].is_tls);
+    assert!(with_pair.warnings.is_empty());
+    let identity = PortIdentity::Files(Pair { cert: "a.pem".into(), key: "a-key.pem".into() });
+    assert_eq!(with_pair.tls.client.unwrap().identity, identity);
+    let plain = settings(&pair, &[]);
+    assert!(plain.warnings[0].ends_with("ignoring key and cert files"), "{:?}", plain.warnings);
+    assert_eq!(
+        error(&["--peer-cert-file=a.pem"]),
+        "KeyFile and CertFile must both be present[key: , cert: a.pem]"
+    );
+    let unix = settings(
+        &["--listen-client-urls=unix://localhost:m1", "--advertise-client-urls=http://a:1"],
+        &[],
+    );
+    assert_eq!(unix.listen.client[0].place, Place::Unix("localhost:m1".into()));
+}
+
+#[test]
+fn tls_rules_are_etcds_and_stricter_where_it_lets_anyone_in() {
+    let pair = ["--peer-cert-file=a.pem", "--peer-key-file=a-key.pem"];
+    let with = |flags: &[&str]| error(&[pair.as_slice(), flags].concat());
+    assert!(
+        with(&["--peer-client-cert-auth"])
+            .starts_with("--peer-client-cert-auth needs --peer-trusted-ca-file")
+    );
+    assert!(with(&["--peer-crl-file=x"]).contains("need --peer-trusted-ca-file"));
+    let ca = "--peer-trusted-ca-file=ca.pem";
+    assert_eq!(
+        with(&[ca, "--peer-cert-allowed-cn=a,b", "--peer-cert-allowed-hostname=c"]),
+        "AllowedCN and AllowedHostname are mutually exclusive (cn=[\"a\", \"b\"], hostname=[\"c\"])"
+    );
+    let auto = error(&["--peer-auto-tls", "--peer-client-cert-auth"]);
+    assert!(auto.contains("cannot be combined"), "{auto}");
+    assert!(error(&["--auto-tls", "--self-signed-cert-validity=0"]).contains("from 1 to 100"));
+    assert!(with(&["--peer-client-cert-file=x"]).starts_with("ClientKeyFile and ClientCertFile"));
+    assert!(error(&["--tls-min-version=TLS1.1"]).ends_with("expected TLS1.2 or TLS1.3"));
+    assert!(error(&["--tls-min-version=TLS1.3", "--tls-max-version=TLS1.2"]).contains("greater"));
+    assert_eq!(error(&["--cipher-suites=x"]), "unexpected TLS cipher suite \"x\"");
+    let both = settings(&[pair.as_slice(), &[ca, "--peer-cert-allowed-cn=a, b"]].concat(), &[]);
+    let peer = both.tls.peer.unwrap();
+    assert_eq!(peer.allowed.common_names, ["a", "b"]);
+    assert!(peer.checks_addresses && !peer.names_users);
 }

@@ -1,6 +1,7 @@
 //! Lists of URLs as etcd's flags take them.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 
 use url::Url;
 
@@ -11,8 +12,19 @@ use super::ConfigError;
 pub struct ListenUrl {
     /// As given.
     pub url: String,
-    /// `localhost` is 127.0.0.1; port 0 lets the system choose.
-    pub address: SocketAddr,
+    /// Where that is.
+    pub place: Place,
+    /// Whoever connects must speak TLS.
+    pub is_tls: bool,
+}
+
+/// What can be listened on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A port. `localhost` is 127.0.0.1; port 0 lets the system choose.
+    Tcp(SocketAddr),
+    /// The path of a unix socket.
+    Unix(PathBuf),
 }
 
 /// Splits a comma-separated list and checks each URL. The result is sorted as etcd sorts it.
@@ -40,31 +52,47 @@ pub(super) fn listen_list(flag: &'static str, value: &str) -> Result<Vec<ListenU
 }
 
 fn listen(flag: &'static str, url: String) -> Result<ListenUrl, ConfigError> {
-    let parsed = parse(flag, &url)?;
-    let port = parsed.port_or_known_default().unwrap_or(0);
-    let address: IpAddr = match parsed.host() {
-        Some(url::Host::Ipv4(address)) => address.into(),
-        Some(url::Host::Ipv6(address)) => address.into(),
-        Some(url::Host::Domain("localhost")) => Ipv4Addr::LOCALHOST.into(),
-        Some(url::Host::Domain(_)) | None => {
-            return Err(invalid(flag, &url, "expected IP in URL for binding"));
+    let (is_tls, place) = match parse(flag, &url)? {
+        Parsed::Unix { path, is_tls } => (is_tls, Place::Unix(path)),
+        Parsed::Tcp(parsed) => {
+            let port = parsed.port_or_known_default().unwrap_or(0);
+            let address: IpAddr = match parsed.host() {
+                Some(url::Host::Ipv4(address)) => address.into(),
+                Some(url::Host::Ipv6(address)) => address.into(),
+                Some(url::Host::Domain("localhost")) => Ipv4Addr::LOCALHOST.into(),
+                Some(url::Host::Domain(_)) | None => {
+                    return Err(invalid(flag, &url, "expected IP in URL for binding"));
+                }
+            };
+            (parsed.scheme() == "https", Place::Tcp(SocketAddr::new(address, port)))
         }
     };
-    Ok(ListenUrl { url, address: SocketAddr::new(address, port) })
+    Ok(ListenUrl { url, place, is_tls })
 }
 
-fn parse(flag: &'static str, url: &str) -> Result<Url, ConfigError> {
+/// What a URL names.
+enum Parsed {
+    Tcp(Url),
+    Unix { path: PathBuf, is_tls: bool },
+}
+
+fn parse(flag: &'static str, url: &str) -> Result<Parsed, ConfigError> {
+    // Whatever follows is a path, also what looks like a host: `unix://localhost:m1`.
+    for (scheme, is_tls) in [("unix://", false), ("unixs://", true)] {
+        match url.strip_prefix(scheme) {
+            Some("") => return Err(invalid(flag, url, "a unix socket needs a path")),
+            Some(path) => return Ok(Parsed::Unix { path: path.into(), is_tls }),
+            None => {}
+        }
+    }
     let parsed = Url::parse(url).map_err(|error| invalid(flag, url, &error.to_string()))?;
-    match parsed.scheme() {
-        "http" => {}
-        "https" => return Err(invalid(flag, url, "https is not supported yet")),
-        "unix" | "unixs" => return Err(invalid(flag, url, "unix sockets are not supported yet")),
-        _ => return Err(invalid(flag, url, "URL scheme must be http, https, unix, or unixs")),
+    if !matches!(parsed.scheme(), "http" | "https") {
+        return Err(invalid(flag, url, "URL scheme must be http, https, unix, or unixs"));
     }
     if !matches!(parsed.path(), "" | "/") {
         return Err(invalid(flag, url, "URL must not contain a path"));
     }
-    let authority = url.strip_prefix("http://").unwrap_or_default();
+    let (_, authority) = url.split_once("://").unwrap_or_default();
     let has_port = authority
         .trim_end_matches('/')
         .rsplit_once(':')
@@ -72,7 +100,16 @@ fn parse(flag: &'static str, url: &str) -> Result<Url, ConfigError> {
     if !has_port {
         return Err(invalid(flag, url, "URL address does not have the form \"host:port\""));
     }
-    Ok(parsed)
+    Ok(Parsed::Tcp(parsed))
+}
+
+/// Host names and addresses of listen URLs: what a self-signed certificate is made for.
+pub(super) fn hosts(urls: &[ListenUrl]) -> Vec<String> {
+    let host = |url: &ListenUrl| match &url.place {
+        Place::Tcp(address) => address.ip().to_string(),
+        Place::Unix(_) => "localhost".to_owned(),
+    };
+    urls.iter().map(host).collect()
 }
 
 fn invalid(flag: &'static str, value: &str, reason: &str) -> ConfigError {

@@ -1,8 +1,9 @@
-//! Lets clients in whose `:authority` is a URL.
+//! Lets clients in whose `:authority` is a URL or a path.
 //!
 //! `etcdctl` up to 3.4 dials single endpoints (`endpoint status`, `defrag`, `move-leader`, ...) with
 //! `:authority: http://127.0.0.1:2379`. That is not an authority, and the h2 library answers it with
-//! a protocol error before any code of ours sees the request; Go's server never looked. So the bytes
+//! a protocol error before any code of ours sees the request; Go's server never looked. To a unix socket
+//! it says the socket's path, which is no authority either. So the bytes
 //! of a new connection are looked at until its first header block. If the authority there is as it
 //! should be, which is the case for every other client, nothing is looked at any more. If it is a URL,
 //! it is replaced in this and all later header blocks of the connection.
@@ -181,12 +182,21 @@ fn url_authority(block: &[u8]) -> Option<std::ops::Range<usize>> {
         let value = &block[begin..end];
         let is_url =
             || URL_STARTS.iter().any(|(coded, url)| *coded == is_coded && value.starts_with(url));
-        if index == AUTHORITY && is_url() {
+        if index == AUTHORITY && (is_path(is_coded, value) || is_url()) {
             return Some(at..end);
         }
         at = end;
     }
     None
+}
+
+/// Whether a value begins with a slash; its code is six bits long.
+fn is_path(is_coded: bool, value: &[u8]) -> bool {
+    match value.first() {
+        None => false,
+        Some(first) if is_coded => first >> 2 == 0b01_1000,
+        Some(first) => *first == b'/',
+    }
 }
 
 /// An integer with a prefix (RFC 7541, 5.1) and where it ends.
@@ -280,6 +290,18 @@ mod tests {
         ];
         let block = [&[0x41, 0x80 | 16][..], &coded].concat();
         assert_eq!(url_authority(&block), Some(1..18));
+    }
+
+    #[test]
+    fn paths_are_recognised() {
+        assert_eq!(url_authority(&literal(0x41, b"/run/x")), Some(1..8));
+        // "/run/x" in Huffman's code begins with 011000, 101100 and 101101.
+        assert_eq!(url_authority(&[0x41, 0x82, 0x62, 0xcb]), Some(1..4));
+        assert_eq!(
+            url_authority(&literal(0x44, b"/run/x")),
+            None,
+            "a path is none of the authority"
+        );
     }
 
     #[test]

@@ -7,7 +7,6 @@ use std::task::{Context, Poll, ready};
 
 use bytes::{Buf as _, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 
 use super::authority::Filter;
 use crate::metrics::Metrics;
@@ -16,8 +15,8 @@ use crate::metrics::Metrics;
 const PIECE_BYTES: usize = 4_096;
 
 /// A connection of a client.
-pub(super) struct ClientStream {
-    stream: TcpStream,
+pub(super) struct ClientStream<S> {
+    stream: S,
     metrics: Arc<Metrics>,
     /// Present until it has nothing more to do, mostly for the first request only.
     filtered: Option<Box<Filtered>>,
@@ -30,9 +29,9 @@ struct Filtered {
     passed: BytesMut,
 }
 
-impl ClientStream {
+impl<S: AsyncRead + AsyncWrite + Unpin> ClientStream<S> {
     /// For header blocks up to this size.
-    pub(super) fn new(stream: TcpStream, metrics: Arc<Metrics>, headers_bytes_max: usize) -> Self {
+    pub(super) fn new(stream: S, metrics: Arc<Metrics>, headers_bytes_max: usize) -> Self {
         let filter = Filter::new(headers_bytes_max);
         let filtered = Some(Box::new(Filtered { filter, passed: BytesMut::new() }));
         Self { stream, metrics, filtered }
@@ -88,7 +87,7 @@ impl ClientStream {
     }
 }
 
-impl AsyncRead for ClientStream {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for ClientStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         task: &mut Context<'_>,
@@ -101,7 +100,7 @@ impl AsyncRead for ClientStream {
     }
 }
 
-impl AsyncWrite for ClientStream {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for ClientStream<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         task: &mut Context<'_>,

@@ -5,20 +5,23 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use conclave_transport::Socket;
+use http::Request;
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto::Builder;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::client_stream::ClientStream;
 use super::route::Router;
-use crate::api::Services;
-use crate::api::context::Context;
-use crate::config::{Limits, ListenUrl};
+use crate::config::{Limits, ListenSettings};
 use crate::gather::Gather;
+use crate::listen::Listener;
+use crate::tls::{Acceptor, ClientName, Shaken};
 
 /// Connections at one time; beyond, new ones wait in the system's queue.
 const CONNECTIONS_MAX: usize = 32_768;
@@ -41,40 +44,48 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 /// The open client port of one node.
 #[derive(Debug)]
 pub(crate) struct ClientPort {
-    listeners: Vec<TcpListener>,
-    /// Where it listens, with the ports that the system chose.
-    pub(crate) addresses: Vec<SocketAddr>,
+    listeners: Vec<Listener>,
 }
 
 /// Opens the port, so that its addresses are known before the node starts.
 ///
 /// # Errors
 /// Whatever the system reports, with the address.
-pub(crate) async fn bind(urls: &[ListenUrl]) -> io::Result<ClientPort> {
-    let (mut listeners, mut addresses) = (Vec::new(), Vec::new());
-    for url in urls {
-        let listener = TcpListener::bind(url.address).await.map_err(|error| {
-            io::Error::new(error.kind(), format!("cannot listen on {}: {error}", url.url))
-        })?;
-        addresses.push(listener.local_addr()?);
-        listeners.push(listener);
-    }
-    Ok(ClientPort { listeners, addresses })
+pub(crate) fn bind(settings: &ListenSettings) -> io::Result<ClientPort> {
+    let bind = |url| Listener::bind(url, settings.reuses_ports);
+    Ok(ClientPort { listeners: settings.client.iter().map(bind).collect::<Result<_, _>>()? })
 }
 
 impl ClientPort {
+    /// TCP addresses it listens on, with the ports that the system chose.
+    pub(crate) fn addresses(&self) -> Vec<SocketAddr> {
+        self.listeners.iter().filter_map(Listener::address).collect()
+    }
+
+    /// URLs by which this host reaches it.
+    pub(crate) fn urls(&self) -> Vec<String> {
+        self.listeners.iter().map(Listener::url).collect()
+    }
+
     /// Serves until `stop`, then lets calls end for a moment.
-    pub(crate) async fn serve(self, services: Services, context: Context, stop: CancellationToken) {
+    /// Whoever connects to a URL that asks for it shakes hands by `tls` first.
+    pub(crate) async fn serve(
+        self,
+        router: Router,
+        tls: Option<Arc<Acceptor>>,
+        stop: CancellationToken,
+    ) {
         let tasks = TaskTracker::new();
         let shared = Arc::new(Shared {
-            builder: builder(&context.limits),
-            router: Router { services, context },
+            builder: builder(&router.context.limits),
+            router,
             room: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             stop: stop.clone(),
             tasks: tasks.clone(),
         });
         for listener in self.listeners {
-            tasks.spawn(accept(listener, Arc::clone(&shared)));
+            let tls = tls.clone().filter(|_| listener.is_tls);
+            tasks.spawn(accept(listener, tls, Arc::clone(&shared)));
         }
         tasks.close();
         stop.cancelled().await;
@@ -110,7 +121,7 @@ fn builder(limits: &Limits) -> Builder<TokioExecutor> {
     builder
 }
 
-async fn accept(listener: TcpListener, shared: Arc<Shared>) {
+async fn accept(listener: Listener, tls: Option<Arc<Acceptor>>, shared: Arc<Shared>) {
     loop {
         let next = async {
             let room = Arc::clone(&shared.room).acquire_owned().await;
@@ -121,9 +132,15 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
             next = next => next,
         };
         match accepted {
-            Ok((stream, _)) => {
-                shared.tasks.spawn(serve(stream, Arc::clone(&shared), room));
-            }
+            Ok(socket) => match &tls {
+                None => {
+                    shared.tasks.spawn(serve(socket, None, Arc::clone(&shared), room));
+                }
+                Some(tls) => {
+                    let serving = shake(socket, Arc::clone(tls), Arc::clone(&shared), room);
+                    shared.tasks.spawn(serving);
+                }
+            },
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -132,15 +149,38 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>) {
     }
 }
 
-async fn serve(stream: TcpStream, shared: Arc<Shared>, _room: OwnedSemaphorePermit) {
-    // Without it small answers wait for the acknowledgement of earlier ones, up to 40 ms.
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "cannot disable Nagle's algorithm");
+/// Serves a connection once its handshake is done.
+async fn shake(
+    socket: Socket,
+    tls: Arc<Acceptor>,
+    shared: Arc<Shared>,
+    room: OwnedSemaphorePermit,
+) {
+    let shaken = tokio::select! {
+        shaken = tls.accept(socket) => shaken,
+        () = shared.stop.cancelled() => return,
+    };
+    if let Some(Shaken { stream, name }) = shaken {
+        Box::pin(serve(stream, name, shared, room)).await;
     }
+}
+
+/// Serves a connection whose client has proved to be `name`, if anybody.
+async fn serve<S>(
+    stream: S,
+    name: Option<ClientName>,
+    shared: Arc<Shared>,
+    _room: OwnedSemaphorePermit,
+) where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
     let metrics = Arc::clone(&shared.router.context.metrics);
     let stream = ClientStream::new(stream, metrics, HEADERS_BYTES_MAX as usize);
-    let service = service_fn(|request| {
+    let service = service_fn(|mut request: Request<Incoming>| {
         let shared = Arc::clone(&shared);
+        if let Some(name) = &name {
+            request.extensions_mut().insert(name.clone());
+        }
         async move { shared.router.answer(request).await }
     });
     let stream = TokioIo::new(Gather::new(stream));

@@ -10,3 +10,4 @@ mod pages;
 mod route;
 
 pub(crate) use listen::bind;
+pub(crate) use route::Router;

@@ -15,9 +15,9 @@ use crate::coordination;
 use crate::status::{self, Fault};
 
 /// Answers the requests of all connections.
-pub(super) struct Router {
-    pub(super) services: Services,
-    pub(super) context: Context,
+pub(crate) struct Router {
+    pub(crate) services: Services,
+    pub(crate) context: Context,
 }
 
 impl Router {

@@ -13,6 +13,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
+use super::tls::TlsCounts;
+
 /// Applying one piece of the log longer than this is slow; etcd's `--warning-apply-duration`.
 const SLOW_APPLY: Duration = Duration::from_millis(100);
 
@@ -46,6 +48,7 @@ pub(crate) struct Counts {
     /// Snapshots that are being installed.
     pub(crate) snapshots_installing: Gauge,
     pub(crate) peers: Peers,
+    pub(crate) tls: TlsCounts,
 }
 
 #[derive(Clone, Default)]
@@ -84,6 +87,7 @@ impl Default for Counts {
             log_syncs: Histogram::new(exponential_buckets(0.001, 2.0, 14)),
             snapshots_installing: Gauge::default(),
             peers: Peers::default(),
+            tls: TlsCounts::default(),
         }
     }
 }
@@ -147,6 +151,7 @@ impl Counts {
     }
 
     pub(super) fn register(&self, registry: &mut Registry) {
+        self.tls.register(registry);
         for (name, help, counter) in [
             ("etcd_mvcc_put", "Puts applied, also inside transactions", &self.kv.puts),
             ("etcd_mvcc_delete", "Deletes applied, also inside transactions", &self.kv.deletes),

@@ -6,6 +6,7 @@ mod counts;
 mod exposition;
 mod method;
 mod process;
+mod tls;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -22,6 +23,7 @@ use tonic::{Response, Status};
 pub(crate) use calls::{Answers, Calls, StreamCall};
 pub(crate) use counts::{Counts, Peer, Peers, Pending};
 pub(crate) use method::Method;
+pub(crate) use tls::PortCounts;
 
 use crate::api::context::Context;
 use crate::node::Node;

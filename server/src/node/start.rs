@@ -1,11 +1,9 @@
 //! From a directory and settings to a running member.
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use conclave_proto::internal::peer_server::PeerServer;
 use conclave_proto::internal::{self, command::Command};
 use conclave_raft_store::RocksOptions;
 use conclave_raft_store::apply::StateMachine;
@@ -17,20 +15,16 @@ use conclave_state_machine::members;
 use conclave_state_machine::response::Halt;
 use openraft::storage::{RaftLogReader as _, RaftLogStorage as _};
 use prometheus_client::metrics::histogram::Histogram;
-use tokio::net::TcpListener;
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex, watch};
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tonic::transport::Server;
 
 use super::sink::{Late, Sink};
 use super::{Header, Node};
 use crate::auto_compaction;
 use crate::config::Settings;
 use crate::coordination::Turns;
-use crate::gather::Gather;
 use crate::lessor::{Leases, Lessor, LessorParts};
 use crate::metrics::Counts;
 use crate::propose::{Batcher, Proposer, Waiters};
@@ -40,9 +34,10 @@ use crate::raft::compactor::{self, Retention};
 use crate::raft::corruption::{Comparer, Digests};
 use crate::raft::force;
 use crate::raft::heard::Heard;
-use crate::raft::link::{CONNECTION_WINDOW_BYTES, Links, MESSAGE_BYTES_MAX, STREAM_WINDOW_BYTES};
+use crate::raft::link::{Dialer, Links};
 use crate::raft::loss::Loss;
 use crate::raft::network::NetworkFactory;
+use crate::raft::port::PeerPort;
 use crate::raft::route::Route;
 use crate::raft::service::{PeerService, Serving};
 use crate::raft::snapshot_receive::SnapshotReceiver;
@@ -52,6 +47,7 @@ use crate::raft::{self, Raft, quorum};
 use crate::read_index::{self, ReadIndex};
 use crate::runtime::RaftRuntime;
 use crate::sweeper;
+use crate::tls::{self, Acceptor};
 use crate::watch::{Hub, Limits, StoreSource};
 
 /// etcd waits this long for a proposal, and two election timeouts on top.
@@ -62,6 +58,9 @@ const PUBLISH_PAUSE: Duration = Duration::from_millis(100);
 /// Largest command of a member's own, such as the end of a thousand leases: it must pass however
 /// little a client may ask for.
 const OWN_COMMAND_BYTES_MAX: usize = 64 * 1024;
+
+/// What members speak with each other.
+const PEER_PROTOCOLS: [&[u8]; 1] = [b"h2"];
 
 /// Why a member cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -76,14 +75,11 @@ pub enum StartError {
     #[error(transparent)]
     Bootstrap(#[from] BootstrapError),
     /// A peer address cannot be listened on.
-    #[error("cannot listen for peers on {address}: {source}")]
-    Listen {
-        /// The address.
-        address: SocketAddr,
-        /// What the system reports.
-        #[source]
-        source: io::Error,
-    },
+    #[error("peer port: {0}")]
+    Listen(#[source] io::Error),
+    /// The files of TLS between members cannot be used.
+    #[error("TLS of the peer port: {0}")]
+    Tls(#[from] conclave_transport::Error),
     /// The timing flags contradict each other.
     #[error("timing: {0}")]
     Timing(#[from] openraft::ConfigError),
@@ -112,8 +108,8 @@ struct Opened {
 }
 
 impl Opened {
-    fn links(&self, own: Identity) -> Arc<Links> {
-        Arc::new(Links::new(own.cluster, own.member, self.counts.peers.clone()))
+    fn links(&self, own: Identity, dialer: Dialer) -> Arc<Links> {
+        Arc::new(Links::new(own, self.counts.peers.clone(), dialer))
     }
 
     /// Gives apply what it tells of what it does.
@@ -177,8 +173,8 @@ async fn parts(settings: Arc<Settings>, clients: Handle) -> Result<Parts, StartE
     let tasks = TaskTracker::new();
     let opened = open(settings.clone(), clients).await?;
     let service = PeerService::default();
-    listen(&settings, PeerPort::new(&service, &opened.counts, &stop), &tasks).await?;
-    let (founding, log) = identify(&settings, &opened).await?;
+    let dialer = open_peers(&settings, &service, &opened, (&tasks, &stop))?;
+    let (founding, log) = identify(&settings, &opened, &dialer).await?;
     let identity = founding.identity;
     opened.member_id.set(identity.member).expect("a member is identified once");
     tracing::info!(
@@ -190,7 +186,7 @@ async fn parts(settings: Arc<Settings>, clients: Handle) -> Result<Parts, StartE
 
     let header = Header { identity, route: Arc::default() };
     let hub = open_hub(&settings, &opened.reader, header.clone());
-    let links = opened.links(identity);
+    let links = opened.links(identity, dialer);
     let standing = Arc::new(Standing::load(identity.member, &settings.data_dir, &opened.reader)?);
     opened.attach(Late {
         reader: opened.reader.clone(),
@@ -418,6 +414,7 @@ fn open_hub(settings: &Settings, reader: &Reader, header: Header) -> Arc<Hub> {
 async fn identify(
     settings: &Arc<Settings>,
     opened: &Opened,
+    dialer: &Dialer,
 ) -> Result<(Founding, LogStore), StartError> {
     let (reader, log_sync) = (&opened.reader, &opened.counts.log_syncs);
     let stored = bootstrap::stored_identity(reader, &settings.log_dir())?;
@@ -442,7 +439,7 @@ async fn identify(
         // A start that ended before anything was written: begin again, as the same member.
         drop(log);
     }
-    let founding = bootstrap::found(settings).await?;
+    let founding = bootstrap::found(settings, dialer).await?;
     let (claimed, claim) = (founding.identity, reader.clone());
     tokio::task::spawn_blocking(move || claim.claim(claimed)).await.map_err(io::Error::other)??;
     let log = open_log(settings, founding.identity.member, log_sync).await?;
@@ -462,63 +459,30 @@ async fn open_log(
     Ok(opened.map_err(io::Error::other)??)
 }
 
-/// What the peer port needs.
-struct PeerPort {
-    service: PeerService,
-    receiving: Receiving,
-    /// Ends it.
-    stop: CancellationToken,
-}
-
-impl PeerPort {
-    fn new(service: &PeerService, counts: &Counts, stop: &CancellationToken) -> Self {
-        let receiving = Receiving { peers: counts.peers.clone() };
-        Self { service: service.clone(), receiving, stop: stop.clone() }
-    }
-}
-
-/// Serves peers from now on, so that members that start together can ask each other.
-async fn listen(
+/// Opens the peer port and prepares calls to the others.
+fn open_peers(
     settings: &Settings,
-    port: PeerPort,
-    tasks: &TaskTracker,
-) -> Result<(), StartError> {
-    for listen in &settings.listen.peer {
-        let address = listen.address;
-        let listener = TcpListener::bind(address)
-            .await
-            .map_err(|source| StartError::Listen { address, source })?;
-        let incoming = TcpListenerStream::new(listener);
-        let incoming = futures::TryStreamExt::map_ok(incoming, |stream| {
-            if let Err(error) = stream.set_nodelay(true) {
-                tracing::debug!(%error, "cannot set TCP_NODELAY");
-            }
-            Gather::new(stream)
-        });
-        let peer = PeerServer::new(port.service.clone())
-            .max_decoding_message_size(MESSAGE_BYTES_MAX)
-            .max_encoding_message_size(MESSAGE_BYTES_MAX);
-        let server = Server::builder()
-            .initial_stream_window_size(STREAM_WINDOW_BYTES)
-            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-            .http2_keepalive_interval(Some(Duration::from_secs(5)))
-            .http2_keepalive_timeout(Some(Duration::from_secs(5)))
-            .layer(port.receiving.clone())
-            .add_service(peer);
-        let stop = port.stop.clone();
-        tasks.spawn(async move {
-            tokio::select! {
-                served = server.serve_with_incoming(incoming) => {
-                    if let Err(error) = served {
-                        tracing::error!(%error, "the peer server stopped");
-                    }
-                }
-                // Streams of peers have no end of their own.
-                () = stop.cancelled() => {}
-            }
-        });
+    port: &PeerService,
+    opened: &Opened,
+    parts: (&TaskTracker, &CancellationToken),
+) -> Result<Dialer, StartError> {
+    let (tasks, stop) = parts;
+    let (mut acceptor, mut dialer) = (None, Dialer::default());
+    if let Some(peer) = &settings.tls.peer {
+        let followed = Arc::new(tls::accepting(peer, &PEER_PROTOCOLS)?);
+        let counts = opened.counts.tls.port("peer");
+        tasks.spawn(tls::follow(followed.clone(), counts.clone(), stop.clone()));
+        acceptor = Some(Arc::new(Acceptor::new(followed, peer, counts)));
+        dialer.tls = Some(Arc::new(tls::connecting(peer)?));
     }
-    Ok(())
+    let port = PeerPort {
+        service: port.clone(),
+        receiving: Receiving { peers: opened.counts.peers.clone() },
+        tls: acceptor,
+        stop: stop.clone(),
+    };
+    port.listen(&settings.listen, tasks).map_err(StartError::Listen)?;
+    Ok(dialer)
 }
 
 impl Node {

@@ -14,7 +14,7 @@ use conclave_raft_store::{Identity, Reader};
 use futures::future::join_all;
 use tonic::Code;
 
-use super::link;
+use super::link::Dialer;
 use super::standing::REMOVED;
 use crate::config::{ClusterState, ConfigError, Settings, member_id};
 
@@ -129,7 +129,10 @@ pub(crate) fn stored_identity(
 
 /// Decides by flags and peers what an empty directory becomes. Waits, without limit, until as many
 /// peers answer as an election needs; nothing could be served earlier anyway.
-pub(crate) async fn found(settings: &Settings) -> Result<Founding, BootstrapError> {
+pub(crate) async fn found(
+    settings: &Settings,
+    dialer: &Dialer,
+) -> Result<Founding, BootstrapError> {
     let cluster = &settings.bootstrap.initial_cluster;
     if settings.bootstrap.state == ClusterState::New {
         settings.verify_bootstrap()?;
@@ -146,8 +149,9 @@ pub(crate) async fn found(settings: &Settings) -> Result<Founding, BootstrapErro
     let answers_min = cluster.members.len() / 2;
     let mut round = 0u32;
     loop {
-        let answers = join_all(peers.iter().map(|urls| ask(urls))).await;
-        let answers: Vec<DescribeResponse> = answers.into_iter().flatten().collect();
+        let asked = join_all(peers.iter().map(|urls| ask(dialer, urls))).await;
+        let unanswered = asked.iter().find_map(|answer| answer.as_ref().err().cloned());
+        let answers: Vec<DescribeResponse> = asked.into_iter().flatten().collect();
         match settings.bootstrap.state {
             ClusterState::New => {
                 if let Some(founding) = judge_new(settings, &answers, answers_min)? {
@@ -164,6 +168,7 @@ pub(crate) async fn found(settings: &Settings) -> Result<Founding, BootstrapErro
             tracing::info!(
                 answered = answers.len(),
                 needed = answers_min,
+                reason = unanswered,
                 "waiting for peers before this member begins"
             );
         }
@@ -173,15 +178,29 @@ pub(crate) async fn found(settings: &Settings) -> Result<Founding, BootstrapErro
 }
 
 /// Asks a peer by each of its URLs in turn.
-async fn ask(urls: &[String]) -> Option<DescribeResponse> {
+///
+/// # Errors
+/// Why the last of them gave no answer.
+async fn ask(dialer: &Dialer, urls: &[String]) -> Result<DescribeResponse, String> {
+    let mut reason = String::new();
     for url in urls {
-        match link::describe(url, DescribeRequest::default(), DESCRIBE_TIMEOUT).await {
-            Ok(answer) => return Some(answer),
-            Err(status) if status.code() == Code::Unavailable => {}
-            Err(status) => tracing::warn!(%url, %status, "a peer cannot describe the cluster"),
+        let request = DescribeRequest::default();
+        let status = match dialer.describe(url, request, DESCRIBE_TIMEOUT).await {
+            Ok(answer) => return Ok(answer),
+            Err(status) => status,
+        };
+        if status.code() != Code::Unavailable {
+            tracing::warn!(%url, %status, "a peer cannot describe the cluster");
         }
+        reason = format!("{url}: {}", causes(&status));
     }
-    None
+    Err(reason)
+}
+
+/// An error with what caused it: the transport's own text says nothing.
+fn causes(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.last().map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 /// What the answers mean for a member that would found the cluster; `None` to ask on.

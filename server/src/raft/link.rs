@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use conclave_proto::internal::peer_client::PeerClient;
 use conclave_proto::internal::{DescribeRequest, DescribeResponse, Sender};
+use conclave_raft_store::Identity;
 use conclave_raft_store::types::{MemberNode, Membership, NodeId};
-use hyper_util::client::legacy::connect::HttpConnector;
+use conclave_transport::{ClientTls, Connector, Followed, Target};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tonic::Status;
@@ -31,7 +32,7 @@ pub(crate) const MESSAGE_BYTES_MAX: usize = 512 * 1024 * 1024;
 pub(crate) const STREAM_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 /// Flow-control window of one HTTP/2 connection.
 pub(crate) const CONNECTION_WINDOW_BYTES: u32 = 32 * 1024 * 1024;
-/// How long a TCP connect may take: between members this is one round trip.
+/// How long a connection may take: between members a few round trips, handshake included.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(1000);
 /// Between two pings of a connection.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
@@ -60,12 +61,15 @@ pub(crate) struct Links {
     cluster_id: u64,
     member_id: NodeId,
     peers: Peers,
+    dialer: Dialer,
     links: Mutex<BTreeMap<(NodeId, Purpose), Arc<Link>>>,
 }
 
 impl Links {
-    pub(crate) fn new(cluster_id: u64, member_id: NodeId, peers: Peers) -> Self {
-        Self { cluster_id, member_id, peers, links: Mutex::default() }
+    /// Of this member.
+    pub(crate) fn new(identity: Identity, peers: Peers, dialer: Dialer) -> Self {
+        let Identity { cluster: cluster_id, member: member_id } = identity;
+        Self { cluster_id, member_id, peers, dialer, links: Mutex::default() }
     }
 
     pub(crate) fn member_id(&self) -> NodeId {
@@ -74,6 +78,11 @@ impl Links {
 
     pub(crate) fn cluster_id(&self) -> u64 {
         self.cluster_id
+    }
+
+    /// How others are reached.
+    pub(crate) fn dialer(&self) -> &Dialer {
+        &self.dialer
     }
 
     /// Who calls whom; sent with every call.
@@ -85,8 +94,8 @@ impl Links {
     pub(crate) fn get(&self, target: NodeId, node: &MemberNode, purpose: Purpose) -> Arc<Link> {
         let mut links = self.links.lock();
         let link = links.entry((target, purpose)).or_insert_with(|| {
-            let peer = self.peers.get(target);
-            Arc::new(Link::new(node.peer_urls.clone(), peer, self.member_id))
+            let (peer, dialer) = (self.peers.get(target), self.dialer.clone());
+            Arc::new(Link::new(node.peer_urls.clone(), peer, self.member_id, dialer))
         });
         link.move_to(&node.peer_urls);
         link.clone()
@@ -118,6 +127,7 @@ pub(crate) struct Link {
     peer: Arc<Peer>,
     /// This member.
     own_id: NodeId,
+    dialer: Dialer,
 }
 
 #[derive(Debug)]
@@ -129,11 +139,12 @@ struct Current {
 }
 
 impl Link {
-    fn new(urls: Vec<String>, peer: Arc<Peer>, own_id: NodeId) -> Self {
+    fn new(urls: Vec<String>, peer: Arc<Peer>, own_id: NodeId, dialer: Dialer) -> Self {
         let current = Mutex::new(Current { urls, turn: 0, client: None });
         let acknowledged = Acknowledged::default();
         let forwards = tokio::sync::Mutex::default();
-        Self { current, forwards, failures: AtomicU32::new(0), acknowledged, peer, own_id }
+        let failures = AtomicU32::new(0);
+        Self { current, forwards, failures, acknowledged, peer, own_id, dialer }
     }
 
     /// Counters of the member at the other end.
@@ -169,7 +180,7 @@ impl Link {
             .urls
             .get(current.turn % current.urls.len().max(1))
             .ok_or_else(|| Status::unavailable("the member has no peer URL"))?;
-        let calls = Caller::new(connect(url)?, self.peer.clone(), self.own_id);
+        let calls = Caller::new(self.dialer.channel(url)?, self.peer.clone(), self.own_id);
         let client = PeerClient::new(calls)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
@@ -206,37 +217,49 @@ impl Link {
     }
 }
 
-/// Asks a peer URL what it knows of the cluster.
-///
-/// # Errors
-/// [`Status`] of the call, deadline exceeded after `timeout`.
-pub(crate) async fn describe(
-    url: &str,
-    request: DescribeRequest,
-    timeout: Duration,
-) -> Result<DescribeResponse, Status> {
-    let mut client = PeerClient::new(connect(url)?);
-    let mut request = tonic::Request::new(request);
-    request.set_timeout(timeout);
-    let answer = tokio::time::timeout(timeout, client.describe(request))
-        .await
-        .map_err(|_elapsed| Status::deadline_exceeded("no answer"))??;
-    Ok(answer.into_inner())
+/// How this member reaches others; clones are cheap.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Dialer {
+    /// For URLs that ask for it.
+    pub(crate) tls: Option<Arc<Followed<ClientTls>>>,
 }
 
-/// The connection to a peer URL, made when first used.
-fn connect(url: &str) -> Result<Channel, Status> {
-    let endpoint = Endpoint::from_shared(url.to_owned())
-        .map_err(|error| Status::unavailable(format!("peer URL {url}: {error}")))?
-        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-        .keep_alive_while_idle(true)
-        .initial_stream_window_size(STREAM_WINDOW_BYTES)
-        .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
-    let mut tcp = HttpConnector::new();
-    tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
-    tcp.set_nodelay(true);
-    tcp.set_keepalive(Some(KEEPALIVE_INTERVAL));
-    let gathered = |stream: TokioIo<_>| TokioIo::new(Gather::new(stream.into_inner()));
-    Ok(endpoint.connect_with_connector_lazy(MapResponse::new(tcp, gathered)))
+impl Dialer {
+    /// Asks a peer URL what it knows of the cluster.
+    ///
+    /// # Errors
+    /// [`Status`] of the call, deadline exceeded after `timeout`.
+    pub(crate) async fn describe(
+        &self,
+        url: &str,
+        request: DescribeRequest,
+        timeout: Duration,
+    ) -> Result<DescribeResponse, Status> {
+        let mut client = PeerClient::new(self.channel(url)?);
+        let mut request = tonic::Request::new(request);
+        request.set_timeout(timeout);
+        let answer = tokio::time::timeout(timeout, client.describe(request))
+            .await
+            .map_err(|_elapsed| Status::deadline_exceeded("no answer"))??;
+        Ok(answer.into_inner())
+    }
+
+    /// The connection to a peer URL, made when first used.
+    fn channel(&self, url: &str) -> Result<Channel, Status> {
+        let target = Target::parse(url, false).map_err(Status::unavailable)?;
+        if target.is_tls() && self.tls.is_none() {
+            let message = format!("peer URL {url}: no --peer-cert-file is given");
+            return Err(Status::unavailable(message));
+        }
+        let endpoint = Endpoint::from(target.origin().clone())
+            .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
+            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+            .keep_alive_while_idle(true)
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
+        let connector = Connector::new(target, self.tls.clone(), CONNECT_TIMEOUT)
+            .keep_alive(KEEPALIVE_INTERVAL);
+        let gathered = |stream: TokioIo<_>| TokioIo::new(Gather::new(stream.into_inner()));
+        Ok(endpoint.connect_with_connector_lazy(MapResponse::new(connector, gathered)))
+    }
 }

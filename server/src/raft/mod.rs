@@ -26,6 +26,7 @@ pub(crate) mod link;
 pub(crate) mod loss;
 pub(crate) mod network;
 mod pace;
+pub(crate) mod port;
 pub(crate) mod quorum;
 pub(crate) mod rounds;
 pub(crate) mod route;

@@ -20,7 +20,6 @@ use parking_lot::RwLock;
 use tokio::sync::watch as channel;
 use tokio::time::MissedTickBehavior;
 
-use super::link;
 use super::route::Route;
 
 /// How often a member without a leader asks the others whether it was removed.
@@ -160,7 +159,8 @@ async fn is_told_removed(route: &Route, own_id: u64) -> bool {
     let urls: Vec<String> =
         others.filter_map(|(_, node)| node.peer_urls.first().cloned()).collect();
     let request = DescribeRequest { cluster_id: route.links.cluster_id(), from: own_id };
-    let answers = urls.iter().map(|url| link::describe(url, request, ASK_TIMEOUT));
+    let dialer = route.links.dialer();
+    let answers = urls.iter().map(|url| dialer.describe(url, request, ASK_TIMEOUT));
     // Who is of another cluster refuses; who lags says no.
     join_all(answers).await.into_iter().flatten().any(|answer| answer.caller_is_removed)
 }

@@ -1,0 +1,128 @@
+//! The peer port: connections of the other members.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use conclave_proto::internal::peer_server::PeerServer;
+use conclave_transport::Socket;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
+use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::transport::Server;
+
+use super::link::{CONNECTION_WINDOW_BYTES, MESSAGE_BYTES_MAX, STREAM_WINDOW_BYTES};
+use super::service::PeerService;
+use super::traffic::Receiving;
+use crate::config::ListenSettings;
+use crate::gather::Gather;
+use crate::listen::Listener;
+use crate::tls::Acceptor;
+
+/// Connections whose handshake is done and that wait to be served.
+const READY_MAX: usize = 64;
+/// Pause after a failed accept, which mostly means that file descriptors ran out.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Between two pings of a connection, and how long the answer may take.
+const KEEPALIVE: Duration = Duration::from_secs(5);
+
+/// The bytes of a connection, whatever is below.
+trait Bytes: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Bytes for S {}
+
+/// A connection of another member.
+type Connection = Gather<Box<dyn Bytes>>;
+
+/// What the peer port needs.
+pub(crate) struct PeerPort {
+    pub(crate) service: PeerService,
+    pub(crate) receiving: Receiving,
+    /// For those URLs that ask for it.
+    pub(crate) tls: Option<Arc<Acceptor>>,
+    /// Ends it.
+    pub(crate) stop: CancellationToken,
+}
+
+impl PeerPort {
+    /// Serves peers from now on, so that members that start together can ask each other.
+    ///
+    /// # Errors
+    /// Whatever the system reports, with the URL.
+    pub(crate) fn listen(self, settings: &ListenSettings, tasks: &TaskTracker) -> io::Result<()> {
+        for url in &settings.peer {
+            let listener = Listener::bind(url, settings.reuses_ports)?;
+            let (ready, incoming) = mpsc::channel(READY_MAX);
+            let tls = self.tls.clone().filter(|_| listener.is_tls);
+            tasks.spawn(accept(listener, tls, ready, self.stop.clone()));
+            tasks.spawn(self.serve(incoming));
+        }
+        Ok(())
+    }
+
+    fn serve(&self, incoming: mpsc::Receiver<Connection>) -> impl Future<Output = ()> + use<> {
+        let incoming = ReceiverStream::new(incoming).map(Ok::<_, io::Error>);
+        let peer = PeerServer::new(self.service.clone())
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(MESSAGE_BYTES_MAX);
+        let server = Server::builder()
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+            .http2_keepalive_interval(Some(KEEPALIVE))
+            .http2_keepalive_timeout(Some(KEEPALIVE))
+            .layer(self.receiving.clone())
+            .add_service(peer);
+        let stop = self.stop.clone();
+        async move {
+            tokio::select! {
+                served = server.serve_with_incoming(incoming) => {
+                    if let Err(error) = served {
+                        tracing::error!(%error, "the peer server stopped");
+                    }
+                }
+                // Streams of peers have no end of their own.
+                () = stop.cancelled() => {}
+            }
+        }
+    }
+}
+
+/// Accepts connections until `stop` and hands on those whose handshake is done.
+async fn accept(
+    listener: Listener,
+    tls: Option<Arc<Acceptor>>,
+    ready: mpsc::Sender<Connection>,
+    stop: CancellationToken,
+) {
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => return,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok(socket) => {
+                // Owned by its own deadline: the handshake ends, and the channel with the server.
+                tokio::spawn(shake(socket, tls.clone(), ready.clone()));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection of a peer");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn shake(socket: Socket, tls: Option<Arc<Acceptor>>, ready: mpsc::Sender<Connection>) {
+    let bytes: Box<dyn Bytes> = match tls {
+        None => Box::new(socket),
+        Some(tls) => match tls.accept(socket).await {
+            Some(shaken) => shaken.stream,
+            None => return,
+        },
+    };
+    // Nobody serves any more: the connection ends here.
+    ready.send(Gather::new(bytes)).await.ok();
+}

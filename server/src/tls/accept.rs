@@ -1,0 +1,136 @@
+//! The handshake of a connection that a port has accepted.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use conclave_transport::{Accepted, Certificate, Followed, Reason, ServerTls, Socket, TlsAcceptor};
+use parking_lot::Mutex;
+
+use super::address;
+use super::pending::Pending;
+use crate::metrics::PortCounts;
+
+/// How long a handshake may take, from the accepted connection on.
+const DEADLINE: Duration = Duration::from_secs(10);
+/// Handshakes of one port at one time; beyond, the oldest ends.
+const PENDING_MAX: usize = 4_096;
+/// Between two log lines about failed handshakes: anybody can make them fail.
+const LINE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The verified common name of who called; an extension of each request of its connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ClientName(pub(crate) Arc<str>);
+
+/// Shakes hands for one port.
+#[derive(Debug)]
+pub(crate) struct Acceptor {
+    tls: Arc<Followed<ServerTls>>,
+    counts: PortCounts,
+    pending: Pending,
+    /// The names in a certificate are compared with the address.
+    checks_addresses: bool,
+    /// A certificate's common name is a user.
+    names_users: bool,
+    lines: Mutex<Lines>,
+}
+
+/// What was and was not said about failures.
+#[derive(Debug, Default)]
+struct Lines {
+    last: Option<Instant>,
+    unsaid: u64,
+}
+
+/// A connection whose handshake is done.
+pub(crate) struct Shaken {
+    pub(crate) stream: Box<Accepted>,
+    /// Common name of the verified certificate, if it is a user's.
+    pub(crate) name: Option<ClientName>,
+}
+
+impl Acceptor {
+    /// Of a port that presents itself as `tls` says.
+    pub(crate) fn new(
+        tls: Arc<Followed<ServerTls>>,
+        settings: &crate::config::PortTls,
+        counts: PortCounts,
+    ) -> Self {
+        Self {
+            tls,
+            counts,
+            pending: Pending::new(PENDING_MAX),
+            checks_addresses: settings.checks_addresses,
+            names_users: settings.names_users,
+            lines: Mutex::default(),
+        }
+    }
+
+    /// Shakes hands. `None` if that failed, which is then counted and told. Ends by itself, whatever
+    /// the other side does or leaves undone.
+    pub(crate) async fn accept(&self, socket: Socket) -> Option<Shaken> {
+        let from = socket.peer_ip();
+        let place = self.pending.begin();
+        let handshake = tokio::time::timeout(DEADLINE, Box::pin(self.shake(socket)));
+        let outcome = tokio::select! {
+            outcome = handshake => outcome.unwrap_or_else(|_elapsed| {
+                Err((Reason::Timeout, io::ErrorKind::TimedOut.into()))
+            }),
+            () = place.crowded() => {
+                Err((Reason::Crowded, io::Error::other("too many handshakes are under way")))
+            }
+        };
+        match outcome {
+            Ok(shaken) => Some(shaken),
+            Err((reason, error)) => {
+                self.counts.failed(reason);
+                self.tell(reason, &error, from.map(|from| from.to_string()));
+                None
+            }
+        }
+    }
+
+    async fn shake(&self, socket: Socket) -> Result<Shaken, (Reason, io::Error)> {
+        let from = socket.peer_ip();
+        let acceptor = TlsAcceptor::from(self.tls.current().config.clone());
+        let stream = acceptor.accept(socket).await.map_err(|error| (Reason::of(&error), error))?;
+        // Verified: without an authority to verify by, none is asked for.
+        let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+        let certificate = certificate.and_then(|certificate| Certificate::parse(certificate));
+        if self.checks_addresses
+            && let (Some(certificate), Some(from)) = (&certificate, from)
+            && !address::fits(certificate, from).await
+        {
+            let error = format!(
+                "tls: {from} does not match any of DNSNames {:?} or addresses {:?}",
+                certificate.dns_names, certificate.addresses
+            );
+            return Err((Reason::Name, io::Error::other(error)));
+        }
+        let name = certificate.and_then(|certificate| certificate.common_name);
+        let name = name.filter(|name| self.names_users && !name.is_empty());
+        let name = name.map(|name| ClientName(name.into()));
+        Ok(Shaken { stream: Box::new(stream), name })
+    }
+
+    fn tell(&self, reason: Reason, error: &io::Error, from: Option<String>) {
+        let now = Instant::now();
+        let unsaid = {
+            let mut lines = self.lines.lock();
+            if lines.last.is_some_and(|last| now - last < LINE_INTERVAL) {
+                lines.unsaid += 1;
+                return;
+            }
+            lines.last = Some(now);
+            std::mem::take(&mut lines.unsaid)
+        };
+        tracing::warn!(
+            port = self.counts.port(),
+            remote_addr = from.as_deref().unwrap_or("unix"),
+            reason = reason.as_str(),
+            %error,
+            unsaid,
+            "rejected connection"
+        );
+    }
+}

@@ -1,0 +1,108 @@
+//! TLS of the two ports: certificates that are made or read, handshakes that end in time, and files
+//! that are read again when they change.
+
+mod accept;
+mod address;
+mod pending;
+mod self_signed;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use conclave_transport::{
+    Client, ClientTls, Error, Followed, Pair, Server, ServerTls, Verification,
+};
+use tokio::time::MissedTickBehavior;
+use tokio_util::sync::CancellationToken;
+
+pub(crate) use accept::{Acceptor, ClientName, Shaken};
+
+use crate::config::{PortIdentity, PortTls};
+use crate::metrics::PortCounts;
+
+/// How often files are looked at. A look costs a few microseconds; a revoked certificate should not
+/// be let in much longer.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Makes the certificate if it is to be made here, and reads the files of the accepting side.
+///
+/// # Errors
+/// [`Error`] with what cannot be used.
+pub(crate) fn accepting(
+    settings: &PortTls,
+    protocols: &'static [&'static [u8]],
+) -> Result<Followed<ServerTls>, Error> {
+    let server = Server {
+        identity: pair(&settings.identity)?,
+        trusted_ca: settings.trusted_ca.clone(),
+        revocations: settings.revocations.clone(),
+        allowed: settings.allowed.clone(),
+        policy: settings.policy.clone(),
+        protocols,
+    };
+    server.follow()
+}
+
+/// Reads the files of the connecting side, for calls to other members.
+///
+/// # Errors
+/// [`Error`] with what cannot be used.
+pub(crate) fn connecting(settings: &PortTls) -> Result<Followed<ClientTls>, Error> {
+    let own = pair(&settings.identity)?;
+    let verification = match (&settings.identity, &settings.trusted_ca) {
+        // Members that sign their own certificates cannot know each other's.
+        (PortIdentity::SelfSigned { .. }, _) => Verification::Skipped,
+        (PortIdentity::Files(_), Some(ca)) => Verification::Ca(ca.clone()),
+        (PortIdentity::Files(_), None) => Verification::System,
+    };
+    let client = Client {
+        verification,
+        identity: Some(settings.outgoing.clone().unwrap_or(own)),
+        server_name: None,
+        revocations: settings.revocations.clone(),
+        allowed: settings.allowed.clone(),
+        policy: settings.policy.clone(),
+    };
+    client.follow()
+}
+
+fn pair(identity: &PortIdentity) -> Result<Pair, Error> {
+    match identity {
+        PortIdentity::Files(pair) => Ok(pair.clone()),
+        PortIdentity::SelfSigned { dir, hosts, years } => {
+            self_signed::find_or_make(dir, hosts, *years)
+        }
+    }
+}
+
+/// Reads the files of a port again whenever they change, until `stop`.
+pub(crate) async fn follow(
+    tls: Arc<Followed<ServerTls>>,
+    counts: PortCounts,
+    stop: CancellationToken,
+) {
+    counts.expires(tls.current().not_after);
+    let mut tick = tokio::time::interval(LOOK_INTERVAL);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = tick.tick() => {}
+        }
+        let looked = tls.clone();
+        let Ok(looked) = tokio::task::spawn_blocking(move || looked.look()).await else { return };
+        let Some(outcome) = looked else { continue };
+        counts.reloaded(outcome.is_ok());
+        match outcome {
+            Ok(()) => {
+                counts.expires(tls.current().not_after);
+                tracing::info!(port = counts.port(), "read the changed TLS files");
+            }
+            Err(error) => tracing::error!(
+                port = counts.port(),
+                %error,
+                "changed TLS files cannot be used; what was read before stays in use"
+            ),
+        }
+    }
+}

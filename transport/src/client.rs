@@ -1,0 +1,120 @@
+//! The connecting side.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rustls::ClientConfig;
+use rustls::RootCertStore;
+use rustls::client::danger::ServerCertVerifier;
+use rustls::client::{Resumption, WebPkiServerVerifier};
+use rustls::crypto::CryptoProvider;
+use rustls::pki_types::ServerName;
+use rustls::sign::SingleCertAndKey;
+
+use crate::verify::{Anyone, Named};
+use crate::{Allowed, Error, Followed, Pair, Policy, files};
+
+/// Whom to believe to be the server.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Verification {
+    /// Who is signed by an authority that the system trusts.
+    #[default]
+    System,
+    /// Who is signed by an authority of this file.
+    Ca(PathBuf),
+    /// Anyone.
+    Skipped,
+}
+
+/// How somebody who connects presents itself, and whom it talks to.
+#[derive(Clone, Debug, Default)]
+pub struct Client {
+    /// Whom to believe.
+    pub verification: Verification,
+    /// What it presents if asked.
+    pub identity: Option<Pair>,
+    /// Name that the server's certificate must have, if not that of the address.
+    pub server_name: Option<String>,
+    /// Certificates that count no more.
+    pub revocations: Option<PathBuf>,
+    /// Names of which the server must have one in addition.
+    pub allowed: Allowed,
+    /// What may be negotiated.
+    pub policy: Policy,
+}
+
+/// The TLS of somebody who connects, as its files say.
+#[derive(Debug)]
+pub struct ClientTls {
+    /// For new handshakes.
+    pub config: Arc<ClientConfig>,
+    /// Name to ask for, if not that of the address.
+    pub server_name: Option<ServerName<'static>>,
+}
+
+impl Client {
+    /// Reads the files, and again whenever they change.
+    ///
+    /// # Errors
+    /// [`Error`] with the file or name that cannot be used.
+    pub fn follow(self) -> Result<Followed<ClientTls>, Error> {
+        let mut files: Vec<PathBuf> = self.revocations.iter().cloned().collect();
+        if let Verification::Ca(path) = &self.verification {
+            files.push(path.clone());
+        }
+        files.extend(self.identity.iter().flat_map(|pair| [pair.cert.clone(), pair.key.clone()]));
+        Followed::new(files, move || self.read())
+    }
+
+    fn read(&self) -> Result<ClientTls, Error> {
+        let provider = self.policy.provider();
+        let verifier = self.verifier(&provider)?;
+        let builder = ClientConfig::builder_with_provider(provider.clone())
+            .with_protocol_versions(&self.policy.versions())
+            .map_err(|error| Error::Setting(error.to_string()))?
+            .dangerous()
+            .with_custom_certificate_verifier(verifier);
+        let mut config = match &self.identity {
+            Some(pair) => {
+                let key = SingleCertAndKey::from(files::identity(pair, &provider)?.key);
+                builder.with_client_cert_resolver(Arc::new(key))
+            }
+            None => builder.with_no_client_auth(),
+        };
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        config.resumption = Resumption::disabled();
+        let server_name = self.server_name.clone().map(|name| {
+            let parsed = ServerName::try_from(name.clone());
+            parsed.map_err(|error| Error::Setting(format!("server name {name:?}: {error}")))
+        });
+        Ok(ClientTls { config: Arc::new(config), server_name: server_name.transpose()? })
+    }
+
+    fn verifier(
+        &self,
+        provider: &Arc<CryptoProvider>,
+    ) -> Result<Arc<dyn ServerCertVerifier>, Error> {
+        let verifier: Arc<dyn ServerCertVerifier> = match &self.verification {
+            Verification::Skipped => return Ok(Arc::new(Anyone(provider.clone()))),
+            Verification::System => self.web_pki(files::system_roots()?, provider)?,
+            Verification::Ca(path) => self.web_pki(files::roots(path)?, provider)?,
+        };
+        if self.allowed.is_any() {
+            return Ok(verifier);
+        }
+        Ok(Arc::new(Named { allowed: self.allowed.clone(), inner: verifier }))
+    }
+
+    fn web_pki(
+        &self,
+        roots: Arc<RootCertStore>,
+        provider: &Arc<CryptoProvider>,
+    ) -> Result<Arc<WebPkiServerVerifier>, Error> {
+        let mut builder = WebPkiServerVerifier::builder_with_provider(roots, provider.clone());
+        if let Some(path) = &self.revocations {
+            builder =
+                builder.with_crls(files::revocations(path)?).allow_unknown_revocation_status();
+        }
+        builder.build().map_err(|error| files::bad_revocations(self.revocations.as_deref(), error))
+    }
+}

@@ -1,0 +1,166 @@
+//! The way to an address: a TCP or unix connection and, if the address asks for it, TLS.
+
+use std::future::Future;
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use http::Uri;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::UnixStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+use tower::Service;
+
+use crate::{ClientTls, Followed, Socket, Target};
+
+/// Connects to one target, again and again. Files of TLS are looked at before each handshake.
+#[derive(Clone, Debug)]
+pub struct Connector {
+    target: Target,
+    tls: Option<Arc<Followed<ClientTls>>>,
+    tcp: HttpConnector,
+    timeout: Duration,
+}
+
+impl Connector {
+    /// For a target; `tls` is needed if the target asks for it. A connection that is not there after
+    /// `timeout`, handshake included, has failed.
+    #[must_use]
+    pub fn new(target: Target, tls: Option<Arc<Followed<ClientTls>>>, timeout: Duration) -> Self {
+        let mut tcp = HttpConnector::new();
+        tcp.enforce_http(false);
+        tcp.set_nodelay(true);
+        tcp.set_connect_timeout(Some(timeout));
+        let tls = if target.is_tls() { tls } else { None };
+        Self { target, tls, tcp, timeout }
+    }
+
+    /// The same with probes of the system on an idle connection.
+    #[must_use]
+    pub fn keep_alive(mut self, interval: Duration) -> Self {
+        self.tcp.set_keepalive(Some(interval));
+        self
+    }
+
+    /// Makes one connection.
+    ///
+    /// # Errors
+    /// Whatever the system or the handshake reports, or that it took too long.
+    pub async fn connect(mut self) -> io::Result<Stream> {
+        let timeout = self.timeout;
+        let connected = tokio::time::timeout(timeout, self.connect_slowly()).await;
+        connected.unwrap_or_else(|_elapsed| Err(io::ErrorKind::TimedOut.into()))
+    }
+
+    async fn connect_slowly(&mut self) -> io::Result<Stream> {
+        let socket = match self.target.path() {
+            Some(path) => Socket::Unix(UnixStream::connect(path).await?),
+            None => {
+                let connected = self.tcp.call(self.target.origin().clone()).await;
+                Socket::Tcp(connected.map_err(io::Error::other)?.into_inner())
+            }
+        };
+        if !self.target.is_tls() {
+            return Ok(Stream::Plain(socket));
+        }
+        let tls = self.tls.as_ref().ok_or_else(|| {
+            io::Error::other(format!("no TLS settings for {}", self.target.origin()))
+        })?;
+        if let Some(Err(error)) = tls.look() {
+            // What was read before may still do; if not, the handshake tells.
+            drop(error);
+        }
+        let tls = tls.current();
+        let name = match &tls.server_name {
+            Some(name) => name.clone(),
+            None => {
+                ServerName::try_from(self.target.host().to_owned()).map_err(io::Error::other)?
+            }
+        };
+        let connected = TlsConnector::from(tls.config.clone()).connect(name, socket).await?;
+        Ok(Stream::Tls(Box::new(connected)))
+    }
+}
+
+impl Service<Uri> for Connector {
+    type Response = TokioIo<Stream>;
+    type Error = io::Error;
+    type Future = Pin<Box<dyn Future<Output = io::Result<TokioIo<Stream>>> + Send>>;
+
+    fn poll_ready(&mut self, _task: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _uri: Uri) -> Self::Future {
+        let connector = self.clone();
+        Box::pin(async move { connector.connect().await.map(TokioIo::new) })
+    }
+}
+
+/// A connection that was made.
+#[derive(Debug)]
+pub enum Stream {
+    /// In the clear.
+    Plain(Socket),
+    /// By TLS.
+    Tls(Box<TlsStream<Socket>>),
+}
+
+/// Calls the same method of whatever the variant holds.
+macro_rules! each {
+    ($self:expr, $method:ident($($argument:expr),*)) => {
+        match $self.get_mut() {
+            Self::Plain(stream) => Pin::new(stream).$method($($argument),*),
+            Self::Tls(stream) => Pin::new(stream.as_mut()).$method($($argument),*),
+        }
+    };
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        task: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        each!(self, poll_read(task, buffer))
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        self: Pin<&mut Self>,
+        task: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        each!(self, poll_write(task, bytes))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        task: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        each!(self, poll_write_vectored(task, slices))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match self {
+            Self::Plain(stream) => stream.is_write_vectored(),
+            Self::Tls(stream) => stream.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self, poll_flush(task))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<io::Result<()>> {
+        each!(self, poll_shutdown(task))
+    }
+}

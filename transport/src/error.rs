@@ -1,0 +1,47 @@
+//! What is wrong with the files and settings of TLS.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// Why a side of TLS cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file cannot be read.
+    #[error("cannot read the {what} {}: {source}", path.display())]
+    Read {
+        /// What the file is for.
+        what: &'static str,
+        /// Its path.
+        path: PathBuf,
+        /// What the system reports.
+        #[source]
+        source: io::Error,
+    },
+    /// A file does not hold what it should.
+    #[error("the {what} {} cannot be used: {reason}", path.display())]
+    Content {
+        /// What the file is for.
+        what: &'static str,
+        /// Its path.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
+    /// Certificate and key are not a pair.
+    #[error("the key {} does not belong to the certificate {}", key.display(), cert.display())]
+    Mismatch {
+        /// Path of the certificate.
+        cert: PathBuf,
+        /// Path of the key.
+        key: PathBuf,
+    },
+    /// Settings that cannot be honoured.
+    #[error("{0}")]
+    Setting(String),
+}
+
+impl Error {
+    pub(crate) fn content(what: &'static str, path: &Path, reason: impl ToString) -> Self {
+        Self::Content { what, path: path.to_owned(), reason: reason.to_string() }
+    }
+}

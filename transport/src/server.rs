@@ -1,0 +1,91 @@
+//! The accepting side.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rustls::ServerConfig;
+use rustls::crypto::CryptoProvider;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
+use rustls::sign::SingleCertAndKey;
+
+use crate::verify::Named;
+use crate::{Allowed, Error, Followed, Pair, Policy, files};
+
+/// How a port presents itself and whom it lets in.
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// What it presents.
+    pub identity: Pair,
+    /// Who must have signed the certificates of those who connect; `None` to ask for none.
+    pub trusted_ca: Option<PathBuf>,
+    /// Certificates that count no more; each needs a list of its own authority, others are let in.
+    pub revocations: Option<PathBuf>,
+    /// Names of which those who connect must have one.
+    pub allowed: Allowed,
+    /// What may be negotiated.
+    pub policy: Policy,
+    /// Protocols to choose from, the best first.
+    pub protocols: &'static [&'static [u8]],
+}
+
+/// A port's TLS as its files say.
+#[derive(Debug)]
+pub struct ServerTls {
+    /// For new handshakes.
+    pub config: Arc<ServerConfig>,
+    /// When the presented certificate expires, in seconds since 1970.
+    pub not_after: i64,
+}
+
+impl Server {
+    /// Reads the files, and again whenever they change.
+    ///
+    /// # Errors
+    /// [`Error`] with the file that cannot be used.
+    pub fn follow(self) -> Result<Followed<ServerTls>, Error> {
+        let optional = [&self.trusted_ca, &self.revocations].into_iter().flatten().cloned();
+        let files = [self.identity.cert.clone(), self.identity.key.clone()];
+        let files = files.into_iter().chain(optional).collect();
+        Followed::new(files, move || self.read())
+    }
+
+    fn read(&self) -> Result<ServerTls, Error> {
+        let provider = self.policy.provider();
+        let identity = files::identity(&self.identity, &provider)?;
+        let builder = ServerConfig::builder_with_provider(provider.clone())
+            .with_protocol_versions(&self.policy.versions())
+            .map_err(|error| Error::Setting(error.to_string()))?;
+        let builder = match self.verifier(&provider)? {
+            Some(verifier) => builder.with_client_cert_verifier(verifier),
+            None => builder.with_no_client_auth(),
+        };
+        let key = SingleCertAndKey::from(identity.key);
+        let mut config = builder.with_cert_resolver(Arc::new(key));
+        config.alpn_protocols = self.protocols.iter().map(|name| name.to_vec()).collect();
+        // A resumed session would not be verified again, not even against a new revocation list.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+        Ok(ServerTls { config: Arc::new(config), not_after: identity.certificate.not_after })
+    }
+
+    fn verifier(
+        &self,
+        provider: &Arc<CryptoProvider>,
+    ) -> Result<Option<Arc<dyn ClientCertVerifier>>, Error> {
+        let Some(ca) = &self.trusted_ca else { return Ok(None) };
+        let roots = files::roots(ca)?;
+        let mut builder = WebPkiClientVerifier::builder_with_provider(roots, provider.clone());
+        if let Some(path) = &self.revocations {
+            builder =
+                builder.with_crls(files::revocations(path)?).allow_unknown_revocation_status();
+        }
+        let verifier = builder
+            .build()
+            .map_err(|error| files::bad_revocations(self.revocations.as_deref(), error))?;
+        if self.allowed.is_any() {
+            return Ok(Some(verifier));
+        }
+        Ok(Some(Arc::new(Named { allowed: self.allowed.clone(), inner: verifier })))
+    }
+}

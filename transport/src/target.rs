@@ -1,0 +1,100 @@
+//! An address to connect to, as etcd writes it: `host:port`, `http://`, `https://`, `unix://`, `unixs://`.
+
+use std::path::{Path, PathBuf};
+
+use http::Uri;
+
+/// Where a unix socket's calls are addressed to; nobody looks at it.
+const UNIX_ORIGIN: &str = "localhost";
+
+/// A parsed address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// What requests are made for: `http://host:port` or `https://host:port`.
+    origin: Uri,
+    path: Option<PathBuf>,
+    is_tls: bool,
+}
+
+impl Target {
+    /// Parses an address. One without a scheme is reached by TLS if `prefers_tls`.
+    ///
+    /// # Errors
+    /// What is wrong with it, for people.
+    pub fn parse(address: &str, prefers_tls: bool) -> Result<Self, String> {
+        let (scheme, rest) = match address.split_once("://") {
+            Some((scheme, rest)) => (scheme, rest),
+            // etcd's clients also take `unix:path`.
+            None => match address.split_once(':') {
+                Some((scheme @ ("unix" | "unixs"), rest)) => (scheme, rest),
+                _ => (if prefers_tls { "https" } else { "http" }, address),
+            },
+        };
+        let (is_tls, is_unix) = match scheme {
+            "http" => (false, false),
+            "https" => (true, false),
+            "unix" => (false, true),
+            "unixs" => (true, true),
+            other => return Err(format!("endpoint {address}: scheme {other} is not supported")),
+        };
+        if rest.is_empty() {
+            return Err(format!("endpoint {address}: nothing behind the scheme"));
+        }
+        let authority = if is_unix { UNIX_ORIGIN } else { rest };
+        let origin = format!("{}://{authority}", if is_tls { "https" } else { "http" });
+        let origin = origin.parse().map_err(|error| format!("endpoint {address}: {error}"))?;
+        Ok(Self { origin, path: is_unix.then(|| PathBuf::from(rest)), is_tls })
+    }
+
+    /// What requests are made for.
+    #[must_use]
+    pub fn origin(&self) -> &Uri {
+        &self.origin
+    }
+
+    /// Whether TLS is spoken.
+    #[must_use]
+    pub fn is_tls(&self) -> bool {
+        self.is_tls
+    }
+
+    /// Path of the unix socket, if it is one.
+    #[must_use]
+    pub fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
+    /// The host's name without port and brackets.
+    pub(crate) fn host(&self) -> &str {
+        let host = self.origin.host().unwrap_or(UNIX_ORIGIN);
+        host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_read_as_etcd_writes_them() {
+        let parsed = |address: &str, prefers_tls| {
+            let target = Target::parse(address, prefers_tls).unwrap();
+            let path = target.path().map(|path| path.display().to_string());
+            (target.origin().to_string(), path, target.host().to_owned())
+        };
+        let tcp = |origin: &str, host: &str| (origin.to_owned(), None, host.to_owned());
+        assert_eq!(parsed("a:1", false), tcp("http://a:1/", "a"));
+        assert_eq!(parsed("a:1", true), tcp("https://a:1/", "a"));
+        assert_eq!(parsed("http://a:1", true), tcp("http://a:1/", "a"));
+        assert_eq!(parsed("https://[::1]:1", false), tcp("https://[::1]:1/", "::1"));
+        let unix = |origin: &str, path: &str| {
+            (origin.to_owned(), Some(path.to_owned()), "localhost".to_owned())
+        };
+        assert_eq!(parsed("unix:///run/x", false), unix("http://localhost/", "/run/x"));
+        assert_eq!(parsed("unixs:/run/x", false), unix("https://localhost/", "/run/x"));
+        assert_eq!(parsed("unix://localhost:5", false), unix("http://localhost/", "localhost:5"));
+        for bad in ["ftp://a:1", "http://", "unix://", "a b"] {
+            assert!(Target::parse(bad, false).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,114 @@
+//! Certificates, keys and revocation lists for tests, written as files are written in earnest: beside
+//! the old one first, then in its place.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer,
+    DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair,
+    KeyUsagePurpose, RevokedCertParams, SerialNumber,
+};
+
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// Somebody who signs certificates.
+pub(crate) struct Authority {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+/// What a certificate is to say.
+#[derive(Clone, Copy)]
+pub(crate) struct Wish<'a> {
+    pub(crate) common_name: &'a str,
+    pub(crate) hosts: &'a [&'a str],
+    /// First and last day, counted from now.
+    pub(crate) days: (i32, i32),
+    pub(crate) serial: u64,
+}
+
+impl Default for Wish<'_> {
+    fn default() -> Self {
+        Self { common_name: "test", hosts: &["localhost", "127.0.0.1"], days: (-1, 1), serial: 1 }
+    }
+}
+
+/// A certificate and its key.
+#[derive(Clone, Debug)]
+pub(crate) struct Files {
+    pub(crate) cert: PathBuf,
+    pub(crate) key: PathBuf,
+}
+
+impl Authority {
+    pub(crate) fn new(name: &str) -> Self {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name = named(name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        (params.not_before, params.not_after) = (at(-2).into(), at(10).into());
+        let key = KeyPair::generate().unwrap();
+        Self { issuer: CertifiedIssuer::self_signed(params, key).unwrap() }
+    }
+
+    /// Writes the authority's own certificate.
+    pub(crate) fn write(&self, path: &Path) -> PathBuf {
+        replace(path, &self.issuer.pem())
+    }
+
+    /// Signs a certificate and writes it to `<stem>.pem` and `<stem>-key.pem`.
+    pub(crate) fn issue(&self, wish: Wish<'_>, dir: &Path, stem: &str) -> Files {
+        let hosts: Vec<String> = wish.hosts.iter().map(|&host| host.to_owned()).collect();
+        let mut params = CertificateParams::new(hosts).unwrap();
+        params.distinguished_name = named(wish.common_name);
+        params.serial_number = Some(SerialNumber::from(wish.serial));
+        (params.not_before, params.not_after) = (at(wish.days.0).into(), at(wish.days.1).into());
+        params.extended_key_usages =
+            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let key = KeyPair::generate().unwrap();
+        let cert = params.signed_by(&key, &self.issuer).unwrap();
+        Files {
+            key: replace(&dir.join(format!("{stem}-key.pem")), &key.serialize_pem()),
+            cert: replace(&dir.join(format!("{stem}.pem")), &cert.pem()),
+        }
+    }
+
+    /// Writes the list of revoked serial numbers.
+    pub(crate) fn revoke(&self, serials: &[u64], path: &Path) -> PathBuf {
+        let revoked = |&serial: &u64| RevokedCertParams {
+            serial_number: SerialNumber::from(serial),
+            revocation_time: at(-1).into(),
+            reason_code: None,
+            invalidity_date: None,
+        };
+        let list = CertificateRevocationListParams {
+            this_update: at(-1).into(),
+            next_update: at(10).into(),
+            crl_number: SerialNumber::from(1u64),
+            issuing_distribution_point: None,
+            revoked_certs: serials.iter().map(revoked).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        replace(path, &list.signed_by(&self.issuer).unwrap().pem().unwrap())
+    }
+}
+
+fn named(name: &str) -> DistinguishedName {
+    let mut named = DistinguishedName::new();
+    named.push(DnType::CommonName, name);
+    named
+}
+
+fn at(day: i32) -> SystemTime {
+    let distance = DAY * day.unsigned_abs();
+    if day < 0 { SystemTime::now() - distance } else { SystemTime::now() + distance }
+}
+
+/// Replaces a file in one step.
+pub(crate) fn replace(path: &Path, text: &str) -> PathBuf {
+    let new = path.with_extension("new");
+    fs::write(&new, text).unwrap();
+    fs::rename(&new, path).unwrap();
+    path.to_owned()
+}

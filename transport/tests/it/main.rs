@@ -1,0 +1,6 @@
+//! Handshakes over loopback, and files that are replaced or broken.
+#![expect(clippy::unwrap_used, reason = "a test may panic")]
+
+mod authority;
+mod files;
+mod handshake;
