@@ -96,7 +96,7 @@ fn unknown_flags_are_refused_and_unknown_variables_warned_about() {
 
 #[test]
 fn flags_of_later_features_are_refused_by_name() {
-    for flag in ["auth-token", "auto-compaction-mode", "discovery", "config-file"] {
+    for flag in ["auth-token", "discovery", "config-file"] {
         assert_eq!(error(&[&format!("--{flag}=x")]), format!("--{flag} is not supported yet"));
     }
     settings(&["--client-cert-auth=false", "--auto-compaction-retention=0"], &[]);
