@@ -8,7 +8,11 @@
 
 use std::{collections::BTreeMap, error::Error, io::Write, net::SocketAddr, time::Duration};
 
-use conclave_client::{Client, balance::BalancedChannel, registry::Registration};
+use conclave_client::{
+    Client,
+    balance::{BalancedChannel, RoundRobin},
+    registry::Registration,
+};
 use conclave_proto::v3lockpb::{
     LockRequest, LockResponse, UnlockRequest, UnlockResponse,
     lock_client::LockClient,
@@ -87,7 +91,8 @@ pub(crate) async fn run(endpoint: &str, out: &mut impl Write) -> Result<(), Box<
     let directory = client.service("demo/greeter").discover().start();
     let mut listing = directory.listing();
     listing.wait_for(|listing| listing.records.len() == 3).await?;
-    let channel = directory.channel(BalancedChannel::builder());
+    // In turn, so that three answer for certain: the default prefers whoever is fast just now.
+    let channel = directory.channel(BalancedChannel::builder().policy(RoundRobin::default()));
     let (answers, failures) = call(&channel).await;
     writeln!(out, "{} instances answer, {failures} calls failed", answers.len())?;
 
