@@ -19,6 +19,8 @@ use crate::raft::Raft;
 
 /// Longest time between two compactions by time.
 const PERIOD_MAX: Duration = Duration::from_secs(60 * 60);
+/// Shortest time between two samples, however short the period.
+const TICK_MIN: Duration = Duration::from_millis(100);
 /// Samples between two compactions by time.
 const TICKS: u32 = 10;
 /// Time between two compactions by number.
@@ -72,8 +74,8 @@ struct Periodic {
 
 impl Periodic {
     fn new(period: Duration) -> Self {
-        let tick = period.min(PERIOD_MAX) / TICKS;
-        let ticks = period.as_nanos() / tick.as_nanos().max(1);
+        let tick = (period.min(PERIOD_MAX) / TICKS).max(TICK_MIN);
+        let ticks = period.as_nanos() / tick.as_nanos();
         let samples_max = usize::try_from(ticks).unwrap_or(usize::MAX).saturating_add(1);
         Self { tick, samples: VecDeque::new(), samples_max, ticks_left: 0 }
     }
@@ -110,6 +112,13 @@ mod tests {
     fn a_short_period_compacts_once_a_period_what_is_a_period_old() {
         assert_eq!(Periodic::new(Duration::from_secs(600)).tick, Duration::from_secs(60));
         assert_eq!(due(Duration::from_secs(600), 35), [(10, 0), (20, 10), (30, 20)]);
+    }
+
+    #[test]
+    fn the_shortest_period_has_a_time_between_its_samples() {
+        let shortest = Duration::from_nanos(1);
+        assert_eq!(Periodic::new(shortest).tick, TICK_MIN);
+        assert_eq!(due(shortest, 12), [(0, 0), (10, 10)]);
     }
 
     #[test]

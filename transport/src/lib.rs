@@ -11,6 +11,7 @@
 //! | `verify` | how the two sides verify each other |
 //! | `server`, `client` | the two sides' settings -> rustls configurations |
 //! | `follow` | a configuration that is made anew when its files change |
+//! | `delegate` | streams that are one of several |
 //! | `target`, `connect`, `socket` | an address, the way to it, and the bytes |
 //! | `failure` | why a handshake failed, from a closed set |
 
@@ -18,6 +19,7 @@ mod allowed;
 mod certificate;
 mod client;
 mod connect;
+mod delegate;
 mod error;
 mod failure;
 mod files;

@@ -71,15 +71,20 @@ fn answers(server: &Server) -> Vec<String> {
             is_healthy.then_some(output)
         });
         let stdout = String::from_utf8_lossy(&output.stdout);
-        if let Some(id) = stdout.strip_prefix("Member ").and_then(|text| text.split(' ').next())
-            && stdout.contains("added to")
-        {
-            other = id.to_owned();
+        if stdout.contains("added to") {
+            other = added_member(&stdout);
         }
         let code = output.status.code();
         answers.push(format!("{step}: {code:?} {}", unordered(&normal(&output, &endpoint))));
     }
     answers
+}
+
+/// The id in what `member add` prints first, which is padded with spaces: `Member  fe23... added`.
+fn added_member(printed: &str) -> String {
+    let id = printed.split_whitespace().nth(1).expect("`Member` and an id");
+    assert!(u64::from_str_radix(id, 16).is_ok(), "{printed}");
+    id.to_owned()
 }
 
 /// Members come in the order of their ids, which are random: the words without numbers, sorted.
@@ -194,10 +199,10 @@ fn a_member_joins_by_what_etcdctl_prints_and_ends_well_when_it_is_removed() {
     let (list, _) = etcdctl(&other, &["member", "list"]);
     assert_eq!(list.matches(", started,").count(), 2, "{list}");
 
-    let id = added.split(' ').nth(1).unwrap();
+    let id = added_member(&added);
     // As leader, and by itself: it hands over, is removed by the next leader, and answers.
-    eventually("it leads", || etcdctl(&endpoint, &["move-leader", id]).1.then_some(()));
-    eventually("it is removed", || etcdctl(&other, &["member", "remove", id]).1.then_some(()));
+    eventually("it leads", || etcdctl(&endpoint, &["move-leader", &id]).1.then_some(()));
+    eventually("it is removed", || etcdctl(&other, &["member", "remove", &id]).1.then_some(()));
     for _ in 0..2 {
         assert!(process.end().success(), "no supervisor must start it again");
         let log = std::fs::read_to_string(dir.path().join("b.log")).unwrap();

@@ -21,6 +21,7 @@ use openraft::async_runtime::WatchReceiver;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tonic::Status;
 
 use super::link::Purpose;
 use super::loss::Loss;
@@ -29,7 +30,7 @@ use crate::propose::Proposer;
 
 /// Digests kept for a leader that asks late.
 const NOTES_MAX: usize = 64;
-/// How long a member may take until it has applied what the leader has.
+/// How long a member may take until it has applied what the leader has, or to note that it must stop.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Pause before it is asked again.
 const ASK_PAUSE: Duration = Duration::from_millis(100);
@@ -217,7 +218,9 @@ impl Comparer {
         let Ok(mut client) = link.client() else { return };
         let sender = Some(self.route.links.sender(id));
         let reason = format!("at {point:?}");
-        let told = client.fence(internal::FenceRequest { sender, reason }).await;
+        let told = client.fence(internal::FenceRequest { sender, reason });
+        let told = tokio::time::timeout(PATIENCE, told).await;
+        let told = told.unwrap_or_else(|_elapsed| Err(Status::deadline_exceeded("no answer")));
         if let Err(status) = told {
             tracing::error!(member = %format_args!("{id:x}"), %status, "it could not be told to stop");
         }

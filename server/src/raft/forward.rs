@@ -11,15 +11,16 @@ use std::time::Duration;
 
 use conclave_proto::internal::{ProposeRequest, ProposeResponse, propose_response};
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc::{self, error::TrySendError};
+use tokio::sync::oneshot;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
 use super::link::Client;
 use super::route::Offer;
 
-/// Batches on one stream without answer. More than the batcher ever has in flight: those that it gave
-/// up count too, until the leader answers them.
+/// Batches on one stream that are neither applied nor refused. More than the batcher ever has in
+/// flight: at the leader those count too that it gave up.
 pub(crate) const FORWARDS_MAX: usize = 64;
 /// How long the leader may take to accept a stream.
 const OPEN_TIMEOUT: Duration = Duration::from_millis(1500);
@@ -84,10 +85,12 @@ impl Forwards {
         {
             let mut pending = self.pending.lock();
             let Some(pending) = pending.as_mut() else { return Offer::NotLeader };
-            if pending.len() >= FORWARDS_MAX || self.requests.try_send(request).is_err() {
-                return Offer::Busy;
-            }
-            pending.insert(id, answer);
+            match self.requests.try_send(request) {
+                Ok(()) => pending.insert(id, answer),
+                Err(TrySendError::Full(_)) => return Offer::Busy,
+                // The connection is gone, and the next batch opens another.
+                Err(TrySendError::Closed(_)) => return Offer::NotLeader,
+            };
         }
         let _listed = Listed { forwards: self, id };
         answered.await.unwrap_or(Offer::Unknown)

@@ -118,7 +118,7 @@ impl Links {
 #[derive(Debug)]
 pub(crate) struct Link {
     current: Mutex<Current>,
-    /// The stream of forwarded batches, opened when first used.
+    /// The stream of forwarded batches; held while it is opened, which takes a bounded time.
     forwards: tokio::sync::Mutex<Option<Arc<Forwards>>>,
     /// Calls that failed since the last one that did not.
     failures: AtomicU32,

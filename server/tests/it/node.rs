@@ -1,5 +1,7 @@
 //! What a cluster of members does, without clients.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use conclave_server::node::{Node, StartError, TransferError};
@@ -53,13 +55,20 @@ async fn a_leader_that_only_replicates_is_known_to_be_there() {
     let cluster = Cluster::start(3, &[]).await;
     let leader = cluster.leader().await;
     let node = cluster.node(leader).clone();
+    let written = Arc::new(AtomicU64::new(0));
+    let count = written.clone();
     let load = tokio::spawn(async move {
         loop {
             put_again_and_again(&node, "k", b"v").await;
+            count.fetch_add(1, Ordering::Relaxed);
         }
     });
-    // Under load no heartbeats are sent; by now the last one is too old to tell anything.
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    // Under load no heartbeats are sent; the last one has to be too old to tell anything.
+    let began = Instant::now();
+    eventually("the load went on for longer than a heartbeat tells", || {
+        began.elapsed() > Duration::from_secs(3) && written.load(Ordering::Relaxed) > 100
+    })
+    .await;
     let id = cluster.node(leader).member_id();
     eventually("all members know the leader", || {
         (0..3).all(|i| cluster.node(i).status().leader == Some(id))
