@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use prost::Message as _;
+
 const FILES: [&str; 10] = [
     "etcd/kv.proto",
     "etcd/auth.proto",
@@ -23,6 +25,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         println!("cargo:rerun-if-changed={file}");
     }
     let descriptors = protox::compile(files.iter().map(|f| root.join(f)), [root])?;
+    let out = std::env::var("OUT_DIR")?;
+    std::fs::write(Path::new(&out).join("descriptors.bin"), descriptors.encode_to_vec())?;
     tonic_prost_build::configure()
         // Keys and values stay slices of the request's buffer: no copy.
         .bytes(".")

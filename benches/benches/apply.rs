@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use conclave_state_machine::command::{
-    Command, Compare, CompareResult, CompareTarget, Put, Range, Txn, TxnOp,
+    Caller, Command, Compare, CompareResult, CompareTarget, Put, Range, Txn, TxnOp,
 };
 use conclave_state_machine::machine::{Machine, Position};
 use conclave_state_machine::memory::MemoryRows;
@@ -26,7 +26,7 @@ fn put(number: u64) -> Put {
 fn apply(machine: &mut Machine, rows: &mut MemoryRows, commands: &[Command]) {
     let done = rows.update(|overlay| {
         for command in commands {
-            machine.apply(overlay, Position::default(), command)?;
+            machine.apply(overlay, Position::default(), &Caller::Inside, command)?;
         }
         machine.finish(overlay);
         Ok::<(), conclave_state_machine::response::Halt>(())

@@ -46,3 +46,6 @@ pub mod conclave {
     }
 }
 pub use conclave::{internal::v1 as internal, v1};
+
+/// All .proto files, as a `google.protobuf.FileDescriptorSet`.
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

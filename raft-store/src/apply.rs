@@ -191,9 +191,10 @@ fn apply_batch(
 ) -> Result<AppliedEntry, Halt> {
     let position = Position { term: log_id.leader_id.term, index: log_id.index };
     let mut results = Vec::with_capacity(batch.commands.len());
-    for message in batch.commands {
+    for mut message in batch.commands {
+        let caller = command::auth::caller(message.caller.take());
         results.push(match command::command(message) {
-            Ok(command) => machine.apply(rows, position, &command)?,
+            Ok(command) => machine.apply(rows, position, &caller, &command)?,
             Err(rejection) => rejected(machine, rejection),
         });
     }

@@ -4,14 +4,15 @@
 //! which reads them back from the log. They never panic: an unknown number or an absent part is a
 //! [`Rejection`], the same on every replica.
 
+pub mod auth;
 pub mod lock;
 pub mod primitive;
 
 use conclave_proto::{etcdserverpb as etcd, internal};
 use conclave_state_machine::command::{
-    AlarmAction, AlarmChange, AlarmKind, Command, Compact, Compare, CompareResult, CompareTarget,
-    DeleteRange, LeaseExpire, LeaseGrant, LeaseRevoke, MemberRecord, Put, Range, SortOrder,
-    SortTarget, Txn, TxnOp,
+    AlarmAction, AlarmChange, AlarmKind, AuthCommand, Command, Compact, Compare, CompareResult,
+    CompareTarget, DeleteRange, LeaseExpire, LeaseGrant, LeaseRevoke, MemberRecord, Put, Range,
+    SortOrder, SortTarget, Txn, TxnOp,
 };
 use conclave_state_machine::response::Rejection;
 
@@ -45,6 +46,18 @@ pub fn command(message: internal::Command) -> Result<Command, Rejection> {
         Message::HandOver(message) => Ok(Command::Lock(lock::hand_over(message))),
         Message::GuardedTxn(request) => Ok(Command::GuardedTxn(lock::guarded_txn(request)?)),
         Message::Primitive(message) => Ok(Command::Primitive(primitive::primitive(message)?)),
+        Message::AuthEnable(_) => Ok(Command::Auth(AuthCommand::Enable)),
+        Message::AuthDisable(_) => Ok(Command::Auth(AuthCommand::Disable)),
+        Message::AuthUserAdd(add) => Ok(Command::Auth(auth::user_add(add))),
+        Message::AuthUserDelete(delete) => Ok(Command::Auth(AuthCommand::UserDelete(delete.name))),
+        Message::AuthChangePassword(change) => Ok(Command::Auth(auth::change_password(change))),
+        Message::AuthUserGrantRole(grant) => Ok(Command::Auth(auth::user_grant_role(grant))),
+        Message::AuthUserRevokeRole(revoke) => Ok(Command::Auth(auth::user_revoke_role(revoke))),
+        Message::AuthRoleAdd(add) => Ok(Command::Auth(AuthCommand::RoleAdd(add.name))),
+        Message::AuthRoleDelete(delete) => Ok(Command::Auth(AuthCommand::RoleDelete(delete.role))),
+        Message::AuthRoleGrant(grant) => Ok(Command::Auth(auth::role_grant(grant)?)),
+        Message::AuthRoleRevoke(revoke) => Ok(Command::Auth(auth::role_revoke(revoke))),
+        Message::AuthToken(issue) => Ok(Command::Auth(auth::token(issue))),
     }
 }
 
@@ -246,7 +259,7 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(txn(empty), Err(Rejection::KeyNotFound));
-        let unknown = internal::Command { command: None };
+        let unknown = internal::Command::default();
         assert!(matches!(command(unknown), Err(Rejection::Malformed(_))));
         let request = etcd::AlarmRequest { alarm: 99, ..Default::default() };
         assert!(matches!(alarm(&request), Err(Rejection::Malformed(_))));

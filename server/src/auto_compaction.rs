@@ -7,8 +7,9 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use conclave_proto::etcdserverpb::CompactionRequest;
-use conclave_proto::internal::{self, command::Command};
+use conclave_proto::internal::command::Command;
 use conclave_raft_store::Reader;
+use conclave_raft_store::command::auth::inside;
 use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
 use tokio::time::MissedTickBehavior;
@@ -52,7 +53,7 @@ pub(crate) async fn run(mode: AutoCompaction, raft: Raft, reader: Reader, propos
             && is_leader
         {
             let request = CompactionRequest { revision, physical: false };
-            let command = internal::Command { command: Some(Command::Compact(request)) };
+            let command = inside(Command::Compact(request));
             match proposer.propose(command).await {
                 Ok(_) => tracing::info!(revision, "finished auto compaction"),
                 Err(error) => tracing::warn!(revision, %error, "failed auto compaction"),

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use conclave_proto::internal;
+use conclave_raft_store::command::auth::inside;
 use conclave_raft_store::reader::Reader;
 use conclave_state_machine::expiry::{ExpiryQueue, Renewal};
 use conclave_state_machine::leases;
@@ -446,7 +447,7 @@ impl Lessor {
             }
             let expire =
                 internal::command::Command::LeaseExpire(internal::LeaseExpire { term, ids });
-            let command = internal::Command { command: Some(expire) };
+            let command = inside(expire);
             let proposer = self.inner.proposer.clone();
             tasks.spawn(async move {
                 // Whatever is lost is handed out again.

@@ -23,6 +23,7 @@
 //! | `status` | error texts and gRPC codes, the only place that knows them |
 
 pub mod api;
+mod auth;
 mod auto_compaction;
 pub mod config;
 mod coordination;
@@ -45,5 +46,6 @@ mod tls;
 pub mod version;
 pub mod watch;
 
+pub use auth::JwtError;
 pub use running::{RunError, Running, StartError, run, start};
 pub use runtime::client_runtime;

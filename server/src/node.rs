@@ -17,6 +17,7 @@ use openraft::async_runtime::WatchReceiver;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::auth::Feed;
 use crate::config::Settings;
 use crate::coordination::Turns;
 use crate::lessor::Lessor;
@@ -118,6 +119,7 @@ pub struct Node {
     changer: Arc<Changer>,
     hub: Arc<Hub>,
     turns: Arc<Turns>,
+    auth: Arc<Feed>,
     header: Header,
     counts: Counts,
     timeout: Duration,
@@ -188,6 +190,11 @@ impl Node {
     /// Who waits for which lock.
     pub(crate) fn turns(&self) -> &Arc<Turns> {
         &self.turns
+    }
+
+    /// What apply tells about users.
+    pub(crate) fn auth(&self) -> &Arc<Feed> {
+        &self.auth
     }
 
     /// What its parts count.

@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::api::context::Context;
 use crate::api::services;
+use crate::auth::{Auth, JwtError};
 use crate::config::Settings;
 use crate::http::{self, Router};
 use crate::metrics::Metrics;
@@ -41,6 +42,9 @@ pub enum StartError {
     /// The files of TLS with clients cannot be used.
     #[error("TLS of the client port: {0}")]
     Tls(#[from] conclave_transport::Error),
+    /// Tokens cannot be signed as asked for.
+    #[error(transparent)]
+    Auth(#[from] JwtError),
     /// The node refuses.
     #[error(transparent)]
     Node(#[from] node::StartError),
@@ -108,7 +112,9 @@ pub async fn start(settings: Settings) -> Result<Running, StartError> {
     let node = Node::start(Arc::clone(&settings)).await?;
     let stop = CancellationToken::new();
     let acceptor = followed.map(|followed| accept_by_tls(&node, Arc::new(followed), &stop));
+    let auth = Auth::new(node.reader().clone(), Arc::clone(node.auth()), &settings.auth)?;
     let context = Context {
+        auth: Arc::new(auth),
         metrics: Arc::new(Metrics::new(&node)),
         node: Arc::clone(&node),
         limits: settings.limits,

@@ -149,11 +149,9 @@ pub(crate) fn code_name(code: Code) -> &'static str {
     }
 }
 
-impl Fault {
-    /// `rpc error: code = C desc = T`, as etcd puts errors into watch cancel reasons.
-    pub fn rpc_error_text(self) -> String {
-        format!("rpc error: code = {} desc = {}", code_name(self.code()), self.text())
-    }
+/// `rpc error: code = C desc = T`, as etcd puts errors into watch cancel reasons.
+pub(crate) fn rpc_error_text(status: &Status) -> String {
+    format!("rpc error: code = {} desc = {}", code_name(status.code()), status.message())
 }
 
 impl From<Fault> for Status {
@@ -179,6 +177,21 @@ pub fn fault_of(rejection: &Rejection) -> Option<Fault> {
         Rejection::LeaseTtlTooLarge => Fault::LeaseTtlTooLarge,
         Rejection::NoSpace => Fault::NoSpace,
         Rejection::Corrupt => Fault::Corrupt,
+        Rejection::UserEmpty => Fault::UserEmpty,
+        Rejection::RoleEmpty => Fault::RoleEmpty,
+        Rejection::PermissionDenied => Fault::PermissionDenied,
+        Rejection::AuthOldRevision => Fault::AuthOldRevision,
+        Rejection::InvalidAuthManagement => Fault::InvalidAuthManagement,
+        Rejection::PermissionNotGiven => Fault::PermissionNotGiven,
+        Rejection::RootUserNotExist => Fault::RootUserNotExist,
+        Rejection::RootRoleNotExist => Fault::RootRoleNotExist,
+        Rejection::UserExists => Fault::UserExists,
+        Rejection::UserNotFound => Fault::UserNotFound,
+        Rejection::RoleExists => Fault::RoleExists,
+        Rejection::RoleNotFound => Fault::RoleNotFound,
+        Rejection::RoleNotGranted => Fault::RoleNotGranted,
+        Rejection::PermissionNotGranted => Fault::PermissionNotGranted,
+        Rejection::AuthNotEnabled => Fault::AuthNotEnabled,
         Rejection::LockNotHeld
         | Rejection::LockShared
         | Rejection::Overtaken
@@ -463,6 +476,21 @@ mod tests {
             Rejection::LeaseTtlTooLarge,
             Rejection::NoSpace,
             Rejection::Corrupt,
+            Rejection::UserEmpty,
+            Rejection::RoleEmpty,
+            Rejection::PermissionDenied,
+            Rejection::AuthOldRevision,
+            Rejection::InvalidAuthManagement,
+            Rejection::PermissionNotGiven,
+            Rejection::RootUserNotExist,
+            Rejection::RootRoleNotExist,
+            Rejection::UserExists,
+            Rejection::UserNotFound,
+            Rejection::RoleExists,
+            Rejection::RoleNotFound,
+            Rejection::RoleNotGranted,
+            Rejection::PermissionNotGranted,
+            Rejection::AuthNotEnabled,
         ] {
             let status = from_rejection(&rejection);
             assert_eq!(status.message(), format!("etcdserver: {rejection}"));
@@ -490,7 +518,7 @@ mod tests {
     #[test]
     fn cancel_reasons_are_worded_as_in_go() {
         assert_eq!(
-            Fault::PermissionDenied.rpc_error_text(),
+            rpc_error_text(&Fault::PermissionDenied.into()),
             "rpc error: code = PermissionDenied desc = etcdserver: permission denied"
         );
     }

@@ -6,8 +6,9 @@
 use std::time::Duration;
 
 use conclave_proto::etcdserverpb::CompactionRequest;
-use conclave_proto::internal::{self, command::Command};
+use conclave_proto::internal::command::Command;
 use conclave_raft_store::Reader;
+use conclave_raft_store::command::auth::inside;
 use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
 use tokio::time::{Instant, MissedTickBehavior};
@@ -37,7 +38,7 @@ pub(crate) async fn run(raft: Raft, reader: Reader, proposer: Proposer) {
             let began = Instant::now();
             let revision = reader.head().compacted;
             let again = CompactionRequest { revision, physical: false };
-            let command = internal::Command { command: Some(Command::Compact(again)) };
+            let command = inside(Command::Compact(again));
             // The answer of an applied step is a refusal too, because nothing is left to compact.
             if let Err(error) = proposer.propose(command).await {
                 tracing::debug!(%error, "a step of the sweep was not applied");

@@ -3,11 +3,16 @@
 //! Shapes follow etcd's requests. They were validated once before they were proposed; `apply` still
 //! treats every field as untrusted and never panics on it.
 
+mod auth;
 mod lock;
 mod primitive;
 
 use bytes::Bytes;
 
+pub use auth::{
+    AuthCommand, Caller, Permission, PermissionKind, RoleGrant, RoleRevoke, TokenIssue, UserAdd,
+    UserChangePassword, UserRole,
+};
 pub use lock::{
     Campaign, Guard, GuardedTxn, HandOver, Leave, LockAcquire, LockBreak, LockCommand, LockConvert,
     LockRelease, SessionBegin,
@@ -43,6 +48,8 @@ pub enum Command {
     GuardedTxn(GuardedTxn),
     /// Changes a counter, latch, barrier or group.
     Primitive(Primitive),
+    /// Changes users, roles and permissions.
+    Auth(AuthCommand),
 }
 
 /// Writes one key (etcd `PutRequest`).

@@ -1,5 +1,6 @@
 //! Counters of the store: what every command changes and every answer needs.
 
+use crate::auth::AuthHead;
 use crate::command::AlarmKind;
 use crate::compaction::Sweep;
 use crate::read::{Read, Table};
@@ -32,6 +33,8 @@ pub struct Head {
     pub sweep: Sweep,
     /// Active alarms as (member, kind), sorted.
     pub alarms: Vec<(u64, AlarmKind)>,
+    /// Whether calls need a user, and the auth revision.
+    pub auth: AuthHead,
 }
 
 impl Default for Head {
@@ -44,6 +47,7 @@ impl Default for Head {
             digest: 0,
             sweep: Sweep::default(),
             alarms: Vec::new(),
+            auth: AuthHead::default(),
         }
     }
 }

@@ -19,6 +19,7 @@
 //! | [`expiry`], [`watcher_set`], [`rank`] | local to a node: lease deadlines, who gets which event, counts |
 //! | [`validate`] | checks of requests that need no store |
 //! | [`divergence`] | whose state is not that of the others |
+//! | [`auth`] | users, roles, permissions, and who may what |
 //! | [`revision`], [`span`], [`compaction`] | shared notions |
 #![warn(
     clippy::wildcard_enum_match_arm,
@@ -31,6 +32,7 @@
 #![cfg_attr(not(test), warn(clippy::arithmetic_side_effects))]
 
 mod alarms;
+pub mod auth;
 mod change;
 pub mod command;
 pub mod compaction;

@@ -1,8 +1,9 @@
 //! The function of the log: one command in, rows, answer and events out.
 
 use crate::alarms;
+use crate::auth::{self, RightsCache};
 use crate::change::Change;
-use crate::command::{Action, AlarmKind, Command, LockCommand};
+use crate::command::{Action, AlarmKind, Caller, Command, LockCommand};
 use crate::compaction;
 use crate::head::Head;
 use crate::kv::{delete, put, txn};
@@ -34,6 +35,7 @@ pub struct Position {
 #[derive(Clone, Debug)]
 pub struct Machine {
     head: Head,
+    rights: RightsCache,
 }
 
 /// What a command changed beside the rows.
@@ -49,7 +51,7 @@ impl Machine {
     /// # Errors
     /// [`Halt`] if the storage fails or the head row is damaged.
     pub fn load(rows: &impl Read) -> Result<Machine, Halt> {
-        Ok(Machine { head: Head::load(rows)? })
+        Ok(Machine { head: Head::load(rows)?, rights: RightsCache::default() })
     }
 
     /// Counters as of the last applied command.
@@ -61,7 +63,8 @@ impl Machine {
         &self.head
     }
 
-    /// Applies one command. A refusal is an answer like any other; it leaves the rows as they were.
+    /// Applies one command on behalf of `caller`. A refusal is an answer like any other; it leaves the
+    /// rows as they were.
     ///
     /// # Errors
     /// [`Halt`] if the storage fails or holds what cannot be; the node must stop.
@@ -69,10 +72,11 @@ impl Machine {
         &mut self,
         rows: &mut Overlay<'_, R>,
         position: Position,
+        caller: &Caller,
         command: &Command,
     ) -> Result<Applied, Halt> {
         let mut changes = Changes::default();
-        let outcome = match refusal_by_alarm(&self.head, command) {
+        let outcome = match self.refusal(rows, caller, command)? {
             Some(rejection) => Err(rejection),
             None => split(self.dispatch(rows, position, command, &mut changes))?,
         };
@@ -87,6 +91,18 @@ impl Machine {
     pub fn finish<R: Read>(&self, rows: &mut Overlay<'_, R>) {
         let key = Bytes::from_static(rows::head::KEY);
         rows.put(Table::Meta, key, rows::head::encode(&self.head));
+    }
+
+    /// Why a command must not be carried out, whatever it would do.
+    fn refusal<R: Read>(
+        &mut self,
+        rows: &Overlay<'_, R>,
+        caller: &Caller,
+        command: &Command,
+    ) -> Result<Option<Rejection>, Halt> {
+        let Machine { head, rights } = self;
+        let allowed = split(auth::check::command(rows, head, rights, caller, command))?;
+        Ok(allowed.err().or_else(|| refusal_by_alarm(head, command)))
     }
 
     fn dispatch<R: Read>(
@@ -148,6 +164,7 @@ impl Machine {
             Command::Primitive(command) => {
                 Response::Primitive(primitives::apply(rows, head, events, command)?)
             }
+            Command::Auth(command) => Response::Auth(auth::apply(rows, head, position, command)?),
         })
     }
 }
@@ -182,7 +199,7 @@ fn refusal_by_alarm(head: &Head, command: &Command) -> Option<Rejection> {
             | LockCommand::Leave(_)
             | LockCommand::HandOver(_),
         ) => (true, false),
-        Command::Alarm(_) | Command::MemberPublish(_) => (false, false),
+        Command::Alarm(_) | Command::MemberPublish(_) | Command::Auth(_) => (false, false),
     };
     if touches_keys && head.has_alarm(AlarmKind::Corrupt) {
         return Some(Rejection::Corrupt);
@@ -200,7 +217,7 @@ mod tests {
     fn apply(rows: &mut MemoryRows, command: &Command) -> Applied {
         rows.update(|overlay| {
             let mut machine = Machine::load(overlay)?;
-            let applied = machine.apply(overlay, Position::default(), command)?;
+            let applied = machine.apply(overlay, Position::default(), &Caller::Inside, command)?;
             machine.finish(overlay);
             Ok::<_, Halt>(applied)
         })

@@ -116,6 +116,8 @@ pub enum Response {
     Lock(LockResponse),
     /// Of [`crate::command::GuardedTxn`]: `None` if a guard is not held, so that nothing happened.
     GuardedTxn(Option<TxnResponse>),
+    /// Of [`crate::command::AuthCommand`].
+    Auth(AuthChange),
     /// Of [`crate::command::Primitive`].
     Primitive(PrimitiveResponse),
 }
@@ -130,6 +132,33 @@ pub struct PrimitiveResponse {
     pub number: i64,
     /// Revision of the last change of the key.
     pub revision: i64,
+}
+
+/// What a command changed about users; what members keep in memory follows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AuthChange {
+    /// Nothing; it was so already.
+    Nothing,
+    /// Users, roles or permissions.
+    Changed,
+    /// Every call needs a user from now on.
+    Enabled,
+    /// No call needs a user any more; all tokens are void.
+    Disabled,
+    /// The tokens of a user are void: it has another password, or is no more.
+    TokensVoid {
+        /// Name of the user.
+        user: String,
+    },
+    /// A token is valid from now on.
+    Token {
+        /// Name of the user.
+        user: String,
+        /// Hash of the token.
+        fingerprint: Bytes,
+        /// Log index of the command.
+        index: u64,
+    },
 }
 
 /// Answer of a command that changes queues.
@@ -293,6 +322,51 @@ pub enum Rejection {
     /// A request for a lock or session breaks a rule.
     #[error("{0}")]
     InvalidLock(&'static str),
+    /// A client did not say who it is, or a name is missing.
+    #[error("user name is empty")]
+    UserEmpty,
+    /// A name is missing.
+    #[error("role name is empty")]
+    RoleEmpty,
+    /// The user may not.
+    #[error("permission denied")]
+    PermissionDenied,
+    /// Users or roles changed since the caller's name was verified.
+    #[error("revision of auth store is old")]
+    AuthOldRevision,
+    /// What would leave nobody in charge, or a permission for no keys.
+    #[error("invalid auth management")]
+    InvalidAuthManagement,
+    /// A grant of nothing.
+    #[error("permission not given")]
+    PermissionNotGiven,
+    /// Auth cannot be enabled without this user.
+    #[error("root user does not exist")]
+    RootUserNotExist,
+    /// Auth cannot be enabled while the root user lacks this role.
+    #[error("root user does not have root role")]
+    RootRoleNotExist,
+    /// The name is taken.
+    #[error("user name already exists")]
+    UserExists,
+    /// No such user.
+    #[error("user name not found")]
+    UserNotFound,
+    /// The name is taken.
+    #[error("role name already exists")]
+    RoleExists,
+    /// No such role.
+    #[error("role name not found")]
+    RoleNotFound,
+    /// The user does not have the role.
+    #[error("role is not granted to the user")]
+    RoleNotGranted,
+    /// The role does not have the permission.
+    #[error("permission is not granted to the role")]
+    PermissionNotGranted,
+    /// There are no tokens while nobody needs them.
+    #[error("authentication is not enabled")]
+    AuthNotEnabled,
     /// A field holds a value that no known client sends.
     #[error("malformed command: {0}")]
     Malformed(&'static str),

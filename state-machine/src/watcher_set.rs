@@ -57,6 +57,16 @@ impl KeyRange {
         }
     }
 
+    /// etcd's pair for the range, as [`KeyRange::new`] reads it.
+    #[must_use]
+    pub fn pair(&self) -> (&[u8], &[u8]) {
+        match self {
+            KeyRange::Key(only) => (only, b""),
+            KeyRange::Span { start, end: End::Infinity } => (start, b"\0"),
+            KeyRange::Span { start, end: End::Before(end) } => (start, end),
+        }
+    }
+
     /// Whether `key` is inside.
     #[must_use]
     pub fn contains(&self, key: &[u8]) -> bool {

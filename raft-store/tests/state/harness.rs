@@ -75,7 +75,10 @@ pub(crate) fn log_id(index: u64) -> LogId {
 }
 
 pub(crate) fn entry(index: u64, commands: Vec<internal::command::Command>) -> Entry {
-    let commands = commands.into_iter().map(|c| internal::Command { command: Some(c) }).collect();
+    let commands = commands
+        .into_iter()
+        .map(|c| internal::Command { command: Some(c), ..Default::default() })
+        .collect();
     let batch = internal::Batch { proposer: 7, sequence: index, commands };
     let payload = EntryPayload::Normal(Batch { bytes: batch.encode_to_vec().into() });
     Entry { log_id: log_id(index), payload }

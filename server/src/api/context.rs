@@ -5,11 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use conclave_proto::{etcdserverpb as etcd, internal};
+use conclave_raft_store::command::auth::caller_message;
+use conclave_state_machine::command::Caller;
 use conclave_state_machine::response::{Applied, Response as Answer};
 use tokio_util::task::TaskTracker;
 use tonic::Status;
 use tonic::metadata::MetadataMap;
 
+use crate::auth::Auth;
 use crate::config::Limits;
 use crate::metrics::Metrics;
 use crate::node::Node;
@@ -32,6 +35,7 @@ const UNITS: [(char, u64); 6] = [
 pub(crate) struct Context {
     pub(crate) node: Arc<Node>,
     pub(crate) metrics: Arc<Metrics>,
+    pub(crate) auth: Arc<Auth>,
     pub(crate) limits: Limits,
     /// Logical size at which writes are refused; `None` for no quota.
     pub(crate) quota_bytes: Option<i64>,
@@ -66,19 +70,29 @@ impl Context {
         self.node.read_barrier().await.map_err(|error| status::from_read_index(&error))
     }
 
-    /// Proposes a command; returns its answer and the revision after it.
+    /// Proposes a command on behalf of `caller`, whose rights apply checks; returns its answer and the
+    /// revision after it. [`Caller::Inside`] only for what no client asks for.
     pub(crate) async fn propose(
         &self,
+        caller: &Caller,
         command: internal::command::Command,
     ) -> Result<(Answer, i64), Status> {
-        let command = internal::Command { command: Some(command) };
-        let applied = self.node.propose(command).await;
-        let Applied { outcome, revision, .. } =
-            applied.map_err(|error| status::from_propose(&error))?;
+        let Applied { outcome, revision, .. } = self.offer(caller, command).await?;
         match outcome {
             Ok(answer) => Ok((answer, revision)),
             Err(rejection) => Err(status::from_rejection(&rejection)),
         }
+    }
+
+    /// As [`Context::propose`]; a rejection is part of the answer.
+    pub(crate) async fn offer(
+        &self,
+        caller: &Caller,
+        command: internal::command::Command,
+    ) -> Result<Applied, Status> {
+        let caller = caller_message(caller.clone());
+        let applied = self.node.propose(internal::Command { caller, command: Some(command) }).await;
+        applied.map_err(|error| status::from_propose(&error))
     }
 
     /// Refuses a request that would not fit into etcd's log.
@@ -105,7 +119,9 @@ impl Context {
             member_id: self.node.member_id(),
             alarm: etcd::AlarmType::Nospace as i32,
         };
-        if let Err(error) = self.propose(internal::command::Command::Alarm(alarm)).await {
+        if let Err(error) =
+            self.propose(&Caller::Inside, internal::command::Command::Alarm(alarm)).await
+        {
             tracing::warn!(error = error.message(), "failed to raise alarm");
         }
         Err(Fault::NoSpace.into())

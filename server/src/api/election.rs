@@ -19,6 +19,7 @@ use super::queue::{
     Caller, Contender, Place, Queue, answer_in_time, delete_of, end_of, if_created_at, prefix_of,
 };
 use super::{convert, stream_end};
+use crate::auth::{RightsCheck, caller_of};
 use crate::metrics::Method;
 use crate::status;
 use crate::watch::LocalWatch;
@@ -116,10 +117,13 @@ impl ElectionService {
         let context = self.queue.context();
         context.check_metadata(request.metadata())?;
         let deadline = context::deadline(request.metadata());
+        let caller = caller_of(request.extensions());
         let name = request.into_inner().name;
         let read = async {
             context.read_barrier().await?;
-            let (leader, revision) = first_of(context, &prefix_of(&name))?;
+            let look = async { first_of(context, &prefix_of(&name)) };
+            let wanted = RightsCheck::queue(&name);
+            let (leader, revision) = context.auth.checked(&caller, &wanted, look).await?;
             let kv = leader.ok_or_else(|| status::unknown(NO_LEADER))?;
             Ok(pb::LeaderResponse { header: Some(context.header(revision)), kv: Some(kv) })
         };
@@ -130,19 +134,24 @@ impl ElectionService {
         let context = self.queue.context();
         context.check_metadata(request.metadata())?;
         let must_have_leader = context::must_have_leader(request.metadata());
+        let caller = caller_of(request.extensions());
+        let name = request.into_inner().name;
         let observer = Observer {
             context: context.clone(),
-            prefix: prefix_of(&request.into_inner().name),
+            prefix: prefix_of(&name),
             watch: None,
             due: VecDeque::new(),
         };
         let barrier = answer_in_time(None, context.read_barrier());
         barrier.await?;
+        let wanted = RightsCheck::queue(&name);
+        context.auth.check(&caller, &wanted).map_err(|status| status::unknown(status.message()))?;
         let leaders = stream::try_unfold(observer, |mut observer| async move {
             let next = observer.next().await?;
             Ok(Some((next, observer)))
         });
-        Ok(stream_end::guard(context, Box::pin(leaders), must_have_leader))
+        let leaders = context.auth.guard(caller, wanted, Box::pin(leaders));
+        Ok(stream_end::guard(context, leaders, must_have_leader))
     }
 }
 

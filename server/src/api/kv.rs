@@ -1,11 +1,12 @@
 //! The KV service. Writes are validated once, then proposed; reads are local after one barrier.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use conclave_proto::etcdserverpb as etcd;
 use conclave_proto::internal::command::Command as Message;
 use conclave_raft_store::command;
-use conclave_state_machine::command::{Range, SortOrder, SortTarget, Txn};
+use conclave_state_machine::command::{Caller, Range, SortOrder, SortTarget, Txn};
 use conclave_state_machine::response::{Rejection, Response as Answer};
 use etcd::kv_server::Kv;
 use tonic::{Request, Response, Status};
@@ -13,6 +14,7 @@ use tonic::{Request, Response, Status};
 use super::context::{Context, mismatch};
 use super::range_stream::{self, RangeStream};
 use super::{check, convert, limits};
+use crate::auth::{RightsCheck, caller_of};
 use crate::metrics::Method;
 use crate::status::{self, Fault};
 
@@ -40,6 +42,7 @@ impl KvService {
         request: Request<etcd::RangeRequest>,
     ) -> Result<etcd::RangeResponse, Status> {
         self.context.check_metadata(request.metadata())?;
+        let caller = caller_of(request.extensions());
         let request = request.into_inner();
         let is_serializable = request.serializable;
         let range = validated_range(request)?;
@@ -47,6 +50,11 @@ impl KvService {
             self.context.read_barrier().await?;
         }
         self.context.node.counts().ranges.inc();
+        let wanted = RightsCheck::Range(range.key.clone(), range.range_end.clone());
+        self.context.auth.checked(&caller, &wanted, self.read_range(range)).await
+    }
+
+    async fn read_range(&self, range: Range) -> Result<etcd::RangeResponse, Status> {
         let reader = self.context.node.reader();
         let answer = if is_short(&range) || reader.head().key_count <= SMALL_STORE_KEYS {
             reader.range(&range)
@@ -64,11 +72,12 @@ impl KvService {
         request: Request<etcd::PutRequest>,
     ) -> Result<etcd::PutResponse, Status> {
         self.context.check_metadata(request.metadata())?;
+        let caller = caller_of(request.extensions());
         let request = request.into_inner();
         self.context.check_quota(limits::put_cost(&request)).await?;
         check::put(&request)?;
         self.context.check_size(&request)?;
-        match self.context.propose(Message::Put(request)).await? {
+        match self.context.propose(&caller, Message::Put(request)).await? {
             (Answer::Put(answer), revision) => {
                 Ok(convert::put(self.context.header(revision), answer))
             }
@@ -81,10 +90,11 @@ impl KvService {
         request: Request<etcd::DeleteRangeRequest>,
     ) -> Result<etcd::DeleteRangeResponse, Status> {
         self.context.check_metadata(request.metadata())?;
+        let caller = caller_of(request.extensions());
         let request = request.into_inner();
         check::delete_range(&request)?;
         self.context.check_size(&request)?;
-        match self.context.propose(Message::DeleteRange(request)).await? {
+        match self.context.propose(&caller, Message::DeleteRange(request)).await? {
             (Answer::DeleteRange(answer), revision) => {
                 Ok(convert::delete_range(self.context.header(revision), answer))
             }
@@ -97,15 +107,16 @@ impl KvService {
         request: Request<etcd::TxnRequest>,
     ) -> Result<etcd::TxnResponse, Status> {
         self.context.check_metadata(request.metadata())?;
+        let caller = caller_of(request.extensions());
         let request = request.into_inner();
         self.context.check_quota(limits::txn_cost(&request)).await?;
         check::txn(&request, self.context.limits.txn_ops_max)?;
         if let Some(is_serializable) = check::read_only(&request) {
             let txn = command::txn(request).map_err(rejected)?;
-            return self.answer_read_only_txn(txn, is_serializable).await;
+            return self.answer_read_only_txn(&caller, txn, is_serializable).await;
         }
         self.context.check_size(&request)?;
-        match self.context.propose(Message::Txn(request)).await? {
+        match self.context.propose(&caller, Message::Txn(request)).await? {
             (Answer::Txn(answer), revision) => {
                 Ok(convert::txn(self.context.header(revision), answer))
             }
@@ -115,6 +126,7 @@ impl KvService {
 
     async fn answer_read_only_txn(
         &self,
+        caller: &Caller,
         txn: Txn,
         is_serializable: bool,
     ) -> Result<etcd::TxnResponse, Status> {
@@ -122,7 +134,10 @@ impl KvService {
             self.context.read_barrier().await?;
         }
         let reader = self.context.node.reader().clone();
-        let answer = off_thread(move || reader.read_txn(&txn)).await?;
+        let txn = Arc::new(txn);
+        let wanted = RightsCheck::Txn(Arc::clone(&txn));
+        let read = off_thread(move || reader.read_txn(&txn));
+        let answer = self.context.auth.checked(caller, &wanted, read).await?;
         let (answer, revision) = answer.map_err(|error| status::from_read(&error))?;
         self.context.node.counts().read_txn(&answer);
         Ok(convert::txn(self.context.header(revision), answer))
@@ -133,8 +148,9 @@ impl KvService {
         request: Request<etcd::CompactionRequest>,
     ) -> Result<etcd::CompactionResponse, Status> {
         self.context.check_metadata(request.metadata())?;
+        let caller = caller_of(request.extensions());
         let request = request.into_inner();
-        let (_, revision) = self.context.propose(Message::Compact(request)).await?;
+        let (_, revision) = self.context.propose(&caller, Message::Compact(request)).await?;
         if request.physical {
             self.wait_for_sweep(request.revision).await?;
         }

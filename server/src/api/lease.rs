@@ -3,6 +3,7 @@
 
 use conclave_proto::etcdserverpb as etcd;
 use conclave_proto::internal::command::Command as Message;
+use conclave_state_machine::command::Caller;
 use conclave_state_machine::leases;
 use conclave_state_machine::response::Response as Answer;
 use etcd::lease_server::Lease;
@@ -11,6 +12,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::context::{Context, mismatch};
 use super::limits;
+use crate::auth::{RightsCheck, caller_of};
 use crate::metrics::{Answers, Method};
 use crate::status::{self, Fault};
 
@@ -31,6 +33,7 @@ impl LeaseService {
         request: Request<etcd::LeaseGrantRequest>,
     ) -> Result<etcd::LeaseGrantResponse, Status> {
         self.context.check_metadata(request.metadata())?;
+        let caller = caller_of(request.extensions());
         let mut request = request.into_inner();
         self.context.check_quota(limits::LEASE_COST_BYTES).await?;
         if request.ttl > leases::TTL_SECONDS_MAX {
@@ -40,7 +43,7 @@ impl LeaseService {
         if request.id == 0 {
             request.id = random_lease_id();
         }
-        match self.context.propose(Message::LeaseGrant(request)).await? {
+        match self.context.propose(&caller, Message::LeaseGrant(request)).await? {
             (Answer::LeaseGrant { id, ttl }, revision) => Ok(etcd::LeaseGrantResponse {
                 header: Some(self.context.header(revision)),
                 id,
@@ -56,8 +59,9 @@ impl LeaseService {
         request: Request<etcd::LeaseRevokeRequest>,
     ) -> Result<etcd::LeaseRevokeResponse, Status> {
         self.context.check_metadata(request.metadata())?;
+        let caller = caller_of(request.extensions());
         let message = Message::LeaseRevoke(request.into_inner());
-        let (_, revision) = self.context.propose(message).await?;
+        let (_, revision) = self.context.propose(&caller, message).await?;
         Ok(etcd::LeaseRevokeResponse { header: Some(self.context.header(revision)) })
     }
 
@@ -66,9 +70,20 @@ impl LeaseService {
         request: Request<etcd::LeaseTimeToLiveRequest>,
     ) -> Result<etcd::LeaseTimeToLiveResponse, Status> {
         self.context.check_metadata(request.metadata())?;
-        let etcd::LeaseTimeToLiveRequest { id, keys } = request.into_inner();
+        let caller = caller_of(request.extensions());
+        let request = request.into_inner();
         // The rows of this member must be as new as the leader's answer.
         self.context.read_barrier().await?;
+        let wanted =
+            if request.keys { RightsCheck::LeaseKeys(request.id) } else { RightsCheck::User };
+        self.context.auth.checked(&caller, &wanted, self.time_to_live(request)).await
+    }
+
+    async fn time_to_live(
+        &self,
+        request: etcd::LeaseTimeToLiveRequest,
+    ) -> Result<etcd::LeaseTimeToLiveResponse, Status> {
+        let etcd::LeaseTimeToLiveRequest { id, keys } = request;
         let remaining = self.context.node.lessor().remaining(id).await;
         let remaining = remaining.map_err(|error| status::from_lessor(&error))?;
         let reader = self.context.node.reader();
@@ -91,8 +106,13 @@ impl LeaseService {
         request: Request<etcd::LeaseLeasesRequest>,
     ) -> Result<etcd::LeaseLeasesResponse, Status> {
         self.context.check_metadata(request.metadata())?;
+        let caller = caller_of(request.extensions());
         let leases = self.context.node.lessor().leases().await;
         let leases = leases.map_err(|error| status::from_lessor(&error))?;
+        // As in etcd, whoever may not see a key of any lease sees none.
+        for (id, _) in &leases {
+            self.context.auth.check(&caller, &RightsCheck::LeaseKeys(*id))?;
+        }
         Ok(etcd::LeaseLeasesResponse {
             header: Some(self.context.current_header()),
             leases: leases.into_iter().map(|(id, _)| etcd::LeaseStatus { id }).collect(),
@@ -113,10 +133,14 @@ pub(crate) fn random_lease_id() -> i64 {
 }
 
 /// Renews what arrives, in order. Requests that arrived together are renewed together.
-fn keep_alives(context: Context, requests: Streaming<etcd::LeaseKeepAliveRequest>) -> KeepAlives {
+fn keep_alives(
+    context: Context,
+    caller: Caller,
+    requests: Streaming<etcd::LeaseKeepAliveRequest>,
+) -> KeepAlives {
     let answers = requests.ready_chunks(RENEWALS_AT_ONCE_MAX).then(move |requests| {
-        let context = context.clone();
-        async move { stream::iter(renew(&context, requests).await) }
+        let (context, caller) = (context.clone(), caller.clone());
+        async move { stream::iter(renew(&context, &caller, requests).await) }
     });
     // A failure ends the stream: what follows it was never asked for.
     let mut has_failed = false;
@@ -127,14 +151,24 @@ fn keep_alives(context: Context, requests: Streaming<etcd::LeaseKeepAliveRequest
     }))
 }
 
+/// The stream keeps the name that it was opened with: a token that expires meanwhile, or a change of
+/// other users, is no reason to let a lease die.
+pub(crate) fn may_renew(context: &Context, caller: &Caller, id: i64) -> Result<(), Status> {
+    context.auth.check_by_name(caller, &RightsCheck::LeaseWrite(id))
+}
+
 async fn renew(
     context: &Context,
+    caller: &Caller,
     requests: Vec<Result<etcd::LeaseKeepAliveRequest, Status>>,
 ) -> Vec<Result<etcd::LeaseKeepAliveResponse, Status>> {
     let (mut ids, mut failure) = (Vec::with_capacity(requests.len()), None);
     for request in requests {
-        match request {
-            Ok(request) => ids.push(request.id),
+        let may_renew = |request: etcd::LeaseKeepAliveRequest| {
+            may_renew(context, caller, request.id).map(|()| request.id)
+        };
+        match request.and_then(may_renew) {
+            Ok(id) => ids.push(id),
             Err(status) => {
                 failure = Some(status);
                 break;
@@ -187,7 +221,8 @@ impl Lease for LeaseService {
         let answer = async {
             self.context.check_metadata(request.metadata())?;
             let must_have_leader = super::context::must_have_leader(request.metadata());
-            let answers = keep_alives(self.context.clone(), request.into_inner());
+            let caller = caller_of(request.extensions());
+            let answers = keep_alives(self.context.clone(), caller, request.into_inner());
             Ok(super::stream_end::guard(&self.context, answers, must_have_leader))
         };
         self.context.metrics.stream(Method::LeaseKeepAlive, answer).await
@@ -197,7 +232,8 @@ impl Lease for LeaseService {
         &self,
         request: Request<etcd::LeaseTimeToLiveRequest>,
     ) -> Result<Response<etcd::LeaseTimeToLiveResponse>, Status> {
-        self.context.metrics.call(Method::LeaseTimeToLive, self.answer_time_to_live(request)).await
+        let answer = Box::pin(self.answer_time_to_live(request));
+        self.context.metrics.call(Method::LeaseTimeToLive, answer).await
     }
 
     async fn lease_leases(

@@ -17,6 +17,7 @@ use tonic::{Request, Response, Status};
 use super::context::{Context, mismatch};
 use super::convert;
 use super::kv::off_thread;
+use crate::auth::caller_of;
 use crate::metrics::Method;
 use crate::node::NodeStatus;
 use crate::status::{self, Fault};
@@ -54,13 +55,14 @@ impl MaintenanceService {
         request: Request<etcd::AlarmRequest>,
     ) -> Result<etcd::AlarmResponse, Status> {
         self.context.check_metadata(request.metadata())?;
+        let caller = caller_of(request.extensions());
         let request = request.into_inner();
         let change =
             command::alarm(&request).map_err(|refused| status::from_rejection(&refused))?;
         if request.action == AlarmAction::Get as i32 {
             return self.answer_alarm_list(change).await;
         }
-        match self.context.propose(Message::Alarm(request)).await? {
+        match self.context.propose(&caller, Message::Alarm(request)).await? {
             (Answer::Alarm(alarms), revision) => Ok(etcd::AlarmResponse {
                 header: Some(self.context.header(revision)),
                 alarms: convert::alarm_members(&alarms),

@@ -3,19 +3,18 @@
 //! | module | what |
 //! |---|---|
 //! | `context` | the node, checks and failures that all services share |
-//! | `kv`, `range_stream`, `lease`, `watch`, `cluster`, `maintenance`, `lock`, `election` | one service each |
+//! | `kv`, `range_stream`, `lease`, `watch`, `cluster`, `maintenance`, `auth`, `lock`, `election` | one service each |
 //! | `queue` | what locks and elections share: who came first |
-//! | `later` | services that answer Unimplemented for now |
 //! | `check`, `limits` | what a request must be, and may cost |
 //! | `convert`, `stream_end` | answers as messages, ends of streams |
 
+mod auth;
 pub(crate) mod check;
 mod cluster;
 pub(crate) mod context;
 pub(crate) mod convert;
 mod election;
 pub(crate) mod kv;
-mod later;
 pub(crate) mod lease;
 pub(crate) mod limits;
 mod lock;
@@ -70,7 +69,7 @@ pub(crate) fn services(context: Context) -> Services {
         events: context.node.counts().watch_events.clone(),
     };
     let watch = WatchService::new(Arc::clone(context.node.watch()), watch_settings);
-    let watch = watch.counted(watch_counts);
+    let watch = watch.counted(watch_counts).guarded(Arc::clone(&context.auth));
     let (_, health) = tonic_health::server::health_reporter();
     // The reporter registers the service name "" as SERVING, the only one that etcd has.
     let queue = queue::Queue::new(context.clone());
@@ -80,7 +79,7 @@ pub(crate) fn services(context: Context) -> Services {
         .add_service(MaintenanceServer::new(maintenance::MaintenanceService {
             context: context.clone(),
         }))
-        .add_service(AuthServer::new(later::LaterService))
+        .add_service(AuthServer::new(auth::AuthService { context: context.clone() }))
         .add_service(LockServer::new(lock::LockService { queue: queue.clone() }))
         .add_service(ElectionServer::new(election::ElectionService { queue }))
         .add_service(health);

@@ -13,6 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use conclave_proto::etcdserverpb as etcd;
 use conclave_proto::internal::command::Command as Message;
+use conclave_state_machine::command::Caller::{self as Named, Inside};
 use conclave_state_machine::command::Range;
 use conclave_state_machine::leases;
 use conclave_state_machine::locks::queue;
@@ -27,6 +28,7 @@ use tonic::{Extensions, Request, Status};
 use super::context::{self, Context, mismatch};
 use super::kv::{KvService, off_thread};
 use super::lease::LeaseService;
+use crate::auth::RightsCheck;
 use crate::status::{self, Fault};
 use crate::watch::LocalWatch;
 
@@ -58,6 +60,11 @@ impl Caller {
         (Self { metadata, extensions }, message)
     }
 
+    /// As found out when the call came.
+    fn named(&self) -> Named {
+        self.extensions.get::<Named>().cloned().unwrap_or_default()
+    }
+
     fn call<T>(&self, message: T) -> Request<T> {
         Request::from_parts(self.metadata.clone(), self.extensions.clone(), message)
     }
@@ -77,6 +84,8 @@ pub(super) struct Contender {
 /// A key in the queue.
 #[derive(Clone, Debug)]
 pub(super) struct Place {
+    /// Who entered.
+    caller: Named,
     prefix: Bytes,
     pub(super) key: Bytes,
     pub(super) create_revision: i64,
@@ -179,12 +188,15 @@ impl Queue {
             Some(answer) => found_key(answer)?,
             None => return Err(mismatch()),
         };
-        let place = Place { prefix, key, create_revision, lease, entered, found };
+        let place =
+            Place { caller: caller.named(), prefix, key, create_revision, lease, entered, found };
         Ok(Waiter { queue: self.clone(), gives_up: place.found.is_none(), place })
     }
 
     /// How the owner of `place` stands, and the revision at which that is so.
     async fn look(&self, place: &Place) -> Result<(Standing, i64), Status> {
+        let wanted = RightsCheck::Range(place.prefix.clone(), end_of(&place.prefix));
+        self.context().auth.check_by_name(&place.caller, &wanted)?;
         let reader = self.context().node.reader();
         let short = Range {
             key: place.prefix.clone(),
@@ -225,7 +237,7 @@ impl Queue {
     /// rights are looked at.
     async fn leave(&self, place: &Place) {
         let leave = place.if_unchanged(delete_of(&place.key));
-        if let Err(error) = self.context().propose(Message::Txn(leave)).await {
+        if let Err(error) = self.context().propose(&Inside, Message::Txn(leave)).await {
             tracing::warn!(error = error.message(), "a waiter's key stays until its lease ends");
         }
     }
@@ -365,6 +377,7 @@ mod tests {
     #[test]
     fn only_the_nearest_key_in_front_is_waited_for() {
         let place = Place {
+            caller: Inside,
             prefix: Bytes::from_static(b"n/"),
             key: Bytes::from_static(b"n/me"),
             create_revision: 7,

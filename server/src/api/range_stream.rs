@@ -13,6 +13,7 @@ use tonic::{Request, Status};
 use super::context::Context;
 use super::convert;
 use super::kv::{off_thread, validated_range};
+use crate::auth::{RightsCheck, caller_of};
 use crate::metrics::Answers;
 use crate::status::{self, Fault};
 
@@ -41,6 +42,7 @@ pub(crate) async fn open(
     request: Request<etcd::RangeRequest>,
 ) -> Result<RangeStream, Status> {
     context.check_metadata(request.metadata())?;
+    let caller = caller_of(request.extensions());
     let request = request.into_inner();
     let is_serializable = request.serializable;
     let range = validated_range(request)?;
@@ -49,8 +51,9 @@ pub(crate) async fn open(
         context.read_barrier().await?;
     }
     context.node.counts().ranges.inc();
-    let pieces = count(context, range).await?;
-    Ok(Box::pin(stream::try_unfold(pieces, next)))
+    let wanted = RightsCheck::Range(range.key.clone(), range.range_end.clone());
+    let pieces = context.auth.checked(&caller, &wanted, count(context, range)).await?;
+    Ok(context.auth.guard(caller, wanted, Box::pin(stream::try_unfold(pieces, next))))
 }
 
 fn check_supported(range: &Range) -> Result<(), Status> {

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use conclave_proto::etcdserverpb::WatchRequest;
+use conclave_state_machine::auth::AuthHead;
 use futures::future::{BoxFuture, Ready, ready};
 use futures::stream::Stream;
 use http::{HeaderMap, HeaderValue, Request, Response, header};
@@ -25,6 +26,7 @@ use tonic::{Code, Status};
 use tonic_prost::ProstCodec;
 use tower::Service;
 
+use crate::auth::{Auth, WatchGuard};
 use crate::metrics::{Calls, StreamCall};
 use crate::status::{self, Fault, too_large_as_in_go};
 use crate::watch::{Hub, Output, WatchStream};
@@ -52,6 +54,7 @@ pub struct WatchService {
     hub: Arc<Hub>,
     settings: WatchSettings,
     counts: WatchCounts,
+    auth: Option<Arc<Auth>>,
 }
 
 /// What the service counts.
@@ -66,12 +69,17 @@ impl WatchService {
     /// Serves streams of `hub`.
     #[must_use]
     pub fn new(hub: Arc<Hub>, settings: WatchSettings) -> Self {
-        WatchService { hub, settings, counts: WatchCounts::default() }
+        WatchService { hub, settings, counts: WatchCounts::default(), auth: None }
     }
 
     /// Counts by `counts` from now on.
     pub(crate) fn counted(self, counts: WatchCounts) -> Self {
         WatchService { counts, ..self }
+    }
+
+    /// Checks the rights of clients by `auth` from now on.
+    pub(crate) fn guarded(self, auth: Arc<Auth>) -> Self {
+        WatchService { auth: Some(auth), ..self }
     }
 
     fn open<B>(&self, request: Request<B>) -> Response<tonic::body::Body>
@@ -89,8 +97,16 @@ impl WatchService {
         let buffers = BufferSettings::new(REQUEST_BUFFER, REQUEST_BUFFER);
         let decoder = ProstCodec::<WatchRequest, WatchRequest>::raw_decoder(buffers);
         let limit = Some(self.settings.receive_bytes_max);
+        let mut stream = self.hub.open();
+        let mut rights_changes = None;
+        if let Some(auth) = &self.auth {
+            let guard = WatchGuard::new(Arc::clone(auth), request.extensions());
+            rights_changes = Some(guard.changes());
+            stream.guard(Box::new(guard));
+        }
         let body = WatchBody {
-            stream: self.hub.open(),
+            stream,
+            rights_changes,
             requests: Some(Streaming::new_request(decoder, request.into_body(), None, limit)),
             output: Output::default(),
             interval: self.settings.progress_interval,
@@ -150,6 +166,8 @@ struct WatchBody {
     /// Runs while a watcher wants progress notices.
     tick: Option<Pin<Box<Sleep>>>,
     leader_lost: Option<BoxFuture<'static, ()>>,
+    /// Rights of the watchers may have changed; the stream looks for itself.
+    rights_changes: Option<tokio_stream::wrappers::WatchStream<AuthHead>>,
     call: StreamCall,
     events: Counter,
     is_over: bool,
@@ -198,9 +216,16 @@ impl WatchBody {
         if is_lost { Err(Fault::NoLeader.into()) } else { Ok(()) }
     }
 
+    /// Asks to be woken when rights change.
+    fn poll_rights(&mut self, cx: &mut Context<'_>) {
+        let Some(changes) = &mut self.rights_changes else { return };
+        while let Poll::Ready(Some(_)) = Pin::new(&mut *changes).poll_next(cx) {}
+    }
+
     /// Fills the output; gives the reason if the stream has to end.
     fn poll_output(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Status>> {
         self.poll_leader(cx)?;
+        self.poll_rights(cx);
         self.poll_requests(cx)?;
         self.poll_tick(cx);
         self.stream.poll_output(cx, &mut self.output).map_err(status::from_watch_end)

@@ -160,9 +160,12 @@ pub(super) const FLAGS: &[Flag] = &[
     used("tls-max-version", "\"TLS1.3\": TLS1.2 or TLS1.3"),
     used("self-signed-cert-validity", "1: years that a self-signed certificate is valid"),
     // Auth.
-    later("auth-token"),
-    later("auth-token-ttl"),
-    later("bcrypt-cost"),
+    used(
+        "auth-token",
+        "simple  kind of tokens: simple, or jwt,sign-method=RS256,priv-key=FILE[,pub-key=FILE][,ttl=5m]",
+    ),
+    used("auth-token-ttl", "300  seconds that a simple token lives unused"),
+    used("bcrypt-cost", "10  work for one hash of a password, 4 to 31"),
     // Limits.
     used("max-request-bytes", "1572864: largest request, as etcd would put it into its log"),
     used("max-txn-ops", "128: most operations in a branch of a transaction"),

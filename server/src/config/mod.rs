@@ -15,9 +15,9 @@ mod urls;
 pub(crate) use cluster::added_member_id;
 pub use cluster::{InitialCluster, member_id};
 pub use settings::{
-    AutoCompaction, BootstrapSettings, CheckSettings, ClusterState, Limits, ListenSettings,
-    LogFormat, LogOutput, LogSettings, MembershipSettings, PortIdentity, PortTls, RaftSettings,
-    Settings, StoreSettings, TlsSettings,
+    AuthSettings, AutoCompaction, BootstrapSettings, CheckSettings, ClusterState, JwtSettings,
+    Limits, ListenSettings, LogFormat, LogOutput, LogSettings, MembershipSettings, PortIdentity,
+    PortTls, RaftSettings, Settings, StoreSettings, TlsSettings,
 };
 pub(crate) use urls::peer_urls;
 pub use urls::{ListenUrl, Place};

@@ -7,8 +7,9 @@ use std::time::Duration;
 use super::cluster::InitialCluster;
 use super::flags::Raw;
 use super::settings::{
-    AutoCompaction, BootstrapSettings, CheckSettings, ClusterState, Limits, ListenSettings,
-    LogFormat, LogOutput, LogSettings, MembershipSettings, RaftSettings, Settings, StoreSettings,
+    AuthSettings, AutoCompaction, BootstrapSettings, CheckSettings, ClusterState, JwtSettings,
+    Limits, ListenSettings, LogFormat, LogOutput, LogSettings, MembershipSettings, RaftSettings,
+    Settings, StoreSettings,
 };
 use super::{ConfigError, tls, urls};
 
@@ -20,6 +21,11 @@ const DEFAULT_CACHE_BYTES: usize = 64 * 1024 * 1024;
 const DEFAULT_REQUEST_BYTES: u32 = 1_572_864;
 /// etcd allows any number; a connection that opens more than this is broken or hostile.
 const DEFAULT_CONCURRENT_STREAMS: u32 = 65_536;
+const DEFAULT_TOKEN_TTL_SECONDS: u32 = 300;
+const DEFAULT_JWT_TTL: Duration = Duration::from_secs(5 * 60);
+const DEFAULT_BCRYPT_COST: u32 = 10;
+/// What bcrypt knows.
+const BCRYPT_COSTS: std::ops::RangeInclusive<u32> = 4..=31;
 const ELECTION_TIMEOUT_MAX_MS: u64 = 50_000;
 /// etcd refuses shorter intervals, which would flood idle watchers.
 const PROGRESS_INTERVAL_MIN: Duration = Duration::from_millis(100);
@@ -41,6 +47,7 @@ pub(super) fn settings(mut raw: Raw) -> Result<Settings, ConfigError> {
         membership: membership(&raw)?,
         checks: checks(&raw)?,
         limits: limits(&raw)?,
+        auth: auth(&raw)?,
         log: log(&raw)?,
         watch_progress_interval: watch_progress_interval(&raw)?,
         name,
@@ -240,6 +247,56 @@ fn limits(raw: &Raw) -> Result<Limits, ConfigError> {
         keepalive_interval: (!interval.is_zero()).then_some(interval),
         keepalive_timeout: raw.duration("grpc-keepalive-timeout", Duration::from_secs(20))?,
     })
+}
+
+fn auth(raw: &Raw) -> Result<AuthSettings, ConfigError> {
+    let token = raw.text("auth-token").unwrap_or("simple");
+    let jwt = match token.split_once(',').unwrap_or((token, "")) {
+        ("simple", "") => None,
+        ("jwt", options) => Some(jwt(token, options)?),
+        _ => return Err(invalid("auth-token", token, "expected simple or jwt,...")),
+    };
+    let ttl_seconds: u32 = raw.number("auth-token-ttl", DEFAULT_TOKEN_TTL_SECONDS)?;
+    if ttl_seconds == 0 {
+        return Err(invalid("auth-token-ttl", "0", "must be above 0"));
+    }
+    let bcrypt_cost = raw.number("bcrypt-cost", DEFAULT_BCRYPT_COST)?;
+    if !BCRYPT_COSTS.contains(&bcrypt_cost) {
+        let reason = format!("must be {} to {}", BCRYPT_COSTS.start(), BCRYPT_COSTS.end());
+        return Err(invalid("bcrypt-cost", &bcrypt_cost.to_string(), &reason));
+    }
+    Ok(AuthSettings { token_ttl: Duration::from_secs(ttl_seconds.into()), bcrypt_cost, jwt })
+}
+
+/// `pub-key=FILE,priv-key=FILE,sign-method=RS256,ttl=5m`
+fn jwt(token: &str, options: &str) -> Result<JwtSettings, ConfigError> {
+    let refuse = |reason: &str| invalid("auth-token", token, reason);
+    let mut jwt = JwtSettings {
+        method: String::new(),
+        public_key: None,
+        private_key: None,
+        ttl: DEFAULT_JWT_TTL,
+    };
+    for option in options.split(',') {
+        let (name, value) = option.split_once('=').ok_or_else(|| refuse("expected name=value"))?;
+        match name {
+            "sign-method" => value.clone_into(&mut jwt.method),
+            "pub-key" => jwt.public_key = Some(PathBuf::from(value)),
+            "priv-key" => jwt.private_key = Some(PathBuf::from(value)),
+            "ttl" => {
+                let ttl = humantime::parse_duration(value);
+                jwt.ttl = ttl.map_err(|error| refuse(&error.to_string()))?;
+            }
+            _ => return Err(refuse("expected sign-method, pub-key, priv-key and ttl")),
+        }
+    }
+    if jwt.method.is_empty() {
+        return Err(refuse("sign-method is missing"));
+    }
+    if jwt.ttl.as_secs() == 0 {
+        return Err(refuse("ttl must be at least 1s"));
+    }
+    Ok(jwt)
 }
 
 fn log(raw: &Raw) -> Result<LogSettings, ConfigError> {

@@ -33,6 +33,8 @@ pub struct Settings {
     pub checks: CheckSettings,
     /// What a client may ask for.
     pub limits: Limits,
+    /// Users and tokens.
+    pub auth: AuthSettings,
     /// Log lines.
     pub log: LogSettings,
     /// How often an idle watcher that asked for it hears of progress.
@@ -48,6 +50,30 @@ pub struct StoreSettings {
     pub quota_bytes: Option<i64>,
     /// Memory for cached blocks.
     pub cache_bytes: usize,
+}
+
+/// Users and tokens.
+#[derive(Clone, Debug)]
+pub struct AuthSettings {
+    /// How long a simple token lives that is not used.
+    pub token_ttl: Duration,
+    /// Work for one hash of a password: two to the power of this.
+    pub bcrypt_cost: u32,
+    /// Signed tokens instead of simple ones.
+    pub jwt: Option<JwtSettings>,
+}
+
+/// What `--auth-token=jwt,...` says.
+#[derive(Clone, Debug)]
+pub struct JwtSettings {
+    /// `RS256`, `ES256`, ...
+    pub method: String,
+    /// File with the key that verifies; needed without a private one.
+    pub public_key: Option<PathBuf>,
+    /// File with the key that signs; without it this member gives out no tokens.
+    pub private_key: Option<PathBuf>,
+    /// How long a token is good.
+    pub ttl: Duration,
 }
 
 /// Raft timing and log retention.

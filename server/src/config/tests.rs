@@ -96,7 +96,7 @@ fn unknown_flags_are_refused_and_unknown_variables_warned_about() {
 
 #[test]
 fn flags_of_later_features_are_refused_by_name() {
-    for flag in ["auth-token", "discovery", "config-file"] {
+    for flag in ["discovery", "config-file"] {
         assert_eq!(error(&[&format!("--{flag}=x")]), format!("--{flag} is not supported yet"));
     }
     settings(&["--client-cert-auth=false", "--auto-compaction-retention=0"], &[]);
@@ -276,4 +276,18 @@ fn tls_rules_are_etcds_and_stricter_where_it_lets_anyone_in() {
     let peer = both.tls.peer.unwrap();
     assert_eq!(peer.allowed.common_names, ["a", "b"]);
     assert!(peer.checks_addresses && !peer.names_users);
+}
+
+#[test]
+fn tokens_are_simple_or_signed() {
+    assert!(settings(&[], &[]).auth.jwt.is_none());
+    let flag = "--auth-token=jwt,sign-method=RS256,priv-key=a.pem,pub-key=b.pem,ttl=10m";
+    let jwt = settings(&[flag], &[]).auth.jwt.unwrap();
+    assert_eq!((jwt.method.as_str(), jwt.ttl), ("RS256", Duration::from_secs(600)));
+    for wrong in ["jwt", "jwt,sign-method", "jwt,ttl=1m", "jwt,sign-method=RS256,x=y", "opaque"] {
+        let complaint = error(&[&format!("--auth-token={wrong}")]);
+        assert!(complaint.contains("--auth-token"), "{wrong}: {complaint}");
+    }
+    assert!(error(&["--bcrypt-cost=3"]).contains("must be 4 to 31"));
+    assert!(error(&["--auth-token-ttl=0"]).contains("must be above 0"));
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use conclave_proto::internal::{self, command::Command as Message};
 use conclave_proto::v1;
+use conclave_state_machine::command::Caller;
 use conclave_state_machine::leases;
 use conclave_state_machine::locks::queue;
 use conclave_state_machine::response::{LockResponse, LockState, Response as Answer, Taken};
@@ -30,6 +31,7 @@ pub(super) type Answers = mpsc::Sender<Result<v1::AcquireResponse, Status>>;
 /// An acquisition under way; a task of its own, because a call that is dropped must still be given up.
 pub(super) struct Acquisition {
     context: Context,
+    caller: Caller,
     answers: Answers,
     command: internal::LockAcquire,
     deadline: Option<Instant>,
@@ -49,7 +51,12 @@ enum End {
 }
 
 impl Acquisition {
-    pub(super) fn new(context: Context, request: v1::AcquireRequest, answers: Answers) -> Self {
+    pub(super) fn new(
+        context: Context,
+        caller: Caller,
+        request: v1::AcquireRequest,
+        answers: Answers,
+    ) -> Self {
         let (permits, limit) = share(request.permits, request.limit);
         let wait = match request.wait {
             Some(Wait::WaitForever(true)) => None,
@@ -71,7 +78,7 @@ impl Acquisition {
             note: request.note,
         };
         let deadline = wait.map(|wait| Instant::now() + wait.min(WAIT_MAX));
-        Self { context, answers, command, deadline }
+        Self { context, caller, answers, command, deadline }
     }
 
     pub(super) fn command(&self) -> &internal::LockAcquire {
@@ -79,7 +86,8 @@ impl Acquisition {
     }
 
     pub(super) async fn run(self) {
-        let proposal = self.context.propose(Message::LockAcquire(self.command.clone())).await;
+        let message = Message::LockAcquire(self.command.clone());
+        let proposal = self.context.propose(&self.caller, message).await;
         let (state, taken, revision) = match proposal {
             Ok((Answer::Lock(LockResponse::Places { state, taken }), revision)) => {
                 (state, taken, revision)
@@ -179,7 +187,7 @@ impl Acquisition {
     }
 
     async fn release(&self) -> Result<(), Status> {
-        self.context.propose(self.withdrawal()).await.map(drop)
+        self.context.propose(&Caller::Inside, self.withdrawal()).await.map(drop)
     }
 
     fn withdrawal(&self) -> Message {
@@ -235,11 +243,12 @@ fn look(taken: &[Taken], following: &mut [Following]) -> Option<End> {
 /// Starts an acquisition; the stream of its answers.
 pub(super) fn start(
     context: Context,
+    caller: Caller,
     request: v1::AcquireRequest,
     check: impl FnOnce(&internal::LockAcquire) -> Result<(), Status>,
 ) -> Result<mpsc::Receiver<Result<v1::AcquireResponse, Status>>, Status> {
     let (answers, stream) = mpsc::channel(super::ANSWERS_MAX);
-    let acquisition = Acquisition::new(context, request, answers);
+    let acquisition = Acquisition::new(context, caller, request, answers);
     check(acquisition.command())?;
     let background = acquisition.context.background.clone();
     // Ends by itself: with the stream and a grace, and with the member.

@@ -5,6 +5,7 @@ use conclave_proto::etcdserverpb::{WatchCreateRequest, watch_create_request::Fil
 use conclave_proto::internal::{self, primitive::Action};
 use conclave_proto::mvccpb::event::EventType;
 use conclave_proto::v1;
+use conclave_state_machine::command::Caller;
 use conclave_state_machine::locks::{check, queue};
 use conclave_state_machine::primitives::rendezvous::{self, Gate};
 use tonic::{Request, Response, Status};
@@ -14,6 +15,7 @@ use v1::double_barrier_service_server::DoubleBarrierService;
 use super::change::{change, key_at, propose};
 use super::wait::{self, End, Until, Waiter, Waits};
 use crate::api::context::Context;
+use crate::auth::{RightsCheck, caller_of};
 use crate::metrics::Method;
 use crate::status;
 
@@ -29,9 +31,10 @@ impl BarrierApi {
         request: Request<v1::BarrierRaiseRequest>,
     ) -> Result<v1::BarrierRaiseResponse, Status> {
         self.context.check_metadata(request.metadata())?;
+        let caller = caller_of(request.extensions());
         let v1::BarrierRaiseRequest { once, name, note, bound } = request.into_inner();
         let raise = Action::Raise(internal::BarrierRaise { note, bound });
-        let answer = change(&self.context, once, name, raise).await?;
+        let answer = change((&self.context, &caller), once, name, raise).await?;
         Ok(v1::BarrierRaiseResponse { raised: answer.is_done, fence: answer.number })
     }
 
@@ -40,16 +43,19 @@ impl BarrierApi {
         request: Request<v1::BarrierLiftRequest>,
     ) -> Result<v1::BarrierLiftResponse, Status> {
         self.context.check_metadata(request.metadata())?;
+        let caller = caller_of(request.extensions());
         let v1::BarrierLiftRequest { once, name, fence } = request.into_inner();
-        let answer = change(&self.context, once, name, Action::Lift(fence)).await?;
+        let answer = change((&self.context, &caller), once, name, Action::Lift(fence)).await?;
         Ok(v1::BarrierLiftResponse { lifted: answer.is_done })
     }
 
     async fn answer_wait(&self, request: Request<v1::WaitRequest>) -> Result<Waits, Status> {
         self.context.check_metadata(request.metadata())?;
+        let caller = caller_of(request.extensions());
         let request = request.into_inner();
         check::name(&request.name).map_err(|rejection| status::from_rejection(&rejection))?;
-        Waiter::start(&self.context, request.patience, |waiter| {
+        let who = (caller, RightsCheck::key(&request.name));
+        Waiter::start(&self.context, who, request.patience, |waiter| {
             wait::key(waiter, request, Until::Lifted)
         })
     }
@@ -59,11 +65,13 @@ impl BarrierApi {
         request: Request<v1::DoubleBarrierEnterRequest>,
     ) -> Result<Waits, Status> {
         self.context.check_metadata(request.metadata())?;
+        let caller = caller_of(request.extensions());
         let v1::DoubleBarrierEnterRequest { once, name, count, note, patience } =
             request.into_inner();
         let participant = Participant::new(once, name);
         let enter = Action::Enter(internal::DoubleBarrierEnter { count, note });
-        Waiter::start(&self.context, patience, |waiter| participant.enter(waiter, enter))
+        let who = (caller, RightsCheck::queue(&participant.name));
+        Waiter::start(&self.context, who, patience, |waiter| participant.enter(waiter, enter))
     }
 
     async fn answer_leave(
@@ -71,9 +79,11 @@ impl BarrierApi {
         request: Request<v1::DoubleBarrierLeaveRequest>,
     ) -> Result<Waits, Status> {
         self.context.check_metadata(request.metadata())?;
+        let caller = caller_of(request.extensions());
         let v1::DoubleBarrierLeaveRequest { once, name, patience } = request.into_inner();
         let participant = Participant::new(once, name);
-        Waiter::start(&self.context, patience, |waiter| participant.leave(waiter))
+        let who = (caller, RightsCheck::queue(&participant.name));
+        Waiter::start(&self.context, who, patience, |waiter| participant.leave(waiter))
     }
 }
 
@@ -89,7 +99,7 @@ impl Participant {
     }
 
     async fn enter(self, waiter: Waiter, enter: Action) {
-        let entered = change(&waiter.context, Some(self.once), self.name.clone(), enter).await;
+        let entered = change(waiter.who(), Some(self.once), self.name.clone(), enter).await;
         let (end, fence) = match entered {
             Err(status) => (End::Failed(status), 0),
             // It was taken back before it came.
@@ -144,7 +154,7 @@ impl Participant {
         let once = v1::Once { session, undoes: sequence, ..v1::Once::default() };
         let action = Some(Action::ExitIfWaiting(true));
         let exit = internal::Primitive { once: Some(once), name: self.name.clone(), action };
-        match propose(context, exit).await {
+        match propose((context, &Caller::Inside), exit).await {
             Err(status) => End::Failed(status),
             Ok(answer) if answer.is_done => End::Timeout,
             Ok(answer) if answer.number > 0 => End::Passed(answer.revision),
@@ -154,7 +164,7 @@ impl Participant {
 
     async fn leave(self, waiter: Waiter) {
         let exit = Action::ExitIfWaiting(false);
-        let end = match change(&waiter.context, Some(self.once), self.name.clone(), exit).await {
+        let end = match change(waiter.who(), Some(self.once), self.name.clone(), exit).await {
             Err(status) => End::Failed(status),
             Ok(answer) => self.until_out(&waiter, answer.number).await,
         };

@@ -6,6 +6,7 @@
 use conclave_proto::internal::{self, command::Command as Message};
 use conclave_proto::v1;
 use conclave_raft_store::command;
+use conclave_state_machine::command::Caller;
 use conclave_state_machine::leases;
 use conclave_state_machine::locks::queue::{self, Place};
 use conclave_state_machine::response::{LockResponse, Response as Answer, Taken};
@@ -26,6 +27,7 @@ const POSITION_MAX: usize = 1_000;
 /// A candidacy under way; a task of its own, because a call that is dropped must still be withdrawn.
 struct Candidacy {
     context: Context,
+    caller: Caller,
     answers: mpsc::Sender<Result<v1::CampaignResponse, Status>>,
     command: internal::Campaign,
 }
@@ -43,6 +45,7 @@ enum End {
 /// Starts a candidacy; the stream of what becomes of it.
 pub(super) fn start(
     context: Context,
+    caller: Caller,
     request: v1::CampaignRequest,
 ) -> Result<mpsc::Receiver<Result<v1::CampaignResponse, Status>>, Status> {
     let v1::CampaignRequest { name, session, value, attempt: number, once, resumes } = request;
@@ -53,13 +56,14 @@ pub(super) fn start(
     let (answers, stream) = mpsc::channel(super::ANSWERS_MAX);
     let background = context.background.clone();
     // Ends by itself: with the candidate, with the stream and a grace, and with the member.
-    background.spawn(Candidacy { context, answers, command }.run());
+    background.spawn(Candidacy { context, caller, answers, command }.run());
     Ok(stream)
 }
 
 impl Candidacy {
     async fn run(self) {
-        let proposal = self.context.propose(Message::Campaign(self.command.clone())).await;
+        let message = Message::Campaign(self.command.clone());
+        let proposal = self.context.propose(&self.caller, message).await;
         let is_settled = match proposal {
             Ok((Answer::Lock(LockResponse::Places { taken, .. }), _)) => match taken.first() {
                 Some(place) => self.follow(place).await,

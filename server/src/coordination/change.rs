@@ -4,7 +4,7 @@ use bytes::Bytes;
 use conclave_proto::internal::{self, command::Command as Message, primitive::Action};
 use conclave_proto::v1;
 use conclave_raft_store::command;
-use conclave_state_machine::command::Range;
+use conclave_state_machine::command::{Caller, Range};
 use conclave_state_machine::primitives::check;
 use conclave_state_machine::response::{KeyValue, PrimitiveResponse, Response as Answer};
 use tonic::Status;
@@ -20,9 +20,9 @@ pub(super) fn checked(message: &internal::Primitive) -> Result<(), Status> {
     checked.map_err(|rejection| status::from_rejection(&rejection))
 }
 
-/// Carries out a change.
+/// Carries out a change on behalf of a caller.
 pub(super) async fn change(
-    context: &Context,
+    (context, caller): (&Context, &Caller),
     once: Option<v1::Once>,
     name: Bytes,
     action: Action,
@@ -40,15 +40,15 @@ pub(super) async fn change(
     checked(&message)?;
     context.check_size(&message)?;
     context.check_quota(cost).await?;
-    propose(context, message).await
+    propose((context, caller), message).await
 }
 
 /// Proposes a change that was checked.
 pub(super) async fn propose(
-    context: &Context,
+    (context, caller): (&Context, &Caller),
     message: internal::Primitive,
 ) -> Result<PrimitiveResponse, Status> {
-    match context.propose(Message::Primitive(message)).await? {
+    match context.propose(caller, Message::Primitive(message)).await? {
         (Answer::Primitive(answer), _) => Ok(answer),
         _ => Err(mismatch()),
     }

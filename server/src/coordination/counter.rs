@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use conclave_proto::internal::{self, primitive::Action};
 use conclave_proto::v1;
+use conclave_state_machine::command::Caller;
 use conclave_state_machine::locks::check;
 use conclave_state_machine::primitives::number;
 use conclave_state_machine::response::{PrimitiveResponse, Rejection};
@@ -15,6 +16,7 @@ use v1::latch_service_server::LatchService;
 use super::change::{change, key_at};
 use super::wait::{self, Until, Waiter, Waits};
 use crate::api::context::Context;
+use crate::auth::{RightsCheck, caller_of};
 use crate::metrics::Method;
 use crate::status;
 
@@ -30,8 +32,9 @@ impl CounterApi {
         request: Request<v1::CounterAddRequest>,
     ) -> Result<v1::CounterResponse, Status> {
         self.context.check_metadata(request.metadata())?;
+        let caller = caller_of(request.extensions());
         let v1::CounterAddRequest { once, name, delta } = request.into_inner();
-        change(&self.context, once, name, Action::Add(delta)).await.map(counter)
+        change((&self.context, &caller), once, name, Action::Add(delta)).await.map(counter)
     }
 
     async fn answer_set(
@@ -39,13 +42,14 @@ impl CounterApi {
         request: Request<v1::CounterSetRequest>,
     ) -> Result<v1::CounterResponse, Status> {
         self.context.check_metadata(request.metadata())?;
+        let caller = caller_of(request.extensions());
         let v1::CounterSetRequest { once, name, value, condition } = request.into_inner();
         let condition = condition.map(|condition| match condition {
             Asked::IfValue(value) => Condition::IfValue(value),
             Asked::IfRevision(revision) => Condition::IfRevision(revision),
         });
         let set = internal::CounterSet { value, condition };
-        change(&self.context, once, name, Action::Set(set)).await.map(counter)
+        change((&self.context, &caller), once, name, Action::Set(set)).await.map(counter)
     }
 
     async fn answer_get(
@@ -53,7 +57,8 @@ impl CounterApi {
         request: Request<v1::CounterGetRequest>,
     ) -> Result<v1::CounterResponse, Status> {
         self.context.check_metadata(request.metadata())?;
-        let found = self.number(&request.into_inner().name).await?;
+        let caller = caller_of(request.extensions());
+        let found = self.number(&caller, &request.into_inner().name).await?;
         let (value, revision) = found.unwrap_or_default();
         Ok(v1::CounterResponse { changed: false, value, revision })
     }
@@ -63,8 +68,9 @@ impl CounterApi {
         request: Request<v1::LatchCreateRequest>,
     ) -> Result<v1::LatchResponse, Status> {
         self.context.check_metadata(request.metadata())?;
+        let caller = caller_of(request.extensions());
         let v1::LatchCreateRequest { once, name, count } = request.into_inner();
-        change(&self.context, once, name, Action::Create(count)).await.map(latch)
+        change((&self.context, &caller), once, name, Action::Create(count)).await.map(latch)
     }
 
     async fn answer_count_down(
@@ -72,9 +78,10 @@ impl CounterApi {
         request: Request<v1::LatchCountDownRequest>,
     ) -> Result<v1::LatchResponse, Status> {
         self.context.check_metadata(request.metadata())?;
+        let caller = caller_of(request.extensions());
         let v1::LatchCountDownRequest { once, name, by } = request.into_inner();
         let by = if by == 0 { 1 } else { by };
-        change(&self.context, once, name, Action::CountDown(by)).await.map(latch)
+        change((&self.context, &caller), once, name, Action::CountDown(by)).await.map(latch)
     }
 
     async fn answer_remaining(
@@ -82,7 +89,8 @@ impl CounterApi {
         request: Request<v1::LatchGetRequest>,
     ) -> Result<v1::LatchResponse, Status> {
         self.context.check_metadata(request.metadata())?;
-        let found = self.number(&request.into_inner().name).await?;
+        let caller = caller_of(request.extensions());
+        let found = self.number(&caller, &request.into_inner().name).await?;
         let found = found.ok_or_else(|| status::from_rejection(&Rejection::NoLatch))?;
         let (remaining, revision) = found;
         Ok(v1::LatchResponse { changed: false, remaining, revision })
@@ -90,18 +98,22 @@ impl CounterApi {
 
     async fn answer_wait(&self, request: Request<v1::WaitRequest>) -> Result<Waits, Status> {
         self.context.check_metadata(request.metadata())?;
+        let caller = caller_of(request.extensions());
         let request = request.into_inner();
         check::name(&request.name).map_err(|rejection| status::from_rejection(&rejection))?;
-        Waiter::start(&self.context, request.patience, |waiter| {
+        let who = (caller, RightsCheck::key(&request.name));
+        Waiter::start(&self.context, who, request.patience, |waiter| {
             wait::key(waiter, request, Until::Zero)
         })
     }
 
     /// The number under a name and the revision of its last change, if there is one.
-    async fn number(&self, name: &Bytes) -> Result<Option<(i64, i64)>, Status> {
+    async fn number(&self, caller: &Caller, name: &Bytes) -> Result<Option<(i64, i64)>, Status> {
         check::name(name).map_err(|rejection| status::from_rejection(&rejection))?;
         self.context.read_barrier().await?;
-        let Some(kv) = key_at(&self.context, name, 0)? else { return Ok(None) };
+        let look = async { key_at(&self.context, name, 0) };
+        let found = self.context.auth.checked(caller, &RightsCheck::key(name), look).await?;
+        let Some(kv) = found else { return Ok(None) };
         let number = number::parse(&kv.value).ok_or(number::NOT_A_NUMBER);
         let number = number.map_err(|rejection| status::from_rejection(&rejection))?;
         Ok(Some((number, kv.mod_revision)))

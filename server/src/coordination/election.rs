@@ -16,6 +16,7 @@ use super::observe::{self, Leaders};
 use super::{campaign, checked};
 use crate::api::context::{Context, mismatch, must_have_leader};
 use crate::api::{limits, stream_end};
+use crate::auth::caller_of;
 use crate::metrics::Method;
 use crate::status;
 
@@ -31,11 +32,12 @@ impl ElectionApi {
         request: Request<v1::CampaignRequest>,
     ) -> Result<ReceiverStream<Result<v1::CampaignResponse, Status>>, Status> {
         self.context.check_metadata(request.metadata())?;
+        let caller = caller_of(request.extensions());
         let request = request.into_inner();
         self.context.check_size(&request)?;
         let cost = limits::key_cost(&request.name) + request.value.len();
         self.context.check_quota(cost).await?;
-        campaign::start(self.context.clone(), request).map(ReceiverStream::new)
+        campaign::start(self.context.clone(), caller, request).map(ReceiverStream::new)
     }
 
     async fn answer_proclaim(
@@ -43,13 +45,14 @@ impl ElectionApi {
         request: Request<v1::ProclaimRequest>,
     ) -> Result<v1::ProclaimResponse, Status> {
         self.context.check_metadata(request.metadata())?;
+        let caller = caller_of(request.extensions());
         let request = request.into_inner();
         self.context.check_size(&request)?;
         self.context.check_quota(limits::key_cost(&request.name) + request.value.len()).await?;
         let refused = |rejection| status::from_rejection(&rejection);
         check::name(&request.name).map_err(refused)?;
         check::candidate_value(&request.value).map_err(refused)?;
-        match self.context.propose(Message::GuardedTxn(proclamation(request))).await? {
+        match self.context.propose(&caller, Message::GuardedTxn(proclamation(request))).await? {
             (Answer::GuardedTxn(Some(txn)), revision) if txn.succeeded => {
                 Ok(v1::ProclaimResponse { revision })
             }
@@ -65,6 +68,7 @@ impl ElectionApi {
         request: Request<v1::ResignRequest>,
     ) -> Result<v1::ResignResponse, Status> {
         self.context.check_metadata(request.metadata())?;
+        let caller = caller_of(request.extensions());
         let v1::ResignRequest { name, session, fence, hand_over_to: to, once } =
             request.into_inner();
         let message = if to.is_empty() {
@@ -76,7 +80,7 @@ impl ElectionApi {
             checked(&command::lock::hand_over(hand_over.clone()))?;
             Message::HandOver(hand_over)
         };
-        match self.context.propose(message).await? {
+        match self.context.propose(&caller, message).await? {
             (Answer::Lock(LockResponse::Released { was_held }), _) => {
                 Ok(v1::ResignResponse { resigned: was_held })
             }
@@ -90,8 +94,9 @@ impl ElectionApi {
         request: Request<v1::ObserveRequest>,
     ) -> Result<Leaders, Status> {
         self.context.check_metadata(request.metadata())?;
+        let caller = caller_of(request.extensions());
         let must_have_leader = must_have_leader(request.metadata());
-        let leaders = observe::start(&self.context, request.into_inner()).await?;
+        let leaders = observe::start(&self.context, caller, request.into_inner()).await?;
         Ok(stream_end::guard(&self.context, leaders, must_have_leader))
     }
 }

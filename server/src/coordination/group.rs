@@ -13,6 +13,7 @@ use super::change::change;
 use super::session::tags;
 use crate::api::context::Context;
 use crate::api::kv::off_thread;
+use crate::auth::{RightsCheck, caller_of};
 use crate::metrics::Method;
 use crate::status;
 
@@ -31,9 +32,10 @@ impl GroupApi {
         request: Request<v1::GroupJoinRequest>,
     ) -> Result<v1::GroupJoinResponse, Status> {
         self.context.check_metadata(request.metadata())?;
+        let caller = caller_of(request.extensions());
         let v1::GroupJoinRequest { once, name, member, value } = request.into_inner();
         let join = Action::Join(internal::GroupJoin { member, value });
-        let answer = change(&self.context, once, name, join).await?;
+        let answer = change((&self.context, &caller), once, name, join).await?;
         Ok(v1::GroupJoinResponse { fence: answer.number })
     }
 
@@ -42,8 +44,9 @@ impl GroupApi {
         request: Request<v1::GroupLeaveRequest>,
     ) -> Result<v1::GroupLeaveResponse, Status> {
         self.context.check_metadata(request.metadata())?;
+        let caller = caller_of(request.extensions());
         let v1::GroupLeaveRequest { once, name, member } = request.into_inner();
-        let answer = change(&self.context, once, name, Action::Part(member)).await?;
+        let answer = change((&self.context, &caller), once, name, Action::Part(member)).await?;
         Ok(v1::GroupLeaveResponse { left: answer.is_done })
     }
 
@@ -52,6 +55,7 @@ impl GroupApi {
         request: Request<v1::GroupListRequest>,
     ) -> Result<v1::GroupListResponse, Status> {
         self.context.check_metadata(request.metadata())?;
+        let caller = caller_of(request.extensions());
         let v1::GroupListRequest { name, from, limit } = request.into_inner();
         check::name(&name).map_err(|rejection| status::from_rejection(&rejection))?;
         let limit = usize::try_from(limit).unwrap_or(LIST_MAX);
@@ -65,7 +69,8 @@ impl GroupApi {
             ..Range::default()
         };
         let revision = reader.head().revision;
-        let found = off_thread(move || reader.page(&range, revision, limit + 1)).await?;
+        let read = off_thread(move || reader.page(&range, revision, limit + 1));
+        let found = self.context.auth.checked(&caller, &RightsCheck::queue(&name), read).await?;
         let mut found = found.map_err(|error| status::from_read(&error))?;
         let next = if found.len() > limit { found.pop() } else { None };
         let member = |key: &Bytes| key.slice(prefix.len()..);

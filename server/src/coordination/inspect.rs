@@ -16,6 +16,7 @@ use tonic::{Request, Status};
 use super::session::tags;
 use crate::api::context::Context;
 use crate::api::kv::off_thread;
+use crate::auth::{RightsCheck, caller_of};
 use crate::status;
 
 /// Locks of one answer.
@@ -31,10 +32,15 @@ pub(super) async fn list(
     request: Request<v1::LockListRequest>,
 ) -> Result<v1::LockListResponse, Status> {
     context.check_metadata(request.metadata())?;
+    let caller = caller_of(request.extensions());
     let request = request.into_inner();
     context.read_barrier().await?;
+    // What begins with no prefix is everything.
+    let key = request.prefix.clone().max(Bytes::from_static(b"\0"));
+    let wanted = RightsCheck::Range(key, prefix_end(&request.prefix));
     let reader = context.node.reader().clone();
-    let answer = off_thread(move || list_now(&reader, request)).await?;
+    let read = off_thread(move || list_now(&reader, request));
+    let answer = context.auth.checked(&caller, &wanted, read).await?;
     answer.map_err(|error| status::from_read(&error))
 }
 
@@ -111,10 +117,16 @@ pub(super) async fn inspect(
     request: Request<v1::InspectRequest>,
 ) -> Result<v1::InspectResponse, Status> {
     context.check_metadata(request.metadata())?;
+    let caller = caller_of(request.extensions());
     let name = request.into_inner().name;
     context.read_barrier().await?;
+    let answer = inspect_now(context, &name);
+    context.auth.checked(&caller, &RightsCheck::queue(&name), answer).await
+}
+
+async fn inspect_now(context: &Context, name: &[u8]) -> Result<v1::InspectResponse, Status> {
     let reader = context.node.reader();
-    let places = reader.places(&name, PLACES_MAX + 1);
+    let places = reader.places(name, PLACES_MAX + 1);
     let (mut places, revision) = places.map_err(|error| status::from_read(&error))?;
     let more = places.len() > PLACES_MAX;
     places.truncate(PLACES_MAX);

@@ -12,6 +12,7 @@ use v1::lock_service_server::LockService;
 use super::{acquire, checked, inspect, sorted};
 use crate::api::context::{Context, mismatch};
 use crate::api::{check as api_check, convert, limits};
+use crate::auth::{RightsCheck, caller_of};
 use crate::metrics::Method;
 use crate::status;
 
@@ -27,13 +28,14 @@ impl LockApi {
         request: Request<v1::AcquireRequest>,
     ) -> Result<ReceiverStream<Result<v1::AcquireResponse, Status>>, Status> {
         self.context.check_metadata(request.metadata())?;
+        let caller = caller_of(request.extensions());
         let request = request.into_inner();
         self.context.check_size(&request)?;
         let names: usize = request.names.iter().map(limits::key_cost).sum();
         self.context.check_quota(names + request.note.len()).await?;
         let check =
             |message: &internal::LockAcquire| checked(&command::lock::acquire(message.clone()));
-        acquire::start(self.context.clone(), request, check).map(ReceiverStream::new)
+        acquire::start(self.context.clone(), caller, request, check).map(ReceiverStream::new)
     }
 
     async fn answer_release(
@@ -41,11 +43,12 @@ impl LockApi {
         request: Request<v1::ReleaseRequest>,
     ) -> Result<v1::ReleaseResponse, Status> {
         self.context.check_metadata(request.metadata())?;
+        let caller = caller_of(request.extensions());
         let v1::ReleaseRequest { names, session, request_id } = request.into_inner();
         let names = sorted(names);
         let release = internal::LockRelease { names, session, request_id, attempt: 0 };
         checked(&command::lock::release(release.clone()))?;
-        match self.context.propose(Message::LockRelease(release)).await? {
+        match self.context.propose(&caller, Message::LockRelease(release)).await? {
             (Answer::Lock(LockResponse::Released { was_held }), _) => {
                 Ok(v1::ReleaseResponse { released: was_held })
             }
@@ -58,10 +61,11 @@ impl LockApi {
         request: Request<v1::ConvertRequest>,
     ) -> Result<v1::ConvertResponse, Status> {
         self.context.check_metadata(request.metadata())?;
+        let caller = caller_of(request.extensions());
         let mut request = request.into_inner();
         (request.permits, request.limit) = acquire::share(request.permits, request.limit);
         checked(&command::lock::convert(request.clone()))?;
-        match self.context.propose(Message::LockConvert(request)).await? {
+        match self.context.propose(&caller, Message::LockConvert(request)).await? {
             (Answer::Lock(LockResponse::Places { taken, .. }), _) => {
                 Ok(v1::ConvertResponse { fence: taken.first().map_or(0, |place| place.fence) })
             }
@@ -74,10 +78,13 @@ impl LockApi {
         request: Request<v1::CheckFenceRequest>,
     ) -> Result<v1::CheckFenceResponse, Status> {
         self.context.check_metadata(request.metadata())?;
+        let caller = caller_of(request.extensions());
         let v1::CheckFenceRequest { name, fence } = request.into_inner();
         self.context.read_barrier().await?;
-        let holders = self.context.node.reader().holders(&name);
-        let (holders, revision) = holders.map_err(|error| status::from_read(&error))?;
+        let reader = self.context.node.reader();
+        let look = async { reader.holders(&name).map_err(|error| status::from_read(&error)) };
+        let wanted = RightsCheck::queue(&name);
+        let (holders, revision) = self.context.auth.checked(&caller, &wanted, look).await?;
         let held = holders.iter().any(|place| place.fence == fence && !place.is_lost());
         Ok(v1::CheckFenceResponse { held, revision })
     }
@@ -87,6 +94,7 @@ impl LockApi {
         request: Request<v1::CommitRequest>,
     ) -> Result<v1::CommitResponse, Status> {
         self.context.check_metadata(request.metadata())?;
+        let caller = caller_of(request.extensions());
         let mut request = request.into_inner();
         let txn: &etcd::TxnRequest = request.txn.get_or_insert_default();
         self.context.check_quota(limits::txn_cost(txn)).await?;
@@ -95,7 +103,7 @@ impl LockApi {
         let command = command::lock::guarded_txn(request.clone());
         let command = command.map_err(|rejection| status::from_rejection(&rejection))?;
         check::guards(&command.guards).map_err(|rejection| status::from_rejection(&rejection))?;
-        match self.context.propose(Message::GuardedTxn(request)).await? {
+        match self.context.propose(&caller, Message::GuardedTxn(request)).await? {
             (Answer::GuardedTxn(answer), revision) => {
                 let txn = answer.map(|txn| convert::txn(self.context.header(revision), txn));
                 Ok(v1::CommitResponse { held: txn.is_some(), txn })
@@ -109,11 +117,12 @@ impl LockApi {
         request: Request<v1::ForceReleaseRequest>,
     ) -> Result<v1::ForceReleaseResponse, Status> {
         self.context.check_metadata(request.metadata())?;
+        let caller = caller_of(request.extensions());
         let v1::ForceReleaseRequest { name, fence, reason } = request.into_inner();
         let seize = internal::LockBreak { name, fence };
         checked(&command::lock::seize(seize.clone()))?;
         let name = seize.name.clone();
-        match self.context.propose(Message::LockBreak(seize)).await? {
+        match self.context.propose(&caller, Message::LockBreak(seize)).await? {
             (Answer::Lock(LockResponse::Broken(places)), revision) => {
                 for place in &places {
                     let key = place.key.escape_ascii();
@@ -178,7 +187,7 @@ impl LockService for LockApi {
         &self,
         request: Request<v1::InspectRequest>,
     ) -> Result<Response<v1::InspectResponse>, Status> {
-        let answer = inspect::inspect(&self.context, request);
+        let answer = Box::pin(inspect::inspect(&self.context, request));
         self.context.metrics.call(Method::LockInspect, answer).await
     }
 

@@ -36,7 +36,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use conclave_proto::internal::command::Command as Message;
 use conclave_proto::v1;
-use conclave_state_machine::command::LockCommand;
+use conclave_state_machine::command::{Caller, LockCommand};
 use conclave_state_machine::locks::check;
 use tonic::service::Routes;
 use tonic::{Code, Status};
@@ -118,7 +118,7 @@ fn is_unknown(status: &Status) -> bool {
     matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded)
 }
 
-/// Proposes `withdrawal` after a grace, and again while it fails: a client went without a word, or was
+/// Proposes `withdrawal` of what its caller itself asked for after a grace, and again while it fails: a client went without a word, or was
 /// told that the outcome is unknown. It may have come back, here or elsewhere, and then nothing happens.
 async fn withdraw_unless_resumed(context: &Context, withdrawal: Message) {
     for _ in 0..WITHDRAWALS_MAX {
@@ -126,7 +126,7 @@ async fn withdraw_unless_resumed(context: &Context, withdrawal: Message) {
             () = tokio::time::sleep(RESUME_GRACE) => {}
             () = context.node.stopping().cancelled() => return,
         }
-        match context.propose(withdrawal.clone()).await {
+        match context.propose(&Caller::Inside, withdrawal.clone()).await {
             Ok(_) => return,
             Err(status) => tracing::debug!(error = status.message(), "not withdrawn yet"),
         }

@@ -2,18 +2,20 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::pin::Pin;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use conclave_proto::etcdserverpb as etcd;
 use conclave_proto::mvccpb::{Event, event::EventType};
 use conclave_proto::v1;
-use conclave_state_machine::command::Range;
+use conclave_state_machine::command::{Caller, Range};
 use conclave_state_machine::locks::{check, queue};
 use futures::stream::{self, Stream};
 use tonic::Status;
 
 use crate::api::context::Context;
 use crate::api::kv::off_thread;
+use crate::auth::RightsCheck;
 use crate::status::{self, Fault};
 use crate::watch::LocalWatch;
 
@@ -26,6 +28,7 @@ pub(super) type Leaders = Pin<Box<dyn Stream<Item = Result<v1::ObserveResponse, 
 /// Observes from a revision on, or from now.
 pub(super) async fn start(
     context: &Context,
+    caller: Caller,
     request: v1::ObserveRequest,
 ) -> Result<Leaders, Status> {
     let v1::ObserveRequest { name, start_revision } = request;
@@ -34,6 +37,8 @@ pub(super) async fn start(
         return Err(Status::invalid_argument("conclave: revisions are positive"));
     }
     context.read_barrier().await?;
+    let wanted = RightsCheck::queue(&name);
+    context.auth.check(&caller, &wanted)?;
     let reader = context.node.reader();
     let at = if start_revision == 0 { reader.head().revision } else { start_revision };
     let mut candidates = Candidates::new(name);
@@ -60,14 +65,16 @@ pub(super) async fn start(
     let Range { key, range_end, .. } = candidates.range();
     let start_revision = at + 1;
     watch.add(etcd::WatchCreateRequest { key, range_end, start_revision, ..Default::default() });
+    let auth = Arc::clone(&context.auth);
     let context = context.clone();
     let mut observer = Observer { context, candidates, watch, told: None, due: VecDeque::new() };
     observer.told = observer.candidates.leader();
     observer.tell(at);
-    Ok(Box::pin(stream::try_unfold(observer, async |mut observer| {
+    let leaders = stream::try_unfold(observer, async |mut observer: Observer| {
         let next = observer.next().await?;
         Ok(Some((next, observer)))
-    })))
+    });
+    Ok(auth.guard(caller, wanted, Box::pin(leaders)))
 }
 
 fn too_many() -> Status {

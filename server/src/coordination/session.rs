@@ -5,6 +5,7 @@ use std::pin::Pin;
 
 use conclave_proto::internal::command::Command as Message;
 use conclave_proto::v1;
+use conclave_state_machine::command::Caller;
 use conclave_state_machine::leases::{self, LeaseRow, TTL_SECONDS_MAX};
 use conclave_state_machine::locks::check;
 use conclave_state_machine::response::Response as Answer;
@@ -14,8 +15,9 @@ use tonic::{Request, Response, Status, Streaming};
 use v1::session_service_server::SessionService;
 
 use crate::api::context::{Context, mismatch, must_have_leader};
-use crate::api::lease::{random_lease_id, ttl_seconds_min};
+use crate::api::lease::{may_renew, random_lease_id, ttl_seconds_min};
 use crate::api::{limits, stream_end};
+use crate::auth::caller_of;
 use crate::metrics::Method;
 use crate::status::{self, Fault};
 
@@ -40,6 +42,7 @@ impl SessionApi {
         request: Request<v1::SessionBeginRequest>,
     ) -> Result<v1::SessionBeginResponse, Status> {
         self.context.check_metadata(request.metadata())?;
+        let caller = caller_of(request.extensions());
         let mut request = request.into_inner();
         self.context.check_quota(limits::LEASE_COST_BYTES).await?;
         if request.ttl_seconds > TTL_SECONDS_MAX {
@@ -54,7 +57,7 @@ impl SessionApi {
         request.ttl_seconds = request.ttl_seconds.max(ttl_seconds_min(&self.context));
         let command = conclave_raft_store::command::lock::session_begin(request.clone());
         check::session(&command).map_err(|rejection| status::from_rejection(&rejection))?;
-        match self.context.propose(Message::SessionBegin(request)).await? {
+        match self.context.propose(&caller, Message::SessionBegin(request)).await? {
             (Answer::SessionBegin { id, ttl }, _) => {
                 Ok(v1::SessionBeginResponse { id, ttl_seconds: ttl })
             }
@@ -67,9 +70,10 @@ impl SessionApi {
         request: Request<v1::SessionEndRequest>,
     ) -> Result<v1::SessionEndResponse, Status> {
         self.context.check_metadata(request.metadata())?;
+        let caller = caller_of(request.extensions());
         let id = request.into_inner().id;
         let revoke = conclave_proto::etcdserverpb::LeaseRevokeRequest { id };
-        self.context.propose(Message::LeaseRevoke(revoke)).await?;
+        self.context.propose(&caller, Message::LeaseRevoke(revoke)).await?;
         Ok(v1::SessionEndResponse {})
     }
 
@@ -115,15 +119,19 @@ pub(super) fn tags(metadata: Vec<(String, String)>) -> Vec<v1::SessionTag> {
 }
 
 /// Answers heartbeats, in order. Those that arrived together are one.
-fn heartbeats(context: Context, requests: Streaming<v1::SessionOpenRequest>) -> Heartbeats {
+fn heartbeats(
+    context: Context,
+    caller: Caller,
+    requests: Streaming<v1::SessionOpenRequest>,
+) -> Heartbeats {
     let attached = BTreeSet::new();
     let requests = requests.ready_chunks(HEARTBEATS_AT_ONCE_MAX);
-    let state = Some((context, requests, attached));
+    let state = Some((context, caller, requests, attached));
     Box::pin(futures::stream::unfold(state, async |state| {
-        let (context, mut requests, mut attached) = state?;
+        let (context, caller, mut requests, mut attached) = state?;
         let requests_now = requests.next().await?;
-        match heartbeat(&context, &mut attached, requests_now).await {
-            Ok(answer) => Some((Ok(answer), Some((context, requests, attached)))),
+        match heartbeat(&context, &caller, &mut attached, requests_now).await {
+            Ok(answer) => Some((Ok(answer), Some((context, caller, requests, attached)))),
             // What follows was never asked for.
             Err(status) => Some((Err(status), None)),
         }
@@ -132,6 +140,7 @@ fn heartbeats(context: Context, requests: Streaming<v1::SessionOpenRequest>) -> 
 
 async fn heartbeat(
     context: &Context,
+    caller: &Caller,
     attached: &mut BTreeSet<i64>,
     requests: Vec<Result<v1::SessionOpenRequest, Status>>,
 ) -> Result<v1::SessionOpenResponse, Status> {
@@ -148,6 +157,9 @@ async fn heartbeat(
         return Err(Status::resource_exhausted("conclave: too many sessions on one stream"));
     }
     let ids: Vec<i64> = attached.iter().copied().collect();
+    for id in &ids {
+        may_renew(context, caller, *id)?;
+    }
     let ttls = context.node.lessor().renew_all(&ids).await;
     let ttls = ttls.map_err(|error| status::from_lessor(&error))?;
     let ended = ids.into_iter().zip(ttls).filter(|(_, ttl)| *ttl <= 0);
@@ -183,7 +195,8 @@ impl SessionService for SessionApi {
         let answer = async {
             self.context.check_metadata(request.metadata())?;
             let must_have_leader = must_have_leader(request.metadata());
-            let answers = heartbeats(self.context.clone(), request.into_inner());
+            let caller = caller_of(request.extensions());
+            let answers = heartbeats(self.context.clone(), caller, request.into_inner());
             Ok(stream_end::guard(&self.context, answers, must_have_leader))
         };
         self.context.metrics.call(Method::SessionOpen, answer).await

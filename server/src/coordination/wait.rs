@@ -6,6 +6,7 @@ use bytes::Bytes;
 use conclave_proto::etcdserverpb::WatchCreateRequest;
 use conclave_proto::mvccpb::{Event as Change, event::EventType};
 use conclave_proto::v1;
+use conclave_state_machine::command::Caller;
 use conclave_state_machine::leases;
 use conclave_state_machine::primitives::number;
 use tokio::sync::mpsc;
@@ -20,6 +21,7 @@ use super::turns::Admitted;
 use super::{ANSWERS_MAX, WAIT_MAX, change};
 use crate::api::context::Context;
 use crate::api::stream_end;
+use crate::auth::RightsCheck;
 use crate::status::{self, Fault};
 use crate::watch::LocalWatch;
 
@@ -29,6 +31,9 @@ pub(super) type Waits = ReceiverStream<Result<v1::WaitResponse, Status>>;
 /// Somebody who waits; a task of its own.
 pub(super) struct Waiter {
     pub(super) context: Context,
+    caller: Caller,
+    /// What the caller must be allowed to in order to hear anything.
+    wanted: RightsCheck,
     answers: mpsc::Sender<Result<v1::WaitResponse, Status>>,
     /// `None`: for ever.
     deadline: Option<Instant>,
@@ -51,9 +56,11 @@ impl Waiter {
     /// Starts `run` in the background; the stream of what it tells.
     pub(super) fn start<F: Future<Output = ()> + Send + 'static>(
         context: &Context,
+        (caller, wanted): (Caller, RightsCheck),
         patience: Option<v1::Patience>,
         run: impl FnOnce(Self) -> F,
     ) -> Result<Waits, Status> {
+        context.auth.check(&caller, &wanted)?;
         let wait = match patience.and_then(|patience| patience.wait) {
             Some(Wait::WaitForever(true)) => None,
             Some(Wait::WaitMs(ms)) => Some(Duration::from_millis(ms)),
@@ -63,9 +70,11 @@ impl Waiter {
         let admitted = context.node.turns().admit();
         let _admitted = admitted.map_err(|_too_many| Status::from(Fault::TooManyRequests))?;
         let (answers, stream) = mpsc::channel(ANSWERS_MAX);
-        let waiter = Self { context: context.clone(), answers, deadline, _admitted };
+        let context = context.clone();
+        let background = context.background.clone();
+        let waiter = Self { context, caller, wanted, answers, deadline, _admitted };
         // Ends by itself: with the wait, with the stream, and with the member.
-        context.background.spawn(run(waiter));
+        background.spawn(run(waiter));
         Ok(ReceiverStream::new(stream))
     }
 
@@ -131,7 +140,17 @@ impl Waiter {
         session != 0 && matches!(leases::lease(self.context.node.reader(), session), Ok(None))
     }
 
+    /// On whose behalf it waits.
+    pub(super) fn who(&self) -> (&Context, &Caller) {
+        (&self.context, &self.caller)
+    }
+
+    /// Tells something, if the caller still may hear it.
     async fn send(&self, event: Event) -> bool {
+        if let Err(status) = self.context.auth.check_by_name(&self.caller, &self.wanted) {
+            self.fail(status).await;
+            return false;
+        }
         self.answers.send(Ok(v1::WaitResponse { event: Some(event) })).await.is_ok()
     }
 

@@ -11,6 +11,8 @@ use tower::Service as _;
 use super::pages;
 use crate::api::context::Context;
 use crate::api::{KV_PATH, Services};
+use crate::auth::Refused;
+use crate::auth::access::{self, Access};
 use crate::coordination;
 use crate::status::{self, Fault};
 
@@ -32,6 +34,12 @@ impl Router {
         if self.context.node.is_learner() && !is_for_learners(request.uri().path()) {
             return Ok(Status::from(Fault::NotSupportedForLearner).into_http());
         }
+        let mut request = request;
+        if self.context.auth.head().enabled
+            && let Err(status) = self.admit(&mut request).await
+        {
+            return Ok(status.into_http());
+        }
         let response = if request.uri().path().starts_with(KV_PATH) {
             self.services.kv.clone().call(request).await
         } else if is_known(request.uri().path()) {
@@ -40,6 +48,35 @@ impl Router {
             return Ok(unknown_service(request.uri().path()));
         };
         response.map(reword)
+    }
+}
+
+impl Router {
+    /// Puts the caller into the request, or says why it may not call.
+    async fn admit(&self, request: &mut Request<Incoming>) -> Result<(), Status> {
+        let path = request.uri().path();
+        if !is_known(path) && !path.starts_with(KV_PATH) {
+            // Who calls what is not there hears that it is not there.
+            return Ok(());
+        }
+        let path = path.to_owned();
+        let admitted = self.context.auth.admit(&path, request.headers(), request.extensions());
+        match admitted.await {
+            Ok(caller) => {
+                request.extensions_mut().insert(caller);
+                Ok(())
+            }
+            Err(status) if access::of_path(&path) == Some(Access::Watch) => {
+                request.extensions_mut().insert(Refused(status));
+                Ok(())
+            }
+            Err(status) => {
+                if let Some(method) = access::method_of(&path) {
+                    self.context.metrics.calls(method).refuse(&status);
+                }
+                Err(status)
+            }
+        }
     }
 }
 

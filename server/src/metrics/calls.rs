@@ -84,7 +84,7 @@ impl Calls {
     }
 
     /// Counts a call that is refused.
-    pub(super) fn refuse(&self, status: &Status) {
+    pub(crate) fn refuse(&self, status: &Status) {
         self.started.inc();
         self.handled[status.code() as usize].inc();
     }

@@ -11,10 +11,10 @@ macro_rules! methods {
 
         impl Method {
             /// All of them, in the order of their numbers.
-            pub(super) const ALL: &'static [Method] = &[$(Method::$variant,)*];
+            pub(crate) const ALL: &'static [Method] = &[$(Method::$variant,)*];
 
             /// Kind, service and name, as labels.
-            pub(super) fn labels(self) -> [(&'static str, &'static str); 3] {
+            pub(crate) fn labels(self) -> [(&'static str, &'static str); 3] {
                 let (kind, service, name) = match self {
                     $(Method::$variant => ($kind, $service, $name),)*
                 };
@@ -50,6 +50,23 @@ methods! {
     Snapshot: "server_stream", "etcdserverpb.Maintenance", "Snapshot";
     MoveLeader: "unary", "etcdserverpb.Maintenance", "MoveLeader";
     Downgrade: "unary", "etcdserverpb.Maintenance", "Downgrade";
+    AuthEnable: "unary", "etcdserverpb.Auth", "AuthEnable";
+    AuthDisable: "unary", "etcdserverpb.Auth", "AuthDisable";
+    AuthStatus: "unary", "etcdserverpb.Auth", "AuthStatus";
+    Authenticate: "unary", "etcdserverpb.Auth", "Authenticate";
+    UserAdd: "unary", "etcdserverpb.Auth", "UserAdd";
+    UserGet: "unary", "etcdserverpb.Auth", "UserGet";
+    UserList: "unary", "etcdserverpb.Auth", "UserList";
+    UserDelete: "unary", "etcdserverpb.Auth", "UserDelete";
+    UserChangePassword: "unary", "etcdserverpb.Auth", "UserChangePassword";
+    UserGrantRole: "unary", "etcdserverpb.Auth", "UserGrantRole";
+    UserRevokeRole: "unary", "etcdserverpb.Auth", "UserRevokeRole";
+    RoleAdd: "unary", "etcdserverpb.Auth", "RoleAdd";
+    RoleGet: "unary", "etcdserverpb.Auth", "RoleGet";
+    RoleList: "unary", "etcdserverpb.Auth", "RoleList";
+    RoleDelete: "unary", "etcdserverpb.Auth", "RoleDelete";
+    RoleGrantPermission: "unary", "etcdserverpb.Auth", "RoleGrantPermission";
+    RoleRevokePermission: "unary", "etcdserverpb.Auth", "RoleRevokePermission";
     Lock: "unary", "v3lockpb.Lock", "Lock";
     Unlock: "unary", "v3lockpb.Lock", "Unlock";
     Campaign: "unary", "v3electionpb.Election", "Campaign";

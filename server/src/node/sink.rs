@@ -7,7 +7,9 @@ use conclave_raft_store::reader::Reader;
 use conclave_raft_store::sink::{AppliedEntry, ApplySink};
 use conclave_raft_store::types::StoredMembership;
 use conclave_state_machine::head::Head;
+use conclave_state_machine::response::Response;
 
+use crate::auth::Feed;
 use crate::coordination::Turns;
 use crate::lessor::Leases;
 use crate::metrics::Counts;
@@ -25,6 +27,7 @@ pub(super) struct Sink {
     pub(super) counts: Counts,
     pub(super) turns: Arc<Turns>,
     pub(super) digests: Arc<Digests>,
+    pub(super) auth: Arc<Feed>,
     /// What needs the state itself; set once it is open, before anything is applied.
     pub(super) late: Arc<OnceLock<Late>>,
 }
@@ -46,6 +49,9 @@ impl ApplySink for Sink {
         for mut entry in entries {
             for result in &mut entry.results {
                 self.leases.apply(&result.leases);
+                if let Ok(Response::Auth(change)) = &result.outcome {
+                    self.auth.note(change);
+                }
                 // Callers get answers, watchers get events.
                 events.append(&mut result.events);
             }
@@ -54,6 +60,7 @@ impl ApplySink for Sink {
             }
         }
         self.turns.note(&events);
+        self.auth.publish(head.auth);
         if let Some(late) = self.late.get() {
             late.hub.publish(events, head.revision);
         }
@@ -70,6 +77,8 @@ impl ApplySink for Sink {
             tracing::error!(%error, "cannot read the leases of an installed snapshot");
         }
         self.turns.note_all();
+        self.auth.installed();
+        self.auth.publish(head.auth);
         // The hub sees the gap and lets watchers read what lies between from the store.
         late.hub.publish(Vec::new(), head.revision);
     }

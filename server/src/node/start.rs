@@ -7,6 +7,7 @@ use std::time::Duration;
 use conclave_proto::internal::{self, command::Command};
 use conclave_raft_store::RocksOptions;
 use conclave_raft_store::apply::StateMachine;
+use conclave_raft_store::command::auth::inside;
 use conclave_raft_store::engine::EngineKind;
 use conclave_raft_store::log::{LogOptions, LogStore};
 use conclave_raft_store::store::{StateStore, StoreOptions};
@@ -22,6 +23,7 @@ use tokio_util::task::TaskTracker;
 
 use super::sink::{Late, Sink};
 use super::{Header, Node};
+use crate::auth::Feed;
 use crate::auto_compaction;
 use crate::config::Settings;
 use crate::coordination::Turns;
@@ -102,6 +104,7 @@ struct Opened {
     leases: Arc<Leases>,
     turns: Arc<Turns>,
     digests: Arc<Digests>,
+    auth: Arc<Feed>,
     member_id: Arc<OnceLock<u64>>,
     late: Arc<OnceLock<Late>>,
     counts: Counts,
@@ -130,6 +133,7 @@ struct Parts {
     changer: Arc<Changer>,
     hub: Arc<Hub>,
     turns: Arc<Turns>,
+    auth: Arc<Feed>,
     header: Header,
     counts: Counts,
     timeout: Duration,
@@ -157,6 +161,7 @@ pub(super) async fn start(settings: Arc<Settings>) -> Result<Arc<Node>, StartErr
         changer: parts.changer,
         hub: parts.hub,
         turns: parts.turns,
+        auth: parts.auth,
         header: parts.header,
         counts: parts.counts,
         timeout: parts.timeout,
@@ -177,13 +182,7 @@ async fn parts(settings: Arc<Settings>, clients: Handle) -> Result<Parts, StartE
     let (founding, log) = identify(&settings, &opened, &dialer).await?;
     let identity = founding.identity;
     opened.member_id.set(identity.member).expect("a member is identified once");
-    tracing::info!(
-        member = %format_args!("{:x}", identity.member),
-        cluster = %format_args!("{:x}", identity.cluster),
-        name = %settings.name,
-        "starting"
-    );
-
+    announce(identity, &settings.name);
     let header = Header { identity, route: Arc::default() };
     let hub = open_hub(&settings, &opened.reader, header.clone());
     let links = opened.links(identity, dialer);
@@ -229,6 +228,7 @@ async fn parts(settings: Arc<Settings>, clients: Handle) -> Result<Parts, StartE
         changer: serving.changer.clone(),
         hub,
         turns: opened.turns,
+        auth: opened.auth,
         header,
         counts: opened.counts,
         timeout: request_timeout(&settings),
@@ -238,6 +238,15 @@ async fn parts(settings: Arc<Settings>, clients: Handle) -> Result<Parts, StartE
     service.serve(serving);
     initialize(&raft, founding).await;
     Ok(parts)
+}
+
+fn announce(identity: Identity, name: &str) {
+    tracing::info!(
+        member = %format_args!("{:x}", identity.member),
+        cluster = %format_args!("{:x}", identity.cluster),
+        %name,
+        "starting"
+    );
 }
 
 /// Founds the cluster if it is to be.
@@ -379,6 +388,7 @@ fn open_state(settings: &Settings, clients: Handle) -> Result<Opened, StartError
     let leases = Arc::new(Leases::new(counts.leases_renewed.clone()));
     let turns = Arc::new(Turns::default());
     let digests = Arc::new(Digests::default());
+    let auth = Arc::new(Feed::new(settings.auth.token_ttl));
     let member_id = Arc::new(OnceLock::new());
     let late = Arc::new(OnceLock::new());
     let sink = Sink {
@@ -388,13 +398,15 @@ fn open_state(settings: &Settings, clients: Handle) -> Result<Opened, StartError
         counts: counts.clone(),
         turns: turns.clone(),
         digests: digests.clone(),
+        auth: auth.clone(),
         late: late.clone(),
     };
     let rocks = RocksOptions { cache_bytes: settings.store.cache_bytes, ..RocksOptions::default() };
     let options = StoreOptions { engine: EngineKind::Rocks(rocks) };
     let (machine, reader) = StateStore::open(&settings.state_dir(), options, Box::new(sink))?;
     leases.load(&reader)?;
-    Ok(Opened { machine, reader, waiters, leases, turns, digests, member_id, late, counts })
+    auth.publish(reader.head().auth);
+    Ok(Opened { machine, reader, waiters, leases, turns, digests, auth, member_id, late, counts })
 }
 
 /// Continues watching where the stored state ends.
@@ -509,8 +521,8 @@ impl Node {
                             && member.client_urls == publish.client_urls
                     })
                 });
-                let command = Some(Command::MemberPublish(publish.clone()));
-                if is_known || self.propose(internal::Command { command }).await.is_ok() {
+                let command = inside(Command::MemberPublish(publish.clone()));
+                if is_known || self.propose(command).await.is_ok() {
                     return;
                 }
             }

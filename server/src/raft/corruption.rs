@@ -12,6 +12,7 @@ use std::time::Duration;
 use conclave_proto::etcdserverpb as etcd;
 use conclave_proto::internal::{self, command::Command};
 use conclave_raft_store::Reader;
+use conclave_raft_store::command::auth::inside;
 use conclave_raft_store::sink::AppliedEntry;
 use conclave_raft_store::types::{MemberNode, NodeId};
 use conclave_state_machine::divergence::{Verdict, judge};
@@ -243,7 +244,7 @@ impl Comparer {
             member_id: other,
             alarm: etcd::AlarmType::Corrupt as i32,
         };
-        let command = internal::Command { command: Some(Command::Alarm(alarm)) };
+        let command = inside(Command::Alarm(alarm));
         if let Err(error) = self.proposer.propose(command).await {
             tracing::error!(%error, "the alarm could not be raised");
         }

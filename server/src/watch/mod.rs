@@ -38,4 +38,4 @@ pub(crate) use local::LocalWatch;
 pub use mailbox::End;
 pub use response::Output;
 pub use source::{Source, StoreSource};
-pub use stream::WatchStream;
+pub use stream::{Guard, WatchStream};

@@ -9,6 +9,7 @@
 //! The code is plain and synchronous; `api/watch.rs` puts it behind gRPC.
 
 mod deliver;
+mod guard;
 mod request;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
@@ -18,7 +19,10 @@ use std::task::{Context, Poll};
 use conclave_proto::etcdserverpb::WatchResponse;
 use conclave_state_machine::watcher_set::KeyRange;
 
+pub use self::guard::Guard;
+
 use self::deliver::{Pass, Run};
+use self::guard::Guarded;
 use super::hub::{Hub, Step};
 use super::mailbox::{Delivery, End, Mailbox};
 use super::response::Output;
@@ -53,6 +57,8 @@ pub struct WatchStream {
     /// Watchers that want regular progress notices.
     progress_watchers: usize,
     is_tick_due: bool,
+    /// `None` for watches of this process itself.
+    guarded: Option<Guarded>,
 }
 
 /// The watchers of one range.
@@ -113,6 +119,7 @@ impl WatchStream {
             progress: ProgressRequests::default(),
             progress_watchers: 0,
             is_tick_due: false,
+            guarded: None,
         }
     }
 
@@ -127,6 +134,8 @@ impl WatchStream {
             if out.len() >= full {
                 return Poll::Ready(Ok(()));
             }
+            // After the mail was taken: what is in it was applied before this is looked at.
+            self.check_rights(out);
             if self.work(full, out) {
                 continue;
             }

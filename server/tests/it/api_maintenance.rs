@@ -1,7 +1,6 @@
 //! Maintenance and Cluster through the wire, and what answers Unimplemented.
 
 use conclave_proto::etcdserverpb as etcd;
-use conclave_proto::etcdserverpb::auth_client::AuthClient;
 use conclave_proto::etcdserverpb::{AlarmType, alarm_request::AlarmAction};
 use tonic::Code;
 
@@ -125,11 +124,6 @@ async fn what_comes_later_says_so() {
     assert_eq!(
         refused(maintenance.snapshot(etcd::SnapshotRequest {}).await),
         later("saving a snapshot")
-    );
-    let mut auth = AuthClient::new(server.channel.clone());
-    assert_eq!(
-        refused(auth.auth_enable(etcd::AuthEnableRequest {}).await),
-        later("authentication")
     );
 }
 

@@ -192,7 +192,7 @@ pub(crate) fn put(key: &str, value: &[u8]) -> internal::Command {
         value: value.to_vec().into(),
         ..PutRequest::default()
     };
-    internal::Command { command: Some(command::Command::Put(put)) }
+    internal::Command { command: Some(command::Command::Put(put)), ..Default::default() }
 }
 
 /// Puts on `node`; must be acknowledged.
@@ -220,7 +220,10 @@ pub(crate) async fn put_again_and_again(node: &Node, key: &str, value: &[u8]) {
 pub(crate) async fn must_grant(node: &Node, id: i64, ttl: i64) {
     let grant = LeaseGrantRequest { id, ttl };
     let command = Some(command::Command::LeaseGrant(grant));
-    let granted = within("a grant", node.propose(internal::Command { command })).await.unwrap();
+    let granted =
+        within("a grant", node.propose(internal::Command { command, ..Default::default() }))
+            .await
+            .unwrap();
     assert!(granted.outcome.is_ok(), "{:?}", granted.outcome);
 }
 

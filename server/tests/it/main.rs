@@ -5,6 +5,7 @@ mod api_http;
 mod api_kv;
 mod api_lease;
 mod api_maintenance;
+mod auth;
 mod cluster;
 mod election;
 mod lease;

@@ -479,7 +479,7 @@ async fn a_member_with_another_state_is_fenced_at_the_next_compaction() {
             within("it is ready", node.wait_ready()).await.unwrap();
             let compaction = CompactionRequest { revision, physical: false };
             let command = Some(command::Command::Compact(compaction));
-            let compact = internal::Command { command };
+            let compact = internal::Command { command, ..Default::default() };
             group.node(leader).propose(compact).await.unwrap().outcome.unwrap();
         }
         let reason = within("it is fenced", node.failed()).await;

@@ -15,7 +15,7 @@ use conclave_proto::etcdserverpb::{
 };
 use conclave_server::api::watch::{WatchService, WatchSettings};
 use conclave_server::watch::{Hub, Limits, Source};
-use conclave_state_machine::command::{Command, Compact, DeleteRange, Put, Txn, TxnOp};
+use conclave_state_machine::command::{Caller, Command, Compact, DeleteRange, Put, Txn, TxnOp};
 use conclave_state_machine::history;
 use conclave_state_machine::machine::{Machine, Position};
 use conclave_state_machine::memory::MemoryRows;
@@ -110,7 +110,7 @@ impl Node {
         let (rows, machine) = &mut *state;
         let applied = rows
             .update(|rows| {
-                let applied = machine.apply(rows, Position::default(), command)?;
+                let applied = machine.apply(rows, Position::default(), &Caller::Inside, command)?;
                 machine.finish(rows);
                 Ok::<_, Halt>(applied)
             })

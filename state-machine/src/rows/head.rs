@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use super::{RowReader, RowWriter};
+use crate::auth::AuthHead;
 use crate::command::AlarmKind;
 use crate::compaction::Sweep;
 use crate::head::Head;
@@ -12,7 +13,9 @@ use crate::revision::Revision;
 /// Key of the row.
 pub(crate) const KEY: &[u8] = b"head";
 
-const FORM: u8 = 1;
+/// Without what is known about users.
+const FORM_PLAIN: u8 = 1;
+const FORM: u8 = 2;
 
 pub(crate) fn encode(head: &Head) -> Bytes {
     let mut row = RowWriter::new(FORM);
@@ -30,6 +33,8 @@ pub(crate) fn encode(head: &Head) -> Bytes {
         row.uint(*member);
         row.uint(u64::from(kind.number()));
     }
+    row.byte(u8::from(head.auth.enabled));
+    row.uint(head.auth.revision);
     row.finish()
 }
 
@@ -37,7 +42,8 @@ pub(crate) fn encode(head: &Head) -> Bytes {
 /// [`Halt::CorruptRow`] if the bytes are not such a row.
 pub(crate) fn decode(row: &[u8]) -> Result<Head, Halt> {
     let mut row = RowReader::new("head", row);
-    if row.form()? != FORM {
+    let form = row.form()?;
+    if ![FORM_PLAIN, FORM].contains(&form) {
         return Err(row.corrupt("unknown form"));
     }
     Ok(Head {
@@ -51,7 +57,12 @@ pub(crate) fn decode(row: &[u8]) -> Result<Head, Halt> {
             tombstones: Revision { main: row.int()?, sub: row.short()? },
         },
         alarms: alarms(&mut row)?,
+        auth: if form == FORM { auth(&mut row)? } else { AuthHead::default() },
     })
+}
+
+fn auth(row: &mut RowReader<'_>) -> Result<AuthHead, Halt> {
+    Ok(AuthHead { enabled: row.uint()? != 0, revision: row.uint()? })
 }
 
 fn alarms(row: &mut RowReader<'_>) -> Result<Vec<(u64, AlarmKind)>, Halt> {
@@ -84,10 +95,13 @@ mod tests {
                 tombstones: Revision { main: 7, sub: 1 },
             },
             alarms: vec![(7, AlarmKind::NoSpace), (u64::MAX, AlarmKind::Corrupt)],
+            auth: AuthHead { enabled: true, revision: 300 },
         };
         let row = encode(&head);
         assert_eq!(decode(&row).unwrap(), head);
         assert!(decode(&row[..row.len() - 1]).is_err());
+        let plain = [&[FORM_PLAIN], &row[1..row.len() - 3]].concat();
+        assert_eq!(decode(&plain).unwrap(), Head { auth: AuthHead::default(), ..head });
         assert!(decode(&[]).is_err());
     }
 }

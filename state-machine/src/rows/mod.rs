@@ -12,8 +12,11 @@
 //! | `place.rs` | `Place` | name, create revision, child | who waits | the key `name/child` has a lease no more |
 //! | `place.rs` | `Place` | name | create revision of the first place | the last place goes |
 //! | `member.rs` | `Member` | id (big endian) | name, URLs | for ever |
+//! | `auth.rs` | `Auth` | `u`, name | password hash, roles | the user is deleted |
+//! | `auth.rs` | `Auth` | `r`, name | permissions | the role is deleted |
 //! | `head.rs` | `Meta` | `head` | counters, alarms, digest | for ever |
 
+pub(crate) mod auth;
 pub(crate) mod head;
 pub(crate) mod key;
 pub(crate) mod lease;

@@ -1,7 +1,7 @@
 //! Nothing that a log entry can hold makes apply fail or panic, and nothing stored makes reads panic.
 
 use bytes::Bytes;
-use conclave_state_machine::command::{Command, Txn, TxnOp};
+use conclave_state_machine::command::{Caller, Command, Txn, TxnOp};
 use conclave_state_machine::head::Head;
 use conclave_state_machine::history;
 use conclave_state_machine::machine::Machine;
@@ -37,7 +37,7 @@ proptest! {
         if let Ok(mut machine) = Machine::load(&rows) {
             let mut overlay = Overlay::new(&rows);
             for command in &commands {
-                if machine.apply(&mut overlay, Default::default(), command).is_err() {
+                if machine.apply(&mut overlay, Default::default(), &Caller::Inside, command).is_err() {
                     break;
                 }
             }

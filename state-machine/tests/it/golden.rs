@@ -6,7 +6,8 @@ use std::error::Error;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use conclave_state_machine::command::Command;
+use conclave_state_machine::auth::{self, Rights, check};
+use conclave_state_machine::command::{Caller, Command, Range};
 use conclave_state_machine::leases::LeaseRow;
 use conclave_state_machine::locks::queue;
 use conclave_state_machine::memory::MemoryRows;
@@ -53,7 +54,7 @@ impl goldenscript::Runner for Script {
     fn run(
         &mut self,
         command: &Self::Command,
-        _context: &Context,
+        context: &Context,
     ) -> Result<String, Box<dyn Error>> {
         let words = command.args.iter().map(|argument| match argument {
             Argument::Positional(word) => word.clone(),
@@ -61,7 +62,8 @@ impl goldenscript::Runner for Script {
             other => other.to_string(),
         });
         let mut words = Words::new(words);
-        let lines = self.run_words(&command.name, &mut words)?;
+        let caller = self.caller(context.prefix.as_deref())?;
+        let lines = self.run_words(&caller, &command.name, &mut words)?;
         words.finish()?;
         let lines: String = lines.iter().map(|line| format!("  {line}\n")).collect();
         Ok(format!("{command}\n{lines}"))
@@ -69,11 +71,34 @@ impl goldenscript::Runner for Script {
 }
 
 impl Script {
-    fn run_words(&mut self, name: &str, words: &mut Words) -> Result<Vec<String>, String> {
+    /// `USER:` or `USER@AUTH_REVISION:` before a command says who asks, `nobody:` that nobody does;
+    /// without it the cluster itself does.
+    fn caller(&self, prefix: Option<&str>) -> Result<Caller, String> {
+        let Some(prefix) = prefix else { return Ok(Caller::Inside) };
+        if prefix == "nobody" {
+            return Ok(Caller::Anonymous);
+        }
+        let current = self.store.head().auth.revision;
+        let (name, auth_revision) = match prefix.split_once('@') {
+            Some((name, number)) => (name, number.parse().map_err(|_| "not a revision")?),
+            None => (prefix, current),
+        };
+        Ok(Caller::User { name: name.to_owned(), auth_revision })
+    }
+
+    fn run_words(
+        &mut self,
+        caller: &Caller,
+        name: &str,
+        words: &mut Words,
+    ) -> Result<Vec<String>, String> {
         if let Some(lines) = self.members.run(name, words, &mut self.store)? {
             return Ok(lines);
         }
         Ok(match name {
+            "may_read" => self.may_read(&words.word()?, &language::range(words)?),
+            "users" => self.users(),
+            "roles" => self.roles(),
             "range" => match self.store.range(&language::range(words)?) {
                 Ok(answer) => print::range(&answer),
                 Err(rejection) => vec![format!("refused: {rejection}")],
@@ -120,11 +145,47 @@ impl Script {
             _ => {
                 let command = language::command(name, words)?;
                 match check(&command) {
-                    Ok(()) => print::applied(&self.store.apply(&command)),
+                    Ok(()) => print::applied(&self.store.apply_for(caller, &command)),
                     Err(rejection) => vec![format!("refused unproposed: {rejection}")],
                 }
             }
         })
+    }
+
+    /// Whether a user may read a range: what the serving member asks.
+    fn may_read(&self, user: &str, range: &Range) -> Vec<String> {
+        let rights = Rights::load(&self.store.rows, user).expect(NO_FAILURE).unwrap_or_default();
+        match check::range(&rights, &range.key, &range.range_end) {
+            Ok(()) => vec!["yes".to_owned()],
+            Err(rejection) => vec![format!("no: {rejection}")],
+        }
+    }
+
+    fn users(&self) -> Vec<String> {
+        let rows = &self.store.rows;
+        let describe = |name: &String| {
+            let user = auth::user(rows, name).expect(NO_FAILURE).unwrap_or_default();
+            let bare = if user.no_password { " no_password" } else { "" };
+            format!("{name} roles=[{}]{bare}", user.roles.join(" "))
+        };
+        auth::users(rows).expect(NO_FAILURE).iter().map(describe).collect()
+    }
+
+    fn roles(&self) -> Vec<String> {
+        let rows = &self.store.rows;
+        let describe = |name: &String| {
+            let role = auth::role(rows, name).expect(NO_FAILURE).unwrap_or_default();
+            let grants = role.permissions.iter().map(|one| {
+                format!(
+                    " {:?} {}..{}",
+                    one.kind,
+                    print::text(&one.key),
+                    print::text(&one.range_end)
+                )
+            });
+            format!("{name}{}", grants.collect::<String>())
+        };
+        auth::roles(rows).expect(NO_FAILURE).iter().map(describe).collect()
     }
 
     fn leases(&self) -> Vec<String> {

@@ -13,6 +13,9 @@
 //! unlock NAME,... SESSION REQUEST [attempt=N]     convert NAME SESSION REQUEST PERMITS LIMIT
 //! campaign NAME SESSION VALUE [attempt=N] [number=N] [by=ONCE] [resumes]
 //! leave NAME SESSION FENCE [attempt=N] [by=ONCE]
+//! auth enable|disable     token USER AUTH_REVISION
+//! user add|delete|passwd NAME [no_password]     user grant|revoke NAME ROLE
+//! role add|delete NAME     role grant|revoke NAME r|w|rw SPAN      (revoke without r|w|rw)
 //! break NAME FENCE     hand_over NAME SESSION FENCE KEY     guarded NAME FENCE "a txn"
 //! primitive NAME add N | set N [if_value=N] [if_revision=N] | create N | down N | raise NOTE [bound] |
 //!     lift FENCE | enter COUNT NOTE | exit [waiting] | join MEMBER VALUE | part MEMBER
@@ -25,10 +28,11 @@ mod primitive;
 
 use bytes::Bytes;
 use conclave_state_machine::command::{
-    AlarmAction, AlarmChange, AlarmKind, Campaign, Command, Compact, Compare, CompareResult,
-    CompareTarget, DeleteRange, Guard, GuardedTxn, HandOver, LeaseExpire, LeaseGrant, LeaseRevoke,
-    Leave, LockAcquire, LockBreak, LockCommand, LockConvert, LockRelease, MemberRecord, Put, Range,
-    SessionBegin, SortOrder, SortTarget, Txn, TxnOp,
+    AlarmAction, AlarmChange, AlarmKind, AuthCommand, Campaign, Command, Compact, Compare,
+    CompareResult, CompareTarget, DeleteRange, Guard, GuardedTxn, HandOver, LeaseExpire,
+    LeaseGrant, LeaseRevoke, Leave, LockAcquire, LockBreak, LockCommand, LockConvert, LockRelease,
+    MemberRecord, Permission, PermissionKind, Put, Range, RoleGrant, RoleRevoke, SessionBegin,
+    SortOrder, SortTarget, TokenIssue, Txn, TxnOp, UserAdd, UserChangePassword, UserRole,
 };
 
 pub(crate) type Parsed<T> = Result<T, String>;
@@ -150,12 +154,82 @@ pub(crate) fn command(name: &str, words: &mut Words) -> Parsed<Command> {
         })),
         "campaign" => Command::Lock(LockCommand::Campaign(campaign(words)?)),
         "leave" => Command::Lock(LockCommand::Leave(leave(words)?)),
+        "auth" => Command::Auth(auth(words)?),
+        "token" => Command::Auth(token(words)?),
+        "user" => Command::Auth(user(words)?),
+        "role" => Command::Auth(role(words)?),
         "guarded" => {
             let guard = Guard { name: bytes(&words.next()?), fence: words.number()? };
             Command::GuardedTxn(GuardedTxn { guards: vec![guard], txn: quoted_txn(words)? })
         }
         "primitive" => Command::Primitive(primitive::primitive(words)?),
         _ => return Err(format!("unknown command {name:?}")),
+    })
+}
+
+fn name(word: &str) -> String {
+    if word == "''" { String::new() } else { word.to_owned() }
+}
+
+fn auth(words: &mut Words) -> Parsed<AuthCommand> {
+    Ok(match words.next()?.as_str() {
+        "enable" => AuthCommand::Enable,
+        "disable" => AuthCommand::Disable,
+        other => return Err(format!("auth {other:?}?")),
+    })
+}
+
+fn token(words: &mut Words) -> Parsed<AuthCommand> {
+    Ok(AuthCommand::Token(TokenIssue {
+        user: words.next()?,
+        fingerprint: Bytes::from_static(b"fingerprint"),
+        auth_revision: number(&words.next()?)?,
+    }))
+}
+
+fn user(words: &mut Words) -> Parsed<AuthCommand> {
+    let (what, user) = (words.next()?, name(&words.next()?));
+    let password_hash = Bytes::from_static(b"hash");
+    Ok(match what.as_str() {
+        "add" => {
+            let no_password = words.options().iter().any(|(option, _)| option == "no_password");
+            let password_hash = if no_password { Bytes::new() } else { password_hash };
+            AuthCommand::UserAdd(UserAdd { name: user, password_hash, no_password })
+        }
+        "delete" => AuthCommand::UserDelete(user),
+        "passwd" => {
+            AuthCommand::UserChangePassword(UserChangePassword { name: user, password_hash })
+        }
+        "grant" => AuthCommand::UserGrantRole(UserRole { user, role: words.next()? }),
+        "revoke" => AuthCommand::UserRevokeRole(UserRole { user, role: words.next()? }),
+        other => return Err(format!("user {other:?}?")),
+    })
+}
+
+fn role(words: &mut Words) -> Parsed<AuthCommand> {
+    let (what, role) = (words.next()?, name(&words.next()?));
+    Ok(match what.as_str() {
+        "add" => AuthCommand::RoleAdd(role),
+        "delete" => AuthCommand::RoleDelete(role),
+        "grant" if words.peek().is_none() => {
+            AuthCommand::RoleGrant(RoleGrant { role, permission: None })
+        }
+        "grant" => {
+            let kind = match words.next()?.as_str() {
+                "r" => PermissionKind::Read,
+                "w" => PermissionKind::Write,
+                "rw" => PermissionKind::ReadWrite,
+                other => return Err(format!("permission {other:?}?")),
+            };
+            let (key, range_end) = span(&words.next()?);
+            let permission = Some(Permission { kind, key, range_end });
+            AuthCommand::RoleGrant(RoleGrant { role, permission })
+        }
+        "revoke" => {
+            let (key, range_end) = span(&words.next()?);
+            AuthCommand::RoleRevoke(RoleRevoke { role, key, range_end })
+        }
+        other => return Err(format!("role {other:?}?")),
     })
 }
 

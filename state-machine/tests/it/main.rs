@@ -1,5 +1,6 @@
 //! Tests of the rules as a whole: golden scripts, and random programs against a naive model.
 
+mod auth;
 mod fuzz;
 mod generate;
 mod golden;

@@ -105,7 +105,8 @@ impl Model {
             Command::SessionBegin(_)
             | Command::Lock(_)
             | Command::GuardedTxn(_)
-            | Command::Primitive(_) => unreachable!(),
+            | Command::Primitive(_)
+            | Command::Auth(_) => unreachable!(),
         };
         (outcome, leases)
     }

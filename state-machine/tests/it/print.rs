@@ -4,8 +4,8 @@ use bytes::Bytes;
 use conclave_state_machine::locks::claim::Claim;
 use conclave_state_machine::locks::queue::Place;
 use conclave_state_machine::response::{
-    Applied, DeleteRangeResponse, Event, EventKind, KeyValue, LeaseChange, LockResponse,
-    OpResponse, RangeResponse, Response, Taken, TxnResponse,
+    Applied, AuthChange, DeleteRangeResponse, Event, EventKind, KeyValue, LeaseChange,
+    LockResponse, OpResponse, RangeResponse, Response, Taken, TxnResponse,
 };
 
 pub(crate) fn applied(applied: &Applied) -> Vec<String> {
@@ -45,6 +45,11 @@ fn response(response: &Response) -> Vec<String> {
             let done = if answer.is_done { "done" } else { "not done" };
             vec![format!("{done} {} at {}", answer.number, answer.revision)]
         }
+        Response::Auth(AuthChange::Token { user, index, .. }) => {
+            vec![format!("token for {user} at {index}")]
+        }
+        Response::Auth(AuthChange::TokensVoid { user }) => vec![format!("tokens of {user} void")],
+        Response::Auth(change) => vec![format!("{change:?}").to_lowercase()],
     }
 }
 

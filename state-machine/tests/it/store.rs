@@ -1,6 +1,6 @@
 //! A machine over memory rows: what every test here drives.
 
-use conclave_state_machine::command::{Command, Range};
+use conclave_state_machine::command::{Caller, Command, Range};
 use conclave_state_machine::head::Head;
 use conclave_state_machine::history;
 use conclave_state_machine::machine::{Machine, Position};
@@ -22,17 +22,25 @@ impl Store {
     }
 
     pub(crate) fn apply(&mut self, command: &Command) -> Applied {
-        self.apply_batch(std::slice::from_ref(command)).remove(0)
+        self.apply_for(&Caller::Inside, command)
+    }
+
+    pub(crate) fn apply_for(&mut self, caller: &Caller, command: &Command) -> Applied {
+        self.apply_all(caller, std::slice::from_ref(command)).remove(0)
     }
 
     /// Applies all commands in one overlay, as raft-store does with what is committed at once.
     pub(crate) fn apply_batch(&mut self, commands: &[Command]) -> Vec<Applied> {
+        self.apply_all(&Caller::Inside, commands)
+    }
+
+    fn apply_all(&mut self, caller: &Caller, commands: &[Command]) -> Vec<Applied> {
         let Store { rows, machine, term } = self;
         let position = Position { term: *term, index: 0 };
         rows.update(|overlay| {
             let mut applied = Vec::new();
             for command in commands {
-                applied.push(machine.apply(overlay, position, command)?);
+                applied.push(machine.apply(overlay, position, caller, command)?);
             }
             machine.finish(overlay);
             Ok::<_, Halt>(applied)

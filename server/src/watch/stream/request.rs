@@ -85,6 +85,8 @@ impl WatchStream {
         let (start, wanted_id) = (create.start_revision, create.watch_id);
         let range =
             KeyRange::new(create.key, create.range_end).map_err(|error| error.to_string())?;
+        // What is checked is what will be matched.
+        self.check_range(&range)?;
         if start < 0 {
             return Err(COMPACTED.to_owned().into());
         }
@@ -165,7 +167,7 @@ impl WatchStream {
     }
 
     /// Takes a watcher away; says whether there was one.
-    fn remove(&mut self, id: i64) -> bool {
+    pub(super) fn remove(&mut self, id: i64) -> bool {
         let Some(group) = self.ids.remove(&id) else { return false };
         let members = self.groups.get_mut(&group).expect("invariant: every id has its group");
         let member = members.remove(id).expect("invariant: a group lists its members");

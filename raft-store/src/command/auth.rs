@@ -1,0 +1,96 @@
+//! Auth requests as they travel become commands.
+
+use conclave_proto::{authpb, etcdserverpb as etcd, internal};
+use conclave_state_machine::command::{
+    AuthCommand, Caller, Permission, PermissionKind, RoleGrant, RoleRevoke, TokenIssue, UserAdd,
+    UserChangePassword, UserRole,
+};
+use conclave_state_machine::response::Rejection;
+
+/// On whose behalf a command of a log entry is carried out.
+#[must_use]
+pub fn caller(message: Option<internal::Caller>) -> Caller {
+    match message {
+        None => Caller::Anonymous,
+        Some(internal::Caller { inside: true, .. }) => Caller::Inside,
+        Some(internal::Caller { user: name, auth_revision, .. }) => {
+            Caller::User { name, auth_revision }
+        }
+    }
+}
+
+/// As [`caller`] reads it back.
+#[must_use]
+pub fn caller_message(caller: Caller) -> Option<internal::Caller> {
+    match caller {
+        Caller::Anonymous => None,
+        Caller::Inside => Some(internal::Caller { inside: true, ..Default::default() }),
+        Caller::User { name: user, auth_revision } => {
+            Some(internal::Caller { user, auth_revision, inside: false })
+        }
+    }
+}
+
+/// A command that the cluster itself proposes, and no client.
+#[must_use]
+pub fn inside(command: internal::command::Command) -> internal::Command {
+    internal::Command { caller: caller_message(Caller::Inside), command: Some(command) }
+}
+
+/// The command of a new user.
+#[must_use]
+pub fn user_add(add: internal::AuthUserAdd) -> AuthCommand {
+    let internal::AuthUserAdd { name, password_hash, no_password } = add;
+    AuthCommand::UserAdd(UserAdd { name, password_hash, no_password })
+}
+
+/// The command of a new password.
+#[must_use]
+pub fn change_password(change: internal::AuthChangePassword) -> AuthCommand {
+    let internal::AuthChangePassword { name, password_hash } = change;
+    AuthCommand::UserChangePassword(UserChangePassword { name, password_hash })
+}
+
+/// The command of a role for a user.
+#[must_use]
+pub fn user_grant_role(grant: etcd::AuthUserGrantRoleRequest) -> AuthCommand {
+    AuthCommand::UserGrantRole(UserRole { user: grant.user, role: grant.role })
+}
+
+/// The command of a role that a user loses.
+#[must_use]
+pub fn user_revoke_role(revoke: etcd::AuthUserRevokeRoleRequest) -> AuthCommand {
+    AuthCommand::UserRevokeRole(UserRole { user: revoke.name, role: revoke.role })
+}
+
+/// The command of a permission for a role.
+///
+/// # Errors
+/// [`Rejection::Malformed`] for an unknown kind of permission.
+pub fn role_grant(grant: etcd::AuthRoleGrantPermissionRequest) -> Result<AuthCommand, Rejection> {
+    let permission = grant.perm.map(permission).transpose()?;
+    Ok(AuthCommand::RoleGrant(RoleGrant { role: grant.name, permission }))
+}
+
+fn permission(message: authpb::Permission) -> Result<Permission, Rejection> {
+    let kind = u8::try_from(message.perm_type).ok().and_then(PermissionKind::from_number);
+    Ok(Permission {
+        kind: kind.ok_or(Rejection::Malformed("unknown kind of permission"))?,
+        key: message.key,
+        range_end: message.range_end,
+    })
+}
+
+/// The command of a permission that a role loses.
+#[must_use]
+pub fn role_revoke(revoke: etcd::AuthRoleRevokePermissionRequest) -> AuthCommand {
+    let etcd::AuthRoleRevokePermissionRequest { role, key, range_end } = revoke;
+    AuthCommand::RoleRevoke(RoleRevoke { role, key, range_end })
+}
+
+/// The command of a token.
+#[must_use]
+pub fn token(token: internal::AuthToken) -> AuthCommand {
+    let internal::AuthToken { user, fingerprint, auth_revision } = token;
+    AuthCommand::Token(TokenIssue { user, fingerprint, auth_revision })
+}

@@ -1,0 +1,403 @@
+//! JSON web tokens: signed by whoever has the private key, good on every member until they expire or users
+//! and roles change.
+//!
+//! The few forms that etcd knows, on ring alone. `jsonwebtoken` would add parsers and a crypto interface
+//! of its own, and could still do nothing without a provider written here.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64;
+use ring::hmac;
+use ring::rand::SystemRandom;
+use ring::signature::{
+    self, EcdsaKeyPair, EcdsaSigningAlgorithm, Ed25519KeyPair, KeyPair as _, RsaEncoding,
+    RsaKeyPair, UnparsedPublicKey, VerificationAlgorithm,
+};
+use serde::{Deserialize, Serialize};
+
+use super::pem;
+use crate::config::JwtSettings;
+
+/// Tokens beyond this size are nobody's: claims are a name and two numbers.
+const TOKEN_BYTES_MAX: usize = 16 << 10;
+
+/// Why tokens of this kind cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum JwtError {
+    /// No such method, or one that needs what ring does not have.
+    #[error(
+        "--auth-token: sign-method {0:?} is not supported (RS, PS and HS 256 to 512, ES256, ES384, EdDSA are)"
+    )]
+    Method(String),
+    /// A key is needed.
+    #[error("--auth-token: no {0} is given")]
+    Missing(&'static str),
+    /// A file cannot be read.
+    #[error("--auth-token: {path}: {source}", path = path.display())]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// What the system reports.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file holds no key for the method.
+    #[error("--auth-token: {path} holds no {kind} key for this sign-method", path = path.display())]
+    Key {
+        /// Which.
+        path: PathBuf,
+        /// Public or private.
+        kind: &'static str,
+    },
+}
+
+/// Signs and verifies tokens by one method.
+pub(super) struct Jwt {
+    method: String,
+    ttl: Duration,
+    signer: Option<Signer>,
+    verifier: Verifier,
+}
+
+enum Signer {
+    Hmac(hmac::Key),
+    Rsa(RsaKeyPair, &'static dyn RsaEncoding),
+    Ecdsa(EcdsaKeyPair),
+    Ed25519(Ed25519KeyPair),
+}
+
+enum Verifier {
+    Hmac(hmac::Key),
+    Public(UnparsedPublicKey<Vec<u8>>),
+}
+
+/// The families of methods, with what ring calls them.
+enum Family {
+    Hmac(hmac::Algorithm),
+    Rsa(&'static dyn RsaEncoding, &'static dyn VerificationAlgorithm),
+    Ecdsa(&'static EcdsaSigningAlgorithm, &'static dyn VerificationAlgorithm),
+    Ed25519,
+}
+
+fn family(method: &str) -> Option<Family> {
+    Some(match method {
+        "HS256" => Family::Hmac(hmac::HMAC_SHA256),
+        "HS384" => Family::Hmac(hmac::HMAC_SHA384),
+        "HS512" => Family::Hmac(hmac::HMAC_SHA512),
+        "RS256" => {
+            Family::Rsa(&signature::RSA_PKCS1_SHA256, &signature::RSA_PKCS1_2048_8192_SHA256)
+        }
+        "RS384" => {
+            Family::Rsa(&signature::RSA_PKCS1_SHA384, &signature::RSA_PKCS1_2048_8192_SHA384)
+        }
+        "RS512" => {
+            Family::Rsa(&signature::RSA_PKCS1_SHA512, &signature::RSA_PKCS1_2048_8192_SHA512)
+        }
+        "PS256" => Family::Rsa(&signature::RSA_PSS_SHA256, &signature::RSA_PSS_2048_8192_SHA256),
+        "PS384" => Family::Rsa(&signature::RSA_PSS_SHA384, &signature::RSA_PSS_2048_8192_SHA384),
+        "PS512" => Family::Rsa(&signature::RSA_PSS_SHA512, &signature::RSA_PSS_2048_8192_SHA512),
+        "ES256" => Family::Ecdsa(
+            &signature::ECDSA_P256_SHA256_FIXED_SIGNING,
+            &signature::ECDSA_P256_SHA256_FIXED,
+        ),
+        "ES384" => Family::Ecdsa(
+            &signature::ECDSA_P384_SHA384_FIXED_SIGNING,
+            &signature::ECDSA_P384_SHA384_FIXED,
+        ),
+        "EdDSA" => Family::Ed25519,
+        _ => return None,
+    })
+}
+
+#[derive(Serialize, Deserialize)]
+struct Header {
+    alg: String,
+    #[serde(default)]
+    typ: String,
+}
+
+/// etcd's claims.
+#[derive(Serialize, Deserialize)]
+struct Claims {
+    username: String,
+    revision: u64,
+    /// Unix time; without it a token is good for ever, as in etcd.
+    exp: Option<u64>,
+}
+
+impl Jwt {
+    pub(super) fn load(settings: &JwtSettings) -> Result<Self, JwtError> {
+        let unsupported = || JwtError::Method(settings.method.clone());
+        let family = family(&settings.method).ok_or_else(unsupported)?;
+        let private = settings.private_key.as_ref().map(|path| Ok((path, read(path)?)));
+        let private = private.transpose()?;
+        let signer = match &private {
+            Some((path, bytes)) => Some(
+                signer(&family, bytes)
+                    .ok_or_else(|| JwtError::Key { path: (*path).clone(), kind: "private" })?,
+            ),
+            None => None,
+        };
+        let verifier = match (&family, &settings.public_key) {
+            (Family::Hmac(_), _) => {
+                let (_, bytes) = private.as_ref().ok_or(JwtError::Missing("priv-key"))?;
+                secret(&family, bytes).map(Verifier::Hmac)
+            }
+            (_, Some(path)) => {
+                let key = pem::public_key(&read(path)?);
+                let no_key = || JwtError::Key { path: path.clone(), kind: "public" };
+                public(&family, key.ok_or_else(no_key)?)
+            }
+            (_, None) => {
+                let own = signer.as_ref().ok_or(JwtError::Missing("pub-key or priv-key"))?;
+                public(&family, own.public_key())
+            }
+        };
+        let verifier = verifier.ok_or_else(unsupported)?;
+        Ok(Self { method: settings.method.clone(), ttl: settings.ttl, signer, verifier })
+    }
+
+    /// A token for a user as of an auth revision; `None` if this member only verifies.
+    pub(super) fn sign(&self, user: &str, auth_revision: u64, now_unix: u64) -> Option<String> {
+        let header = Header { alg: self.method.clone(), typ: "JWT".to_owned() };
+        let claims = Claims {
+            username: user.to_owned(),
+            revision: auth_revision,
+            exp: Some(now_unix.saturating_add(self.ttl.as_secs())),
+        };
+        let [header, claims] = [serde_json::to_vec(&header), serde_json::to_vec(&claims)];
+        let message = format!("{}.{}", BASE64.encode(header.ok()?), BASE64.encode(claims.ok()?));
+        let signature = self.signer.as_ref()?.sign(message.as_bytes())?;
+        Some(format!("{message}.{}", BASE64.encode(signature)))
+    }
+
+    /// The user of a token and the auth revision as of which it was given out; `None` if it is not good.
+    pub(super) fn verify(&self, token: &str, now_unix: u64) -> Option<(String, u64)> {
+        if token.len() > TOKEN_BYTES_MAX {
+            return None;
+        }
+        let (message, signature) = token.rsplit_once('.')?;
+        let (header, claims) = message.split_once('.')?;
+        let header: Header = serde_json::from_slice(&BASE64.decode(header).ok()?).ok()?;
+        // The key decides the method, never the token: else a public key could be used as a secret.
+        if header.alg != self.method {
+            return None;
+        }
+        let signature = BASE64.decode(signature).ok()?;
+        self.verifier.verify(message.as_bytes(), &signature)?;
+        let claims: Claims = serde_json::from_slice(&BASE64.decode(claims).ok()?).ok()?;
+        let is_over = claims.exp.is_some_and(|until| until <= now_unix);
+        (!is_over && !claims.username.is_empty()).then_some((claims.username, claims.revision))
+    }
+}
+
+fn read(path: &PathBuf) -> Result<Vec<u8>, JwtError> {
+    std::fs::read(path).map_err(|source| JwtError::File { path: path.clone(), source })
+}
+
+fn secret(family: &Family, bytes: &[u8]) -> Option<hmac::Key> {
+    match family {
+        Family::Hmac(algorithm) => Some(hmac::Key::new(*algorithm, bytes)),
+        Family::Rsa(..) | Family::Ecdsa(..) | Family::Ed25519 => None,
+    }
+}
+
+fn public(family: &Family, key: Vec<u8>) -> Option<Verifier> {
+    let algorithm: &'static dyn VerificationAlgorithm = match family {
+        Family::Hmac(_) => return None,
+        Family::Rsa(_, algorithm) | Family::Ecdsa(_, algorithm) => *algorithm,
+        Family::Ed25519 => &signature::ED25519,
+    };
+    Some(Verifier::Public(UnparsedPublicKey::new(algorithm, key)))
+}
+
+fn signer(family: &Family, bytes: &[u8]) -> Option<Signer> {
+    let random = SystemRandom::new();
+    match family {
+        Family::Hmac(_) => secret(family, bytes).map(Signer::Hmac),
+        Family::Rsa(encoding, _) => {
+            let pair = match pem::private_key(bytes)? {
+                pem::PrivateKey::Pkcs8(key) => RsaKeyPair::from_pkcs8(&key),
+                pem::PrivateKey::Rsa(key) => RsaKeyPair::from_der(&key),
+                pem::PrivateKey::Ec { .. } => return None,
+            };
+            pair.ok().map(|pair| Signer::Rsa(pair, *encoding))
+        }
+        Family::Ecdsa(algorithm, _) => {
+            let pair = match pem::private_key(bytes)? {
+                pem::PrivateKey::Pkcs8(key) => EcdsaKeyPair::from_pkcs8(algorithm, &key, &random),
+                pem::PrivateKey::Ec { secret, public } => {
+                    EcdsaKeyPair::from_private_key_and_public_key(
+                        algorithm, &secret, &public, &random,
+                    )
+                }
+                pem::PrivateKey::Rsa(_) => return None,
+            };
+            pair.ok().map(Signer::Ecdsa)
+        }
+        Family::Ed25519 => match pem::private_key(bytes)? {
+            pem::PrivateKey::Pkcs8(key) => {
+                Ed25519KeyPair::from_pkcs8_maybe_unchecked(&key).ok().map(Signer::Ed25519)
+            }
+            pem::PrivateKey::Rsa(_) | pem::PrivateKey::Ec { .. } => None,
+        },
+    }
+}
+
+impl Signer {
+    fn sign(&self, message: &[u8]) -> Option<Vec<u8>> {
+        let random = SystemRandom::new();
+        match self {
+            Signer::Hmac(key) => Some(hmac::sign(key, message).as_ref().to_vec()),
+            Signer::Rsa(pair, encoding) => {
+                let mut signature = vec![0; pair.public().modulus_len()];
+                pair.sign(*encoding, &random, message, &mut signature).ok()?;
+                Some(signature)
+            }
+            Signer::Ecdsa(pair) => Some(pair.sign(&random, message).ok()?.as_ref().to_vec()),
+            Signer::Ed25519(pair) => Some(pair.sign(message).as_ref().to_vec()),
+        }
+    }
+
+    fn public_key(&self) -> Vec<u8> {
+        match self {
+            Signer::Hmac(_) => Vec::new(),
+            Signer::Rsa(pair, _) => pair.public_key().as_ref().to_vec(),
+            Signer::Ecdsa(pair) => pair.public_key().as_ref().to_vec(),
+            Signer::Ed25519(pair) => pair.public_key().as_ref().to_vec(),
+        }
+    }
+}
+
+impl Verifier {
+    fn verify(&self, message: &[u8], signature: &[u8]) -> Option<()> {
+        match self {
+            Verifier::Hmac(key) => hmac::verify(key, message, signature).ok(),
+            Verifier::Public(key) => key.verify(message, signature).ok(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::process::Command;
+
+    use super::*;
+
+    const NOW: u64 = 1_800_000_000;
+
+    fn file(bytes: &[u8]) -> tempfile::NamedTempFile {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(bytes).unwrap();
+        file
+    }
+
+    fn pem(label: &str, der: &[u8]) -> String {
+        let body = base64::engine::general_purpose::STANDARD.encode(der);
+        format!("-----BEGIN {label}-----\n{body}\n-----END {label}-----\n")
+    }
+
+    fn load(method: &str, private: Option<&[u8]>, public: Option<&[u8]>) -> Result<Jwt, JwtError> {
+        let (private, public) = (private.map(file), public.map(file));
+        Jwt::load(&JwtSettings {
+            method: method.to_owned(),
+            private_key: private.as_ref().map(|file| file.path().to_owned()),
+            public_key: public.as_ref().map(|file| file.path().to_owned()),
+            ttl: Duration::from_secs(60),
+        })
+    }
+
+    fn check(jwt: &Jwt, verifying: &Jwt) {
+        let token = jwt.sign("ann", 7, NOW).expect("it signs");
+        assert_eq!(verifying.verify(&token, NOW + 59), Some(("ann".to_owned(), 7)));
+        assert_eq!(verifying.verify(&token, NOW + 60), None, "expired");
+        let (message, signature) = token.rsplit_once('.').unwrap();
+        let (header, _) = message.split_once('.').unwrap();
+        let claims = r#"{"username":"root","revision":7,"exp":9999999999}"#;
+        let forged = format!("{header}.{}.{signature}", BASE64.encode(claims));
+        assert_eq!(verifying.verify(&forged, NOW), None, "another's claims");
+        for broken in ["", ".", "..", "a.b.c", message, &token[1..], &token[..token.len() - 2]] {
+            assert_eq!(verifying.verify(broken, NOW), None, "{broken:?}");
+        }
+    }
+
+    #[test]
+    fn elliptic_keys_and_secrets_sign_what_they_verify() {
+        let random = SystemRandom::new();
+        for (method, algorithm) in [
+            ("ES256", &signature::ECDSA_P256_SHA256_FIXED_SIGNING),
+            ("ES384", &signature::ECDSA_P384_SHA384_FIXED_SIGNING),
+        ] {
+            let key = EcdsaKeyPair::generate_pkcs8(algorithm, &random).unwrap();
+            let key = pem("PRIVATE KEY", key.as_ref());
+            let jwt = load(method, Some(key.as_bytes()), None).unwrap();
+            check(&jwt, &jwt);
+        }
+        let key = pem("PRIVATE KEY", Ed25519KeyPair::generate_pkcs8(&random).unwrap().as_ref());
+        let jwt = load("EdDSA", Some(key.as_bytes()), None).unwrap();
+        check(&jwt, &jwt);
+        for method in ["HS256", "HS384", "HS512"] {
+            let jwt = load(method, Some(b"a secret of some length"), None).unwrap();
+            check(&jwt, &jwt);
+            let other = load(method, Some(b"another secret"), None).unwrap();
+            let token = jwt.sign("ann", 7, NOW).unwrap();
+            assert_eq!(other.verify(&token, NOW), None);
+        }
+    }
+
+    /// Keys as people make them; nothing is checked where openssl is not installed.
+    fn openssl(arguments: &[&str]) -> Option<Vec<u8>> {
+        let output = Command::new("openssl").args(arguments).output().ok()?;
+        output.status.success().then_some(output.stdout)
+    }
+
+    #[test]
+    fn keys_of_openssl_are_read_in_all_their_forms() {
+        let Some(rsa) = openssl(&["genrsa", "2048"]) else { return };
+        let rsa_file = file(&rsa);
+        let path = rsa_file.path().to_str().unwrap();
+        let public = openssl(&["rsa", "-in", path, "-pubout"]).unwrap();
+        let classic = openssl(&["rsa", "-in", path, "-traditional"]).unwrap();
+        for method in ["RS256", "RS384", "RS512", "PS256", "PS384", "PS512"] {
+            let jwt = load(method, Some(&rsa), None).unwrap();
+            check(&jwt, &jwt);
+            let verifying = load(method, None, Some(&public)).unwrap();
+            check(&load(method, Some(&classic), None).unwrap(), &verifying);
+            assert!(verifying.sign("ann", 7, NOW).is_none(), "it has no private key");
+        }
+        let ec = openssl(&["ecparam", "-name", "prime256v1", "-genkey", "-noout"]).unwrap();
+        let ec_file = file(&ec);
+        let path = ec_file.path().to_str().unwrap();
+        let public = openssl(&["ec", "-in", path, "-pubout"]).unwrap();
+        let jwt = load("ES256", Some(&ec), None).unwrap();
+        check(&jwt, &load("ES256", None, Some(&public)).unwrap());
+        assert!(load("RS256", Some(&ec), None).is_err(), "a key of another kind");
+    }
+
+    #[test]
+    fn the_token_does_not_choose_the_method() {
+        let secret = b"public or not";
+        let jwt = load("HS512", Some(secret), None).unwrap();
+        let token = load("HS256", Some(secret), None).unwrap().sign("ann", 7, NOW).unwrap();
+        assert_eq!(jwt.verify(&token, NOW), None);
+        let none = format!(
+            "{}.{}.",
+            BASE64.encode(r#"{"alg":"none"}"#),
+            BASE64.encode(r#"{"username":"root","revision":9}"#)
+        );
+        assert_eq!(jwt.verify(&none, NOW), None);
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused_at_the_start() {
+        assert!(matches!(load("ES512", None, None), Err(JwtError::Method(_))));
+        assert!(matches!(load("none", None, None), Err(JwtError::Method(_))));
+        assert!(matches!(load("RS256", None, None), Err(JwtError::Missing(_))));
+        assert!(matches!(load("HS256", None, None), Err(JwtError::Missing(_))));
+        assert!(matches!(load("RS256", Some(b"no key"), None), Err(JwtError::Key { .. })));
+        assert!(matches!(load("RS256", None, Some(b"no key")), Err(JwtError::Key { .. })));
+    }
+}

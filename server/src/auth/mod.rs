@@ -1,0 +1,227 @@
+//! Who calls, and what they may read.
+//!
+//! ```text
+//! call ─► admit: path ─► access row; token or certificate ─► Caller in the request's extensions
+//!            ├─ a write: the Caller travels in the log entry, and apply checks its rights
+//!            └─ a read: checked here, by the same rules, against what this member has applied
+//! ```
+//! Passwords are hashed and tokens fingerprinted by the member that takes the call; neither leaves it.
+//!
+//! | module | what |
+//! |---|---|
+//! | `access` | the table: which RPC is open to whom |
+//! | `identity` | what a call says about its caller |
+//! | `feed` | what apply tells: tokens, and that something changed |
+//! | `tokens` | simple tokens |
+//! | `jwt`, `pem` | signed tokens, and their keys |
+//! | `passwords` | hashing, off the async threads and bounded |
+//! | `rights`, `watch` | checks of reads and watches |
+
+pub(crate) mod access;
+mod feed;
+mod identity;
+mod jwt;
+mod passwords;
+mod pem;
+mod rights;
+mod tokens;
+mod watch;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use conclave_proto::internal::{self, command::Command as Message};
+use conclave_raft_store::Reader;
+use conclave_state_machine::auth::{self, AuthHead, RightsCache};
+use conclave_state_machine::command::Caller;
+use conclave_state_machine::response::{AuthChange, Rejection, Response as Answer};
+use http::{Extensions, HeaderMap};
+use parking_lot::Mutex;
+use tonic::Status;
+
+use crate::api::context::{Context, mismatch};
+use crate::config::AuthSettings;
+use crate::status::{self, Fault};
+use crate::tls::ClientName;
+
+use access::Access;
+pub(crate) use feed::Feed;
+use identity::Identity;
+use jwt::Jwt;
+pub use jwt::JwtError;
+pub(crate) use passwords::Passwords;
+pub(crate) use rights::RightsCheck;
+pub(crate) use watch::{Refused, WatchGuard};
+
+/// How long a call waits for this member to hear of its token, which another member gave out.
+const TOKEN_WAIT: Duration = Duration::from_secs(2);
+/// How often a login begins again because users or roles changed meanwhile.
+const LOGIN_ATTEMPTS_MAX: usize = 8;
+/// The text of etcd for a member without a private key.
+const VERIFY_ONLY: &str = "auth: token signing attempted with verify-only key";
+/// The text of etcd for a user that is known by certificates only; it leaves with code Unknown.
+const NO_PASSWORD_USER: &str =
+    "auth: authentication failed, password was given for no password user";
+
+/// Knows callers and their rights.
+pub(crate) struct Auth {
+    reader: Reader,
+    feed: Arc<Feed>,
+    passwords: Passwords,
+    rights: Mutex<RightsCache>,
+    /// `None` for simple tokens.
+    jwt: Option<Jwt>,
+}
+
+impl Auth {
+    /// # Errors
+    /// If tokens are to be signed with keys that cannot be used.
+    pub(crate) fn new(
+        reader: Reader,
+        feed: Arc<Feed>,
+        settings: &AuthSettings,
+    ) -> Result<Self, JwtError> {
+        let passwords = Passwords::new(settings.bcrypt_cost);
+        let jwt = settings.jwt.as_ref().map(Jwt::load).transpose()?;
+        Ok(Self { reader, feed, passwords, rights: Mutex::default(), jwt })
+    }
+
+    /// Whether calls need a user, and the auth revision, as applied here.
+    pub(crate) fn head(&self) -> AuthHead {
+        self.reader.head().auth
+    }
+
+    pub(crate) fn passwords(&self) -> &Passwords {
+        &self.passwords
+    }
+
+    /// Finds out who calls, and refuses whoever may not call `path` at all. The caller is to be put
+    /// into the extensions of the request, where [`caller_of`] finds it.
+    pub(crate) async fn admit(
+        &self,
+        path: &str,
+        headers: &HeaderMap,
+        extensions: &Extensions,
+    ) -> Result<Caller, Status> {
+        let head = self.head();
+        if !head.enabled {
+            return Ok(Caller::Anonymous);
+        }
+        let access = access::of_path(path);
+        if access == Some(Access::Open) {
+            return Ok(Caller::Anonymous);
+        }
+        let certificate = extensions.get::<ClientName>().map(|name| &*name.0);
+        let caller = match identity::of(headers, certificate) {
+            Identity::Nobody => return Err(Fault::UserEmpty.into()),
+            Identity::Certificate(name) => {
+                Caller::User { name: name.to_owned(), auth_revision: head.revision }
+            }
+            Identity::Token(token) => self.owner(token).await.ok_or(Fault::InvalidAuthToken)?,
+        };
+        match access {
+            Some(Access::Root) => self.check_root(&caller)?,
+            Some(Access::User | Access::Keys | Access::Watch | Access::Open) => {}
+            // What nobody thought of is nobody's.
+            None => return Err(Fault::PermissionDenied.into()),
+        }
+        Ok(caller)
+    }
+
+    /// Whose token it is.
+    async fn owner(&self, token: &str) -> Option<Caller> {
+        if let Some(jwt) = &self.jwt {
+            let (name, auth_revision) = jwt.verify(token, unix_seconds())?;
+            return Some(Caller::User { name, auth_revision });
+        }
+        let (secret, index) = tokens::split(token)?;
+        if self.reader.applied().is_none_or(|id| id.index < index) {
+            tokio::time::timeout(TOKEN_WAIT, self.reader.wait_applied(index)).await.ok()?;
+        }
+        // A simple token is good for whatever its owner may now.
+        let auth_revision = self.head().revision;
+        let name = self.feed.tokens.lock().owner(&tokens::fingerprint(secret), Instant::now())?;
+        Some(Caller::User { name: name.to_string(), auth_revision })
+    }
+
+    /// Checks a password and gives out a token.
+    pub(crate) async fn log_in(
+        &self,
+        context: &Context,
+        name: &str,
+        password: String,
+    ) -> Result<String, Status> {
+        let password = Arc::new(password);
+        for _ in 0..LOGIN_ATTEMPTS_MAX {
+            context.read_barrier().await?;
+            let head = self.head();
+            if !head.enabled {
+                return Err(Fault::AuthNotEnabled.into());
+            }
+            self.check_password(name, Arc::clone(&password)).await?;
+            let token = match &self.jwt {
+                Some(jwt) if self.head() == head => {
+                    let token = jwt.sign(name, head.revision, unix_seconds());
+                    Some(token.ok_or_else(|| status::unknown(VERIFY_ONLY))?)
+                }
+                Some(_) => None,
+                None => self.simple_token(context, name, head).await?,
+            };
+            if let Some(token) = token {
+                return Ok(token);
+            }
+        }
+        Err(Fault::AuthOldRevision.into())
+    }
+
+    /// Takes as long for a user that there is not, so that time does not tell who there is.
+    async fn check_password(&self, name: &str, password: Arc<String>) -> Result<(), Status> {
+        let user = auth::user(&self.reader, name).map_err(|_halt| status::halted())?;
+        let hash = user.as_ref().map(|user| user.password_hash.clone()).unwrap_or_default();
+        let is_right = self.passwords.verify(password, hash).await?;
+        if user.is_some_and(|user| user.no_password) {
+            return Err(status::unknown(NO_PASSWORD_USER));
+        }
+        if is_right { Ok(()) } else { Err(Fault::AuthFailed.into()) }
+    }
+
+    /// Tells all members of a token by its fingerprint; `None` if users or roles changed since `head`.
+    async fn simple_token(
+        &self,
+        context: &Context,
+        name: &str,
+        head: AuthHead,
+    ) -> Result<Option<String>, Status> {
+        let secret = tokens::secret();
+        let issue = internal::AuthToken {
+            user: name.to_owned(),
+            fingerprint: tokens::fingerprint(&secret).to_vec().into(),
+            auth_revision: head.revision,
+        };
+        match context.offer(&Caller::Inside, Message::AuthToken(issue)).await?.outcome {
+            Ok(Answer::Auth(AuthChange::Token { index, .. })) => {
+                Ok(Some(tokens::join(&secret, index)))
+            }
+            Ok(_) => Err(mismatch()),
+            Err(Rejection::AuthOldRevision) => Ok(None),
+            Err(Rejection::UserNotFound) => Err(Fault::AuthFailed.into()),
+            Err(rejection) => Err(status::from_rejection(&rejection)),
+        }
+    }
+}
+
+impl std::fmt::Debug for Auth {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Auth").field("head", &self.head()).finish_non_exhaustive()
+    }
+}
+
+/// Wall clock: what a signed token's end is compared with.
+fn unix_seconds() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+/// The caller that [`Auth::admit`] found; nobody if it was not asked.
+pub(crate) fn caller_of(extensions: &Extensions) -> Caller {
+    extensions.get::<Caller>().cloned().unwrap_or_default()
+}

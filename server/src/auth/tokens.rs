@@ -1,0 +1,142 @@
+//! Simple tokens: random text that a member gives out, and of which all members know the fingerprint.
+//!
+//! As in etcd a token is good on every member, lives in memory only, is prolonged by use on each member
+//! by itself, and ends with `.` and the log index from which on members know it. Other than in etcd the
+//! log holds its SHA-256 and not the token.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use lru::LruCache;
+use rand::distr::{Alphabetic, SampleString as _};
+use ring::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
+
+/// Letters of a token: 182 bits.
+const SECRET_LETTERS: usize = 32;
+/// Tokens that a member knows; beyond, the one that was used longest ago is forgotten.
+const TOKENS_MAX: usize = 200_000;
+
+/// SHA-256 of a token's letters.
+pub(crate) type Fingerprint = [u8; SHA256_OUTPUT_LEN];
+
+/// What a member knows of tokens.
+pub(crate) struct Tokens {
+    ttl: Duration,
+    /// Use moves a token to the front and prolongs it, so that the last one expires first.
+    live: LruCache<Fingerprint, Live>,
+}
+
+struct Live {
+    user: Arc<str>,
+    until: Instant,
+}
+
+impl Tokens {
+    pub(crate) fn new(ttl: Duration) -> Self {
+        Self { ttl, live: LruCache::unbounded() }
+    }
+
+    /// Learns of a token.
+    pub(crate) fn add(&mut self, fingerprint: Fingerprint, user: &str, now: Instant) {
+        let is_over = |live: &LruCache<Fingerprint, Live>| {
+            live.len() >= TOKENS_MAX || live.peek_lru().is_some_and(|(_, last)| last.until <= now)
+        };
+        while is_over(&self.live) && self.live.pop_lru().is_some() {}
+        self.live.push(fingerprint, Live { user: user.into(), until: now + self.ttl });
+    }
+
+    /// Whose token it is; it lives on from now.
+    pub(crate) fn owner(&mut self, fingerprint: &Fingerprint, now: Instant) -> Option<Arc<str>> {
+        let token = self.live.get_mut(fingerprint)?;
+        if token.until <= now {
+            self.live.pop(fingerprint);
+            return None;
+        }
+        token.until = now + self.ttl;
+        Some(Arc::clone(&token.user))
+    }
+
+    /// Forgets the tokens of a user.
+    pub(crate) fn void(&mut self, user: &str) {
+        let is_own = |(fingerprint, live): (&Fingerprint, &Live)| {
+            (&*live.user == user).then_some(*fingerprint)
+        };
+        let own: Vec<Fingerprint> = self.live.iter().filter_map(is_own).collect();
+        for fingerprint in own {
+            self.live.pop(&fingerprint);
+        }
+    }
+
+    /// Forgets all.
+    pub(crate) fn clear(&mut self) {
+        self.live.clear();
+    }
+}
+
+/// A new secret.
+pub(super) fn secret() -> String {
+    Alphabetic.sample_string(&mut rand::rng(), SECRET_LETTERS)
+}
+
+/// What members may know of a secret.
+pub(super) fn fingerprint(secret: &str) -> Fingerprint {
+    let mut fingerprint = [0; SHA256_OUTPUT_LEN];
+    fingerprint.copy_from_slice(digest(&SHA256, secret.as_bytes()).as_ref());
+    fingerprint
+}
+
+/// A token as its owner gets it.
+pub(super) fn join(secret: &str, index: u64) -> String {
+    format!("{secret}.{index}")
+}
+
+/// Takes apart what [`join`] made.
+pub(super) fn split(token: &str) -> Option<(&str, u64)> {
+    let (secret, index) = token.split_once('.')?;
+    Some((secret, index.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_lives_as_long_as_it_is_used() {
+        let mut tokens = Tokens::new(Duration::from_secs(10));
+        let begin = Instant::now();
+        let at = |seconds| begin + Duration::from_secs(seconds);
+        let (ann, bob) = (fingerprint("a"), fingerprint("b"));
+        tokens.add(ann, "ann", begin);
+        tokens.add(bob, "bob", begin);
+        assert_eq!(tokens.owner(&ann, at(9)).as_deref(), Some("ann"));
+        assert_eq!(tokens.owner(&ann, at(18)).as_deref(), Some("ann"), "prolonged");
+        assert_eq!(tokens.owner(&bob, at(18)), None);
+        tokens.add(bob, "bob", at(29));
+        assert_eq!(tokens.live.len(), 1, "what has expired is forgotten");
+    }
+
+    #[test]
+    fn tokens_of_a_user_go_together() {
+        let mut tokens = Tokens::new(Duration::from_secs(10));
+        let now = Instant::now();
+        for (secret, user) in [("1", "ann"), ("2", "ann"), ("3", "bob")] {
+            tokens.add(fingerprint(secret), user, now);
+        }
+        tokens.void("ann");
+        assert_eq!(tokens.owner(&fingerprint("1"), now), None);
+        assert_eq!(tokens.owner(&fingerprint("2"), now), None);
+        assert_eq!(tokens.owner(&fingerprint("3"), now).as_deref(), Some("bob"));
+        tokens.clear();
+        assert_eq!(tokens.owner(&fingerprint("3"), now), None);
+    }
+
+    #[test]
+    fn tokens_are_taken_apart_as_they_were_put_together() {
+        let secret = secret();
+        assert_eq!(secret.len(), SECRET_LETTERS);
+        assert_eq!(split(&join(&secret, 7)), Some((secret.as_str(), 7)));
+        for broken in ["", "abc", "abc.", "abc.x", "abc.-1", ".", "abc.99999999999999999999999"] {
+            assert_eq!(split(broken), None, "{broken:?}");
+        }
+    }
+}

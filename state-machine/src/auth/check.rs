@@ -1,0 +1,267 @@
+//! What a command or a read needs, and whether its caller may: the one place that says so.
+//!
+//! What is not allowed here is refused. A transaction needs what all its parts need, also those of
+//! branches that are not taken: which one is taken must not tell what a compare may not read.
+
+use bytes::Bytes;
+
+use super::{Rights, RightsCache};
+use crate::command::{
+    Action, AlarmAction, Caller, Command, Compare, DeleteRange, GuardedTxn, LockCommand, Primitive,
+    Put, Range, Txn, TxnOp,
+};
+use crate::head::Head;
+use crate::leases;
+use crate::outcome::{Stop, split};
+use crate::read::Read;
+use crate::response::{Halt, Rejection};
+
+/// Who may carry out a command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Who {
+    /// The cluster itself.
+    Inside,
+    /// Users with the root role.
+    Root,
+    /// Every user.
+    Anyone,
+    /// Users with rights to the keys it touches.
+    Keys,
+}
+
+/// Checks whether `caller` may carry out `command`, as of the rows before it.
+pub(crate) fn command<R: Read>(
+    rows: &R,
+    head: &Head,
+    cache: &mut RightsCache,
+    caller: &Caller,
+    command: &Command,
+) -> Result<(), Stop> {
+    if !head.auth.enabled {
+        return Ok(());
+    }
+    let (name, verified_at) = match caller {
+        Caller::Inside => return Ok(()),
+        Caller::Anonymous => return Err(Rejection::UserEmpty.into()),
+        Caller::User { name, auth_revision } => (name, *auth_revision),
+    };
+    let who = who(command);
+    // As in etcd: an administrator's token outlives what the administrator changes with it.
+    if who == Who::Keys && verified_at < head.auth.revision {
+        return Err(Rejection::AuthOldRevision.into());
+    }
+    let rights = cache.of(rows, head.auth.revision, name)?;
+    let rights = rights.ok_or(Rejection::PermissionDenied)?;
+    let is_allowed = rights.is_root || who == Who::Anyone;
+    match who {
+        Who::Inside => Err(Rejection::PermissionDenied.into()),
+        Who::Root | Who::Anyone if is_allowed => Ok(()),
+        Who::Root | Who::Anyone => Err(Rejection::PermissionDenied.into()),
+        Who::Keys if is_allowed => Ok(()),
+        Who::Keys => keys(rows, &rights, command),
+    }
+}
+
+fn who(command: &Command) -> Who {
+    match command {
+        Command::Put(_)
+        | Command::DeleteRange(_)
+        | Command::Txn(_)
+        | Command::LeaseRevoke(_)
+        | Command::Lock(_)
+        | Command::GuardedTxn(_)
+        | Command::Primitive(_) => Who::Keys,
+        Command::LeaseGrant(_) | Command::SessionBegin(_) => Who::Anyone,
+        Command::Alarm(change) if change.action == AlarmAction::Get => Who::Anyone,
+        Command::Compact(_) | Command::Alarm(_) => Who::Root,
+        Command::Auth(auth) if auth.is_inside() => Who::Inside,
+        Command::Auth(_) => Who::Root,
+        Command::LeaseExpire(_) | Command::MemberPublish(_) => Who::Inside,
+    }
+}
+
+fn keys<R: Read>(rows: &R, rights: &Rights, command: &Command) -> Result<(), Stop> {
+    match command {
+        Command::Put(request) => put(rows, rights, request),
+        Command::DeleteRange(request) => Ok(delete_range(rights, request)?),
+        Command::Txn(request) => txn_in_log(rows, rights, request),
+        Command::LeaseRevoke(revoke) => lease_write(rows, rights, revoke.id),
+        Command::Lock(command) => lock(rows, rights, command),
+        Command::GuardedTxn(request) => guarded_txn(rows, rights, request),
+        Command::Primitive(request) => primitive(rows, rights, request),
+        Command::LeaseGrant(_)
+        | Command::SessionBegin(_)
+        | Command::Alarm(_)
+        | Command::Compact(_)
+        | Command::Auth(_)
+        | Command::LeaseExpire(_)
+        | Command::MemberPublish(_) => Err(Rejection::PermissionDenied.into()),
+    }
+}
+
+fn put<R: Read>(rows: &R, rights: &Rights, put: &Put) -> Result<(), Stop> {
+    write(rights, &put.key, b"")?;
+    if put.prev_kv {
+        read(rights, &put.key, b"")?;
+    }
+    // Whoever attaches a key to a lease may end or prolong what else hangs on it.
+    if put.lease == 0 { Ok(()) } else { lease_write(rows, rights, put.lease) }
+}
+
+fn delete_range(rights: &Rights, delete: &DeleteRange) -> Result<(), Rejection> {
+    if delete.prev_kv {
+        read(rights, &delete.key, &delete.range_end)?;
+    }
+    write(rights, &delete.key, &delete.range_end)
+}
+
+/// Visits every part, however deep.
+fn txn_in_log<R: Read>(rows: &R, rights: &Rights, txn: &Txn) -> Result<(), Stop> {
+    let mut pending = vec![txn];
+    while let Some(txn) = pending.pop() {
+        for Compare { key, range_end, .. } in &txn.compare {
+            read(rights, key, range_end)?;
+        }
+        for op in txn.success.iter().chain(&txn.failure) {
+            match op {
+                TxnOp::Range(request) => range_read(rights, request)?,
+                TxnOp::Put(request) => put(rows, rights, request)?,
+                TxnOp::DeleteRange(request) => delete_range(rights, request)?,
+                TxnOp::Txn(nested) => pending.push(nested),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The keys of a lock or election are those that begin with its name and a slash. Taking part needs
+/// the right to read and write all of them, as etcd's recipe does; so does a session's lease.
+fn lock<R: Read>(rows: &R, rights: &Rights, command: &LockCommand) -> Result<(), Stop> {
+    let (names, session) = match command {
+        LockCommand::Acquire(acquire) => (acquire.names.as_slice(), acquire.session),
+        LockCommand::Release(release) => (release.names.as_slice(), release.session),
+        LockCommand::Convert(convert) => (std::slice::from_ref(&convert.name), convert.session),
+        LockCommand::Break(seize) => (std::slice::from_ref(&seize.name), 0),
+        LockCommand::Campaign(campaign) => (std::slice::from_ref(&campaign.name), campaign.session),
+        LockCommand::Leave(leave) => (std::slice::from_ref(&leave.name), leave.session),
+        LockCommand::HandOver(hand) => (std::slice::from_ref(&hand.name), hand.session),
+    };
+    for name in names {
+        let (start, end) = queue_span(name);
+        read(rights, &start, &end)?;
+        write(rights, &start, &end)?;
+    }
+    if session == 0 { Ok(()) } else { lease_write(rows, rights, session) }
+}
+
+fn guarded_txn<R: Read>(rows: &R, rights: &Rights, request: &GuardedTxn) -> Result<(), Stop> {
+    for guard in &request.guards {
+        let (start, end) = queue_span(&guard.name);
+        read(rights, &start, &end)?;
+    }
+    txn_in_log(rows, rights, &request.txn)
+}
+
+/// A counter, latch or barrier is one key; groups and double barriers are what lies below their name.
+fn primitive<R: Read>(rows: &R, rights: &Rights, request: &Primitive) -> Result<(), Stop> {
+    let (is_key, is_queue) = match request.action {
+        Action::Add(_)
+        | Action::Set { .. }
+        | Action::Create(_)
+        | Action::CountDown(_)
+        | Action::Raise { .. }
+        | Action::Lift(_) => (true, false),
+        Action::Enter { .. } | Action::Exit { .. } => (true, true),
+        Action::Join { .. } | Action::Part { .. } => (false, true),
+    };
+    if is_key {
+        read(rights, &request.name, b"")?;
+        write(rights, &request.name, b"")?;
+    }
+    if is_queue {
+        let (start, end) = queue_span(&request.name);
+        read(rights, &start, &end)?;
+        write(rights, &start, &end)?;
+    }
+    let session = request.once.session;
+    if session == 0 { Ok(()) } else { lease_write(rows, rights, session) }
+}
+
+/// First key and range end of the places of a lock or election.
+#[must_use]
+pub fn queue_span(name: &[u8]) -> (Bytes, Bytes) {
+    (Bytes::from([name, b"/"].concat()), Bytes::from([name, b"0"].concat()))
+}
+
+/// Whether a lease may be renewed, revoked or attached to: that needs the right to write all its keys.
+pub(crate) fn lease_write<R: Read>(rows: &R, rights: &Rights, id: i64) -> Result<(), Stop> {
+    if rights.is_root {
+        return Ok(());
+    }
+    for key in leases::lease_keys(rows, id)? {
+        write(rights, &key, b"")?;
+    }
+    Ok(())
+}
+
+/// Whether a lease may be renewed.
+///
+/// # Errors
+/// [`Halt`] if the storage fails or a row is damaged; inside, [`Rejection::PermissionDenied`].
+pub fn lease_renewal<R: Read>(
+    rows: &R,
+    rights: &Rights,
+    id: i64,
+) -> Result<Result<(), Rejection>, Halt> {
+    split(lease_write(rows, rights, id))
+}
+
+/// Whether the keys of a lease may be told.
+///
+/// # Errors
+/// [`Halt`] if the storage fails or a row is damaged; inside, [`Rejection::PermissionDenied`].
+pub fn lease_keys<R: Read>(
+    rows: &R,
+    rights: &Rights,
+    id: i64,
+) -> Result<Result<(), Rejection>, Halt> {
+    if rights.is_root {
+        return Ok(Ok(()));
+    }
+    let keys = leases::lease_keys(rows, id)?;
+    Ok(keys.iter().try_for_each(|key| read(rights, key, b"")))
+}
+
+/// Whether a range may be read.
+///
+/// # Errors
+/// [`Rejection::PermissionDenied`].
+pub fn range(rights: &Rights, key: &[u8], range_end: &[u8]) -> Result<(), Rejection> {
+    read(rights, key, range_end)
+}
+
+/// Whether a transaction that only reads may be carried out.
+///
+/// # Errors
+/// [`Rejection::PermissionDenied`].
+pub fn read_txn<R: Read>(
+    rows: &R,
+    rights: &Rights,
+    txn: &Txn,
+) -> Result<Result<(), Rejection>, Halt> {
+    if rights.is_root { Ok(Ok(())) } else { split(txn_in_log(rows, rights, txn)) }
+}
+
+fn range_read(rights: &Rights, range: &Range) -> Result<(), Rejection> {
+    read(rights, &range.key, &range.range_end)
+}
+
+fn read(rights: &Rights, key: &[u8], range_end: &[u8]) -> Result<(), Rejection> {
+    let is_allowed = rights.is_root || rights.read.covers(key, range_end);
+    is_allowed.then_some(()).ok_or(Rejection::PermissionDenied)
+}
+
+fn write(rights: &Rights, key: &[u8], range_end: &[u8]) -> Result<(), Rejection> {
+    let is_allowed = rights.is_root || rights.write.covers(key, range_end);
+    is_allowed.then_some(()).ok_or(Rejection::PermissionDenied)
+}

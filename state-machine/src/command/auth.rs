@@ -1,0 +1,173 @@
+//! Commands of users, roles and permissions, and on whose behalf a command is carried out.
+
+use bytes::Bytes;
+
+/// On whose behalf a command is carried out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Caller {
+    /// A client that did not say who it is.
+    #[default]
+    Anonymous,
+    /// The cluster itself, such as a leader that saw leases expire.
+    Inside,
+    /// A client whose name was verified at the member that took its call.
+    User {
+        /// Name of the user.
+        name: String,
+        /// Auth revision as of which the name was verified.
+        auth_revision: u64,
+    },
+}
+
+/// Changes users, roles and permissions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AuthCommand {
+    /// From now on every call needs a user.
+    Enable,
+    /// Everybody may do everything again.
+    Disable,
+    /// Adds a user.
+    UserAdd(UserAdd),
+    /// Deletes a user.
+    UserDelete(String),
+    /// Replaces a password.
+    UserChangePassword(UserChangePassword),
+    /// Gives a role to a user.
+    UserGrantRole(UserRole),
+    /// Takes a role from a user.
+    UserRevokeRole(UserRole),
+    /// Adds a role.
+    RoleAdd(String),
+    /// Deletes a role and takes it from all users.
+    RoleDelete(String),
+    /// Gives a permission to a role.
+    RoleGrant(RoleGrant),
+    /// Takes a permission from a role.
+    RoleRevoke(RoleRevoke),
+    /// A user proved who it is and gets a token.
+    Token(TokenIssue),
+}
+
+impl AuthCommand {
+    /// Whether only members propose it: the token's owner was checked before.
+    #[must_use]
+    pub fn is_inside(&self) -> bool {
+        matches!(self, AuthCommand::Token(_))
+    }
+}
+
+/// Adds a user.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UserAdd {
+    /// Name, not empty.
+    pub name: String,
+    /// Hash of the password; empty for a user without one.
+    pub password_hash: Bytes,
+    /// The user is known only by a certificate.
+    pub no_password: bool,
+}
+
+/// Replaces a password.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UserChangePassword {
+    /// Name of the user.
+    pub name: String,
+    /// Hash of the new password.
+    pub password_hash: Bytes,
+}
+
+/// A user and a role.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UserRole {
+    /// Name of the user.
+    pub user: String,
+    /// Name of the role.
+    pub role: String,
+}
+
+/// Gives a permission to a role.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RoleGrant {
+    /// Name of the role.
+    pub role: String,
+    /// What is granted; nothing is refused.
+    pub permission: Option<Permission>,
+}
+
+/// Takes a permission from a role.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RoleRevoke {
+    /// Name of the role.
+    pub role: String,
+    /// As granted.
+    pub key: Bytes,
+    /// As granted.
+    pub range_end: Bytes,
+}
+
+/// What may be done with `[key, range_end)` (etcd `Permission`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Permission {
+    /// Reading, writing or both.
+    pub kind: PermissionKind,
+    /// First key.
+    pub key: Bytes,
+    /// Empty: only `key`; `"\0"`: all keys from `key`.
+    pub range_end: Bytes,
+}
+
+/// Kinds of permissions; the numbers are etcd's and durable.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum PermissionKind {
+    /// Reading.
+    #[default]
+    Read = 0,
+    /// Writing, which does not include reading.
+    Write = 1,
+    /// Both.
+    ReadWrite = 2,
+}
+
+impl PermissionKind {
+    /// etcd's number, which is also the durable one.
+    #[must_use]
+    pub fn number(self) -> u8 {
+        match self {
+            PermissionKind::Read => 0,
+            PermissionKind::Write => 1,
+            PermissionKind::ReadWrite => 2,
+        }
+    }
+
+    /// Reads back what [`PermissionKind::number`] gave.
+    #[must_use]
+    pub fn from_number(number: u8) -> Option<PermissionKind> {
+        [PermissionKind::Read, PermissionKind::Write, PermissionKind::ReadWrite]
+            .into_iter()
+            .find(|kind| kind.number() == number)
+    }
+
+    /// Whether it includes reading.
+    #[must_use]
+    pub fn reads(self) -> bool {
+        matches!(self, PermissionKind::Read | PermissionKind::ReadWrite)
+    }
+
+    /// Whether it includes writing.
+    #[must_use]
+    pub fn writes(self) -> bool {
+        matches!(self, PermissionKind::Write | PermissionKind::ReadWrite)
+    }
+}
+
+/// A token for a user whose password was found right.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TokenIssue {
+    /// Name of the user.
+    pub user: String,
+    /// Hash of the token; the token itself is known to its owner alone.
+    pub fingerprint: Bytes,
+    /// Auth revision as of which the password was right.
+    pub auth_revision: u64,
+}
