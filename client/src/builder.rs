@@ -8,6 +8,7 @@ use crate::{
     client::{Client, Pool},
     endpoint::Endpoint,
     error::Error,
+    login::Login,
     tls::Tls,
 };
 use conclave_transport::Target;
@@ -18,6 +19,7 @@ pub(crate) struct Settings {
     pub(crate) dial_timeout: Duration,
     pub(crate) ping_interval: Duration,
     pub(crate) ping_timeout: Duration,
+    pub(crate) login: Option<Arc<Login>>,
 }
 
 /// Configures a [`Client`]; start with [`Client::builder`].
@@ -42,6 +44,7 @@ impl Builder {
                 // etcd refuses clients that ping more often than every 5 s.
                 ping_interval: Duration::from_secs(6),
                 ping_timeout: Duration::from_secs(4),
+                login: None,
             },
             tls: None,
         }
@@ -73,6 +76,13 @@ impl Builder {
     /// and `unix://` never are.
     pub fn tls(mut self, tls: Tls) -> Self {
         self.tls = Some(tls);
+        self
+    }
+
+    /// Calls as this user. The token is asked for with the first call, and again whenever the server
+    /// does not take it any more; a server that wants no user is called without one.
+    pub fn user(mut self, name: impl Into<String>, password: impl Into<String>) -> Self {
+        self.settings.login = Some(Arc::new(Login::new(name.into(), password.into())));
         self
     }
 

@@ -17,13 +17,14 @@ use tokio::{
     time::{Instant, sleep_until, timeout, timeout_at},
 };
 use tokio_util::task::TaskTracker;
-use tonic::{Response, Status, transport::Channel};
+use tonic::{Response, Status};
 
 use crate::{
     backoff::Backoff,
     builder::Builder,
     endpoint::Endpoint,
     error::{Error, Outcome},
+    login::{Channel, LOGINS_PER_CALL_MAX},
     session::Heart,
 };
 
@@ -151,6 +152,7 @@ impl Client {
         let deadline = Instant::now() + self.timeout;
         let mut backoff = Backoff::default();
         let mut tried: Vec<usize> = Vec::new();
+        let mut logins = 0;
         loop {
             let index = self.pool.choose(&tried);
             let endpoint = &self.pool.endpoints[index];
@@ -161,6 +163,11 @@ impl Client {
                 Ok(answer) => return Ok(answer),
                 Err(error) => error,
             };
+            // Refused before anything was done; the next attempt asks for a token first.
+            if error.wants_login() && endpoint.has_login() && logins < LOGINS_PER_CALL_MAX {
+                logins += 1;
+                continue;
+            }
             if !is_retried(&error) {
                 return Err(error);
             }

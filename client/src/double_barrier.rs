@@ -27,8 +27,9 @@ use conclave_proto::v1::{
     double_barrier_service_client::DoubleBarrierServiceClient, wait_response::Event,
 };
 use tokio_util::sync::CancellationToken;
-use tonic::{Response, Status, Streaming, transport::Channel};
+use tonic::{Response, Status, Streaming};
 
+use crate::login::Channel;
 use crate::{
     error::Error,
     once::Ticket,

@@ -9,9 +9,13 @@ use std::{
 };
 
 use conclave_transport::{ClientTls, Connector, Followed, Target};
-use tonic::transport::{Channel, Endpoint as Transport};
+use tonic::transport::{self, Endpoint as Transport};
 
-use crate::{backoff, builder::Settings};
+use crate::{
+    backoff,
+    builder::Settings,
+    login::{Channel, Login},
+};
 
 /// Large ranges and watch catch-up should not wait for window updates; 64 KiB, the default, does.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
@@ -24,7 +28,8 @@ const DOWN_MIN: Duration = Duration::from_millis(100);
 #[derive(Debug)]
 pub(crate) struct Endpoint {
     address: String,
-    channel: Channel,
+    channel: transport::Channel,
+    login: Option<Arc<Login>>,
     in_flight: AtomicUsize,
     failures: AtomicU32,
     /// Milliseconds after `epoch` until which other endpoints are preferred.
@@ -51,6 +56,7 @@ impl Endpoint {
         Self {
             address,
             channel: transport.connect_with_connector_lazy(connector),
+            login: settings.login.clone(),
             in_flight: AtomicUsize::new(0),
             failures: AtomicU32::new(0),
             down_until_ms: AtomicU64::new(0),
@@ -63,7 +69,19 @@ impl Endpoint {
     }
 
     pub(crate) fn channel(&self) -> Channel {
-        self.channel.clone()
+        Channel::new(self.channel.clone(), self.login.clone())
+    }
+
+    /// Whether calls are made as a user.
+    pub(crate) fn has_login(&self) -> bool {
+        self.login.is_some()
+    }
+
+    /// A watcher was refused for want of a valid token: the next one asks for another.
+    pub(crate) async fn forget_token(&self) {
+        if let Some(login) = &self.login {
+            login.forget().await;
+        }
     }
 
     /// Counts a call as in flight until the guard is dropped.

@@ -15,12 +15,12 @@ use conclave_proto::etcdserverpb::{
     kv_client::KvClient,
     range_request::{SortOrder, SortTarget},
 };
-use tonic::transport::Channel;
 
 use crate::{
     client::Client,
     error::Error,
     key::{set_from_key, set_prefix},
+    login::Channel,
     reply::Reply,
 };
 

@@ -20,9 +20,9 @@ use tokio::{
     time::Instant,
 };
 use tokio_util::sync::CancellationToken;
-use tonic::{Code, Response, Status, transport::Channel};
+use tonic::{Code, Response, Status};
 
-use crate::{client::Client, error::Error, reply::Reply};
+use crate::{client::Client, error::Error, login::Channel, reply::Reply};
 
 /// What this process knows about its lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -26,6 +26,7 @@
 //! | [`wait`] | what is awaited at barriers and latches |
 //! | [`config`] | live configuration: layers, validation, history |
 //! | [`balance`] | spreading calls over the instances of a service |
+//! | [`auth`] | users, roles and permissions |
 //! | [`maintenance`] | members, status, alarms, and what operators do |
 //! | [`key`] | ranges of keys |
 //!
@@ -41,6 +42,7 @@
 //! # }
 //! ```
 
+pub mod auth;
 mod backoff;
 pub mod balance;
 pub mod barrier;
@@ -59,6 +61,7 @@ pub mod kv;
 pub mod latch;
 pub mod lease;
 pub mod lock;
+mod login;
 pub mod maintenance;
 mod mirror;
 mod once;
@@ -84,6 +87,7 @@ pub use crate::{
     error::{Error, Outcome},
     lease::{Lease, LeaseState},
     lock::LockGuard,
+    login::Channel,
     reply::{Headed, Reply},
     session::{Session, SessionState},
     tls::Tls,

@@ -38,8 +38,9 @@ use conclave_proto::v1::{
     AcquireRequest, AcquireResponse, Granted, ReleaseRequest, acquire_request::Wait,
     acquire_response::Event, ended::Reason, lock_service_client::LockServiceClient,
 };
-use tonic::{Response, Status, Streaming, transport::Channel};
+use tonic::{Response, Status, Streaming};
 
+use crate::login::Channel;
 use crate::{
     client::Client,
     error::Error,

@@ -5,8 +5,9 @@ use std::{collections::BTreeSet, future::Future, sync::Arc};
 
 use conclave_proto::v1;
 use parking_lot::Mutex;
-use tonic::{Response, Status, transport::Channel};
+use tonic::{Response, Status};
 
+use crate::login::Channel;
 use crate::{client::Client, error::Error, session::Session};
 
 /// The requests of one session.

@@ -3,8 +3,9 @@
 use std::{future::Future, time::Duration};
 
 use tokio::time::{Instant, timeout_at};
-use tonic::{Code, Response, Status, Streaming, transport::Channel};
+use tonic::{Code, Response, Status, Streaming};
 
+use crate::login::Channel;
 use crate::{
     backoff::Backoff,
     client::Client,

@@ -10,8 +10,9 @@ use conclave_proto::v1::{
     double_barrier_service_client::DoubleBarrierServiceClient,
     election_service_client::ElectionServiceClient, group_service_client::GroupServiceClient,
 };
-use tonic::{Response, Status, transport::Channel};
+use tonic::{Response, Status};
 
+use crate::login::Channel;
 use crate::{
     error::Error,
     once::Ticket,

@@ -11,8 +11,9 @@ use conclave_proto::v1::{
     self, Passed, WaitRequest, WaitResponse, barrier_service_client::BarrierServiceClient,
     ended::Reason, latch_service_client::LatchServiceClient, wait_response::Event,
 };
-use tonic::{Response, Status, Streaming, transport::Channel};
+use tonic::{Response, Status, Streaming};
 
+use crate::login::Channel;
 use crate::{
     client::Client,
     error::Error,

@@ -19,7 +19,9 @@ use tokio::{
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
-use tonic::{Response, Status, Streaming, transport::Channel};
+use tonic::{Response, Status, Streaming};
+
+use crate::login::Channel;
 
 use super::{Loss, REMOVED};
 use crate::{

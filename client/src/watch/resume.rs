@@ -20,7 +20,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Status, Streaming, metadata::MetadataValue};
 
 use super::{Response, Watch};
-use crate::{backoff::Backoff, client::Client, endpoint::Endpoint, error::Error};
+use crate::{backoff::Backoff, client::Client, endpoint::Endpoint, error::Error, login::is_stale};
 
 /// Requests waiting to go out on the server's stream.
 const REQUESTS_MAX: usize = 8;
@@ -153,6 +153,10 @@ impl Task {
             if let Some(header) = message.header {
                 // Set already if an earlier stream of this watch was ended and resumed.
                 self.channels.cancel_header.set(header).ok();
+            }
+            if is_stale(&message.cancel_reason) && endpoint.has_login() && message.created {
+                endpoint.forget_token().await;
+                return Some(End::Broken(None));
             }
             return Some(canceled(&message, endpoint));
         }

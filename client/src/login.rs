@@ -1,0 +1,196 @@
+//! The user of a client: its token is asked for when first needed, put into every call, and asked for
+//! again when the server does not know it any more.
+//!
+//! One login at a time: whoever else needs a token meanwhile waits for that one's.
+
+use std::{
+    fmt,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use conclave_proto::etcdserverpb::{AuthenticateRequest, auth_client::AuthClient};
+use futures::future::Either;
+use http::{HeaderValue, Request, Response};
+use tokio::sync::Mutex;
+use tonic::{
+    Status,
+    body::Body,
+    transport::{self, channel::ResponseFuture},
+};
+use tower::Service;
+
+use crate::error::Error;
+
+/// Where etcd looks for the token.
+const TOKEN: &str = "token";
+/// How often a call begins again with a new token. Tokens of busy clusters may age while they travel.
+pub(crate) const LOGINS_PER_CALL_MAX: u32 = 3;
+/// What a server says whose users changed, or that was started again. None of it was carried out.
+const STALE: [&str; 3] = [
+    "etcdserver: invalid auth token",
+    "etcdserver: revision of auth store is old",
+    "etcdserver: user name is empty",
+];
+const NOT_ENABLED: &str = "etcdserver: authentication is not enabled";
+
+/// Whether a new token may help.
+pub(crate) fn is_stale(text: &str) -> bool {
+    STALE.iter().any(|stale| text.ends_with(stale))
+}
+
+impl Error {
+    /// Whether the same call may succeed with a new token.
+    pub(crate) fn wants_login(&self) -> bool {
+        self.status().is_some_and(|status| is_stale(status.message()))
+    }
+}
+
+/// Name and password, and the token that they are worth.
+pub(crate) struct Login {
+    name: String,
+    password: String,
+    token: Mutex<Token>,
+}
+
+#[derive(Clone, PartialEq, Eq)]
+enum Token {
+    /// None was asked for yet, or it was refused.
+    Unknown,
+    /// The server wants none.
+    Unneeded,
+    Known(HeaderValue),
+}
+
+impl Login {
+    pub(crate) fn new(name: String, password: String) -> Self {
+        Self { name, password, token: Mutex::new(Token::Unknown) }
+    }
+
+    /// The token, asked for over `channel` if it is not known.
+    async fn token(&self, channel: &transport::Channel) -> Result<Token, Status> {
+        let mut token = self.token.lock().await;
+        if *token == Token::Unknown {
+            *token = self.ask(channel).await?;
+        }
+        Ok(token.clone())
+    }
+
+    async fn ask(&self, channel: &transport::Channel) -> Result<Token, Status> {
+        let request =
+            AuthenticateRequest { name: self.name.clone(), password: self.password.clone() };
+        match AuthClient::new(channel.clone()).authenticate(request).await {
+            Ok(answer) => {
+                let value = HeaderValue::try_from(answer.into_inner().token);
+                let mut value = value.map_err(|error| Status::internal(error.to_string()))?;
+                value.set_sensitive(true);
+                Ok(Token::Known(value))
+            }
+            Err(status) if status.message() == NOT_ENABLED => Ok(Token::Unneeded),
+            Err(status) => Err(status),
+        }
+    }
+
+    /// Forgets a token that was refused, unless another one is known by now.
+    async fn refused(&self, refused: &Token) {
+        let mut token = self.token.lock().await;
+        if *token == *refused {
+            *token = Token::Unknown;
+        }
+    }
+
+    /// Forgets the token, whichever it is: a watcher was refused, and the answer does not name it.
+    pub(crate) async fn forget(&self) {
+        *self.token.lock().await = Token::Unknown;
+    }
+}
+
+/// Without the password: what is printed may end in a log.
+impl fmt::Debug for Login {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Login").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// A connection to one endpoint on which every call carries the client's token.
+#[derive(Debug, Clone)]
+pub struct Channel {
+    inner: transport::Channel,
+    login: Option<Arc<Login>>,
+}
+
+impl Channel {
+    pub(crate) fn new(inner: transport::Channel, login: Option<Arc<Login>>) -> Self {
+        Self { inner, login }
+    }
+}
+
+type Answer = Result<Response<Body>, transport::Error>;
+
+impl Service<Request<Body>> for Channel {
+    type Response = Response<Body>;
+    type Error = transport::Error;
+    type Future = Either<ResponseFuture, Pin<Box<dyn Future<Output = Answer> + Send>>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        match &self.login {
+            None => Either::Left(self.inner.call(request)),
+            Some(login) => {
+                // The clone takes the place of the one that is ready.
+                let next = self.inner.clone();
+                let ready_one = std::mem::replace(&mut self.inner, next);
+                let call = with_token(ready_one, Arc::clone(login), request);
+                Either::Right(Box::pin(call))
+            }
+        }
+    }
+}
+
+async fn with_token(
+    mut channel: transport::Channel,
+    login: Arc<Login>,
+    mut request: Request<Body>,
+) -> Answer {
+    let token = match login.token(&channel).await {
+        Ok(token) => token,
+        // A server that cannot be reached is not reached by the call itself either, and the caller
+        // learns from that one whether anything was sent.
+        Err(status) if std::error::Error::source(&status).is_some() => Token::Unknown,
+        Err(status) => return Ok(status.into_http()),
+    };
+    if let Token::Known(value) = &token {
+        request.headers_mut().insert(TOKEN, value.clone());
+    }
+    let response = channel.call(request).await?;
+    let status = Status::from_header_map(response.headers());
+    if status.is_some_and(|status| is_stale(status.message())) {
+        login.refused(&token).await;
+    }
+    Ok(response)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passwords_are_not_printed() {
+        let login = Login::new("ann".to_owned(), "canary".to_owned());
+        assert!(!format!("{login:?}").contains("canary"));
+    }
+
+    #[test]
+    fn a_new_token_is_asked_for_only_where_it_may_help() {
+        assert!(is_stale("etcdserver: invalid auth token"));
+        assert!(is_stale(
+            "rpc error: code = Unauthenticated desc = etcdserver: invalid auth token"
+        ));
+        assert!(!is_stale("etcdserver: permission denied"));
+        assert!(!is_stale("etcdserver: authentication failed, invalid user ID or password"));
+    }
+}

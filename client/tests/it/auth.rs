@@ -1,0 +1,67 @@
+//! Calls as a user: against real etcd, whose tokens end when a password changes.
+
+use conclave_client::{
+    Client, Error,
+    auth::authpb::{Permission, permission::Type},
+};
+use futures::future::join_all;
+
+use crate::{Server, eventually, start};
+
+fn as_user(server: &Server, name: &str, password: &str) -> Client {
+    Client::builder([server.endpoint()]).user(name, password).build().expect("a client")
+}
+
+/// Enables auth: root, and ann who may read and write what begins with `a/`.
+async fn enable(client: &Client) {
+    let auth = client.auth();
+    auth.user_add("root", Some("rootpw")).await.expect("root may, while nobody needs to be");
+    auth.role_add("root").await.expect("root may, while nobody needs to be");
+    auth.user_grant_role("root", "root").await.expect("root may, while nobody needs to be");
+    auth.user_add("ann", Some("annpw")).await.expect("root may, while nobody needs to be");
+    auth.role_add("a").await.expect("root may, while nobody needs to be");
+    let permission =
+        Permission { perm_type: Type::Readwrite.into(), key: "a/".into(), range_end: "a0".into() };
+    auth.role_grant_permission("a", permission).await.expect("root may, while nobody needs to be");
+    auth.user_grant_role("ann", "a").await.expect("root may, while nobody needs to be");
+    auth.enable().await.expect("root may, while nobody needs to be");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_logs_in_by_itself_and_again_when_its_token_is_void() {
+    let Some((server, open)) = start("a_client_logs_in_by_itself").await else { return };
+    let early = as_user(&server, "ann", "annpw");
+    early.put("a/0", "before").await.expect("a server that wants no user is called without one");
+    enable(&open).await;
+    assert!(matches!(open.get("a/0").await, Err(Error::Invalid(_))), "nobody may nothing");
+    early.put("a/0", "after").await.expect("now the token is asked for");
+
+    let (root, ann) = (as_user(&server, "root", "rootpw"), as_user(&server, "ann", "annpw"));
+    root.put("b", "1").await.unwrap();
+    assert!(matches!(ann.put("b", "2").await, Err(Error::Denied(_))));
+    assert!(matches!(ann.get("b").await, Err(Error::Denied(_))));
+    let wrong = as_user(&server, "ann", "wrong").get("a/0").await;
+    assert!(matches!(wrong, Err(Error::Invalid(_))), "{wrong:?}");
+
+    let mut changes = ann.watch("a/").prefix().start();
+    for round in 0..3 {
+        // Every token of hers is void, and the password is what it was.
+        root.auth().user_change_password("ann", "annpw").await.unwrap();
+        let ann = &ann;
+        let put = async |i: i32| ann.put(format!("a/{i}"), format!("{round}")).await;
+        let puts = (0..16).map(put);
+        for put in join_all(puts).await {
+            put.expect("a write is repeated with a new token");
+        }
+        let gets = join_all((0..16).map(async |i: i32| ann.get(format!("a/{i}")).await)).await;
+        assert!(gets.into_iter().all(|get| get.unwrap().count == 1));
+        ann.watch("a/0").from_revision(2).start().next().await.unwrap().expect("a watch opens");
+    }
+    let seen = changes.next().await.unwrap().unwrap();
+    assert!(!seen.events.is_empty());
+    let lease = ann.lease(std::time::Duration::from_secs(60)).await;
+    drop(lease.expect("a lease of her own"));
+    root.auth().disable().await.unwrap();
+    eventually("everybody may", async || open.put("b", "3").await.ok()).await;
+    ann.put("b", "4").await.expect("who is a user may, too");
+}
