@@ -11,6 +11,7 @@ use crate::{
     dev,
     failure::Failure,
     output::{Format, Printer, Style},
+    prompt,
 };
 
 /// etcd disconnects clients that probe a connection more often than every 5 s.
@@ -118,6 +119,12 @@ pub(crate) struct Global {
         value_parser = humantime::parse_duration
     )]
     keepalive_timeout: Duration,
+    /// Name of the user to call as, perhaps with the password: NAME or NAME:PASSWORD.
+    #[arg(long, global = true, env = "ETCDCTL_USER", hide_env_values = true)]
+    user: Option<String>,
+    /// Password of the user, whose name then holds none.
+    #[arg(long, global = true, env = "ETCDCTL_PASSWORD", hide_env_values = true)]
+    password: Option<String>,
     #[command(flatten)]
     tls: TlsArguments,
 }
@@ -206,8 +213,26 @@ impl Global {
     pub(crate) fn context(&self, flavor: Flavor) -> Result<command::Context, Failure> {
         let format = Format::parse(&self.write_out)?;
         let printer = Printer { format, style: Style { hex: self.hex, values_only: false } };
-        let client = self.client(&self.endpoints)?;
-        Ok(command::Context { client, printer, global: self.clone(), flavor })
+        let global = self.with_password()?;
+        let client = global.client(&global.endpoints)?;
+        Ok(command::Context { client, printer, global, flavor })
+    }
+
+    /// The same with a user that has a password: given apart, behind the name, or asked for once.
+    fn with_password(&self) -> Result<Self, Failure> {
+        let mut global = self.clone();
+        let given = self.user.as_deref().filter(|user| !user.is_empty());
+        global.user = given.map(str::to_owned);
+        let (Some(user), None | Some("")) = (given, self.password.as_deref()) else {
+            return Ok(global);
+        };
+        let (name, password) = match user.split_once(':') {
+            Some((name, password)) => (name, password.to_owned()),
+            None => (user, prompt::password("Password: ")?),
+        };
+        global.user = Some(name.to_owned());
+        global.password = Some(password);
+        Ok(global)
     }
 
     /// A client of other endpoints with the same settings.
@@ -222,22 +247,26 @@ impl Global {
         if let Some(tls) = self.tls.settings() {
             builder = builder.tls(tls);
         }
+        if let (Some(name), Some(password)) = (&self.user, &self.password) {
+            builder = builder.user(name, password);
+        }
         Ok(builder.build()?)
     }
 }
 
 /// Flags that are on or off. Go's flag packages also take them with a value.
-const SWITCHES: [&str; 20] = [
+const SWITCHES: [&str; 21] = [
     "cluster",
     "count-only",
+    "detail",
     "from-key",
     "hex",
     "ignore-lease",
     "ignore-value",
-    "interactive",
     "keys",
     "keys-only",
     "listen",
+    "no-password",
     "once",
     "physical",
     "prefix",

@@ -1,5 +1,6 @@
 //! The client verbs, with etcdctl's names, flags and messages.
 
+mod auth;
 mod child;
 mod cluster;
 mod config;
@@ -13,7 +14,9 @@ mod meet;
 mod member;
 mod native;
 mod put;
+mod role;
 mod txn;
+mod user;
 mod watch;
 mod words;
 
@@ -90,6 +93,15 @@ pub(crate) enum Verb {
     /// Alarms, such as that space is used up.
     #[command(subcommand, arg_required_else_help = true)]
     Alarm(cluster::Alarm),
+    /// Whether calls need a user.
+    #[command(subcommand, arg_required_else_help = true)]
+    Auth(auth::Verb),
+    /// Users, and which roles they have.
+    #[command(subcommand, arg_required_else_help = true)]
+    User(user::Verb),
+    /// Roles, and what they may do.
+    #[command(subcommand, arg_required_else_help = true)]
+    Role(role::Verb),
     /// Give free space of the servers' stores back to the file system.
     Defrag(endpoint::DefragArguments),
     /// Hand leadership to another member.
@@ -138,6 +150,9 @@ impl Verb {
             Self::Member(verb) => member::run(&context, verb).await,
             Self::Alarm(cluster::Alarm::List) => cluster::alarms(&context).await,
             Self::Alarm(cluster::Alarm::Disarm) => cluster::disarm(&context).await,
+            Self::Auth(verb) => auth::run(&context, verb).await,
+            Self::User(verb) => user::run(&context, verb).await,
+            Self::Role(verb) => role::run(&context, verb).await,
             Self::Defrag(arguments) => endpoint::defrag(&context, arguments).await,
             Self::MoveLeader(arguments) => cluster::move_leader(&context, arguments).await,
             Self::Version => version(),

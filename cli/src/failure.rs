@@ -10,6 +10,9 @@ use conclave_client::{Error, Outcome};
 
 use crate::output::complain;
 
+/// In the texts of failed logins.
+const LOGIN_FAILED: &str = "authentication failed, ";
+
 /// A failed command.
 #[derive(Debug)]
 pub(crate) struct Failure {
@@ -98,7 +101,10 @@ impl Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self { code: 1, message: Some(describe(&error)), hint: hint(&error) }
+        let message = describe(&error);
+        // etcdctl logs in before it does anything else.
+        let code = if message.contains(LOGIN_FAILED) { 2 } else { 1 };
+        Self { code, message: Some(message), hint: hint(&error) }
     }
 }
 

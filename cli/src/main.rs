@@ -8,6 +8,7 @@
 //! | `arguments` | the command line |
 //! | `command` | the client verbs |
 //! | `output` | the forms of their output |
+//! | `prompt` | questions at the terminal |
 //! | `failure` | exit codes and messages |
 //! | `server` | one server as a process |
 //! | `dev` | one server to try things out |
@@ -20,6 +21,7 @@ mod command;
 mod dev;
 mod failure;
 mod output;
+mod prompt;
 mod server;
 mod stop;
 

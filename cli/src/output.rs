@@ -2,6 +2,7 @@
 //!
 //! Each answer knows its forms ([`Answer`]); [`Printer`] picks the one asked for with `-w`.
 
+mod auth;
 mod cluster;
 mod config;
 mod go;
@@ -19,6 +20,7 @@ use conclave_client::pb::ResponseHeader;
 
 use crate::failure::Failure;
 
+pub(crate) use auth::{AuthStatus, Done, Names, Role, User};
 pub(crate) use cluster::{Alarms, Hash, Hashes, Health, Healths, Statuses, Transfer};
 pub(crate) use config::{Releases, Settings, Written};
 pub(crate) use go::{bytes as human_bytes, parse_int, parse_uint, quote, unquote};

@@ -20,7 +20,15 @@ use crate::{
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// Print what is expected next.
-    #[arg(short, long)]
+    #[arg(
+        short,
+        long,
+        action = clap::ArgAction::Set,
+        default_value_t = false,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
     interactive: bool,
     #[arg(hide = true)]
     rest: Vec<String>,

@@ -36,7 +36,15 @@ pub(crate) struct Arguments {
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
     /// Read `watch ...` and `progress` lines from standard input.
-    #[arg(short, long)]
+    #[arg(
+        short,
+        long,
+        action = clap::ArgAction::Set,
+        default_value_t = false,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
     interactive: bool,
     /// All keys that start with the key.
     #[arg(long)]

@@ -1,6 +1,7 @@
 //! The binary against real servers, side by side with Debian's etcdctl.
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
+mod auth;
 #[expect(dead_code, reason = "other tests use more of it")]
 #[path = "../../../transport/tests/it/authority.rs"]
 mod authority;
