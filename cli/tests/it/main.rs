@@ -10,6 +10,8 @@ mod config;
 mod local;
 mod lock;
 mod members;
+#[path = "../../../client/tests/it/port.rs"]
+mod port;
 mod primitives;
 #[expect(dead_code, reason = "the tests of the client use more of it")]
 #[path = "../../../client/tests/it/server.rs"]

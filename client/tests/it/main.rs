@@ -15,6 +15,7 @@ mod kv;
 mod lease;
 mod lock;
 mod native;
+mod port;
 mod queue;
 mod registry;
 mod server;

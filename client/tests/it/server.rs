@@ -4,12 +4,13 @@
 use std::{
     fs::File,
     io::Write,
-    net::TcpListener,
     path::PathBuf,
     process::{Child, Command, Stdio},
 };
 
 use tempfile::TempDir;
+
+pub(crate) use crate::port::free_port;
 
 /// The server program, or `None` (with a line that says so) if there is none.
 pub(crate) fn program(test: &str) -> Option<PathBuf> {
@@ -26,13 +27,6 @@ pub(crate) fn program(test: &str) -> Option<PathBuf> {
     )
     .expect("stderr is open");
     None
-}
-
-/// A port nobody listens on. Another process may take it before we do; the ports are handed out by
-/// the kernel in an order that makes this unlikely.
-pub(crate) fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("its address").port()
 }
 
 fn scheme(tls: &[String]) -> &'static str {

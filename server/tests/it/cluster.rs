@@ -1,6 +1,5 @@
 //! A cluster of members in this process, each with its own directory and peer port.
 
-use std::net::TcpListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,6 +13,8 @@ use conclave_server::propose::ProposeError;
 use conclave_state_machine::command::Range;
 use conclave_state_machine::response::Applied;
 use tempfile::TempDir;
+
+use crate::port::free_port;
 
 /// Longest wait for anything that must happen.
 pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
@@ -163,9 +164,7 @@ fn is_final(error: &StartError) -> bool {
 }
 
 pub(crate) fn free_ports(count: usize) -> Vec<u16> {
-    let listeners: Vec<TcpListener> =
-        (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    listeners.iter().map(|l| l.local_addr().unwrap().port()).collect()
+    (0..count).map(|_| free_port()).collect()
 }
 
 /// Waits for a future that must end.

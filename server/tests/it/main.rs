@@ -16,6 +16,8 @@ mod native_election;
 mod native_lock;
 mod node;
 mod peer;
+#[path = "../../../client/tests/it/port.rs"]
+mod port;
 mod primitives;
 mod recipes_compare;
 #[expect(dead_code, reason = "the tests of the client use more of it")]

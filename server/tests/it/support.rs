@@ -1,7 +1,5 @@
 //! Servers on free ports of 127.0.0.1 with their client ports open, and clients of them.
 
-use std::net::TcpListener;
-
 use conclave_proto::etcdserverpb as etcd;
 use conclave_proto::etcdserverpb::cluster_client::ClusterClient;
 use conclave_proto::etcdserverpb::kv_client::KvClient;
@@ -14,7 +12,7 @@ use conclave_server::{Running, start};
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::cluster::within;
+use crate::cluster::{free_ports, within};
 
 /// A server and its directory.
 pub(crate) struct Server {
@@ -85,12 +83,6 @@ impl Plan {
         let endpoint = Endpoint::try_from(running.client_urls()[0].clone()).unwrap();
         Server { running, channel: endpoint.connect_lazy(), _directory: directory }
     }
-}
-
-fn free_ports(count: usize) -> Vec<u16> {
-    let listeners: Vec<TcpListener> =
-        (0..count).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
-    listeners.iter().map(|listener| listener.local_addr().unwrap().port()).collect()
 }
 
 impl Server {
