@@ -1,9 +1,9 @@
 //! The command line.
 
-use std::{path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{ArgAction, Args, Parser, Subcommand};
-use conclave_client::{Client, Tls};
+use conclave_client::{Client, Tls, discover};
 
 use crate::{
     cluster,
@@ -127,6 +127,54 @@ pub(crate) struct Global {
     password: Option<String>,
     #[command(flatten)]
     tls: TlsArguments,
+    #[command(flatten)]
+    discovery: Discovery,
+}
+
+/// Flags of discovery: with a domain they replace `--endpoints`.
+#[derive(Debug, Clone, Args)]
+struct Discovery {
+    /// Domain whose SRV records name the servers.
+    #[arg(short, long, global = true, env = "ETCDCTL_DISCOVERY_SRV", value_name = "DOMAIN")]
+    discovery_srv: Option<String>,
+    /// Suffix of the SRV service.
+    #[arg(
+        long,
+        global = true,
+        env = "ETCDCTL_DISCOVERY_SRV_NAME",
+        default_value = "",
+        hide_default_value = true,
+        value_name = "NAME"
+    )]
+    discovery_srv_name: String,
+    /// Take servers without TLS from the SRV records, too.
+    #[arg(
+        long,
+        global = true,
+        env = "ETCDCTL_INSECURE_DISCOVERY",
+        default_value_t = true,
+        action = ArgAction::Set,
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    insecure_discovery: bool,
+    /// DNS server to ask, if not the system's.
+    #[arg(long, global = true, value_name = "ADDRESS:PORT")]
+    discovery_dns_server: Option<SocketAddr>,
+}
+
+impl Discovery {
+    /// The servers that the domain names; `None` without a domain.
+    fn endpoints(&self) -> Result<Option<Vec<String>>, Failure> {
+        let domain = self.discovery_srv.as_deref().filter(|domain| !domain.is_empty());
+        let Some(domain) = domain else { return Ok(None) };
+        let mut endpoints = discover(domain, &self.discovery_srv_name, self.discovery_dns_server)?;
+        if !self.insecure_discovery {
+            endpoints.retain(|endpoint| endpoint.starts_with("https://"));
+        }
+        Ok(Some(endpoints))
+    }
 }
 
 /// Flags of TLS.
@@ -214,7 +262,8 @@ impl Global {
         let format = Format::parse(&self.write_out)?;
         let printer = Printer { format, style: Style { hex: self.hex, values_only: false } };
         let global = self.with_password()?;
-        let client = global.client(&global.endpoints)?;
+        let discovered = global.discovery.endpoints()?;
+        let client = global.client(discovered.as_ref().unwrap_or(&global.endpoints))?;
         Ok(command::Context { client, printer, global, flavor })
     }
 

@@ -51,6 +51,7 @@ mod cache;
 mod client;
 pub mod config;
 pub mod counter;
+mod discover;
 pub mod double_barrier;
 pub mod election;
 mod endpoint;
@@ -83,6 +84,7 @@ pub use crate::{
     builder::Builder,
     client::Client,
     config::Config,
+    discover::discover,
     election::{Election, Leadership},
     error::{Error, Outcome},
     lease::{Lease, LeaseState},

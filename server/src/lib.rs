@@ -19,7 +19,7 @@
 //! | `runtime`, `shutdown` | raft's own threads and those of clients; leaving in order |
 //! | `gather` | one write for the answers that become ready together |
 //! | `metrics` | what a node counts, under etcd's names |
-//! | `logging` | log lines in etcd's shape |
+//! | `logging`, `log_file` | log lines in etcd's shape |
 //! | `status` | error texts and gRPC codes, the only place that knows them |
 
 pub mod api;
@@ -31,6 +31,7 @@ mod gather;
 mod http;
 mod lessor;
 mod listen;
+mod log_file;
 pub mod logging;
 mod metrics;
 pub mod node;

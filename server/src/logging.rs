@@ -3,6 +3,8 @@
 
 use std::fmt;
 use std::io::{self, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use parking_lot::Mutex;
@@ -17,6 +19,7 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::{SubscriberInitExt as _, TryInitError};
 
 use crate::config::{LogFormat, LogOutput, LogSettings};
+use crate::log_file::LogFile;
 
 /// Libraries that would drown our own lines at the same level.
 const QUIET_TARGETS: [&str; 5] = ["h2", "hyper", "hyper_util", "tonic", "tower"];
@@ -31,8 +34,8 @@ static HAS_ENDED: Mutex<bool> = Mutex::new(false);
 /// Directs the process's log lines to where `settings` says. Once per process.
 ///
 /// # Errors
-/// [`TryInitError`] if the process has a log already.
-pub fn init(settings: &LogSettings) -> Result<(), TryInitError> {
+/// [`LogError`] if a file cannot be opened or the process has a log already.
+pub fn init(settings: &LogSettings) -> Result<(), LogError> {
     let quiet = if settings.level == Level::DEBUG { Level::INFO } else { Level::WARN };
     let filter =
         QUIET_TARGETS.iter().fold(Targets::new().with_default(settings.level), |filter, target| {
@@ -43,9 +46,82 @@ pub fn init(settings: &LogSettings) -> Result<(), TryInitError> {
     let format = Lines { format: settings.format };
     let registry = tracing_subscriber::registry().with(filter);
     let layer = tracing_subscriber::fmt::layer().with_ansi(false).event_format(format);
-    match settings.output {
-        LogOutput::Stderr => registry.with(layer.with_writer(Ending(io::stderr))).try_init(),
-        LogOutput::Stdout => registry.with(layer.with_writer(Ending(io::stdout))).try_init(),
+    let outputs = Outputs::open(settings)?;
+    registry.with(layer.with_writer(Ending(outputs))).try_init()?;
+    Ok(())
+}
+
+/// Why the process has no log.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// A file cannot be opened.
+    #[error("cannot open the log file {}: {source}", path.display())]
+    Open {
+        /// Its path.
+        path: PathBuf,
+        /// What the system reports.
+        #[source]
+        source: io::Error,
+    },
+    /// The process has a log already.
+    #[error(transparent)]
+    Twice(#[from] TryInitError),
+}
+
+/// Everything that lines go to.
+#[derive(Clone)]
+struct Outputs(Arc<Vec<Output>>);
+
+enum Output {
+    Stderr,
+    Stdout,
+    File(Mutex<LogFile>),
+}
+
+impl Outputs {
+    fn open(settings: &LogSettings) -> Result<Self, LogError> {
+        let outputs = settings.outputs.iter().map(|output| {
+            Ok(match output {
+                LogOutput::Stderr => Output::Stderr,
+                LogOutput::Stdout => Output::Stdout,
+                LogOutput::File(path) => {
+                    let file = LogFile::open(path, settings.rotation);
+                    let fail = |source| LogError::Open { path: path.clone(), source };
+                    Output::File(Mutex::new(file.map_err(fail)?))
+                }
+            })
+        });
+        Ok(Self(Arc::new(outputs.collect::<Result<_, LogError>>()?)))
+    }
+}
+
+impl Write for Outputs {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.write_all(line).map(|()| line.len())
+    }
+
+    // Called once for each line.
+    fn write_all(&mut self, line: &[u8]) -> io::Result<()> {
+        for output in self.0.iter() {
+            match output {
+                Output::Stderr => io::stderr().write_all(line)?,
+                Output::Stdout => io::stdout().write_all(line)?,
+                Output::File(file) => file.lock().write_line(line)?,
+            }
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Outputs {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
     }
 }
 
@@ -219,8 +295,6 @@ impl Visit for Fields {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use super::*;
 
     #[derive(Clone, Default)]

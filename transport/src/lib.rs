@@ -13,6 +13,7 @@
 //! | `follow` | a configuration that is made anew when its files change |
 //! | `delegate` | streams that are one of several |
 //! | `target`, `connect`, `socket` | an address, the way to it, and the bytes |
+//! | `dns` | SRV records |
 //! | `failure` | why a handshake failed, from a closed set |
 
 mod allowed;
@@ -20,6 +21,7 @@ mod certificate;
 mod client;
 mod connect;
 mod delegate;
+pub mod dns;
 mod error;
 mod failure;
 mod files;

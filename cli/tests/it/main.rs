@@ -7,9 +7,12 @@ mod auth;
 mod authority;
 mod compare;
 mod config;
+mod flags;
 mod local;
 mod lock;
 mod members;
+#[path = "../../../transport/tests/it/name_server.rs"]
+mod name_server;
 #[path = "../../../client/tests/it/port.rs"]
 mod port;
 mod primitives;

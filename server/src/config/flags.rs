@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use super::ConfigError;
+use super::{ConfigError, file, suggest};
 
 /// What becomes of a flag that is given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,8 +55,10 @@ const fn only(name: &'static str, value: &'static str, help: &'static str) -> Fl
     Flag { name, is_switch: false, standing: Standing::Only(value), help }
 }
 
+const CONFIG_FILE: &str = "config-file";
 const NO_BBOLT: &str = "there is no bbolt backend whose transactions could be batched";
 const NO_LOOP: &str = "nothing here connects to its own client port";
+const NO_V2: &str = "there is no v2 store";
 const OWN_LOG: &str = "log files are recycled as soon as no member needs them";
 
 const PACED: &str = "what is compacted is deleted in steps that pace themselves";
@@ -77,7 +79,12 @@ pub(super) const FLAGS: &[Flag] = &[
     no_effect("bootstrap-defrag-threshold-megabytes", NO_BBOLT),
     no_effect("max-wals", OWN_LOG),
     no_effect("max-snapshots", "one snapshot is kept"),
-    later_switch("unsafe-no-fsync"),
+    Flag {
+        name: "unsafe-no-fsync",
+        is_switch: true,
+        standing: Standing::NoEffect("an acknowledged write is always on disk"),
+        help: "",
+    },
     // Timing.
     used("heartbeat-interval", "100: milliseconds between two heartbeats of a leader"),
     used("election-timeout", "1000: milliseconds without a leader until an election"),
@@ -93,8 +100,8 @@ pub(super) const FLAGS: &[Flag] = &[
     used("advertise-client-urls", "\"http://localhost:2379\": what members tell clients"),
     used("listen-peer-urls", "\"http://localhost:2380\": where the other members connect"),
     used("initial-advertise-peer-urls", "\"http://localhost:2380\": what members tell each other"),
-    later("listen-client-http-urls"),
-    later("listen-metrics-urls"),
+    used("listen-client-http-urls", "\"\": where clients find everything but gRPC"),
+    used("listen-metrics-urls", "\"\": where /metrics and /health are found in addition"),
     switch("socket-reuse-port", Standing::Used, "false: several processes may listen on a port"),
     Flag {
         name: "socket-reuse-address",
@@ -112,9 +119,13 @@ pub(super) const FLAGS: &[Flag] = &[
     later("discovery"),
     later("discovery-token"),
     later("discovery-endpoints"),
-    later("discovery-srv"),
-    later("discovery-srv-name"),
-    later("discovery-proxy"),
+    used("discovery-srv", "\"\": domain whose SRV records name the first members"),
+    used("discovery-srv-name", "\"\": suffix of the SRV service"),
+    used(
+        "discovery-dns-server",
+        "\"\": DNS server for that, if not the system's (not an etcd flag)",
+    ),
+    no_effect("discovery-proxy", NO_V2),
     switch(
         "force-new-cluster",
         Standing::Used,
@@ -122,7 +133,10 @@ pub(super) const FLAGS: &[Flag] = &[
     ),
     switch("strict-reconfig-check", Standing::Used, "true: keep a quorum in every change"),
     used("max-learners", "1: most learners at a time"),
-    later("config-file"),
+    used(
+        "config-file",
+        "\"\": YAML file of all settings; other flags and variables are then ignored",
+    ),
     // TLS.
     used("cert-file", "\"\": certificate of the client port, in PEM form"),
     used("key-file", "\"\": its key"),
@@ -189,13 +203,18 @@ pub(super) const FLAGS: &[Flag] = &[
     no_effect("downgrade-check-time", "there is no older storage format to go back to"),
     // Logs, metrics.
     used("log-level", "\"info\": debug, info, warn, error"),
-    used("log-outputs", "\"default\": default, stderr or stdout"),
+    used("log-outputs", "\"default\": default, stderr, stdout or paths of files"),
     used("log-format", "\"json\": json or console"),
     only("logger", "zap", "\"zap\": name of etcd's logger, accepted for compatibility"),
-    later_switch("enable-log-rotation"),
-    later("log-rotation-config-json"),
-    only("metrics", "basic", "\"basic\": extensive is not supported yet"),
-    later_switch("enable-pprof"),
+    switch("enable-log-rotation", Standing::Used, "false: begin a new log file when one is full"),
+    used("log-rotation-config-json", "{\"maxsize\":100,...}: MB of a file, days and files kept"),
+    used("metrics", "\"basic\": basic, or extensive for the durations of calls"),
+    Flag {
+        name: "enable-pprof",
+        is_switch: true,
+        standing: Standing::NoEffect("profiles of Go's runtime do not exist here; use perf"),
+        help: "",
+    },
     later_switch("enable-grpc-gateway"),
     later("warning-apply-duration"),
     later("warning-unary-request-duration"),
@@ -205,8 +224,14 @@ pub(super) const FLAGS: &[Flag] = &[
     later("distributed-tracing-instance-id"),
     later("distributed-tracing-sampling-rate"),
     later("feature-gates"),
-    later("v2-deprecation"),
-    later_switch("memory-mlock"),
+    no_effect("v2-deprecation", NO_V2),
+    Flag { name: "enable-v2", is_switch: true, standing: Standing::NoEffect(NO_V2), help: "" },
+    Flag {
+        name: "memory-mlock",
+        is_switch: true,
+        standing: Standing::NoEffect("no file of the store is mapped into memory"),
+        help: "",
+    },
     later("peer-skip-client-verify"),
     later("watch-progress-notify-interval-jitter"),
 ];
@@ -235,6 +260,7 @@ pub(super) fn read(
     environment: impl IntoIterator<Item = (String, String)>,
 ) -> Result<Asked, ConfigError> {
     let mut raw = Raw::default();
+    let environment: Vec<(String, String)> = environment.into_iter().collect();
     let mut arguments = arguments.into_iter();
     while let Some(argument) = arguments.next() {
         let Some(flag) = argument.strip_prefix("--").or_else(|| argument.strip_prefix('-')) else {
@@ -249,7 +275,10 @@ pub(super) fn read(
             "help" | "h" => return Ok(Asked::Help),
             _ => {}
         }
-        let flag = find(name).ok_or_else(|| ConfigError::UnknownFlag(name.to_owned()))?;
+        let flag = find(name).ok_or_else(|| ConfigError::UnknownFlag {
+            flag: name.to_owned(),
+            like: suggest::nearest(name, names()),
+        })?;
         let value = match inline {
             Some(value) => value,
             None if flag.is_switch => "true".to_owned(),
@@ -257,12 +286,38 @@ pub(super) fn read(
         };
         raw.values.insert(flag.name, value);
     }
-    read_environment(&mut raw, environment)?;
+    match config_file(&raw, &environment) {
+        None => read_environment(&mut raw, environment)?,
+        Some(path) => {
+            let ignored = raw.values.into_keys().filter(|flag| *flag != CONFIG_FILE);
+            let ignored: Vec<&str> = ignored.collect();
+            raw = file::read(&path)?;
+            let warning =
+                |flag: &str| format!("--{flag} is ignored since --{CONFIG_FILE} is given");
+            raw.warnings.extend(ignored.into_iter().map(warning));
+        }
+    }
     check_standing(&mut raw)?;
     Ok(Asked::Run(raw))
 }
 
-fn find(name: &str) -> Option<&'static Flag> {
+/// The file that holds all settings, if one does.
+fn config_file(raw: &Raw, environment: &[(String, String)]) -> Option<String> {
+    let from_environment = || {
+        let variables = ["ETCD_CONFIG_FILE", "CONCLAVE_CONFIG_FILE"];
+        let found = environment.iter().find(|(name, _)| variables.contains(&name.as_str()));
+        found.map(|(_, path)| path)
+    };
+    let path = raw.values.get(CONFIG_FILE).or_else(from_environment);
+    path.filter(|path| !path.is_empty()).cloned()
+}
+
+/// All names.
+pub(super) fn names() -> impl Iterator<Item = &'static str> {
+    FLAGS.iter().map(|flag| flag.name)
+}
+
+pub(super) fn find(name: &str) -> Option<&'static Flag> {
     FLAGS.iter().find(|flag| flag.name == name)
 }
 

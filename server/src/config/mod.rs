@@ -4,9 +4,13 @@
 //! ignored: unknown flags and flags of features that do not exist yet are refused by name.
 
 mod cluster;
+mod file;
 mod flags;
+mod logs;
 mod resolve;
 mod settings;
+mod srv;
+mod suggest;
 #[cfg(test)]
 mod tests;
 mod tls;
@@ -16,8 +20,8 @@ pub(crate) use cluster::added_member_id;
 pub use cluster::{InitialCluster, member_id};
 pub use settings::{
     AuthSettings, AutoCompaction, BootstrapSettings, CheckSettings, ClusterState, JwtSettings,
-    Limits, ListenSettings, LogFormat, LogOutput, LogSettings, MembershipSettings, PortIdentity,
-    PortTls, RaftSettings, Settings, StoreSettings, TlsSettings,
+    Limits, ListenSettings, LogFormat, LogOutput, LogRotation, LogSettings, MembershipSettings,
+    PortIdentity, PortTls, RaftSettings, Settings, SrvDiscovery, StoreSettings, TlsSettings,
 };
 pub(crate) use urls::peer_urls;
 pub use urls::{ListenUrl, Place};
@@ -37,8 +41,16 @@ pub enum Invocation {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
     /// No flag of etcd's or ours.
-    #[error("flag provided but not defined: --{0}")]
-    UnknownFlag(String),
+    #[error(
+        "flag provided but not defined: --{flag}{}",
+        like.map(|like| format!(" (did you mean --{like}?)")).unwrap_or_default()
+    )]
+    UnknownFlag {
+        /// As given.
+        flag: String,
+        /// What may have been meant.
+        like: Option<&'static str>,
+    },
     /// The command line holds something else than flags.
     #[error("'{0}' is not a valid flag")]
     NotAFlag(String),
@@ -90,7 +102,7 @@ impl ConfigError {
     /// Exit code of the process, as etcd's: 2 for a malformed command line, 1 for bad values.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::UnknownFlag(_) | Self::NotAFlag(_) | Self::MissingValue(_) => 2,
+            Self::UnknownFlag { .. } | Self::NotAFlag(_) | Self::MissingValue(_) => 2,
             Self::NotSupportedYet(_)
             | Self::OnlyValue { .. }
             | Self::Shadowed { .. }

@@ -8,10 +8,9 @@ use super::cluster::InitialCluster;
 use super::flags::Raw;
 use super::settings::{
     AuthSettings, AutoCompaction, BootstrapSettings, CheckSettings, ClusterState, JwtSettings,
-    Limits, ListenSettings, LogFormat, LogOutput, LogSettings, MembershipSettings, RaftSettings,
-    Settings, StoreSettings,
+    Limits, ListenSettings, MembershipSettings, RaftSettings, Settings, StoreSettings,
 };
-use super::{ConfigError, tls, urls};
+use super::{ConfigError, logs, srv, tls, urls};
 
 const DEFAULT_CLIENT_URL: &str = "http://localhost:2379";
 const DEFAULT_PEER_URL: &str = "http://localhost:2380";
@@ -48,7 +47,8 @@ pub(super) fn settings(mut raw: Raw) -> Result<Settings, ConfigError> {
         checks: checks(&raw)?,
         limits: limits(&raw)?,
         auth: auth(&raw)?,
-        log: log(&raw)?,
+        log: logs::settings(&raw)?,
+        measures_calls: measures_calls(&raw)?,
         watch_progress_interval: watch_progress_interval(&raw)?,
         name,
         data_dir,
@@ -156,10 +156,15 @@ fn listen(raw: &Raw) -> Result<ListenSettings, ConfigError> {
                 .to_owned(),
         ));
     }
+    let optional = |flag: &'static str| {
+        raw.text(flag).map_or(Ok(Vec::new()), |urls| urls::listen_list(flag, urls))
+    };
     let peer = raw.text("listen-peer-urls").unwrap_or(DEFAULT_PEER_URL);
     let advertise_peer = raw.text("initial-advertise-peer-urls").unwrap_or(DEFAULT_PEER_URL);
     Ok(ListenSettings {
         client: urls::listen_list("listen-client-urls", client.unwrap_or(DEFAULT_CLIENT_URL))?,
+        http: optional("listen-client-http-urls")?,
+        metrics: optional("listen-metrics-urls")?,
         peer: urls::listen_list("listen-peer-urls", peer)?,
         advertise_client_urls: urls::list(
             "advertise-client-urls",
@@ -186,7 +191,7 @@ fn bootstrap(
         "existing" => ClusterState::Existing,
         other => return Err(invalid("initial-cluster-state", other, "expected new or existing")),
     };
-    Ok(BootstrapSettings { initial_cluster, state, token: token(raw) })
+    Ok(BootstrapSettings { initial_cluster, state, token: token(raw), srv: srv::settings(raw)? })
 }
 
 fn membership(raw: &Raw) -> Result<MembershipSettings, ConfigError> {
@@ -299,28 +304,12 @@ fn jwt(token: &str, options: &str) -> Result<JwtSettings, ConfigError> {
     Ok(jwt)
 }
 
-fn log(raw: &Raw) -> Result<LogSettings, ConfigError> {
-    let level = match raw.text("log-level").unwrap_or("info") {
-        "debug" => tracing::Level::DEBUG,
-        "info" => tracing::Level::INFO,
-        "warn" => tracing::Level::WARN,
-        // We log nothing above error, so these mean the same.
-        "error" | "dpanic" | "panic" | "fatal" => tracing::Level::ERROR,
-        other => return Err(invalid("log-level", other, "expected debug, info, warn or error")),
-    };
-    let format = match raw.text("log-format").unwrap_or("json") {
-        "json" => LogFormat::Json,
-        "console" => LogFormat::Console,
-        other => return Err(invalid("log-format", other, "expected json or console")),
-    };
-    let output = match raw.text("log-outputs").unwrap_or("default") {
-        "default" | "stderr" => LogOutput::Stderr,
-        "stdout" => LogOutput::Stdout,
-        other => {
-            return Err(invalid("log-outputs", other, "log files are not supported yet"));
-        }
-    };
-    Ok(LogSettings { level, format, output })
+fn measures_calls(raw: &Raw) -> Result<bool, ConfigError> {
+    match raw.text("metrics").unwrap_or("basic") {
+        "basic" => Ok(false),
+        "extensive" => Ok(true),
+        other => Err(invalid("metrics", other, "expected basic or extensive")),
+    }
 }
 
 fn watch_progress_interval(raw: &Raw) -> Result<Duration, ConfigError> {

@@ -1,5 +1,6 @@
 //! The resolved settings of a server: typed, checked, immutable.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -37,6 +38,8 @@ pub struct Settings {
     pub auth: AuthSettings,
     /// Log lines.
     pub log: LogSettings,
+    /// Durations of calls are measured.
+    pub measures_calls: bool,
     /// How often an idle watcher that asked for it hears of progress.
     pub watch_progress_interval: Duration,
     /// What was accepted but deserves a warning in the log.
@@ -94,6 +97,10 @@ pub struct RaftSettings {
 pub struct ListenSettings {
     /// Addresses for clients.
     pub client: Vec<ListenUrl>,
+    /// Addresses for everything but gRPC.
+    pub http: Vec<ListenUrl>,
+    /// Addresses for `/metrics` and `/health` in addition to those for clients.
+    pub metrics: Vec<ListenUrl>,
     /// Addresses for other members.
     pub peer: Vec<ListenUrl>,
     /// URLs that members tell clients.
@@ -159,6 +166,19 @@ pub struct BootstrapSettings {
     pub state: ClusterState,
     /// Distinguishes clusters with equal URLs.
     pub token: String,
+    /// Where the first members are found instead.
+    pub srv: Option<SrvDiscovery>,
+}
+
+/// First members from SRV records.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SrvDiscovery {
+    /// Their domain.
+    pub domain: String,
+    /// Suffix of the service; empty for none.
+    pub name: String,
+    /// DNS server to ask, if not the system's.
+    pub server: Option<SocketAddr>,
 }
 
 /// Value of `--initial-cluster-state`.
@@ -235,14 +255,27 @@ impl Limits {
 }
 
 /// Log lines.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogSettings {
     /// Least severe level that is written.
     pub level: tracing::Level,
     /// Shape of a line.
     pub format: LogFormat,
-    /// Where lines go.
-    pub output: LogOutput,
+    /// Where lines go; to each of these.
+    pub outputs: Vec<LogOutput>,
+    /// When a file counts as full; `None` for never.
+    pub rotation: Option<LogRotation>,
+}
+
+/// When a log file counts as full, and what is kept of full ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogRotation {
+    /// Size of a full file.
+    pub bytes_max: u64,
+    /// Full files older than this are removed; `None` to keep them.
+    pub age_max: Option<Duration>,
+    /// More full files than this are removed, the oldest first; `None` to keep them.
+    pub files_max: Option<usize>,
 }
 
 /// Shape of a log line.
@@ -255,12 +288,14 @@ pub enum LogFormat {
 }
 
 /// Where log lines go.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LogOutput {
     /// Standard error.
     Stderr,
     /// Standard output.
     Stdout,
+    /// The end of a file.
+    File(PathBuf),
 }
 
 impl Settings {

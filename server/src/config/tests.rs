@@ -96,7 +96,7 @@ fn unknown_flags_are_refused_and_unknown_variables_warned_about() {
 
 #[test]
 fn flags_of_later_features_are_refused_by_name() {
-    for flag in ["discovery", "config-file"] {
+    for flag in ["discovery", "distributed-tracing-address"] {
         assert_eq!(error(&[&format!("--{flag}=x")]), format!("--{flag} is not supported yet"));
     }
     settings(&["--client-cert-auth=false", "--auto-compaction-retention=0"], &[]);
@@ -290,4 +290,56 @@ fn tokens_are_simple_or_signed() {
     }
     assert!(error(&["--bcrypt-cost=3"]).contains("must be 4 to 31"));
     assert!(error(&["--auth-token-ttl=0"]).contains("must be above 0"));
+}
+
+#[test]
+fn a_slip_is_answered_with_the_flag_that_was_meant() {
+    let unknown = parse_with(&["--listen-client-url=x"], &[]).unwrap_err();
+    assert_eq!(
+        unknown.to_string(),
+        "flag provided but not defined: --listen-client-url (did you mean --listen-client-urls?)"
+    );
+    assert_eq!(unknown.exit_code(), 2);
+}
+
+#[test]
+fn a_file_of_settings_excludes_flags_and_variables() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("etcd.yml");
+    std::fs::write(&path, "name: from-file\nheartbeat-interval: 200\n").unwrap();
+    let flag = format!("--config-file={}", path.display());
+    let with_flags = settings(&[&flag, "--name=x"], &[("ETCD_NAME", "y")]);
+    assert_eq!(with_flags.name, "from-file");
+    assert_eq!(with_flags.raft.heartbeat_interval, Duration::from_millis(200));
+    assert_eq!(with_flags.warnings, ["--name is ignored since --config-file is given"]);
+    let by_variable = settings(&[], &[("ETCD_CONFIG_FILE", path.to_str().unwrap())]);
+    assert_eq!(by_variable.name, "from-file");
+    assert!(error(&["--config-file=/no/such/file"]).contains("No such file"));
+}
+
+#[test]
+fn logs_go_to_files_that_may_be_full() {
+    let log = settings(&["--log-outputs=stderr,/a,stderr,/b"], &[]).log;
+    let file = |path: &str| LogOutput::File(path.into());
+    assert_eq!(log.outputs, [LogOutput::Stderr, file("/a"), file("/b")]);
+    assert_eq!(log.rotation, None);
+    let full = r#"--log-rotation-config-json={"maxsize":1,"maxage":2,"maxbackups":3}"#;
+    let log = settings(&["--log-outputs=/a", "--enable-log-rotation", full], &[]).log;
+    let rotation = log.rotation.unwrap();
+    assert_eq!((rotation.bytes_max, rotation.files_max), (1 << 20, Some(3)));
+    assert_eq!(rotation.age_max, Some(Duration::from_secs(2 * 24 * 60 * 60)));
+    assert!(error(&["--enable-log-rotation"]).contains("requires a single file path"));
+    let compress = r#"--log-rotation-config-json={"compress":true}"#;
+    assert!(error(&["--log-outputs=/a", "--enable-log-rotation", compress]).contains("compress"));
+    assert!(error(&["--log-outputs=systemd/journal"]).contains("stderr"));
+}
+
+#[test]
+fn discovery_excludes_a_list_of_members() {
+    let found = settings(&["--discovery-srv=example.com", "--discovery-srv-name=a"], &[]);
+    let srv = found.bootstrap.srv.unwrap();
+    assert_eq!((srv.domain.as_str(), srv.name.as_str(), srv.server), ("example.com", "a", None));
+    let both = error(&["--discovery-srv=example.com", "--initial-cluster=a=http://127.0.0.1:1"]);
+    assert!(both.starts_with("multiple discovery or bootstrap flags are set"), "{both}");
+    assert!(error(&["--discovery-srv-name=a"]).ends_with("needs --discovery-srv"));
 }

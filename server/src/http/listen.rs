@@ -44,7 +44,18 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 /// The open client port of one node.
 #[derive(Debug)]
 pub(crate) struct ClientPort {
-    listeners: Vec<Listener>,
+    listeners: Vec<(Listener, Role)>,
+}
+
+/// What a listener is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// Everything.
+    Clients,
+    /// Everything but gRPC.
+    Http,
+    /// The few pages that say how this member is.
+    Pages,
 }
 
 /// Opens the port, so that its addresses are known before the node starts.
@@ -52,19 +63,33 @@ pub(crate) struct ClientPort {
 /// # Errors
 /// Whatever the system reports, with the address.
 pub(crate) fn bind(settings: &ListenSettings) -> io::Result<ClientPort> {
-    let bind = |url| Listener::bind(url, settings.reuses_ports);
-    Ok(ClientPort { listeners: settings.client.iter().map(bind).collect::<Result<_, _>>()? })
+    let groups = [
+        (&settings.client, Role::Clients),
+        (&settings.http, Role::Http),
+        (&settings.metrics, Role::Pages),
+    ];
+    let mut listeners = Vec::new();
+    for (urls, role) in groups {
+        for url in urls {
+            listeners.push((Listener::bind(url, settings.reuses_ports)?, role));
+        }
+    }
+    Ok(ClientPort { listeners })
 }
 
 impl ClientPort {
     /// TCP addresses it listens on, with the ports that the system chose.
     pub(crate) fn addresses(&self) -> Vec<SocketAddr> {
-        self.listeners.iter().filter_map(Listener::address).collect()
+        self.clients().filter_map(Listener::address).collect()
     }
 
     /// URLs by which this host reaches it.
     pub(crate) fn urls(&self) -> Vec<String> {
-        self.listeners.iter().map(Listener::url).collect()
+        self.clients().map(Listener::url).collect()
+    }
+
+    fn clients(&self) -> impl Iterator<Item = &Listener> {
+        self.listeners.iter().filter(|(_, role)| *role == Role::Clients).map(|(open, _)| open)
     }
 
     /// Serves until `stop`, then lets calls end for a moment.
@@ -83,9 +108,10 @@ impl ClientPort {
             stop: stop.clone(),
             tasks: tasks.clone(),
         });
-        for listener in self.listeners {
+        for (listener, role) in self.listeners {
             let tls = tls.clone().filter(|_| listener.is_tls);
-            tasks.spawn(accept(listener, tls, Arc::clone(&shared)));
+            let port = Port { role, tls, shared: Arc::clone(&shared) };
+            tasks.spawn(accept(listener, port));
         }
         tasks.close();
         stop.cancelled().await;
@@ -121,7 +147,16 @@ fn builder(limits: &Limits) -> Builder<TokioExecutor> {
     builder
 }
 
-async fn accept(listener: Listener, tls: Option<Arc<Acceptor>>, shared: Arc<Shared>) {
+/// One listener's way to serve.
+#[derive(Clone)]
+struct Port {
+    role: Role,
+    tls: Option<Arc<Acceptor>>,
+    shared: Arc<Shared>,
+}
+
+async fn accept(listener: Listener, port: Port) {
+    let shared = Arc::clone(&port.shared);
     loop {
         let next = async {
             let room = Arc::clone(&shared.room).acquire_owned().await;
@@ -132,13 +167,12 @@ async fn accept(listener: Listener, tls: Option<Arc<Acceptor>>, shared: Arc<Shar
             next = next => next,
         };
         match accepted {
-            Ok(socket) => match &tls {
+            Ok(socket) => match &port.tls {
                 None => {
-                    shared.tasks.spawn(serve(socket, None, Arc::clone(&shared), room));
+                    shared.tasks.spawn(serve(socket, None, port.clone(), room));
                 }
                 Some(tls) => {
-                    let serving = shake(socket, Arc::clone(tls), Arc::clone(&shared), room);
-                    shared.tasks.spawn(serving);
+                    shared.tasks.spawn(shake(socket, Arc::clone(tls), port.clone(), room));
                 }
             },
             Err(error) => {
@@ -150,30 +184,22 @@ async fn accept(listener: Listener, tls: Option<Arc<Acceptor>>, shared: Arc<Shar
 }
 
 /// Serves a connection once its handshake is done.
-async fn shake(
-    socket: Socket,
-    tls: Arc<Acceptor>,
-    shared: Arc<Shared>,
-    room: OwnedSemaphorePermit,
-) {
+async fn shake(socket: Socket, tls: Arc<Acceptor>, port: Port, room: OwnedSemaphorePermit) {
     let shaken = tokio::select! {
         shaken = tls.accept(socket) => shaken,
-        () = shared.stop.cancelled() => return,
+        () = port.shared.stop.cancelled() => return,
     };
     if let Some(Shaken { stream, name }) = shaken {
-        Box::pin(serve(stream, name, shared, room)).await;
+        Box::pin(serve(stream, name, port, room)).await;
     }
 }
 
 /// Serves a connection whose client has proved to be `name`, if anybody.
-async fn serve<S>(
-    stream: S,
-    name: Option<ClientName>,
-    shared: Arc<Shared>,
-    _room: OwnedSemaphorePermit,
-) where
+async fn serve<S>(stream: S, name: Option<ClientName>, port: Port, _room: OwnedSemaphorePermit)
+where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
+    let Port { role, shared, .. } = port;
     let metrics = Arc::clone(&shared.router.context.metrics);
     let stream = ClientStream::new(stream, metrics, HEADERS_BYTES_MAX as usize);
     let service = service_fn(|mut request: Request<Incoming>| {
@@ -181,7 +207,7 @@ async fn serve<S>(
         if let Some(name) = &name {
             request.extensions_mut().insert(name.clone());
         }
-        async move { shared.router.answer(request).await }
+        async move { shared.router.answer(role, request).await }
     });
     let stream = TokioIo::new(Gather::new(stream));
     let connection = shared.builder.serve_connection(stream, service);

@@ -8,6 +8,7 @@ use tonic::Status;
 use tonic::body::Body;
 use tower::Service as _;
 
+use super::listen::Role;
 use super::pages;
 use crate::api::context::Context;
 use crate::api::{KV_PATH, Services};
@@ -26,9 +27,11 @@ impl Router {
     /// Answers one request. Never fails: failures are answers.
     pub(super) async fn answer(
         &self,
+        role: Role,
         request: Request<Incoming>,
     ) -> Result<Response<Body>, Infallible> {
-        if !is_grpc(request.headers()) {
+        // Where gRPC is not served, such a request asks for a page that does not exist.
+        if role != Role::Clients || !is_grpc(request.headers()) {
             return Ok(pages::answer(&self.context, request).await);
         }
         if self.context.node.is_learner() && !is_for_learners(request.uri().path()) {

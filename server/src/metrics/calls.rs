@@ -3,10 +3,12 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
+use std::time::Instant;
 
 use futures::stream::Stream;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use tonic::{Code, Response, Status};
 
@@ -25,10 +27,20 @@ pub(crate) struct Calls {
     handled: [Counter; CODES],
     received: Counter,
     sent: Counter,
+    /// Durations, if they are wanted.
+    handling: Option<Histogram>,
 }
 
-/// Registers the counters of all methods, in the order of their numbers.
-pub(super) fn register(registry: &mut Registry) -> Vec<Arc<Calls>> {
+/// Registers the counters of all methods, in the order of their numbers; with durations if
+/// `is_extensive`.
+pub(super) fn register(registry: &mut Registry, is_extensive: bool) -> Vec<Arc<Calls>> {
+    let durations = Family::<Labels<3>, Histogram>::new_with_constructor(|| {
+        Histogram::new(exponential_buckets(0.0005, 2.0, 16))
+    });
+    if is_extensive {
+        let help = "Durations of calls";
+        registry.register("grpc_server_handling_seconds", help, durations.clone());
+    }
     let handled = Family::<Labels<4>, Counter>::default();
     let [started, received, sent]: [Family<Labels<3>, Counter>; 3] = Default::default();
     registry.register("grpc_server_handled", "Calls that ended", handled.clone());
@@ -52,6 +64,7 @@ pub(super) fn register(registry: &mut Registry) -> Vec<Arc<Calls>> {
             handled: std::array::from_fn(code_counter),
             received: received.get_or_create(&labels).clone(),
             sent: sent.get_or_create(&labels).clone(),
+            handling: is_extensive.then(|| durations.get_or_create(&labels).clone()),
         })
     });
     calls.collect()
@@ -65,7 +78,10 @@ impl Calls {
     ) -> Result<Response<T>, Status> {
         self.started.inc();
         self.received.inc();
-        match answer.await {
+        let began = self.begin();
+        let answer = answer.await;
+        self.took(began);
+        match answer {
             Ok(answer) => {
                 self.sent.inc();
                 self.handled[Code::Ok as usize].inc();
@@ -75,6 +91,17 @@ impl Calls {
                 self.handled[status.code() as usize].inc();
                 Err(status)
             }
+        }
+    }
+
+    /// When a call begins whose duration is wanted.
+    fn begin(&self) -> Option<Instant> {
+        self.handling.as_ref().map(|_| Instant::now())
+    }
+
+    fn took(&self, began: Option<Instant>) {
+        if let (Some(handling), Some(began)) = (&self.handling, began) {
+            handling.observe(began.elapsed().as_secs_f64());
         }
     }
 
@@ -94,6 +121,7 @@ impl Calls {
 #[derive(Debug)]
 pub(crate) struct StreamCall {
     calls: Arc<Calls>,
+    began: Option<Instant>,
     has_ended: bool,
 }
 
@@ -101,7 +129,8 @@ impl StreamCall {
     /// Counts its beginning.
     pub(crate) fn begin(calls: Arc<Calls>) -> Self {
         calls.started.inc();
-        Self { calls, has_ended: false }
+        let began = calls.begin();
+        Self { calls, began, has_ended: false }
     }
 
     /// Counts messages from the client.
@@ -118,6 +147,7 @@ impl StreamCall {
     pub(crate) fn end(&mut self, code: Code) {
         if !std::mem::replace(&mut self.has_ended, true) {
             self.calls.handled[code as usize].inc();
+            self.calls.took(self.began);
         }
     }
 

@@ -92,7 +92,7 @@ impl Metrics {
         scraped.register(&mut registry);
         register_versions(&mut registry, node.member_id());
         node.counts().register(&mut registry);
-        let calls = calls::register(&mut registry);
+        let calls = calls::register(&mut registry, node.settings().measures_calls);
         let mut durations = |name: &str, help: &str, shortest: f64| {
             let histogram = Histogram::new(exponential_buckets(shortest, 2.0, 13));
             registry.register(name, help, histogram.clone());

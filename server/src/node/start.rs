@@ -34,6 +34,7 @@ use crate::raft::bootstrap::{self, BootstrapError, Founding};
 use crate::raft::change::{self, Changer};
 use crate::raft::compactor::{self, Retention};
 use crate::raft::corruption::{Comparer, Digests};
+use crate::raft::discover;
 use crate::raft::force;
 use crate::raft::heard::Heard;
 use crate::raft::link::{Dialer, Links};
@@ -451,6 +452,7 @@ async fn identify(
         // A start that ended before anything was written: begin again, as the same member.
         drop(log);
     }
+    let settings = &discover::settings(settings).await?;
     let founding = bootstrap::found(settings, dialer).await?;
     let (claimed, claim) = (founding.identity, reader.clone());
     tokio::task::spawn_blocking(move || claim.claim(claimed)).await.map_err(io::Error::other)??;

@@ -18,6 +18,7 @@ pub(crate) mod bootstrap;
 pub(crate) mod change;
 pub(crate) mod compactor;
 pub(crate) mod corruption;
+pub(crate) mod discover;
 pub(crate) mod force;
 mod forward;
 pub(crate) mod hand_over;

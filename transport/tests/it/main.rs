@@ -2,5 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod authority;
+mod dns;
 mod files;
 mod handshake;
+mod name_server;
