@@ -91,16 +91,23 @@ pub(crate) enum Create {
     New,
     /// It must hold rows: an empty one is a lost one.
     Never,
+    /// It must hold rows, and nothing is written: neither rows nor files.
+    ReadOnly,
 }
 
 impl EngineKind {
     /// Opens the rows in `dir`.
     pub(crate) fn open(&self, dir: StateDir, create: Create) -> io::Result<Rows> {
-        let engine: Box<dyn Engine> = match self {
-            Self::Rocks(options) => Box::new(RocksEngine::open(dir.path(), options, create)?),
-            Self::Memory => Box::new(MemoryEngine::open(dir.path(), create)?),
-        };
+        let engine = self.open_at(dir.path(), create)?;
         Ok(Rows(Arc::new(Open { engine, dir })))
+    }
+
+    /// Opens the rows in a directory that somebody else keeps.
+    pub(crate) fn open_at(&self, dir: &Path, create: Create) -> io::Result<Box<dyn Engine>> {
+        Ok(match self {
+            Self::Rocks(options) => Box::new(RocksEngine::open(dir, options, create)?),
+            Self::Memory => Box::new(MemoryEngine::open(dir, create)?),
+        })
     }
 }
 

@@ -15,9 +15,11 @@
 //! | [`apply`], [`sink`] | committed entries become rows; who hears of it |
 //! | [`reader`] | reads by revision while entries are applied; sizes, flush, hash |
 //! | [`snapshot`] | sending, receiving and installing a state as files |
+//! | [`backup`] | a state as one file, and a new member made of one |
 //! | [`command`], [`codec`], [`types`] | requests, raft's values and their messages |
 
 pub mod apply;
+pub mod backup;
 pub mod codec;
 pub mod command;
 mod counts;

@@ -45,7 +45,7 @@ impl MemoryEngine {
                 std::fs::create_dir_all(dir)?;
                 Tables::default()
             }
-            Create::Never => decode(std::fs::read(dir.join(FILE))?.into())?,
+            Create::Never | Create::ReadOnly => decode(std::fs::read(dir.join(FILE))?.into())?,
         };
         let rows = Arc::new(tables);
         let flushed = Mutex::new(Arc::clone(&rows));

@@ -23,10 +23,11 @@ use conclave_state_machine::response::{
 use conclave_state_machine::span::Span;
 use conclave_state_machine::{kv, range};
 
+use crate::backup::Backup;
 use crate::counts::{self, Counts};
 use crate::engine::{Rows, View};
 use crate::row::{self, Identity, Moment};
-use crate::snapshot::{SnapshotFile, SnapshotSink, SnapshotSource, StagedFile};
+use crate::snapshot::{SnapshotFile, SnapshotSink, StagedFile};
 use crate::store::{ReadError, Shared};
 use crate::types::{LogId, SnapshotMeta, StoredMembership};
 
@@ -355,12 +356,12 @@ impl Reader {
         }
     }
 
-    /// A copy of the state as of one moment, for a backup. Blocks on the disk.
+    /// Begins a backup of the state as of one moment; `version` is the program's. Blocks on the disk.
     ///
     /// # Errors
     /// Whatever the storage reports.
-    pub fn checkpoint(&self) -> io::Result<SnapshotSource> {
-        SnapshotSource::create(&self.shared)
+    pub fn backup(&self, version: &str) -> io::Result<Backup> {
+        Backup::create(&self.shared, version)
     }
 
     /// What was received of a snapshot whose transfer broke off, in no particular order.

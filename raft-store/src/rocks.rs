@@ -85,8 +85,12 @@ impl RocksEngine {
             // only cost memory.
             ColumnFamilyDescriptor::new(REV, family_options(options, &cache, None)),
         ];
-        let db = DB::open_cf_descriptors(&database_options(options, create), dir, families)
-            .map_err(|e| open_error(&e, create))?;
+        let database = database_options(options, create);
+        let db = match create {
+            Create::ReadOnly => DB::open_cf_descriptors_read_only(&database, dir, families, false),
+            Create::New | Create::Never => DB::open_cf_descriptors(&database, dir, families),
+        }
+        .map_err(|e| open_error(&e, create))?;
         let mut unlogged = WriteOptions::default();
         unlogged.disable_wal(true);
         Ok(Self { db, cache, unlogged, batch_bytes: AtomicUsize::new(0) })
@@ -370,7 +374,7 @@ fn open_error(error: &rocksdb::Error, create: Create) -> io::Error {
     let text = error.as_ref();
     let is_missing = matches!(error.kind(), ErrorKind::InvalidArgument | ErrorKind::NotFound)
         || text.contains("No such file");
-    if create == Create::Never && is_missing {
+    if create != Create::New && is_missing {
         return io::Error::new(io::ErrorKind::InvalidData, text.to_owned());
     }
     damage_or_io(error)

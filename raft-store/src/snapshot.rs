@@ -119,6 +119,11 @@ impl SnapshotSource {
         Ok(Self { dir, files })
     }
 
+    /// Where the files are.
+    pub(crate) fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
     /// The files, in the order in which they are to be sent.
     #[must_use]
     pub fn files(&self) -> &[SnapshotFile] {
@@ -271,7 +276,8 @@ impl Drop for SnapshotSink {
     }
 }
 
-fn check(files: &[SnapshotFile]) -> io::Result<()> {
+/// Refuses a list of files that cannot be one of a state's.
+pub(crate) fn check(files: &[SnapshotFile]) -> io::Result<()> {
     if files.len() > FILES_MAX {
         return Err(invalid("too many files"));
     }

@@ -19,7 +19,7 @@ use crate::rows::rev::RevRow;
 /// What a key was before a change.
 pub(crate) struct Before {
     /// The last change, if the key has a row.
-    modified: Option<Revision>,
+    pub(crate) modified: Option<Revision>,
     /// The live state, if the key lives.
     pub(crate) kv: Option<KeyValue>,
 }

@@ -1,8 +1,11 @@
 //! Counters of the store: what every command changes and every answer needs.
 
+use bytes::Bytes;
+
 use crate::auth::AuthHead;
 use crate::command::AlarmKind;
 use crate::compaction::Sweep;
+use crate::overlay::Overlay;
 use crate::read::{Read, Table};
 use crate::response::Halt;
 use crate::rows;
@@ -62,6 +65,12 @@ impl Head {
             Some(row) => rows::head::decode(&row),
             None => Ok(Head::default()),
         }
+    }
+
+    /// Writes the head row.
+    pub(crate) fn write<R: Read>(&self, rows: &mut Overlay<'_, R>) {
+        let key = Bytes::from_static(rows::head::KEY);
+        rows.put(Table::Meta, key, rows::head::encode(self));
     }
 
     /// Logical bytes in use, in whole pages: `dbSizeInUse`, and what a quota is measured against.

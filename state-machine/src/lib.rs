@@ -18,6 +18,7 @@
 //! | [`range`], [`history`], [`leases`], [`sessions`], [`locks`], [`primitives`], [`members`], [`kv`] | reads |
 //! | [`expiry`], [`watcher_set`], [`rank`] | local to a node: lease deadlines, who gets which event, counts |
 //! | [`validate`] | checks of requests that need no store |
+//! | [`restore`] | what a new cluster changes in a restored store |
 //! | [`divergence`] | whose state is not that of the others |
 //! | [`auth`] | users, roles, permissions, and who may what |
 //! | [`revision`], [`span`], [`compaction`] | shared notions |
@@ -55,6 +56,7 @@ pub mod range;
 pub mod rank;
 pub mod read;
 pub mod response;
+pub mod restore;
 pub mod revision;
 mod rows;
 pub mod sessions;

@@ -13,12 +13,9 @@ use crate::members;
 use crate::outcome::{Stop, split};
 use crate::overlay::Overlay;
 use crate::primitives;
-use crate::read::{Read, Table};
+use crate::read::Read;
 use crate::response::{Applied, Event, Halt, LeaseChange, Rejection, Response};
-use crate::rows;
 use crate::sessions;
-
-use bytes::Bytes;
 
 /// Where in the log a command stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -89,8 +86,7 @@ impl Machine {
 
     /// Writes the head row; once per batch, before the batch goes to the engine.
     pub fn finish<R: Read>(&self, rows: &mut Overlay<'_, R>) {
-        let key = Bytes::from_static(rows::head::KEY);
-        rows.put(Table::Meta, key, rows::head::encode(&self.head));
+        self.head.write(rows);
     }
 
     /// Why a command must not be carried out, whatever it would do.
@@ -209,10 +205,13 @@ fn refusal_by_alarm(head: &Head, command: &Command) -> Option<Rejection> {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+
     use super::*;
     use crate::command::{Compact, Put, Range};
     use crate::memory::MemoryRows;
     use crate::range;
+    use crate::read::Table;
 
     fn apply(rows: &mut MemoryRows, command: &Command) -> Applied {
         rows.update(|overlay| {

@@ -51,6 +51,7 @@ use self::read::Plan;
 use self::segments::Pool;
 use self::shared::{Shared, State};
 use self::writer::Writer;
+use crate::types::{LogId, NodeId, Vote};
 
 /// A handle of the log; clones are the same log. The last one to go writes out what is queued.
 #[derive(Clone)]
@@ -152,6 +153,20 @@ impl LogStore {
     /// Those of the file system.
     pub fn condemn(&self, reason: &str) -> io::Result<OpenError> {
         recover::condemn(&*self.owner.disk, reason)
+    }
+
+    /// Makes an empty log go on behind `first`, which a restored state has applied, with a vote for
+    /// `node` in that term. Durable when it returns. Blocks; not to be called on a thread of an async
+    /// runtime.
+    ///
+    /// # Errors
+    /// If the log has failed.
+    pub fn begin_behind(&self, first: LogId, node: NodeId) -> io::Result<()> {
+        let shared = &self.owner.shared;
+        shared.purge(first)?;
+        // Written in order, so that with the vote the other is durable, too.
+        let saved = shared.save_vote(Vote::new(first.leader_id.term, node))?;
+        saved.blocking_recv().map_err(|_| io::Error::other("the raft log failed"))
     }
 
     /// The log at this moment.

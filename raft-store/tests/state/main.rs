@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a failing test is to panic")]
 
 mod apply;
+mod backup;
 mod counts;
 mod engines;
 mod harness;

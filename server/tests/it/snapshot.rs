@@ -190,7 +190,7 @@ async fn a_transfer_that_breaks_off_is_gone_on_with() {
 
 /// The large files of a state, by name.
 fn files(server: &Server) -> BTreeMap<String, u64> {
-    let checkpoint = server.running.node().reader().checkpoint().unwrap();
-    let files = checkpoint.files().iter().filter(|file| file.size > SLACK_BYTES);
+    let backup = server.running.node().reader().backup("test").unwrap();
+    let files = backup.files().iter().filter(|file| file.size > SLACK_BYTES);
     files.map(|file| (file.name.clone(), file.size)).collect()
 }

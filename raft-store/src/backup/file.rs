@@ -1,0 +1,192 @@
+//! A backup as a file: opened, checked, and told what it is.
+
+use std::fs::File;
+use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use conclave_proto::internal::BackupMeta;
+use ring::digest::{Context, SHA256};
+
+use super::format::{self, DIGEST_BYTES, Header, MAGIC, SECTOR_BYTES};
+use super::{BackupError, OnProgress};
+use crate::row;
+use crate::snapshot::{self, SnapshotFile};
+
+/// Bytes that are hashed at a time.
+const READ_BYTES: usize = 1 << 20;
+
+/// Whether the digest at the end of a file counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Check {
+    /// It must be there and right.
+    Digest,
+    /// It may be missing or wrong: for a database that was copied out of a data directory.
+    Skip,
+}
+
+/// A backup, opened.
+#[derive(Debug)]
+pub struct BackupFile {
+    pub(super) path: PathBuf,
+    pub(super) file: File,
+    /// Without the digest.
+    bytes: u64,
+    fingerprint: [u8; DIGEST_BYTES],
+    pub(super) content: Content,
+}
+
+/// Whose file it is.
+#[derive(Debug)]
+pub(super) enum Content {
+    /// Ours: the description, and where the body begins.
+    Own(Box<BackupMeta>, u64),
+}
+
+/// What a backup holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackupStatus {
+    /// Checksum of the content.
+    pub hash: u32,
+    /// Newest revision.
+    pub revision: i64,
+    /// How many keys.
+    pub keys: i64,
+    /// Bytes of the file, without the digest.
+    pub bytes: u64,
+    /// Version that saved it; empty if it does not say.
+    pub version: String,
+}
+
+impl BackupFile {
+    /// Opens a backup and reads it through.
+    ///
+    /// # Errors
+    /// [`BackupError`]: what is wrong with it.
+    pub fn open(
+        path: &Path,
+        check: Check,
+        on_progress: OnProgress<'_>,
+    ) -> Result<Self, BackupError> {
+        let failed = |source| BackupError::io(path, source);
+        let mut file = File::open(path).map_err(failed)?;
+        let length = file.metadata().map_err(failed)?.len();
+        let has_digest = length % SECTOR_BYTES == DIGEST_BYTES as u64;
+        if check == Check::Digest && !has_digest {
+            return Err(BackupError::NoDigest { path: path.to_owned() });
+        }
+        let bytes = if has_digest { length - DIGEST_BYTES as u64 } else { length };
+        let mut hashing = Hashing { file: &mut file, bytes, on_progress };
+        let (fingerprint, expected) = hashing.run(has_digest).map_err(failed)?;
+        if check == Check::Digest && fingerprint != expected {
+            let (path, found) = (path.to_owned(), hex(&fingerprint));
+            return Err(BackupError::Digest { path, found, expected: hex(&expected) });
+        }
+        let content = content(path, &mut file, bytes)?;
+        Ok(Self { path: path.to_owned(), file, bytes, fingerprint, content })
+    }
+
+    /// SHA-256 of the content: the same for every copy of it.
+    #[must_use]
+    pub fn fingerprint(&self) -> &[u8; DIGEST_BYTES] {
+        &self.fingerprint
+    }
+
+    /// Bytes of the file, without the digest.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// What it holds.
+    #[must_use]
+    pub fn status(&self) -> BackupStatus {
+        match &self.content {
+            Content::Own(meta, _) => BackupStatus {
+                hash: crc32c::crc32c(&meta.digest.to_be_bytes()),
+                revision: meta.revision,
+                keys: meta.keys,
+                bytes: self.bytes,
+                version: format!("conclave {}", meta.version),
+            },
+        }
+    }
+}
+
+/// The reading of a whole file.
+struct Hashing<'a> {
+    file: &'a mut File,
+    bytes: u64,
+    on_progress: OnProgress<'a>,
+}
+
+impl Hashing<'_> {
+    /// The digest of the content, and the one at the end, if there is one.
+    fn run(&mut self, has_digest: bool) -> io::Result<([u8; DIGEST_BYTES], [u8; DIGEST_BYTES])> {
+        let mut hash = Context::new(&SHA256);
+        let mut buffer = vec![0; READ_BYTES];
+        let mut left = self.bytes;
+        while left > 0 {
+            let wanted = usize::try_from(left).map_or(READ_BYTES, |left| left.min(READ_BYTES));
+            self.file.read_exact(&mut buffer[..wanted])?;
+            hash.update(&buffer[..wanted]);
+            left -= wanted as u64;
+            (self.on_progress)(self.bytes - left, self.bytes);
+        }
+        let mut expected = [0; DIGEST_BYTES];
+        if has_digest {
+            self.file.read_exact(&mut expected)?;
+        }
+        let mut found = [0; DIGEST_BYTES];
+        found.copy_from_slice(hash.finish().as_ref());
+        Ok((found, expected))
+    }
+}
+
+fn content(path: &Path, file: &mut File, bytes: u64) -> Result<Content, BackupError> {
+    let failed = |source| BackupError::io(path, source);
+    file.seek(SeekFrom::Start(0)).map_err(failed)?;
+    let mut magic = [0; MAGIC.len()];
+    let is_own = match file.read_exact(&mut magic) {
+        Ok(()) => magic == MAGIC,
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => false,
+        Err(error) => return Err(failed(error)),
+    };
+    if !is_own {
+        return Err(BackupError::Unknown { path: path.to_owned() });
+    }
+    file.seek(SeekFrom::Start(0)).map_err(failed)?;
+    let mut reader = BufReader::new(file);
+    let (found, known) = match format::read_header(&mut reader).map_err(failed)? {
+        Header::Version(found) => (found, format::VERSION),
+        Header::Known(meta) if meta.state_format != row::FORMAT_VERSION => {
+            (meta.state_format, row::FORMAT_VERSION)
+        }
+        Header::Known(meta) => {
+            let body_at = reader.stream_position().map_err(failed)?;
+            check(&meta, body_at, bytes).map_err(failed)?;
+            return Ok(Content::Own(meta, body_at));
+        }
+    };
+    Err(BackupError::Format { path: path.to_owned(), found, known })
+}
+
+/// Refuses what cannot be restored from, before anything is written.
+fn check(meta: &BackupMeta, body_at: u64, bytes: u64) -> io::Result<()> {
+    let files: Vec<SnapshotFile> = meta
+        .files
+        .iter()
+        .map(|file| SnapshotFile { name: file.name.clone(), size: file.size, kept: 0 })
+        .collect();
+    snapshot::check(&files).map_err(|error| format::damaged(&error.to_string()))?;
+    let expected = format::files_bytes(meta).and_then(|body| format::whole_bytes(body_at, body));
+    if expected != Some(bytes) {
+        let expected = expected.map_or_else(|| "more".to_owned(), |bytes| bytes.to_string());
+        let text = format!("it has {bytes} bytes and should have {expected}");
+        return Err(format::damaged(&text));
+    }
+    Ok(())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,213 @@
+//! A new member out of a backup: its state with new ids and a raised revision, and a log behind it.
+//!
+//! Every member of the new cluster is restored from the same file by itself, so all of it follows from
+//! the file and the list of members: they begin as if they had all installed one snapshot.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io::{self, BufReader, Read, Seek, SeekFrom, Write};
+use std::path::Path;
+
+use conclave_proto::internal::BackupMeta;
+use conclave_state_machine::head::Head;
+use conclave_state_machine::overlay::Overlay;
+use conclave_state_machine::restore;
+
+use super::file::Content;
+use super::format::{self, BLOCK_BYTES, CHECKSUM_BYTES};
+use super::{BackupError, BackupFile, OnProgress};
+use crate::directory::{Directory, StateDir, sync_dir};
+use crate::engine::{Create, EngineKind, Rows, halt_to_io};
+use crate::log::{LogOptions, LogStore};
+use crate::row::{self, Identity};
+use crate::types::{CommittedLeaderId, LogId, Membership, Nodes, StoredMembership};
+
+/// Where the log of a restored cluster begins; the same on all members.
+const FIRST_TERM: u64 = 1;
+const FIRST_INDEX: u64 = 1;
+
+/// Who a backup is restored for.
+#[derive(Clone, Debug)]
+pub struct NewMember {
+    /// Who it is.
+    pub identity: Identity,
+    /// All members of the new cluster, which all vote.
+    pub members: Nodes,
+}
+
+/// What was restored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Restored {
+    /// Revision of the backup.
+    pub revision_saved: i64,
+    /// Current revision of the new cluster.
+    pub revision: i64,
+    /// Its compacted revision; negative for none.
+    pub compacted: i64,
+    /// Live keys.
+    pub keys: i64,
+    /// Rolling hash over all events up to the revision of the backup.
+    pub digest: u64,
+}
+
+impl BackupFile {
+    /// Makes the state of a member in `dir`, which must not have one. The revision is raised `by` as
+    /// much, and if that is more than 0, everything up to there is compacted. Blocks.
+    ///
+    /// # Errors
+    /// [`BackupError`]; what is left in `dir` is of no use then.
+    pub fn restore_state(
+        &self,
+        dir: &Path,
+        member: &NewMember,
+        by: i64,
+        on_progress: OnProgress<'_>,
+    ) -> Result<Restored, BackupError> {
+        let failed = |source| BackupError::io(dir, source);
+        let (directory, live) = Directory::open(dir).map_err(failed)?;
+        if live.is_some() {
+            let text = "a state is there already";
+            return Err(failed(io::Error::new(io::ErrorKind::AlreadyExists, text)));
+        }
+        let rows = match &self.content {
+            Content::Own(meta, body_at) => {
+                let database = directory.new_database();
+                self.copy(meta, *body_at, &database, on_progress)
+                    .map_err(|source| BackupError::io(&self.path, source))?;
+                let rows = open(database, meta);
+                rows.map_err(|source| BackupError::io(&self.path, source))?
+            }
+        };
+        let saved = Head::load(&rows).map_err(|halt| failed(halt_to_io(halt)))?;
+        let head = begin_anew(&rows, member, by).map_err(failed)?;
+        let head = head.ok_or(BackupError::Bump { revision: saved.revision, by })?;
+        rows.flush().map_err(failed)?;
+        directory.point_to(rows.dir()).map_err(failed)?;
+        rows.dir().keep();
+        Ok(Restored {
+            revision_saved: saved.revision,
+            revision: head.revision,
+            compacted: head.compacted,
+            keys: head.key_count,
+            digest: head.digest,
+        })
+    }
+
+    /// Writes the files of the body into a new directory.
+    fn copy(
+        &self,
+        meta: &BackupMeta,
+        body_at: u64,
+        database: &StateDir,
+        on_progress: OnProgress<'_>,
+    ) -> io::Result<()> {
+        std::fs::create_dir(database.path())?;
+        let mut file = &self.file;
+        file.seek(SeekFrom::Start(body_at))?;
+        let total = format::files_bytes(meta).unwrap_or(u64::MAX);
+        let mut body =
+            Body { file: BufReader::new(file), left: total, block: Vec::new(), at: 0, checksum: 0 };
+        for saved in &meta.files {
+            let mut target = File::create_new(database.path().join(&saved.name))?;
+            let mut left = saved.size;
+            while left > 0 {
+                let piece = body.piece(left)?;
+                target.write_all(piece)?;
+                left -= piece.len() as u64;
+                on_progress(total - body.left, total);
+            }
+            target.sync_all()?;
+        }
+        sync_dir(database.path())
+    }
+}
+
+/// The files of a backup, one behind the other, with every checksum checked.
+struct Body<R> {
+    file: R,
+    /// Bytes behind the current block.
+    left: u64,
+    block: Vec<u8>,
+    /// How much of the block is taken.
+    at: usize,
+    checksum: u32,
+}
+
+impl<R: Read> Body<R> {
+    /// The next bytes, at most `length` of them and at least one.
+    fn piece(&mut self, length: u64) -> io::Result<&[u8]> {
+        if self.at == self.block.len() {
+            self.next_block()?;
+        }
+        let start = self.at;
+        let rest = self.block.len() - start;
+        self.at += usize::try_from(length).map_or(rest, |length| length.min(rest));
+        Ok(&self.block[start..self.at])
+    }
+
+    fn next_block(&mut self) -> io::Result<()> {
+        let length = usize::try_from(self.left).map_or(BLOCK_BYTES, |left| left.min(BLOCK_BYTES));
+        if length == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.block.resize(length, 0);
+        self.at = 0;
+        self.file.read_exact(&mut self.block)?;
+        let mut expected = [0; CHECKSUM_BYTES];
+        self.file.read_exact(&mut expected)?;
+        self.checksum = crc32c::crc32c_append(self.checksum, &self.block);
+        if self.checksum != u32::from_le_bytes(expected) {
+            return Err(format::damaged("a block has a wrong checksum"));
+        }
+        self.left -= length as u64;
+        Ok(())
+    }
+}
+
+/// Opens what was copied, reads it through and compares it with its description.
+fn open(database: StateDir, meta: &BackupMeta) -> io::Result<Rows> {
+    let engine = EngineKind::default();
+    let rows = engine.open(database, Create::Never)?;
+    rows.verify()?;
+    if row::format(&*rows)? != Some(meta.state_format) {
+        return Err(format::damaged("its rows have another format than it says"));
+    }
+    let head = Head::load(&rows).map_err(halt_to_io)?;
+    if (head.revision, head.key_count, head.digest) != (meta.revision, meta.keys, meta.digest) {
+        return Err(format::damaged("its rows are not what its header says"));
+    }
+    Ok(rows)
+}
+
+/// Makes the rows those of a new member; `None` if there are no revisions left.
+fn begin_anew(rows: &Rows, member: &NewMember, by: i64) -> io::Result<Option<Head>> {
+    let mut overlay = Overlay::new(rows);
+    let Some(head) = restore::begin_anew(&mut overlay, by).map_err(halt_to_io)? else {
+        return Ok(None);
+    };
+    let voters: BTreeSet<u64> = member.members.keys().copied().collect();
+    let membership = Membership::new(vec![voters], member.members.clone());
+    let membership = membership.map_err(|error| io::Error::other(error.to_string()))?;
+    let raft = [
+        row::identity_row(member.identity),
+        row::applied_row(&first()),
+        row::membership_row(&StoredMembership::new(Some(first()), membership)),
+    ];
+    rows.write(&mut overlay.into_writes().chain(raft))?;
+    Ok(Some(head))
+}
+
+fn first() -> LogId {
+    LogId::new(CommittedLeaderId::new(FIRST_TERM), FIRST_INDEX)
+}
+
+/// Makes the log of a restored member in `dir`, which must be empty or absent. Blocks; not to be
+/// called on a thread of an async runtime.
+///
+/// # Errors
+/// [`BackupError`].
+pub fn restore_log(dir: &Path, member: &NewMember) -> Result<(), BackupError> {
+    let id = member.identity.member;
+    let log = LogStore::open(dir, LogOptions::new(id))?;
+    log.begin_behind(first(), id).map_err(|source| BackupError::io(dir, source))
+}
