@@ -304,7 +304,7 @@ impl Global {
 }
 
 /// Flags that are on or off. Go's flag packages also take them with a value.
-const SWITCHES: [&str; 21] = [
+const SWITCHES: [&str; 22] = [
     "cluster",
     "count-only",
     "detail",
@@ -323,6 +323,7 @@ const SWITCHES: [&str; 21] = [
     "print-value-only",
     "progress-notify",
     "shared",
+    "skip-hash-check",
     "try",
     "values",
     "yes",

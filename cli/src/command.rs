@@ -15,6 +15,7 @@ mod member;
 mod native;
 mod put;
 mod role;
+mod snapshot;
 mod txn;
 mod user;
 mod watch;
@@ -104,6 +105,9 @@ pub(crate) enum Verb {
     Role(role::Verb),
     /// Give free space of the servers' stores back to the file system.
     Defrag(endpoint::DefragArguments),
+    /// Snapshots: the whole state as a file, and a new cluster made of one.
+    #[command(subcommand, arg_required_else_help = true)]
+    Snapshot(snapshot::Verb),
     /// Hand leadership to another member.
     MoveLeader(cluster::MoveLeaderArguments),
     /// Print the version.
@@ -154,6 +158,7 @@ impl Verb {
             Self::User(verb) => user::run(&context, verb).await,
             Self::Role(verb) => role::run(&context, verb).await,
             Self::Defrag(arguments) => endpoint::defrag(&context, arguments).await,
+            Self::Snapshot(verb) => snapshot::run(&context, verb).await,
             Self::MoveLeader(arguments) => cluster::move_leader(&context, arguments).await,
             Self::Version => version(),
         }

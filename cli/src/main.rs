@@ -1,7 +1,7 @@
 //! The one binary: server, local clusters, and a client for every verb.
 //!
-//! Called `etcd` (by copy or link) it is the server with etcd's flags; called `etcdctl`, the client
-//! verbs. Flags are resolved here and once; what they ask for is done in the modules.
+//! Called `etcd` (by copy or link) it is the server with etcd's flags; called `etcdctl` or `etcdutl`,
+//! the client verbs. Flags are resolved here and once; what they ask for is done in the modules.
 //!
 //! | module | what |
 //! |---|---|
@@ -9,6 +9,7 @@
 //! | `command` | the client verbs |
 //! | `output` | the forms of their output |
 //! | `prompt` | questions at the terminal |
+//! | `progress` | a bar for what takes a while |
 //! | `failure` | exit codes and messages |
 //! | `server` | one server as a process |
 //! | `dev` | one server to try things out |
@@ -21,6 +22,7 @@ mod command;
 mod dev;
 mod failure;
 mod output;
+mod progress;
 mod prompt;
 mod server;
 mod stop;
@@ -46,7 +48,7 @@ fn main() -> ExitCode {
     let program = arguments.first().map(Path::new).and_then(Path::file_stem);
     match program.and_then(|name| name.to_str()) {
         Some("etcd") => server::main(arguments.split_off(1)),
-        Some("etcdctl") => match Etcdctl::try_parse_from(normalize(arguments)) {
+        Some("etcdctl" | "etcdutl") => match Etcdctl::try_parse_from(normalize(arguments)) {
             Ok(Etcdctl { global, verb }) => finish(block_on(verb.run(&global, Flavor::Etcdctl))),
             // etcdctl's own code for a command line it does not understand.
             Err(error) => refuse(&error, 1),

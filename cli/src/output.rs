@@ -11,6 +11,7 @@ mod kv;
 mod lease;
 mod member;
 mod rows;
+mod snapshot;
 mod table;
 mod watch;
 
@@ -27,6 +28,7 @@ pub(crate) use go::{bytes as human_bytes, parse_int, parse_uint, quote, unquote}
 pub(crate) use lease::{Granted, KeptAlive, Leases, Revoked, TimeToLive};
 pub(crate) use member::{Changed, Members};
 pub(crate) use rows::Rows;
+pub(crate) use snapshot::Held;
 pub(crate) use table::Table;
 pub(crate) use watch::Changes;
 

@@ -28,6 +28,7 @@
 //! | [`balance`] | spreading calls over the instances of a service |
 //! | [`auth`] | users, roles and permissions |
 //! | [`maintenance`] | members, status, alarms, and what operators do |
+//! | [`snapshot`] | a member's whole state, for a backup |
 //! | [`key`] | ranges of keys |
 //!
 //! ```no_run
@@ -71,6 +72,7 @@ pub mod queue;
 pub mod registry;
 mod reply;
 pub mod session;
+pub mod snapshot;
 mod tls;
 pub mod txn;
 mod undo;

@@ -12,6 +12,7 @@
 //! | `raft` | the network between members, bootstrap, log compaction |
 //! | `propose` | commands -> log entries -> answers |
 //! | `read_index` | linearizable reads by shared confirmations |
+//! | [`backup`] | what a file of a snapshot holds, and a new member made of it |
 //! | `auto_compaction` | compacts by time or by number of revisions |
 //! | `sweeper` | deletes what compactions made dead, in steps |
 //! | `lessor` | lease deadlines and keep-alives |
@@ -25,6 +26,7 @@
 pub mod api;
 mod auth;
 mod auto_compaction;
+pub mod backup;
 pub mod config;
 mod coordination;
 mod gather;

@@ -306,11 +306,6 @@ pub(crate) fn unknown(text: impl Into<String>) -> Status {
     Status::unknown(text)
 }
 
-/// The answer to a call whose implementation comes with a later release.
-pub(crate) fn not_yet(what: &'static str) -> Status {
-    Status::unimplemented(format!("conclave: {what} is not supported yet"))
-}
-
 /// The answer to a wish to go back to an older storage format.
 pub(crate) fn no_older_format() -> Status {
     Status::failed_precondition("conclave: there is no older storage format to downgrade to")

@@ -19,6 +19,7 @@ mod primitives;
 #[expect(dead_code, reason = "the tests of the client use more of it")]
 #[path = "../../../client/tests/it/server.rs"]
 mod server;
+mod snapshot;
 mod tls;
 mod verbs;
 

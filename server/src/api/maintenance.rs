@@ -1,8 +1,7 @@
 //! The Maintenance service: what operators ask one member.
 
+use std::sync::Arc;
 use std::time::Instant;
-
-use std::pin::Pin;
 
 use conclave_proto::etcdserverpb as etcd;
 use conclave_proto::internal::command::Command as Message;
@@ -11,12 +10,13 @@ use conclave_state_machine::response::Response as Answer;
 use etcd::alarm_request::AlarmAction;
 use etcd::downgrade_request::DowngradeAction;
 use etcd::maintenance_server::Maintenance;
-use futures::stream::Stream;
+use tokio::sync::Semaphore;
 use tonic::{Request, Response, Status};
 
 use super::context::{Context, mismatch};
 use super::convert;
 use super::kv::off_thread;
+use super::snapshot::{self, Snapshots};
 use crate::auth::caller_of;
 use crate::metrics::Method;
 use crate::node::NodeStatus;
@@ -27,6 +27,8 @@ use crate::version;
 #[derive(Clone)]
 pub(crate) struct MaintenanceService {
     pub(crate) context: Context,
+    /// One permit for each snapshot that may be under way.
+    pub(crate) snapshots: Arc<Semaphore>,
 }
 
 /// A downgrade goes back one minor version, no more and no less.
@@ -46,8 +48,6 @@ fn check_downgrade(target: &str) -> Result<(), Fault> {
         Err(Fault::InvalidDowngradeTarget)
     }
 }
-
-type Snapshots = Pin<Box<dyn Stream<Item = Result<etcd::SnapshotResponse, Status>> + Send>>;
 
 impl MaintenanceService {
     async fn answer_alarm(
@@ -237,7 +237,8 @@ impl Maintenance for MaintenanceService {
         &self,
         _: Request<etcd::SnapshotRequest>,
     ) -> Result<Response<Snapshots>, Status> {
-        self.context.metrics.refuse(Method::Snapshot, status::not_yet("saving a snapshot"))
+        let opened = snapshot::open(&self.context, &self.snapshots);
+        self.context.metrics.stream(Method::Snapshot, opened).await
     }
 
     async fn move_leader(

@@ -3,7 +3,7 @@
 //! | module | what |
 //! |---|---|
 //! | `context` | the node, checks and failures that all services share |
-//! | `kv`, `range_stream`, `lease`, `watch`, `cluster`, `maintenance`, `auth`, `lock`, `election` | one service each |
+//! | `kv`, `range_stream`, `lease`, `watch`, `cluster`, `maintenance`, `snapshot`, `auth`, `lock`, `election` | one service each |
 //! | `queue` | what locks and elections share: who came first |
 //! | `check`, `limits` | what a request must be, and may cost |
 //! | `convert`, `stream_end` | answers as messages, ends of streams |
@@ -21,6 +21,7 @@ mod lock;
 mod maintenance;
 mod queue;
 mod range_stream;
+mod snapshot;
 pub(crate) mod stream_end;
 pub mod watch;
 
@@ -29,6 +30,7 @@ use std::sync::Arc;
 use conclave_proto::etcdserverpb as etcd;
 use conclave_proto::v3electionpb::election_server::ElectionServer;
 use conclave_proto::v3lockpb::lock_server::LockServer;
+use tokio::sync::Semaphore;
 use tonic::service::Routes;
 
 use crate::coordination;
@@ -78,6 +80,7 @@ pub(crate) fn services(context: Context) -> Services {
         .add_service(ClusterServer::new(cluster::ClusterService { context: context.clone() }))
         .add_service(MaintenanceServer::new(maintenance::MaintenanceService {
             context: context.clone(),
+            snapshots: Arc::new(Semaphore::new(snapshot::SNAPSHOTS_MAX)),
         }))
         .add_service(AuthServer::new(auth::AuthService { context: context.clone() }))
         .add_service(LockServer::new(lock::LockService { queue: queue.clone() }))

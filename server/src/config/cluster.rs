@@ -15,7 +15,7 @@ pub struct InitialCluster {
 
 impl InitialCluster {
     /// Parses `name=url,name=url,...`; a name may come several times.
-    pub(super) fn parse(value: &str) -> Result<Self, ConfigError> {
+    pub(crate) fn parse(value: &str) -> Result<Self, ConfigError> {
         const FLAG: &str = "initial-cluster";
         let invalid = |reason: &str| ConfigError::InvalidValue {
             flag: FLAG,

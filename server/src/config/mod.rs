@@ -23,6 +23,7 @@ pub use settings::{
     Limits, ListenSettings, LogFormat, LogOutput, LogRotation, LogSettings, MembershipSettings,
     PortIdentity, PortTls, RaftSettings, Settings, SrvDiscovery, StoreSettings, TlsSettings,
 };
+pub(crate) use settings::{log_dir, state_dir};
 pub(crate) use urls::peer_urls;
 pub use urls::{ListenUrl, Place};
 
@@ -151,20 +152,30 @@ impl Settings {
     /// # Errors
     /// [`ConfigError::Rule`] if the initial cluster and the advertised URLs disagree.
     pub fn verify_bootstrap(&self) -> Result<(), ConfigError> {
-        let Some(urls) = self.bootstrap.initial_cluster.members.get(&self.name) else {
-            return Err(ConfigError::Rule(format!(
-                "couldn't find local name {:?} in the initial cluster configuration",
-                self.name
-            )));
-        };
-        if *urls != self.listen.advertise_peer_urls {
-            return Err(ConfigError::Rule(format!(
-                "--initial-cluster has {}={} but --initial-advertise-peer-urls is {}",
-                self.name,
-                urls.join(","),
-                self.listen.advertise_peer_urls.join(","),
-            )));
-        }
-        Ok(())
+        verify_own(&self.bootstrap.initial_cluster, &self.name, &self.listen.advertise_peer_urls)
     }
+}
+
+/// Checks that the initial cluster names a member with the URLs it advertises.
+///
+/// # Errors
+/// [`ConfigError::Rule`] if they disagree.
+pub(crate) fn verify_own(
+    cluster: &InitialCluster,
+    name: &str,
+    advertised: &[String],
+) -> Result<(), ConfigError> {
+    let Some(urls) = cluster.members.get(name) else {
+        return Err(ConfigError::Rule(format!(
+            "couldn't find local name {name:?} in the initial cluster configuration"
+        )));
+    };
+    if urls != advertised {
+        return Err(ConfigError::Rule(format!(
+            "--initial-cluster has {name}={} but --initial-advertise-peer-urls is {}",
+            urls.join(","),
+            advertised.join(","),
+        )));
+    }
+    Ok(())
 }

@@ -1,7 +1,7 @@
 //! The resolved settings of a server: typed, checked, immutable.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use conclave_transport::{Allowed, Pair, Policy};
@@ -301,12 +301,12 @@ pub enum LogOutput {
 impl Settings {
     /// Directory of the raft log.
     pub fn log_dir(&self) -> PathBuf {
-        self.wal_dir.clone().unwrap_or_else(|| self.data_dir.join("log"))
+        log_dir(&self.data_dir, self.wal_dir.as_deref())
     }
 
     /// Directory of the state store and its snapshots.
     pub fn state_dir(&self) -> PathBuf {
-        self.data_dir.join("state")
+        state_dir(&self.data_dir)
     }
 
     /// Id of this member as the initial cluster implies it, `None` if it does not name it.
@@ -318,4 +318,14 @@ impl Settings {
     pub fn initial_cluster_id(&self) -> u64 {
         self.bootstrap.initial_cluster.cluster_id(&self.bootstrap.token)
     }
+}
+
+/// Directory of the raft log.
+pub(crate) fn log_dir(data_dir: &Path, wal_dir: Option<&Path>) -> PathBuf {
+    wal_dir.map_or_else(|| data_dir.join("log"), Path::to_owned)
+}
+
+/// Directory of the state store.
+pub(crate) fn state_dir(data_dir: &Path) -> PathBuf {
+    data_dir.join("state")
 }

@@ -40,6 +40,8 @@ pub(crate) struct Metrics {
     calls: Vec<Arc<Calls>>,
     /// Durations of defragmentations.
     pub(crate) defragmentations: Histogram,
+    /// Durations of sending the state to a client.
+    pub(crate) snapshots: Histogram,
     /// Durations of hashing the whole store.
     pub(crate) hashes: Histogram,
     /// Durations of hashing the history.
@@ -103,6 +105,11 @@ impl Metrics {
             "Durations of defragmentations",
             0.1,
         );
+        let snapshots = durations(
+            "etcd_disk_backend_snapshot_duration_seconds",
+            "Durations of sending a snapshot of the state to a client",
+            0.01,
+        );
         let hashes =
             durations("etcd_mvcc_hash_duration_seconds", "Durations of hashing the store", 0.01);
         let history_hashes = durations(
@@ -125,6 +132,7 @@ impl Metrics {
             registry,
             calls,
             defragmentations,
+            snapshots,
             hashes,
             history_hashes,
             client_sent_bytes,
@@ -169,12 +177,6 @@ impl Metrics {
     /// The counters of a method, for who counts by itself.
     pub(crate) fn calls(&self, method: Method) -> Arc<Calls> {
         self.calls[method as usize].clone()
-    }
-
-    /// Counts a call that is not supported.
-    pub(crate) fn refuse<T>(&self, method: Method, status: Status) -> Result<Response<T>, Status> {
-        self.calls[method as usize].refuse(&status);
-        Err(status)
     }
 
     /// The text of `/metrics`.

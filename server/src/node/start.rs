@@ -25,6 +25,7 @@ use super::sink::{Late, Sink};
 use super::{Header, Node};
 use crate::auth::Feed;
 use crate::auto_compaction;
+use crate::backup;
 use crate::config::Settings;
 use crate::coordination::Turns;
 use crate::lessor::{Leases, Lessor, LessorParts};
@@ -384,6 +385,9 @@ async fn open(settings: Arc<Settings>, clients: Handle) -> Result<Opened, StartE
 
 fn open_state(settings: &Settings, clients: Handle) -> Result<Opened, StartError> {
     std::fs::create_dir_all(&settings.data_dir)?;
+    if settings.data_dir.join(backup::UNFINISHED).exists() {
+        return Err(BootstrapError::Unrestored(settings.data_dir.clone()).into());
+    }
     let waiters = Arc::new(Waiters::new(clients));
     let counts = Counts::default();
     let leases = Arc::new(Leases::new(counts.leases_renewed.clone()));

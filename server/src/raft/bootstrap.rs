@@ -82,6 +82,12 @@ pub enum BootstrapError {
         /// Its directory.
         dir: PathBuf,
     },
+    /// The directory was being restored when the program ended.
+    #[error(
+        "the data directory {0} holds what a restore left that did not end: delete it, and restore the \
+         backup again"
+    )]
+    Unrestored(PathBuf),
     /// One of the two stores is gone.
     #[error(
         "the data directory has a {present} but no {absent}: a member that has lost part of its \

@@ -116,18 +116,6 @@ async fn members_are_listed_without_a_revision() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_comes_later_says_so() {
-    let server = server(&[]).await;
-    let later =
-        |what: &str| (Code::Unimplemented, format!("conclave: {what} is not supported yet"));
-    let mut maintenance = server.maintenance();
-    assert_eq!(
-        refused(maintenance.snapshot(etcd::SnapshotRequest {}).await),
-        later("saving a snapshot")
-    );
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_downgrade_is_checked_and_never_begun() {
     use etcd::downgrade_request::DowngradeAction;
     let server = server(&[]).await;

@@ -1,0 +1,90 @@
+//! A member's state as a stream of bytes, with the check that all of it came.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use conclave_proto::etcdserverpb::{
+    SnapshotRequest, SnapshotResponse, maintenance_client::MaintenanceClient,
+};
+use ring::digest::{Context, SHA256, SHA256_OUTPUT_LEN};
+use tokio::time::timeout;
+use tonic::{Status, Streaming};
+
+use crate::{
+    client::Client,
+    error::{Error, Outcome},
+};
+
+/// Longest wait for the next bytes.
+const IDLE_MAX: Duration = Duration::from_secs(60);
+
+/// The state of one member, under way; see [`Client::snapshot`].
+pub struct Snapshot {
+    stream: Streaming<SnapshotResponse>,
+    endpoint: String,
+    hash: Context,
+    /// The last bytes that came: the digest, if nothing more comes.
+    last: Vec<u8>,
+}
+
+/// The next bytes of a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SnapshotPiece {
+    /// To be written behind those before.
+    pub bytes: Bytes,
+    /// About how many are to come.
+    pub remaining: u64,
+}
+
+impl Client {
+    /// Asks a member for its whole state. What comes is to be kept as it is, in one file, for
+    /// `conclave snapshot restore` (of an etcd: for `etcdutl snapshot restore`, too).
+    ///
+    /// # Errors
+    /// See [`Error`]. The time limit of the client is for the beginning only.
+    pub async fn snapshot(&self) -> Result<Snapshot, Error> {
+        let call = |channel| async move {
+            MaintenanceClient::new(channel).snapshot(SnapshotRequest {}).await
+        };
+        let stream = self.read(call).await?;
+        let endpoint = self.endpoints().join(",");
+        Ok(Snapshot { stream, endpoint, hash: Context::new(&SHA256), last: Vec::new() })
+    }
+}
+
+impl Snapshot {
+    /// The next bytes; `None` behind the last, and then all that came is what was sent. Not
+    /// cancel-safe.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`] if it is not; [`Error::Deadline`] if nothing comes for a minute; else see
+    /// [`Error`]. What came is then of no use.
+    pub async fn next(&mut self) -> Result<Option<SnapshotPiece>, Error> {
+        let answer = timeout(IDLE_MAX, self.stream.message()).await.map_err(|_| {
+            let endpoint = self.endpoint.clone();
+            Error::Deadline { outcome: Outcome::NotApplied, endpoint, timeout: IDLE_MAX }
+        })?;
+        let answer = answer.map_err(|status| Error::from_status(status, &self.endpoint))?;
+        let Some(SnapshotResponse { blob, remaining_bytes, .. }) = answer else {
+            return self.verify().map(|()| None);
+        };
+        self.take(&blob);
+        Ok(Some(SnapshotPiece { bytes: blob, remaining: remaining_bytes }))
+    }
+
+    /// Hashes everything but what may be the digest.
+    fn take(&mut self, bytes: &[u8]) {
+        self.last.extend_from_slice(bytes);
+        let ready = self.last.len().saturating_sub(SHA256_OUTPUT_LEN);
+        self.hash.update(&self.last[..ready]);
+        self.last.drain(..ready);
+    }
+
+    fn verify(&self) -> Result<(), Error> {
+        if self.hash.clone().finish().as_ref() == self.last {
+            return Ok(());
+        }
+        let text = "the snapshot is damaged or incomplete: its SHA-256 is wrong";
+        Err(Error::Corrupt(Status::data_loss(text)))
+    }
+}

@@ -1,0 +1,80 @@
+//! `Maintenance.Snapshot`: the state of this member as one stream of bytes, as fast as the client
+//! takes them. Of any member, also one that cannot reach the others.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use conclave_proto::etcdserverpb as etcd;
+use conclave_raft_store::backup::{Backup, Piece};
+use futures::stream::{self, TryStreamExt as _};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tonic::Status;
+
+use super::context::Context;
+use super::kv::off_thread;
+use super::stream_end;
+use crate::metrics::Answers;
+use crate::status::{self, Fault};
+use crate::version;
+
+/// Most snapshots under way: each holds files that the store would delete otherwise.
+pub(crate) const SNAPSHOTS_MAX: usize = 4;
+/// Pieces (of 32 KiB) that are read at a time.
+const PIECES_MAX: usize = 16;
+
+/// Answers of one call.
+pub(crate) type Snapshots = Answers<etcd::SnapshotResponse>;
+
+/// A snapshot under way.
+struct Sending {
+    backup: Backup,
+    context: Context,
+    began: Instant,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// Takes the state as of now; it is read as the stream is.
+pub(crate) async fn open(context: &Context, permits: &Arc<Semaphore>) -> Result<Snapshots, Status> {
+    let permit = permits.clone().try_acquire_owned().map_err(|_| Fault::TooManyRequests)?;
+    let reader = context.node.reader().clone();
+    let began = Instant::now();
+    let backup = off_thread(move || reader.backup(version::CONCLAVE)).await?;
+    let backup = backup.map_err(|error| status::internal(&error))?;
+    let bytes = backup.remaining();
+    tracing::info!(bytes, revision = backup.revision(), "sending a snapshot to a client");
+    let sending = Sending { backup, context: context.clone(), began, _permit: permit };
+    let pieces = stream::try_unfold(sending, next).map_ok(|pieces| {
+        stream::iter(pieces.into_iter().map(|piece| Ok::<_, Status>(answer(piece))))
+    });
+    Ok(stream_end::guard(context, Box::pin(pieces.try_flatten()), false))
+}
+
+async fn next(mut sending: Sending) -> Result<Option<(Vec<Piece>, Sending)>, Status> {
+    let read = off_thread(move || {
+        let mut pieces = Vec::with_capacity(PIECES_MAX);
+        while pieces.len() < PIECES_MAX
+            && let Some(piece) = sending.backup.next_piece()?
+        {
+            pieces.push(piece);
+        }
+        Ok::<_, std::io::Error>((pieces, sending))
+    });
+    let (pieces, sending) = read.await?.map_err(|error| status::internal(&error))?;
+    if pieces.is_empty() {
+        let took = sending.began.elapsed();
+        sending.context.metrics.snapshots.observe(took.as_secs_f64());
+        tracing::info!(took = ?took, "sent a snapshot to a client");
+        return Ok(None);
+    }
+    Ok(Some((pieces, sending)))
+}
+
+/// As etcd's, without a header.
+fn answer(Piece { bytes, remaining }: Piece) -> etcd::SnapshotResponse {
+    etcd::SnapshotResponse {
+        header: None,
+        remaining_bytes: remaining,
+        blob: bytes,
+        version: version::STORAGE.to_owned(),
+    }
+}
