@@ -2,7 +2,7 @@
 //!
 //! A full decode would cost the generator more per event than a good server spends to send it.
 
-use bytes::{Buf, Bytes};
+use bytes::Buf;
 use conclave_proto::etcdserverpb::WatchRequest;
 use prost::encoding::{DecodeContext, WireType, decode_key, decode_varint, skip_field};
 use tonic::Status;
@@ -25,8 +25,9 @@ pub(crate) struct Counted {
 }
 
 impl Counted {
-    fn read(mut bytes: Bytes) -> Result<Self, Status> {
+    fn read(mut bytes: &[u8]) -> Result<Self, Status> {
         let mut counted = Self::default();
+        let mut last = None;
         while bytes.has_remaining() {
             let (field, wire_type) = key(&mut bytes)?;
             match (field, wire_type) {
@@ -36,25 +37,25 @@ impl Counted {
                 }
                 (EVENTS_FIELD, WireType::LengthDelimited) => {
                     counted.events += 1;
-                    let event = take_message(&mut bytes)?;
-                    counted.stamp = stamp(event)?;
+                    last = Some(take_message(&mut bytes)?);
                 }
                 _ => skip(wire_type, field, &mut bytes)?,
             }
         }
+        counted.stamp = last.map(stamp).transpose()?.flatten();
         Ok(counted)
     }
 }
 
-fn key(bytes: &mut Bytes) -> Result<(u32, WireType), Status> {
+fn key(bytes: &mut &[u8]) -> Result<(u32, WireType), Status> {
     decode_key(bytes).map_err(garbled)
 }
 
-fn varint(bytes: &mut Bytes) -> Result<u64, Status> {
+fn varint(bytes: &mut &[u8]) -> Result<u64, Status> {
     decode_varint(bytes).map_err(garbled)
 }
 
-fn skip(wire_type: WireType, field: u32, bytes: &mut Bytes) -> Result<(), Status> {
+fn skip(wire_type: WireType, field: u32, bytes: &mut &[u8]) -> Result<(), Status> {
     skip_field(wire_type, field, bytes, DecodeContext::default()).map_err(garbled)
 }
 
@@ -62,21 +63,21 @@ fn garbled(error: prost::DecodeError) -> Status {
     Status::internal(error.to_string())
 }
 
-fn take_message(bytes: &mut Bytes) -> Result<Bytes, Status> {
+fn take_message<'a>(bytes: &mut &'a [u8]) -> Result<&'a [u8], Status> {
     let length = usize::try_from(varint(bytes)?).unwrap_or(usize::MAX);
-    if length > bytes.remaining() {
-        return Err(Status::internal("an event is cut off"));
-    }
-    Ok(bytes.split_to(length))
+    let cut = bytes.split_at_checked(length);
+    let (message, rest) = cut.ok_or_else(|| Status::internal("an event is cut off"))?;
+    *bytes = rest;
+    Ok(message)
 }
 
-fn stamp(event: Bytes) -> Result<Option<u64>, Status> {
+fn stamp(event: &[u8]) -> Result<Option<u64>, Status> {
     let value =
         nested(event, EVENT_KV_FIELD)?.map(|kv| nested(kv, KV_VALUE_FIELD)).transpose()?.flatten();
     Ok(value.and_then(|value| value.first_chunk().copied()).map(u64::from_be_bytes))
 }
 
-fn nested(mut bytes: Bytes, wanted: u32) -> Result<Option<Bytes>, Status> {
+fn nested(mut bytes: &[u8], wanted: u32) -> Result<Option<&[u8]>, Status> {
     while bytes.has_remaining() {
         let (field, wire_type) = key(&mut bytes)?;
         if field == wanted {
@@ -121,7 +122,7 @@ impl Decoder for CountingCodec {
 
     fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Counted>, Status> {
         let bytes = buffer.copy_to_bytes(buffer.remaining());
-        Counted::read(bytes).map(Some)
+        Counted::read(&bytes).map(Some)
     }
 }
 
@@ -143,12 +144,12 @@ mod tests {
             events: vec![event; 5],
             ..Default::default()
         };
-        let counted = Counted::read(response.encode_to_vec().into()).unwrap();
+        let counted = Counted::read(&response.encode_to_vec()).unwrap();
         assert_eq!(
             counted,
             Counted { is_created: false, is_canceled: false, events: 5, stamp: None }
         );
         let created = WatchResponse { created: true, ..Default::default() };
-        assert!(Counted::read(created.encode_to_vec().into()).unwrap().is_created);
+        assert!(Counted::read(&created.encode_to_vec()).unwrap().is_created);
     }
 }
