@@ -3,5 +3,6 @@
 set -euo pipefail
 . scripts/env.sh
 scripts/check.sh
+deploy/validate.sh
 cargo build --locked --workspace --bins
 cargo test --locked --workspace

@@ -17,6 +17,7 @@
 //! | `sweeper` | deletes what compactions made dead, in steps |
 //! | `lessor` | lease deadlines and keep-alives |
 //! | `watch` | who hears of which event |
+//! | `supervisor` | what systemd is told |
 //! | `runtime`, `shutdown` | raft's own threads and those of clients; leaving in order |
 //! | `gather` | one write for the answers that become ready together |
 //! | `metrics` | what a node counts, under etcd's names |
@@ -44,6 +45,7 @@ mod running;
 mod runtime;
 mod shutdown;
 pub mod status;
+mod supervisor;
 mod sweeper;
 mod tls;
 pub mod version;

@@ -242,6 +242,11 @@ impl Node {
         }
     }
 
+    /// Waits for raft's next turn; says whether it takes any more.
+    pub(crate) async fn raft_lives(&self) -> bool {
+        self.route.raft.with_raft_state(|_| ()).await.is_ok()
+    }
+
     /// Whether this member leads, as far as it knows.
     #[must_use]
     pub fn is_leader(&self) -> bool {

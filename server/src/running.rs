@@ -21,6 +21,7 @@ use crate::metrics::Metrics;
 use crate::node::{self, Node};
 use crate::raft::BootstrapError;
 use crate::raft::standing::REMOVED;
+use crate::supervisor;
 use crate::tls::{self, Acceptor};
 
 /// What clients may speak; the first for gRPC.
@@ -194,6 +195,7 @@ impl Running {
                 "ready to serve client requests"
             );
         }
+        supervisor::ready();
         Ok(())
     }
 
@@ -233,12 +235,21 @@ pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Resu
             // Whoever asked for it, perhaps here, gets the answer.
             tokio::time::sleep(REMOVED_GRACE).await;
         };
+        let ended = async {
+            tokio::select! {
+                () = shutdown => End::Asked,
+                reason = failed => End::Failed(reason),
+                () = removed => End::Removed,
+            }
+        };
+        let live = supervisor::live(&running.node);
+        tokio::pin!(ended);
         tokio::select! {
-            () = shutdown => End::Asked,
-            reason = failed => End::Failed(reason),
-            () = removed => End::Removed,
+            end = &mut ended => end,
+            () = live => ended.await,
         }
     };
+    supervisor::stopping();
     match end {
         End::Asked => {
             tracing::info!("stopping");

@@ -1,6 +1,7 @@
 //! `alarm` and `move-leader`.
 
 use clap::{Args, Subcommand};
+use conclave_client::Client;
 
 use super::Context;
 use crate::{
@@ -23,6 +24,10 @@ pub(crate) struct MoveLeaderArguments {
     /// The member that shall lead, in hexadecimal.
     #[arg(value_name = "MEMBER_ID")]
     target: Vec<String>,
+    /// Whoever leads among the endpoints hands over to any other voter; nobody leading is fine too. For
+    /// a member that is about to be stopped.
+    #[arg(long, conflicts_with = "target")]
+    away: bool,
 }
 
 pub(super) async fn alarms(context: &Context) -> Result<(), Failure> {
@@ -38,19 +43,45 @@ pub(super) async fn move_leader(
     context: &Context,
     arguments: MoveLeaderArguments,
 ) -> Result<(), Failure> {
+    if arguments.away {
+        return move_away(context).await;
+    }
     let [target] = arguments.target.as_slice() else {
         return Err(Failure::bad_arguments("move-leader command needs 1 argument"));
     };
     let target = parse_uint(target, 16).map_err(Failure::bad_arguments)?;
-    // Only the leader takes the request: find it among the endpoints.
+    let Some((leader, from)) = leader(context).await? else {
+        let endpoints = context.client.endpoints().join(" ");
+        return Err(Failure::bad_arguments(format!("no leader endpoint given at [{endpoints}]")));
+    };
+    leader.move_leader(target).await?;
+    context.print(&Transfer { from, to: target })
+}
+
+/// The endpoint whose member leads, with the member's id: only a leader hands over.
+async fn leader(context: &Context) -> Result<Option<(Client, u64)>, Failure> {
     for client in context.client.each() {
         let status = client.status().await?;
         let member = status.header.as_ref().map_or(0, |header| header.member_id);
         if member == status.leader {
-            client.move_leader(target).await?;
-            return context.print(&Transfer { from: member, to: target });
+            return Ok(Some((client, member)));
         }
     }
-    let endpoints = context.client.endpoints().join(" ");
-    Err(Failure::bad_arguments(format!("no leader endpoint given at [{endpoints}]")))
+    Ok(None)
+}
+
+/// Hands over to the first voter that takes it.
+async fn move_away(context: &Context) -> Result<(), Failure> {
+    let Some((leader, from)) = leader(context).await? else { return Ok(()) };
+    let members = leader.members().await?.into_inner().members;
+    let others = members.iter().filter(|member| member.id != from && !member.is_learner);
+    let mut refusal = None;
+    for to in others.map(|member| member.id) {
+        match leader.move_leader(to).await {
+            Ok(()) => return context.print(&Transfer { from, to }),
+            Err(error) => refusal = Some(error),
+        }
+    }
+    // Nobody else could lead, so that nothing is lost by stopping the only voter.
+    refusal.map_or(Ok(()), |error| Err(error.into()))
 }

@@ -11,15 +11,12 @@ use tempfile::TempDir;
 use crate::{
     CONCLAVE,
     compare::{has_etcdctl, normal},
-    run,
+    named, run,
     server::{Server, program},
 };
 
-/// Ours under the name of theirs.
 fn etcdctl() -> (TempDir, String) {
-    let dir = tempfile::tempdir().expect("a directory");
-    let path = dir.path().join("etcdctl");
-    std::os::unix::fs::symlink(CONCLAVE, &path).expect("a link");
+    let (dir, path) = named("etcdctl");
     let path = path.to_str().expect("text").to_owned();
     (dir, path)
 }
@@ -289,9 +286,7 @@ fn a_command_lives_and_dies_with_its_lock() {
 
 #[test]
 fn native_locks_are_shared_counted_shown_and_broken() {
-    let dir = tempfile::tempdir().expect("a directory");
-    let etcd = dir.path().join("etcd");
-    std::os::unix::fs::symlink(CONCLAVE, &etcd).expect("a link");
+    let (_dir, etcd) = named("etcd");
     let server = Server::single(etcd);
     let endpoint = server.endpoint();
     let start = Instant::now();

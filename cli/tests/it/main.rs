@@ -20,16 +20,28 @@ mod primitives;
 #[path = "../../../client/tests/it/server.rs"]
 mod server;
 mod snapshot;
+mod supervised;
 mod tls;
 mod verbs;
 
 use std::{
     io::Write,
+    path::PathBuf,
     process::{Command, Output, Stdio},
 };
 
+use tempfile::TempDir;
+
 /// The binary under test.
 const CONCLAVE: &str = env!("CARGO_BIN_EXE_conclave");
+
+/// Ours under the name of one of theirs, whose flags it then takes.
+fn named(name: &str) -> (TempDir, PathBuf) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join(name);
+    std::os::unix::fs::symlink(CONCLAVE, &path).expect("a link");
+    (dir, path)
+}
 
 /// Runs a program to its end with `input` on its standard input.
 fn run(program: &str, endpoint: &str, arguments: &[&str], input: &str) -> Output {

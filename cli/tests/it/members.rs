@@ -11,7 +11,7 @@ use tempfile::TempDir;
 use crate::{
     CONCLAVE,
     compare::{has_etcdctl, normal},
-    run,
+    named, run,
     server::{Server, free_port, program},
 };
 
@@ -96,7 +96,7 @@ fn unordered(text: &str) -> String {
     words.join(" ")
 }
 
-fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
+pub(crate) fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
     let until = Instant::now() + DEADLINE;
     loop {
         if let Some(done) = attempt() {
@@ -113,10 +113,7 @@ fn changes_are_answered_as_by_etcd() {
     if !has_etcdctl() {
         return;
     }
-    let dir = TempDir::new().unwrap();
-    // By this name it takes etcd's flags.
-    let conclave = dir.path().join("etcd");
-    std::os::unix::fs::symlink(CONCLAVE, &conclave).unwrap();
+    let (_dir, conclave) = named("etcd");
     let theirs = answers(&Server::single(etcd));
     let ours = answers(&Server::single(conclave));
     assert_eq!(theirs.len(), ours.len());

@@ -8,6 +8,7 @@ mod api_maintenance;
 mod auth;
 mod backup;
 mod cluster;
+mod deploy;
 mod election;
 mod lease;
 mod lock;
