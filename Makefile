@@ -5,7 +5,7 @@ SHELL := /bin/bash
 CARGO := . scripts/env.sh && cargo
 DATA_DIR ?= .cluster
 
-.PHONY: help setup cluster test check fix scripts-update bench jepsen build release
+.PHONY: help setup cluster test interop check fix scripts-update bench jepsen build release
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,6 +20,10 @@ cluster: setup ## Build and run a three-node cluster on loopback; ctrl-C stops i
 test: setup ## Everything a contributor must pass (what CI runs)
 	@scripts/setup.sh test
 	@scripts/test.sh
+
+interop: setup ## Other people's clients against three nodes; FULL=1 for etcd-client's own suite
+	@$(CARGO) build --locked --bin conclave
+	@interop/run.sh
 
 check: setup ## Formatting, lints, docs and dependency rules; changes nothing
 	@scripts/check.sh

@@ -5,4 +5,5 @@ set -euo pipefail
 scripts/check.sh
 deploy/validate.sh
 cargo build --locked --workspace --bins
+interop/run.sh
 cargo test --locked --workspace

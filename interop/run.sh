@@ -1,0 +1,101 @@
+#!/usr/bin/env bash
+# Runs clients that we did not write against three nodes of ours, without and with TLS. FULL=1: also the
+# test-suite of the crate etcd-client. Ports from BASE_PORT (23790) on must be free.
+set -euo pipefail
+cd "$(dirname "$0")"
+. ../scripts/env.sh
+cache="${CONCLAVE_INTEROP:-$HOME/.cache/conclave/interop}"
+binary="${CONCLAVE_BINARY:-$CARGO_TARGET_DIR/debug/conclave}"
+base="${BASE_PORT:-23790}"
+work="$(mktemp -d)"
+pids=()
+
+stop() {
+  [ "${#pids[@]}" -eq 0 ] || kill "${pids[@]}" 2>/dev/null || true
+  [ "${#pids[@]}" -eq 0 ] || wait "${pids[@]}" 2>/dev/null || true
+  pids=()
+}
+trap 'stop; rm -rf "$work"' EXIT
+
+skip() { echo "interop: $1: SKIPPED" >&2; }
+
+# Starts three nodes below $work/$1 that speak $2 to clients; the rest are more flags.
+start() { # name scheme flags...
+  local name="$1" scheme="$2" i cluster=
+  shift 2
+  for i in 0 1 2; do cluster+="${cluster:+,}n$i=http://127.0.0.1:$((base + 10 + i))"; done
+  for i in 0 1 2; do
+    "$binary" server --name "n$i" --data-dir "$work/$name/n$i" \
+      --listen-client-urls "$scheme://127.0.0.1:$((base + i))" \
+      --advertise-client-urls "$scheme://127.0.0.1:$((base + i))" \
+      --listen-peer-urls "http://127.0.0.1:$((base + 10 + i))" \
+      --initial-advertise-peer-urls "http://127.0.0.1:$((base + 10 + i))" \
+      --initial-cluster "$cluster" --bcrypt-cost 4 "$@" >"$work/$name-n$i.log" 2>&1 &
+    pids+=($!)
+  done
+  export ENDPOINTS="127.0.0.1:$base,127.0.0.1:$((base + 1)),127.0.0.1:$((base + 2))"
+  for i in 0 1 2; do
+    until grep -q "ready to serve client requests" "$work/$name-n$i.log"; do
+      kill -0 "${pids[$i]}" || { tail -n 3 "$work/$name-n$i.log" >&2; return 1; }
+      sleep 0.1
+    done
+  done
+}
+
+certify() {
+  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=conclave-interop \
+    -addext 'subjectAltName=IP:127.0.0.1' -keyout "$work/key.pem" -out "$work/cert.pem" 2>/dev/null
+}
+
+run_clients() {
+  if [ -n "$node" ]; then NODE_PATH="$cache/node/node_modules" timeout 120 node node_suite.js; fi
+  if [ -n "$python" ]; then
+    PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION=python timeout 120 "$cache/python/bin/python" python_suite.py
+  fi
+}
+
+fetch_node() {
+  command -v node >/dev/null && command -v npm >/dev/null || return 1
+  [ -d "$cache/node/node_modules/etcd3" ] ||
+    timeout 180 npm install --silent --no-audit --no-fund --prefix "$cache/node" etcd3@1.1.2 >/dev/null
+}
+
+fetch_python() {
+  command -v python3 >/dev/null || return 1
+  [ -e "$cache/python/fetched" ] && return
+  python3 -m venv "$cache/python" &&
+    timeout 180 "$cache/python/bin/pip" install --quiet --disable-pip-version-check etcd3==0.12.0 'protobuf<4' &&
+    touch "$cache/python/fetched"
+}
+
+# The crate's suite expects one endpoint on port 2379 and, for its auth test, a root user.
+run_etcd_client() {
+  local version=0.17.0 dir="$cache/etcd-client-0.17.0"
+  [ -d "$dir" ] || curl -sSfL "https://static.crates.io/crates/etcd-client/etcd-client-$version.crate" | tar xz -C "$cache"
+  sed -i "s/localhost:[0-9]*/localhost:$base/" "$dir/tests/testing.rs" "$dir/tests/client.rs"
+  local control=("$binary" --endpoints "127.0.0.1:$base")
+  # It asks whatever member it reaches to move the leader, which only the leader does, as with etcd; of several
+  # members it also expects a header that etcd does not send.
+  (cd "$dir" && CARGO_TARGET_DIR="$cache/target" cargo test --quiet --tests -- --skip test_move_leader)
+  "${control[@]}" user add root:rootpwd && "${control[@]}" user grant-role root root
+  (cd "$dir" && CARGO_TARGET_DIR="$cache/target" cargo test --quiet --test client -- --ignored test_auth)
+}
+
+mkdir -p "$cache"
+node=yes python=yes
+fetch_node || { skip "npm etcd3 (node, npm or the network is missing)"; node=; }
+fetch_python || { skip "PyPI etcd3 (python3-venv or the network is missing)"; python=; }
+
+start plain http
+run_clients
+if [ "${FULL:-}" = 1 ]; then run_etcd_client; fi
+stop
+
+if command -v openssl >/dev/null; then
+  certify
+  start tls https --cert-file "$work/cert.pem" --key-file "$work/key.pem"
+  CA="$work/cert.pem" run_clients
+  stop
+else
+  skip "TLS (openssl is missing)"
+fi
