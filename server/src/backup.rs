@@ -79,7 +79,7 @@ impl RestoreError {
 /// # Errors
 /// [`BackupError`]: why it is no backup, or a damaged one.
 pub fn status(file: &Path, check: Check) -> Result<BackupStatus, BackupError> {
-    BackupFile::open(file, check, &mut |_, _| {}).map(|file| file.status())
+    BackupFile::open(file, check, &mut |_, _| {})?.status()
 }
 
 /// Makes the data directory of a new member out of a file. Blocks; not to be called on a thread of an

@@ -303,6 +303,24 @@ fn token<R: Read>(
     })
 }
 
+/// Writes a user of another store; its roles may be in any order.
+pub(crate) fn adopt_user<R: Read>(rows: &mut Overlay<'_, R>, name: &str, mut row: UserRow) {
+    row.roles.sort();
+    row.roles.dedup();
+    put_user(rows, name, &row);
+}
+
+/// Writes a role of another store, whose permissions may be in any order; `false`, and nothing is
+/// written, if one of them could not be granted here.
+pub(crate) fn adopt_role<R: Read>(rows: &mut Overlay<'_, R>, name: &str, mut row: RoleRow) -> bool {
+    if !row.permissions.iter().all(is_grantable) {
+        return false;
+    }
+    row.permissions.sort_by(|a, b| (&a.key, &a.range_end).cmp(&(&b.key, &b.range_end)));
+    put_role(rows, name, &row);
+    true
+}
+
 fn put_user<R: Read>(rows: &mut Overlay<'_, R>, name: &str, row: &UserRow) {
     rows.put(Table::Auth, user_key(name), row.encode());
 }

@@ -85,22 +85,7 @@ impl<'a, 'b, R: Read> Change<'a, 'b, R> {
             Some(old) => (old.create_revision, old.version.saturating_add(1)),
             None => (at.main, 1),
         };
-        let state = State { create_revision, version, lease, value };
-        self.write_rows(key, at, &before, Some(state));
-        let old_lease = before.kv.as_ref().map_or(0, |old| old.lease);
-        if old_lease != lease {
-            self.detach(old_lease, key);
-            self.attach(lease, key);
-        }
-        // A key that got its lease later would stand before those that came first: it is no place.
-        if before.kv.is_none() && lease != 0 {
-            queue::enter(self.rows, key, create_revision)?;
-        } else if old_lease != 0 && lease == 0 {
-            queue::leave(self.rows, key, create_revision)?;
-        }
-        if before.kv.is_none() {
-            self.head.key_count = self.head.key_count.saturating_add(1);
-        }
+        self.write_put(key, at, &before, State { create_revision, version, lease, value })?;
         let kv = KeyValue {
             key: key.clone(),
             create_revision,
@@ -120,18 +105,70 @@ impl<'a, 'b, R: Read> Change<'a, 'b, R> {
     /// # Errors
     /// [`Halt`] if the storage fails or a row is damaged.
     pub(crate) fn delete(&mut self, key: &Bytes, before: Before) -> Result<(), Halt> {
-        let Some(old) = &before.kv else { return Ok(()) };
-        let (old_lease, create_revision) = (old.lease, old.create_revision);
-        let at = self.take_revision();
-        self.write_rows(key, at, &before, None);
-        self.detach(old_lease, key);
-        if old_lease != 0 {
-            queue::leave(self.rows, key, create_revision)?;
+        if before.kv.is_none() {
+            return Ok(());
         }
-        self.head.key_count = self.head.key_count.saturating_sub(1);
+        let at = self.take_revision();
+        self.write_deletion(key, at, &before)?;
         let kv = KeyValue { key: key.clone(), mod_revision: at.main, ..KeyValue::default() };
         let prev_kv = self.before_revision(at.main, key, before)?;
         self.events.push(Event { kind: EventKind::Delete, kv, prev_kv });
+        Ok(())
+    }
+
+    /// Writes a change that happened elsewhere, at its own revision; no event tells of it.
+    ///
+    /// # Errors
+    /// [`Halt`] if the storage fails or a row is damaged.
+    pub(crate) fn adopt(
+        &mut self,
+        at: Revision,
+        key: &Bytes,
+        before: &Before,
+        state: Option<State<'_>>,
+    ) -> Result<(), Halt> {
+        match state {
+            Some(state) => self.write_put(key, at, before, state),
+            None => self.write_deletion(key, at, before),
+        }
+    }
+
+    /// Everything that a put changes but the revision.
+    fn write_put(
+        &mut self,
+        key: &Bytes,
+        at: Revision,
+        before: &Before,
+        state: State<'_>,
+    ) -> Result<(), Halt> {
+        self.write_rows(key, at, before, Some(state));
+        let (lease, create_revision) = (state.lease, state.create_revision);
+        let old_lease = before.kv.as_ref().map_or(0, |old| old.lease);
+        if old_lease != lease {
+            self.detach(old_lease, key);
+            self.attach(lease, key);
+        }
+        // A key that got its lease later would stand before those that came first: it is no place.
+        if before.kv.is_none() && lease != 0 {
+            queue::enter(self.rows, key, create_revision)?;
+        } else if old_lease != 0 && lease == 0 {
+            queue::leave(self.rows, key, create_revision)?;
+        }
+        if before.kv.is_none() {
+            self.head.key_count = self.head.key_count.saturating_add(1);
+        }
+        Ok(())
+    }
+
+    /// Everything that a deletion changes but the revision; the key need not live.
+    fn write_deletion(&mut self, key: &Bytes, at: Revision, before: &Before) -> Result<(), Halt> {
+        self.write_rows(key, at, before, None);
+        let Some(old) = &before.kv else { return Ok(()) };
+        self.detach(old.lease, key);
+        if old.lease != 0 {
+            queue::leave(self.rows, key, old.create_revision)?;
+        }
+        self.head.key_count = self.head.key_count.saturating_sub(1);
         Ok(())
     }
 

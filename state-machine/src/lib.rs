@@ -18,7 +18,7 @@
 //! | [`range`], [`history`], [`leases`], [`sessions`], [`locks`], [`primitives`], [`members`], [`kv`] | reads |
 //! | [`expiry`], [`watcher_set`], [`rank`] | local to a node: lease deadlines, who gets which event, counts |
 //! | [`validate`] | checks of requests that need no store |
-//! | [`restore`] | what a new cluster changes in a restored store |
+//! | [`restore`], [`import`] | what a new cluster changes in a restored store, or takes over of another |
 //! | [`divergence`] | whose state is not that of the others |
 //! | [`auth`] | users, roles, permissions, and who may what |
 //! | [`revision`], [`span`], [`compaction`] | shared notions |
@@ -42,6 +42,7 @@ pub mod divergence;
 pub mod expiry;
 pub mod head;
 pub mod history;
+pub mod import;
 pub mod kv;
 pub mod leases;
 mod live;

@@ -11,6 +11,7 @@ mod flags;
 mod local;
 mod lock;
 mod members;
+mod migrate;
 #[path = "../../../transport/tests/it/name_server.rs"]
 mod name_server;
 #[path = "../../../client/tests/it/port.rs"]

@@ -23,13 +23,13 @@ fn our_server(dir: &TempDir) -> Server {
     Server::single(program)
 }
 
-fn text(bytes: &[u8]) -> String {
+pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
 /// Runs a program, which must succeed; what it printed.
 #[track_caller]
-fn must(program: &str, endpoint: &str, arguments: &[&str]) -> String {
+pub(crate) fn must(program: &str, endpoint: &str, arguments: &[&str]) -> String {
     let output = run(program, endpoint, arguments, "");
     assert!(output.status.success(), "{arguments:?}: {output:?}");
     text(&output.stdout)
@@ -41,7 +41,7 @@ fn put(endpoint: &str, key: &str, value: &str) {
     assert_eq!(must(CONCLAVE, endpoint, &arguments), "OK\n");
 }
 
-fn path(dir: &TempDir, name: &str) -> String {
+pub(crate) fn path(dir: &TempDir, name: &str) -> String {
     dir.path().join(name).to_str().unwrap().to_owned()
 }
 
@@ -50,7 +50,12 @@ fn exists(file: &str) -> bool {
 }
 
 /// Restores `file` with these flags in addition; what the server is to be started with afterwards.
-fn restore(program: &str, file: &str, data_dir: &str, flags: &[&str]) -> (Output, [String; 5]) {
+pub(crate) fn restore(
+    program: &str,
+    file: &str,
+    data_dir: &str,
+    flags: &[&str],
+) -> (Output, [String; 5]) {
     let peer = format!("http://127.0.0.1:{}", free_port());
     let common = [
         "--name=new".to_owned(),
@@ -67,7 +72,7 @@ fn restore(program: &str, file: &str, data_dir: &str, flags: &[&str]) -> (Output
 }
 
 /// A server on a restored directory, and where it serves.
-fn start(flags: &[String]) -> (Running, String) {
+pub(crate) fn start(flags: &[String]) -> (Running, String) {
     let client = format!("http://127.0.0.1:{}", free_port());
     let listen = format!("--listen-client-urls={client}");
     let advertise = format!("--advertise-client-urls={client}");

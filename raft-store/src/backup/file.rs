@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use conclave_proto::internal::BackupMeta;
 use ring::digest::{Context, SHA256};
 
+use super::etcd::EtcdSnapshot;
 use super::format::{self, DIGEST_BYTES, Header, MAGIC, SECTOR_BYTES};
 use super::{BackupError, OnProgress};
 use crate::row;
@@ -40,6 +41,8 @@ pub struct BackupFile {
 pub(super) enum Content {
     /// Ours: the description, and where the body begins.
     Own(Box<BackupMeta>, u64),
+    /// An etcd's.
+    Etcd(EtcdSnapshot),
 }
 
 /// What a backup holds.
@@ -49,11 +52,11 @@ pub struct BackupStatus {
     pub hash: u32,
     /// Newest revision.
     pub revision: i64,
-    /// How many keys.
+    /// How many live keys; of an etcd's, how many keys its database has.
     pub keys: i64,
     /// Bytes of the file, without the digest.
     pub bytes: u64,
-    /// Version that saved it; empty if it does not say.
+    /// Version that saved it, of an etcd's its storage version; empty if it does not say.
     pub version: String,
 }
 
@@ -97,17 +100,22 @@ impl BackupFile {
         self.bytes
     }
 
-    /// What it holds.
-    #[must_use]
-    pub fn status(&self) -> BackupStatus {
+    /// What it holds. Reads all of an etcd's.
+    ///
+    /// # Errors
+    /// [`BackupError`]: what is wrong with it.
+    pub fn status(&self) -> Result<BackupStatus, BackupError> {
         match &self.content {
-            Content::Own(meta, _) => BackupStatus {
+            Content::Own(meta, _) => Ok(BackupStatus {
                 hash: crc32c::crc32c(&meta.digest.to_be_bytes()),
                 revision: meta.revision,
                 keys: meta.keys,
                 bytes: self.bytes,
                 version: format!("conclave {}", meta.version),
-            },
+            }),
+            Content::Etcd(snapshot) => {
+                snapshot.status().map_err(|source| BackupError::io(&self.path, source))
+            }
         }
     }
 }
@@ -152,7 +160,10 @@ fn content(path: &Path, file: &mut File, bytes: u64) -> Result<Content, BackupEr
         Err(error) => return Err(failed(error)),
     };
     if !is_own {
-        return Err(BackupError::Unknown { path: path.to_owned() });
+        let snapshot = file.try_clone().and_then(|file| EtcdSnapshot::open(file, bytes));
+        let snapshot = snapshot.map_err(failed)?;
+        let snapshot = snapshot.ok_or_else(|| BackupError::Unknown { path: path.to_owned() });
+        return snapshot.map(Content::Etcd);
     }
     file.seek(SeekFrom::Start(0)).map_err(failed)?;
     let mut reader = BufReader::new(file);

@@ -17,8 +17,11 @@
 //! | `format` | the bytes of header and body |
 //! | `save` | a running state as such bytes |
 //! | `file` | a file of them, or of an etcd, opened and checked |
+//! | `bolt`, `etcd` | etcd's database, and what it means |
 //! | `restore` | a new member's directory |
 
+mod bolt;
+mod etcd;
 mod file;
 mod format;
 mod restore;

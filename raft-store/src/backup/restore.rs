@@ -77,6 +77,14 @@ impl BackupFile {
                 let rows = open(database, meta);
                 rows.map_err(|source| BackupError::io(&self.path, source))?
             }
+            Content::Etcd(snapshot) => {
+                let database = directory.new_database();
+                let rows = EngineKind::default().open(database, Create::New).map_err(failed)?;
+                rows.write(&mut [row::format_row()].into_iter()).map_err(failed)?;
+                let imported = snapshot.import(&rows, on_progress);
+                imported.map_err(|source| BackupError::io(&self.path, source))?;
+                rows
+            }
         };
         let saved = Head::load(&rows).map_err(|halt| failed(halt_to_io(halt)))?;
         let head = begin_anew(&rows, member, by).map_err(failed)?;

@@ -85,7 +85,7 @@ async fn a_restored_state_is_the_saved_one() {
     // What comes later is not in it.
     state.apply([entry(61, vec![put("late", "later")])]).await;
 
-    let status = open(&file, Check::Digest).unwrap().status();
+    let status = open(&file, Check::Digest).unwrap().status().unwrap();
     assert_eq!((status.revision, status.keys), (revision, 8));
     assert_eq!(status.bytes + 32, std::fs::metadata(&file).unwrap().len());
     assert_eq!(status.version, "conclave test");

@@ -3,8 +3,10 @@
 
 mod apply;
 mod backup;
+mod bolt_file;
 mod counts;
 mod engines;
+mod etcd;
 mod harness;
 mod readers;
 mod snapshot;
