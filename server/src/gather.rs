@@ -44,6 +44,12 @@ impl<S> Gather<S> {
             task.waker().wake_by_ref();
         }
         self.is_fresh = true;
+        let needed = self.held.len() + slices.iter().map(|slice| slice.len()).sum::<usize>();
+        if needed > self.held.capacity() {
+            // Growing step by step would copy what is held again and again.
+            let room = if needed > KEPT_BYTES_MAX { HELD_BYTES_MAX } else { KEPT_BYTES_MAX };
+            self.held.reserve_exact(room - self.held.len());
+        }
         for slice in slices {
             self.held.extend_from_slice(slice);
         }

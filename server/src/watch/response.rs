@@ -26,7 +26,7 @@ const COPY_BYTES_MAX: usize = 16 << 10;
 pub struct Output {
     frames: VecDeque<Bytes>,
     tail: Vec<u8>,
-    /// Bytes that the last tail had, as room for the next.
+    /// About as many bytes as the largest of the last tails had, as room for the next.
     usual: usize,
     /// Bytes in `frames` and `tail`.
     bytes: usize,
@@ -213,7 +213,7 @@ impl Output {
 
     fn flush_tail(&mut self) {
         if !self.tail.is_empty() {
-            self.usual = self.tail.len();
+            self.usual = self.tail.len().max(self.usual - self.usual / 8);
             self.frames.push_back(Bytes::from(std::mem::take(&mut self.tail)));
         }
     }
