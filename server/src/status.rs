@@ -6,6 +6,7 @@
 use conclave_raft_store::store::ReadError;
 use conclave_state_machine::members::rules::MemberRefusal;
 use conclave_state_machine::response::Rejection;
+use http::StatusCode;
 use tonic::{Code, Status};
 
 use crate::lessor::LessorError;
@@ -314,6 +315,41 @@ pub(crate) fn no_older_format() -> Status {
 /// The answer to a call that does not exist.
 pub(crate) fn unimplemented(text: impl Into<String>) -> Status {
     Status::unimplemented(text)
+}
+
+/// The answer to JSON that is no message of the call.
+pub(crate) fn no_message(text: impl Into<String>) -> Status {
+    Status::invalid_argument(text)
+}
+
+/// The answer to JSON that is larger than any message may be.
+pub(crate) fn json_too_large(bytes_max: usize) -> Status {
+    Status::resource_exhausted(format!("conclave: a message in JSON has at most {bytes_max} bytes"))
+}
+
+/// For a call that ended well without its answer, which none of ours does.
+pub(crate) fn no_answer() -> Status {
+    Status::internal("conclave: the call ended without an answer")
+}
+
+/// The status in HTTP for a code, as in grpc-gateway.
+pub(crate) fn http(code: Code) -> StatusCode {
+    match code {
+        Code::Ok => StatusCode::OK,
+        Code::Cancelled => StatusCode::REQUEST_TIMEOUT,
+        Code::InvalidArgument | Code::FailedPrecondition | Code::OutOfRange => {
+            StatusCode::BAD_REQUEST
+        }
+        Code::DeadlineExceeded => StatusCode::GATEWAY_TIMEOUT,
+        Code::NotFound => StatusCode::NOT_FOUND,
+        Code::AlreadyExists | Code::Aborted => StatusCode::CONFLICT,
+        Code::PermissionDenied => StatusCode::FORBIDDEN,
+        Code::Unauthenticated => StatusCode::UNAUTHORIZED,
+        Code::ResourceExhausted => StatusCode::TOO_MANY_REQUESTS,
+        Code::Unimplemented => StatusCode::NOT_IMPLEMENTED,
+        Code::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        Code::Unknown | Code::Internal | Code::DataLoss => StatusCode::INTERNAL_SERVER_ERROR,
+    }
 }
 
 /// The answer to a call that met damage: this node stops, and its last line says why.

@@ -187,8 +187,8 @@ pub(super) const FLAGS: &[Flag] = &[
     no_effect("grpc-keepalive-min-time", "pings of clients are never punished"),
     used("grpc-keepalive-interval", "\"2h\": how often an idle connection is pinged (0: never)"),
     used("grpc-keepalive-timeout", "\"20s\": how long a pinged client may take to answer"),
-    only("cors", "*", "\"*\": origins that browsers may use the API from"),
-    only("host-whitelist", "*", "\"*\": accepted Host headers"),
+    used("cors", "\"*\": origins whose pages browsers let use the API"),
+    used("host-whitelist", "\"*\": hosts that requests without TLS may name, but for gRPC"),
     // Compaction and watch.
     used("auto-compaction-mode", "\"periodic\": periodic or revision"),
     used(
@@ -215,7 +215,7 @@ pub(super) const FLAGS: &[Flag] = &[
         standing: Standing::NoEffect("profiles of Go's runtime do not exist here; use perf"),
         help: "",
     },
-    later_switch("enable-grpc-gateway"),
+    switch("enable-grpc-gateway", Standing::Used, "true: answer JSON at /v3/"),
     later("warning-apply-duration"),
     later("warning-unary-request-duration"),
     later_switch("enable-distributed-tracing"),

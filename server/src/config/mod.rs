@@ -22,6 +22,7 @@ pub use settings::{
     AuthSettings, AutoCompaction, BootstrapSettings, CheckSettings, ClusterState, JwtSettings,
     Limits, ListenSettings, LogFormat, LogOutput, LogRotation, LogSettings, MembershipSettings,
     PortIdentity, PortTls, RaftSettings, Settings, SrvDiscovery, StoreSettings, TlsSettings,
+    WebSettings,
 };
 pub(crate) use settings::{log_dir, state_dir};
 pub(crate) use urls::peer_urls;

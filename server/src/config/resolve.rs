@@ -8,7 +8,7 @@ use super::cluster::InitialCluster;
 use super::flags::Raw;
 use super::settings::{
     AuthSettings, AutoCompaction, BootstrapSettings, CheckSettings, ClusterState, JwtSettings,
-    Limits, ListenSettings, MembershipSettings, RaftSettings, Settings, StoreSettings,
+    Limits, ListenSettings, MembershipSettings, RaftSettings, Settings, StoreSettings, WebSettings,
 };
 use super::{ConfigError, logs, srv, tls, urls};
 
@@ -49,6 +49,7 @@ pub(super) fn settings(mut raw: Raw) -> Result<Settings, ConfigError> {
         auth: auth(&raw)?,
         log: logs::settings(&raw)?,
         measures_calls: measures_calls(&raw)?,
+        web: web(&raw)?,
         watch_progress_interval: watch_progress_interval(&raw)?,
         name,
         data_dir,
@@ -302,6 +303,19 @@ fn jwt(token: &str, options: &str) -> Result<JwtSettings, ConfigError> {
         return Err(refuse("ttl must be at least 1s"));
     }
     Ok(jwt)
+}
+
+fn web(raw: &Raw) -> Result<WebSettings, ConfigError> {
+    // As in etcd an empty list is no limit either.
+    let listed = |flag| {
+        let names: Vec<String> = raw.list(flag).into_iter().map(str::to_owned).collect();
+        (!names.is_empty() && names.iter().all(|name| name != "*")).then_some(names)
+    };
+    Ok(WebSettings {
+        origins: listed("cors"),
+        hosts: listed("host-whitelist"),
+        has_gateway: raw.switch("enable-grpc-gateway", true)?,
+    })
 }
 
 fn measures_calls(raw: &Raw) -> Result<bool, ConfigError> {

@@ -36,6 +36,8 @@ pub struct Settings {
     pub limits: Limits,
     /// Users and tokens.
     pub auth: AuthSettings,
+    /// HTTP beside gRPC.
+    pub web: WebSettings,
     /// Log lines.
     pub log: LogSettings,
     /// Durations of calls are measured.
@@ -179,6 +181,17 @@ pub struct SrvDiscovery {
     pub name: String,
     /// DNS server to ask, if not the system's.
     pub server: Option<SocketAddr>,
+}
+
+/// HTTP beside gRPC.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WebSettings {
+    /// Origins whose pages browsers let see answers; `None` for all.
+    pub origins: Option<Vec<String>>,
+    /// Hosts that a request without TLS may name; `None` for all.
+    pub hosts: Option<Vec<String>>,
+    /// Calls may be made in JSON.
+    pub has_gateway: bool,
 }
 
 /// Value of `--initial-cluster-state`.

@@ -47,6 +47,13 @@ pub(crate) struct ClientPort {
     listeners: Vec<(Listener, Role)>,
 }
 
+/// How a connection came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Entrance {
+    pub(super) role: Role,
+    pub(super) is_tls: bool,
+}
+
 /// What a listener is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
@@ -199,7 +206,8 @@ async fn serve<S>(stream: S, name: Option<ClientName>, port: Port, _room: OwnedS
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    let Port { role, shared, .. } = port;
+    let entrance = Entrance { role: port.role, is_tls: port.tls.is_some() };
+    let shared = port.shared;
     let metrics = Arc::clone(&shared.router.context.metrics);
     let stream = ClientStream::new(stream, metrics, HEADERS_BYTES_MAX as usize);
     let service = service_fn(|mut request: Request<Incoming>| {
@@ -207,7 +215,7 @@ where
         if let Some(name) = &name {
             request.extensions_mut().insert(name.clone());
         }
-        async move { shared.router.answer(role, request).await }
+        async move { shared.router.answer(entrance, request).await }
     });
     let stream = TokioIo::new(Gather::new(stream));
     let connection = shared.builder.serve_connection(stream, service);

@@ -1,13 +1,17 @@
 //! The client port: gRPC and plain HTTP on one listener, HTTP/1.1 and HTTP/2 alike.
 //!
-//! A request with a gRPC content type goes to the services, any other to the few pages of `pages`.
+//! A request with a gRPC content type goes to the services, any other to the few pages of `pages`
+//! and `probes`, and to the gateway, which makes calls of JSON.
 //! Whatever arrives on the port, the worst that happens is that its connection ends.
 
 mod authority;
 mod client_stream;
+mod gateway;
 mod listen;
 mod pages;
+mod probes;
 mod route;
+mod web;
 
 pub(crate) use listen::bind;
 pub(crate) use route::Router;

@@ -1,11 +1,14 @@
-//! The pages beside gRPC: `/health`, `/version`, `/metrics`, as etcd has them.
+//! The pages beside gRPC: `/health`, `/livez`, `/readyz`, `/version`, `/metrics`, as etcd has them.
 
 use std::time::Duration;
 
+use conclave_raft_store::store::ReadError;
 use conclave_state_machine::command::{AlarmKind, Range};
+use conclave_state_machine::response::Rejection;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use tonic::body::Body;
 
+use super::probes;
 use crate::api::context::Context;
 use crate::api::convert::alarm_type;
 use crate::status;
@@ -19,20 +22,41 @@ const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
 /// Answers a request without a gRPC content type.
 pub(super) async fn answer<B>(context: &Context, request: Request<B>) -> Response<Body> {
     let path = request.uri().path();
-    if !matches!(path, "/health" | "/version" | "/metrics") {
-        return page(StatusCode::NOT_FOUND, TEXT, "404 page not found\n".to_owned());
+    let is_probe = path.starts_with("/livez") || path.starts_with("/readyz");
+    if !is_probe && !matches!(path, "/health" | "/version" | "/metrics") {
+        return nowhere();
     }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        let mut response =
-            page(StatusCode::METHOD_NOT_ALLOWED, TEXT, "Method Not Allowed\n".to_owned());
+        let mut response = wrong_method();
         response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET"));
         return response;
     }
     match path {
         "/health" => health(context, request.uri().query().unwrap_or_default()).await,
         "/version" => version_page(),
-        _ => page(StatusCode::OK, EXPOSITION, context.metrics.exposition(context)),
+        "/metrics" => page(StatusCode::OK, EXPOSITION, context.metrics.exposition(context)),
+        probe => {
+            let query = request.uri().query().unwrap_or_default();
+            probes::answer(context, probe, query).await.unwrap_or_else(nowhere)
+        }
     }
+}
+
+fn nowhere() -> Response<Body> {
+    text(StatusCode::NOT_FOUND, "404 page not found\n".to_owned())
+}
+
+/// The answer where requests have another method.
+pub(super) fn wrong_method() -> Response<Body> {
+    text(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed\n".to_owned())
+}
+
+/// A page of plain text.
+pub(super) fn text(status: StatusCode, text: String) -> Response<Body> {
+    let mut response = page(status, TEXT, text);
+    let plain = HeaderValue::from_static("nosniff");
+    response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, plain);
+    response
 }
 
 fn page(status: StatusCode, content_type: &'static str, body: String) -> Response<Body> {
@@ -89,7 +113,11 @@ fn is_excluded(pairs: &[(&str, &str)], kind: AlarmKind) -> bool {
     pairs.iter().any(|&(name, value)| name == "exclude" && value == alarm_type(kind).as_str_name())
 }
 
-async fn read(context: &Context, is_serializable: bool) -> Result<(), String> {
+/// Reads something, as a client would.
+///
+/// # Errors
+/// With the reason why it cannot.
+pub(super) async fn read(context: &Context, is_serializable: bool) -> Result<(), String> {
     let settings = context.node.settings();
     // As in etcd: as long as a request may take.
     let timeout = Duration::from_secs(5) + settings.raft.election_timeout * 2;
@@ -102,5 +130,9 @@ async fn read(context: &Context, is_serializable: bool) -> Result<(), String> {
         }
     }
     let range = Range { key: bytes::Bytes::from_static(b"health"), ..Range::default() };
-    context.node.reader().range(&range).map(drop).map_err(|error| error.to_string())
+    match context.node.reader().range(&range) {
+        // What an alarm refuses to clients could be read; alarms have checks of their own.
+        Ok(_) | Err(ReadError::Rejected(Rejection::Corrupt)) => Ok(()),
+        Err(error) => Err(error.to_string()),
+    }
 }

@@ -2,14 +2,15 @@
 
 use std::convert::Infallible;
 
-use http::{HeaderMap, Request, Response, header};
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, Response, header};
 use hyper::body::Incoming;
 use tonic::Status;
 use tonic::body::Body;
-use tower::Service as _;
+use tower::{BoxError, Service as _};
 
-use super::listen::Role;
-use super::pages;
+use super::listen::{Entrance, Role};
+use super::{gateway, pages, web};
 use crate::api::context::Context;
 use crate::api::{KV_PATH, Services};
 use crate::auth::Refused;
@@ -27,36 +28,68 @@ impl Router {
     /// Answers one request. Never fails: failures are answers.
     pub(super) async fn answer(
         &self,
-        role: Role,
+        entrance: Entrance,
         request: Request<Incoming>,
     ) -> Result<Response<Body>, Infallible> {
         // Where gRPC is not served, such a request asks for a page that does not exist.
-        if role != Role::Clients || !is_grpc(request.headers()) {
-            return Ok(pages::answer(&self.context, request).await);
+        if entrance.role == Role::Clients && is_grpc(request.headers()) {
+            return Ok(self.call(request).await);
         }
+        let settings = &self.context.node.settings().web;
+        if !entrance.is_tls
+            && let Some(refusal) = web::misdirected(settings, &request)
+        {
+            return Ok(refusal);
+        }
+        let origin = request.headers().get(header::ORIGIN).cloned();
+        let mut response = match *request.method() {
+            Method::OPTIONS => Response::new(Body::empty()),
+            _ => self.page(entrance.role, request).await,
+        };
+        web::share(settings, origin.as_ref(), response.headers_mut());
+        Ok(response)
+    }
+
+    /// Answers a request that is no gRPC.
+    async fn page(&self, role: Role, request: Request<Incoming>) -> Response<Body> {
+        let has_gateway = role != Role::Pages && self.context.node.settings().web.has_gateway;
+        match gateway::find(request.uri().path()).filter(|_| has_gateway) {
+            None => pages::answer(&self.context, request).await,
+            Some(_) if request.method() != Method::POST => pages::wrong_method(),
+            Some(method) => Box::pin(gateway::answer(self, method, request)).await,
+        }
+    }
+
+    /// Answers a call.
+    pub(super) async fn call<B>(&self, request: Request<B>) -> Response<Body>
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError> + Send,
+    {
         if self.context.node.is_learner() && !is_for_learners(request.uri().path()) {
-            return Ok(Status::from(Fault::NotSupportedForLearner).into_http());
+            return Status::from(Fault::NotSupportedForLearner).into_http();
         }
         let mut request = request;
         if self.context.auth.head().enabled
             && let Err(status) = self.admit(&mut request).await
         {
-            return Ok(status.into_http());
+            return status.into_http();
         }
         let response = if request.uri().path().starts_with(KV_PATH) {
             self.services.kv.clone().call(request).await
         } else if is_known(request.uri().path()) {
             self.services.others.clone().call(request.map(Body::new)).await
         } else {
-            return Ok(unknown_service(request.uri().path()));
+            return unknown_service(request.uri().path());
         };
-        response.map(reword)
+        let Ok(response) = response;
+        reword(response)
     }
 }
 
 impl Router {
     /// Puts the caller into the request, or says why it may not call.
-    async fn admit(&self, request: &mut Request<Incoming>) -> Result<(), Status> {
+    async fn admit<B>(&self, request: &mut Request<B>) -> Result<(), Status> {
         let path = request.uri().path();
         if !is_known(path) && !path.starts_with(KV_PATH) {
             // Who calls what is not there hears that it is not there.

@@ -5,6 +5,7 @@ mod calls;
 mod counts;
 mod exposition;
 mod method;
+mod probes;
 mod process;
 mod tls;
 
@@ -23,6 +24,7 @@ use tonic::{Response, Status};
 pub(crate) use calls::{Answers, Calls, StreamCall};
 pub(crate) use counts::{Counts, Peer, Peers, Pending};
 pub(crate) use method::Method;
+pub(crate) use probes::{Check, Probe, Probes};
 pub(crate) use tls::PortCounts;
 
 use crate::api::context::Context;
@@ -54,6 +56,8 @@ pub(crate) struct Metrics {
     pub(crate) health_success: Counter,
     /// Answers of `/health` that were not good.
     pub(crate) health_failures: Counter,
+    /// Answers of `/livez` and `/readyz`.
+    pub(crate) probes: Probes,
     /// What is asked for only when somebody looks.
     scraped: Scraped,
     /// Leader at the last look, and how often it changed.
@@ -128,6 +132,7 @@ impl Metrics {
             counter("etcd_network_client_grpc_received_bytes", "Bytes received from clients");
         let health_success = counter("etcd_server_health_success", "Successful health checks");
         let health_failures = counter("etcd_server_health_failures", "Failed health checks");
+        let probes = Probes::register(&mut registry);
         Self {
             registry,
             calls,
@@ -139,6 +144,7 @@ impl Metrics {
             client_received_bytes,
             health_success,
             health_failures,
+            probes,
             scraped,
             leader_seen: Mutex::new(None),
         }

@@ -10,6 +10,7 @@ mod backup;
 mod cluster;
 mod deploy;
 mod election;
+mod gateway;
 mod lease;
 mod lock;
 mod members;

@@ -127,6 +127,8 @@ async fn the_page_has_etcds_names_and_values() {
 async fn every_metric_is_documented() {
     // Those of TLS are there if a certificate is.
     let servers = servers(3, &["--auto-tls"]).await;
+    // Those of checks are there once somebody has checked.
+    http(&servers[0], "GET /readyz").await;
     let page = page(&servers[0]).await;
     let mut rows = Vec::new();
     let mut help = "";

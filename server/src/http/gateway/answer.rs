@@ -1,0 +1,78 @@
+//! Answers and failures, in the form of the grpc-gateway that etcd has up to 3.5.
+
+use std::convert::Infallible;
+
+use bytes::Bytes;
+use futures::stream::{BoxStream, StreamExt as _};
+use http::{HeaderValue, Response, StatusCode, header};
+use http_body::Frame;
+use http_body_util::{Full, StreamBody};
+use prost_reflect::DynamicMessage;
+use serde_json::json;
+use tonic::Status;
+use tonic::body::Body;
+
+use super::codec;
+use crate::status;
+
+/// What a call answers.
+pub(super) type Answers = BoxStream<'static, Result<DynamicMessage, Status>>;
+
+fn response(status: StatusCode, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    *response.status_mut() = status;
+    let json = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(header::CONTENT_TYPE, json);
+    response
+}
+
+/// The one answer of a call.
+pub(super) fn one(message: &DynamicMessage) -> Response<Body> {
+    let mut json = Vec::new();
+    codec::write(message, &mut json);
+    response(StatusCode::OK, Body::new(Full::new(Bytes::from(json))))
+}
+
+/// Why a call has no answer.
+pub(super) fn failure(failed: &Status) -> Response<Body> {
+    // In this order, which a map would not keep.
+    let message = json!(failed.message());
+    let code = failed.code() as i32;
+    let text = format!(r#"{{"error":{message},"message":{message},"code":{code}}}"#);
+    response(status::http(failed.code()), Body::new(Full::new(Bytes::from(text))))
+}
+
+/// Why a stream has no answers.
+pub(super) fn failed_stream(failed: &Status) -> Response<Body> {
+    let line = Bytes::from(last_line(failed));
+    response(status::http(failed.code()), Body::new(Full::new(line)))
+}
+
+/// Answers, a line each.
+pub(super) fn lines(answers: Answers) -> Response<Body> {
+    let lines = answers.map(|answer| {
+        let line = match answer {
+            Ok(message) => line(&message),
+            Err(failed) => last_line(&failed),
+        };
+        Ok::<_, Infallible>(Frame::data(Bytes::from(line)))
+    });
+    response(StatusCode::OK, Body::new(StreamBody::new(lines)))
+}
+
+fn line(message: &DynamicMessage) -> Vec<u8> {
+    let mut line = br#"{"result":"#.to_vec();
+    codec::write(message, &mut line);
+    line.extend_from_slice(b"}\n");
+    line
+}
+
+fn last_line(failed: &Status) -> Vec<u8> {
+    let http = status::http(failed.code());
+    let (code, http_code) = (failed.code() as i32, http.as_u16());
+    let (message, name) = (json!(failed.message()), json!(http.canonical_reason()));
+    let line = format!(
+        r#"{{"error":{{"grpc_code":{code},"http_code":{http_code},"message":{message},"http_status":{name}}}}}"#
+    );
+    [line.as_bytes(), b"\n"].concat()
+}

@@ -1,0 +1,129 @@
+//! Messages that are known by their descriptors only: as gRPC has them, and as JSON.
+
+use bytes::BufMut as _;
+use prost::Message as _;
+use prost_reflect::{DeserializeOptions, DynamicMessage, MessageDescriptor, SerializeOptions};
+use tonic::Status;
+use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
+
+use crate::status;
+
+/// Unknown fields and names of enums are passed over, as in etcd from 3.6 on.
+const READING: DeserializeOptions = DeserializeOptions::new().deny_unknown_fields(false);
+/// Fields as in the .proto files, without those that hold nothing.
+const WRITING: SerializeOptions = SerializeOptions::new().use_proto_field_name(true);
+
+/// Reads a message from JSON: fields as in the .proto file or in camel case, 64-bit integers as texts or
+/// numbers, bytes in Base64, enums by name or number.
+///
+/// # Errors
+/// With what is wrong, and where.
+pub(super) fn read(kind: MessageDescriptor, json: &[u8]) -> Result<DynamicMessage, Status> {
+    let mut reader = serde_json::Deserializer::from_slice(json);
+    DynamicMessage::deserialize_with_options(kind, &mut reader, &READING)
+        .map_err(|error| status::no_message(error.to_string()))
+}
+
+/// Writes a message as JSON, as in etcd: 64-bit integers are texts.
+pub(super) fn write(message: &DynamicMessage, out: &mut Vec<u8>) {
+    let mut writer = serde_json::Serializer::new(out);
+    message
+        .serialize_with_options(&mut writer, &WRITING)
+        .expect("invariant: no message of ours has a part that JSON cannot say");
+}
+
+/// How a call's messages are put into frames.
+#[derive(Clone, Debug)]
+pub(super) struct DynamicCodec {
+    /// What it is answered with.
+    pub(super) answer: MessageDescriptor,
+}
+
+impl Codec for DynamicCodec {
+    type Encode = DynamicMessage;
+    type Decode = DynamicMessage;
+    type Encoder = DynamicEncoder;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> DynamicEncoder {
+        DynamicEncoder
+    }
+
+    fn decoder(&mut self) -> Self {
+        self.clone()
+    }
+}
+
+impl Decoder for DynamicCodec {
+    type Item = DynamicMessage;
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<DynamicMessage>, Status> {
+        let message = DynamicMessage::decode(self.answer.clone(), buffer);
+        message.map(Some).map_err(|error| status::internal(&error))
+    }
+}
+
+/// Writes messages.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct DynamicEncoder;
+
+impl Encoder for DynamicEncoder {
+    type Item = DynamicMessage;
+    type Error = Status;
+
+    fn encode(&mut self, message: DynamicMessage, out: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        out.put(message.encode_to_vec().as_slice());
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::gateway::find;
+
+    /// What JSON becomes when it is read and written again.
+    fn again(path: &str, json: &str) -> Result<String, String> {
+        let kind = find(path).unwrap().input();
+        let message = read(kind, json.as_bytes()).map_err(|status| status.message().to_owned())?;
+        let mut out = Vec::new();
+        write(&message, &mut out);
+        Ok(String::from_utf8(out).unwrap())
+    }
+
+    #[test]
+    fn messages_are_read_in_all_their_forms_and_written_in_etcds() {
+        let camel =
+            r#"{"key":"Zm9v","sortOrder":"DESCEND","sortTarget":1,"limit":5,"no":{"such":[]}}"#;
+        let snake = r#"{"key":"Zm9v","limit":"5","sort_order":"DESCEND","sort_target":"VERSION"}"#;
+        assert_eq!(again("/v3/kv/range", camel).unwrap(), snake);
+        assert_eq!(again("/v3/kv/range", snake).unwrap(), snake);
+        let empty = r#"{"key":null,"limit":"0","keys_only":false,"sort_order":"NONE"}"#;
+        assert_eq!(again("/v3/kv/range", empty).unwrap(), "{}");
+        let lease = r#"{"TTL":"9000000000","ID":"-1"}"#;
+        assert_eq!(again("/v3/lease/grant", lease).unwrap(), lease);
+        let unknown = r#"{"sort_order":"UPWARD","key":"Zm9v"}"#;
+        let passed_over = again("/v3/kv/range", unknown).unwrap();
+        assert_eq!(passed_over, r#"{"key":"Zm9v"}"#, "as in etcd from 3.6 on");
+        let compare = r#"{"compare":[{"key":"Zm9v","version":"0"}]}"#;
+        assert_eq!(again("/v3/kv/txn", compare).unwrap(), compare, "of several one is set");
+    }
+
+    #[test]
+    fn what_is_no_message_is_refused() {
+        for json in [
+            r#"{"key":5}"#,
+            r#"{"key":"!!"}"#,
+            r#"{"limit":"x"}"#,
+            r#"{"limit":"9223372036854775808"}"#,
+            r#"{"serializable":"yes"}"#,
+            r#"{"key":"Zm9v",}"#,
+            r#"{"key":"Zm9v""#,
+        ] {
+            assert!(again("/v3/kv/range", json).is_err(), "{json}");
+        }
+        let deep = [r#"{"success":[{"request_txn":"#.repeat(500), "}]}".repeat(500)].concat();
+        assert!(again("/v3/kv/txn", &deep).is_err(), "and the stack is not full");
+    }
+}

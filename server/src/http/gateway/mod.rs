@@ -1,0 +1,152 @@
+//! The JSON gateway: every RPC as a `POST` of JSON, at the paths that etcd gives them.
+//!
+//! A request becomes a gRPC call of this process itself, with the caller's token and certificate, so what
+//! a call may do and what it answers is decided in one place for both. Nothing here knows a message: what
+//! they look like is read from the descriptors of the .proto files.
+//!
+//! | module | what |
+//! |---|---|
+//! | `path` | which path is which method |
+//! | `values` | a body as JSON values |
+//! | `codec` | messages that are known by their descriptor only, and their JSON |
+//! | `answer` | answers and failures as grpc-gateway writes them |
+
+mod answer;
+mod codec;
+mod path;
+mod values;
+
+use bytes::Bytes;
+use futures::stream::{self, StreamExt as _};
+use http::request::Parts;
+use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderName, Request, Response};
+use prost_reflect::{DynamicMessage, MethodDescriptor};
+use tonic::Status;
+use tonic::body::Body;
+use tonic::client::Grpc;
+use tonic::metadata::MetadataMap;
+
+pub(super) use self::path::find;
+
+use self::codec::DynamicCodec;
+use self::values::Values;
+use super::route::Router;
+use crate::status;
+
+/// Headers that become metadata as they are: who calls, and until when.
+const KEPT_HEADERS: [&str; 3] = ["authorization", "token", "grpc-timeout"];
+/// What this is put in front of becomes metadata without it.
+const METADATA_PREFIX: &str = "grpc-metadata-";
+/// JSON is larger than the message in it: bytes grow by a third, and names are written out.
+const JSON_PER_MESSAGE: usize = 3;
+
+/// Answers a `POST` of JSON.
+pub(super) async fn answer<B>(
+    router: &Router,
+    method: MethodDescriptor,
+    request: Request<B>,
+) -> Response<Body>
+where
+    B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Send,
+{
+    let (head, body) = request.into_parts();
+    let values = Values::new(body, router.context.limits.receive_bytes_max() * JSON_PER_MESSAGE);
+    let is_stream = method.is_server_streaming();
+    match call(router, method, head, values).await {
+        Ok(answers) if is_stream => answer::lines(answers),
+        Ok(mut answers) => match answers.next().await {
+            Some(Ok(message)) => answer::one(&message),
+            Some(Err(status)) => answer::failure(&status),
+            None => answer::failure(&status::no_answer()),
+        },
+        Err(status) if is_stream => answer::failed_stream(&status),
+        Err(status) => answer::failure(&status),
+    }
+}
+
+/// The answers of a call, the first of which is there: only then is it known whether it fails.
+async fn call<B>(
+    router: &Router,
+    method: MethodDescriptor,
+    head: Parts,
+    mut values: Values<B>,
+) -> Result<answer::Answers, Status>
+where
+    B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
+    B::Error: Send,
+{
+    let path = format!("/{}/{}", method.parent_service().full_name(), method.name());
+    let path = PathAndQuery::try_from(path).expect("invariant: names of methods fit into a path");
+    let codec = DynamicCodec { answer: method.output() };
+    let input = method.input();
+    let requests = if method.is_client_streaming() {
+        // As in etcd what cannot be read ends the requests, not the answers.
+        let requests = stream::unfold(values, move |mut values| {
+            let input = input.clone();
+            async move {
+                let value = values.next().await.ok()??;
+                Some((codec::read(input, &value).ok()?, values))
+            }
+        });
+        requests.boxed()
+    } else {
+        let request = match values.next().await? {
+            Some(value) => codec::read(input, &value)?,
+            None => DynamicMessage::new(input),
+        };
+        stream::iter([request]).boxed()
+    };
+    let mut request = tonic::Request::new(requests);
+    *request.metadata_mut() = metadata(&head.headers);
+    *request.extensions_mut() = head.extensions;
+    let service = tower::service_fn(|request| async {
+        Ok::<_, std::convert::Infallible>(router.call(request).await)
+    });
+    let mut client = Grpc::new(service).max_decoding_message_size(usize::MAX);
+    let mut answers = client.streaming(request, path, codec).await?.into_inner();
+    match answers.next().await {
+        None => Ok(stream::empty().boxed()),
+        Some(first) => Ok(stream::iter([Ok(first?)]).chain(answers).boxed()),
+    }
+}
+
+/// What a call is told of the headers of its request.
+fn metadata(headers: &HeaderMap) -> MetadataMap {
+    let mut metadata = HeaderMap::new();
+    for (name, value) in headers {
+        let kept = if KEPT_HEADERS.contains(&name.as_str()) {
+            Some(name.clone())
+        } else {
+            let name = name.as_str().strip_prefix(METADATA_PREFIX);
+            name.and_then(|name| HeaderName::try_from(name).ok())
+        };
+        if let Some(name) = kept {
+            metadata.append(name, value.clone());
+        }
+    }
+    MetadataMap::from_headers(metadata)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_hears_of_its_caller_and_of_what_is_marked() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("authorization", "Bearer x"),
+            ("grpc-metadata-hasleader", "true"),
+            ("cookie", "secret"),
+            ("host", "a"),
+        ] {
+            headers.insert(name, value.parse().unwrap());
+        }
+        let metadata = metadata(&headers);
+        assert_eq!(metadata.len(), 2);
+        assert_eq!(metadata.get("authorization").unwrap(), "Bearer x");
+        assert_eq!(metadata.get("hasleader").unwrap(), "true");
+    }
+}
