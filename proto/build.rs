@@ -4,7 +4,7 @@ use std::path::Path;
 
 use prost::Message as _;
 
-const FILES: [&str; 11] = [
+const FILES: [&str; 12] = [
     "etcd/kv.proto",
     "etcd/auth.proto",
     "etcd/rpc.proto",
@@ -14,6 +14,7 @@ const FILES: [&str; 11] = [
     "conclave/v1/lock.proto",
     "conclave/v1/election.proto",
     "conclave/v1/primitives.proto",
+    "conclave/v1/registry.proto",
     "conclave/internal/v1/raft.proto",
     "conclave/internal/v1/backup.proto",
 ];

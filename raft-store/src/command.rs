@@ -7,6 +7,7 @@
 pub mod auth;
 pub mod lock;
 pub mod primitive;
+pub mod registry;
 
 use conclave_proto::{etcdserverpb as etcd, internal};
 use conclave_state_machine::command::{
@@ -58,6 +59,14 @@ pub fn command(message: internal::Command) -> Result<Command, Rejection> {
         Message::AuthRoleGrant(grant) => Ok(Command::Auth(auth::role_grant(grant)?)),
         Message::AuthRoleRevoke(revoke) => Ok(Command::Auth(auth::role_revoke(revoke))),
         Message::AuthToken(issue) => Ok(Command::Auth(auth::token(issue))),
+        Message::RegistryRegister(message) => Ok(Command::Registry(registry::register(message))),
+        Message::RegistryDeregister(request) => {
+            Ok(Command::Registry(registry::deregister(request)))
+        }
+        Message::RegistryUpdate(message) => Ok(Command::Registry(registry::update(message)?)),
+        Message::RegistryChecked(message) => Ok(Command::Registry(registry::checked(message)?)),
+        Message::RegistrySettle(message) => Ok(Command::Registry(registry::settle(message)?)),
+        Message::RegistryConfigure(request) => Ok(Command::Registry(registry::configure(request))),
     }
 }
 
@@ -203,7 +212,13 @@ pub fn lease_revoke(request: &etcd::LeaseRevokeRequest) -> LeaseRevoke {
 }
 
 fn lease_expire(expire: internal::LeaseExpire) -> LeaseExpire {
-    LeaseExpire { term: expire.term, ids: expire.ids }
+    LeaseExpire {
+        term: expire.term,
+        ids: expire.ids,
+        now_ms: expire.now_unix_ms,
+        is_guarded: expire.guarded,
+        is_damping: expire.damping,
+    }
 }
 
 /// The command of an alarm request.

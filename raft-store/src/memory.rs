@@ -22,11 +22,14 @@ const FILE: &str = "rows";
 type Map = BTreeMap<Bytes, Bytes>;
 
 #[derive(Clone, Default)]
-struct Tables([Map; Table::ALL.len()]);
+struct Tables([Map; TABLES]);
+
+/// One more than the largest number of a table, which is the last's; some numbers are free.
+const TABLES: usize = Table::ALL[Table::ALL.len() - 1] as usize + 1;
 
 impl Tables {
     fn table(&self, table: Table) -> &Map {
-        &self.0[table as usize - 1]
+        &self.0[table as usize]
     }
 }
 
@@ -62,7 +65,7 @@ impl Engine for MemoryEngine {
         let mut current = self.rows.lock();
         let tables = Arc::make_mut(&mut current);
         for (table, key, value) in rows {
-            let map = &mut tables.0[table as usize - 1];
+            let map = &mut tables.0[table as usize];
             match value {
                 Some(value) => map.insert(key, value),
                 None => map.remove(&key),
@@ -194,11 +197,11 @@ fn decode(mut bytes: Bytes) -> io::Result<Tables> {
         let key = usize::try_from(bytes.get_u64_le()).map_err(|_| damaged())?;
         let value = usize::try_from(bytes.get_u64_le()).map_err(|_| damaged())?;
         let row = key.checked_add(value).filter(|row| *row <= bytes.remaining());
-        if table == 0 || table > Table::ALL.len() || row.is_none() {
+        if table >= TABLES || row.is_none() {
             return Err(damaged());
         }
         let key = bytes.split_to(key);
-        tables.0[table - 1].insert(key, bytes.split_to(value));
+        tables.0[table].insert(key, bytes.split_to(value));
     }
     Ok(tables)
 }

@@ -18,7 +18,7 @@ use conclave_state_machine::locks::queue::{self, Place};
 use conclave_state_machine::rank::Counted;
 use conclave_state_machine::read::{Read, Table};
 use conclave_state_machine::response::{
-    Event, Halt, KeyValue, RangeResponse, Rejection, TxnResponse,
+    Cause, Event, Halt, KeyValue, RangeResponse, Rejection, TxnResponse,
 };
 use conclave_state_machine::span::Span;
 use conclave_state_machine::{kv, range};
@@ -185,6 +185,20 @@ impl Reader {
                 span.bytes_max,
             )?;
             Ok((span.from, Ok(events)))
+        })
+    }
+
+    /// Why the keys that begin with `prefix` and were deleted at `revision` were.
+    ///
+    /// # Errors
+    /// [`Rejection::Compacted`] if that is compacted; [`ReadError::Halt`] if storage fails.
+    pub fn causes(&self, revision: i64, prefix: &[u8]) -> Result<Vec<(Bytes, Cause)>, ReadError> {
+        self.consistent(|rows, head| {
+            if revision < head.compacted {
+                return Ok((i64::MAX, Err(ReadError::Rejected(Rejection::Compacted))));
+            }
+            let causes = conclave_state_machine::history::causes(rows, revision, prefix)?;
+            Ok((revision, Ok(causes)))
         })
     }
 

@@ -23,6 +23,8 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
+use crate::config::RegistrySettings;
+use crate::coordination::unix_ms;
 use crate::propose::Proposer;
 use crate::raft::link::Link;
 use crate::raft::route::{Leader, Route, within};
@@ -128,6 +130,7 @@ struct Inner {
     renewals: mpsc::Sender<Waiter>,
     election_timeout: Duration,
     timeout: Duration,
+    registry: RegistrySettings,
 }
 
 /// What a [`Lessor`] is made of.
@@ -138,16 +141,27 @@ pub(crate) struct LessorParts {
     pub(crate) proposer: Proposer,
     pub(crate) election_timeout: Duration,
     pub(crate) timeout: Duration,
+    pub(crate) registry: RegistrySettings,
 }
 
 impl Lessor {
     /// Creates it and starts its tasks.
     pub(crate) fn start(parts: LessorParts, tasks: &TaskTracker) -> Self {
         let (renewals, waiting) = mpsc::channel(RENEWALS_MAX);
-        let LessorParts { leases, route, reader, proposer, election_timeout, timeout } = parts;
+        let LessorParts { leases, route, reader, proposer, election_timeout, timeout, registry } =
+            parts;
         let active = watch::Sender::new(None);
-        let inner =
-            Inner { leases, route, reader, proposer, active, renewals, election_timeout, timeout };
+        let inner = Inner {
+            leases,
+            route,
+            reader,
+            proposer,
+            active,
+            renewals,
+            election_timeout,
+            timeout,
+            registry,
+        };
         let lessor = Self { inner: Arc::new(inner) };
         tasks.spawn(lessor.clone().forward_renewals(waiting));
         tasks.spawn(lessor.clone().lead(tasks.clone()));
@@ -445,8 +459,14 @@ impl Lessor {
                 tokio::time::sleep(self.until_next_deadline()).await;
                 continue;
             }
-            let expire =
-                internal::command::Command::LeaseExpire(internal::LeaseExpire { term, ids });
+            let expire = internal::LeaseExpire {
+                term,
+                ids,
+                now_unix_ms: unix_ms(),
+                guarded: self.inner.registry.is_guarded,
+                damping: self.inner.registry.is_damping,
+            };
+            let expire = internal::command::Command::LeaseExpire(expire);
             let command = inside(expire);
             let proposer = self.inner.proposer.clone();
             tasks.spawn(async move {

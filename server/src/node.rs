@@ -20,6 +20,7 @@ use tokio_util::sync::CancellationToken;
 use crate::auth::Feed;
 use crate::config::Settings;
 use crate::coordination::Turns;
+use crate::coordination::registry::Changed;
 use crate::lessor::Lessor;
 use crate::metrics::{Counts, Pending};
 use crate::propose::{ProposeError, Proposer};
@@ -120,6 +121,7 @@ pub struct Node {
     hub: Arc<Hub>,
     turns: Arc<Turns>,
     auth: Arc<Feed>,
+    changed_checks: Arc<Changed>,
     header: Header,
     counts: Counts,
     timeout: Duration,
@@ -195,6 +197,11 @@ impl Node {
     /// What apply tells about users.
     pub(crate) fn auth(&self) -> &Arc<Feed> {
         &self.auth
+    }
+
+    /// Instances whose checks may have changed.
+    pub(crate) fn changed_checks(&self) -> &Arc<Changed> {
+        &self.changed_checks
     }
 
     /// What its parts count.

@@ -16,6 +16,7 @@ use crate::api::context::Context;
 use crate::api::services;
 use crate::auth::{Auth, JwtError};
 use crate::config::Settings;
+use crate::coordination;
 use crate::http::{self, Router};
 use crate::metrics::Metrics;
 use crate::node::{self, Node};
@@ -123,6 +124,7 @@ pub async fn start(settings: Settings) -> Result<Running, StartError> {
         background: TaskTracker::new(),
     };
     tokio::spawn(see_leaders(context.clone()));
+    tokio::spawn(coordination::registry::lead(context.clone()));
     let background = context.background.clone();
     let router = Router { services: services(context.clone()), context };
     let serving = tokio::spawn(port.serve(router, acceptor, stop.clone()));

@@ -200,6 +200,9 @@ pub fn fault_of(rejection: &Rejection) -> Option<Fault> {
         | Rejection::NoLatch
         | Rejection::Refused(_)
         | Rejection::InvalidLock(_)
+        | Rejection::InvalidInstance(_)
+        | Rejection::InstanceNotFound
+        | Rejection::InstanceTaken(_)
         | Rejection::Malformed(_) => return None,
     })
 }
@@ -213,11 +216,14 @@ pub fn from_rejection(rejection: &Rejection) -> Status {
             Rejection::LockNotHeld
             | Rejection::LockShared
             | Rejection::Overtaken
-            | Rejection::Refused(_),
+            | Rejection::Refused(_)
+            | Rejection::InstanceTaken(_),
         ) => Status::failed_precondition(format!("conclave: {rejection}")),
         (None, Rejection::Overflow) => Status::out_of_range(format!("conclave: {rejection}")),
-        (None, Rejection::NoLatch) => Status::not_found(format!("conclave: {rejection}")),
-        (None, Rejection::InvalidLock(_)) => {
+        (None, Rejection::NoLatch | Rejection::InstanceNotFound) => {
+            Status::not_found(format!("conclave: {rejection}"))
+        }
+        (None, Rejection::InvalidLock(_) | Rejection::InvalidInstance(_)) => {
             Status::invalid_argument(format!("conclave: {rejection}"))
         }
         (None, _) => Status::invalid_argument(format!("etcdserver: {rejection}")),

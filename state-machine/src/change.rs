@@ -1,5 +1,5 @@
-//! The only place that changes keys: rows, lease attachments, places in queues, counters, digest and
-//! event together.
+//! The only place that changes keys: rows, lease attachments, places in queues, the registry's index,
+//! counters, digest and event together.
 
 use bytes::Bytes;
 
@@ -9,7 +9,8 @@ use crate::live;
 use crate::locks::queue;
 use crate::overlay::Overlay;
 use crate::read::{Read, Table};
-use crate::response::{Event, EventKind, Halt, KeyValue};
+use crate::registry::index;
+use crate::response::{Cause, Event, EventKind, Halt, KeyValue};
 use crate::revision::Revision;
 use crate::rows::State;
 use crate::rows::key::KeyRow;
@@ -50,6 +51,7 @@ pub(crate) struct Change<'a, 'b, R> {
     pub(crate) head: &'a mut Head,
     events: &'a mut Vec<Event>,
     next: Revision,
+    cause: Cause,
 }
 
 impl<'a, 'b, R: Read> Change<'a, 'b, R> {
@@ -66,7 +68,13 @@ impl<'a, 'b, R: Read> Change<'a, 'b, R> {
             table: "head",
             detail: "revisions are used up".to_owned(),
         })?;
-        Ok(Change { rows, head, events, next: Revision::first_of(main) })
+        let next = Revision::first_of(main);
+        Ok(Change { rows, head, events, next, cause: Cause::Deleted })
+    }
+
+    /// Says why what is deleted from now on is deleted.
+    pub(crate) fn because(&mut self, cause: Cause) {
+        self.cause = cause;
     }
 
     /// Writes `value` and `lease` to `key`, which was `before`.
@@ -154,6 +162,8 @@ impl<'a, 'b, R: Read> Change<'a, 'b, R> {
         } else if old_lease != 0 && lease == 0 {
             queue::leave(self.rows, key, create_revision)?;
         }
+        let old = before.kv.as_ref().map(|old| &old.value[..]);
+        index::note(self.rows, key, old, Some(state.value))?;
         if before.kv.is_none() {
             self.head.key_count = self.head.key_count.saturating_add(1);
         }
@@ -168,6 +178,7 @@ impl<'a, 'b, R: Read> Change<'a, 'b, R> {
         if old.lease != 0 {
             queue::leave(self.rows, key, old.create_revision)?;
         }
+        index::note(self.rows, key, Some(&old.value), None)?;
         self.head.key_count = self.head.key_count.saturating_sub(1);
         Ok(())
     }
@@ -198,7 +209,8 @@ impl<'a, 'b, R: Read> Change<'a, 'b, R> {
         let compacted = self.head.compacted;
         let previous = before.modified.filter(|last| before.kv.is_some() || last.main >= compacted);
         let previous_value_bytes = before.kv.as_ref().map_or(0, |old| old.value.len());
-        let rev_row = RevRow { previous, previous_value_bytes, key, state };
+        let cause = self.cause;
+        let rev_row = RevRow { previous, previous_value_bytes, key, state, cause };
         let rev_key = Bytes::copy_from_slice(&at.row_key());
         self.rows.put(Table::Rev, rev_key, rev_row.encode());
         let key_row = KeyRow { modified: at, previous, state };

@@ -6,6 +6,7 @@
 mod auth;
 mod lock;
 mod primitive;
+mod registry;
 
 use bytes::Bytes;
 
@@ -18,6 +19,10 @@ pub use lock::{
     LockRelease, SessionBegin,
 };
 pub use primitive::{Action, Condition, Once, Primitive};
+pub use registry::{
+    CheckResult, Configure, Deregister, InstanceUpdate, Register, RegisterMode, RegistryCommand,
+    Settle, SettleItem, Settlement,
+};
 
 /// One command of a log entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +55,8 @@ pub enum Command {
     Primitive(Primitive),
     /// Changes users, roles and permissions.
     Auth(AuthCommand),
+    /// Changes instances of services.
+    Registry(RegistryCommand),
 }
 
 /// Writes one key (etcd `PutRequest`).
@@ -233,6 +240,12 @@ pub struct LeaseExpire {
     pub term: u64,
     /// Lease ids; unknown ones are skipped.
     pub ids: Vec<i64>,
+    /// Wall clock of the leader, in milliseconds: what the registry counts losses by.
+    pub now_ms: i64,
+    /// Instances that are lost together with most others of their service are kept for a while.
+    pub is_guarded: bool,
+    /// Losses of instances count as flaps.
+    pub is_damping: bool,
 }
 
 /// Raises, clears or (with neither) lists alarms.

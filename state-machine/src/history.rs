@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::live::{self, Arena, Live};
 use crate::read::{Read, Table};
-use crate::response::{Event, EventKind, Halt, KeyValue};
+use crate::response::{Cause, Event, EventKind, Halt, KeyValue};
 use crate::revision::Revision;
 use crate::rows::rev::RevRow;
 
@@ -55,6 +55,30 @@ pub fn events<R: Read>(
         Ok(ControlFlow::Continue(()))
     })?;
     Ok(events)
+}
+
+/// Why the keys that begin with `prefix` and were deleted at `revision` were, in no particular order. The
+/// condition on compaction is that of [`events`].
+///
+/// # Errors
+/// [`Halt`] if the storage fails or a row is damaged.
+pub fn causes<R: Read>(
+    rows: &R,
+    revision: i64,
+    prefix: &[u8],
+) -> Result<Vec<(Bytes, Cause)>, Halt> {
+    let mut causes = Vec::new();
+    let start = Revision::first_of(revision.max(0));
+    let end = Revision::after(revision);
+    rows.scan(Table::Rev, &start.row_key(), Some(&end.row_key()), &mut |_, row| {
+        // No link of a row of this revision leads beyond it.
+        let row = RevRow::decode(end, row)?;
+        if row.state.is_none() && row.key.starts_with(prefix) {
+            causes.push((Bytes::copy_from_slice(row.key), row.cause));
+        }
+        Ok(ControlFlow::Continue(()))
+    })?;
+    Ok(causes)
 }
 
 fn event<R: Read>(rows: &R, arena: &mut Arena, at: Revision, row: &[u8]) -> Result<Event, Halt> {

@@ -16,7 +16,8 @@ use crate::machine::Position;
 use crate::outcome::Stop;
 use crate::overlay::Overlay;
 use crate::read::{Read, Table};
-use crate::response::{Event, Halt, LeaseChange, Rejection};
+use crate::registry::loss::Losses;
+use crate::response::{Cause, Event, Halt, LeaseChange, Rejection};
 use crate::rows::lease::{attachments_end, id, row_key};
 
 pub use crate::rows::lease::LeaseRow;
@@ -102,6 +103,7 @@ pub(crate) fn revoke<R: Read>(
     revoke: LeaseRevoke,
 ) -> Result<LeaseChange, Stop> {
     let row = lease(change.rows, revoke.id)?.ok_or(Rejection::LeaseNotFound)?;
+    change.because(Cause::SessionEnded);
     for key in lease_keys(change.rows, revoke.id)? {
         let before = Before::load(change.rows, &key)?;
         change.delete(&key, before)?;
@@ -125,11 +127,16 @@ pub(crate) fn expire<R: Read>(
     }
     // Ending one lease does not change what is attached to another.
     let mut keys = keys_of_many(rows, &expire.ids)?;
+    let clock = (expire.now_ms, expire.is_guarded);
+    let losses = Losses::of(rows, keys.values().flatten(), clock)?.damped(expire.is_damping);
     for id in &expire.ids {
         let Some(row) = lease(rows, *id)? else { continue };
         let mut change = Change::begin(rows, head, events)?;
+        change.because(Cause::SessionExpired);
         for key in keys.remove(id).unwrap_or_default() {
-            ended.extend(delay::lose(&mut change, &key)?);
+            if !losses.lose(&mut change, &key)? {
+                ended.extend(delay::lose(&mut change, &key)?);
+            }
         }
         ended.push(end(&mut change, *id, &row));
     }

@@ -1,7 +1,7 @@
 //! The rules of Conclave, as pure functions of the log: no clock, randomness, I/O or async.
 //!
 //! ```text
-//!  command ──► machine ──► kv/*, leases, locks/*, primitives/*, compaction, alarms, ...  (decide and check)
+//!  command ──► machine ──► kv/*, leases, locks/*, primitives/*, registry/*, ...  (decide and check)
 //!                 │              │
 //!                 │              ▼
 //!                 │           change ──► rows/* ──► overlay ──► write batch    (one revision)
@@ -15,7 +15,7 @@
 //! | [`machine`] | applies one command after the other |
 //! | [`read`], [`overlay`], [`memory`] | rows as a trait, as a batch over others, and in memory |
 //! | [`head`] | revision, compacted revision, sizes, alarms, digest |
-//! | [`range`], [`history`], [`leases`], [`sessions`], [`locks`], [`primitives`], [`members`], [`kv`] | reads |
+//! | [`range`], [`history`], [`leases`], [`sessions`], [`locks`], [`primitives`], [`registry`], [`members`], [`kv`] | reads |
 //! | [`expiry`], [`watcher_set`], [`rank`] | local to a node: lease deadlines, who gets which event, counts |
 //! | [`validate`] | checks of requests that need no store |
 //! | [`restore`], [`import`] | what a new cluster changes in a restored store, or takes over of another |
@@ -56,6 +56,7 @@ pub mod primitives;
 pub mod range;
 pub mod rank;
 pub mod read;
+pub mod registry;
 pub mod response;
 pub mod restore;
 pub mod revision;

@@ -3,7 +3,7 @@
 use crate::alarms;
 use crate::auth::{self, RightsCache};
 use crate::change::Change;
-use crate::command::{Action, AlarmKind, Caller, Command, LockCommand};
+use crate::command::{Action, AlarmKind, Caller, Command, LockCommand, RegistryCommand};
 use crate::compaction;
 use crate::head::Head;
 use crate::kv::{delete, put, txn};
@@ -14,6 +14,7 @@ use crate::outcome::{Stop, split};
 use crate::overlay::Overlay;
 use crate::primitives;
 use crate::read::Read;
+use crate::registry;
 use crate::response::{Applied, Event, Halt, LeaseChange, Rejection, Response};
 use crate::sessions;
 
@@ -161,6 +162,10 @@ impl Machine {
                 Response::Primitive(primitives::apply(rows, head, events, command)?)
             }
             Command::Auth(command) => Response::Auth(auth::apply(rows, head, position, command)?),
+            Command::Registry(command) => {
+                let command = (position.term, command);
+                Response::Registry(registry::apply(rows, head, events, command)?)
+            }
         })
     }
 }
@@ -174,7 +179,8 @@ fn refusal_by_alarm(head: &Head, command: &Command) -> Option<Rejection> {
         Command::Put(_)
         | Command::LeaseGrant(_)
         | Command::SessionBegin(_)
-        | Command::Lock(LockCommand::Acquire(_) | LockCommand::Campaign(_)) => (true, true),
+        | Command::Lock(LockCommand::Acquire(_) | LockCommand::Campaign(_))
+        | Command::Registry(RegistryCommand::Register(_)) => (true, true),
         Command::Txn(txn) => (true, txn::has_put(txn)),
         Command::GuardedTxn(guarded) => (true, txn::has_put(&guarded.txn)),
         Command::Primitive(primitive) => {
@@ -194,6 +200,13 @@ fn refusal_by_alarm(head: &Head, command: &Command) -> Option<Rejection> {
             | LockCommand::Break(_)
             | LockCommand::Leave(_)
             | LockCommand::HandOver(_),
+        )
+        | Command::Registry(
+            RegistryCommand::Update(_)
+            | RegistryCommand::Deregister(_)
+            | RegistryCommand::Checked(_)
+            | RegistryCommand::Settle(_)
+            | RegistryCommand::Configure(_),
         ) => (true, false),
         Command::Alarm(_) | Command::MemberPublish(_) | Command::Auth(_) => (false, false),
     };

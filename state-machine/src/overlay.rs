@@ -66,6 +66,7 @@ fn place(table: Table) -> usize {
         Table::Auth => 5,
         Table::Meta => 6,
         Table::Place => 7,
+        Table::Instance => 8,
     }
 }
 

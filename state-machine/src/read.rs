@@ -26,11 +26,13 @@ pub enum Table {
     Meta = 7,
     /// (name, create revision, child) -> attempt, for keys `name/child` created with a lease; name -> the first.
     Place = 8,
+    /// What the registry keeps beside the keys of instances: services, checks, penalties, what is due.
+    Instance = 12,
 }
 
 impl Table {
     /// All tables, in number order.
-    pub const ALL: [Table; 8] = [
+    pub const ALL: [Table; 9] = [
         Table::Key,
         Table::Rev,
         Table::Lease,
@@ -39,6 +41,7 @@ impl Table {
         Table::Auth,
         Table::Meta,
         Table::Place,
+        Table::Instance,
     ];
 }
 

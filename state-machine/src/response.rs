@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use crate::command::{AlarmKind, MemberRecord};
+use crate::registry::index::ServiceRow;
 
 /// One key at one revision (etcd `KeyValue`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -40,6 +41,56 @@ pub enum EventKind {
     Put = 0,
     /// The key was deleted.
     Delete = 1,
+}
+
+/// Why a key was deleted; the numbers are durable.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Cause {
+    /// Somebody deleted it.
+    #[default]
+    Deleted = 0,
+    /// The owner, or an operator, took the instance out of the registry.
+    Deregistered = 1,
+    /// Its lease expired.
+    SessionExpired = 2,
+    /// Its lease was revoked.
+    SessionEnded = 3,
+    /// The instance was critical for too long.
+    CriticalTooLong = 4,
+    /// The instance had the time to drain that it was given.
+    Drained = 5,
+}
+
+impl Cause {
+    /// All causes, in the order of their numbers.
+    pub const ALL: [Cause; 6] = [
+        Cause::Deleted,
+        Cause::Deregistered,
+        Cause::SessionExpired,
+        Cause::SessionEnded,
+        Cause::CriticalTooLong,
+        Cause::Drained,
+    ];
+
+    /// The durable number.
+    #[must_use]
+    pub fn number(self) -> u8 {
+        match self {
+            Cause::Deleted => 0,
+            Cause::Deregistered => 1,
+            Cause::SessionExpired => 2,
+            Cause::SessionEnded => 3,
+            Cause::CriticalTooLong => 4,
+            Cause::Drained => 5,
+        }
+    }
+
+    /// Reads back what [`Cause::number`] gave.
+    #[must_use]
+    pub fn from_number(number: u8) -> Option<Cause> {
+        Cause::ALL.into_iter().find(|cause| cause.number() == number)
+    }
 }
 
 /// The outcome of one command with everything it changed.
@@ -120,6 +171,8 @@ pub enum Response {
     Auth(AuthChange),
     /// Of [`crate::command::Primitive`].
     Primitive(PrimitiveResponse),
+    /// Of [`crate::command::RegistryCommand`].
+    Registry(RegistryResponse),
 }
 
 /// Answer of a change of a counter, latch, barrier or group. A session remembers it for repetitions.
@@ -159,6 +212,39 @@ pub enum AuthChange {
         /// Log index of the command.
         index: u64,
     },
+}
+
+/// Answer of a command of the registry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RegistryResponse {
+    /// Of a registration.
+    Registered {
+        /// Create revision of the instance's key.
+        fence: i64,
+        /// Revision of its last change.
+        mod_revision: i64,
+        /// There was none with this id.
+        is_new: bool,
+    },
+    /// Of an update, or the result of a check.
+    Updated {
+        /// Create revision of the instance's key.
+        fence: i64,
+        /// Revision of its last change.
+        mod_revision: i64,
+    },
+    /// Of a deregistration.
+    Removed {
+        /// Whether there was something to remove.
+        was_there: bool,
+    },
+    /// Of what was due: how many instances it was true of.
+    Settled {
+        /// Instances.
+        done: usize,
+    },
+    /// Of switches of a service: what is kept about it now.
+    Configured(ServiceRow),
 }
 
 /// Answer of a command that changes queues.
@@ -367,6 +453,15 @@ pub enum Rejection {
     /// There are no tokens while nobody needs them.
     #[error("authentication is not enabled")]
     AuthNotEnabled,
+    /// A request to the registry breaks a rule.
+    #[error("{0}")]
+    InvalidInstance(&'static str),
+    /// There is no such instance.
+    #[error("instance not found")]
+    InstanceNotFound,
+    /// The instance is another's, or has changed.
+    #[error("{0}")]
+    InstanceTaken(&'static str),
     /// A field holds a value that no known client sends.
     #[error("malformed command: {0}")]
     Malformed(&'static str),

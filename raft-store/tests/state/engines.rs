@@ -49,7 +49,7 @@ fn command() -> impl Strategy<Value = Command> {
         )),
         1 => (1_i64..3).prop_map(|id| Command::LeaseRevoke(etcd::LeaseRevokeRequest { id })),
         1 => (1_i64..3, 1_u64..3).prop_map(|(id, term)| Command::LeaseExpire(
-            internal::LeaseExpire { term, ids: vec![id] }
+            internal::LeaseExpire { term, ids: vec![id], ..Default::default() }
         )),
     ]
 }

@@ -96,7 +96,14 @@ pub(crate) fn of(method: Method) -> Access {
         | Method::DoubleBarrierLeave
         | Method::GroupJoin
         | Method::GroupLeave
-        | Method::GroupList => Access::Keys,
+        | Method::GroupList
+        | Method::RegistryRegister
+        | Method::RegistryUpdate
+        | Method::RegistryDeregister
+        | Method::RegistryDiscover
+        | Method::RegistryListServices
+        | Method::RegistryConfigure
+        | Method::DiscoveryWatch => Access::Keys,
 
         Method::Watch => Access::Watch,
 

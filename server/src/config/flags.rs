@@ -234,6 +234,10 @@ pub(super) const FLAGS: &[Flag] = &[
     },
     later("peer-skip-client-verify"),
     later("watch-progress-notify-interval-jitter"),
+    // The registry (not etcd flags).
+    switch("registry-guard", Standing::Used, "true: keep lost instances if most are lost at once"),
+    switch("registry-damping", Standing::Used, "true: damp instances that come and go too often"),
+    used("registry-checks", "\"own\": active checks of own addresses, of any, or off"),
 ];
 
 /// What the command line asks for.

@@ -19,10 +19,10 @@ mod urls;
 pub(crate) use cluster::added_member_id;
 pub use cluster::{InitialCluster, member_id};
 pub use settings::{
-    AuthSettings, AutoCompaction, BootstrapSettings, CheckSettings, ClusterState, JwtSettings,
-    Limits, ListenSettings, LogFormat, LogOutput, LogRotation, LogSettings, MembershipSettings,
-    PortIdentity, PortTls, RaftSettings, Settings, SrvDiscovery, StoreSettings, TlsSettings,
-    WebSettings,
+    AuthSettings, AutoCompaction, BootstrapSettings, CheckSettings, ChecksAllowed, ClusterState,
+    JwtSettings, Limits, ListenSettings, LogFormat, LogOutput, LogRotation, LogSettings,
+    MembershipSettings, PortIdentity, PortTls, RaftSettings, RegistrySettings, Settings,
+    SrvDiscovery, StoreSettings, TlsSettings, WebSettings,
 };
 pub(crate) use settings::{log_dir, state_dir};
 pub(crate) use urls::peer_urls;

@@ -7,8 +7,9 @@ use std::time::Duration;
 use super::cluster::InitialCluster;
 use super::flags::Raw;
 use super::settings::{
-    AuthSettings, AutoCompaction, BootstrapSettings, CheckSettings, ClusterState, JwtSettings,
-    Limits, ListenSettings, MembershipSettings, RaftSettings, Settings, StoreSettings, WebSettings,
+    AuthSettings, AutoCompaction, BootstrapSettings, CheckSettings, ChecksAllowed, ClusterState,
+    JwtSettings, Limits, ListenSettings, MembershipSettings, RaftSettings, RegistrySettings,
+    Settings, StoreSettings, WebSettings,
 };
 use super::{ConfigError, logs, srv, tls, urls};
 
@@ -50,6 +51,7 @@ pub(super) fn settings(mut raw: Raw) -> Result<Settings, ConfigError> {
         log: logs::settings(&raw)?,
         measures_calls: measures_calls(&raw)?,
         web: web(&raw)?,
+        registry: registry(&raw)?,
         watch_progress_interval: watch_progress_interval(&raw)?,
         name,
         data_dir,
@@ -324,6 +326,20 @@ fn measures_calls(raw: &Raw) -> Result<bool, ConfigError> {
         "extensive" => Ok(true),
         other => Err(invalid("metrics", other, "expected basic or extensive")),
     }
+}
+
+fn registry(raw: &Raw) -> Result<RegistrySettings, ConfigError> {
+    let checks = match raw.text("registry-checks").unwrap_or("own") {
+        "off" => ChecksAllowed::Off,
+        "own" => ChecksAllowed::Own,
+        "any" => ChecksAllowed::Any,
+        other => return Err(invalid("registry-checks", other, "expected off, own or any")),
+    };
+    Ok(RegistrySettings {
+        is_guarded: raw.number("registry-guard", true)?,
+        is_damping: raw.number("registry-damping", true)?,
+        checks,
+    })
 }
 
 fn watch_progress_interval(raw: &Raw) -> Result<Duration, ConfigError> {

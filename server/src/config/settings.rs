@@ -42,6 +42,8 @@ pub struct Settings {
     pub log: LogSettings,
     /// Durations of calls are measured.
     pub measures_calls: bool,
+    /// The registry.
+    pub registry: RegistrySettings,
     /// How often an idle watcher that asked for it hears of progress.
     pub watch_progress_interval: Duration,
     /// What was accepted but deserves a warning in the log.
@@ -92,6 +94,28 @@ pub struct RaftSettings {
     pub snapshot_count: u64,
     /// Entries kept behind a snapshot so that a slow follower needs no snapshot.
     pub snapshot_catchup_entries: u64,
+}
+
+/// Switches of the registry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RegistrySettings {
+    /// Lost instances are kept for a while if most of a service are lost at once.
+    pub is_guarded: bool,
+    /// Instances that come and go too often are not shown as healthy for a while.
+    pub is_damping: bool,
+    /// Which active checks this member makes as leader, and lets owners ask for.
+    pub checks: ChecksAllowed,
+}
+
+/// Value of `--registry-checks`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ChecksAllowed {
+    /// None.
+    Off,
+    /// Only of the address under which the instance is registered.
+    Own,
+    /// Of any address.
+    Any,
 }
 
 /// Where others reach this member.

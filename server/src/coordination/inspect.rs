@@ -78,7 +78,7 @@ fn list_now(
 }
 
 /// End of the range of a prefix, as in etcd: `"\0"` for no end.
-fn prefix_end(prefix: &[u8]) -> Bytes {
+pub(super) fn prefix_end(prefix: &[u8]) -> Bytes {
     let mut end = prefix.to_vec();
     while let Some(last) = end.pop() {
         if last < 0xff {

@@ -1,4 +1,4 @@
-//! The native API `conclave.v1`: sessions, locks and elections.
+//! The native API `conclave.v1`: sessions, locks, elections and the registry.
 //!
 //! ```text
 //! Acquire ─► propose ─► apply: a place in the queue, held or not
@@ -16,6 +16,7 @@
 //! | `election`, `campaign`, `observe` | the election service |
 //! | `counter`, `barrier`, `group` | counters and latches, barriers, groups |
 //! | `change`, `wait` | what these have in common |
+//! | `registry` | the registry and what its leader does |
 
 mod acquire;
 mod barrier;
@@ -27,6 +28,7 @@ mod group;
 mod inspect;
 mod lock;
 mod observe;
+pub(crate) mod registry;
 mod session;
 mod turns;
 mod wait;
@@ -56,7 +58,7 @@ const WAIT_MAX: Duration = Duration::from_secs(1_000_000_000);
 const ANSWERS_MAX: usize = 4;
 
 /// The services whose calls [`add`] takes.
-pub(crate) const SERVICES: [&str; 8] = [
+pub(crate) const SERVICES: [&str; 10] = [
     "conclave.v1.SessionService",
     "conclave.v1.LockService",
     "conclave.v1.ElectionService",
@@ -65,6 +67,8 @@ pub(crate) const SERVICES: [&str; 8] = [
     "conclave.v1.BarrierService",
     "conclave.v1.DoubleBarrierService",
     "conclave.v1.GroupService",
+    "conclave.v1.RegistryService",
+    "conclave.v1.DiscoveryService",
 ];
 
 /// Adds the services of the native API.
@@ -78,6 +82,7 @@ pub(crate) fn add(routes: Routes, context: &Context) -> Routes {
     let lock = lock::LockApi { context: context.clone() };
     let election = election::ElectionApi { context: context.clone() };
     let routes = add_primitives(routes, context);
+    let routes = registry::add(routes, context);
     routes
         .add_service(
             SessionServiceServer::new(session).max_decoding_message_size(receive_bytes_max),
@@ -142,7 +147,7 @@ fn sorted(mut names: Vec<Bytes>) -> Vec<Bytes> {
 }
 
 /// Wall clock, for people.
-fn unix_ms() -> i64 {
+pub(crate) fn unix_ms() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }

@@ -1,19 +1,28 @@
-//! The pages beside gRPC: `/health`, `/livez`, `/readyz`, `/version`, `/metrics`, as etcd has them.
+//! The pages beside gRPC: `/health`, `/livez`, `/readyz`, `/version`, `/metrics`, as etcd has them, and
+//! Prometheus' targets.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use conclave_raft_store::store::ReadError;
 use conclave_state_machine::command::{AlarmKind, Range};
 use conclave_state_machine::response::Rejection;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use tonic::Status;
 use tonic::body::Body;
 
 use super::probes;
 use crate::api::context::Context;
 use crate::api::convert::alarm_type;
-use crate::status;
+use crate::api::kv::off_thread;
+use crate::coordination::registry;
+use crate::status::{self, Fault};
 use crate::version;
 
+/// Where Prometheus finds what to scrape, by its `http_sd`.
+const PROMETHEUS: &str = "/v1/discovery/prometheus";
+/// The call that tells the same.
+const DISCOVER: &str = "/conclave.v1.RegistryService/Discover";
 const JSON: &str = "application/json";
 const TEXT: &str = "text/plain; charset=utf-8";
 /// The format that Prometheus knows by this name.
@@ -23,7 +32,7 @@ const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
 pub(super) async fn answer<B>(context: &Context, request: Request<B>) -> Response<Body> {
     let path = request.uri().path();
     let is_probe = path.starts_with("/livez") || path.starts_with("/readyz");
-    if !is_probe && !matches!(path, "/health" | "/version" | "/metrics") {
+    if !is_probe && !matches!(path, "/health" | "/version" | "/metrics" | PROMETHEUS) {
         return nowhere();
     }
     if !matches!(*request.method(), Method::GET | Method::HEAD) {
@@ -34,7 +43,8 @@ pub(super) async fn answer<B>(context: &Context, request: Request<B>) -> Respons
     match path {
         "/health" => health(context, request.uri().query().unwrap_or_default()).await,
         "/version" => version_page(),
-        "/metrics" => page(StatusCode::OK, EXPOSITION, context.metrics.exposition(context)),
+        "/metrics" => metrics(context).await,
+        PROMETHEUS => targets(context, request).await,
         probe => {
             let query = request.uri().query().unwrap_or_default();
             probes::answer(context, probe, query).await.unwrap_or_else(nowhere)
@@ -65,6 +75,52 @@ fn page(status: StatusCode, content_type: &'static str, body: String) -> Respons
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
+}
+
+async fn metrics(context: &Context) -> Response<Body> {
+    let there = context.clone();
+    // Some figures are counted in the state.
+    match off_thread(move || there.metrics.exposition(&there)).await {
+        Ok(body) => page(StatusCode::OK, EXPOSITION, body),
+        Err(status) => page(code_of(&status), TEXT, format!("{}\n", status.message())),
+    }
+}
+
+/// The instances of the services that `service=` names (any number of times; none for all), and only the
+/// healthy ones with `healthy=true`.
+async fn targets<B>(context: &Context, request: Request<B>) -> Response<Body> {
+    let query = request.uri().query().unwrap_or_default();
+    let mut services = BTreeSet::new();
+    let mut is_healthy = false;
+    for (name, value) in url::form_urlencoded::parse(query.as_bytes()) {
+        match name.as_ref() {
+            "service" => _ = services.insert(value.into_owned()),
+            "healthy" => is_healthy = value == "true",
+            _ => {}
+        }
+    }
+    let found = async {
+        // Whoever may call this may see the same here.
+        let auth = &context.auth;
+        let caller = auth.admit(DISCOVER, request.headers(), request.extensions()).await?;
+        registry::targets(context, &caller, services, is_healthy).await
+    };
+    match found.await {
+        Ok(body) => page(StatusCode::OK, JSON, body),
+        // Prometheus keeps what it knew.
+        Err(status) => page(code_of(&status), TEXT, format!("{}\n", status.message())),
+    }
+}
+
+fn code_of(status: &Status) -> StatusCode {
+    let is = |fault: Fault| status.message() == fault.text();
+    if is(Fault::UserEmpty) || is(Fault::InvalidAuthToken) || is(Fault::AuthOldRevision) {
+        StatusCode::UNAUTHORIZED
+    } else if is(Fault::PermissionDenied) {
+        StatusCode::FORBIDDEN
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    }
 }
 
 fn version_page() -> Response<Body> {

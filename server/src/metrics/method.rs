@@ -105,4 +105,11 @@ methods! {
     GroupJoin: "unary", "conclave.v1.GroupService", "Join";
     GroupLeave: "unary", "conclave.v1.GroupService", "Leave";
     GroupList: "unary", "conclave.v1.GroupService", "List";
+    RegistryRegister: "unary", "conclave.v1.RegistryService", "Register";
+    RegistryUpdate: "unary", "conclave.v1.RegistryService", "Update";
+    RegistryDeregister: "unary", "conclave.v1.RegistryService", "Deregister";
+    RegistryDiscover: "unary", "conclave.v1.RegistryService", "Discover";
+    RegistryListServices: "unary", "conclave.v1.RegistryService", "ListServices";
+    RegistryConfigure: "unary", "conclave.v1.RegistryService", "Configure";
+    DiscoveryWatch: "server_stream", "conclave.v1.DiscoveryService", "Watch";
 }

@@ -7,6 +7,7 @@ mod exposition;
 mod method;
 mod probes;
 mod process;
+mod registry;
 mod tls;
 
 use std::sync::Arc;
@@ -25,6 +26,7 @@ pub(crate) use calls::{Answers, Calls, StreamCall};
 pub(crate) use counts::{Counts, Peer, Peers, Pending};
 pub(crate) use method::Method;
 pub(crate) use probes::{Check, Probe, Probes};
+use registry::RegistryCounts;
 pub(crate) use tls::PortCounts;
 
 use crate::api::context::Context;
@@ -58,6 +60,8 @@ pub(crate) struct Metrics {
     pub(crate) health_failures: Counter,
     /// Answers of `/livez` and `/readyz`.
     pub(crate) probes: Probes,
+    /// What the leader does for instances of services.
+    pub(crate) instances: RegistryCounts,
     /// What is asked for only when somebody looks.
     scraped: Scraped,
     /// Leader at the last look, and how often it changed.
@@ -96,6 +100,7 @@ impl Metrics {
         let mut registry = Registry::default();
         let scraped = Scraped::default();
         scraped.register(&mut registry);
+        let instances = RegistryCounts::register(&mut registry);
         register_versions(&mut registry, node.member_id());
         node.counts().register(&mut registry);
         let calls = calls::register(&mut registry, node.settings().measures_calls);
@@ -145,6 +150,7 @@ impl Metrics {
             health_success,
             health_failures,
             probes,
+            instances,
             scraped,
             leader_seen: Mutex::new(None),
         }
@@ -213,6 +219,7 @@ impl Metrics {
         scraped.watchers.set(clamped(watch.watchers));
         scraped.slow_streams.set(clamped(watch.slow_streams));
         scraped.pending_events.set(clamped(watch.pending_events));
+        self.instances.scrape(reader);
         let process = process::Process::now();
         scraped.resident_bytes.set(signed(process.resident_bytes));
         // The system counts; we only pass it on.

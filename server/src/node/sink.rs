@@ -11,6 +11,7 @@ use conclave_state_machine::response::Response;
 
 use crate::auth::Feed;
 use crate::coordination::Turns;
+use crate::coordination::registry::Changed;
 use crate::lessor::Leases;
 use crate::metrics::Counts;
 use crate::propose::Waiters;
@@ -28,6 +29,7 @@ pub(super) struct Sink {
     pub(super) turns: Arc<Turns>,
     pub(super) digests: Arc<Digests>,
     pub(super) auth: Arc<Feed>,
+    pub(super) changed_checks: Arc<Changed>,
     /// What needs the state itself; set once it is open, before anything is applied.
     pub(super) late: Arc<OnceLock<Late>>,
 }
@@ -61,6 +63,7 @@ impl ApplySink for Sink {
         }
         self.turns.note(&events);
         self.auth.publish(head.auth);
+        self.changed_checks.note(&events);
         if let Some(late) = self.late.get() {
             late.hub.publish(events, head.revision);
         }
@@ -79,6 +82,7 @@ impl ApplySink for Sink {
         self.turns.note_all();
         self.auth.installed();
         self.auth.publish(head.auth);
+        self.changed_checks.note_all();
         // The hub sees the gap and lets watchers read what lies between from the store.
         late.hub.publish(Vec::new(), head.revision);
     }

@@ -28,6 +28,7 @@ use crate::auto_compaction;
 use crate::backup;
 use crate::config::Settings;
 use crate::coordination::Turns;
+use crate::coordination::registry::Changed;
 use crate::lessor::{Leases, Lessor, LessorParts};
 use crate::metrics::Counts;
 use crate::propose::{Batcher, Proposer, Waiters};
@@ -107,6 +108,7 @@ struct Opened {
     turns: Arc<Turns>,
     digests: Arc<Digests>,
     auth: Arc<Feed>,
+    changed_checks: Arc<Changed>,
     member_id: Arc<OnceLock<u64>>,
     late: Arc<OnceLock<Late>>,
     counts: Counts,
@@ -136,6 +138,7 @@ struct Parts {
     hub: Arc<Hub>,
     turns: Arc<Turns>,
     auth: Arc<Feed>,
+    changed_checks: Arc<Changed>,
     header: Header,
     counts: Counts,
     timeout: Duration,
@@ -164,6 +167,7 @@ pub(super) async fn start(settings: Arc<Settings>) -> Result<Arc<Node>, StartErr
         hub: parts.hub,
         turns: parts.turns,
         auth: parts.auth,
+        changed_checks: parts.changed_checks,
         header: parts.header,
         counts: parts.counts,
         timeout: parts.timeout,
@@ -231,6 +235,7 @@ async fn parts(settings: Arc<Settings>, clients: Handle) -> Result<Parts, StartE
         hub,
         turns: opened.turns,
         auth: opened.auth,
+        changed_checks: opened.changed_checks,
         header,
         counts: opened.counts,
         timeout: request_timeout(&settings),
@@ -320,6 +325,7 @@ impl Tasks<'_> {
             proposer: proposer.clone(),
             election_timeout: settings.raft.election_timeout,
             timeout,
+            registry: settings.registry,
         };
         let lessor = Lessor::start(lessor, tasks);
         housekeep(settings, (&route.raft, &reader, &proposer), tasks);
@@ -394,6 +400,7 @@ fn open_state(settings: &Settings, clients: Handle) -> Result<Opened, StartError
     let turns = Arc::new(Turns::default());
     let digests = Arc::new(Digests::default());
     let auth = Arc::new(Feed::new(settings.auth.token_ttl));
+    let changed_checks = Arc::<Changed>::default();
     let member_id = Arc::new(OnceLock::new());
     let late = Arc::new(OnceLock::new());
     let sink = Sink {
@@ -404,6 +411,7 @@ fn open_state(settings: &Settings, clients: Handle) -> Result<Opened, StartError
         turns: turns.clone(),
         digests: digests.clone(),
         auth: auth.clone(),
+        changed_checks: changed_checks.clone(),
         late: late.clone(),
     };
     let rocks = RocksOptions { cache_bytes: settings.store.cache_bytes, ..RocksOptions::default() };
@@ -411,7 +419,19 @@ fn open_state(settings: &Settings, clients: Handle) -> Result<Opened, StartError
     let (machine, reader) = StateStore::open(&settings.state_dir(), options, Box::new(sink))?;
     leases.load(&reader)?;
     auth.publish(reader.head().auth);
-    Ok(Opened { machine, reader, waiters, leases, turns, digests, auth, member_id, late, counts })
+    Ok(Opened {
+        machine,
+        reader,
+        waiters,
+        leases,
+        turns,
+        digests,
+        auth,
+        changed_checks,
+        member_id,
+        late,
+        counts,
+    })
 }
 
 /// Continues watching where the stored state ends.

@@ -7,13 +7,14 @@ use bytes::Bytes;
 
 use super::{Rights, RightsCache};
 use crate::command::{
-    Action, AlarmAction, Caller, Command, Compare, DeleteRange, GuardedTxn, LockCommand, Primitive,
-    Put, Range, Txn, TxnOp,
+    Action, AlarmAction, Caller, Command, Compare, DeleteRange, Deregister, GuardedTxn,
+    InstanceUpdate, LockCommand, Primitive, Put, Range, RegistryCommand, Txn, TxnOp,
 };
 use crate::head::Head;
 use crate::leases;
 use crate::outcome::{Stop, split};
 use crate::read::Read;
+use crate::registry;
 use crate::response::{Halt, Rejection};
 
 /// Who may carry out a command.
@@ -71,6 +72,13 @@ fn who(command: &Command) -> Who {
         | Command::Lock(_)
         | Command::GuardedTxn(_)
         | Command::Primitive(_) => Who::Keys,
+        Command::Registry(command) => match command {
+            RegistryCommand::Register(_)
+            | RegistryCommand::Deregister(_)
+            | RegistryCommand::Update(_)
+            | RegistryCommand::Configure(_) => Who::Keys,
+            RegistryCommand::Checked(_) | RegistryCommand::Settle(_) => Who::Inside,
+        },
         Command::LeaseGrant(_) | Command::SessionBegin(_) => Who::Anyone,
         Command::Alarm(change) if change.action == AlarmAction::Get => Who::Anyone,
         Command::Compact(_) | Command::Alarm(_) => Who::Root,
@@ -89,6 +97,7 @@ fn keys<R: Read>(rows: &R, rights: &Rights, command: &Command) -> Result<(), Sto
         Command::Lock(command) => lock(rows, rights, command),
         Command::GuardedTxn(request) => guarded_txn(rows, rights, request),
         Command::Primitive(request) => primitive(rows, rights, request),
+        Command::Registry(command) => registry(rows, rights, command),
         Command::LeaseGrant(_)
         | Command::SessionBegin(_)
         | Command::Alarm(_)
@@ -184,6 +193,30 @@ fn primitive<R: Read>(rows: &R, rights: &Rights, request: &Primitive) -> Result<
         write(rights, &start, &end)?;
     }
     let session = request.once.session;
+    if session == 0 { Ok(()) } else { lease_write(rows, rights, session) }
+}
+
+/// An instance is one key: whoever may read and write it may register and remove it, also when it is only
+/// kept after its loss. The switches of a service are about all its keys.
+fn registry<R: Read>(rows: &R, rights: &Rights, command: &RegistryCommand) -> Result<(), Stop> {
+    let (start, end, session) = match command {
+        RegistryCommand::Register(register) => {
+            (registry::key(&register.service, &register.id), Bytes::new(), register.session)
+        }
+        RegistryCommand::Deregister(Deregister { service, id, .. })
+        | RegistryCommand::Update(InstanceUpdate { service, id, .. }) => {
+            (registry::key(service, id), Bytes::new(), 0)
+        }
+        RegistryCommand::Configure(configure) => {
+            let (start, end) = registry::span(&configure.service);
+            (start, end, 0)
+        }
+        RegistryCommand::Checked(_) | RegistryCommand::Settle(_) => {
+            return Err(Rejection::PermissionDenied.into());
+        }
+    };
+    read(rights, &start, &end)?;
+    write(rights, &start, &end)?;
     if session == 0 { Ok(()) } else { lease_write(rows, rights, session) }
 }
 

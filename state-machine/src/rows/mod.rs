@@ -11,6 +11,7 @@
 //! | `lease.rs` | `LeaseKey` | id, user key | nothing | the key is detached |
 //! | `place.rs` | `Place` | name, create revision, child | who waits | the key `name/child` has a lease no more |
 //! | `place.rs` | `Place` | name | create revision of the first place | the last place goes |
+//! | `registry/index.rs`, `registry/damping.rs` | `Instance` | kind, service, id | what the registry keeps | the instance |
 //! | `member.rs` | `Member` | id (big endian) | name, URLs | for ever |
 //! | `auth.rs` | `Auth` | `u`, name | password hash, roles | the user is deleted |
 //! | `auth.rs` | `Auth` | `r`, name | permissions | the role is deleted |

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::{FORM_PUT, FORM_TOMBSTONE, FieldWriter, RowReader, State};
-use crate::response::Halt;
+use crate::response::{Cause, Halt};
 use crate::revision::Revision;
 
 /// A decoded `Rev` row.
@@ -17,11 +17,18 @@ pub(crate) struct RevRow<'a> {
     pub(crate) key: &'a [u8],
     /// What was put, `None` for a delete.
     pub(crate) state: Option<State<'a>>,
+    /// Why it was deleted; of no meaning for a put.
+    pub(crate) cause: Cause,
+}
+
+/// First byte of the row of a delete: tells its cause, so that it takes no room.
+fn tombstone_form(cause: Cause) -> u8 {
+    FORM_TOMBSTONE.saturating_add(cause.number())
 }
 
 impl<'a> RevRow<'a> {
     pub(crate) fn encode(&self) -> Bytes {
-        let form = if self.state.is_some() { FORM_PUT } else { FORM_TOMBSTONE };
+        let form = if self.state.is_some() { FORM_PUT } else { tombstone_form(self.cause) };
         let mut row = FieldWriter::new(form);
         row.previous(self.previous);
         row.size(self.previous_value_bytes);
@@ -44,14 +51,16 @@ impl<'a> RevRow<'a> {
             return Err(row.corrupt("previous revision is not older"));
         }
         let previous_value_bytes = row.size()?;
-        let fields = match form {
-            FORM_PUT => Some(State::decode_fields(&mut row)?),
-            FORM_TOMBSTONE => None,
-            _ => return Err(row.corrupt("unknown form")),
+        let cause = form.checked_sub(FORM_TOMBSTONE).and_then(Cause::from_number);
+        let fields = match (form, cause) {
+            (FORM_PUT, _) => Some(State::decode_fields(&mut row)?),
+            (_, Some(_)) => None,
+            (_, None) => return Err(row.corrupt("unknown form")),
         };
+        let cause = cause.unwrap_or_default();
         let key = row.bytes()?;
         let state = fields.map(|fields| State { value: row.tail(), ..fields });
-        Ok(RevRow { previous, previous_value_bytes, key, state })
+        Ok(RevRow { previous, previous_value_bytes, key, state, cause })
     }
 
     /// The put that this event replaced, if it replaced one (and not a tombstone or nothing).
@@ -70,13 +79,16 @@ mod tests {
         let at = Revision { main: 9, sub: 0 };
         let previous = Some(Revision { main: 3, sub: 9 });
         let state = State { create_revision: 9, version: 1, lease: 77, value: b"value" };
-        for row in [
-            RevRow { previous, previous_value_bytes: 0, key: b"key", state: Some(state) },
-            RevRow { previous, previous_value_bytes: 300, key: b"key", state: None },
-        ] {
+        let cause = Cause::Deleted;
+        let put =
+            RevRow { previous, previous_value_bytes: 0, key: b"key", state: Some(state), cause };
+        let delete = RevRow { previous_value_bytes: 300, state: None, ..put };
+        let deletes = Cause::ALL.map(|cause| RevRow { cause, ..delete });
+        for row in deletes.into_iter().chain([put]) {
             let bytes = row.encode();
             assert_eq!(RevRow::decode(at, &bytes).unwrap(), row);
         }
+        assert_eq!(delete.encode()[0], FORM_TOMBSTONE, "as before there were causes");
         assert!(RevRow::decode(at, &[1, 0, 0, 9, b'k']).is_err(), "cut short");
     }
 
@@ -84,7 +96,9 @@ mod tests {
     fn only_a_live_predecessor_counts_as_replaced() {
         let previous = Some(Revision { main: 3, sub: 0 });
         let state = State { create_revision: 3, version: 2, lease: 0, value: b"" };
-        let row = RevRow { previous, previous_value_bytes: 0, key: b"key", state: Some(state) };
+        let cause = Cause::Deleted;
+        let row =
+            RevRow { previous, previous_value_bytes: 0, key: b"key", state: Some(state), cause };
         assert_eq!(row.replaced_put(), previous);
         assert_eq!(RevRow { state: None, ..row }.replaced_put(), previous, "a delete");
         let recreated = State { version: 1, ..state };

@@ -41,7 +41,11 @@ pub(crate) fn command() -> impl Strategy<Value = Command> {
         3 => (lease(), ttl()).prop_map(|(id, ttl)| Command::LeaseGrant(LeaseGrant { id, ttl })),
         1 => lease().prop_map(|id| Command::LeaseRevoke(LeaseRevoke { id })),
         1 => (1..4_u64, prop::collection::vec(lease(), 0..4))
-            .prop_map(|(term, ids)| Command::LeaseExpire(LeaseExpire { term, ids })),
+            .prop_map(|(term, ids)| Command::LeaseExpire(LeaseExpire {
+                term,
+                ids,
+                ..LeaseExpire::default()
+            })),
         1 => alarm().prop_map(Command::Alarm),
         1 => (0..3_u64).prop_map(|id| {
             Command::MemberPublish(MemberRecord { id, ..MemberRecord::default() })

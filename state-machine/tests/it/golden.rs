@@ -19,6 +19,7 @@ use goldenscript::{Argument, Context};
 
 use crate::language::{self, Words};
 use crate::print;
+use crate::registry_words;
 use crate::roster::Members;
 use crate::store::Store;
 
@@ -143,6 +144,9 @@ impl Script {
                 vec![format!("term {}", self.store.term)]
             }
             _ => {
+                if let Some(lines) = registry_words::ask(&self.store, name, words)? {
+                    return Ok(lines);
+                }
                 let command = language::command(name, words)?;
                 match check(&command) {
                     Ok(()) => print::applied(&self.store.apply_for(caller, &command)),

@@ -6,7 +6,7 @@
 //! range SPAN [rev=N] [limit=N] [sort=asc|desc|none.key|version|create|mod|value] [keys_only]
 //!            [count_only] [min_mod=N] [max_mod=N] [min_create=N] [max_create=N]
 //! txn "[ COMPARE ; ... ] { OP ; ... } { OP ; ... }"      the last block may be missing
-//! compact N     grant ID TTL     revoke ID     expire TERM ID...
+//! compact N     grant ID TTL     revoke ID     expire TERM [now=N] ID...
 //! alarm get|raise|clear [member=N] [kind=nospace|corrupt]      member ID NAME
 //! session ID TTL REQUEST [owner=WHO] [NAME=VALUE ...]
 //! lock NAME,... SESSION REQUEST [shared] [permits=N limit=N] [try] [again] [delay=N] [attempt=N]
@@ -20,6 +20,11 @@
 //! primitive NAME add N | set N [if_value=N] [if_revision=N] | create N | down N | raise NOTE [bound] |
 //!     lift FENCE | enter COUNT NOTE | exit [waiting] | join MEMBER VALUE | part MEMBER
 //!     [by=ONCE]     ONCE is SESSION.SEQUENCE[.SETTLED[.UNDOES]]
+//! register SERVICE ID SESSION ADDRESS [version=V] [tag=T] [zone=Z] [health=H] [absent] [at=N] [now=N]
+//!          [check=MS] [remove=MS]     checks the instance; removes it when it was critical for so long
+//! update SERVICE ID SESSION [state=S] [override=S|none] [health=H] [drain=MS] [now=N] [fence=N]
+//! checked SERVICE ID FENCE HEALTH [now=N]     deregister SERVICE ID SESSION [fence=N]
+//! settle TERM WHAT SERVICE ID STAMP [now=N]     switch SERVICE [guard=B] [damping=B]
 //! ```
 //! SPAN is `key`, `start..end`, `start..` or `all`; COMPARE is `FIELD SPAN = OPERAND` (also `!=`, `<`,
 //! `>`) with FIELD `version`, `create`, `mod`, `value` or `lease`; OP is put, delete, range or txn.
@@ -34,6 +39,8 @@ use conclave_state_machine::command::{
     MemberRecord, Permission, PermissionKind, Put, Range, RoleGrant, RoleRevoke, SessionBegin,
     SortOrder, SortTarget, TokenIssue, Txn, TxnOp, UserAdd, UserChangePassword, UserRole,
 };
+
+use crate::registry_words;
 
 pub(crate) type Parsed<T> = Result<T, String>;
 
@@ -51,7 +58,7 @@ impl Words {
         self.words.front().map(String::as_str)
     }
 
-    fn next(&mut self) -> Parsed<String> {
+    pub(crate) fn next(&mut self) -> Parsed<String> {
         self.words.pop_front().ok_or_else(|| "a word is missing".to_owned())
     }
 
@@ -59,7 +66,7 @@ impl Words {
         self.next()
     }
 
-    fn number(&mut self) -> Parsed<i64> {
+    pub(crate) fn number(&mut self) -> Parsed<i64> {
         number(&self.next()?)
     }
 
@@ -92,7 +99,7 @@ pub(crate) fn number<T: std::str::FromStr>(word: &str) -> Parsed<T> {
 }
 
 /// `''` is empty, `x*9` is nine times x.
-fn bytes(word: &str) -> Bytes {
+pub(crate) fn bytes(word: &str) -> Bytes {
     Bytes::from(match word.split_once('*') {
         Some((text, times)) => text.repeat(times.parse().unwrap_or(1)),
         None if word == "''" => String::new(),
@@ -120,11 +127,16 @@ pub(crate) fn command(name: &str, words: &mut Words) -> Parsed<Command> {
         "revoke" => Command::LeaseRevoke(LeaseRevoke { id: words.number()? }),
         "expire" => {
             let term = number(&words.next()?)?;
-            let mut ids = Vec::new();
-            while words.peek().is_some() {
-                ids.push(words.number()?);
+            let mut expire = LeaseExpire { term, is_damping: true, ..LeaseExpire::default() };
+            while let Some(word) = words.peek() {
+                if let Some(now_ms) = word.strip_prefix("now=") {
+                    (expire.now_ms, expire.is_guarded) = (number(now_ms)?, true);
+                    words.next()?;
+                    continue;
+                }
+                expire.ids.push(words.number()?);
             }
-            Command::LeaseExpire(LeaseExpire { term, ids })
+            Command::LeaseExpire(expire)
         }
         "alarm" => Command::Alarm(alarm(words)?),
         "member" => Command::MemberPublish(MemberRecord {
@@ -163,7 +175,10 @@ pub(crate) fn command(name: &str, words: &mut Words) -> Parsed<Command> {
             Command::GuardedTxn(GuardedTxn { guards: vec![guard], txn: quoted_txn(words)? })
         }
         "primitive" => Command::Primitive(primitive::primitive(words)?),
-        _ => return Err(format!("unknown command {name:?}")),
+        _ => match registry_words::command(name, words)? {
+            Some(command) => Command::Registry(command),
+            None => return Err(format!("unknown command {name:?}")),
+        },
     })
 }
 

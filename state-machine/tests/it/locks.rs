@@ -205,11 +205,14 @@ fn commands(store: &Store, step: &Step, number: usize) -> Vec<Command> {
             let name = NAMES[*name].into();
             Command::Lock(LockCommand::HandOver(HandOver { name, session, fence, to }))
         }
-        Step::Expire(id) => Command::LeaseExpire(LeaseExpire { term: 1, ids: vec![*id] }),
+        Step::Expire(id) => {
+            Command::LeaseExpire(LeaseExpire { term: 1, ids: vec![*id], ..LeaseExpire::default() })
+        }
         Step::Revoke(id) => Command::LeaseRevoke(LeaseRevoke { id: *id }),
         Step::DelaysEnd => {
             let delays = leases(store).into_iter().filter(|id| *id > SESSIONS);
-            Command::LeaseExpire(LeaseExpire { term: 1, ids: delays.collect() })
+            let ids = delays.collect();
+            Command::LeaseExpire(LeaseExpire { term: 1, ids, ..LeaseExpire::default() })
         }
         Step::Attach { name, session } => {
             let put = |lease| {

@@ -10,5 +10,7 @@ mod model;
 mod primitives;
 mod print;
 mod property;
+mod registry;
+mod registry_words;
 mod roster;
 mod store;

@@ -106,7 +106,8 @@ impl Model {
             | Command::Lock(_)
             | Command::GuardedTxn(_)
             | Command::Primitive(_)
-            | Command::Auth(_) => unreachable!(),
+            | Command::Auth(_)
+            | Command::Registry(_) => unreachable!(),
         };
         (outcome, leases)
     }

@@ -3,6 +3,7 @@
 use bytes::Bytes;
 use conclave_state_machine::locks::claim::Claim;
 use conclave_state_machine::locks::queue::Place;
+use conclave_state_machine::registry::record::{may_be_instance, may_be_lost};
 use conclave_state_machine::response::{
     Applied, AuthChange, DeleteRangeResponse, Event, EventKind, KeyValue, LeaseChange,
     LockResponse, OpResponse, RangeResponse, Response, Taken, TxnResponse,
@@ -50,6 +51,7 @@ fn response(response: &Response) -> Vec<String> {
         }
         Response::Auth(AuthChange::TokensVoid { user }) => vec![format!("tokens of {user} void")],
         Response::Auth(change) => vec![format!("{change:?}").to_lowercase()],
+        Response::Registry(answer) => crate::registry_words::response(answer),
     }
 }
 
@@ -79,6 +81,12 @@ pub(crate) fn place(place: &Place) -> String {
 
 /// A value; that of a native place in words.
 fn value(bytes: &Bytes) -> String {
+    if may_be_instance(bytes) {
+        return format!("({})", String::from_utf8_lossy(bytes));
+    }
+    if may_be_lost(bytes) {
+        return "(lost)".to_owned();
+    }
     let Some(claim) = Claim::decode(bytes) else { return text(bytes) };
     let requests: Vec<_> = claim.requests.iter().map(text).collect();
     let limit = if claim.limit == u32::MAX { "any".to_owned() } else { claim.limit.to_string() };

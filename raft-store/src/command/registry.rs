@@ -1,0 +1,124 @@
+//! Commands of the registry, as they travel.
+
+use conclave_proto::v1::register_request::Mode;
+use conclave_proto::{internal, v1};
+use conclave_state_machine::command::{
+    CheckResult, Configure, Deregister, InstanceUpdate, Register, RegisterMode, RegistryCommand,
+    Settle, SettleItem, Settlement,
+};
+use conclave_state_machine::registry::record::{Health, State};
+use conclave_state_machine::response::Rejection;
+
+/// The command that registers an instance.
+#[must_use]
+pub fn register(message: internal::RegistryRegister) -> RegistryCommand {
+    let request = message.request.unwrap_or_default();
+    RegistryCommand::Register(Register {
+        mode: match request.mode() {
+            Mode::Replace => RegisterMode::Replace,
+            Mode::IfAbsent => RegisterMode::IfAbsent,
+        },
+        service: request.service.into(),
+        id: request.id,
+        session: request.session,
+        record: request.record,
+        mod_revision: request.mod_revision,
+        now_ms: message.now_unix_ms,
+        is_damping: message.damping,
+    })
+}
+
+/// The command that removes an instance.
+#[must_use]
+pub fn deregister(request: v1::DeregisterRequest) -> RegistryCommand {
+    let v1::DeregisterRequest { service, id, session, fence } = request;
+    RegistryCommand::Deregister(Deregister { service: service.into(), id, session, fence })
+}
+
+/// The command that changes an instance.
+///
+/// # Errors
+/// [`Rejection::Malformed`] for an unknown number.
+pub fn update(message: internal::RegistryUpdate) -> Result<RegistryCommand, Rejection> {
+    let request = message.request.unwrap_or_default();
+    let override_state = match state(request.override_state)? {
+        _ if request.clear_override => Some(None),
+        Some(state) => Some(Some(state)),
+        None => None,
+    };
+    Ok(RegistryCommand::Update(InstanceUpdate {
+        state: state(request.state)?,
+        override_state,
+        health: health(request.health)?.map(|health| (health, request.output)),
+        drain_ms: request.drain_ms,
+        weight: request.weight,
+        service: request.service.into(),
+        id: request.id,
+        session: request.session,
+        fence: request.fence,
+        now_ms: message.now_unix_ms,
+        is_damping: message.damping,
+    }))
+}
+
+/// The command by which the leader says what its checks found.
+///
+/// # Errors
+/// [`Rejection::Malformed`] for an unknown number.
+pub fn checked(message: internal::RegistryChecked) -> Result<RegistryCommand, Rejection> {
+    Ok(RegistryCommand::Checked(CheckResult {
+        health: health(message.health)?.unwrap_or_default(),
+        service: message.service.into(),
+        id: message.id,
+        fence: message.fence,
+        output: message.output,
+        now_ms: message.now_unix_ms,
+        is_damping: message.damping,
+    }))
+}
+
+/// The command by which the leader says which times are over.
+///
+/// # Errors
+/// [`Rejection::Malformed`] for an unknown number.
+pub fn settle(message: internal::RegistrySettle) -> Result<RegistryCommand, Rejection> {
+    let item = |item: internal::RegistrySettleItem| {
+        let what = Settlement::from_number(item.what);
+        let what = what.ok_or(Rejection::Malformed("unknown settlement"))?;
+        let (service, id, stamp) = (item.service.into(), item.id, item.stamp);
+        Ok(SettleItem { service, id, stamp, what })
+    };
+    let items = message.items.into_iter().map(item).collect::<Result<_, _>>()?;
+    let internal::RegistrySettle { term, now_unix_ms: now_ms, .. } = message;
+    Ok(RegistryCommand::Settle(Settle { term, now_ms, items }))
+}
+
+/// The command that sets switches of a service.
+#[must_use]
+pub fn configure(request: v1::ServiceConfigureRequest) -> RegistryCommand {
+    let v1::ServiceConfigureRequest { service, guard, damping } = request;
+    let service = service.into();
+    RegistryCommand::Configure(Configure { service, is_guarded: guard, is_damped: damping })
+}
+
+fn state(number: i32) -> Result<Option<State>, Rejection> {
+    let message = v1::InstanceState::try_from(number);
+    Ok(match message.map_err(|_| Rejection::Malformed("unknown state of an instance"))? {
+        v1::InstanceState::Unspecified => None,
+        v1::InstanceState::Up => Some(State::Up),
+        v1::InstanceState::Draining => Some(State::Draining),
+        v1::InstanceState::Down => Some(State::Down),
+        v1::InstanceState::Starting => Some(State::Starting),
+        v1::InstanceState::OutOfService => Some(State::OutOfService),
+    })
+}
+
+fn health(number: i32) -> Result<Option<Health>, Rejection> {
+    let message = v1::InstanceHealth::try_from(number);
+    Ok(match message.map_err(|_| Rejection::Malformed("unknown health of an instance"))? {
+        v1::InstanceHealth::Unspecified => None,
+        v1::InstanceHealth::Passing => Some(Health::Passing),
+        v1::InstanceHealth::Warning => Some(Health::Warning),
+        v1::InstanceHealth::Critical => Some(Health::Critical),
+    })
+}

@@ -1,0 +1,359 @@
+//! Active checks: one checker for each instance that asks for it, run by the leader.
+//!
+//! Whoever becomes leader begins with the index and follows what apply notes; whoever leads no more stops.
+//! Checks are spread over their interval, a bounded number runs at once, and only what changes the state
+//! that enough of them agree on is a commit.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use conclave_proto::internal::{self, command::Command as Message};
+use conclave_raft_store::Reader;
+use conclave_state_machine::command::{Caller, Range};
+use conclave_state_machine::registry::check::{self, CHECK_INTERVAL_MS, OUTPUT_BYTES_MAX};
+use conclave_state_machine::registry::record::{Check, Health, may_be_instance};
+use conclave_state_machine::registry::threshold::Streak;
+use conclave_state_machine::registry::view::View;
+use conclave_state_machine::registry::{Name, index, key};
+use conclave_state_machine::response::Event;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::probe::{Finding, probe};
+use super::{check_allowed, show};
+use crate::api::context::Context;
+use crate::api::kv::off_thread;
+use crate::config::ChecksAllowed;
+use crate::coordination::unix_ms;
+
+/// Checks that run at once.
+const RUNNING_MAX: usize = 256;
+/// Results on their way into the log.
+const PROPOSED_MAX: usize = 256;
+/// Changed instances that are noted one by one; beyond, all are looked at again.
+const CHANGED_MAX: usize = 100_000;
+/// Instances that are checked.
+const CHECKED_MAX: usize = 200_000;
+/// Instances read from the index at once, and looked at between two looks at what is due.
+const PAGE: usize = 1_000;
+/// Longest pause between two looks at what is due, and at whether this member leads.
+const LOOK: Duration = Duration::from_millis(250);
+/// Share of the interval by which checks are spread.
+const JITTER: f64 = 0.1;
+/// What the value of an instance with a check holds.
+const MARK: &[u8] = br#""check":{"#;
+
+/// Service and id.
+type Place = (Bytes, String);
+
+/// Instances whose checks may have changed, noted by apply while this member leads.
+#[derive(Default)]
+pub(crate) struct Changed {
+    is_wanted: AtomicBool,
+    noted: Mutex<Noted>,
+    news: Notify,
+}
+
+#[derive(Default)]
+struct Noted {
+    places: BTreeSet<Place>,
+    /// Too many to tell.
+    is_all: bool,
+}
+
+impl Changed {
+    /// Notes what was applied. Called by apply: nothing here waits.
+    pub(crate) fn note(&self, events: &[Event]) {
+        if !self.is_wanted.load(Ordering::Acquire) {
+            return;
+        }
+        let has_check = |value: &[u8]| {
+            may_be_instance(value) && value.windows(MARK.len()).any(|part| part == MARK)
+        };
+        let mut is_news = false;
+        for event in events {
+            let before = event.prev_kv.as_ref().map(|kv| &kv.value[..]);
+            if !has_check(&event.kv.value) && !before.is_some_and(has_check) {
+                continue;
+            }
+            let Some(name) = Name::of(&event.kv.key).filter(|name| !name.is_lost) else { continue };
+            let mut noted = self.noted.lock();
+            if noted.places.len() >= CHANGED_MAX {
+                noted.is_all = true;
+            } else {
+                noted.places.insert((Bytes::copy_from_slice(name.service), name.id.to_owned()));
+            }
+            is_news = true;
+        }
+        if is_news {
+            self.news.notify_one();
+        }
+    }
+
+    /// Everything may have changed: a snapshot took the place of the state.
+    pub(crate) fn note_all(&self) {
+        self.noted.lock().is_all = true;
+        self.news.notify_one();
+    }
+
+    fn take(&self) -> Noted {
+        std::mem::take(&mut self.noted.lock())
+    }
+}
+
+/// Checks while this member leads. Never returns.
+pub(super) async fn run(context: &Context) {
+    let allowed = context.node.settings().registry.checks;
+    if allowed == ChecksAllowed::Off {
+        return std::future::pending().await;
+    }
+    let changed = Arc::clone(context.node.changed_checks());
+    loop {
+        while !context.node.is_leader() {
+            tokio::time::sleep(LOOK).await;
+        }
+        let mut board = Board::new(context.clone(), allowed);
+        changed.note_all();
+        changed.is_wanted.store(true, Ordering::Release);
+        while context.node.is_leader() {
+            board.learn(changed.take()).await;
+            board.start_due();
+            tokio::select! {
+                () = tokio::time::sleep(board.until_due()) => {}
+                () = changed.news.notified() => {}
+                Some(done) = board.running.join_next() => board.finished(done),
+                Some(_) = board.proposed.join_next() => {}
+            }
+        }
+        // Dropping the board ends what runs.
+        changed.is_wanted.store(false, Ordering::Release);
+        changed.take();
+    }
+}
+
+/// What is to be checked, as the state says.
+struct Subject {
+    check: Check,
+    address: String,
+    fence: i64,
+    /// What the record says that checks found.
+    shown: Option<Health>,
+}
+
+/// An instance that is checked.
+struct Watched {
+    subject: Subject,
+    streak: Streak,
+    due: Instant,
+    is_running: bool,
+}
+
+/// What a check found; `None` if it could not be made for a reason of this member.
+type Done = (Place, i64, Option<Finding>);
+
+/// All checks of a leader.
+struct Board {
+    context: Context,
+    allowed: ChecksAllowed,
+    watched: HashMap<Place, Watched>,
+    /// Those that are still to be looked at.
+    unseen: BTreeSet<Place>,
+    /// Those that do not run, by when they are due.
+    due: BTreeSet<(Instant, Place)>,
+    running: JoinSet<Done>,
+    proposed: JoinSet<()>,
+}
+
+impl Board {
+    fn new(context: Context, allowed: ChecksAllowed) -> Self {
+        Self {
+            context,
+            allowed,
+            watched: HashMap::new(),
+            unseen: BTreeSet::new(),
+            due: BTreeSet::new(),
+            running: JoinSet::new(),
+            proposed: JoinSet::new(),
+        }
+    }
+
+    /// Takes in what has changed, and looks at some of it: at the rest the next time, so that checks go on
+    /// meanwhile.
+    async fn learn(&mut self, noted: Noted) {
+        self.unseen.extend(noted.places);
+        let reader = self.context.node.reader().clone();
+        if noted.is_all {
+            // Those that are gone are found by looking at each once more.
+            self.unseen.extend(self.watched.keys().cloned());
+            let reader = reader.clone();
+            match off_thread(move || all(&reader)).await {
+                Ok(Ok(found)) => self.unseen.extend(found),
+                Ok(Err(error)) => tracing::error!(%error, "cannot read which instances to check"),
+                Err(error) => tracing::error!(error = error.message(), "cannot read the index"),
+            }
+        }
+        let mut places: Vec<Place> = Vec::new();
+        while places.len() < PAGE
+            && let Some(place) = self.unseen.pop_first()
+        {
+            places.push(place);
+        }
+        if places.is_empty() {
+            return;
+        }
+        let allowed = self.allowed;
+        let look = move || -> Vec<_> {
+            let look = |place| (subject(&reader, &place, allowed), place);
+            places.into_iter().map(look).collect()
+        };
+        match off_thread(look).await {
+            Ok(seen) => seen.into_iter().for_each(|(subject, place)| self.see(place, subject)),
+            Err(error) => tracing::error!(error = error.message(), "cannot look at instances"),
+        }
+    }
+
+    /// Begins, changes or ends the checks of an instance.
+    fn see(&mut self, place: Place, subject: Option<Subject>) {
+        let Some(subject) = subject else {
+            if let Some(watched) = self.watched.remove(&place) {
+                self.due.remove(&(watched.due, place));
+            }
+            return;
+        };
+        if let Some(Watched { subject: known, .. }) = self.watched.get_mut(&place)
+            && known.fence == subject.fence
+            && known.check == subject.check
+            && known.address == subject.address
+        {
+            known.shown = subject.shown;
+            return;
+        }
+        if self.watched.len() >= CHECKED_MAX && !self.watched.contains_key(&place) {
+            tracing::warn!(limit = CHECKED_MAX, "too many instances to check: some are not");
+            return;
+        }
+        // The first one soon, but not all at once.
+        let due = Instant::now() + interval(&subject.check).mul_f64(rand::random::<f64>());
+        let watched = Watched { subject, streak: Streak::default(), due, is_running: false };
+        if let Some(old) = self.watched.insert(place.clone(), watched) {
+            self.due.remove(&(old.due, place.clone()));
+        }
+        self.due.insert((due, place));
+    }
+
+    fn until_due(&self) -> Duration {
+        if !self.unseen.is_empty() {
+            return Duration::ZERO;
+        }
+        let next = self.due.first().filter(|_| self.running.len() < RUNNING_MAX);
+        next.map_or(LOOK, |(due, _)| due.saturating_duration_since(Instant::now()).min(LOOK))
+    }
+
+    fn start_due(&mut self) {
+        let now = Instant::now();
+        while self.running.len() < RUNNING_MAX
+            && self.due.first().is_some_and(|(due, _)| *due <= now)
+        {
+            let Some((_, place)) = self.due.pop_first() else { return };
+            let Some(watched) = self.watched.get_mut(&place) else { continue };
+            watched.is_running = true;
+            let Subject { check, address, fence, .. } = &watched.subject;
+            let (check, address, fence) = (check.clone(), address.clone(), *fence);
+            let allowed = self.allowed;
+            self.running.spawn(async move {
+                let finding = probe(&check, &address, allowed).await;
+                (place, fence, finding)
+            });
+        }
+    }
+
+    fn finished(&mut self, done: Result<Done, tokio::task::JoinError>) {
+        self.context.metrics.instances.checks.inc();
+        // A check does not panic, and is ended only together with the board.
+        let Ok((place, fence, finding)) = done else { return };
+        let Some(watched) = self.watched.get_mut(&place).filter(|watched| {
+            // Otherwise it is about an instance that is another now.
+            watched.subject.fence == fence && watched.is_running
+        }) else {
+            return;
+        };
+        watched.is_running = false;
+        let spread = 1.0 - JITTER + 2.0 * JITTER * rand::random::<f64>();
+        let Subject { check, shown, .. } = &watched.subject;
+        watched.due = Instant::now() + interval(check).mul_f64(spread);
+        self.due.insert((watched.due, place.clone()));
+        let Some(finding) = finding else { return };
+        let Some(health) = watched.streak.note(finding.health, check, *shown) else { return };
+        if self.proposed.len() < PROPOSED_MAX {
+            self.propose(place, fence, Finding { health, ..finding });
+        }
+        // Otherwise the next check finds the same.
+    }
+
+    fn propose(&mut self, (service, id): Place, fence: i64, finding: Finding) {
+        let mut output = finding.output;
+        output.truncate(output.floor_char_boundary(OUTPUT_BYTES_MAX));
+        let message = internal::RegistryChecked {
+            service: String::from_utf8_lossy(&service).into_owned(),
+            id,
+            fence,
+            health: show::health(finding.health).into(),
+            output,
+            now_unix_ms: unix_ms(),
+            damping: self.context.node.settings().registry.is_damping,
+        };
+        let context = self.context.clone();
+        self.proposed.spawn(async move {
+            match context.propose(&Caller::Inside, Message::RegistryChecked(message)).await {
+                Ok(_) => _ = context.metrics.instances.check_changes.inc(),
+                Err(error) => tracing::debug!(error = error.message(), "a result was not noted"),
+            }
+        });
+    }
+}
+
+fn interval(check: &Check) -> Duration {
+    let ms = if check.interval_ms == 0 { CHECK_INTERVAL_MS } else { check.interval_ms };
+    Duration::from_millis(ms)
+}
+
+/// What is to be checked at a place. Nothing for what did not come by `Register` and asks for more than
+/// that lets owners ask for.
+fn subject(reader: &Reader, (service, id): &Place, allowed: ChecksAllowed) -> Option<Subject> {
+    let range = Range { key: key(service, id), ..Range::default() };
+    let kvs = match reader.range(&range) {
+        Ok((answer, _)) => answer.kvs,
+        Err(error) => {
+            tracing::warn!(%error, "cannot read an instance to check");
+            return None;
+        }
+    };
+    let view = View::load(Bytes::clone(service), kvs);
+    let shown = view.get(id).filter(|shown| !shown.record.is_stale())?;
+    let check = shown.record.details.check.clone()?;
+    let address = shown.record.address.clone();
+    if check::active(&check).is_err() || check_allowed(&check, &address, allowed).is_err() {
+        return None;
+    }
+    let checked = shown.record.details.checked.as_ref().map(|checked| checked.health);
+    Some(Subject { check, address, fence: shown.fence, shown: checked })
+}
+
+/// All instances with a check.
+fn all(reader: &Reader) -> Result<Vec<Place>, conclave_state_machine::response::Halt> {
+    let mut found = Vec::new();
+    let mut from = Bytes::new();
+    loop {
+        let (page, next) = index::checks(reader, &from, PAGE)?;
+        found.extend(page.into_iter().map(|entry| (entry.service, entry.id)));
+        match next {
+            Some(next) if found.len() < CHECKED_MAX => from = next,
+            _ => return Ok(found),
+        }
+    }
+}

@@ -1,0 +1,286 @@
+//! One active check of one instance.
+//!
+//! A check connects to where an owner says, so it is careful: addresses that no instance can have
+//! (link-local, where clouds serve credentials, multicast, unspecified) are never connected to, no
+//! redirect is followed, and nothing of an answer but its status goes anywhere.
+
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
+use std::time::Duration;
+
+use bytes::Bytes;
+use conclave_state_machine::registry::check::CHECK_TIMEOUT_MS;
+use conclave_state_machine::registry::record::{Check, CheckKind, Health};
+use http::{Request, header};
+use http_body_util::Empty;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
+use tokio_util::task::AbortOnDropHandle;
+use tonic::transport::Endpoint;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+
+use crate::config::ChecksAllowed;
+
+/// Names that are looked up at once.
+const LOOK_UPS_MAX: usize = 16;
+/// Most of an answer that is held in memory.
+const ANSWER_BYTES_MAX: usize = 16 * 1_024;
+const HEADER_BYTES_MAX: u32 = 16 * 1_024;
+
+/// What a check found, in words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Finding {
+    pub(super) health: Health,
+    pub(super) output: String,
+}
+
+impl Finding {
+    fn new(health: Health, output: impl Into<String>) -> Self {
+        Self { health, output: output.into() }
+    }
+}
+
+/// Why a check has no result.
+enum Failure {
+    /// The instance is to blame, in words.
+    Instance(String),
+    /// This member is.
+    Member,
+}
+
+impl<E: std::error::Error> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Failure::Instance(error.to_string())
+    }
+}
+
+/// Checks an instance at `address`; `None` if this member could not make the check.
+pub(super) async fn probe(check: &Check, address: &str, allowed: ChecksAllowed) -> Option<Finding> {
+    let timeout_ms = if check.timeout_ms == 0 { CHECK_TIMEOUT_MS } else { check.timeout_ms };
+    let target = if check.address.is_empty() { address } else { &check.address };
+    let work = async {
+        let at = resolve(target, allowed).await?;
+        match check.kind {
+            CheckKind::Tcp => tcp(at).await,
+            CheckKind::Http => http(at, target, &check.target).await,
+            CheckKind::Grpc => grpc(at, &check.target).await,
+        }
+    };
+    match tokio::time::timeout(Duration::from_millis(timeout_ms), work).await {
+        Ok(Ok(finding)) => Some(finding),
+        Ok(Err(Failure::Instance(reason))) => Some(Finding::new(Health::Critical, reason)),
+        Ok(Err(Failure::Member)) => None,
+        Err(_elapsed) => {
+            Some(Finding::new(Health::Critical, format!("no answer in {timeout_ms} ms")))
+        }
+    }
+}
+
+async fn resolve(target: &str, allowed: ChecksAllowed) -> Result<SocketAddr, Failure> {
+    let target = target.strip_prefix("http://").unwrap_or(target);
+    let found = match target.parse() {
+        Ok(at) => vec![at],
+        Err(_) => look_up(target.to_owned()).await?,
+    };
+    let is_allowed = |at: &SocketAddr| allowed == ChecksAllowed::Any || is_plausible(at.ip());
+    let found = found.into_iter().find(is_allowed);
+    found.ok_or_else(|| Failure::Instance("the address may not be checked".to_owned()))
+}
+
+/// Asks the system for the addresses of a name. That blocks a thread for as long as the system likes, also
+/// when the check has ended: so no more threads than these do, and reads always find one.
+async fn look_up(target: String) -> Result<Vec<SocketAddr>, Failure> {
+    static LOOK_UPS: Semaphore = Semaphore::const_new(LOOK_UPS_MAX);
+    let permit = LOOK_UPS.try_acquire().map_err(|_| Failure::Member)?;
+    let found = tokio::task::spawn_blocking(move || {
+        let found = target.to_socket_addrs().map(Iterator::collect);
+        drop(permit);
+        found
+    });
+    Ok(found.await??)
+}
+
+/// Whether an instance can have the address.
+fn is_plausible(ip: IpAddr) -> bool {
+    match ip.to_canonical() {
+        IpAddr::V4(ip) => !(ip.is_link_local() || ip.is_multicast() || ip.is_unspecified()),
+        IpAddr::V6(ip) => !(ip.is_unicast_link_local() || ip.is_multicast() || ip.is_unspecified()),
+    }
+}
+
+async fn tcp(at: SocketAddr) -> Result<Finding, Failure> {
+    TcpStream::connect(at).await?;
+    Ok(Finding::new(Health::Passing, "connected"))
+}
+
+async fn http(at: SocketAddr, host: &str, path: &str) -> Result<Finding, Failure> {
+    let stream = TcpStream::connect(at).await?;
+    let mut http = hyper::client::conn::http1::Builder::new();
+    http.max_buf_size(ANSWER_BYTES_MAX);
+    let (mut sender, connection) = http.handshake(TokioIo::new(stream)).await?;
+    // Driven beside the request, and ended with it.
+    let _connection = AbortOnDropHandle::new(tokio::spawn(async move {
+        if let Err(error) = connection.await {
+            tracing::debug!(%error, "the connection of a check ended");
+        }
+    }));
+    let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
+    let request = Request::get(path)
+        .header(header::HOST, host.strip_prefix("http://").unwrap_or(host))
+        .header(header::USER_AGENT, "conclave-check")
+        .body(Empty::<Bytes>::new())?;
+    let status = sender.send_request(request).await?.status();
+    let health = match status.as_u16() {
+        200..=299 => Health::Passing,
+        // As Consul has it: the instance is there, but asks for less.
+        429 => Health::Warning,
+        _ => Health::Critical,
+    };
+    Ok(Finding::new(health, format!("HTTP {status}")))
+}
+
+async fn grpc(at: SocketAddr, service: &str) -> Result<Finding, Failure> {
+    let endpoint = Endpoint::from_shared(format!("http://{at}"))?;
+    let endpoint = endpoint.http2_max_header_list_size(HEADER_BYTES_MAX);
+    let client = HealthClient::new(endpoint.connect().await?);
+    let mut client = client.max_decoding_message_size(ANSWER_BYTES_MAX);
+    let answer = client.check(HealthCheckRequest { service: service.to_owned() }).await;
+    match answer {
+        Ok(answer) => match answer.into_inner().status() {
+            ServingStatus::Serving => Ok(Finding::new(Health::Passing, "SERVING")),
+            other => Ok(Finding::new(Health::Critical, other.as_str_name())),
+        },
+        Err(status) => Err(Failure::Instance(format!("{:?}", status.code()))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+    use tokio::task::JoinHandle;
+
+    use super::*;
+
+    /// Answers one connection with these bytes.
+    async fn answer(answer: &'static str) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut request = [0_u8; 1024];
+            let read = stream.read(&mut request).await.unwrap();
+            assert!(read == 0 || request.starts_with(b"GET /well?now=1 HTTP/1.1\r\n"));
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        });
+        address
+    }
+
+    async fn http_check(text: &'static str) -> Finding {
+        let address = answer(text).await;
+        let target = "well?now=1".to_owned();
+        // Long enough for a machine that is busy.
+        let check = Check { kind: CheckKind::Http, target, timeout_ms: 30_000, ..Check::default() };
+        probe(&check, &address, ChecksAllowed::Own).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn http_answers_say_how_well_it_is() {
+        let found = http_check("HTTP/1.1 204 No Content\r\n\r\n").await;
+        assert_eq!(found, Finding::new(Health::Passing, "HTTP 204 No Content"));
+        let found = http_check("HTTP/1.1 429 Too Many Requests\r\ncontent-length: 0\r\n\r\n").await;
+        assert_eq!(found.health, Health::Warning);
+        let found = http_check("HTTP/1.1 302 Found\r\nlocation: /\r\n\r\n").await;
+        assert_eq!(found.health, Health::Critical, "no redirect is followed");
+        assert_eq!(http_check("nonsense\r\n\r\n").await.health, Health::Critical);
+    }
+
+    #[tokio::test]
+    async fn connections_that_cannot_be_made_are_critical() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let check = Check::default();
+        let found = probe(&check, &address, ChecksAllowed::Own).await.unwrap();
+        assert_eq!(found.health, Health::Passing);
+        drop(listener);
+        for address in [address.as_str(), "no such name:1", ""] {
+            let found = probe(&check, address, ChecksAllowed::Own).await.unwrap();
+            assert_eq!(found.health, Health::Critical, "{address}");
+        }
+    }
+
+    #[tokio::test]
+    async fn addresses_of_credentials_are_never_connected_to() {
+        for address in ["169.254.169.254:80", "[fe80::1]:80", "[::ffff:169.254.169.254]:80"] {
+            let found = probe(&Check::default(), address, ChecksAllowed::Own).await.unwrap();
+            assert_eq!(found.output, "the address may not be checked", "{address}");
+        }
+    }
+
+    /// Takes one connection, begins with these bytes, and repeats the others until it is closed.
+    async fn hostile(begin: &'static [u8], more: &'static [u8]) -> (String, JoinHandle<()>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let until_closed = tokio::spawn(async move {
+            let (stream, _) = listener.accept().await.unwrap();
+            let (mut from, mut to) = stream.into_split();
+            let flood = async {
+                to.write_all(begin).await?;
+                while !more.is_empty() {
+                    to.write_all(more).await?;
+                }
+                std::future::pending::<std::io::Result<()>>().await
+            };
+            let drain = async {
+                let mut bytes = [0; 1_024];
+                while from.read(&mut bytes).await? > 0 {}
+                std::io::Result::Ok(())
+            };
+            tokio::select! {
+                _closed = flood => {}
+                _closed = drain => {}
+            }
+        });
+        (address, until_closed)
+    }
+
+    #[tokio::test]
+    async fn a_hostile_target_costs_one_connection_for_the_time_of_the_check() {
+        let head = b"HTTP/1.1 200 OK\r\n";
+        let settings = b"\0\0\0\x04\0\0\0\0\0";
+        // PING frames, each of which asks for an answer.
+        let pings = b"\0\0\x08\x06\0\0\0\0\0opaque_8";
+        let cases: [(CheckKind, &[u8], &[u8], Health); 7] = [
+            (CheckKind::Http, b"", b"", Health::Critical),
+            (CheckKind::Http, head, b"x: y\r\n", Health::Critical),
+            (CheckKind::Http, b"", b"HTTP/1.1 100 Continue\r\n\r\n", Health::Critical),
+            (CheckKind::Http, b"HTTP/1.1 200 OK\r\n\r\n", b"body", Health::Passing),
+            (CheckKind::Grpc, b"", b"", Health::Critical),
+            (CheckKind::Grpc, b"", b"nonsense", Health::Critical),
+            (CheckKind::Grpc, settings, pings, Health::Critical),
+        ];
+        for (kind, begin, more, health) in cases {
+            let (address, until_closed) = hostile(begin, more).await;
+            let check = Check { kind, timeout_ms: 500, ..Check::default() };
+            let found = probe(&check, &address, ChecksAllowed::Own).await.unwrap();
+            // Passing in time is not certain on a machine that is busy.
+            assert!(found.health == health || found.output == "no answer in 500 ms", "{found:?}");
+            let closed = tokio::time::timeout(Duration::from_secs(30), until_closed).await;
+            closed.expect("nothing of the check stays").unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn names_that_nobody_answers_for_leave_threads_for_others() {
+        let check = Check { timeout_ms: 500, ..Check::default() };
+        let probes = (0..4 * LOOK_UPS_MAX).map(|number| {
+            let check = check.clone();
+            async move { probe(&check, &format!("{number}.invalid:1"), ChecksAllowed::Own).await }
+        });
+        let found = futures::future::join_all(probes).await;
+        assert!(found.iter().flatten().all(|found| found.health == Health::Critical));
+        assert!(found.iter().any(Option::is_none), "not all at once");
+    }
+}

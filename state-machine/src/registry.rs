@@ -1,0 +1,181 @@
+//! The registry: instances of services as ordinary keys.
+//!
+//! An *instance* is a key `service/id` whose value is that of Go's `naming/endpoints` ([`record`]),
+//! mostly attached to a session's lease: it lives and dies with it, whatever wrote it. The commands here
+//! write such keys with more care; the index of services, of what has to be checked and of what is due
+//! follows the keys themselves ([`index`]). An instance that is lost together with most others of its
+//! service leaves a key `service/\0lost/id` behind for a while ([`loss`]): the lease's key is gone for
+//! etcd's clients, and a watch of the service's keys sees both at one revision.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`record`] | what an instance says, and its one layout |
+//! | [`check`] | what a command must be |
+//! | [`index`] | services, checks and deadlines |
+//! | [`damping`] | who comes and goes too often |
+//! | [`loss`] | what becomes of instances whose session expires |
+//! | [`threshold`] | how many checks in a row change a state |
+//! | [`view`] | the instances of one service, and what a revision changes |
+//! | `enroll`, `amend`, `settle` | the commands |
+
+mod amend;
+pub mod check;
+pub mod damping;
+mod enroll;
+pub mod index;
+pub mod loss;
+pub mod record;
+mod settle;
+pub mod threshold;
+pub mod view;
+
+use bytes::Bytes;
+
+use crate::change::{Before, Change};
+use crate::command::RegistryCommand;
+use crate::head::Head;
+use crate::outcome::Stop;
+use crate::overlay::Overlay;
+use crate::read::Read;
+use crate::response::{Event, Halt, KeyValue, RegistryResponse};
+use record::Record;
+
+/// Between the name of a service and the ids of its lost instances.
+const LOST: &[u8] = b"/\0lost/";
+
+/// Key of an instance.
+#[must_use]
+pub fn key(service: &[u8], id: &str) -> Bytes {
+    [service, b"/", id.as_bytes()].concat().into()
+}
+
+/// Key that keeps a lost instance.
+#[must_use]
+pub fn lost_key(service: &[u8], id: &str) -> Bytes {
+    [service, LOST, id.as_bytes()].concat().into()
+}
+
+/// All keys of the instances of a service, the lost ones included: the first, and the end.
+#[must_use]
+pub fn span(service: &[u8]) -> (Bytes, Bytes) {
+    ([service, b"/"].concat().into(), [service, b"0"].concat().into())
+}
+
+/// What a key is to the registry, by its name alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Name<'a> {
+    /// The service.
+    pub service: &'a [u8],
+    /// The instance.
+    pub id: &'a str,
+    /// Whether it keeps a lost instance.
+    pub is_lost: bool,
+}
+
+impl<'a> Name<'a> {
+    /// The name that `key` stands for; `None` if it cannot be that of an instance.
+    #[must_use]
+    pub fn of(key: &'a [u8]) -> Option<Name<'a>> {
+        let (parent, child) = crate::rows::place::parent(key)?;
+        let id = std::str::from_utf8(child).ok()?;
+        let lost = LOST.strip_suffix(b"/").and_then(|lost| parent.strip_suffix(lost));
+        let service = lost.unwrap_or(parent);
+        // What no command can name is no instance, whoever wrote it.
+        check::names(service, id).ok()?;
+        Some(Name { service, id, is_lost: lost.is_some() })
+    }
+
+    /// The instance that the key stands for with this value.
+    #[must_use]
+    pub fn decode(self, value: &[u8]) -> Option<Record> {
+        if self.is_lost {
+            Record::decode_lost(self.id, value)
+        } else {
+            record::may_be_instance(value).then(|| Record::decode(self.id, value)).flatten()
+        }
+    }
+}
+
+/// A command of the registry.
+pub(crate) fn apply<R: Read>(
+    rows: &mut Overlay<'_, R>,
+    head: &mut Head,
+    events: &mut Vec<Event>,
+    (term, command): (u64, &RegistryCommand),
+) -> Result<RegistryResponse, Stop> {
+    check::command(command)?;
+    match command {
+        RegistryCommand::Register(command) => {
+            enroll::register(&mut Change::begin(rows, head, events)?, command)
+        }
+        RegistryCommand::Deregister(command) => {
+            enroll::deregister(&mut Change::begin(rows, head, events)?, command)
+        }
+        RegistryCommand::Update(command) => {
+            amend::update(&mut Change::begin(rows, head, events)?, command)
+        }
+        RegistryCommand::Checked(command) => {
+            amend::checked(&mut Change::begin(rows, head, events)?, command)
+        }
+        RegistryCommand::Settle(command) => {
+            Ok(settle::apply(&mut Change::begin(rows, head, events)?, term, command)?)
+        }
+        RegistryCommand::Configure(command) => {
+            Ok(settle::configure(&mut Change::begin(rows, head, events)?, command)?)
+        }
+    }
+}
+
+/// An instance as it is stored.
+struct Stored {
+    key: Bytes,
+    before: Before,
+    kv: KeyValue,
+    record: Record,
+}
+
+/// Reads an instance that lives.
+fn stored<R: Read>(rows: &R, service: &[u8], id: &str) -> Result<Option<Stored>, Halt> {
+    let key = key(service, id);
+    let before = Before::load(rows, &key)?;
+    let Some(kv) = before.kv.clone() else { return Ok(None) };
+    let record = Record::decode(id, &kv.value);
+    Ok(record.map(|record| Stored { key, before, kv, record }))
+}
+
+/// Deletes the key that keeps a lost instance; whether there was one.
+fn drop_lost<R: Read>(
+    change: &mut Change<'_, '_, R>,
+    service: &[u8],
+    id: &str,
+) -> Result<bool, Halt> {
+    let key = lost_key(service, id);
+    let before = Before::load(change.rows, &key)?;
+    let was_there = before.kv.is_some();
+    change.delete(&key, before)?;
+    Ok(was_there)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_name_services_and_instances() {
+        let name = |service: &'static str, id, is_lost| {
+            Some(Name { service: service.as_bytes(), id, is_lost })
+        };
+        assert_eq!(Name::of(&key(b"shop/api", "a:1")), name("shop/api", "a:1", false));
+        assert_eq!(Name::of(&lost_key(b"shop/api", "a:1")), name("shop/api", "a:1", true));
+        let long = [&[b'a'; check::SERVICE_BYTES_MAX + 1][..], b"/a"].concat();
+        let others: [&[u8]; 7] =
+            [b"plain", b"/a", b"a/", b"/\0lost/a", b"a//b", b"a\xff/b", long.as_slice()];
+        for other in others {
+            assert_eq!(Name::of(other), None, "{}", other.escape_ascii());
+        }
+        let (start, end) = span(b"api");
+        for key in [key(b"api", "x"), lost_key(b"api", "x")] {
+            assert!(start <= key && key < end);
+        }
+    }
+}

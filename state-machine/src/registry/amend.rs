@@ -1,0 +1,89 @@
+//! Changes of an instance: by its owner, an operator, or what a check found.
+
+use super::enroll::is_suppressed;
+use super::record::{Checked, Health, Record, State};
+use super::{Stored, damping, index, stored};
+use crate::change::Change;
+use crate::command::{CheckResult, InstanceUpdate};
+use crate::outcome::Stop;
+use crate::read::Read;
+use crate::response::{Halt, RegistryResponse, Rejection};
+
+pub(super) fn update<R: Read>(
+    change: &mut Change<'_, '_, R>,
+    command: &InstanceUpdate,
+) -> Result<RegistryResponse, Stop> {
+    let InstanceUpdate { service, id, session, fence, .. } = command;
+    let known = stored(change.rows, service, id)?.ok_or(Rejection::InstanceNotFound)?;
+    if *session != 0 && known.kv.lease != *session {
+        return Err(Rejection::InstanceTaken("the instance belongs to another session").into());
+    }
+    if *fence != 0 && known.kv.create_revision != *fence {
+        return Err(Rejection::InstanceNotFound.into());
+    }
+    let mut record = known.record.clone();
+    if let Some(state) = command.state {
+        record.state = state;
+    }
+    if let Some(wanted) = command.override_state {
+        record.details.override_state = wanted;
+    }
+    if let Some((health, output)) = &command.health {
+        record.details.health = *health;
+        record.details.output.clone_from(output);
+    }
+    if let Some(weight) = command.weight {
+        record.weight = weight;
+    }
+    let drains = record.state_shown() == State::Draining;
+    record.details.drain_ms = match command.drain_ms {
+        _ if !drains => 0,
+        Some(drain_ms) => drain_ms,
+        None => record.details.drain_ms,
+    };
+    let (now_ms, is_damping) = (command.now_ms, command.is_damping);
+    Ok(write(change, (service, id), known, record, (now_ms, is_damping))?)
+}
+
+pub(super) fn checked<R: Read>(
+    change: &mut Change<'_, '_, R>,
+    command: &CheckResult,
+) -> Result<RegistryResponse, Stop> {
+    let CheckResult { service, id, fence, health, output, now_ms, is_damping } = command;
+    let known = stored(change.rows, service, id)?
+        .filter(|known| known.kv.create_revision == *fence)
+        .filter(|known| known.record.details.check.is_some())
+        .ok_or(Rejection::InstanceNotFound)?;
+    let mut record = known.record.clone();
+    record.details.checked = Some(Checked { health: *health, output: output.clone() });
+    Ok(write(change, (service, id), known, record, (*now_ms, *is_damping))?)
+}
+
+/// Writes what an instance has become, unless that is what it was.
+fn write<R: Read>(
+    change: &mut Change<'_, '_, R>,
+    (service, id): (&[u8], &str),
+    known: Stored,
+    mut record: Record,
+    (now_ms, is_damping): (i64, bool),
+) -> Result<RegistryResponse, Halt> {
+    let Stored { key, before, kv, record: old } = known;
+    if old == record {
+        let mod_revision = kv.mod_revision;
+        return Ok(RegistryResponse::Updated { mod_revision, fence: kv.create_revision });
+    }
+    let (was, is) = (old.health_shown(), record.health_shown());
+    let is_damping = is_damping && !index::service(change.rows, service)?.is_damping_off;
+    if is_damping && was < Health::Critical && is == Health::Critical {
+        damping::note(change.rows, service, id, now_ms)?;
+    }
+    if is_damping && was == Health::Critical && is < Health::Critical {
+        record.details.is_damped |= is_suppressed(change.rows, (service, id), now_ms)?;
+    }
+    if was != is || old.state_shown() != record.state_shown() {
+        record.details.changed_ms = now_ms;
+    }
+    change.put(&key, before, &record.encode().into(), kv.lease)?;
+    let mod_revision = change.head.revision;
+    Ok(RegistryResponse::Updated { mod_revision, fence: kv.create_revision })
+}

@@ -1,0 +1,142 @@
+//! What commands of the registry must be; the server checks before it proposes.
+
+use super::record::{Check, Record};
+use crate::command::{CheckResult, InstanceUpdate, Register, RegistryCommand, Settle};
+use crate::response::Rejection;
+
+/// Longest name of a service.
+pub const SERVICE_BYTES_MAX: usize = 1_024;
+/// Longest id of an instance.
+pub const ID_BYTES_MAX: usize = 255;
+/// Most that an instance says, as stored.
+pub const RECORD_BYTES_MAX: usize = 16 * 1_024;
+/// Most tags of an instance.
+pub const TAGS_MAX: usize = 64;
+/// Longest output of a check or an owner.
+pub const OUTPUT_BYTES_MAX: usize = 1_024;
+/// Most instances that one command settles.
+pub const SETTLE_MAX: usize = 1_000;
+/// Between two checks if nothing else is asked for, and at least.
+pub const CHECK_INTERVAL_MS: u64 = 10_000;
+/// Least time between two checks.
+pub const CHECK_INTERVAL_MS_MIN: u64 = 500;
+/// Most time between two checks, and before a critical instance is removed: a day.
+pub const CHECK_MS_MAX: u64 = 24 * 3_600 * 1_000;
+/// For one check, if nothing else is asked for.
+pub const CHECK_TIMEOUT_MS: u64 = 2_000;
+/// Most time for one check.
+pub const CHECK_TIMEOUT_MS_MAX: u64 = 30_000;
+/// Bad checks in a row before an instance is critical, if nothing else is asked for.
+pub const CHECK_FAILURES: u32 = 3;
+/// Most checks in a row that a change of state can take.
+pub const CHECKS_IN_ROW_MAX: u32 = 100;
+/// Longest path or service name of a check.
+pub const CHECK_TARGET_BYTES_MAX: usize = 1_024;
+
+/// Checks a command.
+///
+/// # Errors
+/// [`Rejection::InvalidInstance`].
+pub fn command(command: &RegistryCommand) -> Result<(), Rejection> {
+    match command {
+        RegistryCommand::Register(register) => self::register(register).map(drop),
+        RegistryCommand::Deregister(command) => names(&command.service, &command.id),
+        RegistryCommand::Update(update) => self::update(update),
+        RegistryCommand::Checked(CheckResult { service, id, output, .. }) => {
+            names(service, id)?;
+            self::output(output)
+        }
+        RegistryCommand::Settle(Settle { items, .. }) if items.len() > SETTLE_MAX => {
+            Err(Rejection::InvalidInstance("too many instances at once"))
+        }
+        RegistryCommand::Settle(_) => Ok(()),
+        RegistryCommand::Configure(command) => service(&command.service),
+    }
+}
+
+/// Checks what registers an instance; what it says.
+///
+/// # Errors
+/// [`Rejection::InvalidInstance`].
+pub fn register(register: &Register) -> Result<Record, Rejection> {
+    names(&register.service, &register.id)?;
+    if register.record.len() > RECORD_BYTES_MAX {
+        return Err(Rejection::InvalidInstance("the record is too long"));
+    }
+    let record = Record::decode(&register.id, &register.record)
+        .ok_or(Rejection::InvalidInstance("the record is not one of naming/endpoints"))?;
+    if record.tags.len() > TAGS_MAX {
+        return Err(Rejection::InvalidInstance("too many tags"));
+    }
+    output(&record.details.output)?;
+    match &record.details.check {
+        Some(check) => active(check).map(|()| record),
+        None => Ok(record),
+    }
+}
+
+/// Checks what an instance says about how to check it. Nobody did so if it came by etcd's API.
+///
+/// # Errors
+/// [`Rejection::InvalidInstance`].
+pub fn active(check: &Check) -> Result<(), Rejection> {
+    let interval_ok = check.interval_ms == 0
+        || (CHECK_INTERVAL_MS_MIN..=CHECK_MS_MAX).contains(&check.interval_ms);
+    if !interval_ok || check.remove_after_ms > CHECK_MS_MAX {
+        return Err(Rejection::InvalidInstance("a time of the check is out of range"));
+    }
+    if check.timeout_ms > CHECK_TIMEOUT_MS_MAX {
+        return Err(Rejection::InvalidInstance("the timeout of the check is too long"));
+    }
+    if check.passes > CHECKS_IN_ROW_MAX || check.failures > CHECKS_IN_ROW_MAX {
+        return Err(Rejection::InvalidInstance("too many checks in a row"));
+    }
+    if check.target.len() > CHECK_TARGET_BYTES_MAX || check.address.len() > ID_BYTES_MAX {
+        return Err(Rejection::InvalidInstance("the target of the check is too long"));
+    }
+    if check.target.bytes().any(|byte| byte.is_ascii_control() || byte == b' ') {
+        return Err(Rejection::InvalidInstance("the target of the check is no path or name"));
+    }
+    Ok(())
+}
+
+/// Checks the name of a service.
+///
+/// # Errors
+/// [`Rejection::InvalidInstance`].
+pub fn service(service: &[u8]) -> Result<(), Rejection> {
+    if service.is_empty() || service.len() > SERVICE_BYTES_MAX {
+        return Err(Rejection::InvalidInstance("the name of the service is empty or too long"));
+    }
+    if service.contains(&0) || service.ends_with(b"/") {
+        return Err(Rejection::InvalidInstance(
+            "the name of the service holds a zero byte or ends in /",
+        ));
+    }
+    std::str::from_utf8(service)
+        .map_err(|_| Rejection::InvalidInstance("the name of the service is not text"))
+        .map(drop)
+}
+
+pub(super) fn names(service: &[u8], id: &str) -> Result<(), Rejection> {
+    self::service(service)?;
+    if id.is_empty() || id.len() > ID_BYTES_MAX {
+        return Err(Rejection::InvalidInstance("the id of the instance is empty or too long"));
+    }
+    if id.contains(['/', '\0']) {
+        return Err(Rejection::InvalidInstance("the id of the instance holds a / or a zero byte"));
+    }
+    Ok(())
+}
+
+fn update(update: &InstanceUpdate) -> Result<(), Rejection> {
+    names(&update.service, &update.id)?;
+    update.health.as_ref().map_or(Ok(()), |(_, output)| self::output(output))
+}
+
+fn output(output: &str) -> Result<(), Rejection> {
+    if output.len() > OUTPUT_BYTES_MAX {
+        return Err(Rejection::InvalidInstance("the output is too long"));
+    }
+    Ok(())
+}

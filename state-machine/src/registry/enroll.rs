@@ -1,0 +1,115 @@
+//! Register and deregister.
+
+use super::record::{Health, Record};
+use super::{Stored, check, damping, drop_lost, index, stored};
+use crate::change::{Before, Change};
+use crate::command::{Deregister, Register, RegisterMode};
+use crate::leases::{self, LeaseRow};
+use crate::outcome::Stop;
+use crate::read::Read;
+use crate::response::{Cause, Halt, RegistryResponse, Rejection};
+
+pub(super) fn register<R: Read>(
+    change: &mut Change<'_, '_, R>,
+    command: &Register,
+) -> Result<RegistryResponse, Stop> {
+    let mut record = check::register(command)?;
+    let Register { service, id, session, .. } = command;
+    let lease = leases::lease(change.rows, *session)?.ok_or(Rejection::LeaseNotFound)?;
+    let key = super::key(service, id);
+    let before = Before::load(change.rows, &key)?;
+    let known = stored(change.rows, service, id)?;
+    if before.kv.is_some() && known.is_none() {
+        return Err(Rejection::InstanceTaken("the key holds something else").into());
+    }
+    let at = known.as_ref().map_or(0, |known| known.kv.mod_revision);
+    if command.mod_revision != 0 && command.mod_revision != at {
+        return Err(Rejection::InstanceTaken("the instance has changed").into());
+    }
+    let is_other = known.as_ref().is_some_and(|known| known.kv.lease != *session);
+    if is_other && command.mode == RegisterMode::IfAbsent {
+        return Err(Rejection::InstanceTaken("the instance belongs to another session").into());
+    }
+    complete(change.rows, &mut record, known.as_ref(), (&lease, command))?;
+    if let Some(Stored { kv, record: same, .. }) = &known
+        && !is_other
+        && *same == record
+    {
+        let (fence, mod_revision) = (kv.create_revision, kv.mod_revision);
+        return Ok(RegistryResponse::Registered { fence, mod_revision, is_new: false });
+    }
+    drop_lost(change, service, id)?;
+    let fence = known.as_ref().map(|known| known.kv.create_revision);
+    change.put(&key, before, &record.encode().into(), *session)?;
+    let mod_revision = change.head.revision;
+    let fence = fence.unwrap_or(mod_revision);
+    Ok(RegistryResponse::Registered { fence, mod_revision, is_new: known.is_none() })
+}
+
+/// Fills in what is not the owner's to say.
+fn complete<R: Read>(
+    rows: &R,
+    record: &mut Record,
+    known: Option<&Stored>,
+    (lease, command): (&LeaseRow, &Register),
+) -> Result<(), Halt> {
+    let Register { service, id, now_ms, is_damping, .. } = command;
+    let own = known.filter(|known| known.kv.lease == command.session).map(|known| &known.record);
+    let known = known.map(|known| &known.record);
+    let details = &mut record.details;
+    details.owner.clone_from(&lease.owner);
+    details.ttl_seconds = lease.ttl;
+    details.lost_ms = 0;
+    details.override_state = known.and_then(|known| known.details.override_state);
+    let is_checked_alike = known.is_some_and(|known| known.details.check == details.check);
+    let checked =
+        known.filter(|_| is_checked_alike).and_then(|known| known.details.checked.clone());
+    details.checked = checked;
+    details.registered_ms = own.map_or(*now_ms, |own| own.details.registered_ms);
+    details.is_damped = known.is_some_and(|known| known.details.is_damped);
+    let comes_up = known.is_none_or(|known| known.health_shown() == Health::Critical)
+        && record.health_shown() < Health::Critical;
+    if comes_up && *is_damping {
+        record.details.is_damped |= is_suppressed(rows, (service, id), *now_ms)?;
+    }
+    let is_as_before = own.is_some_and(|own| {
+        (own.state_shown(), own.health_shown()) == (record.state_shown(), record.health_shown())
+    });
+    record.details.changed_ms = match own {
+        Some(own) if is_as_before => own.details.changed_ms,
+        Some(_) | None => *now_ms,
+    };
+    Ok(())
+}
+
+/// Whether an instance that comes up now is damped.
+pub(super) fn is_suppressed<R: Read>(
+    rows: &R,
+    (service, id): (&[u8], &str),
+    now_ms: i64,
+) -> Result<bool, Halt> {
+    let penalty = damping::flaps(rows, service, id)?.at(now_ms);
+    Ok(penalty > damping::SUPPRESS && !index::service(rows, service)?.is_damping_off)
+}
+
+pub(super) fn deregister<R: Read>(
+    change: &mut Change<'_, '_, R>,
+    command: &Deregister,
+) -> Result<RegistryResponse, Stop> {
+    let Deregister { service, id, session, fence } = command;
+    change.because(Cause::Deregistered);
+    let Some(known) = stored(change.rows, service, id)? else {
+        // One that is kept after its loss can be removed, too.
+        let was_there = *fence == 0 && drop_lost(change, service, id)?;
+        return Ok(RegistryResponse::Removed { was_there });
+    };
+    if *session != 0 && known.kv.lease != *session {
+        return Err(Rejection::InstanceTaken("the instance belongs to another session").into());
+    }
+    if *fence != 0 && known.kv.create_revision != *fence {
+        return Ok(RegistryResponse::Removed { was_there: false });
+    }
+    change.delete(&known.key, known.before)?;
+    drop_lost(change, service, id)?;
+    Ok(RegistryResponse::Removed { was_there: true })
+}

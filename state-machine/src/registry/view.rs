@@ -1,0 +1,187 @@
+//! The instances of one service at a revision, and what each revision changes.
+//!
+//! A snapshot is the fold of all changes before it: so whoever starts from one and applies what follows
+//! knows the same as whoever was there from the beginning.
+
+use std::collections::BTreeMap;
+use std::ops::{Bound, ControlFlow};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::record::Record;
+use super::{LOST, Name, span};
+use crate::live;
+use crate::locks::queue::NEWEST;
+use crate::read::Read;
+use crate::response::{Halt, KeyValue};
+use crate::span::Span;
+
+/// An instance as it is shown.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Shown {
+    /// What it says, and what is known about it.
+    pub record: Record,
+    /// The same as stored, without what marks a lost one.
+    pub value: Bytes,
+    /// Create revision of the key: grows with each registration of this id.
+    pub fence: i64,
+    /// Revision of its last change.
+    pub mod_revision: i64,
+    /// Lease that it lives and dies with; 0 for none.
+    pub session: i64,
+}
+
+/// What a revision did to one instance; not both are `None`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Delta {
+    /// Which one.
+    pub id: String,
+    /// As it was shown before.
+    pub before: Option<Arc<Shown>>,
+    /// As it is shown now.
+    pub after: Option<Arc<Shown>>,
+}
+
+/// One change of a key: its new state, or its deletion.
+#[derive(Clone, Debug)]
+pub enum KeyChange {
+    /// It was written.
+    Put(KeyValue),
+    /// It was deleted.
+    Delete(Bytes),
+}
+
+/// The instances of a service.
+#[derive(Clone, Debug)]
+pub struct View {
+    service: Bytes,
+    live: BTreeMap<String, Arc<Shown>>,
+    /// Those that are kept after their loss; one that lives goes before.
+    lost: BTreeMap<String, Arc<Shown>>,
+}
+
+impl View {
+    /// No instances.
+    #[must_use]
+    pub fn new(service: Bytes) -> View {
+        View { service, live: BTreeMap::new(), lost: BTreeMap::new() }
+    }
+
+    /// All instances, from the keys of [`span`].
+    #[must_use]
+    pub fn load(service: Bytes, kvs: impl IntoIterator<Item = KeyValue>) -> View {
+        let mut view = View::new(service);
+        for kv in kvs {
+            view.apply(KeyChange::Put(kv));
+        }
+        view
+    }
+
+    /// An instance by its id.
+    #[must_use]
+    pub fn get(&self, id: &str) -> Option<&Arc<Shown>> {
+        self.live.get(id).or_else(|| self.lost.get(id))
+    }
+
+    /// All instances, by id.
+    pub fn all(&self) -> impl Iterator<Item = &Arc<Shown>> {
+        self.after(None)
+    }
+
+    /// Instances with ids after this one, by id; all for `None`.
+    pub fn after(&self, id: Option<&str>) -> impl Iterator<Item = &Arc<Shown>> {
+        let ids = (id.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
+        let mut live = self.live.range::<str, _>(ids).peekable();
+        let mut lost = self.lost.range::<str, _>(ids).peekable();
+        std::iter::from_fn(move || {
+            let is_live = match (live.peek(), lost.peek()) {
+                (Some((live, _)), Some((lost, _))) => live <= lost,
+                (live, _) => live.is_some(),
+            };
+            let next = if is_live { live.next() } else { lost.next() };
+            let (id, shown) = next?;
+            if is_live {
+                lost.next_if(|(other, _)| *other == id);
+            }
+            Some(shown)
+        })
+    }
+
+    /// Applies all changes of one revision to the service's keys; what they mean, by id.
+    pub fn step(&mut self, changes: impl IntoIterator<Item = KeyChange>) -> Vec<Delta> {
+        let mut before: BTreeMap<String, Option<Arc<Shown>>> = BTreeMap::new();
+        for change in changes {
+            if let Some(id) = self.id_of(&change) {
+                let shown = self.get(&id).map(Arc::clone);
+                before.entry(id).or_insert(shown);
+            }
+            self.apply(change);
+        }
+        let deltas = before.into_iter().map(|(id, before)| {
+            let after = self.get(&id).map(Arc::clone);
+            Delta { id, before, after }
+        });
+        deltas.filter(|delta| delta.before != delta.after).collect()
+    }
+
+    fn id_of(&self, change: &KeyChange) -> Option<String> {
+        let key = match change {
+            KeyChange::Put(kv) => &kv.key,
+            KeyChange::Delete(key) => key,
+        };
+        self.name(key).map(|name| name.id.to_owned())
+    }
+
+    fn name<'k>(&self, key: &'k [u8]) -> Option<Name<'k>> {
+        Name::of(key).filter(|name| name.service == self.service)
+    }
+
+    fn apply(&mut self, change: KeyChange) {
+        let (key, kv) = match change {
+            KeyChange::Put(kv) => (Bytes::clone(&kv.key), Some(kv)),
+            KeyChange::Delete(key) => (key, None),
+        };
+        let Some(name) = self.name(&key) else { return };
+        let shown = kv.and_then(|kv| shown(name, &kv));
+        let (id, is_lost) = (name.id.to_owned(), name.is_lost);
+        let instances = if is_lost { &mut self.lost } else { &mut self.live };
+        match shown {
+            Some(shown) => _ = instances.insert(id, Arc::new(shown)),
+            // Also a value that is none of an instance.
+            None => _ = instances.remove(&id),
+        }
+    }
+}
+
+fn shown(name: Name<'_>, kv: &KeyValue) -> Option<Shown> {
+    // Values that Go did not write, but that say the same, count here, too.
+    let record = if name.is_lost {
+        Record::decode_lost(name.id, &kv.value)?
+    } else {
+        Record::decode(name.id, &kv.value)?
+    };
+    let value = if name.is_lost { record.encode().into() } else { Bytes::clone(&kv.value) };
+    let (fence, mod_revision, session) = (kv.create_revision, kv.mod_revision, kv.lease);
+    Some(Shown { record, value, fence, mod_revision, session })
+}
+
+/// Ids of the first `limit` lost instances of a service that are kept.
+pub(super) fn lost_ids<R: Read>(
+    rows: &R,
+    service: &[u8],
+    limit: usize,
+) -> Result<Vec<String>, Halt> {
+    let start = [service, LOST].concat();
+    let (_, end) = span(service);
+    let mut ids = Vec::new();
+    let span = Span::Keys { start: &start, end: Some(&end) };
+    live::visit(rows, NEWEST, span, &mut |found| match Name::of(found.key) {
+        Some(name) if name.is_lost && name.service == service && ids.len() < limit => {
+            ids.push(name.id.to_owned());
+            Ok(ControlFlow::Continue(()))
+        }
+        _ => Ok(ControlFlow::Break(())),
+    })?;
+    Ok(ids)
+}

@@ -1,0 +1,300 @@
+//! Invariants of the registry under random programs: the index and a view that follows events say what
+//! the keys say.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use bytes::Bytes;
+use conclave_state_machine::command::{
+    CheckResult, Command, Configure, DeleteRange, Deregister, InstanceUpdate, LeaseExpire,
+    LeaseGrant, LeaseRevoke, Put, Range, Register, RegistryCommand, Settle, SettleItem, Settlement,
+};
+use conclave_state_machine::read::Table;
+use conclave_state_machine::registry::index::{self, Entry};
+use conclave_state_machine::registry::record::{Check, Health, Record, State};
+use conclave_state_machine::registry::view::{KeyChange, View};
+use conclave_state_machine::registry::{self, span};
+use conclave_state_machine::response::{Event, EventKind, RegistryResponse, Response};
+use proptest::prelude::*;
+
+use crate::store::Store;
+
+const SERVICES: [&str; 2] = ["s", "s/t"];
+const SESSIONS: i64 = 4;
+const NO_FAILURE: &str = "memory does not fail";
+
+#[derive(Clone, Debug)]
+enum Step {
+    Grant(i64),
+    Register {
+        service: usize,
+        id: u8,
+        session: i64,
+        check: u64,
+        health: Health,
+    },
+    Update {
+        service: usize,
+        id: u8,
+        drain_ms: u64,
+        health: Health,
+    },
+    Checked {
+        service: usize,
+        id: u8,
+        health: Health,
+    },
+    Deregister {
+        service: usize,
+        id: u8,
+    },
+    /// By a client of etcd's API.
+    Put {
+        service: usize,
+        id: u8,
+        session: i64,
+        is_instance: bool,
+    },
+    Delete(usize),
+    Expire(Vec<i64>),
+    Revoke(i64),
+    /// Whatever is due.
+    Settle(Settlement),
+    Configure {
+        service: usize,
+        is_guarded: bool,
+    },
+}
+
+fn health() -> impl Strategy<Value = Health> {
+    prop_oneof![Just(Health::Passing), Just(Health::Warning), Just(Health::Critical)]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let place = || (0..SERVICES.len(), 0..8_u8);
+    let session = || 1..=SESSIONS;
+    let settlement = prop_oneof![
+        Just(Settlement::Undamp),
+        Just(Settlement::DropLost),
+        Just(Settlement::RemoveCritical),
+        Just(Settlement::RemoveDrained),
+    ];
+    prop_oneof![
+        4 => session().prop_map(Step::Grant),
+        12 => (place(), session(), 0..3_u64, health()).prop_map(
+            |((service, id), session, check, health)| Step::Register {
+                service, id, session, check, health,
+            }
+        ),
+        3 => (place(), 0..2_u64, health()).prop_map(|((service, id), drain_ms, health)| {
+            Step::Update { service, id, drain_ms, health }
+        }),
+        2 => (place(), health())
+            .prop_map(|((service, id), health)| Step::Checked { service, id, health }),
+        2 => place().prop_map(|(service, id)| Step::Deregister { service, id }),
+        2 => (place(), 0..=SESSIONS, any::<bool>()).prop_map(
+            |((service, id), session, is_instance)| Step::Put { service, id, session, is_instance }
+        ),
+        1 => (0..SERVICES.len()).prop_map(Step::Delete),
+        4 => prop::collection::vec(session(), 1..4).prop_map(Step::Expire),
+        1 => session().prop_map(Step::Revoke),
+        3 => settlement.prop_map(Step::Settle),
+        1 => (0..SERVICES.len(), any::<bool>())
+            .prop_map(|(service, is_guarded)| Step::Configure { service, is_guarded }),
+    ]
+}
+
+fn service(number: usize) -> Bytes {
+    Bytes::from_static(SERVICES[number].as_bytes())
+}
+
+fn name(id: u8) -> String {
+    format!("i{id}")
+}
+
+fn record(id: u8, check: u64, health: Health) -> Record {
+    let mut record = Record::new(format!("h:{id}"));
+    let check = Check { remove_after_ms: check - check.min(1), ..Check::default() };
+    record.details.check =
+        (check.remove_after_ms > 0 || health == Health::Warning).then_some(check);
+    record.details.health = health;
+    record
+}
+
+fn command(store: &Store, step: &Step, now_ms: i64) -> Command {
+    foreign(step, now_ms).unwrap_or_else(|| Command::Registry(native(store, step, now_ms)))
+}
+
+/// What clients of etcd's API, and the end of sessions, do.
+fn foreign(step: &Step, now_ms: i64) -> Option<Command> {
+    Some(match step {
+        Step::Grant(id) => Command::LeaseGrant(LeaseGrant { id: *id, ttl: 10 }),
+        Step::Put { service: number, id, session, is_instance } => {
+            let value = if *is_instance { Record::new("go:1").encode() } else { b"text".to_vec() };
+            let key = registry::key(&service(*number), &name(*id));
+            let lease = *session;
+            Command::Put(Put { key, value: value.into(), lease, ..Put::default() })
+        }
+        Step::Delete(number) => {
+            let (key, range_end) = span(&service(*number));
+            Command::DeleteRange(DeleteRange { key, range_end, prev_kv: false })
+        }
+        Step::Expire(ids) => {
+            let (ids, is_guarded) = (ids.clone(), true);
+            Command::LeaseExpire(LeaseExpire { term: 1, ids, now_ms, is_guarded, is_damping: true })
+        }
+        Step::Revoke(id) => Command::LeaseRevoke(LeaseRevoke { id: *id }),
+        _ => return None,
+    })
+}
+
+fn native(store: &Store, step: &Step, now_ms: i64) -> RegistryCommand {
+    let is_damping = true;
+    match step {
+        Step::Register { service: number, id, session, check, health } => {
+            RegistryCommand::Register(Register {
+                service: service(*number),
+                id: name(*id),
+                session: *session,
+                record: record(*id, *check, *health).encode().into(),
+                now_ms,
+                is_damping,
+                ..Register::default()
+            })
+        }
+        Step::Update { service: number, id, drain_ms, health } => {
+            RegistryCommand::Update(InstanceUpdate {
+                service: service(*number),
+                id: name(*id),
+                state: Some(if *drain_ms > 0 { State::Draining } else { State::Up }),
+                drain_ms: Some(*drain_ms),
+                health: Some((*health, String::new())),
+                now_ms,
+                is_damping,
+                ..InstanceUpdate::default()
+            })
+        }
+        Step::Checked { service: number, id, health } => {
+            let view = view(store, *number);
+            RegistryCommand::Checked(CheckResult {
+                service: service(*number),
+                id: name(*id),
+                fence: view.get(&name(*id)).map_or(0, |shown| shown.fence),
+                health: *health,
+                now_ms,
+                is_damping,
+                ..CheckResult::default()
+            })
+        }
+        Step::Deregister { service: number, id } => RegistryCommand::Deregister(Deregister {
+            service: service(*number),
+            id: name(*id),
+            ..Deregister::default()
+        }),
+        Step::Settle(what) => {
+            RegistryCommand::Settle(Settle { term: 1, now_ms, items: due(store, *what) })
+        }
+        Step::Configure { service: number, is_guarded } => RegistryCommand::Configure(Configure {
+            service: service(*number),
+            is_guarded: Some(*is_guarded),
+            is_damped: None,
+        }),
+        _ => unreachable!("`foreign` takes all others"),
+    }
+}
+
+fn view(store: &Store, number: usize) -> View {
+    let (key, range_end) = span(&service(number));
+    let range = Range { key, range_end, ..Range::default() };
+    View::load(service(number), store.range(&range).expect("the current revision is there").kvs)
+}
+
+/// What is due of this kind; settling it must do something.
+fn due(store: &Store, what: Settlement) -> Vec<SettleItem> {
+    let (due, _) = index::due(&store.rows, b"", 1_000).expect(NO_FAILURE);
+    let mut items = Vec::new();
+    for (Entry { service, id, .. }, dues) in due {
+        for found in dues.iter().filter(|due| due.what == what) {
+            let (service, id, stamp) = (service.clone(), id.clone(), found.stamp);
+            items.push(SettleItem { service, id, stamp, what });
+        }
+    }
+    items
+}
+
+/// Follows events as a watcher does: revision by revision.
+fn follow(views: &mut [View], events: &[Event]) {
+    let mut revisions: BTreeMap<i64, Vec<KeyChange>> = BTreeMap::new();
+    for event in events {
+        let change = match event.kind {
+            EventKind::Put => KeyChange::Put(event.kv.clone()),
+            EventKind::Delete => KeyChange::Delete(event.kv.key.clone()),
+        };
+        revisions.entry(event.kv.mod_revision).or_default().push(change);
+    }
+    for changes in revisions.into_values() {
+        for view in views.iter_mut() {
+            for delta in view.step(changes.clone()) {
+                assert!(delta.before.is_some() || delta.after.is_some());
+            }
+        }
+    }
+}
+
+fn check(store: &Store, views: &[View]) {
+    let mut expected: BTreeSet<(Bytes, String, bool)> = BTreeSet::new();
+    for (number, followed) in views.iter().enumerate() {
+        let stored = view(store, number);
+        let lost = stored.all().filter(|shown| shown.record.is_stale()).count();
+        let live = stored.all().count() - lost;
+        assert!(followed.all().eq(stored.all()), "a view that follows is a view that reads");
+        let row = index::service(&store.rows, &service(number)).expect(NO_FAILURE);
+        assert_eq!(row.live, live as u64, "of {}", SERVICES[number]);
+        assert!(row.lost >= lost as u64, "one that lives goes before one that is kept");
+        for (place, shown) in stored.all().enumerate() {
+            let after = stored.after(Some(&shown.record.id));
+            assert!(after.eq(stored.all().skip(place + 1)), "pages fit together");
+            if shown.record.details.check.is_some() && !shown.record.is_stale() {
+                expected.insert((service(number), shown.record.id.clone(), false));
+            }
+        }
+    }
+    let (checks, _) = index::checks(&store.rows, b"", 1_000).expect(NO_FAILURE);
+    let checks: BTreeSet<_> =
+        checks.into_iter().map(|entry| (entry.service, entry.id, entry.is_lost)).collect();
+    assert_eq!(checks, expected);
+}
+
+proptest! {
+    #[test]
+    fn index_and_views_say_what_the_keys_say(steps in prop::collection::vec(step(), 1..80)) {
+        let mut store = Store::new();
+        let mut views: Vec<View> = (0..SERVICES.len()).map(|n| View::new(service(n))).collect();
+        for (now_ms, step) in (1_000..).step_by(3_000).zip(&steps) {
+            let command = command(&store, step, now_ms);
+            let applied = store.apply(&command);
+            if let (Command::Registry(RegistryCommand::Settle(settle)), Ok(answer)) =
+                (&command, &applied.outcome)
+            {
+                let done = settle.items.len();
+                prop_assert_eq!(answer, &Response::Registry(RegistryResponse::Settled { done }));
+            }
+            follow(&mut views, &applied.events);
+            check(&store, &views);
+        }
+        // In the end nothing is left of it.
+        let ids: Vec<i64> = (1..=SESSIONS).collect();
+        store.apply(&Command::LeaseExpire(LeaseExpire { term: 1, ids, ..LeaseExpire::default() }));
+        for number in 0..SERVICES.len() {
+            store.apply(&command(&store, &Step::Delete(number), 0));
+            let switch = Step::Configure { service: number, is_guarded: true };
+            store.apply(&command(&store, &switch, 0));
+        }
+        let (flapping, _) = index::flapping(&store.rows, b"", 1_000).expect(NO_FAILURE);
+        let items = flapping.into_iter().map(|(Entry { service, id, .. }, _)| {
+            SettleItem { service, id, stamp: 0, what: Settlement::Forget }
+        });
+        let settle = Settle { term: 1, now_ms: i64::MAX, items: items.collect() };
+        store.apply(&Command::Registry(RegistryCommand::Settle(settle)));
+        prop_assert_eq!(store.rows.rows(Table::Instance).count(), 0);
+    }
+}
