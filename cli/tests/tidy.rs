@@ -18,7 +18,8 @@ const ARROWS: [(&str, &[&str]); 9] = [
         "conclave-server",
         &["conclave-raft-store", "conclave-state-machine", "conclave-proto", "conclave-transport"],
     ),
-    ("conclave-client", &["conclave-proto", "conclave-transport"]),
+    // The layout of instances is that of the rules.
+    ("conclave-client", &["conclave-state-machine", "conclave-proto", "conclave-transport"]),
     ("conclave", &["conclave-server", "conclave-client", "conclave-proto"]),
     (
         "conclave-benches",

@@ -1,13 +1,15 @@
 //! Services: instances say where they are for as long as they live, and others find them.
 //!
-//! An instance is the key `<service>/<id>`, attached to a lease, in the layout of the package
+//! An instance is the key `<service>/<id>`, attached to a session, in the layout of the package
 //! `naming/endpoints` of etcd's Go client, so that `etcd:///<service>` of grpc-go finds ours and we find
-//! theirs. It needs nothing but etcd's v3 API.
+//! theirs. From a server that speaks etcd's API only, everything but health checks, damping, the guard
+//! against mass loss and removal reasons works alike, with a lease instead of a session.
 //!
 //! ```text
-//!  register ─► Registration: keeps the key, registers again by itself after a loss, drains
+//!  register ─► Registration: keeps the instance, registers again by itself after a loss, drains
 //!  discover ─► Directory: a snapshot, then changes; keeps what it knows while the cluster is away
 //!                  └──► BalancedChannel
+//!  changes  ─► Changes: every change with its reason, for tools
 //! ```
 //! ```no_run
 //! # async fn example(client: conclave_client::Client) -> Result<(), Box<dyn std::error::Error>> {
@@ -25,17 +27,28 @@
 //! # }
 //! ```
 
+mod admin;
+mod changes;
 mod directory;
 mod record;
 mod registration;
+mod source;
 
 use bytes::Bytes;
+use conclave_proto::{
+    mvccpb::KeyValue,
+    v1::{Instance, InstanceFilter},
+};
 
 use crate::{client::Client, error::Error};
 
+pub use conclave_state_machine::registry::record::{
+    Check, CheckKind, Checked, Details, Health, Record, State,
+};
+
 pub use self::{
+    changes::Changes,
     directory::{Basis, Directory, Discover, Listing},
-    record::{Record, State},
     registration::{Register, Registration},
 };
 
@@ -70,13 +83,30 @@ impl Service {
     /// # Errors
     /// See [`Error`].
     pub async fn instances(&self) -> Result<Vec<Record>, Error> {
-        let prefix = self.prefix();
-        let answer = self.client.get(&prefix[..]).prefix().await?;
-        Ok(answer.kvs.iter().filter_map(|kv| Record::decode(&prefix, kv)).collect())
+        match self.resolve(InstanceFilter::default()).await {
+            Ok(found) => Ok(found.iter().filter_map(record_of).collect()),
+            Err(Error::Unimplemented(_)) => {
+                let prefix = self.prefix();
+                let answer = self.client.get(&prefix[..]).prefix().await?;
+                Ok(answer.kvs.iter().filter_map(|kv| decode(&prefix, kv)).collect())
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// What the keys of all instances begin with.
     fn prefix(&self) -> Bytes {
         format!("{}/", self.name).into()
     }
+}
+
+/// The instance behind a key; `None` if it is something else.
+fn decode(prefix: &Bytes, kv: &KeyValue) -> Option<Record> {
+    let id = std::str::from_utf8(kv.key.strip_prefix(&prefix[..])?).ok()?;
+    Record::decode(id, &kv.value)
+}
+
+/// The instance in a message.
+fn record_of(instance: &Instance) -> Option<Record> {
+    Record::decode(&instance.id, &instance.record)
 }

@@ -7,8 +7,11 @@ use std::{
     time::Duration,
 };
 
-use conclave_proto::etcdserverpb::{
-    RangeResponse, ResponseOp, TxnRequest, TxnResponse, response_op::Response,
+use conclave_proto::{
+    etcdserverpb::{
+        RangeResponse, ResponseHeader, ResponseOp, TxnRequest, TxnResponse, response_op::Response,
+    },
+    mvccpb::KeyValue,
 };
 use futures::StreamExt;
 use tokio::{
@@ -18,13 +21,15 @@ use tokio::{
 use tokio_stream::wrappers::WatchStream;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Service, record::Record};
+use super::{
+    Record, Service, decode,
+    source::{News, Source},
+};
 use crate::{
     backoff::Backoff,
     balance::{BalancedChannel, ChannelBuilder, Instance},
     cache::Cache,
     kv::get,
-    mirror::{Mirror, Step},
     txn::txn,
 };
 
@@ -65,8 +70,8 @@ impl Discover {
         let request: TxnRequest = txn().then(get(&prefix[..]).prefix()).request;
         let cache = self.cache.map(|path| Cache::new(path, None, &request));
         let (sender, listing) = watch::channel(Arc::new(Listing::default()));
-        let mirror = Mirror::new(self.service.client, prefix.clone(), 0);
-        let follower = Follower { mirror, prefix, filters: self.filters, cache, sender };
+        let source = Source::new(self.service);
+        let follower = Follower { source, prefix, filters: self.filters, cache, sender };
         let task = AbortOnDropHandle::new(tokio::spawn(follower.run()));
         Directory { listing, _task: Arc::new(task) }
     }
@@ -111,7 +116,7 @@ impl Listing {
     /// The instances as a [`BalancedChannel`] sees them.
     #[must_use]
     pub fn instances(&self) -> Vec<Instance> {
-        self.records.iter().map(Record::instance).collect()
+        self.records.iter().map(Instance::from).collect()
     }
 }
 
@@ -150,7 +155,7 @@ impl Directory {
 
 /// The task behind a directory.
 struct Follower {
-    mirror: Mirror,
+    source: Source,
     prefix: bytes::Bytes,
     filters: Vec<Arc<Filter>>,
     cache: Option<Cache>,
@@ -164,7 +169,7 @@ impl Follower {
         let mut save_at: Option<Instant> = None;
         loop {
             let step = tokio::select! {
-                step = self.mirror.next() => step,
+                step = self.source.next() => step,
                 () = sleep_until(save_at.unwrap_or_else(Instant::now)), if save_at.is_some() => {
                     save_at = None;
                     self.save().await;
@@ -172,14 +177,14 @@ impl Follower {
                 }
             };
             match step {
-                Ok(Step::Keys) => {
+                Ok(News::Instances) => {
                     backoff.reset();
                     self.publish();
                     if self.cache.is_some() && save_at.is_none() {
                         save_at = Some(Instant::now() + SAVE_PAUSE);
                     }
                 }
-                Ok(Step::Connected(is_connected)) => self.connected(is_connected),
+                Ok(News::Connected(is_connected)) => self.connected(is_connected),
                 Err(error) => {
                     tracing::debug!(%error, "the instances cannot be read");
                     self.connected(false);
@@ -189,17 +194,13 @@ impl Follower {
         }
     }
 
-    fn listing<'a>(
-        &self,
-        keys: impl Iterator<Item = &'a conclave_proto::mvccpb::KeyValue>,
-    ) -> Vec<Record> {
-        let records = keys.filter_map(|kv| Record::decode(&self.prefix, kv));
+    fn wanted(&self, records: impl Iterator<Item = Record>) -> Vec<Record> {
         records.filter(|record| self.filters.iter().all(|is_wanted| is_wanted(record))).collect()
     }
 
     fn publish(&self) {
-        let records = self.listing(self.mirror.keys().values());
-        let revision = self.mirror.header().revision;
+        let records = self.wanted(self.source.records());
+        let revision = self.source.revision();
         let listing = Listing { records, revision, basis: Basis::Cluster, is_connected: true };
         self.sender.send_replace(Arc::new(listing));
     }
@@ -225,7 +226,7 @@ impl Follower {
         let first = answer.responses.into_iter().next().and_then(|answer| answer.response);
         let Some(Response::ResponseRange(RangeResponse { kvs, .. })) = first else { return };
         let revision = answer.header.map_or(0, |header| header.revision);
-        let records = self.listing(kvs.iter());
+        let records = self.wanted(kvs.iter().filter_map(|kv| decode(&self.prefix, kv)));
         let listing = Listing { records, revision, basis: Basis::Cache, is_connected: false };
         self.sender.send_replace(Arc::new(listing));
     }
@@ -233,10 +234,16 @@ impl Follower {
     /// Keeps what is known for the next start.
     async fn save(&self) {
         let Some(cache) = self.cache.clone() else { return };
-        let kvs = self.mirror.keys().values().cloned().collect();
+        let kv = |record: Record| KeyValue {
+            key: [&self.prefix[..], record.id.as_bytes()].concat().into(),
+            value: record.encode().into(),
+            ..KeyValue::default()
+        };
+        let kvs = self.source.records().map(kv).collect();
         let range = Response::ResponseRange(RangeResponse { kvs, ..RangeResponse::default() });
+        let revision = self.source.revision();
         let answer = TxnResponse {
-            header: Some(*self.mirror.header()),
+            header: Some(ResponseHeader { revision, ..ResponseHeader::default() }),
             succeeded: true,
             responses: vec![ResponseOp { response: Some(range) }],
         };

@@ -7,17 +7,17 @@ use std::{
 };
 
 use bytes::Bytes;
+use conclave_proto::v1::{
+    DeregisterRequest, RegisterRequest, registry_service_client::RegistryServiceClient,
+};
 use serde_json::Value;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::sleep,
 };
 
-use super::{
-    Service,
-    record::{Record, State},
-};
-use crate::{backoff::Backoff, client::Client, error::Error, lease::Lease};
+use super::{Check, Health, Record, Service, State};
+use crate::{backoff::Backoff, client::Client, error::Error, lease::Lease, session::Session};
 
 /// How long an instance outlives its last keep-alive if nothing else is asked for.
 const TTL: Duration = Duration::from_secs(10);
@@ -31,11 +31,12 @@ pub struct Register {
     service: Service,
     record: Record,
     ttl: Duration,
+    session: Option<Session>,
 }
 
 impl Register {
     pub(super) fn new(service: Service, record: Record) -> Self {
-        Self { service, record, ttl: TTL }
+        Self { service, record, ttl: TTL, session: None }
     }
 
     /// What tells it from other instances. Default: its address.
@@ -80,19 +81,45 @@ impl Register {
         self
     }
 
-    /// How long the instance outlives its last keep-alive. Default 10 s.
+    /// How well it is, by its own account. Default: passing.
+    pub fn health(mut self, health: Health) -> Self {
+        self.record.details.health = health;
+        self
+    }
+
+    /// Lets the server find out how well it is. Only a native registry does.
+    pub fn check(mut self, check: Check) -> Self {
+        self.record.details.check = Some(check);
+        self
+    }
+
+    /// A further address, as `scheme://host:port`.
+    pub fn endpoint(mut self, name: impl Into<String>, url: impl Into<String>) -> Self {
+        self.record.details.endpoints.insert(name.into(), url.into());
+        self
+    }
+
+    /// How long the instance outlives its last keep-alive. Default 10 s. Without effect on a given
+    /// session.
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = ttl;
         self
     }
 
+    /// Lets the instance live and die with a session that exists, together with whatever else the process
+    /// holds. Should it be lost, the instance is registered again with a session of its own.
+    pub fn session(mut self, session: &Session) -> Self {
+        self.session = Some(session.clone());
+        self
+    }
+
     async fn register(self) -> Result<Registration, Error> {
-        let Self { service, record, ttl } = self;
-        let key = Bytes::from([&service.prefix()[..], record.id.as_bytes()].concat());
+        let Self { service, record, ttl, session } = self;
         let (state, is_registered) = watch::channel(false);
-        let client = service.client;
+        let client = service.client.clone();
+        let record_kept = record.clone();
         let mut keeper =
-            Keeper { client: client.clone(), key, ttl, record: record.clone(), lease: None, state };
+            Keeper { service, ttl, record: record_kept, given: session, hold: None, state };
         keeper.enroll().await?;
         let (orders, taken) = mpsc::channel(ORDERS_MAX);
         // Not aborted with the guard: the lease is still to be revoked.
@@ -112,7 +139,7 @@ impl IntoFuture for Register {
 
 /// What a guard asks of the task behind it.
 enum Order {
-    Change(Record, oneshot::Sender<Result<(), Error>>),
+    Change(Box<Record>, oneshot::Sender<Result<(), Error>>),
     End(oneshot::Sender<Result<(), Error>>),
 }
 
@@ -152,7 +179,7 @@ impl Registration {
         let id = self.record.id.clone();
         change(&mut self.record);
         self.record.id = id;
-        let record = self.record.clone();
+        let record = Box::new(self.record.clone());
         self.order(|reply| Order::Change(record, reply)).await
     }
 
@@ -186,40 +213,136 @@ impl Registration {
     }
 }
 
+/// What an instance lives and dies with.
+enum Hold {
+    /// A session, in a native registry; whether it was begun for the instance.
+    Session(Session, bool),
+    /// A lease, in a server that speaks etcd's API only.
+    Lease(Lease),
+}
+
+impl Hold {
+    async fn lost(&self) {
+        match self {
+            Self::Session(session, _) => session.lost().cancelled().await,
+            Self::Lease(lease) => lease.lost().await,
+        }
+    }
+}
+
 /// The task that keeps an instance registered.
 struct Keeper {
-    client: Client,
-    key: Bytes,
+    service: Service,
     ttl: Duration,
     record: Record,
-    lease: Option<Lease>,
+    /// To begin with.
+    given: Option<Session>,
+    hold: Option<Hold>,
     state: watch::Sender<bool>,
 }
 
 impl Keeper {
-    /// Registers the instance with a new lease.
+    fn client(&self) -> &Client {
+        &self.service.client
+    }
+
+    /// Registers the instance with what it is to live and die with.
     async fn enroll(&mut self) -> Result<(), Error> {
-        let lease = self.client.lease(self.ttl).await?;
-        self.put(lease.id()).await?;
-        self.lease = Some(lease);
+        let hold = match self.given.take().filter(|session| !session.is_lost()) {
+            Some(session) => Hold::Session(session, false),
+            None => self.begin().await?,
+        };
+        let hold = match self.put(&hold).await {
+            // It has sessions, but no registry.
+            Err(Error::Unimplemented(_)) => {
+                let lease = Hold::Lease(self.client().lease(self.ttl).await?);
+                self.put(&lease).await?;
+                lease
+            }
+            done => done.map(|()| hold)?,
+        };
+        self.hold = Some(hold);
         self.state.send_replace(true);
         Ok(())
     }
 
-    async fn put(&self, lease: i64) -> Result<(), Error> {
-        self.client.put(&self.key[..], self.record.encode()).lease(lease).await.map(drop)
+    async fn begin(&self) -> Result<Hold, Error> {
+        match self.client().session().ttl(self.ttl).owner(&self.service.name).await {
+            Ok(session) => Ok(Hold::Session(session, true)),
+            Err(Error::Unimplemented(_)) => Ok(Hold::Lease(self.client().lease(self.ttl).await?)),
+            Err(error) => Err(error),
+        }
+    }
+
+    async fn put(&self, hold: &Hold) -> Result<(), Error> {
+        let record = self.record.encode();
+        match hold {
+            Hold::Session(session, _) => {
+                let request = RegisterRequest {
+                    service: self.service.name.clone(),
+                    id: self.record.id.clone(),
+                    session: session.id(),
+                    record: record.into(),
+                    ..RegisterRequest::default()
+                };
+                let call = |channel| {
+                    let request = request.clone();
+                    async move { RegistryServiceClient::new(channel).register(request).await }
+                };
+                // Sent twice, it is one registration.
+                self.client().read(call).await.map(drop)
+            }
+            Hold::Lease(lease) => {
+                let prefix = self.service.prefix();
+                let key = Bytes::from([&prefix[..], self.record.id.as_bytes()].concat());
+                self.client().put(&key[..], record).lease(lease.id()).await.map(drop)
+            }
+        }
+    }
+
+    /// Takes the instance out, and ends what was begun for it.
+    async fn end(&mut self) -> Result<(), Error> {
+        let done = match self.hold.take() {
+            Some(Hold::Session(session, is_own)) => {
+                let removed = self.deregister(&session).await;
+                let ended = if is_own { session.close().await } else { Ok(()) };
+                // With its session the instance goes, too.
+                if is_own { ended } else { removed }
+            }
+            Some(Hold::Lease(lease)) => lease.revoke().await,
+            None => Ok(()),
+        };
+        match done {
+            // What has ended already is as good.
+            Err(Error::NotFound(_)) => Ok(()),
+            done => done,
+        }
+    }
+
+    async fn deregister(&self, session: &Session) -> Result<(), Error> {
+        let request = DeregisterRequest {
+            service: self.service.name.clone(),
+            id: self.record.id.clone(),
+            session: session.id(),
+            fence: 0,
+        };
+        let call = |channel| {
+            let request = request.clone();
+            async move { RegistryServiceClient::new(channel).deregister(request).await }
+        };
+        self.client().read(call).await.map(drop)
     }
 
     /// Runs until the guard ends it or is dropped.
     async fn run(mut self, mut orders: mpsc::Receiver<Order>) {
         let mut backoff = Backoff::default();
         loop {
-            let order = match &self.lease {
-                Some(lease) => tokio::select! {
+            let order = match &self.hold {
+                Some(hold) => tokio::select! {
                     order = orders.recv() => order,
-                    () = lease.lost() => {
+                    () = hold.lost() => {
                         tracing::warn!("the registration was lost: registering again");
-                        self.lease = None;
+                        self.hold = None;
                         self.state.send_replace(false);
                         continue;
                     }
@@ -237,29 +360,23 @@ impl Keeper {
             };
             match order {
                 Some(Order::Change(record, reply)) => {
-                    self.record = record;
-                    let done = match &self.lease {
-                        Some(lease) => self.put(lease.id()).await,
+                    self.record = *record;
+                    let done = match &self.hold {
+                        Some(hold) => self.put(hold).await,
                         None => self.enroll().await,
                     };
                     // The guard may have been dropped meanwhile.
                     reply.send(done).ok();
                 }
                 Some(Order::End(reply)) => {
-                    let done = match self.lease {
-                        Some(lease) => lease.revoke().await,
-                        None => Ok(()),
-                    };
-                    // A lease that has ended already is as good.
-                    let done = match done {
-                        Err(Error::NotFound(_)) => Ok(()),
-                        done => done,
-                    };
-                    reply.send(done).ok();
+                    reply.send(self.end().await).ok();
                     return;
                 }
-                // Dropping the lease revokes it.
-                None => return,
+                None => {
+                    // Nobody hears of it; if it fails, the TTL does it.
+                    self.end().await.ok();
+                    return;
+                }
             }
         }
     }

@@ -10,8 +10,14 @@ use crate::support::{Server, server};
 
 /// Sends one HTTP/1.1 request and returns the whole answer.
 pub(crate) async fn http(server: &Server, request: &str) -> String {
+    http_with(server, request, "").await
+}
+
+/// As [`http`], with these headers, each with its end of line.
+pub(crate) async fn http_with(server: &Server, request: &str, headers: &str) -> String {
     let mut stream = TcpStream::connect(server.running.client_addresses()[0]).await.unwrap();
-    let request = format!("{request} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n");
+    let headers = format!("{headers}Host: localhost\r\nConnection: close\r\n\r\n");
+    let request = format!("{request} HTTP/1.1\r\n{headers}");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = String::new();
     within("an answer", stream.read_to_string(&mut answer)).await.unwrap();

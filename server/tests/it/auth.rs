@@ -8,7 +8,12 @@ use conclave_proto::authpb::{Permission, UserAddOptions, permission::Type};
 use conclave_proto::etcdserverpb as etcd;
 use conclave_proto::etcdserverpb::auth_client::AuthClient;
 use conclave_proto::etcdserverpb::watch_client::WatchClient;
+use conclave_proto::v1::{
+    self, discovery_service_client::DiscoveryServiceClient,
+    registry_service_client::RegistryServiceClient,
+};
 use conclave_proto::v3electionpb as election;
+use conclave_state_machine::registry::record::Record;
 use etcd::watch_request::RequestUnion;
 use futures::StreamExt as _;
 use prost::Message as _;
@@ -17,6 +22,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
+use crate::api_http::{http, http_with};
 use crate::cluster::within;
 use crate::support::{Server, delete, op, put, range, refused, server, servers, then};
 
@@ -273,6 +279,70 @@ async fn an_observer_hears_nothing_after_its_right_is_gone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_service_is_seen_by_who_may_read_its_keys() {
+    let server = server(&[FAST]).await;
+    let [root, ann] = enable(&server).await;
+    let mut registry = RegistryServiceClient::new(server.channel.clone());
+    for (service, lease, token) in [("a/api", 1, &ann), ("b/api", 2, &root)] {
+        let grant = etcd::LeaseGrantRequest { id: lease, ttl: 600 };
+        server.lease().lease_grant(by(token, grant)).await.unwrap();
+        let request = v1::RegisterRequest {
+            service: service.to_owned(),
+            id: "one".to_owned(),
+            session: lease,
+            record: Record::new("h:1").encode().into(),
+            ..Default::default()
+        };
+        registry.register(by(token, request.clone())).await.unwrap();
+        let foreign = v1::RegisterRequest { service: "b/api".to_owned(), ..request };
+        assert_eq!(refused(registry.register(by(&ann, foreign)).await), denied());
+    }
+    let find =
+        |service: &str| v1::DiscoverRequest { service: service.to_owned(), ..Default::default() };
+    assert_eq!(refused(registry.discover(by(&ann, find("b/api"))).await), denied());
+    let found = registry.discover(by(&ann, find("a/api"))).await.unwrap();
+    assert_eq!(found.get_ref().instances.len(), 1);
+    for (prefix, services) in [("a/", Some(1)), ("a/a", Some(1)), ("", None), ("a", None)] {
+        let list = v1::ServiceListRequest { prefix: prefix.to_owned(), ..Default::default() };
+        let answer = registry.list_services(by(&ann, list)).await;
+        let answer = answer.map(|list| list.into_inner().services.len());
+        assert_eq!(answer.as_ref().ok().copied(), services, "{prefix:?}: {answer:?}");
+    }
+    let off = v1::ServiceConfigureRequest {
+        service: "b/api".to_owned(),
+        guard: Some(false),
+        damping: None,
+    };
+    assert_eq!(refused(registry.configure(by(&ann, off)).await), denied());
+
+    let page = async |query: &str, token: &str| {
+        let headers = format!("Authorization: Bearer {token}\r\n");
+        let target = format!("GET /v1/discovery/prometheus{query}");
+        http_with(&server, &target, &headers).await[9..12].to_owned()
+    };
+    assert_eq!(page("", "stolen.1").await, "401");
+    assert_eq!(page("", &ann).await, "403", "all services");
+    assert_eq!(page("?service=a%2Fapi&service=b%2Fapi", &ann).await, "403");
+    assert_eq!(page("?service=a%2Fapi", &ann).await, "200");
+    assert_eq!(page("", &root).await, "200");
+    let nobody = http(&server, "GET /v1/discovery/prometheus").await;
+    assert!(nobody.starts_with("HTTP/1.1 401 "), "{nobody}");
+
+    let mut discovery = DiscoveryServiceClient::new(server.channel.clone());
+    let watch = |service: &str| v1::InstanceWatchRequest {
+        service: service.to_owned(),
+        ..Default::default()
+    };
+    assert_eq!(refused(discovery.watch(by(&ann, watch("b/api"))).await), denied());
+    let mut changes = discovery.watch(by(&ann, watch("a/api"))).await.unwrap().into_inner();
+    let snapshot = within("a snapshot", changes.message()).await.unwrap().unwrap();
+    assert_eq!(snapshot.changes.len(), 1);
+    let revoke = etcd::AuthUserRevokeRoleRequest { name: "ann".to_owned(), role: "a".to_owned() };
+    auth(&server).user_revoke_role(by(&root, revoke)).await.unwrap();
+    assert_eq!(refused(within("the end", changes.message()).await), denied());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_user_sees_itself_and_its_roles_only() {
     let server = server(&[FAST]).await;
     let [root, ann] = enable(&server).await;
@@ -349,7 +419,7 @@ const ROOT: [&str; 25] = [
     "conclave.v1.SessionService/List",
 ];
 /// Rights to the keys of the request.
-const KEYS: [&str; 45] = [
+const KEYS: [&str; 52] = [
     "etcdserverpb.KV/Range",
     "etcdserverpb.KV/RangeStream",
     "etcdserverpb.KV/Put",
@@ -394,6 +464,13 @@ const KEYS: [&str; 45] = [
     "conclave.v1.GroupService/Join",
     "conclave.v1.GroupService/Leave",
     "conclave.v1.GroupService/List",
+    "conclave.v1.RegistryService/Register",
+    "conclave.v1.RegistryService/Update",
+    "conclave.v1.RegistryService/Deregister",
+    "conclave.v1.RegistryService/Discover",
+    "conclave.v1.RegistryService/ListServices",
+    "conclave.v1.RegistryService/Configure",
+    "conclave.v1.DiscoveryService/Watch",
     // Watcher by watcher; the stream opens.
     "etcdserverpb.Watch/Watch",
 ];

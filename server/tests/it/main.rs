@@ -26,6 +26,9 @@ mod recipes_compare;
 #[expect(dead_code, reason = "the tests of the client use more of it")]
 #[path = "../../../client/tests/it/server.rs"]
 mod reference;
+mod registry;
+mod registry_client;
+mod registry_cluster;
 mod snapshot;
 mod support;
 mod watch_rules;

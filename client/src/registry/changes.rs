@@ -1,0 +1,140 @@
+//! Every change of the instances of a service, from a native registry.
+
+use std::time::Duration;
+
+use conclave_proto::v1::{
+    InstanceFilter, InstanceWatchRequest, InstanceWatchResponse,
+    discovery_service_client::DiscoveryServiceClient, instance_watch_response::Snapshot,
+};
+use std::sync::Arc;
+use tokio::time::{sleep, timeout};
+use tonic::{Code, Status, Streaming};
+
+use super::Service;
+use crate::{
+    backoff::Backoff,
+    client::Client,
+    endpoint::Endpoint,
+    error::{Error, Outcome},
+};
+
+/// Time for an endpoint to begin to answer.
+const OPEN_TIMEOUT_MAX: Duration = Duration::from_secs(5);
+
+impl Service {
+    /// Every change of the instances that the filter lets through: a snapshot, then what each revision
+    /// changes, and why. For tools; to call instances, [`Service::discover`] is what you want.
+    pub fn changes(&self, filter: InstanceFilter) -> Changes {
+        Changes::new(self, filter)
+    }
+}
+
+/// Changes of the instances of a service. It resumes by itself where it stopped, on any endpoint, without
+/// a gap; if that is not possible, it says so with a snapshot.
+#[derive(Debug)]
+#[must_use = "nothing is watched until `next` is called"]
+pub struct Changes {
+    client: Client,
+    request: InstanceWatchRequest,
+    stream: Option<(Streaming<InstanceWatchResponse>, Arc<Endpoint>)>,
+    backoff: Backoff,
+    /// Of the message before, which is not complete without the next.
+    is_partial: bool,
+}
+
+/// What a step of [`Changes`] is.
+pub(super) enum Step {
+    /// A message.
+    Message(InstanceWatchResponse),
+    /// Whether a server tells of changes at present.
+    Connected(bool),
+}
+
+impl Changes {
+    pub(super) fn new(service: &Service, filter: InstanceFilter) -> Self {
+        let request = InstanceWatchRequest {
+            service: service.name.clone(),
+            filter: Some(filter),
+            after_revision: 0,
+        };
+        let (client, backoff) = (service.client.clone(), Backoff::default());
+        Self { client, request, stream: None, backoff, is_partial: false }
+    }
+
+    /// The next message. While no server answers, it waits.
+    ///
+    /// # Errors
+    /// What trying again does not help against, such as [`Error::Unimplemented`] or [`Error::Denied`].
+    pub async fn next(&mut self) -> Result<InstanceWatchResponse, Error> {
+        loop {
+            match self.step().await {
+                Ok(Step::Message(message)) => return Ok(message),
+                Ok(Step::Connected(_)) => {}
+                Err(error) if error.is_passing() => sleep(self.backoff.next()).await,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// The next message, or news of the connection. Not cancel-safe while it connects, which then begins
+    /// again.
+    pub(super) async fn step(&mut self) -> Result<Step, Error> {
+        let Some((stream, endpoint)) = &mut self.stream else {
+            self.open().await?;
+            return Ok(Step::Connected(true));
+        };
+        match stream.message().await {
+            Ok(Some(message)) => {
+                endpoint.succeeded();
+                self.backoff.reset();
+                self.is_partial = message.more;
+                // A snapshot or revision that broke off is asked for again as a whole.
+                if !message.more {
+                    self.request.after_revision = message.revision;
+                } else if message.snapshot() != Snapshot::None {
+                    self.request.after_revision = 0;
+                }
+                Ok(Step::Message(message))
+            }
+            ended => {
+                endpoint.failed();
+                if let Err(status) = ended {
+                    tracing::debug!(%status, "the watch of a service broke");
+                }
+                self.stream = None;
+                Ok(Step::Connected(false))
+            }
+        }
+    }
+
+    async fn open(&mut self) -> Result<(), Error> {
+        let endpoint = self.client.endpoint();
+        let client = DiscoveryServiceClient::new(endpoint.channel());
+        let mut client = client.max_decoding_message_size(usize::MAX);
+        if self.is_partial {
+            // Half a revision was told: only a snapshot is sure to say it once.
+            (self.request.after_revision, self.is_partial) = (0, false);
+        }
+        let limit = self.client.timeout().min(OPEN_TIMEOUT_MAX);
+        let error = match timeout(limit, client.watch(self.request.clone())).await {
+            Ok(Ok(opened)) => {
+                self.stream = Some((opened.into_inner(), endpoint));
+                return Ok(());
+            }
+            Ok(Err(status)) => Error::from_status(status, endpoint.address()),
+            Err(_elapsed) => Error::Deadline {
+                outcome: Outcome::NotApplied,
+                endpoint: endpoint.address().to_owned(),
+                timeout: limit,
+            },
+        };
+        if let Error::FutureRevision(_) = error {
+            // The cluster was put back to an older state.
+            self.request.after_revision = 0;
+            let status = Status::new(Code::Unavailable, "the cluster is at an older revision");
+            return Err(Error::from_status(status, endpoint.address()));
+        }
+        endpoint.failed();
+        Err(error)
+    }
+}

@@ -1,0 +1,424 @@
+//! The registry through its services: what is registered, found, watched and removed.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use conclave_client::{Client, Session};
+use conclave_proto::v1;
+use conclave_state_machine::registry::record::{Check, Record};
+use tonic::transport::Channel;
+use tonic::{Code, Streaming};
+use v1::discovery_service_client::DiscoveryServiceClient;
+use v1::instance_change::{Kind, Reason};
+use v1::instance_watch_response::Snapshot;
+use v1::registry_service_client::RegistryServiceClient;
+
+use crate::api_http::http;
+use crate::native_lock::{client, session, soon};
+use crate::support::{Server, refused, server, servers};
+
+const SERVICE: &str = "shop/api";
+
+pub(crate) fn registry(server: &Server) -> RegistryServiceClient<Channel> {
+    RegistryServiceClient::new(server.channel.clone())
+}
+
+pub(crate) fn request(session: i64, record: &Record) -> v1::RegisterRequest {
+    v1::RegisterRequest {
+        service: SERVICE.to_owned(),
+        id: record.id.clone(),
+        session,
+        record: record.encode().into(),
+        ..Default::default()
+    }
+}
+
+pub(crate) fn named(id: &str) -> Record {
+    Record { id: id.to_owned(), ..Record::new(format!("10.0.0.1:{}", id.len())) }
+}
+
+pub(crate) async fn register(
+    server: &Server,
+    session: i64,
+    record: &Record,
+) -> v1::RegisterResponse {
+    registry(server).register(request(session, record)).await.unwrap().into_inner()
+}
+
+async fn discover(server: &Server, filter: v1::InstanceFilter) -> v1::DiscoverResponse {
+    let service = SERVICE.to_owned();
+    let request = v1::DiscoverRequest { service, filter: Some(filter), ..Default::default() };
+    registry(server).discover(request).await.unwrap().into_inner()
+}
+
+pub(crate) async fn ids(server: &Server, filter: v1::InstanceFilter) -> Vec<String> {
+    discover(server, filter).await.instances.into_iter().map(|found| found.id).collect()
+}
+
+/// A client's view: what it was told, applied.
+pub(crate) struct Watched {
+    answers: Streaming<v1::InstanceWatchResponse>,
+    pub(crate) known: BTreeMap<String, v1::Instance>,
+    pub(crate) revision: i64,
+    pub(crate) snapshot: Snapshot,
+    /// Every change that was told, in order, and its revision.
+    pub(crate) told: Vec<(i64, Kind, Reason, String)>,
+}
+
+impl Watched {
+    pub(crate) async fn open(server: &Server, after_revision: i64) -> Watched {
+        Self::filtered(server, after_revision, None).await
+    }
+
+    async fn filtered(
+        server: &Server,
+        after_revision: i64,
+        filter: Option<v1::InstanceFilter>,
+    ) -> Watched {
+        let service = SERVICE.to_owned();
+        let request = v1::InstanceWatchRequest { service, filter, after_revision };
+        let mut discovery = DiscoveryServiceClient::new(server.channel.clone());
+        let answers = soon("a watch", discovery.watch(request)).await.unwrap().into_inner();
+        let (known, told, snapshot) = (BTreeMap::new(), Vec::new(), Snapshot::None);
+        Watched { answers, known, revision: after_revision, snapshot, told }
+    }
+
+    /// The next message; `false` at the end of the stream.
+    pub(crate) async fn step(&mut self) -> bool {
+        let Ok(Some(answer)) = soon("a change", self.answers.message()).await else { return false };
+        let snapshot = answer.snapshot();
+        if snapshot != Snapshot::None && self.snapshot == Snapshot::None {
+            self.known.clear();
+        }
+        self.snapshot = if answer.more { snapshot } else { Snapshot::None };
+        assert!(answer.revision >= self.revision, "revisions only grow");
+        let is_news = answer.revision > self.revision || snapshot != Snapshot::None;
+        assert!(is_news, "no revision twice: {answer:?}");
+        self.revision = answer.revision;
+        for change in answer.changes {
+            let (kind, reason) = (change.kind(), change.reason());
+            let instance = change.instance.unwrap();
+            let id = instance.id.clone();
+            let was_known = match kind {
+                Kind::Removed => self.known.remove(&id).is_some(),
+                _ => self.known.insert(id.clone(), instance).is_some(),
+            };
+            assert_eq!(was_known, kind != Kind::Added, "{kind:?} of {id}");
+            if snapshot == Snapshot::None {
+                self.told.push((self.revision, kind, reason, id));
+            }
+        }
+        true
+    }
+
+    pub(crate) async fn until(&mut self, what: impl Fn(&Watched) -> bool) {
+        while !what(self) {
+            assert!(self.step().await, "the watch goes on");
+        }
+    }
+
+    pub(crate) async fn until_known(&mut self, ids: &[&str]) {
+        self.until(|watched| watched.known.keys().eq(ids)).await;
+    }
+
+    fn last(&self) -> (Kind, Reason, &str) {
+        let (_, kind, reason, id) = self.told.last().unwrap();
+        (*kind, *reason, id)
+    }
+}
+
+async fn two(client: &Client) -> (Session, Session) {
+    (session(client, "one").await, session(client, "two").await)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn instances_are_keys_and_repetitions_change_nothing() {
+    let servers = [server(&[]).await];
+    let (server, client) = (&servers[0], client(&servers));
+    let (one, two) = two(&client).await;
+    let first = register(server, one.id(), &named("a")).await;
+    assert!(first.created && first.fence == first.mod_revision);
+    let again = register(server, one.id(), &named("a")).await;
+    assert_eq!((again.fence, again.mod_revision, again.created), (first.fence, first.fence, false));
+    let kv = client.get("shop/api/a").await.unwrap().one().unwrap();
+    assert!(kv.value.starts_with(br#"{"Op":0,"Addr":"10.0.0.1:1","Metadata":{"#));
+    assert_eq!((kv.lease, kv.create_revision), (one.id(), first.fence));
+
+    let mut other = request(two.id(), &named("a"));
+    other.set_mode(v1::register_request::Mode::IfAbsent);
+    let (code, text) = refused(registry(server).register(other).await);
+    let taken = "conclave: the instance belongs to another session";
+    assert_eq!((code, text.as_str()), (Code::FailedPrecondition, taken));
+    let mut bad = request(one.id(), &named("a"));
+    bad.record = "text".into();
+    let (code, _) = refused(registry(server).register(bad).await);
+    assert_eq!(code, Code::InvalidArgument);
+    let (code, _) = refused(registry(server).register(request(99, &named("b"))).await);
+    assert_eq!(code, Code::NotFound);
+
+    let update = v1::InstanceUpdateRequest {
+        service: SERVICE.to_owned(),
+        id: "a".to_owned(),
+        session: one.id(),
+        health: v1::InstanceHealth::Critical.into(),
+        output: "disk full".to_owned(),
+        ..Default::default()
+    };
+    let updated = registry(server).update(update.clone()).await.unwrap().into_inner();
+    let again = registry(server).update(update).await.unwrap().into_inner();
+    assert!(updated.mod_revision > first.mod_revision && updated == again);
+    let found = discover(server, v1::InstanceFilter::default()).await;
+    let found = &found.instances[0];
+    assert_eq!((found.health(), found.healthy), (v1::InstanceHealth::Critical, false));
+
+    let deregister = v1::DeregisterRequest {
+        service: SERVICE.to_owned(),
+        id: "a".to_owned(),
+        session: two.id(),
+        fence: 0,
+    };
+    let (code, _) = refused(registry(server).deregister(deregister.clone()).await);
+    assert_eq!(code, Code::FailedPrecondition);
+    let own = v1::DeregisterRequest { session: one.id(), ..deregister };
+    assert!(registry(server).deregister(own.clone()).await.unwrap().into_inner().removed);
+    assert!(!registry(server).deregister(own).await.unwrap().into_inner().removed);
+    assert!(client.get("shop/api/a").await.unwrap().one().is_none());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn instances_are_found_by_what_they_say_and_in_pages() {
+    let servers = servers(3, &[]).await;
+    let client = client(&servers);
+    let own = session(&client, "one").await;
+    for (place, number) in (0..40).enumerate() {
+        let mut record = named(&format!("i{number:02}"));
+        record.version = (number % 2).to_string();
+        record.zone = if number < 10 { "x" } else { "y" }.to_owned();
+        record.tags = vec![format!("t{}", number % 4), "all".to_owned()];
+        record.metadata.insert("team".to_owned(), format!("m{}", number % 5).into());
+        // Every member takes every call.
+        register(&servers[place % 3], own.id(), &record).await;
+    }
+    client.put("shop/api/deeper/x", r#"{"Op":0,"Addr":"h:1"}"#).await.unwrap();
+    client.put("shop/api/zgo", r#"{"Op":0,"Addr":"h:1","Metadata":null}"#).await.unwrap();
+    client.put("shop/api/text", "text").await.unwrap();
+    let server = &servers[1];
+    let all = ids(server, v1::InstanceFilter::default()).await;
+    assert_eq!((all.len(), all.last().unwrap().as_str()), (41, "zgo"));
+    let filter = v1::InstanceFilter {
+        version: "1".to_owned(),
+        zone: "x".to_owned(),
+        tags: vec!["all".to_owned(), "t3".to_owned()],
+        metadata: [("team".to_owned(), "m2".to_owned())].into(),
+        ..Default::default()
+    };
+    assert_eq!(ids(server, filter).await, ["i07"]);
+
+    let mut paged = Vec::new();
+    let mut request =
+        v1::DiscoverRequest { service: SERVICE.to_owned(), limit: 7, ..Default::default() };
+    loop {
+        let answer = registry(server).discover(request.clone()).await.unwrap().into_inner();
+        assert!(answer.instances.len() <= 7);
+        paged.extend(answer.instances.into_iter().map(|found| found.id));
+        if answer.next.is_empty() {
+            break;
+        }
+        (request.from, request.revision) = (answer.next, answer.revision);
+    }
+    assert_eq!(paged, all);
+    let list = v1::ServiceListRequest { prefix: "shop/".to_owned(), ..Default::default() };
+    let list = registry(server).list_services(list).await.unwrap().into_inner().services;
+    let list: Vec<_> = list.iter().map(|service| (service.name.as_str(), service.live)).collect();
+    assert_eq!(list, [("shop/api", 41), ("shop/api/deeper", 1)]);
+
+    let page = http(server, "GET /v1/discovery/prometheus?service=shop%2Fapi&healthy=true").await;
+    assert!(page.starts_with("HTTP/1.1 200 OK\r\n"), "{page}");
+    let (_, body) = page.split_once("\r\n\r\n").unwrap();
+    let groups: serde_json::Value = serde_json::from_str(body).unwrap();
+    assert_eq!(groups.as_array().unwrap().len(), 41);
+    let labels = &groups[7]["labels"];
+    assert_eq!(groups[7]["targets"], serde_json::json!(["10.0.0.1:3"]));
+    assert_eq!(labels["__meta_conclave_id"], "i07");
+    assert_eq!(labels["__meta_conclave_tags"], ",t3,all,");
+    assert_eq!(labels["__meta_conclave_metadata_team"], "m2");
+    let page = http(server, "GET /v1/discovery/prometheus?service=none").await;
+    assert!(page.ends_with("\r\n\r\n[]"), "{page}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn watchers_hear_of_every_change_and_why() {
+    let servers = [server(&[]).await];
+    let (server, client) = (&servers[0], client(&servers));
+    let (one, two) = two(&client).await;
+    register(server, one.id(), &named("a")).await;
+    let mut all = Watched::open(server, 0).await;
+    let healthy = v1::InstanceFilter { healthy: true, ..Default::default() };
+    let mut healthy = Watched::filtered(server, 0, Some(healthy)).await;
+    all.until_known(&["a"]).await;
+    healthy.until_known(&["a"]).await;
+    register(server, two.id(), &named("b")).await;
+    all.until_known(&["a", "b"]).await;
+    assert_eq!(all.last(), (Kind::Added, Reason::Unspecified, "b"));
+
+    let drain = v1::InstanceUpdateRequest {
+        service: SERVICE.to_owned(),
+        id: "b".to_owned(),
+        override_state: v1::InstanceState::Draining.into(),
+        ..Default::default()
+    };
+    registry(server).update(drain).await.unwrap();
+    healthy.until(|watched| watched.told.len() == 2).await;
+    assert_eq!(healthy.last(), (Kind::Removed, Reason::Filtered, "b"));
+    register(server, one.id(), &named("b")).await;
+    all.until(|watched| watched.last().1 == Reason::Replaced).await;
+    client.session_end(two.id()).await.unwrap();
+    client.delete("shop/api/a").await.unwrap();
+    all.until_known(&["b"]).await;
+    assert_eq!(all.last(), (Kind::Removed, Reason::Deleted, "a"));
+    healthy.until_known(&[]).await;
+    register(server, one.id(), &named("c")).await;
+    client.session_end(one.id()).await.unwrap();
+    all.until_known(&[]).await;
+    let ended = all.told.iter().filter(|told| told.2 == Reason::SessionEnded).count();
+    assert_eq!(ended, 2, "{:?}", all.told);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_resumed_watch_sees_no_gap_and_no_duplicate() {
+    let servers = servers(3, &[]).await;
+    let client = client(&servers);
+    let own = session(&client, "one").await;
+    let mut whole = Watched::open(&servers[0], 0).await;
+    whole.until(|watched| watched.revision > 0).await;
+    let begin = whole.revision;
+    for number in 0..30 {
+        let server = &servers[number % 3];
+        let mut record = named(&format!("i{}", number % 4));
+        record.weight = u32::try_from(number).unwrap();
+        register(server, own.id(), &record).await;
+        client.put(format!("other/{number}"), "x").await.unwrap();
+        if number % 5 == 4 {
+            let id = format!("i{}", number % 4);
+            let service = SERVICE.to_owned();
+            let request = v1::DeregisterRequest { service, id, session: own.id(), fence: 0 };
+            registry(server).deregister(request).await.unwrap();
+        }
+    }
+    whole.until(|watched| watched.told.len() == 36).await;
+    // From every revision on, on every member.
+    for (place, told) in whole.told.iter().enumerate().step_by(5) {
+        let mut resumed = Watched::open(&servers[place % 3], told.0).await;
+        resumed.known = known_at(&whole, told.0);
+        let expected: Vec<_> =
+            whole.told.iter().filter(|later| later.0 > told.0).cloned().collect();
+        resumed.until(|watched| watched.told.len() == expected.len()).await;
+        assert_eq!(resumed.told, expected, "from {}", told.0);
+    }
+    let last = whole.revision;
+    client.compact(last).await.unwrap();
+    let mut late = Watched::open(&servers[2], begin).await;
+    late.revision = 0;
+    assert!(late.step().await);
+    assert!(late.told.is_empty() && late.revision == last, "a snapshot instead");
+    assert!(late.known.keys().eq(whole.known.keys()));
+}
+
+/// Ids that were known at a revision, from what was told.
+fn known_at(watched: &Watched, revision: i64) -> BTreeMap<String, v1::Instance> {
+    let mut known = BTreeMap::new();
+    for (_, kind, _, id) in watched.told.iter().filter(|told| told.0 <= revision) {
+        match kind {
+            Kind::Removed => _ = known.remove(id),
+            _ => _ = known.insert(id.clone(), v1::Instance::default()),
+        }
+    }
+    known
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn checks_are_made_of_own_addresses_only() {
+    let servers = [server(&[]).await, server(&["--registry-checks=off"]).await];
+    for (server, address, code) in [
+        (&servers[0], "", None),
+        (&servers[0], "127.0.0.1:2379", Some(Code::FailedPrecondition)),
+        (&servers[1], "", Some(Code::FailedPrecondition)),
+    ] {
+        let own = session(&client(std::slice::from_ref(server)), "one").await;
+        let mut record = named("a");
+        let check = Check { address: address.to_owned(), ..Check::default() };
+        record.details.check = Some(check);
+        let answer = registry(server).register(request(own.id(), &record)).await;
+        assert_eq!(answer.err().map(|status| status.code()), code, "{address:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_mass_loss_keeps_instances_in_sight_for_a_while() {
+    let servers = [server(&[]).await];
+    let (server, client) = (&servers[0], client(&servers));
+    // Nobody renews it.
+    server.grant(7, 2).await;
+    for number in 0..8 {
+        register(server, 7, &named(&format!("i{number}"))).await;
+    }
+    let mut watched = Watched::open(server, 0).await;
+    watched.until(|watched| watched.known.len() == 8).await;
+    watched.until(|watched| watched.known.values().all(|known| known.stale)).await;
+    assert!(watched.told.iter().all(|told| told.1 == Kind::Updated));
+    let keys = client.get("shop/api/i").prefix().await.unwrap();
+    assert!(keys.kvs.is_empty(), "a lease's keys go, whatever the registry keeps");
+    let found = discover(server, v1::InstanceFilter::default()).await;
+    assert_eq!((found.live, found.stale, found.instances.len()), (0, 8, 8));
+    let metrics = http(server, "GET /metrics").await;
+    assert!(metrics.contains("\nconclave_registry_stale_instances 8\n"));
+    let own = session(&client, "one").await;
+    register(server, own.id(), &named("i3")).await;
+    watched.until(|watched| !watched.known["i3"].stale).await;
+    let off = v1::ServiceConfigureRequest {
+        service: SERVICE.to_owned(),
+        guard: Some(false),
+        damping: None,
+    };
+    registry(server).configure(off).await.unwrap();
+    watched.until_known(&["i3"]).await;
+    assert_eq!(watched.last().1, Reason::SessionExpired);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_that_dies_takes_its_instances_along() {
+    let servers = servers(3, &[]).await;
+    let client = client(&servers);
+    let own = session(&client, "one").await;
+    for number in 0..6 {
+        register(&servers[0], own.id(), &named(&format!("i{number}"))).await;
+    }
+    servers[1].grant(7, 2).await;
+    register(&servers[1], 7, &named("dead")).await;
+    for server in &servers {
+        let mut watched = Watched::open(server, 0).await;
+        watched.until(|watched| watched.known.len() == 6).await;
+        if let Some((_, kind, reason, id)) = watched.told.last() {
+            assert_eq!(
+                (*kind, *reason, id.as_str()),
+                (Kind::Removed, Reason::SessionExpired, "dead")
+            );
+        }
+        assert_eq!(ids(server, v1::InstanceFilter::default()).await.len(), 6);
+    }
+    let drain = v1::InstanceUpdateRequest {
+        service: SERVICE.to_owned(),
+        id: "i0".to_owned(),
+        state: v1::InstanceState::Draining.into(),
+        drain_ms: Some(300),
+        session: own.id(),
+        ..Default::default()
+    };
+    let mut watched = Watched::open(&servers[2], 0).await;
+    watched.until(|watched| watched.revision > 0).await;
+    registry(&servers[2]).update(drain).await.unwrap();
+    watched.until(|watched| watched.known.len() == 5).await;
+    assert_eq!(watched.last(), (Kind::Removed, Reason::Drained, "i0"));
+    tokio::time::timeout(Duration::from_secs(30), own.close()).await.unwrap().unwrap();
+    watched.until_known(&[]).await;
+}

@@ -1,0 +1,117 @@
+//! The client crate on the native registry.
+
+use std::time::Duration;
+
+use conclave_client::balance::BalancedChannel;
+use conclave_client::registry::{Directory, Health, Record, Service, State};
+use conclave_proto::v1;
+use v1::instance_change::Reason;
+
+use crate::native_lock::{client, session, soon};
+use crate::support::servers;
+
+async fn until(directory: &Directory, what: impl Fn(&[Record]) -> bool) {
+    let mut listing = directory.listing();
+    soon("the directory follows", listing.wait_for(|listing| what(&listing.records)))
+        .await
+        .unwrap();
+}
+
+fn ids(records: &[Record]) -> Vec<&str> {
+    records.iter().map(|record| record.id.as_str()).collect()
+}
+
+/// Waits until an instance lives with another session.
+async fn renewed(service: &Service, before: &v1::Instance) -> v1::Instance {
+    let is_renewed =
+        |found: &v1::Instance| found.id == before.id && found.session != before.session;
+    let renewed = Box::pin(async {
+        loop {
+            let found = service.resolve(v1::InstanceFilter::default()).await.unwrap();
+            if let Some(found) = found.into_iter().find(is_renewed) {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    soon("it is registered again", renewed).await
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn registrations_live_with_sessions_and_come_back() {
+    let servers = servers(3, &[]).await;
+    let client = client(&servers);
+    let service = client.service("shop/api");
+    let directory = service.discover().start();
+    let own = session(&client, "one").await;
+    let shared = service.register("h:1").id("a").session(&own).await.unwrap();
+    let mut alone = service.register("h:2").id("b").tag("blue").await.unwrap();
+    until(&directory, |records| ids(records) == ["a", "b"]).await;
+    let found = service.resolve(v1::InstanceFilter::default()).await.unwrap();
+    assert_eq!(found[0].session, own.id());
+    assert_ne!(found[1].session, own.id());
+    let owner = directory.current().records[1].details.owner.clone();
+    assert_eq!(owner, "shop/api");
+
+    alone.update(|record| record.details.health = Health::Critical).await.unwrap();
+    let last = |records: &[Record]| records.last().cloned().unwrap_or_default();
+    until(&directory, |records| last(records).health_shown() == Health::Critical).await;
+    client.session_end(found[1].session).await.unwrap();
+    let again = renewed(&service, &found[1]).await;
+    assert_eq!(again.health(), v1::InstanceHealth::Critical, "with its last change");
+    // A given session that is lost is followed by one of its own.
+    own.close().await.unwrap();
+    renewed(&service, &found[0]).await;
+    until(&directory, |records| ids(records) == ["a", "b"]).await;
+
+    let mut changes = service.changes(v1::InstanceFilter::default());
+    soon("a snapshot", changes.next()).await.unwrap();
+    service.drain("b", None).await.unwrap();
+    until(&directory, |records| last(records).state_shown() == State::Draining).await;
+    shared.drain(Duration::from_millis(10)).await.unwrap();
+    until(&directory, |records| ids(records) == ["b"]).await;
+    assert!(service.remove("b").await.unwrap() && !service.remove("b").await.unwrap());
+    until(&directory, |records| records.is_empty()).await;
+    let mut reasons = Vec::new();
+    while reasons.len() < 4 {
+        let message = soon("a change", changes.next()).await.unwrap();
+        reasons.extend(message.changes.iter().map(|change| change.reason()));
+    }
+    assert_eq!(reasons[2..], [Reason::Deregistered, Reason::Deregistered]);
+    drop((alone, changes));
+    client.close().await;
+    assert!(client.sessions().await.unwrap().is_empty(), "no session is left behind");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_directory_goes_on_when_members_stop() {
+    let mut servers = servers(3, &[]).await;
+    let client = client(&servers);
+    let service = client.service("api");
+    let mut kept = Vec::new();
+    for number in 0..6 {
+        let register = service.register(format!("h:{number}")).ttl(Duration::from_secs(8));
+        kept.push(register.await.unwrap());
+    }
+    let directory = service.discover().start();
+    let channel = directory.channel(BalancedChannel::builder());
+    until(&directory, |records| records.len() == 6).await;
+    let mut seen = directory.listing();
+    let watching = tokio::spawn(async move {
+        let mut least = usize::MAX;
+        while seen.changed().await.is_ok() {
+            least = least.min(seen.borrow_and_update().records.len());
+        }
+        least
+    });
+    let leader = servers.iter().position(|server| server.running.node().is_leader()).unwrap();
+    soon("the leader stops", servers.remove(leader).running.stop()).await;
+    kept.push(soon("a registration", service.register("h:6")).await.unwrap());
+    until(&directory, |records| records.len() == 7).await;
+    drop((directory, channel));
+    assert!(watching.await.unwrap() >= 6, "nobody who lives disappears");
+    for registration in kept {
+        soon("to deregister", registration.deregister()).await.unwrap();
+    }
+    assert!(service.instances().await.unwrap().is_empty());
+}
