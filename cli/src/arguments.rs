@@ -304,11 +304,12 @@ impl Global {
 }
 
 /// Flags that are on or off. Go's flag packages also take them with a value.
-const SWITCHES: [&str; 22] = [
+const SWITCHES: [&str; 24] = [
     "cluster",
     "count-only",
     "detail",
     "from-key",
+    "healthy",
     "hex",
     "ignore-lease",
     "ignore-value",
@@ -325,6 +326,7 @@ const SWITCHES: [&str; 22] = [
     "shared",
     "skip-hash-check",
     "try",
+    "undo",
     "values",
     "yes",
 ];

@@ -15,6 +15,7 @@ mod member;
 mod native;
 mod put;
 mod role;
+mod service;
 mod snapshot;
 mod txn;
 mod user;
@@ -83,6 +84,9 @@ pub(crate) enum Verb {
     /// Groups: who is there.
     #[command(subcommand, arg_required_else_help = true)]
     Group(meet::Group),
+    /// Services: who offers what, and where.
+    #[command(subcommand, arg_required_else_help = true)]
+    Service(service::Verb),
     /// Settings: documents and keys that services follow.
     #[command(subcommand, arg_required_else_help = true)]
     Config(config::Verb),
@@ -149,6 +153,7 @@ impl Verb {
             Self::Latch(verb) => count::latch(&context, verb).await,
             Self::Barrier(verb) => meet::barrier(&context, verb).await,
             Self::Group(verb) => meet::group(&context, verb).await,
+            Self::Service(verb) => service::run(&context, verb).await,
             Self::Config(verb) => config::run(&context, verb).await,
             Self::Endpoint(arguments) => endpoint::run(&context, arguments).await,
             Self::Member(verb) => member::run(&context, verb).await,

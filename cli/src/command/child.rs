@@ -51,17 +51,40 @@ impl Child {
     /// # Errors
     /// With its own exit code, if that is not 0; if it does not start; if what it needs was lost.
     pub(super) async fn run_while(
-        mut self,
+        self,
         lost: &CancellationToken,
         stop: &mut Stop,
     ) -> Result<(), Failure> {
+        self.run_to(async {
+            tokio::select! {
+                biased;
+                () = lost.cancelled() => true,
+                () = stop.requested() => false,
+            }
+        })
+        .await
+    }
+
+    /// Runs it to its end, but ends it when `ending` says so.
+    ///
+    /// # Errors
+    /// As [`Child::run_while`].
+    pub(super) async fn run_until(self, ending: &CancellationToken) -> Result<(), Failure> {
+        self.run_to(async {
+            ending.cancelled().await;
+            false
+        })
+        .await
+    }
+
+    /// Runs it to its end, or to `end`, which says whether what it needs was lost.
+    async fn run_to(mut self, end: impl Future<Output = bool>) -> Result<(), Failure> {
         let mut child = self.command.spawn().map_err(|error| refused(&self.program, &error))?;
         let pid = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
         let is_lost = tokio::select! {
             biased;
-            () = lost.cancelled() => true,
+            is_lost = end => is_lost,
             status = child.wait() => return ended(status),
-            () = stop.requested() => false,
         };
         if let Some(pid) = pid
             && let Err(error) = kill_process(pid, Signal::TERM)

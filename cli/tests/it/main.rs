@@ -20,6 +20,7 @@ mod primitives;
 #[expect(dead_code, reason = "the tests of the client use more of it")]
 #[path = "../../../client/tests/it/server.rs"]
 mod server;
+mod service;
 mod snapshot;
 mod supervised;
 mod tls;

@@ -1,0 +1,223 @@
+//! `conclave service` on a server of our own.
+
+use std::{
+    io::{BufRead, BufReader},
+    net::TcpListener,
+    process::{Child, ChildStdout, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+use crate::{
+    CONCLAVE,
+    local::{self, cluster},
+    run,
+    server::free_port,
+};
+
+/// A verb that runs until it is stopped.
+struct Running {
+    child: Child,
+    lines: std::io::Lines<BufReader<ChildStdout>>,
+}
+
+impl Running {
+    fn start(endpoint: &str, arguments: &[&str]) -> Self {
+        let mut child = Command::new(CONCLAVE)
+            .args(["--endpoints", endpoint, "service"])
+            .args(arguments)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+        let lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
+        Self { child, lines }
+    }
+
+    fn line(&mut self) -> String {
+        self.lines.next().expect("a line").expect("text")
+    }
+
+    fn interrupt(&self) {
+        let status =
+            Command::new("kill").args(["-s", "INT", &self.child.id().to_string()]).status();
+        assert!(status.expect("kill runs").success());
+    }
+
+    fn end(mut self) -> Option<i32> {
+        self.child.wait().expect("it ends").code()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // It has ended, unless the test failed.
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+fn service(endpoint: &str, arguments: &[&str]) -> String {
+    let all = [&["service"], arguments].concat();
+    let output = run(CONCLAVE, endpoint, &all, "");
+    assert!(output.status.success(), "{arguments:?}: {output:?}");
+    String::from_utf8(output.stdout).expect("text")
+}
+
+fn found(endpoint: &str, arguments: &[&str]) -> Vec<Value> {
+    let text = service(endpoint, &[arguments, &["-w", "json"]].concat());
+    serde_json::from_str(&text).expect("a list")
+}
+
+/// Waits until the instances of `api` are as wanted.
+fn until(endpoint: &str, what: &str, is_so: impl Fn(&[Value]) -> bool) {
+    let start = Instant::now();
+    loop {
+        let found = found(endpoint, &["resolve", "api"]);
+        if is_so(&found) {
+            return;
+        }
+        assert!(start.elapsed() < Duration::from_secs(60), "{what}: {found:?}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Reads what a watch prints until an instance was deregistered.
+fn until_removed(watch: &mut Running, id: &str) {
+    loop {
+        let line = watch.line();
+        if line.ends_with(&format!(" removed {id} (deregistered)")) {
+            return;
+        }
+        assert!(!line.contains("expired"), "{line}");
+    }
+}
+
+#[test]
+fn services_are_registered_seen_and_drained() {
+    let mut server = local::Running::start(&["dev", "--port=0", "--peer-port=0"]);
+    let endpoint = server.wait_for("endpoint:");
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("its address").to_string();
+    let mut watch = Running::start(&endpoint, &["watch", "api"]);
+    let mut first = Running::start(
+        &endpoint,
+        &[
+            "register",
+            "api",
+            &address,
+            "--id",
+            "a",
+            "--tag",
+            "blue",
+            "--zone",
+            "x",
+            "--version",
+            "1",
+            "--meta",
+            "team=shop",
+            "--check",
+            "tcp",
+            "--check-interval",
+            "500ms",
+            "--drain",
+            "300ms",
+            "--",
+            "sleep",
+            "600",
+        ],
+    );
+    assert_eq!(first.line(), "a of api is registered");
+    // Present already, if the watch began late.
+    let line = watch.line();
+    assert!(line.contains(" added ") || line.contains(" present "), "{line}");
+    assert!(line.ends_with(&format!(" a {address} up passing")), "{line}");
+    let mut second = Running::start(&endpoint, &["register", "api", "h:2", "--drain", "10ms"]);
+    assert_eq!(second.line(), "h:2 of api is registered");
+    assert_eq!(service(&endpoint, &["ls"]), "api, 2, 0, on, on\n");
+    assert_eq!(service(&endpoint, &["ls", "none"]), "");
+
+    let blue = found(&endpoint, &["resolve", "api", "--tag", "blue", "--meta", "team=shop"]);
+    let first_of = |name: &str| blue[0][name].as_str().unwrap_or_default().to_owned();
+    assert_eq!(
+        (blue.len(), first_of("address"), first_of("zone")),
+        (1, address.clone(), "x".into())
+    );
+    assert_eq!((first_of("version"), first_of("marks")), ("1".into(), "healthy".into()));
+    service(&endpoint, &["drain", "api", "h:2"]);
+    until(&endpoint, "it drains", |found| found[1]["state"] == "draining");
+    assert_eq!(found(&endpoint, &["resolve", "api", "--healthy"]).len(), 1);
+    service(&endpoint, &["drain", "api", "h:2", "--undo"]);
+    until(&endpoint, "it is up again", |found| found[1]["state"] == "up");
+
+    first.interrupt();
+    until(&endpoint, "it drains first", |found| {
+        found[0]["state"] == "draining" || found.len() == 1
+    });
+    assert_eq!(first.end(), Some(143), "the exit code of the command");
+    until(&endpoint, "it is gone", |found| found.len() == 1);
+    second.interrupt();
+    assert_eq!(second.end(), Some(0));
+    until(&endpoint, "nobody is left", <[Value]>::is_empty);
+    until_removed(&mut watch, "h:2");
+    watch.interrupt();
+    assert_eq!(watch.end(), Some(0));
+    assert_eq!(service(&endpoint, &["configure", "api", "--guard", "off"]), "api, 0, 0, off, on\n");
+    let missing = run(CONCLAVE, &endpoint, &["service", "deregister", "api", "x"], "");
+    assert_eq!(missing.status.code(), Some(1));
+    server.stop();
+}
+
+/// Time after the leader's death: longer than the TTL of the instances.
+const AFTERWARDS: Duration = Duration::from_secs(14);
+
+#[test]
+fn a_leader_that_is_killed_takes_no_instance_along() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let ports = [(); 2].map(|()| [(); 3].map(|()| free_port().to_string()).join(","));
+    let mut servers = local::Running::start(&cluster(dir.path(), &ports));
+    let endpoints = servers.wait_for("endpoints:");
+    let mut pid = None;
+    while pid.is_none() {
+        let row = servers.wait_for("|   n");
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        pid = cells.contains(&"leader").then(|| cells[2].to_owned());
+    }
+    let mut instances = Vec::new();
+    for address in ["h:1", "h:2", "h:3"] {
+        let register = ["register", "api", address, "--ttl", "10s", "--drain", "10ms"];
+        let mut instance = Running::start(&endpoints, &register);
+        assert!(instance.line().ends_with(" is registered"));
+        instances.push(instance);
+    }
+    let mut watch = Running::start(&endpoints, &["watch", "api"]);
+    for _ in &instances {
+        assert!(watch.line().contains(" present "));
+    }
+    servers.signal("KILL", &pid.expect("a leader"));
+    let flags = ["--command-timeout", "60s", "service", "resolve", "api", "-w", "json"];
+    let killed = Instant::now();
+    while killed.elapsed() < AFTERWARDS {
+        let output = run(CONCLAVE, &endpoints, &flags, "");
+        assert!(output.status.success(), "{output:?}");
+        let found: Vec<Value> = serde_json::from_slice(&output.stdout).expect("a list");
+        assert_eq!(found.len(), 3, "{found:?}");
+        assert!(found.iter().all(|found| found["marks"] == "healthy"), "{found:?}");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let last = instances.pop().expect("one of three");
+    last.interrupt();
+    assert_eq!(last.end(), Some(0));
+    let removed = loop {
+        let line = watch.line();
+        if !line.contains(" present ") && !line.contains(" draining ") {
+            break line;
+        }
+    };
+    assert!(removed.ends_with(" removed h:3 (deregistered)"), "{removed}");
+    watch.interrupt();
+    assert_eq!(watch.end(), Some(0));
+    drop(instances);
+    servers.stop();
+}
