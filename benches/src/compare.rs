@@ -116,7 +116,7 @@ impl Comparison {
 pub(crate) struct Scratch(PathBuf);
 
 impl Scratch {
-    fn create(below: &Path) -> Result<Self> {
+    pub(crate) fn create(below: &Path) -> Result<Self> {
         let name = format!("conclave-bench-{}-{:08x}", std::process::id(), rand::random::<u32>());
         let path = below.join(name);
         std::fs::create_dir_all(&path).with_context(|| format!("make {}", path.display()))?;

@@ -12,6 +12,7 @@
 //! | [`connection`] | one HTTP/2 connection as a cheap tonic transport |
 //! | [`runner`] | one workload against endpoints |
 //! | [`compare`] | ours and the reference side by side |
+//! | [`registry`] | many instances, watchers, dying sessions, a killed leader |
 //! | [`noop`] | a server that answers at once: the ceiling |
 
 pub mod cluster;
@@ -24,6 +25,7 @@ mod locker;
 pub mod noop;
 pub mod options;
 pub mod process;
+pub mod registry;
 pub mod report;
 pub mod runner;
 mod streams;

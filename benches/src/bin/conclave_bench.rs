@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand};
 use conclave_benches::compare::{self, Comparison};
 use conclave_benches::connection;
 use conclave_benches::options::{Load, Workload};
+use conclave_benches::registry::{self, Registry};
 use conclave_benches::runner::{self, Target};
 use conclave_transport::{Client, Pair, Verification};
 
@@ -28,6 +29,8 @@ enum Command {
     Run(Run),
     /// Run workloads against ours and the reference in turn, three nodes each.
     Compare(Comparison),
+    /// Fill a registry on three nodes, let sessions die and kill the leader.
+    Registry(Registry),
 }
 
 #[derive(Debug, Args)]
@@ -76,6 +79,7 @@ fn main() -> Result<()> {
     match Cli::parse().command {
         Command::Run(run) => run_one(run),
         Command::Compare(comparison) => compare::run(&comparison, &mut std::io::stdout()),
+        Command::Registry(flags) => registry::run(&flags, &mut std::io::stdout()),
     }
 }
 
