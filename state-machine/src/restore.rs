@@ -4,7 +4,7 @@
 //! again for other changes, their watches and caches would go on with them without a notice. So the
 //! revision is raised beyond whatever was seen, and everything up to there counts as compacted: who
 //! asks for more of the old history is told that it is gone, and reads anew. Fencing tokens, which are
-//! revisions too, so never come twice.
+//! revisions too, so never come twice. The auth revision is raised alike.
 
 use std::ops::ControlFlow;
 
@@ -29,6 +29,8 @@ pub fn begin_anew<R: Read>(rows: &mut Overlay<'_, R>, by: i64) -> Result<Option<
     if by > 0 {
         head.revision = raised;
         head.compacted = raised;
+        // So that a token of the old cluster, which names the revision of its users, never counts.
+        head.auth.revision = head.auth.revision.saturating_add(by.unsigned_abs());
     }
     let mut members = Vec::new();
     rows.scan(Table::Member, &[], None, &mut |key, _| {
@@ -78,6 +80,7 @@ mod tests {
         let mut rows = store();
         let head = rows.update(|overlay| begin_anew(overlay, 10)).unwrap().unwrap();
         assert_eq!((head.revision, head.compacted, head.key_count), (12, 12, 1));
+        assert_eq!(head.auth.revision, 11);
         assert_eq!(Head::load(&rows).unwrap(), head);
         assert_eq!(members::all(&rows).unwrap(), []);
         assert_eq!(key_at(&rows, &head, 2), Err(Rejection::Compacted));

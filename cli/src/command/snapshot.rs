@@ -92,8 +92,8 @@ pub(super) async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
         }
         Verb::Status { file } => {
             let file = one(file, "status")?;
-            // Of a file that was copied from a data directory, as etcdctl.
-            let status = blocking(move || backup::status(&file, Check::Skip)).await?;
+            // A file that was copied from a data directory has no digest.
+            let status = blocking(move || backup::status(&file, Check::DigestIfThere)).await?;
             context.print(&Held(status.map_err(|error| Failure::error(error.to_string()))?))
         }
         Verb::Restore(arguments) => restore(arguments).await,

@@ -190,6 +190,8 @@ fn what_cannot_be_restored_is_refused_with_a_reason() {
     damaged[bytes.len() / 2] ^= 1;
     std::fs::write(&changed, damaged).unwrap();
     refused(&changed, &[], 1, "is damaged: it has the SHA-256");
+    let status = run(CONCLAVE, "x:1", &["snapshot", "status", &changed], "");
+    assert!(text(&status.stderr).contains("is damaged: it has the SHA-256"), "{status:?}");
     refused(&changed, &["--skip-hash-check"], 1, "is damaged: a block has a wrong checksum");
     std::fs::write(&changed, &bytes[..bytes.len() - 100]).unwrap();
     refused(&changed, &[], 1, "does not end with a SHA-256");

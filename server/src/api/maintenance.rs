@@ -235,9 +235,9 @@ impl Maintenance for MaintenanceService {
 
     async fn snapshot(
         &self,
-        _: Request<etcd::SnapshotRequest>,
+        request: Request<etcd::SnapshotRequest>,
     ) -> Result<Response<Snapshots>, Status> {
-        let opened = snapshot::open(&self.context, &self.snapshots);
+        let opened = snapshot::open(&self.context, &self.snapshots, request);
         self.context.metrics.stream(Method::Snapshot, opened).await
     }
 

@@ -1,5 +1,6 @@
 //! `Maintenance.Snapshot`: the state of this member as one stream of bytes, as fast as the client
-//! takes them. Of any member, also one that cannot reach the others.
+//! takes them. Of any member: what was acknowledged before the call is in it, unless the member cannot
+//! reach the others; then it is what the member has.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -8,9 +9,9 @@ use conclave_proto::etcdserverpb as etcd;
 use conclave_raft_store::backup::{Backup, Piece};
 use futures::stream::{self, TryStreamExt as _};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tonic::Status;
+use tonic::{Request, Status};
 
-use super::context::Context;
+use super::context::{Context, must_have_leader};
 use super::kv::off_thread;
 use super::stream_end;
 use crate::metrics::Answers;
@@ -34,8 +35,20 @@ struct Sending {
 }
 
 /// Takes the state as of now; it is read as the stream is.
-pub(crate) async fn open(context: &Context, permits: &Arc<Semaphore>) -> Result<Snapshots, Status> {
+pub(crate) async fn open(
+    context: &Context,
+    permits: &Arc<Semaphore>,
+    request: Request<etcd::SnapshotRequest>,
+) -> Result<Snapshots, Status> {
+    context.check_metadata(request.metadata())?;
+    let must_have_leader = must_have_leader(request.metadata());
     let permit = permits.clone().try_acquire_owned().map_err(|_| Fault::TooManyRequests)?;
+    if context.node.has_leader()
+        && !context.node.is_learner()
+        && let Err(reason) = context.read_barrier().await
+    {
+        tracing::warn!(reason = reason.message(), "a snapshot may lack the latest changes");
+    }
     let reader = context.node.reader().clone();
     let began = Instant::now();
     let backup = off_thread(move || reader.backup(version::CONCLAVE)).await?;
@@ -46,7 +59,7 @@ pub(crate) async fn open(context: &Context, permits: &Arc<Semaphore>) -> Result<
     let pieces = stream::try_unfold(sending, next).map_ok(|pieces| {
         stream::iter(pieces.into_iter().map(|piece| Ok::<_, Status>(answer(piece))))
     });
-    Ok(stream_end::guard(context, Box::pin(pieces.try_flatten()), false))
+    Ok(stream_end::guard(context, Box::pin(pieces.try_flatten()), must_have_leader))
 }
 
 async fn next(mut sending: Sending) -> Result<Option<(Vec<Piece>, Sending)>, Status> {
