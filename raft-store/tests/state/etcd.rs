@@ -218,7 +218,7 @@ fn a_snapshot_that_was_cut_off_is_refused() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
+    #![proptest_config(ProptestConfig::with_cases(100))]
 
     /// Whatever is changed: an error or a state, never a panic, and reading ends.
     #[test]
