@@ -19,10 +19,12 @@
 //! | [`members`] | whether all members serve and agree |
 //! | [`run`] | one run of all of it |
 //! | [`differential`] | the same requests to two servers |
+//! | [`hold`] | a process that holds a lock, to be paused and killed |
 //! | [`wire`] | between histories and etcd's messages |
 
 pub mod differential;
 pub mod history;
+pub mod hold;
 pub mod load;
 pub mod members;
 pub mod model;

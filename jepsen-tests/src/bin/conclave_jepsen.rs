@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use conclave_jepsen_tests::differential::{self, Differential};
 use conclave_jepsen_tests::history::History;
+use conclave_jepsen_tests::hold::{self, Hold};
 use conclave_jepsen_tests::run::{self, Plan};
 use conclave_jepsen_tests::{Findings, check};
 
@@ -36,6 +37,8 @@ enum Command {
     },
     /// Send the same random requests to two servers and compare the answers.
     Differential(Differential),
+    /// Hold a lock and change a number under it: for tests that pause or kill the process.
+    Hold(Hold),
 }
 
 fn main() -> Result<ExitCode> {
@@ -46,6 +49,11 @@ fn main() -> Result<ExitCode> {
         Some(Command::Check { history }) => judge(&check(&History::load(&history)?)),
         Some(Command::Differential(options)) => {
             compare(&runtime.block_on(differential::run(&options))?)
+        }
+        Some(Command::Hold(options)) => {
+            runtime.block_on(hold::run(&options, &mut std::io::stdout()))?;
+            // Without a word to the lock's server, like whoever crashes.
+            std::process::exit(0)
         }
         None => {
             let plan = plan.context("--binary is required")?;

@@ -12,12 +12,21 @@
 //! | `many` | 10,000 watchers on one connection | the same |
 //! | `leases` | 5,000 that expire together | 50,000, gone within two seconds |
 //! | `leader_kills` | one | ten, writes back within two seconds |
+//! | `hand_overs` | 60 of one lock, between holders of every kind, with kills | 1,000 |
+//! | `paused` | a holder that is stopped past its TTL | the same |
+//! | `guards` | 100 of every kind come and go | 10,000 |
+//! | `outage` | the cluster is away for 5 s | for a minute |
 
 mod damage;
 mod disk_full;
+mod guards;
+mod hand_overs;
+mod holder;
 mod hostile;
 mod leader_kills;
 mod leases;
 mod many;
+mod outage;
+mod paused;
 mod support;
 mod sync_kills;

@@ -1,0 +1,148 @@
+//! Guards of every kind come and go, and nothing of them stays: no task, no connection, no lease.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Result;
+use conclave_client::{Client, Session};
+use tokio::task::JoinSet;
+
+use crate::support::{Nodes, START_TIMEOUT, eventually, is_long};
+
+const TTL: Duration = Duration::from_secs(60);
+/// Cycles of one kind that run at once.
+const AT_ONCE: usize = 32;
+
+/// What is made and given back.
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    Session,
+    Lease,
+    Lock,
+    Turn,
+    Leadership,
+    Registration,
+    Membership,
+}
+
+const KINDS: [Kind; 7] = [
+    Kind::Session,
+    Kind::Lease,
+    Kind::Lock,
+    Kind::Turn,
+    Kind::Leadership,
+    Kind::Registration,
+    Kind::Membership,
+];
+
+/// Makes a guard, and gives it back by name or drops it.
+async fn cycle(kind: Kind, client: &Client, session: &Session, number: usize) -> Result<()> {
+    let is_dropped = number.is_multiple_of(2);
+    let name = format!("guard/{kind:?}/{}", number % AT_ONCE);
+    match kind {
+        Kind::Session => {
+            let guard = client.session().ttl(TTL).await?;
+            if is_dropped { drop(guard) } else { guard.close().await? }
+        }
+        Kind::Lease => {
+            let guard = client.lease(TTL).await?;
+            if is_dropped { drop(guard) } else { guard.revoke().await? }
+        }
+        Kind::Lock => {
+            let guard = session.lock(name).await?;
+            if is_dropped { drop(guard) } else { guard.release().await? }
+        }
+        Kind::Turn => {
+            let guard = client.queue(name).ttl(TTL).await?;
+            if is_dropped { drop(guard) } else { guard.release().await? }
+        }
+        Kind::Leadership => {
+            let guard = session.election(name).campaign("me").await?;
+            if is_dropped { drop(guard) } else { guard.resign().await? }
+        }
+        Kind::Registration => {
+            let service = client.service(name);
+            let register = service.register(format!("h:{number}"));
+            let guard =
+                if number % 4 < 2 { register.session(session).await? } else { register.await? };
+            if is_dropped { drop(guard) } else { guard.deregister().await? }
+        }
+        Kind::Membership => {
+            let guard = session.group(name).join("value").member(number.to_string()).await?;
+            if is_dropped { drop(guard) } else { guard.leave().await? }
+        }
+    }
+    Ok(())
+}
+
+/// Runs so many cycles of each kind with a client of its own, and waits until nothing of them is left.
+#[expect(clippy::print_stdout, reason = "a figure of the test")]
+async fn run(nodes: &Nodes, cycles: usize) {
+    let client = Client::builder(nodes.cluster.endpoints()).build().expect("a client");
+    let session = client.session().ttl(TTL).await.expect("a session");
+    for kind in KINDS {
+        let begun = Instant::now();
+        let mut lanes = JoinSet::new();
+        for lane in 0..AT_ONCE {
+            let (client, session) = (client.clone(), session.clone());
+            lanes.spawn(async move {
+                for number in (lane..cycles).step_by(AT_ONCE) {
+                    cycle(kind, &client, &session, number).await.expect("a guard");
+                }
+            });
+        }
+        while let Some(lane) = lanes.join_next().await {
+            lane.expect("no cycle fails");
+        }
+        println!("{cycles} cycles of {kind:?} in {:?}", begun.elapsed());
+    }
+    eventually("only the session is left", START_TIMEOUT, async || {
+        client.leases().await.is_ok_and(|leases| leases.leases.len() == 1)
+    })
+    .await;
+    eventually("no key is left", START_TIMEOUT, async || {
+        let keys = client.get("").prefix().count_only().await;
+        keys.is_ok_and(|keys| keys.count == 0)
+    })
+    .await;
+    session.close().await.expect("closed");
+    client.close().await;
+    assert!(client.leases().await.expect("an answer").leases.is_empty());
+}
+
+/// Open files of a process.
+fn files(pid: u32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/fd")).expect("a process").count()
+}
+
+/// Tasks here, and open files here and of all nodes.
+fn held(nodes: &Nodes) -> (usize, usize, usize) {
+    let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    let of_nodes = nodes.cluster.pids().into_iter().map(files).sum();
+    (tasks, files(std::process::id()), of_nodes)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_of_a_guard_stays() {
+    let cycles = if is_long() { 10_000 } else { 100 };
+    let nodes = Nodes::serving(3, &[]).await;
+    // Whatever a first client makes others open for good.
+    run(&nodes, 2 * AT_ONCE).await;
+    let mut before = held(&nodes);
+    eventually("it is quiet", START_TIMEOUT, async || {
+        let last = std::mem::replace(&mut before, held(&nodes));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        last == before && held(&nodes) == before
+    })
+    .await;
+    run(&nodes, cycles).await;
+    eventually("as few tasks and files as before", START_TIMEOUT, async || {
+        let (tasks, own, of_nodes) = held(&nodes);
+        // The nodes' stores open and close files of their own.
+        tasks <= before.0 && own <= before.1 && of_nodes <= before.2 + STORE_FILES
+    })
+    .await;
+    println!("tasks, files, files of nodes: {before:?} before, {:?} after", held(&nodes));
+}
+
+/// Files that the stores of three nodes may have opened meanwhile.
+const STORE_FILES: usize = 60;
