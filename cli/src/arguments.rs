@@ -1,9 +1,13 @@
 //! The command line.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{ArgAction, Args, Parser, Subcommand};
 use conclave_client::{Client, Tls, discover};
+use tracing::Level;
+use tracing_subscriber::{
+    filter::Targets, layer::SubscriberExt as _, util::SubscriberInitExt as _,
+};
 
 use crate::{
     cluster,
@@ -83,6 +87,9 @@ pub(crate) struct Global {
     /// Print keys and values as hexadecimal numbers.
     #[arg(long, global = true, env = "ETCDCTL_HEX")]
     hex: bool,
+    /// Say on standard error what the client does.
+    #[arg(long, global = true, env = "ETCDCTL_DEBUG")]
+    debug: bool,
     /// Time for making a connection.
     #[arg(
         long,
@@ -179,10 +186,10 @@ impl Discovery {
 
 /// Flags of TLS.
 #[derive(Debug, Clone, Args)]
-struct TlsArguments {
+pub(crate) struct TlsArguments {
     /// Authorities that sign the servers' certificates (PEM).
     #[arg(long, global = true, env = "ETCDCTL_CACERT", value_name = "FILE")]
-    cacert: Option<PathBuf>,
+    pub(crate) cacert: Option<PathBuf>,
     /// Certificate to present to the servers (PEM).
     #[arg(
         id = "tls-cert",
@@ -192,7 +199,7 @@ struct TlsArguments {
         value_name = "FILE",
         requires = "tls-key"
     )]
-    cert: Option<PathBuf>,
+    pub(crate) cert: Option<PathBuf>,
     /// Key of that certificate.
     // Names of their own: verbs have arguments that are called like these.
     #[arg(
@@ -203,7 +210,7 @@ struct TlsArguments {
         value_name = "FILE",
         requires = "tls-cert"
     )]
-    key: Option<PathBuf>,
+    pub(crate) key: Option<PathBuf>,
     /// Use no TLS for endpoints without a scheme if no certificates are given.
     #[arg(
         long,
@@ -215,7 +222,7 @@ struct TlsArguments {
         require_equals = true,
         default_missing_value = "true"
     )]
-    insecure_transport: bool,
+    pub(crate) insecure_transport: bool,
     /// Believe any server: for tests only.
     #[arg(
         long,
@@ -227,7 +234,7 @@ struct TlsArguments {
         require_equals = true,
         default_missing_value = "true"
     )]
-    insecure_skip_tls_verify: bool,
+    pub(crate) insecure_skip_tls_verify: bool,
 }
 
 impl TlsArguments {
@@ -260,7 +267,12 @@ impl Global {
     /// If the endpoints or the form of the output cannot be understood.
     pub(crate) fn context(&self, flavor: Flavor) -> Result<command::Context, Failure> {
         let format = Format::parse(&self.write_out)?;
-        let printer = Printer { format, style: Style { hex: self.hex, values_only: false } };
+        let is_strict = flavor == Flavor::Etcdctl;
+        let style = Style { hex: self.hex, values_only: false };
+        let printer = Printer { format, style, is_strict };
+        if self.debug {
+            say_what_is_done();
+        }
         let global = self.with_password()?;
         let discovered = global.discovery.endpoints()?;
         let client = global.client(discovered.as_ref().unwrap_or(&global.endpoints))?;
@@ -284,6 +296,18 @@ impl Global {
         Ok(global)
     }
 
+    /// The same settings for another cluster, but as another user.
+    pub(crate) fn elsewhere(
+        &self,
+        tls: TlsArguments,
+        user: Option<String>,
+        password: Option<String>,
+    ) -> Result<Self, Failure> {
+        let insecure_skip_tls_verify = self.tls.insecure_skip_tls_verify;
+        let tls = TlsArguments { insecure_skip_tls_verify, ..tls };
+        Self { tls, user, password, ..self.clone() }.with_password()
+    }
+
     /// A client of other endpoints with the same settings.
     ///
     /// # Errors
@@ -303,10 +327,21 @@ impl Global {
     }
 }
 
+/// Prints what this program and its client log, and nothing of the crates below: those see secrets.
+fn say_what_is_done() {
+    let own = Targets::new().with_target("conclave", Level::DEBUG);
+    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+    // Another subscriber would print it as well.
+    tracing_subscriber::registry().with(own).with(lines).try_init().ok();
+}
+
 /// Flags that are on or off. Go's flag packages also take them with a value.
-const SWITCHES: [&str; 24] = [
+const SWITCHES: [&str; 28] = [
+    "auto-compact",
+    "auto-defrag",
     "cluster",
     "count-only",
+    "debug",
     "detail",
     "from-key",
     "healthy",
@@ -316,6 +351,7 @@ const SWITCHES: [&str; 24] = [
     "keys",
     "keys-only",
     "listen",
+    "no-dest-prefix",
     "no-password",
     "once",
     "physical",

@@ -1,17 +1,22 @@
 //! The client verbs, with etcdctl's names, flags and messages.
 
 mod auth;
+mod check;
 mod child;
 mod cluster;
+mod completion;
 mod config;
 mod count;
+mod downgrade;
 mod elect;
 mod endpoint;
 mod get;
 mod lease;
+mod load;
 mod lock;
 mod meet;
 mod member;
+mod mirror;
 mod native;
 mod put;
 mod role;
@@ -114,6 +119,16 @@ pub(crate) enum Verb {
     Snapshot(snapshot::Verb),
     /// Hand leadership to another member.
     MoveLeader(cluster::MoveLeaderArguments),
+    /// Copy keys to another cluster, and then every change of them.
+    MakeMirror(mirror::Arguments),
+    /// Whether the cluster is fast enough, and how much memory keys take.
+    #[command(subcommand, arg_required_else_help = true)]
+    Check(check::Verb),
+    /// Going back to an older version.
+    #[command(subcommand, arg_required_else_help = true)]
+    Downgrade(downgrade::Verb),
+    /// Print what a shell needs to complete command lines.
+    Completion(completion::Arguments),
     /// Print the version.
     Version,
 }
@@ -131,8 +146,10 @@ impl Verb {
     /// # Errors
     /// What went wrong, with etcdctl's exit code.
     pub(crate) async fn run(self, global: &Global, flavor: Flavor) -> Result<(), Failure> {
-        if matches!(self, Self::Version) {
-            return version();
+        match self {
+            Self::Version => return version(),
+            Self::Completion(arguments) => return completion::run(arguments, flavor),
+            _ => {}
         }
         let context = global.context(flavor)?;
         match self {
@@ -165,7 +182,10 @@ impl Verb {
             Self::Defrag(arguments) => endpoint::defrag(&context, arguments).await,
             Self::Snapshot(verb) => snapshot::run(&context, verb).await,
             Self::MoveLeader(arguments) => cluster::move_leader(&context, arguments).await,
-            Self::Version => version(),
+            Self::MakeMirror(arguments) => mirror::run(&context, arguments).await,
+            Self::Check(verb) => check::run(&context, verb).await,
+            Self::Downgrade(verb) => downgrade::run(&context, verb).await,
+            Self::Version | Self::Completion(_) => unreachable!("done above"),
         }
     }
 }

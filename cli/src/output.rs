@@ -3,6 +3,7 @@
 //! Each answer knows its forms ([`Answer`]); [`Printer`] picks the one asked for with `-w`.
 
 mod auth;
+mod check;
 mod cluster;
 mod config;
 mod go;
@@ -22,7 +23,8 @@ use conclave_client::pb::ResponseHeader;
 use crate::failure::Failure;
 
 pub(crate) use auth::{AuthStatus, Done, Names, Role, User};
-pub(crate) use cluster::{Alarms, Hash, Hashes, Health, Healths, Statuses, Transfer};
+pub(crate) use check::{Check, Checks};
+pub(crate) use cluster::{Alarms, Downgraded, Hash, Hashes, Health, Healths, Statuses, Transfer};
 pub(crate) use config::{Releases, Settings, Written};
 pub(crate) use go::{bytes as human_bytes, parse_int, parse_uint, quote, unquote};
 pub(crate) use lease::{Granted, KeptAlive, Leases, Revoked, TimeToLive};
@@ -81,6 +83,10 @@ pub(crate) trait Answer {
     fn table(&self) -> Option<Table> {
         None
     }
+    /// Rows and columns where etcdctl has none; without them the fields are a table.
+    fn own_table(&self) -> Option<Table> {
+        None
+    }
 }
 
 /// Prints answers in one form.
@@ -88,6 +94,8 @@ pub(crate) trait Answer {
 pub(crate) struct Printer {
     pub(crate) format: Format,
     pub(crate) style: Style,
+    /// Only the tables that etcdctl has; else the fields of what has no table are one.
+    pub(crate) is_strict: bool,
 }
 
 impl Printer {
@@ -107,11 +115,24 @@ impl Printer {
             }
             Format::Fields => answer.fields(&mut out),
             Format::Table => {
-                let table = answer.table().ok_or_else(|| unsupported("table"))?;
-                out = table.render().into_bytes();
+                out = self.table(answer)?.render().into_bytes();
             }
         }
         write(&out)
+    }
+
+    fn table(&self, answer: &impl Answer) -> Result<Table, Failure> {
+        if let Some(table) = answer.table() {
+            return Ok(table);
+        }
+        if self.is_strict {
+            return Err(unsupported("table"));
+        }
+        Ok(answer.own_table().unwrap_or_else(|| {
+            let mut fields = Vec::new();
+            answer.fields(&mut fields);
+            Table::of_fields(&String::from_utf8_lossy(&fields))
+        }))
     }
 }
 

@@ -67,6 +67,7 @@ mod login;
 pub mod maintenance;
 mod mirror;
 mod once;
+mod page;
 mod patience;
 pub mod queue;
 pub mod registry;

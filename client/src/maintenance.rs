@@ -3,15 +3,15 @@
 //! Status, hash and defragmentation concern one member: use the clients of [`Client::each`].
 
 use conclave_proto::etcdserverpb::{
-    AlarmRequest, AlarmResponse, DefragmentRequest, HashKvRequest, HashKvResponse,
-    MemberAddRequest, MemberAddResponse, MemberListRequest, MemberListResponse,
-    MemberPromoteRequest, MemberPromoteResponse, MemberRemoveRequest, MemberRemoveResponse,
-    MemberUpdateRequest, MemberUpdateResponse, MoveLeaderRequest, StatusRequest, StatusResponse,
-    alarm_request::AlarmAction, cluster_client::ClusterClient,
-    maintenance_client::MaintenanceClient,
+    AlarmRequest, AlarmResponse, DefragmentRequest, DowngradeRequest, DowngradeResponse,
+    HashKvRequest, HashKvResponse, MemberAddRequest, MemberAddResponse, MemberListRequest,
+    MemberListResponse, MemberPromoteRequest, MemberPromoteResponse, MemberRemoveRequest,
+    MemberRemoveResponse, MemberUpdateRequest, MemberUpdateResponse, MoveLeaderRequest,
+    StatusRequest, StatusResponse, alarm_request::AlarmAction, cluster_client::ClusterClient,
+    downgrade_request::DowngradeAction, maintenance_client::MaintenanceClient,
 };
 
-use crate::{client::Client, error::Error, reply::Reply};
+use crate::{client::Client, error::Error, page, reply::Reply};
 
 impl Client {
     /// The members of the cluster.
@@ -150,5 +150,30 @@ impl Client {
         let call =
             |channel| async move { MaintenanceClient::new(channel).move_leader(request).await };
         self.write(call).await.map(|_response| ())
+    }
+    /// Asks for a downgrade of the cluster to `version`, whether one is possible, or for the end of one.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] and [`Error::Invalid`] for any reason the server has.
+    pub async fn downgrade(
+        &self,
+        action: DowngradeAction,
+        version: &str,
+    ) -> Result<Reply<DowngradeResponse>, Error> {
+        let request = DowngradeRequest { action: action.into(), version: version.to_owned() };
+        let call = |channel| {
+            let request = request.clone();
+            async move { MaintenanceClient::new(channel).downgrade(request).await }
+        };
+        self.write(call).await.map(Reply::new)
+    }
+
+    /// The metrics of one member, as Prometheus reads them. An etcd without TLS does not serve them on
+    /// connections for calls.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn metrics(&self) -> Result<String, Error> {
+        self.read(|channel| page::read(channel, "/metrics")).await
     }
 }

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use conclave_client::pb::{AlarmMember, AlarmResponse, AlarmType, HashKvResponse, StatusResponse};
+use conclave_client::pb::{
+    AlarmMember, AlarmResponse, AlarmType, DowngradeResponse, HashKvResponse, StatusResponse,
+};
 
 use super::{
     Answer, Style, Table, complain,
@@ -277,5 +279,31 @@ impl Answer for Transfer {
 
     fn fields(&self, out: &mut Vec<u8>) {
         header_fields(None, out);
+    }
+}
+
+/// What came of a wish to go back to an older version.
+pub(crate) struct Downgraded {
+    /// What was wished: `validate`, ...
+    pub(crate) verb: &'static str,
+    pub(crate) response: DowngradeResponse,
+}
+
+impl Answer for Downgraded {
+    fn simple(&self, out: &mut Vec<u8>, _style: Style) {
+        let Self { verb, response } = self;
+        line!(out, "Downgrade {verb} success, cluster version {}", response.version);
+    }
+
+    fn json(&self, out: &mut Writer) {
+        out.object(|out| {
+            header_json(self.response.header.as_ref(), out);
+            out.text("version", &self.response.version);
+        });
+    }
+
+    fn fields(&self, out: &mut Vec<u8>) {
+        header_fields(self.response.header.as_ref(), out);
+        line!(out, "\"Version\" : {}", quote(self.response.version.as_bytes()));
     }
 }

@@ -8,7 +8,7 @@ use conclave_client::{
     },
 };
 
-use super::{Answer, Style, go::quote, header_fields, header_json, json::Writer, line};
+use super::{Answer, Style, Table, go::quote, header_fields, header_json, json::Writer, line};
 
 impl Answer for RangeResponse {
     fn simple(&self, out: &mut Vec<u8>, style: Style) {
@@ -30,6 +30,25 @@ impl Answer for RangeResponse {
         line!(out, "\"More\" : {}", self.more);
         line!(out, "\"Count\" : {}", self.count);
     }
+
+    fn own_table(&self) -> Option<Table> {
+        let titles = ["key", "value", "create revision", "mod revision", "version", "lease"];
+        let mut table = Table::new(&titles);
+        for kv in &self.kvs {
+            let numbers = [kv.create_revision, kv.mod_revision, kv.version].map(|n| n.to_string());
+            let mut row = vec![cell(&kv.key), cell(&kv.value)];
+            row.extend(numbers);
+            row.push(format!("{:x}", kv.lease));
+            table.row(row);
+        }
+        Some(table)
+    }
+}
+
+/// Bytes that keep a table in shape.
+fn cell(bytes: &[u8]) -> String {
+    let quoted = quote(bytes);
+    quoted[1..quoted.len() - 1].to_owned()
 }
 
 impl Answer for PutResponse {

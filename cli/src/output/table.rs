@@ -12,6 +12,15 @@ impl Table {
         Self { titles: titles.to_vec(), rows: Vec::new() }
     }
 
+    /// The lines `"Name" : value` of an answer, a row for each.
+    pub(crate) fn of_fields(fields: &str) -> Self {
+        let mut table = Self::new(&["field", "value"]);
+        for (name, value) in fields.lines().filter_map(|line| line.split_once(" : ")) {
+            table.row(vec![name.trim_matches('"').to_owned(), value.to_owned()]);
+        }
+        table
+    }
+
     pub(crate) fn row(&mut self, cells: Vec<String>) {
         assert_eq!(cells.len(), self.titles.len(), "a row has a cell for each title");
         self.rows.push(cells);
@@ -68,5 +77,12 @@ mod tests {
 +-----------------+------------+
 ";
         assert_eq!(table.render(), drawn);
+    }
+
+    #[test]
+    fn fields_are_rows() {
+        let drawn = Table::of_fields("\"Revision\" : 7\n\n\"Key\" : \"a : b\"\n").render();
+        let drawn: Vec<&str> = drawn.lines().collect();
+        assert_eq!(drawn[3..5], ["| Revision |       7 |", "|      Key | \"a : b\" |"]);
     }
 }

@@ -7,6 +7,7 @@ mod auth;
 mod authority;
 mod compare;
 mod config;
+mod etcdctl;
 mod flags;
 mod local;
 mod lock;
@@ -14,6 +15,7 @@ mod members;
 mod migrate;
 #[path = "../../../transport/tests/it/name_server.rs"]
 mod name_server;
+mod operator;
 #[path = "../../../client/tests/it/port.rs"]
 mod port;
 mod primitives;

@@ -37,13 +37,13 @@ fn until(what: &str, mut check: impl FnMut() -> bool) {
 }
 
 /// Certificates of a cluster and its clients.
-struct Stage {
+pub(crate) struct Stage {
     dir: TempDir,
     ca: Authority,
 }
 
 impl Stage {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let stage = Self { dir: TempDir::new().unwrap(), ca: Authority::new("ca") };
         stage.ca.write(&stage.path("ca.pem"));
         stage.ca.revoke(&[], &stage.path("crl.pem"));
@@ -55,7 +55,7 @@ impl Stage {
         stage
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
@@ -64,7 +64,7 @@ impl Stage {
     }
 
     /// Mutual TLS on both ports.
-    fn flags(&self) -> Vec<String> {
+    pub(crate) fn flags(&self) -> Vec<String> {
         let dir = self.dir.path().display();
         let flags = |port: &str, list: &str| {
             vec![
@@ -78,7 +78,7 @@ impl Stage {
         [flags("", "client-crl-file"), flags("peer-", "peer-crl-file")].concat()
     }
 
-    fn cluster(&self, flags: &[String]) -> Vec<Server> {
+    pub(crate) fn cluster(&self, flags: &[String]) -> Vec<Server> {
         let servers = Server::secure(self.path("etcd"), 3, flags);
         for server in &servers {
             until("a member serves", || metrics(server).contains("etcd_server_has_leader 1"));

@@ -1,0 +1,60 @@
+//! What a check of the cluster found.
+
+use serde_json::json;
+
+use super::{Answer, Rows, Style, Table, json::Writer, line};
+
+/// One thing that was looked at.
+#[derive(Debug)]
+pub(crate) struct Check {
+    /// Its name for programs.
+    pub(crate) name: &'static str,
+    pub(crate) is_passed: bool,
+    pub(crate) value: f64,
+    /// What etcdctl says of it.
+    pub(crate) sentence: String,
+}
+
+/// Everything that was looked at.
+#[derive(Debug)]
+pub(crate) struct Checks {
+    pub(crate) checks: Vec<Check>,
+    /// Whether a last line says how it ended.
+    pub(crate) has_verdict: bool,
+}
+
+impl Checks {
+    pub(crate) fn are_passed(&self) -> bool {
+        self.checks.iter().all(|check| check.is_passed)
+    }
+
+    fn rows(&self) -> Rows {
+        let row =
+            |check: &Check| vec![json!(check.name), json!(check.is_passed), json!(check.value)];
+        let rows = self.checks.iter().map(row).collect();
+        Rows { titles: &["check", "is passed", "value"], rows }
+    }
+}
+
+impl Answer for Checks {
+    fn simple(&self, out: &mut Vec<u8>, _style: Style) {
+        for check in &self.checks {
+            line!(out, "{}", check.sentence);
+        }
+        if self.has_verdict {
+            line!(out, "{}", if self.are_passed() { "PASS" } else { "FAIL" });
+        }
+    }
+
+    fn json(&self, out: &mut Writer) {
+        self.rows().json(out);
+    }
+
+    fn fields(&self, out: &mut Vec<u8>) {
+        self.rows().fields(out);
+    }
+
+    fn own_table(&self) -> Option<Table> {
+        self.rows().table()
+    }
+}
