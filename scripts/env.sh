@@ -5,3 +5,6 @@ if command -v ccache >/dev/null 2>&1; then
   export CC="ccache cc" CXX="ccache c++"
   export CCACHE_DIR="${CCACHE_DIR:-$HOME/.cache/conclave/ccache}" CCACHE_MAXSIZE="${CCACHE_MAXSIZE:-2G}"
 fi
+# Where rustup puts cargo; a new installation is not in the PATH of the shell that made it.
+cargo_bin="${CARGO_HOME:-$HOME/.cargo}/bin"
+case ":$PATH:" in *":$cargo_bin:"*) ;; *) export PATH="$PATH:$cargo_bin" ;; esac

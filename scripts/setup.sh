@@ -3,6 +3,12 @@
 # Does nothing and needs no network when everything is there.
 set -euo pipefail
 
+# rustup where Debian has no package of it (before 13): the release and the sums of
+# https://static.rust-lang.org/rustup/archive/VERSION/TRIPLE/rustup-init.sha256
+RUSTUP_VERSION=1.28.2
+RUSTUP_SHA256_x86_64=20a06e644b0d9bd2fbdbfd52d42540bdde820ea7df86e92e533c073da0cdd43c
+RUSTUP_SHA256_aarch64=e3853c5a252fca15252d07cb23a1bdd9377a8c6f3efa01531109281ae47f841c
+
 packages=()
 need() { # command package
   command -v "$1" >/dev/null 2>&1 || packages+=("$2")
@@ -21,32 +27,54 @@ if [ "${1:-}" = test ]; then
   need strace strace
 fi
 
-if [ "${#packages[@]}" -gt 0 ]; then
-  echo "setup: installing ${packages[*]}" >&2
-  sudo=()
-  [ "$(id -u)" -eq 0 ] || sudo=(sudo)
+sudo=()
+[ "$(id -u)" -eq 0 ] || sudo=(sudo)
+
+install_packages() {
+  echo "setup: installing $*" >&2
   "${sudo[@]}" apt-get update -qq
   # Debian's etcd package would start a server; this machine only wants the program.
-  policy=/usr/sbin/policy-rc.d
-  made_policy=
+  local policy=/usr/sbin/policy-rc.d made_policy= status=0
   if [ ! -e "$policy" ]; then
     printf '#!/bin/sh\nexit 101\n' | "${sudo[@]}" tee "$policy" >/dev/null
     "${sudo[@]}" chmod 755 "$policy"
     made_policy=yes
   fi
-  status=0
-  DEBIAN_FRONTEND=noninteractive "${sudo[@]}" apt-get install -y -qq --no-install-recommends "${packages[@]}" >&2 || status=$?
+  DEBIAN_FRONTEND=noninteractive "${sudo[@]}" apt-get install -y -qq --no-install-recommends "$@" >&2 || status=$?
   [ -z "$made_policy" ] || "${sudo[@]}" rm -f "$policy"
-  [ "$status" -eq 0 ] || { echo "setup: apt-get failed; install by hand: ${packages[*]}" >&2; exit "$status"; }
-fi
+  [ "$status" -eq 0 ] || { echo "setup: apt-get failed; install by hand: $*" >&2; exit "$status"; }
+}
 
-if ! command -v cargo >/dev/null 2>&1; then
-  if command -v rustup >/dev/null 2>&1; then
-    rustup toolchain install "$(sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)" --profile minimal
-  else
-    echo "setup: no Rust toolchain found. Install rustup (Debian 13: apt-get install rustup; or https://rustup.rs), then run again." >&2
-    exit 1
+# Debian's package when it has one (13 and later), else rustup's own installer of a pinned release.
+install_rustup() {
+  if apt-cache show rustup >/dev/null 2>&1; then
+    install_packages rustup
+    return
   fi
+  local arch sum file
+  arch=$(uname -m)
+  sum=RUSTUP_SHA256_$arch
+  [ -n "${!sum:-}" ] || { echo "setup: no Rust toolchain, and no rustup known for $arch; see https://rustup.rs, then run again" >&2; exit 1; }
+  command -v curl >/dev/null 2>&1 || install_packages curl ca-certificates
+  file=$(mktemp -d)/rustup-init
+  echo "setup: fetching rustup $RUSTUP_VERSION" >&2
+  curl --proto '=https' --tlsv1.2 -fsSL --retry 3 -o "$file" \
+    "https://static.rust-lang.org/rustup/archive/$RUSTUP_VERSION/$arch-unknown-linux-gnu/rustup-init"
+  echo "${!sum}  $file" | sha256sum --check --quiet || { echo "setup: rustup-init has not the expected checksum; not run" >&2; exit 1; }
+  chmod +x "$file"
+  "$file" -y -q --no-modify-path --profile minimal --default-toolchain none
+  rm -r "$(dirname "$file")"
+}
+
+[ "${#packages[@]}" -eq 0 ] || install_packages "${packages[@]}"
+
+. scripts/env.sh # a toolchain that rustup put into the home directory
+if ! command -v cargo >/dev/null 2>&1; then
+  command -v rustup >/dev/null 2>&1 || install_rustup
+  toolchain=$(sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)
+  echo "setup: installing Rust $toolchain into ${RUSTUP_HOME:-$HOME/.rustup}" >&2
+  rustup toolchain install "$toolchain" --profile minimal --component rustfmt --component clippy
+  command -v cargo >/dev/null 2>&1 || { echo "setup: rustup is there but cargo is not; see https://rustup.rs, then run again" >&2; exit 1; }
 fi
 
 if [ "${1:-}" = test ]; then
