@@ -34,20 +34,26 @@ install_packages() {
   echo "setup: installing $*" >&2
   "${sudo[@]}" apt-get update -qq
   # Debian's etcd package would start a server; this machine only wants the program.
-  local policy=/usr/sbin/policy-rc.d made_policy= status=0
+  local policy=/usr/sbin/policy-rc.d made_policy= status=0 log
+  log=$(mktemp)
   if [ ! -e "$policy" ]; then
     printf '#!/bin/sh\nexit 101\n' | "${sudo[@]}" tee "$policy" >/dev/null
     "${sudo[@]}" chmod 755 "$policy"
     made_policy=yes
   fi
-  DEBIAN_FRONTEND=noninteractive "${sudo[@]}" apt-get install -y -qq --no-install-recommends "$@" >&2 || status=$?
+  DEBIAN_FRONTEND=noninteractive "${sudo[@]}" apt-get install -y -qq --no-install-recommends "$@" >"$log" 2>&1 || status=$?
   [ -z "$made_policy" ] || "${sudo[@]}" rm -f "$policy"
-  [ "$status" -eq 0 ] || { echo "setup: apt-get failed; install by hand: $*" >&2; exit "$status"; }
+  if [ "$status" -ne 0 ]; then
+    tail -n 20 "$log" >&2
+    echo "setup: apt-get failed; install by hand: $*" >&2
+    exit "$status"
+  fi
+  rm -f "$log"
 }
 
 # Debian's package when it has one (13 and later), else rustup's own installer of a pinned release.
 install_rustup() {
-  if apt-cache show rustup >/dev/null 2>&1; then
+  if apt-cache policy rustup 2>/dev/null | grep -q 'Candidate: [0-9]'; then
     install_packages rustup
     return
   fi
