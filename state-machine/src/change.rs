@@ -30,18 +30,19 @@ impl Before {
     /// [`Halt`] if the storage fails or the row is damaged.
     pub(crate) fn load<R: Read>(rows: &R, key: &Bytes) -> Result<Before, Halt> {
         match rows.get(Table::Key, key)? {
-            Some(row) => Before::from_row(key, &row),
+            Some(row) => Before::from_row(rows, key, &row),
             None => Ok(Before { modified: None, kv: None }),
         }
     }
 
+    /// Takes it from the `Key` row of `key`.
+    ///
     /// # Errors
-    /// [`Halt`] if the row is damaged.
-    pub(crate) fn from_row(key: &Bytes, row: &Bytes) -> Result<Before, Halt> {
+    /// [`Halt`] if the storage fails or the row is damaged.
+    pub(crate) fn from_row<R: Read>(rows: &R, key: &Bytes, row: &Bytes) -> Result<Before, Halt> {
         let decoded = KeyRow::decode(row)?;
-        let modified = decoded.modified;
-        let kv = decoded.state.map(|state| live::key_value(key, modified.main, row, state));
-        Ok(Before { modified: Some(modified), kv })
+        let kv = live::newest(rows, key, row, &decoded)?;
+        Ok(Before { modified: Some(decoded.modified), kv })
     }
 }
 
@@ -213,7 +214,7 @@ impl<'a, 'b, R: Read> Change<'a, 'b, R> {
         let rev_row = RevRow { previous, previous_value_bytes, key, state, cause };
         let rev_key = Bytes::copy_from_slice(&at.row_key());
         self.rows.put(Table::Rev, rev_key, rev_row.encode());
-        let key_row = KeyRow { modified: at, previous, state };
+        let key_row = KeyRow::new(at, previous, state);
         self.rows.put(Table::Key, key.clone(), key_row.encode());
         self.head.digest = digest::chain(self.head.digest, at, key, state.as_ref());
         self.head.add_event_bytes(key.len(), state.map_or(0, |state| state.value.len()));

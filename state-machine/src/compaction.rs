@@ -168,6 +168,7 @@ mod tests {
     use crate::memory::MemoryRows;
     use crate::range;
     use crate::response::RangeResponse;
+    use crate::rows::key::VALUE_BYTES_MAX;
 
     #[derive(Clone, Debug)]
     enum Step {
@@ -200,7 +201,9 @@ mod tests {
                     if is_delete {
                         change.delete(&key, before)?;
                     } else {
-                        change.put(&key, before, &Bytes::from_static(b"value"), 0)?;
+                        // Those of half of the keys stand in their `Rev` row alone.
+                        let bytes = if key[0] < b'c' { 5 } else { VALUE_BYTES_MAX + 1 };
+                        change.put(&key, before, &Bytes::from(vec![b'v'; bytes]), 0)?;
                     }
                 }
                 Ok::<_, Halt>(())
@@ -229,7 +232,7 @@ mod tests {
             2 => Just(Step::DeleteAll),
             4 => (0..4_i64).prop_map(Step::Compact),
             4 => (1..9_usize).prop_map(Step::Sweep),
-            4 => (1..300_usize).prop_map(Step::SweepBytes),
+            4 => (1..9_000_usize).prop_map(Step::SweepBytes),
         ];
         prop::collection::vec(step, 1..80)
     }

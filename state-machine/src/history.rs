@@ -85,7 +85,7 @@ fn event<R: Read>(rows: &R, arena: &mut Arena, at: Revision, row: &[u8]) -> Resu
     let row = RevRow::decode(at, row)?;
     let (kind, kv) = match row.state {
         Some(state) => {
-            let live = Live { key: row.key, mod_revision: at.main, state };
+            let live = Live { key: row.key, mod_revision: at.main, state, row: None };
             (EventKind::Put, live.to_key_value(arena, true))
         }
         None => {

@@ -2,7 +2,8 @@
 //!
 //! The `Key` row of a key holds its newest state. A state newer than the wanted revision is left
 //! through the links to the changes before it, which are `Rev` rows. So reading at a revision needs
-//! no snapshot of the store: rows that are written meanwhile are stepped over.
+//! no snapshot of the store: rows that are written meanwhile are stepped over. A large value is fetched from
+//! the `Rev` row of its put.
 
 use std::ops::ControlFlow;
 
@@ -16,12 +17,22 @@ use crate::rows::key::KeyRow;
 use crate::rows::rev::RevRow;
 use crate::span::Span;
 
+/// Whether who visits keys looks at their values; large ones cost a lookup each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Values {
+    Wanted,
+    /// They may be given or empty.
+    Ignored,
+}
+
 /// One live key as of the wanted revision.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Live<'a> {
     pub(crate) key: &'a [u8],
     pub(crate) mod_revision: i64,
     pub(crate) state: State<'a>,
+    /// The row that holds the value, if that was read for this key alone.
+    pub(crate) row: Option<&'a Bytes>,
 }
 
 impl Live<'_> {
@@ -32,8 +43,15 @@ impl Live<'_> {
             create_revision: self.state.create_revision,
             mod_revision: self.mod_revision,
             version: self.state.version,
-            value: if with_value { arena.copy(self.state.value) } else { Bytes::new() },
+            value: if with_value { self.value(arena) } else { Bytes::new() },
             lease: self.state.lease,
+        }
+    }
+
+    fn value(self, arena: &mut Arena) -> Bytes {
+        match self.row {
+            Some(row) => row.slice_ref(self.state.value),
+            None => arena.copy(self.state.value),
         }
     }
 }
@@ -49,6 +67,7 @@ pub(crate) fn visit<R: Read>(
     rows: &R,
     at: i64,
     span: Span<'_>,
+    values: Values,
     visit: &mut dyn FnMut(Live<'_>) -> Result<ControlFlow<()>, Halt>,
 ) -> Result<(), Halt> {
     let mut visit_row = |key: &[u8], row: &[u8]| {
@@ -56,10 +75,14 @@ pub(crate) fn visit<R: Read>(
         if row.modified.main > at {
             return visit_older(rows, at, key, row.previous, visit);
         }
-        match row.state {
-            Some(state) => visit(Live { key, mod_revision: row.modified.main, state }),
-            None => Ok(ControlFlow::Continue(())),
+        let Some(state) = row.state else { return Ok(ControlFlow::Continue(())) };
+        let mod_revision = row.modified.main;
+        if row.is_apart && values == Values::Wanted {
+            let rev_row = apart(rows, row.modified)?;
+            let state = put_state(row.modified, &rev_row)?;
+            return visit(Live { key, mod_revision, state, row: Some(&rev_row) });
         }
+        visit(Live { key, mod_revision, state, row: None })
     };
     match span {
         Span::One(key) => match rows.get(Table::Key, key)? {
@@ -83,7 +106,7 @@ pub(crate) fn count<R: Read>(rows: &R, at: i64, span: Span<'_>) -> Result<i64, H
     };
     let (start, end) = match span {
         Span::One(_) => {
-            visit(rows, at, span, &mut count_live)?;
+            visit(rows, at, span, Values::Ignored, &mut count_live)?;
             return Ok(count);
         }
         Span::Keys { end: Some(end), start } if end <= start => return Ok(0),
@@ -114,18 +137,55 @@ fn visit_older<R: Read>(
     let mut link = from;
     // Ends: decoding refuses a link that does not lead to an older revision.
     while let Some(revision) = link {
-        let Some(row) = rows.get(Table::Rev, &revision.row_key())? else { break };
-        let row = RevRow::decode(revision, &row)?;
+        let Some(rev_row) = rows.get(Table::Rev, &revision.row_key())? else { break };
+        let decoded = RevRow::decode(revision, &rev_row)?;
         if revision.main > at {
-            link = row.previous;
+            link = decoded.previous;
             continue;
         }
-        return match row.state {
-            Some(state) => visit(Live { key, mod_revision: revision.main, state }),
+        let (mod_revision, row) = (revision.main, Some(&rev_row));
+        return match decoded.state {
+            Some(state) => visit(Live { key, mod_revision, state, row }),
             None => Ok(ControlFlow::Continue(())),
         };
     }
     Ok(ControlFlow::Continue(()))
+}
+
+/// The `Rev` row of a live key's newest put, which compaction keeps.
+fn apart<R: Read>(rows: &R, modified: Revision) -> Result<Bytes, Halt> {
+    rows.get(Table::Rev, &modified.row_key())?.ok_or_else(|| {
+        let Revision { main, sub } = modified;
+        let detail = format!("the value of a live key is missing: revision {main}, change {sub}");
+        Halt::CorruptRow { table: "rev", detail }
+    })
+}
+
+fn put_state(modified: Revision, rev_row: &Bytes) -> Result<State<'_>, Halt> {
+    RevRow::decode(modified, rev_row)?.state.ok_or_else(|| Halt::CorruptRow {
+        table: "rev",
+        detail: format!("revision {} deletes a key that lives", modified.main),
+    })
+}
+
+/// The state that the `Key` row of `key` tells of, wherever its value stands; `decoded` must come from `row`.
+///
+/// # Errors
+/// [`Halt`] if the storage fails or a row is damaged.
+pub(crate) fn newest<R: Read>(
+    rows: &R,
+    key: &Bytes,
+    row: &Bytes,
+    decoded: &KeyRow<'_>,
+) -> Result<Option<KeyValue>, Halt> {
+    let Some(state) = decoded.state else { return Ok(None) };
+    let modified = decoded.modified;
+    if decoded.is_apart {
+        let rev_row = apart(rows, modified)?;
+        let state = put_state(modified, &rev_row)?;
+        return Ok(Some(key_value(key, modified.main, &rev_row, state)));
+    }
+    Ok(Some(key_value(key, modified.main, row, state)))
 }
 
 /// Reads one key as of revision `at`; the value shares the row's buffer.
@@ -136,7 +196,7 @@ pub(crate) fn get<R: Read>(rows: &R, at: i64, key: &Bytes) -> Result<Option<KeyV
     let Some(row) = rows.get(Table::Key, key)? else { return Ok(None) };
     let decoded = KeyRow::decode(&row)?;
     if decoded.modified.main <= at {
-        return Ok(decoded.state.map(|state| key_value(key, decoded.modified.main, &row, state)));
+        return newest(rows, key, &row, &decoded);
     }
     let mut link = decoded.previous;
     while let Some(revision) = link {

@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use crate::command::{AlarmKind, Range, SortOrder, SortTarget};
 use crate::head::Head;
-use crate::live::{self, Arena, Live};
+use crate::live::{self, Arena, Live, Values};
 use crate::outcome::{Stop, split};
 use crate::read::Read;
 use crate::response::{Halt, KeyValue, RangeResponse, Rejection};
@@ -124,11 +124,12 @@ fn find_many<R: Read>(
     let span = Span::new(&request.key, &request.range_end);
     let limit = limit_in_key_order(request);
     let with_values = !request.keys_only || request.sort_target == SortTarget::Value;
+    let values = if with_values { Values::Wanted } else { Values::Ignored };
     let mut arena = Arena::default();
     let mut kvs: Vec<KeyValue> = Vec::new();
     let mut count = 0_i64;
     let is_full = |found: usize| limit.is_some_and(|limit| found >= limit);
-    live::visit(rows, at, span, &mut |live: Live<'_>| {
+    live::visit(rows, at, span, values, &mut |live: Live<'_>| {
         count = count.saturating_add(1);
         if passes_filters(request, live.mod_revision, live.state.create_revision) {
             kvs.push(live.to_key_value(&mut arena, with_values));
@@ -220,7 +221,8 @@ fn cut(found: &mut RangeResponse, request: &Range) {
 /// # Errors
 /// [`Halt`] if the storage fails or a row is damaged.
 pub fn keys<R: Read>(rows: &R, at: i64, visit: &mut dyn FnMut(&[u8])) -> Result<(), Halt> {
-    live::visit(rows, at, Span::Keys { start: &[], end: None }, &mut |live: Live<'_>| {
+    let all = Span::Keys { start: &[], end: None };
+    live::visit(rows, at, all, Values::Ignored, &mut |live: Live<'_>| {
         visit(live.key);
         Ok(ControlFlow::Continue(()))
     })
@@ -244,7 +246,8 @@ pub fn page<R: Read>(
     if limit == 0 {
         return Ok(kvs);
     }
-    live::visit(rows, at, Span::Keys { start, end }, &mut |live: Live<'_>| {
+    let span = Span::Keys { start, end };
+    live::visit(rows, at, span, Values::Wanted, &mut |live: Live<'_>| {
         kvs.push(live.to_key_value(&mut arena, true));
         Ok(if kvs.len() < limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
     })?;

@@ -32,10 +32,15 @@ fn key() -> impl Strategy<Value = Bytes> {
     (0_u8..12).prop_map(|n| format!("k{n}").into())
 }
 
+/// Now and then one that is too large to stand with the newest state of its key.
+fn value() -> impl Strategy<Value = String> {
+    prop_oneof![9 => "[a-z]{0,9}", 1 => "[a-z]".prop_map(|letter| letter.repeat(2_500))]
+}
+
 fn command() -> impl Strategy<Value = Command> {
     let lease = 0_i64..3;
     prop_oneof![
-        6 => (key(), "[a-z]{0,9}", lease.clone()).prop_map(|(key, value, lease)| {
+        6 => (key(), value(), lease.clone()).prop_map(|(key, value, lease)| {
             let Command::Put(request) = put(key, value) else { unreachable!() };
             Command::Put(etcd::PutRequest { lease, ..request })
         }),

@@ -14,6 +14,7 @@ use crate::harness::{ENGINES, State, compact, entry, put};
 
 const KEYS: usize = 700;
 const ROUNDS: u64 = 60;
+const LARGE_BYTES: usize = 3_000;
 
 /// What readers have in common: when to stop, and how much they saw.
 #[derive(Default)]
@@ -66,7 +67,10 @@ fn read_while(reader: &Reader, watch: &Watch, limit: i64) {
 
 /// One round: all keys, and a compaction that leaves almost no history.
 async fn round(state: &mut State, number: u64) {
-    let puts = (0..KEYS).map(|k| put(format!("k{k:04}"), format!("{number}")));
+    // Every seventh value is so large that it stands with its event only.
+    let digits = |k: usize| if k.is_multiple_of(7) { LARGE_BYTES } else { 1 };
+    let puts =
+        (0..KEYS).map(|k| put(format!("k{k:04}"), format!("{number:0width$}", width = digits(k))));
     let mut commands: Vec<_> = puts.collect();
     if number > 1 {
         commands.insert(KEYS / 2, compact(state.reader.head().revision));

@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 use std::ops::ControlFlow;
 
 use crate::command::{Compare, CompareResult, CompareTarget};
-use crate::live::{self, Live};
+use crate::live::{self, Live, Values};
 use crate::read::Read;
 use crate::response::Halt;
 use crate::span::Span;
@@ -16,7 +16,14 @@ use crate::span::Span;
 pub(crate) fn holds<R: Read>(rows: &R, at: i64, compare: &Compare) -> Result<bool, Halt> {
     let mut is_empty = true;
     let mut holds = true;
-    live::visit(rows, at, Span::new(&compare.key, &compare.range_end), &mut |live| {
+    let values = match compare.target {
+        CompareTarget::Value(_) => Values::Wanted,
+        CompareTarget::Version(_)
+        | CompareTarget::Create(_)
+        | CompareTarget::Mod(_)
+        | CompareTarget::Lease(_) => Values::Ignored,
+    };
+    live::visit(rows, at, Span::new(&compare.key, &compare.range_end), values, &mut |live| {
         is_empty = false;
         holds = relation_holds(compare.result, order(&live, &compare.target));
         Ok(if holds { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })

@@ -51,7 +51,7 @@ fn live_keys<R: Read>(rows: &R, span: Span<'_>) -> Result<Vec<(Bytes, Before)>, 
         Span::Keys { start, end } => rows.scan(Table::Key, start, end, &mut |key, row| {
             if KeyRow::decode(row)?.state.is_some() {
                 let key = Bytes::copy_from_slice(key);
-                let before = Before::from_row(&key, &Bytes::copy_from_slice(row))?;
+                let before = Before::from_row(rows, &key, &Bytes::copy_from_slice(row))?;
                 found.push((key, before));
             }
             Ok(ControlFlow::Continue(()))

@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::record::Record;
 use super::{LOST, Name, span};
-use crate::live;
+use crate::live::{self, Values};
 use crate::locks::queue::NEWEST;
 use crate::read::Read;
 use crate::response::{Halt, KeyValue};
@@ -176,7 +176,7 @@ pub(super) fn lost_ids<R: Read>(
     let (_, end) = span(service);
     let mut ids = Vec::new();
     let span = Span::Keys { start: &start, end: Some(&end) };
-    live::visit(rows, NEWEST, span, &mut |found| match Name::of(found.key) {
+    live::visit(rows, NEWEST, span, Values::Ignored, &mut |found| match Name::of(found.key) {
         Some(name) if name.is_lost && name.service == service && ids.len() < limit => {
             ids.push(name.id.to_owned());
             Ok(ControlFlow::Continue(()))

@@ -1,10 +1,17 @@
 //! `Key` rows: user key -> its newest state, or a tombstone until compaction passes it.
+//!
+//! A small value stands here and in the `Rev` row of its put, so that a read of the newest state touches this
+//! table only, in order. A large one stands in the `Rev` row alone, which compaction keeps while it is the
+//! newest: written once instead of twice, and never again when this table's rows are merged.
 
 use bytes::Bytes;
 
-use super::{FORM_PUT, FORM_TOMBSTONE, FieldWriter, RowReader, State};
+use super::{FORM_PUT, FORM_PUT_APART, FORM_TOMBSTONE, FieldWriter, RowReader, State};
 use crate::response::Halt;
 use crate::revision::Revision;
+
+/// Largest value that stands in the `Key` row too. Above, a second lookup costs less than the second copy.
+pub(crate) const VALUE_BYTES_MAX: usize = 2 << 10;
 
 /// A decoded `Key` row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,13 +20,34 @@ pub(crate) struct KeyRow<'a> {
     pub(crate) modified: Revision,
     /// The change before, if there was one; its `Rev` row may be compacted.
     pub(crate) previous: Option<Revision>,
-    /// The live state, `None` for a tombstone.
+    /// The live state, `None` for a tombstone; its value is empty if that stands apart.
     pub(crate) state: Option<State<'a>>,
+    /// Whether the value stands in the `Rev` row of `modified` alone.
+    pub(crate) is_apart: bool,
 }
 
 impl<'a> KeyRow<'a> {
+    /// The row of the change at `modified`; leaves a large value out.
+    pub(crate) fn new(
+        modified: Revision,
+        previous: Option<Revision>,
+        state: Option<State<'a>>,
+    ) -> KeyRow<'a> {
+        match state {
+            Some(state) if state.value.len() > VALUE_BYTES_MAX => {
+                let state = Some(State { value: &[], ..state });
+                KeyRow { modified, previous, state, is_apart: true }
+            }
+            _ => KeyRow { modified, previous, state, is_apart: false },
+        }
+    }
+
     pub(crate) fn encode(&self) -> Bytes {
-        let form = if self.state.is_some() { FORM_PUT } else { FORM_TOMBSTONE };
+        let form = match self.state {
+            Some(_) if self.is_apart => FORM_PUT_APART,
+            Some(_) => FORM_PUT,
+            None => FORM_TOMBSTONE,
+        };
         let mut row = FieldWriter::new(form);
         row.int(self.modified.main);
         row.uint(u64::from(self.modified.sub));
@@ -48,10 +76,11 @@ impl<'a> KeyRow<'a> {
                 let fields = State::decode_fields(&mut row)?;
                 Some(State { value: row.tail(), ..fields })
             }
+            FORM_PUT_APART => Some(State::decode_fields(&mut row)?),
             FORM_TOMBSTONE => None,
             _ => return Err(row.corrupt("unknown form")),
         };
-        Ok(KeyRow { modified, previous, state })
+        Ok(KeyRow { modified, previous, state, is_apart: form == FORM_PUT_APART })
     }
 
     /// Reads no more than whether the key lives as of `at`; `None` if its row is newer than that.
@@ -65,7 +94,7 @@ impl<'a> KeyRow<'a> {
             return Ok(None);
         }
         match form {
-            FORM_PUT => Ok(Some(true)),
+            FORM_PUT | FORM_PUT_APART => Ok(Some(true)),
             FORM_TOMBSTONE => Ok(Some(false)),
             _ => Err(row.corrupt("unknown form")),
         }
@@ -82,19 +111,40 @@ mod tests {
         let previous = Some(Revision { main: 3, sub: 9 });
         let modified = Revision { main: 300, sub: 1 };
         for row in [
-            KeyRow { modified, previous, state: Some(state) },
-            KeyRow { modified, previous: None, state: Some(State { value: b"", ..state }) },
-            KeyRow { modified, previous, state: None },
+            KeyRow::new(modified, previous, Some(state)),
+            KeyRow::new(modified, None, Some(State { value: b"", ..state })),
+            KeyRow::new(modified, previous, Some(State { value: &[7; VALUE_BYTES_MAX], ..state })),
+            KeyRow::new(
+                modified,
+                previous,
+                Some(State { value: &[7; VALUE_BYTES_MAX + 1], ..state }),
+            ),
+            KeyRow::new(modified, previous, None),
         ] {
             let bytes = row.encode();
             assert_eq!(KeyRow::decode(&bytes).unwrap(), row);
+            assert_eq!(KeyRow::lives_at(&bytes, 300).unwrap(), Some(row.state.is_some()));
+            assert_eq!(KeyRow::lives_at(&bytes, 299).unwrap(), None);
         }
+    }
+
+    #[test]
+    fn only_a_large_value_stands_apart() {
+        let modified = Revision { main: 3, sub: 0 };
+        let row = |value| {
+            let state = State { create_revision: 3, version: 1, lease: 0, value };
+            KeyRow::new(modified, None, Some(state))
+        };
+        let (small, large) = ([7; VALUE_BYTES_MAX], [7; VALUE_BYTES_MAX + 1]);
+        assert!(!row(&small).is_apart && !row(b"").is_apart);
+        assert!(row(&large).is_apart);
+        assert!(row(&large).encode().len() < 16, "the value is not in the row");
     }
 
     #[test]
     fn damage_is_an_error() {
         let modified = Revision { main: 3, sub: 0 };
-        let loops = KeyRow { modified, previous: Some(modified), state: None };
+        let loops = KeyRow::new(modified, Some(modified), None);
         assert!(KeyRow::decode(&loops.encode()).is_err(), "links must lead to older revisions");
         assert!(KeyRow::decode(b"").is_err());
         assert!(KeyRow::decode(&[9, 1, 0, 0]).is_err(), "unknown form");

@@ -5,7 +5,7 @@
 //!
 //! | file | table | key | value | lives until |
 //! |---|---|---|---|---|
-//! | `key.rs` | `Key` | user key | newest state or tombstone | compaction passes its tombstone |
+//! | `key.rs` | `Key` | user key | newest state (without a large value) or tombstone | compaction passes its tombstone |
 //! | `rev.rs` | `Rev` | main, sub (big endian) | the event | compaction reaches its successor |
 //! | `lease.rs` | `Lease` | id (big endian) | TTL, owner, answers to requests | revoke or expiry |
 //! | `lease.rs` | `LeaseKey` | id, user key | nothing | the key is detached |
@@ -34,6 +34,9 @@ use crate::revision::Revision;
 const FORM_PUT: u8 = 1;
 /// First byte of a `Key` or `Rev` row that holds a deletion.
 const FORM_TOMBSTONE: u8 = 2;
+/// First byte of a `Key` row of a put whose value stands in its `Rev` row alone. (No `Rev` row begins with
+/// it: there it is a tombstone with a cause.)
+const FORM_PUT_APART: u8 = 3;
 
 /// What a put left behind, as found in a `Key` or `Rev` row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
