@@ -20,7 +20,7 @@ use self::{
     node::Node,
     view::View,
 };
-use crate::{failure::Failure, output::write, stop::Stop};
+use crate::{failure::Failure, hint::Programs, output::write, stop::Stop};
 
 /// How often the state is looked at.
 const TICK: Duration = Duration::from_secs(1);
@@ -146,13 +146,14 @@ async fn end(nodes: Vec<Node>) -> Result<(), Failure> {
 }
 
 fn greeting(layout: &Layout, endpoints: &str) -> String {
+    let Programs { ours, etcdctl } = Programs::find();
     format!(
         "The cluster serves. Data and logs: {dir}. Ctrl-C stops it.\n\
          \n  endpoints: {endpoints}\n\
          \nTry in another terminal:\n\
-         \n  conclave --endpoints={endpoints} put greeting hello\
-         \n  ETCDCTL_API=3 etcdctl --endpoints={endpoints} get --prefix greet\
-         \n  conclave --endpoints={endpoints} endpoint status -w table\n\n",
+         \n  {ours} --endpoints={endpoints} put greeting hello\
+         \n  {etcdctl} --endpoints={endpoints} get --prefix greet\
+         \n  {ours} --endpoints={endpoints} endpoint status -w table\n\n",
         dir = layout.dir.display()
     )
 }

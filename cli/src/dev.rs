@@ -3,7 +3,7 @@
 use clap::Args;
 use conclave_server::config::{self, Invocation, Settings};
 
-use crate::{failure::Failure, output::write, stop::Stop};
+use crate::{failure::Failure, hint::Programs, output::write, stop::Stop};
 
 /// Flags of `dev`.
 #[derive(Debug, Args)]
@@ -78,12 +78,13 @@ fn settings(arguments: &Arguments, data_dir: &str) -> Result<Settings, Failure> 
 }
 
 fn greeting(endpoints: &str, dir: &str) -> String {
+    let Programs { ours, etcdctl } = Programs::find();
     format!(
         "One server is running; its data is in {dir} and goes with it. Ctrl-C stops it.\n\
          \n  endpoint: {endpoints}\n\
          \nTry in another terminal:\n\
-         \n  conclave --endpoints={endpoints} watch --prefix greet &\
-         \n  conclave --endpoints={endpoints} put greeting hello\
-         \n  ETCDCTL_API=3 etcdctl --endpoints={endpoints} get --prefix greet\n\n"
+         \n  {ours} --endpoints={endpoints} watch --prefix greet &\
+         \n  {ours} --endpoints={endpoints} put greeting hello\
+         \n  {etcdctl} --endpoints={endpoints} get --prefix greet\n\n"
     )
 }

@@ -21,6 +21,7 @@ mod cluster;
 mod command;
 mod dev;
 mod failure;
+mod hint;
 mod output;
 mod progress;
 mod prompt;
