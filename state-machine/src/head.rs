@@ -117,7 +117,7 @@ fn lease_bytes(owner_bytes: usize) -> i64 {
     LEASE_BYTES.saturating_add(i64::try_from(owner_bytes).unwrap_or(i64::MAX))
 }
 
-/// The value is stored twice (`Key` and `Rev` row) but counted once, as in etcd.
+/// A small value is stored twice (`Key` and `Rev` row) but counted once, as in etcd.
 fn event_bytes(key_bytes: usize, value_bytes: usize) -> i64 {
     let bytes = i64::try_from(key_bytes.saturating_add(value_bytes)).unwrap_or(i64::MAX);
     bytes.saturating_add(EVENT_BYTES)
