@@ -4,7 +4,7 @@ use std::path::Path;
 
 use prost::Message as _;
 
-const FILES: [&str; 12] = [
+const FILES: [&str; 13] = [
     "etcd/kv.proto",
     "etcd/auth.proto",
     "etcd/rpc.proto",
@@ -15,6 +15,7 @@ const FILES: [&str; 12] = [
     "conclave/v1/election.proto",
     "conclave/v1/primitives.proto",
     "conclave/v1/registry.proto",
+    "conclave/v1/write.proto",
     "conclave/internal/v1/raft.proto",
     "conclave/internal/v1/backup.proto",
 ];

@@ -316,6 +316,8 @@ impl Global {
         let mut builder = Client::builder(endpoints)
             .timeout(self.command_timeout)
             .dial_timeout(self.dial_timeout)
+            // One write is not worth that the cluster remembers who made it.
+            .remembered_writes(false)
             .keep_alive(self.keepalive_time.max(PING_INTERVAL_MIN), self.keepalive_timeout);
         if let Some(tls) = self.tls.settings() {
             builder = builder.tls(tls);

@@ -30,6 +30,7 @@ pub struct Builder {
     timeout: Duration,
     settings: Settings,
     tls: Option<Tls>,
+    are_writes_remembered: bool,
 }
 
 impl Builder {
@@ -47,6 +48,7 @@ impl Builder {
                 login: None,
             },
             tls: None,
+            are_writes_remembered: true,
         }
     }
 
@@ -86,6 +88,16 @@ impl Builder {
         self
     }
 
+    /// Whether puts, deletions and transactions are sent so that the cluster remembers their answers for a
+    /// while, if it can: then one whose answer was lost is sent again by this client, and takes effect once.
+    /// Default yes; against a server of etcd it makes no difference. Without it they go as any etcd client
+    /// sends them, which spares the cluster a small row for each, and one whose answer was lost is reported
+    /// with [`Outcome::Unknown`](crate::Outcome::Unknown).
+    pub fn remembered_writes(mut self, are_remembered: bool) -> Self {
+        self.are_writes_remembered = are_remembered;
+        self
+    }
+
     /// Makes the client. Nothing is connected before the first call; call it inside a tokio runtime, on
     /// which the client's own tasks run: what it keeps alive is lost with that runtime.
     ///
@@ -111,6 +123,7 @@ impl Builder {
             Arc::new(Endpoint::new(address, target, tls.clone(), &self.settings))
         };
         let endpoints = targets.into_iter().map(endpoint).collect();
-        Ok(Client::new(Pool::new(endpoints, Handle::current()), self.timeout))
+        let pool = Pool::new(endpoints, Handle::current(), self.are_writes_remembered);
+        Ok(Client::new(pool, self.timeout))
     }
 }

@@ -26,6 +26,7 @@ use crate::{
     error::{Error, Outcome},
     login::{Channel, LOGINS_PER_CALL_MAX},
     session::Heart,
+    writes::Writers,
 };
 
 /// Longest time limit that a clock can count with.
@@ -77,7 +78,8 @@ impl Client {
     pub fn each(&self) -> Vec<Self> {
         let single = |endpoint: &Arc<Endpoint>| {
             let runtime = self.pool.runtime.clone();
-            Self::new(Pool::new(vec![Arc::clone(endpoint)], runtime), self.timeout)
+            let are_remembered = self.pool.are_writes_remembered;
+            Self::new(Pool::new(vec![Arc::clone(endpoint)], runtime, are_remembered), self.timeout)
         };
         self.pool.endpoints.iter().map(single).collect()
     }
@@ -124,9 +126,7 @@ impl Client {
         F: Future<Output = Result<Response<T>, Status>> + Send,
         C: Fn(Channel) -> F + Send,
     {
-        let is_retried =
-            |error: &Error| error.is_unavailable() || matches!(error, Error::Deadline { .. });
-        self.call(call, is_retried, self.pool.endpoints.len()).await
+        self.call(call, Retry::Read).await.map(|(answer, _)| answer)
     }
 
     /// Calls with retries only if the request provably did nothing: for requests that change
@@ -136,23 +136,27 @@ impl Client {
         F: Future<Output = Result<Response<T>, Status>> + Send,
         C: Fn(Channel) -> F + Send,
     {
-        let is_retried =
-            |error: &Error| error.is_unavailable() && error.outcome() == Outcome::NotApplied;
-        self.call(call, is_retried, 1).await
+        self.call(call, Retry::Write).await.map(|(answer, _)| answer)
     }
 
-    /// The loop of [`Client::read`] and [`Client::write`]. One attempt may take the remaining time
-    /// divided by `shares` or by the endpoints left to try, whichever is longer.
-    async fn call<T, F, C, R>(&self, call: C, is_retried: R, shares: usize) -> Result<T, Error>
+    /// The loop of all calls. With the answer comes the error of an earlier attempt of which nobody knows
+    /// what it did, if there was one. One attempt may take the remaining time divided by the endpoints left
+    /// to try, if others may follow whatever becomes of it.
+    pub(crate) async fn call<T, F, C>(
+        &self,
+        call: C,
+        retry: Retry,
+    ) -> Result<(T, Option<Error>), Error>
     where
         F: Future<Output = Result<Response<T>, Status>> + Send,
         C: Fn(Channel) -> F + Send,
-        R: Fn(&Error) -> bool + Send,
     {
         let deadline = Instant::now() + self.timeout;
+        let shares = retry.shares(self.pool.endpoints.len());
         let mut backoff = Backoff::default();
         let mut tried: Vec<usize> = Vec::new();
         let mut logins = 0;
+        let mut doubt = None;
         loop {
             let index = self.pool.choose(&tried);
             let endpoint = &self.pool.endpoints[index];
@@ -160,7 +164,7 @@ impl Client {
             let now = Instant::now();
             let until = now + deadline.saturating_duration_since(now) / shares;
             let error = match self.attempt(endpoint, until, call(endpoint.channel())).await {
-                Ok(answer) => return Ok(answer),
+                Ok(answer) => return Ok((answer, doubt)),
                 Err(error) => error,
             };
             // Refused before anything was done; the next attempt asks for a token first.
@@ -168,22 +172,23 @@ impl Client {
                 logins += 1;
                 continue;
             }
-            if !is_retried(&error) {
-                return Err(error);
+            if !retry.covers(&error) {
+                return Err(retry.verdict(doubt, error));
             }
             tracing::debug!(endpoint = endpoint.address(), %error, "retrying");
             tried.push(index);
+            let mut next = Instant::now();
             if tried.len() == self.pool.endpoints.len() {
                 tried.clear();
-                let next = Instant::now() + backoff.next();
-                if next >= deadline {
-                    return Err(error);
-                }
-                sleep_until(next).await;
+                next += backoff.next();
             }
-            if Instant::now() >= deadline {
-                return Err(error);
+            if next >= deadline {
+                return Err(retry.verdict(doubt, error));
             }
+            if error.outcome() == Outcome::Unknown {
+                doubt = Some(error);
+            }
+            sleep_until(next).await;
         }
     }
 
@@ -224,6 +229,11 @@ impl Client {
         &self.pool.heart
     }
 
+    /// What recognises the writes of all clients that share these connections.
+    pub(crate) fn writers(&self) -> &Arc<Writers> {
+        &self.pool.writers
+    }
+
     /// The endpoint to open the next stream on.
     pub(crate) fn endpoint(&self) -> Arc<Endpoint> {
         Arc::clone(self.pool.pick(&[]))
@@ -239,6 +249,40 @@ impl fmt::Debug for Client {
     }
 }
 
+/// After which errors a call is made again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Retry {
+    /// It changes nothing.
+    Read,
+    /// It changes something.
+    Write,
+    /// It changes something, and the cluster recognises it when it comes again.
+    Once,
+}
+
+impl Retry {
+    fn covers(self, error: &Error) -> bool {
+        match self {
+            Self::Read => error.is_unavailable() || matches!(error, Error::Deadline { .. }),
+            Self::Write => error.is_unavailable() && error.outcome() == Outcome::NotApplied,
+            Self::Once => error.is_unavailable() || error.outcome() == Outcome::Unknown,
+        }
+    }
+
+    fn shares(self, endpoints: usize) -> usize {
+        if self == Self::Write { 1 } else { endpoints }
+    }
+
+    /// What a call ends with. That a repetition was refused does not say what became of an earlier attempt,
+    /// which may be under way still.
+    fn verdict(self, doubt: Option<Error>, error: Error) -> Error {
+        match doubt {
+            Some(doubt) if self == Self::Once && error.outcome() == Outcome::NotApplied => doubt,
+            _ => error,
+        }
+    }
+}
+
 /// The endpoints of a client.
 #[derive(Debug)]
 pub(crate) struct Pool {
@@ -248,14 +292,22 @@ pub(crate) struct Pool {
     runtime: Handle,
     tasks: TaskTracker,
     heart: Arc<Heart>,
+    are_writes_remembered: bool,
+    writers: Arc<Writers>,
 }
 
 impl Pool {
-    pub(crate) fn new(endpoints: Vec<Arc<Endpoint>>, runtime: Handle) -> Self {
+    pub(crate) fn new(
+        endpoints: Vec<Arc<Endpoint>>,
+        runtime: Handle,
+        are_writes_remembered: bool,
+    ) -> Self {
         assert!(!endpoints.is_empty(), "the builder refuses a client without endpoints");
         let start = rand::random_range(0..endpoints.len());
         let (rotation, tasks) = (AtomicUsize::new(start), TaskTracker::new());
-        Self { endpoints, rotation, runtime, tasks, heart: Arc::default() }
+        let writers = Arc::new(Writers::new(are_writes_remembered));
+        let heart = Arc::default();
+        Self { endpoints, rotation, runtime, tasks, heart, are_writes_remembered, writers }
     }
 
     fn pick(&self, tried: &[usize]) -> &Arc<Endpoint> {

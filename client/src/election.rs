@@ -129,9 +129,11 @@ impl Campaign {
 
     async fn campaign(self) -> Result<Leadership, Error> {
         let Self { election: Election { client, session, name, ttl }, value, wait } = self;
-        let session = match session {
+        // A turn of the recipe needs a lease of its own.
+        let ttl = session.as_ref().filter(|session| session.is_lease()).map_or(ttl, Session::ttl);
+        let session = match session.filter(|session| !session.is_lease()) {
             Some(session) => session,
-            None => match client.session().ttl(ttl).await {
+            None => match client.session().ttl(ttl).native().await {
                 Err(Error::Unimplemented(_)) => {
                     let enter = client.queue(&name[..]).ttl(ttl).value(value);
                     let enter = match wait {

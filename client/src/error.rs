@@ -1,7 +1,7 @@
 //! What can go wrong, by what the caller can do about it.
 //!
 //! A write whose answer was lost is neither failed nor done: [`Error::outcome`] says which of the
-//! three it is, and this crate never sends such a write a second time.
+//! three it is, and this crate never sends such a write a second time unless the cluster recognises it.
 
 use std::{error::Error as _, time::Duration};
 
@@ -14,6 +14,8 @@ pub enum Outcome {
     NotApplied,
     /// The answer was lost: the request may have been applied, or may still be.
     Unknown,
+    /// The request took effect.
+    Applied,
 }
 
 /// A failed call. Variants differ in what the caller can do.
@@ -46,6 +48,13 @@ pub enum Error {
     Lost {
         /// What is known about the loss.
         reason: &'static str,
+    },
+    /// The write took effect, once; its answer was lost, and too large for the cluster to keep: read what you
+    /// need of it.
+    #[error("done as of revision {revision}, but the answer was lost")]
+    AnswerLost {
+        /// The store's revision when it was done.
+        revision: i64,
     },
     /// The revision asked for is gone: read the current state and go on from there.
     #[error("etcdserver: mvcc: required revision has been compacted")]
@@ -111,6 +120,7 @@ impl Error {
             Self::Unavailable { outcome, .. }
             | Self::Deadline { outcome, .. }
             | Self::Unexpected { outcome, .. } => *outcome,
+            Self::AnswerLost { .. } => Outcome::Applied,
             _ => Outcome::NotApplied,
         }
     }
@@ -123,6 +133,7 @@ impl Error {
             | Self::Busy
             | Self::NotYet
             | Self::Lost { .. }
+            | Self::AnswerLost { .. }
             | Self::Compacted { .. }
             | Self::Deadline { .. } => None,
             Self::Invalid(status)

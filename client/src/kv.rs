@@ -11,9 +11,11 @@ use std::{
 use bytes::Bytes;
 use conclave_proto::etcdserverpb::{
     CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest,
-    PutResponse, RangeRequest, RangeResponse,
+    PutResponse, RangeRequest, RangeResponse, RequestOp, ResponseHeader, TxnRequest,
     kv_client::KvClient,
     range_request::{SortOrder, SortTarget},
+    request_op::Request,
+    response_op::Response as Answer,
 };
 
 use crate::{
@@ -24,6 +26,8 @@ use crate::{
     reply::Reply,
 };
 
+/// The header of an answer, and that of its only operation.
+type Operated = (Option<ResponseHeader>, Answer);
 type Sent<M> = Pin<Box<dyn Future<Output = Result<Reply<M>, Error>> + Send>>;
 
 /// Marks a builder that is not bound to a client.
@@ -75,7 +79,9 @@ impl Client {
             let request = request.clone();
             async move { kv(channel).range(request).await }
         };
-        self.read(call).await.map(Reply::new)
+        let reply = self.read(call).await.map(Reply::new)?;
+        self.writers().saw(reply.revision());
+        Ok(reply)
     }
 
     /// Sends a put as it is.
@@ -83,6 +89,10 @@ impl Client {
     /// # Errors
     /// See [`Error`]; [`Error::outcome`] tells whether it may have been applied.
     pub async fn send_put(&self, request: PutRequest) -> Result<Reply<PutResponse>, Error> {
+        let operation = Request::RequestPut(request.clone());
+        if let Some((header, Answer::ResponsePut(answer))) = self.operate(operation).await? {
+            return Ok(Reply::new(PutResponse { header, ..answer }));
+        }
         let call = |channel| {
             let request = request.clone();
             async move { kv(channel).put(request).await }
@@ -98,11 +108,27 @@ impl Client {
         &self,
         request: DeleteRangeRequest,
     ) -> Result<Reply<DeleteRangeResponse>, Error> {
+        let operation = Request::RequestDeleteRange(request.clone());
+        if let Some((header, Answer::ResponseDeleteRange(answer))) = self.operate(operation).await?
+        {
+            return Ok(Reply::new(DeleteRangeResponse { header, ..answer }));
+        }
         let call = |channel| {
             let request = request.clone();
             async move { kv(channel).delete_range(request).await }
         };
         self.write(call).await.map(Reply::new)
+    }
+
+    /// Sends one operation as a transaction that the cluster remembers; `None` if it cannot.
+    async fn operate(&self, operation: Request) -> Result<Option<Operated>, Error> {
+        let operation = RequestOp { request: Some(operation) };
+        let txn = TxnRequest { success: vec![operation], ..TxnRequest::default() };
+        let answer = self.write_once(&[], &txn).await?;
+        Ok(answer.and_then(|answer| {
+            let operation = answer.responses.into_iter().next()?;
+            Some((answer.header, operation.response?))
+        }))
     }
 
     /// Sends a compaction as it is.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!  Client ──► Pool ──► Endpoint ──► one tonic channel per address
-//!    ├─ kv: get, put, delete, compact      (reads fail over, writes are never sent twice)
+//!    ├─ kv: get, put, delete, compact      (reads fail over; writes too if the cluster recognises them)
 //!    ├─ txn: compare, then, else
 //!    ├─ watch ──► Watcher: a Stream that resumes where it stopped
 //!    ├─ lease ──► Lease: a guard that is kept alive
@@ -79,6 +79,7 @@ pub mod txn;
 mod undo;
 pub mod wait;
 pub mod watch;
+mod writes;
 
 /// The messages of the wire, which answers carry unchanged.
 pub use conclave_proto::{etcdserverpb as pb, mvccpb, v1};

@@ -63,7 +63,8 @@ impl Client {
 }
 
 impl Session {
-    /// Starts to describe an acquisition of `name`; await it to acquire.
+    /// Starts to describe an acquisition of `name`; await it to acquire. A session that is only a lease, from
+    /// a server that speaks etcd's API only, takes it as [`Client::lock`] does: it does not end with the session.
     pub fn lock(&self, name: impl Into<Vec<u8>>) -> Acquire {
         Acquire::new(self.client().clone(), Some(self.clone()), name.into())
     }
@@ -156,9 +157,12 @@ impl Acquire {
         let Self { client, session, ttl, wait, mut request } = self;
         let patience = Patience::new(wait);
         request.request_id = session::request_id();
-        let session = match session {
+        // What the recipe holds needs a lease of its own.
+        let ttl =
+            session.as_ref().filter(|session| session.is_lease()).map_or(ttl, |s| Some(s.ttl()));
+        let session = match session.filter(|session| !session.is_lease()) {
             Some(session) => session,
-            None => match client.session().ttl(ttl.unwrap_or(session::TTL)).await {
+            None => match client.session().ttl(ttl.unwrap_or(session::TTL)).native().await {
                 Err(Error::Unimplemented(_)) => {
                     return by_recipe(&client, request, ttl, wait).await;
                 }

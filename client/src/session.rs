@@ -5,6 +5,9 @@
 //! judged by this process's own monotonic clock, from the moment a heartbeat was *sent*: so it counts
 //! as lost here before the server can give to others what it held, whatever happened to answers.
 //!
+//! From a server that speaks etcd's API only a session is a lease of which nobody knows the owner. Locks
+//! and candidacies of such a session are turns of etcd's recipe, each with a lease of its own.
+//!
 //! ```no_run
 //! # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
 //! use std::time::Duration;
@@ -103,7 +106,10 @@ impl Client {
             SessionServiceClient::new(channel).end(SessionEndRequest { id }).await
         };
         // Ending it twice does no harm.
-        self.read(call).await.map(drop)
+        match self.read(call).await {
+            Err(Error::Unimplemented(_)) => self.lease_revoke(id).await.map(drop),
+            ended => ended.map(drop),
+        }
     }
 }
 
@@ -142,14 +148,33 @@ impl Begin {
         self
     }
 
-    async fn begin(self) -> Result<Session, Error> {
+    fn ttl_seconds(&self) -> i64 {
         let seconds = i64::try_from(self.ttl.as_secs()).unwrap_or(i64::MAX);
+        seconds.saturating_add(i64::from(self.ttl.subsec_nanos() > 0))
+    }
+
+    async fn begin(self) -> Result<Session, Error> {
+        match self.clone().native().await {
+            Err(Error::Unimplemented(_)) => self.leased().await,
+            begun => begun,
+        }
+    }
+
+    /// From a server that knows leases only.
+    async fn leased(self) -> Result<Session, Error> {
+        let sent = Instant::now();
+        let lease = self.client.lease_grant(self.ttl_seconds(), 0).await?;
+        Ok(self.keep((lease.id, lease.ttl), sent, true))
+    }
+
+    /// From a server that knows sessions.
+    pub(crate) async fn native(self) -> Result<Session, Error> {
         let request = SessionBeginRequest {
             id: i64::try_from(rand::random::<u64>() >> 1).unwrap_or(i64::MAX).max(1),
-            ttl_seconds: seconds.saturating_add(i64::from(self.ttl.subsec_nanos() > 0)),
+            ttl_seconds: self.ttl_seconds(),
             request_id: request_id(),
-            owner: self.owner,
-            metadata: self.metadata,
+            owner: self.owner.clone(),
+            metadata: self.metadata.clone(),
         };
         let sent = Instant::now();
         // The server recognises a repetition.
@@ -158,14 +183,19 @@ impl Begin {
             async move { SessionServiceClient::new(channel).begin(request).await }
         };
         let begun = self.client.read(call).await?;
-        let ttl = Duration::from_secs(u64::try_from(begun.ttl_seconds).unwrap_or(0));
-        let (id, lost) = (begun.id, CancellationToken::new());
+        Ok(self.keep((begun.id, begun.ttl_seconds), sent, false))
+    }
+
+    /// The session with this id and TTL in seconds, which was asked for then.
+    fn keep(self, (id, ttl): (i64, i64), sent: Instant, is_lease: bool) -> Session {
+        let ttl = Duration::from_secs(u64::try_from(ttl).unwrap_or(0));
+        let lost = CancellationToken::new();
         let heart = Arc::clone(self.client.heart());
-        let begun = heart::Begun { id, ttl, sent, lost: lost.clone() };
+        let begun = heart::Begun { id, ttl, sent, is_lease, lost: lost.clone() };
         let state = heart.keep(&self.client, begun);
         let requests = Arc::default();
-        let inner = Inner { client: self.client, id, ttl, state, lost, heart, requests };
-        Ok(Session { inner: Arc::new(inner) })
+        let inner = Inner { client: self.client, id, ttl, state, lost, heart, requests, is_lease };
+        Session { inner: Arc::new(inner) }
     }
 }
 
@@ -196,6 +226,7 @@ struct Inner {
     lost: CancellationToken,
     heart: Arc<Heart>,
     requests: Arc<Requests>,
+    is_lease: bool,
 }
 
 impl Drop for Inner {
@@ -255,6 +286,11 @@ impl Session {
     #[must_use]
     pub fn client(&self) -> &Client {
         &self.inner.client
+    }
+
+    /// Whether the server knows it as a lease only.
+    pub(crate) fn is_lease(&self) -> bool {
+        self.inner.is_lease
     }
 
     /// A new request, which the session remembers in the cluster.

@@ -47,8 +47,13 @@ impl Client {
             let request = request.clone();
             async move { kv(channel).txn(request).await }
         };
-        let answer = if is_read(&request) { self.read(call).await } else { self.write(call).await };
-        answer.map(Reply::new)
+        if is_read(&request) {
+            return self.read(call).await.map(Reply::new);
+        }
+        match self.write_once(&[], &request).await? {
+            Some(answer) => Ok(Reply::new(answer)),
+            None => self.write(call).await.map(Reply::new),
+        }
     }
 }
 

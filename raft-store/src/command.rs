@@ -8,6 +8,7 @@ pub mod auth;
 pub mod lock;
 pub mod primitive;
 pub mod registry;
+pub mod write;
 
 use conclave_proto::{etcdserverpb as etcd, internal};
 use conclave_state_machine::command::{
@@ -67,6 +68,7 @@ pub fn command(message: internal::Command) -> Result<Command, Rejection> {
         Message::RegistryChecked(message) => Ok(Command::Registry(registry::checked(message)?)),
         Message::RegistrySettle(message) => Ok(Command::Registry(registry::settle(message)?)),
         Message::RegistryConfigure(request) => Ok(Command::Registry(registry::configure(request))),
+        Message::Write(request) => Ok(Command::Write(write::write(request)?)),
     }
 }
 

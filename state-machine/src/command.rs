@@ -7,6 +7,7 @@ mod auth;
 mod lock;
 mod primitive;
 mod registry;
+mod write;
 
 use bytes::Bytes;
 
@@ -23,6 +24,7 @@ pub use registry::{
     CheckResult, Configure, Deregister, InstanceUpdate, Register, RegisterMode, RegistryCommand,
     Settle, SettleItem, Settlement,
 };
+pub use write::{Write, WriteId};
 
 /// One command of a log entry.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +59,8 @@ pub enum Command {
     Auth(AuthCommand),
     /// Changes instances of services.
     Registry(RegistryCommand),
+    /// A transaction that may come again, and takes effect once.
+    Write(Write),
 }
 
 /// Writes one key (etcd `PutRequest`).

@@ -26,6 +26,11 @@ pub(crate) fn chain(digest: u64, at: Revision, key: &[u8], state: Option<&State<
     mix(digest ^ u64::from(crc32c::crc32c(value)) ^ (size(value) << 32))
 }
 
+/// Chains a write that is remembered to the events that it caused.
+pub(crate) fn chain_write(digest: u64, writer: &[u8], sequence: u64) -> u64 {
+    mix(mix(digest ^ u64::from(crc32c::crc32c(writer))) ^ sequence)
+}
+
 fn size(bytes: &[u8]) -> u64 {
     u64::try_from(bytes.len()).unwrap_or(u64::MAX)
 }

@@ -16,6 +16,7 @@
 //! | [`read`], [`overlay`], [`memory`] | rows as a trait, as a batch over others, and in memory |
 //! | [`head`] | revision, compacted revision, sizes, alarms, digest |
 //! | [`range`], [`history`], [`leases`], [`sessions`], [`locks`], [`primitives`], [`registry`], [`members`], [`kv`] | reads |
+//! | [`writes`] | writes that may come again, and take effect once |
 //! | [`expiry`], [`watcher_set`], [`rank`] | local to a node: lease deadlines, who gets which event, counts |
 //! | [`validate`] | checks of requests that need no store |
 //! | [`restore`], [`import`] | what a new cluster changes in a restored store, or takes over of another |
@@ -72,3 +73,4 @@ pub mod validate;
     )
 )]
 pub mod watcher_set;
+pub mod writes;

@@ -17,6 +17,7 @@ use crate::read::Read;
 use crate::registry;
 use crate::response::{Applied, Event, Halt, LeaseChange, Rejection, Response};
 use crate::sessions;
+use crate::writes;
 
 /// Where in the log a command stands.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -166,6 +167,7 @@ impl Machine {
                 let command = (position.term, command);
                 Response::Registry(registry::apply(rows, head, events, command)?)
             }
+            Command::Write(command) => Response::Write(writes::apply(rows, head, events, command)?),
         })
     }
 }
@@ -183,6 +185,7 @@ fn refusal_by_alarm(head: &Head, command: &Command) -> Option<Rejection> {
         | Command::Registry(RegistryCommand::Register(_)) => (true, true),
         Command::Txn(txn) => (true, txn::has_put(txn)),
         Command::GuardedTxn(guarded) => (true, txn::has_put(&guarded.txn)),
+        Command::Write(write) => (true, txn::has_put(&write.guarded.txn)),
         Command::Primitive(primitive) => {
             let shrinks = matches!(
                 primitive.action,

@@ -67,6 +67,7 @@ fn place(table: Table) -> usize {
         Table::Meta => 6,
         Table::Place => 7,
         Table::Instance => 8,
+        Table::Writer => 9,
     }
 }
 

@@ -28,11 +28,13 @@ pub enum Table {
     Place = 8,
     /// What the registry keeps beside the keys of instances: services, checks, penalties, what is due.
     Instance = 12,
+    /// Writer -> what it may still ask for; who wrote last when; how many there are.
+    Writer = 13,
 }
 
 impl Table {
     /// All tables, in number order.
-    pub const ALL: [Table; 9] = [
+    pub const ALL: [Table; 10] = [
         Table::Key,
         Table::Rev,
         Table::Lease,
@@ -42,6 +44,7 @@ impl Table {
         Table::Meta,
         Table::Place,
         Table::Instance,
+        Table::Writer,
     ];
 }
 

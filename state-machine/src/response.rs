@@ -173,6 +173,30 @@ pub enum Response {
     Primitive(PrimitiveResponse),
     /// Of [`crate::command::RegistryCommand`].
     Registry(RegistryResponse),
+    /// Of [`crate::command::Write`].
+    Write(WriteResponse),
+}
+
+/// Answer of a write that may come again: the same each time.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WriteResponse {
+    /// Revision as of which it is so.
+    pub revision: i64,
+    /// What became of it.
+    pub answer: WriteAnswer,
+}
+
+/// What became of a write that may come again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WriteAnswer {
+    /// A guard was not held, and nothing happened.
+    NotHeld,
+    /// It was carried out.
+    Done(TxnResponse),
+    /// It was carried out when it came first, and its answer was too large to be kept.
+    Unkept,
+    /// It is not carried out: whether it was before is not known any more.
+    Forgotten,
 }
 
 /// Answer of a change of a counter, latch, barrier or group. A session remembers it for repetitions.

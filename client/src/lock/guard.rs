@@ -250,6 +250,9 @@ impl Txn<Guarded> {
             By::Locks(client, guards) => (client, guards),
             By::Turn(client) => return Txn { client, request: self.request }.commit().await,
         };
+        if let Some(answer) = client.write_once(&guards, &self.request).await? {
+            return Ok(Reply::new(answer));
+        }
         let request = CommitRequest { guards, txn: Some(self.request) };
         let call = |channel| {
             let request = request.clone();

@@ -267,7 +267,8 @@ impl Keeper {
     }
 
     async fn begin(&self) -> Result<Hold, Error> {
-        match self.client().session().ttl(self.ttl).owner(&self.service.name).await {
+        let session = self.client().session().ttl(self.ttl).owner(&self.service.name);
+        match session.native().await {
             Ok(session) => Ok(Hold::Session(session, true)),
             Err(Error::Unimplemented(_)) => Ok(Hold::Lease(self.client().lease(self.ttl).await?)),
             Err(error) => Err(error),

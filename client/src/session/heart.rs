@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use conclave_proto::etcdserverpb::{LeaseKeepAliveRequest, lease_client::LeaseClient};
 use conclave_proto::v1::{
     ReleaseRequest, SessionOpenRequest, SessionOpenResponse,
     lock_service_client::LockServiceClient, session_service_client::SessionServiceClient,
@@ -63,6 +64,8 @@ pub(super) struct Begun {
     pub(super) ttl: Duration,
     /// When it was asked for.
     pub(super) sent: Instant,
+    /// Whether the server knows it as a lease only, as then all of this client.
+    pub(super) is_lease: bool,
     /// To be cancelled when it is lost.
     pub(super) lost: CancellationToken,
 }
@@ -81,6 +84,7 @@ struct Kept {
     cleanups: VecDeque<Left>,
     cleaning: usize,
     is_running: bool,
+    are_leases: bool,
 }
 
 impl Kept {
@@ -167,10 +171,11 @@ impl Heart {
         client: &Client,
         begun: Begun,
     ) -> watch::Receiver<SessionState> {
-        let Begun { id, ttl, sent, lost } = begun;
+        let Begun { id, ttl, sent, is_lease, lost } = begun;
         let (state, states) = watch::channel(SessionState::Active);
         let is_running = {
             let mut kept = self.kept.lock();
+            kept.are_leases = is_lease;
             kept.sessions.insert(id, Tracked { ttl, confirmed: sent, state, lost });
             std::mem::replace(&mut kept.is_running, true)
         };
@@ -310,7 +315,13 @@ impl Heart {
                 continue;
             }
             let endpoint = client.endpoint();
-            if self.stream(&endpoint, &mut backoff).await.is_none() {
+            let are_leases = self.kept.lock().are_leases;
+            let streamed = if are_leases {
+                self.stream_of_leases(&endpoint, &mut backoff).await
+            } else {
+                self.stream(&endpoint, &mut backoff).await
+            };
+            if streamed.is_none() {
                 endpoint.failed();
                 sleep(backoff.next()).await;
             }
@@ -343,6 +354,38 @@ impl Heart {
             backoff.reset();
             self.confirm(sent, &mut attached, &answer);
             self.pause(sent, &attached, &mut changes).await;
+        }
+    }
+
+    /// As [`Heart::stream`], to a server that knows leases only: each is renewed by a message of its own.
+    async fn stream_of_leases(&self, endpoint: &Endpoint, backoff: &mut Backoff) -> Option<()> {
+        let mut changes = self.changes.subscribe();
+        let (requests, outgoing) = mpsc::channel(REQUESTS_MAX);
+        let mut answers = None;
+        let mut outgoing = Some(ReceiverStream::new(outgoing));
+        loop {
+            let Some(ttl) = self.shortest_ttl() else { return Some(()) };
+            let patience = (ttl / (2 * BEATS_PER_TTL)).min(ANSWER_TIMEOUT_MAX);
+            changes.mark_unchanged();
+            let mut ids: HashSet<i64> = self.kept.lock().sessions.keys().copied().collect();
+            let round = Instant::now();
+            for id in ids.clone() {
+                let sent = Instant::now();
+                requests.try_send(LeaseKeepAliveRequest { id }).ok()?;
+                if let Some(outgoing) = outgoing.take() {
+                    let mut client = LeaseClient::new(endpoint.channel());
+                    let opened = timeout_at(sent + patience, client.lease_keep_alive(outgoing));
+                    answers = Some(opened.await.ok()?.ok()?.into_inner());
+                }
+                let answer = timeout_at(sent + patience, answers.as_mut()?.message()).await.ok()?;
+                let lost = if answer.ok()??.ttl > 0 { Vec::new() } else { vec![id] };
+                let answer = SessionOpenResponse { sequence: 0, lost };
+                self.confirm(sent, &mut HashSet::from([id]), &answer);
+                ids.retain(|kept| !answer.lost.contains(kept));
+            }
+            endpoint.succeeded();
+            backoff.reset();
+            self.pause(round, &ids, &mut changes).await;
         }
     }
 

@@ -2,6 +2,7 @@
 //! which a real one fails seldom.
 
 use std::{
+    collections::VecDeque,
     net::SocketAddr,
     sync::{
         Arc,
@@ -16,10 +17,11 @@ use conclave_client::v1::{
     Granted, HeldLock, InspectRequest, InspectResponse, LockListRequest, LockListResponse, Queued,
     ReleaseRequest, ReleaseResponse, SessionBeginRequest, SessionBeginResponse, SessionEndRequest,
     SessionEndResponse, SessionListRequest, SessionListResponse, SessionOpenRequest,
-    SessionOpenResponse,
+    SessionOpenResponse, WriteRequest, WriteResponse,
     acquire_response::Event,
     lock_service_server::{LockService, LockServiceServer},
     session_service_server::{SessionService, SessionServiceServer},
+    write_service_server::{WriteService, WriteServiceServer},
 };
 use futures::{StreamExt, stream, stream::BoxStream};
 use parking_lot::Mutex;
@@ -39,6 +41,9 @@ pub(crate) struct Script {
     pub(crate) is_held: AtomicBool,
     /// So many releases are refused before one is carried out.
     pub(crate) refusals: AtomicUsize,
+    /// Writes as they came, and the answers to those that come next; then there are none.
+    pub(crate) writes: Mutex<Vec<WriteRequest>>,
+    pub(crate) write_answers: Mutex<VecDeque<Result<WriteResponse, Status>>>,
 }
 
 /// A server with a runtime of its own.
@@ -61,6 +66,7 @@ impl Fake {
             let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
             tonic::transport::Server::builder()
                 .add_service(LockServiceServer::new(Scripted(Arc::clone(&scripted))))
+                .add_service(WriteServiceServer::new(Scripted(Arc::clone(&scripted))))
                 .add_service(SessionServiceServer::new(Scripted(scripted)))
                 .serve_with_incoming(TcpListenerStream::new(listener))
                 .await
@@ -194,5 +200,17 @@ impl SessionService for Scripted {
         _: Request<SessionListRequest>,
     ) -> Result<Response<SessionListResponse>, Status> {
         Err(Status::unimplemented("list"))
+    }
+}
+
+#[tonic::async_trait]
+impl WriteService for Scripted {
+    async fn write(
+        &self,
+        request: Request<WriteRequest>,
+    ) -> Result<Response<WriteResponse>, Status> {
+        self.0.writes.lock().push(request.into_inner());
+        let answer = self.0.write_answers.lock().pop_front();
+        answer.unwrap_or_else(|| Err(Status::unimplemented("write"))).map(Response::new)
     }
 }

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use conclave_client::{Error, kv::put};
+use conclave_client::{Error, SessionState, kv::put};
 
-use crate::start;
+use crate::{eventually, start};
 
 #[tokio::test]
 async fn a_lock_needs_no_more_than_etcds_api() {
@@ -35,7 +35,7 @@ async fn a_lock_needs_no_more_than_etcds_api() {
 #[tokio::test]
 async fn what_etcd_cannot_do_is_said() {
     let Some((_server, client)) = start("what_etcd_cannot_do_is_said").await else { return };
-    if client.session().await.is_ok() {
+    if client.sessions().await.is_ok() {
         // It is one of ours, which can.
         return;
     }
@@ -53,4 +53,45 @@ async fn what_etcd_cannot_do_is_said() {
     assert!(matches!(lock.downgrade().await, Err(Error::Unimplemented(_))));
     assert!(lock.session().is_none());
     assert!(client.get("a/").prefix().count_only().await.unwrap().count == 1);
+}
+
+#[tokio::test]
+async fn a_session_needs_no_more_than_etcds_api() {
+    let Some((_server, client)) = start("a_session_needs_no_more_than_etcds_api").await else {
+        return;
+    };
+    let ttl = Duration::from_secs(3);
+    let session = client.session().ttl(ttl).owner("me").await.unwrap();
+    let other = client.session().ttl(ttl).await.unwrap();
+    assert_eq!(*session.state().borrow(), SessionState::Active);
+    client.put("mine", "v").lease(session.id()).await.unwrap();
+    client.put("others", "v").lease(other.id()).await.unwrap();
+    let count = async |key: &str| client.get(key).count_only().await.unwrap().count;
+    // Both are kept alive by heartbeats, for more than their TTL.
+    let began = std::time::Instant::now();
+    let outlived = async || (began.elapsed() > ttl * 2).then_some(());
+    eventually("the TTL passes twice", outlived).await;
+    assert!(!session.is_lost() && !other.is_lost());
+    assert_eq!((count("mine").await, count("others").await), (1, 1));
+    let lock = session.lock("l").await.unwrap();
+    assert!(lock.is_held().await.unwrap());
+    lock.release().await.unwrap();
+    let leadership = session.election("e").campaign("me").await.unwrap();
+    assert!(session.election("e").leader().await.unwrap().is_some());
+    leadership.resign().await.unwrap();
+    let lost = session.lost();
+    session.close().await.unwrap();
+    assert!(lost.is_cancelled());
+    assert_eq!((count("mine").await, count("others").await), (0, 1));
+    // One that an operator ends is known to be lost with its next heartbeat.
+    client.session_end(other.id()).await.unwrap();
+    let gone = async || other.is_lost().then_some(());
+    eventually("the loss is seen", gone).await;
+    let again = client.session_end(other.id()).await.unwrap_err();
+    assert!(matches!(again, Error::NotFound(_)), "{again:?}");
+    let dropped = client.session().ttl(Duration::from_secs(60)).await.unwrap();
+    client.put("dropped", "v").lease(dropped.id()).await.unwrap();
+    drop(dropped);
+    let ended = async || (count("dropped").await == 0).then_some(());
+    eventually("a dropped session ends", ended).await;
 }

@@ -21,6 +21,7 @@ mod registry;
 mod server;
 mod tls;
 mod watch;
+mod writes;
 
 use std::{
     process::Command,

@@ -15,6 +15,7 @@
 //! | `hand_overs` | 60 of one lock, between holders of every kind, with kills | 1,000 |
 //! | `paused` | a holder that is stopped past its TTL | the same |
 //! | `guards` | 100 of every kind come and go | 10,000 |
+//! | `writes` | three leaders killed under a client that counts | twenty |
 //! | `outage` | the cluster is away for 5 s | for a minute |
 
 mod damage;
@@ -30,3 +31,4 @@ mod outage;
 mod paused;
 mod support;
 mod sync_kills;
+mod writes;

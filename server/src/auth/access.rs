@@ -103,7 +103,8 @@ pub(crate) fn of(method: Method) -> Access {
         | Method::RegistryDiscover
         | Method::RegistryListServices
         | Method::RegistryConfigure
-        | Method::DiscoveryWatch => Access::Keys,
+        | Method::DiscoveryWatch
+        | Method::Write => Access::Keys,
 
         Method::Watch => Access::Watch,
 

@@ -16,6 +16,7 @@
 //! | `election`, `campaign`, `observe` | the election service |
 //! | `counter`, `barrier`, `group` | counters and latches, barriers, groups |
 //! | `change`, `wait` | what these have in common |
+//! | `write` | writes that may be sent again |
 //! | `registry` | the registry and what its leader does |
 
 mod acquire;
@@ -32,6 +33,7 @@ pub(crate) mod registry;
 mod session;
 mod turns;
 mod wait;
+mod write;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -58,7 +60,7 @@ const WAIT_MAX: Duration = Duration::from_secs(1_000_000_000);
 const ANSWERS_MAX: usize = 4;
 
 /// The services whose calls [`add`] takes.
-pub(crate) const SERVICES: [&str; 10] = [
+pub(crate) const SERVICES: [&str; 11] = [
     "conclave.v1.SessionService",
     "conclave.v1.LockService",
     "conclave.v1.ElectionService",
@@ -69,6 +71,7 @@ pub(crate) const SERVICES: [&str; 10] = [
     "conclave.v1.GroupService",
     "conclave.v1.RegistryService",
     "conclave.v1.DiscoveryService",
+    "conclave.v1.WriteService",
 ];
 
 /// Adds the services of the native API.
@@ -82,6 +85,7 @@ pub(crate) fn add(routes: Routes, context: &Context) -> Routes {
     let lock = lock::LockApi { context: context.clone() };
     let election = election::ElectionApi { context: context.clone() };
     let routes = add_primitives(routes, context);
+    let routes = write::add(routes, context);
     let routes = registry::add(routes, context);
     routes
         .add_service(

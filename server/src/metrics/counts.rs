@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use conclave_raft_store::AppliedEntry;
-use conclave_state_machine::response::{LeaseChange, OpResponse, Response, TxnResponse};
+use conclave_state_machine::response::{
+    LeaseChange, OpResponse, Response, TxnResponse, WriteAnswer, WriteResponse,
+};
 use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -102,6 +104,12 @@ impl Counts {
                     Ok(Response::Put(_)) => tally.puts += 1,
                     Ok(Response::DeleteRange(_)) => tally.deletes += 1,
                     Ok(Response::Txn(txn)) => tally.txn(txn),
+                    // One that came again changes nothing.
+                    Ok(Response::Write(WriteResponse {
+                        answer: WriteAnswer::Done(txn), ..
+                    })) if !applied.events.is_empty() => {
+                        tally.txn(txn);
+                    }
                     Ok(Response::LeaseExpire { ended }) if Some(entry.proposer) == own => {
                         self.leases_expired.inc_by(*ended as u64);
                     }

@@ -112,4 +112,5 @@ methods! {
     RegistryListServices: "unary", "conclave.v1.RegistryService", "ListServices";
     RegistryConfigure: "unary", "conclave.v1.RegistryService", "Configure";
     DiscoveryWatch: "server_stream", "conclave.v1.DiscoveryService", "Watch";
+    Write: "unary", "conclave.v1.WriteService", "Write";
 }

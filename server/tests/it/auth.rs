@@ -419,7 +419,7 @@ const ROOT: [&str; 25] = [
     "conclave.v1.SessionService/List",
 ];
 /// Rights to the keys of the request.
-const KEYS: [&str; 52] = [
+const KEYS: [&str; 53] = [
     "etcdserverpb.KV/Range",
     "etcdserverpb.KV/RangeStream",
     "etcdserverpb.KV/Put",
@@ -471,6 +471,7 @@ const KEYS: [&str; 52] = [
     "conclave.v1.RegistryService/ListServices",
     "conclave.v1.RegistryService/Configure",
     "conclave.v1.DiscoveryService/Watch",
+    "conclave.v1.WriteService/Write",
     // Watcher by watcher; the stream opens.
     "etcdserverpb.Watch/Watch",
 ];

@@ -34,3 +34,4 @@ mod support;
 mod watch_rules;
 mod watch_server;
 mod watch_support;
+mod writes;

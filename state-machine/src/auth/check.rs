@@ -71,6 +71,7 @@ fn who(command: &Command) -> Who {
         | Command::LeaseRevoke(_)
         | Command::Lock(_)
         | Command::GuardedTxn(_)
+        | Command::Write(_)
         | Command::Primitive(_) => Who::Keys,
         Command::Registry(command) => match command {
             RegistryCommand::Register(_)
@@ -96,6 +97,7 @@ fn keys<R: Read>(rows: &R, rights: &Rights, command: &Command) -> Result<(), Sto
         Command::LeaseRevoke(revoke) => lease_write(rows, rights, revoke.id),
         Command::Lock(command) => lock(rows, rights, command),
         Command::GuardedTxn(request) => guarded_txn(rows, rights, request),
+        Command::Write(write) => guarded_txn(rows, rights, &write.guarded),
         Command::Primitive(request) => primitive(rows, rights, request),
         Command::Registry(command) => registry(rows, rights, command),
         Command::LeaseGrant(_)

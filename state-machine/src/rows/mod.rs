@@ -15,6 +15,9 @@
 //! | `member.rs` | `Member` | id (big endian) | name, URLs | for ever |
 //! | `auth.rs` | `Auth` | `u`, name | password hash, roles | the user is deleted |
 //! | `auth.rs` | `Auth` | `r`, name | permissions | the role is deleted |
+//! | `writer.rs` | `Writer` | `w`, writer | answers that it may still ask for | too many others wrote |
+//! | `writer.rs` | `Writer` | `t`, revision (big endian), writer | nothing | as above |
+//! | `writer.rs` | `Writer` | `n` | how many there are, what may be forgotten | for ever |
 //! | `head.rs` | `Meta` | `head` | counters, alarms, digest | for ever |
 
 pub(crate) mod auth;
@@ -24,6 +27,7 @@ pub(crate) mod lease;
 pub(crate) mod member;
 pub(crate) mod place;
 pub(crate) mod rev;
+pub(crate) mod writer;
 
 use bytes::Bytes;
 

@@ -24,6 +24,7 @@
 //!          [check=MS] [remove=MS]     checks the instance; removes it when it was critical for so long
 //! update SERVICE ID SESSION [state=S] [override=S|none] [health=H] [drain=MS] [now=N] [fence=N]
 //! checked SERVICE ID FENCE HEALTH [now=N]     deregister SERVICE ID SESSION [fence=N]
+//! write WRITER.SEQUENCE[.SETTLED[.SINCE]] "a txn" [guard=NAME fence=N]
 //! settle TERM WHAT SERVICE ID STAMP [now=N]     switch SERVICE [guard=B] [damping=B]
 //! ```
 //! SPAN is `key`, `start..end`, `start..` or `all`; COMPARE is `FIELD SPAN = OPERAND` (also `!=`, `<`,
@@ -37,7 +38,8 @@ use conclave_state_machine::command::{
     CompareResult, CompareTarget, DeleteRange, Guard, GuardedTxn, HandOver, LeaseExpire,
     LeaseGrant, LeaseRevoke, Leave, LockAcquire, LockBreak, LockCommand, LockConvert, LockRelease,
     MemberRecord, Permission, PermissionKind, Put, Range, RoleGrant, RoleRevoke, SessionBegin,
-    SortOrder, SortTarget, TokenIssue, Txn, TxnOp, UserAdd, UserChangePassword, UserRole,
+    SortOrder, SortTarget, TokenIssue, Txn, TxnOp, UserAdd, UserChangePassword, UserRole, Write,
+    WriteId,
 };
 
 use crate::registry_words;
@@ -174,6 +176,7 @@ pub(crate) fn command(name: &str, words: &mut Words) -> Parsed<Command> {
             let guard = Guard { name: bytes(&words.next()?), fence: words.number()? };
             Command::GuardedTxn(GuardedTxn { guards: vec![guard], txn: quoted_txn(words)? })
         }
+        "write" => Command::Write(write(words)?),
         "primitive" => Command::Primitive(primitive::primitive(words)?),
         _ => match registry_words::command(name, words)? {
             Some(command) => Command::Registry(command),
@@ -254,6 +257,30 @@ fn quoted_txn(words: &mut Words) -> Parsed<Txn> {
     let txn = txn(&mut inner)?;
     inner.finish()?;
     Ok(txn)
+}
+
+fn write(words: &mut Words) -> Parsed<Write> {
+    let id = words.next()?;
+    let mut parts = id.split('.');
+    let writer = parts.next().unwrap_or_default();
+    let numbers = parts.map(number).collect::<Parsed<Vec<u64>>>()?;
+    let part = |place: usize| numbers.get(place).copied().unwrap_or_default();
+    let id = WriteId {
+        writer: Bytes::from(format!("{writer:_<16}")),
+        sequence: part(0),
+        settled: part(1).max(1),
+        since: part(2).cast_signed(),
+    };
+    let txn = quoted_txn(words)?;
+    let mut guards = Vec::new();
+    for (option, value) in words.options() {
+        match option.as_str() {
+            "guard" => guards.push(Guard { name: bytes(&value), fence: 0 }),
+            "fence" if !guards.is_empty() => guards[0].fence = number(&value)?,
+            _ => return Err(format!("unknown option {option:?} of write")),
+        }
+    }
+    Ok(Write { id, guarded: GuardedTxn { guards, txn } })
 }
 
 fn session(words: &mut Words) -> Parsed<SessionBegin> {

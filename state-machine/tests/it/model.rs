@@ -105,6 +105,7 @@ impl Model {
             Command::SessionBegin(_)
             | Command::Lock(_)
             | Command::GuardedTxn(_)
+            | Command::Write(_)
             | Command::Primitive(_)
             | Command::Auth(_)
             | Command::Registry(_) => unreachable!(),

@@ -6,7 +6,8 @@ use conclave_state_machine::locks::queue::Place;
 use conclave_state_machine::registry::record::{may_be_instance, may_be_lost};
 use conclave_state_machine::response::{
     Applied, AuthChange, DeleteRangeResponse, Event, EventKind, KeyValue, LeaseChange,
-    LockResponse, OpResponse, RangeResponse, Response, Taken, TxnResponse,
+    LockResponse, OpResponse, RangeResponse, Response, Taken, TxnResponse, WriteAnswer,
+    WriteResponse,
 };
 
 pub(crate) fn applied(applied: &Applied) -> Vec<String> {
@@ -51,6 +52,16 @@ fn response(response: &Response) -> Vec<String> {
         }
         Response::Auth(AuthChange::TokensVoid { user }) => vec![format!("tokens of {user} void")],
         Response::Auth(change) => vec![format!("{change:?}").to_lowercase()],
+        Response::Write(WriteResponse { revision, answer }) => {
+            let mut lines = match answer {
+                WriteAnswer::NotHeld => vec!["not held".to_owned()],
+                WriteAnswer::Unkept => vec!["done, answer not kept".to_owned()],
+                WriteAnswer::Forgotten => vec!["forgotten".to_owned()],
+                WriteAnswer::Done(answer) => txn(answer),
+            };
+            lines[0].push_str(&format!(" at {revision}"));
+            lines
+        }
         Response::Registry(answer) => crate::registry_words::response(answer),
     }
 }

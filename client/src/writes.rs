@@ -1,0 +1,223 @@
+//! Writes that may be sent again: numbered by their client, and remembered by the cluster until nobody waits
+//! for them any more. A server of etcd does not know them, and gets them as its own.
+
+use std::{
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, AtomicI64, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use conclave_proto::{
+    etcdserverpb::{TxnRequest, TxnResponse},
+    v1::{
+        Guard, WriteRequest, WriteResponse, write_response::State,
+        write_service_client::WriteServiceClient,
+    },
+};
+use parking_lot::Mutex;
+use tonic::Status;
+
+use crate::{
+    client::{Client, Retry},
+    error::Error,
+};
+
+/// Writes of one writer that the cluster remembers at a time.
+const WINDOW: u64 = 32;
+/// Writers that a client makes when it has more writes in flight. What is still more goes as to a server of
+/// etcd, and is not sent again.
+const WRITERS_MAX: usize = 32;
+/// How often a write is begun anew of which the cluster cannot know whether it was there before, and the
+/// client does.
+const RENEWALS_MAX: usize = 3;
+const WRITER_BYTES: usize = 16;
+
+/// The writers of one client.
+#[derive(Debug)]
+pub(crate) struct Writers {
+    writers: Mutex<Vec<Writer>>,
+    /// The largest revision in an answer.
+    seen: AtomicI64,
+    /// Whether writes are not to be remembered: nobody wants it, or the cluster cannot.
+    is_off: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Writer {
+    name: Bytes,
+    last: u64,
+    /// Numbers that somebody waits for.
+    open: BTreeSet<u64>,
+}
+
+impl Writer {
+    fn new() -> Self {
+        let name = Bytes::copy_from_slice(&rand::random::<[u8; WRITER_BYTES]>());
+        Self { name, last: 0, open: BTreeSet::new() }
+    }
+
+    fn has_room(&self) -> bool {
+        self.open.first().is_none_or(|first| self.last + 1 - first < WINDOW)
+    }
+}
+
+impl Writers {
+    pub(crate) fn new(are_remembered: bool) -> Self {
+        Self {
+            writers: Mutex::default(),
+            seen: AtomicI64::new(0),
+            is_off: AtomicBool::new(!are_remembered),
+        }
+    }
+
+    /// Takes note of a revision in an answer.
+    pub(crate) fn saw(&self, revision: i64) {
+        self.seen.fetch_max(revision, Ordering::Relaxed);
+    }
+
+    /// A new write; `None` if it cannot be remembered.
+    fn begin(self: &Arc<Self>) -> Option<Ticket> {
+        if self.is_off.load(Ordering::Relaxed) {
+            return None;
+        }
+        let since = self.seen.load(Ordering::Relaxed);
+        let mut writers = self.writers.lock();
+        let index = match writers.iter().position(Writer::has_room) {
+            Some(index) => index,
+            None if writers.len() < WRITERS_MAX => {
+                writers.push(Writer::new());
+                writers.len() - 1
+            }
+            None => return None,
+        };
+        let writer = &mut writers[index];
+        writer.last += 1;
+        let sequence = writer.last;
+        writer.open.insert(sequence);
+        drop(writers);
+        Some(Ticket { writers: Arc::clone(self), index, sequence, since })
+    }
+}
+
+/// One write, for as long as somebody waits for it.
+#[derive(Debug)]
+struct Ticket {
+    writers: Arc<Writers>,
+    index: usize,
+    sequence: u64,
+    since: i64,
+}
+
+impl Ticket {
+    /// What is sent, this time.
+    fn request(&self, guards: &[Guard], txn: &TxnRequest) -> WriteRequest {
+        let writers = self.writers.writers.lock();
+        let writer = &writers[self.index];
+        WriteRequest {
+            writer: Bytes::clone(&writer.name),
+            sequence: self.sequence,
+            settled: writer.open.first().copied().unwrap_or(self.sequence),
+            since: self.since,
+            guards: guards.to_vec(),
+            txn: Some(txn.clone()),
+        }
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        self.writers.writers.lock()[self.index].open.remove(&self.sequence);
+    }
+}
+
+impl Client {
+    /// Carries out a transaction under guards, once however often it is sent. `None`: the cluster cannot
+    /// remember it, and nothing was done.
+    pub(crate) async fn write_once(
+        &self,
+        guards: &[Guard],
+        txn: &TxnRequest,
+    ) -> Result<Option<TxnResponse>, Error> {
+        let writers = self.writers();
+        for _ in 0..RENEWALS_MAX {
+            let Some(ticket) = writers.begin() else { return Ok(None) };
+            let call = |channel| {
+                let request = ticket.request(guards, txn);
+                let client = WriteServiceClient::new(channel);
+                async move { client.max_decoding_message_size(usize::MAX).write(request).await }
+            };
+            let (answer, doubt) = match self.call(call, Retry::Once).await {
+                Err(Error::Unimplemented(_)) => {
+                    writers.is_off.store(true, Ordering::Relaxed);
+                    return Ok(None);
+                }
+                answered => answered?,
+            };
+            writers.saw(answer.revision);
+            match (answer.state(), doubt) {
+                // A later attempt came too late to tell what an earlier one did.
+                (State::Forgotten, Some(doubt)) => return Err(doubt),
+                (State::Forgotten, None) => {}
+                (..) => return answered(answer).map(Some),
+            }
+        }
+        Ok(None)
+    }
+}
+
+fn answered(answer: WriteResponse) -> Result<TxnResponse, Error> {
+    match (answer.state(), answer.txn) {
+        (State::Done, Some(txn)) => Ok(txn),
+        (State::NotHeld, _) => Err(Error::Lost { reason: "the lock is held no more" }),
+        (State::Unkept, _) => Err(Error::AnswerLost { revision: answer.revision }),
+        (State::Done | State::Forgotten | State::Unspecified, _) => {
+            let status = Status::internal("a write has an answer outside the protocol");
+            Err(Error::from_status(status, "the cluster"))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn numbers(ticket: &Ticket) -> (usize, u64, u64) {
+        let request = ticket.request(&[], &TxnRequest::default());
+        (ticket.index, request.sequence, request.settled)
+    }
+
+    #[test]
+    fn a_writer_runs_no_further_ahead_than_the_cluster_remembers() {
+        let writers = Arc::new(Writers::new(true));
+        let stuck = writers.begin().unwrap();
+        for sequence in 2..=WINDOW {
+            assert_eq!(numbers(&writers.begin().unwrap()), (0, sequence, 1));
+        }
+        assert_eq!(numbers(&writers.begin().unwrap()), (1, 1, 1), "another goes on meanwhile");
+        drop(stuck);
+        assert_eq!(numbers(&writers.begin().unwrap()), (0, WINDOW + 1, WINDOW + 1));
+    }
+
+    #[test]
+    fn writers_are_bounded() {
+        let writers = Arc::new(Writers::new(true));
+        let in_flight: Vec<Ticket> = std::iter::from_fn(|| writers.begin()).take(5_000).collect();
+        assert_eq!(in_flight.len(), WRITERS_MAX * usize::try_from(WINDOW).unwrap());
+        drop(in_flight);
+        assert!(writers.begin().is_some());
+        assert!(Arc::new(Writers::new(false)).begin().is_none());
+    }
+
+    #[test]
+    fn what_was_seen_before_a_write_stays_with_it() {
+        let writers = Arc::new(Writers::new(true));
+        let since = |ticket: &Ticket| ticket.request(&[], &TxnRequest::default()).since;
+        let first = writers.begin().unwrap();
+        writers.saw(7);
+        writers.saw(5);
+        assert_eq!((since(&first), since(&writers.begin().unwrap())), (0, 7));
+    }
+}
