@@ -107,6 +107,9 @@ fn compare(verdict: &differential::Verdict) -> Result<ExitCode> {
         writeln!(out, "the reference died of: {request}")?;
     }
     for difference in differences {
+        for step in &difference.before {
+            writeln!(out, "  before: {step}")?;
+        }
         writeln!(out, "DIFFERENCE at request {}: {}", difference.number, difference.request)?;
         let (left, right) = (&difference.left, &difference.right);
         writeln!(out, "  left:  {}", around_difference(left, right))?;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use conclave_benches::connection::Connection;
+use conclave_proto::etcdserverpb::auth_client::AuthClient;
 use conclave_proto::etcdserverpb::kv_client::KvClient;
 use conclave_proto::etcdserverpb::lease_client::LeaseClient;
 use conclave_proto::etcdserverpb::watch_client::WatchClient;
@@ -14,14 +15,20 @@ use conclave_proto::etcdserverpb::{
     WatchRequest, watch_request,
 };
 use conclave_proto::mvccpb::Event;
+use conclave_proto::v3electionpb::CampaignResponse;
+use conclave_proto::v3electionpb::election_client::ElectionClient;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use super::Step;
+use super::session::Session;
 
 /// Longest wait for one answer: a server that hangs is a finding, not a reason to hang.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// What is taken for an answer when there is none by then.
+pub(super) const NO_ANSWER: &str = "no answer in time";
 
 /// What a server answered.
 #[derive(Clone, Debug, PartialEq)]
@@ -38,39 +45,46 @@ pub(super) enum Answer {
     Leases(LeaseLeasesResponse),
     /// The events, and how the watch was cancelled if it was: the compact revision and the reason.
     Watch(Vec<Event>, Option<(i64, String)>),
+    /// Ours have tokens of another form, which are good on every member.
+    Login,
+    /// Whether there was a token.
+    Speak(bool),
+    Campaign(CampaignResponse),
+    /// What must be equal of any other answer.
+    Call(String),
     /// Code and text.
     Error(i32, String),
 }
 
 /// A connection to one server.
 pub(super) struct Caller {
-    connection: Connection,
-    kv: KvClient<Connection>,
-    lease: LeaseClient<Connection>,
-    watch: WatchClient<Connection>,
+    session: Session,
+    kv: KvClient<Session>,
+    lease: LeaseClient<Session>,
+    watch: WatchClient<Session>,
 }
 
 impl Caller {
     pub(super) async fn open(endpoint: &str) -> Result<Self> {
-        let connection = Connection::open(endpoint).await?;
-        let origin = connection.origin();
+        let session = Session::new(Connection::open(endpoint).await?);
+        let origin = session.origin();
         Ok(Self {
-            kv: KvClient::with_origin(connection.clone(), origin.clone()),
-            lease: LeaseClient::with_origin(connection.clone(), origin.clone()),
-            watch: WatchClient::with_origin(connection.clone(), origin),
-            connection,
+            kv: KvClient::with_origin(session.clone(), origin.clone()),
+            lease: LeaseClient::with_origin(session.clone(), origin.clone()),
+            watch: WatchClient::with_origin(session.clone(), origin),
+            session,
         })
     }
 
     /// Whether the server has gone.
     pub(super) fn is_dead(&self) -> bool {
-        self.connection.is_closed()
+        self.session.is_closed()
     }
 
     /// Sends a step and waits for the answer, errors of the server included.
     pub(super) async fn call(&mut self, step: &Step) -> Answer {
         let answer = tokio::time::timeout(ANSWER_TIMEOUT, self.ask(step)).await;
-        let answer = answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time")));
+        let answer = answer.unwrap_or_else(|_| Err(Status::deadline_exceeded(NO_ANSWER)));
         answer.unwrap_or_else(|status| {
             Answer::Error(status.code() as i32, status.message().to_owned())
         })
@@ -99,6 +113,21 @@ impl Caller {
                 Answer::Leases(self.lease.lease_leases(LeaseLeasesRequest {}).await?.into_inner())
             }
             Step::Watch(request, until) => self.events(request, until).await?,
+            Step::Login(request) => {
+                let (session, origin) = (self.session.clone(), self.session.origin());
+                let (mut auth, name) =
+                    (AuthClient::with_origin(session, origin), request.name.clone());
+                let token = auth.authenticate(request).await?.into_inner().token;
+                self.session.learn(name, &token)?;
+                Answer::Login
+            }
+            Step::Speak(user) => Answer::Speak(self.session.speak_as(user)),
+            Step::Campaign(request) => {
+                let (session, origin) = (self.session.clone(), self.session.origin());
+                let mut elections = ElectionClient::with_origin(session, origin);
+                Answer::Campaign(elections.campaign(request).await?.into_inner())
+            }
+            Step::Call(call) => Answer::Call(call.ask(self.session.clone()).await?),
         })
     }
 

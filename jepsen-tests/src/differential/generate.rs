@@ -5,15 +5,17 @@ use conclave_proto::etcdserverpb::compare::{CompareResult, CompareTarget, Target
 use conclave_proto::etcdserverpb::range_request::{SortOrder, SortTarget};
 use conclave_proto::etcdserverpb::watch_create_request::FilterType;
 use conclave_proto::etcdserverpb::{
-    CompactionRequest, Compare, DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest,
-    LeaseTimeToLiveRequest, PutRequest, RangeRequest, RequestOp, ResponseHeader, TxnRequest,
-    WatchCreateRequest, request_op,
+    AuthenticateRequest, CompactionRequest, Compare, DeleteRangeRequest, LeaseGrantRequest,
+    LeaseRevokeRequest, LeaseTimeToLiveRequest, PutRequest, RangeRequest, RequestOp,
+    ResponseHeader, TxnRequest, WatchCreateRequest, request_op,
 };
+use conclave_proto::v3electionpb::CampaignRequest;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 
 use super::answer::Answer;
+use super::calls::Call;
 
 const KEYS: [&[u8]; 14] = [
     b"a",
@@ -62,6 +64,14 @@ pub enum Step {
     Leases,
     /// Watch.Watch until an event of the given revision.
     Watch(WatchCreateRequest, i64),
+    /// Auth.Authenticate; the token is kept.
+    Login(AuthenticateRequest),
+    /// No request: from now on all carry the token of this user, or none.
+    Speak(Option<&'static str>),
+    /// Election.Campaign.
+    Campaign(CampaignRequest),
+    /// Any other call.
+    Call(Call),
 }
 
 impl Step {
@@ -80,6 +90,10 @@ impl Step {
             Self::TimeToLive(_) => "time-to-live",
             Self::Leases => "leases",
             Self::Watch(..) => "watch",
+            Self::Login(_) => "authenticate",
+            Self::Speak(_) => "speak",
+            Self::Campaign(_) => "campaign",
+            Self::Call(call) => call.kind(),
         }
     }
 }
@@ -126,6 +140,8 @@ impl Generator {
         };
         self.revision = self.revision.max(seen);
         match (step, answer) {
+            // Of a marker that must not be written there is no event.
+            (Step::Put(_), Answer::Error(..)) => self.pending_watch = false,
             (Step::Compact(request), Answer::Compact(_)) => self.compacted = request.revision,
             (Step::Grant(request), Answer::Grant(_)) if request.ttl >= LEASE_TTL_SECONDS => {
                 self.leases.push(request.id);
@@ -169,22 +185,37 @@ impl Generator {
         }
     }
 
-    fn chance(&mut self, percent: u32) -> bool {
+    /// Whether the next step is decided already.
+    pub(super) fn is_bound(&self) -> bool {
+        self.pending_watch || self.to_revoke.is_some()
+    }
+
+    /// Whether the history begins just there.
+    pub(super) fn is_compacted(&self, revision: i64) -> bool {
+        revision > 0 && revision == self.compacted
+    }
+
+    /// A number below `below`.
+    pub(super) fn roll(&mut self, below: usize) -> usize {
+        self.rng.random_range(0..below)
+    }
+
+    pub(super) fn chance(&mut self, percent: u32) -> bool {
         self.rng.random_range(0..100) < percent
     }
 
-    fn pick<T: Copy>(&mut self, from: &[T]) -> T {
+    pub(super) fn pick<T: Copy>(&mut self, from: &[T]) -> T {
         *from.choose(&mut self.rng).expect("invariant: never empty")
     }
 
-    fn key(&mut self) -> Bytes {
+    pub(super) fn key(&mut self) -> Bytes {
         if self.chance(1) {
             return Bytes::new();
         }
         Bytes::from_static(self.pick(&KEYS))
     }
 
-    fn range_end(&mut self) -> Bytes {
+    pub(super) fn range_end(&mut self) -> Bytes {
         match self.rng.random_range(0..10) {
             0..5 => Bytes::new(),
             5 => Bytes::from_static(b"\0"),
@@ -192,14 +223,14 @@ impl Generator {
         }
     }
 
-    fn value(&mut self) -> Bytes {
+    pub(super) fn value(&mut self) -> Bytes {
         // Unique, so that sorting by value has no ties; in an order unlike that of the keys.
         self.values += 1;
         let scattered = self.values.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32;
         Bytes::from(format!("{scattered:08x}-{}", self.values))
     }
 
-    fn lease_id(&mut self) -> i64 {
+    pub(super) fn lease_id(&mut self) -> i64 {
         if self.leases.is_empty() || self.chance(10) {
             return self.pick(&[1, 77, -3]);
         }
@@ -208,7 +239,7 @@ impl Generator {
     }
 
     /// Current, past, compacted, future, negative.
-    fn some_revision(&mut self) -> i64 {
+    pub(super) fn some_revision(&mut self) -> i64 {
         match self.rng.random_range(0..20) {
             0..8 => 0,
             8..16 => self.rng.random_range(self.compacted.min(self.revision)..=self.revision),

