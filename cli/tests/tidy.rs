@@ -61,6 +61,17 @@ const FENCED: [(&str, &[&str]); 4] = [
 const IMPURE: [&str; 9] =
     ["tokio", "tonic", "rocksdb", "openraft", "rand", "futures", "tracing", "parking_lot", "libc"];
 
+/// Crates below these versions have known holes (docs/security-tests.md).
+const FLOORS: [(&str, [u64; 3]); 7] = [
+    ("h2", [0, 4, 16]),
+    ("tonic", [0, 14, 0]),
+    ("bytes", [1, 11, 1]),
+    ("rustls", [0, 23, 18]),
+    ("rustls-webpki", [0, 103, 13]),
+    ("tokio", [1, 44, 2]),
+    ("prost", [0, 14, 0]),
+];
+
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("cli/ lies in the root").to_path_buf()
 }
@@ -141,4 +152,45 @@ fn every_source_file_is_introduced_and_readable_in_size() {
         }
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));
+}
+
+#[test]
+fn crates_are_not_older_than_their_floors() {
+    let lock = fs::read_to_string(root().join("Cargo.lock")).expect("a lock file");
+    for (name, floor) in FLOORS {
+        let begin = format!("name = \"{name}\"\nversion = \"");
+        let versions: Vec<&str> =
+            lock.split(&begin).skip(1).filter_map(|rest| rest.split('"').next()).collect();
+        assert!(!versions.is_empty(), "{name} is used no more: take it out");
+        for version in versions {
+            let parts = version.split(['.', '-', '+']).take(3);
+            let found: Vec<u64> = parts.map(|part| part.parse().expect("a number")).collect();
+            assert!(found.as_slice() >= floor.as_slice(), "{name} {version} is below {floor:?}");
+        }
+    }
+}
+
+/// Each row of the tables names a test of this repository.
+#[test]
+fn every_test_that_is_named_exists() {
+    let mut paths = Vec::new();
+    sources(&root(), &mut paths);
+    let texts: Vec<String> =
+        paths.iter().map(|path| fs::read_to_string(path).expect("readable")).collect();
+    let scripts = root().join("state-machine/tests/scripts");
+    let page = fs::read_to_string(root().join("docs/security-tests.md")).expect("the page");
+    let mut rows = 0;
+    for row in page.lines().filter(|line| line.starts_with("| ") && !line.ends_with("| tests |")) {
+        let last = row.trim_end_matches(" |").rsplit(" | ").next().expect("a column");
+        let names: Vec<&str> = last.split('`').skip(1).step_by(2).collect();
+        assert!(!names.is_empty(), "no test is named: {row}");
+        for name in names {
+            let function = format!("fn {name}(");
+            let is_there =
+                scripts.join(name).is_file() || texts.iter().any(|text| text.contains(&function));
+            assert!(is_there, "{name} is named in docs/security-tests.md and nowhere else");
+        }
+        rows += 1;
+    }
+    assert!(rows > 40, "the tables were read");
 }

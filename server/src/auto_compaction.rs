@@ -123,6 +123,13 @@ mod tests {
     }
 
     #[test]
+    fn a_period_without_end_never_compacts() {
+        let period = Duration::from_secs(u64::MAX);
+        assert_eq!(Periodic::new(period).tick, PERIOD_MAX / 10);
+        assert_eq!(due(period, 1_000), []);
+    }
+
+    #[test]
     fn a_long_period_compacts_once_an_hour() {
         let period = 3 * PERIOD_MAX;
         assert_eq!(Periodic::new(period).tick, PERIOD_MAX / 10);

@@ -15,6 +15,7 @@ use conclave_raft_store::types::{MemberNode, Nodes};
 pub use conclave_raft_store::backup::{BackupError, BackupStatus, Check, OnProgress, Restored};
 
 use crate::config::{self, ConfigError, InitialCluster, member_id};
+use crate::data_dir;
 
 /// There while a directory is being restored: a server refuses to start with it.
 pub(crate) const UNFINISHED: &str = "RESTORE_UNFINISHED";
@@ -162,7 +163,7 @@ impl Unfinished {
         for dir in [data_dir, log_dir] {
             if !dir.exists() {
                 unfinished.created.push(dir.to_owned());
-                fs::create_dir_all(dir).map_err(RestoreError::io(dir))?;
+                data_dir::create(dir).map_err(RestoreError::io(dir))?;
             }
         }
         let mark = data_dir.join(UNFINISHED);

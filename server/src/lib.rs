@@ -30,6 +30,7 @@ mod auto_compaction;
 pub mod backup;
 pub mod config;
 mod coordination;
+mod data_dir;
 mod gather;
 mod http;
 mod lessor;

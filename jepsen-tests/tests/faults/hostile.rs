@@ -9,7 +9,7 @@ use rand::{Rng, SeedableRng};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::support::{Nodes, is_long};
+use crate::support::{Client, Nodes, START_TIMEOUT, eventually, is_long, skipped};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const DATA: u8 = 0;
@@ -187,4 +187,48 @@ async fn a_thousand_slow_connections_keep_nobody_out() {
     }
     nodes.client(0).await.insist("k", b"v").await;
     drop(slow);
+}
+
+/// How many descriptors a process has open.
+fn descriptors(pid: u32) -> usize {
+    std::fs::read_dir(format!("/proc/{pid}/fd")).expect("it runs").count()
+}
+
+/// A process may have no more than this many descriptors from now on.
+fn limit_descriptors(pid: u32, count: usize) -> bool {
+    let arguments = [format!("--pid={pid}"), format!("--nofile={count}:")];
+    let ended = std::process::Command::new("prlimit").args(arguments).status();
+    ended.is_ok_and(|status| status.success())
+}
+
+/// An accept that fails is no reason to accept no more (RUSTSEC-2024-0376).
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_out_of_descriptors_serves_again_when_some_return() {
+    const SPARE: usize = 12;
+    let nodes = Nodes::serving(1, &[]).await;
+    let before = nodes.client(0).await;
+    before.insist("k", b"before").await;
+    let pid = nodes.cluster.pids()[0];
+    if !limit_descriptors(pid, descriptors(pid) + SPARE) {
+        return skipped("a_node_out_of_descriptors", "prlimit does not run");
+    }
+    for port in [nodes.cluster.nodes()[0].client_port(), nodes.cluster.nodes()[0].peer_port()] {
+        let mut open = Vec::new();
+        for _ in 0..SPARE * 4 {
+            open.push(TcpStream::connect(("127.0.0.1", port)).await.expect("the system accepts"));
+        }
+        eventually("the node says that it cannot accept", START_TIMEOUT, async || {
+            nodes.log(0).contains("cannot accept a connection")
+        })
+        .await;
+        before.insist("k", b"meanwhile").await;
+        drop(open);
+        let fresh = async || match Client::open(&nodes.endpoint(0)).await {
+            Ok(client) => client.put("k", "after").await.is_ok(),
+            Err(_) => false,
+        };
+        eventually("new clients are served", START_TIMEOUT, fresh).await;
+    }
+    assert!(!nodes.log(0).contains("panicked"), "{}", nodes.log(0));
+    assert_eq!(nodes.cluster.pids(), [pid]);
 }

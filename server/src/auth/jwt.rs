@@ -391,6 +391,56 @@ mod tests {
         assert_eq!(jwt.verify(&none, NOW), None);
     }
 
+    /// etcd 3.4.24 panicked on some of these; all are signed as they should be.
+    #[test]
+    fn claims_that_are_not_those_of_a_user_are_nobodys() {
+        let secret = b"a secret of some length";
+        let jwt = load("HS256", Some(secret), None).unwrap();
+        let key = hmac::Key::new(hmac::HMAC_SHA256, secret);
+        let signed = |claims: &str| {
+            let header = BASE64.encode(r#"{"alg":"HS256","typ":"JWT"}"#);
+            let message = format!("{header}.{}", BASE64.encode(claims));
+            let signature = BASE64.encode(hmac::sign(&key, message.as_bytes()));
+            format!("{message}.{signature}")
+        };
+        let good = r#"{"username":"ann","revision":7,"exp":1900000000}"#;
+        assert_eq!(jwt.verify(&signed(good), NOW), Some(("ann".to_owned(), 7)));
+        for claims in [
+            "",
+            "null",
+            "7",
+            "[]",
+            "{}",
+            r#"{"username":"ann"}"#,
+            r#"{"revision":7}"#,
+            r#"{"username":"","revision":7}"#,
+            r#"{"username":7,"revision":7}"#,
+            r#"{"username":null,"revision":7}"#,
+            r#"{"username":"ann","revision":-1}"#,
+            r#"{"username":"ann","revision":"7"}"#,
+            r#"{"username":"ann","revision":1.5}"#,
+            r#"{"username":"ann","revision":99999999999999999999}"#,
+            r#"{"username":"ann","revision":7,"exp":"never"}"#,
+            r#"{"username":"ann","revision":7,"exp":0}"#,
+            r#"{"username":"ann","revision":7"#,
+        ] {
+            assert_eq!(jwt.verify(&signed(claims), NOW), None, "{claims}");
+        }
+        let long = format!(r#"{{"username":"{}","revision":7}}"#, "a".repeat(TOKEN_BYTES_MAX));
+        assert_eq!(jwt.verify(&signed(&long), NOW), None, "too long to be looked at");
+        // Cut short or changed anywhere, a token is nobody's, too.
+        let token = signed(good);
+        for end in 0..token.len() {
+            assert_eq!(jwt.verify(&token[..end], NOW), None, "the first {end} bytes");
+            let mut changed = token.clone().into_bytes();
+            changed[end] = if changed[end] == b'A' { b'B' } else { b'A' };
+            let changed = String::from_utf8(changed).unwrap();
+            // The last letter of Base64 may hold bits that mean nothing.
+            let known = jwt.verify(&changed, NOW);
+            assert!(known.is_none() || end + 1 == token.len(), "{end}: {known:?}");
+        }
+    }
+
     #[test]
     fn what_cannot_work_is_refused_at_the_start() {
         assert!(matches!(load("ES512", None, None), Err(JwtError::Method(_))));

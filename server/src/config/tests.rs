@@ -343,3 +343,31 @@ fn discovery_excludes_a_list_of_members() {
     assert!(both.starts_with("multiple discovery or bootstrap flags are set"), "{both}");
     assert!(error(&["--discovery-srv-name=a"]).ends_with("needs --discovery-srv"));
 }
+
+/// etcd took a negative one for a time that had always passed, and compacted without a pause.
+#[test]
+fn retention_is_neither_negative_nor_nonsense() {
+    let retention = |mode: &str, value: &str| {
+        let mode = format!("--auto-compaction-mode={mode}");
+        let value = format!("--auto-compaction-retention={value}");
+        parse_with(&[&mode, &value], &[])
+    };
+    for mode in ["periodic", "revision"] {
+        for value in ["-1", "-5m", "NaN", "inf", "1e3", "--5", "9223372036854775808x"] {
+            assert!(retention(mode, value).is_err(), "{mode} {value:?}");
+        }
+    }
+    assert!(retention("revision", "9223372036854775808").is_err(), "more than there are");
+    assert!(retention("hourly", "1").is_err());
+    let read = |mode: &str, value: &str| match retention(mode, value) {
+        Ok(Invocation::Run(settings)) => settings.checks.auto_compaction,
+        other => panic!("expected settings, got {other:?}"),
+    };
+    for mode in ["periodic", "revision"] {
+        assert_eq!(read(mode, "0"), AutoCompaction::Off);
+    }
+    let period = Duration::from_secs(u64::MAX);
+    assert_eq!(read("periodic", &u64::MAX.to_string()), AutoCompaction::Periodic { period });
+    let kept = i64::MAX;
+    assert_eq!(read("revision", &kept.to_string()), AutoCompaction::Revision { kept });
+}

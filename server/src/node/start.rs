@@ -29,6 +29,7 @@ use crate::backup;
 use crate::config::Settings;
 use crate::coordination::Turns;
 use crate::coordination::registry::Changed;
+use crate::data_dir;
 use crate::lessor::{Leases, Lessor, LessorParts};
 use crate::metrics::Counts;
 use crate::propose::{Batcher, Proposer, Waiters};
@@ -390,7 +391,9 @@ async fn open(settings: Arc<Settings>, clients: Handle) -> Result<Opened, StartE
 }
 
 fn open_state(settings: &Settings, clients: Handle) -> Result<Opened, StartError> {
-    std::fs::create_dir_all(&settings.data_dir)?;
+    data_dir::create(&settings.data_dir)?;
+    data_dir::check(&settings.data_dir)?;
+    data_dir::check(&settings.log_dir())?;
     if settings.data_dir.join(backup::UNFINISHED).exists() {
         return Err(BootstrapError::Unrestored(settings.data_dir.clone()).into());
     }

@@ -116,3 +116,32 @@ impl Proposer {
         self.room.clone().try_acquire_many_owned(bytes).ok()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn no_more_is_in_flight_than_the_bound() {
+        // Nobody drains the queue.
+        let (proposer, _waiting) = Proposer::new(1 << 20, Duration::from_secs(60));
+        let large = IN_FLIGHT_BYTES_MAX / 4;
+        let rooms: Vec<_> = std::iter::from_fn(|| proposer.reserve(large)).take(9).collect();
+        assert_eq!(rooms.len(), 3, "each costs a little beside its bytes");
+        let rest: Vec<_> = std::iter::from_fn(|| proposer.reserve(large / 2)).take(9).collect();
+        assert_eq!(rest.len(), 1);
+        assert!(proposer.reserve(usize::MAX).is_none());
+        let refused = {
+            let _small: Vec<_> = std::iter::from_fn(|| proposer.reserve(0)).collect();
+            proposer.propose(internal::Command::default()).await
+        };
+        assert_eq!(refused.unwrap_err(), ProposeError::TooManyRequests);
+        drop((rooms, rest));
+        assert!(proposer.reserve(large).is_some(), "what is answered gives room");
+        let whole = internal::Command {
+            caller: Some(internal::Caller { user: "u".repeat(2 << 20), ..Default::default() }),
+            command: None,
+        };
+        assert_eq!(proposer.propose(whole).await.unwrap_err(), ProposeError::TooLarge);
+    }
+}

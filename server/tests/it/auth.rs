@@ -575,3 +575,72 @@ async fn a_signed_token_is_good_until_users_change() {
         server.kv().put(by(&again, put("a/1", "y"))).await.unwrap();
     }
 }
+
+/// Users, roles and rights change without a pause while their owners write: a member that decided otherwise
+/// about one of these writes would have other data.
+#[tokio::test(flavor = "multi_thread")]
+async fn users_that_come_and_go_leave_members_equal() {
+    const ROUNDS: usize = 12;
+    const WRITERS: usize = 4;
+    let servers = servers(3, &[FAST]).await;
+    let [mut root, _] = enable(&servers[0]).await;
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    let writing = (0..WRITERS).map(|writer| {
+        let (servers, is_over) = (&servers, &is_over);
+        async move {
+            let server = &servers[writer % 3];
+            let (mut written, mut refused) = (0, 0);
+            let mut token = String::new();
+            for number in 0.. {
+                if is_over.load(std::sync::atomic::Ordering::Relaxed) {
+                    break;
+                }
+                let key = format!("a/{writer}-{number}");
+                match server.kv().put(by(&token, put(&key, "v"))).await {
+                    Ok(_) => written += 1,
+                    Err(_) => {
+                        refused += 1;
+                        token = log_in(server, "ann", "ann-password").await.unwrap_or_default();
+                    }
+                }
+            }
+            (written, refused)
+        }
+    });
+    let changing = async {
+        for round in 0..ROUNDS {
+            let mut auth = auth(&servers[round % 3]);
+            let role = || etcd::AuthUserRevokeRoleRequest { name: "ann".into(), role: "a".into() };
+            auth.user_revoke_role(by(&root, role())).await.unwrap();
+            add_user(&servers[round % 3], &root, &format!("guest-{round}"), &["a"]).await;
+            let grant = etcd::AuthUserGrantRoleRequest { user: "ann".into(), role: "a".into() };
+            auth.user_grant_role(by(&root, grant)).await.unwrap();
+            if round % 3 == 2 {
+                auth.auth_disable(by(&root, etcd::AuthDisableRequest {})).await.unwrap();
+                auth.auth_enable(etcd::AuthEnableRequest {}).await.unwrap();
+                // All tokens are void now.
+                root = log_in(&servers[0], "root", "root-password").await.unwrap();
+            }
+        }
+        is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+    };
+    let (counts, ()) = tokio::join!(futures::future::join_all(writing), changing);
+    let refused: usize = counts.iter().map(|(_, refused)| refused).sum();
+    println!("{counts:?} writes and refusals");
+    assert!(refused > 0, "rights came and went");
+    let root = log_in(&servers[0], "root", "root-password").await.unwrap();
+    let mut states = Vec::new();
+    for server in &servers {
+        // Linearizable, so that the member has applied all of it.
+        let all = server.kv().range(by(&root, range("a/", "a0"))).await.unwrap().into_inner();
+        let revision = all.header.unwrap().revision;
+        let hash = etcd::HashKvRequest { revision };
+        let hash = server.maintenance().hash_kv(by(&root, hash)).await.unwrap().into_inner().hash;
+        let list = by(&root, etcd::AuthUserListRequest {});
+        let users = auth(server).user_list(list).await.unwrap().into_inner().users;
+        let written: usize = counts.iter().map(|(written, _)| written).sum();
+        assert!(all.count >= i64::try_from(written).unwrap(), "acknowledged puts are there");
+        states.push((revision, hash, all.count, users));
+    }
+    assert!(states.windows(2).all(|pair| pair[0] == pair[1]), "{states:?}");
+}

@@ -407,6 +407,26 @@ async fn strict_rules_protect_the_quorum() {
     must_put(group.node(leader), "goes on", b"v").await;
 }
 
+/// etcd's update made a learner a voter.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_update_changes_nothing_but_the_urls() {
+    let group = Group::start(1, 3, &[]).await;
+    let added = group.change(0, group.addition(1, true)).await;
+    let before = group.members(0);
+    assert!(before.iter().any(|member| member.id == added && member.is_learner), "{before:?}");
+    let peer_urls = vec![group.url(2)];
+    let update = MemberChange::Update { id: added, peer_urls: peer_urls.clone() };
+    assert_eq!(group.change(0, update).await, added);
+    let expected = before.into_iter().map(|member| match member.id == added {
+        true => MemberInfo { peer_urls: peer_urls.clone(), ..member },
+        false => member,
+    });
+    assert_eq!(group.members(0), expected.collect::<Vec<_>>());
+    let membership = group.node(0).reader().membership();
+    let voters: Vec<u64> = membership.membership().voter_ids().collect();
+    assert_eq!(voters, [group.id(0)], "it votes no more than before");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_member_goes_on_alone_after_a_lost_quorum() {
     let mut group = Group::start(3, 4, &[]).await;

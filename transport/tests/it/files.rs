@@ -126,3 +126,35 @@ fn policies_leave_something_to_negotiate() {
     assert_eq!(Policy::new(None, None, &[weak, good]).unwrap().1, [weak]);
     assert!(text(None, old, &[weak]).unwrap().starts_with("none of the cipher suites"));
 }
+
+/// A revocation list that cannot be understood is refused with its name, and never a reason to panic.
+#[test]
+fn damaged_revocation_lists_are_refused_or_read() {
+    let dir = TempDir::new().unwrap();
+    let ca = Authority::new("ca");
+    let files = ca.issue(Wish::default(), dir.path(), "a");
+    let trusted_ca = ca.write(&dir.path().join("ca.pem"));
+    let path = ca.revoke(&[7, 8, 9], &dir.path().join("crl.pem"));
+    let whole = fs::read_to_string(&path).unwrap();
+    let with = || Server {
+        trusted_ca: Some(trusted_ca.clone()),
+        revocations: Some(path.clone()),
+        ..server(&files)
+    };
+    with().follow().unwrap();
+    let mut refused = 0;
+    for place in 0..whole.len() {
+        let mut changed = whole.clone().into_bytes();
+        changed[place] = if changed[place] == b'A' { b'z' } else { b'A' };
+        fs::write(&path, &changed).unwrap();
+        if let Err(error) = with().follow() {
+            assert!(error.to_string().contains("crl.pem"), "{error}");
+            refused += 1;
+        }
+        if place % 16 == 0 {
+            fs::write(&path, &whole[..place]).unwrap();
+            with().follow().unwrap_err();
+        }
+    }
+    assert!(refused > 0, "damage is noticed");
+}

@@ -152,6 +152,25 @@ async fn a_client_refuses_by_what_is_wrong() {
     }
 }
 
+/// An authority that may sign for one domain only signs for no other.
+#[tokio::test]
+async fn constraints_of_an_authority_bind_what_it_signs() {
+    let stage = Stage::new();
+    let bound = Authority::of_domain("bound", "example.com");
+    let trusted = bound.write(&stage.path().join("bound.pem"));
+    let asks_for = |name: &str| Client {
+        server_name: Some(name.to_owned()),
+        verification: Verification::Ca(trusted.clone()),
+        ..stage.client(None)
+    };
+    for (host, is_trusted) in [("a.example.com", true), ("a.example.org", false)] {
+        let wish = Wish { hosts: &[host], ..Wish::default() };
+        let files = bound.issue(wish, stage.path(), host);
+        let (_, called) = meet(server(&files), asks_for(host)).await;
+        assert_eq!(called.is_ok(), is_trusted, "{host}: {called:?}");
+    }
+}
+
 #[tokio::test]
 async fn versions_must_meet() {
     let stage = Stage::new();
