@@ -6,6 +6,9 @@
 //! every 16 KiB of events. A [`Gather`] therefore holds what is written, lets whatever is ready run once,
 //! and writes when the connection is polled again. With nothing else to run this is one more poll and no
 //! delay.
+//!
+//! HTTP/1.1 gathers by itself, has one answer at a time, and may give its connection away when that is
+//! written: what its clients are sent is not held.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -16,6 +19,8 @@ use tonic::transport::server::Connected;
 
 /// Most bytes held back; the most, too, that a peer which does not read costs here.
 const HELD_BYTES_MAX: usize = 64 * 1024;
+/// How HTTP/2 begins.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0";
 /// Room for held bytes that is kept while there are none: connections are many.
 const KEPT_BYTES_MAX: usize = 4 * 1024;
 
@@ -30,11 +35,37 @@ pub(crate) struct Gather<S> {
     is_fresh: bool,
     /// The connection has been polled again since the first byte was held.
     is_due: bool,
+    mode: Mode,
+}
+
+/// Whether anything is held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mode {
+    /// Yes.
+    Holds,
+    /// As soon as the first bytes are read it is known what the client speaks.
+    Undecided,
+    /// No.
+    Passes,
 }
 
 impl<S> Gather<S> {
     pub(crate) fn new(stream: S) -> Self {
-        Self { stream, held: Vec::new(), taken: 0, is_fresh: false, is_due: false }
+        let mode = Mode::Holds;
+        Self { stream, held: Vec::new(), taken: 0, is_fresh: false, is_due: false, mode }
+    }
+
+    /// For a client that may speak HTTP/1.1 or HTTP/2.
+    pub(crate) fn serving(stream: S) -> Self {
+        Self { mode: Mode::Undecided, ..Self::new(stream) }
+    }
+
+    /// Looks at the first bytes of the client.
+    fn decide(&mut self, read: &[u8]) {
+        if !read.is_empty() {
+            let is_http2 = read.iter().zip(PREFACE).all(|(read, byte)| read == byte);
+            self.mode = if is_http2 { Mode::Holds } else { Mode::Passes };
+        }
     }
 
     /// Holds the bytes of `slices` and has the connection polled once more.
@@ -86,7 +117,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Gather<S> {
         if let Poll::Ready(Err(error)) = self.poll_drain(task) {
             return Poll::Ready(Err(error));
         }
-        Pin::new(&mut self.stream).poll_read(task, buffer)
+        let before = buffer.filled().len();
+        let result = Pin::new(&mut self.stream).poll_read(task, buffer);
+        if self.mode == Mode::Undecided {
+            self.decide(&buffer.filled()[before..]);
+        }
+        result
     }
 }
 
@@ -104,6 +140,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gather<S> {
         task: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if self.mode == Mode::Passes {
+            return Pin::new(&mut self.stream).poll_write_vectored(task, slices);
+        }
         let bytes = slices.iter().map(|slice| slice.len()).sum();
         if self.held.len().saturating_add(bytes) > HELD_BYTES_MAX {
             ready!(self.poll_drain(task))?;
@@ -184,6 +223,20 @@ mod tests {
         assert_eq!(arrived(&mut far).await, 0);
         turn(&mut near, &[]).await;
         assert_eq!(arrived(&mut far).await, 6);
+    }
+
+    #[tokio::test]
+    async fn what_a_client_of_http_1_is_sent_leaves_at_once() {
+        for (first, is_held) in
+            [(&b"GET / HTTP/1.1"[..], false), (b"POST", false), (b"PRI * ", true)]
+        {
+            let (near, mut far) = duplex(4 * HELD_BYTES_MAX);
+            let mut near = Gather::serving(near);
+            far.write_all(first).await.unwrap();
+            near.read_exact(&mut vec![0; first.len()]).await.unwrap();
+            near.write_all(b"one").await.unwrap();
+            assert_eq!(arrived(&mut far).await, if is_held { 0 } else { 3 });
+        }
     }
 
     #[tokio::test]

@@ -126,7 +126,7 @@ pub async fn start(settings: Settings) -> Result<Running, StartError> {
     tokio::spawn(see_leaders(context.clone()));
     tokio::spawn(coordination::registry::lead(context.clone()));
     let background = context.background.clone();
-    let router = Router { services: services(context.clone()), context };
+    let router = Router::new(services(context.clone()), context);
     let serving = tokio::spawn(port.serve(router, acceptor, stop.clone()));
     Ok(Running { node, client_addresses, client_urls, stop, serving, background })
 }

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `context` | the node, checks and failures that all services share |
 //! | `kv`, `range_stream`, `lease`, `watch`, `cluster`, `maintenance`, `snapshot`, `auth`, `lock`, `election` | one service each |
+//! | `reflection` | what calls and messages there are |
 //! | `queue` | what locks and elections share: who came first |
 //! | `check`, `limits` | what a request must be, and may cost |
 //! | `convert`, `stream_end` | answers as messages, ends of streams |
@@ -21,6 +22,7 @@ mod lock;
 mod maintenance;
 mod queue;
 mod range_stream;
+pub(crate) mod reflection;
 mod snapshot;
 pub(crate) mod stream_end;
 pub mod watch;
@@ -86,6 +88,6 @@ pub(crate) fn services(context: Context) -> Services {
         .add_service(LockServer::new(lock::LockService { queue: queue.clone() }))
         .add_service(ElectionServer::new(election::ElectionService { queue }))
         .add_service(health);
-    let others = coordination::add(others, &context).prepare();
+    let others = reflection::add(coordination::add(others, &context)).prepare();
     Services { kv, others }
 }

@@ -24,7 +24,11 @@ pub(crate) enum Access {
 }
 
 /// Services that are open as a whole, and have no rows.
-const OPEN_SERVICES: [&str; 1] = ["/grpc.health.v1.Health/"];
+const OPEN_SERVICES: [&str; 3] = [
+    "/grpc.health.v1.Health/",
+    "/grpc.reflection.v1.ServerReflection/",
+    "/grpc.reflection.v1alpha.ServerReflection/",
+];
 
 static METHODS: LazyLock<HashMap<String, Method>> = LazyLock::new(|| {
     let path = |method: &Method| {

@@ -110,7 +110,7 @@ impl ClientPort {
         let tasks = TaskTracker::new();
         let shared = Arc::new(Shared {
             builder: builder(&router.context.limits),
-            router,
+            router: Arc::new(router),
             room: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
             stop: stop.clone(),
             tasks: tasks.clone(),
@@ -130,7 +130,7 @@ impl ClientPort {
 
 struct Shared {
     builder: Builder<TokioExecutor>,
-    router: Router,
+    router: Arc<Router>,
     room: Arc<Semaphore>,
     stop: CancellationToken,
     tasks: TaskTracker,
@@ -217,8 +217,8 @@ where
         }
         async move { shared.router.answer(entrance, request).await }
     });
-    let stream = TokioIo::new(Gather::new(stream));
-    let connection = shared.builder.serve_connection(stream, service);
+    let stream = TokioIo::new(Gather::serving(stream));
+    let connection = shared.builder.serve_connection_with_upgrades(stream, service);
     let mut connection = std::pin::pin!(connection);
     let result = tokio::select! {
         result = connection.as_mut() => result,

@@ -1,12 +1,13 @@
 //! The client port: gRPC and plain HTTP on one listener, HTTP/1.1 and HTTP/2 alike.
 //!
-//! A request with a gRPC content type goes to the services, any other to the few pages of `pages`
-//! and `probes`, and to the gateway, which makes calls of JSON.
+//! A request with a gRPC content type goes to the services, from a browser by way of `grpc_web`, any
+//! other to the few pages of `pages` and `probes`, and to the gateway, which makes calls of JSON.
 //! Whatever arrives on the port, the worst that happens is that its connection ends.
 
 mod authority;
 mod client_stream;
 mod gateway;
+mod grpc_web;
 mod listen;
 mod pages;
 mod probes;

@@ -1,18 +1,21 @@
 //! Which of a port's answers a request gets.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response, header};
+use http::{Method, Request, Response};
 use hyper::body::Incoming;
+use tokio::sync::Semaphore;
 use tonic::Status;
 use tonic::body::Body;
 use tower::{BoxError, Service as _};
 
+use super::grpc_web::{self, Kind};
 use super::listen::{Entrance, Role};
 use super::{gateway, pages, web};
 use crate::api::context::Context;
-use crate::api::{KV_PATH, Services};
+use crate::api::{KV_PATH, Services, reflection};
 use crate::auth::Refused;
 use crate::auth::access::{self, Access};
 use crate::coordination;
@@ -20,19 +23,28 @@ use crate::status::{self, Fault};
 
 /// Answers the requests of all connections.
 pub(crate) struct Router {
-    pub(crate) services: Services,
+    services: Services,
     pub(crate) context: Context,
+    /// Web sockets that there may be yet.
+    pub(super) sockets: Arc<Semaphore>,
 }
 
 impl Router {
+    /// Of these services.
+    pub(crate) fn new(services: Services, context: Context) -> Self {
+        let sockets = Arc::new(Semaphore::new(gateway::SOCKETS_MAX));
+        Self { services, context, sockets }
+    }
+
     /// Answers one request. Never fails: failures are answers.
     pub(super) async fn answer(
-        &self,
+        self: &Arc<Self>,
         entrance: Entrance,
         request: Request<Incoming>,
     ) -> Result<Response<Body>, Infallible> {
+        let kind = Kind::of(request.headers());
         // Where gRPC is not served, such a request asks for a page that does not exist.
-        if entrance.role == Role::Clients && is_grpc(request.headers()) {
+        if entrance.role == Role::Clients && kind == Kind::Grpc {
             return Ok(self.call(request).await);
         }
         let settings = &self.context.node.settings().web;
@@ -41,20 +53,30 @@ impl Router {
         {
             return Ok(refusal);
         }
-        let origin = request.headers().get(header::ORIGIN).cloned();
+        let asker = web::Asker::of(request.headers());
+        let is_web_call = kind == Kind::GrpcWeb && entrance.role != Role::Pages;
         let mut response = match *request.method() {
             Method::OPTIONS => Response::new(Body::empty()),
+            _ if is_web_call => Box::pin(grpc_web::answer(self, request)).await,
             _ => self.page(entrance.role, request).await,
         };
-        web::share(settings, origin.as_ref(), response.headers_mut());
+        web::share(settings, &asker, response.headers_mut());
         Ok(response)
     }
 
     /// Answers a request that is no gRPC.
-    async fn page(&self, role: Role, request: Request<Incoming>) -> Response<Body> {
-        let has_gateway = role != Role::Pages && self.context.node.settings().web.has_gateway;
+    async fn page(self: &Arc<Self>, role: Role, request: Request<Incoming>) -> Response<Body> {
+        let settings = &self.context.node.settings().web;
+        let has_gateway = role != Role::Pages && settings.has_gateway;
         match gateway::find(request.uri().path()).filter(|_| has_gateway) {
             None => pages::answer(&self.context, request).await,
+            Some(method) if gateway::is_socket(&request) => {
+                // Browsers ask nobody before they open one.
+                match web::foreign(settings, request.headers()) {
+                    Some(refusal) => refusal,
+                    None => gateway::socket(self, method, request),
+                }
+            }
             Some(_) if request.method() != Method::POST => pages::wrong_method(),
             Some(method) => Box::pin(gateway::answer(self, method, request)).await,
         }
@@ -116,12 +138,6 @@ impl Router {
     }
 }
 
-fn is_grpc(headers: &HeaderMap) -> bool {
-    headers
-        .get(header::CONTENT_TYPE)
-        .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
-}
-
 /// Services beside KV.
 const KNOWN: [&str; 8] = [
     "etcdserverpb.Watch",
@@ -140,7 +156,9 @@ fn service_of(path: &str) -> Option<&str> {
 
 fn is_known(path: &str) -> bool {
     service_of(path).is_some_and(|service| {
-        KNOWN.contains(&service) || coordination::SERVICES.contains(&service)
+        KNOWN.contains(&service)
+            || coordination::SERVICES.contains(&service)
+            || reflection::SERVICES.contains(&service)
     })
 }
 
@@ -156,6 +174,7 @@ const FOR_LEARNERS: [&str; 5] = [
 
 fn is_for_learners(path: &str) -> bool {
     FOR_LEARNERS.contains(&path)
+        || service_of(path).is_some_and(|service| reflection::SERVICES.contains(&service))
 }
 
 fn unknown_service(path: &str) -> Response<Body> {

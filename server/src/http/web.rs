@@ -1,5 +1,5 @@
 //! What browsers are told, and which hosts a request may name: etcd's `--cors` and `--host-whitelist`.
-//! gRPC is not concerned: no browser can be made to speak it.
+//! gRPC is not concerned, only gRPC-web: no browser can be made to speak the former.
 
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use tonic::body::Body;
@@ -9,6 +9,13 @@ use crate::config::WebSettings;
 
 const METHODS: &str = "POST, GET, OPTIONS, PUT, DELETE";
 const HEADERS: &str = "accept, content-type, authorization";
+/// What callers by gRPC-web send beside that.
+const CALL_HEADERS: &str =
+    "accept, content-type, authorization, token, x-grpc-web, x-user-agent, grpc-timeout, hasleader";
+/// Every caller by gRPC-web sends it.
+const CALLER: &str = "x-grpc-web";
+/// How a call by gRPC-web ended, if it did before its first message.
+const EXPOSED: &str = "grpc-status, grpc-message, grpc-status-details-bin";
 const ANY: &str = "*";
 
 /// Answers a request for a host that this member does not go by: a page of somebody else may have made a
@@ -41,18 +48,53 @@ fn host<B>(request: &Request<B>) -> String {
     host.trim_start_matches('[').trim_end_matches(']').to_owned()
 }
 
+/// Refuses a page of an origin that may not see answers. Browsers let any page open a web socket and read
+/// it, so that here the server decides.
+pub(super) fn foreign(settings: &WebSettings, headers: &HeaderMap) -> Option<Response<Body>> {
+    let (origins, origin) = (settings.origins.as_ref()?, headers.get(header::ORIGIN)?);
+    if origins.iter().any(|known| origin == known) {
+        return None;
+    }
+    let text = format!("the origin {origin:?} is none of --cors\n");
+    Some(pages::text(StatusCode::FORBIDDEN, text))
+}
+
+/// The page that asks, as its browser tells.
+#[derive(Debug, Default)]
+pub(super) struct Asker {
+    origin: Option<HeaderValue>,
+    /// It calls, or is going to call, by gRPC-web.
+    is_caller: bool,
+}
+
+impl Asker {
+    /// Of a request.
+    pub(super) fn of(headers: &HeaderMap) -> Self {
+        let wanted = headers.get(header::ACCESS_CONTROL_REQUEST_HEADERS);
+        let mut wanted = wanted.and_then(|v| v.to_str().ok()).unwrap_or_default().split(',');
+        let is_caller = headers.contains_key(CALLER)
+            || wanted.any(|name| name.trim().eq_ignore_ascii_case(CALLER));
+        Self { origin: headers.get(header::ORIGIN).cloned(), is_caller }
+    }
+}
+
 /// Tells a browser whether the page that asks may see the answer.
-pub(super) fn share(settings: &WebSettings, origin: Option<&HeaderValue>, answer: &mut HeaderMap) {
+pub(super) fn share(settings: &WebSettings, asker: &Asker, answer: &mut HeaderMap) {
     let shared = match &settings.origins {
         None => HeaderValue::from_static(ANY),
         Some(origins) => {
             let is_known = |origin: &&HeaderValue| origins.iter().any(|known| *origin == known);
-            let Some(origin) = origin.filter(is_known) else { return };
+            let Some(origin) = asker.origin.as_ref().filter(is_known) else { return };
             origin.clone()
         }
     };
     answer.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static(METHODS));
-    answer.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static(HEADERS));
+    // To others what etcd says.
+    let headers = if asker.is_caller { CALL_HEADERS } else { HEADERS };
+    answer.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static(headers));
+    if asker.is_caller {
+        answer.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, HeaderValue::from_static(EXPOSED));
+    }
     answer.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, shared);
 }
 
@@ -88,7 +130,8 @@ mod tests {
     fn known_origins_may_see_answers() {
         let shared = |settings: &WebSettings, origin: Option<&'static str>| {
             let mut headers = HeaderMap::new();
-            share(settings, origin.map(HeaderValue::from_static).as_ref(), &mut headers);
+            let origin = origin.map(HeaderValue::from_static);
+            share(settings, &Asker { origin, is_caller: false }, &mut headers);
             let origin = headers.get(header::ACCESS_CONTROL_ALLOW_ORIGIN)?;
             Some(origin.to_str().unwrap().to_owned())
         };
@@ -96,7 +139,14 @@ mod tests {
         assert_eq!(shared(&some, Some("http://a.example")).as_deref(), Some("http://a.example"));
         assert_eq!(shared(&some, Some("http://b.example")), None);
         assert_eq!(shared(&some, None), None);
-        let all = WebSettings { origins: None, ..some };
+        let all = WebSettings { origins: None, ..some.clone() };
         assert_eq!(shared(&all, Some("http://b.example")).as_deref(), Some("*"));
+        let refused = |settings: &WebSettings, origin: &str| {
+            let headers = HeaderMap::from_iter([(header::ORIGIN, origin.parse().unwrap())]);
+            foreign(settings, &headers).is_some()
+        };
+        assert!(!refused(&some, "http://a.example") && !refused(&all, "http://b.example"));
+        assert!(refused(&some, "http://b.example"));
+        assert!(foreign(&some, &HeaderMap::new()).is_none(), "no browser");
     }
 }

@@ -18,7 +18,7 @@ use crate::reference::{self, program};
 use crate::support::{Server, server};
 
 /// A browser, as it were.
-struct Web {
+pub(crate) struct Web {
     client: Client<HttpConnector, Full<Bytes>>,
     address: String,
 }
@@ -28,22 +28,22 @@ impl Web {
         Self { client: Client::builder(TokioExecutor::new()).build_http(), address }
     }
 
-    fn of(server: &Server) -> Self {
+    pub(crate) fn of(server: &Server) -> Self {
         Self::new(server.running.client_addresses()[0].to_string())
     }
 
-    async fn send(
+    pub(crate) async fn send(
         &self,
         method: Method,
         path: &str,
         headers: &[(&str, &str)],
-        body: &str,
+        body: impl AsRef<[u8]>,
     ) -> Response<Incoming> {
         let mut request = Request::builder().method(method).uri(self.url(path));
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
-        let request = request.body(Full::new(Bytes::copy_from_slice(body.as_bytes()))).unwrap();
+        let request = request.body(Full::new(Bytes::copy_from_slice(body.as_ref()))).unwrap();
         within("an answer", self.client.request(request)).await.unwrap()
     }
 
@@ -52,7 +52,12 @@ impl Web {
     }
 
     /// Posts and reads the whole answer.
-    async fn post(&self, path: &str, headers: &[(&str, &str)], body: &str) -> (StatusCode, Value) {
+    pub(crate) async fn post(
+        &self,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> (StatusCode, Value) {
         let answer = self.send(Method::POST, path, headers, body).await;
         let status = answer.status();
         let text = text(answer).await;

@@ -7,6 +7,7 @@ mod api_lease;
 mod api_maintenance;
 mod auth;
 mod backup;
+mod browser;
 mod cluster;
 mod deploy;
 mod election;
@@ -26,6 +27,7 @@ mod recipes_compare;
 #[expect(dead_code, reason = "the tests of the client use more of it")]
 #[path = "../../../client/tests/it/server.rs"]
 mod reference;
+mod reflection;
 mod registry;
 mod registry_client;
 mod registry_cluster;
@@ -35,3 +37,4 @@ mod watch_rules;
 mod watch_server;
 mod watch_support;
 mod writes;
+mod web_socket;

@@ -9,11 +9,13 @@
 //! | `path` | which path is which method |
 //! | `values` | a body as JSON values |
 //! | `codec` | messages that are known by their descriptor only, and their JSON |
+//! | `socket` | calls by web socket |
 //! | `answer` | answers and failures as grpc-gateway writes them |
 
 mod answer;
 mod codec;
 mod path;
+mod socket;
 mod values;
 
 use bytes::Bytes;
@@ -28,6 +30,7 @@ use tonic::client::Grpc;
 use tonic::metadata::MetadataMap;
 
 pub(super) use self::path::find;
+pub(super) use self::socket::{SOCKETS_MAX, answer as socket, is_wanted as is_socket};
 
 use self::codec::DynamicCodec;
 use self::values::Values;

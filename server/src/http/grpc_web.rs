@@ -1,0 +1,77 @@
+//! gRPC as browsers speak it: over HTTP/1.1 and without trailers, which follow the messages instead.
+//!
+//! Such a call becomes one like any other; calls of gRPC itself do not come here.
+
+use std::convert::Infallible;
+use std::fmt::Display;
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response, Version, header};
+use tonic::body::Body;
+use tonic_web::GrpcWebLayer;
+use tower::{BoxError, Layer as _, Service as _};
+
+use super::route::Router;
+
+/// What the content type of a call of gRPC begins with.
+const GRPC: &[u8] = b"application/grpc";
+/// What follows if it comes from a browser.
+const WEB: &[u8] = b"-web";
+
+/// How a request calls.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// By gRPC.
+    Grpc,
+    /// By gRPC, from a browser.
+    GrpcWeb,
+    /// Not by gRPC.
+    Http,
+}
+
+impl Kind {
+    /// As the content type says.
+    pub(super) fn of(headers: &HeaderMap) -> Self {
+        let content_type = headers.get(header::CONTENT_TYPE);
+        match content_type.and_then(|value| value.as_bytes().strip_prefix(GRPC)) {
+            None => Self::Http,
+            Some(rest) if rest.starts_with(WEB) => Self::GrpcWeb,
+            Some(_) => Self::Grpc,
+        }
+    }
+}
+
+/// Answers a call of a browser.
+pub(super) async fn answer<B>(router: &Router, request: Request<B>) -> Response<Body>
+where
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError> + Display,
+{
+    let service = tower::service_fn(move |mut request: Request<Body>| async move {
+        *request.version_mut() = Version::HTTP_2;
+        Ok::<_, Infallible>(router.call(request).await)
+    });
+    let Ok(response) = GrpcWebLayer::new().layer(service).call(request).await;
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_content_type_says_how_a_request_calls() {
+        for (value, kind) in [
+            ("application/grpc", Kind::Grpc),
+            ("application/grpc+proto", Kind::Grpc),
+            ("application/grpc-web", Kind::GrpcWeb),
+            ("application/grpc-web-text+proto", Kind::GrpcWeb),
+            ("application/json", Kind::Http),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::CONTENT_TYPE, value.parse().unwrap());
+            assert_eq!(Kind::of(&headers), kind, "{value}");
+        }
+        assert_eq!(Kind::of(&HeaderMap::new()), Kind::Http);
+    }
+}

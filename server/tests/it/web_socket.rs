@@ -1,0 +1,199 @@
+//! The gateway by web socket.
+
+use std::time::Duration;
+
+use futures::{SinkExt as _, StreamExt as _};
+use http::{HeaderValue, Response, StatusCode};
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::{Error, Message};
+use tokio_tungstenite::{WebSocketStream, client_async};
+
+use crate::api_http::http_with;
+use crate::cluster::within;
+use crate::gateway::Web;
+use crate::support::{Server, server};
+
+/// A web socket of a client.
+struct Socket(WebSocketStream<TcpStream>);
+
+type Refusal = Box<Response<Option<Vec<u8>>>>;
+
+impl Socket {
+    async fn try_open(
+        server: &Server,
+        path: &str,
+        headers: &[(&'static str, &str)],
+    ) -> Result<Self, Refusal> {
+        let address = server.running.client_addresses()[0];
+        let stream = TcpStream::connect(address).await.unwrap();
+        let mut request = format!("ws://{address}{path}").into_client_request().unwrap();
+        for (name, value) in headers {
+            request.headers_mut().insert(*name, HeaderValue::from_str(value).unwrap());
+        }
+        match within("a handshake", client_async(request, stream)).await {
+            Ok((socket, _)) => Ok(Self(socket)),
+            Err(Error::Http(refusal)) => Err(refusal),
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    async fn open(server: &Server, path: &str) -> Self {
+        Self::try_open(server, path, &[]).await.unwrap()
+    }
+
+    async fn send(&mut self, request: Value) {
+        self.0.send(Message::text(request.to_string())).await.unwrap();
+    }
+
+    /// The next message that is not of the protocol itself.
+    async fn next(&mut self) -> Message {
+        loop {
+            match within("a message", self.0.next()).await.unwrap().unwrap() {
+                Message::Ping(_) | Message::Pong(_) => {}
+                message => return message,
+            }
+        }
+    }
+
+    async fn json(&mut self) -> Value {
+        match self.next().await {
+            Message::Text(text) => serde_json::from_str(&text).unwrap(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Why the server closes.
+    async fn farewell(&mut self) -> CloseCode {
+        match self.next().await {
+            Message::Close(Some(frame)) => frame.code,
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// A watch of the key `a`.
+fn watch() -> Value {
+    json!({"create_request": {"key": "YQ=="}})
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_watch_is_a_conversation() {
+    let server = server(&[]).await;
+    let mut socket = Socket::open(&server, "/v3/watch").await;
+    socket.send(watch()).await;
+    assert_eq!(socket.json().await["result"]["created"], true);
+    server.put("a", "1").await;
+    let event = socket.json().await;
+    assert_eq!(event["result"]["events"][0]["kv"]["value"], "MQ==", "{event}");
+    // More than the call takes at once, while events come.
+    for _ in 0..100 {
+        socket.send(json!({"create_request": {"key": "Yg=="}})).await;
+    }
+    for _ in 0..100 {
+        assert_eq!(socket.json().await["result"]["created"], true);
+    }
+    socket.send(json!({"cancel_request": {"watch_id": "0"}})).await;
+    assert_eq!(socket.json().await["result"]["canceled"], true);
+    socket.0.close(None).await.unwrap();
+    let streams = async {
+        while server.running.node().watch().stats().streams > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    within("a call ends with its socket", streams).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_with_one_answer_closes_behind_it() {
+    let server = server(&[]).await;
+    let mut socket = Socket::open(&server, "/v3/kv/put").await;
+    socket.send(json!({"key": "YQ==", "value": "MQ=="})).await;
+    assert_eq!(socket.json().await["header"]["revision"], "2");
+    assert_eq!(socket.farewell().await, CloseCode::Normal);
+    let mut socket = Socket::open(&server, "/v3/lease/keepalive").await;
+    socket.send(json!({"ID": "7"})).await;
+    assert_eq!(socket.json().await["result"]["ID"], "7");
+    // What cannot be read ends the requests.
+    socket.0.send(Message::text("no JSON")).await.unwrap();
+    assert_eq!(socket.farewell().await, CloseCode::Normal);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_too_much_is_refused() {
+    let server = server(&["--cors=http://a.example", "--max-request-bytes=1000"]).await;
+    let mut socket = Socket::open(&server, "/v3/watch").await;
+    // Of several times what a request may have.
+    let large = json!({"create_request": {"key": "A".repeat(4 << 20)}}).to_string();
+    // It may close before it has read all.
+    socket.0.send(Message::text(large)).await.unwrap_or_default();
+    let end = loop {
+        match within("the end", socket.0.next()).await {
+            Some(Ok(Message::Close(frame))) => break frame.map(|frame| frame.code),
+            Some(Ok(_)) => {}
+            // What it did not read makes it forget what it said.
+            Some(Err(_)) | None => break None,
+        }
+    };
+    assert!(end.is_none_or(|code| code == CloseCode::Size), "{end:?}");
+    let mut same = Socket::open(&server, "/v3/kv/put").await;
+    same.send(json!({"key": "YQ=="})).await;
+    assert_eq!(same.json().await["header"]["revision"], "2", "others are served");
+    let of = async |origin| {
+        let opened = Socket::try_open(&server, "/v3/watch", &[("origin", origin)]).await;
+        opened.err().map(|refusal| refusal.status())
+    };
+    assert_eq!(of("http://a.example").await, None);
+    assert_eq!(of("http://b.example").await, Some(StatusCode::FORBIDDEN));
+    let nowhere = Socket::try_open(&server, "/nowhere", &[]).await;
+    assert_eq!(nowhere.err().unwrap().status(), StatusCode::NOT_FOUND);
+    let old = "Upgrade: websocket\r\nSec-WebSocket-Key: AAAA\r\nSec-WebSocket-Version: 8\r\n\
+               Connection: upgrade\r\n";
+    let answer = http_with(&server, "GET /v3/watch", old).await;
+    assert!(answer.starts_with("HTTP/1.1 426 "), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_comes_as_the_name_of_a_protocol() {
+    let server = server(&["--bcrypt-cost=4"]).await;
+    let web = Web::of(&server);
+    for (path, body) in [
+        ("user/add", r#"{"name":"root","password":"secret"}"#),
+        ("user/grant", r#"{"user":"root","role":"root"}"#),
+        ("enable", "{}"),
+    ] {
+        let (status, answer) = web.post(&format!("/v3/auth/{path}"), &[], body).await;
+        assert_eq!(status, StatusCode::OK, "{path}: {answer}");
+    }
+    let login = r#"{"name":"root","password":"secret"}"#;
+    let (_, answer) = web.post("/v3/auth/authenticate", &[], login).await;
+    let names = format!("Bearer, {}", answer["token"].as_str().unwrap());
+    let named = [("sec-websocket-protocol", names.as_str())];
+    let mut root = Socket::try_open(&server, "/v3/kv/range", &named).await.unwrap();
+    root.send(json!({"key": "YQ=="})).await;
+    assert!(root.json().await["header"].is_object());
+    let mut nobody = Socket::open(&server, "/v3/kv/range").await;
+    nobody.send(json!({"key": "YQ=="})).await;
+    assert_eq!(nobody.json().await["message"], "etcdserver: user name is empty");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_stops_says_farewell() {
+    let server = server(&[]).await;
+    let mut socket = Socket::open(&server, "/v3/watch").await;
+    socket.send(watch()).await;
+    socket.json().await;
+    let Server { running, .. } = server;
+    let (_, end) = tokio::join!(within("it stops", running.stop()), async {
+        loop {
+            match socket.next().await {
+                Message::Text(_) => {}
+                Message::Close(frame) => break frame.map(|frame| frame.code),
+                other => panic!("{other:?}"),
+            }
+        }
+    });
+    assert_eq!(end, Some(CloseCode::Away));
+}
