@@ -24,6 +24,7 @@ use prost::Message;
 use crate::command;
 use crate::counts;
 use crate::engine::{RowWrite, Rows, halt_to_io};
+use crate::report::{Operation, Operations, Report};
 use crate::row;
 use crate::row_cache::{CachedRows, RowCache};
 use crate::sink::{AppliedEntry, ApplySink};
@@ -50,7 +51,7 @@ pub struct StateMachine {
     shared: Arc<Shared>,
     machine: Machine,
     cache: RowCache,
-    sink: Box<dyn ApplySink>,
+    sink: Arc<dyn ApplySink>,
 }
 
 type Waiting = ApplyResponder<TypeConfig>;
@@ -66,7 +67,7 @@ struct Piece {
 impl StateMachine {
     pub(crate) fn new(shared: Arc<Shared>, machine: Machine, sink: Box<dyn ApplySink>) -> Self {
         let cache = RowCache::new(ROW_CACHE_BYTES);
-        Self { shared, machine, cache, sink }
+        Self { shared, machine, cache, sink: Arc::from(sink) }
     }
 
     fn apply_piece(&mut self, collected: Collecting) -> io::Result<()> {
@@ -78,11 +79,14 @@ impl StateMachine {
         let mut rows = Overlay::new(&cached);
         let mut entries = Vec::with_capacity(work.len());
         let mut membership: Option<StoredMembership> = None;
+        let mut operations = Operations::default();
         for (log_id, work) in work {
             match work {
                 Work::Batch(batch) => {
-                    let applied = apply_batch(&mut self.machine, &mut rows, log_id, batch);
+                    let mut batches = Batches { machine: &mut self.machine, operations };
+                    let applied = batches.apply(&mut rows, log_id, batch);
                     entries.push(applied.map_err(|halt| stopped(&self.shared, log_id, halt))?);
+                    operations = batches.operations;
                 }
                 Work::Membership(after) => {
                     let last = membership.as_ref().unwrap_or(&before.membership);
@@ -100,7 +104,13 @@ impl StateMachine {
         let write = write_began.elapsed();
         self.publish(before, piece).map_err(|halt| stopped(&self.shared, applied, halt))?;
         self.shared.outgrow_partial(applied.index);
-        self.sink.timed(began.elapsed(), write);
+        self.sink.timed(&Report {
+            whole: began.elapsed(),
+            write,
+            operations,
+            swept: self.machine.take_swept(),
+            has_dead_rows: self.machine.head().has_dead_rows(),
+        });
         Ok(())
     }
 
@@ -182,24 +192,37 @@ fn stopped(shared: &Shared, log_id: LogId, halt: Halt) -> io::Error {
     io::Error::new(kind, format!("applying log entry {log_id}: {complaint}"))
 }
 
-/// Applies all commands of one entry.
-fn apply_batch(
-    machine: &mut Machine,
-    rows: &mut Overlay<'_, CachedRows<'_>>,
-    log_id: LogId,
-    batch: internal::Batch,
-) -> Result<AppliedEntry, Halt> {
-    let position = Position { term: log_id.leader_id.term, index: log_id.index };
-    let mut results = Vec::with_capacity(batch.commands.len());
-    for mut message in batch.commands {
-        let caller = command::auth::caller(message.caller.take());
-        results.push(match command::command(message) {
-            Ok(command) => machine.apply(rows, position, &caller, &command)?,
-            Err(rejection) => rejected(machine, rejection),
-        });
+/// Applies entries and counts their commands.
+struct Batches<'a> {
+    machine: &'a mut Machine,
+    operations: Operations,
+}
+
+impl Batches<'_> {
+    /// Applies all commands of one entry.
+    fn apply(
+        &mut self,
+        rows: &mut Overlay<'_, CachedRows<'_>>,
+        log_id: LogId,
+        batch: internal::Batch,
+    ) -> Result<AppliedEntry, Halt> {
+        let position = Position { term: log_id.leader_id.term, index: log_id.index };
+        let mut results = Vec::with_capacity(batch.commands.len());
+        for mut message in batch.commands {
+            let caller = command::auth::caller(message.caller.take());
+            let (operation, applied) = match command::command(message) {
+                Ok(command) => {
+                    let operation = Operation::of(&command);
+                    (operation, self.machine.apply(rows, position, &caller, &command)?)
+                }
+                Err(rejection) => (Operation::Other, rejected(self.machine, rejection)),
+            };
+            self.operations.count(operation, applied.outcome.is_ok());
+            results.push(applied);
+        }
+        let (proposer, sequence) = (batch.proposer, batch.sequence);
+        Ok(AppliedEntry { log_id, proposer, sequence, results })
     }
-    let (proposer, sequence) = (batch.proposer, batch.sequence);
-    Ok(AppliedEntry { log_id, proposer, sequence, results })
 }
 
 fn rejected(machine: &Machine, rejection: Rejection) -> Applied {
@@ -296,7 +319,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 
     async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
-        SnapshotBuilder { shared: Arc::clone(&self.shared) }
+        SnapshotBuilder { shared: Arc::clone(&self.shared), sink: Arc::clone(&self.sink) }
     }
 
     async fn install_snapshot(
@@ -342,6 +365,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 /// Builds a snapshot, which is a flush.
 pub struct SnapshotBuilder {
     shared: Arc<Shared>,
+    sink: Arc<dyn ApplySink>,
 }
 
 impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
@@ -349,7 +373,9 @@ impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
 
     async fn build_snapshot(&mut self) -> io::Result<StateSnapshot> {
         let shared = Arc::clone(&self.shared);
+        let began = Instant::now();
         let meta = blocking(self.shared.engine, move || snapshot::flush(&shared)).await?;
+        self.sink.flushed(began.elapsed());
         Ok(Snapshot { meta, snapshot: SnapshotContent::Flushed })
     }
 }

@@ -12,7 +12,7 @@
 //! | [`log`] | raft's log in segment files: the only write-ahead log |
 //! | [`store`] | opening the state; what its writer and its readers share |
 //! | [`engine`] | rows on disk (RocksDB) or in memory behind one trait |
-//! | [`apply`], [`sink`] | committed entries become rows; who hears of it |
+//! | [`apply`], [`sink`], [`report`] | committed entries become rows; who hears of it, and of its cost |
 //! | [`reader`] | reads by revision while entries are applied; sizes, flush, hash |
 //! | [`snapshot`] | sending, receiving and installing a state as files |
 //! | [`backup`] | a state as one file, and a new member made of one |
@@ -29,6 +29,7 @@ mod hash;
 pub mod log;
 mod memory;
 pub mod reader;
+pub mod report;
 mod rocks;
 mod row;
 mod row_cache;
@@ -40,6 +41,7 @@ pub mod types;
 pub use apply::{StateMachine, StateSnapshot};
 pub use engine::EngineKind;
 pub use reader::{EventSpan, HashKv, Reader, Sizes};
+pub use report::{Operation, Operations, Report};
 pub use rocks::RocksOptions;
 pub use row::Identity;
 pub use sink::{AppliedEntry, ApplySink};

@@ -6,6 +6,7 @@ use std::time::Duration;
 use conclave_state_machine::head::Head;
 use conclave_state_machine::response::Applied;
 
+use crate::report::Report;
 use crate::types::{LogId, StoredMembership};
 
 /// One applied log entry that carried commands.
@@ -26,8 +27,11 @@ pub trait ApplySink: Send + Sync {
     /// The entries are written and `head` is published: a reader sees them.
     fn applied(&self, entries: Vec<AppliedEntry>, head: Arc<Head>);
 
-    /// One piece of the log was applied in `whole`; writing it to the state took `write` of that.
-    fn timed(&self, _whole: Duration, _write: Duration) {}
+    /// One piece of the log was applied.
+    fn timed(&self, _report: &Report) {}
+
+    /// The state was flushed, which makes a snapshot; it took so long.
+    fn flushed(&self, _took: Duration) {}
 
     /// A snapshot replaced the state; what lies between was never applied here.
     fn installed(&self, head: Arc<Head>);

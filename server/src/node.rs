@@ -249,6 +249,11 @@ impl Node {
         }
     }
 
+    /// The other members, and whether this one heard of them lately.
+    pub(crate) fn peers_heard(&self) -> Vec<(u64, bool)> {
+        self.route.heard.peers(&self.route.raft.metrics().borrow_watched())
+    }
+
     /// Waits for raft's next turn; says whether it takes any more.
     pub(crate) async fn raft_lives(&self) -> bool {
         self.route.raft.with_raft_state(|_| ()).await.is_ok()

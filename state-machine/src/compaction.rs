@@ -55,37 +55,64 @@ pub(crate) fn apply(head: &mut Head, compact: Compact) -> Result<(), Rejection> 
     Ok(())
 }
 
-/// Sweeps one step.
-pub(crate) fn sweep_step<R: Read>(rows: &mut Overlay<'_, R>, head: &mut Head) -> Result<(), Halt> {
-    sweep(rows, head, STEP_EVENTS_MAX, STEP_BYTES_MAX)
+/// What steps of the sweep did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Swept {
+    /// Steps that found something to look at.
+    pub steps: u64,
+    /// Events that were deleted.
+    pub events: u64,
+}
+
+impl Swept {
+    /// Adds what another step did.
+    pub(crate) fn add(&mut self, step: Self) {
+        self.steps = self.steps.saturating_add(step.steps);
+        self.events = self.events.saturating_add(step.events);
+    }
+}
+
+/// Sweeps one step; tells what it did.
+pub(crate) fn sweep_step<R: Read>(
+    rows: &mut Overlay<'_, R>,
+    head: &mut Head,
+) -> Result<Swept, Halt> {
+    if !head.sweep.is_pending(head.compacted) {
+        return Ok(Swept::default());
+    }
+    let events = sweep(rows, head, STEP_EVENTS_MAX, STEP_BYTES_MAX)?;
+    Ok(Swept { steps: 1, events })
 }
 
 /// One event, with what the sweep needs to know of it.
-struct Swept {
+struct Walked {
     at: Revision,
     key: Bytes,
     is_tombstone: bool,
     replaced: Option<(Revision, usize)>,
 }
 
-/// Deletes what the next events up to the mark make dead, within bounds.
+/// Deletes what the next events up to the mark make dead, within bounds; returns how many events that
+/// were.
 fn sweep<R: Read>(
     rows: &mut Overlay<'_, R>,
     head: &mut Head,
     events_max: usize,
     bytes_max: usize,
-) -> Result<(), Halt> {
+) -> Result<u64, Halt> {
     if !head.sweep.is_pending(head.compacted) {
-        return Ok(());
+        return Ok(0);
     }
+    let mut deleted = 0_u64;
     let (events, is_complete) = next_events(rows, head, events_max, bytes_max)?;
     let Sweep { replaced, tombstones, .. } = head.sweep;
     for event in &events {
         if event.at >= replaced {
-            drop_replaced(rows, head, event);
+            deleted = deleted.saturating_add(drop_replaced(rows, head, event).into());
         }
         if event.is_tombstone && event.at >= tombstones && event.at.main < head.compacted {
             drop_tombstone(rows, head, event)?;
+            deleted = deleted.saturating_add(1);
         }
     }
     let reached = match events.last() {
@@ -96,7 +123,7 @@ fn sweep<R: Read>(
         replaced: replaced.max(reached),
         tombstones: tombstones.max(reached.min(Revision::first_of(head.compacted))),
     };
-    Ok(())
+    Ok(deleted)
 }
 
 /// Reads on from the older mark that can move; tells whether that was all up to the compacted revision.
@@ -105,7 +132,7 @@ fn next_events<R: Read>(
     head: &Head,
     events_max: usize,
     bytes_max: usize,
-) -> Result<(Vec<Swept>, bool), Halt> {
+) -> Result<(Vec<Walked>, bool), Halt> {
     // Tombstones at the compacted revision itself wait for the next compaction.
     let is_behind = head.sweep.tombstones.main < head.compacted;
     let start = if is_behind { head.sweep.tombstones } else { head.sweep.replaced }.row_key();
@@ -124,7 +151,7 @@ fn next_events<R: Read>(
         })?;
         bytes = bytes.saturating_add(row_key.len()).saturating_add(row.len());
         let row = RevRow::decode(at, row)?;
-        events.push(Swept {
+        events.push(Walked {
             at,
             key: Bytes::copy_from_slice(row.key),
             is_tombstone: row.state.is_none(),
@@ -135,17 +162,18 @@ fn next_events<R: Read>(
     Ok((events, is_complete))
 }
 
-fn drop_replaced<R: Read>(rows: &mut Overlay<'_, R>, head: &mut Head, event: &Swept) {
-    if let Some((put, value_bytes)) = event.replaced {
-        rows.delete(Table::Rev, Bytes::copy_from_slice(&put.row_key()));
-        head.remove_event_bytes(event.key.len(), value_bytes);
-    }
+/// Whether there was something to delete.
+fn drop_replaced<R: Read>(rows: &mut Overlay<'_, R>, head: &mut Head, event: &Walked) -> bool {
+    let Some((put, value_bytes)) = event.replaced else { return false };
+    rows.delete(Table::Rev, Bytes::copy_from_slice(&put.row_key()));
+    head.remove_event_bytes(event.key.len(), value_bytes);
+    true
 }
 
 fn drop_tombstone<R: Read>(
     rows: &mut Overlay<'_, R>,
     head: &mut Head,
-    event: &Swept,
+    event: &Walked,
 ) -> Result<(), Halt> {
     rows.delete(Table::Rev, Bytes::copy_from_slice(&event.at.row_key()));
     head.remove_event_bytes(event.key.len(), 0);

@@ -4,7 +4,7 @@ use crate::alarms;
 use crate::auth::{self, RightsCache};
 use crate::change::Change;
 use crate::command::{Action, AlarmKind, Caller, Command, LockCommand, RegistryCommand};
-use crate::compaction;
+use crate::compaction::{self, Swept};
 use crate::head::Head;
 use crate::kv::{delete, put, txn};
 use crate::leases;
@@ -35,6 +35,8 @@ pub struct Position {
 pub struct Machine {
     head: Head,
     rights: RightsCache,
+    /// For metrics only, and not part of the state: a member that restarts begins anew.
+    swept: Swept,
 }
 
 /// What a command changed beside the rows.
@@ -50,7 +52,11 @@ impl Machine {
     /// # Errors
     /// [`Halt`] if the storage fails or the head row is damaged.
     pub fn load(rows: &impl Read) -> Result<Machine, Halt> {
-        Ok(Machine { head: Head::load(rows)?, rights: RightsCache::default() })
+        Ok(Machine {
+            head: Head::load(rows)?,
+            rights: RightsCache::default(),
+            swept: Swept::default(),
+        })
     }
 
     /// Counters as of the last applied command.
@@ -60,6 +66,11 @@ impl Machine {
     #[must_use]
     pub fn head(&self) -> &Head {
         &self.head
+    }
+
+    /// What sweeps deleted since this was asked last.
+    pub fn take_swept(&mut self) -> Swept {
+        std::mem::take(&mut self.swept)
     }
 
     /// Applies one command on behalf of `caller`. A refusal is an answer like any other; it leaves the
@@ -80,7 +91,7 @@ impl Machine {
             None => split(self.dispatch(rows, position, command, &mut changes))?,
         };
         if matches!(command, Command::Compact(_)) {
-            compaction::sweep_step(rows, &mut self.head)?;
+            self.swept.add(compaction::sweep_step(rows, &mut self.head)?);
         }
         let Changes { events, leases } = changes;
         Ok(Applied { outcome, revision: self.head.revision, events, leases })
@@ -98,7 +109,7 @@ impl Machine {
         caller: &Caller,
         command: &Command,
     ) -> Result<Option<Rejection>, Halt> {
-        let Machine { head, rights } = self;
+        let Machine { head, rights, .. } = self;
         let allowed = split(auth::check::command(rows, head, rights, caller, command))?;
         Ok(allowed.err().or_else(|| refusal_by_alarm(head, command)))
     }

@@ -12,6 +12,7 @@ mod flags;
 mod local;
 mod lock;
 mod members;
+mod metrics;
 mod migrate;
 #[path = "../../../transport/tests/it/name_server.rs"]
 mod name_server;

@@ -10,7 +10,7 @@ pub const SEGMENT_BYTES_MIN: u64 = 8 * 1024;
 /// Largest accepted segment: offsets inside one are 32 bits wide.
 pub const SEGMENT_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 
-/// Called with the duration of every sync, on the writer thread: it must be quick.
+/// Called with the duration of every sync or write, on the writer thread: it must be quick.
 pub type SyncObserver = Box<dyn Fn(Duration) + Send + Sync>;
 /// Called once, on the writer thread, when the log cannot go on. The default logs the reason and
 /// aborts the process; a test may return, after which every call on the log fails.
@@ -33,6 +33,8 @@ pub struct LogOptions {
     pub spare_segments_max: usize,
     /// Sees the duration of every sync.
     pub on_sync: Option<SyncObserver>,
+    /// Sees the duration of every write.
+    pub on_write: Option<SyncObserver>,
     /// What to do when the log cannot go on.
     pub on_failure: FailureHook,
 }
@@ -49,6 +51,7 @@ impl LogOptions {
             read_bytes_max: 2 * 1024 * 1024,
             spare_segments_max: 16,
             on_sync: None,
+            on_write: None,
             on_failure: Box::new(abort),
         }
     }

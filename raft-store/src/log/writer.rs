@@ -211,10 +211,14 @@ impl Writer {
     fn flush(&mut self) -> Result<(), LogFailure> {
         if !self.group.buffer.is_empty() {
             let bytes = self.group.buffer.len() as u64;
+            let begin = Instant::now();
             self.tail
                 .file
                 .write_all_at(&self.group.buffer, self.tail.offset)
                 .map_err(|source| LogFailure::write(self.active_path(), source))?;
+            if let Some(observe) = &self.options.on_write {
+                observe(begin.elapsed());
+            }
             self.tail.offset += bytes;
             self.is_dirty = true;
             self.shared.written(&self.group.slots, self.group.queue_bytes);

@@ -1,7 +1,7 @@
 //! The KV service. Writes are validated once, then proposed; reads are local after one barrier.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use conclave_proto::etcdserverpb as etcd;
 use conclave_proto::internal::command::Command as Message;
@@ -56,6 +56,7 @@ impl KvService {
 
     async fn read_range(&self, range: Range) -> Result<etcd::RangeResponse, Status> {
         let reader = self.context.node.reader();
+        let began = Instant::now();
         let answer = if is_short(&range) || reader.head().key_count <= SMALL_STORE_KEYS {
             reader.range(&range)
         } else {
@@ -63,6 +64,7 @@ impl KvService {
             let reader = reader.clone();
             off_thread(move || reader.range(&range)).await?
         };
+        self.context.node.counts().range_read(began.elapsed(), answer.is_ok());
         let (found, revision) = answer.map_err(|error| status::from_read(&error))?;
         Ok(convert::range(self.context.header(revision), found))
     }

@@ -13,7 +13,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::context::{Context, mismatch};
 use super::limits;
 use crate::auth::{RightsCheck, caller_of};
-use crate::metrics::{Answers, Method};
+use crate::metrics::{Answers, Method, is_failure};
 use crate::status::{self, Fault};
 
 /// Keep-alives of one stream that are renewed together when they arrive together.
@@ -164,6 +164,9 @@ async fn renew(
 ) -> Vec<Result<etcd::LeaseKeepAliveResponse, Status>> {
     let (mut ids, mut failure) = (Vec::with_capacity(requests.len()), None);
     for request in requests {
+        if request.as_ref().is_err_and(is_failure) {
+            context.metrics.requests.broken_keep_alives().inc();
+        }
         let may_renew = |request: etcd::LeaseKeepAliveRequest| {
             may_renew(context, caller, request.id).map(|()| request.id)
         };

@@ -18,7 +18,7 @@ use super::convert;
 use super::kv::off_thread;
 use super::snapshot::{self, Snapshots};
 use crate::auth::caller_of;
-use crate::metrics::Method;
+use crate::metrics::{Method, Pending};
 use crate::node::NodeStatus;
 use crate::status::{self, Fault};
 use crate::version;
@@ -121,6 +121,7 @@ impl MaintenanceService {
     async fn answer_defragment(&self) -> Result<etcd::DefragmentResponse, Status> {
         let reader = self.context.node.reader().clone();
         tracing::info!("starting defragment");
+        let _under_way = Pending::new(&self.context.metrics.defragmenting);
         let began = Instant::now();
         off_thread(move || reader.defragment()).await?.map_err(|error| status::internal(&error))?;
         self.context.metrics.defragmentations.observe(began.elapsed().as_secs_f64());

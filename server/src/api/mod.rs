@@ -71,6 +71,7 @@ pub(crate) fn services(context: Context) -> Services {
     let watch_counts = WatchCounts {
         calls: context.metrics.calls(Method::Watch),
         events: context.node.counts().watch_events.clone(),
+        broken: context.metrics.requests.broken_watches(),
     };
     let watch = WatchService::new(Arc::clone(context.node.watch()), watch_settings);
     let watch = watch.counted(watch_counts).guarded(Arc::clone(&context.auth));

@@ -27,7 +27,7 @@ use tonic_prost::ProstCodec;
 use tower::Service;
 
 use crate::auth::{Auth, WatchGuard};
-use crate::metrics::{Calls, StreamCall};
+use crate::metrics::{Calls, StreamCall, is_failure};
 use crate::status::{self, Fault, too_large_as_in_go};
 use crate::watch::{Hub, Output, WatchStream};
 
@@ -63,6 +63,8 @@ pub(crate) struct WatchCounts {
     pub(crate) calls: Arc<Calls>,
     /// Events sent.
     pub(crate) events: Counter,
+    /// Streams whose requests could not be read.
+    pub(crate) broken: Counter,
 }
 
 impl WatchService {
@@ -114,6 +116,7 @@ impl WatchService {
             leader_lost: must_have_leader.then(|| leader_lost(&self.hub)),
             call: StreamCall::begin(Arc::clone(&self.counts.calls)),
             events: self.counts.events.clone(),
+            broken: self.counts.broken.clone(),
             is_over: false,
         };
         let mut response = Response::new(tonic::body::Body::new(body));
@@ -170,6 +173,7 @@ struct WatchBody {
     rights_changes: Option<tokio_stream::wrappers::WatchStream<AuthHead>>,
     call: StreamCall,
     events: Counter,
+    broken: Counter,
     is_over: bool,
 }
 
@@ -186,6 +190,9 @@ impl WatchBody {
                     self.stream.request(request, &mut self.output);
                 }
                 Poll::Ready(Some(Err(status))) => {
+                    if is_failure(&status) {
+                        self.broken.inc();
+                    }
                     return Err(too_large_as_in_go(&status).unwrap_or(status));
                 }
             }

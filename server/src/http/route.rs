@@ -88,6 +88,7 @@ impl Router {
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError> + Send,
     {
+        self.count(&request);
         if self.context.node.is_learner() && !is_for_learners(request.uri().path()) {
             return Status::from(Fault::NotSupportedForLearner).into_http();
         }
@@ -110,6 +111,19 @@ impl Router {
 }
 
 impl Router {
+    /// Counts a call of a method that there is.
+    fn count<B>(&self, request: &Request<B>) {
+        let path = request.uri().path();
+        let is_stream = match path.strip_prefix(KV_PATH) {
+            Some(method) => method == "RangeStream",
+            None => match access::method_of(path) {
+                Some(method) => !method.is_unary(),
+                None => return,
+            },
+        };
+        self.context.metrics.requests.count(request.headers(), is_stream);
+    }
+
     /// Puts the caller into the request, or says why it may not call.
     async fn admit<B>(&self, request: &mut Request<B>) -> Result<(), Status> {
         let path = request.uri().path();

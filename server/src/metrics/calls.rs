@@ -13,6 +13,7 @@ use prometheus_client::registry::Registry;
 use tonic::{Code, Response, Status};
 
 use super::Labels;
+use super::duration::Durations;
 use super::method::Method;
 use crate::status::{self, CODES};
 
@@ -29,6 +30,8 @@ pub(crate) struct Calls {
     sent: Counter,
     /// Durations, if they are wanted.
     handling: Option<Histogram>,
+    /// Durations of requests that etcd always measures, by success.
+    requests: Option<[Durations; 2]>,
 }
 
 /// Registers the counters of all methods, in the order of their numbers; with durations if
@@ -41,6 +44,9 @@ pub(super) fn register(registry: &mut Registry, is_extensive: bool) -> Vec<Arc<C
         let help = "Durations of calls";
         registry.register("grpc_server_handling_seconds", help, durations.clone());
     }
+    let requests = Family::<Labels<2>, Durations>::default();
+    let help = "Durations of requests";
+    registry.register("etcd_server_request_duration_seconds", help, requests.clone());
     let handled = Family::<Labels<4>, Counter>::default();
     let [started, received, sent]: [Family<Labels<3>, Counter>; 3] = Default::default();
     registry.register("grpc_server_handled", "Calls that ended", handled.clone());
@@ -65,6 +71,13 @@ pub(super) fn register(registry: &mut Registry, is_extensive: bool) -> Vec<Arc<C
             received: received.get_or_create(&labels).clone(),
             sent: sent.get_or_create(&labels).clone(),
             handling: is_extensive.then(|| durations.get_or_create(&labels).clone()),
+            requests: method.is_measured().then(|| {
+                let (_, method) = name;
+                ["false", "true"].map(|success| {
+                    let labels = [("type", method), ("success", success)];
+                    requests.get_or_create(&labels).clone()
+                })
+            }),
         })
     });
     calls.collect()
@@ -80,7 +93,7 @@ impl Calls {
         self.received.inc();
         let began = self.begin();
         let answer = answer.await;
-        self.took(began);
+        self.took(began, answer.is_ok());
         match answer {
             Ok(answer) => {
                 self.sent.inc();
@@ -96,12 +109,17 @@ impl Calls {
 
     /// When a call begins whose duration is wanted.
     fn begin(&self) -> Option<Instant> {
-        self.handling.as_ref().map(|_| Instant::now())
+        let is_wanted = self.handling.is_some() || self.requests.is_some();
+        is_wanted.then(Instant::now)
     }
 
-    fn took(&self, began: Option<Instant>) {
-        if let (Some(handling), Some(began)) = (&self.handling, began) {
-            handling.observe(began.elapsed().as_secs_f64());
+    fn took(&self, began: Option<Instant>, is_success: bool) {
+        let Some(took) = began.map(|began| began.elapsed()) else { return };
+        if let Some(requests) = &self.requests {
+            requests[usize::from(is_success)].observe(took);
+        }
+        if let Some(handling) = &self.handling {
+            handling.observe(took.as_secs_f64());
         }
     }
 
@@ -147,7 +165,7 @@ impl StreamCall {
     pub(crate) fn end(&mut self, code: Code) {
         if !std::mem::replace(&mut self.has_ended, true) {
             self.calls.handled[code as usize].inc();
-            self.calls.took(self.began);
+            self.calls.took(self.began, code == Code::Ok);
         }
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use conclave_raft_store::AppliedEntry;
+use conclave_state_machine::members::rules::MemberRefusal;
 use conclave_state_machine::response::{
     LeaseChange, OpResponse, Response, TxnResponse, WriteAnswer, WriteResponse,
 };
@@ -15,10 +16,9 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
+use super::applies::Applies;
+use super::duration::BySuccess;
 use super::tls::TlsCounts;
-
-/// Applying one piece of the log longer than this is slow; etcd's `--warning-apply-duration`.
-const SLOW_APPLY: Duration = Duration::from_millis(100);
 
 /// Members that are told apart because they call; far more than a cluster has.
 const CALLERS_MAX: usize = 64;
@@ -41,12 +41,19 @@ pub(crate) struct Counts {
     pub(crate) leases_renewed: Counter,
     pub(crate) proposals_pending: Gauge,
     pub(crate) proposals_failed: Counter,
-    slow_applies: Counter,
-    state_writes: Histogram,
+    pub(crate) applies: Applies,
+    /// Reads of ranges, when it is known that they may be read: failed and well.
+    range_reads: BySuccess,
     pub(crate) slow_read_indexes: Counter,
     pub(crate) failed_read_indexes: Counter,
     /// Syncs of the raft log.
     pub(crate) log_syncs: Histogram,
+    /// Writes of the raft log.
+    pub(crate) log_writes: Histogram,
+    /// Snapshots received, and the last step of that: what came is synced and verified.
+    pub(crate) snapshot_saves: Histogram,
+    pub(crate) snapshot_syncs: Histogram,
+    pub(crate) promotions: Promotions,
     /// Snapshots that are being installed.
     pub(crate) snapshots_installing: Gauge,
     pub(crate) peers: Peers,
@@ -82,11 +89,15 @@ impl Default for Counts {
             leases_renewed: Counter::default(),
             proposals_pending: Gauge::default(),
             proposals_failed: Counter::default(),
-            slow_applies: Counter::default(),
-            state_writes: Histogram::new(exponential_buckets(0.001, 2.0, 14)),
+            applies: Applies::default(),
+            range_reads: BySuccess::default(),
             slow_read_indexes: Counter::default(),
             failed_read_indexes: Counter::default(),
             log_syncs: Histogram::new(exponential_buckets(0.001, 2.0, 14)),
+            log_writes: Histogram::new(exponential_buckets(0.001, 2.0, 14)),
+            snapshot_saves: Histogram::new(exponential_buckets(0.1, 2.0, 10)),
+            snapshot_syncs: Histogram::new(exponential_buckets(0.001, 2.0, 14)),
+            promotions: Promotions::default(),
             snapshots_installing: Gauge::default(),
             peers: Peers::default(),
             tls: TlsCounts::default(),
@@ -150,12 +161,9 @@ impl Counts {
         self.txns.inc_by(tally.txns);
     }
 
-    /// Notes how long applying one piece of the log took, and writing it to the state of that.
-    pub(crate) fn timed(&self, whole: Duration, write: Duration) {
-        self.state_writes.observe(write.as_secs_f64());
-        if whole > SLOW_APPLY {
-            self.slow_applies.inc();
-        }
+    /// Notes how long reading a range took.
+    pub(crate) fn range_read(&self, took: Duration, is_success: bool) {
+        self.range_reads.observe(took, is_success);
     }
 
     pub(super) fn register(&self, registry: &mut Registry) {
@@ -175,11 +183,6 @@ impl Counts {
                 &self.leases_expired,
             ),
             ("etcd_server_proposals_failed", "Proposals that failed", &self.proposals_failed),
-            (
-                "etcd_server_slow_apply",
-                "Pieces of the log that took over 100 ms to apply",
-                &self.slow_applies,
-            ),
             (
                 "etcd_server_slow_read_indexes",
                 "Confirmations of reads that took over 500 ms",
@@ -208,22 +211,88 @@ impl Counts {
         ] {
             registry.register(name, help, gauge.clone());
         }
+        self.register_durations(registry);
+        self.applies.register(registry);
+        self.promotions.register(registry);
+        self.peers.register(registry);
+    }
+
+    fn register_durations(&self, registry: &mut Registry) {
         for (name, help, histogram) in [
             ("etcd_debugging_lease_ttl_total", "Seconds of granted leases", &self.lease_ttl),
-            (
-                "etcd_disk_backend_commit_duration_seconds",
-                "Durations of writing applied entries to the state",
-                &self.state_writes,
-            ),
             (
                 "etcd_disk_wal_fsync_duration_seconds",
                 "Durations of fdatasync of the raft log",
                 &self.log_syncs,
             ),
+            (
+                "etcd_disk_wal_write_duration_seconds",
+                "Durations of writing the raft log, without fdatasync",
+                &self.log_writes,
+            ),
+            (
+                "etcd_snap_db_save_total_duration_seconds",
+                "Durations of receiving snapshots",
+                &self.snapshot_saves,
+            ),
+            (
+                "etcd_snap_db_fsync_duration_seconds",
+                "Durations of syncing and verifying received snapshots",
+                &self.snapshot_syncs,
+            ),
         ] {
             registry.register(name, help, histogram.clone());
         }
-        self.peers.register(registry);
+        registry.register(
+            "etcd_server_range_duration_seconds",
+            "Durations of reading ranges, without waiting for a quorum",
+            self.range_reads.family.clone(),
+        );
+    }
+}
+
+/// Learners that were to become voters while this member led.
+#[derive(Clone, Debug)]
+pub(crate) struct Promotions {
+    successes: Counter,
+    failures: Family<Label, Counter>,
+}
+
+impl Default for Promotions {
+    fn default() -> Self {
+        let promotions = Self { successes: Counter::default(), failures: Family::default() };
+        // The usual reason is there before it happens.
+        promotions.of(MemberRefusal::LearnerNotReady).inc_by(0);
+        promotions
+    }
+}
+
+impl Promotions {
+    /// Notes one that was made.
+    pub(crate) fn made(&self) {
+        self.successes.inc();
+    }
+
+    /// Notes one that was refused.
+    pub(crate) fn refused(&self, refusal: MemberRefusal) {
+        self.of(refusal).inc();
+    }
+
+    fn of(&self, refusal: MemberRefusal) -> Counter {
+        self.failures.get_or_create(&[("Reason", refusal.to_string())]).clone()
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "etcd_server_learner_promote_successes",
+            "Learners promoted while this member led",
+            self.successes.clone(),
+        );
+        registry.register(
+            "etcd_server_learner_promote_failures",
+            "Promotions refused while this member led",
+            self.failures.clone(),
+        );
     }
 }
 
@@ -434,15 +503,6 @@ impl Peer {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_a_long_apply_is_slow() {
-        let counts = Counts::default();
-        counts.timed(SLOW_APPLY, Duration::ZERO);
-        assert_eq!(counts.slow_applies.get(), 0);
-        counts.timed(SLOW_APPLY + Duration::from_nanos(1), Duration::ZERO);
-        assert_eq!(counts.slow_applies.get(), 1);
-    }
 
     #[test]
     fn callers_that_invent_members_do_not_fill_the_memory() {

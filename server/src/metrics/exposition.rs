@@ -32,7 +32,12 @@ pub(super) fn text(registry: &Registry) -> String {
 }
 
 /// etcd's counters that lack the suffix `_total`, against Prometheus' own advice.
-const WITHOUT_TOTAL: [&str; 2] = ["etcd_server_health_success", "etcd_server_health_failures"];
+const WITHOUT_TOTAL: [&str; 4] = [
+    "etcd_server_health_success",
+    "etcd_server_health_failures",
+    "etcd_server_learner_promote_successes",
+    "etcd_server_learner_promote_failures",
+];
 
 fn counter_name(name: &str, is_counter: bool) -> String {
     if is_counter && !WITHOUT_TOTAL.contains(&name) {
@@ -45,8 +50,9 @@ fn counter_name(name: &str, is_counter: bool) -> String {
 /// A sample line; the library appends `_total` to every counter.
 fn sample(line: &str) -> Cow<'_, str> {
     for name in WITHOUT_TOTAL {
-        if let Some(value) = line.strip_prefix(name).and_then(|rest| rest.strip_prefix("_total ")) {
-            return format!("{name} {value}").into();
+        let rest = line.strip_prefix(name).and_then(|rest| rest.strip_prefix("_total"));
+        if let Some(rest) = rest.filter(|rest| rest.starts_with([' ', '{'])) {
+            return format!("{name}{rest}").into();
         }
     }
     line.into()

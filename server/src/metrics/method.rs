@@ -24,6 +24,19 @@ macro_rules! methods {
     };
 }
 
+impl Method {
+    /// Whether it takes one request and gives one answer.
+    pub(crate) fn is_unary(self) -> bool {
+        self.labels()[0].1 == "unary"
+    }
+
+    /// Whether its duration is always measured: etcd does for requests to keys and leases.
+    pub(super) fn is_measured(self) -> bool {
+        let [_, (_, service), _] = self.labels();
+        self.is_unary() && ["etcdserverpb.KV", "etcdserverpb.Lease"].contains(&service)
+    }
+}
+
 methods! {
     Range: "unary", "etcdserverpb.KV", "Range";
     RangeStream: "server_stream", "etcdserverpb.KV", "RangeStream";

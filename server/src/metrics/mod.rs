@@ -1,13 +1,16 @@
 //! What a node counts and measures, under etcd's names where etcd has one, so that its dashboards
 //! and alerts work. One registry per node: several nodes may share a process.
 
+mod applies;
 mod calls;
 mod counts;
+mod duration;
 mod exposition;
 mod method;
 mod probes;
 mod process;
 mod registry;
+mod requests;
 mod tls;
 
 use std::sync::Arc;
@@ -23,10 +26,11 @@ use prometheus_client::registry::Registry;
 use tonic::{Response, Status};
 
 pub(crate) use calls::{Answers, Calls, StreamCall};
-pub(crate) use counts::{Counts, Peer, Peers, Pending};
+pub(crate) use counts::{Counts, Peer, Peers, Pending, Promotions};
 pub(crate) use method::Method;
 pub(crate) use probes::{Check, Probe, Probes};
 use registry::RegistryCounts;
+pub(crate) use requests::{Requests, is_failure};
 pub(crate) use tls::PortCounts;
 
 use crate::api::context::Context;
@@ -37,13 +41,19 @@ use crate::version;
 type Labels<const N: usize> = [(&'static str, &'static str); N];
 /// A gauge of seconds.
 type Seconds = Gauge<f64, AtomicU64>;
+/// Who and whom.
+type PeerLabels = [(&'static str, String); 2];
 
 /// The metrics of one node.
 pub(crate) struct Metrics {
     registry: Registry,
     calls: Vec<Arc<Calls>>,
+    /// Requests of clients.
+    pub(crate) requests: Requests,
     /// Durations of defragmentations.
     pub(crate) defragmentations: Histogram,
+    /// Defragmentations that are under way.
+    pub(crate) defragmenting: Gauge,
     /// Durations of sending the state to a client.
     pub(crate) snapshots: Histogram,
     /// Durations of hashing the whole store.
@@ -92,6 +102,10 @@ struct Scraped {
     start_seconds: Seconds,
     open_fds: Gauge,
     max_fds: Gauge,
+    known_peers: Family<PeerLabels, Gauge>,
+    active_peers: Family<PeerLabels, Gauge>,
+    /// Held by the one look that is taken: what is gone is forgotten before the rest is noted again.
+    one_look: Mutex<()>,
 }
 
 impl Metrics {
@@ -102,8 +116,10 @@ impl Metrics {
         scraped.register(&mut registry);
         let instances = RegistryCounts::register(&mut registry);
         register_versions(&mut registry, node.member_id());
+        register_features(&mut registry);
         node.counts().register(&mut registry);
         let calls = calls::register(&mut registry, node.settings().measures_calls);
+        let requests = Requests::register(&mut registry);
         let mut durations = |name: &str, help: &str, shortest: f64| {
             let histogram = Histogram::new(exponential_buckets(shortest, 2.0, 13));
             registry.register(name, help, histogram.clone());
@@ -138,10 +154,18 @@ impl Metrics {
         let health_success = counter("etcd_server_health_success", "Successful health checks");
         let health_failures = counter("etcd_server_health_failures", "Failed health checks");
         let probes = Probes::register(&mut registry);
+        let defragmenting = Gauge::default();
+        registry.register(
+            "etcd_disk_defrag_inflight",
+            "Defragmentations that are under way",
+            defragmenting.clone(),
+        );
         Self {
             registry,
             calls,
+            requests,
             defragmentations,
+            defragmenting,
             snapshots,
             hashes,
             history_hashes,
@@ -193,8 +217,22 @@ impl Metrics {
 
     /// The text of `/metrics`.
     pub(crate) fn exposition(&self, context: &Context) -> String {
+        let _one_look = self.scraped.one_look.lock();
         self.scrape(context);
         exposition::text(&self.registry)
+    }
+
+    /// Who the other members are and whether they are heard of.
+    fn scrape_peers(&self, node: &Node) {
+        let Scraped { known_peers, active_peers, .. } = &self.scraped;
+        let own = format!("{:x}", node.member_id());
+        known_peers.clear();
+        active_peers.clear();
+        for (id, is_heard) in node.peers_heard() {
+            let labels = [("Local", own.clone()), ("Remote", format!("{id:x}"))];
+            known_peers.get_or_create(&labels).set(1);
+            active_peers.get_or_create(&labels).set(is_heard.into());
+        }
     }
 
     fn scrape(&self, context: &Context) {
@@ -220,6 +258,7 @@ impl Metrics {
         scraped.slow_streams.set(clamped(watch.slow_streams));
         scraped.pending_events.set(clamped(watch.pending_events));
         self.instances.scrape(reader);
+        self.scrape_peers(&context.node);
         let process = process::Process::now();
         scraped.resident_bytes.set(signed(process.resident_bytes));
         // The system counts; we only pass it on.
@@ -249,7 +288,7 @@ fn signed(value: u64) -> i64 {
 impl Scraped {
     fn register(&self, registry: &mut Registry) {
         // etcd calls two gauges `_total`; see the test of the names.
-        let gauges: [(&str, &str, &Gauge); 18] = [
+        let gauges: [(&str, &str, &Gauge); 20] = [
             ("etcd_server_has_leader", "Whether a leader exists", &self.has_leader),
             ("etcd_server_is_leader", "Whether this member is the leader", &self.is_leader),
             ("etcd_server_is_learner", "Whether this member is a learner", &self.is_learner),
@@ -292,6 +331,8 @@ impl Scraped {
             ("process_resident_memory_bytes", "Resident memory", &self.resident_bytes),
             ("process_open_fds", "Open file descriptors", &self.open_fds),
             ("process_max_fds", "Most open file descriptors", &self.max_fds),
+            ("os_fd_used", "Open file descriptors", &self.open_fds),
+            ("os_fd_limit", "Most open file descriptors", &self.max_fds),
         ];
         for (name, help, gauge) in gauges {
             registry.register(name, help, gauge.clone());
@@ -301,6 +342,7 @@ impl Scraped {
             "Changes of leader that this member saw",
             self.leader_changes.clone(),
         );
+        self.register_peers(registry);
         registry.register("process_cpu_seconds", "User and system time", self.cpu_seconds.clone());
         let start = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         self.start_seconds.set(start.as_secs_f64());
@@ -310,6 +352,40 @@ impl Scraped {
             self.start_seconds.clone(),
         );
     }
+
+    fn register_peers(&self, registry: &mut Registry) {
+        for (name, help, family) in [
+            ("etcd_network_known_peers", "Other members", &self.known_peers),
+            (
+                "etcd_network_active_peers",
+                "Whether this member heard of another lately, as its leader or its follower",
+                &self.active_peers,
+            ),
+        ] {
+            registry.register(name, help, family.clone());
+        }
+    }
+}
+
+/// etcd's feature gates, as far as it is plain here whether what they switch on is so.
+const FEATURES: [(&str, &str, bool); 4] = [
+    // Members are compared at every compaction.
+    ("CompactHashCheck", "", true),
+    // Nothing but the leader's own memory is asked to renew a lease.
+    ("FastLeaseKeepAlive", "BETA", true),
+    // A new leader restarts every deadline.
+    ("LeaseCheckpoint", "ALPHA", false),
+    // Nothing waits for a defragmentation.
+    ("StopGRPCServiceOnDefrag", "ALPHA", false),
+];
+
+fn register_features(registry: &mut Registry) {
+    let family = Family::<Labels<2>, Gauge>::default();
+    for (name, stage, is_on) in FEATURES {
+        family.get_or_create(&[("name", name), ("stage", stage)]).set(is_on.into());
+    }
+    let help = "Whether what a feature gate of etcd switches on is so here";
+    registry.register("etcd_server_feature_enabled", help, family);
 }
 
 fn register_versions(registry: &mut Registry, member_id: u64) {

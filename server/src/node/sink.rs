@@ -4,6 +4,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use conclave_raft_store::reader::Reader;
+use conclave_raft_store::report::Report;
 use conclave_raft_store::sink::{AppliedEntry, ApplySink};
 use conclave_raft_store::types::StoredMembership;
 use conclave_state_machine::head::Head;
@@ -69,8 +70,12 @@ impl ApplySink for Sink {
         }
     }
 
-    fn timed(&self, whole: Duration, write: Duration) {
-        self.counts.timed(whole, write);
+    fn timed(&self, report: &Report) {
+        self.counts.applies.note(report);
+    }
+
+    fn flushed(&self, took: Duration) {
+        self.counts.applies.flushed(took);
     }
 
     fn installed(&self, head: Arc<Head>) {

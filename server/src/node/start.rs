@@ -9,7 +9,7 @@ use conclave_raft_store::RocksOptions;
 use conclave_raft_store::apply::StateMachine;
 use conclave_raft_store::command::auth::inside;
 use conclave_raft_store::engine::EngineKind;
-use conclave_raft_store::log::{LogOptions, LogStore};
+use conclave_raft_store::log::{LogOptions, LogStore, SyncObserver};
 use conclave_raft_store::store::{StateStore, StoreOptions};
 use conclave_raft_store::{Identity, Reader};
 use conclave_state_machine::members;
@@ -346,15 +346,16 @@ impl Tasks<'_> {
             interval: settings.checks.corruption_interval,
         };
         tasks.spawn(comparer.clone().run());
-        let snapshots = SnapshotReceiver::new(route.raft.clone(), log, reader.clone(), counts);
         let changer = Arc::new(Changer {
             route: route.clone(),
             reader: reader.clone(),
             settings: settings.membership.clone(),
             election_timeout: settings.raft.election_timeout,
             timeout,
+            promotions: counts.promotions.clone(),
             busy: Mutex::default(),
         });
+        let snapshots = SnapshotReceiver::new(route.raft.clone(), log, reader.clone(), counts);
         tasks.spawn(change::promote(changer.clone()));
         tasks.spawn(standing::watch(route.clone(), standing.clone()));
         Serving {
@@ -456,14 +457,14 @@ async fn identify(
     opened: &Opened,
     dialer: &Dialer,
 ) -> Result<(Founding, LogStore), StartError> {
-    let (reader, log_sync) = (&opened.reader, &opened.counts.log_syncs);
+    let (reader, counts) = (&opened.reader, &opened.counts);
     let stored = bootstrap::stored_identity(reader, &settings.log_dir())?;
     if let Some(identity) = stored {
         let id = identity.member;
         if members::removed(reader)?.contains(&id) || standing::mark(&settings.data_dir).exists() {
             return Err(BootstrapError::Removed { id, dir: settings.data_dir.clone() }.into());
         }
-        let mut log = open_log(settings, identity.member, log_sync).await?;
+        let mut log = open_log(settings, identity.member, counts).await?;
         let has_content = log.get_log_state().await?.last_log_id.is_some()
             || log.get_log_reader().await.read_vote().await?.is_some();
         if has_content {
@@ -483,19 +484,25 @@ async fn identify(
     let founding = bootstrap::found(settings, dialer).await?;
     let (claimed, claim) = (founding.identity, reader.clone());
     tokio::task::spawn_blocking(move || claim.claim(claimed)).await.map_err(io::Error::other)??;
-    let log = open_log(settings, founding.identity.member, log_sync).await?;
+    let log = open_log(settings, founding.identity.member, counts).await?;
     Ok((founding, log))
 }
 
 async fn open_log(
     settings: &Arc<Settings>,
     member: u64,
-    log_sync: &Histogram,
+    counts: &Counts,
 ) -> Result<LogStore, StartError> {
     let dir = settings.log_dir();
-    let log_sync = log_sync.clone();
-    let on_sync = move |took: Duration| log_sync.observe(took.as_secs_f64());
-    let options = LogOptions { on_sync: Some(Box::new(on_sync)), ..LogOptions::new(member) };
+    let observer = |durations: &Histogram| -> Option<SyncObserver> {
+        let durations = durations.clone();
+        Some(Box::new(move |took: Duration| durations.observe(took.as_secs_f64())))
+    };
+    let options = LogOptions {
+        on_sync: observer(&counts.log_syncs),
+        on_write: observer(&counts.log_writes),
+        ..LogOptions::new(member)
+    };
     let opened = tokio::task::spawn_blocking(move || LogStore::open(&dir, options)).await;
     Ok(opened.map_err(io::Error::other)??)
 }

@@ -31,6 +31,7 @@ use super::hand_over::hand_over;
 use super::link::Link;
 use super::route::{Leader, Route, is_never_sent};
 use crate::config::{MembershipSettings, added_member_id};
+use crate::metrics::Promotions;
 
 /// Pause before a change is tried again.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
@@ -84,6 +85,7 @@ pub(crate) struct Changer {
     pub(crate) settings: MembershipSettings,
     pub(crate) election_timeout: Duration,
     pub(crate) timeout: Duration,
+    pub(crate) promotions: Promotions,
     /// Held by the one change that is being made.
     pub(crate) busy: Mutex<()>,
 }
@@ -187,6 +189,19 @@ impl Changer {
     }
 
     async fn attempt_here(&self, change: &MemberChange) -> Attempt {
+        let attempt = self.decide(change).await;
+        if let MemberChange::Promote { .. } = change {
+            match &attempt {
+                Attempt::Done(_) => self.promotions.made(),
+                Attempt::Refused(refusal) => self.promotions.refused(*refusal),
+                Attempt::Again | Attempt::Unknown | Attempt::Stopped => {}
+            }
+        }
+        attempt
+    }
+
+    /// Checks a change against the rules and makes it.
+    async fn decide(&self, change: &MemberChange) -> Attempt {
         let _one_at_a_time = self.busy.lock().await;
         let patient_until = Instant::now() + self.election_timeout * REACHABLE_WITHIN;
         loop {

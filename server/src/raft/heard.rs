@@ -49,11 +49,23 @@ impl Heard {
         is_there.then_some(leader)
     }
 
+    /// Whether another member answered this one, its leader, lately.
+    fn hears(&self, metrics: &RaftMetrics<TypeConfig>, id: NodeId) -> bool {
+        let at = metrics.heartbeat.as_ref().and_then(|heard| heard.get(&id).copied().flatten());
+        at.is_some_and(|at| at.elapsed() <= self.patience)
+    }
+
+    /// The other members, and whether this one heard of them lately: as their leader, or of its own.
+    /// Followers do not talk to each other.
+    pub(crate) fn peers(&self, metrics: &RaftMetrics<TypeConfig>) -> Vec<(NodeId, bool)> {
+        let leader = self.leader(metrics);
+        let members = metrics.membership_config.membership().nodes().map(|(id, _)| *id);
+        let others = members.filter(|id| *id != metrics.id);
+        others.map(|id| (id, leader == Some(id) || self.hears(metrics, id))).collect()
+    }
+
     fn hears_quorum(&self, metrics: &RaftMetrics<TypeConfig>) -> bool {
-        let hears = |id: NodeId| {
-            let at = metrics.heartbeat.as_ref().and_then(|heard| heard.get(&id).copied().flatten());
-            id == metrics.id || at.is_some_and(|at| at.elapsed() <= self.patience)
-        };
+        let hears = |id: NodeId| id == metrics.id || self.hears(metrics, id);
         let membership = metrics.membership_config.membership();
         membership.get_joint_config().iter().all(|voters| {
             let heard = voters.iter().filter(|id| hears(**id)).count();

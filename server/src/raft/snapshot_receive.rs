@@ -92,6 +92,7 @@ impl SnapshotReceiver {
             peer.snapshot_received(began.elapsed(), staged.is_ok());
         }
         let staged = staged?;
+        self.counts.snapshot_saves.observe(began.elapsed().as_secs_f64());
         // The log may have grown meanwhile, under a leader that did not need the snapshot.
         if self.is_contained(meta.last_log_id).await? {
             return Ok(vote);
@@ -148,7 +149,10 @@ impl SnapshotReceiver {
                 None => return Err(Status::aborted("snapshot: the end is missing")),
             }
         }
-        blocking(move || sink.finish()).await
+        let began = Instant::now();
+        let staged = blocking(move || sink.finish()).await;
+        self.counts.snapshot_syncs.observe(began.elapsed().as_secs_f64());
+        staged
     }
 }
 

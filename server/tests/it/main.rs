@@ -36,5 +36,5 @@ mod support;
 mod watch_rules;
 mod watch_server;
 mod watch_support;
-mod writes;
 mod web_socket;
+mod writes;

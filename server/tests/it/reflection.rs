@@ -46,7 +46,7 @@ macro_rules! ask {
     }};
 }
 
-const SERVICES: [&str; 17] = [
+const SERVICES: [&str; 18] = [
     "conclave.v1.BarrierService",
     "conclave.v1.CounterService",
     "conclave.v1.DiscoveryService",
@@ -57,6 +57,7 @@ const SERVICES: [&str; 17] = [
     "conclave.v1.LockService",
     "conclave.v1.RegistryService",
     "conclave.v1.SessionService",
+    "conclave.v1.WriteService",
     "etcdserverpb.Auth",
     "etcdserverpb.Cluster",
     "etcdserverpb.KV",
