@@ -16,6 +16,7 @@
 //! | `paused` | a holder that is stopped past its TTL | the same |
 //! | `guards` | 100 of every kind come and go | 10,000 |
 //! | `writes` | three leaders killed under a client that counts | twenty |
+//! | `rolling` | every member restarted in turn under writers | five times |
 //! | `outage` | the cluster is away for 5 s | for a minute |
 
 mod damage;
@@ -29,6 +30,7 @@ mod leases;
 mod many;
 mod outage;
 mod paused;
+mod rolling;
 mod support;
 mod sync_kills;
 mod writes;
