@@ -7,8 +7,10 @@ use std::path::Path;
 
 /// What a directory is created with.
 const MODE: u32 = 0o700;
-/// Anybody may change it.
+/// Anybody may change what is in it; with [`STICKY`] anybody may only add to it, as in a fresh tmpfs.
 const WRITABLE_BY_ALL: u32 = 0o002;
+/// Entries can be renamed and removed by their owners only.
+const STICKY: u32 = 0o1000;
 /// Others than its owner may do something with it.
 const FOR_OTHERS: u32 = 0o077;
 
@@ -24,14 +26,14 @@ pub(crate) fn create(dir: &Path) -> io::Result<()> {
 /// may write to nothing can be relied on.
 ///
 /// # Errors
-/// Whatever the system reports; [`io::ErrorKind::PermissionDenied`] if anybody may write there.
+/// Whatever the system reports; [`io::ErrorKind::PermissionDenied`] if anybody may change what is there.
 pub(crate) fn check(dir: &Path) -> io::Result<()> {
     let mode = match fs::metadata(dir) {
         Ok(metadata) => metadata.permissions().mode() & 0o7777,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(error),
     };
-    if mode & WRITABLE_BY_ALL != 0 {
+    if mode & WRITABLE_BY_ALL != 0 && mode & STICKY == 0 {
         let advice = format!(
             "anybody may write to {dir} (mode {mode:o}): chmod 700 it and see that nobody did",
             dir = dir.display()
@@ -67,7 +69,7 @@ mod tests {
     fn a_directory_that_anybody_may_change_is_refused() {
         let root = tempfile::tempdir().unwrap();
         for (mode, is_refused) in
-            [(0o777, true), (0o1777, true), (0o702, true), (0o755, false), (0o2770, false)]
+            [(0o777, true), (0o1777, false), (0o702, true), (0o755, false), (0o2770, false)]
         {
             fs::set_permissions(root.path(), Permissions::from_mode(mode)).unwrap();
             let checked = check(root.path());
