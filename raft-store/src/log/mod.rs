@@ -45,7 +45,7 @@ use parking_lot::Mutex;
 pub use self::disk::{Disk, DiskFile, RealDisk};
 pub use self::error::OpenError;
 pub use self::options::{
-    FailureHook, LogFailure, LogOptions, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SyncObserver,
+    DurationObserver, FailureHook, LogFailure, LogOptions, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN,
 };
 use self::read::Plan;
 use self::segments::Pool;

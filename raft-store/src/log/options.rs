@@ -11,7 +11,7 @@ pub const SEGMENT_BYTES_MIN: u64 = 8 * 1024;
 pub const SEGMENT_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 
 /// Called with the duration of every sync or write, on the writer thread: it must be quick.
-pub type SyncObserver = Box<dyn Fn(Duration) + Send + Sync>;
+pub type DurationObserver = Box<dyn Fn(Duration) + Send + Sync>;
 /// Called once, on the writer thread, when the log cannot go on. The default logs the reason and
 /// aborts the process; a test may return, after which every call on the log fails.
 pub type FailureHook = Box<dyn Fn(&LogFailure) + Send + Sync>;
@@ -32,9 +32,9 @@ pub struct LogOptions {
     /// Segments that a purge freed and that are kept to be written again; more are deleted.
     pub spare_segments_max: usize,
     /// Sees the duration of every sync.
-    pub on_sync: Option<SyncObserver>,
+    pub on_sync: Option<DurationObserver>,
     /// Sees the duration of every write.
-    pub on_write: Option<SyncObserver>,
+    pub on_write: Option<DurationObserver>,
     /// What to do when the log cannot go on.
     pub on_failure: FailureHook,
 }

@@ -9,7 +9,7 @@ use conclave_raft_store::RocksOptions;
 use conclave_raft_store::apply::StateMachine;
 use conclave_raft_store::command::auth::inside;
 use conclave_raft_store::engine::EngineKind;
-use conclave_raft_store::log::{LogOptions, LogStore, SyncObserver};
+use conclave_raft_store::log::{DurationObserver, LogOptions, LogStore};
 use conclave_raft_store::store::{StateStore, StoreOptions};
 use conclave_raft_store::{Identity, Reader};
 use conclave_state_machine::members;
@@ -494,7 +494,7 @@ async fn open_log(
     counts: &Counts,
 ) -> Result<LogStore, StartError> {
     let dir = settings.log_dir();
-    let observer = |durations: &Histogram| -> Option<SyncObserver> {
+    let observer = |durations: &Histogram| -> Option<DurationObserver> {
         let durations = durations.clone();
         Some(Box::new(move |took: Duration| durations.observe(took.as_secs_f64())))
     };
