@@ -271,7 +271,7 @@ async fn a_learner_is_promoted_once_it_is_in_sync() {
     // Through the learner itself: it forwards.
     assert_eq!(group.change(1, promotion.clone()).await, id);
     group.voters_are(2).await;
-    assert!(!group.node(1).is_learner());
+    eventually("it knows that it votes", || !group.node(1).is_learner()).await;
     let again = group.node(1).change_members(&promotion).await.unwrap_err();
     assert_eq!(again, refused(MemberRefusal::NotLearner));
 }
