@@ -23,6 +23,8 @@ pub struct Program {
     pub verb: Vec<String>,
     /// Further flags, the same on every node.
     pub flags: Vec<String>,
+    /// Whether the flags make both ports speak TLS.
+    pub is_tls: bool,
 }
 
 impl Program {
@@ -32,7 +34,7 @@ impl Program {
         let name = path.file_name().map(|name| name.to_string_lossy().into_owned());
         let ours = name.is_some_and(|name| name.starts_with("conclave"));
         let verb = if ours { vec!["server".to_owned()] } else { Vec::new() };
-        Self { path: path.to_owned(), verb, flags: Vec::new() }
+        Self { path: path.to_owned(), verb, flags: Vec::new(), is_tls: false }
     }
 
     /// Adds flags to every node.
@@ -41,12 +43,23 @@ impl Program {
         self.flags.extend_from_slice(flags);
         self
     }
+
+    /// Adds flags that make both ports of every node speak TLS.
+    #[must_use]
+    pub fn with_tls(self, flags: &[String]) -> Self {
+        Self { is_tls: true, ..self.with_flags(flags) }
+    }
+
+    fn scheme(&self) -> &'static str {
+        if self.is_tls { "https" } else { "http" }
+    }
 }
 
 /// One node: its addresses, its directory and, while it runs, its process.
 #[derive(Debug)]
 pub struct Node {
     name: String,
+    scheme: &'static str,
     client_port: u16,
     peer_port: u16,
     data_dir: PathBuf,
@@ -56,10 +69,10 @@ pub struct Node {
 }
 
 impl Node {
-    /// `http://127.0.0.1:PORT` of the client port.
+    /// `http://127.0.0.1:PORT` of the client port, `https:` with TLS.
     #[must_use]
     pub fn endpoint(&self) -> String {
-        format!("http://127.0.0.1:{}", self.client_port)
+        format!("{}://127.0.0.1:{}", self.scheme, self.client_port)
     }
 
     /// The client port.
@@ -120,6 +133,7 @@ impl Cluster {
             let home = dir.join(&name);
             std::fs::create_dir_all(&home).with_context(|| format!("make {}", home.display()))?;
             nodes.push(Node {
+                scheme: program.scheme(),
                 client_port: pair[0],
                 peer_port: pair[1],
                 data_dir: home.join("data"),
@@ -194,7 +208,7 @@ impl Cluster {
 
     fn command(&self, index: usize, program: &Program) -> Command {
         let node = &self.nodes[index];
-        let peer = |node: &Node| format!("http://127.0.0.1:{}", node.peer_port);
+        let peer = |node: &Node| format!("{}://127.0.0.1:{}", node.scheme, node.peer_port);
         let members: Vec<String> =
             self.nodes.iter().map(|node| format!("{}={}", node.name, peer(node))).collect();
         let mut command = Command::new("setpriv");

@@ -10,6 +10,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 use serde_json::json;
 
+use crate::access::Access;
 use crate::cluster::{Cluster, Program};
 use crate::drill::{self, Drill};
 use crate::options::{Load, Workload};
@@ -17,7 +18,7 @@ use crate::report::Report;
 use crate::runner::{self, Target};
 use crate::table::Table;
 
-const NODES: usize = 3;
+pub(crate) const NODES: usize = 3;
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Who is measured.
@@ -65,6 +66,9 @@ pub struct Comparison {
     /// How often the failover drill kills the leader.
     #[arg(long, default_value_t = 10)]
     pub failovers: usize,
+    /// Rounds of the security drill.
+    #[arg(long, default_value_t = 3)]
+    pub drill_rounds: usize,
     /// Where the nodes keep their data, in a directory that is removed afterwards.
     #[arg(long, default_value = "/tmp")]
     pub dir: PathBuf,
@@ -89,7 +93,7 @@ impl Comparison {
         all.into_iter().filter(is_wanted).collect()
     }
 
-    fn program(&self, side: Side) -> Program {
+    pub(crate) fn program(&self, side: Side) -> Program {
         let path = if side == Side::Ours { &self.ours } else { &self.theirs };
         let flags: Vec<String> = self.flags.split_whitespace().map(str::to_owned).collect();
         Program::new(path).with_flags(&flags)
@@ -175,8 +179,7 @@ fn one(comparison: &Comparison, side: Side, workload: Workload) -> Result<Option
         return noop(comparison, workload);
     }
     let (mut cluster, scratch) = comparison.cluster(side)?;
-    let mut target =
-        Target { endpoints: cluster.endpoints(), pids: cluster.pids(), is_empty: true };
+    let mut target = Target::of(&cluster);
     target.leader_first()?;
     let report = runner::run(workload, &comparison.load, &target)
         .with_context(|| format!("{} on {side:?}", workload.name()))?;
@@ -195,8 +198,8 @@ fn noop(comparison: &Comparison, workload: Workload) -> Result<Option<Report>> {
         matches!(workload, Workload::Put | Workload::Get | Workload::Range | Workload::Txn);
     let (Some(path), true) = (&comparison.noop, is_unary) else { return Ok(None) };
     let mut child = NoopServer::start(path)?;
-    let target =
-        Target { endpoints: vec![child.endpoint()?], pids: vec![child.0.id()], is_empty: false };
+    let (endpoints, pids) = (vec![child.endpoint()?], vec![child.0.id()]);
+    let target = Target { endpoints, pids, is_empty: false, access: Access::default() };
     runner::run(workload, &comparison.load, &target).map(Some)
 }
 

@@ -4,50 +4,52 @@
 //! layers would cost about as much per request as the server under test.
 
 use std::pin::Pin;
-use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use conclave_transport::{Client, ClientTls, Connector, Followed, Target};
-use http::{Request, Response, Uri};
+use conclave_transport::{Connector, Target};
+use http::{HeaderValue, Request, Response, Uri};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tonic::body::Body;
 use tonic::codegen::Service;
 
+use crate::access::Access;
+
 const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// TLS of all connections to `https://` endpoints: one process loads one cluster.
-static TLS: OnceLock<Arc<Followed<ClientTls>>> = OnceLock::new();
-
-/// Sets the TLS of all connections to `https://` endpoints; without it they cannot be opened.
-///
-/// # Errors
-/// If a file cannot be used.
-pub fn use_tls(options: Client) -> Result<()> {
-    TLS.set(Arc::new(options.follow()?)).ok().context("TLS is set once")
-}
+/// Where etcd looks for a token.
+const TOKEN: &str = "token";
 
 /// A cheap handle on one connection; clones share it.
 #[derive(Clone, Debug)]
 pub struct Connection {
     sender: SendRequest<Body>,
     origin: Uri,
+    token: Option<HeaderValue>,
 }
 
 impl Connection {
-    /// Connects to `endpoint` (`http://host:port` or `https://host:port`).
+    /// Connects to `endpoint` (`http://host:port`) as nobody.
     ///
     /// # Errors
     /// If the endpoint cannot be parsed or reached within five seconds.
     pub async fn open(endpoint: &str) -> Result<Self> {
+        Self::open_by(endpoint, &Access::default()).await
+    }
+
+    /// Connects to `endpoint` (`http://host:port`, or `https://host:port` if `access` has TLS).
+    ///
+    /// # Errors
+    /// If the endpoint cannot be parsed or reached within five seconds.
+    pub async fn open_by(endpoint: &str, access: &Access) -> Result<Self> {
         let target = Target::parse(endpoint, false).map_err(anyhow::Error::msg)?;
         let origin = target.origin().clone();
-        let connector = Connector::new(target, TLS.get().cloned(), CONNECT_TIMEOUT);
+        let connector = Connector::new(target, access.tls.clone(), CONNECT_TIMEOUT);
         let stream = connector.connect().await.with_context(|| format!("connect to {endpoint}"))?;
         let (sender, driver) = Builder::new(TokioExecutor::new())
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
@@ -57,7 +59,7 @@ impl Connection {
             .context("HTTP/2 handshake")?;
         // The connection's end shows as an error of the requests on it.
         tokio::spawn(async move { driver.await.ok() });
-        Ok(Self { sender, origin })
+        Ok(Self { sender, origin, token: access.token.clone() })
     }
 
     /// The address requests are made for, as the generated clients' `with_origin` wants it.
@@ -82,7 +84,10 @@ impl Service<Request<Body>> for Connection {
         self.sender.poll_ready(context)
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        if let Some(token) = &self.token {
+            request.headers_mut().insert(TOKEN, token.clone());
+        }
         Box::pin(self.sender.send_request(request))
     }
 }

@@ -1,6 +1,7 @@
 //! Measurements that are not a steady load: many keys and a restart, the death of a leader, counted fdatasyncs.
 
 use std::fmt;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,12 +12,14 @@ use conclave_proto::etcdserverpb::kv_client::KvClient;
 use conclave_proto::etcdserverpb::{PutRequest, RangeRequest};
 use serde::Serialize;
 
+use crate::access::Access;
 use crate::cluster::Cluster;
 use crate::compare::{Comparison, Side};
 use crate::connection::Connection;
 use crate::options::{Load, Workload};
 use crate::process::Usage;
 use crate::runner::{self, Target};
+use crate::security;
 use crate::table::median;
 use crate::worker::Material;
 
@@ -37,6 +40,8 @@ pub enum Drill {
     Failover,
     /// Counts fdatasync and fsync calls of each node under puts (needs strace).
     Syncs,
+    /// Puts without rights and TLS, with users and rights, with certificates on both ports.
+    Security,
 }
 
 /// What a drill found.
@@ -65,6 +70,7 @@ pub(crate) enum Finding {
         /// Calls of each node.
         syncs: Vec<u64>,
     },
+    Security(security::Finding),
 }
 
 impl fmt::Display for Finding {
@@ -75,16 +81,26 @@ impl fmt::Display for Finding {
 
 /// Runs one drill on a fresh cluster of one side.
 pub(crate) fn run(drill: Drill, comparison: &Comparison, side: Side) -> Result<Finding> {
-    let (mut cluster, scratch) = comparison.cluster(side)?;
+    let on_cluster = |measure: &dyn Fn(&mut Cluster, &Path) -> Result<Finding>| {
+        let (mut cluster, scratch) = comparison.cluster(side)?;
+        measure(&mut cluster, scratch.path())
+    };
     let finding = match drill {
-        Drill::Restart => restart(&mut cluster, comparison, scratch.path()),
-        Drill::Failover => failover(&mut cluster, comparison.failovers),
-        Drill::Syncs => syncs(&cluster, &comparison.load, scratch.path()),
+        Drill::Restart => on_cluster(&|cluster, dir| restart(cluster, comparison, dir)),
+        Drill::Failover => on_cluster(&|cluster, _| failover(cluster, comparison.failovers)),
+        Drill::Syncs => on_cluster(&|cluster, dir| syncs(cluster, &comparison.load, dir)),
+        // Every kind of protection has a cluster of its own.
+        Drill::Security => {
+            let program = comparison.program(side);
+            let (dir, load, rounds) = (&comparison.dir, &comparison.load, comparison.drill_rounds);
+            let setting = security::Setting { program: &program, dir, load, rounds };
+            security::measure(&setting).map(Finding::Security)
+        }
     };
     finding.with_context(|| format!("{drill:?} on {side:?}"))
 }
 
-fn runtime() -> Result<tokio::runtime::Runtime> {
+pub(crate) fn runtime() -> Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
 }
 
@@ -93,19 +109,27 @@ fn runtime() -> Result<tokio::runtime::Runtime> {
 /// # Errors
 /// If one does not in time.
 pub(crate) fn wait_until_serving(endpoints: &[String]) -> Result<()> {
+    wait_until_serving_by(endpoints, &Access::default())
+}
+
+/// The same where not everybody gets in.
+///
+/// # Errors
+/// If one does not in time.
+pub(crate) fn wait_until_serving_by(endpoints: &[String], access: &Access) -> Result<()> {
     runtime()?.block_on(async {
         for endpoint in endpoints {
-            first_read(endpoint).await?;
+            first_read(endpoint, access).await?;
         }
         Ok(())
     })
 }
 
 /// Tries a linearizable read until it is answered.
-async fn first_read(endpoint: &str) -> Result<()> {
+async fn first_read(endpoint: &str, access: &Access) -> Result<()> {
     let deadline = Instant::now() + READY_TIMEOUT;
     loop {
-        let answer = tokio::time::timeout(PROBE_TIMEOUT, read(endpoint)).await;
+        let answer = tokio::time::timeout(PROBE_TIMEOUT, read(endpoint, access)).await;
         if matches!(answer, Ok(Ok(()))) {
             return Ok(());
         }
@@ -114,22 +138,17 @@ async fn first_read(endpoint: &str) -> Result<()> {
     }
 }
 
-async fn read(endpoint: &str) -> Result<()> {
-    let connection = Connection::open(endpoint).await?;
+async fn read(endpoint: &str, access: &Access) -> Result<()> {
+    let connection = Connection::open_by(endpoint, access).await?;
     let origin = connection.origin();
     let request = RangeRequest { key: "probe".into(), ..Default::default() };
     KvClient::with_origin(connection, origin).range(request).await?;
     Ok(())
 }
 
-fn restart(
-    cluster: &mut Cluster,
-    comparison: &Comparison,
-    dir: &std::path::Path,
-) -> Result<Finding> {
+fn restart(cluster: &mut Cluster, comparison: &Comparison, dir: &Path) -> Result<Finding> {
     let keys = comparison.drill_keys;
-    let mut target =
-        Target { endpoints: cluster.endpoints(), pids: cluster.pids(), is_empty: true };
+    let mut target = Target::of(cluster);
     target.leader_first()?;
     let before = Usage::of_all(&target.pids)?;
     let begin = Instant::now();
@@ -168,7 +187,7 @@ fn millis(begin: Instant) -> u64 {
     u64::try_from(begin.elapsed().as_millis()).unwrap_or(u64::MAX)
 }
 
-fn disk_bytes(dir: &std::path::Path) -> Result<u64> {
+fn disk_bytes(dir: &Path) -> Result<u64> {
     let output = Command::new("du").args(["-s", "--block-size=1"]).arg(dir).output()?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     text.split_whitespace().next().context("du prints a size")?.parse().context("size")
@@ -177,8 +196,7 @@ fn disk_bytes(dir: &std::path::Path) -> Result<u64> {
 fn failover(cluster: &mut Cluster, times: usize) -> Result<Finding> {
     let mut gaps_ms = Vec::new();
     for _ in 0..times {
-        let mut target =
-            Target { endpoints: cluster.endpoints(), pids: Vec::new(), is_empty: true };
+        let mut target = Target::of(cluster);
         target.leader_first()?;
         let leader =
             cluster.endpoints().iter().position(|endpoint| *endpoint == target.endpoints[0]);
@@ -230,9 +248,8 @@ async fn next_write(survivors: &[String]) -> Result<()> {
 }
 
 /// Attaches strace to every node and counts its syncs during a run of puts.
-fn syncs(cluster: &Cluster, load: &Load, dir: &std::path::Path) -> Result<Finding> {
-    let mut target =
-        Target { endpoints: cluster.endpoints(), pids: cluster.pids(), is_empty: true };
+fn syncs(cluster: &Cluster, load: &Load, dir: &Path) -> Result<Finding> {
+    let mut target = Target::of(cluster);
     target.leader_first()?;
     let load = Load { seconds: TRACED_SECONDS, warmup: 0.0, ..load.clone() };
     let mut tracers: Vec<Child> = Vec::new();

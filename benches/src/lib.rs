@@ -7,6 +7,7 @@
 //!
 //! | module | what |
 //! |---|---|
+//! | [`access`] | TLS and users |
 //! | [`cluster`] | real nodes on loopback: start, kill, pause, by pid |
 //! | [`process`] | CPU, bytes written, memory and ports of a process |
 //! | [`connection`] | one HTTP/2 connection as a cheap tonic transport |
@@ -15,6 +16,8 @@
 //! | [`registry`] | many instances, watchers, dying sessions, a killed leader |
 //! | [`noop`] | a server that answers at once: the ceiling |
 
+pub mod access;
+mod certificates;
 pub mod cluster;
 pub mod compare;
 pub mod connection;
@@ -28,6 +31,7 @@ pub mod process;
 pub mod registry;
 pub mod report;
 pub mod runner;
+mod security;
 mod streams;
 mod table;
 mod worker;

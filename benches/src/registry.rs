@@ -142,7 +142,7 @@ fn millis(histogram: &Histogram<u64>, percentile: f64) -> f64 {
 
 fn leader(cluster: &Cluster) -> Result<usize> {
     let endpoints = cluster.endpoints();
-    let mut target = Target { endpoints: endpoints.clone(), pids: Vec::new(), is_empty: true };
+    let mut target = Target::of(cluster);
     target.leader_first()?;
     let leader = endpoints.iter().position(|endpoint| *endpoint == target.endpoints[0]);
     leader.context("a leader")

@@ -11,6 +11,8 @@ use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use crate::access::Access;
+use crate::cluster::Cluster;
 use crate::connection::Connection;
 use crate::drive::{self, Pace, Tally, Window};
 use crate::locker::Locker;
@@ -31,16 +33,24 @@ pub struct Target {
     pub pids: Vec<u32>,
     /// Whether the keys of read workloads still have to be written.
     pub is_empty: bool,
+    /// What connections present.
+    pub access: Access,
 }
 
 impl Target {
+    /// A cluster that was started just now, as nobody.
+    #[must_use]
+    pub fn of(cluster: &Cluster) -> Self {
+        let (endpoints, pids) = (cluster.endpoints(), cluster.pids());
+        Self { endpoints, pids, is_empty: true, access: Access::default() }
+    }
+
     /// Puts the leader's endpoint first, so that few clients always talk to the leader.
     ///
     /// # Errors
     /// If no endpoint answers.
     pub fn leader_first(&mut self) -> Result<()> {
-        let endpoints = self.endpoints.clone();
-        let leader = runtime()?.block_on(find_leader(&endpoints))?;
+        let leader = runtime()?.block_on(find_leader(self))?;
         self.endpoints.swap(0, leader);
         Ok(())
     }
@@ -65,9 +75,10 @@ fn runtime() -> Result<Runtime> {
     Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?)
 }
 
-async fn find_leader(endpoints: &[String]) -> Result<usize> {
-    for (index, endpoint) in endpoints.iter().enumerate() {
-        let Ok(connection) = Connection::open(endpoint).await else { continue };
+async fn find_leader(target: &Target) -> Result<usize> {
+    for (index, endpoint) in target.endpoints.iter().enumerate() {
+        let opened = Connection::open_by(endpoint, &target.access).await;
+        let Ok(connection) = opened else { continue };
         let origin = connection.origin();
         let mut client = MaintenanceClient::with_origin(connection, origin);
         let status = client.status(StatusRequest {}).await?.into_inner();
@@ -79,8 +90,8 @@ async fn find_leader(endpoints: &[String]) -> Result<usize> {
 }
 
 /// The raft term as the first endpoint sees it, 0 if it has none (the no-op server).
-async fn term(endpoint: &str) -> Result<u64> {
-    let connection = Connection::open(endpoint).await?;
+async fn term(target: &Target) -> Result<u64> {
+    let connection = Connection::open_by(&target.endpoints[0], &target.access).await?;
     let origin = connection.origin();
     let answer = MaintenanceClient::with_origin(connection, origin).status(StatusRequest {}).await;
     Ok(answer.map_or(0, |status| status.into_inner().raft_term))
@@ -100,14 +111,14 @@ pub fn run(workload: Workload, load: &Load, target: &Target) -> Result<Report> {
     if target.is_empty && workload.needs_keys() {
         preload(target, &material)?;
     }
-    let before_term = runtime()?.block_on(term(&target.endpoints[0]))?;
+    let before_term = runtime()?.block_on(term(target))?;
     let (outcome, samples) = measure(workload, load, target, &material)?;
     let mut report = Report::new(workload, load, &outcome.tally, outcome.puts);
     report.client_cpu_us_per_op = samples.client_cpu_us as f64 / report.ops.max(1) as f64;
     let (before, after) = samples.servers;
     report.server = (!target.pids.is_empty())
         .then(|| ServerCost::between(&before, &after, report.ops, load.seconds));
-    report.terms = (before_term, runtime()?.block_on(term(&target.endpoints[0]))?);
+    report.terms = (before_term, runtime()?.block_on(term(target))?);
     Ok(report)
 }
 
@@ -126,7 +137,7 @@ fn measure(
                 workload,
                 load: load.clone(),
                 thread,
-                endpoints: target.endpoints.clone(),
+                target: target.clone(),
                 ready: ready.clone(),
                 started: started.clone(),
             };
@@ -154,15 +165,16 @@ fn measure(
 /// Writes the keys of `material` to an empty target.
 pub(crate) fn preload(target: &Target, material: &Arc<Material>) -> Result<()> {
     runtime()?.block_on(async {
-        let connections = open_all(&target.endpoints, LOADERS).await?;
+        let connections = open_all(target, LOADERS).await?;
         worker::load_keys(&connections, material.clone(), LOADERS).await
     })
 }
 
-async fn open_all(endpoints: &[String], count: usize) -> Result<Vec<Connection>> {
+async fn open_all(target: &Target, count: usize) -> Result<Vec<Connection>> {
     let mut connections = Vec::with_capacity(count);
     for index in 0..count {
-        connections.push(Connection::open(&endpoints[index % endpoints.len()]).await?);
+        let endpoint = &target.endpoints[index % target.endpoints.len()];
+        connections.push(Connection::open_by(endpoint, &target.access).await?);
     }
     Ok(connections)
 }
@@ -209,7 +221,7 @@ struct Job {
     workload: Workload,
     load: Load,
     thread: usize,
-    endpoints: Vec<String>,
+    target: Target,
     ready: SyncSender<()>,
     started: watch::Receiver<Option<Pace>>,
 }
@@ -217,8 +229,8 @@ struct Job {
 impl Job {
     fn run(self, material: Arc<Material>) -> Result<Outcome> {
         runtime()?.block_on(async {
-            let connections =
-                open_all(&self.endpoints, self.load.connection_count(self.endpoints.len())).await?;
+            let count = self.load.connection_count(self.target.endpoints.len());
+            let connections = open_all(&self.target, count).await?;
             match self.workload {
                 Workload::KeepAlive => self.keep_alive(connections).await,
                 Workload::WatchFanout | Workload::WatchLatency => self.watch(connections).await,

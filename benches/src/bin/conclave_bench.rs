@@ -1,16 +1,14 @@
 //! `conclave-bench`: load for any etcd-compatible endpoint, and ours against the reference side by side.
 
 use std::io::Write;
-use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand};
+use conclave_benches::access::AccessOptions;
 use conclave_benches::compare::{self, Comparison};
-use conclave_benches::connection;
 use conclave_benches::options::{Load, Workload};
 use conclave_benches::registry::{self, Registry};
 use conclave_benches::runner::{self, Target};
-use conclave_transport::{Client, Pair, Verification};
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
@@ -49,30 +47,10 @@ struct Run {
     /// Print JSON instead of a line.
     #[arg(long)]
     json: bool,
-    /// Authorities that sign the servers' certificates; without it those of the system.
-    #[arg(long)]
-    cacert: Option<PathBuf>,
-    /// Certificate to present.
-    #[arg(long, requires = "key")]
-    cert: Option<PathBuf>,
-    /// Its key.
-    #[arg(long, requires = "cert")]
-    key: Option<PathBuf>,
+    #[command(flatten)]
+    access: AccessOptions,
     #[command(flatten)]
     load: Load,
-}
-
-impl Run {
-    /// Reads the files of TLS if an endpoint needs them.
-    fn use_tls(&self) -> Result<()> {
-        if !self.endpoints.iter().any(|endpoint| endpoint.starts_with("https://")) {
-            return Ok(());
-        }
-        let verification = self.cacert.clone().map_or(Verification::System, Verification::Ca);
-        let identity = self.cert.clone().zip(self.key.clone());
-        let identity = identity.map(|(cert, key)| Pair { cert, key });
-        connection::use_tls(Client { verification, identity, ..Client::default() })
-    }
 }
 
 fn main() -> Result<()> {
@@ -84,9 +62,9 @@ fn main() -> Result<()> {
 }
 
 fn run_one(run: Run) -> Result<()> {
-    run.use_tls()?;
-    let target =
-        Target { endpoints: run.endpoints, pids: run.server_pids, is_empty: !run.keys_loaded };
+    let access = run.access.open(&run.endpoints)?;
+    let (endpoints, pids) = (run.endpoints, run.server_pids);
+    let target = Target { endpoints, pids, is_empty: !run.keys_loaded, access };
     let report = runner::run(run.workload, &run.load, &target)?;
     let mut out = std::io::stdout();
     if run.json {

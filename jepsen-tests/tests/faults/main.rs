@@ -13,6 +13,7 @@
 //! | `leases` | 5,000 that expire together | 50,000, gone within two seconds |
 //! | `leader_kills` | one | ten, writes back within two seconds |
 //! | `hand_overs` | 60 of one lock, between holders of every kind, with kills | 1,000 |
+//! | `protected` | puts with rights and TLS for half a second each | the same |
 //! | `paused` | a holder that is stopped past its TTL | the same |
 //! | `guards` | 100 of every kind come and go | 10,000 |
 //! | `writes` | three leaders killed under a client that counts | twenty |
@@ -30,6 +31,7 @@ mod leases;
 mod many;
 mod outage;
 mod paused;
+mod protected;
 mod rolling;
 mod support;
 mod sync_kills;

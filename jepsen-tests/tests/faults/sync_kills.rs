@@ -30,7 +30,12 @@ fn traced(program: &Program, nth: u32) -> Program {
     verb.extend(["setpriv", "--pdeathsig", "KILL", "--"].map(str::to_owned));
     verb.push(program.path.display().to_string());
     verb.extend(program.verb.iter().cloned());
-    Program { path: PathBuf::from("strace"), verb, flags: program.flags.clone() }
+    Program {
+        path: PathBuf::from("strace"),
+        verb,
+        flags: program.flags.clone(),
+        is_tls: program.is_tls,
+    }
 }
 
 fn can_trace(test: &str) -> bool {
