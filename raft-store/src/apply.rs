@@ -141,6 +141,7 @@ impl StateMachine {
             readable_since: head.compacted,
             rows: before.rows,
         };
+        self.sink.applying(&entries);
         let outgrown = self.shared.publish(published, |counts| counts.advance(&entries, &head));
         for responder in waiting {
             responder.send(Nothing);

@@ -24,7 +24,11 @@ pub struct AppliedEntry {
 
 /// Called on the task that applies, in log order. It must not block: apply waits for it.
 pub trait ApplySink: Send + Sync {
-    /// The entries are written and `head` is published: a reader sees them.
+    /// The entries are written; right after this a reader sees them. For what is looked up by those who
+    /// waited until an entry is applied.
+    fn applying(&self, _entries: &[AppliedEntry]) {}
+
+    /// `head` is published: a reader sees the entries.
     fn applied(&self, entries: Vec<AppliedEntry>, head: Arc<Head>);
 
     /// One piece of the log was applied.

@@ -193,8 +193,10 @@ fn a_member_joins_by_what_etcdctl_prints_and_ends_well_when_it_is_removed() {
     let mut process = Process::start(&dir, "b", clients[1], &second);
     let other = format!("127.0.0.1:{}", clients[1]);
     eventually("the new member serves", || etcdctl(&other, &["put", "k", "v"]).1.then_some(()));
-    let (list, _) = etcdctl(&other, &["member", "list"]);
-    assert_eq!(list.matches(", started,").count(), 2, "{list}");
+    eventually("both members are started", || {
+        let (list, _) = etcdctl(&other, &["member", "list"]);
+        (list.matches(", started,").count() == 2).then_some(())
+    });
 
     let id = added_member(&added);
     // As leader, and by itself: it hands over, is removed by the next leader, and answers.

@@ -22,7 +22,7 @@ async fn answers_and_state_follow_the_log() {
         assert_eq!(state.reader.head().revision, 4);
         assert_eq!(state.get("a", 0).unwrap(), "3");
         assert_eq!(state.get("a", 2).unwrap(), "1");
-        let heard = state.heard.0.lock();
+        let heard = state.heard.applied.lock();
         assert_eq!(heard.len(), 2);
         assert_eq!((heard[0].proposer, heard[0].sequence), (7, 1));
         let revisions: Vec<i64> = heard[0].results.iter().map(|applied| applied.revision).collect();
@@ -106,6 +106,17 @@ async fn waiting_ends_when_the_entry_is_applied() {
     state.apply([entry(1, vec![])]).await;
     state.apply([entry(2, vec![])]).await;
     tokio::time::timeout(Duration::from_secs(10), waiting).await.unwrap().unwrap();
+}
+
+/// Whoever waited for an entry finds what it told: a lease, a token.
+#[tokio::test]
+async fn the_sink_hears_of_entries_before_readers_see_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut state = State::open(dir.path(), ENGINES[0]);
+    state.apply([entry(1, vec![]), entry(2, vec![])]).await;
+    state.apply([entry(3, vec![])]).await;
+    let applying = state.heard.applying.lock().clone();
+    assert_eq!(applying, [(1, None), (2, None), (3, Some(2))]);
 }
 
 #[tokio::test]

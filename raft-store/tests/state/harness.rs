@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use conclave_proto::{etcdserverpb as etcd, internal};
@@ -32,11 +32,21 @@ pub(crate) const ENGINES: [EngineKind; 2] = [
 
 /// Remembers what it is told.
 #[derive(Clone, Default)]
-pub(crate) struct Heard(pub(crate) Arc<Mutex<Vec<AppliedEntry>>>);
+pub(crate) struct Heard {
+    pub(crate) applied: Arc<Mutex<Vec<AppliedEntry>>>,
+    /// Index of an entry that is about to be seen, and up to where a reader saw them just then.
+    pub(crate) applying: Arc<Mutex<Vec<(u64, Option<u64>)>>>,
+    reader: Arc<OnceLock<Reader>>,
+}
 
 impl ApplySink for Heard {
+    fn applying(&self, entries: &[AppliedEntry]) {
+        let Some(reader) = self.reader.get() else { return };
+        let seen = reader.applied().map(|id| id.index);
+        self.applying.lock().extend(entries.iter().map(|entry| (entry.log_id.index, seen)));
+    }
     fn applied(&self, entries: Vec<AppliedEntry>, _: Arc<Head>) {
-        self.0.lock().extend(entries);
+        self.applied.lock().extend(entries);
     }
     fn installed(&self, _: Arc<Head>) {}
     fn membership(&self, _: &conclave_raft_store::types::StoredMembership) {}
@@ -54,6 +64,7 @@ impl State {
         let options = StoreOptions { engine };
         let (machine, reader) =
             StateStore::open(dir, options, Box::new(heard.clone())).expect("the state opens");
+        assert!(heard.reader.set(reader.clone()).is_ok(), "it is opened once");
         State { machine, reader, heard }
     }
 

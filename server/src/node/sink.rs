@@ -44,6 +44,15 @@ pub(super) struct Late {
 }
 
 impl ApplySink for Sink {
+    fn applying(&self, entries: &[AppliedEntry]) {
+        for result in entries.iter().flat_map(|entry| &entry.results) {
+            self.leases.apply(&result.leases);
+            if let Ok(Response::Auth(change)) = &result.outcome {
+                self.auth.note(change);
+            }
+        }
+    }
+
     fn applied(&self, entries: Vec<AppliedEntry>, head: Arc<Head>) {
         let own = self.member_id.get().copied();
         self.counts.applied(&entries, own);
@@ -51,10 +60,6 @@ impl ApplySink for Sink {
         let mut events = Vec::new();
         for mut entry in entries {
             for result in &mut entry.results {
-                self.leases.apply(&result.leases);
-                if let Ok(Response::Auth(change)) = &result.outcome {
-                    self.auth.note(change);
-                }
                 // Callers get answers, watchers get events.
                 events.append(&mut result.events);
             }
