@@ -68,22 +68,42 @@ impl Loss {
         if self.is_noted.swap(true, Ordering::Relaxed) {
             return;
         }
-        let text = reason.clone();
-        let log = self.log.clone();
-        let condemned = tokio::task::spawn_blocking(move || log.condemn(&reason)).await;
-        let text = match condemned.map_err(std::io::Error::other).flatten() {
-            Ok(refusal) => refusal.to_string(),
-            Err(error) => format!("{text}; this cannot be noted: {error}"),
-        };
-        self.failed.send_replace(Some(text));
+        let (log, failed) = (self.log.clone(), self.failed.clone());
+        // Runs to its end even if the call that found out is given up meanwhile.
+        let condemned = tokio::task::spawn_blocking(move || {
+            let text = match log.condemn(&reason) {
+                Ok(refusal) => refusal.to_string(),
+                Err(error) => format!("{reason}; this cannot be noted: {error}"),
+            };
+            failed.send_replace(Some(text));
+        });
+        // Fails only if the runtime ends, and this member with it.
+        condemned.await.ok();
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use conclave_raft_store::log::LogOptions;
     use conclave_raft_store::types::CommittedLeaderId;
+    use futures::FutureExt as _;
 
     use super::*;
+
+    #[tokio::test]
+    async fn a_call_that_is_given_up_stops_the_member_all_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = LogStore::open(&dir.path().join("log"), LogOptions::new(1)).unwrap();
+        let (failed, mut stops) = watch::channel(None);
+        let loss = Loss::new(log, failed);
+        let id = LogId::new(CommittedLeaderId::new(1), 7);
+        assert!(loss.note(3, id).now_or_never().is_none(), "a file is written meanwhile");
+        let told = stops.wait_for(Option::is_some);
+        let told = tokio::time::timeout(Duration::from_secs(60), told).await.unwrap().unwrap();
+        assert!(told.as_ref().unwrap().contains("had acknowledged entry 1.7"), "{told:?}");
+    }
 
     #[test]
     fn what_was_acknowledged_holds_for_one_vote_and_only_grows() {
