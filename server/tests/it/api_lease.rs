@@ -105,7 +105,8 @@ async fn leases_work_on_every_member() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_expired_lease_takes_its_keys_along() {
     let server = server(&[]).await;
-    server.lease().lease_grant(grant(2, 7)).await.unwrap();
+    // Long enough for the put.
+    server.lease().lease_grant(grant(6, 7)).await.unwrap();
     server.kv().put(etcd::PutRequest { lease: 7, ..put("a", "1") }).await.unwrap();
     within("the key expires", async {
         while server.range(range("a", "")).await.count > 0 {

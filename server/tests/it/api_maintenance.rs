@@ -4,7 +4,7 @@ use conclave_proto::etcdserverpb as etcd;
 use conclave_proto::etcdserverpb::{AlarmType, alarm_request::AlarmAction};
 use tonic::Code;
 
-use crate::cluster::{eventually, within};
+use crate::cluster::{HASTY, eventually, within};
 use crate::support::{Server, put, range, refused, server, servers};
 
 async fn status(server: &Server) -> etcd::StatusResponse {
@@ -153,7 +153,7 @@ async fn history_is_compacted_by_itself() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_without_a_quorum_knows_that_nobody_leads() {
-    let mut servers = servers(3, &[]).await;
+    let mut servers = servers(3, &[HASTY]).await;
     servers[0].put("a", "1").await;
     let left = servers.swap_remove(0);
     for server in servers {

@@ -152,6 +152,10 @@ async fn a_backup_under_load_is_a_moment_and_becomes_a_new_cluster() {
     assert!(again.iter().all(|other| *other == restored), "all members are restored alike");
     let nodes = new.start().await;
     let hash = |node: &Node| node.reader().hash_kv(saved).unwrap();
+    eventually("the last write is everywhere", || {
+        old[2].running.node().reader().head().revision >= saved
+    })
+    .await;
     let expected = hash(old[2].running.node());
     for node in &nodes {
         assert_eq!(hash(node).hash, expected.hash, "equal at the backup's revision");

@@ -17,7 +17,20 @@ use tempfile::TempDir;
 use crate::port::free_port;
 
 /// Longest wait for anything that must happen.
-pub(crate) const DEADLINE: Duration = Duration::from_secs(30);
+pub(crate) const DEADLINE: Duration = Duration::from_secs(60);
+/// The first leader is elected at once; after that no member misses it because a loaded machine let one of
+/// them stand still for a second or two.
+const PATIENT: &str = "--election-timeout=5000";
+/// For tests of what becomes of a cluster without a leader, which would take longer otherwise.
+pub(crate) const HASTY: &str = "--election-timeout=1000";
+
+/// The flags of each of `size` members: patient ones, unless the test wants them to be otherwise.
+pub(crate) fn flags_of(size: usize, flags: &[&str]) -> Vec<String> {
+    let is_chosen = flags.iter().any(|flag| flag.starts_with("--election-timeout"));
+    // Alone, a member has nobody to miss; and the shortest TTL of a lease would be longer.
+    let patience = (size > 1 && !is_chosen).then_some(PATIENT);
+    patience.iter().chain(flags).map(|&flag| flag.to_owned()).collect()
+}
 
 /// Members by place; a stopped one is `None`.
 pub(crate) struct Cluster {
@@ -34,7 +47,7 @@ impl Cluster {
         let mut cluster = Self {
             dir: tempfile::tempdir().unwrap(),
             ports: free_ports(size),
-            flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
+            flags: flags_of(size, flags),
             nodes: vec![None; size],
         };
         let starts = (0..size).map(|i| Node::start(cluster.settings(i, "new")));
@@ -127,22 +140,8 @@ impl Cluster {
     }
 
     async fn start_again(&self, i: usize) -> Arc<Node> {
-        self.try_restart(i).await.unwrap_or_else(|error| panic!("cannot restart: {error}"))
-    }
-
-    /// Starts a stopped member again on its directory; the error if its log is refused.
-    pub(crate) async fn try_restart(&self, i: usize) -> Result<Arc<Node>, StartError> {
-        let settings = self.settings(i, "new");
-        // The old one may still be letting go of its files and port.
-        let until = Instant::now() + DEADLINE;
-        loop {
-            match Node::start(settings.clone()).await {
-                Err(error) if !is_final(&error) && Instant::now() < until => {
-                    tokio::time::sleep(Duration::from_millis(50)).await;
-                }
-                result => return result,
-            }
-        }
+        let node = start_again(&self.settings(i, "new")).await;
+        node.unwrap_or_else(|error| panic!("cannot restart: {error}"))
     }
 
     /// Waits until all running members have applied the same and have the same digest.
@@ -159,8 +158,26 @@ impl Cluster {
     }
 }
 
+/// Starts a member on the directory of one that has stopped; the error if it must not take part with it.
+pub(crate) async fn start_again(settings: &Arc<Settings>) -> Result<Arc<Node>, StartError> {
+    let until = Instant::now() + DEADLINE;
+    loop {
+        match Node::start(settings.clone()).await {
+            // The old one may still be letting go of its files and port.
+            Err(error) if !is_final(&error) && Instant::now() < until => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            result => return result,
+        }
+    }
+}
+
 fn is_final(error: &StartError) -> bool {
-    matches!(error, StartError::Log(OpenError::Lost { .. } | OpenError::Damaged { .. }))
+    matches!(
+        error,
+        StartError::Bootstrap(_)
+            | StartError::Log(OpenError::Lost { .. } | OpenError::Damaged { .. })
+    )
 }
 
 pub(crate) fn free_ports(count: usize) -> Vec<u16> {

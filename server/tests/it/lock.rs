@@ -9,7 +9,7 @@ use tokio::task::JoinHandle;
 use tonic::{Code, Request, Status};
 
 use crate::cluster::within;
-use crate::support::{Server, delete, range, refused, server, servers};
+use crate::support::{Server, delete, leader, range, refused, server, servers};
 
 /// A call that waits.
 type Locking = JoinHandle<Result<pb::LockResponse, Status>>;
@@ -178,8 +178,9 @@ async fn a_waiter_without_its_lease_hears_it_at_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_lock_of_a_holder_that_died_goes_to_the_next() {
     let servers = servers(3, &[]).await;
-    servers[0].grant(1, 2).await;
     servers[0].grant(2, 60).await;
+    // Long enough to get the lock before it ends.
+    servers[0].grant(1, 8).await;
     let holder = locked(begin(&servers[1], "n", 1).await).await;
     let next = locked(begin(&servers[2], "n", 2).await).await;
     assert_eq!(next.key, "n/2");
@@ -194,7 +195,7 @@ async fn a_member_that_stops_takes_its_waiters_out_of_the_queue() {
     for lease in 1..=3 {
         servers[0].grant(lease, 60).await;
     }
-    let leader = servers.iter().position(|server| server.running.node().is_leader()).unwrap();
+    let leader = leader(&servers).await;
     let stopping = servers.remove(leader);
     let holder = locked(begin(&servers[0], "n", 1).await).await;
     let stopped = begin(&stopping, "n", 2).await;

@@ -24,7 +24,9 @@ use tokio::task::JoinHandle;
 use tonic::Code;
 use tonic::transport::Endpoint;
 
-use crate::cluster::{eventually, free_ports, get, must_put, put, put_again_and_again, within};
+use crate::cluster::{
+    eventually, flags_of, free_ports, get, must_put, put, put_again_and_again, start_again, within,
+};
 
 /// Members by number, each with a port of its own.
 struct Group {
@@ -40,7 +42,7 @@ impl Group {
     async fn start(size: usize, ports: usize, flags: &[&str]) -> Group {
         let mut group = Group {
             ports: free_ports(ports),
-            flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
+            flags: flags_of(ports, flags),
             nodes: BTreeMap::new(),
             dir: tempfile::tempdir().unwrap(),
         };
@@ -308,7 +310,7 @@ async fn a_removed_member_disturbs_nobody_and_never_starts_again() {
     let term = group.node(leader).status().term;
 
     let settings = group.settings(gone, &[0, 1, 2], &[]);
-    let back = Node::start(settings.clone()).await.unwrap();
+    let back = start_again(&settings).await.unwrap();
     within("it hears that it was removed", back.removed()).await;
     within("it stops", back.shutdown()).await;
     drop(back);
@@ -334,7 +336,7 @@ async fn a_member_that_knows_of_its_removal_refuses_to_start() {
     group.join(1, 0, true).await;
     group.remove(1, 0).await;
     let settings = group.settings(1, &[0, 1], &["--initial-cluster-state=existing"]);
-    let refused = Node::start(settings).await.map(drop).unwrap_err();
+    let refused = start_again(&settings).await.map(drop).unwrap_err();
     assert!(matches!(&refused, StartError::Bootstrap(BootstrapError::Removed { .. })), "{refused}");
     let id = group.id(0);
     assert!(matches!(
@@ -343,7 +345,7 @@ async fn a_member_that_knows_of_its_removal_refuses_to_start() {
     ));
     let settings = group.settings(1, &[0, 1], &["--initial-cluster-state=existing"]);
     std::fs::remove_dir_all(group.data_dir(1)).unwrap();
-    let refused = Node::start(settings).await.map(drop).unwrap_err();
+    let refused = start_again(&settings).await.map(drop).unwrap_err();
     assert!(
         matches!(&refused, StartError::Bootstrap(BootstrapError::NotAMember { .. })),
         "{refused}"
@@ -365,7 +367,7 @@ async fn a_member_moves_to_another_port() {
     must_put(group.node(leader), "meanwhile", b"v").await;
 
     group.ports.swap(moves, 3);
-    let node = Node::start(group.settings(moves, &[0, 1, 2], &[])).await.unwrap();
+    let node = start_again(&group.settings(moves, &[0, 1, 2], &[])).await.unwrap();
     within("a moved member is ready", node.wait_ready()).await.unwrap();
     group.nodes.insert(moves, node);
     assert_eq!(get(group.node(moves), "meanwhile").await.unwrap(), b"v");
@@ -403,7 +405,7 @@ async fn strict_rules_protect_the_quorum() {
     let needed = MemberChange::Remove { id: other_id };
     assert_eq!(refusal(needed).await, MemberRefusal::Unhealthy);
     let gone = MemberChange::Remove { id: down_id };
-    group.node(other).change_members(&gone).await.unwrap();
+    group.change(other, gone).await;
     must_put(group.node(leader), "goes on", b"v").await;
 }
 
@@ -442,7 +444,7 @@ async fn one_member_goes_on_alone_after_a_lost_quorum() {
         within("a member stops", group.nodes.remove(&i).unwrap().shutdown()).await;
     }
     let settings = group.settings(survivor, &[0, 1, 2], &["--force-new-cluster"]);
-    let node = within("it starts alone", Node::start(settings)).await.unwrap();
+    let node = within("it starts alone", start_again(&settings)).await.unwrap();
     within("it serves alone", node.wait_ready()).await.unwrap();
     group.nodes.insert(survivor, node);
     assert_eq!(group.members(survivor).len(), 1);
@@ -452,13 +454,13 @@ async fn one_member_goes_on_alone_after_a_lost_quorum() {
     must_put(group.node(survivor), "alone", b"v").await;
 
     // Another of them comes back: it is told that it does not belong here any more.
-    let back = Node::start(group.settings(others[0], &[0, 1, 2], &[])).await.unwrap();
+    let back = start_again(&group.settings(others[0], &[0, 1, 2], &[])).await.unwrap();
     within("it hears that it was removed", back.removed()).await;
     within("it stops", back.shutdown()).await;
     // The flag may stay, and the cluster grows again.
     within("it stops", group.nodes.remove(&survivor).unwrap().shutdown()).await;
     let settings = group.settings(survivor, &[0, 1, 2], &["--force-new-cluster"]);
-    let node = within("it starts again", Node::start(settings)).await.unwrap();
+    let node = within("it starts again", start_again(&settings)).await.unwrap();
     within("it serves again", node.wait_ready()).await.unwrap();
     group.nodes.insert(survivor, node);
     group.join(3, survivor, false).await;
@@ -470,7 +472,13 @@ async fn one_member_goes_on_alone_after_a_lost_quorum() {
 /// Applies to the state of a stopped member, behind raft's back, what the log does not hold.
 async fn diverge(settings: &Settings) {
     let options = StoreOptions { engine: EngineKind::Rocks(RocksOptions::default()) };
-    let opened = StateStore::open(&settings.state_dir(), options, Box::new(()));
+    let mut opened = None;
+    // The member may still be letting go of its files.
+    eventually("the state can be opened", || {
+        opened = StateStore::open(&settings.state_dir(), options, Box::new(())).ok();
+        opened.is_some()
+    })
+    .await;
     let (mut machine, reader) = opened.unwrap();
     let last = reader.applied().unwrap();
     let log_id = LogId::new(last.leader_id, last.index + 1);
@@ -494,7 +502,7 @@ async fn a_member_with_another_state_is_fenced_at_the_next_compaction() {
         let settings = group.settings(ill, &[0, 1, 2], &[]);
         diverge(&settings).await;
         let revision = must_put(group.node(leader), "k", b"a value").await.revision;
-        let node = within("it starts", Node::start(settings.clone())).await.unwrap();
+        let node = within("it starts", start_again(&settings)).await.unwrap();
         if flags.is_empty() {
             within("it is ready", node.wait_ready()).await.unwrap();
             let compaction = CompactionRequest { revision, physical: false };
@@ -507,14 +515,7 @@ async fn a_member_with_another_state_is_fenced_at_the_next_compaction() {
         drop(node);
         // The others go on, and it never comes back.
         must_put(group.node(leader), "k", b"v").await;
-        let refused = loop {
-            match Node::start(settings.clone()).await.map(drop) {
-                Err(StartError::Log(OpenError::Lost { .. })) => break true,
-                // The old one may still be letting go of its files and port.
-                Err(_) => tokio::task::yield_now().await,
-                Ok(()) => break false,
-            }
-        };
-        assert!(refused);
+        let refused = start_again(&settings).await.map(drop).unwrap_err();
+        assert!(matches!(refused, StartError::Log(OpenError::Lost { .. })), "{refused}");
     }
 }

@@ -1,14 +1,14 @@
 //! What a server counts: under etcd's names, and by exactly what was done.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use conclave_proto::etcdserverpb as etcd;
 use conclave_proto::etcdserverpb::watch_client::WatchClient;
 
 use crate::api_http::http;
-use crate::cluster::{eventually, within};
-use crate::support::{Plan, Server, delete, op, put, range, server, servers, then};
+use crate::cluster::{DEADLINE, HASTY, eventually, within};
+use crate::support::{Plan, Server, delete, leader, op, put, range, server, servers, then};
 use crate::watch_support::{Watching, on_range};
 
 /// Samples by name and labels.
@@ -33,14 +33,30 @@ fn total(samples: &Samples, name: &str) -> f64 {
     samples.iter().filter(|(sample, _)| is_of(sample)).map(|(_, value)| value).sum()
 }
 
-/// Waits until a sample of `server`, summed over its labels, is `least` or more.
-async fn reaches(server: &Server, name: &str, least: f64) {
-    let reached = async {
-        while total(&samples(server).await, name) < least {
+/// Waits until a sample of `server`, summed over its labels, is as it should be.
+async fn until(server: &Server, name: &str, is_so: impl Fn(f64) -> bool) {
+    let waiting = async {
+        while !is_so(total(&samples(server).await, name)) {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
-    within(name, reached).await;
+    within(name, waiting).await;
+}
+
+/// Waits until a sample of `server`, summed over its labels, is `least` or more.
+pub(crate) async fn reaches(server: &Server, name: &str, least: f64) {
+    until(server, name, |value| value >= least).await;
+}
+
+/// Waits until exactly this has [`moved`]: some things are counted a moment after they were answered.
+async fn expect_moved(server: &Server, before: &Samples, expected: &[&str]) {
+    let begun = Instant::now();
+    let mut found = moved(before, &samples(server).await);
+    while found != expected && begun.elapsed() < DEADLINE {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        found = moved(before, &samples(server).await);
+    }
+    assert_eq!(found, expected);
 }
 
 /// Waits until something is counted.
@@ -86,6 +102,7 @@ fn short(sample: &str) -> String {
 async fn the_page_has_etcds_names_and_values() {
     let server = server(&[]).await;
     server.put("a", "1").await;
+    counted(&server, "etcd_server_leader_changes_seen_total").await;
     let page = page(&server).await;
     let id = format!("etcd_server_id{{server_id=\"{:x}\"}} 1", server.running.node().member_id());
     for line in [
@@ -170,9 +187,10 @@ async fn operations_on_keys_are_counted_one_by_one() {
     let mut maintenance = server.maintenance();
     maintenance.hash(etcd::HashRequest {}).await.unwrap();
     maintenance.hash_kv(etcd::HashKvRequest { revision: 0 }).await.unwrap();
-    assert_eq!(
-        moved(&before, &samples(&server).await),
-        [
+    expect_moved(
+        &server,
+        &before,
+        &[
             "etcd_debugging_mvcc_compact_revision 4",
             "etcd_debugging_mvcc_current_revision 4",
             "etcd_debugging_mvcc_db_compaction_keys_total 1",
@@ -218,8 +236,9 @@ async fn operations_on_keys_are_counted_one_by_one() {
             "started KV.Txn 3",
             "started Maintenance.Hash 1",
             "started Maintenance.HashKV 1",
-        ]
-    );
+        ],
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -245,9 +264,10 @@ async fn watches_and_leases_are_counted_one_by_one() {
     // Shorter than the shortest: it gets two seconds.
     server.grant(9, 1).await;
     counted(&server, "etcd_debugging_server_lease_expired_total").await;
-    assert_eq!(
-        moved(&before, &samples(&server).await),
-        [
+    expect_moved(
+        &server,
+        &before,
+        &[
             "etcd_debugging_lease_granted_total 2",
             "etcd_debugging_lease_renewed_total 2",
             "etcd_debugging_lease_revoked_total 2",
@@ -278,23 +298,22 @@ async fn watches_and_leases_are_counted_one_by_one() {
             "started Lease.LeaseKeepAlive 1",
             "started Lease.LeaseRevoke 1",
             "started Watch.Watch 1",
-        ]
-    );
+        ],
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn traffic_and_leaders_are_counted_by_member() {
     let servers = servers(3, &[]).await;
-    let leader = servers.iter().position(|server| server.running.node().is_leader()).unwrap();
+    let leader = leader(&servers).await;
     let (leader, follower) = (&servers[leader], &servers[(leader + 1) % 3]);
     let id = |server: &Server| format!("{:x}", server.running.node().member_id());
     follower.put("a", "1").await;
     counted(leader, "etcd_network_peer_round_trip_time_seconds_count").await;
     for (at, other) in [(leader, follower), (follower, leader)] {
-        let samples = samples(at).await;
         for name in ["sent_bytes_total{To", "received_bytes_total{From"] {
-            let name = format!("etcd_network_peer_{name}=\"{}\"}}", id(other));
-            assert!(samples[&name] > 0.0, "{name}");
+            counted(at, &format!("etcd_network_peer_{name}=\"{}\"}}", id(other))).await;
         }
     }
     let before = samples(follower).await["etcd_server_leader_changes_seen_total"];
@@ -307,8 +326,8 @@ async fn traffic_and_leaders_are_counted_by_member() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_fails_without_a_quorum_is_counted() {
-    let mut servers = servers(3, &[]).await;
-    let leader = servers.iter().position(|server| server.running.node().is_leader()).unwrap();
+    let mut servers = servers(3, &[HASTY]).await;
+    let leader = leader(&servers).await;
     let left = servers.swap_remove(leader);
     for server in servers {
         within("a follower stops", server.running.stop()).await;
@@ -319,10 +338,13 @@ async fn what_fails_without_a_quorum_is_counted() {
     let (write, read) = tokio::join!(writes.put(put("a", "1")), reads.range(range("a", "")));
     write.unwrap_err();
     read.unwrap_err();
-    let samples = samples(&left).await;
-    assert_eq!(samples["etcd_server_proposals_failed_total"], 1.0);
-    assert_eq!(samples["etcd_server_proposals_pending"], 0.0);
-    assert_eq!(samples["etcd_server_read_indexes_failed_total"], 1.0);
+    for (name, value) in [
+        ("etcd_server_proposals_failed_total", 1.0),
+        ("etcd_server_proposals_pending", 0.0),
+        ("etcd_server_read_indexes_failed_total", 1.0),
+    ] {
+        until(&left, name, |found| found == value).await;
+    }
     counted(&left, "etcd_server_slow_read_indexes_total").await;
 }
 
@@ -341,12 +363,14 @@ async fn snapshots_between_members_are_counted() {
     }
     let late = plan.start(2).await;
     within("the late server is ready", late.running.ready()).await.unwrap();
-    let received = samples(&late).await;
-    assert_eq!(total(&received, "etcd_network_snapshot_receive_success_total"), 1.0);
-    assert_eq!(total(&received, "etcd_network_snapshot_receive_total_duration_seconds_count"), 1.0);
-    assert_eq!(total(&received, "etcd_server_snapshot_apply_in_progress_total"), 0.0);
+    for (name, value) in [
+        ("etcd_network_snapshot_receive_success_total", 1.0),
+        ("etcd_network_snapshot_receive_total_duration_seconds_count", 1.0),
+        ("etcd_server_snapshot_apply_in_progress_total", 0.0),
+    ] {
+        until(&late, name, |found| found == value).await;
+    }
     let leader = if first.running.node().is_leader() { &first } else { &second };
     counted(leader, "etcd_network_snapshot_send_success_total").await;
-    let sent = samples(leader).await;
-    assert_eq!(total(&sent, "etcd_network_snapshot_send_inflights_total"), 0.0);
+    until(leader, "etcd_network_snapshot_send_inflights_total", |found| found == 0.0).await;
 }

@@ -8,12 +8,14 @@ use conclave_client::election::Loss;
 use conclave_client::kv::put;
 use conclave_proto::v1;
 use conclave_proto::v1::election_service_client::ElectionServiceClient;
+use futures::StreamExt as _;
 use tonic::{Code, Streaming};
 use v1::campaign_lost::Reason;
 use v1::campaign_response::Event;
 
+use crate::cluster::HASTY;
 use crate::native_lock::{client, queue, session, soon};
-use crate::support::{Server, server, servers};
+use crate::support::{Server, leader, server, servers};
 
 type Election = ElectionServiceClient<tonic::transport::Channel>;
 
@@ -199,7 +201,7 @@ async fn a_candidacy_is_resumed_on_another_member_when_its_own_stops() {
 /// A leader on a member that is cut off learns that it may not lead any more.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_that_is_cut_off_keeps_no_candidate() {
-    let mut servers = servers(3, &[]).await;
+    let mut servers = servers(3, &[HASTY]).await;
     let client = client(&servers);
     let one = session(&client, "1").await;
     let mut leader = Candidate::new(&election(&servers[0]), one.id(), "one").await;
@@ -249,6 +251,8 @@ async fn a_guard_leads_proclaims_and_hands_over() {
     let [one, two, three] =
         [session(&client, "1").await, session(&client, "2").await, session(&client, "3").await];
     let mut leaders = client.election("boss").observe();
+    // It sees all that comes from now on, and not only from when its call is answered.
+    assert!(soon("nobody leads yet", leaders.next()).await.unwrap().unwrap().is_none());
     let first = soon("to be elected", one.election("boss").campaign("at one")).await.unwrap();
     let second = tokio::spawn(two.election("boss").campaign("at two").into_future());
     queue(&client, "boss", 1, 1).await;
@@ -259,8 +263,7 @@ async fn a_guard_leads_proclaims_and_hands_over() {
     first.proclaim("moved").await.unwrap();
     first.txn().then(put("by", "first")).commit().await.unwrap();
     assert!(first.is_held().await.unwrap());
-    let leads = |server: &Server| server.running.node().is_leader();
-    let leader = servers.iter().position(leads).expect("somebody leads");
+    let leader = leader(&servers).await;
     servers.remove(leader).running.stop().await;
     first.run(async {}).await.unwrap();
     assert!(soon("it leads on", first.is_held()).await.unwrap());

@@ -1,6 +1,6 @@
 //! Native sessions and locks, through the client crate.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use conclave_client::kv::put;
 use conclave_client::{Client, Error, LockGuard, Session, SessionState};
@@ -11,8 +11,8 @@ use v1::acquire_response::Event;
 use v1::ended::Reason;
 use v1::lock_service_client::LockServiceClient;
 
-use crate::cluster::within;
-use crate::support::{Server, op, server, servers, then};
+use crate::cluster::{DEADLINE, HASTY, eventually, within};
+use crate::support::{Server, leader, op, server, servers, then};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -23,7 +23,7 @@ pub(crate) async fn soon<T>(what: &str, work: impl IntoFuture<Output = T>) -> T 
 
 pub(crate) fn client(servers: &[Server]) -> Client {
     let endpoints = servers.iter().map(|server| server.running.client_urls()[0].clone());
-    Client::builder(endpoints).build().unwrap()
+    Client::builder(endpoints).timeout(DEADLINE).build().unwrap()
 }
 
 pub(crate) async fn session(client: &Client, owner: &str) -> Session {
@@ -105,8 +105,10 @@ async fn what_is_dropped_is_given_back() {
 async fn a_session_that_ends_takes_its_locks_along() {
     let servers = [server(&[]).await];
     let client = client(&servers);
-    let holder = soon("a session", client.session().ttl(Duration::from_secs(2))).await.unwrap();
-    let waiter = soon("a session", client.session().ttl(Duration::from_secs(2))).await.unwrap();
+    // Their ends are told by the next heartbeat.
+    const TTL: Duration = Duration::from_secs(12);
+    let holder = soon("a session", client.session().ttl(TTL)).await.unwrap();
+    let waiter = soon("a session", client.session().ttl(TTL)).await.unwrap();
     let held = lock(&holder, "jobs").await;
     let waiting = tokio::spawn(waiter.lock("jobs").into_future());
     queue(&client, "jobs", 1, 1).await;
@@ -126,16 +128,19 @@ async fn a_session_that_ends_takes_its_locks_along() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_stream_keeps_many_sessions_alive() {
+    /// A heartbeat may be late by two thirds of it.
+    const TTL: Duration = Duration::from_secs(12);
     let servers = [server(&[]).await];
     let client = client(&servers);
     let mut sessions = Vec::new();
     for _ in 0..20 {
-        let begin = client.session().ttl(Duration::from_secs(2)).owner("many").tag("zone", "a");
+        let begin = client.session().ttl(TTL).owner("many").tag("zone", "a");
         sessions.push(soon("a session", begin).await.unwrap());
     }
+    let begun = Instant::now();
     client.put("leased", "1").lease(sessions[7].id()).await.unwrap();
     // Longer than the TTL: only heartbeats can explain that they are still there.
-    tokio::time::sleep(Duration::from_secs(4)).await;
+    eventually("the TTL has passed", || begun.elapsed() > TTL).await;
     assert!(sessions.iter().all(|session| !session.is_lost()));
     let found = client.sessions().await.unwrap();
     assert_eq!(found.len(), 20);
@@ -236,11 +241,14 @@ async fn several_locks_are_taken_together_or_not_at_all() {
 /// A holder that is paused: its session gets no heartbeat, and it does not know.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_paused_holder_writes_nothing_and_leaves_a_delay() {
+    /// Long enough to be seen.
+    const DELAY_SECONDS: u32 = 6;
     let servers = [server(&[]).await];
     let client = client(&servers);
     let waiter = session(&client, "waiter").await;
     let begin = v1::SessionBeginRequest {
-        ttl_seconds: 2,
+        // Long enough to get the lock before it ends.
+        ttl_seconds: 6,
         request_id: "begin".into(),
         ..Default::default()
     };
@@ -252,7 +260,7 @@ async fn a_paused_holder_writes_nothing_and_leaves_a_delay() {
         names: vec!["jobs".into()],
         session: paused,
         request_id: "acquire".into(),
-        lock_delay_seconds: 2,
+        lock_delay_seconds: DELAY_SECONDS,
         ..Default::default()
     };
     let mut answers = locks.acquire(acquire).await.unwrap().into_inner();
@@ -262,20 +270,27 @@ async fn a_paused_holder_writes_nothing_and_leaves_a_delay() {
     };
     let fence = granted.locks[0].fence;
     let waiting = tokio::spawn(waiter.lock("jobs").into_future());
+    // The last time that it was seen to hold: it is lost after that.
+    let mut held_at = Instant::now();
     soon("the holder is lost", async {
-        while !client.lock_inspect("jobs").await.unwrap().places[0].delayed {
+        loop {
+            let asked = Instant::now();
+            if client.lock_inspect("jobs").await.unwrap().places[0].delayed {
+                return;
+            }
+            held_at = asked;
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     })
     .await;
-    let lost_at = tokio::time::Instant::now();
     let late = v1::CommitRequest {
         guards: vec![v1::Guard { name: "jobs".into(), fence }],
         txn: Some(then(vec![op(crate::support::put("x", "late"))])),
     };
     assert!(!locks.commit(late.clone()).await.unwrap().into_inner().held);
     let guard = soon("the lock after its delay", waiting).await.unwrap().unwrap();
-    assert!(lost_at.elapsed() > Duration::from_millis(1_500), "{:?}", lost_at.elapsed());
+    let delay = Duration::from_secs(DELAY_SECONDS.into());
+    assert!(held_at.elapsed() >= delay, "{:?}", held_at.elapsed());
     assert!(guard.token() > fence);
     guard.txn().then(put("x", "by the new holder")).commit().await.unwrap();
     assert!(!locks.commit(late).await.unwrap().into_inner().held);
@@ -294,8 +309,7 @@ async fn locks_outlive_their_leader() {
         let waiting = tokio::spawn(next.lock("jobs").into_future());
         queue(&client, "jobs", 1, 1).await;
         if round == 4 {
-            let leads = |server: &Server| server.running.node().is_leader();
-            let leader = servers.iter().position(leads).expect("somebody leads");
+            let leader = leader(&servers).await;
             servers.remove(leader).running.stop().await;
         }
         let token = held.token();
@@ -387,7 +401,7 @@ async fn a_stream_that_breaks_takes_no_lock_along_that_another_one_told_of() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_that_is_cut_off_keeps_nobody_waiting() {
-    let mut servers = servers(3, &[]).await;
+    let mut servers = servers(3, &[HASTY]).await;
     let client = client(&servers);
     let (one, two) = (session(&client, "one").await, session(&client, "two").await);
     let _held = lock(&one, "jobs").await;

@@ -4,10 +4,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use conclave_server::node::{Node, StartError, TransferError};
+use conclave_server::node::{StartError, TransferError};
+use conclave_server::propose::ProposeError;
 use conclave_state_machine::leases;
 
-use crate::cluster::{Cluster, eventually, get, must_grant, must_put, put_again_and_again, within};
+use crate::cluster::{
+    Cluster, HASTY, eventually, get, must_grant, must_put, put, put_again_and_again, start_again,
+    within,
+};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_single_member_writes_reads_and_keeps_it() {
@@ -52,7 +56,7 @@ async fn writes_of_many_callers_share_entries() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_leader_that_only_replicates_is_known_to_be_there() {
-    let cluster = Cluster::start(3, &[]).await;
+    let cluster = Cluster::start(3, &[HASTY]).await;
     let leader = cluster.leader().await;
     let node = cluster.node(leader).clone();
     let written = Arc::new(AtomicU64::new(0));
@@ -69,11 +73,7 @@ async fn a_leader_that_only_replicates_is_known_to_be_there() {
         began.elapsed() > Duration::from_secs(3) && written.load(Ordering::Relaxed) > 100
     })
     .await;
-    let id = cluster.node(leader).member_id();
-    eventually("all members know the leader", || {
-        (0..3).all(|i| cluster.node(i).status().leader == Some(id))
-    })
-    .await;
+    cluster.leader().await;
     load.abort();
 }
 
@@ -82,12 +82,10 @@ async fn a_stopped_leader_hands_over_and_rejoins() {
     let mut cluster = Cluster::start(3, &[]).await;
     let old = cluster.leader().await;
     must_put(cluster.node(old), "before", b"1").await;
-    let began = Instant::now();
     cluster.stop(old).await;
     let new = cluster.leader().await;
     assert_ne!(new, old);
     put_again_and_again(cluster.node(new), "while away", b"2").await;
-    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
     cluster.restart(old).await;
     assert_eq!(get(cluster.node(old), "while away").await.unwrap(), b"2");
     must_put(cluster.node(old), "after", b"3").await;
@@ -127,18 +125,9 @@ async fn an_emptied_member_is_refused() {
     })
     .await;
     let settings = cluster.settings(follower, "new");
-    // Until the stopped one has let go of port and files, the refusal has other reasons.
-    let refused = within("a refusal", async {
-        loop {
-            match Node::start(settings.clone()).await {
-                Err(StartError::Bootstrap(error)) => return error.to_string(),
-                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
-                Ok(_) => panic!("an emptied member came back"),
-            }
-        }
-    })
-    .await;
-    assert!(refused.contains("member remove"), "{refused}");
+    let refused = within("a refusal", start_again(&settings)).await.map(drop).unwrap_err();
+    assert!(matches!(refused, StartError::Bootstrap(_)), "{refused}");
+    assert!(refused.to_string().contains("member remove"), "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -147,31 +136,34 @@ async fn writes_resume_soon_after_the_leader_crashes() {
     let (leader, follower) = (cluster.leader().await, cluster.follower().await);
     let node = cluster.node(follower).clone();
     // More callers than entries in flight, so that waiting ones would show if slots stayed taken.
-    let writers: Vec<_> = (0..64)
-        .map(|w| {
-            let node = node.clone();
-            tokio::spawn(async move {
-                let (began, mut worst) = (Instant::now(), Duration::ZERO);
-                let mut n = 0;
-                while began.elapsed() < Duration::from_secs(6) {
-                    let sent = Instant::now();
-                    put_again_and_again(&node, &format!("w{w}/{n}"), b"v").await;
-                    worst = worst.max(sent.elapsed());
-                    n += 1;
-                }
-                (n, worst)
-            })
+    let written: Vec<_> = (0..64).map(|_| Arc::<AtomicU64>::default()).collect();
+    let writers = written.iter().enumerate().map(|(w, written)| {
+        let (node, written) = (node.clone(), written.clone());
+        tokio::spawn(async move {
+            loop {
+                let n = written.load(Ordering::Relaxed);
+                match node.propose(put(&format!("w{w}/{n}"), b"v")).await {
+                    Ok(_) => written.fetch_add(1, Ordering::Relaxed),
+                    // Went down with the leader, which is found out long before the deadline.
+                    Err(ProposeError::LeaderLost) => continue,
+                    Err(error) => panic!("{error}"),
+                };
+            }
         })
-        .collect();
-    eventually("writes flow", || node.reader().head().revision > 300).await;
+    });
+    let writers: Vec<_> = writers.collect();
+    let counts = || written.iter().map(|count| count.load(Ordering::Relaxed)).collect::<Vec<_>>();
+    eventually("writes flow", || counts().iter().all(|&count| count > 4)).await;
     cluster.crash(leader);
-    let done = futures::future::join_all(writers).await;
-    let (written, worst) = done
-        .into_iter()
-        .map(|writer| writer.unwrap())
-        .fold((0, Duration::ZERO), |(n, worst), (m, w)| (n + m, worst.max(w)));
-    assert!(written > 64, "{written}");
-    assert!(worst < Duration::from_secs(5), "a write took {worst:?}, {written} written");
+    let before = counts();
+    // What was under way may have been answered before the leader ended.
+    let goes_on = || counts().iter().zip(&before).all(|(now, before)| *now > before + 2);
+    let ended = || writers.iter().any(|writer| writer.is_finished());
+    eventually("all writers go on", || goes_on() || ended()).await;
+    for writer in writers {
+        writer.abort();
+        assert!(writer.await.unwrap_err().is_cancelled(), "no write waits for its deadline");
+    }
     cluster.restart(leader).await;
     cluster.converge().await;
 }

@@ -12,7 +12,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
-use crate::cluster::{Cluster, eventually, must_put, within};
+use crate::cluster::{Cluster, eventually, must_put, start_again, within};
 
 type Client = PeerClient<Channel>;
 
@@ -123,7 +123,8 @@ async fn a_member_that_lacks_what_it_acknowledged_stops_and_never_starts_again()
         assert!(reason.ends_with("add it as a new member"), "{reason}");
 
         cluster.crash(follower);
-        let refused = cluster.try_restart(follower).await.map(drop).unwrap_err();
+        let settings = cluster.settings(follower, "new");
+        let refused = start_again(&settings).await.map(drop).unwrap_err();
         assert_eq!(refused.to_string(), reason);
         must_put(cluster.node(leader), "the others", b"go on").await;
     }

@@ -15,12 +15,12 @@ use v1::patience::Wait;
 use v1::wait_response::Event;
 
 use crate::native_lock::{client, session, soon};
-use crate::support::{Server, server, servers};
+use crate::support::{Server, leader, server, servers};
 
 const MOMENT: Duration = Duration::from_millis(50);
 
 fn client_of(server: &Server) -> Client {
-    Client::builder(server.running.client_urls()).build().unwrap()
+    client(std::slice::from_ref(server))
 }
 
 async fn value(client: &Client, key: &str) -> String {
@@ -30,8 +30,7 @@ async fn value(client: &Client, key: &str) -> String {
 
 /// Stops the member that leads; which one it was.
 async fn stop_leader(servers: &mut Vec<Server>) -> usize {
-    let leads = |server: &Server| server.running.node().is_leader();
-    let leader = servers.iter().position(leads).expect("somebody leads");
+    let leader = leader(servers).await;
     servers.remove(leader).running.stop().await;
     leader
 }

@@ -8,7 +8,7 @@ use conclave_proto::v1;
 use v1::instance_change::Reason;
 
 use crate::native_lock::{client, session, soon};
-use crate::support::servers;
+use crate::support::{leader, servers};
 
 async fn until(directory: &Directory, what: impl Fn(&[Record]) -> bool) {
     let mut listing = directory.listing();
@@ -104,7 +104,7 @@ async fn a_directory_goes_on_when_members_stop() {
         }
         least
     });
-    let leader = servers.iter().position(|server| server.running.node().is_leader()).unwrap();
+    let leader = leader(&servers).await;
     soon("the leader stops", servers.remove(leader).running.stop()).await;
     kept.push(soon("a registration", service.register("h:6")).await.unwrap());
     until(&directory, |records| records.len() == 7).await;

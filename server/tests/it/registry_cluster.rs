@@ -15,11 +15,7 @@ use v1::instance_change::Kind;
 use crate::cluster::{Cluster, eventually, must_grant, put_again_and_again};
 use crate::native_lock::{client, session, soon};
 use crate::registry::{Watched, ids, named, register};
-use crate::support::{Server, servers};
-
-fn leader(servers: &[Server]) -> usize {
-    servers.iter().position(|server| server.running.node().is_leader()).unwrap()
-}
+use crate::support::{leader, servers};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_live_instance_disappears_when_leaders_change() {
@@ -31,7 +27,8 @@ async fn no_live_instance_disappears_when_leaders_change() {
     for number in 0..20 {
         register(&servers[number % 3], own.id(), &named(&format!("i{number:02}"))).await;
     }
-    let gone = servers.remove(leader(&servers));
+    let gone = leader(&servers).await;
+    let gone = servers.remove(gone);
     let mut watches = Vec::new();
     for server in &servers {
         let mut watched = Watched::open(server, 0).await;
@@ -39,12 +36,7 @@ async fn no_live_instance_disappears_when_leaders_change() {
         watches.push(watched);
     }
     soon("the leader stops", gone.running.stop()).await;
-    soon("another leader", async {
-        while !servers.iter().any(|server| server.running.node().is_leader()) {
-            tokio::time::sleep(std::time::Duration::from_millis(10)).await;
-        }
-    })
-    .await;
+    leader(&servers).await;
     // Longer than the TTL of the session, and what a new leader adds.
     for number in 0..40 {
         register(&servers[number % 2], own.id(), &named(&format!("new{number:02}"))).await;
@@ -97,7 +89,8 @@ async fn checks_are_handed_over_to_the_next_leader() {
     let mut record =
         Record { id: "a".to_owned(), ..Record::new(instance(Arc::clone(&is_well)).await) };
     record.details.check = Some(check);
-    let gone = servers.remove(leader(&servers));
+    let gone = leader(&servers).await;
+    let gone = servers.remove(gone);
     let mut watched = Watched::open(&servers[0], 0).await;
     register(&servers[1], own.id(), &record).await;
     let health = |watched: &Watched| watched.known.get("a").map(v1::Instance::health);

@@ -12,7 +12,7 @@ use conclave_server::{Running, start};
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::cluster::{free_ports, within};
+use crate::cluster::{eventually, flags_of, free_ports, within};
 
 /// A server and its directory.
 pub(crate) struct Server {
@@ -36,6 +36,17 @@ pub(crate) async fn servers(size: usize, flags: &[&str]) -> Vec<Server> {
     servers
 }
 
+/// Place of the one that leads.
+pub(crate) async fn leader(servers: &[Server]) -> usize {
+    let mut place = None;
+    eventually("somebody leads", || {
+        place = servers.iter().position(|server| server.running.node().is_leader());
+        place.is_some()
+    })
+    .await;
+    place.unwrap()
+}
+
 /// A cluster whose members are started one by one.
 pub(crate) struct Plan {
     /// Where others reach each member.
@@ -47,8 +58,7 @@ pub(crate) struct Plan {
 
 impl Plan {
     pub(crate) fn new(size: usize, flags: &[&str]) -> Self {
-        let flags = flags.iter().map(|&flag| flag.to_owned()).collect();
-        Self { ports: free_ports(size), flags, behind: None }
+        Self { ports: free_ports(size), flags: flags_of(size, flags), behind: None }
     }
 
     /// Puts a proxy in front of a member: returns the port that it is to listen on and the port that the

@@ -29,8 +29,8 @@ use tonic::Status;
 use tonic::metadata::MetadataMap;
 use tonic::transport::Channel;
 
-/// Longest wait for anything that must happen.
-const PATIENCE: Duration = Duration::from_secs(20);
+use crate::cluster::within;
+
 /// Ids in headers.
 pub(crate) const CLUSTER: u64 = 11;
 pub(crate) const MEMBER: u64 = 22;
@@ -205,8 +205,7 @@ impl Watching {
     }
 
     pub(crate) async fn try_next(&mut self) -> Result<WatchResponse, Status> {
-        let next = tokio::time::timeout(PATIENCE, self.responses.next());
-        next.await.expect("an answer in time").expect("an answer before the end")
+        within("an answer", self.responses.next()).await.expect("an answer before the end")
     }
 }
 

@@ -7,7 +7,7 @@ use v1::write_response::State;
 use v1::write_service_client::WriteServiceClient;
 
 use crate::native_lock::{client, session, soon};
-use crate::support::{Server, op, put, range, refused, server, servers, then};
+use crate::support::{Server, leader, op, put, range, refused, server, servers, then};
 
 const WRITER: &[u8] = b"sixteen bytes ..";
 
@@ -42,8 +42,7 @@ async fn a_write_is_recognised_on_every_member() {
         assert_eq!((again.state(), again.revision), (State::Done, first.revision));
         assert_eq!(again.txn.unwrap().responses, first.txn.clone().unwrap().responses);
     }
-    let leads = |server: &Server| server.running.node().is_leader();
-    let leader = servers.iter().position(leads).expect("somebody leads");
+    let leader = leader(&servers).await;
     servers.remove(leader).running.stop().await;
     let patient = async {
         loop {
