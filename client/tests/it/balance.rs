@@ -34,7 +34,7 @@ use tokio::{
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Code, Request, Response, Status};
 
-use crate::{eventually, server::free_port};
+use crate::{SOON, eventually, server::free_port};
 
 /// Answers every range with its own name; everything else is not offered.
 struct Named {
@@ -105,7 +105,7 @@ impl Backend {
     pub(crate) fn serve(&mut self) {
         let builder = &mut tokio::runtime::Builder::new_multi_thread();
         let runtime = builder.worker_threads(1).enable_all().build().expect("a runtime");
-        let listener = std::net::TcpListener::bind(self.address).expect("the port is free");
+        let listener = self.listener();
         listener.set_nonblocking(true).expect("non-blocking");
         let named = Named { name: self.name.clone(), is_failing: Arc::clone(&self.is_failing) };
         runtime.spawn(async move {
@@ -114,6 +114,18 @@ impl Backend {
             server.serve_with_incoming(incoming).await.expect("it serves");
         });
         self.runtime = Some(runtime);
+    }
+
+    /// On its port, as soon as what was killed has let go of it.
+    fn listener(&self) -> std::net::TcpListener {
+        let begun = Instant::now();
+        loop {
+            match std::net::TcpListener::bind(self.address) {
+                Ok(listener) => return listener,
+                Err(error) => assert!(begun.elapsed() < SOON, "{}: {error}", self.address),
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
     }
 
     pub(crate) fn kill(&mut self) {
@@ -305,7 +317,7 @@ async fn every_call_has_a_deadline() {
         let channel = BalancedChannel::builder().timeout(limit).watch(list);
         let start = Instant::now();
         let mut kv = KvClient::new(channel);
-        let put = timeout(Duration::from_secs(20), kv.put(PutRequest::default()));
+        let put = timeout(SOON, kv.put(PutRequest::default()));
         let status = put.await.expect("in time").expect_err("nobody answers");
         assert_eq!(status.code(), Code::DeadlineExceeded, "{status:?}");
         assert!(start.elapsed() >= limit);
@@ -325,7 +337,7 @@ async fn a_call_may_have_a_shorter_deadline() {
     let mut put = Request::new(PutRequest::default());
     put.set_timeout(Duration::from_millis(100));
     let mut kv = KvClient::new(channel);
-    let put = timeout(Duration::from_secs(60), kv.put(put));
+    let put = timeout(SOON, kv.put(put));
     let status = put.await.expect("in time").expect_err("nobody answers");
     assert!(matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded), "{status:?}");
 }
@@ -349,10 +361,13 @@ async fn connecting_has_a_time_limit_of_its_own() {
     let (hole, _queued) = black_hole().await;
     let address = hole.local_addr().expect("its address").to_string();
     let (_lists, list) = watch::channel(vec![Instance::new("hole", address)]);
-    for (connecting, code) in [(100, Code::Unavailable), (600_000, Code::DeadlineExceeded)] {
+    let (brief, long) = (Duration::from_millis(100), Duration::from_secs(600));
+    for (connecting, whole, code) in
+        [(brief, long, Code::Unavailable), (long, brief, Code::DeadlineExceeded)]
+    {
         let channel = BalancedChannel::builder()
-            .connect_timeout(Duration::from_millis(connecting))
-            .timeout(Duration::from_secs(3))
+            .connect_timeout(connecting)
+            .timeout(whole)
             .watch(list.clone());
         let status = call(&channel).await.expect_err("nobody is there");
         assert_eq!(status.code(), code, "{status:?}");

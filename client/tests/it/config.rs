@@ -14,7 +14,7 @@ use tempfile::TempDir;
 use tokio::{task::JoinSet, time::timeout};
 
 use crate::{
-    eventually, program,
+    SOON, eventually, program,
     server::{Server, free_port},
     start,
 };
@@ -32,8 +32,10 @@ struct App {
 
 async fn until<T>(config: &Config<T>, what: &str, mut check: impl FnMut(&T) -> bool) -> Arc<T> {
     let mut values = config.subscribe();
-    let value = timeout(Duration::from_secs(20), values.wait_for(|value| check(value))).await;
-    Arc::clone(&value.unwrap_or_else(|_| panic!("not within 20 s: {what}")).expect("it follows"))
+    let value = timeout(SOON, values.wait_for(|value| check(value))).await;
+    Arc::clone(
+        &value.unwrap_or_else(|_| panic!("not within {SOON:?}: {what}")).expect("it follows"),
+    )
 }
 
 #[tokio::test]
@@ -92,18 +94,18 @@ async fn settings_follow_the_cluster_and_bad_ones_are_refused() {
     assert_eq!(all.next().await.unwrap().new, Some(json!({"name": "x", "port": "80"})));
 
     let put = client.put("c/port", "many").await.unwrap();
-    let rejection = timeout(Duration::from_secs(20), rejections.recv()).await.unwrap().unwrap();
+    let rejection = timeout(SOON, rejections.recv()).await.unwrap().unwrap();
     assert_eq!(rejection.path, "port");
     assert_eq!(rejection.origin.as_ref().unwrap().revision, put.revision());
     let put = client.put("c/port", "1234").await.unwrap();
-    let rejection = timeout(Duration::from_secs(20), rejections.recv()).await.unwrap().unwrap();
+    let rejection = timeout(SOON, rejections.recv()).await.unwrap().unwrap();
     assert_eq!(rejection.reason, "port too high");
     assert_eq!(rejection.revision, put.revision());
     assert_eq!(config.status().borrow().rejection, Some(rejection));
     assert_eq!(config.current().port, 80, "the last good value stays");
 
     let put = client.put("c/port", "90").await.unwrap();
-    let change = timeout(Duration::from_secs(20), ports.next()).await.unwrap().unwrap();
+    let change = timeout(SOON, ports.next()).await.unwrap().unwrap();
     assert_eq!((change.old, change.new), (Some(json!("80")), Some(json!("90"))));
     assert_eq!(change.revision, put.revision());
     let status = config.status();
@@ -171,7 +173,7 @@ async fn two_prefixes_are_never_seen_at_two_revisions() {
             written.unwrap();
         }
     }
-    timeout(Duration::from_secs(30), reader).await.expect("in time").expect("never mixed");
+    timeout(SOON, reader).await.expect("in time").expect("never mixed");
     assert!(rejections.try_recv().is_err());
 }
 
@@ -184,7 +186,7 @@ async fn settings_compacted_while_disconnected_are_read_again() {
     let mut status = config.status();
     for port in 2..5_u16 {
         server.kill();
-        timeout(Duration::from_secs(20), status.wait_for(|status| !status.is_connected))
+        timeout(SOON, status.wait_for(|status| !status.is_connected))
             .await
             .expect("the outage is reported")
             .unwrap();
@@ -195,7 +197,7 @@ async fn settings_compacted_while_disconnected_are_read_again() {
         let last = client.put("c/name", "x").await.unwrap();
         client.compact(last.revision()).await.unwrap();
         until(&config, "the new port", |app| app.port == port).await;
-        timeout(Duration::from_secs(20), status.wait_for(|status| status.is_connected))
+        timeout(SOON, status.wait_for(|status| status.is_connected))
             .await
             .expect("the recovery is reported")
             .unwrap();
@@ -209,7 +211,8 @@ async fn a_burst_of_changes_becomes_few() {
     let config = client
         .config::<App>()
         .app(Source::prefix("c/"))
-        .debounce(Duration::from_millis(300), Duration::from_secs(5))
+        // A slow disk may pause in the middle of it.
+        .debounce(Duration::from_secs(2), SOON)
         .start()
         .await
         .unwrap();
@@ -225,7 +228,7 @@ async fn a_burst_of_changes_becomes_few() {
     let last = client.put("c/port", "99").await.unwrap();
     let mut count = 0;
     loop {
-        let change = timeout(Duration::from_secs(20), changes.next()).await.unwrap().unwrap();
+        let change = timeout(SOON, changes.next()).await.unwrap().unwrap();
         count += 1;
         if change.revision == last.revision() {
             break;
@@ -260,7 +263,7 @@ async fn a_start_without_the_cluster_is_up_to_the_policy() {
     assert_eq!((config.current().port, config.status().borrow().basis), (1, Basis::Local));
 
     let mut server = Server::single(program);
-    let client = Client::builder([server.endpoint()]).build().unwrap();
+    let client = Client::builder([server.endpoint()]).timeout(SOON).build().unwrap();
     client.ready().await.unwrap();
     client.put("c", "port = 2").await.unwrap();
     let config = build(&client, Boot::FailFast).start().await.unwrap();

@@ -10,9 +10,7 @@ use conclave_proto::v3electionpb::{
 use futures::StreamExt;
 use tokio::time::timeout;
 
-use crate::{eventually, start};
-
-const SOON: Duration = Duration::from_secs(20);
+use crate::{SOON, eventually, start};
 
 async fn until_candidates(client: &Client, count: i64) {
     eventually("all campaign", async || {
@@ -72,7 +70,7 @@ async fn leaders_follow_each_other_and_are_observed() {
 async fn a_candidate_whose_lease_ended_is_never_elected() {
     let test = "a_candidate_whose_lease_ended_is_never_elected";
     let Some((_server, client)) = start(test).await else { return };
-    let election = client.election("e").ttl(Duration::from_secs(2));
+    let election = client.election("e").ttl(Duration::from_secs(12));
     let leader = election.campaign("leader").await.unwrap();
     let campaign = |value: &'static str| {
         let election: Election = election.clone();
@@ -114,7 +112,8 @@ async fn a_leader_that_is_cut_off_knows_it_first() {
     let Some((mut server, client)) = start("a_leader_that_is_cut_off_knows_it_first").await else {
         return;
     };
-    let leadership = client.election("e").ttl(Duration::from_secs(3)).campaign("a").await.unwrap();
+    // Long enough that it is not lost before the server is.
+    let leadership = client.election("e").ttl(Duration::from_secs(8)).campaign("a").await.unwrap();
     assert_eq!(leadership.loss(), None);
     server.kill();
     timeout(SOON, leadership.lost().cancelled()).await.expect("lost");

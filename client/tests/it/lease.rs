@@ -5,19 +5,21 @@ use std::time::Duration;
 use conclave_client::{Error, LeaseState};
 use tokio::time::{Instant, timeout};
 
-use crate::{eventually, start};
+use crate::{SOON, eventually, start};
 
 #[tokio::test]
 async fn a_guard_keeps_its_lease_alive_until_revoked() {
     let test = "a_guard_keeps_its_lease_alive_until_revoked";
     let Some((_server, client)) = start(test).await else { return };
-    let lease = client.lease(Duration::from_secs(2)).await.unwrap();
+    // A keep-alive may be late by two thirds of it.
+    let ttl = Duration::from_secs(12);
+    let lease = client.lease(ttl).await.unwrap();
     client.put("leased", "1").lease(lease.id()).await.unwrap();
     // Longer than the TTL: only keep-alives can explain that the lease is still there.
-    assert!(timeout(Duration::from_secs(5), lease.lost()).await.is_err(), "lost while kept alive");
+    assert!(timeout(ttl + ttl / 4, lease.lost()).await.is_err(), "lost while kept alive");
     assert_eq!(*lease.state().borrow(), LeaseState::Alive);
     let keys = client.lease_time_to_live(lease.id(), true).await.unwrap();
-    assert_eq!((keys.granted_ttl, keys.keys.len()), (2, 1));
+    assert_eq!((keys.granted_ttl, keys.keys.len()), (12, 1));
     let state = lease.state();
     lease.revoke().await.unwrap();
     assert!(client.get("leased").await.unwrap().one().is_none());
@@ -48,29 +50,35 @@ async fn a_dropped_guard_revokes() {
 async fn the_loss_is_reported_before_the_lease_can_end() {
     let test = "the_loss_is_reported_before_the_lease_can_end";
     let Some((mut server, client)) = start(test).await else { return };
-    let lease = client.lease(Duration::from_secs(3)).await.unwrap();
+    let ttl = Duration::from_secs(8);
+    let lease = client.lease(ttl).await.unwrap();
     let mut state = lease.state();
     server.kill();
     let killed = Instant::now();
     state.wait_for(|state| *state == LeaseState::Suspended).await.unwrap();
-    lease.lost().await;
-    assert!(killed.elapsed() < Duration::from_secs(3), "{:?}", killed.elapsed());
+    // Whoever asks knows it in time, however late those who wait are woken.
+    eventually("the lease may end", async || (killed.elapsed() >= ttl).then_some(())).await;
+    assert!(lease.is_lost());
+    timeout(SOON, lease.lost()).await.expect("who waits hears it, too");
 }
 
 #[tokio::test]
 async fn a_guard_notices_that_its_lease_was_revoked() {
     let test = "a_guard_notices_that_its_lease_was_revoked";
     let Some((_server, client)) = start(test).await else { return };
-    let lease = client.lease(Duration::from_secs(3)).await.unwrap();
+    let ttl = Duration::from_secs(30);
+    let lease = client.lease(ttl).await.unwrap();
     client.lease_revoke(lease.id()).await.unwrap();
-    timeout(Duration::from_secs(3), lease.lost()).await.expect("reported with the next keep-alive");
+    // After a third of the TTL, and not only when its own time is over.
+    timeout(ttl * 5 / 6, lease.lost()).await.expect("reported with the next keep-alive");
 }
 
 #[tokio::test]
 async fn a_guard_survives_a_restart_of_the_server() {
     let test = "a_guard_survives_a_restart_of_the_server";
     let Some((mut server, client)) = start(test).await else { return };
-    let lease = client.lease(Duration::from_secs(15)).await.unwrap();
+    // Longer than the server is away.
+    let lease = client.lease(Duration::from_secs(30)).await.unwrap();
     let mut state = lease.state();
     server.kill();
     state.wait_for(|state| *state == LeaseState::Suspended).await.unwrap();

@@ -32,10 +32,13 @@ use conclave_client::Client;
 
 use server::{Server, program};
 
+/// Longest wait for anything that must happen.
+const SOON: Duration = Duration::from_secs(60);
+
 /// A server and a ready client of it, or nothing if no server is installed.
 async fn start(test: &str) -> Option<(Server, Client)> {
     let server = Server::single(program(test)?);
-    let client = Client::builder([server.endpoint()]).build().expect("a client");
+    let client = Client::builder([server.endpoint()]).timeout(SOON).build().expect("a client");
     client.ready().await.expect("the server serves");
     Some((server, client))
 }
@@ -47,7 +50,7 @@ async fn eventually<T>(what: &str, mut check: impl AsyncFnMut() -> Option<T>) ->
         if let Some(value) = check().await {
             return value;
         }
-        assert!(start.elapsed() < Duration::from_secs(20), "not within 20 s: {what}");
+        assert!(start.elapsed() < SOON, "not within {SOON:?}: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

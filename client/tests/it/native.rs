@@ -6,11 +6,9 @@ use conclave_client::{Client, Error, Outcome, Session, SessionState};
 use tokio::{runtime::Runtime, time::timeout};
 
 use crate::{
-    eventually,
+    SOON, eventually,
     fake::{Fake, Script},
 };
-
-const SOON: Duration = Duration::from_secs(20);
 
 fn client_of(fake: &Fake) -> Client {
     // As if it were two: what is retried is retried at once.
@@ -78,7 +76,8 @@ fn a_session_outlives_the_runtime_it_was_begun_on() {
     let runtime = Runtime::new().unwrap();
     let client = runtime.block_on(async { client_of(&fake) });
     let passing = Runtime::new().unwrap();
-    let begin = client.session().ttl(Duration::from_secs(6));
+    // A heartbeat may be late by two thirds of it.
+    let begin = client.session().ttl(Duration::from_secs(12));
     let session = passing.block_on(async { begin.await.unwrap() });
     drop(passing);
     let heartbeats = || fake.script.heartbeats.load(Ordering::Relaxed);

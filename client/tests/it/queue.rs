@@ -11,7 +11,7 @@ use conclave_client::{
 use conclave_proto::v3lockpb::{LockRequest, UnlockRequest, lock_client::LockClient};
 use tokio::time::{Instant, timeout};
 
-use crate::{eventually, start};
+use crate::{SOON, eventually, start};
 
 /// The keys in a queue.
 async fn places(client: &Client, name: &str) -> i64 {
@@ -45,7 +45,7 @@ async fn turns_come_in_order_and_tokens_grow() {
     let mut token = first.token();
     first.release().await.unwrap();
     for waiter in waiting {
-        let turn = timeout(Duration::from_secs(20), waiter).await.expect("its turn comes").unwrap();
+        let turn = timeout(SOON, waiter).await.expect("its turn comes").unwrap();
         assert!(turn.token() > token, "{} after {token}", turn.token());
         assert!(turn.revision() >= turn.token());
         token = turn.token();
@@ -86,7 +86,7 @@ async fn etcds_lock_service_stands_in_the_same_queue() {
     assert!(!waiter.is_finished());
     let token = ours.token();
     ours.release().await.unwrap();
-    let theirs = timeout(Duration::from_secs(20), waiter).await.unwrap().unwrap();
+    let theirs = timeout(SOON, waiter).await.unwrap().unwrap();
     let held = client.get(theirs.key.to_vec()).await.unwrap().one().unwrap();
     assert!(held.create_revision > token);
     assert!(matches!(client.queue("shared").try_now().await, Err(Error::Busy)));
@@ -118,7 +118,7 @@ async fn a_guarded_transaction_needs_the_turn() {
 async fn the_loss_is_told_before_others_can_have_the_turn() {
     let test = "the_loss_is_told_before_others_can_have_the_turn";
     let Some((mut server, client)) = start(test).await else { return };
-    let turn = client.queue("q").ttl(Duration::from_secs(3)).await.unwrap();
+    let turn = client.queue("q").ttl(Duration::from_secs(8)).await.unwrap();
     assert_eq!(turn.run(async { 7 }).await.unwrap(), 7);
     server.kill();
     let error = turn.run(std::future::pending::<()>()).await.unwrap_err();
@@ -138,7 +138,7 @@ async fn a_waiter_whose_place_is_gone_never_gets_the_turn() {
     let place = all.into_iter().find(|kv| kv.value == "gone").expect("the waiter's place");
     client.delete(place.key.to_vec()).await.unwrap();
     holder.release().await.unwrap();
-    let error = timeout(Duration::from_secs(20), waiter).await.unwrap().unwrap().unwrap_err();
+    let error = timeout(SOON, waiter).await.unwrap().unwrap().unwrap_err();
     assert!(matches!(error, Error::Lost { .. }), "{error:?}");
 }
 

@@ -3,14 +3,19 @@
 
 use std::{
     fs::File,
-    io::Write,
+    io::{Read, Write},
+    net::TcpStream,
     path::PathBuf,
     process::{Child, Command, Stdio},
+    time::{Duration, Instant},
 };
 
 use tempfile::TempDir;
 
 pub(crate) use crate::port::free_port;
+
+/// Far longer than a start takes on a slow machine.
+const START_PATIENCE: Duration = Duration::from_secs(120);
 
 /// The server program, or `None` (with a line that says so) if there is none.
 pub(crate) fn program(test: &str) -> Option<PathBuf> {
@@ -49,17 +54,17 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// A cluster of one.
+    /// A cluster of one that serves.
     pub(crate) fn single(program: PathBuf) -> Self {
         Self::cluster(program, 1).remove(0)
     }
 
-    /// A cluster of `count` members, started.
+    /// A cluster of `count` members that serve.
     pub(crate) fn cluster(program: PathBuf, count: usize) -> Vec<Self> {
         Self::secure(program, count, &[])
     }
 
-    /// A cluster of members that speak TLS as these flags say, started.
+    /// A cluster of members that speak TLS as these flags say, and serve.
     pub(crate) fn secure(program: PathBuf, count: usize, tls: &[String]) -> Vec<Self> {
         let scheme = scheme(tls);
         let ports: Vec<[u16; 3]> = (0..count).map(|_| [(); 3].map(|()| free_port())).collect();
@@ -83,7 +88,28 @@ impl Server {
             server.start();
             servers.push(server);
         }
+        for server in &servers {
+            server.wait_until_healthy();
+        }
         servers
+    }
+
+    fn wait_until_healthy(&self) {
+        let begun = Instant::now();
+        while !self.health().is_ok_and(|answer| answer.contains("\"true\"")) {
+            assert!(begun.elapsed() < START_PATIENCE, "{} does not serve", self.name);
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    fn health(&self) -> std::io::Result<String> {
+        let port = if self.tls.is_empty() { self.client_port } else { self.plain_port };
+        let mut stream = TcpStream::connect(("127.0.0.1", port))?;
+        stream.set_read_timeout(Some(START_PATIENCE))?;
+        stream.write_all(b"GET /health HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer)?;
+        Ok(answer)
     }
 
     pub(crate) fn endpoint(&self) -> String {
@@ -112,6 +138,7 @@ impl Server {
             .args(["--listen-client-urls", &listen, "--advertise-client-urls", &client])
             .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
             .args(["--initial-cluster", &self.cluster])
+            .args(self.patience())
             .arg("--data-dir")
             .arg(self.dir.path().join("data"))
             .args(&self.tls)
@@ -120,6 +147,12 @@ impl Server {
             .stderr(log)
             .spawn();
         self.child = Some(child.expect("the server starts"));
+    }
+
+    /// Members do not miss their leader because a loaded machine let it stand still for a second or two.
+    /// Alone, a member has nobody to miss, and the shortest TTL of a lease would be longer.
+    fn patience(&self) -> Option<&'static str> {
+        self.cluster.contains(',').then_some("--election-timeout=5000")
     }
 
     /// Ends the process without warning.

@@ -6,6 +6,7 @@ use conclave_client::{Client, Error, Tls};
 use tempfile::TempDir;
 
 use crate::{
+    SOON,
     authority::{Authority, Files, Wish},
     server::{Server, program},
 };
@@ -54,12 +55,12 @@ impl Stage {
 }
 
 fn client(endpoint: String, tls: Tls) -> Client {
-    Client::builder([endpoint]).tls(tls).timeout(Duration::from_secs(60)).build().unwrap()
+    Client::builder([endpoint]).tls(tls).timeout(SOON).build().unwrap()
 }
 
 /// Why a single short attempt fails.
 async fn refused(endpoint: &str, tls: Tls) -> String {
-    let client = Client::builder([endpoint]).tls(tls).timeout(Duration::from_secs(3));
+    let client = Client::builder([endpoint]).tls(tls).timeout(Duration::from_secs(6));
     let answer = client.build().unwrap().get("a").await;
     format!("{:?}", answer.expect_err("must be refused"))
 }

@@ -1,17 +1,15 @@
 //! Watches that break off and go on.
 
-use std::time::Duration;
-
 use conclave_client::{Error, Watcher, mvccpb::event::EventType};
 use tokio::time::timeout;
 
-use crate::start;
+use crate::{SOON, start};
 
 /// The values (or `-` for a deletion) of the next `count` events.
 async fn take(watcher: &mut Watcher, count: usize) -> Vec<String> {
     let mut values = Vec::new();
     while values.len() < count {
-        let response = timeout(Duration::from_secs(20), watcher.next()).await;
+        let response = timeout(SOON, watcher.next()).await;
         let response = response.expect("an event in time").expect("no error").expect("no end");
         for event in &response.events {
             let value = event.kv.as_ref().expect("a pair").value.to_vec();
@@ -41,7 +39,7 @@ async fn a_watch_yields_every_event_in_order() {
     assert_eq!(take(&mut all, 4).await, ["1", "2", "-", "3"]);
     assert_eq!(take(&mut puts, 2).await, ["2", "3"]);
     all.request_progress();
-    let progress = timeout(Duration::from_secs(5), all.next()).await.unwrap().unwrap().unwrap();
+    let progress = timeout(SOON, all.next()).await.unwrap().unwrap().unwrap();
     assert!(progress.is_progress());
     assert_eq!(progress.revision(), first.revision() + 3);
 }

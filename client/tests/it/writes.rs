@@ -1,7 +1,5 @@
 //! Writes that are sent again, from a cluster that remembers them and from others.
 
-use std::time::Duration;
-
 use conclave_client::{
     Client, Error, Outcome,
     pb::{PutResponse, ResponseHeader, ResponseOp, TxnResponse, response_op::Response},
@@ -9,7 +7,7 @@ use conclave_client::{
 };
 use tonic::Status;
 
-use crate::fake::Fake;
+use crate::{SOON, fake::Fake};
 
 type Answer = Result<WriteResponse, Status>;
 
@@ -17,7 +15,7 @@ type Answer = Result<WriteResponse, Status>;
 async fn put(answers: Vec<Answer>) -> (Vec<WriteRequest>, Result<i64, Error>) {
     let fake = Fake::start();
     fake.script.write_answers.lock().extend(answers);
-    let client = Client::builder([fake.endpoint()]).timeout(Duration::from_secs(2)).build();
+    let client = Client::builder([fake.endpoint()]).timeout(SOON).build();
     let put = client.unwrap().put("k", "v").await;
     let writes = fake.script.writes.lock().clone();
     (writes, put.map(|put| put.revision()))
