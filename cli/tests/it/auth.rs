@@ -13,6 +13,7 @@ use crate::{
     compare::{has_etcdctl, normal},
     named, run,
     server::{Server, free_port, program},
+    until,
 };
 
 /// Commands that etcdctl and we must answer alike, in order.
@@ -191,10 +192,7 @@ fn neither_passwords_nor_tokens_leave_a_trace() {
         let output = run(CONCLAVE, &endpoint, arguments, "");
         assert!(output.status.success(), "{arguments:?}: {output:?}");
     };
-    let began = std::time::Instant::now();
-    while !run(CONCLAVE, &endpoint, &["endpoint", "health"], "").status.success() {
-        assert!(began.elapsed().as_secs() < 120, "the server does not come up");
-    }
+    until("it serves", || run(CONCLAVE, &endpoint, &["endpoint", "health"], "").status.success());
     ok(&["user", "add", &format!("root:{CANARY}")]);
     ok(&["auth", "enable"]);
     let root = format!("root:{CANARY}");

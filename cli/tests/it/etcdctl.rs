@@ -15,8 +15,8 @@ use std::{
 use tempfile::TempDir;
 
 use crate::{
-    CONCLAVE, compare::has_etcdctl, members::eventually, named, run, server::Server,
-    snapshot::text, tls::Stage,
+    CONCLAVE, compare::has_etcdctl, eventually, named, run, server::Server, snapshot::text,
+    tls::Stage, until,
 };
 
 const ROOT: &str = "--user=root:rootpw";
@@ -290,14 +290,11 @@ impl<'a> Suite<'a> {
         let endpoint = other.endpoint();
         let put = self.command("put m/1 one").output().expect("it runs");
         assert!(put.status.success(), "{put:?}");
-        eventually("the other cluster serves", || {
-            run(CONCLAVE, &endpoint, &["get", "health"], "").status.success().then_some(())
-        });
         let arguments = format!("make-mirror --prefix=m/ --dest-prefix=n/ {endpoint}");
         let _running = self.start(&arguments);
-        eventually("the mirror is equal", || {
+        until("the mirror is equal", || {
             let output = run(CONCLAVE, &endpoint, &["get", "n/", "--prefix"], "");
-            (text(&output.stdout) == "n/1\none\n").then_some(())
+            text(&output.stdout) == "n/1\none\n"
         });
     }
 }
@@ -368,9 +365,7 @@ fn serving(servers: &[Server], common: &[String]) {
     for server in servers {
         let mut arguments: Vec<&str> = vec!["endpoint", "health"];
         arguments.extend(common.iter().map(String::as_str));
-        eventually("it serves", || {
-            run(CONCLAVE, &server.endpoint(), &arguments, "").status.success().then_some(())
-        });
+        until("it serves", || run(CONCLAVE, &server.endpoint(), &arguments, "").status.success());
     }
 }
 

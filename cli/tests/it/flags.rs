@@ -7,15 +7,11 @@ use std::{
     net::TcpStream,
     path::Path,
     process::{Child, Command, Stdio},
-    time::{Duration, Instant},
 };
 
 use tempfile::TempDir;
 
-use crate::{CONCLAVE, name_server, run, server::free_port};
-
-/// Far longer than anything here takes on a slow machine.
-const PATIENCE: Duration = Duration::from_secs(120);
+use crate::{CONCLAVE, name_server, run, server::free_port, until};
 
 /// A process that is ended when dropped.
 struct Running(Child);
@@ -31,14 +27,6 @@ fn serve(flags: &[String]) -> Running {
     let mut command = Command::new(CONCLAVE);
     command.env_clear().arg("server").args(flags).stdin(Stdio::null()).stderr(Stdio::null());
     Running(command.spawn().expect("it starts"))
-}
-
-fn until(what: &str, mut check: impl FnMut() -> bool) {
-    let deadline = Instant::now() + PATIENCE;
-    while !check() {
-        assert!(Instant::now() < deadline, "in vain: {what}");
-        std::thread::sleep(Duration::from_millis(100));
-    }
 }
 
 /// A page, head and all; empty if nobody answers.

@@ -33,9 +33,31 @@ use std::{
     io::Write,
     path::PathBuf,
     process::{Command, Output, Stdio},
+    time::{Duration, Instant},
 };
 
 use tempfile::TempDir;
+
+/// Longest wait for anything that must happen: far longer than it takes on a slow machine.
+const PATIENCE: Duration = Duration::from_secs(120);
+const POLL: Duration = Duration::from_millis(50);
+
+/// Tries until there is something.
+fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(done) = attempt() {
+            return done;
+        }
+        assert!(Instant::now() < deadline, "not in {PATIENCE:?}: {what}");
+        std::thread::sleep(POLL);
+    }
+}
+
+/// Waits until it is so.
+fn until(what: &str, mut is_so: impl FnMut() -> bool) {
+    eventually(what, || is_so().then_some(()));
+}
 
 /// The binary under test.
 const CONCLAVE: &str = env!("CARGO_BIN_EXE_conclave");
@@ -55,6 +77,8 @@ fn run(program: &str, endpoint: &str, arguments: &[&str], input: &str) -> Output
         .env("PATH", std::env::var_os("PATH").unwrap_or_default())
         .env("ETCDCTL_API", "3")
         .env("ETCDCTL_ENDPOINTS", endpoint)
+        // The default of 5 s is little on a machine that is busy with other things.
+        .env("ETCDCTL_COMMAND_TIMEOUT", "20s")
         .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

@@ -3,7 +3,6 @@
 use std::{
     fs::File,
     process::{Child, Command, ExitStatus, Stdio},
-    time::{Duration, Instant},
 };
 
 use tempfile::TempDir;
@@ -11,12 +10,10 @@ use tempfile::TempDir;
 use crate::{
     CONCLAVE,
     compare::{has_etcdctl, normal},
-    named, run,
+    eventually, named, run,
     server::{Server, free_port, program},
+    until,
 };
-
-/// Longest wait for anything that must happen.
-const DEADLINE: Duration = Duration::from_secs(60);
 
 /// What etcd and we must answer alike. `OWN` is the one member, `OTHER` one that was added.
 const STEPS: &[&str] = &[
@@ -94,17 +91,6 @@ fn unordered(text: &str) -> String {
     let mut words: Vec<String> = words.iter().map(|word| word.replace('N', "")).collect();
     words.sort();
     words.join(" ")
-}
-
-pub(crate) fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
-    let until = Instant::now() + DEADLINE;
-    loop {
-        if let Some(done) = attempt() {
-            return done;
-        }
-        assert!(Instant::now() < until, "not in {DEADLINE:?}: {what}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
 }
 
 #[test]
@@ -192,16 +178,16 @@ fn a_member_joins_by_what_etcdctl_prints_and_ends_well_when_it_is_removed() {
     second.push(listen(1));
     let mut process = Process::start(&dir, "b", clients[1], &second);
     let other = format!("127.0.0.1:{}", clients[1]);
-    eventually("the new member serves", || etcdctl(&other, &["put", "k", "v"]).1.then_some(()));
-    eventually("both members are started", || {
+    until("the new member serves", || etcdctl(&other, &["put", "k", "v"]).1);
+    until("both have told their names", || {
         let (list, _) = etcdctl(&other, &["member", "list"]);
-        (list.matches(", started,").count() == 2).then_some(())
+        list.matches(", started,").count() == 2
     });
 
     let id = added_member(&added);
     // As leader, and by itself: it hands over, is removed by the next leader, and answers.
-    eventually("it leads", || etcdctl(&endpoint, &["move-leader", &id]).1.then_some(()));
-    eventually("it is removed", || etcdctl(&other, &["member", "remove", &id]).1.then_some(()));
+    until("it leads", || etcdctl(&endpoint, &["move-leader", &id]).1);
+    until("it is removed", || etcdctl(&other, &["member", "remove", &id]).1);
     for _ in 0..2 {
         assert!(process.end().success(), "no supervisor must start it again");
         let log = std::fs::read_to_string(dir.path().join("b.log")).unwrap();

@@ -1,23 +1,17 @@
 //! From a real etcd to us: its snapshot is restored, and everything in it is as it was.
 
-use std::{
-    process::Output,
-    time::{Duration, Instant},
-};
+use std::process::Output;
 
 use conclave_client::{Client, Watcher, mvccpb::Event};
 use tempfile::TempDir;
 
 use crate::{
-    CONCLAVE,
+    CONCLAVE, PATIENCE,
     compare::has_etcdctl,
     run,
     server::{Server, program},
     snapshot::{must, path, restore, start, text},
 };
-
-/// Longest wait for anything that must happen.
-const DEADLINE: Duration = Duration::from_secs(60);
 
 /// An etcd that serves, if there is one here.
 fn etcd(test: &str) -> Option<Server> {
@@ -25,12 +19,7 @@ fn etcd(test: &str) -> Option<Server> {
     if !has_etcdctl() {
         return None;
     }
-    let server = Server::single(program);
-    let began = Instant::now();
-    while !run("etcdctl", &server.endpoint(), &["endpoint", "health"], "").status.success() {
-        assert!(began.elapsed() < DEADLINE, "etcd does not serve");
-    }
-    Some(server)
+    Some(Server::single(program))
 }
 
 /// Many keys in few transactions: `first..last`, each with a value of `bytes`.
@@ -88,7 +77,7 @@ async fn events(endpoint: &str, from: i64, to: i64) -> Vec<Event> {
     let mut events: Vec<Event> = Vec::new();
     let is_last = |event: &Event| event.kv.as_ref().unwrap().mod_revision == to;
     while !events.last().is_some_and(is_last) {
-        let response = tokio::time::timeout(DEADLINE, watcher.next()).await;
+        let response = tokio::time::timeout(PATIENCE, watcher.next()).await;
         events.extend(response.unwrap().unwrap().unwrap().events);
     }
     events

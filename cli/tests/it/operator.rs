@@ -3,11 +3,10 @@
 use std::process::{Child, Command, Stdio};
 
 use crate::{
-    CONCLAVE,
-    members::eventually,
-    named, run,
+    CONCLAVE, named, run,
     server::Server,
     snapshot::{must, text},
+    until,
 };
 
 /// A process that is killed in the end.
@@ -32,10 +31,6 @@ impl Drop for Background {
 fn serving() -> Server {
     let (dir, etcd) = named("etcd");
     let server = Server::single(etcd);
-    eventually("it serves", || {
-        let output = run(CONCLAVE, &server.endpoint(), &["get", "health"], "");
-        output.status.success().then_some(())
-    });
     drop(dir);
     server
 }
@@ -43,9 +38,9 @@ fn serving() -> Server {
 /// Waits until a server has `expected` as the keys and values below a prefix.
 #[track_caller]
 fn holds(server: &Server, prefix: &str, expected: &str) {
-    eventually("the mirror is equal", || {
+    until("the mirror is equal", || {
         let output = run(CONCLAVE, &server.endpoint(), &["get", prefix, "--prefix"], "");
-        (text(&output.stdout) == expected).then_some(())
+        text(&output.stdout) == expected
     });
 }
 

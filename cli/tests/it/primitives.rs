@@ -3,7 +3,6 @@
 use std::{
     io::Read,
     process::{Child, Command, Stdio},
-    time::{Duration, Instant},
 };
 
 use crate::{CONCLAVE, local, run, server::free_port};
@@ -25,16 +24,11 @@ fn end(mut child: Child) -> (Option<i32>, String) {
 
 /// Runs a verb until it succeeds with this output: without a leader it fails.
 fn until(endpoints: &str, arguments: &[&str], expected: &str) {
-    let start = Instant::now();
-    loop {
+    crate::until(&format!("{arguments:?} says {expected:?}"), || {
         let output = run(CONCLAVE, endpoints, arguments, "");
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
-        if output.status.success() && said.contains(expected) {
-            return;
-        }
-        assert!(start.elapsed() < Duration::from_secs(60), "{arguments:?}: {output:?}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
+        output.status.success() && said.contains(expected)
+    });
 }
 
 #[test]
@@ -80,11 +74,9 @@ fn processes_meet_though_the_leader_is_killed() {
     doomed.wait().unwrap();
     cluster.signal("TERM", &member.id().to_string());
     assert_eq!(end(member).0, Some(143), "the code of the command that was asked to end");
-    let start = Instant::now();
-    while !run(CONCLAVE, &endpoints, &["group", "ls", "workers"], "").stdout.is_empty() {
-        assert!(start.elapsed() < Duration::from_secs(120), "the dead are members no more");
-        std::thread::sleep(Duration::from_millis(100));
-    }
+    crate::until("the dead are members no more", || {
+        run(CONCLAVE, &endpoints, &["group", "ls", "workers"], "").stdout.is_empty()
+    });
     let brief = run(CONCLAVE, &endpoints, &["latch", "wait", "never", "--wait=50ms"], "");
     assert_eq!(String::from_utf8_lossy(&brief.stderr), "Error: not in time\n");
     cluster.stop();

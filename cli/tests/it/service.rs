@@ -72,15 +72,7 @@ fn found(endpoint: &str, arguments: &[&str]) -> Vec<Value> {
 
 /// Waits until the instances of `api` are as wanted.
 fn until(endpoint: &str, what: &str, is_so: impl Fn(&[Value]) -> bool) {
-    let start = Instant::now();
-    loop {
-        let found = found(endpoint, &["resolve", "api"]);
-        if is_so(&found) {
-            return;
-        }
-        assert!(start.elapsed() < Duration::from_secs(60), "{what}: {found:?}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    crate::until(what, || is_so(&found(endpoint, &["resolve", "api"])));
 }
 
 /// Reads what a watch prints until an instance was deregistered.

@@ -2,16 +2,13 @@
 
 use std::os::unix::net::UnixDatagram;
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tempfile::TempDir;
 
-use crate::members::eventually;
 use crate::port::free_port;
 use crate::server::Server;
-use crate::{CONCLAVE, named, run};
-
-const DEADLINE: Duration = Duration::from_secs(60);
+use crate::{CONCLAVE, PATIENCE, eventually, named, run};
 
 /// What the process says next.
 fn heard(socket: &UnixDatagram) -> String {
@@ -21,9 +18,9 @@ fn heard(socket: &UnixDatagram) -> String {
 }
 
 fn wait_for(socket: &UnixDatagram, wanted: &str) {
-    let until = Instant::now() + DEADLINE;
+    let until = Instant::now() + PATIENCE;
     while heard(socket) != wanted {
-        assert!(Instant::now() < until, "not said in {DEADLINE:?}: {wanted}");
+        assert!(Instant::now() < until, "not said in {PATIENCE:?}: {wanted}");
     }
 }
 
@@ -37,7 +34,7 @@ fn systemd_is_told_that_a_member_is_ready_lives_and_stops() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("notify");
     let socket = UnixDatagram::bind(&path).unwrap();
-    socket.set_read_timeout(Some(DEADLINE)).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
     let [client, peer] = [free_port(), free_port()].map(|port| format!("http://127.0.0.1:{port}"));
     let mut child = Command::new(CONCLAVE)
         .arg("server")

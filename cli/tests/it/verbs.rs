@@ -97,7 +97,7 @@ fn endpoints_that_do_not_answer_are_reported() {
     let both = format!("{live},{dead}");
     assert!(run(CONCLAVE, &live, &["put", "a", "1"], "").status.success());
 
-    let health = run(CONCLAVE, &both, &["endpoint", "health", "--command-timeout=1s"], "");
+    let health = run(CONCLAVE, &both, &["endpoint", "health", "--command-timeout=6s"], "");
     assert_eq!(health.status.code(), Some(1));
     assert!(
         text(&health.stdout)
@@ -108,7 +108,7 @@ fn endpoints_that_do_not_answer_are_reported() {
          Error: unhealthy cluster\n"
     );
     assert_eq!(text(&health.stderr), complaint);
-    let status = run(CONCLAVE, &both, &["endpoint", "status", "--command-timeout=1s"], "");
+    let status = run(CONCLAVE, &both, &["endpoint", "status", "--command-timeout=6s"], "");
     assert_eq!(status.status.code(), Some(1));
     let complaint =
         format!("Failed to get the status of endpoint {dead} (context deadline exceeded)\n");
