@@ -4,13 +4,14 @@
 //! Each child is tied to this process (`setpriv --pdeathsig`): an aborted run leaves nothing behind.
 
 use std::fs::File;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+
+use crate::port::free_port;
 
 const EXIT_POLL: Duration = Duration::from_millis(5);
 
@@ -124,9 +125,9 @@ impl Cluster {
     /// Chooses free ports and directories below `dir` for `size` nodes; starts nothing.
     ///
     /// # Errors
-    /// If no port is free or the directories cannot be made.
+    /// If the directories cannot be made.
     pub fn create(program: Program, dir: &Path, size: usize) -> Result<Self> {
-        let ports = free_ports(size * 2)?;
+        let ports: Vec<u16> = (0..size * 2).map(|_| free_port()).collect();
         let mut nodes = Vec::with_capacity(size);
         for (index, pair) in ports.chunks_exact(2).enumerate() {
             let name = format!("n{index}");
@@ -341,11 +342,4 @@ fn signal(name: &str, pid: u32) -> Result<()> {
     let status = Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status()?;
     ensure!(status.success(), "kill -{name} {pid}: {status}");
     Ok(())
-}
-
-fn free_ports(count: usize) -> Result<Vec<u16>> {
-    // All are held at once so that no port is given twice.
-    let listeners: Vec<TcpListener> =
-        (0..count).map(|_| TcpListener::bind("127.0.0.1:0")).collect::<std::io::Result<_>>()?;
-    listeners.iter().map(|listener| Ok(listener.local_addr()?.port())).collect()
 }

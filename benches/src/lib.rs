@@ -27,6 +27,9 @@ mod event_codec;
 mod locker;
 pub mod noop;
 pub mod options;
+// One way to choose ports for everything that starts servers.
+#[path = "../../client/tests/it/port.rs"]
+mod port;
 pub mod process;
 pub mod registry;
 pub mod report;

@@ -1,7 +1,7 @@
 //! Clients that read and write a few keys, pinned to one member or roaming, and record what they got.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use conclave_benches::connection::Connection;
@@ -43,6 +43,8 @@ pub struct Stage {
     pub is_over: AtomicBool,
     /// The newest revision anybody saw.
     pub newest: AtomicI64,
+    /// Requests that were answered.
+    pub answered: AtomicUsize,
     /// Patience with one request.
     pub request_timeout: Duration,
     /// Mean pause of one client between requests.
@@ -123,6 +125,7 @@ impl Client {
         match &outcome {
             Outcome::Ok { revision, response } => {
                 self.stage.newest.fetch_max(*revision, Ordering::Relaxed);
+                self.stage.answered.fetch_add(1, Ordering::Relaxed);
                 self.learn(response);
             }
             Outcome::Failed(_) => {}

@@ -14,7 +14,7 @@ use crate::verdict::{Fault, Violation};
 
 const TRY_TIMEOUT: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(50);
-const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(20);
+const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The server under test: `CONCLAVE_BINARY`, or `conclave` beside the test's own binaries.
 ///

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -28,10 +28,12 @@ const WATCHERS: u32 = 12;
 /// The client that speaks before and after the load.
 const NARRATOR: u32 = 99;
 const HEAL_TIMEOUT: Duration = Duration::from_secs(60);
-const FINISH_TIMEOUT: Duration = Duration::from_secs(30);
+const FINISH_TIMEOUT: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(50);
-/// Below this many answers per second the run has shown nothing.
+/// Below this many answers per second of its planned time the run has shown nothing.
 const OK_PER_SECOND_MIN: f64 = 20.0;
+/// Where servers are slow it goes on until it has shown enough, at most for so many times the planned time.
+const EXTENSION_MAX: u32 = 5;
 
 /// What to run.
 #[derive(Clone, Debug, Args)]
@@ -157,6 +159,7 @@ async fn perform(
         clock: Instant::now(),
         is_over: AtomicBool::new(false),
         newest: AtomicI64::new(1),
+        answered: AtomicUsize::new(0),
         request_timeout: Duration::from_millis(plan.timeout_ms),
         pause: Duration::from_secs(1) * CLIENTS / plan.rate.max(1),
     });
@@ -166,8 +169,7 @@ async fn perform(
     let mut violations = Vec::new();
     let watchers = Watchers::spawn(&stage, plan.progress, seed);
     let mut clients = spawn_clients(&stage, seed);
-    let until = Instant::now() + plan.duration;
-    harass(cluster, adversary, until, &mut violations).await?;
+    harass(cluster, adversary, (plan, &stage), &mut violations).await?;
     stage.is_over.store(true, Ordering::Relaxed);
     let mut operations = Vec::new();
     while let Some(recorded) = clients.join_next().await {
@@ -201,17 +203,21 @@ fn mix(seed: u64, id: u32) -> u64 {
     seed.wrapping_mul(0x9E37_79B9_7F4A_7C15).wrapping_add(u64::from(id))
 }
 
-/// Faults until `until`, all healed at the end.
+/// Faults for the planned time, and until that has shown enough; all healed at the end.
 async fn harass(
     cluster: &mut Cluster,
     adversary: &mut Adversary,
-    until: Instant,
+    (plan, stage): (&Plan, &Stage),
     violations: &mut Vec<Violation>,
 ) -> Result<()> {
+    let begun = Instant::now();
     loop {
         tokio::time::sleep(adversary.calm()).await;
         note_deaths(cluster, violations)?;
-        if Instant::now() >= until {
+        let answered = stage.answered.load(Ordering::Relaxed);
+        let is_enough = || coverage(plan, answered, adversary).is_empty();
+        let gone = begun.elapsed();
+        if gone >= plan.duration && (gone >= plan.duration * EXTENSION_MAX || is_enough()) {
             break;
         }
         if let Err(error) = adversary.strike(cluster).await {

@@ -114,11 +114,25 @@ fn files(pid: u32) -> usize {
     std::fs::read_dir(format!("/proc/{pid}/fd")).expect("a process").count()
 }
 
-/// Tasks here, and open files here and of all nodes.
+/// Connections of this process to the nodes. Of its files, others may be those of other tests.
+fn connections(nodes: &Nodes) -> usize {
+    let ports: Vec<u16> = nodes.cluster.nodes().iter().map(|node| node.client_port()).collect();
+    let table = std::fs::read_to_string("/proc/self/net/tcp").expect("a table");
+    // `0: 0100007F:9C40 0100007F:2710 01 ...`: the number, both ends, and the state.
+    let is_open = |line: &&str| {
+        let cells: Vec<&str> = line.split_whitespace().collect();
+        let remote = cells.get(2).and_then(|cell| cell.split_once(':'));
+        let port = remote.and_then(|(_, port)| u16::from_str_radix(port, 16).ok());
+        port.is_some_and(|port| ports.contains(&port)) && cells.get(3) == Some(&ESTABLISHED)
+    };
+    table.lines().filter(is_open).count()
+}
+
+/// Tasks here, connections from here, and open files of all nodes.
 fn held(nodes: &Nodes) -> (usize, usize, usize) {
     let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
     let of_nodes = nodes.cluster.pids().into_iter().map(files).sum();
-    (tasks, files(std::process::id()), of_nodes)
+    (tasks, connections(nodes), of_nodes)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -135,14 +149,16 @@ async fn nothing_of_a_guard_stays() {
     })
     .await;
     run(&nodes, cycles).await;
-    eventually("as few tasks and files as before", START_TIMEOUT, async || {
+    eventually("as few tasks, connections and files as before", START_TIMEOUT, async || {
         let (tasks, own, of_nodes) = held(&nodes);
         // The nodes' stores open and close files of their own.
         tasks <= before.0 && own <= before.1 && of_nodes <= before.2 + STORE_FILES
     })
     .await;
-    println!("tasks, files, files of nodes: {before:?} before, {:?} after", held(&nodes));
+    println!("tasks, connections, files of nodes: {before:?} before, {:?} after", held(&nodes));
 }
 
+/// In the table of connections.
+const ESTABLISHED: &str = "01";
 /// Files that the stores of three nodes may have opened meanwhile.
 const STORE_FILES: usize = 60;

@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use tonic::transport::Endpoint;
 
 use crate::holder::Holder;
-use crate::support::{Nodes, START_TIMEOUT, eventually, is_long};
+use crate::support::{HASTY, Nodes, START_TIMEOUT, eventually, is_long};
 
 const NAME: &str = "baton";
 const TTL: Duration = Duration::from_secs(60);
@@ -125,14 +125,15 @@ async fn kill_a_holder(endpoints: &[String], referee: &Referee) {
     let mut holder = Holder::start(endpoints, NAME, "unused", &[]);
     let (token, _) = holder.held();
     referee.enter(token, "killed").await;
-    drop(holder);
+    // Until it is killed nobody else can hold, and after that its session lives for a moment only.
     referee.leave();
+    drop(holder);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tokens_grow_whoever_holds_and_whoever_dies() {
     let (hand_overs, between_kills) = if is_long() { (1_000, 50) } else { (60, 20) };
-    let mut nodes = Nodes::serving(3, &[]).await;
+    let mut nodes = Nodes::serving(3, &[HASTY]).await;
     let endpoints = nodes.cluster.endpoints();
     let referee = Arc::new(Referee::default());
     let mut contenders = JoinSet::new();

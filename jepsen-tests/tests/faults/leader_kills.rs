@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 
-use crate::support::{Client, Nodes, Writers, is_long};
+use crate::support::{Client, HASTY, Nodes, Writers, is_long};
 
 const WRITERS: usize = 8;
 /// A new attempt begins this often: an attempt may wait for a leader.
@@ -32,7 +32,7 @@ async fn next_write(survivors: &[Client], kill: usize) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn writes_go_on_soon_after_the_leader_was_killed() {
     let kills = if is_long() { 10 } else { 1 };
-    let mut nodes = Nodes::serving(3, &[]).await;
+    let mut nodes = Nodes::serving(3, &[HASTY]).await;
     let mut acknowledged = BTreeMap::new();
     let mut gaps = Vec::new();
     for kill in 0..kills {

@@ -48,7 +48,8 @@ async fn grant(client: Client, granter: usize, count: usize) -> Deadlines {
 async fn watch_deletions(client: Client, seen: mpsc::Sender<(String, Instant)>) {
     use watch_request::RequestUnion;
     let create =
-        WatchCreateRequest { key: "k".into(), range_end: "l".into(), ..Default::default() };
+        // However late it begins, it misses nothing.
+        WatchCreateRequest { key: "k".into(), range_end: "l".into(), start_revision: 1, ..Default::default() };
     let (requests, outgoing) = mpsc::channel(1);
     let request = WatchRequest { request_union: Some(RequestUnion::CreateRequest(create)) };
     requests.try_send(request).expect("room");

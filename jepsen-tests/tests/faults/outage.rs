@@ -18,7 +18,7 @@ use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status};
 
-use crate::support::{Nodes, START_TIMEOUT, eventually, is_long};
+use crate::support::{HASTY, Nodes, START_TIMEOUT, eventually, is_long};
 
 const SERVICE: &str = "shop/api";
 const SETTING: &str = "settings/workers";
@@ -99,7 +99,7 @@ async fn register(client: &Client, calls: &[Arc<AtomicUsize>]) -> Vec<Registrati
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_live_through_the_loss_of_the_cluster() {
     let outage = Duration::from_secs(if is_long() { 60 } else { 5 });
-    let mut nodes = Nodes::serving(3, &[]).await;
+    let mut nodes = Nodes::serving(3, &[HASTY]).await;
     let endpoints = nodes.cluster.endpoints();
     let dir = tempfile::tempdir().expect("a directory");
     let process = Process::start(&endpoints, dir.path()).await;
@@ -124,7 +124,8 @@ async fn clients_live_through_the_loss_of_the_cluster() {
     let begun = Instant::now();
     nodes.cluster.kill_together(&[0, 1, 2]).expect("they can be killed");
     let calls = call(&channel, outage).await;
-    assert_eq!(process.is_connected(), (false, false), "it is said");
+    eventually("it is said", START_TIMEOUT, async || process.is_connected() == (false, false))
+        .await;
     assert_eq!(process.directory.current().records.len(), INSTANCES);
     assert_eq!(process.workers(), "4");
     let late = Process::start(&endpoints, dir.path()).await;

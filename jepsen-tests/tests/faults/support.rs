@@ -16,6 +16,11 @@ use tonic::Status;
 
 /// Patience with a start, on a machine that does other things too.
 pub(crate) const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// The first leader is elected at once; after that nobody misses it because a loaded machine let it stand still
+/// for a second or two.
+const PATIENT: &str = "--election-timeout=5000";
+/// For tests that kill leaders: a second is what a cluster is without one usually.
+pub(crate) const HASTY: &str = "--election-timeout=1000";
 /// Patience with one request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 const POLL: Duration = Duration::from_millis(20);
@@ -57,7 +62,9 @@ impl Nodes {
     pub(crate) fn create(size: usize, flags: &[&str]) -> Self {
         let dir =
             tempfile::Builder::new().prefix("conclave-faults-").tempdir().expect("a directory");
-        let flags: Vec<String> = flags.iter().map(|&flag| flag.to_owned()).collect();
+        let is_chosen = flags.iter().any(|flag| flag.starts_with("--election-timeout"));
+        let patience = (size > 1 && !is_chosen).then_some(PATIENT);
+        let flags: Vec<String> = patience.iter().chain(flags).map(|&f| f.to_owned()).collect();
         let program = Program::new(&members::program()).with_flags(&flags);
         let cluster = Cluster::create(program, dir.path(), size).expect("free ports");
         Self { cluster, _dir: dir }
@@ -105,6 +112,11 @@ impl Nodes {
 
     pub(crate) async fn client(&self, node: usize) -> Client {
         Client::open(&self.endpoint(node)).await.expect("a connection")
+    }
+
+    /// Waits until a node has logged something.
+    pub(crate) async fn says(&self, node: usize, text: &str) {
+        eventually(text, START_TIMEOUT, async || self.log(node).contains(text)).await;
     }
 
     /// Everything a node logged so far.

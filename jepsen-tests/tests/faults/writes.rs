@@ -8,7 +8,7 @@ use std::time::Duration;
 use conclave_client::Client;
 use tokio::task::JoinSet;
 
-use crate::support::{Nodes, eventually, is_long};
+use crate::support::{HASTY, Nodes, eventually, is_long};
 
 const WRITERS: usize = 8;
 /// Between kills there are so many puts more.
@@ -35,7 +35,7 @@ async fn version(client: &Client, key: &str) -> i64 {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_write_takes_effect_once_while_leaders_are_killed() {
     let kills = if is_long() { 20 } else { 3 };
-    let mut nodes = Nodes::serving(3, &[]).await;
+    let mut nodes = Nodes::serving(3, &[HASTY]).await;
     let client = Client::builder(nodes.cluster.endpoints()).timeout(PATIENCE).build();
     let client = client.expect("a client");
     let is_over = Arc::new(AtomicBool::new(false));

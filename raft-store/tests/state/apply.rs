@@ -105,7 +105,7 @@ async fn waiting_ends_when_the_entry_is_applied() {
     let waiting = tokio::spawn(async move { reader.wait_applied(2).await });
     state.apply([entry(1, vec![])]).await;
     state.apply([entry(2, vec![])]).await;
-    tokio::time::timeout(Duration::from_secs(10), waiting).await.unwrap().unwrap();
+    tokio::time::timeout(Duration::from_secs(60), waiting).await.unwrap().unwrap();
 }
 
 /// Whoever waited for an entry finds what it told: a lease, a token.
