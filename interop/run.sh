@@ -30,7 +30,7 @@ start() { # name scheme flags...
       --advertise-client-urls "$scheme://127.0.0.1:$((base + i))" \
       --listen-peer-urls "http://127.0.0.1:$((base + 10 + i))" \
       --initial-advertise-peer-urls "http://127.0.0.1:$((base + 10 + i))" \
-      --initial-cluster "$cluster" --bcrypt-cost 4 "$@" >"$work/$name-n$i.log" 2>&1 &
+      --initial-cluster "$cluster" --bcrypt-cost 4 --election-timeout 5000 "$@" >"$work/$name-n$i.log" 2>&1 &
     pids+=($!)
   done
   export ENDPOINTS="127.0.0.1:$base,127.0.0.1:$((base + 1)),127.0.0.1:$((base + 2))"

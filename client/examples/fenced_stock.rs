@@ -35,7 +35,7 @@ impl Stock {
 pub(crate) async fn run(endpoint: &str, out: &mut impl Write) -> Result<(), Box<dyn Error>> {
     let client = Client::builder([endpoint]).build()?;
     let mut stock = Stock { pieces: 10, fence: 0 };
-    let ttl = Duration::from_secs(2);
+    let ttl = Duration::from_secs(10);
 
     let sleepy = client.queue("stock/lock").ttl(ttl).await?;
     let seen = stock.pieces;

@@ -21,7 +21,7 @@ type Failure = Box<dyn Error + Send + Sync>;
 
 /// Campaigns and leads until all jobs are handed out; returns its terms as (token, first job, jobs).
 async fn work(client: Client, name: String) -> Result<Vec<(i64, u32, u32)>, Failure> {
-    let election = client.election("pool/leader").ttl(Duration::from_secs(3));
+    let election = client.election("pool/leader").ttl(Duration::from_secs(10));
     let mut terms = Vec::new();
     loop {
         let leadership = election.campaign(name.as_str()).await?;
