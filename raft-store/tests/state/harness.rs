@@ -30,12 +30,14 @@ pub(crate) const ENGINES: [EngineKind; 2] = [
     }),
 ];
 
+/// Index of an entry that is about to be seen, and up to where a reader saw them just then.
+type Applying = (u64, Option<u64>);
+
 /// Remembers what it is told.
 #[derive(Clone, Default)]
 pub(crate) struct Heard {
     pub(crate) applied: Arc<Mutex<Vec<AppliedEntry>>>,
-    /// Index of an entry that is about to be seen, and up to where a reader saw them just then.
-    pub(crate) applying: Arc<Mutex<Vec<(u64, Option<u64>)>>>,
+    pub(crate) applying: Arc<Mutex<Vec<Applying>>>,
     reader: Arc<OnceLock<Reader>>,
 }
 
