@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Runs clients that we did not write against three nodes of ours, without and with TLS. FULL=1: also the
-# test-suite of the crate etcd-client. Ports from BASE_PORT (23790) on must be free.
+# test-suite of the crate etcd-client. Ports from BASE_PORT (31790) on must be free: they are above those of the
+# other suites and below those of outgoing connections.
 set -euo pipefail
 cd "$(dirname "$0")"
 . ../scripts/env.sh
 cache="${CONCLAVE_INTEROP:-$HOME/.cache/conclave/interop}"
 binary="${CONCLAVE_BINARY:-$CARGO_TARGET_DIR/debug/conclave}"
-base="${BASE_PORT:-23790}"
+base="${BASE_PORT:-31790}"
 work="$(mktemp -d)"
 pids=()
 
