@@ -14,7 +14,7 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The files; servers, peers and the generator present the same certificate.
 #[derive(Clone, Debug)]
-pub(crate) struct Certificates {
+pub struct Certificates {
     ca: PathBuf,
     cert: PathBuf,
     key: PathBuf,
@@ -22,7 +22,10 @@ pub(crate) struct Certificates {
 
 impl Certificates {
     /// Makes them in `dir`.
-    pub(crate) fn create(dir: &Path) -> Result<Self> {
+    ///
+    /// # Errors
+    /// If they cannot be made or written.
+    pub fn create(dir: &Path) -> Result<Self> {
         let mut params = dated(Vec::new())?;
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
@@ -46,7 +49,8 @@ impl Certificates {
     }
 
     /// Flags with which a server asks for certificates on both its ports.
-    pub(crate) fn flags(&self) -> Vec<String> {
+    #[must_use]
+    pub fn flags(&self) -> Vec<String> {
         let path = |path: &Path| path.display().to_string();
         let mut flags = Vec::new();
         for port in ["--", "--peer-"] {
@@ -59,7 +63,8 @@ impl Certificates {
     }
 
     /// How to connect to such servers.
-    pub(crate) fn client(&self) -> Client {
+    #[must_use]
+    pub fn client(&self) -> Client {
         let identity = Pair { cert: self.cert.clone(), key: self.key.clone() };
         Client {
             verification: Verification::Ca(self.ca.clone()),

@@ -8,6 +8,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`access`] | TLS and users |
+//! | [`certificates`] | an authority and a certificate for loopback |
 //! | [`cluster`] | real nodes on loopback: start, kill, pause, by pid |
 //! | [`process`] | CPU, bytes written, memory and ports of a process |
 //! | [`connection`] | one HTTP/2 connection as a cheap tonic transport |
@@ -17,7 +18,7 @@
 //! | [`noop`] | a server that answers at once: the ceiling |
 
 pub mod access;
-mod certificates;
+pub mod certificates;
 pub mod cluster;
 pub mod compare;
 pub mod connection;

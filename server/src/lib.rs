@@ -32,6 +32,7 @@ pub mod config;
 mod coordination;
 mod data_dir;
 mod gather;
+mod greeting;
 mod http;
 mod lessor;
 mod listen;

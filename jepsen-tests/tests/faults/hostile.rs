@@ -9,7 +9,7 @@ use rand::{Rng, SeedableRng};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use crate::support::{Client, Nodes, START_TIMEOUT, eventually, is_long, skipped};
+use crate::support::{Client, Nodes, START_TIMEOUT, eventually, is_long, sample, skipped};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const DATA: u8 = 0;
@@ -174,19 +174,35 @@ async fn a_node_serves_through_garbage_on_both_its_ports() {
     assert_eq!(nodes.cluster.pids(), pids);
 }
 
-/// Connections that never finish their first line do not keep others out.
+/// Connections that never finish their first line do not keep others out, and are hung up on; one that is idle
+/// is not.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_thousand_slow_connections_keep_nobody_out() {
+    const PEERS: usize = 100;
     let nodes = Nodes::serving(1, &[]).await;
-    let port = nodes.cluster.nodes()[0].client_port();
+    let node = &nodes.cluster.nodes()[0];
+    let idle = nodes.client(0).await;
+    idle.insist("k", b"before").await;
     let mut slow = Vec::new();
-    for _ in 0..1000 {
-        let mut stream = TcpStream::connect(("127.0.0.1", port)).await.expect("a connection");
-        stream.write_all(b"PRI * HT").await.expect("it is read");
-        slow.push(stream);
+    for (port, count) in [(node.client_port(), 1000), (node.peer_port(), PEERS)] {
+        for _ in 0..count {
+            let mut stream = TcpStream::connect(("127.0.0.1", port)).await.expect("a connection");
+            stream.write_all(b"PRI * HT").await.expect("it is read");
+            slow.push(stream);
+        }
     }
-    nodes.client(0).await.insist("k", b"v").await;
-    drop(slow);
+    nodes.client(0).await.insist("k", b"meanwhile").await;
+    for mut stream in slow {
+        let mut said = Vec::new();
+        let ended = tokio::time::timeout(START_TIMEOUT, stream.read_to_end(&mut said)).await;
+        assert!(ended.is_ok(), "a silent connection stays");
+    }
+    for (port, least) in [("client", 1000), ("peer", PEERS)] {
+        let name = format!("conclave_rpc_silent_connections_total{{port=\"{port}\"}}");
+        let count = sample(node.client_port(), &name).await as usize;
+        assert!(count >= least, "{count} of {least} were counted on the {port} port");
+    }
+    idle.put("k", "after").await.expect("an idle connection stays");
 }
 
 /// How many descriptors a process has open.

@@ -9,6 +9,7 @@
 //! | `disk_full` | the state's disk, the log's disk | the same |
 //! | `damage` | flipped, torn and lost bytes of log and state | the same |
 //! | `hostile` | some hundred connections | some thousand |
+//! | `handshakes` | 10,000 that stop half way | the same |
 //! | `many` | 10,000 watchers on one connection | the same |
 //! | `leases` | 5,000 that expire together | 50,000, gone within two seconds |
 //! | `leader_kills` | one | ten, writes back within two seconds |
@@ -24,6 +25,7 @@ mod damage;
 mod disk_full;
 mod guards;
 mod hand_overs;
+mod handshakes;
 mod holder;
 mod hostile;
 mod leader_kills;

@@ -51,6 +51,25 @@ pub(crate) async fn eventually(
     }
 }
 
+/// A port that nobody listens on.
+pub(crate) fn free_port() -> u16 {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("it is bound").port()
+}
+
+/// A sample of the metrics that are served in the clear at `port`, by its name with labels; 0 if it is not there.
+pub(crate) async fn sample(port: u16, name: &str) -> f64 {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await;
+    let mut stream = stream.expect("a connection");
+    let request = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    stream.write_all(request).await.expect("it is read");
+    let mut page = String::new();
+    stream.read_to_string(&mut page).await.expect("an answer");
+    let value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    value.map_or(0.0, |value| value.trim().parse().expect("a number"))
+}
+
 /// Nodes of one cluster in a temporary directory.
 pub(crate) struct Nodes {
     pub(crate) cluster: Cluster,

@@ -20,6 +20,7 @@ use super::client_stream::ClientStream;
 use super::route::Router;
 use crate::config::{Limits, ListenSettings};
 use crate::gather::Gather;
+use crate::greeting::{GREETING_TIMEOUT, Greeting};
 use crate::listen::Listener;
 use crate::tls::{Acceptor, ClientName, Shaken};
 
@@ -209,6 +210,8 @@ where
     let entrance = Entrance { role: port.role, is_tls: port.tls.is_some() };
     let shared = port.shared;
     let metrics = Arc::clone(&shared.router.context.metrics);
+    let silent = shared.router.context.node.counts().silent("client");
+    let stream = Greeting::new(stream, GREETING_TIMEOUT, silent);
     let stream = ClientStream::new(stream, metrics, HEADERS_BYTES_MAX as usize);
     let service = service_fn(|mut request: Request<Incoming>| {
         let shared = Arc::clone(&shared);

@@ -16,6 +16,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
+use super::Labels;
 use super::applies::Applies;
 use super::duration::BySuccess;
 use super::tls::TlsCounts;
@@ -58,6 +59,8 @@ pub(crate) struct Counts {
     pub(crate) snapshots_installing: Gauge,
     pub(crate) peers: Peers,
     pub(crate) tls: TlsCounts,
+    /// Connections that did not begin to speak in time, by port.
+    silent: Family<Labels<1>, Counter>,
 }
 
 #[derive(Clone, Default)]
@@ -101,11 +104,17 @@ impl Default for Counts {
             snapshots_installing: Gauge::default(),
             peers: Peers::default(),
             tls: TlsCounts::default(),
+            silent: Family::default(),
         }
     }
 }
 
 impl Counts {
+    /// Connections to a port that did not begin to speak in time, beginning with zero.
+    pub(crate) fn silent(&self, port: &'static str) -> Counter {
+        self.silent.get_or_create(&[("port", port)]).clone()
+    }
+
     /// Counts what was applied; `own` is this member.
     pub(crate) fn applied(&self, entries: &[AppliedEntry], own: Option<u64>) {
         let mut tally = Tally::default();
@@ -168,6 +177,11 @@ impl Counts {
 
     pub(super) fn register(&self, registry: &mut Registry) {
         self.tls.register(registry);
+        registry.register(
+            "conclave_rpc_silent_connections",
+            "Connections that were closed because nothing came on them that a request could begin with, by port",
+            self.silent.clone(),
+        );
         for (name, help, counter) in [
             ("etcd_mvcc_put", "Puts applied, also inside transactions", &self.kv.puts),
             ("etcd_mvcc_delete", "Deletes applied, also inside transactions", &self.kv.deletes),

@@ -527,6 +527,7 @@ fn open_peers(
         service: port.clone(),
         receiving: Receiving { peers: opened.counts.peers.clone() },
         tls: acceptor,
+        silent: opened.counts.silent("peer"),
         stop: stop.clone(),
     };
     port.listen(&settings.listen, tasks).map_err(StartError::Listen)?;

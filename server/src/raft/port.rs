@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use conclave_proto::internal::peer_server::PeerServer;
 use conclave_transport::Socket;
+use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt as _;
@@ -19,6 +20,7 @@ use super::service::PeerService;
 use super::traffic::Receiving;
 use crate::config::ListenSettings;
 use crate::gather::Gather;
+use crate::greeting::{GREETING_TIMEOUT, Greeting};
 use crate::listen::Listener;
 use crate::tls::Acceptor;
 
@@ -35,7 +37,7 @@ trait Bytes: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Bytes for S {}
 
 /// A connection of another member.
-type Connection = Gather<Box<dyn Bytes>>;
+type Connection = Gather<Greeting<Box<dyn Bytes>>>;
 
 /// What the peer port needs.
 pub(crate) struct PeerPort {
@@ -43,6 +45,8 @@ pub(crate) struct PeerPort {
     pub(crate) receiving: Receiving,
     /// For those URLs that ask for it.
     pub(crate) tls: Option<Arc<Acceptor>>,
+    /// Counts connections that say nothing.
+    pub(crate) silent: Counter,
     /// Ends it.
     pub(crate) stop: CancellationToken,
 }
@@ -57,7 +61,8 @@ impl PeerPort {
             let listener = Listener::bind(url, settings.reuses_ports)?;
             let (ready, incoming) = mpsc::channel(READY_MAX);
             let tls = self.tls.clone().filter(|_| listener.is_tls);
-            tasks.spawn(accept(listener, tls, ready, self.stop.clone()));
+            let door = Door { tls, ready, silent: self.silent.clone() };
+            tasks.spawn(accept(listener, door, self.stop.clone()));
             tasks.spawn(self.serve(incoming));
         }
         Ok(())
@@ -90,13 +95,16 @@ impl PeerPort {
     }
 }
 
-/// Accepts connections until `stop` and hands on those whose handshake is done.
-async fn accept(
-    listener: Listener,
+/// What a new connection passes before it is served.
+#[derive(Clone)]
+struct Door {
     tls: Option<Arc<Acceptor>>,
     ready: mpsc::Sender<Connection>,
-    stop: CancellationToken,
-) {
+    silent: Counter,
+}
+
+/// Accepts connections until `stop` and hands on those whose handshake is done.
+async fn accept(listener: Listener, door: Door, stop: CancellationToken) {
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => return,
@@ -105,7 +113,7 @@ async fn accept(
         match accepted {
             Ok(socket) => {
                 // Owned by its own deadline: the handshake ends, and the channel with the server.
-                tokio::spawn(shake(socket, tls.clone(), ready.clone()));
+                tokio::spawn(shake(socket, door.clone()));
             }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection of a peer");
@@ -115,8 +123,8 @@ async fn accept(
     }
 }
 
-async fn shake(socket: Socket, tls: Option<Arc<Acceptor>>, ready: mpsc::Sender<Connection>) {
-    let bytes: Box<dyn Bytes> = match tls {
+async fn shake(socket: Socket, door: Door) {
+    let bytes: Box<dyn Bytes> = match door.tls {
         None => Box::new(socket),
         Some(tls) => match tls.accept(socket).await {
             Some(shaken) => shaken.stream,
@@ -124,5 +132,6 @@ async fn shake(socket: Socket, tls: Option<Arc<Acceptor>>, ready: mpsc::Sender<C
         },
     };
     // Nobody serves any more: the connection ends here.
-    ready.send(Gather::new(bytes)).await.ok();
+    let bytes = Greeting::new(bytes, GREETING_TIMEOUT, door.silent);
+    door.ready.send(Gather::new(bytes)).await.ok();
 }
