@@ -50,6 +50,7 @@ pub mod status;
 mod supervisor;
 mod sweeper;
 mod tls;
+mod trace;
 pub mod version;
 pub mod watch;
 

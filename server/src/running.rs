@@ -24,6 +24,7 @@ use crate::raft::BootstrapError;
 use crate::raft::standing::REMOVED;
 use crate::supervisor;
 use crate::tls::{self, Acceptor};
+use crate::trace::Tracer;
 
 /// What clients may speak; the first for gRPC.
 const CLIENT_PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
@@ -47,6 +48,9 @@ pub enum StartError {
     /// Tokens cannot be signed as asked for.
     #[error(transparent)]
     Auth(#[from] JwtError),
+    /// Spans cannot be sent where they are to be sent.
+    #[error("--distributed-tracing-address: {0}")]
+    Trace(#[from] opentelemetry_otlp::ExporterBuildError),
     /// The node refuses.
     #[error(transparent)]
     Node(#[from] node::StartError),
@@ -94,6 +98,7 @@ pub struct Running {
     stop: CancellationToken,
     serving: JoinHandle<()>,
     background: TaskTracker,
+    tracer: Option<Arc<Tracer>>,
 }
 
 /// Starts a server. The client port is open when this returns; there may be no leader yet, see
@@ -115,6 +120,7 @@ pub async fn start(settings: Settings) -> Result<Running, StartError> {
     let stop = CancellationToken::new();
     let acceptor = followed.map(|followed| accept_by_tls(&node, Arc::new(followed), &stop));
     let auth = Auth::new(node.reader().clone(), Arc::clone(node.auth()), &settings.auth)?;
+    let tracer = settings.trace.as_ref().map(Tracer::new).transpose()?.map(Arc::new);
     let context = Context {
         auth: Arc::new(auth),
         metrics: Arc::new(Metrics::new(&node)),
@@ -126,9 +132,9 @@ pub async fn start(settings: Settings) -> Result<Running, StartError> {
     tokio::spawn(see_leaders(context.clone()));
     tokio::spawn(coordination::registry::lead(context.clone()));
     let background = context.background.clone();
-    let router = Router::new(services(context.clone()), context);
+    let router = Router::new(services(context.clone()), context, tracer.clone());
     let serving = tokio::spawn(port.serve(router, acceptor, stop.clone()));
-    Ok(Running { node, client_addresses, client_urls, stop, serving, background })
+    Ok(Running { node, client_addresses, client_urls, stop, serving, background, tracer })
 }
 
 /// Shakes hands with clients by what the files say, and follows the files.
@@ -214,6 +220,9 @@ impl Running {
         self.background.close();
         if tokio::time::timeout(BACKGROUND_TIMEOUT, self.background.wait()).await.is_err() {
             tracing::info!(tasks = self.background.len(), "work in the background was given up");
+        }
+        if let Some(tracer) = self.tracer {
+            tracer.end().await;
         }
         self.node.shutdown().await;
     }

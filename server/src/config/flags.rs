@@ -43,10 +43,6 @@ const fn later(name: &'static str) -> Flag {
     Flag { name, is_switch: false, standing: Standing::Later, help: "" }
 }
 
-const fn later_switch(name: &'static str) -> Flag {
-    Flag { name, is_switch: true, standing: Standing::Only("false"), help: "" }
-}
-
 const fn no_effect(name: &'static str, reason: &'static str) -> Flag {
     Flag { name, is_switch: false, standing: Standing::NoEffect(reason), help: "" }
 }
@@ -56,6 +52,8 @@ const fn only(name: &'static str, value: &'static str, help: &'static str) -> Fl
 }
 
 const CONFIG_FILE: &str = "config-file";
+/// In the names of flags that were experimental for long.
+const TRACING: &str = "distributed-tracing";
 const NO_BBOLT: &str = "there is no bbolt backend whose transactions could be batched";
 const NO_LOOP: &str = "nothing here connects to its own client port";
 const NO_V2: &str = "there is no v2 store";
@@ -218,11 +216,14 @@ pub(super) const FLAGS: &[Flag] = &[
     switch("enable-grpc-gateway", Standing::Used, "true: answer JSON at /v3/"),
     later("warning-apply-duration"),
     later("warning-unary-request-duration"),
-    later_switch("enable-distributed-tracing"),
-    later("distributed-tracing-address"),
-    later("distributed-tracing-service-name"),
-    later("distributed-tracing-instance-id"),
-    later("distributed-tracing-sampling-rate"),
+    switch("enable-distributed-tracing", Standing::Used, "false: send spans of calls by OTLP"),
+    used("distributed-tracing-address", "\"localhost:4317\": where a collector takes them (gRPC)"),
+    used("distributed-tracing-service-name", "\"etcd\": service that the spans are said to be of"),
+    used("distributed-tracing-instance-id", "\"\": instance that the spans are said to be of"),
+    used(
+        "distributed-tracing-sampling-rate",
+        "0: of a million calls whose callers do not trace, how many are traced",
+    ),
     later("feature-gates"),
     no_effect("v2-deprecation", NO_V2),
     Flag { name: "enable-v2", is_switch: true, standing: Standing::NoEffect(NO_V2), help: "" },
@@ -322,6 +323,9 @@ pub(super) fn names() -> impl Iterator<Item = &'static str> {
 }
 
 pub(super) fn find(name: &str) -> Option<&'static Flag> {
+    // Up to 3.6 etcd has these by another name.
+    let stable = name.strip_prefix("experimental-").filter(|name| name.contains(TRACING));
+    let name = stable.unwrap_or(name);
     FLAGS.iter().find(|flag| flag.name == name)
 }
 

@@ -22,7 +22,7 @@ pub use settings::{
     AuthSettings, AutoCompaction, BootstrapSettings, CheckSettings, ChecksAllowed, ClusterState,
     JwtSettings, Limits, ListenSettings, LogFormat, LogOutput, LogRotation, LogSettings,
     MembershipSettings, PortIdentity, PortTls, RaftSettings, RegistrySettings, Settings,
-    SrvDiscovery, StoreSettings, TlsSettings, WebSettings,
+    SrvDiscovery, StoreSettings, TlsSettings, TraceSettings, WebSettings,
 };
 pub(crate) use settings::{log_dir, state_dir};
 pub(crate) use urls::peer_urls;

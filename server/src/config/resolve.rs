@@ -9,7 +9,7 @@ use super::flags::Raw;
 use super::settings::{
     AuthSettings, AutoCompaction, BootstrapSettings, CheckSettings, ChecksAllowed, ClusterState,
     JwtSettings, Limits, ListenSettings, MembershipSettings, RaftSettings, RegistrySettings,
-    Settings, StoreSettings, WebSettings,
+    Settings, StoreSettings, TraceSettings, WebSettings,
 };
 use super::{ConfigError, logs, srv, tls, urls};
 
@@ -18,6 +18,9 @@ const DEFAULT_PEER_URL: &str = "http://localhost:2380";
 const DEFAULT_QUOTA_BYTES: i64 = 2 * 1024 * 1024 * 1024;
 /// Blocks of the store kept in memory. Small on purpose: the page cache holds the rest.
 const DEFAULT_CACHE_BYTES: usize = 64 * 1024 * 1024;
+const DEFAULT_COLLECTOR: &str = "localhost:4317";
+/// What samples are counted in.
+const MILLION: u32 = 1_000_000;
 const DEFAULT_REQUEST_BYTES: u32 = 1_572_864;
 /// etcd allows any number; a connection that opens more than this is broken or hostile.
 const DEFAULT_CONCURRENT_STREAMS: u32 = 65_536;
@@ -49,6 +52,7 @@ pub(super) fn settings(mut raw: Raw) -> Result<Settings, ConfigError> {
         limits: limits(&raw)?,
         auth: auth(&raw)?,
         log: logs::settings(&raw)?,
+        trace: trace(&raw)?,
         measures_calls: measures_calls(&raw)?,
         web: web(&raw)?,
         registry: registry(&raw)?,
@@ -318,6 +322,26 @@ fn web(raw: &Raw) -> Result<WebSettings, ConfigError> {
         hosts: listed("host-whitelist"),
         has_gateway: raw.switch("enable-grpc-gateway", true)?,
     })
+}
+
+fn trace(raw: &Raw) -> Result<Option<TraceSettings>, ConfigError> {
+    const RATE: &str = "distributed-tracing-sampling-rate";
+    let samples_per_million: u32 = raw.number(RATE, 0)?;
+    if samples_per_million > MILLION {
+        return Err(ConfigError::Rule(format!("--{RATE} must be at most {MILLION}")));
+    }
+    if !raw.switch("enable-distributed-tracing", false)? {
+        return Ok(None);
+    }
+    let address = raw.text("distributed-tracing-address").unwrap_or(DEFAULT_COLLECTOR);
+    let has_scheme = address.contains("://");
+    let service_name = raw.text("distributed-tracing-service-name").unwrap_or("etcd");
+    Ok(Some(TraceSettings {
+        endpoint: if has_scheme { address.to_owned() } else { format!("http://{address}") },
+        service_name: service_name.to_owned(),
+        instance_id: raw.text("distributed-tracing-instance-id").map(str::to_owned),
+        samples_per_million,
+    }))
 }
 
 fn measures_calls(raw: &Raw) -> Result<bool, ConfigError> {

@@ -40,6 +40,8 @@ pub struct Settings {
     pub web: WebSettings,
     /// Log lines.
     pub log: LogSettings,
+    /// Spans of calls are sent to a collector.
+    pub trace: Option<TraceSettings>,
     /// Durations of calls are measured.
     pub measures_calls: bool,
     /// The registry.
@@ -57,6 +59,19 @@ pub struct StoreSettings {
     pub quota_bytes: Option<i64>,
     /// Memory for cached blocks.
     pub cache_bytes: usize,
+}
+
+/// Spans of calls for OpenTelemetry.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TraceSettings {
+    /// URL of the collector.
+    pub endpoint: String,
+    /// Service that the spans are said to be of.
+    pub service_name: String,
+    /// Instance that the spans are said to be of.
+    pub instance_id: Option<String>,
+    /// Of a million calls whose callers do not trace, how many are traced.
+    pub samples_per_million: u32,
 }
 
 /// Users and tokens.

@@ -96,10 +96,25 @@ fn unknown_flags_are_refused_and_unknown_variables_warned_about() {
 
 #[test]
 fn flags_of_later_features_are_refused_by_name() {
-    for flag in ["discovery", "distributed-tracing-address"] {
+    for flag in ["discovery", "feature-gates"] {
         assert_eq!(error(&[&format!("--{flag}=x")]), format!("--{flag} is not supported yet"));
     }
     settings(&["--client-cert-auth=false", "--auto-compaction-retention=0"], &[]);
+}
+
+#[test]
+fn traces_are_sent_only_if_that_is_asked_for() {
+    let address = "--distributed-tracing-address=c:1";
+    assert_eq!(settings(&[address], &[]).trace, None);
+    let on = "--experimental-enable-distributed-tracing";
+    let sent = settings(&[on, address, "--distributed-tracing-sampling-rate=5"], &[]).trace;
+    let sent = sent.unwrap();
+    assert_eq!((sent.endpoint.as_str(), sent.samples_per_million), ("http://c:1", 5));
+    assert_eq!((sent.service_name.as_str(), sent.instance_id), ("etcd", None));
+    let sent = settings(&[], &[("ETCD_ENABLE_DISTRIBUTED_TRACING", "true")]).trace.unwrap();
+    assert_eq!(sent.endpoint, "http://localhost:4317");
+    let much = error(&["--distributed-tracing-sampling-rate=1000001"]);
+    assert_eq!(much, "--distributed-tracing-sampling-rate must be at most 1000000");
 }
 
 #[test]

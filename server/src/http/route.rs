@@ -20,20 +20,23 @@ use crate::auth::Refused;
 use crate::auth::access::{self, Access};
 use crate::coordination;
 use crate::status::{self, Fault};
+use crate::trace::Tracer;
 
 /// Answers the requests of all connections.
 pub(crate) struct Router {
     services: Services,
     pub(crate) context: Context,
+    /// Makes spans of calls, if they are traced.
+    tracer: Option<Arc<Tracer>>,
     /// Web sockets that there may be yet.
     pub(super) sockets: Arc<Semaphore>,
 }
 
 impl Router {
     /// Of these services.
-    pub(crate) fn new(services: Services, context: Context) -> Self {
+    pub(crate) fn new(services: Services, context: Context, tracer: Option<Arc<Tracer>>) -> Self {
         let sockets = Arc::new(Semaphore::new(gateway::SOCKETS_MAX));
-        Self { services, context, sockets }
+        Self { services, context, tracer, sockets }
     }
 
     /// Answers one request. Never fails: failures are answers.
@@ -84,6 +87,16 @@ impl Router {
 
     /// Answers a call.
     pub(super) async fn call<B>(&self, request: Request<B>) -> Response<Body>
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError> + Send,
+    {
+        let Some(tracer) = &self.tracer else { return self.serve(request).await };
+        let span = tracer.begin(&request);
+        span.follow(self.serve(request).await)
+    }
+
+    async fn serve<B>(&self, request: Request<B>) -> Response<Body>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError> + Send,

@@ -33,6 +33,7 @@ mod registry_client;
 mod registry_cluster;
 mod snapshot;
 mod support;
+mod trace;
 mod watch_rules;
 mod watch_server;
 mod watch_support;
