@@ -183,15 +183,19 @@ async fn a_thousand_slow_connections_keep_nobody_out() {
     let node = &nodes.cluster.nodes()[0];
     let idle = nodes.client(0).await;
     idle.insist("k", b"before").await;
-    let mut slow = Vec::new();
+    let (mut slow, mut most_open) = (Vec::new(), 0.0_f64);
     for (port, count) in [(node.client_port(), 1000), (node.peer_port(), PEERS)] {
         for _ in 0..count {
             let mut stream = TcpStream::connect(("127.0.0.1", port)).await.expect("a connection");
             stream.write_all(b"PRI * HT").await.expect("it is read");
             slow.push(stream);
+            if slow.len() % 250 == 0 {
+                most_open = most_open.max(sample(node.client_port(), "process_open_fds").await);
+            }
         }
     }
     nodes.client(0).await.insist("k", b"meanwhile").await;
+    assert!(most_open >= 200.0, "{most_open} descriptors");
     for mut stream in slow {
         let mut said = Vec::new();
         let ended = tokio::time::timeout(START_TIMEOUT, stream.read_to_end(&mut said)).await;

@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use http::uri::PathAndQuery;
 use http::{Method, Request, Response};
 use hyper::body::Incoming;
 use tokio::sync::Semaphore;
@@ -111,6 +112,7 @@ impl Router {
         {
             return status.into_http();
         }
+        let path = request.uri().path_and_query().cloned();
         let response = if request.uri().path().starts_with(KV_PATH) {
             self.services.kv.clone().call(request).await
         } else if is_known(request.uri().path()) {
@@ -119,7 +121,7 @@ impl Router {
             return unknown_service(request.uri().path());
         };
         let Ok(response) = response;
-        reword(response)
+        self.reword(response, path.as_ref())
     }
 }
 
@@ -135,6 +137,17 @@ impl Router {
             },
         };
         self.context.metrics.requests.count(request.headers(), is_stream);
+    }
+
+    /// Gives a message beyond the receive limit the code and text that Go's gRPC gives it, and counts it. tonic's
+    /// own check runs before any code of ours and words it differently.
+    fn reword(&self, response: Response<Body>, path: Option<&PathAndQuery>) -> Response<Body> {
+        let status = response.extensions().get::<Status>().and_then(status::too_large_as_in_go);
+        let Some(status) = status else { return response };
+        if let Some(method) = path.and_then(|path| access::method_of(path.path())) {
+            self.context.metrics.calls(method).refuse(&status);
+        }
+        status.into_http()
     }
 
     /// Puts the caller into the request, or says why it may not call.
@@ -207,13 +220,4 @@ fn is_for_learners(path: &str) -> bool {
 fn unknown_service(path: &str) -> Response<Body> {
     let service = service_of(path).unwrap_or_default();
     status::unimplemented(format!("unknown service {service}")).into_http()
-}
-
-/// Gives a message beyond the receive limit the code and text that Go's gRPC gives it. tonic's own
-/// check runs before any code of ours and words it differently.
-fn reword(response: Response<Body>) -> Response<Body> {
-    match response.extensions().get::<Status>().and_then(status::too_large_as_in_go) {
-        Some(status) => status.into_http(),
-        None => response,
-    }
 }

@@ -13,6 +13,7 @@ mod deploy;
 mod election;
 mod gateway;
 mod lease;
+mod limits;
 mod lock;
 mod members;
 mod metrics;

@@ -12,7 +12,7 @@ use crate::support::{Plan, Server, delete, leader, op, put, range, server, serve
 use crate::watch_support::{Watching, on_range};
 
 /// Samples by name and labels.
-type Samples = BTreeMap<String, f64>;
+pub(crate) type Samples = BTreeMap<String, f64>;
 
 async fn page(server: &Server) -> String {
     let answer = http(server, "GET /metrics").await;
@@ -20,7 +20,7 @@ async fn page(server: &Server) -> String {
     page.lines().filter(|line| line.contains(' ')).map(|line| format!("{line}\n")).collect()
 }
 
-async fn samples(server: &Server) -> Samples {
+pub(crate) async fn samples(server: &Server) -> Samples {
     let page = page(server).await;
     let samples = page.lines().filter(|line| !line.starts_with('#'));
     let samples = samples.map(|line| line.rsplit_once(' ').unwrap());
@@ -28,7 +28,7 @@ async fn samples(server: &Server) -> Samples {
 }
 
 /// The sum over all labels.
-fn total(samples: &Samples, name: &str) -> f64 {
+pub(crate) fn total(samples: &Samples, name: &str) -> f64 {
     let is_of = |sample: &str| sample == name || sample.starts_with(&format!("{name}{{"));
     samples.iter().filter(|(sample, _)| is_of(sample)).map(|(_, value)| value).sum()
 }
@@ -335,7 +335,11 @@ async fn what_fails_without_a_quorum_is_counted() {
     counted(&left, "etcd_server_heartbeat_send_failures_total").await;
     counted(&left, "etcd_network_peer_sent_failures_total").await;
     let (mut writes, mut reads) = (left.kv(), left.kv());
-    let (write, read) = tokio::join!(writes.put(put("a", "1")), reads.range(range("a", "")));
+    let (write, read, ()) = tokio::join!(
+        writes.put(put("a", "1")),
+        reads.range(range("a", "")),
+        counted(&left, "etcd_server_proposals_pending"),
+    );
     write.unwrap_err();
     read.unwrap_err();
     for (name, value) in [

@@ -330,6 +330,8 @@ async fn a_client_that_does_not_read_costs_nobody_and_misses_nothing() {
             tokio::task::yield_now().await;
         }
     }
+    // What `etcd_debugging_mvcc_slow_watcher_total` shows.
+    eventually("a stream lags", || node.hub.stats().slow_streams > 0).await;
     for client in [&mut reading, &mut stalled] {
         let mut next = 2;
         while next < count + 2 {

@@ -1,0 +1,166 @@
+//! The limits of docs/security-tests.md that a caller can meet: meeting one moves the metric that is named there.
+//! The others' metrics are looked at where the limits are: `jepsen-tests/tests/faults`, `metrics.rs`, `watch_rules.rs`.
+
+use std::time::Duration;
+
+use conclave_proto::etcdserverpb as etcd;
+use conclave_proto::etcdserverpb::auth_client::AuthClient;
+use conclave_proto::v1;
+use conclave_proto::v1::counter_service_client::CounterServiceClient;
+use futures::StreamExt as _;
+use tonic::{Code, Status};
+
+use crate::cluster::within;
+use crate::metrics::{samples, total};
+use crate::native_lock::{client, session};
+use crate::support::{Server, op, put, refused, server, then};
+
+/// Logins at once, more than may wait and be worked on.
+const LOGINS: usize = 400;
+/// Requests of a session that may be unsettled.
+const UNSETTLED_MAX: u64 = 256;
+const SNAPSHOTS_MAX: usize = 4;
+
+/// How often calls of a method ended with a code.
+async fn handled(server: &Server, service: &str, method: &str, code: &str) -> f64 {
+    let labels = [
+        format!("grpc_service=\"{service}\""),
+        format!("grpc_method=\"{method}\""),
+        format!("grpc_code=\"{code}\""),
+    ];
+    let is_meant = |name: &str| {
+        name.starts_with("grpc_server_handled_total{")
+            && labels.iter().all(|label| name.contains(label.as_str()))
+    };
+    let samples = samples(server).await;
+    samples.iter().filter(|(name, _)| is_meant(name)).map(|(_, value)| value).sum()
+}
+
+/// Meets a limit: the refusal must have this code, and be counted once.
+async fn meet<T: std::fmt::Debug>(
+    server: &Server,
+    (service, method): (&str, &str),
+    code: Code,
+    answer: impl Future<Output = Result<T, Status>>,
+) {
+    // grpc_code in Go's words is the name of the code here.
+    let name = format!("{code:?}");
+    let before = handled(server, service, method, &name).await;
+    let (refusal, text) = refused(answer.await);
+    assert_eq!(refusal, code, "{service}/{method}: {text}");
+    // Counted a moment after it is answered.
+    let counted = async {
+        while handled(server, service, method, &name).await != before + 1.0 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    within(&format!("{service}/{method} {name}: {text}"), counted).await;
+}
+
+fn nested(levels: usize) -> etcd::TxnRequest {
+    (0..levels).fold(then(vec![op(put("k", "v"))]), |inner, _| then(vec![op(inner)]))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn sizes_that_are_refused_are_counted() {
+    const KV: &str = "etcdserverpb.KV";
+    let full = server(&["--quota-backend-bytes=200000"]).await;
+    let server = server(&[]).await;
+    let (mut kv, mut lease) = (server.kv(), server.lease());
+    let large = kv.put(put("k", &"v".repeat(1_600_000)));
+    meet(&server, (KV, "Put"), Code::InvalidArgument, large).await;
+    let mut kv = server.kv();
+    let larger = kv.put(put("k", &"v".repeat(3_000_000)));
+    meet(&server, (KV, "Put"), Code::ResourceExhausted, larger).await;
+    let many = (0..129).map(|i| op(put(&format!("k{i}"), "v"))).collect();
+    let mut kv = server.kv();
+    meet(&server, (KV, "Txn"), Code::InvalidArgument, kv.txn(then(many))).await;
+    let mut kv = server.kv();
+    meet(&server, (KV, "Txn"), Code::InvalidArgument, kv.txn(nested(40))).await;
+    let mut kv = server.kv();
+    let future = kv.compact(etcd::CompactionRequest { revision: 100, physical: false });
+    meet(&server, (KV, "Compact"), Code::OutOfRange, future).await;
+    let long = lease.lease_grant(etcd::LeaseGrantRequest { ttl: 9_000_000_001, id: 0 });
+    meet(&server, ("etcdserverpb.Lease", "LeaseGrant"), Code::OutOfRange, long).await;
+    let quota = "etcd_server_quota_backend_bytes";
+    assert_eq!(total(&samples(&full).await, quota), 200_000.0);
+    let value = "v".repeat(50_000);
+    let mut is_full = false;
+    for i in 0..20 {
+        is_full |= full.kv().put(put(&format!("k{i}"), &value)).await.is_err();
+    }
+    assert!(is_full, "a megabyte does not fit");
+    let mut kv = full.kv();
+    meet(&full, (KV, "Put"), Code::ResourceExhausted, kv.put(put("more", &value))).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn numbers_that_are_refused_are_counted() {
+    let server = server(&[]).await;
+    // Backups that are being sent.
+    for i in 0..SNAPSHOTS_MAX {
+        // Larger than what a connection takes in advance.
+        let noise: String = (0..1_000_000).map(|_| rand::random_range('a'..='z')).collect();
+        server.put(&format!("k{i}"), &noise).await;
+    }
+    let mut held = Vec::new();
+    for _ in 0..SNAPSHOTS_MAX {
+        let stream = server.maintenance().snapshot(etcd::SnapshotRequest {}).await.unwrap();
+        held.push(stream.into_inner());
+    }
+    let mut maintenance = server.maintenance();
+    let one_more = maintenance.snapshot(etcd::SnapshotRequest {});
+    let method = ("etcdserverpb.Maintenance", "Snapshot");
+    meet(&server, method, Code::Unknown, one_more).await;
+    drop(held);
+    // Unsettled requests of a session.
+    let servers = [server];
+    let client = client(&servers);
+    let session = session(&client, "one").await;
+    let [server] = &servers;
+    let mut counters = CounterServiceClient::new(server.channel.clone());
+    let request = |sequence| {
+        let once = Some(v1::Once { session: session.id(), sequence, settled: 1, undoes: 0 });
+        v1::CounterAddRequest { once, name: "n".into(), delta: 1 }
+    };
+    for sequence in 1..=UNSETTLED_MAX {
+        counters.add(request(sequence)).await.unwrap();
+    }
+    let method = ("conclave.v1.CounterService", "Add");
+    let one_more = counters.add(request(UNSETTLED_MAX + 1));
+    meet(server, method, Code::FailedPrecondition, one_more).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn logins_that_are_too_many_are_counted() {
+    let server = server(&["--bcrypt-cost=8"]).await;
+    let mut auth = AuthClient::new(server.channel.clone());
+    let (name, password) = ("root".to_owned(), "p".to_owned());
+    let user = etcd::AuthUserAddRequest {
+        name: name.clone(),
+        password: password.clone(),
+        ..Default::default()
+    };
+    auth.user_add(user).await.unwrap();
+    let role = etcd::AuthUserGrantRoleRequest { user: name.clone(), role: "root".to_owned() };
+    auth.user_grant_role(role).await.unwrap();
+    auth.auth_enable(etcd::AuthEnableRequest {}).await.unwrap();
+    let logins = (0..LOGINS).map(|_| {
+        let mut auth = auth.clone();
+        let who = etcd::AuthenticateRequest { name: name.clone(), password: password.clone() };
+        async move { auth.authenticate(who).await }
+    });
+    let answers: Vec<_> = futures::stream::iter(logins).buffer_unordered(LOGINS).collect().await;
+    let refusals = answers.iter().filter_map(|answer| answer.as_ref().err());
+    let refusals: Vec<_> = refusals.map(|status| (status.code(), status.message())).collect();
+    let expected = (Code::Unknown, "etcdserver: too many requests");
+    assert!(refusals.iter().all(|refusal| *refusal == expected), "{refusals:?}");
+    let counted = async {
+        let count = refusals.len() as f64;
+        while handled(&server, "etcdserverpb.Auth", "Authenticate", "Unknown").await != count {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    within("refusals are counted", counted).await;
+    assert!(!refusals.is_empty(), "all {LOGINS} were served");
+}
