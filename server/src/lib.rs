@@ -46,6 +46,7 @@ pub mod read_index;
 mod running;
 mod runtime;
 mod shutdown;
+mod sparse;
 pub mod status;
 mod supervisor;
 mod sweeper;

@@ -47,7 +47,7 @@ const BLOCKS: [Block; 2] = [
 ];
 
 /// Flags that etcd keeps as durations: a bare number in the file counts nanoseconds.
-const DURATIONS: [&str; 11] = [
+const DURATIONS: [&str; 12] = [
     "backend-batch-interval",
     "compact-hash-check-time",
     "compaction-sleep-interval",
@@ -56,6 +56,7 @@ const DURATIONS: [&str; 11] = [
     "grpc-keepalive-interval",
     "grpc-keepalive-min-time",
     "grpc-keepalive-timeout",
+    "wait-cluster-ready-timeout",
     "warning-apply-duration",
     "warning-unary-request-duration",
     "watch-progress-notify-interval",

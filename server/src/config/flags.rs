@@ -39,6 +39,11 @@ const fn switch(name: &'static str, standing: Standing, help: &'static str) -> F
     Flag { name, is_switch: true, standing, help }
 }
 
+/// A switch that became a feature gate.
+const fn gate(name: &'static str) -> Flag {
+    switch(name, Standing::Used, "")
+}
+
 const fn later(name: &'static str) -> Flag {
     Flag { name, is_switch: false, standing: Standing::Later, help: "" }
 }
@@ -52,8 +57,29 @@ const fn only(name: &'static str, value: &'static str, help: &'static str) -> Fl
 }
 
 const CONFIG_FILE: &str = "config-file";
-/// In the names of flags that were experimental for long.
-const TRACING: &str = "distributed-tracing";
+/// Flags that etcd up to 3.6 has with `experimental-` in front.
+pub(super) const GRADUATED: [&str; 20] = [
+    "backend-bbolt-freelist-type",
+    "bootstrap-defrag-threshold-megabytes",
+    "compact-hash-check-time",
+    "compaction-batch-limit",
+    "compaction-sleep-interval",
+    "corrupt-check-time",
+    "distributed-tracing-address",
+    "distributed-tracing-instance-id",
+    "distributed-tracing-sampling-rate",
+    "distributed-tracing-service-name",
+    "downgrade-check-time",
+    "enable-distributed-tracing",
+    "max-learners",
+    "memory-mlock",
+    "peer-skip-client-san-verification",
+    "snapshot-catchup-entries",
+    "wait-cluster-ready-timeout",
+    "warning-apply-duration",
+    "warning-unary-request-duration",
+    "watch-progress-notify-interval",
+];
 const NO_BBOLT: &str = "there is no bbolt backend whose transactions could be batched";
 const NO_LOOP: &str = "nothing here connects to its own client port";
 const NO_V2: &str = "there is no v2 store";
@@ -214,8 +240,8 @@ pub(super) const FLAGS: &[Flag] = &[
         help: "",
     },
     switch("enable-grpc-gateway", Standing::Used, "true: answer JSON at /v3/"),
-    later("warning-apply-duration"),
-    later("warning-unary-request-duration"),
+    used("warning-apply-duration", "\"100ms\": warn if applying takes longer"),
+    used("warning-unary-request-duration", "\"300ms\": warn if a call takes longer"),
     switch("enable-distributed-tracing", Standing::Used, "false: send spans of calls by OTLP"),
     used("distributed-tracing-address", "\"localhost:4317\": where a collector takes them (gRPC)"),
     used("distributed-tracing-service-name", "\"etcd\": service that the spans are said to be of"),
@@ -224,7 +250,16 @@ pub(super) const FLAGS: &[Flag] = &[
         "distributed-tracing-sampling-rate",
         "0: of a million calls whose callers do not trace, how many are traced",
     ),
-    later("feature-gates"),
+    used("feature-gates", "\"\": etcd's feature gates, A=true,B=false"),
+    gate("experimental-compact-hash-check-enabled"),
+    gate("experimental-enable-lease-checkpoint"),
+    gate("experimental-enable-lease-checkpoint-persist"),
+    gate("experimental-initial-corrupt-check"),
+    gate("experimental-set-member-localaddr"),
+    gate("experimental-stop-grpc-service-on-defrag"),
+    gate("experimental-txn-mode-write-with-shared-buffer"),
+    no_effect("wait-cluster-ready-timeout", "each call waits for a leader by itself"),
+    no_effect("experimental-enable-v2v3", NO_V2),
     no_effect("v2-deprecation", NO_V2),
     Flag { name: "enable-v2", is_switch: true, standing: Standing::NoEffect(NO_V2), help: "" },
     Flag {
@@ -323,8 +358,7 @@ pub(super) fn names() -> impl Iterator<Item = &'static str> {
 }
 
 pub(super) fn find(name: &str) -> Option<&'static Flag> {
-    // Up to 3.6 etcd has these by another name.
-    let stable = name.strip_prefix("experimental-").filter(|name| name.contains(TRACING));
+    let stable = name.strip_prefix("experimental-").filter(|name| GRADUATED.contains(name));
     let name = stable.unwrap_or(name);
     FLAGS.iter().find(|flag| flag.name == name)
 }

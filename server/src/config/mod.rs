@@ -6,6 +6,7 @@
 mod cluster;
 mod file;
 mod flags;
+mod gates;
 mod logs;
 mod resolve;
 mod settings;
@@ -18,11 +19,12 @@ mod urls;
 
 pub(crate) use cluster::added_member_id;
 pub use cluster::{InitialCluster, member_id};
+pub use gates::Gates;
 pub use settings::{
     AuthSettings, AutoCompaction, BootstrapSettings, CheckSettings, ChecksAllowed, ClusterState,
     JwtSettings, Limits, ListenSettings, LogFormat, LogOutput, LogRotation, LogSettings,
     MembershipSettings, PortIdentity, PortTls, RaftSettings, RegistrySettings, Settings,
-    SrvDiscovery, StoreSettings, TlsSettings, TraceSettings, WebSettings,
+    SlowSettings, SrvDiscovery, StoreSettings, TlsSettings, TraceSettings, WebSettings,
 };
 pub(crate) use settings::{log_dir, state_dir};
 pub(crate) use urls::peer_urls;

@@ -6,12 +6,13 @@ use std::time::Duration;
 
 use super::cluster::InitialCluster;
 use super::flags::Raw;
+use super::gates::Gates;
 use super::settings::{
     AuthSettings, AutoCompaction, BootstrapSettings, CheckSettings, ChecksAllowed, ClusterState,
     JwtSettings, Limits, ListenSettings, MembershipSettings, RaftSettings, RegistrySettings,
-    Settings, StoreSettings, TraceSettings, WebSettings,
+    Settings, SlowSettings, StoreSettings, TraceSettings, WebSettings,
 };
-use super::{ConfigError, logs, srv, tls, urls};
+use super::{ConfigError, gates, logs, srv, tls, urls};
 
 const DEFAULT_CLIENT_URL: &str = "http://localhost:2379";
 const DEFAULT_PEER_URL: &str = "http://localhost:2380";
@@ -21,6 +22,8 @@ const DEFAULT_CACHE_BYTES: usize = 64 * 1024 * 1024;
 const DEFAULT_COLLECTOR: &str = "localhost:4317";
 /// What samples are counted in.
 const MILLION: u32 = 1_000_000;
+const SLOW_APPLY: Duration = Duration::from_millis(100);
+const SLOW_REQUEST: Duration = Duration::from_millis(300);
 const DEFAULT_REQUEST_BYTES: u32 = 1_572_864;
 /// etcd allows any number; a connection that opens more than this is broken or hostile.
 const DEFAULT_CONCURRENT_STREAMS: u32 = 65_536;
@@ -43,16 +46,19 @@ pub(super) fn settings(mut raw: Raw) -> Result<Settings, ConfigError> {
     let listen = listen(&raw)?;
     let bootstrap = bootstrap(&raw, &name, &listen)?;
     let tls = tls::settings(&mut raw, &listen, &data_dir)?;
+    let gates = gates::settings(&mut raw)?;
     Ok(Settings {
         wal_dir: raw.text("wal-dir").map(PathBuf::from),
         store: store(&raw)?,
         raft: raft(&raw)?,
         membership: membership(&raw)?,
-        checks: checks(&raw)?,
+        checks: checks(&raw, gates)?,
         limits: limits(&raw)?,
         auth: auth(&raw)?,
         log: logs::settings(&raw)?,
         trace: trace(&raw)?,
+        slow: slow(&raw)?,
+        gates,
         measures_calls: measures_calls(&raw)?,
         web: web(&raw)?,
         registry: registry(&raw)?,
@@ -214,11 +220,12 @@ fn membership(raw: &Raw) -> Result<MembershipSettings, ConfigError> {
     })
 }
 
-fn checks(raw: &Raw) -> Result<CheckSettings, ConfigError> {
+fn checks(raw: &Raw, gates: Gates) -> Result<CheckSettings, ConfigError> {
     let interval = raw.duration("corrupt-check-time", Duration::ZERO)?;
     Ok(CheckSettings {
         auto_compaction: auto_compaction(raw)?,
         corruption_interval: (!interval.is_zero()).then_some(interval),
+        corruption_first: gates.initial_check,
     })
 }
 
@@ -342,6 +349,13 @@ fn trace(raw: &Raw) -> Result<Option<TraceSettings>, ConfigError> {
         instance_id: raw.text("distributed-tracing-instance-id").map(str::to_owned),
         samples_per_million,
     }))
+}
+
+fn slow(raw: &Raw) -> Result<SlowSettings, ConfigError> {
+    Ok(SlowSettings {
+        apply: raw.duration("warning-apply-duration", SLOW_APPLY)?,
+        request: raw.duration("warning-unary-request-duration", SLOW_REQUEST)?,
+    })
 }
 
 fn measures_calls(raw: &Raw) -> Result<bool, ConfigError> {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use conclave_transport::{Allowed, Pair, Policy};
 
 use super::cluster::InitialCluster;
+use super::gates::Gates;
 use super::urls::ListenUrl;
 
 /// Everything a server needs to know before it starts.
@@ -42,6 +43,10 @@ pub struct Settings {
     pub log: LogSettings,
     /// Spans of calls are sent to a collector.
     pub trace: Option<TraceSettings>,
+    /// What takes so long that it is worth a line.
+    pub slow: SlowSettings,
+    /// etcd's feature gates.
+    pub gates: Gates,
     /// Durations of calls are measured.
     pub measures_calls: bool,
     /// The registry.
@@ -72,6 +77,15 @@ pub struct TraceSettings {
     pub instance_id: Option<String>,
     /// Of a million calls whose callers do not trace, how many are traced.
     pub samples_per_million: u32,
+}
+
+/// What takes so long that it is worth a line.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SlowSettings {
+    /// Applying a piece of the log.
+    pub apply: Duration,
+    /// A call with one answer.
+    pub request: Duration,
 }
 
 /// Users and tokens.
@@ -262,6 +276,8 @@ pub struct CheckSettings {
     pub auto_compaction: AutoCompaction,
     /// Between two comparisons of all that the members store; `None` for never.
     pub corruption_interval: Option<Duration>,
+    /// This member compares itself with the others as soon as there is a leader.
+    pub corruption_first: bool,
 }
 
 /// Which history is forgotten by itself.

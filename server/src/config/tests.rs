@@ -96,7 +96,7 @@ fn unknown_flags_are_refused_and_unknown_variables_warned_about() {
 
 #[test]
 fn flags_of_later_features_are_refused_by_name() {
-    for flag in ["discovery", "feature-gates"] {
+    for flag in ["discovery", "peer-skip-client-verify"] {
         assert_eq!(error(&[&format!("--{flag}=x")]), format!("--{flag} is not supported yet"));
     }
     settings(&["--client-cert-auth=false", "--auto-compaction-retention=0"], &[]);
@@ -115,6 +115,57 @@ fn traces_are_sent_only_if_that_is_asked_for() {
     assert_eq!(sent.endpoint, "http://localhost:4317");
     let much = error(&["--distributed-tracing-sampling-rate=1000001"]);
     assert_eq!(much, "--distributed-tracing-sampling-rate must be at most 1000000");
+}
+
+#[test]
+fn gates_are_honoured_or_warn_of_what_is_not_so() {
+    let checks = |arguments: &[&str]| {
+        let settings = settings(arguments, &[]);
+        (settings.gates.initial_check, settings.warnings.len())
+    };
+    assert_eq!(checks(&[]), (false, 0));
+    assert_eq!(checks(&["--feature-gates=InitialCorruptCheck=true"]), (true, 0));
+    assert_eq!(checks(&["--experimental-initial-corrupt-check"]), (true, 0));
+    assert_eq!(
+        checks(&["--feature-gates=CompactHashCheck=true, FastLeaseKeepAlive=1"]),
+        (false, 0)
+    );
+    assert_eq!(checks(&["--feature-gates=LeaseCheckpoint=false"]), (false, 0));
+    assert_eq!(checks(&["--feature-gates=LeaseCheckpoint=true"]), (false, 1));
+    assert_eq!(checks(&["--experimental-compact-hash-check-enabled=false"]), (false, 1));
+    assert_eq!(checks(&["--feature-gates=AllAlpha=true"]), (true, 5));
+    assert_eq!(checks(&["--feature-gates=AllBeta=true,AllAlpha=false"]), (false, 1));
+    let named = "--feature-gates=AllAlpha=true,InitialCorruptCheck=false,LeaseCheckpoint=false";
+    assert_eq!(checks(&[named]), (false, 4));
+    let warned = settings(&[], &[("ETCD_FEATURE_GATES", "SetMemberLocalAddr=true")]).warnings;
+    let beginning = "feature gate SetMemberLocalAddr=true has no effect: ";
+    assert!(warned[0].starts_with(beginning), "{warned:?}");
+    for (gates, reason) in [
+        ("NoSuchGate=true", "unrecognized feature gate: NoSuchGate"),
+        ("LeaseCheckpoint", "missing bool value for LeaseCheckpoint"),
+        ("LeaseCheckpoint=maybe", "LeaseCheckpoint must be true or false"),
+    ] {
+        let refused = error(&[&format!("--feature-gates={gates}")]);
+        assert!(refused.contains("feature-gates") && refused.contains(reason), "{refused}");
+    }
+    let gate = "--feature-gates=InitialCorruptCheck=true";
+    let both = error(&[gate, "--experimental-initial-corrupt-check=true"]);
+    assert!(both.contains("are both given"), "{both}");
+}
+
+#[test]
+fn names_of_experiments_are_those_of_what_became_of_them() {
+    for name in flags::GRADUATED {
+        assert!(flags::find(name).is_some(), "{name}");
+        assert_eq!(flags::find(&format!("experimental-{name}")).unwrap().name, name);
+    }
+    let kubeadm = "--experimental-watch-progress-notify-interval=5s";
+    assert_eq!(settings(&[kubeadm], &[]).watch_progress_interval, Duration::from_secs(5));
+    let slow = settings(&["--experimental-warning-apply-duration=1s"], &[]).slow;
+    assert_eq!((slow.apply.as_millis(), slow.request.as_millis()), (1000, 300));
+    for unknown in ["--experimental-name=a", "--experimental-no-such=a"] {
+        assert!(error(&[unknown]).starts_with("flag provided but not defined: --experimental-"));
+    }
 }
 
 #[test]

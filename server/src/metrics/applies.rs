@@ -13,9 +13,7 @@ use prometheus_client::registry::Registry;
 
 use super::Labels;
 use super::duration::Durations;
-
-/// Applying one piece of the log longer than this is slow; etcd's `--warning-apply-duration`.
-pub(super) const SLOW_APPLY: Duration = Duration::from_millis(100);
+use crate::sparse::Sparse;
 
 /// Counters and durations of apply; clones share the values.
 #[derive(Clone)]
@@ -23,7 +21,10 @@ pub(crate) struct Applies {
     family: Family<Labels<3>, Durations>,
     /// By kind and success, as in the family: whoever applies looks nothing up.
     durations: Arc<[[Durations; 2]; Operation::ALL.len()]>,
-    pub(super) slow: Counter,
+    slow: Counter,
+    /// Applying one piece of the log longer than this is slow.
+    slow_after: Duration,
+    slow_lines: Arc<Sparse>,
     state_writes: Histogram,
     flushes: Histogram,
     sweep_pauses: Histogram,
@@ -34,8 +35,9 @@ pub(crate) struct Applies {
     sweep_began: Arc<Mutex<Option<Instant>>>,
 }
 
-impl Default for Applies {
-    fn default() -> Self {
+impl Applies {
+    /// `slow_after` is etcd's `--warning-apply-duration`.
+    pub(crate) fn new(slow_after: Duration) -> Self {
         let family = Family::<Labels<3>, Durations>::default();
         let of = |operation: Operation, success: &'static str| {
             let labels = [("version", "v3"), ("op", operation.name()), ("success", success)];
@@ -47,6 +49,8 @@ impl Default for Applies {
             durations: Arc::new(durations),
             family,
             slow: Counter::default(),
+            slow_after,
+            slow_lines: Arc::default(),
             state_writes: Histogram::new(exponential_buckets(0.001, 2.0, 14)),
             flushes: Histogram::new(exponential_buckets(0.001, 2.0, 14)),
             sweep_pauses: Histogram::new(exponential_buckets(1.0, 2.0, 13)),
@@ -56,15 +60,17 @@ impl Default for Applies {
             sweep_began: Arc::default(),
         }
     }
-}
 
-impl Applies {
     /// Notes what one piece of the log took. Its commands take effect together, so that each of them
     /// took as long as all.
     pub(crate) fn note(&self, report: &Report) {
         self.state_writes.observe(report.write.as_secs_f64());
-        if report.whole > SLOW_APPLY {
+        if report.whole > self.slow_after {
             self.slow.inc();
+            if let Some(unsaid) = self.slow_lines.turn() {
+                let expected = self.slow_after;
+                tracing::warn!(took = ?report.whole, ?expected, unsaid, "apply took too long");
+            }
         }
         for operation in Operation::ALL {
             for is_success in [false, true] {
@@ -161,17 +167,18 @@ mod tests {
 
     #[test]
     fn only_a_long_apply_is_slow() {
-        let applies = Applies::default();
-        let report = Report { whole: SLOW_APPLY, ..Report::default() };
+        let slow_after = Duration::from_millis(100);
+        let applies = Applies::new(slow_after);
+        let report = Report { whole: slow_after, ..Report::default() };
         applies.note(&report);
         assert_eq!(applies.slow.get(), 0);
-        applies.note(&Report { whole: SLOW_APPLY + Duration::from_nanos(1), ..report });
+        applies.note(&Report { whole: slow_after + Duration::from_nanos(1), ..report });
         assert_eq!(applies.slow.get(), 1);
     }
 
     #[test]
     fn commands_share_the_duration_of_their_piece_and_sweeps_end_once() {
-        let applies = Applies::default();
+        let applies = Applies::new(Duration::from_secs(1));
         let mut operations = Operations::default();
         operations.count(Operation::Put, true);
         operations.count(Operation::Put, true);

@@ -3,7 +3,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures::stream::Stream;
 use prometheus_client::metrics::counter::Counter;
@@ -15,6 +15,8 @@ use tonic::{Code, Response, Status};
 use super::Labels;
 use super::duration::Durations;
 use super::method::Method;
+use crate::config::Settings;
+use crate::sparse::Sparse;
 use crate::status::{self, CODES};
 
 /// Answers of a call that has several.
@@ -32,11 +34,24 @@ pub(crate) struct Calls {
     handling: Option<Histogram>,
     /// Durations of requests that etcd always measures, by success.
     requests: Option<[Durations; 2]>,
+    name: &'static str,
+    /// `None` where calls wait by design, as for a lock.
+    slow: Option<Arc<Slow>>,
+}
+
+/// Warns of calls with one answer that took long.
+#[derive(Debug)]
+pub(super) struct Slow {
+    /// etcd's `--warning-unary-request-duration`.
+    pub(super) after: Duration,
+    pub(super) lines: Sparse,
 }
 
 /// Registers the counters of all methods, in the order of their numbers; with durations if
-/// `is_extensive`.
-pub(super) fn register(registry: &mut Registry, is_extensive: bool) -> Vec<Arc<Calls>> {
+/// the settings say so.
+pub(super) fn register(registry: &mut Registry, settings: &Settings) -> Vec<Arc<Calls>> {
+    let is_extensive = settings.measures_calls;
+    let slow = Arc::new(Slow { after: settings.slow.request, lines: Sparse::default() });
     let durations = Family::<Labels<3>, Histogram>::new_with_constructor(|| {
         Histogram::new(exponential_buckets(0.0005, 2.0, 16))
     });
@@ -66,6 +81,8 @@ pub(super) fn register(registry: &mut Registry, is_extensive: bool) -> Vec<Arc<C
             handled.get_or_create(&labels).clone()
         };
         Arc::new(Calls {
+            name: name.1,
+            slow: service.1.starts_with("etcdserverpb.").then(|| Arc::clone(&slow)),
             started: started.get_or_create(&labels).clone(),
             handled: std::array::from_fn(code_counter),
             received: received.get_or_create(&labels).clone(),
@@ -83,6 +100,16 @@ pub(super) fn register(registry: &mut Registry, is_extensive: bool) -> Vec<Arc<C
     calls.collect()
 }
 
+impl Slow {
+    fn see(&self, method: &str, took: Duration) {
+        if took > self.after
+            && let Some(unsaid) = self.lines.turn()
+        {
+            tracing::warn!(method, ?took, expected = ?self.after, unsaid, "a call took too long");
+        }
+    }
+}
+
 impl Calls {
     /// Counts a call with one answer.
     pub(super) async fn unary<T>(
@@ -91,9 +118,13 @@ impl Calls {
     ) -> Result<Response<T>, Status> {
         self.started.inc();
         self.received.inc();
-        let began = self.begin();
+        let began = Instant::now();
         let answer = answer.await;
-        self.took(began, answer.is_ok());
+        let took = began.elapsed();
+        self.took(took, answer.is_ok());
+        if let Some(slow) = &self.slow {
+            slow.see(self.name, took);
+        }
         match answer {
             Ok(answer) => {
                 self.sent.inc();
@@ -107,14 +138,7 @@ impl Calls {
         }
     }
 
-    /// When a call begins whose duration is wanted.
-    fn begin(&self) -> Option<Instant> {
-        let is_wanted = self.handling.is_some() || self.requests.is_some();
-        is_wanted.then(Instant::now)
-    }
-
-    fn took(&self, began: Option<Instant>, is_success: bool) {
-        let Some(took) = began.map(|began| began.elapsed()) else { return };
+    fn took(&self, took: Duration, is_success: bool) {
         if let Some(requests) = &self.requests {
             requests[usize::from(is_success)].observe(took);
         }
@@ -139,7 +163,7 @@ impl Calls {
 #[derive(Debug)]
 pub(crate) struct StreamCall {
     calls: Arc<Calls>,
-    began: Option<Instant>,
+    began: Instant,
     has_ended: bool,
 }
 
@@ -147,8 +171,7 @@ impl StreamCall {
     /// Counts its beginning.
     pub(crate) fn begin(calls: Arc<Calls>) -> Self {
         calls.started.inc();
-        let began = calls.begin();
-        Self { calls, began, has_ended: false }
+        Self { calls, began: Instant::now(), has_ended: false }
     }
 
     /// Counts messages from the client.
@@ -165,7 +188,7 @@ impl StreamCall {
     pub(crate) fn end(&mut self, code: Code) {
         if !std::mem::replace(&mut self.has_ended, true) {
             self.calls.handled[code as usize].inc();
-            self.calls.took(self.began, code == Code::Ok);
+            self.calls.took(self.began.elapsed(), code == Code::Ok);
         }
     }
 

@@ -78,8 +78,9 @@ struct Tally {
     txns: u64,
 }
 
-impl Default for Counts {
-    fn default() -> Self {
+impl Counts {
+    /// Beginning with zero; `slow_apply` is what [`Applies::new`] asks for.
+    pub(crate) fn new(slow_apply: Duration) -> Self {
         Self {
             kv: Kv::default(),
             ranges: Counter::default(),
@@ -92,7 +93,7 @@ impl Default for Counts {
             leases_renewed: Counter::default(),
             proposals_pending: Gauge::default(),
             proposals_failed: Counter::default(),
-            applies: Applies::default(),
+            applies: Applies::new(slow_apply),
             range_reads: BySuccess::default(),
             slow_read_indexes: Counter::default(),
             failed_read_indexes: Counter::default(),
@@ -107,9 +108,7 @@ impl Default for Counts {
             silent: Family::default(),
         }
     }
-}
 
-impl Counts {
     /// Connections to a port that did not begin to speak in time, beginning with zero.
     pub(crate) fn silent(&self, port: &'static str) -> Counter {
         self.silent.get_or_create(&[("port", port)]).clone()

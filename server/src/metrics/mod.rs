@@ -34,6 +34,7 @@ pub(crate) use requests::{Requests, is_failure};
 pub(crate) use tls::PortCounts;
 
 use crate::api::context::Context;
+use crate::config::Gates;
 use crate::node::Node;
 use crate::version;
 
@@ -116,9 +117,9 @@ impl Metrics {
         scraped.register(&mut registry);
         let instances = RegistryCounts::register(&mut registry);
         register_versions(&mut registry, node.member_id());
-        register_features(&mut registry);
+        register_features(&mut registry, node.settings().gates);
         node.counts().register(&mut registry);
-        let calls = calls::register(&mut registry, node.settings().measures_calls);
+        let calls = calls::register(&mut registry, node.settings());
         let requests = Requests::register(&mut registry);
         let mut durations = |name: &str, help: &str, shortest: f64| {
             let histogram = Histogram::new(exponential_buckets(shortest, 2.0, 13));
@@ -367,21 +368,9 @@ impl Scraped {
     }
 }
 
-/// etcd's feature gates, as far as it is plain here whether what they switch on is so.
-const FEATURES: [(&str, &str, bool); 4] = [
-    // Members are compared at every compaction.
-    ("CompactHashCheck", "", true),
-    // Nothing but the leader's own memory is asked to renew a lease.
-    ("FastLeaseKeepAlive", "BETA", true),
-    // A new leader restarts every deadline.
-    ("LeaseCheckpoint", "ALPHA", false),
-    // Nothing waits for a defragmentation.
-    ("StopGRPCServiceOnDefrag", "ALPHA", false),
-];
-
-fn register_features(registry: &mut Registry) {
+fn register_features(registry: &mut Registry, gates: Gates) {
     let family = Family::<Labels<2>, Gauge>::default();
-    for (name, stage, is_on) in FEATURES {
+    for (name, stage, is_on) in gates.all() {
         family.get_or_create(&[("name", name), ("stage", stage)]).set(is_on.into());
     }
     let help = "Whether what a feature gate of etcd switches on is so here";

@@ -343,7 +343,7 @@ impl Tasks<'_> {
             proposer: proposer.clone(),
             digests,
             loss: loss.clone(),
-            interval: settings.checks.corruption_interval,
+            checks: settings.checks,
         };
         tasks.spawn(comparer.clone().run());
         let changer = Arc::new(Changer {
@@ -399,7 +399,7 @@ fn open_state(settings: &Settings, clients: Handle) -> Result<Opened, StartError
         return Err(BootstrapError::Unrestored(settings.data_dir.clone()).into());
     }
     let waiters = Arc::new(Waiters::new(clients));
-    let counts = Counts::default();
+    let counts = Counts::new(settings.slow.apply);
     let leases = Arc::new(Leases::new(counts.leases_renewed.clone()));
     let turns = Arc::new(Turns::default());
     let digests = Arc::new(Digests::default());

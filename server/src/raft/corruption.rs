@@ -2,7 +2,7 @@
 //!
 //! Each member notes the digest of all events at each compaction, which is the same place of the log for
 //! all; the leader collects them. With `--corrupt-check-time` it also has everyone read and hash all that is
-//! stored, from time to time. A member that more than half of all contradict is fenced: it stops for good, and
+//! stored, from time to time; with the feature gate `InitialCorruptCheck` every member does when it starts. A member that more than half of all contradict is fenced: it stops for good, and
 //! the others go on. If nobody can tell who is right, the CORRUPT alarm stops everything, as in etcd.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -27,6 +27,7 @@ use tonic::Status;
 use super::link::Purpose;
 use super::loss::Loss;
 use super::route::Route;
+use crate::config::CheckSettings;
 use crate::propose::Proposer;
 
 /// Digests kept for a leader that asks late.
@@ -103,8 +104,8 @@ pub(crate) struct Comparer {
     pub(crate) proposer: Proposer,
     pub(crate) digests: Arc<Digests>,
     pub(crate) loss: Arc<Loss>,
-    /// Between two comparisons of everything; `None` for never.
-    pub(crate) interval: Option<Duration>,
+    /// When everything is compared.
+    pub(crate) checks: CheckSettings,
 }
 
 impl Comparer {
@@ -127,21 +128,31 @@ impl Comparer {
     pub(crate) async fn run(self) {
         let mut newest = self.digests.newest.subscribe();
         let mut last_whole = Instant::now();
+        let mut checks_first = self.checks.corruption_first;
         loop {
             let changed = tokio::time::timeout(IDLE, newest.changed()).await.is_ok();
-            let (is_leader, has_stopped) = {
+            let (is_leader, has_leader, has_stopped) = {
                 let metrics = self.route.raft.metrics();
                 let now = metrics.borrow_watched();
-                (now.state == ServerState::Leader, now.running_state.is_err())
+                let is_leader = now.state == ServerState::Leader;
+                (is_leader, now.current_leader.is_some(), now.running_state.is_err())
             };
             if has_stopped {
                 return;
+            }
+            if checks_first && has_leader {
+                checks_first = false;
+                self.compare(Point::Revision(self.reader.head().revision)).await;
             }
             if changed && is_leader {
                 let index = *newest.borrow_and_update();
                 self.compare(Point::Compaction(index)).await;
             }
-            if self.interval.is_some_and(|interval| last_whole.elapsed() >= interval) {
+            if self
+                .checks
+                .corruption_interval
+                .is_some_and(|interval| last_whole.elapsed() >= interval)
+            {
                 last_whole = Instant::now();
                 if is_leader {
                     self.compare(Point::Revision(self.reader.head().revision)).await;

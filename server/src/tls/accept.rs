@@ -2,21 +2,19 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use conclave_transport::{Accepted, Certificate, Followed, Reason, ServerTls, Socket, TlsAcceptor};
-use parking_lot::Mutex;
 
 use super::address;
 use super::pending::Pending;
 use crate::metrics::PortCounts;
+use crate::sparse::Sparse;
 
 /// How long a handshake may take, from the accepted connection on.
 const DEADLINE: Duration = Duration::from_secs(10);
 /// Handshakes of one port at one time; beyond, the oldest ends.
 const PENDING_MAX: usize = 4_096;
-/// Between two log lines about failed handshakes: anybody can make them fail.
-const LINE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The verified common name of who called; an extension of each request of its connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,14 +30,7 @@ pub(crate) struct Acceptor {
     checks_addresses: bool,
     /// A certificate's common name is a user.
     names_users: bool,
-    lines: Mutex<Lines>,
-}
-
-/// What was and was not said about failures.
-#[derive(Debug, Default)]
-struct Lines {
-    last: Option<Instant>,
-    unsaid: u64,
+    lines: Sparse,
 }
 
 /// A connection whose handshake is done.
@@ -62,7 +53,7 @@ impl Acceptor {
             pending: Pending::new(PENDING_MAX),
             checks_addresses: settings.checks_addresses,
             names_users: settings.names_users,
-            lines: Mutex::default(),
+            lines: Sparse::default(),
         }
     }
 
@@ -114,16 +105,7 @@ impl Acceptor {
     }
 
     fn tell(&self, reason: Reason, error: &io::Error, from: Option<String>) {
-        let now = Instant::now();
-        let unsaid = {
-            let mut lines = self.lines.lock();
-            if lines.last.is_some_and(|last| now - last < LINE_INTERVAL) {
-                lines.unsaid += 1;
-                return;
-            }
-            lines.last = Some(now);
-            std::mem::take(&mut lines.unsaid)
-        };
+        let Some(unsaid) = self.lines.turn() else { return };
         tracing::warn!(
             port = self.counts.port(),
             remote_addr = from.as_deref().unwrap_or("unix"),

@@ -492,7 +492,8 @@ async fn diverge(settings: &Settings) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_with_another_state_is_fenced_at_the_next_compaction() {
-    for flags in [&[][..], &["--corrupt-check-time=200ms"]] {
+    let first = "--feature-gates=InitialCorruptCheck=true";
+    for flags in [&[][..], &["--corrupt-check-time=200ms"], &[first]] {
         let mut group = Group::start(3, 3, flags).await;
         let leader = group.leader().await;
         must_put(group.node(leader), "k", b"v").await;
