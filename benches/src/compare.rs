@@ -164,10 +164,17 @@ pub fn run(comparison: &Comparison, out: &mut impl Write) -> Result<()> {
         writeln!(out, "\nmedians of {} rounds:\n{table}", comparison.rounds)?;
     }
     for &drill in &comparison.drills {
+        let mut findings = Vec::new();
         for side in comparison.sides().into_iter().filter(|&side| side != Side::Noop) {
             let result = drill::run(drill, comparison, side)?;
             writeln!(out, "{drill:?} {side:?}: {result}")?;
             comparison.record(&json!({"side": format!("{side:?}"), "drill": format!("{drill:?}"), "result": result}))?;
+            findings.push(result);
+        }
+        if let [ours, theirs] = &findings[..]
+            && let Some(times) = ours.times(theirs)
+        {
+            writeln!(out, "{drill:?} ours to theirs: {times}")?;
         }
     }
     Ok(())

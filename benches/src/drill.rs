@@ -1,4 +1,5 @@
-//! Measurements that are not a steady load: many keys and a restart, the death of a leader, counted fdatasyncs.
+//! Measurements that are not one steady load: many keys and a restart, the death of a leader, counted fdatasyncs,
+//! what a heartbeat costs.
 
 use std::fmt;
 use std::path::Path;
@@ -16,6 +17,7 @@ use crate::access::Access;
 use crate::cluster::Cluster;
 use crate::compare::{Comparison, Side};
 use crate::connection::Connection;
+use crate::heartbeats;
 use crate::options::{Load, Workload};
 use crate::process::Usage;
 use crate::runner::{self, Target};
@@ -42,6 +44,8 @@ pub enum Drill {
     Syncs,
     /// Puts without rights and TLS, with users and rights, with certificates on both ports.
     Security,
+    /// Sessions kept alive per second of server CPU, by sessions of one process.
+    Heartbeats,
 }
 
 /// What a drill found.
@@ -71,6 +75,19 @@ pub(crate) enum Finding {
         syncs: Vec<u64>,
     },
     Security(security::Finding),
+    Heartbeats(Vec<heartbeats::Cost>),
+}
+
+impl Finding {
+    /// What one side does for the same, as a multiple of the other; `None` where there is no one figure.
+    pub(crate) fn times(&self, other: &Self) -> Option<String> {
+        match (self, other) {
+            (Self::Heartbeats(ours), Self::Heartbeats(theirs)) => {
+                Some(heartbeats::ratios(ours, theirs))
+            }
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Display for Finding {
@@ -96,6 +113,9 @@ pub(crate) fn run(drill: Drill, comparison: &Comparison, side: Side) -> Result<F
             let setting = security::Setting { program: &program, dir, load, rounds };
             security::measure(&setting).map(Finding::Security)
         }
+        Drill::Heartbeats => on_cluster(&|cluster, _| {
+            heartbeats::costs(cluster, &comparison.load).map(Finding::Heartbeats)
+        }),
     };
     finding.with_context(|| format!("{drill:?} on {side:?}"))
 }

@@ -51,6 +51,12 @@ impl Tally {
         self.latency_ns.record(nanos.max(1)).expect("invariant: the histogram resizes itself");
     }
 
+    /// A request that did `count` things at once.
+    fn batch(&mut self, latency: Duration, count: u64) {
+        self.success(latency);
+        self.ops += count.saturating_sub(1);
+    }
+
     pub(crate) fn failure(&mut self, error: &Status) {
         self.errors += 1;
         if self.error_texts.len() < ERROR_TEXTS_MAX {
@@ -117,6 +123,11 @@ impl Pace {
 pub(crate) trait Client: Send + 'static {
     /// Sends a request and waits for the answer.
     fn step(&mut self) -> impl Future<Output = Result<(), Status>> + Send;
+
+    /// How many operations one step is.
+    fn operations(&self) -> u64 {
+        1
+    }
 }
 
 /// Runs one client until the window ends.
@@ -129,7 +140,7 @@ pub(crate) async fn run(mut client: impl Client, pace: Pace) -> Tally {
         // Whole requests only, judged by their end, so that rates do not depend on the latency.
         let is_inside = now >= window.start && now < window.end;
         match result {
-            Ok(()) if is_inside => tally.success(now - begin),
+            Ok(()) if is_inside => tally.batch(now - begin, client.operations()),
             Ok(()) => {}
             Err(error) if is_inside => {
                 tally.failure(&error);

@@ -25,6 +25,7 @@ pub mod connection;
 mod drill;
 mod drive;
 mod event_codec;
+mod heartbeats;
 mod locker;
 pub mod noop;
 pub mod options;

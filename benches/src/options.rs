@@ -27,6 +27,9 @@ pub enum Workload {
     WatchLatency,
     /// Keep-alives on open streams, one lease each.
     KeepAlive,
+    /// Each client is a process that keeps `--sessions` sessions alive: on our session stream one message
+    /// renews all of them, elsewhere each lease needs a keep-alive on one stream. Counts renewed sessions.
+    Heartbeats,
     /// Grants of leases.
     LeaseGrant,
     /// Lock and unlock through the Lock service, each client a name of its own.
@@ -86,6 +89,9 @@ pub struct Load {
     /// Streams the watchers are spread over.
     #[arg(long, default_value_t = 12)]
     pub streams: usize,
+    /// Sessions that one client of the heartbeats holds.
+    #[arg(long, default_value_t = 10)]
+    pub sessions: usize,
 }
 
 impl Load {

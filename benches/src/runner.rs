@@ -15,6 +15,7 @@ use crate::access::Access;
 use crate::cluster::Cluster;
 use crate::connection::Connection;
 use crate::drive::{self, Pace, Tally, Window};
+use crate::heartbeats::Holder;
 use crate::locker::Locker;
 use crate::options::{Load, Workload};
 use crate::process::{self, Usage};
@@ -233,6 +234,7 @@ impl Job {
             let connections = open_all(&self.target, count).await?;
             match self.workload {
                 Workload::KeepAlive => self.keep_alive(connections).await,
+                Workload::Heartbeats => self.heartbeats(connections).await,
                 Workload::WatchFanout | Workload::WatchLatency => self.watch(connections).await,
                 Workload::Lock | Workload::LockContended => self.lock(connections).await,
                 _ => self.unary(connections, material).await,
@@ -273,6 +275,19 @@ impl Job {
         let mut clients = Vec::new();
         for index in self.share(self.load.clients) {
             clients.push(KeepAlive::open(connections[index % connections.len()].clone()).await?);
+        }
+        self.drive(clients).await
+    }
+
+    async fn heartbeats(&self, connections: Vec<Connection>) -> Result<Outcome> {
+        let mut opening = JoinSet::new();
+        for index in self.share(self.load.clients) {
+            let connection = connections[index % connections.len()].clone();
+            opening.spawn(Holder::open(connection, self.load.sessions));
+        }
+        let mut clients = Vec::new();
+        while let Some(holder) = opening.join_next().await {
+            clients.push(holder??);
         }
         self.drive(clients).await
     }

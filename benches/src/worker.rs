@@ -95,6 +95,7 @@ impl Worker {
             Workload::WatchFanout
             | Workload::WatchLatency
             | Workload::KeepAlive
+            | Workload::Heartbeats
             | Workload::Lock
             | Workload::LockContended => {
                 Err(Status::internal("streams and locks are driven elsewhere"))
