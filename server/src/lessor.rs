@@ -27,7 +27,7 @@ use crate::config::RegistrySettings;
 use crate::coordination::unix_ms;
 use crate::propose::Proposer;
 use crate::raft::link::Link;
-use crate::raft::route::{Leader, Route, within};
+use crate::raft::route::{Leader, Route};
 
 /// Leases that one command ends.
 const EXPIRE_BATCH: usize = 1000;
@@ -37,7 +37,7 @@ const EXPIRE_IN_FLIGHT_MAX: usize = 16;
 const EXPIRE_RETRY: Duration = Duration::from_secs(10);
 /// Longest pause of the leader between two looks at the deadlines.
 const EXPIRE_INTERVAL: Duration = Duration::from_millis(100);
-/// Keep-alives of this member's clients that wait for a forwarded call, and in one such call.
+/// Streams of this member's clients that wait for a forwarded call, and leases after which one is full.
 const RENEWALS_MAX: usize = 64 * 1024;
 const RENEWALS_PER_CALL: usize = 4096;
 /// Pause before the leader is asked again.
@@ -112,7 +112,11 @@ pub enum LessorError {
     Stopped,
 }
 
-type Waiter = (i64, oneshot::Sender<i64>);
+/// Leases of one stream that wait for a forwarded call, and where their TTLs go.
+struct Waiter {
+    ids: Vec<i64>,
+    ttls: oneshot::Sender<Vec<i64>>,
+}
 
 /// Renews and shows leases on every member; clones are cheap.
 #[derive(Clone)]
@@ -168,33 +172,6 @@ impl Lessor {
         lessor
     }
 
-    /// Keeps a lease alive: its full TTL in seconds, 0 if it is unknown or has expired.
-    ///
-    /// # Errors
-    /// [`LessorError`].
-    pub async fn renew(&self, id: i64) -> Result<i64, LessorError> {
-        self.until_answered(async {
-            loop {
-                match self.inner.route.leader() {
-                    Leader::Me => {
-                        let ttls = self.renew_here(&[id], 0).await;
-                        if let Some(ttl) = ttls.and_then(|ttls| ttls.first().copied()) {
-                            return Ok(ttl);
-                        }
-                    }
-                    Leader::Other(..) => {
-                        if let Some(ttl) = self.renew_there(id).await? {
-                            return Ok(ttl);
-                        }
-                    }
-                    Leader::Nobody => {}
-                }
-                self.inner.route.wait_for_change(RETRY_PAUSE).await;
-            }
-        })
-        .await
-    }
-
     /// Keeps leases alive, all in one call: the full TTL of each in seconds, 0 for those that are
     /// unknown or have expired.
     ///
@@ -208,7 +185,7 @@ impl Lessor {
             loop {
                 let ttls = match self.inner.route.leader() {
                     Leader::Me => self.renew_here(ids, 0).await,
-                    Leader::Other(leader, link) => self.renew_all_there(leader, &link, ids).await,
+                    Leader::Other(..) => self.renew_there(ids).await?,
                     Leader::Nobody => None,
                 };
                 if let Some(ttls) = ttls {
@@ -291,44 +268,52 @@ impl Lessor {
         let applied_index = self.applied_index();
         let request = internal::LeaseRemainingRequest { sender, ids, applied_index };
         let mut client = link.client().ok()?;
-        let answer = within(link, client.lease_remaining(request)).await.ok()?;
+        let call = Box::pin(client.lease_remaining(request));
+        let answer = self.inner.route.ask(leader, link, call).await?;
         let found = answer.ids.into_iter().zip(answer.remaining_ms);
         answer.is_leader.then(|| found.collect())
     }
 
-    async fn renew_there(&self, id: i64) -> Result<Option<i64>, LessorError> {
-        let (waiter, ttl) = oneshot::channel();
-        self.inner.renewals.try_send((id, waiter)).map_err(|error| match error {
+    async fn renew_there(&self, ids: &[i64]) -> Result<Option<Vec<i64>>, LessorError> {
+        let (answer, ttls) = oneshot::channel();
+        let waiter = Waiter { ids: ids.to_vec(), ttls: answer };
+        self.inner.renewals.try_send(waiter).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => LessorError::TooManyRequests,
             mpsc::error::TrySendError::Closed(_) => LessorError::Stopped,
         })?;
-        Ok(ttl.await.ok())
+        Ok(ttls.await.ok())
     }
 
-    async fn renew_all_there(&self, leader: u64, link: &Link, ids: &[i64]) -> Option<Vec<i64>> {
-        let sender = Some(self.inner.route.links.sender(leader));
-        let applied_index = self.applied_index();
-        let request = internal::LeaseRenewRequest { sender, ids: ids.to_vec(), applied_index };
-        let mut client = link.client().ok()?;
-        let answer = within(link, client.lease_renew(request)).await.ok()?;
-        (answer.ttls.len() == ids.len()).then_some(answer.ttls)
-    }
-
-    /// Forwards what waits, one call at a time. A waiter that is dropped asks again.
+    /// Forwards what waits, one call at a time: whatever comes meanwhile, from whichever stream, shares
+    /// the next. A waiter that is dropped asks again.
     async fn forward_renewals(self, mut waiting: mpsc::Receiver<Waiter>) {
-        let mut waiters = Vec::new();
-        while waiting.recv_many(&mut waiters, RENEWALS_PER_CALL).await > 0 {
-            let (ids, answers): (Vec<i64>, Vec<_>) = waiters.drain(..).unzip();
-            let Leader::Other(leader, link) = self.inner.route.leader() else { continue };
-            let sender = Some(self.inner.route.links.sender(leader));
-            let applied_index = self.applied_index();
-            let request = internal::LeaseRenewRequest { sender, ids, applied_index };
-            let Ok(mut client) = link.client() else { continue };
-            let Ok(answer) = within(&link, client.lease_renew(request)).await else { continue };
-            for (waiter, ttl) in answers.into_iter().zip(answer.ttls) {
-                waiter.send(ttl).ok();
+        while let Some(first) = waiting.recv().await {
+            let mut ids = first.ids.clone();
+            let mut waiters = vec![first];
+            while ids.len() < RENEWALS_PER_CALL
+                && let Ok(next) = waiting.try_recv()
+            {
+                ids.extend(&next.ids);
+                waiters.push(next);
+            }
+            let Some(ttls) = self.forward(ids).await else { continue };
+            let mut ttls = ttls.into_iter();
+            for Waiter { ids, ttls: answer } in waiters {
+                answer.send(ttls.by_ref().take(ids.len()).collect()).ok();
             }
         }
+    }
+
+    /// Asks the leader, as long as it is that: the TTL of each lease.
+    async fn forward(&self, ids: Vec<i64>) -> Option<Vec<i64>> {
+        let Leader::Other(leader, link) = self.inner.route.leader() else { return None };
+        let wanted = ids.len();
+        let sender = Some(self.inner.route.links.sender(leader));
+        let applied_index = self.applied_index();
+        let request = internal::LeaseRenewRequest { sender, ids, applied_index };
+        let mut client = link.client().ok()?;
+        let answer = self.inner.route.ask(leader, &link, client.lease_renew(request)).await?;
+        (answer.ttls.len() == wanted).then_some(answer.ttls)
     }
 
     fn applied_index(&self) -> u64 {

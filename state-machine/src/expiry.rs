@@ -7,11 +7,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+/// Leases that were renewed meanwhile and that one [`ExpiryQueue::take_expired`] puts in their new places.
+const MOVES_MAX: usize = 10_000;
+
 /// Deadlines of all leases, ordered by time.
+///
+/// A renewal moves only the lease's deadline: its place in the order is looked at when its turn comes, once
+/// a TTL, however many heartbeats there were.
 #[derive(Debug, Default)]
 pub struct ExpiryQueue {
     leases: BTreeMap<i64, Tracked>,
-    deadlines: BTreeSet<(Duration, i64)>,
+    places: BTreeSet<(Duration, i64)>,
 }
 
 /// One lease of the queue.
@@ -19,6 +25,8 @@ pub struct ExpiryQueue {
 struct Tracked {
     ttl: Duration,
     deadline: Duration,
+    /// Where it stands in the order: never after the deadline.
+    place: Duration,
     /// Handed out by [`ExpiryQueue::take_expired`]: it can no longer be renewed, because the command
     /// that ends it may already be in the log.
     is_ending: bool,
@@ -62,31 +70,32 @@ impl ExpiryQueue {
         self.remove(id);
         // Saturating: the largest TTL (9e9 s) fits easily, and a deadline at the end of time is right for more.
         let deadline = now.saturating_add(ttl);
-        self.leases.insert(id, Tracked { ttl, deadline, is_ending: false });
-        self.deadlines.insert((deadline, id));
+        self.leases.insert(id, Tracked { ttl, deadline, place: deadline, is_ending: false });
+        self.places.insert((deadline, id));
     }
 
     /// Forgets a lease that ended. Returns whether it was known.
     pub fn remove(&mut self, id: i64) -> bool {
         let Some(tracked) = self.leases.remove(&id) else { return false };
-        self.deadlines.remove(&(tracked.deadline, id));
+        self.places.remove(&(tracked.place, id));
         true
     }
 
     /// Forgets everything.
     pub fn clear(&mut self) {
         self.leases.clear();
-        self.deadlines.clear();
+        self.places.clear();
     }
 
     /// Gives every lease its full TTL plus `grace` from `now`: what a new leader does, because it does
     /// not know when the old one last renewed them.
     pub fn restart(&mut self, now: Duration, grace: Duration) {
-        self.deadlines.clear();
+        self.places.clear();
         for (id, tracked) in &mut self.leases {
             tracked.deadline = now.saturating_add(tracked.ttl).saturating_add(grace);
             tracked.is_ending = false;
-            self.deadlines.insert((tracked.deadline, *id));
+            tracked.place = tracked.deadline;
+            self.places.insert((tracked.place, *id));
         }
     }
 
@@ -97,38 +106,40 @@ impl ExpiryQueue {
         if tracked.is_ending || tracked.deadline <= now {
             return Renewal::Ending;
         }
-        let deadline = now.saturating_add(tracked.ttl);
-        if deadline > tracked.deadline {
-            self.deadlines.remove(&(tracked.deadline, id));
-            tracked.deadline = deadline;
-            self.deadlines.insert((deadline, id));
-        }
+        tracked.deadline = tracked.deadline.max(now.saturating_add(tracked.ttl));
         Renewal::Renewed { ttl: tracked.ttl }
     }
 
-    /// Returns at most `limit` leases whose deadline is not after `now`, the longest expired first.
+    /// Returns at most `limit` leases whose deadline is not after `now`, the longest expired first; fewer, or
+    /// none, if it first had to put many that were renewed in their places.
     ///
     /// They can no longer be renewed. They stay in the queue until [`ExpiryQueue::remove`] (the command
     /// that ends them was applied) and are handed out again after `retry`, in case it was lost.
     pub fn take_expired(&mut self, now: Duration, limit: usize, retry: Duration) -> Vec<i64> {
-        let due: Vec<(Duration, i64)> =
-            self.deadlines.iter().take_while(|(at, _)| *at <= now).take(limit).copied().collect();
-        let again = now.saturating_add(retry);
-        for (at, id) in &due {
-            self.deadlines.remove(&(*at, *id));
-            self.deadlines.insert((again, *id));
-            if let Some(tracked) = self.leases.get_mut(id) {
-                tracked.deadline = again;
+        let (mut expired, mut moves) = (Vec::new(), 0..MOVES_MAX);
+        while expired.len() < limit
+            && !moves.is_empty()
+            && let Some(&(place, id)) = self.places.first().filter(|(place, _)| *place <= now)
+        {
+            self.places.remove(&(place, id));
+            let Some(tracked) = self.leases.get_mut(&id) else { continue };
+            if place < tracked.deadline {
+                moves.next();
+            } else {
+                tracked.deadline = now.saturating_add(retry);
                 tracked.is_ending = true;
+                expired.push(id);
             }
+            tracked.place = tracked.deadline;
+            self.places.insert((tracked.place, id));
         }
-        due.into_iter().map(|(_, id)| id).collect()
+        expired
     }
 
-    /// Returns when [`ExpiryQueue::take_expired`] next has something to hand out.
+    /// Returns before when [`ExpiryQueue::take_expired`] hands out nothing; it need not then.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Duration> {
-        self.deadlines.first().map(|(at, _)| *at)
+        self.places.first().map(|(at, _)| *at)
     }
 
     /// Returns the time a lease has left, zero if it is being ended, `None` if it is unknown.
@@ -184,6 +195,7 @@ mod tests {
         let mut queue = ExpiryQueue::new();
         queue.grant(1, secs(10), secs(0));
         assert_eq!(queue.renew(1, secs(9)), Renewal::Renewed { ttl: secs(10) });
+        assert_eq!(queue.take_expired(secs(18), 10, RETRY), Vec::<i64>::new());
         assert_eq!(queue.next_deadline(), Some(secs(19)));
         assert_eq!(queue.renew(1, secs(19)), Renewal::Ending);
         assert_eq!(queue.renew(2, secs(19)), Renewal::Unknown);
@@ -234,6 +246,23 @@ mod tests {
         }
         assert_eq!(queue.take_expired(secs(100), 3, RETRY), vec![9, 8, 7]);
         assert_eq!(queue.take_expired(secs(100), 3, RETRY), vec![6, 5, 4]);
+    }
+
+    #[test]
+    fn many_renewed_leases_are_put_in_their_places_bit_by_bit() {
+        let mut queue = ExpiryQueue::new();
+        let count = i64::try_from(MOVES_MAX).unwrap() * 2;
+        for id in 0..count {
+            queue.grant(id, secs(10), secs(0));
+            queue.renew(id, secs(if id == 7 { 2 } else { 5 }));
+        }
+        // Two looks at 10,000 each, and then what is due.
+        for _ in 0..2 {
+            assert_eq!(queue.take_expired(secs(12), 10, RETRY), Vec::<i64>::new());
+            assert!(queue.next_deadline() <= Some(secs(12)));
+        }
+        assert_eq!(queue.take_expired(secs(12), 10, RETRY), vec![7]);
+        assert_eq!(queue.next_deadline(), Some(secs(15)));
     }
 
     #[derive(Clone, Debug)]
@@ -310,7 +339,9 @@ mod tests {
                     Step::Pass(s) => now += s,
                 }
                 prop_assert_eq!(queue.len(), naive.0.len());
-                prop_assert_eq!(queue.next_deadline(), naive.0.values().map(|l| secs(l.1)).min());
+                let earliest = naive.0.values().map(|l| secs(l.1)).min();
+                prop_assert!(queue.next_deadline() <= earliest);
+                prop_assert_eq!(queue.next_deadline().is_some(), earliest.is_some());
                 for (id, lease) in &naive.0 {
                     let left = if lease.2 { 0 } else { lease.1.saturating_sub(now) };
                     prop_assert_eq!(queue.remaining(*id, secs(now)), Some(secs(left)));

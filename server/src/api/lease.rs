@@ -157,6 +157,14 @@ pub(crate) fn may_renew(context: &Context, caller: &Caller, id: i64) -> Result<(
     context.auth.check_by_name(caller, &RightsCheck::LeaseWrite(id))
 }
 
+/// As [`may_renew`], of all of them.
+pub(crate) fn may_renew_all(context: &Context, caller: &Caller, ids: &[i64]) -> Result<(), Status> {
+    if context.auth.rights(caller)?.is_none() {
+        return Ok(());
+    }
+    ids.iter().try_for_each(|id| may_renew(context, caller, *id))
+}
+
 async fn renew(
     context: &Context,
     caller: &Caller,
@@ -182,18 +190,12 @@ async fn renew(
     // As in etcd the header is of the moment before the renewal.
     let header = context.current_header();
     let mut answers = Vec::with_capacity(ids.len() + 1);
-    let lessor = context.node.lessor();
-    let ttls = futures::future::join_all(ids.iter().map(|&id| lessor.renew(id))).await;
-    for (id, ttl) in ids.into_iter().zip(ttls) {
-        match ttl {
-            Ok(ttl) => {
-                answers.push(Ok(etcd::LeaseKeepAliveResponse { header: Some(header), id, ttl }))
-            }
-            Err(error) => {
-                failure = Some(status::from_lessor(&error));
-                break;
-            }
+    match context.node.lessor().renew_all(&ids).await {
+        Ok(ttls) => {
+            let answer = |(id, ttl)| etcd::LeaseKeepAliveResponse { header: Some(header), id, ttl };
+            answers.extend(ids.into_iter().zip(ttls).map(answer).map(Ok));
         }
+        Err(error) => failure = Some(status::from_lessor(&error)),
     }
     answers.extend(failure.map(Err));
     answers

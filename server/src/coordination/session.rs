@@ -15,7 +15,7 @@ use tonic::{Request, Response, Status, Streaming};
 use v1::session_service_server::SessionService;
 
 use crate::api::context::{Context, mismatch, must_have_leader};
-use crate::api::lease::{may_renew, random_lease_id, ttl_seconds_min};
+use crate::api::lease::{may_renew_all, random_lease_id, ttl_seconds_min};
 use crate::api::{limits, stream_end};
 use crate::auth::caller_of;
 use crate::metrics::Method;
@@ -157,9 +157,7 @@ async fn heartbeat(
         return Err(Status::resource_exhausted("conclave: too many sessions on one stream"));
     }
     let ids: Vec<i64> = attached.iter().copied().collect();
-    for id in &ids {
-        may_renew(context, caller, *id)?;
-    }
+    may_renew_all(context, caller, &ids)?;
     let ttls = context.node.lessor().renew_all(&ids).await;
     let ttls = ttls.map_err(|error| status::from_lessor(&error))?;
     let ended = ids.into_iter().zip(ttls).filter(|(_, ttl)| *ttl <= 0);

@@ -180,9 +180,24 @@ impl Route {
                 let sender = Some(self.links.sender(id));
                 let mut client = link.client().ok()?;
                 let asked = client.read_index(internal::ReadIndexRequest { sender });
-                let answer = within(&link, asked).await.ok()?;
+                let answer = self.ask(id, &link, asked).await?;
                 answer.read_log_id.map(|id| id.index)
             }
+        }
+    }
+
+    /// Makes a call to `leader` that may be repeated; `None` if it fails, and as soon as another member leads:
+    /// who is stopped does not answer, and whoever waits for that would wait past the election.
+    pub(crate) async fn ask<T>(
+        &self,
+        leader: NodeId,
+        link: &Link,
+        call: impl Future<Output = Result<tonic::Response<T>, Status>>,
+    ) -> Option<T> {
+        tokio::select! {
+            biased;
+            answer = within(link, call) => answer.ok(),
+            () = self.replaced(leader) => None,
         }
     }
 
@@ -203,7 +218,7 @@ async fn until(replaced: impl Future<Output = ()>, offer: impl Future<Output = O
 }
 
 /// Runs a call that may be repeated, within [`ASK_TIMEOUT`].
-pub(crate) async fn within<T>(
+async fn within<T>(
     link: &Link,
     call: impl Future<Output = Result<tonic::Response<T>, Status>>,
 ) -> Result<T, Status> {

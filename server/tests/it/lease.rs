@@ -13,14 +13,38 @@ async fn every_member_renews_and_shows_leases() {
     must_grant(cluster.node(follower), 7, 600).await;
     for i in 0..3 {
         let lessor = cluster.node(i).lessor();
-        assert_eq!(within("a renewal", lessor.renew(7)).await.unwrap(), 600, "at {i}");
-        assert_eq!(within("a renewal", lessor.renew(8)).await.unwrap(), 0, "unknown, at {i}");
+        assert_eq!(within("a renewal", lessor.renew_all(&[7])).await.unwrap(), [600], "at {i}");
+        assert_eq!(
+            within("a renewal", lessor.renew_all(&[8])).await.unwrap(),
+            [0],
+            "unknown, at {i}"
+        );
         let left = within("a remaining time", lessor.remaining(7)).await.unwrap().unwrap();
         assert!(left > Duration::from_secs(500), "{left:?}");
         assert_eq!(within("a remaining time", lessor.remaining(8)).await.unwrap(), None);
         let all = within("all leases", lessor.leases()).await.unwrap();
         assert_eq!(all.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [7]);
     }
+}
+
+/// Renewals of many streams share calls to the leader; each has the answers to what it asked.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn renewals_that_come_together_are_answered_apart() {
+    const STREAMS: i64 = 200;
+    let cluster = Cluster::start(3, &[]).await;
+    let node = cluster.node(cluster.follower().await).clone();
+    futures::future::join_all((1..=STREAMS).map(|id| must_grant(&node, id, 600 + id))).await;
+    let renewals = (1..=STREAMS).map(|id| {
+        let (lessor, unknown) = (node.lessor().clone(), STREAMS + id);
+        // One stream asks for as many leases as its number says, and for one that there is not.
+        let ids: Vec<i64> = (1..=id).chain([unknown]).collect();
+        async move {
+            let ttls = within("a renewal", lessor.renew_all(&ids)).await.unwrap();
+            assert!(ttls.into_iter().eq((601..=600 + id).chain([0])), "stream {id}");
+        }
+    });
+    futures::future::join_all(renewals).await;
+    assert_eq!(node.lessor().renew_all(&[]).await.unwrap(), [0_i64; 0]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -34,8 +58,8 @@ async fn a_lease_survives_a_leader_change_and_then_ends() {
     let new = cluster.leader().await;
     let node = cluster.node(new).clone();
     let asked = Instant::now();
-    let renewed = within("a renewal", node.lessor().renew(7)).await.unwrap();
-    assert_eq!(renewed, TTL, "{:?} after the grant", granted.elapsed());
+    let renewed = within("a renewal", node.lessor().renew_all(&[7])).await.unwrap();
+    assert_eq!(renewed, [TTL], "{:?} after the grant", granted.elapsed());
     eventually("the lease ends", || leases::lease(node.reader(), 7).unwrap().is_none()).await;
     // It was renewed after it was asked to be.
     assert!(asked.elapsed() >= Duration::from_secs(TTL.unsigned_abs()), "{:?}", asked.elapsed());
