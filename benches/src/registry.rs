@@ -77,8 +77,8 @@ fn service(number: usize) -> String {
 
 fn record(id: &str, address: &str) -> Vec<u8> {
     let zone = if id.len().is_multiple_of(2) { "a" } else { "b" };
-    format!(r#"{{"Op":0,"Addr":"{address}","Metadata":{{"version":"1.4.0","zone":"{zone}"}}}}"#)
-        .into_bytes()
+    let instance = format!(r#"{{"version":"1.4.0","zone":"{zone}"}}"#);
+    format!(r#"{{"Op":0,"Addr":"{address}","Metadata":null,"Instance":{instance}}}"#).into_bytes()
 }
 
 /// Runs the drill; prints what it found.

@@ -30,7 +30,8 @@ async fn instances_come_change_and_go() {
     let service = client.service("shop/api");
     let first = service.register("10.0.0.1:80").id("a").zone("x").version("1").await.unwrap();
     let value = client.get("shop/api/a").await.unwrap().one().unwrap().value;
-    let expected = r#"{"Op":0,"Addr":"10.0.0.1:80","Metadata":{"version":"1","zone":"x"}}"#;
+    let expected =
+        r#"{"Op":0,"Addr":"10.0.0.1:80","Metadata":null,"Instance":{"version":"1","zone":"x"}}"#;
     assert_eq!(value, expected);
     // As a client in Go would put it.
     client.put("shop/api/go", r#"{"Op":0,"Addr":"10.0.0.9:80","Metadata":null}"#).await.unwrap();

@@ -141,7 +141,7 @@ async fn instances_are_keys_and_repetitions_change_nothing() {
     let again = register(server, one.id(), &named("a")).await;
     assert_eq!((again.fence, again.mod_revision, again.created), (first.fence, first.fence, false));
     let kv = client.get("shop/api/a").await.unwrap().one().unwrap();
-    assert!(kv.value.starts_with(br#"{"Op":0,"Addr":"10.0.0.1:1","Metadata":{"#));
+    assert!(kv.value.starts_with(br#"{"Op":0,"Addr":"10.0.0.1:1","Metadata":null,"Instance":{"#));
     assert_eq!((kv.lease, kv.create_revision), (one.id(), first.fence));
 
     let mut other = request(two.id(), &named("a"));

@@ -2,8 +2,11 @@
 //!
 //! The value of the key `<service>/<id>` is that of etcd's Go package `naming/endpoints`, so that
 //! grpc-go's resolver finds our instances and we find what Go registers:
-//! `{"Op":0,"Addr":"10.0.0.7:80","Metadata":{"version":"1.4.0","zone":"a"}}`. Of the names in `Metadata`
-//! `weight`, `zone`, `version`, `tags`, `state` and [`DETAILS`] are ours, the rest is the owner's.
+//! `{"Op":0,"Addr":"10.0.0.7:80","Metadata":null,"Instance":{"version":"1.4.0","zone":"a"}}`. Go ignores
+//! `Instance`. What we know stands there and not in `Metadata`, because Go's resolver hands that on to balancers,
+//! which compare it: an object there ends their process (etcd#19700), and anything that changes there is a new
+//! address to them. Of the names in `Instance` `weight`, `zone`, `version`, `tags`, `state` and [`DETAILS`] are
+//! ours, the rest is the owner's. They are understood in `Metadata`, too.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +15,7 @@ use serde_json::{Map, Value, json};
 
 /// The weight of an instance that says nothing about it.
 pub const WEIGHT: u32 = 100;
-/// Name in `Metadata` under which everything stands that Go's clients have no use for.
+/// Name in `Instance` under which everything stands that Go's clients have no use for.
 pub const DETAILS: &str = "conclave";
 /// `Op` of a value that stands for an instance.
 const ADD: u8 = 0;
@@ -179,7 +182,7 @@ pub struct Details {
     pub lost_ms: i64,
 }
 
-/// The value of the key. Names and their order are those of Go's `naming/endpoints`.
+/// The value of the key. Names and their order are those of Go's `naming/endpoints`, and one more.
 #[derive(Serialize, Deserialize)]
 struct Wire {
     #[serde(rename = "Op", default)]
@@ -188,6 +191,8 @@ struct Wire {
     address: String,
     #[serde(rename = "Metadata", default)]
     metadata: Value,
+    #[serde(rename = "Instance", default, skip_serializing_if = "Value::is_null")]
+    instance: Value,
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -232,11 +237,11 @@ impl Record {
     /// The value of its key.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        let mut metadata = self.metadata.clone();
+        let mut instance = self.metadata.clone();
         let mut set = |name: &str, value: Value, is_default: bool| {
-            metadata.remove(name);
+            instance.remove(name);
             if !is_default {
-                metadata.insert(name.to_owned(), value);
+                instance.insert(name.to_owned(), value);
             }
         };
         set("weight", json!(self.weight), self.weight == WEIGHT);
@@ -245,30 +250,37 @@ impl Record {
         set("tags", json!(self.tags), self.tags.is_empty());
         set("state", json!(self.state), self.state == State::Up);
         set(DETAILS, json!(self.details), self.details == Details::default());
-        let metadata = if metadata.is_empty() { Value::Null } else { Value::Object(metadata) };
-        let wire = Wire { op: ADD, address: self.address.clone(), metadata };
+        let instance = if instance.is_empty() { Value::Null } else { Value::Object(instance) };
+        let address = self.address.clone();
+        let wire = Wire { op: ADD, address, metadata: Value::Null, instance };
         serde_json::to_vec(&wire).expect("all keys are strings")
     }
 
     /// The instance with this id behind the value of a key; `None` if it is something else.
     #[must_use]
     pub fn decode(id: &str, value: &[u8]) -> Option<Record> {
-        let Wire { op, address, metadata } = serde_json::from_slice(value).ok()?;
+        let Wire { op, address, metadata, instance } = serde_json::from_slice(value).ok()?;
         if op != ADD || address.is_empty() || id.is_empty() || id.contains('/') {
             return None;
         }
         let mut record = Record { id: id.to_owned(), ..Record::new(address) };
-        // Others may say anything here; what is of another kind than ours is theirs.
-        if let Value::Object(mut metadata) = metadata {
-            take(&mut metadata, "weight", &mut record.weight);
-            take(&mut metadata, "zone", &mut record.zone);
-            take(&mut metadata, "version", &mut record.version);
-            take(&mut metadata, "tags", &mut record.tags);
-            take(&mut metadata, "state", &mut record.state);
-            take(&mut metadata, DETAILS, &mut record.details);
-            record.metadata = metadata;
+        for said in [metadata, instance] {
+            if let Value::Object(said) = said {
+                record.hear(said);
+            }
         }
         Some(record)
+    }
+
+    /// Others may say anything; what is of another kind than ours is theirs.
+    fn hear(&mut self, mut said: Map<String, Value>) {
+        take(&mut said, "weight", &mut self.weight);
+        take(&mut said, "zone", &mut self.zone);
+        take(&mut said, "version", &mut self.version);
+        take(&mut said, "tags", &mut self.tags);
+        take(&mut said, "state", &mut self.state);
+        take(&mut said, DETAILS, &mut self.details);
+        self.metadata.extend(said);
     }
 
     /// The value of the key that keeps it after its loss.
@@ -298,15 +310,11 @@ pub fn may_be_lost(value: &[u8]) -> bool {
 }
 
 /// Moves an entry of the right kind to `field`.
-fn take<T: serde::de::DeserializeOwned>(
-    metadata: &mut Map<String, Value>,
-    name: &str,
-    field: &mut T,
-) {
-    let value = metadata.get(name).cloned().and_then(|value| serde_json::from_value(value).ok());
+fn take<T: serde::de::DeserializeOwned>(said: &mut Map<String, Value>, name: &str, field: &mut T) {
+    let value = said.get(name).cloned().and_then(|value| serde_json::from_value(value).ok());
     if let Some(value) = value {
         *field = value;
-        metadata.remove(name);
+        said.remove(name);
     }
 }
 
@@ -327,7 +335,7 @@ mod tests {
         record.details.health = Health::Warning;
         record.metadata.insert("owner".to_owned(), json!("shop"));
         let expected = concat!(
-            r#"{"Op":0,"Addr":"10.0.0.7:80","Metadata":{"conclave":{"health":"warning"},"#,
+            r#"{"Op":0,"Addr":"10.0.0.7:80","Metadata":null,"Instance":{"conclave":{"health":"warning"},"#,
             r#""owner":"shop","state":"draining","weight":7}}"#
         );
         assert_eq!(String::from_utf8(record.encode()).unwrap(), expected);
@@ -344,6 +352,9 @@ mod tests {
         let odd = odd.unwrap();
         assert_eq!((odd.weight, odd.zone.as_str()), (WEIGHT, "z"));
         assert_eq!(odd.metadata["weight"], json!("heavy"));
+        let both = r#"{"Addr":"h:1","Metadata":{"zone":"z","x":1},"Instance":{"zone":"a","y":2}}"#;
+        let both = decode(both).unwrap();
+        assert_eq!((both.zone.as_str(), both.metadata.len()), ("a", 2), "ours counts");
         for other in [r#"{"Op":1,"Addr":"h:1"}"#, r#"{"Op":0}"#, "text", ""] {
             assert_eq!(decode(other), None, "{other}");
         }
