@@ -43,10 +43,14 @@ start() { # name scheme flags...
   done
 }
 
+# An authority, and a certificate of the nodes that it signed: not every client takes one that is both.
 certify() {
-  openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=conclave-interop \
-    -addext 'subjectAltName=IP:127.0.0.1' -keyout "$work/key.pem" -out "$work/cert.pem" 2>/dev/null
-}
+  local key=(-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes)
+  openssl req -x509 "${key[@]}" -days 2 -subj /CN=conclave-interop-ca -keyout "$work/ca-key.pem" -out "$work/ca.pem"
+  openssl req -new "${key[@]}" -subj /CN=conclave-interop -keyout "$work/key.pem" -out "$work/request.pem"
+  openssl x509 -req -in "$work/request.pem" -days 2 -CA "$work/ca.pem" -CAkey "$work/ca-key.pem" -CAcreateserial \
+    -extfile <(echo subjectAltName=IP:127.0.0.1) -out "$work/cert.pem"
+} 2>/dev/null
 
 run_clients() {
   if [ -n "$node" ]; then NODE_PATH="$cache/node/node_modules" timeout 120 node node_suite.js; fi
@@ -54,6 +58,7 @@ run_clients() {
     PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION=python timeout 120 "$cache/python/bin/python" python_suite.py
     timeout 120 "$cache/python/bin/python" gateway_suite.py
   fi
+  if [ -n "$go" ]; then CONCLAVE="$binary" timeout 300 "$cache/go-suite"; fi
 }
 
 fetch_node() {
@@ -72,6 +77,13 @@ fetch_python() {
     touch "$cache/python/fetched-2"
 }
 
+# etcd's Go client comes as Debian's source packages, and only from there: nothing is installed here.
+build_go() {
+  local path=/usr/share/gocode
+  command -v go >/dev/null && [ -d "$path/src/go.etcd.io/etcd/clientv3/naming/resolver" ] || return 1
+  GO111MODULE=off GOPATH="$path" GOCACHE="$cache/go" GOFLAGS= timeout 300 go build -o "$cache/go-suite" ./go
+}
+
 # The crate's suite expects one endpoint on port 2379 and, for its auth test, a root user.
 run_etcd_client() {
   local version=0.17.0 dir="$cache/etcd-client-0.17.0"
@@ -86,9 +98,10 @@ run_etcd_client() {
 }
 
 mkdir -p "$cache"
-node=yes python=yes
+node=yes python=yes go=yes
 fetch_node || { skip "npm etcd3 (node, npm or the network is missing)"; node=; }
 fetch_python || { skip "PyPI etcd3, etcd3gw and etcd 3.5.1 (python3-venv or the network is missing)"; python=; }
+build_go || { skip "Go's etcd clientv3 (apt-get install golang-go golang-etcd-server-dev)"; go=; }
 
 start plain http
 run_clients
@@ -98,7 +111,7 @@ stop
 if command -v openssl >/dev/null; then
   certify
   start tls https --cert-file "$work/cert.pem" --key-file "$work/key.pem"
-  CA="$work/cert.pem" run_clients
+  CA="$work/ca.pem" run_clients
   stop
 else
   skip "TLS (openssl is missing)"
