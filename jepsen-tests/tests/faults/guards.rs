@@ -18,20 +18,32 @@ enum Kind {
     Session,
     Lease,
     Lock,
+    Shared,
+    Permit,
+    Several,
     Turn,
     Leadership,
     Registration,
     Membership,
+    Inside,
+    Directory,
+    Watcher,
 }
 
-const KINDS: [Kind; 7] = [
+const KINDS: [Kind; 13] = [
     Kind::Session,
     Kind::Lease,
     Kind::Lock,
+    Kind::Shared,
+    Kind::Permit,
+    Kind::Several,
     Kind::Turn,
     Kind::Leadership,
     Kind::Registration,
     Kind::Membership,
+    Kind::Inside,
+    Kind::Directory,
+    Kind::Watcher,
 ];
 
 /// Makes a guard, and gives it back by name or drops it.
@@ -47,8 +59,15 @@ async fn cycle(kind: Kind, client: &Client, session: &Session, number: usize) ->
             let guard = client.lease(TTL).await?;
             if is_dropped { drop(guard) } else { guard.revoke().await? }
         }
-        Kind::Lock => {
-            let guard = session.lock(name).await?;
+        Kind::Lock | Kind::Shared | Kind::Permit | Kind::Several => {
+            let lock = session.lock(&name[..]);
+            let lock = match kind {
+                Kind::Shared => lock.shared(),
+                Kind::Permit => lock.permits(2, 3),
+                Kind::Several => lock.and(format!("{name}/second")),
+                _ => lock,
+            };
+            let guard = lock.await?;
             if is_dropped { drop(guard) } else { guard.release().await? }
         }
         Kind::Turn => {
@@ -69,6 +88,19 @@ async fn cycle(kind: Kind, client: &Client, session: &Session, number: usize) ->
         Kind::Membership => {
             let guard = session.group(name).join("value").member(number.to_string()).await?;
             if is_dropped { drop(guard) } else { guard.leave().await? }
+        }
+        Kind::Inside => {
+            let guard = session.double_barrier(format!("{name}/{number}"), 1).await?;
+            if is_dropped { drop(guard) } else { guard.leave().await? }
+        }
+        // What follows something has no other end.
+        Kind::Directory => {
+            let directory = client.service(name).discover().start();
+            directory.listing().wait_for(|listing| listing.is_connected).await?;
+        }
+        Kind::Watcher => {
+            let mut watcher = client.watch(name).created_notify().start();
+            watcher.next().await?;
         }
     }
     Ok(())
