@@ -343,6 +343,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         self.machine = machine;
         self.cache.clear();
         let (head, membership) = (Arc::clone(&after.head), Arc::clone(&after.membership));
+        self.sink.installing();
         self.shared.publish(after, |before| *before = counts);
         // Closing and deleting the old database takes a while; its last reader may still be at it.
         drop(tokio::task::spawn_blocking(move || drop(before)));

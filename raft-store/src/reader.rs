@@ -9,7 +9,6 @@
 use std::io;
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use conclave_state_machine::command::{Range, Txn, TxnOp};
@@ -324,18 +323,19 @@ impl Reader {
     }
 
     /// Rewrites files without dead rows. Blocks, possibly long, without holding up writers; a
-    /// second call while one runs returns at once.
+    /// second call while one runs waits for that one.
     ///
     /// # Errors
     /// Whatever the storage reports.
     pub fn defragment(&self) -> io::Result<()> {
-        if self.shared.is_defragmenting.swap(true, Ordering::AcqRel) {
+        let defragmenting = &self.shared.defragmenting;
+        let Some(_alone) = defragmenting.try_lock() else {
+            drop(defragmenting.lock());
             return Ok(());
-        }
+        };
         let seen = self.shared.published();
         let result = seen.rows.compact();
         *self.shared.bytes_high.lock() = self.head().size_in_use();
-        self.shared.is_defragmenting.store(false, Ordering::Release);
         result
     }
 

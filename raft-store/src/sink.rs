@@ -37,6 +37,9 @@ pub trait ApplySink: Send + Sync {
     /// The state was flushed, which makes a snapshot; it took so long.
     fn flushed(&self, _took: Duration) {}
 
+    /// A snapshot is about to replace the state; right after this a reader sees that.
+    fn installing(&self) {}
+
     /// A snapshot replaced the state; what lies between was never applied here.
     fn installed(&self, head: Arc<Head>);
 

@@ -8,7 +8,7 @@ use std::sync::atomic::AtomicBool;
 use conclave_state_machine::head::Head;
 use conclave_state_machine::machine::Machine;
 use conclave_state_machine::response::Halt;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
 use crate::apply::StateMachine;
@@ -185,13 +185,14 @@ pub(crate) struct Shared {
     pub(crate) engine: EngineKind,
     visible: RwLock<Visible>,
     /// Largest logical size since the start or the last defragmentation.
-    pub(crate) bytes_high: parking_lot::Mutex<i64>,
+    pub(crate) bytes_high: Mutex<i64>,
     /// Index of the last applied entry, 0 before the first.
     pub(crate) applied_index: watch::Sender<u64>,
     pub(crate) is_receiving: AtomicBool,
     /// Left by the last snapshot that was not received whole.
-    pub(crate) partial: parking_lot::Mutex<Option<Partial>>,
-    pub(crate) is_defragmenting: AtomicBool,
+    pub(crate) partial: Mutex<Option<Partial>>,
+    /// Held while files are rewritten.
+    pub(crate) defragmenting: Mutex<()>,
     /// Why the member must stop, once a reader ran into damage.
     pub(crate) failed: watch::Sender<Option<String>>,
 }
@@ -202,12 +203,12 @@ impl Shared {
         Self {
             directory,
             engine,
-            bytes_high: parking_lot::Mutex::new(visible.published.head.size_in_use()),
+            bytes_high: Mutex::new(visible.published.head.size_in_use()),
             visible: RwLock::new(visible),
             applied_index: watch::Sender::new(index),
             is_receiving: AtomicBool::new(false),
-            partial: parking_lot::Mutex::default(),
-            is_defragmenting: AtomicBool::new(false),
+            partial: Mutex::default(),
+            defragmenting: Mutex::default(),
             failed: watch::Sender::new(None),
         }
     }

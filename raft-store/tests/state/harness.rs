@@ -38,17 +38,28 @@ type Applying = (u64, Option<u64>);
 pub(crate) struct Heard {
     pub(crate) applied: Arc<Mutex<Vec<AppliedEntry>>>,
     pub(crate) applying: Arc<Mutex<Vec<Applying>>>,
+    /// Up to where a reader saw entries when a snapshot was about to be seen.
+    pub(crate) installing: Arc<Mutex<Vec<Option<u64>>>>,
     reader: Arc<OnceLock<Reader>>,
+}
+
+impl Heard {
+    /// Up to where a reader sees entries; nothing while the state is opened.
+    fn seen(&self) -> Option<u64> {
+        self.reader.get()?.applied().map(|id| id.index)
+    }
 }
 
 impl ApplySink for Heard {
     fn applying(&self, entries: &[AppliedEntry]) {
-        let Some(reader) = self.reader.get() else { return };
-        let seen = reader.applied().map(|id| id.index);
+        let seen = self.seen();
         self.applying.lock().extend(entries.iter().map(|entry| (entry.log_id.index, seen)));
     }
     fn applied(&self, entries: Vec<AppliedEntry>, _: Arc<Head>) {
         self.applied.lock().extend(entries);
+    }
+    fn installing(&self) {
+        self.installing.lock().push(self.seen());
     }
     fn installed(&self, _: Arc<Head>) {}
     fn membership(&self, _: &conclave_raft_store::types::StoredMembership) {}

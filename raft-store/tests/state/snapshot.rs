@@ -65,6 +65,7 @@ async fn a_follower_becomes_equal_and_stays_itself() {
         let staged = sink.finish().unwrap();
         assert_eq!(to.get("gone", 0).unwrap(), "soon");
         to.machine.install_snapshot(&meta, staged).await.unwrap();
+        assert_eq!(*to.heard.installing.lock(), [Some(1)], "told before a reader saw it");
 
         assert_eq!(to.get("gone", 0), None);
         assert_eq!(to.reader.hash_kv(0).unwrap(), from.reader.hash_kv(0).unwrap());

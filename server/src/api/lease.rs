@@ -1,6 +1,8 @@
 //! The Lease service. Grants and revocations are commands; keep-alives and remaining lifetimes are
 //! the leader's own knowledge, which the lessor asks for on any member.
 
+use std::time::Duration;
+
 use conclave_proto::etcdserverpb as etcd;
 use conclave_proto::internal::command::Command as Message;
 use conclave_state_machine::command::Caller;
@@ -11,6 +13,7 @@ use futures::stream::{self, StreamExt as _};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::context::{Context, mismatch};
+use super::kv::off_thread;
 use super::limits;
 use crate::auth::{RightsCheck, caller_of};
 use crate::metrics::{Answers, Method, is_failure};
@@ -74,18 +77,31 @@ impl LeaseService {
         let request = request.into_inner();
         // The rows of this member must be as new as the leader's answer.
         self.context.read_barrier().await?;
-        let wanted =
-            if request.keys { RightsCheck::LeaseKeys(request.id) } else { RightsCheck::User };
-        self.context.auth.checked(&caller, &wanted, self.time_to_live(request)).await
+        let remaining = self.context.node.lessor().remaining(request.id).await;
+        let remaining = remaining.map_err(|error| status::from_lessor(&error))?;
+        if !request.keys {
+            self.context.auth.check(&caller, &RightsCheck::User)?;
+            return self.time_to_live(request, remaining);
+        }
+        // There may be a million.
+        let service = self.clone();
+        let answer = off_thread(move || {
+            let wanted = RightsCheck::LeaseKeys(request.id);
+            service.context.auth.check(&caller, &wanted)?;
+            let answer = service.time_to_live(request, remaining)?;
+            // Names of keys that came meanwhile are in the answer, too.
+            service.context.auth.check(&caller, &wanted)?;
+            Ok(answer)
+        });
+        answer.await?
     }
 
-    async fn time_to_live(
+    fn time_to_live(
         &self,
         request: etcd::LeaseTimeToLiveRequest,
+        remaining: Option<Duration>,
     ) -> Result<etcd::LeaseTimeToLiveResponse, Status> {
         let etcd::LeaseTimeToLiveRequest { id, keys } = request;
-        let remaining = self.context.node.lessor().remaining(id).await;
-        let remaining = remaining.map_err(|error| status::from_lessor(&error))?;
         let reader = self.context.node.reader();
         let row = leases::lease(reader, id).map_err(|_halt| status::halted())?;
         let header = Some(self.context.current_header());
@@ -109,14 +125,16 @@ impl LeaseService {
         let caller = caller_of(request.extensions());
         let leases = self.context.node.lessor().leases().await;
         let leases = leases.map_err(|error| status::from_lessor(&error))?;
-        // As in etcd, whoever may not see a key of any lease sees none.
-        for (id, _) in &leases {
-            self.context.auth.check(&caller, &RightsCheck::LeaseKeys(*id))?;
-        }
-        Ok(etcd::LeaseLeasesResponse {
-            header: Some(self.context.current_header()),
-            leases: leases.into_iter().map(|(id, _)| etcd::LeaseStatus { id }).collect(),
-        })
+        let leases: Vec<_> = leases.into_iter().map(|(id, _)| etcd::LeaseStatus { id }).collect();
+        let context = self.context.clone();
+        let answer = off_thread(move || {
+            // As in etcd, whoever may not see a key of any lease sees none.
+            for lease in &leases {
+                context.auth.check(&caller, &RightsCheck::LeaseKeys(lease.id))?;
+            }
+            Ok(etcd::LeaseLeasesResponse { header: Some(context.current_header()), leases })
+        });
+        answer.await?
     }
 }
 

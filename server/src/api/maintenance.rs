@@ -1,5 +1,6 @@
 //! The Maintenance service: what operators ask one member.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -119,13 +120,18 @@ impl MaintenanceService {
     }
 
     async fn answer_defragment(&self) -> Result<etcd::DefragmentResponse, Status> {
-        let reader = self.context.node.reader().clone();
-        tracing::info!("starting defragment");
-        let _under_way = Pending::new(&self.context.metrics.defragmenting);
-        let began = Instant::now();
-        off_thread(move || reader.defragment()).await?.map_err(|error| status::internal(&error))?;
-        self.context.metrics.defragmentations.observe(began.elapsed().as_secs_f64());
-        tracing::info!("finished defragment");
+        let context = self.context.clone();
+        // It goes on if the caller gives up, and is under way as long.
+        let done = off_thread(move || {
+            tracing::info!("starting defragment");
+            let _under_way = Pending::new(&context.metrics.defragmenting);
+            let began = Instant::now();
+            context.node.reader().defragment()?;
+            context.metrics.defragmentations.observe(began.elapsed().as_secs_f64());
+            tracing::info!("finished defragment");
+            Ok(())
+        });
+        done.await?.map_err(|error: io::Error| status::internal(&error))?;
         // etcd leaves the header unset.
         Ok(etcd::DefragmentResponse { header: None })
     }

@@ -27,7 +27,7 @@ use tonic_prost::ProstCodec;
 use tower::Service;
 
 use crate::auth::{Auth, WatchGuard};
-use crate::metrics::{Calls, StreamCall, is_failure};
+use crate::metrics::{Calls, OpenCall, is_failure};
 use crate::status::{self, Fault, too_large_as_in_go};
 use crate::watch::{Hub, Output, WatchStream};
 
@@ -114,7 +114,7 @@ impl WatchService {
             interval: self.settings.progress_interval,
             tick: None,
             leader_lost: must_have_leader.then(|| leader_lost(&self.hub)),
-            call: StreamCall::begin(Arc::clone(&self.counts.calls)),
+            call: OpenCall::begin(Arc::clone(&self.counts.calls)),
             events: self.counts.events.clone(),
             broken: self.counts.broken.clone(),
             is_over: false,
@@ -171,7 +171,7 @@ struct WatchBody {
     leader_lost: Option<BoxFuture<'static, ()>>,
     /// Rights of the watchers may have changed; the stream looks for itself.
     rights_changes: Option<tokio_stream::wrappers::WatchStream<AuthHead>>,
-    call: StreamCall,
+    call: OpenCall,
     events: Counter,
     broken: Counter,
     is_over: bool,

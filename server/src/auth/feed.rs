@@ -41,8 +41,9 @@ impl Feed {
         }
     }
 
-    /// A snapshot replaced the state: which tokens became void meanwhile is not known.
-    pub(crate) fn installed(&self) {
+    /// A snapshot replaces the state: which tokens became void meanwhile is not known. Told before
+    /// calls are admitted by that state, in which the owner of a void token may be there.
+    pub(crate) fn installing(&self) {
         self.tokens.lock().clear();
     }
 

@@ -206,6 +206,9 @@ pub(super) async fn key(waiter: Waiter, request: v1::WaitRequest, until: Until) 
 
 async fn until_key(waiter: &Waiter, request: v1::WaitRequest, until: Until) -> Result<End, Status> {
     let v1::WaitRequest { name, start_revision, .. } = request;
+    if start_revision < 0 {
+        return Err(Status::invalid_argument("conclave: revisions are positive"));
+    }
     let context = &waiter.context;
     context.read_barrier().await?;
     let now = context.node.reader().head().revision;

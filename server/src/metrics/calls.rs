@@ -113,29 +113,19 @@ impl Slow {
 impl Calls {
     /// Counts a call with one answer.
     pub(super) async fn unary<T>(
-        &self,
+        self: &Arc<Self>,
         answer: impl Future<Output = Result<T, Status>>,
     ) -> Result<Response<T>, Status> {
-        self.started.inc();
-        self.received.inc();
-        let began = Instant::now();
+        let mut call = OpenCall::begin(Arc::clone(self));
+        call.received(1);
         let answer = answer.await;
-        let took = began.elapsed();
-        self.took(took, answer.is_ok());
+        let took = call.finish(answer.as_ref().map_or_else(Status::code, |_| Code::Ok));
         if let Some(slow) = &self.slow {
             slow.see(self.name, took);
         }
-        match answer {
-            Ok(answer) => {
-                self.sent.inc();
-                self.handled[Code::Ok as usize].inc();
-                Ok(Response::new(answer))
-            }
-            Err(status) => {
-                self.handled[status.code() as usize].inc();
-                Err(status)
-            }
-        }
+        let answer = answer?;
+        call.sent(1);
+        Ok(Response::new(answer))
     }
 
     fn took(&self, took: Duration, is_success: bool) {
@@ -159,15 +149,15 @@ impl Calls {
     }
 }
 
-/// A call with several answers, while it goes on.
+/// A call while it goes on.
 #[derive(Debug)]
-pub(crate) struct StreamCall {
+pub(crate) struct OpenCall {
     calls: Arc<Calls>,
     began: Instant,
     has_ended: bool,
 }
 
-impl StreamCall {
+impl OpenCall {
     /// Counts its beginning.
     pub(crate) fn begin(calls: Arc<Calls>) -> Self {
         calls.started.inc();
@@ -186,10 +176,18 @@ impl StreamCall {
 
     /// Counts its end.
     pub(crate) fn end(&mut self, code: Code) {
-        if !std::mem::replace(&mut self.has_ended, true) {
-            self.calls.handled[code as usize].inc();
-            self.calls.took(self.began.elapsed(), code == Code::Ok);
+        if !self.has_ended {
+            self.finish(code);
         }
+    }
+
+    /// Counts its end; how long it took.
+    fn finish(&mut self, code: Code) -> Duration {
+        let took = self.began.elapsed();
+        self.has_ended = true;
+        self.calls.handled[code as usize].inc();
+        self.calls.took(took, code == Code::Ok);
+        took
     }
 
     /// Counts what `answers` yields, and its end.
@@ -198,7 +196,7 @@ impl StreamCall {
     }
 }
 
-impl Drop for StreamCall {
+impl Drop for OpenCall {
     fn drop(&mut self) {
         // Nobody ends it but a client that goes away.
         self.end(Code::Cancelled);
@@ -207,7 +205,7 @@ impl Drop for StreamCall {
 
 struct Counted<T> {
     answers: Answers<T>,
-    call: StreamCall,
+    call: OpenCall,
 }
 
 impl<T> Stream for Counted<T> {
@@ -221,5 +219,20 @@ impl<T> Stream for Counted<T> {
             None => self.call.end(Code::Ok),
         }
         Poll::Ready(answer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+
+    use super::*;
+
+    #[test]
+    fn a_call_that_is_given_up_has_ended() {
+        let calls = register(&mut Registry::default(), true)[Method::Put as usize].clone();
+        assert!(calls.unary(std::future::pending::<Result<(), Status>>()).now_or_never().is_none());
+        assert_eq!((calls.started.get(), calls.sent.get()), (1, 0));
+        assert_eq!(calls.handled[Code::Cancelled as usize].get(), 1);
     }
 }

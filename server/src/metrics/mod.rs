@@ -25,7 +25,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use tonic::{Response, Status};
 
-pub(crate) use calls::{Answers, Calls, StreamCall};
+pub(crate) use calls::{Answers, Calls, OpenCall};
 pub(crate) use counts::{Counts, Peer, Peers, Pending, Promotions};
 pub(crate) use method::Method;
 pub(crate) use probes::{Check, Probe, Probes};
@@ -196,7 +196,7 @@ impl Metrics {
         method: Method,
         opened: impl Future<Output = Result<Answers<T>, Status>>,
     ) -> Result<Response<Answers<T>>, Status> {
-        let mut call = StreamCall::begin(self.calls(method));
+        let mut call = OpenCall::begin(self.calls(method));
         match opened.await {
             Ok(answers) => Ok(Response::new(call.count(answers))),
             Err(status) => {

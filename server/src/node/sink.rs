@@ -83,6 +83,10 @@ impl ApplySink for Sink {
         self.counts.applies.flushed(took);
     }
 
+    fn installing(&self) {
+        self.auth.installing();
+    }
+
     fn installed(&self, head: Arc<Head>) {
         let Some(late) = self.late.get() else { return };
         if let Err(error) = self.leases.load(&late.reader) {
@@ -90,7 +94,6 @@ impl ApplySink for Sink {
             tracing::error!(%error, "cannot read the leases of an installed snapshot");
         }
         self.turns.note_all();
-        self.auth.installed();
         self.auth.publish(head.auth);
         self.changed_checks.note_all();
         // The hub sees the gap and lets watchers read what lies between from the store.

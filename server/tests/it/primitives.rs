@@ -238,10 +238,12 @@ async fn no_lift_is_missed() {
     soon("an answer", answers.message()).await.unwrap();
     let end = soon("an answer", answers.message()).await.unwrap().unwrap().event.unwrap();
     assert!(matches!(end, Event::Passed(_)), "{end:?}");
-    let future = v1::WaitRequest { start_revision: i64::MAX, ..request };
-    let mut refused = barriers.wait(future).await.unwrap().into_inner();
-    let refused = soon("a refusal", refused.message()).await.unwrap_err();
-    assert_eq!(refused.code(), Code::OutOfRange);
+    for (start_revision, code) in [(i64::MAX, Code::OutOfRange), (-1, Code::InvalidArgument)] {
+        let wrong = v1::WaitRequest { start_revision, ..request.clone() };
+        let mut refused = barriers.wait(wrong).await.unwrap().into_inner();
+        let refused = soon("a refusal", refused.message()).await.unwrap_err();
+        assert_eq!(refused.code(), code);
+    }
 }
 
 fn enter(session: &Session, count: u32) -> conclave_client::double_barrier::Enter {
