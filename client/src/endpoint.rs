@@ -14,7 +14,7 @@ use tonic::transport::{self, Endpoint as Transport};
 use crate::{
     backoff,
     builder::Settings,
-    login::{Channel, Login},
+    login::{Channel, Desk},
 };
 
 /// Large ranges and watch catch-up should not wait for window updates; 64 KiB, the default, does.
@@ -29,7 +29,7 @@ const DOWN_MIN: Duration = Duration::from_millis(100);
 pub(crate) struct Endpoint {
     address: String,
     channel: transport::Channel,
-    login: Option<Arc<Login>>,
+    desk: Option<Arc<Desk>>,
     in_flight: AtomicUsize,
     failures: AtomicU32,
     /// Milliseconds after `epoch` until which other endpoints are preferred.
@@ -56,7 +56,7 @@ impl Endpoint {
         Self {
             address,
             channel: transport.connect_with_connector_lazy(connector),
-            login: settings.login.clone(),
+            desk: settings.login.clone().map(|login| Arc::new(Desk::new(login))),
             in_flight: AtomicUsize::new(0),
             failures: AtomicU32::new(0),
             down_until_ms: AtomicU64::new(0),
@@ -69,18 +69,18 @@ impl Endpoint {
     }
 
     pub(crate) fn channel(&self) -> Channel {
-        Channel::new(self.channel.clone(), self.login.clone())
+        Channel::new(self.channel.clone(), self.desk.clone())
     }
 
     /// Whether calls are made as a user.
     pub(crate) fn has_login(&self) -> bool {
-        self.login.is_some()
+        self.desk.is_some()
     }
 
     /// A watcher was refused for want of a valid token: the next one asks for another.
-    pub(crate) async fn forget_token(&self) {
-        if let Some(login) = &self.login {
-            login.forget().await;
+    pub(crate) fn forget_token(&self) {
+        if let Some(desk) = &self.desk {
+            desk.forget();
         }
     }
 

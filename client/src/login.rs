@@ -1,7 +1,7 @@
 //! The user of a client: its token is asked for when first needed, put into every call, and asked for
 //! again when the server does not know it any more.
 //!
-//! One login at a time: whoever else needs a token meanwhile waits for that one's.
+//! One login at a time and endpoint: whoever else needs a token there meanwhile waits for that one's.
 
 use std::{
     fmt,
@@ -13,7 +13,7 @@ use std::{
 use conclave_proto::etcdserverpb::{AuthenticateRequest, auth_client::AuthClient};
 use futures::future::Either;
 use http::{HeaderValue, Request, Response};
-use tokio::sync::Mutex;
+use parking_lot::Mutex;
 use tonic::{
     Status,
     body::Body,
@@ -51,6 +51,7 @@ impl Error {
 pub(crate) struct Login {
     name: String,
     password: String,
+    /// Never locked over a call: an endpoint that does not answer must not hold up calls to others.
     token: Mutex<Token>,
 }
 
@@ -68,13 +69,8 @@ impl Login {
         Self { name, password, token: Mutex::new(Token::Unknown) }
     }
 
-    /// The token, asked for over `channel` if it is not known.
-    async fn token(&self, channel: &transport::Channel) -> Result<Token, Status> {
-        let mut token = self.token.lock().await;
-        if *token == Token::Unknown {
-            *token = self.ask(channel).await?;
-        }
-        Ok(token.clone())
+    fn known(&self) -> Token {
+        self.token.lock().clone()
     }
 
     async fn ask(&self, channel: &transport::Channel) -> Result<Token, Status> {
@@ -93,16 +89,11 @@ impl Login {
     }
 
     /// Forgets a token that was refused, unless another one is known by now.
-    async fn refused(&self, refused: &Token) {
-        let mut token = self.token.lock().await;
+    fn refused(&self, refused: &Token) {
+        let mut token = self.token.lock();
         if *token == *refused {
             *token = Token::Unknown;
         }
-    }
-
-    /// Forgets the token, whichever it is: a watcher was refused, and the answer does not name it.
-    pub(crate) async fn forget(&self) {
-        *self.token.lock().await = Token::Unknown;
     }
 }
 
@@ -113,16 +104,51 @@ impl fmt::Debug for Login {
     }
 }
 
+/// A user at one endpoint.
+#[derive(Debug)]
+pub(crate) struct Desk {
+    login: Arc<Login>,
+    /// Whose turn it is to ask here for a token.
+    turn: tokio::sync::Mutex<()>,
+}
+
+impl Desk {
+    pub(crate) fn new(login: Arc<Login>) -> Self {
+        Self { login, turn: tokio::sync::Mutex::default() }
+    }
+
+    /// The token, asked for over `channel` if it is not known.
+    async fn token(&self, channel: &transport::Channel) -> Result<Token, Status> {
+        let known = self.login.known();
+        if known != Token::Unknown {
+            return Ok(known);
+        }
+        let _turn = self.turn.lock().await;
+        let known = self.login.known();
+        if known != Token::Unknown {
+            return Ok(known);
+        }
+        let answer = self.login.ask(channel).await?;
+        self.login.token.lock().clone_from(&answer);
+        Ok(answer)
+    }
+
+    /// Forgets the token, whichever it is: a watcher was refused, and the answer does not name it.
+    pub(crate) fn forget(&self) {
+        *self.login.token.lock() = Token::Unknown;
+    }
+}
+
 /// A connection to one endpoint on which every call carries the client's token.
 #[derive(Debug, Clone)]
 pub struct Channel {
     inner: transport::Channel,
-    login: Option<Arc<Login>>,
+    desk: Option<Arc<Desk>>,
 }
 
 impl Channel {
-    pub(crate) fn new(inner: transport::Channel, login: Option<Arc<Login>>) -> Self {
-        Self { inner, login }
+    pub(crate) fn new(inner: transport::Channel, desk: Option<Arc<Desk>>) -> Self {
+        Self { inner, desk }
     }
 }
 
@@ -138,13 +164,13 @@ impl Service<Request<Body>> for Channel {
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        match &self.login {
+        match &self.desk {
             None => Either::Left(self.inner.call(request)),
-            Some(login) => {
+            Some(desk) => {
                 // The clone takes the place of the one that is ready.
                 let next = self.inner.clone();
                 let ready_one = std::mem::replace(&mut self.inner, next);
-                let call = with_token(ready_one, Arc::clone(login), request);
+                let call = with_token(ready_one, Arc::clone(desk), request);
                 Either::Right(Box::pin(call))
             }
         }
@@ -153,10 +179,10 @@ impl Service<Request<Body>> for Channel {
 
 async fn with_token(
     mut channel: transport::Channel,
-    login: Arc<Login>,
+    desk: Arc<Desk>,
     mut request: Request<Body>,
 ) -> Answer {
-    let token = match login.token(&channel).await {
+    let token = match desk.token(&channel).await {
         Ok(token) => token,
         // A server that cannot be reached is not reached by the call itself either, and the caller
         // learns from that one whether anything was sent.
@@ -169,7 +195,7 @@ async fn with_token(
     let response = channel.call(request).await?;
     let status = Status::from_header_map(response.headers());
     if status.is_some_and(|status| is_stale(status.message())) {
-        login.refused(&token).await;
+        desk.login.refused(&token);
     }
     Ok(response)
 }

@@ -155,7 +155,7 @@ impl Task {
                 self.channels.cancel_header.set(header).ok();
             }
             if is_stale(&message.cancel_reason) && endpoint.has_login() && message.created {
-                endpoint.forget_token().await;
+                endpoint.forget_token();
                 return Some(End::Broken(None));
             }
             return Some(canceled(&message, endpoint));

@@ -1,10 +1,13 @@
 //! Calls as a user: against real etcd, whose tokens end when a password changes.
 
+use std::time::Duration;
+
 use conclave_client::{
     Client, Error,
     auth::authpb::{Permission, permission::Type},
 };
 use futures::future::join_all;
+use tokio::net::TcpListener;
 
 use crate::{Server, eventually, start};
 
@@ -59,9 +62,34 @@ async fn a_client_logs_in_by_itself_and_again_when_its_token_is_void() {
     }
     let seen = changes.next().await.unwrap().unwrap();
     assert!(!seen.events.is_empty());
-    let lease = ann.lease(std::time::Duration::from_secs(60)).await;
+    let lease = ann.lease(Duration::from_secs(60)).await;
     drop(lease.expect("a lease of her own"));
     root.auth().disable().await.unwrap();
     eventually("everybody may", async || open.put("b", "3").await.ok()).await;
     ann.put("b", "4").await.expect("who is a user may, too");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_does_not_answer_holds_up_no_login_at_others() {
+    let test = "a_member_that_does_not_answer_holds_up_no_login_at_others";
+    let Some((server, open)) = start(test).await else { return };
+    enable(&open).await;
+    // It is connected to and says nothing.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = silent.local_addr().unwrap().to_string();
+    let client = Client::builder([endpoint, server.endpoint()]).user("ann", "annpw");
+    let client = client.timeout(Duration::from_secs(600)).build().unwrap();
+    // Its login is asked for at the silent one; the next call goes where less is under way.
+    let first = tokio::spawn({
+        let client = client.clone();
+        async move { client.put("a/1", "first").await }
+    });
+    let _connection = within(silent.accept()).await.unwrap();
+    within(async { client.put("a/2", "second").await }).await.expect("the other member answers");
+    assert!(!first.is_finished());
+    first.abort();
+}
+
+async fn within<T>(future: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(60), future).await.expect("it is not held up")
 }
