@@ -33,6 +33,7 @@ use conclave_proto::etcdserverpb as etcd;
 use conclave_proto::v3electionpb::election_server::ElectionServer;
 use conclave_proto::v3lockpb::lock_server::LockServer;
 use tokio::sync::Semaphore;
+use tonic::codec::CompressionEncoding;
 use tonic::service::Routes;
 
 use crate::coordination;
@@ -54,6 +55,10 @@ pub(crate) struct Services {
 /// The prefix of the paths of [`Services::kv`].
 pub(crate) const KV_PATH: &str = "/etcdserverpb.KV/";
 
+/// How clients may compress what they send, as with etcd; the limits hold for what comes out. Answers go
+/// uncompressed: nothing says that a client wants to pay for it.
+pub(crate) const COMPRESSION: CompressionEncoding = CompressionEncoding::Gzip;
+
 /// Builds all services of a node.
 pub(crate) fn services(context: Context) -> Services {
     use etcd::auth_server::AuthServer;
@@ -63,6 +68,7 @@ pub(crate) fn services(context: Context) -> Services {
 
     let receive_bytes_max = context.limits.receive_bytes_max();
     let kv = KvServer::new(kv::KvService { context: context.clone() })
+        .accept_compressed(COMPRESSION)
         .max_decoding_message_size(receive_bytes_max);
     let watch_settings = WatchSettings {
         receive_bytes_max,
@@ -78,17 +84,23 @@ pub(crate) fn services(context: Context) -> Services {
     let (_, health) = tonic_health::server::health_reporter();
     // The reporter registers the service name "" as SERVING, the only one that etcd has.
     let queue = queue::Queue::new(context.clone());
+    let maintenance = maintenance::MaintenanceService {
+        context: context.clone(),
+        snapshots: Arc::new(Semaphore::new(snapshot::SNAPSHOTS_MAX)),
+    };
+    let lease = LeaseServer::new(lease::LeaseService { context: context.clone() });
+    let cluster = ClusterServer::new(cluster::ClusterService { context: context.clone() });
+    let auth = AuthServer::new(auth::AuthService { context: context.clone() });
+    let lock = LockServer::new(lock::LockService { queue: queue.clone() });
+    let election = ElectionServer::new(election::ElectionService { queue });
     let others = Routes::new(watch)
-        .add_service(LeaseServer::new(lease::LeaseService { context: context.clone() }))
-        .add_service(ClusterServer::new(cluster::ClusterService { context: context.clone() }))
-        .add_service(MaintenanceServer::new(maintenance::MaintenanceService {
-            context: context.clone(),
-            snapshots: Arc::new(Semaphore::new(snapshot::SNAPSHOTS_MAX)),
-        }))
-        .add_service(AuthServer::new(auth::AuthService { context: context.clone() }))
-        .add_service(LockServer::new(lock::LockService { queue: queue.clone() }))
-        .add_service(ElectionServer::new(election::ElectionService { queue }))
-        .add_service(health);
+        .add_service(lease.accept_compressed(COMPRESSION))
+        .add_service(cluster.accept_compressed(COMPRESSION))
+        .add_service(MaintenanceServer::new(maintenance).accept_compressed(COMPRESSION))
+        .add_service(auth.accept_compressed(COMPRESSION))
+        .add_service(lock.accept_compressed(COMPRESSION))
+        .add_service(election.accept_compressed(COMPRESSION))
+        .add_service(health.accept_compressed(COMPRESSION));
     let others = reflection::add(coordination::add(others, &context)).prepare();
     Services { kv, others }
 }

@@ -20,12 +20,13 @@ use http::{HeaderMap, HeaderValue, Request, Response, header};
 use http_body::Frame;
 use prometheus_client::metrics::counter::Counter;
 use tokio::time::Sleep;
-use tonic::codec::{BufferSettings, Streaming};
+use tonic::codec::{BufferSettings, CompressionEncoding, Streaming};
 use tonic::server::NamedService;
 use tonic::{Code, Status};
 use tonic_prost::ProstCodec;
 use tower::Service;
 
+use super::COMPRESSION;
 use crate::auth::{Auth, WatchGuard};
 use crate::metrics::{Calls, OpenCall, is_failure};
 use crate::status::{self, Fault, too_large_as_in_go};
@@ -92,6 +93,10 @@ impl WatchService {
         if request.uri().path() != PATH {
             return Status::new(Code::Unimplemented, "").into_http();
         }
+        let encoding = match encoding(request.headers()) {
+            Ok(encoding) => encoding,
+            Err(status) => return status.into_http(),
+        };
         let must_have_leader = request.headers().get("hasleader").is_some_and(|v| v == "true");
         if must_have_leader && !self.hub.source().has_leader() {
             return Status::from(Fault::NoLeader).into_http();
@@ -109,7 +114,7 @@ impl WatchService {
         let body = WatchBody {
             stream,
             rights_changes,
-            requests: Some(Streaming::new_request(decoder, request.into_body(), None, limit)),
+            requests: Some(Streaming::new_request(decoder, request.into_body(), encoding, limit)),
             output: Output::default(),
             interval: self.settings.progress_interval,
             tick: None,
@@ -123,6 +128,18 @@ impl WatchService {
         let content_type = HeaderValue::from_static("application/grpc");
         response.headers_mut().insert(header::CONTENT_TYPE, content_type);
         response
+    }
+}
+
+/// How requests are compressed, by the rules of the other services.
+fn encoding(headers: &HeaderMap) -> Result<Option<CompressionEncoding>, Status> {
+    match headers.get("grpc-encoding").map(HeaderValue::as_bytes) {
+        None | Some(b"identity") => Ok(None),
+        Some(b"gzip") => Ok(Some(COMPRESSION)),
+        Some(other) => Err(Status::unimplemented(format!(
+            "Content is compressed with `{}` which isn't supported",
+            String::from_utf8_lossy(other)
+        ))),
     }
 }
 

@@ -45,6 +45,7 @@ use conclave_state_machine::locks::check;
 use tonic::service::Routes;
 use tonic::{Code, Status};
 
+use crate::api::COMPRESSION;
 use crate::api::context::Context;
 use crate::status;
 
@@ -89,11 +90,19 @@ pub(crate) fn add(routes: Routes, context: &Context) -> Routes {
     let routes = registry::add(routes, context);
     routes
         .add_service(
-            SessionServiceServer::new(session).max_decoding_message_size(receive_bytes_max),
+            SessionServiceServer::new(session)
+                .max_decoding_message_size(receive_bytes_max)
+                .accept_compressed(COMPRESSION),
         )
-        .add_service(LockServiceServer::new(lock).max_decoding_message_size(receive_bytes_max))
         .add_service(
-            ElectionServiceServer::new(election).max_decoding_message_size(receive_bytes_max),
+            LockServiceServer::new(lock)
+                .max_decoding_message_size(receive_bytes_max)
+                .accept_compressed(COMPRESSION),
+        )
+        .add_service(
+            ElectionServiceServer::new(election)
+                .max_decoding_message_size(receive_bytes_max)
+                .accept_compressed(COMPRESSION),
         )
 }
 
@@ -110,11 +119,31 @@ fn add_primitives(routes: Routes, context: &Context) -> Routes {
     let barrier = barrier::BarrierApi { context: context.clone() };
     let group = group::GroupApi { context: context.clone() };
     routes
-        .add_service(CounterServiceServer::new(counter.clone()).max_decoding_message_size(most))
-        .add_service(LatchServiceServer::new(counter).max_decoding_message_size(most))
-        .add_service(BarrierServiceServer::new(barrier.clone()).max_decoding_message_size(most))
-        .add_service(DoubleBarrierServiceServer::new(barrier).max_decoding_message_size(most))
-        .add_service(GroupServiceServer::new(group).max_decoding_message_size(most))
+        .add_service(
+            CounterServiceServer::new(counter.clone())
+                .max_decoding_message_size(most)
+                .accept_compressed(COMPRESSION),
+        )
+        .add_service(
+            LatchServiceServer::new(counter)
+                .max_decoding_message_size(most)
+                .accept_compressed(COMPRESSION),
+        )
+        .add_service(
+            BarrierServiceServer::new(barrier.clone())
+                .max_decoding_message_size(most)
+                .accept_compressed(COMPRESSION),
+        )
+        .add_service(
+            DoubleBarrierServiceServer::new(barrier)
+                .max_decoding_message_size(most)
+                .accept_compressed(COMPRESSION),
+        )
+        .add_service(
+            GroupServiceServer::new(group)
+                .max_decoding_message_size(most)
+                .accept_compressed(COMPRESSION),
+        )
 }
 
 /// What apply would refuse is refused before it is proposed.

@@ -12,7 +12,7 @@ use v1::write_response::State;
 use v1::write_service_server::{WriteService, WriteServiceServer};
 
 use crate::api::context::{Context, mismatch};
-use crate::api::{check as api_check, convert, limits};
+use crate::api::{COMPRESSION, check as api_check, convert, limits};
 use crate::auth::caller_of;
 use crate::metrics::Method;
 use crate::status;
@@ -27,7 +27,9 @@ struct WriteApi {
 pub(super) fn add(routes: Routes, context: &Context) -> Routes {
     let most = context.limits.receive_bytes_max();
     let api = WriteApi { context: context.clone() };
-    routes.add_service(WriteServiceServer::new(api).max_decoding_message_size(most))
+    routes.add_service(
+        WriteServiceServer::new(api).max_decoding_message_size(most).accept_compressed(COMPRESSION),
+    )
 }
 
 impl WriteApi {

@@ -5,7 +5,9 @@ use std::ops::ControlFlow;
 use conclave_proto::etcdserverpb as etcd;
 use conclave_proto::etcdserverpb::response_op::Response;
 use conclave_state_machine::read::{Read as _, Table};
+use futures::StreamExt as _;
 use tonic::Code;
+use tonic::codec::CompressionEncoding;
 
 use crate::cluster::eventually;
 use crate::support::{delete, op, put, range, refused, server, servers, then};
@@ -295,4 +297,33 @@ async fn large_requests_pass_up_to_the_limit() {
         )
     );
     assert_eq!(server.put("k", "small").await, 3, "the connection and the store live on");
+}
+
+#[tokio::test]
+async fn clients_may_compress_what_they_send() {
+    let server = server(&["--max-request-bytes=1000000"]).await;
+    let mut kv = server.kv().send_compressed(CompressionEncoding::Gzip);
+    let answer = kv.put(put("k", &"v".repeat(900_000))).await.unwrap();
+    let revision = answer.into_inner().header.unwrap().revision;
+    assert_eq!(server.range(range("k", "")).await.kvs[0].value.len(), 900_000);
+    // Small as it travels, too large when it is there.
+    let (code, text) = refused(kv.put(put("k", &"v".repeat(50_000_000))).await);
+    assert_eq!(code, Code::ResourceExhausted, "{text}");
+    let mut lease = server.lease().send_compressed(CompressionEncoding::Gzip);
+    lease.lease_grant(etcd::LeaseGrantRequest { id: 7, ttl: 60 }).await.unwrap();
+
+    let watch = etcd::watch_client::WatchClient::new(server.channel.clone());
+    let create = etcd::WatchCreateRequest {
+        key: "k".into(),
+        start_revision: revision,
+        ..etcd::WatchCreateRequest::default()
+    };
+    let create = etcd::watch_request::RequestUnion::CreateRequest(create);
+    let requests = [etcd::WatchRequest { request_union: Some(create) }];
+    let requests = futures::stream::iter(requests).chain(futures::stream::pending());
+    let mut watch = watch.send_compressed(CompressionEncoding::Gzip);
+    let mut answers = watch.watch(requests).await.unwrap().into_inner();
+    assert!(answers.message().await.unwrap().unwrap().created);
+    let events = answers.message().await.unwrap().unwrap().events;
+    assert_eq!(events[0].kv.as_ref().unwrap().mod_revision, revision);
 }

@@ -36,6 +36,7 @@ use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 use v1::registry_service_server::{RegistryService, RegistryServiceServer};
 
+use crate::api::COMPRESSION;
 use crate::api::context::{Context, mismatch};
 use crate::auth::caller_of;
 use crate::config::ChecksAllowed;
@@ -49,7 +50,8 @@ pub(crate) use discover::{counted, targets};
 /// Adds the services of the registry.
 pub(super) fn add(routes: Routes, context: &Context) -> Routes {
     let registry = RegistryServiceServer::new(RegistryApi { context: context.clone() })
-        .max_decoding_message_size(context.limits.receive_bytes_max());
+        .max_decoding_message_size(context.limits.receive_bytes_max())
+        .accept_compressed(COMPRESSION);
     let discovery = watch::DiscoveryServer::new(context.clone(), Arc::new(feed::Feeds::default()));
     routes.add_service(registry).add_service(discovery)
 }

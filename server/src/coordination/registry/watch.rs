@@ -30,6 +30,7 @@ use v1::instance_watch_response::Snapshot;
 use super::discover::may_see;
 use super::feed::{Feeds, Slot, Step, causes, step, view_at};
 use super::show::Filter;
+use crate::api::COMPRESSION;
 use crate::api::context::{Context, must_have_leader};
 use crate::api::kv::off_thread;
 use crate::api::stream_end;
@@ -101,7 +102,9 @@ where
         let service = self.clone();
         Box::pin(async move {
             let limit = service.context.limits.receive_bytes_max();
-            let mut grpc = tonic::server::Grpc::new(EncodedCodec).max_decoding_message_size(limit);
+            let mut grpc = tonic::server::Grpc::new(EncodedCodec)
+                .max_decoding_message_size(limit)
+                .accept_compressed(COMPRESSION);
             Ok(grpc.server_streaming(service, request).await)
         })
     }
