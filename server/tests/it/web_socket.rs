@@ -116,9 +116,15 @@ async fn a_call_with_one_answer_closes_behind_it() {
     let mut socket = Socket::open(&server, "/v3/lease/keepalive").await;
     socket.send(json!({"ID": "7"})).await;
     assert_eq!(socket.json().await["result"]["ID"], "7");
-    // What cannot be read ends the requests.
+    // What cannot be read ends the requests; as the first of them it is complained about.
     socket.0.send(Message::text("no JSON")).await.unwrap();
     assert_eq!(socket.farewell().await, CloseCode::Normal);
+    for path in ["/v3/watch", "/v3/lease/keepalive", "/v3/kv/put"] {
+        let mut socket = Socket::open(&server, path).await;
+        socket.0.send(Message::text("no JSON")).await.unwrap();
+        assert_eq!(socket.json().await["code"], 3, "{path}");
+        assert_eq!(socket.farewell().await, CloseCode::Normal, "{path}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -19,7 +19,7 @@ mod socket;
 mod values;
 
 use bytes::Bytes;
-use futures::stream::{self, StreamExt as _};
+use futures::stream::{self, BoxStream, StreamExt as _};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, Request, Response};
@@ -57,7 +57,12 @@ where
     let (head, body) = request.into_parts();
     let values = Values::new(body, router.context.limits.receive_bytes_max() * JSON_PER_MESSAGE);
     let is_stream = method.is_server_streaming();
-    match call(router, method, head, values).await {
+    let requests = match requests(&method, values).await {
+        Ok(requests) => requests,
+        // Also of a stream, which has not begun.
+        Err(status) => return answer::failure(&status),
+    };
+    match call(router, method, head, requests).await {
         Ok(answers) if is_stream => answer::lines(answers),
         Ok(mut answers) => match answers.next().await {
             Some(Ok(message)) => answer::one(&message),
@@ -69,38 +74,48 @@ where
     }
 }
 
-/// The answers of a call, the first of which is there: only then is it known whether it fails.
-async fn call<B>(
-    router: &Router,
-    method: MethodDescriptor,
-    head: Parts,
+/// The messages of a call, the first of which is there.
+///
+/// # Errors
+/// If that one cannot be read.
+async fn requests<B>(
+    method: &MethodDescriptor,
     mut values: Values<B>,
-) -> Result<answer::Answers, Status>
+) -> Result<BoxStream<'static, DynamicMessage>, Status>
 where
     B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Send,
 {
+    let input = method.input();
+    let first = match values.next().await? {
+        Some(value) => Some(codec::read(input.clone(), &value)?),
+        None => None,
+    };
+    if !method.is_client_streaming() {
+        let request = first.unwrap_or_else(|| DynamicMessage::new(input));
+        return Ok(stream::iter([request]).boxed());
+    }
+    // As in etcd a later one that cannot be read ends the requests, not the answers.
+    let others = stream::unfold(values, move |mut values| {
+        let input = input.clone();
+        async move {
+            let value = values.next().await.ok()??;
+            Some((codec::read(input, &value).ok()?, values))
+        }
+    });
+    Ok(stream::iter(first).chain(others).boxed())
+}
+
+/// The answers of a call, the first of which is there: only then is it known whether it fails.
+async fn call(
+    router: &Router,
+    method: MethodDescriptor,
+    head: Parts,
+    requests: BoxStream<'static, DynamicMessage>,
+) -> Result<answer::Answers, Status> {
     let path = format!("/{}/{}", method.parent_service().full_name(), method.name());
     let path = PathAndQuery::try_from(path).expect("invariant: names of methods fit into a path");
     let codec = DynamicCodec { answer: method.output() };
-    let input = method.input();
-    let requests = if method.is_client_streaming() {
-        // As in etcd what cannot be read ends the requests, not the answers.
-        let requests = stream::unfold(values, move |mut values| {
-            let input = input.clone();
-            async move {
-                let value = values.next().await.ok()??;
-                Some((codec::read(input, &value).ok()?, values))
-            }
-        });
-        requests.boxed()
-    } else {
-        let request = match values.next().await? {
-            Some(value) => codec::read(input, &value)?,
-            None => DynamicMessage::new(input),
-        };
-        stream::iter([request]).boxed()
-    };
     let mut request = tonic::Request::new(requests);
     *request.metadata_mut() = metadata(&head.headers);
     *request.extensions_mut() = head.extensions;
