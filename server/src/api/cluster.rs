@@ -27,8 +27,11 @@ fn message(member: MemberInfo) -> etcd::Member {
     }
 }
 
+/// Sorted. Paths are refused as in etcd, even the slash that flags may end with.
 fn peer_urls(given: &[String]) -> Result<Vec<String>, Status> {
-    config::peer_urls(given).ok_or_else(|| Fault::MemberBadUrls.into())
+    let has_path = |url: &String| !url.starts_with("unix") && url.trim_end().ends_with('/');
+    let urls = config::peer_urls(given).filter(|urls| !urls.iter().any(has_path));
+    urls.ok_or_else(|| Fault::MemberBadUrls.into())
 }
 
 impl ClusterService {

@@ -86,6 +86,15 @@ pub(crate) fn alarm_type(kind: AlarmKind) -> etcd::AlarmType {
     }
 }
 
+/// An alarm as Go prints the message: without what is zero, with a blank at the end.
+pub(crate) fn alarm_text(&(member, kind): &(u64, AlarmKind)) -> String {
+    let name = alarm_type(kind).as_str_name();
+    match member {
+        0 => format!("alarm:{name} "),
+        member => format!("memberID:{member} alarm:{name} "),
+    }
+}
+
 /// Active alarms as members of an answer.
 pub(crate) fn alarm_members(alarms: &[(u64, AlarmKind)]) -> Vec<etcd::AlarmMember> {
     alarms

@@ -98,10 +98,7 @@ impl MaintenanceService {
         if leader.is_none() {
             errors.push(Fault::NoLeader.text().to_owned());
         }
-        // Worded as Go prints the message, with its trailing blank.
-        errors.extend(head.alarms.iter().map(|&(member, kind)| {
-            format!("memberID:{member} alarm:{} ", convert::alarm_type(kind).as_str_name())
-        }));
+        errors.extend(head.alarms.iter().map(convert::alarm_text));
         Ok(etcd::StatusResponse {
             header: Some(self.context.header(head.revision)),
             version: version::ETCD.to_owned(),

@@ -60,6 +60,30 @@ async fn a_full_store_refuses_growth_until_it_is_cleared() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_alarm_of_no_member_is_shown_without_one() {
+    let server = server(&[]).await;
+    let request = alarm(AlarmAction::Activate, 0, AlarmType::Nospace);
+    server.maintenance().alarm(request).await.unwrap();
+    assert_eq!(status(&server).await.errors, ["alarm:NOSPACE "]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn peer_urls_have_no_path() {
+    let server = server(&[]).await;
+    let invalid = "etcdserver: given member URLs are invalid";
+    for url in ["http://127.0.0.1:7004/", " http://127.0.0.1:7004/ ", "http://127.0.0.1:7004/a"] {
+        let peer_ur_ls = vec![url.to_owned()];
+        let add = etcd::MemberAddRequest { peer_ur_ls: peer_ur_ls.clone(), is_learner: true };
+        let answer = refused(server.cluster().member_add(add).await);
+        assert_eq!(answer, (Code::InvalidArgument, invalid.to_owned()), "{url}");
+        let id = server.running.node().member_id();
+        let update = etcd::MemberUpdateRequest { id, peer_ur_ls };
+        let answer = refused(server.cluster().member_update(update).await);
+        assert_eq!(answer, (Code::InvalidArgument, invalid.to_owned()), "{url}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn members_have_equal_hashes_and_move_their_leader() {
     let servers = servers(3, &[]).await;
     for i in 0..10 {
