@@ -3,7 +3,7 @@
 //! Only strings here; `resolve.rs` gives them types. A flag of etcd's that we do not honour is
 //! listed too, so that it is refused by name instead of being taken for a typo or ignored.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{ConfigError, file, suggest};
 
@@ -14,6 +14,8 @@ pub(super) enum Standing {
     Used,
     /// Harmless and without a counterpart here: accepted with a warning that says why.
     NoEffect(&'static str),
+    /// A switch that is always on: turning it off is accepted with a warning that says why.
+    Always(&'static str),
     /// Accepted only with this value, which is what we do anyway; otherwise not supported yet.
     Only(&'static str),
     /// Not supported yet.
@@ -118,7 +120,11 @@ pub(super) const FLAGS: &[Flag] = &[
         standing: Standing::NoEffect("the first election waits for a full timeout"),
         help: "",
     },
-    switch("pre-vote", Standing::Only("true"), "true: ask before disturbing a leader"),
+    switch(
+        "pre-vote",
+        Standing::Always("a member always asks before it disturbs a leader"),
+        "true: ask before disturbing a leader (always so)",
+    ),
     // Listen and advertise.
     used("listen-client-urls", "\"http://localhost:2379\": where clients connect"),
     used("advertise-client-urls", "\"http://localhost:2379\": what members tell clients"),
@@ -291,6 +297,8 @@ pub(super) enum Asked {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Raw {
     pub(super) values: BTreeMap<&'static str, String>,
+    /// What the command line itself has; the rest is of variables or of a file.
+    pub(super) given: BTreeSet<&'static str>,
     pub(super) warnings: Vec<String>,
 }
 
@@ -325,6 +333,7 @@ pub(super) fn read(
             None => arguments.next().ok_or(ConfigError::MissingValue(flag.name))?,
         };
         raw.values.insert(flag.name, value);
+        raw.given.insert(flag.name);
     }
     match config_file(&raw, &environment) {
         None => read_environment(&mut raw, environment)?,
@@ -394,11 +403,25 @@ fn read_environment(
     Ok(())
 }
 
+/// What Go's `ParseBool` knows.
+pub(super) fn boolean(text: &str) -> Option<bool> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+        _ => None,
+    }
+}
+
 fn check_standing(raw: &mut Raw) -> Result<(), ConfigError> {
     for (name, value) in &raw.values {
         let flag = find(name).expect("invariant: only names of the table are stored");
+        let is_off = flag.is_switch && !raw.switch(flag.name, true)?;
         match flag.standing {
             Standing::Used => {}
+            Standing::Always(reason) if is_off => {
+                raw.warnings.push(format!("--{name}={value} has no effect: {reason}"));
+            }
+            Standing::Always(_) => {}
             Standing::NoEffect(reason) => {
                 raw.warnings.push(format!("--{name} has no effect: {reason}"));
             }

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use super::ConfigError;
-use super::flags::Raw;
+use super::flags::{self, Raw};
 use super::resolve::invalid;
 
 const FLAG: &str = "feature-gates";
@@ -156,10 +156,8 @@ fn parse(text: &str) -> Result<BTreeMap<&'static str, bool>, ConfigError> {
         let Some((name, value)) = item.split_once('=') else {
             return refuse(format!("missing bool value for {item}"));
         };
-        let is_on = match value.trim() {
-            "1" | "t" | "T" | "true" | "TRUE" | "True" => true,
-            "0" | "f" | "F" | "false" | "FALSE" | "False" => false,
-            _ => return refuse(format!("{name} must be true or false")),
+        let Some(is_on) = flags::boolean(value.trim()) else {
+            return refuse(format!("{name} must be true or false"));
         };
         match name.trim() {
             "AllAlpha" => stages.push((Stage::Alpha, is_on)),

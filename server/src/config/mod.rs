@@ -87,6 +87,16 @@ pub enum ConfigError {
         /// The flag.
         flag: &'static str,
     },
+    /// A value on the command line that is not of its flag's type.
+    #[error("invalid value {value:?} for flag --{flag}: {reason}")]
+    Malformed {
+        /// The flag.
+        flag: &'static str,
+        /// As given.
+        value: String,
+        /// What is wrong with it.
+        reason: String,
+    },
     /// A value without meaning.
     #[error("invalid value {value:?} for flag --{flag}: {reason}")]
     InvalidValue {
@@ -106,7 +116,10 @@ impl ConfigError {
     /// Exit code of the process, as etcd's: 2 for a malformed command line, 1 for bad values.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::UnknownFlag { .. } | Self::NotAFlag(_) | Self::MissingValue(_) => 2,
+            Self::UnknownFlag { .. }
+            | Self::NotAFlag(_)
+            | Self::MissingValue(_)
+            | Self::Malformed { .. } => 2,
             Self::NotSupportedYet(_)
             | Self::OnlyValue { .. }
             | Self::Shadowed { .. }

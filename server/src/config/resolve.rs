@@ -5,7 +5,7 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use super::cluster::InitialCluster;
-use super::flags::Raw;
+use super::flags::{self, Raw};
 use super::gates::Gates;
 use super::settings::{
     AuthSettings, AutoCompaction, BootstrapSettings, CheckSettings, ChecksAllowed, ClusterState,
@@ -87,17 +87,22 @@ impl Raw {
         T::Err: std::fmt::Display,
     {
         let Some(value) = self.text(flag) else { return Ok(default) };
-        value.parse().map_err(|error: T::Err| invalid(flag, value, &error.to_string()))
+        value.parse().map_err(|error: T::Err| self.malformed(flag, value, &error.to_string()))
     }
 
     /// A switch; its values are those of Go's `ParseBool`.
     pub(super) fn switch(&self, flag: &'static str, default: bool) -> Result<bool, ConfigError> {
-        match self.text(flag) {
-            None => Ok(default),
-            Some("1" | "t" | "T" | "true" | "TRUE" | "True") => Ok(true),
-            Some("0" | "f" | "F" | "false" | "FALSE" | "False") => Ok(false),
-            Some(value) => Err(invalid(flag, value, "expected true or false")),
+        let Some(value) = self.text(flag) else { return Ok(default) };
+        flags::boolean(value).ok_or_else(|| self.malformed(flag, value, "expected true or false"))
+    }
+
+    /// A value that is not of its flag's type: on the command line it is the line that is malformed.
+    fn malformed(&self, flag: &'static str, value: &str, reason: &str) -> ConfigError {
+        let (value, reason) = (value.to_owned(), reason.to_owned());
+        if self.given.contains(flag) {
+            return ConfigError::Malformed { flag, value, reason };
         }
+        ConfigError::InvalidValue { flag, value, reason }
     }
 
     /// A list with commas between its items.
@@ -112,7 +117,8 @@ impl Raw {
         if value == "0" {
             return Ok(Duration::ZERO);
         }
-        humantime::parse_duration(value).map_err(|error| invalid(flag, value, &error.to_string()))
+        humantime::parse_duration(value)
+            .map_err(|error| self.malformed(flag, value, &error.to_string()))
     }
 }
 
@@ -374,8 +380,8 @@ fn registry(raw: &Raw) -> Result<RegistrySettings, ConfigError> {
         other => return Err(invalid("registry-checks", other, "expected off, own or any")),
     };
     Ok(RegistrySettings {
-        is_guarded: raw.number("registry-guard", true)?,
-        is_damping: raw.number("registry-damping", true)?,
+        is_guarded: raw.switch("registry-guard", true)?,
+        is_damping: raw.switch("registry-damping", true)?,
         checks,
     })
 }

@@ -57,10 +57,54 @@ fn a_value_comes_after_a_space_or_an_equals_sign() {
 fn switches_take_no_separate_value() {
     settings(&["--pre-vote", "--strict-reconfig-check=true"], &[]);
     assert_eq!(error(&["--pre-vote", "true"]), "'true' is not a valid flag");
-    assert_eq!(
-        error(&["--pre-vote=false"]),
-        "--pre-vote is not supported yet with a value other than \"true\""
-    );
+}
+
+#[test]
+fn switches_are_spelled_as_in_go() {
+    for (values, is_on) in [
+        (["1", "t", "T", "true", "TRUE", "True"], true),
+        (["0", "f", "F", "false", "FALSE", "False"], false),
+    ] {
+        for value in values {
+            for flag in flags::FLAGS.iter().filter(|flag| flag.is_switch) {
+                let argument = format!("--{}={value}", flag.name);
+                let asked = flags::read([argument.clone()], []);
+                assert!(matches!(asked, Ok(flags::Asked::Run(_))), "{argument}");
+                let wrong = parse_with(&[&format!("{argument}x")], &[]).expect_err(&argument);
+                assert_eq!(wrong.exit_code(), 2, "{argument}x");
+            }
+            let settings = settings(
+                &[&format!("--strict-reconfig-check={value}"), &format!("--pre-vote={value}")],
+                &[("CONCLAVE_REGISTRY_GUARD", value), ("CONCLAVE_REGISTRY_DAMPING", value)],
+            );
+            assert_eq!(settings.membership.is_strict, is_on, "{value}");
+            assert_eq!(settings.registry.is_guarded, is_on, "{value}");
+            assert_eq!(settings.registry.is_damping, is_on, "{value}");
+            let warnings = if is_on {
+                vec![]
+            } else {
+                let why = "a member always asks before it disturbs a leader";
+                vec![format!("--pre-vote={value} has no effect: {why}")]
+            };
+            assert_eq!(settings.warnings, warnings);
+        }
+    }
+}
+
+#[test]
+fn a_command_line_with_a_value_of_another_type_is_malformed() {
+    for arguments in [
+        &["--quota-backend-bytes=abc"][..],
+        &["--max-request-bytes", "-1"],
+        &["--grpc-keepalive-timeout=x"],
+        &["--unsafe-no-fsync=maybe"],
+    ] {
+        let error = parse_with(arguments, &[]).unwrap_err();
+        assert_eq!(error.exit_code(), 2, "{arguments:?}: {error}");
+    }
+    let variable = parse_with(&[], &[("ETCD_QUOTA_BACKEND_BYTES", "abc")]).unwrap_err();
+    assert_eq!(variable.exit_code(), 1);
+    assert_eq!(parse_with(&["--max-learners=0"], &[]).unwrap_err().exit_code(), 1);
 }
 
 #[test]
