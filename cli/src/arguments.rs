@@ -81,7 +81,7 @@ pub(crate) struct Global {
         default_value = "127.0.0.1:2379"
     )]
     pub(crate) endpoints: Vec<String>,
-    /// Form of the output: simple, json, fields or table.
+    /// Form of the output: simple, json, fields, table or protobuf.
     #[arg(short, long, global = true, env = "ETCDCTL_WRITE_OUT", default_value = "simple")]
     write_out: String,
     /// Print keys and values as hexadecimal numbers.

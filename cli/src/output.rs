@@ -41,18 +41,19 @@ pub(crate) enum Format {
     Json,
     Fields,
     Table,
+    Protobuf,
 }
 
 impl Format {
     /// # Errors
-    /// As etcdctl for anything it does not know; protobuf is not offered.
+    /// As etcdctl for anything it does not know.
     pub(crate) fn parse(text: &str) -> Result<Self, Failure> {
         match text {
             "simple" => Ok(Self::Simple),
             "json" => Ok(Self::Json),
             "fields" => Ok(Self::Fields),
             "table" => Ok(Self::Table),
-            "protobuf" => Err(unsupported("protobuf")),
+            "protobuf" => Ok(Self::Protobuf),
             _ => Err(Failure::bad_feature("unsupported output format")),
         }
     }
@@ -87,6 +88,10 @@ pub(crate) trait Answer {
     fn own_table(&self) -> Option<Table> {
         None
     }
+    /// The message, for the answers for which etcdctl has it; nothing follows it.
+    fn protobuf(&self) -> Option<Vec<u8>> {
+        None
+    }
 }
 
 /// Prints answers in one form.
@@ -116,6 +121,9 @@ impl Printer {
             Format::Fields => answer.fields(&mut out),
             Format::Table => {
                 out = self.table(answer)?.render().into_bytes();
+            }
+            Format::Protobuf => {
+                out = answer.protobuf().ok_or_else(|| unsupported("protobuf"))?;
             }
         }
         write(&out)

@@ -38,7 +38,7 @@ pub(super) async fn run(context: &Context, arguments: Arguments) -> Result<(), F
         std::io::stdin()
             .read_to_end(&mut value)
             .map_err(|error| Failure::input_output(format!("reading the value of {key}: {error}")))
-            .map(|_length| value)
+            .and_then(|length| if length > 0 { Ok(value) } else { Err(no_value()) })
     };
     let reply = context.client.send_put(arguments.request(value)?).await?;
     context.print(&*reply)
@@ -64,10 +64,7 @@ impl Arguments {
             [key] if self.ignore_value => (key, Vec::new()),
             [key] => (key, read_value(key)?),
             [key, value] => (key, value.clone().into_bytes()),
-            _ => {
-                let message = "put command needs 1 argument and input from stdin or 2 arguments";
-                return Err(Failure::bad_arguments(message));
-            }
+            _ => return Err(no_value()),
         };
         Ok(PutRequest {
             key: Bytes::from(key.clone()),
@@ -78,6 +75,11 @@ impl Arguments {
             ignore_lease: self.ignore_lease,
         })
     }
+}
+
+/// What etcdctl says if there is no value, or an empty one on standard input.
+pub(super) fn no_value() -> Failure {
+    Failure::bad_arguments("put command needs 1 argument and input from stdin or 2 arguments")
 }
 
 /// Flags and arguments of `del`.

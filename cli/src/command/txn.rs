@@ -147,14 +147,11 @@ fn operation(line: &str) -> Result<RequestOp, Failure> {
     let words = crate::arguments::normalize(words::split(line));
     let parsed = Line::try_parse_from(words)
         .map_err(|_| Failure::invalid_input(format!("invalid txn request: {line}")))?;
-    let no_value = |_key: &str| {
-        Err(Failure::bad_arguments(
-            "put command needs 1 argument and input from stdin or 2 arguments",
-        ))
-    };
     let request = match parsed.operation {
         Operation::Get(arguments) => Request::RequestRange(arguments.request()?),
-        Operation::Put(arguments) => Request::RequestPut(arguments.request(no_value)?),
+        Operation::Put(arguments) => {
+            Request::RequestPut(arguments.request(|_key| Err(put::no_value()))?)
+        }
         Operation::Del(arguments) => Request::RequestDeleteRange(arguments.request()?),
     };
     Ok(RequestOp { request: Some(request) })

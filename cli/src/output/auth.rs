@@ -5,10 +5,11 @@ use conclave_client::{
     auth::authpb::{Permission, permission::Type},
     key::prefix_end,
     pb::{
-        AuthRoleGetResponse, AuthRoleListResponse, AuthStatusResponse, AuthUserGetResponse,
-        AuthUserListResponse, ResponseHeader,
+        AuthRoleAddResponse, AuthRoleGetResponse, AuthRoleListResponse, AuthStatusResponse,
+        AuthUserGetResponse, AuthUserListResponse, ResponseHeader,
     },
 };
+use prost::Message as _;
 
 use super::{Answer, Style, go::quote, header_fields, header_json, json::Writer, line};
 
@@ -29,6 +30,11 @@ impl Answer for Done {
 
     fn fields(&self, out: &mut Vec<u8>) {
         header_fields(self.header.as_ref(), out);
+    }
+
+    fn protobuf(&self) -> Option<Vec<u8>> {
+        // The answers to all changes have this form.
+        Some(AuthRoleAddResponse { header: self.header }.encode_to_vec())
     }
 }
 
@@ -55,6 +61,10 @@ impl Answer for User {
     fn fields(&self, out: &mut Vec<u8>) {
         header_fields(self.response.header.as_ref(), out);
         quoted("Roles", &self.response.roles, out);
+    }
+
+    fn protobuf(&self) -> Option<Vec<u8>> {
+        Some(self.response.encode_to_vec())
     }
 }
 
@@ -102,6 +112,10 @@ impl Answer for Role {
             line!(out, "\"Key\" : {}", quote(&permission.key));
             line!(out, "\"RangeEnd\" : {}", quote(&permission.range_end));
         }
+    }
+
+    fn protobuf(&self) -> Option<Vec<u8>> {
+        Some(self.response.encode_to_vec())
     }
 }
 
@@ -164,6 +178,12 @@ impl Answer for Names {
         header_fields(self.header.as_ref(), out);
         quoted(self.titles[1], &self.names, out);
     }
+
+    fn protobuf(&self) -> Option<Vec<u8>> {
+        // As roles are listed, so are users.
+        let (header, roles) = (self.header, self.names.clone());
+        Some(AuthRoleListResponse { header, roles }.encode_to_vec())
+    }
 }
 
 fn quoted(title: &str, names: &[String], out: &mut Vec<u8>) {
@@ -192,5 +212,9 @@ impl Answer for AuthStatus {
         header_fields(self.0.header.as_ref(), out);
         line!(out, "\"Enabled\" : {}", self.0.enabled);
         line!(out, "\"AuthRevision\" : {}", self.0.auth_revision);
+    }
+
+    fn protobuf(&self) -> Option<Vec<u8>> {
+        Some(self.0.encode_to_vec())
     }
 }

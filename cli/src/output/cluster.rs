@@ -3,8 +3,10 @@
 use std::time::Duration;
 
 use conclave_client::pb::{
-    AlarmMember, AlarmResponse, AlarmType, DowngradeResponse, HashKvResponse, StatusResponse,
+    AlarmMember, AlarmResponse, AlarmType, DowngradeResponse, HashKvResponse, MoveLeaderResponse,
+    StatusResponse,
 };
+use prost::Message as _;
 
 use super::{
     Answer, Style, Table, complain,
@@ -232,8 +234,11 @@ fn alarm_name(alarm: &AlarmMember) -> &'static str {
 impl Answer for Alarms {
     fn simple(&self, out: &mut Vec<u8>, _style: Style) {
         for alarm in &self.0.alarms {
-            // The text form of the message, space at the end included.
-            line!(out, "memberID:{} alarm:{} ", alarm.member_id, alarm_name(alarm));
+            // The text form of the message: without what is zero, space at the end included.
+            if alarm.member_id != 0 {
+                out.extend_from_slice(format!("memberID:{} ", alarm.member_id).as_bytes());
+            }
+            line!(out, "alarm:{} ", alarm_name(alarm));
         }
     }
 
@@ -260,6 +265,10 @@ impl Answer for Alarms {
             line!(out, "");
         }
     }
+
+    fn protobuf(&self) -> Option<Vec<u8>> {
+        Some(self.0.encode_to_vec())
+    }
 }
 
 /// Leadership went from one member to another.
@@ -279,6 +288,10 @@ impl Answer for Transfer {
 
     fn fields(&self, out: &mut Vec<u8>) {
         header_fields(None, out);
+    }
+
+    fn protobuf(&self) -> Option<Vec<u8>> {
+        Some(MoveLeaderResponse::default().encode_to_vec())
     }
 }
 
@@ -305,5 +318,9 @@ impl Answer for Downgraded {
     fn fields(&self, out: &mut Vec<u8>) {
         header_fields(self.response.header.as_ref(), out);
         line!(out, "\"Version\" : {}", quote(self.response.version.as_bytes()));
+    }
+
+    fn protobuf(&self) -> Option<Vec<u8>> {
+        Some(self.response.encode_to_vec())
     }
 }

@@ -7,6 +7,7 @@ use conclave_client::{
         response_op::Response,
     },
 };
+use prost::Message as _;
 
 use super::{Answer, Style, Table, go::quote, header_fields, header_json, json::Writer, line};
 
@@ -43,6 +44,10 @@ impl Answer for RangeResponse {
         }
         Some(table)
     }
+
+    fn protobuf(&self) -> Option<Vec<u8>> {
+        Some(self.encode_to_vec())
+    }
 }
 
 /// Bytes that keep a table in shape.
@@ -71,6 +76,10 @@ impl Answer for PutResponse {
         header_fields(self.header.as_ref(), out);
         self.prev_kv.iter().for_each(|kv| pair_fields("Prev", kv, out));
     }
+
+    fn protobuf(&self) -> Option<Vec<u8>> {
+        Some(self.encode_to_vec())
+    }
 }
 
 impl Answer for DeleteRangeResponse {
@@ -91,6 +100,10 @@ impl Answer for DeleteRangeResponse {
         header_fields(self.header.as_ref(), out);
         line!(out, "\"Deleted\" : {}", self.deleted);
         self.prev_kvs.iter().for_each(|kv| pair_fields("Prev", kv, out));
+    }
+
+    fn protobuf(&self) -> Option<Vec<u8>> {
+        Some(self.encode_to_vec())
     }
 }
 
@@ -132,6 +145,10 @@ impl Answer for TxnResponse {
                 None => {}
             }
         }
+    }
+
+    fn protobuf(&self) -> Option<Vec<u8>> {
+        Some(self.encode_to_vec())
     }
 }
 

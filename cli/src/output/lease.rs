@@ -5,6 +5,7 @@ use conclave_client::pb::{
     LeaseGrantResponse, LeaseKeepAliveResponse, LeaseLeasesResponse, LeaseRevokeResponse,
     LeaseTimeToLiveResponse, ResponseHeader,
 };
+use prost::Message as _;
 
 use super::{
     Answer, Style, go::quote, header_fields, header_json, header_members, json::Writer, line,
@@ -15,6 +16,11 @@ fn embedded(header: Option<&ResponseHeader>, out: &mut Writer) {
     if let Some(header) = header {
         header_members(header, out);
     }
+}
+
+/// Go encodes what it embeds for the whole: nothing but the header.
+fn header(header: Option<&ResponseHeader>) -> Vec<u8> {
+    header.map(ResponseHeader::encode_to_vec).unwrap_or_default()
 }
 
 fn number(name: &str, value: i64, out: &mut Writer) {
@@ -44,6 +50,10 @@ impl Answer for Granted {
         header_fields(self.0.header.as_ref(), out);
         line!(out, "\"ID\" : {}", self.0.id);
         line!(out, "\"TTL\" : {}", self.0.ttl);
+    }
+
+    fn protobuf(&self) -> Option<Vec<u8>> {
+        Some(header(self.0.header.as_ref()))
     }
 }
 
@@ -87,6 +97,10 @@ impl Answer for KeptAlive {
         header_fields(self.0.header.as_ref(), out);
         line!(out, "\"ID\" : {}", self.0.id);
         line!(out, "\"TTL\" : {}", self.0.ttl);
+    }
+
+    fn protobuf(&self) -> Option<Vec<u8>> {
+        Some(header(self.0.header.as_ref()))
     }
 }
 
@@ -141,6 +155,10 @@ impl Answer for TimeToLive {
             line!(out, "\"Key\" : {}", quote(key));
         }
     }
+
+    fn protobuf(&self) -> Option<Vec<u8>> {
+        Some(header(self.response.header.as_ref()))
+    }
 }
 
 /// All leases.
@@ -167,5 +185,9 @@ impl Answer for Leases {
         for lease in &self.0.leases {
             line!(out, "\"ID\" : {}", lease.id);
         }
+    }
+
+    fn protobuf(&self) -> Option<Vec<u8>> {
+        Some(header(self.0.header.as_ref()))
     }
 }

@@ -1,6 +1,9 @@
 //! The members of the cluster, and changes of them.
 
-use conclave_client::pb::{Member, MemberListResponse, ResponseHeader};
+use conclave_client::pb::{
+    Member, MemberAddResponse, MemberListResponse, MemberRemoveResponse, ResponseHeader,
+};
+use prost::Message as _;
 
 use super::{Answer, Style, Table, go::quote, header_fields, header_json, json::Writer, line};
 
@@ -59,6 +62,10 @@ impl Answer for Members {
         self.0.members.iter().for_each(|member| table.row(member_cells(member)));
         Some(table)
     }
+
+    fn protobuf(&self) -> Option<Vec<u8>> {
+        Some(self.0.encode_to_vec())
+    }
 }
 
 fn member_json(out: &mut Writer, member: &Member) {
@@ -104,5 +111,16 @@ impl Answer for Changed {
     fn fields(&self, out: &mut Vec<u8>) {
         header_fields(self.header.as_ref(), out);
         line!(out, "\"ID\" : {}", self.id);
+    }
+
+    fn protobuf(&self) -> Option<Vec<u8>> {
+        let (header, members) = (self.header, self.members.clone());
+        Some(match self.added.clone() {
+            Some(added) => {
+                MemberAddResponse { header, member: Some(added), members }.encode_to_vec()
+            }
+            // The answers to all other changes have one form.
+            None => MemberRemoveResponse { header, members }.encode_to_vec(),
+        })
     }
 }

@@ -2,8 +2,10 @@
 
 use conclave_client::{
     mvccpb::{Event, event::EventType},
+    pb::WatchResponse,
     watch::Response,
 };
+use prost::Message as _;
 
 use super::{
     Answer, Style, header_fields, header_members,
@@ -67,6 +69,18 @@ impl Answer for Changes {
             event.prev_kv.iter().for_each(|kv| pair_fields("Prev", kv, out));
             event.kv.iter().for_each(|kv| pair_fields("", kv, out));
         }
+    }
+
+    fn protobuf(&self) -> Option<Vec<u8>> {
+        let answer = WatchResponse {
+            header: Some(self.response.header.unwrap_or_default()),
+            created: self.response.created,
+            canceled: self.compacted > 0,
+            compact_revision: self.compacted,
+            events: self.response.events.clone(),
+            ..WatchResponse::default()
+        };
+        Some(answer.encode_to_vec())
     }
 }
 

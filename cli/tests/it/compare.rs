@@ -2,12 +2,16 @@
 //! history: equal output, equal exit codes, equal last line of complaints.
 
 use std::{
+    fmt::Debug,
     io::Write,
     process::{Command, Output},
 };
 
+use conclave_client::pb;
+use prost::Message;
+
 use crate::{
-    named, run,
+    CONCLAVE, named, run,
     server::{Server, program},
 };
 
@@ -26,6 +30,8 @@ const COMMANDS: &[(&[&str], &str)] = &[
     (&["put", "a", "1", "--lease", "1"], ""),
     (&["put", "a", "1", "--lease", "1", "--ignore-lease"], ""),
     (&["put"], ""),
+    (&["put", "empty"], ""),
+    (&["put", "line"], "\n"),
     (&["put", "l/1", "1", "--lease=LEASE"], ""),
     (&["put", "l/1", "2", "--ignore-lease", "--prev-kv"], ""),
     (&["get", "a"], ""),
@@ -147,6 +153,73 @@ fn every_verb_prints_what_etcdctl_prints() {
                     "{arguments:?} -w {format}\n  etcdctl: {theirs}\n  ours:    {ours}"
                 ));
             }
+        }
+    }
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
+}
+
+/// What a client printed as a message of this type, as a text.
+fn message<T: Message + Default + Debug>(printed: &[u8]) -> String {
+    let message = T::decode(printed).unwrap_or_else(|error| panic!("{error}: {printed:?}"));
+    format!("{message:?}")
+}
+
+/// What is no message.
+fn plain(printed: &[u8]) -> String {
+    String::from_utf8(printed.to_vec()).expect("a text")
+}
+
+type Read = fn(&[u8]) -> String;
+
+/// Commands, their input and what their output is read as.
+const MESSAGES: &[(&[&str], &str, Read)] = &[
+    (&["put", "a", "1"], "", message::<pb::PutResponse>),
+    (&["put", "a", "2", "--prev-kv"], "", message::<pb::PutResponse>),
+    (&["get", "a"], "", message::<pb::RangeResponse>),
+    (&["get", "", "--prefix"], "", message::<pb::RangeResponse>),
+    (&["get", "none"], "", message::<pb::RangeResponse>),
+    (&["get", "a", "--rev=1000"], "", plain),
+    (&["txn"], "ver(\"a\") > \"0\"\n\nput t 1\nget a\ndel a\n\n\n", message::<pb::TxnResponse>),
+    (&["del", "t", "--prev-kv"], "", message::<pb::DeleteRangeResponse>),
+    (&["member", "list"], "", message::<pb::MemberListResponse>),
+    (&["member", "remove", "1"], "", plain),
+    // But the header.
+    (&["lease", "grant", "500"], "", message::<pb::ResponseHeader>),
+    (&["lease", "list"], "", message::<pb::ResponseHeader>),
+    (&["lease", "timetolive", "1"], "", message::<pb::ResponseHeader>),
+    (&["alarm", "list"], "", message::<pb::AlarmResponse>),
+    (&["role", "add", "r"], "", message::<pb::AuthRoleAddResponse>),
+    (&["role", "list"], "", message::<pb::AuthRoleListResponse>),
+    (&["user", "list"], "", message::<pb::AuthUserListResponse>),
+    (&["compaction", "3"], "", plain),
+    (&["watch", "a", "--rev=2"], "", message::<pb::WatchResponse>),
+    (&["endpoint", "status"], "", plain),
+    (&["endpoint", "hashkv"], "", plain),
+    (&["defrag"], "", plain),
+];
+
+#[test]
+fn messages_are_printed_as_by_etcdctl() {
+    let Some(program) = program("messages_are_printed_as_by_etcdctl") else { return };
+    if !has_etcdctl() {
+        return;
+    }
+    let (theirs, ours) = (Server::single(program.clone()), Server::single(program));
+    // The first call waits until the server serves.
+    for server in [&theirs, &ours] {
+        grant("etcdctl", &server.endpoint());
+    }
+    let mut differences = Vec::new();
+    for (arguments, input, read) in MESSAGES {
+        let shown = |client: &str, server: &Server| {
+            let arguments = [&["-w", "protobuf"], *arguments].concat();
+            let mut output = run(client, &server.endpoint(), &arguments, input);
+            output.stdout = read(&output.stdout).into_bytes();
+            normal(&output, &server.endpoint())
+        };
+        let (theirs, ours) = (shown("etcdctl", &theirs), shown(CONCLAVE, &ours));
+        if theirs != ours {
+            differences.push(format!("{arguments:?}\n  etcdctl: {theirs}\n  ours:    {ours}"));
         }
     }
     assert!(differences.is_empty(), "{}", differences.join("\n"));
