@@ -107,7 +107,7 @@ impl Tracer {
     pub(crate) fn begin<B>(&self, request: &Request<B>) -> CallSpan {
         let parent = self.parents.extract(&Headers(request.headers()));
         let name = request.uri().path().trim_start_matches('/');
-        let name = name.get(..TEXT_BYTES_MAX).unwrap_or(name);
+        let name = &name[..name.floor_char_boundary(TEXT_BYTES_MAX)];
         let (service, method) = name.split_once('/').unwrap_or((name, ""));
         let attributes = [
             ("rpc.system", Value::from("grpc")),

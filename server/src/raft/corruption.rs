@@ -2,8 +2,9 @@
 //!
 //! Each member notes the digest of all events at each compaction, which is the same place of the log for
 //! all; the leader collects them. With `--corrupt-check-time` it also has everyone read and hash all that is
-//! stored, from time to time; with the feature gate `InitialCorruptCheck` every member does when it starts. A member that more than half of all contradict is fenced: it stops for good, and
-//! the others go on. If nobody can tell who is right, the CORRUPT alarm stops everything, as in etcd.
+//! stored, from time to time; with the feature gate `InitialCorruptCheck` every member does when it starts.
+//! A member that more than half of all contradict is fenced: it stops for good, and the others go on. If
+//! nobody can tell who is right, the CORRUPT alarm stops everything, as in etcd.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
