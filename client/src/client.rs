@@ -24,7 +24,7 @@ use crate::{
     builder::Builder,
     endpoint::Endpoint,
     error::{Error, Outcome},
-    login::{Channel, LOGINS_PER_CALL_MAX},
+    login::{Channel, Logins},
     session::Heart,
     writes::Writers,
 };
@@ -155,7 +155,7 @@ impl Client {
         let shares = retry.shares(self.pool.endpoints.len());
         let mut backoff = Backoff::default();
         let mut tried: Vec<usize> = Vec::new();
-        let mut logins = 0;
+        let mut logins = Logins::default();
         let mut doubt = None;
         loop {
             let index = self.pool.choose(&tried);
@@ -167,9 +167,7 @@ impl Client {
                 Ok(answer) => return Ok((answer, doubt)),
                 Err(error) => error,
             };
-            // Refused before anything was done; the next attempt asks for a token first.
-            if error.wants_login() && endpoint.has_login() && logins < LOGINS_PER_CALL_MAX {
-                logins += 1;
+            if logins.may_help(&error, endpoint) {
                 continue;
             }
             if !retry.covers(&error) {

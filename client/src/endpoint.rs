@@ -9,11 +9,15 @@ use std::{
 };
 
 use conclave_transport::{ClientTls, Connector, Followed, Target};
-use tonic::transport::{self, Endpoint as Transport};
+use tonic::{
+    Status,
+    transport::{self, Endpoint as Transport},
+};
 
 use crate::{
     backoff,
     builder::Settings,
+    error::Error,
     login::{Channel, Desk},
 };
 
@@ -75,6 +79,16 @@ impl Endpoint {
     /// Whether calls are made as a user.
     pub(crate) fn has_login(&self) -> bool {
         self.desk.is_some()
+    }
+
+    /// What a stream that was open ended with. If that is a refusal of its token, which no header told, the
+    /// next one asks for another.
+    pub(crate) fn ended(&self, status: Status) -> Error {
+        let error = Error::from_status(status, &self.address);
+        if error.wants_login() {
+            self.forget_token();
+        }
+        error
     }
 
     /// A watcher was refused for want of a valid token: the next one asks for another.

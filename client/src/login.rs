@@ -21,12 +21,13 @@ use tonic::{
 };
 use tower::Service;
 
-use crate::error::Error;
+use crate::{endpoint::Endpoint, error::Error};
 
 /// Where etcd looks for the token.
 const TOKEN: &str = "token";
-/// How often a call begins again with a new token. Tokens of busy clusters may age while they travel.
-pub(crate) const LOGINS_PER_CALL_MAX: u32 = 3;
+/// How often in a row a call or stream begins again with a new token. Tokens of busy clusters may age while
+/// they travel.
+const LOGINS_PER_CALL_MAX: u32 = 3;
 /// What a server says whose users changed, or that was started again. None of it was carried out.
 const STALE: [&str; 3] = [
     "etcdserver: invalid auth token",
@@ -44,6 +45,28 @@ impl Error {
     /// Whether the same call may succeed with a new token.
     pub(crate) fn wants_login(&self) -> bool {
         self.status().is_some_and(|status| is_stale(status.message()))
+    }
+}
+
+/// How often in a row one call or stream began again with a new token.
+#[derive(Debug, Default)]
+pub(crate) struct Logins {
+    times: u32,
+}
+
+impl Logins {
+    /// Whether to begin again. Nothing was carried out, the endpoint is well, and the next attempt
+    /// asks for a token first.
+    pub(crate) fn may_help(&mut self, error: &Error, endpoint: &Endpoint) -> bool {
+        let may_help =
+            error.wants_login() && endpoint.has_login() && self.times < LOGINS_PER_CALL_MAX;
+        self.times += u32::from(may_help);
+        may_help
+    }
+
+    /// The token was good.
+    pub(crate) fn succeeded(&mut self) {
+        self.times = 0;
     }
 }
 

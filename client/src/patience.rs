@@ -5,7 +5,7 @@ use std::{future::Future, time::Duration};
 use tokio::time::{Instant, timeout_at};
 use tonic::{Code, Response, Status, Streaming};
 
-use crate::login::Channel;
+use crate::login::{Channel, Logins};
 use crate::{
     backoff::Backoff,
     client::Client,
@@ -90,18 +90,24 @@ pub(crate) async fn wait<A: Ask>(
     ask: &mut A,
 ) -> Result<A::Done, Error> {
     let mut backoff = Backoff::default();
+    let mut logins = Logins::default();
     let give_up = patience.give_up(client);
     loop {
         let endpoint = client.endpoint();
-        let error = match once(client, &endpoint, (patience, give_up), ask).await {
+        let asked = once(client, &endpoint, (patience, give_up), ask, &mut logins).await;
+        let error = match asked {
             Ok(done) => return Ok(done),
             Err(error) => error,
         };
+        let needs_login = logins.may_help(&error, &endpoint);
         let next = Instant::now() + backoff.next();
-        if !error.is_passing() || give_up.is_some_and(|give_up| next >= give_up) {
+        let is_passing = needs_login || error.is_passing();
+        if !is_passing || give_up.is_some_and(|give_up| next >= give_up) {
             return Err(error);
         }
-        endpoint.failed();
+        if !needs_login {
+            endpoint.failed();
+        }
         tracing::debug!(endpoint = endpoint.address(), %error, "asking once more");
         tokio::time::sleep_until(next).await;
     }
@@ -113,6 +119,7 @@ async fn once<A: Ask>(
     endpoint: &Endpoint,
     (patience, give_up): (Patience, Option<Instant>),
     ask: &mut A,
+    logins: &mut Logins,
 ) -> Result<A::Done, Error> {
     let timeout = client.timeout().min(FIRST_ANSWER_TIMEOUT_MAX);
     let until = Instant::now() + timeout;
@@ -121,10 +128,10 @@ async fn once<A: Ask>(
         endpoint: endpoint.address().to_owned(),
         timeout,
     };
-    let failed = |status| Error::from_status(status, endpoint.address());
     let opening = ask.open(endpoint.channel(), patience.left_ms());
     let opened = timeout_at(until, opening).await.map_err(late)?;
-    let mut answers = opened.map_err(failed)?.into_inner();
+    let opened = opened.map_err(|status| Error::from_status(status, endpoint.address()))?;
+    let mut answers = opened.into_inner();
     let mut first = Some(until);
     loop {
         let answer = match (first.take(), give_up) {
@@ -135,8 +142,10 @@ async fn once<A: Ask>(
             (None, None) => answers.message().await,
         };
         let broken = || Status::new(Code::Unavailable, "the stream of a request ended");
-        let answer = answer.map_err(failed)?.ok_or_else(|| failed(broken()))?;
+        let answer = answer.and_then(|answer| answer.ok_or_else(broken));
+        let answer = answer.map_err(|status| endpoint.ended(status))?;
         endpoint.succeeded();
+        logins.succeeded();
         match ask.hear(answer) {
             Heard::Done(done) => return Ok(done),
             Heard::Failed(error) => return Err(error),

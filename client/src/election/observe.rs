@@ -25,6 +25,7 @@ use crate::{
     client::Client,
     endpoint::Endpoint,
     error::{Error, Outcome},
+    login::Logins,
     mirror::{Mirror, Step},
 };
 
@@ -82,7 +83,8 @@ impl Observer {
     pub(super) fn start(client: &Client, name: &Bytes, from: i64) -> Self {
         let (leaders, receiver) = mpsc::channel(LEADERS_MAX);
         let (client, name) = (client.clone(), name.clone());
-        let following = Following { client, name, from, leaders, told: None };
+        let (told, logins) = (None, Logins::default());
+        let following = Following { client, name, from, leaders, told, logins };
         let task = AbortOnDropHandle::new(tokio::spawn(following.run()));
         Self { leaders: receiver, _task: task }
     }
@@ -154,6 +156,7 @@ struct Following {
     leaders: mpsc::Sender<Result<Option<Leader>, Error>>,
     /// What was told last.
     told: Option<Option<KeyValue>>,
+    logins: Logins,
 }
 
 /// Nobody listens any more.
@@ -172,6 +175,7 @@ impl Following {
                 Error::Unimplemented(_) => return self.look().await,
                 // What was before cannot be told any more.
                 Error::Compacted { .. } if self.from > 0 => self.from = 0,
+                error if self.logins.may_help(&error, &endpoint) => sleep(backoff.next()).await,
                 error if error.is_passing() => {
                     endpoint.failed();
                     sleep(backoff.next()).await;
@@ -193,7 +197,6 @@ impl Following {
             endpoint: endpoint.address().to_owned(),
             timeout: limit,
         };
-        let failed = |status| Error::from_status(status, endpoint.address());
         let start_revision = self.from;
         let request = ObserveRequest { name: self.name.clone(), start_revision };
         let mut request = Request::new(request);
@@ -202,11 +205,14 @@ impl Following {
         let election = ElectionServiceClient::new(endpoint.channel());
         let mut election = election.max_decoding_message_size(usize::MAX);
         let opened = timeout(limit, election.observe(request)).await.map_err(late)?;
-        let mut answers: Streaming<ObserveResponse> = opened.map_err(failed)?.into_inner();
+        let opened = opened.map_err(|status| Error::from_status(status, endpoint.address()))?;
+        let mut answers: Streaming<ObserveResponse> = opened.into_inner();
         let mut next = timeout(limit, answers.message()).await.map_err(late)?;
         loop {
-            let answer = next.map_err(failed)?.ok_or_else(|| failed(broken()))?;
+            let answer = next.and_then(|answer| answer.ok_or_else(broken));
+            let answer = answer.map_err(|status| endpoint.ended(status))?;
             endpoint.succeeded();
+            self.logins.succeeded();
             backoff.reset();
             self.from = answer.revision;
             if self.tell(Leader::of(answer)).await.is_err() {

@@ -16,6 +16,7 @@ use crate::{
     client::Client,
     endpoint::Endpoint,
     error::{Error, Outcome},
+    login::Logins,
 };
 
 /// Time for an endpoint to begin to answer.
@@ -99,7 +100,8 @@ impl Changes {
             ended => {
                 endpoint.failed();
                 if let Err(status) = ended {
-                    tracing::debug!(%status, "the watch of a service broke");
+                    let error = endpoint.ended(status);
+                    tracing::debug!(%error, "the watch of a service broke");
                 }
                 self.stream = None;
                 Ok(Step::Connected(false))
@@ -108,7 +110,17 @@ impl Changes {
     }
 
     async fn open(&mut self) -> Result<(), Error> {
-        let endpoint = self.client.endpoint();
+        let mut logins = Logins::default();
+        loop {
+            let endpoint = self.client.endpoint();
+            match self.open_on(&endpoint).await {
+                Err(error) if logins.may_help(&error, &endpoint) => {}
+                opened => return opened,
+            }
+        }
+    }
+
+    async fn open_on(&mut self, endpoint: &Arc<Endpoint>) -> Result<(), Error> {
         let client = DiscoveryServiceClient::new(endpoint.channel());
         let mut client = client.max_decoding_message_size(usize::MAX);
         if self.is_partial {
@@ -118,7 +130,7 @@ impl Changes {
         let limit = self.client.timeout().min(OPEN_TIMEOUT_MAX);
         let error = match timeout(limit, client.watch(self.request.clone())).await {
             Ok(Ok(opened)) => {
-                self.stream = Some((opened.into_inner(), endpoint));
+                self.stream = Some((opened.into_inner(), Arc::clone(endpoint)));
                 return Ok(());
             }
             Ok(Err(status)) => Error::from_status(status, endpoint.address()),
@@ -134,7 +146,9 @@ impl Changes {
             let status = Status::new(Code::Unavailable, "the cluster is at an older revision");
             return Err(Error::from_status(status, endpoint.address()));
         }
-        endpoint.failed();
+        if !error.wants_login() {
+            endpoint.failed();
+        }
         Err(error)
     }
 }

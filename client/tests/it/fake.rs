@@ -1,6 +1,10 @@
 //! A server of sessions and native locks that does what a test tells it, in order to fail in ways in
 //! which a real one fails seldom.
 
+mod election;
+mod registry;
+mod users;
+
 use std::{
     collections::VecDeque,
     net::SocketAddr,
@@ -19,15 +23,17 @@ use conclave_client::v1::{
     SessionEndResponse, SessionListRequest, SessionListResponse, SessionOpenRequest,
     SessionOpenResponse, WriteRequest, WriteResponse,
     acquire_response::Event,
+    discovery_service_server::DiscoveryServiceServer,
+    election_service_server::ElectionServiceServer,
     lock_service_server::{LockService, LockServiceServer},
     session_service_server::{SessionService, SessionServiceServer},
     write_service_server::{WriteService, WriteServiceServer},
 };
 use futures::{StreamExt, stream, stream::BoxStream};
 use parking_lot::Mutex;
-use tokio::runtime::Runtime;
+use tokio::{runtime::Runtime, sync::watch};
 use tokio_stream::wrappers::TcpListenerStream;
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Request, Response, Status, Streaming, service::InterceptorLayer};
 
 /// What the server was asked, and how it shall answer.
 #[derive(Debug, Default)]
@@ -44,6 +50,33 @@ pub(crate) struct Script {
     /// Writes as they came, and the answers to those that come next; then there are none.
     pub(crate) writes: Mutex<Vec<WriteRequest>>,
     pub(crate) write_answers: Mutex<VecDeque<Result<WriteResponse, Status>>>,
+    /// Candidacies that were opened, and streams of leaders.
+    pub(crate) campaigns: AtomicUsize,
+    pub(crate) observers: AtomicUsize,
+    /// Number of the token that is good; 0: nobody needs one.
+    pub(crate) token: AtomicUsize,
+    pub(crate) logins: AtomicUsize,
+    /// Everything is refused as by a learner.
+    pub(crate) is_learner: AtomicBool,
+    /// With what all streams broke last.
+    broken: watch::Sender<Option<Status>>,
+}
+
+impl Script {
+    /// Breaks the streams that are open, those that were counted among them.
+    pub(crate) fn break_streams(&self, with: Status) {
+        self.broken.send_replace(Some(with));
+    }
+
+    /// What is said, and then nothing until the streams are broken.
+    fn say<T: Send + 'static>(&self, said: Vec<T>) -> BoxStream<'static, Result<T, Status>> {
+        let mut broken = self.broken.subscribe();
+        let broken = async move {
+            broken.changed().await.ok();
+            Err(broken.borrow().clone().expect("it is broken with something"))
+        };
+        stream::iter(said.into_iter().map(Ok)).chain(stream::once(broken)).boxed()
+    }
 }
 
 /// A server with a runtime of its own.
@@ -64,7 +97,12 @@ impl Fake {
         let scripted = Arc::clone(&script);
         runtime.spawn(async move {
             let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
+            let gate = Arc::clone(&scripted);
             tonic::transport::Server::builder()
+                .layer(InterceptorLayer::new(move |request| users::admit(&gate, request)))
+                .add_service(users::Desk(Arc::clone(&scripted)))
+                .add_service(ElectionServiceServer::new(Scripted(Arc::clone(&scripted))))
+                .add_service(DiscoveryServiceServer::new(Scripted(Arc::clone(&scripted))))
                 .add_service(LockServiceServer::new(Scripted(Arc::clone(&scripted))))
                 .add_service(WriteServiceServer::new(Scripted(Arc::clone(&scripted))))
                 .add_service(SessionServiceServer::new(Scripted(scripted)))
@@ -98,15 +136,17 @@ impl LockService for Scripted {
         request: Request<AcquireRequest>,
     ) -> Result<Response<Self::AcquireStream>, Status> {
         let AcquireRequest { names, request_id, .. } = request.into_inner();
-        self.0.acquired.lock().push(request_id);
-        let say = |event| stream::iter([Ok(AcquireResponse { event: Some(event) })]);
+        let say = |event| {
+            let answers = self.0.say(vec![AcquireResponse { event: Some(event) }]);
+            self.0.acquired.lock().push(request_id);
+            Ok(Response::new(answers))
+        };
         if self.0.is_held.load(Ordering::Relaxed) {
-            let queued = say(Event::Queued(Queued { position: 1 }));
-            return Ok(Response::new(queued.chain(stream::pending()).boxed()));
+            return say(Event::Queued(Queued { position: 1 }));
         }
         let held = |name: Bytes| HeldLock { key: name.clone(), name, fence: 1 };
         let locks = names.into_iter().map(held).collect();
-        Ok(Response::new(say(Event::Granted(Granted { locks, revision: 1 })).boxed()))
+        say(Event::Granted(Granted { locks, revision: 1 }))
     }
 
     async fn release(

@@ -2,8 +2,9 @@
 
 use std::{future::IntoFuture, sync::atomic::Ordering, time::Duration};
 
-use conclave_client::{Client, Error, Outcome, Session, SessionState};
+use conclave_client::{Client, Error, Outcome, Session, SessionState, v1::InstanceFilter};
 use tokio::{runtime::Runtime, time::timeout};
+use tonic::Status;
 
 use crate::{
     SOON, eventually,
@@ -127,4 +128,45 @@ async fn calls_may_have_all_the_time_there_is() {
     let lock = session.lock("x").try_now().await.unwrap();
     lock.release().await.unwrap();
     assert!(client.with_timeout(Duration::MAX).timeout() < Duration::MAX);
+}
+
+#[tokio::test]
+async fn a_void_token_ends_neither_leaderships_nor_waits() {
+    let fake = Fake::start();
+    let script = &fake.script;
+    script.token.store(1, Ordering::Relaxed);
+    script.is_held.store(true, Ordering::Relaxed);
+    let client = Client::builder([fake.endpoint()]).user("ann", "annpw").build().unwrap();
+    let session = client.session().ttl(Duration::from_secs(600)).await.unwrap();
+    let leadership = session.election("e").campaign("10.0.0.7").await.unwrap();
+    let waiting = tokio::spawn(session.lock("x").into_future());
+    let mut leaders = client.election("e").observe();
+    leaders.leader().await.unwrap().unwrap();
+    let mut changes = client.service("s").changes(InstanceFilter::default());
+    changes.next().await.unwrap();
+    eventually("it waits", async || (script.acquired.lock().len() == 1).then_some(())).await;
+
+    // Tokens end with the member that gave them out; and a change of users makes them void, which is told
+    // in the midst of a stream.
+    let stopped = Status::unavailable("etcdserver: server stopped");
+    let changed = Status::invalid_argument("etcdserver: revision of auth store is old");
+    for (round, end) in [stopped, changed].into_iter().enumerate() {
+        let logins = script.logins.load(Ordering::Relaxed);
+        script.token.store(2, Ordering::Relaxed);
+        script.break_streams(end);
+        let leader = timeout(SOON, leaders.leader()).await.expect("it is told again");
+        leader.unwrap().unwrap();
+        timeout(SOON, changes.next()).await.expect("it is told again").unwrap();
+        let asked_again = async || {
+            let campaigns = script.campaigns.load(Ordering::Relaxed);
+            (campaigns == round + 2 && script.acquired.lock().len() == round + 2).then_some(())
+        };
+        eventually("both streams are opened again", asked_again).await;
+        assert!(script.logins.load(Ordering::Relaxed) > logins, "with a new token");
+    }
+    assert_eq!(leadership.loss(), None);
+    assert!(!leadership.lost().is_cancelled());
+    script.is_held.store(false, Ordering::Relaxed);
+    script.break_streams(Status::unavailable("etcdserver: server stopped"));
+    drop(timeout(SOON, waiting).await.expect("it is granted").unwrap().unwrap());
 }
