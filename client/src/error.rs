@@ -164,6 +164,10 @@ impl Error {
         }
         match status.code() {
             Code::InvalidArgument => Self::Invalid(status),
+            // This member cannot, others can.
+            Code::FailedPrecondition if status.message() == NOT_FOR_LEARNERS => {
+                Self::Unavailable { outcome: Outcome::NotApplied, endpoint, status }
+            }
             Code::FailedPrecondition | Code::AlreadyExists | Code::Aborted => Self::Refused(status),
             Code::NotFound => Self::NotFound(status),
             Code::OutOfRange => out_of_range(status),
@@ -204,6 +208,7 @@ impl Error {
 
 const TOO_MANY_REQUESTS: &str = "etcdserver: too many requests";
 const NO_LEADER: &str = "etcdserver: no leader";
+const NOT_FOR_LEARNERS: &str = "etcdserver: rpc not supported for learner";
 
 fn out_of_range(status: Status) -> Error {
     match status.message() {
@@ -257,6 +262,14 @@ mod tests {
         ] {
             assert_eq!(outcome(code, message), Outcome::Unknown, "{message}");
         }
+    }
+
+    #[test]
+    fn a_learner_is_an_endpoint_that_cannot_serve() {
+        let status = Status::new(Code::FailedPrecondition, NOT_FOR_LEARNERS);
+        let error = Error::from_status(status, "n1");
+        assert!(error.is_unavailable(), "{error:?}");
+        assert_eq!(error.outcome(), Outcome::NotApplied);
     }
 
     #[test]

@@ -170,3 +170,20 @@ async fn a_void_token_ends_neither_leaderships_nor_waits() {
     script.break_streams(Status::unavailable("etcdserver: server stopped"));
     drop(timeout(SOON, waiting).await.expect("it is granted").unwrap().unwrap());
 }
+
+#[tokio::test]
+async fn a_learner_among_the_endpoints_fails_nothing() {
+    let (voter, learner) = (Fake::start(), Fake::start());
+    learner.script.is_learner.store(true, Ordering::Relaxed);
+    let client = Client::builder([voter.endpoint(), learner.endpoint()]).build().unwrap();
+    let session = client.session().ttl(Duration::from_secs(600)).await.unwrap();
+    let leadership = session.election("e").campaign("10.0.0.7").await.unwrap();
+    for round in 0..6 {
+        session.lock("x").await.unwrap().release().await.unwrap();
+        // Whichever endpoint it is opened on first.
+        voter.script.break_streams(Status::unavailable("etcdserver: server stopped"));
+        let campaigns = || voter.script.campaigns.load(Ordering::Relaxed);
+        eventually("it goes on", async || (campaigns() == round + 2).then_some(())).await;
+    }
+    assert_eq!(leadership.loss(), None);
+}
