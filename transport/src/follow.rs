@@ -24,8 +24,16 @@ type Make<T> = Box<dyn Fn() -> Result<T, Error> + Send + Sync>;
 pub struct Followed<T> {
     current: RwLock<Arc<T>>,
     files: Vec<PathBuf>,
-    seen: Mutex<Vec<Stamp>>,
+    seen: Mutex<Seen>,
     make: Make<T>,
+}
+
+/// What the looks so far have found.
+struct Seen {
+    /// The files from which the current configuration was made.
+    made: Vec<Stamp>,
+    /// The files that could not be used last, and why not.
+    refused: Option<(Vec<Stamp>, String)>,
 }
 
 impl<T> Followed<T> {
@@ -38,7 +46,7 @@ impl<T> Followed<T> {
         make: impl Fn() -> Result<T, Error> + Send + Sync + 'static,
     ) -> Result<Self, Error> {
         // Before the files are read: a change in between is then seen by the next look.
-        let seen = Mutex::new(stamps(&files));
+        let seen = Mutex::new(Seen { made: stamps(&files), refused: None });
         let current = RwLock::new(Arc::new(make()?));
         Ok(Self { current, files, seen, make: Box::new(make) })
     }
@@ -53,18 +61,33 @@ impl<T> Followed<T> {
         &self.files
     }
 
-    /// Makes it anew if a file has changed since the last look. `None` if none has. Reads files.
+    /// Makes it anew if a file has changed since it was made last. `None` if none has, or if what is
+    /// wrong with the changed ones was told before. Reads files.
     ///
     /// # Errors
     /// Inside: why the files cannot be used; what was made before stays.
     pub fn look(&self) -> Option<Result<(), Error>> {
         let mut seen = self.seen.lock();
         let now = stamps(&self.files);
-        if *seen == now {
+        if seen.made == now {
+            seen.refused = None;
             return None;
         }
-        *seen = now;
-        Some((self.make)().map(|made| *self.current.write() = Arc::new(made)))
+        // Also if the same files were refused before: one may have become readable, which is nothing
+        // that the stamps show.
+        match (self.make)() {
+            Ok(made) => {
+                *self.current.write() = Arc::new(made);
+                *seen = Seen { made: now, refused: None };
+                Some(Ok(()))
+            }
+            Err(error) => {
+                let refused = Some((now, error.to_string()));
+                let is_told = seen.refused == refused;
+                seen.refused = refused;
+                (!is_told).then_some(Err(error))
+            }
+        }
     }
 }
 
@@ -80,4 +103,44 @@ fn stamps(files: &[PathBuf]) -> Vec<Stamp> {
         Some((data.ino(), data.len(), data.modified().ok()))
     };
     files.iter().map(stamp).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn files_that_become_usable_without_looking_different_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("key");
+        fs::write(&file, "one").unwrap();
+        let is_readable = Arc::new(AtomicBool::new(true));
+        let (readable, read) = (is_readable.clone(), file.clone());
+        let make = move || {
+            let source = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
+            if !readable.load(Ordering::Relaxed) {
+                return Err(Error::Read { what: "the key", path: read.clone(), source });
+            }
+            fs::read_to_string(&read).map_err(|source| Error::Read {
+                what: "the key",
+                path: read.clone(),
+                source,
+            })
+        };
+        let followed = Followed::new(vec![file.clone()], make).unwrap();
+
+        // As when a key is copied first and given to its owner afterwards.
+        fs::write(&file, "another").unwrap();
+        is_readable.store(false, Ordering::Relaxed);
+        assert!(matches!(followed.look(), Some(Err(Error::Read { .. }))));
+        assert!(followed.look().is_none(), "the same breakage is told once");
+        assert_eq!(*followed.current(), "one");
+        is_readable.store(true, Ordering::Relaxed);
+        assert!(matches!(followed.look(), Some(Ok(()))));
+        assert_eq!(*followed.current(), "another");
+        assert!(followed.look().is_none(), "nothing has changed");
+    }
 }
