@@ -233,7 +233,15 @@ impl Running {
 /// # Errors
 /// [`RunError`]: it did not start, or a failure of raft or the storage ended it.
 pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Result<(), RunError> {
-    let running = start(settings).await?;
+    tokio::pin!(shutdown);
+    let running = tokio::select! {
+        // Waiting for peers may take for ever, and reading a long log minutes.
+        () = &mut shutdown => {
+            tracing::info!("stopped before this member had started");
+            return Ok(());
+        }
+        started = start(settings) => started?,
+    };
     let end = {
         let failed = async {
             match running.ready().await {
@@ -248,7 +256,7 @@ pub async fn run(settings: Settings, shutdown: impl Future<Output = ()>) -> Resu
         };
         let ended = async {
             tokio::select! {
-                () = shutdown => End::Asked,
+                () = &mut shutdown => End::Asked,
                 reason = failed => End::Failed(reason),
                 () = removed => End::Removed,
             }

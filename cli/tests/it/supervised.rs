@@ -1,5 +1,6 @@
 //! What a supervisor sees and does: systemd's notifications, and leadership given away before a stop.
 
+use std::io::{BufRead as _, BufReader};
 use std::os::unix::net::UnixDatagram;
 use std::process::{Child, Command, Stdio};
 use std::time::Instant;
@@ -61,6 +62,32 @@ fn systemd_is_told_that_a_member_is_ready_lives_and_stops() {
     signal(&child, "TERM");
     wait_for(&socket, "STOPPING=1");
     assert!(child.wait().expect("a child").success());
+}
+
+#[test]
+fn a_member_that_waits_for_its_peers_can_be_stopped() {
+    let dir = TempDir::new().unwrap();
+    let [a, b, client] = [(); 3].map(|()| format!("http://127.0.0.1:{}", free_port()));
+    let mut child = Command::new(CONCLAVE)
+        .args(["server", "--name=a", "--data-dir"])
+        .arg(dir.path().join("a"))
+        .arg(format!("--listen-client-urls={client}"))
+        .arg(format!("--advertise-client-urls={client}"))
+        .arg(format!("--listen-peer-urls={a}"))
+        .arg(format!("--initial-advertise-peer-urls={a}"))
+        .arg(format!("--initial-cluster=a={a},b={b}"))
+        .env_clear()
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the server starts");
+    let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines();
+    let waits = lines.any(|line| line.unwrap().contains("waiting for peers"));
+    assert!(waits, "it ended by itself");
+    signal(&child, "TERM");
+    let said: Vec<String> = lines.map(Result::unwrap).collect();
+    assert!(child.wait().expect("a child").success(), "{said:?}");
 }
 
 /// The id of the member that leads, as all members see it, once they agree.
