@@ -25,14 +25,19 @@ pub(crate) const FORWARDS_MAX: usize = 64;
 /// How long the leader may take to accept a stream.
 const OPEN_TIMEOUT: Duration = Duration::from_millis(1500);
 
-type Pending = HashMap<u64, oneshot::Sender<Offer>>;
-
 /// An open stream of batches.
 #[derive(Debug)]
 pub(crate) struct Forwards {
+    /// `None` once it has ended: without a sender of requests it ends at the leader, too.
+    stream: Mutex<Option<Open>>,
+}
+
+/// What a stream has while it is open.
+#[derive(Debug)]
+struct Open {
     requests: mpsc::Sender<ProposeRequest>,
-    /// What waits for its answer, by the id of the request; `None` once the stream has ended.
-    pending: Mutex<Option<Pending>>,
+    /// What waits for its answer, by the id of the request.
+    pending: HashMap<u64, oneshot::Sender<Offer>>,
 }
 
 /// Takes a request off the list, even if nobody waits for its answer any more.
@@ -43,8 +48,8 @@ struct Listed<'a> {
 
 impl Drop for Listed<'_> {
     fn drop(&mut self) {
-        if let Some(pending) = self.forwards.pending.lock().as_mut() {
-            pending.remove(&self.id);
+        if let Some(open) = self.forwards.stream.lock().as_mut() {
+            open.pending.remove(&self.id);
         }
     }
 }
@@ -60,20 +65,20 @@ impl Forwards {
         let answers = tokio::time::timeout(OPEN_TIMEOUT, opened)
             .await
             .map_err(|_elapsed| Status::deadline_exceeded("no answer from the leader"))??;
-        let pending = Mutex::new(Some(Pending::new()));
-        let forwards = Arc::new(Self { requests, pending });
+        let open = Open { requests, pending: HashMap::new() };
+        let forwards = Arc::new(Self { stream: Mutex::new(Some(open)) });
         tokio::spawn(forwards.clone().answer(answers.into_inner()));
         Ok(forwards)
     }
 
     /// Whether batches can still be sent.
     pub(crate) fn is_open(&self) -> bool {
-        self.pending.lock().is_some()
+        self.stream.lock().is_some()
     }
 
     /// Gives the stream up; what it did not answer has an unknown fate.
     pub(crate) fn close(&self) {
-        drop(self.pending.lock().take());
+        drop(self.stream.lock().take());
     }
 
     /// Sends a batch and waits until the leader refuses it or its fate is unknown; cancelled when the
@@ -83,10 +88,10 @@ impl Forwards {
         let id = rand::random();
         request.id = id;
         {
-            let mut pending = self.pending.lock();
-            let Some(pending) = pending.as_mut() else { return Offer::NotLeader };
-            match self.requests.try_send(request) {
-                Ok(()) => pending.insert(id, answer),
+            let mut stream = self.stream.lock();
+            let Some(open) = stream.as_mut() else { return Offer::NotLeader };
+            match open.requests.try_send(request) {
+                Ok(()) => open.pending.insert(id, answer),
                 Err(TrySendError::Full(_)) => return Offer::Busy,
                 // The connection is gone, and the next batch opens another.
                 Err(TrySendError::Closed(_)) => return Offer::NotLeader,
@@ -112,7 +117,9 @@ impl Forwards {
     }
 
     fn settle(&self, answer: &ProposeResponse) {
-        let waiting = self.pending.lock().as_mut().and_then(|pending| pending.remove(&answer.id));
+        let mut stream = self.stream.lock();
+        let waiting = stream.as_mut().and_then(|open| open.pending.remove(&answer.id));
+        drop(stream);
         if let Some(waiting) = waiting {
             // Whoever gave up asks no more.
             waiting.send(offer(answer.result())).ok();

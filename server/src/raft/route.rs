@@ -18,7 +18,8 @@ use super::heard::Heard;
 use super::link::{Link, Links, Purpose};
 use super::rounds::Rounds;
 
-/// How long a forwarded proposal may wait for its answer; the caller's own deadline is shorter.
+/// How long a forwarded proposal may wait for its answer, after which the stream is given up. Callers
+/// wait longer only with election timeouts of seconds.
 const FORWARD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a forwarded read index or lease call may take before it is tried again.
 const ASK_TIMEOUT: Duration = Duration::from_millis(1500);

@@ -5,6 +5,7 @@
 //! is answered as done without installing, which log matching makes true; the second is refused.
 
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use conclave_proto::internal::{self, snapshot_chunk};
@@ -12,10 +13,13 @@ use conclave_raft_store::codec::{self, CodecError};
 use conclave_raft_store::log::LogStore;
 use conclave_raft_store::reader::Reader;
 use conclave_raft_store::snapshot::{SnapshotContent, SnapshotFile, SnapshotSink, StagedFile};
-use conclave_raft_store::types::{LogId, SnapshotMeta, Vote};
+use conclave_raft_store::types::{LogId, SnapshotMeta, TypeConfig, Vote};
+use openraft::alias::SnapshotOf;
 use openraft::async_runtime::WatchReceiver;
+use openraft::error::Fatal;
+use openraft::raft::SnapshotResponse;
 use openraft::storage::{RaftLogReader as _, RaftLogStorage as _, Snapshot};
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::{Mutex, OwnedMutexGuard};
 use tonic::{Status, Streaming};
 
 use super::Raft;
@@ -31,7 +35,7 @@ pub(crate) struct SnapshotReceiver {
     reader: Reader,
     counts: Counts,
     /// Held from the first piece until raft has installed or refused.
-    is_busy: Mutex<()>,
+    is_busy: Arc<Mutex<()>>,
 }
 
 /// A header that was understood.
@@ -43,7 +47,7 @@ struct Offered {
 
 impl SnapshotReceiver {
     pub(crate) fn new(raft: Raft, log: LogStore, reader: Reader, counts: Counts) -> Self {
-        Self { raft, log, reader, counts, is_busy: Mutex::default() }
+        Self { raft, log, reader, counts, is_busy: Arc::default() }
     }
 
     /// What an earlier transfer has left, to go on with.
@@ -58,9 +62,9 @@ impl SnapshotReceiver {
         Ok(staged.map(message).collect())
     }
 
-    fn begin(&self) -> Result<MutexGuard<'_, ()>, Status> {
+    fn begin(&self) -> Result<OwnedMutexGuard<()>, Status> {
         let busy = |_| Status::aborted("another snapshot is being received");
-        self.is_busy.try_lock().map_err(busy)
+        self.is_busy.clone().try_lock_owned().map_err(busy)
     }
 
     /// Receives and installs what follows `header`; returns the vote to answer with.
@@ -74,7 +78,7 @@ impl SnapshotReceiver {
     ) -> Result<Vote, Status> {
         let from = header.sender.map_or(0, |sender| sender.from);
         let offered = offered(header).map_err(|e| Status::invalid_argument(e.to_string()))?;
-        let _busy = self.begin()?;
+        let busy = self.begin()?;
         let index = offered.meta.last_log_id.map_or(0, |id| id.index);
         let own_vote = self.raft.metrics().borrow_watched().vote;
         if own_vote > offered.vote {
@@ -98,12 +102,29 @@ impl SnapshotReceiver {
             return Ok(vote);
         }
         let snapshot = Snapshot { meta, snapshot: staged };
-        let installing = Pending::new(&self.counts.snapshots_installing);
-        let installed = self.raft.install_full_snapshot(vote, snapshot).await;
-        drop(installing);
-        let answer = installed.map_err(|fatal| Status::internal(fatal.to_string()))?;
+        let installed = tokio::spawn(self.install(vote, snapshot, busy));
+        let answer = installed.await.map_err(|error| Status::internal(error.to_string()))?;
+        let answer = answer.map_err(|fatal| Status::internal(fatal.to_string()))?;
         tracing::info!(index, "installed a snapshot");
         Ok(answer.vote)
+    }
+
+    /// Installs to the end, also if the sender gives its call up: raft goes on, so another transfer must
+    /// not begin before that.
+    fn install(
+        &self,
+        vote: Vote,
+        snapshot: SnapshotOf<TypeConfig, SnapshotContent>,
+        busy: OwnedMutexGuard<()>,
+    ) -> impl Future<Output = Result<SnapshotResponse<TypeConfig>, Fatal<TypeConfig>>> + use<> {
+        let (raft, pending) = (self.raft.clone(), self.counts.snapshots_installing.clone());
+        async move {
+            let installing = Pending::new(&pending);
+            let installed = raft.install_full_snapshot(vote, snapshot).await;
+            drop(installing);
+            drop(busy);
+            installed
+        }
     }
 
     /// Whether this member's log already contains, or has applied, the entry.
