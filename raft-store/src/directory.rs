@@ -28,6 +28,9 @@ impl Directory {
     /// Creates `root` if needed and sweeps leftovers; also returns the live database, if any.
     pub(crate) fn open(root: &Path) -> io::Result<(Self, Option<StateDir>)> {
         fs::create_dir_all(root)?;
+        if let Some(parent) = std::path::absolute(root)?.parent() {
+            sync_dir(parent)?;
+        }
         let current = read_pointer(root)?;
         let last_number = current.as_deref().and_then(number_of).unwrap_or(0);
         if let Some(name) = &current

@@ -1,6 +1,6 @@
 //! The directories of a member's data: nobody but their owner may write there, and by default nobody else reads.
 
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::Path;
@@ -14,12 +14,19 @@ const STICKY: u32 = 0o1000;
 /// Others than its owner may do something with it.
 const FOR_OTHERS: u32 = 0o077;
 
-/// Creates a directory for its owner alone, with those above it; one that is there stays as it is.
+/// Creates a directory for its owner alone, with those above it; one that is there stays as it is. What it
+/// creates is still there after a power failure.
 ///
 /// # Errors
 /// Whatever the system reports.
 pub(crate) fn create(dir: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(MODE).create(dir)
+    let dir = std::path::absolute(dir)?;
+    let missing: Vec<&Path> = dir.ancestors().take_while(|dir| !dir.exists()).collect();
+    DirBuilder::new().recursive(true).mode(MODE).create(&dir)?;
+    for parent in missing.iter().filter_map(|dir| dir.parent()) {
+        File::open(parent)?.sync_all()?;
+    }
+    Ok(())
 }
 
 /// Looks at a directory, if there is one: what others may read deserves a warning, and in one that anybody
