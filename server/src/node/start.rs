@@ -36,6 +36,7 @@ use crate::propose::{Batcher, Proposer, Waiters};
 use crate::raft::bootstrap::{self, BootstrapError, Founding};
 use crate::raft::change::{self, Changer};
 use crate::raft::compactor::{self, Retention};
+use crate::raft::contradicted;
 use crate::raft::corruption::{Comparer, Digests};
 use crate::raft::discover;
 use crate::raft::force;
@@ -186,7 +187,7 @@ async fn parts(settings: Arc<Settings>, clients: Handle) -> Result<Parts, StartE
     let opened = open(settings.clone(), clients).await?;
     let service = PeerService::default();
     let dialer = open_peers(&settings, &service, &opened, (&tasks, &stop))?;
-    let (founding, log) = identify(&settings, &opened, &dialer).await?;
+    let (founding, log) = identify(&settings, &opened, &dialer, &service).await?;
     let identity = founding.identity;
     opened.member_id.set(identity.member).expect("a member is identified once");
     announce(identity, &settings.name);
@@ -456,6 +457,7 @@ async fn identify(
     settings: &Arc<Settings>,
     opened: &Opened,
     dialer: &Dialer,
+    service: &PeerService,
 ) -> Result<(Founding, LogStore), StartError> {
     let (reader, counts) = (&opened.reader, &opened.counts);
     let stored = bootstrap::stored_identity(reader, &settings.log_dir())?;
@@ -468,6 +470,7 @@ async fn identify(
         let has_content = log.get_log_state().await?.last_log_id.is_some()
             || log.get_log_reader().await.read_vote().await?.is_some();
         if has_content {
+            contradicted::drop_tail(&mut log, reader.applied()).await?;
             if settings.membership.force_new_cluster {
                 force::alone(&mut log, reader, id).await?;
             }
@@ -481,6 +484,7 @@ async fn identify(
         drop(log);
     }
     let settings = &discover::settings(settings).await?;
+    service.found();
     let founding = bootstrap::found(settings, dialer).await?;
     let (claimed, claim) = (founding.identity, reader.clone());
     tokio::task::spawn_blocking(move || claim.claim(claimed)).await.map_err(io::Error::other)??;

@@ -24,6 +24,9 @@ const DESCRIBE_TIMEOUT: Duration = Duration::from_millis(1500);
 const ROUND_PAUSE: Duration = Duration::from_millis(300);
 /// Rounds between two log lines while waiting for peers.
 const ROUNDS_PER_LINE: u32 = 20;
+/// Rounds in which a running cluster is given the time to elect a leader, whose word is certain. After
+/// them, what members know by themselves must do: they may need this one for a quorum.
+const PATIENT_ROUNDS: u32 = 30;
 
 /// Why a member cannot begin.
 #[derive(Debug, thiserror::Error)]
@@ -155,17 +158,18 @@ pub(crate) async fn found(
     let answers_min = cluster.members.len() / 2;
     let mut round = 0u32;
     loop {
+        let is_patient = round < PATIENT_ROUNDS;
         let asked = join_all(peers.iter().map(|urls| ask(dialer, urls))).await;
         let unanswered = asked.iter().find_map(|answer| answer.as_ref().err().cloned());
         let answers: Vec<DescribeResponse> = asked.into_iter().flatten().collect();
         match settings.bootstrap.state {
             ClusterState::New => {
-                if let Some(founding) = judge_new(settings, &answers, answers_min)? {
+                if let Some(founding) = judge_new(settings, &answers, answers_min, is_patient)? {
                     return Ok(founding);
                 }
             }
             ClusterState::Existing => {
-                if let Some(founding) = judge_existing(settings, &answers)? {
+                if let Some(founding) = judge_existing(settings, &answers, is_patient)? {
                     return Ok(founding);
                 }
             }
@@ -178,7 +182,7 @@ pub(crate) async fn found(
                 "waiting for peers before this member begins"
             );
         }
-        round = round.wrapping_add(1);
+        round = round.saturating_add(1);
         tokio::time::sleep(ROUND_PAUSE).await;
     }
 }
@@ -190,7 +194,7 @@ pub(crate) async fn found(
 async fn ask(dialer: &Dialer, urls: &[String]) -> Result<DescribeResponse, String> {
     let mut reason = String::new();
     for url in urls {
-        let request = DescribeRequest::default();
+        let request = DescribeRequest { is_founding: true, ..DescribeRequest::default() };
         let status = match dialer.describe(url, request, DESCRIBE_TIMEOUT).await {
             Ok(answer) => return Ok(answer),
             Err(status) => status,
@@ -209,11 +213,19 @@ fn causes(error: &dyn std::error::Error) -> String {
     causes.last().map_or_else(|| error.to_string(), ToString::to_string)
 }
 
+/// Whether what a running cluster says of this member can be relied on, or must do. A member that was
+/// away may not know that this one has started meanwhile, and even one that knows may have it in the
+/// unapplied part of its log only.
+fn is_certain(answers: &[DescribeResponse], is_patient: bool) -> bool {
+    !is_patient || answers.iter().any(|answer| answer.is_confirmed)
+}
+
 /// What the answers mean for a member that would found the cluster; `None` to ask on.
 fn judge_new(
     settings: &Settings,
     answers: &[DescribeResponse],
     answers_min: usize,
+    is_patient: bool,
 ) -> Result<Option<Founding>, BootstrapError> {
     let id = settings.initial_member_id().unwrap_or(0);
     let identity = Identity { cluster: settings.initial_cluster_id(), member: id };
@@ -227,9 +239,12 @@ fn judge_new(
         is_running = true;
     }
     if is_running {
-        return Ok(Some(Founding { identity, members: None }));
+        let joined = Founding { identity, members: None };
+        return Ok(is_certain(answers, is_patient).then_some(joined));
     }
-    let members = (answers.len() >= answers_min).then(|| first_members(settings));
+    // Who has not read its directory yet may find the whole cluster in it.
+    let ready = answers.iter().filter(|answer| !answer.is_starting).count();
+    let members = (ready >= answers_min).then(|| first_members(settings));
     Ok(members.map(|members| Founding { identity, members: Some(members) }))
 }
 
@@ -237,9 +252,10 @@ fn judge_new(
 fn judge_existing(
     settings: &Settings,
     answers: &[DescribeResponse],
+    is_patient: bool,
 ) -> Result<Option<Founding>, BootstrapError> {
     let running = answers.iter().filter_map(|a| Some((a, a.membership.as_ref()?)));
-    let mut stranger_to = None;
+    let (mut known_as, mut stranger_to) = (None, None);
     for (answer, membership) in running {
         let mut members = membership.members.iter();
         let own = members.find(|member| {
@@ -254,12 +270,15 @@ fn judge_existing(
         };
         refuse_if_started_before(settings, answer, own.id)?;
         refuse_if_unequal(settings, answer.cluster_id, &membership.members)?;
-        let identity = Identity { cluster: answer.cluster_id, member: own.id };
-        return Ok(Some(Founding { identity, members: None }));
+        known_as = Some(Identity { cluster: answer.cluster_id, member: own.id });
     }
-    match stranger_to {
-        Some(cluster) => Err(not_a_member(settings, cluster)),
-        None => Ok(None),
+    match (known_as, stranger_to) {
+        (Some(identity), _) => {
+            let joined = Founding { identity, members: None };
+            Ok(is_certain(answers, is_patient).then_some(joined))
+        }
+        (None, Some(cluster)) => Err(not_a_member(settings, cluster)),
+        (None, None) => Ok(None),
     }
 }
 
@@ -375,8 +394,8 @@ mod tests {
     fn all_founders_compute_the_same_members() {
         let settings = settings("new");
         let silent = DescribeResponse::default();
-        assert_eq!(judge_new(&settings, &[], 1).unwrap(), None, "a quorum must answer");
-        let founding = judge_new(&settings, &[silent], 1).unwrap().unwrap();
+        assert_eq!(judge_new(&settings, &[], 1, false).unwrap(), None, "a quorum must answer");
+        let founding = judge_new(&settings, &[silent], 1, false).unwrap().unwrap();
         assert_eq!(founding.identity.cluster, settings.initial_cluster_id());
         let members = founding.members.unwrap();
         assert_eq!(members, first_members(&settings));
@@ -389,7 +408,7 @@ mod tests {
         let settings = settings("new");
         let own = settings.initial_member_id().unwrap();
         let answer = running(&settings, &[own ^ 1]);
-        let founding = judge_new(&settings, &[answer], 1).unwrap().unwrap();
+        let founding = judge_new(&settings, &[answer], 1, false).unwrap().unwrap();
         assert_eq!(founding.members, None);
         assert_eq!(founding.identity.member, own);
     }
@@ -401,11 +420,41 @@ mod tests {
             let own = settings.initial_member_id().unwrap();
             let answers = [DescribeResponse::default(), running(&settings, &[own])];
             let refused = match state {
-                "new" => judge_new(&settings, &answers, 1).unwrap_err(),
-                _ => judge_existing(&settings, &answers).unwrap_err(),
+                "new" => judge_new(&settings, &answers, 1, false).unwrap_err(),
+                _ => judge_existing(&settings, &answers, false).unwrap_err(),
             };
             assert!(matches!(refused, BootstrapError::StartedBefore { id, .. } if id == own));
             assert!(refused.to_string().contains(&format!("member remove {own:x}")));
+        }
+    }
+
+    #[test]
+    fn who_has_not_read_its_directory_founds_nothing() {
+        let settings = settings("new");
+        let starting = DescribeResponse { is_starting: true, ..DescribeResponse::default() };
+        let answers = [starting.clone(), starting];
+        assert_eq!(judge_new(&settings, &answers, 1, false).unwrap(), None, "asks on");
+        let founding = [answers[0].clone(), DescribeResponse::default()];
+        assert!(judge_new(&settings, &founding, 1, true).unwrap().unwrap().members.is_some());
+    }
+
+    #[test]
+    fn a_member_that_may_lag_is_believed_only_after_a_while() {
+        for state in ["new", "existing"] {
+            let settings = settings(state);
+            let own = settings.initial_member_id().unwrap();
+            let judge = |answers: &[DescribeResponse], is_patient| match state {
+                "new" => judge_new(&settings, answers, 1, is_patient),
+                _ => judge_existing(&settings, answers, is_patient),
+            };
+            let lagging = running(&settings, &[]);
+            assert_eq!(judge(std::slice::from_ref(&lagging), true).unwrap(), None, "asks on");
+            assert!(judge(std::slice::from_ref(&lagging), false).unwrap().is_some());
+            let confirmed = DescribeResponse { is_confirmed: true, ..lagging.clone() };
+            assert!(judge(&[lagging.clone(), confirmed], true).unwrap().is_some());
+            let started = DescribeResponse { is_confirmed: true, ..running(&settings, &[own]) };
+            let refused = judge(&[lagging, started], true).unwrap_err();
+            assert!(matches!(refused, BootstrapError::StartedBefore { .. }), "{refused}");
         }
     }
 
@@ -415,14 +464,14 @@ mod tests {
         let own = settings.initial_member_id().unwrap();
         let mut answer = running(&settings, &[]);
         answer.membership.as_mut().unwrap().members.retain(|member| member.id != own);
-        let refused = judge_new(&settings, std::slice::from_ref(&answer), 1).unwrap_err();
+        let refused = judge_new(&settings, std::slice::from_ref(&answer), 1, false).unwrap_err();
         assert!(matches!(refused, BootstrapError::NotAMember { .. }), "{refused}");
-        let refused = judge_existing(&settings, &[answer]).unwrap_err();
+        let refused = judge_existing(&settings, &[answer], false).unwrap_err();
         assert!(matches!(refused, BootstrapError::NotAMember { .. }), "{refused}");
 
         let mut other = running(&settings, &[]);
         other.cluster_id ^= 1;
-        let refused = judge_new(&settings, &[other], 1).unwrap_err();
+        let refused = judge_new(&settings, &[other], 1, false).unwrap_err();
         assert!(matches!(refused, BootstrapError::NotAMember { .. }), "{refused}");
     }
 
@@ -433,10 +482,10 @@ mod tests {
         let mut answer = running(&settings, &[]);
         let members = &mut answer.membership.as_mut().unwrap().members;
         members.iter_mut().filter(|member| member.id == own).for_each(|member| member.id = 77);
-        let founding = judge_existing(&settings, &[answer]).unwrap().unwrap();
+        let founding = judge_existing(&settings, &[answer], false).unwrap().unwrap();
         assert_eq!(founding.identity.member, 77);
         assert_eq!(founding.members, None);
-        assert_eq!(judge_existing(&settings, &[]).unwrap(), None, "asks on");
+        assert_eq!(judge_existing(&settings, &[], false).unwrap(), None, "asks on");
     }
 
     #[test]
@@ -447,7 +496,7 @@ mod tests {
         let refusal = |change: &dyn Fn(&mut Vec<internal::Member>)| {
             let mut answer = answer.clone();
             change(&mut answer.membership.as_mut().unwrap().members);
-            judge_existing(&settings, &[answer]).unwrap_err().to_string()
+            judge_existing(&settings, &[answer], false).unwrap_err().to_string()
         };
         let fewer = refusal(&|members| members.retain(|member| member.id == own));
         assert!(fewer.contains("member count is unequal"), "{fewer}");

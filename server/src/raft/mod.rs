@@ -5,7 +5,7 @@
 //!                 wire: requests and answers as internal messages
 //! bootstrap: who am I        route: where is the leader       compactor: what of the log is kept
 //! change: who is a member    standing: what this one is       hand_over: who leads next
-//! corruption: do all have the same state
+//! corruption: do all have the same state               contradicted: an old tail that the state outlived
 //! ```
 
 use std::time::Duration;
@@ -17,6 +17,7 @@ use openraft::{Config, ConfigError, SnapshotPolicy};
 pub(crate) mod bootstrap;
 pub(crate) mod change;
 pub(crate) mod compactor;
+pub(crate) mod contradicted;
 pub(crate) mod corruption;
 pub(crate) mod discover;
 pub(crate) mod force;

@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -26,7 +27,7 @@ use super::forward::FORWARDS_MAX;
 use super::loss::Loss;
 use super::route::{Leader, Offer, Route};
 use super::snapshot_receive::SnapshotReceiver;
-use super::standing::{REMOVED, Standing};
+use super::standing::{self, REMOVED, Standing};
 use super::wire;
 use crate::lessor::Lessor;
 use crate::propose::Proposer;
@@ -34,6 +35,9 @@ use crate::read_index::ReadIndex;
 
 /// How long a caller may take from opening a snapshot call to its header.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a member that knows a leader may take to learn what is committed, before it answers one that
+/// begins; less than that one waits.
+const CONFIRM_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What calls are answered with once this member has started.
 pub(crate) struct Serving {
@@ -49,13 +53,35 @@ pub(crate) struct Serving {
     pub(crate) changer: Arc<Changer>,
 }
 
+impl Serving {
+    /// Applies all that a quorum has committed by now; `false` if that cannot be known soon.
+    async fn catch_up(&self) -> bool {
+        if !self.route.has_leader() {
+            return false;
+        }
+        let applied = async {
+            let index = self.read_index.confirm().await.ok()?;
+            self.reader.wait_applied(index).await;
+            Some(())
+        };
+        matches!(tokio::time::timeout(CONFIRM_TIMEOUT, applied).await, Ok(Some(())))
+    }
+}
+
 /// The peer service; before [`PeerService::serve`] it only tells that it is starting.
 #[derive(Clone, Default)]
 pub(crate) struct PeerService {
     serving: Arc<OnceLock<Serving>>,
+    /// Whether this member has found its directory empty, which is all that there is to know of it.
+    is_founding: Arc<AtomicBool>,
 }
 
 impl PeerService {
+    /// Tells peers from now on that this member begins with nothing.
+    pub(crate) fn found(&self) {
+        self.is_founding.store(true, Ordering::Release);
+    }
+
     /// Begins to answer.
     pub(crate) fn serve(&self, serving: Serving) {
         if self.serving.set(serving).is_err() {
@@ -86,6 +112,30 @@ impl PeerService {
             return Err(Status::failed_precondition(REMOVED));
         }
         Ok(serving)
+    }
+
+    /// As [`PeerService::check`], for calls of those who lead or would: if this member is alone in its
+    /// cluster, nobody else can have become a member without it, so whoever takes part all the same
+    /// learnt of this member in a life that its directory has forgotten.
+    async fn check_elector(&self, sender: Option<&internal::Sender>) -> Result<&Serving, Status> {
+        let serving = self.check(sender)?;
+        if !serving.standing.is_alone() {
+            return Ok(serving);
+        }
+        let own_id = serving.route.links.member_id();
+        let still = serving.route.raft.with_raft_state(move |state| {
+            standing::is_alone(own_id, state.membership_state.effective().membership())
+        });
+        if !still.await.map_err(|fatal| stopped(&fatal))? {
+            return Ok(serving);
+        }
+        let from = sender.map_or(0, |sender| sender.from);
+        let reason = format!(
+            "member {from:x} takes part in this cluster, but this member has never added it: this member \
+             has been started before, and its data directory was emptied or replaced"
+        );
+        serving.loss.condemn(reason.clone()).await;
+        Err(Status::failed_precondition(reason))
     }
 }
 
@@ -134,7 +184,7 @@ impl PeerService {
         streamed: &Mutex<Streamed>,
     ) -> Result<Option<wire::AppendEntriesRequest>, Status> {
         let Some(message) = requests.message().await? else { return Ok(None) };
-        self.check(message.sender.as_ref())?;
+        self.check_elector(message.sender.as_ref()).await?;
         let mut streamed = streamed.lock();
         if let (Some(id), Some(sender)) = (wire::acknowledged(&message), message.sender) {
             streamed.acknowledged = Some((sender.from, id));
@@ -227,7 +277,7 @@ impl Peer for PeerService {
         request: Request<internal::AppendRequest>,
     ) -> Result<Response<internal::AppendResponse>, Status> {
         let message = request.into_inner();
-        let serving = self.check(message.sender.as_ref())?;
+        let serving = self.check_elector(message.sender.as_ref()).await?;
         let route = &serving.route;
         let leader = message.sender.map_or(0, |sender| sender.from);
         let acknowledged = wire::acknowledged(&message);
@@ -248,7 +298,7 @@ impl Peer for PeerService {
         request: Request<internal::VoteRequest>,
     ) -> Result<Response<internal::VoteResponse>, Status> {
         let message = request.into_inner();
-        let serving = self.check(message.sender.as_ref())?;
+        let serving = self.check_elector(message.sender.as_ref()).await?;
         let request = wire::vote(&message).map_err(|error| malformed(&error))?;
         let answer = serving.route.raft.vote(request).await;
         let answer = answer.map_err(|error| Status::unavailable(error.to_string()))?;
@@ -260,7 +310,7 @@ impl Peer for PeerService {
         request: Request<internal::VoteRequest>,
     ) -> Result<Response<internal::VoteResponse>, Status> {
         let message = request.into_inner();
-        let serving = self.check(message.sender.as_ref())?;
+        let serving = self.check_elector(message.sender.as_ref()).await?;
         let request = wire::vote(&message).map_err(|error| malformed(&error))?;
         let answer = serving.route.raft.pre_vote(request).await;
         let answer = answer.map_err(|error| Status::unavailable(error.to_string()))?;
@@ -291,7 +341,7 @@ impl Peer for PeerService {
         else {
             return Err(Status::invalid_argument("a snapshot without header"));
         };
-        let serving = self.check(header.sender.as_ref())?;
+        let serving = self.check_elector(header.sender.as_ref()).await?;
         let vote = serving.snapshots.receive(header, pieces).await?;
         Ok(Response::new(internal::SnapshotResponse { vote: Some(codec::vote_message(&vote)) }))
     }
@@ -371,14 +421,18 @@ impl Peer for PeerService {
         &self,
         request: Request<internal::DescribeRequest>,
     ) -> Result<Response<internal::DescribeResponse>, Status> {
-        let internal::DescribeRequest { cluster_id: asked, from } = request.into_inner();
+        let internal::DescribeRequest { cluster_id: asked, from, is_founding } =
+            request.into_inner();
         let Some(serving) = self.serving.get() else {
-            return Ok(Response::new(internal::DescribeResponse::default()));
+            let is_starting = !self.is_founding.load(Ordering::Acquire);
+            let answer = internal::DescribeResponse { is_starting, ..Default::default() };
+            return Ok(Response::new(answer));
         };
         let links = &serving.route.links;
         if asked != 0 && asked != links.cluster_id() {
             return Err(Status::failed_precondition("cluster ID mismatch"));
         }
+        let is_confirmed = is_founding && serving.catch_up().await;
         let published = members::all(&serving.reader)
             .map_err(|halt| Status::internal(halt.to_string()))?
             .into_iter()
@@ -397,6 +451,8 @@ impl Peer for PeerService {
             last_log_index: metrics.last_log_index.unwrap_or(0),
             published: published.collect(),
             caller_is_removed: serving.standing.is_removed(from),
+            is_starting: false,
+            is_confirmed,
         }))
     }
 

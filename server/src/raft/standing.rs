@@ -7,6 +7,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use conclave_proto::internal::DescribeRequest;
@@ -48,6 +49,8 @@ pub(crate) struct Standing {
     mark: PathBuf,
     role: channel::Sender<Role>,
     removed: RwLock<BTreeSet<u64>>,
+    /// Whether the applied configuration has this member only.
+    is_alone: AtomicBool,
 }
 
 impl Standing {
@@ -57,7 +60,13 @@ impl Standing {
     /// [`Halt`] if it cannot be read.
     pub(crate) fn load(own_id: u64, data_dir: &Path, reader: &Reader) -> Result<Self, Halt> {
         let role = channel::Sender::new(Role::Full);
-        let standing = Self { own_id, mark: mark(data_dir), role, removed: RwLock::default() };
+        let standing = Self {
+            own_id,
+            mark: mark(data_dir),
+            role,
+            removed: RwLock::default(),
+            is_alone: AtomicBool::new(false),
+        };
         standing.follow(reader)?;
         Ok(standing)
     }
@@ -68,12 +77,15 @@ impl Standing {
     /// [`Halt`] if it cannot be read.
     pub(crate) fn follow(&self, reader: &Reader) -> Result<(), Halt> {
         let removed = members::removed(reader)?;
+        let applied = reader.membership();
         let role = if removed.contains(&self.own_id) {
             Role::Removed
         } else {
-            role(self.own_id, reader.membership().membership())
+            role(self.own_id, applied.membership())
         };
         *self.removed.write() = removed;
+        // After that: whoever is noted as removed is no sign of an earlier life.
+        self.is_alone.store(is_alone(self.own_id, applied.membership()), Ordering::Release);
         self.become_(role);
         Ok(())
     }
@@ -94,6 +106,11 @@ impl Standing {
         self.removed.read().contains(&id)
     }
 
+    /// Whether this member is the only one of its cluster, as far as is applied here.
+    pub(crate) fn is_alone(&self) -> bool {
+        self.is_alone.load(Ordering::Acquire)
+    }
+
     /// Whether this member serves only what a learner may.
     pub(crate) fn is_learner(&self) -> bool {
         *self.role.borrow() == Role::Learner
@@ -105,6 +122,12 @@ impl Standing {
         // The sender is ours, so this cannot end early.
         role.wait_for(|role| *role == Role::Removed).await.ok();
     }
+}
+
+/// Whether nobody else votes or learns.
+pub(crate) fn is_alone(own_id: u64, membership: &Membership) -> bool {
+    let mut nodes = membership.nodes();
+    nodes.next().is_some_and(|(id, _)| *id == own_id) && nodes.next().is_none()
 }
 
 fn role(own_id: u64, membership: &Membership) -> Role {
@@ -158,7 +181,8 @@ async fn is_told_removed(route: &Route, own_id: u64) -> bool {
     let others = membership.membership().nodes().filter(|(id, _)| **id != own_id);
     let urls: Vec<String> =
         others.filter_map(|(_, node)| node.peer_urls.first().cloned()).collect();
-    let request = DescribeRequest { cluster_id: route.links.cluster_id(), from: own_id };
+    let request =
+        DescribeRequest { cluster_id: route.links.cluster_id(), from: own_id, is_founding: false };
     let dialer = route.links.dialer();
     let answers = urls.iter().map(|url| dialer.describe(url, request, ASK_TIMEOUT));
     // Who is of another cluster refuses; who lags says no.

@@ -11,6 +11,7 @@ mod browser;
 mod cluster;
 mod deploy;
 mod election;
+mod emptied;
 mod gateway;
 mod lease;
 mod limits;

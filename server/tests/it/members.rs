@@ -29,17 +29,17 @@ use crate::cluster::{
 };
 
 /// Members by number, each with a port of its own.
-struct Group {
+pub(crate) struct Group {
     ports: Vec<u16>,
     flags: Vec<String>,
-    nodes: BTreeMap<usize, Arc<Node>>,
+    pub(crate) nodes: BTreeMap<usize, Arc<Node>>,
     // Last: members that lose their directory first end slowly.
     dir: TempDir,
 }
 
 impl Group {
     /// A cluster of the first `size` of `ports` members.
-    async fn start(size: usize, ports: usize, flags: &[&str]) -> Group {
+    pub(crate) async fn start(size: usize, ports: usize, flags: &[&str]) -> Group {
         let mut group = Group {
             ports: free_ports(ports),
             flags: flags_of(ports, flags),
@@ -60,11 +60,11 @@ impl Group {
         format!("http://127.0.0.1:{}", self.ports[i])
     }
 
-    fn data_dir(&self, i: usize) -> PathBuf {
+    pub(crate) fn data_dir(&self, i: usize) -> PathBuf {
         self.dir.path().join(format!("n{i}"))
     }
 
-    fn settings(&self, i: usize, all: &[usize], flags: &[&str]) -> Arc<Settings> {
+    pub(crate) fn settings(&self, i: usize, all: &[usize], flags: &[&str]) -> Arc<Settings> {
         let url = self.url(i);
         let all: Vec<String> = all.iter().map(|i| format!("n{i}={}", self.url(*i))).collect();
         let mut arguments = vec![
@@ -82,16 +82,16 @@ impl Group {
         }
     }
 
-    fn node(&self, i: usize) -> &Arc<Node> {
+    pub(crate) fn node(&self, i: usize) -> &Arc<Node> {
         &self.nodes[&i]
     }
 
-    fn id(&self, i: usize) -> u64 {
+    pub(crate) fn id(&self, i: usize) -> u64 {
         self.node(i).member_id()
     }
 
     /// Number of the member that leads.
-    async fn leader(&self) -> usize {
+    pub(crate) async fn leader(&self) -> usize {
         let mut place = None;
         eventually("somebody leads", || {
             place = self.nodes.iter().find(|(_, node)| node.is_leader()).map(|(i, _)| *i);
@@ -126,7 +126,7 @@ impl Group {
     }
 
     /// Adds a member through another and starts it; returns once it is ready.
-    async fn join(&mut self, i: usize, through: usize, is_learner: bool) {
+    pub(crate) async fn join(&mut self, i: usize, through: usize, is_learner: bool) {
         let id = self.change(through, self.addition(i, is_learner)).await;
         let mut all: Vec<usize> = self.nodes.keys().copied().collect();
         all.push(i);
