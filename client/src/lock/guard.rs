@@ -40,6 +40,27 @@ enum Held {
     Turn(Turn),
 }
 
+impl Held {
+    /// Goes on with another share of one of the locks; the token from now on.
+    async fn convert(&self, lock: &HeldLock, permits: u32, limit: u32) -> Result<i64, Error> {
+        let Self::Place(place) = self else { return Err(unimplemented()) };
+        let Some(release) = &place.release else { return Err(Error::session_lost()) };
+        let request = ConvertRequest {
+            name: Bytes::clone(&lock.name),
+            session: release.session,
+            request_id: Bytes::clone(&release.request_id),
+            permits,
+            limit,
+        };
+        let call = |channel| {
+            let request = request.clone();
+            async move { LockServiceClient::new(channel).convert(request).await }
+        };
+        // Never sent twice: a copy that comes late would undo a later conversion.
+        Ok(place.session.client().write(call).await?.fence)
+    }
+}
+
 /// A request that was granted; given back when it is dropped.
 #[derive(Debug)]
 struct Place {
@@ -157,35 +178,23 @@ impl LockGuard {
     /// knows no shared locks. See [`Error`]; [`Error::outcome`] tells whether it may have been done, or
     /// may still be. Of several locks some may be converted then.
     pub async fn downgrade(&self) -> Result<(), Error> {
-        self.convert(1, u32::MAX).await
+        for lock in &self.locks {
+            self.held.convert(lock, 1, u32::MAX).await?;
+        }
+        Ok(())
     }
 
-    /// Goes on as a writer, if there is no other reader. The token stays.
+    /// Goes on as a writer, if there is no other reader. If somebody was a reader meanwhile the token
+    /// grows: hand on what [`LockGuard::token`] says afterwards.
     ///
     /// # Errors
-    /// [`Error::Refused`] if there are other readers, or the lock is not held any more. See [`Error`] and
-    /// [`LockGuard::downgrade`].
-    pub async fn upgrade(&self) -> Result<(), Error> {
-        self.convert(1, 1).await
-    }
-
-    async fn convert(&self, permits: u32, limit: u32) -> Result<(), Error> {
-        let Held::Place(place) = &self.held else { return Err(unimplemented()) };
-        let Some(release) = &place.release else { return Err(Error::session_lost()) };
-        for lock in &self.locks {
-            let request = ConvertRequest {
-                name: Bytes::clone(&lock.name),
-                session: release.session,
-                request_id: Bytes::clone(&release.request_id),
-                permits,
-                limit,
-            };
-            let call = |channel| {
-                let request = request.clone();
-                async move { LockServiceClient::new(channel).convert(request).await }
-            };
-            // Never sent twice: a copy that comes late would undo a later conversion.
-            self.client().write(call).await?;
+    /// [`Error::Refused`] if there are other readers, if others wait and the token would have to grow, or
+    /// if the lock is not held any more. See [`Error`] and [`LockGuard::downgrade`]; if the outcome is
+    /// unknown the guard may have an old token, with which [`LockGuard::is_held`] and
+    /// [`LockGuard::txn`] say that it is held no more.
+    pub async fn upgrade(&mut self) -> Result<(), Error> {
+        for lock in &mut self.locks {
+            lock.fence = self.held.convert(lock, 1, 1).await?;
         }
         Ok(())
     }

@@ -198,12 +198,20 @@ async fn readers_share_and_a_writer_is_alone() {
     let servers = [server(&[]).await];
     let client = client(&servers);
     let (one, two) = (session(&client, "one").await, session(&client, "two").await);
-    let reader = soon("a reader", one.lock("doc").shared()).await.unwrap();
+    let mut reader = soon("a reader", one.lock("doc").shared()).await.unwrap();
     let other = soon("a reader", two.lock("doc").shared()).await.unwrap();
     assert!(matches!(two.lock("doc").try_now().await, Err(Error::Busy)));
     assert!(matches!(reader.upgrade().await, Err(Error::Refused(_))));
+    let tokens = (reader.token(), other.token());
+    assert!(tokens.0 < tokens.1);
     other.release().await.unwrap();
     reader.upgrade().await.unwrap();
+    assert!(
+        reader.token() > tokens.1,
+        "what a reader wrote before is older than what the writer writes"
+    );
+    assert!(!client.check_fence("doc", tokens.0).await.unwrap());
+    assert!(reader.is_held().await.unwrap());
     let waiting = tokio::spawn(two.lock("doc").shared().into_future());
     queue(&client, "doc", 1, 1).await;
     reader.downgrade().await.unwrap();

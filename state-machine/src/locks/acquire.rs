@@ -88,6 +88,7 @@ fn held_alike<R: Read>(
     let is_alike = |place: &Place| {
         place.session == acquire.session
             && place.claim.is_some()
+            && !place.is_lost()
             && place.share() == (acquire.permits, acquire.limit)
     };
     Ok(queue::holders(rows, NEWEST, name)?.into_iter().find(is_alike))
@@ -167,4 +168,19 @@ pub(super) fn put<R: Read>(
 ) -> Result<(), Halt> {
     let before = Before::load(change.rows, key)?;
     change.put(key, before, &claim.encode(), session)
+}
+
+/// Writes a place anew, at the end of its queue: with a new fence, for the streams that waited before.
+pub(super) fn renew<R: Read>(
+    change: &mut Change<'_, '_, R>,
+    place: &Place,
+    value: &Bytes,
+) -> Result<(), Halt> {
+    let attempts = queue::attempts(change.rows, &place.key, place.fence)?;
+    let before = Before::load(change.rows, &place.key)?;
+    change.delete(&place.key, before)?;
+    let before = Before::load(change.rows, &place.key)?;
+    change.put(&place.key, before, value, place.session)?;
+    queue::set_attempts(change.rows, &place.key, change.head.revision, &attempts);
+    Ok(())
 }

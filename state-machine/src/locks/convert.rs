@@ -1,8 +1,11 @@
 //! Convert: a holder goes on with less, or alone with more, without letting go.
+//!
+//! Whoever goes on with more begins something that ends what others did before: nobody who held meanwhile may have a
+//! larger fence. If somebody had, the place is written anew, at the end of the queue; so nobody may wait.
 
 use bytes::Bytes;
 
-use super::acquire::put;
+use super::acquire::{put, renew};
 use super::queue::{self, NEWEST};
 use crate::change::Change;
 use crate::command::LockConvert;
@@ -21,13 +24,21 @@ pub(super) fn apply<R: Read>(
     if !holders.iter().any(|holder| holder.key == place.key) {
         return Err(Rejection::LockNotHeld.into());
     }
-    let mut claim = place.claim.unwrap_or_default();
+    let mut claim = place.claim.clone().unwrap_or_default();
     let is_less = *permits <= claim.permits && *limit >= claim.limit;
     if !is_less && (holders.len() > 1 || claim.requests.len() > 1) {
         return Err(Rejection::LockShared.into());
     }
     (claim.permits, claim.limit) = (*permits, *limit);
-    put(change, &place.key, &claim, *session)?;
-    let taken = vec![Taken { name: Bytes::clone(name), key: place.key, fence: place.fence }];
+    let fence = if is_less || !queue::is_outrun(change.rows, name, place.fence)? {
+        put(change, &place.key, &claim, *session)?;
+        place.fence
+    } else if queue::count(change.rows, name, 2)? == 1 {
+        renew(change, &place, &claim.encode())?;
+        change.head.revision
+    } else {
+        return Err(Rejection::Refused("others wait, and later holders had larger tokens").into());
+    };
+    let taken = vec![Taken { name: Bytes::clone(name), key: place.key, fence }];
     Ok(LockResponse::Places { state: LockState::Held, taken })
 }

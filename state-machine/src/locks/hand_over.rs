@@ -6,6 +6,7 @@
 
 use std::ops::ControlFlow;
 
+use super::acquire::renew;
 use super::queue::{self, NEWEST, Place};
 use crate::change::{Before, Change};
 use crate::command::HandOver;
@@ -53,12 +54,7 @@ pub(super) fn apply<R: Read>(
     for place in passed {
         // Each in a revision of its own, so that no two have the same fence.
         let mut change = Change::begin(rows, head, events)?;
-        let attempts = queue::attempts(change.rows, &place.key, place.fence)?;
-        let before = Before::load(change.rows, &place.key)?;
-        change.delete(&place.key, before)?;
-        let before = Before::load(change.rows, &place.key)?;
-        change.put(&place.key, before, &place.value, place.session)?;
-        queue::set_attempts(change.rows, &place.key, change.head.revision, &attempts);
+        renew(&mut change, place, &place.value)?;
     }
     let mut change = Change::begin(rows, head, events)?;
     let before = Before::load(change.rows, &leader.key)?;

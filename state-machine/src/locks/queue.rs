@@ -8,8 +8,8 @@ use super::claim::Claim;
 use crate::live;
 use crate::overlay::Overlay;
 use crate::read::{Read, Table};
-use crate::response::Halt;
-use crate::rows::place::{self, Attempt};
+use crate::response::{Halt, KeyValue};
+use crate::rows::place::{self, Attempt, Front};
 
 /// Most places of one name that hold at once; the others wait.
 pub const HOLDERS_MAX: usize = 1_024;
@@ -26,6 +26,8 @@ pub struct Place {
     pub fence: i64,
     /// Revision of the last change of the key.
     pub mod_revision: i64,
+    /// How often the key was written.
+    pub version: i64,
     /// Lease that it lives and dies with.
     pub session: i64,
     /// Its value, as stored.
@@ -106,8 +108,8 @@ pub fn visit<R: Read>(
         let found = live::get(rows, at, &key)?.filter(|kv| kv.create_revision == fence);
         let Some(kv) = found else { return Ok(ControlFlow::Continue(())) };
         let claim = Claim::decode(&kv.value);
-        let (mod_revision, session) = (kv.mod_revision, kv.lease);
-        Ok(visit(Place { key, fence, mod_revision, session, value: kv.value, claim }))
+        let KeyValue { mod_revision, version, lease: session, value, .. } = kv;
+        Ok(visit(Place { key, fence, mod_revision, version, session, value, claim }))
     })
 }
 
@@ -134,10 +136,10 @@ pub(crate) fn enter<R: Read>(
     let Some((name, child)) = place::parent(key) else { return Ok(()) };
     let prefix = place::prefix(name);
     rows.put(Table::Place, place::row_key(&prefix, fence, child), Bytes::new());
-    let first = rows.get(Table::Place, &prefix)?;
-    let first = first.map(|row| place::decode_first(&row)).transpose()?;
-    if first.is_none_or(|first| fence < first) {
-        rows.put(Table::Place, prefix.into(), place::encode_first(fence));
+    let front = front(rows, name)?;
+    if front.is_none_or(|front| fence < front.first) {
+        let front = Front { first: fence, ..front.unwrap_or_default() };
+        rows.put(Table::Place, prefix.into(), front.encode());
     }
     Ok(())
 }
@@ -151,19 +153,21 @@ pub(crate) fn leave<R: Read>(
     let Some((name, child)) = place::parent(key) else { return Ok(()) };
     let prefix = place::prefix(name);
     rows.delete(Table::Place, place::row_key(&prefix, fence, child));
-    let Some(first) = rows.get(Table::Place, &prefix)? else { return Ok(()) };
-    if place::decode_first(&first)? != fence {
-        return Ok(());
+    let Some(mut front) = front(rows, name)? else { return Ok(()) };
+    front.gone = front.gone.max(fence);
+    if front.first == fence {
+        let mut next = None;
+        scan(rows, &prefix, fence, &mut |fence, _| {
+            next = Some(fence);
+            Ok(ControlFlow::Break(()))
+        })?;
+        let Some(next) = next else {
+            rows.delete(Table::Place, prefix.into());
+            return Ok(());
+        };
+        front.first = next;
     }
-    let mut next = None;
-    scan(rows, &prefix, fence, &mut |fence, _| {
-        next = Some(fence);
-        Ok(ControlFlow::Break(()))
-    })?;
-    match next {
-        Some(next) => rows.put(Table::Place, prefix.into(), place::encode_first(next)),
-        None => rows.delete(Table::Place, prefix.into()),
-    }
+    rows.put(Table::Place, prefix.into(), front.encode());
     Ok(())
 }
 
@@ -297,8 +301,17 @@ pub(crate) fn is_free<R: Read>(rows: &R, name: &[u8], share: (u32, u32)) -> Resu
 /// # Errors
 /// [`Halt`] if the storage fails or a row is damaged.
 pub fn first<R: Read>(rows: &R, name: &[u8]) -> Result<Option<i64>, Halt> {
+    Ok(front(rows, name)?.map(|front| front.first))
+}
+
+fn front<R: Read>(rows: &R, name: &[u8]) -> Result<Option<Front>, Halt> {
     let row = rows.get(Table::Place, &place::prefix(name))?;
-    row.map(|row| place::decode_first(&row)).transpose()
+    row.map(|row| Front::decode(&row)).transpose()
+}
+
+/// Whether a place with a larger fence than this one, which stands, may have held: one that is gone.
+pub(crate) fn is_outrun<R: Read>(rows: &R, name: &[u8], fence: i64) -> Result<bool, Halt> {
+    Ok(front(rows, name)?.is_some_and(|front| front.gone > fence))
 }
 
 /// How many places `name` has, at most `most`. Reads no keys.
@@ -392,6 +405,7 @@ pub(crate) fn place_at<R: Read>(rows: &R, key: &Bytes) -> Result<Option<Place>, 
         key: kv.key,
         fence: kv.create_revision,
         mod_revision: kv.mod_revision,
+        version: kv.version,
         session: kv.lease,
         claim: Claim::decode(&kv.value),
         value: kv.value,

@@ -3,8 +3,8 @@
 //! A lock or election `name` is the queue of the keys `name/x` that were created with a lease, where `x`
 //! has no `/`: those that etcd's recipes make, and ours. What a place wants is in the key's value; its
 //! row only says which stream waits for it, which is nothing that a watcher of the key should see.
-//! A name with places has one row more, which says where they begin: what was deleted before them is
-//! still there for the engine's scans, and a lock that is used a lot leaves a lot of it.
+//! A name with places has one row more, its [`Front`]. It says where they begin: what was deleted before them
+//! is still there for the engine's scans, and a lock that is used a lot leaves a lot of it.
 
 use bytes::Bytes;
 
@@ -34,7 +34,7 @@ pub(crate) fn parent(key: &[u8]) -> Option<(&[u8], &[u8])> {
     (!parent.is_empty() && !child.is_empty()).then_some((parent, child))
 }
 
-/// Prefix of the rows of one name, and key of the row that says where its places begin. The length
+/// Prefix of the rows of one name, and key of its [`Front`]. The length
 /// comes first, so that no name is a prefix of another.
 pub(crate) fn prefix(name: &[u8]) -> Vec<u8> {
     let length = u32::try_from(name.len()).unwrap_or(u32::MAX);
@@ -87,22 +87,30 @@ pub(crate) fn decode_attempts(row: &[u8]) -> Result<Vec<Attempt>, Halt> {
     Ok(attempts)
 }
 
-/// Value of the row that says where the places begin.
-pub(crate) fn encode_first(create_revision: i64) -> Bytes {
-    Bytes::copy_from_slice(&create_revision.to_be_bytes())
+/// What is kept about the places of a name as long as there are any.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Front {
+    /// Create revision of the first.
+    pub(crate) first: i64,
+    /// Highest create revision of those that went while others stayed; 0: none did.
+    pub(crate) gone: i64,
 }
 
-/// # Errors
-/// [`Halt::CorruptRow`] if the bytes are not such a row.
-pub(crate) fn decode_first(row: &[u8]) -> Result<i64, Halt> {
-    eight(row).map(i64::from_be_bytes)
-}
+impl Front {
+    pub(crate) fn encode(&self) -> Bytes {
+        Bytes::from([self.first.to_be_bytes(), self.gone.to_be_bytes()].concat())
+    }
 
-fn eight(row: &[u8]) -> Result<[u8; 8], Halt> {
-    row.try_into().map_err(|_| Halt::CorruptRow {
-        table: "place",
-        detail: format!("row of {} bytes", row.len()),
-    })
+    /// # Errors
+    /// [`Halt::CorruptRow`] if the bytes are not such a row.
+    pub(crate) fn decode(row: &[u8]) -> Result<Front, Halt> {
+        let broken =
+            || Halt::CorruptRow { table: "place", detail: format!("row of {} bytes", row.len()) };
+        let (first, gone) = row.split_at_checked(REVISION_BYTES).ok_or_else(broken)?;
+        let first = first.try_into().map_err(|_| broken())?;
+        let gone = gone.try_into().map_err(|_| broken())?;
+        Ok(Front { first: i64::from_be_bytes(first), gone: i64::from_be_bytes(gone) })
+    }
 }
 
 /// Create revision and key of a place, from its row's key and the length of its [`prefix`].
@@ -135,8 +143,9 @@ mod tests {
         assert_eq!(place(&late, own.len()).unwrap(), (300, Bytes::from_static(b"a/b")));
         assert_eq!(place(&other, deeper.len()).unwrap().1, "a/b/c");
         assert!(place(&late, late.len()).is_err());
-        assert_eq!(decode_first(&encode_first(7)).unwrap(), 7);
-        assert!(decode_first(b"short").is_err());
+        let front = Front { first: 7, gone: 9 };
+        assert_eq!(Front::decode(&front.encode()).unwrap(), front);
+        assert!(Front::decode(b"short").is_err() && Front::decode(&[0; 12]).is_err());
         let attempt = |request: &'static str, stream| Attempt {
             request: request.into(),
             stream,

@@ -294,6 +294,8 @@ impl Seen {
                 prop_assert!(fence > highest, "fence {fence} after {highest}");
                 *highest = *fence;
             }
+            // What an exclusive holder writes may not be taken for older than what others wrote before.
+            prop_assert!(!exclusive || held.last() == Some(highest), "exclusive after {highest}");
         }
         Ok(())
     }
