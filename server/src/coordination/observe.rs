@@ -8,8 +8,12 @@ use bytes::Bytes;
 use conclave_proto::etcdserverpb as etcd;
 use conclave_proto::mvccpb::{Event, event::EventType};
 use conclave_proto::v1;
+use conclave_raft_store::Reader;
+use conclave_raft_store::store::ReadError;
 use conclave_state_machine::command::{Caller, Range};
-use conclave_state_machine::locks::{check, queue};
+use conclave_state_machine::locks::check;
+use conclave_state_machine::locks::queue::{self, Place};
+use conclave_state_machine::response::{KeyValue, Rejection};
 use futures::stream::{self, Stream};
 use tonic::Status;
 
@@ -39,27 +43,15 @@ pub(super) async fn start(
     context.read_barrier().await?;
     let wanted = RightsCheck::queue(&name);
     context.auth.check(&caller, &wanted)?;
-    let reader = context.node.reader();
-    let at = if start_revision == 0 { reader.head().revision } else { start_revision };
+    let reader = context.node.reader().clone();
     let mut candidates = Candidates::new(name);
-    // One more than are kept, so that too many are found to be that.
-    let limit = i64::try_from(CANDIDATES_MAX).unwrap_or(i64::MAX).saturating_add(1);
-    let range = Range { revision: at, limit, ..candidates.range() };
-    let reader = reader.clone();
-    let found = off_thread(move || reader.range(&range)).await?;
-    let (found, _) = found.map_err(|error| status::from_read(&error))?;
-    if found.kvs.len() > CANDIDATES_MAX {
+    let found = off_thread(move || {
+        let at = candidates.begin(&reader, start_revision)?;
+        Ok((candidates, at))
+    });
+    let (candidates, at) = found.await?.map_err(|error: ReadError| status::from_read(&error))?;
+    if candidates.places.len() > CANDIDATES_MAX {
         return Err(too_many());
-    }
-    for kv in found.kvs {
-        let place = Standing {
-            fence: kv.create_revision,
-            session: kv.lease,
-            mod_revision: kv.mod_revision,
-            version: kv.version,
-            value: kv.value,
-        };
-        candidates.put(kv.key, place);
     }
     let mut watch = LocalWatch::open(context.node.watch());
     let Range { key, range_end, .. } = candidates.range();
@@ -90,6 +82,23 @@ struct Standing {
     value: Bytes,
 }
 
+impl From<KeyValue> for Standing {
+    fn from(kv: KeyValue) -> Self {
+        let KeyValue { create_revision: fence, mod_revision, version, lease, value, .. } = kv;
+        Self { fence, session: lease, mod_revision, version, value }
+    }
+}
+
+/// Whether a key had a lease from the beginning, and so is a place. What nobody knows any more is one.
+fn was_created_with_lease(reader: &Reader, kv: &KeyValue) -> Result<bool, ReadError> {
+    let (key, revision) = (Bytes::clone(&kv.key), kv.create_revision);
+    match reader.range(&Range { key, revision, ..Range::default() }) {
+        Ok((found, _)) => Ok(found.kvs.first().is_none_or(|first| first.lease != 0)),
+        Err(ReadError::Rejected(Rejection::Compacted)) => Ok(true),
+        Err(error) => Err(error),
+    }
+}
+
 /// All places of one name.
 struct Candidates {
     name: Bytes,
@@ -106,6 +115,28 @@ impl Candidates {
         let key = Bytes::from([&self.name, &b"/"[..]].concat());
         let range_end = Bytes::from([&self.name, &b"0"[..]].concat());
         Range { key, range_end, ..Range::default() }
+    }
+
+    /// Takes in the queue as of a revision, 0 for now; which revision that is.
+    fn begin(&mut self, reader: &Reader, at: i64) -> Result<i64, ReadError> {
+        // One more than are kept, so that too many are found to be that.
+        let limit = CANDIDATES_MAX + 1;
+        if at == 0 {
+            let (places, at) = reader.places(&self.name, limit)?;
+            for Place { key, fence, mod_revision, version, session, value, .. } in places {
+                self.put(key, Standing { fence, session, mod_revision, version, value });
+            }
+            return Ok(at);
+        }
+        // Places that are gone by now are found by their keys only.
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let (found, _) = reader.range(&Range { revision: at, limit, ..self.range() })?;
+        for kv in found.kvs {
+            if kv.version == 1 || was_created_with_lease(reader, &kv)? {
+                self.put(kv.key.clone(), Standing::from(kv));
+            }
+        }
+        Ok(at)
     }
 
     fn put(&mut self, key: Bytes, place: Standing) {

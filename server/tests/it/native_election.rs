@@ -147,6 +147,24 @@ async fn observed_from(election: &Election, start_revision: i64, fences: &[i64])
     assert_eq!(soon("nobody", nobody.message()).await.unwrap().unwrap().leader, None);
 }
 
+/// A key that got its lease later stands in no queue, whoever looks, and since when.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_observes_sees_the_leader_of_the_queue() {
+    let servers = [server(&[]).await];
+    let (client, election) = (client(&servers), election(&servers[0]));
+    let one = session(&client, "1").await;
+    client.put("boss/late", "early").await.unwrap();
+    client.put("boss/late", "late").lease(one.id()).await.unwrap();
+    let mut first = Candidate::new(&election, one.id(), "one").await;
+    let led = first.elected().await;
+    for start_revision in [0, led.revision] {
+        let request = v1::ObserveRequest { name: "boss".into(), start_revision };
+        let seen = soon("to observe", election.clone().observe(request)).await.unwrap();
+        let next = soon("a leader", seen.into_inner().message()).await.unwrap().unwrap();
+        assert_eq!(next.leader.unwrap().fence, led.fence);
+    }
+}
+
 /// A candidate whose session ends hears of that instead of being elected (etcd#18163), and one whose
 /// client goes without a word does not stay in the queue.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
