@@ -9,7 +9,7 @@ use crate::live;
 use crate::locks::queue;
 use crate::overlay::Overlay;
 use crate::read::{Read, Table};
-use crate::registry::index;
+use crate::registry::{self, index};
 use crate::response::{Cause, Event, EventKind, Halt, KeyValue};
 use crate::revision::Revision;
 use crate::rows::State;
@@ -94,7 +94,8 @@ impl<'a, 'b, R: Read> Change<'a, 'b, R> {
             Some(old) => (old.create_revision, old.version.saturating_add(1)),
             None => (at.main, 1),
         };
-        self.write_put(key, at, &before, State { create_revision, version, lease, value })?;
+        let state = State { create_revision, version, lease, value };
+        let is_instance = self.write_put(key, at, &before, state)?;
         let kv = KeyValue {
             key: key.clone(),
             create_revision,
@@ -106,7 +107,7 @@ impl<'a, 'b, R: Read> Change<'a, 'b, R> {
         // A creation has no state before it, even if this very revision deleted the key first.
         let prev_kv = if version > 1 { self.before_revision(at.main, key, before)? } else { None };
         self.events.push(Event { kind: EventKind::Put, kv, prev_kv });
-        Ok(())
+        if is_instance { registry::found(self, key) } else { Ok(()) }
     }
 
     /// Deletes `key`, which was `before`; nothing happens if it does not live.
@@ -137,19 +138,19 @@ impl<'a, 'b, R: Read> Change<'a, 'b, R> {
         state: Option<State<'_>>,
     ) -> Result<(), Halt> {
         match state {
-            Some(state) => self.write_put(key, at, before, state),
+            Some(state) => self.write_put(key, at, before, state).map(drop),
             None => self.write_deletion(key, at, before),
         }
     }
 
-    /// Everything that a put changes but the revision.
+    /// Everything that a put changes but the revision. Whether the key stands for an instance now.
     fn write_put(
         &mut self,
         key: &Bytes,
         at: Revision,
         before: &Before,
         state: State<'_>,
-    ) -> Result<(), Halt> {
+    ) -> Result<bool, Halt> {
         self.write_rows(key, at, before, Some(state));
         let (lease, create_revision) = (state.lease, state.create_revision);
         let old_lease = before.kv.as_ref().map_or(0, |old| old.lease);
@@ -164,11 +165,11 @@ impl<'a, 'b, R: Read> Change<'a, 'b, R> {
             queue::leave(self.rows, key, create_revision)?;
         }
         let old = before.kv.as_ref().map(|old| &old.value[..]);
-        index::note(self.rows, key, old, Some(state.value))?;
+        let is_instance = index::note(self.rows, key, old, Some(state.value))?;
         if before.kv.is_none() {
             self.head.key_count = self.head.key_count.saturating_add(1);
         }
-        Ok(())
+        Ok(is_instance)
     }
 
     /// Everything that a deletion changes but the revision; the key need not live.

@@ -17,7 +17,9 @@
 //! | [`threshold`] | how many checks in a row change a state |
 //! | [`view`] | the instances of one service, and what a revision changes |
 //! | `enroll`, `amend`, `settle` | the commands |
+//! | `again` | commands that come again |
 
+mod again;
 mod amend;
 pub mod check;
 pub mod damping;
@@ -104,25 +106,28 @@ pub(crate) fn apply<R: Read>(
     (term, command): (u64, &RegistryCommand),
 ) -> Result<RegistryResponse, Stop> {
     check::command(command)?;
+    let mut change = Change::begin(rows, head, events)?;
     match command {
         RegistryCommand::Register(command) => {
-            enroll::register(&mut Change::begin(rows, head, events)?, command)
+            again::apply(&mut change, command.once, again::registered, |change| {
+                enroll::register(change, command)
+            })
         }
         RegistryCommand::Deregister(command) => {
-            enroll::deregister(&mut Change::begin(rows, head, events)?, command)
+            again::apply(&mut change, command.once, again::removed, |change| {
+                enroll::deregister(change, command)
+            })
         }
         RegistryCommand::Update(command) => {
-            amend::update(&mut Change::begin(rows, head, events)?, command)
+            again::apply(&mut change, command.once, again::updated, |change| {
+                amend::update(change, command)
+            })
         }
         RegistryCommand::Checked(command) => {
-            amend::checked(&mut Change::begin(rows, head, events)?, command)
+            Ok(again::updated(amend::checked(&mut change, command)?))
         }
-        RegistryCommand::Settle(command) => {
-            Ok(settle::apply(&mut Change::begin(rows, head, events)?, term, command)?)
-        }
-        RegistryCommand::Configure(command) => {
-            Ok(settle::configure(&mut Change::begin(rows, head, events)?, command)?)
-        }
+        RegistryCommand::Settle(command) => Ok(settle::apply(&mut change, term, command)?),
+        RegistryCommand::Configure(command) => Ok(settle::configure(&mut change, command)?),
     }
 }
 
@@ -141,6 +146,15 @@ fn stored<R: Read>(rows: &R, service: &[u8], id: &str) -> Result<Option<Stored>,
     let Some(kv) = before.kv.clone() else { return Ok(None) };
     let record = Record::decode(id, &kv.value);
     Ok(record.map(|record| Stored { key, before, kv, record }))
+}
+
+/// An instance lives: what is kept of its loss goes in the same revision, whatever wrote it.
+pub(crate) fn found<R: Read>(change: &mut Change<'_, '_, R>, key: &[u8]) -> Result<(), Halt> {
+    let Some(Name { service, id, .. }) = Name::of(key) else { return Ok(()) };
+    if index::service(change.rows, service)?.lost > 0 {
+        drop_lost(change, service, id)?;
+    }
+    Ok(())
 }
 
 /// Deletes the key that keeps a lost instance; whether there was one.

@@ -199,12 +199,14 @@ pub enum WriteAnswer {
     Forgotten,
 }
 
-/// Answer of a change of a counter, latch, barrier or group. A session remembers it for repetitions.
+/// Answer of a change of a counter, latch, barrier or group, or of an instance. A session remembers it for
+/// repetitions.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PrimitiveResponse {
-    /// Whether there was something to do; of one who enters a double barrier, whether it is in.
+    /// Whether there was something to do; of one who enters a double barrier, whether it is in; of an instance
+    /// that registers, whether there was none.
     pub is_done: bool,
-    /// The number of a counter or latch, the fence of a barrier, participant or member; of one who leaves
+    /// The number of a counter or latch, the fence of a barrier, participant, member or instance; of one who leaves
     /// a double barrier, the fence up to which others are waited for.
     pub number: i64,
     /// Revision of the last change of the key.

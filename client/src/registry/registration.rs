@@ -17,7 +17,9 @@ use tokio::{
 };
 
 use super::{Check, Health, Record, Service, State};
-use crate::{backoff::Backoff, client::Client, error::Error, lease::Lease, session::Session};
+use crate::{
+    backoff::Backoff, client::Client, error::Error, lease::Lease, once::Caller, session::Session,
+};
 
 /// How long an instance outlives its last keep-alive if nothing else is asked for.
 const TTL: Duration = Duration::from_secs(10);
@@ -286,12 +288,11 @@ impl Keeper {
                     record: record.into(),
                     ..RegisterRequest::default()
                 };
-                let call = |channel| {
-                    let request = request.clone();
+                let call = |channel, once| {
+                    let request = RegisterRequest { once, ..request.clone() };
                     async move { RegistryServiceClient::new(channel).register(request).await }
                 };
-                // Sent twice, it is one registration.
-                self.client().read(call).await.map(drop)
+                Caller::session(session).send(call).await.map(drop)
             }
             Hold::Lease(lease) => {
                 let prefix = self.service.prefix();
@@ -325,13 +326,13 @@ impl Keeper {
             service: self.service.name.clone(),
             id: self.record.id.clone(),
             session: session.id(),
-            fence: 0,
+            ..DeregisterRequest::default()
         };
-        let call = |channel| {
-            let request = request.clone();
+        let call = |channel, once| {
+            let request = DeregisterRequest { once, ..request.clone() };
             async move { RegistryServiceClient::new(channel).deregister(request).await }
         };
-        self.client().read(call).await.map(drop)
+        Caller::session(session).send(call).await.map(drop)
     }
 
     /// Runs until the guard ends it or is dropped.

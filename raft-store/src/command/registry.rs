@@ -9,6 +9,8 @@ use conclave_state_machine::command::{
 use conclave_state_machine::registry::record::{Health, State};
 use conclave_state_machine::response::Rejection;
 
+use super::primitive::once;
+
 /// The command that registers an instance.
 #[must_use]
 pub fn register(message: internal::RegistryRegister) -> RegistryCommand {
@@ -23,6 +25,7 @@ pub fn register(message: internal::RegistryRegister) -> RegistryCommand {
         session: request.session,
         record: request.record,
         mod_revision: request.mod_revision,
+        once: once(request.once),
         now_ms: message.now_unix_ms,
         is_damping: message.damping,
     })
@@ -31,8 +34,9 @@ pub fn register(message: internal::RegistryRegister) -> RegistryCommand {
 /// The command that removes an instance.
 #[must_use]
 pub fn deregister(request: v1::DeregisterRequest) -> RegistryCommand {
-    let v1::DeregisterRequest { service, id, session, fence } = request;
-    RegistryCommand::Deregister(Deregister { service: service.into(), id, session, fence })
+    let v1::DeregisterRequest { service, id, session, fence, once: asked } = request;
+    let (service, once) = (service.into(), once(asked));
+    RegistryCommand::Deregister(Deregister { service, id, session, fence, once })
 }
 
 /// The command that changes an instance.
@@ -56,6 +60,7 @@ pub fn update(message: internal::RegistryUpdate) -> Result<RegistryCommand, Reje
         id: request.id,
         session: request.session,
         fence: request.fence,
+        once: once(request.once),
         now_ms: message.now_unix_ms,
         is_damping: message.damping,
     }))

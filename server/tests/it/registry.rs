@@ -175,7 +175,7 @@ async fn instances_are_keys_and_repetitions_change_nothing() {
         service: SERVICE.to_owned(),
         id: "a".to_owned(),
         session: two.id(),
-        fence: 0,
+        ..Default::default()
     };
     let (code, _) = refused(registry(server).deregister(deregister.clone()).await);
     assert_eq!(code, Code::FailedPrecondition);
@@ -183,6 +183,47 @@ async fn instances_are_keys_and_repetitions_change_nothing() {
     assert!(registry(server).deregister(own.clone()).await.unwrap().into_inner().removed);
     assert!(!registry(server).deregister(own).await.unwrap().into_inner().removed);
     assert!(client.get("shop/api/a").await.unwrap().one().is_none());
+}
+
+/// A copy of a request may be under way for long: its client went on with another member.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_comes_late_once_more_changes_nothing() {
+    let servers = [server(&[]).await];
+    let (server, client) = (&servers[0], client(&servers));
+    let (one, two) = two(&client).await;
+    let once =
+        |sequence| Some(v1::Once { session: one.id(), sequence, settled: 1, ..Default::default() });
+    let first = v1::RegisterRequest { once: once(1), ..request(one.id(), &named("a")) };
+    let told = registry(server).register(first.clone()).await.unwrap().into_inner();
+    let drain = v1::InstanceUpdateRequest {
+        service: SERVICE.to_owned(),
+        id: "a".to_owned(),
+        session: one.id(),
+        state: v1::InstanceState::Draining.into(),
+        once: once(2),
+        ..Default::default()
+    };
+    let drained = registry(server).update(drain.clone()).await.unwrap().into_inner();
+    assert_eq!(registry(server).register(first.clone()).await.unwrap().into_inner(), told);
+    assert_eq!(registry(server).update(drain).await.unwrap().into_inner(), drained);
+    let found = discover(server, v1::InstanceFilter::default()).await;
+    assert_eq!(found.instances[0].state(), v1::InstanceState::Draining);
+    let deregister = v1::DeregisterRequest {
+        service: SERVICE.to_owned(),
+        id: "a".to_owned(),
+        session: one.id(),
+        once: once(3),
+        ..Default::default()
+    };
+    assert!(registry(server).deregister(deregister.clone()).await.unwrap().into_inner().removed);
+    assert_eq!(registry(server).register(first).await.unwrap().into_inner(), told);
+    assert!(ids(server, v1::InstanceFilter::default()).await.is_empty());
+    let next = register(server, two.id(), &named("a")).await;
+    assert!(next.fence > told.fence);
+    assert!(registry(server).deregister(deregister).await.unwrap().into_inner().removed);
+    // Whoever takes an id over has a fence of its own.
+    let taken = register(server, one.id(), &named("a")).await;
+    assert!(taken.fence > next.fence && !taken.created);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -301,7 +342,8 @@ async fn a_resumed_watch_sees_no_gap_and_no_duplicate() {
         if number % 5 == 4 {
             let id = format!("i{}", number % 4);
             let service = SERVICE.to_owned();
-            let request = v1::DeregisterRequest { service, id, session: own.id(), fence: 0 };
+            let request =
+                v1::DeregisterRequest { service, id, session: own.id(), ..Default::default() };
             registry(server).deregister(request).await.unwrap();
         }
     }

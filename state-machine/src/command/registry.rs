@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use super::Once;
 use crate::registry::record::{Health, State};
 
 /// What is done to instances of services.
@@ -31,7 +32,7 @@ pub enum RegisterMode {
     IfAbsent,
 }
 
-/// Registers an instance. Sent twice, it is one change.
+/// Registers an instance. Sent twice in a row, it is one change.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Register {
     /// Name of the service.
@@ -46,6 +47,8 @@ pub struct Register {
     pub mode: RegisterMode,
     /// Only if the instance was changed last at this revision; 0 for whatever there is.
     pub mod_revision: i64,
+    /// Who asks, and for which time.
+    pub once: Once,
     /// Wall clock of the member that was asked, in milliseconds.
     pub now_ms: i64,
     /// Whoever came and went too often is damped.
@@ -63,6 +66,8 @@ pub struct Deregister {
     pub session: i64,
     /// Only the instance with this create revision; 0 for any.
     pub fence: i64,
+    /// Who asks, and for which time.
+    pub once: Once,
 }
 
 /// Changes an instance; `None` is as before.
@@ -86,6 +91,8 @@ pub struct InstanceUpdate {
     pub health: Option<(Health, String)>,
     /// How much it takes.
     pub weight: Option<u32>,
+    /// Who asks, and for which time.
+    pub once: Once,
     /// As of [`Register`].
     pub now_ms: i64,
     /// As of [`Register`].

@@ -7,12 +7,12 @@ use crate::change::Change;
 use crate::command::{CheckResult, InstanceUpdate};
 use crate::outcome::Stop;
 use crate::read::Read;
-use crate::response::{Halt, RegistryResponse, Rejection};
+use crate::response::{Halt, PrimitiveResponse, Rejection};
 
 pub(super) fn update<R: Read>(
     change: &mut Change<'_, '_, R>,
     command: &InstanceUpdate,
-) -> Result<RegistryResponse, Stop> {
+) -> Result<PrimitiveResponse, Stop> {
     let InstanceUpdate { service, id, session, fence, .. } = command;
     let known = stored(change.rows, service, id)?.ok_or(Rejection::InstanceNotFound)?;
     if *session != 0 && known.kv.lease != *session {
@@ -48,7 +48,7 @@ pub(super) fn update<R: Read>(
 pub(super) fn checked<R: Read>(
     change: &mut Change<'_, '_, R>,
     command: &CheckResult,
-) -> Result<RegistryResponse, Stop> {
+) -> Result<PrimitiveResponse, Stop> {
     let CheckResult { service, id, fence, health, output, now_ms, is_damping } = command;
     let known = stored(change.rows, service, id)?
         .filter(|known| known.kv.create_revision == *fence)
@@ -66,11 +66,11 @@ fn write<R: Read>(
     known: Stored,
     mut record: Record,
     (now_ms, is_damping): (i64, bool),
-) -> Result<RegistryResponse, Halt> {
+) -> Result<PrimitiveResponse, Halt> {
     let Stored { key, before, kv, record: old } = known;
     if old == record {
-        let mod_revision = kv.mod_revision;
-        return Ok(RegistryResponse::Updated { mod_revision, fence: kv.create_revision });
+        let (number, revision) = (kv.create_revision, kv.mod_revision);
+        return Ok(PrimitiveResponse { is_done: false, number, revision });
     }
     let (was, is) = (old.health_shown(), record.health_shown());
     let is_damping = is_damping && !index::service(change.rows, service)?.is_damping_off;
@@ -84,6 +84,6 @@ fn write<R: Read>(
         record.details.changed_ms = now_ms;
     }
     change.put(&key, before, &record.encode().into(), kv.lease)?;
-    let mod_revision = change.head.revision;
-    Ok(RegistryResponse::Updated { mod_revision, fence: kv.create_revision })
+    let (number, revision) = (kv.create_revision, change.head.revision);
+    Ok(PrimitiveResponse { is_done: true, number, revision })
 }

@@ -2,6 +2,7 @@
 
 use super::record::{Check, Record};
 use crate::command::{CheckResult, InstanceUpdate, Register, RegistryCommand, Settle};
+use crate::primitives::check::once;
 use crate::response::Rejection;
 
 /// Longest name of a service.
@@ -40,7 +41,10 @@ pub const CHECK_TARGET_BYTES_MAX: usize = 1_024;
 pub fn command(command: &RegistryCommand) -> Result<(), Rejection> {
     match command {
         RegistryCommand::Register(register) => self::register(register).map(drop),
-        RegistryCommand::Deregister(command) => names(&command.service, &command.id),
+        RegistryCommand::Deregister(command) => {
+            names(&command.service, &command.id)?;
+            once(command.once, false)
+        }
         RegistryCommand::Update(update) => self::update(update),
         RegistryCommand::Checked(CheckResult { service, id, output, .. }) => {
             names(service, id)?;
@@ -60,6 +64,7 @@ pub fn command(command: &RegistryCommand) -> Result<(), Rejection> {
 /// [`Rejection::InvalidInstance`].
 pub fn register(register: &Register) -> Result<Record, Rejection> {
     names(&register.service, &register.id)?;
+    once(register.once, false)?;
     if register.record.len() > RECORD_BYTES_MAX {
         return Err(Rejection::InvalidInstance("the record is too long"));
     }
@@ -131,6 +136,7 @@ pub(super) fn names(service: &[u8], id: &str) -> Result<(), Rejection> {
 
 fn update(update: &InstanceUpdate) -> Result<(), Rejection> {
     names(&update.service, &update.id)?;
+    once(update.once, false)?;
     update.health.as_ref().map_or(Ok(()), |(_, output)| self::output(output))
 }
 

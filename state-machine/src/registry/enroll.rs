@@ -1,5 +1,7 @@
 //! Register and deregister.
 
+use bytes::Bytes;
+
 use super::record::{Health, Record};
 use super::{Stored, check, damping, drop_lost, index, stored};
 use crate::change::{Before, Change};
@@ -7,12 +9,12 @@ use crate::command::{Deregister, Register, RegisterMode};
 use crate::leases::{self, LeaseRow};
 use crate::outcome::Stop;
 use crate::read::Read;
-use crate::response::{Cause, Halt, RegistryResponse, Rejection};
+use crate::response::{Cause, Halt, PrimitiveResponse, Rejection};
 
 pub(super) fn register<R: Read>(
     change: &mut Change<'_, '_, R>,
     command: &Register,
-) -> Result<RegistryResponse, Stop> {
+) -> Result<PrimitiveResponse, Stop> {
     let mut record = check::register(command)?;
     let Register { service, id, session, .. } = command;
     let lease = leases::lease(change.rows, *session)?.ok_or(Rejection::LeaseNotFound)?;
@@ -35,15 +37,25 @@ pub(super) fn register<R: Read>(
         && !is_other
         && *same == record
     {
-        let (fence, mod_revision) = (kv.create_revision, kv.mod_revision);
-        return Ok(RegistryResponse::Registered { fence, mod_revision, is_new: false });
+        let (number, revision) = (kv.create_revision, kv.mod_revision);
+        return Ok(PrimitiveResponse { is_done: false, number, revision });
     }
-    drop_lost(change, service, id)?;
-    let fence = known.as_ref().map(|known| known.kv.create_revision);
+    let own = known.as_ref().filter(|_| !is_other).map(|known| known.kv.create_revision);
+    let before = if is_other { replace(change, &key, before)? } else { before };
     change.put(&key, before, &record.encode().into(), *session)?;
-    let mod_revision = change.head.revision;
-    let fence = fence.unwrap_or(mod_revision);
-    Ok(RegistryResponse::Registered { fence, mod_revision, is_new: known.is_none() })
+    let revision = change.head.revision;
+    let number = own.unwrap_or(revision);
+    Ok(PrimitiveResponse { is_done: known.is_none(), number, revision })
+}
+
+/// Ends the registration of another session: the next one has a fence of its own.
+fn replace<R: Read>(
+    change: &mut Change<'_, '_, R>,
+    key: &Bytes,
+    before: Before,
+) -> Result<Before, Halt> {
+    change.delete(key, before)?;
+    Before::load(change.rows, key)
 }
 
 /// Fills in what is not the owner's to say.
@@ -95,21 +107,21 @@ pub(super) fn is_suppressed<R: Read>(
 pub(super) fn deregister<R: Read>(
     change: &mut Change<'_, '_, R>,
     command: &Deregister,
-) -> Result<RegistryResponse, Stop> {
-    let Deregister { service, id, session, fence } = command;
+) -> Result<PrimitiveResponse, Stop> {
+    let Deregister { service, id, session, fence, .. } = command;
     change.because(Cause::Deregistered);
     let Some(known) = stored(change.rows, service, id)? else {
         // One that is kept after its loss can be removed, too.
         let was_there = *fence == 0 && drop_lost(change, service, id)?;
-        return Ok(RegistryResponse::Removed { was_there });
+        return Ok(PrimitiveResponse { is_done: was_there, ..PrimitiveResponse::default() });
     };
     if *session != 0 && known.kv.lease != *session {
         return Err(Rejection::InstanceTaken("the instance belongs to another session").into());
     }
     if *fence != 0 && known.kv.create_revision != *fence {
-        return Ok(RegistryResponse::Removed { was_there: false });
+        return Ok(PrimitiveResponse { is_done: false, ..PrimitiveResponse::default() });
     }
     change.delete(&known.key, known.before)?;
     drop_lost(change, service, id)?;
-    Ok(RegistryResponse::Removed { was_there: true })
+    Ok(PrimitiveResponse { is_done: true, ..PrimitiveResponse::default() })
 }

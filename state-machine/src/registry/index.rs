@@ -286,26 +286,27 @@ impl Facts {
     }
 }
 
-/// A key changed from one value to another.
+/// A key changed from one value to another. Whether it stands for an instance that lives now.
 pub(crate) fn note<R: Read>(
     rows: &mut Overlay<'_, R>,
     key: &[u8],
     before: Option<&[u8]>,
     after: Option<&[u8]>,
-) -> Result<(), Halt> {
+) -> Result<bool, Halt> {
     let is_candidate = |value: Option<&[u8]>| {
         value.is_some_and(|value| may_be_instance(value) || may_be_lost(value))
     };
     if !is_candidate(before) && !is_candidate(after) {
-        return Ok(());
+        return Ok(false);
     }
-    let Some(name) = Name::of(key) else { return Ok(()) };
+    let Some(name) = Name::of(key) else { return Ok(false) };
     let facts = |value: Option<&[u8]>| {
         value.and_then(|value| name.decode(value)).map(|record| Facts::of(&record))
     };
     let (was, is) = (facts(before), facts(after));
+    let is_alive = is.is_some() && !name.is_lost;
     if was == is {
-        return Ok(());
+        return Ok(is_alive);
     }
     if was.is_some() != is.is_some() {
         count(rows, name, is.is_some())?;
@@ -326,7 +327,7 @@ pub(crate) fn note<R: Read>(
             rows.put(Table::Instance, due_key, encode_due(&is.dues));
         }
     }
-    Ok(())
+    Ok(is_alive)
 }
 
 fn count<R: Read>(

@@ -256,9 +256,16 @@ impl Record {
         serde_json::to_vec(&wire).expect("all keys are strings")
     }
 
-    /// The instance with this id behind the value of a key; `None` if it is something else.
+    /// The instance with this id behind the value of a key; `None` if it is something else. It lives, whatever
+    /// the value says about a loss.
     #[must_use]
     pub fn decode(id: &str, value: &[u8]) -> Option<Record> {
+        let mut record = Record::parse(id, value)?;
+        record.details.lost_ms = 0;
+        Some(record)
+    }
+
+    fn parse(id: &str, value: &[u8]) -> Option<Record> {
         let Wire { op, address, metadata, instance } = serde_json::from_slice(value).ok()?;
         if op != ADD || address.is_empty() || id.is_empty() || id.contains('/') {
             return None;
@@ -292,7 +299,7 @@ impl Record {
     /// The lost instance behind the value of a key; `None` if it is something else.
     #[must_use]
     pub fn decode_lost(id: &str, value: &[u8]) -> Option<Record> {
-        let record = Record::decode(id, value.strip_prefix(LOST_FIRST_BYTES)?)?;
+        let record = Record::parse(id, value.strip_prefix(LOST_FIRST_BYTES)?)?;
         record.is_stale().then_some(record)
     }
 }

@@ -21,16 +21,17 @@
 //!     lift FENCE | enter COUNT NOTE | exit [waiting] | join MEMBER VALUE | part MEMBER
 //!     [by=ONCE]     ONCE is SESSION.SEQUENCE[.SETTLED[.UNDOES]]
 //! register SERVICE ID SESSION ADDRESS [version=V] [tag=T] [zone=Z] [health=H] [absent] [at=N] [now=N]
+//!          [by=SESSION.SEQUENCE[.SETTLED]]     is recognised, as others with it
 //!          [check=MS] [remove=MS]     checks the instance; removes it when it was critical for so long
-//! update SERVICE ID SESSION [state=S] [override=S|none] [health=H] [drain=MS] [now=N] [fence=N]
-//! checked SERVICE ID FENCE HEALTH [now=N]     deregister SERVICE ID SESSION [fence=N]
+//! update SERVICE ID SESSION [state=S] [override=S|none] [health=H] [drain=MS] [now=N] [fence=N] [by=B]
+//! checked SERVICE ID FENCE HEALTH [now=N]     deregister SERVICE ID SESSION [fence=N] [by=B]
 //! write WRITER.SEQUENCE[.SETTLED[.SINCE]] "a txn" [guard=NAME fence=N]
 //! settle TERM WHAT SERVICE ID STAMP [now=N]     switch SERVICE [guard=B] [damping=B]
 //! ```
 //! SPAN is `key`, `start..end`, `start..` or `all`; COMPARE is `FIELD SPAN = OPERAND` (also `!=`, `<`,
 //! `>`) with FIELD `version`, `create`, `mod`, `value` or `lease`; OP is put, delete, range or txn.
 
-mod primitive;
+pub(crate) mod primitive;
 
 use bytes::Bytes;
 use conclave_state_machine::command::{

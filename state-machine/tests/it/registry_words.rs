@@ -13,7 +13,7 @@ use conclave_state_machine::registry::view::{Shown, View};
 use conclave_state_machine::registry::{index, span};
 use conclave_state_machine::response::RegistryResponse;
 
-use crate::language::{Parsed, Words, bytes, number};
+use crate::language::{Parsed, Words, bytes, number, primitive};
 use crate::print;
 use crate::store::Store;
 
@@ -28,10 +28,13 @@ pub(crate) fn command(name: &str, words: &mut Words) -> Parsed<Option<RegistryCo
                 service: bytes(&words.next()?),
                 id: words.next()?,
                 session: words.number()?,
-                fence: 0,
+                ..Deregister::default()
             };
-            for (_, value) in words.options() {
-                command.fence = number(&value)?;
+            for (option, value) in words.options() {
+                match option.as_str() {
+                    "by" => command.once = primitive::once(&value)?,
+                    _ => command.fence = number(&value)?,
+                }
             }
             RegistryCommand::Deregister(command)
         }
@@ -95,6 +98,7 @@ fn register(words: &mut Words) -> Parsed<Register> {
             }
             "absent" => command.mode = RegisterMode::IfAbsent,
             "at" => command.mod_revision = number(&value)?,
+            "by" => command.once = primitive::once(&value)?,
             "now" => command.now_ms = number(&value)?,
             _ => return Err(format!("unknown option {option:?} of register")),
         }
@@ -117,6 +121,7 @@ fn update(words: &mut Words) -> Parsed<InstanceUpdate> {
             "override" if value == "none" => command.override_state = Some(None),
             "override" => command.override_state = Some(Some(state(&value)?)),
             "health" => command.health = Some((health(&value)?, String::new())),
+            "by" => command.once = primitive::once(&value)?,
             "drain" => command.drain_ms = Some(number(&value)?),
             "now" => command.now_ms = number(&value)?,
             "fence" => command.fence = number(&value)?,

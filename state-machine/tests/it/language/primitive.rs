@@ -42,7 +42,7 @@ fn action(words: &mut Words) -> Parsed<Action> {
     })
 }
 
-pub(super) fn once(text: &str) -> Parsed<Once> {
+pub(crate) fn once(text: &str) -> Parsed<Once> {
     let mut once = Once { settled: 1, ..Once::default() };
     for (place, word) in text.split('.').enumerate() {
         match place {

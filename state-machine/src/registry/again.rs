@@ -1,0 +1,41 @@
+//! Commands that come again, perhaps after something else has changed the instance: a session remembers
+//! what it answered to them, as to the requests of primitives.
+
+use crate::change::Change;
+use crate::command::Once;
+use crate::outcome::Stop;
+use crate::primitives::once::{self, Standing};
+use crate::read::Read;
+use crate::response::{PrimitiveResponse, RegistryResponse};
+
+/// Carries a command out, or answers what it was answered before, as `answer` reads it.
+pub(super) fn apply<R: Read>(
+    change: &mut Change<'_, '_, R>,
+    once: Once,
+    answer: fn(PrimitiveResponse) -> RegistryResponse,
+    command: impl FnOnce(&mut Change<'_, '_, R>) -> Result<PrimitiveResponse, Stop>,
+) -> Result<RegistryResponse, Stop> {
+    let session = match once::find(change.rows, once)? {
+        Standing::Known(known) => return Ok(answer(known)),
+        Standing::New(session) => session,
+    };
+    let found = command(change)?;
+    if let Some(session) = session {
+        once::remember(change.rows, session, once, found);
+    }
+    Ok(answer(found))
+}
+
+pub(super) fn registered(answer: PrimitiveResponse) -> RegistryResponse {
+    let PrimitiveResponse { is_done: is_new, number: fence, revision: mod_revision } = answer;
+    RegistryResponse::Registered { fence, mod_revision, is_new }
+}
+
+pub(super) fn updated(answer: PrimitiveResponse) -> RegistryResponse {
+    let PrimitiveResponse { number: fence, revision: mod_revision, .. } = answer;
+    RegistryResponse::Updated { mod_revision, fence }
+}
+
+pub(super) fn removed(answer: PrimitiveResponse) -> RegistryResponse {
+    RegistryResponse::Removed { was_there: answer.is_done }
+}
