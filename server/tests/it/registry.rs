@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
+use conclave_client::kv::put;
 use conclave_client::{Client, Session};
 use conclave_proto::v1;
 use conclave_state_machine::registry::record::{Check, Record};
@@ -224,6 +226,44 @@ async fn what_comes_late_once_more_changes_nothing() {
     // Whoever takes an id over has a fence of its own.
     let taken = register(server, one.id(), &named("a")).await;
     assert!(taken.fence > next.fence && !taken.created);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_lost_instances_are_found_by_what_they_said() {
+    const LOST: usize = 10_100;
+    let servers = [server(&[]).await];
+    let (server, client) = (&servers[0], client(&servers));
+    let own = session(&client, "one").await;
+    for first in (0..LOST).step_by(100) {
+        let mut txn = client.txn();
+        for number in first..first + 100 {
+            let mut record = named(&format!("i{number:05}"));
+            record.zone = if number % 2_000 == 1_999 { "z" } else { "y" }.to_owned();
+            (record.details.lost_ms, record.details.ttl_seconds) = (1, 120);
+            let key = [b"shop/api/\0lost/", record.id.as_bytes()].concat();
+            txn = txn.then(put(key, record.encode_lost()));
+        }
+        txn.commit().await.unwrap();
+    }
+    let mut last = named("i10500");
+    last.zone = "z".to_owned();
+    register(server, own.id(), &last).await;
+    let filter = v1::InstanceFilter { zone: "z".to_owned(), ..Default::default() };
+    let expected = ["i01999", "i03999", "i05999", "i07999", "i09999", "i10500"];
+    assert_eq!(ids(server, filter).await, expected);
+    let (mut from, mut found) = (Bytes::new(), Vec::new());
+    loop {
+        let service = SERVICE.to_owned();
+        let request = v1::DiscoverRequest { service, from, ..Default::default() };
+        let answer = registry(server).discover(request).await.unwrap().into_inner();
+        found.extend(answer.instances.into_iter().map(|found| found.id));
+        from = answer.next;
+        if from.is_empty() {
+            break;
+        }
+    }
+    assert!(found.is_sorted_by(|one, next| one < next), "none twice");
+    assert_eq!(found.len(), LOST + 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -29,8 +29,6 @@ const CURRENT_READS_MAX: usize = 3;
 /// Keys looked at for one answer, and in one read.
 const LOOKED_AT_MAX: usize = 20_000;
 const READ_KEYS: usize = 2_000;
-/// Lost instances of a service that are shown.
-const LOST_MAX: usize = 10_000;
 /// Services that Prometheus is told of when it asks for none in particular, and instances of all.
 const TARGET_SERVICES_MAX: usize = 1_000;
 const TARGETS_MAX: usize = 50_000;
@@ -140,24 +138,29 @@ fn page_at<T>(
     let read = |key: Bytes, range_end: Bytes, limit| {
         reader.page(&Range { key, range_end, ..Range::default() }, at, limit)
     };
+    let (live_before, live_end) = span(service);
     let lost_before = lost_key(service, "");
-    let lost_end = [service.as_ref(), b"/\0lost0"].concat().into();
-    let lost = read([&lost_before[..], &wanted.from].concat().into(), lost_end, LOST_MAX)?;
-    let mut lost = lost.into_iter().peekable();
-    let (before, end) = span(service);
-    // After the lost ones, whose names begin with a zero byte.
-    let from = if wanted.from.is_empty() { &b"\x01"[..] } else { &wanted.from };
-    let mut first = Bytes::from([&before[..], from].concat());
+    let lost_end = Bytes::from([service.as_ref(), b"/\0lost0"].concat());
+    let mut from = Bytes::clone(&wanted.from);
     let (mut found, mut bytes, mut looked_at) = (Vec::new(), 0, 0);
     loop {
-        let mut kvs = read(first, end.clone(), READ_KEYS)?;
-        looked_at += kvs.len();
-        let last = kvs.last().filter(|_| kvs.len() >= READ_KEYS).map(|kv| Bytes::clone(&kv.key));
-        // Beyond the last key that was looked at nothing is known, of lost instances neither.
-        let next = last.map(|last| Bytes::from([&last[before.len()..], &[0]].concat()));
-        let is_before =
-            |kv: &KeyValue| next.as_ref().is_none_or(|next| kv.key[lost_before.len()..] < next[..]);
-        kvs.extend(std::iter::from_fn(|| lost.next_if(is_before)));
+        // The lost ones stand before, by names that begin with a zero byte.
+        let live_from = [&live_before[..], (&from[..]).max(b"\x01")].concat().into();
+        let live = read(live_from, live_end.clone(), READ_KEYS)?;
+        let lost_from = [&lost_before[..], &from[..]].concat().into();
+        let lost = read(lost_from, lost_end.clone(), READ_KEYS)?;
+        looked_at += live.len() + lost.len();
+        // Beyond the last key of either that was looked at nothing is known, of the other neither.
+        let known_to = |kvs: &[KeyValue], before: &Bytes| {
+            let last = kvs.last().filter(|_| kvs.len() >= READ_KEYS)?;
+            Some(Bytes::from([&last.key[before.len()..], &[0]].concat()))
+        };
+        let ends = [known_to(&live, &live_before), known_to(&lost, &lost_before)];
+        let next = ends.into_iter().flatten().min();
+        let is_known = |id: &[u8]| next.as_ref().is_none_or(|next| id < &next[..]);
+        let mut kvs = live;
+        kvs.retain(|kv| is_known(&kv.key[live_before.len()..]));
+        kvs.extend(lost.into_iter().filter(|kv| is_known(&kv.key[lost_before.len()..])));
         for shown in View::load(Bytes::clone(service), kvs).all() {
             let Some(shown_as) = show(shown) else { continue };
             if found.len() >= wanted.limit || bytes >= wanted.bytes_max {
@@ -168,7 +171,7 @@ fn page_at<T>(
             found.push(shown_as);
         }
         match next {
-            Some(next) if looked_at < LOOKED_AT_MAX => first = [&before[..], &next].concat().into(),
+            Some(next) if looked_at < LOOKED_AT_MAX => from = next,
             next => return Ok(Page { found, next: next.unwrap_or_default(), revision: at }),
         }
     }
