@@ -8,7 +8,7 @@ use conclave_proto::v1::{
 };
 use std::sync::Arc;
 use tokio::time::{sleep, timeout};
-use tonic::{Code, Status, Streaming};
+use tonic::{Code, Request, Status, Streaming, metadata::MetadataValue};
 
 use super::Service;
 use crate::{
@@ -127,8 +127,11 @@ impl Changes {
             // Half a revision was told: only a snapshot is sure to say it once.
             (self.request.after_revision, self.is_partial) = (0, false);
         }
+        let mut request = Request::new(self.request.clone());
+        // A member cut off from the leader shall end the stream rather than stay silent.
+        request.metadata_mut().insert("hasleader", MetadataValue::from_static("true"));
         let limit = self.client.timeout().min(OPEN_TIMEOUT_MAX);
-        let error = match timeout(limit, client.watch(self.request.clone())).await {
+        let error = match timeout(limit, client.watch(request)).await {
             Ok(Ok(opened)) => {
                 self.stream = Some((opened.into_inner(), Arc::clone(endpoint)));
                 return Ok(());

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 
 use bytes::Bytes;
 use conclave_proto::v1::{
-    InstanceFilter, InstanceWatchResponse, instance_change::Kind, instance_watch_response::Snapshot,
+    InstanceChange, InstanceFilter, InstanceWatchResponse, instance_change::Kind,
+    instance_watch_response::Snapshot,
 };
 
 use super::{
@@ -41,15 +42,24 @@ enum Origin {
 
 struct Native {
     changes: Changes,
-    known: BTreeMap<String, Record>,
+    known: Known,
+}
+
+/// The instances at the last revision that was told as a whole.
+#[derive(Default)]
+struct Known {
+    records: BTreeMap<String, Record>,
     revision: i64,
-    is_in_snapshot: bool,
+    /// What was told of a snapshot or revision that goes on in the next message.
+    parts: Vec<InstanceChange>,
+    /// Whether the parts take the place of all that is known.
+    is_snapshot: bool,
 }
 
 impl Source {
     pub(super) fn new(service: Service) -> Self {
         let changes = Changes::new(&service, InstanceFilter::default());
-        let native = Native { changes, known: BTreeMap::new(), revision: 0, is_in_snapshot: false };
+        let native = Native { changes, known: Known::default() };
         Self { prefix: service.prefix(), service, origin: Origin::Native(Box::new(native)) }
     }
 
@@ -67,9 +77,12 @@ impl Source {
                     });
                 }
                 Origin::Native(native) => match native.changes.step().await {
-                    Ok(Step::Connected(is_connected)) => return Ok(News::Connected(is_connected)),
+                    Ok(Step::Connected(is_connected)) => {
+                        native.known.forget_parts();
+                        return Ok(News::Connected(is_connected));
+                    }
                     Ok(Step::Message(message)) => {
-                        if native.take(message) {
+                        if native.known.take(message) {
                             return Ok(News::Instances);
                         }
                     }
@@ -87,7 +100,7 @@ impl Source {
     /// The instances, by id.
     pub(super) fn records(&self) -> impl Iterator<Item = Record> {
         let (native, keys) = match &self.origin {
-            Origin::Native(native) => (Some(native.known.values().cloned()), None),
+            Origin::Native(native) => (Some(native.known.records.values().cloned()), None),
             Origin::Keys(mirror) => {
                 let keys = mirror.keys().values();
                 (None, Some(keys.filter_map(|kv| decode(&self.prefix, kv))))
@@ -99,31 +112,93 @@ impl Source {
     /// The revision as of which they are known.
     pub(super) fn revision(&self) -> i64 {
         match &self.origin {
-            Origin::Native(native) => native.revision,
+            Origin::Native(native) => native.known.revision,
             Origin::Keys(mirror) => mirror.header().revision,
         }
     }
 }
 
-impl Native {
-    /// Whether the state is complete again.
+impl Known {
+    /// Whether this completes a snapshot or revision, which is known from then on.
     fn take(&mut self, message: InstanceWatchResponse) -> bool {
-        let is_snapshot = message.snapshot() != Snapshot::None;
-        if is_snapshot && !self.is_in_snapshot {
-            self.known.clear();
+        self.is_snapshot |= message.snapshot() != Snapshot::None;
+        self.parts.extend(message.changes);
+        if message.more {
+            return false;
         }
-        self.is_in_snapshot = is_snapshot && message.more;
+        if std::mem::take(&mut self.is_snapshot) {
+            self.records.clear();
+        }
         self.revision = message.revision;
-        for change in message.changes {
+        for change in std::mem::take(&mut self.parts) {
             let kind = change.kind();
             let Some(instance) = change.instance else { continue };
             match record_of(&instance) {
                 Some(record) if kind != Kind::Removed => {
-                    self.known.insert(instance.id, record);
+                    self.records.insert(instance.id, record);
                 }
-                _ => _ = self.known.remove(&instance.id),
+                _ => _ = self.records.remove(&instance.id),
             }
         }
-        !message.more
+        true
+    }
+
+    /// The rest will not come: what broke off is told again from its beginning.
+    fn forget_parts(&mut self) {
+        self.parts.clear();
+        self.is_snapshot = false;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use conclave_proto::v1::Instance;
+
+    use super::*;
+
+    fn message(revision: i64, snapshot: Snapshot, ids: &[&str]) -> InstanceWatchResponse {
+        let added = |id: &&str| InstanceChange {
+            kind: Kind::Added.into(),
+            instance: Some(Instance {
+                id: (*id).to_owned(),
+                record: Record::new("h:1").encode().into(),
+                ..Instance::default()
+            }),
+            ..InstanceChange::default()
+        };
+        let changes = ids.iter().map(added).collect();
+        InstanceWatchResponse { revision, snapshot: snapshot.into(), more: false, changes }
+    }
+
+    fn part(message: InstanceWatchResponse) -> InstanceWatchResponse {
+        InstanceWatchResponse { more: true, ..message }
+    }
+
+    fn ids(known: &Known) -> Vec<&str> {
+        known.records.keys().map(String::as_str).collect()
+    }
+
+    #[test]
+    fn a_snapshot_that_broke_off_leaves_nothing() {
+        let mut known = Known::default();
+        assert!(!known.take(part(message(5, Snapshot::Asked, &["a", "gone"]))));
+        known.forget_parts();
+        assert!(!known.take(part(message(7, Snapshot::Asked, &["a"]))));
+        assert!(known.take(message(7, Snapshot::Asked, &["b"])));
+        assert_eq!((ids(&known), known.revision), (vec!["a", "b"], 7));
+    }
+
+    #[test]
+    fn nothing_is_known_by_halves() {
+        let mut known = Known::default();
+        assert!(known.take(message(5, Snapshot::Asked, &["a"])));
+        assert!(!known.take(part(message(6, Snapshot::None, &["b"]))));
+        assert_eq!((ids(&known), known.revision), (vec!["a"], 5), "half a revision");
+        assert!(known.take(message(6, Snapshot::None, &["c"])));
+        assert_eq!((ids(&known), known.revision), (vec!["a", "b", "c"], 6));
+        assert!(!known.take(part(message(9, Snapshot::Behind, &["d"]))));
+        assert_eq!((ids(&known), known.revision), (vec!["a", "b", "c"], 6), "half a snapshot");
+        assert!(known.take(message(9, Snapshot::Behind, &["e"])));
+        assert_eq!((ids(&known), known.revision), (vec!["d", "e"], 9));
     }
 }

@@ -115,3 +115,20 @@ async fn a_directory_goes_on_when_members_stop() {
     }
     assert!(service.instances().await.unwrap().is_empty());
 }
+
+/// A member that is cut off hears of no change: who follows it must learn that.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_directory_says_so_when_its_member_is_cut_off() {
+    let mut servers = servers(3, &[]).await;
+    let all = client(&servers);
+    let one = all.each().remove(0);
+    let directory = one.service("api").discover().start();
+    let _registration = all.service("api").register("h:1").await.unwrap();
+    until(&directory, |records| records.len() == 1).await;
+    let mut listing = directory.listing();
+    for server in servers.split_off(1) {
+        soon("the others stop", server.running.stop()).await;
+    }
+    let is_told = listing.wait_for(|listing| !listing.is_connected);
+    assert_eq!(soon("it is told", is_told).await.unwrap().records.len(), 1);
+}
