@@ -69,6 +69,7 @@ impl Attempt {
             Some(false) => self.done(Outcome::Success { latency }),
             None => {}
         }
+        self.in_flight.answered();
         let success = Outcome::Success { latency };
         response.map(|body| Body::new(Answer { body, attempt: self, success }))
     }

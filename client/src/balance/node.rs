@@ -81,6 +81,10 @@ pub struct Node {
 #[derive(Debug, Clone)]
 struct Record {
     breaker: Breaker,
+    /// How often the breaker has opened. What was called before says nothing about the time after.
+    openings: u64,
+    /// Calls since then whose answer has not begun.
+    unanswered: u32,
     latency: Option<Latency>,
     /// Since when it takes calls without a break: it is eased in from there.
     since: Instant,
@@ -119,7 +123,13 @@ impl Node {
     /// A node that is eased in from `now` on.
     #[must_use]
     pub fn new(instance: Instance, now: Instant) -> Self {
-        let record = Record { breaker: Breaker::default(), latency: None, since: now };
+        let record = Record {
+            breaker: Breaker::default(),
+            openings: 0,
+            unanswered: 0,
+            latency: None,
+            since: now,
+        };
         Self { instance, in_flight: AtomicU32::new(0), record: Mutex::new(record) }
     }
 
@@ -127,8 +137,8 @@ impl Node {
     /// with the old one.
     #[must_use]
     pub fn renewed(&self, instance: Instance) -> Self {
-        let record = Mutex::new(self.record.lock().clone());
-        Self { instance, in_flight: AtomicU32::new(0), record }
+        let record = Record { unanswered: 0, ..self.record.lock().clone() };
+        Self { instance, in_flight: AtomicU32::new(0), record: Mutex::new(record) }
     }
 
     /// The entry of the list.
@@ -152,20 +162,25 @@ impl Node {
     /// Whether a call may go to it: it is healthy, has a weight, and its breaker lets a call through.
     #[must_use]
     pub fn is_available(&self, now: Instant) -> bool {
-        self.instance.is_healthy
-            && self.instance.weight > 0
-            && match self.state(now) {
-                State::Closed => true,
-                State::Open => false,
-                State::HalfOpen => self.in_flight() == 0,
-            }
+        if !self.instance.is_healthy || self.instance.weight == 0 {
+            return false;
+        }
+        let record = self.record.lock();
+        match record.breaker.state(now) {
+            State::Closed => true,
+            State::Open => false,
+            // Streams may be open for hours: neither an old one nor one that was tried may be waited for.
+            State::HalfOpen => record.unanswered == 0,
+        }
     }
 
     /// Counts a call as in flight until what is returned is dropped.
     #[must_use = "the call ends when this is dropped"]
     pub fn enter(self: &Arc<Self>) -> InFlight {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
-        InFlight(Arc::clone(self))
+        let mut record = self.record.lock();
+        record.unanswered = record.unanswered.saturating_add(1);
+        InFlight { node: Arc::clone(self), unanswered_since: Some(record.openings) }
     }
 
     /// Takes note of how a call went. Says whether this opened its breaker.
@@ -190,6 +205,10 @@ impl Node {
                 (FAILURE_COST, is_new)
             }
         };
+        if is_opened {
+            record.openings += 1;
+            record.unanswered = 0;
+        }
         let seconds = cost.as_secs_f64();
         record.latency = Some(match record.latency {
             Some(latency) => latency.observe(seconds, now),
@@ -227,19 +246,33 @@ impl Node {
 
 /// A call in flight; see [`Node::enter`].
 #[derive(Debug)]
-pub struct InFlight(Arc<Node>);
+pub struct InFlight {
+    node: Arc<Node>,
+    /// How often the breaker had opened when it began; `None` once its answer has begun.
+    unanswered_since: Option<u64>,
+}
 
 impl InFlight {
     /// The node it goes to.
     #[must_use]
     pub fn node(&self) -> &Arc<Node> {
-        &self.0
+        &self.node
+    }
+
+    /// Takes note that its answer has begun: a breaker that is half open lets the next call through.
+    pub fn answered(&mut self) {
+        let Some(openings) = self.unanswered_since.take() else { return };
+        let mut record = self.node.record.lock();
+        if record.openings == openings {
+            record.unanswered = record.unanswered.saturating_sub(1);
+        }
     }
 }
 
 impl Drop for InFlight {
     fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Ordering::Relaxed);
+        self.answered();
+        self.node.in_flight.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -296,6 +329,33 @@ mod tests {
         assert_eq!(node.warmth(slow_start, later), SLOW_START_MIN, "it is eased in again");
         assert_eq!(node.warmth(slow_start, later + slow_start / 2), 0.5);
         assert_eq!(node.warmth(slow_start, later + slow_start), 1.0);
+    }
+
+    #[test]
+    fn an_open_stream_does_not_hold_up_the_trial_call() {
+        let now = Instant::now();
+        let options = BreakerOptions::default();
+        let node = Arc::new(Node::new(Instance::new("a", "a:1"), now));
+        let failure = Outcome::Failure { latency: Duration::ZERO };
+        let _stream = node.enter();
+        for _ in 0..options.consecutive {
+            node.done(failure, &options, now);
+        }
+        let later = now + options.open_min;
+        assert!(node.is_available(later), "a stream from before it opened");
+        let mut trial = node.enter();
+        assert!(!node.is_available(later), "one call at a time");
+        trial.answered();
+        assert!(node.is_available(later), "a stream that was tried");
+        let old = node.enter();
+        assert!(node.done(failure, &options, later));
+        let later = later + options.open_max;
+        let next = node.enter();
+        drop((trial, old));
+        assert!(!node.is_available(later), "calls from before do not end the trial call");
+        drop(next);
+        assert!(node.is_available(later));
+        assert_eq!(node.in_flight(), 1, "the stream");
     }
 
     proptest! {
