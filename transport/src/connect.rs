@@ -48,6 +48,19 @@ impl Connector {
         self
     }
 
+    /// The same for peers that may vanish: a connection has failed when neither what was sent nor probes of
+    /// the system were acknowledged for `patience`. Systems other than Linux notice it by probes only, which
+    /// they do not send while something is on its way.
+    #[must_use]
+    pub fn lost_after(mut self, patience: Duration) -> Self {
+        self.tcp.set_keepalive(Some(patience / 3));
+        self.tcp.set_keepalive_interval(Some(patience / 6));
+        self.tcp.set_keepalive_retries(Some(4));
+        #[cfg(target_os = "linux")]
+        self.tcp.set_tcp_user_timeout(Some(patience));
+        self
+    }
+
     /// Makes one connection.
     ///
     /// # Errors

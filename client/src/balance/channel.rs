@@ -9,6 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use conclave_transport::{Connector, Target};
 use futures::{Stream, StreamExt};
 use parking_lot::Mutex;
 use tokio::{sync::watch, time::timeout_at};
@@ -34,6 +35,8 @@ use crate::error::never_sent;
 const TRIES_MAX: usize = 5;
 /// Instances of one service that are used; a longer list is cut off. Each costs a task.
 const INSTANCES_MAX: usize = 4096;
+/// A connection whose peer acknowledges nothing for so long has failed, with all streams on it.
+const LOST_AFTER: Duration = Duration::from_secs(30);
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -66,6 +69,8 @@ pub struct ChannelBuilder {
     breaker: BreakerOptions,
     connect_timeout: Duration,
     timeout: Duration,
+    /// Interval and timeout of HTTP/2 pings.
+    ping: Option<(Duration, Duration)>,
 }
 
 impl ChannelBuilder {
@@ -98,6 +103,15 @@ impl ChannelBuilder {
     /// instance was found.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
+        self
+    }
+
+    /// Probes connections with open calls by HTTP/2 pings at this interval. An instance that does not answer
+    /// one within `timeout` hangs, and all calls on that connection fail. Off by default, because servers end
+    /// connections that ping oftener than they allow (those of grpc-go every 5 min). A peer that vanished is
+    /// noticed without pings, after 30 s.
+    pub fn keep_alive(mut self, interval: Duration, timeout: Duration) -> Self {
+        self.ping = Some((interval, timeout));
         self
     }
 
@@ -201,6 +215,7 @@ impl BalancedChannel {
             breaker: BreakerOptions::default(),
             connect_timeout: Duration::from_secs(2),
             timeout: Duration::from_secs(10),
+            ping: None,
         }
     }
 
@@ -360,10 +375,10 @@ impl Table {
                     (Arc::clone(node), channel.clone())
                 }
                 Some((node, channel)) => (Arc::new(node.renewed(instance)), channel.clone()),
-                None => match connect(&instance, options.connect_timeout) {
+                None => match connect(&instance, options) {
                     Ok(channel) => (Arc::new(Node::new(instance, now)), channel),
-                    Err(error) => {
-                        tracing::warn!(instance = id, %error, "unusable address");
+                    Err(reason) => {
+                        tracing::warn!(instance = id, reason, "unusable address");
                         continue;
                     }
                 },
@@ -377,9 +392,15 @@ impl Table {
 }
 
 /// A channel that connects on first use.
-fn connect(instance: &Instance, timeout: Duration) -> Result<Channel, tonic::transport::Error> {
-    let address = &instance.address;
-    let url = if address.contains("://") { address.clone() } else { format!("http://{address}") };
-    let endpoint = Endpoint::from_shared(url)?;
-    Ok(endpoint.connect_timeout(timeout).tcp_nodelay(true).connect_lazy())
+fn connect(instance: &Instance, options: &ChannelBuilder) -> Result<Channel, String> {
+    let target = Target::parse(&instance.address, false)?;
+    if target.is_tls() {
+        return Err("TLS to instances is not supported".to_owned());
+    }
+    let mut endpoint = Endpoint::from(target.origin().clone());
+    if let Some((interval, timeout)) = options.ping {
+        endpoint = endpoint.http2_keep_alive_interval(interval).keep_alive_timeout(timeout);
+    }
+    let connector = Connector::new(target, None, options.connect_timeout).lost_after(LOST_AFTER);
+    Ok(endpoint.connect_with_connector_lazy(connector))
 }

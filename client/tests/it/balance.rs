@@ -392,3 +392,34 @@ async fn a_policy_that_goes_astray_fails_the_call_only() {
     let status = call(&channel).await.expect_err("it is not in the list");
     assert_eq!(status.code(), Code::Internal, "{status:?}");
 }
+
+/// A peer that vanished acknowledges nothing, and no packet ever says so.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn the_system_probes_connections_to_instances() {
+    let backends = backends();
+    let (_lists, list) = watch::channel(vec![backends[0].instance()]);
+    let channel = BalancedChannel::builder().watch(list);
+    call(&channel).await.expect("an answer");
+    let peer = format!("0100007F:{:04X}", backends[0].address.port());
+    eventually("a timer of probes runs on the connection", async || {
+        let table = std::fs::read_to_string("/proc/net/tcp").expect("the table of connections");
+        let mut rows = table.lines().map(|row| row.split_whitespace().collect::<Vec<_>>());
+        // sl, local, remote, state (1: established), queues, timer (2: probes) and when it fires.
+        rows.any(|row| row[2] == peer && row[3] == "01" && row[5].starts_with("02:")).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn an_instance_that_hangs_is_noticed_by_pings() {
+    let silent = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = silent.local_addr().expect("its address").to_string();
+    let (_lists, list) = watch::channel(vec![Instance::new("x", address)]);
+    let channel = BalancedChannel::builder()
+        .timeout(Duration::from_secs(600))
+        .keep_alive(Duration::from_millis(100), Duration::from_millis(100))
+        .watch(list);
+    let status = timeout(SOON, call(&channel)).await.expect("in time").expect_err("it hangs");
+    assert!(status.code() != Code::DeadlineExceeded, "{status:?}");
+}
