@@ -10,6 +10,7 @@ use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU64, Ordering},
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
@@ -47,7 +48,7 @@ impl Cache {
         let content = answer.encode_to_vec();
         let saved = now_ms();
         let header = self.header(saved, &content);
-        let temporary = self.path.with_extension(format!("{}.tmp", std::process::id()));
+        let temporary = self.temporary();
         let written = write(&temporary, header.as_bytes(), &content)
             .and_then(|()| fs::rename(&temporary, &self.path));
         if written.is_err() {
@@ -93,6 +94,15 @@ impl Cache {
             return Err(about(&format!("{} s old, which is too old", age.as_secs())));
         }
         TxnResponse::decode(content).map_err(|error| about(&error.to_string()))
+    }
+
+    /// A name that nobody else writes to at the same time, beside the file.
+    fn temporary(&self) -> PathBuf {
+        static SAVES: AtomicU64 = AtomicU64::new(0);
+        let (process, save) = (std::process::id(), SAVES.fetch_add(1, Ordering::Relaxed));
+        let mut name = self.path.clone().into_os_string();
+        name.push(format!(".{process}.{save}.tmp"));
+        name.into()
     }
 
     fn header(&self, saved: u64, content: &[u8]) -> String {
@@ -146,6 +156,28 @@ mod tests {
             assert_eq!(cache.load().unwrap(), answer(revision));
         }
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "no temporary file is left");
+    }
+
+    #[test]
+    fn files_that_differ_in_the_extension_only_do_not_mix() {
+        let dir = TempDir::new().unwrap();
+        let request = TxnRequest::default();
+        let caches =
+            ["svc.v1", "svc.v2"].map(|name| Cache::new(dir.path().join(name), None, &request));
+        // One is half way when the other begins, or both save the same file at once.
+        let temporaries = [&caches[0], &caches[1], &caches[0]].map(Cache::temporary);
+        assert_ne!(temporaries[0], temporaries[1]);
+        assert_ne!(temporaries[0], temporaries[2]);
+        std::thread::scope(|scope| {
+            for (cache, revision) in caches.iter().zip([1, 2]) {
+                scope.spawn(move || {
+                    for _ in 0..100 {
+                        cache.save(&answer(revision)).unwrap();
+                        assert_eq!(cache.load().unwrap(), answer(revision));
+                    }
+                });
+            }
+        });
     }
 
     #[test]
