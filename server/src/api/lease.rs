@@ -169,18 +169,23 @@ fn keep_alives(
     }))
 }
 
-/// The stream keeps the name that it was opened with: a token that expires meanwhile, or a change of
-/// other users, is no reason to let a lease die.
-pub(crate) fn may_renew(context: &Context, caller: &Caller, id: i64) -> Result<(), Status> {
-    context.auth.check_by_name(caller, &RightsCheck::LeaseWrite(id))
-}
-
-/// As [`may_renew`], of all of them.
-pub(crate) fn may_renew_all(context: &Context, caller: &Caller, ids: &[i64]) -> Result<(), Status> {
-    if context.auth.rights(caller)?.is_none() {
-        return Ok(());
+/// Whether the caller may renew each of these leases. The stream keeps the name that it was opened with: a
+/// token that expires meanwhile, or a change of other users, is no reason to let a lease die.
+///
+/// # Errors
+/// If the caller is nobody that there is.
+pub(crate) async fn may_renew(
+    context: &Context,
+    caller: &Caller,
+    ids: &[i64],
+) -> Result<Vec<Result<(), Status>>, Status> {
+    if context.auth.rights(caller)?.is_none_or(|rights| rights.is_root) {
+        return Ok(vec![Ok(()); ids.len()]);
     }
-    ids.iter().try_for_each(|id| may_renew(context, caller, *id))
+    // Each may have a million keys.
+    let (context, caller, ids) = (context.clone(), caller.clone(), ids.to_vec());
+    let check = move |id| context.auth.check_by_name(&caller, &RightsCheck::LeaseWrite(id));
+    off_thread(move || ids.into_iter().map(check).collect()).await
 }
 
 async fn renew(
@@ -193,16 +198,21 @@ async fn renew(
         if request.as_ref().is_err_and(is_failure) {
             context.metrics.requests.broken_keep_alives().inc();
         }
-        let may_renew = |request: etcd::LeaseKeepAliveRequest| {
-            may_renew(context, caller, request.id).map(|()| request.id)
-        };
-        match request.and_then(may_renew) {
-            Ok(id) => ids.push(id),
+        match request {
+            Ok(request) => ids.push(request.id),
             Err(status) => {
                 failure = Some(status);
                 break;
             }
         }
+    }
+    let checks = may_renew(context, caller, &ids).await;
+    let checks = checks.unwrap_or_else(|status| vec![Err(status)]);
+    // As in etcd the stream ends at the first that the caller may not renew.
+    if let Some((allowed, Err(status))) = checks.into_iter().enumerate().find(|(_, it)| it.is_err())
+    {
+        ids.truncate(allowed);
+        failure = Some(status);
     }
     context.metrics.received(Method::LeaseKeepAlive, ids.len());
     // As in etcd the header is of the moment before the renewal.

@@ -11,11 +11,11 @@ use conclave_state_machine::locks::check;
 use conclave_state_machine::response::Response as Answer;
 use conclave_state_machine::sessions;
 use futures::stream::{Stream, StreamExt as _};
-use tonic::{Request, Response, Status, Streaming};
+use tonic::{Code, Request, Response, Status, Streaming};
 use v1::session_service_server::SessionService;
 
 use crate::api::context::{Context, mismatch, must_have_leader};
-use crate::api::lease::{may_renew_all, random_lease_id, ttl_seconds_min};
+use crate::api::lease::{may_renew, random_lease_id, ttl_seconds_min};
 use crate::api::{limits, stream_end};
 use crate::auth::caller_of;
 use crate::metrics::Method;
@@ -156,16 +156,31 @@ async fn heartbeat(
     if attached.len() > ATTACHED_MAX {
         return Err(Status::resource_exhausted("conclave: too many sessions on one stream"));
     }
-    let ids: Vec<i64> = attached.iter().copied().collect();
-    may_renew_all(context, caller, &ids)?;
+    let mut ids: Vec<i64> = attached.iter().copied().collect();
+    // One session that the user may not renew (any more) does not take the others with it.
+    let mut lost = refused(context, caller, &ids).await?;
+    ids.retain(|id| lost.binary_search(id).is_err());
     let ttls = context.node.lessor().renew_all(&ids).await;
     let ttls = ttls.map_err(|error| status::from_lessor(&error))?;
     let ended = ids.into_iter().zip(ttls).filter(|(_, ttl)| *ttl <= 0);
-    let lost: Vec<i64> = ended.map(|(id, _)| id).collect();
+    lost.extend(ended.map(|(id, _)| id));
     for id in &lost {
         attached.remove(id);
     }
     Ok(v1::SessionOpenResponse { sequence, lost })
+}
+
+/// The sessions that the caller may not renew, in the order of `ids`.
+async fn refused(context: &Context, caller: &Caller, ids: &[i64]) -> Result<Vec<i64>, Status> {
+    let mut refused = Vec::new();
+    for (id, check) in ids.iter().zip(may_renew(context, caller, ids).await?) {
+        match check {
+            Ok(()) => {}
+            Err(status) if status.code() == Code::PermissionDenied => refused.push(*id),
+            Err(status) => return Err(status),
+        }
+    }
+    Ok(refused)
 }
 
 #[tonic::async_trait]

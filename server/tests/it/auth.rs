@@ -10,7 +10,7 @@ use conclave_proto::etcdserverpb::auth_client::AuthClient;
 use conclave_proto::etcdserverpb::watch_client::WatchClient;
 use conclave_proto::v1::{
     self, discovery_service_client::DiscoveryServiceClient,
-    registry_service_client::RegistryServiceClient,
+    registry_service_client::RegistryServiceClient, session_service_client::SessionServiceClient,
 };
 use conclave_proto::v3electionpb as election;
 use conclave_state_machine::registry::record::Record;
@@ -340,6 +340,40 @@ async fn a_service_is_seen_by_who_may_read_its_keys() {
     let revoke = etcd::AuthUserRevokeRoleRequest { name: "ann".to_owned(), role: "a".to_owned() };
     auth(&server).user_revoke_role(by(&root, revoke)).await.unwrap();
     assert_eq!(refused(within("the end", changes.message()).await), denied());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_that_may_not_be_renewed_ends_no_other() {
+    let server = server(&[FAST]).await;
+    let [root, ann] = enable(&server).await;
+    let mut sessions = SessionServiceClient::new(server.channel.clone());
+    for (id, key) in [(1, "a/key"), (2, "b/key"), (3, "")] {
+        let (ttl_seconds, request_id) = (600, Bytes::from(vec![1; 16]));
+        let begin = v1::SessionBeginRequest { id, ttl_seconds, request_id, ..Default::default() };
+        sessions.begin(by(&ann, begin)).await.unwrap();
+        if !key.is_empty() {
+            let put = etcd::PutRequest { lease: id, ..put(key, "x") };
+            server.kv().put(by(&root, put)).await.unwrap();
+        }
+    }
+    let (requests, outgoing) = mpsc::channel(1);
+    let mut answers =
+        sessions.open(by(&ann, ReceiverStream::new(outgoing))).await.unwrap().into_inner();
+    let mut beat = async |sequence, attach: &[i64]| {
+        let attach = attach.to_vec();
+        let request = v1::SessionOpenRequest { sequence, attach, ..Default::default() };
+        requests.send(request).await.unwrap();
+        within("an answer", answers.message()).await.map(|answer| answer.unwrap().lost)
+    };
+    assert_eq!(beat(1, &[1, 2, 3]).await.unwrap(), [2], "somebody else's key is attached to it");
+    assert!(beat(2, &[]).await.unwrap().is_empty());
+    let revoke = etcd::AuthUserRevokeRoleRequest { name: "ann".to_owned(), role: "a".to_owned() };
+    auth(&server).user_revoke_role(by(&root, revoke)).await.unwrap();
+    assert_eq!(beat(3, &[]).await.unwrap(), [1]);
+    assert!(beat(4, &[]).await.unwrap().is_empty(), "the third has no keys");
+    let delete = etcd::AuthUserDeleteRequest { name: "ann".to_owned() };
+    auth(&server).user_delete(by(&root, delete)).await.unwrap();
+    assert_eq!(refused(beat(5, &[]).await), denied(), "a user that there is not");
 }
 
 #[tokio::test(flavor = "multi_thread")]
