@@ -18,11 +18,11 @@ impl Backoff {
     const MIN: Duration = Duration::from_millis(20);
     const MAX: Duration = Duration::from_secs(1);
 
-    /// The next pause, between half and all of its nominal length so that clients spread out.
+    /// The next pause: any part of its nominal length, so that clients that failed together spread out.
     pub(crate) fn next(&mut self) -> Duration {
         let pause = exponential(Self::MIN, Self::MAX, self.times);
         self.times = self.times.saturating_add(1);
-        pause.mul_f64(rand::random_range(0.5..1.0))
+        pause.mul_f64(rand::random_range(0.0..1.0))
     }
 
     pub(crate) fn reset(&mut self) {
@@ -35,11 +35,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_grow_to_a_limit() {
+    fn pauses_grow_to_a_limit_and_are_spread_below_it() {
         let mut backoff = Backoff::default();
-        let pauses: Vec<Duration> = (0..40).map(|_| backoff.next()).collect();
-        assert!(pauses[0] <= Backoff::MIN);
+        for times in 0..6 {
+            assert!(backoff.next() <= Backoff::MIN * (1 << times));
+        }
+        // That one of these fails by chance is less likely than 1 in 10^100.
+        let pauses: Vec<Duration> = (0..1_000).map(|_| backoff.next()).collect();
         assert!(pauses.iter().all(|pause| *pause <= Backoff::MAX));
-        assert!(pauses[39] >= Backoff::MAX / 2);
+        assert!(pauses.iter().any(|pause| *pause > Backoff::MAX / 4 * 3));
+        assert!(pauses.iter().any(|pause| *pause < Backoff::MAX / 4));
     }
 }

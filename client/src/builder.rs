@@ -2,9 +2,10 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::runtime::Handle;
+use tokio::{runtime::Handle, time::Instant};
 
 use crate::{
+    budget::{Budget, RetryBudget},
     client::{Client, Pool},
     endpoint::Endpoint,
     error::Error,
@@ -31,6 +32,7 @@ pub struct Builder {
     settings: Settings,
     tls: Option<Tls>,
     are_writes_remembered: bool,
+    retry_budget: RetryBudget,
 }
 
 impl Builder {
@@ -49,6 +51,7 @@ impl Builder {
             },
             tls: None,
             are_writes_remembered: true,
+            retry_budget: RetryBudget::default(),
         }
     }
 
@@ -98,6 +101,14 @@ impl Builder {
         self
     }
 
+    /// How often calls are made again, all calls of the client and its clones together. Each call also pauses
+    /// between its attempts: once it has been to all endpoints for a random time up to 20 ms, doubled with each
+    /// round up to 1 s.
+    pub fn retry_budget(mut self, budget: RetryBudget) -> Self {
+        self.retry_budget = budget;
+        self
+    }
+
     /// Makes the client. Nothing is connected before the first call; call it inside a tokio runtime, on
     /// which the client's own tasks run: what it keeps alive is lost with that runtime.
     ///
@@ -123,7 +134,8 @@ impl Builder {
             Arc::new(Endpoint::new(address, target, tls.clone(), &self.settings))
         };
         let endpoints = targets.into_iter().map(endpoint).collect();
-        let pool = Pool::new(endpoints, Handle::current(), self.are_writes_remembered);
+        let budget = Arc::new(Budget::new(self.retry_budget, Instant::now()));
+        let pool = Pool::new(endpoints, Handle::current(), self.are_writes_remembered, budget);
         Ok(Client::new(pool, self.timeout))
     }
 }

@@ -21,6 +21,7 @@ use tonic::{Response, Status};
 
 use crate::{
     backoff::Backoff,
+    budget::Budget,
     builder::Builder,
     endpoint::Endpoint,
     error::{Error, Outcome},
@@ -77,9 +78,11 @@ impl Client {
     #[must_use]
     pub fn each(&self) -> Vec<Self> {
         let single = |endpoint: &Arc<Endpoint>| {
-            let runtime = self.pool.runtime.clone();
-            let are_remembered = self.pool.are_writes_remembered;
-            Self::new(Pool::new(vec![Arc::clone(endpoint)], runtime, are_remembered), self.timeout)
+            let Pool { runtime, are_writes_remembered, budget, .. } = &*self.pool;
+            let (runtime, budget) = (runtime.clone(), Arc::clone(budget));
+            let endpoints = vec![Arc::clone(endpoint)];
+            let pool = Pool::new(endpoints, runtime, *are_writes_remembered, budget);
+            Self::new(pool, self.timeout)
         };
         self.pool.endpoints.iter().map(single).collect()
     }
@@ -164,7 +167,10 @@ impl Client {
             let now = Instant::now();
             let until = now + deadline.saturating_duration_since(now) / shares;
             let error = match self.attempt(endpoint, until, call(endpoint.channel())).await {
-                Ok(answer) => return Ok((answer, doubt)),
+                Ok(answer) => {
+                    self.pool.budget.earn();
+                    return Ok((answer, doubt));
+                }
                 Err(error) => error,
             };
             if logins.may_help(&error, endpoint) {
@@ -180,9 +186,9 @@ impl Client {
                 tried.clear();
                 next += backoff.next();
             }
-            if next >= deadline {
+            let Some(next) = self.pool.budget.take(next, deadline) else {
                 return Err(retry.verdict(doubt, error));
-            }
+            };
             if error.outcome() == Outcome::Unknown {
                 doubt = Some(error);
             }
@@ -292,6 +298,7 @@ pub(crate) struct Pool {
     heart: Arc<Heart>,
     are_writes_remembered: bool,
     writers: Arc<Writers>,
+    budget: Arc<Budget>,
 }
 
 impl Pool {
@@ -299,13 +306,14 @@ impl Pool {
         endpoints: Vec<Arc<Endpoint>>,
         runtime: Handle,
         are_writes_remembered: bool,
+        budget: Arc<Budget>,
     ) -> Self {
         assert!(!endpoints.is_empty(), "the builder refuses a client without endpoints");
         let start = rand::random_range(0..endpoints.len());
         let (rotation, tasks) = (AtomicUsize::new(start), TaskTracker::new());
         let writers = Arc::new(Writers::new(are_writes_remembered));
         let heart = Arc::default();
-        Self { endpoints, rotation, runtime, tasks, heart, are_writes_remembered, writers }
+        Self { endpoints, rotation, runtime, tasks, heart, are_writes_remembered, writers, budget }
     }
 
     fn pick(&self, tried: &[usize]) -> &Arc<Endpoint> {

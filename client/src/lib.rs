@@ -47,6 +47,7 @@ pub mod auth;
 mod backoff;
 pub mod balance;
 pub mod barrier;
+mod budget;
 mod builder;
 mod cache;
 mod client;
@@ -85,6 +86,7 @@ mod writes;
 pub use conclave_proto::{etcdserverpb as pb, mvccpb, v1};
 
 pub use crate::{
+    budget::RetryBudget,
     builder::Builder,
     client::Client,
     config::Config,

@@ -1,7 +1,7 @@
 //! Writes that are sent again, from a cluster that remembers them and from others.
 
 use conclave_client::{
-    Client, Error, Outcome,
+    Client, Error, Outcome, RetryBudget,
     pb::{PutResponse, ResponseHeader, ResponseOp, TxnResponse, response_op::Response},
     v1::{WriteRequest, WriteResponse, write_response::State},
 };
@@ -90,4 +90,32 @@ async fn a_cluster_that_remembers_nothing_is_asked_once() {
         assert!(matches!(refused, Err(Error::Unimplemented(_))), "{refused:?}");
     }
     assert_eq!(fake.script.writes.lock().len(), 1);
+}
+
+#[tokio::test]
+async fn calls_are_made_again_within_a_budget() {
+    let fake = Fake::start();
+    let busy = || Err(Status::unavailable("etcdserver: no leader"));
+    fake.script.write_answers.lock().extend((0..20).map(|_| busy()));
+    let budget = RetryBudget { per_second: 0, percent: 100, burst: 5 };
+    let client = Client::builder([fake.endpoint()]).timeout(SOON).retry_budget(budget);
+    let client = client.build().unwrap();
+    let sent = || std::mem::take(&mut *fake.script.writes.lock()).len();
+    let refused = client.put("k", "v").await.unwrap_err();
+    assert!(
+        matches!(refused, Error::Unavailable { outcome: Outcome::NotApplied, .. }),
+        "{refused:?}"
+    );
+    assert_eq!(sent(), 6, "once, and again as often as there are tokens");
+    // Whoever shares the connections shares the budget.
+    client.each()[0].put("k", "v").await.unwrap_err();
+    client.clone().put("k", "v").await.unwrap_err();
+    assert_eq!(sent(), 2);
+    let mut answers = std::mem::take(&mut *fake.script.write_answers.lock());
+    answers.extend([done(7), busy(), done(8), busy(), done(9)]);
+    *fake.script.write_answers.lock() = answers.split_off(12);
+    for revision in [7, 8, 9] {
+        assert_eq!(client.put("k", "v").await.unwrap().revision(), revision);
+    }
+    assert_eq!(sent(), 5, "a call that goes well pays for a repetition");
 }
