@@ -2,6 +2,7 @@
 //!
 //! Changes are commands; a password becomes a hash before it is one. Reads are local after a barrier.
 
+use bytes::Bytes;
 use conclave_proto::internal::{self, command::Command as Message};
 use conclave_proto::{authpb, etcdserverpb as etcd};
 use conclave_raft_store::Reader;
@@ -122,7 +123,11 @@ impl AuthService {
         request: Request<etcd::AuthUserChangePasswordRequest>,
     ) -> Result<etcd::AuthUserChangePasswordResponse, Status> {
         let (caller, request) = self.open(request)?;
-        let password_hash = self.context.auth.passwords().hash(request.password).await?;
+        // As in etcd: nobody can log in by an empty one.
+        let password_hash = match request.password.as_str() {
+            "" => Bytes::new(),
+            _ => self.context.auth.passwords().hash(request.password).await?,
+        };
         let change = internal::AuthChangePassword { name: request.name, password_hash };
         let header = self.change(&caller, Message::AuthChangePassword(change)).await?;
         Ok(etcd::AuthUserChangePasswordResponse { header })
@@ -264,7 +269,7 @@ fn everything() -> authpb::Permission {
     authpb::Permission {
         perm_type: authpb::permission::Type::Readwrite as i32,
         key: Default::default(),
-        range_end: bytes::Bytes::from_static(b"\0"),
+        range_end: Bytes::from_static(b"\0"),
     }
 }
 

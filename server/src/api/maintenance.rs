@@ -88,7 +88,11 @@ impl MaintenanceService {
         })
     }
 
-    async fn answer_status(&self) -> Result<etcd::StatusResponse, Status> {
+    async fn answer_status(
+        &self,
+        request: Request<etcd::StatusRequest>,
+    ) -> Result<etcd::StatusResponse, Status> {
+        self.context.check_metadata(request.metadata())?;
         let node = &self.context.node;
         let NodeStatus { leader, term, committed_index, applied_index, is_learner, .. } =
             node.status();
@@ -116,7 +120,11 @@ impl MaintenanceService {
         })
     }
 
-    async fn answer_defragment(&self) -> Result<etcd::DefragmentResponse, Status> {
+    async fn answer_defragment(
+        &self,
+        request: Request<etcd::DefragmentRequest>,
+    ) -> Result<etcd::DefragmentResponse, Status> {
+        self.context.check_metadata(request.metadata())?;
         let context = self.context.clone();
         // It goes on if the caller gives up, and is under way as long.
         let done = off_thread(move || {
@@ -133,7 +141,11 @@ impl MaintenanceService {
         Ok(etcd::DefragmentResponse { header: None })
     }
 
-    async fn answer_hash(&self) -> Result<etcd::HashResponse, Status> {
+    async fn answer_hash(
+        &self,
+        request: Request<etcd::HashRequest>,
+    ) -> Result<etcd::HashResponse, Status> {
+        self.context.check_metadata(request.metadata())?;
         let began = Instant::now();
         let head = self.context.node.reader().head();
         // All history, folded to the width of the field.
@@ -146,6 +158,7 @@ impl MaintenanceService {
         &self,
         request: Request<etcd::HashKvRequest>,
     ) -> Result<etcd::HashKvResponse, Status> {
+        self.context.check_metadata(request.metadata())?;
         let revision = request.into_inner().revision;
         let reader = self.context.node.reader().clone();
         let began = Instant::now();
@@ -211,23 +224,23 @@ impl Maintenance for MaintenanceService {
 
     async fn status(
         &self,
-        _: Request<etcd::StatusRequest>,
+        request: Request<etcd::StatusRequest>,
     ) -> Result<Response<etcd::StatusResponse>, Status> {
-        self.context.metrics.call(Method::Status, self.answer_status()).await
+        self.context.metrics.call(Method::Status, self.answer_status(request)).await
     }
 
     async fn defragment(
         &self,
-        _: Request<etcd::DefragmentRequest>,
+        request: Request<etcd::DefragmentRequest>,
     ) -> Result<Response<etcd::DefragmentResponse>, Status> {
-        self.context.metrics.call(Method::Defragment, self.answer_defragment()).await
+        self.context.metrics.call(Method::Defragment, self.answer_defragment(request)).await
     }
 
     async fn hash(
         &self,
-        _: Request<etcd::HashRequest>,
+        request: Request<etcd::HashRequest>,
     ) -> Result<Response<etcd::HashResponse>, Status> {
-        self.context.metrics.call(Method::Hash, self.answer_hash()).await
+        self.context.metrics.call(Method::Hash, self.answer_hash(request)).await
     }
 
     async fn hash_kv(

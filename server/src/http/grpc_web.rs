@@ -30,13 +30,13 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    /// As the content type says.
-    pub(super) fn of(headers: &HeaderMap) -> Self {
+    /// As the content type says; gRPC itself needs HTTP/2.
+    pub(super) fn of(version: Version, headers: &HeaderMap) -> Self {
         let content_type = headers.get(header::CONTENT_TYPE);
         match content_type.and_then(|value| value.as_bytes().strip_prefix(GRPC)) {
-            None => Self::Http,
             Some(rest) if rest.starts_with(WEB) => Self::GrpcWeb,
-            Some(_) => Self::Grpc,
+            Some(_) if version == Version::HTTP_2 => Self::Grpc,
+            Some(_) | None => Self::Http,
         }
     }
 }
@@ -70,8 +70,10 @@ mod tests {
         ] {
             let mut headers = HeaderMap::new();
             headers.insert(header::CONTENT_TYPE, value.parse().unwrap());
-            assert_eq!(Kind::of(&headers), kind, "{value}");
+            assert_eq!(Kind::of(Version::HTTP_2, &headers), kind, "{value}");
+            let older = if kind == Kind::Grpc { Kind::Http } else { kind };
+            assert_eq!(Kind::of(Version::HTTP_11, &headers), older, "{value}");
         }
-        assert_eq!(Kind::of(&HeaderMap::new()), Kind::Http);
+        assert_eq!(Kind::of(Version::HTTP_2, &HeaderMap::new()), Kind::Http);
     }
 }

@@ -46,7 +46,7 @@ impl Router {
         entrance: Entrance,
         request: Request<Incoming>,
     ) -> Result<Response<Body>, Infallible> {
-        let kind = Kind::of(request.headers());
+        let kind = Kind::of(request.version(), request.headers());
         // Where gRPC is not served, such a request asks for a page that does not exist.
         if entrance.role == Role::Clients && kind == Kind::Grpc {
             return Ok(self.call(request).await);

@@ -193,6 +193,12 @@ async fn a_member_without_a_quorum_knows_that_nobody_leads() {
         refused(left.kv().put(request).await),
         (Code::Unavailable, "etcdserver: no leader".into())
     );
+    let mut request = tonic::Request::new(etcd::StatusRequest::default());
+    request.metadata_mut().insert("hasleader", "true".parse().unwrap());
+    assert_eq!(
+        refused(left.maintenance().status(request).await),
+        (Code::Unavailable, "etcdserver: no leader".into())
+    );
     let health = crate::api_http::http(&left, "GET /health").await;
     assert!(health.starts_with("HTTP/1.1 503 "), "{health}");
     assert!(health.ends_with(r#"{"health":"false","reason":"RAFT NO LEADER"}"#), "{health}");

@@ -132,6 +132,11 @@ async fn a_token_is_good_on_every_member_and_dies_with_its_password() {
         assert_eq!(refused(log_in(server, "eve", "ann-password").await), failed);
         log_in(server, "ann", "other").await.unwrap();
     }
+    let change =
+        etcd::AuthUserChangePasswordRequest { name: "ann".to_owned(), ..Default::default() };
+    auth(&servers[2]).user_change_password(by(&root, change)).await.unwrap();
+    let failed = text(Code::InvalidArgument, "authentication failed, invalid user ID or password");
+    assert_eq!(refused(log_in(&servers[2], "ann", "").await), failed, "an empty one is none");
     auth(&servers[2]).auth_disable(by(&root, etcd::AuthDisableRequest {})).await.unwrap();
     within("everybody may", async { while servers[0].kv().put(put("b", "x")).await.is_err() {} })
         .await;

@@ -295,6 +295,30 @@ async fn json_is_answered_as_by_etcd() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_call_by_json_waits_as_long_as_it_says() {
+    let server = server(&[]).await;
+    let web = Web::of(&server);
+    let put = |patience: &'static str| {
+        let (headers, body) = ([("grpc-timeout", patience)], r#"{"key":"YQ==","value":"YQ=="}"#);
+        let web = &web;
+        async move { web.post("/v3/kv/put", &headers, body).await }
+    };
+    let (status, json) = put("1n").await;
+    assert_eq!((status, &json["code"]), (StatusCode::GATEWAY_TIMEOUT, &json!(4)), "{json}");
+    let (status, json) = put("x").await;
+    assert_eq!(
+        (status, &json["message"]),
+        (400.try_into().unwrap(), &json!("invalid grpc-timeout: x"))
+    );
+    let (status, json) = put("1H").await;
+    assert_eq!(status, StatusCode::OK, "{json}");
+    // gRPC itself needs HTTP/2.
+    let headers = [("content-type", "application/grpc")];
+    let (status, json) = web.post("/v3/kv/range", &headers, r#"{"key":"YQ=="}"#).await;
+    assert_eq!((status, &json["count"]), (StatusCode::OK, &json!("1")), "{json}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_watch_by_json_goes_on_after_its_request() {
     let server = server(&[]).await;
     let web = Web::of(&server);

@@ -18,6 +18,8 @@ mod path;
 mod socket;
 mod values;
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt as _};
 use http::request::Parts;
@@ -35,10 +37,15 @@ pub(super) use self::socket::{SOCKETS_MAX, answer as socket, is_wanted as is_soc
 use self::codec::DynamicCodec;
 use self::values::Values;
 use super::route::Router;
+use crate::api::context;
 use crate::status;
 
 /// Headers that become metadata as they are: who calls, and until when.
 const KEPT_HEADERS: [&str; 3] = ["authorization", "token", "grpc-timeout"];
+/// The last of them.
+const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+/// What etcd's gateway says when it has passed.
+const TOO_LATE: &str = "context deadline exceeded";
 /// What this is put in front of becomes metadata without it.
 const METADATA_PREFIX: &str = "grpc-metadata-";
 /// JSON is larger than the message in it: bytes grow by a third, and names are written out.
@@ -55,6 +62,10 @@ where
     B::Error: Send,
 {
     let (head, body) = request.into_parts();
+    let patience = match patience(&head.headers) {
+        Ok(patience) => patience,
+        Err(status) => return answer::failure(&status),
+    };
     let values = Values::new(body, router.context.limits.receive_bytes_max() * JSON_PER_MESSAGE);
     let is_stream = method.is_server_streaming();
     let requests = match requests(&method, values).await {
@@ -62,7 +73,9 @@ where
         // Also of a stream, which has not begun.
         Err(status) => return answer::failure(&status),
     };
-    match call(router, method, head, requests).await {
+    // Of a stream, until it has begun to answer.
+    let called = tokio::time::timeout(patience, call(router, method, head, requests)).await;
+    match called.unwrap_or_else(|_elapsed| Err(Status::deadline_exceeded(TOO_LATE))) {
         Ok(answers) if is_stream => answer::lines(answers),
         Ok(mut answers) => match answers.next().await {
             Some(Ok(message)) => answer::one(&message),
@@ -128,6 +141,19 @@ async fn call(
         None => Ok(stream::empty().boxed()),
         Some(first) => Ok(stream::iter([Ok(first?)]).chain(answers).boxed()),
     }
+}
+
+/// How long the caller waits for an answer, as it says in the header that gRPC has for it.
+///
+/// # Errors
+/// If that cannot be read.
+fn patience(headers: &HeaderMap) -> Result<Duration, Status> {
+    let Some(text) = headers.get(TIMEOUT) else { return Ok(Duration::MAX) };
+    let metadata = MetadataMap::from_headers(HeaderMap::from_iter([(TIMEOUT, text.clone())]));
+    context::deadline(&metadata).ok_or_else(|| {
+        let text = String::from_utf8_lossy(text.as_bytes());
+        Status::invalid_argument(format!("invalid grpc-timeout: {text}"))
+    })
 }
 
 /// What a call is told of the headers of its request.
