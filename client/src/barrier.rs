@@ -54,7 +54,7 @@ impl Session {
     /// [`Error::Refused`] if it is raised already. See [`Error`].
     pub async fn hold_barrier(&self, name: impl Into<Vec<u8>>) -> Result<HeldBarrier, Error> {
         let name = Bytes::from(name.into());
-        let ticket = self.request();
+        let ticket = self.request().await?;
         let (session, sequence) = (self.clone(), ticket.sequence());
         // From here on it is taken back, also if nobody awaits this to its end.
         let (did, open) = (Did::Raise(0), Some(ticket));
@@ -64,7 +64,7 @@ impl Session {
             let request = BarrierRaiseRequest { once, name, note: Bytes::new(), bound: true };
             async move { BarrierServiceClient::new(channel).raise(request).await }
         };
-        let answer = self.client().read(call).await?;
+        let answer = self.client().repeat(call).await?;
         kept.open = None;
         if !answer.raised {
             kept.is_over = true;

@@ -142,6 +142,16 @@ impl Client {
         self.call(call, Retry::Write).await.map(|(answer, _)| answer)
     }
 
+    /// Calls with retries also if nobody knows what became of the request: for requests that change something,
+    /// and that the cluster recognises when they come again.
+    pub(crate) async fn repeat<T, F, C>(&self, call: C) -> Result<T, Error>
+    where
+        F: Future<Output = Result<Response<T>, Status>> + Send,
+        C: Fn(Channel) -> F + Send,
+    {
+        self.call(call, Retry::Once).await.map(|(answer, _)| answer)
+    }
+
     /// The loop of all calls. With the answer comes the error of an earlier attempt of which nobody knows
     /// what it did, if there was one. One attempt may take the remaining time divided by the endpoints left
     /// to try, if others may follow whatever becomes of it.

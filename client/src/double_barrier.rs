@@ -78,7 +78,7 @@ impl Enter {
 
     async fn enter(self) -> Result<Inside, Error> {
         let Self { session, name, count, note, wait } = self;
-        let ticket = session.request();
+        let ticket = session.request().await?;
         let (client, sequence) = (session.client().clone(), ticket.sequence());
         let did = Did::Enter;
         let kept = Kept { session, name: name.clone(), sequence, did, open: None, is_over: false };
@@ -195,7 +195,7 @@ impl Leave {
 
     async fn leave(self) -> Result<(), Error> {
         let Self { mut kept, wait } = self;
-        let ticket = kept.session.request().undoing(kept.sequence);
+        let ticket = kept.session.request().await?.undoing(kept.sequence);
         let client = kept.session.client().clone();
         let mut asked = Leaving { name: kept.name.clone(), ticket };
         let lost = kept.session.lost();

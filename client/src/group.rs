@@ -208,7 +208,7 @@ impl Join {
 
     async fn join(self) -> Result<Membership, Error> {
         let Self { session, name, member, value } = self;
-        let ticket = session.request();
+        let ticket = session.request().await?;
         let sequence = ticket.sequence();
         let own = || format!("{:x}-{sequence}", session.id()).into();
         let member = member.unwrap_or_else(own);
@@ -268,7 +268,7 @@ impl Membership {
     /// # Errors
     /// See [`Error`]. If the key was deleted meanwhile the member joins again.
     pub async fn update(&self, value: impl Into<Vec<u8>>) -> Result<(), Error> {
-        let ticket = self.kept.session.request();
+        let ticket = self.kept.session.request().await?;
         self.say(&ticket, Bytes::from(value.into())).await.map(drop)
     }
 
@@ -280,7 +280,7 @@ impl Membership {
             let request = GroupJoinRequest { once, name, member, value: value.clone() };
             async move { GroupServiceClient::new(channel).join(request).await }
         };
-        self.kept.session.client().read(call).await.map(|answer| answer.fence)
+        self.kept.session.client().repeat(call).await.map(|answer| answer.fence)
     }
 
     /// Leaves.

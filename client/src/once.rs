@@ -1,19 +1,26 @@
 //! Requests that may be sent again: numbered by their session, and remembered by it in the cluster until
 //! nobody waits for them any more.
 
-use std::{collections::BTreeSet, future::Future, sync::Arc};
+use std::{collections::BTreeSet, future::Future, sync::Arc, time::Duration};
 
 use conclave_proto::v1;
 use parking_lot::Mutex;
+use tokio::{sync::Notify, time::timeout};
 use tonic::{Response, Status};
 
 use crate::login::Channel;
 use crate::{client::Client, error::Error, session::Session};
 
+/// How far a request may be ahead of the first one that somebody waits for. Half of what the cluster
+/// remembers of a session: every request may have to be taken back by one more.
+const WINDOW: u64 = 128;
+
 /// The requests of one session.
 #[derive(Debug, Default)]
 pub(crate) struct Requests {
     numbers: Mutex<Numbers>,
+    /// Told when nobody waits for one any more.
+    settled: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -23,14 +30,56 @@ struct Numbers {
     open: BTreeSet<u64>,
 }
 
+impl Numbers {
+    fn has_room(&self) -> bool {
+        self.open.first().is_none_or(|first| self.last + 1 - first < WINDOW)
+    }
+
+    fn next(&mut self) -> u64 {
+        self.last += 1;
+        self.open.insert(self.last);
+        self.last
+    }
+}
+
 impl Requests {
-    /// A new request of the session `session`, whose these are.
-    pub(crate) fn begin(self: &Arc<Self>, session: i64) -> Ticket {
+    /// A new request of the session `session`, whose these are. While one that takes long keeps the cluster
+    /// from forgetting the answers to all that came later, those that would be too many wait, for at most
+    /// `limit`.
+    pub(crate) async fn begin(
+        self: &Arc<Self>,
+        session: i64,
+        limit: Duration,
+    ) -> Result<Ticket, Error> {
+        let begun = async {
+            loop {
+                // Before the look: what is settled after it is told of.
+                let settled = self.settled.notified();
+                if let Some(sequence) = self.next() {
+                    return sequence;
+                }
+                settled.await;
+            }
+        };
+        let sequence = timeout(limit, begun).await.map_err(|_elapsed| {
+            let text = "conclave: too many requests of the session are under way";
+            Error::Overloaded(Status::resource_exhausted(text))
+        })?;
+        Ok(self.ticket(session, sequence))
+    }
+
+    /// As [`Requests::begin`], at once: for a request that takes back one that is open until then.
+    pub(crate) fn begin_undo(self: &Arc<Self>, session: i64) -> Ticket {
+        let sequence = self.numbers.lock().next();
+        self.ticket(session, sequence)
+    }
+
+    fn next(&self) -> Option<u64> {
         let mut numbers = self.numbers.lock();
-        numbers.last += 1;
-        let sequence = numbers.last;
-        numbers.open.insert(sequence);
-        drop(numbers);
+        numbers.has_room().then(|| numbers.next())
+    }
+
+    fn ticket(self: &Arc<Self>, session: i64, sequence: u64) -> Ticket {
         Ticket { requests: Arc::clone(self), session, sequence, undoes: 0 }
     }
 }
@@ -67,6 +116,7 @@ impl Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         self.requests.numbers.lock().open.remove(&self.sequence);
+        self.requests.settled.notify_waiters();
     }
 }
 
@@ -95,8 +145,8 @@ impl Caller {
         let Some(session) = &self.session else {
             return self.client.write(|channel| call(channel, None)).await;
         };
-        let ticket = session.request();
-        self.client.read(|channel| call(channel, Some(ticket.once()))).await
+        let ticket = session.request().await?;
+        self.client.repeat(|channel| call(channel, Some(ticket.once()))).await
     }
 }
 
@@ -104,18 +154,37 @@ impl Caller {
 mod tests {
     use super::*;
 
+    const SOON: Duration = Duration::from_secs(60);
+
+    #[tokio::test]
+    async fn a_request_runs_no_further_ahead_than_the_cluster_remembers() {
+        let requests = Arc::<Requests>::default();
+        let stuck = requests.begin(7, SOON).await.unwrap();
+        for _ in 1..WINDOW {
+            requests.begin(7, SOON).await.unwrap();
+        }
+        let early = requests.begin(7, Duration::ZERO).await;
+        assert!(matches!(early, Err(Error::Overloaded(_))), "{early:?}");
+        let undo = requests.begin_undo(7);
+        assert_eq!(undo.once().settled, 1, "what takes one back does not wait for it");
+        let waiting = tokio::spawn(async move { requests.begin(7, SOON).await });
+        tokio::task::yield_now().await;
+        drop(stuck);
+        assert_eq!(waiting.await.unwrap().unwrap().sequence(), WINDOW + 2);
+    }
+
     #[test]
     fn what_is_settled_is_what_nobody_waits_for() {
         let requests = Arc::<Requests>::default();
-        let (first, second) = (requests.begin(7), requests.begin(7));
+        let (first, second) = (requests.begin_undo(7), requests.begin_undo(7));
         let once = |settled, sequence, undoes| v1::Once { session: 7, sequence, settled, undoes };
         assert_eq!(second.once(), once(1, 2, 0));
         drop(first);
         assert_eq!(second.once(), once(2, 2, 0));
-        let undo = requests.begin(7).undoing(second.sequence());
+        let undo = requests.begin_undo(7).undoing(second.sequence());
         drop(second);
         assert_eq!(undo.once(), once(3, 3, 2));
         drop(undo);
-        assert_eq!(requests.begin(7).once(), once(4, 4, 0));
+        assert_eq!(requests.begin_undo(7).once(), once(4, 4, 0));
     }
 }

@@ -293,9 +293,15 @@ impl Session {
         self.inner.is_lease
     }
 
-    /// A new request, which the session remembers in the cluster.
-    pub(crate) fn request(&self) -> Ticket {
-        self.inner.requests.begin(self.inner.id)
+    /// A new request, which the session remembers in the cluster. If it has to wait for others, then for as
+    /// long as a call may take.
+    pub(crate) async fn request(&self) -> Result<Ticket, Error> {
+        self.inner.requests.begin(self.inner.id, self.inner.client.timeout()).await
+    }
+
+    /// Its requests.
+    pub(crate) fn requests(&self) -> &Arc<Requests> {
+        &self.inner.requests
     }
 
     pub(crate) fn heart(&self) -> &Heart {

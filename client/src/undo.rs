@@ -10,12 +10,14 @@ use conclave_proto::v1::{
     double_barrier_service_client::DoubleBarrierServiceClient,
     election_service_client::ElectionServiceClient, group_service_client::GroupServiceClient,
 };
+use tokio::sync::OnceCell;
 use tonic::{Response, Status};
 
 use crate::login::Channel;
 use crate::{
+    client::Client,
     error::Error,
-    once::Ticket,
+    once::{Requests, Ticket},
     session::{Cleanup, Session},
 };
 
@@ -49,16 +51,19 @@ pub(crate) struct Kept {
 impl Kept {
     /// Takes it back; says whether there was something. If that fails it goes on in the background.
     pub(crate) async fn undo(mut self) -> Result<bool, Error> {
-        let undo = self.take_undo();
-        let done = self.session.client().read(|channel| undo.call(channel)).await?;
+        let done = self.take_undo().carry_out(self.session.client()).await?;
         self.is_over = true;
         Ok(done)
     }
 
     fn take_undo(&mut self) -> Undo {
-        let ticket = self.session.request().undoing(self.sequence);
-        let (name, did) = (self.name.clone(), self.did.clone());
-        Undo { ticket, session: self.session.id(), name, did, _open: self.open.take() }
+        let (session, open) = (self.session.id(), self.open.take());
+        let requests = Arc::clone(self.session.requests());
+        // What is open until this is done must not make it wait.
+        let ticket = open.as_ref().map(|_| requests.begin_undo(session).undoing(self.sequence));
+        let ticket = OnceCell::new_with(ticket);
+        let (name, did, undoes) = (self.name.clone(), self.did.clone(), self.sequence);
+        Undo { requests, ticket, session, undoes, name, did, _open: open }
     }
 }
 
@@ -74,8 +79,11 @@ impl Drop for Kept {
 /// A request that takes another one back. Doing that twice does no harm.
 #[derive(Debug)]
 pub(crate) struct Undo {
-    ticket: Ticket,
+    requests: Arc<Requests>,
+    /// Its own number, which it keeps however often it is tried.
+    ticket: OnceCell<Ticket>,
     pub(crate) session: i64,
+    undoes: u64,
     name: Bytes,
     did: Did,
     /// Keeps the cluster from forgetting what the request did.
@@ -84,8 +92,17 @@ pub(crate) struct Undo {
 
 impl Undo {
     /// Says whether there was something to take back.
-    pub(crate) async fn call(&self, channel: Channel) -> Result<Response<bool>, Status> {
-        let (once, name) = (Some(self.ticket.once()), self.name.clone());
+    pub(crate) async fn carry_out(&self, client: &Client) -> Result<bool, Error> {
+        let begin = async || {
+            let ticket = self.requests.begin(self.session, client.timeout()).await?;
+            Ok::<_, Error>(ticket.undoing(self.undoes))
+        };
+        let ticket = self.ticket.get_or_try_init(begin).await?;
+        client.repeat(|channel| self.call(channel, ticket)).await
+    }
+
+    async fn call(&self, channel: Channel, ticket: &Ticket) -> Result<Response<bool>, Status> {
+        let (once, name) = (Some(ticket.once()), self.name.clone());
         match &self.did {
             Did::Raise(fence) => {
                 let request = BarrierLiftRequest { once, name, fence: *fence };

@@ -65,7 +65,7 @@ impl Candidate {
         value: Bytes,
         wait: Option<Duration>,
     ) -> Result<Self, Error> {
-        let ticket = session.request();
+        let ticket = session.request().await?;
         let (client, sequence) = (session.client().clone(), ticket.sequence());
         let standing = Standing { lost: session.lost().child_token(), is_removed: Arc::default() };
         let request = CampaignRequest {

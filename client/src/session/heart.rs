@@ -485,7 +485,7 @@ async fn clean(client: Client, mut left: Left) -> Option<Left> {
     let done = match left.cleanup.clone() {
         Cleanup::End(id) => client.session_end(id).await,
         Cleanup::Release(request) => release(&client, request).await.map(drop),
-        Cleanup::Undo(undo) => client.read(|channel| undo.call(channel)).await.map(drop),
+        Cleanup::Undo(undo) => undo.carry_out(&client).await.map(drop),
     };
     let error = match done {
         Ok(()) | Err(Error::NotFound(_)) => return None,

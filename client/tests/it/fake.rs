@@ -1,12 +1,13 @@
 //! A server of sessions and native locks that does what a test tells it, in order to fail in ways in
 //! which a real one fails seldom.
 
+mod counter;
 mod election;
 mod registry;
 mod users;
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeSet, VecDeque},
     net::SocketAddr,
     sync::{
         Arc,
@@ -17,12 +18,13 @@ use std::{
 use bytes::Bytes;
 use conclave_client::v1::{
     AcquireRequest, AcquireResponse, CheckFenceRequest, CheckFenceResponse, CommitRequest,
-    CommitResponse, ConvertRequest, ConvertResponse, ForceReleaseRequest, ForceReleaseResponse,
-    Granted, HeldLock, InspectRequest, InspectResponse, LockListRequest, LockListResponse, Queued,
-    ReleaseRequest, ReleaseResponse, SessionBeginRequest, SessionBeginResponse, SessionEndRequest,
-    SessionEndResponse, SessionListRequest, SessionListResponse, SessionOpenRequest,
-    SessionOpenResponse, WriteRequest, WriteResponse,
+    CommitResponse, ConvertRequest, ConvertResponse, CounterResponse, ForceReleaseRequest,
+    ForceReleaseResponse, Granted, HeldLock, InspectRequest, InspectResponse, LockListRequest,
+    LockListResponse, Queued, ReleaseRequest, ReleaseResponse, SessionBeginRequest,
+    SessionBeginResponse, SessionEndRequest, SessionEndResponse, SessionListRequest,
+    SessionListResponse, SessionOpenRequest, SessionOpenResponse, WriteRequest, WriteResponse,
     acquire_response::Event,
+    counter_service_server::CounterServiceServer,
     discovery_service_server::DiscoveryServiceServer,
     election_service_server::ElectionServiceServer,
     lock_service_server::{LockService, LockServiceServer},
@@ -50,6 +52,13 @@ pub(crate) struct Script {
     /// Writes as they came, and the answers to those that come next; then there are none.
     pub(crate) writes: Mutex<Vec<WriteRequest>>,
     pub(crate) write_answers: Mutex<VecDeque<Result<WriteResponse, Status>>>,
+    /// Answers to the additions that come next.
+    pub(crate) add_answers: Mutex<VecDeque<Result<CounterResponse, Status>>>,
+    /// Additions of 0 are not answered while this is so; whether one came.
+    pub(crate) is_stuck: watch::Sender<bool>,
+    pub(crate) has_stuck: AtomicBool,
+    /// Numbers of the session's requests that are kept in mind.
+    pub(crate) unsettled: Mutex<BTreeSet<u64>>,
     /// Candidacies that were opened, and streams of leaders.
     pub(crate) campaigns: AtomicUsize,
     pub(crate) observers: AtomicUsize,
@@ -103,6 +112,7 @@ impl Fake {
                 .add_service(users::Desk(Arc::clone(&scripted)))
                 .add_service(ElectionServiceServer::new(Scripted(Arc::clone(&scripted))))
                 .add_service(DiscoveryServiceServer::new(Scripted(Arc::clone(&scripted))))
+                .add_service(CounterServiceServer::new(Scripted(Arc::clone(&scripted))))
                 .add_service(LockServiceServer::new(Scripted(Arc::clone(&scripted))))
                 .add_service(WriteServiceServer::new(Scripted(Arc::clone(&scripted))))
                 .add_service(SessionServiceServer::new(Scripted(scripted)))

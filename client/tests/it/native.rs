@@ -187,3 +187,47 @@ async fn a_learner_among_the_endpoints_fails_nothing() {
     }
     assert_eq!(leadership.loss(), None);
 }
+
+#[tokio::test]
+async fn an_addition_of_which_nobody_knows_is_unknown_whatever_came_after() {
+    let fake = Fake::start();
+    let client = client_of(&fake).with_timeout(Duration::from_secs(2));
+    let session = client.session().ttl(Duration::from_secs(600)).await.unwrap();
+    let add = || session.counter("stock");
+    let changed = || Err(Status::unavailable("etcdserver: leader changed"));
+    fake.script.add_answers.lock().extend([changed(), Err(Status::not_found("no session"))]);
+    let error = add().add(1).await.unwrap_err();
+    assert_eq!(error.outcome(), Outcome::Unknown, "{error:?}");
+    let no_leader = || Err(Status::unavailable("etcdserver: no leader"));
+    let no_leader = std::iter::repeat_with(no_leader).take(10_000);
+    fake.script.add_answers.lock().extend(std::iter::once(changed()).chain(no_leader));
+    let error = add().add(1).await.unwrap_err();
+    assert_eq!(error.outcome(), Outcome::Unknown, "{error:?}");
+    assert!(fake.script.add_answers.lock().len() < 10_000, "it was tried again");
+    fake.script.add_answers.lock().clear();
+    add().add(1).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_request_that_takes_long_fails_no_others_of_its_session() {
+    let fake = Fake::start();
+    let client = client_of(&fake).with_timeout(SOON);
+    let session = client.session().ttl(Duration::from_secs(600)).await.unwrap();
+    let add = async |session: Session, delta| session.counter("stock").add(delta).await;
+    fake.script.is_stuck.send_replace(true);
+    let stuck = tokio::spawn(add(session.clone(), 0));
+    let script = &fake.script;
+    eventually("one is stuck", async || script.has_stuck.load(Ordering::Relaxed).then_some(()))
+        .await;
+    let mut others = tokio::task::JoinSet::new();
+    for _ in 0..600 {
+        others.spawn(add(session.clone(), 1));
+    }
+    let is_full = async || (script.unsettled.lock().len() > 100).then_some(());
+    eventually("others are served meanwhile", is_full).await;
+    script.is_stuck.send_replace(false);
+    stuck.await.unwrap().unwrap();
+    for added in others.join_all().await {
+        added.unwrap();
+    }
+}
