@@ -25,7 +25,13 @@ use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 
 use super::SessionState;
-use crate::{backoff::Backoff, client::Client, endpoint::Endpoint, error::Error, undo::Undo};
+use crate::{
+    backoff::Backoff,
+    client::{Client, Retry},
+    endpoint::Endpoint,
+    error::Error,
+    undo::Undo,
+};
 
 /// Heartbeats are sent this many times within the shortest TTL.
 const BEATS_PER_TTL: u32 = 3;
@@ -504,11 +510,14 @@ async fn clean(client: Client, mut left: Left) -> Option<Left> {
     Some(left)
 }
 
-/// Gives up what a request has or waits for; safe to repeat. Says whether there was something.
+/// Gives up what a request has or waits for; safe to repeat. Says whether there was something, or may have
+/// been.
 pub(crate) async fn release(client: &Client, request: ReleaseRequest) -> Result<bool, Error> {
     let call = |channel| {
         let request = request.clone();
         async move { LockServiceClient::new(channel).release(request).await }
     };
-    client.read(call).await.map(|answer| answer.released)
+    // What an attempt gave up whose answer was lost is not there any more for the next one.
+    let (answer, doubt) = client.call(call, Retry::Read).await?;
+    Ok(answer.released || doubt.is_some())
 }

@@ -49,6 +49,8 @@ pub(crate) struct Script {
     pub(crate) is_held: AtomicBool,
     /// So many releases are refused before one is carried out.
     pub(crate) refusals: AtomicUsize,
+    /// How the releases that come next are answered once they are carried out; then all had something.
+    pub(crate) release_answers: Mutex<VecDeque<Result<bool, Status>>>,
     /// Writes as they came, and the answers to those that come next; then there are none.
     pub(crate) writes: Mutex<Vec<WriteRequest>>,
     pub(crate) write_answers: Mutex<VecDeque<Result<WriteResponse, Status>>>,
@@ -169,7 +171,8 @@ impl LockService for Scripted {
             return Err(Status::resource_exhausted("etcdserver: too many requests"));
         }
         self.0.released.lock().push(request.into_inner().request_id);
-        Ok(Response::new(ReleaseResponse { released: true }))
+        let answer = self.0.release_answers.lock().pop_front().unwrap_or(Ok(true));
+        answer.map(|released| Response::new(ReleaseResponse { released }))
     }
 
     async fn convert(

@@ -189,6 +189,21 @@ async fn a_learner_among_the_endpoints_fails_nothing() {
 }
 
 #[tokio::test]
+async fn a_release_whose_answer_was_lost_is_no_lost_lock() {
+    let fake = Fake::start();
+    let session = session_of(&fake).await;
+    let lock = session.lock("x").await.unwrap();
+    let changed = Status::unavailable("etcdserver: leader changed");
+    fake.script.release_answers.lock().extend([Err(changed), Ok(false)]);
+    lock.release().await.expect("it was held until the first release");
+    assert_eq!(fake.script.released.lock().len(), 2);
+    let lock = session.lock("x").await.unwrap();
+    fake.script.release_answers.lock().push_back(Ok(false));
+    let lost = lock.release().await;
+    assert!(matches!(lost, Err(Error::Lost { .. })), "{lost:?}");
+}
+
+#[tokio::test]
 async fn an_addition_of_which_nobody_knows_is_unknown_whatever_came_after() {
     let fake = Fake::start();
     let client = client_of(&fake).with_timeout(Duration::from_secs(2));
