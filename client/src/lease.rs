@@ -163,7 +163,7 @@ impl Lease {
         self.id
     }
 
-    /// The id as bytes of sixteen hexadecimal digits, as it appears in keys of locks and elections.
+    /// The id in hexadecimal, without zeros before it, as it appears in keys of locks and elections.
     #[must_use]
     pub fn key_suffix(&self) -> Bytes {
         format!("{:x}", self.id).into()
@@ -203,11 +203,17 @@ impl Lease {
     /// Ends the lease and deletes its keys.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if it had already ended, and those of any write; the lease then ends when
-    /// its time is up.
+    /// [`Error::NotFound`] if it had already ended, and those of any write; it is then tried once more in the
+    /// background, as if the guard had been dropped.
     pub async fn revoke(mut self) -> Result<(), Error> {
-        self.release();
-        self.client.lease_revoke(self.id).await.map(|_reply| ())
+        // What hangs on it may be given to others from now on.
+        self.lost.cancel();
+        let revoked = self.client.lease_revoke(self.id).await.map(|_reply| ());
+        // Until then the drop of this guard still revokes.
+        if matches!(revoked, Ok(()) | Err(Error::NotFound(_))) {
+            self.release();
+        }
+        revoked
     }
 
     /// Stops keeping the lease alive without ending it, and returns its id.

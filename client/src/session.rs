@@ -272,12 +272,16 @@ impl Session {
     /// Ends the session and everything it holds. Clones and guards find it lost.
     ///
     /// # Errors
-    /// See [`Error`]; the session then ends when its TTL has passed.
+    /// See [`Error`]; it is then tried once more in the background, and the session ends at the latest when
+    /// its TTL has passed.
     pub async fn close(self) -> Result<(), Error> {
-        self.inner.heart.forget(self.inner.id);
+        let ending = self.inner.heart.forget(self.inner.id);
         match self.inner.client.session_end(self.inner.id).await {
             // Or it had ended already.
-            Ok(()) | Err(Error::NotFound(_)) => Ok(()),
+            Ok(()) | Err(Error::NotFound(_)) => {
+                ending.done();
+                Ok(())
+            }
             Err(error) => Err(error),
         }
     }

@@ -89,6 +89,8 @@ struct Kept {
     sessions: HashMap<i64, Tracked>,
     cleanups: VecDeque<Left>,
     cleaning: usize,
+    /// Sessions that are forgotten and not ended: see [`Ending`].
+    ending: usize,
     is_running: bool,
     are_leases: bool,
 }
@@ -134,6 +136,40 @@ impl Tracked {
         if state == SessionState::Lost {
             self.lost.cancel();
         }
+    }
+}
+
+/// A session that is to be ended, in the background if this is dropped before it is done.
+#[must_use = "it is ended in the background when this is dropped"]
+pub(super) struct Ending<'a> {
+    heart: &'a Heart,
+    id: i64,
+    is_counted: bool,
+    is_done: bool,
+}
+
+impl Ending<'_> {
+    /// Nothing is left to do.
+    pub(super) fn done(mut self) {
+        self.is_done = true;
+    }
+}
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        if !self.is_counted {
+            return;
+        }
+        {
+            let mut kept = self.heart.kept.lock();
+            // All is over if the task ended meanwhile with its runtime.
+            kept.ending = kept.ending.saturating_sub(1);
+            if !self.is_done && kept.is_running {
+                let cleanup = Cleanup::End(self.id);
+                kept.leave(Left { cleanup, backoff: Backoff::default() });
+            }
+        }
+        self.heart.wake();
     }
 }
 
@@ -200,29 +236,24 @@ impl Heart {
         kept.sessions.get(&id).is_some_and(|tracked| Instant::now() < tracked.lost_at())
     }
 
-    /// Stops keeping a session alive.
-    pub(super) fn forget(&self, id: i64) {
-        let tracked = self.kept.lock().sessions.remove(&id);
-        if let Some(tracked) = tracked {
+    /// Stops keeping a session alive, which somebody ends: the heart, in the background, if they do not.
+    pub(super) fn forget(&self, id: i64) -> Ending<'_> {
+        let tracked = {
+            let mut kept = self.kept.lock();
+            let tracked = kept.sessions.remove(&id);
+            kept.ending += usize::from(tracked.is_some());
+            tracked
+        };
+        if let Some(tracked) = &tracked {
             tracked.set(SessionState::Lost);
         }
         self.wake();
+        Ending { heart: self, id, is_counted: tracked.is_some(), is_done: false }
     }
 
     /// Stops keeping a session alive and ends it in the background.
     pub(super) fn end(&self, id: i64) {
-        let tracked = {
-            let mut kept = self.kept.lock();
-            let tracked = kept.sessions.remove(&id);
-            if tracked.is_some() {
-                kept.leave(Left { cleanup: Cleanup::End(id), backoff: Backoff::default() });
-            }
-            tracked
-        };
-        if let Some(tracked) = tracked {
-            tracked.set(SessionState::Lost);
-        }
-        self.wake();
+        drop(self.forget(id));
     }
 
     /// Cleans up in the background. Somebody must still hold the session that it is about, so that the
@@ -258,8 +289,10 @@ impl Heart {
             changes.mark_unchanged();
             {
                 let mut kept = self.kept.lock();
-                let is_idle =
-                    kept.sessions.is_empty() && kept.cleanups.is_empty() && kept.cleaning == 0;
+                let is_idle = kept.sessions.is_empty()
+                    && kept.cleanups.is_empty()
+                    && kept.cleaning == 0
+                    && kept.ending == 0;
                 if is_idle {
                     kept.is_running = false;
                     return;

@@ -61,6 +61,9 @@ pub(crate) struct Script {
     pub(crate) has_stuck: AtomicBool,
     /// Numbers of the session's requests that are kept in mind.
     pub(crate) unsettled: Mutex<BTreeSet<u64>>,
+    /// Sessions that are to be ended; while they hang, nobody is answered.
+    pub(crate) ends: Mutex<Vec<i64>>,
+    pub(crate) do_ends_hang: watch::Sender<bool>,
     /// Candidacies that were opened, and streams of leaders.
     pub(crate) campaigns: AtomicUsize,
     pub(crate) observers: AtomicUsize,
@@ -228,8 +231,11 @@ impl SessionService for Scripted {
 
     async fn end(
         &self,
-        _: Request<SessionEndRequest>,
+        request: Request<SessionEndRequest>,
     ) -> Result<Response<SessionEndResponse>, Status> {
+        self.0.ends.lock().push(request.into_inner().id);
+        let mut hang = self.0.do_ends_hang.subscribe();
+        hang.wait_for(|hang| !hang).await.expect("the script is there");
         Ok(Response::new(SessionEndResponse {}))
     }
 

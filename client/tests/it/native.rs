@@ -246,3 +246,20 @@ async fn a_request_that_takes_long_fails_no_others_of_its_session() {
         added.unwrap();
     }
 }
+
+#[tokio::test]
+async fn a_session_is_ended_in_the_background_if_nobody_awaits_its_close() {
+    let fake = Fake::start();
+    let session = client_of(&fake).session().ttl(Duration::from_secs(600)).await.unwrap();
+    let (id, lost) = (session.id(), session.lost());
+    fake.script.do_ends_hang.send_replace(true);
+    let closing = tokio::spawn(session.close());
+    let asked = async |count| (fake.script.ends.lock().len() == count).then_some(());
+    eventually("it is asked to end", async || asked(1).await).await;
+    assert!(lost.is_cancelled(), "before anybody else can have what it held");
+    closing.abort();
+    closing.await.unwrap_err();
+    eventually("it is asked once more", async || asked(2).await).await;
+    fake.script.do_ends_hang.send_replace(false);
+    assert_eq!(*fake.script.ends.lock(), [id, id]);
+}

@@ -163,3 +163,17 @@ async fn dropped_guards_and_futures_leave_nothing_behind() {
     assert_eq!(places(&client, "busy").await, 1);
     assert!(holder.is_held().await.unwrap());
 }
+
+#[tokio::test]
+async fn a_place_goes_also_if_nobody_awaits_its_release() {
+    let test = "a_place_goes_also_if_nobody_awaits_its_release";
+    let Some((_server, client)) = start(test).await else { return };
+    let turn = client.queue("q").ttl(Duration::from_secs(600)).await.unwrap();
+    let lost = turn.lost();
+    let mut release = Box::pin(turn.release());
+    assert!(futures::poll!(&mut release).is_pending());
+    assert!(lost.is_cancelled(), "before anybody else can have the turn");
+    // Before the request has left.
+    drop(release);
+    until_places(&client, "q", 0).await;
+}
