@@ -92,6 +92,10 @@ impl Candidate {
             elected = elected => elected.map_err(|_ended| Error::session_lost())??,
             () = patience_ends(&client, wait, is_queued) => return Err(Error::Busy),
         };
+        // Answers may be old. Whoever holds no session leads nobody.
+        if kept.session.is_lost() {
+            return Err(Error::session_lost());
+        }
         Ok(Self { kept, elected, standing, _listening: listening })
     }
 

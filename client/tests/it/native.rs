@@ -263,3 +263,32 @@ async fn a_session_is_ended_in_the_background_if_nobody_awaits_its_close() {
     fake.script.do_ends_hang.send_replace(false);
     assert_eq!(*fake.script.ends.lock(), [id, id]);
 }
+
+#[test]
+fn whoever_was_stopped_for_longer_than_its_session_lives_is_not_elected() {
+    let fake = Fake::start();
+    // It stands still while nobody blocks on it, as in a process that is stopped.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (session, mut campaign) = runtime.block_on(async {
+        let session = client_of(&fake).session().ttl(Duration::from_secs(2)).await.unwrap();
+        let mut campaign = session.election("e").campaign("10.0.0.7").into_future();
+        assert!(futures::poll!(&mut campaign).is_pending());
+        // On a machine that is too slow for the session there is nothing to see.
+        let campaigns = || fake.script.campaigns.load(Ordering::Relaxed);
+        let is_elected = async || (campaigns() == 1 || session.is_lost()).then_some(());
+        eventually("it is elected", is_elected).await;
+        // What came before the answer to a heartbeat was heard when the next one is sent.
+        let heartbeats = || fake.script.heartbeats.load(Ordering::Relaxed);
+        let enough = heartbeats() + 2;
+        let is_heard = async || (heartbeats() >= enough || session.is_lost()).then_some(());
+        eventually("that is heard", is_heard).await;
+        (session, campaign)
+    });
+    let stopped = std::time::Instant::now();
+    while !session.is_lost() {
+        assert!(stopped.elapsed() < SOON);
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let led = runtime.block_on(&mut campaign);
+    assert!(matches!(led, Err(Error::Lost { .. })), "{led:?}");
+}
