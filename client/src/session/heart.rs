@@ -22,7 +22,7 @@ use tokio::{
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::Streaming;
+use tonic::{Status, Streaming};
 
 use super::SessionState;
 use crate::{
@@ -384,11 +384,12 @@ impl Heart {
             requests.try_send(self.heartbeat(sequence, &mut attached)).ok()?;
             if let Some(outgoing) = outgoing.take() {
                 let mut client = SessionServiceClient::new(endpoint.channel());
-                let opened = timeout_at(sent + patience, client.open(outgoing)).await.ok()?;
-                answers = Some(opened.ok()?.into_inner());
+                let opened = client.open(outgoing);
+                let opened = self.answered((sent, patience), &attached, opened).await?;
+                answers = Some(opened.into_inner());
             }
-            let answer = timeout_at(sent + patience, answers.as_mut()?.message()).await.ok()?;
-            let answer = answer.ok()??;
+            let answer = answers.as_mut()?.message();
+            let answer = self.answered((sent, patience), &attached, answer).await??;
             endpoint.succeeded();
             backoff.reset();
             self.confirm(sent, &mut attached, &answer);
@@ -413,11 +414,13 @@ impl Heart {
                 requests.try_send(LeaseKeepAliveRequest { id }).ok()?;
                 if let Some(outgoing) = outgoing.take() {
                     let mut client = LeaseClient::new(endpoint.channel());
-                    let opened = timeout_at(sent + patience, client.lease_keep_alive(outgoing));
-                    answers = Some(opened.await.ok()?.ok()?.into_inner());
+                    let opened = client.lease_keep_alive(outgoing);
+                    let opened = self.answered((sent, patience), &ids, opened).await?;
+                    answers = Some(opened.into_inner());
                 }
-                let answer = timeout_at(sent + patience, answers.as_mut()?.message()).await.ok()?;
-                let lost = if answer.ok()??.ttl > 0 { Vec::new() } else { vec![id] };
+                let answer = answers.as_mut()?.message();
+                let answer = self.answered((sent, patience), &ids, answer).await??;
+                let lost = if answer.ttl > 0 { Vec::new() } else { vec![id] };
                 let answer = SessionOpenResponse { sequence: 0, lost };
                 self.confirm(sent, &mut HashSet::from([id]), &answer);
                 ids.retain(|kept| !answer.lost.contains(kept));
@@ -425,6 +428,44 @@ impl Heart {
             endpoint.succeeded();
             backoff.reset();
             self.pause(round, &ids, &mut changes).await;
+        }
+    }
+
+    /// Waits for the answer to what was `sent` then. Not for as long that a session that was begun since, and is
+    /// not `attached`, is lost: it has its first heartbeat on the next stream.
+    async fn answered<T>(
+        &self,
+        (sent, patience): (Instant, Duration),
+        attached: &HashSet<i64>,
+        answer: impl Future<Output = Result<T, Status>>,
+    ) -> Option<T> {
+        tokio::select! {
+            answer = timeout_at(sent + patience, answer) => answer.ok()?.ok(),
+            () = self.newcomer_due(sent, attached) => None,
+        }
+    }
+
+    /// Returns when a session that is not `attached` can wait no longer for the answer to what others `sent`.
+    async fn newcomer_due(&self, sent: Instant, attached: &HashSet<i64>) {
+        let mut changes = self.changes.subscribe();
+        let due = |tracked: &Tracked| {
+            let heartbeat = tracked.confirmed + tracked.ttl / BEATS_PER_TTL;
+            heartbeat.max(sent + tracked.ttl / (2 * BEATS_PER_TTL))
+        };
+        loop {
+            changes.mark_unchanged();
+            let next = {
+                let kept = self.kept.lock();
+                let new = kept.sessions.iter().filter(|(id, _)| !attached.contains(id));
+                new.map(|(_, tracked)| due(tracked)).min()
+            };
+            match next {
+                Some(next) => tokio::select! {
+                    () = sleep_until(next) => return,
+                    () = self.changed(&mut changes) => {}
+                },
+                None => self.changed(&mut changes).await,
+            }
         }
     }
 
@@ -553,4 +594,36 @@ pub(crate) async fn release(client: &Client, request: ReleaseRequest) -> Result<
     // What an attempt gave up whose answer was lost is not there any more for the next one.
     let (answer, doubt) = client.call(call, Retry::Read).await?;
     Ok(answer.released || doubt.is_some())
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::{FutureExt, poll};
+
+    use super::*;
+
+    fn begin(heart: &Heart, id: i64, ttl: Duration) {
+        let (confirmed, state) = (Instant::now(), watch::Sender::new(SessionState::Active));
+        let tracked = Tracked { ttl, confirmed, state, lost: CancellationToken::new() };
+        heart.kept.lock().sessions.insert(id, tracked);
+        heart.wake();
+    }
+
+    #[tokio::test]
+    async fn a_heartbeat_under_way_holds_up_no_session_that_is_begun_meanwhile() {
+        let heart = Heart::default();
+        begin(&heart, 1, Duration::from_secs(600));
+        let (sent, attached) = (Instant::now(), HashSet::from([1]));
+        let unanswered = std::future::pending::<Result<(), Status>>();
+        let long = (sent, Duration::from_secs(3_600));
+        let mut answered = std::pin::pin!(heart.answered(long, &attached, unanswered));
+        begin(&heart, 2, Duration::from_secs(600));
+        assert!(poll!(&mut answered).is_pending(), "there is time yet");
+        begin(&heart, 3, Duration::ZERO);
+        let ended = tokio::time::timeout(Duration::from_secs(60), answered).await;
+        assert_eq!(ended.expect("it cannot wait"), None);
+        let all = HashSet::from([1, 2, 3]);
+        let answer = heart.answered(long, &all, async { Ok(7) });
+        assert_eq!(answer.now_or_never(), Some(Some(7)));
+    }
 }
