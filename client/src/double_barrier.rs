@@ -64,7 +64,7 @@ pub struct Enter {
 
 impl Enter {
     /// Waits for the others for at most this long, then gives the place up and fails with
-    /// [`Error::NotYet`]. Default: for ever.
+    /// [`Error::NotYet`]. If no server answers, it takes up to 5 s longer. Default: for ever.
     pub fn wait(mut self, wait: Duration) -> Self {
         self.wait = Some(wait);
         self
@@ -78,6 +78,7 @@ impl Enter {
 
     async fn enter(self) -> Result<Inside, Error> {
         let Self { session, name, count, note, wait } = self;
+        let patience = Patience::new(session.client(), wait);
         let ticket = session.request().await?;
         let (client, sequence) = (session.client().clone(), ticket.sequence());
         let did = Did::Enter;
@@ -88,7 +89,7 @@ impl Enter {
         let passed = tokio::select! {
             biased;
             () = lost.cancelled() => Err(Error::session_lost()),
-            passed = patience::wait(&client, Patience::new(wait), &mut asked) => passed,
+            passed = patience::wait(&client, patience, &mut asked) => passed,
         };
         let Passed { fence, .. } = passed?;
         Ok(Inside { kept, fence })
@@ -187,7 +188,8 @@ pub struct Leave {
 }
 
 impl Leave {
-    /// Waits for the others for at most this long, then fails with [`Error::NotYet`]. Default: for ever.
+    /// Waits for the others for at most this long, then fails with [`Error::NotYet`]. If no server answers,
+    /// it takes up to 5 s longer. Default: for ever.
     pub fn at_most(mut self, wait: Duration) -> Self {
         self.wait = Some(wait);
         self
@@ -195,6 +197,7 @@ impl Leave {
 
     async fn leave(self) -> Result<(), Error> {
         let Self { mut kept, wait } = self;
+        let patience = Patience::new(kept.session.client(), wait);
         let ticket = kept.session.request().await?.undoing(kept.sequence);
         let client = kept.session.client().clone();
         let mut asked = Leaving { name: kept.name.clone(), ticket };
@@ -202,7 +205,7 @@ impl Leave {
         let left = tokio::select! {
             biased;
             () = lost.cancelled() => Err(Error::session_lost()),
-            left = patience::wait(&client, Patience::new(wait), &mut asked) => left,
+            left = patience::wait(&client, patience, &mut asked) => left,
         };
         // Who is told how it ended has left.
         kept.is_over = matches!(left, Ok(_) | Err(Error::NotYet | Error::Lost { .. }));

@@ -39,6 +39,7 @@ use crate::{
     client::Client,
     error::Error,
     lock::Guarded,
+    patience::Patience,
     queue::Turn,
     session::{self, Session},
     txn::Txn,
@@ -121,7 +122,8 @@ pub struct Campaign {
 }
 
 impl Campaign {
-    /// Waits for at most this long, then fails with [`Error::Busy`]. Default: for ever.
+    /// Waits for at most this long, then fails with [`Error::Busy`]. If no server answers, it takes up to 5 s
+    /// longer. Default: for ever.
     pub fn wait(mut self, wait: Duration) -> Self {
         self.wait = Some(wait);
         self
@@ -129,23 +131,26 @@ impl Campaign {
 
     async fn campaign(self) -> Result<Leadership, Error> {
         let Self { election: Election { client, session, name, ttl }, value, wait } = self;
+        let patience = Patience::new(&client, wait);
         // A turn of the recipe needs a lease of its own.
         let ttl = session.as_ref().filter(|session| session.is_lease()).map_or(ttl, Session::ttl);
         let session = match session.filter(|session| !session.is_lease()) {
             Some(session) => session,
-            None => match client.session().ttl(ttl).native().await {
-                Err(Error::Unimplemented(_)) => {
-                    let enter = client.queue(&name[..]).ttl(ttl).value(value);
-                    let enter = match wait {
-                        Some(wait) => enter.wait(wait),
-                        None => enter,
-                    };
-                    return Ok(Leadership { led: Led::Turn(enter.await?) });
+            None => {
+                match client.session().ttl(ttl).within(patience.limit(&client)).native().await {
+                    Err(Error::Unimplemented(_)) => {
+                        let enter = client.queue(&name[..]).ttl(ttl).value(value);
+                        let enter = match wait {
+                            Some(wait) => enter.wait(wait),
+                            None => enter,
+                        };
+                        return Ok(Leadership { led: Led::Turn(enter.await?) });
+                    }
+                    begun => begun?,
                 }
-                begun => begun?,
-            },
+            }
         };
-        let candidate = Candidate::elected(session, name, value, wait).await?;
+        let candidate = Candidate::elected(session, name, value, patience).await?;
         Ok(Leadership { led: Led::Place(candidate) })
     }
 }

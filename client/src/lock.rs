@@ -116,13 +116,14 @@ impl Acquire {
         self
     }
 
-    /// Waits for at most this long; longer than the clock can count is for ever. Default: for ever.
+    /// Waits for at most this long; longer than the clock can count is for ever. If no server answers, it
+    /// takes up to 5 s longer. Default: for ever.
     pub fn wait(mut self, wait: Duration) -> Self {
         self.wait = Some(wait);
         self
     }
 
-    /// Does not wait at all.
+    /// Does not wait for others; for an answer, at most for the client's time limit.
     pub fn try_now(self) -> Self {
         self.wait(Duration::ZERO)
     }
@@ -155,19 +156,22 @@ impl Acquire {
 
     async fn acquire(self) -> Result<LockGuard, Error> {
         let Self { client, session, ttl, wait, mut request } = self;
-        let patience = Patience::new(wait);
+        let patience = Patience::new(&client, wait);
         request.request_id = session::request_id();
         // What the recipe holds needs a lease of its own.
         let ttl =
             session.as_ref().filter(|session| session.is_lease()).map_or(ttl, |s| Some(s.ttl()));
         let session = match session.filter(|session| !session.is_lease()) {
             Some(session) => session,
-            None => match client.session().ttl(ttl.unwrap_or(session::TTL)).native().await {
-                Err(Error::Unimplemented(_)) => {
-                    return by_recipe(&client, request, ttl, wait).await;
+            None => {
+                let begin = client.session().ttl(ttl.unwrap_or(session::TTL));
+                match begin.within(patience.limit(&client)).native().await {
+                    Err(Error::Unimplemented(_)) => {
+                        return by_recipe(&client, request, ttl, wait).await;
+                    }
+                    begun => begun?,
                 }
-                begun => begun?,
-            },
+            }
         };
         request.session = session.id();
         request.names.sort();

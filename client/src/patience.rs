@@ -13,23 +13,24 @@ use crate::{
     error::{Error, Outcome},
 };
 
-/// Time for an endpoint to say how a request stands.
+/// Time for an endpoint to say how a request stands, and what a wait may take longer if none does.
 const FIRST_ANSWER_TIMEOUT_MAX: Duration = Duration::from_secs(5);
 
-/// How long somebody waits.
+/// How long somebody waits, counted from when this is made.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Patience {
-    None,
+    /// Not for others, and until then for the cluster to say whether there are any.
+    None(Instant),
     Until(Instant),
     Forever,
 }
 
 impl Patience {
     /// `None` is for ever, and so is what is longer than the clock can count.
-    pub(crate) fn new(wait: Option<Duration>) -> Self {
+    pub(crate) fn new(client: &Client, wait: Option<Duration>) -> Self {
         match wait {
             None => Self::Forever,
-            Some(Duration::ZERO) => Self::None,
+            Some(Duration::ZERO) => Self::None(Instant::now() + client.timeout()),
             Some(wait) => Instant::now().checked_add(wait).map_or(Self::Forever, Self::Until),
         }
     }
@@ -37,7 +38,7 @@ impl Patience {
     /// What is left of it, in milliseconds; `None` for ever.
     pub(crate) fn left_ms(self) -> Option<u64> {
         match self {
-            Self::None => Some(0),
+            Self::None(_) => Some(0),
             Self::Until(deadline) => {
                 let left = deadline.saturating_duration_since(Instant::now());
                 Some(u64::try_from(left.as_millis()).unwrap_or(u64::MAX))
@@ -47,12 +48,21 @@ impl Patience {
     }
 
     /// When to stop asking: nobody may be there to say that the time is over.
-    fn give_up(self, client: &Client) -> Option<Instant> {
+    fn give_up(self) -> Option<Instant> {
         match self {
-            Self::None => Instant::now().checked_add(client.timeout()),
+            Self::None(give_up) => Some(give_up),
             Self::Until(deadline) => deadline.checked_add(FIRST_ANSWER_TIMEOUT_MAX),
             Self::Forever => None,
         }
+    }
+
+    /// What a call may take that is made before the wait.
+    pub(crate) fn limit(self, client: &Client) -> Duration {
+        let Some(give_up) = self.give_up() else { return client.timeout() };
+        let left = give_up.saturating_duration_since(Instant::now());
+        // Errors tell it to people: no odd nanoseconds.
+        let left_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX).saturating_add(1);
+        Duration::from_millis(left_ms).min(client.timeout())
     }
 }
 
@@ -91,7 +101,7 @@ pub(crate) async fn wait<A: Ask>(
 ) -> Result<A::Done, Error> {
     let mut backoff = Backoff::default();
     let mut logins = Logins::default();
-    let give_up = patience.give_up(client);
+    let give_up = patience.give_up();
     loop {
         let endpoint = client.endpoint();
         let asked = once(client, &endpoint, (patience, give_up), ask, &mut logins).await;
@@ -123,6 +133,7 @@ async fn once<A: Ask>(
 ) -> Result<A::Done, Error> {
     let timeout = client.timeout().min(FIRST_ANSWER_TIMEOUT_MAX);
     let until = Instant::now() + timeout;
+    let until = give_up.map_or(until, |give_up| until.min(give_up));
     let late = |_elapsed| Error::Deadline {
         outcome: Outcome::Unknown,
         endpoint: endpoint.address().to_owned(),

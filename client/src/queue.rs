@@ -89,7 +89,8 @@ impl Enter {
         self
     }
 
-    /// Waits for at most this long; longer than the clock can count is for ever. Default: for ever.
+    /// Waits for the turn for at most this long; longer than the clock can count is for ever. Calls that
+    /// are not answered end by the client's time limit. Default: for ever.
     pub fn wait(mut self, wait: Duration) -> Self {
         self.wait = Some(wait);
         self

@@ -72,7 +72,8 @@ pub enum SessionState {
 impl Client {
     /// Starts to describe a session; await it to begin it.
     pub fn session(&self) -> Begin {
-        Begin { client: self.clone(), ttl: TTL, owner: String::new(), metadata: Vec::new() }
+        let (client, owner, metadata) = (self.clone(), String::new(), Vec::new());
+        Begin { client, ttl: TTL, owner, metadata, limit: self.timeout() }
     }
 
     /// All sessions of the cluster, with their owners and keys.
@@ -126,6 +127,8 @@ pub struct Begin {
     ttl: Duration,
     owner: String,
     metadata: Vec<SessionTag>,
+    /// Time for the call that begins it.
+    limit: Duration,
 }
 
 impl Begin {
@@ -145,6 +148,12 @@ impl Begin {
     /// More about the owner, for people.
     pub fn tag(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.metadata.push(SessionTag { name: name.into(), value: value.into() });
+        self
+    }
+
+    /// As part of a call that may take so long.
+    pub(crate) fn within(mut self, limit: Duration) -> Self {
+        self.limit = limit;
         self
     }
 
@@ -182,7 +191,7 @@ impl Begin {
             let request = request.clone();
             async move { SessionServiceClient::new(channel).begin(request).await }
         };
-        let begun = self.client.read(call).await?;
+        let begun = self.client.with_timeout(self.limit).read(call).await?;
         Ok(self.keep((begun.id, begun.ttl_seconds), sent, false))
     }
 

@@ -44,7 +44,7 @@ impl Wait {
     }
 
     /// Waits for at most this long, then fails with [`Error::NotYet`]; longer than the clock can count is for
-    /// ever. Default: for ever.
+    /// ever. If no server answers, it takes up to 5 s longer. Default: for ever.
     pub fn at_most(mut self, wait: Duration) -> Self {
         self.at_most = Some(wait);
         self
@@ -53,7 +53,7 @@ impl Wait {
     /// Returns the revision as of which there was nothing to wait for.
     async fn wait(self) -> Result<i64, Error> {
         let Self { client, what, name, at_most } = self;
-        let patience = Patience::new(at_most);
+        let patience = Patience::new(&client, at_most);
         let mut asked = Asked { what, name, start_revision: 0 };
         loop {
             match patience::wait(&client, patience, &mut asked).await {

@@ -1,11 +1,8 @@
 //! A candidate of the native API: a stream that tells how it stands, opened again whenever it breaks.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
-    time::Duration,
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use bytes::Bytes;
@@ -16,7 +13,7 @@ use conclave_proto::v1::{
 };
 use tokio::{
     sync::{oneshot, watch},
-    time::{Instant, sleep_until},
+    time::sleep_until,
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::{Response, Status, Streaming};
@@ -63,7 +60,7 @@ impl Candidate {
         session: Session,
         name: Bytes,
         value: Bytes,
-        wait: Option<Duration>,
+        patience: Patience,
     ) -> Result<Self, Error> {
         let ticket = session.request().await?;
         let (client, sequence) = (session.client().clone(), ticket.sequence());
@@ -90,7 +87,7 @@ impl Candidate {
             biased;
             () = lost.cancelled() => return Err(Error::session_lost()),
             elected = elected => elected.map_err(|_ended| Error::session_lost())??,
-            () = patience_ends(&client, wait, is_queued) => return Err(Error::Busy),
+            () = patience_ends(patience, is_queued) => return Err(Error::Busy),
         };
         // Answers may be old. Whoever holds no session leads nobody.
         if kept.session.is_lost() {
@@ -170,21 +167,14 @@ impl Candidate {
 
 /// Returns when there is no time left to wait: at once if there was none, as soon as it is known that
 /// others stand before.
-async fn patience_ends(
-    client: &Client,
-    wait: Option<Duration>,
-    mut is_queued: watch::Receiver<bool>,
-) {
-    match Patience::new(wait) {
+async fn patience_ends(patience: Patience, mut is_queued: watch::Receiver<bool>) {
+    match patience {
         Patience::Forever => std::future::pending().await,
         Patience::Until(deadline) => sleep_until(deadline).await,
-        Patience::None => {
-            let unknown = sleep_until(Instant::now() + client.timeout());
-            tokio::select! {
-                Ok(_) = is_queued.wait_for(|is_queued| *is_queued) => {}
-                () = unknown => {}
-            }
-        }
+        Patience::None(give_up) => tokio::select! {
+            Ok(_) = is_queued.wait_for(|is_queued| *is_queued) => {}
+            () = sleep_until(give_up) => {}
+        },
     }
 }
 

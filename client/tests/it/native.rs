@@ -3,7 +3,7 @@
 use std::{future::IntoFuture, sync::atomic::Ordering, time::Duration};
 
 use conclave_client::{Client, Error, Outcome, Session, SessionState, v1::InstanceFilter};
-use tokio::{runtime::Runtime, time::timeout};
+use tokio::{net::TcpListener, runtime::Runtime, time::timeout};
 use tonic::Status;
 
 use crate::{
@@ -291,4 +291,18 @@ fn whoever_was_stopped_for_longer_than_its_session_lives_is_not_elected() {
     }
     let led = runtime.block_on(&mut campaign);
     assert!(matches!(led, Err(Error::Lost { .. })), "{led:?}");
+}
+
+#[tokio::test]
+async fn a_wait_for_a_lock_includes_the_begin_of_its_session() {
+    // It is connected to and says nothing.
+    let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let endpoint = silent.local_addr().unwrap().to_string();
+    let client = Client::builder([endpoint]).timeout(Duration::from_secs(600)).build().unwrap();
+    let lock = client.lock("x").wait(Duration::from_millis(1)).into_future();
+    let campaign = client.election("e").campaign("a").wait(Duration::from_millis(1)).into_future();
+    let ended = timeout(SOON, async { tokio::join!(lock, campaign) }).await;
+    let (lock, campaign) = ended.expect("not after the time limit of a call");
+    assert!(matches!(lock, Err(Error::Deadline { .. })), "{lock:?}");
+    assert!(matches!(campaign, Err(Error::Deadline { .. })), "{campaign:?}");
 }
