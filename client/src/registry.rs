@@ -30,6 +30,7 @@
 mod admin;
 mod changes;
 mod directory;
+mod entry;
 mod record;
 mod registration;
 mod source;
@@ -46,6 +47,7 @@ pub use conclave_state_machine::registry::record::{
     Check, CheckKind, Checked, Details, Health, Record, State,
 };
 
+pub(crate) use self::entry::{Entries, Exit};
 pub use self::{
     changes::Changes,
     directory::{Basis, Directory, Discover, Listing},

@@ -48,6 +48,7 @@ use crate::{
     client::Client,
     error::Error,
     once::{Requests, Ticket},
+    registry::Entries,
 };
 
 pub(crate) use heart::{Cleanup, Heart, release};
@@ -202,8 +203,8 @@ impl Begin {
         let heart = Arc::clone(self.client.heart());
         let begun = heart::Begun { id, ttl, sent, is_lease, lost: lost.clone() };
         let state = heart.keep(&self.client, begun);
-        let requests = Arc::default();
-        let inner = Inner { client: self.client, id, ttl, state, lost, heart, requests, is_lease };
+        let (client, requests, entries) = (self.client, Arc::default(), Entries::default());
+        let inner = Inner { client, id, ttl, state, lost, heart, requests, entries, is_lease };
         Session { inner: Arc::new(inner) }
     }
 }
@@ -235,6 +236,7 @@ struct Inner {
     lost: CancellationToken,
     heart: Arc<Heart>,
     requests: Arc<Requests>,
+    entries: Entries,
     is_lease: bool,
 }
 
@@ -315,6 +317,11 @@ impl Session {
     /// Its requests.
     pub(crate) fn requests(&self) -> &Arc<Requests> {
         &self.inner.requests
+    }
+
+    /// Its instances in the registry.
+    pub(crate) fn entries(&self) -> &Entries {
+        &self.inner.entries
     }
 
     pub(crate) fn heart(&self) -> &Heart {

@@ -7,18 +7,21 @@ use std::{
 };
 
 use bytes::Bytes;
-use conclave_proto::v1::{
-    DeregisterRequest, RegisterRequest, registry_service_client::RegistryServiceClient,
-};
+use conclave_proto::v1::{RegisterRequest, registry_service_client::RegistryServiceClient};
 use serde_json::Value;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::sleep,
 };
 
-use super::{Check, Health, Record, Service, State};
+use super::{Check, Health, Record, Service, State, entry::Entry};
 use crate::{
-    backoff::Backoff, client::Client, error::Error, lease::Lease, once::Caller, session::Session,
+    backoff::Backoff,
+    client::Client,
+    error::{Error, Outcome},
+    lease::Lease,
+    once::Caller,
+    session::Session,
 };
 
 /// How long an instance outlives its last keep-alive if nothing else is asked for.
@@ -145,12 +148,13 @@ enum Order {
     End(oneshot::Sender<Result<(), Error>>),
 }
 
-/// An instance that is registered for as long as this guard exists. After a loss, of its lease or of
-/// the whole cluster, it is registered again as soon as possible.
+/// An instance that is registered for as long as this guard exists and nobody takes it away: an operator who
+/// removes it, or another session that takes its id. After a loss, of its lease or of the whole cluster, it is
+/// registered again as soon as possible.
 ///
 /// End it with [`Registration::drain`] or [`Registration::deregister`]. A guard that is dropped
-/// deregisters in the background, without a report; if that fails too, the instance goes when its TTL
-/// has passed.
+/// deregisters in the background, without a report: in a session that was given for as long as that lives,
+/// otherwise once, and if that fails the instance goes when its TTL has passed.
 #[derive(Debug)]
 #[must_use = "the instance is deregistered when the guard is dropped"]
 pub struct Registration {
@@ -166,7 +170,8 @@ impl Registration {
         &self.record
     }
 
-    /// Whether it is registered now, and a way to wait for changes.
+    /// Whether it is registered now as far as this process knows, and a way to wait for changes. Of an operator
+    /// who removes the instance, or another session that takes its id, it does not hear.
     #[must_use]
     pub fn is_registered(&self) -> watch::Receiver<bool> {
         self.is_registered.clone()
@@ -188,7 +193,7 @@ impl Registration {
     /// Ends the registration.
     ///
     /// # Errors
-    /// See [`Error`]; the instance then goes when its TTL has passed.
+    /// See [`Error`]; it then goes on in the background, as if the guard had been dropped.
     pub async fn deregister(self) -> Result<(), Error> {
         self.order(Order::End).await
     }
@@ -218,7 +223,7 @@ impl Registration {
 /// What an instance lives and dies with.
 enum Hold {
     /// A session, in a native registry; whether it was begun for the instance.
-    Session(Session, bool),
+    Session(Entry, bool),
     /// A lease, in a server that speaks etcd's API only.
     Lease(Lease),
 }
@@ -226,7 +231,7 @@ enum Hold {
 impl Hold {
     async fn lost(&self) {
         match self {
-            Self::Session(session, _) => session.lost().cancelled().await,
+            Self::Session(entry, _) => entry.session().lost().cancelled().await,
             Self::Lease(lease) => lease.lost().await,
         }
     }
@@ -251,7 +256,7 @@ impl Keeper {
     /// Registers the instance with what it is to live and die with.
     async fn enroll(&mut self) -> Result<(), Error> {
         let hold = match self.given.take().filter(|session| !session.is_lost()) {
-            Some(session) => Hold::Session(session, false),
+            Some(session) => Hold::Session(self.entry(session), false),
             None => self.begin().await?,
         };
         let hold = match self.put(&hold).await {
@@ -261,17 +266,27 @@ impl Keeper {
                 self.put(&lease).await?;
                 lease
             }
-            done => done.map(|()| hold)?,
+            Ok(()) => hold,
+            Err(error) => {
+                if let (Hold::Session(entry, _), Outcome::NotApplied) = (hold, error.outcome()) {
+                    entry.forget();
+                }
+                return Err(error);
+            }
         };
         self.hold = Some(hold);
         self.state.send_replace(true);
         Ok(())
     }
 
+    fn entry(&self, session: Session) -> Entry {
+        Entry::new(session, &self.service.name, &self.record.id)
+    }
+
     async fn begin(&self) -> Result<Hold, Error> {
         let session = self.client().session().ttl(self.ttl).owner(&self.service.name);
         match session.native().await {
-            Ok(session) => Ok(Hold::Session(session, true)),
+            Ok(session) => Ok(Hold::Session(self.entry(session), true)),
             Err(Error::Unimplemented(_)) => Ok(Hold::Lease(self.client().lease(self.ttl).await?)),
             Err(error) => Err(error),
         }
@@ -279,37 +294,36 @@ impl Keeper {
 
     async fn put(&self, hold: &Hold) -> Result<(), Error> {
         let record = self.record.encode();
-        match hold {
-            Hold::Session(session, _) => {
-                let request = RegisterRequest {
-                    service: self.service.name.clone(),
-                    id: self.record.id.clone(),
-                    session: session.id(),
-                    record: record.into(),
-                    ..RegisterRequest::default()
-                };
-                let call = |channel, once| {
-                    let request = RegisterRequest { once, ..request.clone() };
-                    async move { RegistryServiceClient::new(channel).register(request).await }
-                };
-                Caller::session(session).send(call).await.map(drop)
-            }
+        let session = match hold {
+            Hold::Session(entry, _) => entry.session(),
             Hold::Lease(lease) => {
                 let prefix = self.service.prefix();
                 let key = Bytes::from([&prefix[..], self.record.id.as_bytes()].concat());
-                self.client().put(&key[..], record).lease(lease.id()).await.map(drop)
+                return self.client().put(&key[..], record).lease(lease.id()).await.map(drop);
             }
-        }
+        };
+        let request = RegisterRequest {
+            service: self.service.name.clone(),
+            id: self.record.id.clone(),
+            session: session.id(),
+            record: record.into(),
+            ..RegisterRequest::default()
+        };
+        let call = |channel, once| {
+            let request = RegisterRequest { once, ..request.clone() };
+            async move { RegistryServiceClient::new(channel).register(request).await }
+        };
+        Caller::session(session).send(call).await.map(drop)
     }
 
     /// Takes the instance out, and ends what was begun for it.
     async fn end(&mut self) -> Result<(), Error> {
         let done = match self.hold.take() {
-            Some(Hold::Session(session, is_own)) => {
-                let removed = self.deregister(&session).await;
-                let ended = if is_own { session.close().await } else { Ok(()) };
+            Some(Hold::Session(entry, is_own)) => {
+                let session = entry.session().clone();
+                let removed = entry.take_out().await;
                 // With its session the instance goes, too.
-                if is_own { ended } else { removed }
+                if is_own { session.close().await } else { removed }
             }
             Some(Hold::Lease(lease)) => lease.revoke().await,
             None => Ok(()),
@@ -319,20 +333,6 @@ impl Keeper {
             Err(Error::NotFound(_)) => Ok(()),
             done => done,
         }
-    }
-
-    async fn deregister(&self, session: &Session) -> Result<(), Error> {
-        let request = DeregisterRequest {
-            service: self.service.name.clone(),
-            id: self.record.id.clone(),
-            session: session.id(),
-            ..DeregisterRequest::default()
-        };
-        let call = |channel, once| {
-            let request = DeregisterRequest { once, ..request.clone() };
-            async move { RegistryServiceClient::new(channel).deregister(request).await }
-        };
-        Caller::session(session).send(call).await.map(drop)
     }
 
     /// Runs until the guard ends it or is dropped.

@@ -30,6 +30,7 @@ use crate::{
     client::{Client, Retry},
     endpoint::Endpoint,
     error::Error,
+    registry::Exit,
     undo::Undo,
 };
 
@@ -55,6 +56,8 @@ pub(crate) enum Cleanup {
     Release(ReleaseRequest),
     /// As `Release`.
     Undo(Arc<Undo>),
+    /// As `Release`.
+    Deregister(Arc<Exit>),
 }
 
 /// A cleanup that waits for its turn, and how long it has to pause if it fails again.
@@ -102,6 +105,7 @@ impl Kept {
             Cleanup::End(_) => false,
             Cleanup::Release(request) => self.sessions.contains_key(&request.session),
             Cleanup::Undo(undo) => self.sessions.contains_key(&undo.session),
+            Cleanup::Deregister(exit) => self.sessions.contains_key(&exit.session()),
         }
     }
 
@@ -566,6 +570,7 @@ async fn clean(client: Client, mut left: Left) -> Option<Left> {
         Cleanup::End(id) => client.session_end(id).await,
         Cleanup::Release(request) => release(&client, request).await.map(drop),
         Cleanup::Undo(undo) => undo.carry_out(&client).await.map(drop),
+        Cleanup::Deregister(exit) => exit.carry_out(&client).await,
     };
     let error = match done {
         Ok(()) | Err(Error::NotFound(_)) => return None,

@@ -28,6 +28,7 @@ use conclave_client::v1::{
     discovery_service_server::DiscoveryServiceServer,
     election_service_server::ElectionServiceServer,
     lock_service_server::{LockService, LockServiceServer},
+    registry_service_server::RegistryServiceServer,
     session_service_server::{SessionService, SessionServiceServer},
     write_service_server::{WriteService, WriteServiceServer},
 };
@@ -64,6 +65,11 @@ pub(crate) struct Script {
     /// Sessions that are to be ended; while they hang, nobody is answered.
     pub(crate) ends: Mutex<Vec<i64>>,
     pub(crate) do_ends_hang: watch::Sender<bool>,
+    /// Ids of what was registered, whose answers may be lost, and of what was removed, unless there is no leader.
+    pub(crate) registered: Mutex<Vec<String>>,
+    pub(crate) are_registrations_lost: AtomicBool,
+    pub(crate) deregistered: Mutex<Vec<String>>,
+    pub(crate) has_no_leader: AtomicBool,
     /// Candidacies that were opened, and streams of leaders.
     pub(crate) campaigns: AtomicUsize,
     pub(crate) observers: AtomicUsize,
@@ -117,6 +123,7 @@ impl Fake {
                 .add_service(users::Desk(Arc::clone(&scripted)))
                 .add_service(ElectionServiceServer::new(Scripted(Arc::clone(&scripted))))
                 .add_service(DiscoveryServiceServer::new(Scripted(Arc::clone(&scripted))))
+                .add_service(RegistryServiceServer::new(Scripted(Arc::clone(&scripted))))
                 .add_service(CounterServiceServer::new(Scripted(Arc::clone(&scripted))))
                 .add_service(LockServiceServer::new(Scripted(Arc::clone(&scripted))))
                 .add_service(WriteServiceServer::new(Scripted(Arc::clone(&scripted))))

@@ -306,3 +306,30 @@ async fn a_wait_for_a_lock_includes_the_begin_of_its_session() {
     assert!(matches!(lock, Err(Error::Deadline { .. })), "{lock:?}");
     assert!(matches!(campaign, Err(Error::Deadline { .. })), "{campaign:?}");
 }
+
+#[tokio::test]
+async fn an_instance_leaves_a_session_that_goes_on_however_long_that_takes() {
+    let fake = Fake::start();
+    let script = &fake.script;
+    let client = client_of(&fake).with_timeout(Duration::from_secs(2));
+    let session = client.session().ttl(Duration::from_secs(600)).await.unwrap();
+    let register = |id: &str| client.service("s").register("10.0.0.7:80").id(id).session(&session);
+    let again = register("again").await.unwrap();
+    let late = register("late").await.unwrap();
+    script.has_no_leader.store(true, Ordering::Relaxed);
+    late.deregister().await.unwrap_err();
+    again.deregister().await.unwrap_err();
+    // What is still to take it out leaves this one alone.
+    let again = register("again").await.unwrap();
+    script.are_registrations_lost.store(true, Ordering::Relaxed);
+    let unknown = register("unknown").await.unwrap_err();
+    assert_eq!(unknown.outcome(), Outcome::Unknown, "{unknown:?}");
+    script.has_no_leader.store(false, Ordering::Relaxed);
+    let gone = |id: &str| script.deregistered.lock().iter().any(|gone| gone == id);
+    eventually("both are taken out", async || (gone("late") && gone("unknown")).then_some(()))
+        .await;
+    assert!(!gone("again"));
+    drop(again);
+    eventually("it goes with its guard", async || gone("again").then_some(())).await;
+    assert!(!session.is_lost());
+}

@@ -1,8 +1,13 @@
-//! The registry of the scripted server: nothing is ever registered.
+//! The registry of the scripted server: it notes what is registered and removed, and shows nothing.
+
+use std::sync::atomic::Ordering;
 
 use conclave_client::v1::{
-    InstanceWatchRequest, InstanceWatchResponse, discovery_service_server::DiscoveryService,
-    instance_watch_response::Snapshot,
+    DeregisterRequest, DeregisterResponse, DiscoverRequest, DiscoverResponse,
+    InstanceUpdateRequest, InstanceUpdateResponse, InstanceWatchRequest, InstanceWatchResponse,
+    RegisterRequest, RegisterResponse, ServiceConfigureRequest, ServiceConfigureResponse,
+    ServiceListRequest, ServiceListResponse, discovery_service_server::DiscoveryService,
+    instance_watch_response::Snapshot, registry_service_server::RegistryService,
 };
 use futures::stream::BoxStream;
 use tonic::{Request, Response, Status};
@@ -20,5 +25,58 @@ impl DiscoveryService for Scripted {
         let snapshot = Snapshot::Asked.into();
         let nothing = InstanceWatchResponse { revision: 1, snapshot, ..Default::default() };
         Ok(Response::new(self.0.say(vec![nothing])))
+    }
+}
+
+#[tonic::async_trait]
+impl RegistryService for Scripted {
+    async fn register(
+        &self,
+        request: Request<RegisterRequest>,
+    ) -> Result<Response<RegisterResponse>, Status> {
+        self.0.registered.lock().push(request.into_inner().id);
+        if self.0.are_registrations_lost.load(Ordering::Relaxed) {
+            return Err(Status::unavailable("etcdserver: leader changed"));
+        }
+        Ok(Response::new(RegisterResponse::default()))
+    }
+
+    async fn deregister(
+        &self,
+        request: Request<DeregisterRequest>,
+    ) -> Result<Response<DeregisterResponse>, Status> {
+        if self.0.has_no_leader.load(Ordering::Relaxed) {
+            return Err(Status::unavailable("etcdserver: no leader"));
+        }
+        self.0.deregistered.lock().push(request.into_inner().id);
+        Ok(Response::new(DeregisterResponse { removed: true }))
+    }
+
+    async fn update(
+        &self,
+        _: Request<InstanceUpdateRequest>,
+    ) -> Result<Response<InstanceUpdateResponse>, Status> {
+        Err(Status::unimplemented("update"))
+    }
+
+    async fn discover(
+        &self,
+        _: Request<DiscoverRequest>,
+    ) -> Result<Response<DiscoverResponse>, Status> {
+        Err(Status::unimplemented("discover"))
+    }
+
+    async fn list_services(
+        &self,
+        _: Request<ServiceListRequest>,
+    ) -> Result<Response<ServiceListResponse>, Status> {
+        Err(Status::unimplemented("list"))
+    }
+
+    async fn configure(
+        &self,
+        _: Request<ServiceConfigureRequest>,
+    ) -> Result<Response<ServiceConfigureResponse>, Status> {
+        Err(Status::unimplemented("configure"))
     }
 }

@@ -1,0 +1,116 @@
+//! An instance in a session: taken out when it is dropped, in the background, for as long as that session
+//! lives. If others use it, too, nothing else would do it.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use conclave_proto::v1::{DeregisterRequest, registry_service_client::RegistryServiceClient};
+use parking_lot::Mutex;
+
+use crate::{
+    client::Client,
+    error::Error,
+    once::Caller,
+    session::{Cleanup, Session},
+};
+
+/// The instances of one session, by service and id, that somebody holds or that are to be taken out.
+pub(crate) type Entries = Mutex<HashMap<(String, String), Weak<Exit>>>;
+
+/// An instance that is registered, or may be, until this is dropped.
+#[derive(Debug)]
+pub(super) struct Entry {
+    session: Session,
+    exit: Arc<Exit>,
+    /// Whether there is nothing left to take out.
+    is_over: bool,
+}
+
+impl Entry {
+    /// To be made before the instance is registered. What was to take out an instance of this id leaves it
+    /// alone from now on.
+    pub(super) fn new(session: Session, service: &str, id: &str) -> Self {
+        let (service, id) = (service.to_owned(), id.to_owned());
+        let key = (service.clone(), id.clone());
+        let request = DeregisterRequest {
+            service,
+            id,
+            session: session.id(),
+            ..DeregisterRequest::default()
+        };
+        let exit = Arc::new(Exit { request, is_overtaken: AtomicBool::new(false) });
+        let before = {
+            let mut entries = session.entries().lock();
+            entries.retain(|_, exit| exit.strong_count() > 0);
+            entries.insert(key, Arc::downgrade(&exit))
+        };
+        if let Some(before) = before.and_then(|before| before.upgrade()) {
+            before.is_overtaken.store(true, Ordering::Release);
+        }
+        Self { session, exit, is_over: false }
+    }
+
+    pub(super) fn session(&self) -> &Session {
+        &self.session
+    }
+
+    /// It was never registered.
+    pub(super) fn forget(mut self) {
+        self.is_over = true;
+    }
+
+    /// Takes it out. If that fails it goes on in the background.
+    pub(super) async fn take_out(mut self) -> Result<(), Error> {
+        let call = |channel, once| {
+            let request = DeregisterRequest { once, ..self.exit.request.clone() };
+            async move { RegistryServiceClient::new(channel).deregister(request).await }
+        };
+        let done = Caller::session(&self.session).send(call).await.map(drop);
+        self.is_over = matches!(done, Ok(()) | Err(Error::NotFound(_)));
+        done
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        // Who registers it again after a loss does so in another session.
+        if !self.is_over && !self.session.is_lost() {
+            self.session.heart().clean(Cleanup::Deregister(Arc::clone(&self.exit)));
+        }
+    }
+}
+
+/// What takes an instance out. Doing that twice does no harm.
+#[derive(Debug)]
+pub(crate) struct Exit {
+    request: DeregisterRequest,
+    /// Whether the session registered the instance again meanwhile.
+    is_overtaken: AtomicBool,
+}
+
+impl Exit {
+    pub(crate) fn session(&self) -> i64 {
+        self.request.session
+    }
+
+    /// Takes it out, unless it was registered again.
+    pub(crate) async fn carry_out(&self, client: &Client) -> Result<(), Error> {
+        if self.is_overtaken.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        self.deregister(client).await
+    }
+
+    async fn deregister(&self, client: &Client) -> Result<(), Error> {
+        let call = |channel| {
+            let request = self.request.clone();
+            async move { RegistryServiceClient::new(channel).deregister(request).await }
+        };
+        client.read(call).await.map(drop)
+    }
+}
