@@ -51,7 +51,8 @@ impl Client {
     }
 
     /// Makes a key, or all keys with a prefix, hold again what they held at `revision`, in one new
-    /// revision. Keys that did not exist then are deleted. The keys have no lease afterwards.
+    /// revision. Keys that did not exist then are deleted. What is written has no lease afterwards; a key that
+    /// holds the same already is not written, and keeps its own.
     ///
     /// ```no_run
     /// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::config::Error> {
