@@ -14,6 +14,8 @@ pub(crate) struct RegistryCounts {
     pub(crate) checks: Counter,
     /// Checks that changed what is said about an instance.
     pub(crate) check_changes: Counter,
+    /// Checks that are due and wait for a place.
+    pub(crate) waiting_checks: Gauge,
     services: Gauge,
     instances: Gauge,
     stale: Gauge,
@@ -38,6 +40,11 @@ impl RegistryCounts {
             registry.register(name, help, counter.clone());
         }
         for (name, help, gauge) in [
+            (
+                "conclave_registry_waiting_checks",
+                "Active checks that are due and wait because too many run",
+                &counts.waiting_checks,
+            ),
             ("conclave_registry_services", "Services with instances or switches", &counts.services),
             ("conclave_registry_instances", "Registered instances", &counts.instances),
             (

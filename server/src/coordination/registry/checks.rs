@@ -1,8 +1,8 @@
 //! Active checks: one checker for each instance that asks for it, run by the leader.
 //!
 //! Whoever becomes leader begins with the index and follows what apply notes; whoever leads no more stops.
-//! Checks are spread over their interval, a bounded number runs at once, and only what changes the state
-//! that enough of them agree on is a commit.
+//! Checks are spread over their interval, a bounded number runs at once (`schedule`), and only what changes the
+//! state that enough of them agree on is a commit.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -24,15 +24,14 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::probe::{Finding, probe};
+use super::probe::{Finding, Reach, probe};
+use super::schedule::{Place, Schedule};
 use super::{check_allowed, show};
 use crate::api::context::Context;
 use crate::api::kv::off_thread;
 use crate::config::ChecksAllowed;
 use crate::coordination::unix_ms;
 
-/// Checks that run at once.
-const RUNNING_MAX: usize = 256;
 /// Results on their way into the log.
 const PROPOSED_MAX: usize = 256;
 /// Changed instances that are noted one by one; beyond, all are looked at again.
@@ -47,9 +46,6 @@ const LOOK: Duration = Duration::from_millis(250);
 const JITTER: f64 = 0.1;
 /// What the value of an instance with a check holds.
 const MARK: &[u8] = br#""check":{"#;
-
-/// Service and id.
-type Place = (Bytes, String);
 
 /// Instances whose checks may have changed, noted by apply while this member leads.
 #[derive(Default)]
@@ -131,6 +127,7 @@ pub(super) async fn run(context: &Context) {
             }
         }
         // Dropping the board ends what runs.
+        context.metrics.instances.waiting_checks.set(0);
         changed.is_wanted.store(false, Ordering::Release);
         changed.take();
     }
@@ -160,23 +157,26 @@ type Done = (Place, i64, Option<Finding>);
 struct Board {
     context: Context,
     allowed: ChecksAllowed,
+    reach: Reach,
     watched: HashMap<Place, Watched>,
     /// Those that are still to be looked at.
     unseen: BTreeSet<Place>,
-    /// Those that do not run, by when they are due.
-    due: BTreeSet<(Instant, Place)>,
+    /// Those that do not run.
+    schedule: Schedule,
     running: JoinSet<Done>,
     proposed: JoinSet<()>,
 }
 
 impl Board {
     fn new(context: Context, allowed: ChecksAllowed) -> Self {
+        let reach = Reach::new(allowed, &context.node.settings().listen);
         Self {
             context,
             allowed,
+            reach,
             watched: HashMap::new(),
             unseen: BTreeSet::new(),
-            due: BTreeSet::new(),
+            schedule: Schedule::default(),
             running: JoinSet::new(),
             proposed: JoinSet::new(),
         }
@@ -221,7 +221,7 @@ impl Board {
     fn see(&mut self, place: Place, subject: Option<Subject>) {
         let Some(subject) = subject else {
             if let Some(watched) = self.watched.remove(&place) {
-                self.due.remove(&(watched.due, place));
+                self.schedule.remove(&place, watched.due);
             }
             return;
         };
@@ -241,41 +241,44 @@ impl Board {
         let due = Instant::now() + interval(&subject.check).mul_f64(rand::random::<f64>());
         let watched = Watched { subject, streak: Streak::default(), due, is_running: false };
         if let Some(old) = self.watched.insert(place.clone(), watched) {
-            self.due.remove(&(old.due, place.clone()));
+            self.schedule.remove(&place, old.due);
         }
-        self.due.insert((due, place));
+        self.schedule.add(place, due);
     }
 
     fn until_due(&self) -> Duration {
         if !self.unseen.is_empty() {
             return Duration::ZERO;
         }
-        let next = self.due.first().filter(|_| self.running.len() < RUNNING_MAX);
-        next.map_or(LOOK, |(due, _)| due.saturating_duration_since(Instant::now()).min(LOOK))
+        let next = self.schedule.next();
+        next.map_or(LOOK, |due| due.saturating_duration_since(Instant::now()).min(LOOK))
     }
 
     fn start_due(&mut self) {
         let now = Instant::now();
-        while self.running.len() < RUNNING_MAX
-            && self.due.first().is_some_and(|(due, _)| *due <= now)
-        {
-            let Some((_, place)) = self.due.pop_first() else { return };
-            let Some(watched) = self.watched.get_mut(&place) else { continue };
+        while let Some(place) = self.schedule.begin(now) {
+            let Some(watched) = self.watched.get_mut(&place) else {
+                self.schedule.ended(&place.0);
+                continue;
+            };
             watched.is_running = true;
             let Subject { check, address, fence, .. } = &watched.subject;
             let (check, address, fence) = (check.clone(), address.clone(), *fence);
-            let allowed = self.allowed;
+            let reach = self.reach;
             self.running.spawn(async move {
-                let finding = probe(&check, &address, allowed).await;
+                let finding = probe(&check, &address, reach).await;
                 (place, fence, finding)
             });
         }
+        let waiting = i64::try_from(self.schedule.waiting()).unwrap_or(i64::MAX);
+        self.context.metrics.instances.waiting_checks.set(waiting);
     }
 
     fn finished(&mut self, done: Result<Done, tokio::task::JoinError>) {
         self.context.metrics.instances.checks.inc();
         // A check does not panic, and is ended only together with the board.
         let Ok((place, fence, finding)) = done else { return };
+        self.schedule.ended(&place.0);
         let Some(watched) = self.watched.get_mut(&place).filter(|watched| {
             // Otherwise it is about an instance that is another now.
             watched.subject.fence == fence && watched.is_running
@@ -286,7 +289,7 @@ impl Board {
         let spread = 1.0 - JITTER + 2.0 * JITTER * rand::random::<f64>();
         let Subject { check, shown, .. } = &watched.subject;
         watched.due = Instant::now() + interval(check).mul_f64(spread);
-        self.due.insert((watched.due, place.clone()));
+        self.schedule.add(place.clone(), watched.due);
         let Some(finding) = finding else { return };
         let Some(health) = watched.streak.note(finding.health, check, *shown) else { return };
         if self.proposed.len() < PROPOSED_MAX {

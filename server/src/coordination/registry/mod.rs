@@ -14,13 +14,14 @@
 //! | `discover` | pages of instances, services, Prometheus' targets |
 //! | `feed`, `watch` | one view of each watched service; its watchers |
 //! | `keeper` | times that the leader measures |
-//! | `checks`, `probe` | active checks by the leader |
+//! | `checks`, `schedule`, `probe` | active checks by the leader |
 
 mod checks;
 mod discover;
 mod feed;
 mod keeper;
 mod probe;
+mod schedule;
 mod show;
 mod watch;
 

@@ -1,10 +1,11 @@
 //! One active check of one instance.
 //!
 //! A check connects to where an owner says, so it is careful: addresses that no instance can have
-//! (link-local, where clouds serve credentials, multicast, unspecified) are never connected to, no
-//! redirect is followed, and nothing of an answer but its status goes anywhere.
+//! (link-local and others where clouds serve credentials, multicast, unspecified, this machine itself if the
+//! member serves others) are never connected to, no redirect is followed, and nothing of an answer but its
+//! status goes anywhere.
 
-use std::net::{IpAddr, SocketAddr, ToSocketAddrs as _};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,13 +22,56 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
-use crate::config::ChecksAllowed;
+use crate::config::{ChecksAllowed, ListenSettings, Place};
 
 /// Names that are looked up at once.
 const LOOK_UPS_MAX: usize = 16;
 /// Most of an answer that is held in memory.
 const ANSWER_BYTES_MAX: usize = 16 * 1_024;
 const HEADER_BYTES_MAX: u32 = 16 * 1_024;
+/// Where clouds tell their machines secrets, and what is not link-local: Alibaba's, Azure's and Oracle's
+/// IPv4 addresses, AWS's and Google's IPv6 addresses.
+const CLOUDS: [IpAddr; 5] = [
+    IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
+    IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
+    IpAddr::V4(Ipv4Addr::new(192, 0, 0, 192)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
+    IpAddr::V6(Ipv6Addr::new(0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254)),
+];
+
+/// Which addresses checks may go to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// Any.
+    All,
+    /// Those that an instance can have which clients on this machine are to call.
+    Local,
+    /// Those that an instance can have which clients elsewhere are to call.
+    Remote,
+}
+
+impl Reach {
+    pub(super) fn new(allowed: ChecksAllowed, listen: &ListenSettings) -> Self {
+        let is_here = |place: &Place| match place {
+            Place::Tcp(address) => address.ip().is_loopback(),
+            Place::Unix(_) => true,
+        };
+        match allowed {
+            ChecksAllowed::Any => Self::All,
+            _ if listen.client.iter().all(|listen| is_here(&listen.place)) => Self::Local,
+            ChecksAllowed::Own | ChecksAllowed::Off => Self::Remote,
+        }
+    }
+
+    fn includes(self, ip: IpAddr) -> bool {
+        let ip = ip.to_canonical();
+        match self {
+            Self::All => true,
+            Self::Local => is_plausible(ip),
+            Self::Remote => is_plausible(ip) && !ip.is_loopback(),
+        }
+    }
+}
 
 /// What a check found, in words.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,11 +101,11 @@ impl<E: std::error::Error> From<E> for Failure {
 }
 
 /// Checks an instance at `address`; `None` if this member could not make the check.
-pub(super) async fn probe(check: &Check, address: &str, allowed: ChecksAllowed) -> Option<Finding> {
+pub(super) async fn probe(check: &Check, address: &str, reach: Reach) -> Option<Finding> {
     let timeout_ms = if check.timeout_ms == 0 { CHECK_TIMEOUT_MS } else { check.timeout_ms };
     let target = if check.address.is_empty() { address } else { &check.address };
     let work = async {
-        let at = resolve(target, allowed).await?;
+        let at = resolve(target, reach).await?;
         match check.kind {
             CheckKind::Tcp => tcp(at).await,
             CheckKind::Http => http(at, target, &check.target).await,
@@ -78,14 +122,13 @@ pub(super) async fn probe(check: &Check, address: &str, allowed: ChecksAllowed) 
     }
 }
 
-async fn resolve(target: &str, allowed: ChecksAllowed) -> Result<SocketAddr, Failure> {
+async fn resolve(target: &str, reach: Reach) -> Result<SocketAddr, Failure> {
     let target = target.strip_prefix("http://").unwrap_or(target);
     let found = match target.parse() {
         Ok(at) => vec![at],
         Err(_) => look_up(target.to_owned()).await?,
     };
-    let is_allowed = |at: &SocketAddr| allowed == ChecksAllowed::Any || is_plausible(at.ip());
-    let found = found.into_iter().find(is_allowed);
+    let found = found.into_iter().find(|at| reach.includes(at.ip()));
     found.ok_or_else(|| Failure::Instance("the address may not be checked".to_owned()))
 }
 
@@ -104,7 +147,10 @@ async fn look_up(target: String) -> Result<Vec<SocketAddr>, Failure> {
 
 /// Whether an instance can have the address.
 fn is_plausible(ip: IpAddr) -> bool {
-    match ip.to_canonical() {
+    if CLOUDS.contains(&ip) {
+        return false;
+    }
+    match ip {
         IpAddr::V4(ip) => !(ip.is_link_local() || ip.is_multicast() || ip.is_unspecified()),
         IpAddr::V6(ip) => !(ip.is_unicast_link_local() || ip.is_multicast() || ip.is_unspecified()),
     }
@@ -183,7 +229,7 @@ mod tests {
         let target = "well?now=1".to_owned();
         // Long enough for a machine that is busy.
         let check = Check { kind: CheckKind::Http, target, timeout_ms: 30_000, ..Check::default() };
-        probe(&check, &address, ChecksAllowed::Own).await.unwrap()
+        probe(&check, &address, Reach::Local).await.unwrap()
     }
 
     #[tokio::test]
@@ -202,20 +248,43 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let check = Check::default();
-        let found = probe(&check, &address, ChecksAllowed::Own).await.unwrap();
+        let found = probe(&check, &address, Reach::Local).await.unwrap();
         assert_eq!(found.health, Health::Passing);
         drop(listener);
         for address in [address.as_str(), "no such name:1", ""] {
-            let found = probe(&check, address, ChecksAllowed::Own).await.unwrap();
+            let found = probe(&check, address, Reach::Local).await.unwrap();
             assert_eq!(found.health, Health::Critical, "{address}");
         }
     }
 
     #[tokio::test]
     async fn addresses_of_credentials_are_never_connected_to() {
-        for address in ["169.254.169.254:80", "[fe80::1]:80", "[::ffff:169.254.169.254]:80"] {
-            let found = probe(&Check::default(), address, ChecksAllowed::Own).await.unwrap();
+        for address in [
+            "169.254.169.254:80",
+            "[fe80::1]:80",
+            "[::ffff:169.254.169.254]:80",
+            "[fd00:ec2::254]:80",
+            "[::ffff:168.63.129.16]:80",
+            "100.100.100.200:80",
+        ] {
+            let found = probe(&Check::default(), address, Reach::Local).await.unwrap();
             assert_eq!(found.output, "the address may not be checked", "{address}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_member_that_serves_others_does_not_check_itself() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        for (address, reach, health) in [
+            ("127.0.0.1", Reach::Remote, Health::Critical),
+            ("[::ffff:127.0.0.1]", Reach::Remote, Health::Critical),
+            ("127.0.0.1", Reach::Local, Health::Passing),
+            ("127.0.0.1", Reach::All, Health::Passing),
+        ] {
+            let check = Check { timeout_ms: 30_000, ..Check::default() };
+            let found = probe(&check, &format!("{address}:{port}"), reach).await.unwrap();
+            assert_eq!(found.health, health, "{address} {reach:?}: {}", found.output);
         }
     }
 
@@ -264,7 +333,7 @@ mod tests {
         for (kind, begin, more, health) in cases {
             let (address, until_closed) = hostile(begin, more).await;
             let check = Check { kind, timeout_ms: 500, ..Check::default() };
-            let found = probe(&check, &address, ChecksAllowed::Own).await.unwrap();
+            let found = probe(&check, &address, Reach::Local).await.unwrap();
             // Passing in time is not certain on a machine that is busy.
             assert!(found.health == health || found.output == "no answer in 500 ms", "{found:?}");
             let closed = tokio::time::timeout(Duration::from_secs(30), until_closed).await;
@@ -277,7 +346,7 @@ mod tests {
         let check = Check { timeout_ms: 500, ..Check::default() };
         let probes = (0..4 * LOOK_UPS_MAX).map(|number| {
             let check = check.clone();
-            async move { probe(&check, &format!("{number}.invalid:1"), ChecksAllowed::Own).await }
+            async move { probe(&check, &format!("{number}.invalid:1"), Reach::Local).await }
         });
         let found = futures::future::join_all(probes).await;
         assert!(found.iter().flatten().all(|found| found.health == Health::Critical));
