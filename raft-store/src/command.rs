@@ -17,9 +17,7 @@ use conclave_state_machine::command::{
     SortOrder, SortTarget, Txn, TxnOp,
 };
 use conclave_state_machine::response::Rejection;
-
-/// Deepest nesting of transactions that is converted; more is malformed. Validation allows less.
-const TXN_DEPTH_MAX: usize = 32;
+use conclave_state_machine::validate::TXN_DEPTH_MAX;
 
 /// The command of a log entry.
 ///
@@ -142,7 +140,7 @@ pub fn txn(request: etcd::TxnRequest) -> Result<Txn, Rejection> {
     txn_at(request, 1)
 }
 
-// The recursion is bounded twice: here, and by prost, which decodes at most 100 levels.
+// What is nested deeper is never proposed, and prost decodes at most 100 levels of messages anyway.
 fn txn_at(request: etcd::TxnRequest, depth: usize) -> Result<Txn, Rejection> {
     if depth > TXN_DEPTH_MAX {
         return Err(Rejection::Malformed("transaction nested too deep"));

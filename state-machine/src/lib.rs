@@ -14,8 +14,10 @@
 //! | [`command`], [`response`] | what goes in, what comes out |
 //! | [`machine`] | applies one command after the other |
 //! | [`read`], [`overlay`], [`memory`] | rows as a trait, as a batch over others, and in memory |
-//! | [`head`] | revision, compacted revision, sizes, alarms, digest |
+//! | [`head`], `alarms`, `digest` | revision, compacted revision, sizes; what is wrong; a hash of all events |
 //! | [`range`], [`history`], [`leases`], [`sessions`], [`locks`], [`primitives`], [`registry`], [`members`], [`kv`] | reads |
+//! | `change`, `live`, `rows` | the one place that writes keys; live keys at a revision; the bytes of rows |
+//! | `outcome` | how a rule ends early |
 //! | [`writes`] | writes that may come again, and take effect once |
 //! | [`expiry`], [`watcher_set`], [`rank`] | local to a node: lease deadlines, who gets which event, counts |
 //! | [`validate`] | checks of requests that need no store |

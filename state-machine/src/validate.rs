@@ -8,8 +8,9 @@ use crate::command::{DeleteRange, Put, Range, Txn, TxnOp};
 use crate::response::Rejection;
 use crate::span::Span;
 
-/// Deepest nesting of transactions; the wire format allows about 50.
-pub(crate) const TXN_DEPTH_MAX: usize = 128;
+/// Deepest nesting of transactions, for requests and for what the log says: they are walked by recursion.
+/// The wire format alone would allow 100 levels of messages, which is about 50 transactions.
+pub const TXN_DEPTH_MAX: usize = 32;
 
 /// Checks a put.
 ///

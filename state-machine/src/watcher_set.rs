@@ -4,6 +4,10 @@
 //! watch it), asked by key. Single keys sit in a hash map, ranges in an interval tree, so that an
 //! event costs `O(log ranges + matches)` however many watchers there are. Watchers of one range share
 //! one entry. Local to a node and never part of apply: the order of the hash map is seen by nobody.
+#![expect(
+    clippy::disallowed_types,
+    reason = "one lookup for each event; local to a node, and nobody sees the order"
+)]
 
 mod interval_tree;
 

@@ -1,4 +1,4 @@
-//! Key-value commands, one file each.
+//! Key-value commands, one file each: `put`, `delete`, `txn`, and the `compare`s of transactions.
 
 mod compare;
 pub(crate) mod delete;

@@ -95,10 +95,13 @@ fn nested(depth: usize) -> Txn {
 #[test]
 fn txns_nested_too_deep_are_refused() {
     let mut store = Store::new();
-    assert!(store.apply(&Command::Txn(nested(128))).outcome.is_ok());
-    let refused = store.apply(&Command::Txn(nested(129))).outcome;
+    assert!(store.apply(&Command::Txn(nested(validate::TXN_DEPTH_MAX))).outcome.is_ok());
+    let refused = store.apply(&Command::Txn(nested(validate::TXN_DEPTH_MAX + 1))).outcome;
     assert_eq!(refused, Err(Rejection::TooManyOps));
-    assert_eq!(validate::txn(&nested(129), usize::MAX), Err(Rejection::TooManyOps));
+    assert_eq!(
+        validate::txn(&nested(validate::TXN_DEPTH_MAX + 1), usize::MAX),
+        Err(Rejection::TooManyOps)
+    );
     assert_eq!(validate::txn(&nested(3), 2), Ok(()));
     assert_eq!(validate::txn(&nested(4), 2), Err(Rejection::TooManyOps));
 }

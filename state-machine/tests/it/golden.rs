@@ -34,6 +34,7 @@ struct Script {
 }
 
 #[test]
+#[expect(clippy::disallowed_methods, reason = "the scripts are files")]
 fn scripts_answer_as_recorded() {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/scripts");
     let mut paths: Vec<_> =
