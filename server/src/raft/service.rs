@@ -33,6 +33,8 @@ use crate::lessor::Lessor;
 use crate::propose::Proposer;
 use crate::read_index::ReadIndex;
 
+/// The answer to a member of another cluster.
+const OTHER_CLUSTER: &str = "cluster ID mismatch";
 /// How long a caller may take from opening a snapshot call to its header.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a member that knows a leader may take to learn what is committed, before it answers one that
@@ -100,7 +102,7 @@ impl PeerService {
         let sender = sender.ok_or_else(|| Status::invalid_argument("a call without sender"))?;
         let links = &serving.route.links;
         if sender.cluster_id != links.cluster_id() {
-            return Err(Status::failed_precondition("cluster ID mismatch"));
+            return Err(Status::failed_precondition(OTHER_CLUSTER));
         }
         if sender.to != links.member_id() {
             return Err(Status::failed_precondition("member ID mismatch"));
@@ -430,7 +432,7 @@ impl Peer for PeerService {
         };
         let links = &serving.route.links;
         if asked != 0 && asked != links.cluster_id() {
-            return Err(Status::failed_precondition("cluster ID mismatch"));
+            return Err(Status::failed_precondition(OTHER_CLUSTER));
         }
         let is_confirmed = is_founding && serving.catch_up().await;
         let published = members::all(&serving.reader)
