@@ -29,14 +29,13 @@ use conclave_proto::{
         GroupJoinRequest, GroupListRequest, GroupMember, group_service_client::GroupServiceClient,
     },
 };
-use tokio::{sync::mpsc, time::sleep};
+use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
-    backoff::Backoff,
     client::Client,
     error::Error,
-    mirror::{Mirror, Step},
+    mirror::Mirror,
     once::Ticket,
     session::Session,
     undo::{Did, Kept},
@@ -138,25 +137,17 @@ async fn follow(
     states: mpsc::Sender<Result<Vec<Member>, Error>>,
 ) {
     let mut last = None;
-    let mut backoff = Backoff::default();
     loop {
-        match mirror.next().await {
-            Ok(Step::Connected(_)) => {}
-            Ok(Step::Keys) => {
-                backoff.reset();
-                let members: Vec<_> =
-                    mirror.keys().values().filter_map(|kv| member(kv, prefix.len())).collect();
-                if last.as_ref() != Some(&members) {
-                    last = Some(members.clone());
-                    if states.send(Ok(members)).await.is_err() {
-                        return;
-                    }
-                }
-            }
-            Err(error) if error.is_passing() => sleep(backoff.next()).await,
-            Err(error) => {
-                // Who does not listen any more needs no reason.
-                drop(states.send(Err(error)).await);
+        if let Err(error) = mirror.next_keys().await {
+            // Who does not listen any more needs no reason.
+            drop(states.send(Err(error)).await);
+            return;
+        }
+        let members: Vec<_> =
+            mirror.keys().values().filter_map(|kv| member(kv, prefix.len())).collect();
+        if last.as_ref() != Some(&members) {
+            last = Some(members.clone());
+            if states.send(Ok(members)).await.is_err() {
                 return;
             }
         }

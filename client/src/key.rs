@@ -37,6 +37,30 @@ pub(crate) fn set_from_key(key: &mut Bytes, range_end: &mut Bytes) {
     *range_end = Bytes::from_static(ALL);
 }
 
+/// The methods of a builder by which its `request` asks for more than one key.
+macro_rules! spans {
+    () => {
+        /// All keys that start with the key; all keys if it is empty.
+        pub fn prefix(mut self) -> Self {
+            $crate::key::set_prefix(&mut self.request.key, &mut self.request.range_end);
+            self
+        }
+
+        /// All keys from the key on.
+        pub fn from_key(mut self) -> Self {
+            $crate::key::set_from_key(&mut self.request.key, &mut self.request.range_end);
+            self
+        }
+
+        /// All keys from the key on and below `end`.
+        pub fn range(mut self, end: impl Into<Vec<u8>>) -> Self {
+            self.request.range_end = bytes::Bytes::from(end.into());
+            self
+        }
+    };
+}
+pub(crate) use spans;
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -18,13 +18,7 @@ use conclave_proto::etcdserverpb::{
     response_op::Response as Answer,
 };
 
-use crate::{
-    client::Client,
-    error::Error,
-    key::{set_from_key, set_prefix},
-    login::Channel,
-    reply::Reply,
-};
+use crate::{client::Client, error::Error, key::spans, login::Channel, reply::Reply};
 
 /// The header of an answer, and that of its only operation.
 type Operated = (Option<ResponseHeader>, Answer);
@@ -163,23 +157,7 @@ impl<C> Get<C> {
         Self { client, request }
     }
 
-    /// All keys that start with the key; all keys if it is empty.
-    pub fn prefix(mut self) -> Self {
-        set_prefix(&mut self.request.key, &mut self.request.range_end);
-        self
-    }
-
-    /// All keys from the key on.
-    pub fn from_key(mut self) -> Self {
-        set_from_key(&mut self.request.key, &mut self.request.range_end);
-        self
-    }
-
-    /// All keys from the key on and below `end`.
-    pub fn range(mut self, end: impl Into<Vec<u8>>) -> Self {
-        self.request.range_end = Bytes::from(end.into());
-        self
-    }
+    spans!();
 
     /// At most this many pairs; 0 for no limit.
     pub fn limit(mut self, limit: i64) -> Self {
@@ -308,23 +286,7 @@ impl<C> Delete<C> {
         Self { client, request }
     }
 
-    /// All keys that start with the key; all keys if it is empty.
-    pub fn prefix(mut self) -> Self {
-        set_prefix(&mut self.request.key, &mut self.request.range_end);
-        self
-    }
-
-    /// All keys from the key on.
-    pub fn from_key(mut self) -> Self {
-        set_from_key(&mut self.request.key, &mut self.request.range_end);
-        self
-    }
-
-    /// All keys from the key on and below `end`.
-    pub fn range(mut self, end: impl Into<Vec<u8>>) -> Self {
-        self.request.range_end = Bytes::from(end.into());
-        self
-    }
+    spans!();
 
     /// Answers with the deleted pairs.
     pub fn prev_kv(mut self) -> Self {

@@ -8,9 +8,10 @@ use conclave_proto::{
     etcdserverpb::{RangeResponse, ResponseHeader},
     mvccpb::{Event, KeyValue, event::EventType},
 };
-use tokio::sync::watch;
+use tokio::{sync::watch, time::sleep};
 
 use crate::{
+    backoff::Backoff,
     client::Client,
     error::Error,
     watch::{Watcher, mod_revision},
@@ -45,6 +46,22 @@ impl Mirror {
     pub(crate) fn new(client: Client, prefix: Bytes, from: i64) -> Self {
         let (keys, header) = (BTreeMap::new(), ResponseHeader::default());
         Self { client, prefix, from, keys, header, pending: VecDeque::new(), watch: None }
+    }
+
+    /// As [`Mirror::next`], for those who only want the keys; goes on by itself after what passes.
+    ///
+    /// # Errors
+    /// What waiting cannot mend.
+    pub(crate) async fn next_keys(&mut self) -> Result<(), Error> {
+        let mut backoff = Backoff::default();
+        loop {
+            match self.next().await {
+                Ok(Step::Keys) => return Ok(()),
+                Ok(Step::Connected(_)) => {}
+                Err(error) if error.is_passing() => sleep(backoff.next()).await,
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// Waits for the next state. Not cancel-safe.

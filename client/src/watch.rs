@@ -23,11 +23,7 @@ use futures::Stream;
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::{
-    client::Client,
-    error::Error,
-    key::{set_from_key, set_prefix},
-};
+use crate::{client::Client, error::Error, key::spans};
 
 /// Responses waiting for the reader; beyond that the server's stream is held back.
 const RESPONSES_MAX: usize = 16;
@@ -57,23 +53,7 @@ pub struct Watch {
 }
 
 impl Watch {
-    /// All keys that start with the key; all keys if it is empty.
-    pub fn prefix(mut self) -> Self {
-        set_prefix(&mut self.request.key, &mut self.request.range_end);
-        self
-    }
-
-    /// All keys from the key on.
-    pub fn from_key(mut self) -> Self {
-        set_from_key(&mut self.request.key, &mut self.request.range_end);
-        self
-    }
-
-    /// All keys from the key on and below `end`.
-    pub fn range(mut self, end: impl Into<Vec<u8>>) -> Self {
-        self.request.range_end = Bytes::from(end.into());
-        self
-    }
+    spans!();
 
     /// Begins with the events of this revision; 0 for those after the watch was created.
     pub fn from_revision(mut self, revision: i64) -> Self {

@@ -26,7 +26,7 @@ use crate::{
     endpoint::Endpoint,
     error::{Error, Outcome},
     login::Logins,
-    mirror::{Mirror, Step},
+    mirror::Mirror,
 };
 
 /// Leaders waiting for the reader; beyond that the server's stream is held back.
@@ -225,18 +225,12 @@ impl Following {
     /// Looks at the queue itself, of a server that knows no other elections.
     async fn look(mut self) {
         let mut mirror = mirror(&self.client, &self.name, self.from);
-        let mut backoff = Backoff::default();
         loop {
-            match mirror.next().await {
-                Ok(Step::Connected(_)) => {}
-                Ok(Step::Keys) => {
-                    backoff.reset();
-                    if self.tell(first(&mirror)).await.is_err() {
-                        return;
-                    }
-                }
-                Err(error) if error.is_passing() => sleep(backoff.next()).await,
-                Err(error) => return self.fail(error).await,
+            if let Err(error) = mirror.next_keys().await {
+                return self.fail(error).await;
+            }
+            if self.tell(first(&mirror)).await.is_err() {
+                return;
             }
         }
     }

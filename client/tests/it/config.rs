@@ -238,6 +238,26 @@ async fn a_burst_of_changes_becomes_few() {
     assert_eq!(config.current().port, 99);
 }
 
+#[tokio::test]
+async fn only_an_optional_file_may_be_missing() {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("app.toml");
+    let client = nobody();
+    let build = || {
+        let builder = client.config::<App>().defaults(json!({"port": 1}));
+        builder.app(Source::document("c")).boot(Boot::UseDefaults)
+    };
+    let error = build().file(&path).start().await.unwrap_err();
+    assert!(matches!(&error, Error::Setup(reason) if reason.contains("app.toml")), "{error:?}");
+    assert_eq!(build().optional_file(&path).start().await.unwrap().current().port, 1);
+    std::fs::write(&path, "port = 2\n").unwrap();
+    assert_eq!(build().optional_file(&path).start().await.unwrap().current().port, 2);
+    // One that is there has to be good.
+    std::fs::write(&path, "port = \n").unwrap();
+    let error = build().optional_file(&path).start().await.unwrap_err();
+    assert!(matches!(&error, Error::Setup(reason) if reason.contains("app.toml")), "{error:?}");
+}
+
 /// A client of nobody.
 fn nobody() -> Client {
     let endpoint = format!("127.0.0.1:{}", free_port());

@@ -68,6 +68,28 @@ async fn a_transaction_does_one_branch() {
 }
 
 #[tokio::test]
+async fn compares_hold_for_what_they_say() {
+    let Some((_server, client)) = start("compares_hold_for_what_they_say").await else { return };
+    client.put("k", "a").await.unwrap();
+    client.put("k", "b").await.unwrap();
+    let (version, value) = (|| key("k").version(), || key("k").value());
+    let holding = [version().equal(2), version().not_equal(1), version().greater(1)];
+    let holding = holding.into_iter().chain([version().less(3), value().equal("b")]);
+    let holding = holding.chain([value().not_equal("a"), value().greater("a"), value().less("c")]);
+    for compare in holding {
+        let said = format!("{compare:?}");
+        assert!(client.txn().when(compare).commit().await.unwrap().succeeded, "{said}");
+    }
+    let failing = [version().equal(1), version().not_equal(2), version().greater(2)];
+    let failing = failing.into_iter().chain([version().less(2), value().equal("a")]);
+    let failing = failing.chain([value().not_equal("b"), value().greater("b"), value().less("b")]);
+    for compare in failing {
+        let said = format!("{compare:?}");
+        assert!(!client.txn().when(compare).commit().await.unwrap().succeeded, "{said}");
+    }
+}
+
+#[tokio::test]
 async fn errors_say_what_to_do() {
     let Some((_server, client)) = start("errors_say_what_to_do").await else { return };
     let put = client.put("k", "1").await.unwrap();
