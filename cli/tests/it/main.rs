@@ -17,6 +17,7 @@ mod migrate;
 #[path = "../../../transport/tests/it/name_server.rs"]
 mod name_server;
 mod operator;
+mod pages;
 #[path = "../../../client/tests/it/port.rs"]
 mod port;
 mod primitives;

@@ -13,6 +13,7 @@ mod deploy;
 mod election;
 mod emptied;
 mod gateway;
+mod guides;
 mod lease;
 mod limits;
 mod lock;
