@@ -25,14 +25,14 @@ interop: setup ## Other people's clients against three nodes; FULL=1 for etcd-cl
 	@$(CARGO) build --locked --bin conclave
 	@interop/run.sh
 
-check: setup ## Formatting, lints, docs and dependency rules; changes nothing
+check: setup ## Formatting, lints and docs; changes nothing
 	@scripts/check.sh
 
-fix: ## Format the code
+fix: setup ## Format the code
 	@$(CARGO) fmt --all
 
-scripts-update: ## Rewrite the golden files; review the diff
-	@. scripts/env.sh && UPDATE_GOLDENFILES=1 cargo test -p conclave-state-machine
+scripts-update: setup ## Rewrite the golden files; review the diff
+	@. scripts/env.sh && UPDATE_GOLDENFILES=1 cargo test --locked -p conclave-state-machine
 
 build: setup ## Debug build of everything
 	@$(CARGO) build --locked --workspace --all-targets
@@ -47,6 +47,6 @@ bench: release ## Ours beside Debian's etcd and the no-op ceiling
 	@scripts/setup.sh test
 	@. scripts/env.sh && benches/side-by-side.sh
 
-jepsen: ## Fault injection on real processes, DURATION=60s SEED=1
+jepsen: setup ## Fault injection on real processes, DURATION=60s SEED=1
 	@. scripts/env.sh && cargo build --locked --bin conclave --bin conclave-jepsen && \
 	  "$$CARGO_TARGET_DIR/debug/conclave-jepsen" --binary "$$CARGO_TARGET_DIR/debug/conclave" --duration "$${DURATION:-60s}" --seed "$${SEED:-1}"

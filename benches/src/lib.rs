@@ -15,6 +15,10 @@
 //! | [`runner`] | one workload against endpoints |
 //! | [`compare`] | ours and the reference side by side |
 //! | [`registry`] | many instances, watchers, dying sessions, a killed leader |
+//! | [`options`], [`report`], `table` | what is asked for, and the results of runs and of sides |
+//! | `drive`, `worker`, `streams`, `event_codec` | clients that ask one by one, and those on long streams |
+//! | `drill`, `heartbeats`, `locker`, `security` | what is no steady load; heartbeats, locks, users and TLS |
+//! | `port` | free ports |
 //! | [`noop`] | a server that answers at once: the ceiling |
 
 pub mod access;

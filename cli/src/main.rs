@@ -14,6 +14,7 @@
 //! | `server` | one server as a process |
 //! | `dev` | one server to try things out |
 //! | `cluster` | three servers on this machine |
+//! | `hint` | commands to try, as the reader can call them |
 //! | `stop` | signals that ask a process to end |
 
 mod arguments;

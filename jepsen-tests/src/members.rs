@@ -16,14 +16,17 @@ const TRY_TIMEOUT: Duration = Duration::from_secs(2);
 const POLL: Duration = Duration::from_millis(50);
 const CATCH_UP_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// The server under test: `CONCLAVE_BINARY`, or `conclave` beside the test's own binaries.
+/// The server under test: `CONCLAVE_BINARY` (an absolute path: cargo runs tests in their package's
+/// directory), or `conclave` beside the test's own binaries.
 ///
 /// # Panics
 /// If there is none.
 #[must_use]
 pub fn program() -> PathBuf {
     if let Some(path) = std::env::var_os("CONCLAVE_BINARY") {
-        return PathBuf::from(path);
+        let given = PathBuf::from(path);
+        assert!(given.exists(), "CONCLAVE_BINARY: there is no {} here", given.display());
+        return given;
     }
     // target/PROFILE/deps/TEST-HASH: the programs lie two steps up.
     let test = std::env::current_exe().expect("a process has a path");

@@ -11,9 +11,11 @@
 //! |---|---|
 //! | [`log`] | raft's log in segment files: the only write-ahead log |
 //! | [`store`] | opening the state; what its writer and its readers share |
-//! | [`engine`] | rows on disk (RocksDB) or in memory behind one trait |
+//! | [`engine`], `rocks`, `memory` | rows on disk (RocksDB) or in memory behind one trait |
+//! | `directory`, `row` | which database is the live one; the rows that raft keeps in it |
 //! | [`apply`], [`sink`], [`report`] | committed entries become rows; who hears of it, and of its cost |
-//! | [`reader`] | reads by revision while entries are applied; sizes, flush, hash |
+//! | [`reader`], `hash` | reads by revision while entries are applied; sizes, flush, the hash that members compare |
+//! | `counts`, `row_cache` | what saves looking at rows: counts of keys, and rows used last |
 //! | [`snapshot`] | sending, receiving and installing a state as files |
 //! | [`backup`] | a state as one file, and a new member made of one |
 //! | [`command`], [`codec`], [`types`] | requests, raft's values and their messages |

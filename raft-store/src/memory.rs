@@ -1,4 +1,4 @@
-//! The engine in memory, for the simulator and for tests that compare engines.
+//! The engine in memory, for tests that compare engines.
 //!
 //! It keeps the contract of `rocks`: a write is lost in a crash until a flush, which here
 //! writes all rows to one checksummed file. A reader never waits for a writer: it holds the maps as

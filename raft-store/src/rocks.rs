@@ -5,7 +5,7 @@
 //! with its table's number. Both are flushed together (`atomic_flush`), so after a crash the state is
 //! that of one write batch.
 //!
-//! The settings are measured (performance.md): index and filter blocks stay **outside** the block
+//! The settings are measured: index and filter blocks stay **outside** the block
 //! cache, because inside it a random get reloads them and costs 205 us instead of 7 us.
 
 use std::io;

@@ -7,7 +7,8 @@
 //! | `listen`, `tls` | TCP and unix sockets, and TLS of the two ports |
 //! | `http` | the client port: gRPC, `/health`, `/version`, `/metrics` |
 //! | `api` | etcd's services |
-//! | `coordination` | our own: sessions and locks |
+//! | `coordination` | our own: sessions, locks, elections, primitives, writes that come again, the registry |
+//! | `auth` | who calls, and what they may read |
 //! | `node` | one member: raft, state, proposals, reads, leases behind one handle |
 //! | `raft` | the network between members, bootstrap, log compaction |
 //! | `propose` | commands -> log entries -> answers |
@@ -19,9 +20,13 @@
 //! | `watch` | who hears of which event |
 //! | `supervisor` | what systemd is told |
 //! | `runtime`, `shutdown` | raft's own threads and those of clients; leaving in order |
+//! | `data_dir` | whose the directories are |
+//! | `greeting` | how long a connection may be silent |
 //! | `gather` | one write for the answers that become ready together |
 //! | `metrics` | what a node counts, under etcd's names |
-//! | `logging`, `log_file` | log lines in etcd's shape |
+//! | `trace` | spans of calls, by OTLP |
+//! | `logging`, `log_file`, `sparse` | log lines in etcd's shape; those that are not worth many |
+//! | `version` | which version of etcd we are |
 //! | `status` | error texts and gRPC codes, the only place that knows them |
 
 pub mod api;

@@ -14,7 +14,7 @@
 //! | `delegate` | streams that are one of several |
 //! | `target`, `connect`, `socket` | an address, the way to it, and the bytes |
 //! | `dns` | SRV records |
-//! | `failure` | why a handshake failed, from a closed set |
+//! | `failure`, `error` | why a handshake failed, from a closed set; what is wrong with files and settings |
 
 mod allowed;
 mod certificate;

@@ -2,6 +2,13 @@
 //!
 //! Left is the reference. One request at a time goes to both; the generator learns from the reference's answers
 //! what exists, so that most requests are meaningful, and some are wrong on purpose.
+//!
+//! | module | what |
+//! |---|---|
+//! | `generate`, `calls` | requests over a few keys; calls about users, locks, elections, members |
+//! | `access` | programs with users whose rights change all the time |
+//! | `session` | a connection that speaks for one user after the other |
+//! | `answer`, `normal` | an answer in a shape that can be compared, and what may differ |
 
 mod access;
 mod answer;

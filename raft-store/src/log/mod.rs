@@ -13,6 +13,7 @@
 //! | `shared`, `index` | the log in memory, the queue |
 //! | `writer`, `segments` | the two threads |
 //! | `read`, `storage` | reading, openraft's traits |
+//! | `options`, `error` | settings; why a log does not open |
 //!
 //! Promises: what was answered is durable; records reach the disk in the order of the calls; an entry
 //! is readable when `append` returns; a torn end is cut off; any other damage is refused. A sector of

@@ -2,6 +2,14 @@
 //!
 //! Raw flags (`flags`) -> checked settings (`resolve`) -> [`Settings`]. Nothing is silently
 //! ignored: unknown flags and flags of features that do not exist yet are refused by name.
+//!
+//! | module | what |
+//! |---|---|
+//! | `flags`, `suggest` | every flag by name; what a mistyped one may have been |
+//! | `file` | `--config-file` |
+//! | `resolve`, `settings` | strings become checked settings |
+//! | `cluster`, `srv`, `urls` | first members, also by DNS; lists of URLs |
+//! | `tls`, `logs`, `gates` | the flags of TLS, of logs, and etcd's feature gates |
 
 mod cluster;
 mod file;

@@ -3,6 +3,14 @@
 //! A request with a gRPC content type goes to the services, from a browser by way of `grpc_web`, any
 //! other to the few pages of `pages` and `probes`, and to the gateway, which makes calls of JSON.
 //! Whatever arrives on the port, the worst that happens is that its connection ends.
+//!
+//! | module | what |
+//! |---|---|
+//! | `listen`, `client_stream` | connections, and their bytes |
+//! | `route`, `authority` | which answer a request gets; names that clients should not send |
+//! | `web`, `grpc_web` | what browsers may do, and gRPC as they can speak it |
+//! | `pages`, `probes` | `/version`, `/metrics`, discovery for Prometheus; `/health`, `/livez`, `/readyz` |
+//! | `gateway` | JSON |
 
 mod authority;
 mod client_stream;

@@ -1,5 +1,13 @@
 //! What a node counts and measures, under etcd's names where etcd has one, so that its dashboards
 //! and alerts work. One registry per node: several nodes may share a process.
+//!
+//! | module | what |
+//! |---|---|
+//! | `calls`, `requests`, `method` | calls of the client port |
+//! | `applies`, `counts` | what the parts of a node count and time |
+//! | `registry`, `tls`, `probes` | the registry of services, certificates and handshakes, `/livez` and `/readyz` |
+//! | `process` | what the system says of the process |
+//! | `duration`, `exposition` | histograms that cost little; the text format |
 
 mod applies;
 mod calls;

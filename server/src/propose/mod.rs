@@ -9,6 +9,7 @@
 //! The batcher clocks itself: only a few entries of this member are in flight, and what arrives
 //! meanwhile shares the next one, so that batches grow with the load and an idle member never lingers.
 //! A command that certainly did not enter a log is offered again; one whose fate is unknown never is.
+//! `batcher` is that task; `waiters` knows who waits for which answer.
 
 mod batcher;
 mod waiters;

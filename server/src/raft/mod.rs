@@ -7,6 +7,18 @@
 //! change: who is a member    standing: what this one is       hand_over: who leads next
 //! corruption: do all have the same state               contradicted: an old tail that the state outlived
 //! ```
+//!
+//! | module | what |
+//! |---|---|
+//! | `bootstrap`, `discover`, `force` | how a member begins: from its directory, by flags, by DNS, alone after a lost quorum |
+//! | `network`, `link`, `port`, `service` | calls to the other members, and theirs to us |
+//! | `wire`, `traffic` | messages, and how many bytes they were |
+//! | `forward`, `rounds`, `route` | proposals on their way to the leader and into its log |
+//! | `snapshot_send`, `snapshot_receive`, `pace` | a state for a member that lags, and how fast |
+//! | `compactor` | what of the log is kept |
+//! | `change`, `standing` | who is a member, and what this one is |
+//! | `heard`, `quorum`, `hand_over` | whether the leader is there, whether it has its quorum, who leads next |
+//! | `loss`, `corruption` | a member that forgot what it acknowledged, or has another state |
 
 use std::time::Duration;
 

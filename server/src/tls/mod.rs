@@ -1,5 +1,7 @@
 //! TLS of the two ports: certificates that are made or read, handshakes that end in time, and files
 //! that are read again when they change.
+//! `accept` is a handshake, `pending` bounds how many there are, `address` compares a member's certificate with where
+//! it comes from, `self_signed` makes one.
 
 mod accept;
 mod address;
