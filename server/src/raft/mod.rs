@@ -18,7 +18,7 @@
 //! | `compactor` | what of the log is kept |
 //! | `change`, `standing` | who is a member, and what this one is |
 //! | `heard`, `quorum`, `hand_over` | whether the leader is there, whether it has its quorum, who leads next |
-//! | `loss`, `corruption` | a member that forgot what it acknowledged, or has another state |
+//! | `loss`, `contradicted`, `corruption` | a member that forgot what it acknowledged, has an old tail, or another state |
 
 use std::time::Duration;
 
