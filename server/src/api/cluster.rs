@@ -27,11 +27,9 @@ fn message(member: MemberInfo) -> etcd::Member {
     }
 }
 
-/// Sorted. Paths are refused as in etcd, even the slash that flags may end with.
+/// Sorted.
 fn peer_urls(given: &[String]) -> Result<Vec<String>, Status> {
-    let has_path = |url: &String| !url.starts_with("unix") && url.trim_end().ends_with('/');
-    let urls = config::peer_urls(given).filter(|urls| !urls.iter().any(has_path));
-    urls.ok_or_else(|| Fault::MemberBadUrls.into())
+    config::peer_urls(given).ok_or_else(|| Fault::MemberBadUrls.into())
 }
 
 impl ClusterService {

@@ -157,7 +157,7 @@ mod tests {
     fn keys_are_flags() {
         let raw = parse(
             "name: 'n1'\nheartbeat-interval: 200\nlog-outputs: [stderr]\ngrpc-keepalive-timeout: \
-             5000000000\npre-vote: true\ndiscovery:\nproxy: off\nlisten-client-url: x\n\
+             5000000000\npre-vote: true\ndiscovery:\nproxy: 'off'\nlisten-client-url: x\n\
              client-transport-security:\n  cert-file: a.pem\n  client-cert-auth: true\n  cert: b\n\
              peer-transport-security:\n  allowed-cn: [a, b]\n",
         )
@@ -175,6 +175,7 @@ mod tests {
                 ("name", "n1"),
                 ("peer-cert-allowed-cn", "a,b"),
                 ("pre-vote", "true"),
+                ("proxy", "off"),
             ]
         );
         let mut warnings = raw.warnings;
@@ -184,7 +185,6 @@ mod tests {
             [
                 "--config-file: unrecognized key client-transport-security: cert",
                 "--config-file: unrecognized key listen-client-url (did you mean listen-client-urls?)",
-                "--config-file: unrecognized key proxy",
             ]
         );
         assert!(parse("").unwrap().values.is_empty());

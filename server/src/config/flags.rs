@@ -29,33 +29,48 @@ pub(super) struct Flag {
     /// A switch needs no value, and takes one only as `--flag=value`.
     pub(super) is_switch: bool,
     pub(super) standing: Standing,
-    /// Default and meaning, for the usage text.
+    /// What it is if nobody says; empty for none.
+    pub(super) default: &'static str,
+    /// Meaning, for the usage text; empty for what has no effect worth a line.
     pub(super) help: &'static str,
 }
 
-const fn used(name: &'static str, help: &'static str) -> Flag {
-    Flag { name, is_switch: false, standing: Standing::Used, help }
+const fn flag(name: &'static str, standing: Standing) -> Flag {
+    Flag { name, is_switch: false, standing, default: "", help: "" }
 }
 
-const fn switch(name: &'static str, standing: Standing, help: &'static str) -> Flag {
-    Flag { name, is_switch: true, standing, help }
+const fn used(name: &'static str, default: &'static str, help: &'static str) -> Flag {
+    Flag { default, help, ..flag(name, Standing::Used) }
+}
+
+const fn switch(
+    name: &'static str,
+    standing: Standing,
+    default: &'static str,
+    help: &'static str,
+) -> Flag {
+    Flag { is_switch: true, default, help, ..flag(name, standing) }
 }
 
 /// A switch that became a feature gate.
 const fn gate(name: &'static str) -> Flag {
-    switch(name, Standing::Used, "")
+    switch(name, Standing::Used, "", "")
 }
 
 const fn later(name: &'static str) -> Flag {
-    Flag { name, is_switch: false, standing: Standing::Later, help: "" }
+    flag(name, Standing::Later)
 }
 
 const fn no_effect(name: &'static str, reason: &'static str) -> Flag {
-    Flag { name, is_switch: false, standing: Standing::NoEffect(reason), help: "" }
+    flag(name, Standing::NoEffect(reason))
+}
+
+const fn switch_without_effect(name: &'static str, reason: &'static str) -> Flag {
+    switch(name, Standing::NoEffect(reason), "", "")
 }
 
 const fn only(name: &'static str, value: &'static str, help: &'static str) -> Flag {
-    Flag { name, is_switch: false, standing: Standing::Only(value), help }
+    Flag { default: value, help, ..flag(name, Standing::Only(value)) }
 }
 
 const CONFIG_FILE: &str = "config-file";
@@ -87,176 +102,179 @@ const NO_LOOP: &str = "nothing here connects to its own client port";
 const NO_V2: &str = "there is no v2 store";
 const OWN_LOG: &str = "log files are recycled as soon as no member needs them";
 
+const NO_PROXY: &str = "there is no v2 proxy";
 const PACED: &str = "what is compacted is deleted in steps that pace themselves";
 
-/// Every flag that etcd 3.7 knows, and ours.
+/// Every flag that an etcd from 3.4 to 3.7 knows, and ours.
 pub(super) const FLAGS: &[Flag] = &[
     // Identity and storage.
-    used("name", "\"default\": human name of this member"),
-    used("data-dir", "\"${name}.etcd\": directory of everything this member keeps"),
-    used("wal-dir", "\"\": directory of the raft log, if not below --data-dir"),
-    used("snapshot-count", "10000: log entries between two snapshots"),
-    used("snapshot-catchup-entries", "5000: log entries kept behind a snapshot for slow followers"),
-    used("quota-backend-bytes", "0: size at which writes are refused (0: 2 GiB, negative: off)"),
-    used("cache-bytes", "67108864: memory for blocks of the store (not an etcd flag)"),
+    used("name", "default", "human name of this member"),
+    used("data-dir", "${name}.etcd", "directory of everything this member keeps"),
+    used("wal-dir", "", "directory of the raft log, if not below --data-dir"),
+    used("snapshot-count", "10000", "log entries between two snapshots"),
+    used(
+        "snapshot-catchup-entries",
+        "5000",
+        "log entries kept behind a snapshot for slow followers",
+    ),
+    used("quota-backend-bytes", "0", "size at which writes are refused (0: 2 GiB, negative: off)"),
+    // Small on purpose: the page cache holds the rest.
+    used("cache-bytes", "67108864", "memory for blocks of the store (not an etcd flag)"),
     no_effect("backend-batch-interval", NO_BBOLT),
     no_effect("backend-batch-limit", NO_BBOLT),
     no_effect("backend-bbolt-freelist-type", NO_BBOLT),
     no_effect("bootstrap-defrag-threshold-megabytes", NO_BBOLT),
     no_effect("max-wals", OWN_LOG),
     no_effect("max-snapshots", "one snapshot is kept"),
-    Flag {
-        name: "unsafe-no-fsync",
-        is_switch: true,
-        standing: Standing::NoEffect("an acknowledged write is always on disk"),
-        help: "",
-    },
+    switch_without_effect("unsafe-no-fsync", "an acknowledged write is always on disk"),
     // Timing.
-    used("heartbeat-interval", "100: milliseconds between two heartbeats of a leader"),
-    used("election-timeout", "1000: milliseconds without a leader until an election"),
-    Flag {
-        name: "initial-election-tick-advance",
-        is_switch: true,
-        standing: Standing::NoEffect("the first election waits for a full timeout"),
-        help: "",
-    },
+    used("heartbeat-interval", "100", "milliseconds between two heartbeats of a leader"),
+    used("election-timeout", "1000", "milliseconds without a leader until an election"),
+    switch_without_effect(
+        "initial-election-tick-advance",
+        "the first election waits for a full timeout",
+    ),
     switch(
         "pre-vote",
         Standing::Always("a member always asks before it disturbs a leader"),
-        "true: ask before disturbing a leader (always so)",
+        "true",
+        "ask before disturbing a leader (always so)",
     ),
     // Listen and advertise.
-    used("listen-client-urls", "\"http://localhost:2379\": where clients connect"),
-    used("advertise-client-urls", "\"http://localhost:2379\": what members tell clients"),
-    used("listen-peer-urls", "\"http://localhost:2380\": where the other members connect"),
-    used("initial-advertise-peer-urls", "\"http://localhost:2380\": what members tell each other"),
-    used("listen-client-http-urls", "\"\": where clients find everything but gRPC"),
-    used("listen-metrics-urls", "\"\": where /metrics and /health are found in addition"),
-    switch("socket-reuse-port", Standing::Used, "false: several processes may listen on a port"),
-    Flag {
-        name: "socket-reuse-address",
-        is_switch: true,
-        standing: Standing::NoEffect("addresses of connections that are ending are always reused"),
-        help: "",
-    },
+    used("listen-client-urls", "http://localhost:2379", "where clients connect"),
+    used("advertise-client-urls", "http://localhost:2379", "what members tell clients"),
+    used("listen-peer-urls", "http://localhost:2380", "where the other members connect"),
+    used("initial-advertise-peer-urls", "http://localhost:2380", "what members tell each other"),
+    used("listen-client-http-urls", "", "where clients find everything but gRPC"),
+    used("listen-metrics-urls", "", "where /metrics and /health are found in addition"),
+    switch("socket-reuse-port", Standing::Used, "false", "several processes may listen on a port"),
+    switch_without_effect(
+        "socket-reuse-address",
+        "addresses of connections that are ending are always reused",
+    ),
     // Bootstrap.
     used(
         "initial-cluster",
-        "\"${name}=${initial-advertise-peer-urls}\": first members, name=url,...",
+        "${name}=${initial-advertise-peer-urls}",
+        "first members, name=url,...",
     ),
-    used("initial-cluster-state", "\"new\": new or existing"),
-    used("initial-cluster-token", "\"etcd-cluster\": distinguishes clusters with equal URLs"),
+    used("initial-cluster-state", "new", "new or existing"),
+    used("initial-cluster-token", "etcd-cluster", "distinguishes clusters with equal URLs"),
     later("discovery"),
     later("discovery-token"),
     later("discovery-endpoints"),
-    used("discovery-srv", "\"\": domain whose SRV records name the first members"),
-    used("discovery-srv-name", "\"\": suffix of the SRV service"),
-    used(
-        "discovery-dns-server",
-        "\"\": DNS server for that, if not the system's (not an etcd flag)",
-    ),
+    used("discovery-srv", "", "domain whose SRV records name the first members"),
+    used("discovery-srv-name", "", "suffix of the SRV service"),
+    used("discovery-dns-server", "", "DNS server for that, if not the system's (not an etcd flag)"),
     no_effect("discovery-proxy", NO_V2),
+    no_effect("discovery-fallback", NO_PROXY),
+    only("proxy", "off", ""),
+    no_effect("proxy-dial-timeout", NO_PROXY),
+    no_effect("proxy-failure-wait", NO_PROXY),
+    no_effect("proxy-read-timeout", NO_PROXY),
+    no_effect("proxy-refresh-interval", NO_PROXY),
+    no_effect("proxy-write-timeout", NO_PROXY),
     switch(
         "force-new-cluster",
         Standing::Used,
-        "false: go on as the only member, with the data in --data-dir (after a lost quorum)",
+        "false",
+        "go on as the only member, with the data in --data-dir (after a lost quorum)",
     ),
-    switch("strict-reconfig-check", Standing::Used, "true: keep a quorum in every change"),
-    used("max-learners", "1: most learners at a time"),
+    switch("strict-reconfig-check", Standing::Used, "true", "keep a quorum in every change"),
+    used("max-learners", "1", "most learners at a time"),
     used(
         "config-file",
-        "\"\": YAML file of all settings; other flags and variables are then ignored",
+        "",
+        "YAML file of all settings; other flags and variables are then ignored",
     ),
     // TLS.
-    used("cert-file", "\"\": certificate of the client port, in PEM form"),
-    used("key-file", "\"\": its key"),
+    used("cert-file", "", "certificate of the client port, in PEM form"),
+    used("key-file", "", "its key"),
     switch(
         "client-cert-auth",
         Standing::Used,
-        "false: clients must have a certificate; its common name is the user",
+        "false",
+        "clients must have a certificate; its common name is the user",
     ),
-    used("trusted-ca-file", "\"\": authorities that sign certificates of clients"),
-    used("client-crl-file", "\"\": certificates of clients that are revoked"),
-    used(
-        "client-cert-allowed-hostname",
-        "\"\": names of which a client's certificate must have one",
-    ),
-    switch("auto-tls", Standing::Used, "false: a self-signed certificate for the client port"),
+    used("trusted-ca-file", "", "authorities that sign certificates of clients"),
+    used("client-crl-file", "", "certificates of clients that are revoked"),
+    used("client-cert-allowed-hostname", "", "names of which a client's certificate must have one"),
+    switch("auto-tls", Standing::Used, "false", "a self-signed certificate for the client port"),
     no_effect("client-cert-file", NO_LOOP),
     no_effect("client-key-file", NO_LOOP),
-    used("peer-cert-file", "\"\": certificate of the peer port, in PEM form"),
-    used("peer-key-file", "\"\": its key"),
-    used("peer-client-cert-file", "\"\": certificate shown to other members, if another"),
-    used("peer-client-key-file", "\"\": its key"),
-    switch("peer-client-cert-auth", Standing::Used, "false: members must have a certificate"),
-    used("peer-trusted-ca-file", "\"\": authorities that sign certificates of members"),
-    used("peer-crl-file", "\"\": certificates of members that are revoked"),
-    used("peer-cert-allowed-cn", "\"\": common names of which a member must have one"),
-    used("peer-cert-allowed-hostname", "\"\": names of which a member's certificate must have one"),
-    switch("peer-auto-tls", Standing::Used, "false: a self-signed certificate for the peer port"),
+    used("peer-cert-file", "", "certificate of the peer port, in PEM form"),
+    used("peer-key-file", "", "its key"),
+    used("peer-client-cert-file", "", "certificate shown to other members, if another"),
+    used("peer-client-key-file", "", "its key"),
+    switch("peer-client-cert-auth", Standing::Used, "false", "members must have a certificate"),
+    used("peer-trusted-ca-file", "", "authorities that sign certificates of members"),
+    used("peer-crl-file", "", "certificates of members that are revoked"),
+    used("peer-cert-allowed-cn", "", "common names of which a member must have one"),
+    used("peer-cert-allowed-hostname", "", "names of which a member's certificate must have one"),
+    switch("peer-auto-tls", Standing::Used, "false", "a self-signed certificate for the peer port"),
     switch(
         "peer-skip-client-san-verification",
         Standing::Used,
-        "false: do not compare the names in a member's certificate with its address",
+        "false",
+        "do not compare the names in a member's certificate with its address",
     ),
-    used("cipher-suites", "\"\": cipher suites of TLS 1.2 by Go's names (\"\": all)"),
-    used("tls-min-version", "\"TLS1.2\": TLS1.2 or TLS1.3"),
-    used("tls-max-version", "\"TLS1.3\": TLS1.2 or TLS1.3"),
-    used("self-signed-cert-validity", "1: years that a self-signed certificate is valid"),
+    used("cipher-suites", "", "cipher suites of TLS 1.2 by Go's names (\"\": all)"),
+    used("tls-min-version", "TLS1.2", "TLS1.2 or TLS1.3"),
+    used("tls-max-version", "TLS1.3", "TLS1.2 or TLS1.3"),
+    used("self-signed-cert-validity", "1", "years that a self-signed certificate is valid"),
     // Auth.
     used(
         "auth-token",
-        "simple  kind of tokens: simple, or jwt,sign-method=RS256,priv-key=FILE[,pub-key=FILE][,ttl=5m]",
+        "simple",
+        "kind of tokens: simple, or jwt,sign-method=RS256,priv-key=FILE[,pub-key=FILE][,ttl=5m]",
     ),
-    used("auth-token-ttl", "300  seconds that a simple token lives unused"),
-    used("bcrypt-cost", "10  work for one hash of a password, 4 to 31"),
+    used("auth-token-ttl", "300", "seconds that a simple token lives unused"),
+    used("bcrypt-cost", "10", "work for one hash of a password, 4 to 31"),
     // Limits.
-    used("max-request-bytes", "1572864: largest request, as etcd would put it into its log"),
-    used("max-txn-ops", "128: most operations in a branch of a transaction"),
-    used("max-concurrent-streams", "65536: most calls in flight on one connection"),
+    used("max-request-bytes", "1572864", "largest request, as etcd would put it into its log"),
+    used("max-txn-ops", "128", "most operations in a branch of a transaction"),
+    // etcd allows any number; a connection that opens more than this is broken or hostile.
+    used("max-concurrent-streams", "65536", "most calls in flight on one connection"),
     no_effect("grpc-keepalive-min-time", "pings of clients are never punished"),
-    used("grpc-keepalive-interval", "\"2h\": how often an idle connection is pinged (0: never)"),
-    used("grpc-keepalive-timeout", "\"20s\": how long a pinged client may take to answer"),
-    used("cors", "\"*\": origins whose pages browsers let use the API"),
-    used("host-whitelist", "\"*\": hosts that requests without TLS may name, but for gRPC"),
+    used("grpc-keepalive-interval", "2h", "how often an idle connection is pinged (0: never)"),
+    used("grpc-keepalive-timeout", "20s", "how long a pinged client may take to answer"),
+    used("cors", "*", "origins whose pages browsers let use the API"),
+    used("host-whitelist", "*", "hosts that requests without TLS may name, but for gRPC"),
     // Compaction and watch.
-    used("auto-compaction-mode", "\"periodic\": periodic or revision"),
+    used("auto-compaction-mode", "periodic", "periodic or revision"),
     used(
         "auto-compaction-retention",
-        "\"0\": history that is kept (0: all): 30m or a number of hours, or of revisions",
+        "0",
+        "history that is kept (0: all): 30m or a number of hours, or of revisions",
     ),
     no_effect("compaction-batch-limit", PACED),
     no_effect("compaction-sleep-interval", PACED),
-    used("watch-progress-notify-interval", "\"10m\": how often an idle watcher hears of progress"),
-    used("corrupt-check-time", "\"0s\": how often members compare all that they store (0: never)"),
+    used("watch-progress-notify-interval", "10m", "how often an idle watcher hears of progress"),
+    used("corrupt-check-time", "0s", "how often members compare all that they store (0: never)"),
     no_effect("compact-hash-check-time", "members are compared at every compaction"),
     no_effect("downgrade-check-time", "there is no older storage format to go back to"),
     // Logs, metrics.
-    used("log-level", "\"info\": debug, info, warn, error"),
-    used("log-outputs", "\"default\": default, stderr, stdout or paths of files"),
-    used("log-format", "\"json\": json or console"),
-    only("logger", "zap", "\"zap\": name of etcd's logger, accepted for compatibility"),
-    switch("enable-log-rotation", Standing::Used, "false: begin a new log file when one is full"),
-    used("log-rotation-config-json", "{\"maxsize\":100,...}: MB of a file, days and files kept"),
-    used("metrics", "\"basic\": basic, or extensive for the durations of calls"),
-    Flag {
-        name: "enable-pprof",
-        is_switch: true,
-        standing: Standing::NoEffect("profiles of Go's runtime do not exist here; use perf"),
-        help: "",
-    },
-    switch("enable-grpc-gateway", Standing::Used, "true: answer JSON at /v3/"),
-    used("warning-apply-duration", "\"100ms\": warn if applying takes longer"),
-    used("warning-unary-request-duration", "\"300ms\": warn if a call takes longer"),
-    switch("enable-distributed-tracing", Standing::Used, "false: send spans of calls by OTLP"),
-    used("distributed-tracing-address", "\"localhost:4317\": where a collector takes them (gRPC)"),
-    used("distributed-tracing-service-name", "\"etcd\": service that the spans are said to be of"),
-    used("distributed-tracing-instance-id", "\"\": instance that the spans are said to be of"),
+    used("log-level", "info", "debug, info, warn, error"),
+    used("log-outputs", "default", "default, stderr, stdout or paths of files"),
+    used("log-format", "json", "json or console"),
+    only("logger", "zap", "name of etcd's logger, accepted for compatibility"),
+    switch("enable-log-rotation", Standing::Used, "false", "begin a new log file when one is full"),
+    used("log-rotation-config-json", "{\"maxsize\":100}", "MB of a file, days and files kept"),
+    used("metrics", "basic", "basic, or extensive for the durations of calls"),
+    switch_without_effect("enable-pprof", "profiles of Go's runtime do not exist here; use perf"),
+    switch("enable-grpc-gateway", Standing::Used, "true", "answer JSON at /v3/"),
+    used("warning-apply-duration", "100ms", "warn if applying takes longer"),
+    used("warning-unary-request-duration", "300ms", "warn if a call takes longer"),
+    switch("enable-distributed-tracing", Standing::Used, "false", "send spans of calls by OTLP"),
+    used("distributed-tracing-address", "localhost:4317", "where a collector takes them (gRPC)"),
+    used("distributed-tracing-service-name", "etcd", "service that the spans are said to be of"),
+    used("distributed-tracing-instance-id", "", "instance that the spans are said to be of"),
     used(
         "distributed-tracing-sampling-rate",
-        "0: of a million calls whose callers do not trace, how many are traced",
+        "0",
+        "of a million calls whose callers do not trace, how many are traced",
     ),
-    used("feature-gates", "\"\": etcd's feature gates, A=true,B=false"),
+    used("feature-gates", "", "etcd's feature gates, A=true,B=false"),
     gate("experimental-compact-hash-check-enabled"),
     gate("experimental-enable-lease-checkpoint"),
     gate("experimental-enable-lease-checkpoint-persist"),
@@ -267,19 +285,22 @@ pub(super) const FLAGS: &[Flag] = &[
     no_effect("wait-cluster-ready-timeout", "each call waits for a leader by itself"),
     no_effect("experimental-enable-v2v3", NO_V2),
     no_effect("v2-deprecation", NO_V2),
-    Flag { name: "enable-v2", is_switch: true, standing: Standing::NoEffect(NO_V2), help: "" },
-    Flag {
-        name: "memory-mlock",
-        is_switch: true,
-        standing: Standing::NoEffect("no file of the store is mapped into memory"),
-        help: "",
-    },
+    // The first is what etcd 3.4 has for `--log-level=debug`.
+    switch("debug", Standing::Used, "false", ""),
+    no_effect("log-package-levels", "all that is logged has the level of --log-level"),
+    switch_without_effect("enable-v2", NO_V2),
+    switch_without_effect("memory-mlock", "no file of the store is mapped into memory"),
     later("peer-skip-client-verify"),
     later("watch-progress-notify-interval-jitter"),
     // The registry (not etcd flags).
-    switch("registry-guard", Standing::Used, "true: keep lost instances if most are lost at once"),
-    switch("registry-damping", Standing::Used, "true: damp instances that come and go too often"),
-    used("registry-checks", "\"own\": active checks of own addresses, of any, or off"),
+    switch(
+        "registry-guard",
+        Standing::Used,
+        "true",
+        "keep lost instances if most are lost at once",
+    ),
+    switch("registry-damping", Standing::Used, "true", "damp instances that come and go too often"),
+    used("registry-checks", "own", "active checks of own addresses, of any, or off"),
 ];
 
 /// What the command line asks for.
@@ -403,19 +424,10 @@ fn read_environment(
     Ok(())
 }
 
-/// What Go's `ParseBool` knows.
-pub(super) fn boolean(text: &str) -> Option<bool> {
-    match text {
-        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
-        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
-        _ => None,
-    }
-}
-
 fn check_standing(raw: &mut Raw) -> Result<(), ConfigError> {
     for (name, value) in &raw.values {
         let flag = find(name).expect("invariant: only names of the table are stored");
-        let is_off = flag.is_switch && !raw.switch(flag.name, true)?;
+        let is_off = flag.is_switch && !value.is_empty() && !raw.switch(flag.name)?;
         match flag.standing {
             Standing::Used => {}
             Standing::Always(reason) if is_off => {
@@ -442,7 +454,10 @@ pub(super) fn usage() -> String {
          or CONCLAVE_<NAME>.\n\n",
     );
     for flag in FLAGS.iter().filter(|flag| !flag.help.is_empty()) {
-        text.push_str(&format!("  --{:<32} {}\n", flag.name, flag.help));
+        let Flag { name, default, help, .. } = flag;
+        let is_text = !flag.is_switch && default.parse::<i64>().is_err();
+        let quote = if is_text { "'" } else { "" };
+        text.push_str(&format!("  --{name:<32} {quote}{default}{quote}: {help}\n"));
     }
     text.push_str("  --version                          print the version and exit\n");
     text

@@ -5,9 +5,9 @@
 
 use std::collections::BTreeMap;
 
-use super::ConfigError;
-use super::flags::{self, Raw};
+use super::flags::Raw;
 use super::resolve::invalid;
+use super::{ConfigError, go};
 
 const FLAG: &str = "feature-gates";
 /// Compares this member's data with the others' when it starts.
@@ -128,7 +128,7 @@ pub(super) fn settings(raw: &mut Raw) -> Result<Gates, ConfigError> {
     let mut asked = parse(raw.text(FLAG).unwrap_or_default())?;
     for gate in &GATES {
         let Some(flag) = gate.flag.filter(|flag| raw.text(flag).is_some()) else { continue };
-        let is_on = raw.switch(flag, false)?;
+        let is_on = raw.switch(flag)?;
         if asked.insert(gate.name, is_on).is_some() {
             return Err(ConfigError::Rule(format!(
                 "--{flag} and --{FLAG}={} are both given; keep the gate",
@@ -156,7 +156,7 @@ fn parse(text: &str) -> Result<BTreeMap<&'static str, bool>, ConfigError> {
         let Some((name, value)) = item.split_once('=') else {
             return refuse(format!("missing bool value for {item}"));
         };
-        let Some(is_on) = flags::boolean(value.trim()) else {
+        let Some(is_on) = go::boolean(value.trim()) else {
             return refuse(format!("{name} must be true or false"));
         };
         match name.trim() {

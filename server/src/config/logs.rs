@@ -32,15 +32,18 @@ impl Default for RotationJson {
 
 /// Gives the flags of the log their types.
 pub(super) fn settings(raw: &Raw) -> Result<LogSettings, ConfigError> {
-    let level = match raw.text("log-level").unwrap_or("info") {
+    let is_debug = raw.text("log-level").is_none() && raw.switch("debug")?;
+    let level = match if is_debug { "debug" } else { raw.value("log-level") } {
         "debug" => tracing::Level::DEBUG,
         "info" => tracing::Level::INFO,
         "warn" => tracing::Level::WARN,
         // We log nothing above error, so these mean the same.
         "error" | "dpanic" | "panic" | "fatal" => tracing::Level::ERROR,
-        other => return Err(invalid("log-level", other, "expected debug, info, warn or error")),
+        other => {
+            return Err(raw.malformed("log-level", other, "expected debug, info, warn or error"));
+        }
     };
-    let format = match raw.text("log-format").unwrap_or("json") {
+    let format = match raw.value("log-format") {
         "json" => LogFormat::Json,
         "console" => LogFormat::Console,
         other => return Err(invalid("log-format", other, "expected json or console")),
@@ -73,7 +76,7 @@ fn outputs(raw: &Raw) -> Result<Vec<LogOutput>, ConfigError> {
 }
 
 fn rotation(raw: &Raw, outputs: &[LogOutput]) -> Result<Option<LogRotation>, ConfigError> {
-    if !raw.switch("enable-log-rotation", false)? {
+    if !raw.switch("enable-log-rotation")? {
         return Ok(None);
     }
     if !matches!(outputs, [LogOutput::File(_)]) {
@@ -81,7 +84,7 @@ fn rotation(raw: &Raw, outputs: &[LogOutput]) -> Result<Option<LogRotation>, Con
             "--{OUTPUTS} requires a single file path when --enable-log-rotation is set"
         )));
     }
-    let text = raw.text(ROTATION).unwrap_or("{}");
+    let text = raw.value(ROTATION);
     let json: RotationJson =
         serde_json::from_str(text).map_err(|error| invalid(ROTATION, text, &error.to_string()))?;
     if json.localtime || json.compress {

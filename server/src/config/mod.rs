@@ -15,6 +15,7 @@ mod cluster;
 mod file;
 mod flags;
 mod gates;
+mod go;
 mod logs;
 mod resolve;
 mod settings;
@@ -28,6 +29,7 @@ mod urls;
 pub(crate) use cluster::added_member_id;
 pub use cluster::{InitialCluster, member_id};
 pub use gates::Gates;
+pub use go::{boolean, duration};
 pub use settings::{
     AuthSettings, AutoCompaction, BootstrapSettings, CheckSettings, ChecksAllowed, ClusterState,
     JwtSettings, Limits, ListenSettings, LogFormat, LogOutput, LogRotation, LogSettings,
@@ -124,11 +126,9 @@ impl ConfigError {
     /// Exit code of the process, as etcd's: 2 for a malformed command line, 1 for bad values.
     pub fn exit_code(&self) -> u8 {
         match self {
-            Self::UnknownFlag { .. }
-            | Self::NotAFlag(_)
-            | Self::MissingValue(_)
-            | Self::Malformed { .. } => 2,
-            Self::NotSupportedYet(_)
+            Self::UnknownFlag { .. } | Self::MissingValue(_) | Self::Malformed { .. } => 2,
+            Self::NotAFlag(_)
+            | Self::NotSupportedYet(_)
             | Self::OnlyValue { .. }
             | Self::Shadowed { .. }
             | Self::TwoVariables { .. }

@@ -12,24 +12,12 @@ use super::settings::{
     JwtSettings, Limits, ListenSettings, MembershipSettings, RaftSettings, RegistrySettings,
     Settings, SlowSettings, StoreSettings, TraceSettings, WebSettings,
 };
-use super::{ConfigError, gates, logs, srv, tls, urls};
+use super::{ConfigError, ListenUrl, gates, go, logs, srv, tls, urls};
 
-const DEFAULT_CLIENT_URL: &str = "http://localhost:2379";
-const DEFAULT_PEER_URL: &str = "http://localhost:2380";
 const DEFAULT_QUOTA_BYTES: i64 = 2 * 1024 * 1024 * 1024;
-/// Blocks of the store kept in memory. Small on purpose: the page cache holds the rest.
-const DEFAULT_CACHE_BYTES: usize = 64 * 1024 * 1024;
-const DEFAULT_COLLECTOR: &str = "localhost:4317";
 /// What samples are counted in.
 const MILLION: u32 = 1_000_000;
-const SLOW_APPLY: Duration = Duration::from_millis(100);
-const SLOW_REQUEST: Duration = Duration::from_millis(300);
-const DEFAULT_REQUEST_BYTES: u32 = 1_572_864;
-/// etcd allows any number; a connection that opens more than this is broken or hostile.
-const DEFAULT_CONCURRENT_STREAMS: u32 = 65_536;
-const DEFAULT_TOKEN_TTL_SECONDS: u32 = 300;
 const DEFAULT_JWT_TTL: Duration = Duration::from_secs(5 * 60);
-const DEFAULT_BCRYPT_COST: u32 = 10;
 /// What bcrypt knows.
 const BCRYPT_COSTS: std::ops::RangeInclusive<u32> = 4..=31;
 const ELECTION_TIMEOUT_MAX_MS: u64 = 50_000;
@@ -38,7 +26,7 @@ const PROGRESS_INTERVAL_MIN: Duration = Duration::from_millis(100);
 
 /// Gives every value its type and checks the rules that span several flags.
 pub(super) fn settings(mut raw: Raw) -> Result<Settings, ConfigError> {
-    let name = raw.text("name").unwrap_or("default").to_owned();
+    let name = raw.value("name").to_owned();
     let data_dir = match raw.text("data-dir") {
         Some(dir) => PathBuf::from(dir),
         None => PathBuf::from(format!("{name}.etcd")),
@@ -78,31 +66,53 @@ impl Raw {
         self.values.get(flag).map(String::as_str).filter(|value| !value.is_empty())
     }
 
-    pub(super) fn number<T: FromStr>(
-        &self,
-        flag: &'static str,
-        default: T,
-    ) -> Result<T, ConfigError>
+    /// The value, or the flag's default.
+    pub(super) fn value(&self, flag: &str) -> &str {
+        self.text(flag).unwrap_or_else(|| {
+            flags::find(flag).expect("invariant: only flags of the table are asked for").default
+        })
+    }
+
+    pub(super) fn number<T: FromStr>(&self, flag: &'static str) -> Result<T, ConfigError>
     where
         T::Err: std::fmt::Display,
     {
-        let Some(value) = self.text(flag) else { return Ok(default) };
+        let value = self.value(flag);
         value.parse().map_err(|error: T::Err| self.malformed(flag, value, &error.to_string()))
     }
 
     /// A switch; its values are those of Go's `ParseBool`.
-    pub(super) fn switch(&self, flag: &'static str, default: bool) -> Result<bool, ConfigError> {
-        let Some(value) = self.text(flag) else { return Ok(default) };
-        flags::boolean(value).ok_or_else(|| self.malformed(flag, value, "expected true or false"))
+    pub(super) fn switch(&self, flag: &'static str) -> Result<bool, ConfigError> {
+        let value = self.value(flag);
+        go::boolean(value).ok_or_else(|| self.malformed(flag, value, "expected true or false"))
     }
 
     /// A value that is not of its flag's type: on the command line it is the line that is malformed.
-    fn malformed(&self, flag: &'static str, value: &str, reason: &str) -> ConfigError {
-        let (value, reason) = (value.to_owned(), reason.to_owned());
-        if self.given.contains(flag) {
-            return ConfigError::Malformed { flag, value, reason };
+    pub(super) fn malformed(&self, flag: &'static str, value: &str, reason: &str) -> ConfigError {
+        self.blame(invalid(flag, value, reason))
+    }
+
+    /// Tells what is wrong with a value from what is wrong with the command line.
+    fn blame(&self, error: ConfigError) -> ConfigError {
+        match error {
+            ConfigError::InvalidValue { flag, value, reason } if self.given.contains(flag) => {
+                ConfigError::Malformed { flag, value, reason }
+            }
+            other => other,
         }
-        ConfigError::InvalidValue { flag, value, reason }
+    }
+
+    /// A list of URLs: etcd reads them with the command line.
+    fn urls(&self, flag: &'static str) -> Result<Vec<String>, ConfigError> {
+        urls::list(flag, self.value(flag)).map_err(|error| self.blame(error))
+    }
+
+    /// URLs to listen on.
+    fn listen_urls(&self, flag: &'static str) -> Result<Vec<ListenUrl>, ConfigError> {
+        if self.value(flag).is_empty() {
+            return Ok(Vec::new());
+        }
+        urls::listen(flag, self.urls(flag)?)
     }
 
     /// A list with commas between its items.
@@ -111,29 +121,24 @@ impl Raw {
         items.filter(|item| !item.is_empty()).collect()
     }
 
-    /// Go's duration syntax, as far as people use it: `10m`, `2h`, `1m30s`, `500ms`, `0`.
-    fn duration(&self, flag: &'static str, default: Duration) -> Result<Duration, ConfigError> {
-        let Some(value) = self.text(flag) else { return Ok(default) };
-        if value == "0" {
-            return Ok(Duration::ZERO);
-        }
-        humantime::parse_duration(value)
-            .map_err(|error| self.malformed(flag, value, &error.to_string()))
+    fn duration(&self, flag: &'static str) -> Result<Duration, ConfigError> {
+        let value = self.value(flag);
+        go::duration(value).map_err(|reason| self.malformed(flag, value, &reason))
     }
 }
 
 fn store(raw: &Raw) -> Result<StoreSettings, ConfigError> {
-    let quota_bytes = match raw.number("quota-backend-bytes", 0i64)? {
+    let quota_bytes = match raw.number::<i64>("quota-backend-bytes")? {
         0 => Some(DEFAULT_QUOTA_BYTES),
         negative if negative < 0 => None,
         quota => Some(quota),
     };
-    Ok(StoreSettings { quota_bytes, cache_bytes: raw.number("cache-bytes", DEFAULT_CACHE_BYTES)? })
+    Ok(StoreSettings { quota_bytes, cache_bytes: raw.number("cache-bytes")? })
 }
 
 fn raft(raw: &Raw) -> Result<RaftSettings, ConfigError> {
-    let heartbeat_ms = milliseconds(raw, "heartbeat-interval", 100)?;
-    let election_ms = milliseconds(raw, "election-timeout", 1000)?;
+    let heartbeat_ms = milliseconds(raw, "heartbeat-interval")?;
+    let election_ms = milliseconds(raw, "election-timeout")?;
     if heartbeat_ms.saturating_mul(5) > election_ms {
         return Err(ConfigError::Rule(format!(
             "--election-timeout[{election_ms}ms] should be at least as 5 times as \
@@ -146,7 +151,7 @@ fn raft(raw: &Raw) -> Result<RaftSettings, ConfigError> {
              {ELECTION_TIMEOUT_MAX_MS}ms"
         )));
     }
-    let snapshot_count = raw.number("snapshot-count", 10_000u64)?;
+    let snapshot_count: u64 = raw.number("snapshot-count")?;
     if snapshot_count == 0 {
         return Err(invalid("snapshot-count", "0", "must be above 0"));
     }
@@ -154,12 +159,12 @@ fn raft(raw: &Raw) -> Result<RaftSettings, ConfigError> {
         heartbeat_interval: Duration::from_millis(heartbeat_ms),
         election_timeout: Duration::from_millis(election_ms),
         snapshot_count,
-        snapshot_catchup_entries: raw.number("snapshot-catchup-entries", 5_000)?,
+        snapshot_catchup_entries: raw.number("snapshot-catchup-entries")?,
     })
 }
 
-fn milliseconds(raw: &Raw, flag: &'static str, default: u64) -> Result<u64, ConfigError> {
-    let value: u64 = raw.number(flag, default)?;
+fn milliseconds(raw: &Raw, flag: &'static str) -> Result<u64, ConfigError> {
+    let value: u64 = raw.number(flag)?;
     if value == 0 {
         return Err(ConfigError::Rule(format!("--{flag} must be >0 (set to {value}ms)")));
     }
@@ -167,30 +172,20 @@ fn milliseconds(raw: &Raw, flag: &'static str, default: u64) -> Result<u64, Conf
 }
 
 fn listen(raw: &Raw) -> Result<ListenSettings, ConfigError> {
-    let client = raw.text("listen-client-urls");
-    let advertise_client = raw.text("advertise-client-urls");
-    if client.is_some() && advertise_client.is_none() {
+    if raw.text("listen-client-urls").is_some() && raw.text("advertise-client-urls").is_none() {
         return Err(ConfigError::Rule(
             "--advertise-client-urls is required when --listen-client-urls is set explicitly"
                 .to_owned(),
         ));
     }
-    let optional = |flag: &'static str| {
-        raw.text(flag).map_or(Ok(Vec::new()), |urls| urls::listen_list(flag, urls))
-    };
-    let peer = raw.text("listen-peer-urls").unwrap_or(DEFAULT_PEER_URL);
-    let advertise_peer = raw.text("initial-advertise-peer-urls").unwrap_or(DEFAULT_PEER_URL);
     Ok(ListenSettings {
-        client: urls::listen_list("listen-client-urls", client.unwrap_or(DEFAULT_CLIENT_URL))?,
-        http: optional("listen-client-http-urls")?,
-        metrics: optional("listen-metrics-urls")?,
-        peer: urls::listen_list("listen-peer-urls", peer)?,
-        advertise_client_urls: urls::list(
-            "advertise-client-urls",
-            advertise_client.unwrap_or(DEFAULT_CLIENT_URL),
-        )?,
-        advertise_peer_urls: urls::list("initial-advertise-peer-urls", advertise_peer)?,
-        reuses_ports: raw.switch("socket-reuse-port", false)?,
+        client: raw.listen_urls("listen-client-urls")?,
+        http: raw.listen_urls("listen-client-http-urls")?,
+        metrics: raw.listen_urls("listen-metrics-urls")?,
+        peer: raw.listen_urls("listen-peer-urls")?,
+        advertise_client_urls: raw.urls("advertise-client-urls")?,
+        advertise_peer_urls: raw.urls("initial-advertise-peer-urls")?,
+        reuses_ports: raw.switch("socket-reuse-port")?,
     })
 }
 
@@ -205,29 +200,32 @@ fn bootstrap(
             members: [(name.to_owned(), listen.advertise_peer_urls.clone())].into(),
         },
     };
-    let state = match raw.text("initial-cluster-state").unwrap_or("new") {
+    let state = match raw.value("initial-cluster-state") {
         "new" => ClusterState::New,
         "existing" => ClusterState::Existing,
-        other => return Err(invalid("initial-cluster-state", other, "expected new or existing")),
+        other => {
+            let reason = "expected new or existing";
+            return Err(raw.malformed("initial-cluster-state", other, reason));
+        }
     };
     Ok(BootstrapSettings { initial_cluster, state, token: token(raw), srv: srv::settings(raw)? })
 }
 
 fn membership(raw: &Raw) -> Result<MembershipSettings, ConfigError> {
-    let learners_max: usize = raw.number("max-learners", 1)?;
+    let learners_max: usize = raw.number("max-learners")?;
     if learners_max == 0 {
         return Err(invalid("max-learners", "0", "must be above 0"));
     }
     Ok(MembershipSettings {
-        is_strict: raw.switch("strict-reconfig-check", true)?,
+        is_strict: raw.switch("strict-reconfig-check")?,
         learners_max,
         token: token(raw),
-        force_new_cluster: raw.switch("force-new-cluster", false)?,
+        force_new_cluster: raw.switch("force-new-cluster")?,
     })
 }
 
 fn checks(raw: &Raw, gates: Gates) -> Result<CheckSettings, ConfigError> {
-    let interval = raw.duration("corrupt-check-time", Duration::ZERO)?;
+    let interval = raw.duration("corrupt-check-time")?;
     Ok(CheckSettings {
         auto_compaction: auto_compaction(raw)?,
         corruption_interval: (!interval.is_zero()).then_some(interval),
@@ -237,13 +235,13 @@ fn checks(raw: &Raw, gates: Gates) -> Result<CheckSettings, ConfigError> {
 
 fn auto_compaction(raw: &Raw) -> Result<AutoCompaction, ConfigError> {
     const RETENTION: &str = "auto-compaction-retention";
-    let retention = raw.text(RETENTION).unwrap_or("0");
-    match raw.text("auto-compaction-mode").unwrap_or("periodic") {
+    let retention = raw.value(RETENTION);
+    match raw.value("auto-compaction-mode") {
         "periodic" => {
             // A bare number counts hours.
             let period = match retention.parse::<u64>() {
                 Ok(hours) => Duration::from_secs(hours.saturating_mul(60 * 60)),
-                Err(_) => raw.duration(RETENTION, Duration::ZERO)?,
+                Err(_) => raw.duration(RETENTION)?,
             };
             let is_off = period.is_zero();
             Ok(if is_off { AutoCompaction::Off } else { AutoCompaction::Periodic { period } })
@@ -258,34 +256,33 @@ fn auto_compaction(raw: &Raw) -> Result<AutoCompaction, ConfigError> {
 }
 
 fn token(raw: &Raw) -> String {
-    raw.text("initial-cluster-token").unwrap_or("etcd-cluster").to_owned()
+    raw.value("initial-cluster-token").to_owned()
 }
 
 fn limits(raw: &Raw) -> Result<Limits, ConfigError> {
-    let interval = raw.duration("grpc-keepalive-interval", Duration::from_secs(2 * 60 * 60))?;
-    let concurrent_streams_max: u32 =
-        raw.number("max-concurrent-streams", DEFAULT_CONCURRENT_STREAMS)?;
+    let interval = raw.duration("grpc-keepalive-interval")?;
+    let concurrent_streams_max: u32 = raw.number("max-concurrent-streams")?;
     Ok(Limits {
-        request_bytes_max: raw.number("max-request-bytes", DEFAULT_REQUEST_BYTES)? as usize,
-        txn_ops_max: raw.number::<u32>("max-txn-ops", 128)? as usize,
+        request_bytes_max: raw.number::<u32>("max-request-bytes")? as usize,
+        txn_ops_max: raw.number::<u32>("max-txn-ops")? as usize,
         concurrent_streams_max: concurrent_streams_max.max(1),
         keepalive_interval: (!interval.is_zero()).then_some(interval),
-        keepalive_timeout: raw.duration("grpc-keepalive-timeout", Duration::from_secs(20))?,
+        keepalive_timeout: raw.duration("grpc-keepalive-timeout")?,
     })
 }
 
 fn auth(raw: &Raw) -> Result<AuthSettings, ConfigError> {
-    let token = raw.text("auth-token").unwrap_or("simple");
+    let token = raw.value("auth-token");
     let jwt = match token.split_once(',').unwrap_or((token, "")) {
         ("simple", "") => None,
         ("jwt", options) => Some(jwt(token, options)?),
         _ => return Err(invalid("auth-token", token, "expected simple or jwt,...")),
     };
-    let ttl_seconds: u32 = raw.number("auth-token-ttl", DEFAULT_TOKEN_TTL_SECONDS)?;
+    let ttl_seconds: u32 = raw.number("auth-token-ttl")?;
     if ttl_seconds == 0 {
         return Err(invalid("auth-token-ttl", "0", "must be above 0"));
     }
-    let bcrypt_cost = raw.number("bcrypt-cost", DEFAULT_BCRYPT_COST)?;
+    let bcrypt_cost = raw.number("bcrypt-cost")?;
     if !BCRYPT_COSTS.contains(&bcrypt_cost) {
         let reason = format!("must be {} to {}", BCRYPT_COSTS.start(), BCRYPT_COSTS.end());
         return Err(invalid("bcrypt-cost", &bcrypt_cost.to_string(), &reason));
@@ -309,8 +306,7 @@ fn jwt(token: &str, options: &str) -> Result<JwtSettings, ConfigError> {
             "pub-key" => jwt.public_key = Some(PathBuf::from(value)),
             "priv-key" => jwt.private_key = Some(PathBuf::from(value)),
             "ttl" => {
-                let ttl = humantime::parse_duration(value);
-                jwt.ttl = ttl.map_err(|error| refuse(&error.to_string()))?;
+                jwt.ttl = go::duration(value).map_err(|reason| refuse(&reason))?;
             }
             _ => return Err(refuse("expected sign-method, pub-key, priv-key and ttl")),
         }
@@ -333,22 +329,22 @@ fn web(raw: &Raw) -> Result<WebSettings, ConfigError> {
     Ok(WebSettings {
         origins: listed("cors"),
         hosts: listed("host-whitelist"),
-        has_gateway: raw.switch("enable-grpc-gateway", true)?,
+        has_gateway: raw.switch("enable-grpc-gateway")?,
     })
 }
 
 fn trace(raw: &Raw) -> Result<Option<TraceSettings>, ConfigError> {
     const RATE: &str = "distributed-tracing-sampling-rate";
-    let samples_per_million: u32 = raw.number(RATE, 0)?;
+    let samples_per_million: u32 = raw.number(RATE)?;
     if samples_per_million > MILLION {
         return Err(ConfigError::Rule(format!("--{RATE} must be at most {MILLION}")));
     }
-    if !raw.switch("enable-distributed-tracing", false)? {
+    if !raw.switch("enable-distributed-tracing")? {
         return Ok(None);
     }
-    let address = raw.text("distributed-tracing-address").unwrap_or(DEFAULT_COLLECTOR);
+    let address = raw.value("distributed-tracing-address");
     let has_scheme = address.contains("://");
-    let service_name = raw.text("distributed-tracing-service-name").unwrap_or("etcd");
+    let service_name = raw.value("distributed-tracing-service-name");
     Ok(Some(TraceSettings {
         endpoint: if has_scheme { address.to_owned() } else { format!("http://{address}") },
         service_name: service_name.to_owned(),
@@ -359,13 +355,13 @@ fn trace(raw: &Raw) -> Result<Option<TraceSettings>, ConfigError> {
 
 fn slow(raw: &Raw) -> Result<SlowSettings, ConfigError> {
     Ok(SlowSettings {
-        apply: raw.duration("warning-apply-duration", SLOW_APPLY)?,
-        request: raw.duration("warning-unary-request-duration", SLOW_REQUEST)?,
+        apply: raw.duration("warning-apply-duration")?,
+        request: raw.duration("warning-unary-request-duration")?,
     })
 }
 
 fn measures_calls(raw: &Raw) -> Result<bool, ConfigError> {
-    match raw.text("metrics").unwrap_or("basic") {
+    match raw.value("metrics") {
         "basic" => Ok(false),
         "extensive" => Ok(true),
         other => Err(invalid("metrics", other, "expected basic or extensive")),
@@ -373,22 +369,22 @@ fn measures_calls(raw: &Raw) -> Result<bool, ConfigError> {
 }
 
 fn registry(raw: &Raw) -> Result<RegistrySettings, ConfigError> {
-    let checks = match raw.text("registry-checks").unwrap_or("own") {
+    let checks = match raw.value("registry-checks") {
         "off" => ChecksAllowed::Off,
         "own" => ChecksAllowed::Own,
         "any" => ChecksAllowed::Any,
         other => return Err(invalid("registry-checks", other, "expected off, own or any")),
     };
     Ok(RegistrySettings {
-        is_guarded: raw.switch("registry-guard", true)?,
-        is_damping: raw.switch("registry-damping", true)?,
+        is_guarded: raw.switch("registry-guard")?,
+        is_damping: raw.switch("registry-damping")?,
         checks,
     })
 }
 
 fn watch_progress_interval(raw: &Raw) -> Result<Duration, ConfigError> {
     const FLAG: &str = "watch-progress-notify-interval";
-    let interval = raw.duration(FLAG, Duration::from_secs(10 * 60))?;
+    let interval = raw.duration(FLAG)?;
     if interval < PROGRESS_INTERVAL_MIN {
         let value = humantime::format_duration(interval).to_string();
         return Err(invalid(FLAG, &value, "must be at least 100ms"));

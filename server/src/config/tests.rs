@@ -98,13 +98,81 @@ fn a_command_line_with_a_value_of_another_type_is_malformed() {
         &["--max-request-bytes", "-1"],
         &["--grpc-keepalive-timeout=x"],
         &["--unsafe-no-fsync=maybe"],
+        &["--listen-peer-urls=ftp://127.0.0.1:1"],
+        &["--initial-advertise-peer-urls=http://127.0.0.1:1/"],
+        &["--listen-client-urls=foo", "--advertise-client-urls=http://127.0.0.1:1"],
+        &["--initial-cluster-state=old"],
+        &["--log-level=x"],
     ] {
         let error = parse_with(arguments, &[]).unwrap_err();
         assert_eq!(error.exit_code(), 2, "{arguments:?}: {error}");
     }
-    let variable = parse_with(&[], &[("ETCD_QUOTA_BACKEND_BYTES", "abc")]).unwrap_err();
-    assert_eq!(variable.exit_code(), 1);
-    assert_eq!(parse_with(&["--max-learners=0"], &[]).unwrap_err().exit_code(), 1);
+}
+
+/// Each compared with etcd 3.4.23 and 3.5.1.
+#[test]
+fn values_that_cannot_be_are_no_fault_of_the_line() {
+    for arguments in [
+        &["--max-learners=0"][..],
+        &["--listen-peer-urls=http://a:1"],
+        &["--initial-cluster=default=http://127.0.0.1:1/"],
+        &["--initial-cluster=a"],
+        &["--auto-compaction-mode=x"],
+        &["--auth-token=x"],
+        &["--logger=x"],
+        &["foo"],
+    ] {
+        let error = parse_with(arguments, &[]).unwrap_err();
+        assert_eq!(error.exit_code(), 1, "{arguments:?}: {error}");
+    }
+    for variable in [("ETCD_QUOTA_BACKEND_BYTES", "abc"), ("ETCD_LISTEN_PEER_URLS", "foo")] {
+        let error = parse_with(&[], &[variable]).unwrap_err();
+        assert_eq!(error.exit_code(), 1, "{variable:?}: {error}");
+    }
+}
+
+#[test]
+fn a_url_ends_with_its_port() {
+    for flag in [
+        "listen-client-urls",
+        "listen-peer-urls",
+        "listen-metrics-urls",
+        "advertise-client-urls",
+        "initial-advertise-peer-urls",
+        "initial-cluster=default",
+    ] {
+        let flag = format!("--{flag}=http://127.0.0.1:1/");
+        let slash = error(&["--advertise-client-urls=http://a:1", &flag]);
+        assert!(slash.ends_with("URL must not contain a path"), "{slash}");
+    }
+}
+
+#[test]
+fn flags_of_old_etcds_do_no_harm() {
+    let proxy =
+        settings(&["--proxy=off", "--proxy-read-timeout=0", "--discovery-fallback=exit"], &[]);
+    assert_eq!(proxy.warnings.len(), 2, "{:?}", proxy.warnings);
+    assert_eq!(
+        error(&["--proxy=on"]),
+        "--proxy is not supported yet with a value other than \"off\""
+    );
+    let level = |arguments: &[&str]| settings(arguments, &[]).log.level;
+    assert_eq!(level(&["--debug"]), tracing::Level::DEBUG);
+    assert_eq!(level(&["--debug=false"]), tracing::Level::INFO);
+    assert_eq!(level(&["--debug", "--log-level=warn"]), tracing::Level::WARN);
+}
+
+#[test]
+fn the_usage_text_has_a_line_of_one_form_for_every_flag() {
+    let usage = usage();
+    for flag in flags::FLAGS.iter().filter(|flag| !flag.help.is_empty()) {
+        let beginning = format!("  --{} ", flag.name);
+        let line = usage.lines().find(|line| line.starts_with(&beginning)).expect(flag.name);
+        let shown = line[beginning.len()..].trim_start().strip_suffix(flag.help).expect(line);
+        let default = shown.strip_suffix(": ").expect(line).trim_matches('\'');
+        assert_eq!(default, flag.default, "{line}");
+    }
+    assert!(usage.contains(" 'simple': kind of tokens") && usage.contains(" 300: seconds"));
 }
 
 #[test]

@@ -60,7 +60,7 @@ pub(super) fn settings(
         None => None,
         Some(peer) => Some(PortTls {
             outgoing: outgoing(raw)?,
-            checks_addresses: !raw.switch("peer-skip-client-san-verification", false)?,
+            checks_addresses: !raw.switch("peer-skip-client-san-verification")?,
             ..peer
         }),
     };
@@ -91,7 +91,7 @@ fn port(
     policy: &Policy,
 ) -> Result<Option<PortTls>, ConfigError> {
     let identity = identity(raw, flags, listen, data_dir)?;
-    let asks = raw.switch(flags.auth, false)?;
+    let asks = raw.switch(flags.auth)?;
     check_urls(raw, flags, listen, identity.is_some(), asks)?;
     let trusted_ca = raw.text(flags.ca).map(PathBuf::from);
     let Some(identity) = identity else {
@@ -142,7 +142,7 @@ fn identity(
     listen: &[ListenUrl],
     data_dir: &Path,
 ) -> Result<Option<PortIdentity>, ConfigError> {
-    let is_auto = raw.switch(flags.auto, false)?;
+    let is_auto = raw.switch(flags.auto)?;
     let pair = pair(raw, flags.cert, flags.key).map_err(|(cert, key)| {
         ConfigError::Rule(format!(
             "KeyFile and CertFile must both be present[key: {key}, cert: {cert}]"
@@ -157,7 +157,7 @@ fn identity(
     if pair.is_some() || !is_auto {
         return Ok(pair.map(PortIdentity::Files));
     }
-    let years: u32 = raw.number("self-signed-cert-validity", 1)?;
+    let years: u32 = raw.number("self-signed-cert-validity")?;
     if !(1..=100).contains(&years) {
         let reason = "expected a number of years from 1 to 100";
         return Err(invalid("self-signed-cert-validity", &years.to_string(), reason));

@@ -46,12 +46,12 @@ pub(crate) fn peer_urls(given: &[String]) -> Option<Vec<String>> {
     list("peer-urls", &given.join(",")).ok()
 }
 
-/// Like [`list`], for addresses to bind.
-pub(super) fn listen_list(flag: &'static str, value: &str) -> Result<Vec<ListenUrl>, ConfigError> {
-    list(flag, value)?.into_iter().map(|url| listen(flag, url)).collect()
+/// The addresses to bind that a list names.
+pub(super) fn listen(flag: &'static str, urls: Vec<String>) -> Result<Vec<ListenUrl>, ConfigError> {
+    urls.into_iter().map(|url| address(flag, url)).collect()
 }
 
-fn listen(flag: &'static str, url: String) -> Result<ListenUrl, ConfigError> {
+fn address(flag: &'static str, url: String) -> Result<ListenUrl, ConfigError> {
     let (is_tls, place) = match parse(flag, &url)? {
         Parsed::Unix { path, is_tls } => (is_tls, Place::Unix(path)),
         Parsed::Tcp(parsed) => {
@@ -89,14 +89,12 @@ fn parse(flag: &'static str, url: &str) -> Result<Parsed, ConfigError> {
     if !matches!(parsed.scheme(), "http" | "https") {
         return Err(invalid(flag, url, "URL scheme must be http, https, unix, or unixs"));
     }
-    if !matches!(parsed.path(), "" | "/") {
+    let (_, authority) = url.split_once("://").unwrap_or_default();
+    // As etcd: not even the slash of no path.
+    if authority.contains('/') {
         return Err(invalid(flag, url, "URL must not contain a path"));
     }
-    let (_, authority) = url.split_once("://").unwrap_or_default();
-    let has_port = authority
-        .trim_end_matches('/')
-        .rsplit_once(':')
-        .is_some_and(|(_, port)| port.parse::<u16>().is_ok());
+    let has_port = authority.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok());
     if !has_port {
         return Err(invalid(flag, url, "URL address does not have the form \"host:port\""));
     }

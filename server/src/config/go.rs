@@ -1,0 +1,106 @@
+//! Values as Go's packages read them.
+
+use std::time::Duration;
+
+/// Nanoseconds of the units; `m` stands behind `ms`, of which it is the beginning.
+const UNITS: [(&str, u64); 8] = [
+    ("ns", 1),
+    ("us", 1_000),
+    ("µs", 1_000),
+    ("μs", 1_000),
+    ("ms", 1_000_000),
+    ("s", 1_000_000_000),
+    ("m", 60 * 1_000_000_000),
+    ("h", 60 * 60 * 1_000_000_000),
+];
+/// Digits behind the point that are looked at: later ones are no nanosecond of any unit.
+const FRACTION_DIGITS_MAX: usize = 15;
+
+/// What `ParseBool` knows: the value of a switch, `None` if it is none.
+pub fn boolean(text: &str) -> Option<bool> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+        _ => None,
+    }
+}
+
+/// A time: what `ParseDuration` knows and is not below zero (`1m30s`, `1.5s`, `0`), or longer units
+/// (`1day`).
+///
+/// # Errors
+/// What is wrong with it.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    match pieces(text.strip_prefix('+').unwrap_or(text)) {
+        Some(duration) => Ok(duration),
+        None => humantime::parse_duration(text).map_err(|error| error.to_string()),
+    }
+}
+
+fn pieces(text: &str) -> Option<Duration> {
+    if text == "0" {
+        return Some(Duration::ZERO);
+    }
+    if text.is_empty() {
+        return None;
+    }
+    let mut sum: u64 = 0;
+    let mut rest = text;
+    while !rest.is_empty() {
+        let is_number = |c: char| c.is_ascii_digit() || c == '.';
+        let (number, behind) = rest.split_at(rest.find(|c| !is_number(c))?);
+        let (nanoseconds, behind) = UNITS
+            .iter()
+            .find_map(|(unit, nanoseconds)| Some((*nanoseconds, behind.strip_prefix(unit)?)))?;
+        sum = sum.checked_add(times(number, nanoseconds)?)?;
+        rest = behind;
+    }
+    Some(Duration::from_nanos(sum))
+}
+
+/// A decimal number of units.
+fn times(number: &str, nanoseconds: u64) -> Option<u64> {
+    let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
+    if whole.is_empty() && fraction.is_empty() {
+        return None;
+    }
+    let whole: u64 = if whole.is_empty() { 0 } else { whole.parse().ok()? };
+    if fraction.contains('.') {
+        return None;
+    }
+    let digits = fraction.get(..FRACTION_DIGITS_MAX).unwrap_or(fraction);
+    let scale = 10u128.pow(u32::try_from(digits.len()).ok()?);
+    let digits: u128 = if digits.is_empty() { 0 } else { digits.parse().ok()? };
+    let part = u64::try_from(digits * u128::from(nanoseconds) / scale).ok()?;
+    whole.checked_mul(nanoseconds)?.checked_add(part)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_read_as_by_go() {
+        let milliseconds = |text: &str| duration(text).ok().map(|time| time.as_millis());
+        for (text, expected) in [
+            ("0", 0),
+            ("+5s", 5_000),
+            ("1.5s", 1_500),
+            (".5s", 500),
+            ("1.s", 1_000),
+            ("1m30s", 90_000),
+            ("1h0.5m", 3_630_000),
+            ("500ms", 500),
+            ("2000us", 2),
+            ("2000µs", 2),
+            ("3000000ns", 3),
+            ("0.3333333333333333333h", 1_199_999),
+            ("1day", 86_400_000),
+        ] {
+            assert_eq!(milliseconds(text), Some(expected), "{text}");
+        }
+        for wrong in ["", "5", "s", ".s", "1.2.3s", "-1s", "1x", "99999999999999999999s", "1s2"] {
+            assert_eq!(duration(wrong).ok(), None, "{wrong}");
+        }
+    }
+}
