@@ -2,7 +2,7 @@
 
 use std::{io, net::SocketAddr, path::PathBuf, time::Duration};
 
-use clap::{ArgAction, Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
 use conclave_client::{Client, Tls, discover};
 use tracing::Level;
 use tracing_subscriber::{
@@ -96,7 +96,7 @@ pub(crate) struct Global {
         global = true,
         env = "ETCDCTL_DIAL_TIMEOUT",
         default_value = "2s",
-        value_parser = humantime::parse_duration
+        value_parser = conclave_server::config::duration
     )]
     dial_timeout: Duration,
     /// Time for a command that does not run until it is stopped.
@@ -105,7 +105,7 @@ pub(crate) struct Global {
         global = true,
         env = "ETCDCTL_COMMAND_TIMEOUT",
         default_value = "5s",
-        value_parser = humantime::parse_duration
+        value_parser = conclave_server::config::duration
     )]
     command_timeout: Duration,
     /// How often a connection in use is probed (at least every 6s).
@@ -114,7 +114,7 @@ pub(crate) struct Global {
         global = true,
         env = "ETCDCTL_KEEPALIVE_TIME",
         default_value = "6s",
-        value_parser = humantime::parse_duration
+        value_parser = conclave_server::config::duration
     )]
     keepalive_time: Duration,
     /// Time for the answer to such a probe.
@@ -123,7 +123,7 @@ pub(crate) struct Global {
         global = true,
         env = "ETCDCTL_KEEPALIVE_TIMEOUT",
         default_value = "6s",
-        value_parser = humantime::parse_duration
+        value_parser = conclave_server::config::duration
     )]
     keepalive_timeout: Duration,
     /// Name of the user to call as, perhaps with the password: NAME or NAME:PASSWORD.
@@ -155,16 +155,7 @@ struct Discovery {
     )]
     discovery_srv_name: String,
     /// Take servers without TLS from the SRV records, too.
-    #[arg(
-        long,
-        global = true,
-        env = "ETCDCTL_INSECURE_DISCOVERY",
-        default_value_t = true,
-        action = ArgAction::Set,
-        num_args = 0..=1,
-        require_equals = true,
-        default_missing_value = "true"
-    )]
+    #[arg(long, global = true, env = "ETCDCTL_INSECURE_DISCOVERY", default_value_t = true)]
     insecure_discovery: bool,
     /// DNS server to ask, if not the system's.
     #[arg(long, global = true, value_name = "ADDRESS:PORT")]
@@ -196,66 +187,53 @@ pub(crate) struct TlsArguments {
         long = "cert",
         global = true,
         env = "ETCDCTL_CERT",
-        value_name = "FILE",
-        requires = "tls-key"
+        value_name = "FILE"
     )]
     pub(crate) cert: Option<PathBuf>,
     /// Key of that certificate.
     // Names of their own: verbs have arguments that are called like these.
-    #[arg(
-        id = "tls-key",
-        long = "key",
-        global = true,
-        env = "ETCDCTL_KEY",
-        value_name = "FILE",
-        requires = "tls-cert"
-    )]
+    #[arg(id = "tls-key", long = "key", global = true, env = "ETCDCTL_KEY", value_name = "FILE")]
     pub(crate) key: Option<PathBuf>,
     /// Use no TLS for endpoints without a scheme if no certificates are given.
-    #[arg(
-        long,
-        global = true,
-        env = "ETCDCTL_INSECURE_TRANSPORT",
-        default_value_t = true,
-        action = ArgAction::Set,
-        num_args = 0..=1,
-        require_equals = true,
-        default_missing_value = "true"
-    )]
+    #[arg(long, global = true, env = "ETCDCTL_INSECURE_TRANSPORT", default_value_t = true)]
     pub(crate) insecure_transport: bool,
     /// Believe any server: for tests only.
-    #[arg(
-        long,
-        global = true,
-        env = "ETCDCTL_INSECURE_SKIP_TLS_VERIFY",
-        default_value_t = false,
-        action = ArgAction::Set,
-        num_args = 0..=1,
-        require_equals = true,
-        default_missing_value = "true"
-    )]
+    #[arg(long, global = true, env = "ETCDCTL_INSECURE_SKIP_TLS_VERIFY")]
     pub(crate) insecure_skip_tls_verify: bool,
 }
 
 impl TlsArguments {
-    /// What is asked for: nothing, if nothing but `https://` can ask.
-    fn settings(&self) -> Option<Tls> {
+    /// What is asked for, for these endpoints: nothing, if nothing but `https://` can ask.
+    fn settings(&self, endpoints: &[String]) -> Result<Option<Tls>, Failure> {
         let mut tls = Tls::new();
         if let Some(path) = set(&self.cacert) {
             tls = tls.ca_file(path);
         }
-        if let (Some(cert), Some(key)) = (set(&self.cert), set(&self.key)) {
-            tls = tls.client_certificate(cert, key);
+        match (set(&self.cert), set(&self.key)) {
+            (Some(cert), Some(key)) => tls = tls.client_certificate(cert, key),
+            (None, None) => {}
+            (cert, key) => {
+                let [cert, key] = [cert, key]
+                    .map(|path| path.map(|path| path.display().to_string()).unwrap_or_default());
+                return Err(Failure::bad_arguments(format!(
+                    "KeyFile and CertFile must both be present[key: {key}, cert: {cert}]"
+                )));
+            }
         }
         if self.insecure_skip_tls_verify {
             tls = tls.insecure_skip_verify();
         }
         let is_given = [&self.cacert, &self.cert].into_iter().any(|path| set(path).is_some());
-        (is_given || !self.insecure_transport || self.insecure_skip_tls_verify).then_some(tls)
+        // Not to verify does not mean to use TLS: it only alters what something else asks for.
+        let is_secure = |endpoint: &String| {
+            ["https://", "unixs://"].iter().any(|scheme| endpoint.starts_with(scheme))
+        };
+        let is_altered = self.insecure_skip_tls_verify && endpoints.iter().any(is_secure);
+        Ok((is_given || !self.insecure_transport || is_altered).then_some(tls))
     }
 }
 
-/// A path that is given and not empty: an empty variable counts as unset.
+/// A path that is given and not empty.
 fn set(path: &Option<PathBuf>) -> Option<&PathBuf> {
     path.as_ref().filter(|path| !path.as_os_str().is_empty())
 }
@@ -313,19 +291,22 @@ impl Global {
     /// # Errors
     /// If the endpoints cannot be understood.
     pub(crate) fn client(&self, endpoints: &[String]) -> Result<Client, Failure> {
+        let endpoints: Vec<String> =
+            endpoints.iter().map(|endpoint| endpoint.trim().to_owned()).collect();
+        let tls = self.tls.settings(&endpoints)?;
         let mut builder = Client::builder(endpoints)
             .timeout(self.command_timeout)
             .dial_timeout(self.dial_timeout)
             // One write is not worth that the cluster remembers who made it.
             .remembered_writes(false)
             .keep_alive(self.keepalive_time.max(PING_INTERVAL_MIN), self.keepalive_timeout);
-        if let Some(tls) = self.tls.settings() {
+        if let Some(tls) = tls {
             builder = builder.tls(tls);
         }
         if let (Some(name), Some(password)) = (&self.user, &self.password) {
             builder = builder.user(name, password);
         }
-        Ok(builder.build()?)
+        builder.build().map_err(Failure::unusable)
     }
 }
 
@@ -335,74 +316,4 @@ fn say_what_is_done() {
     let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
     // Another subscriber would print it as well.
     tracing_subscriber::registry().with(own).with(lines).try_init().ok();
-}
-
-/// Flags that are on or off. Go's flag packages also take them with a value.
-const SWITCHES: [&str; 28] = [
-    "auto-compact",
-    "auto-defrag",
-    "cluster",
-    "count-only",
-    "debug",
-    "detail",
-    "from-key",
-    "healthy",
-    "hex",
-    "ignore-lease",
-    "ignore-value",
-    "keys",
-    "keys-only",
-    "listen",
-    "no-dest-prefix",
-    "no-password",
-    "once",
-    "physical",
-    "prefix",
-    "prev-kv",
-    "print-value-only",
-    "progress-notify",
-    "shared",
-    "skip-hash-check",
-    "try",
-    "undo",
-    "values",
-    "yes",
-];
-
-/// Rewrites `--switch=true` to `--switch` and removes `--switch=false`, up to `--`.
-pub(crate) fn normalize(arguments: impl IntoIterator<Item = String>) -> Vec<String> {
-    let mut is_literal = false;
-    let mut normalized = Vec::new();
-    for argument in arguments {
-        is_literal |= argument == "--";
-        let switch = argument.strip_prefix("--").and_then(|flag| flag.split_once('='));
-        match switch {
-            Some((name, "true" | "1" | "t")) if !is_literal && SWITCHES.contains(&name) => {
-                normalized.push(format!("--{name}"));
-            }
-            Some((name, "false" | "0" | "f")) if !is_literal && SWITCHES.contains(&name) => {}
-            _ => normalized.push(argument),
-        }
-    }
-    normalized
-}
-
-#[cfg(test)]
-mod tests {
-    use clap::CommandFactory;
-
-    use super::*;
-
-    #[test]
-    fn the_command_line_is_consistent() {
-        Conclave::command().debug_assert();
-        Etcdctl::command().debug_assert();
-    }
-
-    #[test]
-    fn switches_take_values_as_in_go() {
-        let arguments = ["get", "--prefix=true", "--hex=false", "--", "--prefix=true"];
-        let normalized = normalize(arguments.map(str::to_owned));
-        assert_eq!(normalized, ["get", "--prefix", "--", "--prefix=true"]);
-    }
 }

@@ -27,13 +27,16 @@ mod user;
 mod watch;
 mod words;
 
+pub(crate) use watch::{KEY as WATCH_KEY, RANGE_END as WATCH_RANGE_END};
+
 use clap::Subcommand;
 use conclave_client::Client;
 
 use crate::{
     arguments::{Flavor, Global},
     failure::Failure,
-    output::{Answer, Printer, write},
+    output::{Answer, Printer, complain, write},
+    parse,
 };
 
 /// What a verb works with.
@@ -150,6 +153,9 @@ impl Verb {
             Self::Version => return version(),
             Self::Completion(arguments) => return completion::run(arguments, flavor),
             _ => {}
+        }
+        for name in parse::unknown_variables() {
+            complain(&format!("unrecognized environment variable {name}"));
         }
         let context = global.context(flavor)?;
         match self {

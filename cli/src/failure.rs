@@ -4,9 +4,11 @@ use std::{
     error::Error as _,
     io::{IsTerminal, stderr},
     process::ExitCode,
+    time::Duration,
 };
 
 use conclave_client::{Error, Outcome};
+use humantime::format_duration;
 
 use crate::output::complain;
 
@@ -68,9 +70,37 @@ impl Failure {
         Self::new(5, message)
     }
 
+    /// The same, as what ended a command that runs for long.
+    pub(crate) fn interrupting(self) -> Self {
+        Self { code: 5, ..self }
+    }
+
+    /// The client cannot be made of what it was given.
+    pub(crate) fn unusable(error: Error) -> Self {
+        match error {
+            Error::Config { message } => Self::bad_arguments(message),
+            other => other.into(),
+        }
+    }
+
     /// Standard input or output failed.
     pub(crate) fn input_output(message: impl Into<String>) -> Self {
         Self::new(6, message)
+    }
+
+    /// A signal ended what had not been reached yet.
+    pub(crate) fn stopped(before: &str) -> Self {
+        Self::error(format!("a signal came before {before}"))
+    }
+
+    /// As any other, unless what was waited for did not come in time: then says what that was.
+    pub(crate) fn awaited(what: &str, at_most: Option<Duration>, error: Error) -> Self {
+        match (error, at_most) {
+            (Error::NotYet, Some(at_most)) => {
+                Self::error(format!("{what} within {}", format_duration(at_most)))
+            }
+            (error, _) => Self::from(error),
+        }
     }
 
     /// The arguments make no sense.

@@ -6,6 +6,7 @@
 //! | module | what |
 //! |---|---|
 //! | `arguments` | the command line |
+//! | `parse` | how it is read, as Go's flag packages do |
 //! | `command` | the client verbs |
 //! | `output` | the forms of their output |
 //! | `prompt` | questions at the terminal |
@@ -24,6 +25,7 @@ mod dev;
 mod failure;
 mod hint;
 mod output;
+mod parse;
 mod progress;
 mod prompt;
 mod server;
@@ -31,12 +33,13 @@ mod stop;
 
 use std::{env, path::Path, process::ExitCode};
 
-use clap::{Parser, error::ErrorKind};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::{
-    arguments::{Conclave, Etcdctl, Flavor, Task, normalize},
+    arguments::{Conclave, Etcdctl, Flavor, Task},
     failure::Failure,
+    parse::parse,
 };
 
 /// Faster than the system's under many threads, and it gives memory back.
@@ -50,7 +53,7 @@ fn main() -> ExitCode {
     let program = arguments.first().map(Path::new).and_then(Path::file_stem);
     match program.and_then(|name| name.to_str()) {
         Some("etcd") => server::main(arguments.split_off(1)),
-        Some("etcdctl" | "etcdutl") => match Etcdctl::try_parse_from(normalize(arguments)) {
+        Some("etcdctl" | "etcdutl") => match parse::<Etcdctl>(arguments) {
             Ok(Etcdctl { global, verb }) => finish(block_on(verb.run(&global, Flavor::Etcdctl))),
             // etcdctl's own code for a command line it does not understand.
             Err(error) => refuse(&error, 1),
@@ -58,7 +61,7 @@ fn main() -> ExitCode {
         _ => match arguments.get(1).map(String::as_str) {
             Some("server") => server::main(arguments.split_off(2)),
             Some("--version" | "-V") => server::main(vec!["--version".to_owned()]),
-            _ => match Conclave::try_parse_from(normalize(arguments)) {
+            _ => match parse::<Conclave>(arguments) {
                 Ok(conclave) => finish(conclave.run()),
                 Err(error) => refuse(&error, 2),
             },
@@ -113,6 +116,14 @@ fn refuse(error: &clap::Error, code: u8) -> ExitCode {
         ErrorKind::DisplayHelp | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             ExitCode::SUCCESS
         }
+        // etcdctl's verbs count their arguments themselves.
+        ErrorKind::UnknownArgument if !is_flag(error) => ExitCode::from(128),
         _ => ExitCode::from(code),
     }
+}
+
+/// Whether what is wrong with the command line begins like a flag.
+fn is_flag(error: &clap::Error) -> bool {
+    let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidArg) else { return true };
+    word.starts_with('-')
 }

@@ -113,7 +113,7 @@ impl Printer {
         match self.format {
             Format::Simple => answer.simple(&mut out, self.style),
             Format::Json => {
-                let mut json = json::Writer::default();
+                let mut json = json::Writer::new(self.style.hex);
                 answer.json(&mut json);
                 out = json.into_bytes();
                 out.push(b'\n');

@@ -53,7 +53,7 @@ pub(crate) struct PerfArguments {
     #[arg(long, default_value = "/etcdctl-check-perf/")]
     prefix: String,
     /// How long.
-    #[arg(long, default_value = "60s", value_parser = humantime::parse_duration)]
+    #[arg(long, default_value = "60s", value_parser = conclave_server::config::duration)]
     duration: Duration,
 }
 

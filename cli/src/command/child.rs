@@ -93,7 +93,8 @@ impl Child {
         }
         let Ok(status) = timeout(GRACE, child.wait()).await else {
             child.kill().await.map_err(|error| refused(&self.program, &error))?;
-            return Err(Failure::error("the command had to be killed"));
+            let message = format!("the command had to be killed: it did not end within {GRACE:?}");
+            return Err(Failure::error(message));
         };
         if is_lost {
             return Err(Failure::error("lost what the command needed: it was ended"));

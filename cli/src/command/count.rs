@@ -67,7 +67,7 @@ pub(crate) enum Latch {
         /// Its name.
         name: String,
         /// Wait for at most this long.
-        #[arg(long, value_parser = humantime::parse_duration)]
+        #[arg(long, value_parser = conclave_server::config::duration)]
         wait: Option<Duration>,
     },
 }
@@ -98,7 +98,10 @@ pub(super) async fn latch(context: &Context, verb: Latch) -> Result<(), Failure>
         Latch::Create { name, count } => of(name).create(count).await?,
         Latch::Down { name, by } => of(name).count_down_by(by).await?,
         Latch::Get { name } => of(name).remaining().await?,
-        Latch::Wait { name, wait } => return super::meet::wait(of(name).wait(), wait).await,
+        Latch::Wait { name, wait } => {
+            let what = format!("the latch {name} was not counted down");
+            return super::meet::wait(of(name).wait(), wait, &what).await;
+        }
     };
     let Remaining { count, revision } = remaining;
     let rows = vec![vec![json!(count), json!(revision)]];

@@ -83,7 +83,7 @@ async fn lead(
         leadership = campaign => leadership?,
         () = stop.requested() => {
             context.client.close().await;
-            return Err(Failure::error("context canceled"));
+            return Err(Failure::stopped(&format!("{name} was led")));
         }
     };
     let lost = leadership.lost();

@@ -36,7 +36,7 @@ pub(crate) struct Arguments {
     #[arg(long, conflicts_with = "wait")]
     pub(super) r#try: bool,
     /// Wait for at most this long.
-    #[arg(long, value_parser = humantime::parse_duration)]
+    #[arg(long, value_parser = conclave_server::config::duration)]
     pub(super) wait: Option<Duration>,
     /// break: really.
     #[arg(long)]

@@ -31,7 +31,7 @@ pub(crate) enum Barrier {
         /// Its name.
         name: String,
         /// Wait for at most this long.
-        #[arg(long, value_parser = humantime::parse_duration)]
+        #[arg(long, value_parser = conclave_server::config::duration)]
         wait: Option<Duration>,
     },
     /// Run a command once all participants are there; end when all are done.
@@ -42,7 +42,7 @@ pub(crate) enum Barrier {
         #[arg(long)]
         count: u32,
         /// Wait for the others for at most this long, at the beginning and at the end.
-        #[arg(long, value_parser = humantime::parse_duration)]
+        #[arg(long, value_parser = conclave_server::config::duration)]
         wait: Option<Duration>,
         /// What to run.
         #[arg(last = true, required = true, value_name = "COMMAND ARGUMENT...")]
@@ -91,7 +91,10 @@ pub(super) async fn barrier(context: &Context, verb: Barrier) -> Result<(), Fail
             let lifted = of(name).lift().await?;
             context.print(&Rows { titles: &["lifted"], rows: vec![vec![json!(lifted)]] })
         }
-        Barrier::Wait { name, wait } => self::wait(of(name).wait(), wait).await,
+        Barrier::Wait { name, wait } => {
+            let what = format!("the barrier {name} was not lifted");
+            self::wait(of(name).wait(), wait, &what).await
+        }
         Barrier::Enter { name, count, wait, command } => {
             let done = enter(context, (name, count), wait, &command).await;
             // What was entered is left, and its session ended, in the background.
@@ -101,16 +104,23 @@ pub(super) async fn barrier(context: &Context, verb: Barrier) -> Result<(), Fail
     }
 }
 
-/// Waits until the end, or a signal.
-pub(super) async fn wait(wait: Wait, at_most: Option<Duration>) -> Result<(), Failure> {
+/// Waits until the end, or a signal; `in_vain` says what did not happen in time.
+pub(super) async fn wait(
+    wait: Wait,
+    at_most: Option<Duration>,
+    in_vain: &str,
+) -> Result<(), Failure> {
     let mut stop = Stop::listen().map_err(|error| Failure::error(error.to_string()))?;
     let wait = match at_most {
         Some(at_most) => wait.at_most(at_most),
         None => wait,
     };
     tokio::select! {
-        revision = wait => revision.map(drop).map_err(Failure::from),
-        () = stop.requested() => Err(Failure::error("context canceled")),
+        waited = wait => match waited {
+            Ok(_revision) => Ok(()),
+            Err(error) => Err(Failure::awaited(in_vain, at_most, error)),
+        },
+        () = stop.requested() => Err(Failure::stopped("the end of the wait")),
     }
 }
 
@@ -122,13 +132,17 @@ async fn enter(
 ) -> Result<(), Failure> {
     let mut stop = Stop::listen().map_err(|error| Failure::error(error.to_string()))?;
     let session = context.client.session().await?;
-    let mut enter = session.double_barrier(name, count);
+    let in_vain = |what: &str| {
+        let what = format!("not all {count} participants {what} {name}");
+        move |error| Failure::awaited(&what, wait, error)
+    };
+    let mut enter = session.double_barrier(name.clone(), count);
     if let Some(wait) = wait {
         enter = enter.wait(wait);
     }
     let inside = tokio::select! {
-        inside = enter => inside?,
-        () = stop.requested() => return Err(Failure::error("context canceled")),
+        inside = enter => inside.map_err(in_vain("entered"))?,
+        () = stop.requested() => return Err(Failure::stopped(&format!("{name} was entered"))),
     };
     if let Some(child) = Child::new(command) {
         child.run_while(&inside.lost(), &mut stop).await?;
@@ -139,8 +153,8 @@ async fn enter(
         None => leave,
     };
     tokio::select! {
-        left = leave => left.map_err(Failure::from),
-        () = stop.requested() => Err(Failure::error("context canceled")),
+        left = leave => left.map_err(in_vain("left")),
+        () = stop.requested() => Err(Failure::stopped(&format!("all had left {name}"))),
     }
 }
 
@@ -203,7 +217,9 @@ async fn join(
             let member = String::from_utf8_lossy(membership.member());
             write(format!("{member} is a member\n").as_bytes())?;
             tokio::select! {
-                () = lost.cancelled() => Err(Failure::error("session expired")),
+                () = lost.cancelled() => {
+                    Err(Failure::error("the membership is lost: its session expired"))
+                }
                 () = stop.requested() => Ok(()),
             }
         }

@@ -62,14 +62,7 @@ struct Identity {
     #[arg(long, value_name = "FILE", requires = "dest_cert")]
     dest_key: Option<PathBuf>,
     /// Use no TLS there if the address has no scheme and no certificates are given.
-    #[arg(
-        long,
-        default_value_t = true,
-        action = clap::ArgAction::Set,
-        num_args = 0..=1,
-        require_equals = true,
-        default_missing_value = "true"
-    )]
+    #[arg(long, default_value_t = true)]
     dest_insecure_transport: bool,
     /// User there, perhaps with the password: NAME or NAME:PASSWORD.
     #[arg(long)]

@@ -52,8 +52,8 @@ async fn hold(context: &Context, arguments: Arguments) -> Result<(), Failure> {
         acquire = acquire.wait(wait);
     }
     let guard = tokio::select! {
-        guard = acquire => guard?,
-        () = stop.requested() => return Err(Failure::error("context canceled")),
+        guard = acquire => guard.map_err(|error| not_held(name, error))?,
+        () = stop.requested() => return Err(Failure::stopped(&format!("{name} was held"))),
     };
     let done = match Child::new(command) {
         Some(mut child) => {
@@ -74,11 +74,20 @@ async fn hold(context: &Context, arguments: Arguments) -> Result<(), Failure> {
     }
 }
 
+fn not_held(name: &str, error: Error) -> Failure {
+    match error {
+        Error::Busy => Failure::error(format!(
+            "{name} is held by others: `conclave lock inspect {name}` tells by whom"
+        )),
+        other => other.into(),
+    }
+}
+
 async fn wait(name: &str, guard: &LockGuard, stop: &mut Stop) -> Result<(), Failure> {
     write(format!("{name} is held, token {}\n", guard.token()).as_bytes())?;
     let lost = guard.lost();
     tokio::select! {
-        () = lost.cancelled() => Err(Failure::error("session expired")),
+        () = lost.cancelled() => Err(Failure::error(format!("{name} is lost: its session expired"))),
         () = stop.requested() => Ok(()),
     }
 }
@@ -132,6 +141,13 @@ async fn seize(context: &Context, name: &str, arguments: &Arguments) -> Result<(
     }
     let reason = arguments.reason.clone();
     let broken = context.client.lock_break(name, arguments.token, reason).await?;
+    if broken.is_empty() {
+        let place = match arguments.token {
+            0 => String::new(),
+            token => format!(" with the token {token}"),
+        };
+        return Err(Failure::error(format!("nobody holds {name}{place}")));
+    }
     let rows = broken.iter().map(|lock| vec![shown(&lock.name), json!(lock.fence)]).collect();
     context.print(&Rows { titles: &["name", "token"], rows })
 }

@@ -78,19 +78,19 @@ pub(crate) struct Register {
     #[arg(long, default_value_t = 100)]
     weight: u32,
     /// How long it outlives this process if that ends without a word.
-    #[arg(long, default_value = "10s", value_parser = humantime::parse_duration)]
+    #[arg(long, default_value = "10s", value_parser = conclave_server::config::duration)]
     ttl: Duration,
     /// What the server is to check: tcp, http, http:PATH, grpc or grpc:SERVICE.
     #[arg(long, value_parser = check)]
     check: Option<Check>,
     /// From one check to the next.
-    #[arg(long, requires = "check", value_parser = humantime::parse_duration)]
+    #[arg(long, requires = "check", value_parser = conclave_server::config::duration)]
     check_interval: Option<Duration>,
     /// Remove it when it was critical for so long.
-    #[arg(long, requires = "check", value_parser = humantime::parse_duration)]
+    #[arg(long, requires = "check", value_parser = conclave_server::config::duration)]
     remove_after: Option<Duration>,
     /// Time for clients to notice that it drains, before the command is ended.
-    #[arg(long, default_value = "2s", value_parser = humantime::parse_duration)]
+    #[arg(long, default_value = "2s", value_parser = conclave_server::config::duration)]
     drain: Duration,
 }
 
@@ -124,7 +124,7 @@ pub(crate) struct Drain {
     /// The instance.
     id: String,
     /// Remove it after this time.
-    #[arg(long, value_parser = humantime::parse_duration)]
+    #[arg(long, value_parser = conclave_server::config::duration)]
     remove_after: Option<Duration>,
     /// Let it be as its owner says again.
     #[arg(long, conflicts_with = "remove_after")]
@@ -222,7 +222,7 @@ async fn register(context: &Context, arguments: Register) -> Result<(), Failure>
     let service = context.client.service(&arguments.name);
     let registration = tokio::select! {
         registration = registered(&service, &arguments) => registration?,
-        () = stop.requested() => return Err(Failure::error("context canceled")),
+        () = stop.requested() => return Err(Failure::stopped("the instance was registered")),
     };
     let id = registration.record().id.clone();
     write(format!("{} of {} is registered\n", id, arguments.name).as_bytes())?;

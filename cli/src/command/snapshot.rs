@@ -78,7 +78,8 @@ pub(crate) struct RestoreArguments {
         value_name = "BOOL",
         num_args = 0..=1,
         require_equals = true,
-        default_missing_value = "true"
+        default_missing_value = "true",
+        value_parser = crate::parse::boolean
     )]
     mark_compacted: Option<bool>,
 }
@@ -87,7 +88,14 @@ pub(super) async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
     match verb {
         Verb::Save { file } => {
             let file = one(file, "save")?;
-            save(&context.client, &file).await?;
+            let endpoints = context.client.endpoints();
+            if endpoints.len() != 1 {
+                return Err(Failure::bad_arguments(format!(
+                    "snapshot must be requested to one selected node, not multiple [{}]",
+                    endpoints.join(" ")
+                )));
+            }
+            save(&context.client, &file).await.map_err(Failure::interrupting)?;
             write(format!("Snapshot saved at {}\n", file.display()).as_bytes())
         }
         Verb::Status { file } => {
@@ -116,13 +124,6 @@ async fn blocking<T: Send + 'static>(
 }
 
 async fn save(client: &Client, file: &Path) -> Result<(), Failure> {
-    let endpoints = client.endpoints();
-    if endpoints.len() != 1 {
-        return Err(Failure::bad_arguments(format!(
-            "snapshot must be requested to one selected node, not multiple [{}]",
-            endpoints.join(" ")
-        )));
-    }
     let part = Part::create(file).map_err(|error| failed(file, &error))?;
     let snapshot = client.snapshot().await?;
     part.fill(snapshot).await?;

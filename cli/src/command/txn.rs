@@ -14,21 +14,14 @@ use super::{Context, get, put, words};
 use crate::{
     failure::Failure,
     output::{parse_int, quote, unquote, write},
+    parse::parse,
 };
 
 /// Flags of `txn`.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
     /// Print what is expected next.
-    #[arg(
-        short,
-        long,
-        action = clap::ArgAction::Set,
-        default_value_t = false,
-        num_args = 0..=1,
-        require_equals = true,
-        default_missing_value = "true"
-    )]
+    #[arg(short, long)]
     interactive: bool,
     #[arg(hide = true)]
     rest: Vec<String>,
@@ -144,9 +137,12 @@ enum Operation {
 }
 
 fn operation(line: &str) -> Result<RequestOp, Failure> {
-    let words = crate::arguments::normalize(words::split(line));
-    let parsed = Line::try_parse_from(words)
-        .map_err(|_| Failure::invalid_input(format!("invalid txn request: {line}")))?;
+    let invalid = || Failure::invalid_input(format!("invalid txn request: {line}"));
+    let words = words::split(line);
+    if words.len() < 2 {
+        return Err(invalid());
+    }
+    let parsed: Line = parse(words).map_err(|_| invalid())?;
     let request = match parsed.operation {
         Operation::Get(arguments) => Request::RequestRange(arguments.request()?),
         Operation::Put(arguments) => {

@@ -1,6 +1,6 @@
 //! `user`: who may call, and with which roles.
 
-use clap::{ArgAction, Args, Subcommand};
+use clap::{Args, Subcommand};
 use conclave_client::pb::ResponseHeader;
 
 use super::Context;
@@ -52,14 +52,7 @@ pub(crate) struct AddArguments {
     #[arg(value_name = "USER[:PASSWORD]")]
     added: Vec<String>,
     /// Ask for the password; `--interactive=false` reads it from standard input.
-    #[arg(
-        long,
-        action = ArgAction::Set,
-        default_value_t = true,
-        num_args = 0..=1,
-        require_equals = true,
-        default_missing_value = "true"
-    )]
+    #[arg(long, default_value_t = true)]
     interactive: bool,
     /// The user is known only by a certificate.
     #[arg(long)]
@@ -76,14 +69,7 @@ pub(crate) struct PasswordArguments {
     #[arg(value_name = "USER")]
     name: Vec<String>,
     /// Ask for the password; `--interactive=false` reads it from standard input.
-    #[arg(
-        long,
-        action = ArgAction::Set,
-        default_value_t = true,
-        num_args = 0..=1,
-        require_equals = true,
-        default_missing_value = "true"
-    )]
+    #[arg(long, default_value_t = true)]
     interactive: bool,
 }
 

@@ -16,15 +16,19 @@ use tokio::{
 
 use super::{Context, words};
 use crate::{
-    arguments::normalize,
     failure::{Failure, describe},
     output::{Changes, complain, quote},
+    parse::parse,
 };
 
 /// Lines of interactive input waiting to be handled.
 const LINES_MAX: usize = 1;
 /// Progress requests waiting for a watch to pass them on.
 const PROGRESS_REQUESTS_MAX: usize = 4;
+
+/// What to watch, if the command line does not say.
+pub(crate) const KEY: &str = "ETCDCTL_WATCH_KEY";
+pub(crate) const RANGE_END: &str = "ETCDCTL_WATCH_RANGE_END";
 
 /// Flags and arguments of `watch`.
 #[derive(Debug, Args)]
@@ -36,15 +40,7 @@ pub(crate) struct Arguments {
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
     /// Read `watch ...` and `progress` lines from standard input.
-    #[arg(
-        short,
-        long,
-        action = clap::ArgAction::Set,
-        default_value_t = false,
-        num_args = 0..=1,
-        require_equals = true,
-        default_missing_value = "true"
-    )]
+    #[arg(short, long)]
     interactive: bool,
     /// All keys that start with the key.
     #[arg(long)]
@@ -64,20 +60,29 @@ pub(super) async fn run(context: &Context, arguments: Arguments) -> Result<(), F
     if arguments.interactive {
         return interactive(context).await;
     }
+    if !arguments.keys.is_empty() && variable(KEY).is_some() {
+        let message = "bad number of arguments (found conflicting environment key)";
+        return Err(Failure::bad_arguments(message));
+    }
     let command = arguments.command.clone();
     let (_progress, requests) = broadcast::channel(PROGRESS_REQUESTS_MAX);
     let watcher = start(context, arguments).map_err(Failure::bad_arguments)?;
     follow(context.clone(), watcher, command, requests).await
 }
 
+/// A variable that is set and not empty.
+fn variable(name: &str) -> Option<String> {
+    env::var(name).ok().filter(|value| !value.is_empty())
+}
+
 /// Begins the watch that the arguments, or the variables in their place, ask for.
 fn start(context: &Context, arguments: Arguments) -> Result<Watcher, String> {
     let mut keys = arguments.keys;
-    if let Ok(key) = env::var("ETCDCTL_WATCH_KEY")
+    if let Some(key) = variable(KEY)
         && keys.is_empty()
     {
         keys.push(key);
-        keys.extend(env::var("ETCDCTL_WATCH_RANGE_END"));
+        keys.extend(variable(RANGE_END));
     }
     let watch = match keys.as_slice() {
         [key] if arguments.prefix => context.client.watch(key.as_str()).prefix(),
@@ -211,9 +216,8 @@ async fn interactive(context: &Context) -> Result<(), Failure> {
 }
 
 fn begin(context: &Context, words: Vec<String>) -> Result<(Watcher, Vec<String>), String> {
-    let words = normalize(words.into_iter().skip(1));
-    let line = Line::try_parse_from(words).map_err(|error| error.kind().to_string())?;
-    if line.arguments.keys.is_empty() && env::var_os("ETCDCTL_WATCH_KEY").is_none() {
+    let line: Line = parse(words.into_iter().skip(1)).map_err(|error| error.kind().to_string())?;
+    if line.arguments.keys.is_empty() && variable(KEY).is_none() {
         return Err("command type or key is not provided".to_owned());
     }
     let command = line.arguments.command.clone();

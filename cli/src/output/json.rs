@@ -8,9 +8,15 @@ pub(crate) struct Writer {
     out: String,
     /// Whether the next member or element needs a comma before it.
     has_sibling: bool,
+    /// Ids as hexadecimal texts, in the answers that have them so with `--hex`.
+    is_hex: bool,
 }
 
 impl Writer {
+    pub(crate) fn new(is_hex: bool) -> Self {
+        Self { is_hex, ..Self::default() }
+    }
+
     pub(crate) fn into_bytes(self) -> Vec<u8> {
         self.out.into_bytes()
     }
@@ -59,6 +65,11 @@ impl Writer {
             self.name(name);
             self.raw(&value.to_string());
         }
+    }
+
+    /// An id that `--hex` turns into a text.
+    pub(crate) fn id(&mut self, name: &str, id: u64) {
+        if self.is_hex { self.text(name, &format!("{id:x}")) } else { self.unsigned(name, id) }
     }
 
     /// A truth value, left out if false.

@@ -152,15 +152,15 @@ impl Answer for TxnResponse {
     }
 }
 
-/// Go writes the oneof as an object of its own, named by the Go types.
+/// Go writes the oneof as an object of its own, named by the fields.
 fn operation_json(out: &mut Writer, operation: &ResponseOp) {
     let (name, answer): (_, &dyn Fn(&mut Writer)) = match &operation.response {
-        Some(Response::ResponseRange(range)) => ("ResponseRange", &|out| range.json(out)),
-        Some(Response::ResponsePut(put)) => ("ResponsePut", &|out| put.json(out)),
+        Some(Response::ResponseRange(range)) => ("response_range", &|out| range.json(out)),
+        Some(Response::ResponsePut(put)) => ("response_put", &|out| put.json(out)),
         Some(Response::ResponseDeleteRange(delete)) => {
-            ("ResponseDeleteRange", &|out| delete.json(out))
+            ("response_delete_range", &|out| delete.json(out))
         }
-        Some(Response::ResponseTxn(txn)) => ("ResponseTxn", &|out| txn.json(out)),
+        Some(Response::ResponseTxn(txn)) => ("response_txn", &|out| txn.json(out)),
         None => {
             out.raw("{\"Response\":null}");
             return;

@@ -32,10 +32,23 @@ impl Answer for Members {
 
     fn json(&self, out: &mut Writer) {
         out.object(|out| {
-            header_json(self.0.header.as_ref(), out);
+            if let Some(header) = &self.0.header {
+                out.name("header");
+                out.object(|out| {
+                    out.id("cluster_id", header.cluster_id);
+                    out.id("member_id", header.member_id);
+                    out.signed("revision", header.revision);
+                    out.unsigned("raft_term", header.raft_term);
+                });
+            }
             if !self.0.members.is_empty() {
                 out.name("members");
-                out.array(&self.0.members, member_json);
+                out.array(&self.0.members, |out, member| {
+                    out.object(|out| {
+                        out.id("ID", member.id);
+                        described(out, member);
+                    });
+                });
             }
         });
     }
@@ -71,11 +84,16 @@ impl Answer for Members {
 fn member_json(out: &mut Writer, member: &Member) {
     out.object(|out| {
         out.unsigned("ID", member.id);
-        out.text("name", &member.name);
-        out.texts("peerURLs", &member.peer_ur_ls);
-        out.texts("clientURLs", &member.client_ur_ls);
-        out.boolean("isLearner", member.is_learner);
+        described(out, member);
     });
+}
+
+/// All of a member but its id.
+fn described(out: &mut Writer, member: &Member) {
+    out.text("name", &member.name);
+    out.texts("peerURLs", &member.peer_ur_ls);
+    out.texts("clientURLs", &member.client_ur_ls);
+    out.boolean("isLearner", member.is_learner);
 }
 
 /// A change of the members that was made.

@@ -266,7 +266,8 @@ fn a_command_lives_and_dies_with_its_lock() {
         assert_eq!(running.line(), "started");
         assert_eq!(held(&["lock", "l", "--try"]), (Some(1), String::new()));
         let busy = run(CONCLAVE, &endpoint, &["lock", "l", "--wait=50ms", "--", "echo", "x"], "");
-        assert_eq!(String::from_utf8_lossy(&busy.stderr), "Error: the lock is held by others\n");
+        let complaint = "Error: l is held by others: `conclave lock inspect l` tells by whom\n";
+        assert_eq!(String::from_utf8_lossy(&busy.stderr), complaint);
         running.signal("TERM");
         assert_eq!(running.end().0, Some(143), "the code of the command that was asked to end");
         until_count(&server, "l/", 0);
@@ -319,6 +320,10 @@ fn native_locks_are_shared_counted_shown_and_broken() {
     let broken = ends(&["lock", "break", "doc", "--yes", "--token", &last, "--reason", "a test"]);
     assert_eq!(broken, (Some(0), format!("doc, {last}\n")));
     assert_eq!(ends(&["lock", "break", "doc", "--yes"]), (Some(0), format!("doc, {first}\n")));
+    assert_eq!(ends(&["lock", "break", "doc", "--yes"]), (Some(1), String::new()));
+    let nobody = run(CONCLAVE, &endpoint, &["lock", "break", "doc", "--yes", "--token=7"], "");
+    let complaint = String::from_utf8_lossy(&nobody.stderr).into_owned();
+    assert_eq!(complaint, "Error: nobody holds doc with the token 7\n");
     assert_eq!(ends(&["lock", "doc", "--try", "--", "true"]).0, Some(0));
     for holder in readers.into_iter().chain([pool]) {
         holder.signal("TERM");

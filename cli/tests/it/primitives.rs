@@ -78,6 +78,9 @@ fn processes_meet_though_the_leader_is_killed() {
         run(CONCLAVE, &endpoints, &["group", "ls", "workers"], "").stdout.is_empty()
     });
     let brief = run(CONCLAVE, &endpoints, &["latch", "wait", "never", "--wait=50ms"], "");
-    assert_eq!(String::from_utf8_lossy(&brief.stderr), "Error: not in time\n");
+    assert_eq!(
+        String::from_utf8_lossy(&brief.stderr),
+        "Error: the latch never was not counted down within 50ms\n"
+    );
     cluster.stop();
 }

@@ -158,7 +158,7 @@ fn a_save_that_fails_leaves_no_file() {
         run(CONCLAVE, endpoint, &["snapshot", "save", file, "--command-timeout=300ms"], "")
     };
     let dead = save("127.0.0.1:1", &file);
-    assert_eq!(dead.status.code(), Some(1));
+    assert_eq!(dead.status.code(), Some(5));
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     let several = save("127.0.0.1:1,127.0.0.1:2", &file);
     assert_eq!(several.status.code(), Some(128));

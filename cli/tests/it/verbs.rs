@@ -2,7 +2,8 @@
 
 use std::{
     io::{BufRead, BufReader, Write},
-    process::{Command, Stdio},
+    path::PathBuf,
+    process::{Command, Output, Stdio},
 };
 
 use crate::{
@@ -143,4 +144,93 @@ fn usage_and_versions_are_printed() {
     );
     assert_eq!(run(&etcdctl, "x:1", &["get", "--bogus"], "").status.code(), Some(1));
     assert_eq!(run(&etcd, "", &["--no-such-flag"], "").status.code(), Some(2));
+}
+
+/// A call of our client with variables of its own.
+fn with_variables(variables: &[(&str, &str)], arguments: &[&str]) -> Output {
+    let mut command = Command::new(CONCLAVE);
+    command.env_clear().envs(variables.iter().copied()).args(arguments).stdin(Stdio::null());
+    command.output().expect("it runs")
+}
+
+#[test]
+fn empty_variables_count_as_unset() {
+    let help = with_variables(&[], &["get", "--help"]);
+    let help = text(&help.stdout).split_whitespace().collect::<Vec<_>>().join(" ");
+    let variables = help.split("[env: ").skip(1).filter_map(|rest| rest.split(['=', ']']).next());
+    let variables: Vec<(&str, &str)> = variables.map(|name| (name, "")).collect();
+    assert!(variables.len() > 15, "{variables:?}");
+    let nothing = format!("--endpoints=127.0.0.1:{}", free_port());
+    let get = with_variables(&variables, &["get", "a", &nothing, "--command-timeout=1ms"]);
+    assert_eq!(text(&get.stderr), "Error: context deadline exceeded\n");
+    let version = with_variables(&variables, &["version"]);
+    assert!(version.status.success(), "{}", text(&version.stderr));
+}
+
+#[test]
+fn variables_and_flags_are_spelled_as_in_go() {
+    let Some(program) = program("variables_and_flags_are_spelled_as_in_go") else { return };
+    let server = Server::single(program);
+    let endpoints = format!("--endpoints={}", server.endpoint());
+    let on = ["HEX", "INSECURE_TRANSPORT", "INSECURE_DISCOVERY"]
+        .map(|name| (format!("ETCDCTL_{name}"), "1"));
+    let on: Vec<(&str, &str)> = on.iter().map(|(name, value)| (name.as_str(), *value)).collect();
+    assert!(with_variables(&[], &["put", "a", "b", &endpoints]).status.success());
+    for (variables, arguments, shown) in [
+        (&on[..], &["get", "a"][..], "\\x61\n\\x62\n"),
+        (&on, &["get", "a", "--hex=F"], "a\nb\n"),
+        (&[("ETCDCTL_DEBUG", "0")], &["get", "a", "--prefix=T", "--hex=True"], "\\x61\n\\x62\n"),
+        (&[], &["get", "a", "--limit=1", "--print-value-only", "--limit=2"], "b\n"),
+    ] {
+        let got = with_variables(variables, &[arguments, &[&endpoints]].concat());
+        assert_eq!((text(&got.stdout).as_str(), text(&got.stderr).as_str()), (shown, ""));
+    }
+    let unknown = with_variables(&[], &["put", "a", "b", "--prefix=false", &endpoints]);
+    assert_eq!(unknown.status.code(), Some(2), "put has no such flag");
+}
+
+#[test]
+fn exit_codes_are_those_of_etcdctl() {
+    let Some(program) = program("exit_codes_are_those_of_etcdctl") else { return };
+    let server = Server::single(program);
+    let endpoint = server.endpoint();
+    let ours = PathBuf::from(CONCLAVE);
+    for client in [vec![ours], crate::programs("etcdctl")].concat() {
+        let client = client.to_str().expect("a path");
+        for (code, arguments, input) in [
+            (0, &["get", "a"][..], ""),
+            (0, &["put", "a", "b", "--insecure-skip-tls-verify"], ""),
+            (1, &["get", "a", "--rev=1000"], ""),
+            (3, &["txn"], "\nget\n\n\n"),
+            (4, &["get", "a", "-w", "bogus"], ""),
+            (5, &["snapshot", "save", "/nonexistent/directory/file"], ""),
+            (128, &["get"], ""),
+            (128, &["get", "a", "--cacert=/nonexistent"], ""),
+            (128, &["get", "a", "--cert=/nonexistent"], ""),
+            (128, &["alarm", "list", "x"], ""),
+        ] {
+            let output = run(client, &endpoint, arguments, input);
+            assert_eq!(output.status.code(), Some(code), "{client} {arguments:?} {output:?}");
+        }
+    }
+}
+
+#[test]
+fn what_is_set_and_given_otherwise_is_told() {
+    let Some(program) = program("what_is_set_and_given_otherwise_is_told") else { return };
+    let server = Server::single(program);
+    let endpoint = server.endpoint();
+    let twice = format!("--endpoints={endpoint}, {endpoint}");
+    let put = with_variables(&[("ETCDCTL_ENDPOINT", "x")], &["put", "a", "b", &twice]);
+    assert_eq!(text(&put.stdout), "OK\n");
+    assert_eq!(text(&put.stderr), "unrecognized environment variable ETCDCTL_ENDPOINT\n");
+    let watch = with_variables(&[("ETCDCTL_WATCH_KEY", "x")], &["watch", "a", &twice]);
+    assert_eq!(watch.status.code(), Some(128));
+    let complaint = "Error: bad number of arguments (found conflicting environment key)\n";
+    assert_eq!(text(&watch.stderr), complaint);
+    let members = with_variables(&[], &["member", "list", "-w", "json", "--hex", &twice]);
+    let members = text(&members.stdout);
+    for name in ["cluster_id", "member_id", "ID"] {
+        assert!(members.contains(&format!("\"{name}\":\"")), "{members}");
+    }
 }
