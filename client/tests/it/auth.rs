@@ -1,6 +1,6 @@
 //! Calls as a user: against real etcd, whose tokens end when a password changes.
 
-use std::time::Duration;
+use std::{future::IntoFuture, time::Duration};
 
 use conclave_client::{
     Client, Error,
@@ -88,6 +88,32 @@ async fn a_member_that_does_not_answer_holds_up_no_login_at_others() {
     within(async { client.put("a/2", "second").await }).await.expect("the other member answers");
     assert!(!first.is_finished());
     first.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_held_outlives_the_tokens_of_a_member() {
+    let test = "what_is_held_outlives_the_tokens_of_a_member";
+    let Some((mut server, open)) = start(test).await else { return };
+    enable(&open).await;
+    let (root, ttl) = (as_user(&server, "root", "rootpw"), Duration::from_secs(600));
+    let session = root.session().ttl(ttl).await.unwrap();
+    let leadership = session.election("e").campaign("10.0.0.7").await.unwrap();
+    let lock = root.lock("l").ttl(ttl).await.unwrap();
+    let waiting = tokio::spawn(session.lock("l").into_future());
+    let is_queued = async || {
+        let places = root.get("l/").prefix().count_only().await.ok()?;
+        (places.count == 2).then_some(())
+    };
+    eventually("it waits", is_queued).await;
+    server.kill();
+    server.start();
+    let is_held = eventually("it serves again", async || leadership.is_held().await.ok()).await;
+    assert!(is_held);
+    lock.release().await.unwrap();
+    let lock = within(waiting).await.unwrap().expect("the wait goes on");
+    assert_eq!(leadership.loss(), None);
+    lock.release().await.unwrap();
+    leadership.resign().await.unwrap();
 }
 
 async fn within<T>(future: impl Future<Output = T>) -> T {
