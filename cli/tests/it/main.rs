@@ -94,7 +94,7 @@ fn programs(name: &str) -> Vec<PathBuf> {
 fn run(program: &str, endpoint: &str, arguments: &[&str], input: &str) -> Output {
     let mut child = Command::new(program)
         .env_clear()
-        .env("PATH", std::env::var_os("PATH").unwrap_or_default())
+        .env("PATH", env::var_os("PATH").unwrap_or_default())
         .env("ETCDCTL_API", "3")
         .env("ETCDCTL_ENDPOINTS", endpoint)
         // The default of 5 s is little on a machine that is busy with other things.

@@ -5,7 +5,7 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | `flags`, `suggest` | every flag by name; what a mistyped one may have been |
+//! | `flags`, `suggest`, `go` | every flag by name; what a mistyped one may have been; values as Go reads them |
 //! | `file` | `--config-file` |
 //! | `resolve`, `settings` | strings become checked settings |
 //! | `cluster`, `srv`, `urls` | first members, also by DNS; lists of URLs |
