@@ -160,11 +160,12 @@ impl<'a> Suite<'a> {
             .env_clear()
             .env("PATH", env::var_os("PATH").unwrap_or_default())
             .env("ETCDCTL_API", "3")
-            // Hashing a password takes its time on a machine that is busy with other things.
-            .env("ETCDCTL_COMMAND_TIMEOUT", "60s")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+            .stderr(Stdio::piped())
+            // Hashing a password takes its time on a machine that is busy with other things. No variable:
+            // some verbs of etcdctl read those twice, and take the second for a contradiction.
+            .arg("--command-timeout=60s");
         for common in &self.common {
             // A flag of the step is in place of the common one.
             let name = common.split('=').next().expect("a name");
