@@ -6,7 +6,7 @@ use bytes::Bytes;
 use crate::digest;
 use crate::head::Head;
 use crate::live;
-use crate::locks::queue;
+use crate::locks::front::{self, Leased};
 use crate::overlay::Overlay;
 use crate::read::{Read, Table};
 use crate::registry::{self, index};
@@ -152,18 +152,16 @@ impl<'a, 'b, R: Read> Change<'a, 'b, R> {
         state: State<'_>,
     ) -> Result<bool, Halt> {
         self.write_rows(key, at, before, Some(state));
-        let (lease, create_revision) = (state.lease, state.create_revision);
+        let lease = state.lease;
         let old_lease = before.kv.as_ref().map_or(0, |old| old.lease);
         if old_lease != lease {
             self.detach(old_lease, key);
             self.attach(lease, key);
         }
-        // A key that got its lease later would stand before those that came first: it is no place.
-        if before.kv.is_none() && lease != 0 {
-            queue::enter(self.rows, key, create_revision)?;
-        } else if old_lease != 0 && lease == 0 {
-            queue::leave(self.rows, key, create_revision)?;
-        }
+        let leased = Leased { fence: state.create_revision, lease, value: state.value };
+        let leased = (lease != 0).then_some(leased);
+        let was_leased = before.kv.as_ref().and_then(Leased::of);
+        front::note(self.rows, key, (was_leased, leased), before.kv.is_none())?;
         let old = before.kv.as_ref().map(|old| &old.value[..]);
         let is_instance = index::note(self.rows, key, old, Some(state.value))?;
         if before.kv.is_none() {
@@ -177,9 +175,7 @@ impl<'a, 'b, R: Read> Change<'a, 'b, R> {
         self.write_rows(key, at, before, None);
         let Some(old) = &before.kv else { return Ok(()) };
         self.detach(old.lease, key);
-        if old.lease != 0 {
-            queue::leave(self.rows, key, old.create_revision)?;
-        }
+        front::note(self.rows, key, (Leased::of(old), None), false)?;
         index::note(self.rows, key, Some(&old.value), None)?;
         self.head.key_count = self.head.key_count.saturating_sub(1);
         Ok(())

@@ -9,6 +9,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`queue`] | the places of a name, and who holds |
+//! | `front` | what is kept beside the places, so that a queue's length costs nothing |
 //! | [`claim`] | the value of a native place |
 //! | `acquire`, `release`, `convert`, `seize`, `candidate`, `hand_over` | the commands |
 //! | `delay` | what becomes of the places of an expired session |
@@ -21,6 +22,7 @@ pub mod check;
 pub mod claim;
 mod convert;
 pub(crate) mod delay;
+pub(crate) mod front;
 mod guard;
 mod hand_over;
 pub mod queue;

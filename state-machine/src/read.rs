@@ -24,7 +24,8 @@ pub enum Table {
     Auth = 6,
     /// Head, alarms, and what raft-store keeps beside the data (keys that start with `raft/`).
     Meta = 7,
-    /// (name, create revision, child) -> attempt, for keys `name/child` created with a lease; name -> the first.
+    /// (name, create revision, child) -> attempt, for keys `name/child` created with a lease; name -> what is kept
+    /// of them together; (name, session, request) -> child, where the key does not tell.
     Place = 8,
     /// What the registry keeps beside the keys of instances: services, checks, penalties, what is due.
     Instance = 12,

@@ -2,7 +2,8 @@
 
 use bytes::Bytes;
 
-use super::claim::Claim;
+use super::claim::{Claim, REQUESTS_MAX};
+use super::front;
 use super::queue::{self, NEWEST, Place};
 use super::release::{give_up, remember};
 use crate::change::{Before, Change};
@@ -12,9 +13,6 @@ use crate::outcome::Stop;
 use crate::read::Read;
 use crate::response::{Halt, LockResponse, LockState, Rejection, Taken};
 use crate::rows::place::Attempt;
-
-/// Times that one session holds one place, by different requests.
-const REENTRIES_MAX: usize = 64;
 
 pub(super) fn apply<R: Read>(
     change: &mut Change<'_, '_, R>,
@@ -102,7 +100,7 @@ fn enter_again<R: Read>(
 ) -> Result<LockResponse, Stop> {
     let Place { key, fence, claim, .. } = place;
     let mut claim = claim.unwrap_or_default();
-    if claim.requests.len() >= REENTRIES_MAX {
+    if claim.requests.len() >= REQUESTS_MAX {
         return Err(Rejection::InvalidLock("the session holds it too many times").into());
     }
     claim.requests.push(acquire.request_id.clone());
@@ -121,7 +119,7 @@ fn take<R: Read>(
     let share = (acquire.permits, acquire.limit);
     let mut is_held = true;
     for name in &acquire.names {
-        is_held = is_held && queue::is_free(change.rows, name, share)?;
+        is_held = is_held && front::is_free(change.rows, name, share)?;
     }
     if !is_held && !acquire.can_wait {
         return Ok(LockResponse::Places { state: LockState::Busy, taken: Vec::new() });

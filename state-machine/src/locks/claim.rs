@@ -9,6 +9,14 @@ const MAGIC: &[u8; 6] = b"\0clock";
 /// Layout of what follows.
 const FORM: u8 = 1;
 
+/// Requests that one place is for: times that a session holds it.
+pub const REQUESTS_MAX: usize = 64;
+
+/// The share that the value of a place asks for: exclusive, if it is none of ours.
+pub(crate) fn share(value: &[u8]) -> (u32, u32) {
+    Claim::decode(value).map_or((1, 1), |claim| (claim.permits, claim.limit))
+}
+
 /// What a place asks for. The default is that of a key which is none of ours: exclusive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claim {
@@ -67,7 +75,8 @@ impl Claim {
             limit: row.short().ok()?,
             delay_seconds: row.short().ok()?,
             asked_ms: row.int().ok()?,
-            requests: (0..row.size().ok()?)
+            // More than are allowed are not read, whatever else there is.
+            requests: (0..row.size().ok().filter(|count| *count <= REQUESTS_MAX)?)
                 .map(|_| Some(Bytes::copy_from_slice(row.bytes().ok()?)))
                 .collect::<Option<_>>()?,
             note: Bytes::copy_from_slice(row.bytes().ok()?),
@@ -102,6 +111,8 @@ mod tests {
         for foreign in ["", "leader-1", "\0clock", "\0clock\u{2}"] {
             assert_eq!(Claim::decode(foreign.as_bytes()), None, "{foreign:?}");
         }
+        let many = vec![Bytes::from_static(b"r"); REQUESTS_MAX + 1];
+        assert_eq!(Claim::decode(&Claim { requests: many, ..claim.clone() }.encode()), None);
         for (permits, limit) in [(0, 1), (2, 1)] {
             let impossible = Claim { permits, limit, ..claim.clone() };
             assert_eq!(Claim::decode(&impossible.encode()), None);

@@ -6,6 +6,7 @@
 use bytes::Bytes;
 
 use super::acquire::{put, renew};
+use super::front;
 use super::queue::{self, NEWEST};
 use crate::change::Change;
 use crate::command::LockConvert;
@@ -30,7 +31,7 @@ pub(super) fn apply<R: Read>(
         return Err(Rejection::LockShared.into());
     }
     (claim.permits, claim.limit) = (*permits, *limit);
-    let fence = if is_less || !queue::is_outrun(change.rows, name, place.fence)? {
+    let fence = if is_less || !front::is_outrun(change.rows, name, place.fence)? {
         put(change, &place.key, &claim, *session)?;
         place.fence
     } else if queue::count(change.rows, name, 2)? == 1 {

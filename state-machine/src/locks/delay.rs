@@ -13,7 +13,6 @@ use crate::change::{Before, Change};
 use crate::leases::{self, LeaseRow};
 use crate::read::Read;
 use crate::response::{Halt, LeaseChange};
-use crate::rows::place;
 
 /// Lease ids tried for one delay. They are free unless somebody chose the same on purpose.
 const LEASE_IDS_TRIED_MAX: i64 = 8;
@@ -27,10 +26,11 @@ pub(crate) fn lose<R: Read>(
 ) -> Result<Option<LeaseChange>, Halt> {
     let before = Before::load(change.rows, key)?;
     let claim = before.kv.as_ref().and_then(|kv| Claim::decode(&kv.value));
+    let fence = before.kv.as_ref().map_or(0, |kv| kv.create_revision);
     if let Some(claim) = claim
         && claim.delay_seconds > 0
         && !claim.requests.is_empty()
-        && let Some(fence) = held_with(change.rows, key)?
+        && held_with(change.rows, key, fence)?
         && let Some((id, granted)) = delay(change, fence, claim.delay_seconds)?
     {
         put(change, key, &Claim { requests: Vec::new(), ..claim }, id)?;
@@ -40,10 +40,9 @@ pub(crate) fn lose<R: Read>(
     Ok(None)
 }
 
-fn held_with<R: Read>(rows: &R, key: &Bytes) -> Result<Option<i64>, Halt> {
-    let Some((name, _)) = place::parent(key) else { return Ok(None) };
-    let holders = queue::holders(rows, NEWEST, name)?;
-    Ok(holders.iter().find(|place| place.key == *key).map(|place| place.fence))
+fn held_with<R: Read>(rows: &R, key: &Bytes, fence: i64) -> Result<bool, Halt> {
+    let Some(name) = queue::name_of(key) else { return Ok(false) };
+    Ok(queue::is_place(rows, name, key)? && queue::holds(rows, NEWEST, name, fence)?)
 }
 
 /// The lease that lasts for the delay of a place, and its grant unless another place has it already:

@@ -5,11 +5,12 @@ use std::ops::ControlFlow;
 use bytes::Bytes;
 
 use super::claim::Claim;
+use super::front::front;
 use crate::live;
 use crate::overlay::Overlay;
 use crate::read::{Read, Table};
 use crate::response::{Halt, KeyValue};
-use crate::rows::place::{self, Attempt, Front};
+use crate::rows::place::{self, Attempt, Held};
 
 /// Most places of one name that hold at once; the others wait.
 pub const HOLDERS_MAX: usize = 1_024;
@@ -54,29 +55,41 @@ impl Place {
 /// overtakes; so a queued writer stops the readers behind it, and gets its turn.
 #[derive(Clone, Copy, Debug)]
 pub struct Admission {
-    used: u64,
-    limit: u32,
-    places: usize,
+    held: Held,
     is_open: bool,
 }
 
 impl Default for Admission {
     fn default() -> Admission {
-        Admission { used: 0, limit: u32::MAX, places: 0, is_open: true }
+        Admission::after(Held::default())
     }
 }
 
 impl Admission {
+    /// Goes on after places that are known to hold.
+    pub(super) fn after(held: Held) -> Admission {
+        Admission { held, is_open: true }
+    }
+
     /// Whether the next place, which wants `permits` of `limit`, holds.
     pub fn admits(&mut self, (permits, limit): (u32, u32)) -> bool {
-        let used = self.used.saturating_add(u64::from(permits));
-        let limit = limit.min(self.limit);
-        self.is_open &= used <= u64::from(limit) && self.places < HOLDERS_MAX;
+        let with = self.held.with((permits, limit));
+        let places = usize::try_from(self.held.places).unwrap_or(usize::MAX);
+        self.is_open &= with.used <= u64::from(with.limit) && places < HOLDERS_MAX;
         if self.is_open {
-            (self.used, self.limit) = (used, limit);
-            self.places = self.places.saturating_add(1);
+            self.held = with;
         }
         self.is_open
+    }
+
+    /// The place that was admitted last has this fence.
+    pub(super) fn passed(&mut self, fence: i64) {
+        self.held.to = fence;
+    }
+
+    /// What those that were admitted take.
+    pub(super) fn held(&self) -> Held {
+        self.held
     }
 
     /// Whether a further place may hold at all: if not, nobody behind needs to be asked.
@@ -99,9 +112,19 @@ pub fn visit<R: Read>(
     name: &[u8],
     visit: &mut dyn FnMut(Place) -> ControlFlow<()>,
 ) -> Result<(), Halt> {
+    visit_from(rows, at, (name, 0), visit)
+}
+
+/// Visits the places from the fence `from` on.
+pub(super) fn visit_from<R: Read>(
+    rows: &R,
+    at: i64,
+    (name, from): (&[u8], i64),
+    visit: &mut dyn FnMut(Place) -> ControlFlow<()>,
+) -> Result<(), Halt> {
     let prefix = place::prefix(name);
     let Some(first) = first(rows, name)? else { return Ok(()) };
-    scan(rows, &prefix, first, &mut |fence, key| {
+    scan(rows, &prefix, first.max(from), &mut |fence, key| {
         if fence > at {
             return Ok(ControlFlow::Break(()));
         }
@@ -127,48 +150,14 @@ fn scan<R: Read>(
     })
 }
 
-/// A key became a place: it was created with a lease.
-pub(crate) fn enter<R: Read>(
-    rows: &mut Overlay<'_, R>,
-    key: &Bytes,
-    fence: i64,
-) -> Result<(), Halt> {
-    let Some((name, child)) = place::parent(key) else { return Ok(()) };
-    let prefix = place::prefix(name);
-    rows.put(Table::Place, place::row_key(&prefix, fence, child), Bytes::new());
-    let front = front(rows, name)?;
-    if front.is_none_or(|front| fence < front.first) {
-        let front = Front { first: fence, ..front.unwrap_or_default() };
-        rows.put(Table::Place, prefix.into(), front.encode());
-    }
-    Ok(())
-}
-
-/// A key is a place no more: it is deleted, or has no lease.
-pub(crate) fn leave<R: Read>(
-    rows: &mut Overlay<'_, R>,
-    key: &Bytes,
-    fence: i64,
-) -> Result<(), Halt> {
-    let Some((name, child)) = place::parent(key) else { return Ok(()) };
-    let prefix = place::prefix(name);
-    rows.delete(Table::Place, place::row_key(&prefix, fence, child));
-    let Some(mut front) = front(rows, name)? else { return Ok(()) };
-    front.gone = front.gone.max(fence);
-    if front.first == fence {
-        let mut next = None;
-        scan(rows, &prefix, fence, &mut |fence, _| {
-            next = Some(fence);
-            Ok(ControlFlow::Break(()))
-        })?;
-        let Some(next) = next else {
-            rows.delete(Table::Place, prefix.into());
-            return Ok(());
-        };
-        front.first = next;
-    }
-    rows.put(Table::Place, prefix.into(), front.encode());
-    Ok(())
+/// Fence of the first place of a prefix from `from` on.
+pub(super) fn next<R: Read>(rows: &R, prefix: &[u8], from: i64) -> Result<Option<i64>, Halt> {
+    let mut next = None;
+    scan(rows, prefix, from, &mut |fence, _| {
+        next = Some(fence);
+        Ok(ControlFlow::Break(()))
+    })?;
+    Ok(next)
 }
 
 /// Notes which stream waits for a request of a place, instead of the one before.
@@ -263,15 +252,20 @@ pub(crate) fn holds_within<R: Read>(
     (name, fence): (&[u8], i64),
     places_left: &mut usize,
 ) -> Result<Option<bool>, Halt> {
-    let mut admission = Admission::default();
+    // What is kept is so now; the places up to there all hold.
+    let front = if at == NEWEST { front(rows, name)? } else { None };
+    let held = front.map(|front| front.held).unwrap_or_default();
+    let is_known = fence <= held.to;
+    let from = if is_known { fence } else { held.to.saturating_add(1) };
+    let mut admission = Admission::after(held);
     let mut holds = Some(false);
-    visit(rows, at, name, &mut |place| {
+    visit_from(rows, at, (name, from), &mut |place| {
         let Some(left) = places_left.checked_sub(1) else {
             holds = None;
             return ControlFlow::Break(());
         };
         *places_left = left;
-        if place.fence > fence || !admission.admits(place.share()) {
+        if place.fence > fence || !is_known && !admission.admits(place.share()) {
             return ControlFlow::Break(());
         }
         if place.fence < fence || place.is_lost() {
@@ -283,35 +277,12 @@ pub(crate) fn holds_within<R: Read>(
     Ok(holds)
 }
 
-/// Whether a new place at the end of the queue of `name` would hold at once.
-pub(crate) fn is_free<R: Read>(rows: &R, name: &[u8], share: (u32, u32)) -> Result<bool, Halt> {
-    let mut admission = Admission::default();
-    visit(rows, NEWEST, name, &mut |place| {
-        if admission.admits(place.share()) {
-            ControlFlow::Continue(())
-        } else {
-            ControlFlow::Break(())
-        }
-    })?;
-    Ok(admission.admits(share))
-}
-
 /// Fence of the first place of `name`.
 ///
 /// # Errors
 /// [`Halt`] if the storage fails or a row is damaged.
 pub fn first<R: Read>(rows: &R, name: &[u8]) -> Result<Option<i64>, Halt> {
     Ok(front(rows, name)?.map(|front| front.first))
-}
-
-fn front<R: Read>(rows: &R, name: &[u8]) -> Result<Option<Front>, Halt> {
-    let row = rows.get(Table::Place, &place::prefix(name))?;
-    row.map(|row| Front::decode(&row)).transpose()
-}
-
-/// Whether a place with a larger fence than this one, which stands, may have held: one that is gone.
-pub(crate) fn is_outrun<R: Read>(rows: &R, name: &[u8], fence: i64) -> Result<bool, Halt> {
-    Ok(front(rows, name)?.is_some_and(|front| front.gone > fence))
 }
 
 /// How many places `name` has, at most `most`. Reads no keys.
@@ -372,19 +343,20 @@ pub(crate) fn place_of<R: Read>(
     session: i64,
     request: &Bytes,
 ) -> Result<Option<Place>, Halt> {
-    for key in [key(name, session), further_key(name, session, request)] {
-        if let Some(place) = place_at(rows, &key)?
-            && place.session == session
-            && place.claim.as_ref().is_some_and(|claim| claim.is_for(request))
-        {
-            return Ok(Some(place));
-        }
-    }
-    // A request that entered a place which another one had taken.
     let is_own = |place: &Place| {
         place.session == session && place.claim.as_ref().is_some_and(|claim| claim.is_for(request))
     };
-    Ok(holders(rows, NEWEST, name)?.into_iter().find(is_own))
+    for key in [key(name, session), further_key(name, session, request)] {
+        let place = place_at(rows, &key)?.filter(is_own);
+        if place.is_some() {
+            return Ok(place);
+        }
+    }
+    // A request that entered a place which another one had taken.
+    let row_key = place::entered_key(&place::prefix(name), session, request);
+    let Some(child) = rows.get(Table::Place, &row_key)? else { return Ok(None) };
+    let place = place_at(rows, &Bytes::from([name, b"/", &child].concat()))?;
+    Ok(place.filter(is_own))
 }
 
 /// Whether `key` is a place of `name` now.

@@ -15,6 +15,10 @@ const LENGTH_BYTES: usize = 4;
 const REVISION_BYTES: usize = 8;
 /// First byte of the row of a place that says which streams wait.
 const FORM_ATTEMPTS: u8 = 1;
+/// First byte of a [`Front`].
+const FORM_FRONT: u8 = 2;
+/// After the prefix: revisions are positive, so that the first byte of one is below this.
+const AFTER_REVISIONS: u8 = 0x80;
 
 /// Which stream asked last for one of the requests that a place is for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -51,8 +55,13 @@ pub(crate) fn row_key(prefix: &[u8], create_revision: i64, child: &[u8]) -> Byte
 
 /// Bounds of the rows of the places that were created in revision `first` and later.
 pub(crate) fn bounds(prefix: &[u8], first: i64) -> (Vec<u8>, Vec<u8>) {
-    // Revisions are positive, so that their first byte is below this.
-    ([prefix, &first.to_be_bytes()].concat(), [prefix, &[0x80]].concat())
+    ([prefix, &first.to_be_bytes()].concat(), [prefix, &[AFTER_REVISIONS]].concat())
+}
+
+/// Key of the row that says in which place a request of a session stands, if the key of the place does not
+/// tell: that row holds the child.
+pub(crate) fn entered_key(prefix: &[u8], session: i64, request: &[u8]) -> Bytes {
+    Bytes::from([prefix, &[AFTER_REVISIONS], &session.to_be_bytes()[..], request].concat())
 }
 
 /// Value of the row of a place: which streams wait for it, nothing for none.
@@ -87,6 +96,51 @@ pub(crate) fn decode_attempts(row: &[u8]) -> Result<Vec<Attempt>, Halt> {
     Ok(attempts)
 }
 
+/// What the first places of a name, which all hold, take together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Held {
+    /// Create revision of the last of them; 0: nothing is known.
+    pub(crate) to: i64,
+    /// Permits of all.
+    pub(crate) used: u64,
+    /// Smallest limit of all.
+    pub(crate) limit: u32,
+    /// How many have that limit.
+    pub(crate) at_limit: u32,
+    /// How many they are.
+    pub(crate) places: u32,
+}
+
+impl Default for Held {
+    fn default() -> Held {
+        Held { to: 0, used: 0, limit: u32::MAX, at_limit: 0, places: 0 }
+    }
+}
+
+impl Held {
+    /// As one more takes its share.
+    pub(crate) fn with(self, (permits, limit): (u32, u32)) -> Held {
+        let before = if limit < self.limit { 0 } else { self.at_limit };
+        Held {
+            to: self.to,
+            used: self.used.saturating_add(u64::from(permits)),
+            limit: limit.min(self.limit),
+            at_limit: before.saturating_add(u32::from(limit <= self.limit)),
+            places: self.places.saturating_add(1),
+        }
+    }
+
+    /// As one of them is gone, which takes this share. Nothing is known if no other has the smallest limit.
+    pub(crate) fn without(self, (permits, limit): (u32, u32)) -> Held {
+        let at_limit = self.at_limit.saturating_sub(u32::from(limit <= self.limit));
+        if at_limit == 0 {
+            return Held::default();
+        }
+        let used = self.used.saturating_sub(u64::from(permits));
+        Held { used, at_limit, places: self.places.saturating_sub(1), ..self }
+    }
+}
+
 /// What is kept about the places of a name as long as there are any.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Front {
@@ -94,22 +148,32 @@ pub(crate) struct Front {
     pub(crate) first: i64,
     /// Highest create revision of those that went while others stayed; 0: none did.
     pub(crate) gone: i64,
+    pub(crate) held: Held,
 }
 
 impl Front {
     pub(crate) fn encode(&self) -> Bytes {
-        Bytes::from([self.first.to_be_bytes(), self.gone.to_be_bytes()].concat())
+        let Held { to, used, limit, at_limit, places } = self.held;
+        let mut row = RowWriter::new(FORM_FRONT);
+        row.int(self.first);
+        row.int(self.gone);
+        row.int(to);
+        row.uint(used);
+        [limit, at_limit, places].into_iter().for_each(|number| row.uint(u64::from(number)));
+        row.finish()
     }
 
     /// # Errors
     /// [`Halt::CorruptRow`] if the bytes are not such a row.
     pub(crate) fn decode(row: &[u8]) -> Result<Front, Halt> {
-        let broken =
-            || Halt::CorruptRow { table: "place", detail: format!("row of {} bytes", row.len()) };
-        let (first, gone) = row.split_at_checked(REVISION_BYTES).ok_or_else(broken)?;
-        let first = first.try_into().map_err(|_| broken())?;
-        let gone = gone.try_into().map_err(|_| broken())?;
-        Ok(Front { first: i64::from_be_bytes(first), gone: i64::from_be_bytes(gone) })
+        let mut row = RowReader::new("place", row);
+        if row.form()? != FORM_FRONT {
+            return Err(row.corrupt("unknown form"));
+        }
+        let (first, gone) = (row.int()?, row.int()?);
+        let (to, used) = (row.int()?, row.uint()?);
+        let (limit, at_limit, places) = (row.short()?, row.short()?, row.short()?);
+        Ok(Front { first, gone, held: Held { to, used, limit, at_limit, places } })
     }
 }
 
@@ -143,9 +207,10 @@ mod tests {
         assert_eq!(place(&late, own.len()).unwrap(), (300, Bytes::from_static(b"a/b")));
         assert_eq!(place(&other, deeper.len()).unwrap().1, "a/b/c");
         assert!(place(&late, late.len()).is_err());
-        let front = Front { first: 7, gone: 9 };
+        let held = Held { to: 8, used: 5, limit: 9, at_limit: 2, places: 3 };
+        let front = Front { first: 7, gone: 9, held };
         assert_eq!(Front::decode(&front.encode()).unwrap(), front);
-        assert!(Front::decode(b"short").is_err() && Front::decode(&[0; 12]).is_err());
+        assert!(Front::decode(b"short").is_err() && Front::decode(b"").is_err());
         let attempt = |request: &'static str, stream| Attempt {
             request: request.into(),
             stream,
@@ -158,6 +223,20 @@ mod tests {
         }
         assert!(decode_attempts(b"\x01\x09").is_err(), "cut short");
         assert!(decode_attempts(b"other").is_err());
+    }
+
+    #[test]
+    fn what_is_held_follows_who_comes_and_goes() {
+        let one = Held::default().with((1, 3));
+        assert_eq!((one.used, one.limit, one.at_limit, one.places), (1, 3, 1, 1));
+        let three = one.with((2, 5)).with((1, 3));
+        assert_eq!((three.used, three.limit, three.at_limit, three.places), (4, 3, 2, 3));
+        assert_eq!(three.without((1, 3)), one.with((2, 5)));
+        assert_eq!(three.without((2, 5)), one.with((1, 3)));
+        assert_eq!(one.without((1, 3)), Held::default());
+        assert_eq!(one.with((2, 5)).without((1, 3)), Held::default(), "whose limit counts now?");
+        let any = Held::default().with((1, u32::MAX));
+        assert_eq!((any.at_limit, any.with((1, 2)).at_limit), (1, 1));
     }
 
     #[test]

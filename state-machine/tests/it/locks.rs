@@ -1,16 +1,21 @@
 //! Invariants of locks under random programs, against a queue kept in a plain list.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
 
 use bytes::Bytes;
 use conclave_state_machine::command::{
-    Campaign, Command, Compare, CompareResult, CompareTarget, DeleteRange, HandOver, LeaseExpire,
-    LeaseRevoke, Leave, LockAcquire, LockBreak, LockCommand, LockConvert, LockRelease, Put,
-    SessionBegin, Txn, TxnOp,
+    Caller, Campaign, Command, Compare, CompareResult, CompareTarget, DeleteRange, HandOver,
+    LeaseExpire, LeaseRevoke, Leave, LockAcquire, LockBreak, LockCommand, LockConvert, LockRelease,
+    Put, SessionBegin, Txn, TxnOp,
 };
 use conclave_state_machine::locks::queue::{self, Place};
-use conclave_state_machine::read::Table;
-use conclave_state_machine::response::{LockResponse, LockState, Rejection, Response};
+use conclave_state_machine::machine::{Machine, Position};
+use conclave_state_machine::memory::MemoryRows;
+use conclave_state_machine::overlay::Overlay;
+use conclave_state_machine::read::{Read, Table};
+use conclave_state_machine::response::{Halt, LockResponse, LockState, Rejection, Response};
 use proptest::prelude::*;
 
 use crate::store::Store;
@@ -256,7 +261,7 @@ fn places(store: &Store, name: &str) -> Vec<Place> {
     let mut places = Vec::new();
     queue::visit(&store.rows, store.head().revision, name.as_bytes(), &mut |place| {
         places.push(place);
-        std::ops::ControlFlow::Continue(())
+        ControlFlow::Continue(())
     })
     .expect("memory does not fail");
     places
@@ -288,6 +293,12 @@ impl Seen {
             prop_assert!(holders.iter().all(|place| used <= place.share().1 || holders.len() == 1));
             prop_assert_eq!(holders.is_empty(), places.is_empty(), "a lock with a queue is held");
             let held: BTreeSet<i64> = holders.iter().map(|place| place.fence).collect();
+            for Place { fence, .. } in &places {
+                // By what is kept beside the places, and by asking each of them.
+                let alive = holders.iter().any(|place| place.fence == *fence && !place.is_lost());
+                let holds = queue::holds(&store.rows, i64::MAX, name.as_bytes(), *fence);
+                prop_assert_eq!(holds.expect("memory does not fail"), alive, "fence {}", fence);
+            }
             let before = self.held.insert(name, held.clone()).unwrap_or_default();
             let highest = self.highest.entry(name).or_default();
             for fence in held.difference(&before) {
@@ -349,32 +360,165 @@ fn check_acquire(
     Ok(())
 }
 
+fn run(store: &mut Store, steps: &[Step]) -> Result<(), TestCaseError> {
+    let mut seen = Seen::default();
+    for (number, step) in steps.iter().enumerate() {
+        if matches!(step, Step::Restart) {
+            store.restart();
+        }
+        for command in commands(store, step, number) {
+            let first = store.apply(&command);
+            seen.check(store)?;
+            check_acquire(store, &command, &first.outcome)?;
+            if matches!(step, Step::Release { .. }) {
+                let revision = store.head().revision;
+                let again = store.apply(&command);
+                prop_assert!(again.outcome.is_ok());
+                prop_assert_eq!(store.head().revision, revision, "a release has one effect");
+            }
+        }
+    }
+    // Nothing stays behind when everybody is gone.
+    for id in leases(store) {
+        store.apply(&Command::LeaseRevoke(LeaseRevoke { id }));
+    }
+    prop_assert_eq!(store.rows.rows(Table::Place).count(), 0);
+    prop_assert_eq!(store.rows.rows(Table::Lease).count(), 0);
+    Ok(())
+}
+
+/// What keeps one lock in the hands of many.
+fn crowd_step() -> impl Strategy<Value = Step> {
+    let session = || 1..=SESSIONS;
+    let share = prop_oneof![
+        30 => Just((1, u32::MAX)),
+        4 => Just((1, 30)),
+        1 => Just((3, 20)),
+        1 => Just((1, 1)),
+    ];
+    let shares = share.clone();
+    prop_oneof![
+        30 => (session(), any::<u8>(), share, (any::<bool>(), any::<bool>()), 0..2_u32).prop_map(
+            |(session, request, share, how, delay)| {
+                Step::Acquire { names: &[0], session, request, share, how, delay }
+            }
+        ),
+        8 => (session(), any::<u8>())
+            .prop_map(|(session, request)| Step::Release { names: &[0], session, request }),
+        2 => (session(), any::<u8>(), shares).prop_map(
+            |(session, request, share)| Step::Convert { name: 0, session, request, share }
+        ),
+        1 => session().prop_map(|session| Step::Attach { name: 0, session }),
+        1 => session().prop_map(|session| Step::Detach { name: 0, session }),
+        1 => session().prop_map(|session| Step::Delete { name: 0, session }),
+        1 => session().prop_map(Step::Expire),
+        2 => session().prop_map(Step::Begin),
+        1 => Just(Step::DelaysEnd),
+        1 => Just(Step::Break { name: 0 }),
+    ]
+}
+
 proptest! {
     #[test]
     fn locks_keep_their_invariants(steps in prop::collection::vec(step(), 1..80)) {
-        let mut store = Store::new();
-        let mut seen = Seen::default();
-        for (number, step) in steps.iter().enumerate() {
-            if matches!(step, Step::Restart) {
-                store.restart();
-            }
-            for command in commands(&store, step, number) {
-                let first = store.apply(&command);
-                seen.check(&store)?;
-                check_acquire(&mut store, &command, &first.outcome)?;
-                if matches!(step, Step::Release { .. }) {
-                    let revision = store.head().revision;
-                    let again = store.apply(&command);
-                    prop_assert!(again.outcome.is_ok());
-                    prop_assert_eq!(store.head().revision, revision, "a release has one effect");
-                }
-            }
-        }
-        // Nothing stays behind when everybody is gone.
-        for id in leases(&store) {
-            store.apply(&Command::LeaseRevoke(LeaseRevoke { id }));
-        }
-        prop_assert_eq!(store.rows.rows(Table::Place).count(), 0);
-        prop_assert_eq!(store.rows.rows(Table::Lease).count(), 0);
+        run(&mut Store::new(), &steps)?;
     }
+
+    #[test]
+    fn a_crowd_keeps_them_too(steps in prop::collection::vec(crowd_step(), 40..120)) {
+        let mut all: Vec<Step> = (1..=SESSIONS).map(Step::Begin).collect();
+        all.extend(steps);
+        run(&mut Store::new(), &all)?;
+    }
+}
+
+/// Rows of a store, and how many of them were looked at.
+struct Counting<'a> {
+    rows: &'a MemoryRows,
+    looked_at: Cell<usize>,
+}
+
+impl Counting<'_> {
+    fn count(&self) {
+        self.looked_at.set(self.looked_at.get() + 1);
+    }
+}
+
+impl Read for Counting<'_> {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, Halt> {
+        self.count();
+        self.rows.get(table, key)
+    }
+
+    fn scan(
+        &self,
+        table: Table,
+        start: &[u8],
+        end: Option<&[u8]>,
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>, Halt>,
+    ) -> Result<(), Halt> {
+        self.rows.scan(table, start, end, &mut |key, row| {
+            self.count();
+            visit(key, row)
+        })
+    }
+}
+
+/// How many rows a command looks at; it leaves no trace.
+fn looked_at(store: &Store, command: &Command) -> usize {
+    let counting = Counting { rows: &store.rows, looked_at: Cell::new(0) };
+    let mut machine = Machine::load(&store.rows).expect("memory does not fail");
+    let mut overlay = Overlay::new(&counting);
+    let position = Position { term: 1, index: 0 };
+    let applied = machine.apply(&mut overlay, position, &Caller::Inside, command);
+    applied.expect("memory does not fail");
+    counting.looked_at.get()
+}
+
+#[test]
+fn what_is_asked_of_a_crowd_does_not_cost_its_size() {
+    const CROWD: i64 = 600;
+    let mut store = Store::new();
+    let acquire = |session: i64, request: &str| {
+        Command::Lock(LockCommand::Acquire(LockAcquire {
+            names: locked(&[0, 1, 2]),
+            session,
+            request_id: Bytes::from(request.to_owned()),
+            permits: 1,
+            limit: u32::MAX,
+            can_wait: true,
+            ..LockAcquire::default()
+        }))
+    };
+    for id in 1..=CROWD {
+        let request_id = Bytes::from(format!("begin-{id}"));
+        let begin = SessionBegin { id, ttl: 60, request_id, ..SessionBegin::default() };
+        store.apply(&Command::SessionBegin(begin));
+        store.apply(&acquire(id, "r"));
+    }
+    let release = |session: i64, request: &'static str| {
+        Command::Lock(LockCommand::Release(LockRelease {
+            names: locked(&[0, 1, 2]),
+            session,
+            request_id: request.into(),
+            attempt: 0,
+        }))
+    };
+    // Some have come and gone since.
+    for id in [3, 300, CROWD] {
+        store.apply(&release(id, "r"));
+    }
+    for command in
+        [acquire(3, "new"), acquire(9, "r"), acquire(9, "s"), release(9, "none"), release(9, "r")]
+    {
+        let rows = looked_at(&store, &command);
+        assert!(rows < 150, "{rows} rows for {command:?}");
+    }
+    let mut writer = acquire(3, "writer");
+    if let Command::Lock(LockCommand::Acquire(acquire)) = &mut writer {
+        acquire.limit = 1;
+    }
+    store.apply(&writer);
+    let rows = looked_at(&store, &acquire(300, "behind"));
+    assert!(rows < 150, "{rows} rows behind a writer");
 }

@@ -1,0 +1,173 @@
+//! What is kept beside the places of a name, so that nothing costs as much as its queue is long: where the
+//! queue begins, what those at its beginning take together, and where a request stands that entered a place
+//! which another one had taken. It follows the keys: the one place that writes keys tells [`note`].
+
+use std::ops::ControlFlow;
+
+use bytes::Bytes;
+
+use super::claim::{self, Claim};
+use super::queue::{self, Admission, NEWEST};
+use crate::overlay::Overlay;
+use crate::read::{Read, Table};
+use crate::response::{Halt, KeyValue};
+use crate::rows::place::{self, Front};
+
+/// So many places are looked at again before it is kept what they take together.
+const LOOKED_AT_MAX: usize = 8;
+
+/// What is kept about the places of `name`; `None` if it has none.
+pub(super) fn front<R: Read>(rows: &R, name: &[u8]) -> Result<Option<Front>, Halt> {
+    at(rows, &place::prefix(name))
+}
+
+fn at<R: Read>(rows: &R, prefix: &[u8]) -> Result<Option<Front>, Halt> {
+    rows.get(Table::Place, prefix)?.map(|row| Front::decode(&row)).transpose()
+}
+
+/// Whether a place with a larger fence than this one, which stands, may have held: one that is gone.
+pub(super) fn is_outrun<R: Read>(rows: &R, name: &[u8], fence: i64) -> Result<bool, Halt> {
+    Ok(front(rows, name)?.is_some_and(|front| front.gone > fence))
+}
+
+/// Whether a new place at the end of the queue of `name` would hold at once.
+pub(super) fn is_free<R: Read>(
+    rows: &mut Overlay<'_, R>,
+    name: &[u8],
+    share: (u32, u32),
+) -> Result<bool, Halt> {
+    let Some(mut front) = front(rows, name)? else { return Ok(true) };
+    let mut admission = Admission::after(front.held);
+    let mut looked_at = 0_usize;
+    let next = front.held.to.saturating_add(1);
+    queue::visit_from(rows, NEWEST, (name, next), &mut |place| {
+        // Whoever came in one revision is known together, or not at all.
+        if place.fence > admission.held().to {
+            front.held = admission.held();
+        }
+        looked_at = looked_at.saturating_add(1);
+        if !admission.admits(place.share()) {
+            return ControlFlow::Break(());
+        }
+        admission.passed(place.fence);
+        ControlFlow::Continue(())
+    })?;
+    if looked_at > LOOKED_AT_MAX {
+        if admission.is_open() {
+            front.held = admission.held();
+        }
+        rows.put(Table::Place, place::prefix(name).into(), front.encode());
+    }
+    Ok(admission.admits(share))
+}
+
+/// A key that has a lease, as it is or was.
+#[derive(Clone, Copy)]
+pub(crate) struct Leased<'a> {
+    /// Create revision of the key.
+    pub(crate) fence: i64,
+    pub(crate) lease: i64,
+    pub(crate) value: &'a [u8],
+}
+
+impl<'a> Leased<'a> {
+    /// `None` if it has none.
+    pub(crate) fn of(kv: &'a KeyValue) -> Option<Leased<'a>> {
+        let KeyValue { create_revision: fence, lease, value, .. } = kv;
+        (*lease != 0).then_some(Leased { fence: *fence, lease: *lease, value })
+    }
+
+    /// Keys of the rows that tell where its requests stand which are not found by its own key.
+    fn entered(&self, name: &[u8], key: &Bytes, prefix: &[u8]) -> Vec<Bytes> {
+        let Some(claim) = Claim::decode(self.value) else { return Vec::new() };
+        if queue::key(name, self.lease) == *key {
+            return Vec::new();
+        }
+        let mut requests = claim.requests;
+        requests.retain(|request| queue::further_key(name, self.lease, request) != *key);
+        let row_key = |request: &Bytes| place::entered_key(prefix, self.lease, request);
+        requests.iter().map(row_key).collect()
+    }
+}
+
+/// A key with a lease was written or is gone, and was `old` before.
+pub(crate) fn note<R: Read>(
+    rows: &mut Overlay<'_, R>,
+    key: &Bytes,
+    (old, new): (Option<Leased<'_>>, Option<Leased<'_>>),
+    is_created: bool,
+) -> Result<(), Halt> {
+    if old.is_none() && new.is_none() {
+        return Ok(());
+    }
+    let Some((name, child)) = place::parent(key) else { return Ok(()) };
+    let prefix = place::prefix(name);
+    for row_key in old.iter().flat_map(|old| old.entered(name, key, &prefix)) {
+        rows.delete(Table::Place, row_key);
+    }
+    for row_key in new.iter().flat_map(|new| new.entered(name, key, &prefix)) {
+        rows.put(Table::Place, row_key, Bytes::copy_from_slice(child));
+    }
+    match (old, new) {
+        // A key that got its lease later would stand before those that came first: it is no place.
+        (None, Some(new)) if is_created => enter(rows, &prefix, child, new.fence),
+        (Some(old), None) => leave(rows, &prefix, child, old),
+        (Some(old), Some(new)) if claim::share(old.value) != claim::share(new.value) => {
+            let Some(front) = at(rows, &prefix)?.filter(|front| old.fence <= front.held.to) else {
+                return Ok(());
+            };
+            set(rows, &prefix, Front { held: place::Held::default(), ..front });
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
+fn set<R: Read>(rows: &mut Overlay<'_, R>, prefix: &[u8], front: Front) {
+    rows.put(Table::Place, Bytes::copy_from_slice(prefix), front.encode());
+}
+
+fn enter<R: Read>(
+    rows: &mut Overlay<'_, R>,
+    prefix: &[u8],
+    child: &[u8],
+    fence: i64,
+) -> Result<(), Halt> {
+    rows.put(Table::Place, place::row_key(prefix, fence, child), Bytes::new());
+    let Some(mut front) = at(rows, prefix)? else {
+        set(rows, prefix, Front { first: fence, ..Front::default() });
+        return Ok(());
+    };
+    // Places come at the end, but for what is restored.
+    if fence < front.first || fence <= front.held.to {
+        front.first = front.first.min(fence);
+        front.held = place::Held::default();
+        set(rows, prefix, front);
+    }
+    Ok(())
+}
+
+fn leave<R: Read>(
+    rows: &mut Overlay<'_, R>,
+    prefix: &[u8],
+    child: &[u8],
+    old: Leased<'_>,
+) -> Result<(), Halt> {
+    let row_key = place::row_key(prefix, old.fence, child);
+    let Some(mut front) = at(rows, prefix)? else { return Ok(()) };
+    // A key that is no place may be as old.
+    if old.fence <= front.held.to && rows.get(Table::Place, &row_key)?.is_some() {
+        front.held = front.held.without(claim::share(old.value));
+    }
+    rows.delete(Table::Place, row_key);
+    front.gone = front.gone.max(old.fence);
+    if front.first == old.fence {
+        let Some(next) = queue::next(rows, prefix, old.fence)? else {
+            rows.delete(Table::Place, Bytes::copy_from_slice(prefix));
+            return Ok(());
+        };
+        front.first = next;
+    }
+    set(rows, prefix, front);
+    Ok(())
+}
