@@ -11,6 +11,7 @@ use std::{
 
 use conclave_proto::v1::{DeregisterRequest, registry_service_client::RegistryServiceClient};
 use parking_lot::Mutex;
+use tonic::Status;
 
 use crate::{
     client::Client,
@@ -100,16 +101,16 @@ impl Exit {
 
     /// Takes it out, unless it was registered again.
     pub(crate) async fn carry_out(&self, client: &Client) -> Result<(), Error> {
-        if self.is_overtaken.load(Ordering::Acquire) {
-            return Ok(());
-        }
-        self.deregister(client).await
-    }
-
-    async fn deregister(&self, client: &Client) -> Result<(), Error> {
         let call = |channel| {
             let request = self.request.clone();
-            async move { RegistryServiceClient::new(channel).deregister(request).await }
+            // Asked for each attempt: it may be registered again between two.
+            let is_overtaken = self.is_overtaken.load(Ordering::Acquire);
+            async move {
+                if is_overtaken {
+                    return Err(Status::not_found("conclave: the instance was registered again"));
+                }
+                RegistryServiceClient::new(channel).deregister(request).await
+            }
         };
         client.read(call).await.map(drop)
     }
