@@ -68,7 +68,7 @@ async fn a_founder_that_lost_its_directory_is_found_out_by_the_others() {
     must_put(group.node(0), "k", b"old").await;
     group.join(1, 0, false).await;
     group.join(2, 0, false).await;
-    eventually("all vote", || group.node(0).members().unwrap().iter().all(|m| !m.is_learner)).await;
+    group.voters_are(3).await;
     must_put(group.node(2), "k", b"new").await;
     for node in std::mem::take(&mut group.nodes).into_values() {
         within("a member stops", node.shutdown()).await;

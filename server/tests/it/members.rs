@@ -150,7 +150,7 @@ impl Group {
         self.node(seen_by).members().unwrap()
     }
 
-    async fn voters_are(&self, count: usize) {
+    pub(crate) async fn voters_are(&self, count: usize) {
         eventually("all members vote", || {
             self.nodes.values().all(|node| {
                 let membership = node.reader().membership();
