@@ -45,7 +45,8 @@ use crate::raft::link::{Dialer, Links};
 use crate::raft::loss::Loss;
 use crate::raft::network::NetworkFactory;
 use crate::raft::port::PeerPort;
-use crate::raft::route::Route;
+use crate::raft::rounds::rounds;
+use crate::raft::route::{self, Route};
 use crate::raft::service::{PeerService, Serving};
 use crate::raft::snapshot_receive::SnapshotReceiver;
 use crate::raft::standing::{self, Standing};
@@ -208,7 +209,10 @@ async fn parts(settings: Arc<Settings>, clients: Handle) -> Result<Parts, StartE
         .await
         .map_err(|fatal| StartError::Raft(fatal.to_string()))?;
     let heard = Arc::new(Heard::new(election));
-    let route = Route { raft: raft.clone(), links, heard, rounds: Arc::default() };
+    let (rounds, gate) = rounds();
+    let proposing = raft.clone();
+    tasks.spawn(gate.run(move |batch| route::write(proposing.clone(), batch)));
+    let route = Route { raft: raft.clone(), links, heard, rounds: Arc::new(rounds) };
     assert!(header.route.set(route.clone()).is_ok(), "a member starts raft once");
     let (fatal_set, fatal) = watch::channel(None);
     let serving = Tasks {

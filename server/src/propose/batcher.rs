@@ -17,8 +17,8 @@ use crate::raft::route::{Offer, Route};
 use crate::read_index::ReadIndex;
 
 /// Entries of this member in flight. Few, so that batches grow under load; two, so that the next
-/// entry waits at the leader for the next round while the last one is being synced and applied.
-const IN_FLIGHT_MAX: usize = 2;
+/// entry is on its way to the leader's next round while the last one is being committed and applied.
+const IN_FLIGHT_MAX: u32 = 2;
 /// Commands of one entry.
 const BATCH_COMMANDS_MAX: usize = 1024;
 /// Bytes of one entry, except that one large command always fits.
@@ -43,7 +43,7 @@ pub(crate) struct Batcher {
 impl Batcher {
     /// Runs until all [`super::Proposer`]s are gone.
     pub(crate) async fn run(mut self) {
-        let slots = Arc::new(Semaphore::new(IN_FLIGHT_MAX));
+        let slots = Arc::new(Semaphore::new(IN_FLIGHT_MAX as usize));
         // Unique across restarts: an entry of an earlier run must not answer a caller of this one.
         let mut sequence = rand::random::<u64>();
         let mut expiry = tokio::time::interval(EXPIRY_INTERVAL);
@@ -62,11 +62,15 @@ impl Batcher {
         }
     }
 
-    /// Waits until another entry may be in flight.
+    /// Waits until another entry may be in flight and it is the time for it to leave.
     async fn slot(&self, slots: &Arc<Semaphore>) -> OwnedSemaphorePermit {
         loop {
-            let slot = tokio::time::timeout(EXPIRY_INTERVAL, slots.clone().acquire_owned()).await;
-            match slot {
+            let idle = async { drop(slots.acquire_many(IN_FLIGHT_MAX).await) };
+            let slot = async {
+                self.route.departure(idle).await;
+                slots.clone().acquire_owned().await
+            };
+            match tokio::time::timeout(EXPIRY_INTERVAL, slot).await {
                 Ok(slot) => return slot.expect("nobody closes the semaphore"),
                 Err(_elapsed) => self.waiters.expire(Instant::now()),
             }

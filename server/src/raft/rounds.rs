@@ -1,56 +1,115 @@
-//! Lets proposals into the leader's log in rounds.
+//! Lets batches into the leader's log in rounds.
 //!
 //! Batches come from every member at any time. Appended one by one, each would cost its own append to
 //! every follower, its own sync on every member and its own commit. Instead, what arrives while a
 //! round is in flight enters together when that round is applied, and raft makes one append of it.
 //! Nothing lingers: with no round in flight a batch enters at once.
+//!
+//! A batch that is closed long before its round begins makes its callers wait for a round more than
+//! they need to, and rounds smaller than they could be. So members close a batch as late as they can:
+//! the leader when a round begins ([`Rounds::open`]), a follower when it acknowledges one
+//! ([`Rounds::acknowledged`]), because the leader is then about to commit it and to begin the next.
 
-use parking_lot::Mutex;
-use tokio::sync::Notify;
+use bytes::Bytes;
+use futures::future::join_all;
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+
+use super::route::Offer;
+
+/// Batches that wait for a round; whoever finds no room waits for some.
+const WAITING_MAX: usize = 256;
 
 /// The gate before the leader's log.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Rounds {
-    /// Batches of the present round that are not applied yet.
-    inside: Mutex<usize>,
-    /// The present round is over.
-    over: Notify,
+    waiting: mpsc::Sender<Waiting>,
+    /// Whether a round is in flight.
+    in_flight: watch::Receiver<bool>,
+    acknowledged: Notify,
 }
 
-/// Membership in a round; the round is over when all of these are dropped.
+/// A batch that waits for its round, or is in it. Nobody listens any more if its sender gave up.
 #[derive(Debug)]
-pub(crate) struct Pass<'a>(&'a Rounds);
+struct Waiting {
+    batch: Bytes,
+    outcome: oneshot::Sender<Offer>,
+}
+
+/// What opens the gate; runs until all [`Rounds`] are gone.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    waiting: mpsc::Receiver<Waiting>,
+    in_flight: watch::Sender<bool>,
+}
+
+/// Both sides of the gate; it opens once [`Gate::run`] does.
+pub(crate) fn rounds() -> (Rounds, Gate) {
+    let (sender, waiting) = mpsc::channel(WAITING_MAX);
+    let (in_flight_sender, in_flight) = watch::channel(false);
+    let rounds = Rounds { waiting: sender, in_flight, acknowledged: Notify::new() };
+    (rounds, Gate { waiting, in_flight: in_flight_sender })
+}
 
 impl Rounds {
-    /// Waits for the next round. Cancel-safe.
-    pub(crate) async fn enter(&self) -> Pass<'_> {
-        let over = self.over.notified();
-        tokio::pin!(over);
-        // From here on the end of the round is not missed.
-        over.as_mut().enable();
-        let is_open = {
-            let mut inside = self.inside.lock();
-            let is_open = *inside == 0;
-            *inside += usize::from(is_open);
-            is_open
-        };
-        if !is_open {
-            over.await;
-            *self.inside.lock() += 1;
+    /// Lets a batch into the next round; returns when it is applied or refused. If the call is dropped
+    /// before that round begins, the batch certainly does not enter.
+    pub(crate) async fn enter(&self, batch: Bytes) -> Offer {
+        let (outcome, settled) = oneshot::channel();
+        if self.waiting.send(Waiting { batch, outcome }).await.is_err() {
+            return Offer::Stopped;
         }
-        Pass(self)
+        settled.await.unwrap_or(Offer::Unknown)
+    }
+
+    /// Returns when a batch that enters now need not wait. Cancel-safe.
+    pub(crate) async fn open(&self) {
+        // Fails only if this member stops.
+        self.in_flight.clone().wait_for(|is_in_flight| !is_in_flight).await.ok();
+    }
+
+    /// This member has acknowledged entries to the leader.
+    pub(crate) fn acknowledge(&self) {
+        self.acknowledged.notify_waiters();
+    }
+
+    /// Returns at the next [`Rounds::acknowledge`]. Cancel-safe.
+    pub(crate) async fn acknowledged(&self) {
+        self.acknowledged.notified().await;
     }
 }
 
-impl Drop for Pass<'_> {
-    fn drop(&mut self) {
-        let is_over = {
-            let mut inside = self.0.inside.lock();
-            *inside -= 1;
-            *inside == 0
-        };
-        if is_over {
-            self.0.over.notify_waiters();
+impl Gate {
+    /// Lets batches in, each by `propose`, which must hand its batch to raft when it is first polled.
+    pub(crate) async fn run<F>(mut self, propose: impl Fn(Bytes) -> F)
+    where
+        F: Future<Output = Offer>,
+    {
+        let mut round = Vec::new();
+        while self.waiting.recv_many(&mut round, WAITING_MAX).await > 0 {
+            // What else can run now may bring more: this member's own batch, and those of others.
+            tokio::task::yield_now().await;
+            while let Ok(waiting) = self.waiting.try_recv() {
+                round.push(waiting);
+            }
+            self.in_flight.send_replace(true);
+            join_all(round.drain(..).map(|waiting| waiting.settle(&propose))).await;
+            self.in_flight.send_replace(false);
+        }
+    }
+}
+
+impl Waiting {
+    /// Proposes the batch; over, too, when nobody waits for the outcome any more.
+    async fn settle<F: Future<Output = Offer>>(self, propose: &impl Fn(Bytes) -> F) {
+        let Self { batch, mut outcome } = self;
+        if outcome.is_closed() {
+            return;
+        }
+        tokio::select! {
+            biased;
+            // Whoever gave up just now does not want to know.
+            offer = propose(batch) => drop(outcome.send(offer)),
+            () = outcome.closed() => {}
         }
     }
 }
@@ -58,39 +117,139 @@ impl Drop for Pass<'_> {
 #[cfg(test)]
 mod tests {
     use std::pin::pin;
+    use std::sync::Arc;
 
     use futures::FutureExt as _;
+    use parking_lot::Mutex;
 
     use super::*;
 
-    #[test]
-    fn what_arrives_during_a_round_enters_together_after_it() {
-        let rounds = Rounds::default();
-        let first = rounds.enter().now_or_never().expect("nothing is in flight");
-        let mut second = pin!(rounds.enter());
-        let mut third = pin!(rounds.enter());
-        assert!(second.as_mut().now_or_never().is_none());
-        assert!(third.as_mut().now_or_never().is_none());
-        drop(first);
-        let second = second.now_or_never().expect("the round is over");
-        let third = third.now_or_never().expect("the round is over");
-        let mut fourth = pin!(rounds.enter());
-        assert!(fourth.as_mut().now_or_never().is_none());
-        drop(second);
-        assert!(fourth.as_mut().now_or_never().is_none());
-        drop(third);
-        assert!(fourth.now_or_never().is_some());
+    /// A log that tells what entered and applies when it is told to.
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<Entered>>>);
+
+    type Entered = (Bytes, oneshot::Sender<Offer>);
+
+    impl Log {
+        fn gate(&self) -> (Rounds, tokio::task::JoinHandle<()>) {
+            let (rounds, gate) = rounds();
+            let log = self.clone();
+            let propose = move |batch| {
+                let (applied, is_applied) = oneshot::channel();
+                let log = log.clone();
+                async move {
+                    log.0.lock().push((batch, applied));
+                    is_applied.await.unwrap_or(Offer::Unknown)
+                }
+            };
+            (rounds, tokio::spawn(gate.run(propose)))
+        }
+
+        /// Applies all that entered and tells what that was.
+        fn apply(&self) -> Vec<Bytes> {
+            let entered = std::mem::take(&mut *self.0.lock());
+            let applied = entered.into_iter().map(|(batch, applied)| {
+                applied.send(Offer::Taken).ok();
+                batch
+            });
+            applied.collect()
+        }
     }
 
-    #[test]
-    fn one_that_gives_up_while_waiting_holds_up_nobody() {
-        let rounds = Rounds::default();
-        let first = rounds.enter().now_or_never().expect("nothing is in flight");
-        {
-            let mut second = pin!(rounds.enter());
-            assert!(second.as_mut().now_or_never().is_none());
-            drop(first);
+    /// Lets every task run that can.
+    async fn settle() {
+        for _ in 0..8 {
+            tokio::task::yield_now().await;
         }
-        assert!(rounds.enter().now_or_never().is_some());
+    }
+
+    fn batch(name: &'static str) -> Bytes {
+        Bytes::from_static(name.as_bytes())
+    }
+
+    #[tokio::test]
+    async fn what_arrives_during_a_round_enters_together_after_it() {
+        let log = Log::default();
+        let (rounds, _gate) = log.gate();
+        let mut first = pin!(rounds.enter(batch("a")));
+        assert!(first.as_mut().now_or_never().is_none());
+        settle().await;
+        let mut second = pin!(rounds.enter(batch("b")));
+        let mut third = pin!(rounds.enter(batch("c")));
+        assert!(second.as_mut().now_or_never().is_none());
+        assert!(third.as_mut().now_or_never().is_none());
+        settle().await;
+        assert!(rounds.open().now_or_never().is_none());
+        assert_eq!(log.apply(), ["a"]);
+        settle().await;
+        assert_eq!(first.await, Offer::Taken);
+        assert_eq!(log.apply(), ["b", "c"]);
+        assert_eq!((second.await, third.await), (Offer::Taken, Offer::Taken));
+        settle().await;
+        assert!(rounds.open().now_or_never().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_batch_closed_when_the_round_opens_is_in_it() {
+        let log = Log::default();
+        let (rounds, _gate) = log.gate();
+        let rounds = Arc::new(rounds);
+        let forwarded = |name| {
+            let rounds = rounds.clone();
+            tokio::spawn(async move { rounds.enter(batch(name)).await })
+        };
+        let first = forwarded("a");
+        settle().await;
+        let other = forwarded("b");
+        let own = tokio::spawn({
+            let rounds = rounds.clone();
+            async move {
+                rounds.open().await;
+                rounds.enter(batch("own")).await
+            }
+        });
+        settle().await;
+        assert_eq!(log.apply(), ["a"]);
+        settle().await;
+        assert_eq!(log.apply(), ["b", "own"]);
+        for entered in [first, other, own] {
+            assert_eq!(entered.await.unwrap(), Offer::Taken);
+        }
+    }
+
+    #[tokio::test]
+    async fn who_gives_up_holds_up_nobody_and_does_not_enter() {
+        let log = Log::default();
+        let (rounds, _gate) = log.gate();
+        {
+            let mut given_up = pin!(rounds.enter(batch("a")));
+            assert!(given_up.as_mut().now_or_never().is_none());
+            settle().await;
+            let mut never_entered = pin!(rounds.enter(batch("b")));
+            assert!(never_entered.as_mut().now_or_never().is_none());
+        }
+        let mut next = pin!(rounds.enter(batch("c")));
+        assert!(next.as_mut().now_or_never().is_none());
+        settle().await;
+        assert_eq!(log.apply(), ["a", "c"]);
+        assert_eq!(next.await, Offer::Taken);
+    }
+
+    #[tokio::test]
+    async fn without_a_gate_nothing_is_proposed() {
+        let (rounds, gate) = rounds();
+        drop(gate);
+        assert_eq!(rounds.enter(batch("a")).await, Offer::Stopped);
+        rounds.open().await;
+    }
+
+    #[tokio::test]
+    async fn an_acknowledgement_counts_only_for_who_waits() {
+        let (rounds, _gate) = rounds();
+        rounds.acknowledge();
+        let mut next = pin!(rounds.acknowledged());
+        assert!(next.as_mut().now_or_never().is_none());
+        rounds.acknowledge();
+        assert!(next.as_mut().now_or_never().is_some());
     }
 }

@@ -141,16 +141,30 @@ impl Route {
 
     /// Proposes an encoded batch to this member's own raft; returns when it is applied or refused.
     pub(crate) async fn append_here(&self, bytes: Bytes) -> Offer {
-        let _pass = self.rounds.enter().await;
-        let (responder, done) = ProgressResponder::<TypeConfig, _>::complete_only();
-        if self.raft.client_write_ff(Batch { bytes }, Some(responder)).await.is_err() {
-            return Offer::Stopped;
-        }
-        match done.await {
-            Ok(Ok(_)) => Offer::Taken,
-            // openraft answers so only before it appends.
-            Ok(Err(ClientWriteError::ForwardToLeader(_))) => Offer::NotLeader,
-            Ok(Err(_)) | Err(_) => Offer::Unknown,
+        self.rounds.enter(bytes).await
+    }
+
+    /// Returns when a batch that leaves now reaches the log soonest, so that it is closed no earlier:
+    /// at the leader when a round may begin; elsewhere when this member acknowledges one, or at once if
+    /// `idle` says that none of its batches is in flight. Cancel-safe.
+    pub(crate) async fn departure(&self, idle: impl Future<Output = ()>) {
+        let mut metrics = self.raft.server_metrics();
+        let leader = metrics.borrow_and_update().current_leader;
+        let moment = async {
+            if leader == Some(self.links.member_id()) {
+                self.rounds.open().await;
+            } else {
+                tokio::select! {
+                    () = idle => {}
+                    () = self.rounds.acknowledged() => {}
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            () = moment => {}
+            // Perhaps another member leads now.
+            _ = metrics.changed() => {}
         }
     }
 
@@ -215,6 +229,20 @@ async fn until(replaced: impl Future<Output = ()>, offer: impl Future<Output = O
         biased;
         outcome = offer => outcome,
         () = replaced => Offer::Unknown,
+    }
+}
+
+/// Hands a batch to `raft`; returns when it is applied or refused.
+pub(crate) async fn write(raft: Raft, bytes: Bytes) -> Offer {
+    let (responder, done) = ProgressResponder::<TypeConfig, _>::complete_only();
+    if raft.client_write_ff(Batch { bytes }, Some(responder)).await.is_err() {
+        return Offer::Stopped;
+    }
+    match done.await {
+        Ok(Ok(_)) => Offer::Taken,
+        // openraft answers so only before it appends.
+        Ok(Err(ClientWriteError::ForwardToLeader(_))) => Offer::NotLeader,
+        Ok(Err(_)) | Err(_) => Offer::Unknown,
     }
 }
 

@@ -232,7 +232,7 @@ impl Peer for PeerService {
         &self,
         request: Request<Streaming<internal::AppendRequest>>,
     ) -> Result<Response<Self::StreamAppendStream>, Status> {
-        let Route { raft, heard, .. } = self.serving()?.route.clone();
+        let Route { raft, heard, rounds, .. } = self.serving()?.route.clone();
         let streamed: Arc<Mutex<Streamed>> = Arc::default();
         let (service, noted) = (self.clone(), streamed.clone());
         // A request that fails ends the stream: raft must never see what follows a hole.
@@ -258,6 +258,9 @@ impl Peer for PeerService {
             if let Ok(Ok(_)) = result {
                 // Under load the leader sends no heartbeats beside these.
                 heard.note();
+                if !quiet {
+                    rounds.acknowledge();
+                }
             }
             async move {
                 match (&result, known) {
