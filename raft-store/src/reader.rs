@@ -9,6 +9,7 @@
 use std::io;
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use conclave_state_machine::command::{Range, Txn, TxnOp};
@@ -76,7 +77,7 @@ impl Reader {
     /// Counters as of the last applied entry.
     #[must_use]
     pub fn head(&self) -> Arc<Head> {
-        self.shared.published().head
+        self.shared.head()
     }
 
     /// Last applied log id, `None` before the first entry.
@@ -293,7 +294,7 @@ impl Reader {
         let seen = self.shared.published();
         let in_use = seen.head.size_in_use();
         Sizes {
-            total: in_use.max(*self.shared.bytes_high.lock()),
+            total: in_use.max(self.shared.bytes_high.load(Ordering::Relaxed)),
             in_use,
             disk: seen.rows.disk_bytes(),
             memory: seen.rows.memory_bytes(),
@@ -303,7 +304,7 @@ impl Reader {
     /// [`Sizes::total`] alone, at no cost.
     #[must_use]
     pub fn total_bytes(&self) -> i64 {
-        self.head().size_in_use().max(*self.shared.bytes_high.lock())
+        self.head().size_in_use().max(self.shared.bytes_high.load(Ordering::Relaxed))
     }
 
     /// Makes everything applied so far durable. Blocks on the disk.
@@ -335,7 +336,7 @@ impl Reader {
         };
         let seen = self.shared.published();
         let result = seen.rows.compact();
-        *self.shared.bytes_high.lock() = self.head().size_in_use();
+        self.shared.bytes_high.store(self.head().size_in_use(), Ordering::Relaxed);
         result
     }
 

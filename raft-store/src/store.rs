@@ -3,7 +3,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
 use conclave_state_machine::head::Head;
 use conclave_state_machine::machine::Machine;
@@ -185,7 +185,7 @@ pub(crate) struct Shared {
     pub(crate) engine: EngineKind,
     visible: RwLock<Visible>,
     /// Largest logical size since the start or the last defragmentation.
-    pub(crate) bytes_high: Mutex<i64>,
+    pub(crate) bytes_high: AtomicI64,
     /// Index of the last applied entry, 0 before the first.
     pub(crate) applied_index: watch::Sender<u64>,
     pub(crate) is_receiving: AtomicBool,
@@ -203,7 +203,7 @@ impl Shared {
         Self {
             directory,
             engine,
-            bytes_high: Mutex::new(visible.published.head.size_in_use()),
+            bytes_high: AtomicI64::new(visible.published.head.size_in_use()),
             visible: RwLock::new(visible),
             applied_index: watch::Sender::new(index),
             is_receiving: AtomicBool::new(false),
@@ -234,6 +234,11 @@ impl Shared {
         self.visible.read().published.clone()
     }
 
+    /// The head of what is published.
+    pub(crate) fn head(&self) -> Arc<Head> {
+        Arc::clone(&self.visible.read().published.head)
+    }
+
     /// What is published, and what `look` finds in the counts of that very moment.
     pub(crate) fn look<T>(&self, look: impl FnOnce(&Counts, &Head) -> T) -> (Published, T) {
         let visible = self.visible.read();
@@ -260,10 +265,7 @@ impl Shared {
             visible.published = published;
             change(&mut visible.counts)
         };
-        {
-            let mut high = self.bytes_high.lock();
-            *high = bytes.max(*high);
-        }
+        self.bytes_high.fetch_max(bytes, Ordering::Relaxed);
         self.applied_index.send_replace(index);
         changed
     }

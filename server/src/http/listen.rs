@@ -143,6 +143,8 @@ fn builder(limits: &Limits) -> Builder<TokioExecutor> {
     builder
         .http2()
         .timer(TokioTimer::new())
+        // etcd states none, and each would cost a look at the clock.
+        .auto_date_header(false)
         .max_concurrent_streams(limits.concurrent_streams_max)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
