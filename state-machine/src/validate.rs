@@ -2,7 +2,8 @@
 //!
 //! Order of checks and what they answer are etcd's (`server/etcdserver/api/v3rpc/key.go`, as facts).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 
 use crate::command::{DeleteRange, Put, Range, Txn, TxnOp};
 use crate::response::Rejection;
@@ -76,20 +77,61 @@ fn operations(txn: &Txn, max_ops: usize, depth_left: usize) -> Result<(), Reject
     Ok(())
 }
 
-/// Keys of a delete that must not be put as well; none for an unbounded delete, which etcd takes for an
-/// empty interval here (3.4 and 3.7): such a put and delete run in the order given.
-fn checked_span(delete: &DeleteRange) -> Option<Span<'_>> {
-    match Span::new(&delete.key, &delete.range_end) {
-        Span::Keys { end: None, .. } => None,
-        span @ (Span::One(_) | Span::Keys { .. }) => Some(span),
-    }
-}
-
 /// Keys that one branch of a transaction would change, with what is nested in it.
 #[derive(Default)]
 struct Touched<'a> {
     puts: BTreeSet<&'a [u8]>,
-    deletes: Vec<Span<'a>>,
+    deletes: Deleted<'a>,
+}
+
+/// Keys that are deleted. A look-up costs the logarithm of the number of deletes: a request may have tens of
+/// thousands of them, and as many puts to be looked up.
+#[derive(Default)]
+struct Deleted<'a> {
+    points: BTreeSet<&'a [u8]>,
+    /// Ends by starts, none of which overlap.
+    spans: BTreeMap<&'a [u8], &'a [u8]>,
+}
+
+impl<'a> Deleted<'a> {
+    /// Adds the keys of a delete, except of an unbounded one, which etcd takes for an empty interval here
+    /// (3.4 and 3.7): such a put and delete run in the order given.
+    fn add(&mut self, delete: &'a DeleteRange) {
+        match Span::new(&delete.key, &delete.range_end) {
+            Span::One(key) => _ = self.points.insert(key),
+            Span::Keys { start, end: Some(end) } if start < end => self.add_span(start, end),
+            Span::Keys { .. } => {}
+        }
+    }
+
+    /// Adds `[start, end)`, one with all spans that it overlaps or touches.
+    fn add_span(&mut self, mut start: &'a [u8], mut end: &'a [u8]) {
+        while let Some((other_start, other_end)) =
+            self.last_begun(end).filter(|(_, at)| *at >= start)
+        {
+            self.spans.remove(other_start);
+            start = start.min(other_start);
+            end = end.max(other_end);
+        }
+        self.spans.insert(start, end);
+    }
+
+    /// The last span that begins at `key` or before.
+    fn last_begun(&self, key: &[u8]) -> Option<(&'a [u8], &'a [u8])> {
+        let begun = (Bound::Unbounded, Bound::Included(key));
+        self.spans.range::<[u8], _>(begun).next_back().map(|(start, end)| (*start, *end))
+    }
+
+    fn extend(&mut self, other: Deleted<'a>) {
+        self.points.extend(other.points);
+        for (start, end) in other.spans {
+            self.add_span(start, end);
+        }
+    }
+
+    fn contains(&self, key: &[u8]) -> bool {
+        self.points.contains(key) || self.last_begun(key).is_some_and(|(_, end)| key < end)
+    }
 }
 
 impl<'a> Touched<'a> {
@@ -101,7 +143,7 @@ impl<'a> Touched<'a> {
         let mut touched = Touched::default();
         for op in branch {
             if let TxnOp::DeleteRange(delete) = op {
-                touched.deletes.extend(checked_span(delete));
+                touched.deletes.add(delete);
             }
         }
         for op in branch {
@@ -136,9 +178,49 @@ impl<'a> Touched<'a> {
     }
 
     fn check_not_deleted(&self, key: &[u8]) -> Result<(), Rejection> {
-        if self.deletes.iter().any(|deleted| deleted.contains(key)) {
+        if self.deletes.contains(key) {
             return Err(Rejection::DuplicateKey);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn key() -> impl Strategy<Value = Bytes> {
+        prop::collection::vec(b'a'..b'd', 1..3).prop_map(Bytes::from)
+    }
+
+    fn end() -> impl Strategy<Value = Bytes> {
+        prop_oneof![2 => Just(Bytes::new()), 5 => key(), 1 => Just(Bytes::from_static(b"\0"))]
+    }
+
+    proptest! {
+        #[test]
+        fn deleted_keys_are_those_of_any_delete(
+            requests in prop::collection::vec((key(), end()), 0..12),
+            more in prop::collection::vec((key(), end()), 0..4),
+            looked_up in key(),
+        ) {
+            let delete = |(key, range_end): (Bytes, Bytes)| DeleteRange { key, range_end, prev_kv: false };
+            let [requests, more] = [requests, more].map(|list| Vec::from_iter(list.into_iter().map(delete)));
+            let mut deleted = Deleted::default();
+            requests.iter().for_each(|request| deleted.add(request));
+            let mut others = Deleted::default();
+            more.iter().for_each(|request| others.add(request));
+            deleted.extend(others);
+            let is_meant = requests.iter().chain(&more).any(|request| {
+                let span = Span::new(&request.key, &request.range_end);
+                !matches!(span, Span::Keys { end: None, .. }) && span.contains(&looked_up)
+            });
+            prop_assert_eq!(deleted.contains(&looked_up), is_meant);
+            let ends: Vec<_> = deleted.spans.iter().flat_map(|(start, end)| [*start, *end]).collect();
+            prop_assert!(ends.is_sorted_by(|a, b| a < b), "spans do not overlap");
+        }
     }
 }
