@@ -23,7 +23,7 @@ impl Counts {
     /// Counts all keys that are live as of `head`.
     pub(crate) fn build(rows: &impl Read, head: &Head) -> Result<Self, Halt> {
         let mut index = RankIndex::default();
-        range::keys(rows, head.revision, &mut |key| index.push(key))?;
+        range::keys(rows, head.revision, b"", None, &mut |key| index.push(key))?;
         let mut counts = Self(Some(index));
         counts.check(head);
         Ok(counts)
@@ -103,12 +103,16 @@ pub(crate) struct Cut {
 /// The middle of a bucket, as of the published `revision`.
 pub(crate) fn cut(rows: &impl Read, revision: i64, bucket: Rest) -> Result<Option<Cut>, Halt> {
     let (first, end) = bucket;
-    let mut keys = range::page(rows, revision, &first, end.as_deref(), usize::MAX)?;
+    let mut keys = Vec::new();
+    // Without values: this runs where entries are applied, and they may be large.
+    range::keys(rows, revision, &first, end.as_deref(), &mut |key| {
+        keys.push(Bytes::copy_from_slice(key))
+    })?;
     let keys_before = keys.len() / 2;
     if keys_before == 0 {
         return Ok(None);
     }
-    let middle = Bytes::copy_from_slice(&keys.swap_remove(keys_before).key);
+    let middle = keys.swap_remove(keys_before);
     Ok(Some(Cut { first, middle, keys_before }))
 }
 

@@ -14,9 +14,6 @@ use conclave_state_machine::response::{Halt, KeyValue, Rejection};
 use crate::reader::HashKv;
 use crate::store::ReadError;
 
-/// Keys held in memory at a time.
-const PAGE_KEYS: usize = 1_000;
-
 /// `rows` must stay as of one moment; `revision` of 0 or below means the current one.
 pub(crate) fn hash_kv(rows: &impl Read, revision: i64) -> Result<HashKv, ReadError> {
     let head = Head::load(rows)?;
@@ -33,16 +30,8 @@ pub(crate) fn hash_kv(rows: &impl Read, revision: i64) -> Result<HashKv, ReadErr
 
 fn hash_keys(rows: &impl Read, at: i64) -> Result<u32, Halt> {
     let mut hash = 0;
-    let mut start = Vec::new();
-    loop {
-        let page = range::page(rows, at, &start, None, PAGE_KEYS)?;
-        hash = page.iter().fold(hash, hash_key);
-        let Some(last) = page.last() else { return Ok(hash) };
-        start.clear();
-        start.extend_from_slice(&last.key);
-        // The smallest key behind the last one.
-        start.push(0);
-    }
+    range::key_values(rows, at, &mut |kv| hash = hash_key(hash, &kv))?;
+    Ok(hash)
 }
 
 fn hash_key(hash: u32, kv: &KeyValue) -> u32 {

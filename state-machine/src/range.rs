@@ -215,15 +215,33 @@ fn cut(found: &mut RangeResponse, request: &Range) {
     }
 }
 
-/// Visits every live key as of revision `at`, in order, in one scan; under the same condition on
-/// compaction as [`range`].
+/// Visits the live keys of `[start, end)` as of revision `at`, in order, in one scan that leaves their
+/// values where they are; `end` of `None` means no bound. Under the same condition on compaction as [`range`].
 ///
 /// # Errors
 /// [`Halt`] if the storage fails or a row is damaged.
-pub fn keys<R: Read>(rows: &R, at: i64, visit: &mut dyn FnMut(&[u8])) -> Result<(), Halt> {
-    let all = Span::Keys { start: &[], end: None };
-    live::visit(rows, at, all, Values::Ignored, &mut |live: Live<'_>| {
+pub fn keys<R: Read>(
+    rows: &R,
+    at: i64,
+    start: &[u8],
+    end: Option<&[u8]>,
+    visit: &mut dyn FnMut(&[u8]),
+) -> Result<(), Halt> {
+    live::visit(rows, at, Span::Keys { start, end }, Values::Ignored, &mut |live: Live<'_>| {
         visit(live.key);
+        Ok(ControlFlow::Continue(()))
+    })
+}
+
+/// Visits every live key as of revision `at` with its value, in order, in one scan that holds one of them at a
+/// time; under the same condition on compaction as [`range`].
+///
+/// # Errors
+/// [`Halt`] if the storage fails or a row is damaged.
+pub fn key_values<R: Read>(rows: &R, at: i64, visit: &mut dyn FnMut(KeyValue)) -> Result<(), Halt> {
+    let all = Span::Keys { start: &[], end: None };
+    live::visit(rows, at, all, Values::Wanted, &mut |live: Live<'_>| {
+        visit(live.to_key_value(&mut Arena::default(), true));
         Ok(ControlFlow::Continue(()))
     })
 }

@@ -1,10 +1,13 @@
 //! Random programs: the machine and the naive model must answer alike, and leave the same history.
 
+use std::ops::ControlFlow;
+
 use bytes::Bytes;
 use conclave_state_machine::command::{Command, Range, Txn, TxnOp};
 use conclave_state_machine::head::Head;
-use conclave_state_machine::read::Table;
-use conclave_state_machine::response::{Rejection, Response};
+use conclave_state_machine::memory::MemoryRows;
+use conclave_state_machine::read::{Read, Table};
+use conclave_state_machine::response::{Halt, Rejection, Response};
 use conclave_state_machine::{history, kv, leases, range};
 use proptest::prelude::*;
 
@@ -100,6 +103,14 @@ proptest! {
             let Some(last) = page.last() else { break };
             start = [last.key.as_ref(), &[0]].concat();
             pages.extend(page);
+        }
+        let (mut keys, mut key_values) = (Vec::new(), Vec::new());
+        let mut visit = |key: &[u8]| keys.push(Bytes::copy_from_slice(key));
+        range::keys(&NoEvents(&store.rows), head.revision, b"", None, &mut visit).expect("reads no event");
+        range::key_values(&store.rows, revision, &mut |kv| key_values.push(kv)).expect("memory does not fail");
+        prop_assert_eq!(&key_values, &pages);
+        if revision == head.revision {
+            prop_assert!(keys.iter().eq(pages.iter().map(|kv| &kv.key)));
         }
         prop_assert_eq!(Ok(pages), all.map(|answer| answer.kvs));
     }
@@ -211,4 +222,25 @@ fn check_state(store: &Store, model: &Model) -> Result<(), TestCaseError> {
         prop_assert_eq!(store.range(&everything), model.range(&everything));
     }
     Ok(())
+}
+
+/// Rows among which no event is read, and so no large value.
+struct NoEvents<'a>(&'a MemoryRows);
+
+impl Read for NoEvents<'_> {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, Halt> {
+        assert_ne!(table, Table::Rev);
+        self.0.get(table, key)
+    }
+
+    fn scan(
+        &self,
+        table: Table,
+        start: &[u8],
+        end: Option<&[u8]>,
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>, Halt>,
+    ) -> Result<(), Halt> {
+        assert_ne!(table, Table::Rev);
+        self.0.scan(table, start, end, visit)
+    }
 }
