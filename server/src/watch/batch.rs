@@ -184,10 +184,23 @@ pub(crate) fn cut(
             (start, size) = (revision, 0);
         }
         size += event_bytes(&event);
-        current.push(event);
+        current.push(owned(event));
     }
     batches.push(Batch::new(start, last, current));
     batches
+}
+
+/// Copies key and value out of the log entry whose slices they are: a small put of a large transaction
+/// would keep all of it in memory, of which nobody has counted more than the put.
+fn owned(mut event: Event) -> Event {
+    let kv = &mut event.kv;
+    let mut bytes = BytesMut::with_capacity(kv.key.len() + kv.value.len());
+    bytes.extend_from_slice(&kv.key);
+    bytes.extend_from_slice(&kv.value);
+    let mut bytes = bytes.freeze();
+    kv.key = bytes.split_to(kv.key.len());
+    kv.value = bytes;
+    event
 }
 
 #[cfg(test)]
@@ -233,6 +246,17 @@ mod tests {
         let spans: Vec<_> = batches.iter().map(|b| (b.first, b.last, b.events.len())).collect();
         assert_eq!(spans, [(2, 3, 3), (4, 8, 4), (9, 9, 1)]);
         assert_eq!(cut(3, 9, Vec::new(), 2, 1).len(), 1, "an empty span stays covered");
+    }
+
+    #[test]
+    fn what_is_kept_is_no_slice_of_a_log_entry() {
+        let entry = Bytes::from(vec![b'x'; 100]);
+        let mut event = put(2, "k", None);
+        (event.kv.key, event.kv.value) = (entry.slice(3..5), entry.slice(9..12));
+        let batches = cut(2, 2, vec![event], 1, usize::MAX);
+        assert!(entry.is_unique());
+        let kept = &batches[0].events[0].event.kv;
+        assert_eq!((&kept.key[..], &kept.value[..]), (&b"xx"[..], &b"xxx"[..]));
     }
 
     #[test]

@@ -513,6 +513,18 @@ fn a_watcher_made_while_a_window_is_delivered_misses_nothing() {
 
 /// A cancelled watch is over for etcd's clients, which do not take it elsewhere; a stream that ends they do.
 #[test]
+fn a_watcher_keeps_nothing_of_the_message_that_made_it() {
+    let mut world = World::new(Limits::default());
+    let message = Bytes::from(vec![b'a'; 1 << 20]);
+    for range_end in [Bytes::new(), Bytes::from_static(b"b")] {
+        let key = message.slice(7..9);
+        let create = WatchCreateRequest { key, range_end, ..WatchCreateRequest::default() };
+        world.clients[0].request(RequestUnion::CreateRequest(create));
+    }
+    assert!(message.is_unique());
+}
+
+#[test]
 fn a_stopping_server_ends_streams_and_cancels_no_watcher() {
     let world = World::new(Limits::default());
     world.hub.close();

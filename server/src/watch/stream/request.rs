@@ -1,5 +1,6 @@
 //! Requests on a stream: create, cancel, progress (etcd v3, Watch).
 
+use bytes::Bytes;
 use conclave_proto::etcdserverpb::{
     WatchCreateRequest, WatchRequest, WatchResponse, watch_create_request::FilterType,
     watch_request::RequestUnion,
@@ -83,8 +84,10 @@ impl WatchStream {
     fn create(&mut self, create: WatchCreateRequest) -> Result<(i64, i64), NotCreated> {
         let wants = wants(&create);
         let (start, wanted_id) = (create.start_revision, create.watch_id);
-        let range =
-            KeyRange::new(create.key, create.range_end).map_err(|error| error.to_string())?;
+        // Copies: a watcher must not keep the message, which may be large, for as long as it lives.
+        let [key, range_end] =
+            [&create.key, &create.range_end].map(|end| Bytes::copy_from_slice(end));
+        let range = KeyRange::new(key, range_end).map_err(|error| error.to_string())?;
         // What is checked is what will be matched.
         self.check_range(&range)?;
         if start < 0 {
