@@ -2,12 +2,16 @@
 //! Prometheus' targets.
 
 use std::collections::BTreeSet;
+use std::io::Write as _;
 use std::time::Duration;
 
+use bytes::Bytes;
 use conclave_raft_store::store::ReadError;
 use conclave_state_machine::command::{AlarmKind, Range};
 use conclave_state_machine::response::Rejection;
-use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, header};
 use tonic::Status;
 use tonic::body::Body;
 
@@ -19,6 +23,7 @@ use crate::coordination::registry;
 use crate::status::{self, Fault};
 use crate::version;
 
+const METRICS: &str = "/metrics";
 /// Where Prometheus finds what to scrape, by its `http_sd`.
 const PROMETHEUS: &str = "/v1/discovery/prometheus";
 /// The call that tells the same.
@@ -32,10 +37,11 @@ const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
 pub(super) async fn answer<B>(context: &Context, request: Request<B>) -> Response<Body> {
     let path = request.uri().path();
     let is_probe = path.starts_with("/livez") || path.starts_with("/readyz");
-    if !is_probe && !matches!(path, "/health" | "/version" | "/metrics" | PROMETHEUS) {
+    if !is_probe && !matches!(path, "/health" | "/version" | METRICS | PROMETHEUS) {
         return nowhere();
     }
-    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+    // As in etcd, where Prometheus' library serves the metrics, to whatever method.
+    if path != METRICS && request.method() != Method::GET {
         let mut response = wrong_method();
         response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET"));
         return response;
@@ -43,7 +49,7 @@ pub(super) async fn answer<B>(context: &Context, request: Request<B>) -> Respons
     match path {
         "/health" => health(context, request.uri().query().unwrap_or_default()).await,
         "/version" => version_page(),
-        "/metrics" => metrics(context).await,
+        METRICS => metrics(context, request.headers()).await,
         PROMETHEUS => targets(context, request).await,
         probe => {
             let query = request.uri().query().unwrap_or_default();
@@ -69,21 +75,50 @@ pub(super) fn text(status: StatusCode, text: String) -> Response<Body> {
     response
 }
 
-fn page(status: StatusCode, content_type: &'static str, body: String) -> Response<Body> {
-    let body = http_body_util::Full::new(bytes::Bytes::from(body));
+fn page(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response<Body> {
+    let body = http_body_util::Full::new(body.into());
     let mut response = Response::new(Body::new(body));
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     response
 }
 
-async fn metrics(context: &Context) -> Response<Body> {
+async fn metrics(context: &Context, headers: &HeaderMap) -> Response<Body> {
     let there = context.clone();
+    let is_packed = takes_gzip(headers);
     // Some figures are counted in the state.
-    match off_thread(move || there.metrics.exposition(&there)).await {
-        Ok(body) => page(StatusCode::OK, EXPOSITION, body),
+    let text = off_thread(move || {
+        let text = there.metrics.exposition(&there);
+        if is_packed { gzip(&text) } else { Bytes::from(text) }
+    });
+    match text.await {
+        Ok(body) => {
+            let mut response = page(StatusCode::OK, EXPOSITION, body);
+            if is_packed {
+                let gzip = HeaderValue::from_static("gzip");
+                response.headers_mut().insert(header::CONTENT_ENCODING, gzip);
+            }
+            response
+        }
         Err(status) => page(code_of(&status), TEXT, format!("{}\n", status.message())),
     }
+}
+
+/// Whether gzip is among what the client takes, as every Prometheus says.
+fn takes_gzip(headers: &HeaderMap) -> bool {
+    let offers = headers.get_all(header::ACCEPT_ENCODING).into_iter();
+    let mut offers = offers.filter_map(|value| value.to_str().ok()).flat_map(|v| v.split(','));
+    offers.any(|offer| {
+        let (name, weight) = offer.split_once(';').unwrap_or((offer, ""));
+        let is_refused = ["q=0", "q=0.0", "q=0.00", "q=0.000"].contains(&weight.trim());
+        name.trim().eq_ignore_ascii_case("gzip") && !is_refused
+    })
+}
+
+fn gzip(text: &str) -> Bytes {
+    let mut packed = GzEncoder::new(Vec::new(), Compression::fast());
+    let written = packed.write_all(text.as_bytes()).and_then(|()| packed.finish());
+    written.expect("invariant: writing to memory cannot fail").into()
 }
 
 /// The instances of the services that `service=` names (any number of times; none for all), and only the
@@ -185,10 +220,32 @@ pub(super) async fn read(context: &Context, is_serializable: bool) -> Result<(),
             Err(_elapsed) => return Err("context deadline exceeded".to_owned()),
         }
     }
-    let range = Range { key: bytes::Bytes::from_static(b"health"), ..Range::default() };
+    let range = Range { key: Bytes::from_static(b"health"), ..Range::default() };
     match context.node.reader().range(&range) {
         // What an alarm refuses to clients could be read; alarms have checks of their own.
         Ok(_) | Err(ReadError::Rejected(Rejection::Corrupt)) => Ok(()),
         Err(error) => Err(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metrics_are_packed_for_whoever_says_so() {
+        for (offered, is_taken) in [
+            ("gzip", true),
+            ("deflate, gzip;q=0.5", true),
+            ("identity;q=1.0,GZIP ; q=0.2", true),
+            ("gzip;q=0", false),
+            ("gzip; q=0.0, *", false),
+            ("x-gzip, zstd", false),
+            ("", false),
+        ] {
+            let headers = [(header::ACCEPT_ENCODING, HeaderValue::from_static(offered))];
+            assert_eq!(takes_gzip(&HeaderMap::from_iter(headers)), is_taken, "{offered:?}");
+        }
+        assert!(!takes_gzip(&HeaderMap::new()));
     }
 }

@@ -102,6 +102,9 @@ impl Router {
         B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError> + Send,
     {
+        if let Some(status) = missing(request.uri().path()) {
+            return status.into_http();
+        }
         self.count(&request);
         if self.context.node.is_learner() && !is_for_learners(request.uri().path()) {
             return Status::from(Fault::NotSupportedForLearner).into_http();
@@ -115,10 +118,8 @@ impl Router {
         let path = request.uri().path_and_query().cloned();
         let response = if request.uri().path().starts_with(KV_PATH) {
             self.services.kv.clone().call(request).await
-        } else if is_known(request.uri().path()) {
-            self.services.others.clone().call(request.map(Body::new)).await
         } else {
-            return unknown_service(request.uri().path());
+            self.services.others.clone().call(request.map(Body::new)).await
         };
         let Ok(response) = response;
         self.reword(response, path.as_ref())
@@ -126,7 +127,7 @@ impl Router {
 }
 
 impl Router {
-    /// Counts a call of a method that there is.
+    /// Counts a call of a method.
     fn count<B>(&self, request: &Request<B>) {
         let path = request.uri().path();
         let is_stream = match path.strip_prefix(KV_PATH) {
@@ -153,23 +154,18 @@ impl Router {
     /// Puts the caller into the request, or says why it may not call.
     async fn admit<B>(&self, request: &mut Request<B>) -> Result<(), Status> {
         let path = request.uri().path();
-        if !is_known(path) && !path.starts_with(KV_PATH) {
-            // Who calls what is not there hears that it is not there.
-            return Ok(());
-        }
-        let path = path.to_owned();
-        let admitted = self.context.auth.admit(&path, request.headers(), request.extensions());
-        match admitted.await {
+        let (headers, extensions) = (request.headers(), request.extensions());
+        match self.context.auth.admit(path, headers, extensions).await {
             Ok(caller) => {
                 request.extensions_mut().insert(caller);
                 Ok(())
             }
-            Err(status) if access::of_path(&path) == Some(Access::Watch) => {
+            Err(status) if access::of_path(path) == Some(Access::Watch) => {
                 request.extensions_mut().insert(Refused(status));
                 Ok(())
             }
             Err(status) => {
-                if let Some(method) = access::method_of(&path) {
+                if let Some(method) = access::method_of(path) {
                     self.context.metrics.calls(method).refuse(&status);
                 }
                 Err(status)
@@ -178,8 +174,8 @@ impl Router {
     }
 }
 
-/// Services beside KV.
-const KNOWN: [&str; 8] = [
+/// Services beside KV and ours whose methods have rows.
+const KNOWN: [&str; 7] = [
     "etcdserverpb.Watch",
     "etcdserverpb.Lease",
     "etcdserverpb.Cluster",
@@ -187,19 +183,33 @@ const KNOWN: [&str; 8] = [
     "etcdserverpb.Auth",
     "v3lockpb.Lock",
     "v3electionpb.Election",
-    "grpc.health.v1.Health",
 ];
+const HEALTH: &str = "grpc.health.v1.Health";
+/// The methods behind [`KV_PATH`], for which most calls ask.
+const KV_METHODS: [&str; 6] = ["Put", "Range", "Txn", "DeleteRange", "Compact", "RangeStream"];
 
-fn service_of(path: &str) -> Option<&str> {
-    path.strip_prefix('/')?.split('/').next()
+/// What Go's gRPC answers to a call that does not exist, before it asks who calls.
+fn missing(path: &str) -> Option<Status> {
+    if path.strip_prefix(KV_PATH).is_some_and(|method| KV_METHODS.contains(&method)) {
+        return None;
+    }
+    let Some((service, method)) = service_and_method(path) else {
+        return Some(status::unimplemented(format!("malformed method name: {path:?}")));
+    };
+    let is_ours = KV_PATH[1..].strip_suffix('/') == Some(service)
+        || KNOWN.contains(&service)
+        || coordination::SERVICES.contains(&service);
+    if is_ours {
+        let is_there = access::method_of(path).is_some();
+        let text = || format!("unknown method {method} for service {service}");
+        return (!is_there).then(|| status::unimplemented(text()));
+    }
+    let is_there = service == HEALTH || reflection::SERVICES.contains(&service);
+    (!is_there).then(|| status::unimplemented(format!("unknown service {service}")))
 }
 
-fn is_known(path: &str) -> bool {
-    service_of(path).is_some_and(|service| {
-        KNOWN.contains(&service)
-            || coordination::SERVICES.contains(&service)
-            || reflection::SERVICES.contains(&service)
-    })
+fn service_and_method(path: &str) -> Option<(&str, &str)> {
+    path.strip_prefix('/')?.rsplit_once('/')
 }
 
 /// What a member answers that is not to vote; reads only if they need not be up to date, which whoever
@@ -214,10 +224,43 @@ const FOR_LEARNERS: [&str; 5] = [
 
 fn is_for_learners(path: &str) -> bool {
     FOR_LEARNERS.contains(&path)
-        || service_of(path).is_some_and(|service| reflection::SERVICES.contains(&service))
+        || service_and_method(path)
+            .is_some_and(|(service, _)| reflection::SERVICES.contains(&service))
 }
 
-fn unknown_service(path: &str) -> Response<Body> {
-    let service = service_of(path).unwrap_or_default();
-    status::unimplemented(format!("unknown service {service}")).into_http()
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_there_is_named_as_by_gos_grpc() {
+        let text = |path: &str| missing(path).map(|status| status.message().to_owned());
+        for (path, told) in [
+            ("/no.Such/Call", "unknown service no.Such"),
+            ("/etcdserverpb.KV/Peek", "unknown method Peek for service etcdserverpb.KV"),
+            ("/etcdserverpb.Auth/", "unknown method  for service etcdserverpb.Auth"),
+            ("/etcdserverpb.KV/Put/x", "unknown service etcdserverpb.KV/Put"),
+            (
+                "/conclave.v1.LockService/Peek",
+                "unknown method Peek for service conclave.v1.LockService",
+            ),
+            ("/nothing", "malformed method name: \"/nothing\""),
+        ] {
+            assert_eq!(text(path).as_deref(), Some(told), "{path}");
+        }
+    }
+
+    #[test]
+    fn every_method_is_there() {
+        for method in crate::metrics::Method::ALL {
+            let [_, (_, service), (_, name)] = method.labels();
+            let path = format!("/{service}/{name}");
+            assert!(missing(&path).is_none(), "{path}");
+            let is_kv = path.strip_prefix(KV_PATH).is_some();
+            assert_eq!(is_kv, KV_METHODS.contains(&name) && service == "etcdserverpb.KV", "{path}");
+        }
+        for path in ["/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"] {
+            assert!(missing(path).is_none(), "{path}");
+        }
+    }
 }

@@ -107,6 +107,8 @@ struct Scraped {
     slow_streams: Gauge,
     pending_events: Gauge,
     resident_bytes: Gauge,
+    virtual_bytes: Gauge,
+    virtual_bytes_max: Gauge<f64, AtomicU64>,
     cpu_seconds: Counter<f64, AtomicU64>,
     start_seconds: Seconds,
     open_fds: Gauge,
@@ -270,6 +272,9 @@ impl Metrics {
         self.scrape_peers(&context.node);
         let process = process::Process::now();
         scraped.resident_bytes.set(signed(process.resident_bytes));
+        scraped.virtual_bytes.set(signed(process.virtual_bytes));
+        // As Go's clients of Prometheus: no limit is the largest number.
+        scraped.virtual_bytes_max.set(process.virtual_bytes_max as f64);
         // The system counts; we only pass it on.
         scraped.cpu_seconds.inner().store(process.cpu_seconds.to_bits(), Ordering::Relaxed);
         scraped.open_fds.set(signed(process.open_fds));
@@ -297,7 +302,7 @@ fn signed(value: u64) -> i64 {
 impl Scraped {
     fn register(&self, registry: &mut Registry) {
         // etcd calls two gauges `_total`; see the test of the names.
-        let gauges: [(&str, &str, &Gauge); 20] = [
+        let gauges: [(&str, &str, &Gauge); 21] = [
             ("etcd_server_has_leader", "Whether a leader exists", &self.has_leader),
             ("etcd_server_is_leader", "Whether this member is the leader", &self.is_leader),
             ("etcd_server_is_learner", "Whether this member is a learner", &self.is_learner),
@@ -338,6 +343,7 @@ impl Scraped {
                 &self.pending_events,
             ),
             ("process_resident_memory_bytes", "Resident memory", &self.resident_bytes),
+            ("process_virtual_memory_bytes", "Virtual memory", &self.virtual_bytes),
             ("process_open_fds", "Open file descriptors", &self.open_fds),
             ("process_max_fds", "Most open file descriptors", &self.max_fds),
             ("os_fd_used", "Open file descriptors", &self.open_fds),
@@ -352,6 +358,11 @@ impl Scraped {
             self.leader_changes.clone(),
         );
         self.register_peers(registry);
+        registry.register(
+            "process_virtual_memory_max_bytes",
+            "Most virtual memory",
+            self.virtual_bytes_max.clone(),
+        );
         registry.register("process_cpu_seconds", "User and system time", self.cpu_seconds.clone());
         let start = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         self.start_seconds.set(start.as_secs_f64());

@@ -9,6 +9,9 @@ const TICKS_PER_SECOND: f64 = 100.0;
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Process {
     pub(super) resident_bytes: u64,
+    pub(super) virtual_bytes: u64,
+    /// What the system allows of that; all there can be if it sets no limit.
+    pub(super) virtual_bytes_max: u64,
     pub(super) cpu_seconds: f64,
     pub(super) open_fds: u64,
     pub(super) max_fds: u64,
@@ -18,17 +21,19 @@ impl Process {
     /// Looks now.
     pub(super) fn now() -> Self {
         Self {
-            resident_bytes: resident_bytes().unwrap_or_default(),
+            resident_bytes: memory_bytes("VmRSS:").unwrap_or_default(),
+            virtual_bytes: memory_bytes("VmSize:").unwrap_or_default(),
+            virtual_bytes_max: limit("Max address space").unwrap_or_default(),
             cpu_seconds: cpu_seconds().unwrap_or_default(),
             open_fds: fs::read_dir("/proc/self/fd").map_or(0, |fds| fds.count() as u64),
-            max_fds: max_fds().unwrap_or_default(),
+            max_fds: limit("Max open files").unwrap_or_default(),
         }
     }
 }
 
-fn resident_bytes() -> Option<u64> {
+fn memory_bytes(kind: &str) -> Option<u64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(kind))?;
     let kibibytes: u64 = line.split_whitespace().next()?.parse().ok()?;
     Some(kibibytes * 1024)
 }
@@ -43,8 +48,12 @@ fn cpu_seconds() -> Option<f64> {
     Some((user + system) / TICKS_PER_SECOND)
 }
 
-fn max_fds() -> Option<u64> {
+/// The soft limit.
+fn limit(name: &str) -> Option<u64> {
     let limits = fs::read_to_string("/proc/self/limits").ok()?;
-    let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"))?;
-    line.split_whitespace().next()?.parse().ok()
+    let line = limits.lines().find_map(|line| line.strip_prefix(name))?;
+    match line.split_whitespace().next()? {
+        "unlimited" => Some(u64::MAX),
+        number => number.parse().ok(),
+    }
 }

@@ -35,7 +35,15 @@ async fn pages_answer_as_in_etcd() {
     let answer = http(&server, "GET /version").await;
     let version = r#"{"etcdserver":"3.7.1","etcdcluster":"3.7.0","storage":"3.7.0"}"#;
     assert!(answer.ends_with(version), "{answer}");
-    assert!(http(&server, "POST /health").await.starts_with("HTTP/1.1 405 "));
+    for request in ["POST /health", "HEAD /health", "HEAD /version", "HEAD /readyz"] {
+        let answer = http(&server, request).await;
+        assert!(answer.starts_with("HTTP/1.1 405 "), "{request}: {answer}");
+        assert!(answer.contains("\r\nallow: GET\r\n"), "{request}: {answer}");
+    }
+    for request in ["HEAD /metrics", "POST /metrics"] {
+        let answer = http(&server, request).await;
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{request}: {answer}");
+    }
     assert!(http(&server, "GET /nowhere").await.starts_with("HTTP/1.1 404 "));
     assert!(http(&server, "GET /").await.starts_with("HTTP/1.1 404 "));
 }

@@ -585,8 +585,8 @@ async fn every_rpc_asks_for_what_its_row_says() {
     }
     let list = "etcdserverpb.Auth/UserList";
     assert_eq!(refusal(list, &root).await.0, Code::Ok, "root may");
-    let (code, _) = refusal("etcdserverpb.Auth/NoSuchMethod", &root).await;
-    assert_eq!(code, Code::PermissionDenied, "what has no row is nobody's");
+    let (code, _) = refusal("etcdserverpb.Auth/NoSuchMethod", "").await;
+    assert_eq!(code, Code::Unimplemented, "what is not there is nobody's");
 }
 
 #[tokio::test(flavor = "multi_thread")]
