@@ -31,7 +31,7 @@ pub(super) struct Flag {
     pub(super) standing: Standing,
     /// What it is if nobody says; empty for none.
     pub(super) default: &'static str,
-    /// Meaning, for the usage text; empty for what has no effect worth a line.
+    /// Meaning, for the usage text; empty for what has no effect worth a line. docs/flags.md has all of them.
     pub(super) help: &'static str,
 }
 
@@ -102,6 +102,7 @@ const NO_LOOP: &str = "nothing here connects to its own client port";
 const NO_V2: &str = "there is no v2 store";
 const OWN_LOG: &str = "log files are recycled as soon as no member needs them";
 
+const SILENT_PEERS: &str = "a member that falls silent is given up by --election-timeout";
 const NO_PROXY: &str = "there is no v2 proxy";
 const PACED: &str = "what is compacted is deleted in steps that pace themselves";
 
@@ -140,6 +141,8 @@ pub(super) const FLAGS: &[Flag] = &[
         "true",
         "ask before disturbing a leader (always so)",
     ),
+    no_effect("raft-read-timeout", SILENT_PEERS),
+    no_effect("raft-write-timeout", SILENT_PEERS),
     // Listen and advertise.
     used("listen-client-urls", "http://localhost:2379", "where clients connect"),
     used("advertise-client-urls", "http://localhost:2379", "what members tell clients"),

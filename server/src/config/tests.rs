@@ -176,6 +176,39 @@ fn the_usage_text_has_a_line_of_one_form_for_every_flag() {
 }
 
 #[test]
+fn every_flag_is_documented() {
+    let page = include_str!("../../../docs/flags.md");
+    let rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| `--")).collect();
+    let documented: Vec<&str> =
+        rows.iter().filter_map(|row| row.strip_prefix("| `--")?.split('`').next()).collect();
+    assert_eq!(documented, flags::names().collect::<Vec<_>>(), "rows of docs/flags.md");
+    for (flag, row) in flags::FLAGS.iter().zip(rows) {
+        let beginning = documented_so(flag);
+        assert!(row.starts_with(&beginning), "{row}\ndoes not begin with\n{beginning}");
+        let (_, since) = row.trim_end_matches(" |").rsplit_once("| ").expect(row);
+        let (since, older_name) = since.strip_suffix(" *").map_or((since, false), |s| (s, true));
+        assert!(["3.4", "3.5", "3.6", "3.7", "ours"].contains(&since), "{row}");
+        assert_eq!(older_name, flags::GRADUATED.contains(&flag.name), "{row}");
+    }
+}
+
+/// All that the table of flags knows, as docs/flags.md has it; what it says nothing of, the page does.
+fn documented_so(flag: &flags::Flag) -> String {
+    use flags::Standing;
+    let default = match flag.default.replace('|', "\\|") {
+        none if none.is_empty() => none,
+        some => format!("`{some}`"),
+    };
+    let meaning = match flag.standing {
+        Standing::Used | Standing::Always(_) | Standing::Only(_) => flag.help.to_owned(),
+        Standing::NoEffect(reason) => format!("no effect: {reason} "),
+        Standing::Later => "not supported yet ".to_owned(),
+    };
+    let variable = flag.name.to_ascii_uppercase().replace('-', "_");
+    format!("| `--{}` | `ETCD_{variable}` | {default} | {meaning}", flag.name)
+}
+
+#[test]
 fn variables_fill_what_flags_leave_open() {
     let from_environment =
         settings(&[], &[("ETCD_NAME", "e"), ("CONCLAVE_DATA_DIR", "/d"), ("PATH", "/bin")]);
