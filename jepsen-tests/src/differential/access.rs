@@ -12,8 +12,8 @@ use conclave_proto::etcdserverpb::{
     AuthRoleRevokePermissionRequest, AuthUserAddRequest, AuthUserChangePasswordRequest,
     AuthUserDeleteRequest, AuthUserGetRequest, AuthUserGrantRoleRequest, AuthUserListRequest,
     AuthUserRevokeRoleRequest, AuthenticateRequest, DefragmentRequest, HashKvRequest,
-    MemberAddRequest, MemberListRequest, MemberRemoveRequest, MemberUpdateRequest,
-    MoveLeaderRequest, StatusRequest, TxnRequest, request_op::Request,
+    LeaseGrantRequest, MemberAddRequest, MemberListRequest, MemberRemoveRequest,
+    MemberUpdateRequest, MoveLeaderRequest, StatusRequest, TxnRequest, request_op::Request,
 };
 use conclave_proto::v3electionpb::{
     CampaignRequest, LeaderKey, LeaderRequest, ProclaimRequest, ResignRequest,
@@ -23,7 +23,8 @@ use conclave_proto::v3lockpb::{LockRequest, UnlockRequest};
 use super::Step;
 use super::answer::Answer;
 use super::calls::Call;
-use super::generate::Generator;
+use super::generate::{Generator, LEASE_TTL_SECONDS};
+use super::roster::CHANGES;
 
 const ROOT: &str = "root";
 const USERS: [&str; 5] = [ROOT, "ann", "bob", "eve", ""];
@@ -33,6 +34,8 @@ const LOCKS: [&str; 2] = ["lock1", "lock2"];
 const ELECTIONS: [&str; 2] = ["vote1", "vote2"];
 /// A member that no cluster has.
 const NOBODY: u64 = 77;
+/// A lease that is only asked for where it is refused.
+const NEVER_GRANTED: i64 = 4242;
 /// How many steps an alarm stays.
 const ALARM_STEPS: usize = 5;
 
@@ -142,8 +145,9 @@ impl Access {
             550..650 => self.speak(),
             650..820 => Step::Call(self.auth()),
             820..900 => self.coordinate(),
-            900..930 => Step::Call(self.members()),
-            930..975 => self.maintain(),
+            900..920 => Step::Call(self.members()),
+            920..935 => Step::Members(self.keys.pick(&CHANGES)),
+            935..975 => self.maintain(),
             975..985 => Step::Call(Call::Disable(AuthDisableRequest {})),
             _ => {
                 if !self.is_enabled {
@@ -272,33 +276,27 @@ impl Access {
         }
     }
 
+    /// Raises an alarm, tries what goes while it is on, and takes it back.
+    fn plan_alarm(&mut self, kind: AlarmType, tries: fn(Step) -> Step) -> Step {
+        for _ in 0..ALARM_STEPS {
+            let step = tries(self.keys.next());
+            self.planned.push_back(step);
+        }
+        self.plan(Call::Status(StatusRequest {}));
+        self.planned.push_back(alarm(AlarmAction::Get, AlarmType::None));
+        self.planned.push_back(alarm(AlarmAction::Deactivate, kind));
+        alarm(AlarmAction::Activate, kind)
+    }
+
     fn maintain(&mut self) -> Step {
-        // Under CORRUPT the reference still answers reads.
-        let call = |action: AlarmAction| {
-            let (action, alarm) = (action.into(), AlarmType::Nospace.into());
-            Step::Call(Call::Alarm(AlarmRequest { action, member_id: NOBODY, alarm }))
-        };
+        let nospace = |action| alarm(action, AlarmType::Nospace);
         // The reference lets everybody do these, and while an alarm is on, everybody do everything.
-        let kind = if self.is_enabled { 4 + self.keys.roll(3) } else { self.keys.roll(8) };
+        let kind = if self.is_enabled { 4 + self.keys.roll(3) } else { self.keys.roll(9) };
         match kind {
-            0 => {
-                for _ in 0..ALARM_STEPS {
-                    // Of two faults the reference tells the alarm, we the TTL; and a short lease has to be
-                    // revoked at once.
-                    let step = match self.keys.next() {
-                        Step::Grant(_) => Step::Leases,
-                        // It does not count what transactions within a transaction put.
-                        Step::Txn(txn) if is_nested(&txn) => Step::Leases,
-                        step => step,
-                    };
-                    self.planned.push_back(step);
-                }
-                self.planned.push_back(Step::Call(Call::Status(StatusRequest {})));
-                self.planned.push_back(call(AlarmAction::Deactivate));
-                call(AlarmAction::Activate)
-            }
-            1 | 2 => call(AlarmAction::Get),
-            3 => call(AlarmAction::Deactivate),
+            0 => self.plan_alarm(AlarmType::Nospace, without_space),
+            8 => self.plan_alarm(AlarmType::Corrupt, corrupt),
+            1 | 2 => nospace(AlarmAction::Get),
+            3 => nospace(AlarmAction::Deactivate),
             4 => Step::Call(Call::Status(StatusRequest {})),
             5 => {
                 // The reference has no hash at the compacted revision itself.
@@ -399,6 +397,40 @@ fn is_newer(step: &Step) -> bool {
         ),
         _ => false,
     }
+}
+
+/// What to try instead of a step while there is no space. Of two faults the reference tells the alarm, we the TTL;
+/// and a short lease has to be revoked at once.
+fn without_space(step: Step) -> Step {
+    match step {
+        Step::Grant(_) => Step::Leases,
+        // The reference does not count what transactions within a transaction put.
+        Step::Txn(txn) if is_nested(&txn) => Step::Leases,
+        step => step,
+    }
+}
+
+/// What to try instead of a step while the cluster is corrupt: keys can be read from the reference, and not from us.
+fn corrupt(step: Step) -> Step {
+    match step {
+        Step::Grant(_) => {
+            Step::Grant(LeaseGrantRequest { id: NEVER_GRANTED, ttl: LEASE_TTL_SECONDS })
+        }
+        Step::Range(_) | Step::Watch(..) => Step::Call(Call::HashKv(HashKvRequest { revision: 0 })),
+        Step::Txn(txn) if is_read_only(&txn) => Step::Leases,
+        step => step,
+    }
+}
+
+fn alarm(action: AlarmAction, alarm: AlarmType) -> Step {
+    let (action, alarm) = (action.into(), alarm.into());
+    Step::Call(Call::Alarm(AlarmRequest { action, member_id: NOBODY, alarm }))
+}
+
+/// Whether it only reads, on whatever branch.
+fn is_read_only(txn: &TxnRequest) -> bool {
+    let mut operations = txn.success.iter().chain(&txn.failure);
+    operations.all(|operation| matches!(operation.request, Some(Request::RequestRange(_))))
 }
 
 /// Whether there is a transaction in it.

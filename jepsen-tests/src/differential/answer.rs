@@ -127,6 +127,7 @@ impl Caller {
                 let mut elections = ElectionClient::with_origin(session, origin);
                 Answer::Campaign(elections.campaign(request).await?.into_inner())
             }
+            Step::Members(change) => Answer::Call(change.ask(self.session.clone()).await?),
             Step::Call(call) => Answer::Call(call.ask(self.session.clone()).await?),
         })
     }

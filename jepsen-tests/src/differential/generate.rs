@@ -16,6 +16,7 @@ use rand::{RngExt, SeedableRng};
 
 use super::answer::Answer;
 use super::calls::Call;
+use super::roster::Change;
 
 const KEYS: [&[u8]; 14] = [
     b"a",
@@ -36,7 +37,7 @@ const KEYS: [&[u8]; 14] = [
 /// The watches that end at a known event watch this key, which only [`Generator::watch`] writes.
 const MARKER: &[u8] = b"~marker";
 const LEASES_MAX: usize = 8;
-const LEASE_TTL_SECONDS: i64 = 100_000;
+pub(super) const LEASE_TTL_SECONDS: i64 = 100_000;
 const DEPTH_MAX: usize = 3;
 
 /// One request to both servers.
@@ -70,6 +71,8 @@ pub enum Step {
     Speak(Option<&'static str>),
     /// Election.Campaign.
     Campaign(CampaignRequest),
+    /// A change of the members.
+    Members(Change),
     /// Any other call.
     Call(Call),
 }
@@ -93,6 +96,7 @@ impl Step {
             Self::Login(_) => "authenticate",
             Self::Speak(_) => "speak",
             Self::Campaign(_) => "campaign",
+            Self::Members(change) => change.kind(),
             Self::Call(call) => call.kind(),
         }
     }

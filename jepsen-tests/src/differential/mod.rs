@@ -6,6 +6,7 @@
 //! | module | what |
 //! |---|---|
 //! | `generate`, `calls` | requests over a few keys; calls about users, locks, elections, members |
+//! | `roster` | members that come and go |
 //! | `access` | programs with users whose rights change all the time |
 //! | `session` | a connection that speaks for one user after the other |
 //! | `answer`, `normal` | an answer in a shape that can be compared, and what may differ |
@@ -15,6 +16,7 @@ mod answer;
 mod calls;
 mod generate;
 mod normal;
+mod roster;
 mod session;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -30,6 +32,7 @@ use access::Access;
 use answer::{Answer, Caller};
 pub use calls::Call;
 pub use generate::Step;
+pub use roster::{Change, Whom};
 
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// Every so many requests the events since a random revision are compared as well.
