@@ -2,7 +2,8 @@
 
 use bytes::Bytes;
 use conclave_state_machine::command::{
-    Caller, Command, Compare, CompareResult, CompareTarget, Put, Range, Txn, TxnOp,
+    AuthCommand, Caller, Command, Compare, CompareResult, CompareTarget, Permission,
+    PermissionKind, Put, Range, RoleGrant, Txn, TxnOp, UserAdd, UserRole,
 };
 use conclave_state_machine::machine::{Machine, Position};
 use conclave_state_machine::memory::MemoryRows;
@@ -23,10 +24,10 @@ fn put(number: u64) -> Put {
     Put { key: key(number), value: Bytes::from(vec![b'v'; VALUE_BYTES]), ..Put::default() }
 }
 
-fn apply(machine: &mut Machine, rows: &mut MemoryRows, commands: &[Command]) {
+fn apply(machine: &mut Machine, rows: &mut MemoryRows, caller: &Caller, commands: &[Command]) {
     let done = rows.update(|overlay| {
         for command in commands {
-            machine.apply(overlay, Position::default(), &Caller::Inside, command)?;
+            machine.apply(overlay, Position::default(), caller, command)?;
         }
         machine.finish(overlay);
         Ok::<(), conclave_state_machine::response::Halt>(())
@@ -39,8 +40,34 @@ fn loaded() -> (Machine, MemoryRows) {
     let mut rows = MemoryRows::default();
     let mut machine = Machine::load(&rows).expect("an empty store");
     let all: Vec<Command> = (0..KEYS).map(|number| Command::Put(put(number))).collect();
-    apply(&mut machine, &mut rows, &all);
+    apply(&mut machine, &mut rows, &Caller::Inside, &all);
     (machine, rows)
+}
+
+/// Turns rights on; a user who may write the keys of the benchmark and no others.
+fn protect(machine: &mut Machine, rows: &mut MemoryRows) -> Caller {
+    let user =
+        |name: &str| AuthCommand::UserAdd(UserAdd { name: name.to_owned(), ..UserAdd::default() });
+    let owns = |user: &str, role: &str| {
+        AuthCommand::UserGrantRole(UserRole { user: user.to_owned(), role: role.to_owned() })
+    };
+    let writes = Permission {
+        kind: PermissionKind::Write,
+        key: Bytes::from_static(b"/bench/"),
+        range_end: Bytes::from_static(b"/bench0"),
+    };
+    let all = [
+        AuthCommand::RoleAdd("writer".to_owned()),
+        AuthCommand::RoleGrant(RoleGrant { role: "writer".to_owned(), permission: Some(writes) }),
+        user("root"),
+        user("writer"),
+        owns("root", "root"),
+        owns("writer", "writer"),
+        AuthCommand::Enable,
+    ];
+    apply(machine, rows, &Caller::Inside, &all.map(Command::Auth));
+    assert!(machine.head().auth.enabled, "root has its role");
+    Caller::User { name: "writer".into(), auth_revision: machine.head().auth.revision }
 }
 
 fn plain(number: u64) -> Command {
@@ -65,13 +92,18 @@ fn update(number: u64) -> Command {
 fn batches(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("apply a batch of 64");
     group.throughput(Throughput::Elements(BATCH));
-    for (name, command) in [("put", plain as fn(u64) -> Command), ("compare and put", update)] {
+    for (name, command, is_protected) in [
+        ("put", plain as fn(u64) -> Command, false),
+        ("put by a user", plain, true),
+        ("compare and put", update, false),
+    ] {
         let (mut machine, mut rows) = loaded();
+        let caller = if is_protected { protect(&mut machine, &mut rows) } else { Caller::Inside };
         let mut rng = SmallRng::seed_from_u64(1);
         group.bench_function(name, |bencher| {
             bencher.iter_batched(
                 || (0..BATCH).map(|_| command(rng.random_range(0..KEYS))).collect::<Vec<_>>(),
-                |commands| apply(&mut machine, &mut rows, &commands),
+                |commands| apply(&mut machine, &mut rows, &caller, &commands),
                 BatchSize::SmallInput,
             );
         });

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
+use conclave_state_machine::auth::AuthHead;
 use conclave_state_machine::command::{Range, Txn, TxnOp};
 use conclave_state_machine::head::Head;
 use conclave_state_machine::locks::queue::{self, Place};
@@ -77,19 +78,25 @@ impl Reader {
     /// Counters as of the last applied entry.
     #[must_use]
     pub fn head(&self) -> Arc<Head> {
-        self.shared.head()
+        self.shared.show(|published| Arc::clone(&published.head))
+    }
+
+    /// Whether calls need a user, and the auth revision, as of the last applied entry.
+    #[must_use]
+    pub fn auth(&self) -> AuthHead {
+        self.shared.show(|published| published.head.auth)
     }
 
     /// Last applied log id, `None` before the first entry.
     #[must_use]
     pub fn applied(&self) -> Option<LogId> {
-        self.shared.published().applied
+        self.shared.show(|published| published.applied)
     }
 
     /// Last applied membership.
     #[must_use]
     pub fn membership(&self) -> Arc<StoredMembership> {
-        self.shared.published().membership
+        self.shared.show(|published| Arc::clone(&published.membership))
     }
 
     /// Waits until the entry at `index` is applied. Cancel-safe.
@@ -304,7 +311,9 @@ impl Reader {
     /// [`Sizes::total`] alone, at no cost.
     #[must_use]
     pub fn total_bytes(&self) -> i64 {
-        self.head().size_in_use().max(self.shared.bytes_high.load(Ordering::Relaxed))
+        self.shared
+            .show(|published| published.head.size_in_use())
+            .max(self.shared.bytes_high.load(Ordering::Relaxed))
     }
 
     /// Makes everything applied so far durable. Blocks on the disk.

@@ -234,9 +234,9 @@ impl Shared {
         self.visible.read().published.clone()
     }
 
-    /// The head of what is published.
-    pub(crate) fn head(&self) -> Arc<Head> {
-        Arc::clone(&self.visible.read().published.head)
+    /// What `look` finds in what is published: a clone of all of it shares three counters with every other thread.
+    pub(crate) fn show<T>(&self, look: impl FnOnce(&Published) -> T) -> T {
+        look(&self.visible.read().published)
     }
 
     /// What is published, and what `look` finds in the counts of that very moment.

@@ -13,7 +13,7 @@ use bytes::Bytes;
 
 pub use auth::{
     AuthCommand, Caller, Permission, PermissionKind, RoleGrant, RoleRevoke, TokenIssue, UserAdd,
-    UserChangePassword, UserRole,
+    UserChangePassword, UserName, UserRole,
 };
 pub use lock::{
     Campaign, Guard, GuardedTxn, HandOver, Leave, LockAcquire, LockBreak, LockCommand, LockConvert,

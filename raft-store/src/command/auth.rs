@@ -3,7 +3,7 @@
 use conclave_proto::{authpb, etcdserverpb as etcd, internal};
 use conclave_state_machine::command::{
     AuthCommand, Caller, Permission, PermissionKind, RoleGrant, RoleRevoke, TokenIssue, UserAdd,
-    UserChangePassword, UserRole,
+    UserChangePassword, UserName, UserRole,
 };
 use conclave_state_machine::response::Rejection;
 
@@ -13,28 +13,32 @@ pub fn caller(message: Option<internal::Caller>) -> Caller {
     match message {
         None => Caller::Anonymous,
         Some(internal::Caller { inside: true, .. }) => Caller::Inside,
-        Some(internal::Caller { user: name, auth_revision, .. }) => {
-            Caller::User { name, auth_revision }
-        }
+        Some(internal::Caller { user, auth_revision, .. }) => match UserName::try_from(user) {
+            Ok(name) => Caller::User { name, auth_revision },
+            // What is no text is nobody's name.
+            Err(_) => Caller::Anonymous,
+        },
     }
 }
 
 /// As [`caller`] reads it back.
 #[must_use]
-pub fn caller_message(caller: Caller) -> Option<internal::Caller> {
+pub fn caller_message(caller: &Caller) -> Option<internal::Caller> {
     match caller {
         Caller::Anonymous => None,
         Caller::Inside => Some(internal::Caller { inside: true, ..Default::default() }),
-        Caller::User { name: user, auth_revision } => {
-            Some(internal::Caller { user, auth_revision, inside: false })
-        }
+        Caller::User { name, auth_revision } => Some(internal::Caller {
+            user: name.clone().into_bytes(),
+            auth_revision: *auth_revision,
+            inside: false,
+        }),
     }
 }
 
 /// A command that the cluster itself proposes, and no client.
 #[must_use]
 pub fn inside(command: internal::command::Command) -> internal::Command {
-    internal::Command { caller: caller_message(Caller::Inside), command: Some(command) }
+    internal::Command { caller: caller_message(&Caller::Inside), command: Some(command) }
 }
 
 /// The command of a new user.

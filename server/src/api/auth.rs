@@ -203,7 +203,7 @@ impl AuthService {
     ) -> Result<etcd::AuthUserGetResponse, Status> {
         let (caller, etcd::AuthUserGetRequest { name }) = self.open(request)?;
         self.context.read_barrier().await?;
-        if !matches!(&caller, Caller::User { name: own, .. } if *own == name) {
+        if !matches!(&caller, Caller::User { name: own, .. } if own.as_str() == name) {
             self.context.auth.check_root(&caller)?;
         }
         let user = found(auth::user(self.reader(), &name))?.ok_or(Fault::UserNotFound)?;
@@ -255,7 +255,7 @@ impl AuthService {
 
     fn has_role(&self, caller: &Caller, role: &str) -> Result<bool, Status> {
         let Caller::User { name, .. } = caller else { return Ok(false) };
-        let user = found(auth::user(self.reader(), name))?;
+        let user = found(auth::user(self.reader(), name.as_str()))?;
         Ok(user.is_some_and(|user| user.has_role(role)))
     }
 }

@@ -90,7 +90,7 @@ impl Context {
         caller: &Caller,
         command: internal::command::Command,
     ) -> Result<Applied, Status> {
-        let caller = caller_message(caller.clone());
+        let caller = caller_message(caller);
         let applied = self.node.propose(internal::Command { caller, command: Some(command) }).await;
         applied.map_err(|error| status::from_propose(&error))
     }

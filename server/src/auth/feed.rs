@@ -13,6 +13,8 @@ use super::tokens::Tokens;
 /// Filled by apply, in log order.
 pub(crate) struct Feed {
     pub(super) tokens: Mutex<Tokens>,
+    /// How often tokens became void.
+    voids: AtomicU64,
     /// Wakes whoever must look again whether it still may.
     changed: watch::Sender<AuthHead>,
     /// Of `changed`, as one number.
@@ -22,16 +24,20 @@ pub(crate) struct Feed {
 impl Feed {
     /// Tokens that are not used live for `token_ttl`.
     pub(crate) fn new(token_ttl: Duration) -> Self {
-        let changed = watch::Sender::default();
-        Self { tokens: Mutex::new(Tokens::new(token_ttl)), changed, state: AtomicU64::new(0) }
+        Self {
+            tokens: Mutex::new(Tokens::new(token_ttl)),
+            voids: AtomicU64::new(0),
+            changed: watch::Sender::default(),
+            state: AtomicU64::new(0),
+        }
     }
 
     /// A command changed this.
     pub(crate) fn note(&self, change: &AuthChange) {
         match change {
             AuthChange::Nothing | AuthChange::Changed | AuthChange::Enabled => {}
-            AuthChange::Disabled => self.tokens.lock().clear(),
-            AuthChange::TokensVoid { user } => self.tokens.lock().void(user),
+            AuthChange::Disabled => self.void(Tokens::clear),
+            AuthChange::TokensVoid { user } => self.void(|tokens| tokens.void(user)),
             AuthChange::Token { user, fingerprint, .. } => {
                 // Of another length only if the log is another version's.
                 if let Ok(fingerprint) = fingerprint.as_ref().try_into() {
@@ -44,7 +50,19 @@ impl Feed {
     /// A snapshot replaces the state: which tokens became void meanwhile is not known. Told before
     /// calls are admitted by that state, in which the owner of a void token may be there.
     pub(crate) fn installing(&self) {
-        self.tokens.lock().clear();
+        self.void(Tokens::clear);
+    }
+
+    /// Whoever counted before he found an owner may believe it while the count is the same: it is raised when the
+    /// tokens are gone.
+    fn void(&self, forget: impl FnOnce(&mut Tokens)) {
+        forget(&mut self.tokens.lock());
+        self.voids.fetch_add(1, Ordering::Release);
+    }
+
+    /// Another number after every time that tokens became void.
+    pub(super) fn voids(&self) -> u64 {
+        self.voids.load(Ordering::Acquire)
     }
 
     /// The state is published with this.

@@ -1,9 +1,11 @@
 //! What a call says about its caller: a token in the metadata, or the certificate of its connection.
 
-use http::HeaderMap;
+use http::header::AUTHORIZATION;
+use http::{HeaderMap, HeaderName};
 
-/// Where Go's client puts the token, and where browsers and other gRPC clients do.
-const TOKEN_HEADERS: [&str; 2] = ["token", "authorization"];
+/// Where Go's client puts the token, and where browsers and other gRPC clients do. Names that are parsed already:
+/// every call is asked for them.
+static TOKEN_HEADERS: [HeaderName; 2] = [HeaderName::from_static("token"), AUTHORIZATION];
 const BEARER: &str = "Bearer ";
 /// Set by a JSON gateway: the connection's certificate is the gateway's, and not its caller's.
 const GATEWAY_HEADER: &str = "grpcgateway-accept";
@@ -18,7 +20,7 @@ pub(super) enum Identity<'a> {
 
 /// A token wins over a certificate, also a wrong one: whoever shows one wants to be its owner.
 pub(super) fn of<'a>(headers: &'a HeaderMap, certificate: Option<&'a str>) -> Identity<'a> {
-    if let Some(value) = TOKEN_HEADERS.iter().find_map(|name| headers.get(*name)) {
+    if let Some(value) = TOKEN_HEADERS.iter().find_map(|name| headers.get(name)) {
         // What is not text is no token of ours.
         let token = value.to_str().unwrap_or_default();
         return Identity::Token(token.strip_prefix(BEARER).unwrap_or(token));

@@ -127,6 +127,16 @@ struct Claims {
     exp: Option<u64>,
 }
 
+/// What a good token says.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Said {
+    pub(super) user: String,
+    /// As of which it was given out.
+    pub(super) auth_revision: u64,
+    /// How long it certainly will be good from now on.
+    pub(super) good_for: Duration,
+}
+
 impl Jwt {
     pub(super) fn load(settings: &JwtSettings) -> Result<Self, JwtError> {
         let unsupported = || JwtError::Method(settings.method.clone());
@@ -173,8 +183,8 @@ impl Jwt {
         Some(format!("{message}.{}", BASE64.encode(signature)))
     }
 
-    /// The user of a token and the auth revision as of which it was given out; `None` if it is not good.
-    pub(super) fn verify(&self, token: &str, now_unix: u64) -> Option<(String, u64)> {
+    /// What a token says; `None` if it is not good.
+    pub(super) fn verify(&self, token: &str, now_unix: u64) -> Option<Said> {
         if token.len() > TOKEN_BYTES_MAX {
             return None;
         }
@@ -189,7 +199,13 @@ impl Jwt {
         self.verifier.verify(message.as_bytes(), &signature)?;
         let claims: Claims = serde_json::from_slice(&BASE64.decode(claims).ok()?).ok()?;
         let is_over = claims.exp.is_some_and(|until| until <= now_unix);
-        (!is_over && !claims.username.is_empty()).then_some((claims.username, claims.revision))
+        // The second in which it ends may be this one's last moment.
+        let whole = claims.exp.map_or(u64::MAX, |until| until.saturating_sub(now_unix + 1));
+        (!is_over && !claims.username.is_empty()).then_some(Said {
+            user: claims.username,
+            auth_revision: claims.revision,
+            good_for: Duration::from_secs(whole),
+        })
     }
 }
 
@@ -312,7 +328,11 @@ mod tests {
 
     fn check(jwt: &Jwt, verifying: &Jwt) {
         let token = jwt.sign("ann", 7, NOW).expect("it signs");
-        assert_eq!(verifying.verify(&token, NOW + 59), Some(("ann".to_owned(), 7)));
+        for (now, seconds) in [(NOW, 59), (NOW + 58, 1), (NOW + 59, 0)] {
+            let good_for = Duration::from_secs(seconds);
+            let said = Said { user: "ann".to_owned(), auth_revision: 7, good_for };
+            assert_eq!(verifying.verify(&token, now), Some(said));
+        }
         assert_eq!(verifying.verify(&token, NOW + 60), None, "expired");
         let (message, signature) = token.rsplit_once('.').unwrap();
         let (header, _) = message.split_once('.').unwrap();
@@ -404,7 +424,9 @@ mod tests {
             format!("{message}.{signature}")
         };
         let good = r#"{"username":"ann","revision":7,"exp":1900000000}"#;
-        assert_eq!(jwt.verify(&signed(good), NOW), Some(("ann".to_owned(), 7)));
+        let good_for = Duration::from_secs(1_900_000_000 - NOW - 1);
+        let said = Said { user: "ann".to_owned(), auth_revision: 7, good_for };
+        assert_eq!(jwt.verify(&signed(good), NOW), Some(said));
         for claims in [
             "",
             "null",

@@ -13,6 +13,7 @@
 //! | `identity` | what a call says about its caller |
 //! | `feed` | what apply tells: tokens, and that something changed |
 //! | `tokens` | simple tokens |
+//! | `seen` | whose a token was that was looked at lately |
 //! | `jwt`, `pem` | signed tokens, and their keys |
 //! | `passwords` | hashing, off the async threads and bounded |
 //! | `rights`, `watch` | checks of reads and watches |
@@ -24,6 +25,7 @@ mod jwt;
 mod passwords;
 mod pem;
 mod rights;
+mod seen;
 mod tokens;
 mod watch;
 
@@ -33,7 +35,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use conclave_proto::internal::{self, command::Command as Message};
 use conclave_raft_store::Reader;
 use conclave_state_machine::auth::{self, AuthHead, RightsCache};
-use conclave_state_machine::command::Caller;
+use conclave_state_machine::command::{Caller, UserName};
 use conclave_state_machine::response::{AuthChange, Rejection, Response as Answer};
 use http::{Extensions, HeaderMap};
 use parking_lot::Mutex;
@@ -51,10 +53,13 @@ use jwt::Jwt;
 pub use jwt::JwtError;
 pub(crate) use passwords::Passwords;
 pub(crate) use rights::RightsCheck;
+use seen::{Owner, Seen, Validity};
 pub(crate) use watch::{Refused, WatchGuard};
 
 /// How long a call waits for this member to hear of its token, which another member gave out.
 const TOKEN_WAIT: Duration = Duration::from_secs(2);
+/// How long a signature that was verified is believed: a clock that is set is noticed as soon.
+const SIGNED_FOR_MAX: Duration = Duration::from_secs(5);
 /// How often a login begins again because users or roles changed meanwhile.
 const LOGIN_ATTEMPTS_MAX: usize = 8;
 /// The text of etcd for a member without a private key.
@@ -69,6 +74,7 @@ pub(crate) struct Auth {
     feed: Arc<Feed>,
     passwords: Passwords,
     rights: Mutex<RightsCache>,
+    seen: Seen,
     /// `None` for simple tokens.
     jwt: Option<Jwt>,
 }
@@ -83,27 +89,27 @@ impl Auth {
     ) -> Result<Self, JwtError> {
         let passwords = Passwords::new(settings.bcrypt_cost);
         let jwt = settings.jwt.as_ref().map(Jwt::load).transpose()?;
-        Ok(Self { reader, feed, passwords, rights: Mutex::default(), jwt })
+        Ok(Self { reader, feed, passwords, rights: Mutex::default(), seen: Seen::new(), jwt })
     }
 
     /// Whether calls need a user, and the auth revision, as applied here.
     pub(crate) fn head(&self) -> AuthHead {
-        self.reader.head().auth
+        self.reader.auth()
     }
 
     pub(crate) fn passwords(&self) -> &Passwords {
         &self.passwords
     }
 
-    /// Finds out who calls, and refuses whoever may not call `path` at all. The caller is to be put
-    /// into the extensions of the request, where [`caller_of`] finds it.
+    /// Finds out who calls, and refuses whoever may not call `path` at all, as of the present `head`. The caller is
+    /// to be put into the extensions of the request, where [`caller_of`] finds it.
     pub(crate) async fn admit(
         &self,
+        head: AuthHead,
         path: &str,
         headers: &HeaderMap,
         extensions: &Extensions,
     ) -> Result<Caller, Status> {
-        let head = self.head();
         if !head.enabled {
             return Ok(Caller::Anonymous);
         }
@@ -115,9 +121,11 @@ impl Auth {
         let caller = match identity::of(headers, certificate) {
             Identity::Nobody => return Err(Fault::UserEmpty.into()),
             Identity::Certificate(name) => {
-                Caller::User { name: name.to_owned(), auth_revision: head.revision }
+                Caller::User { name: name.into(), auth_revision: head.revision }
             }
-            Identity::Token(token) => self.owner(token).await.ok_or(Fault::InvalidAuthToken)?,
+            Identity::Token(token) => {
+                self.owner(head, token).await.ok_or(Fault::InvalidAuthToken)?
+            }
         };
         match access {
             Some(Access::Root) => self.check_root(&caller)?,
@@ -128,20 +136,37 @@ impl Auth {
         Ok(caller)
     }
 
-    /// Whose token it is.
-    async fn owner(&self, token: &str) -> Option<Caller> {
-        if let Some(jwt) = &self.jwt {
-            let (name, auth_revision) = jwt.verify(token, unix_seconds())?;
-            return Some(Caller::User { name, auth_revision });
+    /// Whose token it is. The auth revision, and how often tokens became void, are read before the owner is looked
+    /// for: a user who is deleted and added again meanwhile is another one.
+    async fn owner(&self, head: AuthHead, token: &str) -> Option<Caller> {
+        let voids = self.feed.voids();
+        let now = Instant::now();
+        if let Some(owner) = self.seen.owner(token, voids, now) {
+            return Some(owner.caller(head.revision));
         }
+        let (owner, present, good_for) = match &self.jwt {
+            Some(jwt) => {
+                let said = jwt.verify(token, unix_seconds())?;
+                let name = UserName::from(said.user);
+                let owner = Owner { name, auth_revision: Some(said.auth_revision) };
+                (owner, head.revision, said.good_for.min(SIGNED_FOR_MAX))
+            }
+            None => self.owner_of_simple(token).await?,
+        };
+        self.seen.keep(token, &owner, Validity { voids, until: now + good_for });
+        Some(owner.caller(present))
+    }
+
+    /// Whose simple token it is, the auth revision before it was looked for, and for how long that is so.
+    async fn owner_of_simple(&self, token: &str) -> Option<(Owner, u64, Duration)> {
         let (secret, index) = tokens::split(token)?;
         if self.reader.applied().is_none_or(|id| id.index < index) {
             tokio::time::timeout(TOKEN_WAIT, self.reader.wait_applied(index)).await.ok()?;
         }
-        // A simple token is good for whatever its owner may now.
-        let auth_revision = self.head().revision;
-        let name = self.feed.tokens.lock().owner(&tokens::fingerprint(secret), Instant::now())?;
-        Some(Caller::User { name: name.to_string(), auth_revision })
+        let present = self.head().revision;
+        let found = self.feed.tokens.lock().owner(&tokens::fingerprint(secret), Instant::now());
+        let (name, good_for) = found?;
+        Some((Owner { name, auth_revision: None }, present, good_for))
     }
 
     /// Checks a password and gives out a token.

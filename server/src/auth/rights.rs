@@ -66,7 +66,7 @@ impl Auth {
             Caller::Anonymous => return Err(Fault::UserEmpty.into()),
             Caller::User { name, .. } => name,
         };
-        let rights = self.rights.lock().of(&self.reader, head.revision, name);
+        let rights = self.rights.lock().of(&self.reader, head.revision, name.as_str());
         let rights = rights.map_err(|_halt| status::halted())?;
         rights.map(Some).ok_or_else(|| Fault::PermissionDenied.into())
     }

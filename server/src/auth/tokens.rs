@@ -4,9 +4,9 @@
 //! by itself, and ends with `.` and the log index from which on members know it. Other than in etcd the
 //! log holds its SHA-256 and not the token.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use conclave_state_machine::command::UserName;
 use lru::LruCache;
 use rand::distr::{Alphabetic, SampleString as _};
 use ring::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
@@ -15,6 +15,9 @@ use ring::digest::{SHA256, SHA256_OUTPUT_LEN, digest};
 const SECRET_LETTERS: usize = 32;
 /// Tokens that a member knows; beyond, the one that was used longest ago is forgotten.
 const TOKENS_MAX: usize = 200_000;
+
+/// A token's use is noted so often while it lives; until then it is known without a look here.
+const NOTES_PER_TTL: u32 = 64;
 
 /// SHA-256 of a token's letters.
 pub(crate) type Fingerprint = [u8; SHA256_OUTPUT_LEN];
@@ -27,7 +30,7 @@ pub(crate) struct Tokens {
 }
 
 struct Live {
-    user: Arc<str>,
+    user: UserName,
     until: Instant,
 }
 
@@ -45,21 +48,26 @@ impl Tokens {
         self.live.push(fingerprint, Live { user: user.into(), until: now + self.ttl });
     }
 
-    /// Whose token it is; it lives on from now.
-    pub(crate) fn owner(&mut self, fingerprint: &Fingerprint, now: Instant) -> Option<Arc<str>> {
+    /// Whose token it is, and how long from now that need not be asked again. It lives on from the end of that.
+    pub(crate) fn owner(
+        &mut self,
+        fingerprint: &Fingerprint,
+        now: Instant,
+    ) -> Option<(UserName, Duration)> {
         let token = self.live.get_mut(fingerprint)?;
         if token.until <= now {
             self.live.pop(fingerprint);
             return None;
         }
-        token.until = now + self.ttl;
-        Some(Arc::clone(&token.user))
+        let good_for = self.ttl / NOTES_PER_TTL;
+        token.until = now + good_for + self.ttl;
+        Some((token.user.clone(), good_for))
     }
 
     /// Forgets the tokens of a user.
     pub(crate) fn void(&mut self, user: &str) {
         let is_own = |(fingerprint, live): (&Fingerprint, &Live)| {
-            (&*live.user == user).then_some(*fingerprint)
+            (live.user.as_str() == user).then_some(*fingerprint)
         };
         let own: Vec<Fingerprint> = self.live.iter().filter_map(is_own).collect();
         for fingerprint in own {
@@ -100,6 +108,12 @@ pub(super) fn split(token: &str) -> Option<(&str, u64)> {
 mod tests {
     use super::*;
 
+    fn owner(tokens: &mut Tokens, fingerprint: &Fingerprint, now: Instant) -> Option<String> {
+        let (user, good_for) = tokens.owner(fingerprint, now)?;
+        assert!(good_for < tokens.ttl, "use is noted before the token ends");
+        Some(user.as_str().to_owned())
+    }
+
     #[test]
     fn a_token_lives_as_long_as_it_is_used() {
         let mut tokens = Tokens::new(Duration::from_secs(10));
@@ -108,9 +122,9 @@ mod tests {
         let (ann, bob) = (fingerprint("a"), fingerprint("b"));
         tokens.add(ann, "ann", begin);
         tokens.add(bob, "bob", begin);
-        assert_eq!(tokens.owner(&ann, at(9)).as_deref(), Some("ann"));
-        assert_eq!(tokens.owner(&ann, at(18)).as_deref(), Some("ann"), "prolonged");
-        assert_eq!(tokens.owner(&bob, at(18)), None);
+        assert_eq!(owner(&mut tokens, &ann, at(9)).as_deref(), Some("ann"));
+        assert_eq!(owner(&mut tokens, &ann, at(18)).as_deref(), Some("ann"), "prolonged");
+        assert_eq!(owner(&mut tokens, &bob, at(18)), None);
         tokens.add(bob, "bob", at(29));
         assert_eq!(tokens.live.len(), 1, "what has expired is forgotten");
     }
@@ -123,11 +137,11 @@ mod tests {
             tokens.add(fingerprint(secret), user, now);
         }
         tokens.void("ann");
-        assert_eq!(tokens.owner(&fingerprint("1"), now), None);
-        assert_eq!(tokens.owner(&fingerprint("2"), now), None);
-        assert_eq!(tokens.owner(&fingerprint("3"), now).as_deref(), Some("bob"));
+        assert_eq!(owner(&mut tokens, &fingerprint("1"), now), None);
+        assert_eq!(owner(&mut tokens, &fingerprint("2"), now), None);
+        assert_eq!(owner(&mut tokens, &fingerprint("3"), now).as_deref(), Some("bob"));
         tokens.clear();
-        assert_eq!(tokens.owner(&fingerprint("3"), now), None);
+        assert_eq!(owner(&mut tokens, &fingerprint("3"), now), None);
     }
 
     #[test]

@@ -137,7 +137,8 @@ async fn targets<B>(context: &Context, request: Request<B>) -> Response<Body> {
     let found = async {
         // Whoever may call this may see the same here.
         let auth = &context.auth;
-        let caller = auth.admit(DISCOVER, request.headers(), request.extensions()).await?;
+        let head = auth.head();
+        let caller = auth.admit(head, DISCOVER, request.headers(), request.extensions()).await?;
         registry::targets(context, &caller, services, is_healthy).await
     };
     match found.await {

@@ -4,6 +4,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use conclave_state_machine::auth::AuthHead;
 use http::uri::PathAndQuery;
 use http::{Method, Request, Response};
 use hyper::body::Incoming;
@@ -110,8 +111,9 @@ impl Router {
             return Status::from(Fault::NotSupportedForLearner).into_http();
         }
         let mut request = request;
-        if self.context.auth.head().enabled
-            && let Err(status) = self.admit(&mut request).await
+        let head = self.context.auth.head();
+        if head.enabled
+            && let Err(status) = self.admit(head, &mut request).await
         {
             return status.into_http();
         }
@@ -152,10 +154,10 @@ impl Router {
     }
 
     /// Puts the caller into the request, or says why it may not call.
-    async fn admit<B>(&self, request: &mut Request<B>) -> Result<(), Status> {
+    async fn admit<B>(&self, head: AuthHead, request: &mut Request<B>) -> Result<(), Status> {
         let path = request.uri().path();
         let (headers, extensions) = (request.headers(), request.extensions());
-        match self.context.auth.admit(path, headers, extensions).await {
+        match self.context.auth.admit(head, path, headers, extensions).await {
             Ok(caller) => {
                 request.extensions_mut().insert(caller);
                 Ok(())

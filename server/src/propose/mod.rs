@@ -140,7 +140,10 @@ mod tests {
         drop((rooms, rest));
         assert!(proposer.reserve(large).is_some(), "what is answered gives room");
         let whole = internal::Command {
-            caller: Some(internal::Caller { user: "u".repeat(2 << 20), ..Default::default() }),
+            caller: Some(internal::Caller {
+                user: "u".repeat(2 << 20).into(),
+                ..Default::default()
+            }),
             command: None,
         };
         assert_eq!(proposer.propose(whole).await.unwrap_err(), ProposeError::TooLarge);

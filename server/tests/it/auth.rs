@@ -120,6 +120,9 @@ async fn a_token_is_good_on_every_member_and_dies_with_its_password() {
         ..Default::default()
     };
     auth(&servers[1]).user_change_password(by(&root, change)).await.unwrap();
+    let wrong = text(Code::Unauthenticated, "invalid auth token");
+    let late = servers[1].kv().put(by(&ann, put("a/1", "x"))).await;
+    assert_eq!(refused(late), wrong, "where the change was answered it is void at once");
     for server in &servers {
         // A member that has not heard of it yet is behind the others, not wrong for ever.
         within("the token is void", async {

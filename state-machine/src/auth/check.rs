@@ -51,7 +51,7 @@ pub(crate) fn command<R: Read>(
     if who == Who::Keys && verified_at < head.auth.revision {
         return Err(Rejection::AuthOldRevision.into());
     }
-    let rights = cache.of(rows, head.auth.revision, name)?;
+    let rights = cache.of(rows, head.auth.revision, name.as_str())?;
     let rights = rights.ok_or(Rejection::PermissionDenied)?;
     let is_allowed = rights.is_root || who == Who::Anyone;
     match who {

@@ -1,5 +1,7 @@
 //! Commands of users, roles and permissions, and on whose behalf a command is carried out.
 
+use std::str::Utf8Error;
+
 use bytes::Bytes;
 
 /// On whose behalf a command is carried out.
@@ -13,10 +15,50 @@ pub enum Caller {
     /// A client whose name was verified at the member that took its call.
     User {
         /// Name of the user.
-        name: String,
+        name: UserName,
         /// Auth revision as of which the name was verified.
         auth_revision: u64,
     },
+}
+
+/// Name of a user who calls. A clone shares the bytes, as does what is read from a log entry: every command
+/// of a user carries one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UserName(Bytes);
+
+impl UserName {
+    /// As text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).expect("invariant: only text becomes a name")
+    }
+
+    /// As it travels.
+    #[must_use]
+    pub fn into_bytes(self) -> Bytes {
+        self.0
+    }
+}
+
+impl From<String> for UserName {
+    fn from(name: String) -> Self {
+        Self(name.into())
+    }
+}
+
+impl From<&str> for UserName {
+    fn from(name: &str) -> Self {
+        Self(Bytes::copy_from_slice(name.as_bytes()))
+    }
+}
+
+impl TryFrom<Bytes> for UserName {
+    type Error = Utf8Error;
+
+    fn try_from(bytes: Bytes) -> Result<Self, Utf8Error> {
+        std::str::from_utf8(&bytes)?;
+        Ok(Self(bytes))
+    }
 }
 
 /// Changes users, roles and permissions.

@@ -187,7 +187,7 @@ fn check(
     command: &Command,
 ) -> Result<(), TestCaseError> {
     let auth_revision = store.head().auth.revision;
-    let ann = Caller::User { name: "ann".to_owned(), auth_revision };
+    let ann = Caller::User { name: "ann".into(), auth_revision };
     let before = store.rows.clone();
     let applied = store.apply_for(&ann, command);
     let is_denied = applied.outcome == Err(Rejection::PermissionDenied);
@@ -203,7 +203,7 @@ fn check(
     {
         prop_assert!(!is_denied);
     }
-    for stranger in [Caller::Anonymous, Caller::User { name: "eve".to_owned(), auth_revision }] {
+    for stranger in [Caller::Anonymous, Caller::User { name: "eve".into(), auth_revision }] {
         let refused = store.apply_for(&stranger, command).outcome;
         let wanted = [Err(Rejection::UserEmpty), Err(Rejection::PermissionDenied)];
         prop_assert!(wanted.contains(&refused));

@@ -85,7 +85,7 @@ impl Script {
             Some((name, number)) => (name, number.parse().map_err(|_| "not a revision")?),
             None => (prefix, current),
         };
-        Ok(Caller::User { name: name.to_owned(), auth_revision })
+        Ok(Caller::User { name: name.into(), auth_revision })
     }
 
     fn run_words(
