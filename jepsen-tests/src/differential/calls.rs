@@ -93,8 +93,9 @@ fn same_role(role: &mut AuthRoleGetResponse) {
     role.perm.sort_by(|one, other| (&one.key, &one.range_end).cmp(&(&other.key, &other.range_end)));
 }
 
-/// Ids and addresses are each cluster's own.
+/// Ids and addresses are each cluster's own, and the order is that of the ids.
 fn same_members(list: &mut MemberListResponse) {
+    list.members.sort_by_key(|member| member.is_learner);
     for member in &mut list.members {
         *member = Member { is_learner: member.is_learner, ..Member::default() };
     }
