@@ -87,6 +87,13 @@ impl<'a> Name<'a> {
         Some(Name { service, id, is_lost: lost.is_some() })
     }
 
+    /// The other key of the same instance: an instance lives by one and is kept by the other after its loss.
+    #[must_use]
+    pub fn twin(self) -> Bytes {
+        let Name { service, id, is_lost } = self;
+        if is_lost { key(service, id) } else { lost_key(service, id) }
+    }
+
     /// The instance that the key stands for with this value.
     #[must_use]
     pub fn decode(self, value: &[u8]) -> Option<Record> {

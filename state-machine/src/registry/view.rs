@@ -4,6 +4,7 @@
 //! knows the same as whoever was there from the beginning.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::ops::{Bound, ControlFlow};
 use std::sync::Arc;
 
@@ -14,7 +15,7 @@ use super::{LOST, Name, span};
 use crate::live::{self, Values};
 use crate::locks::queue::NEWEST;
 use crate::read::Read;
-use crate::response::{Halt, KeyValue};
+use crate::response::{Event, EventKind, Halt, KeyValue};
 use crate::span::Span;
 
 /// An instance as it is shown.
@@ -52,6 +53,15 @@ pub enum KeyChange {
     Delete(Bytes),
 }
 
+impl From<&Event> for KeyChange {
+    fn from(event: &Event) -> KeyChange {
+        match event.kind {
+            EventKind::Put => KeyChange::Put(event.kv.clone()),
+            EventKind::Delete => KeyChange::Delete(Bytes::clone(&event.kv.key)),
+        }
+    }
+}
+
 /// The instances of a service.
 #[derive(Clone, Debug)]
 pub struct View {
@@ -76,6 +86,34 @@ impl View {
             view.apply(KeyChange::Put(kv));
         }
         view
+    }
+
+    /// The instances that events speak of, and no others, as they were before the first of them: whoever
+    /// applies these events to them learns what he would have learned with all. `read` reads a key as it was
+    /// then.
+    ///
+    /// # Errors
+    /// Those of `read`.
+    pub fn before<E>(
+        service: Bytes,
+        events: &[Event],
+        mut read: impl FnMut(&Bytes) -> Result<Option<KeyValue>, E>,
+    ) -> Result<View, E> {
+        let mut states: BTreeMap<Bytes, Option<KeyValue>> = BTreeMap::new();
+        for event in events {
+            let key = Bytes::clone(&event.kv.key);
+            states.entry(key).or_insert_with(|| event.prev_kv.clone());
+        }
+        // One of the two keys of an instance decides only if the other one is not there.
+        let twins: Vec<Bytes> =
+            states.keys().filter_map(|key| Name::of(key).map(Name::twin)).collect();
+        for twin in twins {
+            if let Entry::Vacant(unknown) = states.entry(twin) {
+                let state = read(unknown.key())?;
+                unknown.insert(state);
+            }
+        }
+        Ok(View::load(service, states.into_values().flatten()))
     }
 
     /// An instance by its id.

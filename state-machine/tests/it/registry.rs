@@ -1,7 +1,7 @@
 //! Invariants of the registry under random programs: the index and a view that follows events say what
 //! the keys say.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use bytes::Bytes;
 use conclave_state_machine::command::{
@@ -11,9 +11,9 @@ use conclave_state_machine::command::{
 use conclave_state_machine::read::Table;
 use conclave_state_machine::registry::index::{self, Entry};
 use conclave_state_machine::registry::record::{Check, Health, Record, State};
-use conclave_state_machine::registry::view::{KeyChange, View};
+use conclave_state_machine::registry::view::{Delta, KeyChange, View};
 use conclave_state_machine::registry::{self, span};
-use conclave_state_machine::response::{Event, EventKind, RegistryResponse, Response};
+use conclave_state_machine::response::{Event, RegistryResponse, Response};
 use proptest::prelude::*;
 
 use crate::store::Store;
@@ -228,23 +228,28 @@ fn due(store: &Store, what: Settlement) -> Vec<SettleItem> {
     items
 }
 
-/// Follows events as a watcher does: revision by revision.
-fn follow(views: &mut [View], events: &[Event]) {
-    let mut revisions: BTreeMap<i64, Vec<KeyChange>> = BTreeMap::new();
-    for event in events {
-        let change = match event.kind {
-            EventKind::Put => KeyChange::Put(event.kv.clone()),
-            EventKind::Delete => KeyChange::Delete(event.kv.key.clone()),
-        };
-        revisions.entry(event.kv.mod_revision).or_default().push(change);
-    }
-    for changes in revisions.into_values() {
-        for view in views.iter_mut() {
-            for delta in view.step(changes.clone()) {
-                assert!(delta.before.is_some() || delta.after.is_some());
-            }
+/// Follows events as a watcher does, revision by revision; what they mean.
+fn follow(view: &mut View, events: &[Event]) -> Vec<Delta> {
+    let mut deltas = Vec::new();
+    for events in events.chunk_by(|one, next| one.kv.mod_revision == next.kv.mod_revision) {
+        for delta in view.step(events.iter().map(KeyChange::from)) {
+            assert!(delta.before.is_some() || delta.after.is_some());
+            deltas.push(delta);
         }
     }
+    deltas
+}
+
+/// What events mean to whoever knows only the instances that they speak of.
+fn learn(store: &Store, number: usize, events: &[Event]) -> Vec<Delta> {
+    let Some(first) = events.first() else { return Vec::new() };
+    let revision = first.kv.mod_revision - 1;
+    let read = |key: &Bytes| {
+        let range = Range { key: key.clone(), revision, ..Range::default() };
+        store.range(&range).map(|found| found.kvs.into_iter().next())
+    };
+    let mut view = View::before(service(number), events, read).expect("nothing is compacted");
+    follow(&mut view, events)
 }
 
 fn check(store: &Store, views: &[View]) {
@@ -276,6 +281,7 @@ proptest! {
     fn index_and_views_say_what_the_keys_say(steps in prop::collection::vec(step(), 1..80)) {
         let mut store = Store::new();
         let mut views: Vec<View> = (0..SERVICES.len()).map(|n| View::new(service(n))).collect();
+        let mut deltas = vec![Vec::new(); SERVICES.len()];
         for (now_ms, step) in (1_000..).step_by(3_000).zip(&steps) {
             let command = command(&store, step, now_ms);
             let applied = store.apply(&command);
@@ -285,8 +291,16 @@ proptest! {
                 let done = settle.items.len();
                 prop_assert_eq!(answer, &Response::Registry(RegistryResponse::Settled { done }));
             }
-            follow(&mut views, &applied.events);
+            for (view, deltas) in views.iter_mut().zip(&mut deltas) {
+                deltas.extend(follow(view, &applied.events));
+            }
             check(&store, &views);
+        }
+        let (last, middle) = (store.head().revision, store.head().revision / 2);
+        let pieces = [store.history(1, middle), store.history(middle + 1, last)];
+        for (number, deltas) in deltas.iter().enumerate() {
+            let learned = pieces.each_ref().map(|events| learn(&store, number, events)).concat();
+            prop_assert_eq!(&learned, deltas);
         }
         // In the end nothing is left of it.
         let ids: Vec<i64> = (1..=SESSIONS).collect();

@@ -20,6 +20,7 @@ use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, broadcast};
 use tokio_util::task::AbortOnDropHandle;
 use tonic::Status;
 
+use super::history::History;
 use super::watch::encoded;
 use crate::api::context::Context;
 use crate::api::kv::off_thread;
@@ -32,6 +33,8 @@ const FEEDS_MAX: usize = 10_000;
 const STEPS_MAX: usize = 1_024;
 /// Clients that watch on one member.
 const WATCHERS_MAX: usize = 100_000;
+/// Reads for watchers that run at the same time: one may take as much memory as a service does.
+const READS_MAX: usize = 4;
 
 /// One change of one instance, and why it went.
 #[derive(Clone, Debug)]
@@ -56,7 +59,7 @@ impl Step {
 
     /// As messages for those who watch without a filter.
     pub(super) fn messages(&self) -> &[Bytes] {
-        self.encoded.get_or_init(|| encoded::step(self, &super::show::Filter::default()))
+        self.encoded.get_or_init(|| encoded::step(self))
     }
 }
 
@@ -72,11 +75,15 @@ pub(super) struct Subscription {
 pub(super) struct Feeds {
     slots: Mutex<HashMap<Bytes, Weak<Slot>>>,
     watchers: Arc<Semaphore>,
+    reads: Arc<Semaphore>,
+    /// What watchers missed that resume.
+    pub(super) history: History,
 }
 
 impl Default for Feeds {
     fn default() -> Self {
-        Self { slots: Mutex::default(), watchers: Arc::new(Semaphore::new(WATCHERS_MAX)) }
+        let [watchers, reads] = [WATCHERS_MAX, READS_MAX].map(|most| Arc::new(Semaphore::new(most)));
+        Self { slots: Mutex::default(), watchers, reads, history: History::default() }
     }
 }
 
@@ -101,8 +108,24 @@ impl Feeds {
         service: &Bytes,
     ) -> Result<Arc<Slot>, Status> {
         let slot = self.slot(service)?;
-        slot.feed.get_or_try_init(|| Feed::open(context, Bytes::clone(service))).await?;
+        slot.feed.get_or_try_init(|| Feed::open(self, context, Bytes::clone(service))).await?;
         Ok(slot)
+    }
+
+    /// Runs `read`, which may block, when it is its turn.
+    pub(super) async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce() -> Result<T, ReadError> + Send + 'static,
+    ) -> Result<T, Status> {
+        let turn = Arc::clone(&self.reads).acquire_owned().await;
+        let turn = turn.expect("invariant: nobody closes it");
+        let in_turn = move || {
+            let found = read();
+            // Not before: the read goes on if nobody waits for it any more.
+            drop(turn);
+            found
+        };
+        off_thread(in_turn).await?.map_err(|error| status::from_read(&error))
     }
 
     fn slot(&self, service: &Bytes) -> Result<Arc<Slot>, Status> {
@@ -159,9 +182,10 @@ struct Feed {
 }
 
 impl Feed {
-    async fn open(context: &Context, service: Bytes) -> Result<Self, Status> {
+    async fn open(feeds: &Feeds, context: &Context, service: Bytes) -> Result<Self, Status> {
         let reader = context.node.reader().clone();
-        let (view, revision) = view_at(&reader, &service, 0).await?;
+        let view = view_now(reader.clone(), Bytes::clone(&service));
+        let (view, revision) = feeds.read(view).await?;
         let mut watch = LocalWatch::open(context.node.watch());
         let (key, range_end) = span(&service);
         let start_revision = revision + 1;
@@ -175,20 +199,16 @@ impl Feed {
     }
 }
 
-/// The instances of a service as of a revision; 0 for the current one, which is returned.
-pub(super) async fn view_at(
-    reader: &Reader,
-    service: &Bytes,
-    at: i64,
-) -> Result<(View, i64), Status> {
-    let (key, range_end) = span(service);
-    let range = Range { key, range_end, revision: at, ..Range::default() };
-    let (reader, service) = (reader.clone(), Bytes::clone(service));
-    let load = move || {
-        let (found, current) = reader.range(&range)?;
-        Ok((View::load(service, found.kvs), if at == 0 { current } else { at }))
-    };
-    off_thread(load).await?.map_err(|error: ReadError| status::from_read(&error))
+/// Reads the instances of a service, and the revision as of which they are so.
+fn view_now(
+    reader: Reader,
+    service: Bytes,
+) -> impl FnOnce() -> Result<(View, i64), ReadError> + Send + 'static {
+    move || {
+        let (key, range_end) = span(&service);
+        let (found, current) = reader.range(&Range { key, range_end, ..Range::default() })?;
+        Ok((View::load(service, found.kvs), current))
+    }
 }
 
 /// The task behind a feed.
@@ -218,7 +238,13 @@ impl Follower {
 
     async fn take(&mut self, answer: WatchResponse) {
         for (revision, changes) in revisions(answer.events) {
-            let causes = causes(&self.reader, &self.service, (revision, &changes)).await;
+            let (reader, service) = (self.reader.clone(), Bytes::clone(&self.service));
+            let causes = match has_causes(&changes) {
+                true => off_thread(move || causes(&reader, &service, revision)).await,
+                false => Ok(Causes::new()),
+            };
+            // Without a thread to look they are not known: the runtime ends.
+            let causes = causes.unwrap_or_default();
             let mut state = self.state.lock();
             let view = Arc::make_mut(&mut state.view);
             let step = Arc::new(step(view, (revision, &self.service), changes, &causes));
@@ -263,24 +289,20 @@ fn stored(kv: mvccpb::KeyValue) -> KeyValue {
 /// Why keys were deleted.
 pub(super) type Causes = HashMap<Bytes, Cause>;
 
-/// Why keys of a service were deleted at a revision. Nothing if none was, or if that is compacted.
-pub(super) async fn causes(
-    reader: &Reader,
-    service: &Bytes,
-    (revision, changes): (i64, &[KeyChange]),
-) -> Causes {
-    if !changes.iter().any(|change| matches!(change, KeyChange::Delete(_))) {
-        return Causes::new();
-    }
-    let (reader, (start, _)) = (reader.clone(), span(service));
-    let found = off_thread(move || reader.causes(revision, &start)).await;
-    let found = found.and_then(|found| found.map_err(|error| status::from_read(&error)));
-    let unknown = |status: Status| {
+/// Whether something was deleted, so that there are causes.
+pub(super) fn has_causes(changes: &[KeyChange]) -> bool {
+    changes.iter().any(|change| matches!(change, KeyChange::Delete(_)))
+}
+
+/// Why keys of a service were deleted at a revision. Nothing if that is compacted. Blocks.
+pub(super) fn causes(reader: &Reader, service: &Bytes, revision: i64) -> Causes {
+    let (start, _) = span(service);
+    let unknown = |error: ReadError| {
         // That it is gone is known still.
-        tracing::debug!(error = status.message(), "why instances went is not known");
+        tracing::debug!(%error, "why instances went is not known");
         Vec::new()
     };
-    found.unwrap_or_else(unknown).into_iter().collect()
+    reader.causes(revision, &start).unwrap_or_else(unknown).into_iter().collect()
 }
 
 /// Applies the changes of one revision to a view.
@@ -296,4 +318,48 @@ pub(super) fn step(
         Change { delta, cause }
     };
     Step::new(revision, view.step(changes).into_iter().map(change).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::time::Duration;
+
+    use parking_lot::Condvar;
+
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn few_read_at_the_same_time() {
+        let feeds = Arc::new(Feeds::default());
+        let (running, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let gate = Arc::new((Mutex::new(false), Condvar::new()));
+        let crowd = (0..64).map(|_| {
+            let (feeds, gate) = (Arc::clone(&feeds), Arc::clone(&gate));
+            let (running, most) = (Arc::clone(&running), Arc::clone(&most));
+            let read = move || {
+                most.fetch_max(running.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                let mut is_open = gate.0.lock();
+                while !*is_open {
+                    gate.1.wait(&mut is_open);
+                }
+                running.fetch_sub(1, Ordering::SeqCst);
+                Ok(())
+            };
+            tokio::spawn(async move { feeds.read(read).await })
+        });
+        let crowd: Vec<_> = crowd.collect();
+        let full = async {
+            while running.load(Ordering::SeqCst) < READS_MAX {
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), full).await.expect("as many as may read do");
+        *gate.0.lock() = true;
+        gate.1.notify_all();
+        for read in crowd {
+            read.await.unwrap().unwrap();
+        }
+        assert_eq!(most.load(Ordering::SeqCst), READS_MAX);
+    }
 }

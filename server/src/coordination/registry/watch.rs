@@ -3,7 +3,6 @@
 //! Written on a codec of its own rather than on the generated trait, because the messages of a feed are
 //! finished bytes that all watchers share.
 
-use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
@@ -12,12 +11,8 @@ use std::task::Poll;
 
 use bytes::{BufMut as _, Bytes};
 use conclave_proto::v1;
-use conclave_raft_store::Reader;
-use conclave_raft_store::reader::EventSpan;
-use conclave_raft_store::store::ReadError;
-use conclave_state_machine::registry::view::{KeyChange, View};
-use conclave_state_machine::registry::{check, span};
-use conclave_state_machine::response::{Event, EventKind, Rejection};
+use conclave_state_machine::registry::check;
+use conclave_state_machine::registry::view::View;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::sync::broadcast::{self, error::RecvError};
 use tonic::codec::{BufferSettings, Codec, EncodeBuf, Encoder};
@@ -28,20 +23,17 @@ use tower::Service;
 use v1::instance_watch_response::Snapshot;
 
 use super::discover::may_see;
-use super::feed::{Feeds, Slot, Step, causes, step, view_at};
+use super::feed::{Feeds, Slot, Step};
+use super::history::Missed;
 use super::show::Filter;
 use crate::api::COMPRESSION;
 use crate::api::context::{Context, must_have_leader};
-use crate::api::kv::off_thread;
 use crate::api::stream_end;
 use crate::auth::caller_of;
 use crate::metrics::{Answers, Method};
 use crate::status::{self, Fault};
 
 const PATH: &str = "/conclave.v1.DiscoveryService/Watch";
-/// Revisions, and about bytes, of history that one read of a resumed watch looks at.
-const HISTORY_REVISIONS: usize = 1_000;
-const HISTORY_BYTES: usize = 1 << 20;
 /// Revisions that a resumed watch may have missed; beyond, it starts over with a snapshot.
 const MISSED_MAX: i64 = 10_000;
 
@@ -67,7 +59,7 @@ impl DiscoveryServer {
         let request = request.into_inner();
         let may_see = may_see(request.service.as_bytes());
         self.context.auth.check(&caller, &may_see)?;
-        let watcher = Watcher::begin(&self, request).await?;
+        let watcher = Watcher::begin(self.clone(), request).await?;
         let answers = futures::stream::try_unfold(watcher, async |mut watcher| {
             let next = watcher.next().await?;
             Ok(Some((next, watcher)))
@@ -171,16 +163,40 @@ pub(super) mod encoded {
     /// About how many bytes of changes one message holds: clients take 4 MiB by default.
     const MESSAGE_BYTES: usize = 1 << 20;
 
-    /// A revision as the filter lets it through; nothing if it does not.
-    pub(in super::super) fn step(step: &Step, filter: &Filter) -> Vec<Bytes> {
-        let mut messages = Vec::new();
-        let mut changes = step.changes.iter().filter_map(|change| filter.change(change)).peekable();
-        while changes.peek().is_some() {
-            let part = part(&mut changes);
-            let more = changes.peek().is_some();
-            messages.push(message(step.revision, Snapshot::None, more, part));
+    /// All messages of a revision, for who watches without a filter.
+    pub(in super::super) fn step(step: &Step) -> Vec<Bytes> {
+        let (mut messages, mut at) = (Vec::new(), Some(0));
+        while let Some((message, rest)) = at.and_then(|at| filtered(step, at, &Filter::default())) {
+            messages.push(message);
+            at = rest;
         }
         messages
+    }
+
+    /// The next message of a revision from a place in it on, as the filter lets it through, and the place of the
+    /// one after it. `None` if there is nothing to tell.
+    pub(in super::super) fn next(
+        step: &Step,
+        at: usize,
+        filter: &Filter,
+    ) -> Option<(Bytes, Option<usize>)> {
+        if !filter.is_open() {
+            return filtered(step, at, filter);
+        }
+        let messages = step.messages();
+        let rest = Some(at + 1).filter(|next| *next < messages.len());
+        messages.get(at).map(|message| (Bytes::clone(message), rest))
+    }
+
+    fn filtered(step: &Step, at: usize, filter: &Filter) -> Option<(Bytes, Option<usize>)> {
+        let changes = step.changes.iter().enumerate().skip(at);
+        let wanted = |(place, change)| Some((place, filter.change(change)?));
+        let mut changes = changes.filter_map(wanted).peekable();
+        changes.peek()?;
+        let part = part(&mut changes);
+        let rest = changes.peek().map(|(place, _)| *place);
+        let part = part.into_iter().map(|(_, change)| change).collect();
+        Some((message(step.revision, Snapshot::None, rest.is_some(), part), rest))
     }
 
     /// The next message of a snapshot: instances with ids after one of them. The last id that it tells if
@@ -191,28 +207,32 @@ pub(super) mod encoded {
         (revision, why): (i64, Snapshot),
         filter: &Filter,
     ) -> (Option<String>, Bytes) {
-        let added = |shown: &Arc<Shown>| v1::InstanceChange {
-            kind: Kind::Added.into(),
-            reason: Reason::Unspecified.into(),
-            instance: Some(instance(shown)),
+        let added = |shown: &Arc<Shown>| {
+            let change = v1::InstanceChange {
+                kind: Kind::Added.into(),
+                reason: Reason::Unspecified.into(),
+                instance: Some(instance(shown)),
+            };
+            (shown.record.id.clone(), change)
         };
         let mut found =
             view.after(after).filter(|shown| filter.admits(shown)).map(added).peekable();
-        let part = part(&mut found);
-        let last = part.last().and_then(|change| change.instance.as_ref());
-        let last = last.filter(|_| found.peek().is_some()).map(|instance| instance.id.clone());
+        let (ids, part): (Vec<String>, Vec<_>) = part(&mut found).into_iter().unzip();
+        let last = ids.into_iter().last().filter(|_| found.peek().is_some());
         let message = message(revision, why, last.is_some(), part);
         (last, message)
     }
 
-    /// As many changes as one message holds.
-    fn part(changes: &mut impl Iterator<Item = v1::InstanceChange>) -> Vec<v1::InstanceChange> {
+    /// As many changes as one message holds, each with where it stands.
+    fn part<P>(
+        changes: &mut impl Iterator<Item = (P, v1::InstanceChange)>,
+    ) -> Vec<(P, v1::InstanceChange)> {
         let (mut part, mut bytes) = (Vec::new(), 0);
         while bytes < MESSAGE_BYTES
-            && let Some(change) = changes.next()
+            && let Some((place, change)) = changes.next()
         {
             bytes += change.encoded_len();
-            part.push(change);
+            part.push((place, change));
         }
         part
     }
@@ -231,13 +251,14 @@ pub(super) mod encoded {
 /// One client that watches. Whatever it is told is made when the connection takes it, so that a client
 /// that takes nothing costs no more than what everybody shares.
 struct Watcher {
+    server: DiscoveryServer,
     slot: Arc<Slot>,
     filter: Filter,
     steps: broadcast::Receiver<Arc<Step>>,
     /// What the client knows, or is due to hear.
     revision: i64,
-    /// The rest of one revision, or of a piece of history.
-    due: VecDeque<Bytes>,
+    /// The rest of one revision, from a place in it on.
+    due: Option<(Arc<Step>, usize)>,
     snapshot: Option<Rest>,
     missed: Option<Missed>,
     _permit: OwnedSemaphorePermit,
@@ -253,7 +274,7 @@ struct Rest {
 
 impl Watcher {
     async fn begin(
-        server: &DiscoveryServer,
+        server: DiscoveryServer,
         request: v1::InstanceWatchRequest,
     ) -> Result<Self, Status> {
         let context = &server.context;
@@ -265,18 +286,18 @@ impl Watcher {
         if after < 0 {
             return Err(Status::invalid_argument("conclave: revisions are positive"));
         }
-        let reader = context.node.reader();
-        if after > reader.head().revision {
+        if after > context.node.reader().head().revision {
             return Err(Fault::FutureRevision.into());
         }
         let slot = server.feeds.open(context, &service).await?;
         let subscription = slot.subscribe()?;
         let mut watcher = Self {
+            server,
             slot,
             filter: Filter::new(request.filter),
             steps: subscription.steps,
             revision: after.max(subscription.revision),
-            due: VecDeque::new(),
+            due: None,
             snapshot: None,
             missed: None,
             _permit: permit,
@@ -288,17 +309,17 @@ impl Watcher {
         } else if missed > MISSED_MAX {
             watcher.snapshot = begin(Snapshot::Behind);
         } else if missed > 0 {
-            match Missed::begin(reader, service, (after, subscription.revision)).await? {
-                Some(missed) => watcher.missed = Some(missed),
-                None => watcher.snapshot = begin(Snapshot::Compacted),
-            }
+            watcher.missed = Some(Missed::new(service, (after, subscription.revision)));
         }
         Ok(watcher)
     }
 
     async fn next(&mut self) -> Result<Bytes, Status> {
         loop {
-            if let Some(message) = self.due.pop_front() {
+            if let Some((step, at)) = self.due.take()
+                && let Some((message, rest)) = encoded::next(&step, at, &self.filter)
+            {
+                self.due = rest.map(|rest| (step, rest));
                 return Ok(message);
             }
             if let Some(Rest { view, why, after }) = &mut self.snapshot {
@@ -310,15 +331,27 @@ impl Watcher {
                 }
                 return Ok(message);
             }
-            match &mut self.missed {
-                Some(missed) => match missed.next(&self.filter).await? {
-                    Piece::Messages(messages) => self.due.extend(messages),
-                    Piece::End => self.missed = None,
-                    Piece::Compacted => self.start_over(Snapshot::Compacted)?,
-                },
-                None => self.follow().await?,
+            if self.missed.is_none() {
+                self.follow().await?;
+            } else if let Some(message) = self.catch_up().await? {
+                return Ok(message);
             }
         }
+    }
+
+    /// The next message of what was missed; `None` at its end, or if a snapshot is to tell it.
+    async fn catch_up(&mut self) -> Result<Option<Bytes>, Status> {
+        let Some(missed) = &mut self.missed else { return Ok(None) };
+        let DiscoveryServer { context, feeds } = &self.server;
+        match missed.next((feeds, context.node.reader()), &self.filter).await {
+            Ok(Some(message)) => return Ok(Some(message)),
+            Ok(None) => self.missed = None,
+            Err(status) if status.message() != Fault::Compacted.text() => return Err(status),
+            // Only who opens the stream anew forgets half a revision.
+            Err(_) if missed.is_within() => return Err(broken_off()),
+            Err(_) => self.start_over(Snapshot::Compacted)?,
+        }
+        Ok(None)
     }
 
     /// Waits for the next step.
@@ -328,11 +361,7 @@ impl Watcher {
             Ok(step) if step.revision <= self.revision => {}
             Ok(step) => {
                 self.revision = step.revision;
-                if self.filter.is_open() {
-                    self.due.extend(step.messages().iter().cloned());
-                } else {
-                    self.due.extend(encoded::step(&step, &self.filter));
-                }
+                self.due = Some((step, 0));
             }
             Err(RecvError::Lagged(_)) => self.start_over(Snapshot::Behind)?,
             Err(RecvError::Closed) => {
@@ -352,75 +381,7 @@ impl Watcher {
     }
 }
 
-/// What happened after one revision up to another, read piece by piece.
-struct Missed {
-    reader: Reader,
-    service: Bytes,
-    view: View,
-    from: i64,
-    upto: i64,
-}
-
-/// What there is to tell of history next.
-enum Piece {
-    Messages(Vec<Bytes>),
-    End,
-    Compacted,
-}
-
-impl Missed {
-    /// Begins after a revision; `None` if it is compacted.
-    async fn begin(
-        reader: &Reader,
-        service: Bytes,
-        (after, upto): (i64, i64),
-    ) -> Result<Option<Self>, Status> {
-        match view_at(reader, &service, after).await {
-            Ok((view, _)) => {
-                let reader = reader.clone();
-                Ok(Some(Self { reader, service, view, from: after + 1, upto }))
-            }
-            Err(status) if status.message() == Fault::Compacted.text() => Ok(None),
-            Err(status) => Err(status),
-        }
-    }
-
-    async fn next(&mut self, filter: &Filter) -> Result<Piece, Status> {
-        if self.from > self.upto {
-            return Ok(Piece::End);
-        }
-        let history = EventSpan {
-            from: self.from,
-            to: self.upto,
-            revisions_max: HISTORY_REVISIONS,
-            bytes_max: HISTORY_BYTES,
-        };
-        let reader = self.reader.clone();
-        let events = match off_thread(move || reader.events(history)).await? {
-            Ok(events) => events,
-            Err(ReadError::Rejected(Rejection::Compacted)) => return Ok(Piece::Compacted),
-            Err(error) => return Err(status::from_read(&error)),
-        };
-        let Some(last) = events.last() else { return Ok(Piece::End) };
-        self.from = last.kv.mod_revision + 1;
-        let (start, end) = span(&self.service);
-        let events = events.into_iter().filter(|event| event.kv.key >= start && event.kv.key < end);
-        let events: Vec<Event> = events.collect();
-        let mut messages = Vec::new();
-        for events in events.chunk_by(|a, b| a.kv.mod_revision == b.kv.mod_revision) {
-            let revision = events[0].kv.mod_revision;
-            let changes: Vec<KeyChange> = events.iter().map(key_change).collect();
-            let causes = causes(&self.reader, &self.service, (revision, &changes)).await;
-            let step = step(&mut self.view, (revision, &self.service), changes, &causes);
-            messages.extend(encoded::step(&step, filter));
-        }
-        Ok(Piece::Messages(messages))
-    }
-}
-
-fn key_change(event: &Event) -> KeyChange {
-    match event.kind {
-        EventKind::Put => KeyChange::Put(event.kv.clone()),
-        EventKind::Delete => KeyChange::Delete(Bytes::clone(&event.kv.key)),
-    }
+/// What was told by halves cannot be told to its end.
+fn broken_off() -> Status {
+    Status::unavailable("conclave: the rest is compacted, begin again")
 }
