@@ -406,6 +406,52 @@ async fn a_resumed_watch_sees_no_gap_and_no_duplicate() {
     assert!(late.known.keys().eq(whole.known.keys()));
 }
 
+/// A snapshot of several messages is as of one revision, also if the service changes before its client takes them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_is_of_one_revision_however_slowly_it_is_read() {
+    const INSTANCES: usize = 600;
+    let servers = [server(&[]).await];
+    let (server, client) = (&servers[0], client(&servers));
+    for first in (0..INSTANCES).step_by(50) {
+        let mut txn = client.txn();
+        for number in first..first + 50 {
+            let mut record = named(&format!("i{number:03}"));
+            record.metadata.insert("text".to_owned(), "x".repeat(14_000).into());
+            txn = txn.then(put(format!("shop/api/i{number:03}"), record.encode()));
+        }
+        txn.commit().await.unwrap();
+    }
+    let mut watched = Watched::open(server, 0).await;
+    assert!(watched.step().await);
+    let (begun, told) = (watched.revision, watched.known.len());
+    assert!(watched.snapshot == Snapshot::Asked && told < INSTANCES / 4, "there is more: {told}");
+    let gone = INSTANCES / 2;
+    for number in [0, gone, INSTANCES - 1] {
+        client.delete(format!("shop/api/i{number:03}")).await.unwrap();
+    }
+    client.put("shop/api/new", named("new").encode()).await.unwrap();
+    watched.until(|watched| watched.snapshot == Snapshot::None).await;
+    assert_eq!((watched.revision, watched.known.len()), (begun, INSTANCES));
+    watched.until(|watched| watched.told.len() == 4).await;
+    assert_eq!(watched.known.len(), INSTANCES - 2);
+
+    // What is compacted meanwhile breaks off, and has to be asked for again.
+    let mut late = Watched::open(server, 0).await;
+    assert!(late.step().await && late.snapshot == Snapshot::Asked);
+    let last = client.put("shop/api/new", named("newer").encode()).await.unwrap().revision();
+    client.compact(last).await.unwrap();
+    let mut is_whole = false;
+    while !is_whole {
+        if late.step().await {
+            is_whole = late.snapshot == Snapshot::None;
+        } else {
+            late = Watched::open(server, 0).await;
+        }
+    }
+    late.until(|late| late.known["new"].mod_revision == last).await;
+    assert_eq!(late.known.len(), INSTANCES - 2);
+}
+
 /// Ids that were known at a revision, from what was told.
 fn known_at(watched: &Watched, revision: i64) -> BTreeMap<String, v1::Instance> {
     let mut known = BTreeMap::new();

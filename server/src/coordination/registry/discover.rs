@@ -88,6 +88,23 @@ fn discover_now(
     Ok(v1::DiscoverResponse { instances, revision, next, live: row.live, stale: row.lost })
 }
 
+/// Instances of a service as of a revision, from one on, as many as one message holds; and where to go on,
+/// empty at the end. Blocks.
+///
+/// # Errors
+/// [`Rejection::Compacted`] if the revision is.
+pub(super) fn as_of(
+    reader: &Reader,
+    service: &Bytes,
+    (from, revision): (Bytes, i64),
+    filter: &Filter,
+) -> Result<(Vec<v1::Instance>, Bytes), ReadError> {
+    let wanted = Wanted { from, revision, limit: usize::MAX, bytes_max: ANSWER_BYTES_MAX };
+    let show = |shown: &Shown| filter.admits(shown).then(|| show::instance(shown));
+    let Page { found, next, .. } = page(reader, service, &wanted, show)?;
+    Ok((found, next))
+}
+
 /// Which instances of a service are wanted.
 struct Wanted {
     /// The first id, or what lies between two.

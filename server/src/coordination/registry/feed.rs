@@ -20,8 +20,8 @@ use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, broadcast};
 use tokio_util::task::AbortOnDropHandle;
 use tonic::Status;
 
+use super::encoded;
 use super::history::History;
-use super::watch::encoded;
 use crate::api::context::Context;
 use crate::api::kv::off_thread;
 use crate::status;
@@ -65,8 +65,8 @@ impl Step {
 
 /// What a new watcher begins with.
 pub(super) struct Subscription {
-    /// Copied by the feed only if it changes while somebody holds it.
-    pub(super) view: Arc<View>,
+    /// Goes when the service changes: nobody but the feed keeps a view, however slowly its client reads.
+    pub(super) view: Weak<View>,
     pub(super) revision: i64,
     pub(super) steps: broadcast::Receiver<Arc<Step>>,
 }
@@ -82,7 +82,8 @@ pub(super) struct Feeds {
 
 impl Default for Feeds {
     fn default() -> Self {
-        let [watchers, reads] = [WATCHERS_MAX, READS_MAX].map(|most| Arc::new(Semaphore::new(most)));
+        let [watchers, reads] =
+            [WATCHERS_MAX, READS_MAX].map(|most| Arc::new(Semaphore::new(most)));
         Self { slots: Mutex::default(), watchers, reads, history: History::default() }
     }
 }
@@ -159,7 +160,7 @@ impl Slot {
         let Some(sender) = &state.steps else {
             return Err(Status::unavailable("conclave: the watch of the service ended"));
         };
-        let (view, revision) = (Arc::clone(&state.view), state.revision);
+        let (view, revision) = (Arc::downgrade(&state.view), state.revision);
         Ok(Subscription { view, revision, steps: sender.subscribe() })
     }
 }
@@ -173,6 +174,21 @@ struct State {
     revision: i64,
     /// `None` once the task has ended.
     steps: Option<broadcast::Sender<Arc<Step>>>,
+}
+
+impl State {
+    /// Applies what a revision changed, and tells it.
+    fn advance(&mut self, at: (i64, &Bytes), changes: Vec<KeyChange>, causes: &Causes) {
+        // Copied only while somebody makes a message of it at this moment.
+        let step = Arc::new(step(Arc::make_mut(&mut self.view), at, changes, causes));
+        self.revision = at.0;
+        if !step.changes.is_empty()
+            && let Some(steps) = &self.steps
+        {
+            // Nobody may be there just now.
+            steps.send(step).ok();
+        }
+    }
 }
 
 /// One service that is followed.
@@ -245,16 +261,7 @@ impl Follower {
             };
             // Without a thread to look they are not known: the runtime ends.
             let causes = causes.unwrap_or_default();
-            let mut state = self.state.lock();
-            let view = Arc::make_mut(&mut state.view);
-            let step = Arc::new(step(view, (revision, &self.service), changes, &causes));
-            state.revision = revision;
-            if !step.changes.is_empty()
-                && let Some(steps) = &state.steps
-            {
-                // Nobody may be there just now.
-                steps.send(step).ok();
-            }
+            self.state.lock().advance((revision, &self.service), changes, &causes);
         }
     }
 }
@@ -328,6 +335,32 @@ mod tests {
     use parking_lot::Condvar;
 
     use super::*;
+
+    fn put(revision: i64) -> KeyChange {
+        let (key, value) = ("api/a".into(), r#"{"Op":0,"Addr":"h:1","Metadata":null}"#.into());
+        KeyChange::Put(KeyValue { key, value, mod_revision: revision, ..KeyValue::default() })
+    }
+
+    #[tokio::test]
+    async fn who_reads_slowly_keeps_no_view() {
+        let service = Bytes::from_static(b"api");
+        let view = Arc::new(View::new(Bytes::clone(&service)));
+        let state = State { view, revision: 1, steps: Some(broadcast::channel(STEPS_MAX).0) };
+        let state = Arc::new(Mutex::new(state));
+        let task = AbortOnDropHandle::new(tokio::spawn(std::future::pending()));
+        let slot =
+            Slot { feed: OnceCell::new_with(Some(Feed { state: Arc::clone(&state), task })) };
+        let mut slow = Vec::new();
+        for revision in 2..100 {
+            slow.push(slot.subscribe().unwrap());
+            let changes = vec![put(revision)];
+            state.lock().advance((revision, &service), changes, &Causes::new());
+        }
+        assert!(slow.iter().all(|slow| slow.view.upgrade().is_none()));
+        let now = slot.subscribe().unwrap();
+        assert_eq!((now.revision, now.view.upgrade().unwrap().all().count()), (99, 1));
+        assert_eq!(slow[0].steps.len(), 98, "what follows is told to all of them");
+    }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn few_read_at_the_same_time() {

@@ -19,9 +19,9 @@ use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 use tonic::Status;
 
+use super::encoded;
 use super::feed::{Causes, Feeds, Step, causes, has_causes, step};
 use super::show::Filter;
-use super::watch::encoded;
 
 /// Revisions, and about bytes, of history that one piece looks at.
 const REVISIONS_MAX: usize = 1_000;

@@ -13,12 +13,14 @@
 //! | `show` | instances as messages, filters |
 //! | `discover` | pages of instances, services, Prometheus' targets |
 //! | `feed`, `watch` | one view of each watched service; its watchers |
+//! | `encoded` | what watchers are told, as bytes |
 //! | `history` | what watchers missed that resume |
 //! | `keeper` | times that the leader measures |
 //! | `checks`, `schedule`, `probe` | active checks by the leader |
 
 mod checks;
 mod discover;
+mod encoded;
 mod feed;
 mod history;
 mod keeper;

@@ -6,7 +6,7 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::Poll;
 
 use bytes::{BufMut as _, Bytes};
@@ -22,7 +22,8 @@ use tonic_prost::{ProstCodec, ProstDecoder};
 use tower::Service;
 use v1::instance_watch_response::Snapshot;
 
-use super::discover::may_see;
+use super::discover::{self, may_see};
+use super::encoded;
 use super::feed::{Feeds, Slot, Step};
 use super::history::Missed;
 use super::show::Filter;
@@ -146,112 +147,11 @@ impl Encoder for EncodedCodec {
     }
 }
 
-/// Messages as bytes.
-pub(super) mod encoded {
-    use std::sync::Arc;
-
-    use bytes::Bytes;
-    use conclave_proto::v1;
-    use conclave_state_machine::registry::view::{Shown, View};
-    use prost::Message as _;
-    use v1::instance_change::{Kind, Reason};
-    use v1::instance_watch_response::Snapshot;
-
-    use crate::coordination::registry::feed::Step;
-    use crate::coordination::registry::show::{Filter, instance};
-
-    /// About how many bytes of changes one message holds: clients take 4 MiB by default.
-    const MESSAGE_BYTES: usize = 1 << 20;
-
-    /// All messages of a revision, for who watches without a filter.
-    pub(in super::super) fn step(step: &Step) -> Vec<Bytes> {
-        let (mut messages, mut at) = (Vec::new(), Some(0));
-        while let Some((message, rest)) = at.and_then(|at| filtered(step, at, &Filter::default())) {
-            messages.push(message);
-            at = rest;
-        }
-        messages
-    }
-
-    /// The next message of a revision from a place in it on, as the filter lets it through, and the place of the
-    /// one after it. `None` if there is nothing to tell.
-    pub(in super::super) fn next(
-        step: &Step,
-        at: usize,
-        filter: &Filter,
-    ) -> Option<(Bytes, Option<usize>)> {
-        if !filter.is_open() {
-            return filtered(step, at, filter);
-        }
-        let messages = step.messages();
-        let rest = Some(at + 1).filter(|next| *next < messages.len());
-        messages.get(at).map(|message| (Bytes::clone(message), rest))
-    }
-
-    fn filtered(step: &Step, at: usize, filter: &Filter) -> Option<(Bytes, Option<usize>)> {
-        let changes = step.changes.iter().enumerate().skip(at);
-        let wanted = |(place, change)| Some((place, filter.change(change)?));
-        let mut changes = changes.filter_map(wanted).peekable();
-        changes.peek()?;
-        let part = part(&mut changes);
-        let rest = changes.peek().map(|(place, _)| *place);
-        let part = part.into_iter().map(|(_, change)| change).collect();
-        Some((message(step.revision, Snapshot::None, rest.is_some(), part), rest))
-    }
-
-    /// The next message of a snapshot: instances with ids after one of them. The last id that it tells if
-    /// there are more, and the message.
-    pub(super) fn snapshot(
-        view: &View,
-        after: Option<&str>,
-        (revision, why): (i64, Snapshot),
-        filter: &Filter,
-    ) -> (Option<String>, Bytes) {
-        let added = |shown: &Arc<Shown>| {
-            let change = v1::InstanceChange {
-                kind: Kind::Added.into(),
-                reason: Reason::Unspecified.into(),
-                instance: Some(instance(shown)),
-            };
-            (shown.record.id.clone(), change)
-        };
-        let mut found =
-            view.after(after).filter(|shown| filter.admits(shown)).map(added).peekable();
-        let (ids, part): (Vec<String>, Vec<_>) = part(&mut found).into_iter().unzip();
-        let last = ids.into_iter().last().filter(|_| found.peek().is_some());
-        let message = message(revision, why, last.is_some(), part);
-        (last, message)
-    }
-
-    /// As many changes as one message holds, each with where it stands.
-    fn part<P>(
-        changes: &mut impl Iterator<Item = (P, v1::InstanceChange)>,
-    ) -> Vec<(P, v1::InstanceChange)> {
-        let (mut part, mut bytes) = (Vec::new(), 0);
-        while bytes < MESSAGE_BYTES
-            && let Some((place, change)) = changes.next()
-        {
-            bytes += change.encoded_len();
-            part.push((place, change));
-        }
-        part
-    }
-
-    fn message(
-        revision: i64,
-        snapshot: Snapshot,
-        more: bool,
-        changes: Vec<v1::InstanceChange>,
-    ) -> Bytes {
-        let snapshot = snapshot.into();
-        v1::InstanceWatchResponse { revision, snapshot, more, changes }.encode_to_vec().into()
-    }
-}
-
 /// One client that watches. Whatever it is told is made when the connection takes it, so that a client
 /// that takes nothing costs no more than what everybody shares.
 struct Watcher {
     server: DiscoveryServer,
+    service: Bytes,
     slot: Arc<Slot>,
     filter: Filter,
     steps: broadcast::Receiver<Arc<Step>>,
@@ -266,10 +166,16 @@ struct Watcher {
 
 /// What is still to be told of a snapshot.
 struct Rest {
-    view: Arc<View>,
     why: Snapshot,
-    /// The last instance that was told.
-    after: Option<String>,
+    source: Source,
+}
+
+/// Where the rest of a snapshot comes from.
+enum Source {
+    /// The view that everybody shares, while it is as it was; the last instance that was told.
+    View(Weak<View>, Option<String>),
+    /// The rows of that revision, which has a successor; where to go on.
+    Rows(Bytes),
 }
 
 impl Watcher {
@@ -293,6 +199,7 @@ impl Watcher {
         let subscription = slot.subscribe()?;
         let mut watcher = Self {
             server,
+            service: Bytes::clone(&service),
             slot,
             filter: Filter::new(request.filter),
             steps: subscription.steps,
@@ -302,7 +209,7 @@ impl Watcher {
             missed: None,
             _permit: permit,
         };
-        let begin = |why| Some(Rest { view: subscription.view, why, after: None });
+        let begin = |why| Some(Rest { why, source: Source::View(subscription.view, None) });
         let missed = subscription.revision - after;
         if after == 0 {
             watcher.snapshot = begin(Snapshot::Asked);
@@ -322,14 +229,11 @@ impl Watcher {
                 self.due = rest.map(|rest| (step, rest));
                 return Ok(message);
             }
-            if let Some(Rest { view, why, after }) = &mut self.snapshot {
-                let what = (self.revision, *why);
-                let (last, message) = encoded::snapshot(view, after.as_deref(), what, &self.filter);
-                match last {
-                    Some(last) => *after = Some(last),
-                    None => self.snapshot = None,
+            if let Some(rest) = self.snapshot.take() {
+                if let Some(message) = self.show(rest).await? {
+                    return Ok(message);
                 }
-                return Ok(message);
+                continue;
             }
             if self.missed.is_none() {
                 self.follow().await?;
@@ -337,6 +241,40 @@ impl Watcher {
                 return Ok(message);
             }
         }
+    }
+
+    /// The next message of a snapshot; `None` if there has to be another one.
+    async fn show(&mut self, Rest { why, source }: Rest) -> Result<Option<Bytes>, Status> {
+        let from = match source {
+            Source::View(view, after) => match view.upgrade() {
+                Some(view) => return Ok(Some(self.show_view((why, view), after.as_deref()))),
+                None => after.map_or_else(Bytes::new, |last| Bytes::from(format!("{last}\0"))),
+            },
+            Source::Rows(from) => from,
+        };
+        let reader = self.server.context.node.reader().clone();
+        let (service, filter) = (Bytes::clone(&self.service), self.filter.clone());
+        let (begin, revision) = (Bytes::clone(&from), self.revision);
+        let read = move || discover::as_of(&reader, &service, (begin, revision), &filter);
+        match self.server.feeds.read(read).await {
+            Ok((found, next)) => {
+                let message = encoded::listed(found, (revision, why), !next.is_empty());
+                let rest = |next| Rest { why, source: Source::Rows(next) };
+                self.snapshot = Some(next).filter(|next| !next.is_empty()).map(rest);
+                Ok(Some(message))
+            }
+            Err(status) if status.message() != Fault::Compacted.text() => Err(status),
+            Err(_) if !from.is_empty() => Err(broken_off()),
+            Err(_) => self.start_over(why).map(|()| None),
+        }
+    }
+
+    fn show_view(&mut self, (why, view): (Snapshot, Arc<View>), after: Option<&str>) -> Bytes {
+        let what = (self.revision, why);
+        let (last, message) = encoded::snapshot(&view, after, what, &self.filter);
+        let rest = |last| Rest { why, source: Source::View(Arc::downgrade(&view), Some(last)) };
+        self.snapshot = last.map(rest);
+        message
     }
 
     /// The next message of what was missed; `None` at its end, or if a snapshot is to tell it.
@@ -374,7 +312,7 @@ impl Watcher {
     fn start_over(&mut self, why: Snapshot) -> Result<(), Status> {
         let subscription = self.slot.subscribe()?;
         self.missed = None;
-        self.snapshot = Some(Rest { view: subscription.view, why, after: None });
+        self.snapshot = Some(Rest { why, source: Source::View(subscription.view, None) });
         self.revision = subscription.revision;
         self.steps = subscription.steps;
         Ok(())
