@@ -195,8 +195,7 @@ impl Queue {
 
     /// How the owner of `place` stands, and the revision at which that is so.
     async fn look(&self, place: &Place) -> Result<(Standing, i64), Status> {
-        let wanted = RightsCheck::Range(place.prefix.clone(), end_of(&place.prefix));
-        self.context().auth.check_by_name(&place.caller, &wanted)?;
+        self.context().auth.check_by_name(&place.caller, &place.wanted())?;
         let reader = self.context().node.reader();
         let short = Range {
             key: place.prefix.clone(),
@@ -249,6 +248,11 @@ impl Place {
         if_created_at(&self.key, self.create_revision, then)
     }
 
+    /// What whoever stands here must be allowed to.
+    fn wanted(&self) -> RightsCheck {
+        RightsCheck::Range(self.prefix.clone(), end_of(&self.prefix))
+    }
+
     fn standing(&self, contenders: Vec<KeyValue>) -> Standing {
         let (mut is_here, mut before) = (false, None::<KeyValue>);
         for kv in contenders {
@@ -287,7 +291,13 @@ impl Waiter {
                 Standing::Lost => return Err(status::unknown(lost)),
                 Standing::Behind(before) => {
                     has_waited = true;
-                    self.queue.deletion([before, self.place.key.clone()], revision + 1).await?;
+                    let keys = [before, self.place.key.clone()];
+                    let (auth, wanted) = (&self.queue.context().auth, self.place.wanted());
+                    tokio::select! {
+                        gone = self.queue.deletion(keys, revision + 1) => gone?,
+                        // Else it would stand in the way of others until its turn.
+                        status = auth.revoked(&self.place.caller, &wanted) => return Err(status),
+                    }
                 }
             }
         }

@@ -26,6 +26,8 @@ type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 pub(crate) enum RightsCheck {
     /// Reading `[key, range_end)`.
     Range(Bytes, Bytes),
+    /// Reading and writing all of these `[key, range_end)`.
+    ReadWrite(Vec<(Bytes, Bytes)>),
     /// Whatever a transaction reads.
     Txn(Arc<Txn>),
     /// Reading every key of a lease.
@@ -48,6 +50,16 @@ impl RightsCheck {
     pub(crate) fn queue(name: &[u8]) -> Self {
         let (key, range_end) = check::queue_span(name);
         Self::Range(key, range_end)
+    }
+
+    /// Taking part in a double barrier.
+    pub(crate) fn below(name: &Bytes) -> Self {
+        Self::ReadWrite(vec![(Bytes::clone(name), Bytes::new()), check::queue_span(name)])
+    }
+
+    /// Taking part in these locks, or this election.
+    pub(crate) fn part_in(names: &[Bytes]) -> Self {
+        Self::ReadWrite(names.iter().map(|name| check::queue_span(name)).collect())
     }
 }
 
@@ -80,6 +92,9 @@ impl Auth {
         let Some(rights) = self.rights(caller)? else { return Ok(()) };
         let answer: Result<Result<(), Rejection>, Halt> = match wanted {
             RightsCheck::Range(key, range_end) => Ok(check::range(&rights, key, range_end)),
+            RightsCheck::ReadWrite(ranges) => Ok(ranges
+                .iter()
+                .try_for_each(|(key, range_end)| check::read_write(&rights, key, range_end))),
             RightsCheck::Txn(txn) => check::read_txn(&self.reader, &rights, txn),
             RightsCheck::LeaseKeys(id) => check::lease_keys(&self.reader, &rights, *id),
             RightsCheck::LeaseWrite(id) => check::lease_renewal(&self.reader, &rights, *id),
@@ -129,6 +144,21 @@ impl Auth {
             self.check(caller, wanted)?;
         }
         Ok(answer)
+    }
+
+    /// Waits until a caller may not any more; the reason. Cancel-safe.
+    pub(crate) async fn revoked(&self, caller: &Caller, wanted: &RightsCheck) -> Status {
+        let mut changes = self.feed.changes();
+        loop {
+            // After the subscription: what changes from now on wakes it.
+            if let Err(status) = self.check_by_name(caller, wanted) {
+                return status;
+            }
+            if changes.changed().await.is_err() {
+                // The sender is in `self`.
+                std::future::pending::<()>().await;
+            }
+        }
     }
 
     /// Ends a stream of answers as soon as its caller may not have them any more.

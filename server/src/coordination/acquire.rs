@@ -18,9 +18,10 @@ use v1::acquire_response::Event;
 use v1::ended::Reason;
 
 use super::turns::{Following, Turn};
-use super::{Turns, WAIT_MAX, is_unknown, sorted, unix_ms, withdraw_unless_resumed};
+use super::{Turns, WAIT_MAX, is_denied, is_unknown, sorted, unix_ms, withdraw_unless_resumed};
 use crate::api::context::{Context, mismatch};
 use crate::api::stream_end;
+use crate::auth::RightsCheck;
 use crate::status::Fault;
 
 /// Largest position that is counted.
@@ -32,6 +33,8 @@ pub(super) type Answers = mpsc::Sender<Result<v1::AcquireResponse, Status>>;
 pub(super) struct Acquisition {
     context: Context,
     caller: Caller,
+    /// What the caller must be allowed to for as long as it waits.
+    wanted: RightsCheck,
     answers: Answers,
     command: internal::LockAcquire,
     deadline: Option<Instant>,
@@ -39,14 +42,13 @@ pub(super) struct Acquisition {
 
 /// How waiting ended.
 enum End {
-    Granted {
-        locks: Vec<v1::HeldLock>,
-        revision: i64,
-    },
+    Granted(v1::Granted),
     Gone,
     Timeout,
     /// Nobody listens any more.
     Dropped,
+    /// The caller may not take part any more.
+    Revoked(Status),
     Failed(Status),
 }
 
@@ -78,7 +80,8 @@ impl Acquisition {
             note: request.note,
         };
         let deadline = wait.map(|wait| Instant::now() + wait.min(WAIT_MAX));
-        Self { context, caller, answers, command, deadline }
+        let wanted = RightsCheck::part_in(&command.names);
+        Self { context, caller, wanted, answers, command, deadline }
     }
 
     pub(super) fn command(&self) -> &internal::LockAcquire {
@@ -102,30 +105,40 @@ impl Acquisition {
                 return;
             }
         };
-        let is_settled = match state {
+        let left = match state {
             LockState::Held => {
                 let locks = taken.into_iter().map(held_lock).collect();
-                self.send(Event::Granted(v1::Granted { locks, revision })).await
+                self.settle(End::Granted(v1::Granted { locks, revision })).await
             }
             LockState::Queued => self.wait(taken).await,
             LockState::Busy => return self.end(Reason::Timeout).await,
             LockState::Cancelled => return self.end(Reason::Cancelled).await,
         };
-        if !is_settled {
-            withdraw_unless_resumed(&self.context, self.withdrawal()).await;
+        if let Some(left) = left {
+            withdraw_unless_resumed(&self.context, left).await;
         }
     }
 
-    /// Waits for the turn of all places. Says whether nothing is left to give up: the client got to know
-    /// that it was granted, or the places are gone.
-    async fn wait(&self, taken: Vec<Taken>) -> bool {
+    /// Waits for the turn of all places; what is left to give up.
+    async fn wait(&self, taken: Vec<Taken>) -> Option<Message> {
         let position = self.position(&taken);
-        if !self.send(Event::Queued(v1::Queued { position })).await {
-            return false;
+        if self.check().is_ok() && !self.send(Event::Queued(v1::Queued { position })).await {
+            return Some(self.withdrawal());
         }
-        match self.turn(&taken).await {
-            End::Granted { locks, revision } => {
-                self.send(Event::Granted(v1::Granted { locks, revision })).await
+        let end = self.turn(&taken).await;
+        self.settle(end).await
+    }
+
+    /// Tells how it ended. What is left to give up: nothing if the client got to know that it was granted, or the
+    /// places are gone.
+    async fn settle(&self, end: End) -> Option<Message> {
+        let end = match (end, self.check()) {
+            (End::Granted(_) | End::Gone, Err(status)) => End::Revoked(status),
+            (end, _) => end,
+        };
+        match end {
+            End::Granted(granted) => {
+                (!self.send(Event::Granted(granted)).await).then(|| self.withdrawal())
             }
             End::Gone => {
                 let reader = self.context.node.reader();
@@ -134,24 +147,40 @@ impl Acquisition {
                 // If one of several places is gone the others are worth nothing.
                 let is_settled = self.command.names.len() == 1 || self.release().await.is_ok();
                 self.end(if is_lost { Reason::SessionLost } else { Reason::Cancelled }).await;
-                is_settled
+                (!is_settled).then(|| self.withdrawal())
             }
             End::Timeout => match self.release().await {
                 Ok(()) => {
                     self.end(Reason::Timeout).await;
-                    true
+                    None
                 }
-                Err(status) => {
-                    self.fail(status).await;
-                    false
-                }
+                Err(status) => self.leave(status).await,
             },
-            End::Dropped => false,
-            End::Failed(status) => {
-                self.fail(status).await;
-                false
-            }
+            End::Dropped => Some(self.withdrawal()),
+            End::Revoked(status) => self.expel(status).await,
+            End::Failed(status) => self.leave(status).await,
         }
+    }
+
+    fn check(&self) -> Result<(), Status> {
+        self.context.auth.check_by_name(&self.caller, &self.wanted)
+    }
+
+    /// Fails; the client may come back for its places.
+    async fn leave(&self, status: Status) -> Option<Message> {
+        self.fail(status).await;
+        Some(self.withdrawal())
+    }
+
+    /// Takes the places from a client that may not have them any more, whichever of its streams asked for them.
+    async fn expel(&self, status: Status) -> Option<Message> {
+        if !is_denied(&status) {
+            return self.leave(status).await;
+        }
+        let withdrawal = self.withdrawal_of(0);
+        let given_up = self.context.propose(&Caller::Inside, withdrawal.clone()).await;
+        self.fail(status).await;
+        given_up.is_err().then_some(withdrawal)
     }
 
     async fn turn(&self, taken: &[Taken]) -> End {
@@ -163,6 +192,7 @@ impl Acquisition {
         };
         // A member that is cut off would never hear of the turn.
         let mut over = std::pin::pin!(stream_end::reason_to_end(self.context.clone(), true));
+        let mut revoked = std::pin::pin!(self.context.auth.revoked(&self.caller, &self.wanted));
         let deadline = self.deadline.unwrap_or_else(|| Instant::now() + WAIT_MAX);
         loop {
             if let Some(end) = look(taken, &mut following) {
@@ -173,6 +203,7 @@ impl Acquisition {
                 _ = select_all(changes) => {}
                 () = tokio::time::sleep_until(deadline) => return End::Timeout,
                 () = self.answers.closed() => return End::Dropped,
+                status = &mut revoked => return End::Revoked(status),
                 fault = &mut over => return End::Failed(fault.into()),
             }
         }
@@ -191,11 +222,16 @@ impl Acquisition {
     }
 
     fn withdrawal(&self) -> Message {
+        self.withdrawal_of(self.command.attempt)
+    }
+
+    /// Of what a stream asked for; 0 for all of them.
+    fn withdrawal_of(&self, attempt: u64) -> Message {
         Message::LockRelease(internal::LockRelease {
             names: self.command.names.clone(),
             session: self.command.session,
             request_id: self.command.request_id.clone(),
-            attempt: self.command.attempt,
+            attempt,
         })
     }
 
@@ -237,7 +273,7 @@ fn look(taken: &[Taken], following: &mut [Following]) -> Option<End> {
             Turn::Held { .. } | Turn::Gone => return Some(End::Gone),
         }
     }
-    (!is_waiting).then_some(End::Granted { locks, revision: since })
+    (!is_waiting).then_some(End::Granted(v1::Granted { locks, revision: since }))
 }
 
 /// Starts an acquisition; the stream of its answers.
@@ -278,7 +314,7 @@ mod tests {
         };
         let held = |fence, revision| Turn::Held { fence, revision };
         let end = look_at([held(5, 7), held(5, 6)]);
-        assert!(matches!(end, Some(End::Granted { ref locks, revision: 7 }) if locks.len() == 2));
+        assert!(matches!(end, Some(End::Granted(ref granted)) if granted.revision == 7));
         assert!(look_at([held(5, 7), Turn::Waiting]).is_none());
         assert!(matches!(look_at([held(5, 7), Turn::Gone]), Some(End::Gone)));
         assert!(matches!(look_at([held(5, 7), held(6, 7)]), Some(End::Gone)), "it went to another");

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use conclave_proto::etcdserverpb::{WatchCreateRequest, watch_create_request::FilterType};
-use conclave_proto::internal::{self, primitive::Action};
+use conclave_proto::internal::{self, command::Command as Message, primitive::Action};
 use conclave_proto::mvccpb::event::EventType;
 use conclave_proto::v1;
 use conclave_state_machine::command::Caller;
@@ -14,6 +14,7 @@ use v1::double_barrier_service_server::DoubleBarrierService;
 
 use super::change::{change, key_at, propose};
 use super::wait::{self, End, Until, Waiter, Waits};
+use super::withdraw_unless_resumed;
 use crate::api::context::Context;
 use crate::auth::{RightsCheck, caller_of};
 use crate::metrics::Method;
@@ -70,7 +71,7 @@ impl BarrierApi {
             request.into_inner();
         let participant = Participant::new(once, name);
         let enter = Action::Enter(internal::DoubleBarrierEnter { count, note });
-        let who = (caller, RightsCheck::queue(&participant.name));
+        let who = (caller, RightsCheck::below(&participant.name));
         Waiter::start(&self.context, who, patience, |waiter| participant.enter(waiter, enter))
     }
 
@@ -82,7 +83,7 @@ impl BarrierApi {
         let caller = caller_of(request.extensions());
         let v1::DoubleBarrierLeaveRequest { once, name, patience } = request.into_inner();
         let participant = Participant::new(once, name);
-        let who = (caller, RightsCheck::queue(&participant.name));
+        let who = (caller, RightsCheck::below(&participant.name));
         Waiter::start(&self.context, who, patience, |waiter| participant.leave(waiter))
     }
 }
@@ -107,7 +108,17 @@ impl Participant {
             Ok(answer) if answer.is_done => (End::Passed(answer.revision), answer.number),
             Ok(answer) => (self.until_in(&waiter, answer.number).await, answer.number),
         };
-        waiter.end(end, (self.once.session, fence)).await;
+        // Who does not hear that it is in is not.
+        let revoked = match (end, waiter.check()) {
+            (End::Revoked(status), _) | (End::Passed(_), Err(status)) => status,
+            (end, _) => return waiter.end(end, (self.once.session, fence)).await,
+        };
+        let exit = self.exit(false);
+        let is_out = propose((&waiter.context, &Caller::Inside), exit.clone()).await.is_ok();
+        waiter.fail(revoked).await;
+        if !is_out {
+            withdraw_unless_resumed(&waiter.context, Message::Primitive(exit)).await;
+        }
     }
 
     /// Waits until the participant with this fence is in. One that may wait no longer is taken out.
@@ -150,16 +161,20 @@ impl Participant {
 
     /// Takes it out, unless it got in at the last moment.
     async fn withdraw(&self, context: &Context) -> End {
-        let v1::Once { session, sequence, .. } = self.once;
-        let once = v1::Once { session, undoes: sequence, ..v1::Once::default() };
-        let action = Some(Action::ExitIfWaiting(true));
-        let exit = internal::Primitive { once: Some(once), name: self.name.clone(), action };
-        match propose((context, &Caller::Inside), exit).await {
+        match propose((context, &Caller::Inside), self.exit(true)).await {
             Err(status) => End::Failed(status),
             Ok(answer) if answer.is_done => End::Timeout,
             Ok(answer) if answer.number > 0 => End::Passed(answer.revision),
             Ok(_) => End::Gone,
         }
+    }
+
+    /// What takes the participant out that this request made; if asked so, only while it waits.
+    fn exit(&self, is_only_waiting: bool) -> internal::Primitive {
+        let v1::Once { session, sequence, .. } = self.once;
+        let once = v1::Once { session, undoes: sequence, ..v1::Once::default() };
+        let action = Some(Action::ExitIfWaiting(is_only_waiting));
+        internal::Primitive { once: Some(once), name: self.name.clone(), action }
     }
 
     async fn leave(self, waiter: Waiter) {

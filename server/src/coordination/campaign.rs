@@ -16,9 +16,10 @@ use v1::campaign_lost::Reason;
 use v1::campaign_response::Event;
 
 use super::turns::{Following, Turn};
-use super::{Turns, checked, is_unknown, withdraw_unless_resumed};
+use super::{Turns, checked, is_denied, is_unknown, withdraw_unless_resumed};
 use crate::api::context::{Context, mismatch};
 use crate::api::stream_end;
+use crate::auth::RightsCheck;
 use crate::status::Fault;
 
 /// Largest position that is counted.
@@ -28,6 +29,8 @@ const POSITION_MAX: usize = 1_000;
 struct Candidacy {
     context: Context,
     caller: Caller,
+    /// What the caller must be allowed to for as long as it is a candidate, also while it leads.
+    wanted: RightsCheck,
     answers: mpsc::Sender<Result<v1::CampaignResponse, Status>>,
     command: internal::Campaign,
 }
@@ -38,6 +41,8 @@ enum End {
     Gone,
     /// Nobody listens any more.
     Dropped,
+    /// The caller may not take part any more.
+    Revoked(Status),
     /// The member stops, or is cut off.
     Over(Fault),
 }
@@ -55,8 +60,9 @@ pub(super) fn start(
     checked(&command::lock::campaign(command.clone()))?;
     let (answers, stream) = mpsc::channel(super::ANSWERS_MAX);
     let background = context.background.clone();
+    let wanted = RightsCheck::part_in(std::slice::from_ref(&command.name));
     // Ends by itself: with the candidate, with the stream and a grace, and with the member.
-    background.spawn(Candidacy { context, caller, answers, command }.run());
+    background.spawn(Candidacy { context, caller, wanted, answers, command }.run());
     Ok(stream)
 }
 
@@ -64,33 +70,33 @@ impl Candidacy {
     async fn run(self) {
         let message = Message::Campaign(self.command.clone());
         let proposal = self.context.propose(&self.caller, message).await;
-        let is_settled = match proposal {
+        let left = match proposal {
             Ok((Answer::Lock(LockResponse::Places { taken, .. }), _)) => match taken.first() {
                 Some(place) => self.follow(place).await,
                 // It was resigned, or is not there to be resumed.
                 None => self.lose(Reason::Removed).await,
             },
-            Ok(_) => self.fail(mismatch()).await,
+            Ok(_) => {
+                self.fail(mismatch()).await;
+                None
+            }
             Err(status) => {
-                let is_settled = !is_unknown(&status);
+                let left = if is_unknown(&status) { self.withdrawal() } else { None };
                 self.fail(status).await;
-                is_settled
+                left
             }
         };
-        // One that is recognised stays until its client or its session ends it.
-        if !is_settled && self.command.once.is_none_or(|once| once.sequence == 0) {
-            let internal::Campaign { name, session, attempt, .. } = self.command;
-            let leave = internal::Leave { name, session, fence: 0, attempt, once: None };
-            withdraw_unless_resumed(&self.context, Message::Leave(leave)).await;
+        if let Some(left) = left {
+            withdraw_unless_resumed(&self.context, left).await;
         }
     }
 
-    /// Follows the candidate to its end. Says whether nothing is left to withdraw.
-    async fn follow(&self, place: &Taken) -> bool {
+    /// Follows the candidate to its end; what is left to withdraw.
+    async fn follow(&self, place: &Taken) -> Option<Message> {
         let following = Turns::follow(self.context.node.turns(), &place.name, &place.key);
         let Ok(following) = following else {
             self.fail(Fault::TooManyRequests.into()).await;
-            return false;
+            return self.withdrawal();
         };
         match self.tell(place, following).await {
             End::Gone => {
@@ -98,17 +104,53 @@ impl Candidacy {
                 let is_lost = matches!(lease, Ok(None));
                 self.lose(if is_lost { Reason::SessionLost } else { Reason::Removed }).await
             }
-            End::Dropped => false,
+            End::Dropped => self.withdrawal(),
+            End::Revoked(status) => self.expel(status).await,
             End::Over(fault) => {
                 self.fail(fault.into()).await;
-                false
+                self.withdrawal()
             }
         }
     }
 
-    async fn tell(&self, place: &Taken, mut following: Following) -> End {
-        // A member that is cut off would never hear what becomes of the candidate.
-        let mut over = std::pin::pin!(stream_end::reason_to_end(self.context.clone(), true));
+    /// Takes the place from a client that may not have it any more, unless another stream follows it.
+    async fn expel(&self, status: Status) -> Option<Message> {
+        if !is_denied(&status) {
+            self.fail(status).await;
+            return self.withdrawal();
+        }
+        let leave = self.leave();
+        let withdrawn = self.context.propose(&Caller::Inside, leave.clone()).await;
+        self.fail(status).await;
+        withdrawn.is_err().then_some(leave)
+    }
+
+    /// What gives the place up if its client does not come back. One that is recognised stays until its client or
+    /// its session ends it.
+    fn withdrawal(&self) -> Option<Message> {
+        let is_numbered = self.command.once.is_some_and(|once| once.sequence != 0);
+        (!is_numbered).then(|| self.leave())
+    }
+
+    fn leave(&self) -> Message {
+        let internal::Campaign { name, session, attempt, once, .. } = self.command.clone();
+        let undoes = once.map_or(0, |once| once.sequence);
+        let once = Some(v1::Once { session, undoes, ..v1::Once::default() });
+        Message::Leave(internal::Leave { name, session, fence: 0, attempt, once })
+    }
+
+    async fn tell(&self, place: &Taken, following: Following) -> End {
+        // Also while the client takes nothing of what it is told.
+        tokio::select! {
+            biased;
+            // A member that is cut off would never hear what becomes of the candidate.
+            fault = stream_end::reason_to_end(self.context.clone(), true) => End::Over(fault),
+            status = self.context.auth.revoked(&self.caller, &self.wanted) => End::Revoked(status),
+            end = self.tell_turns(place, following) => end,
+        }
+    }
+
+    async fn tell_turns(&self, place: &Taken, mut following: Following) -> End {
         let mut led_with = None;
         let mut is_queued = false;
         loop {
@@ -130,18 +172,17 @@ impl Candidacy {
                 (Turn::Held { .. }, Some(_)) | (Turn::Waiting, None) => None,
             };
             if let Some(event) = event
-                && !self.send(event).await
+                && let Err(end) = self.say(event).await
             {
-                return End::Dropped;
+                return end;
             }
             tokio::select! {
                 biased;
-                fault = &mut over => return End::Over(fault),
                 () = self.answers.closed() => return End::Dropped,
                 _ = following.receiver.changed() => {}
                 _ = following.first.changed() => {
-                    if !self.send(observed(&mut following)).await {
-                        return End::Dropped;
+                    if let Err(end) = self.say(observed(&mut following)).await {
+                        return end;
                     }
                 }
             }
@@ -159,21 +200,26 @@ impl Candidacy {
         u64::try_from(ahead.unwrap_or(0)).unwrap_or(0)
     }
 
+    /// Tells something of the election, if the caller still may hear it.
+    async fn say(&self, event: Event) -> Result<(), End> {
+        let may = self.context.auth.check_by_name(&self.caller, &self.wanted);
+        may.map_err(End::Revoked)?;
+        if self.send(event).await { Ok(()) } else { Err(End::Dropped) }
+    }
+
     async fn send(&self, event: Event) -> bool {
         self.answers.send(Ok(v1::CampaignResponse { event: Some(event) })).await.is_ok()
     }
 
-    /// Returns true: nothing is left to withdraw.
-    async fn lose(&self, reason: Reason) -> bool {
+    /// Nothing is left to withdraw.
+    async fn lose(&self, reason: Reason) -> Option<Message> {
         self.send(Event::Lost(v1::CampaignLost { reason: reason as i32 })).await;
-        true
+        None
     }
 
-    /// Returns true: nothing is left to withdraw.
-    async fn fail(&self, status: Status) -> bool {
+    async fn fail(&self, status: Status) {
         // A client that has gone needs no reason.
         self.answers.send(Err(status)).await.ok();
-        true
     }
 }
 

@@ -156,6 +156,12 @@ fn is_unknown(status: &Status) -> bool {
     matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded)
 }
 
+/// Whether somebody who is refused so has no right. Others may come back and say who they are: users were
+/// enabled while they waited.
+fn is_denied(status: &Status) -> bool {
+    status.code() == Code::PermissionDenied
+}
+
 /// Proposes `withdrawal` of what its caller itself asked for after a grace, and again while it fails: a client went without a word, or was
 /// told that the outcome is unknown. It may have come back, here or elsewhere, and then nothing happens.
 async fn withdraw_unless_resumed(context: &Context, withdrawal: Message) {

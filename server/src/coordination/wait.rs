@@ -49,6 +49,8 @@ pub(super) enum End {
     Timeout,
     /// Nobody listens any more.
     Dropped,
+    /// The caller may not wait any more.
+    Revoked(Status),
     Failed(Status),
 }
 
@@ -86,8 +88,8 @@ impl Waiter {
         keys: Vec<WatchCreateRequest>,
         mut judge: impl FnMut(&Change) -> Option<End>,
     ) -> End {
-        if !self.send(Event::Waiting(v1::Waiting { revision })).await {
-            return End::Dropped;
+        if let Err(end) = self.tell(Event::Waiting(v1::Waiting { revision })).await {
+            return end;
         }
         let mut watch = LocalWatch::open(self.context.node.watch());
         for key in keys {
@@ -95,12 +97,14 @@ impl Waiter {
         }
         // A member that is cut off would never hear of the end.
         let mut over = std::pin::pin!(stream_end::reason_to_end(self.context.clone(), true));
+        let mut revoked = std::pin::pin!(self.context.auth.revoked(&self.caller, &self.wanted));
         let deadline = self.deadline.unwrap_or_else(|| Instant::now() + WAIT_MAX);
         loop {
             let seen = tokio::select! {
                 seen = watch.next() => seen,
                 () = tokio::time::sleep_until(deadline) => return End::Timeout,
                 () = self.answers.closed() => return End::Dropped,
+                status = &mut revoked => return End::Revoked(status),
                 fault = &mut over => return End::Failed(fault.into()),
             };
             match seen {
@@ -131,9 +135,16 @@ impl Waiter {
             End::Gone if self.is_lost(session) => ended(Reason::SessionLost),
             End::Gone => ended(Reason::Cancelled),
             End::Dropped => return,
-            End::Failed(status) => return self.fail(status).await,
+            End::Revoked(status) | End::Failed(status) => return self.fail(status).await,
         };
-        self.send(event).await;
+        if let Err(End::Revoked(status)) = self.tell(event).await {
+            self.fail(status).await;
+        }
+    }
+
+    /// Whether the caller may hear anything, still.
+    pub(super) fn check(&self) -> Result<(), Status> {
+        self.context.auth.check_by_name(&self.caller, &self.wanted)
     }
 
     fn is_lost(&self, session: i64) -> bool {
@@ -146,12 +157,10 @@ impl Waiter {
     }
 
     /// Tells something, if the caller still may hear it.
-    async fn send(&self, event: Event) -> bool {
-        if let Err(status) = self.context.auth.check_by_name(&self.caller, &self.wanted) {
-            self.fail(status).await;
-            return false;
-        }
-        self.answers.send(Ok(v1::WaitResponse { event: Some(event) })).await.is_ok()
+    async fn tell(&self, event: Event) -> Result<(), End> {
+        self.check().map_err(End::Revoked)?;
+        let answer = v1::WaitResponse { event: Some(event) };
+        self.answers.send(Ok(answer)).await.map_err(|_closed| End::Dropped)
     }
 
     pub(super) async fn fail(&self, status: Status) {

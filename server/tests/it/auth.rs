@@ -27,14 +27,14 @@ use crate::cluster::within;
 use crate::support::{Server, delete, op, put, range, refused, server, servers, then};
 
 /// Hashing need not be slow in tests.
-const FAST: &str = "--bcrypt-cost=4";
+pub(crate) const FAST: &str = "--bcrypt-cost=4";
 
-fn auth(server: &Server) -> AuthClient<Channel> {
+pub(crate) fn auth(server: &Server) -> AuthClient<Channel> {
     AuthClient::new(server.channel.clone())
 }
 
 /// A request with a token.
-fn by<T>(token: &str, message: T) -> Request<T> {
+pub(crate) fn by<T>(token: &str, message: T) -> Request<T> {
     let mut request = Request::new(message);
     if !token.is_empty() {
         request.metadata_mut().insert("token", token.parse().unwrap());
@@ -42,13 +42,13 @@ fn by<T>(token: &str, message: T) -> Request<T> {
     request
 }
 
-async fn log_in(server: &Server, name: &str, password: &str) -> Result<String, Status> {
+pub(crate) async fn log_in(server: &Server, name: &str, password: &str) -> Result<String, Status> {
     let (name, password) = (name.to_owned(), password.to_owned());
     let answer = auth(server).authenticate(etcd::AuthenticateRequest { name, password }).await;
     Ok(answer?.into_inner().token)
 }
 
-async fn add_user(server: &Server, token: &str, name: &str, roles: &[&str]) {
+pub(crate) async fn add_user(server: &Server, token: &str, name: &str, roles: &[&str]) {
     let add = etcd::AuthUserAddRequest {
         name: name.to_owned(),
         password: format!("{name}-password"),
@@ -77,7 +77,7 @@ async fn add_role(server: &Server, token: &str, name: &str, grants: &[(Type, &st
 }
 
 /// Enables auth with `root`, and `ann` who may read and write what begins with `a/`. Returns their tokens.
-async fn enable(server: &Server) -> [String; 2] {
+pub(crate) async fn enable(server: &Server) -> [String; 2] {
     add_user(server, "", "root", &["root"]).await;
     add_role(server, "", "a", &[(Type::Readwrite, "a/", "a0")]).await;
     add_user(server, "", "ann", &["a"]).await;
@@ -91,7 +91,7 @@ fn text(code: Code, text: &str) -> (Code, String) {
     (code, format!("etcdserver: {text}"))
 }
 
-fn denied() -> (Code, String) {
+pub(crate) fn denied() -> (Code, String) {
     text(Code::PermissionDenied, "permission denied")
 }
 

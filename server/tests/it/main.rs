@@ -6,6 +6,7 @@ mod api_kv;
 mod api_lease;
 mod api_maintenance;
 mod auth;
+mod auth_waits;
 mod backup;
 mod browser;
 mod cluster;

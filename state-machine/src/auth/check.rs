@@ -159,8 +159,7 @@ fn lock<R: Read>(rows: &R, rights: &Rights, command: &LockCommand) -> Result<(),
     };
     for name in names {
         let (start, end) = queue_span(name);
-        read(rights, &start, &end)?;
-        write(rights, &start, &end)?;
+        read_write(rights, &start, &end)?;
     }
     if session == 0 { Ok(()) } else { lease_write(rows, rights, session) }
 }
@@ -186,13 +185,11 @@ fn primitive<R: Read>(rows: &R, rights: &Rights, request: &Primitive) -> Result<
         Action::Join { .. } | Action::Part { .. } => (false, true),
     };
     if is_key {
-        read(rights, &request.name, b"")?;
-        write(rights, &request.name, b"")?;
+        read_write(rights, &request.name, b"")?;
     }
     if is_queue {
         let (start, end) = queue_span(&request.name);
-        read(rights, &start, &end)?;
-        write(rights, &start, &end)?;
+        read_write(rights, &start, &end)?;
     }
     let session = request.once.session;
     if session == 0 { Ok(()) } else { lease_write(rows, rights, session) }
@@ -217,8 +214,7 @@ fn registry<R: Read>(rows: &R, rights: &Rights, command: &RegistryCommand) -> Re
             return Err(Rejection::PermissionDenied.into());
         }
     };
-    read(rights, &start, &end)?;
-    write(rights, &start, &end)?;
+    read_write(rights, &start, &end)?;
     if session == 0 { Ok(()) } else { lease_write(rows, rights, session) }
 }
 
@@ -273,6 +269,15 @@ pub fn lease_keys<R: Read>(
 /// [`Rejection::PermissionDenied`].
 pub fn range(rights: &Rights, key: &[u8], range_end: &[u8]) -> Result<(), Rejection> {
     read(rights, key, range_end)
+}
+
+/// Whether a range may be read and written, as taking part in a lock, an election or a barrier needs.
+///
+/// # Errors
+/// [`Rejection::PermissionDenied`].
+pub fn read_write(rights: &Rights, key: &[u8], range_end: &[u8]) -> Result<(), Rejection> {
+    read(rights, key, range_end)?;
+    write(rights, key, range_end)
 }
 
 /// Whether a transaction that only reads may be carried out.
