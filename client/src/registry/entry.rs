@@ -3,20 +3,17 @@
 
 use std::{
     collections::HashMap,
-    sync::{
-        Arc, Weak,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::{Arc, Weak},
 };
 
-use conclave_proto::v1::{DeregisterRequest, registry_service_client::RegistryServiceClient};
+use conclave_proto::v1::{self, DeregisterRequest, registry_service_client::RegistryServiceClient};
 use parking_lot::Mutex;
 use tonic::Status;
 
 use crate::{
     client::Client,
     error::Error,
-    once::Caller,
+    once::{Caller, Requests, Ticket},
     session::{Cleanup, Session},
 };
 
@@ -44,14 +41,15 @@ impl Entry {
             session: session.id(),
             ..DeregisterRequest::default()
         };
-        let exit = Arc::new(Exit { request, is_overtaken: AtomicBool::new(false) });
+        let requests = Arc::clone(session.requests());
+        let exit = Arc::new(Exit { request, requests, number: Mutex::new(Number::None) });
         let before = {
             let mut entries = session.entries().lock();
             entries.retain(|_, exit| exit.strong_count() > 0);
             entries.insert(key, Arc::downgrade(&exit))
         };
         if let Some(before) = before.and_then(|before| before.upgrade()) {
-            before.is_overtaken.store(true, Ordering::Release);
+            before.overtake();
         }
         Self { session, exit, is_over: false }
     }
@@ -86,12 +84,24 @@ impl Drop for Entry {
     }
 }
 
-/// What takes an instance out. Doing that twice does no harm.
+/// What takes an instance out, by a numbered request: should a copy of it come late, it finds that whoever
+/// registered the instance again has settled its number.
 #[derive(Debug)]
 pub(crate) struct Exit {
     request: DeregisterRequest,
-    /// Whether the session registered the instance again meanwhile.
-    is_overtaken: AtomicBool,
+    requests: Arc<Requests>,
+    number: Mutex<Number>,
+}
+
+/// Number of a request in the background.
+#[derive(Debug)]
+enum Number {
+    /// It was not sent yet.
+    None,
+    /// Kept however often it is sent.
+    Open(Ticket),
+    /// The session registered the instance again: the request is none any more.
+    Overtaken,
 }
 
 impl Exit {
@@ -99,19 +109,40 @@ impl Exit {
         self.request.session
     }
 
+    /// Gives it up. To be called before the request that registers the instance again gets its number.
+    fn overtake(&self) {
+        *self.number.lock() = Number::Overtaken;
+    }
+
     /// Takes it out, unless it was registered again.
     pub(crate) async fn carry_out(&self, client: &Client) -> Result<(), Error> {
+        if matches!(*self.number.lock(), Number::None) {
+            let ticket = self.requests.begin(self.request.session, client.timeout()).await?;
+            let mut number = self.number.lock();
+            if matches!(*number, Number::None) {
+                *number = Number::Open(ticket);
+            }
+        }
         let call = |channel| {
-            let request = self.request.clone();
             // Asked for each attempt: it may be registered again between two.
-            let is_overtaken = self.is_overtaken.load(Ordering::Acquire);
+            let once = self.once();
             async move {
-                if is_overtaken {
-                    return Err(Status::not_found("conclave: the instance was registered again"));
-                }
+                let again = || Status::not_found("conclave: the instance was registered again");
+                let request = DeregisterRequest {
+                    once: Some(once.ok_or_else(again)?),
+                    ..self.request.clone()
+                };
                 RegistryServiceClient::new(channel).deregister(request).await
             }
         };
-        client.read(call).await.map(drop)
+        client.repeat(call).await.map(drop)
+    }
+
+    /// What is sent with the request; `None` if it was overtaken.
+    fn once(&self) -> Option<v1::Once> {
+        match &*self.number.lock() {
+            Number::Open(ticket) => Some(ticket.once()),
+            Number::None | Number::Overtaken => None,
+        }
     }
 }

@@ -7,7 +7,7 @@ use conclave_proto::etcdserverpb as etcd;
 use conclave_proto::v1;
 use conclave_proto::v3lockpb::LockRequest;
 use tonic::transport::Channel;
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 use v1::acquire_request::Wait;
 use v1::barrier_service_client::BarrierServiceClient;
 use v1::double_barrier_service_client::DoubleBarrierServiceClient;
@@ -114,6 +114,19 @@ async fn next<T: Debug>(answers: &mut Streaming<T>) -> Result<T, Status> {
     within("an answer", answers.message()).await.map(|answer| answer.expect("it says why it ends"))
 }
 
+/// Why a candidacy ends of which nothing but the leader was told meanwhile.
+async fn end(candidate: &mut Streaming<v1::CampaignResponse>) -> (Code, String) {
+    loop {
+        let told = next(candidate).await;
+        let is_leader = |answer: &v1::CampaignResponse| {
+            matches!(answer.event, Some(campaign_response::Event::Observed(_)))
+        };
+        if !told.as_ref().is_ok_and(is_leader) {
+            return refused(told);
+        }
+    }
+}
+
 async fn raise(root: &User<'_>) {
     let raise = v1::BarrierRaiseRequest { name: "a/barrier".into(), ..Default::default() };
     BarrierServiceClient::new(root.channel()).raise(by(&root.token, raise)).await.unwrap();
@@ -170,15 +183,7 @@ async fn who_lost_the_right_waits_for_nothing_and_stands_in_nobodys_way() {
     assert_eq!(refused(next(&mut again).await), denied());
     assert_eq!(refused(next(&mut stops).await), denied());
     assert_eq!(refused(next(&mut enters).await), denied());
-    loop {
-        match next(&mut campaigns).await {
-            Ok(answer) => {
-                let observed = matches!(answer.event, Some(campaign_response::Event::Observed(_)));
-                assert!(observed, "what it was told before: {answer:?}");
-            }
-            ended => break assert_eq!(refused(ended), denied()),
-        }
-    }
+    assert_eq!(end(&mut campaigns).await, denied());
     assert_eq!(root.keys("a/lock/", "a/lock0").await, 2, "root's and bob's");
     assert_eq!(root.keys("a/boss/", "a/boss0").await, 1, "root's");
     assert_eq!(root.keys("a/step", "a/step0").await, 0);
@@ -199,10 +204,7 @@ async fn who_lost_the_right_leads_no_more() {
     assert!(matches!(queued, Some(campaign_response::Event::Queued(_))), "{queued:?}");
     let delete = etcd::AuthUserDeleteRequest { name: "ann".to_owned() };
     auth(&server).user_delete(by(&root.token, delete)).await.unwrap();
-    while let Ok(answer) = next(&mut leads).await {
-        let observed = matches!(answer.event, Some(campaign_response::Event::Observed(_)));
-        assert!(observed, "what it was told before: {answer:?}");
-    }
+    assert_eq!(end(&mut leads).await, denied());
     loop {
         let event = next(&mut follows).await.unwrap().event;
         if matches!(event, Some(campaign_response::Event::Elected(_))) {
