@@ -200,7 +200,7 @@ impl Leave {
         let patience = Patience::new(kept.session.client(), wait);
         let ticket = kept.session.request().await?.undoing(kept.sequence);
         let client = kept.session.client().clone();
-        let mut asked = Leaving { name: kept.name.clone(), ticket };
+        let mut asked = Leaving { name: kept.name.clone(), way: Way::Leaving(ticket) };
         let lost = kept.session.lost();
         let left = tokio::select! {
             biased;
@@ -222,9 +222,17 @@ impl IntoFuture for Leave {
     }
 }
 
+/// How far a participant is on its way out.
+enum Way {
+    /// It leaves by a request with this number, which the session has to remember.
+    Leaving(Ticket),
+    /// It has left, and waits for others with fences up to this one.
+    Waiting(i64),
+}
+
 struct Leaving {
     name: Bytes,
-    ticket: Ticket,
+    way: Way,
 }
 
 impl Ask for Leaving {
@@ -236,12 +244,22 @@ impl Ask for Leaving {
         channel: Channel,
         wait_ms: Option<u64>,
     ) -> Result<Response<Streaming<WaitResponse>>, Status> {
-        let (once, patience) = (Some(self.ticket.once()), Some(for_ms(wait_ms)));
-        let request = DoubleBarrierLeaveRequest { once, name: self.name.clone(), patience };
+        let (once, until_fence) = match &self.way {
+            Way::Leaving(ticket) => (Some(ticket.once()), 0),
+            Way::Waiting(fence) => (None, *fence),
+        };
+        let (name, patience) = (self.name.clone(), Some(for_ms(wait_ms)));
+        let request = DoubleBarrierLeaveRequest { once, name, patience, until_fence };
         DoubleBarrierServiceClient::new(channel).leave(request).await
     }
 
     fn hear(&mut self, answer: WaitResponse) -> Heard<Passed> {
+        if let Some(Event::Waiting(waiting)) = &answer.event
+            && waiting.fence > 0
+        {
+            // The others may take long; other requests of the session shall not be kept in mind for it.
+            self.way = Way::Waiting(waiting.fence);
+        }
         heard(answer, "the participant was removed")
     }
 

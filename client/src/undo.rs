@@ -111,7 +111,7 @@ impl Undo {
             }
             Did::Enter => {
                 // Who does not wait for the others need not hear of them.
-                let request = DoubleBarrierLeaveRequest { once, name, patience: None };
+                let request = DoubleBarrierLeaveRequest { once, name, ..Default::default() };
                 let mut answers =
                     DoubleBarrierServiceClient::new(channel).leave(request).await?.into_inner();
                 let broken = || Status::unavailable("the stream of a request ended");

@@ -146,3 +146,22 @@ impl Exit {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_that_comes_late_finds_its_number_settled() {
+        let requests = Arc::<Requests>::default();
+        let number = Mutex::new(Number::Open(requests.begin_undo(7)));
+        let request = DeregisterRequest { session: 7, ..DeregisterRequest::default() };
+        let exit = Exit { request, requests: Arc::clone(&requests), number };
+        let sent = exit.once().expect("it is to be sent");
+        assert_eq!((sent.session, sent.sequence), (7, 1));
+        exit.overtake();
+        assert_eq!(exit.once(), None, "not once more");
+        let registers = requests.begin_undo(7).once();
+        assert!(registers.settled > sent.sequence, "{registers:?}");
+    }
+}

@@ -14,7 +14,7 @@ use v1::double_barrier_service_server::DoubleBarrierService;
 
 use super::change::{change, key_at, propose};
 use super::wait::{self, End, Until, Waiter, Waits};
-use super::withdraw_unless_resumed;
+use super::{is_denied, withdraw_unless_resumed};
 use crate::api::context::Context;
 use crate::auth::{RightsCheck, caller_of};
 use crate::metrics::Method;
@@ -81,10 +81,12 @@ impl BarrierApi {
     ) -> Result<Waits, Status> {
         self.context.check_metadata(request.metadata())?;
         let caller = caller_of(request.extensions());
-        let v1::DoubleBarrierLeaveRequest { once, name, patience } = request.into_inner();
+        let v1::DoubleBarrierLeaveRequest { once, name, patience, until_fence } =
+            request.into_inner();
+        check::name(&name).map_err(|rejection| status::from_rejection(&rejection))?;
         let participant = Participant::new(once, name);
         let who = (caller, RightsCheck::below(&participant.name));
-        Waiter::start(&self.context, who, patience, |waiter| participant.leave(waiter))
+        Waiter::start(&self.context, who, patience, |waiter| participant.leave(waiter, until_fence))
     }
 }
 
@@ -110,7 +112,9 @@ impl Participant {
         };
         // Who does not hear that it is in is not.
         let revoked = match (end, waiter.check()) {
-            (End::Revoked(status), _) | (End::Passed(_), Err(status)) => status,
+            (End::Revoked(status), _) | (End::Passed(_), Err(status)) if is_denied(&status) => {
+                status
+            }
             (end, _) => return waiter.end(end, (self.once.session, fence)).await,
         };
         let exit = self.exit(false);
@@ -130,7 +134,7 @@ impl Participant {
             Ok((at, None)) => {
                 let keys = vec![wait::one(&self.key()), wait::one(&self.name)];
                 let is_gate = |key: &Bytes| *key == self.name;
-                let wait = waiter.wait(at, keys, |change| {
+                let wait = waiter.wait(v1::Waiting { revision: at, fence: 0 }, keys, |change| {
                     let kv = change.kv.as_ref()?;
                     match (is_gate(&kv.key), change.r#type()) {
                         (true, EventType::Put) => is_in(&kv.value, fence, kv.mod_revision),
@@ -177,11 +181,19 @@ impl Participant {
         internal::Primitive { once: Some(once), name: self.name.clone(), action }
     }
 
-    async fn leave(self, waiter: Waiter) {
-        let exit = Action::ExitIfWaiting(false);
-        let end = match change(waiter.who(), Some(self.once), self.name.clone(), exit).await {
+    /// Leaves, unless that is done, and waits for the others.
+    async fn leave(self, waiter: Waiter, until_fence: i64) {
+        let fence = if until_fence > 0 {
+            // The others are known here that were known when it left.
+            waiter.context.read_barrier().await.map(|()| until_fence)
+        } else {
+            let exit = Action::ExitIfWaiting(false);
+            let left = change(waiter.who(), Some(self.once), self.name.clone(), exit).await;
+            left.map(|answer| answer.number)
+        };
+        let end = match fence {
             Err(status) => End::Failed(status),
-            Ok(answer) => self.until_out(&waiter, answer.number).await,
+            Ok(fence) => self.until_out(&waiter, fence).await,
         };
         waiter.end(end, (self.once.session, 0)).await;
     }
@@ -212,7 +224,7 @@ impl Participant {
             let revision = change.kv.as_ref().map_or(at, |kv| kv.mod_revision);
             is_out().then_some(End::Passed(revision))
         };
-        waiter.wait(at, vec![range], judge).await
+        waiter.wait(v1::Waiting { revision: at, fence }, vec![range], judge).await
     }
 }
 

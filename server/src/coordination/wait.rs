@@ -81,19 +81,20 @@ impl Waiter {
     }
 
     /// Tells that there is something to wait for, and waits until `judge` knows the end from one of the
-    /// changes after `revision`.
+    /// changes after that revision.
     pub(super) async fn wait(
         &self,
-        revision: i64,
+        waiting: v1::Waiting,
         keys: Vec<WatchCreateRequest>,
         mut judge: impl FnMut(&Change) -> Option<End>,
     ) -> End {
-        if let Err(end) = self.tell(Event::Waiting(v1::Waiting { revision })).await {
+        let start_revision = waiting.revision + 1;
+        if let Err(end) = self.tell(Event::Waiting(waiting)).await {
             return end;
         }
         let mut watch = LocalWatch::open(self.context.node.watch());
         for key in keys {
-            watch.add(WatchCreateRequest { start_revision: revision + 1, ..key });
+            watch.add(WatchCreateRequest { start_revision, ..key });
         }
         // A member that is cut off would never hear of the end.
         let mut over = std::pin::pin!(stream_end::reason_to_end(self.context.clone(), true));
@@ -234,6 +235,7 @@ async fn until_key(waiter: &Waiter, request: v1::WaitRequest, until: Until) -> R
             return Ok(End::Timeout);
         }
     }
-    let from = if start_revision == 0 { now } else { start_revision };
-    Ok(waiter.wait(from, vec![one(&name)], |change| until.judge_change(change)).await)
+    let revision = if start_revision == 0 { now } else { start_revision };
+    let waiting = v1::Waiting { revision, fence: 0 };
+    Ok(waiter.wait(waiting, vec![one(&name)], |change| until.judge_change(change)).await)
 }

@@ -227,7 +227,7 @@ async fn no_lift_is_missed() {
     let request = v1::WaitRequest { name: "door".into(), patience, start_revision: 0 };
     let mut answers = barriers.wait(request.clone()).await.unwrap().into_inner();
     let first = soon("an answer", answers.message()).await.unwrap().unwrap().event.unwrap();
-    let Event::Waiting(v1::Waiting { revision }) = first else { panic!("{first:?}") };
+    let Event::Waiting(v1::Waiting { revision, .. }) = first else { panic!("{first:?}") };
     barrier.lift().await.unwrap();
     barrier.raise().await.unwrap();
     let end = soon("an answer", answers.message()).await.unwrap().unwrap().event.unwrap();
@@ -352,6 +352,73 @@ async fn a_participant_is_resumed_on_another_member() {
     let mut gone = enters(&servers[2], Wait::WaitMs(0), 0).await;
     let refused = soon("a refusal", gone.message()).await.unwrap_err();
     assert_eq!(refused.code(), Code::NotFound);
+}
+
+/// Others may take their time: meanwhile the session makes more requests than the cluster remembers of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_has_left_and_waits_holds_up_no_other_request() {
+    let servers = [server(&[]).await];
+    let client = client(&servers);
+    let (one, two) = (session(&client, "1").await, session(&client, "2").await);
+    let (first, second) =
+        tokio::join!(soon("to go in", enter(&one, 2)), soon("to go in", enter(&two, 2)));
+    let (first, second) = (first.unwrap(), second.unwrap());
+    let leaving = tokio::spawn(first.leave().into_future());
+    soon("it left", async {
+        while client.get("step/").prefix().count_only().await.unwrap().count != 1 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    let counter = one.counter("requests");
+    for number in 1..=300 {
+        assert_eq!(counter.add(1).await.unwrap().value, number);
+    }
+    assert!(!leaving.is_finished());
+    soon("the last is out", second.leave()).await.unwrap();
+    soon("the first is out", leaving).await.unwrap().unwrap();
+}
+
+/// Who left on a stream that broke waits for the others on another member, and needs no number for it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leave_is_resumed_on_another_member() {
+    let servers = servers(3, &[]).await;
+    let client = client(&servers);
+    let (one, two) = (session(&client, "1").await, session(&client, "2").await);
+    let enters = v1::DoubleBarrierEnterRequest {
+        once: Some(v1::Once { session: one.id(), sequence: 1, settled: 1, undoes: 0 }),
+        name: "step".into(),
+        count: 2,
+        patience: Some(v1::Patience { wait: Some(Wait::WaitForever(true)) }),
+        ..Default::default()
+    };
+    let barriers = |place: usize| DoubleBarrierServiceClient::new(servers[place].channel.clone());
+    let mut entering = barriers(0).enter(enters).await.unwrap().into_inner();
+    let inside = soon("to go in", enter(&two, 2)).await.unwrap();
+    let leave = |once, until_fence| v1::DoubleBarrierLeaveRequest {
+        once,
+        name: "step".into(),
+        patience: Some(v1::Patience { wait: Some(Wait::WaitForever(true)) }),
+        until_fence,
+    };
+    loop {
+        let event = soon("an answer", entering.message()).await.unwrap().unwrap().event.unwrap();
+        if matches!(event, Event::Passed(_)) {
+            break;
+        }
+    }
+    let once = v1::Once { session: one.id(), sequence: 2, settled: 2, undoes: 1 };
+    let mut broken = barriers(0).leave(leave(Some(once), 0)).await.unwrap().into_inner();
+    let first = soon("an answer", broken.message()).await.unwrap().unwrap().event.unwrap();
+    let Event::Waiting(waiting) = first else { panic!("{first:?}") };
+    drop(broken);
+    let resumed = leave(None, waiting.fence);
+    let mut resumed = barriers(1).leave(resumed).await.unwrap().into_inner();
+    let again = soon("an answer", resumed.message()).await.unwrap().unwrap().event.unwrap();
+    assert!(matches!(&again, Event::Waiting(again) if again.fence == waiting.fence), "{again:?}");
+    soon("the other one is out", inside.leave()).await.unwrap();
+    let end = soon("an answer", resumed.message()).await.unwrap().unwrap().event.unwrap();
+    assert!(matches!(end, Event::Passed(_)), "{end:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -226,6 +226,23 @@ async fn what_comes_late_once_more_changes_nothing() {
     // Whoever takes an id over has a fence of its own.
     let taken = register(server, one.id(), &named("a")).await;
     assert!(taken.fence > next.fence && !taken.created);
+    // A request that was given up for one that registers anew does not take it out, should it come for the first time.
+    let once = |sequence, settled| {
+        Some(v1::Once { session: one.id(), sequence, settled, ..Default::default() })
+    };
+    let anew = v1::RegisterRequest { once: once(5, 5), ..request(one.id(), &named("a")) };
+    registry(server).register(anew).await.unwrap();
+    let service = SERVICE.to_owned();
+    let late = v1::DeregisterRequest {
+        service,
+        id: "a".to_owned(),
+        session: one.id(),
+        once: once(4, 1),
+        ..Default::default()
+    };
+    let (code, _) = refused(registry(server).deregister(late).await);
+    assert_eq!(code, Code::FailedPrecondition);
+    assert_eq!(ids(server, v1::InstanceFilter::default()).await, ["a"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
