@@ -2,7 +2,8 @@
 //!
 //! [`Lease`] is a guard: a task in the background keeps the lease alive and says what is known about
 //! it by this process's own monotonic clock, counted from the moment a keep-alive was *sent*. So the
-//! guard reports a loss before the server can let the lease expire, whatever happened to answers.
+//! guard reports a loss before the server can let the lease expire, whatever happened to answers. On Linux
+//! that clock goes on while the machine is suspended.
 
 mod keeper;
 
@@ -15,14 +16,11 @@ use conclave_proto::etcdserverpb::{
     LeaseTimeToLiveRequest, LeaseTimeToLiveResponse, lease_client::LeaseClient,
 };
 use parking_lot::Mutex;
-use tokio::{
-    sync::{oneshot, watch},
-    time::Instant,
-};
+use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Response, Status};
 
-use crate::{client::Client, error::Error, login::Channel, reply::Reply};
+use crate::{client::Client, error::Error, login::Channel, moment::Moment, reply::Reply};
 
 /// What this process knows about its lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +42,7 @@ impl Client {
     pub async fn lease(&self, ttl: Duration) -> Result<Lease, Error> {
         let seconds = i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX);
         let seconds = seconds.saturating_add(i64::from(ttl.subsec_nanos() > 0));
-        let sent = Instant::now();
+        let sent = Moment::now();
         let grant = self.lease_grant(seconds, 0).await?;
         let granted = Duration::from_secs(u64::try_from(grant.ttl).unwrap_or(0));
         let (state, states) = watch::channel(LeaseState::Alive);
@@ -151,7 +149,7 @@ pub struct Lease {
     states: watch::Receiver<LeaseState>,
     lost: CancellationToken,
     /// Shared with the keeper: when the lease may end at the earliest.
-    deadline: Arc<Mutex<Instant>>,
+    deadline: Arc<Mutex<Moment>>,
     /// Tells the keeper what becomes of the lease; dropping it means: revoke.
     guard: Option<oneshot::Sender<keeper::Released>>,
 }
@@ -197,7 +195,7 @@ impl Lease {
     /// was stopped for a while and has not noticed yet.
     #[must_use]
     pub fn is_lost(&self) -> bool {
-        self.lost.is_cancelled() || Instant::now() >= *self.deadline.lock()
+        self.lost.is_cancelled() || Moment::now() >= *self.deadline.lock()
     }
 
     /// Ends the lease and deletes its keys.

@@ -71,6 +71,7 @@ pub mod lock;
 mod login;
 pub mod maintenance;
 mod mirror;
+mod moment;
 mod once;
 mod page;
 mod patience;

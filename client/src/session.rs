@@ -3,7 +3,8 @@
 //! A session is a lease with an owner. All sessions of a client share one stream, on which one small
 //! message every third of the shortest TTL keeps all of them alive. What is known about a session is
 //! judged by this process's own monotonic clock, from the moment a heartbeat was *sent*: so it counts
-//! as lost here before the server can give to others what it held, whatever happened to answers.
+//! as lost here before the server can give to others what it held, whatever happened to answers. On Linux
+//! that clock goes on while the machine is suspended.
 //!
 //! From a server that speaks etcd's API only a session is a lease of which nobody knows the owner. Locks
 //! and candidacies of such a session are turns of etcd's recipe, each with a lease of its own.
@@ -41,12 +42,13 @@ use conclave_proto::v1::{
     SessionBeginRequest, SessionEndRequest, SessionInfo, SessionListRequest, SessionTag,
     session_service_client::SessionServiceClient,
 };
-use tokio::{sync::watch, time::Instant};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     client::Client,
     error::Error,
+    moment::Moment,
     once::{Requests, Ticket},
     registry::Entries,
 };
@@ -172,7 +174,7 @@ impl Begin {
 
     /// From a server that knows leases only.
     async fn leased(self) -> Result<Session, Error> {
-        let sent = Instant::now();
+        let sent = Moment::now();
         let lease = self.client.lease_grant(self.ttl_seconds(), 0).await?;
         Ok(self.keep((lease.id, lease.ttl), sent, true))
     }
@@ -186,7 +188,7 @@ impl Begin {
             owner: self.owner.clone(),
             metadata: self.metadata.clone(),
         };
-        let sent = Instant::now();
+        let sent = Moment::now();
         // The server recognises a repetition.
         let call = |channel| {
             let request = request.clone();
@@ -197,7 +199,7 @@ impl Begin {
     }
 
     /// The session with this id and TTL in seconds, which was asked for then.
-    fn keep(self, (id, ttl): (i64, i64), sent: Instant, is_lease: bool) -> Session {
+    fn keep(self, (id, ttl): (i64, i64), sent: Moment, is_lease: bool) -> Session {
         let ttl = Duration::from_secs(u64::try_from(ttl).unwrap_or(0));
         let lost = CancellationToken::new();
         let heart = Arc::clone(self.client.heart());

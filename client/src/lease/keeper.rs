@@ -8,14 +8,14 @@ use conclave_proto::etcdserverpb::{
 use parking_lot::Mutex;
 use tokio::{
     sync::{mpsc, oneshot, watch},
-    time::{Instant, sleep_until, timeout_at},
+    time::timeout,
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 
 use super::LeaseState;
-use crate::{backoff::Backoff, client::Client, endpoint::Endpoint};
+use crate::{backoff::Backoff, client::Client, endpoint::Endpoint, moment::Moment};
 
 /// Keep-alives on the way; one is sent only after the one before was answered.
 const REQUESTS_MAX: usize = 1;
@@ -42,7 +42,7 @@ pub(super) struct Standing {
     pub(super) state: watch::Sender<LeaseState>,
     pub(super) lost: CancellationToken,
     /// When the lease may end at the earliest, by this process's clock.
-    pub(super) deadline: Arc<Mutex<Instant>>,
+    pub(super) deadline: Arc<Mutex<Moment>>,
 }
 
 impl Standing {
@@ -51,7 +51,7 @@ impl Standing {
         self.lost.cancel();
     }
 
-    fn deadline(&self) -> Instant {
+    fn deadline(&self) -> Moment {
         *self.deadline.lock()
     }
 
@@ -107,10 +107,12 @@ impl Keeper {
     /// Returns when the lease is lost.
     async fn keep(&mut self) {
         let mut backoff = Backoff::default();
-        let mut next = Instant::now() + self.ttl / KEEP_ALIVES_PER_TTL;
+        let mut next = Moment::now() + self.ttl / KEEP_ALIVES_PER_TTL;
         loop {
-            if timeout_at(self.standing.deadline(), sleep_until(next)).await.is_err() {
-                return;
+            tokio::select! {
+                biased;
+                () = self.standing.deadline().reached() => return,
+                () = next.reached() => {}
             }
             let endpoint = self.client.endpoint();
             match self.session(&endpoint, &mut backoff).await {
@@ -118,7 +120,7 @@ impl Keeper {
                 Failure::Unanswered => {
                     endpoint.failed();
                     self.standing.set(LeaseState::Suspended);
-                    next = Instant::now() + backoff.next();
+                    next = Moment::now() + backoff.next();
                 }
             }
         }
@@ -126,18 +128,21 @@ impl Keeper {
 
     /// Keeps the lease alive over one stream until that fails.
     async fn session(&mut self, endpoint: &Endpoint, backoff: &mut Backoff) -> Failure {
-        let mut sent = Instant::now();
-        let opened = timeout_at(self.patience(sent), Connection::open(endpoint, self.id)).await;
+        let mut sent = Moment::now();
+        let opened = timeout(self.patience(sent), Connection::open(endpoint, self.id)).await;
         let Ok(Some(mut connection)) = opened else {
             return Failure::Unanswered;
         };
         loop {
-            let answer = timeout_at(self.patience(sent), connection.answer()).await;
+            let answer = timeout(self.patience(sent), connection.answer()).await;
             let Ok(Some(answer)) = answer else {
                 return Failure::Unanswered;
             };
             if answer.ttl <= 0 {
                 return Failure::Gone;
+            }
+            if self.is_over() {
+                return Failure::Unanswered;
             }
             endpoint.succeeded();
             backoff.reset();
@@ -145,19 +150,27 @@ impl Keeper {
             let deadline = self.standing.deadline().max(sent + usable(self.ttl));
             *self.standing.deadline.lock() = deadline;
             self.standing.set(LeaseState::Alive);
-            sleep_until(sent + self.ttl / KEEP_ALIVES_PER_TTL).await;
-            sent = Instant::now();
+            (sent + self.ttl / KEEP_ALIVES_PER_TTL).reached().await;
+            sent = Moment::now();
+            if self.is_over() {
+                return Failure::Unanswered;
+            }
             if connection.requests.try_send(LeaseKeepAliveRequest { id: self.id }).is_err() {
                 return Failure::Unanswered;
             }
         }
     }
 
-    /// Until when to wait for the answer to a keep-alive `sent` then: further endpoints shall have
+    /// Whether the lease may have ended. Then it is lost, whatever the server says: somebody may have asked already.
+    fn is_over(&self) -> bool {
+        self.standing.deadline().left().is_zero()
+    }
+
+    /// How long to wait for the answer to a keep-alive `sent` then: further endpoints shall have
     /// a turn within the TTL, and no answer counts that comes after the lease may have ended.
-    fn patience(&self, sent: Instant) -> Instant {
+    fn patience(&self, sent: Moment) -> Duration {
         let patience = (self.ttl / (2 * KEEP_ALIVES_PER_TTL)).min(ANSWER_TIMEOUT_MAX);
-        (sent + patience).min(self.standing.deadline())
+        (sent + patience).min(self.standing.deadline()).left()
     }
 }
 

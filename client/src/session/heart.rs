@@ -18,7 +18,7 @@ use parking_lot::Mutex;
 use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
-    time::{Instant, sleep, sleep_until, timeout_at},
+    time::{sleep, timeout},
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -30,6 +30,7 @@ use crate::{
     client::{Client, Retry},
     endpoint::Endpoint,
     error::Error,
+    moment::Moment,
     registry::Exit,
     undo::Undo,
 };
@@ -72,7 +73,7 @@ pub(super) struct Begun {
     pub(super) id: i64,
     pub(super) ttl: Duration,
     /// When it was asked for.
-    pub(super) sent: Instant,
+    pub(super) sent: Moment,
     /// Whether the server knows it as a lease only, as then all of this client.
     pub(super) is_lease: bool,
     /// To be cancelled when it is lost.
@@ -120,18 +121,18 @@ impl Kept {
 struct Tracked {
     ttl: Duration,
     /// When the last heartbeat that was answered was sent.
-    confirmed: Instant,
+    confirmed: Moment,
     state: watch::Sender<SessionState>,
     lost: CancellationToken,
 }
 
 impl Tracked {
     /// From here on the server may end it.
-    fn lost_at(&self) -> Instant {
+    fn lost_at(&self) -> Moment {
         self.confirmed + (self.ttl - self.ttl / SKEW_DIVISOR)
     }
 
-    fn jeopardy_at(&self) -> Instant {
+    fn jeopardy_at(&self) -> Moment {
         self.confirmed + self.ttl * 2 / 3
     }
 
@@ -237,7 +238,7 @@ impl Heart {
     /// Whether a session lives, by the clock.
     pub(super) fn is_alive(&self, id: i64) -> bool {
         let kept = self.kept.lock();
-        kept.sessions.get(&id).is_some_and(|tracked| Instant::now() < tracked.lost_at())
+        kept.sessions.get(&id).is_some_and(|tracked| Moment::now() < tracked.lost_at())
     }
 
     /// Stops keeping a session alive, which somebody ends: the heart, in the background, if they do not.
@@ -315,9 +316,9 @@ impl Heart {
         let mut changes = self.changes.subscribe();
         loop {
             changes.mark_unchanged();
-            match self.judge(Instant::now()) {
+            match self.judge(Moment::now()) {
                 Some(next) => tokio::select! {
-                    () = sleep_until(next) => {}
+                    () = next.reached() => {}
                     () = self.changed(&mut changes) => {}
                 },
                 None => self.changed(&mut changes).await,
@@ -326,8 +327,8 @@ impl Heart {
     }
 
     /// Returns when it has to be done again.
-    fn judge(&self, now: Instant) -> Option<Instant> {
-        let mut next: Option<Instant> = None;
+    fn judge(&self, now: Moment) -> Option<Moment> {
+        let mut next: Option<Moment> = None;
         let mut kept = self.kept.lock();
         kept.sessions.retain(|id, tracked| {
             let (jeopardy_at, lost_at) = (tracked.jeopardy_at(), tracked.lost_at());
@@ -381,7 +382,7 @@ impl Heart {
         let mut sequence = 0;
         loop {
             let Some(ttl) = self.shortest_ttl() else { return Some(()) };
-            let sent = Instant::now();
+            let sent = Moment::now();
             let patience = (ttl / (2 * BEATS_PER_TTL)).min(ANSWER_TIMEOUT_MAX);
             sequence += 1;
             changes.mark_unchanged();
@@ -412,9 +413,9 @@ impl Heart {
             let patience = (ttl / (2 * BEATS_PER_TTL)).min(ANSWER_TIMEOUT_MAX);
             changes.mark_unchanged();
             let mut ids: HashSet<i64> = self.kept.lock().sessions.keys().copied().collect();
-            let round = Instant::now();
+            let round = Moment::now();
             for id in ids.clone() {
-                let sent = Instant::now();
+                let sent = Moment::now();
                 requests.try_send(LeaseKeepAliveRequest { id }).ok()?;
                 if let Some(outgoing) = outgoing.take() {
                     let mut client = LeaseClient::new(endpoint.channel());
@@ -439,18 +440,18 @@ impl Heart {
     /// not `attached`, is lost: it has its first heartbeat on the next stream.
     async fn answered<T>(
         &self,
-        (sent, patience): (Instant, Duration),
+        (sent, patience): (Moment, Duration),
         attached: &HashSet<i64>,
         answer: impl Future<Output = Result<T, Status>>,
     ) -> Option<T> {
         tokio::select! {
-            answer = timeout_at(sent + patience, answer) => answer.ok()?.ok(),
+            answer = timeout((sent + patience).left(), answer) => answer.ok()?.ok(),
             () = self.newcomer_due(sent, attached) => None,
         }
     }
 
     /// Returns when a session that is not `attached` can wait no longer for the answer to what others `sent`.
-    async fn newcomer_due(&self, sent: Instant, attached: &HashSet<i64>) {
+    async fn newcomer_due(&self, sent: Moment, attached: &HashSet<i64>) {
         let mut changes = self.changes.subscribe();
         let due = |tracked: &Tracked| {
             let heartbeat = tracked.confirmed + tracked.ttl / BEATS_PER_TTL;
@@ -465,7 +466,7 @@ impl Heart {
             };
             match next {
                 Some(next) => tokio::select! {
-                    () = sleep_until(next) => return,
+                    () = next.reached() => return,
                     () = self.changed(&mut changes) => {}
                 },
                 None => self.changed(&mut changes).await,
@@ -489,7 +490,7 @@ impl Heart {
         SessionOpenRequest { sequence, attach, detach }
     }
 
-    fn confirm(&self, sent: Instant, attached: &mut HashSet<i64>, answer: &SessionOpenResponse) {
+    fn confirm(&self, sent: Moment, attached: &mut HashSet<i64>, answer: &SessionOpenResponse) {
         let mut kept = self.kept.lock();
         for id in &answer.lost {
             attached.remove(id);
@@ -497,8 +498,12 @@ impl Heart {
                 tracked.set(SessionState::Lost);
             }
         }
+        let now = Moment::now();
         for id in attached.iter() {
-            if let Some(tracked) = kept.sessions.get_mut(id) {
+            // What the clock gave up is lost, whatever the server says: somebody may have asked already.
+            if let Some(tracked) = kept.sessions.get_mut(id)
+                && now < tracked.lost_at()
+            {
                 tracked.confirmed = tracked.confirmed.max(sent);
             }
         }
@@ -510,7 +515,7 @@ impl Heart {
     /// Waits until the next heartbeat is due, or a session waits for its first.
     async fn pause(
         &self,
-        sent: Instant,
+        sent: Moment,
         attached: &HashSet<i64>,
         changes: &mut watch::Receiver<u64>,
     ) {
@@ -526,7 +531,7 @@ impl Heart {
                 sent + ttl / BEATS_PER_TTL
             };
             tokio::select! {
-                () = sleep_until(due) => return,
+                () = due.reached() => return,
                 () = self.changed(changes) => {}
             }
         }
@@ -606,26 +611,54 @@ mod tests {
     use futures::{FutureExt, poll};
 
     use super::*;
+    use crate::moment::sleep_through;
 
     fn begin(heart: &Heart, id: i64, ttl: Duration) {
-        let (confirmed, state) = (Instant::now(), watch::Sender::new(SessionState::Active));
+        let (confirmed, state) = (Moment::now(), watch::Sender::new(SessionState::Active));
         let tracked = Tracked { ttl, confirmed, state, lost: CancellationToken::new() };
         heart.kept.lock().sessions.insert(id, tracked);
         heart.wake();
     }
 
     #[tokio::test]
+    async fn a_session_is_lost_while_the_machine_sleeps() {
+        let (heart, ttl) = (Heart::default(), Duration::from_secs(600));
+        begin(&heart, 1, ttl);
+        let (mut state, lost) = {
+            let kept = heart.kept.lock();
+            (kept.sessions[&1].state.subscribe(), kept.sessions[&1].lost.clone())
+        };
+        let heard = async {
+            sleep_through(ttl * 7 / 10);
+            state.wait_for(|state| *state == SessionState::Jeopardy).await.unwrap();
+            assert!(heart.is_alive(1));
+            sleep_through(ttl * 3 / 10);
+            assert!(!heart.is_alive(1), "at once");
+            let (mut attached, answer) = (HashSet::from([1]), SessionOpenResponse::default());
+            heart.confirm(Moment::now(), &mut attached, &answer);
+            assert!(!heart.is_alive(1), "for good");
+            lost.cancelled().await;
+        };
+        let soon = timeout(Duration::from_secs(60), heard);
+        tokio::select! {
+            heard = soon => heard.expect("the clock is looked at"),
+            () = heart.watch_clock() => unreachable!("it goes on"),
+        }
+        assert!(heart.kept.lock().sessions.is_empty());
+    }
+
+    #[tokio::test]
     async fn a_heartbeat_under_way_holds_up_no_session_that_is_begun_meanwhile() {
         let heart = Heart::default();
         begin(&heart, 1, Duration::from_secs(600));
-        let (sent, attached) = (Instant::now(), HashSet::from([1]));
+        let (sent, attached) = (Moment::now(), HashSet::from([1]));
         let unanswered = std::future::pending::<Result<(), Status>>();
         let long = (sent, Duration::from_secs(3_600));
         let mut answered = std::pin::pin!(heart.answered(long, &attached, unanswered));
         begin(&heart, 2, Duration::from_secs(600));
         assert!(poll!(&mut answered).is_pending(), "there is time yet");
         begin(&heart, 3, Duration::ZERO);
-        let ended = tokio::time::timeout(Duration::from_secs(60), answered).await;
+        let ended = timeout(Duration::from_secs(60), answered).await;
         assert_eq!(ended.expect("it cannot wait"), None);
         let all = HashSet::from([1, 2, 3]);
         let answer = heart.answered(long, &all, async { Ok(7) });

@@ -1,0 +1,110 @@
+//! The clock by which this process counts what it holds: one that goes on while the machine sleeps.
+//!
+//! [`Instant`] stands still while a laptop or a virtual machine is suspended; the cluster's clock does not, and
+//! gives what a session held to others. Only Linux is asked for the difference. A hypervisor that stops a machine
+//! without a word stops all of its clocks: against that only fences help.
+
+use std::{ops::Add, time::Duration};
+
+use tokio::time::{Instant, sleep};
+
+/// How often whoever waits for a moment looks at the clock: timers stand still, too, while the machine sleeps.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// A moment of this process's life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Moment(Instant);
+
+impl Moment {
+    /// Never goes back: it lies between the beginning of this call and its end.
+    pub(crate) fn now() -> Self {
+        // First how long the machine has slept: what passes between the two readings counts.
+        let slept = slept();
+        Self(Instant::now() + slept)
+    }
+
+    /// How long it is until then; zero if it is past.
+    pub(crate) fn left(self) -> Duration {
+        self.0.saturating_duration_since(Self::now().0)
+    }
+
+    /// Waits until then. Cancel-safe.
+    pub(crate) async fn reached(self) {
+        loop {
+            let left = self.left();
+            if left.is_zero() {
+                return;
+            }
+            sleep(left.min(LOOK_EVERY)).await;
+        }
+    }
+}
+
+impl Add<Duration> for Moment {
+    type Output = Self;
+
+    fn add(self, duration: Duration) -> Self {
+        Self(self.0 + duration)
+    }
+}
+
+/// How long the machine has slept since this was asked for the first time.
+#[cfg(all(target_os = "linux", not(test)))]
+fn slept() -> Duration {
+    use std::sync::OnceLock;
+
+    use rustix::time::{ClockId, clock_gettime};
+
+    static FIRST: OnceLock<[Duration; 2]> = OnceLock::new();
+    // The one that goes on first: what passes between the two is no sleep.
+    let now = [ClockId::Boottime, ClockId::Monotonic].map(|id| {
+        Duration::try_from(clock_gettime(id)).expect("invariant: these clocks begin at 0")
+    });
+    let first = *FIRST.get_or_init(|| now);
+    let [all, awake] = [0, 1].map(|clock| now[clock].saturating_sub(first[clock]));
+    all.saturating_sub(awake)
+}
+
+#[cfg(not(any(target_os = "linux", test)))]
+fn slept() -> Duration {
+    Duration::ZERO
+}
+
+#[cfg(test)]
+pub(crate) use tests::sleep_through;
+#[cfg(test)]
+use tests::slept;
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use tokio::time::timeout;
+
+    use super::*;
+
+    thread_local! {
+        static SLEPT: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+    }
+
+    pub(super) fn slept() -> Duration {
+        SLEPT.get()
+    }
+
+    /// As if the machine had slept for so long, as far as this thread can tell.
+    pub(crate) fn sleep_through(night: Duration) {
+        SLEPT.set(SLEPT.get() + night);
+    }
+
+    #[tokio::test]
+    async fn a_moment_comes_while_the_machine_sleeps() {
+        let hour = Duration::from_secs(3_600);
+        let next = Moment::now() + hour;
+        let mut waiting = tokio::spawn(next.reached());
+        let early = timeout(LOOK_EVERY, &mut waiting).await;
+        assert!(early.is_err() && !next.left().is_zero(), "it is far away");
+        sleep_through(hour);
+        assert!(next.left().is_zero());
+        timeout(Duration::from_secs(60), waiting).await.expect("the clock is looked at").unwrap();
+    }
+}
