@@ -17,6 +17,7 @@ use conclave_state_machine::response::{KeyValue, Rejection};
 use futures::stream::{self, Stream};
 use tonic::Status;
 
+use super::turns::Admitted;
 use crate::api::context::Context;
 use crate::api::kv::off_thread;
 use crate::auth::RightsCheck;
@@ -40,6 +41,8 @@ pub(super) async fn start(
     if start_revision < 0 {
         return Err(Status::invalid_argument("conclave: revisions are positive"));
     }
+    let admitted = context.node.turns().admit();
+    let _admitted = admitted.map_err(|_too_many| Status::from(Fault::TooManyRequests))?;
     context.read_barrier().await?;
     let wanted = RightsCheck::queue(&name);
     context.auth.check(&caller, &wanted)?;
@@ -59,8 +62,8 @@ pub(super) async fn start(
     watch.add(etcd::WatchCreateRequest { key, range_end, start_revision, ..Default::default() });
     let auth = Arc::clone(&context.auth);
     let context = context.clone();
-    let mut observer = Observer { context, candidates, watch, told: None, due: VecDeque::new() };
-    observer.told = observer.candidates.leader();
+    let (told, due) = (candidates.leader(), VecDeque::new());
+    let mut observer = Observer { context, candidates, watch, told, due, _admitted };
     observer.tell(at);
     let leaders = stream::try_unfold(observer, async |mut observer: Observer| {
         let next = observer.next().await?;
@@ -184,6 +187,7 @@ struct Observer {
     told: Option<v1::Leader>,
     /// Seen and not yet told.
     due: VecDeque<v1::ObserveResponse>,
+    _admitted: Admitted,
 }
 
 impl Observer {
