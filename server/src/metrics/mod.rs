@@ -4,7 +4,7 @@
 //! | module | what |
 //! |---|---|
 //! | `calls`, `requests`, `method` | calls of the client port |
-//! | `applies`, `counts` | what the parts of a node count and time |
+//! | `applies`, `counts`, `peers`, `promotions` | what the parts of a node count and time |
 //! | `registry`, `tls`, `probes` | the registry of services, certificates and handshakes, `/livez` and `/readyz` |
 //! | `process` | what the system says of the process |
 //! | `duration`, `exposition` | histograms that cost little; the text format |
@@ -15,8 +15,10 @@ mod counts;
 mod duration;
 mod exposition;
 mod method;
+mod peers;
 mod probes;
 mod process;
+mod promotions;
 mod registry;
 mod requests;
 mod tls;
@@ -34,9 +36,11 @@ use prometheus_client::registry::Registry;
 use tonic::{Response, Status};
 
 pub(crate) use calls::{Answers, Calls, OpenCall};
-pub(crate) use counts::{Counts, Peer, Peers, Pending, Promotions};
+pub(crate) use counts::{Counts, Pending};
 pub(crate) use method::Method;
+pub(crate) use peers::{Peer, Peers};
 pub(crate) use probes::{Check, Probe, Probes};
+pub(crate) use promotions::Promotions;
 use registry::RegistryCounts;
 pub(crate) use requests::{Requests, is_failure};
 pub(crate) use tls::PortCounts;
@@ -48,6 +52,8 @@ use crate::version;
 
 /// Labels whose names and values are fixed when the program is written.
 type Labels<const N: usize> = [(&'static str, &'static str); N];
+/// A label whose value is found while the program runs.
+type Label = [(&'static str, String); 1];
 /// A gauge of seconds.
 type Seconds = Gauge<f64, AtomicU64>;
 /// Who and whom.
