@@ -52,6 +52,7 @@ use crate::node::Node;
 type Labels<const N: usize> = [(&'static str, &'static str); N];
 /// A label whose value is found while the program runs.
 type Label = [(&'static str, String); 1];
+
 /// The metrics of one node.
 pub(crate) struct Metrics {
     registry: Registry,
