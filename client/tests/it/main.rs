@@ -2,9 +2,6 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod auth;
-#[expect(dead_code, reason = "other tests use more of it")]
-#[path = "../../../transport/tests/it/authority.rs"]
-mod authority;
 mod balance;
 mod config;
 mod election;
@@ -15,10 +12,8 @@ mod kv;
 mod lease;
 mod lock;
 mod native;
-mod port;
 mod queue;
 mod registry;
-mod server;
 mod tls;
 mod watch;
 mod writes;
@@ -29,8 +24,8 @@ use std::{
 };
 
 use conclave_client::Client;
-
-use server::{Server, program};
+use conclave_testing::server::{Server, program};
+use conclave_testing::{authority, server};
 
 /// Longest wait for anything that must happen.
 const SOON: Duration = Duration::from_secs(60);

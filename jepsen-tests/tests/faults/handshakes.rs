@@ -12,10 +12,11 @@ use conclave_benches::process::Usage;
 use conclave_jepsen_tests::members;
 use conclave_proto::etcdserverpb::PutRequest;
 use conclave_proto::etcdserverpb::kv_client::KvClient;
+use conclave_testing::port::free_port;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
-use crate::support::{START_TIMEOUT, eventually, free_port, sample};
+use crate::support::{START_TIMEOUT, eventually, sample};
 
 /// How many, if the system lets a process have so many descriptors.
 const HALF_OPEN: usize = 10_000;

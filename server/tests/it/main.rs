@@ -23,13 +23,8 @@ mod native_election;
 mod native_lock;
 mod node;
 mod peer;
-#[path = "../../../client/tests/it/port.rs"]
-mod port;
 mod primitives;
 mod recipes_compare;
-#[expect(dead_code, reason = "the tests of the client use more of it")]
-#[path = "../../../client/tests/it/server.rs"]
-mod reference;
 mod reflection;
 mod registry;
 mod registry_client;
@@ -42,3 +37,5 @@ mod watch_server;
 mod watch_support;
 mod web_socket;
 mod writes;
+
+use conclave_testing::{port, server as reference};
