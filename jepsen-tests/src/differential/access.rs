@@ -4,7 +4,8 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
-use conclave_proto::authpb::{Permission, UserAddOptions, permission::Type};
+use conclave_proto::authpb::permission::Type;
+use conclave_proto::authpb::{Permission, UserAddOptions};
 use conclave_proto::etcdserverpb::alarm_request::AlarmAction;
 use conclave_proto::etcdserverpb::{
     AlarmRequest, AlarmType, AuthDisableRequest, AuthEnableRequest, AuthRoleAddRequest,
@@ -13,7 +14,7 @@ use conclave_proto::etcdserverpb::{
     AuthUserDeleteRequest, AuthUserGetRequest, AuthUserGrantRoleRequest, AuthUserListRequest,
     AuthUserRevokeRoleRequest, AuthenticateRequest, DefragmentRequest, HashKvRequest,
     MemberAddRequest, MemberListRequest, MemberRemoveRequest, MemberUpdateRequest,
-    MoveLeaderRequest, StatusRequest, TxnRequest, request_op::Request,
+    MoveLeaderRequest, StatusRequest,
 };
 use conclave_proto::v3electionpb::{
     CampaignRequest, LeaderKey, LeaderRequest, ProclaimRequest, ResignRequest,
@@ -24,6 +25,7 @@ use super::Step;
 use super::answer::Answer;
 use super::calls::Call;
 use super::generate::Generator;
+use super::newer::{is_inverted, is_nested, is_newer};
 
 const ROOT: &str = "root";
 const USERS: [&str; 5] = [ROOT, "ann", "bob", "eve", ""];
@@ -363,52 +365,6 @@ impl Access {
         let known = LOCKS.iter().chain(&ELECTIONS).find(|known| known.as_bytes() == name);
         self.holders.extend(known.map(|&name| (name, lease)));
     }
-}
-
-/// What the reference decides otherwise than we and later versions of etcd for who is not root: it does not
-/// look at transactions within a transaction, nor at the keys of a lease there (a lock is a transaction), it
-/// refuses ranges that hold nothing, and some calls ask for no user, or not for root.
-fn is_newer(step: &Step) -> bool {
-    match step {
-        Step::Range(range) => is_inverted(&range.key, &range.range_end),
-        Step::Delete(delete) => is_inverted(&delete.key, &delete.range_end),
-        Step::Txn(txn) => {
-            let is_empty =
-                txn.compare.is_empty() && txn.success.is_empty() && txn.failure.is_empty();
-            let mut compares = txn.compare.iter();
-            is_empty
-                || compares.any(|compare| is_inverted(&compare.key, &compare.range_end))
-                || is_nested(txn)
-                || txn.success.iter().chain(&txn.failure).any(|op| match &op.request {
-                    Some(Request::RequestPut(put)) => put.lease != 0,
-                    Some(Request::RequestRange(range)) => is_inverted(&range.key, &range.range_end),
-                    Some(Request::RequestDeleteRange(it)) => is_inverted(&it.key, &it.range_end),
-                    Some(Request::RequestTxn(_)) | None => false,
-                })
-        }
-        Step::Grant(_) | Step::TimeToLive(_) | Step::Leases | Step::KeepAlive(_) => true,
-        Step::Revoke(_) | Step::Compact(_) | Step::Campaign(_) => true,
-        Step::Call(call) => matches!(
-            call,
-            Call::Alarm(_)
-                | Call::MemberList(_)
-                | Call::MoveLeader(_)
-                | Call::Status(_)
-                | Call::Lock(_)
-                | Call::Proclaim(_)
-        ),
-        _ => false,
-    }
-}
-
-/// Whether there is a transaction in it.
-fn is_nested(txn: &TxnRequest) -> bool {
-    let mut operations = txn.success.iter().chain(&txn.failure);
-    operations.any(|operation| matches!(operation.request, Some(Request::RequestTxn(_))))
-}
-
-fn is_inverted(key: &[u8], end: &[u8]) -> bool {
-    !end.is_empty() && end != b"\0" && key >= end
 }
 
 fn login(user: &str, password: &str) -> Step {
