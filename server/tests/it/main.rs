@@ -29,6 +29,7 @@ mod reflection;
 mod registry;
 mod registry_client;
 mod registry_cluster;
+mod registry_support;
 mod snapshot;
 mod support;
 mod trace;
