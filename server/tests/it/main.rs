@@ -13,6 +13,7 @@ mod deploy;
 mod election;
 mod emptied;
 mod gateway;
+mod gateway_compare;
 mod guides;
 mod lease;
 mod limits;
@@ -36,6 +37,7 @@ mod trace;
 mod watch_rules;
 mod watch_server;
 mod watch_support;
+mod web;
 mod web_socket;
 mod writes;
 
