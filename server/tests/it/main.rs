@@ -36,6 +36,7 @@ mod support;
 mod trace;
 mod watch_rules;
 mod watch_server;
+mod watch_streams;
 mod watch_support;
 mod web;
 mod web_socket;
