@@ -22,6 +22,7 @@ mod members;
 mod metrics;
 mod native_election;
 mod native_lock;
+mod native_lock_wire;
 mod node;
 mod peer;
 mod primitives;
