@@ -10,6 +10,7 @@ mod backup;
 mod browser;
 mod cluster;
 mod deploy;
+mod double_barrier;
 mod election;
 mod emptied;
 mod gateway;
