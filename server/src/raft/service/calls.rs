@@ -13,7 +13,7 @@ use super::{Answers, PeerService, malformed, stopped};
 use crate::raft::corruption::Point;
 use crate::raft::forward::FORWARDS_MAX;
 use crate::raft::route::{Leader, Offer};
-use crate::raft::wire;
+use crate::raft::{Raft, wire};
 
 /// How long a caller may take from opening a snapshot call to its header.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -43,6 +43,23 @@ impl PeerService {
             Offer::Unknown => answer(Outcome::Unknown),
         }
     }
+
+    /// What a member that would lead asks of raft.
+    async fn candidate(
+        &self,
+        message: &internal::VoteRequest,
+    ) -> Result<(&Raft, wire::VoteRequest), Status> {
+        let serving = self.check_elector(message.sender.as_ref()).await?;
+        let request = wire::vote(message).map_err(|error| malformed(&error))?;
+        Ok((&serving.route.raft, request))
+    }
+}
+
+fn voted<E: std::fmt::Display>(
+    answer: Result<wire::VoteResponse, E>,
+) -> Result<Response<internal::VoteResponse>, Status> {
+    let answer = answer.map_err(|error| Status::unavailable(error.to_string()))?;
+    Ok(Response::new(wire::vote_answer_message(&answer)))
 }
 
 #[tonic::async_trait]
@@ -81,24 +98,16 @@ impl Peer for PeerService {
         &self,
         request: Request<internal::VoteRequest>,
     ) -> Result<Response<internal::VoteResponse>, Status> {
-        let message = request.into_inner();
-        let serving = self.check_elector(message.sender.as_ref()).await?;
-        let request = wire::vote(&message).map_err(|error| malformed(&error))?;
-        let answer = serving.route.raft.vote(request).await;
-        let answer = answer.map_err(|error| Status::unavailable(error.to_string()))?;
-        Ok(Response::new(wire::vote_answer_message(&answer)))
+        let (raft, request) = self.candidate(&request.into_inner()).await?;
+        voted(raft.vote(request).await)
     }
 
     async fn pre_vote(
         &self,
         request: Request<internal::VoteRequest>,
     ) -> Result<Response<internal::VoteResponse>, Status> {
-        let message = request.into_inner();
-        let serving = self.check_elector(message.sender.as_ref()).await?;
-        let request = wire::vote(&message).map_err(|error| malformed(&error))?;
-        let answer = serving.route.raft.pre_vote(request).await;
-        let answer = answer.map_err(|error| Status::unavailable(error.to_string()))?;
-        Ok(Response::new(wire::vote_answer_message(&answer)))
+        let (raft, request) = self.candidate(&request.into_inner()).await?;
+        voted(raft.pre_vote(request).await)
     }
 
     async fn transfer_leader(
