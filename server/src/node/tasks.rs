@@ -48,25 +48,9 @@ impl Tasks<'_> {
         tasks: &TaskTracker,
         failed: &watch::Sender<Option<String>>,
     ) -> Serving {
-        let Self { settings, route, reader, waiters, leases, log, standing, digests, counts } =
-            self;
+        let (proposer, read_index) = self.propose(tasks);
+        let Self { settings, route, reader, leases, log, standing, digests, counts, .. } = self;
         let timeout = request_timeout(settings);
-        let command_bytes_max = settings.limits.request_bytes_max.max(OWN_COMMAND_BYTES_MAX);
-        let (proposer, waiting) = Proposer::new(command_bytes_max, timeout);
-        let member_id = route.links.member_id();
-        let (read_index, unconfirmed) = ReadIndex::new(timeout);
-        tasks.spawn(read_index::run(route.clone(), unconfirmed, counts.clone()));
-        let batcher = Batcher {
-            waiting,
-            waiters,
-            route: route.clone(),
-            read_index: read_index.clone(),
-            reader: reader.clone(),
-            member_id,
-            timeout,
-            tasks: tasks.clone(),
-        };
-        tasks.spawn(batcher.run());
         let lessor = LessorParts {
             leases,
             route: route.clone(),
@@ -118,6 +102,28 @@ impl Tasks<'_> {
             standing,
             changer,
         }
+    }
+
+    /// Starts what brings commands into the log, and what confirms reads.
+    fn propose(&self, tasks: &TaskTracker) -> (Proposer, ReadIndex) {
+        let Self { settings, route, .. } = self;
+        let timeout = request_timeout(settings);
+        let command_bytes_max = settings.limits.request_bytes_max.max(OWN_COMMAND_BYTES_MAX);
+        let (proposer, waiting) = Proposer::new(command_bytes_max, timeout);
+        let (read_index, unconfirmed) = ReadIndex::new(timeout);
+        tasks.spawn(read_index::run(route.clone(), unconfirmed, self.counts.clone()));
+        let batcher = Batcher {
+            waiting,
+            waiters: self.waiters.clone(),
+            route: route.clone(),
+            read_index: read_index.clone(),
+            reader: self.reader.clone(),
+            member_id: route.links.member_id(),
+            timeout,
+            tasks: tasks.clone(),
+        };
+        tasks.spawn(batcher.run());
+        (proposer, read_index)
     }
 }
 
