@@ -4,6 +4,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`port`] | free ports |
+//! | [`process`] | programs that are started, listened to and stopped |
 //! | [`server`] | etcd, or whatever stands for it, as processes |
 //! | [`authority`] | who signs certificates, and what it signs |
 //! | [`name_server`] | SRV records |
@@ -12,4 +13,5 @@
 pub mod authority;
 pub mod name_server;
 pub mod port;
+pub mod process;
 pub mod server;

@@ -8,6 +8,8 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
+use conclave_testing::process::signal;
+
 use crate::{
     CONCLAVE,
     compare::{has_etcdctl, normal},
@@ -149,8 +151,7 @@ impl Process {
     }
 
     fn stop(mut self) -> String {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().expect("kill runs").success());
+        signal(self.child.id(), "TERM");
         self.child.wait().expect("it ends");
         let mut said = String::new();
         self.log.rewind().expect("a file");

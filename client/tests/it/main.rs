@@ -19,10 +19,7 @@ mod tls;
 mod watch;
 mod writes;
 
-use std::{
-    process::Command,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use conclave_client::Client;
 use conclave_testing::server::{Server, program};
@@ -49,11 +46,4 @@ async fn eventually<T>(what: &str, mut check: impl AsyncFnMut() -> Option<T>) ->
         assert!(start.elapsed() < SOON, "not within {SOON:?}: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-}
-
-/// Sends a signal by name, e.g. `STOP`.
-fn signal(server: &Server, name: &str) {
-    let pid = server.pid().to_string();
-    let status = Command::new("kill").args(["-s", name, &pid]).status();
-    assert!(status.expect("kill runs").success(), "signal {name} to {pid}");
 }
