@@ -42,7 +42,7 @@ pub(crate) use probes::{Check, Probe, Probes};
 pub(crate) use promotions::Promotions;
 use registry::RegistryCounts;
 pub(crate) use requests::{Requests, is_failure};
-use scraped::Scraped;
+use scraped::{Scraped, signed};
 pub(crate) use tls::PortCounts;
 
 use crate::api::context::Context;
@@ -99,63 +99,57 @@ impl Metrics {
         node.counts().register(&mut registry);
         let calls = calls::register(&mut registry, node.settings());
         let requests = Requests::register(&mut registry);
-        let mut durations = |name: &str, help: &str, shortest: f64| {
-            let histogram = Histogram::new(exponential_buckets(shortest, 2.0, 13));
-            registry.register(name, help, histogram.clone());
-            histogram
-        };
-        let defragmentations = durations(
-            "etcd_disk_backend_defrag_duration_seconds",
-            "Durations of defragmentations",
-            0.1,
-        );
-        let snapshots = durations(
-            "etcd_disk_backend_snapshot_duration_seconds",
-            "Durations of sending a snapshot of the state to a client",
-            0.01,
-        );
-        let hashes =
-            durations("etcd_mvcc_hash_duration_seconds", "Durations of hashing the store", 0.01);
-        let history_hashes = durations(
-            "etcd_mvcc_hash_rev_duration_seconds",
-            "Durations of hashing up to a revision",
-            0.01,
-        );
-        let mut counter = |name: &str, help: &str| {
-            let counter = Counter::default();
-            registry.register(name, help, counter.clone());
-            counter
-        };
-        let client_sent_bytes =
-            counter("etcd_network_client_grpc_sent_bytes", "Bytes sent to clients");
-        let client_received_bytes =
-            counter("etcd_network_client_grpc_received_bytes", "Bytes received from clients");
-        let health_success = counter("etcd_server_health_success", "Successful health checks");
-        let health_failures = counter("etcd_server_health_failures", "Failed health checks");
-        let probes = Probes::register(&mut registry);
-        let defragmenting = Gauge::default();
-        registry.register(
-            "etcd_disk_defrag_inflight",
-            "Defragmentations that are under way",
-            defragmenting.clone(),
-        );
         Self {
-            registry,
             calls,
             requests,
-            defragmentations,
-            defragmenting,
-            snapshots,
-            hashes,
-            history_hashes,
-            client_sent_bytes,
-            client_received_bytes,
-            health_success,
-            health_failures,
-            probes,
+            defragmentations: durations(
+                &mut registry,
+                ("etcd_disk_backend_defrag_duration_seconds", "Durations of defragmentations"),
+                0.1,
+            ),
+            snapshots: durations(
+                &mut registry,
+                (
+                    "etcd_disk_backend_snapshot_duration_seconds",
+                    "Durations of sending a snapshot of the state to a client",
+                ),
+                0.01,
+            ),
+            hashes: durations(
+                &mut registry,
+                ("etcd_mvcc_hash_duration_seconds", "Durations of hashing the store"),
+                0.01,
+            ),
+            history_hashes: durations(
+                &mut registry,
+                ("etcd_mvcc_hash_rev_duration_seconds", "Durations of hashing up to a revision"),
+                0.01,
+            ),
+            client_sent_bytes: counter(
+                &mut registry,
+                ("etcd_network_client_grpc_sent_bytes", "Bytes sent to clients"),
+            ),
+            client_received_bytes: counter(
+                &mut registry,
+                ("etcd_network_client_grpc_received_bytes", "Bytes received from clients"),
+            ),
+            health_success: counter(
+                &mut registry,
+                ("etcd_server_health_success", "Successful health checks"),
+            ),
+            health_failures: counter(
+                &mut registry,
+                ("etcd_server_health_failures", "Failed health checks"),
+            ),
+            probes: Probes::register(&mut registry),
+            defragmenting: gauge(
+                &mut registry,
+                ("etcd_disk_defrag_inflight", "Defragmentations that are under way"),
+            ),
             instances,
             scraped,
             leader_seen: Mutex::new(None),
+            registry,
         }
     }
 
@@ -209,4 +203,23 @@ impl Metrics {
             self.scraped.leader_changes.inc();
         }
     }
+}
+
+/// Registers durations, the shortest of which to be told apart is `shortest`, in seconds.
+fn durations(registry: &mut Registry, (name, help): (&str, &str), shortest: f64) -> Histogram {
+    let histogram = Histogram::new(exponential_buckets(shortest, 2.0, 13));
+    registry.register(name, help, histogram.clone());
+    histogram
+}
+
+fn counter(registry: &mut Registry, (name, help): (&str, &str)) -> Counter {
+    let counter = Counter::default();
+    registry.register(name, help, counter.clone());
+    counter
+}
+
+fn gauge(registry: &mut Registry, (name, help): (&str, &str)) -> Gauge {
+    let gauge = Gauge::default();
+    registry.register(name, help, gauge.clone());
+    gauge
 }
