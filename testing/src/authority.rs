@@ -21,7 +21,7 @@ pub struct Authority {
 /// What a certificate is to say.
 #[derive(Clone, Copy)]
 pub struct Wish<'a> {
-    /// Its name; empty for none.
+    /// Its name; empty for none, as a server takes a name for a user.
     pub common_name: &'a str,
     /// Whom it is good for.
     pub hosts: &'a [&'a str],
@@ -117,7 +117,9 @@ impl Authority {
 
 fn named(name: &str) -> DistinguishedName {
     let mut named = DistinguishedName::new();
-    named.push(DnType::CommonName, name);
+    if !name.is_empty() {
+        named.push(DnType::CommonName, name);
+    }
     named
 }
 

@@ -58,7 +58,7 @@ async fn put(endpoint: &str, access: &Access) -> Option<Duration> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_half_open_handshakes_keep_nobody_out() {
     let dir = tempfile::tempdir().expect("a directory");
-    let certificates = Certificates::create(dir.path()).expect("certificates");
+    let certificates = Certificates::create(dir.path());
     let count = room_for(HALF_OPEN);
     let metrics_port = free_port();
     let page = format!("--listen-metrics-urls=http://127.0.0.1:{metrics_port}");
