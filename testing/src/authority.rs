@@ -49,25 +49,22 @@ pub struct Files {
 impl Authority {
     /// One that may sign for everybody.
     pub fn new(name: &str) -> Self {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.distinguished_name = named(name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        (params.not_before, params.not_after) = (at(-2).into(), at(10).into());
-        let key = KeyPair::generate().unwrap();
-        Self { issuer: CertifiedIssuer::self_signed(params, key).unwrap() }
+        Self::constrained(name, None)
     }
 
     /// One that may sign for names below `domain` only.
     pub fn of_domain(name: &str, domain: &str) -> Self {
+        let permitted_subtrees = vec![GeneralSubtree::DnsName(domain.to_owned())];
+        let excluded_subtrees = Vec::new();
+        Self::constrained(name, Some(NameConstraints { permitted_subtrees, excluded_subtrees }))
+    }
+
+    fn constrained(name: &str, name_constraints: Option<NameConstraints>) -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.distinguished_name = named(name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        params.name_constraints = Some(NameConstraints {
-            permitted_subtrees: vec![GeneralSubtree::DnsName(domain.to_owned())],
-            excluded_subtrees: Vec::new(),
-        });
+        params.name_constraints = name_constraints;
         (params.not_before, params.not_after) = (at(-2).into(), at(10).into());
         let key = KeyPair::generate().unwrap();
         Self { issuer: CertifiedIssuer::self_signed(params, key).unwrap() }
