@@ -1,4 +1,10 @@
 //! One run: start nodes, load and watch them through faults, heal, wait for everybody to see the end, check.
+//!
+//! | module | what |
+//! |---|---|
+//! | `plan` | what is asked for |
+//! | `watchers` | who watches |
+//! | `finale` | changes that everybody has to see |
 
 mod finale;
 mod plan;

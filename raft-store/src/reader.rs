@@ -5,6 +5,11 @@
 //! afterwards whether one came between, and if so reads again; should that happen twice, it reads
 //! from a snapshot of the storage, where it cannot. Queues of locks are always read so: who stands in
 //! them has no history.
+//!
+//! | module | what |
+//! |---|---|
+//! | `consistent` | reads of one moment while apply goes on |
+//! | `upkeep` | sizes, whose it is, files, backups, snapshots |
 
 mod consistent;
 mod upkeep;

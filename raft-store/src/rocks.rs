@@ -7,6 +7,11 @@
 //!
 //! The settings (`options`) are measured: index and filter blocks stay **outside** the block
 //! cache, because inside it a random get reloads them and costs 205 us instead of 7 us.
+//!
+//! | module | what |
+//! |---|---|
+//! | `options` | our bounds and RocksDB's settings |
+//! | `error` | its errors as ours |
 
 mod error;
 mod options;

@@ -4,6 +4,12 @@
 //! member that becomes leader restarts all of them with their full TTL and an election timeout on top,
 //! so that a keep-alive which the old leader acknowledged up to then is honoured. What expires becomes
 //! a command that carries the term in which it was decided and is void in any other.
+//!
+//! | module | what |
+//! |---|---|
+//! | `deadlines` | every lease with its end, fed by apply |
+//! | `forward` | questions on their way to the leader |
+//! | `expire` | the leader ends what is over |
 
 mod deadlines;
 mod expire;

@@ -1,4 +1,9 @@
 //! What a command answers, and what it changed.
+//!
+//! | module | what |
+//! |---|---|
+//! | `event` | what changed |
+//! | `rejection` | why there is no answer |
 
 mod event;
 mod rejection;

@@ -2,6 +2,12 @@
 //!
 //! Guards only change what is written here and wake the task, so that dropping one never blocks and
 //! works outside a runtime. The task exists while there is something to keep or to clean up.
+//!
+//! | module | what |
+//! |---|---|
+//! | `kept` | what is looked after, and what the clock says of it |
+//! | `beat` | heartbeats |
+//! | `cleanup` | what dropped guards leave to do |
 
 mod beat;
 mod cleanup;

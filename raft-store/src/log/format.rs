@@ -15,6 +15,11 @@
 //! `position` counts the records since the last completed sync. Hence `sequence - position` is the
 //! first record that was not yet durable when this one was written, which tells damage (an earlier
 //! record is unreadable although it was durable) from a torn tail (it never was).
+//!
+//! | module | what |
+//! |---|---|
+//! | `header` | the identity file and segment headers |
+//! | `scan` | what lies behind the end |
 
 mod header;
 mod scan;

@@ -9,6 +9,12 @@
 //! One case cannot be told apart: damage in the very last group of a log that stopped right after it, or
 //! everything gone from some record on. It looks like a torn end. The leader tells such a member, which
 //! then leaves a note here that refuses every later start.
+//!
+//! | module | what |
+//! |---|---|
+//! | `replay` | follows the records |
+//! | `finish` | makes the end of the log |
+//! | `note` | small files: whose it is, why it must not be used |
 
 mod finish;
 mod note;

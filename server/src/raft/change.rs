@@ -6,6 +6,12 @@
 //!
 //! A new member that is to vote begins as a learner whatever its client asked, and becomes a voter when it
 //! has what the leader has: it never costs the cluster its quorum while it starts or catches up.
+//!
+//! | module | what |
+//! |---|---|
+//! | `write` | a change that the rules allow becomes a log entry |
+//! | `promote` | new members become voters |
+//! | `message` | changes and refusals between members |
 
 mod message;
 mod promote;

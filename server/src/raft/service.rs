@@ -1,5 +1,11 @@
 //! What the other members may call. Every call names the cluster and both members, and is refused if
 //! they do not fit: a member of another cluster, or a new one on an old address, must not be heard.
+//!
+//! | module | what |
+//! |---|---|
+//! | `calls` | the calls, one by one |
+//! | `append` | the stream by which a leader appends |
+//! | `describe` | what one that begins is told |
 
 mod append;
 mod calls;

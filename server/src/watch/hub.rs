@@ -7,6 +7,12 @@
 //! *window* of old events instead: from the ring, from recently read windows, or read from the store.
 //!
 //! Locks: `state` before `inbox` and before a mailbox; never the other way round.
+//!
+//! | module | what |
+//! |---|---|
+//! | `state` | what the dispatcher and the streams share |
+//! | `subscribe` | watchers come and go |
+//! | `catch_up` | windows of old events |
 
 mod catch_up;
 mod state;
