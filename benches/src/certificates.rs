@@ -1,16 +1,9 @@
 //! An authority and one certificate for loopback, made for a measurement and removed with its directory.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
 
-use anyhow::{Context, Result};
+use conclave_testing::authority::{Authority, Files, Wish};
 use conclave_transport::{Client, Pair, Verification};
-use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
-    KeyPair, KeyUsagePurpose,
-};
-
-const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// The files; servers, peers and the generator present the same certificate.
 #[derive(Clone, Debug)]
@@ -21,31 +14,13 @@ pub struct Certificates {
 }
 
 impl Certificates {
-    /// Makes them in `dir`.
-    ///
-    /// # Errors
-    /// If they cannot be made or written.
-    pub fn create(dir: &Path) -> Result<Self> {
-        let mut params = dated(Vec::new())?;
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        params.distinguished_name.push(DnType::CommonName, "conclave-bench authority");
-        let authority = CertifiedIssuer::self_signed(params, KeyPair::generate()?)?;
-        let mut params = dated(vec!["localhost".to_owned(), "127.0.0.1".to_owned()])?;
-        params.extended_key_usages =
-            vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
-        let key = KeyPair::generate()?;
-        let cert = params.signed_by(&key, &authority)?;
-        let write = |name: &str, text: &str| {
-            let path = dir.join(name);
-            std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
-            anyhow::Ok(path)
-        };
-        Ok(Self {
-            ca: write("ca.pem", &authority.pem())?,
-            cert: write("node.pem", &cert.pem())?,
-            key: write("node-key.pem", &key.serialize_pem())?,
-        })
+    /// Makes them in `dir`; without a name, which would be the user of who presents it.
+    #[must_use]
+    pub fn create(dir: &Path) -> Self {
+        let authority = Authority::new("conclave-bench authority");
+        let wish = Wish { common_name: "", days: (-1, 10), ..Wish::default() };
+        let Files { cert, key } = authority.issue(wish, dir, "node");
+        Self { ca: authority.write(&dir.join("ca.pem")), cert, key }
     }
 
     /// Flags with which a server asks for certificates on both its ports.
@@ -72,13 +47,4 @@ impl Certificates {
             ..Client::default()
         }
     }
-}
-
-/// A certificate of some days, without a name: a common name would be the user of who presents it.
-fn dated(hosts: Vec<String>) -> Result<CertificateParams> {
-    let mut params = CertificateParams::new(hosts)?;
-    params.distinguished_name = rcgen::DistinguishedName::new();
-    let now = SystemTime::now();
-    (params.not_before, params.not_after) = ((now - DAY).into(), (now + DAY * 10).into());
-    Ok(params)
 }

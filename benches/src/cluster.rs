@@ -10,8 +10,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-
-use crate::port::free_port;
+use conclave_testing::port::free_port;
 
 const EXIT_POLL: Duration = Duration::from_millis(5);
 

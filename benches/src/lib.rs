@@ -18,7 +18,6 @@
 //! | [`options`], [`report`], `table` | what is asked for, and the results of runs and of sides |
 //! | `drive`, `worker`, `streams`, `event_codec` | clients that ask one by one, and those on long streams |
 //! | `drill`, `heartbeats`, `locker`, `security` | what is no steady load; heartbeats, locks, users and TLS |
-//! | `port` | free ports |
 //! | [`noop`] | a server that answers at once: the ceiling |
 
 pub mod access;
@@ -33,9 +32,6 @@ mod heartbeats;
 mod locker;
 pub mod noop;
 pub mod options;
-// One way to choose ports for everything that starts servers.
-#[path = "../../client/tests/it/port.rs"]
-mod port;
 pub mod process;
 pub mod registry;
 pub mod report;

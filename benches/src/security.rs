@@ -121,7 +121,7 @@ fn one(setting: &Setting<'_>, kind: Kind) -> Result<Report> {
     let mut program = setting.program.clone();
     let mut access = Access::default();
     if kind == Kind::Tls {
-        let certificates = Certificates::create(scratch.path())?;
+        let certificates = Certificates::create(scratch.path());
         program = program.with_tls(&certificates.flags());
         access = Access::by_tls(certificates.client())?;
     }

@@ -31,6 +31,7 @@ mod hash;
 mod node;
 mod policy;
 mod snapshot;
+mod table;
 mod zone;
 
 use std::fmt::Debug;

@@ -5,18 +5,23 @@
 //! afterwards whether one came between, and if so reads again; should that happen twice, it reads
 //! from a snapshot of the storage, where it cannot. Queues of locks are always read so: who stands in
 //! them has no history.
+//!
+//! | module | what |
+//! |---|---|
+//! | `consistent` | reads of one moment while apply goes on |
+//! | `upkeep` | sizes, whose it is, files, backups, snapshots |
 
-use std::io;
+mod consistent;
+mod upkeep;
+
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use conclave_state_machine::auth::AuthHead;
 use conclave_state_machine::command::{Range, Txn, TxnOp};
 use conclave_state_machine::head::Head;
 use conclave_state_machine::locks::queue::{self, Place};
-use conclave_state_machine::rank::Counted;
 use conclave_state_machine::read::{Read, Table};
 use conclave_state_machine::response::{
     Cause, Event, Halt, KeyValue, RangeResponse, Rejection, TxnResponse,
@@ -24,37 +29,17 @@ use conclave_state_machine::response::{
 use conclave_state_machine::span::Span;
 use conclave_state_machine::{kv, range};
 
-use crate::backup::Backup;
 use crate::counts::{self, Counts};
-use crate::engine::{Rows, View};
-use crate::row::{self, Identity, Moment};
-use crate::snapshot::{SnapshotFile, SnapshotSink, StagedFile};
+use crate::engine::View;
 use crate::store::{ReadError, Shared};
-use crate::types::{LogId, SnapshotMeta, StoredMembership};
+use crate::types::{LogId, StoredMembership};
 
-/// Reads without a snapshot before one is taken.
-const FREE_READS_MAX: usize = 2;
-
-/// An answer with the oldest revision it relies on.
-type Attempt<T> = Result<(i64, Result<T, ReadError>), Halt>;
+pub use upkeep::Sizes;
 
 /// A handle to the state for everyone but raft; clones are cheap.
 #[derive(Clone)]
 pub struct Reader {
     shared: Arc<Shared>,
-}
-
-/// Sizes of the state in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Sizes {
-    /// Logical size, at its largest since the start or the last defragmentation (`dbSize`).
-    pub total: i64,
-    /// Logical size now, equal on all replicas (`dbSizeInUse`).
-    pub in_use: i64,
-    /// Files on disk.
-    pub disk: u64,
-    /// Write buffers, caches and file indexes in memory.
-    pub memory: u64,
 }
 
 /// Checksum of the history up to a revision.
@@ -236,51 +221,6 @@ impl Reader {
         })
     }
 
-    /// Reads rows without history, and what belongs to them, as of one moment.
-    fn at_once<T>(
-        &self,
-        read: impl FnMut(&View<'_>, &Head) -> Result<T, Halt>,
-    ) -> Result<T, ReadError> {
-        let rows = self.shared.published().rows;
-        self.shared.note(in_snapshot(&rows, read).map_err(ReadError::from))
-    }
-
-    /// Reads by `read` until no compaction came between. `read` returns the oldest revision it relied
-    /// on beside its answer.
-    fn consistent<T>(
-        &self,
-        mut read: impl FnMut(&View<'_>, &Head) -> Attempt<T>,
-    ) -> Result<T, ReadError> {
-        self.consistent_counted(|_, _| None, |rows, head, _| read(rows, head))
-    }
-
-    /// As [`Reader::consistent`]; `read` also gets what `count` found in the counts of the same moment.
-    fn consistent_counted<T>(
-        &self,
-        count: impl Fn(&Counts, &Head) -> Option<Counted>,
-        read: impl FnMut(&View<'_>, &Head, Option<Counted>) -> Attempt<T>,
-    ) -> Result<T, ReadError> {
-        self.shared.note(self.read_consistently(count, read))
-    }
-
-    fn read_consistently<T>(
-        &self,
-        count: impl Fn(&Counts, &Head) -> Option<Counted>,
-        mut read: impl FnMut(&View<'_>, &Head, Option<Counted>) -> Attempt<T>,
-    ) -> Result<T, ReadError> {
-        for _ in 0..FREE_READS_MAX {
-            let (seen, counted) = self.shared.look(&count);
-            let answer = read(&View(&seen.rows), &seen.head, counted);
-            // A compaction under a running read can look like damage; only a complete read counts.
-            let oldest = answer.as_ref().map_or(seen.head.revision, |(oldest, _)| *oldest);
-            if self.shared.is_complete(&seen, oldest) {
-                return answer?.1;
-            }
-        }
-        let rows = self.shared.published().rows;
-        in_snapshot(&rows, |view, head| read(view, head, None))?.1
-    }
-
     /// Checksum of the history up to `revision` (0: the current one), equal on all members with
     /// the same compacted revision. Reads everything: call it where blocking is allowed.
     ///
@@ -294,134 +234,6 @@ impl Reader {
         });
         self.shared.note(answer.expect("with_snapshot calls its argument"))
     }
-
-    /// Sizes now.
-    #[must_use]
-    pub fn sizes(&self) -> Sizes {
-        let seen = self.shared.published();
-        let in_use = seen.head.size_in_use();
-        Sizes {
-            total: in_use.max(self.shared.bytes_high.load(Ordering::Relaxed)),
-            in_use,
-            disk: seen.rows.disk_bytes(),
-            memory: seen.rows.memory_bytes(),
-        }
-    }
-
-    /// [`Sizes::total`] alone, at no cost.
-    #[must_use]
-    pub fn total_bytes(&self) -> i64 {
-        self.shared
-            .show(|published| published.head.size_in_use())
-            .max(self.shared.bytes_high.load(Ordering::Relaxed))
-    }
-
-    /// Makes everything applied so far durable. Blocks on the disk.
-    ///
-    /// # Errors
-    /// Whatever the storage reports.
-    pub fn flush(&self) -> io::Result<()> {
-        self.shared.published().rows.flush()
-    }
-
-    /// What a crash now would leave applied. The log up to it may be purged.
-    ///
-    /// # Errors
-    /// Whatever the storage reports.
-    pub fn flushed(&self) -> io::Result<Option<LogId>> {
-        row::applied(&*self.shared.published().rows, Moment::Flushed)
-    }
-
-    /// Rewrites files without dead rows. Blocks, possibly long, without holding up writers; a
-    /// second call while one runs waits for that one.
-    ///
-    /// # Errors
-    /// Whatever the storage reports.
-    pub fn defragment(&self) -> io::Result<()> {
-        let defragmenting = &self.shared.defragmenting;
-        let Some(_alone) = defragmenting.try_lock() else {
-            drop(defragmenting.lock());
-            return Ok(());
-        };
-        let seen = self.shared.published();
-        let result = seen.rows.compact();
-        self.shared.bytes_high.store(self.head().size_in_use(), Ordering::Relaxed);
-        result
-    }
-
-    /// Whose directory this is; `None` before the first [`Reader::claim`].
-    ///
-    /// # Errors
-    /// Whatever the storage reports.
-    pub fn identity(&self) -> io::Result<Option<Identity>> {
-        row::identity(&*self.shared.published().rows)
-    }
-
-    /// Marks a fresh directory as `identity`'s, durably, or checks that it is.
-    ///
-    /// # Errors
-    /// [`io::ErrorKind::InvalidInput`] if it is another's; else whatever the storage reports.
-    pub fn claim(&self, identity: Identity) -> io::Result<()> {
-        let rows = self.shared.published().rows;
-        match row::identity(&*rows)? {
-            Some(found) if found == identity => Ok(()),
-            Some(found) => Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                format!(
-                    "the data directory belongs to member {:x} of cluster {:x}, not to member {:x} \
-                     of cluster {:x}",
-                    found.member, found.cluster, identity.member, identity.cluster
-                ),
-            )),
-            None => {
-                rows.write(&mut [row::identity_row(identity)].into_iter())?;
-                rows.flush()
-            }
-        }
-    }
-
-    /// Begins a backup of the state as of one moment; `version` is the program's. Blocks on the disk.
-    ///
-    /// # Errors
-    /// Whatever the storage reports.
-    pub fn backup(&self, version: &str) -> io::Result<Backup> {
-        Backup::create(&self.shared, version)
-    }
-
-    /// What was received of a snapshot whose transfer broke off, in no particular order.
-    #[must_use]
-    pub fn staged_snapshot(&self) -> Vec<StagedFile> {
-        let partial = self.shared.partial.lock();
-        partial.as_ref().map(|partial| partial.files().to_vec()).unwrap_or_default()
-    }
-
-    /// Begins to receive the snapshot that `meta` describes, as `files`; what is to be kept of an
-    /// earlier attempt must be staged, anything else of that is given up.
-    ///
-    /// # Errors
-    /// [`io::ErrorKind::WouldBlock`] while another is being received;
-    /// [`io::ErrorKind::InvalidInput`] for names or sizes that cannot be;
-    /// [`io::ErrorKind::NotFound`] if what is to be kept is not there; else what the system reports.
-    pub fn receive_snapshot(
-        &self,
-        meta: SnapshotMeta,
-        files: Vec<SnapshotFile>,
-    ) -> io::Result<SnapshotSink> {
-        SnapshotSink::create(Arc::clone(&self.shared), meta, files)
-    }
-}
-
-/// Reads from a snapshot of the storage, with the head of the same moment.
-fn in_snapshot<T>(
-    rows: &Rows,
-    mut read: impl FnMut(&View<'_>, &Head) -> Result<T, Halt>,
-) -> Result<T, Halt> {
-    let mut answer = None;
-    rows.with_snapshot(&mut |snapshot| {
-        let view = View(snapshot);
-        answer = Some(Head::load(&view).and_then(|head| read(&view, &head)));
-    });
-    answer.expect("with_snapshot calls its argument")
 }
 
 /// What [`Reader::events`] is to return.

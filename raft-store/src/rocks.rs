@@ -5,8 +5,16 @@
 //! with its table's number. Both are flushed together (`atomic_flush`), so after a crash the state is
 //! that of one write batch.
 //!
-//! The settings are measured: index and filter blocks stay **outside** the block
+//! The settings (`options`) are measured: index and filter blocks stay **outside** the block
 //! cache, because inside it a random get reloads them and costs 205 us instead of 7 us.
+//!
+//! | module | what |
+//! |---|---|
+//! | `options` | our bounds and RocksDB's settings |
+//! | `error` | its errors as ours |
+
+mod error;
+mod options;
 
 use std::io;
 use std::ops::ControlFlow;
@@ -16,52 +24,22 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use bytes::Bytes;
 use conclave_state_machine::read::{Read, Table};
 use conclave_state_machine::response::Halt;
+use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
-    BlockBasedOptions, BottommostLevelCompaction, Cache, ColumnFamily, ColumnFamilyDescriptor,
-    CompactOptions, DB, DBAccess, DBCompressionType, DBRawIteratorWithThreadMode, ErrorKind,
-    FlushOptions, LogLevel, Options, ReadOptions, ReadTier, WriteBatch, WriteOptions,
-    checkpoint::Checkpoint,
+    BottommostLevelCompaction, Cache, ColumnFamily, ColumnFamilyDescriptor, CompactOptions, DB,
+    DBAccess, DBRawIteratorWithThreadMode, FlushOptions, ReadOptions, ReadTier, WriteBatch,
+    WriteOptions,
 };
 
+use self::error::{damage_or_io, halt, open_error};
+use self::options::{BLOOM_BITS, database_options, family_options};
 use crate::engine::{Create, Engine, RowWrite};
 
+pub use options::RocksOptions;
+
 const REV: &str = "rev";
-const BLOCK_BYTES: usize = 8 << 10;
-const BLOOM_BITS: f64 = 10.0;
-/// One flush and one compaction at a time: the log writer and raft need the other core.
-const BACKGROUND_JOBS: i32 = 2;
-const WRITE_BUFFERS_MAX: i32 = 3;
-/// Flushed files that are merged into the next level together: each merge rewrites much of that level.
-const LEVEL_0_FILES: i32 = 8;
 /// Memory taken for a write batch before it is filled.
 const EXPECTED_BATCH_BYTES_MAX: usize = 256 << 10;
-/// RocksDB's own words, whatever the system's language.
-const NO_SPACE: &str = "IO error: No space left on device";
-
-/// Bounds of a RocksDB.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RocksOptions {
-    /// Cache of uncompressed data blocks.
-    pub cache_bytes: usize,
-    /// Size at which a write buffer is flushed; there are at most three of each of two kinds.
-    pub write_buffer_bytes: usize,
-    /// Size of all write buffers together at which they are flushed early.
-    pub write_buffers_bytes_max: usize,
-    /// Most files held open.
-    pub open_files_max: i32,
-}
-
-impl Default for RocksOptions {
-    fn default() -> Self {
-        Self {
-            cache_bytes: 64 << 20,
-            // Inserts into a small one miss the processor's caches less.
-            write_buffer_bytes: 8 << 20,
-            write_buffers_bytes_max: 32 << 20,
-            open_files_max: 512,
-        }
-    }
-}
 
 /// An open RocksDB.
 pub(crate) struct RocksEngine {
@@ -112,47 +90,6 @@ impl RocksEngine {
             .map(|family| self.db.property_int_value_cf(family, name).ok().flatten().unwrap_or(0))
             .sum()
     }
-}
-
-fn database_options(options: &RocksOptions, create: Create) -> Options {
-    let mut db = Options::default();
-    db.create_if_missing(create == Create::New);
-    db.create_missing_column_families(create == Create::New);
-    db.set_paranoid_checks(true);
-    db.set_atomic_flush(true);
-    db.set_max_background_jobs(BACKGROUND_JOBS);
-    db.set_max_open_files(options.open_files_max);
-    db.set_db_write_buffer_size(options.write_buffers_bytes_max);
-    // Files are synced piece by piece while they are written, so that the final sync does not hold
-    // up the raft log on the same disk.
-    db.set_bytes_per_sync(1 << 20);
-    db.set_log_level(LogLevel::Warn);
-    db.set_keep_log_file_num(2);
-    db.set_max_log_file_size(1 << 20);
-    db.set_max_manifest_file_size(16 << 20);
-    db.set_stats_dump_period_sec(0);
-    db.set_stats_persist_period_sec(0);
-    db
-}
-
-fn family_options(options: &RocksOptions, cache: &Cache, bloom_bits: Option<f64>) -> Options {
-    let mut table = BlockBasedOptions::default();
-    table.set_block_cache(cache);
-    table.set_block_size(BLOCK_BYTES);
-    table.set_cache_index_and_filter_blocks(false);
-    table.set_format_version(6);
-    if let Some(bits) = bloom_bits {
-        table.set_bloom_filter(bits, false);
-        table.set_optimize_filters_for_memory(true);
-    }
-    let mut family = Options::default();
-    family.set_block_based_table_factory(&table);
-    family.set_compression_type(DBCompressionType::Lz4);
-    family.set_write_buffer_size(options.write_buffer_bytes);
-    family.set_max_write_buffer_number(WRITE_BUFFERS_MAX);
-    family.set_level_compaction_dynamic_level_bytes(true);
-    family.set_level_zero_file_num_compaction_trigger(LEVEL_0_FILES);
-    family
 }
 
 impl Engine for RocksEngine {
@@ -365,56 +302,12 @@ fn prefix_into(row: &mut Vec<u8>, table: Table, key: &[u8]) {
     row.extend_from_slice(key);
 }
 
-fn halt(error: rocksdb::Error) -> Halt {
-    Halt::Storage(Box::new(damage_or_io(&error)))
-}
-
-/// A database that should be there and is not, or not all of it, is damage too.
-fn open_error(error: &rocksdb::Error, create: Create) -> io::Error {
-    let text = error.as_ref();
-    let is_missing = matches!(error.kind(), ErrorKind::InvalidArgument | ErrorKind::NotFound)
-        || text.contains("No such file");
-    if create != Create::New && is_missing {
-        return io::Error::new(io::ErrorKind::InvalidData, text.to_owned());
-    }
-    damage_or_io(error)
-}
-
-fn damage_or_io(error: &rocksdb::Error) -> io::Error {
-    explained(error.kind(), error.as_ref().to_owned())
-}
-
-fn explained(kind: ErrorKind, text: String) -> io::Error {
-    match kind {
-        ErrorKind::Corruption => io::Error::new(io::ErrorKind::InvalidData, text),
-        _ if text.starts_with(NO_SPACE) => {
-            let text = format!(
-                "no space left for the state: nothing acknowledged is lost; free space and start \
-                 again ({text})"
-            );
-            io::Error::new(io::ErrorKind::StorageFull, text)
-        }
-        _ => io::Error::other(text),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     fn put(key: &'static str, value: &'static str) -> RowWrite {
         (Table::Key, Bytes::from_static(key.as_bytes()), Some(Bytes::from_static(value.as_bytes())))
-    }
-
-    #[test]
-    fn a_full_disk_is_told_apart_with_advice() {
-        let text = "IO error: No space left on device: While appending to file: /d/1.sst";
-        let full = explained(ErrorKind::IOError, text.to_owned());
-        assert_eq!(full.kind(), io::ErrorKind::StorageFull);
-        let advice = "nothing acknowledged is lost; free space and start again";
-        assert!(full.to_string().contains(advice) && full.to_string().contains(text), "{full}");
-        let other = explained(ErrorKind::IOError, "IO error: Input/output error".to_owned());
-        assert_eq!(other.kind(), io::ErrorKind::Other);
     }
 
     #[test]

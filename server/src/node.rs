@@ -1,7 +1,19 @@
 //! One member of the cluster: raft, the state, proposals, reads, leases and watch, behind one handle.
+//!
+//! | module | what |
+//! |---|---|
+//! | `start` | from a directory and settings to a running member |
+//! | `open`, `tasks` | what that opens before raft starts, and what runs beside raft |
+//! | `sink` | hands on what apply did |
+//! | `status` | what a member knows of itself and of the others |
+//! | `publish` | it tells the cluster its name and URLs |
 
+mod open;
+mod publish;
 mod sink;
 mod start;
+mod status;
+mod tasks;
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -9,10 +21,8 @@ use std::time::Duration;
 use conclave_proto::etcdserverpb::ResponseHeader;
 use conclave_proto::internal;
 use conclave_raft_store::{Identity, Reader};
-use conclave_state_machine::members;
 use conclave_state_machine::members::rules::MemberChange;
-use conclave_state_machine::response::{Applied, Halt};
-use openraft::ServerState;
+use conclave_state_machine::response::Applied;
 use openraft::async_runtime::WatchReceiver;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -32,44 +42,11 @@ use crate::runtime::RaftRuntime;
 use crate::watch::Hub;
 
 pub use start::StartError;
+pub use status::{MemberInfo, NodeStatus};
 
 /// How often a flush is asked for, and the pause between: two minutes in all.
 const FLUSH_ATTEMPTS: usize = 2_400;
 const FLUSH_PAUSE: Duration = Duration::from_millis(50);
-
-/// What a member's raft knows at one moment.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NodeStatus {
-    /// Member id of the leader, `None` if none is known.
-    pub leader: Option<u64>,
-    /// Raft term.
-    pub term: u64,
-    /// Index of the last log entry.
-    pub last_index: u64,
-    /// Index of the last entry known to be committed.
-    pub committed_index: u64,
-    /// Index of the last entry applied here.
-    pub applied_index: u64,
-    /// Index of the oldest entry in the log, less one.
-    pub purged_index: u64,
-    /// This member is not to vote.
-    pub is_learner: bool,
-}
-
-/// A configured member, with what it published about itself.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MemberInfo {
-    /// Member id.
-    pub id: u64,
-    /// Human name; empty before it has started once.
-    pub name: String,
-    /// URLs for other members.
-    pub peer_urls: Vec<String>,
-    /// URLs for clients; empty before it has started once.
-    pub client_urls: Vec<String>,
-    /// It is not to vote.
-    pub is_learner: bool,
-}
 
 /// Why a leadership transfer did not happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -110,6 +87,15 @@ impl Header {
 /// A running member.
 pub struct Node {
     settings: Arc<Settings>,
+    parts: Parts,
+    /// Cancelled when this member begins to stop.
+    stopping: CancellationToken,
+    // Last: everything above lives on it.
+    _runtime: RaftRuntime,
+}
+
+/// Everything of a node but the runtime that it runs on.
+struct Parts {
     identity: Identity,
     route: Route,
     reader: Reader,
@@ -127,12 +113,8 @@ pub struct Node {
     timeout: Duration,
     /// Why raft stopped, once it has.
     fatal: watch::Receiver<Option<String>>,
-    /// Cancelled when this member begins to stop.
-    stopping: CancellationToken,
     /// Ends the peer server and its connections.
     stop: CancellationToken,
-    // Last: everything above lives on it.
-    _runtime: RaftRuntime,
 }
 
 impl Node {
@@ -151,10 +133,10 @@ impl Node {
     /// # Errors
     /// [`ProposeError`]; its variants say whether the command may have taken effect.
     pub async fn propose(&self, command: internal::Command) -> Result<Applied, ProposeError> {
-        let _pending = Pending::new(&self.counts.proposals_pending);
-        let answer = self.proposer.propose(command).await;
+        let _pending = Pending::new(&self.parts.counts.proposals_pending);
+        let answer = self.parts.proposer.propose(command).await;
         if answer.is_err() {
-            self.counts.proposals_failed.inc();
+            self.parts.counts.proposals_failed.inc();
         }
         answer
     }
@@ -165,48 +147,49 @@ impl Node {
     /// # Errors
     /// [`ReadIndexError`].
     pub async fn read_barrier(&self) -> Result<(), ReadIndexError> {
-        let index = self.read_index.confirm().await;
-        let index = index.inspect_err(|_| _ = self.counts.failed_read_indexes.inc())?;
-        let applied = tokio::time::timeout(self.timeout, self.reader.wait_applied(index)).await;
+        let index = self.parts.read_index.confirm().await;
+        let index = index.inspect_err(|_| _ = self.parts.counts.failed_read_indexes.inc())?;
+        let applied =
+            tokio::time::timeout(self.parts.timeout, self.parts.reader.wait_applied(index)).await;
         applied.map_err(|_elapsed| ReadIndexError::Timeout)
     }
 
     /// Reads of the state as applied on this member.
     #[must_use]
     pub fn reader(&self) -> &Reader {
-        &self.reader
+        &self.parts.reader
     }
 
     /// Keep-alives and remaining times of leases.
     #[must_use]
     pub fn lessor(&self) -> &Lessor {
-        &self.lessor
+        &self.parts.lessor
     }
 
     /// Who hears of which event.
     #[must_use]
     pub fn watch(&self) -> &Arc<Hub> {
-        &self.hub
+        &self.parts.hub
     }
 
     /// Who waits for which lock.
     pub(crate) fn turns(&self) -> &Arc<Turns> {
-        &self.turns
+        &self.parts.turns
     }
 
     /// What apply tells about users.
     pub(crate) fn auth(&self) -> &Arc<Feed> {
-        &self.auth
+        &self.parts.auth
     }
 
     /// Instances whose checks may have changed.
     pub(crate) fn changed_checks(&self) -> &Arc<Changed> {
-        &self.changed_checks
+        &self.parts.changed_checks
     }
 
     /// What its parts count.
     pub(crate) fn counts(&self) -> &Counts {
-        &self.counts
+        &self.parts.counts
     }
 
     /// As resolved at the start.
@@ -218,57 +201,19 @@ impl Node {
     /// Id of this member.
     #[must_use]
     pub fn member_id(&self) -> u64 {
-        self.identity.member
+        self.parts.identity.member
     }
 
     /// Id of the cluster.
     #[must_use]
     pub fn cluster_id(&self) -> u64 {
-        self.identity.cluster
+        self.parts.identity.cluster
     }
 
     /// The header of an answer that speaks of `revision`.
     #[must_use]
     pub fn header(&self, revision: i64) -> ResponseHeader {
-        self.header.at(revision)
-    }
-
-    /// What raft knows now.
-    #[must_use]
-    pub fn status(&self) -> NodeStatus {
-        let metrics = self.route.raft.metrics();
-        let metrics = metrics.borrow_watched();
-        NodeStatus {
-            leader: self.route.heard.leader(&metrics),
-            term: metrics.vote.leader_id.term,
-            last_index: metrics.last_log_index.unwrap_or(0),
-            committed_index: metrics.cluster_committed.map_or(0, |id| id.index),
-            applied_index: self.reader.applied().map_or(0, |id| id.index),
-            purged_index: metrics.purged.map_or(0, |id| id.index),
-            is_learner: self.is_learner(),
-        }
-    }
-
-    /// The other members, and whether this one heard of them lately.
-    pub(crate) fn peers_heard(&self) -> Vec<(u64, bool)> {
-        self.route.heard.peers(&self.route.raft.metrics().borrow_watched())
-    }
-
-    /// Waits for raft's next turn; says whether it takes any more.
-    pub(crate) async fn raft_lives(&self) -> bool {
-        self.route.raft.with_raft_state(|_| ()).await.is_ok()
-    }
-
-    /// Whether this member leads, as far as it knows.
-    #[must_use]
-    pub fn is_leader(&self) -> bool {
-        self.route.raft.server_metrics().borrow_watched().state == ServerState::Leader
-    }
-
-    /// Whether a leader is known.
-    #[must_use]
-    pub fn has_leader(&self) -> bool {
-        self.route.has_leader()
+        self.parts.header.at(revision)
     }
 
     /// Cancelled when this member begins to stop: what streams end by.
@@ -277,37 +222,9 @@ impl Node {
         &self.stopping
     }
 
-    /// Configured members by id, with what they published.
-    ///
-    /// # Errors
-    /// [`Halt`] if the state cannot be read.
-    pub fn members(&self) -> Result<Vec<MemberInfo>, Halt> {
-        let published = members::all(&self.reader)?;
-        let stored = self.reader.membership();
-        let membership = stored.membership();
-        let is_voter = |id| membership.voter_ids().any(|voter| voter == id);
-        let nodes = membership.nodes().map(|(id, node)| {
-            let record = published.iter().find(|record| record.id == *id);
-            MemberInfo {
-                id: *id,
-                name: record.map(|record| record.name.clone()).unwrap_or_default(),
-                peer_urls: node.peer_urls.clone(),
-                client_urls: record.map(|record| record.client_urls.clone()).unwrap_or_default(),
-                is_learner: !is_voter(*id) && !node.is_to_vote,
-            }
-        });
-        Ok(nodes.collect())
-    }
-
-    /// Whether this member serves only what a learner may.
-    #[must_use]
-    pub fn is_learner(&self) -> bool {
-        self.standing.is_learner()
-    }
-
     /// Returns once this member was removed from the cluster: it must stop, and never comes back.
     pub async fn removed(&self) {
-        self.standing.removed().await;
+        self.parts.standing.removed().await;
     }
 
     /// Changes who is configured; returns the changed member's id once the change is applied here. The
@@ -316,7 +233,7 @@ impl Node {
     /// # Errors
     /// [`ChangeError`]; its variants say whether the change may have been made.
     pub async fn change_members(&self, change: &MemberChange) -> Result<u64, ChangeError> {
-        self.changer.change(change).await
+        self.parts.changer.change(change).await
     }
 
     /// Makes another voter the leader; returns when this member follows it.
@@ -327,22 +244,22 @@ impl Node {
         if !self.is_leader() {
             return Err(TransferError::NotLeader);
         }
-        if to == self.identity.member {
+        if to == self.parts.identity.member {
             return Ok(());
         }
-        if !self.route.raft.voter_ids().any(|id| id == to) {
+        if !self.parts.route.raft.voter_ids().any(|id| id == to) {
             return Err(TransferError::BadTarget);
         }
-        let mut metrics = self.route.raft.server_metrics();
+        let mut metrics = self.parts.route.raft.server_metrics();
         let transfer = async {
-            let triggered = self.route.raft.trigger().transfer_leader(to).await;
+            let triggered = self.parts.route.raft.trigger().transfer_leader(to).await;
             triggered.map_err(|_fatal| TransferError::Stopped)?;
             while metrics.borrow_and_update().current_leader != Some(to) {
                 metrics.changed().await.map_err(|_closed| TransferError::Stopped)?;
             }
             Ok(())
         };
-        let done = tokio::time::timeout(self.timeout, transfer).await;
+        let done = tokio::time::timeout(self.parts.timeout, transfer).await;
         done.unwrap_or(Err(TransferError::Timeout))
     }
 
@@ -363,8 +280,8 @@ impl Node {
     /// # Errors
     /// The reason why raft stopped or did not flush.
     pub async fn cut_log(&self) -> Result<(), String> {
-        let raft = &self.route.raft;
-        let upto = self.reader.applied().map_or(0, |id| id.index);
+        let raft = &self.parts.route.raft;
+        let upto = self.parts.reader.applied().map_or(0, |id| id.index);
         let metrics = raft.metrics();
         for _ in 0..FLUSH_ATTEMPTS {
             if metrics.borrow_watched().snapshot.is_some_and(|id| id.index >= upto) {
@@ -379,21 +296,21 @@ impl Node {
     }
 
     pub(crate) fn raft(&self) -> &crate::raft::Raft {
-        &self.route.raft
+        &self.parts.route.raft
     }
 
     pub(crate) fn route(&self) -> &Route {
-        &self.route
+        &self.parts.route
     }
 
     /// Ends the peer server and its connections.
     pub(crate) fn stop_serving(&self) {
-        self.stop.cancel();
+        self.parts.stop.cancel();
     }
 
     /// Returns the reason once raft has stopped for good; nothing but an exit helps then.
     pub async fn failed(&self) -> String {
-        let mut fatal = self.fatal.clone();
+        let mut fatal = self.parts.fatal.clone();
         match fatal.wait_for(Option::is_some).await {
             Ok(reason) => reason.clone().unwrap_or_default(),
             Err(_closed) => "raft stopped".to_owned(),
@@ -405,6 +322,6 @@ impl Drop for Node {
     fn drop(&mut self) {
         // What runs on other runtimes holds the store open until it is told to end.
         self.stopping.cancel();
-        self.stop.cancel();
+        self.parts.stop.cancel();
     }
 }

@@ -4,15 +4,12 @@
 //!
 //! Without `--enable-distributed-tracing` there is no [`Tracer`], and a call asks for one, no more.
 
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
 use http::{HeaderMap, Request, Response};
-use http_body::{Frame, SizeHint};
+use http_body_util::BodyExt as _;
 use opentelemetry::propagation::{Extractor, TextMapPropagator as _};
 use opentelemetry::trace::{Span as _, SpanKind, Status, Tracer as _, TracerProvider as _};
 use opentelemetry::{KeyValue, Value};
@@ -172,7 +169,13 @@ impl CallSpan {
             return answer;
         }
         self.see(answer.headers());
-        answer.map(|body| Body::new(Traced { body, span: self }))
+        answer.map(|body| {
+            Body::new(body.inspect_frame(move |frame| {
+                if let Some(trailers) = frame.trailers_ref() {
+                    self.see(trailers);
+                }
+            }))
+        })
     }
 
     /// Notes the outcome, if it is there.
@@ -183,37 +186,5 @@ impl CallSpan {
         if code != Code::Ok {
             self.0.set_status(Status::error(code.description()));
         }
-    }
-}
-
-/// An answer whose end is awaited.
-struct Traced {
-    body: Body,
-    span: CallSpan,
-}
-
-impl http_body::Body for Traced {
-    type Data = Bytes;
-    type Error = tonic::Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, tonic::Status>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        if let Some(Ok(frame)) = &frame
-            && let Some(trailers) = frame.trailers_ref()
-        {
-            self.span.see(trailers);
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }

@@ -10,13 +10,14 @@
 //! |---|---|
 //! | [`queue`] | the places of a name, and who holds |
 //! | `front` | what is kept beside the places, so that a queue's length costs nothing |
-//! | [`claim`] | the value of a native place |
+//! | [`claim`], `attempt` | the value of a native place; which streams wait for it |
 //! | `acquire`, `release`, `convert`, `seize`, `candidate`, `hand_over` | the commands |
 //! | `delay` | what becomes of the places of an expired session |
 //! | `guard` | transactions that need a lock |
 //! | [`check`] | what a command must be |
 
 mod acquire;
+mod attempt;
 mod candidate;
 pub mod check;
 pub mod claim;

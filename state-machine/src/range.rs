@@ -57,7 +57,7 @@ fn read_counted<R: Read>(
     request: &Range,
     live_keys: Option<i64>,
 ) -> Result<RangeResponse, Stop> {
-    validate::range(request)?;
+    validate::key(&request.key)?;
     if head.has_alarm(AlarmKind::Corrupt) {
         return Err(Rejection::Corrupt.into());
     }

@@ -1,97 +1,20 @@
 //! What a command answers, and what it changed.
+//!
+//! | module | what |
+//! |---|---|
+//! | `event` | what changed |
+//! | `rejection` | why there is no answer |
+
+mod event;
+mod rejection;
 
 use bytes::Bytes;
 
 use crate::command::{AlarmKind, MemberRecord};
 use crate::registry::index::ServiceRow;
 
-/// One key at one revision (etcd `KeyValue`).
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct KeyValue {
-    /// Key.
-    pub key: Bytes,
-    /// Revision of the put that (re)created the key.
-    pub create_revision: i64,
-    /// Revision of the last change.
-    pub mod_revision: i64,
-    /// Puts since creation, from 1.
-    pub version: i64,
-    /// Value.
-    pub value: Bytes,
-    /// Attached lease, 0 for none.
-    pub lease: i64,
-}
-
-/// One change of one key.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Event {
-    /// What happened.
-    pub kind: EventKind,
-    /// New state; for a delete only `key` and `mod_revision` are set.
-    pub kv: KeyValue,
-    /// State before, `None` for a creation.
-    pub prev_kv: Option<KeyValue>,
-}
-
-/// Kinds of events; the numbers are durable.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum EventKind {
-    /// The key was written.
-    Put = 0,
-    /// The key was deleted.
-    Delete = 1,
-}
-
-/// Why a key was deleted; the numbers are durable.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Cause {
-    /// Somebody deleted it.
-    #[default]
-    Deleted = 0,
-    /// The owner, or an operator, took the instance out of the registry.
-    Deregistered = 1,
-    /// Its lease expired.
-    SessionExpired = 2,
-    /// Its lease was revoked.
-    SessionEnded = 3,
-    /// The instance was critical for too long.
-    CriticalTooLong = 4,
-    /// The instance had the time to drain that it was given.
-    Drained = 5,
-}
-
-impl Cause {
-    /// All causes, in the order of their numbers.
-    pub const ALL: [Cause; 6] = [
-        Cause::Deleted,
-        Cause::Deregistered,
-        Cause::SessionExpired,
-        Cause::SessionEnded,
-        Cause::CriticalTooLong,
-        Cause::Drained,
-    ];
-
-    /// The durable number.
-    #[must_use]
-    pub fn number(self) -> u8 {
-        match self {
-            Cause::Deleted => 0,
-            Cause::Deregistered => 1,
-            Cause::SessionExpired => 2,
-            Cause::SessionEnded => 3,
-            Cause::CriticalTooLong => 4,
-            Cause::Drained => 5,
-        }
-    }
-
-    /// Reads back what [`Cause::number`] gave.
-    #[must_use]
-    pub fn from_number(number: u8) -> Option<Cause> {
-        Cause::ALL.into_iter().find(|cause| cause.number() == number)
-    }
-}
+pub use event::{Cause, Event, EventKind, KeyValue};
+pub use rejection::{Halt, Rejection};
 
 /// The outcome of one command with everything it changed.
 #[derive(Clone, Debug)]
@@ -363,148 +286,4 @@ pub enum OpResponse {
     DeleteRange(DeleteRangeResponse),
     /// Of a nested transaction.
     Txn(TxnResponse),
-}
-
-/// Why a command or read was refused. Computed alike by every replica; goes to the client.
-///
-/// The texts are etcd's, byte for byte, without the `etcdserver: ` prefix where etcd adds it
-/// (server/src/status.rs maps variants to codes and full texts).
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Rejection {
-    /// The key is empty.
-    #[error("key is not provided")]
-    EmptyKey,
-    /// `ignore_value` or `ignore_lease` on a missing key, or an empty operation.
-    #[error("key not found")]
-    KeyNotFound,
-    /// `ignore_value` with a value.
-    #[error("value is provided")]
-    ValueProvided,
-    /// `ignore_lease` with a lease.
-    #[error("lease is provided")]
-    LeaseProvided,
-    /// One transaction touches a key twice.
-    #[error("duplicate key given in txn request")]
-    DuplicateKey,
-    /// More operations than allowed.
-    #[error("too many operations in txn request")]
-    TooManyOps,
-    /// Unknown sort order or target.
-    #[error("invalid sort option")]
-    InvalidSort,
-    /// The revision is older than the compacted one.
-    #[error("mvcc: required revision has been compacted")]
-    Compacted,
-    /// The revision does not exist yet.
-    #[error("mvcc: required revision is a future revision")]
-    FutureRevision,
-    /// No such lease.
-    #[error("requested lease not found")]
-    LeaseNotFound,
-    /// The lease id is taken.
-    #[error("lease already exists")]
-    LeaseExists,
-    /// TTL above 9,000,000,000 s.
-    #[error("too large lease TTL")]
-    LeaseTtlTooLarge,
-    /// A NOSPACE alarm is active.
-    #[error("mvcc: database space exceeded")]
-    NoSpace,
-    /// A CORRUPT alarm is active.
-    #[error("corrupt cluster")]
-    Corrupt,
-    /// The request has no place that holds.
-    #[error("lock is not held")]
-    LockNotHeld,
-    /// A holder that is not alone cannot ask for more.
-    #[error("lock has other holders")]
-    LockShared,
-    /// The request comes after a later one that makes it void.
-    #[error("a later request came first")]
-    Overtaken,
-    /// The number would not fit.
-    #[error("the sum does not fit 64 bits")]
-    Overflow,
-    /// Nobody created the latch.
-    #[error("no such latch")]
-    NoLatch,
-    /// What is there forbids it.
-    #[error("{0}")]
-    Refused(&'static str),
-    /// A request for a lock or session breaks a rule.
-    #[error("{0}")]
-    InvalidLock(&'static str),
-    /// A client did not say who it is, or a name is missing.
-    #[error("user name is empty")]
-    UserEmpty,
-    /// A name is missing.
-    #[error("role name is empty")]
-    RoleEmpty,
-    /// The user may not.
-    #[error("permission denied")]
-    PermissionDenied,
-    /// Users or roles changed since the caller's name was verified.
-    #[error("revision of auth store is old")]
-    AuthOldRevision,
-    /// What would leave nobody in charge, or a permission for no keys.
-    #[error("invalid auth management")]
-    InvalidAuthManagement,
-    /// A grant of nothing.
-    #[error("permission not given")]
-    PermissionNotGiven,
-    /// Auth cannot be enabled without this user.
-    #[error("root user does not exist")]
-    RootUserNotExist,
-    /// Auth cannot be enabled while the root user lacks this role.
-    #[error("root user does not have root role")]
-    RootRoleNotExist,
-    /// The name is taken.
-    #[error("user name already exists")]
-    UserExists,
-    /// No such user.
-    #[error("user name not found")]
-    UserNotFound,
-    /// The name is taken.
-    #[error("role name already exists")]
-    RoleExists,
-    /// No such role.
-    #[error("role name not found")]
-    RoleNotFound,
-    /// The user does not have the role.
-    #[error("role is not granted to the user")]
-    RoleNotGranted,
-    /// The role does not have the permission.
-    #[error("permission is not granted to the role")]
-    PermissionNotGranted,
-    /// There are no tokens while nobody needs them.
-    #[error("authentication is not enabled")]
-    AuthNotEnabled,
-    /// A request to the registry breaks a rule.
-    #[error("{0}")]
-    InvalidInstance(&'static str),
-    /// There is no such instance.
-    #[error("instance not found")]
-    InstanceNotFound,
-    /// The instance is another's, or has changed.
-    #[error("{0}")]
-    InstanceTaken(&'static str),
-    /// A field holds a value that no known client sends.
-    #[error("malformed command: {0}")]
-    Malformed(&'static str),
-}
-
-/// Why this node must stop: its storage failed or holds what cannot be. Never goes to a client.
-#[derive(Debug, thiserror::Error)]
-pub enum Halt {
-    /// The storage below failed.
-    #[error("storage failed: {0}")]
-    Storage(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// A stored row does not decode or contradicts another.
-    #[error("corrupt {table} row: {detail}")]
-    CorruptRow {
-        /// Table of the row.
-        table: &'static str,
-        /// What is wrong with it.
-        detail: String,
-    },
 }

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
-use crate::command::{DeleteRange, Put, Range, Txn, TxnOp};
+use crate::command::{DeleteRange, Put, Txn, TxnOp};
 use crate::response::Rejection;
 use crate::span::Span;
 
@@ -13,37 +13,114 @@ use crate::span::Span;
 /// The wire format alone would allow 100 levels of messages, which is about 50 transactions.
 pub const TXN_DEPTH_MAX: usize = 32;
 
+/// A put, as far as its rules look at it: a command, or a request as it arrived.
+#[derive(Clone, Copy, Debug)]
+pub struct PutFields<'a> {
+    /// Key.
+    pub key: &'a [u8],
+    /// Value.
+    pub value: &'a [u8],
+    /// Lease, 0 for none.
+    pub lease: i64,
+    /// The value shall stay.
+    pub ignore_value: bool,
+    /// The lease shall stay.
+    pub ignore_lease: bool,
+}
+
+/// One operation of a transaction, likewise.
+#[derive(Clone, Copy, Debug)]
+pub enum OpFields<'a, T> {
+    /// A read.
+    Range {
+        /// Its first key.
+        key: &'a [u8],
+        /// Whether order and target of its sort are known.
+        is_sort_known: bool,
+    },
+    /// A put.
+    Put(PutFields<'a>),
+    /// A range delete, by its first key.
+    DeleteRange(&'a [u8]),
+    /// A nested transaction.
+    Txn(T),
+    /// An operation without content.
+    Nothing,
+}
+
+/// A transaction, likewise.
+pub trait TxnFields<'a>: Copy {
+    /// Keys that are compared.
+    fn compared(self) -> impl ExactSizeIterator<Item = &'a [u8]>;
+
+    /// What is done if the compares hold, and if they do not.
+    fn branches(self) -> [impl ExactSizeIterator<Item = OpFields<'a, Self>>; 2];
+}
+
+impl<'a> TxnFields<'a> for &'a Txn {
+    fn compared(self) -> impl ExactSizeIterator<Item = &'a [u8]> {
+        self.compare.iter().map(|compare| &compare.key[..])
+    }
+
+    fn branches(self) -> [impl ExactSizeIterator<Item = OpFields<'a, Self>>; 2] {
+        [&self.success, &self.failure].map(|branch| branch.iter().map(op_fields))
+    }
+}
+
+fn op_fields(op: &TxnOp) -> OpFields<'_, &Txn> {
+    match op {
+        // A sort that is not known cannot be said in a command.
+        TxnOp::Range(range) => OpFields::Range { key: &range.key, is_sort_known: true },
+        TxnOp::Put(put) => OpFields::Put(fields_of(put)),
+        TxnOp::DeleteRange(delete) => OpFields::DeleteRange(&delete.key),
+        TxnOp::Txn(nested) => OpFields::Txn(nested),
+    }
+}
+
+fn fields_of(put: &Put) -> PutFields<'_> {
+    let Put { key, value, lease, ignore_value, ignore_lease, .. } = put;
+    let (lease, ignore_value, ignore_lease) = (*lease, *ignore_value, *ignore_lease);
+    PutFields { key, value, lease, ignore_value, ignore_lease }
+}
+
 /// Checks a put.
 ///
 /// # Errors
 /// [`Rejection::EmptyKey`], [`Rejection::ValueProvided`], [`Rejection::LeaseProvided`].
 pub fn put(request: &Put) -> Result<(), Rejection> {
-    if request.key.is_empty() {
-        return Err(Rejection::EmptyKey);
-    }
-    if request.ignore_value && !request.value.is_empty() {
+    put_fields(fields_of(request))
+}
+
+/// As [`put`], in whatever form it stands.
+///
+/// # Errors
+/// Those of [`put`].
+pub fn put_fields(put: PutFields<'_>) -> Result<(), Rejection> {
+    key(put.key)?;
+    if put.ignore_value && !put.value.is_empty() {
         return Err(Rejection::ValueProvided);
     }
-    if request.ignore_lease && request.lease != 0 {
+    if put.ignore_lease && put.lease != 0 {
         return Err(Rejection::LeaseProvided);
     }
     Ok(())
 }
 
-/// Checks a range delete.
+/// Checks the key of a request, the first one if it names a range.
 ///
 /// # Errors
 /// [`Rejection::EmptyKey`].
-pub fn delete_range(request: &DeleteRange) -> Result<(), Rejection> {
-    if request.key.is_empty() { Err(Rejection::EmptyKey) } else { Ok(()) }
+pub fn key(key: &[u8]) -> Result<(), Rejection> {
+    if key.is_empty() { Err(Rejection::EmptyKey) } else { Ok(()) }
 }
 
-/// Checks a range read.
+/// Checks a range read by its first key, and whether order and target of its sort are known.
 ///
 /// # Errors
-/// [`Rejection::EmptyKey`].
-pub fn range(request: &Range) -> Result<(), Rejection> {
-    if request.key.is_empty() { Err(Rejection::EmptyKey) } else { Ok(()) }
+/// [`Rejection::EmptyKey`], [`Rejection::InvalidSort`].
+pub fn range_fields(first: &[u8], is_sort_known: bool) -> Result<(), Rejection> {
+    key(first)?;
+    if is_sort_known { Ok(()) } else { Err(Rejection::InvalidSort) }
 }
 
 /// Checks a transaction with everything nested in it; `max_ops` bounds compares and operations of
@@ -59,19 +136,28 @@ pub fn txn(request: &Txn, max_ops: usize) -> Result<(), Rejection> {
     Ok(())
 }
 
-fn operations(txn: &Txn, max_ops: usize, depth_left: usize) -> Result<(), Rejection> {
-    let ops = txn.compare.len().max(txn.success.len()).max(txn.failure.len());
+/// As [`txn`], in whatever form it stands, but for keys that are changed twice.
+///
+/// # Errors
+/// Those of [`txn`]; [`Rejection::TooManyOps`] also for one that is nested deeper than `depth_left`, and
+/// [`Rejection::KeyNotFound`] for an operation without content, as etcd answers.
+pub fn operations<'a, T: TxnFields<'a>>(
+    txn: T,
+    max_ops: usize,
+    depth_left: usize,
+) -> Result<(), Rejection> {
+    let [success, failure] = txn.branches();
+    let ops = txn.compared().len().max(success.len()).max(failure.len());
     let ops_left = max_ops.checked_sub(ops).ok_or(Rejection::TooManyOps)?;
     let depth_left = depth_left.checked_sub(1).ok_or(Rejection::TooManyOps)?;
-    if txn.compare.iter().any(|compare| compare.key.is_empty()) {
-        return Err(Rejection::EmptyKey);
-    }
-    for op in txn.success.iter().chain(&txn.failure) {
+    txn.compared().try_for_each(key)?;
+    for op in success.chain(failure) {
         match op {
-            TxnOp::Range(request) => range(request)?,
-            TxnOp::Put(request) => put(request)?,
-            TxnOp::DeleteRange(request) => delete_range(request)?,
-            TxnOp::Txn(nested) => operations(nested, ops_left, depth_left)?,
+            OpFields::Range { key, is_sort_known } => range_fields(key, is_sort_known)?,
+            OpFields::Put(put) => put_fields(put)?,
+            OpFields::DeleteRange(first) => key(first)?,
+            OpFields::Txn(nested) => operations(nested, ops_left, depth_left)?,
+            OpFields::Nothing => return Err(Rejection::KeyNotFound),
         }
     }
     Ok(())

@@ -28,6 +28,13 @@ fn number(name: &str, value: i64, out: &mut Writer) {
     out.raw(&value.to_string());
 }
 
+/// What every answer about one lease has for fields.
+fn lease_fields(header: Option<&ResponseHeader>, (id, ttl): (i64, i64), out: &mut Vec<u8>) {
+    header_fields(header, out);
+    line!(out, "\"ID\" : {id}");
+    line!(out, "\"TTL\" : {ttl}");
+}
+
 /// A granted lease.
 pub(crate) struct Granted(pub(crate) LeaseGrantResponse);
 
@@ -47,9 +54,7 @@ impl Answer for Granted {
     }
 
     fn fields(&self, out: &mut Vec<u8>) {
-        header_fields(self.0.header.as_ref(), out);
-        line!(out, "\"ID\" : {}", self.0.id);
-        line!(out, "\"TTL\" : {}", self.0.ttl);
+        lease_fields(self.0.header.as_ref(), (self.0.id, self.0.ttl), out);
     }
 
     fn protobuf(&self) -> Option<Vec<u8>> {
@@ -94,9 +99,7 @@ impl Answer for KeptAlive {
     }
 
     fn fields(&self, out: &mut Vec<u8>) {
-        header_fields(self.0.header.as_ref(), out);
-        line!(out, "\"ID\" : {}", self.0.id);
-        line!(out, "\"TTL\" : {}", self.0.ttl);
+        lease_fields(self.0.header.as_ref(), (self.0.id, self.0.ttl), out);
     }
 
     fn protobuf(&self) -> Option<Vec<u8>> {
@@ -147,11 +150,10 @@ impl Answer for TimeToLive {
     }
 
     fn fields(&self, out: &mut Vec<u8>) {
-        header_fields(self.response.header.as_ref(), out);
-        line!(out, "\"ID\" : {}", self.response.id);
-        line!(out, "\"TTL\" : {}", self.response.ttl);
-        line!(out, "\"GrantedTTL\" : {}", self.response.granted_ttl);
-        for key in &self.response.keys {
+        let lease = &self.response;
+        lease_fields(lease.header.as_ref(), (lease.id, lease.ttl), out);
+        line!(out, "\"GrantedTTL\" : {}", lease.granted_ttl);
+        for key in &lease.keys {
             line!(out, "\"Key\" : {}", quote(key));
         }
     }

@@ -8,11 +8,13 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
+use conclave_testing::process::signal;
+
 use crate::{
     CONCLAVE,
-    compare::{has_etcdctl, normal},
-    named, run,
-    server::{Server, free_port, program},
+    compare::{beside_etcdctl, difference, normal},
+    run,
+    server::free_port,
     until,
 };
 
@@ -93,31 +95,18 @@ fn is_exempt(arguments: &[&str], format: &str) -> bool {
 
 #[test]
 fn auth_verbs_print_what_etcdctl_prints() {
-    let Some(program) = program("auth_verbs_print_what_etcdctl_prints") else { return };
-    if !has_etcdctl() {
-        return;
-    }
-    // Under its name: as ourselves we also have tables where it has none.
-    let (_dir, etcdctl) = named("etcdctl");
-    let same = etcdctl.to_str().expect("a path");
-    let mut differences = Vec::new();
-    for format in ["simple", "json", "fields", "table"] {
-        let (theirs, ours) = (Server::single(program.clone()), Server::single(program.clone()));
+    beside_etcdctl("auth_verbs_print_what_etcdctl_prints", |format, clients, differences| {
         for (arguments, input) in COMMANDS {
-            let shown = |client: &str, server: &Server| {
+            let shown = clients.map(|(client, server)| {
                 let form = format!("--write-out={format}");
                 let arguments = [&[form.as_str()], *arguments].concat();
                 normal(&run(client, &server.endpoint(), &arguments, input), &server.endpoint())
-            };
-            let (theirs, ours) = (shown("etcdctl", &theirs), shown(same, &ours));
-            if theirs != ours && !is_exempt(arguments, format) {
-                differences.push(format!(
-                    "{arguments:?} -w {format}\n  etcdctl: {theirs}\n  ours:    {ours}"
-                ));
+            });
+            if !is_exempt(arguments, format) {
+                differences.extend(difference(arguments, format, &shown));
             }
         }
-    }
-    assert!(differences.is_empty(), "{}", differences.join("\n"));
+    });
 }
 
 /// One of our servers as a process, and what it has said once it has ended.
@@ -149,8 +138,7 @@ impl Process {
     }
 
     fn stop(mut self) -> String {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().expect("kill runs").success());
+        signal(self.child.id(), "TERM");
         self.child.wait().expect("it ends");
         let mut said = String::new();
         self.log.rewind().expect("a file");

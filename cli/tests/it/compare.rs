@@ -128,9 +128,12 @@ fn is_exempt(arguments: &[&str], format: &str) -> bool {
     arguments[0] == "alarm" && format == "fields"
 }
 
-#[test]
-fn every_verb_prints_what_etcdctl_prints() {
-    let Some(program) = program("every_verb_prints_what_etcdctl_prints") else { return };
+/// Compares in every format what etcdctl prints and what we print, each on a server of its own.
+pub(crate) fn beside_etcdctl(
+    test: &str,
+    mut compare: impl FnMut(&str, [(&str, &Server); 2], &mut Vec<String>),
+) {
+    let Some(program) = program(test) else { return };
     if !has_etcdctl() {
         return;
     }
@@ -140,13 +143,27 @@ fn every_verb_prints_what_etcdctl_prints() {
     let mut differences = Vec::new();
     for format in ["simple", "json", "fields", "table"] {
         let (theirs, ours) = (Server::single(program.clone()), Server::single(program.clone()));
-        let leases = [("etcdctl", &theirs), (same, &ours)]
-            .map(|(client, server)| grant(client, &server.endpoint()));
+        compare(format, [("etcdctl", &theirs), (same, &ours)], &mut differences);
+    }
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
+}
+
+/// What is to be told if the two did not print the same.
+pub(crate) fn difference(arguments: &[&str], format: &str, shown: &[String; 2]) -> Option<String> {
+    let [theirs, ours] = shown;
+    let text = format!("{arguments:?} -w {format}\n  etcdctl: {theirs}\n  ours:    {ours}");
+    (theirs != ours).then_some(text)
+}
+
+#[test]
+fn every_verb_prints_what_etcdctl_prints() {
+    beside_etcdctl("every_verb_prints_what_etcdctl_prints", |format, clients, differences| {
+        let leases = clients.map(|(client, server)| grant(client, &server.endpoint()));
         for (arguments, input) in COMMANDS {
             if is_exempt(arguments, format) {
                 continue;
             }
-            let shown = |client: &str, server: &Server, lease: &str| {
+            let shown = |(client, server): (&str, &Server), lease: &str| {
                 let mut arguments: Vec<String> =
                     arguments.iter().map(|word| word.replace("LEASE", lease)).collect();
                 if !arguments.contains(&"-w".to_owned()) {
@@ -156,17 +173,11 @@ fn every_verb_prints_what_etcdctl_prints() {
                 let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
                 normal(&run(client, &server.endpoint(), &arguments, input), &server.endpoint())
             };
-            let (theirs, ours) =
-                (shown("etcdctl", &theirs, &leases[0]), shown(same, &ours, &leases[1]));
+            let (theirs, ours) = (shown(clients[0], &leases[0]), shown(clients[1], &leases[1]));
             let theirs = NAMES.iter().fold(theirs, |text, (old, new)| text.replace(old, new));
-            if theirs != ours {
-                differences.push(format!(
-                    "{arguments:?} -w {format}\n  etcdctl: {theirs}\n  ours:    {ours}"
-                ));
-            }
+            differences.extend(difference(arguments, format, &[theirs, ours]));
         }
-    }
-    assert!(differences.is_empty(), "{}", differences.join("\n"));
+    });
 }
 
 /// What a client printed as a message of this type, as a text.

@@ -7,6 +7,8 @@ use std::{
     process::{Child, ChildStdout, Command, Stdio},
 };
 
+use conclave_testing::process::signal;
+
 use crate::{CONCLAVE, run, server::free_port};
 
 /// A command that runs until it is stopped.
@@ -52,14 +54,9 @@ impl Running {
         panic!("{text:?} did not come: {seen:#?} {complaint}");
     }
 
-    pub(crate) fn signal(&self, name: &str, pid: &str) {
-        let status = Command::new("kill").args(["-s", name, pid]).status().expect("kill runs");
-        assert!(status.success(), "signal {name} to {pid} of {}", self.child.id());
-    }
-
     /// Stops it as ctrl-C does; it must end well.
     pub(crate) fn stop(mut self) {
-        self.signal("INT", &self.child.id().to_string());
+        signal(self.child.id(), "INT");
         self.lines.by_ref().for_each(drop);
         let status = self.child.wait().expect("it ends");
         assert!(status.success(), "{status}");
@@ -70,7 +67,7 @@ impl Drop for Running {
     fn drop(&mut self) {
         // Only after a failed test it still runs; asked to end, it ends its servers too.
         if self.child.try_wait().is_ok_and(|status| status.is_none()) {
-            self.signal("TERM", &self.child.id().to_string());
+            signal(self.child.id(), "TERM");
             self.child.wait().ok();
         }
     }
@@ -99,7 +96,7 @@ fn a_cluster_goes_on_with_its_data() {
     assert_eq!(String::from_utf8_lossy(&get.stdout), "greeting\nhello\n");
     let row = second.wait_for("|   n2 |");
     let pid = row.split('|').nth(1).expect("the column of process ids").trim();
-    second.signal("KILL", pid);
+    signal(pid, "KILL");
     let report = second.wait_for("n2 was ended by signal 9 and is not restarted.");
     assert!(report.starts_with("Its last log line: {"), "{report}");
     let put = run(CONCLAVE, &endpoints, &["put", "greeting", "again"], "");

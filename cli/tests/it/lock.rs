@@ -1,10 +1,11 @@
 //! `lock` and `elect` side by side with etcdctl, and what ours do beyond.
 
 use std::{
-    io::{BufRead, BufReader, Read},
-    process::{Child, ChildStderr, ChildStdout, Command, Stdio},
+    io::Read,
+    process::{Command, Stdio},
 };
 
+use conclave_testing::process::Talking;
 use tempfile::TempDir;
 
 use crate::{
@@ -22,30 +23,22 @@ fn etcdctl() -> (TempDir, String) {
 }
 
 /// A verb that runs until it is stopped.
-struct Running {
-    child: Child,
-    lines: std::io::Lines<BufReader<ChildStdout>>,
-    stderr: ChildStderr,
-}
+struct Running(Talking);
 
 impl Running {
     fn start(program: &str, server: &Server, arguments: &[&str]) -> Self {
-        let mut child = Command::new(program)
+        let mut command = Command::new(program);
+        command
             .env("ETCDCTL_API", "3")
             .args(["--endpoints", &server.endpoint()])
             .args(arguments)
             .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the program starts");
-        let lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
-        let stderr = child.stderr.take().expect("a pipe");
-        Self { child, lines, stderr }
+            .stderr(Stdio::piped());
+        Self(Talking::start(&mut command))
     }
 
     fn line(&mut self) -> String {
-        self.lines.next().expect("a line").expect("text")
+        self.0.line()
     }
 
     fn lines(&mut self, count: usize) -> Vec<String> {
@@ -53,24 +46,16 @@ impl Running {
     }
 
     fn signal(&self, name: &str) {
-        let status = Command::new("kill").args(["-s", name, &self.child.id().to_string()]).status();
-        assert!(status.expect("kill runs").success());
+        self.0.signal(name);
     }
 
     /// Its exit code, and its last line of complaints.
     fn end(mut self) -> (Option<i32>, String) {
-        let code = self.child.wait().expect("it ends").code();
+        let code = self.0.end().code();
         let mut stderr = String::new();
-        self.stderr.read_to_string(&mut stderr).expect("text");
+        let said = self.0.child.stderr.as_mut().expect("a pipe");
+        said.read_to_string(&mut stderr).expect("text");
         (code, stderr.lines().last().unwrap_or_default().to_owned())
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // It has ended, unless the test failed.
-        self.child.kill().ok();
-        self.child.wait().ok();
     }
 }
 

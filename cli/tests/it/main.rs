@@ -2,9 +2,6 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod auth;
-#[expect(dead_code, reason = "other tests use more of it")]
-#[path = "../../../transport/tests/it/authority.rs"]
-mod authority;
 mod compare;
 mod config;
 mod etcdctl;
@@ -14,16 +11,9 @@ mod lock;
 mod members;
 mod metrics;
 mod migrate;
-#[path = "../../../transport/tests/it/name_server.rs"]
-mod name_server;
 mod operator;
 mod pages;
-#[path = "../../../client/tests/it/port.rs"]
-mod port;
 mod primitives;
-#[expect(dead_code, reason = "the tests of the client use more of it")]
-#[path = "../../../client/tests/it/server.rs"]
-mod server;
 mod service;
 mod snapshot;
 mod supervised;
@@ -38,6 +28,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use conclave_testing::{authority, name_server, port, server};
 use tempfile::TempDir;
 
 /// Longest wait for anything that must happen: far longer than it takes on a slow machine.

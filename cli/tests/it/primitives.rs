@@ -5,6 +5,8 @@ use std::{
     process::{Child, Command, Stdio},
 };
 
+use conclave_testing::process::signal;
+
 use crate::{CONCLAVE, local, run, server::free_port};
 
 /// Starts a verb that takes its time.
@@ -57,7 +59,7 @@ fn processes_meet_though_the_leader_is_killed() {
     until(&endpoints, &["group", "ls", "workers"], "at-2, ");
     until(&endpoints, &["get", "step", "--print-value-only"], "2\n");
 
-    cluster.signal("KILL", &leader);
+    signal(&leader, "KILL");
     until(&endpoints, &["latch", "down", "go", "2"], "0, ");
     until(&endpoints, &["barrier", "lift", "door"], "");
     let second = start(&endpoints, &enter);
@@ -72,7 +74,7 @@ fn processes_meet_though_the_leader_is_killed() {
     // Killed, it is a member until its session is over; asked to end, no longer.
     doomed.kill().unwrap();
     doomed.wait().unwrap();
-    cluster.signal("TERM", &member.id().to_string());
+    signal(member.id(), "TERM");
     assert_eq!(end(member).0, Some(143), "the code of the command that was asked to end");
     crate::until("the dead are members no more", || {
         run(CONCLAVE, &endpoints, &["group", "ls", "workers"], "").stdout.is_empty()

@@ -1,12 +1,12 @@
 //! `conclave service` on a server of our own.
 
 use std::{
-    io::{BufRead, BufReader},
     net::TcpListener,
-    process::{Child, ChildStdout, Command, Stdio},
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
+use conclave_testing::process::{Talking, signal};
 use serde_json::Value;
 
 use crate::{
@@ -16,46 +16,11 @@ use crate::{
     server::free_port,
 };
 
-/// A verb that runs until it is stopped.
-struct Running {
-    child: Child,
-    lines: std::io::Lines<BufReader<ChildStdout>>,
-}
-
-impl Running {
-    fn start(endpoint: &str, arguments: &[&str]) -> Self {
-        let mut child = Command::new(CONCLAVE)
-            .args(["--endpoints", endpoint, "service"])
-            .args(arguments)
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("the program starts");
-        let lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
-        Self { child, lines }
-    }
-
-    fn line(&mut self) -> String {
-        self.lines.next().expect("a line").expect("text")
-    }
-
-    fn interrupt(&self) {
-        let status =
-            Command::new("kill").args(["-s", "INT", &self.child.id().to_string()]).status();
-        assert!(status.expect("kill runs").success());
-    }
-
-    fn end(mut self) -> Option<i32> {
-        self.child.wait().expect("it ends").code()
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        // It has ended, unless the test failed.
-        self.child.kill().ok();
-        self.child.wait().ok();
-    }
+/// Starts a verb that runs until it is stopped.
+fn running(endpoint: &str, arguments: &[&str]) -> Talking {
+    let mut command = Command::new(CONCLAVE);
+    command.args(["--endpoints", endpoint, "service"]).args(arguments).stdin(Stdio::null());
+    Talking::start(&mut command)
 }
 
 fn service(endpoint: &str, arguments: &[&str]) -> String {
@@ -76,7 +41,7 @@ fn until(endpoint: &str, what: &str, is_so: impl Fn(&[Value]) -> bool) {
 }
 
 /// Reads what a watch prints until an instance was deregistered.
-fn until_removed(watch: &mut Running, id: &str) {
+fn until_removed(watch: &mut Talking, id: &str) {
     loop {
         let line = watch.line();
         if line.ends_with(&format!(" removed {id} (deregistered)")) {
@@ -92,8 +57,8 @@ fn services_are_registered_seen_and_drained() {
     let endpoint = server.wait_for("endpoint:");
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("its address").to_string();
-    let mut watch = Running::start(&endpoint, &["watch", "api"]);
-    let mut first = Running::start(
+    let mut watch = running(&endpoint, &["watch", "api"]);
+    let mut first = running(
         &endpoint,
         &[
             "register",
@@ -125,7 +90,7 @@ fn services_are_registered_seen_and_drained() {
     let line = watch.line();
     assert!(line.contains(" added ") || line.contains(" present "), "{line}");
     assert!(line.ends_with(&format!(" a {address} up passing")), "{line}");
-    let mut second = Running::start(&endpoint, &["register", "api", "h:2", "--drain", "10ms"]);
+    let mut second = running(&endpoint, &["register", "api", "h:2", "--drain", "10ms"]);
     assert_eq!(second.line(), "h:2 of api is registered");
     assert_eq!(service(&endpoint, &["ls"]), "api, 2, 0, on, on\n");
     assert_eq!(service(&endpoint, &["ls", "none"]), "");
@@ -143,18 +108,18 @@ fn services_are_registered_seen_and_drained() {
     service(&endpoint, &["drain", "api", "h:2", "--undo"]);
     until(&endpoint, "it is up again", |found| found[1]["state"] == "up");
 
-    first.interrupt();
+    first.signal("INT");
     until(&endpoint, "it drains first", |found| {
         found[0]["state"] == "draining" || found.len() == 1
     });
-    assert_eq!(first.end(), Some(143), "the exit code of the command");
+    assert_eq!(first.end().code(), Some(143), "the exit code of the command");
     until(&endpoint, "it is gone", |found| found.len() == 1);
-    second.interrupt();
-    assert_eq!(second.end(), Some(0));
+    second.signal("INT");
+    assert_eq!(second.end().code(), Some(0));
     until(&endpoint, "nobody is left", <[Value]>::is_empty);
     until_removed(&mut watch, "h:2");
-    watch.interrupt();
-    assert_eq!(watch.end(), Some(0));
+    watch.signal("INT");
+    assert_eq!(watch.end().code(), Some(0));
     assert_eq!(service(&endpoint, &["configure", "api", "--guard", "off"]), "api, 0, 0, off, on\n");
     let missing = run(CONCLAVE, &endpoint, &["service", "deregister", "api", "x"], "");
     assert_eq!(missing.status.code(), Some(1));
@@ -179,15 +144,15 @@ fn a_leader_that_is_killed_takes_no_instance_along() {
     let mut instances = Vec::new();
     for address in ["h:1", "h:2", "h:3"] {
         let register = ["register", "api", address, "--ttl", "10s", "--drain", "10ms"];
-        let mut instance = Running::start(&endpoints, &register);
+        let mut instance = running(&endpoints, &register);
         assert!(instance.line().ends_with(" is registered"));
         instances.push(instance);
     }
-    let mut watch = Running::start(&endpoints, &["watch", "api"]);
+    let mut watch = running(&endpoints, &["watch", "api"]);
     for _ in &instances {
         assert!(watch.line().contains(" present "));
     }
-    servers.signal("KILL", &pid.expect("a leader"));
+    signal(pid.expect("a leader"), "KILL");
     let flags = ["--command-timeout", "60s", "service", "resolve", "api", "-w", "json"];
     let killed = Instant::now();
     while killed.elapsed() < AFTERWARDS {
@@ -198,9 +163,9 @@ fn a_leader_that_is_killed_takes_no_instance_along() {
         assert!(found.iter().all(|found| found["marks"] == "healthy"), "{found:?}");
         std::thread::sleep(Duration::from_millis(100));
     }
-    let last = instances.pop().expect("one of three");
-    last.interrupt();
-    assert_eq!(last.end(), Some(0));
+    let mut last = instances.pop().expect("one of three");
+    last.signal("INT");
+    assert_eq!(last.end().code(), Some(0));
     let removed = loop {
         let line = watch.line();
         if !line.contains(" present ") && !line.contains(" draining ") {
@@ -208,8 +173,8 @@ fn a_leader_that_is_killed_takes_no_instance_along() {
         }
     };
     assert!(removed.ends_with(" removed h:3 (deregistered)"), "{removed}");
-    watch.interrupt();
-    assert_eq!(watch.end(), Some(0));
+    watch.signal("INT");
+    assert_eq!(watch.end().code(), Some(0));
     drop(instances);
     servers.stop();
 }

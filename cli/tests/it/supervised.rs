@@ -2,9 +2,10 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::net::UnixDatagram;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
+use conclave_testing::process::signal;
 use tempfile::TempDir;
 
 use crate::port::free_port;
@@ -23,11 +24,6 @@ fn wait_for(socket: &UnixDatagram, wanted: &str) {
     while heard(socket) != wanted {
         assert!(Instant::now() < until, "not said in {PATIENCE:?}: {wanted}");
     }
-}
-
-fn signal(child: &Child, name: &str) {
-    let status = Command::new("kill").args(["-s", name, &child.id().to_string()]).status();
-    assert!(status.expect("kill runs").success());
 }
 
 #[test]
@@ -59,7 +55,7 @@ fn systemd_is_told_that_a_member_is_ready_lives_and_stops() {
     for _ in 0..3 {
         wait_for(&socket, "WATCHDOG=1");
     }
-    signal(&child, "TERM");
+    signal(child.id(), "TERM");
     wait_for(&socket, "STOPPING=1");
     assert!(child.wait().expect("a child").success());
 }
@@ -85,7 +81,7 @@ fn a_member_that_waits_for_its_peers_can_be_stopped() {
     let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines();
     let waits = lines.any(|line| line.unwrap().contains("waiting for peers"));
     assert!(waits, "it ended by itself");
-    signal(&child, "TERM");
+    signal(child.id(), "TERM");
     let said: Vec<String> = lines.map(Result::unwrap).collect();
     assert!(child.wait().expect("a child").success(), "{said:?}");
 }

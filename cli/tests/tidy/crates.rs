@@ -10,8 +10,9 @@ use serde_json::Value;
 use crate::root;
 
 /// Which of our packages each package uses (ARCHITECTURE.md section 2): these, and no other.
-const ARROWS: [(&str, &[&str]); 9] = [
+const ARROWS: [(&str, &[&str]); 10] = [
     ("conclave-proto", &[]),
+    ("conclave-testing", &[]),
     ("conclave-transport", &[]),
     ("conclave-state-machine", &[]),
     ("conclave-raft-store", &["conclave-proto", "conclave-state-machine"]),
@@ -22,14 +23,23 @@ const ARROWS: [(&str, &[&str]); 9] = [
     // The layout of instances is that of the rules.
     ("conclave-client", &["conclave-proto", "conclave-state-machine", "conclave-transport"]),
     ("conclave", &["conclave-client", "conclave-server"]),
-    ("conclave-benches", &["conclave-client", "conclave-proto", "conclave-transport"]),
+    (
+        "conclave-benches",
+        &["conclave-client", "conclave-proto", "conclave-testing", "conclave-transport"],
+    ),
     // Of the benches only `cluster` and `process`: real nodes on loopback, started and killed by pid.
     ("conclave-jepsen-tests", &["conclave-benches", "conclave-client", "conclave-proto"]),
 ];
 
 /// The same for what only tests use.
-const TEST_ARROWS: [(&str, &[&str]); 2] =
-    [("conclave-server", &["conclave-client"]), ("conclave-benches", &["conclave-state-machine"])];
+const TEST_ARROWS: [(&str, &[&str]); 6] = [
+    ("conclave-server", &["conclave-client", "conclave-testing"]),
+    ("conclave-benches", &["conclave-state-machine"]),
+    ("conclave-transport", &["conclave-testing"]),
+    ("conclave-client", &["conclave-testing"]),
+    ("conclave", &["conclave-testing"]),
+    ("conclave-jepsen-tests", &["conclave-testing"]),
+];
 
 /// Crates of others that only these packages use.
 const FENCED: [(&str, &[&str]); 4] = [

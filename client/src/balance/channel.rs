@@ -1,42 +1,31 @@
 //! A channel that spreads its calls over the instances of a service.
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    pin::Pin,
-    sync::Arc,
-    task::{Context, Poll},
-    time::{Duration, Instant},
-};
+use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
-use conclave_transport::{Connector, Target};
 use futures::{Stream, StreamExt};
 use parking_lot::Mutex;
-use tokio::{sync::watch, time::timeout_at};
+use tokio::sync::watch;
+use tokio::time::timeout_at;
 use tokio_util::task::AbortOnDropHandle;
-use tonic::{
-    Status,
-    body::Body,
-    transport::{Channel, Endpoint},
-};
+use tonic::Status;
+use tonic::body::Body;
 use tower::Service;
 
-use super::{
-    Balancer, PeakEwma,
-    attempt::{Attempt, Resend},
-    breaker::BreakerOptions,
-    hash::hash,
-    node::{Instance, Node},
-    snapshot::{Ctx, Snapshot, SnapshotOptions},
-};
+use super::attempt::{Attempt, Resend};
+use super::breaker::BreakerOptions;
+use super::hash::hash;
+use super::node::Instance;
+use super::snapshot::{Ctx, Snapshot, SnapshotOptions};
+use super::table::{Source, Table};
+use super::{Balancer, PeakEwma};
 use crate::error::never_sent;
 
 /// Instances that one call is tried on, as long as none of them could be connected to.
 const TRIES_MAX: usize = 5;
-/// Instances of one service that are used; a longer list is cut off. Each costs a task.
-const INSTANCES_MAX: usize = 4096;
-/// A connection whose peer acknowledges nothing for so long has failed, with all streams on it.
-const LOST_AFTER: Duration = Duration::from_secs(30);
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
@@ -65,12 +54,12 @@ impl RouteKey {
 #[must_use = "a builder does nothing until it is given instances"]
 pub struct ChannelBuilder {
     policy: Arc<dyn Balancer>,
-    snapshot: SnapshotOptions,
+    pub(super) snapshot: SnapshotOptions,
     breaker: BreakerOptions,
-    connect_timeout: Duration,
+    pub(super) connect_timeout: Duration,
     timeout: Duration,
     /// Interval and timeout of HTTP/2 pings.
-    ping: Option<(Duration, Duration)>,
+    pub(super) ping: Option<(Duration, Duration)>,
 }
 
 impl ChannelBuilder {
@@ -190,20 +179,6 @@ struct Shared {
     options: ChannelBuilder,
     source: Mutex<Source>,
     _feed: Option<AbortOnDropHandle<()>>,
-}
-
-/// Where lists come from, and what was made of the last good one.
-struct Source {
-    list: watch::Receiver<Vec<Instance>>,
-    table: Arc<Table>,
-    is_kept: bool,
-}
-
-/// Instances and their channels.
-#[derive(Debug, Default)]
-struct Table {
-    snapshot: Snapshot,
-    channels: BTreeMap<String, Channel>,
 }
 
 impl BalancedChannel {
@@ -340,67 +315,4 @@ impl Shared {
         }
         Arc::clone(&source.table)
     }
-}
-
-impl Source {
-    /// Takes the newest list, unless it is empty.
-    fn take(&mut self, options: &ChannelBuilder) {
-        let list = self.list.borrow_and_update().clone();
-        self.is_kept = list.is_empty() && !self.table.snapshot.nodes().is_empty();
-        if self.is_kept {
-            tracing::warn!("the list of instances is empty: going on with the last one");
-        } else {
-            self.table = Arc::new(self.table.renewed(list, options));
-        }
-    }
-}
-
-impl Table {
-    /// A table for a new list. What is known about instances that stay is kept, and so are their
-    /// connections. Calls to those that go are not broken off.
-    fn renewed(&self, list: Vec<Instance>, options: &ChannelBuilder) -> Self {
-        let now = Instant::now();
-        let old: BTreeMap<&str, &Arc<Node>> =
-            self.snapshot.nodes().iter().map(|node| (node.instance().id.as_str(), node)).collect();
-        let mut nodes = BTreeMap::new();
-        let mut channels = BTreeMap::new();
-        for instance in list.into_iter().take(INSTANCES_MAX) {
-            let id = instance.id.clone();
-            let known = old
-                .get(id.as_str())
-                .filter(|node| node.instance().address == instance.address)
-                .and_then(|node| Some((*node, self.channels.get(&id)?)));
-            let (node, channel) = match known {
-                Some((node, channel)) if *node.instance() == instance => {
-                    (Arc::clone(node), channel.clone())
-                }
-                Some((node, channel)) => (Arc::new(node.renewed(instance)), channel.clone()),
-                None => match connect(&instance, options) {
-                    Ok(channel) => (Arc::new(Node::new(instance, now)), channel),
-                    Err(reason) => {
-                        tracing::warn!(instance = id, reason, "unusable address");
-                        continue;
-                    }
-                },
-            };
-            nodes.insert(id.clone(), node);
-            channels.insert(id, channel);
-        }
-        let snapshot = Snapshot::new(nodes.into_values().collect(), options.snapshot);
-        Self { snapshot, channels }
-    }
-}
-
-/// A channel that connects on first use.
-fn connect(instance: &Instance, options: &ChannelBuilder) -> Result<Channel, String> {
-    let target = Target::parse(&instance.address, false)?;
-    if target.is_tls() {
-        return Err("TLS to instances is not supported".to_owned());
-    }
-    let mut endpoint = Endpoint::from(target.origin().clone());
-    if let Some((interval, timeout)) = options.ping {
-        endpoint = endpoint.http2_keep_alive_interval(interval).keep_alive_timeout(timeout);
-    }
-    let connector = Connector::new(target, None, options.connect_timeout).lost_after(LOST_AFTER);
-    Ok(endpoint.connect_with_connector_lazy(connector))
 }

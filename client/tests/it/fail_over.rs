@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use conclave_client::{Client, Error, LeaseState, Outcome};
+use conclave_testing::process::signal;
 use tokio::time::timeout;
 
 use crate::{
     SOON,
     server::{Server, free_port, program},
-    signal, start,
+    start,
 };
 
 #[tokio::test]
@@ -36,11 +37,11 @@ async fn a_write_without_answer_is_unknown_and_not_sent_again() {
     let test = "a_write_without_answer_is_unknown_and_not_sent_again";
     let Some((server, client)) = start(test).await else { return };
     let before = client.put("k", "1").await.unwrap();
-    signal(&server, "STOP");
+    signal(server.pid(), "STOP");
     let impatient = client.with_timeout(Duration::from_millis(300));
     let error = impatient.put("k", "2").await.unwrap_err();
     assert_eq!(error.outcome(), Outcome::Unknown, "{error:?}");
-    signal(&server, "CONT");
+    signal(server.pid(), "CONT");
     client.put("k", "3").await.unwrap();
     let kv = client.get("k").await.unwrap().one().unwrap();
     assert!(kv.mod_revision <= before.revision() + 2, "written more than once: {kv:?}");
@@ -58,7 +59,7 @@ async fn a_cluster_is_served_through_the_loss_of_a_member() {
     let mut watcher = client.watch("k").created_notify().start();
     watcher.next().await.unwrap();
     for (i, victim) in servers.iter_mut().enumerate() {
-        signal(victim, if i == 1 { "STOP" } else { "KILL" });
+        signal(victim.pid(), if i == 1 { "STOP" } else { "KILL" });
         let put = async {
             // An unknown outcome is for the caller to sort out; here writing again does no harm.
             while let Err(error) = client.with_timeout(Duration::from_secs(2)).put("k", "v").await {
@@ -70,7 +71,7 @@ async fn a_cluster_is_served_through_the_loss_of_a_member() {
         let seen = timeout(SOON, watcher.next()).await.expect("in time");
         assert!(seen.unwrap().is_some());
         if i == 1 {
-            signal(victim, "CONT");
+            signal(victim.pid(), "CONT");
         } else {
             victim.kill();
             victim.start();

@@ -2,9 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod auth;
-#[expect(dead_code, reason = "other tests use more of it")]
-#[path = "../../../transport/tests/it/authority.rs"]
-mod authority;
+mod backend;
 mod balance;
 mod config;
 mod election;
@@ -15,22 +13,17 @@ mod kv;
 mod lease;
 mod lock;
 mod native;
-mod port;
 mod queue;
 mod registry;
-mod server;
 mod tls;
 mod watch;
 mod writes;
 
-use std::{
-    process::Command,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use conclave_client::Client;
-
-use server::{Server, program};
+use conclave_testing::server::{Server, program};
+use conclave_testing::{authority, server};
 
 /// Longest wait for anything that must happen.
 const SOON: Duration = Duration::from_secs(60);
@@ -53,11 +46,4 @@ async fn eventually<T>(what: &str, mut check: impl AsyncFnMut() -> Option<T>) ->
         assert!(start.elapsed() < SOON, "not within {SOON:?}: {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-}
-
-/// Sends a signal by name, e.g. `STOP`.
-fn signal(server: &Server, name: &str) {
-    let pid = server.pid().to_string();
-    let status = Command::new("kill").args(["-s", name, &pid]).status();
-    assert!(status.expect("kill runs").success(), "signal {name} to {pid}");
 }

@@ -9,7 +9,7 @@ use conclave_client::{
 };
 
 use crate::{
-    balance::{backends, call, counts},
+    backend::{backends, call, counts},
     eventually, start,
 };
 

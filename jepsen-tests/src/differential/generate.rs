@@ -5,18 +5,16 @@ use conclave_proto::etcdserverpb::compare::{CompareResult, CompareTarget, Target
 use conclave_proto::etcdserverpb::range_request::{SortOrder, SortTarget};
 use conclave_proto::etcdserverpb::watch_create_request::FilterType;
 use conclave_proto::etcdserverpb::{
-    AuthenticateRequest, CompactionRequest, Compare, DeleteRangeRequest, LeaseGrantRequest,
-    LeaseRevokeRequest, LeaseTimeToLiveRequest, PutRequest, RangeRequest, RequestOp,
-    ResponseHeader, TxnRequest, WatchCreateRequest, request_op,
+    CompactionRequest, Compare, DeleteRangeRequest, LeaseGrantRequest, LeaseRevokeRequest,
+    LeaseTimeToLiveRequest, PutRequest, RangeRequest, RequestOp, ResponseHeader, TxnRequest,
+    WatchCreateRequest, request_op,
 };
-use conclave_proto::v3electionpb::CampaignRequest;
 use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::{RngExt, SeedableRng};
 
 use super::answer::Answer;
-use super::calls::Call;
-use super::roster::Change;
+use super::step::Step;
 
 const KEYS: [&[u8]; 14] = [
     b"a",
@@ -39,68 +37,6 @@ const MARKER: &[u8] = b"~marker";
 const LEASES_MAX: usize = 8;
 pub(super) const LEASE_TTL_SECONDS: i64 = 100_000;
 const DEPTH_MAX: usize = 3;
-
-/// One request to both servers.
-#[derive(Clone, Debug)]
-pub enum Step {
-    /// KV.Put.
-    Put(PutRequest),
-    /// KV.DeleteRange.
-    Delete(DeleteRangeRequest),
-    /// KV.Range.
-    Range(RangeRequest),
-    /// KV.Txn.
-    Txn(TxnRequest),
-    /// KV.Compact.
-    Compact(CompactionRequest),
-    /// Lease.LeaseGrant.
-    Grant(LeaseGrantRequest),
-    /// Lease.LeaseRevoke.
-    Revoke(LeaseRevokeRequest),
-    /// One message on Lease.LeaseKeepAlive.
-    KeepAlive(i64),
-    /// Lease.LeaseTimeToLive.
-    TimeToLive(LeaseTimeToLiveRequest),
-    /// Lease.LeaseLeases.
-    Leases,
-    /// Watch.Watch until an event of the given revision.
-    Watch(WatchCreateRequest, i64),
-    /// Auth.Authenticate; the token is kept.
-    Login(AuthenticateRequest),
-    /// No request: from now on all carry the token of this user, or none.
-    Speak(Option<&'static str>),
-    /// Election.Campaign.
-    Campaign(CampaignRequest),
-    /// A change of the members.
-    Members(Change),
-    /// Any other call.
-    Call(Call),
-}
-
-impl Step {
-    /// The kind of request, for counting.
-    #[must_use]
-    pub fn kind(&self) -> &'static str {
-        match self {
-            Self::Put(_) => "put",
-            Self::Delete(_) => "delete",
-            Self::Range(_) => "range",
-            Self::Txn(_) => "txn",
-            Self::Compact(_) => "compact",
-            Self::Grant(_) => "grant",
-            Self::Revoke(_) => "revoke",
-            Self::KeepAlive(_) => "keep-alive",
-            Self::TimeToLive(_) => "time-to-live",
-            Self::Leases => "leases",
-            Self::Watch(..) => "watch",
-            Self::Login(_) => "authenticate",
-            Self::Speak(_) => "speak",
-            Self::Campaign(_) => "campaign",
-            Self::Members(change) => change.kind(),
-            Self::Call(call) => call.kind(),
-        }
-    }
-}
 
 /// Makes steps; knows roughly what the servers hold.
 pub(super) struct Generator {

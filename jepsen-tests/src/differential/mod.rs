@@ -5,9 +5,9 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | `generate`, `calls` | requests over a few keys; calls about users, locks, elections, members |
+//! | `step`, `generate`, `calls` | requests over a few keys; calls about users, locks, elections, members |
 //! | `roster` | members that come and go |
-//! | `access` | programs with users whose rights change all the time |
+//! | `access`, `newer` | programs with users whose rights change all the time; what is left out of them |
 //! | `session` | a connection that speaks for one user after the other |
 //! | `answer`, `normal` | an answer in a shape that can be compared, and what may differ |
 
@@ -15,9 +15,11 @@ mod access;
 mod answer;
 mod calls;
 mod generate;
+mod newer;
 mod normal;
 mod roster;
 mod session;
+mod step;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;
@@ -31,8 +33,8 @@ use crate::members;
 use access::Access;
 use answer::{Answer, Caller};
 pub use calls::Call;
-pub use generate::Step;
 pub use roster::{Change, Whom};
+pub use step::Step;
 
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// Every so many requests the events since a random revision are compared as well.

@@ -12,10 +12,11 @@ use conclave_benches::process::Usage;
 use conclave_jepsen_tests::members;
 use conclave_proto::etcdserverpb::PutRequest;
 use conclave_proto::etcdserverpb::kv_client::KvClient;
+use conclave_testing::port::free_port;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 
-use crate::support::{START_TIMEOUT, eventually, free_port, sample};
+use crate::support::{START_TIMEOUT, eventually, sample};
 
 /// How many, if the system lets a process have so many descriptors.
 const HALF_OPEN: usize = 10_000;
@@ -57,7 +58,7 @@ async fn put(endpoint: &str, access: &Access) -> Option<Duration> {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_half_open_handshakes_keep_nobody_out() {
     let dir = tempfile::tempdir().expect("a directory");
-    let certificates = Certificates::create(dir.path()).expect("certificates");
+    let certificates = Certificates::create(dir.path());
     let count = room_for(HALF_OPEN);
     let metrics_port = free_port();
     let page = format!("--listen-metrics-urls=http://127.0.0.1:{metrics_port}");

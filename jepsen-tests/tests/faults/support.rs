@@ -51,12 +51,6 @@ pub(crate) async fn eventually(
     }
 }
 
-/// A port that nobody listens on.
-pub(crate) fn free_port() -> u16 {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("it is bound").port()
-}
-
 /// A sample of the metrics that are served in the clear at `port`, by its name with labels; 0 if it is not there.
 pub(crate) async fn sample(port: u16, name: &str) -> f64 {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};

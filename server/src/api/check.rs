@@ -1,77 +1,84 @@
 //! Checks of KV requests as they arrive, in etcd's order: of several faults, a client hears the same one.
 //!
-//! The messages themselves are looked at, so that a request that is proposed is never copied. Only a
-//! transaction that changes several keys is converted, to find out whether it changes one twice.
+//! The rules are `conclave_state_machine::validate`. The messages themselves are looked at, so that a request
+//! that is proposed is never copied. Only a transaction that changes several keys is converted, to find out
+//! whether it changes one twice.
 
 use conclave_proto::etcdserverpb as etcd;
 use conclave_raft_store::command;
-use conclave_state_machine::validate;
+use conclave_state_machine::response::Rejection;
+use conclave_state_machine::validate::{self, OpFields, PutFields, TxnFields};
 use etcd::range_request::{SortOrder, SortTarget};
 use etcd::request_op::Request;
 use tonic::Status;
 
-use crate::status::{self, Fault};
+use crate::status;
 
 /// Checks a range read.
-pub(super) fn range(request: &etcd::RangeRequest) -> Result<(), Fault> {
-    if request.key.is_empty() {
-        return Err(Fault::EmptyKey);
-    }
-    if SortOrder::try_from(request.sort_order).is_err()
-        || SortTarget::try_from(request.sort_target).is_err()
-    {
-        return Err(Fault::InvalidSortOption);
-    }
-    Ok(())
+pub(super) fn range(request: &etcd::RangeRequest) -> Result<(), Status> {
+    validate::range_fields(&request.key, is_sort_known(request)).map_err(refused)
 }
 
 /// Checks a put.
-pub(super) fn put(request: &etcd::PutRequest) -> Result<(), Fault> {
-    if request.key.is_empty() {
-        return Err(Fault::EmptyKey);
-    }
-    if request.ignore_value && !request.value.is_empty() {
-        return Err(Fault::ValueProvided);
-    }
-    if request.ignore_lease && request.lease != 0 {
-        return Err(Fault::LeaseProvided);
-    }
-    Ok(())
+pub(super) fn put(request: &etcd::PutRequest) -> Result<(), Status> {
+    validate::put_fields(put_fields(request)).map_err(refused)
 }
 
 /// Checks a range delete.
-pub(super) fn delete_range(request: &etcd::DeleteRangeRequest) -> Result<(), Fault> {
-    if request.key.is_empty() { Err(Fault::EmptyKey) } else { Ok(()) }
+pub(super) fn delete_range(request: &etcd::DeleteRangeRequest) -> Result<(), Status> {
+    validate::key(&request.key).map_err(refused)
 }
 
 /// Checks a transaction with everything nested in it.
 pub(crate) fn txn(request: &etcd::TxnRequest, ops_max: usize) -> Result<(), Status> {
-    operations(request, ops_max)?;
+    // The depth is bounded by prost, which decodes at most 100 levels, and again when this becomes a command.
+    validate::operations(Arrived(request), ops_max, usize::MAX).map_err(refused)?;
     if changes(&request.success).max(changes(&request.failure)) > 1 {
-        let refused = |rejection| status::from_rejection(&rejection);
         let txn = command::txn(request.clone()).map_err(refused)?;
         validate::txn(&txn, ops_max).map_err(refused)?;
     }
     Ok(())
 }
 
-// The depth is bounded by prost, which decodes at most 100 levels.
-fn operations(request: &etcd::TxnRequest, ops_max: usize) -> Result<(), Fault> {
-    let ops = request.compare.len().max(request.success.len()).max(request.failure.len());
-    let ops_left = ops_max.checked_sub(ops).ok_or(Fault::TooManyOps)?;
-    if request.compare.iter().any(|compare| compare.key.is_empty()) {
-        return Err(Fault::EmptyKey);
+fn refused(rejection: Rejection) -> Status {
+    status::from_rejection(&rejection)
+}
+
+fn is_sort_known(request: &etcd::RangeRequest) -> bool {
+    SortOrder::try_from(request.sort_order).is_ok()
+        && SortTarget::try_from(request.sort_target).is_ok()
+}
+
+fn put_fields(request: &etcd::PutRequest) -> PutFields<'_> {
+    let etcd::PutRequest { key, value, lease, ignore_value, ignore_lease, .. } = request;
+    let (lease, ignore_value, ignore_lease) = (*lease, *ignore_value, *ignore_lease);
+    PutFields { key, value, lease, ignore_value, ignore_lease }
+}
+
+/// A transaction as it arrived.
+#[derive(Clone, Copy)]
+struct Arrived<'a>(&'a etcd::TxnRequest);
+
+impl<'a> TxnFields<'a> for Arrived<'a> {
+    fn compared(self) -> impl ExactSizeIterator<Item = &'a [u8]> {
+        self.0.compare.iter().map(|compare| &compare.key[..])
     }
-    for op in request.success.iter().chain(&request.failure) {
-        match &op.request {
-            Some(Request::RequestRange(request)) => range(request)?,
-            Some(Request::RequestPut(request)) => put(request)?,
-            Some(Request::RequestDeleteRange(request)) => delete_range(request)?,
-            Some(Request::RequestTxn(nested)) => operations(nested, ops_left)?,
-            None => return Err(Fault::KeyNotFound),
+
+    fn branches(self) -> [impl ExactSizeIterator<Item = OpFields<'a, Self>>; 2] {
+        [&self.0.success, &self.0.failure].map(|branch| branch.iter().map(op_fields))
+    }
+}
+
+fn op_fields(op: &etcd::RequestOp) -> OpFields<'_, Arrived<'_>> {
+    match &op.request {
+        Some(Request::RequestRange(range)) => {
+            OpFields::Range { key: &range.key, is_sort_known: is_sort_known(range) }
         }
+        Some(Request::RequestPut(put)) => OpFields::Put(put_fields(put)),
+        Some(Request::RequestDeleteRange(delete)) => OpFields::DeleteRange(&delete.key),
+        Some(Request::RequestTxn(nested)) => OpFields::Txn(Arrived(nested)),
+        None => OpFields::Nothing,
     }
-    Ok(())
 }
 
 /// How many operations of a branch may change keys.
@@ -103,6 +110,7 @@ pub(super) fn read_only(request: &etcd::TxnRequest) -> Option<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::status::Fault;
 
     fn op(request: Request) -> etcd::RequestOp {
         etcd::RequestOp { request: Some(request) }

@@ -9,10 +9,10 @@ use conclave_raft_store::command::auth::caller_message;
 use conclave_state_machine::command::Caller;
 use conclave_state_machine::response::{Applied, Response as Answer};
 use tokio_util::task::TaskTracker;
-use tonic::Status;
 use tonic::metadata::MetadataMap;
+use tonic::{Request, Status};
 
-use crate::auth::Auth;
+use crate::auth::{Auth, caller_of};
 use crate::config::Limits;
 use crate::metrics::Metrics;
 use crate::node::Node;
@@ -44,6 +44,13 @@ pub(crate) struct Context {
 }
 
 impl Context {
+    /// Whom a call comes from, and its message, unless it is refused at once.
+    pub(crate) fn accept<T>(&self, request: Request<T>) -> Result<(Caller, T), Status> {
+        self.check_metadata(request.metadata())?;
+        let caller = caller_of(request.extensions());
+        Ok((caller, request.into_inner()))
+    }
+
     /// Refuses a call that asked (`hasleader: true`) to fail rather than wait for a leader.
     pub(crate) fn check_metadata(&self, metadata: &MetadataMap) -> Result<(), Status> {
         if must_have_leader(metadata) && !self.node.has_leader() {

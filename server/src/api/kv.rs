@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status};
 use super::context::{Context, mismatch};
 use super::range_stream::{self, RangeStream};
 use super::{check, convert, limits};
-use crate::auth::{RightsCheck, caller_of};
+use crate::auth::RightsCheck;
 use crate::metrics::Method;
 use crate::status::{self, Fault};
 
@@ -41,9 +41,7 @@ impl KvService {
         &self,
         request: Request<etcd::RangeRequest>,
     ) -> Result<etcd::RangeResponse, Status> {
-        self.context.check_metadata(request.metadata())?;
-        let caller = caller_of(request.extensions());
-        let request = request.into_inner();
+        let (caller, request) = self.context.accept(request)?;
         let is_serializable = request.serializable;
         let range = validated_range(request)?;
         if !is_serializable {
@@ -73,9 +71,7 @@ impl KvService {
         &self,
         request: Request<etcd::PutRequest>,
     ) -> Result<etcd::PutResponse, Status> {
-        self.context.check_metadata(request.metadata())?;
-        let caller = caller_of(request.extensions());
-        let request = request.into_inner();
+        let (caller, request) = self.context.accept(request)?;
         self.context.check_quota(limits::put_cost(&request)).await?;
         check::put(&request)?;
         self.context.check_size(&request)?;
@@ -91,9 +87,7 @@ impl KvService {
         &self,
         request: Request<etcd::DeleteRangeRequest>,
     ) -> Result<etcd::DeleteRangeResponse, Status> {
-        self.context.check_metadata(request.metadata())?;
-        let caller = caller_of(request.extensions());
-        let request = request.into_inner();
+        let (caller, request) = self.context.accept(request)?;
         check::delete_range(&request)?;
         self.context.check_size(&request)?;
         match self.context.propose(&caller, Message::DeleteRange(request)).await? {
@@ -108,9 +102,7 @@ impl KvService {
         &self,
         request: Request<etcd::TxnRequest>,
     ) -> Result<etcd::TxnResponse, Status> {
-        self.context.check_metadata(request.metadata())?;
-        let caller = caller_of(request.extensions());
-        let request = request.into_inner();
+        let (caller, request) = self.context.accept(request)?;
         self.context.check_quota(limits::txn_cost(&request)).await?;
         check::txn(&request, self.context.limits.txn_ops_max)?;
         if let Some(is_serializable) = check::read_only(&request) {
@@ -149,9 +141,7 @@ impl KvService {
         &self,
         request: Request<etcd::CompactionRequest>,
     ) -> Result<etcd::CompactionResponse, Status> {
-        self.context.check_metadata(request.metadata())?;
-        let caller = caller_of(request.extensions());
-        let request = request.into_inner();
+        let (caller, request) = self.context.accept(request)?;
         let (_, revision) = self.context.propose(&caller, Message::Compact(request)).await?;
         if request.physical {
             self.wait_for_sweep(request.revision).await?;

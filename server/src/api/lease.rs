@@ -35,9 +35,7 @@ impl LeaseService {
         &self,
         request: Request<etcd::LeaseGrantRequest>,
     ) -> Result<etcd::LeaseGrantResponse, Status> {
-        self.context.check_metadata(request.metadata())?;
-        let caller = caller_of(request.extensions());
-        let mut request = request.into_inner();
+        let (caller, mut request) = self.context.accept(request)?;
         self.context.check_quota(limits::LEASE_COST_BYTES).await?;
         if request.ttl > leases::TTL_SECONDS_MAX {
             return Err(Fault::LeaseTtlTooLarge.into());
@@ -61,9 +59,8 @@ impl LeaseService {
         &self,
         request: Request<etcd::LeaseRevokeRequest>,
     ) -> Result<etcd::LeaseRevokeResponse, Status> {
-        self.context.check_metadata(request.metadata())?;
-        let caller = caller_of(request.extensions());
-        let message = Message::LeaseRevoke(request.into_inner());
+        let (caller, request) = self.context.accept(request)?;
+        let message = Message::LeaseRevoke(request);
         let (_, revision) = self.context.propose(&caller, message).await?;
         Ok(etcd::LeaseRevokeResponse { header: Some(self.context.header(revision)) })
     }
@@ -72,9 +69,7 @@ impl LeaseService {
         &self,
         request: Request<etcd::LeaseTimeToLiveRequest>,
     ) -> Result<etcd::LeaseTimeToLiveResponse, Status> {
-        self.context.check_metadata(request.metadata())?;
-        let caller = caller_of(request.extensions());
-        let request = request.into_inner();
+        let (caller, request) = self.context.accept(request)?;
         // The rows of this member must be as new as the leader's answer.
         self.context.read_barrier().await?;
         let remaining = self.context.node.lessor().remaining(request.id).await;
@@ -121,8 +116,7 @@ impl LeaseService {
         &self,
         request: Request<etcd::LeaseLeasesRequest>,
     ) -> Result<etcd::LeaseLeasesResponse, Status> {
-        self.context.check_metadata(request.metadata())?;
-        let caller = caller_of(request.extensions());
+        let (caller, _) = self.context.accept(request)?;
         let leases = self.context.node.lessor().leases().await;
         let leases = leases.map_err(|error| status::from_lessor(&error))?;
         let leases: Vec<_> = leases.into_iter().map(|(id, _)| etcd::LeaseStatus { id }).collect();

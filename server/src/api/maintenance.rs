@@ -18,7 +18,6 @@ use super::context::{Context, mismatch};
 use super::convert;
 use super::kv::off_thread;
 use super::snapshot::{self, Snapshots};
-use crate::auth::caller_of;
 use crate::metrics::{Method, Pending};
 use crate::node::NodeStatus;
 use crate::status::{self, Fault};
@@ -55,9 +54,7 @@ impl MaintenanceService {
         &self,
         request: Request<etcd::AlarmRequest>,
     ) -> Result<etcd::AlarmResponse, Status> {
-        self.context.check_metadata(request.metadata())?;
-        let caller = caller_of(request.extensions());
-        let request = request.into_inner();
+        let (caller, request) = self.context.accept(request)?;
         let change =
             command::alarm(&request).map_err(|refused| status::from_rejection(&refused))?;
         if request.action == AlarmAction::Get as i32 {

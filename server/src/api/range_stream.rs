@@ -13,7 +13,7 @@ use tonic::{Request, Status};
 use super::context::Context;
 use super::convert;
 use super::kv::{off_thread, validated_range};
-use crate::auth::{RightsCheck, caller_of};
+use crate::auth::RightsCheck;
 use crate::metrics::Answers;
 use crate::status::{self, Fault};
 
@@ -41,9 +41,7 @@ pub(crate) async fn open(
     context: &Context,
     request: Request<etcd::RangeRequest>,
 ) -> Result<RangeStream, Status> {
-    context.check_metadata(request.metadata())?;
-    let caller = caller_of(request.extensions());
-    let request = request.into_inner();
+    let (caller, request) = context.accept(request)?;
     let is_serializable = request.serializable;
     let range = validated_range(request)?;
     check_supported(&range)?;

@@ -6,38 +6,44 @@
 //!
 //! A new member that is to vote begins as a learner whatever its client asked, and becomes a voter when it
 //! has what the leader has: it never costs the cluster its quorum while it starts or catches up.
+//!
+//! | module | what |
+//! |---|---|
+//! | `write` | a change that the rules allow becomes a log entry |
+//! | `promote` | new members become voters |
+//! | `message` | changes and refusals between members |
+
+mod message;
+mod promote;
+mod write;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
-use conclave_proto::internal::{self, change_members_request, change_members_response};
+use conclave_proto::internal::{self, change_members_response};
 use conclave_raft_store::Reader;
-use conclave_raft_store::types::{
-    EntryPayload, MemberNode, Membership, NodeId, Nodes, StoredMembership, TypeConfig,
-};
+use conclave_raft_store::types::{NodeId, StoredMembership, TypeConfig};
+use conclave_state_machine::members;
 use conclave_state_machine::members::rules::{MemberChange, MemberRefusal, Roster, Seat};
-use conclave_state_machine::members::{self};
 use conclave_state_machine::response::Halt;
 use openraft::async_runtime::{Instant as _, WatchReceiver};
-use openraft::error::{ChangeMembershipError, ClientWriteError, RaftError};
-use openraft::raft::Precondition;
-use openraft::{ChangeMembers, RaftMetrics, ServerState};
+use openraft::{RaftMetrics, ServerState};
 use tokio::sync::Mutex;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::Instant;
 use tonic::Request;
 
+use self::message::{from_message, message, refusal, refusal_message};
 use super::hand_over::hand_over;
 use super::link::Link;
 use super::route::{Leader, Route, is_never_sent};
-use crate::config::{MembershipSettings, added_member_id};
+use crate::config::MembershipSettings;
 use crate::metrics::Promotions;
+
+pub(crate) use promote::promote;
 
 /// Pause before a change is tried again.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
-/// How often the leader looks whether a new member has caught up: it then has what the leader had one such
-/// time ago.
-const CATCH_UP_INTERVAL: Duration = Duration::from_millis(250);
 /// Election timeouts within which a member must have been heard to count as reachable, and for which a
 /// change waits for members to be heard: a new leader has heard nobody yet.
 const REACHABLE_WITHIN: u32 = 2;
@@ -275,185 +281,9 @@ impl Changer {
         id == now.id
             || heard.is_some_and(|at| at.elapsed() <= self.election_timeout * REACHABLE_WITHIN)
     }
-
-    async fn write(&self, view: &View, change: &MemberChange) -> Attempt {
-        let membership = view.stored.membership();
-        let mut nodes: Nodes = membership.nodes().map(|(id, node)| (*id, node.clone())).collect();
-        let mut voters: BTreeSet<u64> = membership.voter_ids().collect();
-        let id = match change {
-            MemberChange::Add { peer_urls, is_learner } => {
-                let id = match self.new_id(peer_urls, &nodes) {
-                    Ok(id) => id,
-                    Err(_halt) => return Attempt::Stopped,
-                };
-                let (name, peer_urls) = (String::new(), peer_urls.clone());
-                nodes.insert(id, MemberNode { name, peer_urls, is_to_vote: !is_learner });
-                id
-            }
-            MemberChange::Remove { id } => {
-                nodes.remove(id);
-                voters.remove(id);
-                *id
-            }
-            MemberChange::Promote { id } => {
-                voters.insert(*id);
-                *id
-            }
-            MemberChange::Update { id, peer_urls } => {
-                let Some(node) = nodes.get(id).cloned() else { return Attempt::Again };
-                let node = MemberNode { peer_urls: peer_urls.clone(), ..node };
-                return self.write_node(view, *id, node).await;
-            }
-        };
-        let Ok(next) = Membership::new(vec![voters], nodes) else { return Attempt::Again };
-        let (blank, guard) = (EntryPayload::Blank, [guard(view)]);
-        let written = self.route.raft.append_membership(next, blank, guard).await;
-        let written = written.map(|answer| Changed { index: answer.log_id.index, id });
-        attempt(written, change)
-    }
-
-    async fn write_node(&self, view: &View, id: NodeId, node: MemberNode) -> Attempt {
-        let change = MemberChange::Update { id, peer_urls: node.peer_urls.clone() };
-        let set = ChangeMembers::SetNodes([(id, node)].into());
-        let written = self.route.raft.change_membership_if(set, true, [guard(view)]).await;
-        attempt(written.map(|answer| Changed { index: answer.log_id.index, id }), &change)
-    }
-
-    /// An id that no member has or had: a member that comes back empty under its old id could vote twice.
-    fn new_id(&self, peer_urls: &[String], nodes: &Nodes) -> Result<u64, Halt> {
-        let removed = members::removed(&self.reader)?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let ids = (now..).map(|at| added_member_id(peer_urls, &self.settings.token, at));
-        let mut free = ids.filter(|id| !nodes.contains_key(id) && !removed.contains(id));
-        Ok(free.next().expect("a hash of every second to come is not taken"))
-    }
-}
-
-fn guard(view: &View) -> Precondition<TypeConfig> {
-    Precondition::LastMembershipLogId { last_membership_log_id: *view.stored.log_id() }
 }
 
 fn matched(now: &Metrics, id: NodeId) -> u64 {
     let matched = now.replication.as_ref().and_then(|all| *all.get(&id)?);
     matched.map_or(0, |id| id.index)
-}
-
-type Written = Result<Changed, RaftError<TypeConfig, ClientWriteError<TypeConfig>>>;
-
-fn attempt(written: Written, change: &MemberChange) -> Attempt {
-    use ChangeMembershipError::{InProgress, UncommittedLeaderLog};
-    match written {
-        Ok(changed) => {
-            let id = format_args!("{:x}", changed.id);
-            tracing::info!(member = %id, ?change, index = changed.index, "changed the members");
-            Attempt::Done(changed)
-        }
-        Err(RaftError::Fatal(_)) => Attempt::Stopped,
-        Err(RaftError::APIError(error)) => match error {
-            ClientWriteError::LogEntryDiscarded(_) => Attempt::Unknown,
-            ClientWriteError::ForwardToLeader(_)
-            | ClientWriteError::PreconditionFailed(_)
-            | ClientWriteError::ChangeMembershipError(InProgress(_) | UncommittedLeaderLog(_)) => {
-                Attempt::Again
-            }
-            ClientWriteError::ChangeMembershipError(error) => {
-                tracing::error!(%error, ?change, "raft refuses what the rules allow");
-                Attempt::Refused(MemberRefusal::Unhealthy)
-            }
-        },
-    }
-}
-
-/// Makes voters of those who are to be and have caught up, while this member leads, until raft stops.
-pub(crate) async fn promote(changer: Arc<Changer>) {
-    let mut tick = tokio::time::interval(CATCH_UP_INTERVAL);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    // What the leader of a term had at the last look.
-    let mut before: Option<(u64, u64)> = None;
-    loop {
-        tick.tick().await;
-        let (term, last_index) = {
-            let metrics = changer.route.raft.metrics();
-            let now = metrics.borrow_watched();
-            if now.running_state.is_err() {
-                return;
-            }
-            (now.current_term, now.last_log_index.unwrap_or(0))
-        };
-        let floor = before.replace((term, last_index)).filter(|(then, _)| *then == term);
-        let Some((_, floor)) = floor else { continue };
-        // A failure to read stops the member elsewhere.
-        if let Ok(Some(view)) = changer.view()
-            && let Some(id) = caught_up(&view, floor)
-        {
-            let _one_at_a_time = changer.busy.lock().await;
-            // Raft refuses it if another change came between; then the next look decides.
-            let promotion = MemberChange::Promote { id };
-            tokio::time::timeout(changer.timeout, changer.write(&view, &promotion)).await.ok();
-        }
-    }
-}
-
-/// A member that is to vote and may: it has everything up to `floor`, and a record of it, which makes sure
-/// that it is refused should it ever come back with an empty directory.
-fn caught_up(view: &View, floor: u64) -> Option<u64> {
-    let membership = view.stored.membership();
-    let is_waiting = |id: u64| {
-        membership.learner_ids().any(|learner| learner == id)
-            && membership.get_node(&id).is_some_and(|node| node.is_to_vote)
-    };
-    let ready = view.roster.seats.iter().find(|seat| {
-        seat.is_started && seat.is_reachable && seat.matched >= floor && is_waiting(seat.id)
-    });
-    ready.map(|seat| seat.id)
-}
-
-fn message(change: &MemberChange) -> change_members_request::Change {
-    use change_members_request::Change;
-    match change.clone() {
-        MemberChange::Add { peer_urls, is_learner } => {
-            Change::Add(internal::MemberAdd { peer_urls, is_learner })
-        }
-        MemberChange::Remove { id } => Change::Remove(id),
-        MemberChange::Update { id, peer_urls } => {
-            Change::Update(internal::MemberMove { id, peer_urls })
-        }
-        MemberChange::Promote { id } => Change::Promote(id),
-    }
-}
-
-fn from_message(message: change_members_request::Change) -> MemberChange {
-    use change_members_request::Change;
-    match message {
-        Change::Add(internal::MemberAdd { peer_urls, is_learner }) => {
-            MemberChange::Add { peer_urls, is_learner }
-        }
-        Change::Remove(id) => MemberChange::Remove { id },
-        Change::Update(internal::MemberMove { id, peer_urls }) => {
-            MemberChange::Update { id, peer_urls }
-        }
-        Change::Promote(id) => MemberChange::Promote { id },
-    }
-}
-
-const REFUSALS: [(MemberRefusal, change_members_response::Refusal); 7] = {
-    use change_members_response::Refusal;
-    [
-        (MemberRefusal::NotEnoughStarted, Refusal::NotEnoughStarted),
-        (MemberRefusal::Unhealthy, Refusal::Unhealthy),
-        (MemberRefusal::PeerUrlExists, Refusal::PeerUrlExists),
-        (MemberRefusal::TooManyLearners, Refusal::TooManyLearners),
-        (MemberRefusal::NotFound, Refusal::NotFound),
-        (MemberRefusal::NotLearner, Refusal::NotLearner),
-        (MemberRefusal::LearnerNotReady, Refusal::LearnerNotReady),
-    ]
-};
-
-fn refusal_message(refusal: MemberRefusal) -> change_members_response::Refusal {
-    let found = REFUSALS.iter().find(|(ours, _)| *ours == refusal);
-    found.map_or(change_members_response::Refusal::Unspecified, |(_, message)| *message)
-}
-
-fn refusal(message: change_members_response::Refusal) -> Option<MemberRefusal> {
-    REFUSALS.iter().find(|(_, other)| *other == message).map(|(ours, _)| *ours)
 }

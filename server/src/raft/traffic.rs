@@ -3,14 +3,12 @@
 //! The caller names itself in a header, so that the receiver knows whom the bytes of a call belong to
 //! before it reads any. Only bytes of messages are counted, as in etcd, not the connection's own.
 
-use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
-use bytes::Bytes;
 use futures::future::BoxFuture;
 use http::{HeaderName, HeaderValue, Request, Response};
-use http_body::{Frame, SizeHint};
+use http_body_util::BodyExt as _;
 use prometheus_client::metrics::counter::Counter;
 use tonic::body::Body;
 use tower::{Layer, Service};
@@ -20,40 +18,14 @@ use crate::metrics::{Peer, Peers};
 /// Carries the caller's member id in hexadecimal.
 const CALLER: HeaderName = HeaderName::from_static("conclave-member");
 
-/// A body whose bytes are counted.
-struct Counted {
-    body: Body,
-    bytes: Counter,
-}
-
-impl http_body::Body for Counted {
-    type Data = Bytes;
-    type Error = tonic::Status;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, tonic::Status>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        if let Some(Ok(frame)) = &frame
-            && let Some(data) = frame.data_ref()
-        {
-            self.bytes.inc_by(data.len() as u64);
-        }
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
+/// Counts the bytes of a body as they pass.
 fn counted(body: Body, bytes: &Counter) -> Body {
-    Body::new(Counted { body, bytes: bytes.clone() })
+    let bytes = bytes.clone();
+    Body::new(body.inspect_frame(move |frame| {
+        if let Some(data) = frame.data_ref() {
+            bytes.inc_by(data.len() as u64);
+        }
+    }))
 }
 
 /// Calls of one member, counted.

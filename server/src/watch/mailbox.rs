@@ -85,6 +85,13 @@ impl Post {
         self.waker.take()
     }
 
+    /// Drops all mail: the stream catches up instead.
+    pub(crate) fn discard(&mut self) {
+        self.deliveries.clear();
+        self.missed_from = None;
+        self.is_lagging = true;
+    }
+
     /// Ends the stream.
     pub(crate) fn finish(&mut self, end: End) -> Option<Waker> {
         self.end.get_or_insert(end);

@@ -10,8 +10,8 @@ use hyper::body::Incoming;
 use prost::Message;
 
 use crate::cluster::within;
-use crate::gateway::Web;
 use crate::support::{put, range, server};
+use crate::web::Web;
 
 const BINARY: &str = "application/grpc-web+proto";
 const TEXT: &str = "application/grpc-web-text";

@@ -1,298 +1,15 @@
-//! JSON and pages on the client port: beside Debian's etcd, with users, over streams, to browsers and
-//! probes.
+//! JSON and pages on the client port: with users, over streams, to browsers and probes.
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use conclave_proto::etcdserverpb as etcd;
 use conclave_proto::etcdserverpb::auth_client::AuthClient;
-use http::{HeaderMap, Method, Request, Response, StatusCode, header};
-use http_body_util::{BodyExt as _, Full};
-use hyper::body::Incoming;
-use hyper_util::client::legacy::{Client, connect::HttpConnector};
-use hyper_util::rt::TokioExecutor;
-use serde_json::{Value, json};
+use http::{Method, StatusCode, header};
+use serde_json::json;
 
 use crate::cluster::within;
-use crate::reference::{self, program};
-use crate::support::{Server, server};
-
-/// A browser, as it were.
-pub(crate) struct Web {
-    client: Client<HttpConnector, Full<Bytes>>,
-    address: String,
-}
-
-impl Web {
-    fn new(address: String) -> Self {
-        Self { client: Client::builder(TokioExecutor::new()).build_http(), address }
-    }
-
-    pub(crate) fn of(server: &Server) -> Self {
-        Self::new(server.running.client_addresses()[0].to_string())
-    }
-
-    pub(crate) async fn send(
-        &self,
-        method: Method,
-        path: &str,
-        headers: &[(&str, &str)],
-        body: impl AsRef<[u8]>,
-    ) -> Response<Incoming> {
-        let mut request = Request::builder().method(method).uri(self.url(path));
-        for (name, value) in headers {
-            request = request.header(*name, *value);
-        }
-        let request = request.body(Full::new(Bytes::copy_from_slice(body.as_ref()))).unwrap();
-        within("an answer", self.client.request(request)).await.unwrap()
-    }
-
-    fn url(&self, path: &str) -> String {
-        format!("http://{}{path}", self.address)
-    }
-
-    /// Posts and reads the whole answer.
-    pub(crate) async fn post(
-        &self,
-        path: &str,
-        headers: &[(&str, &str)],
-        body: &str,
-    ) -> (StatusCode, Value) {
-        let answer = self.send(Method::POST, path, headers, body).await;
-        let status = answer.status();
-        let text = text(answer).await;
-        let json = serde_json::from_str(&text).unwrap_or_else(|_| json!(text));
-        (status, json)
-    }
-
-    async fn get(&self, path: &str) -> (StatusCode, String) {
-        let answer = self.send(Method::GET, path, &[], "").await;
-        (answer.status(), text(answer).await)
-    }
-
-    /// The first lines of an answer without an end.
-    async fn lines(&self, path: &str, body: &str, count: usize) -> Vec<Value> {
-        let mut lines = Lines::new(self.send(Method::POST, path, &[], body).await);
-        let mut all = Vec::new();
-        for _ in 0..count {
-            all.push(lines.next().await);
-        }
-        all
-    }
-}
-
-async fn text(answer: Response<Incoming>) -> String {
-    let bytes = within("the answer's end", answer.into_body().collect()).await.unwrap().to_bytes();
-    String::from_utf8(bytes.to_vec()).unwrap()
-}
-
-/// An answer, line by line.
-struct Lines {
-    body: Incoming,
-    received: Vec<u8>,
-}
-
-impl Lines {
-    fn new(answer: Response<Incoming>) -> Self {
-        assert_eq!(answer.status(), StatusCode::OK);
-        Self { body: answer.into_body(), received: Vec::new() }
-    }
-
-    async fn next(&mut self) -> Value {
-        loop {
-            if let Some(end) = self.received.iter().position(|byte| *byte == b'\n') {
-                let line: Vec<u8> = self.received.drain(..=end).collect();
-                return serde_json::from_slice(&line).unwrap();
-            }
-            let frame = within("a line", self.body.frame()).await.unwrap().unwrap();
-            self.received.extend_from_slice(frame.data_ref().unwrap());
-        }
-    }
-}
-
-/// Requests to one server after the other, in order.
-const CALLS: &[(&str, &str)] = &[
-    ("kv/put", r#"{"key":"Zm9v","value":"YmFy"}"#),
-    ("kv/put", r#"{"key":"Zm9v","value":"YmF6","prev_kv":true}"#),
-    ("kv/put", r#"{"key":"Zm9v","value":"YmF6","prevKv":true,"lease":"5"}"#),
-    ("kv/put", r#"{"key":"YQ==","unknown":{"x":[1]}} and more"#),
-    ("kv/put", ""),
-    ("kv/put", "{"),
-    ("kv/put", "[]"),
-    ("kv/put", "x"),
-    ("kv/put", r#"{"key":5}"#),
-    ("kv/put", r#"{"key":"!!"}"#),
-    ("kv/range", r#"{"key":"Zm9v"}"#),
-    ("kv/range", r#"{"key":"AA==","range_end":"AA==","sort_order":"DESCEND","sort_target":"KEY"}"#),
-    ("kv/range", r#"{"key":"AA==","rangeEnd":"AA==","limit":"1","keysOnly":true}"#),
-    ("kv/range", r#"{"key":"AA==","rangeEnd":"AA==","count_only":true,"serializable":true}"#),
-    ("kv/range", r#"{"key":"Zm9v","sort_order":2,"sort_target":1,"revision":2}"#),
-    ("kv/range", r#"{"key":"Zm9v","revision":"99"}"#),
-    ("kv/range", r#"{"key":"Zm9v","limit":"x"}"#),
-    ("kv/range", r#"{"key":null,"limit":null}"#),
-    (
-        "kv/txn",
-        r#"{"compare":[{"target":"VERSION","key":"Zm9v","result":"GREATER","version":"0"}],
-            "success":[{"request_range":{"key":"Zm9v"}},{"requestDeleteRange":{"key":"YQ==","prevKv":true}}]}"#,
-    ),
-    ("kv/txn", r#"{"compare":[{"target":"VALUE","key":"YQ==","value":"YQ=="}],"failure":[]}"#),
-    ("kv/deleterange", r#"{"key":"Zm9v","prev_kv":true}"#),
-    ("kv/compaction", r#"{"revision":"3","physical":true}"#),
-    ("kv/compaction", r#"{"revision":"3"}"#),
-    ("kv/compaction", r#"{"revision":"300"}"#),
-    ("lease/grant", r#"{"TTL":500,"ID":"7"}"#),
-    ("lease/grant", r#"{"TTL":"500","ID":7}"#),
-    ("lease/grant", r#"{"TTL":"99999999999"}"#),
-    ("lease/keepalive", r#"{"ID":"7"}"#),
-    ("lease/keepalive", r#"{"ID":"8"}{"ID":7} {"#),
-    ("lease/keepalive", ""),
-    ("lease/keepalive", r#"{"ID":77"#),
-    ("lease/keepalive", r#"{"ID":"x"}"#),
-    ("watch", "{x"),
-    ("watch", r#"{"create_request":{"key":"a b"}}"#),
-    ("lease/leases", "{}"),
-    ("kv/lease/leases", "{}"),
-    ("lease/revoke", r#"{"ID":"8"}"#),
-    ("kv/lease/revoke", r#"{"ID":"7"}"#),
-    ("lease/timetolive", r#"{"ID":"7","keys":true}"#),
-    ("cluster/member/remove", r#"{"ID":"1"}"#),
-    ("maintenance/alarm", r#"{"action":"GET"}"#),
-    ("maintenance/alarm", r#"{"action":"ACTIVATE","alarm":"NOSPACE"}"#),
-    ("maintenance/alarm", r#"{"action":"DEACTIVATE","alarm":"NOSPACE"}"#),
-    ("maintenance/defragment", "{}"),
-    ("maintenance/transfer-leadership", r#"{"targetID":"1"}"#),
-    ("lock/unlock", r#"{"key":"bA=="}"#),
-    ("election/leader", r#"{"name":"ZQ=="}"#),
-    ("auth/authenticate", r#"{"name":"root","password":"x"}"#),
-    ("auth/user/add", r#"{"name":"root","password":"x"}"#),
-    ("auth/user/add", r#"{"name":"root","password":"x"}"#),
-    ("auth/user/get", r#"{"name":"root"}"#),
-    ("auth/user/list", ""),
-    ("auth/role/add", r#"{"name":"root"}"#),
-    ("auth/role/add", r#"{"name":"r"}"#),
-    (
-        "auth/role/grant",
-        r#"{"name":"r","perm":{"permType":"READWRITE","key":"YQ==","range_end":"Yg=="}}"#,
-    ),
-    ("auth/role/get", r#"{"role":"r"}"#),
-    ("auth/role/revoke", r#"{"role":"r","key":"YQ==","range_end":"Yg=="}"#),
-    ("auth/role/delete", r#"{"role":"r"}"#),
-    ("auth/user/grant", r#"{"user":"root","role":"root"}"#),
-];
-
-/// A watch, and something that ends its requests.
-const CREATE: &str =
-    r#"{"create_request":{"key":"AA==","range_end":"AA==","start_revision":"4"}} x"#;
-
-/// Requests after that.
-const LAST_CALLS: &[(&str, &str)] = &[
-    ("auth/enable", "{}"),
-    ("kv/put", r#"{"key":"Zm9v"}"#),
-    ("kv/range", r#"{"key":"Zm9v"}"#),
-    ("auth/disable", "{}"),
-    ("nowhere", "{}"),
-    ("", "{}"),
-];
-
-/// The answer without what differs between clusters.
-fn comparable(status: StatusCode, mut answer: Value) -> (u16, Value) {
-    hide(&mut answer);
-    let code = answer.get("code").and_then(Value::as_i64);
-    let text = answer.get("message").and_then(Value::as_str).unwrap_or_default();
-    // What is wrong with JSON has the words of the library that read it; at the beginning of a stream etcd
-    // takes it for a failure of its own.
-    let (code, status) = match (code, status) {
-        (Some(2), StatusCode::INTERNAL_SERVER_ERROR) => (Some(3), StatusCode::BAD_REQUEST),
-        other => other,
-    };
-    if code == Some(3) && !text.contains("server: ") {
-        answer = json!({ "code": 3 });
-    } else if status == StatusCode::NOT_FOUND && answer.is_string() {
-        answer = json!("no such page");
-    }
-    // Of etcd before 3.5; later ones and we answer 400 to what was 412.
-    (if status == StatusCode::PRECONDITION_FAILED { 400 } else { status.as_u16() }, answer)
-}
-
-fn hide(answer: &mut Value) {
-    match answer {
-        Value::Object(fields) => {
-            for (name, value) in fields {
-                if matches!(name.as_str(), "cluster_id" | "member_id" | "memberID" | "raft_term") {
-                    *value = json!("hidden");
-                }
-                hide(value);
-            }
-        }
-        Value::Array(items) => items.iter_mut().for_each(hide),
-        Value::String(text) if text.lines().count() > 1 => {
-            // Of a stream: each line is JSON.
-            let lines = text.lines().map(|line| {
-                let mut line = serde_json::from_str(line).unwrap_or_else(|_| json!(line));
-                hide(&mut line);
-                line
-            });
-            *answer = lines.collect();
-        }
-        _ => {}
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn json_is_answered_as_by_etcd() {
-    let Some(program) = program("json_is_answered_as_by_etcd") else { return };
-    let their_server = reference::Server::single(program);
-    let our_server = server(&["--bcrypt-cost=4"]).await;
-    let (theirs, ours) = (Web::new(their_server.endpoint()), Web::of(&our_server));
-    let up = async {
-        while theirs.client.get(theirs.url("/health").parse().unwrap()).await.is_err() {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    };
-    within("etcd serves", up).await;
-    let mut differences = Vec::new();
-    let mut compare = |what: String, theirs, ours| {
-        if theirs != ours {
-            differences.push(format!("{what}\n  etcd: {theirs:?}\n  ours: {ours:?}"));
-        }
-    };
-    for (i, (path, body)) in CALLS.iter().chain(LAST_CALLS).enumerate() {
-        if i == CALLS.len() {
-            let mut expected = json!(theirs.lines("/v3/watch", CREATE, 2).await);
-            let mut found = json!(ours.lines("/v3/watch", CREATE, 2).await);
-            hide(&mut expected);
-            hide(&mut found);
-            compare("a watch".to_owned(), (0, expected), (0, found));
-        }
-        let path = format!("/v3/{path}");
-        let (status, mut json) = theirs.post(&path, &[], body).await;
-        if let Some(answer) = json.as_object_mut().filter(|_| path.ends_with("/alarm")) {
-            // etcd 3.4 forgets it.
-            answer.insert(
-                "header".to_owned(),
-                json!({"revision": "6", "raft_term": "", "member_id": "", "cluster_id": ""}),
-            );
-        }
-        let expected = comparable(status, json);
-        let (status, json) = ours.post(&path, &[], body).await;
-        compare(format!("{path} {body}"), expected, comparable(status, json));
-    }
-    for method in [Method::GET, Method::PUT, Method::OPTIONS] {
-        let [theirs, ours] = [&theirs, &ours].map(async |web| {
-            let answer =
-                web.send(method.clone(), "/v3/kv/range", &[("origin", "http://a")], "").await;
-            let shared: HeaderMap = answer
-                .headers()
-                .iter()
-                .filter(|(name, _)| name.as_str().starts_with("access-control"))
-                .map(|(name, value)| (name.clone(), value.clone()))
-                .collect();
-            (answer.status().as_u16(), json!(format!("{shared:?}").len()))
-        });
-        compare(method.to_string(), theirs.await, ours.await);
-    }
-    assert!(differences.is_empty(), "{}", differences.join("\n"));
-}
+use crate::support::server;
+use crate::web::{Lines, Web};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_call_by_json_waits_as_long_as_it_says() {
@@ -347,7 +64,7 @@ async fn a_watch_by_json_goes_on_after_its_request() {
 async fn calls_by_json_have_the_rights_of_their_token() {
     let server = server(&["--bcrypt-cost=4"]).await;
     let web = Web::of(&server);
-    for (path, body) in [
+    web.set_up_users(&[
         ("user/add", r#"{"name":"root","password":"secret"}"#),
         ("user/add", r#"{"name":"ann","password":"hers"}"#),
         ("role/add", r#"{"name":"a"}"#),
@@ -355,10 +72,8 @@ async fn calls_by_json_have_the_rights_of_their_token() {
         ("user/grant", r#"{"user":"root","role":"root"}"#),
         ("user/grant", r#"{"user":"ann","role":"a"}"#),
         ("enable", "{}"),
-    ] {
-        let (status, answer) = web.post(&format!("/v3/auth/{path}"), &[], body).await;
-        assert_eq!(status, StatusCode::OK, "{path}: {answer}");
-    }
+    ])
+    .await;
     let login = r#"{"name":"ann","password":"hers"}"#;
     let (_, answer) = web.post("/v3/auth/authenticate", &[], login).await;
     let token = answer["token"].as_str().unwrap().to_owned();

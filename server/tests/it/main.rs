@@ -11,9 +11,11 @@ mod backup;
 mod browser;
 mod cluster;
 mod deploy;
+mod double_barrier;
 mod election;
 mod emptied;
 mod gateway;
+mod gateway_compare;
 mod guides;
 mod lease;
 mod limits;
@@ -22,24 +24,26 @@ mod members;
 mod metrics;
 mod native_election;
 mod native_lock;
+mod native_lock_wire;
 mod node;
 mod peer;
-#[path = "../../../client/tests/it/port.rs"]
-mod port;
 mod primitives;
 mod recipes_compare;
-#[expect(dead_code, reason = "the tests of the client use more of it")]
-#[path = "../../../client/tests/it/server.rs"]
-mod reference;
 mod reflection;
 mod registry;
 mod registry_client;
 mod registry_cluster;
+mod registry_support;
+mod registry_watch;
 mod snapshot;
 mod support;
 mod trace;
 mod watch_rules;
 mod watch_server;
+mod watch_streams;
 mod watch_support;
+mod web;
 mod web_socket;
 mod writes;
+
+use conclave_testing::{port, server as reference};

@@ -14,7 +14,7 @@ use v1::instance_change::Kind;
 
 use crate::cluster::{Cluster, eventually, must_grant, put_again_and_again};
 use crate::native_lock::{client, session, soon};
-use crate::registry::{Watched, ids, named, register};
+use crate::registry_support::{Watched, ids, named, register};
 use crate::support::{leader, servers};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

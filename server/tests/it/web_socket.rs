@@ -13,8 +13,8 @@ use tokio_tungstenite::{WebSocketStream, client_async};
 
 use crate::api_http::http_with;
 use crate::cluster::within;
-use crate::gateway::Web;
 use crate::support::{Server, server};
+use crate::web::Web;
 
 /// A web socket of a client.
 struct Socket(WebSocketStream<TcpStream>);
@@ -165,14 +165,12 @@ async fn what_is_too_much_is_refused() {
 async fn a_token_comes_as_the_name_of_a_protocol() {
     let server = server(&["--bcrypt-cost=4"]).await;
     let web = Web::of(&server);
-    for (path, body) in [
+    web.set_up_users(&[
         ("user/add", r#"{"name":"root","password":"secret"}"#),
         ("user/grant", r#"{"user":"root","role":"root"}"#),
         ("enable", "{}"),
-    ] {
-        let (status, answer) = web.post(&format!("/v3/auth/{path}"), &[], body).await;
-        assert_eq!(status, StatusCode::OK, "{path}: {answer}");
-    }
+    ])
+    .await;
     let login = r#"{"name":"root","password":"secret"}"#;
     let (_, answer) = web.post("/v3/auth/authenticate", &[], login).await;
     let names = format!("Bearer, {}", answer["token"].as_str().unwrap());

@@ -18,7 +18,7 @@ pub(crate) fn apply<R: Read>(
     change: &mut Change<'_, '_, R>,
     delete: &DeleteRange,
 ) -> Result<DeleteRangeResponse, Stop> {
-    validate::delete_range(delete)?;
+    validate::key(&delete.key)?;
     Ok(apply_in_txn(change, delete)?)
 }
 

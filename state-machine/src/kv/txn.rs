@@ -83,7 +83,7 @@ fn check_writes<R: Read>(rows: &R, txn: &Decided<'_>) -> Result<(), Stop> {
     for op in txn.branch {
         match op {
             TxnOp::Put(put) => put::check_in_txn(rows, put)?,
-            TxnOp::DeleteRange(delete) => validate::delete_range(delete)?,
+            TxnOp::DeleteRange(delete) => validate::key(&delete.key)?,
             TxnOp::Range(_) => {}
             TxnOp::Txn(_) => check_writes(rows, next(&mut nested))?,
         }
@@ -105,7 +105,7 @@ fn check_ranges(head: &Head, txn: &Decided<'_>) -> Result<(), Stop> {
 
 /// A revision that the transaction itself would make is a future one, as in etcd.
 fn check_range(head: &Head, range: &Range) -> Result<(), Rejection> {
-    validate::range(range)?;
+    validate::key(&range.key)?;
     if range.revision > head.revision {
         return Err(Rejection::FutureRevision);
     }

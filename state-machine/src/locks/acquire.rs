@@ -3,9 +3,9 @@
 use bytes::Bytes;
 
 use super::claim::{Claim, REQUESTS_MAX};
-use super::front;
 use super::queue::{self, NEWEST, Place};
 use super::release::{give_up, remember};
+use super::{attempt, front};
 use crate::change::{Before, Change};
 use crate::command::LockAcquire;
 use crate::leases;
@@ -66,10 +66,10 @@ fn repeat<R: Read>(
     for (name, place) in acquire.names.iter().zip(own) {
         let Place { key, fence, .. } = place;
         is_held &= queue::holds(change.rows, NEWEST, name, fence)?;
-        let known = queue::attempt(change.rows, (&key, fence), &acquire.request_id)?;
+        let known = attempt::of_request(change.rows, (&key, fence), &acquire.request_id)?;
         if known.stream != acquire.attempt {
             let nobody = attempt_of(acquire, 0);
-            queue::set_attempt(change.rows, (&key, fence), nobody)?;
+            attempt::set(change.rows, (&key, fence), nobody)?;
         }
         taken.push(Taken { name: name.clone(), key, fence });
     }
@@ -107,7 +107,7 @@ fn enter_again<R: Read>(
     put(change, &key, &claim, acquire.session)?;
     // Each of its requests may be given up by the stream that asked for it.
     let attempt = attempt_of(acquire, acquire.attempt);
-    queue::set_attempt(change.rows, (&key, fence), attempt)?;
+    attempt::set(change.rows, (&key, fence), attempt)?;
     let taken = vec![Taken { name: name.clone(), key, fence }];
     Ok(LockResponse::Places { state: LockState::Held, taken })
 }
@@ -147,7 +147,7 @@ fn take<R: Read>(
         put(change, &place.key, &claim, acquire.session)?;
         place.fence = change.head.revision;
         let attempt = attempt_of(acquire, acquire.attempt);
-        queue::set_attempt(change.rows, (&place.key, place.fence), attempt)?;
+        attempt::set(change.rows, (&place.key, place.fence), attempt)?;
     }
     let state = if is_held { LockState::Held } else { LockState::Queued };
     Ok(LockResponse::Places { state, taken })
@@ -174,11 +174,11 @@ pub(super) fn renew<R: Read>(
     place: &Place,
     value: &Bytes,
 ) -> Result<(), Halt> {
-    let attempts = queue::attempts(change.rows, &place.key, place.fence)?;
+    let attempts = attempt::all(change.rows, &place.key, place.fence)?;
     let before = Before::load(change.rows, &place.key)?;
     change.delete(&place.key, before)?;
     let before = Before::load(change.rows, &place.key)?;
     change.put(&place.key, before, value, place.session)?;
-    queue::set_attempts(change.rows, &place.key, change.head.revision, &attempts);
+    attempt::set_all(change.rows, &place.key, change.head.revision, &attempts);
     Ok(())
 }

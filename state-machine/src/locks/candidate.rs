@@ -5,6 +5,7 @@
 
 use bytes::Bytes;
 
+use super::attempt;
 use super::queue::{self, NEWEST};
 use crate::change::{Before, Change};
 use crate::command::{Campaign, Leave};
@@ -48,7 +49,7 @@ pub(super) fn campaign<R: Read>(
             if !place.is_some_and(|place| place.claim.is_none() && place.session == *session) {
                 return Err(Rejection::InvalidLock("the key of the candidate is taken").into());
             }
-            let known = queue::attempts(change.rows, &key, fence)?;
+            let known = attempt::all(change.rows, &key, fence)?;
             match known.iter().find(|known| known.request == id(once.sequence)) {
                 // A command of a stream that the client left long ago must not make the candidate follow it.
                 Some(known) if *number < known.number => return Err(Rejection::Overtaken.into()),
@@ -66,7 +67,7 @@ pub(super) fn campaign<R: Read>(
         }
     };
     let attempt = Attempt { request: id(once.sequence), stream: *stream, number: *number };
-    queue::set_attempt(change.rows, (&key, fence), attempt)?;
+    attempt::set(change.rows, (&key, fence), attempt)?;
     let is_held = queue::holds(change.rows, NEWEST, name, fence)?;
     let state = if is_held { LockState::Held } else { LockState::Queued };
     Ok(LockResponse::Places { state, taken: vec![Taken { name: name.clone(), key, fence }] })
@@ -98,7 +99,7 @@ fn withdraw<R: Read>(change: &mut Change<'_, '_, R>, leave: &Leave) -> Result<bo
     // Another stream may follow the candidate meanwhile.
     if leave.attempt != 0 || leave.once.undoes != 0 {
         let own = id(leave.once.undoes);
-        let mut known = queue::attempts(change.rows, &key, place.fence)?;
+        let mut known = attempt::all(change.rows, &key, place.fence)?;
         let is_own = |known: &Attempt| {
             known.request == own && (leave.attempt == 0 || known.stream == leave.attempt)
         };
@@ -107,7 +108,7 @@ fn withdraw<R: Read>(change: &mut Change<'_, '_, R>, leave: &Leave) -> Result<bo
         }
         known.retain(|known| !is_own(known));
         if !known.is_empty() {
-            queue::set_attempts(change.rows, &key, place.fence, &known);
+            attempt::set_all(change.rows, &key, place.fence, &known);
             return Ok(true);
         }
     }

@@ -7,6 +7,7 @@
 use std::ops::ControlFlow;
 
 use super::acquire::renew;
+use super::attempt;
 use super::queue::{self, NEWEST, Place};
 use crate::change::{Before, Change};
 use crate::command::HandOver;
@@ -47,7 +48,7 @@ pub(super) fn apply<R: Read>(
         return Err(Rejection::InvalidLock("the place of a lock is no candidate").into());
     }
     for place in passed {
-        if queue::attempts(rows, &place.key, place.fence)?.is_empty() {
+        if attempt::all(rows, &place.key, place.fence)?.is_empty() {
             return Err(Rejection::InvalidLock("a candidate in between is none of ours").into());
         }
     }

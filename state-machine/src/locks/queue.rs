@@ -7,10 +7,9 @@ use bytes::Bytes;
 use super::claim::Claim;
 use super::front::front;
 use crate::live;
-use crate::overlay::Overlay;
 use crate::read::{Read, Table};
 use crate::response::{Halt, KeyValue};
-use crate::rows::place::{self, Attempt, Held};
+use crate::rows::place::{self, Held};
 
 /// Most places of one name that hold at once; the others wait.
 pub const HOLDERS_MAX: usize = 1_024;
@@ -158,63 +157,6 @@ pub(super) fn next<R: Read>(rows: &R, prefix: &[u8], from: i64) -> Result<Option
         Ok(ControlFlow::Break(()))
     })?;
     Ok(next)
-}
-
-/// Notes which stream waits for a request of a place, instead of the one before.
-pub(crate) fn set_attempt<R: Read>(
-    rows: &mut Overlay<'_, R>,
-    (key, fence): (&Bytes, i64),
-    attempt: Attempt,
-) -> Result<(), Halt> {
-    let mut attempts = attempts(rows, key, fence)?;
-    attempts.retain(|known| known.request != attempt.request);
-    attempts.push(attempt);
-    set_attempts(rows, key, fence, &attempts);
-    Ok(())
-}
-
-/// Notes that nobody waits for a request of a place any more.
-pub(crate) fn end_attempt<R: Read>(
-    rows: &mut Overlay<'_, R>,
-    (key, fence): (&Bytes, i64),
-    request: &Bytes,
-) -> Result<(), Halt> {
-    let mut attempts = attempts(rows, key, fence)?;
-    attempts.retain(|known| known.request != *request);
-    set_attempts(rows, key, fence, &attempts);
-    Ok(())
-}
-
-/// Notes which streams wait for a place.
-pub(crate) fn set_attempts<R: Read>(
-    rows: &mut Overlay<'_, R>,
-    key: &Bytes,
-    fence: i64,
-    attempts: &[Attempt],
-) {
-    let Some((name, child)) = place::parent(key) else { return };
-    let row_key = place::row_key(&place::prefix(name), fence, child);
-    rows.put(Table::Place, row_key, place::encode_attempts(attempts));
-}
-
-/// Which streams wait for a place, one for each of its requests.
-pub(crate) fn attempts<R: Read>(rows: &R, key: &Bytes, fence: i64) -> Result<Vec<Attempt>, Halt> {
-    row(rows, key, fence)?.map_or(Ok(Vec::new()), |row| place::decode_attempts(&row))
-}
-
-/// Which stream waits for one of the requests of a place.
-pub(crate) fn attempt<R: Read>(
-    rows: &R,
-    (key, fence): (&Bytes, i64),
-    request: &[u8],
-) -> Result<Attempt, Halt> {
-    let attempts = attempts(rows, key, fence)?;
-    Ok(attempts.into_iter().find(|known| known.request == request).unwrap_or_default())
-}
-
-fn row<R: Read>(rows: &R, key: &[u8], fence: i64) -> Result<Option<Bytes>, Halt> {
-    let Some((name, child)) = place::parent(key) else { return Ok(None) };
-    rows.get(Table::Place, &place::row_key(&place::prefix(name), fence, child))
 }
 
 /// The places of `name` that hold as of revision `at`, first to last, under the conditions of [`visit`].
@@ -382,6 +324,12 @@ pub(crate) fn place_at<R: Read>(rows: &R, key: &Bytes) -> Result<Option<Place>, 
         claim: Claim::decode(&kv.value),
         value: kv.value,
     }))
+}
+
+/// What is kept beside the key of a place: who waits for it.
+pub(super) fn row<R: Read>(rows: &R, key: &[u8], fence: i64) -> Result<Option<Bytes>, Halt> {
+    let Some((name, child)) = place::parent(key) else { return Ok(None) };
+    rows.get(Table::Place, &place::row_key(&place::prefix(name), fence, child))
 }
 
 #[cfg(test)]

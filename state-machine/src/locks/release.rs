@@ -3,6 +3,7 @@
 use bytes::Bytes;
 
 use super::acquire::put;
+use super::attempt;
 use super::queue::{self, Place};
 use crate::change::{Before, Change};
 use crate::command::LockRelease;
@@ -25,7 +26,7 @@ pub(super) fn apply<R: Read>(
             continue;
         };
         is_found = true;
-        let known = queue::attempt(change.rows, (&place.key, place.fence), request_id)?;
+        let known = attempt::of_request(change.rows, (&place.key, place.fence), request_id)?;
         if *attempt != 0 && known.stream != *attempt {
             // Another stream asked for the same request, too, and may be the one that counts.
             continue;
@@ -51,7 +52,7 @@ pub(super) fn give_up<R: Read>(
         let before = Before::load(change.rows, &place.key)?;
         change.delete(&place.key, before)
     } else {
-        queue::end_attempt(change.rows, (&place.key, place.fence), request_id)?;
+        attempt::end(change.rows, (&place.key, place.fence), request_id)?;
         put(change, &place.key, &claim, place.session)
     }
 }

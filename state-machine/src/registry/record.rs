@@ -1,28 +1,18 @@
-//! What is known about an instance, and the one layout in which it is stored.
-//!
-//! The value of the key `<service>/<id>` is that of etcd's Go package `naming/endpoints`, so that
-//! grpc-go's resolver finds our instances and we find what Go registers:
-//! `{"Op":0,"Addr":"10.0.0.7:80","Metadata":null,"Instance":{"version":"1.4.0","zone":"a"}}`. Go ignores
-//! `Instance`. What we know stands there and not in `Metadata`, because Go's resolver hands that on to balancers,
-//! which compare it: an object there ends their process (etcd#19700), and anything that changes there is a new
-//! address to them. Of the names in `Instance` `weight`, `zone`, `version`, `tags`, `state` and [`DETAILS`] are
-//! ours, the rest is the owner's. They are understood in `Metadata`, too.
+//! What is known about an instance; `value` is how it is stored.
+
+mod value;
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
+
+pub use value::{may_be_instance, may_be_lost};
 
 /// The weight of an instance that says nothing about it.
 pub const WEIGHT: u32 = 100;
 /// Name in `Instance` under which everything stands that Go's clients have no use for.
 pub const DETAILS: &str = "conclave";
-/// `Op` of a value that stands for an instance.
-const ADD: u8 = 0;
-/// How Go begins such a value; ours begin alike.
-const FIRST_BYTES: &[u8] = br#"{"Op":0,"#;
-/// Begins the value of a key that keeps a lost instance. The byte 0 keeps it apart from Go's values.
-const LOST_FIRST_BYTES: &[u8] = b"\0lost";
 
 /// Whether an instance takes calls.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -182,19 +172,6 @@ pub struct Details {
     pub lost_ms: i64,
 }
 
-/// The value of the key. Names and their order are those of Go's `naming/endpoints`, and one more.
-#[derive(Serialize, Deserialize)]
-struct Wire {
-    #[serde(rename = "Op", default)]
-    op: u8,
-    #[serde(rename = "Addr", default)]
-    address: String,
-    #[serde(rename = "Metadata", default)]
-    metadata: Value,
-    #[serde(rename = "Instance", default, skip_serializing_if = "Value::is_null")]
-    instance: Value,
-}
-
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
@@ -233,140 +210,11 @@ impl Record {
     pub fn is_stale(&self) -> bool {
         self.details.lost_ms != 0
     }
-
-    /// The value of its key.
-    #[must_use]
-    pub fn encode(&self) -> Vec<u8> {
-        let mut instance = self.metadata.clone();
-        let mut set = |name: &str, value: Value, is_default: bool| {
-            instance.remove(name);
-            if !is_default {
-                instance.insert(name.to_owned(), value);
-            }
-        };
-        set("weight", json!(self.weight), self.weight == WEIGHT);
-        set("zone", json!(self.zone), self.zone.is_empty());
-        set("version", json!(self.version), self.version.is_empty());
-        set("tags", json!(self.tags), self.tags.is_empty());
-        set("state", json!(self.state), self.state == State::Up);
-        set(DETAILS, json!(self.details), self.details == Details::default());
-        let instance = if instance.is_empty() { Value::Null } else { Value::Object(instance) };
-        let address = self.address.clone();
-        let wire = Wire { op: ADD, address, metadata: Value::Null, instance };
-        serde_json::to_vec(&wire).expect("all keys are strings")
-    }
-
-    /// The instance with this id behind the value of a key; `None` if it is something else. It lives, whatever
-    /// the value says about a loss.
-    #[must_use]
-    pub fn decode(id: &str, value: &[u8]) -> Option<Record> {
-        let mut record = Record::parse(id, value)?;
-        record.details.lost_ms = 0;
-        Some(record)
-    }
-
-    fn parse(id: &str, value: &[u8]) -> Option<Record> {
-        let Wire { op, address, metadata, instance } = serde_json::from_slice(value).ok()?;
-        if op != ADD || address.is_empty() || id.is_empty() || id.contains('/') {
-            return None;
-        }
-        let mut record = Record { id: id.to_owned(), ..Record::new(address) };
-        for said in [metadata, instance] {
-            if let Value::Object(said) = said {
-                record.hear(said);
-            }
-        }
-        Some(record)
-    }
-
-    /// Others may say anything; what is of another kind than ours is theirs.
-    fn hear(&mut self, mut said: Map<String, Value>) {
-        take(&mut said, "weight", &mut self.weight);
-        take(&mut said, "zone", &mut self.zone);
-        take(&mut said, "version", &mut self.version);
-        take(&mut said, "tags", &mut self.tags);
-        take(&mut said, "state", &mut self.state);
-        take(&mut said, DETAILS, &mut self.details);
-        self.metadata.extend(said);
-    }
-
-    /// The value of the key that keeps it after its loss.
-    #[must_use]
-    pub fn encode_lost(&self) -> Vec<u8> {
-        [LOST_FIRST_BYTES, self.encode().as_slice()].concat()
-    }
-
-    /// The lost instance behind the value of a key; `None` if it is something else.
-    #[must_use]
-    pub fn decode_lost(id: &str, value: &[u8]) -> Option<Record> {
-        let record = Record::parse(id, value.strip_prefix(LOST_FIRST_BYTES)?)?;
-        record.is_stale().then_some(record)
-    }
-}
-
-/// Whether a value may be that of an instance; costs next to nothing.
-#[must_use]
-pub fn may_be_instance(value: &[u8]) -> bool {
-    value.starts_with(FIRST_BYTES)
-}
-
-/// Whether a value may be that of a key that keeps a lost instance.
-#[must_use]
-pub fn may_be_lost(value: &[u8]) -> bool {
-    value.starts_with(LOST_FIRST_BYTES)
-}
-
-/// Moves an entry of the right kind to `field`.
-fn take<T: serde::de::DeserializeOwned>(said: &mut Map<String, Value>, name: &str, field: &mut T) {
-    let value = said.get(name).cloned().and_then(|value| serde_json::from_value(value).ok());
-    if let Some(value) = value {
-        *field = value;
-        said.remove(name);
-    }
 }
 
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
-
-    #[test]
-    fn the_value_is_that_of_gos_endpoints() {
-        let mut record = Record::new("10.0.0.7:80");
-        let plain = br#"{"Op":0,"Addr":"10.0.0.7:80","Metadata":null}"#;
-        assert_eq!(record.encode(), plain);
-        assert!(may_be_instance(plain));
-        record.weight = 7;
-        record.state = State::Draining;
-        record.details.health = Health::Warning;
-        record.metadata.insert("owner".to_owned(), json!("shop"));
-        let expected = concat!(
-            r#"{"Op":0,"Addr":"10.0.0.7:80","Metadata":null,"Instance":{"conclave":{"health":"warning"},"#,
-            r#""owner":"shop","state":"draining","weight":7}}"#
-        );
-        assert_eq!(String::from_utf8(record.encode()).unwrap(), expected);
-    }
-
-    #[test]
-    fn what_others_register_is_understood_as_far_as_possible() {
-        let decode = |value: &str| Record::decode("a", value.as_bytes());
-        let plain = Record { id: "a".to_owned(), ..Record::new("h:1") };
-        assert_eq!(decode(r#"{"Op":0,"Addr":"h:1","Metadata":null}"#), Some(plain.clone()));
-        assert_eq!(decode(r#"{"Addr":"h:1"}"#), Some(plain.clone()));
-        assert_eq!(decode(r#"{"Op":0,"Addr":"h:1","Metadata":"v1"}"#), Some(plain.clone()));
-        let odd = decode(r#"{"Op":0,"Addr":"h:1","Metadata":{"weight":"heavy","zone":"z"}}"#);
-        let odd = odd.unwrap();
-        assert_eq!((odd.weight, odd.zone.as_str()), (WEIGHT, "z"));
-        assert_eq!(odd.metadata["weight"], json!("heavy"));
-        let both = r#"{"Addr":"h:1","Metadata":{"zone":"z","x":1},"Instance":{"zone":"a","y":2}}"#;
-        let both = decode(both).unwrap();
-        assert_eq!((both.zone.as_str(), both.metadata.len()), ("a", 2), "ours counts");
-        for other in [r#"{"Op":1,"Addr":"h:1"}"#, r#"{"Op":0}"#, "text", ""] {
-            assert_eq!(decode(other), None, "{other}");
-        }
-        assert_eq!(Record::decode("deeper/a", br#"{"Addr":"h:1"}"#), None, "another service's");
-    }
 
     #[test]
     fn the_worst_word_about_health_counts_and_the_operators_about_state() {
@@ -379,37 +227,5 @@ mod tests {
         record.details.checked = None;
         record.details.override_state = Some(State::Draining);
         assert_eq!((record.state_shown(), record.is_healthy()), (State::Draining, false));
-    }
-
-    #[test]
-    fn a_lost_instance_is_none_to_go() {
-        let mut record = Record::new("h:1");
-        record.details.lost_ms = 5;
-        let value = record.encode_lost();
-        assert!(!may_be_instance(&value));
-        assert_eq!(Record::decode("h:1", &value), None);
-        assert_eq!(Record::decode_lost("h:1", &value), Some(record));
-    }
-
-    proptest! {
-        #[test]
-        fn what_is_written_is_read(
-            weight in any::<u32>(),
-            words in proptest::collection::vec(".{0,8}", 6),
-            tags in proptest::collection::vec(".{0,8}", 0..3),
-            (state, drain_ms, is_damped) in (0..5_usize, any::<u64>(), any::<bool>()),
-        ) {
-            let states =
-                [State::Up, State::Draining, State::Down, State::Starting, State::OutOfService];
-            let metadata = Map::from_iter([(format!("x{}", words[0]), json!(words[1]))]);
-            let (zone, version) = (words[2].clone(), words[3].clone());
-            let check = Some(Check { target: words[4].clone(), ..Check::default() });
-            let output = words[5].clone();
-            let details = Details { drain_ms, is_damped, check, output, ..Details::default() };
-            let record = Record { id: "a".to_owned(), ..Record::new("h:1") };
-            let state = states[state];
-            let record = Record { weight, zone, version, tags, state, metadata, details, ..record };
-            prop_assert_eq!(Record::decode("a", &record.encode()), Some(record));
-        }
     }
 }

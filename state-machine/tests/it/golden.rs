@@ -236,7 +236,7 @@ impl Script {
 fn check(command: &Command) -> Result<(), Rejection> {
     match command {
         Command::Put(put) => validate::put(put),
-        Command::DeleteRange(delete) => validate::delete_range(delete),
+        Command::DeleteRange(delete) => validate::key(&delete.key),
         Command::Txn(txn) => validate::txn(txn, TXN_OPS_MAX),
         _ => Ok(()),
     }

@@ -14,7 +14,7 @@ const COUNT: u32 = 20_000;
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
 /// A port of the loopback address where nobody listens, another one at each call.
-pub(crate) fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     // Processes that test at the same time begin at different places.
     let begin = process::id().wrapping_mul(7_919) % COUNT;
     for _ in 0..COUNT {

@@ -14,18 +14,21 @@ use rcgen::{
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Somebody who signs certificates.
-pub(crate) struct Authority {
+pub struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
 }
 
 /// What a certificate is to say.
 #[derive(Clone, Copy)]
-pub(crate) struct Wish<'a> {
-    pub(crate) common_name: &'a str,
-    pub(crate) hosts: &'a [&'a str],
+pub struct Wish<'a> {
+    /// Its name; empty for none, as a server takes a name for a user.
+    pub common_name: &'a str,
+    /// Whom it is good for.
+    pub hosts: &'a [&'a str],
     /// First and last day, counted from now.
-    pub(crate) days: (i32, i32),
-    pub(crate) serial: u64,
+    pub days: (i32, i32),
+    /// Its number at who signs it.
+    pub serial: u64,
 }
 
 impl Default for Wish<'_> {
@@ -36,44 +39,44 @@ impl Default for Wish<'_> {
 
 /// A certificate and its key.
 #[derive(Clone, Debug)]
-pub(crate) struct Files {
-    pub(crate) cert: PathBuf,
-    pub(crate) key: PathBuf,
+pub struct Files {
+    /// The certificate, in PEM.
+    pub cert: PathBuf,
+    /// Its key, in PEM.
+    pub key: PathBuf,
 }
 
 impl Authority {
-    pub(crate) fn new(name: &str) -> Self {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.distinguished_name = named(name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        (params.not_before, params.not_after) = (at(-2).into(), at(10).into());
-        let key = KeyPair::generate().unwrap();
-        Self { issuer: CertifiedIssuer::self_signed(params, key).unwrap() }
+    /// One that may sign for everybody.
+    pub fn new(name: &str) -> Self {
+        Self::constrained(name, None)
     }
 
     /// One that may sign for names below `domain` only.
-    pub(crate) fn of_domain(name: &str, domain: &str) -> Self {
+    pub fn of_domain(name: &str, domain: &str) -> Self {
+        let permitted_subtrees = vec![GeneralSubtree::DnsName(domain.to_owned())];
+        let excluded_subtrees = Vec::new();
+        Self::constrained(name, Some(NameConstraints { permitted_subtrees, excluded_subtrees }))
+    }
+
+    fn constrained(name: &str, name_constraints: Option<NameConstraints>) -> Self {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.distinguished_name = named(name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        params.name_constraints = Some(NameConstraints {
-            permitted_subtrees: vec![GeneralSubtree::DnsName(domain.to_owned())],
-            excluded_subtrees: Vec::new(),
-        });
+        params.name_constraints = name_constraints;
         (params.not_before, params.not_after) = (at(-2).into(), at(10).into());
         let key = KeyPair::generate().unwrap();
         Self { issuer: CertifiedIssuer::self_signed(params, key).unwrap() }
     }
 
     /// Writes the authority's own certificate.
-    pub(crate) fn write(&self, path: &Path) -> PathBuf {
+    pub fn write(&self, path: &Path) -> PathBuf {
         replace(path, &self.issuer.pem())
     }
 
     /// Signs a certificate and writes it to `<stem>.pem` and `<stem>-key.pem`.
-    pub(crate) fn issue(&self, wish: Wish<'_>, dir: &Path, stem: &str) -> Files {
+    pub fn issue(&self, wish: Wish<'_>, dir: &Path, stem: &str) -> Files {
         let hosts: Vec<String> = wish.hosts.iter().map(|&host| host.to_owned()).collect();
         let mut params = CertificateParams::new(hosts).unwrap();
         params.distinguished_name = named(wish.common_name);
@@ -90,7 +93,7 @@ impl Authority {
     }
 
     /// Writes the list of revoked serial numbers.
-    pub(crate) fn revoke(&self, serials: &[u64], path: &Path) -> PathBuf {
+    pub fn revoke(&self, serials: &[u64], path: &Path) -> PathBuf {
         let revoked = |&serial: &u64| RevokedCertParams {
             serial_number: SerialNumber::from(serial),
             revocation_time: at(-1).into(),
@@ -111,7 +114,9 @@ impl Authority {
 
 fn named(name: &str) -> DistinguishedName {
     let mut named = DistinguishedName::new();
-    named.push(DnType::CommonName, name);
+    if !name.is_empty() {
+        named.push(DnType::CommonName, name);
+    }
     named
 }
 
@@ -121,7 +126,7 @@ fn at(day: i32) -> SystemTime {
 }
 
 /// Replaces a file in one step.
-pub(crate) fn replace(path: &Path, text: &str) -> PathBuf {
+pub fn replace(path: &Path, text: &str) -> PathBuf {
     let new = path.with_extension("new");
     fs::write(&new, text).unwrap();
     fs::rename(&new, path).unwrap();

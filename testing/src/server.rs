@@ -12,13 +12,13 @@ use std::{
 
 use tempfile::TempDir;
 
-pub(crate) use crate::port::free_port;
+pub use crate::port::free_port;
 
 /// Far longer than a start takes on a slow machine.
 const START_PATIENCE: Duration = Duration::from_secs(120);
 
 /// The server program, or `None` (with a line that says so) if there is none.
-pub(crate) fn program(test: &str) -> Option<PathBuf> {
+pub fn program(test: &str) -> Option<PathBuf> {
     let program = std::env::var_os("CONCLAVE_TEST_ETCD").unwrap_or_else(|| "etcd".into());
     if Command::new(&program).arg("--version").output().is_ok_and(|output| output.status.success())
     {
@@ -39,7 +39,7 @@ fn scheme(tls: &[String]) -> &'static str {
 }
 
 /// One server process; ended when dropped.
-pub(crate) struct Server {
+pub struct Server {
     program: PathBuf,
     name: String,
     client_port: u16,
@@ -55,17 +55,17 @@ pub(crate) struct Server {
 
 impl Server {
     /// A cluster of one that serves.
-    pub(crate) fn single(program: PathBuf) -> Self {
+    pub fn single(program: PathBuf) -> Self {
         Self::cluster(program, 1).remove(0)
     }
 
     /// A cluster of `count` members that serve.
-    pub(crate) fn cluster(program: PathBuf, count: usize) -> Vec<Self> {
+    pub fn cluster(program: PathBuf, count: usize) -> Vec<Self> {
         Self::secure(program, count, &[])
     }
 
     /// A cluster of members that speak TLS as these flags say, and serve.
-    pub(crate) fn secure(program: PathBuf, count: usize, tls: &[String]) -> Vec<Self> {
+    pub fn secure(program: PathBuf, count: usize, tls: &[String]) -> Vec<Self> {
         let scheme = scheme(tls);
         let ports: Vec<[u16; 3]> = (0..count).map(|_| [(); 3].map(|()| free_port())).collect();
         let peers = ports.iter().enumerate();
@@ -112,17 +112,18 @@ impl Server {
         Ok(answer)
     }
 
-    pub(crate) fn endpoint(&self) -> String {
+    /// `host:port` for clients.
+    pub fn endpoint(&self) -> String {
         format!("127.0.0.1:{}", self.client_port)
     }
 
     /// Where a server that speaks TLS also answers in the clear.
-    pub(crate) fn plain(&self) -> String {
+    pub fn plain(&self) -> String {
         format!("127.0.0.1:{}", self.plain_port)
     }
 
     /// Starts the process, with the data it had before if it ran before.
-    pub(crate) fn start(&mut self) {
+    pub fn start(&mut self) {
         let log = File::options().create(true).append(true).open(self.dir.path().join("log"));
         let log = log.expect("a log file");
         let scheme = scheme(&self.tls);
@@ -156,14 +157,15 @@ impl Server {
     }
 
     /// Ends the process without warning.
-    pub(crate) fn kill(&mut self) {
+    pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             child.kill().expect("the server can be killed");
             child.wait().expect("the server ends");
         }
     }
 
-    pub(crate) fn pid(&self) -> u32 {
+    /// Id of the process, which must run.
+    pub fn pid(&self) -> u32 {
         self.child.as_ref().expect("the server runs").id()
     }
 }

@@ -4,11 +4,11 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 
 /// Host, port and priority of the servers of a service.
-pub(crate) type Records = Vec<(&'static str, u16, u16)>;
+pub type Records = Vec<(&'static str, u16, u16)>;
 
 /// Answers by UDP for as long as the test process runs; by TCP instead if `is_cut_off`. Other names
 /// than `_service._tcp.domain` do not exist.
-pub(crate) fn serve(service: &str, domain: &str, records: Records, is_cut_off: bool) -> SocketAddr {
+pub fn serve(service: &str, domain: &str, records: Records, is_cut_off: bool) -> SocketAddr {
     let (socket, listener) = bind();
     let address = socket.local_addr().unwrap();
     let name = format!("_{service}._tcp.{domain}");

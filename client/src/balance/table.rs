@@ -1,0 +1,95 @@
+//! The instances that calls may go to, with their connections, and where lists of them come from.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use conclave_transport::{Connector, Target};
+use tokio::sync::watch;
+use tonic::transport::{Channel, Endpoint};
+
+use super::channel::ChannelBuilder;
+use super::node::{Instance, Node};
+use super::snapshot::Snapshot;
+
+/// Instances of one service that are used; a longer list is cut off. Each costs a task.
+const INSTANCES_MAX: usize = 4096;
+/// A connection whose peer acknowledges nothing for so long has failed, with all streams on it.
+const LOST_AFTER: Duration = Duration::from_secs(30);
+
+/// Where lists come from, and what was made of the last good one.
+pub(super) struct Source {
+    pub(super) list: watch::Receiver<Vec<Instance>>,
+    pub(super) table: Arc<Table>,
+    pub(super) is_kept: bool,
+}
+
+/// Instances and their channels.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    pub(super) snapshot: Snapshot,
+    pub(super) channels: BTreeMap<String, Channel>,
+}
+
+impl Source {
+    /// Takes the newest list, unless it is empty.
+    pub(super) fn take(&mut self, options: &ChannelBuilder) {
+        let list = self.list.borrow_and_update().clone();
+        self.is_kept = list.is_empty() && !self.table.snapshot.nodes().is_empty();
+        if self.is_kept {
+            tracing::warn!("the list of instances is empty: going on with the last one");
+        } else {
+            self.table = Arc::new(self.table.renewed(list, options));
+        }
+    }
+}
+
+impl Table {
+    /// A table for a new list. What is known about instances that stay is kept, and so are their
+    /// connections. Calls to those that go are not broken off.
+    fn renewed(&self, list: Vec<Instance>, options: &ChannelBuilder) -> Self {
+        let now = Instant::now();
+        let old: BTreeMap<&str, &Arc<Node>> =
+            self.snapshot.nodes().iter().map(|node| (node.instance().id.as_str(), node)).collect();
+        let mut nodes = BTreeMap::new();
+        let mut channels = BTreeMap::new();
+        for instance in list.into_iter().take(INSTANCES_MAX) {
+            let id = instance.id.clone();
+            let known = old
+                .get(id.as_str())
+                .filter(|node| node.instance().address == instance.address)
+                .and_then(|node| Some((*node, self.channels.get(&id)?)));
+            let (node, channel) = match known {
+                Some((node, channel)) if *node.instance() == instance => {
+                    (Arc::clone(node), channel.clone())
+                }
+                Some((node, channel)) => (Arc::new(node.renewed(instance)), channel.clone()),
+                None => match connect(&instance, options) {
+                    Ok(channel) => (Arc::new(Node::new(instance, now)), channel),
+                    Err(reason) => {
+                        tracing::warn!(instance = id, reason, "unusable address");
+                        continue;
+                    }
+                },
+            };
+            nodes.insert(id.clone(), node);
+            channels.insert(id, channel);
+        }
+        let snapshot = Snapshot::new(nodes.into_values().collect(), options.snapshot);
+        Self { snapshot, channels }
+    }
+}
+
+/// A channel that connects on first use.
+fn connect(instance: &Instance, options: &ChannelBuilder) -> Result<Channel, String> {
+    let target = Target::parse(&instance.address, false)?;
+    if target.is_tls() {
+        return Err("TLS to instances is not supported".to_owned());
+    }
+    let mut endpoint = Endpoint::from(target.origin().clone());
+    if let Some((interval, timeout)) = options.ping {
+        endpoint = endpoint.http2_keep_alive_interval(interval).keep_alive_timeout(timeout);
+    }
+    let connector = Connector::new(target, None, options.connect_timeout).lost_after(LOST_AFTER);
+    Ok(endpoint.connect_with_connector_lazy(connector))
+}

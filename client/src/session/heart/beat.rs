@@ -1,0 +1,280 @@
+//! Heartbeats: one stream for all sessions of a client, on one endpoint after the other.
+
+use std::collections::HashSet;
+use std::time::Duration;
+
+use conclave_proto::etcdserverpb::LeaseKeepAliveRequest;
+use conclave_proto::etcdserverpb::lease_client::LeaseClient;
+use conclave_proto::v1::session_service_client::SessionServiceClient;
+use conclave_proto::v1::{SessionOpenRequest, SessionOpenResponse};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{sleep, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+
+use super::Heart;
+use super::kept::Tracked;
+use crate::backoff::Backoff;
+use crate::client::Client;
+use crate::endpoint::Endpoint;
+use crate::moment::Moment;
+use crate::session::SessionState;
+
+/// Heartbeats are sent this many times within the shortest TTL.
+const BEATS_PER_TTL: u32 = 3;
+/// Time for a connection that answers nothing at all before another endpoint is tried.
+const ANSWER_TIMEOUT_MAX: Duration = Duration::from_secs(3);
+/// Heartbeats on the way; one is sent only after the one before was answered.
+const REQUESTS_MAX: usize = 1;
+
+impl Heart {
+    /// Sends heartbeats, on one endpoint after the other. Never returns.
+    pub(super) async fn beat(&self, client: &Client) {
+        let mut backoff = Backoff::default();
+        let mut changes = self.changes.subscribe();
+        loop {
+            changes.mark_unchanged();
+            if self.shortest_ttl().is_none() {
+                self.changed(&mut changes).await;
+                continue;
+            }
+            let endpoint = client.endpoint();
+            let are_leases = self.kept.lock().are_leases;
+            let streamed = if are_leases {
+                self.stream_of_leases(&endpoint, &mut backoff).await
+            } else {
+                self.stream(&endpoint, &mut backoff).await
+            };
+            if streamed.is_none() {
+                endpoint.failed();
+                sleep(backoff.next()).await;
+            }
+        }
+    }
+
+    /// Keeps all sessions alive over one stream: `Some` when there is none left, `None` when it broke.
+    async fn stream(&self, endpoint: &Endpoint, backoff: &mut Backoff) -> Option<()> {
+        let mut changes = self.changes.subscribe();
+        let mut attached = HashSet::new();
+        let (requests, outgoing) = mpsc::channel(REQUESTS_MAX);
+        let mut answers: Option<Streaming<SessionOpenResponse>> = None;
+        let mut outgoing = Some(ReceiverStream::new(outgoing));
+        let mut sequence = 0;
+        loop {
+            let Some(ttl) = self.shortest_ttl() else { return Some(()) };
+            let sent = Moment::now();
+            let patience = (ttl / (2 * BEATS_PER_TTL)).min(ANSWER_TIMEOUT_MAX);
+            sequence += 1;
+            changes.mark_unchanged();
+            requests.try_send(self.heartbeat(sequence, &mut attached)).ok()?;
+            if let Some(outgoing) = outgoing.take() {
+                let mut client = SessionServiceClient::new(endpoint.channel());
+                let opened = client.open(outgoing);
+                let opened = self.answered((sent, patience), &attached, opened).await?;
+                answers = Some(opened.into_inner());
+            }
+            let answer = answers.as_mut()?.message();
+            let answer = self.answered((sent, patience), &attached, answer).await??;
+            endpoint.succeeded();
+            backoff.reset();
+            self.confirm(sent, &mut attached, &answer);
+            self.pause(sent, &attached, &mut changes).await;
+        }
+    }
+
+    /// As [`Heart::stream`], to a server that knows leases only: each is renewed by a message of its own.
+    async fn stream_of_leases(&self, endpoint: &Endpoint, backoff: &mut Backoff) -> Option<()> {
+        let mut changes = self.changes.subscribe();
+        let (requests, outgoing) = mpsc::channel(REQUESTS_MAX);
+        let mut answers = None;
+        let mut outgoing = Some(ReceiverStream::new(outgoing));
+        loop {
+            let Some(ttl) = self.shortest_ttl() else { return Some(()) };
+            let patience = (ttl / (2 * BEATS_PER_TTL)).min(ANSWER_TIMEOUT_MAX);
+            changes.mark_unchanged();
+            let mut ids: HashSet<i64> = self.kept.lock().sessions.keys().copied().collect();
+            let round = Moment::now();
+            for id in ids.clone() {
+                let sent = Moment::now();
+                requests.try_send(LeaseKeepAliveRequest { id }).ok()?;
+                if let Some(outgoing) = outgoing.take() {
+                    let mut client = LeaseClient::new(endpoint.channel());
+                    let opened = client.lease_keep_alive(outgoing);
+                    let opened = self.answered((sent, patience), &ids, opened).await?;
+                    answers = Some(opened.into_inner());
+                }
+                let answer = answers.as_mut()?.message();
+                let answer = self.answered((sent, patience), &ids, answer).await??;
+                let lost = if answer.ttl > 0 { Vec::new() } else { vec![id] };
+                let answer = SessionOpenResponse { sequence: 0, lost };
+                self.confirm(sent, &mut HashSet::from([id]), &answer);
+                ids.retain(|kept| !answer.lost.contains(kept));
+            }
+            endpoint.succeeded();
+            backoff.reset();
+            self.pause(round, &ids, &mut changes).await;
+        }
+    }
+
+    /// Waits for the answer to what was `sent` then. Not for as long that a session that was begun since, and is
+    /// not `attached`, is lost: it has its first heartbeat on the next stream.
+    async fn answered<T>(
+        &self,
+        (sent, patience): (Moment, Duration),
+        attached: &HashSet<i64>,
+        answer: impl Future<Output = Result<T, Status>>,
+    ) -> Option<T> {
+        tokio::select! {
+            answer = timeout((sent + patience).left(), answer) => answer.ok()?.ok(),
+            () = self.newcomer_due(sent, attached) => None,
+        }
+    }
+
+    /// Returns when a session that is not `attached` can wait no longer for the answer to what others `sent`.
+    async fn newcomer_due(&self, sent: Moment, attached: &HashSet<i64>) {
+        let mut changes = self.changes.subscribe();
+        let due = |tracked: &Tracked| {
+            let heartbeat = tracked.confirmed + tracked.ttl / BEATS_PER_TTL;
+            heartbeat.max(sent + tracked.ttl / (2 * BEATS_PER_TTL))
+        };
+        loop {
+            changes.mark_unchanged();
+            let next = {
+                let kept = self.kept.lock();
+                let new = kept.sessions.iter().filter(|(id, _)| !attached.contains(id));
+                new.map(|(_, tracked)| due(tracked)).min()
+            };
+            match next {
+                Some(next) => tokio::select! {
+                    () = next.reached() => return,
+                    () = self.changed(&mut changes) => {}
+                },
+                None => self.changed(&mut changes).await,
+            }
+        }
+    }
+
+    fn shortest_ttl(&self) -> Option<Duration> {
+        self.kept.lock().sessions.values().map(|tracked| tracked.ttl).min()
+    }
+
+    /// The next message of a stream on which `attached` are known.
+    fn heartbeat(&self, sequence: u64, attached: &mut HashSet<i64>) -> SessionOpenRequest {
+        let kept = self.kept.lock();
+        let attach: Vec<i64> =
+            kept.sessions.keys().filter(|id| !attached.contains(*id)).copied().collect();
+        let detach: Vec<i64> =
+            attached.iter().filter(|id| !kept.sessions.contains_key(*id)).copied().collect();
+        attached.extend(&attach);
+        attached.retain(|id| kept.sessions.contains_key(id));
+        SessionOpenRequest { sequence, attach, detach }
+    }
+
+    fn confirm(&self, sent: Moment, attached: &mut HashSet<i64>, answer: &SessionOpenResponse) {
+        let mut kept = self.kept.lock();
+        for id in &answer.lost {
+            attached.remove(id);
+            if let Some(tracked) = kept.sessions.remove(id) {
+                tracked.set(SessionState::Lost);
+            }
+        }
+        let now = Moment::now();
+        for id in attached.iter() {
+            // What the clock gave up is lost, whatever the server says: somebody may have asked already.
+            if let Some(tracked) = kept.sessions.get_mut(id)
+                && now < tracked.lost_at()
+            {
+                tracked.confirmed = tracked.confirmed.max(sent);
+            }
+        }
+        drop(kept);
+        // The clock has a new moment to wait for.
+        self.wake();
+    }
+
+    /// Waits until the next heartbeat is due, or a session waits for its first.
+    async fn pause(
+        &self,
+        sent: Moment,
+        attached: &HashSet<i64>,
+        changes: &mut watch::Receiver<u64>,
+    ) {
+        loop {
+            changes.mark_unchanged();
+            let due = {
+                let kept = self.kept.lock();
+                if kept.sessions.keys().any(|id| !attached.contains(id)) {
+                    return;
+                }
+                let ttl = kept.sessions.values().map(|tracked| tracked.ttl).min();
+                let Some(ttl) = ttl else { return };
+                sent + ttl / BEATS_PER_TTL
+            };
+            tokio::select! {
+                () = due.reached() => return,
+                () = self.changed(changes) => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::{FutureExt, poll};
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::moment::sleep_through;
+
+    fn begin(heart: &Heart, id: i64, ttl: Duration) {
+        let (confirmed, state) = (Moment::now(), watch::Sender::new(SessionState::Active));
+        let tracked = Tracked { ttl, confirmed, state, lost: CancellationToken::new() };
+        heart.kept.lock().sessions.insert(id, tracked);
+        heart.wake();
+    }
+
+    #[tokio::test]
+    async fn a_session_is_lost_while_the_machine_sleeps() {
+        let (heart, ttl) = (Heart::default(), Duration::from_secs(600));
+        begin(&heart, 1, ttl);
+        let (mut state, lost) = {
+            let kept = heart.kept.lock();
+            (kept.sessions[&1].state.subscribe(), kept.sessions[&1].lost.clone())
+        };
+        let heard = async {
+            sleep_through(ttl * 7 / 10);
+            state.wait_for(|state| *state == SessionState::Jeopardy).await.unwrap();
+            assert!(heart.is_alive(1));
+            sleep_through(ttl * 3 / 10);
+            assert!(!heart.is_alive(1), "at once");
+            let (mut attached, answer) = (HashSet::from([1]), SessionOpenResponse::default());
+            heart.confirm(Moment::now(), &mut attached, &answer);
+            assert!(!heart.is_alive(1), "for good");
+            lost.cancelled().await;
+        };
+        let soon = timeout(Duration::from_secs(60), heard);
+        tokio::select! {
+            heard = soon => heard.expect("the clock is looked at"),
+            () = heart.watch_clock() => unreachable!("it goes on"),
+        }
+        assert!(heart.kept.lock().sessions.is_empty());
+    }
+
+    #[tokio::test]
+    async fn a_heartbeat_under_way_holds_up_no_session_that_is_begun_meanwhile() {
+        let heart = Heart::default();
+        begin(&heart, 1, Duration::from_secs(600));
+        let (sent, attached) = (Moment::now(), HashSet::from([1]));
+        let unanswered = std::future::pending::<Result<(), Status>>();
+        let long = (sent, Duration::from_secs(3_600));
+        let mut answered = std::pin::pin!(heart.answered(long, &attached, unanswered));
+        begin(&heart, 2, Duration::from_secs(600));
+        assert!(poll!(&mut answered).is_pending(), "there is time yet");
+        begin(&heart, 3, Duration::ZERO);
+        let ended = timeout(Duration::from_secs(60), answered).await;
+        assert_eq!(ended.expect("it cannot wait"), None);
+        let all = HashSet::from([1, 2, 3]);
+        let answer = heart.answered(long, &all, async { Ok(7) });
+        assert_eq!(answer.now_or_never(), Some(Some(7)));
+    }
+}

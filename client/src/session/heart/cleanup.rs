@@ -1,0 +1,108 @@
+//! What dropped guards leave to do, done in the background.
+
+use std::sync::Arc;
+
+use conclave_proto::v1::ReleaseRequest;
+use conclave_proto::v1::lock_service_client::LockServiceClient;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+use super::Heart;
+use crate::backoff::Backoff;
+use crate::client::{Client, Retry};
+use crate::error::Error;
+use crate::registry::Exit;
+use crate::undo::Undo;
+
+/// Calls that clean up at the same time.
+const CLEANING_MAX: usize = 64;
+
+/// What a dropped guard leaves to do. Doing it twice does no harm.
+#[derive(Debug, Clone)]
+pub(crate) enum Cleanup {
+    /// Tried once: the TTL does it otherwise.
+    End(i64),
+    /// Tried for as long as its session lives: nothing else would do it.
+    Release(ReleaseRequest),
+    /// As `Release`.
+    Undo(Arc<Undo>),
+    /// As `Release`.
+    Deregister(Arc<Exit>),
+}
+
+/// A cleanup that waits for its turn, and how long it has to pause if it fails again.
+#[derive(Debug)]
+pub(super) struct Left {
+    pub(super) cleanup: Cleanup,
+    pub(super) backoff: Backoff,
+}
+
+impl Heart {
+    /// Does what dropped guards left to do. Never returns.
+    pub(super) async fn clean_up(&self, client: &Client) {
+        let mut changes = self.changes.subscribe();
+        let mut cleaning = JoinSet::new();
+        loop {
+            changes.mark_unchanged();
+            while cleaning.len() < CLEANING_MAX {
+                let next = {
+                    let mut kept = self.kept.lock();
+                    let next = kept.cleanups.pop_front();
+                    kept.cleaning += usize::from(next.is_some());
+                    next
+                };
+                let Some(left) = next else { break };
+                cleaning.spawn(clean(client.clone(), left));
+            }
+            tokio::select! {
+                Some(done) = cleaning.join_next() => {
+                    let mut kept = self.kept.lock();
+                    kept.cleaning -= 1;
+                    if let Some(left) = done.ok().flatten().filter(|left| kept.is_due(left)) {
+                        kept.leave(left);
+                    }
+                    drop(kept);
+                    self.wake();
+                }
+                () = self.changed(&mut changes) => {}
+            }
+        }
+    }
+}
+
+/// Returns, after a pause, what may succeed later.
+async fn clean(client: Client, mut left: Left) -> Option<Left> {
+    let done = match left.cleanup.clone() {
+        Cleanup::End(id) => client.session_end(id).await,
+        Cleanup::Release(request) => release(&client, request).await.map(drop),
+        Cleanup::Undo(undo) => undo.carry_out(&client).await.map(drop),
+        Cleanup::Deregister(exit) => exit.carry_out(&client).await,
+    };
+    let error = match done {
+        Ok(()) | Err(Error::NotFound(_)) => return None,
+        Err(error) => error,
+    };
+    let cleanup = &left.cleanup;
+    tracing::debug!(?cleanup, %error, "cleaning up after a dropped guard failed");
+    let is_final = matches!(
+        error,
+        Error::Invalid(_) | Error::Refused(_) | Error::Denied(_) | Error::Unimplemented(_)
+    );
+    if is_final || matches!(cleanup, Cleanup::End(_)) {
+        return None;
+    }
+    sleep(left.backoff.next()).await;
+    Some(left)
+}
+
+/// Gives up what a request has or waits for; safe to repeat. Says whether there was something, or may have
+/// been.
+pub(crate) async fn release(client: &Client, request: ReleaseRequest) -> Result<bool, Error> {
+    let call = |channel| {
+        let request = request.clone();
+        async move { LockServiceClient::new(channel).release(request).await }
+    };
+    // What an attempt gave up whose answer was lost is not there any more for the next one.
+    let (answer, doubt) = client.call(call, Retry::Read).await?;
+    Ok(answer.released || doubt.is_some())
+}

@@ -1,0 +1,114 @@
+//! What the task of a client looks after: sessions, and what dropped guards left to do.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use super::Heart;
+use super::cleanup::{Cleanup, Left};
+use crate::moment::Moment;
+use crate::session::SessionState;
+
+/// Part of the TTL by which the loss is reported early: clocks may differ in speed by this much.
+const SKEW_DIVISOR: u32 = 50;
+/// Dropped guards that wait to be cleaned up behind; what is beyond ends with its session.
+const CLEANUPS_MAX: usize = 100_000;
+
+/// Everything that the task looks after.
+#[derive(Debug, Default)]
+pub(super) struct Kept {
+    pub(super) sessions: HashMap<i64, Tracked>,
+    pub(super) cleanups: VecDeque<Left>,
+    pub(super) cleaning: usize,
+    /// Sessions that are forgotten and not ended: see [`super::Ending`].
+    pub(super) ending: usize,
+    pub(super) is_running: bool,
+    pub(super) are_leases: bool,
+}
+
+impl Kept {
+    /// Whether what failed is to be tried again.
+    pub(super) fn is_due(&self, left: &Left) -> bool {
+        match &left.cleanup {
+            Cleanup::End(_) => false,
+            Cleanup::Release(request) => self.sessions.contains_key(&request.session),
+            Cleanup::Undo(undo) => self.sessions.contains_key(&undo.session),
+            Cleanup::Deregister(exit) => self.sessions.contains_key(&exit.session()),
+        }
+    }
+
+    pub(super) fn leave(&mut self, left: Left) {
+        if self.cleanups.len() < CLEANUPS_MAX {
+            self.cleanups.push_back(left);
+        }
+    }
+}
+
+/// One session.
+#[derive(Debug)]
+pub(super) struct Tracked {
+    pub(super) ttl: Duration,
+    /// When the last heartbeat that was answered was sent.
+    pub(super) confirmed: Moment,
+    pub(super) state: watch::Sender<SessionState>,
+    pub(super) lost: CancellationToken,
+}
+
+impl Tracked {
+    /// From here on the server may end it.
+    pub(super) fn lost_at(&self) -> Moment {
+        self.confirmed + (self.ttl - self.ttl / SKEW_DIVISOR)
+    }
+
+    pub(super) fn jeopardy_at(&self) -> Moment {
+        self.confirmed + self.ttl * 2 / 3
+    }
+
+    pub(super) fn set(&self, state: SessionState) {
+        self.state.send_if_modified(|known| std::mem::replace(known, state) != state);
+        if state == SessionState::Lost {
+            self.lost.cancel();
+        }
+    }
+}
+
+impl Heart {
+    /// Tells sessions what the clock says about them. Never returns.
+    pub(super) async fn watch_clock(&self) {
+        let mut changes = self.changes.subscribe();
+        loop {
+            changes.mark_unchanged();
+            match self.judge(Moment::now()) {
+                Some(next) => tokio::select! {
+                    () = next.reached() => {}
+                    () = self.changed(&mut changes) => {}
+                },
+                None => self.changed(&mut changes).await,
+            }
+        }
+    }
+
+    /// Returns when it has to be done again.
+    fn judge(&self, now: Moment) -> Option<Moment> {
+        let mut next: Option<Moment> = None;
+        let mut kept = self.kept.lock();
+        kept.sessions.retain(|id, tracked| {
+            let (jeopardy_at, lost_at) = (tracked.jeopardy_at(), tracked.lost_at());
+            let (state, until) = if now >= lost_at {
+                tracing::debug!(session = id, "session lost");
+                tracked.set(SessionState::Lost);
+                return false;
+            } else if now >= jeopardy_at {
+                (SessionState::Jeopardy, lost_at)
+            } else {
+                (SessionState::Active, jeopardy_at)
+            };
+            tracked.set(state);
+            next = Some(next.map_or(until, |next| next.min(until)));
+            true
+        });
+        next
+    }
+}

@@ -1,0 +1,76 @@
+//! Reads of one moment while apply goes on: again if a compaction came between, and at last from a snapshot.
+
+use conclave_state_machine::head::Head;
+use conclave_state_machine::rank::Counted;
+use conclave_state_machine::response::Halt;
+
+use super::Reader;
+use crate::counts::Counts;
+use crate::engine::{Rows, View};
+use crate::store::ReadError;
+
+/// Reads without a snapshot before one is taken.
+const FREE_READS_MAX: usize = 2;
+
+/// An answer with the oldest revision it relies on.
+pub(super) type Attempt<T> = Result<(i64, Result<T, ReadError>), Halt>;
+
+impl Reader {
+    /// Reads rows without history, and what belongs to them, as of one moment.
+    pub(super) fn at_once<T>(
+        &self,
+        read: impl FnMut(&View<'_>, &Head) -> Result<T, Halt>,
+    ) -> Result<T, ReadError> {
+        let rows = self.shared.published().rows;
+        self.shared.note(in_snapshot(&rows, read).map_err(ReadError::from))
+    }
+
+    /// Reads by `read` until no compaction came between. `read` returns the oldest revision it relied
+    /// on beside its answer.
+    pub(super) fn consistent<T>(
+        &self,
+        mut read: impl FnMut(&View<'_>, &Head) -> Attempt<T>,
+    ) -> Result<T, ReadError> {
+        self.consistent_counted(|_, _| None, |rows, head, _| read(rows, head))
+    }
+
+    /// As [`Reader::consistent`]; `read` also gets what `count` found in the counts of the same moment.
+    pub(super) fn consistent_counted<T>(
+        &self,
+        count: impl Fn(&Counts, &Head) -> Option<Counted>,
+        read: impl FnMut(&View<'_>, &Head, Option<Counted>) -> Attempt<T>,
+    ) -> Result<T, ReadError> {
+        self.shared.note(self.read_consistently(count, read))
+    }
+
+    fn read_consistently<T>(
+        &self,
+        count: impl Fn(&Counts, &Head) -> Option<Counted>,
+        mut read: impl FnMut(&View<'_>, &Head, Option<Counted>) -> Attempt<T>,
+    ) -> Result<T, ReadError> {
+        for _ in 0..FREE_READS_MAX {
+            let (seen, counted) = self.shared.look(&count);
+            let answer = read(&View(&seen.rows), &seen.head, counted);
+            // A compaction under a running read can look like damage; only a complete read counts.
+            let oldest = answer.as_ref().map_or(seen.head.revision, |(oldest, _)| *oldest);
+            if self.shared.is_complete(&seen, oldest) {
+                return answer?.1;
+            }
+        }
+        let rows = self.shared.published().rows;
+        in_snapshot(&rows, |view, head| read(view, head, None))?.1
+    }
+}
+
+/// Reads from a snapshot of the storage, with the head of the same moment.
+fn in_snapshot<T>(
+    rows: &Rows,
+    mut read: impl FnMut(&View<'_>, &Head) -> Result<T, Halt>,
+) -> Result<T, Halt> {
+    let mut answer = None;
+    rows.with_snapshot(&mut |snapshot| {
+        let view = View(snapshot);
+        answer = Some(Head::load(&view).and_then(|head| read(&view, &head)));
+    });
+    answer.expect("with_snapshot calls its argument")
+}

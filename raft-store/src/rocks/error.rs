@@ -1,0 +1,60 @@
+//! RocksDB's errors: damage, a full disk with advice, or the system's.
+
+use std::io;
+
+use conclave_state_machine::response::Halt;
+use rocksdb::ErrorKind;
+
+use crate::engine::Create;
+
+/// RocksDB's own words, whatever the system's language.
+const NO_SPACE: &str = "IO error: No space left on device";
+
+pub(super) fn halt(error: rocksdb::Error) -> Halt {
+    Halt::Storage(Box::new(damage_or_io(&error)))
+}
+
+/// A database that should be there and is not, or not all of it, is damage too.
+pub(super) fn open_error(error: &rocksdb::Error, create: Create) -> io::Error {
+    let text = error.as_ref();
+    let is_missing = matches!(error.kind(), ErrorKind::InvalidArgument | ErrorKind::NotFound)
+        || text.contains("No such file");
+    if create != Create::New && is_missing {
+        return io::Error::new(io::ErrorKind::InvalidData, text.to_owned());
+    }
+    damage_or_io(error)
+}
+
+pub(super) fn damage_or_io(error: &rocksdb::Error) -> io::Error {
+    explained(error.kind(), error.as_ref().to_owned())
+}
+
+fn explained(kind: ErrorKind, text: String) -> io::Error {
+    match kind {
+        ErrorKind::Corruption => io::Error::new(io::ErrorKind::InvalidData, text),
+        _ if text.starts_with(NO_SPACE) => {
+            let text = format!(
+                "no space left for the state: nothing acknowledged is lost; free space and start \
+                 again ({text})"
+            );
+            io::Error::new(io::ErrorKind::StorageFull, text)
+        }
+        _ => io::Error::other(text),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_told_apart_with_advice() {
+        let text = "IO error: No space left on device: While appending to file: /d/1.sst";
+        let full = explained(ErrorKind::IOError, text.to_owned());
+        assert_eq!(full.kind(), io::ErrorKind::StorageFull);
+        let advice = "nothing acknowledged is lost; free space and start again";
+        assert!(full.to_string().contains(advice) && full.to_string().contains(text), "{full}");
+        let other = explained(ErrorKind::IOError, "IO error: Input/output error".to_owned());
+        assert_eq!(other.kind(), io::ErrorKind::Other);
+    }
+}

@@ -1,0 +1,219 @@
+//! What a member opens before raft starts: its state and its log, its ports, and who it is.
+
+use std::io;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use conclave_raft_store::apply::StateMachine;
+use conclave_raft_store::engine::EngineKind;
+use conclave_raft_store::log::{DurationObserver, LogOptions, LogStore};
+use conclave_raft_store::store::{StateStore, StoreOptions};
+use conclave_raft_store::{Identity, Reader, RocksOptions};
+use conclave_state_machine::members;
+use openraft::storage::{RaftLogReader as _, RaftLogStorage as _};
+use prometheus_client::metrics::histogram::Histogram;
+use tokio::runtime::Handle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::Header;
+use super::sink::{Late, Sink};
+use super::start::StartError;
+use crate::auth::Feed;
+use crate::config::Settings;
+use crate::coordination::Turns;
+use crate::coordination::registry::Changed;
+use crate::lessor::Leases;
+use crate::metrics::Counts;
+use crate::propose::Waiters;
+use crate::raft::bootstrap::{self, BootstrapError, Founding};
+use crate::raft::corruption::Digests;
+use crate::raft::link::{Dialer, Links};
+use crate::raft::port::PeerPort;
+use crate::raft::route::Route;
+use crate::raft::service::PeerService;
+use crate::raft::traffic::Receiving;
+use crate::raft::{contradicted, discover, force, standing};
+use crate::tls::{self, Acceptor};
+use crate::watch::{Hub, Limits, StoreSource};
+use crate::{backup, data_dir};
+
+/// What members speak with each other.
+const PEER_PROTOCOLS: [&[u8]; 1] = [b"h2"];
+
+/// What is open before raft starts.
+pub(super) struct Opened {
+    pub(super) machine: StateMachine,
+    pub(super) reader: Reader,
+    pub(super) waiters: Arc<Waiters>,
+    pub(super) leases: Arc<Leases>,
+    pub(super) turns: Arc<Turns>,
+    pub(super) digests: Arc<Digests>,
+    pub(super) auth: Arc<Feed>,
+    pub(super) changed_checks: Arc<Changed>,
+    pub(super) member_id: Arc<OnceLock<u64>>,
+    pub(super) late: Arc<OnceLock<Late>>,
+    pub(super) counts: Counts,
+}
+
+impl Opened {
+    pub(super) fn links(&self, own: Identity, dialer: Dialer) -> Arc<Links> {
+        Arc::new(Links::new(own, self.counts.peers.clone(), dialer))
+    }
+
+    /// Gives apply what it tells of what it does.
+    pub(super) fn attach(&self, late: Late) {
+        assert!(self.late.set(late).is_ok(), "a member opens its state once");
+    }
+}
+
+pub(super) async fn open(settings: Arc<Settings>, clients: Handle) -> Result<Opened, StartError> {
+    let open = move || open_state(&settings, clients);
+    tokio::task::spawn_blocking(open).await.map_err(io::Error::other)?
+}
+
+fn open_state(settings: &Settings, clients: Handle) -> Result<Opened, StartError> {
+    data_dir::create(&settings.data_dir)?;
+    data_dir::check(&settings.data_dir)?;
+    data_dir::check(&settings.log_dir())?;
+    if settings.data_dir.join(backup::UNFINISHED).exists() {
+        return Err(BootstrapError::Unrestored(settings.data_dir.clone()).into());
+    }
+    let waiters = Arc::new(Waiters::new(clients));
+    let counts = Counts::new(settings.slow.apply);
+    let leases = Arc::new(Leases::new(counts.leases_renewed.clone()));
+    let turns = Arc::new(Turns::default());
+    let digests = Arc::new(Digests::default());
+    let auth = Arc::new(Feed::new(settings.auth.token_ttl));
+    let changed_checks = Arc::<Changed>::default();
+    let member_id = Arc::new(OnceLock::new());
+    let late = Arc::new(OnceLock::new());
+    let sink = Sink {
+        member_id: member_id.clone(),
+        waiters: waiters.clone(),
+        leases: leases.clone(),
+        counts: counts.clone(),
+        turns: turns.clone(),
+        digests: digests.clone(),
+        auth: auth.clone(),
+        changed_checks: changed_checks.clone(),
+        late: late.clone(),
+    };
+    let rocks = RocksOptions { cache_bytes: settings.store.cache_bytes, ..RocksOptions::default() };
+    let options = StoreOptions { engine: EngineKind::Rocks(rocks) };
+    let (machine, reader) = StateStore::open(&settings.state_dir(), options, Box::new(sink))?;
+    leases.load(&reader)?;
+    auth.publish(reader.head().auth);
+    Ok(Opened {
+        machine,
+        reader,
+        waiters,
+        leases,
+        turns,
+        digests,
+        auth,
+        changed_checks,
+        member_id,
+        late,
+        counts,
+    })
+}
+
+/// Continues watching where the stored state ends.
+pub(super) fn open_hub(settings: &Settings, reader: &Reader, header: Header) -> Arc<Hub> {
+    let limits = Limits {
+        fragment_bytes: settings.limits.receive_bytes_max(),
+        leaderless: settings.raft.election_timeout * 3,
+        ..Limits::default()
+    };
+    let route = header.route.clone();
+    let has_leader = move || route.get().is_some_and(Route::has_leader);
+    let source = StoreSource::new(reader.clone(), move |at| header.at(at), has_leader);
+    Hub::new(Arc::new(source), limits)
+}
+
+/// Finds out who this member is and opens its log.
+pub(super) async fn identify(
+    settings: &Arc<Settings>,
+    opened: &Opened,
+    dialer: &Dialer,
+    service: &PeerService,
+) -> Result<(Founding, LogStore), StartError> {
+    let (reader, counts) = (&opened.reader, &opened.counts);
+    let stored = bootstrap::stored_identity(reader, &settings.log_dir())?;
+    if let Some(identity) = stored {
+        let id = identity.member;
+        if members::removed(reader)?.contains(&id) || standing::mark(&settings.data_dir).exists() {
+            return Err(BootstrapError::Removed { id, dir: settings.data_dir.clone() }.into());
+        }
+        let mut log = open_log(settings, identity.member, counts).await?;
+        let has_content = log.get_log_state().await?.last_log_id.is_some()
+            || log.get_log_reader().await.read_vote().await?.is_some();
+        if has_content {
+            contradicted::drop_tail(&mut log, reader.applied()).await?;
+            if settings.membership.force_new_cluster {
+                force::alone(&mut log, reader, id).await?;
+            }
+            return Ok((Founding { identity, members: None }, log));
+        }
+        if reader.applied().is_some() {
+            let (present, absent) = ("state store", "raft log");
+            return Err(BootstrapError::Torn { present, absent }.into());
+        }
+        // A start that ended before anything was written: begin again, as the same member.
+        drop(log);
+    }
+    let settings = &discover::settings(settings).await?;
+    service.found();
+    let founding = bootstrap::found(settings, dialer).await?;
+    let (claimed, claim) = (founding.identity, reader.clone());
+    tokio::task::spawn_blocking(move || claim.claim(claimed)).await.map_err(io::Error::other)??;
+    let log = open_log(settings, founding.identity.member, counts).await?;
+    Ok((founding, log))
+}
+
+async fn open_log(
+    settings: &Arc<Settings>,
+    member: u64,
+    counts: &Counts,
+) -> Result<LogStore, StartError> {
+    let dir = settings.log_dir();
+    let observer = |durations: &Histogram| -> Option<DurationObserver> {
+        let durations = durations.clone();
+        Some(Box::new(move |took: Duration| durations.observe(took.as_secs_f64())))
+    };
+    let options = LogOptions {
+        on_sync: observer(&counts.log_syncs),
+        on_write: observer(&counts.log_writes),
+        ..LogOptions::new(member)
+    };
+    let opened = tokio::task::spawn_blocking(move || LogStore::open(&dir, options)).await;
+    Ok(opened.map_err(io::Error::other)??)
+}
+
+/// Opens the peer port and prepares calls to the others.
+pub(super) fn open_peers(
+    settings: &Settings,
+    port: &PeerService,
+    opened: &Opened,
+    parts: (&TaskTracker, &CancellationToken),
+) -> Result<Dialer, StartError> {
+    let (tasks, stop) = parts;
+    let (mut acceptor, mut dialer) = (None, Dialer::default());
+    if let Some(peer) = &settings.tls.peer {
+        let followed = Arc::new(tls::accepting(peer, &PEER_PROTOCOLS)?);
+        let counts = opened.counts.tls.port("peer");
+        tasks.spawn(tls::follow(followed.clone(), counts.clone(), stop.clone()));
+        acceptor = Some(Arc::new(Acceptor::new(followed, peer, counts)));
+        dialer.tls = Some(Arc::new(tls::connecting(peer)?));
+    }
+    let port = PeerPort {
+        service: port.clone(),
+        receiving: Receiving { peers: opened.counts.peers.clone() },
+        tls: acceptor,
+        silent: opened.counts.silent("peer"),
+        stop: stop.clone(),
+    };
+    port.listen(&settings.listen, tasks).map_err(StartError::Listen)?;
+    Ok(dialer)
+}

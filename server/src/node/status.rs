@@ -1,0 +1,110 @@
+//! What a member knows of itself and of the others at one moment.
+
+use conclave_state_machine::members;
+use conclave_state_machine::response::Halt;
+use openraft::ServerState;
+use openraft::async_runtime::WatchReceiver;
+
+use super::Node;
+
+/// What a member's raft knows at one moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NodeStatus {
+    /// Member id of the leader, `None` if none is known.
+    pub leader: Option<u64>,
+    /// Raft term.
+    pub term: u64,
+    /// Index of the last log entry.
+    pub last_index: u64,
+    /// Index of the last entry known to be committed.
+    pub committed_index: u64,
+    /// Index of the last entry applied here.
+    pub applied_index: u64,
+    /// Index of the oldest entry in the log, less one.
+    pub purged_index: u64,
+    /// This member is not to vote.
+    pub is_learner: bool,
+}
+
+/// A configured member, with what it published about itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MemberInfo {
+    /// Member id.
+    pub id: u64,
+    /// Human name; empty before it has started once.
+    pub name: String,
+    /// URLs for other members.
+    pub peer_urls: Vec<String>,
+    /// URLs for clients; empty before it has started once.
+    pub client_urls: Vec<String>,
+    /// It is not to vote.
+    pub is_learner: bool,
+}
+
+impl Node {
+    /// What raft knows now.
+    #[must_use]
+    pub fn status(&self) -> NodeStatus {
+        let metrics = self.parts.route.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        NodeStatus {
+            leader: self.parts.route.heard.leader(&metrics),
+            term: metrics.vote.leader_id.term,
+            last_index: metrics.last_log_index.unwrap_or(0),
+            committed_index: metrics.cluster_committed.map_or(0, |id| id.index),
+            applied_index: self.parts.reader.applied().map_or(0, |id| id.index),
+            purged_index: metrics.purged.map_or(0, |id| id.index),
+            is_learner: self.is_learner(),
+        }
+    }
+
+    /// The other members, and whether this one heard of them lately.
+    pub(crate) fn peers_heard(&self) -> Vec<(u64, bool)> {
+        self.parts.route.heard.peers(&self.parts.route.raft.metrics().borrow_watched())
+    }
+
+    /// Waits for raft's next turn; says whether it takes any more.
+    pub(crate) async fn raft_lives(&self) -> bool {
+        self.parts.route.raft.with_raft_state(|_| ()).await.is_ok()
+    }
+
+    /// Whether this member leads, as far as it knows.
+    #[must_use]
+    pub fn is_leader(&self) -> bool {
+        self.parts.route.raft.server_metrics().borrow_watched().state == ServerState::Leader
+    }
+
+    /// Whether a leader is known.
+    #[must_use]
+    pub fn has_leader(&self) -> bool {
+        self.parts.route.has_leader()
+    }
+
+    /// Configured members by id, with what they published.
+    ///
+    /// # Errors
+    /// [`Halt`] if the state cannot be read.
+    pub fn members(&self) -> Result<Vec<MemberInfo>, Halt> {
+        let published = members::all(&self.parts.reader)?;
+        let stored = self.parts.reader.membership();
+        let membership = stored.membership();
+        let is_voter = |id| membership.voter_ids().any(|voter| voter == id);
+        let nodes = membership.nodes().map(|(id, node)| {
+            let record = published.iter().find(|record| record.id == *id);
+            MemberInfo {
+                id: *id,
+                name: record.map(|record| record.name.clone()).unwrap_or_default(),
+                peer_urls: node.peer_urls.clone(),
+                client_urls: record.map(|record| record.client_urls.clone()).unwrap_or_default(),
+                is_learner: !is_voter(*id) && !node.is_to_vote,
+            }
+        });
+        Ok(nodes.collect())
+    }
+
+    /// Whether this member serves only what a learner may.
+    #[must_use]
+    pub fn is_learner(&self) -> bool {
+        self.parts.standing.is_learner()
+    }
+}

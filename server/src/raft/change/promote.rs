@@ -1,0 +1,58 @@
+//! A new member that is to vote becomes a voter when it has what the leader has.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use conclave_state_machine::members::rules::MemberChange;
+use openraft::async_runtime::WatchReceiver;
+use tokio::time::MissedTickBehavior;
+
+use super::{Changer, View};
+
+/// How often the leader looks whether a new member has caught up: it then has what the leader had one such
+/// time ago.
+const CATCH_UP_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Makes voters of those who are to be and have caught up, while this member leads, until raft stops.
+pub(crate) async fn promote(changer: Arc<Changer>) {
+    let mut tick = tokio::time::interval(CATCH_UP_INTERVAL);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // What the leader of a term had at the last look.
+    let mut before: Option<(u64, u64)> = None;
+    loop {
+        tick.tick().await;
+        let (term, last_index) = {
+            let metrics = changer.route.raft.metrics();
+            let now = metrics.borrow_watched();
+            if now.running_state.is_err() {
+                return;
+            }
+            (now.current_term, now.last_log_index.unwrap_or(0))
+        };
+        let floor = before.replace((term, last_index)).filter(|(then, _)| *then == term);
+        let Some((_, floor)) = floor else { continue };
+        // A failure to read stops the member elsewhere.
+        if let Ok(Some(view)) = changer.view()
+            && let Some(id) = caught_up(&view, floor)
+        {
+            let _one_at_a_time = changer.busy.lock().await;
+            // Raft refuses it if another change came between; then the next look decides.
+            let promotion = MemberChange::Promote { id };
+            tokio::time::timeout(changer.timeout, changer.write(&view, &promotion)).await.ok();
+        }
+    }
+}
+
+/// A member that is to vote and may: it has everything up to `floor`, and a record of it, which makes sure
+/// that it is refused should it ever come back with an empty directory.
+fn caught_up(view: &View, floor: u64) -> Option<u64> {
+    let membership = view.stored.membership();
+    let is_waiting = |id: u64| {
+        membership.learner_ids().any(|learner| learner == id)
+            && membership.get_node(&id).is_some_and(|node| node.is_to_vote)
+    };
+    let ready = view.roster.seats.iter().find(|seat| {
+        seat.is_started && seat.is_reachable && seat.matched >= floor && is_waiting(seat.id)
+    });
+    ready.map(|seat| seat.id)
+}

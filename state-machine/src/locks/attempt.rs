@@ -1,0 +1,61 @@
+//! Which streams wait for a place, one for each of its requests.
+
+use bytes::Bytes;
+
+use super::queue::row;
+use crate::overlay::Overlay;
+use crate::read::{Read, Table};
+use crate::response::Halt;
+use crate::rows::place::{self, Attempt};
+
+/// Notes which stream waits for a request of a place, instead of the one before.
+pub(crate) fn set<R: Read>(
+    rows: &mut Overlay<'_, R>,
+    (key, fence): (&Bytes, i64),
+    attempt: Attempt,
+) -> Result<(), Halt> {
+    let mut attempts = all(rows, key, fence)?;
+    attempts.retain(|known| known.request != attempt.request);
+    attempts.push(attempt);
+    set_all(rows, key, fence, &attempts);
+    Ok(())
+}
+
+/// Notes that nobody waits for a request of a place any more.
+pub(crate) fn end<R: Read>(
+    rows: &mut Overlay<'_, R>,
+    (key, fence): (&Bytes, i64),
+    request: &Bytes,
+) -> Result<(), Halt> {
+    let mut attempts = all(rows, key, fence)?;
+    attempts.retain(|known| known.request != *request);
+    set_all(rows, key, fence, &attempts);
+    Ok(())
+}
+
+/// Notes which streams wait for a place.
+pub(crate) fn set_all<R: Read>(
+    rows: &mut Overlay<'_, R>,
+    key: &Bytes,
+    fence: i64,
+    attempts: &[Attempt],
+) {
+    let Some((name, child)) = place::parent(key) else { return };
+    let row_key = place::row_key(&place::prefix(name), fence, child);
+    rows.put(Table::Place, row_key, place::encode_attempts(attempts));
+}
+
+/// Which streams wait for a place, one for each of its requests.
+pub(crate) fn all<R: Read>(rows: &R, key: &Bytes, fence: i64) -> Result<Vec<Attempt>, Halt> {
+    row(rows, key, fence)?.map_or(Ok(Vec::new()), |row| place::decode_attempts(&row))
+}
+
+/// Which stream waits for one of the requests of a place.
+pub(crate) fn of_request<R: Read>(
+    rows: &R,
+    (key, fence): (&Bytes, i64),
+    request: &[u8],
+) -> Result<Attempt, Halt> {
+    let attempts = all(rows, key, fence)?;
+    Ok(attempts.into_iter().find(|known| known.request == request).unwrap_or_default())
+}

@@ -1,0 +1,91 @@
+//! What changed: keys at their revisions, and why a key was deleted.
+
+use bytes::Bytes;
+
+/// One key at one revision (etcd `KeyValue`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KeyValue {
+    /// Key.
+    pub key: Bytes,
+    /// Revision of the put that (re)created the key.
+    pub create_revision: i64,
+    /// Revision of the last change.
+    pub mod_revision: i64,
+    /// Puts since creation, from 1.
+    pub version: i64,
+    /// Value.
+    pub value: Bytes,
+    /// Attached lease, 0 for none.
+    pub lease: i64,
+}
+
+/// One change of one key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// What happened.
+    pub kind: EventKind,
+    /// New state; for a delete only `key` and `mod_revision` are set.
+    pub kv: KeyValue,
+    /// State before, `None` for a creation.
+    pub prev_kv: Option<KeyValue>,
+}
+
+/// Kinds of events; the numbers are durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum EventKind {
+    /// The key was written.
+    Put = 0,
+    /// The key was deleted.
+    Delete = 1,
+}
+
+/// Why a key was deleted; the numbers are durable.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Cause {
+    /// Somebody deleted it.
+    #[default]
+    Deleted = 0,
+    /// The owner, or an operator, took the instance out of the registry.
+    Deregistered = 1,
+    /// Its lease expired.
+    SessionExpired = 2,
+    /// Its lease was revoked.
+    SessionEnded = 3,
+    /// The instance was critical for too long.
+    CriticalTooLong = 4,
+    /// The instance had the time to drain that it was given.
+    Drained = 5,
+}
+
+impl Cause {
+    /// All causes, in the order of their numbers.
+    pub const ALL: [Cause; 6] = [
+        Cause::Deleted,
+        Cause::Deregistered,
+        Cause::SessionExpired,
+        Cause::SessionEnded,
+        Cause::CriticalTooLong,
+        Cause::Drained,
+    ];
+
+    /// The durable number.
+    #[must_use]
+    pub fn number(self) -> u8 {
+        match self {
+            Cause::Deleted => 0,
+            Cause::Deregistered => 1,
+            Cause::SessionExpired => 2,
+            Cause::SessionEnded => 3,
+            Cause::CriticalTooLong => 4,
+            Cause::Drained => 5,
+        }
+    }
+
+    /// Reads back what [`Cause::number`] gave.
+    #[must_use]
+    pub fn from_number(number: u8) -> Option<Cause> {
+        Cause::ALL.into_iter().find(|cause| cause.number() == number)
+    }
+}

@@ -1,0 +1,108 @@
+//! Words about sessions, locks and elections.
+
+use bytes::Bytes;
+use conclave_state_machine::command::{Campaign, Leave, LockAcquire, LockRelease, SessionBegin};
+
+use super::primitive;
+use super::words::{Parsed, Words, bytes, number};
+
+pub(super) fn session(words: &mut Words) -> Parsed<SessionBegin> {
+    let mut begin = SessionBegin {
+        id: words.number()?,
+        ttl: words.number()?,
+        request_id: bytes(&words.next()?),
+        ..SessionBegin::default()
+    };
+    for (option, value) in words.options() {
+        match option.as_str() {
+            "owner" => begin.owner = value,
+            _ => begin.metadata.push((option, value)),
+        }
+    }
+    Ok(begin)
+}
+
+pub(super) fn names(word: &str) -> Vec<Bytes> {
+    word.split(',').map(bytes).collect()
+}
+
+pub(super) fn acquire(words: &mut Words) -> Parsed<LockAcquire> {
+    let mut acquire = LockAcquire {
+        names: names(&words.next()?),
+        session: words.number()?,
+        request_id: bytes(&words.next()?),
+        permits: 1,
+        limit: 1,
+        can_wait: true,
+        ..LockAcquire::default()
+    };
+    for (option, value) in words.options() {
+        match option.as_str() {
+            "shared" => acquire.limit = u32::MAX,
+            "permits" => acquire.permits = number(&value)?,
+            "limit" => acquire.limit = number(&value)?,
+            "try" => acquire.can_wait = false,
+            "again" => acquire.is_reentrant = true,
+            "delay" => acquire.delay_seconds = number(&value)?,
+            "attempt" => acquire.attempt = number(&value)?,
+            _ => return Err(format!("unknown option {option:?} of lock")),
+        }
+    }
+    Ok(acquire)
+}
+
+pub(super) fn release(words: &mut Words) -> Parsed<LockRelease> {
+    Ok(LockRelease {
+        names: names(&words.next()?),
+        session: words.number()?,
+        request_id: bytes(&words.next()?),
+        attempt: attempt(words)?,
+    })
+}
+
+pub(super) fn campaign(words: &mut Words) -> Parsed<Campaign> {
+    let mut campaign = Campaign {
+        name: bytes(&words.next()?),
+        session: words.number()?,
+        value: bytes(&words.next()?),
+        ..Campaign::default()
+    };
+    for (option, value) in words.options() {
+        match option.as_str() {
+            "attempt" => campaign.attempt = number(&value)?,
+            "number" => campaign.number = number(&value)?,
+            "by" => campaign.once = primitive::once(&value)?,
+            "resumes" => campaign.resumes = true,
+            _ => return Err(format!("unknown option {option:?} of campaign")),
+        }
+    }
+    Ok(campaign)
+}
+
+pub(super) fn leave(words: &mut Words) -> Parsed<Leave> {
+    let mut leave = Leave {
+        name: bytes(&words.next()?),
+        session: words.number()?,
+        fence: words.number()?,
+        ..Leave::default()
+    };
+    for (option, value) in words.options() {
+        match option.as_str() {
+            "attempt" => leave.attempt = number(&value)?,
+            "by" => leave.once = primitive::once(&value)?,
+            _ => return Err(format!("unknown option {option:?} of leave")),
+        }
+    }
+    Ok(leave)
+}
+
+pub(super) fn attempt(words: &mut Words) -> Parsed<u64> {
+    let mut attempt = 0;
+    for (option, value) in words.options() {
+        match option.as_str() {
+            "attempt" => attempt = number(&value)?,
+            _ => return Err(format!("unknown option {option:?}, only attempt is one")),
+        }
+    }
+    Ok(attempt)
+}
