@@ -170,6 +170,7 @@ impl Client {
         let mut tried: Vec<usize> = Vec::new();
         let mut logins = Logins::default();
         let mut doubt = None;
+        let mut reason = None;
         loop {
             let index = self.pool.choose(&tried);
             let endpoint = &self.pool.endpoints[index];
@@ -187,7 +188,7 @@ impl Client {
                 continue;
             }
             if !retry.covers(&error) {
-                return Err(retry.verdict(doubt, error));
+                return Err(retry.verdict(doubt, reason, error));
             }
             tracing::debug!(endpoint = endpoint.address(), %error, "retrying");
             tried.push(index);
@@ -197,10 +198,11 @@ impl Client {
                 next += backoff.next();
             }
             let Some(next) = self.pool.budget.take(next, deadline) else {
-                return Err(retry.verdict(doubt, error));
+                return Err(retry.verdict(doubt, reason, error));
             };
-            if error.outcome() == Outcome::Unknown {
-                doubt = Some(error);
+            match error {
+                error if error.outcome() == Outcome::Unknown => doubt = Some(error),
+                error => reason = Some(error),
             }
             sleep_until(next).await;
         }
@@ -288,10 +290,17 @@ impl Retry {
     }
 
     /// What a call ends with. That a repetition was refused does not say what became of an earlier attempt,
-    /// which may be under way still.
-    fn verdict(self, doubt: Option<Error>, error: Error) -> Error {
-        match doubt {
-            Some(doubt) if self == Self::Once && error.outcome() == Outcome::NotApplied => doubt,
+    /// which may be under way still (`doubt`); that the time was over during the last attempt to read does not
+    /// say why one before it certainly did not arrive (`reason`).
+    fn verdict(self, doubt: Option<Error>, reason: Option<Error>, error: Error) -> Error {
+        match self {
+            Self::Once if error.outcome() == Outcome::NotApplied => doubt.unwrap_or(error),
+            Self::Read if matches!(error, Error::Deadline { .. }) => match reason {
+                Some(Error::Unavailable { endpoint, status, .. }) => {
+                    Error::Unavailable { outcome: error.outcome(), endpoint, status }
+                }
+                _ => error,
+            },
             _ => error,
         }
     }
@@ -339,5 +348,36 @@ impl Pool {
             .filter(|index| !tried.contains(index))
             .min_by_key(|index| self.endpoints[*index].rank())
             .unwrap_or(start % count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_read_that_runs_out_of_time_tells_why_it_failed_before() {
+        let endpoint = || "a:1".to_owned();
+        let refused = || Error::Unavailable {
+            outcome: Outcome::NotApplied,
+            endpoint: endpoint(),
+            status: Status::unavailable("no such certificate"),
+        };
+        let late = || Error::Deadline {
+            outcome: Outcome::Unknown,
+            endpoint: endpoint(),
+            timeout: Duration::from_secs(1),
+        };
+        let verdict = Retry::Read.verdict(None, Some(refused()), late());
+        assert!(matches!(verdict, Error::Unavailable { .. }), "{verdict}");
+        let verdict = Retry::Read.verdict(Some(late()), None, late());
+        assert!(matches!(verdict, Error::Deadline { .. }), "{verdict}");
+        // What may have taken effect must say so.
+        for retry in [Retry::Write, Retry::Once] {
+            let verdict = retry.verdict(None, Some(refused()), late());
+            assert_eq!(verdict.outcome(), Outcome::Unknown);
+        }
+        let verdict = Retry::Once.verdict(Some(late()), None, refused());
+        assert_eq!(verdict.outcome(), Outcome::Unknown);
     }
 }
