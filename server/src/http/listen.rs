@@ -143,7 +143,7 @@ fn builder(limits: &Limits) -> Builder<TokioExecutor> {
     builder
         .http2()
         .timer(TokioTimer::new())
-        // etcd states none, and each would cost a look at the clock.
+        // Nobody needs one with a call, and each would cost a look at the clock.
         .auto_date_header(false)
         .max_concurrent_streams(limits.concurrent_streams_max)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)

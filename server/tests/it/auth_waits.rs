@@ -247,9 +247,12 @@ async fn who_lost_the_right_leaves_the_queue_of_etcds_lock() {
     };
     lock(&root).await.unwrap();
     let waits = tokio::spawn(lock(&ann));
-    while root.keys("a/lock/", "a/lock0").await < 2 {
-        tokio::time::sleep(MOMENT).await;
-    }
+    let queued = async {
+        while root.keys("a/lock/", "a/lock0").await < 2 {
+            tokio::time::sleep(MOMENT).await;
+        }
+    };
+    within("ann waits", queued).await;
     revoke(&root, "ann").await;
     let refusal = refused(within("the end", waits).await.unwrap());
     assert_eq!(refusal, (Code::Unknown, denied().1));
