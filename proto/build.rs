@@ -1,6 +1,6 @@
 //! Compiles the .proto files with protox, a compiler in Rust: no protoc is needed.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use prost::Message as _;
 
@@ -22,12 +22,13 @@ const FILES: [&str; 13] = [
 const DURABLE: &str = "conclave/internal/v1/command.proto";
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    // As of now, not of when this was compiled: checkouts share what is built.
+    let root = PathBuf::from(std::env::var("CARGO_MANIFEST_DIR")?);
     let files: Vec<&str> = FILES.iter().copied().chain([DURABLE]).collect();
     for file in &files {
         println!("cargo:rerun-if-changed={file}");
     }
-    let descriptors = protox::compile(files.iter().map(|f| root.join(f)), [root])?;
+    let descriptors = protox::compile(files.iter().map(|f| root.join(f)), [&root])?;
     let out = std::env::var("OUT_DIR")?;
     std::fs::write(Path::new(&out).join("descriptors.bin"), descriptors.encode_to_vec())?;
     tonic_prost_build::configure()

@@ -27,13 +27,14 @@ use conclave_state_machine::response::{
     Cause, Event, Halt, KeyValue, RangeResponse, Rejection, TxnResponse,
 };
 use conclave_state_machine::span::Span;
-use conclave_state_machine::{kv, range};
+use conclave_state_machine::{history, kv, range};
 
 use crate::counts::{self, Counts};
 use crate::engine::View;
 use crate::store::{ReadError, Shared};
 use crate::types::{LogId, StoredMembership};
 
+pub use conclave_state_machine::history::EventSpan;
 pub use upkeep::Sizes;
 
 /// A handle to the state for everyone but raft; clones are cheap.
@@ -157,25 +158,18 @@ impl Reader {
         })
     }
 
-    /// Events from revision `from` to `to`, both included, for whole revisions, at most
-    /// `revisions_max` of them and about `bytes_max`.
+    /// Events of whole revisions in order, as many as [`EventSpan`] says.
     ///
     /// # Errors
     /// [`Rejection::Compacted`] if `from` is below the compacted revision; [`ReadError::Halt`] if
     /// storage fails.
-    pub fn events(&self, span: EventSpan) -> Result<Vec<Event>, ReadError> {
+    pub fn events(&self, span: EventSpan<'_>) -> Result<Vec<Event>, ReadError> {
         self.consistent(|rows, head| {
             if span.from < head.compacted {
                 return Ok((i64::MAX, Err(ReadError::Rejected(Rejection::Compacted))));
             }
             let to = span.to.min(head.revision);
-            let events = conclave_state_machine::history::events(
-                rows,
-                span.from,
-                to,
-                span.revisions_max,
-                span.bytes_max,
-            )?;
+            let events = history::events(rows, EventSpan { to, ..span })?;
             Ok((span.from, Ok(events)))
         })
     }
@@ -189,7 +183,7 @@ impl Reader {
             if revision < head.compacted {
                 return Ok((i64::MAX, Err(ReadError::Rejected(Rejection::Compacted))));
             }
-            let causes = conclave_state_machine::history::causes(rows, revision, prefix)?;
+            let causes = history::causes(rows, revision, prefix)?;
             Ok((revision, Ok(causes)))
         })
     }
@@ -234,19 +228,6 @@ impl Reader {
         });
         self.shared.note(answer.expect("with_snapshot calls its argument"))
     }
-}
-
-/// What [`Reader::events`] is to return.
-#[derive(Clone, Copy, Debug)]
-pub struct EventSpan {
-    /// First revision.
-    pub from: i64,
-    /// Last revision.
-    pub to: i64,
-    /// Most revisions.
-    pub revisions_max: usize,
-    /// About how many bytes; one revision is never cut.
-    pub bytes_max: usize,
 }
 
 /// Single rows as of now: for leases, members and the like, which have no history.

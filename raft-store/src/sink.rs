@@ -28,6 +28,11 @@ pub trait ApplySink: Send + Sync {
     /// waited until an entry is applied.
     fn applying(&self, _entries: &[AppliedEntry]) {}
 
+    /// Whether somebody waits here for the answers of a batch, which are not made in full otherwise.
+    fn is_awaited(&self, _proposer: u64, _sequence: u64) -> bool {
+        true
+    }
+
     /// `head` is published: a reader sees the entries.
     fn applied(&self, entries: Vec<AppliedEntry>, head: Arc<Head>);
 

@@ -4,6 +4,7 @@
 use bytes::Bytes;
 
 use crate::digest;
+use crate::events::Events;
 use crate::head::Head;
 use crate::live;
 use crate::locks::front::{self, Leased};
@@ -50,7 +51,7 @@ impl Before {
 pub(crate) struct Change<'a, 'b, R> {
     pub(crate) rows: &'a mut Overlay<'b, R>,
     pub(crate) head: &'a mut Head,
-    events: &'a mut Vec<Event>,
+    events: &'a mut Events,
     next: Revision,
     cause: Cause,
 }
@@ -63,7 +64,7 @@ impl<'a, 'b, R: Read> Change<'a, 'b, R> {
     pub(crate) fn begin(
         rows: &'a mut Overlay<'b, R>,
         head: &'a mut Head,
-        events: &'a mut Vec<Event>,
+        events: &'a mut Events,
     ) -> Result<Change<'a, 'b, R>, Halt> {
         let main = head.revision.checked_add(1).ok_or_else(|| Halt::CorruptRow {
             table: "head",
@@ -71,6 +72,11 @@ impl<'a, 'b, R: Read> Change<'a, 'b, R> {
         })?;
         let next = Revision::first_of(main);
         Ok(Change { rows, head, events, next, cause: Cause::Deleted })
+    }
+
+    /// Whether somebody waits for the answer.
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.events.wanted.answers
     }
 
     /// Says why what is deleted from now on is deleted.
@@ -105,8 +111,8 @@ impl<'a, 'b, R: Read> Change<'a, 'b, R> {
             lease,
         };
         // A creation has no state before it, even if this very revision deleted the key first.
-        let prev_kv = if version > 1 { self.before_revision(at.main, key, before)? } else { None };
-        self.events.push(Event { kind: EventKind::Put, kv, prev_kv });
+        let prev_kv = if version > 1 { self.prev(at.main, key, before)? } else { None };
+        self.events.list.push(Event { kind: EventKind::Put, kv, prev_kv });
         if is_instance { registry::found(self, key) } else { Ok(()) }
     }
 
@@ -121,8 +127,8 @@ impl<'a, 'b, R: Read> Change<'a, 'b, R> {
         let at = self.take_revision();
         self.write_deletion(key, at, &before)?;
         let kv = KeyValue { key: key.clone(), mod_revision: at.main, ..KeyValue::default() };
-        let prev_kv = self.before_revision(at.main, key, before)?;
-        self.events.push(Event { kind: EventKind::Delete, kv, prev_kv });
+        let prev_kv = self.prev(at.main, key, before)?;
+        self.events.list.push(Event { kind: EventKind::Delete, kv, prev_kv });
         Ok(())
     }
 
@@ -179,6 +185,16 @@ impl<'a, 'b, R: Read> Change<'a, 'b, R> {
         index::note(self.rows, key, Some(&old.value), None)?;
         self.head.key_count = self.head.key_count.saturating_sub(1);
         Ok(())
+    }
+
+    /// The state of `key` before revision `main`, if there is room for it.
+    fn prev(&mut self, main: i64, key: &Bytes, before: Before) -> Result<Option<KeyValue>, Halt> {
+        if !self.events.has_room() {
+            self.events.leave_out();
+            return Ok(None);
+        }
+        let prev = self.before_revision(main, key, before)?;
+        Ok(prev.and_then(|prev| self.events.admit(prev)))
     }
 
     /// The state of `key` before revision `main`. It differs from the state before this change if an

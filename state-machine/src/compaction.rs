@@ -193,6 +193,7 @@ mod tests {
     use super::*;
     use crate::change::{Before, Change};
     use crate::command::Range;
+    use crate::events::Events;
     use crate::memory::MemoryRows;
     use crate::range;
     use crate::response::RangeResponse;
@@ -220,7 +221,7 @@ mod tests {
     impl Store {
         fn change(&mut self, keys: &[u8], is_delete: bool) {
             let Store { rows, head } = self;
-            let mut events = Vec::new();
+            let mut events = Events::default();
             let changed = rows.update(|overlay| {
                 let mut change = Change::begin(overlay, head, &mut events)?;
                 for key in keys {

@@ -10,31 +10,53 @@ use crate::response::{Cause, Event, EventKind, Halt, KeyValue};
 use crate::revision::Revision;
 use crate::rows::rev::RevRow;
 
-/// Reads the events of revisions `from..=to`, in order, with the state before each where it still
-/// exists.
+/// Which events to read.
+#[derive(Clone, Copy, Debug)]
+pub struct EventSpan<'a> {
+    /// First revision.
+    pub from: i64,
+    /// Last revision.
+    pub to: i64,
+    /// Most revisions.
+    pub revisions_max: usize,
+    /// About how many bytes of keys and values; one revision is never cut.
+    pub bytes_max: usize,
+    /// Keys with this prefix come with the state before, where it still exists.
+    pub prev_of: Option<&'a [u8]>,
+}
+
+impl EventSpan<'_> {
+    /// All of the revisions `from..=to`, at once.
+    #[must_use]
+    pub fn whole(from: i64, to: i64) -> Self {
+        let (revisions_max, bytes_max) = (usize::MAX, usize::MAX);
+        EventSpan { from, to, revisions_max, bytes_max, prev_of: Some(&[]) }
+    }
+}
+
+/// Bytes of states before that one reading may hold. Only a revision that deletes more has events without
+/// them, as if the states were compacted.
+const PREV_BYTES_MAX: usize = 256 << 20;
+
+/// Reads events in order.
 ///
-/// Ends early, but never within a revision, once `max_revisions` revisions or `max_bytes` bytes of
-/// keys and values are read; at least one revision is always read whole. To go on, ask from the last
-/// event's `mod_revision` + 1; an empty answer means that there is nothing up to `to`.
+/// Ends early, but never within a revision, once there are enough; at least one revision is always read
+/// whole. To go on, ask from the last event's `mod_revision` + 1; an empty answer means that there is
+/// nothing up to `to`.
 ///
 /// The caller checks that `from` is not below the compacted revision, before and (if `rows` is a live
 /// store) after: compacted events are just not there.
 ///
 /// # Errors
 /// [`Halt`] if the storage fails or a row is damaged.
-pub fn events<R: Read>(
-    rows: &R,
-    from: i64,
-    to: i64,
-    max_revisions: usize,
-    max_bytes: usize,
-) -> Result<Vec<Event>, Halt> {
-    let start = Revision::first_of(from.max(0)).row_key();
-    let end = Revision::after(to).row_key();
+pub fn events<R: Read>(rows: &R, span: EventSpan<'_>) -> Result<Vec<Event>, Halt> {
+    let start = Revision::first_of(span.from.max(0)).row_key();
+    let end = Revision::after(span.to).row_key();
     let mut arena = Arena::default();
     let mut events: Vec<Event> = Vec::new();
-    let (mut last_main, mut revisions, mut bytes) = (None, 0_usize, 0_usize);
-    if to < from.max(0) {
+    let (mut last_main, mut revisions) = (None, 0_usize);
+    let (mut bytes, mut prev_bytes) = (0_usize, 0_usize);
+    if span.to < span.from.max(0) {
         return Ok(events);
     }
     rows.scan(Table::Rev, &start, Some(&end), &mut |row_key, row| {
@@ -43,14 +65,22 @@ pub fn events<R: Read>(
             detail: format!("key of {} bytes", row_key.len()),
         })?;
         if last_main != Some(at.main) {
-            if last_main.is_some() && (revisions >= max_revisions || bytes >= max_bytes) {
+            let read = bytes.saturating_add(prev_bytes);
+            if last_main.is_some() && (revisions >= span.revisions_max || read >= span.bytes_max) {
                 return Ok(ControlFlow::Break(()));
             }
             last_main = Some(at.main);
             revisions = revisions.saturating_add(1);
         }
-        let event = event(rows, &mut arena, at, row)?;
-        bytes = bytes.saturating_add(size(&event));
+        let row = RevRow::decode(at, row)?;
+        let mut event = event(&mut arena, at, &row);
+        let is_wanted = span.prev_of.is_some_and(|prefix| row.key.starts_with(prefix));
+        if let (true, Some(put)) = (is_wanted && prev_bytes < PREV_BYTES_MAX, row.replaced_put()) {
+            event.prev_kv = before_revision(rows, at.main, put, &event.kv.key)?;
+        }
+        bytes = bytes.saturating_add(event.kv.key.len()).saturating_add(event.kv.value.len());
+        let prev = event.prev_kv.as_ref().map_or(0, |kv| kv.value.len());
+        prev_bytes = prev_bytes.saturating_add(prev);
         events.push(event);
         Ok(ControlFlow::Continue(()))
     })?;
@@ -81,8 +111,7 @@ pub fn causes<R: Read>(
     Ok(causes)
 }
 
-fn event<R: Read>(rows: &R, arena: &mut Arena, at: Revision, row: &[u8]) -> Result<Event, Halt> {
-    let row = RevRow::decode(at, row)?;
+fn event(arena: &mut Arena, at: Revision, row: &RevRow<'_>) -> Event {
     let (kind, kv) = match row.state {
         Some(state) => {
             let live = Live { key: row.key, mod_revision: at.main, state, row: None };
@@ -93,11 +122,7 @@ fn event<R: Read>(rows: &R, arena: &mut Arena, at: Revision, row: &[u8]) -> Resu
             (EventKind::Delete, KeyValue { key, mod_revision: at.main, ..KeyValue::default() })
         }
     };
-    let prev_kv = match row.replaced_put() {
-        Some(put) => before_revision(rows, at.main, put, &kv.key)?,
-        None => None,
-    };
-    Ok(Event { kind, kv, prev_kv })
+    Event { kind, kv, prev_kv: None }
 }
 
 /// Follows the links from `link` to the state that `key` had before revision `main`.
@@ -117,9 +142,4 @@ fn before_revision<R: Read>(
         link = decoded.previous;
     }
     Ok(None)
-}
-
-fn size(event: &Event) -> usize {
-    let prev_bytes = event.prev_kv.as_ref().map_or(0, |kv| kv.value.len());
-    event.kv.key.len().saturating_add(event.kv.value.len()).saturating_add(prev_bytes)
 }

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use crate::auth::{self, AuthHead, RoleRow, UserRow};
 use crate::change::{Before, Change};
 use crate::command::AlarmKind;
+use crate::events::Events;
 use crate::head::Head;
 use crate::leases::{self, LeaseRow, TTL_SECONDS_MAX};
 use crate::overlay::Overlay;
@@ -105,7 +106,7 @@ impl Import {
         }
         let newest = self.head.revision.max(at.main);
         let before = Before::load(rows, key)?;
-        let mut events = Vec::new();
+        let mut events = Events::default();
         Change::begin(rows, &mut self.head, &mut events)?.adopt(*at, key, &before, state)?;
         self.head.revision = newest;
         Ok(())

@@ -10,6 +10,7 @@ use bytes::Bytes;
 
 use crate::change::{Before, Change};
 use crate::command::{LeaseExpire, LeaseGrant, LeaseRevoke};
+use crate::events::Events;
 use crate::head::Head;
 use crate::locks::delay;
 use crate::machine::Position;
@@ -17,7 +18,7 @@ use crate::outcome::Stop;
 use crate::overlay::Overlay;
 use crate::read::{Read, Table};
 use crate::registry::loss::Losses;
-use crate::response::{Cause, Event, Halt, LeaseChange, Rejection};
+use crate::response::{Cause, Halt, LeaseChange, Rejection};
 use crate::rows::lease::{attachments_end, id, row_key};
 
 pub use crate::rows::lease::LeaseRow;
@@ -117,7 +118,7 @@ pub(crate) fn revoke<R: Read>(
 pub(crate) fn expire<R: Read>(
     rows: &mut Overlay<'_, R>,
     head: &mut Head,
-    events: &mut Vec<Event>,
+    events: &mut Events,
     position: Position,
     expire: &LeaseExpire,
 ) -> Result<Vec<LeaseChange>, Halt> {

@@ -42,6 +42,7 @@ pub mod command;
 pub mod compaction;
 mod digest;
 pub mod divergence;
+pub mod events;
 pub mod expiry;
 pub mod head;
 pub mod history;

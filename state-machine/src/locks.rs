@@ -32,11 +32,12 @@ mod seize;
 
 use crate::change::Change;
 use crate::command::LockCommand;
+use crate::events::Events;
 use crate::head::Head;
 use crate::outcome::Stop;
 use crate::overlay::Overlay;
 use crate::read::Read;
-use crate::response::{Event, LockResponse};
+use crate::response::LockResponse;
 
 pub(crate) use guard::apply as guarded_txn;
 
@@ -44,7 +45,7 @@ pub(crate) use guard::apply as guarded_txn;
 pub(crate) fn apply<R: Read>(
     rows: &mut Overlay<'_, R>,
     head: &mut Head,
-    events: &mut Vec<Event>,
+    events: &mut Events,
     command: &LockCommand,
 ) -> Result<LockResponse, Stop> {
     check::command(command)?;

@@ -5,6 +5,7 @@ use crate::auth::{self, RightsCache};
 use crate::change::Change;
 use crate::command::{Action, AlarmKind, Caller, Command, LockCommand, RegistryCommand};
 use crate::compaction::{self, Swept};
+use crate::events::{Events, Wanted};
 use crate::head::Head;
 use crate::kv::{delete, put, txn};
 use crate::leases;
@@ -15,7 +16,7 @@ use crate::overlay::Overlay;
 use crate::primitives;
 use crate::read::Read;
 use crate::registry;
-use crate::response::{Applied, Event, Halt, LeaseChange, Rejection, Response};
+use crate::response::{Applied, Halt, LeaseChange, Rejection, Response};
 use crate::sessions;
 use crate::writes;
 
@@ -40,9 +41,8 @@ pub struct Machine {
 }
 
 /// What a command changed beside the rows.
-#[derive(Default)]
 struct Changes {
-    events: Vec<Event>,
+    events: Events,
     leases: Vec<LeaseChange>,
 }
 
@@ -85,7 +85,23 @@ impl Machine {
         caller: &Caller,
         command: &Command,
     ) -> Result<Applied, Halt> {
-        let mut changes = Changes::default();
+        self.apply_for(rows, position, caller, command, &mut Wanted::default())
+    }
+
+    /// As [`Machine::apply`], with as much of the outcome as is `wanted`, which may shrink by it.
+    ///
+    /// # Errors
+    /// Those of [`Machine::apply`].
+    pub fn apply_for<R: Read>(
+        &mut self,
+        rows: &mut Overlay<'_, R>,
+        position: Position,
+        caller: &Caller,
+        command: &Command,
+        wanted: &mut Wanted,
+    ) -> Result<Applied, Halt> {
+        let events = Events::new(*wanted);
+        let mut changes = Changes { events, leases: Vec::new() };
         let outcome = match self.refusal(rows, caller, command)? {
             Some(rejection) => Err(rejection),
             None => split(self.dispatch(rows, position, command, &mut changes))?,
@@ -94,7 +110,9 @@ impl Machine {
             self.swept.add(compaction::sweep_step(rows, &mut self.head)?);
         }
         let Changes { events, leases } = changes;
-        Ok(Applied { outcome, revision: self.head.revision, events, leases })
+        let Events { list: events, lack_prev, wanted: left } = events;
+        wanted.prev_bytes = left.prev_bytes;
+        Ok(Applied { outcome, revision: self.head.revision, events, lack_prev, leases })
     }
 
     /// Writes the head row; once per batch, before the batch goes to the engine.
@@ -125,7 +143,7 @@ impl Machine {
         let events = &mut changes.events;
         Ok(match command {
             Command::Put(command) => {
-                events.reserve_exact(1);
+                events.list.reserve_exact(1);
                 let mut change = Change::begin(rows, head, events)?;
                 Response::Put(put::apply(&mut change, command)?)
             }

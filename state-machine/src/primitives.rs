@@ -21,17 +21,18 @@ pub mod rendezvous;
 
 use crate::change::Change;
 use crate::command::{Action, Primitive};
+use crate::events::Events;
 use crate::head::Head;
 use crate::outcome::Stop;
 use crate::overlay::Overlay;
 use crate::read::Read;
-use crate::response::{Event, PrimitiveResponse};
+use crate::response::PrimitiveResponse;
 
 /// A command that changes a counter, latch, barrier or group.
 pub(crate) fn apply<R: Read>(
     rows: &mut Overlay<'_, R>,
     head: &mut Head,
-    events: &mut Vec<Event>,
+    events: &mut Events,
     command: &Primitive,
 ) -> Result<PrimitiveResponse, Stop> {
     check::command(command)?;

@@ -35,11 +35,12 @@ use bytes::Bytes;
 
 use crate::change::{Before, Change};
 use crate::command::RegistryCommand;
+use crate::events::Events;
 use crate::head::Head;
 use crate::outcome::Stop;
 use crate::overlay::Overlay;
 use crate::read::Read;
-use crate::response::{Event, Halt, KeyValue, RegistryResponse};
+use crate::response::{Halt, KeyValue, RegistryResponse};
 use record::Record;
 
 /// Between the name of a service and the ids of its lost instances.
@@ -109,7 +110,7 @@ impl<'a> Name<'a> {
 pub(crate) fn apply<R: Read>(
     rows: &mut Overlay<'_, R>,
     head: &mut Head,
-    events: &mut Vec<Event>,
+    events: &mut Events,
     (term, command): (u64, &RegistryCommand),
 ) -> Result<RegistryResponse, Stop> {
     check::command(command)?;

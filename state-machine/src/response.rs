@@ -26,6 +26,8 @@ pub struct Applied {
     /// Changes in (revision, sub-revision) order. One command may span several revisions
     /// (`LeaseExpire`); each event's revision is its `kv.mod_revision`.
     pub events: Vec<Event>,
+    /// The state before was left out of some events, for it was too much; the history still has it.
+    pub lack_prev: bool,
     /// Leases that began or ended.
     pub leases: Vec<LeaseChange>,
 }

@@ -49,6 +49,7 @@ mod tests {
     use super::*;
     use crate::change::{Before, Change};
     use crate::command::{MemberRecord, Range};
+    use crate::events::Events;
     use crate::memory::MemoryRows;
     use crate::response::Rejection;
     use crate::{members, range};
@@ -57,7 +58,7 @@ mod tests {
     fn store() -> MemoryRows {
         let mut rows = MemoryRows::default();
         let written = rows.update(|overlay| {
-            let (mut head, mut events) = (Head::default(), Vec::new());
+            let (mut head, mut events) = (Head::default(), Events::default());
             let key = Bytes::from_static(b"key");
             let mut change = Change::begin(overlay, &mut head, &mut events)?;
             change.put(&key, Before { modified: None, kv: None }, &key, 0)?;

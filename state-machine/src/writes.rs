@@ -22,12 +22,13 @@ use bytes::Bytes;
 use crate::change::Change;
 use crate::command::{Write, WriteId};
 use crate::digest;
+use crate::events::Events;
 use crate::head::Head;
 use crate::locks;
 use crate::outcome::Stop;
 use crate::overlay::Overlay;
 use crate::read::{Read, Table};
-use crate::response::{Event, Halt, Rejection, WriteAnswer, WriteResponse};
+use crate::response::{Halt, Rejection, WriteAnswer, WriteResponse};
 use crate::rows::writer::{
     COUNT_KEY, CountRow, TURN, TURNS_END, WriterRow, is_small, row_key, turn_key, turn_of,
 };
@@ -61,7 +62,7 @@ pub fn check(id: &WriteId) -> Result<(), Rejection> {
 pub(crate) fn apply<R: Read>(
     rows: &mut Overlay<'_, R>,
     head: &mut Head,
-    events: &mut Vec<Event>,
+    events: &mut Events,
     write: &Write,
 ) -> Result<WriteResponse, Stop> {
     apply_among(WRITERS_MAX, rows, head, events, write)
@@ -71,7 +72,7 @@ fn apply_among<R: Read>(
     writers_max: u64,
     rows: &mut Overlay<'_, R>,
     head: &mut Head,
-    events: &mut Vec<Event>,
+    events: &mut Events,
     write: &Write,
 ) -> Result<WriteResponse, Stop> {
     check(&write.id)?;
@@ -95,6 +96,8 @@ fn apply_among<R: Read>(
     if reach > 0 && write.id.since <= reach {
         return Ok(WriteResponse { revision: before, answer: WriteAnswer::Forgotten });
     }
+    // Whoever waits, the answer is remembered.
+    events.wanted.answers = true;
     let done = locks::guarded_txn(&mut Change::begin(rows, head, events)?, &write.guarded)?;
     let answer = done.map_or(WriteAnswer::NotHeld, WriteAnswer::Done);
     let answer = WriteResponse { revision: head.revision, answer };

@@ -45,8 +45,8 @@ fn check_whole(reader: &Reader, limit: i64) {
 fn follow(reader: &Reader, watch: &Watch) {
     let mut next = reader.head().revision + 1;
     while !watch.is_done.load(Ordering::Relaxed) {
-        let span =
-            EventSpan { from: next, to: i64::MAX - 1, revisions_max: 90, bytes_max: 1 << 20 };
+        let (revisions_max, bytes_max) = (90, 1 << 20);
+        let span = EventSpan { revisions_max, bytes_max, ..EventSpan::whole(next, i64::MAX - 1) };
         match reader.events(span) {
             Ok(events) => {
                 for event in events {
@@ -148,8 +148,7 @@ async fn a_read_that_meets_damage_says_why_the_member_must_stop() {
     std::fs::write(&events, bytes).unwrap();
 
     let state = State::open(dir.path(), ENGINES[1]);
-    let span = EventSpan { from: 2, to: 51, revisions_max: 100, bytes_max: 1 << 20 };
-    let read = state.reader.events(span);
+    let read = state.reader.events(EventSpan::whole(2, 51));
     assert!(matches!(read, Err(ReadError::Halt(_))), "{read:?}");
     let reason = state.reader.failed().await;
     let root = dir.path().display();

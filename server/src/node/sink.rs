@@ -57,11 +57,12 @@ impl ApplySink for Sink {
         let own = self.member_id.get().copied();
         self.counts.applied(&entries, own);
         self.digests.note(&entries);
-        let mut events = Vec::new();
+        let (mut events, mut lack_prev) = (Vec::new(), false);
         for mut entry in entries {
             for result in &mut entry.results {
                 // Callers get answers, watchers get events.
                 events.append(&mut result.events);
+                lack_prev |= result.lack_prev;
             }
             if Some(entry.proposer) == own {
                 self.waiters.complete(entry);
@@ -69,10 +70,20 @@ impl ApplySink for Sink {
         }
         self.turns.note(&events);
         self.auth.publish(head.auth);
-        self.changed_checks.note(&events);
-        if let Some(late) = self.late.get() {
-            late.hub.publish(events, head.revision);
+        if lack_prev {
+            self.changed_checks.note_all();
+        } else {
+            self.changed_checks.note(&events);
         }
+        match self.late.get() {
+            Some(late) if lack_prev => late.hub.skip(head.revision),
+            Some(late) => late.hub.publish(events, head.revision),
+            None => {}
+        }
+    }
+
+    fn is_awaited(&self, proposer: u64, sequence: u64) -> bool {
+        self.member_id.get() == Some(&proposer) && self.waiters.has(sequence)
     }
 
     fn timed(&self, report: &Report) {
@@ -96,8 +107,7 @@ impl ApplySink for Sink {
         self.turns.note_all();
         self.auth.publish(head.auth);
         self.changed_checks.note_all();
-        // The hub sees the gap and lets watchers read what lies between from the store.
-        late.hub.publish(Vec::new(), head.revision);
+        late.hub.skip(head.revision);
     }
 
     fn membership(&self, membership: &StoredMembership) {

@@ -44,6 +44,11 @@ impl Waiters {
         self.batches.lock().insert(sequence, batch);
     }
 
+    /// Whether somebody waits for the answers of a batch.
+    pub(crate) fn has(&self, sequence: u64) -> bool {
+        self.batches.lock().contains_key(&sequence)
+    }
+
     /// Answers a batch that was applied here. The answers are handed out by a task of the callers'
     /// runtime: one thread is woken for all of them, and not by apply for each.
     pub(crate) fn complete(&self, entry: AppliedEntry) {

@@ -92,6 +92,8 @@ pub(crate) struct Batch {
     pub(crate) events: Vec<Arc<SharedEvent>>,
     /// Sum of [`event_bytes`].
     pub(crate) bytes: usize,
+    /// Whether the events tell the state before, where there was one.
+    pub(crate) has_prev: bool,
     /// For each group of watchers that gets some of the events: which ones, ascending.
     pub(crate) blocks: Vec<Vec<u32>>,
     /// Positions of the events ordered by (key, position); made for the first range asked for.
@@ -103,7 +105,8 @@ impl Batch {
     pub(crate) fn new(first: i64, last: i64, events: Vec<Event>) -> Self {
         let bytes = events.iter().map(event_bytes).sum();
         let events = events.into_iter().map(|event| Arc::new(SharedEvent::new(event))).collect();
-        Batch { first, last, events, bytes, blocks: Vec::new(), by_key: OnceLock::new() }
+        let (blocks, by_key) = (Vec::new(), OnceLock::new());
+        Batch { first, last, events, bytes, has_prev: true, blocks, by_key }
     }
 
     /// Joins consecutive batches into one that shares their events.
@@ -111,7 +114,9 @@ impl Batch {
         let (first, last) = (batches.first()?.first, batches.last()?.last);
         let events = batches.iter().flat_map(|batch| batch.events.iter().map(Arc::clone)).collect();
         let bytes = batches.iter().map(|batch| batch.bytes).sum();
-        Some(Batch { first, last, events, bytes, blocks: Vec::new(), by_key: OnceLock::new() })
+        let has_prev = batches.iter().all(|batch| batch.has_prev);
+        let (blocks, by_key) = (Vec::new(), OnceLock::new());
+        Some(Batch { first, last, events, bytes, has_prev, blocks, by_key })
     }
 
     /// Whether the batch says what happened at `revision`.

@@ -40,6 +40,7 @@ use super::source::Source;
 use super::stream::WatchStream;
 
 pub(crate) use catch_up::Step;
+pub(crate) use state::Need;
 pub(crate) use subscribe::Refusal;
 
 /// How often windows that nobody asked for lately are forgotten.
@@ -95,12 +96,17 @@ impl Hub {
 
     /// Takes the events that led to revision `head`, in order. Called by apply after the write;
     /// never blocks on watchers. If the events are not exactly those after the revision published
-    /// before (a snapshot was installed), watchers read what lies between from the store.
+    /// before, watchers read what lies between from the store.
     pub fn publish(&self, events: Vec<Event>, head: i64) {
         let bounds = Bounds { bytes: self.limits.inbox_bytes, events: self.limits.inbox_events };
         if self.inbox.lock().publish(events, head, bounds) {
             self.inbox_filled.notify_one();
         }
+    }
+
+    /// As [`Hub::publish`] for events that are not all there: whoever watches reads them from the store.
+    pub fn skip(&self, head: i64) {
+        self.publish(Vec::new(), head);
     }
 
     /// Dispatches what is published, serves catch-up reads, and on `shutdown` ends every stream.

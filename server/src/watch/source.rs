@@ -12,20 +12,13 @@ pub trait Source: Send + Sync + 'static {
     /// Revision of the last compaction; below 0 before the first. History before it is gone.
     fn compacted(&self) -> i64;
 
-    /// Reads all events of the revisions `from..=to` in order, `prev_kv` filled where it still exists.
-    /// Blocks. May end early, but never within a revision, after `revisions_max` revisions or about
-    /// `bytes_max` bytes; an empty answer says that there is nothing up to `to`. `None` if `from` is
-    /// compacted, before or while it was read.
+    /// Reads the events of `span` in order. Blocks. May end early, but never within a revision; an empty
+    /// answer says that there is nothing up to its end. `None` if its beginning is compacted, before or
+    /// while it was read.
     ///
     /// # Errors
     /// [`Halt`] if the storage fails.
-    fn events(
-        &self,
-        from: i64,
-        to: i64,
-        revisions_max: usize,
-        bytes_max: usize,
-    ) -> Result<Option<Vec<Event>>, Halt>;
+    fn events(&self, span: EventSpan<'_>) -> Result<Option<Vec<Event>>, Halt>;
 
     /// Whether this node knows a leader.
     fn has_leader(&self) -> bool;
@@ -66,14 +59,8 @@ where
         self.reader.head().compacted
     }
 
-    fn events(
-        &self,
-        from: i64,
-        to: i64,
-        revisions_max: usize,
-        bytes_max: usize,
-    ) -> Result<Option<Vec<Event>>, Halt> {
-        match self.reader.events(EventSpan { from, to, revisions_max, bytes_max }) {
+    fn events(&self, span: EventSpan<'_>) -> Result<Option<Vec<Event>>, Halt> {
+        match self.reader.events(span) {
             Ok(events) => Ok(Some(events)),
             Err(ReadError::Rejected(Rejection::Compacted)) => Ok(None),
             Err(ReadError::Rejected(rejection)) => Err(Halt::Storage(rejection.into())),

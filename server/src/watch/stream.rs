@@ -23,7 +23,7 @@ pub use self::guard::Guard;
 
 use self::deliver::{Pass, Run};
 use self::guard::Guarded;
-use super::hub::{Hub, Step};
+use super::hub::{Hub, Need, Step};
 use super::mailbox::{Delivery, End, Mailbox};
 use super::response::Output;
 
@@ -56,6 +56,8 @@ pub struct WatchStream {
     progress: ProgressRequests,
     /// Watchers that want regular progress notices.
     progress_watchers: usize,
+    /// Watchers that want the state before each event.
+    prev_watchers: usize,
     is_tick_due: bool,
     /// `None` for watches of this process itself.
     guarded: Option<Guarded>,
@@ -118,6 +120,7 @@ impl WatchStream {
             settled: 0,
             progress: ProgressRequests::default(),
             progress_watchers: 0,
+            prev_watchers: 0,
             is_tick_due: false,
             guarded: None,
         }
@@ -182,7 +185,8 @@ impl WatchStream {
     /// Asks the hub how the watchers that are behind get on; says whether something changed.
     fn catch_up(&mut self, out: &mut Output) -> bool {
         let Some((from, _)) = self.behind.first() else { return false };
-        match self.hub.catch_up(&self.mailbox, *from) {
+        let need = Need { from: *from, prev_kv: self.prev_watchers > 0 };
+        match self.hub.catch_up(&self.mailbox, need) {
             Step::Joined => self.join_after(i64::MIN),
             Step::Window { window, joined } => self.pass = Some(Pass::new(&window, joined)),
             Step::Wait => {

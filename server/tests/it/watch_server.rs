@@ -7,6 +7,8 @@ use conclave_proto::etcdserverpb::{
     RequestOp, TxnRequest, WatchCreateRequest,
 };
 
+use conclave_proto::mvccpb::Event;
+
 use super::cluster::within;
 use super::support::server;
 use super::watch_support::{Watching, events, on_range, revision};
@@ -89,6 +91,35 @@ async fn history_is_read_from_disk_until_it_is_compacted() {
     assert_eq!((canceled.canceled, canceled.compact_revision), (true, 40));
     watching.create(from(40)).await;
     assert_eq!(events(&watching.next().await).len(), 12);
+}
+
+/// More than apply hands on with the events: it is read from the store for whoever wants it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_states_before_a_large_delete_come_to_those_who_asked() {
+    const KEYS: usize = 34;
+    let server = server(&[]).await;
+    let mut kv = server.kv();
+    let value = "v".repeat(1 << 20);
+    for n in 0..KEYS {
+        kv.put(put(&format!("k{n:02}"), &value, 0)).await.unwrap();
+    }
+    let mut asks = Watching::open(WatchClient::new(server.channel.clone())).await;
+    asks.create(WatchCreateRequest { prev_kv: true, ..on_range("k", "l") }).await;
+    let mut asks_not = Watching::open(WatchClient::new(server.channel.clone())).await;
+    asks_not.create(on_range("k", "l")).await;
+
+    let delete =
+        DeleteRangeRequest { key: "k".into(), range_end: "l".into(), ..Default::default() };
+    let deleted = kv.delete_range(delete).await.unwrap().into_inner();
+    assert_eq!((deleted.deleted, deleted.prev_kvs.len()), (34, 0));
+    let bare = asks_not.next().await;
+    let full = asks.next().await;
+    assert_eq!(events(&full), events(&bare));
+    assert_eq!(events(&full).len(), KEYS);
+    assert!(bare.events.iter().all(|event| event.prev_kv.is_none()));
+    let is_whole =
+        |event: &Event| event.prev_kv.as_ref().is_some_and(|prev| prev.value.len() == value.len());
+    assert!(full.events.iter().all(is_whole));
 }
 
 #[tokio::test(flavor = "multi_thread")]

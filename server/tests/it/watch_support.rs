@@ -16,7 +16,7 @@ use conclave_proto::etcdserverpb::{
 use conclave_server::api::watch::{WatchService, WatchSettings};
 use conclave_server::watch::{Hub, Limits, Source};
 use conclave_state_machine::command::{Caller, Command, Compact, DeleteRange, Put, Txn, TxnOp};
-use conclave_state_machine::history;
+use conclave_state_machine::history::{self, EventSpan};
 use conclave_state_machine::machine::{Machine, Position};
 use conclave_state_machine::memory::MemoryRows;
 use conclave_state_machine::response::{Event, Halt};
@@ -58,18 +58,12 @@ impl Source for Store {
         self.state.lock().1.head().compacted
     }
 
-    fn events(
-        &self,
-        from: i64,
-        to: i64,
-        revisions_max: usize,
-        bytes_max: usize,
-    ) -> Result<Option<Vec<Event>>, Halt> {
+    fn events(&self, span: EventSpan<'_>) -> Result<Option<Vec<Event>>, Halt> {
         let state = self.state.lock();
-        if from < state.1.head().compacted {
+        if span.from < state.1.head().compacted {
             return Ok(None);
         }
-        history::events(&state.0, from, to, revisions_max, bytes_max).map(Some)
+        history::events(&state.0, span).map(Some)
     }
 
     fn has_leader(&self) -> bool {

@@ -4,9 +4,10 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::command::{Compact, Permission, PermissionKind};
+use crate::history::{self, EventSpan};
 use crate::memory::MemoryRows;
 use crate::read::Table;
-use crate::{compaction, history, range};
+use crate::{compaction, range};
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -41,7 +42,7 @@ struct Store {
 impl Store {
     fn change(&mut self, keys: &[u8], lease: Option<i64>) {
         let Store { rows, head } = self;
-        let mut events = Vec::new();
+        let mut events = Events::default();
         let changed = rows.update(|overlay| {
             let mut change = Change::begin(overlay, head, &mut events)?;
             for key in keys {
@@ -142,7 +143,7 @@ proptest! {
             }
             let events = |store: &Store| {
                 let from = head.compacted.max(1);
-                history::events(&store.rows, from, head.revision, usize::MAX, usize::MAX).unwrap()
+                history::events(&store.rows, EventSpan::whole(from, head.revision)).unwrap()
             };
             prop_assert_eq!(events(&copy), events(&original));
             // A put that is gone would say whether a key had its lease from the beginning.

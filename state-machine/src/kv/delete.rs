@@ -13,6 +13,9 @@ use crate::rows::key::KeyRow;
 use crate::span::Span;
 use crate::validate;
 
+/// Bytes of rows at which a piece of a span ends.
+const PIECE_BYTES: usize = 1 << 20;
+
 /// A range delete as a command of its own.
 pub(crate) fn apply<R: Read>(
     change: &mut Change<'_, '_, R>,
@@ -28,34 +31,62 @@ pub(crate) fn apply_in_txn<R: Read>(
     delete: &DeleteRange,
 ) -> Result<DeleteRangeResponse, Halt> {
     let mut response = DeleteRangeResponse::default();
-    for (key, before) in live_keys(change.rows, Span::new(&delete.key, &delete.range_end))? {
-        if let (true, Some(kv)) = (delete.prev_kv, &before.kv) {
+    let mut remove = |change: &mut Change<'_, '_, R>, key: &Bytes, before: Before| {
+        let Some(kv) = &before.kv else { return Ok(()) };
+        if delete.prev_kv && change.is_awaited() {
             response.prev_kvs.push(kv.clone());
         }
         response.deleted = response.deleted.saturating_add(1);
-        change.delete(&key, before)?;
+        change.delete(key, before)
+    };
+    match Span::new(&delete.key, &delete.range_end) {
+        Span::One(key) => {
+            let before = Before::load(change.rows, key)?;
+            remove(change, key, before)?;
+        }
+        Span::Keys { start, end } => {
+            let mut from = Some(Bytes::copy_from_slice(start));
+            while let Some(start) = from {
+                let piece = Piece::read(change.rows, &start, end)?;
+                for (key, row) in &piece.live {
+                    let before = Before::from_row(change.rows, key, row)?;
+                    remove(change, key, before)?;
+                }
+                from = piece.next;
+            }
+        }
     }
     Ok(response)
 }
 
-fn live_keys<R: Read>(rows: &R, span: Span<'_>) -> Result<Vec<(Bytes, Before)>, Halt> {
-    let mut found = Vec::new();
-    match span {
-        Span::One(key) => {
-            let before = Before::load(rows, key)?;
-            if before.kv.is_some() {
-                found.push((key.clone(), before));
-            }
+/// Some live keys of a span in a row, with their rows: a span may hold more than memory does.
+#[derive(Default)]
+struct Piece {
+    live: Vec<(Bytes, Bytes)>,
+    /// Where the next piece begins.
+    next: Option<Bytes>,
+}
+
+impl Piece {
+    /// Reads the piece that begins with `start`.
+    fn read<R: Read>(rows: &R, start: &[u8], end: Option<&[u8]>) -> Result<Piece, Halt> {
+        let mut piece = Piece::default();
+        if end.is_some_and(|end| end <= start) {
+            return Ok(piece);
         }
-        Span::Keys { end: Some(end), start } if end <= start => {}
-        Span::Keys { start, end } => rows.scan(Table::Key, start, end, &mut |key, row| {
+        let mut bytes = 0_usize;
+        rows.scan(Table::Key, start, end, &mut |key, row| {
+            let key = Bytes::copy_from_slice(key);
+            if bytes >= PIECE_BYTES {
+                piece.next = Some(key);
+                return Ok(ControlFlow::Break(()));
+            }
             if KeyRow::decode(row)?.state.is_some() {
-                let key = Bytes::copy_from_slice(key);
-                let before = Before::from_row(rows, &key, &Bytes::copy_from_slice(row))?;
-                found.push((key, before));
+                bytes = bytes.saturating_add(key.len()).saturating_add(row.len());
+                piece.live.push((key, Bytes::copy_from_slice(row)));
             }
             Ok(ControlFlow::Continue(()))
-        })?,
+        })?;
+        Ok(piece)
     }
-    Ok(found)
 }

@@ -10,7 +10,7 @@ use crate::kv::{compare, delete, put};
 use crate::outcome::Stop;
 use crate::range;
 use crate::read::Read;
-use crate::response::{Halt, OpResponse, Rejection, TxnResponse};
+use crate::response::{Halt, OpResponse, RangeResponse, Rejection, TxnResponse};
 use crate::validate::{self, TXN_DEPTH_MAX};
 
 /// A transaction whose compares are evaluated.
@@ -120,6 +120,7 @@ fn run<R: Read>(change: &mut Change<'_, '_, R>, txn: &Decided<'_>) -> Result<Txn
     let mut responses = Vec::with_capacity(txn.branch.len());
     for op in txn.branch {
         let response = match op {
+            TxnOp::Range(_) if !change.is_awaited() => OpResponse::Range(RangeResponse::default()),
             TxnOp::Range(request) => match range::range(change.rows, change.head, request)? {
                 Ok(response) => OpResponse::Range(response),
                 Err(rejection) => return Err(missed_check(&rejection)),

@@ -11,11 +11,12 @@ use super::attempt;
 use super::queue::{self, NEWEST, Place};
 use crate::change::{Before, Change};
 use crate::command::HandOver;
+use crate::events::Events;
 use crate::head::Head;
 use crate::outcome::Stop;
 use crate::overlay::Overlay;
 use crate::read::Read;
-use crate::response::{Event, LockResponse, Rejection, Taken};
+use crate::response::{LockResponse, Rejection, Taken};
 
 /// Candidates that one hand-over goes past.
 const PASSED_MAX: usize = 64;
@@ -23,7 +24,7 @@ const PASSED_MAX: usize = 64;
 pub(super) fn apply<R: Read>(
     rows: &mut Overlay<'_, R>,
     head: &mut Head,
-    events: &mut Vec<Event>,
+    events: &mut Events,
     command: &HandOver,
 ) -> Result<LockResponse, Stop> {
     let HandOver { name, session, fence, to } = command;

@@ -134,7 +134,7 @@ impl World {
             }
             Step::Elsewhere => {
                 let written = self.rows.update(|rows| {
-                    let (mut head, mut events) = (Head::load(rows)?, Vec::new());
+                    let (mut head, mut events) = (Head::load(rows)?, Events::default());
                     let key = Bytes::from_static(b"elsewhere");
                     let before = Before::load(rows, &key)?;
                     let mut change = Change::begin(rows, &mut head, &mut events)?;
@@ -154,7 +154,7 @@ impl World {
         let guarded = GuardedTxn { guards: Vec::new(), txn };
         let write = Write { id: id.clone(), guarded };
         let answered = self.rows.update(|rows| {
-            let (mut head, mut events) = (Head::load(rows)?, Vec::new());
+            let (mut head, mut events) = (Head::load(rows)?, Events::default());
             let answer = apply_among(FEW_WRITERS, rows, &mut head, &mut events, &write);
             head.write(rows);
             split(answer)

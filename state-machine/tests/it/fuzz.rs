@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use conclave_state_machine::command::{Caller, Command, Txn, TxnOp};
 use conclave_state_machine::head::Head;
-use conclave_state_machine::history;
+use conclave_state_machine::history::{self, EventSpan};
 use conclave_state_machine::machine::Machine;
 use conclave_state_machine::memory::MemoryRows;
 use conclave_state_machine::overlay::Overlay;
@@ -74,7 +74,8 @@ fn read_all(rows: &MemoryRows, head: &Head, range: &conclave_state_machine::comm
     ignore(Head::load(rows));
     ignore(range::range(rows, head, range));
     ignore(range::page(rows, head.revision, b"", None, 3));
-    ignore(history::events(rows, i64::MIN, i64::MAX, 5, 100));
+    let span = EventSpan::whole(i64::MIN, i64::MAX);
+    ignore(history::events(rows, EventSpan { revisions_max: 5, bytes_max: 100, ..span }));
     ignore(leases::all(rows));
     ignore(leases::lease_keys(rows, 1));
     ignore(members::all(rows));

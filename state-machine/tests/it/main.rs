@@ -14,3 +14,4 @@ mod registry;
 mod registry_words;
 mod roster;
 mod store;
+mod wanted;

@@ -5,10 +5,11 @@ use std::ops::ControlFlow;
 use bytes::Bytes;
 use conclave_state_machine::command::{Command, Range, Txn, TxnOp};
 use conclave_state_machine::head::Head;
+use conclave_state_machine::history::{self, EventSpan};
 use conclave_state_machine::memory::MemoryRows;
 use conclave_state_machine::read::{Read, Table};
 use conclave_state_machine::response::{Halt, Rejection, Response};
-use conclave_state_machine::{history, kv, leases, range};
+use conclave_state_machine::{kv, leases, range};
 use proptest::prelude::*;
 
 use crate::generate::{self, Step};
@@ -65,7 +66,8 @@ proptest! {
         let whole = store.history(from, to);
         let mut pieces = Vec::new();
         loop {
-            let piece = history::events(&store.rows, from, to, revisions_max, bytes_max);
+            let span = EventSpan { revisions_max, bytes_max, ..EventSpan::whole(from, to) };
+            let piece = history::events(&store.rows, span);
             let piece = piece.expect("memory does not fail");
             let Some(last) = piece.last() else { break };
             from = last.kv.mod_revision + 1;

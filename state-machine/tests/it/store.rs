@@ -1,8 +1,9 @@
 //! A machine over memory rows: what every test here drives.
 
 use conclave_state_machine::command::{Caller, Command, Range};
+use conclave_state_machine::events::Wanted;
 use conclave_state_machine::head::Head;
-use conclave_state_machine::history;
+use conclave_state_machine::history::{self, EventSpan};
 use conclave_state_machine::machine::{Machine, Position};
 use conclave_state_machine::memory::MemoryRows;
 use conclave_state_machine::range;
@@ -26,21 +27,31 @@ impl Store {
     }
 
     pub(crate) fn apply_for(&mut self, caller: &Caller, command: &Command) -> Applied {
-        self.apply_all(caller, std::slice::from_ref(command)).remove(0)
+        self.apply_all(caller, std::slice::from_ref(command), Wanted::default()).remove(0)
+    }
+
+    pub(crate) fn apply_wanted(&mut self, command: &Command, wanted: Wanted) -> Applied {
+        self.apply_all(&Caller::Inside, std::slice::from_ref(command), wanted).remove(0)
     }
 
     /// Applies all commands in one overlay, as raft-store does with what is committed at once.
     pub(crate) fn apply_batch(&mut self, commands: &[Command]) -> Vec<Applied> {
-        self.apply_all(&Caller::Inside, commands)
+        self.apply_all(&Caller::Inside, commands, Wanted::default())
     }
 
-    fn apply_all(&mut self, caller: &Caller, commands: &[Command]) -> Vec<Applied> {
+    fn apply_all(
+        &mut self,
+        caller: &Caller,
+        commands: &[Command],
+        mut wanted: Wanted,
+    ) -> Vec<Applied> {
         let Store { rows, machine, term } = self;
         let position = Position { term: *term, index: 0 };
         rows.update(|overlay| {
             let mut applied = Vec::new();
             for command in commands {
-                applied.push(machine.apply(overlay, position, caller, command)?);
+                let done = machine.apply_for(overlay, position, caller, command, &mut wanted)?;
+                applied.push(done);
             }
             machine.finish(overlay);
             Ok::<_, Halt>(applied)
@@ -53,7 +64,7 @@ impl Store {
     }
 
     pub(crate) fn history(&self, from: i64, to: i64) -> Vec<Event> {
-        history::events(&self.rows, from, to, usize::MAX, usize::MAX).expect("memory does not fail")
+        history::events(&self.rows, EventSpan::whole(from, to)).expect("memory does not fail")
     }
 
     pub(crate) fn head(&self) -> &Head {

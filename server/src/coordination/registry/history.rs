@@ -72,10 +72,10 @@ impl History {
 /// [`Rejection::Compacted`] if the state before it is.
 fn read(reader: &Reader, service: &Bytes, from: i64) -> Result<Piece, ReadError> {
     let to = reader.head().revision;
-    let history = EventSpan { from, to, revisions_max: REVISIONS_MAX, bytes_max: BYTES_MAX };
-    let mut events = reader.events(history)?;
-    let upto = events.last().map_or(to, |last| last.kv.mod_revision);
     let (start, end) = span(service);
+    let (revisions_max, bytes_max, prev_of) = (REVISIONS_MAX, BYTES_MAX, Some(&start[..]));
+    let mut events = reader.events(EventSpan { from, to, revisions_max, bytes_max, prev_of })?;
+    let upto = events.last().map_or(to, |last| last.kv.mod_revision);
     events.retain(|event| event.kv.key >= start && event.kv.key < end);
     let mut view = View::before(Bytes::clone(service), &events, |key| {
         let range = Range { key: Bytes::clone(key), ..Range::default() };

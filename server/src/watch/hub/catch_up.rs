@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
+use conclave_raft_store::EventSpan;
 use tracing::error;
 
-use super::state::ReadRequest;
+use super::state::{Need, ReadRequest};
 use super::{Hub, wake_all};
 use crate::watch::batch::Batch;
 use crate::watch::mailbox::{End, Mailbox};
@@ -25,8 +26,9 @@ pub(crate) enum Step {
 }
 
 impl Hub {
-    /// Says how a stream whose oldest watcher needs revision `from` next gets on.
-    pub(crate) fn catch_up(&self, mailbox: &Arc<Mailbox>, from: i64) -> Step {
+    /// Says how a stream gets on whose oldest watcher needs this next.
+    pub(crate) fn catch_up(&self, mailbox: &Arc<Mailbox>, need: Need) -> Step {
+        let from = need.from;
         let mut state = self.state.lock();
         let mut post = mailbox.post.lock();
         // Joining would hide the gap that begins at `missed_from`.
@@ -40,7 +42,7 @@ impl Hub {
         if post.is_waiting {
             return Step::Wait;
         }
-        if let Some(window) = state.find_window(from, &self.limits) {
+        if let Some(window) = state.find_window(need, &self.limits) {
             let joined = window.last == state.dispatched;
             post.is_lagging &= !joined;
             return Step::Window { window, joined };
@@ -50,7 +52,7 @@ impl Hub {
             return Step::Compacted(compacted);
         }
         post.is_waiting = true;
-        state.reads.push_back(ReadRequest { mailbox: Arc::clone(mailbox), from });
+        state.reads.push_back(ReadRequest { mailbox: Arc::clone(mailbox), need });
         self.read_wanted.notify_one();
         Step::Wait
     }
@@ -66,13 +68,14 @@ impl Hub {
             let mut state = self.state.lock();
             let Some(request) = state.reads.pop_front() else { return false };
             // The ring serves what it has.
-            let end = state.ring.first().filter(|first| *first > request.from).map(|f| f - 1);
+            let from = request.need.from;
+            let end = state.ring.first().filter(|first| *first > from).map(|f| f - 1);
             let to = end.unwrap_or(state.dispatched);
-            let reach = request.from.saturating_add(self.limits.window_revisions - 1);
+            let reach = from.saturating_add(self.limits.window_revisions - 1);
             (request, to.min(reach))
         };
-        let from = request.from;
-        let outcome = self.read_window(from, to);
+        let Need { from, prev_kv } = request.need;
+        let outcome = self.read_window(request.need, to);
         let mut wakers = Vec::new();
         {
             let mut state = self.state.lock();
@@ -90,7 +93,8 @@ impl Hub {
             };
             answer(&request.mailbox);
             state.reads.retain(|waiting| {
-                let is_served = (from..=last).contains(&waiting.from);
+                let is_enough = prev_kv || !waiting.need.prev_kv;
+                let is_served = is_enough && (from..=last).contains(&waiting.need.from);
                 if is_served {
                     answer(&waiting.mailbox);
                 }
@@ -105,10 +109,12 @@ impl Hub {
     }
 
     /// Returns `None` if a compaction took what was asked for.
-    fn read_window(&self, from: i64, to: i64) -> Result<Option<Arc<Batch>>, String> {
-        let limits = &self.limits;
-        let revisions = usize::try_from(limits.window_revisions).unwrap_or(usize::MAX);
-        let events = match self.source.events(from, to, revisions, limits.window_bytes) {
+    fn read_window(&self, need: Need, to: i64) -> Result<Option<Arc<Batch>>, String> {
+        let Need { from, prev_kv } = need;
+        let revisions_max = usize::try_from(self.limits.window_revisions).unwrap_or(usize::MAX);
+        let (bytes_max, prev_of) = (self.limits.window_bytes, prev_kv.then_some(&[][..]));
+        let span = EventSpan { from, to, revisions_max, bytes_max, prev_of };
+        let events = match self.source.events(span) {
             Ok(Some(events)) => events,
             Ok(None) => return Ok(None),
             Err(error) => {
@@ -118,7 +124,9 @@ impl Hub {
         };
         // The read may have ended early, never within a revision.
         let last = events.last().map_or(to, |event| event.kv.mod_revision);
-        Ok(Some(Arc::new(Batch::new(from, last, events))))
+        let mut window = Batch::new(from, last, events);
+        window.has_prev = prev_kv;
+        Ok(Some(Arc::new(window)))
     }
 
     pub(crate) fn forget_windows(&self) {

@@ -41,7 +41,23 @@ pub(super) struct Group {
 /// A stream that waits for events from the store.
 pub(super) struct ReadRequest {
     pub(super) mailbox: Arc<Mailbox>,
-    pub(super) from: i64,
+    pub(super) need: Need,
+}
+
+/// Which old events a stream asks for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Need {
+    /// First revision.
+    pub(crate) from: i64,
+    /// With the state before each: it may be far more than the events.
+    pub(crate) prev_kv: bool,
+}
+
+impl Need {
+    /// Whether `window` has the first of these events.
+    pub(super) fn is_met_by(self, window: &Batch) -> bool {
+        window.covers(self.from) && (window.has_prev || !self.prev_kv)
+    }
 }
 
 impl State {
@@ -103,16 +119,16 @@ impl State {
         self.dispatched = revision;
     }
 
-    /// Returns a window that covers `from`, if there is one in memory.
-    pub(super) fn find_window(&mut self, from: i64, limits: &Limits) -> Option<Arc<Batch>> {
+    /// Returns a window that begins what is needed, if there is one in memory.
+    pub(super) fn find_window(&mut self, need: Need, limits: &Limits) -> Option<Arc<Batch>> {
         self.windows_used = true;
-        let known = self.windows.iter().rev().find(|window| window.covers(from)).map(Arc::clone);
+        let known = self.windows.iter().rev().find(|window| need.is_met_by(window)).map(Arc::clone);
         // A known window that ends where the ring goes on is served first: the two never overlap by
         // much, and the order of revisions is that of the requests.
         if known.is_some() {
             return known;
         }
-        let window = self.ring.window(from, limits.window_revisions, limits.window_bytes)?;
+        let window = self.ring.window(need.from, limits.window_revisions, limits.window_bytes)?;
         self.keep_window(Arc::clone(&window), limits.windows);
         Some(window)
     }

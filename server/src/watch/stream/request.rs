@@ -111,8 +111,13 @@ impl WatchStream {
         let member = Member { id, start, next, wants, is_behind: true, is_idle: true };
         // What was dispatched between the join and now is neither in the window nor in the mail.
         self.pass.iter_mut().for_each(Pass::forget_join);
+        if wants.prev_kv {
+            // The window may lack what this watcher wants; whoever is behind asks again.
+            self.pass = None;
+        }
         self.ids.insert(id, group);
         self.progress_watchers += usize::from(wants.progress);
+        self.prev_watchers += usize::from(wants.prev_kv);
         self.behind.insert((next, id));
         self.groups
             .entry(group)
@@ -176,6 +181,7 @@ impl WatchStream {
         let member = members.remove(id).expect("invariant: a group lists its members");
         self.behind.remove(&(member.next, id));
         self.progress_watchers -= usize::from(member.wants.progress);
+        self.prev_watchers -= usize::from(member.wants.prev_kv);
         self.run.restart(group);
         self.hub.unsubscribe(self.mailbox.stream, &members.range, 1);
         if members.list.is_empty() {

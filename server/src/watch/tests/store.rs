@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use conclave_proto::etcdserverpb::ResponseHeader;
+use conclave_raft_store::EventSpan;
 use conclave_state_machine::response::{Event, EventKind, Halt, KeyValue};
 use parking_lot::Mutex;
 
@@ -74,20 +75,19 @@ impl Source for Store {
         self.inner.lock().compacted
     }
 
-    fn events(
-        &self,
-        from: i64,
-        to: i64,
-        revisions_max: usize,
-        _: usize,
-    ) -> Result<Option<Vec<Event>>, Halt> {
+    fn events(&self, span: EventSpan<'_>) -> Result<Option<Vec<Event>>, Halt> {
+        let EventSpan { from, to, revisions_max, prev_of, .. } = span;
         let inner = self.inner.lock();
         if from < inner.compacted {
             return Ok(None);
         }
         let end = to.min(from + i64::try_from(revisions_max).unwrap() - 1);
         let inside = |event: &&Event| (from..=end).contains(&event.kv.mod_revision);
-        Ok(Some(inner.events.iter().filter(inside).cloned().collect()))
+        let mut events: Vec<Event> = inner.events.iter().filter(inside).cloned().collect();
+        if prev_of.is_none() {
+            events.iter_mut().for_each(|event| event.prev_kv = None);
+        }
+        Ok(Some(events))
     }
 
     fn has_leader(&self) -> bool {
