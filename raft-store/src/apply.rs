@@ -2,7 +2,8 @@
 //!
 //! Entries are taken in pieces. One piece is one overlay, one write batch (data, counters, applied
 //! log id, membership) and one publication; so a long replay after a restart neither fills memory nor
-//! keeps the worker thread from heartbeats, and one that deletes or reads ranges is applied on another thread.
+//! keeps the worker thread from heartbeats, and one that may take as
+//! long as there are keys is applied on another thread.
 //! Any error is final: raft stops, and the process with it.
 
 mod piece;
@@ -20,7 +21,7 @@ use openraft::{OptionalSend, RaftSnapshotBuilder};
 
 use self::piece::Piece;
 use self::writer::Writer;
-use crate::engine::{EngineKind, halt_to_io};
+use crate::engine::halt_to_io;
 use crate::sink::ApplySink;
 use crate::snapshot::{self, SnapshotContent, SnapshotSource, StagedSnapshot};
 use crate::store::{Shared, Visible, blocking};
@@ -46,20 +47,14 @@ impl StateMachine {
         Self { shared, sink, writer: Some(Box::new(writer)) }
     }
 
-    fn writer(&mut self) -> io::Result<&mut Writer> {
-        self.writer.as_deref_mut().ok_or_else(unfinished)
-    }
-
     /// Applies a piece: a long one where it keeps nobody from heartbeats.
     async fn apply_piece(&mut self, piece: Piece) -> io::Result<()> {
-        // The simulator is single-threaded and must stay so.
-        if !piece.is_long || self.shared.engine == EngineKind::Memory {
-            return self.writer()?.apply(piece);
+        if !piece.is_long {
+            return self.writer.as_mut().ok_or_else(unfinished)?.apply(piece);
         }
         let mut writer = self.writer.take().ok_or_else(unfinished)?;
-        let work = move || (writer.apply(piece), writer);
-        let (applied, writer) =
-            tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?;
+        let work = move || Ok((writer.apply(piece), writer));
+        let (applied, writer) = blocking(self.shared.engine, work).await?;
         self.writer = Some(writer);
         applied
     }
@@ -85,7 +80,7 @@ impl StateMachine {
     }
 }
 
-/// Raft gave up waiting for a piece, which is not done when it stops.
+/// The end of the runtime took the writer along.
 fn unfinished() -> io::Error {
     io::Error::other("entries are still being applied")
 }
@@ -143,10 +138,11 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         }
         let Visible { published: after, counts } = staged.visible;
         let machine = Machine::load(&after.rows).map_err(halt_to_io)?;
+        let writer = self.writer.as_mut().ok_or_else(unfinished)?;
         self.shared.directory.point_to(after.rows.dir())?;
         after.rows.dir().keep();
         before.rows.dir().discard();
-        self.writer()?.reset(machine);
+        writer.reset(machine);
         let (head, membership) = (Arc::clone(&after.head), Arc::clone(&after.membership));
         self.sink.installing();
         self.shared.publish(after, |before| *before = counts);

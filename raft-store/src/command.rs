@@ -5,6 +5,7 @@
 //! [`Rejection`], the same on every replica.
 
 pub mod auth;
+pub(crate) mod length;
 pub mod lock;
 pub mod primitive;
 pub mod registry;
@@ -68,31 +69,6 @@ pub fn command(message: internal::Command) -> Result<Command, Rejection> {
         Message::RegistryConfigure(request) => Ok(Command::Registry(registry::configure(request))),
         Message::Write(request) => Ok(Command::Write(write::write(request)?)),
     }
-}
-
-/// Whether carrying it out may take as long as there are keys.
-pub(crate) fn is_long(message: &internal::Command) -> bool {
-    use internal::command::Command as Message;
-    match &message.command {
-        Some(Message::DeleteRange(request)) => !request.range_end.is_empty(),
-        Some(Message::Txn(txn)) => has_spans(txn),
-        Some(Message::GuardedTxn(request)) => request.txn.as_ref().is_some_and(has_spans),
-        Some(Message::Write(request)) => request.txn.as_ref().is_some_and(has_spans),
-        Some(Message::LeaseRevoke(_) | Message::LeaseExpire(_)) => true,
-        _ => false,
-    }
-}
-
-/// Whether a transaction, or one inside it, reads, compares or deletes more than single keys.
-fn has_spans(txn: &etcd::TxnRequest) -> bool {
-    use etcd::request_op::Request;
-    txn.compare.iter().any(|compare| !compare.range_end.is_empty())
-        || txn.success.iter().chain(&txn.failure).any(|op| match &op.request {
-            Some(Request::RequestRange(range)) => !range.range_end.is_empty(),
-            Some(Request::RequestDeleteRange(delete)) => !delete.range_end.is_empty(),
-            Some(Request::RequestTxn(txn)) => has_spans(txn),
-            Some(Request::RequestPut(_)) | None => false,
-        })
 }
 
 /// The command of a put.

@@ -22,7 +22,7 @@ pub struct AppliedEntry {
     pub results: Vec<Applied>,
 }
 
-/// Called on the task that applies, in log order. It must not block: apply waits for it.
+/// Called by whoever applies, in log order. It must not block: apply waits for it.
 pub trait ApplySink: Send + Sync {
     /// The entries are written; right after this a reader sees them. For what is looked up by those who
     /// waited until an entry is applied.

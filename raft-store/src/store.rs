@@ -191,6 +191,8 @@ pub(crate) struct Shared {
     pub(crate) is_receiving: AtomicBool,
     /// Left by the last snapshot that was not received whole.
     pub(crate) partial: Mutex<Option<Partial>>,
+    /// Held while a piece is applied, perhaps by a thread that raft does not wait for when it stops.
+    pub(crate) writing: Mutex<()>,
     /// Held while files are rewritten.
     pub(crate) defragmenting: Mutex<()>,
     /// Why the member must stop, once a reader ran into damage.
@@ -208,6 +210,7 @@ impl Shared {
             applied_index: watch::Sender::new(index),
             is_receiving: AtomicBool::new(false),
             partial: Mutex::default(),
+            writing: Mutex::default(),
             defragmenting: Mutex::default(),
             failed: watch::Sender::new(None),
         }

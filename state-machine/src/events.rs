@@ -9,7 +9,7 @@ use crate::response::{Event, KeyValue};
 /// What of the outcomes of some commands is looked at.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted {
-    /// Somebody waits for the answers; otherwise those of transactions and deletes come without keys.
+    /// Somebody waits for the answers; otherwise those of puts, deletes and transactions come without keys.
     pub answers: bool,
     /// Bytes of keys and values that the states before changes may still take, all together.
     pub prev_bytes: usize,

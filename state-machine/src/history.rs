@@ -34,9 +34,9 @@ impl EventSpan<'_> {
     }
 }
 
-/// Bytes of states before that one reading may hold. Only a revision that deletes more has events without
-/// them, as if the states were compacted.
-const PREV_BYTES_MAX: usize = 256 << 20;
+/// Bytes of states before that one reading holds. Further events come without them, as if those states were
+/// compacted: a bound for a revision that replaces more than that.
+const PREV_READ_BYTES_MAX: usize = 256 << 20;
 
 /// Reads events in order.
 ///
@@ -75,7 +75,9 @@ pub fn events<R: Read>(rows: &R, span: EventSpan<'_>) -> Result<Vec<Event>, Halt
         let row = RevRow::decode(at, row)?;
         let mut event = event(&mut arena, at, &row);
         let is_wanted = span.prev_of.is_some_and(|prefix| row.key.starts_with(prefix));
-        if let (true, Some(put)) = (is_wanted && prev_bytes < PREV_BYTES_MAX, row.replaced_put()) {
+        if let (true, Some(put)) =
+            (is_wanted && prev_bytes < PREV_READ_BYTES_MAX, row.replaced_put())
+        {
             event.prev_kv = before_revision(rows, at.main, put, &event.kv.key)?;
         }
         bytes = bytes.saturating_add(event.kv.key.len()).saturating_add(event.kv.value.len());

@@ -19,14 +19,14 @@ pub use rejection::{Halt, Rejection};
 /// The outcome of one command with everything it changed.
 #[derive(Clone, Debug)]
 pub struct Applied {
-    /// Answer for the client; equal on every replica.
+    /// Answer for the client; equal on every replica, except that it lacks keys where nobody waits for it.
     pub outcome: Result<Response, Rejection>,
     /// Store revision after the command.
     pub revision: i64,
     /// Changes in (revision, sub-revision) order. One command may span several revisions
     /// (`LeaseExpire`); each event's revision is its `kv.mod_revision`.
     pub events: Vec<Event>,
-    /// The state before was left out of some events, for it was too much; the history still has it.
+    /// The state before was left out of some events, for it was too much; the history has it until it is compacted.
     pub lack_prev: bool,
     /// Leases that began or ended.
     pub leases: Vec<LeaseChange>,

@@ -24,6 +24,7 @@ use crate::command::{Write, WriteId};
 use crate::digest;
 use crate::events::Events;
 use crate::head::Head;
+use crate::kv::txn;
 use crate::locks;
 use crate::outcome::Stop;
 use crate::overlay::Overlay;
@@ -96,16 +97,18 @@ fn apply_among<R: Read>(
     if reach > 0 && write.id.since <= reach {
         return Ok(WriteResponse { revision: before, answer: WriteAnswer::Forgotten });
     }
-    // Whoever waits, the answer is remembered.
-    events.wanted.answers = true;
+    // What is remembered must not depend on who waits.
+    let is_kept = !txn::tells_spans(&write.guarded.txn);
+    events.wanted.answers |= is_kept;
     let done = locks::guarded_txn(&mut Change::begin(rows, head, events)?, &write.guarded)?;
     let answer = done.map_or(WriteAnswer::NotHeld, WriteAnswer::Done);
     let answer = WriteResponse { revision: head.revision, answer };
+    let kept = kept(&answer, is_kept);
     let row = match known {
         Some(row) => row,
         None => enter(writers_max, rows, head.revision, &write.id)?,
     };
-    remember(rows, &write.id, row, &answer);
+    remember(rows, &write.id, row, kept);
     if head.revision > before {
         head.digest = digest::chain_write(head.digest, &write.id.writer, write.id.sequence);
     }
@@ -122,18 +125,25 @@ fn count<R: Read>(rows: &R) -> Result<CountRow, Halt> {
     row.map_or(Ok(CountRow::default()), |row| CountRow::decode(&row))
 }
 
+/// What is remembered of an answer.
+fn kept(answer: &WriteResponse, is_kept: bool) -> WriteResponse {
+    match &answer.answer {
+        WriteAnswer::Done(txn) if !is_kept || !is_small(txn) => {
+            WriteResponse { revision: answer.revision, answer: WriteAnswer::Unkept }
+        }
+        _ => answer.clone(),
+    }
+}
+
 fn remember<R: Read>(
     rows: &mut Overlay<'_, R>,
     id: &WriteId,
     mut row: WriterRow,
-    answer: &WriteResponse,
+    answer: WriteResponse,
 ) {
-    let WriteResponse { revision, answer } = answer;
-    let is_large = matches!(answer, WriteAnswer::Done(txn) if !is_small(txn));
-    let kept = if is_large { WriteAnswer::Unkept } else { answer.clone() };
-    row.seen = *revision;
+    row.seen = answer.revision;
     row.answered.retain(|(sequence, _)| *sequence >= row.settled);
-    row.answered.push((id.sequence, WriteResponse { revision: *revision, answer: kept }));
+    row.answered.push((id.sequence, answer));
     rows.put(Table::Writer, row_key(&id.writer), row.encode());
 }
 

@@ -5,7 +5,7 @@ use conclave_proto::internal;
 use openraft::storage::{ApplyResponder, EntryResponder};
 use prost::Message;
 
-use crate::command;
+use crate::command::length;
 use crate::types::{Batch, EntryPayload, LogId, StoredMembership, TypeConfig};
 
 /// Bounds of one piece. Larger ones write no faster, and a piece keeps a worker thread busy for
@@ -43,7 +43,7 @@ impl Piece {
                 self.bytes += bytes.len();
                 let batch = decode(log_id, bytes);
                 self.commands += batch.commands.len();
-                self.is_long |= batch.commands.iter().any(command::is_long);
+                self.is_long |= batch.commands.iter().any(length::is_long);
                 self.work.push((log_id, Work::Batch(batch)));
             }
             EntryPayload::Membership(membership) => {

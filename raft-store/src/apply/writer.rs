@@ -26,8 +26,8 @@ use crate::types::{LogId, Nothing, StoredMembership};
 /// Rows of recently used keys that are kept at hand.
 const ROW_CACHE_BYTES: usize = 32 << 20;
 
-/// Bytes of states before changes that the events of one piece take along. More than the hub keeps.
-const PREV_BYTES_MAX: usize = 32 << 20;
+/// Bytes of states before changes that the events of one piece take along; beyond, watchers read them.
+const PREV_BYTES_MAX: usize = 8 << 20;
 
 /// The one writer of the rows.
 pub(super) struct Writer {
@@ -38,7 +38,7 @@ pub(super) struct Writer {
 }
 
 /// What one piece changed.
-struct Changed {
+struct Outcome {
     applied: LogId,
     membership: Option<StoredMembership>,
     entries: Vec<AppliedEntry>,
@@ -64,17 +64,19 @@ impl Writer {
         let Piece { applied, work, waiting, .. } = piece;
         let Some(applied) = applied else { return Ok(()) };
         let began = Instant::now();
+        let shared = Arc::clone(&self.shared);
+        let _writing = shared.writing.lock();
         let before = self.shared.published();
         let cached = CachedRows::new(&before.rows, &mut self.cache);
         let mut rows = Overlay::new(&cached);
         let mut entries = Vec::with_capacity(work.len());
         let mut membership: Option<StoredMembership> = None;
-        let mut effort = Effort::default();
+        let mut walk = Walk::default();
         for (log_id, work) in work {
             match work {
                 Work::Batch(batch) => {
-                    effort.wanted.answers = self.sink.is_awaited(batch.proposer, batch.sequence);
-                    let applied = effort.apply(&mut self.machine, &mut rows, log_id, batch);
+                    walk.wanted.answers = self.sink.is_awaited(batch.proposer, batch.sequence);
+                    let applied = walk.apply(&mut self.machine, &mut rows, log_id, batch);
                     entries.push(applied.map_err(|halt| stopped(&self.shared, log_id, halt))?);
                 }
                 Work::Membership(after) => {
@@ -84,19 +86,19 @@ impl Writer {
                 }
             }
         }
-        let changed = Changed { applied, membership, entries, waiting };
+        let outcome = Outcome { applied, membership, entries, waiting };
         self.machine.finish(&mut rows);
         let mut writes: Vec<RowWrite> = Vec::with_capacity(rows.len());
         writes.extend(rows.into_writes());
         let write_began = Instant::now();
-        self.write(&before, writes, &changed)?;
+        self.write(&before, writes, &outcome)?;
         let write = write_began.elapsed();
-        self.publish(before, changed).map_err(|halt| stopped(&self.shared, applied, halt))?;
+        self.publish(before, outcome).map_err(|halt| stopped(&self.shared, applied, halt))?;
         self.shared.outgrow_partial(applied.index);
         self.sink.timed(&Report {
             whole: began.elapsed(),
             write,
-            operations: effort.operations,
+            operations: walk.operations,
             swept: self.machine.take_swept(),
             has_dead_rows: self.machine.head().has_dead_rows(),
         });
@@ -107,20 +109,20 @@ impl Writer {
         &mut self,
         before: &Published,
         writes: Vec<RowWrite>,
-        changed: &Changed,
+        outcome: &Outcome,
     ) -> io::Result<()> {
         // A reader that runs into the deletions of a compaction must know why.
         self.shared.raise_readable_since(self.machine.head().compacted);
-        let membership = changed.membership.as_ref().map(row::membership_row);
-        let raft = [row::applied_row(&changed.applied)].into_iter().chain(membership);
+        let membership = outcome.membership.as_ref().map(row::membership_row);
+        let raft = [row::applied_row(&outcome.applied)].into_iter().chain(membership);
         let cache = &mut self.cache;
         let writes = writes.into_iter().inspect(|write| cache.note(write));
         before.rows.write(&mut writes.chain(raft))
     }
 
-    fn publish(&self, before: Published, changed: Changed) -> Result<(), Halt> {
+    fn publish(&self, before: Published, outcome: Outcome) -> Result<(), Halt> {
         let head = Arc::new(self.machine.head().clone());
-        let Changed { applied, membership, entries, waiting } = changed;
+        let Outcome { applied, membership, entries, waiting } = outcome;
         let changed = membership.map(Arc::new);
         let rows = before.rows.clone();
         let published = Published {
@@ -162,20 +164,20 @@ fn stopped(shared: &Shared, log_id: LogId, halt: Halt) -> io::Error {
     io::Error::new(kind, format!("applying log entry {log_id}: {complaint}"))
 }
 
-/// What the commands of a piece were, and what of their outcomes is still looked at.
-struct Effort {
+/// A way through the commands of a piece: of which kinds they were, and what of their outcomes is still wanted.
+struct Walk {
     operations: Operations,
     wanted: Wanted,
 }
 
-impl Default for Effort {
+impl Default for Walk {
     fn default() -> Self {
         let wanted = Wanted { answers: true, prev_bytes: PREV_BYTES_MAX };
         Self { operations: Operations::default(), wanted }
     }
 }
 
-impl Effort {
+impl Walk {
     /// Applies all commands of one entry.
     fn apply(
         &mut self,

@@ -45,11 +45,12 @@ impl Reader {
             .max(self.shared.bytes_high.load(Ordering::Relaxed))
     }
 
-    /// Makes everything applied so far durable. Blocks on the disk.
+    /// Makes everything applied so far durable, also what is being applied. Blocks on that and on the disk.
     ///
     /// # Errors
     /// Whatever the storage reports.
     pub fn flush(&self) -> io::Result<()> {
+        let _applied = self.shared.writing.lock();
         self.shared.published().rows.flush()
     }
 

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use conclave_raft_store::types::{Batch, Entry, EntryPayload};
 use conclave_raft_store::{Identity, OpenError, ReadError, StateStore, StoreOptions};
-use conclave_state_machine::response::Rejection;
+use conclave_state_machine::response::{Rejection, Response};
 
-use crate::harness::{ENGINES, State, compact, crash_image, entry, log_id, put};
+use crate::harness::{ENGINES, State, compact, crash_image, delete, entry, log_id, put};
 
 #[tokio::test]
 async fn answers_and_state_follow_the_log() {
@@ -27,6 +27,38 @@ async fn answers_and_state_follow_the_log() {
         assert_eq!((heard[0].proposer, heard[0].sequence), (7, 1));
         let revisions: Vec<i64> = heard[0].results.iter().map(|applied| applied.revision).collect();
         assert_eq!(revisions, [2, 3]);
+    }
+}
+
+/// A long piece must not keep raft, which has one thread on a small machine, from its heartbeats.
+#[tokio::test]
+async fn what_may_take_long_is_applied_on_a_thread_of_its_own() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut state = State::open(dir.path(), ENGINES[1]);
+    state.apply([entry(1, vec![put("a", "1")])]).await;
+    state.apply([entry(2, vec![put("a", "2"), delete("a", "b")])]).await;
+    state.apply([entry(3, vec![put("a", "3"), delete("a", "")])]).await;
+    let own = std::thread::current().id();
+    let is_own: Vec<bool> =
+        state.heard.threads.lock().iter().map(|thread| *thread == own).collect();
+    assert_eq!(is_own, [true, false, true]);
+    assert_eq!(state.reader.head().revision, 6);
+}
+
+#[tokio::test]
+async fn only_who_waits_gets_what_was_deleted() {
+    for engine in ENGINES {
+        let dir = tempfile::tempdir().unwrap();
+        let mut state = State::open(dir.path(), engine);
+        state.heard.unawaited.lock().insert(2);
+        let again = |index| entry(index, vec![put("a", "1"), delete("a", "b")]);
+        state.apply((1..=3).map(again)).await;
+        let heard = state.heard.applied.lock();
+        let told = heard.iter().map(|entry| match &entry.results[1].outcome {
+            Ok(Response::DeleteRange(answer)) => (answer.deleted, answer.prev_kvs.len()),
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(told.collect::<Vec<_>>(), [(1, 1), (1, 0), (1, 1)]);
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
+use std::thread::ThreadId;
 
 use bytes::Bytes;
 use conclave_proto::{etcdserverpb as etcd, internal};
@@ -40,6 +41,10 @@ pub(crate) struct Heard {
     pub(crate) applying: Arc<Mutex<Vec<Applying>>>,
     /// Up to where a reader saw entries when a snapshot was about to be seen.
     pub(crate) installing: Arc<Mutex<Vec<Option<u64>>>>,
+    /// Who applied each piece.
+    pub(crate) threads: Arc<Mutex<Vec<ThreadId>>>,
+    /// Batches whose answers nobody waits for.
+    pub(crate) unawaited: Arc<Mutex<BTreeSet<u64>>>,
     reader: Arc<OnceLock<Reader>>,
 }
 
@@ -51,7 +56,11 @@ impl Heard {
 }
 
 impl ApplySink for Heard {
+    fn is_awaited(&self, _: u64, sequence: u64) -> bool {
+        !self.unawaited.lock().contains(&sequence)
+    }
     fn applying(&self, entries: &[AppliedEntry]) {
+        self.threads.lock().push(std::thread::current().id());
         let seen = self.seen();
         self.applying.lock().extend(entries.iter().map(|entry| (entry.log_id.index, seen)));
     }
@@ -121,6 +130,14 @@ pub(crate) fn put(key: impl Into<Bytes>, value: impl Into<Bytes>) -> internal::c
         key: key.into(),
         value: value.into(),
         ..Default::default()
+    })
+}
+
+pub(crate) fn delete(key: &'static str, end: &'static str) -> internal::command::Command {
+    internal::command::Command::DeleteRange(etcd::DeleteRangeRequest {
+        key: key.into(),
+        range_end: end.into(),
+        prev_kv: true,
     })
 }
 

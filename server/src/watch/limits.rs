@@ -25,6 +25,8 @@ pub struct Limits {
     pub window_bytes: usize,
     /// Windows of old events kept to be shared.
     pub windows: usize,
+    /// Bytes of these, except that one is kept in any case.
+    pub windows_bytes: usize,
     /// Reads of old events at one time.
     pub catch_up_reads: usize,
     /// Bytes of answers that a stream makes before it lets its connection send them.
@@ -50,6 +52,7 @@ impl Default for Limits {
             window_revisions: 1_000,
             window_bytes: 512 << 10,
             windows: 16,
+            windows_bytes: 32 << 20,
             catch_up_reads: 2,
             chunk_bytes: 32 << 10,
             response_bytes: 1 << 20,

@@ -76,14 +76,13 @@ impl Piece {
         }
         let mut bytes = 0_usize;
         rows.scan(Table::Key, start, end, &mut |key, row| {
-            let key = Bytes::copy_from_slice(key);
             if bytes >= PIECE_BYTES {
-                piece.next = Some(key);
+                piece.next = Some(Bytes::copy_from_slice(key));
                 return Ok(ControlFlow::Break(()));
             }
             if KeyRow::decode(row)?.state.is_some() {
                 bytes = bytes.saturating_add(key.len()).saturating_add(row.len());
-                piece.live.push((key, Bytes::copy_from_slice(row)));
+                piece.live.push((Bytes::copy_from_slice(key), Bytes::copy_from_slice(row)));
             }
             Ok(ControlFlow::Continue(()))
         })?;

@@ -52,7 +52,7 @@ fn write<R: Read>(
     put: &Put,
     before: Before,
 ) -> Result<PutResponse, Halt> {
-    let prev_kv = if put.prev_kv { before.kv.clone() } else { None };
+    let prev_kv = if put.prev_kv && change.is_awaited() { before.kv.clone() } else { None };
     let value = match &before.kv {
         Some(old) if put.ignore_value => old.value.clone(),
         Some(_) | None => put.value.clone(),

@@ -41,13 +41,27 @@ pub(crate) fn read<R: Read>(rows: &R, head: &Head, txn: &Txn) -> Result<TxnRespo
 
 /// Whether any branch, also of nested transactions, puts a key.
 pub(crate) fn has_put(txn: &Txn) -> bool {
+    has(txn, |op| matches!(op, TxnOp::Put(_)))
+}
+
+/// Whether any branch, also of nested transactions, may answer with the keys of a span: with any number.
+pub(crate) fn tells_spans(txn: &Txn) -> bool {
+    has(txn, |op| match op {
+        TxnOp::Range(range) => !range.range_end.is_empty() && !range.count_only,
+        TxnOp::DeleteRange(delete) => !delete.range_end.is_empty() && delete.prev_kv,
+        TxnOp::Put(_) | TxnOp::Txn(_) => false,
+    })
+}
+
+fn has(txn: &Txn, is_wanted: impl Fn(&TxnOp) -> bool) -> bool {
     let mut pending = vec![txn];
     while let Some(txn) = pending.pop() {
         for op in txn.success.iter().chain(&txn.failure) {
-            match op {
-                TxnOp::Put(_) => return true,
-                TxnOp::Txn(nested) => pending.push(nested),
-                TxnOp::Range(_) | TxnOp::DeleteRange(_) => {}
+            if is_wanted(op) {
+                return true;
+            }
+            if let TxnOp::Txn(nested) = op {
+                pending.push(nested);
             }
         }
     }

@@ -26,7 +26,7 @@ pub struct Event {
     pub kind: EventKind,
     /// New state; for a delete only `key` and `mod_revision` are set.
     pub kv: KeyValue,
-    /// State before, `None` for a creation.
+    /// State before; `None` for a creation, and if it was left out.
     pub prev_kv: Option<KeyValue>,
 }
 

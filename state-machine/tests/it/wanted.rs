@@ -5,7 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
-use conclave_state_machine::command::{Caller, Command, DeleteRange, LeaseGrant, LeaseRevoke, Put};
+use conclave_state_machine::command::{
+    Caller, Command, DeleteRange, GuardedTxn, LeaseGrant, LeaseRevoke, Put, Txn, Write, WriteId,
+};
 use conclave_state_machine::events::Wanted;
 use conclave_state_machine::machine::{Machine, Position};
 use conclave_state_machine::memory::MemoryRows;
@@ -17,6 +19,24 @@ use proptest::prelude::*;
 use crate::generate;
 use crate::store::Store;
 
+/// Also those that are remembered with their answers, and may come again.
+fn command() -> impl Strategy<Value = Command> {
+    let guarded = |txn: Txn| GuardedTxn { guards: Vec::new(), txn };
+    let id = |sequence| WriteId {
+        writer: Bytes::from_static(b"a writer's name!"),
+        sequence,
+        settled: 1,
+        since: 0,
+    };
+    prop_oneof![
+        3 => generate::command(),
+        1 => generate::txn().prop_map(move |txn| Command::GuardedTxn(guarded(txn))),
+        2 => (generate::txn(), 1..20_u64).prop_map(move |(txn, sequence)| {
+            Command::Write(Write { id: id(sequence), guarded: guarded(txn) })
+        }),
+    ]
+}
+
 fn without_prev(events: &[Event]) -> Vec<Event> {
     events.iter().map(|event| Event { prev_kv: None, ..event.clone() }).collect()
 }
@@ -24,7 +44,7 @@ fn without_prev(events: &[Event]) -> Vec<Event> {
 proptest! {
     #[test]
     fn rows_do_not_depend_on_what_is_wanted(
-        commands in prop::collection::vec(generate::command(), 1..60),
+        commands in prop::collection::vec(command(), 1..60),
         answers in any::<bool>(),
         prev_bytes in 0..30_usize,
     ) {
@@ -58,6 +78,8 @@ struct Weighing<'a> {
 struct Held {
     now: AtomicUsize,
     most: AtomicUsize,
+    /// Most bytes that one scan of keys went through, which may all be kept.
+    scanned: AtomicUsize,
 }
 
 /// A row that was read and is not dropped yet.
@@ -99,19 +121,25 @@ impl Read for Weighing<'_> {
         end: Option<&[u8]>,
         visit: &mut dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>, Halt>,
     ) -> Result<(), Halt> {
-        self.rows.scan(table, start, end, visit)
+        let mut bytes = 0;
+        self.rows.scan(table, start, end, &mut |key, row| {
+            bytes += key.len() + row.len();
+            visit(key, row)
+        })?;
+        self.held.scanned.fetch_max(bytes, Ordering::Relaxed);
+        Ok(())
     }
 }
 
-/// Applies a command; the most bytes of rows that were held while it was, and what came of it.
-fn weigh(store: &Store, command: &Command, mut wanted: Wanted) -> (usize, Applied) {
+/// Applies a command; what was held while it was, and what came of it.
+fn weigh(store: &Store, command: &Command, mut wanted: Wanted) -> (Arc<Held>, Applied) {
     let weighing = Weighing { rows: &store.rows, held: Arc::default() };
     let mut machine = Machine::load(&store.rows).expect("memory does not fail");
     let mut overlay = Overlay::new(&weighing);
     let position = Position { term: 1, index: 0 };
     let applied = machine.apply_for(&mut overlay, position, &Caller::Inside, command, &mut wanted);
     let applied = applied.expect("memory does not fail");
-    (weighing.held.most.load(Ordering::Relaxed), applied)
+    (weighing.held, applied)
 }
 
 const KEYS: usize = 100;
@@ -140,13 +168,14 @@ fn what_is_deleted_is_held_only_as_far_as_it_is_wanted() {
     let revoke = Command::LeaseRevoke(LeaseRevoke { id: LEASE });
     for command in [delete_all(), revoke] {
         let wanted = Wanted { answers: false, prev_bytes: 10 * VALUE_BYTES };
-        let (most, applied) = weigh(&store, &command, wanted);
+        let (held, applied) = weigh(&store, &command, wanted);
+        let most = held.most.load(Ordering::Relaxed);
         assert!(most < 13 * VALUE_BYTES, "{most} bytes");
         assert!(applied.lack_prev);
         assert_eq!(applied.events.len(), KEYS);
 
-        let (most, applied) = weigh(&store, &command, Wanted::default());
-        assert!(most >= KEYS * VALUE_BYTES);
+        let (held, applied) = weigh(&store, &command, Wanted::default());
+        assert!(held.most.load(Ordering::Relaxed) >= KEYS * VALUE_BYTES);
         assert!(!applied.lack_prev && applied.events.iter().all(|event| event.prev_kv.is_some()));
     }
 }
@@ -176,7 +205,11 @@ fn a_span_larger_than_a_piece_is_deleted_whole() {
         }
     }
     let delete = DeleteRange { key: key(1), range_end: key(2 * LIVE - 4), prev_kv: true };
-    let applied = store.apply(&Command::DeleteRange(delete));
+    let delete = Command::DeleteRange(delete);
+    let (held, _) = weigh(&store, &delete, Wanted { answers: false, prev_bytes: 0 });
+    let scanned = held.scanned.load(Ordering::Relaxed);
+    assert!(scanned < 1_200_000, "{scanned} bytes of {} at once", LIVE * 2_000);
+    let applied = store.apply(&delete);
     let Ok(Response::DeleteRange(answer)) = applied.outcome else { panic!("{applied:?}") };
     let expected: Vec<Bytes> = (2..2 * LIVE - 4).step_by(2).map(key).collect();
     let deleted: Vec<Bytes> = applied.events.iter().map(|event| event.kv.key.clone()).collect();

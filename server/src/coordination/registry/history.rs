@@ -13,7 +13,7 @@ use conclave_raft_store::store::ReadError;
 use conclave_state_machine::command::Range;
 use conclave_state_machine::registry::span;
 use conclave_state_machine::registry::view::{KeyChange, View};
-use conclave_state_machine::response::Rejection;
+use conclave_state_machine::response::{Event, EventKind, Rejection};
 use lru::LruCache;
 use parking_lot::Mutex;
 use tokio::sync::OnceCell;
@@ -69,7 +69,7 @@ impl History {
 /// Reads the piece of a service that begins with revision `from`. Blocks.
 ///
 /// # Errors
-/// [`Rejection::Compacted`] if the state before it is.
+/// [`Rejection::Compacted`] if states before it are, or cannot be told.
 fn read(reader: &Reader, service: &Bytes, from: i64) -> Result<Piece, ReadError> {
     let to = reader.head().revision;
     let (start, end) = span(service);
@@ -77,6 +77,9 @@ fn read(reader: &Reader, service: &Bytes, from: i64) -> Result<Piece, ReadError>
     let mut events = reader.events(EventSpan { from, to, revisions_max, bytes_max, prev_of })?;
     let upto = events.last().map_or(to, |last| last.kv.mod_revision);
     events.retain(|event| event.kv.key >= start && event.kv.key < end);
+    if events.iter().any(lacks_prev) {
+        return Err(ReadError::Rejected(Rejection::Compacted));
+    }
     let mut view = View::before(Bytes::clone(service), &events, |key| {
         let range = Range { key: Bytes::clone(key), ..Range::default() };
         reader.page(&range, from - 1, 1).map(|found| found.into_iter().next())
@@ -99,6 +102,11 @@ fn read(reader: &Reader, service: &Bytes, from: i64) -> Result<Piece, ReadError>
         return Err(ReadError::Rejected(Rejection::Compacted));
     }
     Ok(Piece { steps, upto })
+}
+
+/// Whether there may have been a state before that is not told.
+fn lacks_prev(event: &Event) -> bool {
+    event.prev_kv.is_none() && (event.kind == EventKind::Delete || event.kv.version > 1)
 }
 
 /// What one watcher still has to hear of history. While it takes nothing, it holds nothing.

@@ -101,7 +101,7 @@ impl Hub {
                 !is_served
             });
             if let Ok(Some(window)) = outcome {
-                state.keep_window(window, self.limits.windows);
+                state.keep_window(window, &self.limits);
             }
         }
         wake_all(wakers);

@@ -129,13 +129,16 @@ impl State {
             return known;
         }
         let window = self.ring.window(need.from, limits.window_revisions, limits.window_bytes)?;
-        self.keep_window(Arc::clone(&window), limits.windows);
+        self.keep_window(Arc::clone(&window), limits);
         Some(window)
     }
 
-    pub(super) fn keep_window(&mut self, window: Arc<Batch>, windows_max: usize) {
-        while self.windows.len() >= windows_max.max(1) {
-            self.windows.pop_front();
+    pub(super) fn keep_window(&mut self, window: Arc<Batch>, limits: &Limits) {
+        let mut bytes =
+            self.windows.iter().map(|window| window.bytes).sum::<usize>() + window.bytes;
+        while self.windows.len() >= limits.windows.max(1) || bytes > limits.windows_bytes {
+            let Some(oldest) = self.windows.pop_front() else { break };
+            bytes -= oldest.bytes;
         }
         self.windows.push_back(window);
         self.windows_used = true;
