@@ -22,6 +22,7 @@ use conclave_state_machine::auth::AuthHead;
 use conclave_state_machine::command::{Range, Txn, TxnOp};
 use conclave_state_machine::head::Head;
 use conclave_state_machine::locks::queue::{self, Place};
+use conclave_state_machine::range::Page;
 use conclave_state_machine::read::{Read, Table};
 use conclave_state_machine::response::{
     Cause, Event, Halt, KeyValue, RangeResponse, Rejection, TxnResponse,
@@ -136,24 +137,46 @@ impl Reader {
         })
     }
 
-    /// Reads the first `limit` live keys that `request` names as of revision `at`, whatever else it
-    /// says. For a large range in pieces.
+    /// Reads the first `keys_max` live keys that `request` names as of revision `at`, with or without values
+    /// as it says, whatever else it says.
     ///
     /// # Errors
     /// [`Rejection::Compacted`] if `at` is compacted; [`ReadError::Halt`] if storage fails.
-    pub fn page(&self, request: &Range, at: i64, limit: usize) -> Result<Vec<KeyValue>, ReadError> {
+    pub fn page(
+        &self,
+        request: &Range,
+        at: i64,
+        keys_max: usize,
+    ) -> Result<Vec<KeyValue>, ReadError> {
+        self.piece(request, at, (keys_max, usize::MAX))
+    }
+
+    /// As [`Reader::page`], but ends with the key whose bytes, value included, reach `bytes_max`. For a large
+    /// range in pieces.
+    ///
+    /// # Errors
+    /// As [`Reader::page`].
+    pub fn piece(
+        &self,
+        request: &Range,
+        at: i64,
+        (keys_max, bytes_max): (usize, usize),
+    ) -> Result<Vec<KeyValue>, ReadError> {
+        let Range { key, range_end, keys_only, .. } = request;
         self.consistent(|rows, head| {
             if at < head.compacted {
                 return Ok((i64::MAX, Err(ReadError::Rejected(Rejection::Compacted))));
             }
-            let kvs = match Span::new(&request.key, &request.range_end) {
-                Span::Keys { start, end } => range::page(rows, at, start, end, limit)?,
+            let behind_one: Vec<u8>;
+            let (start, end) = match Span::new(key, range_end) {
+                Span::Keys { start, end } => (start, end),
                 Span::One(key) => {
-                    let end = [key.as_ref(), &[0]].concat();
-                    range::page(rows, at, key, Some(&end), limit)?
+                    behind_one = [key.as_ref(), &[0]].concat();
+                    (key.as_ref(), Some(behind_one.as_slice()))
                 }
             };
-            Ok((at, Ok(kvs)))
+            let page = Page { start, end, keys_max, bytes_max, keys_only: *keys_only };
+            Ok((at, Ok(range::page(rows, at, page)?)))
         })
     }
 

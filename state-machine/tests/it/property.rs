@@ -6,8 +6,9 @@ use bytes::Bytes;
 use conclave_state_machine::command::{Command, Range, Txn, TxnOp};
 use conclave_state_machine::head::Head;
 use conclave_state_machine::memory::MemoryRows;
+use conclave_state_machine::range::Page;
 use conclave_state_machine::read::{Read, Table};
-use conclave_state_machine::response::{Halt, Rejection, Response};
+use conclave_state_machine::response::{Halt, KeyValue, Rejection, Response};
 use conclave_state_machine::{history, kv, leases, range};
 use proptest::prelude::*;
 
@@ -85,6 +86,7 @@ proptest! {
     fn pages_are_the_range(
         commands in prop::collection::vec(generate::command(), 1..60),
         keys_max in 1..4_usize,
+        bytes_max in 1..12_usize,
         back in 0..10_i64,
     ) {
         let mut store = Store::new();
@@ -97,9 +99,12 @@ proptest! {
         let mut start = vec![0];
         let mut pages = Vec::new();
         loop {
-            let page = range::page(&store.rows, revision, &start, None, keys_max);
-            let page = page.expect("memory does not fail");
+            let piece = Page { start: &start, keys_max, bytes_max, ..Page::default() };
+            let page = range::page(&store.rows, revision, piece).expect("memory does not fail");
             prop_assert!(page.len() <= keys_max);
+            let before_last = page.iter().rev().skip(1);
+            let bytes: usize = before_last.map(|kv| kv.key.len() + kv.value.len()).sum();
+            prop_assert!(bytes < bytes_max, "stops once there is enough");
             let Some(last) = page.last() else { break };
             start = [last.key.as_ref(), &[0]].concat();
             pages.extend(page);
@@ -111,6 +116,10 @@ proptest! {
         prop_assert_eq!(&key_values, &pages);
         if revision == head.revision {
             prop_assert!(keys.iter().eq(pages.iter().map(|kv| &kv.key)));
+            let only = Page { keys_only: true, ..Page::default() };
+            let named = range::page(&NoEvents(&store.rows), revision, only).expect("reads no event");
+            let names = pages.iter().map(|kv| KeyValue { value: Bytes::new(), lease: 0, ..kv.clone() });
+            prop_assert!(named.into_iter().eq(names));
         }
         prop_assert_eq!(Ok(pages), all.map(|answer| answer.kvs));
     }
