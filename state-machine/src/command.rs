@@ -284,7 +284,7 @@ pub enum AlarmKind {
     None = 0,
     /// The quota is used up: writes that grow the store are refused.
     NoSpace = 1,
-    /// Replicas differ: everything is refused.
+    /// Replicas differ: whatever changes keys or leases is refused.
     Corrupt = 2,
 }
 

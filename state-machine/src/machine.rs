@@ -183,7 +183,7 @@ impl Machine {
     }
 }
 
-/// What an active alarm forbids: CORRUPT everything that touches keys or leases, NOSPACE what grows.
+/// What an active alarm forbids: CORRUPT every command that touches keys or leases, NOSPACE what grows.
 fn refusal_by_alarm(head: &Head, command: &Command) -> Option<Rejection> {
     if head.alarms.is_empty() {
         return None;

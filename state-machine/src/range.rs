@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 
 use bytes::Bytes;
 
-use crate::command::{AlarmKind, Range, SortOrder, SortTarget};
+use crate::command::{Range, SortOrder, SortTarget};
 use crate::head::Head;
 use crate::live::{self, Arena, Live, Values};
 use crate::outcome::{Stop, split};
@@ -22,8 +22,8 @@ use crate::validate;
 ///
 /// # Errors
 /// [`Halt`] if the storage fails or a row is damaged. Inside, as an answer for the client:
-/// [`Rejection::EmptyKey`], [`Rejection::Compacted`], [`Rejection::FutureRevision`],
-/// [`Rejection::Corrupt`] while that alarm is active.
+/// [`Rejection::EmptyKey`], [`Rejection::Compacted`], [`Rejection::FutureRevision`]. No alarm stops a read, as in
+/// etcd.
 pub fn range<R: Read>(
     rows: &R,
     head: &Head,
@@ -58,9 +58,6 @@ fn read_counted<R: Read>(
     live_keys: Option<i64>,
 ) -> Result<RangeResponse, Stop> {
     validate::key(&request.key)?;
-    if head.has_alarm(AlarmKind::Corrupt) {
-        return Err(Rejection::Corrupt.into());
-    }
     let at = revision_to_read(head, request.revision)?;
     let span = Span::new(&request.key, &request.range_end);
     let everything = span.is_everything().then_some(head.key_count);

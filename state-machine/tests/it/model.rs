@@ -338,9 +338,6 @@ impl Model {
         if range.key.is_empty() {
             return Err(Rejection::EmptyKey);
         }
-        if self.has(AlarmKind::Corrupt) {
-            return Err(Rejection::Corrupt);
-        }
         let revision = if range.revision <= 0 { self.revision() } else { range.revision };
         if revision > self.revision() {
             return Err(Rejection::FutureRevision);
