@@ -252,14 +252,14 @@ pub struct LeaseExpire {
     pub is_damping: bool,
 }
 
-/// Raises, clears or (with neither) lists alarms.
+/// Raises or clears an alarm, or lists alarms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AlarmChange {
     /// What to do.
     pub action: AlarmAction,
-    /// Member the alarm is about; 0 with `Deactivate` or `Get` for any.
+    /// Member the alarm is about. A list is of all members.
     pub member: u64,
-    /// Which alarm; `None` with `Deactivate` or `Get` for any.
+    /// Which alarm; `None` with `Get` for any.
     pub alarm: AlarmKind,
 }
 

@@ -68,6 +68,27 @@ async fn an_alarm_of_no_member_is_shown_without_one() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_alarm_is_cleared_by_its_member_and_kind() {
+    let server = server(&[]).await;
+    let mut maintenance = server.maintenance();
+    let mut ask = async |action, member, kind| {
+        maintenance.alarm(alarm(action, member, kind)).await.unwrap().into_inner().alarms
+    };
+    let active = etcd::AlarmMember { member_id: 5, alarm: AlarmType::Nospace as i32 };
+    assert_eq!(ask(AlarmAction::Activate, 5, AlarmType::Nospace).await, [active]);
+    for (member, kind) in [
+        (0, AlarmType::None),
+        (5, AlarmType::None),
+        (0, AlarmType::Nospace),
+        (5, AlarmType::Corrupt),
+    ] {
+        assert_eq!(ask(AlarmAction::Deactivate, member, kind).await, []);
+    }
+    assert_eq!(ask(AlarmAction::Get, 0, AlarmType::None).await, [active]);
+    assert_eq!(ask(AlarmAction::Deactivate, 5, AlarmType::Nospace).await, [active]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_corrupt_cluster_is_read_and_not_written() {
     let server = server(&[]).await;
     server.put("k", "1").await;

@@ -323,14 +323,7 @@ impl Model {
                 self.alarms.insert((member, alarm));
                 vec![(member, alarm)]
             }
-            AlarmAction::Deactivate => {
-                let is_meant = |(of, kind): &(u64, AlarmKind)| {
-                    is_kind(*kind) && (member == 0 || member == *of)
-                };
-                let cleared = self.alarms.iter().copied().filter(is_meant).collect();
-                self.alarms.retain(|alarm| !is_meant(alarm));
-                cleared
-            }
+            AlarmAction::Deactivate => self.alarms.take(&(member, alarm)).into_iter().collect(),
         }
     }
 
