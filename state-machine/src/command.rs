@@ -197,6 +197,8 @@ pub enum CompareResult {
     Less,
     /// Stored field differs.
     NotEqual,
+    /// A number that etcd does not know either: there such a compare holds wherever it is evaluated.
+    Unknown,
 }
 
 /// Field of a compare with its operand.
@@ -212,6 +214,8 @@ pub enum CompareTarget {
     Value(Bytes),
     /// Attached lease.
     Lease(i64),
+    /// A number that etcd does not know either: there the field counts as equal to the operand.
+    Unknown,
 }
 
 /// Forgets what is older than the newest state at `revision`.

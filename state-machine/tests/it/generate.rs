@@ -156,6 +156,7 @@ fn compare() -> impl Strategy<Value = Compare> {
         CompareResult::Greater,
         CompareResult::Less,
         CompareResult::NotEqual,
+        CompareResult::Unknown,
     ]);
     let target = prop_oneof![
         (0..4_i64).prop_map(CompareTarget::Version),
@@ -163,6 +164,7 @@ fn compare() -> impl Strategy<Value = Compare> {
         (0..30_i64).prop_map(CompareTarget::Mod),
         value().prop_map(CompareTarget::Value),
         lease().prop_map(CompareTarget::Lease),
+        Just(CompareTarget::Unknown),
     ];
     (key(), range_end(), result, target).prop_map(|(key, range_end, result, target)| Compare {
         key,
