@@ -213,6 +213,7 @@ fn lease_expire(expire: internal::LeaseExpire) -> LeaseExpire {
     LeaseExpire {
         term: expire.term,
         ids: expire.ids,
+        granted: expire.granted,
         now_ms: expire.now_unix_ms,
         is_guarded: expire.guarded,
         is_damping: expire.damping,

@@ -248,6 +248,9 @@ pub struct LeaseExpire {
     pub term: u64,
     /// Lease ids; unknown ones are skipped.
     pub ids: Vec<i64>,
+    /// Log index at which each of them was granted, in the order of `ids`: one that was revoked and granted
+    /// again since is skipped. 0 or nothing if that is not known.
+    pub granted: Vec<u64>,
     /// Wall clock of the leader, in milliseconds: what the registry counts losses by.
     pub now_ms: i64,
     /// Instances that are lost together with most others of their service are kept for a while.

@@ -142,7 +142,7 @@ impl Machine {
                 Response::Compact { digest: head.digest }
             }
             Command::LeaseGrant(command) => {
-                changes.leases.push(leases::grant(rows, head, *command)?);
+                changes.leases.push(leases::grant(rows, head, position, *command)?);
                 Response::LeaseGrant { id: command.id, ttl: command.ttl }
             }
             Command::LeaseRevoke(command) => {
@@ -161,7 +161,7 @@ impl Machine {
                 Response::MemberPublish(member.clone())
             }
             Command::SessionBegin(command) => {
-                let (ttl, granted) = sessions::begin(rows, head, command)?;
+                let (ttl, granted) = sessions::begin(rows, head, position, command)?;
                 changes.leases.extend(granted);
                 Response::SessionBegin { id: command.id, ttl }
             }

@@ -275,7 +275,7 @@ impl Model {
             return Err(Rejection::LeaseExists);
         }
         self.leases.insert(id, ttl);
-        changes.push(LeaseChange::Granted { id, ttl });
+        changes.push(LeaseChange::Granted { id, ttl, at: 0 });
         Ok(Response::LeaseGrant { id, ttl })
     }
 
