@@ -179,8 +179,12 @@ async fn health(context: &Context, query: &str) -> Response<Body> {
     } else {
         context.metrics.health_success.inc();
     }
+    // Plain text, as in etcd, where a failure is a line.
     let body = serde_json::json!({ "health": health, "reason": reason.unwrap_or_default() });
-    page(status, JSON, body.to_string())
+    match status {
+        StatusCode::OK => page(status, TEXT, body.to_string()),
+        _ => text(status, format!("{body}\n")),
+    }
 }
 
 /// Why this member is not healthy: an alarm that is not excluded, no leader, or a failed read.

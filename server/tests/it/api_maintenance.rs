@@ -11,7 +11,7 @@ async fn status(server: &Server) -> etcd::StatusResponse {
     server.maintenance().status(etcd::StatusRequest {}).await.unwrap().into_inner()
 }
 
-fn alarm(action: AlarmAction, member_id: u64, alarm: AlarmType) -> etcd::AlarmRequest {
+pub(crate) fn alarm(action: AlarmAction, member_id: u64, alarm: AlarmType) -> etcd::AlarmRequest {
     etcd::AlarmRequest { action: action as i32, member_id, alarm: alarm as i32 }
 }
 
