@@ -134,7 +134,7 @@ fn sort_target(number: i32) -> Result<SortTarget, Rejection> {
 /// The command of a transaction.
 ///
 /// # Errors
-/// [`Rejection::Malformed`] for an unknown relation or target, or nesting that no client sends;
+/// [`Rejection::Malformed`] for nesting that no client sends;
 /// [`Rejection::KeyNotFound`] for an operation without content, as etcd answers;
 /// [`Rejection::InvalidSort`] for an unknown sort order or target.
 pub fn txn(request: etcd::TxnRequest) -> Result<Txn, Rejection> {
@@ -150,7 +150,7 @@ fn txn_at(request: etcd::TxnRequest, depth: usize) -> Result<Txn, Rejection> {
         ops.into_iter().map(|op| txn_op(op, depth)).collect::<Result<Vec<TxnOp>, Rejection>>()
     };
     Ok(Txn {
-        compare: request.compare.into_iter().map(compare).collect::<Result<_, _>>()?,
+        compare: request.compare.into_iter().map(compare).collect(),
         success: ops(request.success)?,
         failure: ops(request.failure)?,
     })
@@ -166,32 +166,30 @@ fn txn_op(op: etcd::RequestOp, depth: usize) -> Result<TxnOp, Rejection> {
     }
 }
 
-fn compare(message: etcd::Compare) -> Result<Compare, Rejection> {
+fn compare(message: etcd::Compare) -> Compare {
     use etcd::compare::{CompareResult as Relation, CompareTarget as Target, TargetUnion};
-    let relation = Relation::try_from(message.result)
-        .map_err(|_| Rejection::Malformed("unknown compare result"))?;
-    let target = Target::try_from(message.target)
-        .map_err(|_| Rejection::Malformed("unknown compare target"))?;
     // The target decides; an operand of another kind, or none, counts as zero (as in etcd).
-    let target = match (target, message.target_union) {
-        (Target::Version, Some(TargetUnion::Version(n))) => CompareTarget::Version(n),
-        (Target::Version, _) => CompareTarget::Version(0),
-        (Target::Create, Some(TargetUnion::CreateRevision(n))) => CompareTarget::Create(n),
-        (Target::Create, _) => CompareTarget::Create(0),
-        (Target::Mod, Some(TargetUnion::ModRevision(n))) => CompareTarget::Mod(n),
-        (Target::Mod, _) => CompareTarget::Mod(0),
-        (Target::Value, Some(TargetUnion::Value(value))) => CompareTarget::Value(value),
-        (Target::Value, _) => CompareTarget::Value(bytes::Bytes::new()),
-        (Target::Lease, Some(TargetUnion::Lease(n))) => CompareTarget::Lease(n),
-        (Target::Lease, _) => CompareTarget::Lease(0),
+    let target = match (Target::try_from(message.target), message.target_union) {
+        (Ok(Target::Version), Some(TargetUnion::Version(n))) => CompareTarget::Version(n),
+        (Ok(Target::Version), _) => CompareTarget::Version(0),
+        (Ok(Target::Create), Some(TargetUnion::CreateRevision(n))) => CompareTarget::Create(n),
+        (Ok(Target::Create), _) => CompareTarget::Create(0),
+        (Ok(Target::Mod), Some(TargetUnion::ModRevision(n))) => CompareTarget::Mod(n),
+        (Ok(Target::Mod), _) => CompareTarget::Mod(0),
+        (Ok(Target::Value), Some(TargetUnion::Value(value))) => CompareTarget::Value(value),
+        (Ok(Target::Value), _) => CompareTarget::Value(bytes::Bytes::new()),
+        (Ok(Target::Lease), Some(TargetUnion::Lease(n))) => CompareTarget::Lease(n),
+        (Ok(Target::Lease), _) => CompareTarget::Lease(0),
+        (Err(_), _) => CompareTarget::Unknown,
     };
-    let result = match relation {
-        Relation::Equal => CompareResult::Equal,
-        Relation::Greater => CompareResult::Greater,
-        Relation::Less => CompareResult::Less,
-        Relation::NotEqual => CompareResult::NotEqual,
+    let result = match Relation::try_from(message.result) {
+        Ok(Relation::Equal) => CompareResult::Equal,
+        Ok(Relation::Greater) => CompareResult::Greater,
+        Ok(Relation::Less) => CompareResult::Less,
+        Ok(Relation::NotEqual) => CompareResult::NotEqual,
+        Err(_) => CompareResult::Unknown,
     };
-    Ok(Compare { key: message.key, range_end: message.range_end, result, target })
+    Compare { key: message.key, range_end: message.range_end, result, target }
 }
 
 /// The command of a compaction.
@@ -216,6 +214,7 @@ fn lease_expire(expire: internal::LeaseExpire) -> LeaseExpire {
     LeaseExpire {
         term: expire.term,
         ids: expire.ids,
+        granted: expire.granted,
         now_ms: expire.now_unix_ms,
         is_guarded: expire.guarded,
         is_damping: expire.damping,
@@ -265,11 +264,6 @@ mod tests {
         assert_eq!(range(sort), Err(Rejection::InvalidSort));
         let sort = etcd::RangeRequest { sort_target: -1, ..Default::default() };
         assert_eq!(range(sort), Err(Rejection::InvalidSort));
-        for (result, target) in [(9, 0), (0, 9)] {
-            let compare = etcd::Compare { result, target, ..Default::default() };
-            let request = etcd::TxnRequest { compare: vec![compare], ..Default::default() };
-            assert!(matches!(txn(request), Err(Rejection::Malformed(_))));
-        }
         let empty = etcd::TxnRequest {
             success: vec![etcd::RequestOp { request: None }],
             ..Default::default()
@@ -288,7 +282,14 @@ mod tests {
             target_union: Some(etcd::compare::TargetUnion::Lease(5)),
             ..Default::default()
         };
-        assert_eq!(compare(message).unwrap().target, CompareTarget::Version(0));
+        assert_eq!(compare(message).target, CompareTarget::Version(0));
+    }
+
+    #[test]
+    fn a_compare_of_unknown_numbers_goes_to_the_state_machine() {
+        let message = etcd::Compare { result: 9, target: -1, ..Default::default() };
+        let Compare { result, target, .. } = compare(message);
+        assert_eq!((result, target), (CompareResult::Unknown, CompareTarget::Unknown));
     }
 
     #[test]

@@ -20,6 +20,12 @@ use crate::rocks::{RocksEngine, RocksOptions};
 /// One change of one row; `None` deletes it.
 pub type RowWrite = (Table, Bytes, Option<Bytes>);
 
+/// A table, the first key, and the key behind the last one; `None` for no bound.
+pub type Interval<'a> = (Table, &'a [u8], Option<&'a [u8]>);
+
+/// What a scan shows rows to.
+pub type Visit<'a> = dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>, Halt> + 'a;
+
 /// Rows of one state directory.
 pub trait Engine: Read + Send + Sync {
     /// Writes all rows or, after a crash, none of them. Not durable before the next flush.
@@ -52,6 +58,18 @@ pub trait Engine: Read + Send + Sync {
     /// # Errors
     /// Whatever the storage reports.
     fn compact(&self) -> io::Result<()>;
+
+    /// As [`Read::scan`] of `interval` (table, start, end), but breaks where more than `deleted_max` rows that were
+    /// deleted and are still in the files would have to be stepped over at once: whether it did.
+    ///
+    /// # Errors
+    /// As [`Read::scan`].
+    fn scan_within(
+        &self,
+        interval: Interval<'_>,
+        deleted_max: u64,
+        visit: &mut Visit<'_>,
+    ) -> Result<ControlFlow<()>, Halt>;
 
     /// Calls `read` with the rows as of one moment.
     fn with_snapshot(&self, read: &mut dyn FnMut(&dyn Read));

@@ -15,7 +15,7 @@ use conclave_state_machine::read::{Read, Table};
 use conclave_state_machine::response::Halt;
 use parking_lot::Mutex;
 
-use crate::engine::{Create, Engine, RowWrite};
+use crate::engine::{Create, Engine, Interval, RowWrite, Visit};
 
 const FILE: &str = "rows";
 
@@ -94,6 +94,17 @@ impl Engine for MemoryEngine {
 
     fn compact(&self) -> io::Result<()> {
         Ok(())
+    }
+
+    fn scan_within(
+        &self,
+        (table, start, end): Interval<'_>,
+        _deleted_max: u64,
+        visit: &mut Visit<'_>,
+    ) -> Result<ControlFlow<()>, Halt> {
+        // What is deleted is gone.
+        self.scan(table, start, end, visit)?;
+        Ok(ControlFlow::Continue(()))
     }
 
     fn with_snapshot(&self, read: &mut dyn FnMut(&dyn Read)) {

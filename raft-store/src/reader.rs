@@ -8,9 +8,11 @@
 //!
 //! | module | what |
 //! |---|---|
+//! | `brief` | reads that are given up when they turn out to be long |
 //! | `consistent` | reads of one moment while apply goes on |
 //! | `upkeep` | sizes, whose it is, files, backups, snapshots |
 
+mod brief;
 mod consistent;
 mod upkeep;
 
@@ -22,6 +24,8 @@ use conclave_state_machine::auth::AuthHead;
 use conclave_state_machine::command::{Range, Txn, TxnOp};
 use conclave_state_machine::head::Head;
 use conclave_state_machine::locks::queue::{self, Place};
+use conclave_state_machine::range::Page;
+use conclave_state_machine::rank::Counted;
 use conclave_state_machine::read::{Read, Table};
 use conclave_state_machine::response::{
     Cause, Event, Halt, KeyValue, RangeResponse, Rejection, TxnResponse,
@@ -29,6 +33,7 @@ use conclave_state_machine::response::{
 use conclave_state_machine::span::Span;
 use conclave_state_machine::{history, kv, range};
 
+use self::brief::Allowance;
 use crate::counts::{self, Counts};
 use crate::engine::View;
 use crate::store::{ReadError, Shared};
@@ -107,17 +112,32 @@ impl Reader {
     pub fn range(&self, request: &Range) -> Result<(RangeResponse, i64), ReadError> {
         let count = |counts: &Counts, head: &Head| counts.count(head, request);
         self.consistent_counted(count, |rows, head, counted| {
-            let at = if request.revision > 0 { request.revision } else { head.revision };
-            let answer = match counted {
-                Some(counted) => {
-                    let keys = counts::complete(rows, head, &counted)?;
-                    range::range_counted(rows, head, request, keys)?
-                }
-                None => range::range(rows, head, request)?,
-            };
+            let answer = answer(rows, head, request, counted)?;
             let answer = answer.map_err(ReadError::Rejected);
-            Ok((at, answer.map(|answer| (answer, head.revision))))
+            Ok((oldest(head, request), answer.map(|answer| (answer, head.revision))))
         })
+    }
+
+    /// As [`Reader::range`] where that is short; `None` where it must be asked instead, on a thread that may be
+    /// held up: more rows or bytes would have to be looked at than a thread has time for that serves others, or a
+    /// compaction came between.
+    ///
+    /// # Errors
+    /// As [`Reader::range`].
+    pub fn range_briefly(
+        &self,
+        request: &Range,
+    ) -> Result<Option<(RangeResponse, i64)>, ReadError> {
+        let (seen, counted) = self.shared.look(|counts, head| counts.count(head, request));
+        let head = &seen.head;
+        let allowance = Allowance::new(&seen.rows);
+        let answer = answer(&allowance, head, request, counted);
+        // Only what is complete counts: what was cut short can look like damage.
+        if allowance.is_spent() || !self.shared.is_complete(&seen, oldest(head, request)) {
+            return Ok(None);
+        }
+        let answer = self.shared.note_halt(answer).map_err(ReadError::Halt)?;
+        answer.map(|answer| Some((answer, head.revision))).map_err(ReadError::Rejected)
     }
 
     /// Answers a transaction that only reads, and the current revision at which it was answered.
@@ -137,24 +157,46 @@ impl Reader {
         })
     }
 
-    /// Reads the first `limit` live keys that `request` names as of revision `at`, whatever else it
-    /// says. For a large range in pieces.
+    /// Reads the first `keys_max` live keys that `request` names as of revision `at`, with or without values
+    /// as it says, whatever else it says.
     ///
     /// # Errors
     /// [`Rejection::Compacted`] if `at` is compacted; [`ReadError::Halt`] if storage fails.
-    pub fn page(&self, request: &Range, at: i64, limit: usize) -> Result<Vec<KeyValue>, ReadError> {
+    pub fn page(
+        &self,
+        request: &Range,
+        at: i64,
+        keys_max: usize,
+    ) -> Result<Vec<KeyValue>, ReadError> {
+        self.piece(request, at, (keys_max, usize::MAX))
+    }
+
+    /// As [`Reader::page`], but ends with the key whose bytes, value included, reach `bytes_max`. For a large
+    /// range in pieces.
+    ///
+    /// # Errors
+    /// As [`Reader::page`].
+    pub fn piece(
+        &self,
+        request: &Range,
+        at: i64,
+        (keys_max, bytes_max): (usize, usize),
+    ) -> Result<Vec<KeyValue>, ReadError> {
+        let Range { key, range_end, keys_only, .. } = request;
         self.consistent(|rows, head| {
             if at < head.compacted {
                 return Ok((i64::MAX, Err(ReadError::Rejected(Rejection::Compacted))));
             }
-            let kvs = match Span::new(&request.key, &request.range_end) {
-                Span::Keys { start, end } => range::page(rows, at, start, end, limit)?,
+            let behind_one: Vec<u8>;
+            let (start, end) = match Span::new(key, range_end) {
+                Span::Keys { start, end } => (start, end),
                 Span::One(key) => {
-                    let end = [key.as_ref(), &[0]].concat();
-                    range::page(rows, at, key, Some(&end), limit)?
+                    behind_one = [key.as_ref(), &[0]].concat();
+                    (key.as_ref(), Some(behind_one.as_slice()))
                 }
             };
-            Ok((at, Ok(kvs)))
+            let page = Page { start, end, keys_max, bytes_max, keys_only: *keys_only };
+            Ok((at, Ok(range::page(rows, at, page)?)))
         })
     }
 
@@ -228,6 +270,27 @@ impl Reader {
         });
         self.shared.note(answer.expect("with_snapshot calls its argument"))
     }
+}
+
+/// Answers a range from `rows`, with what is known about its keys.
+fn answer(
+    rows: &impl Read,
+    head: &Head,
+    request: &Range,
+    counted: Option<Counted>,
+) -> Result<Result<RangeResponse, Rejection>, Halt> {
+    match counted {
+        Some(counted) => {
+            let keys = counts::complete(rows, head, &counted)?;
+            range::range_counted(rows, head, request, keys)
+        }
+        None => range::range(rows, head, request),
+    }
+}
+
+/// The oldest revision that an answer to `request` relies on.
+fn oldest(head: &Head, request: &Range) -> i64 {
+    if request.revision > 0 { request.revision } else { head.revision }
 }
 
 /// Single rows as of now: for leases, members and the like, which have no history.

@@ -27,13 +27,13 @@ use conclave_state_machine::response::Halt;
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
     BottommostLevelCompaction, Cache, ColumnFamily, ColumnFamilyDescriptor, CompactOptions, DB,
-    DBAccess, DBRawIteratorWithThreadMode, FlushOptions, ReadOptions, ReadTier, WriteBatch,
-    WriteOptions,
+    DBAccess, DBRawIteratorWithThreadMode, ErrorKind, FlushOptions, ReadOptions, ReadTier,
+    WriteBatch, WriteOptions,
 };
 
 use self::error::{damage_or_io, halt, open_error};
 use self::options::{BLOOM_BITS, database_options, family_options};
-use crate::engine::{Create, Engine, RowWrite};
+use crate::engine::{Create, Engine, Interval, RowWrite, Visit};
 
 pub use options::RocksOptions;
 
@@ -148,6 +148,21 @@ impl Engine for RocksEngine {
         Ok(())
     }
 
+    fn scan_within(
+        &self,
+        interval: Interval<'_>,
+        deleted_max: u64,
+        visit: &mut Visit<'_>,
+    ) -> Result<ControlFlow<()>, Halt> {
+        let mut options = ReadOptions::default();
+        options.set_max_skippable_internal_keys(deleted_max);
+        match scan(self, options, interval, visit)? {
+            Ok(()) => Ok(ControlFlow::Continue(())),
+            Err(error) if error.kind() == ErrorKind::Incomplete => Ok(ControlFlow::Break(())),
+            Err(error) => Err(halt(error)),
+        }
+    }
+
     fn with_snapshot(&self, read: &mut dyn FnMut(&dyn Read)) {
         let snapshot = self.db.snapshot();
         read(&Snapshot { engine: self, snapshot: &snapshot });
@@ -191,7 +206,7 @@ impl Read for RocksEngine {
         end: Option<&[u8]>,
         visit: &mut dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>, Halt>,
     ) -> Result<(), Halt> {
-        scan(self, ReadOptions::default(), Interval { table, start, end }, visit)
+        scan(self, ReadOptions::default(), (table, start, end), visit)?.map_err(halt)
     }
 }
 
@@ -224,7 +239,7 @@ impl Read for Snapshot<'_> {
         let mut options = self.options();
         // Reads as of a moment are long ones; they must not push the hot blocks out of the cache.
         options.fill_cache(false);
-        scan(self.engine, options, Interval { table, start, end }, visit)
+        scan(self.engine, options, (table, start, end), visit)?.map_err(halt)
     }
 }
 
@@ -242,21 +257,15 @@ fn get(
     Ok(row.map_err(halt)?.map(|row| Bytes::copy_from_slice(&row)))
 }
 
-type Visit<'a> = dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>, Halt> + 'a;
-
-struct Interval<'a> {
-    table: Table,
-    start: &'a [u8],
-    end: Option<&'a [u8]>,
-}
+/// What RocksDB says of a scan that `visit` let go on; outside, what `visit` returned as an error.
+type Scanned = Result<Result<(), rocksdb::Error>, Halt>;
 
 fn scan(
     engine: &RocksEngine,
     mut options: ReadOptions,
-    interval: Interval<'_>,
+    (table, start, end): Interval<'_>,
     visit: &mut Visit<'_>,
-) -> Result<(), Halt> {
-    let Interval { table, start, end } = interval;
+) -> Scanned {
     if table == Table::Rev {
         if let Some(end) = end {
             options.set_iterate_upper_bound(end);
@@ -279,15 +288,15 @@ fn visit_rows<D: DBAccess>(
     start: &[u8],
     prefix: usize,
     visit: &mut Visit<'_>,
-) -> Result<(), Halt> {
+) -> Scanned {
     rows.seek(start);
     while let Some((key, value)) = rows.item() {
         if visit(&key[prefix..], value)?.is_break() {
-            return Ok(());
+            return Ok(Ok(()));
         }
         rows.next();
     }
-    rows.status().map_err(halt)
+    Ok(rows.status())
 }
 
 fn prefixed(table: Table, key: &[u8]) -> Vec<u8> {
@@ -308,6 +317,30 @@ mod tests {
 
     fn put(key: &'static str, value: &'static str) -> RowWrite {
         (Table::Key, Bytes::from_static(key.as_bytes()), Some(Bytes::from_static(value.as_bytes())))
+    }
+
+    #[test]
+    fn a_scan_gives_up_where_too_much_is_deleted() {
+        const DELETED: u64 = 3_000;
+        let dir = tempfile::tempdir().unwrap();
+        let engine = RocksEngine::open(dir.path(), &RocksOptions::default(), Create::New).unwrap();
+        let rows = (0..DELETED).map(|n| (Table::Key, Bytes::from(format!("b{n:05}"))));
+        let written = |(table, key)| (table, key, Some(Bytes::from_static(b"v")));
+        engine.write(&mut rows.clone().map(written)).unwrap();
+        engine.write(&mut rows.map(|(table, key)| (table, key, None))).unwrap();
+        engine.write(&mut [put("a", "1"), put("c", "3")].into_iter()).unwrap();
+        let scan = |deleted_max: u64| {
+            let mut seen = Vec::new();
+            let mut visit = |key: &[u8], _: &[u8]| {
+                seen.push(key[0]);
+                Ok(ControlFlow::Continue(()))
+            };
+            let interval = (Table::Key, &b""[..], None);
+            let ended = engine.scan_within(interval, deleted_max, &mut visit).unwrap();
+            (seen, ended)
+        };
+        assert_eq!(scan(DELETED / 2), (b"a".to_vec(), ControlFlow::Break(())));
+        assert_eq!(scan(DELETED * 3), (b"ac".to_vec(), ControlFlow::Continue(())));
     }
 
     #[test]

@@ -5,11 +5,7 @@ use crate::head::Head;
 
 /// Carries out `change` and returns the alarms it touched or listed.
 pub(crate) fn apply(head: &mut Head, change: AlarmChange) -> Vec<(u64, AlarmKind)> {
-    let is_meant = |alarm: &(u64, AlarmKind)| {
-        let (member, kind) = *alarm;
-        (change.member == 0 || change.member == member)
-            && (change.alarm == AlarmKind::None || change.alarm == kind)
-    };
+    let alarm = (change.member, change.alarm);
     match change.action {
         // A list is of all members, as in etcd.
         AlarmAction::Get => {
@@ -19,16 +15,15 @@ pub(crate) fn apply(head: &mut Head, change: AlarmChange) -> Vec<(u64, AlarmKind
         }
         AlarmAction::Activate if change.alarm == AlarmKind::None => Vec::new(),
         AlarmAction::Activate => {
-            let alarm = (change.member, change.alarm);
             if let Err(place) = head.alarms.binary_search(&alarm) {
                 head.alarms.insert(place, alarm);
             }
             vec![alarm]
         }
-        AlarmAction::Deactivate => {
-            let cleared = head.alarms.iter().copied().filter(is_meant).collect();
-            head.alarms.retain(|alarm| !is_meant(alarm));
-            cleared
-        }
+        // One alarm of one member, as in etcd: who wants to clear all lists them first.
+        AlarmAction::Deactivate => match head.alarms.binary_search(&alarm) {
+            Ok(place) => vec![head.alarms.remove(place)],
+            Err(_) => Vec::new(),
+        },
     }
 }

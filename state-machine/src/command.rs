@@ -197,6 +197,8 @@ pub enum CompareResult {
     Less,
     /// Stored field differs.
     NotEqual,
+    /// A number that etcd does not know either: there such a compare holds wherever it is evaluated.
+    Unknown,
 }
 
 /// Field of a compare with its operand.
@@ -212,6 +214,8 @@ pub enum CompareTarget {
     Value(Bytes),
     /// Attached lease.
     Lease(i64),
+    /// A number that etcd does not know either: there the field counts as equal to the operand.
+    Unknown,
 }
 
 /// Forgets what is older than the newest state at `revision`.
@@ -244,6 +248,9 @@ pub struct LeaseExpire {
     pub term: u64,
     /// Lease ids; unknown ones are skipped.
     pub ids: Vec<i64>,
+    /// Log index at which each of them was granted, in the order of `ids`: one that was revoked and granted
+    /// again since is skipped. 0 or nothing if that is not known.
+    pub granted: Vec<u64>,
     /// Wall clock of the leader, in milliseconds: what the registry counts losses by.
     pub now_ms: i64,
     /// Instances that are lost together with most others of their service are kept for a while.
@@ -252,14 +259,14 @@ pub struct LeaseExpire {
     pub is_damping: bool,
 }
 
-/// Raises, clears or (with neither) lists alarms.
+/// Raises or clears an alarm, or lists alarms.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AlarmChange {
     /// What to do.
     pub action: AlarmAction,
-    /// Member the alarm is about; 0 with `Deactivate` or `Get` for any.
+    /// Member the alarm is about. A list is of all members.
     pub member: u64,
-    /// Which alarm; `None` with `Deactivate` or `Get` for any.
+    /// Which alarm; `None` with `Get` for any.
     pub alarm: AlarmKind,
 }
 
@@ -284,7 +291,7 @@ pub enum AlarmKind {
     None = 0,
     /// The quota is used up: writes that grow the store are refused.
     NoSpace = 1,
-    /// Replicas differ: everything is refused.
+    /// Replicas differ: whatever changes keys or leases is refused.
     Corrupt = 2,
 }
 

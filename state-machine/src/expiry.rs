@@ -23,6 +23,8 @@ pub struct ExpiryQueue {
 /// One lease of the queue.
 #[derive(Clone, Copy, Debug)]
 struct Tracked {
+    /// Which of the leases that had this id: whatever the caller tells them apart by.
+    granted: u64,
     ttl: Duration,
     deadline: Duration,
     /// Where it stands in the order: never after the deadline.
@@ -65,12 +67,14 @@ impl ExpiryQueue {
         self.leases.is_empty()
     }
 
-    /// Tracks a lease that begins `now`, or begins again if it is known.
-    pub fn grant(&mut self, id: i64, ttl: Duration, now: Duration) {
+    /// Tracks a lease that begins `now`, or begins again if it is known: its id, and what tells it from others
+    /// that had the same.
+    pub fn grant(&mut self, (id, granted): (i64, u64), ttl: Duration, now: Duration) {
         self.remove(id);
         // Saturating: the largest TTL (9e9 s) fits easily, and a deadline at the end of time is right for more.
         let deadline = now.saturating_add(ttl);
-        self.leases.insert(id, Tracked { ttl, deadline, place: deadline, is_ending: false });
+        let tracked = Tracked { granted, ttl, deadline, place: deadline, is_ending: false };
+        self.leases.insert(id, tracked);
         self.places.insert((deadline, id));
     }
 
@@ -110,12 +114,17 @@ impl ExpiryQueue {
         Renewal::Renewed { ttl: tracked.ttl }
     }
 
-    /// Returns at most `limit` leases whose deadline is not after `now`, the longest expired first; fewer, or
-    /// none, if it first had to put many that were renewed in their places.
+    /// Returns at most `limit` leases whose deadline is not after `now`, as they were granted, the longest expired
+    /// first; fewer, or none, if it first had to put many that were renewed in their places.
     ///
     /// They can no longer be renewed. They stay in the queue until [`ExpiryQueue::remove`] (the command
     /// that ends them was applied) and are handed out again after `retry`, in case it was lost.
-    pub fn take_expired(&mut self, now: Duration, limit: usize, retry: Duration) -> Vec<i64> {
+    pub fn take_expired(
+        &mut self,
+        now: Duration,
+        limit: usize,
+        retry: Duration,
+    ) -> Vec<(i64, u64)> {
         let (mut expired, mut moves) = (Vec::new(), 0..MOVES_MAX);
         while expired.len() < limit
             && !moves.is_empty()
@@ -128,7 +137,7 @@ impl ExpiryQueue {
             } else {
                 tracked.deadline = now.saturating_add(retry);
                 tracked.is_ending = true;
-                expired.push(id);
+                expired.push((id, tracked.granted));
             }
             tracked.place = tracked.deadline;
             self.places.insert((tracked.place, id));
@@ -177,6 +186,12 @@ mod tests {
 
     const RETRY: Duration = Duration::from_secs(5);
 
+    /// The ids of what is taken; all were granted as number 0.
+    fn expired(queue: &mut ExpiryQueue, now: Duration, limit: usize) -> Vec<i64> {
+        let taken = queue.take_expired(now, limit, RETRY).into_iter();
+        taken.map(|(id, granted)| if granted == 0 { id } else { panic!("{granted}") }).collect()
+    }
+
     fn secs(s: u64) -> Duration {
         Duration::from_secs(s)
     }
@@ -184,18 +199,18 @@ mod tests {
     #[test]
     fn a_lease_expires_at_its_ttl_and_not_before() {
         let mut queue = ExpiryQueue::new();
-        queue.grant(1, secs(10), secs(100));
-        assert_eq!(queue.take_expired(secs(109), 10, RETRY), Vec::<i64>::new());
+        queue.grant((1, 0), secs(10), secs(100));
+        assert_eq!(expired(&mut queue, secs(109), 10), Vec::<i64>::new());
         assert_eq!(queue.remaining(1, secs(109)), Some(secs(1)));
-        assert_eq!(queue.take_expired(secs(110), 10, RETRY), vec![1]);
+        assert_eq!(expired(&mut queue, secs(110), 10), vec![1]);
     }
 
     #[test]
     fn a_renewed_lease_lives_its_full_ttl_again() {
         let mut queue = ExpiryQueue::new();
-        queue.grant(1, secs(10), secs(0));
+        queue.grant((1, 0), secs(10), secs(0));
         assert_eq!(queue.renew(1, secs(9)), Renewal::Renewed { ttl: secs(10) });
-        assert_eq!(queue.take_expired(secs(18), 10, RETRY), Vec::<i64>::new());
+        assert_eq!(expired(&mut queue, secs(18), 10), Vec::<i64>::new());
         assert_eq!(queue.next_deadline(), Some(secs(19)));
         assert_eq!(queue.renew(1, secs(19)), Renewal::Ending);
         assert_eq!(queue.renew(2, secs(19)), Renewal::Unknown);
@@ -204,23 +219,33 @@ mod tests {
     #[test]
     fn an_ending_lease_is_handed_out_again_until_it_is_removed() {
         let mut queue = ExpiryQueue::new();
-        queue.grant(7, secs(1), secs(0));
-        assert_eq!(queue.take_expired(secs(1), 10, RETRY), vec![7]);
+        queue.grant((7, 0), secs(1), secs(0));
+        assert_eq!(expired(&mut queue, secs(1), 10), vec![7]);
         assert_eq!(queue.renew(7, secs(1)), Renewal::Ending);
         assert_eq!(queue.remaining(7, secs(1)), Some(Duration::ZERO));
-        assert_eq!(queue.take_expired(secs(5), 10, RETRY), Vec::<i64>::new());
-        assert_eq!(queue.take_expired(secs(6), 10, RETRY), vec![7]);
+        assert_eq!(expired(&mut queue, secs(5), 10), Vec::<i64>::new());
+        assert_eq!(expired(&mut queue, secs(6), 10), vec![7]);
         assert!(queue.remove(7));
         assert!(!queue.remove(7));
         assert_eq!(queue.next_deadline(), None);
     }
 
     #[test]
+    fn what_expires_is_the_last_lease_of_its_id() {
+        let mut queue = ExpiryQueue::new();
+        queue.grant((7, 3), secs(1), secs(0));
+        queue.grant((7, 5), secs(2), secs(0));
+        queue.restart(secs(0), secs(0));
+        assert_eq!(queue.take_expired(secs(2), 10, RETRY), vec![(7, 5)]);
+        assert_eq!(queue.take_expired(secs(9), 10, RETRY), vec![(7, 5)], "asked again");
+    }
+
+    #[test]
     fn a_new_leader_restarts_every_deadline() {
         let mut queue = ExpiryQueue::new();
-        queue.grant(1, secs(10), secs(0));
-        queue.grant(2, secs(20), secs(0));
-        assert_eq!(queue.take_expired(secs(10), 10, RETRY), vec![1]);
+        queue.grant((1, 0), secs(10), secs(0));
+        queue.grant((2, 0), secs(20), secs(0));
+        assert_eq!(expired(&mut queue, secs(10), 10), vec![1]);
         queue.restart(secs(100), secs(1));
         assert_eq!(queue.by_remaining(secs(100)), vec![(1, secs(11)), (2, secs(21))]);
         // Renewing at once must not take the grace away.
@@ -231,9 +256,9 @@ mod tests {
     #[test]
     fn the_largest_ttl_does_not_overflow() {
         let mut queue = ExpiryQueue::new();
-        queue.grant(1, secs(9_000_000_000), secs(4_000_000_000));
+        queue.grant((1, 0), secs(9_000_000_000), secs(4_000_000_000));
         assert_eq!(queue.remaining(1, secs(4_000_000_001)), Some(secs(8_999_999_999)));
-        queue.grant(2, Duration::MAX, secs(1));
+        queue.grant((2, 0), Duration::MAX, secs(1));
         queue.restart(secs(2), secs(3));
         assert_eq!(queue.remaining(2, Duration::ZERO), Some(Duration::MAX));
     }
@@ -242,10 +267,10 @@ mod tests {
     fn the_longest_expired_come_first_and_the_limit_holds() {
         let mut queue = ExpiryQueue::new();
         for id in 0..10 {
-            queue.grant(id, secs(20 - u64::try_from(id).unwrap()), secs(0));
+            queue.grant((id, 0), secs(20 - u64::try_from(id).unwrap()), secs(0));
         }
-        assert_eq!(queue.take_expired(secs(100), 3, RETRY), vec![9, 8, 7]);
-        assert_eq!(queue.take_expired(secs(100), 3, RETRY), vec![6, 5, 4]);
+        assert_eq!(expired(&mut queue, secs(100), 3), vec![9, 8, 7]);
+        assert_eq!(expired(&mut queue, secs(100), 3), vec![6, 5, 4]);
     }
 
     #[test]
@@ -253,15 +278,15 @@ mod tests {
         let mut queue = ExpiryQueue::new();
         let count = i64::try_from(MOVES_MAX).unwrap() * 2;
         for id in 0..count {
-            queue.grant(id, secs(10), secs(0));
+            queue.grant((id, 0), secs(10), secs(0));
             queue.renew(id, secs(if id == 7 { 2 } else { 5 }));
         }
         // Two looks at 10,000 each, and then what is due.
         for _ in 0..2 {
-            assert_eq!(queue.take_expired(secs(12), 10, RETRY), Vec::<i64>::new());
+            assert_eq!(expired(&mut queue, secs(12), 10), Vec::<i64>::new());
             assert!(queue.next_deadline() <= Some(secs(12)));
         }
-        assert_eq!(queue.take_expired(secs(12), 10, RETRY), vec![7]);
+        assert_eq!(expired(&mut queue, secs(12), 10), vec![7]);
         assert_eq!(queue.next_deadline(), Some(secs(15)));
     }
 
@@ -322,13 +347,13 @@ mod tests {
             for step in steps {
                 match step {
                     Step::Grant(id, ttl) => {
-                        queue.grant(id, secs(ttl), secs(now));
+                        queue.grant((id, 0), secs(ttl), secs(now));
                         naive.0.insert(id, (ttl, now + ttl, false));
                     }
                     Step::Renew(id) => prop_assert_eq!(queue.renew(id, secs(now)), naive.renew(id, now)),
                     Step::Remove(id) => prop_assert_eq!(queue.remove(id), naive.0.remove(&id).is_some()),
                     Step::Take(limit) => {
-                        prop_assert_eq!(queue.take_expired(secs(now), limit, RETRY), naive.take(now, limit));
+                        prop_assert_eq!(expired(&mut queue, secs(now), limit), naive.take(now, limit));
                     }
                     Step::Restart(grace) => {
                         queue.restart(secs(now), secs(grace));

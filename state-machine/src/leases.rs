@@ -57,16 +57,26 @@ pub fn lease_keys<R: Read>(rows: &R, id: i64) -> Result<Vec<Bytes>, Halt> {
 /// [`Halt`] if the storage fails or a row is damaged.
 pub fn all<R: Read>(rows: &R) -> Result<Vec<(i64, i64)>, Halt> {
     let mut leases = Vec::new();
-    rows.scan(Table::Lease, &[], None, &mut |row_key, row| {
-        leases.push((id(row_key)?, LeaseRow::decode_ttl(row)?));
-        Ok(ControlFlow::Continue(()))
-    })?;
+    grants(rows, &mut |id, ttl, _| leases.push((id, ttl)))?;
     Ok(leases)
+}
+
+/// Visits all leases with their TTL in seconds and the log index of their grant, negative ids last.
+///
+/// # Errors
+/// [`Halt`] if the storage fails or a row is damaged.
+pub fn grants<R: Read>(rows: &R, visit: &mut dyn FnMut(i64, i64, u64)) -> Result<(), Halt> {
+    rows.scan(Table::Lease, &[], None, &mut |row_key, row| {
+        let (ttl, granted) = LeaseRow::decode_front(row)?;
+        visit(id(row_key)?, ttl, granted);
+        Ok(ControlFlow::Continue(()))
+    })
 }
 
 pub(crate) fn grant<R: Read>(
     rows: &mut Overlay<'_, R>,
     head: &mut Head,
+    at: Position,
     grant: LeaseGrant,
 ) -> Result<LeaseChange, Stop> {
     let LeaseGrant { id, ttl } = grant;
@@ -79,7 +89,7 @@ pub(crate) fn grant<R: Read>(
     if lease(rows, id)?.is_some() {
         return Err(Rejection::LeaseExists.into());
     }
-    Ok(create(rows, head, id, &LeaseRow { ttl, ..LeaseRow::default() }))
+    Ok(create(rows, head, id, &LeaseRow { ttl, granted: at.index, ..LeaseRow::default() }))
 }
 
 /// Writes a lease that does not exist yet.
@@ -91,7 +101,7 @@ pub(crate) fn create<R: Read>(
 ) -> LeaseChange {
     write(rows, id, row);
     head.add_lease_bytes(row.owner_bytes());
-    LeaseChange::Granted { id, ttl: row.ttl }
+    LeaseChange::Granted { id, ttl: row.ttl, at: row.granted }
 }
 
 /// Replaces the row of a lease.
@@ -126,12 +136,13 @@ pub(crate) fn expire<R: Read>(
     if expire.term != position.term {
         return Ok(ended);
     }
+    let ending = still_granted(rows, expire)?;
+    let ids: Vec<i64> = ending.iter().map(|(id, _)| *id).collect();
     // Ending one lease does not change what is attached to another.
-    let mut keys = keys_of_many(rows, &expire.ids)?;
+    let mut keys = keys_of_many(rows, &ids)?;
     let clock = (expire.now_ms, expire.is_guarded);
     let losses = Losses::of(rows, keys.values().flatten(), clock)?.damped(expire.is_damping);
-    for id in &expire.ids {
-        let Some(row) = lease(rows, *id)? else { continue };
+    for (id, row) in &ending {
         let mut change = Change::begin(rows, head, events)?;
         change.because(Cause::SessionExpired);
         for key in keys.remove(id).unwrap_or_default() {
@@ -139,9 +150,23 @@ pub(crate) fn expire<R: Read>(
                 ended.extend(delay::lose(&mut change, &key)?);
             }
         }
-        ended.push(end(&mut change, *id, &row));
+        ended.push(end(&mut change, *id, row));
     }
     Ok(ended)
+}
+
+/// The leases of the list that are there, each once, as they were granted when their expiry was decided: an id
+/// may have been revoked and granted again since.
+fn still_granted<R: Read>(rows: &R, expire: &LeaseExpire) -> Result<Vec<(i64, LeaseRow)>, Halt> {
+    let (mut known, mut found) = (BTreeSet::new(), Vec::with_capacity(expire.ids.len()));
+    let granted = expire.granted.iter().copied().chain(std::iter::repeat(0));
+    for (id, granted) in expire.ids.iter().copied().zip(granted) {
+        let Some(row) = lease(rows, id)?.filter(|_| known.insert(id)) else { continue };
+        if granted == 0 || row.granted == 0 || row.granted == granted {
+            found.push((id, row));
+        }
+    }
+    Ok(found)
 }
 
 /// Rows of other leases that are read over before the next wanted lease is looked up instead: about

@@ -160,7 +160,7 @@ impl Machine {
                 Response::Compact { digest: head.digest }
             }
             Command::LeaseGrant(command) => {
-                changes.leases.push(leases::grant(rows, head, *command)?);
+                changes.leases.push(leases::grant(rows, head, position, *command)?);
                 Response::LeaseGrant { id: command.id, ttl: command.ttl }
             }
             Command::LeaseRevoke(command) => {
@@ -179,7 +179,7 @@ impl Machine {
                 Response::MemberPublish(member.clone())
             }
             Command::SessionBegin(command) => {
-                let (ttl, granted) = sessions::begin(rows, head, command)?;
+                let (ttl, granted) = sessions::begin(rows, head, position, command)?;
                 changes.leases.extend(granted);
                 Response::SessionBegin { id: command.id, ttl }
             }
@@ -201,7 +201,7 @@ impl Machine {
     }
 }
 
-/// What an active alarm forbids: CORRUPT everything that touches keys or leases, NOSPACE what grows.
+/// What an active alarm forbids: CORRUPT every command that touches keys or leases, NOSPACE what grows.
 fn refusal_by_alarm(head: &Head, command: &Command) -> Option<Rejection> {
     if head.alarms.is_empty() {
         return None;

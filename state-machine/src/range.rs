@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 
 use bytes::Bytes;
 
-use crate::command::{AlarmKind, Range, SortOrder, SortTarget};
+use crate::command::{Range, SortOrder, SortTarget};
 use crate::head::Head;
 use crate::live::{self, Arena, Live, Values};
 use crate::outcome::{Stop, split};
@@ -22,8 +22,8 @@ use crate::validate;
 ///
 /// # Errors
 /// [`Halt`] if the storage fails or a row is damaged. Inside, as an answer for the client:
-/// [`Rejection::EmptyKey`], [`Rejection::Compacted`], [`Rejection::FutureRevision`],
-/// [`Rejection::Corrupt`] while that alarm is active.
+/// [`Rejection::EmptyKey`], [`Rejection::Compacted`], [`Rejection::FutureRevision`]. No alarm stops a read, as in
+/// etcd.
 pub fn range<R: Read>(
     rows: &R,
     head: &Head,
@@ -58,9 +58,6 @@ fn read_counted<R: Read>(
     live_keys: Option<i64>,
 ) -> Result<RangeResponse, Stop> {
     validate::key(&request.key)?;
-    if head.has_alarm(AlarmKind::Corrupt) {
-        return Err(Rejection::Corrupt.into());
-    }
     let at = revision_to_read(head, request.revision)?;
     let span = Span::new(&request.key, &request.range_end);
     let everything = span.is_everything().then_some(head.key_count);
@@ -246,28 +243,50 @@ pub fn key_values<R: Read>(rows: &R, at: i64, visit: &mut dyn FnMut(KeyValue)) -
     })
 }
 
-/// Reads up to `limit` live keys of `[start, end)` as of revision `at`, in key order, without
-/// counting the rest; `end` of `None` means no bound. For streaming a large range in pieces, and
-/// under the same condition on compaction as [`range`].
+/// A piece of a large range, for [`page`]. The default is everything.
+#[derive(Clone, Copy, Debug)]
+pub struct Page<'a> {
+    /// First key.
+    pub start: &'a [u8],
+    /// Behind the last key; `None` for no bound.
+    pub end: Option<&'a [u8]>,
+    /// Most keys.
+    pub keys_max: usize,
+    /// The key whose bytes, value included, reach this is the last one.
+    pub bytes_max: usize,
+    /// Without values, which are not read then, and without leases, as [`range`] answers.
+    pub keys_only: bool,
+}
+
+impl Default for Page<'_> {
+    fn default() -> Self {
+        let (keys_max, bytes_max) = (usize::MAX, usize::MAX);
+        Page { start: &[], end: None, keys_max, bytes_max, keys_only: false }
+    }
+}
+
+/// Reads the first live keys of `page` as of revision `at`, in key order, without counting the rest; under the
+/// same condition on compaction as [`range`].
 ///
 /// # Errors
 /// [`Halt`] if the storage fails or a row is damaged.
-pub fn page<R: Read>(
-    rows: &R,
-    at: i64,
-    start: &[u8],
-    end: Option<&[u8]>,
-    limit: usize,
-) -> Result<Vec<KeyValue>, Halt> {
+pub fn page<R: Read>(rows: &R, at: i64, page: Page<'_>) -> Result<Vec<KeyValue>, Halt> {
+    let Page { start, end, keys_max, bytes_max, keys_only } = page;
     let mut arena = Arena::default();
-    let mut kvs = Vec::new();
-    if limit == 0 {
+    let (mut kvs, mut bytes) = (Vec::new(), 0_usize);
+    if keys_max == 0 {
         return Ok(kvs);
     }
-    let span = Span::Keys { start, end };
-    live::visit(rows, at, span, Values::Wanted, &mut |live: Live<'_>| {
-        kvs.push(live.to_key_value(&mut arena, true));
-        Ok(if kvs.len() < limit { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
+    let values = if keys_only { Values::Ignored } else { Values::Wanted };
+    live::visit(rows, at, Span::Keys { start, end }, values, &mut |live: Live<'_>| {
+        let mut kv = live.to_key_value(&mut arena, !keys_only);
+        if keys_only {
+            kv.lease = 0;
+        }
+        bytes = bytes.saturating_add(kv.key.len()).saturating_add(kv.value.len());
+        kvs.push(kv);
+        let is_full = kvs.len() >= keys_max || bytes >= bytes_max;
+        Ok(if is_full { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     })?;
     Ok(kvs)
 }

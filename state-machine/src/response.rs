@@ -41,6 +41,8 @@ pub enum LeaseChange {
         id: i64,
         /// Seconds.
         ttl: i64,
+        /// Log index at which it was; 0 if that is not known.
+        at: u64,
     },
     /// The lease and its keys are gone.
     Ended {

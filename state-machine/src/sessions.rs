@@ -6,6 +6,7 @@ use crate::command::SessionBegin;
 use crate::head::Head;
 use crate::leases::{self, LeaseRow, TTL_SECONDS_MAX};
 use crate::locks::check;
+use crate::machine::Position;
 use crate::outcome::Stop;
 use crate::overlay::Overlay;
 use crate::read::{Read, Table};
@@ -38,6 +39,7 @@ pub fn list<R: Read>(rows: &R, from: i64, limit: usize) -> Result<Vec<(i64, Leas
 pub(crate) fn begin<R: Read>(
     rows: &mut Overlay<'_, R>,
     head: &mut Head,
+    at: Position,
     begin: &SessionBegin,
 ) -> Result<(i64, Option<LeaseChange>), Stop> {
     check::session(begin)?;
@@ -54,6 +56,7 @@ pub(crate) fn begin<R: Read>(
     }
     let row = LeaseRow {
         ttl: begin.ttl,
+        granted: at.index,
         request_id: Bytes::clone(&begin.request_id),
         owner: begin.owner.clone(),
         metadata: begin.metadata.clone(),

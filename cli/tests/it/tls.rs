@@ -322,6 +322,9 @@ fn a_unix_socket_serves_like_a_port() {
         until("the socket serves", || {
             client(program, &url, &["put", "a", "1"]).output().unwrap().status.success()
         });
+        // etcdctl 3.4 says the URL where an authority belongs.
+        let status = client(program, &url, &["endpoint", "status"]).output().unwrap();
+        assert!(status.status.success(), "{program}: {}", text(&status));
     }
     child.kill().expect("it can be killed");
     child.wait().expect("it ends");

@@ -2,7 +2,7 @@
 //! another shape while an alarm is on.
 
 use conclave_proto::etcdserverpb::request_op::Request;
-use conclave_proto::etcdserverpb::{HashKvRequest, LeaseGrantRequest, TxnRequest};
+use conclave_proto::etcdserverpb::{LeaseGrantRequest, TxnRequest};
 
 use super::Step;
 use super::calls::Call;
@@ -58,22 +58,14 @@ pub(super) fn without_space(step: Step) -> Step {
     }
 }
 
-/// What to try instead of a step while the cluster is corrupt: keys can be read from the reference, and not from us.
+/// What to try instead of a step while the cluster is corrupt. The lease would stay if it were granted.
 pub(super) fn corrupt(step: Step) -> Step {
     match step {
         Step::Grant(_) => {
             Step::Grant(LeaseGrantRequest { id: NEVER_GRANTED, ttl: LEASE_TTL_SECONDS })
         }
-        Step::Range(_) | Step::Watch(..) => Step::Call(Call::HashKv(HashKvRequest { revision: 0 })),
-        Step::Txn(txn) if is_read_only(&txn) => Step::Leases,
         step => step,
     }
-}
-
-/// Whether it only reads, on whatever branch.
-fn is_read_only(txn: &TxnRequest) -> bool {
-    let mut operations = txn.success.iter().chain(&txn.failure);
-    operations.all(|operation| matches!(operation.request, Some(Request::RequestRange(_))))
 }
 
 /// Whether there is a transaction in it.

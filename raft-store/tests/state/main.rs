@@ -4,6 +4,7 @@
 mod apply;
 mod backup;
 mod bolt_file;
+mod brief;
 mod counts;
 mod engines;
 mod etcd;

@@ -13,6 +13,7 @@ use etcd::auth_server::Auth;
 use tonic::{Request, Response, Status};
 
 use super::context::{Context, mismatch};
+use super::kv::off_thread;
 use crate::auth::caller_of;
 use crate::metrics::Method;
 use crate::status::{self, Fault};
@@ -220,7 +221,8 @@ impl AuthService {
         let (caller, _) = self.open(request)?;
         self.context.read_barrier().await?;
         self.context.auth.check_root(&caller)?;
-        let users = found(auth::users(self.reader()))?;
+        let reader = self.reader().clone();
+        let users = found(off_thread(move || auth::users(&reader)).await?)?;
         Ok(etcd::AuthUserListResponse { header: Some(self.context.current_header()), users })
     }
 
@@ -249,7 +251,8 @@ impl AuthService {
         let (caller, _) = self.open(request)?;
         self.context.read_barrier().await?;
         self.context.auth.check_root(&caller)?;
-        let roles = found(auth::roles(self.reader()))?;
+        let reader = self.reader().clone();
+        let roles = found(off_thread(move || auth::roles(&reader)).await?)?;
         Ok(etcd::AuthRoleListResponse { header: Some(self.context.current_header()), roles })
     }
 

@@ -15,6 +15,7 @@ use pb::election_server::Election;
 use tonic::{Request, Response, Status};
 
 use super::context::{self, Context};
+use super::kv::read;
 use super::queue::{
     Caller, Contender, Place, Queue, answer_in_time, delete_of, end_of, if_created_at, prefix_of,
 };
@@ -121,7 +122,8 @@ impl ElectionService {
         let name = request.into_inner().name;
         let read = async {
             context.read_barrier().await?;
-            let look = async { first_of(context, &prefix_of(&name)) };
+            let prefix = prefix_of(&name);
+            let look = first_of(context, &prefix);
             let wanted = RightsCheck::queue(&name);
             let (leader, revision) = context.auth.checked(&caller, &wanted, look).await?;
             let kv = leader.ok_or_else(|| status::unknown(NO_LEADER))?;
@@ -156,7 +158,10 @@ impl ElectionService {
 }
 
 /// The oldest key that begins with `prefix`, and the revision at which that is so.
-fn first_of(context: &Context, prefix: &Bytes) -> Result<(Option<mvccpb::KeyValue>, i64), Status> {
+async fn first_of(
+    context: &Context,
+    prefix: &Bytes,
+) -> Result<(Option<mvccpb::KeyValue>, i64), Status> {
     let range = Range {
         key: prefix.clone(),
         range_end: end_of(prefix),
@@ -165,8 +170,7 @@ fn first_of(context: &Context, prefix: &Bytes) -> Result<(Option<mvccpb::KeyValu
         sort_target: SortTarget::Create,
         ..Default::default()
     };
-    let (found, revision) =
-        context.node.reader().range(&range).map_err(|error| status::from_read(&error))?;
+    let (found, revision) = read(context, range).await?;
     Ok((found.kvs.into_iter().next().map(convert::key_value), revision))
 }
 
@@ -195,7 +199,7 @@ impl Observer {
                 return Ok(next);
             }
             match &mut self.watch {
-                None => self.look()?,
+                None => self.look().await?,
                 Some(following) => {
                     let seen = following.watch.next().await.map_err(status::from_watch_end)?;
                     self.take(seen);
@@ -205,8 +209,8 @@ impl Observer {
     }
 
     /// Finds out who leads, by what is applied here: the deletion that makes it worth a look is.
-    fn look(&mut self) -> Result<(), Status> {
-        let (leader, revision) = first_of(&self.context, &self.prefix)?;
+    async fn look(&mut self) -> Result<(), Status> {
+        let (leader, revision) = first_of(&self.context, &self.prefix).await?;
         match leader {
             Some(kv) => self.follow(kv, self.context.header(revision)),
             None => {

@@ -7,7 +7,7 @@ use conclave_proto::etcdserverpb as etcd;
 use conclave_proto::internal::command::Command as Message;
 use conclave_raft_store::command;
 use conclave_state_machine::command::{Caller, Range, SortOrder, SortTarget, Txn};
-use conclave_state_machine::response::{Rejection, Response as Answer};
+use conclave_state_machine::response::{RangeResponse, Rejection, Response as Answer};
 use etcd::kv_server::Kv;
 use tonic::{Request, Response, Status};
 
@@ -18,7 +18,7 @@ use crate::auth::RightsCheck;
 use crate::metrics::Method;
 use crate::status::{self, Fault};
 
-/// Stores with at most so many keys are read on the spot whatever the range.
+/// Reads of stores with at most so many keys are begun on the spot whatever the range.
 const SMALL_STORE_KEYS: i64 = 1_000;
 /// Pages of at most so many keys are too; clients of Kubernetes ask for 500.
 const PAGE_KEYS_MAX: i64 = 512;
@@ -56,14 +56,12 @@ impl KvService {
         let reader = self.context.node.reader();
         let began = Instant::now();
         let answer = if is_short(&range) || reader.head().key_count <= SMALL_STORE_KEYS {
-            reader.range(&range)
+            read(&self.context, range).await
         } else {
-            // A long scan must not hold up the other calls of this thread.
-            let reader = reader.clone();
-            off_thread(move || reader.range(&range)).await?
+            read_off_thread(&self.context, range).await
         };
         self.context.node.counts().range_read(began.elapsed(), answer.is_ok());
-        let (found, revision) = answer.map_err(|error| status::from_read(&error))?;
+        let (found, revision) = answer?;
         Ok(convert::range(self.context.header(revision), found))
     }
 
@@ -169,7 +167,7 @@ impl KvService {
     }
 }
 
-/// Whether a read looks at few keys, so that another thread would cost more than it saves: one key,
+/// Whether a read looks at few live keys, so that another thread would mostly cost more than it saves: one key,
 /// or a page of the newest ones in key order, which are counted by an index.
 fn is_short(range: &Range) -> bool {
     let is_page = (1..=PAGE_KEYS_MAX).contains(&range.limit)
@@ -185,6 +183,27 @@ fn is_short(range: &Range) -> bool {
 pub(crate) fn validated_range(request: etcd::RangeRequest) -> Result<Range, Status> {
     check::range(&request)?;
     command::range(request).map_err(rejected)
+}
+
+/// Reads a range, and the revision as of which that is so: on the spot if that turns out to be short, else where
+/// blocking is allowed. However few keys live there may be many tombstones between them, or changes since the
+/// revision that is asked for.
+pub(super) async fn read(context: &Context, range: Range) -> Result<(RangeResponse, i64), Status> {
+    let brief = context.node.reader().range_briefly(&range);
+    match brief.map_err(|error| status::from_read(&error))? {
+        Some(answer) => Ok(answer),
+        None => read_off_thread(context, range).await,
+    }
+}
+
+/// A long scan must not hold up the other calls of a thread.
+pub(super) async fn read_off_thread(
+    context: &Context,
+    range: Range,
+) -> Result<(RangeResponse, i64), Status> {
+    let reader = context.node.reader().clone();
+    let answer = off_thread(move || reader.range(&range)).await?;
+    answer.map_err(|error| status::from_read(&error))
 }
 
 /// Runs `work` where blocking is allowed. Dropping the future does not stop it.

@@ -26,7 +26,7 @@ use tonic::metadata::MetadataMap;
 use tonic::{Extensions, Request, Status};
 
 use super::context::{self, Context, mismatch};
-use super::kv::{KvService, off_thread};
+use super::kv::{KvService, read, read_off_thread};
 use super::lease::LeaseService;
 use crate::auth::RightsCheck;
 use crate::status::{self, Fault};
@@ -204,14 +204,12 @@ impl Queue {
             keys_only: true,
             ..Default::default()
         };
-        let mut answer = reader.range(&short);
-        if answer.as_ref().is_ok_and(|(found, _)| found.more) {
+        let (mut found, mut revision) = read(self.context(), short.clone()).await?;
+        if found.more {
             let max_create_revision = place.create_revision;
             let whole = Range { limit: 0, max_create_revision, ..short };
-            let reader = reader.clone();
-            answer = off_thread(move || reader.range(&whole)).await?;
+            (found, revision) = read_off_thread(self.context(), whole).await?;
         }
-        let (found, revision) = answer.map_err(|error| status::from_read(&error))?;
         let lease = leases::lease(reader, place.lease).map_err(|halt| status::internal(&halt))?;
         let standing = if lease.is_some() { place.standing(found.kvs) } else { Standing::Lost };
         Ok((standing, revision))

@@ -1,13 +1,11 @@
 //! `KV.RangeStream` (etcd 3.7): a large range in pieces, all at one revision, read as fast as the
 //! client takes them.
 
-use bytes::Bytes;
 use conclave_proto::etcdserverpb as etcd;
 use conclave_raft_store::reader::Reader;
 use conclave_state_machine::command::{Range, SortOrder, SortTarget};
 use conclave_state_machine::response::KeyValue;
 use futures::stream;
-use prost::Message as _;
 use tonic::{Request, Status};
 
 use super::context::Context;
@@ -23,6 +21,9 @@ pub(crate) type RangeStream = Answers<etcd::RangeStreamResponse>;
 /// Keys of the first piece; as in etcd the number doubles until pieces are large enough.
 const FIRST_PIECE_KEYS: usize = 10;
 const PIECE_KEYS_MAX: usize = 65_536;
+/// A piece ends with the key that reaches this: with one more of the largest values it stays below 4 MiB, which
+/// is what gRPC clients take in one message unless they are told otherwise.
+const PIECE_BYTES_MAX: usize = 2 << 20;
 
 /// What is left to send.
 struct Pieces {
@@ -97,22 +98,12 @@ async fn next(mut pieces: Pieces) -> Result<Option<(etcd::RangeStreamResponse, P
     let Some(mut message) = pieces.end.take() else { return Ok(None) };
     let wanted = pieces.keys_left.min(pieces.piece_keys);
     let kvs = pieces.read(wanted).await?;
-    pieces.keys_left -= wanted;
-    let mut bytes = 0;
-    let kvs = kvs.into_iter().map(|mut kv| {
-        if pieces.range.keys_only {
-            kv.value = Bytes::new();
-            kv.lease = 0;
-        }
-        let kv = convert::key_value(kv);
-        bytes += kv.encoded_len();
-        kv
-    });
-    let kvs: Vec<_> = kvs.collect();
+    pieces.keys_left -= kvs.len();
+    let kvs: Vec<_> = kvs.into_iter().map(convert::key_value).collect();
     if pieces.keys_left == 0 {
         message.kvs = kvs;
     } else {
-        pieces.adapt(bytes);
+        pieces.adapt(kvs.iter().map(prost::Message::encoded_len).sum());
         pieces.end = Some(std::mem::take(&mut message));
         message.kvs = kvs;
     }
@@ -120,19 +111,18 @@ async fn next(mut pieces: Pieces) -> Result<Option<(etcd::RangeStreamResponse, P
 }
 
 impl Pieces {
-    /// Reads the next `wanted` keys and moves the start behind them.
+    /// Reads the next `wanted` keys, or fewer that are large, and moves the start behind them.
     async fn read(&mut self, wanted: usize) -> Result<Vec<KeyValue>, Status> {
         if wanted == 0 {
             return Ok(Vec::new());
         }
         let reader = self.context.node.reader().clone();
         let (range, at) = (self.range.clone(), self.at);
-        let answer = off_thread(move || reader.page(&range, at, wanted)).await?;
+        let bounds = (wanted, PIECE_BYTES_MAX);
+        let answer = off_thread(move || reader.piece(&range, at, bounds)).await?;
         let kvs = answer.map_err(|error| status::from_read(&error))?;
-        // The count said so, and nothing at one revision ever changes.
-        let Some(last) = kvs.last().filter(|_| kvs.len() == wanted) else {
-            return Err(Fault::Corrupt.into());
-        };
+        // The count said that there are more, and nothing at one revision ever changes.
+        let Some(last) = kvs.last() else { return Err(Fault::Corrupt.into()) };
         let mut start = Vec::with_capacity(last.key.len() + 1);
         start.extend_from_slice(&last.key);
         start.push(0);

@@ -3,9 +3,12 @@
 use bytes::Bytes;
 use conclave_proto::internal::{self, primitive::Action};
 use conclave_proto::v1;
+use conclave_raft_store::Reader;
+use conclave_raft_store::store::ReadError;
 use conclave_state_machine::command::Range;
 use conclave_state_machine::leases;
 use conclave_state_machine::locks::{check, queue};
+use conclave_state_machine::response::{Halt, KeyValue};
 use tonic::{Request, Response, Status};
 use v1::group_service_server::GroupService;
 
@@ -69,29 +72,33 @@ impl GroupApi {
             ..Range::default()
         };
         let revision = reader.head().revision;
-        let read = off_thread(move || reader.page(&range, revision, limit + 1));
-        let found = self.context.auth.checked(&caller, &RightsCheck::queue(&name), read).await?;
-        let mut found = found.map_err(|error| status::from_read(&error))?;
-        let next = if found.len() > limit { found.pop() } else { None };
-        let member = |key: &Bytes| key.slice(prefix.len()..);
-        let next = next.map(|kv| member(&kv.key)).unwrap_or_default();
-        let mut members = Vec::with_capacity(found.len());
-        // A key without a lease is no member, nor is what lies deeper.
-        let is_member = |key: &Bytes, lease| lease != 0 && queue::name_of(key) == Some(&name[..]);
-        for kv in found.into_iter().filter(|kv| is_member(&kv.key, kv.lease)) {
-            let lease = leases::lease(self.context.node.reader(), kv.lease);
-            let lease = lease.map_err(|halt| status::internal(&halt))?.unwrap_or_default();
-            members.push(v1::GroupMember {
-                member: member(&kv.key),
-                value: kv.value,
-                session: kv.lease,
-                fence: kv.create_revision,
-                owner: lease.owner,
-                metadata: tags(lease.metadata),
-            });
-        }
-        Ok(v1::GroupListResponse { members, next, revision })
+        let wanted = RightsCheck::queue(&name);
+        let read = off_thread(move || {
+            let mut found = reader.page(&range, revision, limit + 1)?;
+            let member = |key: &Bytes| key.slice(prefix.len()..);
+            let next = if found.len() > limit { found.pop() } else { None };
+            let next = next.map(|kv| member(&kv.key)).unwrap_or_default();
+            // A key without a lease is no member, nor is what lies deeper.
+            found.retain(|kv| kv.lease != 0 && queue::name_of(&kv.key) == Some(&name[..]));
+            let shown = |kv: KeyValue| show(&reader, member(&kv.key), kv);
+            let members = found.into_iter().map(shown).collect::<Result<_, Halt>>()?;
+            Ok(v1::GroupListResponse { members, next, revision })
+        });
+        let answer = self.context.auth.checked(&caller, &wanted, read).await?;
+        answer.map_err(|error: ReadError| status::from_read(&error))
     }
+}
+
+fn show(reader: &Reader, member: Bytes, kv: KeyValue) -> Result<v1::GroupMember, Halt> {
+    let lease = leases::lease(reader, kv.lease)?.unwrap_or_default();
+    Ok(v1::GroupMember {
+        member,
+        value: kv.value,
+        session: kv.lease,
+        fence: kv.create_revision,
+        owner: lease.owner,
+        metadata: tags(lease.metadata),
+    })
 }
 
 #[tonic::async_trait]

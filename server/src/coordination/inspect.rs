@@ -7,10 +7,10 @@ use conclave_proto::v1;
 use conclave_raft_store::Reader;
 use conclave_raft_store::store::ReadError;
 use conclave_state_machine::command::Range;
-use conclave_state_machine::leases;
+use conclave_state_machine::leases::{self, LeaseRow};
 use conclave_state_machine::locks::claim::Claim;
 use conclave_state_machine::locks::queue::{self, Admission, Place};
-use conclave_state_machine::response::KeyValue;
+use conclave_state_machine::response::{Halt, KeyValue};
 use tonic::{Request, Status};
 
 use super::session::tags;
@@ -125,37 +125,38 @@ pub(super) async fn inspect(
 }
 
 async fn inspect_now(context: &Context, name: &[u8]) -> Result<v1::InspectResponse, Status> {
-    let reader = context.node.reader();
-    let places = reader.places(name, PLACES_MAX + 1);
-    let (mut places, revision) = places.map_err(|error| status::from_read(&error))?;
+    let (reader, name) = (context.node.reader().clone(), Bytes::copy_from_slice(name));
+    let found = off_thread(move || {
+        let (places, revision) = reader.places(&name, PLACES_MAX + 1)?;
+        let places = places.into_iter().map(|place| Ok((lease_of(&reader, &place)?, place)));
+        Ok((places.collect::<Result<Vec<_>, Halt>>()?, revision))
+    });
+    let found = found.await?.map_err(|error: ReadError| status::from_read(&error));
+    let (mut places, revision) = found?;
     let more = places.len() > PLACES_MAX;
     places.truncate(PLACES_MAX);
-    let ids: Vec<i64> = places.iter().map(|place| place.session).collect();
+    let ids: Vec<i64> = places.iter().map(|(_, place)| place.session).collect();
     let remaining = context.node.lessor().remaining_ms(&ids).await;
     // Who holds is worth knowing also while there is no leader to ask for times.
     let remaining = remaining.unwrap_or_else(|_| vec![-1; ids.len()]);
     let mut admission = Admission::default();
-    let mut infos = Vec::with_capacity(places.len());
-    for (place, remaining_ms) in places.into_iter().zip(remaining) {
+    let infos = places.into_iter().zip(remaining).map(|((lease, place), remaining_ms)| {
         let held = admission.admits(place.share());
-        infos.push(info(reader, place, held, remaining_ms)?);
-    }
-    Ok(v1::InspectResponse { places: infos, more, revision })
+        info(lease, place, held, remaining_ms)
+    });
+    Ok(v1::InspectResponse { places: infos.collect(), more, revision })
 }
 
-fn info(
-    reader: &Reader,
-    place: Place,
-    held: bool,
-    remaining_ms: i64,
-) -> Result<v1::PlaceInfo, Status> {
-    let lease = leases::lease(reader, place.session).map_err(|halt| status::internal(&halt))?;
-    let lease = lease.unwrap_or_default();
+fn lease_of(reader: &Reader, place: &Place) -> Result<LeaseRow, Halt> {
+    Ok(leases::lease(reader, place.session)?.unwrap_or_default())
+}
+
+fn info(lease: LeaseRow, place: Place, held: bool, remaining_ms: i64) -> v1::PlaceInfo {
     let (permits, limit) = place.share();
     let delayed = place.is_lost();
     let foreign = place.claim.is_none();
     let claim = place.claim.unwrap_or_default();
-    Ok(v1::PlaceInfo {
+    v1::PlaceInfo {
         held,
         key: place.key,
         fence: place.fence,
@@ -169,5 +170,5 @@ fn info(
         remaining_ms,
         delayed,
         foreign,
-    })
+    }
 }

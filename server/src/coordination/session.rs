@@ -5,16 +5,18 @@ use std::pin::Pin;
 
 use conclave_proto::internal::command::Command as Message;
 use conclave_proto::v1;
+use conclave_raft_store::Reader;
 use conclave_state_machine::command::Caller;
 use conclave_state_machine::leases::{self, LeaseRow, TTL_SECONDS_MAX};
 use conclave_state_machine::locks::check;
-use conclave_state_machine::response::Response as Answer;
+use conclave_state_machine::response::{Halt, Response as Answer};
 use conclave_state_machine::sessions;
 use futures::stream::{Stream, StreamExt as _};
 use tonic::{Code, Request, Response, Status, Streaming};
 use v1::session_service_server::SessionService;
 
 use crate::api::context::{Context, mismatch, must_have_leader};
+use crate::api::kv::off_thread;
 use crate::api::lease::{may_renew, random_lease_id, ttl_seconds_min};
 use crate::api::{limits, stream_end};
 use crate::auth::caller_of;
@@ -86,31 +88,35 @@ impl SessionApi {
         let limit = usize::try_from(limit).unwrap_or(LIST_MAX);
         let limit = if limit == 0 { LIST_MAX } else { limit.min(LIST_MAX) };
         self.context.read_barrier().await?;
-        let reader = self.context.node.reader();
-        let mut found = sessions::list(reader, from.max(1), limit + 1)
-            .map_err(|halt| status::internal(&halt))?;
-        let next = if found.len() > limit { found.pop().map_or(0, |(id, _)| id) } else { 0 };
-        let ids: Vec<i64> = found.iter().map(|(id, _)| *id).collect();
+        let reader = self.context.node.reader().clone();
+        // There may be many leases that are no sessions, and many keys of one.
+        let found = off_thread(move || list_now(&reader, from.max(1), limit)).await?;
+        let (mut sessions, next) = found.map_err(|halt| status::internal(&halt))?;
+        let ids: Vec<i64> = sessions.iter().map(|session| session.id).collect();
         let remaining = self.context.node.lessor().remaining_ms(&ids).await;
         let remaining = remaining.map_err(|error| status::from_lessor(&error))?;
-        let mut sessions = Vec::with_capacity(found.len());
-        for ((id, row), remaining_ms) in found.into_iter().zip(remaining) {
-            sessions.push(self.info(id, row, remaining_ms)?);
+        for (session, remaining_ms) in sessions.iter_mut().zip(remaining) {
+            session.remaining_ms = remaining_ms;
         }
         Ok(v1::SessionListResponse { sessions, next })
     }
+}
 
-    fn info(&self, id: i64, row: LeaseRow, remaining_ms: i64) -> Result<v1::SessionInfo, Status> {
-        let keys = leases::lease_keys(self.context.node.reader(), id);
+/// Sessions from lease id `from` on, without the time that they have left, and the id to go on with, 0 at the end.
+fn list_now(reader: &Reader, from: i64, limit: usize) -> Result<(Vec<v1::SessionInfo>, i64), Halt> {
+    let mut found = sessions::list(reader, from, limit + 1)?;
+    let next = if found.len() > limit { found.pop().map_or(0, |(id, _)| id) } else { 0 };
+    let info = |(id, row): (i64, LeaseRow)| {
         Ok(v1::SessionInfo {
             id,
             ttl_seconds: row.ttl,
-            remaining_ms,
+            remaining_ms: 0,
             owner: row.owner,
             metadata: tags(row.metadata),
-            keys: keys.map_err(|halt| status::internal(&halt))?,
+            keys: leases::lease_keys(reader, id)?,
         })
-    }
+    };
+    Ok((found.into_iter().map(info).collect::<Result<_, Halt>>()?, next))
 }
 
 /// Pairs as messages.

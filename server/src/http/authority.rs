@@ -1,18 +1,22 @@
-//! Lets clients in whose `:authority` is a URL or a path.
+//! Lets clients in whose `:authority` is none.
 //!
 //! `etcdctl` up to 3.4 dials single endpoints (`endpoint status`, `defrag`, `move-leader`, ...) with
 //! `:authority: http://127.0.0.1:2379`. That is not an authority, and the h2 library answers it with
 //! a protocol error before any code of ours sees the request; Go's server never looked. To a unix socket
-//! it says the socket's path, which is no authority either. So the bytes
-//! of a new connection are looked at until its first header block. If the authority there is as it
-//! should be, which is the case for every other client, nothing is looked at any more. If it is a URL,
+//! it says the socket's path, which is no authority either, and others say nothing or the path with `%2F`.
+//! So the bytes of a new connection are looked at until its first header block. If the authority there is as it
+//! should be, which is the case for every other client, nothing is looked at any more. Else
 //! it is replaced in this and all later header blocks of the connection.
 //!
 //! Replacing needs no state of the header compression: the literal that carries the value also enters
 //! it into the tables of both sides, so later references find the replacement. Our entry is not longer
-//! than the client's; entries that we keep a little longer than it does are never referred to.
+//! than the client's (only for an empty one by a byte, which matters to a table that is full to the byte);
+//! entries that we keep a little longer than it does are never referred to.
+
+use std::ops::Range;
 
 use bytes::{Buf as _, BytesMut};
+use http::uri::Authority;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 const FRAME_HEAD_BYTES: usize = 9;
@@ -22,14 +26,19 @@ const FLAG_PRIORITY: u8 = 0x20;
 const PRIORITY_BYTES: usize = 5;
 /// Index of the name `:authority` in HPACK's static table (RFC 7541, appendix A).
 const AUTHORITY: usize = 1;
-/// What takes the place of a URL. Nothing here asks for the authority.
-const REPLACEMENT: &[u8] = b"localhost";
-/// `http://` and `https://`, plain and by the code of RFC 7541, appendix B, as far as whole bytes go.
-const URL_STARTS: [(bool, &[u8]); 4] = [
-    (false, b"http://"),
-    (false, b"https://"),
-    (true, &[0x9d, 0x29, 0xae, 0xe3, 0x0c]),
-    (true, &[0x9d, 0x29, 0xad, 0x17, 0x18]),
+/// The field of that index, whose value in the static table is empty.
+const EMPTY_AUTHORITY: u8 = 0x81;
+/// The name of a literal that enters no table.
+const LITERAL_AUTHORITY: &[u8] = &[0x01];
+/// What takes its place. Nothing here asks for the authority.
+const REPLACEMENT: &str = "localhost";
+/// Huffman's code of HPACK (RFC 7541, appendix B) as far as its short codes go: their bits, the first, and the
+/// characters of those that follow it.
+const SHORT_CODES: [(u32, u32, &[u8]); 4] = [
+    (5, 0x00, b"012aceiost"),
+    (6, 0x14, b" %-./3456789=A_bdfghlmnpru"),
+    (7, 0x5c, b":BCDEFGHIJKLMNOPQRSTUVWYjkqvwxyz"),
+    (8, 0xf8, b"&*,;XZ"),
 ];
 
 /// What is known of a connection.
@@ -39,7 +48,7 @@ enum Stage {
     Preface,
     /// HTTP/2 before the first header block.
     Undecided,
-    /// HTTP/2 whose authority is a URL.
+    /// HTTP/2 whose authority is none.
     Replacing,
     /// Nothing to do.
     Done,
@@ -133,7 +142,7 @@ impl Filter {
     }
 }
 
-/// The frame with another authority and without padding, if its authority is a URL.
+/// The frame with another authority and without padding, if its authority is none.
 fn replaced(frame: &[u8], flags: u8) -> Option<Vec<u8>> {
     let (head, payload) = frame.split_at(FRAME_HEAD_BYTES);
     let (mut begin, mut end) = (0, payload.len());
@@ -144,23 +153,36 @@ fn replaced(frame: &[u8], flags: u8) -> Option<Vec<u8>> {
     let priority_bytes = if flags & FLAG_PRIORITY != 0 { PRIORITY_BYTES } else { 0 };
     let priority = payload.get(begin..begin + priority_bytes)?;
     let block = payload.get(begin + priority_bytes..end)?;
-    let value = url_authority(block)?;
-    let block_bytes = block.len() - value.len() + 1 + REPLACEMENT.len();
+    let field = bad_authority(block)?;
+    let value = field.value.as_bytes();
+    let block_bytes = block.len() - field.at.len() + field.name.len() + 1 + value.len();
     let [_, high, middle, low] = u32::try_from(priority.len() + block_bytes).ok()?.to_be_bytes();
     let mut frame = vec![high, middle, low, head[3], flags & !FLAG_PADDED];
     frame.extend_from_slice(&head[5..]);
     frame.extend_from_slice(priority);
-    frame.extend_from_slice(&block[..value.start]);
+    frame.extend_from_slice(&block[..field.at.start]);
+    frame.extend_from_slice(field.name);
     // Shorter than 127 and not in Huffman's code: the length is one byte.
-    frame.push(u8::try_from(REPLACEMENT.len()).ok()?);
-    frame.extend_from_slice(REPLACEMENT);
-    frame.extend_from_slice(&block[value.end..]);
+    frame.push(u8::try_from(value.len()).ok()?);
+    frame.extend_from_slice(value);
+    frame.extend_from_slice(&block[field.at.end..]);
     Some(frame)
 }
 
-/// Where the value of an `:authority` that is a URL lies in a header block, its length included.
-/// `None` as well if the block does not make sense: that is for h2 to refuse.
-fn url_authority(block: &[u8]) -> Option<std::ops::Range<usize>> {
+/// A field of a header block.
+#[derive(Debug, PartialEq, Eq)]
+struct Field {
+    /// What is to go: its value with the length of that, or all of it.
+    at: Range<usize>,
+    /// What is to come in front of the new value.
+    name: &'static [u8],
+    /// The new value.
+    value: &'static str,
+}
+
+/// Where an `:authority` that is none lies in a header block. `None` as well if the block does not make
+/// sense: that is for h2 to refuse.
+fn bad_authority(block: &[u8]) -> Option<Field> {
     let mut at = 0;
     while let Some(&first) = block.get(at) {
         // RFC 7541, 6.1: indexed; 6.3: table size; 6.2: literals with 6 or 4 bits of a name's index.
@@ -171,8 +193,12 @@ fn url_authority(block: &[u8]) -> Option<std::ops::Range<usize>> {
             0x00..=0x1f => (4, true),
         };
         let (index, after) = integer(block, at, prefix_bits)?;
-        at = after;
+        let begins_at = std::mem::replace(&mut at, after);
         if !is_literal {
+            if first == EMPTY_AUTHORITY {
+                let (name, value) = (LITERAL_AUTHORITY, REPLACEMENT);
+                return Some(Field { at: begins_at..at, name, value });
+            }
             continue;
         }
         if index == 0 {
@@ -180,23 +206,47 @@ fn url_authority(block: &[u8]) -> Option<std::ops::Range<usize>> {
         }
         let (is_coded, begin, end) = string(block, at)?;
         let value = &block[begin..end];
-        let is_url =
-            || URL_STARTS.iter().any(|(coded, url)| *coded == is_coded && value.starts_with(url));
-        if index == AUTHORITY && (is_path(is_coded, value) || is_url()) {
-            return Some(at..end);
+        if index == AUTHORITY && is_bad(is_coded, value) {
+            let value = &REPLACEMENT[..value.len().clamp(1, REPLACEMENT.len())];
+            return Some(Field { at: at..end, name: b"", value });
         }
         at = end;
     }
     None
 }
 
-/// Whether a value begins with a slash; its code is six bits long.
-fn is_path(is_coded: bool, value: &[u8]) -> bool {
-    match value.first() {
-        None => false,
-        Some(first) if is_coded => first >> 2 == 0b01_1000,
-        Some(first) => *first == b'/',
+/// Whether h2 would refuse a value.
+fn is_bad(is_coded: bool, value: &[u8]) -> bool {
+    let decoded = if is_coded { decoded(value) } else { Some(value.to_vec()) };
+    decoded.is_some_and(|value| Authority::try_from(&value[..]).is_err())
+}
+
+/// What Huffman's code stands for; `None` if there are other than short codes in it.
+fn decoded(coded: &[u8]) -> Option<Vec<u8>> {
+    let bits = coded.len() * 8;
+    let code_at = |at: usize, length: usize| {
+        let bit = |at: usize| u32::from(coded[at / 8] >> (7 - at % 8) & 1);
+        (at..at + length).fold(0, |code, at| code << 1 | bit(at))
+    };
+    let (mut text, mut at) = (Vec::new(), 0);
+    while at < bits {
+        let character = SHORT_CODES.iter().find_map(|&(length, first, characters)| {
+            let length = length as usize;
+            let code = (at + length <= bits).then(|| code_at(at, length))?;
+            let place = code.checked_sub(first)?;
+            Some((length, *characters.get(place as usize)?))
+        });
+        match character {
+            Some((length, character)) => {
+                text.push(character);
+                at += length;
+            }
+            // The last byte is filled up with ones.
+            None if bits - at < 8 && code_at(at, bits - at) + 1 == 1 << (bits - at) => break,
+            None => return None,
+        }
     }
+    Some(text)
 }
 
 /// An integer with a prefix (RFC 7541, 5.1) and where it ends.
@@ -257,7 +307,8 @@ mod tests {
     fn a_url_is_replaced_in_every_header_block_however_it_arrives() {
         for first in [0x41, 0x01, 0x11] {
             let block = |value: &[u8]| [OTHERS, &literal(first, value), &[0x82]].concat();
-            let (bad, good) = (block(b"http://127.0.0.1:2379"), block(REPLACEMENT));
+            let good = block(REPLACEMENT.as_bytes());
+            let bad = block(b"http://127.0.0.1:2379");
             let settings = frame(4, 0, &[]);
             let data = frame(0, 1, b"some data that is long enough");
             let stream = |block: &[u8]| {
@@ -276,7 +327,8 @@ mod tests {
         let block = literal(0x41, b"https://a:1");
         let payload = [&[3u8][..], &[0, 0, 0, 0, 9], &block, &[0, 0, 0]].concat();
         let bytes = [PREFACE, &frame(1, 0x2c, &payload)].concat();
-        let expected = [&[0, 0, 0, 0, 9][..], &literal(0x41, REPLACEMENT)].concat();
+        let expected = literal(0x41, REPLACEMENT.as_bytes());
+        let expected = [&[0, 0, 0, 0, 9][..], &expected].concat();
         let expected = [PREFACE, &frame(1, 0x24, &expected)].concat();
         assert_eq!(pass(&mut Filter::new(16_384), &bytes, 1000), expected);
     }
@@ -288,20 +340,40 @@ mod tests {
             0x9d, 0x29, 0xae, 0xe3, 0x0c, 0x04, 0x4e, 0xae, 0x05, 0xc0, 0xb8, 0x6e, 0x09, 0xa0,
             0xba, 0xff,
         ];
+        assert_eq!(decoded(&coded).unwrap(), b"http://127.0.0.1:24179");
         let block = [&[0x41, 0x80 | 16][..], &coded].concat();
-        assert_eq!(url_authority(&block), Some(1..18));
+        let field = Field { at: 1..18, name: b"", value: REPLACEMENT };
+        assert_eq!(bad_authority(&block), Some(field));
+        // "www.example.com" (RFC 7541, C.4.1), and a code that is longer than 8 bits.
+        let host = [0xf1, 0xe3, 0xc2, 0xe5, 0xf2, 0x3a, 0x6b, 0xa0, 0xab, 0x90, 0xf4, 0xff];
+        assert_eq!(decoded(&host).unwrap(), b"www.example.com");
+        assert!(!is_bad(true, &host));
+        assert_eq!(decoded(&[0xff, 0xd8]), None);
+        assert!(is_bad(true, &[]));
     }
 
     #[test]
-    fn paths_are_recognised() {
-        assert_eq!(url_authority(&literal(0x41, b"/run/x")), Some(1..8));
-        // "/run/x" in Huffman's code begins with 011000, 101100 and 101101.
-        assert_eq!(url_authority(&[0x41, 0x82, 0x62, 0xcb]), Some(1..4));
-        assert_eq!(
-            url_authority(&literal(0x44, b"/run/x")),
-            None,
-            "a path is none of the authority"
-        );
+    fn what_is_no_authority_is_recognised() {
+        for bad in ["", "/run/x", "unix:///run/x", "run%2Fx", "a b", "http://a:1/x"] {
+            let field = bad_authority(&literal(0x41, bad.as_bytes())).unwrap();
+            assert_eq!(field.at, 1..2 + bad.len(), "{bad}");
+            assert!(field.value.len() <= bad.len().max(1) && !field.value.is_empty(), "{bad}");
+            assert_eq!(bad_authority(&literal(0x44, bad.as_bytes())), None, "a path may be so");
+        }
+        for good in ["localhost", "127.0.0.1:2379", "[::1]:2379", "client", "a_b", "me@a:1"] {
+            assert_eq!(bad_authority(&literal(0x41, good.as_bytes())), None, "{good}");
+        }
+        // "/run/x" in Huffman's code: 011000 101100 101101 101010 011000 1111001.
+        assert_eq!(decoded(&[0x62, 0xcb, 0x6a, 0x63, 0xcf]).unwrap(), b"/run/x");
+    }
+
+    #[test]
+    fn an_empty_authority_of_the_static_table_is_replaced() {
+        let bytes = [PREFACE, &frame(1, 4, &[OTHERS, &[EMPTY_AUTHORITY]].concat())].concat();
+        let expected = literal(LITERAL_AUTHORITY[0], REPLACEMENT.as_bytes());
+        let expected = [OTHERS, &expected].concat();
+        let expected = [PREFACE, &frame(1, 4, &expected)].concat();
+        assert_eq!(pass(&mut Filter::new(16_384), &bytes, 1000), expected);
     }
 
     #[test]

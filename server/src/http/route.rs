@@ -74,7 +74,10 @@ impl Router {
         let settings = &self.context.node.settings().web;
         let has_gateway = role != Role::Pages && settings.has_gateway;
         match gateway::find(request.uri().path()).filter(|_| has_gateway) {
-            None => pages::answer(&self.context, request).await,
+            None => match gateway::nowhere(request.uri()).filter(|_| has_gateway) {
+                Some(answer) => answer,
+                None => pages::answer(&self.context, request).await,
+            },
             Some(method) if gateway::is_socket(&request) => {
                 // Browsers ask nobody before they open one.
                 match web::foreign(settings, request.headers()) {

@@ -37,7 +37,7 @@ impl Leases {
         let mut queue = self.queue.lock();
         for change in changes {
             match *change {
-                LeaseChange::Granted { id, ttl } => queue.grant(id, seconds(ttl), now),
+                LeaseChange::Granted { id, ttl, at } => queue.grant((id, at), seconds(ttl), now),
                 LeaseChange::Ended { id } => {
                     queue.remove(id);
                 }
@@ -50,12 +50,13 @@ impl Leases {
     /// # Errors
     /// [`Halt`] if they cannot be read.
     pub(crate) fn load(&self, rows: &impl Read) -> Result<(), Halt> {
-        let stored = leases::all(rows)?;
+        let mut stored = Vec::new();
+        leases::grants(rows, &mut |id, ttl, at| stored.push(((id, at), seconds(ttl))))?;
         let now = self.now();
         let mut queue = self.queue.lock();
         queue.clear();
-        for (id, ttl) in stored {
-            queue.grant(id, seconds(ttl), now);
+        for (lease, ttl) in stored {
+            queue.grant(lease, ttl, now);
         }
         Ok(())
     }

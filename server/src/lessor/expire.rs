@@ -62,10 +62,10 @@ impl Lessor {
         let slots = Arc::new(Semaphore::new(EXPIRE_IN_FLIGHT_MAX));
         loop {
             let Ok(slot) = slots.clone().acquire_owned().await else { return };
-            let ids = {
+            let (ids, granted): (Vec<i64>, Vec<u64>) = {
                 let now = self.inner.leases.now();
                 let mut queue = self.inner.leases.queue.lock();
-                queue.take_expired(now, EXPIRE_BATCH, EXPIRE_RETRY)
+                queue.take_expired(now, EXPIRE_BATCH, EXPIRE_RETRY).into_iter().unzip()
             };
             if ids.is_empty() {
                 drop(slot);
@@ -78,6 +78,7 @@ impl Lessor {
                 now_unix_ms: unix_ms(),
                 guarded: self.inner.registry.is_guarded,
                 damping: self.inner.registry.is_damping,
+                granted,
             };
             let expire = internal::command::Command::LeaseExpire(expire);
             let command = inside(expire);

@@ -4,7 +4,7 @@
 //! all; the leader collects them. With `--corrupt-check-time` it also has everyone read and hash all that is
 //! stored, from time to time; with the feature gate `InitialCorruptCheck` every member does when it starts.
 //! A member that more than half of all contradict is fenced: it stops for good, and the others go on. If
-//! nobody can tell who is right, the CORRUPT alarm stops everything, as in etcd.
+//! nobody can tell who is right, the CORRUPT alarm stops all changes of keys and leases, as in etcd.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -247,7 +247,7 @@ impl Comparer {
         self.loss.condemn(reason).await;
     }
 
-    /// Nobody can tell who is right: nothing may be read or written until a person decides.
+    /// Nobody can tell who is right: nothing may be written until a person decides.
     async fn alarm(&self, digests: &BTreeMap<u64, u64>, own: u64, point: Point) {
         let other = digests.iter().find(|(_, digest)| **digest != own).map_or(0, |(id, _)| *id);
         tracing::error!(member = %format_args!("{other:x}"), ?point, "members differ, and none has a majority");

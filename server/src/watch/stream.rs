@@ -42,6 +42,8 @@ pub struct WatchStream {
     /// Group of each watch id.
     ids: BTreeMap<i64, u64>,
     next_id: i64,
+    /// Ids of watchers that a compaction cancelled: taken until the client cancels them, as in etcd.
+    spent: BTreeSet<i64>,
     /// Watchers that are behind as (next, watch id).
     behind: BTreeSet<(i64, i64)>,
     /// Taken from the mailbox, in order.
@@ -111,6 +113,7 @@ impl WatchStream {
             groups: HashMap::new(),
             ids: BTreeMap::new(),
             next_id: 0,
+            spent: BTreeSet::new(),
             behind: BTreeSet::new(),
             mail: VecDeque::new(),
             missed_from: None,

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use conclave_proto::etcdserverpb::{AlarmType, alarm_request::AlarmAction};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
+use crate::api_maintenance::alarm;
 use crate::cluster::within;
 use crate::support::{Server, server};
 
@@ -31,6 +33,7 @@ async fn pages_answer_as_in_etcd() {
         let answer = http(&server, &format!("GET {path}")).await;
         assert!(answer.starts_with("HTTP/1.1 200 OK\r\n"), "{answer}");
         assert!(answer.ends_with("\r\n\r\n{\"health\":\"true\",\"reason\":\"\"}"), "{answer}");
+        assert!(answer.contains("\r\ncontent-type: text/plain; charset=utf-8\r\n"), "{answer}");
     }
     let answer = http(&server, "GET /version").await;
     let version = r#"{"etcdserver":"3.7.1","etcdcluster":"3.7.0","storage":"3.7.0"}"#;
@@ -44,8 +47,31 @@ async fn pages_answer_as_in_etcd() {
         let answer = http(&server, request).await;
         assert!(answer.starts_with("HTTP/1.1 200 "), "{request}: {answer}");
     }
-    assert!(http(&server, "GET /nowhere").await.starts_with("HTTP/1.1 404 "));
-    assert!(http(&server, "GET /").await.starts_with("HTTP/1.1 404 "));
+    for (path, text) in [
+        ("/", "404 page not found\n"),
+        ("/nowhere", "404 page not found\n"),
+        ("/v3beta", "404 page not found\n"),
+        ("/v3/", "Not Found\n"),
+        ("/v3/nowhere", "Not Found\n"),
+        ("/v3/kv/range/", "Not Found\n"),
+        ("/v3beta/nowhere", "Not Found\n"),
+    ] {
+        let answer = http(&server, &format!("GET {path}")).await;
+        assert!(answer.starts_with("HTTP/1.1 404 "), "{path}: {answer}");
+        assert!(answer.ends_with(&format!("\r\n\r\n{text}")), "{path}: {answer}");
+    }
+    let moved = http(&server, "GET /v3?a=b").await;
+    assert!(moved.starts_with("HTTP/1.1 301 "), "{moved}");
+    assert!(moved.contains("\r\nlocation: /v3/?a=b\r\n"), "{moved}");
+    let request = alarm(AlarmAction::Activate, 0, AlarmType::Nospace);
+    server.maintenance().alarm(request).await.unwrap();
+    let ill = http(&server, "GET /health").await;
+    assert!(ill.starts_with("HTTP/1.1 503 "), "{ill}");
+    assert!(ill.contains("\r\ncontent-type: text/plain; charset=utf-8\r\n"), "{ill}");
+    assert!(
+        ill.ends_with("\r\n\r\n{\"health\":\"false\",\"reason\":\"ALARM NOSPACE\"}\n"),
+        "{ill}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

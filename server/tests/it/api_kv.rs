@@ -273,6 +273,27 @@ async fn a_streamed_range_is_the_range_in_pieces() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pieces_of_large_values_fit_into_a_message() {
+    let server = server(&[]).await;
+    for i in 0..9 {
+        server.put(&format!("k{i}"), &"v".repeat(1 << 20)).await;
+    }
+    let mut stream = server.kv().range_stream(range("k", "l")).await.unwrap().into_inner();
+    let mut sizes = Vec::new();
+    while let Some(piece) = stream.message().await.unwrap() {
+        let kvs = piece.range_response.unwrap().kvs;
+        assert!(kvs.iter().all(|kv| kv.value.len() == 1 << 20));
+        sizes.push(kvs.len());
+    }
+    assert_eq!(sizes.iter().sum::<usize>(), 9);
+    assert!(sizes.iter().all(|keys| (1..=2).contains(keys)), "{sizes:?}");
+    let names = etcd::RangeRequest { keys_only: true, ..range("k", "l") };
+    let mut stream = server.kv().range_stream(names).await.unwrap().into_inner();
+    let only = stream.message().await.unwrap().unwrap().range_response.unwrap();
+    assert_eq!((only.kvs.len(), only.count), (9, 9), "what is not sent does not count");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn large_requests_pass_up_to_the_limit() {
     let server = server(&[]).await;
     let limit: usize = 1_572_864;

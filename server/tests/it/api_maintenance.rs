@@ -5,13 +5,13 @@ use conclave_proto::etcdserverpb::{AlarmType, alarm_request::AlarmAction};
 use tonic::Code;
 
 use crate::cluster::{HASTY, eventually, within};
-use crate::support::{Server, put, range, refused, server, servers};
+use crate::support::{Server, delete, op, put, range, refused, server, servers, then};
 
 async fn status(server: &Server) -> etcd::StatusResponse {
     server.maintenance().status(etcd::StatusRequest {}).await.unwrap().into_inner()
 }
 
-fn alarm(action: AlarmAction, member_id: u64, alarm: AlarmType) -> etcd::AlarmRequest {
+pub(crate) fn alarm(action: AlarmAction, member_id: u64, alarm: AlarmType) -> etcd::AlarmRequest {
     etcd::AlarmRequest { action: action as i32, member_id, alarm: alarm as i32 }
 }
 
@@ -49,7 +49,7 @@ async fn a_full_store_refuses_growth_until_it_is_cleared() {
     let lease = etcd::LeaseGrantRequest { ttl: 60, id: 0 };
     assert_eq!(refused(server.lease().lease_grant(lease).await), no_space);
     assert_eq!(server.range(range("small", "")).await.count, 1, "reads go on");
-    kv.delete_range(crate::support::delete("small", "")).await.unwrap();
+    kv.delete_range(delete("small", "")).await.unwrap();
     let compact = etcd::CompactionRequest { revision: 3, physical: true };
     kv.compact(compact).await.unwrap();
     let answer = maintenance.defragment(etcd::DefragmentRequest {}).await.unwrap().into_inner();
@@ -65,6 +65,55 @@ async fn an_alarm_of_no_member_is_shown_without_one() {
     let request = alarm(AlarmAction::Activate, 0, AlarmType::Nospace);
     server.maintenance().alarm(request).await.unwrap();
     assert_eq!(status(&server).await.errors, ["alarm:NOSPACE "]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_alarm_is_cleared_by_its_member_and_kind() {
+    let server = server(&[]).await;
+    let mut maintenance = server.maintenance();
+    let mut ask = async |action, member, kind| {
+        maintenance.alarm(alarm(action, member, kind)).await.unwrap().into_inner().alarms
+    };
+    let active = etcd::AlarmMember { member_id: 5, alarm: AlarmType::Nospace as i32 };
+    assert_eq!(ask(AlarmAction::Activate, 5, AlarmType::Nospace).await, [active]);
+    for (member, kind) in [
+        (0, AlarmType::None),
+        (5, AlarmType::None),
+        (0, AlarmType::Nospace),
+        (5, AlarmType::Corrupt),
+    ] {
+        assert_eq!(ask(AlarmAction::Deactivate, member, kind).await, []);
+    }
+    assert_eq!(ask(AlarmAction::Get, 0, AlarmType::None).await, [active]);
+    assert_eq!(ask(AlarmAction::Deactivate, 5, AlarmType::Nospace).await, [active]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_corrupt_cluster_is_read_and_not_written() {
+    let server = server(&[]).await;
+    server.put("k", "1").await;
+    server.grant(7, 60).await;
+    let request = alarm(AlarmAction::Activate, 5, AlarmType::Corrupt);
+    server.maintenance().alarm(request).await.unwrap();
+    for serializable in [false, true] {
+        let request = etcd::RangeRequest { serializable, ..range("k", "") };
+        assert_eq!(server.range(request).await.count, 1);
+    }
+    assert_eq!(server.txn(then(vec![op(range("k", ""))])).await.responses.len(), 1);
+    let left = etcd::LeaseTimeToLiveRequest { id: 7, keys: true };
+    assert!(server.lease().lease_time_to_live(left).await.unwrap().into_inner().ttl > 0);
+    let corrupt = (Code::DataLoss, "etcdserver: corrupt cluster".to_owned());
+    let mut kv = server.kv();
+    assert_eq!(refused(kv.put(put("k", "2")).await), corrupt);
+    assert_eq!(refused(kv.delete_range(delete("k", "")).await), corrupt);
+    let nested = then(vec![op(then(vec![op(range("k", ""))]))]);
+    assert_eq!(refused(kv.txn(nested).await), corrupt, "it goes through the log");
+    let compact = etcd::CompactionRequest { revision: 2, physical: false };
+    assert_eq!(refused(kv.compact(compact).await), corrupt);
+    let grant = etcd::LeaseGrantRequest { ttl: 60, id: 8 };
+    assert_eq!(refused(server.lease().lease_grant(grant).await), corrupt);
+    let revoke = etcd::LeaseRevokeRequest { id: 7 };
+    assert_eq!(refused(server.lease().lease_revoke(revoke).await), corrupt);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

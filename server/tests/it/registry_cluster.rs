@@ -131,7 +131,8 @@ async fn lose_most(node: &Node) {
     let mut now_unix_ms = 1_000;
     let expire = async |id, now_unix_ms| {
         let (term, ids) = (node.status().term, vec![id]);
-        let expire = internal::LeaseExpire { term, ids, now_unix_ms, guarded: true, damping: true };
+        let (guarded, damping, granted) = (true, true, Vec::new());
+        let expire = internal::LeaseExpire { term, ids, now_unix_ms, guarded, damping, granted };
         propose(Message::LeaseExpire(expire)).await;
     };
     for (service, session, check) in

@@ -158,6 +158,32 @@ async fn a_compacted_start_is_created_then_canceled() {
 }
 
 #[tokio::test]
+async fn an_id_stays_taken_after_a_compaction_until_it_is_cancelled() {
+    let node = Node::start(Limits::default()).await;
+    for n in 2..10 {
+        node.put("k", &n.to_string());
+    }
+    node.compact(6);
+    let mut watching = node.open().await;
+    let old = |watch_id| WatchCreateRequest { watch_id, start_revision: 5, ..on_key("k") };
+    let new = |watch_id| WatchCreateRequest { watch_id, ..on_key("k") };
+    for id in [5, 0] {
+        assert_eq!(watching.create(old(id)).await.watch_id, id);
+        assert_eq!(watching.next().await.compact_revision, 6);
+    }
+    let refused = watching.create(new(5)).await;
+    assert_eq!((refused.watch_id, refused.created, refused.canceled), (-1, true, true));
+    let reason = "mvcc: duplicate watch ID provided on the WatchStream";
+    assert_eq!(refused.cancel_reason, reason);
+    assert_eq!(watching.create(new(0)).await.watch_id, 1, "not 0 again");
+    watching.cancel(5).await;
+    let canceled = watching.next().await;
+    assert_eq!((canceled.watch_id, canceled.canceled, canceled.compact_revision), (5, true, 0));
+    watching.cancel(5).await;
+    assert_eq!(watching.create(new(5)).await.watch_id, 5, "and no second answer before");
+}
+
+#[tokio::test]
 async fn a_compacted_delete_is_still_seen_at_its_revision() {
     let node = Node::start(Limits::default()).await;
     node.put("k", "value");

@@ -137,7 +137,7 @@ proptest! {
             prop_assert_eq!(copy.head.bytes_in_use, head.bytes_in_use);
             for revision in head.compacted.max(1)..=head.revision {
                 let read = |store: &Store| {
-                    range::page(&store.rows, revision, b"", None, usize::MAX).unwrap()
+                    range::page(&store.rows, revision, range::Page::default()).unwrap()
                 };
                 prop_assert_eq!(read(&copy), read(&original));
             }

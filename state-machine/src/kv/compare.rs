@@ -21,7 +21,8 @@ pub(crate) fn holds<R: Read>(rows: &R, at: i64, compare: &Compare) -> Result<boo
         CompareTarget::Version(_)
         | CompareTarget::Create(_)
         | CompareTarget::Mod(_)
-        | CompareTarget::Lease(_) => Values::Ignored,
+        | CompareTarget::Lease(_)
+        | CompareTarget::Unknown => Values::Ignored,
     };
     live::visit(rows, at, Span::new(&compare.key, &compare.range_end), values, &mut |live| {
         is_empty = false;
@@ -44,6 +45,7 @@ fn order(live: &Live<'_>, target: &CompareTarget) -> Ordering {
         CompareTarget::Mod(revision) => live.mod_revision.cmp(revision),
         CompareTarget::Value(value) => live.state.value.cmp(value.as_ref()),
         CompareTarget::Lease(lease) => live.state.lease.cmp(lease),
+        CompareTarget::Unknown => Ordering::Equal,
     }
 }
 
@@ -54,6 +56,7 @@ fn order_of_missing(target: &CompareTarget) -> Option<Ordering> {
         | CompareTarget::Mod(number)
         | CompareTarget::Lease(number) => Some(0.cmp(number)),
         CompareTarget::Value(_) => None,
+        CompareTarget::Unknown => Some(Ordering::Equal),
     }
 }
 
@@ -63,5 +66,6 @@ fn relation_holds(result: CompareResult, order: Ordering) -> bool {
         CompareResult::Greater => order.is_gt(),
         CompareResult::Less => order.is_lt(),
         CompareResult::NotEqual => order.is_ne(),
+        CompareResult::Unknown => true,
     }
 }

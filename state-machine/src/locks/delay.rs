@@ -52,6 +52,7 @@ fn delay<R: Read>(
     fence: i64,
     seconds: u32,
 ) -> Result<Option<(i64, Option<LeaseChange>)>, Halt> {
+    // No id is used twice, so its grants need not be told apart.
     let wanted = LeaseRow { ttl: i64::from(seconds), ..LeaseRow::default() };
     for number in 0..LEASE_IDS_TRIED_MAX {
         let id = LEASE_IDS_FROM.saturating_add(fence).saturating_add(number);

@@ -11,12 +11,16 @@ const FORM_PLAIN: u8 = 1;
 const FORM_SESSION: u8 = 2;
 /// A lease with requests that are remembered.
 const FORM_REQUESTS: u8 = 3;
+/// Added to these forms: after the TTL comes when it was granted. Rows without it are read, not written.
+const NUMBERED: u8 = 3;
 
 /// A lease as granted, and what belongs to it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LeaseRow {
     /// Seconds.
     pub ttl: i64,
+    /// Log index of its grant, which tells it from another lease that had the same id; 0 if that is not known.
+    pub granted: u64,
     /// Names the request that began the session; empty for a lease that is none.
     pub request_id: Bytes,
     /// Who holds the session, for people.
@@ -64,13 +68,9 @@ impl LeaseRow {
     pub(crate) fn encode(&self) -> Bytes {
         let has_requests = self.settled > 0 || !self.answered.is_empty();
         if !self.is_session() && self.cancelled.is_empty() && !has_requests {
-            let mut row = RowWriter::new(FORM_PLAIN);
-            row.int(self.ttl);
-            return row.finish();
+            return self.begin(FORM_PLAIN).finish();
         }
-        let form = if has_requests { FORM_REQUESTS } else { FORM_SESSION };
-        let mut row = RowWriter::new(form);
-        row.int(self.ttl);
+        let mut row = self.begin(if has_requests { FORM_REQUESTS } else { FORM_SESSION });
         row.bytes(&self.request_id);
         row.bytes(self.owner.as_bytes());
         row.size(self.metadata.len());
@@ -93,14 +93,23 @@ impl LeaseRow {
         row.finish()
     }
 
+    fn begin(&self, form: u8) -> RowWriter {
+        let mut row = RowWriter::new(form.saturating_add(NUMBERED));
+        row.int(self.ttl);
+        row.uint(self.granted);
+        row
+    }
+
     /// # Errors
     /// [`Halt::CorruptRow`] if the bytes are not such a row.
     pub(crate) fn decode(row: &[u8]) -> Result<LeaseRow, Halt> {
         let mut row = RowReader::new("lease", row);
-        match row.form()? {
-            FORM_PLAIN => Ok(LeaseRow { ttl: row.int()?, ..LeaseRow::default() }),
-            form @ (FORM_SESSION | FORM_REQUESTS) => Ok(LeaseRow {
-                ttl: row.int()?,
+        let (form, ttl, granted) = front(&mut row)?;
+        match form {
+            FORM_PLAIN => Ok(LeaseRow { ttl, granted, ..LeaseRow::default() }),
+            form => Ok(LeaseRow {
+                ttl,
+                granted,
                 request_id: Bytes::copy_from_slice(row.bytes()?),
                 owner: row.string()?,
                 // Each item takes at least a byte, so that a broken count ends with the row.
@@ -113,20 +122,26 @@ impl LeaseRow {
                 settled: if form == FORM_REQUESTS { row.uint()? } else { 0 },
                 answered: if form == FORM_REQUESTS { answered(&mut row)? } else { Vec::new() },
             }),
-            _ => Err(row.corrupt("unknown form")),
         }
     }
 
-    /// Reads no more than the TTL.
+    /// Reads no more than the TTL and when it was granted.
     ///
     /// # Errors
     /// [`Halt::CorruptRow`] if the bytes are not such a row.
-    pub(crate) fn decode_ttl(row: &[u8]) -> Result<i64, Halt> {
-        let mut row = RowReader::new("lease", row);
-        match row.form()? {
-            FORM_PLAIN | FORM_SESSION | FORM_REQUESTS => row.int(),
-            _ => Err(row.corrupt("unknown form")),
-        }
+    pub(crate) fn decode_front(row: &[u8]) -> Result<(i64, u64), Halt> {
+        let (_, ttl, granted) = front(&mut RowReader::new("lease", row))?;
+        Ok((ttl, granted))
+    }
+}
+
+/// Form, TTL and grant.
+fn front(row: &mut RowReader<'_>) -> Result<(u8, i64, u64), Halt> {
+    let form = row.form()?;
+    match form.checked_sub(NUMBERED).filter(|form| *form > 0) {
+        Some(form @ FORM_PLAIN..=FORM_REQUESTS) => Ok((form, row.int()?, row.uint()?)),
+        None if form > 0 => Ok((form, row.int()?, 0)),
+        _ => Err(row.corrupt("unknown form")),
     }
 }
 
@@ -175,7 +190,7 @@ mod tests {
 
     #[test]
     fn rows_round_trip() {
-        let plain = LeaseRow { ttl: 9_000_000_000, ..LeaseRow::default() };
+        let plain = LeaseRow { ttl: 9_000_000_000, granted: 300, ..LeaseRow::default() };
         let session = LeaseRow {
             request_id: "r".into(),
             owner: "worker-1".into(),
@@ -190,12 +205,25 @@ mod tests {
         let cancelled = LeaseRow { cancelled: vec!["z".into()], ..plain.clone() };
         for row in [plain, session, asked, settled, cancelled] {
             assert_eq!(LeaseRow::decode(&row.encode()).unwrap(), row);
-            assert_eq!(LeaseRow::decode_ttl(&row.encode()).unwrap(), row.ttl);
+            assert_eq!(LeaseRow::decode_front(&row.encode()).unwrap(), (row.ttl, 300));
             assert!(LeaseRow::decode(&row.encode()[..1]).is_err());
         }
         assert!(LeaseRow::decode(&[]).is_err());
+        for form in [0, 7, 255] {
+            assert!(LeaseRow::decode(&[form, 1, 1, 1]).is_err());
+        }
         assert_eq!(id(&row_key(-5)).unwrap(), -5);
         assert!(id(b"short").is_err());
+    }
+
+    #[test]
+    fn rows_of_before_grants_were_told_apart_are_read() {
+        let row = LeaseRow { ttl: 60, request_id: "r".into(), settled: 2, ..LeaseRow::default() };
+        let new = row.encode();
+        // The TTL and the grant take a byte each.
+        let old = [&[FORM_REQUESTS, new[1]], &new[3..]].concat();
+        assert_eq!(LeaseRow::decode(&old).unwrap(), row);
+        assert_eq!(LeaseRow::decode_front(&old).unwrap(), (60, 0));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use conclave_state_machine::history::{self, EventSpan};
 use conclave_state_machine::machine::Machine;
 use conclave_state_machine::memory::MemoryRows;
 use conclave_state_machine::overlay::Overlay;
-use conclave_state_machine::range;
+use conclave_state_machine::range::{self, Page};
 use conclave_state_machine::read::Table;
 use conclave_state_machine::response::Rejection;
 use conclave_state_machine::{leases, members, validate};
@@ -73,7 +73,7 @@ fn row() -> impl Strategy<Value = Bytes> {
 fn read_all(rows: &MemoryRows, head: &Head, range: &conclave_state_machine::command::Range) {
     ignore(Head::load(rows));
     ignore(range::range(rows, head, range));
-    ignore(range::page(rows, head.revision, b"", None, 3));
+    ignore(range::page(rows, head.revision, Page { keys_max: 3, ..Page::default() }));
     let span = EventSpan::whole(i64::MIN, i64::MAX);
     ignore(history::events(rows, EventSpan { revisions_max: 5, bytes_max: 100, ..span }));
     ignore(leases::all(rows));

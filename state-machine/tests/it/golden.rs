@@ -141,6 +141,10 @@ impl Script {
                 self.store.restart();
                 Vec::new()
             }
+            "entry" => {
+                self.store.index = words.number()?.unsigned_abs();
+                Vec::new()
+            }
             "term" => {
                 self.store.term += 1;
                 vec![format!("term {}", self.store.term)]

@@ -6,7 +6,7 @@
 //! range SPAN [rev=N] [limit=N] [sort=asc|desc|none.key|version|create|mod|value] [keys_only]
 //!            [count_only] [min_mod=N] [max_mod=N] [min_create=N] [max_create=N]
 //! txn "[ COMPARE ; ... ] { OP ; ... } { OP ; ... }"      the last block may be missing
-//! compact N     grant ID TTL     revoke ID     expire TERM [now=N] ID...
+//! compact N     grant ID TTL     revoke ID     expire TERM [now=N] ID [granted=N]...
 //! alarm get|raise|clear [member=N] [kind=nospace|corrupt]      member ID NAME
 //! session ID TTL REQUEST [owner=WHO] [NAME=VALUE ...]
 //! lock NAME,... SESSION REQUEST [shared] [permits=N limit=N] [try] [again] [delay=N] [attempt=N]
@@ -66,6 +66,13 @@ pub(crate) fn command(name: &str, words: &mut Words) -> Parsed<Command> {
             while let Some(word) = words.peek() {
                 if let Some(now_ms) = word.strip_prefix("now=") {
                     (expire.now_ms, expire.is_guarded) = (number(now_ms)?, true);
+                    words.next()?;
+                    continue;
+                }
+                if let Some(granted) = word.strip_prefix("granted=") {
+                    // Of the lease before it.
+                    expire.granted.resize(expire.ids.len().saturating_sub(1), 0);
+                    expire.granted.push(number(granted)?);
                     words.next()?;
                     continue;
                 }

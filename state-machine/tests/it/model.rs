@@ -275,7 +275,7 @@ impl Model {
             return Err(Rejection::LeaseExists);
         }
         self.leases.insert(id, ttl);
-        changes.push(LeaseChange::Granted { id, ttl });
+        changes.push(LeaseChange::Granted { id, ttl, at: 0 });
         Ok(Response::LeaseGrant { id, ttl })
     }
 
@@ -323,23 +323,13 @@ impl Model {
                 self.alarms.insert((member, alarm));
                 vec![(member, alarm)]
             }
-            AlarmAction::Deactivate => {
-                let is_meant = |(of, kind): &(u64, AlarmKind)| {
-                    is_kind(*kind) && (member == 0 || member == *of)
-                };
-                let cleared = self.alarms.iter().copied().filter(is_meant).collect();
-                self.alarms.retain(|alarm| !is_meant(alarm));
-                cleared
-            }
+            AlarmAction::Deactivate => self.alarms.take(&(member, alarm)).into_iter().collect(),
         }
     }
 
     pub(crate) fn range(&self, range: &Range) -> Result<RangeResponse, Rejection> {
         if range.key.is_empty() {
             return Err(Rejection::EmptyKey);
-        }
-        if self.has(AlarmKind::Corrupt) {
-            return Err(Rejection::Corrupt);
         }
         let revision = if range.revision <= 0 { self.revision() } else { range.revision };
         if revision > self.revision() {

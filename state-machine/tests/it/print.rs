@@ -21,7 +21,7 @@ pub(crate) fn applied(applied: &Applied) -> Vec<String> {
     lines.extend(applied.events.iter().map(event));
     for change in &applied.leases {
         lines.push(match change {
-            LeaseChange::Granted { id, ttl } => format!("lease {id} granted for {ttl} s"),
+            LeaseChange::Granted { id, ttl, .. } => format!("lease {id} granted for {ttl} s"),
             LeaseChange::Ended { id } => format!("lease {id} ended"),
         });
     }

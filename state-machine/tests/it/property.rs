@@ -4,11 +4,11 @@ use std::ops::ControlFlow;
 
 use bytes::Bytes;
 use conclave_state_machine::command::{Command, Range, Txn, TxnOp};
-use conclave_state_machine::head::Head;
 use conclave_state_machine::history::{self, EventSpan};
 use conclave_state_machine::memory::MemoryRows;
+use conclave_state_machine::range::Page;
 use conclave_state_machine::read::{Read, Table};
-use conclave_state_machine::response::{Halt, Rejection, Response};
+use conclave_state_machine::response::{Halt, KeyValue, Rejection, Response};
 use conclave_state_machine::{kv, leases, range};
 use proptest::prelude::*;
 
@@ -42,7 +42,6 @@ proptest! {
                 taken = store.head().clone();
             }
         }
-        taken.alarms.clear();
         for request in requests {
             let request = Range { revision: 0, ..request };
             if taken.revision >= model.compacted && !request.key.is_empty() {
@@ -87,21 +86,25 @@ proptest! {
     fn pages_are_the_range(
         commands in prop::collection::vec(generate::command(), 1..60),
         keys_max in 1..4_usize,
+        bytes_max in 1..12_usize,
         back in 0..10_i64,
     ) {
         let mut store = Store::new();
         commands.iter().for_each(|command| drop(store.apply(command)));
-        let head = Head { alarms: vec![], ..store.head().clone() };
+        let head = store.head();
         let revision = (head.revision - back).max(head.compacted).max(1);
         let zero = Bytes::from_static(b"\0");
         let all = Range { key: zero.clone(), range_end: zero, revision, ..Range::default() };
-        let all = range::range(&store.rows, &head, &all).expect("memory does not fail");
+        let all = range::range(&store.rows, head, &all).expect("memory does not fail");
         let mut start = vec![0];
         let mut pages = Vec::new();
         loop {
-            let page = range::page(&store.rows, revision, &start, None, keys_max);
-            let page = page.expect("memory does not fail");
+            let piece = Page { start: &start, keys_max, bytes_max, ..Page::default() };
+            let page = range::page(&store.rows, revision, piece).expect("memory does not fail");
             prop_assert!(page.len() <= keys_max);
+            let before_last = page.iter().rev().skip(1);
+            let bytes: usize = before_last.map(|kv| kv.key.len() + kv.value.len()).sum();
+            prop_assert!(bytes < bytes_max, "stops once there is enough");
             let Some(last) = page.last() else { break };
             start = [last.key.as_ref(), &[0]].concat();
             pages.extend(page);
@@ -113,6 +116,10 @@ proptest! {
         prop_assert_eq!(&key_values, &pages);
         if revision == head.revision {
             prop_assert!(keys.iter().eq(pages.iter().map(|kv| &kv.key)));
+            let only = Page { keys_only: true, ..Page::default() };
+            let named = range::page(&NoEvents(&store.rows), revision, only).expect("reads no event");
+            let names = pages.iter().map(|kv| KeyValue { value: Bytes::new(), lease: 0, ..kv.clone() });
+            prop_assert!(named.into_iter().eq(names));
         }
         prop_assert_eq!(Ok(pages), all.map(|answer| answer.kvs));
     }
@@ -185,7 +192,7 @@ fn check_read_txn(store: &Store, model: &mut Model, txn: &Txn) -> Result<(), Tes
     if only_reads(&txn.success) && only_reads(&txn.failure) {
         let (in_log, _) = model.apply(&Command::Txn(txn.clone()));
         match (answer, in_log) {
-            // The alarm is checked by the ranges, if there are any.
+            // Off the log no alarm stops it.
             (_, Err(Rejection::Corrupt)) => {}
             (answer, in_log) => prop_assert_eq!(answer.map(Response::Txn), in_log),
         }

@@ -147,7 +147,8 @@ fn foreign(step: &Step, now_ms: i64) -> Option<Command> {
         }
         Step::Expire(ids) => {
             let (ids, is_guarded) = (ids.clone(), true);
-            Command::LeaseExpire(LeaseExpire { term: 1, ids, now_ms, is_guarded, is_damping: true })
+            let expire = LeaseExpire { term: 1, ids, now_ms, is_guarded, ..LeaseExpire::default() };
+            Command::LeaseExpire(LeaseExpire { is_damping: true, ..expire })
         }
         Step::Revoke(id) => Command::LeaseRevoke(LeaseRevoke { id: *id }),
         _ => return None,

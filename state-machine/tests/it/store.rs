@@ -13,13 +13,15 @@ pub(crate) struct Store {
     pub(crate) rows: MemoryRows,
     pub(crate) machine: Machine,
     pub(crate) term: u64,
+    /// Log index of what is applied, which only leases remember.
+    pub(crate) index: u64,
 }
 
 impl Store {
     pub(crate) fn new() -> Store {
         let rows = MemoryRows::default();
         let machine = Machine::load(&rows).expect("memory does not fail");
-        Store { rows, machine, term: 1 }
+        Store { rows, machine, term: 1, index: 0 }
     }
 
     pub(crate) fn apply(&mut self, command: &Command) -> Applied {
@@ -45,8 +47,8 @@ impl Store {
         commands: &[Command],
         mut wanted: Wanted,
     ) -> Vec<Applied> {
-        let Store { rows, machine, term } = self;
-        let position = Position { term: *term, index: 0 };
+        let Store { rows, machine, term, index } = self;
+        let position = Position { term: *term, index: *index };
         rows.update(|overlay| {
             let mut applied = Vec::new();
             for command in commands {

@@ -33,12 +33,22 @@ pub(super) fn one(message: &DynamicMessage) -> Response<Body> {
     response(StatusCode::OK, Body::new(Full::new(Bytes::from(json))))
 }
 
+/// It is elsewhere on this server.
+pub(super) fn moved(to: &str) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::MOVED_PERMANENTLY;
+    if let Ok(to) = HeaderValue::from_str(to) {
+        response.headers_mut().insert(header::LOCATION, to);
+    }
+    response
+}
+
 /// Why a call has no answer.
 pub(super) fn failure(failed: &Status) -> Response<Body> {
     // In this order, which a map would not keep.
     let message = json!(failed.message());
     let code = failed.code() as i32;
-    let text = format!(r#"{{"error":{message},"message":{message},"code":{code}}}"#);
+    let text = format!(r#"{{"error":{message},"code":{code},"message":{message}}}"#);
     response(status::http(failed.code()), Body::new(Full::new(Bytes::from(text))))
 }
 

@@ -24,7 +24,7 @@ use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt as _};
 use http::request::Parts;
 use http::uri::PathAndQuery;
-use http::{HeaderMap, HeaderName, Request, Response};
+use http::{HeaderMap, HeaderName, Request, Response, StatusCode, Uri};
 use prost_reflect::{DynamicMessage, MethodDescriptor};
 use tonic::Status;
 use tonic::body::Body;
@@ -36,6 +36,7 @@ pub(super) use self::socket::{SOCKETS_MAX, answer as socket, is_wanted as is_soc
 
 use self::codec::DynamicCodec;
 use self::values::Values;
+use super::pages;
 use super::route::Router;
 use crate::api::context;
 use crate::status;
@@ -50,6 +51,16 @@ const TOO_LATE: &str = "context deadline exceeded";
 const METADATA_PREFIX: &str = "grpc-metadata-";
 /// JSON is larger than the message in it: bytes grow by a third, and names are written out.
 const JSON_PER_MESSAGE: usize = 3;
+
+/// The answer of the gateway where it has no method, as in etcd; `None` where that is no path of its own.
+pub(super) fn nowhere(uri: &Uri) -> Option<Response<Body>> {
+    if uri.path() == "/v3" {
+        let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
+        return Some(answer::moved(&format!("/v3/{query}")));
+    }
+    let is_own = ["/v3/", "/v3beta/"].iter().any(|root| uri.path().starts_with(root));
+    is_own.then(|| pages::text(StatusCode::NOT_FOUND, "Not Found\n".to_owned()))
+}
 
 /// Answers a `POST` of JSON.
 pub(super) async fn answer<B>(

@@ -14,6 +14,9 @@ use super::{Member, Members, NO_WATCHER, Output, Wants, WatchStream};
 /// Requests for progress answered at once; a client that sends more gets no more.
 const PROGRESS_REQUESTS_MAX: u32 = 64;
 
+/// Ids that stay taken after a compaction; of more the smallest are free again.
+const SPENT_IDS_MAX: usize = 1_000;
+
 const DUPLICATE_ID: &str = "mvcc: duplicate watch ID provided on the WatchStream";
 const COMPACTED: &str = "etcdserver: mvcc: required revision has been compacted";
 
@@ -66,9 +69,10 @@ impl WatchStream {
         });
     }
 
-    /// Cancels a watcher by its client's wish; an unknown one is ignored.
+    /// Cancels a watcher by its client's wish, also one that is cancelled already because of a compaction; an
+    /// unknown one is ignored.
     fn cancel(&mut self, id: i64, out: &mut Output) {
-        if !self.remove(id) {
+        if !self.remove(id) && !self.spent.remove(&id) {
             return;
         }
         let revision = self.hub.source().revision();
@@ -127,11 +131,11 @@ impl WatchStream {
     }
 
     fn choose_id(&mut self, wanted: i64) -> Result<i64, String> {
+        let is_taken = |id: i64| self.ids.contains_key(&id) || self.spent.contains(&id);
         if wanted != 0 {
-            let is_taken = self.ids.contains_key(&wanted);
-            return if is_taken { Err(DUPLICATE_ID.to_owned()) } else { Ok(wanted) };
+            return if is_taken(wanted) { Err(DUPLICATE_ID.to_owned()) } else { Ok(wanted) };
         }
-        while self.ids.contains_key(&self.next_id) {
+        while is_taken(self.next_id) {
             self.next_id += 1;
         }
         self.next_id += 1;
@@ -164,6 +168,10 @@ impl WatchStream {
 
     fn cancel_for_compaction(&mut self, id: i64, compacted: i64, out: &mut Output) {
         self.remove(id);
+        self.spent.insert(id);
+        if self.spent.len() > SPENT_IDS_MAX {
+            self.spent.pop_first();
+        }
         out.control(&WatchResponse {
             // etcd says revision 0 here.
             header: Some(self.hub.source().header(0)),

@@ -1,6 +1,6 @@
 //! A client that reads its stream as a connection does, and holds every answer against the model.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
@@ -50,6 +50,8 @@ pub(super) struct Client {
     pub(super) asked: Vec<WatchCreateRequest>,
     watchers: BTreeMap<i64, Seen>,
     canceled: Vec<Seen>,
+    /// Ids of watchers that a compaction cancelled, until they are cancelled again.
+    spent: BTreeSet<i64>,
 }
 
 impl Client {
@@ -62,6 +64,7 @@ impl Client {
             asked: Vec::new(),
             watchers: BTreeMap::new(),
             canceled: Vec::new(),
+            spent: BTreeSet::new(),
         }
     }
 
@@ -125,13 +128,21 @@ impl Client {
                 canceled: false,
             };
             assert!(self.watchers.insert(response.watch_id, seen).is_none(), "ids are unique");
+            assert!(
+                !self.spent.contains(&response.watch_id),
+                "an id is taken until it is cancelled"
+            );
             return;
         }
         if response.watch_id == -1 {
             self.check_progress(header.revision, store);
             return;
         }
-        let seen = self.watchers.get_mut(&response.watch_id).expect("only watchers get answers");
+        let Some(seen) = self.watchers.get_mut(&response.watch_id) else {
+            assert!(response.canceled && response.compact_revision == 0);
+            assert!(self.spent.remove(&response.watch_id), "only watchers get answers");
+            return;
+        };
         if response.canceled {
             let mut seen = self.watchers.remove(&response.watch_id).unwrap();
             seen.canceled = true;
@@ -139,6 +150,7 @@ impl Client {
                 assert_eq!(header.revision, 0);
                 let next = seen.events.last().map_or(seen.from, |e| revision(e).max(seen.from));
                 assert!(next < response.compact_revision, "nothing needed was compacted");
+                self.spent.insert(response.watch_id);
             }
             self.canceled.push(seen);
             return;

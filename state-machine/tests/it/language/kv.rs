@@ -101,6 +101,7 @@ pub(super) fn compare(words: &mut Words) -> Parsed<Compare> {
         "mod" => CompareTarget::Mod(number(&operand)?),
         "value" => CompareTarget::Value(bytes(&operand)),
         "lease" => CompareTarget::Lease(number(&operand)?),
+        "unknown" => CompareTarget::Unknown,
         _ => return Err(format!("unknown field {field:?}")),
     };
     let result = match relation.as_str() {
@@ -108,6 +109,7 @@ pub(super) fn compare(words: &mut Words) -> Parsed<Compare> {
         "!=" => CompareResult::NotEqual,
         "<" => CompareResult::Less,
         ">" => CompareResult::Greater,
+        "?" => CompareResult::Unknown,
         _ => return Err(format!("unknown relation {relation:?}")),
     };
     Ok(Compare { key, range_end, result, target })

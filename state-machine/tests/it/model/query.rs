@@ -70,12 +70,14 @@ fn relates(kv: &KeyValue, compare: &Compare) -> bool {
         CompareTarget::Mod(operand) => kv.mod_revision.cmp(operand),
         CompareTarget::Value(operand) => kv.value.cmp(operand),
         CompareTarget::Lease(operand) => kv.lease.cmp(operand),
+        CompareTarget::Unknown => Ordering::Equal,
     };
     match compare.result {
         CompareResult::Equal => order == Ordering::Equal,
         CompareResult::NotEqual => order != Ordering::Equal,
         CompareResult::Greater => order == Ordering::Greater,
         CompareResult::Less => order == Ordering::Less,
+        CompareResult::Unknown => true,
     }
 }
 
