@@ -108,7 +108,7 @@ enum Standing {
     First,
     /// Behind this key.
     Behind(Bytes),
-    /// Its key or lease is gone.
+    /// Its key is gone.
     Lost,
 }
 
@@ -193,7 +193,7 @@ impl Queue {
         Ok(Waiter { queue: self.clone(), gives_up: place.found.is_none(), place })
     }
 
-    /// How the owner of `place` stands, and the revision at which that is so.
+    /// How the owner of `place` stands by its key, and the revision at which that is so.
     async fn look(&self, place: &Place) -> Result<(Standing, i64), Status> {
         self.context().auth.check_by_name(&place.caller, &place.wanted())?;
         let reader = self.context().node.reader();
@@ -212,9 +212,13 @@ impl Queue {
             answer = off_thread(move || reader.range(&whole)).await?;
         }
         let (found, revision) = answer.map_err(|error| status::from_read(&error))?;
-        let lease = leases::lease(reader, place.lease).map_err(|halt| status::internal(&halt))?;
-        let standing = if lease.is_some() { place.standing(found.kvs) } else { Standing::Lost };
-        Ok((standing, revision))
+        Ok((place.standing(found.kvs), revision))
+    }
+
+    /// Whether the lease lives that whoever stands at `place` entered with.
+    fn has_lease(&self, place: &Place) -> Result<bool, Status> {
+        let lease = leases::lease(self.context().node.reader(), place.lease);
+        Ok(lease.map_err(|halt| status::internal(&halt))?.is_some())
     }
 
     /// Waits until one of `keys` is deleted, at `from` or later.
@@ -282,7 +286,12 @@ impl Waiter {
         let mut has_waited = false;
         loop {
             let (standing, revision) = self.queue.look(&self.place).await?;
+            // Whose key was created just now had its lease in that very revision.
+            let is_new = !has_waited && self.place.found.is_none();
+            let has_lease = matches!(standing, Standing::First) && is_new
+                || self.queue.has_lease(&self.place)?;
             match standing {
+                _ if !has_lease => return Err(status::unknown(lost)),
                 Standing::First => {
                     self.gives_up = false;
                     let entered = self.place.entered.revision;
