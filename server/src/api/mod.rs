@@ -6,10 +6,12 @@
 //! | `kv`, `range_stream`, `lease`, `watch`, `cluster`, `maintenance`, `snapshot`, `auth`, `lock`, `election` | one service each |
 //! | `reflection` | what calls and messages there are |
 //! | `queue` | what locks and elections share: who came first |
+//! | `carried` | work that does not end with whoever asked for it |
 //! | `check`, `limits` | what a request must be, and may cost |
 //! | `convert`, `stream_end` | answers as messages, ends of streams |
 
 mod auth;
+mod carried;
 pub(crate) mod check;
 mod cluster;
 pub(crate) mod context;
@@ -87,7 +89,7 @@ pub(crate) fn services(context: Context) -> Services {
     let watch = watch.counted(watch_counts).guarded(Arc::clone(&context.auth));
     let (_, health) = tonic_health::server::health_reporter();
     // The reporter registers the service name "" as SERVING, the only one that etcd has.
-    let queue = queue::Queue::new(context.clone());
+    let queue = Arc::new(queue::Queue::new(context.clone()));
     let maintenance = maintenance::MaintenanceService {
         context: context.clone(),
         snapshots: Arc::new(Semaphore::new(snapshot::SNAPSHOTS_MAX)),
@@ -96,8 +98,8 @@ pub(crate) fn services(context: Context) -> Services {
         .accept_compressed(COMPRESSION);
     let cluster = ClusterServer::new(cluster::ClusterService { context: context.clone() });
     let auth = AuthServer::new(auth::AuthService { context: context.clone() });
-    let lock =
-        LockServer::new(lock::LockService { queue: queue.clone() }).accept_compressed(COMPRESSION);
+    let lock = LockServer::new(lock::LockService { queue: Arc::clone(&queue) })
+        .accept_compressed(COMPRESSION);
     let election = ElectionServer::new(election::ElectionService { queue });
     let others = Routes::new(watch)
         .add_service(cluster.accept_compressed(COMPRESSION))
