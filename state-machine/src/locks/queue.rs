@@ -252,6 +252,12 @@ pub fn ahead<R: Read>(rows: &R, name: &[u8], fence: i64, most: usize) -> Result<
     Ok(ahead)
 }
 
+/// Whether the `Place` row with this key says where a queue begins, rather than who stands in it.
+#[must_use]
+pub fn is_front(row_key: &[u8]) -> bool {
+    place::is_prefix(row_key)
+}
+
 /// The lock or election whose queue `key` would stand in.
 #[must_use]
 pub fn name_of(key: &[u8]) -> Option<&[u8]> {

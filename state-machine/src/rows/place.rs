@@ -48,6 +48,12 @@ pub(crate) fn prefix(name: &[u8]) -> Vec<u8> {
     prefix
 }
 
+/// Whether these bytes are a whole [`prefix`], and nothing more.
+pub(crate) fn is_prefix(row_key: &[u8]) -> bool {
+    let Some((length, name)) = row_key.split_first_chunk() else { return false };
+    usize::try_from(u32::from_be_bytes(*length)) == Ok(name.len())
+}
+
 /// Key of the row of the place `child`.
 pub(crate) fn row_key(prefix: &[u8], create_revision: i64, child: &[u8]) -> Bytes {
     Bytes::from([prefix, &create_revision.to_be_bytes(), child].concat())
@@ -207,6 +213,10 @@ mod tests {
         assert_eq!(place(&late, own.len()).unwrap(), (300, Bytes::from_static(b"a/b")));
         assert_eq!(place(&other, deeper.len()).unwrap().1, "a/b/c");
         assert!(place(&late, late.len()).is_err());
+        assert!(is_prefix(&own) && is_prefix(&deeper));
+        assert!(
+            ![&early[..], &other, &entered_key(&own, 1, b"r"), b"abc"].into_iter().any(is_prefix)
+        );
         let held = Held { to: 8, used: 5, limit: 9, at_limit: 2, places: 3 };
         let front = Front { first: 7, gone: 9, held };
         assert_eq!(Front::decode(&front.encode()).unwrap(), front);
