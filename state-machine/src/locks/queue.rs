@@ -149,14 +149,23 @@ fn scan<R: Read>(
     })
 }
 
-/// Fence of the first place of a prefix from `from` on.
-pub(super) fn next<R: Read>(rows: &R, prefix: &[u8], from: i64) -> Result<Option<i64>, Halt> {
-    let mut next = None;
+/// Fences of the first two places of a prefix from `from` on.
+pub(super) fn next_two<R: Read>(
+    rows: &R,
+    prefix: &[u8],
+    from: i64,
+) -> Result<[Option<i64>; 2], Halt> {
+    let mut found = [None; 2];
     scan(rows, prefix, from, &mut |fence, _| {
-        next = Some(fence);
+        let [next, further] = &mut found;
+        if next.is_none() {
+            *next = Some(fence);
+            return Ok(ControlFlow::Continue(()));
+        }
+        *further = Some(fence);
         Ok(ControlFlow::Break(()))
     })?;
-    Ok(next)
+    Ok(found)
 }
 
 /// The places of `name` that hold as of revision `at`, first to last, under the conditions of [`visit`].
