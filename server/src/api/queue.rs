@@ -34,7 +34,7 @@ use crate::watch::LocalWatch;
 /// Life of the lease that a caller without one gets, in seconds. Nobody renews it.
 const LEASE_TTL_SECONDS: i64 = 60;
 /// Contenders that are looked at without changing threads.
-const SHORT_QUEUE_MAX: i64 = 256;
+const SHORT_QUEUE_MAX: usize = 256;
 
 /// Makes contenders wait for their turn.
 pub(super) struct Queue {
@@ -78,8 +78,11 @@ pub(super) struct Waiter {
 /// How a contender stands.
 enum Standing {
     First,
-    /// Behind this key.
-    Behind(Bytes),
+    /// Behind `before`, and so many keys in all.
+    Behind {
+        before: Bytes,
+        keys: usize,
+    },
     /// Its key is gone.
     Lost,
 }
@@ -182,7 +185,7 @@ impl Queue {
         let short = Range {
             key: place.prefix.clone(),
             range_end: end_of(&place.prefix),
-            limit: SHORT_QUEUE_MAX,
+            limit: SHORT_QUEUE_MAX as i64,
             keys_only: true,
             ..Default::default()
         };
@@ -195,6 +198,28 @@ impl Queue {
         }
         let (found, revision) = answer.map_err(|error| status::from_read(&error))?;
         Ok((place.standing(found.kvs), revision))
+    }
+
+    /// Whether nothing but places stands before `place`, of the `keys` that were found there: nothing else
+    /// comes there any more. Only fewer can be found than there were.
+    async fn are_places(&self, place: &Place, keys: usize) -> Result<bool, Status> {
+        let (reader, fence) = (self.context().node.reader().clone(), place.create_revision);
+        let key = place.key.clone();
+        let count = move || match queue::name_of(&key) {
+            Some(name) => queue::ahead(&reader, name, fence, keys),
+            None => Ok(0),
+        };
+        let ahead = if keys <= SHORT_QUEUE_MAX { count() } else { off_thread(count).await? };
+        Ok(ahead.map_err(|halt| status::internal(&halt))? == keys)
+    }
+
+    /// The revision as of which the owner of `place` is first, if it was behind places alone and nothing but
+    /// the beginning of the queue has to be looked at for that.
+    fn first_since(&self, place: &Place) -> Result<Option<i64>, Status> {
+        self.context().auth.check_by_name(&place.caller, &place.wanted())?;
+        let reader = self.context().node.reader();
+        let first = reader.first_since(&place.key, place.create_revision);
+        first.map_err(|error| status::from_read(&error))
     }
 
     /// Whether the lease lives that whoever stands at `place` entered with.
@@ -240,18 +265,19 @@ impl Place {
     }
 
     fn standing(&self, contenders: Vec<KeyValue>) -> Standing {
-        let (mut is_here, mut before) = (false, None::<KeyValue>);
+        let (mut is_here, mut keys, mut before) = (false, 0, None::<KeyValue>);
         for kv in contenders {
             is_here |= kv.key == self.key && kv.create_revision == self.create_revision;
-            let is_nearer =
-                before.as_ref().is_none_or(|known| known.create_revision < kv.create_revision);
-            if kv.create_revision < self.create_revision && is_nearer {
-                before = Some(kv);
+            if kv.create_revision < self.create_revision {
+                keys += 1;
+                if before.as_ref().is_none_or(|known| known.create_revision < kv.create_revision) {
+                    before = Some(kv);
+                }
             }
         }
         match before {
             _ if !is_here => Standing::Lost,
-            Some(kv) => Standing::Behind(kv.key),
+            Some(kv) => Standing::Behind { before: kv.key, keys },
             None => Standing::First,
         }
     }
@@ -265,9 +291,13 @@ impl Waiter {
     /// Waits until nobody is in front; returns the place and the revision at which it was first.
     /// Fails with `lost` as soon as the key or its lease is gone. Gives the place up when dropped meanwhile.
     pub(super) async fn first(mut self, lost: &'static str) -> Result<(Place, i64), Status> {
-        let mut has_waited = false;
+        let (mut has_waited, mut is_behind_places) = (false, false);
         loop {
-            let (standing, revision) = self.queue.look(&self.place).await?;
+            let first = if is_behind_places { self.queue.first_since(&self.place)? } else { None };
+            let (standing, revision) = match first {
+                Some(revision) => (Standing::First, revision),
+                None => self.queue.look(&self.place).await?,
+            };
             // Whose key was created just now had its lease in that very revision.
             let is_new = !has_waited && self.place.found.is_none();
             let has_lease = matches!(standing, Standing::First) && is_new
@@ -280,7 +310,9 @@ impl Waiter {
                     return Ok((self.place.clone(), if has_waited { revision } else { entered }));
                 }
                 Standing::Lost => return Err(status::unknown(lost)),
-                Standing::Behind(before) => {
+                Standing::Behind { before, keys } => {
+                    is_behind_places |=
+                        !has_waited && self.queue.are_places(&self.place, keys).await?;
                     has_waited = true;
                     let keys = [before, self.place.key.clone()];
                     let (auth, wanted) = (&self.queue.context().auth, self.place.wanted());
@@ -393,7 +425,7 @@ mod tests {
         };
         let me = || kv(b"n/me", 7);
         let near = place.standing(vec![kv(b"n/a", 3), kv(b"n/b", 5), kv(b"n/c", 9), me()]);
-        assert!(matches!(near, Standing::Behind(key) if key == b"n/b"[..]));
+        assert!(matches!(near, Standing::Behind { before, keys: 2 } if before == b"n/b"[..]));
         assert!(matches!(place.standing(vec![kv(b"n/c", 9), me()]), Standing::First));
         assert!(matches!(place.standing(vec![kv(b"n/a", 3)]), Standing::Lost));
         assert!(matches!(place.standing(vec![kv(b"n/me", 9)]), Standing::Lost), "put again");

@@ -236,6 +236,18 @@ pub fn first<R: Read>(rows: &R, name: &[u8]) -> Result<Option<i64>, Halt> {
     Ok(front(rows, name)?.map(|front| front.first))
 }
 
+/// Whether the place of `key` with this fence stands first, and no place of its queue has lost its lease
+/// while its key stayed. If so, and if only places stood before it at any time, no key does now.
+///
+/// # Errors
+/// [`Halt`] if the storage fails or a row is damaged.
+pub fn is_first<R: Read>(rows: &R, key: &[u8], fence: i64) -> Result<bool, Halt> {
+    let Some(name) = name_of(key) else { return Ok(false) };
+    let front = front(rows, name)?;
+    let is_first = front.is_some_and(|front| front.first == fence && front.is_unbroken);
+    Ok(is_first && row(rows, key, fence)?.is_some())
+}
+
 /// How many places `name` has, at most `most`. Reads no keys.
 pub(crate) fn count<R: Read>(rows: &R, name: &[u8], most: u32) -> Result<u32, Halt> {
     let most = usize::try_from(most).unwrap_or(usize::MAX);
