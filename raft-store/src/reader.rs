@@ -241,6 +241,18 @@ impl Reader {
         })
     }
 
+    /// The revision as of which the place of `key` with this fence is first ([`queue::is_first`]); `None`
+    /// if it cannot be told to be.
+    ///
+    /// # Errors
+    /// [`ReadError::Halt`] if storage fails.
+    pub fn first_since(&self, key: &[u8], fence: i64) -> Result<Option<i64>, ReadError> {
+        self.at_once(|rows, head| {
+            let is_first = queue::is_first(rows, key, fence)?;
+            Ok(is_first.then_some(head.revision))
+        })
+    }
+
     /// The first `limit` places of a lock or election, and the revision as of which they stand so.
     ///
     /// # Errors

@@ -1,106 +1,149 @@
-//! Newest rows of keys that were used last, beside the engine.
+//! Rows that were used last, beside the engine.
 //!
-//! Every put reads the row it replaces. In the engine that is a walk through a skip list of tens of
-//! thousands of rows, mostly cache misses; here it is one lookup. Only apply uses it: it sees every
-//! write, so that the cache is never older than the engine.
+//! Every put reads the row it replaces, and that of its lease; every lock where its queue begins. In the engine
+//! that is a walk through a skip list of tens of thousands of rows, mostly cache misses; here it is one
+//! lookup. Only apply uses it: it sees every write, so that the cache is never older than the engine.
 
 use std::cell::RefCell;
 use std::ops::ControlFlow;
 
 use bytes::Bytes;
+use conclave_state_machine::locks::queue;
 use conclave_state_machine::read::{Read, Table};
 use conclave_state_machine::response::Halt;
 use lru::LruCache;
 
-use crate::engine::{RowWrite, Rows};
+use crate::engine::RowWrite;
 
 /// Rows larger than this are left to the engine: one would push out too many others.
 const ROW_BYTES_MAX: usize = 8 << 10;
 /// What an entry costs beside its bytes.
 const ENTRY_OVERHEAD_BYTES: usize = 160;
 
-/// Rows of [`Table::Key`], bounded by bytes; the least recently used go first.
+/// Bytes that the rows of each kind may take.
+#[derive(Clone, Copy)]
+pub(crate) struct RowCacheBytes {
+    pub(crate) keys: usize,
+    pub(crate) leases: usize,
+    pub(crate) fronts: usize,
+}
+
+/// Rows of [`Table::Key`] and [`Table::Lease`], and those of [`Table::Place`] that say where queues begin.
 pub(crate) struct RowCache {
-    rows: LruCache<Bytes, Bytes>,
-    bytes: usize,
-    bytes_max: usize,
+    keys: Kept,
+    leases: Kept,
+    fronts: Kept,
 }
 
 impl RowCache {
-    pub(crate) fn new(bytes_max: usize) -> Self {
-        Self { rows: LruCache::unbounded(), bytes: 0, bytes_max }
+    pub(crate) fn new(bytes_max: RowCacheBytes) -> Self {
+        Self {
+            keys: Kept::new(bytes_max.keys),
+            leases: Kept::new(bytes_max.leases),
+            fronts: Kept::new(bytes_max.fronts),
+        }
     }
 
     pub(crate) fn clear(&mut self) {
-        self.rows.clear();
-        self.bytes = 0;
+        for kept in [&mut self.keys, &mut self.leases, &mut self.fronts] {
+            kept.clear();
+        }
     }
 
     /// Takes over what is being written.
     pub(crate) fn note(&mut self, (table, key, row): &RowWrite) {
-        if *table != Table::Key {
-            return;
-        }
-        match row {
-            Some(row) if row.len() <= ROW_BYTES_MAX => self.put(key, row.clone()),
-            Some(_) | None => self.remove(key),
+        match (self.of(*table, key), row) {
+            (Some(kept), Some(row)) if row.len() <= ROW_BYTES_MAX => kept.put(key, Some(row)),
+            // The next in a queue that is empty now asks for it; a lease never comes back.
+            (Some(kept), None) if *table == Table::Place => kept.put(key, None),
+            (Some(kept), Some(_) | None) => kept.remove(key),
+            (None, _) => {}
         }
     }
 
-    fn put(&mut self, key: &[u8], row: Bytes) {
+    /// Where such a row is kept, if it is.
+    fn of(&mut self, table: Table, key: &[u8]) -> Option<&mut Kept> {
+        match table {
+            Table::Key => Some(&mut self.keys),
+            Table::Lease => Some(&mut self.leases),
+            Table::Place if queue::is_front(key) => Some(&mut self.fronts),
+            _ => None,
+        }
+    }
+}
+
+/// Rows of one kind, bounded by bytes; the least recently used go first.
+struct Kept {
+    /// `None`: there is no such row.
+    rows: LruCache<Bytes, Option<Bytes>>,
+    bytes: usize,
+    bytes_max: usize,
+}
+
+impl Kept {
+    fn new(bytes_max: usize) -> Self {
+        Self { rows: LruCache::unbounded(), bytes: 0, bytes_max }
+    }
+
+    fn clear(&mut self) {
+        self.rows.clear();
+        self.bytes = 0;
+    }
+
+    fn put(&mut self, key: &[u8], row: Option<&Bytes>) {
         if let Some(known) = self.rows.get_mut(key) {
-            self.bytes += row.len();
-            self.bytes -= known.len();
-            *known = row;
+            self.bytes += length(row);
+            self.bytes -= length(known.as_ref());
+            *known = row.cloned();
         } else {
-            self.bytes += cost(key, &row);
+            self.bytes += cost(key, row);
             // A copy: the key may be a slice of a whole log entry.
-            self.rows.push(Bytes::copy_from_slice(key), row);
+            self.rows.push(Bytes::copy_from_slice(key), row.cloned());
         }
         while self.bytes > self.bytes_max
             && let Some((key, row)) = self.rows.pop_lru()
         {
-            self.bytes -= cost(&key, &row);
+            self.bytes -= cost(&key, row.as_ref());
         }
     }
 
     fn remove(&mut self, key: &[u8]) {
         if let Some((key, row)) = self.rows.pop_entry(key) {
-            self.bytes -= cost(&key, &row);
+            self.bytes -= cost(&key, row.as_ref());
         }
     }
 }
 
-fn cost(key: &[u8], row: &[u8]) -> usize {
-    key.len() + row.len() + ENTRY_OVERHEAD_BYTES
+fn length(row: Option<&Bytes>) -> usize {
+    row.map_or(0, Bytes::len)
+}
+
+fn cost(key: &[u8], row: Option<&Bytes>) -> usize {
+    key.len() + length(row) + ENTRY_OVERHEAD_BYTES
 }
 
 /// The rows of the engine, read through the cache.
-pub(crate) struct CachedRows<'a> {
-    rows: &'a Rows,
+pub(crate) struct CachedRows<'a, R> {
+    rows: &'a R,
     cache: RefCell<&'a mut RowCache>,
 }
 
-impl<'a> CachedRows<'a> {
-    pub(crate) fn new(rows: &'a Rows, cache: &'a mut RowCache) -> Self {
+impl<'a, R> CachedRows<'a, R> {
+    pub(crate) fn new(rows: &'a R, cache: &'a mut RowCache) -> Self {
         Self { rows, cache: RefCell::new(cache) }
     }
 }
 
-impl Read for CachedRows<'_> {
+impl<R: Read> Read for CachedRows<'_, R> {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, Halt> {
-        if table != Table::Key {
-            return self.rows.get(table, key);
-        }
         let mut cache = self.cache.borrow_mut();
-        if let Some(row) = cache.rows.get(key) {
-            return Ok(Some(row.clone()));
+        let Some(kept) = cache.of(table, key) else { return self.rows.get(table, key) };
+        if let Some(row) = kept.rows.get(key) {
+            return Ok(row.clone());
         }
         let row = self.rows.get(table, key)?;
-        if let Some(row) = &row
-            && row.len() <= ROW_BYTES_MAX
-        {
-            cache.put(key, row.clone());
+        if row.as_ref().is_some_and(|row| row.len() <= ROW_BYTES_MAX) {
+            kept.put(key, row.as_ref());
         }
         Ok(row)
     }
@@ -114,5 +157,95 @@ impl Read for CachedRows<'_> {
         visit: &mut dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>, Halt>,
     ) -> Result<(), Halt> {
         self.rows.scan(table, start, end, visit)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use conclave_state_machine::memory::MemoryRows;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const BYTES_MAX: RowCacheBytes = RowCacheBytes { keys: 700, leases: 400, fronts: 400 };
+    /// One of each kind that is kept, twice, and one that is not.
+    const ROWS: [(Table, &[u8]); 7] = [
+        (Table::Key, b"a"),
+        (Table::Key, b"b/1"),
+        (Table::Lease, b"\0\0\0\0\0\0\0\x01"),
+        (Table::Lease, b"\0\0\0\0\0\0\0\x02"),
+        (Table::Place, b"\0\0\0\x01b"),
+        (Table::Place, b"\0\0\0\x01c"),
+        (Table::Place, b"\0\0\0\x01b\0\0\0\0\0\0\0\x071"),
+    ];
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        /// `None` deletes the row; else of so many bytes.
+        Write(usize, Option<usize>),
+        Read(usize),
+        Clear,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let row = || 0..ROWS.len();
+        let bytes = prop::option::of(prop_oneof![9 => 0..300_usize, 1 => Just(ROW_BYTES_MAX + 1)]);
+        prop_oneof![
+            4 => (row(), bytes).prop_map(|(row, bytes)| Step::Write(row, bytes)),
+            4 => row().prop_map(Step::Read),
+            1 => Just(Step::Clear),
+        ]
+    }
+
+    fn check_size(kept: &Kept) {
+        let bytes: usize = kept.rows.iter().map(|(key, row)| cost(key, row.as_ref())).sum();
+        assert_eq!(bytes, kept.bytes);
+        assert!(bytes <= kept.bytes_max);
+    }
+
+    proptest! {
+        #[test]
+        fn rows_are_as_the_engine_has_them(steps in prop::collection::vec(step(), 0..60)) {
+            let (mut rows, mut cache) = (MemoryRows::default(), RowCache::new(BYTES_MAX));
+            for step in steps {
+                match step {
+                    Step::Write(at, bytes) => {
+                        let (table, key) = ROWS[at];
+                        let row = bytes.map(|bytes| Bytes::from(vec![7; bytes]));
+                        let write = (table, Bytes::from_static(key), row);
+                        cache.note(&write);
+                        rows.write([write]);
+                    }
+                    Step::Read(at) => {
+                        let (table, key) = ROWS[at];
+                        let found = CachedRows::new(&rows, &mut cache).get(table, key).unwrap();
+                        prop_assert_eq!(found, rows.get(table, key).unwrap());
+                    }
+                    Step::Clear => cache.clear(),
+                }
+                for kept in [&cache.keys, &cache.leases, &cache.fronts] {
+                    check_size(kept);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_written_is_not_asked_of_the_engine() {
+        let mut cache = RowCache::new(BYTES_MAX);
+        let row = Bytes::from_static(b"row");
+        for (table, key) in ROWS {
+            cache.note(&(table, Bytes::from_static(key), Some(row.clone())));
+        }
+        let front = ROWS[4];
+        cache.note(&(front.0, Bytes::from_static(front.1), None));
+        // An engine that has something else.
+        let mut rows = MemoryRows::default();
+        let other = Bytes::from_static(b"other");
+        rows.write(ROWS.map(|(table, key)| (table, Bytes::from_static(key), Some(other.clone()))));
+        let mut read = |(table, key)| CachedRows::new(&rows, &mut cache).get(table, key).unwrap();
+        assert_eq!(read(front), None, "nobody stands there");
+        assert_eq!([1, 3, 5].map(|at| read(ROWS[at])), [1, 3, 5].map(|_| Some(row.clone())));
+        assert_eq!(read(ROWS[6]), Some(other), "of a place nothing is kept");
     }
 }

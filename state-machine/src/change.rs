@@ -7,7 +7,7 @@ use crate::digest;
 use crate::events::Events;
 use crate::head::Head;
 use crate::live;
-use crate::locks::front::{self, Leased};
+use crate::locks::front::{self, Fate, Leased};
 use crate::overlay::Overlay;
 use crate::read::{Read, Table};
 use crate::registry::{self, index};
@@ -164,10 +164,12 @@ impl<'a, 'b, R: Read> Change<'a, 'b, R> {
             self.detach(old_lease, key);
             self.attach(lease, key);
         }
-        let leased = Leased { fence: state.create_revision, lease, value: state.value };
+        let State { create_revision: fence, version, value, .. } = state;
+        let leased = Leased { fence, version, lease, value };
         let leased = (lease != 0).then_some(leased);
         let was_leased = before.kv.as_ref().and_then(Leased::of);
-        front::note(self.rows, key, (was_leased, leased), before.kv.is_none())?;
+        let fate = if before.kv.is_none() { Fate::Created } else { Fate::Changed };
+        front::note(self.rows, key, (was_leased, leased), fate)?;
         let old = before.kv.as_ref().map(|old| &old.value[..]);
         let is_instance = index::note(self.rows, key, old, Some(state.value))?;
         if before.kv.is_none() {
@@ -181,7 +183,7 @@ impl<'a, 'b, R: Read> Change<'a, 'b, R> {
         self.write_rows(key, at, before, None);
         let Some(old) = &before.kv else { return Ok(()) };
         self.detach(old.lease, key);
-        front::note(self.rows, key, (Leased::of(old), None), false)?;
+        front::note(self.rows, key, (Leased::of(old), None), Fate::Deleted)?;
         index::note(self.rows, key, Some(&old.value), None)?;
         self.head.key_count = self.head.key_count.saturating_sub(1);
         Ok(())

@@ -18,13 +18,14 @@ use crate::counts;
 use crate::engine::{RowWrite, Rows, halt_to_io};
 use crate::report::{Operation, Operations, Report};
 use crate::row;
-use crate::row_cache::{CachedRows, RowCache};
+use crate::row_cache::{CachedRows, RowCache, RowCacheBytes};
 use crate::sink::{AppliedEntry, ApplySink};
 use crate::store::{Published, Shared};
 use crate::types::{LogId, Nothing, StoredMembership};
 
-/// Rows of recently used keys that are kept at hand.
-const ROW_CACHE_BYTES: usize = 32 << 20;
+/// Rows of recently used keys, leases and queues that are kept at hand.
+const ROW_CACHE_BYTES: RowCacheBytes =
+    RowCacheBytes { keys: 32 << 20, leases: 4 << 20, fronts: 4 << 20 };
 
 /// Bytes of states before changes that the events of one piece take along; beyond, watchers read them.
 const PREV_BYTES_MAX: usize = 8 << 20;
@@ -182,7 +183,7 @@ impl Walk {
     fn apply(
         &mut self,
         machine: &mut Machine,
-        rows: &mut Overlay<'_, CachedRows<'_>>,
+        rows: &mut Overlay<'_, CachedRows<'_, Rows>>,
         log_id: LogId,
         batch: internal::Batch,
     ) -> Result<AppliedEntry, Halt> {

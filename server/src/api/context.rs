@@ -19,7 +19,7 @@ use crate::node::Node;
 use crate::status::{self, Fault};
 
 /// A client sets it to `true` to fail rather than wait for a leader.
-pub(crate) const HAS_LEADER: &str = "hasleader";
+const HAS_LEADER: &str = "hasleader";
 /// Hours and what is shorter in nanoseconds, by the letters of gRPC's deadlines.
 const UNITS: [(char, u64); 6] = [
     ('H', 3_600_000_000_000),

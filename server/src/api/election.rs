@@ -2,12 +2,13 @@
 
 use std::collections::VecDeque;
 use std::pin::Pin;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use conclave_proto::etcdserverpb as etcd;
 use conclave_proto::mvccpb;
 use conclave_proto::v3electionpb as pb;
-use conclave_state_machine::command::{Range, SortOrder, SortTarget};
+use conclave_state_machine::command::{Caller, Range, SortOrder, SortTarget};
 use etcd::request_op::Request as Operation;
 use etcd::watch_create_request::FilterType;
 use futures::stream::{self, Stream};
@@ -17,7 +18,7 @@ use tonic::{Request, Response, Status};
 use super::context::{self, Context};
 use super::kv::read;
 use super::queue::{
-    Caller, Contender, Place, Queue, answer_in_time, delete_of, end_of, if_created_at, prefix_of,
+    Contender, Place, Queue, answer_in_time, delete_of, end_of, if_created_at, prefix_of,
 };
 use super::{convert, stream_end};
 use crate::auth::{RightsCheck, caller_of};
@@ -35,7 +36,7 @@ const LOST: &str = "election: session is expired";
 /// Answers election calls.
 #[derive(Clone)]
 pub(crate) struct ElectionService {
-    pub(super) queue: Queue,
+    pub(super) queue: Arc<Queue>,
 }
 
 type Leaders = Pin<Box<dyn Stream<Item = Result<pb::LeaderResponse, Status>> + Send>>;
@@ -45,9 +46,8 @@ impl ElectionService {
         &self,
         request: Request<pb::CampaignRequest>,
     ) -> Result<pb::CampaignResponse, Status> {
-        self.queue.context().check_metadata(request.metadata())?;
-        let deadline = context::deadline(request.metadata());
-        let (caller, pb::CampaignRequest { name, lease, value }) = Caller::of(request);
+        let (caller, deadline, request) = self.queue.accept(request)?;
+        let pb::CampaignRequest { name, lease, value } = request;
         let contender = Contender { name: name.clone(), lease, value: value.clone() };
         let elected = async {
             let waiter = self.queue.enter(&caller, contender).await?;
@@ -79,9 +79,8 @@ impl ElectionService {
         &self,
         request: Request<pb::ProclaimRequest>,
     ) -> Result<pb::ProclaimResponse, Status> {
-        self.queue.context().check_metadata(request.metadata())?;
-        let deadline = context::deadline(request.metadata());
-        let (caller, pb::ProclaimRequest { leader, value }) = Caller::of(request);
+        let (caller, deadline, request) = self.queue.accept(request)?;
+        let pb::ProclaimRequest { leader, value } = request;
         let leader = leader.ok_or_else(|| status::unknown(NO_LEADER_KEY))?;
         let proclaimed = async {
             let lease = self.queue.lease_or_new(&caller, leader.lease).await?;
@@ -102,9 +101,8 @@ impl ElectionService {
         &self,
         request: Request<pb::ResignRequest>,
     ) -> Result<pb::ResignResponse, Status> {
-        self.queue.context().check_metadata(request.metadata())?;
-        let deadline = context::deadline(request.metadata());
-        let (caller, pb::ResignRequest { leader }) = Caller::of(request);
+        let (caller, deadline, request) = self.queue.accept(request)?;
+        let pb::ResignRequest { leader } = request;
         let leader = leader.ok_or_else(|| status::unknown(NO_LEADER_KEY))?;
         let txn = if_created_at(&leader.key, leader.rev, delete_of(&leader.key));
         let answer = answer_in_time(deadline, self.queue.txn(&caller, txn)).await?;
@@ -116,10 +114,7 @@ impl ElectionService {
         request: Request<pb::LeaderRequest>,
     ) -> Result<pb::LeaderResponse, Status> {
         let context = self.queue.context();
-        context.check_metadata(request.metadata())?;
-        let deadline = context::deadline(request.metadata());
-        let caller = caller_of(request.extensions());
-        let name = request.into_inner().name;
+        let (caller, deadline, pb::LeaderRequest { name }) = self.queue.accept(request)?;
         let read = async {
             context.read_barrier().await?;
             let prefix = prefix_of(&name);

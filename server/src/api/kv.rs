@@ -81,14 +81,23 @@ impl KvService {
         }
     }
 
-    pub(super) async fn answer_delete_range(
+    async fn answer_delete_range(
         &self,
         request: Request<etcd::DeleteRangeRequest>,
     ) -> Result<etcd::DeleteRangeResponse, Status> {
         let (caller, request) = self.context.accept(request)?;
+        self.delete(&caller, request).await
+    }
+
+    /// Deletes keys on behalf of `caller`.
+    pub(super) async fn delete(
+        &self,
+        caller: &Caller,
+        request: etcd::DeleteRangeRequest,
+    ) -> Result<etcd::DeleteRangeResponse, Status> {
         check::delete_range(&request)?;
         self.context.check_size(&request)?;
-        match self.context.propose(&caller, Message::DeleteRange(request)).await? {
+        match self.context.propose(caller, Message::DeleteRange(request)).await? {
             (Answer::DeleteRange(answer), revision) => {
                 Ok(convert::delete_range(self.context.header(revision), answer))
             }
@@ -96,19 +105,28 @@ impl KvService {
         }
     }
 
-    pub(super) async fn answer_txn(
+    async fn answer_txn(
         &self,
         request: Request<etcd::TxnRequest>,
     ) -> Result<etcd::TxnResponse, Status> {
         let (caller, request) = self.context.accept(request)?;
+        self.transact(&caller, request).await
+    }
+
+    /// Carries a transaction out on behalf of `caller`.
+    pub(super) async fn transact(
+        &self,
+        caller: &Caller,
+        request: etcd::TxnRequest,
+    ) -> Result<etcd::TxnResponse, Status> {
         self.context.check_quota(limits::txn_cost(&request)).await?;
         check::txn(&request, self.context.limits.txn_ops_max)?;
         if let Some(is_serializable) = check::read_only(&request) {
             let txn = command::txn(request).map_err(rejected)?;
-            return self.answer_read_only_txn(&caller, txn, is_serializable).await;
+            return self.answer_read_only_txn(caller, txn, is_serializable).await;
         }
         self.context.check_size(&request)?;
-        match self.context.propose(&caller, Message::Txn(request)).await? {
+        match self.context.propose(caller, Message::Txn(request)).await? {
             (Answer::Txn(answer), revision) => {
                 Ok(convert::txn(self.context.header(revision), answer))
             }

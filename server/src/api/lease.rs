@@ -31,11 +31,20 @@ pub(crate) struct LeaseService {
 type KeepAlives = Answers<etcd::LeaseKeepAliveResponse>;
 
 impl LeaseService {
-    pub(super) async fn answer_grant(
+    async fn answer_grant(
         &self,
         request: Request<etcd::LeaseGrantRequest>,
     ) -> Result<etcd::LeaseGrantResponse, Status> {
-        let (caller, mut request) = self.context.accept(request)?;
+        let (caller, request) = self.context.accept(request)?;
+        self.grant(&caller, request).await
+    }
+
+    /// Grants a lease on behalf of `caller`.
+    pub(super) async fn grant(
+        &self,
+        caller: &Caller,
+        mut request: etcd::LeaseGrantRequest,
+    ) -> Result<etcd::LeaseGrantResponse, Status> {
         self.context.check_quota(limits::LEASE_COST_BYTES).await?;
         if request.ttl > leases::TTL_SECONDS_MAX {
             return Err(Fault::LeaseTtlTooLarge.into());
@@ -44,7 +53,7 @@ impl LeaseService {
         if request.id == 0 {
             request.id = random_lease_id();
         }
-        match self.context.propose(&caller, Message::LeaseGrant(request)).await? {
+        match self.context.propose(caller, Message::LeaseGrant(request)).await? {
             (Answer::LeaseGrant { id, ttl }, revision) => Ok(etcd::LeaseGrantResponse {
                 header: Some(self.context.header(revision)),
                 id,

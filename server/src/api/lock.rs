@@ -1,12 +1,13 @@
 //! etcd's Lock service: a queue whose first one holds the lock.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use conclave_proto::v3lockpb as pb;
 use pb::lock_server::Lock;
 use tonic::{Request, Response, Status};
 
-use super::context;
-use super::queue::{Caller, Contender, Queue, answer_in_time};
+use super::queue::{Contender, Queue, answer_in_time};
 use crate::metrics::Method;
 
 /// The text of etcd's recipe for a waiter whose key went before its turn came.
@@ -15,7 +16,7 @@ const LOST: &str = "mutex: session is expired";
 /// Answers lock calls.
 #[derive(Clone)]
 pub(crate) struct LockService {
-    pub(super) queue: Queue,
+    pub(super) queue: Arc<Queue>,
 }
 
 impl LockService {
@@ -23,15 +24,14 @@ impl LockService {
         &self,
         request: Request<pb::LockRequest>,
     ) -> Result<pb::LockResponse, Status> {
-        let context = self.queue.context();
-        context.check_metadata(request.metadata())?;
-        let deadline = context::deadline(request.metadata());
-        let (caller, pb::LockRequest { name, lease }) = Caller::of(request);
+        let (caller, deadline, request) = self.queue.accept(request)?;
+        let pb::LockRequest { name, lease } = request;
         let contender = Contender { name, lease, value: Bytes::new() };
         let locked = async {
             let waiter = self.queue.enter(&caller, contender).await?;
             let (place, revision) = waiter.first(LOST).await?;
-            Ok(pb::LockResponse { header: Some(context.header(revision)), key: place.key })
+            let header = self.queue.context().header(revision);
+            Ok(pb::LockResponse { header: Some(header), key: place.key })
         };
         answer_in_time(deadline, locked).await
     }
@@ -40,9 +40,7 @@ impl LockService {
         &self,
         request: Request<pb::UnlockRequest>,
     ) -> Result<pb::UnlockResponse, Status> {
-        self.queue.context().check_metadata(request.metadata())?;
-        let deadline = context::deadline(request.metadata());
-        let (caller, pb::UnlockRequest { key }) = Caller::of(request);
+        let (caller, deadline, pb::UnlockRequest { key }) = self.queue.accept(request)?;
         let deleted = answer_in_time(deadline, self.queue.delete(&caller, key)).await?;
         Ok(pb::UnlockResponse { header: deleted.header })
     }

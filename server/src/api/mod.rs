@@ -6,10 +6,12 @@
 //! | `kv`, `range_stream`, `lease`, `watch`, `cluster`, `maintenance`, `snapshot`, `auth`, `lock`, `election` | one service each |
 //! | `reflection` | what calls and messages there are |
 //! | `queue` | what locks and elections share: who came first |
+//! | `carried` | work that does not end with whoever asked for it |
 //! | `check`, `limits` | what a request must be, and may cost |
 //! | `convert`, `stream_end` | answers as messages, ends of streams |
 
 mod auth;
+mod carried;
 pub(crate) mod check;
 mod cluster;
 pub(crate) mod context;
@@ -32,6 +34,8 @@ use std::sync::Arc;
 use conclave_proto::etcdserverpb as etcd;
 use conclave_proto::v3electionpb::election_server::ElectionServer;
 use conclave_proto::v3lockpb::lock_server::LockServer;
+use etcd::kv_server::KvServer;
+use etcd::lease_server::LeaseServer;
 use tokio::sync::Semaphore;
 use tonic::codec::CompressionEncoding;
 use tonic::service::Routes;
@@ -42,18 +46,21 @@ use watch::{WatchCounts, WatchService, WatchSettings};
 
 use crate::metrics::Method;
 
-/// The service that most calls go to, to be asked without a look-up.
-pub(crate) type KvServer = etcd::kv_server::KvServer<kv::KvService>;
-
-/// Where calls go.
+/// Where calls go: those to the services that most of them ask for without a look-up.
 #[derive(Clone)]
 pub(crate) struct Services {
-    pub(crate) kv: KvServer,
+    pub(crate) kv: KvServer<kv::KvService>,
+    pub(crate) lease: LeaseServer<lease::LeaseService>,
+    pub(crate) lock: LockServer<lock::LockService>,
     pub(crate) others: Routes,
 }
 
 /// The prefix of the paths of [`Services::kv`].
 pub(crate) const KV_PATH: &str = "/etcdserverpb.KV/";
+/// The prefix of the paths of [`Services::lease`].
+pub(crate) const LEASE_PATH: &str = "/etcdserverpb.Lease/";
+/// The prefix of the paths of [`Services::lock`].
+pub(crate) const LOCK_PATH: &str = "/v3lockpb.Lock/";
 
 /// How clients may compress what they send, as with etcd; the limits hold for what comes out. Answers go
 /// uncompressed: nothing says that a client wants to pay for it.
@@ -63,7 +70,6 @@ pub(crate) const COMPRESSION: CompressionEncoding = CompressionEncoding::Gzip;
 pub(crate) fn services(context: Context) -> Services {
     use etcd::auth_server::AuthServer;
     use etcd::cluster_server::ClusterServer;
-    use etcd::lease_server::LeaseServer;
     use etcd::maintenance_server::MaintenanceServer;
 
     let receive_bytes_max = context.limits.receive_bytes_max();
@@ -83,24 +89,24 @@ pub(crate) fn services(context: Context) -> Services {
     let watch = watch.counted(watch_counts).guarded(Arc::clone(&context.auth));
     let (_, health) = tonic_health::server::health_reporter();
     // The reporter registers the service name "" as SERVING, the only one that etcd has.
-    let queue = queue::Queue::new(context.clone());
+    let queue = Arc::new(queue::Queue::new(context.clone()));
     let maintenance = maintenance::MaintenanceService {
         context: context.clone(),
         snapshots: Arc::new(Semaphore::new(snapshot::SNAPSHOTS_MAX)),
     };
-    let lease = LeaseServer::new(lease::LeaseService { context: context.clone() });
+    let lease = LeaseServer::new(lease::LeaseService { context: context.clone() })
+        .accept_compressed(COMPRESSION);
     let cluster = ClusterServer::new(cluster::ClusterService { context: context.clone() });
     let auth = AuthServer::new(auth::AuthService { context: context.clone() });
-    let lock = LockServer::new(lock::LockService { queue: queue.clone() });
+    let lock = LockServer::new(lock::LockService { queue: Arc::clone(&queue) })
+        .accept_compressed(COMPRESSION);
     let election = ElectionServer::new(election::ElectionService { queue });
     let others = Routes::new(watch)
-        .add_service(lease.accept_compressed(COMPRESSION))
         .add_service(cluster.accept_compressed(COMPRESSION))
         .add_service(MaintenanceServer::new(maintenance).accept_compressed(COMPRESSION))
         .add_service(auth.accept_compressed(COMPRESSION))
-        .add_service(lock.accept_compressed(COMPRESSION))
         .add_service(election.accept_compressed(COMPRESSION))
         .add_service(health.accept_compressed(COMPRESSION));
     let others = reflection::add(coordination::add(others, &context)).prepare();
-    Services { kv, others }
+    Services { kv, lease, lock, others }
 }

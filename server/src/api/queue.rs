@@ -8,66 +8,38 @@
 //! in front of it is known here, nothing can come in front of it any more, and what is deleted here
 //! stays deleted: neither polling nor a question to the leader could tell more.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use conclave_proto::etcdserverpb as etcd;
 use conclave_proto::internal::command::Command as Message;
-use conclave_state_machine::command::Caller::{self as Named, Inside};
-use conclave_state_machine::command::Range;
+use conclave_state_machine::command::{Caller, Range};
 use conclave_state_machine::leases;
 use conclave_state_machine::locks::queue;
 use conclave_state_machine::response::KeyValue;
 use etcd::compare::{CompareResult, CompareTarget, TargetUnion};
 use etcd::request_op::Request as Operation;
 use etcd::watch_create_request::FilterType;
-use tokio::sync::oneshot;
-use tonic::metadata::MetadataMap;
-use tonic::{Extensions, Request, Status};
+use tonic::{Request, Status};
 
+use super::carried::Carried;
 use super::context::{self, Context, mismatch};
-use super::kv::{KvService, read, read_off_thread};
+use super::kv::{KvService, off_thread, read, read_off_thread};
 use super::lease::LeaseService;
 use crate::auth::RightsCheck;
-use crate::status::{self, Fault};
+use crate::status;
 use crate::watch::LocalWatch;
 
 /// Life of the lease that a caller without one gets, in seconds. Nobody renews it.
 const LEASE_TTL_SECONDS: i64 = 60;
 /// Contenders that are looked at without changing threads.
-const SHORT_QUEUE_MAX: i64 = 256;
+const SHORT_QUEUE_MAX: usize = 256;
 
-/// Makes contenders wait for their turn; clones are cheap.
-#[derive(Clone)]
+/// Makes contenders wait for their turn.
 pub(super) struct Queue {
-    pub(super) kv: KvService,
+    kv: KvService,
     lease: LeaseService,
-}
-
-/// On whose behalf a request is made.
-#[derive(Clone)]
-pub(super) struct Caller {
-    metadata: MetadataMap,
-    extensions: Extensions,
-}
-
-impl Caller {
-    /// Takes a call apart.
-    pub(super) fn of<T>(call: Request<T>) -> (Self, T) {
-        let (mut metadata, extensions, message) = call.into_parts();
-        // Looked at when the call came; a leader lost later only makes it wait.
-        metadata.remove(context::HAS_LEADER);
-        (Self { metadata, extensions }, message)
-    }
-
-    /// As found out when the call came.
-    fn named(&self) -> Named {
-        self.extensions.get::<Named>().cloned().unwrap_or_default()
-    }
-
-    fn call<T>(&self, message: T) -> Request<T> {
-        Request::from_parts(self.metadata.clone(), self.extensions.clone(), message)
-    }
 }
 
 /// Who wants to be first.
@@ -85,7 +57,7 @@ pub(super) struct Contender {
 #[derive(Clone, Debug)]
 pub(super) struct Place {
     /// Who entered.
-    caller: Named,
+    caller: Caller,
     prefix: Bytes,
     pub(super) key: Bytes,
     pub(super) create_revision: i64,
@@ -98,7 +70,7 @@ pub(super) struct Place {
 
 /// Somebody in the queue. Gives the place up when dropped, unless the lease had it before.
 pub(super) struct Waiter {
-    queue: Queue,
+    queue: Arc<Queue>,
     place: Place,
     gives_up: bool,
 }
@@ -106,9 +78,12 @@ pub(super) struct Waiter {
 /// How a contender stands.
 enum Standing {
     First,
-    /// Behind this key.
-    Behind(Bytes),
-    /// Its key or lease is gone.
+    /// Behind `before`, and so many keys in all.
+    Behind {
+        before: Bytes,
+        keys: usize,
+    },
+    /// Its key is gone.
     Lost,
 }
 
@@ -121,13 +96,24 @@ impl Queue {
         &self.kv.context
     }
 
+    /// Takes a call apart: who calls, how long for, and what it says. The leader is looked at when the call
+    /// comes; one lost later only makes it wait.
+    pub(super) fn accept<T>(
+        &self,
+        call: Request<T>,
+    ) -> Result<(Caller, Option<Duration>, T), Status> {
+        let deadline = context::deadline(call.metadata());
+        let (caller, message) = self.context().accept(call)?;
+        Ok((caller, deadline, message))
+    }
+
     /// The lease given, or for 0 a new one that nobody renews.
     pub(super) async fn lease_or_new(&self, caller: &Caller, lease: i64) -> Result<i64, Status> {
         if lease != 0 {
             return Ok(lease);
         }
         let grant = etcd::LeaseGrantRequest { ttl: LEASE_TTL_SECONDS, id: 0 };
-        Ok(self.lease.answer_grant(caller.call(grant)).await?.id)
+        Ok(self.lease.grant(caller, grant).await?.id)
     }
 
     /// Proposes a transaction on behalf of `caller`.
@@ -136,7 +122,7 @@ impl Queue {
         caller: &Caller,
         txn: etcd::TxnRequest,
     ) -> Result<etcd::TxnResponse, Status> {
-        self.kv.answer_txn(caller.call(txn)).await
+        self.kv.transact(caller, txn).await
     }
 
     /// Deletes a key on behalf of `caller`.
@@ -146,27 +132,27 @@ impl Queue {
         key: Bytes,
     ) -> Result<etcd::DeleteRangeResponse, Status> {
         let request = etcd::DeleteRangeRequest { key, ..Default::default() };
-        self.kv.answer_delete_range(caller.call(request)).await
+        self.kv.delete(caller, request).await
     }
 
     /// Puts the contender's key if it is not there, and gives it back as a place in the queue.
     pub(super) async fn enter(
-        &self,
+        self: &Arc<Self>,
         caller: &Caller,
         contender: Contender,
     ) -> Result<Waiter, Status> {
-        let (entered, waiter) = oneshot::channel();
-        let (queue, caller) = (self.clone(), caller.clone());
-        // In a task of its own: should the caller go while the key is being put, the waiter that
-        // nobody takes is dropped and the key deleted.
-        self.context().background.spawn(async move {
-            entered.send(queue.put_key(&caller, contender).await).ok();
-        });
-        waiter.await.map_err(|_gone| Fault::Stopped)?
+        let put = Arc::clone(self).put_key(caller.clone(), contender);
+        // Should the caller go while the key is being put, the waiter that nobody takes is dropped and
+        // the key deleted.
+        Carried::new(put, &self.context().background).await
     }
 
-    async fn put_key(&self, caller: &Caller, contender: Contender) -> Result<Waiter, Status> {
-        let lease = self.lease_or_new(caller, contender.lease).await?;
+    async fn put_key(
+        self: Arc<Self>,
+        caller: Caller,
+        contender: Contender,
+    ) -> Result<Waiter, Status> {
+        let lease = self.lease_or_new(&caller, contender.lease).await?;
         let prefix = prefix_of(&contender.name);
         let key = queue::key(&contender.name, lease);
         let put = etcd::PutRequest {
@@ -181,26 +167,24 @@ impl Queue {
             success: vec![operation(Operation::RequestPut(put))],
             failure: vec![operation(Operation::RequestRange(get))],
         };
-        let answer = self.txn(caller, txn).await?;
+        let answer = self.txn(&caller, txn).await?;
         let entered = answer.header.unwrap_or_default();
         let (create_revision, found) = match answer.responses.into_iter().next() {
             _ if answer.succeeded => (entered.revision, None),
             Some(answer) => found_key(answer)?,
             None => return Err(mismatch()),
         };
-        let place =
-            Place { caller: caller.named(), prefix, key, create_revision, lease, entered, found };
-        Ok(Waiter { queue: self.clone(), gives_up: place.found.is_none(), place })
+        let place = Place { caller, prefix, key, create_revision, lease, entered, found };
+        Ok(Waiter { queue: self, gives_up: place.found.is_none(), place })
     }
 
-    /// How the owner of `place` stands, and the revision at which that is so.
+    /// How the owner of `place` stands by its key, and the revision at which that is so.
     async fn look(&self, place: &Place) -> Result<(Standing, i64), Status> {
         self.context().auth.check_by_name(&place.caller, &place.wanted())?;
-        let reader = self.context().node.reader();
         let short = Range {
             key: place.prefix.clone(),
             range_end: end_of(&place.prefix),
-            limit: SHORT_QUEUE_MAX,
+            limit: SHORT_QUEUE_MAX as i64,
             keys_only: true,
             ..Default::default()
         };
@@ -210,9 +194,35 @@ impl Queue {
             let whole = Range { limit: 0, max_create_revision, ..short };
             (found, revision) = read_off_thread(self.context(), whole).await?;
         }
-        let lease = leases::lease(reader, place.lease).map_err(|halt| status::internal(&halt))?;
-        let standing = if lease.is_some() { place.standing(found.kvs) } else { Standing::Lost };
-        Ok((standing, revision))
+        Ok((place.standing(found.kvs), revision))
+    }
+
+    /// Whether nothing but places stands before `place`, of the `keys` that were found there: nothing else
+    /// comes there any more. Only fewer can be found than there were.
+    async fn are_places(&self, place: &Place, keys: usize) -> Result<bool, Status> {
+        let (reader, fence) = (self.context().node.reader().clone(), place.create_revision);
+        let key = place.key.clone();
+        let count = move || match queue::name_of(&key) {
+            Some(name) => queue::ahead(&reader, name, fence, keys),
+            None => Ok(0),
+        };
+        let ahead = if keys <= SHORT_QUEUE_MAX { count() } else { off_thread(count).await? };
+        Ok(ahead.map_err(|halt| status::internal(&halt))? == keys)
+    }
+
+    /// The revision as of which the owner of `place` is first, if it was behind places alone and nothing but
+    /// the beginning of the queue has to be looked at for that.
+    fn first_since(&self, place: &Place) -> Result<Option<i64>, Status> {
+        self.context().auth.check_by_name(&place.caller, &place.wanted())?;
+        let reader = self.context().node.reader();
+        let first = reader.first_since(&place.key, place.create_revision);
+        first.map_err(|error| status::from_read(&error))
+    }
+
+    /// Whether the lease lives that whoever stands at `place` entered with.
+    fn has_lease(&self, place: &Place) -> Result<bool, Status> {
+        let lease = leases::lease(self.context().node.reader(), place.lease);
+        Ok(lease.map_err(|halt| status::internal(&halt))?.is_some())
     }
 
     /// Waits until one of `keys` is deleted, at `from` or later.
@@ -234,7 +244,7 @@ impl Queue {
     /// rights are looked at.
     async fn leave(&self, place: &Place) {
         let leave = place.if_unchanged(delete_of(&place.key));
-        if let Err(error) = self.context().propose(&Inside, Message::Txn(leave)).await {
+        if let Err(error) = self.context().propose(&Caller::Inside, Message::Txn(leave)).await {
             tracing::warn!(error = error.message(), "a waiter's key stays until its lease ends");
         }
     }
@@ -252,18 +262,19 @@ impl Place {
     }
 
     fn standing(&self, contenders: Vec<KeyValue>) -> Standing {
-        let (mut is_here, mut before) = (false, None::<KeyValue>);
+        let (mut is_here, mut keys, mut before) = (false, 0, None::<KeyValue>);
         for kv in contenders {
             is_here |= kv.key == self.key && kv.create_revision == self.create_revision;
-            let is_nearer =
-                before.as_ref().is_none_or(|known| known.create_revision < kv.create_revision);
-            if kv.create_revision < self.create_revision && is_nearer {
-                before = Some(kv);
+            if kv.create_revision < self.create_revision {
+                keys += 1;
+                if before.as_ref().is_none_or(|known| known.create_revision < kv.create_revision) {
+                    before = Some(kv);
+                }
             }
         }
         match before {
             _ if !is_here => Standing::Lost,
-            Some(kv) => Standing::Behind(kv.key),
+            Some(kv) => Standing::Behind { before: kv.key, keys },
             None => Standing::First,
         }
     }
@@ -277,17 +288,28 @@ impl Waiter {
     /// Waits until nobody is in front; returns the place and the revision at which it was first.
     /// Fails with `lost` as soon as the key or its lease is gone. Gives the place up when dropped meanwhile.
     pub(super) async fn first(mut self, lost: &'static str) -> Result<(Place, i64), Status> {
-        let mut has_waited = false;
+        let (mut has_waited, mut is_behind_places) = (false, false);
         loop {
-            let (standing, revision) = self.queue.look(&self.place).await?;
+            let first = if is_behind_places { self.queue.first_since(&self.place)? } else { None };
+            let (standing, revision) = match first {
+                Some(revision) => (Standing::First, revision),
+                None => self.queue.look(&self.place).await?,
+            };
+            // Whose key was created just now had its lease in that very revision.
+            let is_new = !has_waited && self.place.found.is_none();
+            let has_lease = matches!(standing, Standing::First) && is_new
+                || self.queue.has_lease(&self.place)?;
             match standing {
+                _ if !has_lease => return Err(status::unknown(lost)),
                 Standing::First => {
                     self.gives_up = false;
                     let entered = self.place.entered.revision;
                     return Ok((self.place.clone(), if has_waited { revision } else { entered }));
                 }
                 Standing::Lost => return Err(status::unknown(lost)),
-                Standing::Behind(before) => {
+                Standing::Behind { before, keys } => {
+                    is_behind_places |=
+                        !has_waited && self.queue.are_places(&self.place, keys).await?;
                     has_waited = true;
                     let keys = [before, self.place.key.clone()];
                     let (auth, wanted) = (&self.queue.context().auth, self.place.wanted());
@@ -305,7 +327,7 @@ impl Waiter {
 impl Drop for Waiter {
     fn drop(&mut self) {
         if self.gives_up {
-            let (queue, place) = (self.queue.clone(), self.place.clone());
+            let (queue, place) = (Arc::clone(&self.queue), self.place.clone());
             self.queue.context().background.spawn(async move { queue.leave(&place).await });
         }
     }
@@ -385,7 +407,7 @@ mod tests {
     #[test]
     fn only_the_nearest_key_in_front_is_waited_for() {
         let place = Place {
-            caller: Inside,
+            caller: Caller::Inside,
             prefix: Bytes::from_static(b"n/"),
             key: Bytes::from_static(b"n/me"),
             create_revision: 7,
@@ -400,7 +422,7 @@ mod tests {
         };
         let me = || kv(b"n/me", 7);
         let near = place.standing(vec![kv(b"n/a", 3), kv(b"n/b", 5), kv(b"n/c", 9), me()]);
-        assert!(matches!(near, Standing::Behind(key) if key == b"n/b"[..]));
+        assert!(matches!(near, Standing::Behind { before, keys: 2 } if before == b"n/b"[..]));
         assert!(matches!(place.standing(vec![kv(b"n/c", 9), me()]), Standing::First));
         assert!(matches!(place.standing(vec![kv(b"n/a", 3)]), Standing::Lost));
         assert!(matches!(place.standing(vec![kv(b"n/me", 9)]), Standing::Lost), "put again");

@@ -17,7 +17,7 @@ use super::grpc_web::{self, Kind};
 use super::listen::{Entrance, Role};
 use super::{gateway, pages, web};
 use crate::api::context::Context;
-use crate::api::{KV_PATH, Services, reflection};
+use crate::api::{KV_PATH, LEASE_PATH, LOCK_PATH, Services, reflection};
 use crate::auth::Refused;
 use crate::auth::access::{self, Access};
 use crate::coordination;
@@ -121,13 +121,28 @@ impl Router {
             return status.into_http();
         }
         let path = request.uri().path_and_query().cloned();
-        let response = if request.uri().path().starts_with(KV_PATH) {
-            self.services.kv.clone().call(request).await
-        } else {
-            self.services.others.clone().call(request.map(Body::new)).await
-        };
-        let Ok(response) = response;
+        let Ok(response) = self.services.ask(request).await;
         self.reword(response, path.as_ref())
+    }
+}
+
+impl Services {
+    /// Has the service of the path answer.
+    async fn ask<B>(&self, request: Request<B>) -> Result<Response<Body>, Infallible>
+    where
+        B: http_body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<BoxError> + Send,
+    {
+        let path = request.uri().path();
+        if path.starts_with(KV_PATH) {
+            self.kv.clone().call(request).await
+        } else if path.starts_with(LOCK_PATH) {
+            self.lock.clone().call(request).await
+        } else if path.starts_with(LEASE_PATH) {
+            self.lease.clone().call(request).await
+        } else {
+            self.others.clone().call(request.map(Body::new)).await
+        }
     }
 }
 
@@ -195,7 +210,8 @@ const KV_METHODS: [&str; 6] = ["Put", "Range", "Txn", "DeleteRange", "Compact", 
 
 /// What Go's gRPC answers to a call that does not exist, before it asks who calls.
 fn missing(path: &str) -> Option<Status> {
-    if path.strip_prefix(KV_PATH).is_some_and(|method| KV_METHODS.contains(&method)) {
+    let is_kv_call = path.strip_prefix(KV_PATH).is_some_and(|method| KV_METHODS.contains(&method));
+    if is_kv_call || access::method_of(path).is_some() {
         return None;
     }
     let Some((service, method)) = service_and_method(path) else {
@@ -205,9 +221,8 @@ fn missing(path: &str) -> Option<Status> {
         || KNOWN.contains(&service)
         || coordination::SERVICES.contains(&service);
     if is_ours {
-        let is_there = access::method_of(path).is_some();
-        let text = || format!("unknown method {method} for service {service}");
-        return (!is_there).then(|| status::unimplemented(text()));
+        let text = format!("unknown method {method} for service {service}");
+        return Some(status::unimplemented(text));
     }
     let is_there = service == HEALTH || reflection::SERVICES.contains(&service);
     (!is_there).then(|| status::unimplemented(format!("unknown service {service}")))
@@ -261,6 +276,11 @@ mod tests {
             let [_, (_, service), (_, name)] = method.labels();
             let path = format!("/{service}/{name}");
             assert!(missing(&path).is_none(), "{path}");
+            for (prefix, owner) in
+                [(LOCK_PATH, "v3lockpb.Lock"), (LEASE_PATH, "etcdserverpb.Lease")]
+            {
+                assert_eq!(path.starts_with(prefix), service == owner, "{path}");
+            }
             let is_kv = path.strip_prefix(KV_PATH).is_some();
             assert_eq!(is_kv, KV_METHODS.contains(&name) && service == "etcdserverpb.KV", "{path}");
         }

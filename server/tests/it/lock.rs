@@ -47,6 +47,12 @@ async fn unlock(server: &Server, key: &Bytes) {
     server.lock().unlock(pb::UnlockRequest { key: key.clone() }).await.unwrap();
 }
 
+/// Deletes a key; the revision in which it is gone.
+async fn deletion(server: &Server, key: &str) -> i64 {
+    let deleted = server.kv().delete_range(delete(key, "")).await.unwrap();
+    deleted.into_inner().header.unwrap().revision
+}
+
 async fn locked(locking: Locking) -> pb::LockResponse {
     within("the lock is granted", locking).await.unwrap().unwrap()
 }
@@ -173,6 +179,33 @@ async fn a_waiter_without_its_lease_hears_it_at_once() {
     assert_eq!(refused(failed), (Code::Unknown, "mutex: session is expired".to_owned()));
     assert_eq!(server.range(range("n/3", "")).await.count, 1, "nor its to delete");
     unlock(&server, &holder.key).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_in_front_is_waited_for_whatever_it_is() {
+    let server = server(&[]).await;
+    for lease in 1..=4 {
+        server.grant(lease, 60).await;
+    }
+    // One that never was a place in the queue.
+    server.put("n/0", "").await;
+    let first = begin(&server, "n", 1).await;
+    let second = begin(&server, "n", 2).await;
+    first.abort();
+    until_queue(&server, "n", |keys| keys == ["n/0", "n/2"]).await;
+    let gone = deletion(&server, "n/0").await;
+    let held = locked(second).await;
+    assert!(held.header.unwrap().revision >= gone, "it did not lock before");
+
+    // One that is a place no more, since it lost its lease.
+    let third = begin(&server, "n", 3).await;
+    let fourth = begin(&server, "n", 4).await;
+    server.put("n/2", "").await;
+    third.abort();
+    until_queue(&server, "n", |keys| keys == ["n/2", "n/4"]).await;
+    let gone = deletion(&server, "n/2").await;
+    let held = locked(fourth).await;
+    assert!(held.header.unwrap().revision >= gone, "nor did it");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

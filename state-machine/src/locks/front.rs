@@ -66,6 +66,8 @@ pub(super) fn is_free<R: Read>(
 pub(crate) struct Leased<'a> {
     /// Create revision of the key.
     pub(crate) fence: i64,
+    /// Puts since then.
+    pub(crate) version: i64,
     pub(crate) lease: i64,
     pub(crate) value: &'a [u8],
 }
@@ -73,8 +75,9 @@ pub(crate) struct Leased<'a> {
 impl<'a> Leased<'a> {
     /// `None` if it has none.
     pub(crate) fn of(kv: &'a KeyValue) -> Option<Leased<'a>> {
-        let KeyValue { create_revision: fence, lease, value, .. } = kv;
-        (*lease != 0).then_some(Leased { fence: *fence, lease: *lease, value })
+        let KeyValue { create_revision: fence, version, lease, value, .. } = kv;
+        let leased = Leased { fence: *fence, version: *version, lease: *lease, value };
+        (*lease != 0).then_some(leased)
     }
 
     /// Keys of the rows that tell where its requests stand which are not found by its own key.
@@ -90,12 +93,20 @@ impl<'a> Leased<'a> {
     }
 }
 
+/// What a change does to a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fate {
+    Created,
+    Changed,
+    Deleted,
+}
+
 /// A key with a lease was written or is gone, and was `old` before.
 pub(crate) fn note<R: Read>(
     rows: &mut Overlay<'_, R>,
     key: &Bytes,
     (old, new): (Option<Leased<'_>>, Option<Leased<'_>>),
-    is_created: bool,
+    fate: Fate,
 ) -> Result<(), Halt> {
     if old.is_none() && new.is_none() {
         return Ok(());
@@ -110,8 +121,8 @@ pub(crate) fn note<R: Read>(
     }
     match (old, new) {
         // A key that got its lease later would stand before those that came first: it is no place.
-        (None, Some(new)) if is_created => enter(rows, &prefix, child, new.fence),
-        (Some(old), None) => leave(rows, &prefix, child, old),
+        (None, Some(new)) if fate == Fate::Created => enter(rows, &prefix, child, new.fence),
+        (Some(old), None) => leave(rows, (&prefix, child), old, fate),
         (Some(old), Some(new)) if claim::share(old.value) != claim::share(new.value) => {
             let Some(front) = at(rows, &prefix)?.filter(|front| old.fence <= front.held.to) else {
                 return Ok(());
@@ -135,23 +146,28 @@ fn enter<R: Read>(
 ) -> Result<(), Halt> {
     rows.put(Table::Place, place::row_key(prefix, fence, child), Bytes::new());
     let Some(mut front) = at(rows, prefix)? else {
-        set(rows, prefix, Front { first: fence, ..Front::default() });
+        set(rows, prefix, Front::new(fence));
         return Ok(());
     };
     // Places come at the end, but for what is restored.
-    if fence < front.first || fence <= front.held.to {
+    let is_last = fence >= front.first && fence > front.held.to;
+    if is_last && !front.is_single {
+        return Ok(());
+    }
+    if !is_last {
         front.first = front.first.min(fence);
         front.held = place::Held::default();
-        set(rows, prefix, front);
     }
+    front.is_single = false;
+    set(rows, prefix, front);
     Ok(())
 }
 
 fn leave<R: Read>(
     rows: &mut Overlay<'_, R>,
-    prefix: &[u8],
-    child: &[u8],
+    (prefix, child): (&[u8], &[u8]),
     old: Leased<'_>,
+    fate: Fate,
 ) -> Result<(), Halt> {
     let row_key = place::row_key(prefix, old.fence, child);
     let Some(mut front) = at(rows, prefix)? else { return Ok(()) };
@@ -159,14 +175,22 @@ fn leave<R: Read>(
     if old.fence <= front.held.to && rows.get(Table::Place, &row_key)?.is_some() {
         front.held = front.held.without(claim::share(old.value));
     }
+    // A key that was put once had its lease from the beginning.
+    let is_only = front.is_single
+        && front.first == old.fence
+        && (old.version == 1 || rows.get(Table::Place, &row_key)?.is_some());
     rows.delete(Table::Place, row_key);
     front.gone = front.gone.max(old.fence);
+    front.is_unbroken &= fate == Fate::Deleted;
     if front.first == old.fence {
-        let Some(next) = queue::next(rows, prefix, old.fence)? else {
+        let [next, further] =
+            if is_only { [None; 2] } else { queue::next_two(rows, prefix, old.fence)? };
+        let Some(next) = next else {
             rows.delete(Table::Place, Bytes::copy_from_slice(prefix));
             return Ok(());
         };
         front.first = next;
+        front.is_single = further.is_none();
     }
     set(rows, prefix, front);
     Ok(())

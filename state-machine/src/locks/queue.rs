@@ -149,14 +149,23 @@ fn scan<R: Read>(
     })
 }
 
-/// Fence of the first place of a prefix from `from` on.
-pub(super) fn next<R: Read>(rows: &R, prefix: &[u8], from: i64) -> Result<Option<i64>, Halt> {
-    let mut next = None;
+/// Fences of the first two places of a prefix from `from` on.
+pub(super) fn next_two<R: Read>(
+    rows: &R,
+    prefix: &[u8],
+    from: i64,
+) -> Result<[Option<i64>; 2], Halt> {
+    let mut found = [None; 2];
     scan(rows, prefix, from, &mut |fence, _| {
-        next = Some(fence);
+        let [next, further] = &mut found;
+        if next.is_none() {
+            *next = Some(fence);
+            return Ok(ControlFlow::Continue(()));
+        }
+        *further = Some(fence);
         Ok(ControlFlow::Break(()))
     })?;
-    Ok(next)
+    Ok(found)
 }
 
 /// The places of `name` that hold as of revision `at`, first to last, under the conditions of [`visit`].
@@ -227,6 +236,18 @@ pub fn first<R: Read>(rows: &R, name: &[u8]) -> Result<Option<i64>, Halt> {
     Ok(front(rows, name)?.map(|front| front.first))
 }
 
+/// Whether the place of `key` with this fence stands first, and no place of its queue has lost its lease
+/// while its key stayed. If so, and if only places stood before it at any time, no key does now.
+///
+/// # Errors
+/// [`Halt`] if the storage fails or a row is damaged.
+pub fn is_first<R: Read>(rows: &R, key: &[u8], fence: i64) -> Result<bool, Halt> {
+    let Some(name) = name_of(key) else { return Ok(false) };
+    let front = front(rows, name)?;
+    let is_first = front.is_some_and(|front| front.first == fence && front.is_unbroken);
+    Ok(is_first && row(rows, key, fence)?.is_some())
+}
+
 /// How many places `name` has, at most `most`. Reads no keys.
 pub(crate) fn count<R: Read>(rows: &R, name: &[u8], most: u32) -> Result<u32, Halt> {
     let most = usize::try_from(most).unwrap_or(usize::MAX);
@@ -250,6 +271,12 @@ pub fn ahead<R: Read>(rows: &R, name: &[u8], fence: i64, most: usize) -> Result<
         Ok(ControlFlow::Continue(()))
     })?;
     Ok(ahead)
+}
+
+/// Whether the `Place` row with this key says where a queue begins, rather than who stands in it.
+#[must_use]
+pub fn is_front(row_key: &[u8]) -> bool {
+    place::is_prefix(row_key)
 }
 
 /// The lock or election whose queue `key` would stand in.

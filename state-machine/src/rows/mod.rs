@@ -10,7 +10,7 @@
 //! | `lease.rs` | `Lease` | id (big endian) | TTL, owner, answers to requests | revoke or expiry |
 //! | `lease.rs` | `LeaseKey` | id, user key | nothing | the key is detached |
 //! | `place.rs` | `Place` | name, create revision, child | who waits | the key `name/child` has a lease no more |
-//! | `place.rs` | `Place` | name | where the places begin, what those that hold take | the last place goes |
+//! | `place.rs` | `Place` | name | where the places begin, what those that hold take, what is certain of all | the last place goes |
 //! | `place.rs` | `Place` | name, 0x80, session, request | the child of the place that it entered | the request is given up |
 //! | `registry/index.rs`, `registry/damping.rs` | `Instance` | kind, service, id | what the registry keeps | the instance |
 //! | `member.rs` | `Member` | id (big endian) | name, URLs | for ever |

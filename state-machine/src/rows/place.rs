@@ -48,6 +48,12 @@ pub(crate) fn prefix(name: &[u8]) -> Vec<u8> {
     prefix
 }
 
+/// Whether these bytes are a whole [`prefix`], and nothing more.
+pub(crate) fn is_prefix(row_key: &[u8]) -> bool {
+    let Some((length, name)) = row_key.split_first_chunk() else { return false };
+    usize::try_from(u32::from_be_bytes(*length)) == Ok(name.len())
+}
+
 /// Key of the row of the place `child`.
 pub(crate) fn row_key(prefix: &[u8], create_revision: i64, child: &[u8]) -> Bytes {
     Bytes::from([prefix, &create_revision.to_be_bytes(), child].concat())
@@ -142,16 +148,29 @@ impl Held {
 }
 
 /// What is kept about the places of a name as long as there are any.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Front {
     /// Create revision of the first.
     pub(crate) first: i64,
     /// Highest create revision of those that went while others stayed; 0: none did.
     pub(crate) gone: i64,
     pub(crate) held: Held,
+    /// It is certain that the first is the only one.
+    pub(crate) is_single: bool,
+    /// It is certain that no place went but with its key.
+    pub(crate) is_unbroken: bool,
 }
 
+/// Bits of what is certain of a [`Front`].
+const SINGLE: u8 = 1;
+const UNBROKEN: u8 = 2;
+
 impl Front {
+    /// As `first` comes where nobody is.
+    pub(crate) fn new(first: i64) -> Front {
+        Front { first, gone: 0, held: Held::default(), is_single: true, is_unbroken: true }
+    }
+
     pub(crate) fn encode(&self) -> Bytes {
         let Held { to, used, limit, at_limit, places } = self.held;
         let mut row = RowWriter::new(FORM_FRONT);
@@ -160,6 +179,8 @@ impl Front {
         row.int(to);
         row.uint(used);
         [limit, at_limit, places].into_iter().for_each(|number| row.uint(u64::from(number)));
+        let single = if self.is_single { SINGLE } else { 0 };
+        row.byte(single | if self.is_unbroken { UNBROKEN } else { 0 });
         row.finish()
     }
 
@@ -173,7 +194,15 @@ impl Front {
         let (first, gone) = (row.int()?, row.int()?);
         let (to, used) = (row.int()?, row.uint()?);
         let (limit, at_limit, places) = (row.short()?, row.short()?, row.short()?);
-        Ok(Front { first, gone, held: Held { to, used, limit, at_limit, places } })
+        // Rows did not say what is certain at first; a member that does not know of it leaves it out again.
+        let certain = if row.is_empty() { 0 } else { row.form()? };
+        Ok(Front {
+            first,
+            gone,
+            held: Held { to, used, limit, at_limit, places },
+            is_single: certain & SINGLE != 0,
+            is_unbroken: certain & UNBROKEN != 0,
+        })
     }
 }
 
@@ -207,9 +236,24 @@ mod tests {
         assert_eq!(place(&late, own.len()).unwrap(), (300, Bytes::from_static(b"a/b")));
         assert_eq!(place(&other, deeper.len()).unwrap().1, "a/b/c");
         assert!(place(&late, late.len()).is_err());
+        assert!(is_prefix(&own) && is_prefix(&deeper));
+        assert!(
+            ![&early[..], &other, &entered_key(&own, 1, b"r"), b"abc"].into_iter().any(is_prefix)
+        );
         let held = Held { to: 8, used: 5, limit: 9, at_limit: 2, places: 3 };
-        let front = Front { first: 7, gone: 9, held };
-        assert_eq!(Front::decode(&front.encode()).unwrap(), front);
+        let unknown =
+            Front { gone: 9, held, is_single: false, is_unbroken: false, ..Front::new(7) };
+        for front in [
+            unknown,
+            Front { is_single: true, ..unknown },
+            Front { is_unbroken: true, ..unknown },
+            Front::new(7),
+        ] {
+            assert_eq!(Front::decode(&front.encode()).unwrap(), front);
+        }
+        let mut early = Front { is_single: true, is_unbroken: true, ..unknown }.encode();
+        early.truncate(early.len() - 1);
+        assert_eq!(Front::decode(&early).unwrap(), unknown, "as rows were written at first");
         assert!(Front::decode(b"short").is_err() && Front::decode(b"").is_err());
         let attempt = |request: &'static str, stream| Attempt {
             request: request.into(),

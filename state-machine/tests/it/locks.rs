@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 
 use bytes::Bytes;
-use conclave_state_machine::command::{Command, LeaseRevoke, LockCommand};
+use conclave_state_machine::command::{Command, LeaseGrant, LeaseRevoke, LockCommand, Put, Range};
 use conclave_state_machine::locks::queue::{self, Place};
 use conclave_state_machine::read::Table;
 use conclave_state_machine::response::{LockResponse, LockState, Rejection, Response};
@@ -38,6 +38,8 @@ struct Seen {
     highest: BTreeMap<&'static str, i64>,
     /// Places that hold, by name.
     held: BTreeMap<&'static str, BTreeSet<i64>>,
+    /// Places before which nothing but places stood once.
+    behind_places: BTreeSet<(&'static str, i64)>,
 }
 
 impl Seen {
@@ -45,6 +47,7 @@ impl Seen {
         for name in NAMES {
             let (places, holders) = (places(store, name), holders(store, name));
             check_queue(store, name, &places)?;
+            self.check_first(store, name, &places)?;
             prop_assert_eq!(&places[..holders.len()], &holders[..], "holders come first");
             let exclusive = holders.iter().any(|place| place.share() == (1, 1));
             prop_assert!(!exclusive || holders.len() == 1, "an exclusive holder is alone");
@@ -69,12 +72,41 @@ impl Seen {
         }
         Ok(())
     }
+
+    /// Who is first and was behind places alone has no key before it, which is what etcd's waiters wait for.
+    fn check_first(
+        &mut self,
+        store: &Store,
+        name: &'static str,
+        places: &[Place],
+    ) -> Result<(), TestCaseError> {
+        let below = Range {
+            key: Bytes::from(format!("{name}/")),
+            range_end: Bytes::from(format!("{name}0")),
+            ..Range::default()
+        };
+        let keys = store.range(&below).expect("nothing is compacted").kvs;
+        for Place { key, fence, .. } in places {
+            let in_front = keys.iter().filter(|kv| kv.create_revision < *fence).count();
+            let is_first = queue::is_first(&store.rows, key, *fence);
+            if is_first.expect("memory does not fail") {
+                prop_assert_eq!(*fence, places[0].fence);
+                let is_known = self.behind_places.contains(&(name, *fence));
+                prop_assert!(in_front == 0 || !is_known, "{} keys before {}", in_front, fence);
+            }
+            let ahead = queue::ahead(&store.rows, name.as_bytes(), *fence, usize::MAX);
+            if ahead.expect("memory does not fail") == in_front {
+                self.behind_places.insert((name, *fence));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The queue is exactly the leased children, oldest first, and nothing else is kept for it.
 fn check_queue(store: &Store, name: &str, places: &[Place]) -> Result<(), TestCaseError> {
     let mut expected: Vec<(i64, Bytes)> = Vec::new();
-    let all = conclave_state_machine::command::Range {
+    let all = Range {
         key: Bytes::from_static(b"\0"),
         range_end: Bytes::from_static(b"\0"),
         ..Default::default()
@@ -158,4 +190,35 @@ proptest! {
         all.extend(steps);
         run(&mut Store::new(), &all)?;
     }
+}
+
+#[test]
+fn a_place_is_first_as_long_as_none_lost_its_lease() {
+    let mut store = Store::new();
+    for id in 1..=3 {
+        store.apply(&Command::LeaseGrant(LeaseGrant { id, ttl: 60 }));
+    }
+    let key = |session| queue::key(b"a", session);
+    let put = |session, lease| Command::Put(Put { key: key(session), lease, ..Put::default() });
+    let is_first = |store: &Store, session| {
+        let kv =
+            store.range(&Range { key: key(session), ..Range::default() }).unwrap().kvs.remove(0);
+        queue::is_first(&store.rows, &kv.key, kv.create_revision).expect("memory does not fail")
+    };
+    for id in 1..=3 {
+        store.apply(&put(id, id));
+    }
+    assert_eq!([1, 2, 3].map(|id| is_first(&store, id)), [true, false, false]);
+    store.apply(&Command::LeaseRevoke(LeaseRevoke { id: 1 }));
+    assert_eq!([2, 3].map(|id| is_first(&store, id)), [true, false]);
+    store.apply(&put(2, 0));
+    assert_eq!(
+        [2, 3].map(|id| is_first(&store, id)),
+        [false; 2],
+        "its key still is before the third"
+    );
+    store.apply(&Command::LeaseRevoke(LeaseRevoke { id: 3 }));
+    store.apply(&Command::LeaseGrant(LeaseGrant { id: 3, ttl: 60 }));
+    store.apply(&put(3, 3));
+    assert!(is_first(&store, 3), "of a new queue");
 }

@@ -5,21 +5,25 @@ use std::ops::ControlFlow;
 
 use bytes::Bytes;
 use conclave_state_machine::command::{
-    Caller, Command, LockAcquire, LockCommand, LockRelease, SessionBegin,
+    Caller, Command, DeleteRange, LeaseGrant, LeaseRevoke, LockAcquire, LockCommand, LockRelease,
+    Put, SessionBegin, Txn, TxnOp,
 };
+use conclave_state_machine::locks::queue;
 use conclave_state_machine::machine::{Machine, Position};
 use conclave_state_machine::memory::MemoryRows;
 use conclave_state_machine::overlay::Overlay;
 use conclave_state_machine::read::{Read, Table};
 use conclave_state_machine::response::Halt;
 
-use super::program::locked;
+use super::places;
+use super::program::{NAMES, locked, recipe};
 use crate::store::Store;
 
-/// Rows of a store, and how many of them were looked at.
+/// Rows of a store, how many of them were looked at, and how often it was searched for places.
 struct Counting<'a> {
     rows: &'a MemoryRows,
     looked_at: Cell<usize>,
+    searches: Cell<usize>,
 }
 
 impl Counting<'_> {
@@ -41,6 +45,9 @@ impl Read for Counting<'_> {
         end: Option<&[u8]>,
         visit: &mut dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>, Halt>,
     ) -> Result<(), Halt> {
+        if table == Table::Place {
+            self.searches.set(self.searches.get() + 1);
+        }
         self.rows.scan(table, start, end, &mut |key, row| {
             self.count();
             visit(key, row)
@@ -48,15 +55,63 @@ impl Read for Counting<'_> {
     }
 }
 
-/// How many rows a command looks at; it leaves no trace.
-fn looked_at(store: &Store, command: &Command) -> usize {
-    let counting = Counting { rows: &store.rows, looked_at: Cell::new(0) };
+/// How many rows a command looks at, and how often it searches for places; it leaves no trace.
+fn cost(store: &Store, command: &Command) -> (usize, usize) {
+    let counting = Counting { rows: &store.rows, looked_at: Cell::new(0), searches: Cell::new(0) };
     let mut machine = Machine::load(&store.rows).expect("memory does not fail");
     let mut overlay = Overlay::new(&counting);
     let position = Position { term: 1, index: 0 };
     let applied = machine.apply(&mut overlay, position, &Caller::Inside, command);
     applied.expect("memory does not fail");
-    counting.looked_at.get()
+    (counting.looked_at.get(), counting.searches.get())
+}
+
+/// As etcd's recipe locks and unlocks.
+fn recipe_of(session: i64) -> [Command; 2] {
+    let key = queue::key(NAMES[0].as_bytes(), session);
+    let unlock = DeleteRange { key: key.clone(), ..DeleteRange::default() };
+    [Command::Txn(recipe(key, session)), Command::DeleteRange(unlock)]
+}
+
+#[test]
+fn only_who_leaves_others_behind_searches_for_the_next() {
+    let mut store = Store::new();
+    for id in 1..=3 {
+        store.apply(&Command::LeaseGrant(LeaseGrant { id, ttl: 60 }));
+    }
+    let [[lock_1, unlock_1], [lock_2, unlock_2], [lock_3, unlock_3]] = [1, 2, 3].map(recipe_of);
+    let searches = |store: &Store, command: &Command| cost(store, command).1;
+    store.apply(&lock_1);
+    assert_eq!(searches(&store, &unlock_1), 0, "nobody else came");
+    store.apply(&lock_2);
+    store.apply(&lock_3);
+    assert_eq!(searches(&store, &unlock_2), 0, "the first stays");
+    assert_eq!(searches(&store, &unlock_1), 1);
+    store.apply(&unlock_1);
+    assert_eq!(searches(&store, &unlock_2), 1);
+    store.apply(&unlock_2);
+    assert_eq!(searches(&store, &unlock_3), 0, "all others went");
+    // What the key says changes nothing.
+    let key = queue::key(NAMES[0].as_bytes(), 3);
+    store.apply(&Command::Put(Put { key, lease: 3, ..Put::default() }));
+    assert_eq!(searches(&store, &unlock_3), 0);
+}
+
+#[test]
+fn a_key_as_old_as_the_only_place_does_not_take_it_along() {
+    let mut store = Store::new();
+    for id in 1..=2 {
+        store.apply(&Command::LeaseGrant(LeaseGrant { id, ttl: 60 }));
+    }
+    let [own, late] = [queue::key(b"a", 1), Bytes::from_static(b"a/late")];
+    let put = |key: &Bytes, lease| Put { key: key.clone(), lease, ..Put::default() };
+    let success = vec![TxnOp::Put(put(&own, 1)), TxnOp::Put(put(&late, 0))];
+    store.apply(&Command::Txn(Txn { compare: Vec::new(), success, failure: Vec::new() }));
+    store.apply(&Command::Put(put(&late, 2)));
+    store.apply(&Command::LeaseRevoke(LeaseRevoke { id: 2 }));
+    assert_eq!(places(&store, "a").len(), 1);
+    store.apply(&Command::LeaseRevoke(LeaseRevoke { id: 1 }));
+    assert_eq!(store.rows.rows(Table::Place).count(), 0);
 }
 
 #[test]
@@ -95,7 +150,7 @@ fn what_is_asked_of_a_crowd_does_not_cost_its_size() {
     for command in
         [acquire(3, "new"), acquire(9, "r"), acquire(9, "s"), release(9, "none"), release(9, "r")]
     {
-        let rows = looked_at(&store, &command);
+        let (rows, _) = cost(&store, &command);
         assert!(rows < 150, "{rows} rows for {command:?}");
     }
     let mut writer = acquire(3, "writer");
@@ -103,6 +158,6 @@ fn what_is_asked_of_a_crowd_does_not_cost_its_size() {
         acquire.limit = 1;
     }
     store.apply(&writer);
-    let rows = looked_at(&store, &acquire(300, "behind"));
+    let (rows, _) = cost(&store, &acquire(300, "behind"));
     assert!(rows < 150, "{rows} rows behind a writer");
 }

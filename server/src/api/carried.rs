@@ -1,0 +1,70 @@
+//! Work that goes on to its end though whoever asked for it has gone.
+//!
+//! It runs where it is waited for, like any other future, and is no task of its own unless it has to be.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio_util::task::TaskTracker;
+
+/// Work that is waited for. Dropped before its end, it becomes a task, whose outcome is dropped.
+pub(super) struct Carried<T: 'static> {
+    /// `None` at its end.
+    work: Option<Pin<Box<dyn Future<Output = T> + Send>>>,
+    tasks: TaskTracker,
+}
+
+impl<T> Carried<T> {
+    pub(super) fn new(work: impl Future<Output = T> + Send + 'static, tasks: &TaskTracker) -> Self {
+        Self { work: Some(Box::pin(work)), tasks: tasks.clone() }
+    }
+}
+
+impl<T> Future for Carried<T> {
+    type Output = T;
+
+    fn poll(mut self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<T> {
+        let work = self.work.as_mut().expect("nothing is polled after its end");
+        let outcome = ready!(work.as_mut().poll(task));
+        self.work = None;
+        Poll::Ready(outcome)
+    }
+}
+
+impl<T> Drop for Carried<T> {
+    fn drop(&mut self) {
+        if let Some(work) = self.work.take() {
+            self.tasks.spawn(async move { drop(work.await) });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+    use tokio::sync::oneshot;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn work_is_a_task_only_if_nobody_waits_for_its_end() {
+        let tasks = TaskTracker::new();
+        assert_eq!(Carried::new(async { 7 }, &tasks).await, 7);
+        assert!(tasks.is_empty());
+
+        let (go, gone) = oneshot::channel::<()>();
+        let (done, mut outcome) = oneshot::channel();
+        let work = async move {
+            gone.await.unwrap();
+            done.send(8).unwrap();
+        };
+        let mut carried = Carried::new(work, &tasks);
+        assert!((&mut carried).now_or_never().is_none(), "it waits");
+        drop(carried);
+        assert_eq!(tasks.len(), 1);
+        go.send(()).unwrap();
+        tasks.close();
+        tasks.wait().await;
+        assert_eq!(outcome.try_recv(), Ok(8));
+    }
+}
