@@ -85,7 +85,7 @@ impl Machine {
         caller: &Caller,
         command: &Command,
     ) -> Result<Applied, Halt> {
-        self.apply_for(rows, position, caller, command, &mut Wanted::default())
+        self.apply_for(rows, position, (caller, command), &mut Wanted::default())
     }
 
     /// As [`Machine::apply`], with as much of the outcome as is `wanted`, which may shrink by it.
@@ -96,8 +96,7 @@ impl Machine {
         &mut self,
         rows: &mut Overlay<'_, R>,
         position: Position,
-        caller: &Caller,
-        command: &Command,
+        (caller, command): (&Caller, &Command),
         wanted: &mut Wanted,
     ) -> Result<Applied, Halt> {
         let events = Events::new(*wanted);

@@ -131,7 +131,10 @@ fn kept(answer: &WriteResponse, is_kept: bool) -> WriteResponse {
         WriteAnswer::Done(txn) if !is_kept || !is_small(txn) => {
             WriteResponse { revision: answer.revision, answer: WriteAnswer::Unkept }
         }
-        _ => answer.clone(),
+        WriteAnswer::Done(_)
+        | WriteAnswer::NotHeld
+        | WriteAnswer::Unkept
+        | WriteAnswer::Forgotten => answer.clone(),
     }
 }
 

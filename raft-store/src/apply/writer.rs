@@ -195,7 +195,7 @@ impl Walk {
                 Ok(command) => {
                     let operation = Operation::of(&command);
                     let wanted = &mut self.wanted;
-                    (operation, machine.apply_for(rows, position, &caller, &command, wanted)?)
+                    (operation, machine.apply_for(rows, position, (&caller, &command), wanted)?)
                 }
                 Err(rejection) => (Operation::Other, rejected(machine, rejection)),
             };

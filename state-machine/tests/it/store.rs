@@ -52,7 +52,7 @@ impl Store {
         rows.update(|overlay| {
             let mut applied = Vec::new();
             for command in commands {
-                let done = machine.apply_for(overlay, position, caller, command, &mut wanted)?;
+                let done = machine.apply_for(overlay, position, (caller, command), &mut wanted)?;
                 applied.push(done);
             }
             machine.finish(overlay);

@@ -137,7 +137,8 @@ fn weigh(store: &Store, command: &Command, mut wanted: Wanted) -> (Arc<Held>, Ap
     let mut machine = Machine::load(&store.rows).expect("memory does not fail");
     let mut overlay = Overlay::new(&weighing);
     let position = Position { term: 1, index: 0 };
-    let applied = machine.apply_for(&mut overlay, position, &Caller::Inside, command, &mut wanted);
+    let applied =
+        machine.apply_for(&mut overlay, position, (&Caller::Inside, command), &mut wanted);
     let applied = applied.expect("memory does not fail");
     (weighing.held, applied)
 }
