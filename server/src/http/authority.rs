@@ -13,6 +13,7 @@
 //! than the client's (only for an empty one by a byte, which matters to a table that is full to the byte);
 //! entries that we keep a little longer than it does are never referred to.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use bytes::{Buf as _, BytesMut};
@@ -201,12 +202,17 @@ fn bad_authority(block: &[u8]) -> Option<Field> {
             }
             continue;
         }
+        let mut is_authority = index == AUTHORITY;
         if index == 0 {
-            at = string(block, at)?.2;
+            let (is_coded, begin, end) = string(block, at)?;
+            // As gRPC's core writes it.
+            is_authority =
+                text(is_coded, &block[begin..end]).is_some_and(|it| *it == *b":authority");
+            at = end;
         }
         let (is_coded, begin, end) = string(block, at)?;
         let value = &block[begin..end];
-        if index == AUTHORITY && is_bad(is_coded, value) {
+        if is_authority && is_bad(is_coded, value) {
             let value = &REPLACEMENT[..value.len().clamp(1, REPLACEMENT.len())];
             return Some(Field { at: at..end, name: b"", value });
         }
@@ -217,8 +223,12 @@ fn bad_authority(block: &[u8]) -> Option<Field> {
 
 /// Whether h2 would refuse a value.
 fn is_bad(is_coded: bool, value: &[u8]) -> bool {
-    let decoded = if is_coded { decoded(value) } else { Some(value.to_vec()) };
-    decoded.is_some_and(|value| Authority::try_from(&value[..]).is_err())
+    text(is_coded, value).is_some_and(|value| Authority::try_from(&value[..]).is_err())
+}
+
+/// What a string says, if that can be told.
+fn text(is_coded: bool, bytes: &[u8]) -> Option<Cow<'_, [u8]>> {
+    if is_coded { decoded(bytes).map(Cow::Owned) } else { Some(Cow::Borrowed(bytes)) }
 }
 
 /// What Huffman's code stands for; `None` if there are other than short codes in it.
@@ -365,6 +375,22 @@ mod tests {
         }
         // "/run/x" in Huffman's code: 011000 101100 101101 101010 011000 1111001.
         assert_eq!(decoded(&[0x62, 0xcb, 0x6a, 0x63, 0xcf]).unwrap(), b"/run/x");
+    }
+
+    #[test]
+    fn the_name_may_be_written_out() {
+        let named = |name: &[u8], value: &[u8]| {
+            [&literal(0x40, name)[..], &literal(0, value)[1..]].concat()
+        };
+        let field = Field { at: 12..23, name: b"", value: REPLACEMENT };
+        assert_eq!(bad_authority(&named(b":authority", b"tmp%2Fsock")), Some(field));
+        assert_eq!(bad_authority(&named(b":authority", b"a:1")), None);
+        // ":authority" in Huffman's code.
+        let coded = [0xb8, 0x3b, 0x53, 0x39, 0xec, 0x32, 0x7d, 0x7f];
+        assert_eq!(decoded(&coded).unwrap(), b":authority");
+        let block = [&[0x40, 0x88][..], &coded, &literal(0, b"/x")[1..]].concat();
+        let field = Field { at: 10..13, name: b"", value: "lo" };
+        assert_eq!(bad_authority(&block), Some(field));
     }
 
     #[test]
