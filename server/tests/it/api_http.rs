@@ -63,6 +63,9 @@ async fn pages_answer_as_in_etcd() {
     let moved = http(&server, "GET /v3?a=b").await;
     assert!(moved.starts_with("HTTP/1.1 301 "), "{moved}");
     assert!(moved.contains("\r\nlocation: /v3/?a=b\r\n"), "{moved}");
+    let listed = http(&server, "POST /v3/lease/leases").await;
+    assert!(listed.starts_with("HTTP/1.1 200 "), "{listed}");
+    assert!(listed.contains("\r\ngrpc-metadata-content-type: application/grpc\r\n"), "{listed}");
     let request = alarm(AlarmAction::Activate, 0, AlarmType::Nospace);
     server.maintenance().alarm(request).await.unwrap();
     let ill = http(&server, "GET /health").await;

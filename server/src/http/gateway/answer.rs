@@ -4,7 +4,7 @@ use std::convert::Infallible;
 
 use bytes::Bytes;
 use futures::stream::{BoxStream, StreamExt as _};
-use http::{HeaderValue, Response, StatusCode, header};
+use http::{HeaderName, HeaderValue, Response, StatusCode, header};
 use http_body::Frame;
 use http_body_util::{Full, StreamBody};
 use prost_reflect::DynamicMessage;
@@ -26,11 +26,19 @@ fn response(status: StatusCode, body: Body) -> Response<Body> {
     response
 }
 
+/// Answers of a call that was carried out: etcd's gateway shows what gRPC said of itself.
+fn success(body: Body) -> Response<Body> {
+    let mut response = response(StatusCode::OK, body);
+    let grpc = HeaderValue::from_static("application/grpc");
+    response.headers_mut().insert(HeaderName::from_static("grpc-metadata-content-type"), grpc);
+    response
+}
+
 /// The one answer of a call.
 pub(super) fn one(message: &DynamicMessage) -> Response<Body> {
     let mut json = Vec::new();
     codec::write(message, &mut json);
-    response(StatusCode::OK, Body::new(Full::new(Bytes::from(json))))
+    success(Body::new(Full::new(Bytes::from(json))))
 }
 
 /// It is elsewhere on this server.
@@ -67,7 +75,7 @@ pub(super) fn lines(answers: Answers) -> Response<Body> {
         };
         Ok::<_, Infallible>(Frame::data(Bytes::from(line)))
     });
-    response(StatusCode::OK, Body::new(StreamBody::new(lines)))
+    success(Body::new(StreamBody::new(lines)))
 }
 
 fn line(message: &DynamicMessage) -> Vec<u8> {
