@@ -2,9 +2,13 @@
 //!
 //! Entries are taken in pieces. One piece is one overlay, one write batch (data, counters, applied
 //! log id, membership) and one publication; so a long replay after a restart neither fills memory nor
-//! keeps the worker thread from heartbeats, and one that may take as
-//! long as there are keys is applied on another thread.
-//! Any error is final: raft stops, and the process with it.
+//! keeps the worker thread from heartbeats, and one that may take as long as there are keys is applied
+//! on another thread. Any error is final: raft stops, and the process with it.
+//!
+//! | module | what |
+//! |---|---|
+//! | `piece` | entries that are applied together |
+//! | `writer` | carries them out |
 
 mod piece;
 mod writer;

@@ -3,6 +3,11 @@
 //! The same functions serve the API, which converts before it validates and proposes, and apply,
 //! which reads them back from the log. They never panic: an unknown number or an absent part is a
 //! [`Rejection`], the same on every replica.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`auth`], [`lock`], [`primitive`], [`registry`], [`write`] | commands of that kind |
+//! | `length` | which commands may take long |
 
 pub mod auth;
 pub(crate) mod length;

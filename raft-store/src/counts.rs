@@ -128,7 +128,7 @@ pub(crate) fn complete(rows: &impl Read, head: &Head, counted: &Counted) -> Resu
             count_only: true,
             ..Range::default()
         };
-        // Refusals, such as an alarm, are those of the whole request and met again there.
+        // Refusals are those of the whole request and met again there.
         keys += range::range(rows, head, &request)?.map_or(0, |answer| answer.count);
     }
     Ok(keys)

@@ -20,7 +20,7 @@ const IDENTITY: &[u8] = b"raft/identity";
 const FORMAT: &[u8] = b"raft/format";
 
 /// Layout of the rows in this version of the code.
-pub(crate) const FORMAT_VERSION: u32 = 2;
+pub(crate) const FORMAT_VERSION: u32 = 3;
 
 /// Whose directory this is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -54,7 +54,7 @@ impl RowCache {
     pub(crate) fn note(&mut self, (table, key, row): &RowWrite) {
         match (self.of(*table, key), row) {
             (Some(kept), Some(row)) if row.len() <= ROW_BYTES_MAX => kept.put(key, Some(row)),
-            // The next in a queue that is empty now asks for it; a lease never comes back.
+            // The next in a queue that is empty now asks for it; a lease hardly ever comes back.
             (Some(kept), None) if *table == Table::Place => kept.put(key, None),
             (Some(kept), Some(_) | None) => kept.remove(key),
             (None, _) => {}

@@ -13,8 +13,9 @@ use conclave_state_machine::response::Halt;
 
 use crate::engine::Rows;
 
-/// Rows that a read looks at: enough for a page of 512 keys whose values all have to be looked up.
-const ROWS_MAX: usize = 5_120;
+/// Rows that a read looks at: enough for a page of 512 keys whose values all have to be looked up, and for counting
+/// at both ends of its range.
+const ROWS_MAX: usize = 6_400;
 /// What a look-up counts for: about as many rows as a scan passes meanwhile.
 const LOOK_UP_ROWS: usize = 8;
 /// Bytes of the rows that it looks at.

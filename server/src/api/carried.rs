@@ -6,17 +6,21 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 /// Work that is waited for. Dropped before its end, it becomes a task, whose outcome is dropped.
 pub(super) struct Carried<T: 'static> {
     /// `None` at its end.
     work: Option<Pin<Box<dyn Future<Output = T> + Send>>>,
     tasks: TaskTracker,
+    /// Whoever waits for the tasks waits for this.
+    _under_way: TaskTrackerToken,
 }
 
 impl<T> Carried<T> {
     pub(super) fn new(work: impl Future<Output = T> + Send + 'static, tasks: &TaskTracker) -> Self {
-        Self { work: Some(Box::pin(work)), tasks: tasks.clone() }
+        let (tasks, under_way) = (tasks.clone(), tasks.token());
+        Self { work: Some(Box::pin(work)), tasks, _under_way: under_way }
     }
 }
 

@@ -206,7 +206,8 @@ impl Queue {
             Some(name) => queue::ahead(&reader, name, fence, keys),
             None => Ok(0),
         };
-        let ahead = if keys <= SHORT_QUEUE_MAX { count() } else { off_thread(count).await? };
+        // However few stand there, many may have left since the front one came.
+        let ahead = off_thread(count).await?;
         Ok(ahead.map_err(|halt| status::internal(&halt))? == keys)
     }
 

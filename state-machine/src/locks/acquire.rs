@@ -179,6 +179,5 @@ pub(super) fn renew<R: Read>(
     change.delete(&place.key, before)?;
     let before = Before::load(change.rows, &place.key)?;
     change.put(&place.key, before, value, place.session)?;
-    attempt::set_all(change.rows, &place.key, change.head.revision, &attempts);
-    Ok(())
+    attempt::set_all(change.rows, &place.key, change.head.revision, &attempts)
 }

@@ -17,8 +17,7 @@ pub(crate) fn set<R: Read>(
     let mut attempts = all(rows, key, fence)?;
     attempts.retain(|known| known.request != attempt.request);
     attempts.push(attempt);
-    set_all(rows, key, fence, &attempts);
-    Ok(())
+    set_all(rows, key, fence, &attempts)
 }
 
 /// Notes that nobody waits for a request of a place any more.
@@ -29,20 +28,22 @@ pub(crate) fn end<R: Read>(
 ) -> Result<(), Halt> {
     let mut attempts = all(rows, key, fence)?;
     attempts.retain(|known| known.request != *request);
-    set_all(rows, key, fence, &attempts);
-    Ok(())
+    set_all(rows, key, fence, &attempts)
 }
 
-/// Notes which streams wait for a place.
+/// Notes which streams wait for a place; nothing for a key that is none: its row would be one too many.
 pub(crate) fn set_all<R: Read>(
     rows: &mut Overlay<'_, R>,
     key: &Bytes,
     fence: i64,
     attempts: &[Attempt],
-) {
-    let Some((name, child)) = place::parent(key) else { return };
+) -> Result<(), Halt> {
+    let Some((name, child)) = place::parent(key) else { return Ok(()) };
     let row_key = place::row_key(&place::prefix(name), fence, child);
-    rows.put(Table::Place, row_key, place::encode_attempts(attempts));
+    if rows.get(Table::Place, &row_key)?.is_some() {
+        rows.put(Table::Place, row_key, place::encode_attempts(attempts));
+    }
+    Ok(())
 }
 
 /// Which streams wait for a place, one for each of its requests.

@@ -46,7 +46,9 @@ pub(super) fn campaign<R: Read>(
         Some(kv) => {
             let fence = kv.create_revision;
             let place = queue::place_at(change.rows, &key)?;
-            if !place.is_some_and(|place| place.claim.is_none() && place.session == *session) {
+            let is_own = place.is_some_and(|p| p.claim.is_none() && p.session == *session);
+            // A key that got its lease later is no place.
+            if !is_own || !queue::is_place(change.rows, name, &key)? {
                 return Err(Rejection::InvalidLock("the key of the candidate is taken").into());
             }
             let known = attempt::all(change.rows, &key, fence)?;
@@ -108,7 +110,7 @@ fn withdraw<R: Read>(change: &mut Change<'_, '_, R>, leave: &Leave) -> Result<bo
         }
         known.retain(|known| !is_own(known));
         if !known.is_empty() {
-            attempt::set_all(change.rows, &key, place.fence, &known);
+            attempt::set_all(change.rows, &key, place.fence, &known)?;
             return Ok(true);
         }
     }

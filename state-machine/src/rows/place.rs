@@ -194,7 +194,7 @@ impl Front {
         let (first, gone) = (row.int()?, row.int()?);
         let (to, used) = (row.int()?, row.uint()?);
         let (limit, at_limit, places) = (row.short()?, row.short()?, row.short()?);
-        // Rows did not say what is certain at first; a member that does not know of it leaves it out again.
+        // Rows did not say what is certain at first.
         let certain = if row.is_empty() { 0 } else { row.form()? };
         Ok(Front {
             first,

@@ -7,7 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 
 use bytes::Bytes;
-use conclave_state_machine::command::{Command, LeaseGrant, LeaseRevoke, LockCommand, Put, Range};
+use conclave_state_machine::command::{
+    Campaign, Command, LeaseGrant, LeaseRevoke, LockCommand, Put, Range, SessionBegin,
+};
 use conclave_state_machine::locks::queue::{self, Place};
 use conclave_state_machine::read::Table;
 use conclave_state_machine::response::{LockResponse, LockState, Rejection, Response};
@@ -190,6 +192,34 @@ proptest! {
         all.extend(steps);
         run(&mut Store::new(), &all)?;
     }
+}
+
+/// Found by reading: such a key got a row of a place, which nobody counted.
+#[test]
+fn a_key_that_got_its_lease_later_is_no_candidate() {
+    let mut store = Store::new();
+    for id in 1..=2 {
+        let begin = SessionBegin { id, ttl: 60, ..SessionBegin::default() };
+        store.apply(&Command::SessionBegin(begin));
+    }
+    let campaign = |session| {
+        let (name, attempt) = ("e".into(), 1);
+        let campaign = Campaign { name, session, attempt, number: 1, ..Campaign::default() };
+        Command::Lock(LockCommand::Campaign(campaign))
+    };
+    let late = queue::key(b"e", 2);
+    assert!(store.apply(&campaign(1)).outcome.is_ok());
+    for lease in [0, 2] {
+        let put = Put { key: late.clone(), lease, ..Put::default() };
+        assert!(store.apply(&Command::Put(put)).outcome.is_ok());
+    }
+    let refused = store.apply(&campaign(2)).outcome;
+    assert!(matches!(refused, Err(Rejection::InvalidLock(_))), "{refused:?}");
+    let rows = store.rows.rows(Table::Place).count();
+    let keys = Range { key: "e/".into(), range_end: "e0".into(), ..Range::default() };
+    assert_eq!((rows, store.range(&keys).unwrap().count), (2, 2), "a front, and one place");
+    store.apply(&Command::LeaseRevoke(LeaseRevoke { id: 1 }));
+    assert_eq!(store.rows.rows(Table::Place).count(), 0);
 }
 
 #[test]
