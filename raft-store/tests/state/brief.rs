@@ -10,7 +10,7 @@ use conclave_state_machine::response::Rejection;
 use crate::harness::{ENGINES, State, entry, put};
 
 /// More rows than are looked at without a pause.
-const MANY: i64 = 6_000;
+const MANY: i64 = 8_000;
 
 fn keys(start: &'static str, end: &'static str) -> Range {
     Range { key: start.into(), range_end: end.into(), ..Range::default() }

@@ -8,7 +8,7 @@ use std::ops::ControlFlow;
 
 use bytes::Bytes;
 use conclave_state_machine::command::{
-    Campaign, Command, LeaseGrant, LeaseRevoke, LockCommand, Put, Range, SessionBegin,
+    Campaign, Command, LeaseGrant, LeaseRevoke, LockCommand, Put, Range,
 };
 use conclave_state_machine::locks::queue::{self, Place};
 use conclave_state_machine::read::Table;
@@ -199,8 +199,7 @@ proptest! {
 fn a_key_that_got_its_lease_later_is_no_candidate() {
     let mut store = Store::new();
     for id in 1..=2 {
-        let begin = SessionBegin { id, ttl: 60, ..SessionBegin::default() };
-        store.apply(&Command::SessionBegin(begin));
+        store.apply(&Command::LeaseGrant(LeaseGrant { id, ttl: 60 }));
     }
     let campaign = |session| {
         let (name, attempt) = ("e".into(), 1);
@@ -208,7 +207,8 @@ fn a_key_that_got_its_lease_later_is_no_candidate() {
         Command::Lock(LockCommand::Campaign(campaign))
     };
     let late = queue::key(b"e", 2);
-    assert!(store.apply(&campaign(1)).outcome.is_ok());
+    let first = store.apply(&campaign(1)).outcome;
+    assert!(first.is_ok(), "{first:?}");
     for lease in [0, 2] {
         let put = Put { key: late.clone(), lease, ..Put::default() };
         assert!(store.apply(&Command::Put(put)).outcome.is_ok());
