@@ -6,7 +6,7 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | [`auth`], [`lock`], [`primitive`], [`registry`], [`write`] | commands of that kind |
+//! | `auth`, `lock`, `primitive`, `registry`, `write` | commands of that kind |
 //! | `length` | which commands may take long |
 
 pub mod auth;
