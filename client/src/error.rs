@@ -49,8 +49,8 @@ pub enum Error {
         /// What is known about the loss.
         reason: &'static str,
     },
-    /// The write took effect, once; its answer was lost, and too large for the cluster to keep: read what you
-    /// need of it.
+    /// The write took effect, once; its answer was lost, and the cluster did not keep it, for it is too large or
+    /// tells the keys of a range: read what you need of it.
     #[error("done as of revision {revision}, but the answer was lost")]
     AnswerLost {
         /// The store's revision when it was done.

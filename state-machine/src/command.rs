@@ -249,7 +249,7 @@ pub struct LeaseExpire {
     /// Lease ids; unknown ones are skipped.
     pub ids: Vec<i64>,
     /// Log index at which each of them was granted, in the order of `ids`: one that was revoked and granted
-    /// again since is skipped. 0 or nothing if that is not known.
+    /// again since is skipped. 0 for one whose row says 0; empty if it was not looked at, and then none is skipped.
     pub granted: Vec<u64>,
     /// Wall clock of the leader, in milliseconds: what the registry counts losses by.
     pub now_ms: i64,
