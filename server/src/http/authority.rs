@@ -31,8 +31,8 @@ const AUTHORITY: usize = 1;
 const EMPTY_AUTHORITY: u8 = 0x81;
 /// The name of a literal that enters no table.
 const LITERAL_AUTHORITY: &[u8] = &[0x01];
-/// What takes its place. Nothing here asks for the authority.
-const REPLACEMENT: &str = "localhost";
+/// What takes its place. gRPC is not asked for it; of pages, `--host-whitelist` is, and it should name no such host.
+const REPLACEMENT: &str = "invalid";
 /// Huffman's code of HPACK (RFC 7541, appendix B) as far as its short codes go: their bits, the first, and the
 /// characters of those that follow it.
 const SHORT_CODES: [(u32, u32, &[u8]); 4] = [
@@ -389,7 +389,7 @@ mod tests {
         let coded = [0xb8, 0x3b, 0x53, 0x39, 0xec, 0x32, 0x7d, 0x7f];
         assert_eq!(decoded(&coded).unwrap(), b":authority");
         let block = [&[0x40, 0x88][..], &coded, &literal(0, b"/x")[1..]].concat();
-        let field = Field { at: 10..13, name: b"", value: "lo" };
+        let field = Field { at: 10..13, name: b"", value: "in" };
         assert_eq!(bad_authority(&block), Some(field));
     }
 

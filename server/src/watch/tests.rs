@@ -86,12 +86,14 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 fn limits() -> impl Strategy<Value = Limits> {
-    (1..4usize, 1..12usize, 1..4i64, 1..3usize, 3..40usize, 1..200usize).prop_map(
-        |(mailbox, ring, window, windows, inbox, chunk)| Limits {
+    let windows = (1..3usize, prop_oneof![Just(1), 1_000..4_000usize]);
+    (1..4usize, 1..12usize, 1..4i64, windows, 3..40usize, 1..200usize).prop_map(
+        |(mailbox, ring, window, (windows, windows_bytes), inbox, chunk)| Limits {
             mailbox_deliveries: mailbox,
             ring_events: ring,
             window_revisions: window,
             windows,
+            windows_bytes,
             inbox_events: inbox,
             chunk_bytes: chunk,
             response_bytes: 2_000,
