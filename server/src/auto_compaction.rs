@@ -15,7 +15,7 @@ use openraft::async_runtime::WatchReceiver;
 use tokio::time::MissedTickBehavior;
 
 use crate::config::AutoCompaction;
-use crate::propose::Proposer;
+use crate::propose::{Haste, Proposer};
 use crate::raft::Raft;
 
 /// Longest time between two compactions by time.
@@ -54,7 +54,7 @@ pub(crate) async fn run(mode: AutoCompaction, raft: Raft, reader: Reader, propos
         {
             let request = CompactionRequest { revision, physical: false };
             let command = inside(Command::Compact(request));
-            match proposer.propose(command).await {
+            match proposer.propose(command, Haste::Prompt).await {
                 Ok(_) => tracing::info!(revision, "finished auto compaction"),
                 Err(error) => tracing::warn!(revision, %error, "failed auto compaction"),
             }

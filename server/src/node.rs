@@ -33,7 +33,7 @@ use crate::coordination::Turns;
 use crate::coordination::registry::Changed;
 use crate::lessor::Lessor;
 use crate::metrics::{Counts, Pending};
-use crate::propose::{ProposeError, Proposer};
+use crate::propose::{Haste, ProposeError, Proposer};
 use crate::raft::change::{ChangeError, Changer};
 use crate::raft::route::Route;
 use crate::raft::standing::Standing;
@@ -128,13 +128,25 @@ impl Node {
         start::start(settings).await
     }
 
-    /// Proposes a command; returns its answer once it is applied on this member.
+    /// Proposes a command at once; returns its answer once it is applied on this member.
     ///
     /// # Errors
     /// [`ProposeError`]; its variants say whether the command may have taken effect.
     pub async fn propose(&self, command: internal::Command) -> Result<Applied, ProposeError> {
+        self.propose_with(command, Haste::Prompt).await
+    }
+
+    /// As [`Node::propose`], as soon as `haste` says.
+    ///
+    /// # Errors
+    /// As [`Node::propose`].
+    pub async fn propose_with(
+        &self,
+        command: internal::Command,
+        haste: Haste,
+    ) -> Result<Applied, ProposeError> {
         let _pending = Pending::new(&self.parts.counts.proposals_pending);
-        let answer = self.parts.proposer.propose(command).await;
+        let answer = self.parts.proposer.propose(command, haste).await;
         if answer.is_err() {
             self.parts.counts.proposals_failed.inc();
         }

@@ -13,7 +13,7 @@ use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use crate::propose::Proposer;
+use crate::propose::{Haste, Proposer};
 use crate::raft::Raft;
 
 /// How often an idle leader looks for dead rows.
@@ -40,7 +40,7 @@ pub(crate) async fn run(raft: Raft, reader: Reader, proposer: Proposer) {
             let again = CompactionRequest { revision, physical: false };
             let command = inside(Command::Compact(again));
             // The answer of an applied step is a refusal too, because nothing is left to compact.
-            if let Err(error) = proposer.propose(command).await {
+            if let Err(error) = proposer.propose(command, Haste::Prompt).await {
                 tracing::debug!(%error, "a step of the sweep was not applied");
                 break;
             }

@@ -16,6 +16,7 @@ use crate::auth::{Auth, caller_of};
 use crate::config::Limits;
 use crate::metrics::Metrics;
 use crate::node::Node;
+use crate::propose::Haste;
 use crate::status::{self, Fault};
 
 /// A client sets it to `true` to fail rather than wait for a leader.
@@ -84,21 +85,33 @@ impl Context {
         caller: &Caller,
         command: internal::command::Command,
     ) -> Result<(Answer, i64), Status> {
-        let Applied { outcome, revision, .. } = self.offer(caller, command).await?;
+        self.propose_with(caller, command, Haste::Prompt).await
+    }
+
+    /// As [`Context::propose`], as soon as `haste` says.
+    pub(crate) async fn propose_with(
+        &self,
+        caller: &Caller,
+        command: internal::command::Command,
+        haste: Haste,
+    ) -> Result<(Answer, i64), Status> {
+        let Applied { outcome, revision, .. } = self.offer(caller, command, haste).await?;
         match outcome {
             Ok(answer) => Ok((answer, revision)),
             Err(rejection) => Err(status::from_rejection(&rejection)),
         }
     }
 
-    /// As [`Context::propose`]; a rejection is part of the answer.
+    /// As [`Context::propose_with`]; a rejection is part of the answer.
     pub(crate) async fn offer(
         &self,
         caller: &Caller,
         command: internal::command::Command,
+        haste: Haste,
     ) -> Result<Applied, Status> {
         let caller = caller_message(caller);
-        let applied = self.node.propose(internal::Command { caller, command: Some(command) }).await;
+        let command = internal::Command { caller, command: Some(command) };
+        let applied = self.node.propose_with(command, haste).await;
         applied.map_err(|error| status::from_propose(&error))
     }
 

@@ -16,6 +16,7 @@ use super::range_stream::{self, RangeStream};
 use super::{check, convert, limits};
 use crate::auth::RightsCheck;
 use crate::metrics::Method;
+use crate::propose::Haste;
 use crate::status::{self, Fault};
 
 /// Reads of stores with at most so many keys are begun on the spot whatever the range.
@@ -110,7 +111,7 @@ impl KvService {
         request: Request<etcd::TxnRequest>,
     ) -> Result<etcd::TxnResponse, Status> {
         let (caller, request) = self.context.accept(request)?;
-        self.transact(&caller, request).await
+        self.transact(&caller, request, Haste::Prompt).await
     }
 
     /// Carries a transaction out on behalf of `caller`.
@@ -118,6 +119,7 @@ impl KvService {
         &self,
         caller: &Caller,
         request: etcd::TxnRequest,
+        haste: Haste,
     ) -> Result<etcd::TxnResponse, Status> {
         self.context.check_quota(limits::txn_cost(&request)).await?;
         check::txn(&request, self.context.limits.txn_ops_max)?;
@@ -126,7 +128,7 @@ impl KvService {
             return self.answer_read_only_txn(caller, txn, is_serializable).await;
         }
         self.context.check_size(&request)?;
-        match self.context.propose(caller, Message::Txn(request)).await? {
+        match self.context.propose_with(caller, Message::Txn(request), haste).await? {
             (Answer::Txn(answer), revision) => {
                 Ok(convert::txn(self.context.header(revision), answer))
             }

@@ -7,6 +7,11 @@
 //! All waiting is local. The contender's key was applied here before its answer came, so everything
 //! in front of it is known here, nothing can come in front of it any more, and what is deleted here
 //! stays deleted: neither polling nor a question to the leader could tell more.
+//!
+//! `waiter` waits for its turn; `crowd` knows how many of this member do.
+
+mod crowd;
+mod waiter;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,11 +28,14 @@ use etcd::request_op::Request as Operation;
 use etcd::watch_create_request::FilterType;
 use tonic::{Request, Status};
 
+use self::crowd::Crowd;
+use self::waiter::Waiter;
 use super::carried::Carried;
 use super::context::{self, Context, mismatch};
 use super::kv::{KvService, off_thread, read, read_off_thread};
 use super::lease::LeaseService;
 use crate::auth::RightsCheck;
+use crate::propose::Haste;
 use crate::status;
 use crate::watch::LocalWatch;
 
@@ -40,6 +48,7 @@ const SHORT_QUEUE_MAX: usize = 256;
 pub(super) struct Queue {
     kv: KvService,
     lease: LeaseService,
+    crowd: Arc<Crowd>,
 }
 
 /// Who wants to be first.
@@ -68,13 +77,6 @@ pub(super) struct Place {
     pub(super) found: Option<Bytes>,
 }
 
-/// Somebody in the queue. Gives the place up when dropped, unless the lease had it before.
-pub(super) struct Waiter {
-    queue: Arc<Queue>,
-    place: Place,
-    gives_up: bool,
-}
-
 /// How a contender stands.
 enum Standing {
     First,
@@ -89,7 +91,8 @@ enum Standing {
 
 impl Queue {
     pub(super) fn new(context: Context) -> Self {
-        Self { kv: KvService { context: context.clone() }, lease: LeaseService { context } }
+        let kv = KvService { context: context.clone() };
+        Self { kv, lease: LeaseService { context }, crowd: Arc::default() }
     }
 
     pub(super) fn context(&self) -> &Context {
@@ -122,7 +125,7 @@ impl Queue {
         caller: &Caller,
         txn: etcd::TxnRequest,
     ) -> Result<etcd::TxnResponse, Status> {
-        self.kv.transact(caller, txn).await
+        self.kv.transact(caller, txn, Haste::Prompt).await
     }
 
     /// Deletes a key on behalf of `caller`.
@@ -167,7 +170,7 @@ impl Queue {
             success: vec![operation(Operation::RequestPut(put))],
             failure: vec![operation(Operation::RequestRange(get))],
         };
-        let answer = self.txn(&caller, txn).await?;
+        let answer = self.kv.transact(&caller, txn, self.crowd.haste(&prefix)).await?;
         let entered = answer.header.unwrap_or_default();
         let (create_revision, found) = match answer.responses.into_iter().next() {
             _ if answer.succeeded => (entered.revision, None),
@@ -175,7 +178,7 @@ impl Queue {
             None => return Err(mismatch()),
         };
         let place = Place { caller, prefix, key, create_revision, lease, entered, found };
-        Ok(Waiter { queue: self, gives_up: place.found.is_none(), place })
+        Ok(Waiter::new(self, place))
     }
 
     /// How the owner of `place` stands by its key, and the revision at which that is so.
@@ -277,59 +280,6 @@ impl Place {
             _ if !is_here => Standing::Lost,
             Some(kv) => Standing::Behind { before: kv.key, keys },
             None => Standing::First,
-        }
-    }
-}
-
-impl Waiter {
-    pub(super) fn place(&self) -> &Place {
-        &self.place
-    }
-
-    /// Waits until nobody is in front; returns the place and the revision at which it was first.
-    /// Fails with `lost` as soon as the key or its lease is gone. Gives the place up when dropped meanwhile.
-    pub(super) async fn first(mut self, lost: &'static str) -> Result<(Place, i64), Status> {
-        let (mut has_waited, mut is_behind_places) = (false, false);
-        loop {
-            let first = if is_behind_places { self.queue.first_since(&self.place)? } else { None };
-            let (standing, revision) = match first {
-                Some(revision) => (Standing::First, revision),
-                None => self.queue.look(&self.place).await?,
-            };
-            // Whose key was created just now had its lease in that very revision.
-            let is_new = !has_waited && self.place.found.is_none();
-            let has_lease = matches!(standing, Standing::First) && is_new
-                || self.queue.has_lease(&self.place)?;
-            match standing {
-                _ if !has_lease => return Err(status::unknown(lost)),
-                Standing::First => {
-                    self.gives_up = false;
-                    let entered = self.place.entered.revision;
-                    return Ok((self.place.clone(), if has_waited { revision } else { entered }));
-                }
-                Standing::Lost => return Err(status::unknown(lost)),
-                Standing::Behind { before, keys } => {
-                    is_behind_places |=
-                        !has_waited && self.queue.are_places(&self.place, keys).await?;
-                    has_waited = true;
-                    let keys = [before, self.place.key.clone()];
-                    let (auth, wanted) = (&self.queue.context().auth, self.place.wanted());
-                    tokio::select! {
-                        gone = self.queue.deletion(keys, revision + 1) => gone?,
-                        // Else it would stand in the way of others until its turn.
-                        status = auth.revoked(&self.place.caller, &wanted) => return Err(status),
-                    }
-                }
-            }
-        }
-    }
-}
-
-impl Drop for Waiter {
-    fn drop(&mut self) {
-        if self.gives_up {
-            let (queue, place) = (Arc::clone(&self.queue), self.place.clone());
-            self.queue.context().background.spawn(async move { queue.leave(&place).await });
         }
     }
 }

@@ -43,6 +43,7 @@ use tonic::Status;
 
 use crate::api::context::{Context, mismatch};
 use crate::config::AuthSettings;
+use crate::propose::Haste;
 use crate::status::{self, Fault};
 use crate::tls::ClientName;
 
@@ -223,7 +224,11 @@ impl Auth {
             fingerprint: tokens::fingerprint(&secret).to_vec().into(),
             auth_revision: head.revision,
         };
-        match context.offer(&Caller::Inside, Message::AuthToken(issue)).await?.outcome {
+        match context
+            .offer(&Caller::Inside, Message::AuthToken(issue), Haste::Prompt)
+            .await?
+            .outcome
+        {
             Ok(Answer::Auth(AuthChange::Token { index, .. })) => {
                 Ok(Some(tokens::join(&secret, index)))
             }

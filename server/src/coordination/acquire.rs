@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use conclave_proto::internal::{self, command::Command as Message};
+use conclave_proto::internal::{self, LockAcquire, command::Command as Message};
 use conclave_proto::v1;
 use conclave_state_machine::command::Caller;
 use conclave_state_machine::leases;
@@ -22,6 +22,7 @@ use super::{Turns, WAIT_MAX, is_denied, is_unknown, sorted, unix_ms, withdraw_un
 use crate::api::context::{Context, mismatch};
 use crate::api::stream_end;
 use crate::auth::RightsCheck;
+use crate::propose::Haste;
 use crate::status::Fault;
 
 /// Largest position that is counted.
@@ -36,7 +37,7 @@ pub(super) struct Acquisition {
     /// What the caller must be allowed to for as long as it waits.
     wanted: RightsCheck,
     answers: Answers,
-    command: internal::LockAcquire,
+    command: LockAcquire,
     deadline: Option<Instant>,
 }
 
@@ -65,7 +66,7 @@ impl Acquisition {
             Some(Wait::WaitMs(ms)) => Some(Duration::from_millis(ms)),
             Some(Wait::WaitForever(false)) | None => Some(Duration::ZERO),
         };
-        let command = internal::LockAcquire {
+        let command = LockAcquire {
             names: sorted(request.names),
             session: request.session,
             request_id: request.request_id,
@@ -84,13 +85,13 @@ impl Acquisition {
         Self { context, caller, wanted, answers, command, deadline }
     }
 
-    pub(super) fn command(&self) -> &internal::LockAcquire {
+    pub(super) fn command(&self) -> &LockAcquire {
         &self.command
     }
 
     pub(super) async fn run(self) {
         let message = Message::LockAcquire(self.command.clone());
-        let proposal = self.context.propose(&self.caller, message).await;
+        let proposal = self.context.propose_with(&self.caller, message, self.haste()).await;
         let (state, taken, revision) = match proposal {
             Ok((Answer::Lock(LockResponse::Places { state, taken }), revision)) => {
                 (state, taken, revision)
@@ -117,6 +118,15 @@ impl Acquisition {
         if let Some(left) = left {
             withdraw_unless_resumed(&self.context, left).await;
         }
+    }
+
+    /// Who gets in line behind others is in no hurry; who asks without waiting is, or may hold already.
+    fn haste(&self) -> Haste {
+        let LockAcquire { names, can_wait: true, reentrant: false, .. } = &self.command else {
+            return Haste::Prompt;
+        };
+        let turns = self.context.node.turns();
+        Haste::behind(names.iter().map(|name| turns.places(name)).max().unwrap_or(0))
     }
 
     /// Waits for the turn of all places; what is left to give up.
@@ -281,7 +291,7 @@ pub(super) fn start(
     context: Context,
     caller: Caller,
     request: v1::AcquireRequest,
-    check: impl FnOnce(&internal::LockAcquire) -> Result<(), Status>,
+    check: impl FnOnce(&LockAcquire) -> Result<(), Status>,
 ) -> Result<mpsc::Receiver<Result<v1::AcquireResponse, Status>>, Status> {
     let (answers, stream) = mpsc::channel(super::ANSWERS_MAX);
     let acquisition = Acquisition::new(context, caller, request, answers);

@@ -20,6 +20,7 @@ use super::{Turns, checked, is_denied, is_unknown, withdraw_unless_resumed};
 use crate::api::context::{Context, mismatch};
 use crate::api::stream_end;
 use crate::auth::RightsCheck;
+use crate::propose::Haste;
 use crate::status::Fault;
 
 /// Largest position that is counted.
@@ -69,7 +70,8 @@ pub(super) fn start(
 impl Candidacy {
     async fn run(self) {
         let message = Message::Campaign(self.command.clone());
-        let proposal = self.context.propose(&self.caller, message).await;
+        let haste = Haste::behind(self.context.node.turns().places(&self.command.name));
+        let proposal = self.context.propose_with(&self.caller, message, haste).await;
         let left = match proposal {
             Ok((Answer::Lock(LockResponse::Places { taken, .. }), _)) => match taken.first() {
                 Some(place) => self.follow(place).await,

@@ -228,6 +228,11 @@ impl Turns {
         Ok((number, first))
     }
 
+    /// Places of `name` that somebody on this member follows.
+    pub(crate) fn places(&self, name: &Bytes) -> usize {
+        self.names.lock().awaited.get(name).map_or(0, |awaited| awaited.places.len())
+    }
+
     fn leave(&self, name: &Bytes, key: &Bytes, number: u64) {
         self.waiters.fetch_sub(1, Ordering::Relaxed);
         let mut names = self.names.lock();

@@ -12,6 +12,7 @@ use tokio_util::task::TaskTracker;
 
 use super::{Lessor, RETRY_PAUSE};
 use crate::coordination::unix_ms;
+use crate::propose::Haste;
 
 /// Leases that one command ends.
 const EXPIRE_BATCH: usize = 1000;
@@ -85,7 +86,7 @@ impl Lessor {
             let proposer = self.inner.proposer.clone();
             tasks.spawn(async move {
                 // Whatever is lost is handed out again.
-                if let Err(error) = proposer.propose(command).await {
+                if let Err(error) = proposer.propose(command, Haste::Prompt).await {
                     tracing::warn!(%error, "expired leases were not ended yet");
                 }
                 drop(slot);

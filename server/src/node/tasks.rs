@@ -109,20 +109,23 @@ impl Tasks<'_> {
         let Self { settings, route, .. } = self;
         let timeout = request_timeout(settings);
         let command_bytes_max = settings.limits.request_bytes_max.max(OWN_COMMAND_BYTES_MAX);
-        let (proposer, waiting) = Proposer::new(command_bytes_max, timeout);
+        let (proposer, queues) = Proposer::new(command_bytes_max, timeout);
         let (read_index, unconfirmed) = ReadIndex::new(timeout);
         tasks.spawn(read_index::run(route.clone(), unconfirmed, self.counts.clone()));
-        let batcher = Batcher {
-            waiting,
-            waiters: self.waiters.clone(),
-            route: route.clone(),
-            read_index: read_index.clone(),
-            reader: self.reader.clone(),
-            member_id: route.links.member_id(),
-            timeout,
-            tasks: tasks.clone(),
-        };
-        tasks.spawn(batcher.run());
+        for (haste, waiting) in queues {
+            let batcher = Batcher {
+                haste,
+                waiting,
+                waiters: self.waiters.clone(),
+                route: route.clone(),
+                read_index: read_index.clone(),
+                reader: self.reader.clone(),
+                member_id: route.links.member_id(),
+                timeout,
+                tasks: tasks.clone(),
+            };
+            tasks.spawn(batcher.run());
+        }
         (proposer, read_index)
     }
 }

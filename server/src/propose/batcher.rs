@@ -12,13 +12,16 @@ use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use super::waiters::InFlight;
-use super::{ProposeError, Waiters, Waiting};
+use super::{Haste, ProposeError, Waiters, Waiting};
 use crate::raft::route::{Offer, Route};
 use crate::read_index::ReadIndex;
 
 /// Entries of this member in flight. Few, so that batches grow under load; two, so that the next
 /// entry is on its way to the leader's next round while the last one is being committed and applied.
 const IN_FLIGHT_MAX: u32 = 2;
+/// Entries of patient commands in flight. What the leader holds of them counts there
+/// ([`FORWARDS_MAX`](crate::raft::forward::FORWARDS_MAX)), with the others.
+const PATIENT_IN_FLIGHT_MAX: u32 = 8;
 /// Commands of one entry.
 const BATCH_COMMANDS_MAX: usize = 1024;
 /// Bytes of one entry, except that one large command always fits.
@@ -28,8 +31,9 @@ const RETRY_PAUSE: Duration = Duration::from_millis(20);
 /// How often batches whose fate is unknown are looked through.
 const EXPIRY_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Drains waiting commands into entries; one task.
+/// Drains waiting commands of one haste into entries; one task.
 pub(crate) struct Batcher {
+    pub(crate) haste: Haste,
     pub(crate) waiting: mpsc::Receiver<Waiting>,
     pub(crate) waiters: Arc<Waiters>,
     pub(crate) route: Route,
@@ -43,7 +47,11 @@ pub(crate) struct Batcher {
 impl Batcher {
     /// Runs until all [`super::Proposer`]s are gone.
     pub(crate) async fn run(mut self) {
-        let slots = Arc::new(Semaphore::new(IN_FLIGHT_MAX as usize));
+        let in_flight_max = match self.haste {
+            Haste::Prompt => IN_FLIGHT_MAX,
+            Haste::Patient => PATIENT_IN_FLIGHT_MAX,
+        };
+        let slots = Arc::new(Semaphore::new(in_flight_max as usize));
         // Unique across restarts: an entry of an earlier run must not answer a caller of this one.
         let mut sequence = rand::random::<u64>();
         let mut expiry = tokio::time::interval(EXPIRY_INTERVAL);
@@ -67,7 +75,10 @@ impl Batcher {
         loop {
             let idle = async { drop(slots.acquire_many(IN_FLIGHT_MAX).await) };
             let slot = async {
-                self.route.departure(idle).await;
+                // Who is patient waits at the leader, for company from all members.
+                if self.haste == Haste::Prompt {
+                    self.route.departure(idle).await;
+                }
                 slots.clone().acquire_owned().await
             };
             match tokio::time::timeout(EXPIRY_INTERVAL, slot).await {
@@ -107,6 +118,7 @@ impl Batcher {
         let delivery = Delivery {
             sequence,
             entry: Bytes::from(batch.encode_to_vec()),
+            haste: self.haste,
             waiters: self.waiters.clone(),
             route: self.route.clone(),
             read_index: self.read_index.clone(),
@@ -127,6 +139,7 @@ impl Batcher {
 struct Delivery {
     sequence: u64,
     entry: Bytes,
+    haste: Haste,
     waiters: Arc<Waiters>,
     route: Route,
     read_index: ReadIndex,
@@ -138,7 +151,7 @@ impl Delivery {
     /// callers; this answers them only if that cannot happen or is in doubt.
     async fn run(self) {
         loop {
-            match self.route.offer(self.entry.clone()).await {
+            match self.route.offer(self.entry.clone(), self.haste).await {
                 Offer::Taken => return,
                 Offer::Unknown => return self.find_out().await,
                 Offer::Busy => return self.fail(ProposeError::TooManyRequests),

@@ -52,6 +52,25 @@ pub enum ProposeError {
     Stopped,
 }
 
+/// How soon a command has to be in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Haste {
+    /// At once: somebody waits for it.
+    Prompt,
+    /// With the next that is prompt, or a few milliseconds later without: nobody's turn depends on it.
+    Patient,
+}
+
+/// With so many who wait in front, who enters a queue is not needed for the next hand-over.
+const CROWD_MIN: usize = 2;
+
+impl Haste {
+    /// Of whoever enters a queue where so many wait for their turn.
+    pub(crate) fn behind(waiting: usize) -> Self {
+        if waiting < CROWD_MIN { Self::Prompt } else { Self::Patient }
+    }
+}
+
 /// One command on its way into a batch.
 pub(crate) struct Waiting {
     command: internal::Command,
@@ -66,20 +85,23 @@ pub(crate) type Answer = oneshot::Sender<Result<Applied, ProposeError>>;
 #[derive(Clone)]
 pub(crate) struct Proposer {
     queue: mpsc::Sender<Waiting>,
+    patient: mpsc::Sender<Waiting>,
     room: Arc<Semaphore>,
     command_bytes_max: usize,
     timeout: Duration,
 }
 
 impl Proposer {
-    /// Returns the accepting end and what the [`Batcher`] drains.
+    /// Returns the accepting end and what the [`Batcher`]s drain, that of prompt commands first.
     pub(crate) fn new(
         command_bytes_max: usize,
         timeout: Duration,
-    ) -> (Self, mpsc::Receiver<Waiting>) {
+    ) -> (Self, [(Haste, mpsc::Receiver<Waiting>); 2]) {
         let (queue, waiting) = mpsc::channel(QUEUE_MAX);
+        let (patient, waiting_patiently) = mpsc::channel(QUEUE_MAX);
         let room = Arc::new(Semaphore::new(IN_FLIGHT_BYTES_MAX));
-        (Self { queue, room, command_bytes_max, timeout }, waiting)
+        let queues = [(Haste::Prompt, waiting), (Haste::Patient, waiting_patiently)];
+        (Self { queue, patient, room, command_bytes_max, timeout }, queues)
     }
 
     /// Proposes a command and returns its answer once it is applied on this member.
@@ -91,6 +113,7 @@ impl Proposer {
     pub(crate) async fn propose(
         &self,
         command: internal::Command,
+        haste: Haste,
     ) -> Result<Applied, ProposeError> {
         let bytes = command.encoded_len();
         if bytes > self.command_bytes_max {
@@ -98,12 +121,14 @@ impl Proposer {
         }
         let room = self.reserve(bytes).ok_or(ProposeError::TooManyRequests)?;
         let (answer, answered) = oneshot::channel();
-        self.queue.try_send(Waiting { command, bytes, room, answer }).map_err(
-            |error| match error {
-                mpsc::error::TrySendError::Full(_) => ProposeError::TooManyRequests,
-                mpsc::error::TrySendError::Closed(_) => ProposeError::Stopped,
-            },
-        )?;
+        let queue = match haste {
+            Haste::Prompt => &self.queue,
+            Haste::Patient => &self.patient,
+        };
+        queue.try_send(Waiting { command, bytes, room, answer }).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => ProposeError::TooManyRequests,
+            mpsc::error::TrySendError::Closed(_) => ProposeError::Stopped,
+        })?;
         match tokio::time::timeout(self.timeout, answered).await {
             Ok(Ok(result)) => result,
             Ok(Err(_dropped)) => Err(ProposeError::Stopped),
@@ -134,7 +159,7 @@ mod tests {
         assert!(proposer.reserve(usize::MAX).is_none());
         let refused = {
             let _small: Vec<_> = std::iter::from_fn(|| proposer.reserve(0)).collect();
-            proposer.propose(internal::Command::default()).await
+            proposer.propose(internal::Command::default(), Haste::Prompt).await
         };
         assert_eq!(refused.unwrap_err(), ProposeError::TooManyRequests);
         drop((rooms, rest));
@@ -146,6 +171,9 @@ mod tests {
             }),
             command: None,
         };
-        assert_eq!(proposer.propose(whole).await.unwrap_err(), ProposeError::TooLarge);
+        assert_eq!(
+            proposer.propose(whole, Haste::Patient).await.unwrap_err(),
+            ProposeError::TooLarge
+        );
     }
 }

@@ -29,7 +29,7 @@ use super::link::Purpose;
 use super::loss::Loss;
 use super::route::Route;
 use crate::config::CheckSettings;
-use crate::propose::Proposer;
+use crate::propose::{Haste, Proposer};
 
 /// Digests kept for a leader that asks late.
 const NOTES_MAX: usize = 64;
@@ -257,7 +257,7 @@ impl Comparer {
             alarm: etcd::AlarmType::Corrupt as i32,
         };
         let command = inside(Command::Alarm(alarm));
-        if let Err(error) = self.proposer.propose(command).await {
+        if let Err(error) = self.proposer.propose(command, Haste::Prompt).await {
             tracing::error!(%error, "the alarm could not be raised");
         }
     }

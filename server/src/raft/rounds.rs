@@ -5,19 +5,28 @@
 //! round is in flight enters together when that round is applied, and raft makes one append of it.
 //! Nothing lingers: with no round in flight a batch enters at once.
 //!
+//! A batch may be patient: nobody gains if it enters at once. Whoever queues for a lock behind others is
+//! not served any sooner, but a round of its own would take from the machine what the next hand-over
+//! needs. Such a batch enters with the next one that is not, at the latest after [`PATIENCE`].
+//!
 //! A batch that is closed long before its round begins makes its callers wait for a round more than
 //! they need to, and rounds smaller than they could be. So members close a batch as late as they can:
 //! the leader when a round begins ([`Rounds::open`]), a follower when it acknowledges one
 //! ([`Rounds::acknowledged`]), because the leader is then about to commit it and to begin the next.
+
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::join_all;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::route::Offer;
+use crate::propose::Haste;
 
 /// Batches that wait for a round; whoever finds no room waits for some.
 const WAITING_MAX: usize = 256;
+/// How long a patient batch waits for one that is not.
+const PATIENCE: Duration = Duration::from_millis(2);
 
 /// The gate before the leader's log.
 #[derive(Debug)]
@@ -32,6 +41,7 @@ pub(crate) struct Rounds {
 #[derive(Debug)]
 struct Waiting {
     batch: Bytes,
+    haste: Haste,
     outcome: oneshot::Sender<Offer>,
 }
 
@@ -40,6 +50,8 @@ struct Waiting {
 pub(crate) struct Gate {
     waiting: mpsc::Receiver<Waiting>,
     in_flight: watch::Sender<bool>,
+    /// How long who is patient waits for one who is not.
+    patience: Duration,
 }
 
 /// Both sides of the gate; it opens once [`Gate::run`] does.
@@ -47,15 +59,15 @@ pub(crate) fn rounds() -> (Rounds, Gate) {
     let (sender, waiting) = mpsc::channel(WAITING_MAX);
     let (in_flight_sender, in_flight) = watch::channel(false);
     let rounds = Rounds { waiting: sender, in_flight, acknowledged: Notify::new() };
-    (rounds, Gate { waiting, in_flight: in_flight_sender })
+    (rounds, Gate { waiting, in_flight: in_flight_sender, patience: PATIENCE })
 }
 
 impl Rounds {
     /// Lets a batch into the next round; returns when it is applied or refused. If the call is dropped
     /// before that round begins, the batch certainly does not enter.
-    pub(crate) async fn enter(&self, batch: Bytes) -> Offer {
+    pub(crate) async fn enter(&self, batch: Bytes, haste: Haste) -> Offer {
         let (outcome, settled) = oneshot::channel();
-        if self.waiting.send(Waiting { batch, outcome }).await.is_err() {
+        if self.waiting.send(Waiting { batch, haste, outcome }).await.is_err() {
             return Offer::Stopped;
         }
         settled.await.unwrap_or(Offer::Unknown)
@@ -86,6 +98,10 @@ impl Gate {
     {
         let mut round = Vec::new();
         while self.waiting.recv_many(&mut round, WAITING_MAX).await > 0 {
+            if is_patient(&round) {
+                // At its end the round begins, whoever came.
+                tokio::time::timeout(self.patience, self.hurried(&mut round)).await.ok();
+            }
             // What else can run now may bring more: this member's own batch, and those of others.
             tokio::task::yield_now().await;
             while let Ok(waiting) = self.waiting.try_recv() {
@@ -96,12 +112,22 @@ impl Gate {
             self.in_flight.send_replace(false);
         }
     }
+
+    /// Returns when somebody has come who is in a hurry, or nobody can come any more. Cancel-safe.
+    async fn hurried(&mut self, round: &mut Vec<Waiting>) {
+        while is_patient(round) && self.waiting.recv_many(round, WAITING_MAX).await > 0 {}
+    }
+}
+
+/// Whether nobody in a round is in a hurry.
+fn is_patient(round: &[Waiting]) -> bool {
+    round.len() < WAITING_MAX && round.iter().all(|waiting| waiting.haste == Haste::Patient)
 }
 
 impl Waiting {
     /// Proposes the batch; over, too, when nobody waits for the outcome any more.
     async fn settle<F: Future<Output = Offer>>(self, propose: &impl Fn(Bytes) -> F) {
-        let Self { batch, mut outcome } = self;
+        let Self { batch, mut outcome, .. } = self;
         if outcome.is_closed() {
             return;
         }
@@ -132,7 +158,12 @@ mod tests {
 
     impl Log {
         fn gate(&self) -> (Rounds, tokio::task::JoinHandle<()>) {
-            let (rounds, gate) = rounds();
+            self.patient_gate(PATIENCE)
+        }
+
+        fn patient_gate(&self, patience: Duration) -> (Rounds, tokio::task::JoinHandle<()>) {
+            let (rounds, mut gate) = rounds();
+            gate.patience = patience;
             let log = self.clone();
             let propose = move |batch| {
                 let (applied, is_applied) = oneshot::channel();
@@ -171,11 +202,11 @@ mod tests {
     async fn what_arrives_during_a_round_enters_together_after_it() {
         let log = Log::default();
         let (rounds, _gate) = log.gate();
-        let mut first = pin!(rounds.enter(batch("a")));
+        let mut first = pin!(rounds.enter(batch("a"), Haste::Prompt));
         assert!(first.as_mut().now_or_never().is_none());
         settle().await;
-        let mut second = pin!(rounds.enter(batch("b")));
-        let mut third = pin!(rounds.enter(batch("c")));
+        let mut second = pin!(rounds.enter(batch("b"), Haste::Prompt));
+        let mut third = pin!(rounds.enter(batch("c"), Haste::Prompt));
         assert!(second.as_mut().now_or_never().is_none());
         assert!(third.as_mut().now_or_never().is_none());
         settle().await;
@@ -196,7 +227,7 @@ mod tests {
         let rounds = Arc::new(rounds);
         let forwarded = |name| {
             let rounds = rounds.clone();
-            tokio::spawn(async move { rounds.enter(batch(name)).await })
+            tokio::spawn(async move { rounds.enter(batch(name), Haste::Prompt).await })
         };
         let first = forwarded("a");
         settle().await;
@@ -205,7 +236,7 @@ mod tests {
             let rounds = rounds.clone();
             async move {
                 rounds.open().await;
-                rounds.enter(batch("own")).await
+                rounds.enter(batch("own"), Haste::Prompt).await
             }
         });
         settle().await;
@@ -222,13 +253,13 @@ mod tests {
         let log = Log::default();
         let (rounds, _gate) = log.gate();
         {
-            let mut given_up = pin!(rounds.enter(batch("a")));
+            let mut given_up = pin!(rounds.enter(batch("a"), Haste::Prompt));
             assert!(given_up.as_mut().now_or_never().is_none());
             settle().await;
-            let mut never_entered = pin!(rounds.enter(batch("b")));
+            let mut never_entered = pin!(rounds.enter(batch("b"), Haste::Prompt));
             assert!(never_entered.as_mut().now_or_never().is_none());
         }
-        let mut next = pin!(rounds.enter(batch("c")));
+        let mut next = pin!(rounds.enter(batch("c"), Haste::Prompt));
         assert!(next.as_mut().now_or_never().is_none());
         settle().await;
         assert_eq!(log.apply(), ["a", "c"]);
@@ -236,10 +267,40 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_patient_batch_enters_with_the_next_that_is_not() {
+        let log = Log::default();
+        let (rounds, _gate) = log.patient_gate(Duration::from_secs(3600));
+        let mut patient = pin!(rounds.enter(batch("a"), Haste::Patient));
+        assert!(patient.as_mut().now_or_never().is_none());
+        settle().await;
+        assert!(log.apply().is_empty());
+        assert!(rounds.open().now_or_never().is_some(), "who is prompt need not wait for it");
+        let mut prompt = pin!(rounds.enter(batch("b"), Haste::Prompt));
+        assert!(prompt.as_mut().now_or_never().is_none());
+        settle().await;
+        assert_eq!(log.apply(), ["a", "b"]);
+        assert_eq!((patient.await, prompt.await), (Offer::Taken, Offer::Taken));
+    }
+
+    #[tokio::test]
+    async fn a_patient_batch_enters_alone_if_nobody_comes() {
+        let log = Log::default();
+        let (rounds, _gate) = log.patient_gate(Duration::from_millis(1));
+        let alone = pin!(rounds.enter(batch("a"), Haste::Patient));
+        let applied = async {
+            while log.0.lock().is_empty() {
+                tokio::task::yield_now().await;
+            }
+            log.apply()
+        };
+        assert_eq!(tokio::join!(alone, applied), (Offer::Taken, vec![batch("a")]));
+    }
+
+    #[tokio::test]
     async fn without_a_gate_nothing_is_proposed() {
         let (rounds, gate) = rounds();
         drop(gate);
-        assert_eq!(rounds.enter(batch("a")).await, Offer::Stopped);
+        assert_eq!(rounds.enter(batch("a"), Haste::Prompt).await, Offer::Stopped);
         rounds.open().await;
     }
 

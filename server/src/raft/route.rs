@@ -17,6 +17,7 @@ use super::Raft;
 use super::heard::Heard;
 use super::link::{Link, Links, Purpose};
 use super::rounds::Rounds;
+use crate::propose::Haste;
 
 /// How long a forwarded proposal may wait for its answer, after which the stream is given up. Callers
 /// wait longer only with election timeouts of seconds.
@@ -113,15 +114,15 @@ impl Route {
 
     /// Offers an encoded batch to whoever leads. Returns when it is applied there, refused, or when
     /// the leader was replaced meanwhile.
-    pub(crate) async fn offer(&self, batch: Bytes) -> Offer {
+    pub(crate) async fn offer(&self, batch: Bytes, haste: Haste) -> Offer {
         match self.leader() {
             Leader::Nobody => Offer::NotLeader,
             Leader::Me => {
                 let replaced = self.replaced(self.links.member_id());
-                until(replaced, self.append_here(batch)).await
+                until(replaced, self.append_here(batch, haste)).await
             }
             Leader::Other(id, link) => {
-                until(self.replaced(id), self.forward(id, &link, batch)).await
+                until(self.replaced(id), self.forward(id, &link, (batch, haste))).await
             }
         }
     }
@@ -140,8 +141,8 @@ impl Route {
     }
 
     /// Proposes an encoded batch to this member's own raft; returns when it is applied or refused.
-    pub(crate) async fn append_here(&self, bytes: Bytes) -> Offer {
-        self.rounds.enter(bytes).await
+    pub(crate) async fn append_here(&self, bytes: Bytes, haste: Haste) -> Offer {
+        self.rounds.enter(bytes, haste).await
     }
 
     /// Returns when a batch that leaves now reaches the log soonest, so that it is closed no earlier:
@@ -168,7 +169,7 @@ impl Route {
         }
     }
 
-    async fn forward(&self, to: NodeId, link: &Link, batch: Bytes) -> Offer {
+    async fn forward(&self, to: NodeId, link: &Link, (batch, haste): (Bytes, Haste)) -> Offer {
         let sender = Some(self.links.sender(to));
         let forwards = match link.forwards().await {
             Ok(forwards) => forwards,
@@ -177,7 +178,9 @@ impl Route {
                 return Offer::NotLeader;
             }
         };
-        let sent = forwards.send(internal::ProposeRequest { sender, batch, id: 0 });
+        let is_patient = haste == Haste::Patient;
+        let request = internal::ProposeRequest { sender, batch, id: 0, is_patient };
+        let sent = forwards.send(request);
         tokio::time::timeout(FORWARD_TIMEOUT, sent).await.unwrap_or_else(|_elapsed| {
             forwards.close();
             link.reset();

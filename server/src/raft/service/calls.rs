@@ -10,6 +10,7 @@ use futures::stream::StreamExt;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Answers, PeerService, malformed, stopped};
+use crate::propose::Haste;
 use crate::raft::corruption::Point;
 use crate::raft::forward::FORWARDS_MAX;
 use crate::raft::route::{Leader, Offer};
@@ -36,7 +37,8 @@ impl PeerService {
         let Some(_room) = serving.proposer.reserve(message.batch.len()) else {
             return answer(Outcome::Busy);
         };
-        match serving.route.append_here(message.batch).await {
+        let haste = if message.is_patient { Haste::Patient } else { Haste::Prompt };
+        match serving.route.append_here(message.batch, haste).await {
             Offer::Taken => Ok(None),
             Offer::Busy => answer(Outcome::Busy),
             Offer::NotLeader | Offer::Stopped => answer(Outcome::NotLeader),

@@ -1,0 +1,79 @@
+//! Waiting for one's turn.
+
+use std::sync::Arc;
+
+use tonic::Status;
+
+use super::{Place, Queue, Standing};
+use crate::status;
+
+/// Somebody in the queue. Gives the place up when dropped, unless the lease had it before.
+pub(in crate::api) struct Waiter {
+    queue: Arc<Queue>,
+    place: Place,
+    gives_up: bool,
+}
+
+impl Waiter {
+    /// One who has entered the queue at `place`.
+    pub(in crate::api) fn new(queue: Arc<Queue>, place: Place) -> Self {
+        Self { queue, gives_up: place.found.is_none(), place }
+    }
+
+    pub(in crate::api) fn place(&self) -> &Place {
+        &self.place
+    }
+
+    /// Waits until nobody is in front; returns the place and the revision at which it was first.
+    /// Fails with `lost` as soon as the key or its lease is gone. Gives the place up when dropped meanwhile.
+    pub(in crate::api) async fn first(
+        mut self,
+        lost: &'static str,
+    ) -> Result<(Place, i64), Status> {
+        let (mut waits, mut is_behind_places) = (None, false);
+        loop {
+            let first = if is_behind_places { self.queue.first_since(&self.place)? } else { None };
+            let (standing, revision) = match first {
+                Some(revision) => (Standing::First, revision),
+                None => self.queue.look(&self.place).await?,
+            };
+            // Whose key was created just now had its lease in that very revision.
+            let is_new = waits.is_none() && self.place.found.is_none();
+            let has_lease = matches!(standing, Standing::First) && is_new
+                || self.queue.has_lease(&self.place)?;
+            match standing {
+                _ if !has_lease => return Err(status::unknown(lost)),
+                Standing::First => {
+                    self.gives_up = false;
+                    let entered = self.place.entered.revision;
+                    return Ok((
+                        self.place.clone(),
+                        if waits.is_some() { revision } else { entered },
+                    ));
+                }
+                Standing::Lost => return Err(status::unknown(lost)),
+                Standing::Behind { before, keys } => {
+                    is_behind_places |=
+                        waits.is_none() && self.queue.are_places(&self.place, keys).await?;
+                    waits.get_or_insert_with(|| self.queue.crowd.join(&self.place.prefix));
+                    let keys = [before, self.place.key.clone()];
+                    let (auth, wanted) = (&self.queue.context().auth, self.place.wanted());
+                    tokio::select! {
+                        gone = self.queue.deletion(keys, revision + 1) => gone?,
+                        // Else it would stand in the way of others until its turn.
+                        status = auth.revoked(&self.place.caller, &wanted) => return Err(status),
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        if self.gives_up {
+            let (queue, place) = (Arc::clone(&self.queue), self.place.clone());
+            self.queue.context().background.spawn(async move { queue.leave(&place).await });
+        }
+    }
+}
