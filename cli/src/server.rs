@@ -1,5 +1,6 @@
 //! One server as a process: `conclave server`, or the binary under the name `etcd`.
 
+use std::time::Duration;
 use std::{env, process::ExitCode};
 
 use conclave_server::config::{self, Invocation, Settings};
@@ -9,6 +10,9 @@ use crate::{
     output::{complain, write},
     stop::Stop,
 };
+
+/// How long the end of the process waits for what blocks a thread.
+const EXIT_PATIENCE: Duration = Duration::from_secs(5);
 
 /// Does what the flags and the environment ask for.
 pub(crate) fn main(flags: Vec<String>) -> ExitCode {
@@ -33,6 +37,7 @@ pub(crate) fn main(flags: Vec<String>) -> ExitCode {
 fn run(settings: Settings) -> Result<(), Failure> {
     conclave_server::logging::init(&settings.log)
         .map_err(|error| Failure::error(error.to_string()))?;
+    conclave_server::logging::note_panics();
     let runtime = crate::runtime()?;
     let result = runtime.block_on(async {
         let mut stop = Stop::listen().map_err(|error| error.to_string())?;
@@ -45,6 +50,8 @@ fn run(settings: Settings) -> Result<(), Failure> {
             result => result.map_err(|error| error.to_string()),
         }
     });
+    // What still reads the state for a client that is gone must not hold up the end.
+    runtime.shutdown_timeout(EXIT_PATIENCE);
     result.map_err(|reason: String| {
         conclave_server::logging::last(&reason);
         Failure::reported()

@@ -33,6 +33,8 @@ pub(crate) use deadlines::Leases;
 
 /// Pause before the leader is asked again.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
+/// Pause between two looks at whether a lease has been ended that is about to be.
+const ENDING_PAUSE: Duration = Duration::from_millis(5);
 
 /// Why a question about leases has no answer. Asking again is safe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -200,6 +202,9 @@ impl Lessor {
             self.inner.reader.wait_applied(committed).await;
             renewals = self.renew_now(ids);
         }
+        if renewals.contains(&Renewal::Ending) {
+            renewals = self.renew_when_ended(ids).await?;
+        }
         // The answer is an acknowledgement: another leader may not have ended the lease meanwhile.
         self.confirm_leadership().await?;
         let ttl = |renewal| match renewal {
@@ -209,6 +214,24 @@ impl Lessor {
         let ttls: Vec<i64> = renewals.into_iter().map(ttl).collect();
         self.inner.leases.renewed.inc_by(ttls.iter().filter(|ttl| **ttl > 0).count() as u64);
         Some(ttls)
+    }
+
+    /// Renews once none of the leases is being ended any more: one whose end is not in the log yet may live on
+    /// under another leader. `None` if that takes long, or this member does not lead any more.
+    async fn renew_when_ended(&self, ids: &[i64]) -> Option<Vec<Renewal>> {
+        let ended = async {
+            loop {
+                tokio::time::sleep(ENDING_PAUSE).await;
+                if !matches!(self.inner.route.leader(), Leader::Me) {
+                    return None;
+                }
+                let renewals = self.renew_now(ids);
+                if !renewals.contains(&Renewal::Ending) {
+                    return Some(renewals);
+                }
+            }
+        };
+        tokio::time::timeout(self.inner.election_timeout, ended).await.ok()?
     }
 
     fn renew_now(&self, ids: &[i64]) -> Vec<Renewal> {

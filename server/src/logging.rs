@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::io::{self, Write};
+use std::panic;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -129,6 +130,19 @@ impl<'a> MakeWriter<'a> for Outputs {
 /// they end is a consequence, and a person looks for the reason in the last line.
 pub fn last(reason: &str) {
     tracing::error!(target: LAST_TARGET, "{reason}");
+}
+
+/// Makes a panic a line of the log: the last one, where the process is built to end with it.
+pub fn note_panics() {
+    let usual = panic::take_hook();
+    panic::set_hook(Box::new(move |panic| {
+        usual(panic);
+        if cfg!(panic = "abort") {
+            last(&panic.to_string());
+        } else {
+            tracing::error!("{panic}");
+        }
+    }));
 }
 
 /// Writers that fall silent after the last line.

@@ -5,6 +5,7 @@ mod auth;
 mod compare;
 mod config;
 mod etcdctl;
+mod etcdctl_steps;
 mod flags;
 mod local;
 mod lock;

@@ -13,6 +13,8 @@
 //! | `many` | 10,000 watchers on one connection | the same |
 //! | `leases` | 5,000 that expire together | 50,000, gone within two seconds |
 //! | `leader_kills` | one | ten, writes back within two seconds |
+//! | `total_kills` | all members twice at once | twenty times |
+//! | `votes` | a member that hears nobody | the same |
 //! | `hand_overs` | 60 of one lock, between holders of every kind, with kills | 1,000 |
 //! | `protected` | puts with rights and TLS for half a second each | the same |
 //! | `paused` | a holder that is stopped past its TTL | the same |
@@ -37,4 +39,6 @@ mod protected;
 mod rolling;
 mod support;
 mod sync_kills;
+mod total_kills;
+mod votes;
 mod writes;

@@ -9,8 +9,9 @@ use conclave_benches::connection::Connection;
 use conclave_jepsen_tests::{members, nemesis};
 use conclave_proto::etcdserverpb::kv_client::KvClient;
 use conclave_proto::etcdserverpb::lease_client::LeaseClient;
+use conclave_proto::etcdserverpb::maintenance_client::MaintenanceClient;
 use conclave_proto::etcdserverpb::watch_client::WatchClient;
-use conclave_proto::etcdserverpb::{PutRequest, RangeRequest};
+use conclave_proto::etcdserverpb::{PutRequest, RangeRequest, StatusRequest, StatusResponse};
 use tempfile::TempDir;
 use tonic::Status;
 
@@ -113,6 +114,16 @@ impl Nodes {
         })
         .await;
         leader.expect("just found")
+    }
+
+    /// Every node must have what was acknowledged of the keys with a prefix, each in its revision.
+    pub(crate) async fn must_have(&self, prefix: &str, acknowledged: &BTreeMap<String, i64>) {
+        for node in 0..self.cluster.nodes().len() {
+            let (_, keys) = self.client(node).await.keys(prefix).await.expect("an answer");
+            let is_lost = |(key, revision): &(&String, &i64)| keys.get(*key) != Some(*revision);
+            let lost = acknowledged.iter().filter(is_lost).count();
+            assert_eq!(lost, 0, "acknowledged puts lost on node {node}");
+        }
     }
 
     pub(crate) fn endpoint(&self, node: usize) -> String {
@@ -221,6 +232,13 @@ impl Client {
     pub(crate) fn watch(&self) -> WatchClient<Connection> {
         WatchClient::with_origin(self.connection.clone(), self.connection.origin())
             .max_decoding_message_size(usize::MAX)
+    }
+
+    /// What the node says of itself.
+    pub(crate) async fn status(&self) -> Result<StatusResponse, Status> {
+        let (connection, origin) = (self.connection.clone(), self.connection.origin());
+        let mut client = MaintenanceClient::with_origin(connection, origin);
+        Ok(client.status(StatusRequest {}).await?.into_inner())
     }
 
     /// Puts and returns the revision.

@@ -21,6 +21,7 @@ use conclave_proto::etcdserverpb as etcd;
 use conclave_proto::internal::command::Command as Message;
 use conclave_state_machine::command::{Caller, Range};
 use conclave_state_machine::leases;
+use conclave_state_machine::locks::claim::Claim;
 use conclave_state_machine::locks::queue;
 use conclave_state_machine::response::KeyValue;
 use etcd::compare::{CompareResult, CompareTarget, TargetUnion};
@@ -41,6 +42,8 @@ use crate::watch::LocalWatch;
 
 /// Life of the lease that a caller without one gets, in seconds. Nobody renews it.
 const LEASE_TTL_SECONDS: i64 = 60;
+/// Whose lease is in the queue as one of several that may hold together must not pass for its only holder.
+const SHARED: &str = "conclave: the lease has a share of this name already: release that, or lock with another lease";
 /// Contenders that are looked at without changing threads.
 const SHORT_QUEUE_MAX: usize = 256;
 
@@ -177,6 +180,9 @@ impl Queue {
             Some(answer) => found_key(answer)?,
             None => return Err(mismatch()),
         };
+        if found.as_deref().and_then(Claim::decode).is_some_and(|claim| !claim.is_exclusive()) {
+            return Err(status::unknown(SHARED));
+        }
         let place = Place { caller, prefix, key, create_revision, lease, entered, found };
         Ok(Waiter::new(self, place))
     }

@@ -91,7 +91,14 @@ impl Acquisition {
 
     pub(super) async fn run(self) {
         let message = Message::LockAcquire(self.command.clone());
-        let proposal = self.context.propose_with(&self.caller, message, self.haste()).await;
+        let proposal = tokio::select! {
+            biased;
+            proposal = self.context.propose_with(&self.caller, message, self.haste()) => proposal,
+            // What has not left yet does not leave any more; what has is given up.
+            () = self.answers.closed() => {
+                return withdraw_unless_resumed(&self.context, self.withdrawal()).await;
+            }
+        };
         let (state, taken, revision) = match proposal {
             Ok((Answer::Lock(LockResponse::Places { state, taken }), revision)) => {
                 (state, taken, revision)

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use conclave_raft_store::apply::StateMachine;
 use conclave_raft_store::engine::EngineKind;
-use conclave_raft_store::log::{DurationObserver, LogOptions, LogStore};
+use conclave_raft_store::log::{DurationObserver, LogFailure, LogOptions, LogStore};
 use conclave_raft_store::store::{StateStore, StoreOptions};
 use conclave_raft_store::{Identity, Reader, RocksOptions};
 use conclave_state_machine::members;
@@ -36,7 +36,7 @@ use crate::raft::traffic::Receiving;
 use crate::raft::{contradicted, discover, force, standing};
 use crate::tls::{self, Acceptor};
 use crate::watch::{Hub, Limits, StoreSource};
-use crate::{backup, data_dir};
+use crate::{backup, data_dir, logging};
 
 /// What members speak with each other.
 const PEER_PROTOCOLS: [&[u8]; 1] = [b"h2"];
@@ -185,10 +185,17 @@ async fn open_log(
     let options = LogOptions {
         on_sync: observer(&counts.log_syncs),
         on_write: observer(&counts.log_writes),
+        on_failure: Box::new(end),
         ..LogOptions::new(member)
     };
     let opened = tokio::task::spawn_blocking(move || LogStore::open(&dir, options)).await;
     Ok(opened.map_err(io::Error::other)??)
+}
+
+/// Ends the process: what was acknowledged is in the log, and nothing can be added to it.
+fn end(failure: &LogFailure) {
+    logging::last(&format!("the raft log failed, so the process ends: {failure}"));
+    std::process::abort();
 }
 
 /// Opens the peer port and prepares calls to the others.

@@ -18,6 +18,7 @@ use super::{Header, Node, Parts};
 use crate::config::Settings;
 use crate::raft::bootstrap::{BootstrapError, Founding};
 use crate::raft::heard::Heard;
+use crate::raft::needed::Needed;
 use crate::raft::network::NetworkFactory;
 use crate::raft::rounds::rounds;
 use crate::raft::route::{self, Route};
@@ -95,15 +96,15 @@ async fn parts(settings: Arc<Settings>, clients: Handle) -> Result<Parts, StartE
     });
     let election = settings.raft.election_timeout;
     let config = Arc::new(raft::config(settings.raft.heartbeat_interval, election)?);
-    let network = NetworkFactory::new(links.clone(), election);
+    let (heard, needed) = (Arc::new(Heard::new(election)), Arc::<Needed>::default());
+    let network = NetworkFactory::new(links.clone(), needed.clone(), election);
     let raft = Raft::new(identity.member, config, network, log.clone(), opened.machine)
         .await
         .map_err(|fatal| StartError::Raft(fatal.to_string()))?;
-    let heard = Arc::new(Heard::new(election));
     let (rounds, gate) = rounds();
     let proposing = raft.clone();
     tasks.spawn(gate.run(move |batch| route::write(proposing.clone(), batch)));
-    let route = Route { raft: raft.clone(), links, heard, rounds: Arc::new(rounds) };
+    let route = Route { raft: raft.clone(), links, heard, rounds: Arc::new(rounds), needed };
     assert!(header.route.set(route.clone()).is_ok(), "a member starts raft once");
     let (fatal_set, fatal) = watch::channel(None);
     let serving = Tasks {

@@ -67,7 +67,7 @@ impl Tasks<'_> {
             catchup_entries: settings.raft.snapshot_catchup_entries,
         };
         tasks.spawn(quorum::guard(route.raft.clone(), settings.raft.election_timeout));
-        tasks.spawn(compactor::run(route.raft.clone(), log.clone(), retention));
+        tasks.spawn(compactor::run(route.clone(), log.clone(), retention));
         let loss = Arc::new(Loss::new(log.clone(), failed.clone()));
         let comparer = Comparer {
             route: route.clone(),

@@ -3,7 +3,7 @@
 //! openraft's own policy is off: it would cut the log by snapshots alone, and a live follower that is
 //! a moment behind would then need a snapshot, which is slow and which openraft handles worst. Here the
 //! log is kept for every member that is reachable, however far behind, and within bounds for one that
-//! is not.
+//! is not: by the leader, who knows how far they are, and as it says by everybody who may lead next.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use conclave_raft_store::types::TypeConfig;
 use openraft::async_runtime::{Instant as _, WatchReceiver};
 use openraft::{RaftMetrics, ServerState};
 
-use super::Raft;
+use super::route::Route;
 
 /// How often the log is looked at.
 const INTERVAL: Duration = Duration::from_millis(250);
@@ -28,10 +28,10 @@ const FLUSH_LOG_BYTES_MIN: u64 = 16 * 1024 * 1024;
 const SNAPSHOT_COUNT_DEFAULT: u64 = 10_000;
 /// Bytes kept behind a flush, if the entries asked for are larger: entries are batches.
 const CATCHUP_BYTES_MAX: u64 = 16 * 1024 * 1024;
-/// How much log is kept for an unreachable member.
+/// How much log is kept for an unreachable member, and by a follower for anybody.
 const UNREACHABLE_SEGMENTS_MAX: u64 = 128;
 const UNREACHABLE_ENTRIES_MAX: u64 = 2_000_000;
-/// How much log a follower keeps: as leader it may have to serve others that are behind.
+/// How much log a follower keeps in any case.
 const FOLLOWER_SEGMENTS_MAX: u64 = 4;
 
 /// How much log to keep, as asked for.
@@ -44,7 +44,8 @@ pub(crate) struct Retention {
 }
 
 /// Flushes and cuts until raft stops.
-pub(crate) async fn run(raft: Raft, log: LogStore, retention: Retention) {
+pub(crate) async fn run(route: Route, log: LogStore, retention: Retention) {
+    let Route { raft, needed, .. } = route;
     let metrics = raft.metrics();
     let mut written_at_flush = log.stats().written_bytes_total;
     let mut interval = tokio::time::interval(INTERVAL);
@@ -65,7 +66,10 @@ pub(crate) async fn run(raft: Raft, log: LogStore, retention: Retention) {
         }
         let flushed = now.snapshot.map_or(0, |id| id.index);
         let kept = log.tail_start(flushed + 1, retention.catchup_entries, CATCHUP_BYTES_MAX);
-        if let Some(upto) = purge_upto(&now, stats.segments, kept)
+        let is_leader = now.state == ServerState::Leader;
+        let own = is_leader.then(|| needed_from(&now, stats.segments));
+        needed.set_own(own);
+        if let Some(upto) = purge_upto(&now, stats.segments, kept, own.or_else(|| needed.told()))
             && raft.trigger().purge_log(upto).await.is_err()
         {
             return;
@@ -86,31 +90,41 @@ fn is_flush_due(now: &Metrics, written_bytes: u64, retention: Retention) -> bool
 }
 
 /// Last index that nobody needs, if there is something to cut; `kept` is the first of the entries that
-/// are kept behind the flush.
-fn purge_upto(now: &Metrics, segments: u64, kept: u64) -> Option<u64> {
+/// are kept behind the flush, `needed` the first that members need, if that is known.
+fn purge_upto(now: &Metrics, segments: u64, kept: u64, needed: Option<u64>) -> Option<u64> {
     let flushed = now.snapshot?.index;
     let mut upto = kept.checked_sub(1)?.min(flushed);
-    if now.state == ServerState::Leader {
-        let last = now.last_log_index.unwrap_or(0);
-        for (id, _) in now.membership_config.membership().nodes() {
-            if *id == now.id {
-                continue;
-            }
-            let matched = now.replication.as_ref().and_then(|all| *all.get(id)?);
-            let matched = matched.map_or(0, |id| id.index);
-            let heard = now.heartbeat.as_ref().and_then(|all| *all.get(id)?);
-            let is_reachable = heard.is_some_and(|at| at.elapsed() < REACHABLE_WITHIN);
-            let is_affordable = segments <= UNREACHABLE_SEGMENTS_MAX
-                && last.saturating_sub(matched) <= UNREACHABLE_ENTRIES_MAX;
-            if is_reachable || is_affordable {
-                upto = upto.min(matched);
-            }
-        }
-    } else if segments <= FOLLOWER_SEGMENTS_MAX {
+    let is_leader = now.state == ServerState::Leader;
+    if !is_leader && segments <= FOLLOWER_SEGMENTS_MAX {
         return None;
+    }
+    if is_leader || segments <= UNREACHABLE_SEGMENTS_MAX {
+        upto = upto.min(needed?.saturating_sub(1));
     }
     let purged = now.purged.map_or(0, |id| id.index);
     (upto > purged).then_some(upto)
+}
+
+/// The first entry that another member may need of this one, its leader: of those that are reachable, and within
+/// bounds of those that are not.
+fn needed_from(now: &Metrics, segments: u64) -> u64 {
+    let last = now.last_log_index.unwrap_or(0);
+    let mut needed = last + 1;
+    for (id, _) in now.membership_config.membership().nodes() {
+        if *id == now.id {
+            continue;
+        }
+        let matched = now.replication.as_ref().and_then(|all| *all.get(id)?);
+        let matched = matched.map_or(0, |id| id.index);
+        let heard = now.heartbeat.as_ref().and_then(|all| *all.get(id)?);
+        let is_reachable = heard.is_some_and(|at| at.elapsed() < REACHABLE_WITHIN);
+        let is_affordable = segments <= UNREACHABLE_SEGMENTS_MAX
+            && last.saturating_sub(matched) <= UNREACHABLE_ENTRIES_MAX;
+        if is_reachable || is_affordable {
+            needed = needed.min(matched + 1);
+        }
+    }
+    needed
 }
 
 #[cfg(test)]
@@ -152,6 +166,11 @@ mod tests {
         let heard = heard_ago.map(|ago| SerdeInstant::new(TokioInstant::now() - ago));
         metrics.replication.get_or_insert_default().insert(member, Some(id(matched)));
         metrics.heartbeat.get_or_insert_default().insert(member, heard);
+    }
+
+    /// Of a leader.
+    fn purge_upto(now: &Metrics, segments: u64, kept: u64) -> Option<u64> {
+        super::purge_upto(now, segments, kept, Some(needed_from(now, segments)))
     }
 
     #[test]
@@ -196,11 +215,17 @@ mod tests {
     }
 
     #[test]
-    fn a_follower_keeps_some_log_for_others() {
+    fn a_follower_keeps_what_the_leader_says_and_within_bounds() {
         let mut now = leader(900_000, 900_100);
         now.state = ServerState::Follower;
-        assert_eq!(purge_upto(&now, FOLLOWER_SEGMENTS_MAX, KEPT), None);
-        assert_eq!(purge_upto(&now, FOLLOWER_SEGMENTS_MAX + 1, KEPT), Some(895_000));
+        let cut = |segments, needed| super::purge_upto(&now, segments, KEPT, needed);
+        let (few, many) = (FOLLOWER_SEGMENTS_MAX, FOLLOWER_SEGMENTS_MAX + 1);
+        assert_eq!(cut(few, Some(900_101)), None);
+        assert_eq!(cut(many, Some(900_101)), Some(895_000));
+        assert_eq!(cut(many, Some(71)), Some(70), "whoever is behind may ask this member next");
+        assert_eq!(cut(many, None), None, "nobody says what is needed");
+        assert_eq!(cut(UNREACHABLE_SEGMENTS_MAX + 1, None), Some(895_000));
+        assert_eq!(cut(UNREACHABLE_SEGMENTS_MAX + 1, Some(71)), Some(895_000));
     }
 
     #[test]

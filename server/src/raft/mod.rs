@@ -15,7 +15,7 @@
 //! | `wire`, `traffic` | messages, and how many bytes they were |
 //! | `forward`, `rounds`, `route` | proposals on their way to the leader and into its log |
 //! | `snapshot_send`, `snapshot_receive`, `pace` | a state for a member that lags, and how fast |
-//! | `compactor` | what of the log is kept |
+//! | `compactor`, `needed` | what of the log is kept, and from where on others need it |
 //! | `change`, `standing` | who is a member, and what this one is |
 //! | `heard`, `quorum`, `hand_over` | whether the leader is there, whether it has its quorum, who leads next |
 //! | `loss`, `contradicted`, `corruption` | a member that forgot what it acknowledged, has an old tail, or another state |
@@ -38,6 +38,7 @@ pub(crate) mod hand_over;
 pub(crate) mod heard;
 pub(crate) mod link;
 pub(crate) mod loss;
+pub(crate) mod needed;
 pub(crate) mod network;
 mod pace;
 pub(crate) mod port;

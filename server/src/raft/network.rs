@@ -18,6 +18,7 @@ use tokio::sync::mpsc;
 use tonic::{Code, Response, Status, Streaming};
 
 use super::link::{Link, Links, Purpose};
+use super::needed::Needed;
 use super::wire::{self, AppendEntriesRequest, Sent, VoteRequest, VoteResponse};
 
 pub(crate) type AppendResult = Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>;
@@ -36,6 +37,7 @@ const BACKOFF_MAX: Duration = Duration::from_millis(320);
 #[derive(Clone, Debug)]
 pub(crate) struct NetworkFactory {
     links: Arc<Links>,
+    needed: Arc<Needed>,
     /// Longest time without an answer while one is due.
     stall_timeout: Duration,
 }
@@ -44,6 +46,7 @@ pub(crate) struct NetworkFactory {
 #[derive(Debug)]
 pub(crate) struct Network {
     pub(super) links: Arc<Links>,
+    needed: Arc<Needed>,
     pub(super) link: Arc<Link>,
     pub(super) target: NodeId,
     pub(super) purpose: Purpose,
@@ -51,14 +54,15 @@ pub(crate) struct Network {
 }
 
 impl NetworkFactory {
-    pub(crate) fn new(links: Arc<Links>, stall_timeout: Duration) -> Self {
-        Self { links, stall_timeout }
+    /// `needed` is told to the others.
+    pub(crate) fn new(links: Arc<Links>, needed: Arc<Needed>, stall_timeout: Duration) -> Self {
+        Self { links, needed, stall_timeout }
     }
 
     fn network(&self, target: NodeId, node: &MemberNode, purpose: Purpose) -> Network {
         let link = self.links.get(target, node, purpose);
-        let stall_timeout = self.stall_timeout;
-        Network { links: self.links.clone(), link, target, purpose, stall_timeout }
+        let (links, needed) = (self.links.clone(), self.needed.clone());
+        Network { links, needed, link, target, purpose, stall_timeout: self.stall_timeout }
     }
 }
 
@@ -106,7 +110,8 @@ impl Network {
     async fn append_once(&self, request: AppendEntriesRequest, ttl: Duration) -> AppendResult {
         let sent = Sent::of(&request);
         // openraft's heartbeats begin with the last entry that the member acknowledged.
-        let message = wire::append_message(self.sender(), &request, |_, _| true);
+        let mut message = wire::append_message(self.sender(), &request, |_, _| true);
+        message.needed_from = self.needed.own();
         let mut client = self.link.client().map_err(|status| refused(&status))?;
         let began = Instant::now();
         let answer = self.call(RPCTypes::AppendEntries, ttl, client.append(message)).await;

@@ -16,6 +16,7 @@ use tonic::Status;
 use super::Raft;
 use super::heard::Heard;
 use super::link::{Link, Links, Purpose};
+use super::needed::Needed;
 use super::rounds::Rounds;
 use crate::propose::Haste;
 
@@ -60,6 +61,7 @@ pub(crate) struct Route {
     pub(crate) links: Arc<Links>,
     pub(crate) heard: Arc<Heard>,
     pub(crate) rounds: Arc<Rounds>,
+    pub(crate) needed: Arc<Needed>,
 }
 
 impl Route {

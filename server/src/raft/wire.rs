@@ -43,6 +43,7 @@ pub(crate) fn append_message(
         entries: request.entries.iter().map(codec::entry_message).collect(),
         prev_is_acknowledged: request.prev_log_id.is_some_and(|id| acknowledged(request.vote, id)),
         quiet: false,
+        needed_from: 0,
     }
 }
 

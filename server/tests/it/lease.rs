@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use conclave_state_machine::leases;
 
-use crate::cluster::{Cluster, HASTY, eventually, must_grant, within};
+use crate::cluster::{Cluster, DEADLINE, HASTY, eventually, must_grant, within};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_member_renews_and_shows_leases() {
@@ -63,6 +63,28 @@ async fn a_lease_survives_a_leader_change_and_then_ends() {
     eventually("the lease ends", || leases::lease(node.reader(), 7).unwrap().is_none()).await;
     // It was renewed after it was asked to be.
     assert!(asked.elapsed() >= Duration::from_secs(TTL.unsigned_abs()), "{:?}", asked.elapsed());
+}
+
+/// A lease whose time is over, but whose end is not in the log, may live on under another leader.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_lease_is_told_to_have_ended_while_it_is_there() {
+    const LEASES: i64 = 5_000;
+    let cluster = Cluster::start(1, &[HASTY]).await;
+    let node = cluster.node(0).clone();
+    futures::future::join_all((1..=LEASES).map(|id| must_grant(&node, id, 2))).await;
+    let (mut ended, deadline) = (0, Instant::now() + DEADLINE);
+    while ended < LEASES {
+        assert!(Instant::now() < deadline, "{ended} of {LEASES} leases ended");
+        let leases = within("all leases", node.lessor().leases()).await.unwrap();
+        let over = leases.iter().filter(|(_, left)| left.is_zero()).map(|(id, _)| *id);
+        let over: Vec<i64> = over.collect();
+        let ttls = within("a renewal", node.lessor().renew_all(&over)).await.unwrap();
+        // What has less than a millisecond left may live again.
+        for (id, _) in over.iter().zip(ttls).filter(|(_, ttl)| *ttl == 0) {
+            assert!(leases::lease(node.reader(), *id).unwrap().is_none(), "lease {id}");
+        }
+        ended = LEASES - i64::try_from(leases.len()).unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -5,11 +5,13 @@ use std::time::{Duration, Instant};
 use conclave_client::kv::put;
 use conclave_client::{Client, Error, LockGuard, Session, SessionState};
 use conclave_proto::v1;
+use conclave_proto::v3lockpb::LockRequest;
+use tonic::Code;
 use v1::acquire_response::Event;
 use v1::lock_service_client::LockServiceClient;
 
 use crate::cluster::{DEADLINE, eventually, within};
-use crate::support::{Server, leader, op, server, servers, then};
+use crate::support::{Server, leader, op, refused, server, servers, then};
 
 const LONG: Duration = Duration::from_secs(60);
 
@@ -96,6 +98,20 @@ async fn what_is_dropped_is_given_back() {
         }
     })
     .await;
+}
+
+/// A lock of etcd's that finds a share under its lease must not take it for the whole.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_share_does_not_pass_for_the_lock_of_its_lease() {
+    let servers = [server(&[]).await];
+    let client = client(&servers);
+    let (one, two) = (session(&client, "one").await, session(&client, "two").await);
+    let share = soon("a share", one.lock("doc").shared()).await.unwrap();
+    let other = soon("a share", two.lock("doc").shared()).await.unwrap();
+    let request = LockRequest { name: "doc".into(), lease: one.id() };
+    let (code, text) = refused(within("an answer", servers[0].lock().lock(request)).await);
+    assert!(code == Code::Unknown && text.contains("has a share"), "{text}");
+    assert!(share.is_held().await.unwrap() && other.is_held().await.unwrap());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -3,9 +3,9 @@
 use conclave_proto::internal::peer_client::PeerClient;
 use conclave_proto::internal::{
     AppendRequest, ChangeMembersRequest, LeaseRemainingRequest, LeaseRenewRequest, LogId, Member,
-    Membership, ProposeRequest, ReadIndexRequest, Sender, SnapshotChunk, SnapshotFile,
-    SnapshotHeader, SnapshotMeta, StagedSnapshotRequest, TransferLeaderRequest, Vote, VoteRequest,
-    VoterSet, append_response, snapshot_chunk,
+    Membership, ProposeRequest, ReadIndexRequest, Sender, SnapshotChunk, SnapshotData,
+    SnapshotFile, SnapshotHeader, SnapshotMeta, StagedSnapshotRequest, TransferLeaderRequest, Vote,
+    VoteRequest, VoterSet, append_response, snapshot_chunk,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -15,6 +15,9 @@ use tonic::{Code, Status};
 use crate::cluster::{Cluster, eventually, must_put, start_again, within};
 
 type Client = PeerClient<Channel>;
+
+/// What the file of an offered snapshot holds.
+const TEN_BYTES: &[u8] = b"0123456789";
 
 fn client(cluster: &Cluster, i: usize) -> Client {
     PeerClient::new(Endpoint::from_shared(cluster.peer_url(i)).unwrap().connect_lazy())
@@ -192,6 +195,34 @@ async fn a_second_snapshot_waits_for_the_first() {
     drop(pieces);
     let status = within("the first ends", receiving).await.unwrap().unwrap_err();
     assert!(status.message().contains("the end is missing"), "{status}");
+    must_put(cluster.node(follower), "still", b"working").await;
+    cluster.converge().await;
+}
+
+/// The ten bytes of the header's file as one piece, and the end.
+fn data(crc32c: u32, end_crc32c: u32) -> [SnapshotChunk; 2] {
+    let data = SnapshotData { file: 0, offset: 0, data: TEN_BYTES.into(), crc32c };
+    let pieces = [snapshot_chunk::Chunk::Data(data), snapshot_chunk::Chunk::EndCrc32c(end_crc32c)];
+    pieces.map(|chunk| SnapshotChunk { chunk: Some(chunk) })
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_that_was_damaged_on_its_way_is_not_installed() {
+    let cluster = Cluster::start(3, &[]).await;
+    let (leader, follower) = (cluster.leader().await, cluster.follower().await);
+    let revision = must_put(cluster.node(follower), "a", b"1").await.revision;
+    let right = crc32c::crc32c(TEN_BYTES);
+    for (crc, end, reason) in [(right ^ 1, right, "of a piece"), (right, right ^ 1, "of all data")]
+    {
+        let header = header(&cluster, leader, follower, 1_000_000);
+        let pieces: Vec<SnapshotChunk> = [header].into_iter().chain(data(crc, end)).collect();
+        let mut peer = client(&cluster, follower);
+        let sent = peer.install_snapshot(tokio_stream::iter(pieces));
+        let refused = within("a refusal", sent).await.unwrap_err();
+        assert_eq!(refused.code(), Code::DataLoss);
+        assert!(refused.message().contains(reason), "{refused}");
+    }
+    assert_eq!(cluster.node(follower).reader().head().revision, revision);
     must_put(cluster.node(follower), "still", b"working").await;
     cluster.converge().await;
 }

@@ -84,6 +84,12 @@ impl Claim {
         (1..=claim.limit).contains(&claim.permits).then_some(claim)
     }
 
+    /// Whether nobody may hold beside whoever holds with this claim.
+    #[must_use]
+    pub fn is_exclusive(&self) -> bool {
+        self.permits >= self.limit
+    }
+
     pub(crate) fn is_for(&self, request: &Bytes) -> bool {
         self.requests.contains(request)
     }

@@ -84,6 +84,7 @@ impl Peer for PeerService {
         let route = &serving.route;
         let leader = message.sender.map_or(0, |sender| sender.from);
         let acknowledged = wire::acknowledged(&message);
+        let needed_from = message.needed_from;
         let request = wire::append(message).map_err(|error| malformed(&error))?;
         let answer = route.raft.append_entries(request).await;
         let answer = answer.map_err(|error| Status::unavailable(error.to_string()))?;
@@ -92,6 +93,7 @@ impl Peer for PeerService {
         }
         if !matches!(answer, wire::AppendEntriesResponse::HigherVote(_)) {
             route.heard.note();
+            route.needed.hear(needed_from);
         }
         Ok(Response::new(wire::append_answer_message(&answer)))
     }
