@@ -22,6 +22,7 @@ use crate::auth::Refused;
 use crate::auth::access::{self, Access};
 use crate::coordination;
 use crate::status::{self, Fault};
+use crate::tls::ClientName;
 use crate::trace::Tracer;
 
 /// Answers the requests of all connections.
@@ -70,23 +71,29 @@ impl Router {
     }
 
     /// Answers a request that is no gRPC.
-    async fn page(self: &Arc<Self>, role: Role, request: Request<Incoming>) -> Response<Body> {
+    async fn page(self: &Arc<Self>, role: Role, mut request: Request<Incoming>) -> Response<Body> {
         let settings = &self.context.node.settings().web;
         let has_gateway = role != Role::Pages && settings.has_gateway;
-        match gateway::find(request.uri().path()).filter(|_| has_gateway) {
-            None => match gateway::nowhere(request.uri()).filter(|_| has_gateway) {
+        let Some(method) = gateway::find(request.uri().path()).filter(|_| has_gateway) else {
+            return match gateway::nowhere(request.uri()).filter(|_| has_gateway) {
                 Some(answer) => answer,
                 None => pages::answer(&self.context, request).await,
-            },
-            Some(method) if gateway::is_socket(&request) => {
-                // Browsers ask nobody before they open one.
-                match web::foreign(settings, request.headers()) {
-                    Some(refusal) => refusal,
-                    None => gateway::socket(self, method, request),
-                }
+            };
+        };
+        // Taken away first: nobody is who a certificate says, whenever users are asked for.
+        let certificate = request.extensions_mut().remove::<ClientName>();
+        if certificate.is_some() && self.context.auth.head().enabled {
+            gateway::certified()
+        } else if gateway::is_socket(&request) {
+            // Browsers ask nobody before they open one.
+            match web::foreign(settings, request.headers()) {
+                Some(refusal) => refusal,
+                None => gateway::socket(self, method, request),
             }
-            Some(_) if request.method() != Method::POST => pages::wrong_method(),
-            Some(method) => Box::pin(gateway::answer(self, method, request)).await,
+        } else if request.method() != Method::POST {
+            pages::wrong_method()
+        } else {
+            Box::pin(gateway::answer(self, method, request)).await
         }
     }
 

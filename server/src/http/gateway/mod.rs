@@ -1,8 +1,11 @@
 //! The JSON gateway: every RPC as a `POST` of JSON, at the paths that etcd gives them.
 //!
-//! A request becomes a gRPC call of this process itself, with the caller's token and certificate, so what
-//! a call may do and what it answers is decided in one place for both. Nothing here knows a message: what
-//! they look like is read from the descriptors of the .proto files.
+//! A request becomes a gRPC call of this process itself, with the caller's token, so what a call may do and
+//! what it answers is decided in one place for both. Nothing here knows a message: what they look like is read
+//! from the descriptors of the .proto files.
+//!
+//! No call here is that of a certificate's owner: a browser sends a `POST` for any page, with the certificate that
+//! it has for this server, and asks nobody before.
 //!
 //! | module | what |
 //! |---|---|
@@ -49,6 +52,8 @@ const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 const TOO_LATE: &str = "context deadline exceeded";
 /// What this is put in front of becomes metadata without it.
 const METADATA_PREFIX: &str = "grpc-metadata-";
+/// What etcd's gateway says to whoever has a certificate with a name while calls need a user.
+const CERTIFIED: &str = "CommonName of client sending a request against gateway will be ignored and not used as expected\n";
 /// JSON is larger than the message in it: bytes grow by a third, and names are written out.
 const JSON_PER_MESSAGE: usize = 3;
 
@@ -60,6 +65,12 @@ pub(super) fn nowhere(uri: &Uri) -> Option<Response<Body>> {
     }
     let is_own = ["/v3/", "/v3beta/"].iter().any(|root| uri.path().starts_with(root));
     is_own.then(|| pages::text(StatusCode::NOT_FOUND, "Not Found\n".to_owned()))
+}
+
+/// Refuses a caller whose certificate would make it a user of gRPC, as etcd does, also one with a token: a call that
+/// is answered to nobody, or to somebody else, would surprise it.
+pub(super) fn certified() -> Response<Body> {
+    pages::text(StatusCode::BAD_REQUEST, CERTIFIED.to_owned())
 }
 
 /// Answers a `POST` of JSON.
