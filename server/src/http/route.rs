@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use conclave_state_machine::auth::AuthHead;
 use http::uri::PathAndQuery;
-use http::{Method, Request, Response};
+use http::{Extensions, HeaderMap, Method, Request, Response};
 use hyper::body::Incoming;
 use tokio::sync::Semaphore;
 use tonic::Status;
@@ -33,13 +33,16 @@ pub(crate) struct Router {
     tracer: Option<Arc<Tracer>>,
     /// Web sockets that there may be yet.
     pub(super) sockets: Arc<Semaphore>,
+    /// Bytes of JSON that may be received yet.
+    pub(super) bodies: Arc<Semaphore>,
 }
 
 impl Router {
     /// Of these services.
     pub(crate) fn new(services: Services, context: Context, tracer: Option<Arc<Tracer>>) -> Self {
         let sockets = Arc::new(Semaphore::new(gateway::SOCKETS_MAX));
-        Self { services, context, tracer, sockets }
+        let bodies = Arc::new(gateway::room(&context.limits));
+        Self { services, context, tracer, sockets, bodies }
     }
 
     /// Answers one request. Never fails: failures are answers.
@@ -176,6 +179,21 @@ impl Router {
             self.context.metrics.calls(method).refuse(&status);
         }
         status.into_http()
+    }
+
+    /// Whether a call ends with a refusal whatever it says, so that nothing of it need be read.
+    pub(super) async fn refuses(
+        &self,
+        path: &str,
+        headers: &HeaderMap,
+        extensions: &Extensions,
+    ) -> bool {
+        let auth = &self.context.auth;
+        let head = auth.head();
+        // A watch hears it in the answer to its first request.
+        head.enabled
+            && access::of_path(path) != Some(Access::Watch)
+            && auth.admit(head, path, headers, extensions).await.is_err()
     }
 
     /// Puts the caller into the request, or says why it may not call.
