@@ -177,6 +177,16 @@ pub(crate) fn json_too_large(bytes_max: usize) -> Status {
     Status::resource_exhausted(format!("conclave: a message in JSON has at most {bytes_max} bytes"))
 }
 
+/// The answer to JSON for which there is no room beside that of other callers.
+pub(crate) fn json_crowded() -> Status {
+    Status::resource_exhausted("conclave: too many requests in JSON are being received")
+}
+
+/// The answer to JSON that did not arrive in time.
+pub(crate) fn json_too_late() -> Status {
+    Status::deadline_exceeded("conclave: the request did not arrive in time")
+}
+
 /// For a call that ended well without its answer, which none of ours does.
 pub(crate) fn no_answer() -> Status {
     Status::internal("conclave: the call ended without an answer")

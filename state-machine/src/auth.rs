@@ -300,6 +300,7 @@ fn token<R: Read>(
         user: issue.user.clone(),
         fingerprint: Bytes::copy_from_slice(&issue.fingerprint),
         index: position.index,
+        issued_ms: issue.issued_ms,
     })
 }
 

@@ -51,6 +51,23 @@ pub fn lease_keys<R: Read>(rows: &R, id: i64) -> Result<Vec<Bytes>, Halt> {
     Ok(keys)
 }
 
+/// The first key from `start` on that is attached to lease `id`.
+pub(crate) fn lease_key_from<R: Read>(
+    rows: &R,
+    id: i64,
+    start: &[u8],
+) -> Result<Option<Bytes>, Halt> {
+    let prefix = row_key(id);
+    let end = attachments_end(id);
+    let end = end.as_ref().map(<[u8; 8]>::as_slice);
+    let mut found = None;
+    rows.scan(Table::LeaseKey, &[&prefix, start].concat(), end, &mut |row_key, _| {
+        found = row_key.get(prefix.len()..).map(Bytes::copy_from_slice);
+        Ok(ControlFlow::Break(()))
+    })?;
+    Ok(found)
+}
+
 /// Lists all leases as (id, TTL in seconds), negative ids last.
 ///
 /// # Errors

@@ -164,6 +164,8 @@ pub enum AuthChange {
         fingerprint: Bytes,
         /// Log index of the command.
         index: u64,
+        /// When it was given out, in milliseconds since 1970; 0 if that is not known.
+        issued_ms: i64,
     },
 }
 

@@ -1,7 +1,7 @@
-//! SRV records (RFC 2782): where the servers of a domain are.
+//! SRV records (RFC 2782), where the servers of a domain are, and PTR records, which names an address has.
 //!
-//! The system's resolver cannot be asked for them, so this asks a name server itself: one question, by
-//! UDP and, if the answer is cut off, by TCP. Blocking, for the start of a process.
+//! The standard library cannot ask the system's resolver for them, so this asks a name server itself: one question,
+//! by UDP and, if the answer is cut off, by TCP. Blocking.
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher as _, Hasher as _};
@@ -19,6 +19,7 @@ const PORT: u16 = 53;
 const NAME_BYTES_MAX: usize = 255;
 const LABEL_BYTES_MAX: usize = 63;
 const HEAD_BYTES: usize = 12;
+const TYPE_PTR: u16 = 12;
 const TYPE_SRV: u16 = 33;
 const CLASS_IN: u16 = 1;
 /// Bits of the flags: an answer, cut off, recursion desired; and the result.
@@ -48,16 +49,66 @@ pub struct Srv {
 /// If no server gives a usable answer.
 pub fn srv(service: &str, domain: &str, server: Option<SocketAddr>) -> io::Result<Vec<Srv>> {
     let name = format!("_{service}._tcp.{}", domain.trim_end_matches('.'));
-    let question = question(&name)?;
+    let mut found = look_up(&name, &SRV, server)?;
+    found.sort_by_key(|srv| (srv.priority, u16::MAX - srv.weight));
+    Ok(found)
+}
+
+/// The names that an address has, without dots at their ends; none if its network does not say. Asks `server`, or those
+/// of `/etc/resolv.conf`.
+///
+/// # Errors
+/// If no server gives a usable answer.
+pub fn names(address: IpAddr, server: Option<SocketAddr>) -> io::Result<Vec<String>> {
+    look_up(&reversed(address), &PTR, server)
+}
+
+/// The name under which the names of an address are found.
+fn reversed(address: IpAddr) -> String {
+    match address {
+        IpAddr::V4(address) => {
+            let [a, b, c, d] = address.octets();
+            format!("{d}.{c}.{b}.{a}.in-addr.arpa")
+        }
+        IpAddr::V6(address) => {
+            let digits = address.octets().into_iter().rev();
+            let digits = digits.map(|byte| format!("{:x}.{:x}.", byte & 0xf, byte >> 4));
+            format!("{}ip6.arpa", digits.collect::<String>())
+        }
+    }
+}
+
+/// A kind of records.
+struct Kind<T> {
+    number: u16,
+    /// Reads one that begins at a place.
+    read: fn(&Answer<'_>, usize) -> Option<T>,
+}
+
+const SRV: Kind<Srv> = Kind {
+    number: TYPE_SRV,
+    read: |answer, at| {
+        Some(Srv {
+            priority: answer.number(at)?,
+            weight: answer.number(at + 2)?,
+            port: answer.number(at + 4)?,
+            host: answer.name(at + 6)?.0,
+        })
+    },
+};
+
+const PTR: Kind<String> =
+    Kind { number: TYPE_PTR, read: |answer, at| answer.name(at).map(|(name, _)| name) };
+
+/// The records of a name.
+fn look_up<T>(name: &str, kind: &Kind<T>, server: Option<SocketAddr>) -> io::Result<Vec<T>> {
+    let question = question(name, kind.number)?;
     let servers = server.map_or_else(servers, |server| vec![server]);
     let mut last = io::Error::other("no name server is known");
     for _ in 0..ROUNDS {
         for server in &servers {
-            match ask(*server, &question) {
-                Ok(mut found) => {
-                    found.sort_by_key(|srv| (srv.priority, u16::MAX - srv.weight));
-                    return Ok(found);
-                }
+            match ask(*server, &question, kind) {
+                Ok(found) => return Ok(found),
                 Err(error) => last = error,
             }
         }
@@ -81,7 +132,7 @@ fn servers() -> Vec<SocketAddr> {
     servers
 }
 
-fn question(name: &str) -> io::Result<Vec<u8>> {
+fn question(name: &str, kind: u16) -> io::Result<Vec<u8>> {
     let id = RandomState::new().build_hasher().finish().to_be_bytes();
     let mut message = vec![id[0], id[1]];
     message.extend_from_slice(&RECURSION.to_be_bytes());
@@ -96,12 +147,12 @@ fn question(name: &str) -> io::Result<Vec<u8>> {
         message.extend_from_slice(label.as_bytes());
     }
     message.push(0);
-    message.extend_from_slice(&TYPE_SRV.to_be_bytes());
+    message.extend_from_slice(&kind.to_be_bytes());
     message.extend_from_slice(&CLASS_IN.to_be_bytes());
     Ok(message)
 }
 
-fn ask(server: SocketAddr, question: &[u8]) -> io::Result<Vec<Srv>> {
+fn ask<T>(server: SocketAddr, question: &[u8], kind: &Kind<T>) -> io::Result<Vec<T>> {
     let any: IpAddr =
         if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { [0u16; 8].into() };
     let socket = UdpSocket::bind((any, 0))?;
@@ -111,13 +162,13 @@ fn ask(server: SocketAddr, question: &[u8]) -> io::Result<Vec<Srv>> {
     socket.send(question)?;
     let mut bytes = [0; 4096];
     let count = socket.recv(&mut bytes)?;
-    match Answer(&bytes[..count]).read(question)? {
+    match Answer(&bytes[..count]).read(question, kind)? {
         Some(found) => Ok(found),
-        None => ask_by_tcp(server, question),
+        None => ask_by_tcp(server, question, kind),
     }
 }
 
-fn ask_by_tcp(server: SocketAddr, question: &[u8]) -> io::Result<Vec<Srv>> {
+fn ask_by_tcp<T>(server: SocketAddr, question: &[u8], kind: &Kind<T>) -> io::Result<Vec<T>> {
     let mut stream = TcpStream::connect_timeout(&server, TIMEOUT)?;
     stream.set_read_timeout(Some(TIMEOUT))?;
     let count = u16::try_from(question.len()).map_err(io::Error::other)?;
@@ -126,7 +177,7 @@ fn ask_by_tcp(server: SocketAddr, question: &[u8]) -> io::Result<Vec<Srv>> {
     stream.read_exact(&mut count)?;
     let mut bytes = vec![0; usize::from(u16::from_be_bytes(count))];
     stream.read_exact(&mut bytes)?;
-    Answer(&bytes).read(question)?.ok_or_else(malformed)
+    Answer(&bytes).read(question, kind)?.ok_or_else(malformed)
 }
 
 fn malformed() -> io::Error {
@@ -138,7 +189,7 @@ struct Answer<'a>(&'a [u8]);
 
 impl Answer<'_> {
     /// The records; `None` if the answer is cut off.
-    fn read(&self, question: &[u8]) -> io::Result<Option<Vec<Srv>>> {
+    fn read<T>(&self, question: &[u8], kind: &Kind<T>) -> io::Result<Option<Vec<T>>> {
         let flags = self.number(2).ok_or_else(malformed)?;
         if self.0.get(..2) != question.get(..2) || flags & ANSWER == 0 {
             return Err(malformed());
@@ -147,7 +198,7 @@ impl Answer<'_> {
             return Ok(None);
         }
         match flags & RESULT {
-            0 => self.records().map(Some).ok_or_else(malformed),
+            0 => self.records(kind).map(Some).ok_or_else(malformed),
             NO_SUCH_NAME => Ok(Some(Vec::new())),
             other => Err(io::Error::other(format!("the name server answers with code {other}"))),
         }
@@ -158,7 +209,7 @@ impl Answer<'_> {
         Some(u16::from_be_bytes([bytes[0], bytes[1]]))
     }
 
-    fn records(&self) -> Option<Vec<Srv>> {
+    fn records<T>(&self, kind: &Kind<T>) -> Option<Vec<T>> {
         let (questions, answers) = (self.number(4)?, self.number(6)?);
         let mut at = HEAD_BYTES;
         for _ in 0..questions {
@@ -169,13 +220,8 @@ impl Answer<'_> {
             // Name, type, class, four bytes of time to live, length.
             let begin = self.name(at)?.1;
             let data = begin + 10;
-            if self.number(begin)? == TYPE_SRV && self.number(begin + 2)? == CLASS_IN {
-                found.push(Srv {
-                    priority: self.number(data)?,
-                    weight: self.number(data + 2)?,
-                    port: self.number(data + 4)?,
-                    host: self.name(data + 6)?.0,
-                });
+            if self.number(begin)? == kind.number && self.number(begin + 2)? == CLASS_IN {
+                found.push((kind.read)(self, data)?);
             }
             at = data + usize::from(self.number(begin + 8)?);
         }
@@ -206,5 +252,18 @@ impl Answer<'_> {
             }
         }
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_looked_up_backwards() {
+        let name = |address: &str| reversed(address.parse().expect("an address"));
+        assert_eq!(name("10.1.2.3"), "3.2.1.10.in-addr.arpa");
+        let zeros = "0.".repeat(20);
+        assert_eq!(name("2001:db8::4f"), format!("f.4.0.0.{zeros}8.b.d.0.1.0.0.2.ip6.arpa"));
     }
 }

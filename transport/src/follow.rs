@@ -20,12 +20,16 @@ type Stamp = Option<(u64, u64, Option<SystemTime>)>;
 /// Makes a configuration from the files as they are now.
 type Make<T> = Box<dyn Fn() -> Result<T, Error> + Send + Sync>;
 
+/// Hears of files that were read because they changed.
+type Observer = Box<dyn Fn(Result<(), &Error>) + Send + Sync>;
+
 /// A configuration with the files it is made from.
 pub struct Followed<T> {
     current: RwLock<Arc<T>>,
     files: Vec<PathBuf>,
     seen: Mutex<Seen>,
     make: Make<T>,
+    observer: Option<Observer>,
 }
 
 /// What the looks so far have found.
@@ -48,7 +52,17 @@ impl<T> Followed<T> {
         // Before the files are read: a change in between is then seen by the next look.
         let seen = Mutex::new(Seen { made: stamps(&files), refused: None });
         let current = RwLock::new(Arc::new(make()?));
-        Ok(Self { current, files, seen, make: Box::new(make) })
+        Ok(Self { current, files, seen, make: Box::new(make), observer: None })
+    }
+
+    /// The same with an observer, who hears of whatever a look finds, whoever looks.
+    #[must_use]
+    pub fn observed(
+        mut self,
+        observer: impl Fn(Result<(), &Error>) + Send + Sync + 'static,
+    ) -> Self {
+        self.observer = Some(Box::new(observer));
+        self
     }
 
     /// As made last.
@@ -67,6 +81,14 @@ impl<T> Followed<T> {
     /// # Errors
     /// Inside: why the files cannot be used; what was made before stays.
     pub fn look(&self) -> Option<Result<(), Error>> {
+        let outcome = self.make_anew()?;
+        if let Some(observer) = &self.observer {
+            observer(outcome.as_ref().copied());
+        }
+        Some(outcome)
+    }
+
+    fn make_anew(&self) -> Option<Result<(), Error>> {
         let mut seen = self.seen.lock();
         let now = stamps(&self.files);
         if seen.made == now {
@@ -130,7 +152,10 @@ mod tests {
                 source,
             })
         };
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let hearing = heard.clone();
         let followed = Followed::new(vec![file.clone()], make).unwrap();
+        let followed = followed.observed(move |outcome| hearing.lock().push(outcome.is_ok()));
 
         // As when a key is copied first and given to its owner afterwards.
         fs::write(&file, "another").unwrap();
@@ -142,5 +167,6 @@ mod tests {
         assert!(matches!(followed.look(), Some(Ok(()))));
         assert_eq!(*followed.current(), "another");
         assert!(followed.look().is_none(), "nothing has changed");
+        assert_eq!(*heard.lock(), [false, true], "each is told once");
     }
 }

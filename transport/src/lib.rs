@@ -13,7 +13,7 @@
 //! | `follow` | a configuration that is made anew when its files change |
 //! | `delegate` | streams that are one of several |
 //! | `target`, `connect`, `socket` | an address, the way to it, and the bytes |
-//! | `dns` | SRV records |
+//! | `dns` | SRV and PTR records |
 //! | `failure`, `error` | why a handshake failed, from a closed set; what is wrong with files and settings |
 
 mod allowed;

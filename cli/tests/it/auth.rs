@@ -6,6 +6,7 @@ use std::{
     io::{Read as _, Seek as _},
     path::Path,
     process::{Child, Command, Stdio},
+    time::{Duration, Instant},
 };
 
 use conclave_testing::process::signal;
@@ -117,13 +118,14 @@ struct Process {
 }
 
 impl Process {
-    fn start(dir: &Path) -> Self {
+    fn start(dir: &Path, flags: &[&str]) -> Self {
         let log = tempfile::tempfile().expect("a log file");
         let (client, peer) = (free_port(), free_port());
         let endpoint = format!("http://127.0.0.1:{client}");
         let peer = format!("http://127.0.0.1:{peer}");
         let child = Command::new(CONCLAVE)
             .args(["server", "--log-level=debug", "--bcrypt-cost=4"])
+            .args(flags)
             .arg(format!("--data-dir={}", dir.display()))
             .arg(format!("--listen-client-urls={endpoint}"))
             .arg(format!("--advertise-client-urls={endpoint}"))
@@ -134,11 +136,13 @@ impl Process {
             .stderr(log.try_clone().expect("the log file"))
             .spawn()
             .expect("it starts");
+        until("it serves", || run(CONCLAVE, &endpoint, &["auth", "status"], "").status.success());
         Self { child, endpoint, log }
     }
 
-    fn stop(mut self) -> String {
-        signal(self.child.id(), "TERM");
+    /// Ends it and returns what it said.
+    fn end(mut self, by: &str) -> String {
+        signal(self.child.id(), by);
         self.child.wait().expect("it ends");
         let mut said = String::new();
         self.log.rewind().expect("a file");
@@ -160,27 +164,70 @@ fn files(dir: &Path) -> Vec<std::path::PathBuf> {
 
 /// `GET path`, with everything that is answered.
 fn page(endpoint: &str, path: &str) -> String {
+    ask(endpoint, &format!("GET {path} HTTP/1.1\r\n"), "")
+}
+
+/// `POST path` of a token's owner by the JSON gateway, with everything that is answered.
+fn post(endpoint: &str, token: &str, path: &str, json: &str) -> String {
+    let head = format!("POST {path} HTTP/1.1\r\ntoken: {token}\r\n");
+    ask(endpoint, &head, json)
+}
+
+fn ask(endpoint: &str, head: &str, body: &str) -> String {
     use std::io::Write as _;
     let address = endpoint.trim_start_matches("http://");
     let mut stream = std::net::TcpStream::connect(address).expect("it listens");
-    let request = format!("GET {path} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n");
+    let length = body.len();
+    let request = format!(
+        "{head}host: {address}\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+    );
     stream.write_all(request.as_bytes()).expect("it reads");
-    let mut page = String::new();
-    stream.read_to_string(&mut page).expect("it answers");
-    page
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("it answers");
+    answer
+}
+
+#[test]
+fn an_expired_token_stays_so_when_the_log_is_applied_again() {
+    const TTL: Duration = Duration::from_secs(3);
+    let dir = tempfile::tempdir().expect("a directory");
+    let flags = [format!("--auth-token-ttl={}", TTL.as_secs())];
+    let start = || Process::start(dir.path(), &flags.each_ref().map(String::as_str));
+    let server = start();
+    for arguments in [["user", "add", "root:secret"].as_slice(), &["auth", "enable"]] {
+        assert!(run(CONCLAVE, &server.endpoint, arguments, "").status.success());
+    }
+    let is_good = |server: &Process, token: &str| {
+        let answer = post(&server.endpoint, token, "/v3/auth/user/list", "{}");
+        let is_refused = answer.contains("invalid auth token");
+        assert!(is_refused || answer.starts_with("HTTP/1.1 200"), "{answer}");
+        !is_refused
+    };
+    let early = token(&server.endpoint, "root", "secret");
+    let issued = Instant::now();
+    // What it has applied is not on disk yet, so that it is applied again.
+    server.end("KILL");
+    until("the token has expired", || issued.elapsed() > TTL);
+    let server = start();
+    let read = ["--user", "root:secret", "get", "key"];
+    until("the log is applied again", || {
+        run(CONCLAVE, &server.endpoint, &read, "").status.success()
+    });
+    assert!(!is_good(&server, &early), "it has expired before the log was applied again");
+    until("a new one is good", || is_good(&server, &token(&server.endpoint, "root", "secret")));
+    server.end("TERM");
 }
 
 #[test]
 fn neither_passwords_nor_tokens_leave_a_trace() {
     const CANARY: &str = "canary-password-7f3a";
     let dir = tempfile::tempdir().expect("a directory");
-    let server = Process::start(dir.path());
+    let server = Process::start(dir.path(), &[]);
     let endpoint = server.endpoint.clone();
     let ok = |arguments: &[&str]| {
         let output = run(CONCLAVE, &endpoint, arguments, "");
         assert!(output.status.success(), "{arguments:?}: {output:?}");
     };
-    until("it serves", || run(CONCLAVE, &endpoint, &["endpoint", "health"], "").status.success());
     ok(&["user", "add", &format!("root:{CANARY}")]);
     ok(&["auth", "enable"]);
     let root = format!("root:{CANARY}");
@@ -188,22 +235,38 @@ fn neither_passwords_nor_tokens_leave_a_trace() {
     let wrong = run(CONCLAVE, &endpoint, &["--user", &format!("root:{CANARY}x"), "get", "key"], "");
     assert_eq!(wrong.status.code(), Some(2), "{wrong:?}");
     let token = token(&endpoint, "root", CANARY);
-    let secret = token.split('.').next().expect("letters");
-    assert_eq!(secret.len(), 32, "{token}");
+    let login = format!(r#"{{"name":"root","password":"{CANARY}"}}"#);
+    let answer = post(&endpoint, "", "/v3/auth/authenticate", &login);
+    let by_json = answer.split(r#""token":""#).nth(1).expect("a token");
+    let secrets = [token.as_str(), by_json].map(|token| {
+        let secret = token.split('.').next().expect("letters");
+        assert_eq!(secret.len(), 32, "{token}");
+        secret
+    });
+    let wrong = post(&endpoint, "", "/v3/auth/authenticate", &login.replace("root", "nobody"));
+    assert!(wrong.contains("authentication failed"), "{wrong}");
+    let half = post(&endpoint, "", "/v3/auth/authenticate", login.trim_end_matches('}'));
+    assert!(!half.contains(CANARY), "{half}");
+    let backup = dir.path().join("backup.db");
+    ok(&["--user", &root, "snapshot", "save", backup.to_str().expect("text")]);
     ok(&["--user", &root, "user", "passwd", "root", "--interactive=false"]);
     let metrics = page(&endpoint, "/metrics");
-    let said = server.stop();
+    let said = server.end("TERM");
     assert!(said.contains("enabled authentication"), "the log was read: {said}");
-    let mut has_value = false;
+    let mut with_value = Vec::new();
     for file in files(dir.path()) {
         let bytes = fs::read(&file).expect("readable");
         let has = |text: &str| bytes.windows(text.len()).any(|window| window == text.as_bytes());
-        assert!(!has(CANARY) && !has(secret), "{}", file.display());
-        has_value |= has("a value that is found");
+        assert!(!has(CANARY) && !secrets.iter().any(|secret| has(secret)), "{}", file.display());
+        if has("a value that is found") {
+            with_value.push(file);
+        }
     }
-    assert!(has_value, "what is not secret is found, so the search works");
+    assert!(with_value.contains(&backup), "what is not secret is found, so the search works");
+    assert!(with_value.len() > 1, "in the member's own files too");
     for (place, text) in [("log", said), ("metrics", metrics)] {
-        assert!(!text.contains(CANARY) && !text.contains(secret), "{place}: {text}");
+        let is_there = text.contains(CANARY) || secrets.iter().any(|secret| text.contains(secret));
+        assert!(!is_there, "{place}: {text}");
     }
 }
 

@@ -95,6 +95,6 @@ pub fn role_revoke(revoke: etcd::AuthRoleRevokePermissionRequest) -> AuthCommand
 /// The command of a token.
 #[must_use]
 pub fn token(token: internal::AuthToken) -> AuthCommand {
-    let internal::AuthToken { user, fingerprint, auth_revision } = token;
-    AuthCommand::Token(TokenIssue { user, fingerprint, auth_revision })
+    let internal::AuthToken { user, fingerprint, auth_revision, issued_unix_ms } = token;
+    AuthCommand::Token(TokenIssue { user, fingerprint, auth_revision, issued_ms: issued_unix_ms })
 }

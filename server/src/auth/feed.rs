@@ -8,7 +8,8 @@ use conclave_state_machine::response::AuthChange;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-use super::tokens::Tokens;
+use super::tokens::{self, Tokens};
+use crate::coordination::unix_ms;
 
 /// Filled by apply, in log order.
 pub(crate) struct Feed {
@@ -38,10 +39,11 @@ impl Feed {
             AuthChange::Nothing | AuthChange::Changed | AuthChange::Enabled => {}
             AuthChange::Disabled => self.void(Tokens::clear),
             AuthChange::TokensVoid { user } => self.void(|tokens| tokens.void(user)),
-            AuthChange::Token { user, fingerprint, .. } => {
+            AuthChange::Token { user, fingerprint, issued_ms, .. } => {
+                let age = tokens::age(*issued_ms, unix_ms());
                 // Of another length only if the log is another version's.
-                if let Ok(fingerprint) = fingerprint.as_ref().try_into() {
-                    self.tokens.lock().add(fingerprint, user, Instant::now());
+                if let (Some(age), Ok(fingerprint)) = (age, fingerprint.as_ref().try_into()) {
+                    self.tokens.lock().add(fingerprint, user, age, Instant::now());
                 }
             }
         }

@@ -43,6 +43,7 @@ use tonic::Status;
 
 use crate::api::context::{Context, mismatch};
 use crate::config::AuthSettings;
+use crate::coordination::unix_ms;
 use crate::propose::Haste;
 use crate::status::{self, Fault};
 use crate::tls::ClientName;
@@ -223,6 +224,7 @@ impl Auth {
             user: name.to_owned(),
             fingerprint: tokens::fingerprint(&secret).to_vec().into(),
             auth_revision: head.revision,
+            issued_unix_ms: unix_ms(),
         };
         match context
             .offer(&Caller::Inside, Message::AuthToken(issue), Haste::Prompt)

@@ -2,7 +2,8 @@
 //!
 //! As in etcd a token is good on every member, lives in memory only, is prolonged by use on each member
 //! by itself, and ends with `.` and the log index from which on members know it. Other than in etcd the
-//! log holds its SHA-256 and not the token.
+//! log holds its SHA-256 and not the token. A log is also applied late: by a member that was away, begins again or is
+//! new. So the entry says when the token was given out, and its life counts from then.
 
 use std::time::{Duration, Instant};
 
@@ -25,7 +26,7 @@ pub(crate) type Fingerprint = [u8; SHA256_OUTPUT_LEN];
 /// What a member knows of tokens.
 pub(crate) struct Tokens {
     ttl: Duration,
-    /// Use moves a token to the front and prolongs it, so that the last one expires first.
+    /// Use moves a token to the front and prolongs it, so that those that expire first are near the end.
     live: LruCache<Fingerprint, Live>,
 }
 
@@ -39,13 +40,20 @@ impl Tokens {
         Self { ttl, live: LruCache::unbounded() }
     }
 
-    /// Learns of a token.
-    pub(crate) fn add(&mut self, fingerprint: Fingerprint, user: &str, now: Instant) {
+    /// Learns of a token that was given out `age` ago; one that has expired since is not taken.
+    pub(crate) fn add(
+        &mut self,
+        fingerprint: Fingerprint,
+        user: &str,
+        age: Duration,
+        now: Instant,
+    ) {
+        let Some(left) = self.ttl.checked_sub(age).filter(|left| !left.is_zero()) else { return };
         let is_over = |live: &LruCache<Fingerprint, Live>| {
             live.len() >= TOKENS_MAX || live.peek_lru().is_some_and(|(_, last)| last.until <= now)
         };
         while is_over(&self.live) && self.live.pop_lru().is_some() {}
-        self.live.push(fingerprint, Live { user: user.into(), until: now + self.ttl });
+        self.live.push(fingerprint, Live { user: user.into(), until: now + left });
     }
 
     /// Whose token it is, and how long from now that need not be asked again. It lives on from the end of that.
@@ -79,6 +87,13 @@ impl Tokens {
     pub(crate) fn clear(&mut self) {
         self.live.clear();
     }
+}
+
+/// How long ago a token was given out, by the wall clocks of the member that did and of this one; `None` if the log
+/// does not say when. One of the future is new: the other clock is ahead of this one.
+pub(super) fn age(issued_ms: i64, now_ms: i64) -> Option<Duration> {
+    let age = now_ms.saturating_sub(issued_ms).max(0);
+    (issued_ms != 0).then(|| Duration::from_millis(age.unsigned_abs()))
 }
 
 /// A new secret.
@@ -120,13 +135,37 @@ mod tests {
         let begin = Instant::now();
         let at = |seconds| begin + Duration::from_secs(seconds);
         let (ann, bob) = (fingerprint("a"), fingerprint("b"));
-        tokens.add(ann, "ann", begin);
-        tokens.add(bob, "bob", begin);
+        tokens.add(ann, "ann", Duration::ZERO, begin);
+        tokens.add(bob, "bob", Duration::ZERO, begin);
         assert_eq!(owner(&mut tokens, &ann, at(9)).as_deref(), Some("ann"));
         assert_eq!(owner(&mut tokens, &ann, at(18)).as_deref(), Some("ann"), "prolonged");
         assert_eq!(owner(&mut tokens, &bob, at(18)), None);
-        tokens.add(bob, "bob", at(29));
+        tokens.add(bob, "bob", Duration::ZERO, at(29));
         assert_eq!(tokens.live.len(), 1, "what has expired is forgotten");
+    }
+
+    #[test]
+    fn a_token_that_is_heard_of_late_does_not_live_longer() {
+        let mut tokens = Tokens::new(Duration::from_secs(10));
+        let begin = Instant::now();
+        let at = |seconds| begin + Duration::from_secs(seconds);
+        for (secret, age) in [("expired", 10), ("old", 6), ("new", 0)] {
+            tokens.add(fingerprint(secret), "ann", Duration::from_secs(age), begin);
+        }
+        assert_eq!(owner(&mut tokens, &fingerprint("expired"), begin), None);
+        assert_eq!(owner(&mut tokens, &fingerprint("old"), at(4)), None);
+        assert_eq!(owner(&mut tokens, &fingerprint("new"), at(9)).as_deref(), Some("ann"));
+        tokens.add(fingerprint("old"), "ann", Duration::from_secs(6), begin);
+        assert_eq!(owner(&mut tokens, &fingerprint("old"), at(3)).as_deref(), Some("ann"));
+        assert_eq!(owner(&mut tokens, &fingerprint("old"), at(12)).as_deref(), Some("ann"), "used");
+    }
+
+    #[test]
+    fn the_age_of_a_token_is_never_less_than_nothing() {
+        assert_eq!(age(1_000, 3_500), Some(Duration::from_millis(2_500)));
+        assert_eq!(age(3_500, 1_000), Some(Duration::ZERO), "another clock is ahead");
+        assert_eq!(age(i64::MIN, i64::MAX), Some(Duration::from_millis(i64::MAX.unsigned_abs())));
+        assert_eq!(age(0, 1_000), None, "it is not known");
     }
 
     #[test]
@@ -134,7 +173,7 @@ mod tests {
         let mut tokens = Tokens::new(Duration::from_secs(10));
         let now = Instant::now();
         for (secret, user) in [("1", "ann"), ("2", "ann"), ("3", "bob")] {
-            tokens.add(fingerprint(secret), user, now);
+            tokens.add(fingerprint(secret), user, Duration::ZERO, now);
         }
         tokens.void("ann");
         assert_eq!(owner(&mut tokens, &fingerprint("1"), now), None);

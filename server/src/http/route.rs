@@ -6,7 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use conclave_state_machine::auth::AuthHead;
 use http::uri::PathAndQuery;
-use http::{Method, Request, Response};
+use http::{Extensions, HeaderMap, Method, Request, Response};
 use hyper::body::Incoming;
 use tokio::sync::Semaphore;
 use tonic::Status;
@@ -22,6 +22,7 @@ use crate::auth::Refused;
 use crate::auth::access::{self, Access};
 use crate::coordination;
 use crate::status::{self, Fault};
+use crate::tls::ClientName;
 use crate::trace::Tracer;
 
 /// Answers the requests of all connections.
@@ -32,13 +33,16 @@ pub(crate) struct Router {
     tracer: Option<Arc<Tracer>>,
     /// Web sockets that there may be yet.
     pub(super) sockets: Arc<Semaphore>,
+    /// Bytes of JSON that may be received yet.
+    pub(super) bodies: Arc<Semaphore>,
 }
 
 impl Router {
     /// Of these services.
     pub(crate) fn new(services: Services, context: Context, tracer: Option<Arc<Tracer>>) -> Self {
         let sockets = Arc::new(Semaphore::new(gateway::SOCKETS_MAX));
-        Self { services, context, tracer, sockets }
+        let bodies = Arc::new(gateway::room(&context.limits));
+        Self { services, context, tracer, sockets, bodies }
     }
 
     /// Answers one request. Never fails: failures are answers.
@@ -70,23 +74,29 @@ impl Router {
     }
 
     /// Answers a request that is no gRPC.
-    async fn page(self: &Arc<Self>, role: Role, request: Request<Incoming>) -> Response<Body> {
+    async fn page(self: &Arc<Self>, role: Role, mut request: Request<Incoming>) -> Response<Body> {
         let settings = &self.context.node.settings().web;
         let has_gateway = role != Role::Pages && settings.has_gateway;
-        match gateway::find(request.uri().path()).filter(|_| has_gateway) {
-            None => match gateway::nowhere(request.uri()).filter(|_| has_gateway) {
+        let Some(method) = gateway::find(request.uri().path()).filter(|_| has_gateway) else {
+            return match gateway::nowhere(request.uri()).filter(|_| has_gateway) {
                 Some(answer) => answer,
                 None => pages::answer(&self.context, request).await,
-            },
-            Some(method) if gateway::is_socket(&request) => {
-                // Browsers ask nobody before they open one.
-                match web::foreign(settings, request.headers()) {
-                    Some(refusal) => refusal,
-                    None => gateway::socket(self, method, request),
-                }
+            };
+        };
+        // Taken away first: nobody is who a certificate says, whenever users are asked for.
+        let certificate = request.extensions_mut().remove::<ClientName>();
+        if certificate.is_some() && self.context.auth.head().enabled {
+            gateway::certified()
+        } else if gateway::is_socket(&request) {
+            // Browsers ask nobody before they open one.
+            match web::foreign(settings, request.headers()) {
+                Some(refusal) => refusal,
+                None => gateway::socket(self, method, request),
             }
-            Some(_) if request.method() != Method::POST => pages::wrong_method(),
-            Some(method) => Box::pin(gateway::answer(self, method, request)).await,
+        } else if request.method() != Method::POST {
+            pages::wrong_method()
+        } else {
+            Box::pin(gateway::answer(self, method, request)).await
         }
     }
 
@@ -169,6 +179,21 @@ impl Router {
             self.context.metrics.calls(method).refuse(&status);
         }
         status.into_http()
+    }
+
+    /// Whether a call ends with a refusal whatever it says, so that nothing of it need be read.
+    pub(super) async fn refuses(
+        &self,
+        path: &str,
+        headers: &HeaderMap,
+        extensions: &Extensions,
+    ) -> bool {
+        let auth = &self.context.auth;
+        let head = auth.head();
+        // A watch hears it in the answer to its first request.
+        head.enabled
+            && access::of_path(path) != Some(Access::Watch)
+            && auth.admit(head, path, headers, extensions).await.is_err()
     }
 
     /// Puts the caller into the request, or says why it may not call.

@@ -211,8 +211,8 @@ pub(super) fn open_peers(
         let followed = Arc::new(tls::accepting(peer, &PEER_PROTOCOLS)?);
         let counts = opened.counts.tls.port("peer");
         tasks.spawn(tls::follow(followed.clone(), counts.clone(), stop.clone()));
+        dialer.tls = Some(Arc::new(tls::connecting(peer, counts.clone())?));
         acceptor = Some(Arc::new(Acceptor::new(followed, peer, counts)));
-        dialer.tls = Some(Arc::new(tls::connecting(peer)?));
     }
     let port = PeerPort {
         service: port.clone(),

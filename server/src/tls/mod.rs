@@ -45,11 +45,15 @@ pub(crate) fn accepting(
     server.follow()
 }
 
-/// Reads the files of the connecting side, for calls to other members.
+/// Reads the files of the connecting side, for calls to other members, and again before a handshake if they have
+/// changed, which is counted and told once for each reason.
 ///
 /// # Errors
 /// [`Error`] with what cannot be used.
-pub(crate) fn connecting(settings: &PortTls) -> Result<Followed<ClientTls>, Error> {
+pub(crate) fn connecting(
+    settings: &PortTls,
+    counts: PortCounts,
+) -> Result<Followed<ClientTls>, Error> {
     let own = pair(&settings.identity)?;
     let verification = match (&settings.identity, &settings.trusted_ca) {
         // Members that sign their own certificates cannot know each other's.
@@ -65,7 +69,17 @@ pub(crate) fn connecting(settings: &PortTls) -> Result<Followed<ClientTls>, Erro
         allowed: settings.allowed.clone(),
         policy: settings.policy.clone(),
     };
-    client.follow()
+    let observer = move |outcome: Result<(), &Error>| {
+        counts.reloaded(outcome.is_ok());
+        if let Err(error) = outcome {
+            tracing::warn!(
+                port = counts.port(),
+                %error,
+                "changed TLS files cannot be used to connect; what was read before stays in use"
+            );
+        }
+    };
+    Ok(client.follow()?.observed(observer))
 }
 
 fn pair(identity: &PortIdentity) -> Result<Pair, Error> {

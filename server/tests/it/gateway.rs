@@ -6,6 +6,8 @@ use conclave_proto::etcdserverpb as etcd;
 use conclave_proto::etcdserverpb::auth_client::AuthClient;
 use http::{Method, StatusCode, header};
 use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 use crate::cluster::within;
 use crate::support::server;
@@ -58,6 +60,35 @@ async fn a_watch_by_json_goes_on_after_its_request() {
         }
     };
     within("who goes is not waited for", streams).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_read_of_a_caller_without_rights() {
+    let server = server(&["--bcrypt-cost=4"]).await;
+    let web = Web::of(&server);
+    web.set_up_users(&[
+        ("user/add", r#"{"name":"root","password":"secret"}"#),
+        ("user/grant", r#"{"user":"root","role":"root"}"#),
+        ("enable", "{}"),
+    ])
+    .await;
+    for (token, text) in [("", "user name is empty"), ("token: wrong.1\r\n", "invalid auth token")]
+    {
+        // It has more to say, and waits for the answer before that.
+        let head = format!(
+            "POST /v3/kv/txn HTTP/1.1\r\nhost: a\r\n{token}content-length: 6000000\r\n\r\n{{\"compare\":["
+        );
+        let address = server.running.client_addresses()[0];
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(head.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        while !answer.contains(text) {
+            let mut bytes = [0; 4096];
+            let count = within("an answer", stream.read(&mut bytes)).await.unwrap();
+            assert!(count > 0, "{text}: {answer}");
+            answer.push_str(&String::from_utf8_lossy(&bytes[..count]));
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

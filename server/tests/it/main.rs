@@ -16,6 +16,7 @@ mod election;
 mod emptied;
 mod gateway;
 mod gateway_compare;
+mod gateway_tls;
 mod guides;
 mod lease;
 mod limits;

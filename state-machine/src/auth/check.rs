@@ -3,6 +3,8 @@
 //! What is not allowed here is refused. A transaction needs what all its parts need, also those of
 //! branches that are not taken: which one is taken must not tell what a compare may not read.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 
 use super::{Rights, RightsCache};
@@ -91,7 +93,7 @@ fn who(command: &Command) -> Who {
 
 fn keys<R: Read>(rows: &R, rights: &Rights, command: &Command) -> Result<(), Stop> {
     match command {
-        Command::Put(request) => put(rows, rights, request),
+        Command::Put(request) => put(rows, rights, request, &mut BTreeSet::new()),
         Command::DeleteRange(request) => Ok(delete_range(rights, request)?),
         Command::Txn(request) => txn_in_log(rows, rights, request),
         Command::LeaseRevoke(revoke) => lease_write(rows, rights, revoke.id),
@@ -110,13 +112,24 @@ fn keys<R: Read>(rows: &R, rights: &Rights, command: &Command) -> Result<(), Sto
     }
 }
 
-fn put<R: Read>(rows: &R, rights: &Rights, put: &Put) -> Result<(), Stop> {
+/// `leases` are those that were found to be the caller's to write before.
+fn put<R: Read>(
+    rows: &R,
+    rights: &Rights,
+    put: &Put,
+    leases: &mut BTreeSet<i64>,
+) -> Result<(), Stop> {
     write(rights, &put.key, b"")?;
     if put.prev_kv {
         read(rights, &put.key, b"")?;
     }
     // Whoever attaches a key to a lease may end or prolong what else hangs on it.
-    if put.lease == 0 { Ok(()) } else { lease_write(rows, rights, put.lease) }
+    if put.lease == 0 || leases.contains(&put.lease) {
+        return Ok(());
+    }
+    lease_write(rows, rights, put.lease)?;
+    leases.insert(put.lease);
+    Ok(())
 }
 
 fn delete_range(rights: &Rights, delete: &DeleteRange) -> Result<(), Rejection> {
@@ -128,7 +141,7 @@ fn delete_range(rights: &Rights, delete: &DeleteRange) -> Result<(), Rejection> 
 
 /// Visits every part, however deep.
 fn txn_in_log<R: Read>(rows: &R, rights: &Rights, txn: &Txn) -> Result<(), Stop> {
-    let mut pending = vec![txn];
+    let (mut pending, mut leases) = (vec![txn], BTreeSet::new());
     while let Some(txn) = pending.pop() {
         for Compare { key, range_end, .. } in &txn.compare {
             read(rights, key, range_end)?;
@@ -136,7 +149,7 @@ fn txn_in_log<R: Read>(rows: &R, rights: &Rights, txn: &Txn) -> Result<(), Stop>
         for op in txn.success.iter().chain(&txn.failure) {
             match op {
                 TxnOp::Range(request) => range_read(rights, request)?,
-                TxnOp::Put(request) => put(rows, rights, request)?,
+                TxnOp::Put(request) => put(rows, rights, request, &mut leases)?,
                 TxnOp::DeleteRange(request) => delete_range(rights, request)?,
                 TxnOp::Txn(nested) => pending.push(nested),
             }
@@ -224,13 +237,17 @@ pub fn queue_span(name: &[u8]) -> (Bytes, Bytes) {
     (Bytes::from([name, b"/"].concat()), Bytes::from([name, b"0"].concat()))
 }
 
-/// Whether a lease may be renewed, revoked or attached to: that needs the right to write all its keys.
+/// Whether a lease may be renewed, revoked or attached to: that needs the right to write all its keys. Reads one of
+/// them for each run of keys that may be written, however many the lease has.
 pub(crate) fn lease_write<R: Read>(rows: &R, rights: &Rights, id: i64) -> Result<(), Stop> {
     if rights.is_root {
         return Ok(());
     }
-    for key in leases::lease_keys(rows, id)? {
-        write(rights, &key, b"")?;
+    let mut start = Bytes::new();
+    while let Some(key) = leases::lease_key_from(rows, id, &start)? {
+        let run = rights.write.around(&key).ok_or(Rejection::PermissionDenied)?;
+        let Some(end) = &run.end else { break };
+        start = end.clone();
     }
     Ok(())
 }
@@ -304,4 +321,93 @@ fn read(rights: &Rights, key: &[u8], range_end: &[u8]) -> Result<(), Rejection> 
 fn write(rights: &Rights, key: &[u8], range_end: &[u8]) -> Result<(), Rejection> {
     let is_allowed = rights.is_root || rights.write.covers(key, range_end);
     is_allowed.then_some(()).ok_or(Rejection::PermissionDenied)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::ops::ControlFlow;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::auth::interval::KeySet;
+    use crate::memory::MemoryRows;
+    use crate::read::Table;
+    use crate::rows::lease::attachment_key;
+
+    /// Counts the rows that are visited.
+    struct Counting {
+        rows: MemoryRows,
+        visited: Cell<usize>,
+    }
+
+    impl Counting {
+        fn new(attached: impl IntoIterator<Item = (i64, Bytes)>) -> Self {
+            let mut rows = MemoryRows::default();
+            let attached = attached.into_iter();
+            rows.write(
+                attached.map(|(id, key)| {
+                    (Table::LeaseKey, attachment_key(id, &key), Some(Bytes::new()))
+                }),
+            );
+            Self { rows, visited: Cell::new(0) }
+        }
+    }
+
+    impl Read for Counting {
+        fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, Halt> {
+            self.rows.get(table, key)
+        }
+
+        fn scan(
+            &self,
+            table: Table,
+            start: &[u8],
+            end: Option<&[u8]>,
+            visit: &mut dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>, Halt>,
+        ) -> Result<(), Halt> {
+            self.rows.scan(table, start, end, &mut |key, row| {
+                self.visited.set(self.visited.get() + 1);
+                visit(key, row)
+            })
+        }
+    }
+
+    fn writer(pairs: &[(Bytes, Bytes)]) -> Rights {
+        let write = KeySet::new(pairs.iter().map(|(key, end)| (key, end)));
+        Rights { write, ..Rights::default() }
+    }
+
+    fn key() -> impl Strategy<Value = Bytes> {
+        prop::collection::vec(prop_oneof![Just(0), Just(b'a'), Just(0xff)], 1..4)
+            .prop_map(Bytes::from)
+    }
+
+    proptest! {
+        #[test]
+        fn a_lease_is_written_by_whoever_may_write_each_of_its_keys(
+            attached in prop::collection::vec((-1..3_i64, key()), 0..12),
+            pairs in prop::collection::vec((key(), prop_oneof![Just(Bytes::new()), key()]), 0..6),
+        ) {
+            let (rights, rows) = (writer(&pairs), Counting::new(attached));
+            for id in -1..3 {
+                let keys = leases::lease_keys(&rows.rows, id).expect("memory does not fail");
+                let may = keys.iter().all(|key| rights.write.covers(key, b""));
+                let found = lease_renewal(&rows, &rights, id).expect("memory does not fail");
+                prop_assert_eq!(found.is_ok(), may);
+            }
+        }
+    }
+
+    #[test]
+    fn a_lease_of_many_keys_is_checked_by_few_and_once_in_a_transaction() {
+        let key = |i: usize| Bytes::from(format!("a/{i}"));
+        let rows = Counting::new((0..1_000).map(|i| (7, key(i))));
+        let rights = writer(&[(Bytes::from_static(b"a/"), Bytes::from_static(b"a0"))]);
+        let put = |i| TxnOp::Put(Put { key: key(i), lease: 7, ..Put::default() });
+        let txn = Txn { success: (0..100).map(put).collect(), ..Txn::default() };
+        assert!(txn_in_log(&rows, &rights, &txn).is_ok());
+        assert_eq!(rows.visited.get(), 1, "the other keys are of the same run");
+    }
 }

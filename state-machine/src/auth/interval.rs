@@ -10,9 +10,9 @@ const FIRST_KEY: &[u8] = &[0];
 
 /// Keys from `start` on, before `end` if there is one.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Interval {
+pub(super) struct Interval {
     start: Bytes,
-    end: Option<Bytes>,
+    pub(super) end: Option<Bytes>,
 }
 
 /// A set of keys.
@@ -81,7 +81,7 @@ impl KeySet {
     }
 
     /// The interval that `key` is in.
-    fn around(&self, key: &[u8]) -> Option<&Interval> {
+    pub(super) fn around(&self, key: &[u8]) -> Option<&Interval> {
         let behind = self.intervals.partition_point(|interval| interval.start.as_ref() <= key);
         let found = self.intervals.get(behind.checked_sub(1)?)?;
         found.end.as_ref().is_none_or(|end| key < end.as_ref()).then_some(found)

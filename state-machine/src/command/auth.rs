@@ -212,4 +212,6 @@ pub struct TokenIssue {
     pub fingerprint: Bytes,
     /// Auth revision as of which the password was right.
     pub auth_revision: u64,
+    /// When it was given out, in milliseconds since 1970; 0 if that is not known.
+    pub issued_ms: i64,
 }

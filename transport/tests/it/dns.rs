@@ -1,10 +1,10 @@
-//! SRV records from a name server.
+//! SRV records and the names of addresses from a name server.
 
 use std::net::UdpSocket;
 
-use conclave_transport::dns::{Srv, srv};
+use conclave_transport::dns::{Srv, names, srv};
 
-use crate::name_server::serve;
+use crate::name_server::{serve, serve_names};
 
 fn record(host: &str, port: u16, priority: u16) -> Srv {
     Srv { host: host.to_owned(), port, priority, weight: 0 }
@@ -19,6 +19,14 @@ fn servers_are_found_in_their_order() {
         assert_eq!(srv("etcd-server", "example.com.", Some(server)).unwrap(), expected);
         assert_eq!(srv("etcd-client", "example.com", Some(server)).unwrap(), []);
     }
+}
+
+#[test]
+fn names_of_an_address_are_found() {
+    let known = ["a.example.com", "b.example.com"];
+    let server = serve_names("3.2.1.10.in-addr.arpa", &known);
+    assert_eq!(names([10, 1, 2, 3].into(), Some(server)).unwrap(), known);
+    assert!(names([10, 1, 2, 4].into(), Some(server)).unwrap().is_empty());
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Messages that are known by their descriptors only: as gRPC has them, and as JSON.
 
-use bytes::BufMut as _;
+use bytes::{BufMut as _, Bytes};
 use prost::Message as _;
 use prost_reflect::{DeserializeOptions, DynamicMessage, MessageDescriptor, SerializeOptions};
 use tonic::Status;
@@ -13,12 +13,21 @@ const READING: DeserializeOptions = DeserializeOptions::new().deny_unknown_field
 /// Fields as in the .proto files, without those that hold nothing.
 const WRITING: SerializeOptions = SerializeOptions::new().use_proto_field_name(true);
 
+/// What gRPC has for a message in JSON. In between the message is many times as large as either; nothing of that is
+/// left when this returns, and no more of them are there at a time than threads.
+///
+/// # Errors
+/// As [`read`].
+pub(super) fn encode(kind: MessageDescriptor, json: &[u8]) -> Result<Bytes, Status> {
+    Ok(read(kind, json)?.encode_to_vec().into())
+}
+
 /// Reads a message from JSON: fields as in the .proto file or in camel case, 64-bit integers as texts or
 /// numbers, bytes in Base64, enums by name or number.
 ///
 /// # Errors
 /// With what is wrong, and where.
-pub(super) fn read(kind: MessageDescriptor, json: &[u8]) -> Result<DynamicMessage, Status> {
+fn read(kind: MessageDescriptor, json: &[u8]) -> Result<DynamicMessage, Status> {
     let mut reader = serde_json::Deserializer::from_slice(json);
     DynamicMessage::deserialize_with_options(kind, &mut reader, &READING)
         .map_err(|error| status::no_message(error.to_string()))
@@ -40,13 +49,13 @@ pub(super) struct DynamicCodec {
 }
 
 impl Codec for DynamicCodec {
-    type Encode = DynamicMessage;
+    type Encode = Bytes;
     type Decode = DynamicMessage;
-    type Encoder = DynamicEncoder;
+    type Encoder = BytesEncoder;
     type Decoder = Self;
 
-    fn encoder(&mut self) -> DynamicEncoder {
-        DynamicEncoder
+    fn encoder(&mut self) -> BytesEncoder {
+        BytesEncoder
     }
 
     fn decoder(&mut self) -> Self {
@@ -64,16 +73,16 @@ impl Decoder for DynamicCodec {
     }
 }
 
-/// Writes messages.
+/// Passes on messages that are encoded.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct DynamicEncoder;
+pub(super) struct BytesEncoder;
 
-impl Encoder for DynamicEncoder {
-    type Item = DynamicMessage;
+impl Encoder for BytesEncoder {
+    type Item = Bytes;
     type Error = Status;
 
-    fn encode(&mut self, message: DynamicMessage, out: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        out.put(message.encode_to_vec().as_slice());
+    fn encode(&mut self, message: Bytes, out: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        out.put(message);
         Ok(())
     }
 }

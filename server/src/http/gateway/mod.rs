@@ -1,8 +1,11 @@
 //! The JSON gateway: every RPC as a `POST` of JSON, at the paths that etcd gives them.
 //!
-//! A request becomes a gRPC call of this process itself, with the caller's token and certificate, so what
-//! a call may do and what it answers is decided in one place for both. Nothing here knows a message: what
-//! they look like is read from the descriptors of the .proto files.
+//! A request becomes a gRPC call of this process itself, with the caller's token, so what a call may do and
+//! what it answers is decided in one place for both. Nothing here knows a message: what they look like is read
+//! from the descriptors of the .proto files.
+//!
+//! No call here is that of a certificate's owner: a browser sends a `POST` for any page, with the certificate that
+//! it has for this server, and asks nobody before.
 //!
 //! | module | what |
 //! |---|---|
@@ -18,6 +21,7 @@ mod path;
 mod socket;
 mod values;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -25,7 +29,9 @@ use futures::stream::{self, BoxStream, StreamExt as _};
 use http::request::Parts;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, Request, Response, StatusCode, Uri};
-use prost_reflect::{DynamicMessage, MethodDescriptor};
+use http_body_util::BodyExt as _;
+use prost_reflect::MethodDescriptor;
+use tokio::sync::Semaphore;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::client::Grpc;
@@ -35,10 +41,11 @@ pub(super) use self::path::find;
 pub(super) use self::socket::{SOCKETS_MAX, answer as socket, is_wanted as is_socket};
 
 use self::codec::DynamicCodec;
-use self::values::Values;
+use self::values::{Bounds, Values};
 use super::pages;
 use super::route::Router;
 use crate::api::context;
+use crate::config::Limits;
 use crate::status;
 
 /// Headers that become metadata as they are: who calls, and until when.
@@ -49,8 +56,16 @@ const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 const TOO_LATE: &str = "context deadline exceeded";
 /// What this is put in front of becomes metadata without it.
 const METADATA_PREFIX: &str = "grpc-metadata-";
+/// What etcd's gateway says to whoever has a certificate with a name while calls need a user.
+const CERTIFIED: &str = "CommonName of client sending a request against gateway will be ignored and not used as expected\n";
 /// JSON is larger than the message in it: bytes grow by a third, and names are written out.
 const JSON_PER_MESSAGE: usize = 3;
+/// Whatever larger messages gRPC may take.
+const JSON_BYTES_MAX: usize = 1 << 30;
+/// As many of the largest bodies are received at a time; of others more. Beyond, callers are refused.
+const FULL_BODIES_MAX: usize = 8;
+/// How long a message may take to arrive.
+const BODY_PATIENCE: Duration = Duration::from_secs(30);
 
 /// The answer of the gateway where it has no method, as in etcd; `None` where that is no path of its own.
 pub(super) fn nowhere(uri: &Uri) -> Option<Response<Body>> {
@@ -60,6 +75,12 @@ pub(super) fn nowhere(uri: &Uri) -> Option<Response<Body>> {
     }
     let is_own = ["/v3/", "/v3beta/"].iter().any(|root| uri.path().starts_with(root));
     is_own.then(|| pages::text(StatusCode::NOT_FOUND, "Not Found\n".to_owned()))
+}
+
+/// Refuses a caller whose certificate would make it a user of gRPC, as etcd does, also one with a token: a call that
+/// is answered to nobody, or to somebody else, would surprise it.
+pub(super) fn certified() -> Response<Body> {
+    pages::text(StatusCode::BAD_REQUEST, CERTIFIED.to_owned())
 }
 
 /// Answers a `POST` of JSON.
@@ -72,20 +93,33 @@ where
     B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Send,
 {
-    let (head, body) = request.into_parts();
+    let (head, mut body) = request.into_parts();
     let patience = match patience(&head.headers) {
         Ok(patience) => patience,
         Err(status) => return answer::failure(&status),
     };
-    let values = Values::new(body, router.context.limits.receive_bytes_max() * JSON_PER_MESSAGE);
     let is_stream = method.is_server_streaming();
-    let requests = match requests(&method, values).await {
-        Ok(requests) => requests,
-        // Also of a stream, which has not begun.
-        Err(status) => return answer::failure(&status),
+    let path = path_of(&method);
+    let requests = if router.refuses(path.path(), &metadata(&head.headers), &head.extensions).await
+    {
+        // The call tells why, once the caller has begun to speak: by web socket it may not listen before.
+        drop(tokio::time::timeout(BODY_PATIENCE, body.frame()).await);
+        stream::empty().boxed()
+    } else {
+        let bounds = Bounds {
+            bytes_max: json_bytes_max(&router.context.limits),
+            room: Arc::clone(&router.bodies),
+            patience: BODY_PATIENCE,
+            is_single: !method.is_client_streaming(),
+        };
+        match requests(&method, Values::new(body, bounds)).await {
+            Ok(requests) => requests,
+            // Also of a stream, which has not begun.
+            Err(status) => return answer::failure(&status),
+        }
     };
     // Of a stream, until it has begun to answer.
-    let called = tokio::time::timeout(patience, call(router, method, head, requests)).await;
+    let called = tokio::time::timeout(patience, call(router, &method, head, requests)).await;
     match called.unwrap_or_else(|_elapsed| Err(Status::deadline_exceeded(TOO_LATE))) {
         Ok(answers) if is_stream => answer::lines(answers),
         Ok(mut answers) => match answers.next().await {
@@ -98,33 +132,51 @@ where
     }
 }
 
-/// The messages of a call, the first of which is there.
+/// Bytes of the largest message in JSON.
+fn json_bytes_max(limits: &Limits) -> usize {
+    limits.receive_bytes_max().saturating_mul(JSON_PER_MESSAGE).min(JSON_BYTES_MAX)
+}
+
+/// Room for the bodies of all callers that are being received.
+pub(super) fn room(limits: &Limits) -> Semaphore {
+    Semaphore::new(
+        json_bytes_max(limits).saturating_mul(FULL_BODIES_MAX).min(Semaphore::MAX_PERMITS),
+    )
+}
+
+/// The path by which gRPC knows a method.
+fn path_of(method: &MethodDescriptor) -> PathAndQuery {
+    let path = format!("/{}/{}", method.parent_service().full_name(), method.name());
+    PathAndQuery::try_from(path).expect("invariant: names of methods fit into a path")
+}
+
+/// The messages of a call as gRPC has them, the first of which is there.
 ///
 /// # Errors
 /// If that one cannot be read.
 async fn requests<B>(
     method: &MethodDescriptor,
     mut values: Values<B>,
-) -> Result<BoxStream<'static, DynamicMessage>, Status>
+) -> Result<BoxStream<'static, Bytes>, Status>
 where
     B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Send,
 {
     let input = method.input();
     let first = match values.next().await? {
-        Some(value) => Some(codec::read(input.clone(), &value)?),
+        Some(value) => Some(codec::encode(input.clone(), &value)?),
         None => None,
     };
     if !method.is_client_streaming() {
-        let request = first.unwrap_or_else(|| DynamicMessage::new(input));
-        return Ok(stream::iter([request]).boxed());
+        // No bytes are a message without fields.
+        return Ok(stream::iter([first.unwrap_or_default()]).boxed());
     }
     // As in etcd a later one that cannot be read ends the requests, not the answers.
     let others = stream::unfold(values, move |mut values| {
         let input = input.clone();
         async move {
             let value = values.next().await.ok()??;
-            Some((codec::read(input, &value).ok()?, values))
+            Some((codec::encode(input, &value).ok()?, values))
         }
     });
     Ok(stream::iter(first).chain(others).boxed())
@@ -133,15 +185,14 @@ where
 /// The answers of a call, the first of which is there: only then is it known whether it fails.
 async fn call(
     router: &Router,
-    method: MethodDescriptor,
+    method: &MethodDescriptor,
     head: Parts,
-    requests: BoxStream<'static, DynamicMessage>,
+    requests: BoxStream<'static, Bytes>,
 ) -> Result<answer::Answers, Status> {
-    let path = format!("/{}/{}", method.parent_service().full_name(), method.name());
-    let path = PathAndQuery::try_from(path).expect("invariant: names of methods fit into a path");
+    let path = path_of(method);
     let codec = DynamicCodec { answer: method.output() };
     let mut request = tonic::Request::new(requests);
-    *request.metadata_mut() = metadata(&head.headers);
+    *request.metadata_mut() = MetadataMap::from_headers(metadata(&head.headers));
     *request.extensions_mut() = head.extensions;
     let service = tower::service_fn(|request| async {
         Ok::<_, std::convert::Infallible>(router.call(request).await)
@@ -168,7 +219,7 @@ fn patience(headers: &HeaderMap) -> Result<Duration, Status> {
 }
 
 /// What a call is told of the headers of its request.
-fn metadata(headers: &HeaderMap) -> MetadataMap {
+fn metadata(headers: &HeaderMap) -> HeaderMap {
     let mut metadata = HeaderMap::new();
     for (name, value) in headers {
         let kept = if KEPT_HEADERS.contains(&name.as_str()) {
@@ -181,7 +232,7 @@ fn metadata(headers: &HeaderMap) -> MetadataMap {
             metadata.append(name, value.clone());
         }
     }
-    MetadataMap::from_headers(metadata)
+    metadata
 }
 
 #[cfg(test)]

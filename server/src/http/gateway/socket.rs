@@ -36,7 +36,6 @@ use tonic::body::Body;
 
 use super::super::pages;
 use super::super::route::Router;
-use super::JSON_PER_MESSAGE;
 
 /// Web sockets at one time.
 pub(in crate::http) const SOCKETS_MAX: usize = 4_096;
@@ -132,7 +131,7 @@ async fn talk(
     (upgrade, _room): (OnUpgrade, OwnedSemaphorePermit),
 ) {
     let Ok(Ok(upgraded)) = timeout(TURN_MAX, upgrade).await else { return };
-    let bytes_max = router.context.limits.receive_bytes_max() * JSON_PER_MESSAGE;
+    let bytes_max = super::json_bytes_max(&router.context.limits);
     let config = WebSocketConfig::default()
         .read_buffer_size(BUFFER_BYTES)
         .write_buffer_size(BUFFER_BYTES)

@@ -1,41 +1,70 @@
-//! The JSON values of a body, one after the other, as they arrive.
+//! The JSON values of a body, one after the other, as they arrive. What is waited for is bounded in bytes, over all
+//! bodies, and in time.
+
+use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use http_body::Frame;
 use http_body_util::BodyExt as _;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{Instant, timeout_at};
 use tonic::Status;
 
 use crate::status;
+
+/// What receiving a body may cost.
+#[derive(Debug)]
+pub(super) struct Bounds {
+    /// Of one value.
+    pub(super) bytes_max: usize,
+    /// A permit for each byte that may be held yet of all bodies together.
+    pub(super) room: Arc<Semaphore>,
+    /// How long a value may take from its first byte on.
+    pub(super) patience: Duration,
+    /// There is one value, so that its first byte is not waited for longer either.
+    pub(super) is_single: bool,
+}
 
 /// A body that is read value by value.
 pub(super) struct Values<B> {
     body: B,
     received: BytesMut,
+    /// The room that `received` takes.
+    held: Option<OwnedSemaphorePermit>,
     scan: Scan,
-    bytes_max: usize,
+    bounds: Bounds,
+    /// When the value that is being received must be complete.
+    deadline: Option<Instant>,
 }
 
 impl<B: http_body::Body<Data = Bytes> + Unpin> Values<B> {
-    /// Of a body whose values may have `bytes_max` bytes each.
-    pub(super) fn new(body: B, bytes_max: usize) -> Self {
-        Self { body, received: BytesMut::new(), scan: Scan::default(), bytes_max }
+    pub(super) fn new(body: B, bounds: Bounds) -> Self {
+        let deadline = bounds.is_single.then(|| Instant::now() + bounds.patience);
+        let (received, scan) = (BytesMut::new(), Scan::default());
+        Self { body, received, held: None, scan, bounds, deadline }
     }
 
-    /// The next value; `None` at the end of the body.
+    /// The next value, to be read at once: the room that it took is free again. `None` at the end of the body.
     ///
     /// # Errors
-    /// If there is something else than an object, or one that is cut off or too large.
+    /// If there is something else than an object, or one that is cut off, too large or too late, or no room.
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>, Status> {
         loop {
             if let Some(end) = self.scan.find_end(&self.received).map_err(status::no_message)? {
-                self.scan = Scan::default();
-                return Ok(Some(self.received.split_to(end).freeze()));
+                self.deadline = None;
+                return Ok(Some(self.take(end)));
             }
-            if self.received.len() > self.bytes_max {
-                return Err(status::json_too_large(self.bytes_max));
+            if !self.scan.is_inside() {
+                // Nothing but space.
+                self.take(self.received.len());
+            } else if self.received.len() > self.bounds.bytes_max {
+                return Err(status::json_too_large(self.bounds.bytes_max));
             }
-            match self.body.frame().await {
+            match self.frame().await? {
                 Some(Ok(frame)) => {
                     if let Ok(piece) = frame.into_data() {
+                        self.hold(piece.len())?;
                         self.received.extend_from_slice(&piece);
                     }
                 }
@@ -47,6 +76,40 @@ impl<B: http_body::Body<Data = Bytes> + Unpin> Values<B> {
                 None => return Ok(None),
             }
         }
+    }
+
+    /// What arrives next, if it does in time.
+    async fn frame(&mut self) -> Result<Option<Result<Frame<Bytes>, B::Error>>, Status> {
+        if self.scan.is_inside() && self.deadline.is_none() {
+            self.deadline = Some(Instant::now() + self.bounds.patience);
+        }
+        let frame = self.body.frame();
+        match self.deadline {
+            None => Ok(frame.await),
+            Some(deadline) => {
+                timeout_at(deadline, frame).await.map_err(|_elapsed| status::json_too_late())
+            }
+        }
+    }
+
+    /// Takes room.
+    fn hold(&mut self, bytes: usize) -> Result<(), Status> {
+        let room = Arc::clone(&self.bounds.room);
+        let more =
+            u32::try_from(bytes).ok().and_then(|bytes| room.try_acquire_many_owned(bytes).ok());
+        let more = more.ok_or_else(status::json_crowded)?;
+        match &mut self.held {
+            Some(held) => held.merge(more),
+            None => self.held = Some(more),
+        }
+        Ok(())
+    }
+
+    /// Cuts off what was received first; the search begins anew behind it.
+    fn take(&mut self, bytes: usize) -> Bytes {
+        self.scan = Scan::default();
+        drop(self.held.as_mut().and_then(|held| held.split(bytes)));
+        self.received.split_to(bytes).freeze()
     }
 }
 
@@ -96,11 +159,56 @@ impl Scan {
 mod tests {
     use std::convert::Infallible;
 
-    use futures::stream;
-    use http_body::Frame;
+    use futures::stream::BoxStream;
+    use futures::{FutureExt as _, StreamExt as _, stream};
     use http_body_util::StreamBody;
 
     use super::*;
+
+    /// Room for 100 bytes.
+    fn bounds(is_single: bool) -> Bounds {
+        let room = Arc::new(Semaphore::new(100));
+        Bounds { bytes_max: 60, room, patience: Duration::from_secs(60), is_single }
+    }
+
+    type Body = StreamBody<BoxStream<'static, Result<Frame<Bytes>, Infallible>>>;
+
+    /// A body that stands still after these bytes.
+    fn still(text: &'static str, bounds: Bounds) -> Values<Body> {
+        let piece = Ok(Frame::data(Bytes::from_static(text.as_bytes())));
+        Values::new(StreamBody::new(stream::iter([piece]).chain(stream::pending()).boxed()), bounds)
+    }
+
+    #[tokio::test]
+    async fn all_bodies_share_their_room_and_leave_it() {
+        let first = bounds(false);
+        let room = Arc::clone(&first.room);
+        let share = || Bounds { room: Arc::clone(&room), ..bounds(false) };
+        let mut first = still("{} {\"key\":\"", first);
+        assert_eq!(first.next().await.unwrap().unwrap(), "{}");
+        assert_eq!(room.available_permits(), 100 - " {\"key\":\"".len());
+        let mut space = still("    ", share());
+        assert!(space.next().now_or_never().is_none());
+        assert_eq!(room.available_permits(), 100 - " {\"key\":\"".len(), "space takes none");
+        let all = room.clone().try_acquire_many_owned(88).unwrap();
+        let refusal = still("{}{}{}", share()).next().await.unwrap_err();
+        assert_eq!(refusal.code(), tonic::Code::ResourceExhausted, "{refusal}");
+        drop((first, all));
+        assert_eq!(room.available_permits(), 100);
+    }
+
+    #[tokio::test]
+    async fn what_has_begun_is_not_waited_for_without_end() {
+        let hasty = |is_single| Bounds { patience: Duration::from_millis(1), ..bounds(is_single) };
+        for (text, is_single) in [("{", false), ("{", true), (" ", true)] {
+            let late = still(text, hasty(is_single)).next().await.unwrap_err();
+            assert_eq!(late.code(), tonic::Code::DeadlineExceeded, "{text:?} {is_single}: {late}");
+        }
+        let mut stream = still("{}\n", hasty(false));
+        assert_eq!(stream.next().await.unwrap().unwrap(), "{}");
+        assert!(stream.next().now_or_never().is_none());
+        assert_eq!(stream.deadline, None, "the next one may take its time to begin");
+    }
 
     /// What is found in a text that arrives in pieces, and whether it ends well.
     async fn values(text: &str, piece_bytes: usize) -> (Vec<String>, bool) {
@@ -109,7 +217,7 @@ mod tests {
             .chunks(piece_bytes)
             .map(|piece| Ok::<_, Infallible>(Frame::data(Bytes::copy_from_slice(piece))))
             .collect();
-        let mut values = Values::new(StreamBody::new(stream::iter(pieces)), 60);
+        let mut values = Values::new(StreamBody::new(stream::iter(pieces)), bounds(true));
         let mut found = Vec::new();
         loop {
             match values.next().await {

@@ -21,6 +21,7 @@ pub(super) fn token(words: &mut Words) -> Parsed<AuthCommand> {
         user: words.next()?,
         fingerprint: Bytes::from_static(b"fingerprint"),
         auth_revision: number(&words.next()?)?,
+        issued_ms: 0,
     }))
 }
 
