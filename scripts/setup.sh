@@ -51,17 +51,20 @@ install_packages() {
   rm -f "$log"
 }
 
-# Debian's package when it has one (13 and later), else rustup's own installer of a pinned release.
+# Debian's package when it has one (13 and later), else rustup's own installer of a pinned release: also beside a
+# cargo of Debian's, which that package would remove.
 install_rustup() {
-  if apt-cache policy rustup 2>/dev/null | grep -q 'Candidate: [0-9]'; then
-    install_packages rustup
+  if ! command -v cargo >/dev/null 2>&1 && apt-cache policy rustup 2>/dev/null | grep -q 'Candidate: [0-9]'; then
+    install_packages rustup ca-certificates
     return
   fi
   local arch sum file
   arch=$(uname -m)
   sum=RUSTUP_SHA256_$arch
   [ -n "${!sum:-}" ] || { echo "setup: no Rust toolchain, and no rustup known for $arch; see https://rustup.rs, then run again" >&2; exit 1; }
-  command -v curl >/dev/null 2>&1 || install_packages curl ca-certificates
+  if ! command -v curl >/dev/null 2>&1 || [ ! -e /etc/ssl/certs/ca-certificates.crt ]; then
+    install_packages curl ca-certificates
+  fi
   file=$(mktemp -d)/rustup-init
   echo "setup: fetching rustup $RUSTUP_VERSION" >&2
   curl --proto '=https' --tlsv1.2 -fsSL --retry 3 -o "$file" \
@@ -75,12 +78,18 @@ install_rustup() {
 [ "${#packages[@]}" -eq 0 ] || install_packages "${packages[@]}"
 
 . scripts/env.sh # a toolchain that rustup put into the home directory
-if ! command -v cargo >/dev/null 2>&1; then
+toolchain=$(sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)
+# Of this version, or rustup's, which asks rust-toolchain.toml for the version.
+has_cargo() {
+  cargo --version 2>/dev/null | grep -q "^cargo ${toolchain//./\\.} "
+}
+if ! has_cargo; then
   command -v rustup >/dev/null 2>&1 || install_rustup
-  toolchain=$(sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)
+  . scripts/env.sh
+  hash -r
   echo "setup: installing Rust $toolchain into ${RUSTUP_HOME:-$HOME/.rustup}" >&2
   rustup toolchain install "$toolchain" --profile minimal --component rustfmt --component clippy
-  command -v cargo >/dev/null 2>&1 || { echo "setup: rustup is there but cargo is not; see https://rustup.rs, then run again" >&2; exit 1; }
+  has_cargo || { echo "setup: $(command -v cargo || echo 'no cargo') is not of Rust $toolchain; see https://rustup.rs, then run again" >&2; exit 1; }
 fi
 
 if [ "${1:-}" = test ]; then

@@ -4,6 +4,7 @@
 //! Each child is tied to this process (`setpriv --pdeathsig`): an aborted run leaves nothing behind.
 
 use std::fs::File;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
@@ -12,6 +13,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use conclave_testing::port::free_port;
 
+const SIGTERM: i32 = 15;
 const EXIT_POLL: Duration = Duration::from_millis(5);
 
 /// A server program and the arguments that go before and after the cluster's own flags.
@@ -48,6 +50,12 @@ impl Program {
     #[must_use]
     pub fn with_tls(self, flags: &[String]) -> Self {
         Self { is_tls: true, ..self.with_flags(flags) }
+    }
+
+    /// Whether a program that was asked to end (SIGTERM) may end so: with code 0; etcd dies of the signal.
+    fn ends_well_with(&self, status: ExitStatus) -> bool {
+        let is_ours = !self.verb.is_empty();
+        status.success() || (!is_ours && status.signal() == Some(SIGTERM))
     }
 
     fn scheme(&self) -> &'static str {
@@ -256,7 +264,8 @@ impl Cluster {
     /// Asks one node to end (SIGTERM) and waits.
     ///
     /// # Errors
-    /// If it does not end within `patience` (it is killed then), or ends with a code other than 0.
+    /// If it does not end within `patience` (it is killed then), or not with code 0; a program of somebody else's may
+    /// also end by the signal that it was sent.
     pub fn terminate(&mut self, index: usize, patience: Duration) -> Result<()> {
         let Some(pid) = self.nodes[index].pid() else { return Ok(()) };
         signal("TERM", pid)?;
@@ -264,8 +273,7 @@ impl Cluster {
             self.kill(index)?;
             bail!("node {index} did not end within {patience:?} of SIGTERM")
         };
-        // etcd dies of the signal it was sent; ours exits 0.
-        ensure!(status.code().is_none_or(|code| code == 0), "node {index} ended with {status}");
+        ensure!(self.program.ends_well_with(status), "node {index} ended with {status}");
         Ok(())
     }
 
@@ -341,4 +349,22 @@ fn signal(name: &str, pid: u32) -> Result<()> {
     let status = Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status()?;
     ensure!(status.success(), "kill -{name} {pid}: {status}");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ours_ends_with_0_and_etcd_also_by_the_signal() {
+        let [ours, etcd] = ["/bin/conclave", "/bin/etcd"].map(|path| Program::new(path.as_ref()));
+        // As wait(2) has it: the signal, or the code in the second byte.
+        for (status, expected) in [(0, (true, true)), (SIGTERM, (false, true))] {
+            let status = ExitStatus::from_raw(status);
+            assert_eq!((ours.ends_well_with(status), etcd.ends_well_with(status)), expected);
+        }
+        for status in [9, 1 << 8].map(ExitStatus::from_raw) {
+            assert!(!ours.ends_well_with(status) && !etcd.ends_well_with(status), "{status}");
+        }
+    }
 }

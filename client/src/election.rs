@@ -40,6 +40,7 @@ use crate::{
     error::Error,
     lock::Guarded,
     patience::Patience,
+    pulse::run_while,
     queue::Turn,
     session::{self, Session},
     txn::Txn,
@@ -246,14 +247,28 @@ impl Leadership {
     /// # Errors
     /// [`Error::Lost`]: what `work` had begun may be half done.
     pub async fn run<T>(&self, work: impl Future<Output = T>) -> Result<T, Error> {
+        let loss = || {
+            self.loss().map(|loss| match loss {
+                Loss::Removed => Error::Lost { reason: REMOVED },
+                Loss::Session => Error::session_lost(),
+            })
+        };
+        run_while(&self.lost(), loss, work).await
+    }
+
+    /// Waits until leadership may soon be lost, because its session is in jeopardy: time to end what needs it.
+    /// Also if it is lost. Cancel-safe.
+    pub async fn jeopardy(&self) {
         let lost = self.lost();
+        let near = async {
+            match &self.led {
+                Led::Place(candidate) => candidate.jeopardy().await,
+                Led::Turn(turn) => turn.lease().jeopardy().await,
+            }
+        };
         tokio::select! {
-            biased;
-            () = lost.cancelled() => Err(match self.loss() {
-                Some(Loss::Removed) => Error::Lost { reason: REMOVED },
-                Some(Loss::Session) | None => Error::session_lost(),
-            }),
-            done = work => Ok(done),
+            () = lost.cancelled() => {}
+            () = near => {}
         }
     }
 

@@ -20,7 +20,9 @@ use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Response, Status};
 
-use crate::{client::Client, error::Error, login::Channel, moment::Moment, reply::Reply};
+use crate::{
+    client::Client, error::Error, login::Channel, moment::Moment, pulse::Pulse, reply::Reply,
+};
 
 /// What this process knows about its lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,7 +61,8 @@ impl Client {
         self.spawn(keeper.run(dropped));
         let client = self.clone();
         let guard = Some(guard);
-        Ok(Lease { client, id: grant.id, ttl: granted, states, lost, deadline, guard })
+        let pulse = Pulse::of_lease(lost, Arc::clone(&deadline));
+        Ok(Lease { client, id: grant.id, ttl: granted, states, pulse, deadline, guard })
     }
 
     /// Grants a lease of at least `ttl` seconds without keeping it alive. `id` 0 lets the server
@@ -147,7 +150,7 @@ pub struct Lease {
     id: i64,
     ttl: Duration,
     states: watch::Receiver<LeaseState>,
-    lost: CancellationToken,
+    pulse: Pulse,
     /// Shared with the keeper: when the lease may end at the earliest.
     deadline: Arc<Mutex<Moment>>,
     /// Tells the keeper what becomes of the lease; dropping it means: revoke.
@@ -181,21 +184,45 @@ impl Lease {
 
     /// Waits until the lease is lost. Cancel-safe.
     pub async fn lost(&self) {
-        self.lost.cancelled().await;
+        self.pulse.lost().cancelled().await;
     }
 
     /// Cancelled when the lease is lost: before the server can give what hangs on it to others, as long
     /// as this process gets to run.
     #[must_use]
     pub fn lost_token(&self) -> CancellationToken {
-        self.lost.clone()
+        self.pulse.lost().clone()
     }
 
     /// Whether the lease may have ended, by the clock and at this moment: right also in a process that
     /// was stopped for a while and has not noticed yet.
     #[must_use]
     pub fn is_lost(&self) -> bool {
-        self.lost.is_cancelled() || Moment::now() >= *self.deadline.lock()
+        self.pulse.is_lost()
+    }
+
+    /// Waits until two thirds of the time that was granted have passed since the last keep-alive that was
+    /// answered was sent: time to end what needs the lease. Also if it is lost. Cancel-safe.
+    pub async fn jeopardy(&self) {
+        let third = keeper::usable(self.ttl).saturating_sub(self.ttl * 2 / 3);
+        let near = async {
+            loop {
+                let deadline = *self.deadline.lock();
+                if deadline.left() <= third {
+                    return;
+                }
+                // It may be later by then.
+                deadline.reached_but(third).await;
+            }
+        };
+        tokio::select! {
+            () = self.lost() => {}
+            () = near => {}
+        }
+    }
+
+    pub(crate) fn pulse(&self) -> &Pulse {
+        &self.pulse
     }
 
     /// Ends the lease and deletes its keys.
@@ -205,7 +232,7 @@ impl Lease {
     /// background, as if the guard had been dropped.
     pub async fn revoke(mut self) -> Result<(), Error> {
         // What hangs on it may be given to others from now on.
-        self.lost.cancel();
+        self.pulse.lost().cancel();
         let revoked = self.client.lease_revoke(self.id).await.map(|_reply| ());
         // Until then the drop of this guard still revokes.
         if matches!(revoked, Ok(()) | Err(Error::NotFound(_))) {

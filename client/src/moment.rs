@@ -30,8 +30,13 @@ impl Moment {
 
     /// Waits until then. Cancel-safe.
     pub(crate) async fn reached(self) {
+        self.reached_but(Duration::ZERO).await;
+    }
+
+    /// Waits until there is no more than `rest` left until then. Cancel-safe.
+    pub(crate) async fn reached_but(self, rest: Duration) {
         loop {
-            let left = self.left();
+            let left = self.left().saturating_sub(rest);
             if left.is_zero() {
                 return;
             }
@@ -103,6 +108,7 @@ mod tests {
         let mut waiting = tokio::spawn(next.reached());
         let early = timeout(LOOK_EVERY, &mut waiting).await;
         assert!(early.is_err() && !next.left().is_zero(), "it is far away");
+        next.reached_but(hour).await;
         sleep_through(hour);
         assert!(next.left().is_zero());
         timeout(Duration::from_secs(60), waiting).await.expect("the clock is looked at").unwrap();

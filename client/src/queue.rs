@@ -278,11 +278,7 @@ impl Turn {
     /// # Errors
     /// [`Error::Lost`]: what `work` had begun may be half done.
     pub async fn run<T>(&self, work: impl Future<Output = T>) -> Result<T, Error> {
-        tokio::select! {
-            biased;
-            () = self.lease.lost() => Err(Error::session_lost()),
-            done = work => Ok(done),
-        }
+        self.lease.pulse().run(work).await
     }
 
     /// Asks the cluster whether the name is held at this moment.

@@ -50,6 +50,7 @@ use crate::{
     error::Error,
     moment::Moment,
     once::{Requests, Ticket},
+    pulse::Pulse,
     registry::Entries,
 };
 
@@ -205,8 +206,9 @@ impl Begin {
         let heart = Arc::clone(self.client.heart());
         let begun = heart::Begun { id, ttl, sent, is_lease, lost: lost.clone() };
         let state = heart.keep(&self.client, begun);
+        let pulse = Pulse::of_session(lost, Arc::clone(&heart), id);
         let (client, requests, entries) = (self.client, Arc::default(), Entries::default());
-        let inner = Inner { client, id, ttl, state, lost, heart, requests, entries, is_lease };
+        let inner = Inner { client, id, ttl, state, pulse, heart, requests, entries, is_lease };
         Session { inner: Arc::new(inner) }
     }
 }
@@ -235,7 +237,7 @@ struct Inner {
     id: i64,
     ttl: Duration,
     state: watch::Receiver<SessionState>,
-    lost: CancellationToken,
+    pulse: Pulse,
     heart: Arc<Heart>,
     requests: Arc<Requests>,
     entries: Entries,
@@ -245,7 +247,7 @@ struct Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         self.heart.end(self.id);
-        self.lost.cancel();
+        self.pulse.lost().cancel();
     }
 }
 
@@ -272,14 +274,29 @@ impl Session {
     /// as this process gets to run.
     #[must_use]
     pub fn lost(&self) -> CancellationToken {
-        self.inner.lost.clone()
+        self.inner.pulse.lost().clone()
     }
 
     /// Whether the session may have ended, by the clock and at this moment: right also in a process that
     /// was stopped for a while and has not noticed yet.
     #[must_use]
     pub fn is_lost(&self) -> bool {
-        self.inner.lost.is_cancelled() || !self.inner.heart.is_alive(self.inner.id)
+        self.inner.pulse.is_lost()
+    }
+
+    /// Waits until the session is in jeopardy: time to end what needs it. Also if it is lost. Cancel-safe.
+    pub async fn jeopardy(&self) {
+        let mut state = self.state();
+        // Without a sender nobody keeps it alive any more.
+        state.wait_for(|state| *state != SessionState::Active).await.ok();
+    }
+
+    /// Runs `work` until it ends or the session is lost; then `work` is dropped.
+    ///
+    /// # Errors
+    /// [`Error::Lost`]: what `work` had begun may be half done.
+    pub async fn run<T>(&self, work: impl Future<Output = T>) -> Result<T, Error> {
+        self.inner.pulse.run(work).await
     }
 
     /// Ends the session and everything it holds. Clones and guards find it lost.
@@ -324,6 +341,10 @@ impl Session {
     /// Its instances in the registry.
     pub(crate) fn entries(&self) -> &Entries {
         &self.inner.entries
+    }
+
+    pub(crate) fn pulse(&self) -> &Pulse {
+        &self.inner.pulse
     }
 
     pub(crate) fn heart(&self) -> &Heart {

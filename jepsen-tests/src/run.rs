@@ -35,6 +35,8 @@ const PINNED_CLIENTS: u32 = 6;
 const HEAL_TIMEOUT: Duration = Duration::from_secs(60);
 const FINISH_TIMEOUT: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(50);
+/// Time for one fault, the calm before it included: mostly 3.5 s.
+const FAULT_TIME_MAX: Duration = Duration::from_secs(7);
 /// Below this many answers per second of its planned time the run has shown nothing.
 const OK_PER_SECOND_MIN: f64 = 20.0;
 /// Where servers are slow it goes on until it has shown enough, at most for so many times the planned time.
@@ -98,13 +100,17 @@ fn coverage(plan: &Plan, answered: usize, adversary: &Adversary) -> Vec<Violatio
     if (answered as f64) < OK_PER_SECOND_MIN * plan.duration.as_secs_f64() {
         missing.push(format!("only {answered} requests were answered in {:?}", plan.duration));
     }
-    // A fault takes about 3.5 s on average; each kind comes once before any comes twice.
-    let expected =
-        plan.nemesis.len().min(usize::try_from(plan.duration.as_secs() / 8).unwrap_or(usize::MAX));
-    if adversary.done().len() < expected {
+    if adversary.done().len() < kinds_due(plan) {
         missing.push(format!("only these faults were done: {:?}", adversary.done()));
     }
     missing.into_iter().map(|detail| Violation::new(Fault::Inconclusive, detail)).collect()
+}
+
+/// So many kinds of faults the run has to show: each comes once before any comes twice, so that a run of the usual
+/// 60 s shows them all. Where servers are slow it is extended until it has.
+fn kinds_due(plan: &Plan) -> usize {
+    let faults = plan.duration.as_secs() / FAULT_TIME_MAX.as_secs();
+    plan.nemesis.len().min(usize::try_from(faults).unwrap_or(usize::MAX))
 }
 
 async fn perform(
@@ -208,4 +214,24 @@ fn last_words(log: &Path) -> String {
     let mut lines: Vec<&str> = text.lines().rev().take(3).collect();
     lines.reverse();
     lines.join(" | ")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::{Args as _, Command, FromArgMatches as _};
+
+    use super::*;
+
+    #[test]
+    fn a_run_of_the_usual_time_shows_every_fault() {
+        let kinds = |flags: &[&str]| {
+            let words = [&["run", "--binary", "conclave"], flags].concat();
+            let matches = Plan::augment_args(Command::new("run")).get_matches_from(words);
+            let plan = Plan::from_arg_matches(&matches).expect("a plan");
+            (kinds_due(&plan), plan.nemesis.len())
+        };
+        assert_eq!(kinds(&[]), (8, 8));
+        assert_eq!(kinds(&["--duration", "20s"]), (2, 8));
+        assert_eq!(kinds(&["--nemesis", "kill-all"]), (1, 1));
+    }
 }

@@ -1,20 +1,29 @@
 //! A command that runs while something is held.
 
+mod family;
+
 use std::{
+    future::pending,
     io::ErrorKind,
     os::unix::process::ExitStatusExt,
     process::{ExitStatus, Stdio},
     time::Duration,
 };
 
-use rustix::process::{Pid, Signal, kill_process};
-use tokio::{process::Command, time::timeout};
+use rustix::process::{Pid, Signal};
+use tokio::{
+    process::Command,
+    time::{sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
+use self::family::Family;
 use crate::{failure::Failure, stop::Stop};
 
-/// Time for a command to end after it was asked to, before it is ended by force.
+/// Time for a command to end after it was asked to, before it is ended by force, and then once more.
 const GRACE: Duration = Duration::from_secs(5);
+/// How often those are looked for that a command has started.
+const POLL: Duration = Duration::from_millis(20);
 
 /// A command that is to be run.
 pub(super) struct Child {
@@ -46,60 +55,154 @@ impl Child {
         if status.success() { Ok(()) } else { Err(Failure::error(in_go(status))) }
     }
 
-    /// Runs it to its end, but ends it when what it needs is `lost` or this process is asked to end.
+    /// Runs it to its end. It is asked to end when what it needs is in `jeopardy` or this process is asked to end,
+    /// and ended by force when what it needs is `lost`, or 5 s after this process was asked.
     ///
     /// # Errors
     /// With its own exit code, if that is not 0; if it does not start; if what it needs was lost.
     pub(super) async fn run_while(
         self,
-        lost: &CancellationToken,
+        (lost, jeopardy): (&CancellationToken, impl Future<Output = ()>),
         stop: &mut Stop,
     ) -> Result<(), Failure> {
-        self.run_to(async {
-            tokio::select! {
-                biased;
-                () = lost.cancelled() => true,
-                () = stop.requested() => false,
-            }
-        })
-        .await
+        self.run_to((lost, jeopardy), async || stop.next().await).await
     }
 
-    /// Runs it to its end, but ends it when `ending` says so.
+    /// Runs it to its end, but asks it to end when `ending` says so, and 5 s later ends it by force.
     ///
     /// # Errors
     /// As [`Child::run_while`].
     pub(super) async fn run_until(self, ending: &CancellationToken) -> Result<(), Failure> {
-        self.run_to(async {
+        let ended = async || {
             ending.cancelled().await;
-            false
-        })
-        .await
+            Signal::TERM
+        };
+        self.run_to((&CancellationToken::new(), pending()), ended).await
     }
 
-    /// Runs it to its end, or to `end`, which says whether what it needs was lost.
-    async fn run_to(mut self, end: impl Future<Output = bool>) -> Result<(), Failure> {
-        let mut child = self.command.spawn().map_err(|error| refused(&self.program, &error))?;
-        let pid = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
-        let is_lost = tokio::select! {
+    async fn run_to(
+        self,
+        (lost, jeopardy): (&CancellationToken, impl Future<Output = ()>),
+        mut stop: impl AsyncFnMut() -> Signal,
+    ) -> Result<(), Failure> {
+        let mut running = self.start()?;
+        let why = tokio::select! {
             biased;
-            is_lost = end => is_lost,
-            status = child.wait() => return ended(status),
+            () = lost.cancelled() => Why::Lost,
+            () = jeopardy => Why::Jeopardy,
+            signal = stop() => Why::Stop(signal),
+            status = running.child.wait() => return ended(status),
         };
-        if let Some(pid) = pid
-            && let Err(error) = kill_process(pid, Signal::TERM)
+        let asked = async {
+            match why {
+                Why::Lost => None,
+                Why::Stop(signal) => running.stop(signal).await,
+                Why::Jeopardy => {
+                    running.family.signal(Signal::TERM);
+                    // It may have the rest of its time, unless somebody wants it to end anyhow.
+                    tokio::select! {
+                        status = running.gone() => return Some(status),
+                        signal = stop() => running.stop(signal).await,
+                    }
+                }
+            }
+        };
+        let status = tokio::select! {
+            biased;
+            () = lost.cancelled() => None,
+            status = asked => status,
+        };
+        if status.is_none() {
+            running.kill().await;
+        }
+        let end = match (why, status) {
+            (Why::Stop(_), Some(status)) => return ended(status),
+            _ if lost.is_cancelled() => "lost what the command needed: it was ended".to_owned(),
+            (Why::Jeopardy, _) => {
+                "what the command needed was about to be lost: it was ended".to_owned()
+            }
+            _ => format!("the command had to be killed: it did not end within {GRACE:?}"),
+        };
+        Err(Failure::error(end))
+    }
+
+    fn start(mut self) -> Result<Running, Failure> {
+        let is_at_terminal = has_terminal();
+        if !is_at_terminal {
+            self.command.process_group(0);
+        }
+        let child = self.command.spawn().map_err(|error| refused(&self.program, &error))?;
+        let pid = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
+        let pid = pid.expect("invariant: it was not waited for, and ids are positive");
+        let family = Family::new(pid, !is_at_terminal);
+        Ok(Running { child, family, is_at_terminal })
+    }
+}
+
+/// Whether there is a terminal, whose keys reach this process's group only: a command in another one could not
+/// read it, and would go on when this process is stopped by it.
+fn has_terminal() -> bool {
+    std::fs::File::open("/dev/tty").is_ok()
+}
+
+/// Why a command has to end.
+#[derive(Clone, Copy)]
+enum Why {
+    /// What it needs was lost.
+    Lost,
+    /// What it needs may be lost soon.
+    Jeopardy,
+    /// This process was asked to end.
+    Stop(Signal),
+}
+
+/// A command that runs.
+struct Running {
+    child: tokio::process::Child,
+    family: Family,
+    /// Whether it shares the group, and so the terminal, with this process.
+    is_at_terminal: bool,
+}
+
+impl Running {
+    /// Waits until the command and all that it started have ended. Cancel-safe.
+    async fn gone(&mut self) -> std::io::Result<ExitStatus> {
+        let status = self.child.wait().await?;
+        self.family.first_ended();
+        while !self.family.is_gone() {
+            sleep(POLL).await;
+        }
+        Ok(status)
+    }
+
+    /// Asks all to end, as this process was asked by `signal`; `None` if they do not soon enough.
+    async fn stop(&mut self, signal: Signal) -> Option<std::io::Result<ExitStatus>> {
+        // What a terminal sends has reached the command as well, which may be about to obey.
+        if self.is_at_terminal
+            && matches!(signal, Signal::INT | Signal::HUP)
+            && let Ok(status) = timeout(GRACE, self.gone()).await
         {
-            tracing::debug!(%error, "the command has ended meanwhile");
+            return Some(status);
         }
-        let Ok(status) = timeout(GRACE, child.wait()).await else {
-            child.kill().await.map_err(|error| refused(&self.program, &error))?;
-            let message = format!("the command had to be killed: it did not end within {GRACE:?}");
-            return Err(Failure::error(message));
-        };
-        if is_lost {
-            return Err(Failure::error("lost what the command needed: it was ended"));
+        self.family.signal(Signal::TERM);
+        timeout(GRACE, self.gone()).await.ok()
+    }
+
+    /// Ends by force what still runs, and what that may have started meanwhile.
+    async fn kill(&mut self) {
+        let killed = timeout(GRACE, async {
+            loop {
+                self.family.signal(Signal::KILL);
+                if let Ok(ended) = timeout(POLL, self.gone()).await {
+                    return ended;
+                }
+            }
+        });
+        match killed.await {
+            Ok(Ok(_status)) => {}
+            Ok(Err(error)) => tracing::warn!(%error, "whether the command has ended is not known"),
+            Err(_elapsed) => tracing::warn!("something that the command started cannot be killed"),
         }
-        ended(status)
     }
 }
 

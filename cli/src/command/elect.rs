@@ -63,7 +63,7 @@ async fn campaign(
     let done = match Child::new(command) {
         Some(mut child) => {
             child.env(&[("FENCING_TOKEN", turn.token().to_string())]);
-            child.run_while(&turn.lost(), stop).await
+            child.run_while((&turn.lost(), turn.lease().jeopardy()), stop).await
         }
         None => lock::hold(context, &turn, "elect: session expired", stop).await,
     };
@@ -90,7 +90,7 @@ async fn lead(
     let done = match Child::new(command) {
         Some(mut child) => {
             child.env(&[("FENCING_TOKEN", leadership.token().to_string())]);
-            child.run_while(&lost, stop).await
+            child.run_while((&lost, leadership.jeopardy()), stop).await
         }
         None => {
             let reply = context.client.get(leadership.key().to_vec()).await?;
@@ -107,7 +107,7 @@ async fn lead(
     match resigned {
         // Whether the loss matters, `done` says.
         Ok(()) | Err(Error::Lost { .. } | Error::NotFound(_)) => done,
-        Err(error) => Err(error.into()),
+        Err(error) => done.and(Err(error.into())),
     }
 }
 

@@ -145,7 +145,7 @@ async fn enter(
         () = stop.requested() => return Err(Failure::stopped(&format!("{name} was entered"))),
     };
     if let Some(child) = Child::new(command) {
-        child.run_while(&inside.lost(), &mut stop).await?;
+        child.run_while((&inside.lost(), session.jeopardy()), &mut stop).await?;
     }
     let leave = inside.leave();
     let leave = match wait {
@@ -212,7 +212,7 @@ async fn join(
     let membership = join.await?;
     let lost = membership.lost();
     let done = match Child::new(command) {
-        Some(child) => child.run_while(&lost, &mut stop).await,
+        Some(child) => child.run_while((&lost, session.jeopardy()), &mut stop).await,
         None => {
             let member = String::from_utf8_lossy(membership.member());
             write(format!("{member} is a member\n").as_bytes())?;
@@ -227,6 +227,6 @@ async fn join(
     match membership.leave().await {
         // Whether the loss matters, `done` says.
         Ok(()) | Err(Error::Lost { .. } | Error::NotFound(_)) => done,
-        Err(error) => Err(error.into()),
+        Err(error) => done.and(Err(error.into())),
     }
 }

@@ -63,14 +63,14 @@ async fn hold(context: &Context, arguments: Arguments) -> Result<(), Failure> {
                 ("ETCD_LOCK_REV", guard.token().to_string()),
                 ("FENCING_TOKEN", guard.token().to_string()),
             ]);
-            child.run_while(&guard.lost(), &mut stop).await
+            child.run_while((&guard.lost(), guard.jeopardy()), &mut stop).await
         }
         None => wait(name, &guard, &mut stop).await,
     };
     match guard.release().await {
         // Whether the loss matters, `done` says.
         Ok(()) | Err(Error::Lost { .. }) => done,
-        Err(error) => Err(error.into()),
+        Err(error) => done.and(Err(error.into())),
     }
 }
 

@@ -1,7 +1,7 @@
 //! `lock` and `elect` side by side with etcdctl, and what ours do beyond.
 
 use std::{
-    io::Read,
+    io::{Read, Write},
     process::{Command, Stdio},
 };
 
@@ -23,10 +23,10 @@ fn etcdctl() -> (TempDir, String) {
 }
 
 /// A verb that runs until it is stopped.
-struct Running(Talking);
+pub(super) struct Running(Talking);
 
 impl Running {
-    fn start(program: &str, server: &Server, arguments: &[&str]) -> Self {
+    pub(super) fn start(program: &str, server: &Server, arguments: &[&str]) -> Self {
         let mut command = Command::new(program);
         command
             .env("ETCDCTL_API", "3")
@@ -37,7 +37,16 @@ impl Running {
         Self(Talking::start(&mut command))
     }
 
-    fn line(&mut self) -> String {
+    /// At a terminal of its own, into which is typed what goes to its standard input.
+    pub(super) fn at_terminal(arguments: &[&str]) -> Self {
+        let words: Vec<String> = arguments.iter().map(|word| format!("'{word}'")).collect();
+        let mut command = Command::new("script");
+        let line = ["exec", CONCLAVE, &words.join(" ")].join(" ");
+        command.args(["-q", "-e", "-c", &line, "/dev/null"]).env("SHELL", "/bin/sh");
+        Self(Talking::start(command.stdin(Stdio::piped()).stderr(Stdio::piped())))
+    }
+
+    pub(super) fn line(&mut self) -> String {
         self.0.line()
     }
 
@@ -45,12 +54,17 @@ impl Running {
         (0..count).map(|_| self.line()).collect()
     }
 
-    fn signal(&self, name: &str) {
+    pub(super) fn signal(&self, name: &str) {
         self.0.signal(name);
     }
 
+    pub(super) fn type_in(&mut self, keys: &[u8]) {
+        let terminal = self.0.child.stdin.as_mut().expect("a pipe");
+        terminal.write_all(keys).expect("it listens");
+    }
+
     /// Its exit code, and its last line of complaints.
-    fn end(mut self) -> (Option<i32>, String) {
+    pub(super) fn end(mut self) -> (Option<i32>, String) {
         let code = self.0.end().code();
         let mut stderr = String::new();
         let said = self.0.child.stderr.as_mut().expect("a pipe");
@@ -65,7 +79,7 @@ fn count(server: &Server, prefix: &str) -> usize {
     String::from_utf8_lossy(&keys.stdout).lines().filter(|line| !line.is_empty()).count()
 }
 
-fn until_count(server: &Server, prefix: &str, expected: usize) {
+pub(super) fn until_count(server: &Server, prefix: &str, expected: usize) {
     until(&format!("{expected} keys at {prefix}"), || count(server, prefix) == expected);
 }
 

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test may panic")]
 
 mod auth;
+mod child;
 mod compare;
 mod config;
 mod etcdctl;

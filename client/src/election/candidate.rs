@@ -120,6 +120,10 @@ impl Candidate {
         self.standing.lost.clone()
     }
 
+    pub(super) async fn jeopardy(&self) {
+        self.kept.session.jeopardy().await;
+    }
+
     pub(super) fn loss(&self) -> Option<Loss> {
         if self.kept.session.is_lost() {
             return Some(Loss::Session);

@@ -129,16 +129,23 @@ impl LockGuard {
         }
     }
 
+    /// Waits until the lock may soon be lost, because its session is in jeopardy: time to end what needs it. Also
+    /// if it is lost. Cancel-safe.
+    pub async fn jeopardy(&self) {
+        match &self.held {
+            Held::Place(place) => place.session.jeopardy().await,
+            Held::Turn(turn) => turn.lease().jeopardy().await,
+        }
+    }
+
     /// Runs `work` until it ends or the lock is lost; then `work` is dropped.
     ///
     /// # Errors
     /// [`Error::Lost`]: what `work` had begun may be half done.
     pub async fn run<T>(&self, work: impl Future<Output = T>) -> Result<T, Error> {
-        let lost = self.lost();
-        tokio::select! {
-            biased;
-            () = lost.cancelled() => Err(Error::session_lost()),
-            done = work => Ok(done),
+        match &self.held {
+            Held::Place(place) => place.session.run(work).await,
+            Held::Turn(turn) => turn.run(work).await,
         }
     }
 

@@ -6,23 +6,18 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
-use conclave_proto::v1::{RegisterRequest, registry_service_client::RegistryServiceClient};
 use serde_json::Value;
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::sleep,
 };
+use tokio_util::sync::CancellationToken;
 
-use super::{Check, Health, Record, Service, State, entry::Entry};
-use crate::{
-    backoff::Backoff,
-    client::Client,
-    error::{Error, Outcome},
-    lease::Lease,
-    once::Caller,
-    session::Session,
+use super::{
+    Check, Health, Record, Service, State,
+    keeper::{Keeper, Order, Standing},
 };
+use crate::{error::Error, session::Session};
 
 /// How long an instance outlives its last keep-alive if nothing else is asked for.
 const TTL: Duration = Duration::from_secs(10);
@@ -121,15 +116,23 @@ impl Register {
     async fn register(self) -> Result<Registration, Error> {
         let Self { service, record, ttl, session } = self;
         let (state, is_registered) = watch::channel(false);
+        let (standing, stands) = watch::channel(None);
         let client = service.client.clone();
         let record_kept = record.clone();
-        let mut keeper =
-            Keeper { service, ttl, record: record_kept, given: session, hold: None, state };
+        let mut keeper = Keeper {
+            service,
+            ttl,
+            record: record_kept,
+            given: session,
+            hold: None,
+            state,
+            standing,
+        };
         keeper.enroll().await?;
         let (orders, taken) = mpsc::channel(ORDERS_MAX);
         // Not aborted with the guard: the lease is still to be revoked.
         client.spawn(keeper.run(taken));
-        Ok(Registration { record, orders, is_registered })
+        Ok(Registration { record, orders, is_registered, stands })
     }
 }
 
@@ -140,12 +143,6 @@ impl IntoFuture for Register {
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(self.register())
     }
-}
-
-/// What a guard asks of the task behind it.
-enum Order {
-    Change(Box<Record>, oneshot::Sender<Result<(), Error>>),
-    End(oneshot::Sender<Result<(), Error>>),
 }
 
 /// An instance that is registered for as long as this guard exists and nobody takes it away: an operator who
@@ -161,6 +158,7 @@ pub struct Registration {
     record: Record,
     orders: mpsc::Sender<Order>,
     is_registered: watch::Receiver<bool>,
+    stands: watch::Receiver<Option<Standing>>,
 }
 
 impl Registration {
@@ -175,6 +173,36 @@ impl Registration {
     #[must_use]
     pub fn is_registered(&self) -> watch::Receiver<bool> {
         self.is_registered.clone()
+    }
+
+    /// The fencing token of the instance as it was registered last: it grows when the id is registered anew, or by
+    /// another session, and so when this one is registered again after a loss. `None` if the server speaks etcd's
+    /// API only, where whoever takes an instance's place goes on with its key.
+    #[must_use]
+    pub fn token(&self) -> Option<i64> {
+        self.standing().token
+    }
+
+    /// Cancelled when the registration of this moment may be lost because its session or lease may be: before
+    /// the server takes the instance out, as long as this process gets to run. When it is registered again there
+    /// is a new one; see [`Registration::is_registered`].
+    #[must_use]
+    pub fn lost(&self) -> CancellationToken {
+        self.standing().pulse.lost().clone()
+    }
+
+    /// Runs `work` until it ends or the registration of this moment is lost; then `work` is dropped.
+    ///
+    /// # Errors
+    /// [`Error::Lost`]: what `work` had begun may be half done.
+    pub async fn run<T>(&self, work: impl Future<Output = T>) -> Result<T, Error> {
+        let pulse = self.standing().pulse;
+        pulse.run(work).await
+    }
+
+    fn standing(&self) -> Standing {
+        let standing = self.stands.borrow().clone();
+        standing.expect("invariant: there is a guard only of what was registered")
     }
 
     /// Changes what others see of the instance; its id stays.
@@ -217,169 +245,5 @@ impl Registration {
         let gone = || Error::Lost { reason: "the runtime that kept the registration has ended" };
         self.orders.send(order(reply)).await.map_err(|_closed| gone())?;
         done.await.map_err(|_dropped| gone())?
-    }
-}
-
-/// What an instance lives and dies with.
-enum Hold {
-    /// A session, in a native registry; whether it was begun for the instance.
-    Session(Entry, bool),
-    /// A lease, in a server that speaks etcd's API only.
-    Lease(Lease),
-}
-
-impl Hold {
-    async fn lost(&self) {
-        match self {
-            Self::Session(entry, _) => entry.session().lost().cancelled().await,
-            Self::Lease(lease) => lease.lost().await,
-        }
-    }
-}
-
-/// The task that keeps an instance registered.
-struct Keeper {
-    service: Service,
-    ttl: Duration,
-    record: Record,
-    /// To begin with.
-    given: Option<Session>,
-    hold: Option<Hold>,
-    state: watch::Sender<bool>,
-}
-
-impl Keeper {
-    fn client(&self) -> &Client {
-        &self.service.client
-    }
-
-    /// Registers the instance with what it is to live and die with.
-    async fn enroll(&mut self) -> Result<(), Error> {
-        let hold = match self.given.take().filter(|session| !session.is_lost()) {
-            Some(session) => Hold::Session(self.entry(session), false),
-            None => self.begin().await?,
-        };
-        let hold = match self.put(&hold).await {
-            // It has sessions, but no registry.
-            Err(Error::Unimplemented(_)) => {
-                let lease = Hold::Lease(self.client().lease(self.ttl).await?);
-                self.put(&lease).await?;
-                lease
-            }
-            Ok(()) => hold,
-            Err(error) => {
-                if let (Hold::Session(entry, _), Outcome::NotApplied) = (hold, error.outcome()) {
-                    entry.forget();
-                }
-                return Err(error);
-            }
-        };
-        self.hold = Some(hold);
-        self.state.send_replace(true);
-        Ok(())
-    }
-
-    fn entry(&self, session: Session) -> Entry {
-        Entry::new(session, &self.service.name, &self.record.id)
-    }
-
-    async fn begin(&self) -> Result<Hold, Error> {
-        let session = self.client().session().ttl(self.ttl).owner(&self.service.name);
-        match session.native().await {
-            Ok(session) => Ok(Hold::Session(self.entry(session), true)),
-            Err(Error::Unimplemented(_)) => Ok(Hold::Lease(self.client().lease(self.ttl).await?)),
-            Err(error) => Err(error),
-        }
-    }
-
-    async fn put(&self, hold: &Hold) -> Result<(), Error> {
-        let record = self.record.encode();
-        let session = match hold {
-            Hold::Session(entry, _) => entry.session(),
-            Hold::Lease(lease) => {
-                let prefix = self.service.prefix();
-                let key = Bytes::from([&prefix[..], self.record.id.as_bytes()].concat());
-                return self.client().put(&key[..], record).lease(lease.id()).await.map(drop);
-            }
-        };
-        let request = RegisterRequest {
-            service: self.service.name.clone(),
-            id: self.record.id.clone(),
-            session: session.id(),
-            record: record.into(),
-            ..RegisterRequest::default()
-        };
-        let call = |channel, once| {
-            let request = RegisterRequest { once, ..request.clone() };
-            async move { RegistryServiceClient::new(channel).register(request).await }
-        };
-        Caller::session(session).send(call).await.map(drop)
-    }
-
-    /// Takes the instance out, and ends what was begun for it.
-    async fn end(&mut self) -> Result<(), Error> {
-        let done = match self.hold.take() {
-            Some(Hold::Session(entry, is_own)) => {
-                let session = entry.session().clone();
-                let removed = entry.take_out().await;
-                // With its session the instance goes, too.
-                if is_own { session.close().await } else { removed }
-            }
-            Some(Hold::Lease(lease)) => lease.revoke().await,
-            None => Ok(()),
-        };
-        match done {
-            // What has ended already is as good.
-            Err(Error::NotFound(_)) => Ok(()),
-            done => done,
-        }
-    }
-
-    /// Runs until the guard ends it or is dropped.
-    async fn run(mut self, mut orders: mpsc::Receiver<Order>) {
-        let mut backoff = Backoff::default();
-        loop {
-            let order = match &self.hold {
-                Some(hold) => tokio::select! {
-                    order = orders.recv() => order,
-                    () = hold.lost() => {
-                        tracing::warn!("the registration was lost: registering again");
-                        self.hold = None;
-                        self.state.send_replace(false);
-                        continue;
-                    }
-                },
-                None => tokio::select! {
-                    order = orders.recv() => order,
-                    () = sleep(backoff.next()) => {
-                        match self.enroll().await {
-                            Ok(()) => backoff.reset(),
-                            Err(error) => tracing::debug!(%error, "cannot register yet"),
-                        }
-                        continue;
-                    }
-                },
-            };
-            match order {
-                Some(Order::Change(record, reply)) => {
-                    self.record = *record;
-                    let done = match &self.hold {
-                        Some(hold) => self.put(hold).await,
-                        None => self.enroll().await,
-                    };
-                    // The guard may have been dropped meanwhile.
-                    reply.send(done).ok();
-                }
-                Some(Order::End(reply)) => {
-                    reply.send(self.end().await).ok();
-                    return;
-                }
-                None => {
-                    // Nobody hears of it; if it fails, the TTL does it.
-                    self.end().await.ok();
-                    return;
-                }
-            }
-        }
     }
 }

@@ -141,7 +141,7 @@ impl Heart {
     }
 
     /// Whether a session lives, by the clock.
-    pub(super) fn is_alive(&self, id: i64) -> bool {
+    pub(crate) fn is_alive(&self, id: i64) -> bool {
         let kept = self.kept.lock();
         kept.sessions.get(&id).is_some_and(|tracked| Moment::now() < tracked.lost_at())
     }

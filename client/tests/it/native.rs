@@ -57,6 +57,7 @@ async fn a_release_in_the_background_is_tried_until_it_is_done() {
     drop(lock);
     until_released(&fake.script, 1).await;
     assert!(!session.is_lost());
+    assert_eq!(session.run(async { 7 }).await.unwrap(), 7);
 }
 
 #[tokio::test]
@@ -329,6 +330,8 @@ async fn an_instance_leaves_a_session_that_goes_on_however_long_that_takes() {
     eventually("both are taken out", async || (gone("late") && gone("unknown")).then_some(()))
         .await;
     assert!(!gone("again"));
+    assert_eq!(again.token(), Some(3), "that of the third request");
+    assert_eq!(again.run(async { 7 }).await.unwrap(), 7);
     drop(again);
     eventually("it goes with its guard", async || gone("again").then_some(())).await;
     assert!(!session.is_lost());

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use conclave_client::{
-    Client,
+    Client, Error,
     balance::{BalancedChannel, RoundRobin, SnapshotOptions},
     registry::{Basis, Directory, Listing, State},
 };
@@ -75,7 +75,12 @@ async fn a_lost_registration_is_made_again_with_its_last_change() {
     registration.update(|record| record.version = "2".to_owned()).await.unwrap();
     for _ in 0..3 {
         let lease = client.get("api/h:1").await.unwrap().one().unwrap().lease;
+        assert_eq!(registration.run(async { 7 }).await.unwrap(), 7);
+        let running = registration.run(std::future::pending::<()>());
+        let lost = registration.lost();
         client.lease_revoke(lease).await.unwrap();
+        assert!(matches!(running.await, Err(Error::Lost { .. })));
+        assert!(lost.is_cancelled());
         eventually("it is registered again", async || {
             let instances = service.instances().await.unwrap();
             (instances.len() == 1 && instances[0].version == "2").then_some(())
@@ -84,6 +89,7 @@ async fn a_lost_registration_is_made_again_with_its_last_change() {
     }
     let mut is_registered = registration.is_registered();
     is_registered.wait_for(|is_registered| *is_registered).await.unwrap();
+    assert!(!registration.lost().is_cancelled(), "that of this registration");
     registration.deregister().await.unwrap();
     assert!(service.instances().await.unwrap().is_empty());
 }

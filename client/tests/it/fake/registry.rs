@@ -34,11 +34,15 @@ impl RegistryService for Scripted {
         &self,
         request: Request<RegisterRequest>,
     ) -> Result<Response<RegisterResponse>, Status> {
-        self.0.registered.lock().push(request.into_inner().id);
+        let fence = {
+            let mut registered = self.0.registered.lock();
+            registered.push(request.into_inner().id);
+            i64::try_from(registered.len()).unwrap_or(i64::MAX)
+        };
         if self.0.are_registrations_lost.load(Ordering::Relaxed) {
             return Err(Status::unavailable("etcdserver: leader changed"));
         }
-        Ok(Response::new(RegisterResponse::default()))
+        Ok(Response::new(RegisterResponse { fence, ..RegisterResponse::default() }))
     }
 
     async fn deregister(

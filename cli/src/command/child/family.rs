@@ -1,0 +1,188 @@
+//! The processes of a command: those of its group, and what it and they have started.
+//!
+//! A shell that is asked to end does not hand that on to what it runs, so all of them have to be asked. They are
+//! found in `/proc`; where there is none only the group is known, or the command's own process. What has left both
+//! the group and the tree (a daemon that detached itself) is not found.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs,
+};
+
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+
+/// The processes of one command.
+#[derive(Debug)]
+pub(super) struct Family {
+    first: Pid,
+    /// Whether the first process leads a group of its own.
+    is_group: bool,
+    /// Whether the first process may not have been waited for: its id is no other's.
+    is_first_there: bool,
+    /// Who runs, as of the last look.
+    running: BTreeSet<Member>,
+}
+
+/// One process, told from a later one with the same id by when it started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Member {
+    pid: i32,
+    start: u64,
+}
+
+/// What `/proc` says of a process.
+#[derive(Debug, PartialEq, Eq)]
+struct Process {
+    parent: i32,
+    group: i32,
+    start: u64,
+    has_ended: bool,
+}
+
+impl Family {
+    pub(super) fn new(first: Pid, is_group: bool) -> Self {
+        Self { first, is_group, is_first_there: true, running: BTreeSet::new() }
+    }
+
+    /// To be called as soon as the first process was waited for.
+    pub(super) fn first_ended(&mut self) {
+        self.is_first_there = false;
+    }
+
+    /// Sends a signal to all of them.
+    pub(super) fn signal(&mut self, signal: Signal) {
+        let processes = processes();
+        self.look(&processes);
+        let first = self.first.as_raw_pid();
+        let is_of_group = |member: &Member| {
+            self.is_group && processes.get(&member.pid).is_some_and(|it| it.group == first)
+        };
+        let has_group = self.is_group && self.running.iter().any(is_of_group);
+        // The first process first, or with all others: it may start something when another one ends.
+        let sent = match self.is_group {
+            true if self.is_first_there || has_group => kill_process_group(self.first, signal),
+            false if self.is_first_there => kill_process(self.first, signal),
+            _ => Ok(()),
+        };
+        let others = self.running.iter().filter(|it| it.pid != first && !is_of_group(it));
+        let others = others.filter_map(|it| Pid::from_raw(it.pid));
+        for sent in [sent].into_iter().chain(others.map(|it| kill_process(it, signal))) {
+            if let Err(error) = sent {
+                tracing::debug!(%error, "a process of the command has ended meanwhile");
+            }
+        }
+    }
+
+    /// Whether none of them runs.
+    pub(super) fn is_gone(&mut self) -> bool {
+        self.look(&processes());
+        !self.is_first_there && self.running.is_empty()
+    }
+
+    /// Finds out who runs. Who did and does is still one of them, even without a parent.
+    fn look(&mut self, processes: &BTreeMap<i32, Process>) {
+        let first = self.first.as_raw_pid();
+        let knows = |pid: i32, it: &Process| {
+            (self.is_first_there && pid == first)
+                || (self.is_group && it.group == first)
+                || self.running.contains(&Member { pid, start: it.start })
+        };
+        let known = processes.iter().filter(|(pid, it)| knows(**pid, it));
+        let mut family: BTreeSet<i32> = known.map(|(&pid, _)| pid).collect();
+        loop {
+            let is_child = |(pid, it): &(&i32, &Process)| {
+                family.contains(&it.parent) && !family.contains(*pid)
+            };
+            let children: Vec<i32> =
+                processes.iter().filter(is_child).map(|(&pid, _)| pid).collect();
+            if children.is_empty() {
+                break;
+            }
+            family.extend(children);
+        }
+        let running = processes.iter().filter(|(pid, it)| family.contains(pid) && !it.has_ended);
+        self.running = running.map(|(&pid, it)| Member { pid, start: it.start }).collect();
+    }
+}
+
+/// All processes that this one may see.
+fn processes() -> BTreeMap<i32, Process> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    // Who has ended since is not there any more.
+    pids.filter_map(|pid: i32| {
+        let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+        Some((pid, Process::parse(&String::from_utf8_lossy(&stat))?))
+    })
+    .collect()
+}
+
+impl Process {
+    /// Reads a line of `/proc/PID/stat`, see proc(5).
+    fn parse(stat: &str) -> Option<Self> {
+        // The name, which is in parentheses, may hold anything.
+        let (_, fields) = stat.rsplit_once(')')?;
+        let fields: Vec<&str> = fields.split_ascii_whitespace().collect();
+        Some(Self {
+            has_ended: matches!(*fields.first()?, "Z" | "X"),
+            parent: fields.get(1)?.parse().ok()?,
+            group: fields.get(2)?.parse().ok()?,
+            start: fields.get(19)?.parse().ok()?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn process(parent: i32, group: i32) -> Process {
+        Process { parent, group, start: 5, has_ended: false }
+    }
+
+    fn running(family: &Family) -> Vec<i32> {
+        family.running.iter().map(|member| member.pid).collect()
+    }
+
+    #[test]
+    fn a_line_is_read_whatever_the_name() {
+        let stat = "42 (a) S 1 (b) Z 7 40 40 0 -1 4194560 120 0 0 0 0 0 0 0 20 0 1 0 98765 2 3";
+        let process = Process { parent: 7, group: 40, start: 98765, has_ended: true };
+        assert_eq!(Process::parse(stat), Some(process));
+        assert_eq!(Process::parse("42 (sh"), None);
+        assert_eq!(Process::parse("42 (sh) S 1"), None);
+    }
+
+    #[test]
+    fn who_has_no_parent_any_more_is_of_the_family() {
+        let first = Pid::from_raw(10).expect("an id");
+        let mut tree = Family::new(first, false);
+        let mut group = Family::new(first, true);
+        let mut processes = BTreeMap::from([
+            (1, process(0, 1)),
+            (10, process(1, 10)),
+            (12, process(10, 10)),
+            (11, process(12, 11)),
+            (13, process(1, 10)),
+        ]);
+        tree.look(&processes);
+        group.look(&processes);
+        assert_eq!(running(&tree), [10, 11, 12]);
+        assert_eq!(running(&group), [10, 11, 12, 13]);
+        processes.remove(&10);
+        processes.insert(12, process(1, 10));
+        processes.get_mut(&11).expect("it is there").has_ended = true;
+        for family in [&mut tree, &mut group] {
+            family.first_ended();
+            family.look(&processes);
+        }
+        assert_eq!(running(&tree), [12]);
+        assert_eq!(running(&group), [12, 13]);
+        processes.remove(&13);
+        processes.insert(12, Process { start: 6, ..process(1, 12) });
+        for family in [&mut tree, &mut group] {
+            family.look(&processes);
+            assert_eq!(running(family), [0; 0], "another process has that id");
+        }
+    }
+}

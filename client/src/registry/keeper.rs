@@ -1,0 +1,215 @@
+//! The task that keeps an instance registered.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use conclave_proto::v1::{RegisterRequest, registry_service_client::RegistryServiceClient};
+use tokio::{
+    sync::{mpsc, oneshot, watch},
+    time::sleep,
+};
+
+use super::{Record, Service, entry::Entry};
+use crate::{
+    backoff::Backoff,
+    client::Client,
+    error::{Error, Outcome},
+    lease::Lease,
+    once::Caller,
+    pulse::Pulse,
+    session::Session,
+};
+
+/// What a guard asks of the task behind it.
+pub(super) enum Order {
+    Change(Box<Record>, oneshot::Sender<Result<(), Error>>),
+    End(oneshot::Sender<Result<(), Error>>),
+}
+
+/// How an instance was registered last.
+#[derive(Debug, Clone)]
+pub(super) struct Standing {
+    pub(super) token: Option<i64>,
+    pub(super) pulse: Pulse,
+}
+
+/// What an instance lives and dies with.
+pub(super) enum Hold {
+    /// A session, in a native registry; whether it was begun for the instance.
+    Session(Entry, bool),
+    /// A lease, in a server that speaks etcd's API only.
+    Lease(Lease),
+}
+
+impl Hold {
+    async fn lost(&self) {
+        match self {
+            Self::Session(entry, _) => entry.session().lost().cancelled().await,
+            Self::Lease(lease) => lease.lost().await,
+        }
+    }
+
+    fn pulse(&self) -> &Pulse {
+        match self {
+            Self::Session(entry, _) => entry.session().pulse(),
+            Self::Lease(lease) => lease.pulse(),
+        }
+    }
+}
+
+/// The task that keeps an instance registered.
+pub(super) struct Keeper {
+    pub(super) service: Service,
+    pub(super) ttl: Duration,
+    pub(super) record: Record,
+    /// To begin with.
+    pub(super) given: Option<Session>,
+    pub(super) hold: Option<Hold>,
+    pub(super) state: watch::Sender<bool>,
+    pub(super) standing: watch::Sender<Option<Standing>>,
+}
+
+impl Keeper {
+    fn client(&self) -> &Client {
+        &self.service.client
+    }
+
+    /// Registers the instance with what it is to live and die with.
+    pub(super) async fn enroll(&mut self) -> Result<(), Error> {
+        let hold = match self.given.take().filter(|session| !session.is_lost()) {
+            Some(session) => Hold::Session(self.entry(session), false),
+            None => self.begin().await?,
+        };
+        let hold = match self.put(&hold).await {
+            // It has sessions, but no registry.
+            Err(Error::Unimplemented(_)) => {
+                let lease = Hold::Lease(self.client().lease(self.ttl).await?);
+                self.put(&lease).await?;
+                lease
+            }
+            Ok(()) => hold,
+            Err(error) => {
+                if let (Hold::Session(entry, _), Outcome::NotApplied) = (hold, error.outcome()) {
+                    entry.forget();
+                }
+                return Err(error);
+            }
+        };
+        self.hold = Some(hold);
+        self.state.send_replace(true);
+        Ok(())
+    }
+
+    fn entry(&self, session: Session) -> Entry {
+        Entry::new(session, &self.service.name, &self.record.id)
+    }
+
+    async fn begin(&self) -> Result<Hold, Error> {
+        let session = self.client().session().ttl(self.ttl).owner(&self.service.name);
+        match session.native().await {
+            Ok(session) => Ok(Hold::Session(self.entry(session), true)),
+            Err(Error::Unimplemented(_)) => Ok(Hold::Lease(self.client().lease(self.ttl).await?)),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn stand(&self, hold: &Hold, token: Option<i64>) {
+        let pulse = hold.pulse().clone();
+        self.standing.send_replace(Some(Standing { token, pulse }));
+    }
+
+    async fn put(&self, hold: &Hold) -> Result<(), Error> {
+        let record = self.record.encode();
+        let session = match hold {
+            Hold::Session(entry, _) => entry.session(),
+            Hold::Lease(lease) => {
+                let prefix = self.service.prefix();
+                let key = Bytes::from([&prefix[..], self.record.id.as_bytes()].concat());
+                self.client().put(&key[..], record).lease(lease.id()).await?;
+                self.stand(hold, None);
+                return Ok(());
+            }
+        };
+        let request = RegisterRequest {
+            service: self.service.name.clone(),
+            id: self.record.id.clone(),
+            session: session.id(),
+            record: record.into(),
+            ..RegisterRequest::default()
+        };
+        let call = |channel, once| {
+            let request = RegisterRequest { once, ..request.clone() };
+            async move { RegistryServiceClient::new(channel).register(request).await }
+        };
+        let registered = Caller::session(session).send(call).await?;
+        self.stand(hold, Some(registered.fence));
+        Ok(())
+    }
+
+    /// Takes the instance out, and ends what was begun for it.
+    async fn end(&mut self) -> Result<(), Error> {
+        let done = match self.hold.take() {
+            Some(Hold::Session(entry, is_own)) => {
+                let session = entry.session().clone();
+                let removed = entry.take_out().await;
+                // With its session the instance goes, too.
+                if is_own { session.close().await } else { removed }
+            }
+            Some(Hold::Lease(lease)) => lease.revoke().await,
+            None => Ok(()),
+        };
+        match done {
+            // What has ended already is as good.
+            Err(Error::NotFound(_)) => Ok(()),
+            done => done,
+        }
+    }
+
+    /// Runs until the guard ends it or is dropped.
+    pub(super) async fn run(mut self, mut orders: mpsc::Receiver<Order>) {
+        let mut backoff = Backoff::default();
+        loop {
+            let order = match &self.hold {
+                Some(hold) => tokio::select! {
+                    order = orders.recv() => order,
+                    () = hold.lost() => {
+                        tracing::warn!("the registration was lost: registering again");
+                        self.hold = None;
+                        self.state.send_replace(false);
+                        continue;
+                    }
+                },
+                None => tokio::select! {
+                    order = orders.recv() => order,
+                    () = sleep(backoff.next()) => {
+                        match self.enroll().await {
+                            Ok(()) => backoff.reset(),
+                            Err(error) => tracing::debug!(%error, "cannot register yet"),
+                        }
+                        continue;
+                    }
+                },
+            };
+            match order {
+                Some(Order::Change(record, reply)) => {
+                    self.record = *record;
+                    let done = match &self.hold {
+                        Some(hold) => self.put(hold).await,
+                        None => self.enroll().await,
+                    };
+                    // The guard may have been dropped meanwhile.
+                    reply.send(done).ok();
+                }
+                Some(Order::End(reply)) => {
+                    reply.send(self.end().await).ok();
+                    return;
+                }
+                None => {
+                    // Nobody hears of it; if it fails, the TTL does it.
+                    self.end().await.ok();
+                    return;
+                }
+            }
+        }
+    }
+}
