@@ -97,7 +97,7 @@ async fn a_certificate_is_no_user_where_browsers_can_call() {
     let login = auth.authenticate(etcd::AuthenticateRequest { name, password }).await.unwrap();
     let token = format!("\r\nauthorization: {}", login.into_inner().token);
 
-    let socket = "GET /v3/kv/put HTTP/1.1\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+    let socket = "GET /v3/kv/put HTTP/1.1\r\nconnection: upgrade, close\r\nupgrade: websocket\r\n\
                   sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==";
     // As a browser sends it for the page of anybody: without asking, and with no type of its own.
     let simple = "\r\ncontent-type: text/plain\r\norigin: https://elsewhere.example";
