@@ -27,7 +27,7 @@ mod observe;
 
 use std::{
     future::{Future, IntoFuture},
-    pin::Pin,
+    pin::{Pin, pin},
     time::Duration,
 };
 
@@ -253,7 +253,7 @@ impl Leadership {
                 Loss::Session => Error::session_lost(),
             })
         };
-        run_while(&self.lost(), loss, work).await
+        run_while(&self.lost(), loss, pin!(work)).await
     }
 
     /// Waits until leadership may soon be lost, because its session is in jeopardy: time to end what needs it.

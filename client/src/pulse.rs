@@ -7,7 +7,7 @@
 use std::{
     fmt,
     future::{Future, poll_fn},
-    pin::pin,
+    pin::{Pin, pin},
     sync::Arc,
     task::Poll,
 };
@@ -55,8 +55,8 @@ impl Pulse {
             }
     }
 
-    /// Runs `work` until it ends or this is lost; then `work` is dropped.
-    pub(crate) async fn run<T>(&self, work: impl Future<Output = T>) -> Result<T, Error> {
+    /// Runs `work` until it ends or this is lost; pinned, so that it is not kept twice.
+    pub(crate) async fn run<T>(&self, work: Pin<&mut impl Future<Output = T>>) -> Result<T, Error> {
         run_while(&self.lost, || self.is_lost().then(Error::session_lost), work).await
     }
 }
@@ -67,14 +67,13 @@ impl fmt::Debug for Pulse {
     }
 }
 
-/// Runs `work` until it ends, or there is a `loss`, of which `lost` tells if nothing else does; then `work` is
-/// dropped. No step of it begins after a loss.
+/// Runs `work` until it ends, or there is a `loss`, of which `lost` tells if nothing else does. No step of it begins after a loss.
 pub(crate) async fn run_while<T>(
     lost: &CancellationToken,
     loss: impl Fn() -> Option<Error>,
-    work: impl Future<Output = T>,
+    mut work: Pin<&mut impl Future<Output = T>>,
 ) -> Result<T, Error> {
-    let (mut work, mut cancelled) = (pin!(work), pin!(lost.cancelled()));
+    let mut cancelled = pin!(lost.cancelled());
     poll_fn(|context| {
         let is_cancelled = cancelled.as_mut().poll(context).is_ready();
         match loss().or_else(|| is_cancelled.then(Error::session_lost)) {
@@ -107,6 +106,7 @@ mod tests {
             steps.set(steps.get() + 1);
             Poll::<()>::Pending
         });
+        let work = pin!(work);
         let mut running = pin!(pulse.run(work));
         assert!(poll!(&mut running).is_pending());
         assert!(poll!(&mut running).is_pending());
@@ -120,18 +120,18 @@ mod tests {
     #[tokio::test]
     async fn work_ends_with_its_result_or_with_the_loss_that_is_told() {
         let pulse = lease();
-        assert_eq!(pulse.run(async { 7 }).await.unwrap(), 7);
+        assert_eq!(pulse.run(pin!(async { 7 })).await.unwrap(), 7);
         let lost = pulse.lost().clone();
         let loss = || lost.is_cancelled().then_some(Error::Lost { reason: "a test" });
         let work = async {
             lost.cancel();
             std::future::pending::<()>().await;
         };
-        let error = run_while(&lost, loss, work).await.unwrap_err();
+        let error = run_while(&lost, loss, pin!(work)).await.unwrap_err();
         assert!(matches!(error, Error::Lost { reason: "a test" }), "{error}");
-        let unknown = run_while(&lost, || None, async {}).await.unwrap_err();
+        let unknown = run_while(&lost, || None, pin!(async {})).await.unwrap_err();
         assert!(matches!(unknown, Error::Lost { .. }), "{unknown}");
-        let error = pulse.run(async { unreachable!("it is lost") }).await.unwrap_err();
+        let error = pulse.run(pin!(async { unreachable!("it is lost") })).await.unwrap_err();
         assert!(matches!(error, Error::Lost { .. }), "{error}");
     }
 }

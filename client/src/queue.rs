@@ -21,7 +21,7 @@
 
 use std::{
     future::{Future, IntoFuture},
-    pin::Pin,
+    pin::{Pin, pin},
     time::Duration,
 };
 
@@ -278,7 +278,7 @@ impl Turn {
     /// # Errors
     /// [`Error::Lost`]: what `work` had begun may be half done.
     pub async fn run<T>(&self, work: impl Future<Output = T>) -> Result<T, Error> {
-        self.lease.pulse().run(work).await
+        self.lease.pulse().run(pin!(work)).await
     }
 
     /// Asks the cluster whether the name is held at this moment.

@@ -32,7 +32,7 @@ mod heart;
 use std::{
     fmt,
     future::{Future, IntoFuture},
-    pin::Pin,
+    pin::{Pin, pin},
     sync::Arc,
     time::Duration,
 };
@@ -296,7 +296,7 @@ impl Session {
     /// # Errors
     /// [`Error::Lost`]: what `work` had begun may be half done.
     pub async fn run<T>(&self, work: impl Future<Output = T>) -> Result<T, Error> {
-        self.inner.pulse.run(work).await
+        self.inner.pulse.run(pin!(work)).await
     }
 
     /// Ends the session and everything it holds. Clones and guards find it lost.

@@ -101,7 +101,7 @@ impl Child {
                     running.family.signal(Signal::TERM);
                     // It may have the rest of its time, unless somebody wants it to end anyhow.
                     tokio::select! {
-                        status = running.gone() => return Some(status),
+                        status = running.gone() => Some(status),
                         signal = stop() => running.stop(signal).await,
                     }
                 }
@@ -130,6 +130,8 @@ impl Child {
         let is_at_terminal = has_terminal();
         if !is_at_terminal {
             self.command.process_group(0);
+        } else if let Err(error) = family::adopt_orphans() {
+            tracing::debug!(%error, "what the command starts is known only while its parent runs");
         }
         let child = self.command.spawn().map_err(|error| refused(&self.program, &error))?;
         let pid = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));

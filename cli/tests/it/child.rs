@@ -56,10 +56,18 @@ fn a_command_is_asked_to_end_before_its_lock_is_lost() {
     signal(server.pid(), "CONT");
 }
 
+/// Whether tests can have a terminal.
+fn has_terminals() -> bool {
+    let has = Command::new("script").arg("--version").output().is_ok();
+    if !has {
+        writeln!(io::stderr(), "SKIPPED: no script(1)").expect("stderr is open");
+    }
+    has
+}
+
 #[test]
 fn keys_reach_a_command_at_a_terminal_and_ctrl_c_is_for_it_first() {
-    if Command::new("script").arg("--version").output().is_err() {
-        writeln!(io::stderr(), "SKIPPED: no script(1)").expect("stderr is open");
+    if !has_terminals() {
         return;
     }
     let (_dir, etcd) = named("etcd");
@@ -75,5 +83,25 @@ fn keys_reach_a_command_at_a_terminal_and_ctrl_c_is_for_it_first() {
     running.type_in(b"\x03");
     while !running.line().trim_end().ends_with("interrupted") {}
     assert_eq!(running.end().0, Some(9));
+    until_count(&server, "l/", 0);
+}
+
+#[test]
+fn who_ignores_ctrl_c_has_ended_when_the_lock_is_given_back() {
+    if !has_terminals() {
+        return;
+    }
+    let (_dir, etcd) = named("etcd");
+    let server = Server::single(etcd);
+    let endpoint = server.endpoint();
+    // The shell obeys at once; what it put into the background does not hear of it.
+    let script = r#"trap "exit 3" INT; sh -c 'echo $$; sleep 600; :' & wait"#;
+    let arguments = ["--endpoints", &endpoint, "lock", "l", "--ttl=600", "--", "sh", "-c", script];
+    let mut running = Running::at_terminal(&arguments);
+    let step = running.line().trim_end().to_owned();
+    assert!(!has_ended(&step));
+    running.type_in(b"\x03");
+    running.end();
+    assert!(has_ended(&step));
     until_count(&server, "l/", 0);
 }

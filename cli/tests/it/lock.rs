@@ -39,7 +39,8 @@ impl Running {
 
     /// At a terminal of its own, into which is typed what goes to its standard input.
     pub(super) fn at_terminal(arguments: &[&str]) -> Self {
-        let words: Vec<String> = arguments.iter().map(|word| format!("'{word}'")).collect();
+        let words: Vec<String> =
+            arguments.iter().map(|word| format!("'{}'", word.replace('\'', r"'\''"))).collect();
         let mut command = Command::new("script");
         let line = ["exec", CONCLAVE, &words.join(" ")].join(" ");
         command.args(["-q", "-e", "-c", &line, "/dev/null"]).env("SHELL", "/bin/sh");

@@ -1,5 +1,7 @@
 //! A lock that is held.
 
+use std::pin::pin;
+
 use bytes::Bytes;
 use conclave_proto::{
     etcdserverpb::TxnResponse,
@@ -143,10 +145,11 @@ impl LockGuard {
     /// # Errors
     /// [`Error::Lost`]: what `work` had begun may be half done.
     pub async fn run<T>(&self, work: impl Future<Output = T>) -> Result<T, Error> {
-        match &self.held {
-            Held::Place(place) => place.session.run(work).await,
-            Held::Turn(turn) => turn.run(work).await,
-        }
+        let pulse = match &self.held {
+            Held::Place(place) => place.session.pulse(),
+            Held::Turn(turn) => turn.lease().pulse(),
+        };
+        pulse.run(pin!(work)).await
     }
 
     /// Asks the cluster whether the lock is held at this moment.

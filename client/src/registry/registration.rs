@@ -2,7 +2,7 @@
 
 use std::{
     future::{Future, IntoFuture},
-    pin::Pin,
+    pin::{Pin, pin},
     time::Duration,
 };
 
@@ -197,7 +197,7 @@ impl Registration {
     /// [`Error::Lost`]: what `work` had begun may be half done.
     pub async fn run<T>(&self, work: impl Future<Output = T>) -> Result<T, Error> {
         let pulse = self.standing().pulse;
-        pulse.run(work).await
+        pulse.run(pin!(work)).await
     }
 
     fn standing(&self) -> Standing {

@@ -9,7 +9,15 @@ use std::{
     fs,
 };
 
-use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use rustix::process::{Pid, Signal, getpid, kill_process, kill_process_group};
+
+/// Makes those whose parent has ended children of this process, where they are found without a group of their
+/// own. Who has ended stays in the table of processes until this one ends.
+pub(super) fn adopt_orphans() -> std::io::Result<()> {
+    #[cfg(target_os = "linux")]
+    rustix::process::set_child_subreaper(Some(getpid()))?;
+    Ok(())
+}
 
 /// The processes of one command.
 #[derive(Debug)]
@@ -82,8 +90,11 @@ impl Family {
     /// Finds out who runs. Who did and does is still one of them, even without a parent.
     fn look(&mut self, processes: &BTreeMap<i32, Process>) {
         let first = self.first.as_raw_pid();
+        let this = getpid().as_raw_pid();
         let knows = |pid: i32, it: &Process| {
+            // Nobody else is a child of this process: see `adopt_orphans`.
             (self.is_first_there && pid == first)
+                || it.parent == this
                 || (self.is_group && it.group == first)
                 || self.running.contains(&Member { pid, start: it.start })
         };
@@ -155,31 +166,32 @@ mod tests {
 
     #[test]
     fn who_has_no_parent_any_more_is_of_the_family() {
-        let first = Pid::from_raw(10).expect("an id");
+        // No process has such an id, not even this one.
+        let first = Pid::from_raw(5_000_010).expect("an id");
         let mut tree = Family::new(first, false);
         let mut group = Family::new(first, true);
         let mut processes = BTreeMap::from([
-            (1, process(0, 1)),
-            (10, process(1, 10)),
-            (12, process(10, 10)),
-            (11, process(12, 11)),
-            (13, process(1, 10)),
+            (5_000_001, process(0, 5_000_001)),
+            (5_000_010, process(5_000_001, 5_000_010)),
+            (5_000_012, process(5_000_010, 5_000_010)),
+            (5_000_011, process(5_000_012, 5_000_011)),
+            (5_000_013, process(5_000_001, 5_000_010)),
         ]);
         tree.look(&processes);
         group.look(&processes);
-        assert_eq!(running(&tree), [10, 11, 12]);
-        assert_eq!(running(&group), [10, 11, 12, 13]);
-        processes.remove(&10);
-        processes.insert(12, process(1, 10));
-        processes.get_mut(&11).expect("it is there").has_ended = true;
+        assert_eq!(running(&tree), [5_000_010, 5_000_011, 5_000_012]);
+        assert_eq!(running(&group), [5_000_010, 5_000_011, 5_000_012, 5_000_013]);
+        processes.remove(&5_000_010);
+        processes.insert(5_000_012, process(5_000_001, 5_000_010));
+        processes.get_mut(&5_000_011).expect("it is there").has_ended = true;
         for family in [&mut tree, &mut group] {
             family.first_ended();
             family.look(&processes);
         }
-        assert_eq!(running(&tree), [12]);
-        assert_eq!(running(&group), [12, 13]);
-        processes.remove(&13);
-        processes.insert(12, Process { start: 6, ..process(1, 12) });
+        assert_eq!(running(&tree), [5_000_012]);
+        assert_eq!(running(&group), [5_000_012, 5_000_013]);
+        processes.remove(&5_000_013);
+        processes.insert(5_000_012, Process { start: 6, ..process(5_000_001, 5_000_012) });
         for family in [&mut tree, &mut group] {
             family.look(&processes);
             assert_eq!(running(family), [0; 0], "another process has that id");
