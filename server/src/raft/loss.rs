@@ -8,11 +8,12 @@
 //! went back for a bug of its own.
 
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use conclave_raft_store::log::LogStore;
 use conclave_raft_store::types::{LogId, Vote};
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tonic::Status;
 
 /// The last entry that a member acknowledged, and the vote of the leader to which it did.
@@ -36,6 +37,9 @@ impl Acknowledged {
         self.last.lock().is_some_and(|(of, last)| of == vote && last >= id)
     }
 }
+
+/// Time for the answer that tells of a loss to leave this member before it stops.
+const ANSWER_GRACE: Duration = Duration::from_millis(200);
 
 /// Ends this member once its log is known to lack records.
 pub(crate) struct Loss {
@@ -70,21 +74,30 @@ impl Loss {
         }
         let (log, failed) = (self.log.clone(), self.failed.clone());
         // Runs to its end even if the call that found out is given up meanwhile.
-        let condemned = tokio::task::spawn_blocking(move || {
-            let text = match log.condemn(&reason) {
-                Ok(refusal) => refusal.to_string(),
-                Err(error) => format!("{reason}; this cannot be noted: {error}"),
-            };
+        let condemned = tokio::task::spawn_blocking(move || match log.condemn(&reason) {
+            Ok(refusal) => refusal.to_string(),
+            Err(error) => format!("{reason}; this cannot be noted: {error}"),
+        });
+        let (noted, is_noted) = oneshot::channel();
+        tokio::spawn(async move {
+            // Fails only if the runtime ends, and this member with it.
+            let Ok(text) = condemned.await else { return };
+            drop(noted);
+            // So that the leader gets to know of it, and can say it too.
+            tokio::time::sleep(ANSWER_GRACE).await;
             failed.send_replace(Some(text));
         });
-        // Fails only if the runtime ends, and this member with it.
-        condemned.await.ok();
+        is_noted.await.unwrap_or(());
+    }
+
+    /// Whether the log is condemned: this member takes part in nothing more until it stops.
+    pub(crate) fn is_noted(&self) -> bool {
+        self.is_noted.load(Ordering::Relaxed)
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
 
     use conclave_raft_store::log::LogOptions;
     use conclave_raft_store::types::CommittedLeaderId;

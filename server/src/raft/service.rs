@@ -102,6 +102,9 @@ impl PeerService {
     /// learnt of this member in a life that its directory has forgotten.
     async fn check_elector(&self, sender: Option<&internal::Sender>) -> Result<&Serving, Status> {
         let serving = self.check(sender)?;
+        if serving.loss.is_noted() {
+            return Err(Status::failed_precondition("this member stops: its log is condemned"));
+        }
         if !serving.standing.is_alone() {
             return Ok(serving);
         }
