@@ -25,12 +25,12 @@ impl Needed {
         self.own.store(first.unwrap_or(0), Ordering::Relaxed);
     }
 
-    /// What goes along with a heartbeat: 0 if unknown.
+    /// What goes along with heartbeats and appends: 0 if unknown.
     pub(crate) fn own(&self) -> u64 {
         self.own.load(Ordering::Relaxed)
     }
 
-    /// Takes what came with the heartbeat of a leader.
+    /// Takes what came with a call of a leader.
     pub(crate) fn hear(&self, first: u64) {
         if first > 0 {
             *self.told.lock() = Some((first, Instant::now()));

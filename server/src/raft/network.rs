@@ -147,7 +147,8 @@ impl Network {
     ) -> Result<Acknowledgements, RPCError<TypeConfig>> {
         let (window, sent) = mpsc::channel(APPEND_WINDOW);
         let input = stream::iter([first]).chain(rest);
-        let requests = requests(input, window, self.sender(), self.link.clone());
+        let parts = (self.link.clone(), self.needed.clone());
+        let requests = requests(input, window, self.sender(), parts);
         let mut client = self.link.client().map_err(|status| refused(&status))?;
         let opened = client.stream_append(requests);
         let opened = self.call(RPCTypes::AppendEntries, self.stall_timeout, opened).await;
@@ -199,14 +200,17 @@ fn requests(
     input: impl Stream<Item = AppendEntriesRequest> + Send + Unpin + 'static,
     window: mpsc::Sender<Sent>,
     sender: internal::Sender,
-    link: Arc<Link>,
+    parts: (Arc<Link>, Arc<Needed>),
 ) -> impl Stream<Item = internal::AppendRequest> + Send + 'static {
-    stream::unfold((input, window, link), move |(mut input, window, link)| async move {
+    stream::unfold((input, window, parts), move |(mut input, window, parts)| async move {
+        let (link, needed) = &parts;
         let slot = window.reserve().await.ok()?;
         let request = input.next().await?;
         let sent = Sent::of(&request);
         let acknowledged = |vote, id| link.acknowledged.covers(vote, id);
         let mut message = wire::append_message(sender, &request, acknowledged);
+        // Under load there are no heartbeats beside these.
+        message.needed_from = needed.own();
         // It tells only how far the log is committed, to a member that has all of it.
         message.quiet = message.entries.is_empty() && message.prev_is_acknowledged;
         if message.quiet {
@@ -214,7 +218,7 @@ fn requests(
         } else {
             slot.send(sent);
         }
-        Some((message, (input, window, link)))
+        Some((message, (input, window, parts)))
     })
 }
 

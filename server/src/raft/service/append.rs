@@ -93,7 +93,8 @@ impl PeerService {
         streamed: &Mutex<Streamed>,
     ) -> Result<Option<wire::AppendEntriesRequest>, Status> {
         let Some(message) = requests.message().await? else { return Ok(None) };
-        self.check_elector(message.sender.as_ref()).await?;
+        let needed = &self.check_elector(message.sender.as_ref()).await?.route.needed;
+        needed.hear(message.needed_from);
         let mut streamed = streamed.lock();
         if let (Some(id), Some(sender)) = (wire::acknowledged(&message), message.sender) {
             streamed.acknowledged = Some((sender.from, id));
