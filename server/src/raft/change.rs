@@ -28,6 +28,7 @@ use conclave_state_machine::members;
 use conclave_state_machine::members::rules::{MemberChange, MemberRefusal, Roster, Seat};
 use conclave_state_machine::response::Halt;
 use openraft::async_runtime::{Instant as _, WatchReceiver};
+use openraft::error::Fatal;
 use openraft::{RaftMetrics, ServerState};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
@@ -210,6 +211,9 @@ impl Changer {
     async fn decide(&self, change: &MemberChange) -> Attempt {
         let _one_at_a_time = self.busy.lock().await;
         let patient_until = Instant::now() + self.election_timeout * REACHABLE_WITHIN;
+        if self.catch_up().await.is_err() {
+            return Attempt::Stopped;
+        }
         loop {
             let view = match self.view() {
                 Ok(Some(view)) => view,
@@ -233,6 +237,15 @@ impl Changer {
                 attempt => return attempt,
             }
         }
+    }
+
+    /// Waits until this leader has applied what any member may have: a follower may have shown its client
+    /// first that a member has started.
+    async fn catch_up(&self) -> Result<(), Fatal<TypeConfig>> {
+        let committed = self.route.raft.with_raft_state(|state| state.cluster_committed().copied());
+        let committed = committed.await?.map_or(0, |id| id.index);
+        self.reader.wait_applied(committed).await;
+        Ok(())
     }
 
     /// Gives leadership away, so that the next leader can remove this member.

@@ -20,7 +20,7 @@ use tonic::Code;
 use tonic::transport::Endpoint;
 
 use self::group::Load;
-use crate::cluster::{eventually, get, must_put, put, start_again, within};
+use crate::cluster::{HASTY, eventually, get, must_put, put, start_again, within};
 
 pub(crate) use group::Group;
 
@@ -141,6 +141,19 @@ async fn a_removed_member_disturbs_nobody_and_never_starts_again() {
     for status in [vote.map(drop).unwrap_err(), read.map(drop).unwrap_err()] {
         assert_eq!(status.code(), Code::FailedPrecondition);
         assert!(status.message().contains("permanently removed"), "{status}");
+    }
+}
+
+/// Who has started counts at once, though the leader is the last to apply that it has.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_is_ready_counts_as_started() {
+    for _ in 0..8 {
+        let mut group = Group::start(1, 3, &[HASTY]).await;
+        group.join(1, 0, false).await;
+        group.join(2, 0, false).await;
+        for node in std::mem::take(&mut group.nodes).into_values() {
+            within("a member stops", node.shutdown()).await;
+        }
     }
 }
 
