@@ -34,7 +34,10 @@ pub(crate) use deadlines::Leases;
 /// Pause before the leader is asked again.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
 /// Pause between two looks at whether a lease has been ended that is about to be.
-const ENDING_PAUSE: Duration = Duration::from_millis(5);
+const ENDING_PAUSE: Duration = Duration::from_millis(10);
+/// In place of a TTL: the lease is being ended, but its end may not be in the log yet, and under another
+/// leader it may live on. Whoever wants to know asks again.
+const ENDING: i64 = -1;
 
 /// Why a question about leases has no answer. Asking again is safe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -105,7 +108,7 @@ impl Lessor {
     }
 
     /// Keeps leases alive, all in one call: the full TTL of each in seconds, 0 for those that are
-    /// unknown or have expired.
+    /// unknown or have expired. One that is being ended is waited for: no other caller is kept waiting by it.
     ///
     /// # Errors
     /// [`LessorError`].
@@ -114,19 +117,37 @@ impl Lessor {
             return Ok(Vec::new());
         }
         self.until_answered(async {
+            let mut ttls = self.renew_anywhere(ids).await?;
             loop {
-                let ttls = match self.inner.route.leader() {
-                    Leader::Me => self.renew_here(ids, 0).await,
-                    Leader::Other(..) => self.renew_there(ids).await?,
-                    Leader::Nobody => None,
-                };
-                if let Some(ttls) = ttls {
+                let is_ending = |at: &usize| ttls[*at] == ENDING;
+                let ending: Vec<usize> = (0..ids.len()).filter(is_ending).collect();
+                if ending.is_empty() {
                     return Ok(ttls);
                 }
-                self.inner.route.wait_for_change(RETRY_PAUSE).await;
+                tokio::time::sleep(ENDING_PAUSE).await;
+                let again: Vec<i64> = ending.iter().map(|at| ids[*at]).collect();
+                for (at, ttl) in ending.into_iter().zip(self.renew_anywhere(&again).await?) {
+                    ttls[at] = ttl;
+                }
             }
         })
         .await
+    }
+
+    /// Asks whoever leads until there is an answer: the TTL of each in seconds, [`ENDING`] for those that are
+    /// being ended.
+    async fn renew_anywhere(&self, ids: &[i64]) -> Result<Vec<i64>, LessorError> {
+        loop {
+            let ttls = match self.inner.route.leader() {
+                Leader::Me => self.renew_here(ids, 0).await,
+                Leader::Other(..) => self.renew_there(ids).await?,
+                Leader::Nobody => None,
+            };
+            if let Some(ttls) = ttls {
+                return Ok(ttls);
+            }
+            self.inner.route.wait_for_change(RETRY_PAUSE).await;
+        }
     }
 
     /// Milliseconds that each lease has left, -1 for unknown ones.
@@ -190,8 +211,8 @@ impl Lessor {
         }
     }
 
-    /// Renews leases if this member leads: the TTL of each in seconds, 0 for unknown or expired.
-    /// `None` if it does not lead. Waits until `applied_index` is applied, so that a lease which the
+    /// Renews leases if this member leads: the TTL of each in seconds, 0 for unknown ones, [`ENDING`] for those
+    /// that are being ended. `None` if it does not lead. Waits until `applied_index` is applied, so that a lease which the
     /// asking member has seen is not unknown here.
     pub(crate) async fn renew_here(&self, ids: &[i64], applied_index: u64) -> Option<Vec<i64>> {
         self.until_active(applied_index).await?;
@@ -202,36 +223,16 @@ impl Lessor {
             self.inner.reader.wait_applied(committed).await;
             renewals = self.renew_now(ids);
         }
-        if renewals.contains(&Renewal::Ending) {
-            renewals = self.renew_when_ended(ids).await?;
-        }
         // The answer is an acknowledgement: another leader may not have ended the lease meanwhile.
         self.confirm_leadership().await?;
         let ttl = |renewal| match renewal {
             Renewal::Renewed { ttl } => i64::try_from(Duration::as_secs(&ttl)).unwrap_or(i64::MAX),
-            Renewal::Ending | Renewal::Unknown => 0,
+            Renewal::Ending => ENDING,
+            Renewal::Unknown => 0,
         };
         let ttls: Vec<i64> = renewals.into_iter().map(ttl).collect();
         self.inner.leases.renewed.inc_by(ttls.iter().filter(|ttl| **ttl > 0).count() as u64);
         Some(ttls)
-    }
-
-    /// Renews once none of the leases is being ended any more: one whose end is not in the log yet may live on
-    /// under another leader. `None` if that takes long, or this member does not lead any more.
-    async fn renew_when_ended(&self, ids: &[i64]) -> Option<Vec<Renewal>> {
-        let ended = async {
-            loop {
-                tokio::time::sleep(ENDING_PAUSE).await;
-                if !matches!(self.inner.route.leader(), Leader::Me) {
-                    return None;
-                }
-                let renewals = self.renew_now(ids);
-                if !renewals.contains(&Renewal::Ending) {
-                    return Some(renewals);
-                }
-            }
-        };
-        tokio::time::timeout(self.inner.election_timeout, ended).await.ok()?
     }
 
     fn renew_now(&self, ids: &[i64]) -> Vec<Renewal> {

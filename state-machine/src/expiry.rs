@@ -145,6 +145,19 @@ impl ExpiryQueue {
         expired
     }
 
+    /// Hands those of `ids` that are being ended out again from `at` on, if they would be later: the command that
+    /// was to end them has failed.
+    pub fn hurry(&mut self, ids: &[i64], at: Duration) {
+        for id in ids {
+            let Some(tracked) = self.leases.get_mut(id) else { continue };
+            if tracked.is_ending && tracked.deadline > at {
+                self.places.remove(&(tracked.place, *id));
+                (tracked.deadline, tracked.place) = (at, at);
+                self.places.insert((at, *id));
+            }
+        }
+    }
+
     /// Returns before when [`ExpiryQueue::take_expired`] hands out nothing; it need not then.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Duration> {
@@ -231,6 +244,19 @@ mod tests {
     }
 
     #[test]
+    fn a_lease_whose_end_failed_is_handed_out_again_soon() {
+        let mut queue = ExpiryQueue::new();
+        queue.grant((7, 0), secs(1), secs(0));
+        queue.grant((8, 0), secs(3), secs(0));
+        assert_eq!(expired(&mut queue, secs(1), 10), vec![7]);
+        queue.hurry(&[7, 8, 9], secs(2));
+        assert_eq!(queue.renew(7, secs(1)), Renewal::Ending);
+        assert_eq!(expired(&mut queue, secs(2), 10), vec![7]);
+        queue.hurry(&[7], secs(100));
+        assert_eq!(expired(&mut queue, secs(7), 10), vec![8, 7], "no later than it would be");
+    }
+
+    #[test]
     fn what_expires_is_the_last_lease_of_its_id() {
         let mut queue = ExpiryQueue::new();
         queue.grant((7, 3), secs(1), secs(0));
@@ -297,6 +323,7 @@ mod tests {
         Remove(i64),
         Take(usize),
         Restart(u64),
+        Hurry(i64, u64),
         Pass(u64),
     }
 
@@ -307,6 +334,7 @@ mod tests {
             (0..8i64).prop_map(Step::Remove),
             (0..4usize).prop_map(Step::Take),
             (0..3u64).prop_map(Step::Restart),
+            (0..8i64, 0..7u64).prop_map(|(id, after)| Step::Hurry(id, after)),
             (0..10u64).prop_map(Step::Pass),
         ]
     }
@@ -359,6 +387,12 @@ mod tests {
                         queue.restart(secs(now), secs(grace));
                         for lease in naive.0.values_mut() {
                             (lease.1, lease.2) = (now + lease.0 + grace, false);
+                        }
+                    }
+                    Step::Hurry(id, after) => {
+                        queue.hurry(&[id], secs(now + after));
+                        if let Some((_, deadline, true)) = naive.0.get_mut(&id) {
+                            *deadline = (*deadline).min(now + after);
                         }
                     }
                     Step::Pass(s) => now += s,

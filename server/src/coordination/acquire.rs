@@ -91,14 +91,8 @@ impl Acquisition {
 
     pub(super) async fn run(self) {
         let message = Message::LockAcquire(self.command.clone());
-        let proposal = tokio::select! {
-            biased;
-            proposal = self.context.propose_with(&self.caller, message, self.haste()) => proposal,
-            // What has not left yet does not leave any more; what has is given up.
-            () = self.answers.closed() => {
-                return withdraw_unless_resumed(&self.context, self.withdrawal()).await;
-            }
-        };
+        // Also if the client goes meanwhile: a withdrawal that overtook the command would find nothing.
+        let proposal = self.context.propose_with(&self.caller, message, self.haste()).await;
         let (state, taken, revision) = match proposal {
             Ok((Answer::Lock(LockResponse::Places { state, taken }), revision)) => {
                 (state, taken, revision)

@@ -18,7 +18,7 @@ use crate::propose::Haste;
 const EXPIRE_BATCH: usize = 1000;
 /// Commands that end leases in flight.
 const EXPIRE_IN_FLIGHT_MAX: usize = 16;
-/// After this an expired lease whose end was not applied is ended again.
+/// After this an expired lease whose end was not applied is ended again, though no attempt has failed.
 const EXPIRE_RETRY: Duration = Duration::from_secs(10);
 /// Longest pause of the leader between two looks at the deadlines.
 const EXPIRE_INTERVAL: Duration = Duration::from_millis(100);
@@ -75,7 +75,7 @@ impl Lessor {
             }
             let expire = internal::LeaseExpire {
                 term,
-                ids,
+                ids: ids.clone(),
                 now_unix_ms: unix_ms(),
                 guarded: self.inner.registry.is_guarded,
                 damping: self.inner.registry.is_damping,
@@ -83,11 +83,13 @@ impl Lessor {
             };
             let expire = internal::command::Command::LeaseExpire(expire);
             let command = inside(expire);
-            let proposer = self.inner.proposer.clone();
+            let (proposer, leases) = (self.inner.proposer.clone(), self.inner.leases.clone());
             tasks.spawn(async move {
-                // Whatever is lost is handed out again.
                 if let Err(error) = proposer.propose(command, Haste::Prompt).await {
                     tracing::warn!(%error, "expired leases were not ended yet");
+                    // Keep-alives wait for their end.
+                    let again = leases.now().saturating_add(EXPIRE_INTERVAL);
+                    leases.queue.lock().hurry(&ids, again);
                 }
                 drop(slot);
             });

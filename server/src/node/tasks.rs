@@ -68,7 +68,9 @@ impl Tasks<'_> {
         };
         tasks.spawn(quorum::guard(route.raft.clone(), settings.raft.election_timeout));
         tasks.spawn(compactor::run(route.clone(), log.clone(), retention));
-        let loss = Arc::new(Loss::new(log.clone(), failed.clone()));
+        let candidate = route.raft.clone();
+        let abstain = move || candidate.runtime_config().elect(false);
+        let loss = Arc::new(Loss::new(log.clone(), abstain, failed.clone()));
         let comparer = Comparer {
             route: route.clone(),
             reader: reader.clone(),

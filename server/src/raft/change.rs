@@ -28,7 +28,6 @@ use conclave_state_machine::members;
 use conclave_state_machine::members::rules::{MemberChange, MemberRefusal, Roster, Seat};
 use conclave_state_machine::response::Halt;
 use openraft::async_runtime::{Instant as _, WatchReceiver};
-use openraft::error::Fatal;
 use openraft::{RaftMetrics, ServerState};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
@@ -211,9 +210,7 @@ impl Changer {
     async fn decide(&self, change: &MemberChange) -> Attempt {
         let _one_at_a_time = self.busy.lock().await;
         let patient_until = Instant::now() + self.election_timeout * REACHABLE_WITHIN;
-        if self.catch_up().await.is_err() {
-            return Attempt::Stopped;
-        }
+        self.catch_up(patient_until).await;
         loop {
             let view = match self.view() {
                 Ok(Some(view)) => view,
@@ -240,12 +237,13 @@ impl Changer {
     }
 
     /// Waits until this leader has applied what any member may have: a follower may have shown its client
-    /// first that a member has started.
-    async fn catch_up(&self) -> Result<(), Fatal<TypeConfig>> {
-        let committed = self.route.raft.with_raft_state(|state| state.cluster_committed().copied());
-        let committed = committed.await?.map_or(0, |id| id.index);
-        self.reader.wait_applied(committed).await;
-        Ok(())
+    /// first that a member has started. Without a quorum the rules refuse what matters by what is known.
+    async fn catch_up(&self, until: Instant) {
+        // Boxed: futures in futures would become too deep for the compiler.
+        let confirmed = Box::pin(self.route.read_index_here());
+        if let Ok(Some(index)) = tokio::time::timeout_at(until, confirmed).await {
+            self.reader.wait_applied(index).await;
+        }
     }
 
     /// Gives leadership away, so that the next leader can remove this member.

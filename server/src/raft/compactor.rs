@@ -109,17 +109,21 @@ fn purge_upto(now: &Metrics, segments: u64, kept: u64, needed: Option<u64>) -> O
 /// bounds of those that are not.
 fn needed_from(now: &Metrics, segments: u64) -> u64 {
     let last = now.last_log_index.unwrap_or(0);
+    let purged = now.purged.map_or(0, |id| id.index);
     let mut needed = last + 1;
     for (id, _) in now.membership_config.membership().nodes() {
         if *id == now.id {
             continue;
         }
         let matched = now.replication.as_ref().and_then(|all| *all.get(id)?);
-        let matched = matched.map_or(0, |id| id.index);
+        // Who has not answered since this member leads may need all that is left.
+        let matched = matched.map_or(purged, |id| id.index);
         let heard = now.heartbeat.as_ref().and_then(|all| *all.get(id)?);
         let is_reachable = heard.is_some_and(|at| at.elapsed() < REACHABLE_WITHIN);
+        // Below what is purged only a snapshot helps, whatever is kept.
         let is_affordable = segments <= UNREACHABLE_SEGMENTS_MAX
-            && last.saturating_sub(matched) <= UNREACHABLE_ENTRIES_MAX;
+            && last.saturating_sub(matched) <= UNREACHABLE_ENTRIES_MAX
+            && matched >= purged;
         if is_reachable || is_affordable {
             needed = needed.min(matched + 1);
         }
@@ -198,6 +202,28 @@ mod tests {
         follower(&mut now, 2, 900_100, Some(Duration::ZERO));
         assert_eq!(purge_upto(&now, 2, KEPT), None, "it may still come, from the first entry");
         assert_eq!(purge_upto(&now, UNREACHABLE_SEGMENTS_MAX + 1, KEPT), Some(895_000));
+    }
+
+    #[test]
+    fn a_new_leader_keeps_all_for_those_it_has_not_heard() {
+        let mut now = leader(4_950_000, 5_000_000);
+        now.purged = Some(id(4_900_000));
+        assert_eq!(needed_from(&now, 2), 4_900_001);
+        follower(&mut now, 2, 5_000_000, Some(Duration::ZERO));
+        assert_eq!(needed_from(&now, 2), 4_900_001);
+        follower(&mut now, 3, 4_990_000, Some(Duration::ZERO));
+        assert_eq!(needed_from(&now, 2), 4_990_001);
+    }
+
+    #[test]
+    fn nothing_is_kept_for_who_needs_a_snapshot_anyhow() {
+        let mut now = leader(900_000, 900_100);
+        now.purged = Some(id(800_000));
+        follower(&mut now, 2, 900_100, Some(Duration::ZERO));
+        follower(&mut now, 3, 799_999, Some(Duration::from_secs(60)));
+        assert_eq!(needed_from(&now, 2), 900_101);
+        follower(&mut now, 3, 800_000, Some(Duration::from_secs(60)));
+        assert_eq!(needed_from(&now, 2), 800_001);
     }
 
     #[test]

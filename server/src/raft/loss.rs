@@ -44,14 +44,19 @@ const ANSWER_GRACE: Duration = Duration::from_millis(200);
 /// Ends this member once its log is known to lack records.
 pub(crate) struct Loss {
     log: LogStore,
+    abstain: Box<dyn Fn() + Send + Sync>,
     failed: watch::Sender<Option<String>>,
     is_noted: AtomicBool,
 }
 
 impl Loss {
-    /// `failed` is told why this member must stop.
-    pub(crate) fn new(log: LogStore, failed: watch::Sender<Option<String>>) -> Self {
-        Self { log, failed, is_noted: AtomicBool::new(false) }
+    /// `abstain` keeps this member from standing for election, `failed` is told why it must stop.
+    pub(crate) fn new(
+        log: LogStore,
+        abstain: impl Fn() + Send + Sync + 'static,
+        failed: watch::Sender<Option<String>>,
+    ) -> Self {
+        Self { log, abstain: Box::new(abstain), failed, is_noted: AtomicBool::new(false) }
     }
 
     /// Condemns the log, which lacks `id` although `leader` knows that it was acknowledged, and stops this
@@ -72,6 +77,8 @@ impl Loss {
         if self.is_noted.swap(true, Ordering::Relaxed) {
             return;
         }
+        // It hears no leader any more, and another member may lack the same records.
+        (self.abstain)();
         let (log, failed) = (self.log.clone(), self.failed.clone());
         // Runs to its end even if the call that found out is given up meanwhile.
         let condemned = tokio::task::spawn_blocking(move || match log.condemn(&reason) {
@@ -98,6 +105,7 @@ impl Loss {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
 
     use conclave_raft_store::log::LogOptions;
     use conclave_raft_store::types::CommittedLeaderId;
@@ -110,12 +118,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let log = LogStore::open(&dir.path().join("log"), LogOptions::new(1)).unwrap();
         let (failed, mut stops) = watch::channel(None);
-        let loss = Loss::new(log, failed);
+        let abstained = Arc::new(AtomicBool::new(false));
+        let noted = abstained.clone();
+        let loss = Loss::new(log, move || noted.store(true, Ordering::Relaxed), failed);
         let id = LogId::new(CommittedLeaderId::new(1), 7);
         assert!(loss.note(3, id).now_or_never().is_none(), "a file is written meanwhile");
         let told = stops.wait_for(Option::is_some);
         let told = tokio::time::timeout(Duration::from_secs(60), told).await.unwrap().unwrap();
         assert!(told.as_ref().unwrap().contains("had acknowledged entry 1.7"), "{told:?}");
+        assert!(abstained.load(Ordering::Relaxed));
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! Leases across members.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use conclave_server::node::Node;
 use conclave_state_machine::leases;
 
 use crate::cluster::{Cluster, DEADLINE, HASTY, eventually, must_grant, within};
@@ -68,23 +70,41 @@ async fn a_lease_survives_a_leader_change_and_then_ends() {
 /// A lease whose time is over, but whose end is not in the log, may live on under another leader.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_lease_is_told_to_have_ended_while_it_is_there() {
+    let alone = Cluster::start(1, &[]).await;
+    ends_are_told_when_they_are_there(alone.node(0)).await;
+    // A follower asks for all its clients in one call.
+    let cluster = Cluster::start(3, &[]).await;
+    let follower = cluster.follower().await;
+    ends_are_told_when_they_are_there(cluster.node(follower)).await;
+}
+
+async fn ends_are_told_when_they_are_there(node: &Arc<Node>) {
     const LEASES: i64 = 5_000;
-    let cluster = Cluster::start(1, &[HASTY]).await;
-    let node = cluster.node(0).clone();
-    futures::future::join_all((1..=LEASES).map(|id| must_grant(&node, id, 2))).await;
+    /// A lease that lives on, asked for together with those that end.
+    const LASTING: i64 = LEASES + 1;
+    // As long as a TTL must be at least with this election timeout.
+    futures::future::join_all((1..=LEASES).map(|id| must_grant(node, id, 8))).await;
+    must_grant(node, LASTING, 3600).await;
     let deadline = Instant::now() + DEADLINE;
     loop {
+        let term = node.status().term;
         let leases = within("all leases", node.lessor().leases()).await.unwrap();
-        if leases.is_empty() {
+        if leases.len() == 1 {
             return;
         }
         assert!(Instant::now() < deadline, "{} of {LEASES} leases are there", leases.len());
         // Less than a millisecond is told as none: what has none now has ended after that.
         tokio::time::sleep(Duration::from_millis(2)).await;
         let over = leases.iter().filter(|(_, left)| left.is_zero()).map(|(id, _)| *id);
-        let over: Vec<i64> = over.collect();
-        let ttls = within("a renewal", node.lessor().renew_all(&over)).await.unwrap();
-        for (id, ttl) in over.iter().zip(ttls) {
+        let asked: Vec<i64> = over.chain([LASTING]).collect();
+        let mut ttls = within("a renewal", node.lessor().renew_all(&asked)).await.unwrap();
+        assert_eq!(ttls.pop(), Some(3600));
+        within("a read barrier", node.read_barrier()).await.unwrap();
+        if node.status().term != term {
+            // The next leader gives every lease its time again.
+            continue;
+        }
+        for (id, ttl) in asked.iter().zip(ttls) {
             assert_eq!(ttl, 0, "lease {id} is renewed after its end");
             assert!(leases::lease(node.reader(), *id).unwrap().is_none(), "lease {id}");
         }

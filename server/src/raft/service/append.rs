@@ -22,9 +22,17 @@ struct Streamed {
     failure: Option<Status>,
     /// The leader, and the last entry that it knows this member to have acknowledged.
     acknowledged: Option<(u64, LogId)>,
-    /// Of the requests that raft has not answered: whether success need not be told. As many as raft's
-    /// own bound on appends in flight.
-    quiet: VecDeque<bool>,
+    /// Of the requests that raft has not answered. As many as raft's own bound on appends in flight.
+    asked: VecDeque<Asked>,
+}
+
+/// What a request said beside its entries.
+#[derive(Clone, Copy, Default)]
+struct Asked {
+    /// Success need not be told.
+    quiet: bool,
+    /// From where on the leader says that the log is needed.
+    needed_from: u64,
 }
 
 impl PeerService {
@@ -33,7 +41,7 @@ impl PeerService {
         &self,
         requests: Streaming<internal::AppendRequest>,
     ) -> Result<Answers<internal::AppendResponse>, Status> {
-        let Route { raft, heard, rounds, .. } = self.serving()?.route.clone();
+        let Route { raft, heard, rounds, needed, .. } = self.serving()?.route.clone();
         let streamed: Arc<Mutex<Streamed>> = Arc::default();
         let (service, noted) = (self.clone(), streamed.clone());
         // A request that fails ends the stream: raft must never see what follows a hole.
@@ -52,13 +60,14 @@ impl PeerService {
         let (service, noted) = (self.clone(), streamed.clone());
         let answers = raft.stream_append(requests).filter_map(move |result| {
             let service = service.clone();
-            let (known, quiet) = {
+            let (known, Asked { quiet, needed_from }) = {
                 let mut noted = noted.lock();
-                (noted.acknowledged, noted.quiet.pop_front().unwrap_or(false))
+                (noted.acknowledged, noted.asked.pop_front().unwrap_or_default())
             };
             if let Ok(Ok(_)) = result {
                 // Under load the leader sends no heartbeats beside these.
                 heard.note();
+                needed.hear(needed_from);
                 if !quiet {
                     rounds.acknowledge();
                 }
@@ -93,13 +102,13 @@ impl PeerService {
         streamed: &Mutex<Streamed>,
     ) -> Result<Option<wire::AppendEntriesRequest>, Status> {
         let Some(message) = requests.message().await? else { return Ok(None) };
-        let needed = &self.check_elector(message.sender.as_ref()).await?.route.needed;
-        needed.hear(message.needed_from);
+        self.check_elector(message.sender.as_ref()).await?;
         let mut streamed = streamed.lock();
         if let (Some(id), Some(sender)) = (wire::acknowledged(&message), message.sender) {
             streamed.acknowledged = Some((sender.from, id));
         }
-        streamed.quiet.push_back(message.quiet);
+        let (quiet, needed_from) = (message.quiet, message.needed_from);
+        streamed.asked.push_back(Asked { quiet, needed_from });
         wire::append(message).map(Some).map_err(|error| malformed(&error))
     }
 }
