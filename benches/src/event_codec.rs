@@ -121,8 +121,15 @@ impl Decoder for CountingCodec {
     type Error = Status;
 
     fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Counted>, Status> {
-        let bytes = buffer.copy_to_bytes(buffer.remaining());
-        Counted::read(&bytes).map(Some)
+        // In place: taking the bytes out would leave tonic to move what follows to a new buffer.
+        let bytes = buffer.chunk();
+        let length = bytes.len();
+        if length < buffer.remaining() {
+            return Err(Status::internal("a message in pieces"));
+        }
+        let counted = Counted::read(bytes)?;
+        buffer.advance(length);
+        Ok(Some(counted))
     }
 }
 

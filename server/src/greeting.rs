@@ -12,6 +12,7 @@ use std::time::Duration;
 use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
+use tonic::transport::server::Connected;
 
 /// How long a connection may take until it has begun, from its handshake on if it has one; as long as that.
 pub(crate) const GREETING_TIMEOUT: Duration = Duration::from_secs(10);
@@ -110,6 +111,12 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Greeting<S> {
     fn poll_shutdown(mut self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(task)
     }
+}
+
+impl<S> Connected for Greeting<S> {
+    type ConnectInfo = ();
+
+    fn connect_info(&self) {}
 }
 
 #[cfg(test)]

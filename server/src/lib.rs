@@ -22,7 +22,6 @@
 //! | `runtime`, `shutdown` | raft's own threads and those of clients; leaving in order |
 //! | `data_dir` | whose the directories are |
 //! | `greeting` | how long a connection may be silent |
-//! | `gather` | one write for the answers that become ready together |
 //! | `metrics` | what a node counts, under etcd's names |
 //! | `trace` | spans of calls, by OTLP |
 //! | `logging`, `log_file`, `sparse` | log lines in etcd's shape; those that are not worth many |
@@ -36,7 +35,6 @@ pub mod backup;
 pub mod config;
 mod coordination;
 mod data_dir;
-mod gather;
 mod greeting;
 mod http;
 mod lessor;

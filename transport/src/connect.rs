@@ -17,7 +17,7 @@ use tokio_rustls::client::TlsStream;
 use tower::Service;
 
 use crate::delegate::read_and_write_by_variant;
-use crate::{ClientTls, Followed, Socket, Target};
+use crate::{ClientTls, Followed, Gather, Socket, Target};
 
 /// Connects to one target, again and again. Files of TLS are looked at before each handshake.
 #[derive(Clone, Debug)]
@@ -99,10 +99,11 @@ impl Connector {
     }
 }
 
+/// For clients of HTTP/2: what they write is gathered.
 impl Service<Uri> for Connector {
-    type Response = TokioIo<Stream>;
+    type Response = TokioIo<Gather<Stream>>;
     type Error = io::Error;
-    type Future = Pin<Box<dyn Future<Output = io::Result<TokioIo<Stream>>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = io::Result<Self::Response>> + Send>>;
 
     fn poll_ready(&mut self, _task: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
@@ -110,7 +111,9 @@ impl Service<Uri> for Connector {
 
     fn call(&mut self, _uri: Uri) -> Self::Future {
         let connector = self.clone();
-        Box::pin(async move { connector.connect().await.map(TokioIo::new) })
+        Box::pin(async move {
+            connector.connect().await.map(|stream| TokioIo::new(Gather::new(stream)))
+        })
     }
 }
 

@@ -13,6 +13,7 @@
 //! | `follow` | a configuration that is made anew when its files change |
 //! | `delegate` | streams that are one of several |
 //! | `target`, `connect`, `socket` | an address, the way to it, and the bytes |
+//! | `gather` | one write for what becomes ready together |
 //! | `dns` | SRV and PTR records |
 //! | `failure`, `error` | why a handshake failed, from a closed set; what is wrong with files and settings |
 
@@ -26,6 +27,7 @@ mod error;
 mod failure;
 mod files;
 mod follow;
+mod gather;
 mod policy;
 mod server;
 mod socket;
@@ -40,6 +42,7 @@ pub use error::Error;
 pub use failure::Reason;
 pub use files::Pair;
 pub use follow::Followed;
+pub use gather::Gather;
 pub use policy::{Policy, Version};
 pub use server::{Server, ServerTls};
 pub use socket::Socket;

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use conclave_transport::Socket;
+use conclave_transport::{Gather, Socket};
 use http::Request;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -19,7 +19,6 @@ use tokio_util::task::TaskTracker;
 use super::client_stream::ClientStream;
 use super::route::Router;
 use crate::config::{Limits, ListenSettings};
-use crate::gather::Gather;
 use crate::greeting::{GREETING_TIMEOUT, Greeting};
 use crate::listen::Listener;
 use crate::tls::{Acceptor, ClientName, Shaken};

@@ -14,16 +14,13 @@ use conclave_proto::internal::{DescribeRequest, DescribeResponse, Sender};
 use conclave_raft_store::Identity;
 use conclave_raft_store::types::{MemberNode, Membership, NodeId};
 use conclave_transport::{ClientTls, Connector, Followed, Target};
-use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
-use tower::util::MapResponse;
 
 use super::forward::Forwards;
 use super::loss::Acknowledged;
 use super::traffic::Caller;
-use crate::gather::Gather;
 use crate::metrics::{Peer, Peers};
 
 /// Largest message between members: a batch of entries is far below, one huge value must fit.
@@ -259,7 +256,6 @@ impl Dialer {
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
         let connector = Connector::new(target, self.tls.clone(), CONNECT_TIMEOUT)
             .keep_alive(KEEPALIVE_INTERVAL);
-        let gathered = |stream: TokioIo<_>| TokioIo::new(Gather::new(stream.into_inner()));
-        Ok(endpoint.connect_with_connector_lazy(MapResponse::new(connector, gathered)))
+        Ok(endpoint.connect_with_connector_lazy(connector))
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use conclave_proto::internal::peer_server::PeerServer;
-use conclave_transport::Socket;
+use conclave_transport::{Gather, Socket};
 use prometheus_client::metrics::counter::Counter;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
@@ -19,7 +19,6 @@ use super::link::{CONNECTION_WINDOW_BYTES, MESSAGE_BYTES_MAX, STREAM_WINDOW_BYTE
 use super::service::PeerService;
 use super::traffic::Receiving;
 use crate::config::ListenSettings;
-use crate::gather::Gather;
 use crate::greeting::{GREETING_TIMEOUT, Greeting};
 use crate::listen::Listener;
 use crate::tls::Acceptor;
@@ -37,7 +36,7 @@ trait Bytes: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Bytes for S {}
 
 /// A connection of another member.
-type Connection = Gather<Greeting<Box<dyn Bytes>>>;
+type Connection = Greeting<Gather<Box<dyn Bytes>>>;
 
 /// What the peer port needs.
 pub(crate) struct PeerPort {
@@ -132,6 +131,6 @@ async fn shake(socket: Socket, door: Door) {
         },
     };
     // Nobody serves any more: the connection ends here.
-    let bytes = Greeting::new(bytes, GREETING_TIMEOUT, door.silent);
-    door.ready.send(Gather::new(bytes)).await.ok();
+    let bytes = Greeting::new(Gather::new(bytes), GREETING_TIMEOUT, door.silent);
+    door.ready.send(bytes).await.ok();
 }

@@ -1,7 +1,7 @@
 //! Lets one system call carry what a connection writes in one go.
 //!
-//! When a batch is applied, the answers of all its callers become ready at once, and every watcher gets
-//! its events. Tokio runs a connection right after the first task that woke it, and h2 writes and flushes
+//! When a batch is applied, the answers of all its callers become ready at once, every watcher gets its
+//! events, and the callers who get their answers at once ask anew at once. Tokio runs a connection right after the first task that woke it, and h2 writes and flushes
 //! every frame by itself: that would make one system call (and one TCP segment) of every answer and of
 //! every 16 KiB of events. A [`Gather`] therefore holds what is written, lets whatever is ready run once,
 //! and writes when the connection is polled again. With nothing else to run this is one more poll and no
@@ -15,7 +15,6 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tonic::transport::server::Connected;
 
 /// Most bytes held back; the most, too, that a peer which does not read costs here.
 const HELD_BYTES_MAX: usize = 64 * 1024;
@@ -24,9 +23,9 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0";
 /// Room for held bytes that is kept while there are none: connections are many.
 const KEPT_BYTES_MAX: usize = 4 * 1024;
 
-/// A byte stream that gathers its writes.
+/// A byte stream below an HTTP/2 connection, which gathers its writes.
 #[derive(Debug)]
-pub(crate) struct Gather<S> {
+pub struct Gather<S> {
     stream: S,
     held: Vec<u8>,
     /// How many of the held bytes the stream has taken.
@@ -50,13 +49,14 @@ enum Mode {
 }
 
 impl<S> Gather<S> {
-    pub(crate) fn new(stream: S) -> Self {
+    /// For a peer that is known to speak HTTP/2.
+    pub fn new(stream: S) -> Self {
         let mode = Mode::Holds;
         Self { stream, held: Vec::new(), taken: 0, is_fresh: false, is_due: false, mode }
     }
 
     /// For a client that may speak HTTP/1.1 or HTTP/2.
-    pub(crate) fn serving(stream: S) -> Self {
+    pub fn serving(stream: S) -> Self {
         Self { mode: Mode::Undecided, ..Self::new(stream) }
     }
 
@@ -172,12 +172,6 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gather<S> {
         ready!(self.poll_drain(task))?;
         Pin::new(&mut self.stream).poll_shutdown(task)
     }
-}
-
-impl<S> Connected for Gather<S> {
-    type ConnectInfo = ();
-
-    fn connect_info(&self) {}
 }
 
 #[cfg(test)]
