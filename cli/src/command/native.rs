@@ -1,16 +1,20 @@
 //! `conclave lock`: exclusive, shared and counted locks, and a look at who holds what.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use conclave_client::{Error, LockGuard};
+use humantime::format_rfc3339_seconds;
 use serde_json::{Value, json};
 
 use super::{Context, child::Child, lock::Arguments};
 use crate::{
     failure::Failure,
-    output::{Rows, write},
+    output::{Rows, complain, write},
     stop::Stop,
 };
+
+/// The last moment that can be written with four digits for the year.
+const YEAR_9999_MS: u64 = 253_402_300_799_000;
 
 /// What can be done with locks beside holding one. A lock with such a name can be held by the name
 /// `etcdctl` only.
@@ -112,26 +116,56 @@ async fn list(context: &Context, prefix: &str) -> Result<(), Failure> {
 }
 
 async fn inspect(context: &Context, name: &str) -> Result<(), Failure> {
-    let places = context.client.lock_inspect(name).await?.places;
-    let rows = places.iter().map(|place| {
+    let found = context.client.lock_inspect(name).await?;
+    let rows = found.places.iter().map(|place| {
+        let state = match (place.delayed, place.held) {
+            (true, _) => "is lost, its delay passes",
+            (false, true) => "holds",
+            (false, false) => "waits",
+        };
         let share = match (place.permits, place.limit) {
             (1, 1) => "exclusive".to_owned(),
             (1, u32::MAX) => "shared".to_owned(),
             (permits, limit) => format!("{permits} of {limit}"),
         };
+        let tags = place.metadata.iter().map(|tag| format!("{}={}", tag.name, tag.value));
         vec![
-            json!(if place.held { "holds" } else { "waits" }),
+            json!(state),
             json!(share),
             json!(place.fence),
             json!(format!("{:016x}", place.session)),
             json!(place.remaining_ms),
+            json!(moment(place.asked_unix_ms)),
             json!(place.owner),
+            json!(tags.collect::<Vec<_>>().join(" ")),
             // What others keep in their keys is not for people.
             if place.foreign { json!("etcd") } else { shown(&place.note) },
         ]
     });
-    let titles = &["state", "share", "token", "session", "remaining ms", "owner", "note"];
-    context.print(&Rows { titles, rows: rows.collect() })
+    let titles = &[
+        "state",
+        "share",
+        "token",
+        "session",
+        "remaining ms",
+        "since",
+        "owner",
+        "metadata",
+        "note",
+    ];
+    context.print(&Rows { titles, rows: rows.collect() })?;
+    if found.more {
+        complain("more wait than are shown");
+    }
+    Ok(())
+}
+
+/// A moment in milliseconds since 1970, for people; nothing for 0 and for what no clock says.
+fn moment(unix_ms: i64) -> String {
+    let ms = u64::try_from(unix_ms).ok().filter(|ms| (1..=YEAR_9999_MS).contains(ms));
+    ms.map_or_else(String::new, |ms| {
+        format_rfc3339_seconds(SystemTime::UNIX_EPOCH + Duration::from_millis(ms)).to_string()
+    })
 }
 
 async fn seize(context: &Context, name: &str, arguments: &Arguments) -> Result<(), Failure> {
@@ -166,4 +200,17 @@ pub(super) async fn sessions(context: &Context) -> Result<(), Failure> {
     });
     let titles = &["session", "ttl", "remaining ms", "owner", "keys"];
     context.print(&Rows { titles, rows: rows.collect() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_are_told_if_they_are_known() {
+        assert_eq!(moment(1_700_000_000_999), "2023-11-14T22:13:20Z");
+        for unknown in [0, -1, i64::MIN, i64::MAX] {
+            assert_eq!(moment(unknown), "");
+        }
+    }
 }
