@@ -17,20 +17,30 @@ use crate::web::{Lines, Web};
 async fn a_call_by_json_waits_as_long_as_it_says() {
     let server = server(&[]).await;
     let web = Web::of(&server);
-    let put = |patience: &'static str| {
-        let (headers, body) = ([("grpc-timeout", patience)], r#"{"key":"YQ==","value":"YQ=="}"#);
+    // The lock of 1 is never given up, so that nothing but its own patience ends the call of another. Each has a lease
+    // of its own, for who gives up leaves the place that a next call of the same lease would take.
+    let lock = |lease: u8, patience: &'static str| {
+        let body = format!(r#"{{"name":"YQ==","lease":"{lease}"}}"#);
         let web = &web;
-        async move { web.post("/v3/kv/put", &headers, body).await }
+        async move { web.post("/v3/lock/lock", &[("grpc-timeout", patience)], &body).await }
     };
-    let (status, json) = put("1n").await;
-    assert_eq!((status, &json["code"]), (StatusCode::GATEWAY_TIMEOUT, &json!(4)), "{json}");
-    let (status, json) = put("x").await;
+    for lease in 1..=3 {
+        let grant = format!(r#"{{"TTL":"600","ID":"{lease}"}}"#);
+        let (status, json) = web.post("/v3/lease/grant", &[], &grant).await;
+        assert_eq!(status, StatusCode::OK, "{json}");
+    }
+    let (status, json) = lock(1, "1H").await;
+    assert_eq!(status, StatusCode::OK, "{json}");
+    for (lease, patience) in [(2, "1n"), (3, "20m")] {
+        let (status, json) = lock(lease, patience).await;
+        assert_eq!((status, &json["code"]), (StatusCode::GATEWAY_TIMEOUT, &json!(4)), "{json}");
+    }
+    let (status, json) = lock(2, "x").await;
     assert_eq!(
         (status, &json["message"]),
-        (400.try_into().unwrap(), &json!("invalid grpc-timeout: x"))
+        (StatusCode::BAD_REQUEST, &json!("invalid grpc-timeout: x"))
     );
-    let (status, json) = put("1H").await;
-    assert_eq!(status, StatusCode::OK, "{json}");
+    server.put("a", "1").await;
     // gRPC itself needs HTTP/2.
     let headers = [("content-type", "application/grpc")];
     let (status, json) = web.post("/v3/kv/range", &headers, r#"{"key":"YQ=="}"#).await;

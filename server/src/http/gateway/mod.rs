@@ -22,7 +22,7 @@ mod socket;
 mod values;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt as _};
@@ -119,8 +119,7 @@ where
         }
     };
     // Of a stream, until it has begun to answer.
-    let called = tokio::time::timeout(patience, call(router, &method, head, requests)).await;
-    match called.unwrap_or_else(|_elapsed| Err(Status::deadline_exceeded(TOO_LATE))) {
+    match in_time(patience, call(router, &method, head, requests)).await {
         Ok(answers) if is_stream => answer::lines(answers),
         Ok(mut answers) => match answers.next().await {
             Some(Ok(message)) => answer::one(&message),
@@ -202,6 +201,20 @@ async fn call(
     match answers.next().await {
         None => Ok(stream::empty().boxed()),
         Some(first) => Ok(stream::iter([Ok(first?)]).chain(answers).boxed()),
+    }
+}
+
+/// Makes a call that may take so long. One that fails later failed for that, if it noticed first: a wait for a lock says
+/// so in other words.
+async fn in_time<T>(
+    patience: Duration,
+    call: impl Future<Output = Result<T, Status>>,
+) -> Result<T, Status> {
+    let begin = Instant::now();
+    match tokio::time::timeout(patience, call).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(status)) if begin.elapsed() < patience => Err(status),
+        Ok(Err(_)) | Err(_) => Err(Status::deadline_exceeded(TOO_LATE)),
     }
 }
 
