@@ -161,6 +161,7 @@ impl Node {
     pub async fn read_barrier(&self) -> Result<(), ReadIndexError> {
         let index = self.parts.read_index.confirm().await;
         let index = index.inspect_err(|_| _ = self.parts.counts.failed_read_indexes.inc())?;
+        self.parts.auth.confirmed(index);
         let applied =
             tokio::time::timeout(self.parts.timeout, self.parts.reader.wait_applied(index)).await;
         applied.map_err(|_elapsed| ReadIndexError::Timeout)

@@ -14,6 +14,8 @@ use crate::coordination::unix_ms;
 /// Filled by apply, in log order.
 pub(crate) struct Feed {
     pub(super) tokens: Mutex<Tokens>,
+    /// Entries behind this one are applied as they happen; see [`Feed::confirmed`].
+    late_until: AtomicU64,
     /// How often tokens became void.
     voids: AtomicU64,
     /// Wakes whoever must look again whether it still may.
@@ -27,6 +29,7 @@ impl Feed {
     pub(crate) fn new(token_ttl: Duration) -> Self {
         Self {
             tokens: Mutex::new(Tokens::new(token_ttl)),
+            late_until: AtomicU64::new(u64::MAX),
             voids: AtomicU64::new(0),
             changed: watch::Sender::default(),
             state: AtomicU64::new(0),
@@ -39,13 +42,24 @@ impl Feed {
             AuthChange::Nothing | AuthChange::Changed | AuthChange::Enabled => {}
             AuthChange::Disabled => self.void(Tokens::clear),
             AuthChange::TokensVoid { user } => self.void(|tokens| tokens.void(user)),
-            AuthChange::Token { user, fingerprint, issued_ms, .. } => {
-                let age = tokens::age(*issued_ms, unix_ms());
+            AuthChange::Token { user, fingerprint, index, issued_ms } => {
+                let is_late = *index <= self.late_until.load(Ordering::Acquire);
+                // Where clocks disagree a new token would be old, so only who comes late looks at one.
+                let age =
+                    if is_late { tokens::age(*issued_ms, unix_ms()) } else { Some(Duration::ZERO) };
                 // Of another length only if the log is another version's.
                 if let (Some(age), Ok(fingerprint)) = (age, fingerprint.as_ref().try_into()) {
                     self.tokens.lock().add(fingerprint, user, age, Instant::now());
                 }
             }
+        }
+    }
+
+    /// Since this member has begun a quorum has confirmed that nothing behind `index` was acknowledged yet. What is
+    /// there has no age: it is applied as it happens. Only the first time counts, which is as the member begins to serve.
+    pub(crate) fn confirmed(&self, index: u64) {
+        if self.late_until.load(Ordering::Relaxed) == u64::MAX {
+            self.late_until.fetch_min(index, Ordering::Release);
         }
     }
 
@@ -84,5 +98,38 @@ impl Feed {
     /// Changes from now on.
     pub(crate) fn changes(&self) -> watch::Receiver<AuthHead> {
         self.changed.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tokens::fingerprint;
+    use super::*;
+
+    /// Whether a feed knows a token after its entry was applied.
+    fn takes(feed: &Feed, secret: &str, (index, issued_ms): (u64, i64)) -> bool {
+        let fingerprint = fingerprint(secret);
+        feed.note(&AuthChange::Token {
+            user: "ann".to_owned(),
+            fingerprint: fingerprint.to_vec().into(),
+            index,
+            issued_ms,
+        });
+        feed.tokens.lock().owner(&fingerprint, Instant::now()).is_some()
+    }
+
+    #[test]
+    fn only_what_is_applied_late_has_an_age() {
+        let feed = Feed::new(Duration::from_secs(300));
+        // An hour ago, by the clock here; and not said, as by members of before.
+        let (old, unknown) = (unix_ms() - 3_600_000, 0);
+        assert!(!takes(&feed, "a", (5, old)), "the log is applied again");
+        assert!(!takes(&feed, "b", (6, unknown)));
+        assert!(takes(&feed, "c", (7, unix_ms())));
+        feed.confirmed(10);
+        feed.confirmed(20);
+        assert!(!takes(&feed, "d", (10, old)), "it was there before this member began");
+        assert!(takes(&feed, "e", (11, old)), "the clock of who gave it out is another");
+        assert!(takes(&feed, "f", (12, unknown)));
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! As in etcd a token is good on every member, lives in memory only, is prolonged by use on each member
 //! by itself, and ends with `.` and the log index from which on members know it. Other than in etcd the
-//! log holds its SHA-256 and not the token. A log is also applied late: by a member that was away, begins again or is
-//! new. So the entry says when the token was given out, and its life counts from then.
+//! log holds its SHA-256 and not the token. A log is also applied late: by a member that begins again or is new. So the
+//! entry says when the token was given out, and there its life counts from then.
 
 use std::time::{Duration, Instant};
 

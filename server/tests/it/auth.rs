@@ -8,6 +8,10 @@ use conclave_proto::authpb::permission::Type;
 use conclave_proto::authpb::{Permission, UserAddOptions};
 use conclave_proto::etcdserverpb as etcd;
 use conclave_proto::etcdserverpb::auth_client::AuthClient;
+use conclave_proto::internal::{self, command::Command};
+use conclave_raft_store::command::auth::inside;
+use conclave_state_machine::response::{AuthChange, Response};
+use ring::digest::{SHA256, digest};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
@@ -133,6 +137,31 @@ async fn a_token_is_good_on_every_member_and_dies_with_its_password() {
         .await;
     let off = text(Code::FailedPrecondition, "authentication is not enabled");
     assert_eq!(refused(log_in(&servers[2], "ann", "other").await), off);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_is_good_whatever_the_clock_of_who_gave_it_out() {
+    let server = server(&[FAST]).await;
+    let [root, _] = enable(&server).await;
+    let status = auth(&server).auth_status(by(&root, etcd::AuthStatusRequest {})).await.unwrap();
+    // Long ago, in the future, and not said, as by a member of before.
+    for issued_unix_ms in [1_000, i64::MAX, 0] {
+        let secret = format!("secret{issued_unix_ms}");
+        let fingerprint = Bytes::copy_from_slice(digest(&SHA256, secret.as_bytes()).as_ref());
+        let issue = internal::AuthToken {
+            user: "root".to_owned(),
+            fingerprint,
+            auth_revision: status.get_ref().auth_revision,
+            issued_unix_ms,
+        };
+        let applied = server.running.node().propose(inside(Command::AuthToken(issue))).await;
+        let outcome = applied.unwrap().outcome;
+        let Ok(Response::Auth(AuthChange::Token { index, .. })) = outcome else {
+            panic!("{outcome:?}")
+        };
+        let list = by(&format!("{secret}.{index}"), etcd::AuthUserListRequest {});
+        auth(&server).user_list(list).await.unwrap();
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
