@@ -17,7 +17,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use self::family::Family;
+use self::family::{Family, Orphans};
 use crate::{failure::Failure, stop::Stop};
 
 /// Time for a command to end after it was asked to, before it is ended by force, and then once more.
@@ -91,7 +91,7 @@ impl Child {
             () = lost.cancelled() => Why::Lost,
             () = jeopardy => Why::Jeopardy,
             signal = stop() => Why::Stop(signal),
-            status = running.child.wait() => return ended(status),
+            status = running.first() => return ended(status),
         };
         let asked = async {
             match why {
@@ -128,16 +128,22 @@ impl Child {
 
     fn start(mut self) -> Result<Running, Failure> {
         let is_at_terminal = has_terminal();
+        let mut orphans = Orphans::default();
         if !is_at_terminal {
             self.command.process_group(0);
-        } else if let Err(error) = family::adopt_orphans() {
-            tracing::debug!(%error, "what the command starts is known only while its parent runs");
+        } else {
+            match Orphans::adopt() {
+                Ok(adopted) => orphans = adopted,
+                Err(error) => {
+                    tracing::debug!(%error, "what the command starts is known only while its parent runs");
+                }
+            }
         }
         let child = self.command.spawn().map_err(|error| refused(&self.program, &error))?;
         let pid = child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?));
         let pid = pid.expect("invariant: it was not waited for, and ids are positive");
         let family = Family::new(pid, !is_at_terminal);
-        Ok(Running { child, family, is_at_terminal })
+        Ok(Running { child, family, orphans, is_at_terminal })
     }
 }
 
@@ -162,14 +168,26 @@ enum Why {
 struct Running {
     child: tokio::process::Child,
     family: Family,
+    orphans: Orphans,
     /// Whether it shares the group, and so the terminal, with this process.
     is_at_terminal: bool,
 }
 
 impl Running {
+    /// Waits until the command has ended. Cancel-safe.
+    async fn first(&mut self) -> std::io::Result<ExitStatus> {
+        loop {
+            tokio::select! {
+                biased;
+                status = self.child.wait() => return status,
+                () = self.orphans.ended() => self.family.reap(),
+            }
+        }
+    }
+
     /// Waits until the command and all that it started have ended. Cancel-safe.
     async fn gone(&mut self) -> std::io::Result<ExitStatus> {
-        let status = self.child.wait().await?;
+        let status = self.first().await?;
         self.family.first_ended();
         while !self.family.is_gone() {
             sleep(POLL).await;

@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::{self, Write},
+    path::Path,
     process::Command,
 };
 
@@ -13,6 +14,7 @@ use crate::{
     lock::{Running, until_count},
     named,
     server::Server,
+    until,
 };
 
 /// Whether a process has ended, waited for or not.
@@ -63,6 +65,33 @@ fn has_terminals() -> bool {
         writeln!(io::stderr(), "SKIPPED: no script(1)").expect("stderr is open");
     }
     has
+}
+
+/// Whether a process has ended and nobody has waited for it.
+fn is_unburied(pid: &str) -> bool {
+    has_ended(pid) && Path::new("/proc").join(pid).exists()
+}
+
+#[test]
+fn who_ends_without_a_parent_at_a_terminal_leaves_nothing() {
+    if !has_terminals() {
+        return;
+    }
+    let (_dir, etcd) = named("etcd");
+    let server = Server::single(etcd);
+    let endpoint = server.endpoint();
+    // The one in the middle ends at once; what it started ends before it, perhaps, and after.
+    let script = "(: & echo $!; sleep 0.2 & echo $!); read line; exit 4";
+    let arguments = ["--endpoints", &endpoint, "lock", "l", "--ttl=600", "--", "sh", "-c", script];
+    let mut running = Running::at_terminal(&arguments);
+    for _ in 0..2 {
+        let orphan = running.line().trim_end().to_owned();
+        assert!(orphan.parse::<u32>().is_ok(), "{orphan}");
+        until("it has ended", || has_ended(&orphan));
+        until("it is gone", || !is_unburied(&orphan));
+    }
+    running.type_in(b"\n");
+    assert_eq!(running.end().0, Some(4), "the command's own end is still told");
 }
 
 #[test]

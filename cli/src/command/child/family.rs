@@ -7,16 +7,35 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs,
+    future::pending,
 };
 
-use rustix::process::{Pid, Signal, getpid, kill_process, kill_process_group};
+use rustix::process::{
+    Pid, Signal, WaitOptions, getpid, kill_process, kill_process_group, waitpid,
+};
+use tokio::signal::unix::{self, SignalKind, signal};
 
-/// Makes those whose parent has ended children of this process, where they are found without a group of their
-/// own. Who has ended stays in the table of processes until this one ends.
-pub(super) fn adopt_orphans() -> std::io::Result<()> {
-    #[cfg(target_os = "linux")]
-    rustix::process::set_child_subreaper(Some(getpid()))?;
-    Ok(())
+/// The children of this process beside the one that it started.
+#[derive(Debug, Default)]
+pub(super) struct Orphans(Option<unix::Signal>);
+
+impl Orphans {
+    /// Makes those whose parent has ended children of this process, where they are found without a group of their
+    /// own. Nobody else can wait for them then: see [`Family::reap`].
+    pub(super) fn adopt() -> std::io::Result<Self> {
+        let ended = signal(SignalKind::child())?;
+        #[cfg(target_os = "linux")]
+        rustix::process::set_child_subreaper(Some(getpid()))?;
+        Ok(Self(Some(ended)))
+    }
+
+    /// Returns when one of them, or any other child, may have ended since the last call. Cancel-safe.
+    pub(super) async fn ended(&mut self) {
+        let Self(Some(ended)) = self else { return pending().await };
+        if ended.recv().await.is_none() {
+            self.0 = None;
+        }
+    }
 }
 
 /// The processes of one command.
@@ -83,8 +102,32 @@ impl Family {
 
     /// Whether none of them runs.
     pub(super) fn is_gone(&mut self) -> bool {
-        self.look(&processes());
+        let processes = processes();
+        self.look(&processes);
+        self.wait_for_orphans(&processes);
         !self.is_first_there && self.running.is_empty()
+    }
+
+    /// Takes whoever has ended as a child of this process out of the table of processes. How the first one ended is for
+    /// whoever waits for it.
+    pub(super) fn reap(&self) {
+        self.wait_for_orphans(&processes());
+    }
+
+    fn wait_for_orphans(&self, processes: &BTreeMap<i32, Process>) {
+        for pid in self.ended_orphans(processes).into_iter().filter_map(Pid::from_raw) {
+            if let Err(error) = waitpid(Some(pid), WaitOptions::NOHANG) {
+                tracing::debug!(%error, "somebody else has waited for a process");
+            }
+        }
+    }
+
+    fn ended_orphans(&self, processes: &BTreeMap<i32, Process>) -> Vec<i32> {
+        let (this, first) = (getpid().as_raw_pid(), self.first.as_raw_pid());
+        let is_orphan = |pid: i32, it: &Process| {
+            it.parent == this && it.has_ended && !(self.is_first_there && pid == first)
+        };
+        processes.iter().filter(|(pid, it)| is_orphan(**pid, it)).map(|(&pid, _)| pid).collect()
     }
 
     /// Finds out who runs. Who did and does is still one of them, even without a parent.
@@ -92,7 +135,7 @@ impl Family {
         let first = self.first.as_raw_pid();
         let this = getpid().as_raw_pid();
         let knows = |pid: i32, it: &Process| {
-            // Nobody else is a child of this process: see `adopt_orphans`.
+            // Nobody else is a child of this process: see `Orphans`.
             (self.is_first_there && pid == first)
                 || it.parent == this
                 || (self.is_group && it.group == first)
@@ -162,6 +205,23 @@ mod tests {
         assert_eq!(Process::parse(stat), Some(process));
         assert_eq!(Process::parse("42 (sh"), None);
         assert_eq!(Process::parse("42 (sh) S 1"), None);
+    }
+
+    #[test]
+    fn only_who_nobody_waits_for_is_waited_for() {
+        let this = getpid().as_raw_pid();
+        let first = Pid::from_raw(5_000_010).expect("an id");
+        let mut family = Family::new(first, false);
+        let ended = |parent| Process { has_ended: true, ..process(parent, parent) };
+        let processes = BTreeMap::from([
+            (5_000_010, ended(this)),
+            (5_000_011, ended(this)),
+            (5_000_012, process(this, this)),
+            (5_000_013, ended(5_000_012)),
+        ]);
+        assert_eq!(family.ended_orphans(&processes), [5_000_011]);
+        family.first_ended();
+        assert_eq!(family.ended_orphans(&processes), [5_000_010, 5_000_011], "its id is free");
     }
 
     #[test]
