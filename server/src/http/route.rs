@@ -25,6 +25,17 @@ use crate::status::{self, Fault};
 use crate::tls::ClientName;
 use crate::trace::Tracer;
 
+/// How much is read of a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Hearing {
+    /// All that it may say.
+    Whole,
+    /// Little: it needs no user and has little to say, or hears in the answer to its first request that it is refused.
+    Little,
+    /// Nothing: it is refused whatever it says.
+    Nothing,
+}
+
 /// Answers the requests of all connections.
 pub(crate) struct Router {
     services: Services,
@@ -33,16 +44,16 @@ pub(crate) struct Router {
     tracer: Option<Arc<Tracer>>,
     /// Web sockets that there may be yet.
     pub(super) sockets: Arc<Semaphore>,
-    /// Bytes of JSON that may be received yet.
-    pub(super) bodies: Arc<Semaphore>,
+    /// Room for JSON that is being received.
+    pub(super) rooms: gateway::Rooms,
 }
 
 impl Router {
     /// Of these services.
     pub(crate) fn new(services: Services, context: Context, tracer: Option<Arc<Tracer>>) -> Self {
         let sockets = Arc::new(Semaphore::new(gateway::SOCKETS_MAX));
-        let bodies = Arc::new(gateway::room(&context.limits));
-        Self { services, context, tracer, sockets, bodies }
+        let rooms = gateway::Rooms::new(&context.limits);
+        Self { services, context, tracer, sockets, rooms }
     }
 
     /// Answers one request. Never fails: failures are answers.
@@ -181,19 +192,26 @@ impl Router {
         status.into_http()
     }
 
-    /// Whether a call ends with a refusal whatever it says, so that nothing of it need be read.
-    pub(super) async fn refuses(
+    /// How much of a call is worth reading before it is known what it says.
+    pub(super) async fn hearing(
         &self,
         path: &str,
         headers: &HeaderMap,
         extensions: &Extensions,
-    ) -> bool {
+    ) -> Hearing {
+        let access = access::of_path(path);
+        if access == Some(Access::Open) {
+            return Hearing::Little;
+        }
         let auth = &self.context.auth;
         let head = auth.head();
-        // A watch hears it in the answer to its first request.
-        head.enabled
-            && access::of_path(path) != Some(Access::Watch)
-            && auth.admit(head, path, headers, extensions).await.is_err()
+        if !head.enabled || auth.admit(head, path, headers, extensions).await.is_ok() {
+            Hearing::Whole
+        } else if access == Some(Access::Watch) {
+            Hearing::Little
+        } else {
+            Hearing::Nothing
+        }
     }
 
     /// Puts the caller into the request, or says why it may not call.

@@ -10,7 +10,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::cluster::within;
-use crate::support::server;
+use crate::support::{Server, server};
 use crate::web::{Lines, Web};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -84,20 +84,31 @@ async fn nothing_is_read_of_a_caller_without_rights() {
     .await;
     for (token, text) in [("", "user name is empty"), ("token: wrong.1\r\n", "invalid auth token")]
     {
-        // It has more to say, and waits for the answer before that.
-        let head = format!(
-            "POST /v3/kv/txn HTTP/1.1\r\nhost: a\r\n{token}content-length: 6000000\r\n\r\n{{\"compare\":["
-        );
-        let address = server.running.client_addresses()[0];
-        let mut stream = TcpStream::connect(address).await.unwrap();
-        stream.write_all(head.as_bytes()).await.unwrap();
-        let mut answer = String::new();
-        while !answer.contains(text) {
-            let mut bytes = [0; 4096];
-            let count = within("an answer", stream.read(&mut bytes)).await.unwrap();
-            assert!(count > 0, "{text}: {answer}");
-            answer.push_str(&String::from_utf8_lossy(&bytes[..count]));
-        }
+        until_answered(&server, &format!("POST /v3/kv/txn HTTP/1.1\r\n{token}"), "{\"a\":[", text)
+            .await;
+    }
+    let much = "A".repeat(70 * 1024);
+    let text = "a message in JSON has at most 65536 bytes";
+    for (path, begin) in
+        [("auth/authenticate", "{\"name\":\""), ("watch", "{\"createRequest\":{\"key\":\"")]
+    {
+        let head = format!("POST /v3/{path} HTTP/1.1\r\n");
+        until_answered(&server, &head, &format!("{begin}{much}"), text).await;
+    }
+}
+
+/// Waits for `text` in the answer to a request that has more to say, and waits for the answer before that.
+async fn until_answered(server: &Server, head: &str, begin: &str, text: &str) {
+    let request = format!("{head}host: a\r\ncontent-length: 6000000\r\n\r\n{begin}");
+    let address = server.running.client_addresses()[0];
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    while !answer.contains(text) {
+        let mut bytes = [0; 4096];
+        let count = within("an answer", stream.read(&mut bytes)).await.unwrap();
+        assert!(count > 0, "{text}: {answer}");
+        answer.push_str(&String::from_utf8_lossy(&bytes[..count]));
     }
 }
 

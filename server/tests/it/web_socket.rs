@@ -7,7 +7,8 @@ use http::{HeaderValue, Response, StatusCode};
 use serde_json::{Value, json};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
-use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::frame::Frame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::{CloseCode, Data, OpCode};
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{WebSocketStream, client_async};
 
@@ -16,8 +17,8 @@ use crate::cluster::within;
 use crate::support::{Server, server};
 use crate::web::Web;
 
-/// A web socket of a client.
-struct Socket(WebSocketStream<TcpStream>);
+/// A web socket of a client, and what a part of a message is next.
+struct Socket(WebSocketStream<TcpStream>, Data);
 
 type Refusal = Box<Response<Option<Vec<u8>>>>;
 
@@ -34,7 +35,7 @@ impl Socket {
             request.headers_mut().insert(*name, HeaderValue::from_str(value).unwrap());
         }
         match within("a handshake", client_async(request, stream)).await {
-            Ok((socket, _)) => Ok(Self(socket)),
+            Ok((socket, _)) => Ok(Self(socket, Data::Text)),
             Err(Error::Http(refusal)) => Err(refusal),
             Err(error) => panic!("{error}"),
         }
@@ -62,6 +63,24 @@ impl Socket {
         match self.next().await {
             Message::Text(text) => serde_json::from_str(&text).unwrap(),
             other => panic!("{other:?}"),
+        }
+    }
+
+    /// Sends bytes of a message that does not end with them.
+    async fn begin(&mut self, count: usize) -> Result<(), Error> {
+        let kind = OpCode::Data(std::mem::replace(&mut self.1, Data::Continue));
+        let frame = Frame::message(vec![b' '; count], kind, false);
+        self.0.send(Message::Frame(frame)).await
+    }
+
+    /// Why the server ends it; `None` if that got lost, as what it did not read makes it forget what it said.
+    async fn end(&mut self) -> Option<CloseCode> {
+        loop {
+            match within("the end", self.0.next()).await {
+                Some(Ok(Message::Close(frame))) => break frame.map(|frame| frame.code),
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => break None,
+            }
         }
     }
 
@@ -135,14 +154,7 @@ async fn what_is_too_much_is_refused() {
     let large = json!({"create_request": {"key": "A".repeat(4 << 20)}}).to_string();
     // It may close before it has read all.
     socket.0.send(Message::text(large)).await.unwrap_or_default();
-    let end = loop {
-        match within("the end", socket.0.next()).await {
-            Some(Ok(Message::Close(frame))) => break frame.map(|frame| frame.code),
-            Some(Ok(_)) => {}
-            // What it did not read makes it forget what it said.
-            Some(Err(_)) | None => break None,
-        }
-    };
+    let end = socket.end().await;
     assert!(end.is_none_or(|code| code == CloseCode::Size), "{end:?}");
     let mut same = Socket::open(&server, "/v3/kv/put").await;
     same.send(json!({"key": "YQ=="})).await;
@@ -159,6 +171,49 @@ async fn what_is_too_much_is_refused() {
                Connection: upgrade\r\n";
     let answer = http_with(&server, "GET /v3/watch", old).await;
     assert!(answer.starts_with("HTTP/1.1 426 "), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn messages_that_are_not_complete_share_their_room() {
+    // A message has at most 1.6 MB of JSON, and all have eight times that.
+    let server = server(&["--max-request-bytes=1000"]).await;
+    let mut sockets = Vec::new();
+    for _ in 0..9 {
+        let mut socket = Socket::open(&server, "/v3/watch").await;
+        // Who is refused hears it before all was read.
+        within("it is read", socket.begin(1_500_000)).await.unwrap_or_default();
+        sockets.push(socket);
+    }
+    let ends = sockets.iter_mut().map(|socket| Box::pin(socket.end()));
+    let (end, ..) = futures::future::select_all(ends).await;
+    assert!(end.is_none_or(|code| code == CloseCode::Again), "{end:?}");
+    drop(sockets);
+    let web = Web::of(&server);
+    within("there is room again", async {
+        while web.post("/v3/kv/put", &[], r#"{"key":"YQ=="}"#).await.0 != StatusCode::OK {}
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn little_is_put_together_of_a_caller_without_rights() {
+    let server = server(&["--bcrypt-cost=4"]).await;
+    Web::of(&server)
+        .set_up_users(&[
+            ("user/add", r#"{"name":"root","password":"secret"}"#),
+            ("user/grant", r#"{"user":"root","role":"root"}"#),
+            ("enable", "{}"),
+        ])
+        .await;
+    for path in ["/v3/watch", "/v3/kv/put", "/v3/auth/authenticate"] {
+        let mut socket = Socket::open(&server, path).await;
+        for _ in 0..2 {
+            // It may close before it has read all.
+            socket.begin(40_000).await.unwrap_or_default();
+        }
+        let end = socket.end().await;
+        assert!(end.is_none_or(|code| code == CloseCode::Size), "{path}: {end:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

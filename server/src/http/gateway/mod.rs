@@ -12,16 +12,18 @@
 //! | `path` | which path is which method |
 //! | `values` | a body as JSON values |
 //! | `codec` | messages that are known by their descriptor only, and their JSON |
-//! | `socket` | calls by web socket |
+//! | `room` | how much is received |
+//! | `socket`, `metered` | calls by web socket, and what they receive |
 //! | `answer` | answers and failures as grpc-gateway writes them |
 
 mod answer;
 mod codec;
+mod metered;
 mod path;
+mod room;
 mod socket;
 mod values;
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -31,21 +33,20 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, Request, Response, StatusCode, Uri};
 use http_body_util::BodyExt as _;
 use prost_reflect::MethodDescriptor;
-use tokio::sync::Semaphore;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::client::Grpc;
 use tonic::metadata::MetadataMap;
 
 pub(super) use self::path::find;
+pub(super) use self::room::Rooms;
 pub(super) use self::socket::{SOCKETS_MAX, answer as socket, is_wanted as is_socket};
 
 use self::codec::DynamicCodec;
 use self::values::{Bounds, Values};
 use super::pages;
-use super::route::Router;
+use super::route::{Hearing, Router};
 use crate::api::context;
-use crate::config::Limits;
 use crate::status;
 
 /// Headers that become metadata as they are: who calls, and until when.
@@ -58,14 +59,6 @@ const TOO_LATE: &str = "context deadline exceeded";
 const METADATA_PREFIX: &str = "grpc-metadata-";
 /// What etcd's gateway says to whoever has a certificate with a name while calls need a user.
 const CERTIFIED: &str = "CommonName of client sending a request against gateway will be ignored and not used as expected\n";
-/// JSON is larger than the message in it: bytes grow by a third, and names are written out.
-const JSON_PER_MESSAGE: usize = 3;
-/// Whatever larger messages gRPC may take.
-const JSON_BYTES_MAX: usize = 1 << 30;
-/// As many of the largest bodies are received at a time; of others more. Beyond, callers are refused.
-const FULL_BODIES_MAX: usize = 8;
-/// How long a message may take to arrive.
-const BODY_PATIENCE: Duration = Duration::from_secs(30);
 
 /// The answer of the gateway where it has no method, as in etcd; `None` where that is no path of its own.
 pub(super) fn nowhere(uri: &Uri) -> Option<Response<Body>> {
@@ -100,18 +93,14 @@ where
     };
     let is_stream = method.is_server_streaming();
     let path = path_of(&method);
-    let requests = if router.refuses(path.path(), &metadata(&head.headers), &head.extensions).await
-    {
+    let hearing = router.hearing(path.path(), &metadata(&head.headers), &head.extensions).await;
+    let room = router.rooms.of(hearing).clone();
+    let requests = if hearing == Hearing::Nothing {
         // The call tells why, once the caller has begun to speak: by web socket it may not listen before.
-        drop(tokio::time::timeout(BODY_PATIENCE, body.frame()).await);
+        drop(tokio::time::timeout(room.patience, body.frame()).await);
         stream::empty().boxed()
     } else {
-        let bounds = Bounds {
-            bytes_max: json_bytes_max(&router.context.limits),
-            room: Arc::clone(&router.bodies),
-            patience: BODY_PATIENCE,
-            is_single: !method.is_client_streaming(),
-        };
+        let bounds = Bounds { room, is_single: !method.is_client_streaming() };
         match requests(&method, Values::new(body, bounds)).await {
             Ok(requests) => requests,
             // Also of a stream, which has not begun.
@@ -129,18 +118,6 @@ where
         Err(status) if is_stream => answer::failed_stream(&status),
         Err(status) => answer::failure(&status),
     }
-}
-
-/// Bytes of the largest message in JSON.
-fn json_bytes_max(limits: &Limits) -> usize {
-    limits.receive_bytes_max().saturating_mul(JSON_PER_MESSAGE).min(JSON_BYTES_MAX)
-}
-
-/// Room for the bodies of all callers that are being received.
-pub(super) fn room(limits: &Limits) -> Semaphore {
-    Semaphore::new(
-        json_bytes_max(limits).saturating_mul(FULL_BODIES_MAX).min(Semaphore::MAX_PERMITS),
-    )
 }
 
 /// The path by which gRPC knows a method.

@@ -10,6 +10,7 @@
 //! call has ended.
 
 use std::convert::Infallible;
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -36,6 +37,7 @@ use tonic::body::Body;
 
 use super::super::pages;
 use super::super::route::Router;
+use super::metered::Metered;
 
 /// Web sockets at one time.
 pub(in crate::http) const SOCKETS_MAX: usize = 4_096;
@@ -54,7 +56,10 @@ const VERSION: &str = "13";
 /// Browsers cannot set headers of a web socket, only names of protocols: `Bearer, <token>` is a token.
 const BEARER: &str = "Bearer";
 
-type Socket = WebSocketStream<TokioIo<Upgraded>>;
+type Socket = WebSocketStream<Metered<TokioIo<Upgraded>>>;
+
+/// A message of the client, and the room that it takes.
+type Received = (Bytes, Option<OwnedSemaphorePermit>);
 
 /// Whether a request asks for a web socket.
 pub(in crate::http) fn is_wanted<B>(request: &Request<B>) -> bool {
@@ -131,16 +136,20 @@ async fn talk(
     (upgrade, _room): (OnUpgrade, OwnedSemaphorePermit),
 ) {
     let Ok(Ok(upgraded)) = timeout(TURN_MAX, upgrade).await else { return };
-    let bytes_max = super::json_bytes_max(&router.context.limits);
+    let (path, metadata) = (super::path_of(&method), super::metadata(request.headers()));
+    let hearing = router.hearing(path.path(), &metadata, request.extensions()).await;
+    let room = router.rooms.of(hearing).clone();
     let config = WebSocketConfig::default()
         .read_buffer_size(BUFFER_BYTES)
         .write_buffer_size(BUFFER_BYTES)
-        .max_message_size(Some(bytes_max))
-        .max_frame_size(Some(bytes_max));
-    let socket =
-        WebSocketStream::from_raw_socket(TokioIo::new(upgraded), Role::Server, Some(config)).await;
-    let (requests, received) = mpsc::channel(REQUESTS_MAX);
-    let body = ReceiverStream::new(received).map(|bytes| Ok::<_, Infallible>(Frame::data(bytes)));
+        .max_message_size(Some(room.bytes_max))
+        .max_frame_size(Some(room.bytes_max));
+    let stream = Metered::new(TokioIo::new(upgraded), room);
+    let socket = WebSocketStream::from_raw_socket(stream, Role::Server, Some(config)).await;
+    let (requests, received) = mpsc::channel::<Received>(REQUESTS_MAX);
+    // Whoever reads it takes room for it at once.
+    let body =
+        ReceiverStream::new(received).map(|(bytes, _room)| Ok::<_, Infallible>(Frame::data(bytes)));
     let request = request.map(|()| StreamBody::new(body));
     let stopping = router.context.node.stopping().clone();
     let answers = answers(router, method, request);
@@ -178,9 +187,9 @@ where
 /// A call by web socket.
 struct Talk {
     socket: Socket,
-    requests: mpsc::Sender<Bytes>,
-    /// A request that the call has no room for yet.
-    waiting: Option<Bytes>,
+    requests: mpsc::Sender<Received>,
+    /// A request that the call does not take yet.
+    waiting: Option<Received>,
     answers: BoxStream<'static, Bytes>,
     /// When anything was last heard of the client.
     heard: Instant,
@@ -239,13 +248,14 @@ impl Talk {
             Some(Ok(Message::Text(text))) => Bytes::from(text),
             Some(Ok(Message::Binary(bytes))) => bytes,
             // Pings are answered by the protocol.
-            Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => return Ok(()),
-            Some(Err(Error::Capacity(_))) => {
-                return Err(Some((CloseCode::Size, "the message is too large")));
+            Some(Ok(Message::Ping(content) | Message::Pong(content))) => {
+                self.socket.get_mut().control(content.len());
+                return Ok(());
             }
-            Some(Err(_)) | Some(Ok(Message::Close(_))) | None => return Err(None),
+            Some(Err(error)) => return Err(farewell(&error)),
+            Some(Ok(Message::Close(_) | Message::Frame(_))) | None => return Err(None),
         };
-        self.waiting = Some(request);
+        self.waiting = Some((request, self.socket.get_mut().message()));
         Ok(())
     }
 
@@ -260,6 +270,20 @@ impl Talk {
         self.socket.close(frame).await.unwrap_or_default();
         // What is left to write is gathered until here.
         self.socket.get_mut().shutdown().await.unwrap_or_default();
+    }
+}
+
+/// What a client is told of whose messages nothing more is read.
+fn farewell(error: &Error) -> End {
+    match error {
+        Error::Capacity(_) => Some((CloseCode::Size, "the message is too large")),
+        Error::Io(error) if error.kind() == ErrorKind::QuotaExceeded => {
+            Some((CloseCode::Again, "too many requests in JSON are being received"))
+        }
+        Error::Io(error) if error.kind() == ErrorKind::TimedOut => {
+            Some((CloseCode::Policy, "the request did not arrive in time"))
+        }
+        _ => None,
     }
 }
 

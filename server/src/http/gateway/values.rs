@@ -1,27 +1,21 @@
 //! The JSON values of a body, one after the other, as they arrive. What is waited for is bounded in bytes, over all
 //! bodies, and in time.
 
-use std::sync::Arc;
-use std::time::Duration;
-
 use bytes::{Bytes, BytesMut};
 use http_body::Frame;
 use http_body_util::BodyExt as _;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::{Instant, timeout_at};
 use tonic::Status;
 
+use super::room::Room;
 use crate::status;
 
 /// What receiving a body may cost.
 #[derive(Debug)]
 pub(super) struct Bounds {
-    /// Of one value.
-    pub(super) bytes_max: usize,
-    /// A permit for each byte that may be held yet of all bodies together.
-    pub(super) room: Arc<Semaphore>,
-    /// How long a value may take from its first byte on.
-    pub(super) patience: Duration,
+    /// For its values.
+    pub(super) room: Room,
     /// There is one value, so that its first byte is not waited for longer either.
     pub(super) is_single: bool,
 }
@@ -40,7 +34,7 @@ pub(super) struct Values<B> {
 
 impl<B: http_body::Body<Data = Bytes> + Unpin> Values<B> {
     pub(super) fn new(body: B, bounds: Bounds) -> Self {
-        let deadline = bounds.is_single.then(|| Instant::now() + bounds.patience);
+        let deadline = bounds.is_single.then(|| Instant::now() + bounds.room.patience);
         let (received, scan) = (BytesMut::new(), Scan::default());
         Self { body, received, held: None, scan, bounds, deadline }
     }
@@ -51,15 +45,18 @@ impl<B: http_body::Body<Data = Bytes> + Unpin> Values<B> {
     /// If there is something else than an object, or one that is cut off, too large or too late, or no room.
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>, Status> {
         loop {
-            if let Some(end) = self.scan.find_end(&self.received).map_err(status::no_message)? {
+            let end = self.scan.find_end(&self.received).map_err(status::no_message)?;
+            let has_begun = end.is_some() || self.scan.is_inside();
+            if has_begun && self.scan.at > self.bounds.room.bytes_max {
+                return Err(status::json_too_large(self.bounds.room.bytes_max));
+            }
+            if let Some(end) = end {
                 self.deadline = None;
                 return Ok(Some(self.take(end)));
             }
             if !self.scan.is_inside() {
                 // Nothing but space.
                 self.take(self.received.len());
-            } else if self.received.len() > self.bounds.bytes_max {
-                return Err(status::json_too_large(self.bounds.bytes_max));
             }
             match self.frame().await? {
                 Some(Ok(frame)) => {
@@ -81,7 +78,7 @@ impl<B: http_body::Body<Data = Bytes> + Unpin> Values<B> {
     /// What arrives next, if it does in time.
     async fn frame(&mut self) -> Result<Option<Result<Frame<Bytes>, B::Error>>, Status> {
         if self.scan.is_inside() && self.deadline.is_none() {
-            self.deadline = Some(Instant::now() + self.bounds.patience);
+            self.deadline = Some(Instant::now() + self.bounds.room.patience);
         }
         let frame = self.body.frame();
         match self.deadline {
@@ -94,15 +91,8 @@ impl<B: http_body::Body<Data = Bytes> + Unpin> Values<B> {
 
     /// Takes room.
     fn hold(&mut self, bytes: usize) -> Result<(), Status> {
-        let room = Arc::clone(&self.bounds.room);
-        let more =
-            u32::try_from(bytes).ok().and_then(|bytes| room.try_acquire_many_owned(bytes).ok());
-        let more = more.ok_or_else(status::json_crowded)?;
-        match &mut self.held {
-            Some(held) => held.merge(more),
-            None => self.held = Some(more),
-        }
-        Ok(())
+        let has_room = self.bounds.room.take(bytes, &mut self.held);
+        has_room.then_some(()).ok_or_else(status::json_crowded)
     }
 
     /// Cuts off what was received first; the search begins anew behind it.
@@ -158,17 +148,23 @@ impl Scan {
 #[cfg(test)]
 mod tests {
     use std::convert::Infallible;
+    use std::sync::Arc;
+    use std::time::Duration;
 
     use futures::stream::BoxStream;
     use futures::{FutureExt as _, StreamExt as _, stream};
     use http_body_util::StreamBody;
+    use tokio::sync::Semaphore;
 
     use super::*;
 
     /// Room for 100 bytes.
     fn bounds(is_single: bool) -> Bounds {
-        let room = Arc::new(Semaphore::new(100));
-        Bounds { bytes_max: 60, room, patience: Duration::from_secs(60), is_single }
+        let permits = Arc::new(Semaphore::new(100));
+        Bounds {
+            room: Room { bytes_max: 60, patience: Duration::from_secs(60), permits },
+            is_single,
+        }
     }
 
     type Body = StreamBody<BoxStream<'static, Result<Frame<Bytes>, Infallible>>>;
@@ -182,8 +178,9 @@ mod tests {
     #[tokio::test]
     async fn all_bodies_share_their_room_and_leave_it() {
         let first = bounds(false);
-        let room = Arc::clone(&first.room);
-        let share = || Bounds { room: Arc::clone(&room), ..bounds(false) };
+        let shared = first.room.clone();
+        let room = Arc::clone(&shared.permits);
+        let share = || Bounds { room: shared.clone(), ..bounds(false) };
         let mut first = still("{} {\"key\":\"", first);
         assert_eq!(first.next().await.unwrap().unwrap(), "{}");
         assert_eq!(room.available_permits(), 100 - " {\"key\":\"".len());
@@ -199,7 +196,11 @@ mod tests {
 
     #[tokio::test]
     async fn what_has_begun_is_not_waited_for_without_end() {
-        let hasty = |is_single| Bounds { patience: Duration::from_millis(1), ..bounds(is_single) };
+        let hasty = |is_single| {
+            let mut bounds = bounds(is_single);
+            bounds.room.patience = Duration::from_millis(1);
+            bounds
+        };
         for (text, is_single) in [("{", false), ("{", true), (" ", true)] {
             let late = still(text, hasty(is_single)).next().await.unwrap_err();
             assert_eq!(late.code(), tonic::Code::DeadlineExceeded, "{text:?} {is_single}: {late}");
@@ -249,9 +250,11 @@ mod tests {
             ("[]", (vec![], false)),
             ("\"a\"", (vec![], false)),
             ("}", (vec![], false)),
-            (&format!("{{\"a\":\"{}\"}}", "a".repeat(200)), (vec![], false)),
+            (&format!("{{\"a\":\"{}\"}}", "a".repeat(80)), (vec![], false)),
         ] {
-            assert_eq!(values(text, 10).await, found, "{text}");
+            for piece_bytes in [10, 100] {
+                assert_eq!(values(text, piece_bytes).await, found, "{text}");
+            }
         }
     }
 }
