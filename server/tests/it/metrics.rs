@@ -7,7 +7,7 @@ use conclave_proto::etcdserverpb as etcd;
 use conclave_proto::etcdserverpb::watch_client::WatchClient;
 
 use crate::api_http::http;
-use crate::cluster::{DEADLINE, HASTY, eventually, within};
+use crate::cluster::{DEADLINE, eventually, within};
 use crate::support::{Plan, Server, delete, leader, op, put, range, server, servers, then};
 use crate::watch_support::{Watching, on_range};
 
@@ -326,7 +326,7 @@ async fn traffic_and_leaders_are_counted_by_member() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_fails_without_a_quorum_is_counted() {
-    let mut servers = servers(3, &[HASTY]).await;
+    let mut servers = servers(3, &[]).await;
     let leader = leader(&servers).await;
     let left = servers.swap_remove(leader);
     for server in servers {

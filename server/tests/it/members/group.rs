@@ -90,16 +90,22 @@ impl Group {
         place.unwrap()
     }
 
-    /// Makes a change through a member, asking again while the cluster is not healthy yet.
+    /// Makes a change through a member, asking again while the cluster is not healthy yet, or if an answer
+    /// was lost: what is refused then may be what the attempt before has made.
     pub(super) async fn change(&self, through: usize, change: MemberChange) -> u64 {
         let node = self.node(through).clone();
         let attempts = async move {
+            let mut may_be_made = false;
             loop {
                 match node.change_members(&change).await {
                     Ok(id) => return id,
                     Err(ChangeError::Refused(
                         MemberRefusal::Unhealthy | MemberRefusal::LearnerNotReady,
                     )) => {}
+                    Err(ChangeError::Timeout | ChangeError::Unknown) => may_be_made = true,
+                    Err(ChangeError::Refused(refusal)) if may_be_made => {
+                        return made(&node, &change, refusal).await;
+                    }
                     Err(error) => panic!("{change:?}: {error}"),
                 }
             }
@@ -156,6 +162,25 @@ impl Group {
             states.all(|state| state == first)
         })
         .await;
+    }
+}
+
+/// The member of a change that is refused because it was made already, once `node` sees it.
+async fn made(node: &Node, change: &MemberChange, refusal: MemberRefusal) -> u64 {
+    match (change, refusal) {
+        (MemberChange::Remove { id }, MemberRefusal::NotFound)
+        | (MemberChange::Promote { id }, MemberRefusal::NotLearner) => *id,
+        (MemberChange::Add { peer_urls, .. }, MemberRefusal::PeerUrlExists) => {
+            let mut id = None;
+            eventually("an added member is seen", || {
+                let members = node.members().unwrap();
+                id = members.iter().find(|member| member.peer_urls == *peer_urls).map(|m| m.id);
+                id.is_some()
+            })
+            .await;
+            id.unwrap()
+        }
+        _ => panic!("{change:?}: {refusal}"),
     }
 }
 
