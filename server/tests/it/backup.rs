@@ -12,7 +12,8 @@ use tokio_stream::StreamExt as _;
 use tonic::Code;
 
 use crate::cluster::{
-    DEADLINE, eventually, free_ports, get, must_grant, must_put, put_again_and_again, within,
+    DEADLINE, eventually, flags_of, free_ports, get, must_grant, must_put, put_again_and_again,
+    within,
 };
 use crate::support::{Server, range, refused, server, servers};
 
@@ -82,13 +83,14 @@ impl New {
     }
 
     fn settings(&self, i: usize) -> Arc<Settings> {
-        let arguments = vec![
+        let mut arguments = vec![
             format!("--name=n{i}"),
             format!("--data-dir={}", self.data_dir(i).display()),
             format!("--listen-peer-urls={}", self.url(i)),
             format!("--initial-advertise-peer-urls={}", self.url(i)),
             format!("--initial-cluster={}", self.initial_cluster()),
         ];
+        arguments.extend(flags_of(self.ports.len(), &[]));
         match config::parse(arguments, []).unwrap() {
             Invocation::Run(settings) => Arc::new(*settings),
             _ => panic!("not a start"),
