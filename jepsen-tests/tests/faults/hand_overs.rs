@@ -19,6 +19,9 @@ const NAME: &str = "baton";
 const TTL: Duration = Duration::from_secs(60);
 /// Contenders of each kind.
 const EACH: usize = 2;
+/// Of the session of a holder that is killed: it waits in the queue before, while leaders change and machines
+/// stand still, and must not lose it there.
+const KILLED_TTL_SECONDS: u64 = 10;
 const WAITERS: usize = 64;
 /// For one attempt of a contender.
 const ATTEMPT: Duration = Duration::from_secs(30);
@@ -122,7 +125,7 @@ async fn v3lock(endpoints: Vec<String>, node: usize, referee: Arc<Referee>) {
 
 /// A process that takes the lock and is killed.
 async fn kill_a_holder(endpoints: &[String], referee: &Referee) {
-    let mut holder = Holder::start(endpoints, NAME, "unused", &[]);
+    let mut holder = Holder::start(endpoints, (NAME, "unused"), KILLED_TTL_SECONDS, &[]);
     let (token, _) = holder.held();
     referee.enter(token, "killed").await;
     // Until it is killed nobody else can hold, and after that its session lives for a moment only.

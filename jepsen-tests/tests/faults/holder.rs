@@ -5,18 +5,21 @@ use std::process::{Command, Stdio};
 
 use conclave_testing::process::Talking;
 
-/// TTL of its session.
-pub(crate) const TTL_SECONDS: u64 = 3;
-
 /// The process, killed with this.
 pub(crate) struct Holder(Talking);
 
 impl Holder {
-    pub(crate) fn start(endpoints: &[String], lock: &str, number: &str, more: &[&str]) -> Self {
+    /// It takes `lock` by a session of `ttl_seconds`, and reads and writes the key `number`.
+    pub(crate) fn start(
+        endpoints: &[String],
+        (lock, number): (&str, &str),
+        ttl_seconds: u64,
+        more: &[&str],
+    ) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_conclave-jepsen"));
         command
             .args(["hold", "--lock", lock, "--number", number])
-            .args(["--ttl", &TTL_SECONDS.to_string(), "--endpoints", &endpoints.join(",")])
+            .args(["--ttl", &ttl_seconds.to_string(), "--endpoints", &endpoints.join(",")])
             .args(more)
             .stdin(Stdio::piped());
         Self(Talking::start(&mut command))

@@ -7,17 +7,20 @@ use conclave_client::Client;
 use conclave_client::kv::put;
 use conclave_jepsen_tests::hold;
 
-use crate::holder::{Holder, TTL_SECONDS};
+use crate::holder::Holder;
 use crate::support::{Nodes, START_TIMEOUT};
 
 const NUMBER: &str = "stock/number";
 const IN_STOCK: i64 = 10;
+/// Of the session of who is paused, which is waited for.
+const TTL_SECONDS: u64 = 3;
 
 /// Takes one away by a holder that sleeps through the end of its session, and one by the next holder.
 /// Whether the first one wrote, and what is left.
 async fn take_two(nodes: &Nodes, client: &Client, more: &[&str]) -> (bool, i64) {
     client.put(NUMBER, IN_STOCK.to_string()).await.expect("a put");
-    let mut paused = Holder::start(&nodes.cluster.endpoints(), "stock", NUMBER, more);
+    let mut paused =
+        Holder::start(&nodes.cluster.endpoints(), ("stock", NUMBER), TTL_SECONDS, more);
     let (token, seen) = paused.held();
     assert_eq!(seen, IN_STOCK);
     paused.signal("STOP");
