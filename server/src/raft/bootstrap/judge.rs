@@ -28,11 +28,16 @@ pub(super) fn judge_new(
     let mut is_running = false;
     for answer in answers {
         let Some(membership) = &answer.membership else { continue };
-        if answer.cluster_id != identity.cluster || !has_member(membership, id) {
-            return Err(not_a_member(settings, answer.cluster_id));
+        is_running = true;
+        let is_of_another = answer.cluster_id != identity.cluster;
+        if is_of_another || !has_member(membership, id) {
+            // A member that lags may not know of the addition yet.
+            if is_of_another || answer.is_confirmed || !is_patient {
+                return Err(not_a_member(settings, answer.cluster_id));
+            }
+            continue;
         }
         refuse_if_started_before(settings, answer, id)?;
-        is_running = true;
     }
     if is_running {
         let joined = Founding { identity, members: None };
@@ -73,6 +78,8 @@ pub(super) fn judge_existing(
             let joined = Founding { identity, members: None };
             Ok(is_certain(answers, is_patient).then_some(joined))
         }
+        // Those that know of it may not have answered yet.
+        (None, Some(_)) if !is_certain(answers, is_patient) => Ok(None),
         (None, Some(cluster)) => Err(not_a_member(settings, cluster)),
         (None, None) => Ok(None),
     }
@@ -269,6 +276,29 @@ mod tests {
         other.cluster_id ^= 1;
         let refused = judge_new(&settings, &[other], 1, false).unwrap_err();
         assert!(matches!(refused, BootstrapError::NotAMember { .. }), "{refused}");
+    }
+
+    #[test]
+    fn a_stranger_to_members_that_may_lag_asks_on() {
+        for state in ["new", "existing"] {
+            let settings = settings(state);
+            let own = settings.initial_member_id().unwrap();
+            let judge = |answers: &[DescribeResponse]| match state {
+                "new" => judge_new(&settings, answers, 1, true),
+                _ => judge_existing(&settings, answers, true),
+            };
+            let knows = running(&settings, &[]);
+            let mut lags = knows.clone();
+            lags.membership.as_mut().unwrap().members.retain(|member| member.id != own);
+            assert_eq!(judge(std::slice::from_ref(&lags)).unwrap(), None, "asks on");
+            assert_eq!(judge(&[lags.clone(), knows.clone()]).unwrap(), None, "asks on");
+            let confirmed = DescribeResponse { is_confirmed: true, ..knows };
+            let founding = judge(&[lags.clone(), confirmed]).unwrap().unwrap();
+            assert_eq!((founding.identity.member, founding.members), (own, None));
+            let removed = DescribeResponse { is_confirmed: true, ..lags };
+            let refused = judge(&[removed]).unwrap_err();
+            assert!(matches!(refused, BootstrapError::NotAMember { .. }), "{refused}");
+        }
     }
 
     #[test]
