@@ -15,7 +15,7 @@ use conclave_proto::internal::{self, command::Command};
 use conclave_raft_store::Reader;
 use conclave_raft_store::command::auth::inside;
 use conclave_raft_store::sink::AppliedEntry;
-use conclave_raft_store::types::{MemberNode, NodeId};
+use conclave_raft_store::types::{MemberNode, NodeId, Nodes};
 use conclave_state_machine::divergence::{Verdict, judge};
 use conclave_state_machine::response::Response;
 use openraft::ServerState;
@@ -23,7 +23,7 @@ use openraft::async_runtime::WatchReceiver;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tonic::Status;
+use tonic::{Code, Status};
 
 use super::link::Purpose;
 use super::loss::Loss;
@@ -35,7 +35,9 @@ use crate::propose::{Haste, Proposer};
 const NOTES_MAX: usize = 64;
 /// How long a member may take until it has applied what the leader has, or to note that it must stop.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Pause before it is asked again.
+/// How often members that differ are compared while some do not answer, before all changes are stopped.
+const SPLIT_ATTEMPTS: usize = 2;
+/// Pause before a member is asked again.
 const ASK_PAUSE: Duration = Duration::from_millis(100);
 /// How long hashing everything may take.
 const HASH_TIMEOUT: Duration = Duration::from_secs(120);
@@ -163,37 +165,42 @@ impl Comparer {
     }
 
     async fn compare(&self, point: Point) {
-        let membership = self.route.raft.metrics().borrow_watched().membership_config.clone();
+        for attempt in 1..=SPLIT_ATTEMPTS {
+            let membership = self.route.raft.metrics().borrow_watched().membership_config.clone();
+            let nodes: Nodes =
+                membership.membership().nodes().map(|(id, node)| (*id, node.clone())).collect();
+            let Some(digests) = self.collect(&nodes, point).await else { return };
+            match judge(&digests, nodes.len()) {
+                Verdict::Equal => {
+                    tracing::debug!(?point, members = digests.len(), "members have the same state");
+                }
+                Verdict::Outvoted(ids) => self.fence_all(&ids, &nodes, point).await,
+                // The word of those that are missing may decide it.
+                Verdict::Split if digests.len() < nodes.len() && attempt < SPLIT_ATTEMPTS => {
+                    tokio::time::sleep(ASK_PAUSE).await;
+                    continue;
+                }
+                Verdict::Split => self.alarm(&digests, point).await,
+            }
+            return;
+        }
+    }
+
+    /// The digests of this member and of all that answer and can be compared with it; `None` if it has none.
+    async fn collect(&self, nodes: &Nodes, point: Point) -> Option<BTreeMap<NodeId, u64>> {
         let own_id = self.route.links.member_id();
-        let nodes: Vec<(NodeId, &MemberNode)> =
-            membership.membership().nodes().map(|(id, node)| (*id, node)).collect();
-        let others = nodes.iter().filter(|(id, _)| *id != own_id);
+        let others = nodes.iter().filter(|(id, _)| **id != own_id);
         let asked = others.map(|(id, node)| async { (*id, self.ask(*id, node, point).await) });
         let answers = futures::future::join_all(asked).await;
-        let Some(own) = self.digest(point).await else { return };
-        let digests: BTreeMap<u64, u64> = answers
+        let own = self.digest(point).await?;
+        let digests = answers
             .into_iter()
             .filter_map(|(id, answer)| Some((id, answer?)))
             .chain([(own_id, own)])
             // What is compacted already is no part of it: then they cannot be compared.
             .filter(|(_, answer)| answer.compacted == own.compacted)
-            .map(|(id, answer)| (id, answer.digest))
-            .collect();
-        match judge(&digests, nodes.len()) {
-            Verdict::Equal => {
-                tracing::debug!(?point, members = digests.len(), "members have the same state");
-            }
-            Verdict::Outvoted(ids) => {
-                for id in ids {
-                    tracing::error!(member = %format_args!("{id:x}"), ?point, "a member has another state than most");
-                    match nodes.iter().find(|(other, _)| *other == id) {
-                        Some((_, node)) if id != own_id => self.fence(id, node, point).await,
-                        _ => self.stop(own_id, point).await,
-                    }
-                }
-            }
-            Verdict::Split => self.alarm(&digests, own.digest, point).await,
-        }
+            .map(|(id, answer)| (id, answer.digest));
+        Some(digests.collect())
     }
 
     async fn ask(&self, id: NodeId, node: &MemberNode, point: Point) -> Option<Digest> {
@@ -216,6 +223,8 @@ impl Comparer {
                         return Some(Digest { digest, compacted });
                     }
                 }
+                // The connection broke, or it is only starting.
+                Err(status) if may_heal(&status) => link.reset(),
                 Err(status) => {
                     tracing::debug!(member = %format_args!("{id:x}"), %status, "no digest");
                     return None;
@@ -224,6 +233,17 @@ impl Comparer {
             tokio::time::sleep(ASK_PAUSE).await;
         }
         None
+    }
+
+    async fn fence_all(&self, ids: &[NodeId], nodes: &Nodes, point: Point) {
+        let own_id = self.route.links.member_id();
+        for id in ids {
+            tracing::error!(member = %format_args!("{id:x}"), ?point, "a member has another state than most");
+            match nodes.get(id) {
+                Some(node) if *id != own_id => self.fence(*id, node, point).await,
+                _ => self.stop(own_id, point).await,
+            }
+        }
     }
 
     async fn fence(&self, id: NodeId, node: &MemberNode, point: Point) {
@@ -248,8 +268,10 @@ impl Comparer {
     }
 
     /// Nobody can tell who is right: nothing may be written until a person decides.
-    async fn alarm(&self, digests: &BTreeMap<u64, u64>, own: u64, point: Point) {
-        let other = digests.iter().find(|(_, digest)| **digest != own).map_or(0, |(id, _)| *id);
+    async fn alarm(&self, digests: &BTreeMap<NodeId, u64>, point: Point) {
+        let own = digests.get(&self.route.links.member_id());
+        let other =
+            digests.iter().find(|(_, digest)| Some(*digest) != own).map_or(0, |(id, _)| *id);
         tracing::error!(member = %format_args!("{other:x}"), ?point, "members differ, and none has a majority");
         let alarm = etcd::AlarmRequest {
             action: etcd::alarm_request::AlarmAction::Activate as i32,
@@ -261,4 +283,10 @@ impl Comparer {
             tracing::error!(%error, "the alarm could not be raised");
         }
     }
+}
+
+/// Whether a member that could not be asked may answer the next time.
+fn may_heal(status: &Status) -> bool {
+    use Code::{Cancelled, DeadlineExceeded, Unavailable, Unknown};
+    matches!(status.code(), Unavailable | DeadlineExceeded | Cancelled | Unknown)
 }

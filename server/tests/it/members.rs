@@ -216,14 +216,12 @@ async fn strict_rules_protect_the_quorum() {
     let (down, other) = ((leader + 1) % 3, (leader + 2) % 3);
     let (down_id, other_id) = (group.id(down), group.id(other));
     within("a member stops", group.nodes.remove(&down).unwrap().shutdown()).await;
-    let refusal = async |change: MemberChange| match group
-        .node(other)
-        .change_members(&change)
-        .await
-        .unwrap_err()
-    {
-        ChangeError::Refused(refusal) => refusal,
-        error => panic!("{change:?}: {error}"),
+    let refusal = async |change: MemberChange| loop {
+        match group.node(other).change_members(&change).await.unwrap_err() {
+            ChangeError::Refused(refusal) => return refusal,
+            ChangeError::Timeout => {}
+            error => panic!("{change:?}: {error}"),
+        }
     };
     // Heard a moment ago, it still counts as reachable: then the next rule refuses.
     let noticed = async {
@@ -350,4 +348,29 @@ async fn a_member_with_another_state_is_fenced_at_the_next_compaction() {
         let refused = start_again(&settings).await.map(drop).unwrap_err();
         assert!(matches!(refused, StartError::Log(OpenError::Lost { .. })), "{refused}");
     }
+}
+
+/// One of two others that differ is right: whoever is away for a moment must be asked again before all stops.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_that_differ_wait_for_the_word_of_the_third() {
+    let mut group = Group::start(3, 3, &["--feature-gates=InitialCorruptCheck=true"]).await;
+    let leader = group.leader().await;
+    let (ill, away) = ((leader + 1) % 3, (leader + 2) % 3);
+    must_put(group.node(leader), "k", b"v").await;
+    group.converge().await;
+    within("a member stops", group.nodes.remove(&ill).unwrap().shutdown()).await;
+    let settings = group.settings(ill, &[0, 1, 2], &[]);
+    diverge(&settings).await;
+    must_put(group.node(leader), "k", b"a value").await;
+    group.converge().await;
+    within("a member stops", group.nodes.remove(&away).unwrap().shutdown()).await;
+    let node = within("it starts", start_again(&settings)).await.unwrap();
+    within("it is ready", node.wait_ready()).await.unwrap();
+    let settings = group.settings(away, &[0, 1, 2], &[]);
+    group.nodes.insert(away, within("it is back", start_again(&settings)).await.unwrap());
+    let reason = within("it is fenced", node.failed()).await;
+    assert!(reason.contains("differs from that of most members"), "{reason}");
+    drop(node);
+    let leader = group.leader().await;
+    must_put(group.node(leader), "k", b"no alarm").await;
 }
