@@ -30,8 +30,9 @@ use crate::trace::Tracer;
 const CLIENT_PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 /// How often a change of leader is looked for; elections take longer.
 const LEADER_LOOK: Duration = Duration::from_millis(250);
-/// How long a stop waits for what callers left behind, such as keys of locks they waited for.
-const BACKGROUND_TIMEOUT: Duration = Duration::from_secs(2);
+/// How long a stop waits for what callers left behind, such as keys of locks they waited for: a few elections,
+/// if the hand-over failed.
+const BACKGROUND_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a member that was removed goes on, as in etcd.
 const REMOVED_GRACE: Duration = Duration::from_secs(1);

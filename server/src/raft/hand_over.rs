@@ -3,16 +3,19 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use openraft::Config;
 use openraft::async_runtime::{Instant as _, WatchReceiver};
 use tokio::time::Instant;
 
 use super::link::Link;
 use super::route::Route;
 
-/// How long handing leadership over may take; longer, and an election does it.
-const TRANSFER_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long handing leadership over may take at least: the votes are synced to disks, which may be slow.
+const TRANSFER_TIMEOUT_MIN: Duration = Duration::from_secs(1);
+/// How long it may take at most: whoever stops this member waits for it.
+const TRANSFER_TIMEOUT_MAX: Duration = Duration::from_secs(5);
 /// How long a member that gave its leadership up waits for the next leader, which may need its vote.
-const SUCCESSION_TIMEOUT: Duration = Duration::from_millis(300);
+const SUCCESSION_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often the succession is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 /// A voter heard within this time can take over.
@@ -20,7 +23,7 @@ const HEARD_WITHIN: Duration = Duration::from_secs(2);
 
 /// Makes the most advanced reachable voter the leader, if this member leads and there is one.
 pub(crate) async fn hand_over(route: &Route) {
-    let deadline = Instant::now() + TRANSFER_TIMEOUT;
+    let deadline = Instant::now() + transfer_timeout(route.raft.config());
     let mut refused = BTreeSet::new();
     while let Some(to) = successor(route, &refused) {
         let Some(link) = route.transfer_link(to) else { return };
@@ -43,6 +46,12 @@ pub(crate) async fn hand_over(route: &Route) {
             }
         }
     }
+}
+
+/// Until the others would elect by themselves: giving up earlier elects nobody sooner.
+fn transfer_timeout(config: &Config) -> Duration {
+    let lease_and_wait = config.election_timeout_max.saturating_add(config.election_timeout_min);
+    Duration::from_millis(lease_and_wait).clamp(TRANSFER_TIMEOUT_MIN, TRANSFER_TIMEOUT_MAX)
 }
 
 fn successor(route: &Route, refused: &BTreeSet<u64>) -> Option<u64> {
@@ -76,5 +85,20 @@ async fn succeeded_by(route: &Route, link: &Link) -> Option<u64> {
             return None;
         }
         tokio::time::sleep(LOOK_INTERVAL).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hand_over_may_take_as_long_as_an_election_would_but_a_stop_is_not_kept_for_ever() {
+        let timeout = |election_ms| {
+            let (heartbeat, election) =
+                (Duration::from_millis(10), Duration::from_millis(election_ms));
+            transfer_timeout(&crate::raft::config(heartbeat, election).unwrap()).as_millis()
+        };
+        assert_eq!([100, 1_000, 5_000, 50_000].map(timeout), [1_000, 1_000, 4_500, 5_000]);
     }
 }

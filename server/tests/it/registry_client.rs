@@ -90,8 +90,7 @@ async fn a_directory_goes_on_when_members_stop() {
     let service = client.service("api");
     let mut kept = Vec::new();
     for number in 0..6 {
-        let register = service.register(format!("h:{number}")).ttl(Duration::from_secs(8));
-        kept.push(register.await.unwrap());
+        kept.push(service.register(format!("h:{number}")).await.unwrap());
     }
     let directory = service.discover().start();
     let channel = directory.channel(BalancedChannel::builder());
