@@ -308,6 +308,11 @@ impl Node {
         Err("the state could not be flushed in time".to_owned())
     }
 
+    /// How long a request may take.
+    pub(crate) fn timeout(&self) -> Duration {
+        self.parts.timeout
+    }
+
     pub(crate) fn raft(&self) -> &crate::raft::Raft {
         &self.parts.route.raft
     }

@@ -120,7 +120,8 @@ pub async fn start(settings: Settings) -> Result<Running, StartError> {
     let node = Node::start(Arc::clone(&settings)).await?;
     let stop = CancellationToken::new();
     let acceptor = followed.map(|followed| accept_by_tls(&node, Arc::new(followed), &stop));
-    let auth = Auth::new(node.reader().clone(), Arc::clone(node.auth()), &settings.auth)?;
+    let (reader, feed) = (node.reader().clone(), Arc::clone(node.auth()));
+    let auth = Auth::new(reader, feed, &settings.auth, node.timeout())?;
     let tracer = settings.trace.as_ref().map(Tracer::new).transpose()?.map(Arc::new);
     let context = Context {
         auth: Arc::new(auth),

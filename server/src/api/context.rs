@@ -8,6 +8,7 @@ use conclave_proto::{etcdserverpb as etcd, internal};
 use conclave_raft_store::command::auth::caller_message;
 use conclave_state_machine::command::Caller;
 use conclave_state_machine::response::{Applied, Response as Answer};
+use http::HeaderMap;
 use tokio_util::task::TaskTracker;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Status};
@@ -160,7 +161,12 @@ pub(crate) fn must_have_leader(metadata: &MetadataMap) -> bool {
 
 /// How long the client waits for an answer, if it said so in a way that can be understood.
 pub(crate) fn deadline(metadata: &MetadataMap) -> Option<Duration> {
-    let text = metadata.get("grpc-timeout")?.to_str().ok()?;
+    deadline_in(metadata.as_ref())
+}
+
+/// Like [`deadline`], before the headers are those of a call.
+pub(crate) fn deadline_in(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get("grpc-timeout")?.to_str().ok()?;
     let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     let (_, nanos) = UNITS.into_iter().find(|(letter, _)| unit.starts_with(*letter))?;
     number.parse().ok().map(|number: u64| Duration::from_nanos(nanos.saturating_mul(number)))

@@ -41,7 +41,7 @@ use http::{Extensions, HeaderMap};
 use parking_lot::Mutex;
 use tonic::Status;
 
-use crate::api::context::{Context, mismatch};
+use crate::api::context::{Context, deadline_in, mismatch};
 use crate::config::AuthSettings;
 use crate::coordination::unix_ms;
 use crate::propose::Haste;
@@ -58,8 +58,9 @@ pub(crate) use rights::RightsCheck;
 use seen::{Owner, Seen, Validity};
 pub(crate) use watch::{Refused, WatchGuard};
 
-/// How long a call waits for this member to hear of its token, which another member gave out.
-const TOKEN_WAIT: Duration = Duration::from_secs(2);
+/// The part of the time its client gave it that a call may wait for this member to hear of its token, which another
+/// member gave out: if that is in vain, the client must hear so, to log in again.
+const TOKEN_WAIT_PART: u32 = 2;
 /// How long a signature that was verified is believed: a clock that is set is noticed as soon.
 const SIGNED_FOR_MAX: Duration = Duration::from_secs(5);
 /// How often a login begins again because users or roles changed meanwhile.
@@ -79,6 +80,8 @@ pub(crate) struct Auth {
     seen: Seen,
     /// `None` for simple tokens.
     jwt: Option<Jwt>,
+    /// How long a call may take that does not say so itself.
+    timeout: Duration,
 }
 
 impl Auth {
@@ -88,15 +91,43 @@ impl Auth {
         reader: Reader,
         feed: Arc<Feed>,
         settings: &AuthSettings,
+        timeout: Duration,
     ) -> Result<Self, JwtError> {
         let passwords = Passwords::new(settings.bcrypt_cost);
         let jwt = settings.jwt.as_ref().map(Jwt::load).transpose()?;
-        Ok(Self { reader, feed, passwords, rights: Mutex::default(), seen: Seen::new(), jwt })
+        let (rights, seen) = (Mutex::default(), Seen::new());
+        Ok(Self { reader, feed, passwords, rights, seen, jwt, timeout })
     }
 
     /// Whether calls need a user, and the auth revision, as applied here.
     pub(crate) fn head(&self) -> AuthHead {
         self.reader.auth()
+    }
+
+    /// Like [`Auth::head`], for a call with these headers: a token that members know later than what is applied
+    /// here is waited for, because that this member does not know yet that calls need a user makes nobody of
+    /// its owner.
+    pub(crate) async fn head_for(&self, headers: &HeaderMap) -> AuthHead {
+        let head = self.head();
+        if head.enabled || self.jwt.is_some() {
+            return head;
+        }
+        if let Identity::Token(token) = identity::of(headers, None)
+            && let Some((_, index)) = tokens::split(token)
+        {
+            self.heard_of(index, headers).await;
+        }
+        self.head()
+    }
+
+    /// Waits until this member has applied `index`, as long as the call has time for it; whether it has.
+    async fn heard_of(&self, index: u64, headers: &HeaderMap) -> bool {
+        if self.reader.applied().is_some_and(|id| id.index >= index) {
+            return true;
+        }
+        let part = deadline_in(headers).map_or(Duration::MAX, |time| time / TOKEN_WAIT_PART);
+        let applied = self.reader.wait_applied(index);
+        tokio::time::timeout(part.min(self.timeout), applied).await.is_ok()
     }
 
     pub(crate) fn passwords(&self) -> &Passwords {
@@ -126,7 +157,7 @@ impl Auth {
                 Caller::User { name: name.into(), auth_revision: head.revision }
             }
             Identity::Token(token) => {
-                self.owner(head, token).await.ok_or(Fault::InvalidAuthToken)?
+                self.owner(head, token, headers).await.ok_or(Fault::InvalidAuthToken)?
             }
         };
         match access {
@@ -140,7 +171,7 @@ impl Auth {
 
     /// Whose token it is. The auth revision, and how often tokens became void, are read before the owner is looked
     /// for: a user who is deleted and added again meanwhile is another one.
-    async fn owner(&self, head: AuthHead, token: &str) -> Option<Caller> {
+    async fn owner(&self, head: AuthHead, token: &str, headers: &HeaderMap) -> Option<Caller> {
         let voids = self.feed.voids();
         let now = Instant::now();
         if let Some(owner) = self.seen.owner(token, voids, now) {
@@ -153,17 +184,21 @@ impl Auth {
                 let owner = Owner { name, auth_revision: Some(said.auth_revision) };
                 (owner, head.revision, said.good_for.min(SIGNED_FOR_MAX))
             }
-            None => self.owner_of_simple(token).await?,
+            None => self.owner_of_simple(token, headers).await?,
         };
         self.seen.keep(token, &owner, Validity { voids, until: now + good_for });
         Some(owner.caller(present))
     }
 
     /// Whose simple token it is, the auth revision before it was looked for, and for how long that is so.
-    async fn owner_of_simple(&self, token: &str) -> Option<(Owner, u64, Duration)> {
+    async fn owner_of_simple(
+        &self,
+        token: &str,
+        headers: &HeaderMap,
+    ) -> Option<(Owner, u64, Duration)> {
         let (secret, index) = tokens::split(token)?;
-        if self.reader.applied().is_none_or(|id| id.index < index) {
-            tokio::time::timeout(TOKEN_WAIT, self.reader.wait_applied(index)).await.ok()?;
+        if !self.heard_of(index, headers).await {
+            return None;
         }
         let present = self.head().revision;
         let found = self.feed.tokens.lock().owner(&tokens::fingerprint(secret), Instant::now());

@@ -135,7 +135,7 @@ async fn targets<B>(context: &Context, request: Request<B>) -> Response<Body> {
     let found = async {
         // Whoever may call this may see the same here.
         let auth = &context.auth;
-        let head = auth.head();
+        let head = auth.head_for(request.headers()).await;
         let caller = auth.admit(head, DISCOVER, request.headers(), request.extensions()).await?;
         registry::targets(context, &caller, services, is_healthy).await
     };

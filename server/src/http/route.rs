@@ -135,7 +135,7 @@ impl Router {
             return Status::from(Fault::NotSupportedForLearner).into_http();
         }
         let mut request = request;
-        let head = self.context.auth.head();
+        let head = self.context.auth.head_for(request.headers()).await;
         if head.enabled
             && let Err(status) = self.admit(head, &mut request).await
         {

@@ -16,7 +16,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
 
 use crate::cluster::within;
-use crate::support::{Server, delete, op, put, range, refused, server, servers, then};
+use crate::support::{Plan, Server, delete, op, put, range, refused, server, servers, then};
 
 /// Hashing need not be slow in tests.
 pub(crate) const FAST: &str = "--bcrypt-cost=4";
@@ -137,6 +137,20 @@ async fn a_token_is_good_on_every_member_and_dies_with_its_password() {
         .await;
     let off = text(Code::FailedPrecondition, "authentication is not enabled");
     assert_eq!(refused(log_in(&servers[2], "ann", "other").await), off);
+}
+
+/// It has not applied yet that calls need a user, and must not take who shows a token for nobody.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_is_good_on_a_member_that_lags() {
+    let plan = Plan::new(3, &[FAST]);
+    let (first, second) = tokio::join!(plan.start(0), plan.start(1));
+    for server in [&first, &second] {
+        within("a server is ready", server.running.ready()).await.unwrap();
+    }
+    let [_, ann] = enable(&first).await;
+    let late = plan.start(2).await;
+    late.kv().put(by(&ann, put("a/1", "x"))).await.unwrap();
+    assert_eq!(refused(late.kv().put(by(&ann, put("b", "x"))).await), denied());
 }
 
 #[tokio::test(flavor = "multi_thread")]
