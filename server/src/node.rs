@@ -51,7 +51,7 @@ const FLUSH_PAUSE: Duration = Duration::from_millis(50);
 /// Why a leadership transfer did not happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TransferError {
-    /// This member does not lead.
+    /// This member does not lead, or another than the target took over from it.
     #[error("not leader")]
     NotLeader,
     /// The target is no voter.
@@ -267,10 +267,17 @@ impl Node {
         let transfer = async {
             let triggered = self.parts.route.raft.trigger().transfer_leader(to).await;
             triggered.map_err(|_fatal| TransferError::Stopped)?;
-            while metrics.borrow_and_update().current_leader != Some(to) {
+            loop {
+                match metrics.borrow_and_update().current_leader {
+                    Some(id) if id == to => return Ok(()),
+                    // The target did not take over; only the present leader can try again.
+                    Some(id) if id != self.parts.identity.member => {
+                        return Err(TransferError::NotLeader);
+                    }
+                    Some(_) | None => {}
+                }
                 metrics.changed().await.map_err(|_closed| TransferError::Stopped)?;
             }
-            Ok(())
         };
         let done = tokio::time::timeout(self.parts.timeout, transfer).await;
         done.unwrap_or(Err(TransferError::Timeout))
