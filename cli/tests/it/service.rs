@@ -127,7 +127,7 @@ fn services_are_registered_seen_and_drained() {
 }
 
 /// Time after the leader's death: longer than the TTL of the instances.
-const AFTERWARDS: Duration = Duration::from_secs(14);
+const AFTERWARDS: Duration = Duration::from_secs(24);
 
 #[test]
 fn a_leader_that_is_killed_takes_no_instance_along() {
@@ -143,7 +143,7 @@ fn a_leader_that_is_killed_takes_no_instance_along() {
     }
     let mut instances = Vec::new();
     for address in ["h:1", "h:2", "h:3"] {
-        let register = ["register", "api", address, "--ttl", "10s", "--drain", "10ms"];
+        let register = ["register", "api", address, "--ttl", "20s", "--drain", "10ms"];
         let mut instance = running(&endpoints, &register);
         assert!(instance.line().ends_with(" is registered"));
         instances.push(instance);

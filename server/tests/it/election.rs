@@ -150,7 +150,7 @@ async fn a_candidate_without_a_lease_is_no_candidate() {
     server.grant(1, 60).await;
     let first = elected(&server, 1, "a").await;
     // Long enough to be seen in the queue before it ends.
-    server.grant(2, 8).await;
+    server.grant(2, 15).await;
     let zombie = begin(&server, 2, "b").await;
     let failed = within("its lease ends", zombie).await.unwrap();
     assert_eq!(refused(failed), (Code::Unknown, "election: session is expired".to_owned()));

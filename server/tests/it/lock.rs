@@ -213,7 +213,7 @@ async fn the_lock_of_a_holder_that_died_goes_to_the_next() {
     let servers = servers(3, &[]).await;
     servers[0].grant(2, 60).await;
     // Long enough to get the lock before it ends.
-    servers[0].grant(1, 8).await;
+    servers[0].grant(1, 15).await;
     let holder = locked(begin(&servers[1], "n", 1).await).await;
     let next = locked(begin(&servers[2], "n", 2).await).await;
     assert_eq!(next.key, "n/2");

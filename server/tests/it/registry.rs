@@ -248,7 +248,7 @@ async fn a_mass_loss_keeps_instances_in_sight_for_a_while() {
     let servers = [server(&[]).await];
     let (server, client) = (&servers[0], client(&servers));
     // Nobody renews it, and it lives until all of them are registered.
-    server.grant(7, 8).await;
+    server.grant(7, 20).await;
     for number in 0..8 {
         register(server, 7, &named(&format!("i{number}"))).await;
     }
@@ -282,7 +282,7 @@ async fn a_session_that_dies_takes_its_instances_along() {
     for number in 0..6 {
         register(&servers[0], own.id(), &named(&format!("i{number}"))).await;
     }
-    servers[1].grant(7, 8).await;
+    servers[1].grant(7, 15).await;
     register(&servers[1], 7, &named("dead")).await;
     for server in &servers {
         let mut watched = Watched::open(server, 0).await;
