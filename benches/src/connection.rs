@@ -8,11 +8,12 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use conclave_transport::{Connector, Gather, Target};
+use conclave_transport::{Connector, Gather, Stream, Target};
 use http::{HeaderValue, Request, Response, Uri};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tonic::body::Body;
 use tonic::codegen::Service;
 
@@ -47,14 +48,36 @@ impl Connection {
     /// # Errors
     /// If the endpoint cannot be parsed or reached within five seconds.
     pub async fn open_by(endpoint: &str, access: &Access) -> Result<Self> {
+        Self::over(Self::stream(endpoint, access).await?, endpoint, access).await
+    }
+
+    /// As [`Connection::open_by`], for many clients that send when their answers come: what they send together
+    /// leaves together. Whoever shares the thread with other work would send later.
+    ///
+    /// # Errors
+    /// As [`Connection::open_by`].
+    pub async fn open_gathered(endpoint: &str, access: &Access) -> Result<Self> {
+        let stream = Self::stream(endpoint, access).await?;
+        Self::over(Gather::new(stream), endpoint, access).await
+    }
+
+    async fn stream(endpoint: &str, access: &Access) -> Result<Stream> {
+        let target = Target::parse(endpoint, false).map_err(anyhow::Error::msg)?;
+        let connector = Connector::new(target, access.tls.clone(), CONNECT_TIMEOUT);
+        connector.connect().await.with_context(|| format!("connect to {endpoint}"))
+    }
+
+    async fn over(
+        stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
+        endpoint: &str,
+        access: &Access,
+    ) -> Result<Self> {
         let target = Target::parse(endpoint, false).map_err(anyhow::Error::msg)?;
         let origin = target.origin().clone();
-        let connector = Connector::new(target, access.tls.clone(), CONNECT_TIMEOUT);
-        let stream = connector.connect().await.with_context(|| format!("connect to {endpoint}"))?;
         let (sender, driver) = Builder::new(TokioExecutor::new())
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-            .handshake(TokioIo::new(Gather::new(stream)))
+            .handshake(TokioIo::new(stream))
             .await
             .context("HTTP/2 handshake")?;
         // The connection's end shows as an error of the requests on it.

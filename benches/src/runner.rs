@@ -166,16 +166,20 @@ fn measure(
 /// Writes the keys of `material` to an empty target.
 pub(crate) fn preload(target: &Target, material: &Arc<Material>) -> Result<()> {
     runtime()?.block_on(async {
-        let connections = open_all(target, LOADERS).await?;
+        let connections = open_all(target, LOADERS, true).await?;
         worker::load_keys(&connections, material.clone(), LOADERS).await
     })
 }
 
-async fn open_all(target: &Target, count: usize) -> Result<Vec<Connection>> {
+/// `gathers` unless the thread has more to do than to send when answers come.
+async fn open_all(target: &Target, count: usize, gathers: bool) -> Result<Vec<Connection>> {
     let mut connections = Vec::with_capacity(count);
     for index in 0..count {
         let endpoint = &target.endpoints[index % target.endpoints.len()];
-        connections.push(Connection::open_by(endpoint, &target.access).await?);
+        connections.push(match gathers {
+            true => Connection::open_gathered(endpoint, &target.access).await?,
+            false => Connection::open_by(endpoint, &target.access).await?,
+        });
     }
     Ok(connections)
 }
@@ -231,7 +235,8 @@ impl Job {
     fn run(self, material: Arc<Material>) -> Result<Outcome> {
         runtime()?.block_on(async {
             let count = self.load.connection_count(self.target.endpoints.len());
-            let connections = open_all(&self.target, count).await?;
+            let watches = matches!(self.workload, Workload::WatchFanout | Workload::WatchLatency);
+            let connections = open_all(&self.target, count, !watches).await?;
             match self.workload {
                 Workload::KeepAlive => self.keep_alive(connections).await,
                 Workload::Heartbeats => self.heartbeats(connections).await,
