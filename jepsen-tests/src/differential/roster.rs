@@ -1,10 +1,12 @@
 //! Calls that change who is a member. They name members by what they are: each cluster gives ids of its own.
 
+use std::time::Duration;
+
 use conclave_proto::etcdserverpb::cluster_client::ClusterClient;
 use conclave_proto::etcdserverpb::{
     Member, MemberAddRequest, MemberListRequest, MemberPromoteRequest, MemberRemoveRequest,
 };
-use tonic::Status;
+use tonic::{Code, Status};
 
 use super::session::Session;
 
@@ -12,6 +14,9 @@ use super::session::Session;
 const NOBODY: u64 = 77;
 /// Where no member ever is.
 const URLS: [&str; 2] = ["http://127.0.0.1:1", "http://127.0.0.1:2"];
+
+/// etcd makes a member's id of its address and the second: one that was there in the same second could not be added.
+const ID_LIFE: Duration = Duration::from_secs(1);
 
 /// Which member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +65,7 @@ impl Change {
         let mut cluster = ClusterClient::with_origin(session, origin);
         let (member, members) = match self {
             Self::AddLearner(url) => {
+                tokio::time::sleep(ID_LIFE).await;
                 let peer_ur_ls = vec![URLS[url].to_owned()];
                 let request = MemberAddRequest { peer_ur_ls, is_learner: true };
                 let answer = cluster.member_add(request).await?.into_inner();
@@ -72,8 +78,8 @@ impl Change {
             }
             Self::RemoveLearner => {
                 // etcd 3.5.1 now and then hangs when it is to remove one that it has not.
-                let Some(id) = id(&mut cluster, Whom::Learner).await? else {
-                    return Ok("no learner".to_owned());
+                let Ok(Some(id)) = id(&mut cluster, Whom::Learner).await else {
+                    return nobody_to_remove(&mut cluster).await;
                 };
                 let answer = cluster.member_remove(MemberRemoveRequest { id }).await?;
                 (None, answer.into_inner().members)
@@ -83,6 +89,16 @@ impl Change {
         are_learners.sort_unstable();
         let member = member.map(|member| Member { id: 0, ..member });
         Ok(format!("{member:?} {are_learners:?}"))
+    }
+}
+
+/// What whoever has no learner to remove is told; who may not look for one is told so by another change, for
+/// etcd 3.5.1 shows members to everybody.
+async fn nobody_to_remove(cluster: &mut ClusterClient<Session>) -> Result<String, Status> {
+    match cluster.member_promote(MemberPromoteRequest { id: NOBODY }).await {
+        Err(status) if status.code() == Code::NotFound => Ok("no learner".to_owned()),
+        Err(status) => Err(status),
+        Ok(_) => Ok("nobody was promoted".to_owned()),
     }
 }
 
