@@ -224,10 +224,12 @@ fn every_verb(program: PathBuf, servers: &[Server], common: &[String], has_users
     suite.elect();
     suite.mirror();
     if env::var_os("CONCLAVE_INTEROP_LONG").is_some() {
-        failed.extend(suite.all(&[
-            ("check perf", "", ""),
-            ("check datascale --auto-compact", "", "PASS: Approximate system memory used"),
-        ]));
+        failed.extend(suite.all(&[("check perf", "", "")]));
+        // etcdctl asks for metrics in the clear, whatever the endpoint speaks.
+        if !has_users {
+            let passed = "PASS: Approximate system memory used";
+            failed.extend(suite.all(&[("check datascale --auto-compact", "", passed)]));
+        }
     }
     if !has_users {
         failed.extend(suite.all(ENABLE));
