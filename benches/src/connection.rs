@@ -48,7 +48,8 @@ impl Connection {
     /// # Errors
     /// If the endpoint cannot be parsed or reached within five seconds.
     pub async fn open_by(endpoint: &str, access: &Access) -> Result<Self> {
-        Self::over(Self::stream(endpoint, access).await?, endpoint, access).await
+        let (stream, origin) = Self::stream(endpoint, access).await?;
+        Self::over(stream, origin, access).await
     }
 
     /// As [`Connection::open_by`], for many clients that send when their answers come: what they send together
@@ -57,23 +58,23 @@ impl Connection {
     /// # Errors
     /// As [`Connection::open_by`].
     pub async fn open_gathered(endpoint: &str, access: &Access) -> Result<Self> {
-        let stream = Self::stream(endpoint, access).await?;
-        Self::over(Gather::new(stream), endpoint, access).await
+        let (stream, origin) = Self::stream(endpoint, access).await?;
+        Self::over(Gather::new(stream), origin, access).await
     }
 
-    async fn stream(endpoint: &str, access: &Access) -> Result<Stream> {
+    async fn stream(endpoint: &str, access: &Access) -> Result<(Stream, Uri)> {
         let target = Target::parse(endpoint, false).map_err(anyhow::Error::msg)?;
+        let origin = target.origin().clone();
         let connector = Connector::new(target, access.tls.clone(), CONNECT_TIMEOUT);
-        connector.connect().await.with_context(|| format!("connect to {endpoint}"))
+        let stream = connector.connect().await.with_context(|| format!("connect to {endpoint}"))?;
+        Ok((stream, origin))
     }
 
     async fn over(
         stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static,
-        endpoint: &str,
+        origin: Uri,
         access: &Access,
     ) -> Result<Self> {
-        let target = Target::parse(endpoint, false).map_err(anyhow::Error::msg)?;
-        let origin = target.origin().clone();
         let (sender, driver) = Builder::new(TokioExecutor::new())
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)

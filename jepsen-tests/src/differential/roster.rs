@@ -16,6 +16,7 @@ const NOBODY: u64 = 77;
 const URLS: [&str; 2] = ["http://127.0.0.1:1", "http://127.0.0.1:2"];
 
 /// etcd makes a member's id of its address and the second: one that was there in the same second could not be added.
+/// Nothing tells when its second is over, so the next one is waited for.
 const ID_LIFE: Duration = Duration::from_secs(1);
 
 /// Which member.
