@@ -9,6 +9,10 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use parking_lot::Mutex;
+
+use super::direct::End;
+
 /// One flat directory of files, owned by one log.
 pub trait Disk: Send + Sync + 'static {
     /// Names of all files.
@@ -67,6 +71,12 @@ pub trait DiskFile: Send + Sync {
     /// # Errors
     /// Those of the file system.
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
+    /// As [`DiskFile::write_all_at`], but nothing behind `bytes` counts any more: up to the end of the last block it may
+    /// become zeros, and the file longer. What is to be synced at once is written sooner so.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    fn write_end_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
     /// Makes all written bytes durable, and the length if it changed (`fdatasync`).
     ///
     /// # Errors
@@ -79,6 +89,7 @@ pub trait DiskFile: Send + Sync {
 pub struct RealDisk {
     dir: PathBuf,
     _lock: File,
+    end: Arc<Mutex<End>>,
 }
 
 impl RealDisk {
@@ -96,7 +107,13 @@ impl RealDisk {
         let lock =
             OpenOptions::new().create(true).write(true).truncate(false).open(dir.join("LOCK"))?;
         lock.try_lock().map_err(io::Error::from)?;
-        Ok(Self { dir: dir.to_owned(), _lock: lock })
+        Ok(Self { dir: dir.to_owned(), _lock: lock, end: Arc::default() })
+    }
+
+    fn file(&self, options: &mut OpenOptions, name: &str) -> io::Result<Arc<dyn DiskFile>> {
+        let path = self.path(name);
+        let file = options.read(true).write(true).open(&path)?;
+        Ok(Arc::new(RealFile { path, file, end: Arc::clone(&self.end) }))
     }
 }
 
@@ -113,14 +130,11 @@ impl Disk for RealDisk {
     }
 
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
-        let path = self.path(name);
-        let file = OpenOptions::new().create_new(true).read(true).write(true).open(path)?;
-        Ok(Arc::new(RealFile(file)))
+        self.file(OpenOptions::new().create_new(true), name)
     }
 
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>> {
-        let file = OpenOptions::new().read(true).write(true).open(self.path(name))?;
-        Ok(Arc::new(RealFile(file)))
+        self.file(&mut OpenOptions::new(), name)
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
@@ -140,26 +154,34 @@ impl Disk for RealDisk {
     }
 }
 
-struct RealFile(File);
+struct RealFile {
+    path: PathBuf,
+    file: File,
+    end: Arc<Mutex<End>>,
+}
 
 impl DiskFile for RealFile {
     fn bytes(&self) -> io::Result<u64> {
-        Ok(self.0.metadata()?.len())
+        Ok(self.file.metadata()?.len())
     }
 
     fn set_bytes(&self, bytes: u64) -> io::Result<()> {
-        self.0.set_len(bytes)
+        self.file.set_len(bytes)
     }
 
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
-        FileExt::read_exact_at(&self.0, buffer, offset)
+        FileExt::read_exact_at(&self.file, buffer, offset)
     }
 
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
-        FileExt::write_all_at(&self.0, bytes, offset)
+        FileExt::write_all_at(&self.file, bytes, offset)
+    }
+
+    fn write_end_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.end.lock().write((&self.path, &self.file), bytes, offset)
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.0.sync_data()
+        self.file.sync_data()
     }
 }

@@ -8,7 +8,7 @@
 //! | module | |
 //! |---|---|
 //! | `format` | bytes on disk |
-//! | `disk`, `sim` | file operations, real and simulated |
+//! | `disk`, `direct`, `sim` | file operations, real and simulated; past the page cache |
 //! | `recover` | opening: where the log ends, what is damage |
 //! | `shared`, `index` | the log in memory, the queue |
 //! | `writer`, `segments` | the two threads |
@@ -20,6 +20,7 @@
 //! 512 bytes is taken to be written whole or not at all. What a log cannot know alone is that its very
 //! end is gone: a leader that knows better has it condemned ([`LogStore::condemn`]).
 
+mod direct;
 mod disk;
 mod error;
 mod format;

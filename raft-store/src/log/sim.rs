@@ -381,6 +381,12 @@ impl DiskFile for SimFile {
         written
     }
 
+    fn write_end_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        let end = offset as usize + bytes.len();
+        let zeros = vec![0; end.next_multiple_of(SECTOR_BYTES) - end];
+        self.write_all_at(&[bytes, &zeros].concat(), offset)
+    }
+
     fn sync(&self) -> io::Result<()> {
         let synced = self.disk.step(Some(Operation::Sync), |platter| {
             let content = &mut platter.contents[self.inode];

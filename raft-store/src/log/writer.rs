@@ -1,7 +1,8 @@
 //! The one thread that writes the log.
 //!
 //! Everything queued while the last sync ran becomes one group: one write, one sync, then the answers.
-//! No timer is involved: an idle log syncs at once, a busy one forms groups by itself. A record goes
+//! No timer is involved: an idle log syncs at once, a busy one forms groups by itself. What nobody waits for
+//! (how far the log is committed) goes with the next group that somebody waits for. A record goes
 //! to the next segment if it does not fit; the old segment is synced before the new one is written,
 //! so a segment with a sound header proves that the one before is complete.
 
@@ -23,6 +24,8 @@ use crate::types::TypeConfig;
 /// Bytes after which a group is written although more is queued: bounds the buffer and the wait of
 /// the first in it.
 const GROUP_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Bytes that nobody waits for after which they are written all the same.
+const UNAWAITED_BYTES_MAX: usize = 64 * 1024;
 /// A buffer that grew beyond this for one large group is given back afterwards.
 const BUFFER_BYTES_KEPT: usize = 2 * 1024 * 1024;
 
@@ -74,8 +77,6 @@ pub(super) struct Writer {
     group: Group,
     /// Sequence of the last record put into a group.
     last_sequence: u64,
-    /// Something was written since the last sync.
-    is_dirty: bool,
     /// After the next sync older segments may have become free.
     may_free: bool,
 }
@@ -98,7 +99,6 @@ impl Writer {
             last_sequence: tail.first_undurable - 1,
             tail,
             group: Group::default(),
-            is_dirty: false,
             may_free: true,
         }
     }
@@ -114,9 +114,8 @@ impl Writer {
             }
         }
         // What a crash may forget is kept by an orderly end.
-        if self.is_dirty
-            && let Err(failure) = self.sync()
-        {
+        self.group.must_sync = true;
+        if let Err(failure) = self.flush() {
             (self.options.on_failure)(&failure);
         }
     }
@@ -131,7 +130,8 @@ impl Writer {
                 }
             }
         }
-        self.flush()
+        self.group.must_sync |= self.group.buffer.len() > UNAWAITED_BYTES_MAX;
+        if self.group.must_sync { self.flush() } else { Ok(()) }
     }
 
     /// Adds a record to the group; first closes the segment if the record does not fit.
@@ -207,30 +207,27 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes the group, syncs it if anybody waits for that, and answers.
+    /// Writes the group, syncs it, and answers.
     fn flush(&mut self) -> Result<(), LogFailure> {
         if !self.group.buffer.is_empty() {
             let bytes = self.group.buffer.len() as u64;
             let begin = Instant::now();
             self.tail
                 .file
-                .write_all_at(&self.group.buffer, self.tail.offset)
+                .write_end_at(&self.group.buffer, self.tail.offset)
                 .map_err(|source| LogFailure::write(self.active_path(), source))?;
             if let Some(observe) = &self.options.on_write {
                 observe(begin.elapsed());
             }
             self.tail.offset += bytes;
-            self.is_dirty = true;
             self.shared.written(&self.group.slots, self.group.queue_bytes);
             self.shared.count(self.group.records, bytes);
-        }
-        if self.group.must_sync && self.is_dirty {
             self.sync()?;
             self.tail.first_undurable = self.last_sequence + 1;
         }
         answer(std::mem::take(&mut self.group.waiters));
         self.group.reset();
-        if self.may_free && !self.is_dirty {
+        if self.may_free {
             self.free_segments();
         }
         Ok(())
@@ -242,7 +239,6 @@ impl Writer {
             .file
             .sync()
             .map_err(|source| LogFailure::Sync { path: self.active_path(), source })?;
-        self.is_dirty = false;
         self.shared.counters.syncs.fetch_add(1, Ordering::Relaxed);
         if let Some(observe) = &self.options.on_sync {
             observe(begin.elapsed());

@@ -88,6 +88,9 @@ impl DiskFile for GatedFile {
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         self.0.write_all_at(bytes, offset)
     }
+    fn write_end_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
+        self.0.write_end_at(bytes, offset)
+    }
     fn sync(&self) -> io::Result<()> {
         self.1.pass();
         self.0.sync()

