@@ -23,6 +23,7 @@ use bytes::Bytes;
 use conclave_state_machine::auth::AuthHead;
 use conclave_state_machine::command::{Range, Txn, TxnOp};
 use conclave_state_machine::head::Head;
+use conclave_state_machine::locks::arrival;
 use conclave_state_machine::locks::queue::{self, Place};
 use conclave_state_machine::range::Page;
 use conclave_state_machine::rank::Counted;
@@ -250,6 +251,22 @@ impl Reader {
         self.at_once(|rows, head| {
             let is_first = queue::is_first(rows, key, fence)?;
             Ok(is_first.then_some(head.revision))
+        })
+    }
+
+    /// Key of the place before that of `key` in a queue, and the revision as of which it stands there, if only places
+    /// stand before it and a short look tells: see [`arrival::behind`].
+    ///
+    /// # Errors
+    /// [`ReadError::Halt`] if storage fails.
+    pub fn behind_places(
+        &self,
+        place: (&[u8], i64),
+        known: i64,
+    ) -> Result<Option<(Bytes, i64)>, ReadError> {
+        self.at_once(|rows, head| {
+            let before = arrival::behind(rows, head.compacted, place, known)?;
+            Ok(before.map(|key| (key, head.revision)))
         })
     }
 

@@ -9,6 +9,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`queue`] | the places of a name, and who holds |
+//! | [`arrival`] | whom a newcomer stands behind, from the last few events |
 //! | `front` | what is kept beside the places, so that a queue's length costs nothing |
 //! | [`claim`], `attempt` | the value of a native place; which streams wait for it |
 //! | `acquire`, `release`, `convert`, `seize`, `candidate`, `hand_over` | the commands |
@@ -17,6 +18,7 @@
 //! | [`check`] | what a command must be |
 
 mod acquire;
+pub mod arrival;
 mod attempt;
 mod candidate;
 pub mod check;

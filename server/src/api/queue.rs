@@ -8,9 +8,10 @@
 //! in front of it is known here, nothing can come in front of it any more, and what is deleted here
 //! stays deleted: neither polling nor a question to the leader could tell more.
 //!
-//! `waiter` waits for its turn; `crowd` knows how many of this member do.
+//! `waiter` waits for its turn; `standing` tells what it stands behind; `crowd` knows who of this member waits.
 
 mod crowd;
+mod standing;
 mod waiter;
 
 use std::sync::Arc;
@@ -19,11 +20,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use conclave_proto::etcdserverpb as etcd;
 use conclave_proto::internal::command::Command as Message;
-use conclave_state_machine::command::{Caller, Range};
+use conclave_state_machine::command::Caller;
 use conclave_state_machine::leases;
 use conclave_state_machine::locks::claim::Claim;
 use conclave_state_machine::locks::queue;
-use conclave_state_machine::response::KeyValue;
 use etcd::compare::{CompareResult, CompareTarget, TargetUnion};
 use etcd::request_op::Request as Operation;
 use etcd::watch_create_request::FilterType;
@@ -33,7 +33,7 @@ use self::crowd::Crowd;
 use self::waiter::Waiter;
 use super::carried::Carried;
 use super::context::{self, Context, mismatch};
-use super::kv::{KvService, off_thread, read, read_off_thread};
+use super::kv::KvService;
 use super::lease::LeaseService;
 use crate::auth::RightsCheck;
 use crate::propose::Haste;
@@ -44,8 +44,6 @@ use crate::watch::LocalWatch;
 const LEASE_TTL_SECONDS: i64 = 60;
 /// Whose lease is in the queue as one of several that may hold together must not pass for its only holder.
 const SHARED: &str = "conclave: the lease has a share of this name already: release that, or lock with another lease";
-/// Contenders that are looked at without changing threads.
-const SHORT_QUEUE_MAX: usize = 256;
 
 /// Makes contenders wait for their turn.
 pub(super) struct Queue {
@@ -78,18 +76,6 @@ pub(super) struct Place {
     pub(super) entered: etcd::ResponseHeader,
     /// What the key said, if the lease was in the queue already.
     pub(super) found: Option<Bytes>,
-}
-
-/// How a contender stands.
-enum Standing {
-    First,
-    /// Behind `before`, and so many keys in all.
-    Behind {
-        before: Bytes,
-        keys: usize,
-    },
-    /// Its key is gone.
-    Lost,
 }
 
 impl Queue {
@@ -187,48 +173,6 @@ impl Queue {
         Ok(Waiter::new(self, place))
     }
 
-    /// How the owner of `place` stands by its key, and the revision at which that is so.
-    async fn look(&self, place: &Place) -> Result<(Standing, i64), Status> {
-        self.context().auth.check_by_name(&place.caller, &place.wanted())?;
-        let short = Range {
-            key: place.prefix.clone(),
-            range_end: end_of(&place.prefix),
-            limit: SHORT_QUEUE_MAX as i64,
-            keys_only: true,
-            ..Default::default()
-        };
-        let (mut found, mut revision) = read(self.context(), short.clone()).await?;
-        if found.more {
-            let max_create_revision = place.create_revision;
-            let whole = Range { limit: 0, max_create_revision, ..short };
-            (found, revision) = read_off_thread(self.context(), whole).await?;
-        }
-        Ok((place.standing(found.kvs), revision))
-    }
-
-    /// Whether nothing but places stands before `place`, of the `keys` that were found there: nothing else
-    /// comes there any more. Only fewer can be found than there were.
-    async fn are_places(&self, place: &Place, keys: usize) -> Result<bool, Status> {
-        let (reader, fence) = (self.context().node.reader().clone(), place.create_revision);
-        let key = place.key.clone();
-        let count = move || match queue::name_of(&key) {
-            Some(name) => queue::ahead(&reader, name, fence, keys),
-            None => Ok(0),
-        };
-        // However few stand there, many may have left since the front one came.
-        let ahead = off_thread(count).await?;
-        Ok(ahead.map_err(|halt| status::internal(&halt))? == keys)
-    }
-
-    /// The revision as of which the owner of `place` is first, if it was behind places alone and nothing but
-    /// the beginning of the queue has to be looked at for that.
-    fn first_since(&self, place: &Place) -> Result<Option<i64>, Status> {
-        self.context().auth.check_by_name(&place.caller, &place.wanted())?;
-        let reader = self.context().node.reader();
-        let first = reader.first_since(&place.key, place.create_revision);
-        first.map_err(|error| status::from_read(&error))
-    }
-
     /// Whether the lease lives that whoever stands at `place` entered with.
     fn has_lease(&self, place: &Place) -> Result<bool, Status> {
         let lease = leases::lease(self.context().node.reader(), place.lease);
@@ -269,24 +213,6 @@ impl Place {
     /// What whoever stands here must be allowed to.
     fn wanted(&self) -> RightsCheck {
         RightsCheck::Range(self.prefix.clone(), end_of(&self.prefix))
-    }
-
-    fn standing(&self, contenders: Vec<KeyValue>) -> Standing {
-        let (mut is_here, mut keys, mut before) = (false, 0, None::<KeyValue>);
-        for kv in contenders {
-            is_here |= kv.key == self.key && kv.create_revision == self.create_revision;
-            if kv.create_revision < self.create_revision {
-                keys += 1;
-                if before.as_ref().is_none_or(|known| known.create_revision < kv.create_revision) {
-                    before = Some(kv);
-                }
-            }
-        }
-        match before {
-            _ if !is_here => Standing::Lost,
-            Some(kv) => Standing::Behind { before: kv.key, keys },
-            None => Standing::First,
-        }
     }
 }
 
@@ -355,33 +281,4 @@ fn found_key(answer: etcd::ResponseOp) -> Result<(i64, Option<Bytes>), Status> {
     };
     let kv = range.kvs.into_iter().next().ok_or_else(mismatch)?;
     Ok((kv.create_revision, Some(kv.value)))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_the_nearest_key_in_front_is_waited_for() {
-        let place = Place {
-            caller: Caller::Inside,
-            prefix: Bytes::from_static(b"n/"),
-            key: Bytes::from_static(b"n/me"),
-            create_revision: 7,
-            lease: 1,
-            entered: etcd::ResponseHeader::default(),
-            found: None,
-        };
-        let kv = |key: &'static [u8], create_revision| KeyValue {
-            key: Bytes::from_static(key),
-            create_revision,
-            ..Default::default()
-        };
-        let me = || kv(b"n/me", 7);
-        let near = place.standing(vec![kv(b"n/a", 3), kv(b"n/b", 5), kv(b"n/c", 9), me()]);
-        assert!(matches!(near, Standing::Behind { before, keys: 2 } if before == b"n/b"[..]));
-        assert!(matches!(place.standing(vec![kv(b"n/c", 9), me()]), Standing::First));
-        assert!(matches!(place.standing(vec![kv(b"n/a", 3)]), Standing::Lost));
-        assert!(matches!(place.standing(vec![kv(b"n/me", 9)]), Standing::Lost), "put again");
-    }
 }

@@ -136,7 +136,7 @@ pub(super) fn visit_from<R: Read>(
 }
 
 /// Visits the `Place` rows of a prefix from the fence `first` on.
-fn scan<R: Read>(
+pub(super) fn scan<R: Read>(
     rows: &R,
     prefix: &[u8],
     first: i64,

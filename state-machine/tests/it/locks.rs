@@ -10,6 +10,7 @@ use bytes::Bytes;
 use conclave_state_machine::command::{
     Campaign, Command, LeaseGrant, LeaseRevoke, LockCommand, Put, Range,
 };
+use conclave_state_machine::locks::arrival;
 use conclave_state_machine::locks::queue::{self, Place};
 use conclave_state_machine::read::Table;
 use conclave_state_machine::response::{LockResponse, LockState, Rejection, Response};
@@ -97,8 +98,17 @@ impl Seen {
                 prop_assert!(in_front == 0 || !is_known, "{} keys before {}", in_front, fence);
             }
             let ahead = queue::ahead(&store.rows, name.as_bytes(), *fence, usize::MAX);
-            if ahead.expect("memory does not fail") == in_front {
+            let is_behind_places = ahead.expect("memory does not fail") == in_front;
+            if is_behind_places {
                 self.behind_places.insert((name, *fence));
+            }
+            let before = keys.iter().filter(|kv| kv.create_revision < *fence);
+            let before = before.max_by_key(|kv| kv.create_revision).map(|kv| &kv.key);
+            for (_, known) in self.behind_places.iter().filter(|(of, _)| *of == name) {
+                let found = arrival::behind(&store.rows, 0, (key, *fence), *known);
+                let Some(found) = found.expect("memory does not fail") else { continue };
+                prop_assert!(is_behind_places, "{fence} is behind more, known is {known}");
+                prop_assert_eq!(Some(&found), before, "known is {}", known);
             }
         }
         Ok(())
@@ -251,4 +261,31 @@ fn a_place_is_first_as_long_as_none_lost_its_lease() {
     store.apply(&Command::LeaseGrant(LeaseGrant { id: 3, ttl: 60 }));
     store.apply(&put(3, 3));
     assert!(is_first(&store, 3), "of a new queue");
+}
+
+/// A newcomer learns from the last events whom it is behind; what is no place among them takes a whole look.
+#[test]
+fn a_newcomer_is_told_whom_it_is_behind() {
+    let mut store = Store::new();
+    for id in 1..=4 {
+        store.apply(&Command::LeaseGrant(LeaseGrant { id, ttl: 60 }));
+    }
+    let mut put = |key: &str, lease| {
+        let put = Put { key: Bytes::copy_from_slice(key.as_bytes()), lease, ..Put::default() };
+        assert!(store.apply(&Command::Put(put)).outcome.is_ok());
+        store.head().revision
+    };
+    let [_, known, other] =
+        [("n/1", 1), ("n/2", 2), ("other", 0)].map(|(key, lease)| put(key, lease));
+    let place = put("n/3", 3);
+    let stranger = put("n/3/deeper", 3);
+    let last = put("n/4", 4);
+    let behind = |key: &'static [u8], fence, compacted, known| {
+        arrival::behind(&store.rows, compacted, (key, fence), known).unwrap()
+    };
+    assert_eq!(behind(b"n/3", place, 0, known).unwrap(), "n/2");
+    assert_eq!(behind(b"n/3", place, known - 1, known).unwrap(), "n/2");
+    assert_eq!(behind(b"n/3", place, known, known), None, "what came may be compacted");
+    assert_eq!(behind(b"n/3", other, 0, known), None, "it is not there");
+    assert_eq!(behind(b"n/4", last, 0, place), None, "{stranger} is no place");
 }

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use tonic::Status;
 
-use super::{Place, Queue, Standing};
+use super::standing::{Others, Standing};
+use super::{Place, Queue};
 use crate::status;
 
 /// Somebody in the queue. Gives the place up when dropped, unless the lease had it before.
@@ -32,11 +33,7 @@ impl Waiter {
     ) -> Result<(Place, i64), Status> {
         let (mut waits, mut is_behind_places) = (None, false);
         loop {
-            let first = if is_behind_places { self.queue.first_since(&self.place)? } else { None };
-            let (standing, revision) = match first {
-                Some(revision) => (Standing::First, revision),
-                None => self.queue.look(&self.place).await?,
-            };
+            let (standing, revision) = self.queue.stand(&self.place, is_behind_places).await?;
             // Whose key was created just now had its lease in that very revision.
             let is_new = waits.is_none() && self.place.found.is_none();
             let has_lease = matches!(standing, Standing::First) && is_new
@@ -52,10 +49,18 @@ impl Waiter {
                     ));
                 }
                 Standing::Lost => return Err(status::unknown(lost)),
-                Standing::Behind { before, keys } => {
-                    is_behind_places |=
-                        waits.is_none() && self.queue.are_places(&self.place, keys).await?;
-                    waits.get_or_insert_with(|| self.queue.crowd.join(&self.place.prefix));
+                Standing::Behind { before, others } => {
+                    is_behind_places |= match others {
+                        Others::Places => true,
+                        Others::Keys(keys) => {
+                            waits.is_none() && self.queue.are_places(&self.place, keys).await?
+                        }
+                    };
+                    let behind =
+                        waits.get_or_insert_with(|| self.queue.crowd.join(&self.place.prefix));
+                    if is_behind_places {
+                        behind.are_places(self.place.create_revision);
+                    }
                     let keys = [before, self.place.key.clone()];
                     let (auth, wanted) = (&self.queue.context().auth, self.place.wanted());
                     tokio::select! {
