@@ -21,6 +21,22 @@ pub use conclave_proto::authpb;
 use crate::{client::Client, error::Error, reply::Reply};
 
 /// Manages users and roles; see [`Client::auth`].
+///
+/// ```no_run
+/// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+/// use conclave_client::auth::authpb::{Permission, permission::Type};
+/// use conclave_client::key::prefix_end;
+///
+/// let config = "config/";
+/// let auth = client.auth();
+/// auth.user_add("app", Some("correct horse")).await?;
+/// auth.role_add("reader").await?;
+/// let (key, range_end) = (config.into(), prefix_end(config.as_bytes()));
+/// let may_read = Permission { perm_type: Type::Read.into(), key, range_end };
+/// auth.role_grant_permission("reader", may_read).await?;
+/// auth.user_grant_role("app", "reader").await?;
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Copy)]
 pub struct Auth<'a>(&'a Client);
 

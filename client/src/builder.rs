@@ -24,6 +24,23 @@ pub(crate) struct Settings {
 }
 
 /// Configures a [`Client`]; start with [`Client::builder`].
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), conclave_client::Error> {
+/// use std::time::Duration;
+/// use conclave_client::{Client, Error};
+///
+/// let client = Client::builder(["10.0.0.1:2379", "10.0.0.2:2379", "10.0.0.3:2379"])
+///     .timeout(Duration::from_secs(3))
+///     .user("app", "correct horse")
+///     .build()?;
+/// assert_eq!(client.endpoints().len(), 3);
+/// // What cannot be an endpoint is told now, not by the first call.
+/// let wrong = Client::builder(["ftp://10.0.0.1"]).build();
+/// assert!(matches!(wrong, Err(Error::Config { .. })));
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone)]
 #[must_use = "a builder does nothing until `build` is called"]
 pub struct Builder {

@@ -34,6 +34,20 @@ use crate::{
 const TIMEOUT_MAX: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
 
 /// A client of one cluster. Cloning is cheap and shares the connections.
+///
+/// ```no_run
+/// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+/// use std::time::Duration;
+///
+/// client.ready().await?;
+/// for member in client.each() {
+///     let status = member.with_timeout(Duration::from_secs(1)).status().await?;
+///     println!("{:?} has applied {}", member.endpoints(), status.raft_applied_index);
+/// }
+/// client.put("color", "red").await?;
+/// client.close().await; // guards that were dropped have given back what they held
+/// # Ok(()) }
+/// ```
 #[derive(Clone)]
 pub struct Client {
     pool: Arc<Pool>,

@@ -8,6 +8,24 @@ use std::{error::Error as _, time::Duration};
 use tonic::{Code, ConnectError, Status};
 
 /// What is known about the effect of a failed call.
+///
+/// ```no_run
+/// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+/// use conclave_client::Outcome;
+///
+/// if let Err(error) = client.put("seats/4", "ada").await {
+///     match error.outcome() {
+///         Outcome::NotApplied => return Err(error), // the seat is free for another attempt
+///         Outcome::Applied => {}
+///         // A look tells, as long as nobody else writes the key.
+///         Outcome::Unknown => match client.get("seats/4").await?.one() {
+///             Some(kv) if kv.value == "ada" => {}
+///             _ => return Err(error),
+///         },
+///     }
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     /// The request changed nothing and never will.
@@ -19,6 +37,27 @@ pub enum Outcome {
 }
 
 /// A failed call. Variants differ in what the caller can do.
+///
+/// ```
+/// use conclave_client::{Error, Outcome};
+///
+/// /// What an operator reads, and whether to try again by oneself.
+/// fn advice(error: &Error) -> (&'static str, bool) {
+///     match error {
+///         Error::Config { .. } | Error::Invalid(_) => ("mend the program", false),
+///         Error::Denied(_) => ("ask for a role with this permission", false),
+///         Error::NoSpace(_) => ("free space, then disarm the alarm", false),
+///         Error::Overloaded(_) | Error::Busy | Error::NotYet => ("wait", true),
+///         _ if error.outcome() == Outcome::Unknown => ("look what became of it", false),
+///         _ => ("see what it says", false),
+///     }
+/// }
+///
+/// let status = tonic::Status::resource_exhausted("etcdserver: mvcc: database space exceeded");
+/// let error = Error::from_status(status, "10.0.0.1:2379");
+/// assert_eq!(advice(&error), ("free space, then disarm the alarm", false));
+/// assert_eq!(error.outcome(), Outcome::NotApplied);
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

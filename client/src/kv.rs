@@ -25,6 +25,19 @@ type Operated = (Option<ResponseHeader>, Answer);
 type Sent<M> = Pin<Box<dyn Future<Output = Result<Reply<M>, Error>> + Send>>;
 
 /// Marks a builder that is not bound to a client.
+///
+/// ```
+/// use conclave_client::kv::{Detached, Put, put};
+/// use conclave_client::pb::PutRequest;
+///
+/// /// Every transaction that changes an order ends with this.
+/// fn changed_by(order: &str, user: &str) -> Put<Detached> {
+///     put(format!("orders/{order}/changed_by"), user)
+/// }
+///
+/// let request = PutRequest::from(changed_by("17", "ada"));
+/// assert_eq!(request.key, "orders/17/changed_by");
+/// ```
 #[derive(Debug, Clone, Copy)]
 pub struct Detached;
 
@@ -144,6 +157,18 @@ pub(crate) fn kv(channel: Channel) -> KvClient<Channel> {
 }
 
 /// A read; see [`Client::get`] and [`get`].
+///
+/// ```no_run
+/// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+/// use conclave_client::pb::range_request::{SortOrder, SortTarget};
+///
+/// let count = client.get("orders/").prefix().count_only().await?.count;
+/// let newest = client.get("orders/").prefix().sort(SortTarget::Create, SortOrder::Descend);
+/// for kv in &newest.limit(10).keys_only().await?.kvs {
+///     println!("{} of {count}", String::from_utf8_lossy(&kv.key));
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone)]
 #[must_use = "a request does nothing until it is awaited or added to a transaction"]
 pub struct Get<C> {
@@ -214,6 +239,17 @@ impl From<Get<Detached>> for RangeRequest {
 }
 
 /// A write of one key; see [`Client::put`] and [`put`].
+///
+/// ```no_run
+/// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+/// use std::time::Duration;
+///
+/// let lease = client.lease(Duration::from_secs(30)).await?;
+/// client.put("online/ada", "in a meeting").lease(lease.id()).await?; // goes with the lease
+/// let put = client.put("online/ada", "back").ignore_lease().prev_kv().await?; // so does this
+/// println!("was: {:?}", put.prev_kv.as_ref().map(|kv| &kv.value));
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone)]
 #[must_use = "a request does nothing until it is awaited or added to a transaction"]
 pub struct Put<C> {
@@ -272,6 +308,16 @@ impl From<Put<Detached>> for PutRequest {
 }
 
 /// A deletion; see [`Client::delete`] and [`delete`].
+///
+/// ```no_run
+/// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+/// let gone = client.delete("sessions/ada/").prefix().prev_kv().await?;
+/// println!("{} sessions ended in revision {}", gone.deleted, gone.revision());
+/// for kv in &gone.prev_kvs {
+///     println!("{} began in revision {}", String::from_utf8_lossy(&kv.key), kv.create_revision);
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone)]
 #[must_use = "a request does nothing until it is awaited or added to a transaction"]
 pub struct Delete<C> {
@@ -311,6 +357,20 @@ impl From<Delete<Detached>> for DeleteRangeRequest {
 }
 
 /// A compaction; see [`Client::compact`].
+///
+/// ```no_run
+/// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+/// use conclave_client::Error;
+///
+/// // Nightly: what is older than the last 100,000 changes is not needed any more.
+/// let now = client.get("any").count_only().await?.revision();
+/// match client.compact((now - 100_000).max(1)).physical().await {
+///     Ok(_) => println!("the space is free"),
+///     Err(Error::Compacted { .. }) => println!("somebody else did it"),
+///     Err(error) => return Err(error),
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone)]
 #[must_use = "a request does nothing until it is awaited"]
 pub struct Compact {

@@ -25,6 +25,23 @@ use crate::{
 };
 
 /// What this process knows about its lease.
+///
+/// ```no_run
+/// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+/// use std::time::Duration;
+/// use conclave_client::LeaseState;
+///
+/// let lease = client.lease(Duration::from_secs(10)).await?;
+/// let mut states = lease.state();
+/// while states.changed().await.is_ok() {
+///     match *states.borrow_and_update() {
+///         LeaseState::Alive => println!("go on"),
+///         LeaseState::Suspended => println!("begin nothing new: the cluster does not answer"),
+///         LeaseState::Lost => break,
+///     }
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LeaseState {
     /// The server renewed the lease and the time it granted has not passed.
@@ -143,6 +160,20 @@ fn lease(channel: Channel) -> LeaseClient<Channel> {
 /// End it with [`Lease::revoke`], which says whether that worked. A guard that is dropped revokes
 /// in the background, within the client's time limit and without a report; if that fails too, the
 /// server ends the lease when its time is up.
+///
+/// ```no_run
+/// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+/// use std::time::Duration;
+///
+/// let lease = client.lease(Duration::from_secs(10)).await?;
+/// client.put("cameras/7", "10.0.0.7:554").lease(lease.id()).await?;
+/// tokio::select! {
+///     () = film() => lease.revoke().await?, // the key goes at once
+///     () = lease.lost() => eprintln!("nobody finds this camera any more"),
+/// }
+/// # async fn film() {}
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 #[must_use = "the lease is revoked when the guard is dropped"]
 pub struct Lease {

@@ -163,6 +163,18 @@ impl Desk {
 }
 
 /// A connection to one endpoint on which every call carries the client's token.
+///
+/// ```no_run
+/// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+/// use conclave_client::{Channel, Error, pb::{HashRequest, maintenance_client::MaintenanceClient}};
+///
+/// // A call that `Client` has no method for. The client's token goes with it.
+/// let channel: Channel = client.channel();
+/// let answer = MaintenanceClient::new(channel).hash(HashRequest {}).await;
+/// let answer = answer.map_err(|status| Error::from_status(status, "one of the members"))?;
+/// println!("hash of all that is stored: {:x}", answer.into_inner().hash);
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone)]
 pub struct Channel {
     inner: transport::Channel,

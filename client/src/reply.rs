@@ -13,6 +13,18 @@ use conclave_proto::{
 };
 
 /// An answer with a header. Its fields are those of the message.
+///
+/// ```no_run
+/// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+/// let put = client.put("color", "red").prev_kv().await?;
+/// if let Some(before) = &put.prev_kv {
+///     println!("{:?} until revision {}", before.value, put.revision());
+/// }
+/// // The state as of that put, whatever happened since.
+/// let colors = client.get("color").revision(put.revision()).await?;
+/// assert!(colors.one().is_some_and(|kv| kv.value == "red"));
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Reply<M>(M);
 
@@ -53,6 +65,20 @@ impl Reply<RangeResponse> {
 }
 
 /// A message with etcd's response header.
+///
+/// ```
+/// use conclave_client::{Headed, pb::{PutResponse, ResponseHeader}};
+///
+/// /// For a log: which member answered, and in which term.
+/// fn answered_by(message: &impl Headed) -> String {
+///     let Some(header) = message.header() else { return "unknown".to_owned() };
+///     format!("member {:x} in term {}", header.member_id, header.raft_term)
+/// }
+///
+/// let header = ResponseHeader { member_id: 0xa7, raft_term: 3, ..ResponseHeader::default() };
+/// let answer = PutResponse { header: Some(header), prev_kv: None };
+/// assert_eq!(answered_by(&answer), "member a7 in term 3");
+/// ```
 pub trait Headed {
     /// The header, if the server sent one.
     fn header(&self) -> Option<&ResponseHeader>;

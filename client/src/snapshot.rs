@@ -19,6 +19,20 @@ use crate::{
 const IDLE_MAX: Duration = Duration::from_secs(60);
 
 /// The state of one member, under way; see [`Client::snapshot`].
+///
+/// ```no_run
+/// # async fn example(client: conclave_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+/// use std::io::Write;
+///
+/// let mut file = std::fs::File::create("backup.part")?;
+/// let mut snapshot = client.each()[0].snapshot().await?; // one member is enough
+/// while let Some(piece) = snapshot.next().await? {
+///     file.write_all(&piece.bytes)?;
+/// }
+/// file.sync_all()?; // only now all of it came, and its digest is right
+/// std::fs::rename("backup.part", "backup.db")?;
+/// # Ok(()) }
+/// ```
 pub struct Snapshot {
     stream: Streaming<SnapshotResponse>,
     endpoint: String,
@@ -28,6 +42,22 @@ pub struct Snapshot {
 }
 
 /// The next bytes of a snapshot.
+///
+/// ```no_run
+/// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+/// use conclave_client::snapshot::SnapshotPiece;
+///
+/// /// How much of a backup is there, in percent.
+/// fn progress(done_bytes: u64, piece: &SnapshotPiece) -> u64 {
+///     done_bytes * 100 / (done_bytes + piece.remaining).max(1)
+/// }
+/// let (mut snapshot, mut done_bytes) = (client.snapshot().await?, 0);
+/// while let Some(piece) = snapshot.next().await? {
+///     done_bytes += piece.bytes.len() as u64;
+///     eprintln!("{} %", progress(done_bytes, &piece));
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SnapshotPiece {
     /// To be written behind those before.

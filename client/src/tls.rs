@@ -13,6 +13,18 @@ use crate::error::Error;
 /// trusts and be valid for the host of the endpoint. Files are read when the client is built and again
 /// before a connection is made after they changed, so certificates can be replaced under a running
 /// client; if a changed file cannot be used, what was read before is.
+///
+/// ```no_run
+/// # async fn example() -> Result<(), conclave_client::Error> {
+/// use conclave_client::{Client, Tls};
+///
+/// // For servers that let in only whom their authority knows (--client-cert-auth).
+/// let tls = Tls::new()
+///     .ca_file("/etc/app/ca.pem")
+///     .client_certificate("/etc/app/app.pem", "/etc/app/app-key.pem");
+/// let client = Client::builder(["https://db-1:2379", "https://db-2:2379"]).tls(tls).build()?;
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Default)]
 #[must_use = "settings do nothing until a builder gets them"]
 pub struct Tls {

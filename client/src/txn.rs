@@ -68,6 +68,23 @@ pub fn txn() -> Txn<Detached> {
 }
 
 /// A transaction; see [`Client::txn`].
+///
+/// ```no_run
+/// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+/// use conclave_client::kv::{get, put};
+/// use conclave_client::pb::response_op::Response;
+/// use conclave_client::txn::key;
+///
+/// // A name belongs to whoever comes first; who comes later learns to whom.
+/// let is_free = key("names/ada").create_revision().equal(0);
+/// let txn = client.txn().when(is_free).then(put("names/ada", "17")).or_else(get("names/ada"));
+/// let answer = txn.commit().await?.into_inner();
+/// let first = answer.responses.into_iter().find_map(|operation| operation.response);
+/// if let Some(Response::ResponseRange(range)) = first {
+///     println!("taken by {:?}", range.kvs[0].value);
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone)]
 #[must_use = "a transaction does nothing until `commit` is called"]
 pub struct Txn<C> {
@@ -106,6 +123,21 @@ impl Txn<Client> {
 }
 
 /// One operation of a transaction, made from the builders of [`crate::kv`] and from [`txn`].
+///
+/// ```no_run
+/// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+/// use conclave_client::kv::{delete, put};
+/// use conclave_client::txn::Operation;
+///
+/// // As many operations as there are orders, all or none of them.
+/// let mut operations: Vec<Operation> = vec![delete("cart/ada/").prefix().into()];
+/// for order in ["17", "18"] {
+///     operations.push(put(format!("orders/{order}"), "paid").into());
+/// }
+/// let txn = operations.into_iter().fold(client.txn(), |txn, operation| txn.then(operation));
+/// txn.commit().await?;
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone)]
 pub struct Operation(RequestOp);
 
@@ -145,6 +177,14 @@ pub fn key(key: impl Into<Vec<u8>>) -> Subject {
 }
 
 /// What a compare looks at: a key, or every key of a range.
+///
+/// ```
+/// use conclave_client::txn::key;
+///
+/// // Holds while there is no key below `jobs/`: none of them was ever created.
+/// let is_idle = key("jobs/").prefix().create_revision().equal(0);
+/// assert_eq!((is_idle.key, is_idle.range_end), ("jobs/".into(), "jobs0".into()));
+/// ```
 #[derive(Debug, Clone)]
 #[must_use = "choose what to compare"]
 pub struct Subject {
@@ -202,6 +242,20 @@ impl Subject {
 }
 
 /// The number on the left side of a compare.
+///
+/// ```no_run
+/// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+/// use conclave_client::{kv::put, txn::key};
+///
+/// // Read, think, and write only if nobody wrote meanwhile.
+/// let Some(plan) = client.get("plan").await?.one() else { return Ok(()) };
+/// let is_same = key("plan").mod_revision().equal(plan.mod_revision);
+/// let txn = client.txn().when(is_same).then(put("plan", [&plan.value[..], b" and tea"].concat()));
+/// if !txn.commit().await?.succeeded {
+///     println!("somebody was faster: read it again");
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone)]
 #[must_use = "choose what to compare with"]
 pub struct Number {
@@ -246,6 +300,17 @@ impl Number {
 }
 
 /// The value on the left side of a compare.
+///
+/// ```no_run
+/// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+/// use conclave_client::{kv::put, txn::key};
+///
+/// // A step of a state machine: only what is paid is shipped, however often this runs.
+/// let is_paid = key("orders/17/state").value().equal("paid");
+/// let ship = client.txn().when(is_paid).then(put("orders/17/state", "shipped"));
+/// println!("shipped now: {}", ship.commit().await?.succeeded);
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone)]
 #[must_use = "choose what to compare with"]
 pub struct Value {

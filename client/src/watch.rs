@@ -44,6 +44,19 @@ impl Client {
 }
 
 /// A watch that has not begun; see [`Client::watch`].
+///
+/// ```no_run
+/// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+/// // What is there, then every change of it: nothing is missed between the two.
+/// let now = client.get("config/").prefix().await?;
+/// println!("{} keys", now.kvs.len());
+/// let watch = client.watch("config/").prefix().from_revision(now.revision() + 1);
+/// let mut changes = watch.prev_kv().start();
+/// while let Some(response) = changes.next().await? {
+///     println!("{} events", response.events.len());
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone)]
 #[must_use = "a watch does nothing until `start` is called"]
 pub struct Watch {
@@ -111,6 +124,24 @@ impl Watch {
 }
 
 /// Some events, in order; all events of one revision come in one response.
+///
+/// ```no_run
+/// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+/// use conclave_client::mvccpb::event::EventType;
+///
+/// let mut changes = client.watch("jobs/").prefix().progress_notify().start();
+/// while let Some(response) = changes.next().await? {
+///     for event in &response.events {
+///         let Some(kv) = &event.kv else { continue };
+///         match event.r#type() {
+///             EventType::Put => println!("{:?} = {:?}", kv.key, kv.value),
+///             EventType::Delete => println!("{:?} is gone", kv.key),
+///         }
+///     }
+///     println!("all is known up to revision {}", response.revision());
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Response {
     /// The header of the server's message.
@@ -137,6 +168,24 @@ impl Response {
 
 /// A running watch: a [`Stream`] of responses. It ends after the first error, which is one that
 /// waiting cannot mend: [`Error::Compacted`] says from where on the history is still there.
+///
+/// ```no_run
+/// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+/// use conclave_client::Error;
+///
+/// # let known = 1;
+/// let mut watcher = client.watch("jobs/").prefix().from_revision(known + 1).start();
+/// loop {
+///     match watcher.next().await {
+///         Ok(Some(response)) => println!("{} events", response.events.len()),
+///         Ok(None) => break,
+///         // This process was away for too long: read the state, and watch from there on.
+///         Err(Error::Compacted { revision }) => println!("nothing is left before {revision}"),
+///         Err(error) => return Err(error),
+///     }
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct Watcher {
     responses: mpsc::Receiver<Result<Response, Error>>,
