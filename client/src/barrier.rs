@@ -77,6 +77,18 @@ impl Session {
 }
 
 /// A barrier; see [`Client::barrier`].
+///
+/// ```no_run
+/// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+/// // Nobody begins before all is loaded, also if this process ends meanwhile.
+/// let barrier = client.barrier("loading");
+/// barrier.raise().await?;
+/// // ... load, and in the end, perhaps in another process:
+/// if !client.barrier("loading").lift().await? {
+///     println!("somebody lifted it before");
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone)]
 #[must_use = "a barrier does nothing by itself"]
 pub struct Barrier {
@@ -85,6 +97,16 @@ pub struct Barrier {
 }
 
 /// A barrier that is raised.
+///
+/// ```no_run
+/// # async fn example(session: conclave_client::Session) -> Result<(), conclave_client::Error> {
+/// use conclave_client::barrier::Raised;
+///
+/// let Raised { is_new, fence } = session.barrier("loading").raise().await?;
+/// let by = if is_new { "this process" } else { "another one" };
+/// println!("raised by {by} in revision {fence}");
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Raised {
     /// Whether this call raised it, and not another one before.
@@ -130,6 +152,18 @@ impl Barrier {
 ///
 /// Lift it with [`HeldBarrier::lift`], which says whether that worked. A guard that is dropped lifts in the
 /// background, without a report, and tries again for as long as the session lives.
+///
+/// ```no_run
+/// # async fn example(session: conclave_client::Session) -> Result<(), conclave_client::Error> {
+/// let held = session.hold_barrier("schema/migrating").await?;
+/// let lost = held.lost();
+/// tokio::select! {
+///     () = migrate() => held.lift().await?,
+///     () = lost.cancelled() => eprintln!("others go on: the schema may be half done"),
+/// }
+/// # async fn migrate() {}
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 #[must_use = "the barrier is lifted when the guard is dropped"]
 pub struct HeldBarrier {

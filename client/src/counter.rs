@@ -41,6 +41,19 @@ impl Session {
 }
 
 /// A counter; see [`Session::counter`].
+///
+/// ```no_run
+/// # async fn example(session: conclave_client::Session) -> Result<(), conclave_client::Error> {
+/// use conclave_client::{Error, counter::Counter};
+///
+/// let tickets: Counter = session.counter("tickets");
+/// match tickets.add(1).await {
+///     Ok(ticket) => println!("your number is {}", ticket.value), // nobody else's
+///     Err(Error::Refused(_)) => println!("somebody wrote something else into this key"),
+///     Err(error) => return Err(error),
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone)]
 #[must_use = "a counter does nothing by itself"]
 pub struct Counter {
@@ -49,6 +62,18 @@ pub struct Counter {
 }
 
 /// What a counter was.
+///
+/// ```no_run
+/// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+/// use conclave_client::counter::Count;
+///
+/// let Count { value, revision } = client.counter("visits").get().await?;
+/// println!("{value} visits as of revision {revision}");
+/// // Whatever happens to it after that.
+/// let mut later = client.watch("visits").from_revision(revision + 1).start();
+/// println!("{:?}", later.next().await?);
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Count {
     /// The number; 0 for a counter that is not there.
@@ -58,6 +83,21 @@ pub struct Count {
 }
 
 /// What became of a change that depends on a condition.
+///
+/// ```no_run
+/// # async fn example(session: conclave_client::Session) -> Result<(), conclave_client::Error> {
+/// use conclave_client::counter::Exchange;
+///
+/// // The best result of all players.
+/// let (best, mine) = (session.counter("best"), 4711);
+/// let mut seen = best.get().await?;
+/// while seen.value < mine {
+///     let Exchange { is_done, count } = best.set_if_unchanged(seen, mine).await?;
+///     if is_done { println!("a record"); }
+///     seen = count; // somebody else's, if it is not done
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[must_use = "the condition may not have held"]
 pub struct Exchange {

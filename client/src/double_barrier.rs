@@ -52,6 +52,21 @@ impl Session {
 ///
 /// Awaiting it is cancel-safe: a future that is dropped gives its place up, in the background, even if the
 /// request has not arrived yet.
+///
+/// ```no_run
+/// # async fn example(session: conclave_client::Session) -> Result<(), conclave_client::Error> {
+/// use std::time::Duration;
+/// use conclave_client::Error;
+///
+/// // Three players, or no game.
+/// let game = session.double_barrier("games/17", 3).note("ada");
+/// match game.wait(Duration::from_secs(30)).await {
+///     Ok(inside) => inside.leave().await?,
+///     Err(Error::NotYet) => println!("not enough players"), // and the place is free again
+///     Err(error) => return Err(error),
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone)]
 #[must_use = "nothing is entered until it is awaited"]
 pub struct Enter {
@@ -153,6 +168,18 @@ impl Ask for Entering {
 ///
 /// Leave with [`Inside::leave`], which waits for the others. A guard that is dropped leaves in the background
 /// and waits for nobody.
+///
+/// ```no_run
+/// # async fn example(session: conclave_client::Session) -> Result<(), conclave_client::Error> {
+/// let inside = session.double_barrier("steps/1", 3).await?;
+/// let lost = inside.lost();
+/// tokio::select! {
+///     () = compute() => inside.leave().await?, // nobody takes step 2 before all have left
+///     () = lost.cancelled() => eprintln!("the others go on without this one"),
+/// }
+/// # async fn compute() {}
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 #[must_use = "the place is given up when the guard is dropped"]
 pub struct Inside {
@@ -180,6 +207,19 @@ impl Inside {
 }
 
 /// Leaving a double barrier; see [`Inside::leave`]. The place is given up in any case, also if it is dropped.
+///
+/// ```no_run
+/// # async fn example(inside: conclave_client::double_barrier::Inside) -> Result<(), conclave_client::Error> {
+/// use std::time::Duration;
+/// use conclave_client::Error;
+///
+/// match inside.leave().at_most(Duration::from_secs(60)).await {
+///     Ok(()) => println!("all are done, or lost"),
+///     Err(Error::NotYet) => println!("somebody is slow; this one has left"),
+///     Err(error) => return Err(error),
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 #[must_use = "nobody is waited for until it is awaited"]
 pub struct Leave {

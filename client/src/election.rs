@@ -68,6 +68,18 @@ impl Session {
 }
 
 /// An election: what can be done with its name; see [`Client::election`].
+///
+/// ```no_run
+/// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+/// use std::time::Duration;
+///
+/// let election = client.election("scheduler").ttl(Duration::from_secs(5));
+/// match election.leader().await? {
+///     Some(leader) => println!("ask {}", String::from_utf8_lossy(leader.value())),
+///     None => println!("nobody leads at present"),
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone)]
 #[must_use = "an election does nothing by itself"]
 pub struct Election {
@@ -114,6 +126,20 @@ impl Election {
 ///
 /// Awaiting it is cancel-safe: a future that is dropped gives its candidature up in the background,
 /// even if the request has not arrived yet.
+///
+/// ```no_run
+/// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+/// use std::time::Duration;
+/// use conclave_client::Error;
+///
+/// let campaign = client.election("scheduler").campaign("10.0.0.7:80");
+/// match campaign.wait(Duration::from_secs(30)).await {
+///     Ok(leadership) => leadership.run(async { /* lead */ }).await?,
+///     Err(Error::Busy) => println!("another one leads; this one is no candidate any more"),
+///     Err(error) => return Err(error),
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone)]
 #[must_use = "nobody campaigns until it is awaited"]
 pub struct Campaign {
@@ -166,6 +192,18 @@ impl IntoFuture for Campaign {
 }
 
 /// Why leadership was lost.
+///
+/// ```no_run
+/// # async fn example(leadership: conclave_client::Leadership) -> Result<(), conclave_client::Error> {
+/// use conclave_client::election::Loss;
+///
+/// leadership.lost().cancelled().await;
+/// match leadership.loss() {
+///     Some(Loss::Removed) => println!("an operator wants another leader: do not campaign at once"),
+///     Some(Loss::Session) | None => println!("the network or this machine: campaign again"),
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Loss {
     /// The session ended, or may have.
@@ -178,6 +216,19 @@ pub enum Loss {
 ///
 /// Give it up with [`Leadership::resign`], which says whether that worked. A guard that is dropped
 /// does so in the background, without a report, and tries again for as long as the session lives.
+///
+/// ```no_run
+/// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+/// use conclave_client::kv::put;
+///
+/// let leadership = client.election("scheduler").campaign("10.0.0.7:80").await?;
+/// // Done only while this one leads: a leader that was paused cannot overwrite its successor's plan.
+/// leadership.txn().then(put("plan", "first a, then b")).commit().await?;
+/// leadership.proclaim("10.0.0.7:81").await?; // the address has changed
+/// println!("token {} for everything outside of the cluster", leadership.token());
+/// leadership.resign().await?;
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 #[must_use = "leadership ends when the guard is dropped"]
 pub struct Leadership {

@@ -59,6 +59,16 @@ impl Session {
 }
 
 /// A group; see [`Client::group`].
+///
+/// ```no_run
+/// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+/// // For people: who is there, and who stands behind it.
+/// for member in client.group("workers").members().await? {
+///     let id = String::from_utf8_lossy(&member.member);
+///     println!("{id} of {}, there since revision {}", member.owner, member.fence);
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone)]
 #[must_use = "a group does nothing by itself"]
 pub struct Group {
@@ -101,6 +111,21 @@ impl Group {
 }
 
 /// A member as its key says.
+///
+/// ```
+/// use conclave_client::group::Member;
+///
+/// /// Whose turn a job is, as all members see it alike: by id, which is the order they come in.
+/// fn worker<'a>(members: &'a [Member], job: &[u8]) -> Option<&'a Member> {
+///     let hash = conclave_client::balance::hash(job);
+///     members.get(usize::try_from(hash % members.len().max(1) as u64).ok()?)
+/// }
+///
+/// let member = |id: &'static str| Member { id: id.into(), value: "".into(), session: 1, fence: 1 };
+/// let members = ["a", "b"].map(member);
+/// assert_eq!(worker(&members, b"job 1"), worker(&members, b"job 1"));
+/// assert_eq!(worker(&[], b"job 1"), None);
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Member {
     /// Its id.
@@ -115,6 +140,21 @@ pub struct Member {
 
 /// The members of a group, again and again; see [`Group::follow`]. It ends after the first error, which is
 /// one that waiting cannot mend.
+///
+/// ```no_run
+/// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+/// use conclave_client::group::Followed;
+///
+/// let mut followed: Followed = client.group("workers").follow();
+/// let mut known = Vec::new();
+/// while let Some(members) = followed.next().await? {
+///     for member in members.iter().filter(|member| !known.contains(&member.fence)) {
+///         println!("{:?} joined, at {:?}", member.id, member.value);
+///     }
+///     known = members.iter().map(|member| member.fence).collect();
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct Followed {
     states: mpsc::Receiver<Result<Vec<Member>, Error>>,
@@ -163,6 +203,19 @@ fn member(kv: &KeyValue, prefix_bytes: usize) -> Option<Member> {
 }
 
 /// A group that a session may join; see [`Session::group`].
+///
+/// ```no_run
+/// # async fn example(session: conclave_client::Session) -> Result<(), conclave_client::Error> {
+/// use conclave_client::group::Joinable;
+///
+/// // One process for two shards: two members with one session.
+/// let shards: Joinable = session.group("shards");
+/// let first = shards.join("10.0.0.7:80").member("shard-1").await?;
+/// let second = shards.join("10.0.0.7:81").member("shard-2").await?;
+/// first.leave().await?;
+/// second.leave().await?;
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone)]
 #[must_use = "a group does nothing by itself"]
 pub struct Joinable {
@@ -181,6 +234,14 @@ impl Joinable {
 /// A membership that is to begin; see [`Joinable::join`].
 ///
 /// A future that is dropped takes back what it may have done, in the background.
+///
+/// ```no_run
+/// # async fn example(session: conclave_client::Session) -> Result<(), conclave_client::Error> {
+/// // Without a name of its own the member gets one.
+/// let membership = session.group("workers").join("10.0.0.7:80").await?;
+/// println!("joined as {}", String::from_utf8_lossy(membership.member()));
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone)]
 #[must_use = "nobody joins until it is awaited"]
 pub struct Join {
@@ -227,6 +288,19 @@ impl IntoFuture for Join {
 ///
 /// Give it up with [`Membership::leave`], which says whether that worked. A guard that is dropped leaves in
 /// the background, without a report, and tries again for as long as the session lives.
+///
+/// ```no_run
+/// # async fn example(session: conclave_client::Session) -> Result<(), conclave_client::Error> {
+/// let membership = session.group("workers").join("idle").member("worker-7").await?;
+/// membership.update("job 17").await?; // those who follow the group see it
+/// let lost = membership.lost();
+/// tokio::select! {
+///     () = work() => membership.leave().await?,
+///     () = lost.cancelled() => eprintln!("the others share the job out anew"),
+/// }
+/// # async fn work() {}
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 #[must_use = "membership ends when the guard is dropped"]
 pub struct Membership {

@@ -46,6 +46,21 @@ impl Session {
 }
 
 /// A latch; see [`Session::latch`].
+///
+/// ```no_run
+/// # async fn example(session: conclave_client::Session) -> Result<(), conclave_client::Error> {
+/// use conclave_client::{Error, latch::Latch};
+///
+/// // Each of 100 parts counts once, however often its request had to be sent.
+/// let parts: Latch = session.latch("import/parts");
+/// parts.create(100).await?;
+/// match parts.count_down_by(10).await {
+///     Ok(left) => println!("{} parts to come", left.count),
+///     Err(Error::NotFound(_)) => println!("the import was called off"),
+///     Err(error) => return Err(error),
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone)]
 #[must_use = "a latch does nothing by itself"]
 pub struct Latch {
@@ -54,6 +69,18 @@ pub struct Latch {
 }
 
 /// How a latch stands.
+///
+/// ```no_run
+/// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+/// use conclave_client::latch::Remaining;
+///
+/// let Remaining { count, revision } = client.latch("import/parts").remaining().await?;
+/// match count {
+///     0 => println!("complete since revision {revision}"),
+///     count => println!("{count} parts to come"),
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Remaining {
     /// How often it has to be counted down; 0: nobody waits.

@@ -74,6 +74,21 @@ impl Session {
 ///
 /// Awaiting it is cancel-safe: a future that is dropped gives up its place in the queue, in the
 /// background, even if the request has not arrived yet. A clone that is awaited is another acquisition.
+///
+/// ```no_run
+/// # async fn example(session: conclave_client::Session) -> Result<(), conclave_client::Error> {
+/// use std::time::Duration;
+/// use conclave_client::Error;
+///
+/// // Both accounts or none, so that nobody waits for one while holding the other.
+/// let both = session.lock("accounts/1").and("accounts/2").note("transfer 17");
+/// match both.wait(Duration::from_secs(2)).await {
+///     Ok(lock) => lock.release().await?,
+///     Err(Error::Busy) => println!("others are at work: later"),
+///     Err(error) => return Err(error),
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone)]
 #[must_use = "nothing is acquired until it is awaited"]
 pub struct Acquire {

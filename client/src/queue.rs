@@ -66,6 +66,19 @@ impl Client {
 ///
 /// Awaiting it is cancel-safe: a future that is dropped gives its place up in the background, even if
 /// the request has not arrived yet.
+///
+/// ```no_run
+/// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+/// use conclave_client::Error;
+///
+/// // At most one of the replicas does the nightly work; an etcd of any kind is enough for that.
+/// match client.queue("nightly").value("replica-2").try_now().await {
+///     Ok(turn) => turn.run(async { /* the work */ }).await?,
+///     Err(Error::Busy) => println!("another replica does it"),
+///     Err(error) => return Err(error),
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone)]
 #[must_use = "no place is taken until it is awaited"]
 pub struct Enter {
@@ -226,6 +239,19 @@ async fn wait_for_delete(client: &Client, key: Bytes, revision: i64) -> Result<(
 ///
 /// Give it up with [`Turn::release`], which says whether that worked. A guard that is dropped does so
 /// in the background, without a report; if that fails too, the place goes with its lease.
+///
+/// ```no_run
+/// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+/// let turn = client.queue("reports").await?;
+/// turn.set_value("writing page 1").await?; // for those who look at the queue
+/// // A store of another kind refuses what comes with an older token than it has seen.
+/// let sql = "UPDATE reports SET text = $1, fence = $2 WHERE fence <= $2";
+/// println!("{sql} with {}", turn.token());
+/// if !turn.is_held().await? {
+///     println!("an operator took it away");
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 #[must_use = "the turn is over when the guard is dropped"]
 pub struct Turn {
@@ -323,6 +349,21 @@ impl Turn {
 }
 
 /// Marks a transaction that needs a [`Turn`]; see [`Turn::txn`].
+///
+/// ```no_run
+/// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+/// use conclave_client::{Error, kv::put, queue::Owned, txn::{Txn, key}};
+///
+/// /// Counts a piece as sold, for whoever has the turn: twice at the same number is once.
+/// async fn sell(turn: Txn<Owned>, pieces: u32) -> Result<bool, Error> {
+///     let is_same = key("stock").value().equal(pieces.to_string());
+///     let sold = turn.when(is_same).then(put("stock", (pieces - 1).to_string()));
+///     sold.commit().await.map(|answer| answer.succeeded)
+/// }
+/// let turn = client.queue("stock/lock").await?;
+/// println!("{}", sell(turn.txn(), 10).await?);
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone)]
 pub struct Owned {
     client: Client,

@@ -62,6 +62,21 @@ pub(crate) const TTL: Duration = Duration::from_secs(10);
 const REQUEST_ID_BYTES: usize = 16;
 
 /// What this process knows about its session.
+///
+/// ```no_run
+/// # async fn example(session: conclave_client::Session) -> Result<(), conclave_client::Error> {
+/// use conclave_client::SessionState;
+///
+/// let mut states = session.state();
+/// while states.changed().await.is_ok() {
+///     match *states.borrow_and_update() {
+///         SessionState::Active => println!("take new work"),
+///         SessionState::Jeopardy => println!("end what is under way, take nothing new"),
+///         SessionState::Lost => break, // and begin another session
+///     }
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SessionState {
     /// The server renewed it lately.
@@ -124,6 +139,17 @@ pub(crate) fn request_id() -> Bytes {
 }
 
 /// A session that is to begin; see [`Client::session`].
+///
+/// ```no_run
+/// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+/// use std::time::Duration;
+///
+/// // What it holds outlives a process that is killed by about 5 s.
+/// let begin = client.session().ttl(Duration::from_secs(5)).owner("worker-7");
+/// let session = begin.tag("host", "10.0.0.7").tag("version", "1.4.0").await?;
+/// println!("session {:x} with a TTL of {:?}", session.id(), session.ttl());
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone)]
 #[must_use = "a session does not begin until it is awaited"]
 pub struct Begin {
@@ -226,6 +252,18 @@ impl IntoFuture for Begin {
 ///
 /// It ends with [`Session::close`], or in the background when the last clone and the last guard made
 /// from it are dropped; if that fails too, the server ends it when its TTL has passed.
+///
+/// ```no_run
+/// # async fn example(session: conclave_client::Session) -> Result<(), conclave_client::Error> {
+/// // One session for all that this process holds: if it is lost, all of it is.
+/// let membership = session.group("workers").join("10.0.0.7:80").await?;
+/// let work = async { session.counter("jobs/done").add(1).await };
+/// let done = session.run(work).await??; // dropped if the session is lost
+/// println!("{} jobs are done", done.value);
+/// membership.leave().await?;
+/// session.close().await?;
+/// # Ok(()) }
+/// ```
 #[derive(Clone)]
 #[must_use = "the session ends when it is dropped"]
 pub struct Session {

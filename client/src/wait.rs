@@ -29,6 +29,20 @@ pub(crate) enum For {
 
 /// A wait that is to be awaited; see [`crate::barrier::Barrier::wait`] and [`crate::latch::Latch::wait`].
 /// Dropping it ends it.
+///
+/// ```no_run
+/// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+/// use std::time::Duration;
+/// use conclave_client::{Error, wait::Wait};
+///
+/// let opened: Wait = client.barrier("schema/migrating").wait();
+/// match opened.at_most(Duration::from_secs(60)).await {
+///     Ok(revision) => println!("the migration was over as of revision {revision}"),
+///     Err(Error::NotYet) => println!("it takes longer than a minute: serve without it"),
+///     Err(error) => return Err(error),
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone)]
 #[must_use = "nothing is waited for until it is awaited"]
 pub struct Wait {

@@ -35,6 +35,20 @@ const LEADERS_MAX: usize = 16;
 const FIRST_ANSWER_TIMEOUT_MAX: Duration = Duration::from_secs(5);
 
 /// Who leads.
+///
+/// ```no_run
+/// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+/// use conclave_client::election::Leader;
+///
+/// /// Whether a command comes from the leader, or from one that has been replaced.
+/// fn is_current(leader: &Leader, token: i64) -> bool {
+///     leader.token() == token
+/// }
+/// if let Some(leader) = client.election("scheduler").leader().await? {
+///     println!("{:?} leads: {}", leader.value(), is_current(&leader, 42));
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Leader {
     /// The candidate's key, with what it says. Its create revision is the fencing token.
@@ -73,6 +87,20 @@ impl Leader {
 
 /// The leaders of an election, one after the other: a [`Stream`] of leaders, and of `None` for the
 /// times without one. It ends after the first error, which is one that waiting cannot mend.
+///
+/// ```no_run
+/// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+/// use tokio_stream::StreamExt;
+///
+/// let mut leaders = client.election("scheduler").observe();
+/// while let Some(leader) = leaders.next().await {
+///     match leader? {
+///         Some(leader) => println!("send to {}", String::from_utf8_lossy(leader.value())),
+///         None => println!("keep what there is to send: nobody leads"),
+///     }
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct Observer {
     leaders: mpsc::Receiver<Result<Option<Leader>, Error>>,

@@ -26,6 +26,22 @@ use crate::{
 ///
 /// Give it back with [`LockGuard::release`], which says whether that worked. A guard that is dropped
 /// releases in the background, without a report, and tries again for as long as the session lives.
+///
+/// ```no_run
+/// # async fn example(session: conclave_client::Session) -> Result<(), conclave_client::Error> {
+/// use conclave_client::{Error, kv::put};
+///
+/// let mut lock = session.lock("document").shared().await?; // others may read, too
+/// let text = session.client().get("document/text").await?.one().unwrap_or_default();
+/// match lock.upgrade().await {
+///     Ok(()) => {}
+///     Err(Error::Refused(_)) => return lock.release().await, // others read, or wait
+///     Err(error) => return Err(error),
+/// }
+/// lock.txn().then(put("document/text", text.value.to_ascii_uppercase())).commit().await?;
+/// lock.release().await?;
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 #[must_use = "the lock is released when the guard is dropped"]
 pub struct LockGuard {
@@ -234,6 +250,25 @@ pub(crate) fn unimplemented() -> Error {
 
 /// Marks a transaction that needs locks or leadership; see [`LockGuard::txn`] and
 /// [`crate::election::Leadership::txn`].
+///
+/// ```no_run
+/// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+/// use conclave_client::{Error, kv::put, lock::Guarded, txn::Txn};
+///
+/// /// Whoever has the right to, by a lock or as leader, books; says whether it had.
+/// async fn book(right: Txn<Guarded>) -> Result<bool, Error> {
+///     match right.then(put("seats/4", "ada")).commit().await {
+///         Ok(_) => Ok(true),
+///         Err(Error::Lost { .. }) => Ok(false),
+///         Err(error) => Err(error),
+///     }
+/// }
+/// let lock = client.lock("seats").await?;
+/// println!("booked: {}", book(lock.txn()).await?);
+/// let leadership = client.election("clerk").campaign("clerk-1").await?;
+/// println!("booked: {}", book(leadership.txn()).await?);
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone)]
 pub struct Guarded {
     by: By,
