@@ -63,6 +63,16 @@ impl Client {
 }
 
 /// A service: what can be done with its name; see [`Client::service`].
+///
+/// ```no_run
+/// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+/// // For a look at it; to call instances, `discover` follows them.
+/// for record in client.service("shop/api").instances().await? {
+///     let word = if record.is_healthy() { "takes calls" } else { "does not" };
+///     println!("{} at {} in {}: {word}", record.id, record.address, record.zone);
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone)]
 #[must_use = "a service does nothing by itself"]
 pub struct Service {

@@ -32,6 +32,25 @@ impl Service {
 
 /// Changes of the instances of a service. It resumes by itself where it stopped, on any endpoint, without
 /// a gap; if that is not possible, it says so with a snapshot.
+///
+/// ```no_run
+/// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+/// use conclave_client::v1::{InstanceFilter, instance_change::{Kind, Reason}};
+///
+/// let filter = InstanceFilter { zone: "eu-1".to_owned(), ..InstanceFilter::default() };
+/// let mut changes = client.service("shop/api").changes(filter);
+/// loop {
+///     for change in changes.next().await?.changes {
+///         let id = change.instance.as_ref().map_or("", |instance| &instance.id);
+///         match (change.kind(), change.reason()) {
+///             (Kind::Removed, Reason::SessionExpired) => println!("{id} died"),
+///             (Kind::Removed, reason) => println!("{id} left: {reason:?}"),
+///             _ => println!("{id} is there"),
+///         }
+///     }
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 #[must_use = "nothing is watched until `next` is called"]
 pub struct Changes {

@@ -39,6 +39,15 @@ const SAVE_PAUSE: Duration = Duration::from_secs(2);
 type Filter = dyn Fn(&Record) -> bool + Send + Sync;
 
 /// Configures a [`Directory`]; see [`Service::discover`].
+///
+/// ```no_run
+/// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+/// // Only what this release can talk to; and a start works without the cluster, too.
+/// let discover = client.service("shop/api").discover();
+/// let discover = discover.filter(|record| record.version.starts_with("2."));
+/// let directory = discover.cache("/var/cache/shop/api.instances").start();
+/// # Ok(()) }
+/// ```
 #[derive(Clone)]
 #[must_use = "nothing is followed until `start` is called"]
 pub struct Discover {
@@ -88,6 +97,19 @@ impl fmt::Debug for Discover {
 }
 
 /// What a listing rests on.
+///
+/// ```no_run
+/// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+/// use conclave_client::registry::Basis;
+///
+/// let listing = client.service("shop/api").discover().start().current();
+/// match listing.basis {
+///     Basis::Nothing => println!("wait: nothing is known yet"),
+///     Basis::Cache => println!("{} instances, as of an earlier run", listing.records.len()),
+///     Basis::Cluster => println!("{} as of revision {}", listing.records.len(), listing.revision),
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Basis {
     /// Nothing has been heard yet.
@@ -100,6 +122,21 @@ pub enum Basis {
 }
 
 /// The instances of a service at one revision.
+///
+/// ```
+/// use conclave_client::registry::{Basis, Listing, Record};
+///
+/// /// For a readiness probe: whether there is anybody to call.
+/// fn is_ready(listing: &Listing) -> bool {
+///     listing.basis != Basis::Nothing && listing.records.iter().any(Record::is_healthy)
+/// }
+///
+/// let mut listing = Listing::default();
+/// assert!(!is_ready(&listing));
+/// listing.basis = Basis::Cluster;
+/// listing.records = vec![Record::new("10.0.0.7:80")];
+/// assert!(is_ready(&listing));
+/// ```
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Listing {
     /// The instances, by id.
@@ -122,6 +159,19 @@ impl Listing {
 
 /// The instances of a service, followed for as long as this or a clone, or a channel made of it,
 /// exists. While the cluster is away, the last that was known stays.
+///
+/// ```no_run
+/// # async fn example(client: conclave_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+/// use conclave_client::balance::{BalancedChannel, LeastRequests};
+/// use conclave_client::pb::kv_client::KvClient; // or any other generated client
+///
+/// let directory = client.service("shop/api").discover().start();
+/// let mut listing = directory.listing();
+/// listing.wait_for(|listing| !listing.records.is_empty()).await?; // or call at once: calls wait
+/// let channel = directory.channel(BalancedChannel::builder().policy(LeastRequests));
+/// let api = KvClient::new(channel);
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone)]
 pub struct Directory {
     listing: watch::Receiver<Arc<Listing>>,

@@ -25,6 +25,18 @@ const TTL: Duration = Duration::from_secs(10);
 const ORDERS_MAX: usize = 1;
 
 /// An instance that is to be registered; see [`Service::register`].
+///
+/// ```no_run
+/// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+/// use conclave_client::registry::{Check, CheckKind};
+///
+/// // Takes calls only while its own page for this purpose answers.
+/// let target = "/health".to_owned();
+/// let check = Check { kind: CheckKind::Http, target, interval_ms: 5_000, ..Check::default() };
+/// let register = client.service("shop/api").register("10.0.0.7:80").id("api-7");
+/// let registration = register.zone("eu-1").weight(200).tag("canary").check(check).await?;
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone)]
 #[must_use = "nothing is registered until it is awaited"]
 pub struct Register {
@@ -152,6 +164,20 @@ impl IntoFuture for Register {
 /// End it with [`Registration::drain`] or [`Registration::deregister`]. A guard that is dropped
 /// deregisters in the background, without a report: in a session that was given for as long as that lives,
 /// otherwise once, and if that fails the instance goes when its TTL has passed.
+///
+/// ```no_run
+/// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+/// use std::time::Duration;
+/// use conclave_client::registry::State;
+///
+/// let register = client.service("shop/api").register("10.0.0.7:80").state(State::Starting);
+/// let mut registration = register.await?;
+/// // ... load what is needed
+/// registration.update(|record| record.state = State::Up).await?;
+/// // ... serve, until the process is told to end
+/// registration.drain(Duration::from_secs(10)).await?;
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 #[must_use = "the instance is deregistered when the guard is dropped"]
 pub struct Registration {

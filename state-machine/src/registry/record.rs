@@ -15,6 +15,15 @@ pub const WEIGHT: u32 = 100;
 pub const DETAILS: &str = "conclave";
 
 /// Whether an instance takes calls.
+///
+/// ```
+/// # use conclave_state_machine::registry::record::{Record, State};
+/// let mut record = Record::new("10.0.0.7:80");
+/// record.state = State::Starting;
+/// assert!(!record.is_healthy(), "it is listed, and gets no calls yet");
+/// record.state = State::Up;
+/// assert!(record.is_healthy());
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
@@ -32,6 +41,15 @@ pub enum State {
 }
 
 /// How well an instance is, from best to worst.
+///
+/// ```
+/// # use conclave_state_machine::registry::record::Health;
+/// /// How well a service is as a whole: as its best instance.
+/// fn best(instances: &[Health]) -> Option<Health> {
+///     instances.iter().min().copied()
+/// }
+/// assert_eq!(best(&[Health::Critical, Health::Warning]), Some(Health::Warning));
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Health {
@@ -45,6 +63,16 @@ pub enum Health {
 }
 
 /// How the server finds out whether an instance is well.
+///
+/// ```
+/// # use conclave_state_machine::registry::record::{Check, CheckKind};
+/// let shown = |check: &Check| match check.kind {
+///     CheckKind::Tcp => "can be connected to".to_owned(),
+///     CheckKind::Http => format!("answers GET {}", check.target),
+///     CheckKind::Grpc => "says that it serves".to_owned(),
+/// };
+/// assert_eq!(shown(&Check::default()), "can be connected to");
+/// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CheckKind {
@@ -58,6 +86,14 @@ pub enum CheckKind {
 }
 
 /// An active check.
+///
+/// ```
+/// # use conclave_state_machine::registry::record::{Check, CheckKind};
+/// // Twice in a row is enough to be left alone, and after a minute of that it is removed.
+/// let check = Check { kind: CheckKind::Grpc, failures: 2, remove_after_ms: 60_000, ..Check::default() };
+/// let text = serde_json::to_string(&check).unwrap();
+/// assert_eq!(text, r#"{"kind":"grpc","failures":2,"remove_after_ms":60000}"#);
+/// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Check {
@@ -87,6 +123,15 @@ pub struct Check {
 }
 
 /// What the server's checks have found.
+///
+/// ```
+/// # use conclave_state_machine::registry::record::{Checked, Health, Record};
+/// let mut record = Record::new("10.0.0.7:80");
+/// let output = "connection refused".to_owned();
+/// record.details.checked = Some(Checked { health: Health::Critical, output });
+/// assert_eq!(record.details.health, Health::Passing, "by its own account");
+/// assert_eq!(record.health_shown(), Health::Critical, "by what counts");
+/// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Checked {
@@ -98,6 +143,16 @@ pub struct Checked {
 }
 
 /// An instance of a service.
+///
+/// ```
+/// # use conclave_state_machine::registry::record::Record;
+/// let mut record = Record::new("10.0.0.7:80");
+/// record.tags = vec!["canary".to_owned()];
+/// record.metadata.insert("build".to_owned(), "1f3c".into());
+/// // As a filter of those who discover sees it.
+/// let is_wanted = |record: &Record| record.tags.iter().any(|tag| tag == "canary");
+/// assert!(is_wanted(&record) && record.is_healthy() && !record.is_stale());
+/// ```
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Record {
     /// Tells it from other instances of the service.
@@ -122,6 +177,16 @@ pub struct Record {
 }
 
 /// What a server with a native registry keeps about an instance.
+///
+/// ```
+/// # use conclave_state_machine::registry::record::{Record, State};
+/// let mut record = Record::new("10.0.0.7:80");
+/// let metrics = ("metrics".to_owned(), "http://10.0.0.7:9100".to_owned());
+/// record.details.endpoints.extend([metrics]);
+/// record.details.override_state = Some(State::Draining); // `conclave service drain`
+/// assert_eq!(record.state_shown(), State::Draining);
+/// assert!(record.details.endpoints.contains_key("metrics"));
+/// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Details {
