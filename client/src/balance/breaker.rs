@@ -3,6 +3,18 @@
 use std::time::{Duration, Instant};
 
 /// When a breaker trips, and for how long.
+///
+/// ```
+/// use std::time::{Duration, Instant};
+/// use conclave_client::balance::{BalancedChannel, Breaker, BreakerOptions};
+///
+/// let open_min = Duration::from_secs(1);
+/// let strict = BreakerOptions { consecutive: 2, open_min, ..BreakerOptions::default() };
+/// let (mut breaker, now) = (Breaker::default(), Instant::now());
+/// assert!(!breaker.failed(&strict, now));
+/// assert!(breaker.failed(&strict, now), "the second failure in a row opens it");
+/// let channel = BalancedChannel::builder().breaker(strict); // for every instance of a service
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct BreakerOptions {
     /// Failures in a row that trip it.
@@ -34,6 +46,21 @@ impl Default for BreakerOptions {
 }
 
 /// What a breaker lets through.
+///
+/// ```
+/// use std::time::Instant;
+/// use conclave_client::balance::{BreakerOptions, Instance, Node, Outcome, State};
+///
+/// let now = Instant::now();
+/// let node = Node::new(Instance::new("a", "10.0.0.1:80"), now);
+/// node.done(Outcome::NotSent, &BreakerOptions::default(), now);
+/// let shown = match node.state(now) {
+///     State::Closed => "serves",
+///     State::HalfOpen => "is being tried",
+///     State::Open => "is left alone",
+/// };
+/// assert_eq!(shown, "is left alone", "nothing listens at its address");
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum State {
     /// All calls.

@@ -50,6 +50,22 @@ impl RouteKey {
 }
 
 /// Configures a [`BalancedChannel`].
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// use std::time::Duration;
+/// use conclave_client::balance::{BalancedChannel, Instance, LeastRequests, ZoneFirst};
+///
+/// let (_lists, list) = tokio::sync::watch::channel(vec![Instance::new("a", "10.0.0.1:80")]);
+/// let channel = BalancedChannel::builder()
+///     .policy(ZoneFirst::new("zone-a", LeastRequests))
+///     .connect_timeout(Duration::from_millis(500))
+///     .timeout(Duration::from_secs(3))
+///     .watch(list); // nothing is connected before the first call
+/// assert_eq!(channel.snapshot().nodes().len(), 1);
+/// # }
+/// ```
 #[derive(Debug)]
 #[must_use = "a builder does nothing until it is given instances"]
 pub struct ChannelBuilder {
@@ -166,6 +182,21 @@ pub struct BalancedChannel {
 }
 
 /// What a channel works with.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// use conclave_client::balance::{BalancedChannel, Instance};
+///
+/// let (lists, list) = tokio::sync::watch::channel(vec![Instance::new("a", "10.0.0.1:80")]);
+/// let channel = BalancedChannel::builder().watch(list);
+/// assert!(!channel.serving().is_kept);
+/// lists.send_replace(Vec::new()); // whoever lists the instances has lost them all
+/// let serving = channel.serving();
+/// assert!(serving.is_kept, "worth a line in the log");
+/// assert_eq!(serving.instances[0].id, "a", "calls go there still");
+/// # }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Serving {
     /// The instances that calls may go to.

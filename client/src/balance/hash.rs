@@ -20,6 +20,21 @@ pub fn hash(bytes: &[u8]) -> u64 {
 ///
 /// Each key has an order of instances of its own (weighted rendezvous hashing): when an instance goes,
 /// only its keys move, and they spread over all others. Calls without a key go anywhere.
+///
+/// ```
+/// # use std::{sync::Arc, time::Instant};
+/// # use conclave_client::balance::{Balancer, Instance, Node, Snapshot, SnapshotOptions};
+/// use conclave_client::balance::{ConsistentHash, Ctx, hash};
+///
+/// # let now = Instant::now();
+/// # let node = |id: &str| Arc::new(Node::new(Instance::new(id, "10.0.0.1:80"), now));
+/// # let list = Snapshot::new(["a", "b", "c"].map(node).into(), SnapshotOptions::default());
+/// let policy = ConsistentHash::with_overload(2.0);
+/// let ctx = Ctx { key: Some(hash(b"user-17")), ..Ctx::new(now, 0) };
+/// let first = policy.pick(&list, &ctx).unwrap().node;
+/// let again = policy.pick(&list, &Ctx { random: 1, ..ctx }).unwrap().node;
+/// assert_eq!(first.instance(), again.instance(), "its caches know user 17");
+/// ```
 #[derive(Debug, Clone, Copy)]
 pub struct ConsistentHash {
     /// How much more than its share an instance may have.

@@ -23,6 +23,20 @@ const LATENCY_UNKNOWN: Duration = Duration::from_millis(1);
 const SLOW_START_MIN: f64 = 0.1;
 
 /// An instance of a service, as a registry lists it.
+///
+/// ```
+/// use conclave_client::balance::Instance;
+///
+/// // A list that does not come from the registry, e.g. of a file.
+/// let lines = ["a 10.0.0.1:80 eu-1", "b 10.0.0.2:80 eu-2"];
+/// let instances = lines.map(|line| {
+///     let mut words = line.split(' ');
+///     let mut next = || words.next().unwrap_or_default();
+///     let instance = Instance::new(next(), next());
+///     Instance { zone: next().to_owned(), ..instance }
+/// });
+/// assert_eq!((instances[1].zone.as_str(), instances[1].weight), ("eu-2", 100));
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Instance {
     /// Tells it from others; what is known about an instance stays with its id and address.
@@ -51,6 +65,21 @@ impl Instance {
 }
 
 /// How a call went.
+///
+/// ```
+/// use std::time::Duration;
+/// use conclave_client::balance::Outcome;
+///
+/// /// How a policy of one's own may count what it hears of in `Balancer::done`.
+/// fn is_failure(outcome: Outcome) -> Option<bool> {
+///     match outcome {
+///         Outcome::Success { .. } => Some(false),
+///         Outcome::Failure { .. } | Outcome::NotSent => Some(true),
+///         Outcome::Canceled => None, // says nothing about the instance
+///     }
+/// }
+/// assert_eq!(is_failure(Outcome::Failure { latency: Duration::from_secs(3) }), Some(true));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
     /// The instance answered, also if the answer is that the request was wrong.
@@ -70,6 +99,19 @@ pub enum Outcome {
 }
 
 /// An instance and its record. It outlives changes of the list that do not concern it.
+///
+/// ```
+/// use std::time::{Duration, Instant};
+/// use conclave_client::balance::{BreakerOptions, Instance, Node, Outcome};
+///
+/// let (now, options) = (Instant::now(), BreakerOptions::default());
+/// let [quick, slow] = ["a", "b"].map(|id| Node::new(Instance::new(id, "10.0.0.1:80"), now));
+/// quick.done(Outcome::Success { latency: Duration::from_millis(2) }, &options, now);
+/// slow.done(Outcome::Success { latency: Duration::from_millis(80) }, &options, now);
+/// let cost = |node: &Node| node.cost(Duration::ZERO, now);
+/// assert!(cost(&quick) < cost(&slow));
+/// assert!(slow.is_available(now));
+/// ```
 #[derive(Debug)]
 pub struct Node {
     instance: Instance,
@@ -245,6 +287,18 @@ impl Node {
 }
 
 /// A call in flight; see [`Node::enter`].
+///
+/// ```
+/// use std::{sync::Arc, time::Instant};
+/// use conclave_client::balance::{Instance, Node};
+///
+/// let node = Arc::new(Node::new(Instance::new("a", "10.0.0.1:80"), Instant::now()));
+/// let mut call = node.enter();
+/// call.answered(); // the headers came, the stream goes on
+/// assert_eq!(call.node().in_flight(), 1);
+/// drop(call); // the stream has ended
+/// assert_eq!(node.in_flight(), 0);
+/// ```
 #[derive(Debug)]
 pub struct InFlight {
     node: Arc<Node>,

@@ -17,6 +17,20 @@ use super::{
 };
 
 /// Any instance, each as likely as any other.
+///
+/// ```
+/// # use std::{sync::Arc, time::Instant};
+/// # use conclave_client::balance::{Balancer, Instance, Node, Snapshot, SnapshotOptions};
+/// use conclave_client::balance::{Ctx, Random};
+///
+/// # let now = Instant::now();
+/// # let node = |id: &str| Arc::new(Node::new(Instance::new(id, "10.0.0.1:80"), now));
+/// # let list = Snapshot::new(["a", "b", "c"].map(node).into(), SnapshotOptions::default());
+/// // Chance is an argument: the same number makes the same choice.
+/// let pick = |random| Random.pick(&list, &Ctx::new(now, random)).unwrap().node.instance().id.clone();
+/// assert_eq!(pick(42), pick(42));
+/// assert!((0..100).any(|random| pick(random) != pick(42)));
+/// ```
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Random;
 
@@ -29,6 +43,21 @@ impl Balancer for Random {
 }
 
 /// Each instance in turn.
+///
+/// ```
+/// # use std::{sync::Arc, time::{Duration, Instant}};
+/// # use conclave_client::balance::{Balancer, Ctx, Instance, Node, Snapshot, SnapshotOptions};
+/// use conclave_client::balance::RoundRobin;
+///
+/// # let now = Instant::now();
+/// # let node = |id: &str| Arc::new(Node::new(Instance::new(id, "10.0.0.1:80"), now));
+/// # let options = SnapshotOptions { slow_start: Duration::ZERO, ..SnapshotOptions::default() };
+/// # let list = Snapshot::new(["a", "b"].map(node).into(), options);
+/// let policy = RoundRobin::default();
+/// let picks = [1, 2, 3, 4].map(|random| policy.pick(&list, &Ctx::new(now, random)).unwrap());
+/// let ids = picks.each_ref().map(|pick| pick.node.instance().id.as_str());
+/// assert_eq!(ids, ["a", "b", "a", "b"]);
+/// ```
 #[derive(Debug, Default)]
 pub struct RoundRobin {
     next: AtomicUsize,
@@ -61,6 +90,22 @@ fn eased_in(
 
 /// Each instance in turn, as often as its weight says, and never many times in a row: the smooth
 /// weighted round robin of nginx.
+///
+/// ```
+/// # use std::{sync::Arc, time::{Duration, Instant}};
+/// # use conclave_client::balance::{Balancer, Ctx, Instance, Node, Snapshot, SnapshotOptions};
+/// use conclave_client::balance::Weighted;
+///
+/// # let now = Instant::now();
+/// # let options = SnapshotOptions { slow_start: Duration::ZERO, ..SnapshotOptions::default() };
+/// let node = |(id, weight)| Node::new(Instance { weight, ..Instance::new(id, "10.0.0.1:80") }, now);
+/// let nodes = [("large", 200), ("small", 100)].map(node).map(Arc::new);
+/// let list = Snapshot::new(nodes.into(), options);
+/// let policy = Weighted::default();
+/// let picks = [1, 2, 3].map(|random| policy.pick(&list, &Ctx::new(now, random)).unwrap());
+/// let ids = picks.each_ref().map(|pick| pick.node.instance().id.as_str());
+/// assert_eq!(ids, ["large", "small", "large"]);
+/// ```
 #[derive(Debug, Default)]
 pub struct Weighted {
     /// What each instance is owed, by id.
@@ -90,6 +135,19 @@ impl Balancer for Weighted {
 }
 
 /// The fewest calls in flight for its weight; among equals, any.
+///
+/// ```
+/// # use std::{sync::Arc, time::Instant};
+/// # use conclave_client::balance::{Balancer, Ctx, Instance, Node, Snapshot, SnapshotOptions};
+/// use conclave_client::balance::LeastRequests;
+///
+/// # let now = Instant::now();
+/// # let node = |id: &str| Arc::new(Node::new(Instance::new(id, "10.0.0.1:80"), now));
+/// let list = Snapshot::new(["a", "b"].map(node).into(), SnapshotOptions::default());
+/// let long = list.nodes()[0].enter(); // a call to `a` that takes its time
+/// let pick = LeastRequests.pick(&list, &Ctx::new(now, 1)).unwrap();
+/// assert_eq!(pick.node.instance().id, "b");
+/// ```
 #[derive(Debug, Clone, Copy, Default)]
 pub struct LeastRequests;
 
@@ -109,6 +167,20 @@ impl Balancer for LeastRequests {
 /// Of two instances chosen at random, the one that is expected to answer first: latency (a moving
 /// average that follows peaks at once) times calls in flight, by weight. Two are enough to avoid the
 /// slow ones, and few enough that not all callers run to the same one.
+///
+/// ```
+/// # use std::{sync::Arc, time::{Duration, Instant}};
+/// # use conclave_client::balance::{Balancer, Ctx, Instance, Node, Snapshot, SnapshotOptions};
+/// use conclave_client::balance::{BreakerOptions, Outcome, PeakEwma};
+///
+/// # let now = Instant::now();
+/// # let node = |id: &str| Arc::new(Node::new(Instance::new(id, "10.0.0.1:80"), now));
+/// let list = Snapshot::new(["a", "b"].map(node).into(), SnapshotOptions::default());
+/// let paused = Outcome::Success { latency: Duration::from_secs(2) }; // it collected garbage
+/// list.nodes()[0].done(paused, &BreakerOptions::default(), now);
+/// let pick = PeakEwma.pick(&list, &Ctx::new(now, 1)).unwrap();
+/// assert_eq!(pick.node.instance().id, "b");
+/// ```
 #[derive(Debug, Clone, Copy, Default)]
 pub struct PeakEwma;
 

@@ -8,6 +8,20 @@ use std::{
 use super::node::Node;
 
 /// How the health of a list is judged.
+///
+/// ```
+/// # use std::{sync::Arc, time::Instant};
+/// # use conclave_client::balance::{Instance, Node, Snapshot};
+/// use conclave_client::balance::SnapshotOptions;
+///
+/// # let now = Instant::now();
+/// # let instance = Instance::new("a", "10.0.0.1:80");
+/// # let node = |is_healthy| Arc::new(Node::new(Instance { is_healthy, ..instance.clone() }, now));
+/// // Of three large instances one is enough to believe that the others are unwell.
+/// let options = SnapshotOptions { panic_percent: 30, ..SnapshotOptions::default() };
+/// let list = Snapshot::new([true, false, false].map(node).into(), options);
+/// assert!(!list.is_panic(now), "all calls go to the one that is well");
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SnapshotOptions {
     /// If less than this share of the instances, in percent, is available, all of them are candidates.
@@ -25,6 +39,20 @@ impl Default for SnapshotOptions {
 }
 
 /// The circumstances of a call. Time and chance come from outside, so that a choice can be repeated.
+///
+/// ```
+/// # use std::{sync::Arc, time::Instant};
+/// # use conclave_client::balance::{Balancer, Instance, Node, Random, Snapshot, SnapshotOptions};
+/// use conclave_client::balance::Ctx;
+///
+/// # let now = Instant::now();
+/// # let node = |id: &str| Arc::new(Node::new(Instance::new(id, "10.0.0.1:80"), now));
+/// # let list = Snapshot::new(["a", "b"].map(node).into(), SnapshotOptions::default());
+/// // The call has failed on `a` already.
+/// let tried = ["a".to_owned()];
+/// let ctx = Ctx { tried: &tried, ..Ctx::new(now, 7) };
+/// assert_eq!(Random.pick(&list, &ctx).unwrap().node.instance().id, "b");
+/// ```
 #[derive(Debug, Clone, Copy)]
 pub struct Ctx<'a> {
     /// The time.
@@ -87,6 +115,24 @@ pub(super) fn unit(random: u64) -> f64 {
 }
 
 /// What a policy decided.
+///
+/// ```
+/// # use std::time::Instant;
+/// use conclave_client::balance::{Balancer, Ctx, Pick, RoundRobin, Snapshot};
+///
+/// /// The first instance while it is free, which is warm; else all in turn.
+/// #[derive(Debug, Default)]
+/// struct Warm(RoundRobin);
+///
+/// impl Balancer for Warm {
+///     fn pick(&self, snapshot: &Snapshot, ctx: &Ctx<'_>) -> Option<Pick> {
+///         let candidates = snapshot.candidates(ctx);
+///         let free = candidates.first().filter(|node| node.in_flight() == 0);
+///         free.map(|node| Pick::new(node)).or_else(|| self.0.pick(snapshot, ctx))
+///     }
+/// }
+/// # assert!(Warm::default().pick(&Snapshot::default(), &Ctx::new(Instant::now(), 0)).is_none());
+/// ```
 #[derive(Debug, Clone)]
 pub struct Pick {
     /// The instance for the call.
@@ -102,6 +148,20 @@ impl Pick {
 }
 
 /// The instances of a service at one moment.
+///
+/// ```
+/// use std::{sync::Arc, time::Instant};
+/// use conclave_client::balance::{Ctx, Instance, Node, Snapshot, SnapshotOptions};
+///
+/// // A test of a policy needs no servers.
+/// let now = Instant::now();
+/// let node = |(id, is_healthy)| Instance { is_healthy, ..Instance::new(id, "10.0.0.1:80") };
+/// let list = [("a", true), ("b", true), ("c", false)].map(node);
+/// let nodes = list.map(|instance| Arc::new(Node::new(instance, now)));
+/// let snapshot = Snapshot::new(nodes.into(), SnapshotOptions::default());
+/// assert_eq!(snapshot.candidates(&Ctx::new(now, 0)).len(), 2, "c is unwell");
+/// assert!(!snapshot.is_panic(now));
+/// ```
 #[derive(Debug, Clone, Default)]
 pub struct Snapshot {
     nodes: Vec<Arc<Node>>,

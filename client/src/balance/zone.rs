@@ -10,6 +10,22 @@ use super::{
 
 /// Another policy, among the instances of the own zone, for as long as
 /// [enough](super::SnapshotOptions::zone_percent) of them are available; among all otherwise.
+///
+/// ```
+/// # use std::{sync::Arc, time::Instant};
+/// # use conclave_client::balance::{Balancer, Ctx, Instance, Node, Snapshot, SnapshotOptions};
+/// use conclave_client::balance::{PeakEwma, ZoneFirst};
+///
+/// # let now = Instant::now();
+/// let at = |zone: &str| Instance { zone: zone.to_owned(), ..Instance::new(zone, "10.0.0.1:80") };
+/// let nodes = ["eu-1", "eu-2"].map(|zone| Arc::new(Node::new(at(zone), now)));
+/// let list = Snapshot::new(nodes.into(), SnapshotOptions::default());
+/// let policy = ZoneFirst::new("eu-2", PeakEwma);
+/// let zone = |ctx| policy.pick(&list, &ctx).unwrap().node.instance().zone.clone();
+/// assert_eq!(zone(Ctx::new(now, 1)), "eu-2");
+/// // A call that failed there goes further away.
+/// assert_eq!(zone(Ctx { tried: &["eu-2".to_owned()], ..Ctx::new(now, 1) }), "eu-1");
+/// ```
 #[derive(Debug, Clone, Default)]
 pub struct ZoneFirst<B> {
     zone: String,
