@@ -112,6 +112,23 @@ impl Client {
 }
 
 /// Why a configuration could not be started or changed.
+///
+/// ```no_run
+/// # async fn example(client: conclave_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+/// use conclave_client::config::{Error, Source};
+///
+/// let config = client.config::<serde_json::Value>().app(Source::document("config/app.toml"));
+/// match config.start().await {
+///     Ok(config) => println!("{}", config.tree()),
+///     Err(Error::Rejected(rejection)) => match &rejection.origin {
+///         Some(origin) => eprintln!("correct {} in {origin}: {}", rejection.path, rejection.reason),
+///         None => eprintln!("{rejection}"),
+///     },
+///     Err(error @ (Error::Cluster(_) | Error::NoCache { .. })) => eprintln!("try again: {error}"),
+///     Err(error) => return Err(error.into()),
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -152,6 +169,24 @@ impl Error {
 
 /// Settings that follow the cluster. Cloning is cheap; the last clone that is dropped ends the task
 /// behind it. Made by [`Client::config`].
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let client = conclave_client::Client::builder(["127.0.0.1:2379"]).build()?;
+/// use conclave_client::Config;
+///
+/// #[derive(serde::Deserialize)]
+/// struct App { port: u16 }
+///
+/// // Without a source in the cluster it asks nobody: enough for a test.
+/// let config: Config<App> = client.config().defaults(serde_json::json!({"port": 8080}))
+///     .variables("APP_", [("APP_PORT".to_owned(), "80".to_owned())])
+///     .start().await?;
+/// assert_eq!(config.current().port, 80);
+/// assert_eq!(config.revision(), 0, "nothing comes from the cluster");
+/// # Ok(()) }
+/// ```
 pub struct Config<T> {
     outlet: Arc<Outlet<T>>,
     task: Option<Arc<AbortOnDropHandle<()>>>,
@@ -231,6 +266,23 @@ impl<T> fmt::Debug for Config<T> {
 }
 
 /// A setting that changed.
+///
+/// ```
+/// use conclave_client::config::Change;
+/// use serde_json::json;
+///
+/// /// A line for a log.
+/// fn line(change: &Change) -> String {
+///     let text = |value: &Option<serde_json::Value>| match value {
+///         Some(value) => value.to_string(),
+///         None => "unset".to_owned(),
+///     };
+///     let Change { path, old, new, revision } = change;
+///     format!("{path}: {} -> {} (revision {revision})", text(old), text(new))
+/// }
+/// let (path, old, new) = ("workers".to_owned(), None, Some(json!(8)));
+/// assert_eq!(line(&Change { path, old, new, revision: 17 }), "workers: unset -> 8 (revision 17)");
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Change {
     /// The path asked for.
@@ -244,6 +296,18 @@ pub struct Change {
 }
 
 /// The changes of one setting; see [`Config::on_change`].
+///
+/// ```no_run
+/// # async fn example(config: conclave_client::Config<serde_json::Value>) -> Result<(), conclave_client::Error> {
+/// // Everything below `log` at once: the level, the format, and what else there will be.
+/// let mut changes = config.on_change("log");
+/// tokio::spawn(async move {
+///     while let Some(change) = changes.next().await {
+///         println!("log as of revision {}: {:?}", change.revision, change.new);
+///     }
+/// });
+/// # Ok(()) }
+/// ```
 #[derive(Debug)]
 pub struct Changes<T> {
     path: String,

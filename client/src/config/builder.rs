@@ -18,6 +18,24 @@ use super::{
 use crate::{cache::Cache, client::Client};
 
 /// What to do at the start if the cluster cannot be reached, or holds settings that are refused.
+///
+/// ```no_run
+/// # async fn example(client: conclave_client::Client) -> Result<(), Box<dyn std::error::Error>> {
+/// use std::time::Duration;
+/// use conclave_client::config::{Boot, Source};
+///
+/// // Better with settings of yesterday than not at all; better not at all than with older ones.
+/// let config = client
+///     .with_timeout(Duration::from_secs(3)) // for the first answer
+///     .config::<serde_json::Value>()
+///     .app(Source::prefix("config/app/"))
+///     .cache("/var/cache/app.config")
+///     .max_staleness(Duration::from_secs(24 * 60 * 60))
+///     .boot(Boot::UseCache)
+///     .start()
+///     .await?;
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Boot {
     /// Fail: without the cluster's settings the program must not run.
@@ -31,6 +49,23 @@ pub enum Boot {
 }
 
 /// Puts a [`Config`] together; see [`Client::config`](crate::Client::config).
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let client = conclave_client::Client::builder(["127.0.0.1:2379"]).build()?;
+/// #[derive(Debug, serde::Deserialize)]
+/// struct App { workers: u32 }
+///
+/// let builder = client
+///     .config()
+///     .defaults(serde_json::json!({"workers": 4}))
+///     .set("workers", 0) // e.g. of the command line
+///     .validate(|app: &App| if app.workers > 0 { Ok(()) } else { Err("no workers") });
+/// let error = builder.start().await.unwrap_err();
+/// assert_eq!(error.to_string(), "settings refused: no workers");
+/// # Ok(()) }
+/// ```
 #[must_use = "a builder does nothing until `start` is called"]
 pub struct Builder<T> {
     client: Client,

@@ -5,6 +5,17 @@ use serde_json::Value;
 use super::tree::is_too_deep;
 
 /// How the bytes of a file or of a key are read.
+///
+/// ```
+/// use conclave_client::config::Codec;
+/// use serde_json::json;
+///
+/// assert_eq!(Codec::of_name("config/db.toml"), Some((Codec::Toml, "config/db")));
+/// let tree = Codec::Yaml.decode(b"hosts: [a, b]\nport: 5432").unwrap();
+/// assert_eq!(tree, json!({"hosts": ["a", "b"], "port": 5432}));
+/// let fault = Codec::Toml.decode(b"port = 5432\npassword = hunter2").unwrap_err();
+/// assert!(fault.ends_with("in line 2") && !fault.contains("hunter2"), "{fault}");
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Codec {
     /// One JSON document.

@@ -71,6 +71,20 @@ fn range(key: impl Into<Vec<u8>>) -> RangeRequest {
 }
 
 /// A question for the history; see [`Client::history`].
+///
+/// ```no_run
+/// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+/// use conclave_client::config::{Codec, History};
+///
+/// // Who looks for what went wrong begins with the newest change.
+/// let history: History = client.history("config/app.toml").limit(5);
+/// for release in history.await? {
+///     let document = release.changes.last().and_then(|event| event.kv.as_ref());
+///     let tree = document.map(|kv| Codec::Toml.decode(&kv.value));
+///     println!("revision {}: {tree:?}", release.revision);
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone)]
 #[must_use = "a request does nothing until it is awaited"]
 pub struct History {
@@ -80,6 +94,19 @@ pub struct History {
 }
 
 /// What changed in one revision.
+///
+/// ```
+/// use conclave_client::config::Release;
+///
+/// /// Where to go back to from the newest release: the one before, if it is there still.
+/// fn before(releases: &[Release]) -> Option<i64> {
+///     Some(releases.get(1)?.revision)
+/// }
+///
+/// let release = |revision| Release { revision, is_compacted: false, changes: Vec::new() };
+/// assert_eq!(before(&[release(42), release(17)]), Some(17));
+/// assert_eq!(before(&[release(42)]), None);
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Release {
     /// The revision.
@@ -232,6 +259,19 @@ impl Replay {
 }
 
 /// A way back; see [`Client::rollback`].
+///
+/// ```no_run
+/// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::config::Error> {
+/// use conclave_client::config::{Error, Rollback};
+///
+/// let back: Rollback = client.rollback("config/app/", 17).prefix();
+/// match back.clone().await {
+///     Ok(done) => println!("back, as revision {}", done.revision),
+///     Err(Error::Conflict) => drop(back.await?), // somebody wrote at that moment: once more
+///     Err(error) => return Err(error),
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone)]
 #[must_use = "a request does nothing until it is awaited"]
 pub struct Rollback {
@@ -241,6 +281,17 @@ pub struct Rollback {
 }
 
 /// What going back has changed.
+///
+/// ```no_run
+/// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::config::Error> {
+/// use conclave_client::config::RolledBack;
+///
+/// match client.rollback("config/app.toml", 17).await? {
+///     RolledBack { changed: 0, .. } => println!("it is as it was in revision 17 already"),
+///     RolledBack { revision, .. } => println!("revision {revision} says what revision 17 said"),
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RolledBack {
     /// The revision in which the old content was written; the current one if nothing had to change.

@@ -12,6 +12,15 @@ use super::{
 
 /// The kinds of sources, in the fixed order in which they are laid over each other: of two layers
 /// that hold a setting, the one further down here wins.
+///
+/// ```
+/// use conclave_client::config::Layer;
+///
+/// assert!(Layer::Environment > Layer::App, "a variable wins over a key of the cluster");
+/// let order = Layer::ORDER.map(|layer| layer.to_string());
+/// println!("from the weakest to the strongest: {}", order.join(", "));
+/// assert_eq!(order.last().unwrap(), "overrides");
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Layer {
     /// What the program itself brings along.
@@ -48,6 +57,20 @@ impl fmt::Display for Layer {
 }
 
 /// Where a setting comes from.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let client = conclave_client::Client::builder(["127.0.0.1:2379"]).build()?;
+/// use conclave_client::config::{Layer, Origin};
+///
+/// let app = client.config::<serde_json::Value>().set("port", 80).start().await?;
+/// let from = app.explain("port").origin().cloned();
+/// let key = "port".to_owned();
+/// assert_eq!(from, Some(Origin { layer: Layer::Overrides, key, revision: 0 }));
+/// assert_eq!(from.unwrap().to_string(), "overrides port");
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin {
     /// The layer.
@@ -86,6 +109,23 @@ impl Part {
 }
 
 /// Why settings were refused. The settings in use stay as they were.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let client = conclave_client::Client::builder(["127.0.0.1:2379"]).build()?;
+/// use conclave_client::config::Error;
+///
+/// #[derive(Debug, serde::Deserialize)]
+/// struct App { port: u16 }
+///
+/// let variables = [("APP_PORT".to_owned(), "many".to_owned())];
+/// let refused = client.config::<App>().variables("APP_", variables).start().await.unwrap_err();
+/// let Error::Rejected(rejection) = refused else { panic!("{refused}") };
+/// assert_eq!(rejection.path, "port");
+/// assert_eq!(rejection.origin.unwrap().key, "APP_PORT"); // where to correct it
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rejection {
     /// The revision of the cluster at which they were read; 0 if the cluster was not asked.
@@ -192,6 +232,19 @@ fn winner<'a>(parts: &'a [Part], path: &str) -> Option<&'a Part> {
 ///   environment APP_DB__PORT: "5433"
 ///   app config/app.toml at revision 17: 5432
 ///   defaults: 5432
+/// ```
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let client = conclave_client::Client::builder(["127.0.0.1:2379"]).build()?;
+/// let app = client.config::<serde_json::Value>();
+/// let app = app.defaults(serde_json::json!({"db": {"port": 5432}})).set("db.port", 5433);
+/// let explanation = app.start().await?.explain("db.port");
+/// assert_eq!(explanation.value, Some(5433.into()));
+/// let [(defaults, weaker), _] = &explanation.sources[..] else { panic!("{explanation}") };
+/// assert_eq!((defaults.to_string().as_str(), weaker), ("defaults", &Some(5432.into())));
+/// # Ok(()) }
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Explanation {

@@ -22,6 +22,17 @@ use crate::key::set_prefix;
 pub(super) const SOURCES_MAX: usize = 64;
 
 /// Keys of the cluster that hold settings; see [`Source::document`] and [`Source::prefix`].
+///
+/// ```no_run
+/// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::config::Error> {
+/// use conclave_client::config::{Source, find};
+///
+/// // What an application with these sources would see, without being it.
+/// let sources = [Source::document("config/shared.toml"), Source::prefix("config/app/")];
+/// let (tree, revision) = client.read_config(&sources, 0).await?;
+/// println!("db.port is {:?} as of revision {revision}", find(&tree, "db.port"));
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Source {
     layer: Layer,

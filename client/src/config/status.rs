@@ -10,6 +10,19 @@ use super::layer::{Rejection, Settings};
 const REJECTIONS_MAX: usize = 16;
 
 /// What the settings in use are based on.
+///
+/// ```no_run
+/// # async fn example(config: conclave_client::Config<serde_json::Value>) -> Result<(), conclave_client::Error> {
+/// use conclave_client::config::Basis;
+///
+/// let basis = config.status().borrow().basis;
+/// match basis {
+///     Basis::Cluster => println!("settings of the cluster"),
+///     Basis::Cache => println!("settings of a former run: the cluster was away at the start"),
+///     Basis::Local => println!("settings of this machine only"),
+/// }
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Basis {
     /// What the cluster holds, or held when it was last reached.
@@ -21,6 +34,22 @@ pub enum Basis {
 }
 
 /// How it stands with a configuration.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let client = conclave_client::Client::builder(["127.0.0.1:2379"]).build()?;
+/// use conclave_client::config::{Basis, Status};
+///
+/// /// Whether to wake somebody: what is in use may not be what was asked for.
+/// fn is_bad(status: &Status) -> bool {
+///     status.rejection.is_some() || !status.is_connected || status.basis == Basis::Cache
+/// }
+///
+/// let config = client.config::<serde_json::Value>().set("port", 80).start().await?;
+/// assert!(!is_bad(&config.status().borrow()));
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Status {
     /// The revision of the cluster at which the settings in use were read; 0 if they are local.
