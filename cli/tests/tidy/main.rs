@@ -1,7 +1,8 @@
-//! The house rules that a machine can check: module docs and file sizes here, [dependencies](crates)
-//! and [pages](pages) in files of their own. Needs no network and changes nothing.
+//! The house rules that a machine can check: module docs and file sizes here, [dependencies](crates),
+//! [examples](examples) and [pages](pages) in files of their own. Needs no network and changes nothing.
 
 mod crates;
+mod examples;
 mod pages;
 
 use std::fs;
