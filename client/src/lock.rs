@@ -13,7 +13,7 @@
 //! let session = client.session().owner("worker-7").await?;
 //! let lock = session.lock("jobs/1").wait(Duration::from_secs(30)).await?;
 //! println!("token {}", lock.token());
-//! lock.txn().then(put("jobs/1/state", "running")).commit().await?;
+//! lock.txn().then(put("states/1", "running")).commit().await?;
 //! lock.run(async { /* dropped if the lock is lost */ }).await?;
 //! lock.release().await?;
 //!

@@ -3,7 +3,8 @@
 //! Whoever wants a name puts the key `<name>/<lease in hexadecimal>`, attached to a lease; the key's
 //! create revision is its place. Each waits for the key just before its own, so that a hand-over
 //! wakes one. Callers of etcd's `concurrency` package, of its Lock and Election services and of
-//! Conclave's own locks stand in the same queue. It needs nothing but etcd's v3 API.
+//! Conclave's own locks stand in the same queue. It needs nothing but etcd's v3 API. Every key below `<name>/`
+//! is a place: one that something else put there holds all up for as long as it is there.
 //!
 //! ```no_run
 //! # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
@@ -12,7 +13,7 @@
 //!
 //! let turn = client.queue("jobs/1").ttl(Duration::from_secs(10)).await?;
 //! println!("fencing token {}", turn.token());
-//! turn.txn().then(put("jobs/1/state", "running")).commit().await?;
+//! turn.txn().then(put("states/1", "running")).commit().await?;
 //! turn.run(async { /* dropped when the turn is lost */ }).await?;
 //! turn.release().await?;
 //! # Ok(())

@@ -90,6 +90,12 @@ fn the_guide_to_groups_runs() {
 }
 
 #[test]
+fn the_guide_to_locks_runs() {
+    let printed = run_guide(include_str!("../../../docs/locks.md"), 1);
+    assert!(printed.contains("at work") && printed.contains("nobody holds jobs/1"), "{printed}");
+}
+
+#[test]
 fn the_guide_to_elections_runs() {
     let printed = run_guide(include_str!("../../../docs/native-elections.md"), 1);
     assert!(printed.contains("at work"), "{printed}");

@@ -31,14 +31,14 @@ use crate::{
 /// # async fn example(session: conclave_client::Session) -> Result<(), conclave_client::Error> {
 /// use conclave_client::{Error, kv::put};
 ///
-/// let mut lock = session.lock("document").shared().await?; // others may read, too
-/// let text = session.client().get("document/text").await?.one().unwrap_or_default();
+/// let mut lock = session.lock("documents/7").shared().await?; // others may read, too
+/// let text = session.client().get("texts/7").await?.one().unwrap_or_default();
 /// match lock.upgrade().await {
 ///     Ok(()) => {}
 ///     Err(Error::Refused(_)) => return lock.release().await, // others read, or wait
 ///     Err(error) => return Err(error),
 /// }
-/// lock.txn().then(put("document/text", text.value.to_ascii_uppercase())).commit().await?;
+/// lock.txn().then(put("texts/7", text.value.to_ascii_uppercase())).commit().await?;
 /// lock.release().await?;
 /// # Ok(()) }
 /// ```
@@ -263,7 +263,7 @@ pub(crate) fn unimplemented() -> Error {
 ///         Err(error) => Err(error),
 ///     }
 /// }
-/// let lock = client.lock("seats").await?;
+/// let lock = client.lock("locks/seats").await?;
 /// println!("booked: {}", book(lock.txn()).await?);
 /// let leadership = client.election("clerk").campaign("clerk-1").await?;
 /// println!("booked: {}", book(leadership.txn()).await?);

@@ -122,7 +122,7 @@ async fn elections() -> Done {
     let turn =
         client.queue("jobs/1").ttl(Duration::from_secs(60)).wait(Duration::from_secs(30)).await?;
     let token = turn.token();
-    turn.txn().then(put("jobs/1/state", "running")).commit().await?;
+    turn.txn().then(put("states/1", "running")).commit().await?;
     turn.run(work()).await?;
     turn.release().await?;
 
@@ -132,6 +132,8 @@ async fn elections() -> Done {
     leadership.resign().await?;
     let mut leaders = election.observe();
 
+    // Nothing is left in the queue.
+    client.queue("jobs/1").try_now().await?.release().await?;
     let next = election.campaign("10.0.0.9:80").await?;
     assert!(next.token() > token);
     let leader = within("a leader", leaders.next()).await.expect("a stream without end")?;
@@ -169,7 +171,7 @@ async fn locks() -> Done {
     let session = client.session().owner("worker-7").await?;
     let lock = session.lock("jobs/1").wait(Duration::from_secs(30)).await?;
     let token = lock.token();
-    lock.txn().then(put("jobs/1/state", "running")).commit().await?;
+    lock.txn().then(put("states/1", "running")).commit().await?;
     lock.run(work()).await?;
     lock.release().await?;
 
@@ -178,6 +180,8 @@ async fn locks() -> Done {
     let both = session.lock("a").and("b").await?;
     let other = client.lock("jobs/2").ttl(Duration::from_secs(60)).await?;
 
+    // Nothing is left in the queue, for those who go by etcd's recipe either.
+    client.queue("jobs/1").try_now().await?.release().await?;
     for held in [reading, permit, both, other] {
         assert!(held.token() > token);
     }
