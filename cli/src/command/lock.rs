@@ -26,10 +26,10 @@ pub(crate) struct Arguments {
     /// Together with others that hold it shared.
     #[arg(long, conflicts_with = "permits")]
     pub(super) shared: bool,
-    /// A share of the limit that all holders together may take.
+    /// One of so many that may hold together; with --limit: so many of it.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) permits: Option<u32>,
-    /// What all holders together may take; the permits if not given.
+    /// What all holders together may take of the permits.
     #[arg(long, requires = "permits", value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) limit: Option<u32>,
     /// Do not wait.

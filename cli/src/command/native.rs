@@ -50,7 +50,8 @@ async fn hold(context: &Context, arguments: Arguments) -> Result<(), Failure> {
         acquire = acquire.shared();
     }
     if let Some(permits) = arguments.permits {
-        acquire = acquire.permits(permits, arguments.limit.unwrap_or(permits));
+        let (permits, limit) = arguments.limit.map_or((1, permits), |limit| (permits, limit));
+        acquire = acquire.permits(permits, limit);
     }
     if let Some(wait) = arguments.wait.or_else(|| arguments.r#try.then_some(Duration::ZERO)) {
         acquire = acquire.wait(wait);

@@ -314,6 +314,13 @@ fn native_locks_are_shared_counted_shown_and_broken() {
     assert_eq!(ends(&[&counted[..], &["--try"]].concat()).0, Some(1));
     let one = ["lock", "pool", "--permits=1", "--limit=3", "--try", "--", "sh", "-c", "exit 4"];
     assert_eq!(ends(&one).0, Some(4));
+    // Permits alone: of so many one.
+    let [slot, other] = [(); 2].map(|()| {
+        let mut slot = Running::start(CONCLAVE, &server, &["lock", "slots", "--permits", "2"]);
+        assert!(slot.line().starts_with("slots is held"));
+        slot
+    });
+    assert_eq!(ends(&["lock", "slots", "--permits", "2", "--try", "--", "true"]).0, Some(1));
 
     assert_eq!(ends(&["lock", "break", "doc"]).0, Some(128));
     assert_eq!(ends(&["lock", "doc", "--yes"]).0, Some(128), "that is for break");
@@ -327,7 +334,7 @@ fn native_locks_are_shared_counted_shown_and_broken() {
     let complaint = String::from_utf8_lossy(&nobody.stderr).into_owned();
     assert_eq!(complaint, "Error: nobody holds doc with the token 7\n");
     assert_eq!(ends(&["lock", "doc", "--try", "--", "true"]).0, Some(0));
-    for holder in readers.into_iter().chain([pool]) {
+    for holder in readers.into_iter().chain([pool, slot, other]) {
         holder.signal("TERM");
         assert_eq!(holder.end(), (Some(0), String::new()));
     }

@@ -60,6 +60,8 @@ struct Names {
     /// Those whose state is to be asked for, each once: what that costs goes by what changed, not by how
     /// many wait.
     changed: Vec<Bytes>,
+    /// Number of the last follower of any.
+    last: u64,
 }
 
 impl Names {
@@ -79,7 +81,6 @@ struct Awaited {
     first: watch::Sender<Option<First>>,
     /// By key of the place, then by number.
     places: BTreeMap<Bytes, BTreeMap<u64, watch::Sender<Turn>>>,
-    next: u64,
     /// Keys of places whose state is to be asked for.
     touched: BTreeSet<Bytes>,
     is_changed: bool,
@@ -89,7 +90,7 @@ impl Default for Awaited {
     fn default() -> Self {
         let (first, _) = watch::channel(None);
         let (places, touched) = (BTreeMap::new(), BTreeSet::new());
-        Self { first, places, next: 0, touched, is_changed: false }
+        Self { first, places, touched, is_changed: false }
     }
 }
 
@@ -119,7 +120,7 @@ impl Turns {
 
     /// Something unknown happened: a snapshot replaced the state.
     pub(crate) fn note_all(&self) {
-        let Names { awaited, changed } = &mut *self.names.lock();
+        let Names { awaited, changed, .. } = &mut *self.names.lock();
         for awaited in awaited.values_mut() {
             awaited.is_changed = true;
             awaited.touched = awaited.places.keys().cloned().collect();
@@ -139,22 +140,23 @@ impl Turns {
     }
 
     fn tell(&self, reader: &Reader) {
-        let changed: Vec<(Bytes, BTreeSet<Bytes>)> = {
-            let Names { awaited, changed } = &mut *self.names.lock();
+        let (changed, last): (Vec<(Bytes, BTreeSet<Bytes>)>, u64) = {
+            let Names { awaited, changed, last } = &mut *self.names.lock();
             let take = |name: Bytes| {
                 // Nobody may wait for it any more.
                 let awaited = awaited.get_mut(&name)?;
                 awaited.is_changed = false;
                 Some((name, std::mem::take(&mut awaited.touched)))
             };
-            std::mem::take(changed).into_iter().filter_map(take).collect()
+            (std::mem::take(changed).into_iter().filter_map(take).collect(), *last)
         };
         for (name, touched) in changed {
             match reader.holders(&name) {
                 Ok((holders, revision)) => {
                     let others = others(reader, &name, &holders, touched);
                     if let Some(awaited) = self.names.lock().awaited.get(&name) {
-                        awaited.tell(&holders, others, revision);
+                        // Who comes now may stand at a key that was another's when it was read.
+                        awaited.tell(last, &holders, others, revision);
                     }
                 }
                 // Apply reads the same rows and stops the member with the reason.
@@ -211,11 +213,11 @@ impl Turns {
     ) -> Result<(u64, watch::Receiver<Option<First>>), TooMany> {
         self.count()?;
         let mut names = self.names.lock();
+        names.last += 1;
+        let number = names.last;
         names.awaited.entry(name.clone()).or_default();
         // Whatever was applied before this moment is not noted: it is asked for.
         let awaited = names.mark(name).expect("it was entered just now");
-        awaited.next += 1;
-        let number = awaited.next;
         add(awaited, number);
         let mut first = awaited.first.subscribe();
         if first.borrow().is_some() {
@@ -267,12 +269,13 @@ fn others(
 }
 
 impl Awaited {
-    fn tell(&self, holders: &[Place], others: Vec<(Bytes, Turn)>, revision: i64) {
+    /// Tells the followers up to `last` what was read after they came.
+    fn tell(&self, last: u64, holders: &[Place], others: Vec<(Bytes, Turn)>, revision: i64) {
         for place in holders.iter().filter(|place| !place.is_lost()) {
-            self.set(&place.key, Turn::Held { fence: place.fence, revision });
+            self.set(last, &place.key, Turn::Held { fence: place.fence, revision });
         }
         for (key, turn) in others {
-            self.set(&key, turn);
+            self.set(last, &key, turn);
         }
         let first = holders.first().filter(|place| !place.is_lost());
         self.first.send_if_modified(|known| {
@@ -284,8 +287,9 @@ impl Awaited {
         });
     }
 
-    fn set(&self, key: &Bytes, turn: Turn) {
-        for follower in self.places.get(key).into_iter().flat_map(BTreeMap::values) {
+    fn set(&self, last: u64, key: &Bytes, turn: Turn) {
+        let followers = self.places.get(key).into_iter().flat_map(|all| all.range(..=last));
+        for (_, follower) in followers {
             follower.send_if_modified(|known| {
                 let is_new = match (&*known, turn) {
                     (Turn::Held { fence, .. }, Turn::Held { fence: now, .. }) => *fence != now,
@@ -325,5 +329,40 @@ pub(crate) struct Following {
 impl Drop for Following {
     fn drop(&mut self) {
         self.turns.leave(&self.name, &self.key, self.number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn place(key: &Bytes, fence: i64) -> Place {
+        let (key, value, claim) = (key.clone(), Bytes::new(), None);
+        Place { key, fence, mod_revision: fence, version: 1, session: 1, value, claim }
+    }
+
+    #[test]
+    fn what_was_read_before_somebody_came_is_not_told_to_it() {
+        let turns = Arc::new(Turns::default());
+        let (name, key) = (Bytes::from_static(b"n"), Bytes::from_static(b"n/1"));
+        let tell = |last, turn| {
+            let (holders, others) = match turn {
+                Turn::Held { fence, .. } => (vec![place(&key, fence)], Vec::new()),
+                other => (Vec::new(), vec![(key.clone(), other)]),
+            };
+            turns.names.lock().awaited[&name].tell(last, &holders, others, 20);
+        };
+        let read = |follower: &Following| *follower.receiver.borrow();
+        let resigned = turns.follow(&name, &key).unwrap();
+        let last = turns.names.lock().last;
+        let led = Turn::Held { fence: 10, revision: 20 };
+        let again = turns.follow(&name, &key).unwrap();
+        tell(last, led);
+        assert_eq!((read(&resigned), read(&again)), (led, Turn::Waiting));
+        drop(resigned);
+        drop(again);
+        let again = turns.follow(&name, &key).unwrap();
+        tell(last, Turn::Gone);
+        assert_eq!(read(&again), Turn::Waiting, "the numbers go on when nobody waits");
     }
 }

@@ -27,7 +27,8 @@ pub(super) fn apply<R: Read>(
     }
     let mut claim = place.claim.clone().unwrap_or_default();
     let is_less = *permits <= claim.permits && *limit >= claim.limit;
-    if !is_less && (holders.len() > 1 || claim.requests.len() > 1) {
+    // Several requests that share a place rely on what it is.
+    if claim.requests.len() > 1 || !is_less && holders.len() > 1 {
         return Err(Rejection::LockShared.into());
     }
     (claim.permits, claim.limit) = (*permits, *limit);
