@@ -190,6 +190,6 @@ impl HeldBarrier {
     /// [`Error::Lost`] if somebody did so before. See [`Error`]; it is then tried again in the background.
     pub async fn lift(self) -> Result<(), Error> {
         let was_raised = self.kept.undo().await?;
-        if was_raised { Ok(()) } else { Err(Error::Lost { reason: "the barrier was lifted" }) }
+        if was_raised { Ok(()) } else { Err(Error::lost("the barrier was lifted")) }
     }
 }

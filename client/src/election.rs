@@ -48,6 +48,7 @@ use crate::{
 
 use candidate::Candidate;
 
+pub use crate::loss::Loss;
 pub use observe::{Leader, Observer};
 
 impl Client {
@@ -191,27 +192,6 @@ impl IntoFuture for Campaign {
     }
 }
 
-/// Why leadership was lost.
-///
-/// ```no_run
-/// # async fn example(leadership: conclave_client::Leadership) -> Result<(), conclave_client::Error> {
-/// use conclave_client::election::Loss;
-///
-/// leadership.lost().cancelled().await;
-/// match leadership.loss() {
-///     Some(Loss::Removed) => println!("an operator wants another leader: do not campaign at once"),
-///     Some(Loss::Session) | None => println!("the network or this machine: campaign again"),
-/// }
-/// # Ok(()) }
-/// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Loss {
-    /// The session ended, or may have.
-    Session,
-    /// Somebody took it away: an operator, or a delete of the candidate's key.
-    Removed,
-}
-
 /// Leadership, for as long as this guard exists and its session lives.
 ///
 /// Give it up with [`Leadership::resign`], which says whether that worked. A guard that is dropped
@@ -298,13 +278,7 @@ impl Leadership {
     /// # Errors
     /// [`Error::Lost`]: what `work` had begun may be half done.
     pub async fn run<T>(&self, work: impl Future<Output = T>) -> Result<T, Error> {
-        let loss = || {
-            self.loss().map(|loss| match loss {
-                Loss::Removed => Error::Lost { reason: REMOVED },
-                Loss::Session => Error::session_lost(),
-            })
-        };
-        run_while(&self.lost(), loss, pin!(work)).await
+        run_while(&self.lost(), || self.loss().map(|loss| loss.error()), pin!(work)).await
     }
 
     /// Waits until leadership may soon be lost, because its session is in jeopardy: time to end what needs it.
@@ -384,6 +358,3 @@ impl Leadership {
         }
     }
 }
-
-/// What is known about a candidate that somebody took away.
-const REMOVED: &str = "the candidate was taken away";

@@ -3,7 +3,7 @@
 //! A write whose answer was lost is neither failed nor done: [`Error::outcome`] says which of the
 //! three it is, and this crate never sends such a write a second time unless the cluster recognises it.
 
-use std::{error::Error as _, time::Duration};
+use std::{borrow::Cow, error::Error as _, time::Duration};
 
 use tonic::{Code, ConnectError, Status};
 
@@ -86,7 +86,7 @@ pub enum Error {
     #[error("lost: {reason}")]
     Lost {
         /// What is known about the loss.
-        reason: &'static str,
+        reason: Cow<'static, str>,
     },
     /// The write took effect, once; its answer was lost, and the cluster did not keep it, for it is too large or
     /// tells the keys of a range: read what you need of it.
@@ -190,7 +190,11 @@ impl Error {
     }
 
     pub(crate) fn session_lost() -> Self {
-        Self::Lost { reason: "the session ended, or may have" }
+        Self::lost("the session ended, or may have")
+    }
+
+    pub(crate) fn lost(reason: impl Into<Cow<'static, str>>) -> Self {
+        Self::Lost { reason: reason.into() }
     }
 
     /// Sorts a status that `endpoint` returned for a call.

@@ -354,6 +354,6 @@ impl Membership {
     /// [`Error::Lost`] if it was a member no more. See [`Error`]; it is then tried again in the background.
     pub async fn leave(self) -> Result<(), Error> {
         let was_member = self.kept.undo().await?;
-        if was_member { Ok(()) } else { Err(Error::Lost { reason: "it was a member no more" }) }
+        if was_member { Ok(()) } else { Err(Error::lost("it was a member no more")) }
     }
 }

@@ -32,7 +32,7 @@
 //! | [`key`] | ranges of keys |
 //! | `client`, `builder`, `endpoint`, `tls`, `login`, `discover` | the handle and its settings; servers, how they are reached and told who calls |
 //! | `reply`, `error`, `backoff`, `budget`, `moment` | answers, what can go wrong, pauses between attempts, how many there may be, the clock |
-//! | `pulse` | whether what a guard hangs on lives, and work that needs it |
+//! | `pulse`, `loss` | whether what a guard hangs on lives, and work that needs it; why something is held no more |
 //! | `writes`, `once`, `undo` | requests that may be sent again; what is taken back when it is dropped |
 //! | `patience`, `mirror`, `page`, `cache` | waiting on a stream; keys and their changes; a member's pages; a file for a start without the cluster |
 //!
@@ -70,6 +70,7 @@ pub mod latch;
 pub mod lease;
 pub mod lock;
 mod login;
+mod loss;
 pub mod maintenance;
 mod mirror;
 mod moment;
@@ -103,6 +104,7 @@ pub use crate::{
     lease::{Lease, LeaseState},
     lock::LockGuard,
     login::Channel,
+    loss::Loss,
     reply::{Headed, Reply},
     session::{Session, SessionState},
     tls::Tls,

@@ -35,7 +35,7 @@ use std::{
 
 use bytes::Bytes;
 use conclave_proto::v1::{
-    AcquireRequest, AcquireResponse, Granted, ReleaseRequest, acquire_request::Wait,
+    AcquireRequest, AcquireResponse, Ended, Granted, ReleaseRequest, acquire_request::Wait,
     acquire_response::Event, ended::Reason, lock_service_client::LockServiceClient,
 };
 use tonic::{Response, Status, Streaming};
@@ -44,10 +44,12 @@ use crate::login::Channel;
 use crate::{
     client::Client,
     error::Error,
+    loss::Standing,
     patience::{self, Ask, Heard, Patience},
     session::{self, Cleanup, Session},
 };
 
+pub use crate::loss::Loss;
 pub(crate) use guard::unimplemented;
 pub use guard::{Guarded, LockGuard};
 
@@ -191,6 +193,9 @@ impl Acquire {
         request.session = session.id();
         request.names.sort();
         request.names.dedup();
+        let standing = Standing::under(&session.lost());
+        // Before it is asked for, so that no word of its loss comes too early.
+        let hearing = session.heart().hear(session.id(), &request.request_id, standing);
         let mut pending = Pending { session, request: Some(release_of(&request)) };
         let lost = pending.session.lost();
         let mut asked = Asked(request);
@@ -204,7 +209,7 @@ impl Acquire {
             return Err(Error::session_lost());
         }
         let request = pending.request.take().expect("invariant: taken only here");
-        Ok(LockGuard::new(pending.session.clone(), request, granted))
+        Ok(LockGuard::new(pending.session.clone(), request, granted, hearing))
     }
 }
 
@@ -281,7 +286,7 @@ impl Ask for Asked {
     fn hear(&mut self, answer: AcquireResponse) -> Heard<Granted> {
         match answer.event {
             Some(Event::Granted(granted)) => Heard::Done(granted),
-            Some(Event::Ended(ended)) => Heard::Failed(ended_by(ended.reason())),
+            Some(Event::Ended(ended)) => Heard::Failed(ended_by(ended)),
             Some(Event::Queued(_)) | None => Heard::More,
         }
     }
@@ -291,12 +296,13 @@ impl Ask for Asked {
     }
 }
 
-fn ended_by(reason: Reason) -> Error {
-    match reason {
+fn ended_by(ended: Ended) -> Error {
+    match ended.reason() {
         Reason::Timeout => Error::Busy,
         Reason::SessionLost => Error::session_lost(),
-        Reason::Cancelled | Reason::Unspecified => {
-            Error::Lost { reason: "the request was given up" }
-        }
+        Reason::Cancelled | Reason::Unspecified => match ended.broken {
+            Some(broken) => Loss::of(Some(broken)).error(),
+            None => Error::lost("the request was given up"),
+        },
     }
 }

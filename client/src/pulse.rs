@@ -122,13 +122,13 @@ mod tests {
         let pulse = lease();
         assert_eq!(pulse.run(pin!(async { 7 })).await.unwrap(), 7);
         let lost = pulse.lost().clone();
-        let loss = || lost.is_cancelled().then_some(Error::Lost { reason: "a test" });
+        let loss = || lost.is_cancelled().then_some(Error::lost("a test"));
         let work = async {
             lost.cancel();
             std::future::pending::<()>().await;
         };
         let error = run_while(&lost, loss, pin!(work)).await.unwrap_err();
-        assert!(matches!(error, Error::Lost { reason: "a test" }), "{error}");
+        assert_eq!(error.to_string(), "lost: a test");
         let unknown = run_while(&lost, || None, pin!(async {})).await.unwrap_err();
         assert!(matches!(unknown, Error::Lost { .. }), "{unknown}");
         let error = pulse.run(pin!(async { unreachable!("it is lost") })).await.unwrap_err();

@@ -180,7 +180,7 @@ impl Place {
             let (standing, revision) = place.look(&enter.client, &prefix).await?;
             let before = match standing {
                 Standing::First => return Ok((place, revision)),
-                Standing::Gone => return Err(Error::Lost { reason: "the place was taken away" }),
+                Standing::Gone => return Err(Error::lost("the place was taken away")),
                 Standing::Behind(before) => before,
             };
             let gone = wait_for_delete(&enter.client, before, revision + 1);
@@ -390,7 +390,7 @@ impl Txn<Owned> {
                 // etcd leaves the header of the inner one empty.
                 Ok(Reply::new(TxnResponse { header: outer.header, ..answer }))
             }
-            _ => Err(Error::Lost { reason: "the name is held no more" }),
+            _ => Err(Error::lost("the name is held no more")),
         }
     }
 }

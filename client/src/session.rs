@@ -54,7 +54,7 @@ use crate::{
     registry::Entries,
 };
 
-pub(crate) use heart::{Cleanup, Heart, release};
+pub(crate) use heart::{Cleanup, Hearing, Heart, are_held, release};
 
 /// A session's TTL if none is asked for.
 pub(crate) const TTL: Duration = Duration::from_secs(10);
@@ -385,7 +385,7 @@ impl Session {
         &self.inner.pulse
     }
 
-    pub(crate) fn heart(&self) -> &Heart {
+    pub(crate) fn heart(&self) -> &Arc<Heart> {
         &self.inner.heart
     }
 }

@@ -139,7 +139,7 @@ pub(crate) fn heard(answer: WaitResponse, gone: &'static str) -> Heard<Passed> {
         Some(Event::Ended(ended)) => Heard::Failed(match ended.reason() {
             Reason::Timeout => Error::NotYet,
             Reason::SessionLost => Error::session_lost(),
-            Reason::Cancelled | Reason::Unspecified => Error::Lost { reason: gone },
+            Reason::Cancelled | Reason::Unspecified => Error::lost(gone),
         }),
         Some(Event::Waiting(_)) | None => Heard::More,
     }

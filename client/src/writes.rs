@@ -171,7 +171,7 @@ impl Client {
 fn answered(answer: WriteResponse) -> Result<TxnResponse, Error> {
     match (answer.state(), answer.txn) {
         (State::Done, Some(txn)) => Ok(txn),
-        (State::NotHeld, _) => Err(Error::Lost { reason: "the lock is held no more" }),
+        (State::NotHeld, _) => Err(Error::lost("the lock is held no more")),
         (State::Unkept, _) => Err(Error::AnswerLost { revision: answer.revision }),
         (State::Done | State::Forgotten | State::Unspecified, _) => {
             let status = Status::internal("a write has an answer outside the protocol");

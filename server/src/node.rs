@@ -29,8 +29,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::auth::Feed;
 use crate::config::Settings;
-use crate::coordination::Turns;
 use crate::coordination::registry::Changed;
+use crate::coordination::{Takings, Turns};
 use crate::lessor::Lessor;
 use crate::metrics::{Counts, Pending};
 use crate::propose::{Haste, ProposeError, Proposer};
@@ -106,6 +106,7 @@ struct Parts {
     changer: Arc<Changer>,
     hub: Arc<Hub>,
     turns: Arc<Turns>,
+    takings: Arc<Takings>,
     auth: Arc<Feed>,
     changed_checks: Arc<Changed>,
     header: Header,
@@ -188,6 +189,11 @@ impl Node {
     /// Who waits for which lock.
     pub(crate) fn turns(&self) -> &Arc<Turns> {
         &self.parts.turns
+    }
+
+    /// Who hears what others take from its session.
+    pub(crate) fn takings(&self) -> &Arc<Takings> {
+        &self.parts.takings
     }
 
     /// What apply tells about users.

@@ -217,8 +217,17 @@ pub enum LockResponse {
         /// Whether there was something to give up.
         was_held: bool,
     },
-    /// Of a break: what was taken away. Of a hand-over: who is next.
-    Broken(Vec<Taken>),
+    /// Of a hand-over: who is next.
+    HandedOver(Taken),
+    /// Of a break.
+    Seized {
+        /// What was taken away.
+        places: Vec<Taken>,
+        /// See [`crate::command::LockBreak::by`].
+        by: String,
+        /// See [`crate::command::LockBreak::reason`].
+        reason: String,
+    },
 }
 
 /// How a request for locks stands.

@@ -3,10 +3,10 @@
 use std::time::Duration;
 
 use clap::Args;
-use conclave_client::{Error, election::Leader, pb::RangeResponse};
+use conclave_client::{Error, Loss, election::Leader, pb::RangeResponse};
 
 use super::{Context, child::Child, lock};
-use crate::{arguments::Flavor, failure::Failure, stop::Stop};
+use crate::{arguments::Flavor, failure::Failure, output::complain, stop::Stop};
 
 /// How long a leader outlives its last sign of life, as with etcdctl.
 const TTL: Duration = Duration::from_secs(60);
@@ -101,6 +101,9 @@ async fn lead(
             }
         }
     };
+    if let Some(loss) = leadership.loss().filter(|loss| *loss != Loss::Session) {
+        complain(&format!("{name} is led no more: {loss}"));
+    }
     let resigned = leadership.resign().await;
     // The session that was begun for it ends in the background.
     context.client.close().await;

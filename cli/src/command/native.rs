@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use conclave_client::{Error, LockGuard};
+use conclave_client::{Error, LockGuard, Loss};
 use humantime::format_rfc3339_seconds;
 use serde_json::{Value, json};
 
@@ -72,6 +72,9 @@ async fn hold(context: &Context, arguments: Arguments) -> Result<(), Failure> {
         }
         None => wait(name, &guard, &mut stop).await,
     };
+    if let Some(loss) = guard.loss().filter(|loss| !command.is_empty() && *loss != Loss::Session) {
+        complain(&format!("{name} is lost: {loss}"));
+    }
     match guard.release().await {
         // Whether the loss matters, `done` says.
         Ok(()) | Err(Error::Lost { .. }) => done,
@@ -92,7 +95,11 @@ async fn wait(name: &str, guard: &LockGuard, stop: &mut Stop) -> Result<(), Fail
     write(format!("{name} is held, token {}\n", guard.token()).as_bytes())?;
     let lost = guard.lost();
     tokio::select! {
-        () = lost.cancelled() => Err(Failure::error(format!("{name} is lost: its session expired"))),
+        () = lost.cancelled() => {
+            let why = guard.loss().filter(|loss| *loss != Loss::Session);
+            let why = why.map_or("its session expired".to_owned(), |loss| loss.to_string());
+            Err(Failure::error(format!("{name} is lost: {why}")))
+        }
         () = stop.requested() => Ok(()),
     }
 }

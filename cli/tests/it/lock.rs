@@ -65,12 +65,18 @@ impl Running {
     }
 
     /// Its exit code, and its last line of complaints.
-    pub(super) fn end(mut self) -> (Option<i32>, String) {
+    pub(super) fn end(self) -> (Option<i32>, String) {
+        let (code, stderr) = self.end_with_all();
+        (code, stderr.lines().last().unwrap_or_default().to_owned())
+    }
+
+    /// The code it ends with, and all that it says.
+    fn end_with_all(mut self) -> (Option<i32>, String) {
         let code = self.0.end().code();
         let mut stderr = String::new();
         let said = self.0.child.stderr.as_mut().expect("a pipe");
         said.read_to_string(&mut stderr).expect("text");
-        (code, stderr.lines().last().unwrap_or_default().to_owned())
+        (code, stderr)
     }
 }
 
@@ -282,6 +288,24 @@ fn a_command_lives_and_dies_with_its_lock() {
 }
 
 #[test]
+fn a_command_ends_when_its_lock_or_leadership_is_broken() {
+    let (_dir, etcd) = named("etcd");
+    let server = Server::single(etcd);
+    for (verb, flags) in [("lock", &["--ttl=600"][..]), ("lock", &["--shared"]), ("elect", &[])] {
+        let script = ["--", "sh", "-c", "echo started; exec sleep 600"];
+        let arguments = [&[verb, "l"], flags, &script].concat();
+        let mut running = Running::start(CONCLAVE, &server, &arguments);
+        assert_eq!(running.line(), "started");
+        let seize = ["lock", "break", "l", "--yes", "--reason", "maintenance"];
+        assert!(run(CONCLAVE, &server.endpoint(), &seize, "").status.success());
+        let (code, said) = running.end_with_all();
+        let ended = "Error: lost what the command needed: it was ended";
+        assert!(code == Some(1) && said.contains(ended), "{said}");
+        assert!(said.contains("an operator took it away by force: maintenance"), "{said}");
+    }
+}
+
+#[test]
 fn native_locks_are_shared_counted_shown_and_broken() {
     let (_dir, etcd) = named("etcd");
     let server = Server::single(etcd);
@@ -334,7 +358,11 @@ fn native_locks_are_shared_counted_shown_and_broken() {
     let complaint = String::from_utf8_lossy(&nobody.stderr).into_owned();
     assert_eq!(complaint, "Error: nobody holds doc with the token 7\n");
     assert_eq!(ends(&["lock", "doc", "--try", "--", "true"]).0, Some(0));
-    for holder in readers.into_iter().chain([pool, slot, other]) {
+    let mut told = readers.map(Running::end);
+    told.sort();
+    let lost = "Error: doc is lost: an operator took it away by force".to_owned();
+    assert_eq!(told, [(Some(1), lost.clone()), (Some(1), format!("{lost}: a test"))]);
+    for holder in [pool, slot, other] {
         holder.signal("TERM");
         assert_eq!(holder.end(), (Some(0), String::new()));
     }

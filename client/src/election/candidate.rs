@@ -2,7 +2,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicBool, AtomicU64, Ordering},
+    atomic::{AtomicU64, Ordering},
 };
 
 use bytes::Bytes;
@@ -20,10 +20,10 @@ use tonic::{Response, Status, Streaming};
 
 use crate::login::Channel;
 
-use super::{Loss, REMOVED};
 use crate::{
     client::Client,
     error::Error,
+    loss::{Loss, Standing},
     once::Ticket,
     patience::{self, Ask, Heard, Patience},
     session::Session,
@@ -35,23 +35,10 @@ use crate::{
 pub(super) struct Candidate {
     kept: Kept,
     elected: Elected,
-    standing: Standing,
+    /// As the task that listens tells.
+    standing: Arc<Standing>,
     /// Ends the task that listens.
     _listening: DropGuard,
-}
-
-/// What the task that listens tells.
-#[derive(Debug, Clone)]
-struct Standing {
-    lost: CancellationToken,
-    is_removed: Arc<AtomicBool>,
-}
-
-impl Standing {
-    fn lose(&self, loss: Loss) {
-        self.is_removed.store(loss == Loss::Removed, Ordering::Release);
-        self.lost.cancel();
-    }
 }
 
 impl Candidate {
@@ -64,7 +51,7 @@ impl Candidate {
     ) -> Result<Self, Error> {
         let ticket = session.request().await?;
         let (client, sequence) = (session.client().clone(), ticket.sequence());
-        let standing = Standing { lost: session.lost().child_token(), is_removed: Arc::default() };
+        let standing = Arc::new(Standing::under(&session.lost()));
         let request = CampaignRequest {
             name: name.clone(),
             session: session.id(),
@@ -80,7 +67,7 @@ impl Candidate {
             Campaigning { request, number, attempts: AtomicU64::new(0), outcome, queued, led };
         let listening = CancellationToken::new();
         // Where the connections live: the guard may outlive the runtime that it was made on.
-        client.spawn(listen(client.clone(), asked, standing.clone(), listening.clone()));
+        client.spawn(listen(client.clone(), asked, Arc::clone(&standing), listening.clone()));
         let listening = listening.drop_guard();
         let lost = kept.session.lost();
         let elected = tokio::select! {
@@ -117,7 +104,7 @@ impl Candidate {
     }
 
     pub(super) fn lost(&self) -> CancellationToken {
-        self.standing.lost.clone()
+        self.standing.lost().clone()
     }
 
     pub(super) async fn jeopardy(&self) {
@@ -125,10 +112,8 @@ impl Candidate {
     }
 
     pub(super) fn loss(&self) -> Option<Loss> {
-        if self.kept.session.is_lost() {
-            return Some(Loss::Session);
-        }
-        self.standing.is_removed.load(Ordering::Acquire).then_some(Loss::Removed)
+        let session = || self.kept.session.is_lost().then_some(Loss::Session);
+        self.standing.loss().cloned().or_else(session)
     }
 
     pub(super) async fn is_held(&self) -> Result<bool, Error> {
@@ -145,14 +130,16 @@ impl Candidate {
         };
         // Never sent twice: a copy that comes late would undo a later one.
         match self.client().write(call).await {
-            Err(Error::Refused(_)) => Err(Error::Lost { reason: "it does not lead any more" }),
+            Err(Error::Refused(_)) => Err(Error::lost("it does not lead any more")),
             said => said.map(drop),
         }
     }
 
     pub(super) async fn resign(self) -> Result<(), Error> {
+        let standing = self.standing;
         let has_led = self.kept.undo().await?;
-        if has_led { Ok(()) } else { Err(Error::Lost { reason: REMOVED }) }
+        let loss = || standing.loss().unwrap_or(&Loss::Removed).error();
+        if has_led { Ok(()) } else { Err(loss()) }
     }
 
     pub(super) async fn resign_to(mut self, hand_over_to: Bytes) -> Result<(), Error> {
@@ -186,7 +173,7 @@ async fn patience_ends(patience: Patience, mut is_queued: watch::Receiver<bool>)
 async fn listen(
     client: Client,
     mut asked: Campaigning,
-    standing: Standing,
+    standing: Arc<Standing>,
     listening: CancellationToken,
 ) {
     let end = tokio::select! {
@@ -195,11 +182,8 @@ async fn listen(
     };
     let error = match end {
         Ok(loss) => {
-            standing.lose(loss);
-            match loss {
-                Loss::Session => Error::session_lost(),
-                Loss::Removed => Error::Lost { reason: REMOVED },
-            }
+            standing.lose(loss.clone());
+            loss.error()
         }
         Err(error) => {
             // Whatever it is: nobody tells any more how the candidate stands.
@@ -261,7 +245,7 @@ impl Ask for Campaigning {
         match (event, self.led) {
             (Event::Lost(lost), _) => Heard::Done(match lost.reason() {
                 Reason::SessionLost => Loss::Session,
-                Reason::Removed | Reason::Unspecified => Loss::Removed,
+                Reason::Removed | Reason::Unspecified => Loss::of(lost.broken),
             }),
             (Event::Elected(elected), None) => {
                 self.led = Some(elected.fence);

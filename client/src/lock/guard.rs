@@ -15,10 +15,12 @@ use tonic::Status;
 
 use crate::{
     client::Client,
-    error::Error,
+    error::{Error, Outcome},
+    loss::Loss,
+    pulse::run_while,
     queue::{Owned, Turn},
     reply::Reply,
-    session::{self, Cleanup, Session},
+    session::{self, Cleanup, Hearing, Session},
     txn::Txn,
 };
 
@@ -83,8 +85,16 @@ impl Held {
 #[derive(Debug)]
 struct Place {
     session: Session,
+    hearing: Hearing,
     /// What gives it back; taken when that is done.
     release: Option<ReleaseRequest>,
+}
+
+impl Place {
+    fn loss(&self) -> Option<Loss> {
+        let session = || self.session.is_lost().then_some(Loss::Session);
+        self.hearing.standing().loss().cloned().or_else(session)
+    }
 }
 
 impl Drop for Place {
@@ -96,8 +106,14 @@ impl Drop for Place {
 }
 
 impl LockGuard {
-    pub(super) fn new(session: Session, release: ReleaseRequest, granted: Granted) -> Self {
-        let place = Place { session, release: Some(release) };
+    pub(super) fn new(
+        session: Session,
+        release: ReleaseRequest,
+        granted: Granted,
+        hearing: Hearing,
+    ) -> Self {
+        hearing.holds(Some(&granted.locks));
+        let place = Place { session, hearing, release: Some(release) };
         Self { held: Held::Place(place), locks: granted.locks }
     }
 
@@ -137,22 +153,39 @@ impl LockGuard {
     }
 
     /// Cancelled when the lock may be lost because its session may be: before the server gives it to
-    /// others, as long as this process gets to run. What an operator takes away is seen by
-    /// [`LockGuard::is_held`] and [`LockGuard::txn`].
+    /// others, as long as this process gets to run. And when an operator takes it away, or somebody deletes its
+    /// key: as soon as the member tells that the session's heartbeats go to (in an old version it does not; then
+    /// [`LockGuard::is_held`] and [`LockGuard::txn`] see it). Of several locks, if one of them is lost.
     #[must_use]
     pub fn lost(&self) -> CancellationToken {
         match &self.held {
-            Held::Place(place) => place.session.lost(),
+            Held::Place(place) => place.hearing.standing().lost().clone(),
             Held::Turn(turn) => turn.lost(),
+        }
+    }
+
+    /// Why it was lost, if it was.
+    #[must_use]
+    pub fn loss(&self) -> Option<Loss> {
+        match &self.held {
+            Held::Place(place) => place.loss(),
+            Held::Turn(turn) => turn.lease().is_lost().then_some(Loss::Session),
         }
     }
 
     /// Waits until the lock may soon be lost, because its session is in jeopardy: time to end what needs it. Also
     /// if it is lost. Cancel-safe.
     pub async fn jeopardy(&self) {
-        match &self.held {
-            Held::Place(place) => place.session.jeopardy().await,
-            Held::Turn(turn) => turn.lease().jeopardy().await,
+        let lost = self.lost();
+        let near = async {
+            match &self.held {
+                Held::Place(place) => place.session.jeopardy().await,
+                Held::Turn(turn) => turn.lease().jeopardy().await,
+            }
+        };
+        tokio::select! {
+            () = lost.cancelled() => {}
+            () = near => {}
         }
     }
 
@@ -161,11 +194,7 @@ impl LockGuard {
     /// # Errors
     /// [`Error::Lost`]: what `work` had begun may be half done.
     pub async fn run<T>(&self, work: impl Future<Output = T>) -> Result<T, Error> {
-        let pulse = match &self.held {
-            Held::Place(place) => place.session.pulse(),
-            Held::Turn(turn) => turn.lease().pulse(),
-        };
-        pulse.run(pin!(work)).await
+        run_while(&self.lost(), || self.loss().map(|loss| loss.error()), pin!(work)).await
     }
 
     /// Asks the cluster whether the lock is held at this moment.
@@ -176,12 +205,7 @@ impl LockGuard {
         if let Held::Turn(turn) = &self.held {
             return turn.is_held().await;
         }
-        for lock in &self.locks {
-            if !self.client().check_fence(lock.name.clone(), lock.fence).await? {
-                return Ok(false);
-            }
-        }
-        Ok(true)
+        session::are_held(self.client(), &self.locks).await
     }
 
     /// Starts a transaction that is carried out only if this lock is held at that very moment.
@@ -219,10 +243,26 @@ impl LockGuard {
     /// unknown the guard may have an old token, with which [`LockGuard::is_held`] and
     /// [`LockGuard::txn`] say that it is held no more.
     pub async fn upgrade(&mut self) -> Result<(), Error> {
+        // Whoever asked meanwhile with an old token would be told that it is lost.
+        self.tell_held(false);
+        let mut upgraded = Ok(());
         for lock in &mut self.locks {
-            lock.fence = self.held.convert(lock, 1, 1).await?;
+            match self.held.convert(lock, 1, 1).await {
+                Ok(fence) => lock.fence = fence,
+                Err(error) => {
+                    upgraded = Err(error);
+                    break;
+                }
+            }
         }
-        Ok(())
+        self.tell_held(!matches!(&upgraded, Err(error) if error.outcome() == Outcome::Unknown));
+        upgraded
+    }
+
+    fn tell_held(&self, is_known: bool) {
+        if let Held::Place(place) = &self.held {
+            place.hearing.holds(is_known.then_some(&self.locks));
+        }
     }
 
     /// Gives the lock back.
@@ -239,7 +279,8 @@ impl LockGuard {
         // Until that is done the drop of `place` still releases.
         let was_held = session::release(place.session.client(), request).await?;
         place.release = None;
-        if was_held { Ok(()) } else { Err(Error::Lost { reason: "the lock was held no more" }) }
+        let loss = || place.loss().map_or(Error::lost("the lock was held no more"), |l| l.error());
+        if was_held { Ok(()) } else { Err(loss()) }
     }
 }
 
@@ -315,7 +356,7 @@ impl Txn<Guarded> {
         };
         let answer = client.write(call).await?;
         let txn = answer.txn.filter(|_| answer.held);
-        txn.map(Reply::new).ok_or(Error::Lost { reason: "the lock is held no more" })
+        txn.map(Reply::new).ok_or(Error::lost("the lock is held no more"))
     }
 }
 

@@ -268,7 +268,7 @@ impl Registration {
         order: impl FnOnce(oneshot::Sender<Result<(), Error>>) -> Order,
     ) -> Result<(), Error> {
         let (reply, done) = oneshot::channel();
-        let gone = || Error::Lost { reason: "the runtime that kept the registration has ended" };
+        let gone = || Error::lost("the runtime that kept the registration has ended");
         self.orders.send(order(reply)).await.map_err(|_closed| gone())?;
         done.await.map_err(|_dropped| gone())?
     }

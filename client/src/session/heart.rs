@@ -7,11 +7,13 @@
 //! |---|---|
 //! | `kept` | what is looked after, and what the clock says of it |
 //! | `beat` | heartbeats |
+//! | `places` | locks that are held, so that their holders hear when they are taken away |
 //! | `cleanup` | what dropped guards leave to do |
 
 mod beat;
 mod cleanup;
 mod kept;
+mod places;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,12 +24,14 @@ use tokio_util::sync::CancellationToken;
 
 use self::cleanup::Left;
 use self::kept::{Kept, Tracked};
+use self::places::Places;
 use super::SessionState;
 use crate::backoff::Backoff;
 use crate::client::Client;
 use crate::moment::Moment;
 
 pub(crate) use cleanup::{Cleanup, release};
+pub(crate) use places::{Hearing, are_held};
 
 /// A session that the server has begun.
 pub(super) struct Begun {
@@ -45,6 +49,7 @@ pub(super) struct Begun {
 #[derive(Debug)]
 pub(crate) struct Heart {
     kept: Mutex<Kept>,
+    places: Places,
     /// Counts changes of `kept` that the task must know of.
     changes: watch::Sender<u64>,
 }
@@ -96,6 +101,7 @@ impl Beating {
             () = heart.watch_clock() => {}
             () = heart.beat(&client) => {}
             () = heart.clean_up(&client) => {}
+            () = heart.ask(&client) => {}
             () = heart.idle() => self.is_idle = true,
         }
     }
@@ -112,7 +118,7 @@ impl Drop for Beating {
 
 impl Default for Heart {
     fn default() -> Self {
-        Self { kept: Mutex::default(), changes: watch::Sender::new(0) }
+        Self { kept: Mutex::default(), places: Places::default(), changes: watch::Sender::new(0) }
     }
 }
 

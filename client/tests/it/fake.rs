@@ -48,6 +48,9 @@ pub(crate) struct Script {
     pub(crate) heartbeats: AtomicUsize,
     /// Nobody is granted anything, and nobody is told when the time to wait is over.
     pub(crate) is_held: AtomicBool,
+    /// What was granted is held no more; and how often somebody asked.
+    pub(crate) is_taken: AtomicBool,
+    pub(crate) fence_checks: AtomicUsize,
     /// So many releases are refused before one is carried out.
     pub(crate) refusals: AtomicUsize,
     /// How the releases that come next are answered once they are carried out; then all had something.
@@ -197,7 +200,9 @@ impl LockService for Scripted {
         &self,
         _: Request<CheckFenceRequest>,
     ) -> Result<Response<CheckFenceResponse>, Status> {
-        Err(Status::unimplemented("check fence"))
+        self.0.fence_checks.fetch_add(1, Ordering::Relaxed);
+        let held = !self.0.is_taken.load(Ordering::Relaxed);
+        Ok(Response::new(CheckFenceResponse { held, revision: 1 }))
     }
 
     async fn commit(&self, _: Request<CommitRequest>) -> Result<Response<CommitResponse>, Status> {
@@ -256,9 +261,11 @@ impl SessionService for Scripted {
         let answer = move |heartbeat: Result<SessionOpenRequest, Status>| {
             script.heartbeats.fetch_add(1, Ordering::Relaxed);
             let sequence = heartbeat?.sequence;
-            Ok(SessionOpenResponse { sequence, lost: Vec::new() })
+            Ok(SessionOpenResponse { sequence, ..SessionOpenResponse::default() })
         };
-        Ok(Response::new(request.into_inner().map(answer).boxed()))
+        let mut broken = self.0.broken.subscribe();
+        let broken = async move { broken.changed().await.ok() };
+        Ok(Response::new(request.into_inner().map(answer).take_until(broken).boxed()))
     }
 
     async fn list(

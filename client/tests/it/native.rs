@@ -2,7 +2,7 @@
 
 use std::{future::IntoFuture, sync::atomic::Ordering, time::Duration};
 
-use conclave_client::{Client, Error, Outcome, Session, SessionState, v1::InstanceFilter};
+use conclave_client::{Client, Error, Loss, Outcome, Session, SessionState, v1::InstanceFilter};
 use tokio::{net::TcpListener, runtime::Runtime, time::timeout};
 use tonic::Status;
 
@@ -334,5 +334,30 @@ async fn an_instance_leaves_a_session_that_goes_on_however_long_that_takes() {
     assert_eq!(again.run(async { 7 }).await.unwrap(), 7);
     drop(again);
     eventually("it goes with its guard", async || gone("again").then_some(())).await;
+    assert!(!session.is_lost());
+}
+
+#[tokio::test]
+async fn what_was_taken_while_nobody_could_tell_is_asked_for() {
+    let fake = Fake::start();
+    let script = &fake.script;
+    let session = session_of(&fake).await;
+    let heartbeats = script.heartbeats.load(Ordering::Relaxed);
+    let is_attached = async || (script.heartbeats.load(Ordering::Relaxed) > 0).then_some(());
+    eventually("the session is kept alive", is_attached).await;
+    let [one, other] = [session.lock("x").await.unwrap(), session.lock("y").await.unwrap()];
+    script.break_streams(Status::unavailable("etcdserver: server stopped"));
+    let asked =
+        |count| async move || (script.fence_checks.load(Ordering::Relaxed) >= count).then_some(());
+    eventually("it is asked for once the stream is there again", asked(2)).await;
+    assert!(script.heartbeats.load(Ordering::Relaxed) > heartbeats);
+    assert_eq!((one.loss(), other.loss()), (None, None), "both are held");
+    other.release().await.unwrap();
+    script.is_taken.store(true, Ordering::Relaxed);
+    script.break_streams(Status::unavailable("etcdserver: server stopped"));
+    timeout(SOON, one.lost().cancelled()).await.expect("it is told");
+    assert_eq!(one.loss(), Some(Loss::Removed));
+    let ended = one.run(async { unreachable!("it is lost") }).await;
+    assert!(matches!(ended, Err(Error::Lost { .. })));
     assert!(!session.is_lost());
 }

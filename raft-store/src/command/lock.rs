@@ -65,7 +65,8 @@ pub fn convert(request: v1::ConvertRequest) -> LockCommand {
 /// The command that takes places away.
 #[must_use]
 pub fn seize(message: internal::LockBreak) -> LockCommand {
-    LockCommand::Break(LockBreak { name: message.name, fence: message.fence })
+    let internal::LockBreak { name, fence, by, reason } = message;
+    LockCommand::Break(LockBreak { name, fence, by, reason })
 }
 
 /// The command that takes a place in an election.

@@ -110,7 +110,7 @@ impl Acquisition {
         let left = match state {
             LockState::Held => {
                 let locks = taken.into_iter().map(held_lock).collect();
-                self.settle(End::Granted(v1::Granted { locks, revision })).await
+                self.settle(End::Granted(v1::Granted { locks, revision }), &[]).await
             }
             LockState::Queued => self.wait(taken).await,
             LockState::Busy => return self.end(Reason::Timeout).await,
@@ -137,12 +137,12 @@ impl Acquisition {
             return Some(self.withdrawal());
         }
         let end = self.turn(&taken).await;
-        self.settle(end).await
+        self.settle(end, &taken).await
     }
 
-    /// Tells how it ended. What is left to give up: nothing if the client got to know that it was granted, or the
+    /// Tells how it ended for the places that were `taken`. What is left to give up: nothing if the client got to know that it was granted, or the
     /// places are gone.
-    async fn settle(&self, end: End) -> Option<Message> {
+    async fn settle(&self, end: End, taken: &[Taken]) -> Option<Message> {
         let end = match (end, self.check()) {
             (End::Granted(_) | End::Gone, Err(status)) => End::Revoked(status),
             (end, _) => end,
@@ -152,12 +152,15 @@ impl Acquisition {
                 (!self.send(Event::Granted(granted)).await).then(|| self.withdrawal())
             }
             End::Gone => {
+                let broken = self.broken(taken);
                 let reader = self.context.node.reader();
                 let lease = leases::lease(reader, self.command.session);
                 let is_lost = matches!(lease, Ok(None));
                 // If one of several places is gone the others are worth nothing.
                 let is_settled = self.command.names.len() == 1 || self.release().await.is_ok();
-                self.end(if is_lost { Reason::SessionLost } else { Reason::Cancelled }).await;
+                let reason = if is_lost { Reason::SessionLost } else { Reason::Cancelled };
+                let reason = reason as i32;
+                self.send(Event::Ended(v1::Ended { reason, broken })).await;
                 (!is_settled).then(|| self.withdrawal())
             }
             End::Timeout => match self.release().await {
@@ -171,6 +174,12 @@ impl Acquisition {
             End::Revoked(status) => self.expel(status).await,
             End::Failed(status) => self.leave(status).await,
         }
+    }
+
+    /// Who took one of the places away by force.
+    fn broken(&self, taken: &[Taken]) -> Option<v1::Broken> {
+        let takings = self.context.node.takings();
+        taken.iter().find_map(|place| takings.broken(&place.key, place.fence))
     }
 
     fn check(&self) -> Result<(), Status> {
@@ -251,7 +260,8 @@ impl Acquisition {
     }
 
     async fn end(&self, reason: Reason) {
-        self.send(Event::Ended(v1::Ended { reason: reason as i32 })).await;
+        let reason = reason as i32;
+        self.send(Event::Ended(v1::Ended { reason, broken: None })).await;
     }
 
     async fn fail(&self, status: Status) {

@@ -76,7 +76,7 @@ impl Candidacy {
             Ok((Answer::Lock(LockResponse::Places { taken, .. }), _)) => match taken.first() {
                 Some(place) => self.follow(place).await,
                 // It was resigned, or is not there to be resumed.
-                None => self.lose(Reason::Removed).await,
+                None => self.lose(Reason::Removed, None).await,
             },
             Ok(_) => {
                 self.fail(mismatch()).await;
@@ -104,7 +104,9 @@ impl Candidacy {
             End::Gone => {
                 let lease = leases::lease(self.context.node.reader(), self.command.session);
                 let is_lost = matches!(lease, Ok(None));
-                self.lose(if is_lost { Reason::SessionLost } else { Reason::Removed }).await
+                let reason = if is_lost { Reason::SessionLost } else { Reason::Removed };
+                let broken = self.context.node.takings().broken(&place.key, place.fence);
+                self.lose(reason, broken).await
             }
             End::Dropped => self.withdrawal(),
             End::Revoked(status) => self.expel(status).await,
@@ -214,8 +216,8 @@ impl Candidacy {
     }
 
     /// Nothing is left to withdraw.
-    async fn lose(&self, reason: Reason) -> Option<Message> {
-        self.send(Event::Lost(v1::CampaignLost { reason: reason as i32 })).await;
+    async fn lose(&self, reason: Reason, broken: Option<v1::Broken>) -> Option<Message> {
+        self.send(Event::Lost(v1::CampaignLost { reason: reason as i32, broken })).await;
         None
     }
 

@@ -84,7 +84,9 @@ impl ElectionApi {
             (Answer::Lock(LockResponse::Released { was_held }), _) => {
                 Ok(v1::ResignResponse { resigned: was_held })
             }
-            (Answer::Lock(LockResponse::Broken(_)), _) => Ok(v1::ResignResponse { resigned: true }),
+            (Answer::Lock(LockResponse::HandedOver(_)), _) => {
+                Ok(v1::ResignResponse { resigned: true })
+            }
             _ => Err(mismatch()),
         }
     }

@@ -3,6 +3,7 @@
 use conclave_proto::internal::{self, command::Command as Message};
 use conclave_proto::{etcdserverpb as etcd, v1};
 use conclave_raft_store::command;
+use conclave_state_machine::command::Caller;
 use conclave_state_machine::locks::check;
 use conclave_state_machine::response::{LockResponse, Response as Answer};
 use tokio_stream::wrappers::ReceiverStream;
@@ -15,6 +16,9 @@ use crate::api::{check as api_check, convert, limits};
 use crate::auth::{RightsCheck, caller_of};
 use crate::metrics::Method;
 use crate::status;
+
+/// Of why a lock is broken.
+const REASON_BYTES_MAX: usize = 1_024;
 
 /// Answers lock calls.
 #[derive(Clone)]
@@ -118,22 +122,32 @@ impl LockApi {
     ) -> Result<v1::ForceReleaseResponse, Status> {
         self.context.check_metadata(request.metadata())?;
         let caller = caller_of(request.extensions());
-        let v1::ForceReleaseRequest { name, fence, reason } = request.into_inner();
-        let seize = internal::LockBreak { name, fence };
+        let v1::ForceReleaseRequest { name, fence, mut reason } = request.into_inner();
+        reason.truncate(reason.floor_char_boundary(REASON_BYTES_MAX));
+        let by = user_of(&caller);
+        let seize = internal::LockBreak { name, fence, by, reason };
         checked(&command::lock::seize(seize.clone()))?;
         let name = seize.name.clone();
         match self.context.propose(&caller, Message::LockBreak(seize)).await? {
-            (Answer::Lock(LockResponse::Broken(places)), revision) => {
+            (Answer::Lock(LockResponse::Seized { places, by, reason }), revision) => {
                 for place in &places {
                     let key = place.key.escape_ascii();
                     let (fence, name) = (place.fence, name.escape_ascii());
-                    tracing::warn!(%name, %key, fence, revision, reason, "lock broken by force");
+                    tracing::warn!(%name, %key, fence, revision, by, reason, "lock broken by force");
                 }
                 let released = places.into_iter().map(acquire::held_lock).collect();
                 Ok(v1::ForceReleaseResponse { released })
             }
             _ => Err(mismatch()),
         }
+    }
+}
+
+/// The name of a user who signed in.
+fn user_of(caller: &Caller) -> String {
+    match caller {
+        Caller::User { name, .. } => name.as_str().to_owned(),
+        Caller::Anonymous | Caller::Inside => String::new(),
     }
 }
 

@@ -11,6 +11,7 @@
 //! | module | what |
 //! |---|---|
 //! | `turns` | who on this member waits for which queue |
+//! | `takings` | what others take from sessions that are kept alive here |
 //! | `session` | begin, heartbeats, list |
 //! | `lock`, `acquire`, `inspect` | the lock service |
 //! | `election`, `campaign`, `observe` | the election service |
@@ -31,6 +32,7 @@ mod lock;
 mod observe;
 pub(crate) mod registry;
 mod session;
+mod takings;
 mod turns;
 mod wait;
 mod write;
@@ -49,6 +51,7 @@ use crate::api::COMPRESSION;
 use crate::api::context::Context;
 use crate::status;
 
+pub(crate) use takings::Takings;
 pub(crate) use turns::Turns;
 
 /// A stream that broke may be resumed within this time; then its request is given up.

@@ -11,10 +11,11 @@ use conclave_state_machine::leases::{self, LeaseRow, TTL_SECONDS_MAX};
 use conclave_state_machine::locks::check;
 use conclave_state_machine::response::{Halt, Response as Answer};
 use conclave_state_machine::sessions;
-use futures::stream::{Stream, StreamExt as _};
+use futures::stream::{self, ReadyChunks, StreamExt as _};
 use tonic::{Code, Request, Response, Status, Streaming};
 use v1::session_service_server::SessionService;
 
+use super::takings::{Followed, Told};
 use crate::api::context::{Context, mismatch, must_have_leader};
 use crate::api::kv::off_thread;
 use crate::api::lease::{may_renew, random_lease_id, ttl_seconds_min};
@@ -30,7 +31,8 @@ const HEARTBEATS_AT_ONCE_MAX: usize = 16;
 /// Sessions of one answer.
 const LIST_MAX: usize = 1_000;
 
-type Heartbeats = Pin<Box<dyn Stream<Item = Result<v1::SessionOpenResponse, Status>> + Send>>;
+type Heartbeats =
+    Pin<Box<dyn stream::Stream<Item = Result<v1::SessionOpenResponse, Status>> + Send>>;
 
 /// Answers session calls.
 #[derive(Clone)]
@@ -124,56 +126,95 @@ pub(super) fn tags(metadata: Vec<(String, String)>) -> Vec<v1::SessionTag> {
     metadata.into_iter().map(|(name, value)| v1::SessionTag { name, value }).collect()
 }
 
+/// What is known of one stream of heartbeats.
+struct Stream {
+    context: Context,
+    caller: Caller,
+    requests: ReadyChunks<Streaming<v1::SessionOpenRequest>>,
+    attached: BTreeSet<i64>,
+    /// Whoever asked for it is told what others take.
+    followed: Option<Followed>,
+}
+
 /// Answers heartbeats, in order. Those that arrived together are one.
 fn heartbeats(
     context: Context,
     caller: Caller,
     requests: Streaming<v1::SessionOpenRequest>,
 ) -> Heartbeats {
-    let attached = BTreeSet::new();
     let requests = requests.ready_chunks(HEARTBEATS_AT_ONCE_MAX);
-    let state = Some((context, caller, requests, attached));
-    Box::pin(futures::stream::unfold(state, async |state| {
-        let (context, caller, mut requests, mut attached) = state?;
-        let requests_now = requests.next().await?;
-        match heartbeat(&context, &caller, &mut attached, requests_now).await {
-            Ok(answer) => Some((Ok(answer), Some((context, caller, requests, attached)))),
+    let (attached, followed) = (BTreeSet::new(), None);
+    let stream = Stream { context, caller, requests, attached, followed };
+    Box::pin(stream::unfold(Some(stream), async |stream| {
+        let mut stream = stream?;
+        match stream.next().await? {
+            Ok(answer) => Some((Ok(answer), Some(stream))),
             // What follows was never asked for.
             Err(status) => Some((Err(status), None)),
         }
     }))
 }
 
-async fn heartbeat(
-    context: &Context,
-    caller: &Caller,
-    attached: &mut BTreeSet<i64>,
-    requests: Vec<Result<v1::SessionOpenRequest, Status>>,
-) -> Result<v1::SessionOpenResponse, Status> {
-    let mut sequence = 0;
-    for request in requests {
-        let request = request?;
-        sequence = request.sequence;
-        attached.extend(request.attach);
-        for id in &request.detach {
-            attached.remove(id);
+impl Stream {
+    /// The next message, `None` at the end.
+    async fn next(&mut self) -> Option<Result<v1::SessionOpenResponse, Status>> {
+        let told = async {
+            match &self.followed {
+                Some(followed) => followed.next().await,
+                None => std::future::pending().await,
+            }
+        };
+        let requests = tokio::select! {
+            requests = self.requests.next() => requests?,
+            told = told => return Some(Ok(self.tell(told))),
+        };
+        Some(self.heartbeat(requests).await)
+    }
+
+    fn tell(&mut self, told: Told) -> v1::SessionOpenResponse {
+        for id in &told.ended {
+            self.attached.remove(id);
         }
+        let Told { taken, ended: lost, is_unsure: unsure } = told;
+        v1::SessionOpenResponse { sequence: 0, lost, taken, unsure }
     }
-    if attached.len() > ATTACHED_MAX {
-        return Err(Status::resource_exhausted("conclave: too many sessions on one stream"));
+
+    async fn heartbeat(
+        &mut self,
+        requests: Vec<Result<v1::SessionOpenRequest, Status>>,
+    ) -> Result<v1::SessionOpenResponse, Status> {
+        let mut sequence = 0;
+        for request in requests {
+            let request = request?;
+            sequence = request.sequence;
+            self.attached.extend(request.attach);
+            for id in &request.detach {
+                self.attached.remove(id);
+            }
+            if request.tell_taken && self.followed.is_none() {
+                self.followed = Some(self.context.node.takings().follow());
+            }
+        }
+        if self.attached.len() > ATTACHED_MAX {
+            return Err(Status::resource_exhausted("conclave: too many sessions on one stream"));
+        }
+        let mut ids: Vec<i64> = self.attached.iter().copied().collect();
+        // One session that the user may not renew (any more) does not take the others with it.
+        let mut lost = refused(&self.context, &self.caller, &ids).await?;
+        ids.retain(|id| lost.binary_search(id).is_err());
+        // Before the answer: what was taken until then, whoever gets it can see by asking.
+        if let Some(followed) = &mut self.followed {
+            followed.set(&ids);
+        }
+        let ttls = self.context.node.lessor().renew_all(&ids).await;
+        let ttls = ttls.map_err(|error| status::from_lessor(&error))?;
+        let ended = ids.into_iter().zip(ttls).filter(|(_, ttl)| *ttl <= 0);
+        lost.extend(ended.map(|(id, _)| id));
+        for id in &lost {
+            self.attached.remove(id);
+        }
+        Ok(v1::SessionOpenResponse { sequence, lost, ..v1::SessionOpenResponse::default() })
     }
-    let mut ids: Vec<i64> = attached.iter().copied().collect();
-    // One session that the user may not renew (any more) does not take the others with it.
-    let mut lost = refused(context, caller, &ids).await?;
-    ids.retain(|id| lost.binary_search(id).is_err());
-    let ttls = context.node.lessor().renew_all(&ids).await;
-    let ttls = ttls.map_err(|error| status::from_lessor(&error))?;
-    let ended = ids.into_iter().zip(ttls).filter(|(_, ttl)| *ttl <= 0);
-    lost.extend(ended.map(|(id, _)| id));
-    for id in &lost {
-        attached.remove(id);
-    }
-    Ok(v1::SessionOpenResponse { sequence, lost })
 }
 
 /// The sessions that the caller may not renew, in the order of `ids`.

@@ -129,7 +129,8 @@ impl Waiter {
 
     /// Tells the end; of a participant, with its session and fence.
     pub(super) async fn end(&self, end: End, (session, fence): (i64, i64)) {
-        let ended = |reason: Reason| Event::Ended(v1::Ended { reason: reason as i32 });
+        let ended =
+            |reason: Reason| Event::Ended(v1::Ended { reason: reason as i32, broken: None });
         let event = match end {
             End::Passed(revision) => Event::Passed(v1::Passed { revision, fence }),
             End::Timeout => ended(Reason::Timeout),

@@ -21,8 +21,8 @@ use super::sink::{Late, Sink};
 use super::start::StartError;
 use crate::auth::Feed;
 use crate::config::Settings;
-use crate::coordination::Turns;
 use crate::coordination::registry::Changed;
+use crate::coordination::{Takings, Turns};
 use crate::lessor::Leases;
 use crate::metrics::Counts;
 use crate::propose::Waiters;
@@ -48,6 +48,7 @@ pub(super) struct Opened {
     pub(super) waiters: Arc<Waiters>,
     pub(super) leases: Arc<Leases>,
     pub(super) turns: Arc<Turns>,
+    pub(super) takings: Arc<Takings>,
     pub(super) digests: Arc<Digests>,
     pub(super) auth: Arc<Feed>,
     pub(super) changed_checks: Arc<Changed>,
@@ -83,6 +84,7 @@ fn open_state(settings: &Settings, clients: Handle) -> Result<Opened, StartError
     let counts = Counts::new(settings.slow.apply);
     let leases = Arc::new(Leases::new(counts.leases_renewed.clone()));
     let turns = Arc::new(Turns::default());
+    let takings = Arc::new(Takings::default());
     let digests = Arc::new(Digests::default());
     let auth = Arc::new(Feed::new(settings.auth.token_ttl));
     let changed_checks = Arc::<Changed>::default();
@@ -94,6 +96,7 @@ fn open_state(settings: &Settings, clients: Handle) -> Result<Opened, StartError
         leases: leases.clone(),
         counts: counts.clone(),
         turns: turns.clone(),
+        takings: takings.clone(),
         digests: digests.clone(),
         auth: auth.clone(),
         changed_checks: changed_checks.clone(),
@@ -110,6 +113,7 @@ fn open_state(settings: &Settings, clients: Handle) -> Result<Opened, StartError
         waiters,
         leases,
         turns,
+        takings,
         digests,
         auth,
         changed_checks,

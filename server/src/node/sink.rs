@@ -11,8 +11,8 @@ use conclave_state_machine::head::Head;
 use conclave_state_machine::response::Response;
 
 use crate::auth::Feed;
-use crate::coordination::Turns;
 use crate::coordination::registry::Changed;
+use crate::coordination::{Takings, Turns};
 use crate::lessor::Leases;
 use crate::metrics::Counts;
 use crate::propose::Waiters;
@@ -28,6 +28,7 @@ pub(super) struct Sink {
     pub(super) leases: Arc<Leases>,
     pub(super) counts: Counts,
     pub(super) turns: Arc<Turns>,
+    pub(super) takings: Arc<Takings>,
     pub(super) digests: Arc<Digests>,
     pub(super) auth: Arc<Feed>,
     pub(super) changed_checks: Arc<Changed>,
@@ -60,6 +61,8 @@ impl ApplySink for Sink {
         let (mut events, mut lack_prev) = (Vec::new(), false);
         for mut entry in entries {
             for result in &mut entry.results {
+                // Before those whose turn is over hear of it.
+                self.takings.note(result);
                 // Callers get answers, watchers get events.
                 events.append(&mut result.events);
                 lack_prev |= result.lack_prev;
@@ -105,6 +108,7 @@ impl ApplySink for Sink {
             tracing::error!(%error, "cannot read the leases of an installed snapshot");
         }
         self.turns.note_all();
+        self.takings.note_all();
         self.auth.publish(head.auth);
         self.changed_checks.note_all();
         late.hub.skip(head.revision);

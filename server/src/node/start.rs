@@ -75,8 +75,7 @@ pub(super) async fn start(settings: Arc<Settings>) -> Result<Arc<Node>, StartErr
 
 /// `clients` is the runtime of those who wait for answers.
 async fn parts(settings: Arc<Settings>, clients: Handle) -> Result<Parts, StartError> {
-    let stop = CancellationToken::new();
-    let tasks = TaskTracker::new();
+    let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
     let opened = open(settings.clone(), clients).await?;
     let service = PeerService::default();
     let dialer = open_peers(&settings, &service, &opened, (&tasks, &stop))?;
@@ -132,6 +131,7 @@ async fn parts(settings: Arc<Settings>, clients: Handle) -> Result<Parts, StartE
         changer: serving.changer.clone(),
         hub,
         turns: opened.turns,
+        takings: opened.takings,
         auth: opened.auth,
         changed_checks: opened.changed_checks,
         header,

@@ -25,6 +25,7 @@ mod members;
 mod metrics;
 mod native_election;
 mod native_lock;
+mod native_lock_taken;
 mod native_lock_wire;
 mod node;
 mod peer;

@@ -297,7 +297,8 @@ async fn a_guard_leads_proclaims_and_hands_over() {
     // An operator takes it away, and the guard hears of it.
     client.lock_break("boss", 0, "a test").await.unwrap();
     soon("the loss", second.lost().cancelled()).await;
-    assert_eq!(second.loss(), Some(Loss::Removed));
+    let broken = Loss::Broken { by: String::new(), reason: "a test".to_owned() };
+    assert_eq!(second.loss(), Some(broken));
     assert!(matches!(second.run(async {}).await, Err(Error::Lost { .. })));
     assert!(matches!(second.proclaim("usurped").await, Err(Error::Lost { .. })));
     assert!(matches!(second.resign().await, Err(Error::Lost { .. })));

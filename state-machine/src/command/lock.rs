@@ -101,6 +101,10 @@ pub struct LockBreak {
     pub name: Bytes,
     /// Fence of the place; 0 for all that are held.
     pub fence: i64,
+    /// User who asked for it; empty if nobody signed in. Changes nothing: it comes back in the answer.
+    pub by: String,
+    /// Why. As `by`.
+    pub reason: String,
 }
 
 /// Takes the place of a session in an election, or changes what it says there.

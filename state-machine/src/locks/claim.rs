@@ -48,7 +48,9 @@ impl Default for Claim {
 }
 
 impl Claim {
-    pub(crate) fn encode(&self) -> Bytes {
+    /// The value that says so.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
         let mut row = RowWriter::new(MAGIC[0]);
         MAGIC.iter().skip(1).chain(&[FORM]).for_each(|byte| row.byte(*byte));
         row.uint(u64::from(self.permits));

@@ -62,5 +62,5 @@ pub(super) fn apply<R: Read>(
     let before = Before::load(change.rows, &leader.key)?;
     change.delete(&leader.key, before)?;
     let (key, fence) = (target.key.clone(), target.fence);
-    Ok(LockResponse::Broken(vec![Taken { name: name.clone(), key, fence }]))
+    Ok(LockResponse::HandedOver(Taken { name: name.clone(), key, fence }))
 }

@@ -14,7 +14,7 @@ pub(super) fn apply<R: Read>(
     change: &mut Change<'_, '_, R>,
     command: &LockBreak,
 ) -> Result<LockResponse, Stop> {
-    let LockBreak { name, fence } = command;
+    let LockBreak { name, fence, by, reason } = command;
     let found = if *fence == 0 {
         queue::holders(change.rows, NEWEST, name)?
     } else {
@@ -37,5 +37,5 @@ pub(super) fn apply<R: Read>(
         }
         broken.push(Taken { name: name.clone(), key: place.key, fence: place.fence });
     }
-    Ok(LockResponse::Broken(broken))
+    Ok(LockResponse::Seized { places: broken, by: by.clone(), reason: reason.clone() })
 }

@@ -99,6 +99,7 @@ pub(crate) fn command(name: &str, words: &mut Words) -> Parsed<Command> {
         "break" => Command::Lock(LockCommand::Break(LockBreak {
             name: bytes(&words.next()?),
             fence: words.number()?,
+            ..LockBreak::default()
         })),
         "hand_over" => Command::Lock(LockCommand::HandOver(HandOver {
             name: bytes(&words.next()?),

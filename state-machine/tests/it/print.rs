@@ -71,7 +71,10 @@ fn lock(response: &LockResponse) -> Vec<String> {
         LockResponse::Places { state, taken } => vec![format!("{state:?}{}", places(taken))],
         LockResponse::Released { was_held: true } => vec!["released".to_owned()],
         LockResponse::Released { was_held: false } => vec!["nothing to release".to_owned()],
-        LockResponse::Broken(taken) => vec![format!("places{}", places(taken))],
+        LockResponse::HandedOver(next) => {
+            vec![format!("places{}", places(std::slice::from_ref(next)))]
+        }
+        LockResponse::Seized { places: taken, .. } => vec![format!("places{}", places(taken))],
     }
 }
 

@@ -66,19 +66,32 @@ impl Heart {
             let patience = (ttl / (2 * BEATS_PER_TTL)).min(ANSWER_TIMEOUT_MAX);
             sequence += 1;
             changes.mark_unchanged();
-            requests.try_send(self.heartbeat(sequence, &mut attached)).ok()?;
+            let heartbeat = self.heartbeat(sequence, &mut attached);
+            let newcomers = heartbeat.attach.clone();
+            requests.try_send(heartbeat).ok()?;
             if let Some(outgoing) = outgoing.take() {
                 let mut client = SessionServiceClient::new(endpoint.channel());
                 let opened = client.open(outgoing);
                 let opened = self.answered((sent, patience), &attached, opened).await?;
                 answers = Some(opened.into_inner());
             }
-            let answer = answers.as_mut()?.message();
-            let answer = self.answered((sent, patience), &attached, answer).await??;
+            let answers = answers.as_mut()?;
+            loop {
+                let answer = answers.message();
+                let answer = self.answered((sent, patience), &attached, answer).await??;
+                if answer.sequence == sequence {
+                    self.confirm(sent, &mut attached, &answer);
+                    break;
+                }
+                self.told(answer, &mut attached);
+            }
             endpoint.succeeded();
             backoff.reset();
-            self.confirm(sent, &mut attached, &answer);
-            self.pause(sent, &attached, &mut changes).await;
+            if !newcomers.is_empty() {
+                // Whatever is taken from them from now on is told.
+                self.doubt(|session| newcomers.contains(&session));
+            }
+            self.listen(answers, sent, &mut attached).await?;
         }
     }
 
@@ -106,7 +119,7 @@ impl Heart {
                 let answer = answers.as_mut()?.message();
                 let answer = self.answered((sent, patience), &ids, answer).await??;
                 let lost = if answer.ttl > 0 { Vec::new() } else { vec![id] };
-                let answer = SessionOpenResponse { sequence: 0, lost };
+                let answer = SessionOpenResponse { lost, ..SessionOpenResponse::default() };
                 self.confirm(sent, &mut HashSet::from([id]), &answer);
                 ids.retain(|kept| !answer.lost.contains(kept));
             }
@@ -167,17 +180,12 @@ impl Heart {
             attached.iter().filter(|id| !kept.sessions.contains_key(*id)).copied().collect();
         attached.extend(&attach);
         attached.retain(|id| kept.sessions.contains_key(id));
-        SessionOpenRequest { sequence, attach, detach }
+        SessionOpenRequest { sequence, attach, detach, tell_taken: true }
     }
 
     fn confirm(&self, sent: Moment, attached: &mut HashSet<i64>, answer: &SessionOpenResponse) {
+        self.ended(&answer.lost, attached);
         let mut kept = self.kept.lock();
-        for id in &answer.lost {
-            attached.remove(id);
-            if let Some(tracked) = kept.sessions.remove(id) {
-                tracked.set(SessionState::Lost);
-            }
-        }
         let now = Moment::now();
         for id in attached.iter() {
             // What the clock gave up is lost, whatever the server says: somebody may have asked already.
@@ -190,6 +198,47 @@ impl Heart {
         drop(kept);
         // The clock has a new moment to wait for.
         self.wake();
+    }
+
+    /// These sessions have ended.
+    fn ended(&self, lost: &[i64], attached: &mut HashSet<i64>) {
+        let mut kept = self.kept.lock();
+        for id in lost {
+            attached.remove(id);
+            if let Some(tracked) = kept.sessions.remove(id) {
+                tracked.set(SessionState::Lost);
+            }
+        }
+    }
+
+    /// A message that answers no heartbeat.
+    fn told(&self, told: SessionOpenResponse, attached: &mut HashSet<i64>) {
+        self.ended(&told.lost, attached);
+        if told.unsure {
+            self.doubt(|session| attached.contains(&session));
+        }
+        for taken in told.taken {
+            self.taken(taken);
+        }
+        // There may be nothing left to do.
+        self.wake();
+    }
+
+    /// Takes what is told until the next heartbeat is due; `None` if the stream broke.
+    async fn listen(
+        &self,
+        answers: &mut Streaming<SessionOpenResponse>,
+        sent: Moment,
+        attached: &mut HashSet<i64>,
+    ) -> Option<()> {
+        let mut changes = self.changes.subscribe();
+        loop {
+            let told = tokio::select! {
+                told = answers.message() => told.ok()??,
+                () = self.pause(sent, attached, &mut changes) => return Some(()),
+            };
+            self.told(told, attached);
+        }
     }
 
     /// Waits until the next heartbeat is due, or a session waits for its first.

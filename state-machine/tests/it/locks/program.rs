@@ -174,7 +174,7 @@ pub(super) fn command(step: &Step, number: usize) -> Option<LockCommand> {
             ..Leave::default()
         }),
         Step::Break { name } => {
-            LockCommand::Break(LockBreak { name: NAMES[*name].into(), fence: 0 })
+            LockCommand::Break(LockBreak { name: NAMES[*name].into(), ..LockBreak::default() })
         }
         _ => return None,
     })

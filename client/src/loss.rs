@@ -1,0 +1,98 @@
+//! Why something is held no more.
+
+use std::{fmt, sync::OnceLock};
+
+use conclave_proto::v1::Broken;
+use tokio_util::sync::CancellationToken;
+
+use crate::error::Error;
+
+/// Why a lock or leadership is held no more.
+///
+/// ```no_run
+/// # async fn example(leadership: conclave_client::Leadership) -> Result<(), conclave_client::Error> {
+/// use conclave_client::election::Loss;
+///
+/// leadership.lost().cancelled().await;
+/// match leadership.loss() {
+///     Some(Loss::Broken { by, reason }) => println!("{by} wants another leader: {reason}"),
+///     Some(Loss::Removed) => println!("somebody wants another leader: do not campaign at once"),
+///     _ => println!("the network or this machine: campaign again"),
+/// }
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Loss {
+    /// The session ended, or may have.
+    Session,
+    /// An operator took it away by force.
+    Broken {
+        /// Name of the user who did; empty for one who did not sign in.
+        by: String,
+        /// What was given as the reason.
+        reason: String,
+    },
+    /// Its key was deleted, or it was taken away and by whom is not known.
+    Removed,
+}
+
+impl Loss {
+    /// What a server tells of something that was taken away.
+    pub(crate) fn of(broken: Option<Broken>) -> Self {
+        broken.map_or(Self::Removed, |Broken { by, reason }| Self::Broken { by, reason })
+    }
+
+    /// As what a call fails that needs it.
+    pub(crate) fn error(&self) -> Error {
+        match self {
+            Self::Session => Error::session_lost(),
+            Self::Broken { .. } | Self::Removed => Error::lost(self.to_string()),
+        }
+    }
+}
+
+impl fmt::Display for Loss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Session => f.write_str("the session ended, or may have"),
+            Self::Removed => f.write_str("it was taken away"),
+            Self::Broken { by, reason } => {
+                let by = if by.is_empty() { "an operator" } else { by };
+                let colon = if reason.is_empty() { "" } else { ": " };
+                write!(f, "{by} took it away by force{colon}{reason}")
+            }
+        }
+    }
+}
+
+/// How something stands that is held through a session: whether it was taken away, beside what the session's own
+/// end says.
+#[derive(Debug)]
+pub(crate) struct Standing {
+    lost: CancellationToken,
+    loss: OnceLock<Loss>,
+}
+
+impl Standing {
+    /// Of what goes when this is cancelled, too.
+    pub(crate) fn under(lost: &CancellationToken) -> Self {
+        Self { lost: lost.child_token(), loss: OnceLock::new() }
+    }
+
+    /// Cancelled when it is lost in whatever way.
+    pub(crate) fn lost(&self) -> &CancellationToken {
+        &self.lost
+    }
+
+    /// It was taken away; the first reason counts.
+    pub(crate) fn lose(&self, loss: Loss) {
+        self.loss.get_or_init(|| loss);
+        self.lost.cancel();
+    }
+
+    /// Why it was taken away, if it was.
+    pub(crate) fn loss(&self) -> Option<&Loss> {
+        self.loss.get()
+    }
+}
