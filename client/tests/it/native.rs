@@ -11,6 +11,9 @@ use crate::{
     fake::{Fake, Script},
 };
 
+/// Time for calls that must fail, and enough for one that is answered at once.
+const IMPATIENT: Duration = Duration::from_secs(6);
+
 fn client_of(fake: &Fake) -> Client {
     // As if it were two: what is retried is retried at once.
     Client::builder([fake.endpoint(), fake.endpoint()]).build().expect("a client")
@@ -207,8 +210,10 @@ async fn a_release_whose_answer_was_lost_is_no_lost_lock() {
 #[tokio::test]
 async fn an_addition_of_which_nobody_knows_is_unknown_whatever_came_after() {
     let fake = Fake::start();
-    let client = client_of(&fake).with_timeout(Duration::from_secs(2));
-    let session = client.session().ttl(Duration::from_secs(600)).await.unwrap();
+    // What must succeed is tried until it does; what must fail takes as long as a call may.
+    let client = client_of(&fake).with_timeout(IMPATIENT);
+    let begin = || client.session().ttl(Duration::from_secs(600));
+    let session = eventually("a session", async || begin().await.ok()).await;
     let add = || session.counter("stock");
     let changed = || Err(Status::unavailable("etcdserver: leader changed"));
     fake.script.add_answers.lock().extend([changed(), Err(Status::not_found("no session"))]);
@@ -221,7 +226,7 @@ async fn an_addition_of_which_nobody_knows_is_unknown_whatever_came_after() {
     assert_eq!(error.outcome(), Outcome::Unknown, "{error:?}");
     assert!(fake.script.add_answers.lock().len() < 10_000, "it was tried again");
     fake.script.add_answers.lock().clear();
-    add().add(1).await.unwrap();
+    eventually("it is added", async || add().add(1).await.ok()).await;
 }
 
 #[tokio::test]
@@ -312,8 +317,10 @@ async fn a_wait_for_a_lock_includes_the_begin_of_its_session() {
 async fn an_instance_leaves_a_session_that_goes_on_however_long_that_takes() {
     let fake = Fake::start();
     let script = &fake.script;
-    let client = client_of(&fake).with_timeout(Duration::from_secs(2));
-    let session = client.session().ttl(Duration::from_secs(600)).await.unwrap();
+    // What must succeed is tried until it does; what must fail takes as long as a call may.
+    let client = client_of(&fake).with_timeout(IMPATIENT);
+    let begin = || client.session().ttl(Duration::from_secs(600));
+    let session = eventually("a session", async || begin().await.ok()).await;
     let register = |id: &str| client.service("s").register("10.0.0.7:80").id(id).session(&session);
     let again = register("again").await.unwrap();
     let late = register("late").await.unwrap();
