@@ -21,7 +21,8 @@
 //! | [`ZoneFirst`] | another policy among those in the own zone, while enough of them are well |
 //!
 //! An instance that keeps failing is left alone for a while ([`breaker`](BreakerOptions)), then tried
-//! with one call, then eased in. If too many are unwell the list is not trusted: calls go to all of
+//! with one call, then eased in. One that answers clearly slower than the others, or fails clearly more often,
+//! is [ejected](OutlierOptions) for a while, as long as that concerns few. If too many are unwell the list is not trusted: calls go to all of
 //! them again (panic mode), because an outage of what reports health is likelier than one of all.
 
 mod attempt;
@@ -29,6 +30,7 @@ mod breaker;
 mod channel;
 mod hash;
 mod node;
+mod outlier;
 mod policy;
 mod snapshot;
 mod table;
@@ -41,6 +43,7 @@ pub use self::{
     channel::{BalancedChannel, ChannelBuilder, RouteKey, Serving},
     hash::{ConsistentHash, hash},
     node::{InFlight, Instance, Node, Outcome},
+    outlier::OutlierOptions,
     policy::{LeastRequests, PeakEwma, Random, RoundRobin, Weighted},
     snapshot::{Ctx, Pick, Snapshot, SnapshotOptions},
     zone::ZoneFirst,

@@ -19,10 +19,12 @@ use super::attempt::{Attempt, Resend};
 use super::breaker::BreakerOptions;
 use super::hash::hash;
 use super::node::Instance;
+use super::outlier::{OutlierOptions, Outliers};
 use super::snapshot::{Ctx, Snapshot, SnapshotOptions};
-use super::table::{Source, Table};
+use super::table::{Security, Source, Table};
 use super::{Balancer, PeakEwma};
-use crate::error::never_sent;
+use crate::error::{Error, never_sent};
+use crate::tls::Tls;
 
 /// Instances that one call is tried on, as long as none of them could be connected to.
 const TRIES_MAX: usize = 5;
@@ -76,6 +78,8 @@ pub struct ChannelBuilder {
     timeout: Duration,
     /// Interval and timeout of HTTP/2 pings.
     pub(super) ping: Option<(Duration, Duration)>,
+    pub(super) security: Security,
+    outliers: OutlierOptions,
 }
 
 impl ChannelBuilder {
@@ -95,6 +99,24 @@ impl ChannelBuilder {
     pub fn breaker(mut self, options: BreakerOptions) -> Self {
         self.breaker = options;
         self
+    }
+
+    /// When an instance is left alone because it does worse than the others.
+    pub fn outliers(mut self, options: OutlierOptions) -> Self {
+        self.outliers = options;
+        self
+    }
+
+    /// Secures connections to instances: to `https://` addresses, and to those without a scheme. Without it
+    /// `https://` addresses are secured by the system's authorities, and those without a scheme are not
+    /// secured; `http://` addresses never are. Where instances are known by addresses that no certificate
+    /// names, [`Tls::server_name`] says what to ask for instead.
+    ///
+    /// # Errors
+    /// [`Error::Config`] if a file cannot be used.
+    pub fn tls(mut self, tls: Tls) -> Result<Self, Error> {
+        self.security = Security::chosen(tls.follow()?);
+        Ok(self)
     }
 
     /// Time allowed for making one connection. Default 2 s.
@@ -150,7 +172,8 @@ impl ChannelBuilder {
         let table = Table::default();
         let mut source = Source { list, table: Arc::new(table), is_kept: false };
         source.take(&self);
-        let shared = Shared { options: self, source: Mutex::new(source), _feed: feed };
+        let outliers = Outliers::new(self.outliers, Instant::now());
+        let shared = Shared { options: self, source: Mutex::new(source), outliers, _feed: feed };
         BalancedChannel { shared: Arc::new(shared) }
     }
 }
@@ -209,6 +232,7 @@ pub struct Serving {
 struct Shared {
     options: ChannelBuilder,
     source: Mutex<Source>,
+    outliers: Outliers,
     _feed: Option<AbortOnDropHandle<()>>,
 }
 
@@ -222,6 +246,8 @@ impl BalancedChannel {
             connect_timeout: Duration::from_secs(2),
             timeout: Duration::from_secs(10),
             ping: None,
+            security: Security::default(),
+            outliers: OutlierOptions::default(),
         }
     }
 
@@ -288,7 +314,9 @@ impl Shared {
         let mut tried = Vec::new();
         let mut failure: BoxError = Status::unavailable("no instance takes calls").into();
         while tried.len() < TRIES_MAX {
-            let ctx = Ctx { now: Instant::now(), random: rand::random(), key, tried: &tried };
+            let now = Instant::now();
+            self.outliers.sweep(&table.snapshot, now);
+            let ctx = Ctx { now, random: rand::random(), key, tried: &tried };
             let Some(pick) = self.options.policy.pick(&table.snapshot, &ctx) else { break };
             let id = pick.node.instance().id.clone();
             let Some(mut channel) = table.channels.get(&id).cloned() else {

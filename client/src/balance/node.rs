@@ -11,6 +11,7 @@ use std::{
 use parking_lot::Mutex;
 
 use super::breaker::{Breaker, BreakerOptions, State};
+use super::outlier::{OutlierOptions, Tally};
 
 /// In this time a measured latency loses most of its weight.
 const LATENCY_DECAY: Duration = Duration::from_secs(10);
@@ -41,7 +42,8 @@ const SLOW_START_MIN: f64 = 0.1;
 pub struct Instance {
     /// Tells it from others; what is known about an instance stays with its id and address.
     pub id: String,
-    /// `host:port`, or `http://host:port`.
+    /// `host:port`, `http://host:port` or `https://host:port`; see
+    /// [`ChannelBuilder::tls`](super::ChannelBuilder::tls).
     pub address: String,
     /// How much it takes compared to others; 0 for nothing.
     pub weight: u32,
@@ -128,8 +130,20 @@ struct Record {
     /// Calls since then whose answer has not begun.
     unanswered: u32,
     latency: Option<Latency>,
+    /// Calls since the last time at which it was compared with others.
+    tally: Tally,
+    /// Until when it is left alone because it did worse than others.
+    ejected_until: Option<Instant>,
+    /// How often in a row that was so.
+    ejections: u32,
     /// Since when it takes calls without a break: it is eased in from there.
     since: Instant,
+}
+
+impl Record {
+    fn is_ejected(&self, now: Instant) -> bool {
+        self.ejected_until.is_some_and(|until| now < until)
+    }
 }
 
 /// A moving average that follows peaks at once and forgets them slowly.
@@ -170,6 +184,9 @@ impl Node {
             openings: 0,
             unanswered: 0,
             latency: None,
+            tally: Tally::default(),
+            ejected_until: None,
+            ejections: 0,
             since: now,
         };
         Self { instance, in_flight: AtomicU32::new(0), record: Mutex::new(record) }
@@ -201,13 +218,44 @@ impl Node {
         self.record.lock().breaker.state(now)
     }
 
-    /// Whether a call may go to it: it is healthy, has a weight, and its breaker lets a call through.
+    /// Whether it is left alone because it did worse than others; see [`OutlierOptions`](super::OutlierOptions).
+    #[must_use]
+    pub fn is_ejected(&self, now: Instant) -> bool {
+        self.record.lock().is_ejected(now)
+    }
+
+    /// What was counted since this was asked last.
+    pub(super) fn take_tally(&self) -> Tally {
+        std::mem::take(&mut self.record.lock().tally)
+    }
+
+    /// It did no worse than others. Says so of one that is not ejected.
+    pub(super) fn acquit(&self, now: Instant) {
+        let mut record = self.record.lock();
+        if !record.is_ejected(now) {
+            record.ejections = record.ejections.saturating_sub(1);
+        }
+    }
+
+    /// Leaves it alone for a while, which grows with each time in a row.
+    pub(super) fn eject(&self, options: &OutlierOptions, now: Instant) {
+        let mut record = self.record.lock();
+        let until = now + options.pause(record.ejections);
+        record.ejections = record.ejections.saturating_add(1);
+        (record.ejected_until, record.since) = (Some(until), until);
+    }
+
+    /// Whether a call may go to it: it is healthy, has a weight, was not ejected, and its breaker lets a call
+    /// through.
     #[must_use]
     pub fn is_available(&self, now: Instant) -> bool {
         if !self.instance.is_healthy || self.instance.weight == 0 {
             return false;
         }
         let record = self.record.lock();
+        if record.is_ejected(now) {
+            return false;
+        }
         match record.breaker.state(now) {
             State::Closed => true,
             State::Open => false,
@@ -228,6 +276,7 @@ impl Node {
     /// Takes note of how a call went. Says whether this opened its breaker.
     pub fn done(&self, outcome: Outcome, options: &BreakerOptions, now: Instant) -> bool {
         let mut record = self.record.lock();
+        record.tally.count(outcome);
         let (cost, is_opened) = match outcome {
             Outcome::Canceled => return false,
             Outcome::Success { latency } => {

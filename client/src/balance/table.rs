@@ -1,16 +1,17 @@
 //! The instances that calls may go to, with their connections, and where lists of them come from.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use conclave_transport::{Connector, Target};
+use conclave_transport::{ClientTls, Connector, Followed, Target};
 use tokio::sync::watch;
 use tonic::transport::{Channel, Endpoint};
 
 use super::channel::ChannelBuilder;
 use super::node::{Instance, Node};
 use super::snapshot::Snapshot;
+use crate::tls::Tls;
 
 /// Instances of one service that are used; a longer list is cut off. Each costs a task.
 const INSTANCES_MAX: usize = 4096;
@@ -29,6 +30,35 @@ pub(super) struct Source {
 pub(super) struct Table {
     pub(super) snapshot: Snapshot,
     pub(super) channels: BTreeMap<String, Channel>,
+}
+
+/// How connections to instances are secured.
+#[derive(Debug, Default)]
+pub(super) struct Security {
+    chosen: Option<Arc<Followed<ClientTls>>>,
+    /// By the system's authorities, read when the first address wants that.
+    system: OnceLock<Result<Arc<Followed<ClientTls>>, String>>,
+}
+
+impl Security {
+    pub(super) fn chosen(tls: Arc<Followed<ClientTls>>) -> Self {
+        Self { chosen: Some(tls), system: OnceLock::new() }
+    }
+
+    /// Whether addresses without a scheme are secured, too.
+    fn is_chosen(&self) -> bool {
+        self.chosen.is_some()
+    }
+
+    fn tls(&self) -> Result<Arc<Followed<ClientTls>>, String> {
+        match &self.chosen {
+            Some(tls) => Ok(Arc::clone(tls)),
+            None => self
+                .system
+                .get_or_init(|| Tls::new().follow().map_err(|error| error.to_string()))
+                .clone(),
+        }
+    }
 }
 
 impl Source {
@@ -82,14 +112,12 @@ impl Table {
 
 /// A channel that connects on first use.
 fn connect(instance: &Instance, options: &ChannelBuilder) -> Result<Channel, String> {
-    let target = Target::parse(&instance.address, false)?;
-    if target.is_tls() {
-        return Err("TLS to instances is not supported".to_owned());
-    }
+    let target = Target::parse(&instance.address, options.security.is_chosen())?;
+    let tls = if target.is_tls() { Some(options.security.tls()?) } else { None };
     let mut endpoint = Endpoint::from(target.origin().clone());
     if let Some((interval, timeout)) = options.ping {
         endpoint = endpoint.http2_keep_alive_interval(interval).keep_alive_timeout(timeout);
     }
-    let connector = Connector::new(target, None, options.connect_timeout).lost_after(LOST_AFTER);
+    let connector = Connector::new(target, tls, options.connect_timeout).lost_after(LOST_AFTER);
     Ok(endpoint.connect_with_connector_lazy(connector))
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -28,6 +28,8 @@ use crate::server::free_port;
 struct Named {
     name: String,
     is_failing: Arc<AtomicBool>,
+    fails_one_in: Arc<AtomicUsize>,
+    calls: AtomicUsize,
 }
 
 #[tonic::async_trait]
@@ -35,6 +37,11 @@ impl Kv for Named {
     async fn range(&self, _: Request<RangeRequest>) -> Result<Response<RangeResponse>, Status> {
         if self.is_failing.load(Ordering::Relaxed) {
             return Err(Status::unavailable("out of order"));
+        }
+        let one_in = self.fails_one_in.load(Ordering::Relaxed);
+        let calls = self.calls.fetch_add(1, Ordering::Relaxed);
+        if one_in > 0 && calls.is_multiple_of(one_in) {
+            return Err(Status::unavailable("out of order now and then"));
         }
         let kv = KeyValue { key: Bytes::from(self.name.clone()), ..KeyValue::default() };
         Ok(Response::new(RangeResponse { kvs: vec![kv], ..RangeResponse::default() }))
@@ -78,14 +85,17 @@ pub(crate) struct Backend {
     name: String,
     pub(crate) address: SocketAddr,
     pub(crate) is_failing: Arc<AtomicBool>,
+    /// One in so many calls fails; 0: none.
+    pub(crate) fails_one_in: Arc<AtomicUsize>,
     runtime: Option<Runtime>,
 }
 
 impl Backend {
     pub(crate) fn start(name: &str) -> Self {
         let address = SocketAddr::from(([127, 0, 0, 1], free_port()));
-        let is_failing = Arc::default();
-        let mut backend = Self { name: name.to_owned(), address, is_failing, runtime: None };
+        let (is_failing, fails_one_in) = (Arc::default(), Arc::default());
+        let name = name.to_owned();
+        let mut backend = Self { name, address, is_failing, fails_one_in, runtime: None };
         backend.serve();
         backend
     }
@@ -95,7 +105,12 @@ impl Backend {
         let runtime = builder.worker_threads(1).enable_all().build().expect("a runtime");
         let listener = self.listener();
         listener.set_nonblocking(true).expect("non-blocking");
-        let named = Named { name: self.name.clone(), is_failing: Arc::clone(&self.is_failing) };
+        let named = Named {
+            name: self.name.clone(),
+            is_failing: Arc::clone(&self.is_failing),
+            fails_one_in: Arc::clone(&self.fails_one_in),
+            calls: AtomicUsize::new(0),
+        };
         runtime.spawn(async move {
             let incoming = TcpListenerStream::new(TcpListener::from_std(listener).expect("tokio"));
             let server = tonic::transport::Server::builder().add_service(KvServer::new(named));

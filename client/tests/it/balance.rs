@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use conclave_client::balance::{
-    BalancedChannel, Balancer, BreakerOptions, ConsistentHash, Ctx, Instance, Node, Pick,
-    RoundRobin, Snapshot, SnapshotOptions,
+    BalancedChannel, Balancer, BreakerOptions, ConsistentHash, Ctx, Instance, Node, OutlierOptions,
+    Pick, RoundRobin, Snapshot, SnapshotOptions,
 };
 use conclave_client::pb::PutRequest;
 use conclave_client::pb::kv_client::KvClient;
@@ -269,4 +269,34 @@ async fn an_instance_that_hangs_is_noticed_by_pings() {
         .watch(list);
     let status = timeout(SOON, call(&channel)).await.expect("in time").expect_err("it hangs");
     assert!(status.code() != Code::DeadlineExceeded, "{status:?}");
+}
+
+#[tokio::test]
+async fn an_instance_that_fails_more_often_than_the_others_is_left_alone() {
+    let backends = backends();
+    let (_lists, list) = watch::channel(instances(&backends));
+    let long = Duration::from_secs(3_600);
+    let outliers = OutlierOptions {
+        interval: Duration::from_millis(50),
+        ejection_min: long,
+        ejection_max: long,
+        // How long a call takes on a loaded machine says nothing.
+        latency_factor: u32::MAX,
+        ..OutlierOptions::default()
+    };
+    let channel =
+        BalancedChannel::builder().policy(RoundRobin::default()).outliers(outliers).watch(list);
+    // Too seldom for a breaker.
+    backends[1].fails_one_in.store(3, Ordering::Relaxed);
+    eventually("it is ejected", async || {
+        for _ in 0..300 {
+            call(&channel).await.ok();
+        }
+        let snapshot = channel.snapshot();
+        let node = snapshot.nodes().iter().find(|node| node.instance().id == "b").expect("listed");
+        node.is_ejected(std::time::Instant::now()).then_some(())
+    })
+    .await;
+    let counts = counts(&channel, 60).await;
+    assert_eq!(counts.keys().collect::<Vec<_>>(), ["a", "c"], "{counts:?}");
 }

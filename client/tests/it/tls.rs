@@ -2,8 +2,11 @@
 
 use std::time::Duration;
 
+use conclave_client::balance::{BalancedChannel, Instance, RoundRobin, SnapshotOptions};
+use conclave_client::pb::{RangeRequest, kv_client::KvClient};
 use conclave_client::{Client, Error, Tls};
 use tempfile::TempDir;
+use tokio::sync::watch;
 
 use crate::{
     SOON,
@@ -103,4 +106,61 @@ async fn files_that_cannot_be_used_are_refused_when_the_client_is_built() {
         assert!(matches!(build(tls), Err(Error::Config { .. })));
     }
     build(stage.alice()).unwrap();
+}
+
+/// The members that answer `calls` reads through a channel to these addresses, or why one failed.
+async fn answering(
+    tls: Option<Tls>,
+    addresses: &[String],
+    calls: usize,
+) -> Result<std::collections::BTreeSet<u64>, String> {
+    let named = addresses.iter().enumerate();
+    let list = named.map(|(id, address)| Instance::new(id.to_string(), address));
+    let (_lists, list) = watch::channel(list.collect());
+    let builder = BalancedChannel::builder().policy(RoundRobin::default());
+    let even = SnapshotOptions { slow_start: Duration::ZERO, ..SnapshotOptions::default() };
+    let builder = builder.snapshot(even).connect_timeout(SOON).timeout(SOON);
+    let builder = match tls {
+        Some(tls) => builder.tls(tls).unwrap(),
+        None => builder,
+    };
+    let mut kv = KvClient::new(builder.watch(list));
+    let mut members = std::collections::BTreeSet::new();
+    for _ in 0..calls {
+        let read = RangeRequest { key: "a".into(), serializable: true, ..RangeRequest::default() };
+        let answer = kv.range(read).await.map_err(|status| format!("{status:?}"))?.into_inner();
+        members.insert(answer.header.unwrap().member_id);
+    }
+    Ok(members)
+}
+
+#[tokio::test]
+async fn a_balanced_channel_reaches_its_instances_over_tls() {
+    let Some(program) = program("a_balanced_channel_reaches_its_instances_over_tls") else {
+        return;
+    };
+    let stage = Stage::new();
+    let servers = Server::secure(program, 3, &stage.flags());
+    for server in &servers {
+        client(format!("https://{}", server.endpoint()), stage.alice()).ready().await.unwrap();
+    }
+    let bare: Vec<String> = servers.iter().map(Server::endpoint).collect();
+    let https: Vec<String> = bare.iter().map(|address| format!("https://{address}")).collect();
+    for addresses in [&bare, &https] {
+        let members = answering(Some(stage.alice()), addresses, 9).await.unwrap();
+        assert_eq!(members.len(), 3, "{addresses:?}");
+    }
+    let named = stage.alice().server_name("localhost");
+    assert_eq!(answering(Some(named), &https, 9).await.unwrap().len(), 3);
+    let text = answering(Some(stage.alice().server_name("example.com")), &https, 1).await;
+    assert!(text.as_ref().is_err_and(|text| text.contains("NotValidForName")), "{text:?}");
+    let other = stage.alice().ca_file(stage.path("other.pem"));
+    let text = answering(Some(other), &https, 1).await;
+    assert!(text.as_ref().is_err_and(|text| text.contains("UnknownIssuer")), "{text:?}");
+    // By the system's authorities, none of which has signed for these.
+    answering(None, &https, 1).await.unwrap_err();
+    let plain: Vec<String> = servers.iter().map(|s| format!("http://{}", s.plain())).collect();
+    assert_eq!(answering(Some(stage.alice()), &plain, 9).await.unwrap().len(), 3);
+    let missing = Tls::new().ca_file(stage.path("missing.pem"));
+    assert!(matches!(BalancedChannel::builder().tls(missing), Err(Error::Config { .. })));
 }
