@@ -1,7 +1,7 @@
 //! A gRPC service that registers itself, and a client that balances over its instances.
 //!
 //! `make example-balanced_service` starts a server and runs this against it; with a server of your own:
-//! `cargo run -p conclave-client --example balanced_service -- HOST:PORT`.
+//! `cargo run -p conclave-client --example balanced_service -- HOST:PORT,...`.
 //!
 //! Three instances run; one is killed without warning, one goes in order. The service here is one whose
 //! code is at hand (etcd's Lock, which answers with its name): any generated service will do.
@@ -82,8 +82,8 @@ async fn call(channel: &BalancedChannel) -> (BTreeMap<String, usize>, usize) {
 }
 
 /// Plays three instances and a client; prints to `out`.
-pub(crate) async fn run(endpoint: &str, out: &mut impl Write) -> Result<(), Box<dyn Error>> {
-    let client = Client::builder([endpoint]).build()?;
+pub(crate) async fn run(endpoints: &str, out: &mut impl Write) -> Result<(), Box<dyn Error>> {
+    let client = Client::builder(endpoints.split(',')).build()?;
     let mut instances = Vec::new();
     for name in ["a", "b", "c"] {
         instances.push(Instance::start(&client, name).await?);
@@ -128,6 +128,6 @@ pub(crate) async fn run(endpoint: &str, out: &mut impl Write) -> Result<(), Box<
 #[cfg_attr(test, expect(dead_code, reason = "the tests call `run` instead"))]
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let endpoint = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:2379".to_owned());
-    run(&endpoint, &mut std::io::stdout()).await
+    let endpoints = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:2379".to_owned());
+    run(&endpoints, &mut std::io::stdout()).await
 }

@@ -1,7 +1,7 @@
 //! A service that follows its settings while it runs.
 //!
 //! `make example-config_subscriber` starts a server and runs this against it; with a server of your
-//! own: `cargo run -p conclave-client --example config_subscriber -- HOST:PORT`.
+//! own: `cargo run -p conclave-client --example config_subscriber -- HOST:PORT,...`.
 //!
 //! It puts the role of an operator beside the service: settings are changed, made invalid, mended and
 //! rolled back, and the service prints what it sees.
@@ -41,8 +41,8 @@ fn validate(service: &Service) -> Result<(), String> {
 }
 
 /// Plays service and operator; prints to `out`.
-pub(crate) async fn run(endpoint: &str, out: &mut impl Write) -> Result<(), Box<dyn Error>> {
-    let client = Client::builder([endpoint]).build()?;
+pub(crate) async fn run(endpoints: &str, out: &mut impl Write) -> Result<(), Box<dyn Error>> {
+    let client = Client::builder(endpoints.split(',')).build()?;
     let cache = std::env::temp_dir().join(format!("config-subscriber-{}", std::process::id()));
     client.put("shared/database.yaml", "host: db.internal\npassword: hunter2\n").await?;
     client.put("service.toml", "workers = 4\n").await?;
@@ -104,6 +104,6 @@ async fn operate(
 #[cfg_attr(test, expect(dead_code, reason = "the tests call `run` instead"))]
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let endpoint = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:2379".to_owned());
-    run(&endpoint, &mut std::io::stdout()).await
+    let endpoints = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:2379".to_owned());
+    run(&endpoints, &mut std::io::stdout()).await
 }

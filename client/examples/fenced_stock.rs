@@ -1,7 +1,7 @@
 //! A stock counter under a lock, in a store that checks the fencing token.
 //!
 //! `make example-fenced_stock` starts a server and runs this against it; with a server of your own:
-//! `cargo run -p conclave-client --example fenced_stock -- HOST:PORT`.
+//! `cargo run -p conclave-client --example fenced_stock -- HOST:PORT,...`.
 //!
 //! One seller is paused (a long collection of garbage, a stalled machine) for longer than its lease
 //! lives, and wakes up in the belief that it still holds the lock. No lock service can prevent that;
@@ -32,8 +32,8 @@ impl Stock {
 }
 
 /// Plays two sellers; prints to `out`.
-pub(crate) async fn run(endpoint: &str, out: &mut impl Write) -> Result<(), Box<dyn Error>> {
-    let client = Client::builder([endpoint]).build()?;
+pub(crate) async fn run(endpoints: &str, out: &mut impl Write) -> Result<(), Box<dyn Error>> {
+    let client = Client::builder(endpoints.split(',')).build()?;
     let mut stock = Stock { pieces: 10, fence: 0 };
     let ttl = Duration::from_secs(10);
 
@@ -75,6 +75,6 @@ async fn pause(client: &Client, turn: &Turn) -> Result<(), Refused> {
 #[cfg_attr(test, expect(dead_code, reason = "the tests call `run` instead"))]
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let endpoint = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:2379".to_owned());
-    run(&endpoint, &mut std::io::stdout()).await
+    let endpoints = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:2379".to_owned());
+    run(&endpoints, &mut std::io::stdout()).await
 }

@@ -1,7 +1,7 @@
 //! A pool of workers, one of which leads: it hands out numbered jobs, each exactly once.
 //!
 //! `make example-worker_pool` starts a server and runs this against it; with a server of your own:
-//! `cargo run -p conclave-client --example worker_pool -- HOST:PORT`.
+//! `cargo run -p conclave-client --example worker_pool -- HOST:PORT,...`.
 //!
 //! Every worker campaigns. Leaders leave after a few jobs, as if they crashed, and another one goes on
 //! where they stopped: the number of the next job is in the store, and handing one out is a
@@ -50,10 +50,10 @@ async fn lead(client: &Client, leadership: &Leadership) -> Result<(u32, u32), Fa
 }
 
 /// Runs the pool until all jobs are done; prints to `out`.
-pub(crate) async fn run(endpoint: &str, out: &mut impl Write) -> Result<(), Failure> {
+pub(crate) async fn run(endpoints: &str, out: &mut impl Write) -> Result<(), Failure> {
     let mut workers = JoinSet::new();
     for worker in 0..WORKERS {
-        let client = Client::builder([endpoint]).build()?;
+        let client = Client::builder(endpoints.split(',')).build()?;
         workers.spawn(work(client, format!("worker-{worker}")));
     }
     let mut terms = Vec::new();
@@ -65,7 +65,7 @@ pub(crate) async fn run(endpoint: &str, out: &mut impl Write) -> Result<(), Fail
     for (term, (_token, first, jobs)) in terms.iter().enumerate() {
         writeln!(out, "term {}: {jobs} jobs from job {first} on", term + 1)?;
     }
-    let client = Client::builder([endpoint]).build()?;
+    let client = Client::builder(endpoints.split(',')).build()?;
     let jobs = client.get("pool/jobs/").prefix().await?.into_inner().kvs;
     let is_once = jobs.iter().all(|job| job.version == 1);
     writeln!(out, "{} jobs were handed out, each once: {is_once}", jobs.len())?;
@@ -75,6 +75,6 @@ pub(crate) async fn run(endpoint: &str, out: &mut impl Write) -> Result<(), Fail
 #[cfg_attr(test, expect(dead_code, reason = "the tests call `run` instead"))]
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<(), Failure> {
-    let endpoint = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:2379".to_owned());
-    run(&endpoint, &mut std::io::stdout()).await
+    let endpoints = std::env::args().nth(1).unwrap_or_else(|| "127.0.0.1:2379".to_owned());
+    run(&endpoints, &mut std::io::stdout()).await
 }

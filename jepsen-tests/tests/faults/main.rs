@@ -19,12 +19,14 @@
 //! | `protected` | puts with rights and TLS for half a second each | the same |
 //! | `paused` | a holder that is stopped past its TTL | the same |
 //! | `guards` | 100 of every kind come and go | 10,000 |
+//! | `examples` | those of the client crate, on three nodes | the same |
 //! | `writes` | three leaders killed under a client that counts | twenty |
 //! | `rolling` | every member restarted in turn under writers | five times |
 //! | `outage` | the cluster is away for 5 s | for a minute |
 
 mod damage;
 mod disk_full;
+mod examples;
 mod guards;
 mod hand_overs;
 mod handshakes;
