@@ -3,7 +3,11 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use conclave_client::balance::BalancedChannel;
+use conclave_client::config::Source;
+use conclave_client::v1::InstanceFilter;
 use conclave_client::{Client, Session};
+use serde_json::Value;
 use tokio::task::JoinSet;
 
 use crate::support::{Nodes, START_TIMEOUT, eventually, is_long};
@@ -21,29 +25,47 @@ enum Kind {
     Shared,
     Permit,
     Several,
+    Reentrant,
+    LockAlone,
     Turn,
     Leadership,
+    LeadershipAlone,
     Registration,
     Membership,
+    Barrier,
     Inside,
     Directory,
+    Channel,
+    Changes,
+    Config,
     Watcher,
+    Observer,
+    Followed,
 }
 
-const KINDS: [Kind; 13] = [
+const KINDS: [Kind; 22] = [
     Kind::Session,
     Kind::Lease,
     Kind::Lock,
     Kind::Shared,
     Kind::Permit,
     Kind::Several,
+    Kind::Reentrant,
+    Kind::LockAlone,
     Kind::Turn,
     Kind::Leadership,
+    Kind::LeadershipAlone,
     Kind::Registration,
     Kind::Membership,
+    Kind::Barrier,
     Kind::Inside,
     Kind::Directory,
+    Kind::Channel,
+    Kind::Changes,
+    Kind::Config,
     Kind::Watcher,
+    Kind::Observer,
+    Kind::Followed,
 ];
 
 /// Makes a guard, and gives it back by name or drops it.
@@ -59,23 +81,37 @@ async fn cycle(kind: Kind, client: &Client, session: &Session, number: usize) ->
             let guard = client.lease(TTL).await?;
             if is_dropped { drop(guard) } else { guard.revoke().await? }
         }
-        Kind::Lock | Kind::Shared | Kind::Permit | Kind::Several => {
+        Kind::Lock
+        | Kind::Shared
+        | Kind::Permit
+        | Kind::Several
+        | Kind::Reentrant
+        | Kind::LockAlone => {
             let lock = session.lock(&name[..]);
             let lock = match kind {
+                Kind::Reentrant => lock.reentrant(),
+                Kind::LockAlone => client.lock(&name[..]).ttl(TTL),
                 Kind::Shared => lock.shared(),
                 Kind::Permit => lock.permits(2, 3),
                 Kind::Several => lock.and(format!("{name}/second")),
                 _ => lock,
             };
+            let again =
+                if matches!(kind, Kind::Reentrant) { Some(lock.clone().await?) } else { None };
             let guard = lock.await?;
+            drop(again);
             if is_dropped { drop(guard) } else { guard.release().await? }
         }
         Kind::Turn => {
             let guard = client.queue(name).ttl(TTL).await?;
             if is_dropped { drop(guard) } else { guard.release().await? }
         }
-        Kind::Leadership => {
-            let guard = session.election(name).campaign("me").await?;
+        Kind::Leadership | Kind::LeadershipAlone => {
+            let election = match kind {
+                Kind::Leadership => session.election(name),
+                _ => client.election(name).ttl(TTL),
+            };
+            let guard = election.campaign("me").await?;
             if is_dropped { drop(guard) } else { guard.resign().await? }
         }
         Kind::Registration => {
@@ -89,19 +125,45 @@ async fn cycle(kind: Kind, client: &Client, session: &Session, number: usize) ->
             let guard = session.group(name).join("value").member(number.to_string()).await?;
             if is_dropped { drop(guard) } else { guard.leave().await? }
         }
+        Kind::Barrier => {
+            let guard = session.hold_barrier(format!("{name}/{number}")).await?;
+            if is_dropped { drop(guard) } else { guard.lift().await? }
+        }
         Kind::Inside => {
             let guard = session.double_barrier(format!("{name}/{number}"), 1).await?;
             if is_dropped { drop(guard) } else { guard.leave().await? }
         }
-        // What follows something has no other end.
-        Kind::Directory => {
+        follower => follow(follower, client, name).await?,
+    }
+    Ok(())
+}
+
+/// Makes what follows something until it has heard of it; that has no other end than to be dropped.
+async fn follow(kind: Kind, client: &Client, name: String) -> Result<()> {
+    match kind {
+        Kind::Directory | Kind::Channel => {
             let directory = client.service(name).discover().start();
+            let builder = BalancedChannel::builder();
+            let _channel = matches!(kind, Kind::Channel).then(|| directory.channel(builder));
             directory.listing().wait_for(|listing| listing.is_connected).await?;
         }
-        Kind::Watcher => {
-            let mut watcher = client.watch(name).created_notify().start();
-            watcher.next().await?;
+        Kind::Changes => {
+            client.service(name).changes(InstanceFilter::default()).next().await?;
         }
+        Kind::Config => {
+            let settings = client.config::<Value>().app(Source::prefix(format!("{name}/")));
+            settings.start().await?;
+        }
+        Kind::Watcher => {
+            client.watch(name).created_notify().start().next().await?;
+        }
+        Kind::Observer => {
+            client.election(name).observe().leader().await?;
+        }
+        Kind::Followed => {
+            client.group(name).follow().next().await?;
+        }
+        guard => unreachable!("{guard:?} is given back"),
     }
     Ok(())
 }
