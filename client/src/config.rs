@@ -56,6 +56,7 @@ mod codec;
 mod follow;
 mod history;
 mod layer;
+mod marks;
 mod secret;
 mod source;
 mod status;
@@ -220,7 +221,8 @@ impl<T> Config<T> {
     /// Which sources have something to say about the setting at a dotted path, and which wins.
     #[must_use]
     pub fn explain(&self, path: &str) -> Explanation {
-        self.outlet.settings.borrow().explain(path)
+        let settings = Arc::clone(&self.outlet.settings.borrow());
+        settings.explain(path)
     }
 
     /// All settings in use as one tree, with secrets redacted.

@@ -1,12 +1,13 @@
 //! Layers: where settings come from and which of them win.
 
-use std::{collections::BTreeSet, fmt};
+use std::fmt;
 
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::{
-    tree::{decides, find, merge, redact},
+    marks::Marks,
+    tree::{decides, find, merge, place, reach},
     typed,
 };
 
@@ -158,7 +159,9 @@ pub(super) struct Settings<T> {
     pub(super) value: std::sync::Arc<T>,
     pub(super) tree: Value,
     parts: Vec<Part>,
-    secrets: BTreeSet<String>,
+    marks: Marks,
+    /// Marks the secrets in a tree as far as it is a `T`.
+    mark: fn(&Value, &mut Marks) -> Result<(), typed::Fault>,
     pub(super) revision: i64,
 }
 
@@ -179,7 +182,8 @@ impl<T: DeserializeOwned> Settings<T> {
         for part in &parts {
             merge(&mut tree, &part.tree);
         }
-        let (value, secrets) = typed::read(&tree).map_err(|fault| Rejection {
+        let mut marks = Marks::default();
+        let value = typed::read(&tree, &mut marks).map_err(|fault| Rejection {
             revision,
             path: fault.path().to_owned(),
             origin: winner(&parts, fault.path()).map(|part| part.origin.clone()),
@@ -191,26 +195,37 @@ impl<T: DeserializeOwned> Settings<T> {
             origin: None,
             reason,
         })?;
-        Ok(Self { value: std::sync::Arc::new(value), tree, parts, secrets, revision })
+        let mark = |tree: &Value, marks: &mut Marks| typed::read::<T>(tree, marks).map(drop);
+        Ok(Self { value: std::sync::Arc::new(value), tree, parts, marks, mark, revision })
     }
 }
 
 impl<T> Settings<T> {
     /// What people may see of the value at `path`.
     pub(super) fn shown(&self, path: &str) -> Option<Value> {
-        find(&self.redacted(&self.tree), path).cloned()
+        find(&self.marks.redact(self.tree.clone()), path).cloned()
     }
 
     pub(super) fn explain(&self, path: &str) -> Explanation {
         let deciding = self.parts.iter().filter(|part| decides(&part.tree, path));
-        let sources = deciding
-            .map(|part| (part.origin.clone(), find(&self.redacted(&part.tree), path).cloned()))
-            .collect();
+        let sources =
+            deciding.map(|part| (part.origin.clone(), self.said(&part.tree, path))).collect();
         Explanation { path: path.to_owned(), value: self.shown(path), sources }
     }
 
-    fn redacted(&self, tree: &Value) -> Value {
-        redact(tree.clone(), self.secrets.iter().map(String::as_str))
+    /// What people may see of what a part has at `path`. It may be replaced by others, and so be
+    /// nothing that was read: the type is asked what it would be if this part had the last say.
+    fn said(&self, part: &Value, path: &str) -> Option<Value> {
+        let (steps, value) = reach(part, path);
+        let mut marks = self.marks.clone();
+        let mut tree = self.tree.clone();
+        merge(&mut tree, &place(steps.iter().copied(), value.clone()));
+        marks.expect(steps.into_iter().map(str::to_owned).collect());
+        // A fault above is of no account: what is there is made of several parts.
+        if value.is_null() || (self.mark)(&tree, &mut marks).is_ok() {
+            marks.complete();
+        }
+        find(&marks.redact(part.clone()), path).cloned()
     }
 }
 
@@ -253,7 +268,8 @@ pub struct Explanation {
     /// The value in use; `None` if no source has one. Secrets are redacted.
     pub value: Option<Value>,
     /// What each source says, the weakest first; `None` where it replaced a table that had the
-    /// setting by something else. Tables of several sources are merged.
+    /// setting by something else. Tables of several sources are merged. Secrets are redacted, and what
+    /// is not of the application's type.
     pub sources: Vec<(Origin, Option<Value>)>,
 }
 

@@ -25,8 +25,9 @@ pub(super) const NAME: &str = "$conclave::Secret";
 /// assert!(!format!("{database:?}").contains("hunter2"));
 /// ```
 ///
-/// Inside a `#[serde(flatten)]` serde hides from us that a field is a secret: the value itself stays
-/// redacted, but an explanation of its path shows what the sources hold.
+/// Inside a `#[serde(flatten)]` or an enum that is `untagged` or has a `tag`, serde hides from us that
+/// a field is a secret: the value itself stays redacted, but an explanation of its path shows what the
+/// sources hold.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Secret<T>(T);
 

@@ -52,6 +52,17 @@ pub(super) fn decides(tree: &Value, path: &str) -> bool {
     true
 }
 
+/// What `tree` has at a dotted path, or the value that is no table on the way, and the steps to it.
+pub(super) fn reach<'t, 'p>(tree: &'t Value, path: &'p str) -> (Vec<&'p str>, &'t Value) {
+    let (mut steps, mut value) = (Vec::new(), tree);
+    for segment in segments(path) {
+        let Some(below) = value.as_object().and_then(|table| table.get(segment)) else { break };
+        steps.push(segment);
+        value = below;
+    }
+    (steps, value)
+}
+
 /// `value` as a tree in which it stands at `path`.
 pub(super) fn place<'a>(path: impl DoubleEndedIterator<Item = &'a str>, value: Value) -> Value {
     path.rev().fold(value, |below, segment| {
@@ -79,21 +90,6 @@ pub(super) fn is_too_deep(tree: &Value) -> bool {
         level = below;
     }
     true
-}
-
-/// Replaces what is at each of the paths by a mark, before people see the tree.
-pub(super) fn redact<'a>(mut tree: Value, paths: impl Iterator<Item = &'a str>) -> Value {
-    for path in paths {
-        let found = segments(path).try_fold(&mut tree, |value, segment| match value {
-            Value::Object(table) => table.get_mut(segment),
-            Value::Array(list) => list.get_mut(segment.parse::<usize>().ok()?),
-            _ => None,
-        });
-        if let Some(value) = found {
-            *value = Value::from(super::secret::REDACTED);
-        }
-    }
-    tree
 }
 
 #[cfg(test)]
