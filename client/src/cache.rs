@@ -40,6 +40,11 @@ impl Cache {
         Self { path, max_staleness, request_crc: crc32c::crc32c(&request.encode_to_vec()) }
     }
 
+    /// How old the file may be; `None` for any age.
+    pub(crate) fn max_staleness(&self) -> Option<Duration> {
+        self.max_staleness
+    }
+
     /// Writes the answer, readable by its owner only: settings may hold secrets.
     ///
     /// # Errors

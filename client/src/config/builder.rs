@@ -202,7 +202,7 @@ impl<T> Builder<T> {
     }
 
     /// How long ago the cluster must have confirmed what is in the cache for it to be used. Default:
-    /// any time.
+    /// any time. While the cluster answers it is asked twice within this time, at most once a second.
     pub fn max_staleness(mut self, age: Duration) -> Self {
         self.max_staleness = Some(age);
         self

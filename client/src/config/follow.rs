@@ -25,8 +25,33 @@ use crate::{
     watch::{Response, mod_revision},
 };
 
-/// After this time without a change the settings are read again, in case that a change was missed.
-const RESYNC: Duration = Duration::from_secs(300);
+/// When settings are read again and when the cache is written, without a change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Pace(Duration);
+
+impl Pace {
+    /// After so long settings are read again in any case: a change may have been missed.
+    const MAX: Duration = Duration::from_secs(300);
+    /// Nobody asks more often than this, however fresh the cache should be.
+    const MIN: Duration = Duration::from_secs(1);
+
+    /// Twice within the age that the cache may have, so that it is never too old while the cluster
+    /// confirms it.
+    fn new(max_staleness: Option<Duration>) -> Self {
+        Self(max_staleness.map_or(Self::MAX, |max| (max / 2).clamp(Self::MIN, Self::MAX)))
+    }
+
+    /// How long to wait for a change; not the same time for all.
+    fn wait(self) -> Duration {
+        self.0.mul_f64(rand::random_range(0.9..1.1))
+    }
+
+    /// Whether an answer that confirms a cache of this age is written: the age of the cache is that
+    /// of the last confirmation, but for those that come in quick succession.
+    fn is_save_due(self, age: Duration) -> bool {
+        age >= self.0 / 8
+    }
+}
 
 /// How many changes in a row become one.
 #[derive(Debug, Clone, Copy)]
@@ -74,6 +99,10 @@ impl<T: DeserializeOwned> Plan<T> {
         Settings::new(parts, revision, &*self.validate)
     }
 
+    fn pace(&self) -> Pace {
+        Pace::new(self.cache.as_ref().and_then(Cache::max_staleness))
+    }
+
     /// Keeps an answer for the next start.
     pub(super) async fn save(&self, answer: TxnResponse) {
         let Some(cache) = self.cache.clone() else { return };
@@ -105,7 +134,10 @@ impl<T: DeserializeOwned + Send + Sync + 'static> Follower<T> {
         let mut backoff = Backoff::default();
         loop {
             let is_changed = match &mut watches {
-                Some(watches) => watches.changed(self.plan.debounce, &self.publisher).await,
+                Some(watches) => {
+                    let wait = self.plan.pace().wait();
+                    watches.changed(self.plan.debounce, wait, &self.publisher).await
+                }
                 None => false,
             };
             if is_changed {
@@ -143,9 +175,8 @@ impl<T: DeserializeOwned + Send + Sync + 'static> Follower<T> {
                 Err(rejection) => self.publisher.reject(rejection),
             }
         }
-        // The age of the cache is that of the last confirmation, not of the last change.
-        let is_stale = !is_same || self.saved.elapsed() >= RESYNC;
-        if is_stale && self.publisher.is_current() {
+        let is_due = !is_same || self.plan.pace().is_save_due(self.saved.elapsed());
+        if is_due && self.publisher.is_current() {
             self.saved = Instant::now();
             self.plan.save(answer).await;
         }
@@ -191,8 +222,14 @@ impl Watches {
         Self { signals, connected: vec![true; sources.len()], revision }
     }
 
-    /// Waits until it is time to read the sources; `false` if a watch has failed.
-    async fn changed<T>(&mut self, debounce: Debounce, publisher: &Publisher<T>) -> bool {
+    /// Waits until it is time to read the sources, without a change after `wait`; `false` if a watch
+    /// has failed.
+    async fn changed<T>(
+        &mut self,
+        debounce: Debounce,
+        wait: Duration,
+        publisher: &Publisher<T>,
+    ) -> bool {
         let Self { signals, connected, revision } = self;
         let mut changes = pin!(changes(signals, connected, *revision, publisher));
         let first = tokio::select! {
@@ -200,7 +237,7 @@ impl Watches {
                 Some(true) => Instant::now(),
                 _ => return false,
             },
-            () = sleep(RESYNC.mul_f64(rand::random_range(0.9..1.1))) => return true,
+            () = sleep(wait) => return true,
         };
         let mut last = first;
         loop {
@@ -245,6 +282,24 @@ fn changes<T>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cache_that_the_cluster_confirms_is_never_too_old() {
+        for seconds in [2, 10, 60, 300, 600, 86_400] {
+            let max = Duration::from_secs(seconds);
+            let pace = Pace::new(Some(max));
+            for _ in 0..100 {
+                // The longest time without a save: an answer just too early for one, and a wait.
+                let mut age = pace.0 / 8;
+                assert!(pace.is_save_due(age), "{seconds} s");
+                age += pace.wait();
+                assert!(age < max.mul_f64(0.7), "{seconds} s: {age:?}");
+                assert!(pace.is_save_due(pace.wait()), "{seconds} s: every resync is one");
+            }
+        }
+        assert_eq!(Pace::new(None).0, Pace::MAX);
+        assert_eq!(Pace::new(Some(Duration::ZERO)).0, Pace::MIN);
+    }
 
     #[test]
     fn changes_wait_for_quiet_but_not_for_ever() {
