@@ -101,7 +101,8 @@ pub(crate) struct SetArguments {
     /// The value; without it, it is read from standard input.
     #[arg(allow_hyphen_values = true)]
     value: Option<String>,
-    /// Form of the value. By default the extension of the name tells it; without one it is text.
+    /// Form of the value. By default the extension of the name tells it; without one it is a JSON
+    /// document if it begins with a brace, and text if not.
     #[arg(long)]
     format: Option<Form>,
     /// Only if the key was last changed in this revision; 0 for a key that does not exist.
@@ -177,8 +178,7 @@ async fn set(context: &Context, arguments: SetArguments) -> Result<(), Failure> 
             value
         }
     };
-    let named = Codec::of_name(&name).map(|(codec, _)| codec);
-    let codec = format.map(Codec::from).or(named).unwrap_or(Codec::Text);
+    let codec = format.map_or_else(|| codec(&name, &value), Codec::from);
     codec.decode(&value).map_err(|reason| Failure::invalid_input(format!("{name}: {reason}")))?;
     let mut txn = context.client.txn().then(put(name.as_str(), value));
     if let Some(revision) = if_revision {
@@ -189,6 +189,16 @@ async fn set(context: &Context, arguments: SetArguments) -> Result<(), Failure> 
         return Err(Failure::from(config::Error::Conflict));
     }
     context.print(&Written { revision: answer.revision(), changed: 1 })
+}
+
+/// The form in which readers will take a value. A name without an extension is that of a JSON document
+/// for some and of one setting for others; a document is a table.
+fn codec(name: &str, value: &[u8]) -> Codec {
+    match Codec::of_name(name) {
+        Some((codec, _)) => codec,
+        None if value.trim_ascii_start().starts_with(b"{") => Codec::Json,
+        None => Codec::Text,
+    }
 }
 
 async fn history(context: &Context, arguments: HistoryArguments) -> Result<(), Failure> {
@@ -221,6 +231,26 @@ async fn watch(context: &Context, sources: &Sources) -> Result<(), Failure> {
                     Err(RecvError::Closed) => return Err(Failure::interrupted("the watch ended")),
                 },
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_is_checked_as_what_readers_take_it_for() {
+        let cases: [(&str, &[u8], Codec); 6] = [
+            ("config/app", b"{", Codec::Json),
+            ("config/app", b"\n {\"port\": 1}", Codec::Json),
+            ("config/app/port", b"80", Codec::Text),
+            ("config/app/bind", b"[::1]:80", Codec::Text),
+            ("config/app.toml", b"{", Codec::Toml),
+            ("config/app/greeting.txt", b"{name}", Codec::Text),
+        ];
+        for (name, value, expected) in cases {
+            assert_eq!(codec(name, value), expected, "{name}");
         }
     }
 }

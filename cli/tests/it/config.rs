@@ -61,9 +61,11 @@ fn settings_that_cannot_be_read_back_are_not_written() {
     let test = "settings_that_cannot_be_read_back_are_not_written";
     let Some(program) = program(test) else { return };
     let server = Server::single(program);
-    let (code, _, stderr) = config(&server, &["set", "app.json", "{"], "");
-    assert_eq!(code, 3, "{stderr}");
-    assert!(stderr.contains("not JSON"), "{stderr}");
+    for key in ["app.json", "app"] {
+        let (code, _, stderr) = config(&server, &["set", key, "{"], "");
+        assert_eq!(code, 3, "{stderr}");
+        assert!(stderr.contains("not JSON"), "{stderr}");
+    }
     let (code, _, stderr) = config(&server, &["set", "app", "x", "--if-revision", "7"], "");
     assert_eq!(code, 1, "{stderr}");
     assert!(stderr.contains("somebody else"), "{stderr}");
