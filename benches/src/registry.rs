@@ -2,22 +2,25 @@
 //! that die at once, and a leader that is killed meanwhile.
 //!
 //! ```text
-//! conclave-bench registry --binary target/release/conclave
+//! conclave-bench registry --binary target/release/conclave --assert
 //! ```
-//! It prints one JSON line and fails if an instance that lives disappears, if a change does not arrive, or
-//! if the dead do not go. Times are figures, not conditions: the machine decides.
+//! A tenth of the sessions dies at once, and when those are gone another tenth, whose TTL the leader does not
+//! outlive. It prints one JSON line. An instance that lives and disappears is a failure; with `--assert` so is a
+//! time that is longer than what issue 3 promises.
 
+mod audit;
 mod drill;
+mod verdict;
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use clap::Args;
-use hdrhistogram::Histogram;
 use tokio::runtime::Runtime;
 
-use self::drill::Drill;
+use self::drill::{Drill, Filled, Watching};
+use self::verdict::{Found, Wave};
 use crate::cluster::{Cluster, Program};
 use crate::compare::Scratch;
 use crate::drill::wait_until_serving;
@@ -37,7 +40,7 @@ pub struct Registry {
     /// Instances that are registered.
     #[arg(long, default_value_t = 100_000)]
     instances: usize,
-    /// Sessions that hold them; a tenth dies together.
+    /// Sessions that hold them; a tenth dies together, twice.
     #[arg(long, default_value_t = 10_000)]
     sessions: usize,
     /// Services that they belong to.
@@ -52,6 +55,9 @@ pub struct Registry {
     /// TTL of the sessions in seconds.
     #[arg(long, default_value_t = 10)]
     ttl: u64,
+    /// Fail, and say why, if a change or the end of the dead takes longer than it may.
+    #[arg(long)]
+    assert: bool,
 }
 
 /// Runs the drill; prints what it found.
@@ -65,52 +71,63 @@ pub fn run(flags: &Registry, out: &mut dyn std::io::Write) -> Result<()> {
     wait_until_serving(&cluster.endpoints())?;
     let runtime = Runtime::new()?;
     // Whoever lives on it dies with it, without a word to the cluster.
-    let (first, second) = (Runtime::new()?, Runtime::new()?);
+    let [calm, killed] = [Runtime::new()?, Runtime::new()?];
     let mut drill = Drill { flags: flags.clone(), endpoints: cluster.endpoints() };
-    let filled = runtime.block_on(drill.fill([first.handle().clone(), second.handle().clone()]))?;
+    let doomed = [calm.handle().clone(), killed.handle().clone()];
+    let filled = runtime.block_on(drill.fill(doomed))?;
     let watching = runtime.block_on(drill.watch())?;
-    let (spread, changes) = runtime.block_on(drill.change(&filled, &watching))?;
-    let begun = Instant::now();
-    first.shutdown_background();
-    let gone = runtime.block_on(drill.until_live(filled.live - filled.doomed[0], begun))?;
-    let calm = watching.audit.wrongly_removed();
-
-    let leader = leader(&cluster)?;
-    let begun = Instant::now();
-    cluster.kill(leader)?;
-    second.shutdown_background();
-    let left = filled.live - filled.doomed[0] - filled.doomed[1];
-    let gone_after_kill = runtime.block_on(drill.until_live(left, begun))?;
+    let spread = runtime.block_on(drill.change(&filled, &watching))?;
+    let left = filled.live - filled.doomed[0];
+    let begun = die(calm);
+    let calm = Wave::new(begun, runtime.block_on(drill.until_live(left))?);
+    let left = left - filled.doomed[1];
+    let begun = die(killed);
+    // While the dead are still there to be forgotten.
+    std::thread::sleep(Duration::from_secs(flags.ttl) / 2);
+    cluster.kill(leader(&cluster)?)?;
+    let killed = Wave::new(begun, runtime.block_on(drill.until_live(left))?);
     // Whatever a new leader forgot would be gone by then.
     runtime.block_on(drill.hold(left, Duration::from_secs(flags.ttl * 2)))?;
-    let removed = watching.audit.wrongly_removed();
-    let lost = filled.sessions.iter().filter(|session| session.is_lost()).count();
-    serde_json::to_writer(
-        &mut *out,
-        &serde_json::json!({
-            "instances": filled.live,
-            "sessions": flags.sessions,
-            "fill_seconds": filled.seconds,
-            "watchers": flags.watchers,
-            "changes": changes,
-            "change_to_watcher_ms": {
-                "p50": millis(&spread, 50.0), "p99": millis(&spread, 99.0), "max": millis(&spread, 100.0),
-            },
-            "ttl_seconds": flags.ttl,
-            "dead_gone_seconds": gone.as_secs_f64(),
-            "dead_gone_with_leader_killed_seconds": gone_after_kill.as_secs_f64(),
-            "live_removed": removed,
-            "live_sessions_lost": lost,
-        }),
-    )?;
+    let found = found(flags, (&filled, &watching), spread, [calm, killed]);
+    serde_json::to_writer(&mut *out, &found)?;
     writeln!(out)?;
     drop(filled);
-    ensure!(calm == 0 && removed == 0 && lost == 0, "{removed} instances that live disappeared");
-    Ok(())
+    found.judge(flags.assert)
 }
 
-fn millis(histogram: &Histogram<u64>, percentile: f64) -> f64 {
-    Duration::from_micros(histogram.value_at_percentile(percentile)).as_secs_f64() * 1_000.0
+/// Ends all that lives on `doomed`; when.
+fn die(doomed: Runtime) -> Instant {
+    doomed.shutdown_background();
+    Instant::now()
+}
+
+fn found(
+    flags: &Registry,
+    (filled, watching): (&Filled, &Watching),
+    spread: hdrhistogram::Histogram<u64>,
+    [calm, killed]: [Wave; 2],
+) -> Found {
+    let ms = |percentile: f64| {
+        let found = Duration::from_micros(spread.value_at_percentile(percentile));
+        found.as_secs_f64() * 1_000.0
+    };
+    Found {
+        instances: filled.live,
+        sessions: flags.sessions,
+        fill_seconds: filled.seconds,
+        watchers: flags.watchers,
+        changes: flags.changes,
+        change_to_watcher_p50_ms: ms(50.0),
+        change_to_watcher_p99_ms: ms(99.0),
+        change_to_watcher_max_ms: ms(100.0),
+        ttl_seconds: flags.ttl,
+        dead: filled.doomed,
+        gone_seconds: calm.seconds,
+        gone_with_leader_killed_seconds: killed.seconds,
+        gone_after_new_leader_seconds: killed.seconds_led,
+        live_removed: watching.audit.wrongly_removed(),
+        live_sessions_lost: filled.sessions.iter().filter(|session| session.is_lost()).count(),
+    }
 }
 
 fn leader(cluster: &Cluster) -> Result<usize> {

@@ -1,7 +1,6 @@
 //! What is done to the registry: it is filled, watched and changed, and sessions die.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -10,10 +9,10 @@ use conclave_proto::v1;
 use hdrhistogram::Histogram;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
-use v1::instance_change::{Kind, Reason};
 use v1::registry_service_client::RegistryServiceClient;
 
 use super::Registry;
+use super::audit::{Audit, DOOMED, Witness};
 
 /// Calls in flight while the registry is filled.
 const IN_FLIGHT: usize = 512;
@@ -27,6 +26,8 @@ const REPORTS_MAX: usize = 100_000;
 /// The service whose changes are measured, and its instance that changes.
 const MEASURED: usize = 0;
 const PROBE: &str = "probe";
+/// One of so many sessions dies in a wave.
+const WAVE_OF: usize = 10;
 
 fn service(number: usize) -> String {
     format!("drill/s{number:04}")
@@ -47,12 +48,19 @@ pub(super) struct Drill {
 /// What is registered.
 pub(super) struct Filled {
     pub(super) sessions: Vec<Session>,
-    /// Instances of all sessions, and of those that are going to die in the first and second wave.
+    /// Instances of all sessions, and of those that are going to die in each wave.
     pub(super) live: usize,
     pub(super) doomed: [usize; 2],
     pub(super) seconds: f64,
     /// Holds the instance that changes.
     probe: i64,
+}
+
+/// When only the living were left.
+pub(super) struct Gone {
+    /// When the cluster answered for the first time since it was asked.
+    pub(super) served: Instant,
+    pub(super) at: Instant,
 }
 
 /// Who watches.
@@ -62,47 +70,17 @@ pub(super) struct Watching {
     _tasks: JoinSet<()>,
 }
 
-/// What the auditors of all services saw.
-#[derive(Default)]
-pub(super) struct Audit {
-    wrong: AtomicUsize,
-    is_over: AtomicBool,
-}
-
-impl Audit {
-    /// Instances of sessions that live which were removed. Ids of the doomed begin with `x`.
-    pub(super) fn wrongly_removed(&self) -> usize {
-        self.wrong.load(Ordering::Relaxed)
-    }
-
-    fn note(&self, message: &v1::InstanceWatchResponse) {
-        for change in &message.changes {
-            let Some(instance) = &change.instance else { continue };
-            let is_loss = change.kind() == Kind::Removed || instance.stale;
-            if is_loss && !instance.id.starts_with('x') && change.reason() != Reason::Deregistered {
-                self.wrong.fetch_add(1, Ordering::Relaxed);
-            }
-        }
-    }
-}
-
-impl Drop for Watching {
-    fn drop(&mut self) {
-        self.audit.is_over.store(true, Ordering::Relaxed);
-    }
-}
-
 impl Drill {
     fn client(&self) -> Result<Client> {
         Ok(Client::builder(&self.endpoints).timeout(PATIENCE).build()?)
     }
 
-    /// Begins all sessions and registers all instances; a tenth of the sessions lives on each of the two
+    /// Begins all sessions and registers all instances; a share of the sessions lives on each of the two
     /// runtimes that are going to die.
     pub(super) async fn fill(&mut self, doomed: [tokio::runtime::Handle; 2]) -> Result<Filled> {
         let begun = Instant::now();
         let Registry { sessions, .. } = self.flags;
-        let part = sessions / 20;
+        let part = sessions / WAVE_OF;
         let own = self.client()?;
         let mut begun_sessions = begin(&own, sessions - 2 * part, self.flags.ttl).await?;
         let mut ids: Vec<(i64, bool)> =
@@ -146,7 +124,7 @@ impl Drill {
                 let client = clients[number % clients.len()].clone();
                 let services = self.flags.services;
                 calls.spawn(async move {
-                    let mark = if is_doomed { 'x' } else { 'i' };
+                    let mark = if is_doomed { DOOMED } else { 'i' };
                     let id = format!("{mark}{number:06}-{place}");
                     let address = format!("10.0.0.1:{}", 1 + number % 60_000);
                     let at = (number * per + place) % services;
@@ -182,6 +160,7 @@ impl Drill {
             let (audit, client) = (Arc::clone(&audit), shared.clone());
             tasks.spawn(async move {
                 let mut ready = Some(ready);
+                let mut witness = Witness::new(audit);
                 let mut changes =
                     client.service(service(at)).changes(v1::InstanceFilter::default());
                 loop {
@@ -193,8 +172,8 @@ impl Drill {
                         }
                     };
                     let seen = Instant::now();
+                    witness.note(&message);
                     if message.snapshot() == v1::instance_watch_response::Snapshot::None {
-                        audit.note(&message);
                         for number in probes(&message) {
                             report.send((number, seen)).await.ok();
                         }
@@ -219,7 +198,7 @@ impl Drill {
         &self,
         filled: &Filled,
         watching: &Watching,
-    ) -> Result<(Histogram<u64>, usize)> {
+    ) -> Result<Histogram<u64>> {
         let mut spread = Histogram::new(3)?;
         let client = self.client()?;
         let mut reports = watching.reports.lock().await;
@@ -236,7 +215,7 @@ impl Drill {
                 spread.record(u64::try_from(took).unwrap_or(u64::MAX))?;
             }
         }
-        Ok((spread, self.flags.changes))
+        Ok(spread)
     }
 
     /// How many instances live, by the registry.
@@ -247,13 +226,17 @@ impl Drill {
         Ok((usize::try_from(live)?, usize::try_from(stale)?))
     }
 
-    pub(super) async fn until_live(&self, wanted: usize, begun: Instant) -> Result<Duration> {
+    /// Waits until so many instances live and no others are kept.
+    pub(super) async fn until_live(&self, wanted: usize) -> Result<Gone> {
         let client = self.client()?;
+        let begun = Instant::now();
+        let mut served = None;
         loop {
             let (live, stale) = self.live(&client).await?;
+            let served = *served.get_or_insert_with(Instant::now);
             ensure!(live >= wanted, "{live} instances live, {wanted} are expected to");
             if (live, stale) == (wanted, 0) {
-                return Ok(begun.elapsed());
+                return Ok(Gone { served, at: Instant::now() });
             }
             ensure!(begun.elapsed() < PATIENCE, "{live} of {wanted} instances live, {stale} stale");
             tokio::time::sleep(POLL).await;
