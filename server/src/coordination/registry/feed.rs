@@ -16,12 +16,13 @@ use conclave_state_machine::registry::view::{Delta, KeyChange, View};
 use conclave_state_machine::registry::{key, lost_key, span};
 use conclave_state_machine::response::{Cause, KeyValue};
 use parking_lot::Mutex;
-use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore, broadcast};
+use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
 use tokio_util::task::AbortOnDropHandle;
 use tonic::Status;
 
 use super::encoded;
 use super::history::History;
+use super::ring::{Ring, Steps};
 use crate::api::context::Context;
 use crate::api::kv::off_thread;
 use crate::status;
@@ -29,8 +30,6 @@ use crate::watch::LocalWatch;
 
 /// Services that are watched on one member.
 const FEEDS_MAX: usize = 10_000;
-/// Steps that a watcher may be behind before it starts over with a snapshot.
-const STEPS_MAX: usize = 1_024;
 /// Clients that watch on one member.
 const WATCHERS_MAX: usize = 100_000;
 /// Reads for watchers that run at the same time: one may take as much memory as a service does.
@@ -68,7 +67,7 @@ pub(super) struct Subscription {
     /// Goes when the service changes: nobody but the feed keeps a view, however slowly its client reads.
     pub(super) view: Weak<View>,
     pub(super) revision: i64,
-    pub(super) steps: broadcast::Receiver<Arc<Step>>,
+    pub(super) steps: Steps,
 }
 
 /// The feeds of one member, for as long as somebody holds them.
@@ -157,11 +156,11 @@ impl Slot {
     pub(super) fn subscribe(&self) -> Result<Subscription, Status> {
         let feed = self.feed.get().ok_or_else(|| status::internal(&NotOpen))?;
         let state = feed.state.lock();
-        let Some(sender) = &state.steps else {
+        let Some(steps) = &state.steps else {
             return Err(Status::unavailable("conclave: the watch of the service ended"));
         };
         let (view, revision) = (Arc::downgrade(&state.view), state.revision);
-        Ok(Subscription { view, revision, steps: sender.subscribe() })
+        Ok(Subscription { view, revision, steps: steps.subscribe() })
     }
 }
 
@@ -173,7 +172,7 @@ struct State {
     view: Arc<View>,
     revision: i64,
     /// `None` once the task has ended.
-    steps: Option<broadcast::Sender<Arc<Step>>>,
+    steps: Option<Ring>,
 }
 
 impl State {
@@ -183,10 +182,9 @@ impl State {
         let step = Arc::new(step(Arc::make_mut(&mut self.view), at, changes, causes));
         self.revision = at.0;
         if !step.changes.is_empty()
-            && let Some(steps) = &self.steps
+            && let Some(steps) = &mut self.steps
         {
-            // Nobody may be there just now.
-            steps.send(step).ok();
+            steps.send(step);
         }
     }
 }
@@ -206,9 +204,8 @@ impl Feed {
         let (key, range_end) = span(&service);
         let start_revision = revision + 1;
         watch.add(WatchCreateRequest { key, range_end, start_revision, ..Default::default() });
-        let (steps, _) = broadcast::channel(STEPS_MAX);
         let view = Arc::new(view);
-        let state = Arc::new(Mutex::new(State { view, revision, steps: Some(steps) }));
+        let state = Arc::new(Mutex::new(State { view, revision, steps: Some(Ring::new()) }));
         let follower = Follower { state: Arc::clone(&state), service, reader, watch };
         let task = AbortOnDropHandle::new(tokio::spawn(follower.run()));
         Ok(Self { state, task })
@@ -345,7 +342,7 @@ mod tests {
     async fn who_reads_slowly_keeps_no_view() {
         let service = Bytes::from_static(b"api");
         let view = Arc::new(View::new(Bytes::clone(&service)));
-        let state = State { view, revision: 1, steps: Some(broadcast::channel(STEPS_MAX).0) };
+        let state = State { view, revision: 1, steps: Some(Ring::new()) };
         let state = Arc::new(Mutex::new(state));
         let task = AbortOnDropHandle::new(tokio::spawn(std::future::pending()));
         let slot =

@@ -14,6 +14,7 @@
 //! | `discover` | pages of instances, services, Prometheus' targets |
 //! | `feed`, `watch` | one view of each watched service; its watchers |
 //! | `encoded` | what watchers are told, as bytes |
+//! | `ring` | what watchers are still to be told, bounded |
 //! | `history` | what watchers missed that resume |
 //! | `keeper` | times that the leader measures |
 //! | `checks`, `schedule`, `probe` | active checks by the leader |
@@ -25,6 +26,7 @@ mod feed;
 mod history;
 mod keeper;
 mod probe;
+mod ring;
 mod schedule;
 mod show;
 mod watch;

@@ -14,7 +14,7 @@ use conclave_proto::v1;
 use conclave_state_machine::registry::check;
 use conclave_state_machine::registry::view::View;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::sync::broadcast::{self, error::RecvError};
+use tokio::sync::broadcast::error::RecvError;
 use tonic::codec::{BufferSettings, Codec, EncodeBuf, Encoder};
 use tonic::server::{NamedService, ServerStreamingService};
 use tonic::{Code, Request, Response, Status};
@@ -26,6 +26,7 @@ use super::discover::{self, may_see};
 use super::encoded;
 use super::feed::{Feeds, Slot, Step};
 use super::history::Missed;
+use super::ring::Steps;
 use super::show::Filter;
 use crate::api::COMPRESSION;
 use crate::api::context::{Context, must_have_leader};
@@ -154,7 +155,7 @@ struct Watcher {
     service: Bytes,
     slot: Arc<Slot>,
     filter: Filter,
-    steps: broadcast::Receiver<Arc<Step>>,
+    steps: Steps,
     /// What the client knows, or is due to hear.
     revision: i64,
     /// The rest of one revision, from a place in it on.
@@ -295,12 +296,15 @@ impl Watcher {
     /// Waits for the next step.
     async fn follow(&mut self) -> Result<(), Status> {
         match self.steps.recv().await {
-            // What the client knew before it asked.
-            Ok(step) if step.revision <= self.revision => {}
-            Ok(step) => {
-                self.revision = step.revision;
-                self.due = Some((step, 0));
-            }
+            Ok(told) => match told.step() {
+                // What the client knew before it asked.
+                Some(step) if step.revision <= self.revision => {}
+                Some(step) => {
+                    self.revision = step.revision;
+                    self.due = Some((step, 0));
+                }
+                None => self.start_over(Snapshot::Behind)?,
+            },
             Err(RecvError::Lagged(_)) => self.start_over(Snapshot::Behind)?,
             Err(RecvError::Closed) => {
                 return Err(Status::unavailable("conclave: the watch of the service ended"));
