@@ -39,8 +39,9 @@ use crate::events::Events;
 use crate::head::Head;
 use crate::outcome::Stop;
 use crate::overlay::Overlay;
-use crate::read::Read;
-use crate::response::{Halt, KeyValue, RegistryResponse};
+use crate::read::{Read, Table};
+use crate::response::{Cause, Halt, KeyValue, RegistryResponse};
+use crate::rows::rev::RevRow;
 use record::Record;
 
 /// Between the name of a service and the ids of its lost instances.
@@ -137,6 +138,18 @@ pub(crate) fn apply<R: Read>(
         RegistryCommand::Settle(command) => Ok(settle::apply(&mut change, term, command)?),
         RegistryCommand::Configure(command) => Ok(settle::configure(&mut change, command)?),
     }
+}
+
+/// Why an instance that is not there went; `None` if it is there, or nobody knows (any more). What is asked for
+/// may be compacted meanwhile.
+///
+/// # Errors
+/// [`Halt`] if the storage fails or a row is damaged.
+pub fn removal<R: Read>(rows: &R, service: &[u8], id: &str) -> Result<Option<Cause>, Halt> {
+    let before = Before::load(rows, &key(service, id))?;
+    let Before { modified: Some(at), kv: None } = before else { return Ok(None) };
+    let row = rows.get(Table::Rev, &at.row_key())?;
+    row.map(|row| RevRow::decode(at, &row).map(|row| row.cause)).transpose()
 }
 
 /// An instance as it is stored.

@@ -1,11 +1,11 @@
 //! `conclave service`: register an instance for as long as a command runs, see and follow instances,
 //! drain them.
 
-use std::{pin::pin, time::Duration};
+use std::{collections::BTreeSet, pin::pin, time::Duration};
 
 use clap::{Args, Subcommand};
 use conclave_client::{
-    registry::{Check, CheckKind, Record, Registration, Service, State},
+    registry::{Check, CheckKind, Details, Record, Registration, Service, State},
     v1::{
         Instance, InstanceChange, InstanceFilter, ServiceSummary, instance_change::Kind,
         instance_watch_response::Snapshot,
@@ -80,13 +80,13 @@ pub(crate) struct Register {
     /// How long it outlives this process if that ends without a word.
     #[arg(long, default_value = "10s", value_parser = conclave_server::config::duration)]
     ttl: Duration,
-    /// What the server is to check: tcp, http, http:PATH, grpc or grpc:SERVICE.
-    #[arg(long, value_parser = check)]
-    check: Option<Check>,
+    /// What the server is to check: tcp, http[:PATH] or grpc[:SERVICE]; several as NAME=tcp and so on, repeated.
+    #[arg(long, value_name = "[NAME=]KIND[:TARGET]", value_parser = check)]
+    check: Vec<(String, Check)>,
     /// From one check to the next.
     #[arg(long, requires = "check", value_parser = conclave_server::config::duration)]
     check_interval: Option<Duration>,
-    /// Remove it when it was critical for so long.
+    /// Remove it when a check found it critical for so long; it comes back when it takes connections again.
     #[arg(long, requires = "check", value_parser = conclave_server::config::duration)]
     remove_after: Option<Duration>,
     /// Time for clients to notice that it drains, before the command is ended.
@@ -157,15 +157,19 @@ fn switch(text: &str) -> Result<bool, String> {
     }
 }
 
-fn check(text: &str) -> Result<Check, String> {
-    let (kind, target) = text.split_once(':').unwrap_or((text, ""));
+/// A check and its name, which is empty if it has none.
+fn check(text: &str) -> Result<(String, Check), String> {
+    // Targets may hold `=`, but only after a `:`.
+    let named = text.split_once('=').filter(|(name, _)| !name.contains(':'));
+    let (name, what) = named.unwrap_or(("", text));
+    let (kind, target) = what.split_once(':').unwrap_or((what, ""));
     let kind = match kind {
         "tcp" if target.is_empty() => CheckKind::Tcp,
         "http" => CheckKind::Http,
         "grpc" => CheckKind::Grpc,
-        _ => return Err("expected tcp, http[:PATH] or grpc[:SERVICE]".to_owned()),
+        _ => return Err("expected [NAME=]tcp, http[:PATH] or grpc[:SERVICE]".to_owned()),
     };
-    Ok(Check { kind, target: target.to_owned(), ..Check::default() })
+    Ok((name.to_owned(), Check { kind, target: target.to_owned(), ..Check::default() }))
 }
 
 fn ms(time: Duration) -> u64 {
@@ -247,10 +251,15 @@ async fn registered(service: &Service, arguments: &Register) -> Result<Registrat
     for (name, value) in &arguments.meta {
         register = register.metadata(name, value.as_str());
     }
-    if let Some(mut check) = arguments.check.clone() {
+    let mut names = BTreeSet::new();
+    for (name, mut check) in arguments.check.iter().cloned() {
+        if !names.insert(name.clone()) {
+            return Err(Failure::error(format!("two checks have the name {name:?}")));
+        }
         check.interval_ms = arguments.check_interval.map_or(0, ms);
         check.remove_after_ms = arguments.remove_after.map_or(0, ms);
-        register = register.check(check);
+        register =
+            if name.is_empty() { register.check(check) } else { register.named_check(name, check) };
     }
     Ok(register.await?)
 }
@@ -299,7 +308,7 @@ fn summaries(context: &Context, services: &[ServiceSummary]) -> Result<(), Failu
 }
 
 const TITLES: &[&str] =
-    &["id", "address", "state", "health", "version", "zone", "tags", "marks", "session"];
+    &["id", "address", "state", "health", "version", "zone", "tags", "marks", "session", "checks"];
 
 fn instances(context: &Context, found: &[Instance]) -> Result<(), Failure> {
     let rows = found.iter().map(cells).collect();
@@ -322,7 +331,25 @@ fn cells(instance: &Instance) -> Vec<Value> {
         json!(record.tags.join(" ")),
         json!(marks.join(" ")),
         json!(format!("{:016x}", instance.session)),
+        json!(checks(&record.details)),
     ]
+}
+
+/// What each check found last.
+fn checks(details: &Details) -> String {
+    let found = details.all_checks().map(|(name, _)| {
+        let result = details.result(name);
+        let name = if name.is_empty() { "check" } else { name };
+        match result {
+            None => format!("{name} unknown"),
+            Some(found) => {
+                let health = json!(found.health);
+                let health = health.as_str().unwrap_or_default();
+                format!("{name} {health} ({})", found.output)
+            }
+        }
+    });
+    found.collect::<Vec<_>>().join("; ")
 }
 
 async fn watch(context: &Context, wanted: &Wanted) -> Result<(), Failure> {

@@ -58,43 +58,25 @@ fn services_are_registered_seen_and_drained() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("its address").to_string();
     let mut watch = running(&endpoint, &["watch", "api"]);
-    let mut first = running(
-        &endpoint,
-        &[
-            "register",
-            "api",
-            &address,
-            "--id",
-            "a",
-            "--tag",
-            "blue",
-            "--zone",
-            "x",
-            "--version",
-            "1",
-            "--meta",
-            "team=shop",
-            "--check",
-            "tcp",
-            "--check-interval",
-            "500ms",
-            "--drain",
-            "300ms",
-            "--",
-            "sleep",
-            "600",
-        ],
+    let register = format!(
+        "register api {address} --id a --tag blue --zone x --version 1 --meta team=shop --check tcp \
+         --check ready=tcp --check-interval 500ms --drain 300ms -- sleep 600"
     );
+    let mut first = running(&endpoint, &register.split(' ').collect::<Vec<_>>());
     assert_eq!(first.line(), "a of api is registered");
     // Present already, if the watch began late.
     let line = watch.line();
     assert!(line.contains(" added ") || line.contains(" present "), "{line}");
-    assert!(line.ends_with(&format!(" a {address} up passing")), "{line}");
+    // Unknown until it was checked.
+    assert!(line.contains(&format!(" a {address} up ")), "{line}");
     let mut second = running(&endpoint, &["register", "api", "h:2", "--drain", "10ms"]);
     assert_eq!(second.line(), "h:2 of api is registered");
     assert_eq!(service(&endpoint, &["ls"]), "api, 2, 0, on, on\n");
     assert_eq!(service(&endpoint, &["ls", "none"]), "");
 
+    until(&endpoint, "it is checked", |found| {
+        found[0]["checks"] == "check passing (connected); ready passing (connected)"
+    });
     let blue = found(&endpoint, &["resolve", "api", "--tag", "blue", "--meta", "team=shop"]);
     let first_of = |name: &str| blue[0][name].as_str().unwrap_or_default().to_owned();
     assert_eq!(

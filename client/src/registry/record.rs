@@ -1,6 +1,6 @@
 //! How a balanced channel sees an instance.
 
-use conclave_state_machine::registry::record::{Health, Record, State};
+use conclave_state_machine::registry::record::{Record, State};
 
 use crate::balance::Instance;
 
@@ -10,7 +10,7 @@ impl From<&Record> for Instance {
         // Not even when all others are unwell shall one that drains get calls.
         let weight = if state == State::Draining { 0 } else { record.weight };
         let is_healthy = matches!(state, State::Up | State::Draining)
-            && record.health_shown() < Health::Critical
+            && record.health_shown().is_good()
             && !record.details.is_damped;
         let zone = record.zone.clone();
         Self { weight, zone, is_healthy, ..Self::new(&record.id, &record.address) }
@@ -19,6 +19,8 @@ impl From<&Record> for Instance {
 
 #[cfg(test)]
 mod tests {
+    use conclave_state_machine::registry::record::{Check, Health};
+
     use super::*;
 
     #[test]
@@ -30,6 +32,9 @@ mod tests {
         let mut record = Record::new("h:1");
         record.details.health = Health::Critical;
         assert!(!Instance::from(&record).is_healthy);
+        record.details.health = Health::Passing;
+        record.details.check = Some(Check::default());
+        assert!(!Instance::from(&record).is_healthy, "nobody has looked yet");
         record.details.override_state = Some(State::Draining);
         assert_eq!(Instance::from(&record).weight, 0);
     }

@@ -105,6 +105,13 @@ impl Register {
         self
     }
 
+    /// Lets the server find out by one more check, of this name. The worst of what the owner says and all checks
+    /// find counts; at most 8 are made of an instance.
+    pub fn named_check(mut self, name: impl Into<String>, check: Check) -> Self {
+        self.record.details.checks.insert(name.into(), check);
+        self
+    }
+
     /// A further address, as `scheme://host:port`.
     pub fn endpoint(mut self, name: impl Into<String>, url: impl Into<String>) -> Self {
         self.record.details.endpoints.insert(name.into(), url.into());

@@ -76,6 +76,7 @@ pub fn checked(message: internal::RegistryChecked) -> Result<RegistryCommand, Re
         service: message.service.into(),
         id: message.id,
         fence: message.fence,
+        check: message.check,
         output: message.output,
         now_ms: message.now_unix_ms,
         is_damping: message.damping,
@@ -125,5 +126,6 @@ fn health(number: i32) -> Result<Option<Health>, Rejection> {
         v1::InstanceHealth::Passing => Some(Health::Passing),
         v1::InstanceHealth::Warning => Some(Health::Warning),
         v1::InstanceHealth::Critical => Some(Health::Critical),
+        v1::InstanceHealth::Unknown => Some(Health::Unknown),
     })
 }

@@ -51,7 +51,7 @@ async fn no_live_instance_disappears_when_leaders_change() {
 }
 
 /// An instance that takes connections while it is well.
-async fn instance(is_well: Arc<AtomicBool>) -> String {
+pub(crate) async fn instance(is_well: Arc<AtomicBool>) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     tokio::spawn(async move {
@@ -88,28 +88,33 @@ async fn checks_are_handed_over_to_the_next_leader() {
     };
     let mut record =
         Record { id: "a".to_owned(), ..Record::new(instance(Arc::clone(&is_well)).await) };
-    record.details.check = Some(check);
+    record.details.check = Some(check.clone());
+    let ready = Check { target: "ready".to_owned(), ..check };
+    record.details.checks.insert("ready".to_owned(), ready);
     let gone = leader(&servers).await;
     let gone = servers.remove(gone);
     let mut watched = Watched::open(&servers[0], 0).await;
     register(&servers[1], own.id(), &record).await;
     let health = |watched: &Watched| watched.known.get("a").map(v1::Instance::health);
     let found = |watched: &Watched| {
-        let known = watched.known.get("a")?;
-        Record::decode("a", &known.record)?.details.checked
+        let checks = watched.known.get("a").map(|known| known.checks.clone()).unwrap_or_default();
+        checks.into_iter().map(|check| (check.name, check.output)).collect::<Vec<_>>()
     };
-    watched.until(|watched| found(watched).is_some()).await;
+    let both = |output: &str| {
+        [("", output), ("ready", output)].map(|(name, output)| (name.to_owned(), output.to_owned()))
+    };
+    watched.until(|watched| found(watched) == both("HTTP 200 OK")).await;
     assert_eq!(health(&watched), Some(v1::InstanceHealth::Passing));
     is_well.store(false, Ordering::Relaxed);
-    watched.until(|watched| health(watched) == Some(v1::InstanceHealth::Critical)).await;
-    assert_eq!(found(&watched).unwrap().output, "HTTP 500 Internal Server Error");
+    watched.until(|watched| found(watched) == both("HTTP 500 Internal Server Error")).await;
+    assert_eq!(health(&watched), Some(v1::InstanceHealth::Critical));
     soon("the leader stops", gone.running.stop()).await;
     is_well.store(true, Ordering::Relaxed);
     watched.until(|watched| health(watched) == Some(v1::InstanceHealth::Passing)).await;
     is_well.store(false, Ordering::Relaxed);
     watched.until(|watched| health(watched) == Some(v1::InstanceHealth::Critical)).await;
-    // Registered, found well, then a commit for each change and no more.
-    assert!(watched.told.len() <= 6, "{:?}", watched.told);
+    // Registered, found well, then a commit for each change of one of the two and no more.
+    assert!(watched.told.len() <= 11, "{:?}", watched.told);
 }
 
 /// Rows that the registry keeps beside keys, as text.

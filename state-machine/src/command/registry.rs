@@ -108,6 +108,8 @@ pub struct CheckResult {
     pub id: String,
     /// Create revision of the instance that was checked.
     pub fence: i64,
+    /// Name of the check; empty for the one that has none.
+    pub check: String,
     /// What they found.
     pub health: Health,
     /// In words.

@@ -1,7 +1,7 @@
 //! Changes of an instance: by its owner, an operator, or what a check found.
 
 use super::enroll::is_suppressed;
-use super::record::{Checked, Health, Record, State};
+use super::record::{Checked, Details, Health, Record, State};
 use super::{Stored, damping, index, stored};
 use crate::change::Change;
 use crate::command::{CheckResult, InstanceUpdate};
@@ -49,14 +49,27 @@ pub(super) fn checked<R: Read>(
     change: &mut Change<'_, '_, R>,
     command: &CheckResult,
 ) -> Result<PrimitiveResponse, Stop> {
-    let CheckResult { service, id, fence, health, output, now_ms, is_damping } = command;
+    let CheckResult { service, id, fence, check, now_ms, is_damping, .. } = command;
     let known = stored(change.rows, service, id)?
         .filter(|known| known.kv.create_revision == *fence)
-        .filter(|known| known.record.details.check.is_some())
+        .filter(|known| known.record.details.all_checks().any(|(name, _)| name == check))
         .ok_or(Rejection::InstanceNotFound)?;
     let mut record = known.record.clone();
-    record.details.checked = Some(Checked { health: *health, output: output.clone() });
+    note(&mut record.details, command);
     Ok(write(change, (service, id), known, record, (*now_ms, *is_damping))?)
+}
+
+/// Takes in what a check found.
+fn note(details: &mut Details, command: &CheckResult) {
+    let CheckResult { check, health, output, now_ms, .. } = command;
+    let found = Checked { health: *health, output: output.clone(), since_ms: 0 };
+    if check.is_empty() {
+        details.checked = Some(found);
+        return;
+    }
+    let before = details.results.get(check).filter(|before| before.health == *health);
+    let since_ms = before.map_or(*now_ms, |before| before.since_ms);
+    details.results.insert(check.clone(), Checked { since_ms, ..found });
 }
 
 /// Writes what an instance has become, unless that is what it was.
@@ -72,7 +85,7 @@ fn write<R: Read>(
         let (number, revision) = (kv.create_revision, kv.mod_revision);
         return Ok(PrimitiveResponse { is_done: false, number, revision });
     }
-    let (was, is) = (old.health_shown(), record.health_shown());
+    let (was, is) = (old.health_known(), record.health_known());
     let is_damping = is_damping && !index::service(change.rows, service)?.is_damping_off;
     if is_damping && was < Health::Critical && is == Health::Critical {
         damping::note(change.rows, service, id, now_ms)?;

@@ -1,6 +1,6 @@
 //! What commands of the registry must be; the server checks before it proposes.
 
-use super::record::{Check, Record};
+use super::record::{Check, Details, Record};
 use crate::command::{CheckResult, InstanceUpdate, Register, RegistryCommand, Settle};
 use crate::primitives::check::once;
 use crate::response::Rejection;
@@ -31,6 +31,10 @@ pub const CHECK_TIMEOUT_MS_MAX: u64 = 30_000;
 pub const CHECK_FAILURES: u32 = 3;
 /// Most checks in a row that a change of state can take.
 pub const CHECKS_IN_ROW_MAX: u32 = 100;
+/// Most checks of an instance.
+pub const CHECKS_MAX: usize = 8;
+/// Longest name of a check.
+pub const CHECK_NAME_BYTES_MAX: usize = 64;
 /// Longest path or service name of a check.
 pub const CHECK_TARGET_BYTES_MAX: usize = 1_024;
 
@@ -46,8 +50,9 @@ pub fn command(command: &RegistryCommand) -> Result<(), Rejection> {
             once(command.once, false)
         }
         RegistryCommand::Update(update) => self::update(update),
-        RegistryCommand::Checked(CheckResult { service, id, output, .. }) => {
+        RegistryCommand::Checked(CheckResult { service, id, check, output, .. }) => {
             names(service, id)?;
+            check_name(check)?;
             self::output(output)
         }
         RegistryCommand::Settle(Settle { items, .. }) if items.len() > SETTLE_MAX => {
@@ -74,17 +79,39 @@ pub fn register(register: &Register) -> Result<Record, Rejection> {
         return Err(Rejection::InvalidInstance("too many tags"));
     }
     output(&record.details.output)?;
-    match &record.details.check {
-        Some(check) => active(check).map(|()| record),
-        None => Ok(record),
-    }
+    checks(&record.details)?;
+    Ok(record)
 }
 
 /// Checks what an instance says about how to check it. Nobody did so if it came by etcd's API.
 ///
 /// # Errors
 /// [`Rejection::InvalidInstance`].
-pub fn active(check: &Check) -> Result<(), Rejection> {
+pub fn checks(details: &Details) -> Result<(), Rejection> {
+    if details.all_checks().count() > CHECKS_MAX {
+        return Err(Rejection::InvalidInstance("an instance has at most 8 checks"));
+    }
+    if details.checks.contains_key("") {
+        return Err(Rejection::InvalidInstance("a check has no name"));
+    }
+    details.all_checks().try_for_each(|(name, check)| {
+        check_name(name)?;
+        active(check)
+    })
+}
+
+fn check_name(name: &str) -> Result<(), Rejection> {
+    if name.len() > CHECK_NAME_BYTES_MAX || name.bytes().any(|byte| byte.is_ascii_control()) {
+        return Err(Rejection::InvalidInstance("the name of a check is too long or no text"));
+    }
+    Ok(())
+}
+
+/// Checks one check.
+///
+/// # Errors
+/// [`Rejection::InvalidInstance`].
+fn active(check: &Check) -> Result<(), Rejection> {
     let interval_ok = check.interval_ms == 0
         || (CHECK_INTERVAL_MS_MIN..=CHECK_MS_MAX).contains(&check.interval_ms);
     if !interval_ok || check.remove_after_ms > CHECK_MS_MAX {
@@ -123,7 +150,11 @@ pub fn service(service: &[u8]) -> Result<(), Rejection> {
         .map(drop)
 }
 
-pub(super) fn names(service: &[u8], id: &str) -> Result<(), Rejection> {
+/// Checks the names of a service and an instance.
+///
+/// # Errors
+/// [`Rejection::InvalidInstance`].
+pub fn names(service: &[u8], id: &str) -> Result<(), Rejection> {
     self::service(service)?;
     if id.is_empty() || id.len() > ID_BYTES_MAX {
         return Err(Rejection::InvalidInstance("the id of the instance is empty or too long"));

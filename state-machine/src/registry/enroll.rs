@@ -1,8 +1,10 @@
 //! Register and deregister.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
 
-use super::record::{Health, Record};
+use super::record::{Checked, Details, Health, Record};
 use super::{Stored, check, damping, drop_lost, index, stored};
 use crate::change::{Before, Change};
 use crate::command::{Deregister, Register, RegisterMode};
@@ -73,25 +75,36 @@ fn complete<R: Read>(
     details.ttl_seconds = lease.ttl;
     details.lost_ms = 0;
     details.override_state = known.and_then(|known| known.details.override_state);
-    let is_checked_alike = known.is_some_and(|known| known.details.check == details.check);
-    let checked =
-        known.filter(|_| is_checked_alike).and_then(|known| known.details.checked.clone());
-    details.checked = checked;
+    (details.checked, details.results) = results(details, known.map(|known| &known.details));
     details.registered_ms = own.map_or(*now_ms, |own| own.details.registered_ms);
     details.is_damped = known.is_some_and(|known| known.details.is_damped);
-    let comes_up = known.is_none_or(|known| known.health_shown() == Health::Critical)
-        && record.health_shown() < Health::Critical;
+    let comes_up = known.is_none_or(|known| known.health_known() == Health::Critical)
+        && record.health_known() < Health::Critical;
     if comes_up && *is_damping {
         record.details.is_damped |= is_suppressed(rows, (service, id), *now_ms)?;
     }
     let is_as_before = own.is_some_and(|own| {
-        (own.state_shown(), own.health_shown()) == (record.state_shown(), record.health_shown())
+        (own.state_shown(), own.health_known()) == (record.state_shown(), record.health_known())
     });
     record.details.changed_ms = match own {
         Some(own) if is_as_before => own.details.changed_ms,
         Some(_) | None => *now_ms,
     };
     Ok(())
+}
+
+/// What is known of checks that are as they were.
+fn results(
+    details: &Details,
+    known: Option<&Details>,
+) -> (Option<Checked>, BTreeMap<String, Checked>) {
+    let Some(known) = known else { return Default::default() };
+    let checked = known.checked.as_ref().filter(|_| known.check == details.check);
+    let alike =
+        details.checks.iter().filter(|(name, check)| known.checks.get(*name) == Some(check));
+    let found =
+        alike.filter_map(|(name, _)| Some((name.clone(), known.results.get(name)?.clone())));
+    (checked.cloned(), found.collect())
 }
 
 /// Whether an instance that comes up now is damped.

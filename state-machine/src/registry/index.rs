@@ -268,22 +268,34 @@ impl Facts {
             let lost = Due { what: Settlement::DropLost, stamp: details.lost_ms, wait_ms };
             return Facts { has_check: false, dues: vec![lost] };
         }
+        let due = |what, wait_ms| Due { what, stamp: details.changed_ms, wait_ms };
         let mut dues = Vec::new();
-        let mut add = |what: Settlement, wait_ms: u64| {
-            dues.push(Due { what, stamp: details.changed_ms, wait_ms });
-        };
         if details.is_damped {
-            add(Settlement::Undamp, 0);
+            dues.push(due(Settlement::Undamp, 0));
         }
-        let remove_after_ms = details.check.as_ref().map_or(0, |check| check.remove_after_ms);
-        if remove_after_ms > 0 && record.health_shown() == Health::Critical {
-            add(Settlement::RemoveCritical, remove_after_ms);
-        }
+        dues.extend(removals(record));
         if details.drain_ms > 0 && record.state_shown() == State::Draining {
-            add(Settlement::RemoveDrained, details.drain_ms);
+            dues.push(due(Settlement::RemoveDrained, details.drain_ms));
         }
-        Facts { has_check: details.check.is_some(), dues }
+        let has_check = details.all_checks().next().is_some();
+        Facts { has_check, dues }
     }
+}
+
+/// The times after which an instance is removed because it is critical: one by each check that asks for it. A
+/// check with a name counts from its own result, the one without from whatever made the instance critical.
+pub(super) fn removals(record: &Record) -> impl Iterator<Item = Due> {
+    let details = &record.details;
+    details.all_checks().filter(|(_, check)| check.remove_after_ms > 0).filter_map(
+        |(name, check)| {
+            let stamp = if name.is_empty() {
+                (record.health_known() == Health::Critical).then_some(details.changed_ms)?
+            } else {
+                details.results.get(name).filter(|found| found.health == Health::Critical)?.since_ms
+            };
+            Some(Due { what: Settlement::RemoveCritical, stamp, wait_ms: check.remove_after_ms })
+        },
+    )
 }
 
 /// A key changed from one value to another. Whether it stands for an instance that lives now.

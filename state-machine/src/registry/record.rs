@@ -11,6 +11,8 @@ pub use value::{may_be_instance, may_be_lost};
 
 /// The weight of an instance that says nothing about it.
 pub const WEIGHT: u32 = 100;
+/// The latest layout of [`Details`] that is known here.
+pub const SCHEMA: u32 = 2;
 /// Name in `Instance` under which everything stands that Go's clients have no use for.
 pub const DETAILS: &str = "conclave";
 
@@ -51,15 +53,36 @@ pub enum State {
 /// assert_eq!(best(&[Health::Critical, Health::Warning]), Some(Health::Warning));
 /// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "snake_case", from = "String")]
 pub enum Health {
     /// Well, or nobody said otherwise.
     #[default]
     Passing,
+    /// Nobody has said. Also a word that only later versions know.
+    Unknown,
     /// Serving, but not well.
     Warning,
     /// Not to be called.
     Critical,
+}
+
+impl From<String> for Health {
+    fn from(word: String) -> Health {
+        match word.as_str() {
+            "passing" => Health::Passing,
+            "warning" => Health::Warning,
+            "critical" => Health::Critical,
+            _ => Health::Unknown,
+        }
+    }
+}
+
+impl Health {
+    /// Whether an instance that is so well shall get calls.
+    #[must_use]
+    pub fn is_good(self) -> bool {
+        matches!(self, Health::Passing | Health::Warning)
+    }
 }
 
 /// How the server finds out whether an instance is well.
@@ -140,6 +163,9 @@ pub struct Checked {
     /// What the check said that changed it.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub output: String,
+    /// Since when, by the wall clock of the leader of that time, in milliseconds; only of a check with a name.
+    #[serde(skip_serializing_if = "is_default")]
+    pub since_ms: i64,
 }
 
 /// An instance of a service.
@@ -211,6 +237,12 @@ pub struct Details {
     /// What it found; `None` before the first result.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub checked: Option<Checked>,
+    /// More checks, by name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub checks: BTreeMap<String, Check>,
+    /// What those found, by name.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub results: BTreeMap<String, Checked>,
     /// What an operator decided, whatever the owner says.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub override_state: Option<State>,
@@ -235,6 +267,38 @@ pub struct Details {
     /// The same, when a lost instance that is kept was lost; 0 for one that lives.
     #[serde(skip_serializing_if = "is_default")]
     pub lost_ms: i64,
+    /// Which layout this has, if it is not the first; see [`Details::layout`].
+    #[serde(skip_serializing_if = "is_default")]
+    pub schema_version: u32,
+    /// What only later versions know of, as it came.
+    #[serde(flatten)]
+    pub later: Map<String, Value>,
+}
+
+impl Details {
+    /// All checks, by name; the one that has none comes first, as the empty name.
+    pub fn all_checks(&self) -> impl Iterator<Item = (&str, &Check)> {
+        let named = self.checks.iter().map(|(name, check)| (name.as_str(), check));
+        self.check.iter().map(|check| ("", check)).chain(named)
+    }
+
+    /// What a check found; `None` before the first result.
+    #[must_use]
+    pub fn result(&self, name: &str) -> Option<&Checked> {
+        if name.is_empty() { self.checked.as_ref() } else { self.results.get(name) }
+    }
+
+    /// The layout by what is there: 1, [`SCHEMA`] with what came with that, or a later one that somebody wrote
+    /// who knows it.
+    #[must_use]
+    pub fn layout(&self) -> u32 {
+        let is_second = self.health == Health::Unknown || !self.checks.is_empty();
+        match self.schema_version {
+            later if later > SCHEMA => later,
+            _ if is_second => SCHEMA,
+            _ => 1,
+        }
+    }
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -255,19 +319,29 @@ impl Record {
         self.details.override_state.unwrap_or(self.state)
     }
 
-    /// The health that counts: the worse of what the owner says and what the server found.
+    /// The health that counts: the worst of what the owner says and what the checks found. As long as one of
+    /// those has found nothing it is unknown at best.
     #[must_use]
     pub fn health_shown(&self) -> Health {
-        let checked = self.details.checked.as_ref().map_or(Health::Passing, |found| found.health);
-        self.details.health.max(checked)
+        let details = &self.details;
+        let is_open = details.all_checks().any(|(name, _)| details.result(name).is_none());
+        self.health_known().max(if is_open { Health::Unknown } else { Health::Passing })
     }
 
-    /// Whether it shall get calls: it is up, not critical, and not damped.
+    /// The worst of what was said, whoever has not said anything yet. An owner who does not know leaves it to
+    /// the checks.
+    #[must_use]
+    pub fn health_known(&self) -> Health {
+        let details = &self.details;
+        let said = Some(details.health).filter(|health| *health != Health::Unknown);
+        let found = details.checked.iter().chain(details.results.values());
+        found.map(|found| found.health).chain(said).max().unwrap_or(Health::Unknown)
+    }
+
+    /// Whether it shall get calls: it is up, passing or warning, and not damped.
     #[must_use]
     pub fn is_healthy(&self) -> bool {
-        self.state_shown() == State::Up
-            && self.health_shown() < Health::Critical
-            && !self.details.is_damped
+        self.state_shown() == State::Up && self.health_shown().is_good() && !self.details.is_damped
     }
 
     /// Whether its session is lost and it is only kept because many others are lost, too.
@@ -292,5 +366,31 @@ mod tests {
         record.details.checked = None;
         record.details.override_state = Some(State::Draining);
         assert_eq!((record.state_shown(), record.is_healthy()), (State::Draining, false));
+    }
+
+    #[test]
+    fn the_worst_of_several_checks_counts_and_one_without_a_result_is_unknown() {
+        let mut record = Record::new("h:1");
+        record.details.checks =
+            ["live", "ready"].map(|name| (name.into(), Check::default())).into();
+        assert_eq!(
+            (record.health_shown(), record.health_known()),
+            (Health::Unknown, Health::Passing)
+        );
+        assert!(!record.is_healthy(), "nobody has looked");
+        let mut found = |name: &str, health| {
+            let found = Checked { health, ..Checked::default() };
+            record.details.results.insert(name.to_owned(), found);
+            (record.health_shown(), record.is_healthy())
+        };
+        assert_eq!(found("live", Health::Passing), (Health::Unknown, false));
+        assert_eq!(found("ready", Health::Warning), (Health::Warning, true));
+        assert_eq!(found("live", Health::Critical), (Health::Critical, false));
+        assert_eq!(found("live", Health::Passing), (Health::Warning, true));
+        record.details.health = Health::Unknown;
+        assert_eq!(record.health_shown(), Health::Warning, "the owner leaves it to the checks");
+        record.details.checks.clear();
+        record.details.results.clear();
+        assert_eq!(record.health_shown(), Health::Unknown, "nobody has said");
     }
 }

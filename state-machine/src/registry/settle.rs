@@ -59,12 +59,17 @@ fn amend<R: Read>(change: &mut Change<'_, '_, R>, item: &SettleItem) -> Result<b
     let SettleItem { service, id, stamp, what } = item;
     let Some(known) = stored(change.rows, service, id)? else { return Ok(false) };
     let mut record = known.record;
-    if record.details.changed_ms != *stamp {
+    let is_named = *what == Settlement::RemoveCritical && !record.details.checks.is_empty();
+    if record.details.changed_ms != *stamp && !is_named {
         return Ok(false);
     }
     let (is_due, cause) = match what {
+        Settlement::RemoveCritical if is_named => {
+            let is_due = index::removals(&record).any(|due| due.stamp == *stamp);
+            (is_due, Cause::CriticalTooLong)
+        }
         Settlement::RemoveCritical => {
-            (record.health_shown() == Health::Critical, Cause::CriticalTooLong)
+            (record.health_known() == Health::Critical, Cause::CriticalTooLong)
         }
         Settlement::RemoveDrained => (record.state_shown() == State::Draining, Cause::Drained),
         Settlement::Undamp | Settlement::DropLost | Settlement::Forget => {

@@ -10,7 +10,7 @@ use conclave_state_machine::history;
 use conclave_state_machine::read::{Read, Table};
 use conclave_state_machine::registry::record::{Check, Health, Record, State};
 use conclave_state_machine::registry::view::{Shown, View};
-use conclave_state_machine::registry::{index, span};
+use conclave_state_machine::registry::{self, index, span};
 use conclave_state_machine::response::RegistryResponse;
 
 use crate::language::{Parsed, Words, bytes, number, primitive};
@@ -47,8 +47,11 @@ pub(crate) fn command(name: &str, words: &mut Words) -> Parsed<Option<RegistryCo
                 is_damping: true,
                 ..CheckResult::default()
             };
-            for (_, value) in words.options() {
-                command.now_ms = number(&value)?;
+            for (option, value) in words.options() {
+                match option.as_str() {
+                    "check" => command.check = value,
+                    _ => command.now_ms = number(&value)?,
+                }
             }
             RegistryCommand::Checked(command)
         }
@@ -91,7 +94,12 @@ fn register(words: &mut Words) -> Parsed<Register> {
             "tag" => record.tags.push(value),
             "zone" => record.zone = value,
             "health" => record.details.health = health(&value)?,
-            "check" => record.details.check = Some(Check::default()),
+            "check" if value.is_empty() => record.details.check = Some(Check::default()),
+            "check" => {
+                let (name, remove) = value.split_once(':').unwrap_or((&value, "0"));
+                let check = Check { remove_after_ms: number(remove)?, ..Check::default() };
+                record.details.checks.insert(name.to_owned(), check);
+            }
             "remove" => {
                 let remove_after_ms = number(&value)?;
                 record.details.check = Some(Check { remove_after_ms, ..Check::default() });
@@ -202,6 +210,11 @@ pub(crate) fn ask(store: &Store, name: &str, words: &mut Words) -> Parsed<Option
                 format!("due [{}]", due.join("; ")),
                 format!("penalties [{}]", penalties.join(" ")),
             ]
+        }
+        "removal" => {
+            let service = bytes(&words.next()?);
+            let cause = registry::removal(rows, &service, &words.next()?).expect(NO_FAILURE);
+            vec![format!("{cause:?}")]
         }
         "causes" => {
             let causes = history::causes(rows, words.number()?, b"").expect(NO_FAILURE);

@@ -1,4 +1,4 @@
-//! Active checks: one checker for each instance that asks for it, run by the leader.
+//! Active checks: one checker for each check that an instance asks for, run by the leader.
 //!
 //! Whoever becomes leader begins with the index and follows what apply notes; whoever leads no more stops.
 //! Checks are spread over their interval, a bounded number runs at once (`schedule`), and only what changes the
@@ -36,7 +36,7 @@ use crate::coordination::unix_ms;
 const PROPOSED_MAX: usize = 256;
 /// Changed instances that are noted one by one; beyond, all are looked at again.
 const CHANGED_MAX: usize = 100_000;
-/// Instances that are checked.
+/// Checks that are made again and again.
 const CHECKED_MAX: usize = 200_000;
 /// Instances read from the index at once, and looked at between two looks at what is due.
 const PAGE: usize = 1_000;
@@ -44,8 +44,10 @@ const PAGE: usize = 1_000;
 const LOOK: Duration = Duration::from_millis(250);
 /// Share of the interval by which checks are spread.
 const JITTER: f64 = 0.1;
-/// What the value of an instance with a check holds.
-const MARK: &[u8] = br#""check":{"#;
+/// A check that has found nothing yet, so that its instance waits for calls, is made within this time.
+const FIRST: Duration = Duration::from_secs(1);
+/// What the value of an instance with a check holds, or with several.
+const MARKS: [&[u8]; 2] = [br#""check":{"#, br#""checks":{"#];
 
 /// Instances whose checks may have changed, noted by apply while this member leads.
 #[derive(Default)]
@@ -69,7 +71,8 @@ impl Changed {
             return;
         }
         let has_check = |value: &[u8]| {
-            may_be_instance(value) && value.windows(MARK.len()).any(|part| part == MARK)
+            let holds = |mark: &[u8]| value.windows(mark.len()).any(|part| part == mark);
+            may_be_instance(value) && MARKS.into_iter().any(holds)
         };
         let mut is_news = false;
         for event in events {
@@ -135,6 +138,8 @@ pub(super) async fn run(context: &Context) {
 
 /// What is to be checked, as the state says.
 struct Subject {
+    /// Empty for the check that has no name.
+    name: String,
     check: Check,
     address: String,
     fence: i64,
@@ -142,8 +147,10 @@ struct Subject {
     shown: Option<Health>,
 }
 
-/// An instance that is checked.
+/// A check that is made.
 struct Watched {
+    /// The instance.
+    id: String,
     subject: Subject,
     streak: Streak,
     due: Instant,
@@ -153,12 +160,20 @@ struct Watched {
 /// What a check found; `None` if it could not be made for a reason of this member.
 type Done = (Place, i64, Option<Finding>);
 
+/// The place of one check of an instance among all checks: no id holds a zero byte.
+fn place_of(name: &str, (service, id): &Place) -> Place {
+    (Bytes::clone(service), format!("{id}\0{name}"))
+}
+
 /// All checks of a leader.
 struct Board {
     context: Context,
     allowed: ChecksAllowed,
     reach: Reach,
+    /// By [`place_of`].
     watched: HashMap<Place, Watched>,
+    /// Names of the checks of each instance among them.
+    names: HashMap<Place, Vec<String>>,
     /// Those that are still to be looked at.
     unseen: BTreeSet<Place>,
     /// Those that do not run.
@@ -175,6 +190,7 @@ impl Board {
             allowed,
             reach,
             watched: HashMap::new(),
+            names: HashMap::new(),
             unseen: BTreeSet::new(),
             schedule: Schedule::default(),
             running: JoinSet::new(),
@@ -189,7 +205,7 @@ impl Board {
         let reader = self.context.node.reader().clone();
         if noted.is_all {
             // Those that are gone are found by looking at each once more.
-            self.unseen.extend(self.watched.keys().cloned());
+            self.unseen.extend(self.names.keys().cloned());
             let reader = reader.clone();
             match off_thread(move || all(&reader)).await {
                 Ok(Ok(found)) => self.unseen.extend(found),
@@ -208,42 +224,64 @@ impl Board {
         }
         let allowed = self.allowed;
         let look = move || -> Vec<_> {
-            let look = |place| (subject(&reader, &place, allowed), place);
+            let look = |place| (subjects(&reader, &place, allowed), place);
             places.into_iter().map(look).collect()
         };
         match off_thread(look).await {
-            Ok(seen) => seen.into_iter().for_each(|(subject, place)| self.see(place, subject)),
+            Ok(seen) => seen.into_iter().for_each(|(subjects, place)| self.see(place, subjects)),
             Err(error) => tracing::error!(error = error.message(), "cannot look at instances"),
         }
     }
 
     /// Begins, changes or ends the checks of an instance.
-    fn see(&mut self, place: Place, subject: Option<Subject>) {
-        let Some(subject) = subject else {
+    fn see(&mut self, instance: Place, subjects: Vec<Subject>) {
+        for name in self.names.remove(&instance).unwrap_or_default() {
+            if subjects.iter().any(|subject| subject.name == name) {
+                continue;
+            }
+            let place = place_of(&name, &instance);
             if let Some(watched) = self.watched.remove(&place) {
                 self.schedule.remove(&place, watched.due);
             }
-            return;
-        };
+        }
+        let mut names = Vec::new();
+        for subject in subjects {
+            let name = subject.name.clone();
+            if self.see_one(&instance, subject) {
+                names.push(name);
+            }
+        }
+        if !names.is_empty() {
+            self.names.insert(instance, names);
+        }
+    }
+
+    /// Begins or changes one check; `false` if there are too many.
+    fn see_one(&mut self, instance: &Place, subject: Subject) -> bool {
+        let place = place_of(&subject.name, instance);
         if let Some(Watched { subject: known, .. }) = self.watched.get_mut(&place)
             && known.fence == subject.fence
             && known.check == subject.check
             && known.address == subject.address
         {
             known.shown = subject.shown;
-            return;
+            return true;
         }
         if self.watched.len() >= CHECKED_MAX && !self.watched.contains_key(&place) {
             tracing::warn!(limit = CHECKED_MAX, "too many instances to check: some are not");
-            return;
+            return false;
         }
         // The first one soon, but not all at once.
-        let due = Instant::now() + interval(&subject.check).mul_f64(rand::random::<f64>());
-        let watched = Watched { subject, streak: Streak::default(), due, is_running: false };
+        let interval = interval(&subject.check);
+        let within = if subject.shown.is_none() { interval.min(FIRST) } else { interval };
+        let due = Instant::now() + within.mul_f64(rand::random::<f64>());
+        let id = instance.1.clone();
+        let watched = Watched { id, subject, streak: Streak::default(), due, is_running: false };
         if let Some(old) = self.watched.insert(place.clone(), watched) {
             self.schedule.remove(&place, old.due);
         }
         self.schedule.add(place, due);
+        true
     }
 
     fn until_due(&self) -> Duration {
@@ -293,18 +331,20 @@ impl Board {
         let Some(finding) = finding else { return };
         let Some(health) = watched.streak.note(finding.health, check, *shown) else { return };
         if self.proposed.len() < PROPOSED_MAX {
-            self.propose(place, fence, Finding { health, ..finding });
+            let (id, name) = (watched.id.clone(), watched.subject.name.clone());
+            self.propose((place.0, id), (name, fence), Finding { health, ..finding });
         }
         // Otherwise the next check finds the same.
     }
 
-    fn propose(&mut self, (service, id): Place, fence: i64, finding: Finding) {
+    fn propose(&mut self, (service, id): Place, (check, fence): (String, i64), finding: Finding) {
         let mut output = finding.output;
         output.truncate(output.floor_char_boundary(OUTPUT_BYTES_MAX));
         let message = internal::RegistryChecked {
             service: String::from_utf8_lossy(&service).into_owned(),
             id,
             fence,
+            check,
             health: show::health(finding.health).into(),
             output,
             now_unix_ms: unix_ms(),
@@ -327,24 +367,33 @@ fn interval(check: &Check) -> Duration {
 
 /// What is to be checked at a place. Nothing for what did not come by `Register` and asks for more than
 /// that lets owners ask for.
-fn subject(reader: &Reader, (service, id): &Place, allowed: ChecksAllowed) -> Option<Subject> {
+fn subjects(reader: &Reader, (service, id): &Place, allowed: ChecksAllowed) -> Vec<Subject> {
     let range = Range { key: key(service, id), ..Range::default() };
     let kvs = match reader.range(&range) {
         Ok((answer, _)) => answer.kvs,
         Err(error) => {
             tracing::warn!(%error, "cannot read an instance to check");
-            return None;
+            return Vec::new();
         }
     };
     let view = View::load(Bytes::clone(service), kvs);
-    let shown = view.get(id).filter(|shown| !shown.record.is_stale())?;
-    let check = shown.record.details.check.clone()?;
-    let address = shown.record.address.clone();
-    if check::active(&check).is_err() || check_allowed(&check, &address, allowed).is_err() {
-        return None;
+    let Some(shown) = view.get(id).filter(|shown| !shown.record.is_stale()) else {
+        return Vec::new();
+    };
+    let (details, address) = (&shown.record.details, &shown.record.address);
+    if check::checks(details).is_err() {
+        return Vec::new();
     }
-    let checked = shown.record.details.checked.as_ref().map(|checked| checked.health);
-    Some(Subject { check, address, fence: shown.fence, shown: checked })
+    let is_allowed = |check: &Check| check_allowed(check, address, allowed).is_ok();
+    let wanted = details.all_checks().filter(|(_, check)| is_allowed(check));
+    let subject = |(name, check): (&str, &Check)| Subject {
+        name: name.to_owned(),
+        check: check.clone(),
+        address: address.clone(),
+        fence: shown.fence,
+        shown: details.result(name).map(|found| found.health),
+    };
+    wanted.map(subject).collect()
 }
 
 /// All instances with a check.

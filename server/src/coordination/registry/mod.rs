@@ -113,8 +113,8 @@ impl RegistryApi {
         if let RegistryCommand::Register(register) = &command {
             let record = check::register(register);
             let record = record.map_err(|rejection| status::from_rejection(&rejection))?;
-            if let Some(check) = &record.details.check {
-                let allowed = self.context.node.settings().registry.checks;
+            let allowed = self.context.node.settings().registry.checks;
+            for (_, check) in record.details.all_checks() {
                 check_allowed(check, &record.address, allowed)?;
             }
         }

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use conclave_proto::v1;
 use conclave_state_machine::registry::index::ServiceRow;
-use conclave_state_machine::registry::record::{Health, State};
+use conclave_state_machine::registry::record::{Details, Health, State};
 use conclave_state_machine::registry::view::Shown;
 use conclave_state_machine::response::Cause;
 use serde_json::Value;
@@ -26,6 +26,17 @@ pub(super) fn instance(shown: &Shown) -> v1::Instance {
         fence: shown.fence,
         mod_revision: shown.mod_revision,
         session: shown.session,
+        checks: record.details.all_checks().map(|(name, _)| check(name, &record.details)).collect(),
+        schema_version: record.details.layout(),
+    }
+}
+
+fn check(name: &str, details: &Details) -> v1::InstanceCheck {
+    let found = details.result(name);
+    v1::InstanceCheck {
+        name: name.to_owned(),
+        health: health(found.map_or(Health::Unknown, |found| found.health)).into(),
+        output: found.map(|found| found.output.clone()).unwrap_or_default(),
     }
 }
 
@@ -45,6 +56,7 @@ pub(super) fn health(health: Health) -> v1::InstanceHealth {
         Health::Passing => v1::InstanceHealth::Passing,
         Health::Warning => v1::InstanceHealth::Warning,
         Health::Critical => v1::InstanceHealth::Critical,
+        Health::Unknown => v1::InstanceHealth::Unknown,
     }
 }
 
@@ -120,7 +132,8 @@ fn replaced(change: &Change) -> Reason {
     if before.session != after.session { Reason::Replaced } else { Reason::Unspecified }
 }
 
-fn reason(cause: Option<Cause>) -> Reason {
+/// A reason as it travels.
+pub(super) fn reason(cause: Option<Cause>) -> Reason {
     match cause {
         None => Reason::Unspecified,
         Some(Cause::Deleted) => Reason::Deleted,

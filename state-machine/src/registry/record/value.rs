@@ -49,7 +49,9 @@ impl Record {
         set("version", json!(self.version), self.version.is_empty());
         set("tags", json!(self.tags), self.tags.is_empty());
         set("state", json!(self.state), self.state == State::Up);
-        set(DETAILS, json!(self.details), self.details == Details::default());
+        let schema_version = schema_said(&self.details);
+        let details = Details { schema_version, ..self.details.clone() };
+        set(DETAILS, json!(details), details == Details::default());
         let instance = if instance.is_empty() { Value::Null } else { Value::Object(instance) };
         let address = self.address.clone();
         let wire = Wire { op: ADD, address, metadata: Value::Null, instance };
@@ -76,6 +78,7 @@ impl Record {
                 record.hear(said);
             }
         }
+        record.details.schema_version = schema_said(&record.details);
         Some(record)
     }
 
@@ -104,6 +107,11 @@ impl Record {
     }
 }
 
+/// The number of the layout as it is stored: the first one has none, as values had before there were others.
+fn schema_said(details: &Details) -> u32 {
+    Some(details.layout()).filter(|layout| *layout > 1).unwrap_or_default()
+}
+
 /// Whether a value may be that of an instance; costs next to nothing.
 #[must_use]
 pub fn may_be_instance(value: &[u8]) -> bool {
@@ -130,7 +138,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::registry::record::{Check, Health};
+    use crate::registry::record::{Check, Checked, Health};
 
     #[test]
     fn the_value_is_that_of_gos_endpoints() {
@@ -170,6 +178,25 @@ mod tests {
     }
 
     #[test]
+    fn what_later_versions_say_is_kept() {
+        let value = concat!(
+            r#"{"Op":0,"Addr":"h:1","Metadata":null,"Instance":{"conclave":{"#,
+            r#""checks":{"a":{"kind":"tcp"}},"colour":{"of":"mud"},"health":"splendid","schema_version":9}}}"#
+        );
+        let record = Record::decode("a", value.as_bytes()).unwrap();
+        assert_eq!((record.details.health, record.details.layout()), (Health::Unknown, 9));
+        let again = String::from_utf8(record.encode()).unwrap();
+        assert_eq!(again, value.replace("splendid", "unknown"));
+        // Who writes the first layout says nothing about it, as before there was another.
+        let mut record = Record { id: "a".to_owned(), ..Record::new("h:1") };
+        record.details.schema_version = 1;
+        assert_eq!(record.encode(), br#"{"Op":0,"Addr":"h:1","Metadata":null}"#);
+        record.details.checks.insert("a".to_owned(), Check::default());
+        let decoded = Record::decode("a", &record.encode()).unwrap();
+        assert_eq!((decoded.details.schema_version, decoded.details.layout()), (2, 2));
+    }
+
+    #[test]
     fn a_lost_instance_is_none_to_go() {
         let mut record = Record::new("h:1");
         record.details.lost_ms = 5;
@@ -191,9 +218,15 @@ mod tests {
                 [State::Up, State::Draining, State::Down, State::Starting, State::OutOfService];
             let metadata = Map::from_iter([(format!("x{}", words[0]), json!(words[1]))]);
             let (zone, version) = (words[2].clone(), words[3].clone());
+            let found = Checked { since_ms: 7, ..Checked::default() };
             let check = Some(Check { target: words[4].clone(), ..Check::default() });
             let output = words[5].clone();
             let details = Details { drain_ms, is_damped, check, output, ..Details::default() };
+            let checks: std::collections::BTreeMap<_, _> =
+                tags.iter().map(|name| (name.clone(), Check::default())).collect();
+            let results = checks.keys().map(|name| (name.clone(), found.clone())).collect();
+            let schema_version = if checks.is_empty() { 0 } else { 2 };
+            let details = Details { checks, results, schema_version, ..details };
             let record = Record { id: "a".to_owned(), ..Record::new("h:1") };
             let state = states[state];
             let record = Record { weight, zone, version, tags, state, metadata, details, ..record };
