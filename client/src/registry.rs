@@ -34,6 +34,7 @@ mod entry;
 mod keeper;
 mod record;
 mod registration;
+mod replay;
 mod source;
 
 use bytes::Bytes;

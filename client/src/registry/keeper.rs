@@ -9,7 +9,11 @@ use tokio::{
     time::sleep,
 };
 
-use super::{Record, Service, entry::Entry};
+use super::{
+    Record, Service,
+    entry::Entry,
+    replay::{self, Found, Replay, Task},
+};
 use crate::{
     backoff::Backoff,
     client::Client,
@@ -65,6 +69,7 @@ pub(super) struct Keeper {
     /// To begin with.
     pub(super) given: Option<Session>,
     pub(super) hold: Option<Hold>,
+    pub(super) replay: Replay,
     pub(super) state: watch::Sender<bool>,
     pub(super) standing: watch::Sender<Option<Standing>>,
 }
@@ -95,6 +100,9 @@ impl Keeper {
                 return Err(error);
             }
         };
+        if let Hold::Session(..) = hold {
+            self.replay.registered(&self.record);
+        }
         self.hold = Some(hold);
         self.state.send_replace(true);
         Ok(())
@@ -146,6 +154,41 @@ impl Keeper {
         Ok(())
     }
 
+    /// Registers the instance with what it has: with a change, or because it was removed.
+    async fn put_again(&mut self) -> Result<(), Error> {
+        let Some(hold) = &self.hold else { return Ok(()) };
+        self.put(hold).await?;
+        if let Hold::Session(..) = hold {
+            self.replay.registered(&self.record);
+        }
+        self.state.send_replace(true);
+        Ok(())
+    }
+
+    /// Looks after an instance that a check may have removed.
+    async fn attend(&mut self, task: Task) {
+        match task {
+            Task::Look => {
+                let found = replay::look(&self.service, &self.record.id).await;
+                let found = found.unwrap_or_else(|error| {
+                    tracing::debug!(%error, "how the instance stands is not known");
+                    Found::Other
+                });
+                if self.replay.found(&self.record, found) {
+                    tracing::warn!("the instance was removed: it was critical for too long");
+                    self.state.send_replace(false);
+                }
+            }
+            Task::Replay if replay::has_chance(&self.record).await => {
+                if let Err(error) = self.put_again().await {
+                    tracing::debug!(%error, "cannot register again yet");
+                    self.replay.postpone();
+                }
+            }
+            Task::Replay => self.replay.postpone(),
+        }
+    }
+
     /// Takes the instance out, and ends what was begun for it.
     async fn end(&mut self) -> Result<(), Error> {
         let done = match self.hold.take() {
@@ -175,7 +218,12 @@ impl Keeper {
                     () = hold.lost() => {
                         tracing::warn!("the registration was lost: registering again");
                         self.hold = None;
+                        self.replay.stop();
                         self.state.send_replace(false);
+                        continue;
+                    }
+                    task = self.replay.due() => {
+                        self.attend(task).await;
                         continue;
                     }
                 },
@@ -194,7 +242,7 @@ impl Keeper {
                 Some(Order::Change(record, reply)) => {
                     self.record = *record;
                     let done = match &self.hold {
-                        Some(hold) => self.put(hold).await,
+                        Some(_) => self.put_again().await,
                         None => self.enroll().await,
                     };
                     // The guard may have been dropped meanwhile.

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     Check, Health, Record, Service, State,
     keeper::{Keeper, Order, Standing},
+    replay::Replay,
 };
 use crate::{error::Error, session::Session};
 
@@ -144,6 +145,7 @@ impl Register {
             record: record_kept,
             given: session,
             hold: None,
+            replay: Replay::default(),
             state,
             standing,
         };
@@ -166,7 +168,8 @@ impl IntoFuture for Register {
 
 /// An instance that is registered for as long as this guard exists and nobody takes it away: an operator who
 /// removes it, or another session that takes its id. After a loss, of its lease or of the whole cluster, it is
-/// registered again as soon as possible.
+/// registered again as soon as possible; if it was removed because a check found it critical for too long, after
+/// a while that doubles up to ten minutes, and only if a connection to what is checked can be made.
 ///
 /// End it with [`Registration::drain`] or [`Registration::deregister`]. A guard that is dropped
 /// deregisters in the background, without a report: in a session that was given for as long as that lives,

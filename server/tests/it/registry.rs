@@ -244,6 +244,49 @@ async fn checks_are_made_of_own_addresses_only() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn several_checks_are_told_of_and_one_instance_can_be_asked_for() {
+    // Nobody is there, but that has to be found many times: what the checks would say is unknown.
+    let servers = [server(&[]).await];
+    let (server, client) = (&servers[0], client(&servers));
+    let own = session(&client, "one").await;
+    let mut record = named("a");
+    let day = Check { interval_ms: 24 * 3_600 * 1_000, failures: 100, ..Check::default() };
+    for name in ["live", "ready"] {
+        record.details.checks.insert(name.to_owned(), day.clone());
+    }
+    record.details.check = Some(day.clone());
+    register(server, own.id(), &record).await;
+    register(server, own.id(), &named("b")).await;
+    let one = async |id: &str| {
+        let (service, id) = (SERVICE.to_owned(), id.to_owned());
+        let request = v1::DiscoverRequest { service, id, ..Default::default() };
+        registry(server).discover(request).await.unwrap().into_inner()
+    };
+    let found = one("a").await.instances.remove(0);
+    let checks: Vec<_> = found.checks.iter().map(|check| check.name.as_str()).collect();
+    assert_eq!((checks, found.schema_version), (vec!["", "live", "ready"], 2));
+    assert_eq!((found.health(), found.healthy), (v1::InstanceHealth::Unknown, false));
+    let found = one("b").await;
+    assert_eq!((found.instances[0].id.as_str(), found.instances[0].schema_version), ("b", 1));
+    for number in 0..6 {
+        record.details.checks.insert(number.to_string(), day.clone());
+    }
+    let (code, text) = refused(registry(server).register(request(own.id(), &record)).await);
+    let many = "conclave: an instance has at most 8 checks";
+    assert_eq!((code, text.as_str()), (Code::InvalidArgument, many));
+
+    let deregister = v1::DeregisterRequest {
+        service: SERVICE.to_owned(),
+        id: "a".to_owned(),
+        ..Default::default()
+    };
+    registry(server).deregister(deregister).await.unwrap();
+    let gone = one("a").await;
+    assert_eq!((gone.instances.len(), gone.removed()), (0, Reason::Deregistered));
+    assert_eq!(one("nobody").await.removed(), Reason::Unspecified);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_mass_loss_keeps_instances_in_sight_for_a_while() {
     let servers = [server(&[]).await];
     let (server, client) = (&servers[0], client(&servers));

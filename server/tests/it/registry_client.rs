@@ -1,13 +1,16 @@
 //! The client crate on the native registry.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use conclave_client::balance::BalancedChannel;
-use conclave_client::registry::{Directory, Health, Record, Service, State};
+use conclave_client::registry::{Check, CheckKind, Directory, Health, Record, Service, State};
 use conclave_proto::v1;
-use v1::instance_change::Reason;
+use v1::instance_change::{Kind, Reason};
 
 use crate::native_lock::{client, session, soon};
+use crate::registry_cluster::instance;
 use crate::support::{leader, servers};
 
 async fn until(directory: &Directory, what: impl Fn(&[Record]) -> bool) {
@@ -113,6 +116,49 @@ async fn a_directory_goes_on_when_members_stop() {
         soon("to deregister", registration.deregister()).await.unwrap();
     }
     assert!(service.instances().await.unwrap().is_empty());
+}
+
+/// It was removed for a reason that passes, and its owner lives.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_instance_that_was_critical_for_too_long_comes_back_when_it_is_well() {
+    let servers = servers(3, &[]).await;
+    let client = client(&servers);
+    let service = client.service("shop/api");
+    let is_well = Arc::new(AtomicBool::new(true));
+    let address = instance(Arc::clone(&is_well)).await;
+    let check = Check {
+        kind: CheckKind::Http,
+        interval_ms: 500,
+        timeout_ms: 30_000,
+        failures: 1,
+        remove_after_ms: 1_000,
+        ..Check::default()
+    };
+    let register = service.register(address).id("a").named_check("live", check);
+    // It is to outlive a machine that stands still.
+    let registration = register.ttl(Duration::from_secs(60)).await.unwrap();
+    let (first, mut is_registered) = (registration.token(), registration.is_registered());
+    let mut changes = service.changes(v1::InstanceFilter::default());
+    let mut until = async |wanted: (Kind, Reason), is_healthy: bool| {
+        let is_wanted = |change: &v1::InstanceChange| {
+            let healthy = change.instance.as_ref().is_some_and(|instance| instance.healthy);
+            (change.kind(), change.reason()) == wanted && healthy == is_healthy
+        };
+        while !soon("a change", changes.next()).await.unwrap().changes.iter().any(is_wanted) {}
+    };
+    until((Kind::Updated, Reason::Unspecified), true).await;
+    is_well.store(false, Ordering::Relaxed);
+    until((Kind::Removed, Reason::Critical), false).await;
+    soon("its owner is told", is_registered.wait_for(|is_registered| !is_registered))
+        .await
+        .unwrap();
+    is_well.store(true, Ordering::Relaxed);
+    // Nobody calls it before it is found well.
+    until((Kind::Added, Reason::Unspecified), false).await;
+    until((Kind::Updated, Reason::Unspecified), true).await;
+    soon("it is registered", is_registered.wait_for(|is| *is)).await.unwrap();
+    assert!(registration.token() > first);
+    soon("to deregister", registration.deregister()).await.unwrap();
 }
 
 /// A member that is cut off hears of no change: who follows it must learn that.

@@ -8,7 +8,7 @@ use conclave_raft_store::Reader;
 use conclave_raft_store::store::ReadError;
 use conclave_state_machine::command::{Caller, Range, Settlement};
 use conclave_state_machine::registry::view::{Shown, View};
-use conclave_state_machine::registry::{check, index, lost_key, span};
+use conclave_state_machine::registry::{self, check, index, key, lost_key, span};
 use conclave_state_machine::response::{Halt, KeyValue, Rejection};
 use serde_json::{Map, Value, json};
 use tonic::{Request, Status};
@@ -61,11 +61,19 @@ pub(super) async fn discover(
     let caller = caller_of(request.extensions());
     let request = request.into_inner();
     let service = Bytes::from(request.service.clone());
-    check::service(&service).map_err(|rejection| status::from_rejection(&rejection))?;
+    let refused = |rejection| status::from_rejection(&rejection);
+    check::service(&service).map_err(refused)?;
+    let mut wanted = may_see(&service);
+    if !request.id.is_empty() {
+        check::names(&service, &request.id).map_err(refused)?;
+        wanted = RightsCheck::key(&key(&service, &request.id));
+    }
     context.read_barrier().await?;
     let reader = context.node.reader().clone();
-    let wanted = may_see(&service);
-    let read = off_thread(move || discover_now(&reader, &service, request));
+    let read = off_thread(move || match request.id.is_empty() {
+        true => discover_now(&reader, &service, request),
+        false => one_now(&reader, &service, &request),
+    });
     let answer = context.auth.checked(&caller, &wanted, read).await?;
     answer.map_err(|error| status::from_read(&error))
 }
@@ -85,7 +93,33 @@ fn discover_now(
     let show = |shown: &Shown| filter.admits(shown).then(|| show::instance(shown));
     let Page { found: instances, next, revision } = page(reader, service, &wanted, show)?;
     let row = index::service(reader, service)?;
-    Ok(v1::DiscoverResponse { instances, revision, next, live: row.live, stale: row.lost })
+    let (live, stale) = (row.live, row.lost);
+    Ok(v1::DiscoverResponse { instances, revision, next, live, stale, ..Default::default() })
+}
+
+/// The instance with one id, or why it went.
+fn one_now(
+    reader: &Reader,
+    service: &Bytes,
+    request: &v1::DiscoverRequest,
+) -> Result<v1::DiscoverResponse, ReadError> {
+    let filter = Filter::new(request.filter.clone());
+    let wanted = Wanted {
+        from: Bytes::copy_from_slice(request.id.as_bytes()),
+        revision: request.revision,
+        limit: 1,
+        bytes_max: ANSWER_BYTES_MAX,
+    };
+    // The first that is shown has this id, or comes after it.
+    let Page { found, revision, .. } = page(reader, service, &wanted, |shown| Some(shown.clone()))?;
+    let found = found.into_iter().find(|shown| shown.record.id == request.id);
+    let removed = match &found {
+        Some(_) => v1::instance_change::Reason::Unspecified,
+        None => show::reason(registry::removal(reader, service, &request.id)?),
+    };
+    let wanted = found.filter(|shown| filter.admits(shown));
+    let instances = wanted.iter().map(show::instance).collect();
+    Ok(v1::DiscoverResponse { instances, revision, removed: removed.into(), ..Default::default() })
 }
 
 /// Instances of a service as of a revision, from one on, as many as one message holds; and where to go on,

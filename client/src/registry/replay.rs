@@ -1,0 +1,230 @@
+//! When an instance that was removed because it was critical for too long is registered again, though its owner
+//! lives.
+//!
+//! The owner asks from time to time how its instance stands: only if a check may have it removed, so that others
+//! cost nothing. What an operator or another session took away stays away. An instance that comes back is
+//! unknown, and gets no calls, until its checks pass; as long as they do not, it is registered ever more seldom.
+
+use std::time::Duration;
+
+use conclave_proto::v1::{
+    DiscoverRequest, DiscoverResponse, instance_change::Reason,
+    registry_service_client::RegistryServiceClient,
+};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, sleep_until, timeout},
+};
+
+use super::{Record, Service};
+use crate::{backoff::exponential, error::Error};
+
+/// How often the owner asks, at the most and at the least.
+const LOOK_MIN: Duration = Duration::from_secs(1);
+const LOOK_MAX: Duration = Duration::from_secs(60);
+/// Time until the first replay, doubled by each that did not help.
+const PAUSE_MIN: Duration = Duration::from_secs(5);
+const PAUSE_MAX: Duration = Duration::from_secs(600);
+/// Share of a pause by which it is shorter at random.
+const JITTER: f64 = 0.2;
+/// Time for a connection to what is checked.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What the keeper of a registration is to do next, beside its orders.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Task {
+    /// Ask how the instance stands.
+    Look,
+    /// Register it again, if its checks have a chance.
+    Replay,
+}
+
+/// How an instance stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Found {
+    /// It is there and gets calls.
+    Healthy,
+    /// It was removed because it was critical for too long.
+    Removed,
+    /// It is there, or went for another reason.
+    Other,
+}
+
+/// The plan of one registration.
+#[derive(Debug, Default)]
+pub(super) struct Replay {
+    next: Option<(Instant, Task)>,
+    /// Replays since it was healthy.
+    times: u32,
+}
+
+impl Replay {
+    /// The instance was registered: it is to be looked after if a check may have it removed.
+    pub(super) fn registered(&mut self, record: &Record) {
+        self.next = look_every(record).map(|every| (Instant::now() + jittered(every), Task::Look));
+    }
+
+    /// The answer to [`Task::Look`]; whether the instance is gone.
+    pub(super) fn found(&mut self, record: &Record, found: Found) -> bool {
+        match found {
+            Found::Healthy => self.times = 0,
+            Found::Other => {}
+            Found::Removed => {
+                self.postpone();
+                return true;
+            }
+        }
+        self.registered(record);
+        false
+    }
+
+    /// The instance is registered later, and the time after that is longer.
+    pub(super) fn postpone(&mut self) {
+        self.next = Some((Instant::now() + self.pause(), Task::Replay));
+    }
+
+    fn pause(&mut self) -> Duration {
+        let pause = exponential(PAUSE_MIN, PAUSE_MAX, self.times);
+        self.times = self.times.saturating_add(1);
+        jittered(pause)
+    }
+
+    /// There is nothing to look after: the session is lost, and what follows registers anew.
+    pub(super) fn stop(&mut self) {
+        self.next = None;
+    }
+
+    /// Waits until something is to be done. Cancel-safe.
+    pub(super) async fn due(&self) -> Task {
+        let Some((at, task)) = self.next else { return std::future::pending().await };
+        sleep_until(at).await;
+        task
+    }
+}
+
+fn jittered(time: Duration) -> Duration {
+    time.mul_f64(rand::random_range(1.0 - JITTER..=1.0))
+}
+
+/// How often it is to be asked for; `None` if no check may have the instance removed.
+fn look_every(record: &Record) -> Option<Duration> {
+    let times = record.details.all_checks().map(|(_, check)| check.remove_after_ms);
+    let soonest = times.filter(|time| *time > 0).min()?;
+    Some(Duration::from_millis(soonest).clamp(LOOK_MIN, LOOK_MAX))
+}
+
+/// Asks how an instance stands.
+///
+/// # Errors
+/// See [`Error`].
+pub(super) async fn look(service: &Service, id: &str) -> Result<Found, Error> {
+    let request = DiscoverRequest {
+        service: service.name.clone(),
+        id: id.to_owned(),
+        ..DiscoverRequest::default()
+    };
+    let call = |channel| {
+        let request = request.clone();
+        let client = RegistryServiceClient::new(channel);
+        async move { client.max_decoding_message_size(usize::MAX).discover(request).await }
+    };
+    Ok(read(id, &service.client.read(call).await?))
+}
+
+/// A server that does not know how to ask for one tells of more, and of no reason.
+fn read(id: &str, answer: &DiscoverResponse) -> Found {
+    match answer.instances.iter().find(|instance| instance.id == id) {
+        Some(instance) if instance.healthy => Found::Healthy,
+        None if answer.removed() == Reason::Critical => Found::Removed,
+        Some(_) | None => Found::Other,
+    }
+}
+
+/// Whether connections can be made to all that is checked: the least that any check needs.
+pub(super) async fn has_chance(record: &Record) -> bool {
+    for (_, check) in record.details.all_checks() {
+        let target = if check.address.is_empty() { &record.address } else { &check.address };
+        let connected = timeout(CONNECT_TIMEOUT, TcpStream::connect(target.as_str())).await;
+        if !matches!(connected, Ok(Ok(_))) {
+            return false;
+        }
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use conclave_proto::v1::Instance;
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::registry::Check;
+
+    fn record(remove_after_ms: [u64; 2]) -> Record {
+        let mut record = Record::new("h:1");
+        let [unnamed, named] =
+            remove_after_ms.map(|remove_after_ms| Check { remove_after_ms, ..Check::default() });
+        record.details.check = Some(unnamed);
+        record.details.checks.insert("live".to_owned(), named);
+        record
+    }
+
+    #[test]
+    fn an_instance_comes_back_ever_more_seldom_until_it_is_well() {
+        let (mut replay, record) = (Replay::default(), record([0, 30_000]));
+        let task = |replay: &Replay| replay.next.map(|(_, task)| task);
+        replay.registered(&record);
+        assert_eq!(task(&replay), Some(Task::Look));
+        assert!(!replay.found(&record, Found::Other), "nobody else's removal is undone");
+        assert_eq!((task(&replay), replay.times), (Some(Task::Look), 0));
+        assert!(replay.found(&record, Found::Removed));
+        assert_eq!((task(&replay), replay.times), (Some(Task::Replay), 1));
+        let pauses: Vec<Duration> = (0..10).map(|_| replay.pause()).collect();
+        assert!(pauses[0] <= PAUSE_MIN * 2 && pauses[9] >= PAUSE_MAX.mul_f64(1.0 - JITTER));
+        assert!(pauses.iter().all(|pause| *pause <= PAUSE_MAX), "{pauses:?}");
+        assert!(pauses[..7].is_sorted(), "{pauses:?}");
+        assert!(!replay.found(&record, Found::Healthy));
+        assert!(replay.pause() <= PAUSE_MIN);
+        replay.stop();
+        assert_eq!(task(&replay), None);
+    }
+
+    #[test]
+    fn only_what_a_check_may_remove_is_asked_for() {
+        assert_eq!(look_every(&record([0, 0])), None);
+        assert_eq!(look_every(&record([500, 40_000])), Some(LOOK_MIN));
+        assert_eq!(look_every(&record([90_000, 80_000])), Some(LOOK_MAX));
+    }
+
+    #[test]
+    fn only_the_critical_come_back() {
+        let answer = |removed: Reason, instances: &[(&str, bool)]| DiscoverResponse {
+            removed: removed.into(),
+            instances: instances
+                .iter()
+                .map(|(id, healthy)| Instance {
+                    id: (*id).to_owned(),
+                    healthy: *healthy,
+                    ..Instance::default()
+                })
+                .collect(),
+            ..DiscoverResponse::default()
+        };
+        assert_eq!(read("a", &answer(Reason::Critical, &[])), Found::Removed);
+        assert_eq!(read("a", &answer(Reason::Deregistered, &[])), Found::Other);
+        assert_eq!(read("a", &answer(Reason::Unspecified, &[])), Found::Other);
+        let all = answer(Reason::Unspecified, &[("a", true), ("b", false)]);
+        assert_eq!((read("a", &all), read("b", &all)), (Found::Healthy, Found::Other));
+    }
+
+    #[tokio::test]
+    async fn who_takes_no_connection_has_no_chance() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        let mut record = Record::new(address);
+        record.details.check = Some(Check::default());
+        assert!(has_chance(&record).await);
+        drop(listener);
+        assert!(!has_chance(&record).await);
+    }
+}
