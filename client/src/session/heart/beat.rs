@@ -201,7 +201,7 @@ impl Heart {
     }
 
     /// These sessions have ended.
-    fn ended(&self, lost: &[i64], attached: &mut HashSet<i64>) {
+    pub(super) fn ended(&self, lost: &[i64], attached: &mut HashSet<i64>) {
         let mut kept = self.kept.lock();
         for id in lost {
             attached.remove(id);

@@ -3,7 +3,7 @@
 //! The stream of heartbeats tells what others take from its sessions, from the moment on at which a session is
 //! attached to it. What may have been taken before that is asked for, once, by those that hold something then.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -115,9 +115,12 @@ impl Heart {
                 self.places.doubts.notified().await;
                 continue;
             }
-            let asked = doubtful.into_iter().map(|(request_id, locks)| async move {
-                let held = are_held(client, &locks).await;
-                self.answered_for(&request_id, &locks, held)
+            let asked = doubtful.into_iter().map(|asked| async move {
+                let loss = loss_of(client, &asked).await;
+                if matches!(loss, Ok(Some(Loss::Session))) {
+                    self.ended(&[asked.session], &mut HashSet::new());
+                }
+                self.answered_for(&asked, loss)
             });
             let mut asked = stream::iter(asked).buffer_unordered(ASKED_MAX);
             let mut is_again = false;
@@ -129,35 +132,30 @@ impl Heart {
     }
 
     /// What is to be asked for, which is not in doubt then unless something new happens.
-    fn doubtful(&self) -> Vec<(Bytes, Vec<HeldLock>)> {
+    fn doubtful(&self) -> Vec<Asked> {
         let mut places = self.places.by_request.lock();
         let doubtful = places.iter_mut().filter(|(_, place)| place.is_doubtful);
         let doubtful = doubtful.filter_map(|(request_id, place)| {
             let locks = place.locks.clone()?;
             place.is_doubtful = false;
-            Some((request_id.clone(), locks))
+            Some(Asked { request_id: request_id.clone(), session: place.session, locks })
         });
         doubtful.collect()
     }
 
     /// Takes an answer; whether it has to be asked again.
-    fn answered_for(
-        &self,
-        request_id: &Bytes,
-        locks: &[HeldLock],
-        held: Result<bool, Error>,
-    ) -> bool {
+    fn answered_for(&self, asked: &Asked, loss: Result<Option<Loss>, Error>) -> bool {
         let mut places = self.places.by_request.lock();
-        let Some(place) = places.get_mut(request_id) else { return false };
-        match held {
-            Ok(true) => false,
+        let Some(place) = places.get_mut(&asked.request_id) else { return false };
+        match loss {
+            Ok(None) => false,
             // It may hold something else meanwhile: then this was asked in vain.
-            Ok(false) if place.locks.as_deref() != Some(locks) => {
+            Ok(Some(_)) if place.locks.as_ref() != Some(&asked.locks) => {
                 place.is_doubtful = true;
                 place.locks.is_some()
             }
-            Ok(false) => {
-                place.standing.lose(Loss::Removed);
+            Ok(Some(loss)) => {
+                place.standing.lose(loss);
                 false
             }
             Err(error) => {
@@ -167,6 +165,24 @@ impl Heart {
             }
         }
     }
+}
+
+/// What is asked for.
+#[derive(Debug, PartialEq)]
+struct Asked {
+    request_id: Bytes,
+    session: i64,
+    locks: Vec<HeldLock>,
+}
+
+/// Why something is held no more, if it is not.
+async fn loss_of(client: &Client, asked: &Asked) -> Result<Option<Loss>, Error> {
+    if are_held(client, &asked.locks).await? {
+        return Ok(None);
+    }
+    let lease = client.lease_time_to_live(asked.session, false).await;
+    let has_ended = lease.is_ok_and(|lease| lease.ttl <= 0);
+    Ok(Some(if has_ended { Loss::Session } else { Loss::Removed }))
 }
 
 /// Whether all of these are held at this moment.
@@ -214,6 +230,10 @@ mod tests {
         assert!(heart.places.by_request.lock().is_empty());
     }
 
+    fn asked(request: &'static str, fence: i64) -> Asked {
+        Asked { request_id: request.into(), session: SESSION, locks: vec![lock(fence)] }
+    }
+
     #[test]
     fn only_what_is_held_is_asked_for_and_only_once() {
         let heart = Arc::new(Heart::default());
@@ -223,27 +243,27 @@ mod tests {
         heart.doubt(|session| session == SESSION + 1);
         assert!(heart.doubtful().is_empty(), "that is another session");
         heart.doubt(|session| session == SESSION);
-        assert_eq!(heart.doubtful(), [("held".into(), vec![lock(5)])]);
+        assert_eq!(heart.doubtful(), [asked("held", 5)]);
         assert!(heart.doubtful().is_empty());
         waiting.holds(Some(&[lock(6)]));
-        assert_eq!(heart.doubtful(), [("waiting".into(), vec![lock(6)])], "it was doubtful, too");
+        assert_eq!(heart.doubtful(), [asked("waiting", 6)], "it was doubtful, too");
     }
 
     #[test]
     fn an_answer_about_an_older_token_says_nothing() {
         let heart = Arc::new(Heart::default());
         let hearing = hear(&heart, "r");
-        let id = Bytes::from_static(b"r");
+        let lost = || Ok(Some(Loss::Removed));
         hearing.holds(None);
-        assert!(!heart.answered_for(&id, &[lock(5)], Ok(false)), "not before it is known");
+        assert!(!heart.answered_for(&asked("r", 5), lost()), "not before it is known");
         hearing.holds(Some(&[lock(6)]));
-        assert_eq!(heart.doubtful(), [(id.clone(), vec![lock(6)])]);
-        assert!(heart.answered_for(&id, &[lock(5)], Ok(false)), "to be asked again");
-        let passing = Error::lost("not that");
-        assert!(!heart.answered_for(&id, &[lock(6)], Err(passing)), "asking would not help");
-        assert!(!heart.answered_for(&id, &[lock(6)], Ok(true)));
+        assert_eq!(heart.doubtful(), [asked("r", 6)]);
+        assert!(heart.answered_for(&asked("r", 5), lost()), "to be asked again");
+        let final_one = Error::lost("not that");
+        assert!(!heart.answered_for(&asked("r", 6), Err(final_one)), "asking would not help");
+        assert!(!heart.answered_for(&asked("r", 6), Ok(None)));
         assert!(hearing.standing().loss().is_none());
-        assert!(!heart.answered_for(&id, &[lock(6)], Ok(false)));
+        assert!(!heart.answered_for(&asked("r", 6), lost()));
         assert_eq!(hearing.standing().loss(), Some(&Loss::Removed));
     }
 }
