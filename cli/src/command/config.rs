@@ -17,6 +17,10 @@ use crate::{
     output::{Releases, Settings, Written, complain},
 };
 
+/// What a watch says when changes would not be noticed, and when they would be again.
+const LOST: &str = "the connection is lost: these settings may be out of date";
+const BACK: &str = "the connection is back";
+
 /// What to do with settings.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
@@ -220,11 +224,20 @@ async fn watch(context: &Context, sources: &Sources) -> Result<(), Failure> {
     let config = sources.sources().into_iter().fold(builder, config::Builder::app).start().await?;
     let mut changes = config.on_change("");
     let mut rejections = config.rejections();
+    let mut status = config.status();
+    let mut is_connected = true;
     loop {
         context.print(&Settings { revision: config.revision(), tree: config.tree() })?;
         loop {
             tokio::select! {
                 Some(_) = changes.next() => break,
+                Ok(()) = status.changed() => {
+                    let is_now = status.borrow_and_update().is_connected;
+                    if is_now != is_connected {
+                        complain(if is_now { BACK } else { LOST });
+                    }
+                    is_connected = is_now;
+                }
                 rejection = rejections.recv() => match rejection {
                     Ok(rejection) => complain(&rejection.to_string()),
                     Err(RecvError::Lagged(_)) => {}

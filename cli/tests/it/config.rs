@@ -77,7 +77,7 @@ fn settings_that_cannot_be_read_back_are_not_written() {
 #[test]
 fn a_watch_prints_settings_whenever_they_change() {
     let Some(program) = program("a_watch_prints_settings_whenever_they_change") else { return };
-    let server = Server::single(program);
+    let mut server = Server::single(program);
     done(&server, &["set", "app.yaml", "a: 1"], "");
     let mut child = Command::new(CONCLAVE)
         .args(["--endpoints", &server.endpoint(), "-w", "json"])
@@ -89,14 +89,19 @@ fn a_watch_prints_settings_whenever_they_change() {
     let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
     let mut complaints = BufReader::new(child.stderr.take().expect("a pipe")).lines();
     let mut next = || lines.next().expect("a line").expect("readable");
+    let mut complaint = || complaints.next().expect("a line").expect("readable");
     assert_eq!(next(), "{\"revision\":2,\"settings\":{\"a\":1}}");
     done(&server, &["set", "app.yaml", "a: 2"], "");
     assert_eq!(next(), "{\"revision\":3,\"settings\":{\"a\":2}}");
     done(&server, &["set", "app.yaml", "a: [", "--format", "text"], "");
-    let complaint = complaints.next().expect("a line").expect("readable");
-    assert!(complaint.contains("not YAML") && complaint.contains("revision 4"), "{complaint}");
+    let refused = complaint();
+    assert!(refused.contains("not YAML") && refused.contains("revision 4"), "{refused}");
     done(&server, &["set", "app.yaml", "a: 3"], "");
     assert_eq!(next(), "{\"revision\":5,\"settings\":{\"a\":3}}");
+    server.kill();
+    assert_eq!(complaint(), "the connection is lost: these settings may be out of date");
+    server.start();
+    assert_eq!(complaint(), "the connection is back");
     child.kill().expect("it can be killed");
     child.wait().expect("it ends");
 }
