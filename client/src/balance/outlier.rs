@@ -12,6 +12,22 @@ use super::node::Outcome;
 use super::snapshot::Snapshot;
 
 /// When an instance is ejected because it does worse than the others, and for how long.
+///
+/// ```
+/// use std::time::Duration;
+/// use conclave_client::balance::{BalancedChannel, OutlierOptions};
+///
+/// // A service whose calls take seconds, and where every third instance may be missing.
+/// let slow = OutlierOptions {
+///     interval: Duration::from_secs(60),
+///     latency_floor: Duration::from_secs(2),
+///     max_percent: 33,
+///     ..OutlierOptions::default()
+/// };
+/// let channel = BalancedChannel::builder().outliers(slow);
+/// let unwatched = BalancedChannel::builder()
+///     .outliers(OutlierOptions { max_percent: 0, ..OutlierOptions::default() });
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct OutlierOptions {
     /// How often instances are compared, by the calls since the last time.
