@@ -158,7 +158,9 @@ async fn follow(kind: Kind, client: &Client, name: String) -> Result<()> {
             client.watch(name).created_notify().start().next().await?;
         }
         Kind::Observer => {
-            client.election(name).observe().leader().await?;
+            let election = client.election(name).ttl(TTL);
+            let _leadership = election.campaign("me").await?;
+            election.observe().leader().await?;
         }
         Kind::Followed => {
             client.group(name).follow().next().await?;
