@@ -37,7 +37,7 @@ pub(super) struct Table {
 pub(super) struct Security {
     chosen: Option<Arc<Followed<ClientTls>>>,
     /// By the system's authorities, read when the first address wants that.
-    system: OnceLock<Result<Arc<Followed<ClientTls>>, String>>,
+    system: OnceLock<Arc<Followed<ClientTls>>>,
 }
 
 impl Security {
@@ -51,13 +51,12 @@ impl Security {
     }
 
     fn tls(&self) -> Result<Arc<Followed<ClientTls>>, String> {
-        match &self.chosen {
-            Some(tls) => Ok(Arc::clone(tls)),
-            None => self
-                .system
-                .get_or_init(|| Tls::new().follow().map_err(|error| error.to_string()))
-                .clone(),
+        if let Some(tls) = self.chosen.as_ref().or(self.system.get()) {
+            return Ok(Arc::clone(tls));
         }
+        // What could not be read is tried again.
+        let read = Tls::new().follow().map_err(|error| error.to_string())?;
+        Ok(Arc::clone(self.system.get_or_init(|| read)))
     }
 }
 

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use conclave_proto::v1::{RegisterRequest, registry_service_client::RegistryServiceClient};
+use conclave_proto::v1::{
+    RegisterRequest, register_request::Mode, registry_service_client::RegistryServiceClient,
+};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::sleep,
@@ -85,11 +87,11 @@ impl Keeper {
             Some(session) => Hold::Session(self.entry(session), false),
             None => self.begin().await?,
         };
-        let hold = match self.put(&hold).await {
+        let hold = match self.put(&hold, Mode::Replace).await {
             // It has sessions, but no registry.
             Err(Error::Unimplemented(_)) => {
                 let lease = Hold::Lease(self.client().lease(self.ttl).await?);
-                self.put(&lease).await?;
+                self.put(&lease, Mode::Replace).await?;
                 lease
             }
             Ok(()) => hold,
@@ -126,7 +128,7 @@ impl Keeper {
         self.standing.send_replace(Some(Standing { token, pulse }));
     }
 
-    async fn put(&self, hold: &Hold) -> Result<(), Error> {
+    async fn put(&self, hold: &Hold, mode: Mode) -> Result<(), Error> {
         let record = self.record.encode();
         let session = match hold {
             Hold::Session(entry, _) => entry.session(),
@@ -143,6 +145,7 @@ impl Keeper {
             id: self.record.id.clone(),
             session: session.id(),
             record: record.into(),
+            mode: mode as i32,
             ..RegisterRequest::default()
         };
         let call = |channel, once| {
@@ -155,9 +158,9 @@ impl Keeper {
     }
 
     /// Registers the instance with what it has: with a change, or because it was removed.
-    async fn put_again(&mut self) -> Result<(), Error> {
+    async fn put_again(&mut self, mode: Mode) -> Result<(), Error> {
         let Some(hold) = &self.hold else { return Ok(()) };
-        self.put(hold).await?;
+        self.put(hold, mode).await?;
         if let Hold::Session(..) = hold {
             self.replay.registered(&self.record);
         }
@@ -180,7 +183,8 @@ impl Keeper {
                 }
             }
             Task::Replay if replay::has_chance(&self.record).await => {
-                if let Err(error) = self.put_again().await {
+                // Whoever took the name meanwhile keeps it.
+                if let Err(error) = self.put_again(Mode::IfAbsent).await {
                     tracing::debug!(%error, "cannot register again yet");
                     self.replay.postpone();
                 }
@@ -242,7 +246,7 @@ impl Keeper {
                 Some(Order::Change(record, reply)) => {
                     self.record = *record;
                     let done = match &self.hold {
-                        Some(_) => self.put_again().await,
+                        Some(_) => self.put_again(Mode::Replace).await,
                         None => self.enroll().await,
                     };
                     // The guard may have been dropped meanwhile.

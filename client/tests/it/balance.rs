@@ -277,15 +277,19 @@ async fn an_instance_that_fails_more_often_than_the_others_is_left_alone() {
     let (_lists, list) = watch::channel(instances(&backends));
     let long = Duration::from_secs(3_600);
     let outliers = OutlierOptions {
-        interval: Duration::from_millis(50),
+        interval: Duration::from_secs(1),
+        requests_min: 6,
         ejection_min: long,
         ejection_max: long,
         // How long a call takes on a loaded machine says nothing.
         latency_factor: u32::MAX,
         ..OutlierOptions::default()
     };
-    let channel =
-        BalancedChannel::builder().policy(RoundRobin::default()).outliers(outliers).watch(list);
+    let channel = BalancedChannel::builder()
+        .policy(RoundRobin::default())
+        .outliers(outliers)
+        .snapshot(SnapshotOptions { slow_start: Duration::ZERO, ..SnapshotOptions::default() })
+        .watch(list);
     // Too seldom for a breaker.
     backends[1].fails_one_in.store(3, Ordering::Relaxed);
     eventually("it is ejected", async || {

@@ -48,46 +48,56 @@ impl End {
         bytes: &[u8],
         offset: u64,
     ) -> io::Result<()> {
-        if !self.is_refused {
-            match self.write_directly((path, file), bytes, offset) {
-                Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
-                    tracing::info!(
-                        path = %path.display(),
-                        "the file system has no direct writes; the raft log goes through the page cache"
-                    );
-                    self.is_refused = true;
-                    self.open = None;
+        if let Some(mut open) = self.open_at((path, file), offset)? {
+            let write = |blocks: &[u8], at| open.file.write_all_at(blocks, at);
+            match self.blocks.write(bytes, offset, write) {
+                Err(error) if error.kind() == io::ErrorKind::InvalidInput => self.refuse(path),
+                written => {
+                    written?;
+                    open.next = offset + bytes.len() as u64;
+                    self.open = Some(open);
+                    return Ok(());
                 }
-                written => return written,
             }
         }
         file.write_all_at(bytes, offset)
     }
 
-    fn write_directly(
-        &mut self,
-        (path, file): (&Path, &File),
-        bytes: &[u8],
-        offset: u64,
-    ) -> io::Result<()> {
+    /// Takes the file that is to be written at `offset`, if it can be written directly now. What stands before
+    /// that in its block is read unless the last write ended there.
+    fn open_at(&mut self, (path, file): (&Path, &File), offset: u64) -> io::Result<Option<Open>> {
+        if self.is_refused {
+            return Ok(None);
+        }
         let inode = file.metadata()?.ino();
-        let mut open = match self.open.take() {
-            Some(open) if open.inode == inode && open.next == offset => open,
-            _ => {
-                self.blocks.begin(file, offset)?;
-                let file =
-                    OpenOptions::new().write(true).custom_flags(libc::O_DIRECT).open(path)?;
-                if file.metadata()?.ino() != inode {
-                    let text = format!("{} is not the file that it was", path.display());
-                    return Err(io::Error::other(text));
+        if let Some(open) = self.open.take_if(|open| open.inode == inode && open.next == offset) {
+            return Ok(Some(open));
+        }
+        self.open = None;
+        let direct = OpenOptions::new().write(true).custom_flags(libc::O_DIRECT).open(path);
+        let direct = match direct {
+            Ok(direct) => direct,
+            Err(error) => {
+                if error.kind() == io::ErrorKind::InvalidInput {
+                    self.refuse(path);
                 }
-                Open { file, inode, next: offset }
+                // Too many files are open, perhaps: the page cache is as good.
+                return Ok(None);
             }
         };
-        self.blocks.write(bytes, offset, |blocks, at| open.file.write_all_at(blocks, at))?;
-        open.next = offset + bytes.len() as u64;
-        self.open = Some(open);
-        Ok(())
+        if direct.metadata()?.ino() != inode {
+            return Ok(None);
+        }
+        self.blocks.begin(file, offset)?;
+        Ok(Some(Open { file: direct, inode, next: offset }))
+    }
+
+    fn refuse(&mut self, path: &Path) {
+        tracing::info!(
+            path = %path.display(),
+            "the file system has no direct writes; the raft log goes through the page cache"
+        );
+        self.is_refused = true;
     }
 }
 

@@ -135,10 +135,12 @@ async fn an_instance_that_was_critical_for_too_long_comes_back_when_it_is_well()
         ..Check::default()
     };
     let register = service.register(address).id("a").named_check("live", check);
+    // Before the first check may change anything.
+    let mut changes = service.changes(v1::InstanceFilter::default());
+    soon("a snapshot", changes.next()).await.unwrap();
     // It is to outlive a machine that stands still.
     let registration = register.ttl(Duration::from_secs(60)).await.unwrap();
     let (first, mut is_registered) = (registration.token(), registration.is_registered());
-    let mut changes = service.changes(v1::InstanceFilter::default());
     let mut until = async |wanted: (Kind, Reason), is_healthy: bool| {
         let is_wanted = |change: &v1::InstanceChange| {
             let healthy = change.instance.as_ref().is_some_and(|instance| instance.healthy);

@@ -119,6 +119,7 @@ impl Heart {
                 let loss = loss_of(client, &asked).await;
                 if matches!(loss, Ok(Some(Loss::Session))) {
                     self.ended(&[asked.session], &mut HashSet::new());
+                    self.wake();
                 }
                 self.answered_for(&asked, loss)
             });
