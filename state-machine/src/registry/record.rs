@@ -151,7 +151,7 @@ pub struct Check {
 /// # use conclave_state_machine::registry::record::{Checked, Health, Record};
 /// let mut record = Record::new("10.0.0.7:80");
 /// let output = "connection refused".to_owned();
-/// record.details.checked = Some(Checked { health: Health::Critical, output });
+/// record.details.checked = Some(Checked { health: Health::Critical, output, ..Checked::default() });
 /// assert_eq!(record.details.health, Health::Passing, "by its own account");
 /// assert_eq!(record.health_shown(), Health::Critical, "by what counts");
 /// ```
