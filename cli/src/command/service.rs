@@ -80,7 +80,7 @@ pub(crate) struct Register {
     /// How long it outlives this process if that ends without a word.
     #[arg(long, default_value = "10s", value_parser = conclave_server::config::duration)]
     ttl: Duration,
-    /// What the server is to check: tcp, http[:PATH] or grpc[:SERVICE]; several as NAME=tcp and so on, repeated.
+    /// What the server is to check: tcp, http or http:PATH, grpc or grpc:SERVICE; several as NAME=tcp and so on, repeated.
     #[arg(long, value_name = "[NAME=]KIND[:TARGET]", value_parser = check)]
     check: Vec<(String, Check)>,
     /// From one check to the next.
