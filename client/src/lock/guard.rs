@@ -224,9 +224,9 @@ impl LockGuard {
     /// Goes on as a reader, without letting go: others may read from now on. The token stays.
     ///
     /// # Errors
-    /// [`Error::Refused`] if the lock is not held any more; [`Error::Unimplemented`] from a server that
-    /// knows no shared locks. See [`Error`]; [`Error::outcome`] tells whether it may have been done, or
-    /// may still be. Of several locks some may be converted then.
+    /// [`Error::Refused`] if the lock is not held any more, or other guards of the session hold it by re-entry;
+    /// [`Error::Unimplemented`] from a server that knows no shared locks. See [`Error`]; [`Error::outcome`]
+    /// tells whether it may have been done, or may still be. Of several locks some may be converted then.
     pub async fn downgrade(&self) -> Result<(), Error> {
         for lock in &self.locks {
             self.held.convert(lock, 1, u32::MAX).await?;

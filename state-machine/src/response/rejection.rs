@@ -51,7 +51,7 @@ pub enum Rejection {
     /// The request has no place that holds.
     #[error("lock is not held")]
     LockNotHeld,
-    /// A holder that is not alone cannot ask for more.
+    /// A holder that is not alone cannot ask for more, and requests that share a place cannot change it.
     #[error("lock has other holders")]
     LockShared,
     /// The request comes after a later one that makes it void.
