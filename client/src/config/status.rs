@@ -97,22 +97,29 @@ impl<T> Publisher<T> {
     }
 
     /// Puts settings of the cluster in use.
+    ///
+    /// All of it is stored before anybody is told: who is woken by one of the channels may look at
+    /// another one at once.
     pub(super) fn publish(&self, settings: Settings<T>) {
         let revision = settings.revision;
         let is_new = self.settings.borrow().tree != settings.tree;
-        let value = Arc::clone(&settings.value);
-        self.settings.send_replace(Arc::new(settings));
-        if is_new {
-            tracing::info!(revision, "settings changed");
-            self.values.send_replace(value);
-        }
         let status =
             Status { revision, basis: Basis::Cluster, is_connected: true, rejection: None };
-        self.status.send_if_modified(|current| {
-            let is_modified = *current != status;
-            *current = status;
-            is_modified
-        });
+        let is_told = *self.status.borrow() != status;
+        if is_new {
+            store(&self.values, Arc::clone(&settings.value));
+        }
+        store(&self.settings, Arc::new(settings));
+        store(&self.status, status);
+
+        self.settings.send_modify(|_settings| ());
+        if is_new {
+            tracing::info!(revision, "settings changed");
+            self.values.send_modify(|_value| ());
+        }
+        if is_told {
+            self.status.send_modify(|_status| ());
+        }
     }
 
     /// Keeps the settings in use and says why.
@@ -137,5 +144,72 @@ impl<T> Publisher<T> {
     /// Whether the newest settings are the ones in use.
     pub(super) fn is_current(&self) -> bool {
         self.status.borrow().rejection.is_none()
+    }
+}
+
+/// Changes what a channel holds, and tells nobody yet.
+fn store<V>(channel: &watch::Sender<V>, value: V) {
+    channel.send_if_modified(|held| {
+        *held = value;
+        false
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        pin::pin,
+        sync::Mutex,
+        task::{Context, Wake, Waker},
+    };
+
+    use serde_json::{Value, json};
+
+    use super::{
+        super::layer::{Layer, Part},
+        *,
+    };
+
+    fn settings(revision: i64, port: u16) -> Settings<Value> {
+        let part = Part::new(Layer::Defaults, "", json!({"port": port}));
+        Settings::new(vec![part], revision, &|_value: &Value| Ok(())).expect("valid settings")
+    }
+
+    /// Notes what can be seen by who is woken, at the moment in which it is.
+    struct Onlooker {
+        outlet: Outlet<Value>,
+        seen: Mutex<Vec<(Value, i64, i64)>>,
+    }
+
+    impl Wake for Onlooker {
+        fn wake(self: Arc<Self>) {
+            let value = Value::clone(&self.outlet.values.borrow());
+            let revision = self.outlet.settings.borrow().revision;
+            let told = self.outlet.status.borrow().revision;
+            self.seen.lock().expect("no panics").push((value, revision, told));
+        }
+    }
+
+    #[test]
+    fn whoever_is_woken_sees_all_of_what_is_new() {
+        let status =
+            Status { revision: 1, basis: Basis::Cluster, is_connected: true, rejection: None };
+        let (publisher, outlet) = Publisher::new(settings(1, 80), status);
+        let (mut values, mut all) = (outlet.values.clone(), outlet.settings.clone());
+        let mut told = outlet.status.clone();
+        let onlooker = Arc::new(Onlooker { outlet, seen: Mutex::default() });
+        let waker = Waker::from(Arc::clone(&onlooker));
+        let mut context = Context::from_waker(&waker);
+        let mut waits = (pin!(values.changed()), pin!(all.changed()), pin!(told.changed()));
+        assert!(waits.0.as_mut().poll(&mut context).is_pending());
+        assert!(waits.1.as_mut().poll(&mut context).is_pending());
+        assert!(waits.2.as_mut().poll(&mut context).is_pending());
+
+        publisher.publish(settings(2, 81));
+        let seen = onlooker.seen.lock().expect("no panics").clone();
+        assert_eq!(seen, vec![(json!({"port": 81}), 2, 2); 3]);
+        assert!(waits.0.as_mut().poll(&mut context).is_ready());
+        assert!(waits.1.as_mut().poll(&mut context).is_ready());
+        assert!(waits.2.as_mut().poll(&mut context).is_ready());
     }
 }
