@@ -1,11 +1,15 @@
-//! A client that locks and unlocks through the server's Lock service.
+//! A client that locks and unlocks through the server's Lock service, or through our own where there is one.
 
 use bytes::Bytes;
 use conclave_proto::etcdserverpb::LeaseGrantRequest;
 use conclave_proto::etcdserverpb::lease_client::LeaseClient;
+use conclave_proto::v1::acquire_request::Wait;
+use conclave_proto::v1::acquire_response::Event;
+use conclave_proto::v1::lock_service_client::LockServiceClient;
+use conclave_proto::v1::{AcquireRequest, ReleaseRequest};
 use conclave_proto::v3lockpb::lock_client::LockClient;
 use conclave_proto::v3lockpb::{LockRequest, UnlockRequest};
-use tonic::Status;
+use tonic::{Code, Status};
 
 use crate::connection::Connection;
 use crate::drive::Client;
@@ -15,15 +19,23 @@ const LEASE_TTL_SECONDS: i64 = 3600;
 
 /// Takes one lock again and again.
 pub(crate) struct Locker {
-    locks: LockClient<Connection>,
+    way: Way,
     name: Bytes,
     lease: i64,
-    /// The key of the lock while it is held: still there if giving it back failed.
+    /// What gives the lock back while it is held: still there if giving it back failed.
     held: Option<Bytes>,
 }
 
+/// How a lock is taken.
+enum Way {
+    /// Through etcd's Lock service.
+    Etcd(LockClient<Connection>),
+    /// Through ours; with the number of the last request.
+    Native(LockServiceClient<Connection>, u64),
+}
+
 impl Locker {
-    /// A client of its own lease.
+    /// A client of its own lease, of etcd's service.
     ///
     /// # Errors
     /// If no lease is granted.
@@ -32,24 +44,89 @@ impl Locker {
         let mut leases = LeaseClient::with_origin(connection.clone(), origin.clone());
         let request = LeaseGrantRequest { ttl: LEASE_TTL_SECONDS, id: 0 };
         let lease = leases.lease_grant(request).await?.into_inner().id;
-        let locks = LockClient::with_origin(connection, origin);
-        Ok(Self { locks, name: name.into(), lease, held: None })
+        let way = Way::Etcd(LockClient::with_origin(connection, origin));
+        Ok(Self { way, name: name.into(), lease, held: None })
+    }
+
+    /// The same of our own service, or of etcd's where the server has no other.
+    ///
+    /// # Errors
+    /// If no lease is granted.
+    pub(crate) async fn open_natively(
+        connection: Connection,
+        name: String,
+    ) -> anyhow::Result<Self> {
+        let mut locker = Self::open(connection.clone(), name).await?;
+        let origin = connection.origin();
+        let native = LockServiceClient::with_origin(connection, origin);
+        match native.clone().list(conclave_proto::v1::LockListRequest::default()).await {
+            Ok(_locks) => locker.way = Way::Native(native, 0),
+            Err(status) if status.code() == Code::Unimplemented => {}
+            Err(status) => return Err(status.into()),
+        }
+        Ok(locker)
+    }
+
+    async fn lock(&mut self) -> Result<(), Status> {
+        let (name, lease) = (self.name.clone(), self.lease);
+        self.held = Some(match &mut self.way {
+            Way::Etcd(locks) => locks.lock(LockRequest { name, lease }).await?.into_inner().key,
+            Way::Native(locks, number) => {
+                *number += 1;
+                let request_id = Bytes::copy_from_slice(&number.to_be_bytes());
+                acquire(locks, name, lease, request_id.clone()).await?;
+                request_id
+            }
+        });
+        Ok(())
     }
 
     async fn unlock(&mut self) -> Result<(), Status> {
-        let Some(key) = self.held.clone() else { return Ok(()) };
-        self.locks.unlock(UnlockRequest { key }).await?;
+        let Some(held) = self.held.clone() else { return Ok(()) };
+        match &mut self.way {
+            Way::Etcd(locks) => drop(locks.unlock(UnlockRequest { key: held }).await?),
+            Way::Native(locks, _) => {
+                let names = vec![self.name.clone()];
+                let request = ReleaseRequest { names, session: self.lease, request_id: held };
+                drop(locks.release(request).await?);
+            }
+        }
         self.held = None;
         Ok(())
     }
+}
+
+/// Waits for its turn.
+async fn acquire(
+    locks: &mut LockServiceClient<Connection>,
+    name: Bytes,
+    session: i64,
+    request_id: Bytes,
+) -> Result<(), Status> {
+    let request = AcquireRequest {
+        names: vec![name],
+        session,
+        request_id,
+        wait: Some(Wait::WaitForever(true)),
+        ..Default::default()
+    };
+    let mut answers = locks.acquire(request).await?.into_inner();
+    while let Some(answer) = answers.message().await? {
+        match answer.event {
+            Some(Event::Granted(_)) => return Ok(()),
+            Some(Event::Queued(_)) => {}
+            Some(Event::Ended(ended)) => return Err(Status::aborted(format!("{ended:?}"))),
+            None => break,
+        }
+    }
+    Err(Status::internal("the acquisition ended without a word"))
 }
 
 impl Client for Locker {
     /// Locks, waiting for its turn, and unlocks.
     async fn step(&mut self) -> Result<(), Status> {
         self.unlock().await?;
-        let request = LockRequest { name: self.name.clone(), lease: self.lease };
-        self.held = Some(self.locks.lock(request).await?.into_inner().key);
+        self.lock().await?;
         self.unlock().await
     }
 }

@@ -36,12 +36,22 @@ pub enum Workload {
     Lock,
     /// The same with one name for all clients: hand-overs.
     LockContended,
+    /// As `lock`, through our own service where the server has it.
+    LockNative,
+    /// As `lock-contended`, through our own service where the server has it.
+    LockNativeContended,
 }
 
 impl Workload {
     /// Whether the run reads keys that have to be there.
     pub(crate) fn needs_keys(self) -> bool {
         matches!(self, Self::Get | Self::GetSerializable | Self::Range | Self::Mixed | Self::Txn)
+    }
+
+    /// Whether locks are taken.
+    pub(crate) fn locks(self) -> bool {
+        let is_native = matches!(self, Self::LockNative | Self::LockNativeContended);
+        is_native || matches!(self, Self::Lock | Self::LockContended)
     }
 
     /// The name used on the command line.

@@ -241,7 +241,7 @@ impl Job {
                 Workload::KeepAlive => self.keep_alive(connections).await,
                 Workload::Heartbeats => self.heartbeats(connections).await,
                 Workload::WatchFanout | Workload::WatchLatency => self.watch(connections).await,
-                Workload::Lock | Workload::LockContended => self.lock(connections).await,
+                workload if workload.locks() => self.lock(connections).await,
                 _ => self.unary(connections, material).await,
             }
         })
@@ -301,11 +301,16 @@ impl Job {
         let mut clients = Vec::new();
         for index in self.share(self.load.clients) {
             let name = match self.workload {
-                Workload::LockContended => "bench".to_owned(),
+                Workload::LockContended | Workload::LockNativeContended => "bench".to_owned(),
                 _ => format!("bench-{index}"),
             };
             let connection = connections[index % connections.len()].clone();
-            clients.push(Locker::open(connection, name).await?);
+            clients.push(match self.workload {
+                Workload::LockNative | Workload::LockNativeContended => {
+                    Locker::open_natively(connection, name).await?
+                }
+                _ => Locker::open(connection, name).await?,
+            });
         }
         self.drive(clients).await
     }

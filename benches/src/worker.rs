@@ -97,7 +97,9 @@ impl Worker {
             | Workload::KeepAlive
             | Workload::Heartbeats
             | Workload::Lock
-            | Workload::LockContended => {
+            | Workload::LockContended
+            | Workload::LockNative
+            | Workload::LockNativeContended => {
                 Err(Status::internal("streams and locks are driven elsewhere"))
             }
         }
