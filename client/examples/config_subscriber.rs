@@ -75,7 +75,7 @@ async fn operate(
     config: &Config<Service>,
     out: &mut impl Write,
 ) -> Result<(), Box<dyn Error>> {
-    let soon = Duration::from_secs(10);
+    let soon = Duration::from_secs(60);
     let mut workers = config.on_change("workers");
     let mut rejections = config.rejections();
 

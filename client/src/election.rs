@@ -22,6 +22,7 @@
 //! # }
 //! ```
 
+mod candidacy;
 mod candidate;
 mod observe;
 
@@ -33,6 +34,7 @@ use std::{
 
 use bytes::Bytes;
 use conclave_proto::v1::Guard;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
@@ -49,6 +51,7 @@ use crate::{
 use candidate::Candidate;
 
 pub use crate::loss::Loss;
+pub use candidacy::{CampaignEvent, Candidacy, Waiting};
 pub use observe::{Leader, Observer};
 
 impl Client {
@@ -157,7 +160,13 @@ impl Campaign {
         self
     }
 
-    async fn campaign(self) -> Result<Leadership, Error> {
+    /// Campaigns and tells how it goes: where the candidate stands, who leads meanwhile, and that it was elected.
+    pub fn follow(self) -> Candidacy {
+        let (waiting, told) = watch::channel(None);
+        Candidacy::new(Box::pin(self.campaign(waiting)), told)
+    }
+
+    async fn campaign(self, waiting: watch::Sender<Option<Waiting>>) -> Result<Leadership, Error> {
         let Self { election: Election { client, session, name, ttl }, value, wait } = self;
         let patience = Patience::new(&client, wait);
         // A turn of the recipe needs a lease of its own.
@@ -178,7 +187,7 @@ impl Campaign {
                 }
             }
         };
-        let candidate = Candidate::elected(session, name, value, patience).await?;
+        let candidate = Candidate::elected((session, name), value, patience, waiting).await?;
         Ok(Leadership { led: Led::Place(candidate) })
     }
 }
@@ -188,7 +197,7 @@ impl IntoFuture for Campaign {
     type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
 
     fn into_future(self) -> Self::IntoFuture {
-        Box::pin(self.campaign())
+        Box::pin(self.campaign(watch::Sender::new(None)))
     }
 }
 

@@ -7,7 +7,10 @@
 
 mod keeper;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use conclave_proto::etcdserverpb::{
@@ -65,6 +68,8 @@ impl Client {
         let grant = self.lease_grant(seconds, 0).await?;
         let granted = Duration::from_secs(u64::try_from(grant.ttl).unwrap_or(0));
         let (state, states) = watch::channel(LeaseState::Alive);
+        let state = Arc::new(state);
+        let teller = Arc::downgrade(&state);
         let (guard, dropped) = oneshot::channel();
         let standing = keeper::Standing {
             state,
@@ -79,7 +84,7 @@ impl Client {
         let client = self.clone();
         let guard = Some(guard);
         let pulse = Pulse::of_lease(lost, Arc::clone(&deadline));
-        Ok(Lease { client, id: grant.id, ttl: granted, states, pulse, deadline, guard })
+        Ok(Lease { client, id: grant.id, ttl: granted, states, teller, pulse, deadline, guard })
     }
 
     /// Grants a lease of at least `ttl` seconds without keeping it alive. `id` 0 lets the server
@@ -181,6 +186,8 @@ pub struct Lease {
     id: i64,
     ttl: Duration,
     states: watch::Receiver<LeaseState>,
+    /// The keeper's; states end with it.
+    teller: Weak<watch::Sender<LeaseState>>,
     pulse: Pulse,
     /// Shared with the keeper: when the lease may end at the earliest.
     deadline: Arc<Mutex<Moment>>,
@@ -263,6 +270,9 @@ impl Lease {
     /// background, as if the guard had been dropped.
     pub async fn revoke(mut self) -> Result<(), Error> {
         // What hangs on it may be given to others from now on.
+        if let Some(state) = self.teller.upgrade() {
+            keeper::lose(&state, self.pulse.lost());
+        }
         self.pulse.lost().cancel();
         let revoked = self.client.lease_revoke(self.id).await.map(|_reply| ());
         // Until then the drop of this guard still revokes.

@@ -83,6 +83,7 @@ pub mod registry;
 mod reply;
 pub mod session;
 pub mod snapshot;
+mod tell;
 mod tls;
 pub mod txn;
 mod undo;

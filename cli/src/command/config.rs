@@ -226,11 +226,15 @@ async fn watch(context: &Context, sources: &Sources) -> Result<(), Failure> {
     let mut rejections = config.rejections();
     let mut status = config.status();
     let mut is_connected = true;
+    let mut settings = Settings { revision: config.revision(), tree: config.tree() };
     loop {
-        context.print(&Settings { revision: config.revision(), tree: config.tree() })?;
-        loop {
+        context.print(&settings)?;
+        settings = loop {
             tokio::select! {
-                Some(_) = changes.next() => break,
+                Some(change) = changes.next() => {
+                    let tree = change.new.unwrap_or_default();
+                    break Settings { revision: change.revision, tree };
+                }
                 Ok(()) = status.changed() => {
                     let is_now = status.borrow_and_update().is_connected;
                     if is_now != is_connected {

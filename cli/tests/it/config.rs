@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    CONCLAVE, run,
+    COMMAND_TIMEOUT, CONCLAVE, run,
     server::{Server, program},
 };
 
@@ -80,6 +80,7 @@ fn a_watch_prints_settings_whenever_they_change() {
     let mut server = Server::single(program);
     done(&server, &["set", "app.yaml", "a: 1"], "");
     let mut child = Command::new(CONCLAVE)
+        .env("ETCDCTL_COMMAND_TIMEOUT", COMMAND_TIMEOUT)
         .args(["--endpoints", &server.endpoint(), "-w", "json"])
         .args(["config", "watch", "app.yaml"])
         .stdout(Stdio::piped())

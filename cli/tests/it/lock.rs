@@ -9,7 +9,7 @@ use conclave_testing::process::Talking;
 use tempfile::TempDir;
 
 use crate::{
-    CONCLAVE,
+    COMMAND_TIMEOUT, CONCLAVE,
     compare::{has_etcdctl, normal},
     named, run,
     server::{Server, program},
@@ -30,6 +30,7 @@ impl Running {
         let mut command = Command::new(program);
         command
             .env("ETCDCTL_API", "3")
+            .env("ETCDCTL_COMMAND_TIMEOUT", COMMAND_TIMEOUT)
             .args(["--endpoints", &server.endpoint()])
             .args(arguments)
             .stdin(Stdio::null())
@@ -44,6 +45,7 @@ impl Running {
         let mut command = Command::new("script");
         let line = ["exec", CONCLAVE, &words.join(" ")].join(" ");
         command.args(["-q", "-e", "-c", &line, "/dev/null"]).env("SHELL", "/bin/sh");
+        command.env("ETCDCTL_COMMAND_TIMEOUT", COMMAND_TIMEOUT);
         Self(Talking::start(command.stdin(Stdio::piped()).stderr(Stdio::piped())))
     }
 
@@ -330,7 +332,7 @@ fn native_locks_are_shared_counted_shown_and_broken() {
         assert_eq!(places.matches(shown).count(), 2, "{places}");
     }
     assert!(places.contains("process "), "{places}");
-    assert_eq!(ends(&["session", "ls"]).1.lines().count(), 2);
+    until("others have left", || ends(&["session", "ls"]).1.lines().count() == 2);
 
     let counted = ["lock", "pool", "--permits", "2", "--limit", "3"];
     let mut pool = Running::start(CONCLAVE, &server, &counted);
@@ -366,7 +368,7 @@ fn native_locks_are_shared_counted_shown_and_broken() {
         holder.signal("TERM");
         assert_eq!(holder.end(), (Some(0), String::new()));
     }
-    assert_eq!(ends(&["session", "ls"]), (Some(0), String::new()), "nothing is left behind");
+    until("nothing is left behind", || ends(&["session", "ls"]) == (Some(0), String::new()));
     let (_dir, etcdctl) = etcdctl();
     let shared = run(&etcdctl, &endpoint, &["lock", "doc", "--shared"], "");
     assert_eq!(shared.status.code(), Some(128), "etcdctl has no such flag");

@@ -35,6 +35,8 @@ use tempfile::TempDir;
 
 /// Longest wait for anything that must happen: far longer than it takes on a slow machine.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// What clients are given for a command: the default of 5 s is little on a machine that is busy with other things.
+const COMMAND_TIMEOUT: &str = "20s";
 const POLL: Duration = Duration::from_millis(50);
 
 /// Tries until there is something.
@@ -90,8 +92,7 @@ fn run(program: &str, endpoint: &str, arguments: &[&str], input: &str) -> Output
         .env("PATH", env::var_os("PATH").unwrap_or_default())
         .env("ETCDCTL_API", "3")
         .env("ETCDCTL_ENDPOINTS", endpoint)
-        // The default of 5 s is little on a machine that is busy with other things.
-        .env("ETCDCTL_COMMAND_TIMEOUT", "20s")
+        .env("ETCDCTL_COMMAND_TIMEOUT", COMMAND_TIMEOUT)
         .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())

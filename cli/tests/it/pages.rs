@@ -10,7 +10,7 @@ use std::{
 use tempfile::TempDir;
 
 use crate::{
-    named, run,
+    COMMAND_TIMEOUT, named, run,
     server::{Server, free_port},
     until,
 };
@@ -37,7 +37,7 @@ fn shell(directory: &Path, program: &Path, endpoint: &str, commands: &str) -> Co
     shell.args(["-e", "-c", commands]).current_dir(directory).stdin(Stdio::null());
     shell.env("PATH", format!("{ours}:{path}")).env("ETCDCTL_ENDPOINTS", endpoint);
     // The default of 5 s is little on a machine that is busy with other things.
-    shell.env("ETCDCTL_COMMAND_TIMEOUT", "20s");
+    shell.env("ETCDCTL_COMMAND_TIMEOUT", COMMAND_TIMEOUT);
     shell
 }
 

@@ -10,7 +10,7 @@ use conclave_testing::process::{Talking, signal};
 use serde_json::Value;
 
 use crate::{
-    CONCLAVE,
+    COMMAND_TIMEOUT, CONCLAVE,
     local::{self, cluster},
     run,
     server::free_port,
@@ -20,6 +20,7 @@ use crate::{
 fn running(endpoint: &str, arguments: &[&str]) -> Talking {
     let mut command = Command::new(CONCLAVE);
     command.args(["--endpoints", endpoint, "service"]).args(arguments).stdin(Stdio::null());
+    command.env("ETCDCTL_COMMAND_TIMEOUT", COMMAND_TIMEOUT);
     Talking::start(&mut command)
 }
 
@@ -57,6 +58,8 @@ fn services_are_registered_seen_and_drained() {
     let endpoint = server.wait_for("endpoint:");
     let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("its address").to_string();
+    // Checks connect again and again.
+    std::thread::spawn(move || listener.incoming().for_each(drop));
     let mut watch = running(&endpoint, &["watch", "api"]);
     let register = format!(
         "register api {address} --id a --tag blue --zone x --version 1 --meta team=shop --check tcp \

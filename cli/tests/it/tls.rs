@@ -14,7 +14,7 @@ use std::{
 use tempfile::TempDir;
 
 use crate::{
-    CONCLAVE,
+    COMMAND_TIMEOUT, CONCLAVE,
     authority::{Authority, Files, Wish, replace},
     server::{Server, free_port},
     until,
@@ -83,7 +83,9 @@ impl Stage {
             command.env("ETCDCTL_CERT", self.path(&format!("{name}.pem")));
             command.env("ETCDCTL_KEY", self.path(&format!("{name}-key.pem")));
             // Who has a certificate must not fail on a slow machine; who has none waits in vain.
-            command.env("ETCDCTL_COMMAND_TIMEOUT", "20s").env("ETCDCTL_DIAL_TIMEOUT", "20s");
+            command
+                .env("ETCDCTL_COMMAND_TIMEOUT", COMMAND_TIMEOUT)
+                .env("ETCDCTL_DIAL_TIMEOUT", "20s");
         }
         command.output().expect("the client runs")
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use tokio::sync::{broadcast, watch};
 
 use super::layer::{Rejection, Settings};
+use crate::tell::{store, store_news, tell};
 
 /// Rejections kept for receivers that are slow; older ones are dropped.
 const REJECTIONS_MAX: usize = 16;
@@ -105,32 +106,32 @@ impl<T> Publisher<T> {
         let is_new = self.settings.borrow().tree != settings.tree;
         let status =
             Status { revision, basis: Basis::Cluster, is_connected: true, rejection: None };
-        let is_told = *self.status.borrow() != status;
         if is_new {
             store(&self.values, Arc::clone(&settings.value));
         }
         store(&self.settings, Arc::new(settings));
-        store(&self.status, status);
+        let is_news = store_news(&self.status, status);
 
-        self.settings.send_modify(|_settings| ());
+        tell(&self.settings);
         if is_new {
             tracing::info!(revision, "settings changed");
-            self.values.send_modify(|_value| ());
+            tell(&self.values);
         }
-        if is_told {
-            self.status.send_modify(|_status| ());
+        if is_news {
+            tell(&self.status);
         }
     }
 
     /// Keeps the settings in use and says why.
     pub(super) fn reject(&self, rejection: Rejection) {
         tracing::warn!(revision = rejection.revision, "{rejection}");
-        self.status.send_modify(|status| {
-            status.is_connected = true;
-            status.rejection = Some(rejection.clone());
-        });
+        let mut status = self.status.borrow().clone();
+        status.is_connected = true;
+        status.rejection = Some(rejection.clone());
+        store(&self.status, status);
         // Nobody may be listening; the status says it, too.
         self.rejections.send(rejection).ok();
+        tell(&self.status);
     }
 
     pub(super) fn connected(&self, is_connected: bool) {
@@ -145,14 +146,6 @@ impl<T> Publisher<T> {
     pub(super) fn is_current(&self) -> bool {
         self.status.borrow().rejection.is_none()
     }
-}
-
-/// Changes what a channel holds, and tells nobody yet.
-fn store<V>(channel: &watch::Sender<V>, value: V) {
-    channel.send_if_modified(|held| {
-        *held = value;
-        false
-    });
 }
 
 #[cfg(test)]

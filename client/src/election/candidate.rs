@@ -20,6 +20,7 @@ use tonic::{Response, Status, Streaming};
 
 use crate::login::Channel;
 
+use super::Waiting;
 use crate::{
     client::Client,
     error::Error,
@@ -42,12 +43,12 @@ pub(super) struct Candidate {
 }
 
 impl Candidate {
-    /// Campaigns until elected.
+    /// Campaigns until elected, and tells on the way where it stands.
     pub(super) async fn elected(
-        session: Session,
-        name: Bytes,
+        (session, name): (Session, Bytes),
         value: Bytes,
         patience: Patience,
+        waiting: watch::Sender<Option<Waiting>>,
     ) -> Result<Self, Error> {
         let ticket = session.request().await?;
         let (client, sequence) = (session.client().clone(), ticket.sequence());
@@ -60,11 +61,11 @@ impl Candidate {
         };
         let kept = Kept { session, name, sequence, did: Did::Campaign, open: None, is_over: false };
         let (outcome, elected) = oneshot::channel();
-        let (queued, is_queued) = watch::channel(false);
+        let told = waiting.subscribe();
         let number = Number::Open(ticket);
         let (outcome, led) = (Some(outcome), None);
         let asked =
-            Campaigning { request, number, attempts: AtomicU64::new(0), outcome, queued, led };
+            Campaigning { request, number, attempts: AtomicU64::new(0), outcome, waiting, led };
         let listening = CancellationToken::new();
         // Where the connections live: the guard may outlive the runtime that it was made on.
         client.spawn(listen(client.clone(), asked, Arc::clone(&standing), listening.clone()));
@@ -74,7 +75,7 @@ impl Candidate {
             biased;
             () = lost.cancelled() => return Err(Error::session_lost()),
             elected = elected => elected.map_err(|_ended| Error::session_lost())??,
-            () = patience_ends(patience, is_queued) => return Err(Error::Busy),
+            () = patience_ends(patience, told) => return Err(Error::Busy),
         };
         // Answers may be old. Whoever holds no session leads nobody.
         if kept.session.is_lost() {
@@ -158,15 +159,20 @@ impl Candidate {
 
 /// Returns when there is no time left to wait: at once if there was none, as soon as it is known that
 /// others stand before.
-async fn patience_ends(patience: Patience, mut is_queued: watch::Receiver<bool>) {
+async fn patience_ends(patience: Patience, mut told: watch::Receiver<Option<Waiting>>) {
     match patience {
         Patience::Forever => std::future::pending().await,
         Patience::Until(deadline) => sleep_until(deadline).await,
         Patience::None(give_up) => tokio::select! {
-            Ok(_) = is_queued.wait_for(|is_queued| *is_queued) => {}
+            Ok(_) = told.wait_for(is_behind) => {}
             () = sleep_until(give_up) => {}
         },
     }
+}
+
+/// Whether others stand before. That somebody else leads says less: who resigned may be told for a moment.
+fn is_behind(told: &Option<Waiting>) -> bool {
+    told.as_ref().is_some_and(|waiting| waiting.ahead > 0)
 }
 
 /// Listens until the candidate is gone, or nobody is interested in it any more.
@@ -212,9 +218,24 @@ struct Campaigning {
     attempts: AtomicU64,
     /// Taken when it is elected.
     outcome: Option<oneshot::Sender<Result<Elected, Error>>>,
-    queued: watch::Sender<bool>,
+    /// Where it stands, once it is known that it waits.
+    waiting: watch::Sender<Option<Waiting>>,
     /// The fence with which it led.
     led: Option<i64>,
+}
+
+impl Campaigning {
+    /// Changes where it stands, and tells it if that is news.
+    fn tell(&self, change: impl FnOnce(&mut Waiting)) {
+        self.waiting.send_if_modified(|told| {
+            let mut waiting = told.clone().unwrap_or_default();
+            change(&mut waiting);
+            let waiting = Some(waiting);
+            let is_news = *told != waiting;
+            *told = waiting;
+            is_news
+        });
+    }
 }
 
 impl Ask for Campaigning {
@@ -260,11 +281,18 @@ impl Ask for Campaigning {
                 Heard::Done(Loss::Removed)
             }
             (Event::Queued(_), Some(_)) => Heard::Done(Loss::Removed),
-            (Event::Queued(_), None) => {
-                self.queued.send_replace(true);
+            (Event::Queued(queued), None) => {
+                self.tell(|waiting| waiting.ahead = queued.position);
                 Heard::More
             }
-            (Event::Elected(_) | Event::Observed(_), _) => Heard::More,
+            (Event::Observed(observed), None) => {
+                self.tell(|waiting| {
+                    waiting.leader = observed.leader;
+                    waiting.revision = observed.revision;
+                });
+                Heard::More
+            }
+            (Event::Elected(_) | Event::Observed(_), Some(_)) => Heard::More,
         }
     }
 

@@ -15,7 +15,13 @@ use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 
 use super::LeaseState;
-use crate::{backoff::Backoff, client::Client, endpoint::Endpoint, moment::Moment};
+use crate::{
+    backoff::Backoff,
+    client::Client,
+    endpoint::Endpoint,
+    moment::Moment,
+    tell::{store_news, tell},
+};
 
 /// Keep-alives on the way; one is sent only after the one before was answered.
 const REQUESTS_MAX: usize = 1;
@@ -39,7 +45,7 @@ pub(super) struct Keeper {
 
 /// What the guard sees of the lease.
 pub(super) struct Standing {
-    pub(super) state: watch::Sender<LeaseState>,
+    pub(super) state: Arc<watch::Sender<LeaseState>>,
     pub(super) lost: CancellationToken,
     /// When the lease may end at the earliest, by this process's clock.
     pub(super) deadline: Arc<Mutex<Moment>>,
@@ -47,8 +53,7 @@ pub(super) struct Standing {
 
 impl Standing {
     fn lose(&self) {
-        self.state.send_replace(LeaseState::Lost);
-        self.lost.cancel();
+        lose(&self.state, &self.lost);
     }
 
     fn deadline(&self) -> Moment {
@@ -56,7 +61,18 @@ impl Standing {
     }
 
     fn set(&self, new: LeaseState) {
-        self.state.send_if_modified(|state| std::mem::replace(state, new) != new);
+        // What was lost stays so: somebody may have been told.
+        let replace = |state: &mut LeaseState| std::mem::replace(state, new) != new;
+        self.state.send_if_modified(|state| *state != LeaseState::Lost && replace(state));
+    }
+}
+
+/// Tells that a lease is lost.
+pub(super) fn lose(state: &watch::Sender<LeaseState>, lost: &CancellationToken) {
+    let is_news = store_news(state, LeaseState::Lost);
+    lost.cancel();
+    if is_news {
+        tell(state);
     }
 }
 

@@ -6,8 +6,8 @@ use bytes::Bytes;
 use conclave_proto::{
     etcdserverpb::TxnResponse,
     v1::{
-        CheckFenceRequest, CommitRequest, ConvertRequest, Granted, Guard, HeldLock, ReleaseRequest,
-        lock_service_client::LockServiceClient,
+        CheckFenceRequest, CheckFenceResponse, CommitRequest, ConvertRequest, Granted, Guard,
+        HeldLock, ReleaseRequest, lock_service_client::LockServiceClient,
     },
 };
 use tokio_util::sync::CancellationToken;
@@ -366,11 +366,18 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub async fn check_fence(&self, name: impl Into<Bytes>, fence: i64) -> Result<bool, Error> {
-        let request = CheckFenceRequest { name: name.into(), fence };
+        let request = CheckFenceRequest { name: name.into(), fence, key: Bytes::new() };
+        self.ask_fence(request).await.map(|answer| answer.held)
+    }
+
+    pub(crate) async fn ask_fence(
+        &self,
+        request: CheckFenceRequest,
+    ) -> Result<CheckFenceResponse, Error> {
         let call = |channel| {
             let request = request.clone();
             async move { LockServiceClient::new(channel).check_fence(request).await }
         };
-        self.read(call).await.map(|answer| answer.held)
+        self.read(call).await
     }
 }

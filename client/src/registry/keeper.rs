@@ -195,6 +195,7 @@ impl Keeper {
 
     /// Takes the instance out, and ends what was begun for it.
     async fn end(&mut self) -> Result<(), Error> {
+        self.state.send_replace(false);
         let done = match self.hold.take() {
             Some(Hold::Session(entry, is_own)) => {
                 let session = entry.session().clone();

@@ -77,6 +77,7 @@ impl Task {
             match self.session(&endpoint).await {
                 End::Dropped => return,
                 End::Failed(error) => {
+                    self.channels.connection.send_replace(false);
                     // A reader that is gone needs no reason.
                     drop(self.channels.output.send(Err(error)).await);
                     return;

@@ -202,7 +202,7 @@ impl LockService for Scripted {
     ) -> Result<Response<CheckFenceResponse>, Status> {
         self.0.fence_checks.fetch_add(1, Ordering::Relaxed);
         let held = !self.0.is_taken.load(Ordering::Relaxed);
-        Ok(Response::new(CheckFenceResponse { held, revision: 1 }))
+        Ok(Response::new(CheckFenceResponse { held, revision: 1, broken: None }))
     }
 
     async fn commit(&self, _: Request<CommitRequest>) -> Result<Response<CommitResponse>, Status> {

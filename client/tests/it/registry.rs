@@ -74,6 +74,7 @@ async fn a_lost_registration_is_made_again_with_its_last_change() {
     let mut registration = service.register("h:1").ttl(ttl).await.unwrap();
     registration.update(|record| record.version = "2".to_owned()).await.unwrap();
     for _ in 0..3 {
+        eventually("it knows", async || (!registration.lost().is_cancelled()).then_some(())).await;
         let lease = client.get("api/h:1").await.unwrap().one().unwrap().lease;
         assert_eq!(registration.run(async { 7 }).await.unwrap(), 7);
         let running = registration.run(std::future::pending::<()>());

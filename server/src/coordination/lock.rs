@@ -83,14 +83,16 @@ impl LockApi {
     ) -> Result<v1::CheckFenceResponse, Status> {
         self.context.check_metadata(request.metadata())?;
         let caller = caller_of(request.extensions());
-        let v1::CheckFenceRequest { name, fence } = request.into_inner();
+        let v1::CheckFenceRequest { name, fence, key } = request.into_inner();
         self.context.read_barrier().await?;
         let reader = self.context.node.reader();
         let look = async { reader.holders(&name).map_err(|error| status::from_read(&error)) };
         let wanted = RightsCheck::queue(&name);
         let (holders, revision) = self.context.auth.checked(&caller, &wanted, look).await?;
         let held = holders.iter().any(|place| place.fence == fence && !place.is_lost());
-        Ok(v1::CheckFenceResponse { held, revision })
+        let takings = self.context.node.takings();
+        let broken = if held { None } else { takings.broken(&key, fence) };
+        Ok(v1::CheckFenceResponse { held, revision, broken })
     }
 
     async fn answer_commit(

@@ -48,6 +48,8 @@ impl ApplySink for Sink {
     fn applying(&self, entries: &[AppliedEntry]) {
         for result in entries.iter().flat_map(|entry| &entry.results) {
             self.leases.apply(&result.leases);
+            // Before those whose turn is over can see that.
+            self.takings.note(result);
             if let Ok(Response::Auth(change)) = &result.outcome {
                 self.auth.note(change);
             }
@@ -61,8 +63,6 @@ impl ApplySink for Sink {
         let (mut events, mut lack_prev) = (Vec::new(), false);
         for mut entry in entries {
             for result in &mut entry.results {
-                // Before those whose turn is over hear of it.
-                self.takings.note(result);
                 // Callers get answers, watchers get events.
                 events.append(&mut result.events);
                 lack_prev |= result.lack_prev;

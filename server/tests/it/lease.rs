@@ -97,7 +97,9 @@ async fn ends_are_told_when_they_are_there(node: &Arc<Node>) {
         tokio::time::sleep(Duration::from_millis(2)).await;
         let over = leases.iter().filter(|(_, left)| left.is_zero()).map(|(id, _)| *id);
         let asked: Vec<i64> = over.chain([LASTING]).collect();
-        let mut ttls = within("a renewal", node.lessor().renew_all(&asked)).await.unwrap();
+        // Without a leader nothing is renewed; the next one gives every lease its time again.
+        let renewed = within("a renewal", node.lessor().renew_all(&asked)).await;
+        let Ok(mut ttls) = renewed else { continue };
         assert_eq!(ttls.pop(), Some(3600));
         within("a read barrier", node.read_barrier()).await.unwrap();
         if node.status().term != term {

@@ -203,8 +203,7 @@ async fn a_member_moves_to_another_port() {
     group.nodes.insert(moves, node);
     assert_eq!(get(group.node(moves), "meanwhile").await.unwrap(), b"v");
     // It can lead from there, so the others reach it and it them.
-    within("a hand-over", group.node(leader).transfer_leader(id)).await.unwrap();
-    assert_eq!(group.leader().await, moves);
+    group.hand_over(moves).await;
     must_put(group.node(leader), "there", b"v").await;
     group.converge().await;
 }

@@ -8,7 +8,9 @@ use conclave_proto::etcdserverpb::watch_client::WatchClient;
 
 use crate::api_http::http;
 use crate::cluster::{DEADLINE, eventually, within};
-use crate::support::{Plan, Server, delete, leader, op, put, range, server, servers, then};
+use crate::support::{
+    Plan, Server, delete, hand_over, leader, op, put, range, server, servers, then,
+};
 use crate::watch_support::{Watching, on_range};
 
 /// Samples by name and labels.
@@ -315,9 +317,7 @@ async fn traffic_and_leaders_are_counted_by_member() {
         }
     }
     let before = samples(follower).await["etcd_server_leader_changes_seen_total"];
-    let target = follower.running.node().member_id();
-    let request = etcd::MoveLeaderRequest { target_id: target };
-    leader.maintenance().move_leader(request).await.unwrap();
+    hand_over(&servers, follower.running.node().member_id()).await;
     reaches(follower, "etcd_server_leader_changes_seen_total", before + 1.0).await;
     reaches(follower, "etcd_server_is_leader", 1.0).await;
 }

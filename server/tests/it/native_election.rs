@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use conclave_client::Error;
-use conclave_client::election::Loss;
+use conclave_client::election::{CampaignEvent, Candidacy, Loss};
 use conclave_client::kv::put;
 use conclave_proto::v1;
 use conclave_proto::v1::election_service_client::ElectionServiceClient;
@@ -346,4 +346,46 @@ async fn a_canceled_campaign_of_a_session_leaves_no_candidate() {
     queue(&client, "boss", 1, 0).await;
     soon("to resign", leader.resign()).await.unwrap();
     queue(&client, "boss", 0, 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_campaign_of_the_client_tells_how_it_goes() {
+    let servers = [server(&[]).await];
+    let client = client(&servers);
+    let (one, two) = (session(&client, "1").await, session(&client, "2").await);
+    let first = soon("to be elected", one.election("boss").campaign("at one")).await.unwrap();
+    let mut second = two.election("boss").campaign("at two").follow();
+    stands_behind(&mut second, "at one", first.token()).await;
+    soon("to proclaim", first.proclaim("moved")).await.unwrap();
+    stands_behind(&mut second, "moved", first.token()).await;
+    // A campaign that nobody follows any more leaves no candidate.
+    let mut third = client.election("boss").campaign("at three").follow();
+    let waits = soon("an event", third.next()).await;
+    assert!(matches!(waits, Some(Ok(CampaignEvent::Waiting(_)))), "{waits:?}");
+    drop(third);
+    queue(&client, "boss", 1, 1).await;
+
+    let begin = first.token();
+    soon("to resign", first.resign()).await.unwrap();
+    let elected = loop {
+        match soon("an event", second.next()).await.unwrap().unwrap() {
+            CampaignEvent::Waiting(_) => {}
+            CampaignEvent::Elected(leadership) => break leadership,
+        }
+    };
+    assert!(elected.token() > begin);
+    assert!(second.next().await.is_none(), "nothing comes after the election");
+    soon("to resign", elected.resign()).await.unwrap();
+}
+
+/// Waits until a candidate hears that it is the second, behind who says this.
+async fn stands_behind(candidacy: &mut Candidacy, value: &'static str, fence: i64) {
+    loop {
+        let event = soon("an event", candidacy.next()).await;
+        let Some(Ok(CampaignEvent::Waiting(waiting))) = event else { panic!("{event:?}") };
+        let leader = waiting.leader.map(|leader| (leader.value, leader.fence));
+        if waiting.ahead == 1 && leader == Some((value.into(), fence)) {
+            return;
+        }
+    }
 }

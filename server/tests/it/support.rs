@@ -36,6 +36,24 @@ pub(crate) async fn servers(size: usize, flags: &[&str]) -> Vec<Server> {
     servers
 }
 
+/// Makes the member `to` the leader, asking again if somebody else was elected meanwhile; the answer that did it.
+pub(crate) async fn hand_over(servers: &[Server], to: u64) -> Option<etcd::MoveLeaderResponse> {
+    let handed = async {
+        loop {
+            let at = leader(servers).await;
+            let node = servers[at].running.node();
+            if node.member_id() == to {
+                return None;
+            }
+            let request = etcd::MoveLeaderRequest { target_id: to };
+            if let Ok(moved) = servers[at].maintenance().move_leader(request).await {
+                return Some(moved.into_inner());
+            }
+        }
+    };
+    within("a hand-over", handed).await
+}
+
 /// Place of the one that leads.
 pub(crate) async fn leader(servers: &[Server]) -> usize {
     let mut place = None;

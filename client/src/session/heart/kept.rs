@@ -10,6 +10,7 @@ use super::Heart;
 use super::cleanup::{Cleanup, Left};
 use crate::moment::Moment;
 use crate::session::SessionState;
+use crate::tell::{store_news, tell};
 
 /// Part of the TTL by which the loss is reported early: clocks may differ in speed by this much.
 const SKEW_DIVISOR: u32 = 50;
@@ -67,9 +68,12 @@ impl Tracked {
     }
 
     pub(super) fn set(&self, state: SessionState) {
-        self.state.send_if_modified(|known| std::mem::replace(known, state) != state);
+        let is_news = store_news(&self.state, state);
         if state == SessionState::Lost {
             self.lost.cancel();
+        }
+        if is_news {
+            tell(&self.state);
         }
     }
 }

@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use conclave_proto::v1::{HeldLock, PlaceTaken};
+use conclave_proto::v1::{CheckFenceRequest, CheckFenceResponse, HeldLock, PlaceTaken};
 use futures::stream::{self, StreamExt};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -178,8 +178,9 @@ struct Asked {
 
 /// Why something is held no more, if it is not.
 async fn loss_of(client: &Client, asked: &Asked) -> Result<Option<Loss>, Error> {
-    if are_held(client, &asked.locks).await? {
-        return Ok(None);
+    let Some(lost) = first_lost(client, &asked.locks).await? else { return Ok(None) };
+    if lost.broken.is_some() {
+        return Ok(Some(Loss::of(lost.broken)));
     }
     let lease = client.lease_time_to_live(asked.session, false).await;
     let has_ended = lease.is_ok_and(|lease| lease.ttl <= 0);
@@ -188,12 +189,22 @@ async fn loss_of(client: &Client, asked: &Asked) -> Result<Option<Loss>, Error> 
 
 /// Whether all of these are held at this moment.
 pub(crate) async fn are_held(client: &Client, locks: &[HeldLock]) -> Result<bool, Error> {
+    Ok(first_lost(client, locks).await?.is_none())
+}
+
+/// What is known of the first of these that is not held at this moment.
+async fn first_lost(
+    client: &Client,
+    locks: &[HeldLock],
+) -> Result<Option<CheckFenceResponse>, Error> {
     for lock in locks {
-        if !client.check_fence(lock.name.clone(), lock.fence).await? {
-            return Ok(false);
+        let HeldLock { name, key, fence } = lock.clone();
+        let answer = client.ask_fence(CheckFenceRequest { name, key, fence }).await?;
+        if !answer.held {
+            return Ok(Some(answer));
         }
     }
-    Ok(true)
+    Ok(None)
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use conclave_server::config::{self, Invocation, Settings};
-use conclave_server::node::{MemberInfo, Node};
+use conclave_server::node::{MemberInfo, Node, TransferError};
 use conclave_server::raft::ChangeError;
 use conclave_state_machine::members::rules::{MemberChange, MemberRefusal};
 use tempfile::TempDir;
@@ -88,6 +88,22 @@ impl Group {
         })
         .await;
         place.unwrap()
+    }
+
+    /// Makes a member the leader, asking again if somebody else was elected meanwhile.
+    pub(crate) async fn hand_over(&self, to: usize) {
+        let id = self.id(to);
+        let handed = async {
+            loop {
+                let leader = self.leader().await;
+                if leader == to {
+                    return;
+                }
+                let done = self.node(leader).transfer_leader(id).await;
+                assert!(!matches!(done, Err(TransferError::BadTarget)), "{done:?}");
+            }
+        };
+        within("a hand-over", handed).await;
     }
 
     /// Makes a change through a member, asking again while the cluster is not healthy yet, or if an answer
