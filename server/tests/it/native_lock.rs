@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use conclave_client::kv::put;
 use conclave_client::{Client, Error, LockGuard, Session, SessionState};
-use conclave_proto::v1;
 use conclave_proto::v3lockpb::LockRequest;
+use conclave_proto::{etcdserverpb as etcd, v1};
 use tonic::Code;
 use v1::acquire_response::Event;
 use v1::lock_service_client::LockServiceClient;
@@ -74,6 +74,32 @@ async fn a_lock_goes_from_hand_to_hand_in_order() {
     assert_eq!(client.get("by").await.unwrap().one().unwrap().value, "first");
     second.release().await.unwrap();
     queue(&client, "jobs", 0, 0).await;
+}
+
+/// How much was committed so far.
+async fn committed(server: &Server) -> u64 {
+    let status = server.maintenance().status(etcd::StatusRequest {}).await;
+    status.unwrap().into_inner().raft_index
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn to_acquire_is_one_commit_and_so_is_to_hand_over() {
+    let servers = [server(&[]).await];
+    let client = client(&servers);
+    let (one, two) = (session(&client, "one").await, session(&client, "two").await);
+    let before = committed(&servers[0]).await;
+    let first = lock(&one, "jobs").await;
+    assert_eq!(committed(&servers[0]).await, before + 1, "to acquire");
+    let waiting = tokio::spawn(two.lock("jobs").into_future());
+    queue(&client, "jobs", 1, 1).await;
+    assert_eq!(committed(&servers[0]).await, before + 2, "to get in line");
+    first.release().await.unwrap();
+    let second = soon("the hand-over", waiting).await.unwrap().unwrap();
+    assert_eq!(committed(&servers[0]).await, before + 3, "to hand over");
+    second.release().await.unwrap();
+    let many = soon("all of them", one.lock("a").and("b").and("c").shared()).await.unwrap();
+    assert_eq!(committed(&servers[0]).await, before + 5, "however many");
+    many.release().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -3,6 +3,7 @@
 use conclave_client::kv::put;
 use conclave_client::{Client, Error, LockGuard, Loss, Session};
 use conclave_proto::v1;
+use v1::lock_service_client::LockServiceClient;
 use v1::session_service_client::SessionServiceClient;
 
 use crate::native_lock::{client, lock, queue, session, soon};
@@ -42,6 +43,15 @@ async fn whoever_holds_a_lock_in_whatever_way_hears_that_it_was_broken_and_why()
         let text = "lost: an operator took it away by force: stuck";
         assert_eq!(ended.unwrap_err().to_string(), text);
         assert_eq!(guard.loss(), Some(broken("stuck")));
+        for server in &servers {
+            let answer = fence_of(server, guard.locks()[0].clone()).await;
+            let told = answer.broken.map(|broken| broken.reason);
+            assert_eq!(
+                (answer.held, told.as_deref()),
+                (false, Some("stuck")),
+                "whoever asks is told"
+            );
+        }
         assert_eq!(guard.release().await.unwrap_err().to_string(), text);
         assert!(!holder.is_lost(), "the session goes on");
     }
@@ -69,6 +79,14 @@ async fn whoever_holds_a_lock_in_whatever_way_hears_that_it_was_broken_and_why()
     for guard in &twice {
         assert_eq!(loss(guard).await, broken("both"));
     }
+}
+
+/// What a member knows about a fence.
+async fn fence_of(server: &Server, lock: v1::HeldLock) -> v1::CheckFenceResponse {
+    let v1::HeldLock { name, key, fence } = lock;
+    let mut locks = LockServiceClient::new(server.channel.clone());
+    let asked = locks.check_fence(v1::CheckFenceRequest { name, fence, key });
+    soon("an answer", asked).await.unwrap().into_inner()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
