@@ -214,7 +214,7 @@ pub enum LockResponse {
     },
     /// Of a release.
     Released {
-        /// Whether there was something to give up.
+        /// Whether there was everything that is given up: of several locks, each of them.
         was_held: bool,
     },
     /// Of a hand-over: who is next.

@@ -268,7 +268,7 @@ impl LockGuard {
     /// Gives the lock back.
     ///
     /// # Errors
-    /// [`Error::Lost`] if it was held no more. See [`Error`]; it is then tried again in the background,
+    /// [`Error::Lost`] if it was held no more, or one of several was not. See [`Error`]; it is then tried again in the background,
     /// as if the guard had been dropped.
     pub async fn release(self) -> Result<(), Error> {
         let mut place = match self.held {

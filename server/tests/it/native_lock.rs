@@ -283,6 +283,11 @@ async fn several_locks_are_taken_together_or_not_at_all() {
     queue(&client, "b", 1, 1).await;
     both.release().await.unwrap();
     soon("both", waiting).await.unwrap().unwrap().release().await.unwrap();
+    // Whoever worked under all of them hears that one was lost; the others are given back.
+    let both = soon("two locks", one.lock("a").and("b")).await.unwrap();
+    client.lock_break("a", 0, "a test").await.unwrap();
+    assert!(matches!(both.release().await, Err(Error::Lost { .. })));
+    queue(&client, "b", 0, 0).await;
 }
 
 /// A holder that is paused: its session gets no heartbeat, and it does not know.

@@ -20,7 +20,7 @@ pub(super) fn apply<R: Read>(
     release: &LockRelease,
 ) -> Result<LockResponse, Stop> {
     let LockRelease { names, session, request_id, attempt } = release;
-    let (mut is_found, mut is_given_up) = (false, false);
+    let (mut is_found, mut given_up) = (false, 0);
     for name in names {
         let Some(place) = queue::place_of(change.rows, name, *session, request_id)? else {
             continue;
@@ -31,13 +31,14 @@ pub(super) fn apply<R: Read>(
             // Another stream asked for the same request, too, and may be the one that counts.
             continue;
         }
-        is_given_up = true;
+        given_up += 1;
         give_up(change, place, request_id)?;
     }
-    if is_given_up || !is_found && *attempt == 0 {
+    if given_up > 0 || !is_found && *attempt == 0 {
         remember(change, *session, request_id)?;
     }
-    Ok(LockResponse::Released { was_held: is_given_up })
+    // Whoever lost one of its places must hear of it: it may have worked under all of them.
+    Ok(LockResponse::Released { was_held: given_up == names.len() })
 }
 
 /// Takes a request off its place; the place goes with the last one.
