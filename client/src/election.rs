@@ -356,7 +356,8 @@ impl Leadership {
     /// Lets the candidate with this key lead next, in one step; whoever stands between goes behind it.
     ///
     /// # Errors
-    /// [`Error::Refused`] if this is not the leader any more. [`Error::Invalid`] if there is no such candidate,
+    /// [`Error::Refused`] if this is not the leader any more, or another candidacy of its session leads, too; then
+    /// that one leads on. [`Error::Invalid`] if there is no such candidate,
     /// or more than 64 stand between, or one that runs etcd's recipe. [`Error::Unimplemented`] from a server
     /// that speaks etcd's API only. See [`Error`]; the guard is dropped in any case, and if it still leads it
     /// resigns.

@@ -317,6 +317,28 @@ async fn a_guard_leads_proclaims_and_hands_over() {
     assert!(matches!(ended, Err(Error::Lost { .. } | Error::NotFound(_))), "{ended:?}");
 }
 
+/// Two campaigns of one session lead together: neither ends the leadership of the other.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leadership_that_is_shared_is_not_handed_over() {
+    let servers = [server(&[]).await];
+    let client = client(&servers);
+    let (one, two) = (session(&client, "1").await, session(&client, "2").await);
+    let [first, second] = [
+        soon("to be elected", one.election("boss").campaign("at one")).await.unwrap(),
+        soon("to be elected", one.election("boss").campaign("at one")).await.unwrap(),
+    ];
+    let next = tokio::spawn(two.election("boss").campaign("at two").into_future());
+    queue(&client, "boss", 1, 1).await;
+    let chosen = format!("boss/{:x}", two.id());
+    let refused = soon("an answer", first.resign_to(chosen.clone())).await;
+    assert!(matches!(refused, Err(Error::Refused(_))), "{refused:?}");
+    assert!(soon("it leads on", second.is_held()).await.unwrap());
+    let token = second.token();
+    second.resign().await.unwrap();
+    let next = soon("to be elected", next).await.unwrap().unwrap();
+    assert!(next.token() > token && next.key() == chosen.as_bytes());
+}
+
 /// A session that ends while it campaigns is never elected.
 async fn two_campaigns_after_its_end(
     client: &conclave_client::Client,

@@ -3,6 +3,8 @@
 //! Whoever stands between the two goes behind: their keys are deleted and written anew, so that their
 //! fences grow. The leader goes last, so that nobody in between leads even for a revision. Native candidates see that; a client that runs etcd's recipe would not, and
 //! would take itself for the leader one day, so that nobody goes past one. Nor would a lock.
+//!
+//! Candidacies of one session share its place, and lead together: one of them does not give away what is the others', too.
 
 use std::ops::ControlFlow;
 
@@ -47,6 +49,9 @@ pub(super) fn apply<R: Read>(
     }
     if places.iter().any(|place| place.claim.is_some()) {
         return Err(Rejection::InvalidLock("the place of a lock is no candidate").into());
+    }
+    if attempt::all(rows, &leader.key, leader.fence)?.len() > 1 {
+        return Err(Rejection::Refused("another candidacy of the session leads, too").into());
     }
     for place in passed {
         if attempt::all(rows, &place.key, place.fence)?.is_empty() {
