@@ -145,7 +145,8 @@ impl Acquire {
         self.wait(Duration::ZERO)
     }
 
-    /// If the session holds the lock in the same way already, it holds it once more. Only for one name.
+    /// If the session holds the lock in the same way already, it holds it once more. Only for one name. Of the delays
+    /// that such acquisitions ask for the longest counts, until all of them are released; of the notes the last.
     pub fn reentrant(mut self) -> Self {
         self.request.reentrant = true;
         self

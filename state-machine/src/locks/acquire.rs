@@ -104,6 +104,11 @@ fn enter_again<R: Read>(
         return Err(Rejection::InvalidLock("the session holds it too many times").into());
     }
     claim.requests.push(acquire.request_id.clone());
+    // What one request wants of the place is there for all of them, until the last one is released.
+    claim.delay_seconds = claim.delay_seconds.max(acquire.delay_seconds);
+    if !acquire.note.is_empty() {
+        claim.note = acquire.note.clone();
+    }
     put(change, &key, &claim, acquire.session)?;
     // Each of its requests may be given up by the stream that asked for it.
     let attempt = attempt_of(acquire, acquire.attempt);

@@ -27,8 +27,13 @@ pub(super) fn apply<R: Read>(
     }
     let mut claim = place.claim.clone().unwrap_or_default();
     let is_less = *permits <= claim.permits && *limit >= claim.limit;
-    // Several requests that share a place rely on what it is.
-    if claim.requests.len() > 1 || !is_less && holders.len() > 1 {
+    if claim.requests.len() > 1 {
+        // They rely on what it is.
+        let text =
+            "the session has entered the lock more than once: release the other entries first";
+        return Err(Rejection::Refused(text).into());
+    }
+    if !is_less && holders.len() > 1 {
         return Err(Rejection::LockShared.into());
     }
     (claim.permits, claim.limit) = (*permits, *limit);
