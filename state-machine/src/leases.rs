@@ -12,7 +12,7 @@ use crate::change::{Before, Change};
 use crate::command::{LeaseExpire, LeaseGrant, LeaseRevoke};
 use crate::events::Events;
 use crate::head::Head;
-use crate::locks::delay;
+use crate::locks::delay::Delays;
 use crate::machine::Position;
 use crate::outcome::Stop;
 use crate::overlay::Overlay;
@@ -162,9 +162,11 @@ pub(crate) fn expire<R: Read>(
     for (id, row) in &ending {
         let mut change = Change::begin(rows, head, events)?;
         change.because(Cause::SessionExpired);
-        for key in keys.remove(id).unwrap_or_default() {
+        let keys = keys.remove(id).unwrap_or_default();
+        let delays = Delays::of(change.rows, &keys)?;
+        for key in keys {
             if !losses.lose(&mut change, &key)? {
-                ended.extend(delay::lose(&mut change, &key)?);
+                ended.extend(delays.lose(&mut change, &key)?);
             }
         }
         ended.push(end(&mut change, *id, row));

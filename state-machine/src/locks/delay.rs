@@ -4,6 +4,8 @@
 //! for the delay. So nobody else holds meanwhile, etcd's recipes included, and what ends a lease ends
 //! the delay.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 
 use super::acquire::put;
@@ -19,25 +21,47 @@ const LEASE_IDS_TRIED_MAX: i64 = 8;
 /// Where such ids begin: the fence is added.
 const LEASE_IDS_FROM: i64 = 0x6465_6c61_0000_0000;
 
-/// Deletes `key`, whose lease expires, or lets it pass the lock's delay on the lease that is returned.
-pub(crate) fn lose<R: Read>(
-    change: &mut Change<'_, '_, R>,
-    key: &Bytes,
-) -> Result<Option<LeaseChange>, Halt> {
-    let before = Before::load(change.rows, key)?;
-    let claim = before.kv.as_ref().and_then(|kv| Claim::decode(&kv.value));
-    let fence = before.kv.as_ref().map_or(0, |kv| kv.create_revision);
-    if let Some(claim) = claim
-        && claim.delay_seconds > 0
-        && !claim.requests.is_empty()
-        && held_with(change.rows, key, fence)?
-        && let Some((id, granted)) = delay(change, fence, claim.delay_seconds)?
-    {
-        put(change, key, &Claim { requests: Vec::new(), ..claim }, id)?;
-        return Ok(granted);
+/// The places of one session that pass their delay when it expires.
+pub(crate) struct Delays(BTreeSet<Bytes>);
+
+impl Delays {
+    /// Those of the session's `keys`, before any of them goes: what goes lets others hold, which may be the
+    /// session's own.
+    pub(crate) fn of<R: Read>(rows: &R, keys: &[Bytes]) -> Result<Delays, Halt> {
+        let (mut held, mut waiting) = (Vec::new(), BTreeSet::new());
+        for key in keys {
+            let Some(place) = queue::place_at(rows, key)? else { continue };
+            let Some(claim) = place.claim else { continue };
+            if !held_with(rows, key, place.fence)? {
+                waiting.extend(claim.requests);
+            } else if claim.delay_seconds > 0 {
+                held.push((key, claim.requests));
+            }
+        }
+        // Whoever waits for one of several locks was granted none of them.
+        let has_held = |requests: &[Bytes]| requests.iter().any(|own| !waiting.contains(own));
+        held.retain(|(_, requests)| has_held(requests));
+        Ok(Delays(held.into_iter().map(|(key, _)| Bytes::clone(key)).collect()))
     }
-    change.delete(key, before)?;
-    Ok(None)
+
+    /// Deletes `key`, whose lease expires, or lets it pass the lock's delay on the lease that is returned.
+    pub(crate) fn lose<R: Read>(
+        &self,
+        change: &mut Change<'_, '_, R>,
+        key: &Bytes,
+    ) -> Result<Option<LeaseChange>, Halt> {
+        let before = Before::load(change.rows, key)?;
+        if self.0.contains(key)
+            && let Some(kv) = &before.kv
+            && let Some(claim) = Claim::decode(&kv.value)
+            && let Some((id, granted)) = delay(change, kv.create_revision, claim.delay_seconds)?
+        {
+            put(change, key, &Claim { requests: Vec::new(), ..claim }, id)?;
+            return Ok(granted);
+        }
+        change.delete(key, before)?;
+        Ok(None)
+    }
 }
 
 fn held_with<R: Read>(rows: &R, key: &Bytes, fence: i64) -> Result<bool, Halt> {
