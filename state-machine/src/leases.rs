@@ -16,6 +16,7 @@ use crate::locks::delay::Delays;
 use crate::machine::Position;
 use crate::outcome::Stop;
 use crate::overlay::Overlay;
+use crate::primitives::rendezvous;
 use crate::read::{Read, Table};
 use crate::registry::loss::Losses;
 use crate::response::{Cause, Halt, LeaseChange, Rejection};
@@ -133,8 +134,12 @@ pub(crate) fn revoke<R: Read>(
     let row = lease(change.rows, revoke.id)?.ok_or(Rejection::LeaseNotFound)?;
     change.because(Cause::SessionEnded);
     for key in lease_keys(change.rows, revoke.id)? {
+        let entered = rendezvous::entered(change.rows, &key, revoke.id)?;
         let before = Before::load(change.rows, &key)?;
         change.delete(&key, before)?;
+        if let Some(name) = entered {
+            rendezvous::close_behind_last(change, &name)?;
+        }
     }
     Ok(end(change, revoke.id, &row))
 }
@@ -166,7 +171,11 @@ pub(crate) fn expire<R: Read>(
         let delays = Delays::of(change.rows, &keys)?;
         for key in keys {
             if !losses.lose(&mut change, &key)? {
+                let entered = rendezvous::entered(change.rows, &key, *id)?;
                 ended.extend(delays.lose(&mut change, &key)?);
+                if let Some(name) = entered {
+                    rendezvous::close_behind_last(&mut change, &name)?;
+                }
             }
         }
         ended.push(end(&mut change, *id, row));

@@ -3,8 +3,8 @@
 //! A participant is a place of the name's queue, a key that lives with its session. The key of the name,
 //! the *gate*, says how many there have to be and up to which fence they are in: the fence of whoever
 //! completed them. Places are in the order of their fences, so that the first one tells whether anybody
-//! is in, and nothing has to be cleaned up behind participants that are lost with their sessions: a gate
-//! that was left behind lets nobody in whose fence is higher.
+//! is in, and a gate that was left behind lets nobody in whose fence is higher. It goes with the last participant, who
+//! leaves or is lost with its session.
 
 use bytes::Bytes;
 
@@ -115,12 +115,38 @@ pub(super) fn exit<R: Read>(
         return Ok(PrimitiveResponse { is_done: false, number: wait_for, revision });
     }
     change.delete(&key, before)?;
-    if queue::first(change.rows, name)?.is_none() {
-        let at_gate = Before::load(change.rows, name)?;
-        change.delete(name, at_gate)?;
-    }
+    close_behind_last(change, name)?;
     let revision = change.head.revision;
     Ok(PrimitiveResponse { is_done: true, number: wait_for, revision })
+}
+
+/// The double barrier that `key` is a participant of, with this session.
+pub(crate) fn entered<R: Read>(rows: &R, key: &Bytes, session: i64) -> Result<Option<Bytes>, Halt> {
+    let Some(name) = queue::name_of(key).filter(|name| is_participant(key, name, session)) else {
+        return Ok(None);
+    };
+    // A lock's place of the same session may have such a key; its value is none that a participant has.
+    let place = queue::place_at(rows, key)?.filter(|place| place.claim.is_none());
+    Ok(place.map(|_| key.slice_ref(name)))
+}
+
+fn is_participant(key: &[u8], name: &[u8], session: i64) -> bool {
+    let rest = key.strip_prefix(&queue::key(name, session)[..]);
+    let sequence = rest.and_then(|rest| rest.strip_prefix(b"-"));
+    sequence.is_some_and(|text| text.len() == 16 && text.iter().all(u8::is_ascii_hexdigit))
+}
+
+/// Deletes the gate if nobody is there any more.
+pub(crate) fn close_behind_last<R: Read>(
+    change: &mut Change<'_, '_, R>,
+    name: &Bytes,
+) -> Result<(), Halt> {
+    let (at_gate, gate) = load(change, name)?;
+    // Whatever else has the name stays.
+    if gate.count != 0 && queue::first(change.rows, name)?.is_none() {
+        change.delete(name, at_gate)?;
+    }
+    Ok(())
 }
 
 fn load<R: Read>(change: &Change<'_, '_, R>, name: &Bytes) -> Result<(Before, Gate), Halt> {
