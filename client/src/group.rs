@@ -233,6 +233,8 @@ impl Joinable {
 
 /// A membership that is to begin; see [`Joinable::join`].
 ///
+/// A session may join as the same member more than once: what was said last counts, and the member goes with the last of
+/// these memberships.
 /// A future that is dropped takes back what it may have done, in the background.
 ///
 /// ```no_run
@@ -342,7 +344,8 @@ impl Membership {
         let call = |channel| {
             let (name, member) = (self.kept.name.clone(), self.member.clone());
             let once = Some(ticket.once());
-            let request = GroupJoinRequest { once, name, member, value: value.clone() };
+            let of = if ticket.sequence() == self.kept.sequence { 0 } else { self.kept.sequence };
+            let request = GroupJoinRequest { once, name, member, value: value.clone(), of };
             async move { GroupServiceClient::new(channel).join(request).await }
         };
         self.kept.session.client().repeat(call).await.map(|answer| answer.fence)

@@ -19,7 +19,7 @@
 
 mod acquire;
 pub mod arrival;
-mod attempt;
+pub(crate) mod attempt;
 mod candidate;
 pub mod check;
 pub mod claim;

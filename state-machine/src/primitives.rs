@@ -79,7 +79,9 @@ fn act<R: Read>(
         Action::Exit { is_only_waiting } => {
             rendezvous::exit(change, (name, *once), *is_only_waiting)
         }
-        Action::Join { member, value } => group::join(change, (name, member), value, once.session),
-        Action::Part { member } => group::part(change, (name, member), once.session),
+        Action::Join { member, value, of } => {
+            group::join(change, (name, member), value, (*once, *of))
+        }
+        Action::Part { member } => group::part(change, (name, member), *once),
     }
 }

@@ -24,7 +24,9 @@ pub fn primitive(message: internal::Primitive) -> Result<Primitive, Rejection> {
             Action::Enter { count, note }
         }
         Message::ExitIfWaiting(is_only_waiting) => Action::Exit { is_only_waiting },
-        Message::Join(internal::GroupJoin { member, value }) => Action::Join { member, value },
+        Message::Join(internal::GroupJoin { member, value, of }) => {
+            Action::Join { member, value, of }
+        }
         Message::Part(member) => Action::Part { member },
     };
     Ok(Primitive { once: once(message.once), name: message.name, action })

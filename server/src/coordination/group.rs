@@ -36,8 +36,8 @@ impl GroupApi {
     ) -> Result<v1::GroupJoinResponse, Status> {
         self.context.check_metadata(request.metadata())?;
         let caller = caller_of(request.extensions());
-        let v1::GroupJoinRequest { once, name, member, value } = request.into_inner();
-        let join = Action::Join(internal::GroupJoin { member, value });
+        let v1::GroupJoinRequest { once, name, member, value, of } = request.into_inner();
+        let join = Action::Join(internal::GroupJoin { member, value, of });
         let answer = change((&self.context, &caller), once, name, join).await?;
         Ok(v1::GroupJoinResponse { fence: answer.number })
     }

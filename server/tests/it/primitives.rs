@@ -293,7 +293,13 @@ async fn members_come_and_go_with_their_sessions() {
         }
     })
     .await;
+    // The same member once more: it goes with the last of its memberships.
+    let again = one.group("workers").join("again").member("a").await.unwrap();
     first.leave().await.unwrap();
+    assert_eq!(value(&client, "workers/a").await, "again");
+    again.update("busy").await.unwrap();
+    again.leave().await.unwrap();
+    assert_eq!(value(&client, "workers/a").await, "");
     drop(one.group("workers").join("again").await.unwrap());
     soon("nobody is left", async {
         while !client.group("workers").members().await.unwrap().is_empty() {

@@ -70,8 +70,11 @@ pub enum Action {
         member: Bytes,
         /// Value of its key.
         value: Bytes,
+        /// The request that joined, if this one only says something else; 0: this one joins.
+        of: u64,
     },
-    /// Is a member no more.
+    /// Gives up the membership that the request [`Once::undoes`] began, which ends with the last one of the session;
+    /// or, if that is 0, all of them.
     Part {
         /// Id of the member.
         member: Bytes,

@@ -8,6 +8,15 @@ use crate::read::{Read, Table};
 use crate::response::Halt;
 use crate::rows::place::{self, Attempt};
 
+/// Requests that share one place which is no lock's.
+pub(crate) const SHARED_MAX: usize = 64;
+
+/// What a request of a session is recognised by in the row of its place; empty for one that has no number, which
+/// lives with its stream.
+pub(crate) fn id(sequence: u64) -> Bytes {
+    if sequence == 0 { Bytes::new() } else { Bytes::copy_from_slice(&sequence.to_be_bytes()) }
+}
+
 /// Notes which stream waits for a request of a place, instead of the one before.
 pub(crate) fn set<R: Read>(
     rows: &mut Overlay<'_, R>,

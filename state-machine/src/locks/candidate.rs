@@ -3,9 +3,7 @@
 //! A session is a candidate of a name once: asking again finds the place. Candidacies that are recognised
 //! share it, and it goes with the last of them.
 
-use bytes::Bytes;
-
-use super::attempt;
+use super::attempt::{self, SHARED_MAX, id};
 use super::queue::{self, NEWEST};
 use crate::change::{Before, Change};
 use crate::command::{Campaign, Leave};
@@ -15,14 +13,6 @@ use crate::primitives::once::{self, Standing};
 use crate::read::Read;
 use crate::response::{Halt, LockResponse, LockState, PrimitiveResponse, Rejection, Taken};
 use crate::rows::place::Attempt;
-
-/// Candidacies of one session that share a place.
-const SHARED_MAX: usize = 64;
-
-/// What a candidacy is recognised by in the row of its place; empty for one that lives with its stream.
-fn id(sequence: u64) -> Bytes {
-    if sequence == 0 { Bytes::new() } else { Bytes::copy_from_slice(&sequence.to_be_bytes()) }
-}
 
 /// Takes the place, or says something else at the one that is there.
 pub(super) fn campaign<R: Read>(

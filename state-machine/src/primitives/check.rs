@@ -40,8 +40,11 @@ pub fn command(command: &Primitive) -> Result<(), Rejection> {
             session(*once)?;
             if once.undoes == 0 { invalid("it must say which request entered") } else { Ok(()) }
         }
-        Action::Join { member: id, value } => {
+        Action::Join { member: id, value, of } => {
             session(*once)?;
+            if *of >= once.sequence {
+                return invalid("it must say which request joined");
+            }
             member(id)?;
             said(value)
         }

@@ -19,6 +19,7 @@ pub(super) fn primitive(words: &mut Words) -> Parsed<Primitive> {
                 *condition = Condition::Revision(number(&value)?);
             }
             ("bound", Action::Raise { is_bound, .. }) => *is_bound = true,
+            ("of", Action::Join { of, .. }) => *of = number(&value)?,
             ("waiting", Action::Exit { is_only_waiting }) => *is_only_waiting = true,
             _ => return Err(format!("unknown option {option:?} of a primitive")),
         }
@@ -36,7 +37,9 @@ fn action(words: &mut Words) -> Parsed<Action> {
         "lift" => Action::Lift(words.number()?),
         "enter" => Action::Enter { count: number(&words.next()?)?, note: bytes(&words.next()?) },
         "exit" => Action::Exit { is_only_waiting: false },
-        "join" => Action::Join { member: bytes(&words.next()?), value: bytes(&words.next()?) },
+        "join" => {
+            Action::Join { member: bytes(&words.next()?), value: bytes(&words.next()?), of: 0 }
+        }
         "part" => Action::Part { member: bytes(&words.next()?) },
         other => return Err(format!("unknown action {other:?}")),
     })
