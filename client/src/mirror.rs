@@ -89,7 +89,10 @@ impl Mirror {
                     self.header = response.header.unwrap_or_default();
                     self.pending.extend(response.events);
                 }
-                Ok(None) | Err(Error::Compacted { .. }) => self.watch = None,
+                // A store that was put back to an older state has other keys now.
+                Ok(None) | Err(Error::Compacted { .. } | Error::FutureRevision(_)) => {
+                    self.watch = None;
+                }
                 Err(error) => {
                     self.watch = None;
                     return Err(error);
@@ -132,7 +135,8 @@ impl Mirror {
         self.from = 0;
         self.keys = kvs.into_iter().map(|kv| (kv.key.clone(), kv)).collect();
         let watch = self.client.watch(&self.prefix[..]).prefix();
-        let watcher = watch.from_revision(self.header.revision + 1).start();
+        let revision = self.header.revision;
+        let watcher = watch.from_revision(revision + 1).known(revision).start();
         let mut connected = watcher.connected();
         connected.mark_unchanged();
         self.watch = Some((watcher, connected));

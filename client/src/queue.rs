@@ -230,7 +230,7 @@ async fn wait_for_delete(client: &Client, key: Bytes, revision: i64) -> Result<(
     loop {
         match watcher.next().await {
             Ok(Some(response)) if response.events.is_empty() => {}
-            Ok(_) | Err(Error::Compacted { .. }) => return Ok(()),
+            Ok(_) | Err(Error::Compacted { .. } | Error::FutureRevision(_)) => return Ok(()),
             Err(error) => return Err(error),
         }
     }

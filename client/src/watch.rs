@@ -39,7 +39,7 @@ impl Client {
             fragment: true,
             ..WatchCreateRequest::default()
         };
-        Watch { client: self.clone(), request, created_notify: false }
+        Watch { client: self.clone(), request, created_notify: false, known: 0 }
     }
 }
 
@@ -63,6 +63,7 @@ pub struct Watch {
     client: Client,
     request: WatchCreateRequest,
     created_notify: bool,
+    known: i64,
 }
 
 impl Watch {
@@ -102,6 +103,12 @@ impl Watch {
     /// Yields one [`Response`] with [`Response::created`] set once the server has set up the watch.
     pub fn created_notify(mut self) -> Self {
         self.created_notify = true;
+        self
+    }
+
+    /// The store is known to have reached this revision.
+    pub(crate) fn known(mut self, revision: i64) -> Self {
+        self.known = revision;
         self
     }
 
@@ -167,7 +174,8 @@ impl Response {
 }
 
 /// A running watch: a [`Stream`] of responses. It ends after the first error, which is one that
-/// waiting cannot mend: [`Error::Compacted`] says from where on the history is still there.
+/// waiting cannot mend: [`Error::Compacted`] says from where on the history is still there, and
+/// [`Error::FutureRevision`] that the store is behind what it told already, as after a restore from a backup.
 ///
 /// ```no_run
 /// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {

@@ -164,6 +164,12 @@ impl Server {
         }
     }
 
+    /// Ends the process and takes its data away: what starts next knows nothing.
+    pub fn forget(&mut self) {
+        self.kill();
+        std::fs::remove_dir_all(self.dir.path().join("data")).expect("the data can be removed");
+    }
+
     /// Id of the process, which must run.
     pub fn pid(&self) -> u32 {
         self.child.as_ref().expect("the server runs").id()

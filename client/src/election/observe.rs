@@ -203,6 +203,8 @@ impl Following {
                 Error::Unimplemented(_) => return self.look().await,
                 // What was before cannot be told any more.
                 Error::Compacted { .. } if self.from > 0 => self.from = 0,
+                // The store was put back to an older state.
+                Error::FutureRevision(_) if self.told.is_some() && self.from > 0 => self.from = 0,
                 error if self.logins.may_help(&error, &endpoint) => sleep(backoff.next()).await,
                 error if error.is_passing() => {
                     endpoint.failed();

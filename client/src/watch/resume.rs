@@ -51,6 +51,8 @@ pub(super) struct Task {
     created_notify: bool,
     /// The first revision not yet delivered; 0 until the server has said what "now" is.
     next: i64,
+    /// Highest revision that the store is known to have reached.
+    known: i64,
     /// The parts of a response that is not complete.
     parts: Vec<Event>,
     channels: Channels,
@@ -62,6 +64,7 @@ impl Task {
         Self {
             client: watch.client,
             next: watch.request.start_revision,
+            known: watch.known,
             request: watch.request,
             created_notify: watch.created_notify,
             parts: Vec::new(),
@@ -162,6 +165,13 @@ impl Task {
             return Some(canceled(&message, endpoint));
         }
         let revision = message.header.as_ref().map_or(0, |header| header.revision);
+        if message.created
+            && revision < self.known
+            && let Some(end) = self.look_back().await
+        {
+            return Some(end);
+        }
+        self.known = self.known.max(revision);
         if message.created {
             self.backoff.reset();
             self.channels.connection.send_replace(true);
@@ -195,6 +205,19 @@ impl Task {
         let last = events.last().map(mod_revision)?;
         self.next = last + 1;
         self.deliver(Response { header: message.header, created: false, events }).await
+    }
+
+    /// A member is behind what is known: it lags, or the whole store was put back to an older state. Then what
+    /// was told is not so any more, and what happens from now on would be taken for old.
+    async fn look_back(&self) -> Option<End> {
+        match self.client.get(&self.request.key[..]).count_only().await {
+            Ok(answer) if answer.revision() < self.known => {
+                let text = format!("conclave: {} is a future revision", self.known);
+                Some(End::Failed(Error::FutureRevision(Status::out_of_range(text))))
+            }
+            Err(error) if error.is_passing() => Some(End::Broken(error.status().cloned())),
+            Ok(_) | Err(_) => None,
+        }
     }
 
     async fn deliver(&self, response: Response) -> Option<End> {

@@ -61,6 +61,38 @@ async fn a_watch_survives_a_restart() {
 }
 
 #[tokio::test]
+async fn what_is_followed_is_read_again_after_the_store_went_back() {
+    let test = "what_is_followed_is_read_again_after_the_store_went_back";
+    let Some((mut server, client)) = start(test).await else { return };
+    let mut watcher = client.watch("g/").prefix().created_notify().start();
+    watcher.next().await.unwrap();
+    let lease = client.lease_grant(600, 0).await.unwrap().id;
+    for value in ["1", "2", "3", "4", "5"] {
+        client.put("g/old", value).lease(lease).await.unwrap();
+    }
+    assert_eq!(take(&mut watcher, 5).await, ["1", "2", "3", "4", "5"]);
+    let mut followed = client.group("g").follow();
+    let members = timeout(SOON, followed.next()).await.unwrap().unwrap().unwrap();
+    assert_eq!(members[0].id, "old");
+    server.forget();
+    server.start();
+    client.ready().await.expect("the server serves again");
+    let lease = client.lease_grant(600, 0).await.unwrap().id;
+    client.put("g/new", "1").lease(lease).await.unwrap();
+    let read_again = async {
+        loop {
+            let members = followed.next().await.unwrap().expect("it goes on");
+            if members.iter().map(|member| &member.id[..]).eq([b"new"]) {
+                return;
+            }
+        }
+    };
+    timeout(SOON, read_again).await.expect("what is there now is seen");
+    let end = timeout(SOON, watcher.next()).await.expect("the end in time");
+    assert!(matches!(end, Err(Error::FutureRevision(_))), "{end:?}");
+}
+
+#[tokio::test]
 async fn a_watch_below_the_compaction_ends_with_its_revision() {
     let test = "a_watch_below_the_compaction_ends_with_its_revision";
     let Some((_server, client)) = start(test).await else { return };
