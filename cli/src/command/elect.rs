@@ -3,7 +3,11 @@
 use std::time::Duration;
 
 use clap::Args;
-use conclave_client::{Error, Loss, election::Leader, pb::RangeResponse};
+use conclave_client::{
+    Error, Loss,
+    election::{Campaign, Leader},
+    pb::RangeResponse,
+};
 
 use super::{Context, child::Child, lock};
 use crate::{arguments::Flavor, failure::Failure, output::complain, stop::Stop};
@@ -23,10 +27,16 @@ pub(crate) struct Arguments {
     /// Do not campaign: print who leads, again and again.
     #[arg(short, long)]
     listen: bool,
+    /// Seconds that the leadership outlives this process if it ends without resigning (not for etcdctl) [default: 60].
+    #[arg(long, allow_hyphen_values = true, value_parser = lock::seconds, conflicts_with = "listen")]
+    ttl: Option<Duration>,
 }
 
 pub(super) async fn run(context: &Context, mut arguments: Arguments) -> Result<(), Failure> {
     if context.flavor == Flavor::Etcdctl {
+        if arguments.ttl.is_some() {
+            return Err(Failure::bad_arguments("etcdctl has no such flag: use `conclave elect`"));
+        }
         arguments.words.append(&mut arguments.command);
     }
     let mut stop = Stop::listen().map_err(|error| Failure::error(error.to_string()))?;
@@ -36,10 +46,10 @@ pub(super) async fn run(context: &Context, mut arguments: Arguments) -> Result<(
         ([_], true) if has_command => Err(Failure::bad_arguments("command given but -l is set")),
         ([name], true) => listen(context, name, &mut stop).await,
         ([name, proposal], false) => {
-            campaign(context, name, proposal, &arguments.command, &mut stop).await
+            campaign(context, (name, proposal), &arguments, &mut stop).await
         }
         ([name], false) if has_command => {
-            campaign(context, name, "", &arguments.command, &mut stop).await
+            campaign(context, (name, ""), &arguments, &mut stop).await
         }
         ([_], false) => Err(Failure::bad_arguments("no proposal argument but -l not set")),
         _ => Err(Failure::bad_arguments(
@@ -50,13 +60,14 @@ pub(super) async fn run(context: &Context, mut arguments: Arguments) -> Result<(
 
 async fn campaign(
     context: &Context,
-    name: &str,
-    proposal: &str,
-    command: &[String],
+    (name, proposal): (&str, &str),
+    arguments: &Arguments,
     stop: &mut Stop,
 ) -> Result<(), Failure> {
+    let command = &arguments.command;
     if context.flavor == Flavor::Conclave {
-        return lead(context, (name, proposal), command, stop).await;
+        let election = context.client.election(name).ttl(arguments.ttl.unwrap_or(TTL));
+        return lead(context, election.campaign(proposal), (name, command), stop).await;
     }
     let enter = context.client.queue(name).ttl(TTL).value(proposal);
     let turn = lock::taken(context, enter, stop).await?;
@@ -74,11 +85,10 @@ async fn campaign(
 /// Leads by the native API, or by etcd's recipe where there is none.
 async fn lead(
     context: &Context,
-    (name, proposal): (&str, &str),
-    command: &[String],
+    campaign: Campaign,
+    (name, command): (&str, &[String]),
     stop: &mut Stop,
 ) -> Result<(), Failure> {
-    let campaign = context.client.election(name).ttl(TTL).campaign(proposal);
     let leadership = tokio::select! {
         leadership = campaign => leadership?,
         () = stop.requested() => {

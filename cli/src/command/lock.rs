@@ -72,7 +72,7 @@ impl Arguments {
 }
 
 /// A number of seconds as etcdctl takes it.
-fn seconds(text: &str) -> Result<Duration, String> {
+pub(super) fn seconds(text: &str) -> Result<Duration, String> {
     let seconds = parse_int(text, 10).map_err(|error| error.to_string())?;
     let seconds = u64::try_from(seconds).ok().filter(|seconds| *seconds > 0);
     Ok(Duration::from_secs(seconds.unwrap_or(TTL_SECONDS)))

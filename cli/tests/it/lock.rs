@@ -266,7 +266,7 @@ fn a_command_lives_and_dies_with_its_lock() {
     });
     assert!(tokens.is_sorted_by(|a, b| a < b), "{tokens:?}");
 
-    let verbs: [(&str, &[&str]); 2] = [("lock", &["--ttl=600"]), ("elect", &[])];
+    let verbs: [(&str, &[&str]); 2] = [("lock", &["--ttl=600"]), ("elect", &["--ttl=600"])];
     for (verb, flags) in verbs {
         let script = "echo started; exec sleep 600";
         let arguments = [&[verb, "l"], flags, &["--", "sh", "-c", script]].concat();
@@ -333,6 +333,12 @@ fn native_locks_are_shared_counted_shown_and_broken() {
     }
     assert!(places.contains("process "), "{places}");
     until("others have left", || ends(&["session", "ls"]).1.lines().count() == 2);
+    let mut leader = Running::start(CONCLAVE, &server, &["elect", "boss", "me", "--ttl=77"]);
+    leader.line();
+    let sessions = ends(&["-w", "json", "session", "ls"]).1;
+    assert!(sessions.contains(r#""ttl":77"#), "{sessions}");
+    leader.signal("INT");
+    leader.end();
 
     let counted = ["lock", "pool", "--permits", "2", "--limit", "3"];
     let mut pool = Running::start(CONCLAVE, &server, &counted);

@@ -127,6 +127,8 @@ fn usage_and_versions_are_printed() {
     assert_eq!(usage(&["get", "--bogus"]).status.code(), Some(2));
     assert_eq!(usage(&["lock", "name", "--bogus"]).status.code(), Some(2));
     assert_eq!(usage(&["lock", "name", "--ttl=x"]).status.code(), Some(2));
+    assert_eq!(usage(&["elect", "name", "me", "--ttl=x"]).status.code(), Some(2));
+    assert_eq!(usage(&["elect", "name", "--listen", "--ttl=5"]).status.code(), Some(2));
     assert_eq!(usage(&["lock", "name", "--try", "--wait=1s"]).status.code(), Some(2));
     assert!(usage(&["--help"]).status.success());
     assert!(text(&usage(&["--version"]).stdout).contains("etcd Version: 3."));
