@@ -62,24 +62,44 @@ fn client(endpoints: &[String]) -> Client {
     Client::builder(endpoints.to_vec()).build().expect("a client")
 }
 
-/// Holds by `conclave.v1`.
+/// Whether that may happen to a call while members are killed. Whatever else goes wrong is a fault.
+fn is_expected(error: &Error) -> bool {
+    matches!(error, Error::Unavailable { .. } | Error::Deadline { .. } | Error::Overloaded(_))
+}
+
+/// What a call brought, if a killed member did not keep it from doing so.
+fn unless_killed<T>(what: &str, outcome: Result<T, Error>) -> Option<T> {
+    match outcome {
+        Ok(done) => Some(done),
+        Err(error) if is_expected(&error) => None,
+        Err(error) => panic!("{what}: {error:?}"),
+    }
+}
+
+/// Holds by `conclave.v1`. Its session outlives every fault of this test, so that what it has is not lost.
 async fn native(endpoints: Vec<String>, referee: Arc<Referee>) {
     let client = client(&endpoints);
     let mut session: Option<Session> = None;
     while !referee.is_over() {
-        let Some(own) = session.as_ref().filter(|own| !own.is_lost()) else {
-            session = client.session().ttl(TTL).owner("native").await.ok();
+        let Some(own) = &session else {
+            session = unless_killed("a session", client.session().ttl(TTL).owner("native").await);
             continue;
         };
-        let Ok(guard) = own.lock(NAME).wait(ATTEMPT).await else {
+        let guard = match own.lock(NAME).wait(ATTEMPT).await {
+            // The others had it for as long as that.
+            Err(Error::Busy) => None,
+            outcome => unless_killed("a lock", outcome),
+        };
+        let Some(guard) = guard else {
             tokio::time::sleep(PAUSE).await;
             continue;
         };
         referee.enter(guard.token(), "native").await;
-        // Ends early if the guard is lost.
-        guard.run(tokio::task::yield_now()).await.ok();
+        guard.run(tokio::task::yield_now()).await.expect("a lock that is held is not lost");
+        let fence = unless_killed("a check of the fence", guard.is_held().await);
+        assert_ne!(fence, Some(false), "the fence of whoever holds is good");
         referee.leave();
-        guard.release().await.ok();
+        unless_killed("a release", guard.release().await);
     }
 }
 
