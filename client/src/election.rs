@@ -58,7 +58,7 @@ impl Client {
     /// The election `name`. Each candidate has a session of its own.
     pub fn election(&self, name: impl Into<Vec<u8>>) -> Election {
         let (client, name) = (self.clone(), name.into().into());
-        Election { client, session: None, name, ttl: session::TTL }
+        Election { client, session: None, name, ttl: session::TTL, owner: None }
     }
 }
 
@@ -67,7 +67,7 @@ impl Session {
     /// at the same time share the place, which goes with the last of them.
     pub fn election(&self, name: impl Into<Vec<u8>>) -> Election {
         let (client, name) = (self.client().clone(), name.into().into());
-        Election { client, session: Some(self.clone()), name, ttl: session::TTL }
+        Election { client, session: Some(self.clone()), name, ttl: session::TTL, owner: None }
     }
 }
 
@@ -91,6 +91,7 @@ pub struct Election {
     session: Option<Session>,
     name: Bytes,
     ttl: Duration,
+    owner: Option<String>,
 }
 
 impl Election {
@@ -98,6 +99,12 @@ impl Election {
     /// Default 10 s.
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = ttl;
+        self
+    }
+
+    /// Owner of the session that a campaign begins; without effect on a given one. Default: the process and its host.
+    pub fn owner(mut self, owner: impl Into<String>) -> Self {
+        self.owner = Some(owner.into());
         self
     }
 
@@ -167,14 +174,16 @@ impl Campaign {
     }
 
     async fn campaign(self, waiting: watch::Sender<Option<Waiting>>) -> Result<Leadership, Error> {
-        let Self { election: Election { client, session, name, ttl }, value, wait } = self;
+        let Self { election: Election { client, session, name, ttl, owner }, value, wait } = self;
         let patience = Patience::new(&client, wait);
         // A turn of the recipe needs a lease of its own.
         let ttl = session.as_ref().filter(|session| session.is_lease()).map_or(ttl, Session::ttl);
         let session = match session.filter(|session| !session.is_lease()) {
             Some(session) => session,
             None => {
-                match client.session().ttl(ttl).within(patience.limit(&client)).native().await {
+                let owner = owner.unwrap_or_else(session::owner::of_process);
+                let begin = client.session().ttl(ttl).owner(owner);
+                match begin.within(patience.limit(&client)).native().await {
                     Err(Error::Unimplemented(_)) => {
                         let enter = client.queue(&name[..]).ttl(ttl).value(value);
                         let enter = match wait {

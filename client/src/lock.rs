@@ -97,6 +97,7 @@ pub struct Acquire {
     client: Client,
     session: Option<Session>,
     ttl: Option<Duration>,
+    owner: Option<String>,
     wait: Option<Duration>,
     request: AcquireRequest,
 }
@@ -109,7 +110,7 @@ impl Acquire {
             limit: 1,
             ..AcquireRequest::default()
         };
-        Self { client, session, ttl: None, wait: None, request }
+        Self { client, session, ttl: None, owner: None, wait: None, request }
     }
 
     /// Another lock, which is acquired together with the others or not at all. Whoever acquires several
@@ -172,8 +173,15 @@ impl Acquire {
         self
     }
 
+    /// Owner of the session that [`Client::lock`] begins; without effect on a given one. Default: the process and its
+    /// host.
+    pub fn owner(mut self, owner: impl Into<String>) -> Self {
+        self.owner = Some(owner.into());
+        self
+    }
+
     async fn acquire(self) -> Result<LockGuard, Error> {
-        let Self { client, session, ttl, wait, mut request } = self;
+        let Self { client, session, ttl, owner, wait, mut request } = self;
         let patience = Patience::new(&client, wait);
         request.request_id = session::request_id();
         // What the recipe holds needs a lease of its own.
@@ -182,9 +190,13 @@ impl Acquire {
         let session = match session.filter(|session| !session.is_lease()) {
             Some(session) => session,
             None => {
-                let begin = client.session().ttl(ttl.unwrap_or(session::TTL));
+                let owner = owner.unwrap_or_else(session::owner::of_process);
+                let begin = client.session().ttl(ttl.unwrap_or(session::TTL)).owner(&owner);
                 match begin.within(patience.limit(&client)).native().await {
                     Err(Error::Unimplemented(_)) => {
+                        if request.note.is_empty() {
+                            request.note = owner.into();
+                        }
                         return by_recipe(&client, request, ttl, wait).await;
                     }
                     begun => begun?,

@@ -28,6 +28,7 @@
 //! ```
 
 mod heart;
+pub(crate) mod owner;
 
 use std::{
     fmt,

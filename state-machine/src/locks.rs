@@ -12,7 +12,7 @@
 //! | [`arrival`] | whom a newcomer stands behind, from the last few events |
 //! | `front` | what is kept beside the places, so that a queue's length costs nothing |
 //! | [`claim`], `attempt` | the value of a native place; which streams wait for it |
-//! | `acquire`, `release`, `convert`, `seize`, `candidate`, `hand_over` | the commands |
+//! | `acquire`, `release`, `convert`, `seize`, [`candidate`], `hand_over` | the commands |
 //! | `delay` | what becomes of the places of an expired session |
 //! | `guard` | transactions that need a lock |
 //! | [`check`] | what a command must be |
@@ -20,7 +20,7 @@
 mod acquire;
 pub mod arrival;
 pub(crate) mod attempt;
-mod candidate;
+pub mod candidate;
 pub mod check;
 pub mod claim;
 mod convert;

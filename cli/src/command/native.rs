@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use conclave_client::{Error, LockGuard, Loss};
+use conclave_client::{Error, LockGuard, Loss, v1::SessionTag};
 use humantime::format_rfc3339_seconds;
 use serde_json::{Value, json};
 
@@ -45,7 +45,7 @@ pub(super) async fn run(context: &Context, arguments: Arguments) -> Result<(), F
 async fn hold(context: &Context, arguments: Arguments) -> Result<(), Failure> {
     let (name, command) = arguments.name_and_command()?;
     let mut stop = Stop::listen().map_err(|error| Failure::error(error.to_string()))?;
-    let mut acquire = context.client.lock(name).ttl(arguments.ttl).note(note());
+    let mut acquire = context.client.lock(name).ttl(arguments.ttl);
     if arguments.shared {
         acquire = acquire.shared();
     }
@@ -104,12 +104,6 @@ async fn wait(name: &str, guard: &LockGuard, stop: &mut Stop) -> Result<(), Fail
     }
 }
 
-/// Who this is, for those who look at the lock.
-fn note() -> String {
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    format!("process {} on {}", std::process::id(), host.trim())
-}
-
 fn shown(bytes: &[u8]) -> Value {
     json!(String::from_utf8_lossy(bytes))
 }
@@ -136,7 +130,6 @@ async fn inspect(context: &Context, name: &str) -> Result<(), Failure> {
             (1, u32::MAX) => "shared".to_owned(),
             (permits, limit) => format!("{permits} of {limit}"),
         };
-        let tags = place.metadata.iter().map(|tag| format!("{}={}", tag.name, tag.value));
         vec![
             json!(state),
             json!(share),
@@ -145,7 +138,7 @@ async fn inspect(context: &Context, name: &str) -> Result<(), Failure> {
             json!(place.remaining_ms),
             json!(moment(place.asked_unix_ms)),
             json!(place.owner),
-            json!(tags.collect::<Vec<_>>().join(" ")),
+            tags(&place.metadata),
             // What others keep in their keys is not for people.
             if place.foreign { json!("etcd") } else { shown(&place.note) },
         ]
@@ -156,7 +149,7 @@ async fn inspect(context: &Context, name: &str) -> Result<(), Failure> {
         "token",
         "session",
         "remaining ms",
-        "since",
+        "asked",
         "owner",
         "metadata",
         "note",
@@ -166,6 +159,12 @@ async fn inspect(context: &Context, name: &str) -> Result<(), Failure> {
         complain("more wait than are shown");
     }
     Ok(())
+}
+
+/// What a session says beside its owner.
+fn tags(metadata: &[SessionTag]) -> Value {
+    let tags = metadata.iter().map(|tag| format!("{}={}", tag.name, tag.value));
+    json!(tags.collect::<Vec<_>>().join(" "))
 }
 
 /// A moment in milliseconds since 1970, for people; nothing for 0 and for what no clock says.
@@ -203,10 +202,11 @@ pub(super) async fn sessions(context: &Context) -> Result<(), Failure> {
             json!(session.ttl_seconds),
             json!(session.remaining_ms),
             json!(session.owner),
+            tags(&session.metadata),
             json!(session.keys.len()),
         ]
     });
-    let titles = &["session", "ttl", "remaining ms", "owner", "keys"];
+    let titles = &["session", "ttl", "remaining ms", "owner", "metadata", "keys"];
     context.print(&Rows { titles, rows: rows.collect() })
 }
 

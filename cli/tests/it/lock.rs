@@ -328,7 +328,7 @@ fn native_locks_are_shared_counted_shown_and_broken() {
     assert_eq!(ends(&["lock", "ls"]), (Some(0), format!("doc, 2, 0, {first}\n")));
     assert_eq!(ends(&["lock", "ls", "other"]), (Some(0), String::new()));
     let places = ends(&["-w", "json", "lock", "inspect", "doc"]).1;
-    for shown in [r#""share":"shared""#, r#""state":"holds""#, r#""since":"20"#] {
+    for shown in [r#""share":"shared""#, r#""state":"holds""#, r#""asked":"20"#] {
         assert_eq!(places.matches(shown).count(), 2, "{places}");
     }
     assert!(places.contains("process "), "{places}");
@@ -336,7 +336,9 @@ fn native_locks_are_shared_counted_shown_and_broken() {
     let mut leader = Running::start(CONCLAVE, &server, &["elect", "boss", "me", "--ttl=77"]);
     leader.line();
     let sessions = ends(&["-w", "json", "session", "ls"]).1;
-    assert!(sessions.contains(r#""ttl":77"#), "{sessions}");
+    assert!(sessions.contains(r#""ttl":77"#) && sessions.contains("process "), "{sessions}");
+    let candidate = ends(&["-w", "json", "lock", "inspect", "boss"]).1;
+    assert!(candidate.contains(r#""note":"me""#), "{candidate}");
     leader.signal("INT");
     leader.end();
 

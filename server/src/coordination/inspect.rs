@@ -8,6 +8,8 @@ use conclave_raft_store::Reader;
 use conclave_raft_store::store::ReadError;
 use conclave_state_machine::command::Range;
 use conclave_state_machine::leases::{self, LeaseRow};
+use conclave_state_machine::locks::candidate;
+use conclave_state_machine::locks::check::NOTE_BYTES_MAX;
 use conclave_state_machine::locks::claim::Claim;
 use conclave_state_machine::locks::queue::{self, Admission, Place};
 use conclave_state_machine::response::{Halt, KeyValue};
@@ -128,47 +130,60 @@ async fn inspect_now(context: &Context, name: &[u8]) -> Result<v1::InspectRespon
     let (reader, name) = (context.node.reader().clone(), Bytes::copy_from_slice(name));
     let found = off_thread(move || {
         let (places, revision) = reader.places(&name, PLACES_MAX + 1)?;
-        let places = places.into_iter().map(|place| Ok((lease_of(&reader, &place)?, place)));
+        let places = places.into_iter().map(|place| Standing::of(&reader, place));
         Ok((places.collect::<Result<Vec<_>, Halt>>()?, revision))
     });
     let found = found.await?.map_err(|error: ReadError| status::from_read(&error));
     let (mut places, revision) = found?;
     let more = places.len() > PLACES_MAX;
     places.truncate(PLACES_MAX);
-    let ids: Vec<i64> = places.iter().map(|(_, place)| place.session).collect();
+    let ids: Vec<i64> = places.iter().map(|standing| standing.place.session).collect();
     let remaining = context.node.lessor().remaining_ms(&ids).await;
     // Who holds is worth knowing also while there is no leader to ask for times.
     let remaining = remaining.unwrap_or_else(|_| vec![-1; ids.len()]);
     let mut admission = Admission::default();
-    let infos = places.into_iter().zip(remaining).map(|((lease, place), remaining_ms)| {
-        let held = admission.admits(place.share());
-        info(lease, place, held, remaining_ms)
+    let infos = places.into_iter().zip(remaining).map(|(standing, remaining_ms)| {
+        let held = admission.admits(standing.place.share());
+        standing.info(held, remaining_ms)
     });
     Ok(v1::InspectResponse { places: infos.collect(), more, revision })
 }
 
-fn lease_of(reader: &Reader, place: &Place) -> Result<LeaseRow, Halt> {
-    Ok(leases::lease(reader, place.session)?.unwrap_or_default())
+/// A place, with what is kept beside it.
+struct Standing {
+    lease: LeaseRow,
+    is_candidate: bool,
+    place: Place,
 }
 
-fn info(lease: LeaseRow, place: Place, held: bool, remaining_ms: i64) -> v1::PlaceInfo {
-    let (permits, limit) = place.share();
-    let delayed = place.is_lost();
-    let foreign = place.claim.is_none();
-    let claim = place.claim.unwrap_or_default();
-    v1::PlaceInfo {
-        held,
-        key: place.key,
-        fence: place.fence,
-        session: place.session,
-        permits,
-        limit,
-        asked_unix_ms: claim.asked_ms,
-        note: claim.note,
-        owner: lease.owner,
-        metadata: tags(lease.metadata),
-        remaining_ms,
-        delayed,
-        foreign,
+impl Standing {
+    fn of(reader: &Reader, place: Place) -> Result<Self, Halt> {
+        let lease = leases::lease(reader, place.session)?.unwrap_or_default();
+        let is_candidate = candidate::is_candidate(reader, &place)?;
+        Ok(Self { lease, is_candidate, place })
+    }
+
+    fn info(self, held: bool, remaining_ms: i64) -> v1::PlaceInfo {
+        let Self { lease, is_candidate, place } = self;
+        let (permits, limit) = place.share();
+        let delayed = place.is_lost();
+        let foreign = place.claim.is_none() && !is_candidate;
+        let claim = place.claim.unwrap_or_default();
+        let said = Some(place.value).filter(|said| is_candidate && said.len() <= NOTE_BYTES_MAX);
+        v1::PlaceInfo {
+            held,
+            key: place.key,
+            fence: place.fence,
+            session: place.session,
+            permits,
+            limit,
+            asked_unix_ms: claim.asked_ms,
+            note: said.unwrap_or(claim.note),
+            owner: lease.owner,
+            metadata: tags(lease.metadata),
+            remaining_ms,
+            delayed,
+            foreign,
+        }
     }
 }

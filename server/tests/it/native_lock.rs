@@ -290,6 +290,25 @@ async fn several_locks_are_taken_together_or_not_at_all() {
     queue(&client, "b", 0, 0).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_begins_no_session_is_known_all_the_same() {
+    let servers = [server(&[]).await];
+    let client = client(&servers);
+    let _lock = soon("a lock", client.lock("a")).await.unwrap();
+    let _named = soon("a lock", client.lock("b").owner("me")).await.unwrap();
+    let _leads = soon("to lead", client.election("c").campaign("at c")).await.unwrap();
+    let election = client.election("d").owner("me");
+    let _named_leads = soon("to lead", election.campaign("at d")).await.unwrap();
+    let process = format!("process {}", std::process::id());
+    for (name, owner, note) in
+        [("a", process.as_str(), ""), ("b", "me", ""), ("c", &process, "at c"), ("d", "me", "at d")]
+    {
+        let place = client.lock_inspect(name).await.unwrap().places.remove(0);
+        assert!(place.owner.starts_with(owner), "{name} is of {}", place.owner);
+        assert_eq!((&place.note[..], place.foreign), (note.as_bytes(), false), "{name}");
+    }
+}
+
 /// A holder that is paused: its session gets no heartbeat, and it does not know.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_paused_holder_writes_nothing_and_leaves_a_delay() {

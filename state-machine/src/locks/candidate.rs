@@ -4,7 +4,7 @@
 //! share it, and it goes with the last of them.
 
 use super::attempt::{self, SHARED_MAX, id};
-use super::queue::{self, NEWEST};
+use super::queue::{self, NEWEST, Place};
 use crate::change::{Before, Change};
 use crate::command::{Campaign, Leave};
 use crate::leases;
@@ -13,6 +13,14 @@ use crate::primitives::once::{self, Standing};
 use crate::read::Read;
 use crate::response::{Halt, LockResponse, LockState, PrimitiveResponse, Rejection, Taken};
 use crate::rows::place::Attempt;
+
+/// Whether a place was taken by a candidate of the native API, rather than by etcd's recipe.
+///
+/// # Errors
+/// [`Halt`] if the storage fails or a row is damaged.
+pub fn is_candidate<R: Read>(rows: &R, place: &Place) -> Result<bool, Halt> {
+    Ok(place.claim.is_none() && !attempt::all(rows, &place.key, place.fence)?.is_empty())
+}
 
 /// Takes the place, or says something else at the one that is there.
 pub(super) fn campaign<R: Read>(
