@@ -45,8 +45,10 @@ use crate::{
     client::Client,
     error::Error,
     loss::Standing,
+    once::Number,
     patience::{self, Ask, Heard, Patience},
-    session::{self, Cleanup, Session},
+    session::{self, Session},
+    undo::{Did, Kept},
 };
 
 pub use crate::loss::Loss;
@@ -209,20 +211,27 @@ impl Acquire {
         let standing = Standing::under(&session.lost());
         // Before it is asked for, so that no word of its loss comes too early.
         let hearing = session.heart().hear(session.id(), &request.request_id, standing);
-        let mut pending = Pending { session, request: Some(release_of(&request)) };
-        let lost = pending.session.lost();
-        let mut asked = Asked(request);
+        let ticket = session.requests().begin(session.id(), patience.limit(&client)).await?;
+        let kept = Kept {
+            name: Bytes::clone(&request.names[0]),
+            sequence: ticket.sequence(),
+            did: Did::Acquire(release_of(&request)),
+            open: None,
+            is_over: false,
+            session,
+        };
+        let lost = kept.session.lost();
+        let mut asked = Asked { request, number: Number::Open(ticket) };
         let granted = tokio::select! {
             biased;
             () = lost.cancelled() => return Err(Error::session_lost()),
             granted = patience::wait(&client, patience, &mut asked) => granted?,
         };
         // Answers may be old. Whoever holds no session holds no lock.
-        if pending.session.is_lost() {
+        if kept.session.is_lost() {
             return Err(Error::session_lost());
         }
-        let request = pending.request.take().expect("invariant: taken only here");
-        Ok(LockGuard::new(pending.session.clone(), request, granted, hearing))
+        Ok(LockGuard::new(kept, asked.request.request_id, granted, hearing))
     }
 }
 
@@ -262,25 +271,15 @@ fn release_of(request: &AcquireRequest) -> ReleaseRequest {
         names: request.names.clone(),
         session: request.session,
         request_id: Bytes::clone(&request.request_id),
+        once: None,
     }
 }
 
-/// A request that is given up if it is dropped.
-struct Pending {
-    session: Session,
-    request: Option<ReleaseRequest>,
+/// The request as it is sent, always with the same id and number: the place in the queue stays.
+struct Asked {
+    request: AcquireRequest,
+    number: Number,
 }
-
-impl Drop for Pending {
-    fn drop(&mut self) {
-        if let Some(request) = self.request.take() {
-            self.session.heart().clean(Cleanup::Release(request));
-        }
-    }
-}
-
-/// The request as it is sent, always with the same id: the place in the queue stays.
-struct Asked(AcquireRequest);
 
 impl Ask for Asked {
     type Answer = AcquireResponse;
@@ -292,11 +291,13 @@ impl Ask for Asked {
         wait_ms: Option<u64>,
     ) -> Result<Response<Streaming<AcquireResponse>>, Status> {
         let wait = wait_ms.map_or(Wait::WaitForever(true), Wait::WaitMs);
-        let request = AcquireRequest { wait: Some(wait), ..self.0.clone() };
+        let once = Some(self.number.once());
+        let request = AcquireRequest { wait: Some(wait), once, ..self.request.clone() };
         LockServiceClient::new(channel).acquire(request).await
     }
 
     fn hear(&mut self, answer: AcquireResponse) -> Heard<Granted> {
+        self.number.answered();
         match answer.event {
             Some(Event::Granted(granted)) => Heard::Done(granted),
             Some(Event::Ended(ended)) => Heard::Failed(ended_by(ended)),

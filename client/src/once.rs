@@ -120,6 +120,37 @@ impl Drop for Ticket {
     }
 }
 
+/// The number of a request that may wait for long after its first answer.
+#[derive(Debug)]
+pub(crate) enum Number {
+    /// Not answered yet: the session has to remember it.
+    Open(Ticket),
+    /// Recognised by what it took; other requests of the session are not kept in mind for it.
+    Placed(v1::Once),
+}
+
+impl Number {
+    /// What is sent with the request.
+    pub(crate) fn once(&self) -> v1::Once {
+        match self {
+            Self::Open(ticket) => ticket.once(),
+            Self::Placed(once) => *once,
+        }
+    }
+
+    /// Whether an answer has come.
+    pub(crate) fn is_placed(&self) -> bool {
+        matches!(self, Self::Placed(_))
+    }
+
+    /// An answer has come.
+    pub(crate) fn answered(&mut self) {
+        if let Self::Open(ticket) = self {
+            *self = Self::Placed(v1::Once { settled: 0, ..ticket.once() });
+        }
+    }
+}
+
 /// Whoever sends requests: a session, whose requests may be sent again, or just a client.
 #[derive(Debug, Clone)]
 pub(crate) struct Caller {

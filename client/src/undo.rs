@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use conclave_proto::v1::{
-    BarrierLiftRequest, DoubleBarrierLeaveRequest, GroupLeaveRequest, ResignRequest,
+    BarrierLiftRequest, DoubleBarrierLeaveRequest, GroupLeaveRequest, ReleaseRequest, ResignRequest,
     barrier_service_client::BarrierServiceClient,
     double_barrier_service_client::DoubleBarrierServiceClient,
     election_service_client::ElectionServiceClient, group_service_client::GroupServiceClient,
+    lock_service_client::LockServiceClient,
 };
 use tokio::sync::OnceCell;
 use tonic::{Response, Status};
@@ -32,6 +33,8 @@ pub(crate) enum Did {
     Join(Bytes),
     /// It is a candidate of an election.
     Campaign,
+    /// It acquired what this gives back.
+    Acquire(ReleaseRequest),
 }
 
 /// What a request holds under a name, for as long as this exists and its session lives.
@@ -127,6 +130,11 @@ impl Undo {
                 let request = ResignRequest { name, session, once, ..ResignRequest::default() };
                 let answer = ElectionServiceClient::new(channel).resign(request).await?;
                 Ok(answer.map(|answer| answer.resigned))
+            }
+            Did::Acquire(release) => {
+                let request = ReleaseRequest { once, ..release.clone() };
+                let answer = LockServiceClient::new(channel).release(request).await?;
+                Ok(answer.map(|answer| answer.released))
             }
         }
     }

@@ -25,7 +25,7 @@ use crate::{
     client::Client,
     error::Error,
     loss::{Loss, Standing},
-    once::Ticket,
+    once::Number,
     patience::{self, Ask, Heard, Patience},
     session::Session,
     undo::{Did, Kept},
@@ -203,14 +203,6 @@ async fn listen(
     }
 }
 
-/// By what a candidacy is recognised.
-enum Number {
-    /// By its number, which the session has to remember.
-    Open(Ticket),
-    /// By the candidate that is there.
-    Placed(v1::Once),
-}
-
 struct Campaigning {
     request: CampaignRequest,
     number: Number,
@@ -248,10 +240,7 @@ impl Ask for Campaigning {
         _wait_ms: Option<u64>,
     ) -> Result<Response<Streaming<CampaignResponse>>, Status> {
         let attempt = self.attempts.fetch_add(1, Ordering::Relaxed) + 1;
-        let (once, resumes) = match &self.number {
-            Number::Open(ticket) => (ticket.once(), false),
-            Number::Placed(once) => (*once, true),
-        };
+        let (once, resumes) = (self.number.once(), self.number.is_placed());
         let request =
             CampaignRequest { attempt, once: Some(once), resumes, ..self.request.clone() };
         ElectionServiceClient::new(channel).campaign(request).await
@@ -259,10 +248,7 @@ impl Ask for Campaigning {
 
     fn hear(&mut self, answer: CampaignResponse) -> Heard<Loss> {
         let Some(event) = answer.event else { return Heard::More };
-        if let Number::Open(ticket) = &self.number {
-            // It may stay for long; other requests of the session shall not be kept in mind for it.
-            self.number = Number::Placed(v1::Once { settled: 0, ..ticket.once() });
-        }
+        self.number.answered();
         match (event, self.led) {
             (Event::Lost(lost), _) => Heard::Done(match lost.reason() {
                 Reason::SessionLost => Loss::Session,

@@ -7,7 +7,7 @@ use conclave_proto::{
     etcdserverpb::TxnResponse,
     v1::{
         CheckFenceRequest, CheckFenceResponse, CommitRequest, ConvertRequest, Granted, Guard,
-        HeldLock, ReleaseRequest, lock_service_client::LockServiceClient,
+        HeldLock, lock_service_client::LockServiceClient,
     },
 };
 use tokio_util::sync::CancellationToken;
@@ -20,8 +20,9 @@ use crate::{
     pulse::run_while,
     queue::{Owned, Turn},
     reply::Reply,
-    session::{self, Cleanup, Hearing, Session},
+    session::{self, Hearing, Session},
     txn::Txn,
+    undo::Kept,
 };
 
 /// A lock that is held for as long as this guard exists and its session lives.
@@ -64,11 +65,10 @@ impl Held {
     /// Goes on with another share of one of the locks; the token from now on.
     async fn convert(&self, lock: &HeldLock, permits: u32, limit: u32) -> Result<i64, Error> {
         let Self::Place(place) = self else { return Err(unimplemented()) };
-        let Some(release) = &place.release else { return Err(Error::session_lost()) };
         let request = ConvertRequest {
             name: Bytes::clone(&lock.name),
-            session: release.session,
-            request_id: Bytes::clone(&release.request_id),
+            session: place.kept.session.id(),
+            request_id: Bytes::clone(&place.request_id),
             permits,
             limit,
         };
@@ -77,43 +77,34 @@ impl Held {
             async move { LockServiceClient::new(channel).convert(request).await }
         };
         // Never sent twice: a copy that comes late would undo a later conversion.
-        Ok(place.session.client().write(call).await?.fence)
+        Ok(place.kept.session.client().write(call).await?.fence)
     }
 }
 
 /// A request that was granted; given back when it is dropped.
 #[derive(Debug)]
 struct Place {
-    session: Session,
+    kept: Kept,
+    request_id: Bytes,
     hearing: Hearing,
-    /// What gives it back; taken when that is done.
-    release: Option<ReleaseRequest>,
 }
 
 impl Place {
     fn loss(&self) -> Option<Loss> {
-        let session = || self.session.is_lost().then_some(Loss::Session);
+        let session = || self.kept.session.is_lost().then_some(Loss::Session);
         self.hearing.standing().loss().cloned().or_else(session)
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        if let Some(request) = self.release.take() {
-            self.session.heart().clean(Cleanup::Release(request));
-        }
     }
 }
 
 impl LockGuard {
     pub(super) fn new(
-        session: Session,
-        release: ReleaseRequest,
+        kept: Kept,
+        request_id: Bytes,
         granted: Granted,
         hearing: Hearing,
     ) -> Self {
         hearing.holds(Some(&granted.locks));
-        let place = Place { session, hearing, release: Some(release) };
+        let place = Place { kept, request_id, hearing };
         Self { held: Held::Place(place), locks: granted.locks }
     }
 
@@ -124,7 +115,7 @@ impl LockGuard {
 
     fn client(&self) -> &Client {
         match &self.held {
-            Held::Place(place) => place.session.client(),
+            Held::Place(place) => place.kept.session.client(),
             Held::Turn(turn) => turn.client(),
         }
     }
@@ -147,7 +138,7 @@ impl LockGuard {
     #[must_use]
     pub fn session(&self) -> Option<&Session> {
         match &self.held {
-            Held::Place(place) => Some(&place.session),
+            Held::Place(place) => Some(&place.kept.session),
             Held::Turn(_) => None,
         }
     }
@@ -179,7 +170,7 @@ impl LockGuard {
         let lost = self.lost();
         let near = async {
             match &self.held {
-                Held::Place(place) => place.session.jeopardy().await,
+                Held::Place(place) => place.kept.session.jeopardy().await,
                 Held::Turn(turn) => turn.lease().jeopardy().await,
             }
         };
@@ -215,7 +206,7 @@ impl LockGuard {
                 let guards = self.locks.iter();
                 let guards =
                     guards.map(|lock| Guard { name: lock.name.clone(), fence: lock.fence });
-                Guarded::by_locks(place.session.client().clone(), guards.collect())
+                Guarded::by_locks(place.kept.session.client().clone(), guards.collect())
             }
             Held::Turn(turn) => Guarded::by_turn(turn),
         }
@@ -268,19 +259,24 @@ impl LockGuard {
     /// Gives the lock back.
     ///
     /// # Errors
-    /// [`Error::Lost`] if it was held no more, or one of several was not. See [`Error`]; it is then tried again in the background,
-    /// as if the guard had been dropped.
+    /// [`Error::Lost`] if it was held no more, or one of several was not. See [`Error`]; it is then tried again in
+    /// the background, as if the guard had been dropped.
     pub async fn release(self) -> Result<(), Error> {
-        let mut place = match self.held {
+        let place = match self.held {
             Held::Place(place) => place,
             Held::Turn(turn) => return turn.release().await,
         };
-        let Some(request) = place.release.clone() else { return Ok(()) };
-        // Until that is done the drop of `place` still releases.
-        let was_held = session::release(place.session.client(), request).await?;
-        place.release = None;
-        let loss = || place.loss().map_or(Error::lost("the lock was held no more"), |l| l.error());
-        if was_held { Ok(()) } else { Err(loss()) }
+        let Place { kept, hearing, .. } = place;
+        let session = kept.session.clone();
+        let was_held = match Box::pin(kept.undo()).await {
+            // It went with its session.
+            Err(Error::NotFound(_)) => false,
+            done => done?,
+        };
+        let lost = || session.is_lost().then_some(Loss::Session);
+        let loss = || hearing.standing().loss().cloned().or_else(lost);
+        let error = || loss().map_or(Error::lost("the lock was held no more"), |loss| loss.error());
+        if was_held { Ok(()) } else { Err(error()) }
     }
 }
 

@@ -30,7 +30,7 @@ use crate::backoff::Backoff;
 use crate::client::Client;
 use crate::moment::Moment;
 
-pub(crate) use cleanup::{Cleanup, release};
+pub(crate) use cleanup::Cleanup;
 pub(crate) use places::{Hearing, are_held};
 
 /// A session that the server has begun.

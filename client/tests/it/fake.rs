@@ -44,6 +44,8 @@ pub(crate) struct Script {
     /// Request ids of what was acquired and what was released, in order.
     pub(crate) acquired: Mutex<Vec<Bytes>>,
     pub(crate) released: Mutex<Vec<Bytes>>,
+    /// Numbers of the releases, and of what they gave back.
+    pub(crate) release_numbers: Mutex<Vec<Option<(u64, u64)>>>,
     pub(crate) conversions: AtomicUsize,
     pub(crate) heartbeats: AtomicUsize,
     /// Nobody is granted anything, and nobody is told when the time to wait is over.
@@ -183,7 +185,9 @@ impl LockService for Scripted {
         if refusals.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok() {
             return Err(Status::resource_exhausted("etcdserver: too many requests"));
         }
-        self.0.released.lock().push(request.into_inner().request_id);
+        let ReleaseRequest { request_id, once, .. } = request.into_inner();
+        self.0.released.lock().push(request_id);
+        self.0.release_numbers.lock().push(once.map(|once| (once.sequence, once.undoes)));
         let answer = self.0.release_answers.lock().pop_front().unwrap_or(Ok(true));
         answer.map(|released| Response::new(ReleaseResponse { released }))
     }

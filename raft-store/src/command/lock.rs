@@ -36,6 +36,7 @@ pub fn acquire(message: internal::LockAcquire) -> LockCommand {
         attempt: message.attempt,
         asked_ms: message.asked_unix_ms,
         note: message.note,
+        once: once(message.once),
     })
 }
 
@@ -47,6 +48,7 @@ pub fn release(message: internal::LockRelease) -> LockCommand {
         session: message.session,
         request_id: message.request_id,
         attempt: message.attempt,
+        once: once(message.once),
     })
 }
 

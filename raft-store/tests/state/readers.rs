@@ -173,7 +173,7 @@ fn release(session: i64, round: u64) -> Message {
         names: vec!["n".into()],
         session,
         request_id: round.to_string().into(),
-        attempt: 0,
+        ..internal::LockRelease::default()
     })
 }
 

@@ -79,6 +79,7 @@ impl Acquisition {
             attempt: rand::random::<u64>().max(1),
             asked_unix_ms: unix_ms(),
             note: request.note,
+            once: request.once,
         };
         let deadline = wait.map(|wait| Instant::now() + wait.min(WAIT_MAX));
         let wanted = RightsCheck::part_in(&command.names);
@@ -252,6 +253,11 @@ impl Acquisition {
             session: self.command.session,
             request_id: self.command.request_id.clone(),
             attempt,
+            once: self.command.once.map(|once| v1::Once {
+                session: self.command.session,
+                undoes: once.sequence,
+                ..v1::Once::default()
+            }),
         })
     }
 

@@ -48,9 +48,9 @@ impl LockApi {
     ) -> Result<v1::ReleaseResponse, Status> {
         self.context.check_metadata(request.metadata())?;
         let caller = caller_of(request.extensions());
-        let v1::ReleaseRequest { names, session, request_id } = request.into_inner();
+        let v1::ReleaseRequest { names, session, request_id, once } = request.into_inner();
         let names = sorted(names);
-        let release = internal::LockRelease { names, session, request_id, attempt: 0 };
+        let release = internal::LockRelease { names, session, request_id, attempt: 0, once };
         checked(&command::lock::release(release.clone()))?;
         match self.context.propose(&caller, Message::LockRelease(release)).await? {
             (Answer::Lock(LockResponse::Released { was_held }), _) => {

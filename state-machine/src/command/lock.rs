@@ -63,6 +63,8 @@ pub struct LockAcquire {
     pub asked_ms: i64,
     /// What the holder says about itself, for people.
     pub note: Bytes,
+    /// The number of the request; with 0 the session remembers only the last few that were given up.
+    pub once: Once,
 }
 
 /// Gives up the places of one request.
@@ -76,6 +78,9 @@ pub struct LockRelease {
     pub request_id: Bytes,
     /// Only if no other stream asked for the request; 0 for whoever asked.
     pub attempt: u64,
+    /// The number of this request, which is answered alike however often it arrives, and (`undoes`) of the one
+    /// that acquired.
+    pub once: Once,
 }
 
 /// Changes permits and limit of a place that is held: to less at any time, to more if no other place

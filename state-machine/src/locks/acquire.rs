@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::claim::{Claim, REQUESTS_MAX};
 use super::queue::{self, NEWEST, Place};
-use super::release::{give_up, remember};
+use super::release::{end, give_up};
 use super::{attempt, front};
 use crate::change::{Before, Change};
 use crate::command::LockAcquire;
@@ -24,7 +24,11 @@ pub(super) fn apply<R: Read>(
         own.push(queue::place_of(change.rows, name, acquire.session, &acquire.request_id)?);
     }
     let taken = own.iter().flatten().count();
-    if lease.cancelled.contains(&acquire.request_id) || (1..own.len()).contains(&taken) {
+    let is_over = match acquire.once.sequence {
+        0 => lease.cancelled.contains(&acquire.request_id),
+        number => taken == 0 && lease.is_settled(number),
+    };
+    if is_over || (1..own.len()).contains(&taken) {
         return Ok(cancel(change, acquire, own.into_iter().flatten())?);
     }
     if taken > 0 {
@@ -48,7 +52,7 @@ fn cancel<R: Read>(
     for place in own {
         give_up(change, place, &acquire.request_id)?;
     }
-    remember(change, acquire.session, &acquire.request_id)?;
+    end(change, acquire.session, &acquire.request_id, acquire.once.sequence)?;
     Ok(LockResponse::Places { state: LockState::Cancelled, taken: Vec::new() })
 }
 
@@ -159,7 +163,7 @@ fn take<R: Read>(
 }
 
 fn attempt_of(acquire: &LockAcquire, stream: u64) -> Attempt {
-    Attempt { request: acquire.request_id.clone(), stream, number: 0 }
+    Attempt { request: acquire.request_id.clone(), stream, number: acquire.once.sequence }
 }
 
 /// Writes a place.

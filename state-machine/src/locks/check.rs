@@ -31,11 +31,13 @@ pub fn command(command: &LockCommand) -> Result<(), Rejection> {
         LockCommand::Acquire(acquire) => {
             names(&acquire.names)?;
             request_id(&acquire.request_id)?;
+            numbered(acquire.once, acquire.session)?;
             self::acquire(acquire)
         }
         LockCommand::Release(release) => {
             names(&release.names)?;
-            request_id(&release.request_id)
+            request_id(&release.request_id)?;
+            numbered(release.once, release.session)
         }
         LockCommand::Convert(convert) => {
             name(&convert.name)?;

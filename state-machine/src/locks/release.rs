@@ -7,19 +7,24 @@ use super::attempt;
 use super::queue::{self, Place};
 use crate::change::{Before, Change};
 use crate::command::LockRelease;
-use crate::leases;
+use crate::leases::{self, LeaseRow};
 use crate::outcome::Stop;
+use crate::primitives::once::{self, Standing};
 use crate::read::Read;
-use crate::response::{Halt, LockResponse};
+use crate::response::{Halt, LockResponse, PrimitiveResponse};
 
-/// Given-up requests that a session remembers until they arrive.
+/// Given-up requests without a number that a session remembers until they arrive.
 const CANCELLED_MAX: usize = 16;
 
 pub(super) fn apply<R: Read>(
     change: &mut Change<'_, '_, R>,
     release: &LockRelease,
 ) -> Result<LockResponse, Stop> {
-    let LockRelease { names, session, request_id, attempt } = release;
+    let LockRelease { names, session, request_id, attempt, once } = release;
+    let remembering = match once::find(change.rows, *once)? {
+        Standing::Known(answer) => return Ok(LockResponse::Released { was_held: answer.is_done }),
+        Standing::New(remembering) => remembering,
+    };
     let (mut is_found, mut given_up) = (false, 0);
     for name in names {
         let Some(place) = queue::place_of(change.rows, name, *session, request_id)? else {
@@ -34,11 +39,15 @@ pub(super) fn apply<R: Read>(
         given_up += 1;
         give_up(change, place, request_id)?;
     }
-    if given_up > 0 || !is_found && *attempt == 0 {
-        remember(change, *session, request_id)?;
-    }
     // Whoever lost one of its places must hear of it: it may have worked under all of them.
-    Ok(LockResponse::Released { was_held: given_up == names.len() })
+    let was_held = given_up == names.len();
+    if let Some(remembering) = remembering {
+        let answer = PrimitiveResponse { is_done: was_held, ..PrimitiveResponse::default() };
+        once::remember(change.rows, remembering, *once, answer);
+    } else if given_up > 0 || !is_found && *attempt == 0 {
+        end(change, *session, request_id, once.undoes)?;
+    }
+    Ok(LockResponse::Released { was_held })
 }
 
 /// Takes a request off its place; the place goes with the last one.
@@ -59,20 +68,29 @@ pub(super) fn give_up<R: Read>(
 }
 
 /// A request that lost its places takes no others: it may still be on its way, for the first time or
-/// once more.
-pub(super) fn remember<R: Read>(
+/// once more. It has this number, or none (0).
+pub(super) fn end<R: Read>(
     change: &mut Change<'_, '_, R>,
     session: i64,
     request_id: &Bytes,
+    number: u64,
 ) -> Result<(), Halt> {
     let Some(mut lease) = leases::lease(change.rows, session)? else { return Ok(()) };
+    let is_news = if number == 0 { cancel(&mut lease, request_id) } else { lease.end(number) };
+    if is_news {
+        leases::write(change.rows, session, &lease);
+    }
+    Ok(())
+}
+
+/// Remembers a request without a number; says whether that is news.
+fn cancel(lease: &mut LeaseRow, request_id: &Bytes) -> bool {
     if lease.cancelled.contains(request_id) {
-        return Ok(());
+        return false;
     }
     if lease.cancelled.len() >= CANCELLED_MAX {
         lease.cancelled.remove(0);
     }
     lease.cancelled.push(Bytes::clone(request_id));
-    leases::write(change.rows, session, &lease);
-    Ok(())
+    true
 }

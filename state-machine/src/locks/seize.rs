@@ -1,7 +1,8 @@
 //! Break: an operator takes places away.
 
+use super::attempt;
 use super::queue::{self, NEWEST};
-use super::release::remember;
+use super::release::end;
 use crate::change::{Before, Change};
 use crate::command::LockBreak;
 use crate::outcome::Stop;
@@ -30,10 +31,12 @@ pub(super) fn apply<R: Read>(
     };
     let mut broken = Vec::new();
     for place in found {
+        let known = attempt::all(change.rows, &place.key, place.fence)?;
         let before = Before::load(change.rows, &place.key)?;
         change.delete(&place.key, before)?;
         for request in place.claim.iter().flat_map(|claim| &claim.requests) {
-            remember(change, place.session, request)?;
+            let number = known.iter().find(|known| known.request == request);
+            end(change, place.session, request, number.map_or(0, |known| known.number))?;
         }
         broken.push(Taken { name: name.clone(), key: place.key, fence: place.fence });
     }

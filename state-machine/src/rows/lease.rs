@@ -11,6 +11,8 @@ const FORM_PLAIN: u8 = 1;
 const FORM_SESSION: u8 = 2;
 /// A lease with requests that are remembered.
 const FORM_REQUESTS: u8 = 3;
+/// Requests that are over and not settled: twice as many as a session may have open.
+const ANSWERED_MAX: usize = 512;
 /// Added to these forms: after the TTL comes when it was granted. Rows without it are read, not written.
 const NUMBERED: u8 = 3;
 
@@ -46,6 +48,20 @@ impl LeaseRow {
     pub(crate) fn settle(&mut self, settled: u64) {
         self.settled = self.settled.max(settled);
         self.answered.retain(|(number, _)| *number >= self.settled);
+    }
+
+    /// A request is over, though nobody was answered so; says whether that is news. Beyond the bound the oldest
+    /// such requests are settled, with all before them.
+    pub(crate) fn end(&mut self, number: u64) -> bool {
+        if number == 0 || self.is_settled(number) {
+            return false;
+        }
+        self.answered.push((number, PrimitiveResponse::default()));
+        if self.answered.len() > ANSWERED_MAX {
+            let oldest = self.answered.iter().map(|(number, _)| *number).min();
+            self.settle(oldest.unwrap_or(number).saturating_add(1));
+        }
+        true
     }
 
     /// Whether a request is over: nobody waits for it any more, or it was answered. Never so for 0.

@@ -1,5 +1,6 @@
 //! Invariants of locks under random programs, against a queue kept in a plain list.
 
+mod again;
 mod cost;
 mod program;
 

@@ -2,14 +2,12 @@
 
 use std::sync::Arc;
 
-use conclave_proto::v1::ReleaseRequest;
-use conclave_proto::v1::lock_service_client::LockServiceClient;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
 use super::Heart;
 use crate::backoff::Backoff;
-use crate::client::{Client, Retry};
+use crate::client::Client;
 use crate::error::Error;
 use crate::registry::Exit;
 use crate::undo::Undo;
@@ -23,10 +21,8 @@ pub(crate) enum Cleanup {
     /// Tried once: the TTL does it otherwise.
     End(i64),
     /// Tried for as long as its session lives: nothing else would do it.
-    Release(ReleaseRequest),
-    /// As `Release`.
     Undo(Arc<Undo>),
-    /// As `Release`.
+    /// As `Undo`.
     Deregister(Arc<Exit>),
 }
 
@@ -74,7 +70,6 @@ impl Heart {
 async fn clean(client: Client, mut left: Left) -> Option<Left> {
     let done = match left.cleanup.clone() {
         Cleanup::End(id) => client.session_end(id).await,
-        Cleanup::Release(request) => release(&client, request).await.map(drop),
         Cleanup::Undo(undo) => undo.carry_out(&client).await.map(drop),
         Cleanup::Deregister(exit) => exit.carry_out(&client).await,
     };
@@ -93,16 +88,4 @@ async fn clean(client: Client, mut left: Left) -> Option<Left> {
     }
     sleep(left.backoff.next()).await;
     Some(left)
-}
-
-/// Gives up what a request has or waits for; safe to repeat. Says whether there was something, or may have
-/// been.
-pub(crate) async fn release(client: &Client, request: ReleaseRequest) -> Result<bool, Error> {
-    let call = |channel| {
-        let request = request.clone();
-        async move { LockServiceClient::new(channel).release(request).await }
-    };
-    // What an attempt gave up whose answer was lost is not there any more for the next one.
-    let (answer, doubt) = client.call(call, Retry::Read).await?;
-    Ok(answer.released || doubt.is_some())
 }

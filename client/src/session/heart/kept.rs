@@ -34,7 +34,6 @@ impl Kept {
     pub(super) fn is_due(&self, left: &Left) -> bool {
         match &left.cleanup {
             Cleanup::End(_) => false,
-            Cleanup::Release(request) => self.sessions.contains_key(&request.session),
             Cleanup::Undo(undo) => self.sessions.contains_key(&undo.session),
             Cleanup::Deregister(exit) => self.sessions.contains_key(&exit.session()),
         }

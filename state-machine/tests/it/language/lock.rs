@@ -45,6 +45,7 @@ pub(super) fn acquire(words: &mut Words) -> Parsed<LockAcquire> {
             "again" => acquire.is_reentrant = true,
             "delay" => acquire.delay_seconds = number(&value)?,
             "attempt" => acquire.attempt = number(&value)?,
+            "by" => acquire.once = primitive::once(&value)?,
             _ => return Err(format!("unknown option {option:?} of lock")),
         }
     }
@@ -52,12 +53,20 @@ pub(super) fn acquire(words: &mut Words) -> Parsed<LockAcquire> {
 }
 
 pub(super) fn release(words: &mut Words) -> Parsed<LockRelease> {
-    Ok(LockRelease {
+    let mut release = LockRelease {
         names: names(&words.next()?),
         session: words.number()?,
         request_id: bytes(&words.next()?),
-        attempt: attempt(words)?,
-    })
+        ..LockRelease::default()
+    };
+    for (option, value) in words.options() {
+        match option.as_str() {
+            "attempt" => release.attempt = number(&value)?,
+            "by" => release.once = primitive::once(&value)?,
+            _ => return Err(format!("unknown option {option:?} of unlock")),
+        }
+    }
+    Ok(release)
 }
 
 pub(super) fn campaign(words: &mut Words) -> Parsed<Campaign> {
@@ -94,15 +103,4 @@ pub(super) fn leave(words: &mut Words) -> Parsed<Leave> {
         }
     }
     Ok(leave)
-}
-
-pub(super) fn attempt(words: &mut Words) -> Parsed<u64> {
-    let mut attempt = 0;
-    for (option, value) in words.options() {
-        match option.as_str() {
-            "attempt" => attempt = number(&value)?,
-            _ => return Err(format!("unknown option {option:?}, only attempt is one")),
-        }
-    }
-    Ok(attempt)
 }

@@ -140,7 +140,7 @@ fn what_is_asked_of_a_crowd_does_not_cost_its_size() {
             names: locked(&[0, 1, 2]),
             session,
             request_id: request.into(),
-            attempt: 0,
+            ..LockRelease::default()
         }))
     };
     // Some have come and gone since.

@@ -151,7 +151,7 @@ pub(super) fn command(step: &Step, number: usize) -> Option<LockCommand> {
             names: locked(names),
             session: *session,
             request_id: request_id(*session, *request),
-            attempt: 0,
+            ..LockRelease::default()
         }),
         Step::Convert { name, session, request, share } => LockCommand::Convert(LockConvert {
             name: NAMES[*name].into(),
