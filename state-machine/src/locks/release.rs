@@ -25,29 +25,30 @@ pub(super) fn apply<R: Read>(
         Standing::Known(answer) => return Ok(LockResponse::Released { was_held: answer.is_done }),
         Standing::New(remembering) => remembering,
     };
-    let (mut is_found, mut given_up) = (false, 0);
+    let (mut is_found, mut is_given_up, mut are_all) = (false, false, true);
     for name in names {
         let Some(place) = queue::place_of(change.rows, name, *session, request_id)? else {
+            are_all = false;
             continue;
         };
         is_found = true;
         let known = attempt::of_request(change.rows, (&place.key, place.fence), request_id)?;
         if *attempt != 0 && known.stream != *attempt {
             // Another stream asked for the same request, too, and may be the one that counts.
+            are_all = false;
             continue;
         }
-        given_up += 1;
+        is_given_up = true;
         give_up(change, place, request_id)?;
     }
-    // Whoever lost one of its places must hear of it: it may have worked under all of them.
-    let was_held = given_up == names.len();
     if let Some(remembering) = remembering {
-        let answer = PrimitiveResponse { is_done: was_held, ..PrimitiveResponse::default() };
+        let answer = PrimitiveResponse { is_done: are_all, ..PrimitiveResponse::default() };
         once::remember(change.rows, remembering, *once, answer);
-    } else if given_up > 0 || !is_found && *attempt == 0 {
+    } else if is_given_up || !is_found && *attempt == 0 {
         end(change, *session, request_id, once.undoes)?;
     }
-    Ok(LockResponse::Released { was_held })
+    // Whoever lost one of its places must hear of it: it may have worked under all of them.
+    Ok(LockResponse::Released { was_held: are_all })
 }
 
 /// Takes a request off its place; the place goes with the last one.
