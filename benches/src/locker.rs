@@ -6,7 +6,7 @@ use conclave_proto::etcdserverpb::lease_client::LeaseClient;
 use conclave_proto::v1::acquire_request::Wait;
 use conclave_proto::v1::acquire_response::Event;
 use conclave_proto::v1::lock_service_client::LockServiceClient;
-use conclave_proto::v1::{AcquireRequest, ReleaseRequest};
+use conclave_proto::v1::{AcquireRequest, Once, ReleaseRequest};
 use conclave_proto::v3lockpb::lock_client::LockClient;
 use conclave_proto::v3lockpb::{LockRequest, UnlockRequest};
 use tonic::{Code, Status};
@@ -72,9 +72,10 @@ impl Locker {
         self.held = Some(match &mut self.way {
             Way::Etcd(locks) => locks.lock(LockRequest { name, lease }).await?.into_inner().key,
             Way::Native(locks, number) => {
-                *number += 1;
+                *number += 2;
                 let request_id = Bytes::copy_from_slice(&number.to_be_bytes());
-                acquire(locks, name, lease, request_id.clone()).await?;
+                let once = once(lease, *number - 1, 0);
+                acquire(locks, name, request_id.clone(), once).await?;
                 request_id
             }
         });
@@ -85,9 +86,10 @@ impl Locker {
         let Some(held) = self.held.clone() else { return Ok(()) };
         match &mut self.way {
             Way::Etcd(locks) => drop(locks.unlock(UnlockRequest { key: held }).await?),
-            Way::Native(locks, _) => {
-                let names = vec![self.name.clone()];
-                let request = ReleaseRequest { names, session: self.lease, request_id: held };
+            Way::Native(locks, number) => {
+                let (names, session) = (vec![self.name.clone()], self.lease);
+                let once = Some(once(session, *number, *number - 1));
+                let request = ReleaseRequest { names, session, request_id: held, once };
                 drop(locks.release(request).await?);
             }
         }
@@ -96,17 +98,23 @@ impl Locker {
     }
 }
 
+/// Numbers a request, as the client crate does.
+fn once(session: i64, sequence: u64, undoes: u64) -> Once {
+    Once { session, sequence, settled: sequence, undoes }
+}
+
 /// Waits for its turn.
 async fn acquire(
     locks: &mut LockServiceClient<Connection>,
     name: Bytes,
-    session: i64,
     request_id: Bytes,
+    once: Once,
 ) -> Result<(), Status> {
     let request = AcquireRequest {
         names: vec![name],
-        session,
+        session: once.session,
         request_id,
+        once: Some(once),
         wait: Some(Wait::WaitForever(true)),
         ..Default::default()
     };

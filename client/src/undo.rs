@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use conclave_proto::v1::{
-    BarrierLiftRequest, DoubleBarrierLeaveRequest, GroupLeaveRequest, ReleaseRequest, ResignRequest,
-    barrier_service_client::BarrierServiceClient,
+    BarrierLiftRequest, DoubleBarrierLeaveRequest, GroupLeaveRequest, ReleaseRequest,
+    ResignRequest, barrier_service_client::BarrierServiceClient,
     double_barrier_service_client::DoubleBarrierServiceClient,
     election_service_client::ElectionServiceClient, group_service_client::GroupServiceClient,
     lock_service_client::LockServiceClient,

@@ -7,7 +7,7 @@ use std::sync::{
 
 use bytes::Bytes;
 use conclave_proto::v1::{
-    self, CampaignRequest, CampaignResponse, Elected, ProclaimRequest, ResignRequest,
+    CampaignRequest, CampaignResponse, Elected, ProclaimRequest, ResignRequest,
     campaign_lost::Reason, campaign_response::Event,
     election_service_client::ElectionServiceClient,
 };

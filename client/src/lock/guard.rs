@@ -97,12 +97,7 @@ impl Place {
 }
 
 impl LockGuard {
-    pub(super) fn new(
-        kept: Kept,
-        request_id: Bytes,
-        granted: Granted,
-        hearing: Hearing,
-    ) -> Self {
+    pub(super) fn new(kept: Kept, request_id: Bytes, granted: Granted, hearing: Hearing) -> Self {
         hearing.holds(Some(&granted.locks));
         let place = Place { kept, request_id, hearing };
         Self { held: Held::Place(place), locks: granted.locks }
