@@ -41,11 +41,11 @@ fn until(endpoint: &str, what: &str, is_so: impl Fn(&[Value]) -> bool) {
     crate::until(what, || is_so(&found(endpoint, &["resolve", "api"])));
 }
 
-/// Reads what a watch prints until an instance was deregistered.
-fn until_removed(watch: &mut Talking, id: &str) {
+/// Reads what a watch prints until an instance was removed for this reason.
+fn until_removed(watch: &mut Talking, id: &str, reason: &str) {
     loop {
         let line = watch.line();
-        if line.ends_with(&format!(" removed {id} (deregistered)")) {
+        if line.ends_with(&format!(" removed {id} ({reason})")) {
             return;
         }
         assert!(!line.contains("expired"), "{line}");
@@ -102,7 +102,14 @@ fn services_are_registered_seen_and_drained() {
     second.signal("INT");
     assert_eq!(second.end().code(), Some(0));
     until(&endpoint, "nobody is left", <[Value]>::is_empty);
-    until_removed(&mut watch, "h:2");
+    until_removed(&mut watch, "h:2", "deregistered");
+    let mut third = running(&endpoint, &["register", "api", "h:3", "--drain", "10ms"]);
+    assert_eq!(third.line(), "h:3 of api is registered");
+    service(&endpoint, &["deregister", "api", "h:3"]);
+    until_removed(&mut watch, "h:3", "admin");
+    third.signal("INT");
+    assert_eq!(third.end().code(), Some(0));
+    until(&endpoint, "nobody is left", <[Value]>::is_empty);
     watch.signal("INT");
     assert_eq!(watch.end().code(), Some(0));
     assert_eq!(service(&endpoint, &["configure", "api", "--guard", "off"]), "api, 0, 0, off, on\n");

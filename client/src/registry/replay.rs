@@ -211,7 +211,7 @@ mod tests {
             ..DiscoverResponse::default()
         };
         assert_eq!(read("a", &answer(Reason::Critical, &[])), Found::Removed);
-        assert_eq!(read("a", &answer(Reason::Deregistered, &[])), Found::Other);
+        assert_eq!(read("a", &answer(Reason::Admin, &[])), Found::Other);
         assert_eq!(read("a", &answer(Reason::Unspecified, &[])), Found::Other);
         let all = answer(Reason::Unspecified, &[("a", true), ("b", false)]);
         assert_eq!((read("a", &all), read("b", &all)), (Found::Healthy, Found::Other));

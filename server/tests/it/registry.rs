@@ -282,7 +282,7 @@ async fn several_checks_are_told_of_and_one_instance_can_be_asked_for() {
     };
     registry(server).deregister(deregister).await.unwrap();
     let gone = one("a").await;
-    assert_eq!((gone.instances.len(), gone.removed()), (0, Reason::Deregistered));
+    assert_eq!((gone.instances.len(), gone.removed()), (0, Reason::Admin));
     assert_eq!(one("nobody").await.removed(), Reason::Unspecified);
 }
 

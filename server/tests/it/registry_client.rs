@@ -80,7 +80,7 @@ async fn registrations_live_with_sessions_and_come_back() {
         let message = soon("a change", changes.next()).await.unwrap();
         reasons.extend(message.changes.iter().map(|change| change.reason()));
     }
-    assert_eq!(reasons[2..], [Reason::Deregistered, Reason::Deregistered]);
+    assert_eq!(reasons[2..], [Reason::Deregistered, Reason::Admin], "by its owner, by another");
     drop((alone, changes));
     client.close().await;
     assert!(client.sessions().await.unwrap().is_empty(), "no session is left behind");

@@ -122,13 +122,14 @@ pub(super) fn deregister<R: Read>(
     command: &Deregister,
 ) -> Result<PrimitiveResponse, Stop> {
     let Deregister { service, id, session, fence, .. } = command;
-    change.because(Cause::Deregistered);
+    let is_owner = *session != 0;
+    change.because(if is_owner { Cause::Deregistered } else { Cause::Admin });
     let Some(known) = stored(change.rows, service, id)? else {
         // One that is kept after its loss can be removed, too.
         let was_there = *fence == 0 && drop_lost(change, service, id)?;
         return Ok(PrimitiveResponse { is_done: was_there, ..PrimitiveResponse::default() });
     };
-    if *session != 0 && known.kv.lease != *session {
+    if is_owner && known.kv.lease != *session {
         return Err(Rejection::InstanceTaken("the instance belongs to another session").into());
     }
     if *fence != 0 && known.kv.create_revision != *fence {

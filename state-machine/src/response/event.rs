@@ -47,7 +47,7 @@ pub enum Cause {
     /// Somebody deleted it.
     #[default]
     Deleted = 0,
-    /// The owner, or an operator, took the instance out of the registry.
+    /// Its owner took the instance out of the registry.
     Deregistered = 1,
     /// Its lease expired.
     SessionExpired = 2,
@@ -57,17 +57,20 @@ pub enum Cause {
     CriticalTooLong = 4,
     /// The instance had the time to drain that it was given.
     Drained = 5,
+    /// Somebody else than its owner took the instance out of the registry.
+    Admin = 6,
 }
 
 impl Cause {
     /// All causes, in the order of their numbers.
-    pub const ALL: [Cause; 6] = [
+    pub const ALL: [Cause; 7] = [
         Cause::Deleted,
         Cause::Deregistered,
         Cause::SessionExpired,
         Cause::SessionEnded,
         Cause::CriticalTooLong,
         Cause::Drained,
+        Cause::Admin,
     ];
 
     /// The durable number.
@@ -80,6 +83,7 @@ impl Cause {
             Cause::SessionEnded => 3,
             Cause::CriticalTooLong => 4,
             Cause::Drained => 5,
+            Cause::Admin => 6,
         }
     }
 

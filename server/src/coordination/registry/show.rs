@@ -142,5 +142,6 @@ pub(super) fn reason(cause: Option<Cause>) -> Reason {
         Some(Cause::SessionEnded) => Reason::SessionEnded,
         Some(Cause::CriticalTooLong) => Reason::Critical,
         Some(Cause::Drained) => Reason::Drained,
+        Some(Cause::Admin) => Reason::Admin,
     }
 }
