@@ -16,12 +16,14 @@
 //! | [`loss`] | what becomes of instances whose session expires |
 //! | [`threshold`] | how many checks in a row change a state |
 //! | [`view`] | the instances of one service, and what a revision changes |
+//! | [`coalesce`] | what several revisions in a row change |
 //! | `enroll`, `amend`, `settle` | the commands |
 //! | `again` | commands that come again |
 
 mod again;
 mod amend;
 pub mod check;
+pub mod coalesce;
 pub mod damping;
 mod enroll;
 pub mod index;

@@ -60,7 +60,7 @@ fn services_are_registered_seen_and_drained() {
     let address = listener.local_addr().expect("its address").to_string();
     // Checks connect again and again.
     std::thread::spawn(move || listener.incoming().for_each(drop));
-    let mut watch = running(&endpoint, &["watch", "api"]);
+    let mut watch = running(&endpoint, &["watch", "api", "--window", "0s"]);
     let register = format!(
         "register api {address} --id a --tag blue --zone x --version 1 --meta team=shop --check tcp \
          --check ready=tcp --check-interval 500ms --drain 300ms -- sleep 600"

@@ -79,7 +79,13 @@ impl Watched {
         filter: Option<v1::InstanceFilter>,
     ) -> Watched {
         let service = SERVICE.to_owned();
-        let request = v1::InstanceWatchRequest { service, filter, after_revision };
+        let request =
+            v1::InstanceWatchRequest { service, filter, after_revision, ..Default::default() };
+        Self::asked(server, request).await
+    }
+
+    pub(crate) async fn asked(server: &Server, request: v1::InstanceWatchRequest) -> Watched {
+        let after_revision = request.after_revision;
         let mut discovery = DiscoveryServiceClient::new(server.channel.clone());
         let answers = soon("a watch", discovery.watch(request)).await.unwrap().into_inner();
         let (known, told, snapshot) = (BTreeMap::new(), Vec::new(), Snapshot::None);

@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 
 use conclave_client::kv::put;
 use conclave_proto::v1;
+use conclave_state_machine::registry::record::Record;
+use tonic::Code;
+use v1::discovery_service_client::DiscoveryServiceClient;
 use v1::instance_change::{Kind, Reason};
 use v1::instance_watch_response::Snapshot;
 
@@ -134,6 +137,64 @@ async fn a_snapshot_is_of_one_revision_however_slowly_it_is_read() {
     }
     late.until(|late| late.known["new"].mod_revision == last).await;
     assert_eq!(late.known.len(), INSTANCES - 2);
+}
+
+/// However many changes a window holds, its watcher knows the same as one who hears of each.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_window_changes_is_told_as_one() {
+    let servers = [server(&[]).await];
+    let (server, client) = (&servers[0], client(&servers));
+    let own = session(&client, "one").await;
+    let asked = |window_ms, after_revision| v1::InstanceWatchRequest {
+        service: SERVICE.to_owned(),
+        window_ms: Some(window_ms),
+        after_revision,
+        ..Default::default()
+    };
+    let mut discovery = DiscoveryServiceClient::new(server.channel.clone());
+    let refused = discovery.watch(asked(10_001, 0)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    let mut each = Watched::asked(server, asked(0, 0)).await;
+    let mut fewer = Watched::asked(server, asked(500, 0)).await;
+    each.until(|watched| watched.revision > 0).await;
+    fewer.until(|watched| watched.revision > 0).await;
+    let remove = async |id: &str| {
+        let (service, id) = (SERVICE.to_owned(), id.to_owned());
+        let request = v1::DeregisterRequest { service, id, ..Default::default() };
+        registry(server).deregister(request).await.unwrap();
+    };
+    // Until several fell into one window, however slow the machine is.
+    for weight in 1.. {
+        register(server, own.id(), &named("b")).await;
+        remove("b").await;
+        let mut last = 0;
+        for step in 0..4 {
+            let record = Record { weight: 4 * weight + step, ..named("a") };
+            last = register(server, own.id(), &record).await.mod_revision;
+        }
+        each.until(|watched| watched.revision == last).await;
+        fewer.until(|watched| watched.revision == last).await;
+        assert_eq!(fewer.known, each.known);
+        if fewer.told.len() < each.told.len() {
+            break;
+        }
+    }
+    remove("a").await;
+    fewer.until_known(&[]).await;
+    each.until_known(&[]).await;
+    assert_eq!(fewer.last(), (Kind::Removed, Reason::Admin, "a"));
+    for told in &fewer.told {
+        assert!(known_at(&fewer, told.0).keys().eq(known_at(&each, told.0).keys()));
+    }
+    // From what was told of a window on nothing is told twice, and nothing left out.
+    for told in &fewer.told {
+        let mut resumed = Watched::asked(server, asked(500, told.0)).await;
+        resumed.known = known_at(&each, told.0);
+        let later = each.told.iter().filter(|later| later.0 > told.0);
+        let expected: Vec<_> = later.cloned().collect();
+        resumed.until(|watched| watched.told.len() == expected.len()).await;
+        assert_eq!(resumed.told, expected, "what was missed is told revision by revision");
+    }
 }
 
 /// Ids that were known at a revision, from what was told.

@@ -11,6 +11,7 @@ mod primitives;
 mod print;
 mod property;
 mod registry;
+mod registry_coalesce;
 mod registry_words;
 mod roster;
 mod store;

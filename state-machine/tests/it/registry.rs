@@ -18,7 +18,7 @@ use proptest::prelude::*;
 
 use crate::store::Store;
 
-const SERVICES: [&str; 2] = ["s", "s/t"];
+pub(crate) const SERVICES: [&str; 2] = ["s", "s/t"];
 const SESSIONS: i64 = 4;
 /// The check of some instances that has a name.
 const NAMED: &str = "live";
@@ -29,10 +29,10 @@ const PUT: [&str; 4] = [
     r#"{"Op":0,"Addr":"go:1","Instance":{"conclave":{"lost_ms":1,"is_damped":true}}}"#,
     r#"{"Op":0,"Addr":"go:1","Instance":{"state":"draining","conclave":{"drain_ms":1,"health":"critical"}}}"#,
 ];
-const NO_FAILURE: &str = "memory does not fail";
+pub(crate) const NO_FAILURE: &str = "memory does not fail";
 
 #[derive(Clone, Debug)]
-enum Step {
+pub(crate) enum Step {
     Grant(i64),
     Register {
         service: usize,
@@ -84,7 +84,7 @@ fn health() -> impl Strategy<Value = Health> {
     ]
 }
 
-fn step() -> impl Strategy<Value = Step> {
+pub(crate) fn step() -> impl Strategy<Value = Step> {
     let place = || (0..SERVICES.len(), 0..8_u8);
     let session = || 1..=SESSIONS;
     let settlement = prop_oneof![
@@ -119,7 +119,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-fn service(number: usize) -> Bytes {
+pub(crate) fn service(number: usize) -> Bytes {
     Bytes::from_static(SERVICES[number].as_bytes())
 }
 
@@ -140,7 +140,7 @@ fn record(id: u8, check: u64, health: Health) -> Record {
     record
 }
 
-fn command(store: &Store, step: &Step, now_ms: i64) -> Command {
+pub(crate) fn command(store: &Store, step: &Step, now_ms: i64) -> Command {
     foreign(step, now_ms).unwrap_or_else(|| Command::Registry(native(store, step, now_ms)))
 }
 

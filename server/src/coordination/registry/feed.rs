@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock, Weak};
+use std::time::Instant;
 
 use bytes::Bytes;
 use conclave_proto::etcdserverpb::{WatchCreateRequest, WatchResponse};
@@ -12,6 +13,7 @@ use conclave_proto::mvccpb::{self, event::EventType};
 use conclave_raft_store::Reader;
 use conclave_raft_store::store::ReadError;
 use conclave_state_machine::command::Range;
+use conclave_state_machine::registry::coalesce::Change;
 use conclave_state_machine::registry::view::{Delta, KeyChange, View};
 use conclave_state_machine::registry::{key, lost_key, span};
 use conclave_state_machine::response::{Cause, KeyValue};
@@ -22,7 +24,8 @@ use tonic::Status;
 
 use super::encoded;
 use super::history::History;
-use super::ring::{Ring, Steps};
+use super::ring::Ring;
+use super::window::{LARGE, Steps};
 use crate::api::context::Context;
 use crate::api::kv::off_thread;
 use crate::status;
@@ -35,15 +38,7 @@ const WATCHERS_MAX: usize = 100_000;
 /// Reads for watchers that run at the same time: one may take as much memory as a service does.
 const READS_MAX: usize = 4;
 
-/// One change of one instance, and why it went.
-#[derive(Clone, Debug)]
-pub(super) struct Change {
-    pub(super) delta: Delta,
-    /// `None` if nothing was deleted, or nobody knows any more.
-    pub(super) cause: Option<Cause>,
-}
-
-/// What one revision changed.
+/// What one revision changed, or several in a row up to it.
 #[derive(Debug)]
 pub(super) struct Step {
     pub(super) revision: i64,
@@ -184,7 +179,7 @@ impl State {
         if !step.changes.is_empty()
             && let Some(steps) = &mut self.steps
         {
-            steps.send(step);
+            steps.send(step, self.view.all().nth(LARGE - 1).is_some());
         }
     }
 }
@@ -205,7 +200,8 @@ impl Feed {
         let start_revision = revision + 1;
         watch.add(WatchCreateRequest { key, range_end, start_revision, ..Default::default() });
         let view = Arc::new(view);
-        let state = Arc::new(Mutex::new(State { view, revision, steps: Some(Ring::new()) }));
+        let state =
+            Arc::new(Mutex::new(State { view, revision, steps: Some(Ring::new(Instant::now())) }));
         let follower = Follower { state: Arc::clone(&state), service, reader, watch };
         let task = AbortOnDropHandle::new(tokio::spawn(follower.run()));
         Ok(Self { state, task })
@@ -342,7 +338,7 @@ mod tests {
     async fn who_reads_slowly_keeps_no_view() {
         let service = Bytes::from_static(b"api");
         let view = Arc::new(View::new(Bytes::clone(&service)));
-        let state = State { view, revision: 1, steps: Some(Ring::new()) };
+        let state = State { view, revision: 1, steps: Some(Ring::new(Instant::now())) };
         let state = Arc::new(Mutex::new(state));
         let task = AbortOnDropHandle::new(tokio::spawn(std::future::pending()));
         let slot =
@@ -356,7 +352,7 @@ mod tests {
         assert!(slow.iter().all(|slow| slow.view.upgrade().is_none()));
         let now = slot.subscribe().unwrap();
         assert_eq!((now.revision, now.view.upgrade().unwrap().all().count()), (99, 1));
-        assert_eq!(slow[0].steps.len(), 98, "what follows is told to all of them");
+        assert_eq!(slow[0].steps.told.len(), 98, "what follows is told to all of them");
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -15,6 +15,7 @@
 //! | `feed`, `watch` | one view of each watched service; its watchers |
 //! | `encoded` | what watchers are told, as bytes |
 //! | `ring` | what watchers are still to be told, bounded |
+//! | `window` | what one of them takes of it, in a large service several steps as one |
 //! | `history` | what watchers missed that resume |
 //! | `keeper` | times that the leader measures |
 //! | `checks`, `schedule`, `probe` | active checks by the leader |
@@ -30,6 +31,7 @@ mod ring;
 mod schedule;
 mod show;
 mod watch;
+mod window;
 
 use std::sync::Arc;
 

@@ -5,12 +5,15 @@
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 
+use conclave_state_machine::registry::coalesce::Change;
 use conclave_state_machine::registry::view::Shown;
 use parking_lot::Mutex;
 use tokio::sync::broadcast;
 
-use super::feed::{Change, Step};
+use super::feed::Step;
+use super::window::{Merged, Steps};
 
 /// Steps that a watcher may be behind before it starts over with a snapshot.
 const STEPS_MAX: usize = 1_024;
@@ -21,17 +24,22 @@ const CHANGE_BYTES: usize = 512;
 
 /// A step while it is kept.
 #[derive(Debug)]
-pub(super) struct Told(Mutex<Option<Arc<Step>>>);
+pub(super) struct Told {
+    step: Mutex<Option<Arc<Step>>>,
+    /// About what the step holds.
+    pub(super) bytes: usize,
+    /// When it was told, from when the ring was made on.
+    pub(super) at: Duration,
+    /// Whether the service is large then.
+    pub(super) is_large: bool,
+}
 
 impl Told {
     /// The step; `None` if there was no room for it any more.
     pub(super) fn step(&self) -> Option<Arc<Step>> {
-        self.0.lock().clone()
+        self.step.lock().clone()
     }
 }
-
-/// Where one watcher takes steps from.
-pub(super) type Steps = broadcast::Receiver<Arc<Told>>;
 
 /// The steps of one service.
 pub(super) struct Ring {
@@ -39,22 +47,36 @@ pub(super) struct Ring {
     /// Oldest first, with what they hold; those that all have taken among them.
     kept: VecDeque<(Weak<Told>, usize)>,
     bytes: usize,
+    begun: Instant,
+    merged: Arc<Merged>,
 }
 
 impl Ring {
-    pub(super) fn new() -> Self {
-        Self { sender: broadcast::channel(STEPS_MAX).0, kept: VecDeque::new(), bytes: 0 }
+    /// A ring that began when it did: times are counted from there on.
+    pub(super) fn new(begun: Instant) -> Self {
+        Self {
+            sender: broadcast::channel(STEPS_MAX).0,
+            kept: VecDeque::new(),
+            bytes: 0,
+            begun,
+            merged: Arc::default(),
+        }
     }
 
     /// All steps from now on.
     pub(super) fn subscribe(&self) -> Steps {
-        self.sender.subscribe()
+        Steps::new(self.sender.subscribe(), Arc::clone(&self.merged), self.begun)
     }
 
-    /// Tells a step to all who are there.
-    pub(super) fn send(&mut self, step: Arc<Step>) {
+    /// Tells a step of a service, which is large or not, to all who are there.
+    pub(super) fn send(&mut self, step: Arc<Step>, is_large: bool) {
+        self.send_at(self.begun.elapsed(), step, is_large);
+    }
+
+    /// As of this time after the ring was made.
+    pub(super) fn send_at(&mut self, at: Duration, step: Arc<Step>, is_large: bool) {
         let bytes = bytes(&step);
-        let told = Arc::new(Told(Mutex::new(Some(step))));
+        let told = Arc::new(Told { step: Mutex::new(Some(step)), bytes, at, is_large });
         let kept = Arc::downgrade(&told);
         // Nobody may be there just now.
         if self.sender.send(told).is_err() {
@@ -75,7 +97,7 @@ impl Ring {
             let Some((told, bytes)) = self.kept.pop_front() else { return };
             self.bytes -= bytes;
             if let Some(told) = told.upgrade() {
-                *told.0.lock() = None;
+                *told.step.lock() = None;
             }
         }
     }
@@ -109,20 +131,20 @@ mod tests {
     }
 
     fn revisions(steps: &mut Steps) -> Vec<Option<i64>> {
-        std::iter::from_fn(|| steps.try_recv().ok())
+        std::iter::from_fn(|| steps.told.try_recv().ok())
             .map(|told| told.step().map(|step| step.revision))
             .collect()
     }
 
     #[test]
     fn who_is_behind_by_too_many_bytes_misses_the_oldest() {
-        let mut ring = Ring::new();
+        let mut ring = Ring::new(Instant::now());
         let mut slow = ring.subscribe();
         let held: Vec<Weak<Step>> = (0..20)
             .map(|revision| {
                 let step = step(revision, LARGE);
                 let held = Arc::downgrade(&step);
-                ring.send(step);
+                ring.send(step, false);
                 held
             })
             .collect();
@@ -131,25 +153,25 @@ mod tests {
         let mut expected = vec![None; 13];
         expected.extend((13..20).map(Some));
         assert_eq!(revisions(&mut slow), expected);
-        ring.send(step(20, 100 * LARGE));
+        ring.send(step(20, 100 * LARGE), false);
         assert_eq!(revisions(&mut slow), [Some(20)], "the newest is told, however large");
     }
 
     #[test]
     fn what_all_have_taken_is_not_kept() {
-        let mut ring = Ring::new();
-        ring.send(step(0, LARGE));
+        let mut ring = Ring::new(Instant::now());
+        ring.send(step(0, LARGE), false);
         assert_eq!(ring.bytes, 0, "nobody is there");
         let mut quick = ring.subscribe();
         for revision in 1..100 {
             let step = step(revision, LARGE);
             let held = Arc::downgrade(&step);
-            ring.send(step);
+            ring.send(step, false);
             assert_eq!(revisions(&mut quick), [Some(revision)]);
             assert_eq!(held.strong_count(), 0);
         }
         for revision in 0..3_000 {
-            ring.send(step(revision, 0));
+            ring.send(step(revision, 0), false);
         }
         assert!(ring.kept.len() <= STEPS_MAX, "nor a note of what is gone");
     }

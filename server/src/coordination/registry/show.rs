@@ -2,14 +2,13 @@
 
 use bytes::Bytes;
 use conclave_proto::v1;
+use conclave_state_machine::registry::coalesce::Change;
 use conclave_state_machine::registry::index::ServiceRow;
 use conclave_state_machine::registry::record::{Details, Health, State};
 use conclave_state_machine::registry::view::Shown;
 use conclave_state_machine::response::Cause;
 use serde_json::Value;
 use v1::instance_change::{Kind, Reason};
-
-use super::feed::Change;
 
 /// An instance as a message.
 pub(super) fn instance(shown: &Shown) -> v1::Instance {

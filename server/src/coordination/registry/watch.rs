@@ -14,7 +14,6 @@ use conclave_proto::v1;
 use conclave_state_machine::registry::check;
 use conclave_state_machine::registry::view::View;
 use tokio::sync::OwnedSemaphorePermit;
-use tokio::sync::broadcast::error::RecvError;
 use tonic::codec::{BufferSettings, Codec, EncodeBuf, Encoder};
 use tonic::server::{NamedService, ServerStreamingService};
 use tonic::{Code, Request, Response, Status};
@@ -26,8 +25,8 @@ use super::discover::{self, may_see};
 use super::encoded;
 use super::feed::{Feeds, Slot, Step};
 use super::history::Missed;
-use super::ring::Steps;
 use super::show::Filter;
+use super::window::{End, Steps, Window};
 use crate::api::COMPRESSION;
 use crate::api::context::{Context, must_have_leader};
 use crate::api::stream_end;
@@ -155,6 +154,7 @@ struct Watcher {
     service: Bytes,
     slot: Arc<Slot>,
     filter: Filter,
+    window: Window,
     steps: Steps,
     /// What the client knows, or is due to hear.
     revision: i64,
@@ -187,6 +187,7 @@ impl Watcher {
         let context = &server.context;
         let service = Bytes::from(request.service);
         check::service(&service).map_err(|rejection| status::from_rejection(&rejection))?;
+        let window = Window::asked(request.window_ms)?;
         let permit = server.feeds.enter()?;
         context.read_barrier().await?;
         let after = request.after_revision;
@@ -203,6 +204,7 @@ impl Watcher {
             service: Bytes::clone(&service),
             slot,
             filter: Filter::new(request.filter),
+            window,
             steps: subscription.steps,
             revision: after.max(subscription.revision),
             due: None,
@@ -295,18 +297,13 @@ impl Watcher {
 
     /// Waits for the next step.
     async fn follow(&mut self) -> Result<(), Status> {
-        match self.steps.recv().await {
-            Ok(told) => match told.step() {
-                // What the client knew before it asked.
-                Some(step) if step.revision <= self.revision => {}
-                Some(step) => {
-                    self.revision = step.revision;
-                    self.due = Some((step, 0));
-                }
-                None => self.start_over(Snapshot::Behind)?,
-            },
-            Err(RecvError::Lagged(_)) => self.start_over(Snapshot::Behind)?,
-            Err(RecvError::Closed) => {
+        match self.steps.next(self.revision, self.window).await {
+            Ok(step) => {
+                self.revision = step.revision;
+                self.due = Some((step, 0));
+            }
+            Err(End::Behind) => self.start_over(Snapshot::Behind)?,
+            Err(End::Closed) => {
                 return Err(Status::unavailable("conclave: the watch of the service ended"));
             }
         }
