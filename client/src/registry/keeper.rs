@@ -63,6 +63,14 @@ impl Hold {
     }
 }
 
+/// What was found out about an instance that a check may have removed.
+enum Finding {
+    /// How it stands.
+    Stands(Found),
+    /// Whether it would take connections.
+    Chance(bool),
+}
+
 /// The task that keeps an instance registered.
 pub(super) struct Keeper {
     pub(super) service: Service,
@@ -168,28 +176,38 @@ impl Keeper {
         Ok(())
     }
 
-    /// Looks after an instance that a check may have removed.
-    async fn attend(&mut self, task: Task) {
-        match task {
+    /// Looks after an instance that a check may have removed, when it is time to. Cancel-safe: what is found out is
+    /// found out anew.
+    async fn inquire(&self) -> Finding {
+        match self.replay.due().await {
             Task::Look => {
                 let found = replay::look(&self.service, &self.record.id).await;
-                let found = found.unwrap_or_else(|error| {
+                Finding::Stands(found.unwrap_or_else(|error| {
                     tracing::debug!(%error, "how the instance stands is not known");
                     Found::Other
-                });
+                }))
+            }
+            Task::Replay => Finding::Chance(replay::has_chance(&self.record).await),
+        }
+    }
+
+    /// Does what is to be done after [`Keeper::inquire`].
+    async fn attend(&mut self, finding: Finding) {
+        match finding {
+            Finding::Stands(found) => {
                 if self.replay.found(&self.record, found) {
                     tracing::warn!("the instance was removed: it was critical for too long");
                     self.state.send_replace(false);
                 }
             }
-            Task::Replay if replay::has_chance(&self.record).await => {
+            Finding::Chance(true) => {
                 // Whoever took the name meanwhile keeps it.
                 if let Err(error) = self.put_again(Mode::IfAbsent).await {
                     tracing::debug!(%error, "cannot register again yet");
                     self.replay.postpone();
                 }
             }
-            Task::Replay => self.replay.postpone(),
+            Finding::Chance(false) => self.replay.postpone(),
         }
     }
 
@@ -227,8 +245,9 @@ impl Keeper {
                         self.state.send_replace(false);
                         continue;
                     }
-                    task = self.replay.due() => {
-                        self.attend(task).await;
+                    // Given up for an order, which may be the last one.
+                    finding = self.inquire() => {
+                        self.attend(finding).await;
                         continue;
                     }
                 },

@@ -11,6 +11,7 @@ use conclave_proto::v1::{
     DiscoverRequest, DiscoverResponse, instance_change::Reason,
     registry_service_client::RegistryServiceClient,
 };
+use futures::{StreamExt as _, stream::FuturesUnordered};
 use tokio::{
     net::TcpStream,
     time::{Instant, sleep_until, timeout},
@@ -94,7 +95,7 @@ impl Replay {
         self.next = None;
     }
 
-    /// Waits until something is to be done. Cancel-safe.
+    /// Waits until something is to be done. Cancel-safe: it stays due.
     pub(super) async fn due(&self) -> Task {
         let Some((at, task)) = self.next else { return std::future::pending().await };
         sleep_until(at).await;
@@ -142,10 +143,19 @@ fn read(id: &str, answer: &DiscoverResponse) -> Found {
 
 /// Whether connections can be made to all that is checked: the least that any check needs.
 pub(super) async fn has_chance(record: &Record) -> bool {
-    for (_, check) in record.details.all_checks() {
+    let connects = record.details.all_checks().map(|(_, check)| async move {
         let target = if check.address.is_empty() { &record.address } else { &check.address };
         let connected = timeout(CONNECT_TIMEOUT, TcpStream::connect(target.as_str())).await;
-        if !matches!(connected, Ok(Ok(_))) {
+        matches!(connected, Ok(Ok(_)))
+    });
+    all(connects).await
+}
+
+/// Whether all are so, which are asked at the same time; one that is not is enough to know.
+async fn all(asked: impl Iterator<Item = impl Future<Output = bool>>) -> bool {
+    let mut asked: FuturesUnordered<_> = asked.collect();
+    while let Some(is_so) = asked.next().await {
+        if !is_so {
             return false;
         }
     }
@@ -155,7 +165,7 @@ pub(super) async fn has_chance(record: &Record) -> bool {
 #[cfg(test)]
 mod tests {
     use conclave_proto::v1::Instance;
-    use tokio::net::TcpListener;
+    use tokio::{net::TcpListener, sync::Barrier};
 
     use super::*;
     use crate::registry::Check;
@@ -215,6 +225,19 @@ mod tests {
         assert_eq!(read("a", &answer(Reason::Unspecified, &[])), Found::Other);
         let all = answer(Reason::Unspecified, &[("a", true), ("b", false)]);
         assert_eq!((read("a", &all), read("b", &all)), (Found::Healthy, Found::Other));
+    }
+
+    #[tokio::test]
+    async fn all_targets_are_tried_at_the_same_time() {
+        let met = Barrier::new(8);
+        let meet = (0..8).map(async |_| {
+            met.wait().await;
+            true
+        });
+        let tried = timeout(Duration::from_secs(60), all(meet)).await;
+        assert!(tried.expect("nobody waits for another to have ended"));
+        let hang = (0..8).map(async |number| number != 3 && std::future::pending().await);
+        assert!(!all(hang).await, "one is enough");
     }
 
     #[tokio::test]

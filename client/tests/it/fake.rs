@@ -75,6 +75,8 @@ pub(crate) struct Script {
     pub(crate) are_registrations_lost: AtomicBool,
     pub(crate) deregistered: Mutex<Vec<String>>,
     pub(crate) has_no_leader: AtomicBool,
+    /// How often somebody asked for instances, which is never answered.
+    pub(crate) discoveries: AtomicUsize,
     /// Candidacies that were opened, and streams of leaders.
     pub(crate) campaigns: AtomicUsize,
     pub(crate) observers: AtomicUsize,

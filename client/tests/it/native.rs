@@ -2,7 +2,9 @@
 
 use std::{future::IntoFuture, sync::atomic::Ordering, time::Duration};
 
-use conclave_client::{Client, Error, Loss, Outcome, Session, SessionState, v1::InstanceFilter};
+use conclave_client::{
+    Client, Error, Loss, Outcome, Session, SessionState, registry::Check, v1::InstanceFilter,
+};
 use tokio::{net::TcpListener, runtime::Runtime, time::timeout};
 use tonic::Status;
 
@@ -343,6 +345,25 @@ async fn an_instance_leaves_a_session_that_goes_on_however_long_that_takes() {
     drop(again);
     eventually("it goes with its guard", async || gone("again").then_some(())).await;
     assert!(!session.is_lost());
+}
+
+/// Whoever ends a registration does not wait until it is known how the instance stands.
+#[tokio::test]
+async fn an_order_goes_before_what_is_being_found_out() {
+    let fake = Fake::start();
+    let client = client_of(&fake).with_timeout(Duration::from_secs(3_600));
+    let check = Check { remove_after_ms: 1, ..Check::default() };
+    let register = client.service("s").register("10.0.0.7:80").check(check);
+    let mut registration = register.ttl(Duration::from_secs(600)).await.unwrap();
+    let is_asked = |times| {
+        let script = &fake.script;
+        async move || (script.discoveries.load(Ordering::Relaxed) >= times).then_some(())
+    };
+    eventually("it is asked how the instance stands", is_asked(1)).await;
+    let updated = timeout(SOON, registration.update(|record| record.weight = 7)).await;
+    updated.expect("it is not held up").unwrap();
+    eventually("it is asked again", is_asked(2)).await;
+    timeout(SOON, registration.deregister()).await.expect("it is not held up").unwrap();
 }
 
 #[tokio::test]
