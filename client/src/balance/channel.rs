@@ -80,6 +80,7 @@ pub struct ChannelBuilder {
     pub(super) ping: Option<(Duration, Duration)>,
     pub(super) security: Security,
     outliers: OutlierOptions,
+    endpoint: Option<String>,
 }
 
 impl ChannelBuilder {
@@ -117,6 +118,24 @@ impl ChannelBuilder {
     pub fn tls(mut self, tls: Tls) -> Result<Self, Error> {
         self.security = Security::chosen(tls.follow()?);
         Ok(self)
+    }
+
+    /// Calls instances at their endpoint of this name instead of at their address
+    /// ([`Register::endpoint`](crate::registry::Register::endpoint), [`Instance::endpoints`]): `host:port`, or with
+    /// the scheme `http` or `https`. Those that have none are left out.
+    pub fn endpoint(mut self, name: impl Into<String>) -> Self {
+        self.endpoint = Some(name.into());
+        self
+    }
+
+    /// The instances that can be called, each at the address at which it is.
+    pub(super) fn callable(&self, list: Vec<Instance>) -> Vec<Instance> {
+        let Some(name) = &self.endpoint else { return list };
+        let at_endpoint = |instance: Instance| {
+            let address = instance.endpoints.get(name)?.clone();
+            Some(Instance { address, ..instance })
+        };
+        list.into_iter().filter_map(at_endpoint).collect()
     }
 
     /// Time allowed for making one connection. Default 2 s.
@@ -248,6 +267,7 @@ impl BalancedChannel {
             ping: None,
             security: Security::default(),
             outliers: OutlierOptions::default(),
+            endpoint: None,
         }
     }
 

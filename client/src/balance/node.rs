@@ -1,6 +1,7 @@
 //! One instance and what calls to it have taught.
 
 use std::{
+    collections::BTreeMap,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
@@ -45,6 +46,9 @@ pub struct Instance {
     /// `host:port`, `http://host:port` or `https://host:port`; see
     /// [`ChannelBuilder::tls`](super::ChannelBuilder::tls).
     pub address: String,
+    /// Further addresses by name, one of which [`ChannelBuilder::endpoint`](super::ChannelBuilder::endpoint) may
+    /// choose.
+    pub endpoints: BTreeMap<String, String>,
     /// How much it takes compared to others; 0 for nothing.
     pub weight: u32,
     /// Where it is; empty if that is not known.
@@ -59,6 +63,7 @@ impl Instance {
         Self {
             id: id.into(),
             address: address.into(),
+            endpoints: BTreeMap::new(),
             weight: 100,
             zone: String::new(),
             is_healthy: true,

@@ -63,7 +63,7 @@ impl Security {
 impl Source {
     /// Takes the newest list, unless it is empty.
     pub(super) fn take(&mut self, options: &ChannelBuilder) {
-        let list = self.list.borrow_and_update().clone();
+        let list = options.callable(self.list.borrow_and_update().clone());
         self.is_kept = list.is_empty() && !self.table.snapshot.nodes().is_empty();
         if self.is_kept {
             tracing::warn!("the list of instances is empty: going on with the last one");

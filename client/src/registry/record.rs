@@ -12,8 +12,8 @@ impl From<&Record> for Instance {
         let is_healthy = matches!(state, State::Up | State::Draining)
             && record.health_shown().is_good()
             && !record.details.is_damped;
-        let zone = record.zone.clone();
-        Self { weight, zone, is_healthy, ..Self::new(&record.id, &record.address) }
+        let (zone, endpoints) = (record.zone.clone(), record.details.endpoints.clone());
+        Self { endpoints, weight, zone, is_healthy, ..Self::new(&record.id, &record.address) }
     }
 }
 
@@ -30,6 +30,8 @@ mod tests {
         assert_eq!(instance(State::Draining).weight, 0);
         assert!(!instance(State::Down).is_healthy);
         let mut record = Record::new("h:1");
+        record.details.endpoints.insert("admin".to_owned(), "http://h:2".to_owned());
+        assert_eq!(Instance::from(&record).endpoints["admin"], "http://h:2");
         record.details.health = Health::Critical;
         assert!(!Instance::from(&record).is_healthy);
         record.details.health = Health::Passing;

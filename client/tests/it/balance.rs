@@ -76,6 +76,32 @@ async fn killing_one_of_three_costs_only_the_calls_in_flight_on_it() {
 }
 
 #[tokio::test]
+async fn instances_are_called_at_the_endpoint_that_is_chosen() {
+    let backends = backends();
+    let [a, b, c] = [0, 1, 2].map(|number| backends[number].instance());
+    // At the address of each there is another one, which must not answer.
+    let at = |own: &Instance, other: &Instance| {
+        let endpoints = BTreeMap::from([("api".to_owned(), own.address.clone())]);
+        Instance { address: other.address.clone(), endpoints, ..own.clone() }
+    };
+    let (lists, list) = watch::channel(vec![at(&a, &c), at(&b, &c), c.clone()]);
+    let builder = BalancedChannel::builder().policy(RoundRobin::default());
+    let channel = builder.endpoint("api").watch(list.clone());
+    assert_eq!(counts(&channel, 30).await.keys().collect::<Vec<_>>(), ["a", "b"]);
+    let serving = channel.serving().instances;
+    let addresses: Vec<_> = serving.iter().map(|instance| &instance.address).collect();
+    assert_eq!(addresses, [&a.address, &b.address], "who has none is left out");
+    let by_address = BalancedChannel::builder().watch(list);
+    assert_eq!(counts(&by_address, 30).await.keys().collect::<Vec<_>>(), ["c"]);
+    // The endpoint of one that is known is another one now.
+    lists.send(vec![at(&b, &a), at(&c, &a)]).expect("a receiver");
+    assert_eq!(counts(&channel, 30).await.keys().collect::<Vec<_>>(), ["b", "c"]);
+    lists.send(vec![a]).expect("a receiver");
+    assert_eq!(counts(&channel, 30).await.len(), 2);
+    assert!(channel.serving().is_kept, "nobody has this endpoint");
+}
+
+#[tokio::test]
 async fn the_last_good_list_stays_in_use() {
     let backends = backends();
     let channel = {
