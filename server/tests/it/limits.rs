@@ -22,7 +22,7 @@ const UNSETTLED_MAX: u64 = 256;
 const SNAPSHOTS_MAX: usize = 4;
 
 /// How often calls of a method ended with a code.
-async fn handled(server: &Server, service: &str, method: &str, code: &str) -> f64 {
+pub(crate) async fn handled(server: &Server, service: &str, method: &str, code: &str) -> f64 {
     let labels = [
         format!("grpc_service=\"{service}\""),
         format!("grpc_method=\"{method}\""),

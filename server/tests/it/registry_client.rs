@@ -7,11 +7,14 @@ use std::time::Duration;
 use conclave_client::balance::BalancedChannel;
 use conclave_client::registry::{Check, CheckKind, Directory, Health, Record, Service, State};
 use conclave_proto::v1;
+use tonic::Code;
 use v1::instance_change::{Kind, Reason};
 
+use crate::limits::handled;
 use crate::native_lock::{client, session, soon};
 use crate::registry_cluster::instance;
-use crate::support::{leader, servers};
+use crate::registry_support::{SERVICE, named, registry, request};
+use crate::support::{leader, server, servers};
 
 async fn until(directory: &Directory, what: impl Fn(&[Record]) -> bool) {
     let mut listing = directory.listing();
@@ -161,6 +164,57 @@ async fn an_instance_that_was_critical_for_too_long_comes_back_when_it_is_well()
     soon("it is registered", is_registered.wait_for(|is| *is)).await.unwrap();
     assert!(registration.token() > first);
     soon("to deregister", registration.deregister()).await.unwrap();
+}
+
+/// Its owner lives and would register it again, but its name is somebody else's by then.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_name_that_somebody_took_meanwhile_is_left_alone() {
+    let servers = [server(&[]).await];
+    let (server, client) = (&servers[0], client(&servers));
+    let other = session(&client, "other").await;
+    // It takes connections, but is never well.
+    let address = instance(Arc::default()).await;
+    let check = Check {
+        kind: CheckKind::Http,
+        interval_ms: 500,
+        timeout_ms: 30_000,
+        failures: 1,
+        remove_after_ms: 1_000,
+        ..Check::default()
+    };
+    let service = client.service(SERVICE);
+    let register = service.register(address).id("a").check(check).ttl(Duration::from_secs(60));
+    let registration = register.await.unwrap();
+    let mut is_registered = registration.is_registered();
+    let mode = v1::register_request::Mode::IfAbsent.into();
+    let wanted = v1::RegisterRequest { mode, ..request(other.id(), &named("a")) };
+    // Should the owner come back first, it is removed once more.
+    let mut refusals = 0.0;
+    let taken = loop {
+        soon("it is removed", is_registered.wait_for(|is_registered| !is_registered))
+            .await
+            .unwrap();
+        match registry(server).register(wanted.clone()).await {
+            Ok(answer) => break answer.into_inner(),
+            Err(status) => assert_eq!(status.code(), Code::FailedPrecondition),
+        }
+        refusals += 1.0;
+    };
+    let refused = Box::pin(async {
+        let (of, code) = ("conclave.v1.RegistryService", "FailedPrecondition");
+        while handled(server, of, "Register", code).await <= refusals {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    soon("the owner tried", refused).await;
+    let is_left = async || {
+        let found = service.resolve(v1::InstanceFilter::default()).await.unwrap().remove(0);
+        (found.session, found.fence, found.mod_revision)
+            == (other.id(), taken.fence, taken.mod_revision)
+    };
+    assert!(is_left().await && !*is_registered.borrow());
+    soon("to deregister", registration.deregister()).await.unwrap();
+    assert!(is_left().await, "nor does the owner take it out");
 }
 
 /// A member that is cut off hears of no change: who follows it must learn that.
