@@ -101,6 +101,7 @@ impl<'a> User<'a> {
             names: vec!["a/lock".into()],
             session: self.session,
             request_id: request_id.into(),
+            ..Default::default()
         };
         LockServiceClient::new(self.channel()).release(by(&self.token, release)).await.unwrap();
     }

@@ -378,7 +378,7 @@ async fn a_campaign_of_the_client_tells_how_it_goes() {
     let first = soon("to be elected", one.election("boss").campaign("at one")).await.unwrap();
     let mut second = two.election("boss").campaign("at two").follow();
     stands_behind(&mut second, "at one", first.token()).await;
-    soon("to proclaim", first.proclaim("moved")).await.unwrap();
+    Box::pin(soon("to proclaim", first.proclaim("moved"))).await.unwrap();
     stands_behind(&mut second, "moved", first.token()).await;
     // A campaign that nobody follows any more leaves no candidate.
     let mut third = client.election("boss").campaign("at three").follow();
