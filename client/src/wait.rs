@@ -71,8 +71,11 @@ impl Wait {
         let mut asked = Asked { what, name, start_revision: 0 };
         loop {
             match patience::wait(&client, patience, &mut asked).await {
-                // What happened since cannot be told any more: as if waiting began now.
-                Err(Error::Compacted { .. }) if asked.start_revision > 0 => {
+                // What happened since cannot be told any more, or the store was put back to an older state: as if
+                // waiting began now.
+                Err(Error::Compacted { .. } | Error::FutureRevision(_))
+                    if asked.start_revision > 0 =>
+                {
                     asked.start_revision = 0;
                 }
                 ended => return ended.map(|passed| passed.revision),

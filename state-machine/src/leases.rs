@@ -160,7 +160,7 @@ pub(crate) fn expire<R: Read>(
     }
     let ending = still_granted(rows, expire)?;
     let ids: Vec<i64> = ending.iter().map(|(id, _)| *id).collect();
-    // Ending one lease does not change what is attached to another.
+    // Ending one lease takes nothing from another but the gate of a double barrier, which goes only once.
     let mut keys = keys_of_many(rows, &ids)?;
     let clock = (expire.now_ms, expire.is_guarded);
     let losses = Losses::of(rows, keys.values().flatten(), clock)?.damped(expire.is_damping);

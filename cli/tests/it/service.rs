@@ -63,7 +63,7 @@ fn services_are_registered_seen_and_drained() {
     let mut watch = running(&endpoint, &["watch", "api", "--window", "0s"]);
     let register = format!(
         "register api {address} --id a --tag blue --zone x --version 1 --meta team=shop --check tcp \
-         --check ready=tcp --check-interval 500ms --drain 300ms -- sleep 600"
+         --check ready=tcp --check-interval 500ms --drain 300ms --ttl 60s -- sleep 600"
     );
     let mut first = running(&endpoint, &register.split(' ').collect::<Vec<_>>());
     assert_eq!(first.line(), "a of api is registered");
@@ -72,7 +72,7 @@ fn services_are_registered_seen_and_drained() {
     assert!(line.contains(" added ") || line.contains(" present "), "{line}");
     // Unknown until it was checked.
     assert!(line.contains(&format!(" a {address} up ")), "{line}");
-    let mut second = running(&endpoint, &["register", "api", "h:2", "--drain", "10ms"]);
+    let mut second = running(&endpoint, &["register", "api", "h:2", "--drain=10ms", "--ttl=60s"]);
     assert_eq!(second.line(), "h:2 of api is registered");
     assert_eq!(service(&endpoint, &["ls"]), "api, 2, 0, on, on\n");
     assert_eq!(service(&endpoint, &["ls", "none"]), "");
@@ -103,7 +103,7 @@ fn services_are_registered_seen_and_drained() {
     assert_eq!(second.end().code(), Some(0));
     until(&endpoint, "nobody is left", <[Value]>::is_empty);
     until_removed(&mut watch, "h:2", "deregistered");
-    let mut third = running(&endpoint, &["register", "api", "h:3", "--drain", "10ms"]);
+    let mut third = running(&endpoint, &["register", "api", "h:3", "--drain=10ms", "--ttl=60s"]);
     assert_eq!(third.line(), "h:3 of api is registered");
     service(&endpoint, &["deregister", "api", "h:3"]);
     until_removed(&mut watch, "h:3", "admin");

@@ -66,7 +66,7 @@ impl Source {
         let list = options.callable(self.list.borrow_and_update().clone());
         self.is_kept = list.is_empty() && !self.table.snapshot.nodes().is_empty();
         if self.is_kept {
-            tracing::warn!("the list of instances is empty: going on with the last one");
+            tracing::warn!("nobody in the list can be called: going on with the last one");
         } else {
             self.table = Arc::new(self.table.renewed(list, options));
         }

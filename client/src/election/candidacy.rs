@@ -65,8 +65,8 @@ pub enum CampaignEvent {
 /// A campaign under way: a [`Stream`] of what happens to the candidate. It ends after
 /// [`CampaignEvent::Elected`], or after the error that says why it is a candidate no more.
 ///
-/// Dropping it withdraws the candidate, in the background; nothing happens to it while nobody asks for the next
-/// event, so keep asking. A server that speaks etcd's API only tells of nothing but the election.
+/// Dropping it withdraws the candidate, in the background. The candidate keeps its place and may be elected while
+/// nobody asks for the next event, so keep asking, or drop it. A server that speaks etcd's API only tells of nothing but the election.
 ///
 /// ```no_run
 /// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {

@@ -86,8 +86,8 @@ async fn native(endpoints: Vec<String>, referee: Arc<Referee>) {
             continue;
         };
         let guard = match own.lock(NAME).wait(ATTEMPT).await {
-            // The others had it for as long as that.
-            Err(Error::Busy) => None,
+            // The others had it for as long as that; or nobody led for so long that the place was withdrawn.
+            Err(Error::Busy | Error::Lost { .. }) => None,
             outcome => unless_killed("a lock", outcome),
         };
         let Some(guard) = guard else {

@@ -4,7 +4,7 @@ use conclave_proto::internal::{self, command::Command as Message};
 use conclave_proto::{etcdserverpb as etcd, v1};
 use conclave_raft_store::command;
 use conclave_state_machine::command::Caller;
-use conclave_state_machine::locks::check;
+use conclave_state_machine::locks::{check, queue};
 use conclave_state_machine::response::{LockResponse, Response as Answer};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
@@ -91,7 +91,9 @@ impl LockApi {
         let (holders, revision) = self.context.auth.checked(&caller, &wanted, look).await?;
         let held = holders.iter().any(|place| place.fence == fence && !place.is_lost());
         let takings = self.context.node.takings();
-        let broken = if held { None } else { takings.broken(&key, fence) };
+        // The caller may read of this name, and of no other.
+        let is_told = !held && queue::name_of(&key) == Some(&name[..]);
+        let broken = if is_told { takings.broken(&key, fence) } else { None };
         Ok(v1::CheckFenceResponse { held, revision, broken })
     }
 

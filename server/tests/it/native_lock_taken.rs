@@ -3,6 +3,7 @@
 use conclave_client::kv::put;
 use conclave_client::{Client, Error, LockGuard, Loss, Session};
 use conclave_proto::v1;
+use tonic::Code;
 use v1::lock_service_client::LockServiceClient;
 use v1::session_service_client::SessionServiceClient;
 
@@ -84,9 +85,18 @@ async fn whoever_holds_a_lock_in_whatever_way_hears_that_it_was_broken_and_why()
 /// What a member knows about a fence.
 async fn fence_of(server: &Server, lock: v1::HeldLock) -> v1::CheckFenceResponse {
     let v1::HeldLock { name, key, fence } = lock;
-    let mut locks = LockServiceClient::new(server.channel.clone());
-    let asked = locks.check_fence(v1::CheckFenceRequest { name, fence, key });
-    soon("an answer", asked).await.unwrap().into_inner()
+    let request = v1::CheckFenceRequest { name, fence, key };
+    let answered = async {
+        loop {
+            // Nobody may lead for a moment.
+            let mut locks = LockServiceClient::new(server.channel.clone());
+            match locks.check_fence(request.clone()).await {
+                Ok(answer) => return answer.into_inner(),
+                Err(status) => assert_eq!(status.code(), Code::Unavailable, "{status:?}"),
+            }
+        }
+    };
+    soon("an answer", answered).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

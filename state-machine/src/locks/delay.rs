@@ -28,11 +28,17 @@ impl Delays {
     /// Those of the session's `keys`, before any of them goes: what goes lets others hold, which may be the
     /// session's own.
     pub(crate) fn of<R: Read>(rows: &R, keys: &[Bytes]) -> Result<Delays, Halt> {
-        let (mut held, mut waiting) = (Vec::new(), BTreeSet::new());
+        let mut claims = Vec::new();
         for key in keys {
             let Some(place) = queue::place_at(rows, key)? else { continue };
-            let Some(claim) = place.claim else { continue };
-            if !held_with(rows, key, place.fence)? {
+            claims.extend(place.claim.map(|claim| (key, place.fence, claim)));
+        }
+        if claims.iter().all(|(.., claim)| claim.delay_seconds == 0) {
+            return Ok(Delays(BTreeSet::new()));
+        }
+        let (mut held, mut waiting) = (Vec::new(), BTreeSet::new());
+        for (key, fence, claim) in claims {
+            if !held_with(rows, key, fence)? {
                 waiting.extend(claim.requests);
             } else if claim.delay_seconds > 0 {
                 held.push((key, claim.requests));

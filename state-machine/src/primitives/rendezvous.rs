@@ -11,10 +11,11 @@ use bytes::Bytes;
 use super::check::PARTICIPANTS_MAX;
 use crate::change::{Before, Change};
 use crate::command::Once;
-use crate::locks::queue;
+use crate::locks::{attempt, queue};
 use crate::outcome::Stop;
 use crate::read::Read;
 use crate::response::{Halt, PrimitiveResponse, Rejection};
+use crate::rows::place::Attempt;
 
 /// What the key of the name says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -88,6 +89,7 @@ pub(super) fn enter<R: Read>(
     }
     change.put(&key, before, note, once.session)?;
     let fence = change.head.revision;
+    attempt::set(change.rows, (&key, fence), mark(once.sequence))?;
     let is_in = is_open || present.saturating_add(1) >= count;
     let now = Gate { count, opened: if is_in { fence } else { 0 } };
     if present == 0 || is_in || gate.count == 0 {
@@ -126,8 +128,17 @@ pub(crate) fn entered<R: Read>(rows: &R, key: &Bytes, session: i64) -> Result<Op
         return Ok(None);
     };
     // A lock's place of the same session may have such a key; its value is none that a participant has.
-    let place = queue::place_at(rows, key)?.filter(|place| place.claim.is_none());
-    Ok(place.map(|_| key.slice_ref(name)))
+    let Some(place) = queue::place_at(rows, key)?.filter(|place| place.claim.is_none()) else {
+        return Ok(None);
+    };
+    // Anybody may write such a key, and the end of its lease must not reach beyond it.
+    let marks = attempt::all(rows, key, place.fence)?;
+    Ok(marks.iter().any(|mark| mark.number != 0).then(|| key.slice_ref(name)))
+}
+
+/// What only a participant has beside its key. Members of groups have no number there.
+fn mark(sequence: u64) -> Attempt {
+    Attempt { request: attempt::id(sequence), stream: 0, number: sequence }
 }
 
 fn is_participant(key: &[u8], name: &[u8], session: i64) -> bool {
