@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use conclave_client::config::Source;
+use conclave_client::election::CampaignEvent;
 use conclave_client::kv::put;
 use conclave_client::{Client, Error, Session};
 use futures::StreamExt;
@@ -147,6 +148,7 @@ async fn native_elections() -> Done {
     let session = session(&client, "one").await;
     let revision = client.put("before", "it").await?.revision();
     let leadership = session.election("scheduler").campaign("10.0.0.7:80").await?;
+    let mut candidacy = session.election("standby").campaign("b").follow();
     let token = leadership.token();
     leadership.txn().then(put("jobs/next", "7")).commit().await?;
     leadership.run(work()).await?;
@@ -156,6 +158,11 @@ async fn native_elections() -> Done {
     let mut leaders = client.election("scheduler").observe_from(revision);
 
     drop(lost);
+    let mut is_elected = false;
+    while let Some(event) = within("an event", candidacy.next()).await {
+        is_elected = matches!(event?, CampaignEvent::Elected(_));
+    }
+    assert!(is_elected, "nobody else stands there");
     let mut told = Vec::new();
     while told.len() < 2 {
         let leader = within("a leader", leaders.next()).await.expect("a stream without end")?;
