@@ -333,10 +333,13 @@ impl Membership {
     /// Says something else.
     ///
     /// # Errors
-    /// See [`Error`]. If the key was deleted meanwhile the member joins again.
+    /// [`Error::Lost`] if it is a member no more. See [`Error`].
     pub async fn update(&self, value: impl Into<Vec<u8>>) -> Result<(), Error> {
         let ticket = self.kept.session.request().await?;
-        self.say(&ticket, Bytes::from(value.into())).await.map(drop)
+        match self.say(&ticket, Bytes::from(value.into())).await {
+            Err(Error::Refused(_)) => Err(Error::lost("it is a member no more")),
+            said => said.map(drop),
+        }
     }
 
     /// Returns the fence.

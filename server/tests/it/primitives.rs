@@ -298,7 +298,10 @@ async fn members_come_and_go_with_their_sessions() {
     first.leave().await.unwrap();
     assert_eq!(value(&client, "workers/a").await, "again");
     again.update("busy").await.unwrap();
-    again.leave().await.unwrap();
+    client.delete("workers/a").await.unwrap();
+    let ended = again.update("revived").await;
+    assert!(matches!(ended, Err(Error::Lost { .. })), "{ended:?}");
+    assert!(matches!(again.leave().await, Err(Error::Lost { .. })), "its key was deleted");
     assert_eq!(value(&client, "workers/a").await, "");
     drop(one.group("workers").join("again").await.unwrap());
     soon("nobody is left", async {

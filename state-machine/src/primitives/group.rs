@@ -16,7 +16,8 @@ fn key(name: &[u8], member: &[u8]) -> Bytes {
     Bytes::from([name, b"/", member].concat())
 }
 
-/// The request `of` of the session joined, 0 for this one.
+/// The request `of` of the session joined, 0 for this one. What only says something else makes nobody a member: its
+/// membership may have ended meanwhile.
 pub(super) fn join<R: Read>(
     change: &mut Change<'_, '_, R>,
     (name, member): (&Bytes, &Bytes),
@@ -35,6 +36,9 @@ pub(super) fn join<R: Read>(
         None => Vec::new(),
     };
     let is_known = sharing.iter().any(|known| known.request == request);
+    if !is_known && of != 0 {
+        return Err(Rejection::Refused("the membership has ended").into());
+    }
     if !is_known && sharing.len() >= SHARED_MAX {
         return Err(Rejection::Refused("the session has the member too many times").into());
     }
