@@ -19,7 +19,7 @@ const WINDOW: u64 = 128;
 #[derive(Debug, Default)]
 pub(crate) struct Requests {
     numbers: Mutex<Numbers>,
-    /// Told when nobody waits for one any more.
+    /// Told to one who waits for room, when nobody waits for one any more: who gets it tells the next.
     settled: Notify,
 }
 
@@ -53,12 +53,10 @@ impl Requests {
     ) -> Result<Ticket, Error> {
         let begun = async {
             loop {
-                // Before the look: what is settled after it is told of.
-                let settled = self.settled.notified();
                 if let Some(sequence) = self.next() {
                     return sequence;
                 }
-                settled.await;
+                self.settled.notified().await;
             }
         };
         let sequence = timeout(limit, begun).await.map_err(|_elapsed| {
@@ -76,7 +74,12 @@ impl Requests {
 
     fn next(&self) -> Option<u64> {
         let mut numbers = self.numbers.lock();
-        numbers.has_room().then(|| numbers.next())
+        let sequence = numbers.has_room().then(|| numbers.next())?;
+        // One that was settled may have made room for many, of whom one was told.
+        if numbers.has_room() {
+            self.settled.notify_one();
+        }
+        Some(sequence)
     }
 
     fn ticket(self: &Arc<Self>, session: i64, sequence: u64) -> Ticket {
@@ -116,7 +119,7 @@ impl Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         self.requests.numbers.lock().open.remove(&self.sequence);
-        self.requests.settled.notify_waiters();
+        self.requests.settled.notify_one();
     }
 }
 
@@ -202,6 +205,27 @@ mod tests {
         tokio::task::yield_now().await;
         drop(stuck);
         assert_eq!(waiting.await.unwrap().unwrap().sequence(), WINDOW + 2);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn all_who_wait_for_room_get_it() {
+        let requests = Arc::<Requests>::default();
+        let stuck = requests.begin(7, SOON).await.unwrap();
+        let mut waiting = tokio::task::JoinSet::new();
+        for number in 0..10 * WINDOW {
+            let requests = Arc::clone(&requests);
+            // Some give up while they wait, perhaps just when it is their turn.
+            let limit = if number.is_multiple_of(5) { Duration::from_millis(number) } else { SOON };
+            waiting.spawn(async move {
+                requests.begin(7, limit).await.map(drop).is_ok() || limit < SOON
+            });
+        }
+        // So many begin at once; there is no room for the others.
+        for _ in 1..WINDOW {
+            assert!(waiting.join_next().await.unwrap().unwrap());
+        }
+        drop(stuck);
+        assert!(waiting.join_all().await.into_iter().all(|has_begun| has_begun));
     }
 
     #[test]
