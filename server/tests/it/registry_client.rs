@@ -121,6 +121,18 @@ async fn a_directory_goes_on_when_members_stop() {
     assert!(service.instances().await.unwrap().is_empty());
 }
 
+/// A check that removes who is not well after a second.
+fn strict() -> Check {
+    Check {
+        kind: CheckKind::Http,
+        interval_ms: 500,
+        timeout_ms: 30_000,
+        failures: 1,
+        remove_after_ms: 1_000,
+        ..Check::default()
+    }
+}
+
 /// It was removed for a reason that passes, and its owner lives.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_instance_that_was_critical_for_too_long_comes_back_when_it_is_well() {
@@ -129,15 +141,7 @@ async fn an_instance_that_was_critical_for_too_long_comes_back_when_it_is_well()
     let service = client.service("shop/api");
     let is_well = Arc::new(AtomicBool::new(true));
     let address = instance(Arc::clone(&is_well)).await;
-    let check = Check {
-        kind: CheckKind::Http,
-        interval_ms: 500,
-        timeout_ms: 30_000,
-        failures: 1,
-        remove_after_ms: 1_000,
-        ..Check::default()
-    };
-    let register = service.register(address).id("a").named_check("live", check);
+    let register = service.register(address).id("a").named_check("live", strict());
     // Before the first check may change anything.
     let mut changes = service.changes(v1::InstanceFilter::default());
     soon("a snapshot", changes.next()).await.unwrap();
@@ -174,16 +178,8 @@ async fn a_name_that_somebody_took_meanwhile_is_left_alone() {
     let other = session(&client, "other").await;
     // It takes connections, but is never well.
     let address = instance(Arc::default()).await;
-    let check = Check {
-        kind: CheckKind::Http,
-        interval_ms: 500,
-        timeout_ms: 30_000,
-        failures: 1,
-        remove_after_ms: 1_000,
-        ..Check::default()
-    };
     let service = client.service(SERVICE);
-    let register = service.register(address).id("a").check(check).ttl(Duration::from_secs(60));
+    let register = service.register(address).id("a").check(strict()).ttl(Duration::from_secs(60));
     let registration = register.await.unwrap();
     let mut is_registered = registration.is_registered();
     let mode = v1::register_request::Mode::IfAbsent.into();
