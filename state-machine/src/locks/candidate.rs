@@ -14,7 +14,7 @@ use crate::read::Read;
 use crate::response::{Halt, LockResponse, LockState, PrimitiveResponse, Rejection, Taken};
 use crate::rows::place::Attempt;
 
-/// Whether a place was taken by a candidate of the native API, rather than by etcd's recipe.
+/// Whether a place that is no lock's was taken through the native API, as by a candidate, rather than by etcd's recipe.
 ///
 /// # Errors
 /// [`Halt`] if the storage fails or a row is damaged.
