@@ -60,7 +60,8 @@ pub trait Engine: Read + Send + Sync {
     fn compact(&self) -> io::Result<()>;
 
     /// As [`Read::scan`] of `interval` (table, start, end), but breaks where more than `deleted_max` rows that were
-    /// deleted and are still in the files would have to be stepped over at once: whether it did.
+    /// deleted and are still in the files would have to be stepped over at once: whether it did. Rows before that place
+    /// may be left out then.
     ///
     /// # Errors
     /// As [`Read::scan`].

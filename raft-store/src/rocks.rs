@@ -3,7 +3,8 @@
 //! Two column families: `rev`, which only ever grows at its end, so that its files are moved down
 //! the levels and never rewritten; and the default one for all other tables, each row key prefixed
 //! with its table's number. Both are flushed together (`atomic_flush`), so after a crash the state is
-//! that of one write batch.
+//! that of one write batch. Rows get there by way of `recent`: what is written gathers in memory, and goes on in
+//! larger batches. Every read looks there first.
 //!
 //! The settings (`options`) are measured: index and filter blocks stay **outside** the block
 //! cache, because inside it a random get reloads them and costs 205 us instead of 7 us.
@@ -11,10 +12,12 @@
 //! | module | what |
 //! |---|---|
 //! | `options` | our bounds and RocksDB's settings |
+//! | `recent` | rows that RocksDB does not have yet |
 //! | `error` | its errors as ours |
 
 mod error;
 mod options;
+mod recent;
 
 use std::io;
 use std::ops::ControlFlow;
@@ -22,8 +25,10 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
+use conclave_state_machine::overlay::Merge;
 use conclave_state_machine::read::{Read, Table};
 use conclave_state_machine::response::Halt;
+use parking_lot::{Mutex, RwLock};
 use rocksdb::checkpoint::Checkpoint;
 use rocksdb::{
     BottommostLevelCompaction, Cache, ColumnFamily, ColumnFamilyDescriptor, CompactOptions, DB,
@@ -33,6 +38,7 @@ use rocksdb::{
 
 use self::error::{damage_or_io, halt, open_error};
 use self::options::{BLOOM_BITS, database_options, family_options};
+use self::recent::{Recent, range};
 use crate::engine::{Create, Engine, Interval, RowWrite, Visit};
 
 pub use options::RocksOptions;
@@ -48,6 +54,11 @@ pub(crate) struct RocksEngine {
     unlogged: WriteOptions,
     /// Size of the last write batch: the next one is made as large at once.
     batch_bytes: AtomicUsize,
+    recent: RwLock<Recent>,
+    recent_rows_max: usize,
+    recent_bytes_max: usize,
+    /// Held by whoever changes `recent`, for as long as it takes: rows leave it once RocksDB has them.
+    writing: Mutex<()>,
 }
 
 impl RocksEngine {
@@ -71,7 +82,45 @@ impl RocksEngine {
         .map_err(|e| open_error(&e, create))?;
         let mut unlogged = WriteOptions::default();
         unlogged.disable_wal(true);
-        Ok(Self { db, cache, unlogged, batch_bytes: AtomicUsize::new(0) })
+        Ok(Self {
+            db,
+            cache,
+            unlogged,
+            batch_bytes: AtomicUsize::new(0),
+            recent: RwLock::default(),
+            recent_rows_max: options.recent_rows_max,
+            recent_bytes_max: options.recent_bytes_max,
+            writing: Mutex::default(),
+        })
+    }
+
+    /// Hands the recent rows to RocksDB. The caller holds `writing`.
+    fn hand_on(&self) -> io::Result<()> {
+        let recent = self.recent.read().clone();
+        if recent.is_empty() {
+            return Ok(());
+        }
+        let expected = self.batch_bytes.load(Ordering::Relaxed).min(EXPECTED_BATCH_BYTES_MAX);
+        let mut batch = WriteBatch::with_capacity_bytes(expected);
+        let mut prefixed = Vec::new();
+        for (table, key, row) in recent.rows() {
+            match (table, row) {
+                (Table::Rev, Some(row)) => batch.put_cf(self.rev(), key, row),
+                (Table::Rev, None) => batch.delete_cf(self.rev(), key),
+                (table, row) => {
+                    prefix_into(&mut prefixed, table, key);
+                    match row {
+                        Some(row) => batch.put(&prefixed, row),
+                        None => batch.delete(&prefixed),
+                    }
+                }
+            }
+        }
+        self.batch_bytes.store(batch.size_in_bytes(), Ordering::Relaxed);
+        self.db.write_opt(batch, &self.unlogged).map_err(|e| damage_or_io(&e))?;
+        // Whoever reads meanwhile finds them here or there.
+        *self.recent.write() = Recent::default();
+        Ok(())
     }
 
     fn rev(&self) -> &ColumnFamily {
@@ -94,24 +143,18 @@ impl RocksEngine {
 
 impl Engine for RocksEngine {
     fn write(&self, rows: &mut dyn Iterator<Item = RowWrite>) -> io::Result<()> {
-        let expected = self.batch_bytes.load(Ordering::Relaxed).min(EXPECTED_BATCH_BYTES_MAX);
-        let mut batch = WriteBatch::with_capacity_bytes(expected);
-        let mut prefixed = Vec::new();
-        for (table, key, value) in rows {
-            match (table, value) {
-                (Table::Rev, Some(value)) => batch.put_cf(self.rev(), key, value),
-                (Table::Rev, None) => batch.delete_cf(self.rev(), key),
-                (table, value) => {
-                    prefix_into(&mut prefixed, table, &key);
-                    match value {
-                        Some(value) => batch.put(&prefixed, value),
-                        None => batch.delete(&prefixed),
-                    }
-                }
-            }
+        let _writing = self.writing.lock();
+        let is_full = {
+            let recent = self.recent.read();
+            recent.len() >= self.recent_rows_max || recent.bytes() >= self.recent_bytes_max
+        };
+        // First: a batch that fails has no effect.
+        if is_full {
+            self.hand_on()?;
         }
-        self.batch_bytes.store(batch.size_in_bytes(), Ordering::Relaxed);
-        self.db.write_opt(batch, &self.unlogged).map_err(|e| damage_or_io(&e))
+        let mut recent = self.recent.write();
+        rows.for_each(|row| recent.write(row));
+        Ok(())
     }
 
     fn get_flushed(&self, table: Table, key: &[u8]) -> io::Result<Option<Bytes>> {
@@ -126,6 +169,10 @@ impl Engine for RocksEngine {
     }
 
     fn flush(&self) -> io::Result<()> {
+        {
+            let _writing = self.writing.lock();
+            self.hand_on()?;
+        }
         let families = [self.default_family(), self.rev()];
         let mut wait = FlushOptions::default();
         wait.set_wait(true);
@@ -133,6 +180,10 @@ impl Engine for RocksEngine {
     }
 
     fn checkpoint(&self, dir: &Path) -> io::Result<()> {
+        {
+            let _writing = self.writing.lock();
+            self.hand_on()?;
+        }
         let checkpoint = Checkpoint::new(&self.db).map_err(|e| damage_or_io(&e))?;
         checkpoint.create_checkpoint(dir).map_err(|e| damage_or_io(&e))
     }
@@ -156,7 +207,7 @@ impl Engine for RocksEngine {
     ) -> Result<ControlFlow<()>, Halt> {
         let mut options = ReadOptions::default();
         options.set_max_skippable_internal_keys(deleted_max);
-        match scan(self, options, interval, visit)? {
+        match scan(self, None, options, interval, visit)? {
             Ok(()) => Ok(ControlFlow::Continue(())),
             Err(error) if error.kind() == ErrorKind::Incomplete => Ok(ControlFlow::Break(())),
             Err(error) => Err(halt(error)),
@@ -164,8 +215,11 @@ impl Engine for RocksEngine {
     }
 
     fn with_snapshot(&self, read: &mut dyn FnMut(&dyn Read)) {
-        let snapshot = self.db.snapshot();
-        read(&Snapshot { engine: self, snapshot: &snapshot });
+        let (recent, snapshot) = {
+            let recent = self.recent.read();
+            (recent.clone(), self.db.snapshot())
+        };
+        read(&Snapshot { engine: self, recent, snapshot: &snapshot });
     }
 
     fn verify(&self) -> io::Result<()> {
@@ -191,12 +245,23 @@ impl Engine for RocksEngine {
         self.property(rocksdb::properties::CUR_SIZE_ALL_MEM_TABLES)
             + self.property(rocksdb::properties::ESTIMATE_TABLE_READERS_MEM)
             + self.cache.get_usage() as u64
+            + self.recent.read().bytes() as u64
+    }
+}
+
+impl Drop for RocksEngine {
+    /// RocksDB flushes what it has when it is closed; the next start then has less of the log to replay.
+    fn drop(&mut self) {
+        if let Err(error) = self.hand_on() {
+            tracing::warn!(%error, "the last rows were not written: the log has them");
+        }
     }
 }
 
 impl Read for RocksEngine {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, Halt> {
-        get(self, ReadOptions::default(), table, key)
+        let recent = self.recent.read().get(table, key);
+        recent.map_or_else(|| get(self, ReadOptions::default(), table, key), Ok)
     }
 
     fn scan(
@@ -206,13 +271,14 @@ impl Read for RocksEngine {
         end: Option<&[u8]>,
         visit: &mut dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>, Halt>,
     ) -> Result<(), Halt> {
-        scan(self, ReadOptions::default(), (table, start, end), visit)?.map_err(halt)
+        scan(self, None, ReadOptions::default(), (table, start, end), visit)?.map_err(halt)
     }
 }
 
 /// The rows as of one moment.
 struct Snapshot<'a> {
     engine: &'a RocksEngine,
+    recent: Recent,
     snapshot: &'a rocksdb::Snapshot<'a>,
 }
 
@@ -226,7 +292,8 @@ impl Snapshot<'_> {
 
 impl Read for Snapshot<'_> {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, Halt> {
-        get(self.engine, self.options(), table, key)
+        let recent = self.recent.get(table, key);
+        recent.map_or_else(|| get(self.engine, self.options(), table, key), Ok)
     }
 
     fn scan(
@@ -239,7 +306,8 @@ impl Read for Snapshot<'_> {
         let mut options = self.options();
         // Reads as of a moment are long ones; they must not push the hot blocks out of the cache.
         options.fill_cache(false);
-        scan(self.engine, options, (table, start, end), visit)?.map_err(halt)
+        let interval = (table, start, end);
+        scan(self.engine, Some(&self.recent), options, interval, visit)?.map_err(halt)
     }
 }
 
@@ -260,26 +328,38 @@ fn get(
 /// What RocksDB says of a scan that `visit` let go on; outside, what `visit` returned as an error.
 type Scanned = Result<Result<(), rocksdb::Error>, Halt>;
 
+/// Visits an interval as of now, or with the rows that were the `recent` ones of the snapshot in `options`.
 fn scan(
     engine: &RocksEngine,
+    recent: Option<&Recent>,
     mut options: ReadOptions,
-    (table, start, end): Interval<'_>,
+    interval @ (table, start, end): Interval<'_>,
     visit: &mut Visit<'_>,
 ) -> Scanned {
-    if table == Table::Rev {
+    let (family, start, prefix) = if table == Table::Rev {
         if let Some(end) = end {
             options.set_iterate_upper_bound(end);
         }
-        let rows = engine.db.raw_iterator_cf_opt(engine.rev(), options);
-        return visit_rows(rows, start, 0, visit);
-    }
-    let upper = match end {
-        Some(end) => prefixed(table, end),
-        None => vec![table as u8 + 1],
+        (engine.rev(), start.to_vec(), 0)
+    } else {
+        let upper = match end {
+            Some(end) => prefixed(table, end),
+            None => vec![table as u8 + 1],
+        };
+        options.set_iterate_upper_bound(upper);
+        (engine.default_family(), prefixed(table, start), 1)
     };
-    options.set_iterate_upper_bound(upper);
-    let rows = engine.db.raw_iterator_opt(options);
-    visit_rows(rows, &prefixed(table, start), 1, visit)
+    let (recent, rows) = {
+        // Both as of one moment.
+        let now = engine.recent.read();
+        (recent.unwrap_or(&now).table(table), engine.db.raw_iterator_cf_opt(family, options))
+    };
+    let mut merge = Merge::new(range(&recent, interval));
+    let mut over = |key: &[u8], row: &[u8]| merge.row((key, row), visit);
+    if let Err(error) = visit_rows(rows, &start, prefix, &mut over)? {
+        return Ok(Err(error));
+    }
+    merge.rest(visit).map(Ok)
 }
 
 /// Visits from `start` to the iterator's bound; `prefix` bytes of each stored key are not shown.
@@ -329,6 +409,7 @@ mod tests {
         engine.write(&mut rows.clone().map(written)).unwrap();
         engine.write(&mut rows.map(|(table, key)| (table, key, None))).unwrap();
         engine.write(&mut [put("a", "1"), put("c", "3")].into_iter()).unwrap();
+        engine.hand_on().unwrap();
         let scan = |deleted_max: u64| {
             let mut seen = Vec::new();
             let mut visit = |key: &[u8], _: &[u8]| {
@@ -341,6 +422,38 @@ mod tests {
         };
         assert_eq!(scan(DELETED / 2), (b"a".to_vec(), ControlFlow::Break(())));
         assert_eq!(scan(DELETED * 3), (b"ac".to_vec(), ControlFlow::Continue(())));
+    }
+
+    #[test]
+    fn a_snapshot_stays_as_it_was_while_rows_are_handed_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = RocksOptions { recent_rows_max: 2, ..RocksOptions::default() };
+        let engine = RocksEngine::open(dir.path(), &options, Create::New).unwrap();
+        let write = |rows: &[RowWrite]| engine.write(&mut rows.iter().cloned()).unwrap();
+        let shown = |rows: &dyn Read| {
+            let mut seen = String::new();
+            let mut visit = |key: &[u8], row: &[u8]| {
+                seen.push_str(&format!("{}={} ", key.escape_ascii(), row.escape_ascii()));
+                // As the trait allows: the same rows are read again.
+                assert_eq!(rows.get(Table::Key, key)?.as_deref(), Some(row));
+                Ok(ControlFlow::Continue(()))
+            };
+            rows.scan(Table::Key, b"", None, &mut visit).unwrap();
+            seen
+        };
+        let deleted = |key| (Table::Key, Bytes::from_static(key), None);
+        write(&[put("a", "1"), put("b", "1"), put("c", "1")]);
+        write(&[put("b", "2"), deleted(b"c")]);
+        engine.with_snapshot(&mut |snapshot| {
+            assert_eq!(shown(snapshot), "a=1 b=2 ");
+            write(&[deleted(b"a"), put("d", "3")]);
+            write(&[put("b", "4")]);
+            assert_eq!(shown(snapshot), "a=1 b=2 ");
+        });
+        assert_eq!(shown(&engine), "b=4 d=3 ");
+        drop(engine);
+        let engine = RocksEngine::open(dir.path(), &options, Create::Never).unwrap();
+        assert_eq!(shown(&engine), "b=4 d=3 ", "closing loses nothing");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Writes of one apply batch on top of the rows before it: later commands see earlier ones.
 
 use std::collections::BTreeMap;
+use std::iter::Peekable;
 use std::ops::{Bound, ControlFlow};
 
 use bytes::Bytes;
@@ -9,6 +10,9 @@ use crate::read::{Read, Table};
 use crate::response::Halt;
 
 type Writes = BTreeMap<Bytes, Option<Bytes>>;
+
+/// What a scan shows rows to.
+type Visit<'a> = dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>, Halt> + 'a;
 
 /// Rows of `base` with writes over them, which the caller takes out at the end.
 #[derive(Debug)]
@@ -27,12 +31,12 @@ impl<'a, R: Read> Overlay<'a, R> {
 
     /// Writes a row.
     pub fn put(&mut self, table: Table, key: Bytes, row: Bytes) {
-        self.tables[place(table)].insert(key, Some(row));
+        self.tables[table.position()].insert(key, Some(row));
     }
 
     /// Deletes a row; it need not exist.
     pub fn delete(&mut self, table: Table, key: Bytes) {
-        self.tables[place(table)].insert(key, None);
+        self.tables[table.position()].insert(key, None);
     }
 
     /// Rows written or deleted so far.
@@ -56,24 +60,70 @@ impl<'a, R: Read> Overlay<'a, R> {
     }
 }
 
-fn place(table: Table) -> usize {
-    match table {
-        Table::Key => 0,
-        Table::Rev => 1,
-        Table::Lease => 2,
-        Table::LeaseKey => 3,
-        Table::Member => 4,
-        Table::Auth => 5,
-        Table::Meta => 6,
-        Table::Place => 7,
-        Table::Instance => 8,
-        Table::Writer => 9,
+/// Puts written rows over those of a scan of the rows below, in key order.
+///
+/// Give it every row of the scan by [`Merge::row`], then what is left to visit by [`Merge::rest`].
+#[derive(Debug)]
+pub struct Merge<'a, I: Iterator<Item = (&'a Bytes, &'a Option<Bytes>)>> {
+    written: Peekable<I>,
+    is_stopped: bool,
+}
+
+impl<'a, I: Iterator<Item = (&'a Bytes, &'a Option<Bytes>)>> Merge<'a, I> {
+    /// Of the written rows of the same interval, in key order; `None` for a deleted one.
+    pub fn new(written: I) -> Merge<'a, I> {
+        Merge { written: written.peekable(), is_stopped: false }
+    }
+
+    /// Visits what was written before `key`, then the row of `key` as it is now.
+    ///
+    /// # Errors
+    /// Whatever `visit` returns as an error.
+    pub fn row(
+        &mut self,
+        (key, row): (&[u8], &[u8]),
+        visit: &mut Visit<'_>,
+    ) -> Result<ControlFlow<()>, Halt> {
+        let mut flow = ControlFlow::Continue(());
+        while flow.is_continue()
+            && let Some((key, row)) = self.written.next_if(|(written, _)| written.as_ref() < key)
+        {
+            if let Some(row) = row {
+                flow = visit(key, row)?;
+            }
+        }
+        if flow.is_continue() {
+            flow = match self.written.next_if(|(written, _)| written.as_ref() == key) {
+                Some((_, None)) => flow,
+                Some((_, Some(row))) => visit(key, row)?,
+                None => visit(key, row)?,
+            };
+        }
+        self.is_stopped = flow.is_break();
+        Ok(flow)
+    }
+
+    /// Visits what was written behind the last row, unless a visit broke the scan.
+    ///
+    /// # Errors
+    /// Whatever `visit` returns as an error.
+    pub fn rest(self, visit: &mut Visit<'_>) -> Result<(), Halt> {
+        if self.is_stopped {
+            return Ok(());
+        }
+        for (key, row) in self.written {
+            let Some(row) = row else { continue };
+            if visit(key, row)?.is_break() {
+                break;
+            }
+        }
+        Ok(())
     }
 }
 
 impl<R: Read> Read for Overlay<'_, R> {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, Halt> {
-        match self.tables[place(table)].get(key) {
+        match self.tables[table.position()].get(key) {
             Some(written) => Ok(written.clone()),
             None => self.base.get(table, key),
         }
@@ -90,36 +140,9 @@ impl<R: Read> Read for Overlay<'_, R> {
             return Ok(());
         }
         let bounds = (Bound::Included(start), end.map_or(Bound::Unbounded, Bound::Excluded));
-        let mut written = self.tables[place(table)].range::<[u8], _>(bounds).peekable();
-        let mut is_stopped = false;
-        self.base.scan(table, start, end, &mut |key, row| {
-            while let Some((written_key, written_row)) =
-                written.next_if(|(written_key, _)| written_key.as_ref() < key)
-            {
-                let Some(written_row) = written_row else { continue };
-                if visit(written_key, written_row)?.is_break() {
-                    is_stopped = true;
-                    return Ok(ControlFlow::Break(()));
-                }
-            }
-            let flow = match written.next_if(|(written_key, _)| written_key.as_ref() == key) {
-                Some((_, None)) => ControlFlow::Continue(()),
-                Some((_, Some(written_row))) => visit(key, written_row)?,
-                None => visit(key, row)?,
-            };
-            is_stopped = flow.is_break();
-            Ok(flow)
-        })?;
-        if is_stopped {
-            return Ok(());
-        }
-        for (key, row) in written {
-            let Some(row) = row else { continue };
-            if visit(key, row)?.is_break() {
-                break;
-            }
-        }
-        Ok(())
+        let mut merge = Merge::new(self.tables[table.position()].range::<[u8], _>(bounds));
+        self.base.scan(table, start, end, &mut |key, row| merge.row((key, row), visit))?;
+        merge.rest(visit)
     }
 }
 

@@ -47,6 +47,23 @@ impl Table {
         Table::Instance,
         Table::Writer,
     ];
+
+    /// Where it stands in [`Table::ALL`].
+    #[must_use]
+    pub fn position(self) -> usize {
+        match self {
+            Table::Key => 0,
+            Table::Rev => 1,
+            Table::Lease => 2,
+            Table::LeaseKey => 3,
+            Table::Member => 4,
+            Table::Auth => 5,
+            Table::Meta => 6,
+            Table::Place => 7,
+            Table::Instance => 8,
+            Table::Writer => 9,
+        }
+    }
 }
 
 /// Ordered rows, as of one moment or as of now; the caller knows which.

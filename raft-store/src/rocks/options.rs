@@ -23,6 +23,10 @@ pub struct RocksOptions {
     pub write_buffers_bytes_max: usize,
     /// Most files held open.
     pub open_files_max: i32,
+    /// Rows that gather before they go to the write buffers together.
+    pub recent_rows_max: usize,
+    /// Bytes of what is written until they do.
+    pub recent_bytes_max: usize,
 }
 
 impl Default for RocksOptions {
@@ -33,6 +37,9 @@ impl Default for RocksOptions {
             write_buffer_bytes: 8 << 20,
             write_buffers_bytes_max: 32 << 20,
             open_files_max: 512,
+            // Enough that most short lives end here; so few that nobody notices how long the way takes.
+            recent_rows_max: 2_048,
+            recent_bytes_max: 1 << 20,
         }
     }
 }

@@ -28,6 +28,8 @@ pub(crate) const ENGINES: [EngineKind; 2] = [
         write_buffer_bytes: 1 << 20,
         write_buffers_bytes_max: 4 << 20,
         open_files_max: 64,
+        recent_rows_max: 20,
+        recent_bytes_max: 4 << 10,
     }),
 ];
 
