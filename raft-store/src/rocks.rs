@@ -100,10 +100,21 @@ impl RocksEngine {
         if recent.is_empty() {
             return Ok(());
         }
+        self.insert(recent.rows())?;
+        // Whoever reads meanwhile finds them here or there.
+        *self.recent.write() = Recent::default();
+        Ok(())
+    }
+
+    /// Writes rows to RocksDB, all or none. The caller holds `writing`.
+    fn insert<'a>(
+        &self,
+        rows: impl Iterator<Item = (Table, &'a Bytes, &'a Option<Bytes>)>,
+    ) -> io::Result<()> {
         let expected = self.batch_bytes.load(Ordering::Relaxed).min(EXPECTED_BATCH_BYTES_MAX);
         let mut batch = WriteBatch::with_capacity_bytes(expected);
         let mut prefixed = Vec::new();
-        for (table, key, row) in recent.rows() {
+        for (table, key, row) in rows {
             match (table, row) {
                 (Table::Rev, Some(row)) => batch.put_cf(self.rev(), key, row),
                 (Table::Rev, None) => batch.delete_cf(self.rev(), key),
@@ -117,10 +128,7 @@ impl RocksEngine {
             }
         }
         self.batch_bytes.store(batch.size_in_bytes(), Ordering::Relaxed);
-        self.db.write_opt(batch, &self.unlogged).map_err(|e| damage_or_io(&e))?;
-        // Whoever reads meanwhile finds them here or there.
-        *self.recent.write() = Recent::default();
-        Ok(())
+        self.db.write_opt(batch, &self.unlogged).map_err(|e| damage_or_io(&e))
     }
 
     fn rev(&self) -> &ColumnFamily {
@@ -143,17 +151,27 @@ impl RocksEngine {
 
 impl Engine for RocksEngine {
     fn write(&self, rows: &mut dyn Iterator<Item = RowWrite>) -> io::Result<()> {
+        // Before any lock: nobody waits for what the iterator does.
+        let rows: Vec<RowWrite> = rows.collect();
+        let is_large = rows.len() >= self.recent_rows_max
+            || rows.iter().map(recent::bytes).sum::<usize>() >= self.recent_bytes_max;
         let _writing = self.writing.lock();
         let is_full = {
             let recent = self.recent.read();
-            recent.len() >= self.recent_rows_max || recent.bytes() >= self.recent_bytes_max
+            recent.len() >= self.recent_rows_max
+                || recent.bytes() >= self.recent_bytes_max
+                // Copying what a reader holds costs more.
+                || recent.is_shared()
         };
         // First: a batch that fails has no effect.
-        if is_full {
+        if is_full || is_large {
             self.hand_on()?;
         }
+        if is_large {
+            return self.insert(rows.iter().map(|(table, key, row)| (*table, key, row)));
+        }
         let mut recent = self.recent.write();
-        rows.for_each(|row| recent.write(row));
+        rows.into_iter().for_each(|row| recent.write(row));
         Ok(())
     }
 
@@ -253,7 +271,7 @@ impl Drop for RocksEngine {
     /// RocksDB flushes what it has when it is closed; the next start then has less of the log to replay.
     fn drop(&mut self) {
         if let Err(error) = self.hand_on() {
-            tracing::warn!(%error, "the last rows were not written: the log has them");
+            tracing::debug!(%error, "the last rows were not written: the log has them");
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::engine::{Interval, RowWrite};
 /// Written rows of one table; `None` for a deleted one.
 pub(super) type Written = BTreeMap<Bytes, Option<Bytes>>;
 
-/// Newer rows than those in RocksDB. Clones are as of one moment; a write copies what clones still hold.
+/// Newer rows than those in RocksDB. Clones are as of one moment, and share the rows.
 #[derive(Clone, Default)]
 pub(super) struct Recent {
     tables: [Arc<Written>; Table::ALL.len()],
@@ -41,8 +41,14 @@ impl Recent {
         self.tables.iter().all(|written| written.is_empty())
     }
 
-    pub(super) fn write(&mut self, (table, key, row): RowWrite) {
-        self.bytes += key.len() + row.as_ref().map_or(0, Bytes::len);
+    /// Whether a reader holds some of the rows.
+    pub(super) fn is_shared(&self) -> bool {
+        self.tables.iter().any(|written| Arc::strong_count(written) > 1)
+    }
+
+    pub(super) fn write(&mut self, row: RowWrite) {
+        self.bytes += bytes(&row);
+        let (table, key, row) = row;
         let written = Arc::make_mut(&mut self.tables[table.position()]);
         match written.get_mut(&key) {
             Some(known) => *known = row,
@@ -66,6 +72,11 @@ impl Recent {
         let tables = Table::ALL.into_iter().zip(&self.tables);
         tables.flat_map(|(table, rows)| rows.iter().map(move |(key, row)| (table, key, row)))
     }
+}
+
+/// Bytes of a row with its key.
+pub(super) fn bytes((_, key, row): &RowWrite) -> usize {
+    key.len() + row.as_ref().map_or(0, Bytes::len)
 }
 
 /// The rows of an interval of a table.

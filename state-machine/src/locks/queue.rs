@@ -321,8 +321,10 @@ pub(crate) fn place_of<R: Read>(
     };
     for key in [key(name, session), further_key(name, session, request)] {
         let place = place_at(rows, &key)?.filter(is_own);
-        if place.is_some() {
-            return Ok(place);
+        if let Some(place) = place
+            && row(rows, &key, place.fence)?.is_some()
+        {
+            return Ok(Some(place));
         }
     }
     // A request that entered a place which another one had taken.
