@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Status};
 
+use super::long_read::LongReads;
 use crate::auth::{Auth, caller_of};
 use crate::config::Limits;
 use crate::metrics::Metrics;
@@ -39,6 +40,7 @@ pub(crate) struct Context {
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) auth: Arc<Auth>,
     pub(crate) limits: Limits,
+    pub(crate) long_reads: LongReads,
     /// Logical size at which writes are refused; `None` for no quota.
     pub(crate) quota_bytes: Option<i64>,
     /// What goes on after its caller has gone; waited for when the node stops.

@@ -6,12 +6,16 @@ use std::time::{Duration, Instant};
 use conclave_proto::etcdserverpb as etcd;
 use conclave_proto::internal::command::Command as Message;
 use conclave_raft_store::command;
-use conclave_state_machine::command::{Caller, Range, SortOrder, SortTarget, Txn};
-use conclave_state_machine::response::{RangeResponse, Rejection, Response as Answer};
+use conclave_state_machine::command::{Caller, Range, Txn, TxnOp};
+use conclave_state_machine::response::{
+    OpResponse, RangeResponse, Rejection, Response as Answer, TxnResponse,
+};
 use etcd::kv_server::Kv;
-use tonic::{Request, Response, Status};
+use tonic::{Code, Request, Response, Status};
 
 use super::context::{Context, mismatch};
+use super::long_read::{Held, LongRead};
+use super::pieces::{Pieces, is_in_key_order};
 use super::range_stream::{self, RangeStream};
 use super::{check, convert, limits};
 use crate::auth::RightsCheck;
@@ -23,6 +27,8 @@ use crate::status::{self, Fault};
 const SMALL_STORE_KEYS: i64 = 1_000;
 /// Pages of at most so many keys are too; clients of Kubernetes ask for 500.
 const PAGE_KEYS_MAX: i64 = 512;
+/// How often a range of the newest keys is begun in pieces before it is read in one.
+const READS_IN_PIECES_MAX: usize = 3;
 /// How long a client that waits for the end of a compaction waits for its next step: if the leader is
 /// lost, the next one goes on.
 const SWEEP_STEP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -38,9 +44,10 @@ fn rejected(rejection: Rejection) -> Status {
 }
 
 impl KvService {
-    pub(super) async fn answer_range(
+    async fn answer_range(
         &self,
         request: Request<etcd::RangeRequest>,
+        held: &mut Option<Held>,
     ) -> Result<etcd::RangeResponse, Status> {
         let (caller, request) = self.context.accept(request)?;
         let is_serializable = request.serializable;
@@ -50,16 +57,24 @@ impl KvService {
         }
         self.context.node.counts().ranges.inc();
         let wanted = RightsCheck::Range(range.key.clone(), range.range_end.clone());
-        self.context.auth.checked(&caller, &wanted, self.read_range(range)).await
+        self.context.auth.checked(&caller, &wanted, self.read_range(range, held)).await
     }
 
-    async fn read_range(&self, range: Range) -> Result<etcd::RangeResponse, Status> {
+    async fn read_range(
+        &self,
+        range: Range,
+        held: &mut Option<Held>,
+    ) -> Result<etcd::RangeResponse, Status> {
         let reader = self.context.node.reader();
         let began = Instant::now();
-        let answer = if is_short(&range) || reader.head().key_count <= SMALL_STORE_KEYS {
-            read(&self.context, range).await
-        } else {
-            read_off_thread(&self.context, range).await
+        let is_short = is_short(&range) || reader.head().key_count <= SMALL_STORE_KEYS;
+        let answer = match if is_short { read_briefly(&self.context, &range) } else { Ok(None) } {
+            Ok(Some(answer)) => Ok(answer),
+            Ok(None) => read_long(&self.context, range).await.map(|(answer, room)| {
+                *held = Some(room);
+                answer
+            }),
+            Err(status) => Err(status),
         };
         self.context.node.counts().range_read(began.elapsed(), answer.is_ok());
         let (found, revision) = answer?;
@@ -109,9 +124,10 @@ impl KvService {
     async fn answer_txn(
         &self,
         request: Request<etcd::TxnRequest>,
+        held: &mut Option<Held>,
     ) -> Result<etcd::TxnResponse, Status> {
         let (caller, request) = self.context.accept(request)?;
-        self.transact(&caller, request, Haste::Prompt).await
+        self.run(&caller, request, Haste::Prompt, held).await
     }
 
     /// Carries a transaction out on behalf of `caller`.
@@ -121,11 +137,24 @@ impl KvService {
         request: etcd::TxnRequest,
         haste: Haste,
     ) -> Result<etcd::TxnResponse, Status> {
+        self.run(caller, request, haste, &mut None).await
+    }
+
+    async fn run(
+        &self,
+        caller: &Caller,
+        request: etcd::TxnRequest,
+        haste: Haste,
+        held: &mut Option<Held>,
+    ) -> Result<etcd::TxnResponse, Status> {
         self.context.check_quota(limits::txn_cost(&request)).await?;
         check::txn(&request, self.context.limits.txn_ops_max)?;
         if let Some(is_serializable) = check::read_only(&request) {
             let txn = command::txn(request).map_err(rejected)?;
-            return self.answer_read_only_txn(caller, txn, is_serializable).await;
+            if !is_serializable {
+                self.context.read_barrier().await?;
+            }
+            return self.answer_read_only_txn(caller, Arc::new(txn), held).await;
         }
         self.context.check_size(&request)?;
         match self.context.propose_with(caller, Message::Txn(request), haste).await? {
@@ -139,18 +168,24 @@ impl KvService {
     async fn answer_read_only_txn(
         &self,
         caller: &Caller,
-        txn: Txn,
-        is_serializable: bool,
+        txn: Arc<Txn>,
+        held: &mut Option<Held>,
     ) -> Result<etcd::TxnResponse, Status> {
-        if !is_serializable {
-            self.context.read_barrier().await?;
-        }
-        let reader = self.context.node.reader().clone();
-        let txn = Arc::new(txn);
         let wanted = RightsCheck::Txn(Arc::clone(&txn));
-        let read = off_thread(move || reader.read_txn(&txn));
-        let answer = self.context.auth.checked(caller, &wanted, read).await?;
-        let (answer, revision) = answer.map_err(|error| status::from_read(&error))?;
+        let read = async {
+            let reader = self.context.node.reader().clone();
+            if is_short_txn(&txn) {
+                let answer = off_thread(move || reader.read_txn(&txn)).await?;
+                return answer.map_err(|error| status::from_read(&error));
+            }
+            let mut read = self.context.long_reads.begin().await?;
+            let answer = read.piece(move || reader.read_txn(&txn)).await?;
+            let (answer, revision) = answer.map_err(|error| status::from_read(&error))?;
+            grow(&mut read, &answer)?;
+            *held = Some(read.end());
+            Ok((answer, revision))
+        };
+        let (answer, revision) = self.context.auth.checked(caller, &wanted, read).await?;
         self.context.node.counts().read_txn(&answer);
         Ok(convert::txn(self.context.header(revision), answer))
     }
@@ -187,16 +222,28 @@ impl KvService {
     }
 }
 
-/// Whether a read looks at few live keys, so that another thread would mostly cost more than it saves: one key,
-/// or a page of the newest ones in key order, which are counted by an index.
+/// Whether a read looks at few live keys, so that another thread would mostly cost more than it saves: one key, or what
+/// an index helps with, which is a page of the newest ones in key order, or how many they are.
 fn is_short(range: &Range) -> bool {
-    let is_page = (1..=PAGE_KEYS_MAX).contains(&range.limit)
-        && range.revision <= 0
-        && range.sort_target == SortTarget::Key
-        && range.sort_order != SortOrder::Descend
-        && [range.min_mod_revision, range.max_mod_revision] == [0, 0]
-        && [range.min_create_revision, range.max_create_revision] == [0, 0];
-    range.range_end.is_empty() || is_page
+    let is_page = range.count_only || (1..=PAGE_KEYS_MAX).contains(&range.limit);
+    range.range_end.is_empty() || is_page && range.revision <= 0 && is_in_key_order(range)
+}
+
+/// Whether every operation of a transaction that only reads is a short read.
+fn is_short_txn(txn: &Txn) -> bool {
+    let is_short_compare = txn.compare.iter().all(|compare| compare.range_end.is_empty());
+    let mut operations = txn.success.iter().chain(&txn.failure);
+    let is_short = |op: &TxnOp| matches!(op, TxnOp::Range(range) if is_short(range));
+    is_short_compare && operations.all(is_short)
+}
+
+/// Counts what a transaction found.
+fn grow(read: &mut LongRead, answer: &TxnResponse) -> Result<(), Status> {
+    answer.responses.iter().try_for_each(|(_, response)| match response {
+        OpResponse::Range(found) => read.grow(&found.kvs),
+        OpResponse::Txn(inner) => grow(read, inner),
+        OpResponse::Put(_) | OpResponse::DeleteRange(_) => Ok(()),
+    })
 }
 
 /// The state machine's form of a range read.
@@ -205,12 +252,11 @@ pub(crate) fn validated_range(request: etcd::RangeRequest) -> Result<Range, Stat
     command::range(request).map_err(rejected)
 }
 
-/// Reads a range, and the revision as of which that is so: on the spot if that turns out to be short, else where
-/// blocking is allowed. However few keys live there may be many tombstones between them, or changes since the
-/// revision that is asked for.
+/// Reads a range for the server itself, and the revision as of which that is so: on the spot if that turns out to be
+/// short, else where blocking is allowed. However few keys live there may be many tombstones between them, or changes
+/// since the revision that is asked for.
 pub(super) async fn read(context: &Context, range: Range) -> Result<(RangeResponse, i64), Status> {
-    let brief = context.node.reader().range_briefly(&range);
-    match brief.map_err(|error| status::from_read(&error))? {
+    match read_briefly(context, &range)? {
         Some(answer) => Ok(answer),
         None => read_off_thread(context, range).await,
     }
@@ -226,11 +272,55 @@ pub(super) async fn read_off_thread(
     answer.map_err(|error| status::from_read(&error))
 }
 
+fn read_briefly(context: &Context, range: &Range) -> Result<Option<(RangeResponse, i64)>, Status> {
+    let brief = context.node.reader().range_briefly(range);
+    brief.map_err(|error| status::from_read(&error))
+}
+
+/// Reads a range in its turn where blocking is allowed, and counts what it found for as long as the last is there.
+async fn read_long(
+    context: &Context,
+    range: Range,
+) -> Result<((RangeResponse, i64), Held), Status> {
+    let long_reads = &context.long_reads;
+    let mut read =
+        if range.count_only { long_reads.begin_piece().await? } else { long_reads.begin().await? };
+    let reader = context.node.reader();
+    // How many older keys there are takes a walk over all of them; then those are read in the same walk.
+    let is_counted = range.revision <= 0 || range.limit > 0;
+    if is_in_key_order(&range) && !range.count_only && is_counted {
+        for _ in 0..READS_IN_PIECES_MAX {
+            let (pieces, outline) = Pieces::of(reader, range.clone(), &mut read).await?;
+            match pieces.rest(outline, &mut read).await {
+                Ok(answer) => return Ok((answer, read.end())),
+                // A compaction came between: what is newest is read anew.
+                Err(status) if range.revision <= 0 && status.code() == Code::OutOfRange => {
+                    read.forget();
+                }
+                Err(status) => return Err(status),
+            }
+        }
+    }
+    let reader = reader.clone();
+    let answer = read.piece(move || reader.range(&range)).await?;
+    let answer = answer.map_err(|error| status::from_read(&error))?;
+    read.grow(&answer.0.kvs)?;
+    Ok((answer, read.end()))
+}
+
 /// Runs `work` where blocking is allowed. Dropping the future does not stop it.
 pub(crate) async fn off_thread<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Status> {
     tokio::task::spawn_blocking(work).await.map_err(|error| status::internal(&error))
+}
+
+/// Keeps the memory of an answer counted until it is sent ([`crate::http`]).
+fn holding<T>(mut response: Response<T>, held: Option<Held>) -> Response<T> {
+    if let Some(held) = held {
+        response.extensions_mut().insert(Arc::new(held));
+    }
+    response
 }
 
 #[tonic::async_trait]
@@ -241,7 +331,10 @@ impl Kv for KvService {
         &self,
         request: Request<etcd::RangeRequest>,
     ) -> Result<Response<etcd::RangeResponse>, Status> {
-        self.context.metrics.call(Method::Range, self.answer_range(request)).await
+        let mut held = None;
+        let answer = self.answer_range(request, &mut held);
+        let response = self.context.metrics.call(Method::Range, answer).await?;
+        Ok(holding(response, held))
     }
 
     async fn range_stream(
@@ -271,7 +364,10 @@ impl Kv for KvService {
         &self,
         request: Request<etcd::TxnRequest>,
     ) -> Result<Response<etcd::TxnResponse>, Status> {
-        self.context.metrics.call(Method::Txn, self.answer_txn(request)).await
+        let mut held = None;
+        let answer = self.answer_txn(request, &mut held);
+        let response = self.context.metrics.call(Method::Txn, answer).await?;
+        Ok(holding(response, held))
     }
 
     async fn compact(

@@ -5,6 +5,7 @@
 //! | `context` | the node, checks and failures that all services share |
 //! | `kv`, `range_stream`, `lease`, `watch`, `cluster`, `maintenance`, `snapshot`, `auth`, `lock`, `election` | one service each |
 //! | `reflection` | what calls and messages there are |
+//! | `long_read`, `pieces` | reads of many keys: their turns, their memory, piece by piece |
 //! | `queue` | what locks and elections share: who came first |
 //! | `carried` | work that does not end with whoever asked for it |
 //! | `check`, `limits` | what a request must be, and may cost |
@@ -21,7 +22,9 @@ pub(crate) mod kv;
 pub(crate) mod lease;
 pub(crate) mod limits;
 mod lock;
+pub(crate) mod long_read;
 mod maintenance;
+mod pieces;
 mod queue;
 mod range_stream;
 pub(crate) mod reflection;

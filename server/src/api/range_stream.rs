@@ -2,7 +2,6 @@
 //! client takes them.
 
 use conclave_proto::etcdserverpb as etcd;
-use conclave_raft_store::reader::Reader;
 use conclave_state_machine::command::{Range, SortOrder, SortTarget};
 use conclave_state_machine::response::KeyValue;
 use futures::stream;
@@ -10,30 +9,24 @@ use tonic::{Request, Status};
 
 use super::context::Context;
 use super::convert;
-use super::kv::{off_thread, validated_range};
+use super::kv::validated_range;
+use super::pieces::{PIECE_KEYS_MAX, Pieces};
 use crate::auth::RightsCheck;
 use crate::metrics::Answers;
-use crate::status::{self, Fault};
+use crate::status;
 
 /// Answers of one call.
 pub(crate) type RangeStream = Answers<etcd::RangeStreamResponse>;
 
 /// Keys of the first piece; as in etcd the number doubles until pieces are large enough.
 const FIRST_PIECE_KEYS: usize = 10;
-const PIECE_KEYS_MAX: usize = 65_536;
-/// A piece ends with the key that reaches this: with one more of the largest values it stays below 4 MiB, which
-/// is what gRPC clients take in one message unless they are told otherwise.
-const PIECE_BYTES_MAX: usize = 2 << 20;
 
 /// What is left to send.
-struct Pieces {
+struct Answer {
     context: Context,
-    range: Range,
-    /// Revision of all pieces.
-    at: i64,
+    pieces: Pieces,
     /// Last, with header and count.
     end: Option<etcd::RangeResponse>,
-    keys_left: usize,
     piece_keys: usize,
 }
 
@@ -51,8 +44,8 @@ pub(crate) async fn open(
     }
     context.node.counts().ranges.inc();
     let wanted = RightsCheck::Range(range.key.clone(), range.range_end.clone());
-    let pieces = context.auth.checked(&caller, &wanted, count(context, range)).await?;
-    Ok(context.auth.guard(caller, wanted, Box::pin(stream::try_unfold(pieces, next))))
+    let answer = context.auth.checked(&caller, &wanted, count(context, range)).await?;
+    Ok(context.auth.guard(caller, wanted, Box::pin(stream::try_unfold(answer, next))))
 }
 
 fn check_supported(range: &Range) -> Result<(), Status> {
@@ -71,63 +64,41 @@ fn check_supported(range: &Range) -> Result<(), Status> {
     Ok(())
 }
 
-async fn count(context: &Context, range: Range) -> Result<Pieces, Status> {
-    let reader: Reader = context.node.reader().clone();
-    let mut counted = Range { count_only: true, ..range.clone() };
-    if counted.revision <= 0 {
-        counted.revision = reader.head().revision;
-    }
-    let at = counted.revision;
-    let answer = off_thread(move || reader.range(&counted)).await?;
-    let (found, revision) = answer.map_err(|error| status::from_read(&error))?;
-    let total = usize::try_from(found.count).unwrap_or(usize::MAX);
-    let limit = if range.limit > 0 { usize::try_from(range.limit).ok() } else { None };
-    let keys_left = if range.count_only { 0 } else { limit.unwrap_or(total).min(total) };
-    let more = !range.count_only && limit.is_some_and(|limit| total > limit);
+async fn count(context: &Context, range: Range) -> Result<Answer, Status> {
+    let mut read = context.long_reads.begin_piece().await?;
+    let (pieces, outline) = Pieces::of(context.node.reader(), range, &mut read).await?;
     let end = etcd::RangeResponse {
-        header: Some(context.header(revision)),
+        header: Some(context.header(outline.revision)),
         kvs: Vec::new(),
-        more,
-        count: found.count,
+        more: outline.more,
+        count: outline.count,
     };
     let context = context.clone();
-    Ok(Pieces { context, range, at, end: Some(end), keys_left, piece_keys: FIRST_PIECE_KEYS })
+    Ok(Answer { context, pieces, end: Some(end), piece_keys: FIRST_PIECE_KEYS })
 }
 
-async fn next(mut pieces: Pieces) -> Result<Option<(etcd::RangeStreamResponse, Pieces)>, Status> {
-    let Some(mut message) = pieces.end.take() else { return Ok(None) };
-    let wanted = pieces.keys_left.min(pieces.piece_keys);
-    let kvs = pieces.read(wanted).await?;
-    pieces.keys_left -= kvs.len();
+async fn next(mut answer: Answer) -> Result<Option<(etcd::RangeStreamResponse, Answer)>, Status> {
+    let Some(mut message) = answer.end.take() else { return Ok(None) };
+    let kvs = answer.read().await?;
     let kvs: Vec<_> = kvs.into_iter().map(convert::key_value).collect();
-    if pieces.keys_left == 0 {
+    if answer.pieces.keys_left == 0 {
         message.kvs = kvs;
     } else {
-        pieces.adapt(kvs.iter().map(prost::Message::encoded_len).sum());
-        pieces.end = Some(std::mem::take(&mut message));
+        answer.adapt(kvs.iter().map(prost::Message::encoded_len).sum());
+        answer.end = Some(std::mem::take(&mut message));
         message.kvs = kvs;
     }
-    Ok(Some((etcd::RangeStreamResponse { range_response: Some(message) }, pieces)))
+    Ok(Some((etcd::RangeStreamResponse { range_response: Some(message) }, answer)))
 }
 
-impl Pieces {
-    /// Reads the next `wanted` keys, or fewer that are large, and moves the start behind them.
-    async fn read(&mut self, wanted: usize) -> Result<Vec<KeyValue>, Status> {
-        if wanted == 0 {
+impl Answer {
+    /// Reads the next piece, in a turn of its own: a client may take its time between them.
+    async fn read(&mut self) -> Result<Vec<KeyValue>, Status> {
+        if self.pieces.keys_left == 0 {
             return Ok(Vec::new());
         }
-        let reader = self.context.node.reader().clone();
-        let (range, at) = (self.range.clone(), self.at);
-        let bounds = (wanted, PIECE_BYTES_MAX);
-        let answer = off_thread(move || reader.piece(&range, at, bounds)).await?;
-        let kvs = answer.map_err(|error| status::from_read(&error))?;
-        // The count said that there are more, and nothing at one revision ever changes.
-        let Some(last) = kvs.last() else { return Err(Fault::Corrupt.into()) };
-        let mut start = Vec::with_capacity(last.key.len() + 1);
-        start.extend_from_slice(&last.key);
-        start.push(0);
-        self.range.key = start.into();
-        Ok(kvs)
+        let mut read = self.context.long_reads.begin_piece().await?;
+        self.pieces.next(self.piece_keys, &mut read).await
     }
 
     /// Aims the size of the next piece at the largest request, as etcd does.

@@ -303,6 +303,7 @@ pub(super) const FLAGS: &[Flag] = &[
         "keep lost instances if most are lost at once",
     ),
     switch("registry-damping", Standing::Used, "true", "damp instances that come and go too often"),
+    used("max-answer-bytes", "0", "memory for the answers to long reads, 0: half of what there is"),
     used("registry-checks", "own", "active checks of own addresses, of any, or off"),
 ];
 

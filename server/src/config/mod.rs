@@ -10,6 +10,7 @@
 //! | `resolve`, `settings` | strings become checked settings |
 //! | `cluster`, `srv`, `urls` | first members, also by DNS; lists of URLs |
 //! | `tls`, `logs`, `gates` | the flags of TLS, of logs, and etcd's feature gates |
+//! | `memory` | how much of it there is |
 
 mod cluster;
 mod file;
@@ -17,6 +18,7 @@ mod flags;
 mod gates;
 mod go;
 mod logs;
+mod memory;
 mod resolve;
 mod settings;
 mod srv;

@@ -12,7 +12,7 @@ use super::settings::{
     JwtSettings, Limits, ListenSettings, MembershipSettings, RaftSettings, RegistrySettings,
     Settings, SlowSettings, StoreSettings, TraceSettings, WebSettings,
 };
-use super::{ConfigError, ListenUrl, gates, go, logs, srv, tls, urls};
+use super::{ConfigError, ListenUrl, gates, go, logs, memory, srv, tls, urls};
 
 const DEFAULT_QUOTA_BYTES: i64 = 2 * 1024 * 1024 * 1024;
 /// What samples are counted in.
@@ -262,9 +262,14 @@ fn token(raw: &Raw) -> String {
 fn limits(raw: &Raw) -> Result<Limits, ConfigError> {
     let interval = raw.duration("grpc-keepalive-interval")?;
     let concurrent_streams_max: u32 = raw.number("max-concurrent-streams")?;
+    let answer_bytes_max = match raw.number::<u64>("max-answer-bytes")? {
+        0 => memory::usable_bytes() / 2,
+        bytes => bytes,
+    };
     Ok(Limits {
         request_bytes_max: raw.number::<u32>("max-request-bytes")? as usize,
         txn_ops_max: raw.number::<u32>("max-txn-ops")? as usize,
+        answer_bytes_max,
         concurrent_streams_max: concurrent_streams_max.max(1),
         keepalive_interval: (!interval.is_zero()).then_some(interval),
         keepalive_timeout: raw.duration("grpc-keepalive-timeout")?,

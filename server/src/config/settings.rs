@@ -304,6 +304,8 @@ pub struct Limits {
     pub request_bytes_max: usize,
     /// Most operations in one branch of a transaction.
     pub txn_ops_max: usize,
+    /// Memory that the answers to long reads may take until they are sent, in bytes.
+    pub answer_bytes_max: u64,
     /// Most calls in flight on one connection.
     pub concurrent_streams_max: u32,
     /// How often an idle connection is pinged; `None` for never.

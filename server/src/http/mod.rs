@@ -11,11 +11,13 @@
 //! | `web`, `grpc_web` | what browsers may do, and gRPC as they can speak it |
 //! | `pages`, `probes` | `/version`, `/metrics`, discovery for Prometheus; `/health`, `/livez`, `/readyz` |
 //! | `gateway` | JSON |
+//! | `held` | answers whose memory is counted until they are sent |
 
 mod authority;
 mod client_stream;
 mod gateway;
 mod grpc_web;
+mod held;
 mod listen;
 mod pages;
 mod probes;

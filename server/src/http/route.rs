@@ -15,7 +15,7 @@ use tower::{BoxError, Service as _};
 
 use super::grpc_web::{self, Kind};
 use super::listen::{Entrance, Role};
-use super::{gateway, pages, web};
+use super::{gateway, held, pages, web};
 use crate::api::context::Context;
 use crate::api::{KV_PATH, LEASE_PATH, LOCK_PATH, Services, reflection};
 use crate::auth::Refused;
@@ -143,7 +143,7 @@ impl Router {
         }
         let path = request.uri().path_and_query().cloned();
         let Ok(response) = self.services.ask(request).await;
-        self.reword(response, path.as_ref())
+        held::hold(self.reword(response, path.as_ref()))
     }
 }
 

@@ -37,6 +37,8 @@ pub(super) struct Scraped {
     watchers: Gauge,
     slow_streams: Gauge,
     pending_events: Gauge,
+    answer_bytes: Gauge,
+    refused_reads: Counter,
     resident_bytes: Gauge,
     virtual_bytes: Gauge,
     virtual_bytes_max: Gauge<f64, AtomicU64>,
@@ -86,6 +88,9 @@ impl Metrics {
         scraped.watchers.set(clamped(watch.watchers));
         scraped.slow_streams.set(clamped(watch.slow_streams));
         scraped.pending_events.set(clamped(watch.pending_events));
+        scraped.answer_bytes.set(signed(context.long_reads.bytes()));
+        let refused = context.long_reads.refused();
+        scraped.refused_reads.inner().store(refused, Ordering::Relaxed);
         self.instances.scrape(reader);
         self.scrape_peers(&context.node);
         let process = process::Process::now();
@@ -103,7 +108,7 @@ impl Metrics {
 impl Scraped {
     pub(super) fn register(&self, registry: &mut Registry) {
         // etcd calls two gauges `_total`; see the test of the names.
-        let gauges: [(&str, &str, &Gauge); 21] = [
+        let gauges: [(&str, &str, &Gauge); 22] = [
             ("etcd_server_has_leader", "Whether a leader exists", &self.has_leader),
             ("etcd_server_is_leader", "Whether this member is the leader", &self.is_leader),
             ("etcd_server_is_learner", "Whether this member is a learner", &self.is_learner),
@@ -143,6 +148,11 @@ impl Scraped {
                 "Events that no watcher was told of yet",
                 &self.pending_events,
             ),
+            (
+                "conclave_answer_bytes",
+                "Memory of answers to long reads that are not sent yet",
+                &self.answer_bytes,
+            ),
             ("process_resident_memory_bytes", "Resident memory", &self.resident_bytes),
             ("process_virtual_memory_bytes", "Virtual memory", &self.virtual_bytes),
             ("process_open_fds", "Open file descriptors", &self.open_fds),
@@ -157,6 +167,11 @@ impl Scraped {
             "etcd_server_leader_changes_seen",
             "Changes of leader that this member saw",
             self.leader_changes.clone(),
+        );
+        registry.register(
+            "conclave_long_reads_refused",
+            "Long reads that were refused because of too many others, or for want of memory",
+            self.refused_reads.clone(),
         );
         self.register_peers(registry);
         registry.register(

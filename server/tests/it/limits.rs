@@ -11,7 +11,7 @@ use futures::StreamExt as _;
 use tonic::{Code, Status};
 
 use crate::cluster::within;
-use crate::metrics::{samples, total};
+use crate::metrics::{samples, total, until};
 use crate::native_lock::{client, session};
 use crate::support::{Server, op, put, refused, server, then};
 
@@ -163,4 +163,45 @@ async fn logins_that_are_too_many_are_counted() {
     };
     within("refusals are counted", counted).await;
     assert!(!refusals.is_empty(), "all {LOGINS} were served");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_that_take_too_much_memory_are_refused_and_counted() {
+    const KEYS: i64 = 2_000;
+    // What all keys take is more, what half of them takes is less.
+    let server = server(&["--max-answer-bytes=8000000"]).await;
+    let value = "v".repeat(2_000);
+    for chunk in 0..KEYS / 100 {
+        let puts = (0..100).map(|i| op(put(&format!("k{chunk:02}{i:02}"), &value))).collect();
+        server.kv().txn(then(puts)).await.unwrap();
+    }
+    let range = |limit| etcd::RangeRequest {
+        key: "k".into(),
+        range_end: "l".into(),
+        limit,
+        ..etcd::RangeRequest::default()
+    };
+    let mut kv = server.kv();
+    meet(&server, ("etcdserverpb.KV", "Range"), Code::ResourceExhausted, kv.range(range(0))).await;
+    until(&server, "conclave_long_reads_refused_total", |refused| refused == 1.0).await;
+    until(&server, "conclave_answer_bytes", |bytes| bytes == 0.0).await;
+    let half = server.kv().range(range(KEYS / 2)).await.unwrap().into_inner();
+    assert_eq!((half.kvs.len() as i64, half.count, half.more), (KEYS / 2, KEYS, true));
+    let revision = half.header.unwrap().revision;
+    // In pieces they may be as many as they are.
+    let streamed = server.kv().range_stream(range(0)).await.unwrap().into_inner();
+    let pieces: Vec<_> =
+        streamed.map(|piece| piece.unwrap().range_response.unwrap()).collect().await;
+    assert_eq!(pieces.iter().map(|piece| piece.kvs.len() as i64).sum::<i64>(), KEYS);
+    assert_eq!(pieces.last().unwrap().header.as_ref().unwrap().revision, revision);
+    // Who does not take the answer holds its memory, until it goes.
+    let mut silent = tonic::client::Grpc::new(server.channel.clone());
+    silent.ready().await.unwrap();
+    let path = http::uri::PathAndQuery::from_static("/etcdserverpb.KV/Range");
+    let codec = tonic_prost::ProstCodec::<_, etcd::RangeResponse>::default();
+    let request = tonic::Request::new(range(KEYS / 2));
+    let answer = silent.server_streaming(request, path, codec).await.unwrap();
+    until(&server, "conclave_answer_bytes", |bytes| bytes > 4_000_000.0).await;
+    drop(answer);
+    until(&server, "conclave_answer_bytes", |bytes| bytes == 0.0).await;
 }

@@ -36,7 +36,7 @@ pub(crate) fn total(samples: &Samples, name: &str) -> f64 {
 }
 
 /// Waits until a sample of `server`, summed over its labels, is as it should be.
-async fn until(server: &Server, name: &str, is_so: impl Fn(f64) -> bool) {
+pub(crate) async fn until(server: &Server, name: &str, is_so: impl Fn(f64) -> bool) {
     let waiting = async {
         while !is_so(total(&samples(server).await, name)) {
             tokio::time::sleep(Duration::from_millis(20)).await;

@@ -1,0 +1,260 @@
+//! Reads that look at many keys: so many at a time, and so much memory for their answers until they are sent.
+//!
+//! Nobody says how much a range has in it, so that one call may ask for all there is, many clients at once, and some of them never
+//! take the answer. Each long read waits for its turn; what it found counts against a budget until its answer
+//! has gone out or its caller is gone. A read in pieces ends with its caller.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use conclave_state_machine::response::KeyValue;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tonic::Status;
+
+use super::kv::off_thread;
+use crate::status::Fault;
+
+/// Long reads at a time for each processor, and at least.
+const READS_PER_PROCESSOR: usize = 2;
+const READS_MIN: usize = 4;
+/// Reads that wait for their turn.
+const WAITING_MAX: usize = 4_096;
+/// How long a read waits for others' answers to go out before it is refused.
+const MEMORY_TIMEOUT: Duration = Duration::from_secs(5);
+/// An answer is there twice for a moment: as what was read, and as it is sent.
+const COPIES: u64 = 2;
+
+/// The long reads of a member; clones share them.
+#[derive(Clone)]
+pub(crate) struct LongReads {
+    room: Arc<Room>,
+}
+
+struct Room {
+    turns: Arc<Semaphore>,
+    waiting: AtomicUsize,
+    bytes: AtomicU64,
+    bytes_max: u64,
+    memory_timeout: Duration,
+    refused: AtomicU64,
+    freed: Notify,
+}
+
+impl LongReads {
+    /// For answers that take at most `bytes_max` bytes of memory together.
+    pub(crate) fn new(bytes_max: u64) -> Self {
+        Self::with(bytes_max, MEMORY_TIMEOUT)
+    }
+
+    fn with(bytes_max: u64, memory_timeout: Duration) -> Self {
+        let processors = std::thread::available_parallelism().map_or(1, usize::from);
+        let turns = READS_MIN.max(processors.saturating_mul(READS_PER_PROCESSOR));
+        let room = Room {
+            turns: Arc::new(Semaphore::new(turns)),
+            waiting: AtomicUsize::new(0),
+            bytes: AtomicU64::new(0),
+            bytes_max,
+            memory_timeout,
+            refused: AtomicU64::new(0),
+            freed: Notify::new(),
+        };
+        Self { room: Arc::new(room) }
+    }
+
+    /// Bytes of memory that answers take at the moment.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.room.bytes.load(Ordering::Relaxed)
+    }
+
+    /// Reads that were refused so far.
+    pub(crate) fn refused(&self) -> u64 {
+        self.room.refused.load(Ordering::Relaxed)
+    }
+
+    /// Waits until what others read takes no more than half of the memory, and for a turn. Cancel-safe.
+    pub(crate) async fn begin(&self) -> Result<LongRead, Status> {
+        let _waiting = self.room.wait()?;
+        let memory = tokio::time::timeout(self.room.memory_timeout, self.room.half_free()).await;
+        memory.map_err(|_elapsed| self.room.refuse())?;
+        self.turn().await
+    }
+
+    /// As [`LongReads::begin`] for a read that finds little: it waits for its turn alone. Cancel-safe.
+    pub(crate) async fn begin_piece(&self) -> Result<LongRead, Status> {
+        let _waiting = self.room.wait()?;
+        self.turn().await
+    }
+
+    async fn turn(&self) -> Result<LongRead, Status> {
+        let turns = Arc::clone(&self.room.turns);
+        let Ok(turn) = turns.acquire_owned().await else {
+            return Err(Fault::Stopped.into());
+        };
+        let held = Held { room: Arc::clone(&self.room), bytes: 0 };
+        Ok(LongRead { turn: Some(turn), held })
+    }
+}
+
+impl Room {
+    fn wait(self: &Arc<Self>) -> Result<Waiting, Status> {
+        let waiting = Waiting(Arc::clone(self));
+        if self.waiting.fetch_add(1, Ordering::Relaxed) >= WAITING_MAX {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+            return Err(Fault::TooManyRequests.into());
+        }
+        Ok(waiting)
+    }
+
+    async fn half_free(&self) {
+        loop {
+            let freed = self.freed.notified();
+            if self.bytes.load(Ordering::Relaxed) <= self.bytes_max / 2 {
+                // Others may wait for the same.
+                self.freed.notify_one();
+                return;
+            }
+            freed.await;
+        }
+    }
+
+    fn refuse(&self) -> Status {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+        Status::resource_exhausted(format!(
+            "conclave: the answers to long reads would take more than {} bytes of memory \
+             (--max-answer-bytes); read fewer keys at a time (limit), or as a stream (RangeStream)",
+            self.bytes_max
+        ))
+    }
+}
+
+/// Somebody who waits for a turn.
+struct Waiting(Arc<Room>);
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.0.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// A long read under way.
+pub(crate) struct LongRead {
+    /// Not here while a thread reads.
+    turn: Option<OwnedSemaphorePermit>,
+    held: Held,
+}
+
+impl LongRead {
+    /// Reads a piece where blocking is allowed. If the caller goes the thread keeps the turn until it is done.
+    pub(crate) async fn piece<T: Send + 'static>(
+        &mut self,
+        read: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, Status> {
+        let turn = self.turn.take();
+        let (read, turn) = off_thread(move || (read(), turn)).await?;
+        self.turn = turn;
+        Ok(read)
+    }
+
+    /// Counts what was found.
+    pub(crate) fn grow<'a>(
+        &mut self,
+        found: impl IntoIterator<Item = &'a KeyValue>,
+    ) -> Result<(), Status> {
+        let each = |kv: &KeyValue| kv.key.len() + kv.value.len() + size_of::<KeyValue>();
+        let bytes = found.into_iter().map(each).sum::<usize>() as u64 * COPIES;
+        let room = &self.held.room;
+        self.held.bytes += bytes;
+        let all = room.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        if all > room.bytes_max { Err(room.refuse()) } else { Ok(()) }
+    }
+
+    /// Counts nothing of what was found: it is dropped.
+    pub(crate) fn forget(&mut self) {
+        self.held = Held { room: Arc::clone(&self.held.room), bytes: 0 };
+    }
+
+    /// Ends it; the answer is counted for as long as what this returns is there.
+    pub(crate) fn end(self) -> Held {
+        self.held
+    }
+}
+
+/// Memory that an answer takes.
+pub(crate) struct Held {
+    room: Arc<Room>,
+    bytes: u64,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.room.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.room.freed.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use futures::FutureExt as _;
+    use tonic::Code;
+
+    use super::*;
+
+    fn found(bytes: usize) -> [KeyValue; 1] {
+        [KeyValue { value: Bytes::from(vec![0; bytes]), ..KeyValue::default() }]
+    }
+
+    #[tokio::test]
+    async fn memory_is_counted_until_the_answer_is_gone() {
+        let reads = LongReads::new(10_000);
+        let mut first = reads.begin().await.unwrap();
+        first.grow(&found(3_000)).unwrap();
+        let first = first.end();
+        assert!(reads.bytes() > 6_000, "{}", reads.bytes());
+        assert!(reads.begin().now_or_never().is_none(), "the others wait");
+        drop(first);
+        assert_eq!(reads.bytes(), 0);
+        let mut second = reads.begin().await.unwrap();
+        let refusal = second.grow(&found(6_000)).unwrap_err();
+        assert_eq!(refusal.code(), Code::ResourceExhausted);
+        assert_eq!(reads.refused(), 1);
+        drop(second);
+        assert_eq!(reads.bytes(), 0);
+    }
+
+    #[tokio::test]
+    async fn who_waits_too_long_for_memory_is_refused() {
+        let reads = LongReads::with(1_000, Duration::from_millis(1));
+        let mut first = reads.begin().await.unwrap();
+        first.grow(&found(300)).unwrap();
+        let held = first.end();
+        let refusal = reads.begin().await.err().unwrap();
+        assert_eq!(refusal.code(), Code::ResourceExhausted);
+        drop(held);
+        let [one, other] = [reads.begin(), reads.begin()].map(|read| async { read.await.is_ok() });
+        assert_eq!(tokio::join!(one, other), (true, true), "both go on");
+    }
+
+    #[tokio::test]
+    async fn reads_wait_for_their_turn_and_a_thread_keeps_it() {
+        let reads = LongReads::new(u64::MAX);
+        let mut all = Vec::new();
+        while let Some(read) = reads.begin().now_or_never() {
+            all.push(read.unwrap());
+        }
+        let (go_on, waits) = std::sync::mpsc::channel::<()>();
+        let (started, has_started) = tokio::sync::oneshot::channel();
+        let mut last = all.pop().unwrap();
+        let read = move || (started.send(()), waits.recv());
+        let piece = tokio::spawn(async move { last.piece(read).await.map(drop) });
+        has_started.await.unwrap();
+        piece.abort();
+        piece.await.unwrap_err();
+        assert!(reads.begin().now_or_never().is_none(), "its thread reads on");
+        go_on.send(()).unwrap();
+        reads.begin().await.unwrap();
+        drop(all);
+        assert_eq!(reads.room.waiting.load(Ordering::Relaxed), 0);
+    }
+}
