@@ -12,7 +12,7 @@ use crate::status::{self, Fault};
 /// Hashes that wait for their turn; beyond: `too many requests`. At about 50 ms each the last one waits
 /// for some seconds.
 const WAITING_MAX: usize = 128;
-/// bcrypt knows no longer passwords.
+/// bcrypt knows no more of a password.
 const PASSWORD_BYTES_MAX: usize = 72;
 /// The text of Go's bcrypt for a longer one.
 const TOO_LONG: &str = "bcrypt: password length exceeds 72 bytes";
@@ -53,15 +53,16 @@ impl Passwords {
         Ok(hashed.format_for_version(Version::TwoA).into())
     }
 
-    /// Whether a password has this hash; what is no hash is nobody's.
+    /// Whether a password has this hash; what is no hash is nobody's. A password that is too long to be
+    /// stored counts as far as bcrypt knows it: etcd up to 3.5 stored such ones, and any etcd takes them.
     pub(crate) async fn verify(&self, password: Arc<String>, hash: Bytes) -> Result<bool, Status> {
         let (cost, nobody) = (self.cost, Arc::clone(&self.nobody));
         self.in_turn(move || {
             let stored = std::str::from_utf8(&hash).ok().filter(|hash| !hash.is_empty());
-            let fits = password.len() <= PASSWORD_BYTES_MAX;
+            let known = &password.as_bytes()[..password.len().min(PASSWORD_BYTES_MAX)];
             let compared = stored.unwrap_or_else(|| nobody.get_or_init(|| nobody_hash(cost)));
-            let is_equal = bcrypt::verify(password.as_bytes(), compared).unwrap_or(false);
-            is_equal && fits && stored.is_some()
+            let is_equal = bcrypt::verify(known, compared).unwrap_or(false);
+            is_equal && stored.is_some()
         })
         .await
     }
@@ -115,12 +116,14 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn long_passwords_are_refused_rather_than_cut() {
+    async fn long_passwords_are_not_stored_but_taken() {
         let passwords = Passwords::new(COST);
         let longest = "x".repeat(PASSWORD_BYTES_MAX);
         let hash = passwords.hash(longest.clone()).await.unwrap();
         assert!(passwords.verify(Arc::new(longest.clone()), hash.clone()).await.unwrap());
-        assert!(!passwords.verify(Arc::new(longest.clone() + "y"), hash).await.unwrap());
+        assert!(passwords.verify(Arc::new(longest.clone() + "y"), hash.clone()).await.unwrap());
+        let shorter = longest[1..].to_owned();
+        assert!(!passwords.verify(Arc::new(shorter), hash).await.unwrap());
         let refused = passwords.hash(longest + "y").await.unwrap_err();
         assert_eq!(refused.message(), TOO_LONG);
     }
