@@ -2,6 +2,8 @@
 //!
 //! Changes are commands; a password becomes a hash before it is one. Reads are local after a barrier.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use conclave_proto::internal::{self, command::Command as Message};
 use conclave_proto::{authpb, etcdserverpb as etcd};
@@ -14,7 +16,7 @@ use tonic::{Request, Response, Status};
 
 use super::context::{Context, mismatch};
 use super::kv::off_thread;
-use crate::auth::caller_of;
+use crate::auth::{NO_PASSWORD_USER, caller_of};
 use crate::metrics::Method;
 use crate::status::{self, Fault};
 
@@ -124,10 +126,10 @@ impl AuthService {
         request: Request<etcd::AuthUserChangePasswordRequest>,
     ) -> Result<etcd::AuthUserChangePasswordResponse, Status> {
         let (caller, request) = self.open(request)?;
-        // As in etcd: nobody can log in by an empty one.
-        let password_hash = match request.password.as_str() {
-            "" => Bytes::new(),
-            _ => self.context.auth.passwords().hash(request.password).await?,
+        let password_hash = if request.password.is_empty() {
+            given_hash(&request.hashed_password)?
+        } else {
+            self.context.auth.passwords().hash(request.password).await?
         };
         let change = internal::AuthChangePassword { name: request.name, password_hash };
         let header = self.change(&caller, Message::AuthChangePassword(change)).await?;
@@ -261,6 +263,13 @@ impl AuthService {
         let user = found(auth::user(self.reader(), name.as_str()))?;
         Ok(user.is_some_and(|user| user.has_role(role)))
     }
+}
+
+/// The hash that an etcd from 3.5 on takes in place of a password. As there nobody can log in if it is empty or
+/// no hash, and a user is not added by one: `UserAdd` looks at the password only.
+fn given_hash(base64: &str) -> Result<Bytes, Status> {
+    // What etcd answers to what is no Base64.
+    STANDARD.decode(base64).map(Bytes::from).map_err(|_| status::unknown(NO_PASSWORD_USER))
 }
 
 fn found<T>(read: Result<T, Halt>) -> Result<T, Status> {

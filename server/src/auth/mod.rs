@@ -68,7 +68,7 @@ const LOGIN_ATTEMPTS_MAX: usize = 8;
 /// The text of etcd for a member without a private key.
 const VERIFY_ONLY: &str = "auth: token signing attempted with verify-only key";
 /// The text of etcd for a user that is known by certificates only; it leaves with code Unknown.
-const NO_PASSWORD_USER: &str =
+pub(crate) const NO_PASSWORD_USER: &str =
     "auth: authentication failed, password was given for no password user";
 
 /// Knows callers and their rights.

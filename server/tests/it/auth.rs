@@ -3,6 +3,8 @@
 mod rows;
 mod streams;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use conclave_proto::authpb::permission::Type;
 use conclave_proto::authpb::{Permission, UserAddOptions};
@@ -137,6 +139,42 @@ async fn a_token_is_good_on_every_member_and_dies_with_its_password() {
         .await;
     let off = text(Code::FailedPrecondition, "authentication is not enabled");
     assert_eq!(refused(log_in(&servers[2], "ann", "other").await), off);
+}
+
+/// As etcd from 3.5 on, which was asked the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_password_may_be_changed_by_its_hash() {
+    let server = server(&[FAST]).await;
+    let [root, _] = enable(&server).await;
+    // Of "hello".
+    let hash = b"$2b$04$abcdefghijklmnopqrstuuwHJMEGjfAzmL1lWmUmlphguIbWfjYey";
+    let change = |password: &str, hash: &str| etcd::AuthUserChangePasswordRequest {
+        name: "ann".to_owned(),
+        password: password.to_owned(),
+        hashed_password: hash.to_owned(),
+    };
+    let hash = STANDARD.encode(hash);
+    let (server, root) = (&server, &root);
+    let changed = async |password: &str, hash: &str| {
+        auth(server).user_change_password(by(root, change(password, hash))).await.map(drop)
+    };
+    let failed = text(Code::InvalidArgument, "authentication failed, invalid user ID or password");
+    changed("", &hash).await.unwrap();
+    log_in(server, "ann", "hello").await.unwrap();
+    let refusal = "auth: authentication failed, password was given for no password user";
+    let malformed = refused(changed("", "no Base64").await);
+    assert_eq!(malformed, (Code::Unknown, refusal.to_owned()));
+    log_in(server, "ann", "hello").await.unwrap();
+    changed("counts", &hash).await.unwrap();
+    log_in(server, "ann", "counts").await.unwrap();
+    assert_eq!(refused(log_in(server, "ann", "hello").await), failed);
+    let add = etcd::AuthUserAddRequest {
+        name: "eve".to_owned(),
+        hashed_password: hash,
+        ..Default::default()
+    };
+    auth(server).user_add(by(root, add)).await.unwrap();
+    assert_eq!(refused(log_in(server, "eve", "hello").await), failed, "a hash adds no user");
 }
 
 /// It has not applied yet that calls need a user, and must not take who shows a token for nobody.
