@@ -311,15 +311,18 @@ pub(crate) fn adopt_user<R: Read>(rows: &mut Overlay<'_, R>, name: &str, mut row
     put_user(rows, name, &row);
 }
 
-/// Writes a role of another store, whose permissions may be in any order; `false`, and nothing is
-/// written, if one of them could not be granted here.
-pub(crate) fn adopt_role<R: Read>(rows: &mut Overlay<'_, R>, name: &str, mut row: RoleRow) -> bool {
-    if !row.permissions.iter().all(is_grantable) {
-        return false;
-    }
+/// Writes a role of another store, whose permissions may be in any order. Returns how many of them are for
+/// no keys and were left out.
+pub(crate) fn adopt_role<R: Read>(
+    rows: &mut Overlay<'_, R>,
+    name: &str,
+    mut row: RoleRow,
+) -> usize {
+    let stored = row.permissions.len();
+    row.permissions.retain(is_grantable);
     row.permissions.sort_by(|a, b| (&a.key, &a.range_end).cmp(&(&b.key, &b.range_end)));
     put_role(rows, name, &row);
-    true
+    stored.saturating_sub(row.permissions.len())
 }
 
 fn put_user<R: Read>(rows: &mut Overlay<'_, R>, name: &str, row: &UserRow) {

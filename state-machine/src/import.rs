@@ -154,24 +154,22 @@ impl Import {
         Ok(())
     }
 
-    /// Takes over a role; permissions may come in any order.
+    /// Takes over a role; permissions may come in any order. Returns how many of them were left out: etcd up
+    /// to 3.5 takes a permission without a key, or whose range ends before it begins, which gives a right to
+    /// no key there and could not be granted here.
     ///
     /// # Errors
-    /// [`ImportError::Impossible`] without a name, or for a permission that cannot be granted: to leave
-    /// one out in silence would be worse.
+    /// [`ImportError::Impossible`] without a name.
     pub fn role<R: Read>(
         &mut self,
         rows: &mut Overlay<'_, R>,
         name: &str,
         role: RoleRow,
-    ) -> Result<(), ImportError> {
+    ) -> Result<usize, ImportError> {
         if name.is_empty() {
             return Err(ImportError::Impossible("a role has no name"));
         }
-        if !auth::adopt_role(rows, name, role) {
-            return Err(ImportError::Impossible("a role has a permission for no keys"));
-        }
-        Ok(())
+        Ok(auth::adopt_role(rows, name, role))
     }
 
     /// Takes over whether calls need a user, and the auth revision.

@@ -191,7 +191,13 @@ async fn restore(arguments: RestoreArguments) -> Result<(), Failure> {
         backup::restore(&plan, &mut |done, total| progress.set(done, total))
     });
     let restored = restored.await?.map_err(|error| Failure::error(error.to_string()))?;
-    let Restored { keys, revision_saved, revision, .. } = restored;
+    let Restored { keys, revision_saved, revision, reduced_roles, .. } = restored;
+    for role in reduced_roles {
+        complain(&format!(
+            "Warning: role {role:?} had permissions for no keys (their range ends before it begins); they \
+             gave no right and were left out"
+        ));
+    }
     let (file, dir) = (file.display(), dir.display());
     let raised = if revision == revision_saved {
         format!("at revision {revision}")

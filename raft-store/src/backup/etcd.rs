@@ -106,11 +106,16 @@ impl EtcdSnapshot {
         Ok(BackupStatus { hash, revision, keys, bytes: self.bolt.bytes(), version })
     }
 
-    /// Writes everything into an empty store.
+    /// Writes everything into an empty store, but for permissions for no keys: returns the roles that have
+    /// such ones.
     ///
     /// # Errors
     /// [`io::ErrorKind::InvalidData`] if it cannot be; else what the system reports.
-    pub(super) fn import(&self, rows: &Rows, on_progress: OnProgress<'_>) -> io::Result<()> {
+    pub(super) fn import(
+        &self,
+        rows: &Rows,
+        on_progress: OnProgress<'_>,
+    ) -> io::Result<Vec<String>> {
         let mut import = Import::new(self.compacted()?);
         let mut batch = Batch { rows, changes: Vec::new(), bytes: 0 };
         let (mut done, total) = (0, self.bolt.bytes());
@@ -141,9 +146,10 @@ impl EtcdSnapshot {
             import.alarm(alarm.member_id, kind.ok_or_else(|| damaged("an alarm is unknown"))?);
             Ok(())
         })?;
-        self.import_auth(&mut import, &mut overlay)?;
+        let reduced = self.import_auth(&mut import, &mut overlay)?;
         import.finish(&mut overlay);
-        rows.write(&mut overlay.into_writes())
+        rows.write(&mut overlay.into_writes())?;
+        Ok(reduced)
     }
 
     /// The revision up to which history is gone, or is to go.
@@ -157,12 +163,23 @@ impl EtcdSnapshot {
         Ok(compacted)
     }
 
-    fn import_auth(&self, import: &mut Import, rows: &mut Overlay<'_, Rows>) -> io::Result<()> {
+    /// Returns the roles of which permissions were left out.
+    fn import_auth(
+        &self,
+        import: &mut Import,
+        rows: &mut Overlay<'_, Rows>,
+    ) -> io::Result<Vec<String>> {
+        let mut reduced = Vec::new();
         self.visit("authRoles", &mut |element| {
             let role = decode::<authpb::Role>(element.value, "a role")?;
             let permissions = role.key_permission.into_iter().map(permission);
             let permissions = permissions.collect::<io::Result<_>>()?;
-            import.role(rows, &text(&role.name)?, RoleRow { permissions }).map_err(import_error)
+            let name = text(&role.name)?;
+            let role = import.role(rows, &name, RoleRow { permissions });
+            if role.map_err(import_error)? > 0 {
+                reduced.push(name);
+            }
+            Ok(())
         })?;
         self.visit("authUsers", &mut |element| {
             let user = decode::<authpb::User>(element.value, "a user")?;
@@ -178,7 +195,7 @@ impl EtcdSnapshot {
         let revision =
             revision.and_then(|bytes| bytes.try_into().ok()).map_or(1, u64::from_be_bytes);
         import.auth(enabled, revision);
-        Ok(())
+        Ok(reduced)
     }
 }
 

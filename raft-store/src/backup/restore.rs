@@ -36,7 +36,7 @@ pub struct NewMember {
 }
 
 /// What was restored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Restored {
     /// Revision of the backup.
     pub revision_saved: i64,
@@ -48,6 +48,8 @@ pub struct Restored {
     pub keys: i64,
     /// Rolling hash over all events up to the revision of the backup.
     pub digest: u64,
+    /// Roles of an etcd's with permissions for no keys, which were left out.
+    pub reduced_roles: Vec<String>,
 }
 
 impl BackupFile {
@@ -69,6 +71,7 @@ impl BackupFile {
             let text = "a state is there already";
             return Err(failed(io::Error::new(io::ErrorKind::AlreadyExists, text)));
         }
+        let mut reduced_roles = Vec::new();
         let rows = match &self.content {
             Content::Own(meta, body_at) => {
                 let database = directory.new_database();
@@ -82,7 +85,7 @@ impl BackupFile {
                 let rows = EngineKind::default().open(database, Create::New).map_err(failed)?;
                 rows.write(&mut [row::format_row()].into_iter()).map_err(failed)?;
                 let imported = snapshot.import(&rows, on_progress);
-                imported.map_err(|source| BackupError::io(&self.path, source))?;
+                reduced_roles = imported.map_err(|source| BackupError::io(&self.path, source))?;
                 rows
             }
         };
@@ -98,6 +101,7 @@ impl BackupFile {
             compacted: head.compacted,
             keys: head.key_count,
             digest: head.digest,
+            reduced_roles,
         })
     }
 

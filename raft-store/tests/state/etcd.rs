@@ -52,13 +52,19 @@ fn users(file: &mut BoltFile) -> [Element; 2] {
             range_end: "b".into(),
         }],
     };
+    let mut inverted = role.clone();
+    inverted.key_permission[0].key = "c".into();
+    inverted.name = "nothing".into();
     let user = authpb::User {
         name: "root".into(),
         password: "$2a$10$hash".into(),
         roles: vec!["root".into(), "reader".into()],
         options: None,
     };
-    let roles = file.leaf(&[Element::new("reader", role.encode_to_vec())]);
+    let roles = file.leaf(&[
+        Element::new("nothing", inverted.encode_to_vec()),
+        Element::new("reader", role.encode_to_vec()),
+    ]);
     let users = [Element::new("root", user.encode_to_vec())];
     [Element::bucket("authRoles", roles), Element::inline("authUsers", &users)]
 }
@@ -146,10 +152,12 @@ fn everything_in_a_snapshot_is_taken_over() {
     assert_eq!(root.roles, ["reader", "root"], "in our order");
     let reader = auth::role(&state.reader, "reader").unwrap().unwrap();
     assert_eq!(reader.permissions.len(), 1);
+    let nothing = auth::role(&state.reader, "nothing").unwrap().unwrap();
+    assert_eq!((nothing.permissions.len(), restored.reduced_roles), (0, vec!["nothing".into()]));
 
     let file = BackupFile::open(&dir.path().join("file"), Check::Skip, &mut |_, _| {}).unwrap();
     let status = file.status().unwrap();
-    assert_eq!((status.revision, status.keys, status.version.as_str()), (7, 15, "3.6.0"));
+    assert_eq!((status.revision, status.keys, status.version.as_str()), (7, 16, "3.6.0"));
     assert_eq!(status.bytes, snapshot().len() as u64);
 }
 

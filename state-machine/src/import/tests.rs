@@ -201,25 +201,29 @@ fn what_cannot_be_is_refused() {
         let refused = rows.update(|overlay| import.change(overlay, &bad));
         assert!(matches!(refused, Err(ImportError::Impossible(_))), "{bad:?}");
     }
-    let all = |key: &'static str, range_end: &'static str| RoleRow {
-        permissions: vec![Permission {
-            kind: PermissionKind::Read,
-            key: key.into(),
-            range_end: range_end.into(),
-        }],
-    };
     let mut import = Import::new(None);
     let mut rows = MemoryRows::default();
-    let role = all("a", "b");
-    rows.update(|overlay| import.role(overlay, "r", role.clone())).unwrap();
-    assert_eq!(auth::role(&rows, "r").unwrap(), Some(role));
-    for (name, role) in [("", all("a", "")), ("r", all("", "")), ("r", all("b", "a"))] {
-        assert!(rows.update(|overlay| import.role(overlay, name, role)).is_err());
-    }
+    assert!(rows.update(|overlay| import.role(overlay, "", RoleRow::default())).is_err());
     assert!(rows.update(|overlay| import.user(overlay, "", UserRow::default())).is_err());
     for (id, ttl) in [(0, 5), (7, 0), (7, TTL_SECONDS_MAX + 1)] {
         let mut rows = MemoryRows::default();
         let refused = rows.update(|overlay| Import::new(None).lease(overlay, id, ttl));
         assert!(matches!(refused, Err(ImportError::Impossible(_))), "{id} {ttl}");
     }
+}
+
+#[test]
+fn permissions_for_no_keys_are_left_out() {
+    let reads = |key: &'static str, range_end: &'static str| Permission {
+        kind: PermissionKind::Read,
+        key: key.into(),
+        range_end: range_end.into(),
+    };
+    let right = [reads("a", ""), reads("b", "\0"), reads("c", "d")];
+    let empty = [reads("", ""), reads("", "z"), reads("", "\0"), reads("b", "a"), reads("b", "b")];
+    let mut import = Import::new(None);
+    let mut rows = MemoryRows::default();
+    let role = RoleRow { permissions: empty.into_iter().chain(right.clone()).collect() };
+    assert_eq!(rows.update(|overlay| import.role(overlay, "r", role)).unwrap(), 5);
+    assert_eq!(auth::role(&rows, "r").unwrap().unwrap().permissions, right);
 }
