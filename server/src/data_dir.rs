@@ -1,9 +1,17 @@
-//! The directories of a member's data: nobody but their owner may write there, and by default nobody else reads.
+//! The directories of a member's data: nobody but their owner may write there, by default nobody else reads, and
+//! an etcd's are not taken for empty ones.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// etcd's database below its data directory.
+const ETCD_DATABASE: &str = "member/snap/db";
+/// etcd's log below its data directory, unless it has a directory of its own.
+const ETCD_LOG: &str = "member/wal";
+/// Ending of the names of its files.
+const ETCD_LOG_FILE: &str = "wal";
 
 /// What a directory is created with.
 const MODE: u32 = 0o700;
@@ -54,6 +62,33 @@ pub(crate) fn check(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// What of an etcd's is in these directories, `None` if nothing is. Such a member would begin beside it, with
+/// an empty store.
+///
+/// # Errors
+/// Whatever the system reports.
+pub(crate) fn of_etcd(data_dir: &Path, wal_dir: Option<&Path>) -> io::Result<Option<PathBuf>> {
+    let database = data_dir.join(ETCD_DATABASE);
+    if database.try_exists()? {
+        return Ok(Some(database));
+    }
+    let below = data_dir.join(ETCD_LOG);
+    for dir in [Some(below.as_path()), wal_dir].into_iter().flatten() {
+        let entries = match fs::read_dir(dir) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
+        };
+        for entry in entries {
+            let path = entry?.path();
+            if path.extension().is_some_and(|ending| ending == ETCD_LOG_FILE) {
+                return Ok(Some(path));
+            }
+        }
+    }
+    Ok(None)
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs::Permissions;
@@ -85,5 +120,25 @@ mod tests {
                 assert!(error.to_string().contains(&format!("mode {mode:o}")), "{error}");
             }
         }
+    }
+
+    #[test]
+    fn what_an_etcd_left_is_found() {
+        let root = tempfile::tempdir().unwrap();
+        let (data, wal) = (root.path().join("data"), root.path().join("wal"));
+        let found = || of_etcd(&data, Some(&wal)).unwrap();
+        assert_eq!(found(), None, "nothing is there");
+        create(&data.join("member/snap")).unwrap();
+        for dir in [data.join(ETCD_LOG), wal.clone()] {
+            create(&dir).unwrap();
+            fs::write(dir.join("0000000000000001.segment"), "").unwrap();
+            assert_eq!(found(), None, "our own log may be anywhere");
+            let file = dir.join("0000000000000000-0000000000000000.wal");
+            fs::write(&file, "").unwrap();
+            assert_eq!(found(), Some(file.clone()));
+            fs::remove_file(file).unwrap();
+        }
+        fs::write(data.join(ETCD_DATABASE), "").unwrap();
+        assert_eq!(found(), Some(data.join(ETCD_DATABASE)));
     }
 }

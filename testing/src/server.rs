@@ -141,7 +141,7 @@ impl Server {
             .args(["--initial-cluster", &self.cluster])
             .args(self.patience())
             .arg("--data-dir")
-            .arg(self.dir.path().join("data"))
+            .arg(self.data_dir())
             .args(&self.tls)
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("the log file"))
@@ -167,7 +167,12 @@ impl Server {
     /// Ends the process and takes its data away: what starts next knows nothing.
     pub fn forget(&mut self) {
         self.kill();
-        std::fs::remove_dir_all(self.dir.path().join("data")).expect("the data can be removed");
+        std::fs::remove_dir_all(self.data_dir()).expect("the data can be removed");
+    }
+
+    /// Where its data is.
+    pub fn data_dir(&self) -> PathBuf {
+        self.dir.path().join("data")
     }
 
     /// Id of the process, which must run.

@@ -1,6 +1,7 @@
 //! From a real etcd to us: its snapshot is restored, and everything in it is as it was.
 
-use std::path::PathBuf;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::process::Output;
 
 use conclave_client::{Client, Watcher, mvccpb::Event};
@@ -10,7 +11,7 @@ use crate::{
     CONCLAVE, PATIENCE,
     compare::has_etcdctl,
     programs, run,
-    server::{Server, program},
+    server::{Server, free_port, program},
     snapshot::{must, path, restore, start, text},
 };
 
@@ -208,6 +209,41 @@ fn users_and_roles_come_along_from(program: PathBuf) {
         assert_eq!(shown(&new), shown(&endpoint), "{line}");
     }
     running.stop();
+}
+
+/// Every file and directory below, with the bytes of files.
+fn content(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut dirs = vec![dir.to_owned()];
+    while let Some(dir) = dirs.pop() {
+        for entry in std::fs::read_dir(&dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                dirs.push(path.clone());
+            }
+            let bytes = std::fs::read(&path).unwrap_or_default();
+            found.insert(path, bytes);
+        }
+    }
+    found
+}
+
+#[test]
+fn the_directory_of_an_etcd_is_refused_as_it_is() {
+    let Some(mut old) = etcd("the_directory_of_an_etcd_is_refused_as_it_is") else { return };
+    must("etcdctl", &old.endpoint(), &["put", "a", "1"]);
+    old.kill();
+    let before = content(&old.data_dir());
+    let data_dir = format!("--data-dir={}", old.data_dir().display());
+    let [client, peer] = [free_port(), free_port()].map(|port| format!("http://127.0.0.1:{port}"));
+    let listen = format!("--listen-client-urls={client}");
+    let arguments = ["server", &data_dir, &listen, "--advertise-client-urls", &client];
+    let peers = format!("--listen-peer-urls={peer}");
+    let output = run(CONCLAVE, "", &[&arguments[..], &[&peers]].concat(), "");
+    assert_eq!(output.status.code(), Some(1));
+    let said = text(&output.stderr);
+    assert!(said.contains("is an etcd's (it has ") && said.contains("snapshot restore"), "{said}");
+    assert!(content(&old.data_dir()) == before, "nothing was added, changed or removed");
 }
 
 #[test]

@@ -74,6 +74,7 @@ pub(super) async fn open(settings: Arc<Settings>, clients: Handle) -> Result<Ope
 }
 
 fn open_state(settings: &Settings, clients: Handle) -> Result<Opened, StartError> {
+    refuse_etcds(settings)?;
     data_dir::create(&settings.data_dir)?;
     data_dir::check(&settings.data_dir)?;
     data_dir::check(&settings.log_dir())?;
@@ -121,6 +122,16 @@ fn open_state(settings: &Settings, clients: Handle) -> Result<Opened, StartError
         late,
         counts,
     })
+}
+
+/// A directory of ours stays ours, whatever else is in it.
+fn refuse_etcds(settings: &Settings) -> Result<(), StartError> {
+    let dir = &settings.data_dir;
+    let found = data_dir::of_etcd(dir, settings.wal_dir.as_deref())?;
+    match found.filter(|_| !settings.state_dir().exists()) {
+        Some(found) => Err(BootstrapError::OfEtcd { dir: dir.clone(), found }.into()),
+        None => Ok(()),
+    }
 }
 
 /// Continues watching where the stored state ends.

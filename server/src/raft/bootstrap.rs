@@ -93,6 +93,19 @@ pub enum BootstrapError {
          backup again"
     )]
     Unrestored(PathBuf),
+    /// The directory is an etcd's.
+    #[error(
+        "the data directory {dir} is an etcd's (it has {found}), and this is Conclave, which would begin \
+         beside it with an empty store. To take the data over, start that etcd, save it (etcdctl snapshot \
+         save FILE), and restore the file into a new directory (conclave snapshot restore FILE \
+         --data-dir=DIR), see docs/backup.md; to begin without it, give another --data-dir"
+    )]
+    OfEtcd {
+        /// The directory.
+        dir: PathBuf,
+        /// What of an etcd's was found.
+        found: PathBuf,
+    },
     /// One of the two stores is gone.
     #[error(
         "the data directory has a {present} but no {absent}: a member that has lost part of its \
