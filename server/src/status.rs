@@ -192,6 +192,11 @@ pub(crate) fn no_answer() -> Status {
     Status::internal("conclave: the call ended without an answer")
 }
 
+/// The end of a stream whose client took nothing of it for long.
+pub(crate) fn not_taken() -> Status {
+    Status::deadline_exceeded("conclave: the answers were not taken in time")
+}
+
 /// The status in HTTP for a code, as in grpc-gateway.
 pub(crate) fn http(code: Code) -> StatusCode {
     match code {

@@ -9,7 +9,7 @@
 //! | `queue` | what locks and elections share: who came first |
 //! | `carried` | work that does not end with whoever asked for it |
 //! | `check`, `limits` | what a request must be, and may cost |
-//! | `convert`, `stream_end` | answers as messages, ends of streams |
+//! | `convert`, `stream_end`, `taken` | answers as messages, ends of streams, streams nobody takes |
 
 mod auth;
 mod carried;
@@ -30,6 +30,7 @@ mod range_stream;
 pub(crate) mod reflection;
 mod snapshot;
 pub(crate) mod stream_end;
+mod taken;
 pub mod watch;
 
 use std::sync::Arc;

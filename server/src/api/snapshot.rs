@@ -1,9 +1,9 @@
 //! `Maintenance.Snapshot`: the state of this member as one stream of bytes, as fast as the client
-//! takes them. Of any member: what was acknowledged before the call is in it, unless the member cannot
+//! takes them, if it takes any. Of any member: what was acknowledged before the call is in it, unless the member cannot
 //! reach the others; then it is what the member has.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use conclave_proto::etcdserverpb as etcd;
 use conclave_raft_store::backup::{Backup, Piece};
@@ -13,13 +13,15 @@ use tonic::{Request, Status};
 
 use super::context::{Context, must_have_leader};
 use super::kv::off_thread;
-use super::stream_end;
+use super::{stream_end, taken};
 use crate::metrics::Answers;
 use crate::status::{self, Fault};
 use crate::version;
 
 /// Most snapshots under way: each holds files that the store would delete otherwise.
 pub(crate) const SNAPSHOTS_MAX: usize = 4;
+/// How long one goes on whose client takes nothing: others may wait for its place, and the store for its files.
+const STANDSTILL_MAX: Duration = Duration::from_secs(5 * 60);
 /// Pieces (of 32 KiB) that are read at a time.
 const PIECES_MAX: usize = 16;
 
@@ -59,7 +61,8 @@ pub(crate) async fn open(
     let pieces = stream::try_unfold(sending, next).map_ok(|pieces| {
         stream::iter(pieces.into_iter().map(|piece| Ok::<_, Status>(answer(piece))))
     });
-    Ok(stream_end::guard(context, Box::pin(pieces.try_flatten()), must_have_leader))
+    let pieces = taken::patiently(pieces.try_flatten(), STANDSTILL_MAX, &context.background);
+    Ok(stream_end::guard(context, pieces, must_have_leader))
 }
 
 async fn next(mut sending: Sending) -> Result<Option<(Vec<Piece>, Sending)>, Status> {
