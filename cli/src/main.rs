@@ -34,6 +34,7 @@ mod stop;
 use std::{env, path::Path, process::ExitCode};
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
+use conclave_server::config::{etcd_version_text, version_text};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::{
@@ -52,15 +53,15 @@ fn main() -> ExitCode {
         env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
     let program = arguments.first().map(Path::new).and_then(Path::file_stem);
     match program.and_then(|name| name.to_str()) {
-        Some("etcd") => server::main(arguments.split_off(1)),
+        Some("etcd") => server::main(arguments.split_off(1), etcd_version_text),
         Some("etcdctl" | "etcdutl") => match parse::<Etcdctl>(arguments) {
             Ok(Etcdctl { global, verb }) => finish(block_on(verb.run(&global, Flavor::Etcdctl))),
             // etcdctl's own code for a command line it does not understand.
             Err(error) => refuse(&error, 1),
         },
         _ => match arguments.get(1).map(String::as_str) {
-            Some("server") => server::main(arguments.split_off(2)),
-            Some("--version" | "-V") => server::main(vec!["--version".to_owned()]),
+            Some("server") => server::main(arguments.split_off(2), version_text),
+            Some("--version" | "-V") => server::main(vec!["--version".to_owned()], version_text),
             _ => match parse::<Conclave>(arguments) {
                 Ok(conclave) => finish(conclave.run()),
                 Err(error) => refuse(&error, 2),

@@ -14,14 +14,14 @@ use crate::{
 /// How long the end of the process waits for what blocks a thread.
 const EXIT_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Does what the flags and the environment ask for.
-pub(crate) fn main(flags: Vec<String>) -> ExitCode {
+/// Does what the flags and the environment ask for; `version` is the text of the program's name.
+pub(crate) fn main(flags: Vec<String>, version: fn() -> String) -> ExitCode {
     let environment = env::vars_os().map(|(name, value)| {
         (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned())
     });
     let done = match config::parse(flags, environment) {
         Ok(Invocation::Run(settings)) => run(*settings),
-        Ok(Invocation::Version) => write(config::version_text().as_bytes()),
+        Ok(Invocation::Version) => write(version().as_bytes()),
         Ok(Invocation::Help) => write(config::usage().as_bytes()),
         Err(error) => {
             complain(&format!("error verifying flags, {error}. See 'conclave server --help'."));

@@ -1,4 +1,4 @@
-//! Values as Go's packages read them.
+//! Values as Go's packages read them, and Go's words.
 
 use std::time::Duration;
 
@@ -15,6 +15,15 @@ const UNITS: [(&str, u64); 8] = [
 ];
 /// Digits behind the point that are looked at: later ones are no nanosecond of any unit.
 const FRACTION_DIGITS_MAX: usize = 15;
+
+/// `GOARCH` of this program.
+pub(super) fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
 
 /// What `ParseBool` knows: the value of a switch, `None` if it is none.
 pub fn boolean(text: &str) -> Option<bool> {

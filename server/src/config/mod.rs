@@ -47,7 +47,7 @@ pub use urls::{ListenUrl, Place};
 pub enum Invocation {
     /// Start with these settings.
     Run(Box<Settings>),
-    /// Print [`version_text`] and exit.
+    /// Print [`version_text`], or [`etcd_version_text`] if called by that name, and exit.
     Version,
     /// Print [`usage`] and exit.
     Help,
@@ -168,6 +168,18 @@ pub fn version_text() -> String {
         crate::version::ETCD,
         std::env::consts::OS,
         std::env::consts::ARCH,
+    )
+}
+
+/// The text of `etcd --version`: etcd's four lines, of which scripts take the first, and whose program it is.
+pub fn etcd_version_text() -> String {
+    format!(
+        "etcd Version: {}\nGit SHA: Not provided\nGo Version: none, this is Rust\nGo OS/Arch: {}/{}\n\
+         Conclave Version: {}, which follows that etcd\n",
+        crate::version::ETCD,
+        std::env::consts::OS,
+        go::architecture(),
+        crate::version::CONCLAVE,
     )
 }
 

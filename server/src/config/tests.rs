@@ -424,6 +424,12 @@ fn a_broken_initial_cluster_is_refused() {
 fn version_names_etcds_version_on_a_line() {
     assert!(matches!(parse_with(&["--version"], &[]), Ok(Invocation::Version)));
     assert!(version_text().lines().any(|line| line == "etcd Version: 3.7.1"));
+    let text = etcd_version_text();
+    let names: Vec<&str> =
+        text.lines().map(|line| line.split_once(": ").expect("name and value").0).collect();
+    let theirs = ["etcd Version", "Git SHA", "Go Version", "Go OS/Arch"];
+    assert_eq!(names, [&theirs[..], &["Conclave Version"]].concat(), "etcd's lines, then ours");
+    assert!(text.starts_with("etcd Version: 3.7.1\n"), "{text}");
     assert!(usage().contains("--listen-client-urls"));
 }
 
