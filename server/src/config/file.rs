@@ -1,5 +1,5 @@
-//! `--config-file`: etcd's YAML, whose keys are the names of the flags, except inside the two blocks of
-//! TLS. With it, other flags and variables do not count.
+//! `--config-file`: etcd's YAML, whose keys are the names of the flags, except inside the blocks of
+//! TLS and sockets. With it, other flags and variables do not count.
 
 use std::path::Path;
 
@@ -13,7 +13,11 @@ const FLAG: &str = "config-file";
 /// A block and the flags that its keys stand for.
 type Block = (&'static str, &'static [(&'static str, &'static str)]);
 
-const BLOCKS: [Block; 2] = [
+const BLOCKS: [Block; 3] = [
+    (
+        "socket-options",
+        &[("reuse-port", "socket-reuse-port"), ("reuse-address", "socket-reuse-address")],
+    ),
     (
         "client-transport-security",
         &[
@@ -159,7 +163,7 @@ mod tests {
             "name: 'n1'\nheartbeat-interval: 200\nlog-outputs: [stderr]\ngrpc-keepalive-timeout: \
              5000000000\npre-vote: true\ndiscovery:\nproxy: 'off'\nlisten-client-url: x\n\
              client-transport-security:\n  cert-file: a.pem\n  client-cert-auth: true\n  cert: b\n\
-             peer-transport-security:\n  allowed-cn: [a, b]\n",
+             peer-transport-security:\n  allowed-cn: [a, b]\nsocket-options:\n  reuse-port: true\n",
         )
         .unwrap();
         let values: Vec<(&str, &str)> =
@@ -176,6 +180,7 @@ mod tests {
                 ("peer-cert-allowed-cn", "a,b"),
                 ("pre-vote", "true"),
                 ("proxy", "off"),
+                ("socket-reuse-port", "true"),
             ]
         );
         let mut warnings = raw.warnings;

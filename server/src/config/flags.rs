@@ -18,6 +18,10 @@ pub(super) enum Standing {
     Always(&'static str),
     /// Accepted only with this value, which is what we do anyway; otherwise not supported yet.
     Only(&'static str),
+    /// Nothing, as in etcd, which takes it with any value or none.
+    Ignored,
+    /// Not supported, and what to use instead; harmless with its default.
+    Instead(&'static str),
     /// Not supported yet.
     Later,
 }
@@ -61,6 +65,15 @@ const fn later(name: &'static str) -> Flag {
     flag(name, Standing::Later)
 }
 
+/// etcd's discovery service, but for what says where it is.
+const fn discovery(name: &'static str, default: &'static str) -> Flag {
+    Flag { default, ..flag(name, Standing::Instead(BY_LIST)) }
+}
+
+const fn ignored(name: &'static str) -> Flag {
+    Flag { is_switch: true, ..flag(name, Standing::Ignored) }
+}
+
 const fn no_effect(name: &'static str, reason: &'static str) -> Flag {
     flag(name, Standing::NoEffect(reason))
 }
@@ -97,6 +110,10 @@ pub(super) const GRADUATED: [&str; 20] = [
     "warning-unary-request-duration",
     "watch-progress-notify-interval",
 ];
+/// What does what the discovery service is for.
+pub(super) const BY_LIST: &str = "use --initial-cluster or --discovery-srv";
+/// What is said of a flag that etcd ignores, too.
+pub(super) const IGNORED: &str = "etcd ignores it, too";
 const NO_BBOLT: &str = "there is no bbolt backend whose transactions could be batched";
 const NO_LOOP: &str = "nothing here connects to its own client port";
 const NO_V2: &str = "there is no v2 store";
@@ -163,9 +180,20 @@ pub(super) const FLAGS: &[Flag] = &[
     ),
     used("initial-cluster-state", "new", "new or existing"),
     used("initial-cluster-token", "etcd-cluster", "distinguishes clusters with equal URLs"),
-    later("discovery"),
-    later("discovery-token"),
-    later("discovery-endpoints"),
+    discovery("discovery", ""),
+    discovery("discovery-token", ""),
+    discovery("discovery-endpoints", ""),
+    discovery("discovery-dial-timeout", "2s"),
+    discovery("discovery-request-timeout", "5s"),
+    discovery("discovery-keepalive-time", "2s"),
+    discovery("discovery-keepalive-timeout", "6s"),
+    Flag { is_switch: true, ..discovery("discovery-insecure-transport", "true") },
+    Flag { is_switch: true, ..discovery("discovery-insecure-skip-tls-verify", "false") },
+    discovery("discovery-cert", ""),
+    discovery("discovery-key", ""),
+    discovery("discovery-cacert", ""),
+    discovery("discovery-user", ""),
+    discovery("discovery-password", ""),
     used("discovery-srv", "", "domain whose SRV records name the first members"),
     used("discovery-srv-name", "", "suffix of the SRV service"),
     used("discovery-dns-server", "", "DNS server for that, if not the system's (not an etcd flag)"),
@@ -260,7 +288,8 @@ pub(super) const FLAGS: &[Flag] = &[
     used("log-level", "info", "debug, info, warn, error"),
     used("log-outputs", "default", "default, stderr, stdout or paths of files"),
     used("log-format", "json", "json or console"),
-    only("logger", "zap", "name of etcd's logger, accepted for compatibility"),
+    used("logger", "zap", "name of etcd's logger, zap or capnslog, which changes nothing"),
+    no_effect("log-output", "it is --log-outputs that is honoured"),
     switch("enable-log-rotation", Standing::Used, "false", "begin a new log file when one is full"),
     used("log-rotation-config-json", "{\"maxsize\":100}", "MB of a file, days and files kept"),
     used("metrics", "basic", "basic, or extensive for the durations of calls"),
@@ -293,6 +322,20 @@ pub(super) const FLAGS: &[Flag] = &[
     no_effect("log-package-levels", "all that is logged has the level of --log-level"),
     switch_without_effect("enable-v2", NO_V2),
     switch_without_effect("memory-mlock", "no file of the store is mapped into memory"),
+    // What etcd has had since version 2 and shows nobody.
+    ignored("cluster-active-size"),
+    ignored("cluster-remove-delay"),
+    ignored("cluster-sync-interval"),
+    ignored("config"),
+    ignored("force"),
+    ignored("max-result-buffer"),
+    ignored("max-retry-attempts"),
+    ignored("peer-election-timeout"),
+    ignored("peer-heartbeat-interval"),
+    ignored("retry-interval"),
+    ignored("snapshot"),
+    ignored("v"),
+    ignored("vv"),
     later("peer-skip-client-verify"),
     later("watch-progress-notify-interval-jitter"),
     // The registry (not etcd flags).
@@ -431,9 +474,19 @@ fn read_environment(
 fn check_standing(raw: &mut Raw) -> Result<(), ConfigError> {
     for (name, value) in &raw.values {
         let flag = find(name).expect("invariant: only names of the table are stored");
-        let is_off = flag.is_switch && !value.is_empty() && !raw.switch(flag.name)?;
+        // An empty value is the default, and an ignored one may be anything.
+        let has_value = !value.is_empty() && flag.standing != Standing::Ignored;
+        let is_off = flag.is_switch && has_value && !raw.switch(flag.name)?;
         match flag.standing {
             Standing::Used => {}
+            Standing::Ignored => {
+                raw.warnings.push(format!("--{name} has no effect: {IGNORED}"));
+            }
+            Standing::Only(_) | Standing::Instead(_) | Standing::Later if !has_value => {}
+            Standing::Instead(_) if value == flag.default => {}
+            Standing::Instead(advice) => {
+                return Err(ConfigError::NotSupported { flag: flag.name, advice });
+            }
             Standing::Always(reason) if is_off => {
                 raw.warnings.push(format!("--{name}={value} has no effect: {reason}"));
             }

@@ -10,6 +10,8 @@ use super::settings::{LogFormat, LogOutput, LogRotation, LogSettings};
 
 const OUTPUTS: &str = "log-outputs";
 const ROTATION: &str = "log-rotation-config-json";
+/// etcd speaks to it itself.
+const JOURNAL: &str = "systemd/journal";
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const MEGABYTE: u64 = 1024 * 1024;
 
@@ -31,7 +33,7 @@ impl Default for RotationJson {
 }
 
 /// Gives the flags of the log their types.
-pub(super) fn settings(raw: &Raw) -> Result<LogSettings, ConfigError> {
+pub(super) fn settings(raw: &mut Raw) -> Result<LogSettings, ConfigError> {
     let is_debug = raw.text("log-level").is_none() && raw.switch("debug")?;
     let level = match if is_debug { "debug" } else { raw.value("log-level") } {
         "debug" => tracing::Level::DEBUG,
@@ -48,20 +50,34 @@ pub(super) fn settings(raw: &Raw) -> Result<LogSettings, ConfigError> {
         "console" => LogFormat::Console,
         other => return Err(invalid("log-format", other, "expected json or console")),
     };
-    let outputs = outputs(raw)?;
+    let outputs = outputs(raw);
+    check_logger(raw)?;
     let rotation = rotation(raw, &outputs)?;
     Ok(LogSettings { level, format, outputs, rotation })
 }
 
-fn outputs(raw: &Raw) -> Result<Vec<LogOutput>, ConfigError> {
+/// What etcd up to 3.4 and from then on calls its logger.
+fn check_logger(raw: &mut Raw) -> Result<(), ConfigError> {
+    match raw.value("logger") {
+        "zap" => Ok(()),
+        "capnslog" => {
+            raw.warnings.push("--logger=capnslog has no effect: see --log-format".to_owned());
+            Ok(())
+        }
+        other => Err(invalid("logger", other, "expected zap or capnslog")),
+    }
+}
+
+fn outputs(raw: &mut Raw) -> Vec<LogOutput> {
     let mut outputs = Vec::new();
+    let mut is_journal = false;
     for name in raw.list(OUTPUTS) {
         let output = match name {
             "default" | "stderr" => LogOutput::Stderr,
             "stdout" => LogOutput::Stdout,
-            "systemd/journal" => {
-                let reason = "use stderr: systemd hands it to the journal";
-                return Err(invalid(OUTPUTS, name, reason));
+            JOURNAL => {
+                is_journal = true;
+                LogOutput::Stderr
             }
             path => LogOutput::File(PathBuf::from(path)),
         };
@@ -72,10 +88,14 @@ fn outputs(raw: &Raw) -> Result<Vec<LogOutput>, ConfigError> {
     if outputs.is_empty() {
         outputs.push(LogOutput::Stderr);
     }
-    Ok(outputs)
+    if is_journal {
+        let reason = "systemd hands it to the journal";
+        raw.warnings.push(format!("--{OUTPUTS}={JOURNAL} is taken for stderr: {reason}"));
+    }
+    outputs
 }
 
-fn rotation(raw: &Raw, outputs: &[LogOutput]) -> Result<Option<LogRotation>, ConfigError> {
+fn rotation(raw: &mut Raw, outputs: &[LogOutput]) -> Result<Option<LogRotation>, ConfigError> {
     if !raw.switch("enable-log-rotation")? {
         return Ok(None);
     }
@@ -84,15 +104,19 @@ fn rotation(raw: &Raw, outputs: &[LogOutput]) -> Result<Option<LogRotation>, Con
             "--{OUTPUTS} requires a single file path when --enable-log-rotation is set"
         )));
     }
-    let text = raw.value(ROTATION);
+    let text = &raw.value(ROTATION).to_owned();
     let json: RotationJson =
         serde_json::from_str(text).map_err(|error| invalid(ROTATION, text, &error.to_string()))?;
-    if json.localtime || json.compress {
-        let reason = "localtime and compress are not supported: names are in UTC, files plain";
-        return Err(invalid(ROTATION, text, reason));
-    }
     if json.maxsize == 0 {
         return Err(invalid(ROTATION, text, "maxsize must be above 0"));
+    }
+    for (is_asked, name, what_is) in [
+        (json.localtime, "localtime", "names of files are in UTC"),
+        (json.compress, "compress", "files stay plain"),
+    ] {
+        if is_asked {
+            raw.warnings.push(format!("--{ROTATION}: {name} has no effect: {what_is}"));
+        }
     }
     Ok(Some(LogRotation {
         bytes_max: json.maxsize.saturating_mul(MEGABYTE),

@@ -76,6 +76,14 @@ pub enum ConfigError {
     /// A flag of etcd's whose feature does not exist here yet.
     #[error("--{0} is not supported yet")]
     NotSupportedYet(&'static str),
+    /// A flag of etcd's for what is done in another way here.
+    #[error("--{flag} is not supported: {advice}")]
+    NotSupported {
+        /// The flag.
+        flag: &'static str,
+        /// What to do instead.
+        advice: &'static str,
+    },
     /// A flag of etcd's of which one value exists here so far.
     #[error("--{flag} is not supported yet with a value other than {supported:?}")]
     OnlyValue {
@@ -131,6 +139,7 @@ impl ConfigError {
             Self::UnknownFlag { .. } | Self::MissingValue(_) | Self::Malformed { .. } => 2,
             Self::NotAFlag(_)
             | Self::NotSupportedYet(_)
+            | Self::NotSupported { .. }
             | Self::OnlyValue { .. }
             | Self::Shadowed { .. }
             | Self::TwoVariables { .. }

@@ -42,8 +42,8 @@ pub(super) fn settings(mut raw: Raw) -> Result<Settings, ConfigError> {
         membership: membership(&raw)?,
         checks: checks(&raw, gates)?,
         limits: limits(&raw)?,
-        auth: auth(&raw)?,
-        log: logs::settings(&raw)?,
+        auth: auth(&mut raw)?,
+        log: logs::settings(&mut raw)?,
         trace: trace(&raw)?,
         slow: slow(&raw)?,
         gates,
@@ -151,16 +151,23 @@ fn raft(raw: &Raw) -> Result<RaftSettings, ConfigError> {
              {ELECTION_TIMEOUT_MAX_MS}ms"
         )));
     }
-    let snapshot_count: u64 = raw.number("snapshot-count")?;
-    if snapshot_count == 0 {
-        return Err(invalid("snapshot-count", "0", "must be above 0"));
-    }
+    // As in etcd.
+    let snapshot_count = match raw.number("snapshot-count")? {
+        0 => default_number("snapshot-count"),
+        count => count,
+    };
     Ok(RaftSettings {
         heartbeat_interval: Duration::from_millis(heartbeat_ms),
         election_timeout: Duration::from_millis(election_ms),
         snapshot_count,
         snapshot_catchup_entries: raw.number("snapshot-catchup-entries")?,
     })
+}
+
+/// What a number is if nobody says.
+fn default_number<T: FromStr>(flag: &str) -> T {
+    let flag = flags::find(flag).expect("invariant: only flags of the table are asked for");
+    flag.default.parse().ok().expect("invariant: the default of a number is one")
 }
 
 fn milliseconds(raw: &Raw, flag: &'static str) -> Result<u64, ConfigError> {
@@ -276,7 +283,7 @@ fn limits(raw: &Raw) -> Result<Limits, ConfigError> {
     })
 }
 
-fn auth(raw: &Raw) -> Result<AuthSettings, ConfigError> {
+fn auth(raw: &mut Raw) -> Result<AuthSettings, ConfigError> {
     let token = raw.value("auth-token");
     let jwt = match token.split_once(',').unwrap_or((token, "")) {
         ("simple", "") => None,
@@ -287,12 +294,22 @@ fn auth(raw: &Raw) -> Result<AuthSettings, ConfigError> {
     if ttl_seconds == 0 {
         return Err(invalid("auth-token-ttl", "0", "must be above 0"));
     }
-    let bcrypt_cost = raw.number("bcrypt-cost")?;
-    if !BCRYPT_COSTS.contains(&bcrypt_cost) {
-        let reason = format!("must be {} to {}", BCRYPT_COSTS.start(), BCRYPT_COSTS.end());
-        return Err(invalid("bcrypt-cost", &bcrypt_cost.to_string(), &reason));
+    let token_ttl = Duration::from_secs(ttl_seconds.into());
+    Ok(AuthSettings { token_ttl, bcrypt_cost: bcrypt_cost(raw)?, jwt })
+}
+
+/// As in etcd one that bcrypt does not know is none.
+fn bcrypt_cost(raw: &mut Raw) -> Result<u32, ConfigError> {
+    const FLAG: &str = "bcrypt-cost";
+    let cost = raw.number(FLAG)?;
+    if BCRYPT_COSTS.contains(&cost) {
+        return Ok(cost);
     }
-    Ok(AuthSettings { token_ttl: Duration::from_secs(ttl_seconds.into()), bcrypt_cost, jwt })
+    let (least, most) = (BCRYPT_COSTS.start(), BCRYPT_COSTS.end());
+    let default = default_number(FLAG);
+    raw.warnings
+        .push(format!("--{FLAG}={cost} is taken for {default}: it must be {least} to {most}"));
+    Ok(default)
 }
 
 /// `pub-key=FILE,priv-key=FILE,sign-method=RS256,ttl=5m`

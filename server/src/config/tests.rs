@@ -66,7 +66,10 @@ fn switches_are_spelled_as_in_go() {
         (["0", "f", "F", "false", "FALSE", "False"], false),
     ] {
         for value in values {
-            for flag in flags::FLAGS.iter().filter(|flag| flag.is_switch) {
+            let standings = [flags::Standing::Ignored, flags::Standing::Instead(flags::BY_LIST)];
+            let is_read =
+                |flag: &&flags::Flag| flag.is_switch && !standings.contains(&flag.standing);
+            for flag in flags::FLAGS.iter().filter(is_read) {
                 let argument = format!("--{}={value}", flag.name);
                 let asked = flags::read([argument.clone()], []);
                 assert!(matches!(asked, Ok(flags::Asked::Run(_))), "{argument}");
@@ -163,6 +166,36 @@ fn flags_of_old_etcds_do_no_harm() {
 }
 
 #[test]
+fn what_etcd_ignores_is_taken_with_any_value() {
+    let given = "--config=a.yml --force --snapshot --v --vv=2 --max-result-buffer=1 \
+                 --max-retry-attempts=3 --retry-interval --cluster-active-size=9 \
+                 --cluster-remove-delay --cluster-sync-interval --peer-heartbeat-interval=3 \
+                 --peer-election-timeout=4 --log-output=stdout --logger=capnslog";
+    let given: Vec<&str> = given.split_whitespace().collect();
+    let warnings = settings(&given, &[]).warnings;
+    assert_eq!(warnings.len(), given.len(), "{warnings:?}");
+    let ignored = "--vv has no effect: etcd ignores it, too";
+    assert!(warnings.iter().any(|warning| warning == ignored), "{warnings:?}");
+    assert!(error(&["--logger=log4j"]).ends_with("expected zap or capnslog"));
+}
+
+#[test]
+fn a_discovery_service_is_not_asked() {
+    let harmless = "--discovery= --discovery-token= --discovery-dial-timeout=2s \
+                    --discovery-insecure-transport --discovery-insecure-skip-tls-verify=false \
+                    --logger= --proxy=";
+    let harmless: Vec<&str> = harmless.split_whitespace().collect();
+    let settings = settings(&harmless, &[]);
+    assert!(settings.warnings.is_empty(), "{:?}", settings.warnings);
+    for flag in ["--discovery=x", "--discovery-endpoints=x", "--discovery-dial-timeout=3s"] {
+        let (name, _) = flag.split_once('=').unwrap();
+        let expected = format!("{name} is not supported: use --initial-cluster or --discovery-srv");
+        assert_eq!(error(&[flag]), expected);
+    }
+    assert_eq!(parse_with(&["--discovery=x"], &[]).unwrap_err().exit_code(), 1);
+}
+
+#[test]
 fn the_usage_text_has_a_line_of_one_form_for_every_flag() {
     let usage = usage();
     for flag in flags::FLAGS.iter().filter(|flag| !flag.help.is_empty()) {
@@ -202,6 +235,8 @@ fn documented_so(flag: &flags::Flag) -> String {
     let meaning = match flag.standing {
         Standing::Used | Standing::Always(_) | Standing::Only(_) => flag.help.to_owned(),
         Standing::NoEffect(reason) => format!("no effect: {reason} "),
+        Standing::Ignored => format!("no effect: {} ", flags::IGNORED),
+        Standing::Instead(advice) => format!("not supported: {advice} "),
         Standing::Later => "not supported yet ".to_owned(),
     };
     let variable = flag.name.to_ascii_uppercase().replace('-', "_");
@@ -241,7 +276,7 @@ fn unknown_flags_are_refused_and_unknown_variables_warned_about() {
 
 #[test]
 fn flags_of_later_features_are_refused_by_name() {
-    for flag in ["discovery", "peer-skip-client-verify"] {
+    for flag in ["watch-progress-notify-interval-jitter", "peer-skip-client-verify"] {
         assert_eq!(error(&[&format!("--{flag}=x")]), format!("--{flag} is not supported yet"));
     }
     settings(&["--client-cert-auth=false", "--auto-compaction-retention=0"], &[]);
@@ -342,7 +377,7 @@ fn negative_numbers_mean_what_etcd_means() {
     assert_eq!(settings(&["--quota-backend-bytes", "-1"], &[]).store.quota_bytes, None);
     assert_eq!(settings(&["--quota-backend-bytes=53248"], &[]).store.quota_bytes, Some(53_248));
     assert!(error(&["--max-request-bytes=-1"]).starts_with("invalid value \"-1\""));
-    assert!(error(&["--snapshot-count=0"]).ends_with("must be above 0"));
+    assert_eq!(settings(&["--snapshot-count=0"], &[]).raft.snapshot_count, 10_000);
 }
 
 #[test]
@@ -505,7 +540,11 @@ fn tokens_are_simple_or_signed() {
         let complaint = error(&[&format!("--auth-token={wrong}")]);
         assert!(complaint.contains("--auth-token"), "{wrong}: {complaint}");
     }
-    assert!(error(&["--bcrypt-cost=3"]).contains("must be 4 to 31"));
+    for cost in ["--bcrypt-cost=3", "--bcrypt-cost=32"] {
+        let settings = settings(&[cost], &[]);
+        assert_eq!(settings.auth.bcrypt_cost, 10);
+        assert_eq!(settings.warnings, [format!("{cost} is taken for 10: it must be 4 to 31")]);
+    }
     assert!(error(&["--auth-token-ttl=0"]).contains("must be above 0"));
 }
 
@@ -547,8 +586,12 @@ fn logs_go_to_files_that_may_be_full() {
     assert_eq!(rotation.age_max, Some(Duration::from_secs(2 * 24 * 60 * 60)));
     assert!(error(&["--enable-log-rotation"]).contains("requires a single file path"));
     let compress = r#"--log-rotation-config-json={"compress":true}"#;
-    assert!(error(&["--log-outputs=/a", "--enable-log-rotation", compress]).contains("compress"));
-    assert!(error(&["--log-outputs=systemd/journal"]).contains("stderr"));
+    let plain = settings(&["--log-outputs=/a", "--enable-log-rotation", compress], &[]);
+    assert!(plain.log.rotation.is_some());
+    assert!(plain.warnings[0].contains("compress has no effect"), "{:?}", plain.warnings);
+    let journal = settings(&["--log-outputs=systemd/journal,stderr"], &[]);
+    assert_eq!(journal.log.outputs, [LogOutput::Stderr]);
+    assert!(journal.warnings[0].contains("is taken for stderr"), "{:?}", journal.warnings);
 }
 
 #[test]
