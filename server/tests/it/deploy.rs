@@ -35,6 +35,15 @@ fn alerts_and_the_board_ask_for_metrics_that_exist() {
     assert!(count > 30, "{count}");
 }
 
+/// A member may speak TLS, or listen elsewhere: whoever starts the container says so by variables.
+#[test]
+fn the_health_check_of_the_image_leaves_the_endpoint_open() {
+    let lines = include_str!("../../../deploy/docker/Dockerfile").lines();
+    let mut check = lines.skip_while(|line| !line.starts_with("HEALTHCHECK")).skip(1);
+    let command = check.next().expect("a command").trim();
+    assert_eq!(command, r#"CMD ["/usr/local/bin/conclave", "endpoint", "health"]"#);
+}
+
 #[test]
 fn every_variable_sets_a_flag() {
     let asked = [
