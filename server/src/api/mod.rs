@@ -77,9 +77,13 @@ pub(crate) fn services(context: Context) -> Services {
     use etcd::maintenance_server::MaintenanceServer;
 
     let receive_bytes_max = context.limits.receive_bytes_max();
-    let kv = KvServer::new(kv::KvService { context: context.clone() })
-        .accept_compressed(COMPRESSION)
-        .max_decoding_message_size(receive_bytes_max);
+    // As in etcd the bound is that of the port, whatever is called.
+    macro_rules! bounded {
+        ($server:expr) => {
+            $server.accept_compressed(COMPRESSION).max_decoding_message_size(receive_bytes_max)
+        };
+    }
+    let kv = bounded!(KvServer::new(kv::KvService { context: context.clone() }));
     let watch_settings = WatchSettings {
         receive_bytes_max,
         progress_interval: context.node.settings().watch_progress_interval,
@@ -98,19 +102,17 @@ pub(crate) fn services(context: Context) -> Services {
         context: context.clone(),
         snapshots: Arc::new(Semaphore::new(snapshot::SNAPSHOTS_MAX)),
     };
-    let lease = LeaseServer::new(lease::LeaseService { context: context.clone() })
-        .accept_compressed(COMPRESSION);
+    let lease = bounded!(LeaseServer::new(lease::LeaseService { context: context.clone() }));
     let cluster = ClusterServer::new(cluster::ClusterService { context: context.clone() });
     let auth = AuthServer::new(auth::AuthService { context: context.clone() });
-    let lock = LockServer::new(lock::LockService { queue: Arc::clone(&queue) })
-        .accept_compressed(COMPRESSION);
+    let lock = bounded!(LockServer::new(lock::LockService { queue: Arc::clone(&queue) }));
     let election = ElectionServer::new(election::ElectionService { queue });
     let others = Routes::new(watch)
-        .add_service(cluster.accept_compressed(COMPRESSION))
-        .add_service(MaintenanceServer::new(maintenance).accept_compressed(COMPRESSION))
-        .add_service(auth.accept_compressed(COMPRESSION))
-        .add_service(election.accept_compressed(COMPRESSION))
-        .add_service(health.accept_compressed(COMPRESSION));
+        .add_service(bounded!(cluster))
+        .add_service(bounded!(MaintenanceServer::new(maintenance)))
+        .add_service(bounded!(auth))
+        .add_service(bounded!(election))
+        .add_service(bounded!(health));
     let others = reflection::add(coordination::add(others, &context)).prepare();
     Services { kv, lease, lock, others }
 }

@@ -7,6 +7,7 @@ use conclave_proto::etcdserverpb as etcd;
 use conclave_proto::etcdserverpb::auth_client::AuthClient;
 use conclave_proto::v1;
 use conclave_proto::v1::counter_service_client::CounterServiceClient;
+use conclave_proto::v3electionpb as pb;
 use futures::StreamExt as _;
 use tonic::{Code, Status};
 
@@ -92,6 +93,22 @@ async fn sizes_that_are_refused_are_counted() {
     assert!(is_full, "a megabyte does not fit");
     let mut kv = full.kv();
     meet(&full, (KV, "Put"), Code::ResourceExhausted, kv.put(put("more", &value))).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_larger_limit_holds_for_every_call() {
+    let server = server(&["--max-request-bytes=10485760"]).await;
+    let value = bytes::Bytes::from(vec![b'v'; 5 << 20]);
+    let granted = server.lease().lease_grant(etcd::LeaseGrantRequest { ttl: 600, id: 0 }).await;
+    let lease = granted.unwrap().into_inner().id;
+    let mut election = server.election().max_decoding_message_size(usize::MAX);
+    let name = bytes::Bytes::from_static(b"e");
+    let campaign = pb::CampaignRequest { name: name.clone(), lease, value: value.clone() };
+    let elected = election.campaign(campaign).await.unwrap().into_inner();
+    let proclaim = pb::ProclaimRequest { leader: elected.leader, value: value.slice(1..) };
+    election.proclaim(proclaim).await.unwrap();
+    let found = election.leader(pb::LeaderRequest { name }).await.unwrap().into_inner();
+    assert_eq!(found.kv.unwrap().value, value.slice(1..));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
