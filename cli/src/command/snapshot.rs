@@ -191,13 +191,8 @@ async fn restore(arguments: RestoreArguments) -> Result<(), Failure> {
         backup::restore(&plan, &mut |done, total| progress.set(done, total))
     });
     let restored = restored.await?.map_err(|error| Failure::error(error.to_string()))?;
-    let Restored { keys, revision_saved, revision, reduced_roles, .. } = restored;
-    for role in reduced_roles {
-        complain(&format!(
-            "Warning: role {role:?} had permissions for no keys (their range ends before it begins); they \
-             gave no right and were left out"
-        ));
-    }
+    warn(&restored);
+    let Restored { keys, revision_saved, revision, .. } = restored;
     let (file, dir) = (file.display(), dir.display());
     let raised = if revision == revision_saved {
         format!("at revision {revision}")
@@ -206,6 +201,23 @@ async fn restore(arguments: RestoreArguments) -> Result<(), Failure> {
     };
     complain(&format!("restored {file} to {dir}: {keys} keys, {raised}"));
     Ok(())
+}
+
+/// What of an etcd's file is not there.
+fn warn(restored: &Restored) {
+    if restored.is_copy {
+        complain(
+            "Warning: this is the database out of an etcd's data directory. What that etcd had acknowledged, \
+             and then in its WAL only, is missing, unless it was stopped by SIGTERM and was as far as any \
+             other member; a snapshot (etcdctl snapshot save) holds everything",
+        );
+    }
+    for role in &restored.reduced_roles {
+        complain(&format!(
+            "Warning: role {role:?} had permissions for no keys (their range ends before it begins); they \
+             gave no right and were left out"
+        ));
+    }
 }
 
 fn plan(arguments: RestoreArguments) -> Result<Plan, Failure> {

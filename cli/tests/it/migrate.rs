@@ -267,4 +267,8 @@ fn our_save_of_an_etcd_is_etcdctls() {
     assert!(text(&output.stderr).contains("does not end with a SHA-256"), "{output:?}");
     let (output, _) = restore(CONCLAVE, &copied, &path(&dir, "ours"), &["--skip-hash-check"]);
     assert!(output.status.success(), "{output:?}");
+    let warning = "Warning: this is the database out of an etcd's data directory.";
+    assert!(text(&output.stderr).contains(warning), "{output:?}");
+    let (output, _) = restore(CONCLAVE, &file, &path(&dir, "whole"), &["--skip-hash-check"]);
+    assert!(output.status.success() && !text(&output.stderr).contains(warning), "{output:?}");
 }

@@ -35,6 +35,7 @@ pub struct BackupFile {
     /// Without the digest.
     bytes: u64,
     fingerprint: [u8; DIGEST_BYTES],
+    has_digest: bool,
     pub(super) content: Content,
 }
 
@@ -87,7 +88,7 @@ impl BackupFile {
             return Err(BackupError::Digest { path, found, expected: hex(&expected) });
         }
         let content = content(path, &mut file, bytes)?;
-        Ok(Self { path: path.to_owned(), file, bytes, fingerprint, content })
+        Ok(Self { path: path.to_owned(), file, bytes, fingerprint, has_digest, content })
     }
 
     /// SHA-256 of the content: the same for every copy of it.
@@ -100,6 +101,11 @@ impl BackupFile {
     #[must_use]
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// Whether it is the database of an etcd, out of its data directory, rather than a snapshot of it.
+    pub(super) fn is_copy(&self) -> bool {
+        !self.has_digest && matches!(self.content, Content::Etcd(_))
     }
 
     /// What it holds. Reads all of an etcd's.

@@ -48,6 +48,8 @@ pub struct Restored {
     pub keys: i64,
     /// Rolling hash over all events up to the revision of the backup.
     pub digest: u64,
+    /// It was the database of an etcd, out of its data directory: what that etcd had in its log only is missing.
+    pub is_copy: bool,
     /// Roles of an etcd's with permissions for no keys, which were left out.
     pub reduced_roles: Vec<String>,
 }
@@ -101,6 +103,7 @@ impl BackupFile {
             compacted: head.compacted,
             keys: head.key_count,
             digest: head.digest,
+            is_copy: self.is_copy(),
             reduced_roles,
         })
     }

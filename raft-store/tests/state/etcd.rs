@@ -137,6 +137,7 @@ fn everything_in_a_snapshot_is_taken_over() {
     let dir = tempfile::tempdir().unwrap();
     let restored = restore(&snapshot(), dir.path()).unwrap();
     assert_eq!((restored.revision, restored.compacted, restored.keys), (7, 3, 3));
+    assert!(restored.is_copy, "it has no digest");
     let state = State::open(&dir.path().join("state"), ROCKS);
     assert_eq!(state.get("a", 0).unwrap(), "again");
     assert_eq!(state.get("a", 6), None);
