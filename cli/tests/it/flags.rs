@@ -12,7 +12,7 @@ use std::{
 
 use tempfile::TempDir;
 
-use crate::{CONCLAVE, name_server, programs, run, server::free_port, until};
+use crate::{CONCLAVE, name_server, named, programs, run, server::free_port, until};
 
 /// A process that is ended when dropped.
 struct Running(Child);
@@ -117,7 +117,7 @@ fn members_and_clients_find_servers_by_dns() {
     assert!(!nothing.status.success(), "none of them speaks TLS");
 }
 
-/// What `etcd --help` of 3.4.23 and of 3.5.1 names.
+/// What `etcd --help` of 3.4.23 and of 3.5.1 names, and then what they know besides.
 const OF_ETCD: &str = "advertise-client-urls auth-token auth-token-ttl auto-compaction-mode auto-compaction-retention \
      auto-tls backend-batch-interval backend-batch-limit backend-bbolt-freelist-type bcrypt-cost \
      cert-file cipher-suites client-cert-allowed-hostname client-cert-auth client-crl-file cors \
@@ -141,7 +141,10 @@ const OF_ETCD: &str = "advertise-client-urls auth-token auth-token-ttl auto-comp
      proxy-dial-timeout proxy-failure-wait proxy-read-timeout proxy-refresh-interval \
      proxy-write-timeout quota-backend-bytes self-signed-cert-validity snapshot-count \
      socket-reuse-address socket-reuse-port strict-reconfig-check trusted-ca-file unsafe-no-fsync \
-     v2-deprecation wal-dir";
+     v2-deprecation wal-dir \
+     cluster-active-size cluster-remove-delay cluster-sync-interval config force log-output \
+     max-result-buffer max-retry-attempts peer-election-timeout peer-heartbeat-interval \
+     retry-interval snapshot v vv";
 
 #[test]
 fn flags_of_etcd_are_known_by_name() {
@@ -164,6 +167,17 @@ fn flags_of_etcd_are_known_by_name() {
             flags.filter_map(|flag| flag.split([' ', '=']).next().map(str::to_owned)).collect();
         assert!(names.len() > 70, "{}: {names:?}", program.display());
         known(&names);
+    }
+}
+
+#[test]
+fn the_version_begins_with_the_name_that_was_called() {
+    let (_dir, etcd) = named("etcd");
+    for (program, first) in [(etcd.to_str().unwrap(), "etcd Version: 3."), (CONCLAVE, "conclave ")]
+    {
+        let output = run(program, "", &["--version"], "");
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && text.starts_with(first), "{text}");
     }
 }
 
