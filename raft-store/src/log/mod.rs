@@ -48,6 +48,7 @@ pub use self::disk::{Disk, DiskFile, RealDisk};
 pub use self::error::OpenError;
 pub use self::options::{
     DurationObserver, FailureHook, LogFailure, LogOptions, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN,
+    WriteObserver,
 };
 use self::read::Plan;
 use self::segments::Pool;

@@ -10,8 +10,10 @@ pub const SEGMENT_BYTES_MIN: u64 = 8 * 1024;
 /// Largest accepted segment: offsets inside one are 32 bits wide.
 pub const SEGMENT_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 
-/// Called with the duration of every sync or write, on the writer thread: it must be quick.
+/// Called with the duration of every sync, on the writer thread: it must be quick.
 pub type DurationObserver = Box<dyn Fn(Duration) + Send + Sync>;
+/// Called with the duration of every write and its bytes, on the writer thread: it must be quick.
+pub type WriteObserver = Box<dyn Fn(Duration, u64) + Send + Sync>;
 /// Called once, on the writer thread, when the log cannot go on. The default logs the reason and
 /// aborts the process; a test may return, after which every call on the log fails.
 pub type FailureHook = Box<dyn Fn(&LogFailure) + Send + Sync>;
@@ -33,8 +35,8 @@ pub struct LogOptions {
     pub spare_segments_max: usize,
     /// Sees the duration of every sync.
     pub on_sync: Option<DurationObserver>,
-    /// Sees the duration of every write.
-    pub on_write: Option<DurationObserver>,
+    /// Sees every write.
+    pub on_write: Option<WriteObserver>,
     /// What to do when the log cannot go on.
     pub on_failure: FailureHook,
 }

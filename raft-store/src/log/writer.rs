@@ -217,7 +217,7 @@ impl Writer {
                 .write_end_at(&self.group.buffer, self.tail.offset)
                 .map_err(|source| LogFailure::write(self.active_path(), source))?;
             if let Some(observe) = &self.options.on_write {
-                observe(begin.elapsed());
+                observe(begin.elapsed(), bytes);
             }
             self.tail.offset += bytes;
             self.shared.written(&self.group.slots, self.group.queue_bytes);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use conclave_raft_store::AppliedEntry;
 use conclave_state_machine::response::{
-    LeaseChange, OpResponse, Response, TxnResponse, WriteAnswer, WriteResponse,
+    Event, EventKind, LeaseChange, OpResponse, Response, TxnResponse, WriteAnswer, WriteResponse,
 };
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -46,6 +46,8 @@ pub(crate) struct Counts {
     pub(crate) log_syncs: Histogram,
     /// Writes of the raft log.
     pub(crate) log_writes: Histogram,
+    /// Bytes of these; a gauge in etcd.
+    pub(crate) log_bytes: Gauge,
     /// Snapshots received, and the last step of that: what came is synced and verified.
     pub(crate) snapshot_saves: Histogram,
     pub(crate) snapshot_syncs: Histogram,
@@ -62,6 +64,8 @@ pub(crate) struct Counts {
 struct Kv {
     puts: Counter,
     deletes: Counter,
+    /// Keys and values that were put; a gauge in etcd.
+    put_bytes: Gauge,
 }
 
 /// Operations of the entries that are being counted.
@@ -71,6 +75,7 @@ struct Tally {
     deletes: u64,
     ranges: u64,
     txns: u64,
+    put_bytes: usize,
 }
 
 impl Counts {
@@ -94,6 +99,7 @@ impl Counts {
             failed_read_indexes: Counter::default(),
             log_syncs: Histogram::new(exponential_buckets(0.001, 2.0, 14)),
             log_writes: Histogram::new(exponential_buckets(0.001, 2.0, 14)),
+            log_bytes: Gauge::default(),
             snapshot_saves: Histogram::new(exponential_buckets(0.1, 2.0, 10)),
             snapshot_syncs: Histogram::new(exponential_buckets(0.001, 2.0, 14)),
             promotions: Promotions::default(),
@@ -129,6 +135,7 @@ impl Counts {
                     }
                     _ => {}
                 }
+                tally.events(&applied.events);
                 applied.leases.iter().for_each(|change| self.lease(change));
             }
         }
@@ -141,6 +148,9 @@ impl Counts {
             if count > 0 {
                 counter.inc_by(count);
             }
+        }
+        if tally.put_bytes > 0 {
+            self.kv.put_bytes.inc_by(i64::try_from(tally.put_bytes).unwrap_or(i64::MAX));
         }
     }
 
@@ -181,6 +191,15 @@ impl Counts {
             ("etcd_mvcc_delete", "Deletes applied, also inside transactions", &self.kv.deletes),
             ("etcd_mvcc_range", "Ranges read, also inside transactions", &self.ranges),
             ("etcd_mvcc_txn", "Transactions of several operations, read or applied", &self.txns),
+            // As etcd 3.4 calls them.
+            ("etcd_debugging_mvcc_put", "Puts applied, as etcd_mvcc_put_total", &self.kv.puts),
+            (
+                "etcd_debugging_mvcc_delete",
+                "Deletes applied, as etcd_mvcc_delete_total",
+                &self.kv.deletes,
+            ),
+            ("etcd_debugging_mvcc_range", "Ranges read, as etcd_mvcc_range_total", &self.ranges),
+            ("etcd_debugging_mvcc_txn", "Transactions, as etcd_mvcc_txn_total", &self.txns),
             ("etcd_debugging_mvcc_events", "Events sent to watchers", &self.watch_events),
             ("etcd_debugging_lease_granted", "Leases granted", &self.leases_granted),
             ("etcd_debugging_lease_revoked", "Leases revoked or expired", &self.leases_revoked),
@@ -211,6 +230,12 @@ impl Counts {
         }
         for (name, help, gauge) in [
             ("etcd_server_proposals_pending", "Proposals in flight", &self.proposals_pending),
+            (
+                "etcd_debugging_mvcc_total_put_size_in_bytes",
+                "Bytes of the keys and values that were put",
+                &self.kv.put_bytes,
+            ),
+            ("etcd_disk_wal_write_bytes_total", "Bytes written to the raft log", &self.log_bytes),
             (
                 "etcd_server_snapshot_apply_in_progress_total",
                 "Whether a snapshot is being installed",
@@ -260,6 +285,12 @@ impl Counts {
 }
 
 impl Tally {
+    /// Whatever put them.
+    fn events(&mut self, events: &[Event]) {
+        let puts = events.iter().filter(|event| event.kind == EventKind::Put);
+        self.put_bytes += puts.map(|put| put.kv.key.len() + put.kv.value.len()).sum::<usize>();
+    }
+
     /// As in etcd a transaction counts only if it has several operations, nested ones among them.
     fn txn(&mut self, txn: &TxnResponse) {
         let before = self.operations();

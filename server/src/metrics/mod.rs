@@ -105,7 +105,7 @@ impl Metrics {
             defragmentations: durations(
                 &mut registry,
                 ("etcd_disk_backend_defrag_duration_seconds", "Durations of defragmentations"),
-                0.1,
+                (0.1, 13),
             ),
             snapshots: durations(
                 &mut registry,
@@ -113,17 +113,17 @@ impl Metrics {
                     "etcd_disk_backend_snapshot_duration_seconds",
                     "Durations of sending a snapshot of the state to a client",
                 ),
-                0.01,
+                (0.01, 17),
             ),
             hashes: durations(
                 &mut registry,
                 ("etcd_mvcc_hash_duration_seconds", "Durations of hashing the store"),
-                0.01,
+                (0.01, 15),
             ),
             history_hashes: durations(
                 &mut registry,
                 ("etcd_mvcc_hash_rev_duration_seconds", "Durations of hashing up to a revision"),
-                0.01,
+                (0.01, 15),
             ),
             client_sent_bytes: counter(
                 &mut registry,
@@ -205,9 +205,13 @@ impl Metrics {
     }
 }
 
-/// Registers durations, the shortest of which to be told apart is `shortest`, in seconds.
-fn durations(registry: &mut Registry, (name, help): (&str, &str), shortest: f64) -> Histogram {
-    let histogram = Histogram::new(exponential_buckets(shortest, 2.0, 13));
+/// Registers durations in as many buckets, each twice the one before; the first ends with `shortest`, in seconds.
+fn durations(
+    registry: &mut Registry,
+    (name, help): (&str, &str),
+    (shortest, buckets): (f64, u16),
+) -> Histogram {
+    let histogram = Histogram::new(exponential_buckets(shortest, 2.0, buckets));
     registry.register(name, help, histogram.clone());
     histogram
 }

@@ -33,6 +33,7 @@ pub(super) struct Scraped {
     keys: Gauge,
     current_revision: Gauge,
     compact_revision: Gauge,
+    auth_revision: Gauge,
     watch_streams: Gauge,
     watchers: Gauge,
     slow_streams: Gauge,
@@ -83,6 +84,7 @@ impl Metrics {
         scraped.keys.set(head.key_count);
         scraped.current_revision.set(head.revision);
         scraped.compact_revision.set(head.compacted);
+        scraped.auth_revision.set(signed(head.auth.revision));
         let watch = context.node.watch().stats();
         scraped.watch_streams.set(clamped(watch.streams));
         scraped.watchers.set(clamped(watch.watchers));
@@ -108,7 +110,7 @@ impl Metrics {
 impl Scraped {
     pub(super) fn register(&self, registry: &mut Registry) {
         // etcd calls two gauges `_total`; see the test of the names.
-        let gauges: [(&str, &str, &Gauge); 22] = [
+        let gauges: [(&str, &str, &Gauge); 24] = [
             ("etcd_server_has_leader", "Whether a leader exists", &self.has_leader),
             ("etcd_server_is_leader", "Whether this member is the leader", &self.is_leader),
             ("etcd_server_is_learner", "Whether this member is a learner", &self.is_learner),
@@ -129,6 +131,12 @@ impl Scraped {
                 &self.total_bytes,
             ),
             ("etcd_mvcc_db_total_size_in_use_in_bytes", "Logical size in use", &self.in_use_bytes),
+            (
+                "etcd_debugging_mvcc_db_total_size_in_bytes",
+                "Logical size, as etcd_mvcc_db_total_size_in_bytes",
+                &self.total_bytes,
+            ),
+            ("etcd_debugging_auth_revision", "Revision of users and roles", &self.auth_revision),
             ("etcd_debugging_mvcc_keys_total", "Live keys", &self.keys),
             ("etcd_debugging_mvcc_current_revision", "Current revision", &self.current_revision),
             (

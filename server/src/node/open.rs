@@ -2,16 +2,14 @@
 
 use std::io;
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use conclave_raft_store::apply::StateMachine;
 use conclave_raft_store::engine::EngineKind;
-use conclave_raft_store::log::{DurationObserver, LogFailure, LogOptions, LogStore};
+use conclave_raft_store::log::{LogFailure, LogOptions, LogStore};
 use conclave_raft_store::store::{StateStore, StoreOptions};
 use conclave_raft_store::{Identity, Reader, RocksOptions};
 use conclave_state_machine::members;
 use openraft::storage::{RaftLogReader as _, RaftLogStorage as _};
-use prometheus_client::metrics::histogram::Histogram;
 use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -193,13 +191,14 @@ async fn open_log(
     counts: &Counts,
 ) -> Result<LogStore, StartError> {
     let dir = settings.log_dir();
-    let observer = |durations: &Histogram| -> Option<DurationObserver> {
-        let durations = durations.clone();
-        Some(Box::new(move |took: Duration| durations.observe(took.as_secs_f64())))
-    };
+    let syncs = counts.log_syncs.clone();
+    let (writes, written) = (counts.log_writes.clone(), counts.log_bytes.clone());
     let options = LogOptions {
-        on_sync: observer(&counts.log_syncs),
-        on_write: observer(&counts.log_writes),
+        on_sync: Some(Box::new(move |took| syncs.observe(took.as_secs_f64()))),
+        on_write: Some(Box::new(move |took, bytes| {
+            writes.observe(took.as_secs_f64());
+            written.inc_by(i64::try_from(bytes).unwrap_or(i64::MAX));
+        })),
         on_failure: Box::new(end),
         ..LogOptions::new(member)
     };

@@ -118,6 +118,9 @@ async fn the_page_has_etcds_names_and_values() {
         "etcd_cluster_version{cluster_version=\"3.7\"} 1",
         "etcd_debugging_mvcc_current_revision 2",
         "etcd_debugging_mvcc_keys_total 1",
+        "etcd_debugging_auth_revision 1",
+        "etcd_disk_backend_snapshot_duration_seconds_bucket{le=\"655.36\"} 0",
+        "etcd_mvcc_hash_duration_seconds_bucket{le=\"163.84\"} 0",
         "# TYPE etcd_server_proposals_committed_total gauge",
         "# TYPE etcd_server_proposals_applied_total gauge",
         &id,
@@ -128,6 +131,7 @@ async fn the_page_has_etcds_names_and_values() {
     for name in [
         "etcd_disk_backend_commit_duration_seconds_count",
         "etcd_disk_wal_fsync_duration_seconds_count",
+        "etcd_disk_wal_write_bytes_total",
         "etcd_mvcc_db_total_size_in_bytes",
         "etcd_mvcc_db_total_size_in_use_in_bytes",
         "etcd_network_client_grpc_received_bytes_total",
@@ -196,7 +200,11 @@ async fn operations_on_keys_are_counted_one_by_one() {
             "etcd_debugging_mvcc_db_compaction_keys_total 1",
             "etcd_debugging_mvcc_db_compaction_pause_duration_milliseconds_count 1",
             "etcd_debugging_mvcc_db_compaction_total_duration_milliseconds_count 1",
+            "etcd_debugging_mvcc_delete_total 2",
             "etcd_debugging_mvcc_keys_total 2",
+            "etcd_debugging_mvcc_put_total 5",
+            "etcd_debugging_mvcc_range_total 6",
+            "etcd_debugging_mvcc_txn_total 2",
             "etcd_mvcc_delete_total 2",
             "etcd_mvcc_hash_duration_seconds_count 1",
             "etcd_mvcc_hash_rev_duration_seconds_count 1",
@@ -239,6 +247,12 @@ async fn operations_on_keys_are_counted_one_by_one() {
         ],
     )
     .await;
+    let after = samples(&server).await;
+    let put_bytes = "etcd_debugging_mvcc_total_put_size_in_bytes";
+    assert_eq!(after[put_bytes] - before[put_bytes], 10.0, "five keys and values of a byte each");
+    let [size, alias] = ["etcd_mvcc_db_total", "etcd_debugging_mvcc_db_total"]
+        .map(|name| after[&format!("{name}_size_in_bytes")]);
+    assert_eq!(size, alias);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -276,6 +290,7 @@ async fn watches_and_leases_are_counted_one_by_one() {
             "etcd_debugging_mvcc_current_revision 3",
             "etcd_debugging_mvcc_events_total 4",
             "etcd_debugging_mvcc_keys_total 1",
+            "etcd_debugging_mvcc_put_total 2",
             "etcd_debugging_mvcc_watch_stream_total 1",
             "etcd_debugging_mvcc_watcher_total 2",
             "etcd_debugging_server_lease_expired_total 1",
