@@ -18,6 +18,7 @@ use crate::api::services;
 use crate::auth::{Auth, JwtError};
 use crate::config::Settings;
 use crate::coordination;
+use crate::http::received::Room;
 use crate::http::{self, Router};
 use crate::metrics::Metrics;
 use crate::node::{self, Node};
@@ -130,6 +131,7 @@ pub async fn start(settings: Settings) -> Result<Running, StartError> {
         node: Arc::clone(&node),
         limits: settings.limits,
         long_reads: LongReads::new(settings.limits.answer_bytes_max),
+        receiving: Arc::new(Room::new(settings.limits.receiving_bytes_max)),
         quota_bytes: settings.store.quota_bytes,
         background: TaskTracker::new(),
     };

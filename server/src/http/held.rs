@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::Response;
-use http_body::Frame;
+use http_body::{Body as _, Frame};
 use parking_lot::Mutex;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::Status;

@@ -40,6 +40,8 @@ pub(super) struct Scraped {
     pending_events: Gauge,
     answer_bytes: Gauge,
     refused_reads: Counter,
+    receiving_bytes: Gauge,
+    refused_messages: Counter,
     resident_bytes: Gauge,
     virtual_bytes: Gauge,
     virtual_bytes_max: Gauge<f64, AtomicU64>,
@@ -93,6 +95,9 @@ impl Metrics {
         scraped.answer_bytes.set(signed(context.long_reads.bytes()));
         let refused = context.long_reads.refused();
         scraped.refused_reads.inner().store(refused, Ordering::Relaxed);
+        scraped.receiving_bytes.set(signed(context.receiving.bytes()));
+        let refused = context.receiving.refused();
+        scraped.refused_messages.inner().store(refused, Ordering::Relaxed);
         self.instances.scrape(reader);
         self.scrape_peers(&context.node);
         let process = process::Process::now();
@@ -110,7 +115,7 @@ impl Metrics {
 impl Scraped {
     pub(super) fn register(&self, registry: &mut Registry) {
         // etcd calls two gauges `_total`; see the test of the names.
-        let gauges: [(&str, &str, &Gauge); 24] = [
+        let gauges: [(&str, &str, &Gauge); 25] = [
             ("etcd_server_has_leader", "Whether a leader exists", &self.has_leader),
             ("etcd_server_is_leader", "Whether this member is the leader", &self.is_leader),
             ("etcd_server_is_learner", "Whether this member is a learner", &self.is_learner),
@@ -161,6 +166,11 @@ impl Scraped {
                 "Memory of answers to long reads that are not sent yet",
                 &self.answer_bytes,
             ),
+            (
+                "conclave_receiving_bytes",
+                "Memory of large messages that are being received",
+                &self.receiving_bytes,
+            ),
             ("process_resident_memory_bytes", "Resident memory", &self.resident_bytes),
             ("process_virtual_memory_bytes", "Virtual memory", &self.virtual_bytes),
             ("process_open_fds", "Open file descriptors", &self.open_fds),
@@ -180,6 +190,11 @@ impl Scraped {
             "conclave_long_reads_refused",
             "Long reads that were refused because of too many others, or for want of memory",
             self.refused_reads.clone(),
+        );
+        registry.register(
+            "conclave_messages_refused",
+            "Messages that took too much memory together, or too long, before they were complete",
+            self.refused_messages.clone(),
         );
         self.register_peers(registry);
         registry.register(

@@ -9,7 +9,10 @@ use conclave_proto::v1;
 use conclave_proto::v1::counter_service_client::CounterServiceClient;
 use conclave_proto::v3electionpb as pb;
 use futures::StreamExt as _;
+use http_body::Frame;
+use http_body_util::StreamBody;
 use tonic::{Code, Status};
+use tower::Service as _;
 
 use crate::cluster::within;
 use crate::metrics::{samples, total, until};
@@ -221,4 +224,29 @@ async fn answers_that_take_too_much_memory_are_refused_and_counted() {
     until(&server, "conclave_answer_bytes", |bytes| bytes > 4_000_000.0).await;
     drop(answer);
     until(&server, "conclave_answer_bytes", |bytes| bytes == 0.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn half_a_message_is_counted_until_it_goes() {
+    const HALF: usize = 700_000;
+    let server = server(&[]).await;
+    let prefix = [&[0][..], &(2 * HALF as u32).to_be_bytes()].concat();
+    let half = [prefix, vec![0; HALF]].concat().into();
+    // To log in one need not have logged in.
+    let silent = |half: bytes::Bytes| {
+        let half = futures::stream::iter([Ok::<_, Status>(Frame::data(half))]);
+        let body = tonic::body::Body::new(StreamBody::new(half.chain(futures::stream::pending())));
+        let request = http::Request::post("/etcdserverpb.Auth/Authenticate");
+        let request = request.header("content-type", "application/grpc").body(body).unwrap();
+        let mut channel = server.channel.clone();
+        tokio::spawn(async move {
+            std::future::poll_fn(|context| channel.poll_ready(context)).await.unwrap();
+            channel.call(request).await.map(drop)
+        })
+    };
+    let calls = [silent(bytes::Bytes::clone(&half)), silent(half)];
+    until(&server, "conclave_receiving_bytes", |bytes| bytes >= 2.0 * HALF as f64).await;
+    server.put("k", "v").await;
+    calls.iter().for_each(tokio::task::JoinHandle::abort);
+    until(&server, "conclave_receiving_bytes", |bytes| bytes == 0.0).await;
 }
