@@ -25,6 +25,7 @@ use conclave_state_machine::command::{Range, Txn, TxnOp};
 use conclave_state_machine::head::Head;
 use conclave_state_machine::locks::arrival;
 use conclave_state_machine::locks::queue::{self, Place};
+use conclave_state_machine::locks::tenure::Tenure;
 use conclave_state_machine::range::Page;
 use conclave_state_machine::rank::Counted;
 use conclave_state_machine::read::{Read, Table};
@@ -275,14 +276,21 @@ impl Reader {
     /// # Errors
     /// [`ReadError::Halt`] if storage fails.
     pub fn places(&self, name: &[u8], limit: usize) -> Result<(Vec<Place>, i64), ReadError> {
+        self.at_once(|rows, head| Ok((first_places(rows, head, name, limit)?, head.revision)))
+    }
+
+    /// As [`Reader::places`], with what is known of their times.
+    ///
+    /// # Errors
+    /// [`ReadError::Halt`] if storage fails.
+    pub fn timed_places(
+        &self,
+        name: &[u8],
+        limit: usize,
+    ) -> Result<(Vec<Place>, Tenure, i64), ReadError> {
         self.at_once(|rows, head| {
-            let mut places = Vec::new();
-            queue::visit(rows, head.revision, name, &mut |place| {
-                places.push(place);
-                let is_enough = places.len() >= limit;
-                if is_enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-            })?;
-            Ok((places, head.revision))
+            let places = first_places(rows, head, name, limit)?;
+            Ok((places, Tenure::load(rows, name)?, head.revision))
         })
     }
 
@@ -299,6 +307,21 @@ impl Reader {
         });
         self.shared.note(answer.expect("with_snapshot calls its argument"))
     }
+}
+
+fn first_places(
+    rows: &View<'_>,
+    head: &Head,
+    name: &[u8],
+    limit: usize,
+) -> Result<Vec<Place>, Halt> {
+    let mut places = Vec::new();
+    queue::visit(rows, head.revision, name, &mut |place| {
+        places.push(place);
+        let is_enough = places.len() >= limit;
+        if is_enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    })?;
+    Ok(places)
 }
 
 /// Answers a range from `rows`, with what is known about its keys.

@@ -7,7 +7,7 @@ use crate::digest;
 use crate::events::Events;
 use crate::head::Head;
 use crate::live;
-use crate::locks::front::{self, Fate, Leased};
+use crate::locks::front::{self, Fate, Leased, Moment};
 use crate::overlay::Overlay;
 use crate::read::{Read, Table};
 use crate::registry::{self, index};
@@ -169,7 +169,8 @@ impl<'a, 'b, R: Read> Change<'a, 'b, R> {
         let leased = (lease != 0).then_some(leased);
         let was_leased = before.kv.as_ref().and_then(Leased::of);
         let fate = if before.kv.is_none() { Fate::Created } else { Fate::Changed };
-        front::note(self.rows, key, (was_leased, leased), fate)?;
+        let at = Moment { revision: at.main, unix_ms: self.events.unix_ms };
+        front::note(self.rows, at, key, (was_leased, leased), fate)?;
         let old = before.kv.as_ref().map(|old| &old.value[..]);
         let is_instance = index::note(self.rows, key, old, Some(state.value))?;
         if before.kv.is_none() {
@@ -183,7 +184,8 @@ impl<'a, 'b, R: Read> Change<'a, 'b, R> {
         self.write_rows(key, at, before, None);
         let Some(old) = &before.kv else { return Ok(()) };
         self.detach(old.lease, key);
-        front::note(self.rows, key, (Leased::of(old), None), Fate::Deleted)?;
+        let at = Moment { revision: at.main, unix_ms: self.events.unix_ms };
+        front::note(self.rows, at, key, (Leased::of(old), None), Fate::Deleted)?;
         index::note(self.rows, key, Some(&old.value), None)?;
         self.head.key_count = self.head.key_count.saturating_sub(1);
         Ok(())

@@ -29,11 +29,13 @@ pub(crate) struct Events {
     pub(crate) list: Vec<Event>,
     /// Some events came without the state before them.
     pub(crate) lack_prev: bool,
+    /// See [`Position::unix_ms`](crate::machine::Position::unix_ms).
+    pub(crate) unix_ms: i64,
 }
 
 impl Events {
-    pub(crate) fn new(wanted: Wanted) -> Events {
-        Events { wanted, ..Events::default() }
+    pub(crate) fn new(wanted: Wanted, unix_ms: i64) -> Events {
+        Events { wanted, unix_ms, ..Events::default() }
     }
 
     /// Keeps a state before a change, or leaves it out.

@@ -11,6 +11,7 @@
 //! | [`queue`] | the places of a name, and who holds |
 //! | [`arrival`] | whom a newcomer stands behind, from the last few events |
 //! | `front` | what is kept beside the places, so that a queue's length costs nothing |
+//! | [`tenure`] | since when a holder holds |
 //! | [`claim`], `attempt` | the value of a native place; which streams wait for it |
 //! | `acquire`, `release`, `convert`, `seize`, [`candidate`], `hand_over` | the commands |
 //! | `delay` | what becomes of the places of an expired session |
@@ -31,6 +32,7 @@ mod hand_over;
 pub mod queue;
 mod release;
 mod seize;
+pub mod tenure;
 
 use crate::change::Change;
 use crate::command::LockCommand;

@@ -20,13 +20,15 @@ use crate::response::{Applied, Halt, LeaseChange, Rejection, Response};
 use crate::sessions;
 use crate::writes;
 
-/// Where in the log a command stands.
+/// Where in the log a command stands, and since when.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Position {
     /// Term of the entry.
     pub term: u64,
     /// Index of the entry.
     pub index: u64,
+    /// When it was proposed, in milliseconds since 1970 by a member's clock, for people; 0: not known.
+    pub unix_ms: i64,
 }
 
 /// Applies commands in log order.
@@ -99,7 +101,7 @@ impl Machine {
         (caller, command): (&Caller, &Command),
         wanted: &mut Wanted,
     ) -> Result<Applied, Halt> {
-        let events = Events::new(*wanted);
+        let events = Events::new(*wanted, position.unix_ms);
         let mut changes = Changes { events, leases: Vec::new() };
         let outcome = match self.refusal(rows, caller, command)? {
             Some(rejection) => Err(rejection),
@@ -109,7 +111,7 @@ impl Machine {
             self.swept.add(compaction::sweep_step(rows, &mut self.head)?);
         }
         let Changes { events, leases } = changes;
-        let Events { list: events, lack_prev, wanted: left } = events;
+        let Events { list: events, lack_prev, wanted: left, .. } = events;
         wanted.prev_bytes = left.prev_bytes;
         Ok(Applied { outcome, revision: self.head.revision, events, lack_prev, leases })
     }

@@ -137,6 +137,7 @@ async fn inspect(context: &Context, name: &str) -> Result<(), Failure> {
             json!(format!("{:016x}", place.session)),
             json!(place.remaining_ms),
             json!(moment(place.asked_unix_ms)),
+            json!(moment(place.held_since_unix_ms)),
             json!(place.owner),
             tags(&place.metadata),
             // What others keep in their keys is not for people.
@@ -150,6 +151,7 @@ async fn inspect(context: &Context, name: &str) -> Result<(), Failure> {
         "session",
         "remaining ms",
         "asked",
+        "since",
         "owner",
         "metadata",
         "note",

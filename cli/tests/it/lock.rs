@@ -328,7 +328,7 @@ fn native_locks_are_shared_counted_shown_and_broken() {
     assert_eq!(ends(&["lock", "ls"]), (Some(0), format!("doc, 2, 0, {first}\n")));
     assert_eq!(ends(&["lock", "ls", "other"]), (Some(0), String::new()));
     let places = ends(&["-w", "json", "lock", "inspect", "doc"]).1;
-    for shown in [r#""share":"shared""#, r#""state":"holds""#, r#""asked":"20"#] {
+    for shown in [r#""share":"shared""#, r#""state":"holds""#, r#""asked":"20"#, r#""since":"20"#] {
         assert_eq!(places.matches(shown).count(), 2, "{places}");
     }
     assert!(places.contains("process "), "{places}");

@@ -187,7 +187,11 @@ impl Walk {
         log_id: LogId,
         batch: internal::Batch,
     ) -> Result<AppliedEntry, Halt> {
-        let position = Position { term: log_id.leader_id.term, index: log_id.index };
+        let position = Position {
+            term: log_id.leader_id.term,
+            index: log_id.index,
+            unix_ms: batch.proposed_unix_ms,
+        };
         let mut results = Vec::with_capacity(batch.commands.len());
         for mut message in batch.commands {
             let caller = command::auth::caller(message.caller.take());

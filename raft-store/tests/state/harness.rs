@@ -114,7 +114,7 @@ pub(crate) fn entry(index: u64, commands: Vec<internal::command::Command>) -> En
         .into_iter()
         .map(|c| internal::Command { command: Some(c), ..Default::default() })
         .collect();
-    let batch = internal::Batch { proposer: 7, sequence: index, commands };
+    let batch = internal::Batch { proposer: 7, sequence: index, commands, proposed_unix_ms: 0 };
     let payload = EntryPayload::Normal(Batch { bytes: batch.encode_to_vec().into() });
     Entry { log_id: log_id(index), payload }
 }

@@ -129,12 +129,12 @@ pub(super) async fn inspect(
 async fn inspect_now(context: &Context, name: &[u8]) -> Result<v1::InspectResponse, Status> {
     let (reader, name) = (context.node.reader().clone(), Bytes::copy_from_slice(name));
     let found = off_thread(move || {
-        let (places, revision) = reader.places(&name, PLACES_MAX + 1)?;
+        let (places, tenure, revision) = reader.timed_places(&name, PLACES_MAX + 1)?;
         let places = places.into_iter().map(|place| Standing::of(&reader, place));
-        Ok((places.collect::<Result<Vec<_>, Halt>>()?, revision))
+        Ok((places.collect::<Result<Vec<_>, Halt>>()?, tenure, revision))
     });
     let found = found.await?.map_err(|error: ReadError| status::from_read(&error));
-    let (mut places, revision) = found?;
+    let (mut places, tenure, revision) = found?;
     let more = places.len() > PLACES_MAX;
     places.truncate(PLACES_MAX);
     let ids: Vec<i64> = places.iter().map(|standing| standing.place.session).collect();
@@ -144,7 +144,8 @@ async fn inspect_now(context: &Context, name: &[u8]) -> Result<v1::InspectRespon
     let mut admission = Admission::default();
     let infos = places.into_iter().zip(remaining).map(|(standing, remaining_ms)| {
         let held = admission.admits(standing.place.share());
-        standing.info(held, remaining_ms)
+        let held_since_unix_ms = if held { tenure.since(&standing.place) } else { 0 };
+        v1::PlaceInfo { held, held_since_unix_ms, ..standing.info(remaining_ms) }
     });
     Ok(v1::InspectResponse { places: infos.collect(), more, revision })
 }
@@ -163,7 +164,7 @@ impl Standing {
         Ok(Self { lease, is_candidate, place })
     }
 
-    fn info(self, held: bool, remaining_ms: i64) -> v1::PlaceInfo {
+    fn info(self, remaining_ms: i64) -> v1::PlaceInfo {
         let Self { lease, is_candidate, place } = self;
         let (permits, limit) = place.share();
         let delayed = place.is_lost();
@@ -171,7 +172,6 @@ impl Standing {
         let claim = place.claim.unwrap_or_default();
         let said = Some(place.value).filter(|said| is_candidate && said.len() <= NOTE_BYTES_MAX);
         v1::PlaceInfo {
-            held,
             key: place.key,
             fence: place.fence,
             session: place.session,
@@ -184,6 +184,7 @@ impl Standing {
             remaining_ms,
             delayed,
             foreign,
+            ..v1::PlaceInfo::default()
         }
     }
 }

@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 
 use super::waiters::InFlight;
 use super::{Haste, ProposeError, Waiters, Waiting};
+use crate::coordination::unix_ms;
 use crate::raft::route::{Offer, Route};
 use crate::read_index::ReadIndex;
 
@@ -110,7 +111,12 @@ impl Batcher {
             return;
         }
         let deadline = Instant::now() + self.timeout;
-        let batch = internal::Batch { proposer: self.member_id, sequence, commands };
+        let batch = internal::Batch {
+            proposer: self.member_id,
+            sequence,
+            commands,
+            proposed_unix_ms: unix_ms(),
+        };
         let (over_sender, over) = oneshot::channel();
         let slot = Some(slot);
         let in_flight = InFlight { answers, deadline, slot, _over: over_sender, _room: room };

@@ -311,7 +311,7 @@ async fn diverge(settings: &Settings) {
     let last = reader.applied().unwrap();
     let log_id = LogId::new(last.leader_id, last.index + 1);
     let commands = vec![put("k", b"another value")];
-    let batch = internal::Batch { proposer: 7, sequence: 1, commands };
+    let batch = internal::Batch { proposer: 7, sequence: 1, commands, proposed_unix_ms: 0 };
     let payload = EntryPayload::Normal(Batch { bytes: batch.encode_to_vec().into() });
     let entry = Entry { log_id, payload };
     machine.apply(futures::stream::iter([Ok((entry, None))])).await.unwrap();

@@ -1,6 +1,6 @@
 //! Native sessions and locks, through the client crate.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use conclave_client::kv::put;
 use conclave_client::{Client, Error, LockGuard, Session, SessionState};
@@ -229,6 +229,46 @@ async fn etcds_recipe_stands_in_the_same_queue() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_member_tells_since_when_a_lock_is_held() {
+    let servers = servers(3, &[]).await;
+    let clients: Vec<Client> = servers.chunks(1).map(client).collect();
+    let (one, two) = (session(&clients[0], "one").await, session(&clients[1], "two").await);
+    let first = lock(&one, "jobs").await;
+    let waiting = tokio::spawn(two.lock("jobs").into_future());
+    queue(&clients[2], "jobs", 1, 1).await;
+    let since = async || {
+        let mut told = Vec::new();
+        for client in &clients {
+            let places = soon("places", client.lock_inspect("jobs")).await.unwrap().places;
+            told.push(places.iter().map(|place| place.held_since_unix_ms).collect::<Vec<_>>());
+        }
+        assert!(told[0] == told[1] && told[1] == told[2], "{told:?}");
+        told.remove(0)
+    };
+    let told = since().await;
+    assert!(told[0] > 0 && told[1] == 0, "{told:?}");
+    let before = unix_ms();
+    first.release().await.unwrap();
+    let second = soon("the hand-over", waiting).await.unwrap().unwrap();
+    let told = since().await;
+    assert!(told.len() == 1 && told[0] >= before, "{told:?} after {before}");
+    // And whatever hands it over.
+    let waiting = tokio::spawn(one.lock("jobs").into_future());
+    queue(&clients[2], "jobs", 1, 1).await;
+    let before = unix_ms();
+    clients[2].lease_revoke(two.id()).await.unwrap();
+    let third = soon("the hand-over", waiting).await.unwrap().unwrap();
+    let told = since().await;
+    assert!(told.len() == 1 && told[0] >= before, "{told:?} after {before}");
+    drop((second, third));
+}
+
+fn unix_ms() -> i64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap();
+    i64::try_from(since.as_millis()).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_operator_sees_and_breaks_locks() {
     let servers = [server(&[]).await];
     let client = client(&servers);
@@ -241,6 +281,7 @@ async fn an_operator_sees_and_breaks_locks() {
     let place = client.lock_inspect("jobs/1").await.unwrap().places.remove(0);
     assert_eq!((place.owner.as_str(), &place.note[..]), ("one", &b"backup"[..]));
     assert!(place.asked_unix_ms > 0 && place.remaining_ms > 0 && place.fence == guard.token());
+    assert!(place.held_since_unix_ms >= place.asked_unix_ms);
     let broken = client.lock_break("jobs/1", 0, "a test").await.unwrap();
     assert_eq!(broken[0].fence, guard.token());
     assert!(!guard.is_held().await.unwrap());

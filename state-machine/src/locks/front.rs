@@ -1,6 +1,6 @@
 //! What is kept beside the places of a name, so that nothing costs as much as its queue is long: where the
 //! queue begins, what those at its beginning take together, and where a request stands that entered a place
-//! which another one had taken. It follows the keys: the one place that writes keys tells [`note`].
+//! which another one had taken, and since when the first stands there. It follows the keys: the one place that writes keys tells [`note`].
 
 use std::ops::ControlFlow;
 
@@ -8,6 +8,7 @@ use bytes::Bytes;
 
 use super::claim::{self, Claim};
 use super::queue::{self, Admission, NEWEST};
+use super::tenure;
 use crate::overlay::Overlay;
 use crate::read::{Read, Table};
 use crate::response::{Halt, KeyValue};
@@ -93,6 +94,14 @@ impl<'a> Leased<'a> {
     }
 }
 
+/// When a change happens.
+#[derive(Clone, Copy)]
+pub(crate) struct Moment {
+    pub(crate) revision: i64,
+    /// By a member's clock; 0: not known.
+    pub(crate) unix_ms: i64,
+}
+
 /// What a change does to a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fate {
@@ -104,6 +113,7 @@ pub(crate) enum Fate {
 /// A key with a lease was written or is gone, and was `old` before.
 pub(crate) fn note<R: Read>(
     rows: &mut Overlay<'_, R>,
+    moment: Moment,
     key: &Bytes,
     (old, new): (Option<Leased<'_>>, Option<Leased<'_>>),
     fate: Fate,
@@ -121,13 +131,17 @@ pub(crate) fn note<R: Read>(
     }
     match (old, new) {
         // A key that got its lease later would stand before those that came first: it is no place.
-        (None, Some(new)) if fate == Fate::Created => enter(rows, &prefix, child, new.fence),
-        (Some(old), None) => leave(rows, (&prefix, child), old, fate),
+        (None, Some(new)) if fate == Fate::Created => {
+            enter(rows, moment, (&prefix, child), new.fence)
+        }
+        (Some(old), None) => leave(rows, moment, (&prefix, child), old, fate),
         (Some(old), Some(new)) if claim::share(old.value) != claim::share(new.value) => {
-            let Some(front) = at(rows, &prefix)?.filter(|front| old.fence <= front.held.to) else {
-                return Ok(());
-            };
-            set(rows, &prefix, Front { held: place::Held::default(), ..front });
+            let Some(mut front) = at(rows, &prefix)? else { return Ok(()) };
+            if old.fence <= front.held.to {
+                front.held = place::Held::default();
+            }
+            front.turn = tenure::disturbed(front.turn, moment.revision);
+            set(rows, &prefix, front);
             Ok(())
         }
         _ => Ok(()),
@@ -140,13 +154,13 @@ fn set<R: Read>(rows: &mut Overlay<'_, R>, prefix: &[u8], front: Front) {
 
 fn enter<R: Read>(
     rows: &mut Overlay<'_, R>,
-    prefix: &[u8],
-    child: &[u8],
+    moment: Moment,
+    (prefix, child): (&[u8], &[u8]),
     fence: i64,
 ) -> Result<(), Halt> {
     rows.put(Table::Place, place::row_key(prefix, fence, child), Bytes::new());
     let Some(mut front) = at(rows, prefix)? else {
-        set(rows, prefix, Front::new(fence));
+        set(rows, prefix, Front::new(fence, moment.unix_ms));
         return Ok(());
     };
     // Places come at the end, but for what is restored.
@@ -157,6 +171,7 @@ fn enter<R: Read>(
     if !is_last {
         front.first = front.first.min(fence);
         front.held = place::Held::default();
+        front.turn = place::Turn::UNKNOWN;
     }
     front.is_single = false;
     set(rows, prefix, front);
@@ -165,6 +180,7 @@ fn enter<R: Read>(
 
 fn leave<R: Read>(
     rows: &mut Overlay<'_, R>,
+    moment: Moment,
     (prefix, child): (&[u8], &[u8]),
     old: Leased<'_>,
     fate: Fate,
@@ -182,12 +198,19 @@ fn leave<R: Read>(
     rows.delete(Table::Place, row_key);
     front.gone = front.gone.max(old.fence);
     front.is_unbroken &= fate == Fate::Deleted;
+    front.turn = tenure::disturbed(front.turn, moment.revision);
     if front.first == old.fence {
         let [next, further] =
             if is_only { [None; 2] } else { queue::next_two(rows, prefix, old.fence)? };
         let Some(next) = next else {
             rows.delete(Table::Place, Bytes::copy_from_slice(prefix));
             return Ok(());
+        };
+        front.turn = if next > old.fence {
+            tenure::handed_over(moment, claim::share(old.value))
+        } else {
+            // One that is as old stood behind it, or it was this one: which is not known.
+            tenure::unknown(moment.revision)
         };
         front.first = next;
         front.is_single = further.is_none();

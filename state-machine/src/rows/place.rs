@@ -159,16 +159,44 @@ pub(crate) struct Front {
     pub(crate) is_single: bool,
     /// It is certain that no place went but with its key.
     pub(crate) is_unbroken: bool,
+    pub(crate) turn: Turn,
+}
+
+/// When the first of a name came to stand there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Turn {
+    /// In milliseconds since 1970, by a member's clock; 0: not known.
+    pub(crate) unix_ms: i64,
+    /// Revision in which a place last went, or asked for another share; 0: none did.
+    pub(crate) changed: i64,
+    /// It is certain that the first has held since then, and not before.
+    pub(crate) is_whole: bool,
+    /// The last such change was the one that gave it its turn.
+    pub(crate) is_last: bool,
+}
+
+impl Turn {
+    /// Nothing is known of it.
+    pub(crate) const UNKNOWN: Turn =
+        Turn { unix_ms: 0, changed: i64::MAX, is_whole: false, is_last: false };
+
+    /// Of one that comes where nobody is.
+    pub(crate) fn at_once(unix_ms: i64) -> Turn {
+        Turn { unix_ms, changed: 0, is_whole: true, is_last: false }
+    }
 }
 
 /// Bits of what is certain of a [`Front`].
 const SINGLE: u8 = 1;
 const UNBROKEN: u8 = 2;
+const WHOLE_TURN: u8 = 4;
+const LAST_TURN: u8 = 8;
 
 impl Front {
     /// As `first` comes where nobody is.
-    pub(crate) fn new(first: i64) -> Front {
-        Front { first, gone: 0, held: Held::default(), is_single: true, is_unbroken: true }
+    pub(crate) fn new(first: i64, unix_ms: i64) -> Front {
+        let (held, turn) = (Held::default(), Turn::at_once(unix_ms));
+        Front { first, gone: 0, held, is_single: true, is_unbroken: true, turn }
     }
 
     pub(crate) fn encode(&self) -> Bytes {
@@ -179,8 +207,15 @@ impl Front {
         row.int(to);
         row.uint(used);
         [limit, at_limit, places].into_iter().for_each(|number| row.uint(u64::from(number)));
-        let single = if self.is_single { SINGLE } else { 0 };
-        row.byte(single | if self.is_unbroken { UNBROKEN } else { 0 });
+        let certain = [
+            (self.is_single, SINGLE),
+            (self.is_unbroken, UNBROKEN),
+            (self.turn.is_whole, WHOLE_TURN),
+            (self.turn.is_last, LAST_TURN),
+        ];
+        row.byte(certain.iter().filter(|(is_so, _)| *is_so).fold(0, |all, (_, bit)| all | bit));
+        row.int(self.turn.unix_ms);
+        row.int(self.turn.changed);
         row.finish()
     }
 
@@ -194,14 +229,22 @@ impl Front {
         let (first, gone) = (row.int()?, row.int()?);
         let (to, used) = (row.int()?, row.uint()?);
         let (limit, at_limit, places) = (row.short()?, row.short()?, row.short()?);
-        // Rows did not say what is certain at first.
+        // Rows did not say at first what is certain, and then not since when.
         let certain = if row.is_empty() { 0 } else { row.form()? };
+        let turn = if row.is_empty() {
+            Turn::UNKNOWN
+        } else {
+            let (unix_ms, changed) = (row.int()?, row.int()?);
+            let (is_whole, is_last) = (certain & WHOLE_TURN != 0, certain & LAST_TURN != 0);
+            Turn { unix_ms, changed, is_whole, is_last }
+        };
         Ok(Front {
             first,
             gone,
             held: Held { to, used, limit, at_limit, places },
             is_single: certain & SINGLE != 0,
             is_unbroken: certain & UNBROKEN != 0,
+            turn,
         })
     }
 }
@@ -241,17 +284,30 @@ mod tests {
             ![&early[..], &other, &entered_key(&own, 1, b"r"), b"abc"].into_iter().any(is_prefix)
         );
         let held = Held { to: 8, used: 5, limit: 9, at_limit: 2, places: 3 };
-        let unknown =
-            Front { gone: 9, held, is_single: false, is_unbroken: false, ..Front::new(7) };
+        let (is_single, is_unbroken, turn) = (false, false, Turn::UNKNOWN);
+        let unknown = Front { gone: 9, held, is_single, is_unbroken, turn, ..Front::new(7, 0) };
+        let handed = Turn { unix_ms: 1_700_000_000_000, changed: 8, is_whole: true, is_last: true };
         for front in [
             unknown,
             Front { is_single: true, ..unknown },
             Front { is_unbroken: true, ..unknown },
-            Front::new(7),
+            Front { turn: handed, ..unknown },
+            Front { turn: Turn { is_whole: false, ..handed }, ..unknown },
+            Front { turn: Turn { is_last: false, ..handed }, ..unknown },
+            Front::new(7, 5),
         ] {
             assert_eq!(Front::decode(&front.encode()).unwrap(), front);
         }
-        let mut early = Front { is_single: true, is_unbroken: true, ..unknown }.encode();
+        let certain =
+            Front { is_single: true, is_unbroken: true, turn: Turn::at_once(0), ..unknown };
+        let mut early = certain.encode();
+        early.truncate(early.len() - 2);
+        let timeless = Front { turn: Turn::UNKNOWN, ..certain };
+        assert_eq!(
+            Front::decode(&early).unwrap(),
+            timeless,
+            "as rows were written before they told times"
+        );
         early.truncate(early.len() - 1);
         assert_eq!(Front::decode(&early).unwrap(), unknown, "as rows were written at first");
         assert!(Front::decode(b"short").is_err() && Front::decode(b"").is_err());

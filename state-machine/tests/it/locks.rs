@@ -9,15 +9,17 @@ use std::ops::ControlFlow;
 
 use bytes::Bytes;
 use conclave_state_machine::command::{
-    Campaign, Command, LeaseGrant, LeaseRevoke, LockCommand, Put, Range,
+    Campaign, Command, LeaseGrant, LeaseRevoke, LockAcquire, LockCommand, LockConvert, Put, Range,
+    SessionBegin,
 };
 use conclave_state_machine::locks::arrival;
 use conclave_state_machine::locks::queue::{self, Place};
+use conclave_state_machine::locks::tenure::Tenure;
 use conclave_state_machine::read::Table;
 use conclave_state_machine::response::{LockResponse, LockState, Rejection, Response};
 use proptest::prelude::*;
 
-use self::program::{LATE, NAMES, SESSIONS, Step, commands, crowd_step, leases, step};
+use self::program::{LATE, NAMES, SESSIONS, Step, commands, crowd_step, leases, step, unix_ms};
 use crate::store::Store;
 
 fn places(store: &Store, name: &str) -> Vec<Place> {
@@ -44,6 +46,8 @@ struct Seen {
     held: BTreeMap<&'static str, BTreeSet<i64>>,
     /// Places before which nothing but places stood once.
     behind_places: BTreeSet<(&'static str, i64)>,
+    /// Since when those hold that do.
+    since: BTreeMap<(&'static str, Bytes, i64), i64>,
 }
 
 impl Seen {
@@ -52,6 +56,7 @@ impl Seen {
             let (places, holders) = (places(store, name), holders(store, name));
             check_queue(store, name, &places)?;
             self.check_first(store, name, &places)?;
+            self.check_since(store, name, &holders)?;
             prop_assert_eq!(&places[..holders.len()], &holders[..], "holders come first");
             let exclusive = holders.iter().any(|place| place.share() == (1, 1));
             prop_assert!(!exclusive || holders.len() == 1, "an exclusive holder is alone");
@@ -73,6 +78,27 @@ impl Seen {
             }
             // What an exclusive holder writes may not be taken for older than what others wrote before.
             prop_assert!(!exclusive || held.last() == Some(highest), "exclusive after {highest}");
+        }
+        Ok(())
+    }
+
+    /// It is told since when somebody holds, or nothing; always of one who holds alone and never asked for less.
+    fn check_since(
+        &mut self,
+        store: &Store,
+        name: &'static str,
+        holders: &[Place],
+    ) -> Result<(), TestCaseError> {
+        let key = |place: &Place| (name, place.key.clone(), place.fence);
+        self.since
+            .retain(|known, _| known.0 != name || holders.iter().any(|one| key(one) == *known));
+        let tenure = Tenure::load(&store.rows, name.as_bytes()).expect("memory does not fail");
+        for place in holders {
+            let since = *self.since.entry(key(place)).or_insert(store.unix_ms);
+            let told = tenure.since(place);
+            prop_assert!(told == 0 || told == since, "{told} for {since}: {place:?}, {tenure:?}");
+            let is_certain = place.share() == (1, 1) && place.version == 1 && !place.is_lost();
+            prop_assert!(told > 0 || !is_certain, "{place:?}, {tenure:?}");
         }
         Ok(())
     }
@@ -171,6 +197,7 @@ fn run(store: &mut Store, steps: &[Step]) -> Result<(), TestCaseError> {
             store.restart();
         }
         for command in commands(store, step, number) {
+            store.unix_ms = unix_ms(number);
             let first = store.apply(&command);
             seen.check(store)?;
             check_acquire(store, &command, &first.outcome)?;
@@ -203,6 +230,59 @@ proptest! {
         all.extend(steps);
         run(&mut Store::new(), &all)?;
     }
+}
+
+#[test]
+fn since_when_many_hold_is_told_where_it_is_certain() {
+    let mut store = Store::new();
+    let begin =
+        |id| SessionBegin { id, ttl: 60, request_id: "b".into(), ..SessionBegin::default() };
+    for id in 1..=5 {
+        store.apply(&Command::SessionBegin(begin(id)));
+    }
+    let acquire = |store: &mut Store, session: i64, limit: u32| {
+        store.unix_ms += 1;
+        let (names, request_id) = (vec!["a".into()], Bytes::from(session.to_string()));
+        let how =
+            LockAcquire { permits: 1, limit, can_wait: true, attempt: 1, ..Default::default() };
+        let acquire = LockAcquire { names, session, request_id, asked_ms: store.unix_ms, ..how };
+        assert!(store.apply(&Command::Lock(LockCommand::Acquire(acquire))).outcome.is_ok());
+    };
+    let revoke = |store: &mut Store, id| {
+        store.unix_ms += 1;
+        assert!(store.apply(&Command::LeaseRevoke(LeaseRevoke { id })).outcome.is_ok());
+    };
+    let told = |store: &Store| {
+        let tenure = Tenure::load(&store.rows, b"a").unwrap();
+        holders(store, "a").iter().map(|place| tenure.since(place)).collect::<Vec<_>>()
+    };
+    acquire(&mut store, 1, 1);
+    assert_eq!(told(&store), [1]);
+    for reader in 2..=4 {
+        acquire(&mut store, reader, u32::MAX);
+    }
+    revoke(&mut store, 1);
+    assert_eq!(told(&store), [5; 3], "who waited for one that held alone came in together");
+    acquire(&mut store, 5, u32::MAX);
+    assert_eq!(told(&store), [5, 5, 5, 6], "and another one as it came");
+    revoke(&mut store, 3);
+    assert_eq!(told(&store), [5, 0, 0], "of who else holds it is not kept");
+    revoke(&mut store, 2);
+    assert_eq!(told(&store), [0, 0], "the first held before it was the first");
+    store.apply(&Command::SessionBegin(begin(1)));
+    acquire(&mut store, 1, 1);
+    revoke(&mut store, 4);
+    revoke(&mut store, 5);
+    assert_eq!(told(&store), [store.unix_ms], "who holds alone never held before");
+    for reader in 2..=3 {
+        store.apply(&Command::SessionBegin(begin(reader)));
+        acquire(&mut store, reader, u32::MAX);
+    }
+    store.unix_ms += 1;
+    let (name, request_id) = ("a".into(), "1".into());
+    let convert = LockConvert { name, session: 1, request_id, permits: 1, limit: u32::MAX };
+    assert!(store.apply(&Command::Lock(LockCommand::Convert(convert))).outcome.is_ok());
+    assert_eq!(told(&store), [0; 3], "nor is it of who asks for less, and of whom that lets in");
 }
 
 /// Found by reading: such a key got a row of a place, which nobody counted.

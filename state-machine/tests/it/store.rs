@@ -15,13 +15,15 @@ pub(crate) struct Store {
     pub(crate) term: u64,
     /// Log index of what is applied, which only leases remember.
     pub(crate) index: u64,
+    /// When the next command is proposed.
+    pub(crate) unix_ms: i64,
 }
 
 impl Store {
     pub(crate) fn new() -> Store {
         let rows = MemoryRows::default();
         let machine = Machine::load(&rows).expect("memory does not fail");
-        Store { rows, machine, term: 1, index: 0 }
+        Store { rows, machine, term: 1, index: 0, unix_ms: 0 }
     }
 
     pub(crate) fn apply(&mut self, command: &Command) -> Applied {
@@ -47,8 +49,8 @@ impl Store {
         commands: &[Command],
         mut wanted: Wanted,
     ) -> Vec<Applied> {
-        let Store { rows, machine, term, index } = self;
-        let position = Position { term: *term, index: *index };
+        let Store { rows, machine, term, index, unix_ms } = self;
+        let position = Position { term: *term, index: *index, unix_ms: *unix_ms };
         rows.update(|overlay| {
             let mut applied = Vec::new();
             for command in commands {

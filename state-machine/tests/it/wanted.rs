@@ -136,7 +136,7 @@ fn weigh(store: &Store, command: &Command, mut wanted: Wanted) -> (Arc<Held>, Ap
     let weighing = Weighing { rows: &store.rows, held: Arc::default() };
     let mut machine = Machine::load(&store.rows).expect("memory does not fail");
     let mut overlay = Overlay::new(&weighing);
-    let position = Position { term: 1, index: 0 };
+    let position = Position { term: 1, ..Position::default() };
     let applied =
         machine.apply_for(&mut overlay, position, (&Caller::Inside, command), &mut wanted);
     let applied = applied.expect("memory does not fail");

@@ -60,7 +60,7 @@ fn cost(store: &Store, command: &Command) -> (usize, usize) {
     let counting = Counting { rows: &store.rows, looked_at: Cell::new(0), searches: Cell::new(0) };
     let mut machine = Machine::load(&store.rows).expect("memory does not fail");
     let mut overlay = Overlay::new(&counting);
-    let position = Position { term: 1, index: 0 };
+    let position = Position { term: 1, ..Position::default() };
     let applied = machine.apply(&mut overlay, position, &Caller::Inside, command);
     applied.expect("memory does not fail");
     (counting.looked_at.get(), counting.searches.get())

@@ -131,6 +131,11 @@ pub(super) fn locked(names: &[usize]) -> Vec<Bytes> {
     names.iter().map(|at| Bytes::from_static(NAMES[*at].as_bytes())).collect()
 }
 
+/// When a step is taken.
+pub(super) fn unix_ms(number: usize) -> i64 {
+    1_000 + i64::try_from(number).expect("few steps")
+}
+
 pub(super) fn command(step: &Step, number: usize) -> Option<LockCommand> {
     Some(match step {
         Step::Acquire { names, session, request, share, how, delay } => {
@@ -144,6 +149,7 @@ pub(super) fn command(step: &Step, number: usize) -> Option<LockCommand> {
                 is_reentrant: how.1 && names.len() == 1,
                 delay_seconds: *delay,
                 attempt: number as u64,
+                asked_ms: unix_ms(number),
                 ..LockAcquire::default()
             })
         }
