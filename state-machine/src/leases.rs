@@ -22,7 +22,7 @@ use crate::registry::loss::Losses;
 use crate::response::{Cause, Halt, LeaseChange, Rejection};
 use crate::rows::lease::{attachments_end, id, row_key};
 
-pub use crate::rows::lease::LeaseRow;
+pub use crate::rows::lease::{Broken, LeaseRow};
 
 /// Longest TTL, in seconds (etcd's).
 pub const TTL_SECONDS_MAX: i64 = 9_000_000_000;

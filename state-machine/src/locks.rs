@@ -13,7 +13,7 @@
 //! | `front` | what is kept beside the places, so that a queue's length costs nothing |
 //! | [`tenure`] | since when a holder holds |
 //! | [`claim`], `attempt` | the value of a native place; which streams wait for it |
-//! | `acquire`, `release`, `convert`, `seize`, [`candidate`], `hand_over` | the commands |
+//! | `acquire`, `release`, `convert`, [`seize`], [`candidate`], `hand_over` | the commands |
 //! | `delay` | what becomes of the places of an expired session |
 //! | `guard` | transactions that need a lock |
 //! | [`check`] | what a command must be |
@@ -31,7 +31,7 @@ mod guard;
 mod hand_over;
 pub mod queue;
 mod release;
-mod seize;
+pub mod seize;
 pub mod tenure;
 
 use crate::change::Change;

@@ -18,7 +18,9 @@ use v1::acquire_response::Event;
 use v1::ended::Reason;
 
 use super::turns::{Following, Turn};
-use super::{Turns, WAIT_MAX, is_denied, is_unknown, sorted, unix_ms, withdraw_unless_resumed};
+use super::{
+    Turns, WAIT_MAX, broken, is_denied, is_unknown, sorted, unix_ms, withdraw_unless_resumed,
+};
 use crate::api::context::{Context, mismatch};
 use crate::api::stream_end;
 use crate::auth::RightsCheck;
@@ -179,8 +181,7 @@ impl Acquisition {
 
     /// Who took one of the places away by force.
     fn broken(&self, taken: &[Taken]) -> Option<v1::Broken> {
-        let takings = self.context.node.takings();
-        taken.iter().find_map(|place| takings.broken(&place.key, place.fence))
+        taken.iter().find_map(|place| broken(&self.context, &place.key, place.fence))
     }
 
     fn check(&self) -> Result<(), Status> {

@@ -105,7 +105,7 @@ impl Candidacy {
                 let lease = leases::lease(self.context.node.reader(), self.command.session);
                 let is_lost = matches!(lease, Ok(None));
                 let reason = if is_lost { Reason::SessionLost } else { Reason::Removed };
-                let broken = self.context.node.takings().broken(&place.key, place.fence);
+                let broken = super::broken(&self.context, &place.key, place.fence);
                 self.lose(reason, broken).await
             }
             End::Dropped => self.withdrawal(),

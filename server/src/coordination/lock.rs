@@ -10,7 +10,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use v1::lock_service_server::LockService;
 
-use super::{acquire, checked, inspect, sorted};
+use super::{acquire, broken, checked, inspect, sorted};
 use crate::api::context::{Context, mismatch};
 use crate::api::{check as api_check, convert, limits};
 use crate::auth::{RightsCheck, caller_of};
@@ -90,10 +90,9 @@ impl LockApi {
         let wanted = RightsCheck::queue(&name);
         let (holders, revision) = self.context.auth.checked(&caller, &wanted, look).await?;
         let held = holders.iter().any(|place| place.fence == fence && !place.is_lost());
-        let takings = self.context.node.takings();
         // The caller may read of this name, and of no other.
         let is_told = !held && queue::name_of(&key) == Some(&name[..]);
-        let broken = if is_told { takings.broken(&key, fence) } else { None };
+        let broken = if is_told { broken(&self.context, &key, fence) } else { None };
         Ok(v1::CheckFenceResponse { held, revision, broken })
     }
 

@@ -43,7 +43,7 @@ use bytes::Bytes;
 use conclave_proto::internal::command::Command as Message;
 use conclave_proto::v1;
 use conclave_state_machine::command::{Caller, LockCommand};
-use conclave_state_machine::locks::check;
+use conclave_state_machine::locks::{check, seize};
 use tonic::service::Routes;
 use tonic::{Code, Status};
 
@@ -179,6 +179,15 @@ async fn withdraw_unless_resumed(context: &Context, withdrawal: Message) {
         }
     }
     tracing::warn!("a place that nobody waits for stays until its session ends");
+}
+
+/// Who took a place away by force and why, as far as it is known: this member saw it lately, or its session remembers it.
+fn broken(context: &Context, key: &[u8], fence: i64) -> Option<v1::Broken> {
+    context.node.takings().broken(key, fence).or_else(|| {
+        // What cannot be read stops the member elsewhere.
+        let kept = seize::broken(context.node.reader(), key, fence).ok().flatten()?;
+        Some(v1::Broken { by: kept.by, reason: kept.reason })
+    })
 }
 
 /// Names as commands want them: ascending, without repetition.

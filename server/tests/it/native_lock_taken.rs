@@ -8,7 +8,7 @@ use v1::lock_service_client::LockServiceClient;
 use v1::session_service_client::SessionServiceClient;
 
 use crate::native_lock::{client, lock, queue, session, soon};
-use crate::support::{Server, server, servers};
+use crate::support::{Plan, Server, server, servers};
 
 /// The loss of a guard, as soon as it is told.
 async fn loss(guard: &LockGuard) -> Loss {
@@ -80,6 +80,21 @@ async fn whoever_holds_a_lock_in_whatever_way_hears_that_it_was_broken_and_why()
     for guard in &twice {
         assert_eq!(loss(guard).await, broken("both"));
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_broke_a_lock_is_known_after_a_restart() {
+    let plan = Plan::new(1, &[]);
+    let server = plan.start(0).await;
+    soon("a server is ready", server.running.ready()).await.unwrap();
+    let client = client(std::slice::from_ref(&server));
+    let holder = session(&client, "a holder").await;
+    let guard = lock(&holder, "x").await;
+    let place = guard.locks()[0].clone();
+    client.lock_break("x", 0, "stuck").await.unwrap();
+    let server = plan.restart(0, server).await;
+    let told = fence_of(&server, place).await.broken.expect("who and why");
+    assert_eq!((told.by.as_str(), told.reason.as_str()), ("", "stuck"));
 }
 
 /// What a member knows about a fence.

@@ -89,11 +89,20 @@ impl Plan {
 
     /// Starts a member; it may have to wait for others until it is ready.
     pub(crate) async fn start(&self, i: usize) -> Server {
+        self.start_in(i, tempfile::tempdir().unwrap()).await
+    }
+
+    /// Stops a member and starts it again with what it has stored, on another client port.
+    pub(crate) async fn restart(&self, i: usize, server: Server) -> Server {
+        server.running.stop().await;
+        self.start_in(i, server._directory).await
+    }
+
+    async fn start_in(&self, i: usize, directory: tempfile::TempDir) -> Server {
         let peer = |i: usize| format!("http://127.0.0.1:{}", self.ports[i]);
         let all: Vec<String> = (0..self.ports.len()).map(|i| format!("n{i}={}", peer(i))).collect();
         let behind = self.behind.filter(|(member, _)| *member == i);
         let listen = behind.map_or(peer(i), |(_, port)| format!("http://127.0.0.1:{port}"));
-        let directory = tempfile::tempdir().unwrap();
         let mut arguments = vec![
             format!("--name=n{i}"),
             format!("--data-dir={}", directory.path().display()),

@@ -77,11 +77,15 @@ pub(super) fn end<R: Read>(
     number: u64,
 ) -> Result<(), Halt> {
     let Some(mut lease) = leases::lease(change.rows, session)? else { return Ok(()) };
-    let is_news = if number == 0 { cancel(&mut lease, request_id) } else { lease.end(number) };
-    if is_news {
+    if note_end(&mut lease, request_id, number) {
         leases::write(change.rows, session, &lease);
     }
     Ok(())
+}
+
+/// Notes in the row of its session that a request is over; says whether that is news.
+pub(super) fn note_end(lease: &mut LeaseRow, request_id: &Bytes, number: u64) -> bool {
+    if number == 0 { cancel(lease, request_id) } else { lease.end(number) }
 }
 
 /// Remembers a request without a number; says whether that is news.

@@ -1,15 +1,19 @@
-//! Break: an operator takes places away.
-
-use super::attempt;
-use super::queue::{self, NEWEST};
-use super::release::end;
-use crate::change::{Before, Change};
-use crate::command::LockBreak;
-use crate::outcome::Stop;
-use crate::read::Read;
-use crate::response::{LockResponse, Taken};
+//! Break: an operator takes places away, and their sessions keep in mind who did it and why.
 
 use std::ops::ControlFlow;
+
+use bytes::Bytes;
+
+use super::attempt;
+use super::queue::{self, NEWEST, Place};
+use super::release::note_end;
+use crate::change::{Before, Change};
+use crate::command::LockBreak;
+use crate::leases::{self, Broken};
+use crate::outcome::Stop;
+use crate::read::Read;
+use crate::response::{Halt, LockResponse, Taken};
+use crate::rows::place::Attempt;
 
 pub(super) fn apply<R: Read>(
     change: &mut Change<'_, '_, R>,
@@ -34,11 +38,68 @@ pub(super) fn apply<R: Read>(
         let known = attempt::all(change.rows, &place.key, place.fence)?;
         let before = Before::load(change.rows, &place.key)?;
         change.delete(&place.key, before)?;
-        for request in place.claim.iter().flat_map(|claim| &claim.requests) {
-            let number = known.iter().find(|known| known.request == request);
-            end(change, place.session, request, number.map_or(0, |known| known.number))?;
-        }
+        remember(change, &place, &known, command)?;
         broken.push(Taken { name: name.clone(), key: place.key, fence: place.fence });
     }
     Ok(LockResponse::Seized { places: broken, by: by.clone(), reason: reason.clone() })
+}
+
+/// The session remembers that the requests of a place are over, and who took it away.
+fn remember<R: Read>(
+    change: &mut Change<'_, '_, R>,
+    place: &Place,
+    known: &[Attempt],
+    command: &LockBreak,
+) -> Result<(), Halt> {
+    let requests: Vec<&Bytes> = place.claim.iter().flat_map(|claim| &claim.requests).collect();
+    if requests.is_empty() && known.is_empty() {
+        // Nobody of ours is behind it who would ask.
+        return Ok(());
+    }
+    let Some(mut lease) = leases::lease(change.rows, place.session)? else { return Ok(()) };
+    for request in requests {
+        let number = known.iter().find(|known| known.request == request);
+        note_end(&mut lease, request, number.map_or(0, |known| known.number));
+    }
+    let (by, reason) = (command.by.clone(), command.reason.clone());
+    lease.note_broken(Broken { key: place.key.clone(), fence: place.fence, by, reason });
+    leases::write(change.rows, place.session, &lease);
+    Ok(())
+}
+
+/// Who took the place of `key` away by force, if its session lives and has lost few others since. The place had this
+/// `fence`, or a later one if it was moved meanwhile.
+///
+/// # Errors
+/// [`Halt`] if the storage fails or a row is damaged.
+pub fn broken<R: Read>(rows: &R, key: &[u8], fence: i64) -> Result<Option<Broken>, Halt> {
+    let Some(session) = session_of(key) else { return Ok(None) };
+    let lease = leases::lease(rows, session)?.unwrap_or_default();
+    let is_it = |known: &Broken| known.key == key && known.fence >= fence;
+    Ok(lease.broken.into_iter().rev().find(is_it))
+}
+
+/// The session whose place would have this key: [`queue::key`] or [`queue::further_key`].
+fn session_of(key: &[u8]) -> Option<i64> {
+    let name = queue::name_of(key)?;
+    let child = std::str::from_utf8(key.get(name.len().checked_add(1)?..)?).ok()?;
+    let (sign, rest) = child.strip_prefix('-').map_or((1, child), |rest| (-1, rest));
+    let digits = rest.split_once('-').map_or(rest, |(digits, _)| digits);
+    i128::from(u64::from_str_radix(digits, 16).ok()?).checked_mul(sign)?.try_into().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_of_ours_tells_its_session() {
+        for id in [1, 0x694d_7fb8, -255, i64::MAX, i64::MIN] {
+            assert_eq!(session_of(&queue::key(b"a/b", id)), Some(id));
+            assert_eq!(session_of(&queue::further_key(b"a", id, b"-r")), Some(id));
+        }
+        for foreign in ["a", "a/", "a/leader", "a/-", "a/ffffffffffffffff"] {
+            assert_eq!(session_of(foreign.as_bytes()), None, "{foreign}");
+        }
+    }
 }

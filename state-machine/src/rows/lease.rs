@@ -13,6 +13,8 @@ const FORM_SESSION: u8 = 2;
 const FORM_REQUESTS: u8 = 3;
 /// Requests that are over and not settled: twice as many as a session may have open.
 const ANSWERED_MAX: usize = 512;
+/// Places of one session that somebody broke, of which it is kept who did it and why: the last ones.
+const BROKEN_MAX: usize = 4;
 /// Added to these forms: after the TTL comes when it was granted. Rows without it are read, not written.
 const NUMBERED: u8 = 3;
 
@@ -35,6 +37,21 @@ pub struct LeaseRow {
     pub settled: u64,
     /// Answers to other numbered requests.
     pub answered: Vec<(u64, PrimitiveResponse)>,
+    /// Places that were taken away by force.
+    pub broken: Vec<Broken>,
+}
+
+/// A place that somebody took away from its session.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Broken {
+    /// Key of the place.
+    pub key: Bytes,
+    /// Its fence at that time.
+    pub fence: i64,
+    /// User who did it; empty if nobody signed in.
+    pub by: String,
+    /// Why.
+    pub reason: String,
 }
 
 impl LeaseRow {
@@ -64,6 +81,14 @@ impl LeaseRow {
         true
     }
 
+    /// Remembers who took a place away, for as long as the session lives or until more was taken than is kept.
+    pub(crate) fn note_broken(&mut self, broken: Broken) {
+        if self.broken.len() >= BROKEN_MAX {
+            self.broken.remove(0);
+        }
+        self.broken.push(broken);
+    }
+
     /// Whether a request is over: nobody waits for it any more, or it was answered. Never so for 0.
     pub(crate) fn is_settled(&self, number: u64) -> bool {
         number > 0 && (number < self.settled || self.answer(number).is_some())
@@ -82,7 +107,8 @@ impl LeaseRow {
     }
 
     pub(crate) fn encode(&self) -> Bytes {
-        let has_requests = self.settled > 0 || !self.answered.is_empty();
+        let is_remembering = !self.answered.is_empty() || !self.broken.is_empty();
+        let has_requests = self.settled > 0 || is_remembering;
         if !self.is_session() && self.cancelled.is_empty() && !has_requests {
             return self.begin(FORM_PLAIN).finish();
         }
@@ -104,6 +130,13 @@ impl LeaseRow {
                 row.byte(u8::from(answer.is_done));
                 row.int(answer.number);
                 row.int(answer.revision);
+            }
+            // At the end, and nothing at all for nearly every session: its row is written with each request.
+            for Broken { key, fence, by, reason } in &self.broken {
+                row.bytes(key);
+                row.int(*fence);
+                row.bytes(by.as_bytes());
+                row.bytes(reason.as_bytes());
             }
         }
         row.finish()
@@ -137,6 +170,7 @@ impl LeaseRow {
                     .collect::<Result<_, Halt>>()?,
                 settled: if form == FORM_REQUESTS { row.uint()? } else { 0 },
                 answered: if form == FORM_REQUESTS { answered(&mut row)? } else { Vec::new() },
+                broken: if form == FORM_REQUESTS { broken(&mut row)? } else { Vec::new() },
             }),
         }
     }
@@ -171,6 +205,15 @@ fn answered(row: &mut RowReader<'_>) -> Result<Vec<(u64, PrimitiveResponse)>, Ha
         answered.push((number, answer));
     }
     Ok(answered)
+}
+
+fn broken(row: &mut RowReader<'_>) -> Result<Vec<Broken>, Halt> {
+    let mut broken = Vec::new();
+    while !row.is_empty() {
+        let (key, fence) = (Bytes::copy_from_slice(row.bytes()?), row.int()?);
+        broken.push(Broken { key, fence, by: row.string()?, reason: row.string()? });
+    }
+    Ok(broken)
 }
 
 /// Key of a `Lease` row and prefix of its `LeaseKey` rows.
@@ -219,7 +262,14 @@ mod tests {
             LeaseRow { settled: 4, answered: vec![(4, answer), (7, answer)], ..session.clone() };
         let settled = LeaseRow { settled: 1, ..plain.clone() };
         let cancelled = LeaseRow { cancelled: vec!["z".into()], ..plain.clone() };
-        for row in [plain, session, asked, settled, cancelled] {
+        let mut broken = asked.clone();
+        for fence in 1..=i64::try_from(2 * BROKEN_MAX).unwrap() {
+            let (by, reason) = ("ann".to_owned(), "stuck".to_owned());
+            broken.note_broken(Broken { key: "l/1".into(), fence, by, reason });
+        }
+        assert_eq!(broken.broken.len(), BROKEN_MAX);
+        let only_broken = LeaseRow { broken: broken.broken[..1].to_vec(), ..plain.clone() };
+        for row in [plain, session, asked, settled, cancelled, broken, only_broken] {
             assert_eq!(LeaseRow::decode(&row.encode()).unwrap(), row);
             assert_eq!(LeaseRow::decode_front(&row.encode()).unwrap(), (row.ttl, 300));
             assert!(LeaseRow::decode(&row.encode()[..1]).is_err());

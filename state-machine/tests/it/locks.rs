@@ -9,11 +9,13 @@ use std::ops::ControlFlow;
 
 use bytes::Bytes;
 use conclave_state_machine::command::{
-    Campaign, Command, LeaseGrant, LeaseRevoke, LockAcquire, LockCommand, LockConvert, Put, Range,
-    SessionBegin,
+    Campaign, Command, LeaseGrant, LeaseRevoke, LockAcquire, LockBreak, LockCommand, LockConvert,
+    Put, Range, SessionBegin,
 };
+use conclave_state_machine::leases::Broken;
 use conclave_state_machine::locks::arrival;
 use conclave_state_machine::locks::queue::{self, Place};
+use conclave_state_machine::locks::seize;
 use conclave_state_machine::locks::tenure::Tenure;
 use conclave_state_machine::read::Table;
 use conclave_state_machine::response::{LockResponse, LockState, Rejection, Response};
@@ -230,6 +232,37 @@ proptest! {
         all.extend(steps);
         run(&mut Store::new(), &all)?;
     }
+}
+
+#[test]
+fn who_broke_a_lock_is_kept_with_the_session_that_had_it() {
+    let mut store = Store::new();
+    let lock = |command| Command::Lock(command);
+    for id in 1..=2 {
+        let begin = SessionBegin { id, ttl: 60, request_id: "b".into(), ..SessionBegin::default() };
+        store.apply(&Command::SessionBegin(begin));
+        let (names, request_id) = (vec!["a".into()], "r".into());
+        let how = LockAcquire { permits: 1, limit: 1, can_wait: true, ..LockAcquire::default() };
+        let acquire = LockAcquire { names, session: id, request_id, ..how };
+        store.apply(&lock(LockCommand::Acquire(acquire)));
+    }
+    let [held, waiting] = [1, 2].map(|id| queue::key(b"a", id));
+    let fence = places(&store, "a")[0].fence;
+    let (by, reason) = ("ann".to_owned(), "stuck".to_owned());
+    let told = |store: &Store, key: &Bytes, fence| {
+        seize::broken(&store.rows, key, fence).expect("memory does not fail")
+    };
+    assert_eq!(told(&store, &held, fence), None);
+    let (name, by_ann, why) = ("a".into(), by.clone(), reason.clone());
+    let command = LockBreak { name, fence: 0, by: by_ann, reason: why };
+    store.apply(&lock(LockCommand::Break(command)));
+    store.restart();
+    let broken = Broken { key: held.clone(), fence, by, reason };
+    assert_eq!(told(&store, &held, fence), Some(broken));
+    assert_eq!(told(&store, &held, fence + 1), None, "a later one was not broken");
+    assert_eq!(told(&store, &waiting, fence), None);
+    store.apply(&Command::LeaseRevoke(LeaseRevoke { id: 1 }));
+    assert_eq!(told(&store, &held, fence), None, "it goes with the session");
 }
 
 #[test]
