@@ -65,6 +65,7 @@ mod endpoint;
 mod error;
 pub mod group;
 pub mod key;
+mod known_cluster;
 pub mod kv;
 pub mod latch;
 pub mod lease;

@@ -14,6 +14,7 @@ use crate::{
     backoff::Backoff,
     client::Client,
     error::Error,
+    known_cluster::KnownCluster,
     watch::{Watcher, mod_revision},
 };
 
@@ -136,7 +137,9 @@ impl Mirror {
         self.keys = kvs.into_iter().map(|kv| (kv.key.clone(), kv)).collect();
         let watch = self.client.watch(&self.prefix[..]).prefix();
         let revision = self.header.revision;
-        let watcher = watch.from_revision(revision + 1).known(revision).start();
+        let mut cluster = KnownCluster::default();
+        cluster.meet(self.header.cluster_id)?;
+        let watcher = watch.from_revision(revision + 1).known(revision, cluster).start();
         let mut connected = watcher.connected();
         connected.mark_unchanged();
         self.watch = Some((watcher, connected));

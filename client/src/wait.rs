@@ -17,6 +17,7 @@ use crate::login::Channel;
 use crate::{
     client::Client,
     error::Error,
+    known_cluster::KnownCluster,
     patience::{self, Ask, Heard, Patience},
 };
 
@@ -68,7 +69,8 @@ impl Wait {
     async fn wait(self) -> Result<i64, Error> {
         let Self { client, what, name, at_most } = self;
         let patience = Patience::new(&client, at_most);
-        let mut asked = Asked { what, name, start_revision: 0 };
+        let cluster = KnownCluster::default();
+        let mut asked = Asked { what, name, start_revision: 0, cluster };
         loop {
             match patience::wait(&client, patience, &mut asked).await {
                 // What happened since cannot be told any more, or the store was put back to an older state: as if
@@ -76,7 +78,7 @@ impl Wait {
                 Err(Error::Compacted { .. } | Error::FutureRevision(_))
                     if asked.start_revision > 0 =>
                 {
-                    asked.start_revision = 0;
+                    (asked.start_revision, asked.cluster) = (0, KnownCluster::default());
                 }
                 ended => return ended.map(|passed| passed.revision),
             }
@@ -98,6 +100,8 @@ struct Asked {
     name: Bytes,
     /// As of which waiting began: a stream that breaks misses nothing.
     start_revision: i64,
+    /// Whose revision that is.
+    cluster: KnownCluster,
 }
 
 impl Ask for Asked {
@@ -119,6 +123,9 @@ impl Ask for Asked {
 
     fn hear(&mut self, answer: WaitResponse) -> Heard<Passed> {
         if let Some(Event::Waiting(waiting)) = &answer.event {
+            if let Err(error) = self.cluster.meet(waiting.cluster_id) {
+                return Heard::Failed(error);
+            }
             self.start_revision = waiting.revision;
         }
         heard(answer, "what was waited for is gone")
@@ -145,5 +152,24 @@ pub(crate) fn heard(answer: WaitResponse, gone: &'static str) -> Heard<Passed> {
             Reason::Cancelled | Reason::Unspecified => Error::lost(gone),
         }),
         Some(Event::Waiting(_)) | None => Heard::More,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_that_was_put_back_and_caught_up_is_another_cluster() {
+        let (what, name, cluster) = (For::Barrier, Bytes::new(), KnownCluster::default());
+        let mut asked = Asked { what, name, start_revision: 0, cluster };
+        let mut hear = |revision, cluster_id| {
+            let waiting = v1::Waiting { revision, cluster_id, ..v1::Waiting::default() };
+            let heard = asked.hear(WaitResponse { event: Some(Event::Waiting(waiting)) });
+            (heard, asked.start_revision)
+        };
+        assert!(matches!(hear(5, 7), (Heard::More, 5)));
+        assert!(matches!(hear(6, 7), (Heard::More, 6)));
+        assert!(matches!(hear(9, 8), (Heard::Failed(Error::FutureRevision(_)), 6)));
     }
 }

@@ -23,7 +23,7 @@ use futures::Stream;
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::{client::Client, error::Error, key::spans};
+use crate::{client::Client, error::Error, key::spans, known_cluster::KnownCluster};
 
 /// Responses waiting for the reader; beyond that the server's stream is held back.
 const RESPONSES_MAX: usize = 16;
@@ -39,7 +39,8 @@ impl Client {
             fragment: true,
             ..WatchCreateRequest::default()
         };
-        Watch { client: self.clone(), request, created_notify: false, known: 0 }
+        let cluster = KnownCluster::default();
+        Watch { client: self.clone(), request, created_notify: false, known: 0, cluster }
     }
 }
 
@@ -64,6 +65,7 @@ pub struct Watch {
     request: WatchCreateRequest,
     created_notify: bool,
     known: i64,
+    cluster: KnownCluster,
 }
 
 impl Watch {
@@ -106,9 +108,9 @@ impl Watch {
         self
     }
 
-    /// The store is known to have reached this revision.
-    pub(crate) fn known(mut self, revision: i64) -> Self {
-        self.known = revision;
+    /// The store, of this cluster, is known to have reached this revision.
+    pub(crate) fn known(mut self, revision: i64, cluster: KnownCluster) -> Self {
+        (self.known, self.cluster) = (revision, cluster);
         self
     }
 
@@ -175,7 +177,8 @@ impl Response {
 
 /// A running watch: a [`Stream`] of responses. It ends after the first error, which is one that
 /// waiting cannot mend: [`Error::Compacted`] says from where on the history is still there, and
-/// [`Error::FutureRevision`] that the store is behind what it told already, as after a restore from a backup.
+/// [`Error::FutureRevision`] that the store is behind what it told already, or of another cluster, as after a restore
+/// from a backup.
 ///
 /// ```no_run
 /// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {

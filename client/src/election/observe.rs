@@ -25,6 +25,7 @@ use crate::{
     client::Client,
     endpoint::Endpoint,
     error::{Error, Outcome},
+    known_cluster::KnownCluster,
     login::Logins,
     mirror::Mirror,
 };
@@ -111,8 +112,8 @@ impl Observer {
     pub(super) fn start(client: &Client, name: &Bytes, from: i64) -> Self {
         let (leaders, receiver) = mpsc::channel(LEADERS_MAX);
         let (client, name) = (client.clone(), name.clone());
-        let (told, logins) = (None, Logins::default());
-        let following = Following { client, name, from, leaders, told, logins };
+        let (told, cluster, logins) = (None, KnownCluster::default(), Logins::default());
+        let following = Following { client, name, from, leaders, told, cluster, logins };
         let task = AbortOnDropHandle::new(tokio::spawn(following.run()));
         Self { leaders: receiver, _task: task }
     }
@@ -184,6 +185,8 @@ struct Following {
     leaders: mpsc::Sender<Result<Option<Leader>, Error>>,
     /// What was told last.
     told: Option<Option<KeyValue>>,
+    /// Whose revision that is.
+    cluster: KnownCluster,
     logins: Logins,
 }
 
@@ -204,7 +207,9 @@ impl Following {
                 // What was before cannot be told any more.
                 Error::Compacted { .. } if self.from > 0 => self.from = 0,
                 // The store was put back to an older state.
-                Error::FutureRevision(_) if self.told.is_some() && self.from > 0 => self.from = 0,
+                Error::FutureRevision(_) if self.told.is_some() && self.from > 0 => {
+                    (self.from, self.cluster) = (0, KnownCluster::default());
+                }
                 error if self.logins.may_help(&error, &endpoint) => sleep(backoff.next()).await,
                 error if error.is_passing() => {
                     endpoint.failed();
@@ -244,6 +249,7 @@ impl Following {
             endpoint.succeeded();
             self.logins.succeeded();
             backoff.reset();
+            self.cluster.meet(answer.header.as_ref().map_or(0, |header| header.cluster_id))?;
             self.from = answer.revision;
             if self.tell(Leader::of(answer)).await.is_err() {
                 return Ok(Unheard);

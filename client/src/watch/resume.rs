@@ -20,7 +20,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Status, Streaming, metadata::MetadataValue};
 
 use super::{Response, Watch};
-use crate::{backoff::Backoff, client::Client, endpoint::Endpoint, error::Error, login::is_stale};
+use crate::{
+    backoff::Backoff, client::Client, endpoint::Endpoint, error::Error,
+    known_cluster::KnownCluster, login::is_stale,
+};
 
 /// Requests waiting to go out on the server's stream.
 const REQUESTS_MAX: usize = 8;
@@ -53,6 +56,8 @@ pub(super) struct Task {
     next: i64,
     /// Highest revision that the store is known to have reached.
     known: i64,
+    /// Whose answers are one story.
+    cluster: KnownCluster,
     /// The parts of a response that is not complete.
     parts: Vec<Event>,
     channels: Channels,
@@ -65,6 +70,7 @@ impl Task {
             client: watch.client,
             next: watch.request.start_revision,
             known: watch.known,
+            cluster: watch.cluster,
             request: watch.request,
             created_notify: watch.created_notify,
             parts: Vec::new(),
@@ -164,7 +170,12 @@ impl Task {
             }
             return Some(canceled(&message, endpoint));
         }
-        let revision = message.header.as_ref().map_or(0, |header| header.revision);
+        let header = message.header.unwrap_or_default();
+        if let Err(error) = self.cluster.meet(header.cluster_id) {
+            // It was put back to an older state, and has caught up meanwhile.
+            return Some(End::Failed(error));
+        }
+        let revision = header.revision;
         if message.created
             && revision < self.known
             && let Some(end) = self.look_back().await

@@ -11,7 +11,7 @@ use std::{
     net::SocketAddr,
     sync::{
         Arc,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
 };
 
@@ -80,6 +80,9 @@ pub(crate) struct Script {
     /// Candidacies that were opened, and streams of leaders.
     pub(crate) campaigns: AtomicUsize,
     pub(crate) observers: AtomicUsize,
+    /// From which revisions they were asked for, and the cluster that answers.
+    pub(crate) observed_from: Mutex<Vec<i64>>,
+    pub(crate) cluster: AtomicU64,
     /// Number of the token that is good; 0: nobody needs one.
     pub(crate) token: AtomicUsize,
     pub(crate) logins: AtomicUsize,

@@ -178,6 +178,26 @@ async fn a_void_token_ends_neither_leaderships_nor_waits() {
 }
 
 #[tokio::test]
+async fn who_leads_is_asked_anew_if_another_cluster_answers() {
+    let fake = Fake::start();
+    let script = &fake.script;
+    script.cluster.store(7, Ordering::Relaxed);
+    let mut leaders = client_of(&fake).election("e").observe();
+    let mut next = async || {
+        let leader = timeout(SOON, leaders.leader()).await.expect("it is told");
+        leader.unwrap().unwrap().token()
+    };
+    assert_eq!(next().await, 1);
+    for (cluster, told) in [(7, 2), (8, 4)] {
+        script.cluster.store(cluster, Ordering::Relaxed);
+        script.break_streams(Status::unavailable("etcdserver: server stopped"));
+        assert_eq!(next().await, told);
+    }
+    // What the other cluster told first was what happened since a revision of the one before.
+    assert_eq!(*script.observed_from.lock(), [0, 5, 5, 0]);
+}
+
+#[tokio::test]
 async fn a_learner_among_the_endpoints_fails_nothing() {
     let (voter, learner) = (Fake::start(), Fake::start());
     learner.script.is_learner.store(true, Ordering::Relaxed);

@@ -1,6 +1,6 @@
 //! Watches that break off and go on.
 
-use conclave_client::{Error, Watcher, mvccpb::event::EventType};
+use conclave_client::{Client, Error, Watcher, mvccpb::event::EventType};
 use tokio::time::timeout;
 
 use crate::{SOON, start};
@@ -86,6 +86,41 @@ async fn what_is_followed_is_read_again_after_the_store_went_back() {
                 return;
             }
         }
+    };
+    timeout(SOON, read_again).await.expect("what is there now is seen");
+    let end = timeout(SOON, watcher.next()).await.expect("the end in time");
+    assert!(matches!(end, Err(Error::FutureRevision(_))), "{end:?}");
+}
+
+/// As after a restore from a backup, when others have written more than was lost before this client asks again.
+#[tokio::test]
+async fn what_is_followed_is_read_again_if_another_cluster_answers() {
+    let test = "what_is_followed_is_read_again_if_another_cluster_answers";
+    let Some((mut old, client)) = start(test).await else { return };
+    let Some((mut new, others)) = start(test).await else { return };
+    let lease = others.lease_grant(600, 0).await.unwrap().id;
+    for value in ["1", "2", "3", "4", "5"] {
+        others.put("g/new", value).lease(lease).await.unwrap();
+    }
+    new.kill();
+    let both = Client::builder([old.endpoint(), new.endpoint()]).timeout(SOON).build().unwrap();
+    let mut watcher = both.watch("g/").prefix().created_notify().start();
+    watcher.next().await.unwrap();
+    let lease = client.lease_grant(600, 0).await.unwrap().id;
+    client.put("g/old", "1").lease(lease).await.unwrap();
+    assert_eq!(take(&mut watcher, 1).await, ["1"]);
+    let mut followed = both.group("g").follow();
+    let members = timeout(SOON, followed.next()).await.unwrap().unwrap().unwrap();
+    assert_eq!(members[0].id, "old");
+    old.kill();
+    new.start();
+    let read_again = async {
+        while let Some(members) = followed.next().await.unwrap() {
+            if members.iter().map(|member| &member.id[..]).eq([b"new"]) {
+                return;
+            }
+        }
+        panic!("it goes on");
     };
     timeout(SOON, read_again).await.expect("what is there now is seen");
     let end = timeout(SOON, watcher.next()).await.expect("the end in time");

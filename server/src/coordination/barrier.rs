@@ -134,14 +134,18 @@ impl Participant {
             Ok((at, None)) => {
                 let keys = vec![wait::one(&self.key()), wait::one(&self.name)];
                 let is_gate = |key: &Bytes| *key == self.name;
-                let wait = waiter.wait(v1::Waiting { revision: at, fence: 0 }, keys, |change| {
-                    let kv = change.kv.as_ref()?;
-                    match (is_gate(&kv.key), change.r#type()) {
-                        (true, EventType::Put) => is_in(&kv.value, fence, kv.mod_revision),
-                        (false, EventType::Delete) => Some(End::Gone),
-                        (true, EventType::Delete) | (false, EventType::Put) => None,
-                    }
-                });
+                let wait = waiter.wait(
+                    v1::Waiting { revision: at, ..v1::Waiting::default() },
+                    keys,
+                    |change| {
+                        let kv = change.kv.as_ref()?;
+                        match (is_gate(&kv.key), change.r#type()) {
+                            (true, EventType::Put) => is_in(&kv.value, fence, kv.mod_revision),
+                            (false, EventType::Delete) => Some(End::Gone),
+                            (true, EventType::Delete) | (false, EventType::Put) => None,
+                        }
+                    },
+                );
                 wait.await
             }
         };
@@ -224,7 +228,8 @@ impl Participant {
             let revision = change.kv.as_ref().map_or(at, |kv| kv.mod_revision);
             is_out().then_some(End::Passed(revision))
         };
-        waiter.wait(v1::Waiting { revision: at, fence }, vec![range], judge).await
+        let waiting = v1::Waiting { revision: at, fence, ..v1::Waiting::default() };
+        waiter.wait(waiting, vec![range], judge).await
     }
 }
 

@@ -84,11 +84,12 @@ impl Waiter {
     /// changes after that revision.
     pub(super) async fn wait(
         &self,
-        waiting: v1::Waiting,
+        mut waiting: v1::Waiting,
         keys: Vec<WatchCreateRequest>,
         mut judge: impl FnMut(&Change) -> Option<End>,
     ) -> End {
         let start_revision = waiting.revision + 1;
+        waiting.cluster_id = self.context.header(waiting.revision).cluster_id;
         if let Err(end) = self.tell(Event::Waiting(waiting)).await {
             return end;
         }
@@ -237,6 +238,6 @@ async fn until_key(waiter: &Waiter, request: v1::WaitRequest, until: Until) -> R
         }
     }
     let revision = if start_revision == 0 { now } else { start_revision };
-    let waiting = v1::Waiting { revision, fence: 0 };
+    let waiting = v1::Waiting { revision, ..v1::Waiting::default() };
     Ok(waiter.wait(waiting, vec![one(&name)], |change| until.judge_change(change)).await)
 }

@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
+use conclave_client::pb::ResponseHeader;
 use conclave_client::v1::{
     CampaignRequest, CampaignResponse, Elected, Leader, ObserveRequest, ObserveResponse,
     ProclaimRequest, ProclaimResponse, ResignRequest, ResignResponse, campaign_response::Event,
@@ -42,13 +43,16 @@ impl ElectionService for Scripted {
 
     async fn observe(
         &self,
-        _: Request<ObserveRequest>,
+        request: Request<ObserveRequest>,
     ) -> Result<Response<Self::ObserveStream>, Status> {
         // A leader with another fence each time: what is the same as before is not told again.
         let streams = self.0.observers.fetch_add(1, Ordering::Relaxed) + 1;
         let fence = i64::try_from(streams).expect("few streams");
         let leader = Some(Leader { fence, ..Leader::default() });
-        let told = ObserveResponse { leader, revision: 1, ..ObserveResponse::default() };
+        self.0.observed_from.lock().push(request.into_inner().start_revision);
+        let cluster_id = self.0.cluster.load(Ordering::Relaxed);
+        let header = Some(ResponseHeader { cluster_id, revision: 5, ..ResponseHeader::default() });
+        let told = ObserveResponse { leader, revision: 5, header, ..ObserveResponse::default() };
         Ok(Response::new(self.0.say(vec![told])))
     }
 }
