@@ -24,7 +24,8 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, Response, Status};
 
 use crate::{
-    client::Client, error::Error, login::Channel, moment::Moment, pulse::Pulse, reply::Reply,
+    client::Client, error::Error, login::Channel, moment::Moment, pulse::Pulse, reliance,
+    reply::Reply,
 };
 
 /// What this process knows about its lease.
@@ -74,7 +75,7 @@ impl Client {
         let standing = keeper::Standing {
             state,
             lost: CancellationToken::new(),
-            deadline: Arc::new(Mutex::new(sent + keeper::usable(granted))),
+            deadline: Arc::new(Mutex::new(reliance::lost_at(sent, granted))),
         };
         let (lost, deadline) = (standing.lost.clone(), Arc::clone(&standing.deadline));
         let keeper = keeper::Keeper::new(self.clone(), grant.id, granted, standing);
@@ -242,7 +243,7 @@ impl Lease {
     /// Waits until two thirds of the time that was granted have passed since the last keep-alive that was
     /// answered was sent: time to end what needs the lease. Also if it is lost. Cancel-safe.
     pub async fn jeopardy(&self) {
-        let third = keeper::usable(self.ttl).saturating_sub(self.ttl * 2 / 3);
+        let third = reliance::lost_at(Duration::ZERO, self.ttl).saturating_sub(self.ttl * 2 / 3);
         let near = async {
             loop {
                 let deadline = *self.deadline.lock();

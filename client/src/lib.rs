@@ -81,6 +81,7 @@ mod patience;
 mod pulse;
 pub mod queue;
 pub mod registry;
+mod reliance;
 mod reply;
 pub mod session;
 pub mod snapshot;

@@ -20,6 +20,7 @@ use crate::{
     client::Client,
     endpoint::Endpoint,
     moment::Moment,
+    reliance,
     tell::{store_news, tell},
 };
 
@@ -27,8 +28,6 @@ use crate::{
 const REQUESTS_MAX: usize = 1;
 /// Keep-alives are sent this many times within the TTL.
 const KEEP_ALIVES_PER_TTL: u32 = 3;
-/// Part of the TTL by which the loss is reported early: clocks may differ in speed by this much.
-const SKEW_DIVISOR: u32 = 50;
 /// Time for a connection that answers nothing at all before another endpoint is tried.
 const ANSWER_TIMEOUT_MAX: Duration = Duration::from_secs(3);
 
@@ -163,7 +162,7 @@ impl Keeper {
             endpoint.succeeded();
             backoff.reset();
             self.ttl = Duration::from_secs(u64::try_from(answer.ttl).unwrap_or(0));
-            let deadline = self.standing.deadline().max(sent + usable(self.ttl));
+            let deadline = self.standing.deadline().max(reliance::lost_at(sent, self.ttl));
             *self.standing.deadline.lock() = deadline;
             self.standing.set(LeaseState::Alive);
             (sent + self.ttl / KEEP_ALIVES_PER_TTL).reached().await;
@@ -209,9 +208,4 @@ impl Connection {
     async fn answer(&mut self) -> Option<LeaseKeepAliveResponse> {
         self.answers.message().await.ok().flatten()
     }
-}
-
-/// The part of a TTL for which the lease can be relied on.
-pub(super) fn usable(ttl: Duration) -> Duration {
-    ttl - ttl / SKEW_DIVISOR
 }

@@ -188,11 +188,8 @@ impl Heart {
         let mut kept = self.kept.lock();
         let now = Moment::now();
         for id in attached.iter() {
-            // What the clock gave up is lost, whatever the server says: somebody may have asked already.
-            if let Some(tracked) = kept.sessions.get_mut(id)
-                && now < tracked.lost_at()
-            {
-                tracked.confirmed = tracked.confirmed.max(sent);
+            if let Some(tracked) = kept.sessions.get_mut(id) {
+                tracked.confirm(sent, now);
             }
         }
         drop(kept);

@@ -9,11 +9,10 @@ use tokio_util::sync::CancellationToken;
 use super::Heart;
 use super::cleanup::{Cleanup, Left};
 use crate::moment::Moment;
+use crate::reliance;
 use crate::session::SessionState;
 use crate::tell::{store_news, tell};
 
-/// Part of the TTL by which the loss is reported early: clocks may differ in speed by this much.
-const SKEW_DIVISOR: u32 = 50;
 /// Dropped guards that wait to be cleaned up behind; what is beyond ends with its session.
 const CLEANUPS_MAX: usize = 100_000;
 
@@ -59,7 +58,12 @@ pub(super) struct Tracked {
 impl Tracked {
     /// From here on the server may end it.
     pub(super) fn lost_at(&self) -> Moment {
-        self.confirmed + (self.ttl - self.ttl / SKEW_DIVISOR)
+        reliance::lost_at(self.confirmed, self.ttl)
+    }
+
+    /// An answer to the heartbeat that was `sent` then is here `now`.
+    pub(super) fn confirm(&mut self, sent: Moment, now: Moment) {
+        self.confirmed = reliance::confirm(self.confirmed, self.ttl, (sent, now));
     }
 
     pub(super) fn jeopardy_at(&self) -> Moment {
