@@ -58,9 +58,10 @@ impl RegistryService for Scripted {
 
     async fn update(
         &self,
-        _: Request<InstanceUpdateRequest>,
+        request: Request<InstanceUpdateRequest>,
     ) -> Result<Response<InstanceUpdateResponse>, Status> {
-        Err(Status::unimplemented("update"))
+        self.0.updates.lock().push(request.into_inner());
+        Ok(Response::new(InstanceUpdateResponse::default()))
     }
 
     async fn discover(
