@@ -180,13 +180,14 @@ impl ChannelBuilder {
             }
         };
         let feed = AbortOnDropHandle::new(tokio::spawn(feed));
-        self.build(list, Some(feed))
+        self.build(list, Some(Arc::new(feed)))
     }
 
-    fn build(
+    /// A channel to whatever `list` holds, which `feed` keeps up to date.
+    pub(crate) fn build(
         self,
         list: watch::Receiver<Vec<Instance>>,
-        feed: Option<AbortOnDropHandle<()>>,
+        feed: Option<Arc<AbortOnDropHandle<()>>>,
     ) -> BalancedChannel {
         let table = Table::default();
         let mut source = Source { list, table: Arc::new(table), is_kept: false };
@@ -252,7 +253,7 @@ struct Shared {
     options: ChannelBuilder,
     source: Mutex<Source>,
     outliers: Outliers,
-    _feed: Option<AbortOnDropHandle<()>>,
+    _feed: Option<Arc<AbortOnDropHandle<()>>>,
 }
 
 impl BalancedChannel {

@@ -13,12 +13,10 @@ use conclave_proto::{
     },
     mvccpb::KeyValue,
 };
-use futures::StreamExt;
 use tokio::{
     sync::watch,
     time::{Instant, sleep, sleep_until},
 };
-use tokio_stream::wrappers::WatchStream;
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
@@ -78,11 +76,11 @@ impl Discover {
         let prefix = self.service.prefix();
         let request: TxnRequest = txn().then(get(&prefix[..]).prefix()).request;
         let cache = self.cache.map(|path| Cache::new(path, None, &request));
-        let (sender, listing) = watch::channel(Arc::new(Listing::default()));
+        let (told, listing, instances) = Told::new();
         let source = Source::new(self.service);
-        let follower = Follower { source, prefix, filters: self.filters, cache, sender };
+        let follower = Follower { source, prefix, filters: self.filters, cache, told };
         let task = AbortOnDropHandle::new(tokio::spawn(follower.run()));
-        Directory { listing, _task: Arc::new(task) }
+        Directory { listing, instances, task: Arc::new(task) }
     }
 }
 
@@ -175,7 +173,8 @@ impl Listing {
 #[derive(Debug, Clone)]
 pub struct Directory {
     listing: watch::Receiver<Arc<Listing>>,
-    _task: Arc<AbortOnDropHandle<()>>,
+    instances: watch::Receiver<Vec<Instance>>,
+    task: Arc<AbortOnDropHandle<()>>,
 }
 
 impl Directory {
@@ -191,15 +190,41 @@ impl Directory {
         self.listing.clone()
     }
 
-    /// A channel to the instances. Call it inside a tokio runtime.
+    /// A channel to the instances: whoever is told of a listing calls those that are in it, or in a later one. Call
+    /// it inside a tokio runtime.
     pub fn channel(&self, builder: ChannelBuilder) -> BalancedChannel {
-        let directory = self.clone();
-        let lists = WatchStream::new(self.listing.clone());
-        builder.follow(lists.map(move |listing| {
-            // It ends with the stream, not before.
-            let _ = &directory;
-            listing.instances()
-        }))
+        builder.build(self.instances.clone(), Some(Arc::clone(&self.task)))
+    }
+}
+
+/// Where a directory says what it knows.
+struct Told {
+    listing: watch::Sender<Arc<Listing>>,
+    /// The same as channels see it.
+    instances: watch::Sender<Vec<Instance>>,
+}
+
+impl Told {
+    fn new() -> (Self, watch::Receiver<Arc<Listing>>, watch::Receiver<Vec<Instance>>) {
+        let (listing, listings) = watch::channel(Arc::default());
+        let (instances, lists) = watch::channel(Vec::new());
+        (Self { listing, instances }, listings, lists)
+    }
+
+    /// Channels have it first: whoever is told of the listing may call at once.
+    fn tell(&self, listing: Listing) {
+        self.instances.send_replace(listing.instances());
+        self.listing.send_replace(Arc::new(listing));
+    }
+
+    fn connected(&self, is_connected: bool) {
+        self.listing.send_if_modified(|listing| {
+            let is_news = listing.is_connected != is_connected;
+            if is_news {
+                *listing = Arc::new(Listing { is_connected, ..Listing::clone(listing) });
+            }
+            is_news
+        });
     }
 }
 
@@ -209,7 +234,7 @@ struct Follower {
     prefix: bytes::Bytes,
     filters: Vec<Arc<Filter>>,
     cache: Option<Cache>,
-    sender: watch::Sender<Arc<Listing>>,
+    told: Told,
 }
 
 impl Follower {
@@ -234,10 +259,10 @@ impl Follower {
                         save_at = Some(Instant::now() + SAVE_PAUSE);
                     }
                 }
-                Ok(News::Connected(is_connected)) => self.connected(is_connected),
+                Ok(News::Connected(is_connected)) => self.told.connected(is_connected),
                 Err(error) => {
                     tracing::debug!(%error, "the instances cannot be read");
-                    self.connected(false);
+                    self.told.connected(false);
                     sleep(backoff.next()).await;
                 }
             }
@@ -252,17 +277,7 @@ impl Follower {
         let records = self.wanted(self.source.records());
         let revision = self.source.revision();
         let listing = Listing { records, revision, basis: Basis::Cluster, is_connected: true };
-        self.sender.send_replace(Arc::new(listing));
-    }
-
-    fn connected(&self, is_connected: bool) {
-        self.sender.send_if_modified(|listing| {
-            let is_news = listing.is_connected != is_connected;
-            if is_news {
-                *listing = Arc::new(Listing { is_connected, ..Listing::clone(listing) });
-            }
-            is_news
-        });
+        self.told.tell(listing);
     }
 
     /// Begins with the file of an earlier run.
@@ -278,7 +293,7 @@ impl Follower {
         let revision = answer.header.map_or(0, |header| header.revision);
         let records = self.wanted(kvs.iter().filter_map(|kv| decode(&self.prefix, kv)));
         let listing = Listing { records, revision, basis: Basis::Cache, is_connected: false };
-        self.sender.send_replace(Arc::new(listing));
+        self.told.tell(listing);
     }
 
     /// Keeps what is known for the next start.
@@ -302,5 +317,30 @@ impl Follower {
             Ok(Err(error)) => tracing::warn!(%error, "the instances cannot be cached"),
             Err(error) => tracing::debug!(%error, "the runtime ends"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_channel_has_a_list_before_anybody_is_told() {
+        let (told, listing, instances) = Told::new();
+        let task = Arc::new(AbortOnDropHandle::new(tokio::spawn(std::future::pending())));
+        let directory = Directory { listing, instances, task };
+        let channel = directory.channel(BalancedChannel::builder());
+        let mut listing = directory.listing();
+        for name in ["h:1", "h:2"] {
+            told.tell(Listing { records: vec![Record::new(name)], ..Listing::default() });
+            assert!(listing.has_changed().unwrap());
+            let told = listing.borrow_and_update().instances();
+            // No other task has run since.
+            assert_eq!(channel.serving().instances, told);
+        }
+        let kept = listing.borrow_and_update().instances();
+        told.tell(Listing::default());
+        let serving = channel.serving();
+        assert!(serving.is_kept && serving.instances == kept);
     }
 }
