@@ -115,7 +115,7 @@ impl Metrics {
 impl Scraped {
     pub(super) fn register(&self, registry: &mut Registry) {
         // etcd calls two gauges `_total`; see the test of the names.
-        let gauges: [(&str, &str, &Gauge); 25] = [
+        let gauges: [(&str, &str, &Gauge); 17] = [
             ("etcd_server_has_leader", "Whether a leader exists", &self.has_leader),
             ("etcd_server_is_leader", "Whether this member is the leader", &self.is_leader),
             ("etcd_server_is_learner", "Whether this member is a learner", &self.is_learner),
@@ -161,6 +161,23 @@ impl Scraped {
                 "Events that no watcher was told of yet",
                 &self.pending_events,
             ),
+        ];
+        for (name, help, gauge) in gauges {
+            registry.register(name, help, gauge.clone());
+        }
+        registry.register(
+            "etcd_server_leader_changes_seen",
+            "Changes of leader that this member saw",
+            self.leader_changes.clone(),
+        );
+        self.register_memory(registry);
+        self.register_peers(registry);
+        self.register_process(registry);
+    }
+
+    /// What requests and answers take of the memory.
+    fn register_memory(&self, registry: &mut Registry) {
+        for (name, help, gauge) in [
             (
                 "conclave_answer_bytes",
                 "Memory of answers to long reads that are not sent yet",
@@ -171,32 +188,36 @@ impl Scraped {
                 "Memory of large messages that are being received",
                 &self.receiving_bytes,
             ),
+        ] {
+            registry.register(name, help, gauge.clone());
+        }
+        for (name, help, counter) in [
+            (
+                "conclave_long_reads_refused",
+                "Long reads that were refused because of too many others, or for want of memory",
+                &self.refused_reads,
+            ),
+            (
+                "conclave_messages_refused",
+                "Messages that took too much memory together, or too long, before they were complete",
+                &self.refused_messages,
+            ),
+        ] {
+            registry.register(name, help, counter.clone());
+        }
+    }
+
+    fn register_process(&self, registry: &mut Registry) {
+        for (name, help, gauge) in [
             ("process_resident_memory_bytes", "Resident memory", &self.resident_bytes),
             ("process_virtual_memory_bytes", "Virtual memory", &self.virtual_bytes),
             ("process_open_fds", "Open file descriptors", &self.open_fds),
             ("process_max_fds", "Most open file descriptors", &self.max_fds),
             ("os_fd_used", "Open file descriptors", &self.open_fds),
             ("os_fd_limit", "Most open file descriptors", &self.max_fds),
-        ];
-        for (name, help, gauge) in gauges {
+        ] {
             registry.register(name, help, gauge.clone());
         }
-        registry.register(
-            "etcd_server_leader_changes_seen",
-            "Changes of leader that this member saw",
-            self.leader_changes.clone(),
-        );
-        registry.register(
-            "conclave_long_reads_refused",
-            "Long reads that were refused because of too many others, or for want of memory",
-            self.refused_reads.clone(),
-        );
-        registry.register(
-            "conclave_messages_refused",
-            "Messages that took too much memory together, or too long, before they were complete",
-            self.refused_messages.clone(),
-        );
-        self.register_peers(registry);
         registry.register(
             "process_virtual_memory_max_bytes",
             "Most virtual memory",
