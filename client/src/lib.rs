@@ -32,6 +32,7 @@
 //! | [`key`] | ranges of keys |
 //! | `client`, `builder`, `endpoint`, `tls`, `login`, `discover` | the handle and its settings; servers, how they are reached and told who calls |
 //! | `reply`, `error`, `backoff`, `budget`, `moment` | answers, what can go wrong, pauses between attempts, how many there may be, the clock |
+//! | `reliance`, `known_cluster` | for how long a lease may be relied on; whether it is still the cluster whose answers are known |
 //! | `pulse`, `loss`, `tell` | whether what a guard hangs on lives, and work that needs it; why something is held no more; telling it all at once |
 //! | `writes`, `once`, `undo` | requests that may be sent again; what is taken back when it is dropped |
 //! | `patience`, `mirror`, `page`, `cache` | waiting on a stream; keys and their changes; a member's pages; a file for a start without the cluster |
