@@ -18,7 +18,6 @@ use crate::api::services;
 use crate::auth::{Auth, JwtError};
 use crate::config::Settings;
 use crate::coordination;
-use crate::http::received::Room;
 use crate::http::{self, Router};
 use crate::metrics::Metrics;
 use crate::node::{self, Node};
@@ -131,7 +130,6 @@ pub async fn start(settings: Settings) -> Result<Running, StartError> {
         node: Arc::clone(&node),
         limits: settings.limits,
         long_reads: LongReads::new(settings.limits.answer_bytes_max),
-        receiving: Arc::new(Room::new(settings.limits.receiving_bytes_max)),
         quota_bytes: settings.store.quota_bytes,
         background: TaskTracker::new(),
     };

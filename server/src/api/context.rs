@@ -16,7 +16,6 @@ use tonic::{Request, Status};
 use super::long_read::LongReads;
 use crate::auth::{Auth, caller_of};
 use crate::config::Limits;
-use crate::http::received::Room;
 use crate::metrics::Metrics;
 use crate::node::Node;
 use crate::propose::Haste;
@@ -42,8 +41,6 @@ pub(crate) struct Context {
     pub(crate) auth: Arc<Auth>,
     pub(crate) limits: Limits,
     pub(crate) long_reads: LongReads,
-    /// Of messages that are being received.
-    pub(crate) receiving: Arc<Room>,
     /// Logical size at which writes are refused; `None` for no quota.
     pub(crate) quota_bytes: Option<i64>,
     /// What goes on after its caller has gone; waited for when the node stops.

@@ -27,6 +27,8 @@ use crate::status::{self, Fault};
 const SMALL_STORE_KEYS: i64 = 1_000;
 /// Pages of at most so many keys are too; clients of Kubernetes ask for 500.
 const PAGE_KEYS_MAX: i64 = 512;
+/// Transactions that get at most so many keys are short, too.
+const SHORT_TXN_KEYS_MAX: usize = 8;
 /// How often a range of the newest keys is begun in pieces before it is read in one.
 const READS_IN_PIECES_MAX: usize = 3;
 /// How long a client that waits for the end of a compaction waits for its next step: if the leader is
@@ -229,12 +231,13 @@ fn is_short(range: &Range) -> bool {
     range.range_end.is_empty() || is_page && range.revision <= 0 && is_in_key_order(range)
 }
 
-/// Whether every operation of a transaction that only reads is a short read.
+/// Whether a transaction that only reads looks at a few keys.
 fn is_short_txn(txn: &Txn) -> bool {
-    let is_short_compare = txn.compare.iter().all(|compare| compare.range_end.is_empty());
+    let mut compared = txn.compare.iter().map(|compare| &compare.range_end);
     let mut operations = txn.success.iter().chain(&txn.failure);
-    let is_short = |op: &TxnOp| matches!(op, TxnOp::Range(range) if is_short(range));
-    is_short_compare && operations.all(is_short)
+    txn.success.len() + txn.failure.len() <= SHORT_TXN_KEYS_MAX
+        && compared.all(bytes::Bytes::is_empty)
+        && operations.all(|op| matches!(op, TxnOp::Range(range) if range.range_end.is_empty()))
 }
 
 /// Counts what a transaction found.

@@ -72,12 +72,18 @@ impl LongReads {
         self.room.refused.load(Ordering::Relaxed)
     }
 
-    /// Waits until what others read takes no more than half of the memory, and for a turn. Cancel-safe.
+    /// Waits for a turn, and until what others read takes no more than half of the memory. Cancel-safe.
     pub(crate) async fn begin(&self) -> Result<LongRead, Status> {
         let _waiting = self.room.wait()?;
-        let memory = tokio::time::timeout(self.room.memory_timeout, self.room.half_free()).await;
-        memory.map_err(|_elapsed| self.room.refuse())?;
-        self.turn().await
+        loop {
+            // Without a turn, which others may use meanwhile.
+            let memory = tokio::time::timeout(self.room.memory_timeout, self.room.half_free());
+            memory.await.map_err(|_elapsed| self.room.refuse())?;
+            let read = self.turn().await?;
+            if self.room.is_half_free() {
+                return Ok(read);
+            }
+        }
     }
 
     /// As [`LongReads::begin`] for a read that finds little: it waits for its turn alone. Cancel-safe.
@@ -91,7 +97,7 @@ impl LongReads {
         let Ok(turn) = turns.acquire_owned().await else {
             return Err(Fault::Stopped.into());
         };
-        let held = Held { room: Arc::clone(&self.room), bytes: 0 };
+        let held = Held { room: Arc::clone(&self.room), bytes: AtomicU64::new(0) };
         Ok(LongRead { turn: Some(turn), held })
     }
 }
@@ -106,10 +112,14 @@ impl Room {
         Ok(waiting)
     }
 
+    fn is_half_free(&self) -> bool {
+        self.bytes.load(Ordering::Relaxed) <= self.bytes_max / 2
+    }
+
     async fn half_free(&self) {
         loop {
             let freed = self.freed.notified();
-            if self.bytes.load(Ordering::Relaxed) <= self.bytes_max / 2 {
+            if self.is_half_free() {
                 // Others may wait for the same.
                 self.freed.notify_one();
                 return;
@@ -164,14 +174,14 @@ impl LongRead {
         let each = |kv: &KeyValue| kv.key.len() + kv.value.len() + size_of::<KeyValue>();
         let bytes = found.into_iter().map(each).sum::<usize>() as u64 * COPIES;
         let room = &self.held.room;
-        self.held.bytes += bytes;
+        self.held.bytes.fetch_add(bytes, Ordering::Relaxed);
         let all = room.bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
         if all > room.bytes_max { Err(room.refuse()) } else { Ok(()) }
     }
 
     /// Counts nothing of what was found: it is dropped.
     pub(crate) fn forget(&mut self) {
-        self.held = Held { room: Arc::clone(&self.held.room), bytes: 0 };
+        self.held.release();
     }
 
     /// Ends it; the answer is counted for as long as what this returns is there.
@@ -183,13 +193,21 @@ impl LongRead {
 /// Memory that an answer takes.
 pub(crate) struct Held {
     room: Arc<Room>,
-    bytes: u64,
+    bytes: AtomicU64,
+}
+
+impl Held {
+    /// Counts it no more: the answer is gone.
+    pub(crate) fn release(&self) {
+        let bytes = self.bytes.swap(0, Ordering::Relaxed);
+        self.room.bytes.fetch_sub(bytes, Ordering::Relaxed);
+        self.room.freed.notify_one();
+    }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.room.bytes.fetch_sub(self.bytes, Ordering::Relaxed);
-        self.room.freed.notify_one();
+        self.release();
     }
 }
 

@@ -18,8 +18,6 @@ const DEFAULT_QUOTA_BYTES: i64 = 2 * 1024 * 1024 * 1024;
 /// What samples are counted in.
 const MILLION: u32 = 1_000_000;
 const DEFAULT_JWT_TTL: Duration = Duration::from_secs(5 * 60);
-/// Room for messages that are being received, however little memory there is.
-const RECEIVING_BYTES_MIN: u64 = 64 << 20;
 /// What bcrypt knows.
 const BCRYPT_COSTS: std::ops::RangeInclusive<u32> = 4..=31;
 const ELECTION_TIMEOUT_MAX_MS: u64 = 50_000;
@@ -279,7 +277,6 @@ fn limits(raw: &Raw) -> Result<Limits, ConfigError> {
         request_bytes_max: raw.number::<u32>("max-request-bytes")? as usize,
         txn_ops_max: raw.number::<u32>("max-txn-ops")? as usize,
         answer_bytes_max,
-        receiving_bytes_max: (memory::usable_bytes() / 8).max(RECEIVING_BYTES_MIN),
         concurrent_streams_max: concurrent_streams_max.max(1),
         keepalive_interval: (!interval.is_zero()).then_some(interval),
         keepalive_timeout: raw.duration("grpc-keepalive-timeout")?,

@@ -306,8 +306,6 @@ pub struct Limits {
     pub txn_ops_max: usize,
     /// Memory that the answers to long reads may take until they are sent, in bytes.
     pub answer_bytes_max: u64,
-    /// Memory that large messages may take while they are being received, in bytes.
-    pub receiving_bytes_max: u64,
     /// Most calls in flight on one connection.
     pub concurrent_streams_max: u32,
     /// How often an idle connection is pinged; `None` for never.

@@ -11,7 +11,7 @@
 //! | `web`, `grpc_web` | what browsers may do, and gRPC as they can speak it |
 //! | `pages`, `probes` | `/version`, `/metrics`, discovery for Prometheus; `/health`, `/livez`, `/readyz` |
 //! | `gateway` | JSON |
-//! | `received`, `held` | the memory of messages that are being received, and of answers until they are sent |
+//! | `held` | answers whose memory is counted until they are sent |
 
 mod authority;
 mod client_stream;
@@ -21,7 +21,6 @@ mod held;
 mod listen;
 mod pages;
 mod probes;
-pub(crate) mod received;
 mod route;
 mod web;
 

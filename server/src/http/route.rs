@@ -15,7 +15,6 @@ use tower::{BoxError, Service as _};
 
 use super::grpc_web::{self, Kind};
 use super::listen::{Entrance, Role};
-use super::received::Received;
 use super::{gateway, held, pages, web};
 use crate::api::context::Context;
 use crate::api::{KV_PATH, LEASE_PATH, LOCK_PATH, Services, reflection};
@@ -115,10 +114,9 @@ impl Router {
     /// Answers a call.
     pub(super) async fn call<B>(&self, request: Request<B>) -> Response<Body>
     where
-        B: http_body::Body<Data = Bytes> + Send + Unpin + 'static,
+        B: http_body::Body<Data = Bytes> + Send + 'static,
         B::Error: Into<BoxError> + Send,
     {
-        let request = request.map(|body| Received::new(body, Arc::clone(&self.context.receiving)));
         let Some(tracer) = &self.tracer else { return self.serve(request).await };
         let span = tracer.begin(&request);
         span.follow(self.serve(request).await)

@@ -40,8 +40,6 @@ pub(super) struct Scraped {
     pending_events: Gauge,
     answer_bytes: Gauge,
     refused_reads: Counter,
-    receiving_bytes: Gauge,
-    refused_messages: Counter,
     resident_bytes: Gauge,
     virtual_bytes: Gauge,
     virtual_bytes_max: Gauge<f64, AtomicU64>,
@@ -95,9 +93,6 @@ impl Metrics {
         scraped.answer_bytes.set(signed(context.long_reads.bytes()));
         let refused = context.long_reads.refused();
         scraped.refused_reads.inner().store(refused, Ordering::Relaxed);
-        scraped.receiving_bytes.set(signed(context.receiving.bytes()));
-        let refused = context.receiving.refused();
-        scraped.refused_messages.inner().store(refused, Ordering::Relaxed);
         self.instances.scrape(reader);
         self.scrape_peers(&context.node);
         let process = process::Process::now();
@@ -175,36 +170,18 @@ impl Scraped {
         self.register_process(registry);
     }
 
-    /// What requests and answers take of the memory.
+    /// What answers take of the memory.
     fn register_memory(&self, registry: &mut Registry) {
-        for (name, help, gauge) in [
-            (
-                "conclave_answer_bytes",
-                "Memory of answers to long reads that are not sent yet",
-                &self.answer_bytes,
-            ),
-            (
-                "conclave_receiving_bytes",
-                "Memory of large messages that are being received",
-                &self.receiving_bytes,
-            ),
-        ] {
-            registry.register(name, help, gauge.clone());
-        }
-        for (name, help, counter) in [
-            (
-                "conclave_long_reads_refused",
-                "Long reads that were refused because of too many others, or for want of memory",
-                &self.refused_reads,
-            ),
-            (
-                "conclave_messages_refused",
-                "Messages that took too much memory together, or too long, before they were complete",
-                &self.refused_messages,
-            ),
-        ] {
-            registry.register(name, help, counter.clone());
-        }
+        registry.register(
+            "conclave_answer_bytes",
+            "Memory of answers to long reads that are not sent yet",
+            self.answer_bytes.clone(),
+        );
+        registry.register(
+            "conclave_long_reads_refused",
+            "Long reads that were refused because of too many others, or for want of memory",
+            self.refused_reads.clone(),
+        );
     }
 
     fn register_process(&self, registry: &mut Registry) {
