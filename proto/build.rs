@@ -4,13 +4,12 @@ use std::path::{Path, PathBuf};
 
 use prost::Message as _;
 
-const FILES: [&str; 14] = [
+const FILES: [&str; 13] = [
     "etcd/kv.proto",
     "etcd/auth.proto",
     "etcd/rpc.proto",
     "etcd/v3lock.proto",
     "etcd/v3election.proto",
-    "conclave/v1/report.proto",
     "conclave/v1/session.proto",
     "conclave/v1/lock.proto",
     "conclave/v1/election.proto",

@@ -36,8 +36,6 @@ mod record;
 mod registration;
 mod replay;
 mod source;
-mod speaker;
-mod word;
 
 use bytes::Bytes;
 use conclave_proto::{

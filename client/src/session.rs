@@ -55,7 +55,7 @@ use crate::{
     registry::Entries,
 };
 
-pub(crate) use heart::{Cleanup, Hearing, Heart, Saying, are_held};
+pub(crate) use heart::{Cleanup, Hearing, Heart, are_held};
 
 /// A session's TTL if none is asked for.
 pub(crate) const TTL: Duration = Duration::from_secs(10);

@@ -46,8 +46,6 @@ use crate::response::{Cause, Halt, KeyValue, RegistryResponse};
 use crate::rows::rev::RevRow;
 use record::Record;
 
-pub use amend::is_news;
-
 /// Between the name of a service and the ids of its lost instances.
 const LOST: &[u8] = b"/\0lost/";
 

@@ -6,10 +6,7 @@ use std::{
     sync::{Arc, Weak},
 };
 
-use conclave_proto::v1::{
-    self, DeregisterRequest, InstanceReport, InstanceUpdateRequest,
-    registry_service_client::RegistryServiceClient,
-};
+use conclave_proto::v1::{self, DeregisterRequest, registry_service_client::RegistryServiceClient};
 use parking_lot::Mutex;
 use tonic::Status;
 
@@ -17,7 +14,7 @@ use crate::{
     client::Client,
     error::Error,
     once::{Caller, Requests, Ticket},
-    session::{Cleanup, Saying, Session},
+    session::{Cleanup, Session},
 };
 
 /// The instances of one session, by service and id, that somebody holds or that are to be taken out.
@@ -28,7 +25,6 @@ pub(crate) type Entries = Mutex<HashMap<(String, String), Weak<Exit>>>;
 pub(super) struct Entry {
     session: Session,
     exit: Arc<Exit>,
-    saying: Option<Saying>,
     /// Whether there is nothing left to take out.
     is_over: bool,
 }
@@ -55,40 +51,11 @@ impl Entry {
         if let Some(before) = before.and_then(|before| before.upgrade()) {
             before.overtake();
         }
-        Self { session, exit, saying: None, is_over: false }
+        Self { session, exit, is_over: false }
     }
 
     pub(super) fn session(&self) -> &Session {
         &self.session
-    }
-
-    /// Says this about it with every heartbeat of its session from now on.
-    pub(super) fn say(&mut self, report: InstanceReport) {
-        let session = self.session.id();
-        let report = InstanceReport { session, ..report };
-        self.saying = Some(self.session.heart().say(report));
-    }
-
-    /// Says it by a request of its own.
-    pub(super) async fn update(&self, report: InstanceReport) -> Result<(), Error> {
-        let InstanceReport { service, id, fence, health, output, weight, .. } = report;
-        let session = self.session.id();
-        let request = InstanceUpdateRequest {
-            service,
-            id,
-            session,
-            fence,
-            health,
-            output,
-            weight,
-            ..InstanceUpdateRequest::default()
-        };
-        let call = |channel| {
-            let request = request.clone();
-            async move { RegistryServiceClient::new(channel).update(request).await }
-        };
-        // Sent twice, it is one change.
-        self.session.client().read(call).await.map(drop)
     }
 
     /// It was never registered.
@@ -98,7 +65,6 @@ impl Entry {
 
     /// Takes it out. If that fails it goes on in the background.
     pub(super) async fn take_out(mut self) -> Result<(), Error> {
-        self.saying = None;
         let call = |channel, once| {
             let request = DeregisterRequest { once, ..self.exit.request.clone() };
             async move { RegistryServiceClient::new(channel).deregister(request).await }

@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use conclave_proto::v1::{
-    InstanceReport, RegisterRequest, register_request::Mode,
-    registry_service_client::RegistryServiceClient,
+    RegisterRequest, register_request::Mode, registry_service_client::RegistryServiceClient,
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -16,8 +15,6 @@ use super::{
     Record, Service,
     entry::Entry,
     replay::{self, Found, Replay, Task},
-    speaker::Speaker,
-    word::Word,
 };
 use crate::{
     backoff::Backoff,
@@ -83,7 +80,6 @@ pub(super) struct Keeper {
     pub(super) given: Option<Session>,
     pub(super) hold: Option<Hold>,
     pub(super) replay: Replay,
-    pub(super) speaker: Speaker,
     pub(super) state: watch::Sender<bool>,
     pub(super) standing: watch::Sender<Option<Standing>>,
 }
@@ -95,7 +91,6 @@ impl Keeper {
 
     /// Registers the instance with what it is to live and die with.
     pub(super) async fn enroll(&mut self) -> Result<(), Error> {
-        let word = self.hear();
         let hold = match self.given.take().filter(|session| !session.is_lost()) {
             Some(session) => Hold::Session(self.entry(session), false),
             None => self.begin().await?,
@@ -119,8 +114,6 @@ impl Keeper {
             self.replay.registered(&self.record);
         }
         self.hold = Some(hold);
-        self.say(&word);
-        self.speaker.carried(word);
         self.state.send_replace(true);
         Ok(())
     }
@@ -174,70 +167,13 @@ impl Keeper {
 
     /// Registers the instance with what it has: with a change, or because it was removed.
     async fn put_again(&mut self, mode: Mode) -> Result<(), Error> {
-        let word = self.hear();
         let Some(hold) = &self.hold else { return Ok(()) };
-        let done = self.put(hold, mode).await;
-        if let (Ok(()), Hold::Session(..)) = (&done, hold) {
+        self.put(hold, mode).await?;
+        if let Hold::Session(..) = hold {
             self.replay.registered(&self.record);
         }
-        self.say(&word);
-        done?;
-        self.speaker.carried(word);
         self.state.send_replace(true);
         Ok(())
-    }
-
-    /// What was reported last, which is part of the record from now on.
-    fn hear(&mut self) -> Word {
-        let word = self.speaker.hear();
-        word.tell(&mut self.record);
-        word
-    }
-
-    /// Lets the session say what was reported.
-    fn say(&mut self, word: &Word) {
-        let report = self.in_report(word);
-        if let (Some(Hold::Session(entry, _)), false) = (&mut self.hold, word.is_silent()) {
-            entry.say(report);
-        }
-    }
-
-    fn in_report(&self, word: &Word) -> InstanceReport {
-        let token = self.standing.borrow().as_ref().and_then(|standing| standing.token);
-        word.report(&self.service.name, &self.record.id, token.unwrap_or(0))
-    }
-
-    /// Whether heartbeats carry reports. Where there is but a lease they do not.
-    fn takes_reports(&self) -> watch::Receiver<Option<bool>> {
-        match &self.hold {
-            Some(Hold::Session(entry, _)) => entry.session().heart().takes_reports(),
-            Some(Hold::Lease(_)) | None => watch::Sender::new(Some(false)).subscribe(),
-        }
-    }
-
-    /// Passes on what was reported.
-    async fn report(&mut self) {
-        let word = self.hear();
-        self.say(&word);
-        if !self.speaker.must_carry(*self.takes_reports().borrow()) {
-            return;
-        }
-        let done = match &self.hold {
-            Some(Hold::Session(entry, _)) => entry.update(self.in_report(&word)).await,
-            Some(Hold::Lease(_)) => self.put_again(Mode::Replace).await,
-            None => return,
-        };
-        match done {
-            Ok(()) => self.speaker.carried(word),
-            Err(error) if error.is_passing() => {
-                tracing::debug!(%error, "a report is not carried out yet");
-                self.speaker.postpone();
-            }
-            Err(error) => {
-                tracing::warn!(%error, "a report was refused");
-                self.speaker.carried(word);
-            }
-        }
     }
 
     /// Looks after an instance that a check may have removed, when it is time to. Cancel-safe: what is found out is
@@ -312,10 +248,6 @@ impl Keeper {
                     // Given up for an order, which may be the last one.
                     finding = self.inquire() => {
                         self.attend(finding).await;
-                        continue;
-                    }
-                    () = self.speaker.due(self.takes_reports()) => {
-                        self.report().await;
                         continue;
                     }
                 },

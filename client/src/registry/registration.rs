@@ -17,10 +17,8 @@ use super::{
     Check, Health, Record, Service, State,
     keeper::{Keeper, Order, Standing},
     replay::Replay,
-    speaker::Speaker,
-    word::Word,
 };
-use crate::{error::Error, session::Session, tell::store};
+use crate::{error::Error, session::Session};
 
 /// How long an instance outlives its last keep-alive if nothing else is asked for.
 const TTL: Duration = Duration::from_secs(10);
@@ -139,7 +137,6 @@ impl Register {
         let Self { service, record, ttl, session } = self;
         let (state, is_registered) = watch::channel(false);
         let (standing, stands) = watch::channel(None);
-        let (word, heard) = watch::channel(Word::default());
         let client = service.client.clone();
         let record_kept = record.clone();
         let mut keeper = Keeper {
@@ -149,7 +146,6 @@ impl Register {
             given: session,
             hold: None,
             replay: Replay::default(),
-            speaker: Speaker::new(heard),
             state,
             standing,
         };
@@ -157,7 +153,7 @@ impl Register {
         let (orders, taken) = mpsc::channel(ORDERS_MAX);
         // Not aborted with the guard: the lease is still to be revoked.
         client.spawn(keeper.run(taken));
-        Ok(Registration { record, orders, word, is_registered, stands })
+        Ok(Registration { record, orders, is_registered, stands })
     }
 }
 
@@ -197,14 +193,12 @@ impl IntoFuture for Register {
 pub struct Registration {
     record: Record,
     orders: mpsc::Sender<Order>,
-    word: watch::Sender<Word>,
     is_registered: watch::Receiver<bool>,
     stands: watch::Receiver<Option<Standing>>,
 }
 
 impl Registration {
-    /// The instance as it was registered last, by [`Registration::update`] or at first. What was reported since is not
-    /// in it.
+    /// The instance as it was registered last.
     #[must_use]
     pub fn record(&self) -> &Record {
         &self.record
@@ -247,44 +241,6 @@ impl Registration {
         standing.expect("invariant: there is a guard only of what was registered")
     }
 
-    /// Reports how well the instance is, by its own account, and why, for people; at most 1,024 bytes of that count.
-    ///
-    /// Costs the caller nothing and waits for nobody: the last report goes with the next heartbeat of the session, which
-    /// is sent early, at most twice a second, if that says something new. Only what differs from what others see
-    /// already is a commit, so it may be reported as often as it is looked at. It is said again with every heartbeat and
-    /// when the instance is registered again, until another report or [`Registration::update`] says otherwise. What
-    /// others change of it meanwhile lasts until then; an operator has [`Service::drain`]. A report that is refused is
-    /// logged, and tried again after a minute.
-    ///
-    /// To a server that takes no reports, or speaks etcd's API only, the change goes as a request of its own.
-    ///
-    /// ```no_run
-    /// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
-    /// use std::time::Duration;
-    /// use conclave_client::registry::Health;
-    /// # fn jobs_waiting() -> u32 { 0 }
-    ///
-    /// let registration = client.service("shop/api").register("10.0.0.7:80").await?;
-    /// loop {
-    ///     let jobs = jobs_waiting();
-    ///     let health = if jobs < 1_000 { Health::Passing } else { Health::Warning };
-    ///     registration.report_health(health, "");
-    ///     registration.report_weight(if jobs < 100 { 100 } else { 20 });
-    ///     tokio::time::sleep(Duration::from_secs(1)).await;
-    /// }
-    /// # }
-    /// ```
-    pub fn report_health(&self, health: Health, output: impl Into<String>) {
-        self.word.send_if_modified(|word| word.set_health(health, output.into()));
-    }
-
-    /// Reports how much the instance takes compared to others, 0 for nothing: by how busy it is. As
-    /// [`Registration::report_health`]; better in few steps than as a number that never stands still, since each
-    /// change is a commit that everybody hears of who follows the service.
-    pub fn report_weight(&self, weight: u32) {
-        self.word.send_if_modified(|word| word.set_weight(weight));
-    }
-
     /// Changes what others see of the instance; its id stays.
     ///
     /// # Errors
@@ -292,13 +248,8 @@ impl Registration {
     /// it is with the change.
     pub async fn update(&mut self, change: impl FnOnce(&mut Record)) -> Result<(), Error> {
         let id = self.record.id.clone();
-        let mut word = self.word.borrow().clone();
-        word.tell(&mut self.record);
         change(&mut self.record);
         self.record.id = id;
-        word.follow(&self.record);
-        // It goes with the record.
-        store(&self.word, word);
         let record = Box::new(self.record.clone());
         self.order(|reply| Order::Change(record, reply)).await
     }

@@ -7,7 +7,6 @@
 //! |---|---|
 //! | `kept` | what is looked after, and what the clock says of it |
 //! | `beat` | heartbeats |
-//! | `reports` | what instances say about themselves with heartbeats |
 //! | `places` | locks that are held, so that their holders hear when they are taken away |
 //! | `cleanup` | what dropped guards leave to do |
 
@@ -15,7 +14,6 @@ mod beat;
 mod cleanup;
 mod kept;
 mod places;
-mod reports;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,7 +25,6 @@ use tokio_util::sync::CancellationToken;
 use self::cleanup::Left;
 use self::kept::{Kept, Tracked};
 use self::places::Places;
-use self::reports::Reports;
 use super::SessionState;
 use crate::backoff::Backoff;
 use crate::client::Client;
@@ -35,7 +32,6 @@ use crate::moment::Moment;
 
 pub(crate) use cleanup::Cleanup;
 pub(crate) use places::{Hearing, are_held};
-pub(crate) use reports::Saying;
 
 /// A session that the server has begun.
 pub(super) struct Begun {
@@ -54,7 +50,6 @@ pub(super) struct Begun {
 pub(crate) struct Heart {
     kept: Mutex<Kept>,
     places: Places,
-    reports: Reports,
     /// Counts changes of `kept` that the task must know of.
     changes: watch::Sender<u64>,
 }
@@ -123,12 +118,7 @@ impl Drop for Beating {
 
 impl Default for Heart {
     fn default() -> Self {
-        Self {
-            kept: Mutex::default(),
-            places: Places::default(),
-            reports: Reports::default(),
-            changes: watch::Sender::new(0),
-        }
+        Self { kept: Mutex::default(), places: Places::default(), changes: watch::Sender::new(0) }
     }
 }
 

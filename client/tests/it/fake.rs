@@ -19,11 +19,10 @@ use bytes::Bytes;
 use conclave_client::v1::{
     AcquireRequest, AcquireResponse, CheckFenceRequest, CheckFenceResponse, CommitRequest,
     CommitResponse, ConvertRequest, ConvertResponse, CounterResponse, ForceReleaseRequest,
-    ForceReleaseResponse, Granted, HeldLock, InspectRequest, InspectResponse,
-    InstanceUpdateRequest, LockListRequest, LockListResponse, Queued, ReleaseRequest,
-    ReleaseResponse, SessionBeginRequest, SessionBeginResponse, SessionEndRequest,
-    SessionEndResponse, SessionListRequest, SessionListResponse, SessionOpenRequest,
-    SessionOpenResponse, WriteRequest, WriteResponse,
+    ForceReleaseResponse, Granted, HeldLock, InspectRequest, InspectResponse, LockListRequest,
+    LockListResponse, Queued, ReleaseRequest, ReleaseResponse, SessionBeginRequest,
+    SessionBeginResponse, SessionEndRequest, SessionEndResponse, SessionListRequest,
+    SessionListResponse, SessionOpenRequest, SessionOpenResponse, WriteRequest, WriteResponse,
     acquire_response::Event,
     counter_service_server::CounterServiceServer,
     discovery_service_server::DiscoveryServiceServer,
@@ -76,8 +75,6 @@ pub(crate) struct Script {
     pub(crate) are_registrations_lost: AtomicBool,
     pub(crate) deregistered: Mutex<Vec<String>>,
     pub(crate) has_no_leader: AtomicBool,
-    /// Updates of instances, as they came.
-    pub(crate) updates: Mutex<Vec<InstanceUpdateRequest>>,
     /// How often somebody asked for instances, which is never answered.
     pub(crate) discoveries: AtomicUsize,
     /// Candidacies that were opened, and streams of leaders.

@@ -5,14 +5,12 @@ use std::{collections::BTreeMap, time::Duration};
 use conclave_client::{
     Client, Error,
     balance::{BalancedChannel, RoundRobin, SnapshotOptions},
-    registry::{Basis, Directory, Health, Listing, Record, State},
+    registry::{Basis, Directory, Listing, State},
 };
 
 use crate::{
     backend::{backends, call, counts},
-    eventually,
-    fake::Fake,
-    start,
+    eventually, start,
 };
 
 fn ids(listing: &Listing) -> Vec<&str> {
@@ -64,55 +62,6 @@ async fn instances_come_change_and_go() {
     until_listed(&all, &["go"]).await;
     client.close().await;
     assert!(client.leases().await.unwrap().leases.is_empty());
-}
-
-#[tokio::test]
-async fn a_report_to_etcd_goes_by_itself() {
-    let Some((_server, client)) = start("a_report_to_etcd_goes_by_itself").await else { return };
-    let service = client.service("api");
-    let mut registration = service.register("h:1").await.unwrap();
-    let directory = service.discover().start();
-    let until = async |wanted: (u32, Health, &str)| {
-        let is_wanted = |record: &Record| {
-            (record.weight, record.details.health, record.version.as_str()) == wanted
-        };
-        let found = async || directory.current().records.iter().any(is_wanted).then_some(());
-        eventually("the directory follows", found).await;
-    };
-    registration.report_weight(7);
-    registration.report_health(Health::Warning, "busy");
-    until((7, Health::Warning, "")).await;
-    registration.update(|record| record.version = "2".to_owned()).await.unwrap();
-    until((7, Health::Warning, "2")).await;
-    registration.report_weight(8);
-    until((8, Health::Warning, "2")).await;
-    registration.deregister().await.unwrap();
-}
-
-/// Of a server that was there before reports.
-#[tokio::test]
-async fn a_server_that_takes_no_reports_gets_updates() {
-    let fake = Fake::start();
-    let client = Client::builder([fake.endpoint()]).build().unwrap();
-    let session = client.session().ttl(Duration::from_secs(60)).await.unwrap();
-    let registration = client.service("api").register("h:1").session(&session).await.unwrap();
-    let updated = async |count: usize| {
-        let updates = async || {
-            let updates = fake.script.updates.lock();
-            (updates.len() >= count).then(|| updates.last().cloned()).flatten()
-        };
-        eventually("it is updated", updates).await
-    };
-    registration.report_weight(7);
-    let update = updated(1).await;
-    assert_eq!((update.service.as_str(), update.id.as_str()), ("api", "h:1"));
-    assert_eq!((update.session, Some(update.fence)), (session.id(), registration.token()));
-    assert_eq!((update.weight, update.health), (Some(7), 0));
-    registration.report_weight(7);
-    registration.report_health(Health::Critical, "no disk");
-    let update = updated(2).await;
-    assert_eq!((update.weight, update.output.as_str()), (Some(7), "no disk"));
-    assert_eq!(fake.script.updates.lock().len(), 2, "what is known is not said again");
 }
 
 #[tokio::test]

@@ -15,7 +15,6 @@ use futures::stream::{self, ReadyChunks, StreamExt as _};
 use tonic::{Code, Request, Response, Status, Streaming};
 use v1::session_service_server::SessionService;
 
-use super::registry::Reports;
 use super::takings::{Followed, Told};
 use crate::api::context::{Context, mismatch, must_have_leader};
 use crate::api::kv::off_thread;
@@ -135,8 +134,6 @@ struct Stream {
     attached: BTreeSet<i64>,
     /// Whoever asked for it is told what others take.
     followed: Option<Followed>,
-    /// What was reported with heartbeats.
-    reports: Reports,
 }
 
 /// Answers heartbeats, in order. Those that arrived together are one.
@@ -147,8 +144,7 @@ fn heartbeats(
 ) -> Heartbeats {
     let requests = requests.ready_chunks(HEARTBEATS_AT_ONCE_MAX);
     let (attached, followed) = (BTreeSet::new(), None);
-    let reports = Reports::new(context.clone(), caller.clone());
-    let stream = Stream { context, caller, requests, attached, followed, reports };
+    let stream = Stream { context, caller, requests, attached, followed };
     Box::pin(stream::unfold(Some(stream), async |stream| {
         let mut stream = stream?;
         match stream.next().await? {
@@ -171,10 +167,6 @@ impl Stream {
         let requests = tokio::select! {
             requests = self.requests.next() => requests?,
             told = told => return Some(Ok(self.tell(told))),
-            refused = self.reports.next() => {
-                let refusals = v1::SessionOpenResponse { refused, ..Default::default() };
-                return Some(Ok(refusals));
-            }
         };
         Some(self.heartbeat(requests).await)
     }
@@ -184,18 +176,17 @@ impl Stream {
             self.attached.remove(id);
         }
         let Told { taken, ended: lost, is_unsure: unsure } = told;
-        v1::SessionOpenResponse { lost, taken, unsure, ..v1::SessionOpenResponse::default() }
+        v1::SessionOpenResponse { sequence: 0, lost, taken, unsure }
     }
 
     async fn heartbeat(
         &mut self,
         requests: Vec<Result<v1::SessionOpenRequest, Status>>,
     ) -> Result<v1::SessionOpenResponse, Status> {
-        let (mut sequence, mut reports) = (0, Vec::new());
+        let mut sequence = 0;
         for request in requests {
             let request = request?;
             sequence = request.sequence;
-            reports.extend(request.reports);
             self.attached.extend(request.attach);
             for id in &request.detach {
                 self.attached.remove(id);
@@ -222,13 +213,7 @@ impl Stream {
         for id in &lost {
             self.attached.remove(id);
         }
-        // Only for what is renewed by now.
-        for report in reports {
-            let is_attached = self.attached.contains(&report.session);
-            self.reports.add(report, is_attached);
-        }
-        let takes_reports = true;
-        Ok(v1::SessionOpenResponse { sequence, lost, takes_reports, ..Default::default() })
+        Ok(v1::SessionOpenResponse { sequence, lost, ..v1::SessionOpenResponse::default() })
     }
 }
 

@@ -6,7 +6,6 @@ use std::time::Duration;
 use conclave_client::config::Source;
 use conclave_client::election::CampaignEvent;
 use conclave_client::kv::put;
-use conclave_client::registry::Health;
 use conclave_client::{Client, Error, Session};
 use futures::StreamExt;
 
@@ -234,24 +233,6 @@ async fn configuration() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn reports() -> Done {
-    let (_server, client) = node().await;
-    let session = session(&client, "one").await;
-    let registration = client.service("shop/api").register("10.0.0.7:80").session(&session).await?;
-    registration.report_health(Health::Warning, "queue is long");
-    registration.report_weight(20);
-
-    let directory = client.service("shop/api").discover().start();
-    let mut listing = directory.listing();
-    let said = listing.wait_for(|listing| {
-        let mut records = listing.records.iter();
-        records.any(|record| (record.details.health, record.weight) == (Health::Warning, 20))
-    });
-    within("the report", said).await.expect("it is followed");
-    Ok(())
-}
-
 /// Without comments and white space.
 fn bare(code: &str) -> String {
     let lines = code.lines().map(|line| line.split_once("//").map_or(line, |(code, _)| code));
@@ -260,8 +241,6 @@ fn bare(code: &str) -> String {
 
 #[test]
 fn the_guides_show_what_is_run_here() {
-    let discovery = include_str!("../../../docs/discovery.md").split_once("## The registry");
-    let (_, discovery) = discovery.expect("the section is there");
     let pages = [
         ("counters", include_str!("../../../docs/counters.md"), 1),
         ("latches", include_str!("../../../docs/latches.md"), 1),
@@ -272,8 +251,6 @@ fn the_guides_show_what_is_run_here() {
         ("locks", include_str!("../../../docs/locks.md"), 1),
         ("sessions", include_str!("../../../docs/sessions.md"), 1),
         ("writes", include_str!("../../../docs/writes.md"), 1),
-        // The first block calls a service of the reader's own.
-        ("discovery", discovery, 1),
         // The first block is that of the client crate's module `config`, which its documentation compiles.
         ("config", include_str!("../../../docs/config.md"), 2),
     ];

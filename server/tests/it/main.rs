@@ -35,7 +35,6 @@ mod reflection;
 mod registry;
 mod registry_client;
 mod registry_cluster;
-mod registry_report;
 mod registry_support;
 mod registry_watch;
 mod snapshot;

@@ -212,7 +212,6 @@ async fn who_did_not_ask_for_it_is_told_nothing_but_answers() {
     let expected = v1::SessionOpenResponse {
         sequence: 2,
         lost: vec![holder.id()],
-        takes_reports: true,
         ..v1::SessionOpenResponse::default()
     };
     assert_eq!(answer, expected);

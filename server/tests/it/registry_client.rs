@@ -16,7 +16,7 @@ use crate::registry_cluster::instance;
 use crate::registry_support::{SERVICE, named, registry, request};
 use crate::support::{leader, server, servers};
 
-pub(crate) async fn until(directory: &Directory, what: impl Fn(&[Record]) -> bool) {
+async fn until(directory: &Directory, what: impl Fn(&[Record]) -> bool) {
     let mut listing = directory.listing();
     soon("the directory follows", listing.wait_for(|listing| what(&listing.records)))
         .await
@@ -28,7 +28,7 @@ fn ids(records: &[Record]) -> Vec<&str> {
 }
 
 /// Waits until an instance lives with another session.
-pub(crate) async fn renewed(service: &Service, before: &v1::Instance) -> v1::Instance {
+async fn renewed(service: &Service, before: &v1::Instance) -> v1::Instance {
     let is_renewed =
         |found: &v1::Instance| found.id == before.id && found.session != before.session;
     let renewed = Box::pin(async {

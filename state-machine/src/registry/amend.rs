@@ -5,7 +5,7 @@ use super::record::{Checked, Details, Health, Record, State};
 use super::{Stored, damping, index, stored};
 use crate::change::Change;
 use crate::command::{CheckResult, InstanceUpdate};
-use crate::outcome::{Stop, split};
+use crate::outcome::Stop;
 use crate::read::Read;
 use crate::response::{Halt, PrimitiveResponse, Rejection};
 
@@ -13,39 +13,15 @@ pub(super) fn update<R: Read>(
     change: &mut Change<'_, '_, R>,
     command: &InstanceUpdate,
 ) -> Result<PrimitiveResponse, Stop> {
-    let known = find(change.rows, command)?;
-    let record = amended(&known.record, command);
-    let place = (command.service.as_ref(), command.id.as_str());
-    let (now_ms, is_damping) = (command.now_ms, command.is_damping);
-    Ok(write(change, place, known, record, (now_ms, is_damping))?)
-}
-
-/// Whether an update would change anything, or be refused, were it applied now: one that says what the instance says
-/// already need not be proposed.
-///
-/// # Errors
-/// [`Halt`] if the storage fails or a row is damaged.
-pub fn is_news<R: Read>(rows: &R, command: &InstanceUpdate) -> Result<bool, Halt> {
-    let known = split(find(rows, command))?;
-    Ok(known.map_or(true, |known| amended(&known.record, command) != known.record))
-}
-
-/// The instance that an update is about.
-fn find<R: Read>(rows: &R, command: &InstanceUpdate) -> Result<Stored, Stop> {
     let InstanceUpdate { service, id, session, fence, .. } = command;
-    let known = stored(rows, service, id)?.ok_or(Rejection::InstanceNotFound)?;
+    let known = stored(change.rows, service, id)?.ok_or(Rejection::InstanceNotFound)?;
     if *session != 0 && known.kv.lease != *session {
         return Err(Rejection::InstanceTaken("the instance belongs to another session").into());
     }
     if *fence != 0 && known.kv.create_revision != *fence {
         return Err(Rejection::InstanceNotFound.into());
     }
-    Ok(known)
-}
-
-/// What an instance says after an update.
-fn amended(known: &Record, command: &InstanceUpdate) -> Record {
-    let mut record = known.clone();
+    let mut record = known.record.clone();
     if let Some(state) = command.state {
         record.state = state;
     }
@@ -65,7 +41,8 @@ fn amended(known: &Record, command: &InstanceUpdate) -> Record {
         Some(drain_ms) => drain_ms,
         None => record.details.drain_ms,
     };
-    record
+    let (now_ms, is_damping) = (command.now_ms, command.is_damping);
+    Ok(write(change, (service, id), known, record, (now_ms, is_damping))?)
 }
 
 pub(super) fn checked<R: Read>(

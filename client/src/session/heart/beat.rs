@@ -14,7 +14,6 @@ use tonic::{Status, Streaming};
 
 use super::Heart;
 use super::kept::Tracked;
-use super::reports::{EARLY_PAUSE, Next};
 use crate::backoff::Backoff;
 use crate::client::Client;
 use crate::endpoint::Endpoint;
@@ -53,8 +52,7 @@ impl Heart {
         }
     }
 
-    /// Keeps all sessions alive over one stream: `Some` when there is none left, or another stream has to go on;
-    /// `None` when it broke.
+    /// Keeps all sessions alive over one stream: `Some` when there is none left, `None` when it broke.
     async fn stream(&self, endpoint: &Endpoint, backoff: &mut Backoff) -> Option<()> {
         let mut changes = self.changes.subscribe();
         let mut attached = HashSet::new();
@@ -62,7 +60,6 @@ impl Heart {
         let mut answers: Option<Streaming<SessionOpenResponse>> = None;
         let mut outgoing = Some(ReceiverStream::new(outgoing));
         let mut sequence = 0;
-        self.reports.note_taken(None);
         loop {
             let Some(ttl) = self.shortest_ttl() else { return Some(()) };
             let sent = Moment::now();
@@ -84,13 +81,9 @@ impl Heart {
                 let answer = self.answered((sent, patience), &attached, answer).await??;
                 if answer.sequence == sequence {
                     self.confirm(sent, &mut attached, &answer);
-                    self.reports.note_taken(Some(answer.takes_reports));
                     break;
                 }
-                if self.told(answer, &mut attached) == Next::Reopen {
-                    endpoint.forget_token();
-                    return Some(());
-                }
+                self.told(answer, &mut attached);
             }
             endpoint.succeeded();
             backoff.reset();
@@ -98,10 +91,7 @@ impl Heart {
                 // Whatever is taken from them from now on is told.
                 self.doubt(|session| newcomers.contains(&session));
             }
-            if self.listen(answers, sent, &mut attached).await? == Next::Reopen {
-                endpoint.forget_token();
-                return Some(());
-            }
+            self.listen(answers, sent, &mut attached).await?;
         }
     }
 
@@ -190,8 +180,7 @@ impl Heart {
             attached.iter().filter(|id| !kept.sessions.contains_key(*id)).copied().collect();
         attached.extend(&attach);
         attached.retain(|id| kept.sessions.contains_key(id));
-        let reports = self.reports.next(&kept.sessions, Moment::now());
-        SessionOpenRequest { sequence, attach, detach, tell_taken: true, reports }
+        SessionOpenRequest { sequence, attach, detach, tell_taken: true }
     }
 
     fn confirm(&self, sent: Moment, attached: &mut HashSet<i64>, answer: &SessionOpenResponse) {
@@ -220,7 +209,7 @@ impl Heart {
     }
 
     /// A message that answers no heartbeat.
-    fn told(&self, told: SessionOpenResponse, attached: &mut HashSet<i64>) -> Next {
+    fn told(&self, told: SessionOpenResponse, attached: &mut HashSet<i64>) {
         self.ended(&told.lost, attached);
         if told.unsure {
             self.doubt(|session| attached.contains(&session));
@@ -230,29 +219,26 @@ impl Heart {
         }
         // There may be nothing left to do.
         self.wake();
-        self.reports.refused(&told.refused, Moment::now())
     }
 
-    /// Takes what is told until the next heartbeat is due, or another stream; `None` if this one broke.
+    /// Takes what is told until the next heartbeat is due; `None` if the stream broke.
     async fn listen(
         &self,
         answers: &mut Streaming<SessionOpenResponse>,
         sent: Moment,
         attached: &mut HashSet<i64>,
-    ) -> Option<Next> {
+    ) -> Option<()> {
         let mut changes = self.changes.subscribe();
         loop {
             let told = tokio::select! {
                 told = answers.message() => told.ok()??,
-                () = self.pause(sent, attached, &mut changes) => return Some(Next::Listen),
+                () = self.pause(sent, attached, &mut changes) => return Some(()),
             };
-            if self.told(told, attached) == Next::Reopen {
-                return Some(Next::Reopen);
-            }
+            self.told(told, attached);
         }
     }
 
-    /// Waits until the next heartbeat is due, or a session waits for its first, or there is something new to say.
+    /// Waits until the next heartbeat is due, or a session waits for its first.
     async fn pause(
         &self,
         sent: Moment,
@@ -268,9 +254,7 @@ impl Heart {
                 }
                 let ttl = kept.sessions.values().map(|tracked| tracked.ttl).min();
                 let Some(ttl) = ttl else { return };
-                let due = sent + ttl / BEATS_PER_TTL;
-                let is_early = self.reports.has_news(&kept.sessions);
-                if is_early { due.min(sent + EARLY_PAUSE) } else { due }
+                sent + ttl / BEATS_PER_TTL
             };
             tokio::select! {
                 () = due.reached() => return,

@@ -58,10 +58,9 @@ impl RegistryService for Scripted {
 
     async fn update(
         &self,
-        request: Request<InstanceUpdateRequest>,
+        _: Request<InstanceUpdateRequest>,
     ) -> Result<Response<InstanceUpdateResponse>, Status> {
-        self.0.updates.lock().push(request.into_inner());
-        Ok(Response::new(InstanceUpdateResponse::default()))
+        Err(Status::unimplemented("update"))
     }
 
     async fn discover(

@@ -17,7 +17,6 @@
 //! | `ring` | what watchers are still to be told, bounded |
 //! | `window` | what one of them takes of it, in a large service several steps as one |
 //! | `history` | what watchers missed that resume |
-//! | `report` | what owners report with heartbeats |
 //! | `keeper` | times that the leader measures |
 //! | `checks`, `schedule`, `probe` | active checks by the leader |
 
@@ -28,7 +27,6 @@ mod feed;
 mod history;
 mod keeper;
 mod probe;
-mod report;
 mod ring;
 mod schedule;
 mod show;
@@ -57,7 +55,6 @@ use crate::status;
 
 pub(crate) use checks::Changed;
 pub(crate) use discover::{counted, targets};
-pub(super) use report::Reports;
 
 /// Adds the services of the registry.
 pub(super) fn add(routes: Routes, context: &Context) -> Routes {
