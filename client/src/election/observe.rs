@@ -205,10 +205,10 @@ impl Following {
             match error {
                 Error::Unimplemented(_) => return self.look().await,
                 // What was before cannot be told any more.
-                Error::Compacted { .. } if self.from > 0 => self.from = 0,
+                Error::Compacted { .. } if self.from > 0 => self.begin_anew(),
                 // The store was put back to an older state.
                 Error::FutureRevision(_) if self.told.is_some() && self.from > 0 => {
-                    (self.from, self.cluster) = (0, KnownCluster::default());
+                    self.begin_anew();
                 }
                 error if self.logins.may_help(&error, &endpoint) => sleep(backoff.next()).await,
                 error if error.is_passing() => {
@@ -218,6 +218,11 @@ impl Following {
                 error => return self.fail(error).await,
             }
         }
+    }
+
+    /// Goes on with what is now, of whatever cluster.
+    fn begin_anew(&mut self) {
+        (self.from, self.cluster) = (0, KnownCluster::default());
     }
 
     /// One stream of the native API.

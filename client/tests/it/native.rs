@@ -193,8 +193,13 @@ async fn who_leads_is_asked_anew_if_another_cluster_answers() {
         script.break_streams(Status::unavailable("etcdserver: server stopped"));
         assert_eq!(next().await, told);
     }
-    // What the other cluster told first was what happened since a revision of the one before.
-    assert_eq!(*script.observed_from.lock(), [0, 5, 5, 0]);
+    // Restored with everything before compacted.
+    script.cluster.store(9, Ordering::Relaxed);
+    let compacted = "etcdserver: mvcc: required revision has been compacted";
+    script.break_streams(Status::out_of_range(compacted));
+    assert_eq!(next().await, 5);
+    // What the second cluster told first was what happened since a revision of the one before.
+    assert_eq!(*script.observed_from.lock(), [0, 5, 5, 0, 0]);
 }
 
 #[tokio::test]
