@@ -23,7 +23,9 @@ use crate::{
 
 /// Large ranges and watch catch-up should not wait for window updates; 64 KiB, the default, does.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
-const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
+/// All there can be: what a slow reader leaves unread counts here until it is read, and a window that a few of them
+/// filled would keep heartbeats from being answered. Each stream has its own bound.
+const CONNECTION_WINDOW_BYTES: u32 = (1 << 31) - 1;
 /// An endpoint that keeps failing is left alone for at most this long while others serve.
 const DOWN_MAX: Duration = Duration::from_secs(5);
 const DOWN_MIN: Duration = Duration::from_millis(100);

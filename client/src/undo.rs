@@ -52,8 +52,12 @@ pub(crate) struct Kept {
 }
 
 impl Kept {
-    /// Takes it back; says whether there was something. If that fails it goes on in the background.
+    /// Takes it back; says whether there was something. If that fails it goes on in the background, and if the session is lost
+    /// nobody waits for it: whether it may still be there for others makes no difference to its owner.
     pub(crate) async fn undo(mut self) -> Result<bool, Error> {
+        if self.session.is_lost() {
+            return Err(Error::session_lost());
+        }
         let done = self.take_undo().carry_out(self.session.client()).await?;
         self.is_over = true;
         Ok(done)

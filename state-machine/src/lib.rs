@@ -17,6 +17,7 @@
 //! | [`head`], `alarms`, `digest` | revision, compacted revision, sizes; what is wrong; a hash of all events |
 //! | [`range`], [`history`], [`leases`], [`sessions`], [`locks`], [`primitives`], [`registry`], [`members`], [`kv`] | reads |
 //! | `change`, `live`, `rows` | the one place that writes keys; live keys at a revision; the bytes of rows |
+//! | [`room`] | what comes again, and goes on in a full store |
 //! | `outcome`, [`events`] | how a rule ends early; what of its outcome is looked at |
 //! | [`writes`] | writes that may come again, and take effect once |
 //! | [`expiry`], [`watcher_set`], [`rank`] | local to a node: lease deadlines, who gets which event, counts |
@@ -64,6 +65,7 @@ pub mod registry;
 pub mod response;
 pub mod restore;
 pub mod revision;
+pub mod room;
 mod rows;
 pub mod sessions;
 pub mod span;

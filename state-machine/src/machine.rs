@@ -17,6 +17,7 @@ use crate::primitives;
 use crate::read::Read;
 use crate::registry;
 use crate::response::{Applied, Halt, LeaseChange, Rejection, Response};
+use crate::room;
 use crate::sessions;
 use crate::writes;
 
@@ -105,7 +106,7 @@ impl Machine {
         let mut changes = Changes { events, leases: Vec::new() };
         let outcome = match self.refusal(rows, caller, command)? {
             Some(rejection) => Err(rejection),
-            None => split(self.dispatch(rows, position, command, &mut changes))?,
+            None => split(self.dispatch(rows, position, (caller, command), &mut changes))?,
         };
         if matches!(command, Command::Compact(_)) {
             self.swept.add(compaction::sweep_step(rows, &mut self.head)?);
@@ -130,14 +131,17 @@ impl Machine {
     ) -> Result<Option<Rejection>, Halt> {
         let Machine { head, rights, .. } = self;
         let allowed = split(auth::check::command(rows, head, rights, caller, command))?;
-        Ok(allowed.err().or_else(|| refusal_by_alarm(head, command)))
+        match allowed.err().or_else(|| refusal_by_alarm(head, command)) {
+            Some(Rejection::NoSpace) if room::comes_again(rows, command)? => Ok(None),
+            refusal => Ok(refusal),
+        }
     }
 
     fn dispatch<R: Read>(
         &mut self,
         rows: &mut Overlay<'_, R>,
         position: Position,
-        command: &Command,
+        (caller, command): (&Caller, &Command),
         changes: &mut Changes,
     ) -> Result<Response, Stop> {
         let head = &mut self.head;
@@ -180,7 +184,8 @@ impl Machine {
                 Response::MemberPublish(member.clone())
             }
             Command::SessionBegin(command) => {
-                let (ttl, granted) = sessions::begin(rows, head, position, command)?;
+                let user = if head.auth.enabled { caller.user() } else { "" };
+                let (ttl, granted) = sessions::begin(rows, head, position, (user, command))?;
                 changes.leases.extend(granted);
                 Response::SessionBegin { id: command.id, ttl }
             }
@@ -202,7 +207,8 @@ impl Machine {
     }
 }
 
-/// What an active alarm forbids: CORRUPT every command that touches keys or leases, NOSPACE what grows.
+/// What an active alarm forbids: CORRUPT every command that touches keys or leases, NOSPACE what grows (unless it only
+/// [comes again](room)).
 fn refusal_by_alarm(head: &Head, command: &Command) -> Option<Rejection> {
     if head.alarms.is_empty() {
         return None;

@@ -35,12 +35,12 @@ pub fn list<R: Read>(rows: &R, from: i64, limit: usize) -> Result<Vec<(i64, Leas
     Ok(sessions)
 }
 
-/// The TTL of the session, and its grant unless it exists already, begun by the same request.
+/// The TTL of the session of `user` (empty: nobody's), and its grant unless it exists already, begun by the same request.
 pub(crate) fn begin<R: Read>(
     rows: &mut Overlay<'_, R>,
     head: &mut Head,
     at: Position,
-    begin: &SessionBegin,
+    (user, begin): (&str, &SessionBegin),
 ) -> Result<(i64, Option<LeaseChange>), Stop> {
     check::session(begin)?;
     if begin.id == 0 {
@@ -57,6 +57,7 @@ pub(crate) fn begin<R: Read>(
     let row = LeaseRow {
         ttl: begin.ttl,
         granted: at.index,
+        user: user.to_owned(),
         request_id: Bytes::clone(&begin.request_id),
         owner: begin.owner.clone(),
         metadata: begin.metadata.clone(),

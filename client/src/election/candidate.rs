@@ -138,9 +138,13 @@ impl Candidate {
 
     pub(super) async fn resign(self) -> Result<(), Error> {
         let standing = self.standing;
-        let has_led = self.kept.undo().await?;
-        let loss = || standing.loss().unwrap_or(&Loss::Removed).error();
-        if has_led { Ok(()) } else { Err(loss()) }
+        let is_lost = self.kept.session.is_lost();
+        let has_led = match self.kept.undo().await {
+            Err(Error::Lost { .. }) if is_lost => false,
+            done => done?,
+        };
+        let unknown = if is_lost { Loss::Session } else { Loss::Removed };
+        if has_led { Ok(()) } else { Err(standing.loss().unwrap_or(&unknown).error()) }
     }
 
     pub(super) async fn resign_to(mut self, hand_over_to: Bytes) -> Result<(), Error> {

@@ -265,7 +265,7 @@ impl LockGuard {
         let session = kept.session.clone();
         let was_held = match Box::pin(kept.undo()).await {
             // It went with its session.
-            Err(Error::NotFound(_)) => false,
+            Err(Error::NotFound(_) | Error::Lost { .. }) => false,
             done => done?,
         };
         let lost = || session.is_lost().then_some(Loss::Session);

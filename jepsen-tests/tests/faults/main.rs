@@ -22,6 +22,7 @@
 //! | `examples` | those of the client crate, on three nodes | the same |
 //! | `writes` | three leaders killed under a client that counts | twenty |
 //! | `rolling` | every member restarted in turn under writers | five times |
+//! | `orphans` | waiters who go while nobody leads | the same |
 //! | `outage` | the cluster is away for 5 s | for a minute |
 
 mod damage;
@@ -35,6 +36,7 @@ mod hostile;
 mod leader_kills;
 mod leases;
 mod many;
+mod orphans;
 mod outage;
 mod paused;
 mod protected;

@@ -32,8 +32,9 @@ pub fn primitive(message: internal::Primitive) -> Result<Primitive, Rejection> {
     Ok(Primitive { once: once(message.once), name: message.name, action })
 }
 
-/// By what a request is recognised.
-pub(super) fn once(message: Option<v1::Once>) -> Once {
+/// Who asks, and for which time.
+#[must_use]
+pub fn once(message: Option<v1::Once>) -> Once {
     let v1::Once { session, sequence, settled, undoes } = message.unwrap_or_default();
     Once { session, sequence, settled, undoes }
 }

@@ -5,9 +5,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use conclave_proto::{etcdserverpb as etcd, internal};
+use conclave_raft_store::Reader;
 use conclave_raft_store::command::auth::caller_message;
 use conclave_state_machine::command::Caller;
-use conclave_state_machine::response::{Applied, Response as Answer};
+use conclave_state_machine::response::{Applied, Halt, Response as Answer};
 use http::HeaderMap;
 use tokio_util::task::TaskTracker;
 use tonic::metadata::MetadataMap;
@@ -23,6 +24,9 @@ use crate::status::{self, Fault};
 
 /// A client sets it to `true` to fail rather than wait for a leader.
 const HAS_LEADER: &str = "hasleader";
+/// How often the withdrawal of a place that nobody waits for is proposed, and the pause between.
+const WITHDRAWALS_MAX: usize = 60;
+const WITHDRAWAL_PAUSE: Duration = Duration::from_secs(1);
 /// Hours and what is shorter in nanoseconds, by the letters of gRPC's deadlines.
 const UNITS: [(char, u64); 6] = [
     ('H', 3_600_000_000_000),
@@ -118,6 +122,23 @@ impl Context {
         applied.map_err(|error| status::from_propose(&error))
     }
 
+    /// Proposes that a place goes which nobody waits for any more, and again while that fails: whoever stands behind it would wait for the
+    /// end of its session. `withdrawal` must do nothing if it comes again.
+    pub(crate) async fn withdraw(&self, withdrawal: internal::command::Command) {
+        for _ in 0..WITHDRAWALS_MAX {
+            match self.offer(&Caller::Inside, withdrawal.clone(), Haste::Prompt).await {
+                // Carried out; or refused, for good.
+                Ok(_) => return,
+                Err(status) => tracing::debug!(error = status.message(), "not withdrawn yet"),
+            }
+            tokio::select! {
+                () = tokio::time::sleep(WITHDRAWAL_PAUSE) => {}
+                () = self.node.stopping().cancelled() => return,
+            }
+        }
+        tracing::warn!("a place that nobody waits for stays until its session or lease ends");
+    }
+
     /// Refuses a request that would not fit into etcd's log.
     pub(crate) fn check_size(&self, request: &impl prost::Message) -> Result<(), Status> {
         let bytes = super::limits::logged_bytes(request, self.node.member_id());
@@ -129,12 +150,35 @@ impl Context {
 
     /// Refuses what would exceed the quota, and tells the cluster with an alarm.
     pub(crate) async fn check_quota(&self, cost_bytes: usize) -> Result<(), Status> {
-        let Some(quota_bytes) = self.quota_bytes else { return Ok(()) };
-        let cost_bytes = i64::try_from(cost_bytes).unwrap_or(i64::MAX);
-        let used_bytes = self.node.reader().total_bytes();
-        if cost_bytes == 0 || used_bytes.saturating_add(cost_bytes) < quota_bytes {
+        if self.has_room(cost_bytes) { Ok(()) } else { self.refuse_for_space().await }
+    }
+
+    /// As [`Context::check_quota`], of what needs no room if it `comes_again`, as the state of the store says.
+    pub(crate) async fn check_quota_unless(
+        &self,
+        cost_bytes: usize,
+        comes_again: impl FnOnce(&Reader) -> Result<bool, Halt>,
+    ) -> Result<(), Status> {
+        if self.has_room(cost_bytes) {
             return Ok(());
         }
+        // What another member answered is known here only after that.
+        self.read_barrier().await?;
+        match comes_again(self.node.reader()) {
+            Ok(true) => Ok(()),
+            Ok(false) => self.refuse_for_space().await,
+            Err(halt) => Err(status::internal(&halt)),
+        }
+    }
+
+    fn has_room(&self, cost_bytes: usize) -> bool {
+        let Some(quota_bytes) = self.quota_bytes else { return true };
+        let cost_bytes = i64::try_from(cost_bytes).unwrap_or(i64::MAX);
+        let used_bytes = self.node.reader().total_bytes();
+        cost_bytes == 0 || used_bytes.saturating_add(cost_bytes) < quota_bytes
+    }
+
+    async fn refuse_for_space(&self) -> Result<(), Status> {
         // As in etcd: the one request is refused whatever becomes of the alarm, and only an operator
         // clears it.
         let alarm = etcd::AlarmRequest {

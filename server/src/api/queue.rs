@@ -198,9 +198,7 @@ impl Queue {
     /// rights are looked at.
     async fn leave(&self, place: &Place) {
         let leave = place.if_unchanged(delete_of(&place.key));
-        if let Err(error) = self.context().propose(&Caller::Inside, Message::Txn(leave)).await {
-            tracing::warn!(error = error.message(), "a waiter's key stays until its lease ends");
-        }
+        self.context().withdraw(Message::Txn(leave)).await;
     }
 }
 

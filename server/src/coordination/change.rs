@@ -3,10 +3,11 @@
 use bytes::Bytes;
 use conclave_proto::internal::{self, command::Command as Message, primitive::Action};
 use conclave_proto::v1;
-use conclave_raft_store::command;
+use conclave_raft_store::{Reader, command};
 use conclave_state_machine::command::{Caller, Range};
 use conclave_state_machine::primitives::check;
 use conclave_state_machine::response::{KeyValue, PrimitiveResponse, Response as Answer};
+use conclave_state_machine::room;
 use tonic::Status;
 
 use crate::api::context::{Context, mismatch};
@@ -39,7 +40,9 @@ pub(super) async fn change(
     let message = internal::Primitive { once, name, action: Some(action) };
     checked(&message)?;
     context.check_size(&message)?;
-    context.check_quota(cost).await?;
+    let is_known =
+        |reader: &Reader| room::is_answered(reader, command::primitive::once(message.once));
+    context.check_quota_unless(cost, is_known).await?;
     propose((context, caller), message).await
 }
 

@@ -3,9 +3,10 @@
 use bytes::Bytes;
 use conclave_proto::internal::{self, command::Command as Message};
 use conclave_proto::{etcdserverpb as etcd, v1};
-use conclave_raft_store::command;
+use conclave_raft_store::{Reader, command};
 use conclave_state_machine::locks::{check, queue};
 use conclave_state_machine::response::{LockResponse, Response as Answer};
+use conclave_state_machine::room;
 use etcd::compare::{CompareResult, CompareTarget, TargetUnion};
 use etcd::request_op::Request as Operation;
 use tokio_stream::wrappers::ReceiverStream;
@@ -36,7 +37,11 @@ impl ElectionApi {
         let request = request.into_inner();
         self.context.check_size(&request)?;
         let cost = limits::key_cost(&request.name) + request.value.len();
-        self.context.check_quota(cost).await?;
+        let is_known = |reader: &Reader| {
+            let v1::CampaignRequest { name, session, value, resumes, .. } = &request;
+            Ok(*resumes || room::is_standing(reader, name, *session, value)?)
+        };
+        self.context.check_quota_unless(cost, is_known).await?;
         campaign::start(self.context.clone(), caller, request).map(ReceiverStream::new)
     }
 

@@ -2,10 +2,10 @@
 
 use conclave_proto::internal::{self, command::Command as Message};
 use conclave_proto::{etcdserverpb as etcd, v1};
-use conclave_raft_store::command;
-use conclave_state_machine::command::Caller;
+use conclave_raft_store::{Reader, command};
 use conclave_state_machine::locks::{check, queue};
 use conclave_state_machine::response::{LockResponse, Response as Answer};
+use conclave_state_machine::room;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 use v1::lock_service_server::LockService;
@@ -36,7 +36,11 @@ impl LockApi {
         let request = request.into_inner();
         self.context.check_size(&request)?;
         let names: usize = request.names.iter().map(limits::key_cost).sum();
-        self.context.check_quota(names + request.note.len()).await?;
+        let is_known = |reader: &Reader| {
+            let v1::AcquireRequest { names, session, request_id, .. } = &request;
+            room::is_placed(reader, names, *session, request_id)
+        };
+        self.context.check_quota_unless(names + request.note.len(), is_known).await?;
         let check =
             |message: &internal::LockAcquire| checked(&command::lock::acquire(message.clone()));
         acquire::start(self.context.clone(), caller, request, check).map(ReceiverStream::new)
@@ -127,7 +131,7 @@ impl LockApi {
         let caller = caller_of(request.extensions());
         let v1::ForceReleaseRequest { name, fence, mut reason } = request.into_inner();
         reason.truncate(reason.floor_char_boundary(REASON_BYTES_MAX));
-        let by = user_of(&caller);
+        let by = caller.user().to_owned();
         let seize = internal::LockBreak { name, fence, by, reason };
         checked(&command::lock::seize(seize.clone()))?;
         let name = seize.name.clone();
@@ -143,14 +147,6 @@ impl LockApi {
             }
             _ => Err(mismatch()),
         }
-    }
-}
-
-/// The name of a user who signed in.
-fn user_of(caller: &Caller) -> String {
-    match caller {
-        Caller::User { name, .. } => name.as_str().to_owned(),
-        Caller::Anonymous | Caller::Inside => String::new(),
     }
 }
 

@@ -42,7 +42,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use conclave_proto::internal::command::Command as Message;
 use conclave_proto::v1;
-use conclave_state_machine::command::{Caller, LockCommand};
+use conclave_state_machine::command::LockCommand;
 use conclave_state_machine::locks::{check, seize};
 use tonic::service::Routes;
 use tonic::{Code, Status};
@@ -56,8 +56,6 @@ pub(crate) use turns::Turns;
 
 /// A stream that broke may be resumed within this time; then its request is given up.
 const RESUME_GRACE: Duration = Duration::from_secs(5);
-/// How often the withdrawal of a place that nobody waits for is proposed.
-const WITHDRAWALS_MAX: usize = 12;
 /// A wait that is longer than any process lives, and fits every clock.
 const WAIT_MAX: Duration = Duration::from_secs(1_000_000_000);
 /// Answers of a stream that its connection has not taken yet.
@@ -168,17 +166,10 @@ fn is_denied(status: &Status) -> bool {
 /// Proposes `withdrawal` of what its caller itself asked for after a grace, and again while it fails: a client went without a word, or was
 /// told that the outcome is unknown. It may have come back, here or elsewhere, and then nothing happens.
 async fn withdraw_unless_resumed(context: &Context, withdrawal: Message) {
-    for _ in 0..WITHDRAWALS_MAX {
-        tokio::select! {
-            () = tokio::time::sleep(RESUME_GRACE) => {}
-            () = context.node.stopping().cancelled() => return,
-        }
-        match context.propose(&Caller::Inside, withdrawal.clone()).await {
-            Ok(_) => return,
-            Err(status) => tracing::debug!(error = status.message(), "not withdrawn yet"),
-        }
+    tokio::select! {
+        () = tokio::time::sleep(RESUME_GRACE) => context.withdraw(withdrawal).await,
+        () = context.node.stopping().cancelled() => {}
     }
-    tracing::warn!("a place that nobody waits for stays until its session ends");
 }
 
 /// Who took a place away by force and why, as far as it is known: this member saw it lately, or its session remembers it.

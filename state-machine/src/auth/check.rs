@@ -10,7 +10,7 @@ use bytes::Bytes;
 use super::{Rights, RightsCache};
 use crate::command::{
     Action, AlarmAction, Caller, Command, Compare, DeleteRange, Deregister, GuardedTxn,
-    InstanceUpdate, LockCommand, Primitive, Put, Range, RegistryCommand, Txn, TxnOp,
+    InstanceUpdate, LockCommand, Primitive, Put, Range, Register, RegistryCommand, Txn, TxnOp,
 };
 use crate::head::Head;
 use crate::leases;
@@ -211,24 +211,27 @@ fn primitive<R: Read>(rows: &R, rights: &Rights, request: &Primitive) -> Result<
 /// An instance is one key: whoever may read and write it may register and remove it, also when it is only
 /// kept after its loss. The switches of a service are about all its keys.
 fn registry<R: Read>(rows: &R, rights: &Rights, command: &RegistryCommand) -> Result<(), Stop> {
-    let (start, end, session) = match command {
-        RegistryCommand::Register(register) => {
-            (registry::key(&register.service, &register.id), Bytes::new(), register.session)
+    let instance = |service: &Bytes, id: &str| (registry::key(service, id), Bytes::new());
+    let ((start, end), sessions) = match command {
+        RegistryCommand::Register(Register { service, id, session, once, .. }) => {
+            (instance(service, id), [*session, once.session])
         }
-        RegistryCommand::Deregister(Deregister { service, id, .. })
-        | RegistryCommand::Update(InstanceUpdate { service, id, .. }) => {
-            (registry::key(service, id), Bytes::new(), 0)
+        RegistryCommand::Deregister(Deregister { service, id, once, .. })
+        | RegistryCommand::Update(InstanceUpdate { service, id, once, .. }) => {
+            (instance(service, id), [0, once.session])
         }
-        RegistryCommand::Configure(configure) => {
-            let (start, end) = registry::span(&configure.service);
-            (start, end, 0)
-        }
+        RegistryCommand::Configure(configure) => (registry::span(&configure.service), [0, 0]),
         RegistryCommand::Checked(_) | RegistryCommand::Settle(_) => {
             return Err(Rejection::PermissionDenied.into());
         }
     };
     read_write(rights, &start, &end)?;
-    if session == 0 { Ok(()) } else { lease_write(rows, rights, session) }
+    for (n, session) in sessions.iter().enumerate().filter(|(_, session)| **session != 0) {
+        if !sessions[..n].contains(session) {
+            lease_write(rows, rights, *session)?;
+        }
+    }
+    Ok(())
 }
 
 /// First key and range end of the places of a lock or election.
@@ -237,11 +240,16 @@ pub fn queue_span(name: &[u8]) -> (Bytes, Bytes) {
     (Bytes::from([name, b"/"].concat()), Bytes::from([name, b"0"].concat()))
 }
 
-/// Whether a lease may be renewed, revoked or attached to: that needs the right to write all its keys. Reads one of
-/// them for each run of keys that may be written, however many the lease has.
+/// Whether a lease may be renewed, revoked, attached to, or asked to remember a request: a session is its user's, and
+/// any lease needs the right to write all its keys. Reads one of them for each run of keys that may be written,
+/// however many the lease has.
 pub(crate) fn lease_write<R: Read>(rows: &R, rights: &Rights, id: i64) -> Result<(), Stop> {
     if rights.is_root {
         return Ok(());
+    }
+    let owner = leases::lease(rows, id)?.map(|lease| lease.user);
+    if owner.is_some_and(|owner| !owner.is_empty() && owner != rights.name) {
+        return Err(Rejection::PermissionDenied.into());
     }
     let mut start = Bytes::new();
     while let Some(key) = leases::lease_key_from(rows, id, &start)? {

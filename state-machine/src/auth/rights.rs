@@ -12,6 +12,8 @@ use crate::response::Halt;
 /// What one user may do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rights {
+    /// Whose they are.
+    pub name: String,
     /// Everything.
     pub is_root: bool,
     /// Keys that may be read.
@@ -38,6 +40,7 @@ impl Rights {
         let reads: Vec<_> = permissions.iter().filter(|one| one.kind.reads()).map(pair).collect();
         let writes: Vec<_> = permissions.iter().filter(|one| one.kind.writes()).map(pair).collect();
         Ok(Some(Rights {
+            name: name.to_owned(),
             is_root: user.has_role(ROOT_ROLE),
             read: KeySet::new(reads.iter().map(|(key, end)| (key, end))),
             write: KeySet::new(writes.iter().map(|(key, end)| (key, end))),

@@ -21,6 +21,17 @@ pub enum Caller {
     },
 }
 
+impl Caller {
+    /// Name of the user; empty if it is none.
+    #[must_use]
+    pub fn user(&self) -> &str {
+        match self {
+            Caller::User { name, .. } => name.as_str(),
+            Caller::Anonymous | Caller::Inside => "",
+        }
+    }
+}
+
 /// Name of a user who calls. A clone shares the bytes, as does what is read from a log entry: every command
 /// of a user carries one.
 #[derive(Clone, Debug, PartialEq, Eq)]

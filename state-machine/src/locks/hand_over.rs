@@ -38,15 +38,13 @@ pub(super) fn apply<R: Read>(
         let is_enough = is_found || places.len() > PASSED_MAX;
         if is_enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })?;
-    let [leader, passed @ .., target] = places.as_slice() else {
-        return Err(Rejection::LockNotHeld.into());
-    };
-    if leader.fence != *fence || leader.session != *session {
+    let leads = |place: &Place| place.fence == *fence && place.session == *session;
+    if !places.first().is_some_and(leads) {
         return Err(Rejection::LockNotHeld.into());
     }
-    if !is_found {
+    let ([leader, passed @ .., target], true) = (places.as_slice(), is_found) else {
         return Err(Rejection::InvalidLock("no such candidate, or too far behind").into());
-    }
+    };
     if places.iter().any(|place| place.claim.is_some()) {
         return Err(Rejection::InvalidLock("the place of a lock is no candidate").into());
     }

@@ -17,6 +17,8 @@ const ANSWERED_MAX: usize = 512;
 const BROKEN_MAX: usize = 4;
 /// Added to these forms: after the TTL comes when it was granted. Rows without it are read, not written.
 const NUMBERED: u8 = 3;
+/// Added once more: after that comes whose it is.
+const OWNED: u8 = 6;
 
 /// A lease as granted, and what belongs to it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,6 +27,8 @@ pub struct LeaseRow {
     pub ttl: i64,
     /// Log index of its grant, which tells it from another lease that had the same id; 0 if that is not known.
     pub granted: u64,
+    /// User who began the session; empty if nobody signed in, or for a lease that is none.
+    pub user: String,
     /// Names the request that began the session; empty for a lease that is none.
     pub request_id: Bytes,
     /// Who holds the session, for people.
@@ -109,7 +113,8 @@ impl LeaseRow {
     pub(crate) fn encode(&self) -> Bytes {
         let is_remembering = !self.answered.is_empty() || !self.broken.is_empty();
         let has_requests = self.settled > 0 || is_remembering;
-        if !self.is_session() && self.cancelled.is_empty() && !has_requests {
+        let is_plain = !self.is_session() && self.user.is_empty();
+        if is_plain && self.cancelled.is_empty() && !has_requests {
             return self.begin(FORM_PLAIN).finish();
         }
         let mut row = self.begin(if has_requests { FORM_REQUESTS } else { FORM_SESSION });
@@ -143,9 +148,13 @@ impl LeaseRow {
     }
 
     fn begin(&self, form: u8) -> RowWriter {
-        let mut row = RowWriter::new(form.saturating_add(NUMBERED));
+        let is_owned = !self.user.is_empty();
+        let mut row = RowWriter::new(form.saturating_add(if is_owned { OWNED } else { NUMBERED }));
         row.int(self.ttl);
         row.uint(self.granted);
+        if is_owned {
+            row.bytes(self.user.as_bytes());
+        }
         row
     }
 
@@ -153,12 +162,14 @@ impl LeaseRow {
     /// [`Halt::CorruptRow`] if the bytes are not such a row.
     pub(crate) fn decode(row: &[u8]) -> Result<LeaseRow, Halt> {
         let mut row = RowReader::new("lease", row);
-        let (form, ttl, granted) = front(&mut row)?;
+        let Front { form, ttl, granted, is_owned } = front(&mut row)?;
+        let user = if is_owned { row.string()? } else { String::new() };
         match form {
-            FORM_PLAIN => Ok(LeaseRow { ttl, granted, ..LeaseRow::default() }),
+            FORM_PLAIN => Ok(LeaseRow { ttl, granted, user, ..LeaseRow::default() }),
             form => Ok(LeaseRow {
                 ttl,
                 granted,
+                user,
                 request_id: Bytes::copy_from_slice(row.bytes()?),
                 owner: row.string()?,
                 // Each item takes at least a byte, so that a broken count ends with the row.
@@ -180,17 +191,32 @@ impl LeaseRow {
     /// # Errors
     /// [`Halt::CorruptRow`] if the bytes are not such a row.
     pub(crate) fn decode_front(row: &[u8]) -> Result<(i64, u64), Halt> {
-        let (_, ttl, granted) = front(&mut RowReader::new("lease", row))?;
+        let Front { ttl, granted, .. } = front(&mut RowReader::new("lease", row))?;
         Ok((ttl, granted))
     }
 }
 
-/// Form, TTL and grant.
-fn front(row: &mut RowReader<'_>) -> Result<(u8, i64, u64), Halt> {
-    let form = row.form()?;
-    match form.checked_sub(NUMBERED).filter(|form| *form > 0) {
-        Some(form @ FORM_PLAIN..=FORM_REQUESTS) => Ok((form, row.int()?, row.uint()?)),
-        None if form > 0 => Ok((form, row.int()?, 0)),
+/// How every row begins.
+struct Front {
+    /// One of the first three.
+    form: u8,
+    ttl: i64,
+    granted: u64,
+    /// Whose it is comes next.
+    is_owned: bool,
+}
+
+fn front(row: &mut RowReader<'_>) -> Result<Front, Halt> {
+    let written = row.form()?;
+    let kinds = [OWNED, NUMBERED, 0].map(|added| (written.checked_sub(added), added));
+    let kind = kinds.into_iter().find(|(form, _)| form.is_some_and(|form| form > 0));
+    match kind {
+        Some((Some(form @ FORM_PLAIN..=FORM_REQUESTS), added)) => Ok(Front {
+            form,
+            ttl: row.int()?,
+            granted: if added > 0 { row.uint()? } else { 0 },
+            is_owned: added == OWNED,
+        }),
         _ => Err(row.corrupt("unknown form")),
     }
 }
@@ -269,13 +295,15 @@ mod tests {
         }
         assert_eq!(broken.broken.len(), BROKEN_MAX);
         let only_broken = LeaseRow { broken: broken.broken[..1].to_vec(), ..plain.clone() };
-        for row in [plain, session, asked, settled, cancelled, broken, only_broken] {
+        let rows = [plain, session, asked, settled, cancelled, broken, only_broken];
+        let owned = rows.clone().map(|row| LeaseRow { user: "ann".into(), ..row });
+        for row in rows.into_iter().chain(owned) {
             assert_eq!(LeaseRow::decode(&row.encode()).unwrap(), row);
             assert_eq!(LeaseRow::decode_front(&row.encode()).unwrap(), (row.ttl, 300));
             assert!(LeaseRow::decode(&row.encode()[..1]).is_err());
         }
         assert!(LeaseRow::decode(&[]).is_err());
-        for form in [0, 7, 255] {
+        for form in [0, 10, 255] {
             assert!(LeaseRow::decode(&[form, 1, 1, 1]).is_err());
         }
         assert_eq!(id(&row_key(-5)).unwrap(), -5);
