@@ -271,6 +271,15 @@ impl Leadership {
         }
     }
 
+    /// The session that leads; `None` if the server knows no sessions, and a lease does.
+    #[must_use]
+    pub fn session(&self) -> Option<&Session> {
+        match &self.led {
+            Led::Place(candidate) => Some(candidate.session()),
+            Led::Turn(_) => None,
+        }
+    }
+
     /// Cancelled when leadership may be lost: when the session may be, which is before the server lets
     /// another one lead as long as this process gets to run, and when somebody took it away. (From a server
     /// that speaks etcd's API only the latter is seen by [`Leadership::is_held`] and [`Leadership::txn`].)

@@ -58,7 +58,12 @@ impl Kept {
         if self.session.is_lost() {
             return Err(Error::session_lost());
         }
-        let done = self.take_undo().carry_out(self.session.client()).await?;
+        let lost = self.session.lost();
+        let undo = self.take_undo();
+        let done = tokio::select! {
+            done = undo.carry_out(self.session.client()) => done?,
+            () = lost.cancelled() => return Err(Error::session_lost()),
+        };
         self.is_over = true;
         Ok(done)
     }

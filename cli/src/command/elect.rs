@@ -9,7 +9,7 @@ use conclave_client::{
     pb::RangeResponse,
 };
 
-use super::{Context, child::Child, lock};
+use super::{Context, child::Child, lock, native};
 use crate::{arguments::Flavor, failure::Failure, output::complain, stop::Stop};
 
 /// How long a leader outlives its last sign of life, as with etcdctl.
@@ -114,9 +114,9 @@ async fn lead(
     if let Some(loss) = leadership.loss().filter(|loss| *loss != Loss::Session) {
         complain(&format!("{name} is led no more: {loss}"));
     }
+    let session = leadership.session().cloned();
     let resigned = leadership.resign().await;
-    // The session that was begun for it ends in the background.
-    context.client.close().await;
+    native::close_unless_lost(context, session).await;
     match resigned {
         // Whether the loss matters, `done` says.
         Ok(()) | Err(Error::Lost { .. } | Error::NotFound(_)) => done,

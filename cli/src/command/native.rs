@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use conclave_client::{Error, LockGuard, Loss, v1::SessionTag};
+use conclave_client::{Error, LockGuard, Loss, Session, v1::SessionTag};
 use humantime::format_rfc3339_seconds;
 use serde_json::{Value, json};
 
@@ -33,16 +33,29 @@ pub(super) async fn run(context: &Context, arguments: Arguments) -> Result<(), F
             Err(Failure::bad_arguments("--yes, --token and --reason are for `lock break` only"))
         }
         _ => {
-            let done = hold(context, arguments).await;
-            // The session that was begun for the lock ends in the background.
-            context.client.close().await;
+            let mut session = None;
+            let done = hold(context, arguments, &mut session).await;
+            close_unless_lost(context, session).await;
             done
         }
     }
 }
 
-/// Takes the lock and keeps it while a command runs, or until a signal comes.
-async fn hold(context: &Context, arguments: Arguments) -> Result<(), Failure> {
+/// Waits for the end of the session that was begun for a lock or an election, in the background. One that is lost is
+/// not waited for: it is lost because nobody answers.
+pub(super) async fn close_unless_lost(context: &Context, session: Option<Session>) {
+    let is_lost = session.is_some_and(|session| session.is_lost());
+    if !is_lost {
+        context.client.close().await;
+    }
+}
+
+/// Takes the lock and keeps it while a command runs, or until a signal comes. Tells which session had it.
+async fn hold(
+    context: &Context,
+    arguments: Arguments,
+    session: &mut Option<Session>,
+) -> Result<(), Failure> {
     let (name, command) = arguments.name_and_command()?;
     let mut stop = Stop::listen().map_err(|error| Failure::error(error.to_string()))?;
     let mut acquire = context.client.lock(name).ttl(arguments.ttl);
@@ -60,6 +73,7 @@ async fn hold(context: &Context, arguments: Arguments) -> Result<(), Failure> {
         guard = acquire => guard.map_err(|error| not_held(name, error))?,
         () = stop.requested() => return Err(Failure::stopped(&format!("{name} was held"))),
     };
+    *session = guard.session().cloned();
     let done = match Child::new(command) {
         Some(mut child) => {
             let key = guard.locks().first().map(|lock| lock.key.clone()).unwrap_or_default();

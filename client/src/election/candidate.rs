@@ -100,6 +100,10 @@ impl Candidate {
         self.elected.revision
     }
 
+    pub(super) fn session(&self) -> &Session {
+        &self.kept.session
+    }
+
     pub(super) fn client(&self) -> &Client {
         self.kept.session.client()
     }
