@@ -112,6 +112,7 @@ impl Acquisition {
         };
         let left = match state {
             LockState::Held => {
+                self.context.metrics.turns.enter().granted();
                 let locks = taken.into_iter().map(held_lock).collect();
                 self.settle(End::Granted(v1::Granted { locks, revision }), &[]).await
             }
@@ -135,11 +136,15 @@ impl Acquisition {
 
     /// Waits for the turn of all places; what is left to give up.
     async fn wait(&self, taken: Vec<Taken>) -> Option<Message> {
+        let queued = self.context.metrics.turns.enter();
         let position = self.position(&taken);
         if self.check().is_ok() && !self.send(Event::Queued(v1::Queued { position })).await {
             return Some(self.withdrawal());
         }
         let end = self.turn(&taken).await;
+        if matches!(end, End::Granted(_)) {
+            queued.granted();
+        }
         self.settle(end, &taken).await
     }
 

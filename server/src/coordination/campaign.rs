@@ -157,6 +157,7 @@ impl Candidacy {
     async fn tell_turns(&self, place: &Taken, mut following: Following) -> End {
         let mut led_with = None;
         let mut is_queued = false;
+        let mut queued = Some(self.context.metrics.turns.enter());
         loop {
             let turn = *following.receiver.borrow_and_update();
             let event = match (turn, led_with) {
@@ -166,6 +167,9 @@ impl Candidacy {
                 (Turn::Held { fence, .. }, Some(known)) if fence != known => return End::Gone,
                 (Turn::Held { fence, revision }, None) => {
                     led_with = Some(fence);
+                    if let Some(queued) = queued.take() {
+                        queued.granted();
+                    }
                     let key = place.key.clone();
                     Some(Event::Elected(v1::Elected { key, fence, revision }))
                 }

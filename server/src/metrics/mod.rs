@@ -5,7 +5,8 @@
 //! |---|---|
 //! | `calls`, `requests`, `method` | calls of the client port |
 //! | `applies`, `counts`, `peers`, `promotions` | what the parts of a node count and time |
-//! | `registry`, `tls`, `probes` | the registry of services, certificates and handshakes, `/livez` and `/readyz` |
+//! | `registry`, `turns` | the registry of services, queues of locks and elections |
+//! | `tls`, `probes` | certificates and handshakes, `/livez` and `/readyz` |
 //! | `scraped`, `process`, `about` | what is read when somebody looks, what the system says of the process, versions |
 //! | `duration`, `exposition` | histograms that cost little; the text format |
 
@@ -24,6 +25,7 @@ mod registry;
 mod requests;
 mod scraped;
 mod tls;
+mod turns;
 
 use std::sync::Arc;
 
@@ -44,6 +46,7 @@ use registry::RegistryCounts;
 pub(crate) use requests::{Requests, is_failure};
 use scraped::{Scraped, signed};
 pub(crate) use tls::PortCounts;
+use turns::TurnCounts;
 
 use crate::api::context::Context;
 use crate::node::Node;
@@ -81,6 +84,8 @@ pub(crate) struct Metrics {
     pub(crate) probes: Probes,
     /// What the leader does for instances of services.
     pub(crate) instances: RegistryCounts,
+    /// Who waits for locks and leadership.
+    pub(crate) turns: TurnCounts,
     /// What is asked for only when somebody looks.
     scraped: Scraped,
     /// Leader at the last look, and how often it changed.
@@ -94,6 +99,7 @@ impl Metrics {
         let scraped = Scraped::default();
         scraped.register(&mut registry);
         let instances = RegistryCounts::register(&mut registry);
+        let turns = TurnCounts::register(&mut registry);
         about::register_versions(&mut registry, node.member_id());
         about::register_features(&mut registry, node.settings().gates);
         node.counts().register(&mut registry);
@@ -147,6 +153,7 @@ impl Metrics {
                 ("etcd_disk_defrag_inflight", "Defragmentations that are under way"),
             ),
             instances,
+            turns,
             scraped,
             leader_seen: Mutex::new(None),
             registry,

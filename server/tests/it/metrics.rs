@@ -5,9 +5,11 @@ use std::time::{Duration, Instant};
 
 use conclave_proto::etcdserverpb as etcd;
 use conclave_proto::etcdserverpb::watch_client::WatchClient;
+use conclave_proto::v3lockpb;
 
 use crate::api_http::http;
 use crate::cluster::{DEADLINE, eventually, within};
+use crate::native_lock;
 use crate::support::{
     Plan, Server, delete, hand_over, leader, op, put, range, server, servers, then,
 };
@@ -400,4 +402,34 @@ async fn snapshots_between_members_are_counted() {
     let leader = if first.running.node().is_leader() { &first } else { &second };
     counted(leader, "etcd_network_snapshot_send_success_total").await;
     until(leader, "etcd_network_snapshot_send_inflights_total", |found| found == 0.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_waits_for_a_turn_is_counted_until_it_comes() {
+    const WAITING: &str = "conclave_lock_waiting";
+    const SERVED: &str = "conclave_lock_wait_duration_seconds_count";
+    let servers = [server(&[]).await];
+    let client = native_lock::client(&servers);
+    let one = native_lock::session(&client, "one").await;
+    let held = native_lock::lock(&one, "jobs").await;
+    until(&servers[0], SERVED, |count| count == 1.0).await;
+
+    let two = native_lock::session(&client, "two").await;
+    let native = tokio::spawn(two.lock("jobs").into_future());
+    until(&servers[0], WAITING, |count| count == 1.0).await;
+    let request = v3lockpb::LockRequest { name: "jobs".into(), lease: 0 };
+    let mut locks = servers[0].lock();
+    let etcds = tokio::spawn(async move { locks.lock(request).await });
+    until(&servers[0], WAITING, |count| count == 2.0).await;
+    let gives_up = two.lock("jobs").wait(Duration::from_millis(100));
+    assert!(within("to give up", gives_up.into_future()).await.is_err());
+
+    held.release().await.unwrap();
+    within("a turn", native).await.unwrap().unwrap().release().await.unwrap();
+    within("a turn", etcds).await.unwrap().unwrap();
+    let campaign = client.election("boss").campaign("me");
+    let leads = within("to lead", campaign.into_future()).await.unwrap();
+    until(&servers[0], SERVED, |count| count == 4.0).await;
+    until(&servers[0], WAITING, |count| count == 0.0).await;
+    leads.resign().await.unwrap();
 }

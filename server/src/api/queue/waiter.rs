@@ -31,6 +31,7 @@ impl Waiter {
         mut self,
         lost: &'static str,
     ) -> Result<(Place, i64), Status> {
+        let queued = self.queue.context().metrics.turns.enter();
         let (mut waits, mut is_behind_places) = (None, false);
         loop {
             let (standing, revision) = self.queue.stand(&self.place, is_behind_places).await?;
@@ -42,6 +43,7 @@ impl Waiter {
                 _ if !has_lease => return Err(status::unknown(lost)),
                 Standing::First => {
                     self.gives_up = false;
+                    queued.granted();
                     let entered = self.place.entered.revision;
                     return Ok((
                         self.place.clone(),
