@@ -30,6 +30,7 @@ mod guard;
 use std::{
     future::{Future, IntoFuture},
     pin::Pin,
+    sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
@@ -45,7 +46,7 @@ use crate::{
     client::Client,
     error::Error,
     loss::Standing,
-    once::Number,
+    once::{Number, Ticket},
     patience::{self, Ask, Heard, Patience},
     session::{self, Session},
     undo::{Did, Kept},
@@ -212,7 +213,7 @@ impl Acquire {
         // Before it is asked for, so that no word of its loss comes too early.
         let hearing = session.heart().hear(session.id(), &request.request_id, standing);
         let ticket = session.requests().begin(session.id(), patience.limit(&client)).await?;
-        let kept = Kept {
+        let mut kept = Kept {
             name: Bytes::clone(&request.names[0]),
             sequence: ticket.sequence(),
             did: Did::Acquire(release_of(&request)),
@@ -221,12 +222,14 @@ impl Acquire {
             session,
         };
         let lost = kept.session.lost();
-        let mut asked = Asked { request, number: Number::Open(ticket) };
+        let mut asked = Asked::new(request, ticket);
         let granted = tokio::select! {
             biased;
             () = lost.cancelled() => return Err(Error::session_lost()),
-            granted = patience::wait(&client, patience, &mut asked) => granted?,
+            granted = patience::wait(&client, patience, &mut asked) => granted,
         };
+        kept.is_over = asked.has_nothing();
+        let granted = granted?;
         // Answers may be old. Whoever holds no session holds no lock.
         if kept.session.is_lost() {
             return Err(Error::session_lost());
@@ -279,6 +282,22 @@ fn release_of(request: &AcquireRequest) -> ReleaseRequest {
 struct Asked {
     request: AcquireRequest,
     number: Number,
+    /// Streams that were opened for it.
+    streams: AtomicU32,
+    /// It was answered that others hold, and that nothing is kept of it.
+    is_refused: bool,
+}
+
+impl Asked {
+    fn new(request: AcquireRequest, ticket: Ticket) -> Self {
+        let number = Number::Open(ticket);
+        Self { request, number, streams: AtomicU32::new(0), is_refused: false }
+    }
+
+    /// Whether there is nothing to take back. What was sent more than once may still arrive.
+    fn has_nothing(&self) -> bool {
+        self.is_refused && self.streams.load(Ordering::Relaxed) == 1
+    }
 }
 
 impl Ask for Asked {
@@ -290,6 +309,7 @@ impl Ask for Asked {
         channel: Channel,
         wait_ms: Option<u64>,
     ) -> Result<Response<Streaming<AcquireResponse>>, Status> {
+        self.streams.fetch_add(1, Ordering::Relaxed);
         let wait = wait_ms.map_or(Wait::WaitForever(true), Wait::WaitMs);
         let once = Some(self.number.once());
         let request = AcquireRequest { wait: Some(wait), once, ..self.request.clone() };
@@ -300,7 +320,10 @@ impl Ask for Asked {
         self.number.answered();
         match answer.event {
             Some(Event::Granted(granted)) => Heard::Done(granted),
-            Some(Event::Ended(ended)) => Heard::Failed(ended_by(ended)),
+            Some(Event::Ended(ended)) => {
+                self.is_refused = ended.reason() == Reason::Timeout;
+                Heard::Failed(ended_by(ended))
+            }
             Some(Event::Queued(_)) | None => Heard::More,
         }
     }

@@ -22,7 +22,6 @@
 //! | `examples` | those of the client crate, on three nodes | the same |
 //! | `writes` | three leaders killed under a client that counts | twenty |
 //! | `rolling` | every member restarted in turn under writers | five times |
-//! | `orphans` | waiters who go while nobody leads | the same |
 //! | `outage` | the cluster is away for 5 s | for a minute |
 
 mod damage;
@@ -36,7 +35,6 @@ mod hostile;
 mod leader_kills;
 mod leases;
 mod many;
-mod orphans;
 mod outage;
 mod paused;
 mod protected;

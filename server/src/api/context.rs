@@ -136,7 +136,7 @@ impl Context {
                 () = self.node.stopping().cancelled() => return,
             }
         }
-        tracing::warn!("a place that nobody waits for stays until its session or lease ends");
+        tracing::warn!("a place that nobody waits for stays until its session ends");
     }
 
     /// Refuses a request that would not fit into etcd's log.

@@ -198,7 +198,11 @@ impl Queue {
     /// rights are looked at.
     async fn leave(&self, place: &Place) {
         let leave = place.if_unchanged(delete_of(&place.key));
-        self.context().withdraw(Message::Txn(leave)).await;
+        // Once only: a client that comes back with its lease finds its key and does not write it, so that a later
+        // withdrawal could not be told from one of what it has then.
+        if let Err(error) = self.context().propose(&Caller::Inside, Message::Txn(leave)).await {
+            tracing::warn!(error = error.message(), "a waiter's key stays until its lease ends");
+        }
     }
 }
 

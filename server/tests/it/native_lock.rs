@@ -11,6 +11,7 @@ use v1::acquire_response::Event;
 use v1::lock_service_client::LockServiceClient;
 
 use crate::cluster::{DEADLINE, eventually, within};
+use crate::metrics::{samples, total};
 use crate::support::{Server, leader, op, refused, server, servers, then};
 
 const LONG: Duration = Duration::from_secs(60);
@@ -46,6 +47,24 @@ pub(crate) async fn queue(client: &Client, name: &str, holders: usize, waiters: 
 
 pub(crate) async fn lock(session: &Session, name: &str) -> LockGuard {
     soon("a lock", session.lock(name)).await.unwrap()
+}
+
+/// Whoever polls writes the log once for each try.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_try_that_found_the_lock_taken_is_not_taken_back() {
+    const LOCK: &str =
+        "etcd_server_apply_duration_seconds_count{version=\"v3\",op=\"Lock\",success=\"true\"}";
+    let servers = [server(&[]).await];
+    let client = client(&servers);
+    let (one, two) = (session(&client, "one").await, session(&client, "two").await);
+    let held = lock(&one, "jobs").await;
+    for _ in 0..3 {
+        assert!(matches!(two.lock("jobs").try_now().await, Err(Error::Busy)));
+    }
+    held.release().await.unwrap();
+    // What was to be taken back would be before the session's end.
+    two.close().await.unwrap();
+    assert_eq!(total(&samples(&servers[0]).await, LOCK), 5.0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
