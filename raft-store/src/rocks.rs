@@ -417,6 +417,19 @@ mod tests {
         (Table::Key, Bytes::from_static(key.as_bytes()), Some(Bytes::from_static(value.as_bytes())))
     }
 
+    /// All keys with their values, as a scan and as reads one by one say.
+    fn shown(rows: &dyn Read) -> String {
+        let mut seen = String::new();
+        let mut visit = |key: &[u8], row: &[u8]| {
+            seen.push_str(&format!("{}={} ", key.escape_ascii(), row.escape_ascii()));
+            // As the trait allows: the same rows are read again.
+            assert_eq!(rows.get(Table::Key, key)?.as_deref(), Some(row));
+            Ok(ControlFlow::Continue(()))
+        };
+        rows.scan(Table::Key, b"", None, &mut visit).unwrap();
+        seen
+    }
+
     #[test]
     fn a_scan_gives_up_where_too_much_is_deleted() {
         const DELETED: u64 = 3_000;
@@ -448,17 +461,6 @@ mod tests {
         let options = RocksOptions { recent_rows_max: 2, ..RocksOptions::default() };
         let engine = RocksEngine::open(dir.path(), &options, Create::New).unwrap();
         let write = |rows: &[RowWrite]| engine.write(&mut rows.iter().cloned()).unwrap();
-        let shown = |rows: &dyn Read| {
-            let mut seen = String::new();
-            let mut visit = |key: &[u8], row: &[u8]| {
-                seen.push_str(&format!("{}={} ", key.escape_ascii(), row.escape_ascii()));
-                // As the trait allows: the same rows are read again.
-                assert_eq!(rows.get(Table::Key, key)?.as_deref(), Some(row));
-                Ok(ControlFlow::Continue(()))
-            };
-            rows.scan(Table::Key, b"", None, &mut visit).unwrap();
-            seen
-        };
         let deleted = |key| (Table::Key, Bytes::from_static(key), None);
         write(&[put("a", "1"), put("b", "1"), put("c", "1")]);
         write(&[put("b", "2"), deleted(b"c")]);
@@ -472,6 +474,43 @@ mod tests {
         drop(engine);
         let engine = RocksEngine::open(dir.path(), &options, Create::Never).unwrap();
         assert_eq!(shown(&engine), "b=4 d=3 ", "closing loses nothing");
+    }
+
+    #[test]
+    fn rows_that_a_reader_holds_go_on_and_are_not_copied() {
+        let dir = tempfile::tempdir().unwrap();
+        let engine = RocksEngine::open(dir.path(), &RocksOptions::default(), Create::New).unwrap();
+        let write = |row: RowWrite| engine.write(&mut std::iter::once(row)).unwrap();
+        let waiting = || {
+            let recent = engine.recent.read();
+            let keys = recent.rows().map(|(_, key, _)| String::from_utf8_lossy(key).into_owned());
+            keys.collect::<String>()
+        };
+        let stored = |key: &[u8]| get(&engine, ReadOptions::default(), Table::Key, key).unwrap();
+        write(put("a", "1"));
+        write(put("b", "1"));
+        assert_eq!((waiting().as_str(), stored(b"a")), ("ab", None), "nobody holds them");
+        engine.with_snapshot(&mut |snapshot| {
+            write(put("b", "2"));
+            assert_eq!(waiting(), "b", "what the reader holds went on as it was");
+            assert_eq!([stored(b"a"), stored(b"b")].map(Option::unwrap), ["1", "1"]);
+            write(put("c", "1"));
+            assert_eq!(waiting(), "bc", "it holds nothing of what came later");
+            assert_eq!(shown(snapshot), "a=1 b=1 ");
+        });
+        write(put("d", "1"));
+        assert_eq!(waiting(), "bcd");
+        // A scan holds the rows of its table only while it runs, and its visitor may write.
+        let mut has_written = false;
+        let mut visit = |_: &[u8], _: &[u8]| {
+            if !std::mem::replace(&mut has_written, true) {
+                write(put("e", "1"));
+                assert_eq!(waiting(), "e");
+            }
+            Ok(ControlFlow::Continue(()))
+        };
+        engine.scan(Table::Key, b"", None, &mut visit).unwrap();
+        assert_eq!(shown(&engine), "a=1 b=2 c=1 d=1 e=1 ");
     }
 
     #[test]
