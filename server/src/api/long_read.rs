@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use conclave_state_machine::response::KeyValue;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
 use tonic::Status;
 
 use super::kv::off_thread;
@@ -72,16 +73,25 @@ impl LongReads {
         self.room.refused.load(Ordering::Relaxed)
     }
 
-    /// Waits for a turn, and until what others read takes no more than half of the memory. Cancel-safe.
+    /// Waits for a turn, and until what others read takes no more than half of the memory; for that no longer than the
+    /// timeout in all. Cancel-safe.
     pub(crate) async fn begin(&self) -> Result<LongRead, Status> {
         let _waiting = self.room.wait()?;
+        // Counts from the first look that found too little, however often it is so again.
+        let mut until = None;
         loop {
-            // Without a turn, which others may use meanwhile.
-            let memory = tokio::time::timeout(self.room.memory_timeout, self.room.half_free());
-            memory.await.map_err(|_elapsed| self.room.refuse())?;
+            if !self.room.is_half_free() {
+                let until = *until.get_or_insert_with(|| Instant::now() + self.room.memory_timeout);
+                // Without a turn, which others may use meanwhile.
+                let memory = tokio::time::timeout_at(until, self.room.half_free());
+                memory.await.map_err(|_elapsed| self.room.refuse())?;
+            }
             let read = self.turn().await?;
             if self.room.is_half_free() {
                 return Ok(read);
+            }
+            if until.is_some_and(|until| until <= Instant::now()) {
+                return Err(self.room.refuse());
             }
         }
     }
@@ -252,6 +262,30 @@ mod tests {
         drop(held);
         let [one, other] = [reads.begin(), reads.begin()].map(|read| async { read.await.is_ok() });
         assert_eq!(tokio::join!(one, other), (true, true), "both go on");
+    }
+
+    #[tokio::test]
+    async fn who_finds_too_little_memory_again_and_again_is_refused() {
+        const PATIENCE: Duration = Duration::from_millis(200);
+        let reads = LongReads::with(1_000, PATIENCE);
+        let mut others = Vec::new();
+        while let Some(read) = reads.begin().now_or_never() {
+            others.push(read.unwrap());
+        }
+        let [mut one, mut other] = [others.pop().unwrap(), others.pop().unwrap()];
+        one.grow(&found(300)).unwrap();
+        let mut waits = std::pin::pin!(reads.begin());
+        assert!(futures::poll!(waits.as_mut()).is_pending(), "for memory");
+        let patient_until = Instant::now() + PATIENCE;
+        one.held.release();
+        assert!(futures::poll!(waits.as_mut()).is_pending(), "for a turn");
+        other.grow(&found(300)).unwrap();
+        tokio::time::sleep_until(patient_until).await;
+        drop(one);
+        let refusal = waits.await.err().expect("it has waited long enough");
+        assert_eq!((refusal.code(), reads.refused()), (Code::ResourceExhausted, 1));
+        drop((other, others));
+        reads.begin().await.unwrap();
     }
 
     #[tokio::test]
