@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{ConfigError, file, suggest};
+use super::{ConfigError, file, go, suggest};
 
 /// What becomes of a flag that is given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +37,17 @@ pub(super) struct Flag {
     pub(super) default: &'static str,
     /// Meaning, for the usage text; empty for what has no effect worth a line. docs/flags.md has all of them.
     pub(super) help: &'static str,
+}
+
+impl Flag {
+    /// Whether a value says what nobody need say; of a switch in whichever of Go's words.
+    fn is_default(&self, value: &str) -> bool {
+        if self.is_switch {
+            go::boolean(value) == go::boolean(self.default)
+        } else {
+            value == self.default
+        }
+    }
 }
 
 const fn flag(name: &'static str, standing: Standing) -> Flag {
@@ -483,7 +494,7 @@ fn check_standing(raw: &mut Raw) -> Result<(), ConfigError> {
                 raw.warnings.push(format!("--{name} has no effect: {IGNORED}"));
             }
             Standing::Only(_) | Standing::Instead(_) | Standing::Later if !has_value => {}
-            Standing::Instead(_) if value == flag.default => {}
+            Standing::Instead(_) if flag.is_default(value) => {}
             Standing::Instead(advice) => {
                 return Err(ConfigError::NotSupported { flag: flag.name, advice });
             }
@@ -494,7 +505,7 @@ fn check_standing(raw: &mut Raw) -> Result<(), ConfigError> {
             Standing::NoEffect(reason) => {
                 raw.warnings.push(format!("--{name} has no effect: {reason}"));
             }
-            Standing::Only(supported) if value == supported => {}
+            Standing::Only(_) if flag.is_default(value) => {}
             Standing::Only(supported) => {
                 return Err(ConfigError::OnlyValue { flag: flag.name, supported });
             }

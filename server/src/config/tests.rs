@@ -187,6 +187,22 @@ fn a_discovery_service_is_not_asked() {
     let harmless: Vec<&str> = harmless.split_whitespace().collect();
     let settings = settings(&harmless, &[]);
     assert!(settings.warnings.is_empty(), "{:?}", settings.warnings);
+    for (is_on, values) in
+        [(true, ["1", "t", "T", "TRUE", "True"]), (false, ["0", "f", "F", "FALSE", "False"])]
+    {
+        for value in values {
+            let (insecure, unverified) = (
+                format!("--discovery-insecure-transport={value}"),
+                format!("--discovery-insecure-skip-tls-verify={value}"),
+            );
+            let [same, other] = if is_on { [insecure, unverified] } else { [unverified, insecure] };
+            parse_with(&[&same], &[]).expect(&same);
+            let refused = error(&[&other]);
+            assert!(refused.contains("is not supported: use --initial-cluster"), "{refused}");
+            let wrong = parse_with(&[&format!("{other}x")], &[]).expect_err(&other);
+            assert_eq!(wrong.exit_code(), 2, "{other}x");
+        }
+    }
     for flag in ["--discovery=x", "--discovery-endpoints=x", "--discovery-dial-timeout=3s"] {
         let (name, _) = flag.split_once('=').unwrap();
         let expected = format!("{name} is not supported: use --initial-cluster or --discovery-srv");
