@@ -150,6 +150,18 @@ impl Lessor {
         }
     }
 
+    /// Leases that there are, as far as this member has applied them.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.inner.leases.queue.lock().len()
+    }
+
+    /// Whether a lease is one of them.
+    #[must_use]
+    pub fn knows(&self, id: i64) -> bool {
+        self.inner.leases.queue.lock().ttl(id).is_some()
+    }
+
     /// Milliseconds that each lease has left, -1 for unknown ones.
     ///
     /// # Errors

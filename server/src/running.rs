@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::api::context::Context;
+use crate::api::grants::Grants;
 use crate::api::long_read::LongReads;
 use crate::api::services;
 use crate::auth::{Auth, JwtError};
@@ -130,6 +131,7 @@ pub async fn start(settings: Settings) -> Result<Running, StartError> {
         node: Arc::clone(&node),
         limits: settings.limits,
         long_reads: LongReads::new(settings.limits.answer_bytes_max),
+        grants: Grants::new(&settings.limits, node.counts()),
         quota_bytes: settings.store.quota_bytes,
         background: TaskTracker::new(),
     };

@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Status};
 
+use super::grants::Grants;
 use super::long_read::LongReads;
 use crate::auth::{Auth, caller_of};
 use crate::config::Limits;
@@ -45,6 +46,7 @@ pub(crate) struct Context {
     pub(crate) auth: Arc<Auth>,
     pub(crate) limits: Limits,
     pub(crate) long_reads: LongReads,
+    pub(crate) grants: Grants,
     /// Logical size at which writes are refused; `None` for no quota.
     pub(crate) quota_bytes: Option<i64>,
     /// What goes on after its caller has gone; waited for when the node stops.

@@ -53,6 +53,7 @@ impl LeaseService {
         if request.id == 0 {
             request.id = random_lease_id();
         }
+        self.context.grants.check(self.context.node.lessor(), request.id)?;
         match self.context.propose(caller, Message::LeaseGrant(request)).await? {
             (Answer::LeaseGrant { id, ttl }, revision) => Ok(etcd::LeaseGrantResponse {
                 header: Some(self.context.header(revision)),

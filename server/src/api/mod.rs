@@ -9,6 +9,7 @@
 //! | `queue` | what locks and elections share: who came first |
 //! | `carried` | work that does not end with whoever asked for it |
 //! | `check`, `limits` | what a request must be, and may cost |
+//! | `grants` | how many leases there may be |
 //! | `convert`, `stream_end`, `taken` | answers as messages, ends of streams, streams nobody takes |
 
 mod auth;
@@ -18,6 +19,7 @@ mod cluster;
 pub(crate) mod context;
 pub(crate) mod convert;
 mod election;
+pub(crate) mod grants;
 pub(crate) mod kv;
 pub(crate) mod lease;
 pub(crate) mod limits;

@@ -30,7 +30,7 @@ use super::COMPRESSION;
 use crate::auth::{Auth, WatchGuard};
 use crate::metrics::{Calls, OpenCall, is_failure};
 use crate::status::{self, Fault, too_large_as_in_go};
-use crate::watch::{Hub, Output, WatchStream};
+use crate::watch::{Connection, Hub, Output, WatchStream};
 
 /// Requests handled before answers and events get their turn.
 const REQUESTS_MAX: usize = 64;
@@ -105,6 +105,9 @@ impl WatchService {
         let decoder = ProstCodec::<WatchRequest, WatchRequest>::raw_decoder(buffers);
         let limit = Some(self.settings.receive_bytes_max);
         let mut stream = self.hub.open();
+        if let Some(connection) = request.extensions().get::<Connection>() {
+            stream.belong_to(connection.clone());
+        }
         let mut rights_changes = None;
         if let Some(auth) = &self.auth {
             let guard = WatchGuard::new(Arc::clone(auth), request.extensions());

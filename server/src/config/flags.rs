@@ -358,6 +358,13 @@ pub(super) const FLAGS: &[Flag] = &[
     ),
     switch("registry-damping", Standing::Used, "true", "damp instances that come and go too often"),
     used("max-answer-bytes", "0", "memory for the answers to long reads, 0: half of what there is"),
+    // etcd has none of these: what they bound are mistakes, and whoever means harm.
+    used("max-stream-watchers", "250000", "most watchers on one stream (0: any number)"),
+    used("max-connection-watchers", "500000", "most watchers on one connection (0: any number)"),
+    used("max-watchers", "1000000", "most watchers on this member (0: any number)"),
+    used("max-leases", "10000000", "leases beyond which no more are granted (0: any number)"),
+    used("max-lease-grants", "100000", "most leases granted in a second (0: any number)"),
+    used("max-address-connections", "16384", "most connections of one address (0: any number)"),
     used("registry-checks", "own", "active checks of own addresses, of any, or off"),
 ];
 

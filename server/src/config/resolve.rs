@@ -269,6 +269,7 @@ fn token(raw: &Raw) -> String {
 fn limits(raw: &Raw) -> Result<Limits, ConfigError> {
     let interval = raw.duration("grpc-keepalive-interval")?;
     let concurrent_streams_max: u32 = raw.number("max-concurrent-streams")?;
+    let lease_grants: u32 = raw.number("max-lease-grants")?;
     let answer_bytes_max = match raw.number::<u64>("max-answer-bytes")? {
         0 => memory::usable_bytes() / 2,
         bytes => bytes,
@@ -278,9 +279,21 @@ fn limits(raw: &Raw) -> Result<Limits, ConfigError> {
         txn_ops_max: raw.number::<u32>("max-txn-ops")? as usize,
         answer_bytes_max,
         concurrent_streams_max: concurrent_streams_max.max(1),
+        stream_watchers_max: most(raw, "max-stream-watchers")?,
+        connection_watchers_max: most(raw, "max-connection-watchers")?,
+        watchers_max: most(raw, "max-watchers")?,
+        leases_max: most(raw, "max-leases")?,
+        lease_grants_per_second_max: (lease_grants > 0).then_some(lease_grants),
+        address_connections_max: most(raw, "max-address-connections")?,
         keepalive_interval: (!interval.is_zero()).then_some(interval),
         keepalive_timeout: raw.duration("grpc-keepalive-timeout")?,
     })
+}
+
+/// A number that there may be; 0 stands for any.
+fn most(raw: &Raw, flag: &'static str) -> Result<usize, ConfigError> {
+    let number: u32 = raw.number(flag)?;
+    Ok(if number == 0 { usize::MAX } else { number as usize })
 }
 
 fn auth(raw: &mut Raw) -> Result<AuthSettings, ConfigError> {

@@ -308,6 +308,18 @@ pub struct Limits {
     pub answer_bytes_max: u64,
     /// Most calls in flight on one connection.
     pub concurrent_streams_max: u32,
+    /// Most watchers on one stream.
+    pub stream_watchers_max: usize,
+    /// Most watchers on all streams of one connection.
+    pub connection_watchers_max: usize,
+    /// Most watchers on this member.
+    pub watchers_max: usize,
+    /// Leases of the cluster beyond which this member grants none.
+    pub leases_max: usize,
+    /// Most leases that this member grants in a second; `None` for any number.
+    pub lease_grants_per_second_max: Option<u32>,
+    /// Most connections of one address to the client port.
+    pub address_connections_max: usize,
     /// How often an idle connection is pinged; `None` for never.
     pub keepalive_interval: Option<Duration>,
     /// How long a pinged client may take to answer.

@@ -61,6 +61,7 @@ impl SessionApi {
         request.ttl_seconds = request.ttl_seconds.max(ttl_seconds_min(&self.context));
         let command = conclave_raft_store::command::lock::session_begin(request.clone());
         check::session(&command).map_err(|rejection| status::from_rejection(&rejection))?;
+        self.context.grants.check(self.context.node.lessor(), request.id)?;
         match self.context.propose(&caller, Message::SessionBegin(request)).await? {
             (Answer::SessionBegin { id, ttl }, _) => {
                 Ok(v1::SessionBeginResponse { id, ttl_seconds: ttl })

@@ -17,11 +17,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::client_stream::ClientStream;
+use super::crowd::{Crowd, Place};
 use super::route::Router;
 use crate::config::{Limits, ListenSettings};
 use crate::greeting::{GREETING_TIMEOUT, Greeting};
 use crate::listen::Listener;
 use crate::tls::{Acceptor, ClientName, Shaken};
+use crate::watch::Connection;
 
 /// Connections at one time; beyond, new ones wait in the system's queue.
 const CONNECTIONS_MAX: usize = 32_768;
@@ -108,10 +110,12 @@ impl ClientPort {
         stop: CancellationToken,
     ) {
         let tasks = TaskTracker::new();
+        let (limits, counts) = (router.context.limits, router.context.node.counts().clone());
         let shared = Arc::new(Shared {
-            builder: builder(&router.context.limits),
+            builder: builder(&limits),
             router: Arc::new(router),
             room: Arc::new(Semaphore::new(CONNECTIONS_MAX)),
+            crowd: Crowd::new(limits.address_connections_max, counts.crowded("client")),
             stop: stop.clone(),
             tasks: tasks.clone(),
         });
@@ -132,6 +136,7 @@ struct Shared {
     builder: Builder<TokioExecutor>,
     router: Arc<Router>,
     room: Arc<Semaphore>,
+    crowd: Arc<Crowd>,
     stop: CancellationToken,
     tasks: TaskTracker,
 }
@@ -164,6 +169,12 @@ struct Port {
     shared: Arc<Shared>,
 }
 
+/// A connection among those that there may be; free again when this is dropped.
+struct Seat {
+    _room: OwnedSemaphorePermit,
+    _place: Place,
+}
+
 async fn accept(listener: Listener, port: Port) {
     let shared = Arc::clone(&port.shared);
     loop {
@@ -176,14 +187,16 @@ async fn accept(listener: Listener, port: Port) {
             next = next => next,
         };
         match accepted {
-            Ok(socket) => match &port.tls {
-                None => {
-                    shared.tasks.spawn(serve(socket, None, port.clone(), room));
-                }
-                Some(tls) => {
-                    shared.tasks.spawn(shake(socket, Arc::clone(tls), port.clone(), room));
-                }
-            },
+            Ok(socket) => {
+                let Some(place) = shared.crowd.join(socket.peer_ip()) else { continue };
+                let seat = Seat { _room: room, _place: place };
+                match &port.tls {
+                    None => shared.tasks.spawn(serve(socket, None, port.clone(), seat)),
+                    Some(tls) => {
+                        shared.tasks.spawn(shake(socket, Arc::clone(tls), port.clone(), seat))
+                    }
+                };
+            }
             Err(error) => {
                 tracing::warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
@@ -193,18 +206,18 @@ async fn accept(listener: Listener, port: Port) {
 }
 
 /// Serves a connection once its handshake is done.
-async fn shake(socket: Socket, tls: Arc<Acceptor>, port: Port, room: OwnedSemaphorePermit) {
+async fn shake(socket: Socket, tls: Arc<Acceptor>, port: Port, seat: Seat) {
     let shaken = tokio::select! {
         shaken = tls.accept(socket) => shaken,
         () = port.shared.stop.cancelled() => return,
     };
     if let Some(Shaken { stream, name }) = shaken {
-        Box::pin(serve(stream, name, port, room)).await;
+        Box::pin(serve(stream, name, port, seat)).await;
     }
 }
 
 /// Serves a connection whose client has proved to be `name`, if anybody.
-async fn serve<S>(stream: S, name: Option<ClientName>, port: Port, _room: OwnedSemaphorePermit)
+async fn serve<S>(stream: S, name: Option<ClientName>, port: Port, _seat: Seat)
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
@@ -214,21 +227,25 @@ where
     let silent = shared.router.context.node.counts().silent("client");
     let stream = Greeting::new(stream, GREETING_TIMEOUT, silent);
     let stream = ClientStream::new(stream, metrics, HEADERS_BYTES_MAX as usize);
+    let connection = Connection::default();
     let service = service_fn(|mut request: Request<Incoming>| {
         let shared = Arc::clone(&shared);
         if let Some(name) = &name {
             request.extensions_mut().insert(name.clone());
         }
+        if is_watch(request.uri().path()) {
+            request.extensions_mut().insert(connection.clone());
+        }
         async move { shared.router.answer(entrance, request).await }
     });
     let stream = TokioIo::new(Gather::serving(stream));
-    let connection = shared.builder.serve_connection_with_upgrades(stream, service);
-    let mut connection = std::pin::pin!(connection);
+    let serving = shared.builder.serve_connection_with_upgrades(stream, service);
+    let mut serving = std::pin::pin!(serving);
     let result = tokio::select! {
-        result = connection.as_mut() => result,
+        result = serving.as_mut() => result,
         () = shared.stop.cancelled() => {
-            connection.as_mut().graceful_shutdown();
-            match tokio::time::timeout(DRAIN_TIMEOUT, connection).await {
+            serving.as_mut().graceful_shutdown();
+            match tokio::time::timeout(DRAIN_TIMEOUT, serving).await {
                 Ok(result) => result,
                 Err(_elapsed) => return,
             }
@@ -238,4 +255,9 @@ where
         // The client's doing, whatever it was.
         tracing::debug!(%error, "connection ended");
     }
+}
+
+/// Whether a call may have watchers, which are counted by connection: by gRPC, gRPC-web or JSON.
+fn is_watch(path: &str) -> bool {
+    path.ends_with("/Watch") || path.ends_with("/watch")
 }

@@ -6,7 +6,7 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | `listen`, `client_stream` | connections, and their bytes |
+//! | `listen`, `crowd`, `client_stream` | connections, how many an address has, and their bytes |
 //! | `route`, `authority` | which answer a request gets; names that clients should not send |
 //! | `web`, `grpc_web` | what browsers may do, and gRPC as they can speak it |
 //! | `pages`, `probes` | `/version`, `/metrics`, discovery for Prometheus; `/health`, `/livez`, `/readyz` |
@@ -15,6 +15,7 @@
 
 mod authority;
 mod client_stream;
+mod crowd;
 mod gateway;
 mod grpc_web;
 mod held;

@@ -32,6 +32,8 @@ pub(crate) struct Counts {
     leases_granted: Counter,
     leases_revoked: Counter,
     leases_expired: Counter,
+    /// Leases that were not granted, by the limit that they met.
+    leases_refused: Family<Labels<1>, Counter>,
     lease_ttl: Histogram,
     /// Keep-alives that this member answered as the leader.
     pub(crate) leases_renewed: Counter,
@@ -58,6 +60,8 @@ pub(crate) struct Counts {
     pub(crate) tls: TlsCounts,
     /// Connections that did not begin to speak in time, by port.
     silent: Family<Labels<1>, Counter>,
+    /// Connections of addresses that have too many, by port.
+    crowded: Family<Labels<1>, Counter>,
 }
 
 #[derive(Clone, Default)]
@@ -89,6 +93,7 @@ impl Counts {
             leases_granted: Counter::default(),
             leases_revoked: Counter::default(),
             leases_expired: Counter::default(),
+            leases_refused: Family::default(),
             lease_ttl: Histogram::new(exponential_buckets(1.0, 2.0, 24)),
             leases_renewed: Counter::default(),
             proposals_pending: Gauge::default(),
@@ -107,12 +112,23 @@ impl Counts {
             peers: Peers::default(),
             tls: TlsCounts::default(),
             silent: Family::default(),
+            crowded: Family::default(),
         }
     }
 
     /// Connections to a port that did not begin to speak in time, beginning with zero.
     pub(crate) fn silent(&self, port: &'static str) -> Counter {
         self.silent.get_or_create(&[("port", port)]).clone()
+    }
+
+    /// Connections to a port that were closed because their address had too many, beginning with zero.
+    pub(crate) fn crowded(&self, port: &'static str) -> Counter {
+        self.crowded.get_or_create(&[("port", port)]).clone()
+    }
+
+    /// Leases that were refused because of a limit, beginning with zero.
+    pub(crate) fn refused_grants(&self, limit: &'static str) -> Counter {
+        self.leases_refused.get_or_create(&[("limit", limit)]).clone()
     }
 
     /// Counts what was applied; `own` is this member.
@@ -181,6 +197,16 @@ impl Counts {
 
     pub(super) fn register(&self, registry: &mut Registry) {
         self.tls.register(registry);
+        registry.register(
+            "conclave_rpc_refused_connections",
+            "Connections that were closed because their address had too many, by port",
+            self.crowded.clone(),
+        );
+        registry.register(
+            "conclave_lease_grants_refused",
+            "Leases that were not granted because there are too many (count), or too many were asked for in a second (rate)",
+            self.leases_refused.clone(),
+        );
         registry.register(
             "conclave_rpc_silent_connections",
             "Connections that were closed because nothing came on them that a request could begin with, by port",

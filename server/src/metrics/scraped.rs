@@ -40,6 +40,7 @@ pub(super) struct Scraped {
     pending_events: Gauge,
     answer_bytes: Gauge,
     refused_reads: Counter,
+    refused_watchers: Counter,
     resident_bytes: Gauge,
     virtual_bytes: Gauge,
     virtual_bytes_max: Gauge<f64, AtomicU64>,
@@ -90,6 +91,7 @@ impl Metrics {
         scraped.watchers.set(clamped(watch.watchers));
         scraped.slow_streams.set(clamped(watch.slow_streams));
         scraped.pending_events.set(clamped(watch.pending_events));
+        scraped.refused_watchers.inner().store(watch.refused_total, Ordering::Relaxed);
         scraped.answer_bytes.set(signed(context.long_reads.bytes()));
         let refused = context.long_reads.refused();
         scraped.refused_reads.inner().store(refused, Ordering::Relaxed);
@@ -170,7 +172,7 @@ impl Scraped {
         self.register_process(registry);
     }
 
-    /// What answers take of the memory.
+    /// What answers take of the memory, and what was refused for it.
     fn register_memory(&self, registry: &mut Registry) {
         registry.register(
             "conclave_answer_bytes",
@@ -181,6 +183,11 @@ impl Scraped {
             "conclave_long_reads_refused",
             "Long reads that were refused because of too many others, or for want of memory",
             self.refused_reads.clone(),
+        );
+        registry.register(
+            "conclave_watch_watchers_refused",
+            "Watchers that were refused because their stream, their connection or this member had too many",
+            self.refused_watchers.clone(),
         );
     }
 

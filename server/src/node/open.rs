@@ -137,6 +137,9 @@ pub(super) fn open_hub(settings: &Settings, reader: &Reader, header: Header) -> 
     let limits = Limits {
         fragment_bytes: settings.limits.receive_bytes_max(),
         leaderless: settings.raft.election_timeout * 3,
+        stream_watchers: settings.limits.stream_watchers_max,
+        connection_watchers: settings.limits.connection_watchers_max,
+        watchers: settings.limits.watchers_max,
         ..Limits::default()
     };
     let route = header.route.clone();

@@ -19,7 +19,7 @@ mod state;
 mod subscribe;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::task::Waker;
 use std::time::Duration;
 
@@ -60,6 +60,8 @@ pub struct Hub {
     dispatched: AtomicI64,
     /// Whether the leader is gone for longer than [`Limits::leaderless`].
     is_leaderless: watch::Sender<bool>,
+    /// Watchers that were one too many.
+    refused: AtomicU64,
 }
 
 /// Figures for metrics.
@@ -75,6 +77,8 @@ pub struct Stats {
     pub events_total: u64,
     /// Events that wait for the dispatcher.
     pub pending_events: usize,
+    /// Watchers that were refused since the start, because there were too many.
+    pub refused_total: u64,
 }
 
 impl Hub {
@@ -91,6 +95,7 @@ impl Hub {
             read_wanted: Notify::new(),
             dispatched: AtomicI64::new(revision),
             is_leaderless: watch::Sender::new(false),
+            refused: AtomicU64::new(0),
         })
     }
 
@@ -178,7 +183,13 @@ impl Hub {
             slow_streams: state.mailboxes.values().filter(is_lagging).count(),
             events_total: state.events_total,
             pending_events: self.inbox.lock().pending_events(),
+            refused_total: self.refused.load(Ordering::Relaxed),
         }
+    }
+
+    /// Counts a watcher that was refused because there are too many.
+    pub(super) fn count_refused(&self) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Opens a stream without watchers.

@@ -7,6 +7,8 @@ use std::time::Duration;
 pub struct Limits {
     /// Watchers on one stream.
     pub stream_watchers: usize,
+    /// Watchers on all streams of one connection.
+    pub connection_watchers: usize,
     /// Watchers on all streams of this node.
     pub watchers: usize,
     /// Events published and not yet dispatched; beyond, watchers read them from the store.
@@ -42,8 +44,9 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Limits {
-            stream_watchers: 100_000,
-            watchers: 1_000_000,
+            stream_watchers: usize::MAX,
+            connection_watchers: usize::MAX,
+            watchers: usize::MAX,
             inbox_events: 65_536,
             inbox_bytes: 16 << 20,
             ring_events: 32_768,

@@ -17,9 +17,11 @@
 //! | `response` | the bytes of answers |
 //! | `local` | watches of this process itself |
 //! | `source` | what watching needs from the node |
+//! | `connection` | the watchers of one connection, counted together |
 //! | `limits` | every bound |
 
 mod batch;
+mod connection;
 mod hub;
 mod inbox;
 mod limits;
@@ -32,6 +34,7 @@ mod stream;
 #[cfg(test)]
 mod tests;
 
+pub use connection::Connection;
 pub use hub::{Hub, Stats};
 pub use limits::Limits;
 pub(crate) use local::LocalWatch;

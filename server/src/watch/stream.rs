@@ -23,6 +23,7 @@ pub use self::guard::Guard;
 
 use self::deliver::{Pass, Run};
 use self::guard::Guarded;
+use super::connection::{Connection, Share};
 use super::hub::{Hub, Need, Step};
 use super::mailbox::{Delivery, End, Mailbox};
 use super::response::Output;
@@ -63,6 +64,8 @@ pub struct WatchStream {
     is_tick_due: bool,
     /// `None` for watches of this process itself.
     guarded: Option<Guarded>,
+    /// Of the watchers of its connection.
+    share: Share,
 }
 
 /// The watchers of one range.
@@ -126,7 +129,13 @@ impl WatchStream {
             prev_watchers: 0,
             is_tick_due: false,
             guarded: None,
+            share: Share::default(),
         }
+    }
+
+    /// Counts its watchers with the others of `connection` from now on; before the first one is created.
+    pub fn belong_to(&mut self, connection: Connection) {
+        self.share = Share::of(connection);
     }
 
     /// Writes what is due to `out`, until about a chunk is full. Ready when `out` is not empty;

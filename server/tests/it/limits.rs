@@ -7,9 +7,16 @@ use conclave_proto::etcdserverpb as etcd;
 use conclave_proto::etcdserverpb::auth_client::AuthClient;
 use conclave_proto::v1;
 use conclave_proto::v1::counter_service_client::CounterServiceClient;
+use conclave_proto::v1::session_service_client::SessionServiceClient;
 use conclave_proto::v3electionpb as pb;
+use etcd::watch_client::WatchClient;
+use etcd::watch_request::RequestUnion;
 use futures::StreamExt as _;
-use tonic::transport::Endpoint;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
 use crate::cluster::within;
@@ -181,6 +188,168 @@ async fn logins_that_are_too_many_are_counted() {
     };
     within("refusals are counted", counted).await;
     assert!(!refusals.is_empty(), "all {LOGINS} were served");
+}
+
+/// A connection of its own.
+fn connection(server: &Server) -> Channel {
+    Endpoint::try_from(server.running.client_urls()[0].clone()).unwrap().connect_lazy()
+}
+
+/// One watch stream.
+struct Watching {
+    requests: mpsc::Sender<etcd::WatchRequest>,
+    answers: tonic::Streaming<etcd::WatchResponse>,
+}
+
+impl Watching {
+    async fn open(channel: &Channel) -> Self {
+        let (requests, stream) = mpsc::channel(4);
+        let answers = WatchClient::new(channel.clone()).watch(ReceiverStream::new(stream)).await;
+        Self { requests, answers: answers.unwrap().into_inner() }
+    }
+
+    async fn ask(&mut self, request: RequestUnion) -> etcd::WatchResponse {
+        let request_union = Some(request);
+        self.requests.send(etcd::WatchRequest { request_union }).await.unwrap();
+        within("an answer of a watch", self.answers.message()).await.unwrap().unwrap()
+    }
+
+    /// Why there is no further watcher; nothing if there is.
+    async fn create(&mut self) -> String {
+        let create = etcd::WatchCreateRequest { key: "k".into(), ..Default::default() };
+        self.ask(RequestUnion::CreateRequest(create)).await.cancel_reason
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn watchers_that_are_too_many_are_refused_and_counted() {
+    let limits = ["--max-stream-watchers=2", "--max-connection-watchers=3", "--max-watchers=4"];
+    let server = server(&limits).await;
+    let refusal = |of: &str| {
+        format!(
+            "rpc error: code = ResourceExhausted desc = conclave: too many watchers on this {of}"
+        )
+    };
+    let (one, other) = (connection(&server), connection(&server));
+    let mut first = Watching::open(&one).await;
+    assert_eq!([first.create().await, first.create().await], ["", ""]);
+    assert_eq!(first.create().await, refusal("stream (limit 2, --max-stream-watchers)"));
+    let mut second = Watching::open(&one).await;
+    assert_eq!(second.create().await, "");
+    let refused = second.create().await;
+    assert_eq!(refused, refusal("connection (limit 3, --max-connection-watchers)"));
+    let mut third = Watching::open(&other).await;
+    assert_eq!(third.create().await, "", "another connection");
+    assert_eq!(third.create().await, refusal("member (limit 4, --max-watchers)"));
+    until(&server, "conclave_watch_watchers_refused_total", |refused| refused == 3.0).await;
+    // What is cancelled, or ends with its stream, makes room, and a refusal takes none.
+    let cancel = RequestUnion::CancelRequest(etcd::WatchCancelRequest { watch_id: 0 });
+    assert!(first.ask(cancel).await.canceled);
+    assert_eq!(second.create().await, "");
+    drop((first, second));
+    let mut fourth = Watching::open(&one).await;
+    let created = async { while !fourth.create().await.is_empty() {} };
+    within("the room of streams that ended", created).await;
+    assert_eq!(third.create().await, "");
+    drop((fourth, third));
+    // One connection for both ways of calling.
+    let mut by_json = TcpStream::connect(server.running.client_addresses()[0]).await.unwrap();
+    let body = r#"{"create_request":{"key":"aw=="}}"#.repeat(3);
+    let head = "POST /v3/watch HTTP/1.1\r\nHost: h\r\nContent-Length:";
+    let call = format!("{head} {}\r\n\r\n{body}", body.len());
+    by_json.write_all(call.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    while !answer.contains("too many watchers on this stream") {
+        let mut bytes = [0; 4_096];
+        let read = within("lines of JSON", by_json.read(&mut bytes)).await.unwrap();
+        assert_ne!(read, 0, "{answer}");
+        answer.push_str(&String::from_utf8_lossy(&bytes[..read]));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn leases_that_are_too_many_are_refused_and_counted() {
+    const REFUSED: &str = "conclave_lease_grants_refused_total";
+    let few = server(&["--max-leases=2"]).await;
+    let grant = |id| etcd::LeaseGrantRequest { ttl: 600, id };
+    for id in [1, 2] {
+        few.lease().lease_grant(grant(id)).await.unwrap();
+    }
+    let mut lease = few.lease();
+    let one_more = lease.lease_grant(grant(0));
+    meet(&few, ("etcdserverpb.Lease", "LeaseGrant"), Code::ResourceExhausted, one_more).await;
+    let (code, text) = refused(few.lease().lease_grant(grant(3)).await);
+    let expected = "conclave: too many leases (limit 2, --max-leases)";
+    assert_eq!((code, text.as_str()), (Code::ResourceExhausted, expected));
+    let again = refused(few.lease().lease_grant(grant(2)).await);
+    assert_eq!(again, (Code::FailedPrecondition, "etcdserver: lease already exists".to_owned()));
+    let begin =
+        v1::SessionBeginRequest { ttl_seconds: 600, request_id: "r".into(), ..Default::default() };
+    let mut sessions = SessionServiceClient::new(few.channel.clone());
+    assert_eq!(refused(sessions.begin(begin.clone()).await).0, Code::ResourceExhausted);
+    let labelled = |limit| format!("{REFUSED}{{limit=\"{limit}\"}}");
+    assert_eq!(total(&samples(&few).await, &labelled("count")), 3.0);
+    few.lease().lease_revoke(etcd::LeaseRevokeRequest { id: 1 }).await.unwrap();
+    sessions.begin(begin).await.unwrap();
+
+    let slow = server(&["--max-lease-grants=1"]).await;
+    // Two in the same second, whenever that is.
+    let refusal = async {
+        loop {
+            if let Err(status) = slow.lease().lease_grant(grant(0)).await {
+                break (status.code(), status.message().to_owned());
+            }
+        }
+    };
+    let refusal = within("a refusal", refusal).await;
+    assert_eq!(refusal, (Code::Unknown, "etcdserver: too many requests".to_owned()));
+    assert_eq!(total(&samples(&slow).await, &labelled("rate")), 1.0);
+    let granted = async { while slow.lease().lease_grant(grant(0)).await.is_err() {} };
+    within("a grant in the next second", granted).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn connections_of_an_address_that_are_too_many_are_refused_and_counted() {
+    const REFUSED: &str = "conclave_rpc_refused_connections_total{port=\"client\"}";
+    let server = server(&["--max-address-connections=4"]).await;
+    // Reads until this is in the answer; whether it came.
+    let page = async |connection: &mut TcpStream, path: &str, wanted: &str| {
+        let get = format!("GET {path} HTTP/1.1\r\nHost: h\r\n\r\n");
+        let mut answer = String::new();
+        let mut is_open = connection.write_all(get.as_bytes()).await.is_ok();
+        while is_open && !answer.contains(wanted) {
+            let mut bytes = [0; 4_096];
+            let read = connection.read(&mut bytes).await.unwrap_or(0);
+            answer.push_str(&String::from_utf8_lossy(&bytes[..read]));
+            is_open = read > 0;
+        }
+        is_open
+    };
+    let version = async |connection: &mut TcpStream| page(connection, "/version", "\"}").await;
+    let address = server.running.client_addresses()[0];
+    let mut held = Vec::new();
+    let refused = async {
+        loop {
+            let mut connection = TcpStream::connect(address).await.unwrap();
+            if !version(&mut connection).await {
+                break;
+            }
+            held.push(connection);
+        }
+    };
+    within("a refusal", refused).await;
+    assert!((1..=4).contains(&held.len()), "{}", held.len());
+    // Of those that are served one is told; nothing was refused but what came after them.
+    let one = format!("\n{REFUSED} 1\n");
+    let counted = page(&mut held[0], "/metrics", &one);
+    assert!(within("the refusal is counted", counted).await);
+    drop(held);
+    let served = async {
+        while let Ok(mut connection) = TcpStream::connect(address).await
+            && !version(&mut connection).await
+        {}
+    };
+    within("room again", served).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -78,7 +78,9 @@ async fn requests_that_cannot_be_are_created_and_canceled_at_once() {
     }
     assert!(!watching.create(on_key("")).await.canceled);
     let answer = watching.create(on_key("k")).await;
-    assert_eq!(answer.cancel_reason, "conclave: too many watchers on this stream (limit 1)");
+    let reason = "rpc error: code = ResourceExhausted desc = conclave: too many watchers on this \
+                  stream (limit 1, --max-stream-watchers)";
+    assert_eq!(answer.cancel_reason, reason);
     // A request of no kind is ignored; the stream lives on.
     watching.requests.send(WatchRequest { request_union: None }).await.unwrap();
     node.put("\0", "the smallest key, which an empty one stands for");

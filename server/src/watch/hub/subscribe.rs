@@ -11,11 +11,18 @@ use super::Hub;
 use super::state::Group;
 use crate::watch::mailbox::Mailbox;
 
+/// How etcd gives a code to the reason of a watcher that it cancels.
+const CODE: &str = "rpc error: code = ResourceExhausted desc = conclave";
+
 /// Why a watcher cannot be added.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Refusal {
-    #[error("conclave: too many watchers on this node (limit {0})")]
-    Watchers(usize),
+    #[error("{CODE}: too many watchers on this stream (limit {0}, --max-stream-watchers)")]
+    Stream(usize),
+    #[error("{CODE}: too many watchers on this connection (limit {0}, --max-connection-watchers)")]
+    Connection(usize),
+    #[error("{CODE}: too many watchers on this member (limit {0}, --max-watchers)")]
+    Member(usize),
     #[error("etcdserver: server stopped")]
     Stopped,
 }
@@ -44,7 +51,7 @@ impl Hub {
             return Err(Refusal::Stopped);
         }
         if state.watchers >= self.limits.watchers {
-            return Err(Refusal::Watchers(self.limits.watchers));
+            return Err(Refusal::Member(self.limits.watchers));
         }
         if state.watchers == 0 {
             state.dispatched = self.inbox.lock().set_active(true);

@@ -8,6 +8,7 @@ use conclave_proto::etcdserverpb::{
 use conclave_state_machine::watcher_set::KeyRange;
 
 use super::super::hub::Refusal;
+use super::super::limits::Limits;
 use super::deliver::Pass;
 use super::{Member, Members, NO_WATCHER, Output, Wants, WatchStream};
 
@@ -97,15 +98,13 @@ impl WatchStream {
         if start < 0 {
             return Err(COMPACTED.to_owned().into());
         }
-        let limit = self.hub.limits().stream_watchers;
-        if self.ids.len() >= limit {
-            let reason = format!("conclave: too many watchers on this stream (limit {limit})");
-            return Err(reason.into());
-        }
         let id = self.choose_id(wanted_id)?;
-        let group = self.hub.subscribe(&self.mailbox, &range).map_err(|refusal| match refusal {
-            Refusal::Watchers(_) => NotCreated::Refused(refusal.to_string()),
+        let group = self.subscribe(&range).map_err(|refusal| match refusal {
             Refusal::Stopped => NotCreated::Stopping,
+            Refusal::Stream(_) | Refusal::Connection(_) | Refusal::Member(_) => {
+                self.hub.count_refused();
+                NotCreated::Refused(refusal.to_string())
+            }
         })?;
         // Read after subscribing: what comes later is dispatched to this stream.
         let revision = self.hub.source().revision();
@@ -128,6 +127,18 @@ impl WatchStream {
             .or_insert_with(|| Members { range, list: Vec::new() })
             .insert(member);
         Ok((id, revision))
+    }
+
+    /// Adds a watcher at the hub, if there may be one more of this stream, its connection and this member.
+    fn subscribe(&mut self, range: &KeyRange) -> Result<u64, Refusal> {
+        let Limits { stream_watchers, connection_watchers, .. } = *self.hub.limits();
+        if self.ids.len() >= stream_watchers {
+            return Err(Refusal::Stream(stream_watchers));
+        }
+        if !self.share.take(connection_watchers) {
+            return Err(Refusal::Connection(connection_watchers));
+        }
+        self.hub.subscribe(&self.mailbox, range).inspect_err(|_refusal| self.share.give_back())
     }
 
     fn choose_id(&mut self, wanted: i64) -> Result<i64, String> {
@@ -192,6 +203,7 @@ impl WatchStream {
         self.prev_watchers -= usize::from(member.wants.prev_kv);
         self.run.restart(group);
         self.hub.unsubscribe(self.mailbox.stream, &members.range, 1);
+        self.share.give_back();
         if members.list.is_empty() {
             self.groups.remove(&group);
         }
