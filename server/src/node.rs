@@ -21,6 +21,7 @@ use std::time::Duration;
 use conclave_proto::etcdserverpb::ResponseHeader;
 use conclave_proto::internal;
 use conclave_raft_store::{Identity, Reader};
+use conclave_state_machine::command::Caller;
 use conclave_state_machine::members::rules::MemberChange;
 use conclave_state_machine::response::Applied;
 use openraft::async_runtime::WatchReceiver;
@@ -251,8 +252,12 @@ impl Node {
     ///
     /// # Errors
     /// [`ChangeError`]; its variants say whether the change may have been made.
-    pub async fn change_members(&self, change: &MemberChange) -> Result<u64, ChangeError> {
-        self.parts.changer.change(change).await
+    pub async fn change_members(
+        &self,
+        caller: &Caller,
+        change: &MemberChange,
+    ) -> Result<u64, ChangeError> {
+        self.parts.changer.change(caller, change).await
     }
 
     /// Makes another voter the leader; returns when this member follows it.

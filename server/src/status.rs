@@ -14,7 +14,7 @@ use tonic::{Code, Status};
 use crate::lessor::LessorError;
 use crate::node::TransferError;
 use crate::propose::ProposeError;
-use crate::raft::ChangeError;
+use crate::raft::{ChangeError, Denial};
 use crate::read_index::ReadIndexError;
 use crate::watch::End;
 
@@ -137,6 +137,8 @@ pub(crate) fn from_change(error: ChangeError) -> Status {
             MemberRefusal::NotLearner => Fault::MemberNotLearner,
             MemberRefusal::LearnerNotReady => Fault::LearnerNotReady,
         },
+        ChangeError::Denied(Denial::NoRight) => Fault::PermissionDenied,
+        ChangeError::Denied(Denial::NoUser) => Fault::UserEmpty,
         ChangeError::Timeout => Fault::Timeout,
         ChangeError::Unknown => Fault::TimeoutConnectionLost,
         ChangeError::Stopped => Fault::Stopped,

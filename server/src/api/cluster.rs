@@ -1,11 +1,13 @@
 //! The Cluster service: lists and changes the members.
 
 use conclave_proto::etcdserverpb as etcd;
+use conclave_state_machine::command::Caller;
 use conclave_state_machine::members::rules::MemberChange;
 use etcd::cluster_server::Cluster;
 use tonic::{Request, Response, Status};
 
 use super::context::Context;
+use crate::auth::RightsCheck;
 use crate::config;
 use crate::metrics::Method;
 use crate::node::MemberInfo;
@@ -37,10 +39,11 @@ impl ClusterService {
         &self,
         request: Request<etcd::MemberListRequest>,
     ) -> Result<etcd::MemberListResponse, Status> {
-        self.context.check_metadata(request.metadata())?;
-        if request.into_inner().linearizable {
+        let (caller, request) = self.context.accept(request)?;
+        if request.linearizable {
             self.context.read_barrier().await?;
         }
+        self.context.auth.check_by_name(&caller, &RightsCheck::User)?;
         Ok(etcd::MemberListResponse { header: self.header(), members: self.members()? })
     }
 
@@ -48,11 +51,11 @@ impl ClusterService {
         &self,
         request: Request<etcd::MemberAddRequest>,
     ) -> Result<etcd::MemberAddResponse, Status> {
-        self.context.check_metadata(request.metadata())?;
-        let etcd::MemberAddRequest { peer_ur_ls, is_learner } = request.into_inner();
+        let (caller, request) = self.context.accept(request)?;
+        let etcd::MemberAddRequest { peer_ur_ls, is_learner } = request;
         let peer_urls = peer_urls(&peer_ur_ls)?;
         let change = MemberChange::Add { peer_urls: peer_urls.clone(), is_learner };
-        let id = self.change(&change).await?;
+        let id = self.change(&caller, &change).await?;
         let member =
             etcd::Member { id, peer_ur_ls: peer_urls, is_learner, ..etcd::Member::default() };
         let members = self.members()?;
@@ -63,9 +66,9 @@ impl ClusterService {
         &self,
         request: Request<etcd::MemberRemoveRequest>,
     ) -> Result<etcd::MemberRemoveResponse, Status> {
-        self.context.check_metadata(request.metadata())?;
-        let id = request.into_inner().id;
-        self.change(&MemberChange::Remove { id }).await?;
+        let (caller, request) = self.context.accept(request)?;
+        let id = request.id;
+        self.change(&caller, &MemberChange::Remove { id }).await?;
         let mut members = self.members()?;
         // Who is removed does not hear of it.
         members.retain(|member| member.id != id);
@@ -76,10 +79,10 @@ impl ClusterService {
         &self,
         request: Request<etcd::MemberUpdateRequest>,
     ) -> Result<etcd::MemberUpdateResponse, Status> {
-        self.context.check_metadata(request.metadata())?;
-        let etcd::MemberUpdateRequest { id, peer_ur_ls } = request.into_inner();
+        let (caller, request) = self.context.accept(request)?;
+        let etcd::MemberUpdateRequest { id, peer_ur_ls } = request;
         let peer_urls = peer_urls(&peer_ur_ls)?;
-        self.change(&MemberChange::Update { id, peer_urls }).await?;
+        self.change(&caller, &MemberChange::Update { id, peer_urls }).await?;
         Ok(etcd::MemberUpdateResponse { header: self.header(), members: self.members()? })
     }
 
@@ -87,14 +90,14 @@ impl ClusterService {
         &self,
         request: Request<etcd::MemberPromoteRequest>,
     ) -> Result<etcd::MemberPromoteResponse, Status> {
-        self.context.check_metadata(request.metadata())?;
-        let id = request.into_inner().id;
-        self.change(&MemberChange::Promote { id }).await?;
+        let (caller, request) = self.context.accept(request)?;
+        let id = request.id;
+        self.change(&caller, &MemberChange::Promote { id }).await?;
         Ok(etcd::MemberPromoteResponse { header: self.header(), members: self.members()? })
     }
 
-    async fn change(&self, change: &MemberChange) -> Result<u64, Status> {
-        self.context.node.change_members(change).await.map_err(status::from_change)
+    async fn change(&self, caller: &Caller, change: &MemberChange) -> Result<u64, Status> {
+        self.context.node.change_members(caller, change).await.map_err(status::from_change)
     }
 
     fn members(&self) -> Result<Vec<etcd::Member>, Status> {

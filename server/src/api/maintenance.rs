@@ -7,6 +7,7 @@ use std::time::Instant;
 use conclave_proto::etcdserverpb as etcd;
 use conclave_proto::internal::command::Command as Message;
 use conclave_raft_store::command;
+use conclave_state_machine::command::Caller;
 use conclave_state_machine::response::Response as Answer;
 use etcd::alarm_request::AlarmAction;
 use etcd::downgrade_request::DowngradeAction;
@@ -18,8 +19,9 @@ use super::context::{Context, mismatch};
 use super::convert;
 use super::kv::off_thread;
 use super::snapshot::{self, Snapshots};
+use crate::auth::RightsCheck;
 use crate::metrics::{Method, Pending};
-use crate::node::NodeStatus;
+use crate::node::{NodeStatus, TransferError};
 use crate::status::{self, Fault};
 use crate::version;
 
@@ -58,7 +60,7 @@ impl MaintenanceService {
         let change =
             command::alarm(&request).map_err(|refused| status::from_rejection(&refused))?;
         if request.action == AlarmAction::Get as i32 {
-            return self.answer_alarm_list(change).await;
+            return self.answer_alarm_list(&caller, change).await;
         }
         match self.context.propose(&caller, Message::Alarm(request)).await? {
             (Answer::Alarm(alarms), revision) => Ok(etcd::AlarmResponse {
@@ -72,10 +74,12 @@ impl MaintenanceService {
     /// A list needs no log entry.
     async fn answer_alarm_list(
         &self,
+        caller: &Caller,
         wanted: conclave_state_machine::command::AlarmChange,
     ) -> Result<etcd::AlarmResponse, Status> {
         use conclave_state_machine::command::AlarmKind;
         self.context.read_barrier().await?;
+        self.context.auth.check_by_name(caller, &RightsCheck::User)?;
         let head = self.context.node.reader().head();
         let mut alarms = head.alarms.clone();
         alarms.retain(|(_, kind)| wanted.alarm == AlarmKind::None || *kind == wanted.alarm);
@@ -155,12 +159,14 @@ impl MaintenanceService {
         &self,
         request: Request<etcd::HashKvRequest>,
     ) -> Result<etcd::HashKvResponse, Status> {
-        self.context.check_metadata(request.metadata())?;
-        let revision = request.into_inner().revision;
+        let (caller, request) = self.context.accept(request)?;
+        let revision = request.revision;
         let reader = self.context.node.reader().clone();
         let began = Instant::now();
         let answer = off_thread(move || reader.hash_kv(revision)).await?;
         self.context.metrics.history_hashes.observe(began.elapsed().as_secs_f64());
+        // It may have taken minutes.
+        self.context.auth.check_root(&caller)?;
         let found = answer.map_err(|error| status::from_read(&error))?;
         Ok(etcd::HashKvResponse {
             header: Some(self.context.header(found.current)),
@@ -196,8 +202,14 @@ impl MaintenanceService {
         &self,
         request: Request<etcd::MoveLeaderRequest>,
     ) -> Result<etcd::MoveLeaderResponse, Status> {
-        self.context.check_metadata(request.metadata())?;
-        let target = request.into_inner().target_id;
+        let (caller, request) = self.context.accept(request)?;
+        let target = request.target_id;
+        if !self.context.node.is_leader() {
+            return Err(status::from_transfer(&TransferError::NotLeader));
+        }
+        // As of now: nothing of it is in the log, where rights would be looked at again.
+        self.context.read_barrier().await?;
+        self.context.auth.check_root(&caller)?;
         self.context
             .node
             .transfer_leader(target)

@@ -14,6 +14,7 @@ use tonic::{Request, Status};
 use super::context::{Context, must_have_leader};
 use super::kv::off_thread;
 use super::{stream_end, taken};
+use crate::auth::{RightsCheck, caller_of};
 use crate::metrics::Answers;
 use crate::status::{self, Fault};
 use crate::version;
@@ -43,6 +44,7 @@ pub(crate) async fn open(
     request: Request<etcd::SnapshotRequest>,
 ) -> Result<Snapshots, Status> {
     context.check_metadata(request.metadata())?;
+    let caller = caller_of(request.extensions());
     let must_have_leader = must_have_leader(request.metadata());
     let permit = permits.clone().try_acquire_owned().map_err(|_| Fault::TooManyRequests)?;
     if context.node.has_leader()
@@ -62,7 +64,9 @@ pub(crate) async fn open(
         stream::iter(pieces.into_iter().map(|piece| Ok::<_, Status>(answer(piece))))
     });
     let pieces = taken::patiently(pieces.try_flatten(), STANDSTILL_MAX, &context.background);
-    Ok(stream_end::guard(context, pieces, must_have_leader))
+    let pieces = stream_end::guard(context, pieces, must_have_leader);
+    // It goes on for as long as its client takes: whoever is no administrator any more gets no more of it.
+    Ok(context.auth.guard(caller, RightsCheck::Root, pieces))
 }
 
 async fn next(mut sending: Sending) -> Result<Option<(Vec<Piece>, Sending)>, Status> {

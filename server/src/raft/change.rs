@@ -23,17 +23,20 @@ use std::time::Duration;
 
 use conclave_proto::internal::{self, change_members_response};
 use conclave_raft_store::Reader;
+use conclave_raft_store::command::auth::{caller, caller_message};
 use conclave_raft_store::types::{NodeId, StoredMembership, TypeConfig};
+use conclave_state_machine::auth::check;
+use conclave_state_machine::command::Caller;
 use conclave_state_machine::members;
 use conclave_state_machine::members::rules::{MemberChange, MemberRefusal, Roster, Seat};
-use conclave_state_machine::response::Halt;
+use conclave_state_machine::response::{Halt, Rejection};
 use openraft::async_runtime::{Instant as _, WatchReceiver};
 use openraft::{RaftMetrics, ServerState};
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 use tonic::Request;
 
-use self::message::{from_message, message, refusal, refusal_message};
+use self::message::{denial, denial_message, from_message, message, refusal, refusal_message};
 use super::hand_over::hand_over;
 use super::link::Link;
 use super::route::{Leader, Route, is_never_sent};
@@ -54,6 +57,9 @@ pub enum ChangeError {
     /// It must not be made; nothing is changed.
     #[error(transparent)]
     Refused(#[from] MemberRefusal),
+    /// Whoever asked may not change members, as of when it was to be made; nothing is changed.
+    #[error(transparent)]
+    Denied(#[from] Denial),
     /// It was not made in time, or that could not be found out.
     #[error("request timed out")]
     Timeout,
@@ -63,6 +69,24 @@ pub enum ChangeError {
     /// This member is stopping.
     #[error("server stopped")]
     Stopped,
+}
+
+/// Why somebody may not change members.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Denial {
+    /// The user has no root role, or is gone.
+    #[error("permission denied")]
+    NoRight,
+    /// Calls need a user.
+    #[error("user name is empty")]
+    NoUser,
+}
+
+/// A change and who asked for it.
+#[derive(Clone, Copy)]
+struct Wish<'a> {
+    change: &'a MemberChange,
+    caller: &'a Caller,
 }
 
 /// A change that was made.
@@ -78,6 +102,7 @@ pub(crate) struct Changed {
 enum Attempt {
     Done(Changed),
     Refused(MemberRefusal),
+    Denied(Denial),
     /// Certainly not made; worth trying again, perhaps elsewhere.
     Again,
     Unknown,
@@ -105,12 +130,17 @@ struct View {
 type Metrics = RaftMetrics<TypeConfig>;
 
 impl Changer {
-    /// Has the leader make a change; returns when it is applied on this member.
+    /// Has the leader make a change, if `caller` may ask for it; returns when it is applied on this member.
     ///
     /// # Errors
     /// [`ChangeError`]; its variants say whether the change may have been made.
-    pub(crate) async fn change(&self, change: &MemberChange) -> Result<u64, ChangeError> {
-        let made = tokio::time::timeout(self.timeout, self.attempt_until_made(change)).await;
+    pub(crate) async fn change(
+        &self,
+        caller: &Caller,
+        change: &MemberChange,
+    ) -> Result<u64, ChangeError> {
+        let wish = Wish { change, caller };
+        let made = tokio::time::timeout(self.timeout, self.attempt_until_made(wish)).await;
         let changed = made.unwrap_or(Err(ChangeError::Timeout))?;
         // A member that is removed is not told.
         let is_own = *change == MemberChange::Remove { id: self.route.links.member_id() };
@@ -122,16 +152,17 @@ impl Changer {
         Ok(changed.id)
     }
 
-    async fn attempt_until_made(&self, change: &MemberChange) -> Result<Changed, ChangeError> {
+    async fn attempt_until_made(&self, wish: Wish<'_>) -> Result<Changed, ChangeError> {
         loop {
             let attempt = match self.route.leader() {
                 Leader::Nobody => Attempt::Again,
-                Leader::Me => self.attempt_here(change).await,
-                Leader::Other(id, link) => self.forward(id, &link, change).await,
+                Leader::Me => self.attempt_here(wish).await,
+                Leader::Other(id, link) => self.forward(id, &link, wish).await,
             };
             match attempt {
                 Attempt::Done(changed) => return Ok(changed),
                 Attempt::Refused(refusal) => return Err(refusal.into()),
+                Attempt::Denied(denial) => return Err(denial.into()),
                 Attempt::Unknown => return Err(ChangeError::Unknown),
                 Attempt::Stopped => return Err(ChangeError::Stopped),
                 Attempt::Again => self.route.wait_for_change(RETRY_PAUSE).await,
@@ -147,7 +178,9 @@ impl Changer {
         use change_members_response::Outcome;
         let attempt = match request.change.map(from_message) {
             Some(change) if matches!(self.route.leader(), Leader::Me) => {
-                let attempt = tokio::time::timeout(self.timeout, self.attempt_here(&change)).await;
+                let caller = caller(request.caller);
+                let wish = Wish { change: &change, caller: &caller };
+                let attempt = tokio::time::timeout(self.timeout, self.attempt_here(wish)).await;
                 attempt.unwrap_or(Attempt::Unknown)
             }
             _ => Attempt::Again,
@@ -162,6 +195,10 @@ impl Changer {
                 answer.set_refusal(refusal_message(refusal));
                 Outcome::Refused
             }
+            Attempt::Denied(denial) => {
+                answer.set_refusal(denial_message(denial));
+                Outcome::Refused
+            }
             Attempt::Again | Attempt::Stopped => Outcome::NotLeader,
             Attempt::Unknown => Outcome::Unknown,
         };
@@ -169,11 +206,12 @@ impl Changer {
         answer
     }
 
-    async fn forward(&self, to: NodeId, link: &Link, change: &MemberChange) -> Attempt {
+    async fn forward(&self, to: NodeId, link: &Link, wish: Wish<'_>) -> Attempt {
         use change_members_response::Outcome;
         let Ok(mut client) = link.client() else { return Attempt::Again };
         let sender = Some(self.route.links.sender(to));
-        let message = internal::ChangeMembersRequest { sender, change: Some(message(change)) };
+        let (change, caller) = (Some(message(wish.change)), caller_message(wish.caller));
+        let message = internal::ChangeMembersRequest { sender, change, caller };
         let mut request = Request::new(message);
         request.set_timeout(self.timeout);
         let answer = match client.change_members(request).await {
@@ -187,31 +225,40 @@ impl Changer {
         match answer.outcome() {
             Outcome::Done => Attempt::Done(Changed { index: answer.index, id: answer.id }),
             Outcome::NotLeader => Attempt::Again,
-            Outcome::Refused => {
-                refusal(answer.refusal()).map_or(Attempt::Unknown, Attempt::Refused)
-            }
+            Outcome::Refused => match (refusal(answer.refusal()), denial(answer.refusal())) {
+                (Some(refusal), _) => Attempt::Refused(refusal),
+                (None, Some(denial)) => Attempt::Denied(denial),
+                (None, None) => Attempt::Unknown,
+            },
             Outcome::Unspecified | Outcome::Unknown => Attempt::Unknown,
         }
     }
 
-    async fn attempt_here(&self, change: &MemberChange) -> Attempt {
-        let attempt = self.decide(change).await;
-        if let MemberChange::Promote { .. } = change {
+    async fn attempt_here(&self, wish: Wish<'_>) -> Attempt {
+        let attempt = self.decide(wish).await;
+        if let MemberChange::Promote { .. } = wish.change {
             match &attempt {
                 Attempt::Done(_) => self.promotions.made(),
                 Attempt::Refused(refusal) => self.promotions.refused(*refusal),
-                Attempt::Again | Attempt::Unknown | Attempt::Stopped => {}
+                Attempt::Denied(_) | Attempt::Again | Attempt::Unknown | Attempt::Stopped => {}
             }
         }
         attempt
     }
 
-    /// Checks a change against the rules and makes it.
-    async fn decide(&self, change: &MemberChange) -> Attempt {
+    /// Checks a change against the rights of who asks and against the rules, and makes it.
+    async fn decide(&self, Wish { change, caller }: Wish<'_>) -> Attempt {
         let _one_at_a_time = self.busy.lock().await;
         let patient_until = Instant::now() + self.election_timeout * REACHABLE_WITHIN;
-        self.catch_up(patient_until).await;
         loop {
+            self.catch_up(patient_until).await;
+            // Whatever was answered before this look is seen by it, also on other members, and while this one waited.
+            match check::administrator(&self.reader, self.reader.auth(), caller) {
+                Ok(Ok(())) => {}
+                Ok(Err(Rejection::UserEmpty)) => return Attempt::Denied(Denial::NoUser),
+                Ok(Err(_)) => return Attempt::Denied(Denial::NoRight),
+                Err(_halt) => return Attempt::Stopped,
+            }
             let view = match self.view() {
                 Ok(Some(view)) => view,
                 Ok(None) => return Attempt::Again,

@@ -53,7 +53,7 @@ pub(crate) mod traffic;
 pub(crate) mod wire;
 
 pub use bootstrap::BootstrapError;
-pub use change::ChangeError;
+pub use change::{ChangeError, Denial};
 
 /// The raft of this cluster.
 pub(crate) type Raft = openraft::Raft<TypeConfig, StateMachine>;

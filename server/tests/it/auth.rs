@@ -1,5 +1,6 @@
 //! Users and roles over real ports: logins, tokens on other members, rights to reads and watches.
 
+mod later;
 mod rows;
 mod streams;
 

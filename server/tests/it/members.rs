@@ -13,6 +13,7 @@ use conclave_raft_store::types::{Batch, Entry, EntryPayload, LogId};
 use conclave_server::config::Settings;
 use conclave_server::node::{MemberInfo, Node, StartError};
 use conclave_server::raft::{BootstrapError, ChangeError};
+use conclave_state_machine::command::Caller;
 use conclave_state_machine::members::rules::{MemberChange, MemberRefusal};
 use openraft::storage::RaftStateMachine as _;
 use prost::Message as _;
@@ -75,9 +76,10 @@ async fn a_learner_is_promoted_once_it_is_in_sync() {
     let refused = |error| ChangeError::Refused(error);
     let id = group.change(0, group.addition(1, true)).await;
     let promotion = MemberChange::Promote { id };
-    let early = group.node(0).change_members(&promotion).await.unwrap_err();
+    let early = group.node(0).change_members(&Caller::Inside, &promotion).await.unwrap_err();
     assert_eq!(early, refused(MemberRefusal::LearnerNotReady), "it was never started");
-    let second = group.node(0).change_members(&group.addition(2, true)).await.unwrap_err();
+    let second =
+        group.node(0).change_members(&Caller::Inside, &group.addition(2, true)).await.unwrap_err();
     assert_eq!(second, refused(MemberRefusal::TooManyLearners));
 
     let settings = group.settings(1, &[0, 1], &["--initial-cluster-state=existing"]);
@@ -88,7 +90,7 @@ async fn a_learner_is_promoted_once_it_is_in_sync() {
     assert_eq!(group.change(1, promotion.clone()).await, id);
     group.voters_are(2).await;
     eventually("it knows that it votes", || !group.node(1).is_learner()).await;
-    let again = group.node(1).change_members(&promotion).await.unwrap_err();
+    let again = group.node(1).change_members(&Caller::Inside, &promotion).await.unwrap_err();
     assert_eq!(again, refused(MemberRefusal::NotLearner));
 }
 
@@ -119,7 +121,8 @@ async fn a_removed_member_disturbs_nobody_and_never_starts_again() {
     // It is down while it is removed, so that it cannot know.
     within("a member stops", group.nodes.remove(&gone).unwrap().shutdown()).await;
     group.change(leader, MemberChange::Remove { id }).await;
-    let again = group.node(leader).change_members(&MemberChange::Remove { id }).await;
+    let again =
+        group.node(leader).change_members(&Caller::Inside, &MemberChange::Remove { id }).await;
     assert_eq!(again, Err(ChangeError::Refused(MemberRefusal::NotFound)));
     let term = group.node(leader).status().term;
 
@@ -167,7 +170,7 @@ async fn a_member_that_knows_of_its_removal_refuses_to_start() {
     assert!(matches!(&refused, StartError::Bootstrap(BootstrapError::Removed { .. })), "{refused}");
     let id = group.id(0);
     assert!(matches!(
-        group.node(0).change_members(&MemberChange::Remove { id }).await,
+        group.node(0).change_members(&Caller::Inside, &MemberChange::Remove { id }).await,
         Err(ChangeError::Refused(MemberRefusal::NotEnoughStarted))
     ));
     let settings = group.settings(1, &[0, 1], &["--initial-cluster-state=existing"]);
@@ -193,7 +196,7 @@ async fn a_member_moves_to_another_port() {
     group.change(leader, update.clone()).await;
     within("a member stops", group.nodes.remove(&moves).unwrap().shutdown()).await;
     let taken = MemberChange::Update { id, peer_urls: vec![group.url(leader)] };
-    let refused = group.node(leader).change_members(&taken).await.unwrap_err();
+    let refused = group.node(leader).change_members(&Caller::Inside, &taken).await.unwrap_err();
     assert_eq!(refused, ChangeError::Refused(MemberRefusal::PeerUrlExists));
     must_put(group.node(leader), "meanwhile", b"v").await;
 
@@ -216,7 +219,7 @@ async fn strict_rules_protect_the_quorum() {
     let (down_id, other_id) = (group.id(down), group.id(other));
     within("a member stops", group.nodes.remove(&down).unwrap().shutdown()).await;
     let refusal = async |change: MemberChange| loop {
-        match group.node(other).change_members(&change).await.unwrap_err() {
+        match group.node(other).change_members(&Caller::Inside, &change).await.unwrap_err() {
             ChangeError::Refused(refusal) => return refusal,
             ChangeError::Timeout => {}
             error => panic!("{change:?}: {error}"),

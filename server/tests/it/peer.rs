@@ -64,7 +64,10 @@ async fn refusals(mut client: Client, sender: Option<Sender>) -> Vec<Status> {
         client.read_index(ReadIndexRequest { sender }).await.map(drop),
         client.lease_renew(renew).await.map(drop),
         client.lease_remaining(remaining).await.map(drop),
-        client.change_members(ChangeMembersRequest { sender, change: None }).await.map(drop),
+        client
+            .change_members(ChangeMembersRequest { sender, change: None, caller: None })
+            .await
+            .map(drop),
     ];
     answers.into_iter().map(Result::unwrap_err).collect()
 }

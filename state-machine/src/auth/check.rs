@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use bytes::Bytes;
 
-use super::{Rights, RightsCache};
+use super::{AuthHead, ROOT_ROLE, Rights, RightsCache, user};
 use crate::command::{
     Action, AlarmAction, Caller, Command, Compare, DeleteRange, Deregister, GuardedTxn,
     InstanceUpdate, LockCommand, Primitive, Put, Range, Register, RegistryCommand, Txn, TxnOp,
@@ -63,6 +63,27 @@ pub(crate) fn command<R: Read>(
         Who::Keys if is_allowed => Ok(()),
         Who::Keys => keys(rows, &rights, command),
     }
+}
+
+/// Whether `caller` has the root role, for what is no command. As in etcd an administrator's token outlives what the
+/// administrator changes with it.
+///
+/// # Errors
+/// [`Halt`] if the storage fails or a row is damaged; inside, [`Rejection::UserEmpty`] or
+/// [`Rejection::PermissionDenied`].
+pub fn administrator<R: Read>(
+    rows: &R,
+    auth: AuthHead,
+    caller: &Caller,
+) -> Result<Result<(), Rejection>, Halt> {
+    let name = match caller {
+        _ if !auth.enabled => return Ok(Ok(())),
+        Caller::Inside => return Ok(Ok(())),
+        Caller::Anonymous => return Ok(Err(Rejection::UserEmpty)),
+        Caller::User { name, .. } => name,
+    };
+    let is_root = user(rows, name.as_str())?.is_some_and(|user| user.has_role(ROOT_ROLE));
+    Ok(if is_root { Ok(()) } else { Err(Rejection::PermissionDenied) })
 }
 
 fn who(command: &Command) -> Who {

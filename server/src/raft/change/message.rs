@@ -3,6 +3,8 @@
 use conclave_proto::internal::{self, change_members_request, change_members_response};
 use conclave_state_machine::members::rules::{MemberChange, MemberRefusal};
 
+use super::Denial;
+
 pub(super) fn message(change: &MemberChange) -> change_members_request::Change {
     use change_members_request::Change;
     match change.clone() {
@@ -51,4 +53,20 @@ pub(super) fn refusal_message(refusal: MemberRefusal) -> change_members_response
 
 pub(super) fn refusal(message: change_members_response::Refusal) -> Option<MemberRefusal> {
     REFUSALS.iter().find(|(_, other)| *other == message).map(|(ours, _)| *ours)
+}
+
+pub(super) fn denial_message(denial: Denial) -> change_members_response::Refusal {
+    match denial {
+        Denial::NoRight => change_members_response::Refusal::Denied,
+        Denial::NoUser => change_members_response::Refusal::NoUser,
+    }
+}
+
+pub(super) fn denial(message: change_members_response::Refusal) -> Option<Denial> {
+    use change_members_response::Refusal;
+    match message {
+        Refusal::Denied => Some(Denial::NoRight),
+        Refusal::NoUser => Some(Denial::NoUser),
+        _ => None,
+    }
 }

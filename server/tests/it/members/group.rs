@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use conclave_server::config::{self, Invocation, Settings};
 use conclave_server::node::{MemberInfo, Node, TransferError};
 use conclave_server::raft::ChangeError;
+use conclave_state_machine::command::Caller;
 use conclave_state_machine::members::rules::{MemberChange, MemberRefusal};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
@@ -113,7 +114,7 @@ impl Group {
         let attempts = async move {
             let mut may_be_made = false;
             loop {
-                match node.change_members(&change).await {
+                match node.change_members(&Caller::Inside, &change).await {
                     Ok(id) => return id,
                     Err(ChangeError::Refused(
                         MemberRefusal::Unhealthy | MemberRefusal::LearnerNotReady,
