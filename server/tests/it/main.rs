@@ -37,6 +37,7 @@ mod registry_client;
 mod registry_cluster;
 mod registry_support;
 mod registry_watch;
+mod revoked;
 mod snapshot;
 mod support;
 mod trace;
