@@ -1,7 +1,7 @@
 //! JSON web tokens: signed by whoever has the private key, good on every member until they expire or users
 //! and roles change.
 //!
-//! The few forms that etcd knows, on ring alone. `jsonwebtoken` would add parsers and a crypto interface
+//! The few forms that etcd knows, on ring, and one on `p521`. `jsonwebtoken` would add parsers and a crypto interface
 //! of its own, and could still do nothing without a provider written here.
 
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ use ring::signature::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::pem;
+use super::{p521, pem};
 use crate::config::JwtSettings;
 
 /// Tokens beyond this size are nobody's: claims are a name and two numbers.
@@ -26,9 +26,9 @@ const TOKEN_BYTES_MAX: usize = 16 << 10;
 /// Why tokens of this kind cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum JwtError {
-    /// No such method, or one that needs what ring does not have.
+    /// No such method.
     #[error(
-        "--auth-token: sign-method {0:?} is not supported (RS, PS and HS 256 to 512, ES256, ES384, EdDSA are)"
+        "--auth-token: sign-method {0:?} is not supported (RS, PS, ES and HS 256 to 512, EdDSA are)"
     )]
     Method(String),
     /// A key is needed.
@@ -65,12 +65,14 @@ enum Signer {
     Hmac(hmac::Key),
     Rsa(RsaKeyPair, &'static dyn RsaEncoding),
     Ecdsa(EcdsaKeyPair),
+    P521(Box<p521::Signer>),
     Ed25519(Ed25519KeyPair),
 }
 
 enum Verifier {
     Hmac(hmac::Key),
     Public(UnparsedPublicKey<Vec<u8>>),
+    P521(Box<p521::Verifier>),
 }
 
 /// The families of methods, with what ring calls them.
@@ -78,6 +80,7 @@ enum Family {
     Hmac(hmac::Algorithm),
     Rsa(&'static dyn RsaEncoding, &'static dyn VerificationAlgorithm),
     Ecdsa(&'static EcdsaSigningAlgorithm, &'static dyn VerificationAlgorithm),
+    P521,
     Ed25519,
 }
 
@@ -106,6 +109,7 @@ fn family(method: &str) -> Option<Family> {
             &signature::ECDSA_P384_SHA384_FIXED_SIGNING,
             &signature::ECDSA_P384_SHA384_FIXED,
         ),
+        "ES512" => Family::P521,
         "EdDSA" => Family::Ed25519,
         _ => return None,
     })
@@ -158,7 +162,8 @@ impl Jwt {
             (_, Some(path)) => {
                 let key = pem::public_key(&read(path)?);
                 let no_key = || JwtError::Key { path: path.clone(), kind: "public" };
-                public(&family, key.ok_or_else(no_key)?)
+                let key = key.ok_or_else(no_key)?;
+                Some(public(&family, key).ok_or_else(no_key)?)
             }
             (_, None) => {
                 let own = signer.as_ref().ok_or(JwtError::Missing("pub-key or priv-key"))?;
@@ -216,7 +221,7 @@ fn read(path: &PathBuf) -> Result<Vec<u8>, JwtError> {
 fn secret(family: &Family, bytes: &[u8]) -> Option<hmac::Key> {
     match family {
         Family::Hmac(algorithm) => Some(hmac::Key::new(*algorithm, bytes)),
-        Family::Rsa(..) | Family::Ecdsa(..) | Family::Ed25519 => None,
+        Family::Rsa(..) | Family::Ecdsa(..) | Family::P521 | Family::Ed25519 => None,
     }
 }
 
@@ -224,6 +229,7 @@ fn public(family: &Family, key: Vec<u8>) -> Option<Verifier> {
     let algorithm: &'static dyn VerificationAlgorithm = match family {
         Family::Hmac(_) => return None,
         Family::Rsa(_, algorithm) | Family::Ecdsa(_, algorithm) => *algorithm,
+        Family::P521 => return p521::Verifier::of(&key).map(Box::new).map(Verifier::P521),
         Family::Ed25519 => &signature::ED25519,
     };
     Some(Verifier::Public(UnparsedPublicKey::new(algorithm, key)))
@@ -253,6 +259,7 @@ fn signer(family: &Family, bytes: &[u8]) -> Option<Signer> {
             };
             pair.ok().map(Signer::Ecdsa)
         }
+        Family::P521 => p521::Signer::of(bytes).map(Box::new).map(Signer::P521),
         Family::Ed25519 => match pem::private_key(bytes)? {
             pem::PrivateKey::Pkcs8(key) => {
                 Ed25519KeyPair::from_pkcs8_maybe_unchecked(&key).ok().map(Signer::Ed25519)
@@ -273,6 +280,7 @@ impl Signer {
                 Some(signature)
             }
             Signer::Ecdsa(pair) => Some(pair.sign(&random, message).ok()?.as_ref().to_vec()),
+            Signer::P521(key) => key.sign(message),
             Signer::Ed25519(pair) => Some(pair.sign(message).as_ref().to_vec()),
         }
     }
@@ -282,6 +290,7 @@ impl Signer {
             Signer::Hmac(_) => Vec::new(),
             Signer::Rsa(pair, _) => pair.public_key().as_ref().to_vec(),
             Signer::Ecdsa(pair) => pair.public_key().as_ref().to_vec(),
+            Signer::P521(key) => key.public_key(),
             Signer::Ed25519(pair) => pair.public_key().as_ref().to_vec(),
         }
     }
@@ -292,6 +301,7 @@ impl Verifier {
         match self {
             Verifier::Hmac(key) => hmac::verify(key, message, signature).ok(),
             Verifier::Public(key) => key.verify(message, signature).ok(),
+            Verifier::P521(key) => key.verify(message, signature),
         }
     }
 }
@@ -388,13 +398,72 @@ mod tests {
             check(&load(method, Some(&classic), None).unwrap(), &verifying);
             assert!(verifying.sign("ann", 7, NOW).is_none(), "it has no private key");
         }
-        let ec = openssl(&["ecparam", "-name", "prime256v1", "-genkey", "-noout"]).unwrap();
-        let ec_file = file(&ec);
-        let path = ec_file.path().to_str().unwrap();
-        let public = openssl(&["ec", "-in", path, "-pubout"]).unwrap();
-        let jwt = load("ES256", Some(&ec), None).unwrap();
-        check(&jwt, &load("ES256", None, Some(&public)).unwrap());
-        assert!(load("RS256", Some(&ec), None).is_err(), "a key of another kind");
+        assert!(load("ES512", Some(&rsa), None).is_err(), "a key of another kind");
+        assert!(load("ES512", None, Some(&public)).is_err(), "a key of another kind");
+        let ed = openssl(&["genpkey", "-algorithm", "ed25519"]).unwrap();
+        let public = public_of(&ed);
+        check(
+            &load("EdDSA", Some(&ed), None).unwrap(),
+            &load("EdDSA", None, Some(&public)).unwrap(),
+        );
+        assert!(load("ES512", Some(&ed), None).is_err(), "a key of another kind");
+    }
+
+    fn public_of(private: &[u8]) -> Vec<u8> {
+        let private = file(private);
+        openssl(&["pkey", "-in", private.path().to_str().unwrap(), "-pubout"]).unwrap()
+    }
+
+    #[test]
+    fn elliptic_keys_of_openssl_sign_by_the_method_of_their_curve_only() {
+        const CURVES: [(&str, &str); 3] =
+            [("ES256", "prime256v1"), ("ES384", "secp384r1"), ("ES512", "secp521r1")];
+        for (method, curve) in CURVES {
+            let generate = ["ecparam", "-name", curve, "-genkey", "-noout"];
+            let Some(classic) = openssl(&generate) else { return };
+            let classic_file = file(&classic);
+            let path = classic_file.path().to_str().unwrap();
+            let pkcs8 = openssl(&["pkcs8", "-topk8", "-nocrypt", "-in", path]).unwrap();
+            let public = public_of(&classic);
+            let verifying = load(method, None, Some(&public)).unwrap();
+            for key in [&classic, &pkcs8] {
+                let jwt = load(method, Some(key), None).unwrap();
+                check(&jwt, &jwt);
+                check(&jwt, &verifying);
+                let other = load(method, Some(&openssl(&generate).unwrap()), None).unwrap();
+                let token = jwt.sign("ann", 7, NOW).unwrap();
+                assert_eq!(other.verify(&token, NOW), None, "{method}: another's key");
+            }
+            for (other, _) in CURVES.iter().filter(|(other, _)| *other != method) {
+                for key in [&classic, &pkcs8] {
+                    assert!(load(other, Some(key), None).is_err(), "{other} by a key of {curve}");
+                }
+                // ring looks at a public key when it verifies.
+                let foreign = load(other, None, Some(&public));
+                let token = load(method, Some(&classic), None).unwrap().sign("ann", 7, NOW);
+                let said = foreign.ok().and_then(|jwt| jwt.verify(&token.unwrap(), NOW));
+                assert_eq!(said, None, "{other} by a key of {curve}");
+            }
+        }
+    }
+
+    /// A token that openssl signed: not only we understand what we sign. Its signature is the same two numbers in DER.
+    #[test]
+    fn signatures_by_p521_are_those_of_others() {
+        let Some(key) = openssl(&["ecparam", "-name", "secp521r1", "-genkey", "-noout"]) else {
+            return;
+        };
+        let public = file(&public_of(&key));
+        let token = load("ES512", Some(&key), None).unwrap().sign("ann", 7, NOW).unwrap();
+        let (message, signature) = token.rsplit_once('.').unwrap();
+        let numbers = BASE64.decode(signature).unwrap();
+        assert_eq!(numbers.len(), 132);
+        let signature = p521::der(&numbers).unwrap();
+        let (message, signature) = (file(message.as_bytes()), file(&signature));
+        let [public, message, signature] =
+            [&public, &message, &signature].map(|file| file.path().to_str().unwrap());
+        let arguments = ["dgst", "-sha512", "-verify", public, "-signature", signature, message];
+        assert_eq!(openssl(&arguments).expect("openssl verifies it"), b"Verified OK\n");
     }
 
     #[test]
@@ -465,7 +534,10 @@ mod tests {
 
     #[test]
     fn what_cannot_work_is_refused_at_the_start() {
-        assert!(matches!(load("ES512", None, None), Err(JwtError::Method(_))));
+        assert!(matches!(load("ES521", None, None), Err(JwtError::Method(_))));
+        assert!(matches!(load("ES512", None, None), Err(JwtError::Missing(_))));
+        assert!(matches!(load("ES512", Some(b"no key"), None), Err(JwtError::Key { .. })));
+        assert!(matches!(load("ES512", None, Some(b"no key")), Err(JwtError::Key { .. })));
         assert!(matches!(load("none", None, None), Err(JwtError::Method(_))));
         assert!(matches!(load("RS256", None, None), Err(JwtError::Missing(_))));
         assert!(matches!(load("HS256", None, None), Err(JwtError::Missing(_))));

@@ -14,7 +14,7 @@
 //! | `feed` | what apply tells: tokens, and that something changed |
 //! | `tokens` | simple tokens |
 //! | `seen` | whose a token was that was looked at lately |
-//! | `jwt`, `pem` | signed tokens, and their keys |
+//! | `jwt`, `p521`, `pem` | signed tokens, one of their methods, and their keys |
 //! | `passwords` | hashing, off the async threads and bounded |
 //! | `rights`, `watch` | checks of reads and watches |
 
@@ -22,6 +22,7 @@ pub(crate) mod access;
 mod feed;
 mod identity;
 mod jwt;
+mod p521;
 mod passwords;
 mod pem;
 mod rights;

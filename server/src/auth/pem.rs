@@ -30,18 +30,31 @@ pub(super) fn private_key(file: &[u8]) -> Option<PrivateKey> {
     if let Some(key) = section(file, "RSA PRIVATE KEY") {
         return Some(PrivateKey::Rsa(key));
     }
-    let key = section(file, "EC PRIVATE KEY")?;
-    let (content, _) = element(&key, SEQUENCE)?;
+    let (secret, public) = ec(&section(file, "EC PRIVATE KEY")?)?;
+    Some(PrivateKey::Ec { secret, public: public? })
+}
+
+/// The secret of an elliptic private key in the form PKCS#8, and the public key if it is there.
+pub(super) fn ec_in_pkcs8(key: &[u8]) -> Option<(Vec<u8>, Option<Vec<u8>>)> {
+    let (content, _) = element(key, SEQUENCE)?;
+    let (_version, rest) = element(content, INTEGER)?;
+    let (_algorithm, rest) = element(rest, SEQUENCE)?;
+    let (inner, _) = element(rest, OCTET_STRING)?;
+    ec(inner)
+}
+
+/// The same in the form SEC1.
+fn ec(key: &[u8]) -> Option<(Vec<u8>, Option<Vec<u8>>)> {
+    let (content, _) = element(key, SEQUENCE)?;
     let (_version, rest) = element(content, INTEGER)?;
     let (secret, mut rest) = element(rest, OCTET_STRING)?;
     while let Some((tag, content, next)) = any_element(rest) {
         if tag == PUBLIC_IN_EC {
-            let public = bits(content)?.to_vec();
-            return Some(PrivateKey::Ec { secret: secret.to_vec(), public });
+            return Some((secret.to_vec(), Some(bits(content)?.to_vec())));
         }
         rest = next;
     }
-    None
+    Some((secret.to_vec(), None))
 }
 
 /// The first public key of a file, without what says of which kind it is.
