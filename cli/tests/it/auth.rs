@@ -118,26 +118,53 @@ struct Process {
 }
 
 impl Process {
+    /// A cluster of one that serves.
     fn start(dir: &Path, flags: &[&str]) -> Self {
+        let peer = format!("http://127.0.0.1:{}", free_port());
+        let server = Self::spawn("default", dir, &peer, &format!("default={peer}"), flags);
+        server.wait();
+        server
+    }
+
+    /// A cluster of several that serve, each in a directory of its own name.
+    fn cluster(dir: &Path, size: usize, flags: &[&str]) -> Vec<Self> {
+        let peers: Vec<String> =
+            (0..size).map(|_| format!("http://127.0.0.1:{}", free_port())).collect();
+        let all: Vec<String> =
+            peers.iter().enumerate().map(|(i, peer)| format!("n{i}={peer}")).collect();
+        let spawn = |(i, peer): (usize, &String)| {
+            let name = format!("n{i}");
+            Self::spawn(&name, &dir.join(&name), peer, &all.join(","), flags)
+        };
+        let servers: Vec<Self> = peers.iter().enumerate().map(spawn).collect();
+        servers.iter().for_each(Self::wait);
+        servers
+    }
+
+    fn spawn(name: &str, dir: &Path, peer: &str, all: &str, flags: &[&str]) -> Self {
         let log = tempfile::tempfile().expect("a log file");
-        let (client, peer) = (free_port(), free_port());
-        let endpoint = format!("http://127.0.0.1:{client}");
-        let peer = format!("http://127.0.0.1:{peer}");
+        let endpoint = format!("http://127.0.0.1:{}", free_port());
         let child = Command::new(CONCLAVE)
             .args(["server", "--log-level=debug", "--bcrypt-cost=4"])
             .args(flags)
+            .arg(format!("--name={name}"))
             .arg(format!("--data-dir={}", dir.display()))
             .arg(format!("--listen-client-urls={endpoint}"))
             .arg(format!("--advertise-client-urls={endpoint}"))
             .arg(format!("--listen-peer-urls={peer}"))
             .arg(format!("--initial-advertise-peer-urls={peer}"))
-            .arg(format!("--initial-cluster=default={peer}"))
+            .arg(format!("--initial-cluster={all}"))
             .stdout(Stdio::null())
             .stderr(log.try_clone().expect("the log file"))
             .spawn()
             .expect("it starts");
-        until("it serves", || run(CONCLAVE, &endpoint, &["auth", "status"], "").status.success());
         Self { child, endpoint, log }
+    }
+
+    fn wait(&self) {
+        until("it serves", || {
+            run(CONCLAVE, &self.endpoint, &["auth", "status"], "").status.success()
+        });
     }
 
     /// Ends it and returns what it said.
@@ -148,6 +175,14 @@ impl Process {
         self.log.rewind().expect("a file");
         self.log.read_to_string(&mut said).expect("readable");
         said
+    }
+}
+
+impl Drop for Process {
+    /// A test that failed leaves none behind.
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
     }
 }
 
@@ -218,56 +253,107 @@ fn an_expired_token_stays_so_when_the_log_is_applied_again() {
     server.end("TERM");
 }
 
+/// What is said of secrets at one member: two of three members forward it. Returns the secrets of the tokens.
+fn say_secrets(
+    endpoint: &str,
+    others: &[&str],
+    root: &str,
+    user: &str,
+    canary: &str,
+) -> Vec<String> {
+    let ok = |arguments: &[&str], input: &str| {
+        let output = run(CONCLAVE, endpoint, arguments, input);
+        assert!(output.status.success(), "{arguments:?}: {output:?}");
+    };
+    ok(&["--user", root, "user", "add", &format!("{user}:{canary}")], "");
+    ok(&["--user", root, "user", "grant-role", user, "root"], "");
+    let wrong =
+        run(CONCLAVE, endpoint, &["--user", &format!("{user}:{canary}x"), "get", "key"], "");
+    assert_eq!(wrong.status.code(), Some(2), "{wrong:?}");
+    let login = format!(r#"{{"name":"{user}","password":"{canary}"}}"#);
+    let answer = post(endpoint, "", "/v3/auth/authenticate", &login);
+    let by_json = answer.split(r#""token":""#).nth(1).expect("a token").split('"').next();
+    let tokens = [token(endpoint, user, canary), by_json.expect("its end").to_owned()];
+    // On members that did not give it out, good and as nobody's.
+    for (token, other) in tokens.iter().zip(others) {
+        let put = post(other, token, "/v3/kv/put", r#"{"key":"aw==","value":"dg=="}"#);
+        assert!(put.starts_with("HTTP/1.1 200"), "{put}");
+        let unknown = post(other, &format!("x{token}"), "/v3/kv/put", r#"{"key":"aw=="}"#);
+        assert!(unknown.contains("invalid auth token"), "{unknown}");
+    }
+    let wrong = post(endpoint, "", "/v3/auth/authenticate", &login.replace(user, "nobody"));
+    assert!(wrong.contains("authentication failed"), "{wrong}");
+    let half = post(endpoint, "", "/v3/auth/authenticate", login.trim_end_matches('}'));
+    assert!(!half.contains(canary), "{half}");
+    let change = ["--user", root, "user", "passwd", user, "--interactive=false"];
+    ok(&change, &format!("{canary}-changed\n"));
+    let secret = |token: String| {
+        let secret = token.split('.').next().expect("letters").to_owned();
+        assert_eq!(secret.len(), 32, "{token}");
+        secret
+    };
+    tokens.map(secret).into()
+}
+
 #[test]
 fn neither_passwords_nor_tokens_leave_a_trace() {
     const CANARY: &str = "canary-password-7f3a";
+    const FOUND: &str = "a value that is found";
     let dir = tempfile::tempdir().expect("a directory");
-    let server = Process::start(dir.path(), &[]);
-    let endpoint = server.endpoint.clone();
-    let ok = |arguments: &[&str]| {
-        let output = run(CONCLAVE, &endpoint, arguments, "");
-        assert!(output.status.success(), "{arguments:?}: {output:?}");
-    };
-    ok(&["user", "add", &format!("root:{CANARY}")]);
-    ok(&["auth", "enable"]);
+    // So that snapshots are made.
+    let flags = ["--snapshot-count=10", "--snapshot-catchup-entries=5", "--election-timeout=5000"];
+    let servers = Process::cluster(dir.path(), 3, &flags);
+    let endpoints: Vec<&str> = servers.iter().map(|server| server.endpoint.as_str()).collect();
     let root = format!("root:{CANARY}");
-    ok(&["--user", &root, "put", "key", "a value that is found"]);
-    let wrong = run(CONCLAVE, &endpoint, &["--user", &format!("root:{CANARY}x"), "get", "key"], "");
-    assert_eq!(wrong.status.code(), Some(2), "{wrong:?}");
-    let token = token(&endpoint, "root", CANARY);
-    let login = format!(r#"{{"name":"root","password":"{CANARY}"}}"#);
-    let answer = post(&endpoint, "", "/v3/auth/authenticate", &login);
-    let by_json = answer.split(r#""token":""#).nth(1).expect("a token");
-    let secrets = [token.as_str(), by_json].map(|token| {
-        let secret = token.split('.').next().expect("letters");
-        assert_eq!(secret.len(), 32, "{token}");
-        secret
-    });
-    let wrong = post(&endpoint, "", "/v3/auth/authenticate", &login.replace("root", "nobody"));
-    assert!(wrong.contains("authentication failed"), "{wrong}");
-    let half = post(&endpoint, "", "/v3/auth/authenticate", login.trim_end_matches('}'));
-    assert!(!half.contains(CANARY), "{half}");
-    let backup = dir.path().join("backup.db");
-    ok(&["--user", &root, "snapshot", "save", backup.to_str().expect("text")]);
-    ok(&["--user", &root, "user", "passwd", "root", "--interactive=false"]);
-    let metrics = page(&endpoint, "/metrics");
-    let said = server.end("TERM");
-    assert!(said.contains("enabled authentication"), "the log was read: {said}");
+    for arguments in [&["user", "add", &root][..], &["auth", "enable"]] {
+        let output = run(CONCLAVE, endpoints[1], arguments, "");
+        assert!(output.status.success(), "{arguments:?}: {output:?}");
+    }
+    let mut secrets = Vec::new();
+    for (i, endpoint) in endpoints.iter().enumerate() {
+        let ok = |arguments: &[&str]| {
+            let output = run(CONCLAVE, endpoint, &[&["--user", &root], arguments].concat(), "");
+            assert!(output.status.success(), "{arguments:?}: {output:?}");
+        };
+        until("this member has applied that calls need a user", || {
+            !run(CONCLAVE, endpoint, &["get", "key"], "").status.success()
+        });
+        let others = [endpoints[(i + 1) % 3], endpoints[(i + 2) % 3]];
+        secrets.extend(say_secrets(endpoint, &others, &root, &format!("user{i}"), CANARY));
+        ok(&["put", &format!("key{i}"), FOUND]);
+        ok(&["snapshot", "save", &backup(dir.path(), i)]);
+    }
+    let pages = ["/metrics", "/health", "/readyz?verbose", "/version", "/debug/vars"];
+    let mut said: Vec<String> =
+        endpoints.iter().flat_map(|endpoint| pages.map(|path| page(endpoint, path))).collect();
+    for server in servers {
+        let log = server.end("TERM");
+        assert!(log.contains("\"level\":\"debug\""), "the log was read: {log}");
+        said.push(log);
+    }
     let mut with_value = Vec::new();
     for file in files(dir.path()) {
         let bytes = fs::read(&file).expect("readable");
         let has = |text: &str| bytes.windows(text.len()).any(|window| window == text.as_bytes());
         assert!(!has(CANARY) && !secrets.iter().any(|secret| has(secret)), "{}", file.display());
-        if has("a value that is found") {
+        if has(FOUND) {
             with_value.push(file);
         }
     }
-    assert!(with_value.contains(&backup), "what is not secret is found, so the search works");
-    assert!(with_value.len() > 1, "in the member's own files too");
-    for (place, text) in [("log", said), ("metrics", metrics)] {
-        let is_there = text.contains(CANARY) || secrets.iter().any(|secret| text.contains(secret));
-        assert!(!is_there, "{place}: {text}");
+    for i in 0..3 {
+        let (backup, member) = (backup(dir.path(), i), dir.path().join(format!("n{i}")));
+        assert!(with_value.contains(&backup.into()), "what is not secret is found in a backup");
+        let is_found = with_value.iter().any(|file| file.starts_with(&member));
+        assert!(is_found, "and in the files of a member, so the search works");
     }
+    for text in said {
+        let is_there = text.contains(CANARY) || secrets.iter().any(|secret| text.contains(secret));
+        assert!(!is_there, "{text}");
+    }
+}
+
+fn backup(dir: &Path, member: usize) -> String {
+    dir.join(format!("backup{member}.db")).display().to_string()
 }
 
 /// Logs in over the wire.
