@@ -197,21 +197,7 @@ impl Counts {
 
     pub(super) fn register(&self, registry: &mut Registry) {
         self.tls.register(registry);
-        registry.register(
-            "conclave_rpc_refused_connections",
-            "Connections that were closed because their address had too many, by port",
-            self.crowded.clone(),
-        );
-        registry.register(
-            "conclave_lease_grants_refused",
-            "Leases that were not granted because there are too many (count), or too many were asked for in a second (rate)",
-            self.leases_refused.clone(),
-        );
-        registry.register(
-            "conclave_rpc_silent_connections",
-            "Connections that were closed because nothing came on them that a request could begin with, by port",
-            self.silent.clone(),
-        );
+        self.register_refusals(registry);
         for (name, help, counter) in [
             ("etcd_mvcc_put", "Puts applied, also inside transactions", &self.kv.puts),
             ("etcd_mvcc_delete", "Deletes applied, also inside transactions", &self.kv.deletes),
@@ -274,6 +260,25 @@ impl Counts {
         self.applies.register(registry);
         self.promotions.register(registry);
         self.peers.register(registry);
+    }
+
+    /// What is turned away, by where or why.
+    fn register_refusals(&self, registry: &mut Registry) {
+        registry.register(
+            "conclave_rpc_refused_connections",
+            "Connections that were closed because their address had too many, by port",
+            self.crowded.clone(),
+        );
+        registry.register(
+            "conclave_lease_grants_refused",
+            "Leases that were not granted because there are too many (count), or too many were asked for in a second (rate)",
+            self.leases_refused.clone(),
+        );
+        registry.register(
+            "conclave_rpc_silent_connections",
+            "Connections that were closed because nothing came on them that a request could begin with, by port",
+            self.silent.clone(),
+        );
     }
 
     fn register_durations(&self, registry: &mut Registry) {
