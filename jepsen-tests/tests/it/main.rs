@@ -3,4 +3,5 @@
 mod checkers;
 mod cluster;
 mod differential;
+mod rights;
 mod simulated;
