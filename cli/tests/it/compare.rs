@@ -11,7 +11,7 @@ use conclave_client::pb;
 use prost::Message;
 
 use crate::{
-    CONCLAVE, named, run,
+    CONCLAVE, named, programs, run,
     server::{Server, program},
 };
 
@@ -128,22 +128,22 @@ fn is_exempt(arguments: &[&str], format: &str) -> bool {
     arguments[0] == "alarm" && format == "fields"
 }
 
-/// Compares in every format what etcdctl prints and what we print, each on a server of its own.
+/// Compares in every format what each etcdctl prints and what we print, each on a server of its own.
 pub(crate) fn beside_etcdctl(
     test: &str,
     mut compare: impl FnMut(&str, [(&str, &Server); 2], &mut Vec<String>),
 ) {
     let Some(program) = program(test) else { return };
-    if !has_etcdctl() {
-        return;
-    }
     // Under its name: as ourselves we also have tables where it has none.
-    let (_dir, etcdctl) = named("etcdctl");
-    let same = etcdctl.to_str().expect("a path");
+    let (_dir, same) = named("etcdctl");
+    let same = same.to_str().expect("a path");
     let mut differences = Vec::new();
-    for format in ["simple", "json", "fields", "table"] {
-        let (theirs, ours) = (Server::single(program.clone()), Server::single(program.clone()));
-        compare(format, [("etcdctl", &theirs), (same, &ours)], &mut differences);
+    for etcdctl in programs("etcdctl") {
+        let etcdctl = etcdctl.to_str().expect("a path");
+        for format in ["simple", "json", "fields", "table"] {
+            let (theirs, ours) = (Server::single(program.clone()), Server::single(program.clone()));
+            compare(format, [(etcdctl, &theirs), (same, &ours)], &mut differences);
+        }
     }
     assert!(differences.is_empty(), "{}", differences.join("\n"));
 }
@@ -223,25 +223,23 @@ const MESSAGES: &[(&[&str], &str, Read)] = &[
 #[test]
 fn messages_are_printed_as_by_etcdctl() {
     let Some(program) = program("messages_are_printed_as_by_etcdctl") else { return };
-    if !has_etcdctl() {
-        return;
-    }
-    let (theirs, ours) = (Server::single(program.clone()), Server::single(program));
-    // The first call waits until the server serves.
-    for server in [&theirs, &ours] {
-        grant("etcdctl", &server.endpoint());
-    }
     let mut differences = Vec::new();
-    for (arguments, input, read) in MESSAGES {
-        let shown = |client: &str, server: &Server| {
-            let arguments = [&["-w", "protobuf"], *arguments].concat();
-            let mut output = run(client, &server.endpoint(), &arguments, input);
-            output.stdout = read(&output.stdout).into_bytes();
-            normal(&output, &server.endpoint())
-        };
-        let (theirs, ours) = (shown("etcdctl", &theirs), shown(CONCLAVE, &ours));
-        if theirs != ours {
-            differences.push(format!("{arguments:?}\n  etcdctl: {theirs}\n  ours:    {ours}"));
+    for etcdctl in programs("etcdctl") {
+        let etcdctl = etcdctl.to_str().expect("a path");
+        let (theirs, ours) = (Server::single(program.clone()), Server::single(program.clone()));
+        // The first call waits until the server serves.
+        for server in [&theirs, &ours] {
+            grant(etcdctl, &server.endpoint());
+        }
+        for (arguments, input, read) in MESSAGES {
+            let shown = |client: &str, server: &Server| {
+                let arguments = [&["-w", "protobuf"], *arguments].concat();
+                let mut output = run(client, &server.endpoint(), &arguments, input);
+                output.stdout = read(&output.stdout).into_bytes();
+                normal(&output, &server.endpoint())
+            };
+            let shown = [shown(etcdctl, &theirs), shown(CONCLAVE, &ours)];
+            differences.extend(difference(arguments, "protobuf", &shown));
         }
     }
     assert!(differences.is_empty(), "{}", differences.join("\n"));
