@@ -45,6 +45,11 @@ impl Failure {
         Self { code, message: None, hint: None }
     }
 
+    /// A command that was run for this one ended with this code, for this reason.
+    pub(crate) fn exit_because(code: u8, message: impl Into<String>) -> Self {
+        Self::new(code, message)
+    }
+
     /// The server did not do what a command over a connection needs.
     pub(crate) fn bad_connection(error: Error) -> Self {
         Self { code: 2, ..Self::from(error) }

@@ -48,11 +48,16 @@ impl Child {
     /// Runs it to its end whatever happens, without input, as etcdctl does.
     ///
     /// # Errors
-    /// If it does not start or ends with anything but 0, in the words of Go.
+    /// If it does not start or ends with anything but 0, in the words of Go; with its own exit code (as from etcdctl 3.5
+    /// on), which Go calls -1 if a signal ended it.
     pub(super) async fn run(mut self) -> Result<(), Failure> {
         let status = self.command.stdin(Stdio::null()).status().await;
         let status = status.map_err(|error| refused(&self.program, &error))?;
-        if status.success() { Ok(()) } else { Err(Failure::error(in_go(status))) }
+        if status.success() {
+            return Ok(());
+        }
+        let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(u8::MAX);
+        Err(Failure::exit_because(code, in_go(status)))
     }
 
     /// Runs it to its end. It is asked to end when what it needs is in `jeopardy` or this process is asked to end,
