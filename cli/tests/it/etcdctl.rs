@@ -9,7 +9,7 @@ use std::{
     env,
     io::{BufRead as _, BufReader, Write as _},
     path::PathBuf,
-    process::{Child, ChildStdout, Command, Stdio},
+    process::{Child, ChildStdout, Command, Output, Stdio},
 };
 
 use tempfile::TempDir;
@@ -22,23 +22,23 @@ use crate::{
 const ROOT: &str = "--user=root:rootpw";
 
 /// One `etcdctl` and the members that it asks.
-struct Suite<'a> {
+pub(crate) struct Suite<'a> {
     program: PathBuf,
     servers: &'a [Server],
     /// What every call needs.
     common: Vec<String>,
-    is_enabled: bool,
+    pub(crate) is_enabled: bool,
     /// The member to which the next step goes; all of them for what asks each.
     turn: usize,
     /// What it can do, by its own words.
     verbs: BTreeSet<String>,
     /// What `$NAME` stands for.
-    names: BTreeMap<&'static str, String>,
+    pub(crate) names: BTreeMap<&'static str, String>,
     dir: TempDir,
 }
 
 impl<'a> Suite<'a> {
-    fn new(program: PathBuf, servers: &'a [Server], common: &[String]) -> Self {
+    pub(crate) fn new(program: PathBuf, servers: &'a [Server], common: &[String]) -> Self {
         let help = Command::new(&program).env("ETCDCTL_API", "3").arg("--help").output().unwrap();
         let help = text(&help.stdout);
         let commands = help.split_once("COMMANDS:\n").expect("a list of commands").1;
@@ -82,6 +82,13 @@ impl<'a> Suite<'a> {
         command
     }
 
+    /// Runs a call to its end.
+    pub(crate) fn output(&self, arguments: &str, input: &str) -> Output {
+        let mut child = self.command(arguments).spawn().expect("it starts");
+        child.stdin.take().expect("a pipe").write_all(input.as_bytes()).ok();
+        child.wait_with_output().expect("it ends")
+    }
+
     /// Where a step goes to: to one member, unless it asks all of them.
     fn endpoints(&self, arguments: &str) -> String {
         let asks_all = ["endpoint", "move-leader", "defrag", "check", "auth", "user", "role"];
@@ -95,9 +102,7 @@ impl<'a> Suite<'a> {
 
     /// Whether the step was answered as it should be; else what was.
     fn attempt(&mut self, (arguments, input, expected): Step) -> Result<(), String> {
-        let mut child = self.command(arguments).spawn().expect("it starts");
-        child.stdin.take().expect("a pipe").write_all(input.as_bytes()).ok();
-        let output = child.wait_with_output().expect("it ends");
+        let output = self.output(arguments, input);
         let (stdout, stderr) = (text(&output.stdout), text(&output.stderr));
         let expected =
             self.names.iter().fold(expected.to_owned(), |all, (n, it)| all.replace(n, it));
@@ -266,7 +271,7 @@ fn every_verb_of_every_etcdctl_works_with_tls_and_users() {
 }
 
 /// Waits until all members serve.
-fn serving(servers: &[Server], common: &[String]) {
+pub(crate) fn serving(servers: &[Server], common: &[String]) {
     for server in servers {
         let mut arguments: Vec<&str> = vec!["endpoint", "health"];
         arguments.extend(common.iter().map(String::as_str));

@@ -6,6 +6,7 @@ mod child;
 mod compare;
 mod config;
 mod etcdctl;
+mod etcdctl_forms;
 mod etcdctl_steps;
 mod flags;
 mod local;

@@ -85,7 +85,7 @@ fn added_member(printed: &str) -> String {
 }
 
 /// Members come in the order of their ids, which are random: the words without numbers, sorted.
-fn unordered(text: &str) -> String {
+pub(crate) fn unordered(text: &str) -> String {
     let mut words: Vec<&str> = text.split(|c: char| !c.is_ascii_alphabetic()).collect();
     words.retain(|word| !word.is_empty() && *word != "N");
     let mut words: Vec<String> = words.iter().map(|word| word.replace('N', "")).collect();

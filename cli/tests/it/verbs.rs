@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    CONCLAVE, run,
+    CONCLAVE, programs, run,
     server::{Server, free_port, program},
 };
 
@@ -51,7 +51,10 @@ fn watches_print_what_etcdctl_prints() {
     for (arguments, count) in cases {
         let ours = watch(CONCLAVE, &server, arguments, count);
         assert_eq!(ours.len(), count, "{arguments:?}");
-        assert_eq!(ours, watch("etcdctl", &server, arguments, count), "{arguments:?}");
+        for etcdctl in programs("etcdctl") {
+            let theirs = watch(&etcdctl.to_string_lossy(), &server, arguments, count);
+            assert_eq!(ours, theirs, "{}: {arguments:?}", etcdctl.display());
+        }
     }
 }
 
@@ -197,7 +200,7 @@ fn exit_codes_are_those_of_etcdctl() {
     let server = Server::single(program);
     let endpoint = server.endpoint();
     let ours = PathBuf::from(CONCLAVE);
-    for client in [vec![ours], crate::programs("etcdctl")].concat() {
+    for client in [vec![ours], programs("etcdctl")].concat() {
         let client = client.to_str().expect("a path");
         for (code, arguments, input) in [
             (0, &["get", "a"][..], ""),
