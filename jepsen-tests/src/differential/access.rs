@@ -5,16 +5,14 @@ use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
 use conclave_proto::authpb::permission::Type;
-use conclave_proto::authpb::{Permission, UserAddOptions};
 use conclave_proto::etcdserverpb::alarm_request::AlarmAction;
 use conclave_proto::etcdserverpb::{
-    AlarmRequest, AlarmType, AuthDisableRequest, AuthEnableRequest, AuthRoleAddRequest,
-    AuthRoleDeleteRequest, AuthRoleGetRequest, AuthRoleGrantPermissionRequest, AuthRoleListRequest,
-    AuthRoleRevokePermissionRequest, AuthUserAddRequest, AuthUserChangePasswordRequest,
-    AuthUserDeleteRequest, AuthUserGetRequest, AuthUserGrantRoleRequest, AuthUserListRequest,
-    AuthUserRevokeRoleRequest, AuthenticateRequest, DefragmentRequest, HashKvRequest,
-    MemberAddRequest, MemberListRequest, MemberRemoveRequest, MemberUpdateRequest,
-    MoveLeaderRequest, StatusRequest,
+    AlarmType, AuthDisableRequest, AuthEnableRequest, AuthRoleAddRequest, AuthRoleDeleteRequest,
+    AuthRoleGetRequest, AuthRoleListRequest, AuthRoleRevokePermissionRequest, AuthStatusRequest,
+    AuthUserAddRequest, AuthUserChangePasswordRequest, AuthUserDeleteRequest, AuthUserGetRequest,
+    AuthUserListRequest, AuthUserRevokeRoleRequest, DefragmentRequest, DowngradeRequest,
+    HashKvRequest, HashRequest, MemberAddRequest, MemberListRequest, MemberRemoveRequest,
+    MemberUpdateRequest, MoveLeaderRequest, StatusRequest,
 };
 use conclave_proto::v3electionpb::{
     CampaignRequest, LeaderKey, LeaderRequest, ProclaimRequest, ResignRequest,
@@ -27,6 +25,7 @@ use super::calls::Call;
 use super::generate::Generator;
 use super::newer::{corrupt, is_inverted, is_newer, without_space};
 use super::roster::CHANGES;
+use super::users::{NOBODY, alarm, login, role_grant, user_add, user_grant};
 
 const ROOT: &str = "root";
 const USERS: [&str; 5] = [ROOT, "ann", "bob", "eve", ""];
@@ -34,8 +33,8 @@ const ROLES: [&str; 5] = [ROOT, "r1", "r2", "r3", ""];
 const PASSWORDS: [&str; 2] = ["one", "two"];
 const LOCKS: [&str; 2] = ["lock1", "lock2"];
 const ELECTIONS: [&str; 2] = ["vote1", "vote2"];
-/// A member that no cluster has.
-const NOBODY: u64 = 77;
+/// What no version of etcd can go back to.
+const VERSIONS: [&str; 6] = ["", "x", "3", "3.4.5.6", "2.0.0", "9.9.0"];
 /// How many steps an alarm stays.
 const ALARM_STEPS: usize = 5;
 
@@ -291,10 +290,10 @@ impl Access {
     fn maintain(&mut self) -> Step {
         let nospace = |action| alarm(action, AlarmType::Nospace);
         // The reference lets everybody do these, and while an alarm is on, everybody do everything.
-        let kind = if self.is_enabled { 4 + self.keys.roll(3) } else { self.keys.roll(9) };
+        let kind = if self.is_enabled { 4 + self.keys.roll(7) } else { self.keys.roll(13) };
         match kind {
             0 => self.plan_alarm(AlarmType::Nospace, without_space),
-            8 => self.plan_alarm(AlarmType::Corrupt, corrupt),
+            12 => self.plan_alarm(AlarmType::Corrupt, corrupt),
             1 | 2 => nospace(AlarmAction::Get),
             3 => nospace(AlarmAction::Deactivate),
             4 => Step::Call(Call::Status(StatusRequest {})),
@@ -305,6 +304,14 @@ impl Access {
                 Step::Call(Call::HashKv(HashKvRequest { revision }))
             }
             6 => Step::Call(Call::Defragment(DefragmentRequest {})),
+            7 => Step::Call(Call::Hash(HashRequest {})),
+            8 => Step::Snapshot,
+            9 => Step::Call(Call::AuthStatus(AuthStatusRequest {})),
+            10 => {
+                let (action, version) = (self.keys.pick(&[0, 1, 2, 3]), self.keys.pick(&VERSIONS));
+                let version = version.to_owned();
+                Step::Call(Call::Downgrade(DowngradeRequest { action, version }))
+            }
             _ => Step::Call(Call::MoveLeader(MoveLeaderRequest { target_id: NOBODY })),
         }
     }
@@ -322,8 +329,11 @@ impl Access {
             (Step::Call(Call::Enable(_)), Answer::Error(..)) if !self.is_enabled => {
                 self.planned.clear()
             }
-            (Step::Campaign(_), Answer::Campaign(elected)) => {
-                self.leaders.extend(elected.leader.clone())
+            (Step::Campaign(request), Answer::Campaign(elected)) => {
+                self.leaders.extend(elected.leader.clone());
+                // Now there is somebody to observe.
+                let name = request.name.clone();
+                self.planned.push_front(Step::Observe(LeaderRequest { name }));
             }
             (Step::Revoke(request), Answer::Revoke(_)) => {
                 self.holders.retain(|_, lease| *lease != request.id);
@@ -361,30 +371,4 @@ impl Access {
         let known = LOCKS.iter().chain(&ELECTIONS).find(|known| known.as_bytes() == name);
         self.holders.extend(known.map(|&name| (name, lease)));
     }
-}
-
-fn alarm(action: AlarmAction, alarm: AlarmType) -> Step {
-    let (action, alarm) = (action.into(), alarm.into());
-    Step::Call(Call::Alarm(AlarmRequest { action, member_id: NOBODY, alarm }))
-}
-
-fn login(user: &str, password: &str) -> Step {
-    Step::Login(AuthenticateRequest { name: user.to_owned(), password: password.to_owned() })
-}
-
-fn user_add(name: &str, password: &str) -> Call {
-    // One user has no password.
-    let options = (name == "eve").then_some(UserAddOptions { no_password: true });
-    let password = if name == "eve" { "" } else { password };
-    let (name, password) = (name.to_owned(), password.to_owned());
-    Call::UserAdd(AuthUserAddRequest { name, password, options, ..Default::default() })
-}
-
-fn user_grant(user: &str, role: &str) -> Call {
-    Call::UserGrant(AuthUserGrantRoleRequest { user: user.to_owned(), role: role.to_owned() })
-}
-
-fn role_grant(role: &str, key: Bytes, range_end: Bytes, kind: Type) -> Call {
-    let perm = Some(Permission { perm_type: kind.into(), key, range_end });
-    Call::RoleGrant(AuthRoleGrantPermissionRequest { name: role.to_owned(), perm })
 }

@@ -23,6 +23,7 @@ use tonic::Status;
 
 use super::Step;
 use super::session::Session;
+use super::streams;
 
 /// Longest wait for one answer: a server that hangs is a finding, not a reason to hang.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(20);
@@ -127,6 +128,10 @@ impl Caller {
                 let mut elections = ElectionClient::with_origin(session, origin);
                 Answer::Campaign(elections.campaign(request).await?.into_inner())
             }
+            Step::Observe(request) => {
+                Answer::Call(streams::observe(self.session.clone(), request).await?)
+            }
+            Step::Snapshot => Answer::Call(streams::snapshot(self.session.clone()).await?),
             Step::Members(change) => Answer::Call(change.ask(self.session.clone()).await?),
             Step::Call(call) => Answer::Call(call.ask(self.session.clone()).await?),
         })

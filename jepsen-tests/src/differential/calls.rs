@@ -7,9 +7,10 @@ use conclave_proto::etcdserverpb::maintenance_client::MaintenanceClient;
 use conclave_proto::etcdserverpb::{
     AlarmRequest, AuthDisableRequest, AuthEnableRequest, AuthRoleAddRequest, AuthRoleDeleteRequest,
     AuthRoleGetRequest, AuthRoleGetResponse, AuthRoleGrantPermissionRequest, AuthRoleListRequest,
-    AuthRoleRevokePermissionRequest, AuthUserAddRequest, AuthUserChangePasswordRequest,
-    AuthUserDeleteRequest, AuthUserGetRequest, AuthUserGrantRoleRequest, AuthUserListRequest,
-    AuthUserRevokeRoleRequest, DefragmentRequest, HashKvRequest, HashKvResponse, Member,
+    AuthRoleRevokePermissionRequest, AuthStatusRequest, AuthUserAddRequest,
+    AuthUserChangePasswordRequest, AuthUserDeleteRequest, AuthUserGetRequest,
+    AuthUserGrantRoleRequest, AuthUserListRequest, AuthUserRevokeRoleRequest, DefragmentRequest,
+    DowngradeRequest, HashKvRequest, HashKvResponse, HashRequest, HashResponse, Member,
     MemberAddRequest, MemberListRequest, MemberListResponse, MemberRemoveRequest,
     MemberUpdateRequest, MoveLeaderRequest, StatusRequest, StatusResponse,
 };
@@ -59,6 +60,7 @@ macro_rules! calls {
 calls! {
     Enable, AuthClient.auth_enable, AuthEnableRequest, |_| {};
     Disable, AuthClient.auth_disable, AuthDisableRequest, |_| {};
+    AuthStatus, AuthClient.auth_status, AuthStatusRequest, |_| {};
     UserAdd, AuthClient.user_add, AuthUserAddRequest, |_| {};
     UserGet, AuthClient.user_get, AuthUserGetRequest, |_| {};
     UserList, AuthClient.user_list, AuthUserListRequest, |_| {};
@@ -84,6 +86,8 @@ calls! {
     Alarm, MaintenanceClient.alarm, AlarmRequest, |_| {};
     Status, MaintenanceClient.status, StatusRequest, same_status;
     HashKv, MaintenanceClient.hash_kv, HashKvRequest, same_hash;
+    Hash, MaintenanceClient.hash, HashRequest, |answer: &mut HashResponse| answer.hash = 0;
+    Downgrade, MaintenanceClient.downgrade, DowngradeRequest, |_| {};
     Defragment, MaintenanceClient.defragment, DefragmentRequest, |_| {};
     MoveLeader, MaintenanceClient.move_leader, MoveLeaderRequest, |_| {};
 }

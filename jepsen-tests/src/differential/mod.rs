@@ -9,6 +9,8 @@
 //! | `roster` | members that come and go |
 //! | `access`, `newer` | programs with users whose rights change all the time; what is left out of them |
 //! | `session` | a connection that speaks for one user after the other |
+//! | `users` | calls about users, roles and alarms, made of a few words |
+//! | `streams` | calls whose answer is a stream |
 //! | `answer`, `normal` | an answer in a shape that can be compared, and what may differ |
 
 mod access;
@@ -20,6 +22,8 @@ mod normal;
 mod roster;
 mod session;
 mod step;
+mod streams;
+mod users;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::path::PathBuf;

@@ -37,6 +37,8 @@ pub(super) fn is_newer(step: &Step) -> bool {
         Step::Call(call) => matches!(
             call,
             Call::Alarm(_)
+                | Call::AuthStatus(_)
+                | Call::Downgrade(_)
                 | Call::MemberList(_)
                 | Call::MoveLeader(_)
                 | Call::Status(_)

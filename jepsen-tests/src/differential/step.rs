@@ -5,7 +5,7 @@ use conclave_proto::etcdserverpb::{
     LeaseRevokeRequest, LeaseTimeToLiveRequest, PutRequest, RangeRequest, TxnRequest,
     WatchCreateRequest,
 };
-use conclave_proto::v3electionpb::CampaignRequest;
+use conclave_proto::v3electionpb::{CampaignRequest, LeaderRequest};
 
 use super::calls::Call;
 use super::roster::Change;
@@ -41,6 +41,10 @@ pub enum Step {
     Speak(Option<&'static str>),
     /// Election.Campaign.
     Campaign(CampaignRequest),
+    /// The first answer of Election.Observe.
+    Observe(LeaderRequest),
+    /// Maintenance.Snapshot to its end.
+    Snapshot,
     /// A change of the members.
     Members(Change),
     /// Any other call.
@@ -66,6 +70,8 @@ impl Step {
             Self::Login(_) => "authenticate",
             Self::Speak(_) => "speak",
             Self::Campaign(_) => "campaign",
+            Self::Observe(_) => "observe",
+            Self::Snapshot => "snapshot",
             Self::Members(change) => change.kind(),
             Self::Call(call) => call.kind(),
         }

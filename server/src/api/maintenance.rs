@@ -192,7 +192,7 @@ impl MaintenanceService {
                 return Err(status::no_older_format());
             }
             Ok(DowngradeAction::Cancel) => return Err(Fault::NoInflightDowngrade.into()),
-            Err(_) => return Err(status::unknown("etcdserver: unknown downgrade action")),
+            Err(_) => return Err(status::unknown("etcdserver: unknown method")),
         }
         let header = Some(self.context.current_header());
         Ok(etcd::DowngradeResponse { header, version: version::CLUSTER.to_owned() })

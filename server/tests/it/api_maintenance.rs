@@ -211,6 +211,9 @@ async fn a_downgrade_is_checked_and_never_begun() {
     let answer = refused(ask(DowngradeAction::Cancel, "").await);
     let none = "etcdserver: no inflight downgrade job";
     assert_eq!(answer, (Code::FailedPrecondition, none.to_owned()));
+    let unknown = etcd::DowngradeRequest { action: 3, version: String::new() };
+    let answer = refused(server.maintenance().downgrade(unknown).await);
+    assert_eq!(answer, (Code::Unknown, "etcdserver: unknown method".to_owned()));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
