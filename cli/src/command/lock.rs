@@ -97,8 +97,8 @@ pub(super) async fn run(context: &Context, arguments: Arguments) -> Result<(), F
         }
         None => hold(context, &turn, "session expired", &mut stop).await,
     };
-    give_back(turn).await?;
-    done
+    // How the command ended says more than that it could not be given back.
+    done.and(give_back(turn).await)
 }
 
 /// Releases what is held. A lease that has ended holds nothing either; whether that matters is known

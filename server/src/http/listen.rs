@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use conclave_transport::{Gather, Socket};
-use http::Request;
+use http::{Request, header};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -169,10 +169,11 @@ struct Port {
     shared: Arc<Shared>,
 }
 
-/// A connection among those that there may be; free again when this is dropped.
-struct Seat {
-    _room: OwnedSemaphorePermit,
-    _place: Place,
+/// A connection among those that there may be; free again when all clones are dropped. What becomes of the connection
+/// of a web socket keeps one.
+#[derive(Clone)]
+pub(super) struct Seat {
+    _taken: Arc<(OwnedSemaphorePermit, Place)>,
 }
 
 async fn accept(listener: Listener, port: Port) {
@@ -189,7 +190,7 @@ async fn accept(listener: Listener, port: Port) {
         match accepted {
             Ok(socket) => {
                 let Some(place) = shared.crowd.join(socket.peer_ip()) else { continue };
-                let seat = Seat { _room: room, _place: place };
+                let seat = Seat { _taken: Arc::new((room, place)) };
                 match &port.tls {
                     None => shared.tasks.spawn(serve(socket, None, port.clone(), seat)),
                     Some(tls) => {
@@ -217,7 +218,7 @@ async fn shake(socket: Socket, tls: Arc<Acceptor>, port: Port, seat: Seat) {
 }
 
 /// Serves a connection whose client has proved to be `name`, if anybody.
-async fn serve<S>(stream: S, name: Option<ClientName>, port: Port, _seat: Seat)
+async fn serve<S>(stream: S, name: Option<ClientName>, port: Port, seat: Seat)
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
@@ -235,6 +236,9 @@ where
         }
         if is_watch(request.uri().path()) {
             request.extensions_mut().insert(connection.clone());
+        }
+        if request.headers().contains_key(header::UPGRADE) {
+            request.extensions_mut().insert(seat.clone());
         }
         async move { shared.router.answer(entrance, request).await }
     });

@@ -252,6 +252,11 @@ impl Changer {
         let patient_until = Instant::now() + self.election_timeout * REACHABLE_WITHIN;
         loop {
             self.catch_up(patient_until).await;
+            let view = match self.view() {
+                Ok(Some(view)) => view,
+                Ok(None) => return Attempt::Again,
+                Err(_halt) => return Attempt::Stopped,
+            };
             // Whatever was answered before this look is seen by it, also on other members, and while this one waited.
             match check::administrator(&self.reader, self.reader.auth(), caller) {
                 Ok(Ok(())) => {}
@@ -259,11 +264,6 @@ impl Changer {
                 Ok(Err(_)) => return Attempt::Denied(Denial::NoRight),
                 Err(_halt) => return Attempt::Stopped,
             }
-            let view = match self.view() {
-                Ok(Some(view)) => view,
-                Ok(None) => return Attempt::Again,
-                Err(_halt) => return Attempt::Stopped,
-            };
             match view.roster.check(change) {
                 Ok(()) => {}
                 Err(MemberRefusal::Unhealthy) if Instant::now() < patient_until => {

@@ -29,7 +29,7 @@ pub(crate) struct LocalWatch {
 impl LocalWatch {
     /// Opens a stream without watchers.
     pub(crate) fn open(hub: &Arc<Hub>) -> Self {
-        Self { stream: hub.open(), output: Output::default(), answers: BytesMut::new() }
+        Self { stream: hub.open().inside(), output: Output::default(), answers: BytesMut::new() }
     }
 
     /// Adds a watcher; its events are found from the start revision on, however late they are asked for.

@@ -66,6 +66,8 @@ pub struct WatchStream {
     guarded: Option<Guarded>,
     /// Of the watchers of its connection.
     share: Share,
+    /// It is the node's own, for which limits are not meant.
+    is_inside: bool,
 }
 
 /// The watchers of one range.
@@ -130,7 +132,14 @@ impl WatchStream {
             is_tick_due: false,
             guarded: None,
             share: Share::default(),
+            is_inside: false,
         }
+    }
+
+    /// The same for the node itself, which waits for its clients also where they have as many watchers as there may be.
+    pub(super) fn inside(mut self) -> Self {
+        self.is_inside = true;
+        self
     }
 
     /// Counts its watchers with the others of `connection` from now on; before the first one is created.

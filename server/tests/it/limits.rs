@@ -223,6 +223,7 @@ impl Watching {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn watchers_that_are_too_many_are_refused_and_counted() {
+    const WATCHERS: &str = "etcd_debugging_mvcc_watcher_total";
     let limits = ["--max-stream-watchers=2", "--max-connection-watchers=3", "--max-watchers=4"];
     let server = server(&limits).await;
     let refusal = |of: &str| {
@@ -247,12 +248,12 @@ async fn watchers_that_are_too_many_are_refused_and_counted() {
     assert!(first.ask(cancel).await.canceled);
     assert_eq!(second.create().await, "");
     drop((first, second));
+    until(&server, WATCHERS, |watchers| watchers == 1.0).await;
     let mut fourth = Watching::open(&one).await;
-    let created = async { while !fourth.create().await.is_empty() {} };
-    within("the room of streams that ended", created).await;
-    assert_eq!(third.create().await, "");
+    assert_eq!([fourth.create().await, third.create().await], ["", ""]);
     drop((fourth, third));
-    // One connection for both ways of calling.
+    until(&server, WATCHERS, |watchers| watchers == 0.0).await;
+    // By JSON they are counted as well.
     let mut by_json = TcpStream::connect(server.running.client_addresses()[0]).await.unwrap();
     let body = r#"{"create_request":{"key":"aw=="}}"#.repeat(3);
     let head = "POST /v3/watch HTTP/1.1\r\nHost: h\r\nContent-Length:";

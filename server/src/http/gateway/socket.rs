@@ -35,6 +35,7 @@ use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Role, WebSocketConfig
 use tokio_tungstenite::tungstenite::{Error, Message};
 use tonic::body::Body;
 
+use super::super::listen::Seat;
 use super::super::pages;
 use super::super::route::Router;
 use super::metered::Metered;
@@ -135,6 +136,8 @@ async fn talk(
     request: Request<()>,
     (upgrade, _room): (OnUpgrade, OwnedSemaphorePermit),
 ) {
+    // Whoever serves HTTP lets go of the connection once it is a web socket.
+    let _seat = request.extensions().get::<Seat>().cloned();
     let Ok(Ok(upgraded)) = timeout(TURN_MAX, upgrade).await else { return };
     let (path, metadata) = (super::path_of(&method), super::metadata(request.headers()));
     let hearing = router.hearing(path.path(), &metadata, request.extensions()).await;

@@ -40,18 +40,19 @@ impl Hub {
         true
     }
 
-    /// Adds a watcher of `range` on the stream of `mailbox`; returns the group of the range.
+    /// Adds a watcher of `range` on the stream of `mailbox`, unless there are `max`; returns the group of the range.
     pub(crate) fn subscribe(
         &self,
         mailbox: &Arc<Mailbox>,
         range: &KeyRange,
+        max: usize,
     ) -> Result<u64, Refusal> {
         let mut state = self.state.lock();
         if state.is_closed {
             return Err(Refusal::Stopped);
         }
-        if state.watchers >= self.limits.watchers {
-            return Err(Refusal::Member(self.limits.watchers));
+        if state.watchers >= max {
+            return Err(Refusal::Member(max));
         }
         if state.watchers == 0 {
             state.dispatched = self.inbox.lock().set_active(true);

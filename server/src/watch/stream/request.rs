@@ -131,14 +131,18 @@ impl WatchStream {
 
     /// Adds a watcher at the hub, if there may be one more of this stream, its connection and this member.
     fn subscribe(&mut self, range: &KeyRange) -> Result<u64, Refusal> {
-        let Limits { stream_watchers, connection_watchers, .. } = *self.hub.limits();
+        if self.is_inside {
+            return self.hub.subscribe(&self.mailbox, range, usize::MAX);
+        }
+        let Limits { stream_watchers, connection_watchers, watchers, .. } = *self.hub.limits();
         if self.ids.len() >= stream_watchers {
             return Err(Refusal::Stream(stream_watchers));
         }
         if !self.share.take(connection_watchers) {
             return Err(Refusal::Connection(connection_watchers));
         }
-        self.hub.subscribe(&self.mailbox, range).inspect_err(|_refusal| self.share.give_back())
+        let subscribed = self.hub.subscribe(&self.mailbox, range, watchers);
+        subscribed.inspect_err(|_refusal| self.share.give_back())
     }
 
     fn choose_id(&mut self, wanted: i64) -> Result<i64, String> {
