@@ -63,6 +63,7 @@ pub fn from_rejection(rejection: &Rejection) -> Status {
             | Rejection::Refused(_)
             | Rejection::InstanceTaken(_),
         ) => Status::failed_precondition(format!("conclave: {rejection}")),
+        (None, Rejection::InstanceReplaced) => Status::aborted(format!("conclave: {rejection}")),
         (None, Rejection::Overflow) => Status::out_of_range(format!("conclave: {rejection}")),
         (None, Rejection::NoLatch | Rejection::InstanceNotFound) => {
             Status::not_found(format!("conclave: {rejection}"))

@@ -21,8 +21,8 @@ pub use lock::{
 };
 pub use primitive::{Action, Condition, Once, Primitive};
 pub use registry::{
-    CheckResult, Configure, Deregister, InstanceUpdate, Register, RegisterMode, RegistryCommand,
-    Settle, SettleItem, Settlement,
+    CheckResult, Configure, Deregister, Former, InstanceUpdate, Register, RegisterMode,
+    RegistryCommand, Settle, SettleItem, Settlement,
 };
 pub use write::{Write, WriteId};
 

@@ -162,6 +162,13 @@ struct Stored {
     record: Record,
 }
 
+impl Stored {
+    /// Whether it is what `session` registered with this fence.
+    fn is_of(&self, session: i64, fence: i64) -> bool {
+        (self.kv.lease, self.kv.create_revision) == (session, fence)
+    }
+}
+
 /// Reads an instance that lives.
 fn stored<R: Read>(rows: &R, service: &[u8], id: &str) -> Result<Option<Stored>, Halt> {
     let key = key(service, id);

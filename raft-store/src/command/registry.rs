@@ -3,8 +3,8 @@
 use conclave_proto::v1::register_request::Mode;
 use conclave_proto::{internal, v1};
 use conclave_state_machine::command::{
-    CheckResult, Configure, Deregister, InstanceUpdate, Register, RegisterMode, RegistryCommand,
-    Settle, SettleItem, Settlement,
+    CheckResult, Configure, Deregister, Former, InstanceUpdate, Register, RegisterMode,
+    RegistryCommand, Settle, SettleItem, Settlement,
 };
 use conclave_state_machine::registry::record::{Health, State};
 use conclave_state_machine::response::Rejection;
@@ -15,6 +15,7 @@ use super::primitive::once;
 #[must_use]
 pub fn register(message: internal::RegistryRegister) -> RegistryCommand {
     let request = message.request.unwrap_or_default();
+    let v1::FormerInstance { session, fence } = request.former.unwrap_or_default();
     RegistryCommand::Register(Register {
         mode: match request.mode() {
             Mode::Replace => RegisterMode::Replace,
@@ -25,6 +26,8 @@ pub fn register(message: internal::RegistryRegister) -> RegistryCommand {
         session: request.session,
         record: request.record,
         mod_revision: request.mod_revision,
+        fence: request.fence,
+        former: Former { session, fence },
         once: once(request.once),
         now_ms: message.now_unix_ms,
         is_damping: message.damping,

@@ -148,6 +148,7 @@ pub fn fault_of(rejection: &Rejection) -> Option<Fault> {
         | Rejection::InvalidInstance(_)
         | Rejection::InstanceNotFound
         | Rejection::InstanceTaken(_)
+        | Rejection::InstanceReplaced
         | Rejection::Malformed(_) => return None,
     })
 }

@@ -47,12 +47,25 @@ pub struct Register {
     pub mode: RegisterMode,
     /// Only if the instance was changed last at this revision; 0 for whatever there is.
     pub mod_revision: i64,
+    /// Only a change of what the session registered with this create revision; 0 for whatever there is.
+    pub fence: i64,
+    /// With [`RegisterMode::IfAbsent`]: what may be replaced nevertheless.
+    pub former: Former,
     /// Who asks, and for which time.
     pub once: Once,
     /// Wall clock of the member that was asked, in milliseconds.
     pub now_ms: i64,
     /// Whoever came and went too often is damped.
     pub is_damping: bool,
+}
+
+/// What an owner registered before it lost its session; by default nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Former {
+    /// Lease that it lives and dies with.
+    pub session: i64,
+    /// Its create revision.
+    pub fence: i64,
 }
 
 /// Removes an instance.

@@ -13,6 +13,9 @@ use crate::outcome::Stop;
 use crate::read::Read;
 use crate::response::{Cause, Halt, PrimitiveResponse, Rejection};
 
+const CHANGED: Rejection = Rejection::InstanceTaken("the instance has changed");
+const ANOTHERS: Rejection = Rejection::InstanceTaken("the instance belongs to another session");
+
 pub(super) fn register<R: Read>(
     change: &mut Change<'_, '_, R>,
     command: &Register,
@@ -23,17 +26,8 @@ pub(super) fn register<R: Read>(
     let key = super::key(service, id);
     let before = Before::load(change.rows, &key)?;
     let known = stored(change.rows, service, id)?;
-    if before.kv.is_some() && known.is_none() {
-        return Err(Rejection::InstanceTaken("the key holds something else").into());
-    }
-    let at = known.as_ref().map_or(0, |known| known.kv.mod_revision);
-    if command.mod_revision != 0 && command.mod_revision != at {
-        return Err(Rejection::InstanceTaken("the instance has changed").into());
-    }
+    admit(command, known.as_ref(), before.kv.is_some())?;
     let is_other = known.as_ref().is_some_and(|known| known.kv.lease != *session);
-    if is_other && command.mode == RegisterMode::IfAbsent {
-        return Err(Rejection::InstanceTaken("the instance belongs to another session").into());
-    }
     complete(change.rows, &mut record, known.as_ref(), (&lease, command))?;
     if let Some(Stored { kv, record: same, .. }) = &known
         && !is_other
@@ -48,6 +42,30 @@ pub(super) fn register<R: Read>(
     let revision = change.head.revision;
     let number = own.unwrap_or(revision);
     Ok(PrimitiveResponse { is_done: known.is_none(), number, revision })
+}
+
+/// Whether the request may have the place of what is there.
+fn admit(command: &Register, known: Option<&Stored>, is_key: bool) -> Result<(), Rejection> {
+    let Register { session, fence, former, .. } = command;
+    if *fence != 0 && !known.is_some_and(|known| known.is_of(*session, *fence)) {
+        return Err(Rejection::InstanceReplaced);
+    }
+    let Some(known) = known else {
+        return match is_key {
+            true => Err(Rejection::InstanceTaken("the key holds something else")),
+            false if command.mod_revision != 0 => Err(CHANGED),
+            false => Ok(()),
+        };
+    };
+    if command.mod_revision != 0 && command.mod_revision != known.kv.mod_revision {
+        return Err(CHANGED);
+    }
+    let is_own = known.kv.lease == *session
+        || (former.fence != 0 && known.is_of(former.session, former.fence));
+    if !is_own && command.mode == RegisterMode::IfAbsent {
+        return Err(ANOTHERS);
+    }
+    Ok(())
 }
 
 /// Ends the registration of another session: the next one has a fence of its own.
@@ -129,11 +147,12 @@ pub(super) fn deregister<R: Read>(
         let was_there = *fence == 0 && drop_lost(change, service, id)?;
         return Ok(PrimitiveResponse { is_done: was_there, ..PrimitiveResponse::default() });
     };
-    if is_owner && known.kv.lease != *session {
-        return Err(Rejection::InstanceTaken("the instance belongs to another session").into());
-    }
-    if *fence != 0 && known.kv.create_revision != *fence {
+    let is_owners = !is_owner || known.kv.lease == *session;
+    if *fence != 0 && !(is_owners && known.kv.create_revision == *fence) {
         return Ok(PrimitiveResponse { is_done: false, ..PrimitiveResponse::default() });
+    }
+    if !is_owners {
+        return Err(ANOTHERS.into());
     }
     change.delete(&known.key, known.before)?;
     drop_lost(change, service, id)?;

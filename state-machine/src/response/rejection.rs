@@ -123,6 +123,9 @@ pub enum Rejection {
     /// The instance is another's, or has changed.
     #[error("{0}")]
     InstanceTaken(&'static str),
+    /// What the session registered is gone, or the id is another's by now.
+    #[error("the instance was taken over or removed")]
+    InstanceReplaced,
     /// A field holds a value that no known client sends.
     #[error("malformed command: {0}")]
     Malformed(&'static str),

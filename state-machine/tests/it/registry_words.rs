@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 
 use conclave_state_machine::command::{
-    CheckResult, Configure, Deregister, InstanceUpdate, Range, Register, RegisterMode,
+    CheckResult, Configure, Deregister, Former, InstanceUpdate, Range, Register, RegisterMode,
     RegistryCommand, Settle, SettleItem, Settlement,
 };
 use conclave_state_machine::history;
@@ -106,6 +106,11 @@ fn register(words: &mut Words) -> Parsed<Register> {
             }
             "absent" => command.mode = RegisterMode::IfAbsent,
             "at" => command.mod_revision = number(&value)?,
+            "fence" => command.fence = number(&value)?,
+            "former" => {
+                let (session, fence) = value.split_once('.').unwrap_or((&value, "0"));
+                command.former = Former { session: number(session)?, fence: number(fence)? };
+            }
             "by" => command.once = primitive::once(&value)?,
             "now" => command.now_ms = number(&value)?,
             _ => return Err(format!("unknown option {option:?} of register")),
