@@ -99,8 +99,8 @@ impl Service {
             let request = request.clone();
             async move { RegistryServiceClient::new(channel).update(request).await }
         };
-        // Sent twice, it is one change.
-        self.client.read(call).await.map(drop)
+        // Not repeated after an unknown outcome: by then an operator may have said something else.
+        self.client.write(call).await.map(drop)
     }
 
     /// Removes an instance, whoever registered it; whether there was one.
@@ -133,6 +133,7 @@ impl Service {
             let request = request.clone();
             async move { RegistryServiceClient::new(channel).configure(request).await }
         };
-        Ok(self.client.read(call).await?.service.unwrap_or_default())
+        // Not repeated after an unknown outcome: see `overrule`.
+        Ok(self.client.write(call).await?.service.unwrap_or_default())
     }
 }

@@ -60,6 +60,8 @@ pub struct Changes {
     backoff: Backoff,
     /// Of the message before, which is not complete without the next.
     is_partial: bool,
+    /// What came so far of a snapshot or revision, for [`Changes::next`].
+    parts: InstanceWatchResponse,
 }
 
 /// What a step of [`Changes`] is.
@@ -78,7 +80,8 @@ impl Changes {
             ..InstanceWatchRequest::default()
         };
         let (client, backoff) = (service.client.clone(), Backoff::default());
-        Self { client, request, stream: None, backoff, is_partial: false }
+        let parts = InstanceWatchResponse::default();
+        Self { client, request, stream: None, backoff, is_partial: false, parts }
     }
 
     /// Lets what changes within this time be told as one: at most one change of each instance, as of the last of
@@ -91,15 +94,21 @@ impl Changes {
         self
     }
 
-    /// The next message. While no server answers, it waits.
+    /// The next snapshot, or what the next revision changed, as a whole. While no server answers, it waits.
+    /// Cancel-safe, but while it connects, which then begins again.
     ///
     /// # Errors
     /// What trying again does not help against, such as [`Error::Unimplemented`] or [`Error::Denied`].
     pub async fn next(&mut self) -> Result<InstanceWatchResponse, Error> {
         loop {
             match self.step().await {
-                Ok(Step::Message(message)) => return Ok(message),
-                Ok(Step::Connected(_)) => {}
+                Ok(Step::Message(message)) => {
+                    if let Some(whole) = put_together(&mut self.parts, message) {
+                        return Ok(whole);
+                    }
+                }
+                // What broke off is told again from its beginning, and may be something else.
+                Ok(Step::Connected(_)) => self.parts = InstanceWatchResponse::default(),
                 Err(error) if error.is_passing() => sleep(self.backoff.next()).await,
                 Err(error) => return Err(error),
             }
@@ -183,4 +192,19 @@ impl Changes {
         }
         Err(error)
     }
+}
+
+/// Adds a message to those before it; what they are together, if it is the last of them.
+fn put_together(
+    parts: &mut InstanceWatchResponse,
+    message: InstanceWatchResponse,
+) -> Option<InstanceWatchResponse> {
+    if message.snapshot() != Snapshot::None && parts.snapshot() == Snapshot::None {
+        // It takes the place of whatever was told by halves.
+        parts.changes.clear();
+        parts.snapshot = message.snapshot;
+    }
+    parts.revision = message.revision;
+    parts.changes.extend(message.changes);
+    (!message.more).then(|| std::mem::take(parts))
 }

@@ -19,10 +19,11 @@ use bytes::Bytes;
 use conclave_client::v1::{
     AcquireRequest, AcquireResponse, CheckFenceRequest, CheckFenceResponse, CommitRequest,
     CommitResponse, ConvertRequest, ConvertResponse, CounterResponse, ForceReleaseRequest,
-    ForceReleaseResponse, Granted, HeldLock, InspectRequest, InspectResponse, LockListRequest,
-    LockListResponse, Queued, ReleaseRequest, ReleaseResponse, SessionBeginRequest,
-    SessionBeginResponse, SessionEndRequest, SessionEndResponse, SessionListRequest,
-    SessionListResponse, SessionOpenRequest, SessionOpenResponse, WriteRequest, WriteResponse,
+    ForceReleaseResponse, Granted, HeldLock, InspectRequest, InspectResponse,
+    InstanceWatchResponse, LockListRequest, LockListResponse, Queued, ReleaseRequest,
+    ReleaseResponse, SessionBeginRequest, SessionBeginResponse, SessionEndRequest,
+    SessionEndResponse, SessionListRequest, SessionListResponse, SessionOpenRequest,
+    SessionOpenResponse, WriteRequest, WriteResponse,
     acquire_response::Event,
     counter_service_server::CounterServiceServer,
     discovery_service_server::DiscoveryServiceServer,
@@ -77,6 +78,10 @@ pub(crate) struct Script {
     pub(crate) has_no_leader: AtomicBool,
     /// How often somebody asked for instances, which is never answered.
     pub(crate) discoveries: AtomicUsize,
+    /// What operators said of instances, whose answers are lost.
+    pub(crate) operations: AtomicUsize,
+    /// What the watches of services that come next are told; then there is nothing.
+    pub(crate) changes: Mutex<VecDeque<Vec<InstanceWatchResponse>>>,
     /// Candidacies that were opened, and streams of leaders.
     pub(crate) campaigns: AtomicUsize,
     pub(crate) observers: AtomicUsize,

@@ -13,6 +13,7 @@ mod kv;
 mod lease;
 mod lock;
 mod native;
+mod native_registry;
 mod queue;
 mod registry;
 mod tls;

@@ -2,9 +2,7 @@
 
 use std::{future::IntoFuture, sync::atomic::Ordering, time::Duration};
 
-use conclave_client::{
-    Client, Error, Loss, Outcome, Session, SessionState, registry::Check, v1::InstanceFilter,
-};
+use conclave_client::{Client, Error, Loss, Outcome, Session, SessionState, v1::InstanceFilter};
 use tokio::{net::TcpListener, runtime::Runtime, time::timeout};
 use tonic::Status;
 
@@ -14,9 +12,9 @@ use crate::{
 };
 
 /// Time for calls that must fail, and enough for one that is answered at once.
-const IMPATIENT: Duration = Duration::from_secs(6);
+pub(crate) const IMPATIENT: Duration = Duration::from_secs(6);
 
-fn client_of(fake: &Fake) -> Client {
+pub(crate) fn client_of(fake: &Fake) -> Client {
     // As if it were two: what is retried is retried at once.
     Client::builder([fake.endpoint(), fake.endpoint()]).build().expect("a client")
 }
@@ -339,56 +337,6 @@ async fn a_wait_for_a_lock_includes_the_begin_of_its_session() {
     let (lock, campaign) = ended.expect("not after the time limit of a call");
     assert!(matches!(lock, Err(Error::Deadline { .. })), "{lock:?}");
     assert!(matches!(campaign, Err(Error::Deadline { .. })), "{campaign:?}");
-}
-
-#[tokio::test]
-async fn an_instance_leaves_a_session_that_goes_on_however_long_that_takes() {
-    let fake = Fake::start();
-    let script = &fake.script;
-    // What must succeed is tried until it does; what must fail takes as long as a call may.
-    let client = client_of(&fake).with_timeout(IMPATIENT);
-    let begin = || client.session().ttl(Duration::from_secs(600));
-    let session = eventually("a session", async || begin().await.ok()).await;
-    let register = |id: &str| client.service("s").register("10.0.0.7:80").id(id).session(&session);
-    let again = register("again").await.unwrap();
-    let late = register("late").await.unwrap();
-    script.has_no_leader.store(true, Ordering::Relaxed);
-    late.deregister().await.unwrap_err();
-    again.deregister().await.unwrap_err();
-    // What is still to take it out leaves this one alone.
-    let again = register("again").await.unwrap();
-    script.are_registrations_lost.store(true, Ordering::Relaxed);
-    let unknown = register("unknown").await.unwrap_err();
-    assert_eq!(unknown.outcome(), Outcome::Unknown, "{unknown:?}");
-    script.has_no_leader.store(false, Ordering::Relaxed);
-    let gone = |id: &str| script.deregistered.lock().iter().any(|gone| gone == id);
-    eventually("both are taken out", async || (gone("late") && gone("unknown")).then_some(()))
-        .await;
-    assert!(!gone("again"));
-    assert_eq!(again.token(), Some(3), "that of the third request");
-    assert_eq!(again.run(async { 7 }).await.unwrap(), 7);
-    drop(again);
-    eventually("it goes with its guard", async || gone("again").then_some(())).await;
-    assert!(!session.is_lost());
-}
-
-/// Whoever ends a registration does not wait until it is known how the instance stands.
-#[tokio::test]
-async fn an_order_goes_before_what_is_being_found_out() {
-    let fake = Fake::start();
-    let client = client_of(&fake).with_timeout(Duration::from_secs(3_600));
-    let check = Check { remove_after_ms: 1, ..Check::default() };
-    let register = client.service("s").register("10.0.0.7:80").check(check);
-    let mut registration = register.ttl(Duration::from_secs(600)).await.unwrap();
-    let is_asked = |times| {
-        let script = &fake.script;
-        async move || (script.discoveries.load(Ordering::Relaxed) >= times).then_some(())
-    };
-    eventually("it is asked how the instance stands", is_asked(1)).await;
-    let updated = timeout(SOON, registration.update(|record| record.weight = 7)).await;
-    updated.expect("it is not held up").unwrap();
-    eventually("it is asked again", is_asked(2)).await;
-    timeout(SOON, registration.deregister()).await.expect("it is not held up").unwrap();
 }
 
 #[tokio::test]

@@ -24,7 +24,8 @@ impl DiscoveryService for Scripted {
     ) -> Result<Response<Self::WatchStream>, Status> {
         let snapshot = Snapshot::Asked.into();
         let nothing = InstanceWatchResponse { revision: 1, snapshot, ..Default::default() };
-        Ok(Response::new(self.0.say(vec![nothing])))
+        let told = self.0.changes.lock().pop_front();
+        Ok(Response::new(self.0.say(told.unwrap_or_else(|| vec![nothing]))))
     }
 }
 
@@ -60,7 +61,8 @@ impl RegistryService for Scripted {
         &self,
         _: Request<InstanceUpdateRequest>,
     ) -> Result<Response<InstanceUpdateResponse>, Status> {
-        Err(Status::unimplemented("update"))
+        self.0.operations.fetch_add(1, Ordering::Relaxed);
+        Err(Status::unavailable("etcdserver: leader changed"))
     }
 
     async fn discover(
@@ -82,6 +84,7 @@ impl RegistryService for Scripted {
         &self,
         _: Request<ServiceConfigureRequest>,
     ) -> Result<Response<ServiceConfigureResponse>, Status> {
-        Err(Status::unimplemented("configure"))
+        self.0.operations.fetch_add(1, Ordering::Relaxed);
+        Err(Status::unavailable("etcdserver: leader changed"))
     }
 }
