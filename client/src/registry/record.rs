@@ -7,8 +7,10 @@ use crate::balance::Instance;
 impl From<&Record> for Instance {
     fn from(record: &Record) -> Self {
         let state = record.state_shown();
-        // Not even when all others are unwell shall one that drains get calls.
-        let weight = if state == State::Draining { 0 } else { record.weight };
+        // Not even when all others are unwell shall one get calls that drains, or that cannot or must not serve by
+        // its owner's or an operator's word.
+        let gets_none = matches!(state, State::Draining | State::Starting | State::OutOfService);
+        let weight = if gets_none { 0 } else { record.weight };
         let is_healthy = matches!(state, State::Up | State::Draining)
             && record.health_shown().is_good()
             && !record.details.is_damped;
@@ -27,8 +29,10 @@ mod tests {
     fn who_drains_or_is_down_gets_no_calls() {
         let instance = |state| Instance::from(&Record { state, ..Record::new("h:1") });
         assert_eq!((instance(State::Up).weight, instance(State::Up).is_healthy), (100, true));
-        assert_eq!(instance(State::Draining).weight, 0);
-        assert!(!instance(State::Down).is_healthy);
+        for never in [State::Draining, State::Starting, State::OutOfService] {
+            assert_eq!(instance(never).weight, 0, "{never:?}");
+        }
+        assert_eq!((instance(State::Down).weight, instance(State::Down).is_healthy), (100, false));
         let mut record = Record::new("h:1");
         record.details.endpoints.insert("admin".to_owned(), "http://h:2".to_owned());
         assert_eq!(Instance::from(&record).endpoints["admin"], "http://h:2");
