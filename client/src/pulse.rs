@@ -41,6 +41,11 @@ impl Pulse {
         Self { lost, clock: Clock::Lease(deadline) }
     }
 
+    /// That of what hangs on it and may be lost alone.
+    pub(crate) fn child(&self) -> Self {
+        Self { lost: self.lost.child_token(), clock: self.clock.clone() }
+    }
+
     /// Cancelled when the loss is noticed.
     pub(crate) fn lost(&self) -> &CancellationToken {
         &self.lost

@@ -31,6 +31,7 @@ mod admin;
 mod changes;
 mod directory;
 mod entry;
+mod hold;
 mod keeper;
 mod record;
 mod registration;

@@ -118,6 +118,39 @@ fn services_are_registered_seen_and_drained() {
     server.stop();
 }
 
+#[test]
+fn a_successor_goes_on_whatever_its_predecessors_do() {
+    let mut server = local::Running::start(&["dev", "--port=0", "--peer-port=0"]);
+    let endpoint = server.wait_for("endpoint:");
+    let registered = |address: &str, ttl: &str| {
+        let register = ["register", "api", address, "--id", "a", "--ttl", ttl, "--drain", "10ms"];
+        let mut instance = running(&endpoint, &register);
+        assert_eq!(instance.line(), "a of api is registered");
+        instance
+    };
+    let mut paused = registered("h:1", "3s");
+    paused.signal("STOP");
+    until(&endpoint, "its session expires", <[Value]>::is_empty);
+    let mut replaced = registered("h:2", "60s");
+    let mut successor = registered("h:3", "60s");
+    let is_left = || {
+        let found = found(&endpoint, &["resolve", "api"]);
+        found.len() == 1 && found[0]["address"] == "h:3" && found[0]["state"] == "up"
+    };
+    assert!(is_left());
+    replaced.signal("INT");
+    assert_eq!(replaced.end().code(), Some(0));
+    assert!(is_left());
+    paused.signal("CONT");
+    paused.signal("INT");
+    assert_eq!(paused.end().code(), Some(0));
+    assert!(is_left());
+    successor.signal("INT");
+    assert_eq!(successor.end().code(), Some(0));
+    until(&endpoint, "nobody is left", <[Value]>::is_empty);
+    server.stop();
+}
+
 /// Time after the leader's death: longer than the TTL of the instances.
 const AFTERWARDS: Duration = Duration::from_secs(24);
 

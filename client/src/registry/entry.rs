@@ -3,7 +3,10 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Weak},
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicI64, Ordering},
+    },
 };
 
 use conclave_proto::v1::{self, DeregisterRequest, registry_service_client::RegistryServiceClient};
@@ -25,6 +28,8 @@ pub(crate) type Entries = Mutex<HashMap<(String, String), Weak<Exit>>>;
 pub(super) struct Entry {
     session: Session,
     exit: Arc<Exit>,
+    /// What was to take out an instance of this id until then.
+    before: Weak<Exit>,
     /// Whether there is nothing left to take out.
     is_over: bool,
 }
@@ -42,31 +47,60 @@ impl Entry {
             ..DeregisterRequest::default()
         };
         let requests = Arc::clone(session.requests());
-        let exit = Arc::new(Exit { request, requests, number: Mutex::new(Number::None) });
+        let (number, fence) = (Mutex::new(Number::None), AtomicI64::new(0));
+        let exit = Arc::new(Exit { request, fence, requests, number });
         let before = {
             let mut entries = session.entries().lock();
             entries.retain(|_, exit| exit.strong_count() > 0);
-            entries.insert(key, Arc::downgrade(&exit))
+            entries.insert(key, Arc::downgrade(&exit)).unwrap_or_default()
         };
-        if let Some(before) = before.and_then(|before| before.upgrade()) {
+        if let Some(before) = before.upgrade() {
             before.overtake();
         }
-        Self { session, exit, is_over: false }
+        Self { session, exit, before, is_over: false }
     }
 
     pub(super) fn session(&self) -> &Session {
         &self.session
     }
 
-    /// It was never registered.
-    pub(super) fn forget(mut self) {
+    /// Its fence as it was registered last; 0 if that is not known.
+    pub(super) fn registered(&self, fence: i64) {
+        self.exit.fence.store(fence, Ordering::Relaxed);
+    }
+
+    /// Whether the session registered the instance again, for somebody else.
+    pub(super) fn is_overtaken(&self) -> bool {
+        matches!(*self.exit.number.lock(), Number::Overtaken)
+    }
+
+    /// It was never registered: who registered an instance of this id before has it still.
+    pub(super) fn forget(self) {
+        if let Some(before) = self.before.upgrade() {
+            let DeregisterRequest { service, id, .. } = self.exit.request.clone();
+            let mut entries = self.session.entries().lock();
+            let is_last = |exit: &Weak<Exit>| exit.ptr_eq(&Arc::downgrade(&self.exit));
+            if let Some(last) = entries.get_mut(&(service, id)).filter(|exit| is_last(exit)) {
+                *last = Weak::clone(&self.before);
+                *before.number.lock() = Number::None;
+            }
+        }
+        self.leave();
+    }
+
+    /// There is nothing to take out.
+    pub(super) fn leave(mut self) {
         self.is_over = true;
     }
 
     /// Takes it out. If that fails it goes on in the background.
     pub(super) async fn take_out(mut self) -> Result<(), Error> {
+        if self.is_overtaken() {
+            self.leave();
+            return Ok(());
+        }
         let call = |channel, once| {
-            let request = DeregisterRequest { once, ..self.exit.request.clone() };
+            let request = DeregisterRequest { once, ..self.exit.request() };
             async move { RegistryServiceClient::new(channel).deregister(request).await }
         };
         let done = Caller::session(&self.session).send(call).await.map(drop);
@@ -89,6 +123,8 @@ impl Drop for Entry {
 #[derive(Debug)]
 pub(crate) struct Exit {
     request: DeregisterRequest,
+    /// Of what it takes out; 0: whatever the session has.
+    fence: AtomicI64,
     requests: Arc<Requests>,
     number: Mutex<Number>,
 }
@@ -107,6 +143,11 @@ enum Number {
 impl Exit {
     pub(crate) fn session(&self) -> i64 {
         self.request.session
+    }
+
+    fn request(&self) -> DeregisterRequest {
+        let fence = self.fence.load(Ordering::Relaxed);
+        DeregisterRequest { fence, ..self.request.clone() }
     }
 
     /// Gives it up. To be called before the request that registers the instance again gets its number.
@@ -128,10 +169,8 @@ impl Exit {
             let once = self.once();
             async move {
                 let again = || Status::not_found("conclave: the instance was registered again");
-                let request = DeregisterRequest {
-                    once: Some(once.ok_or_else(again)?),
-                    ..self.request.clone()
-                };
+                let request =
+                    DeregisterRequest { once: Some(once.ok_or_else(again)?), ..self.request() };
                 RegistryServiceClient::new(channel).deregister(request).await
             }
         };
@@ -156,7 +195,8 @@ mod tests {
         let requests = Arc::<Requests>::default();
         let number = Mutex::new(Number::Open(requests.begin_undo(7)));
         let request = DeregisterRequest { session: 7, ..DeregisterRequest::default() };
-        let exit = Exit { request, requests: Arc::clone(&requests), number };
+        let fence = AtomicI64::new(9);
+        let exit = Exit { request, fence, requests: Arc::clone(&requests), number };
         let sent = exit.once().expect("it is to be sent");
         assert_eq!((sent.session, sent.sequence), (7, 1));
         exit.overtake();

@@ -2,10 +2,6 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
-use conclave_proto::v1::{
-    RegisterRequest, register_request::Mode, registry_service_client::RegistryServiceClient,
-};
 use tokio::{
     sync::{mpsc, oneshot, watch},
     time::sleep,
@@ -13,18 +9,26 @@ use tokio::{
 
 use super::{
     Record, Service,
-    entry::Entry,
+    hold::{self, Condition, Hold, Mark},
     replay::{self, Found, Replay, Task},
 };
 use crate::{
-    backoff::Backoff,
+    backoff::{Backoff, exponential},
     client::Client,
     error::{Error, Outcome},
-    lease::Lease,
-    once::Caller,
     pulse::Pulse,
     session::Session,
 };
+
+/// Time until an instance is tried to be registered again that was refused, doubled by each refusal.
+const REFUSED_MIN: Duration = Duration::from_secs(1);
+const REFUSED_MAX: Duration = Duration::from_secs(60);
+/// Share of that time by which it is shorter at random, at the most.
+const JITTER: f64 = 0.5;
+/// Why a registration is over.
+const TAKEN: &str = "another registered the id of the instance";
+const REMOVED: &str = "the instance was removed";
+const EITHER: &str = "the instance was taken over or removed";
 
 /// What a guard asks of the task behind it.
 pub(super) enum Order {
@@ -37,156 +41,256 @@ pub(super) enum Order {
 pub(super) struct Standing {
     pub(super) token: Option<i64>,
     pub(super) pulse: Pulse,
+    /// Why it never will be again.
+    pub(super) over: Option<&'static str>,
 }
 
-/// What an instance lives and dies with.
-pub(super) enum Hold {
-    /// A session, in a native registry; whether it was begun for the instance.
-    Session(Entry, bool),
-    /// A lease, in a server that speaks etcd's API only.
-    Lease(Lease),
-}
-
-impl Hold {
-    async fn lost(&self) {
-        match self {
-            Self::Session(entry, _) => entry.session().lost().cancelled().await,
-            Self::Lease(lease) => lease.lost().await,
-        }
-    }
-
-    fn pulse(&self) -> &Pulse {
-        match self {
-            Self::Session(entry, _) => entry.session().pulse(),
-            Self::Lease(lease) => lease.pulse(),
-        }
-    }
+/// How far a registration is.
+enum Stage {
+    /// It stands, unless a check had it removed.
+    Stands,
+    /// Its session or lease is lost, or not there yet.
+    Lost,
+    /// Somebody else has taken it away, for this reason.
+    Over(&'static str),
 }
 
 /// What was found out about an instance that a check may have removed.
 enum Finding {
     /// How it stands.
-    Stands(Found),
+    Stands(Result<Found, Error>),
     /// Whether it would take connections.
     Chance(bool),
 }
 
 /// The task that keeps an instance registered.
 pub(super) struct Keeper {
-    pub(super) service: Service,
-    pub(super) ttl: Duration,
-    pub(super) record: Record,
-    /// To begin with.
-    pub(super) given: Option<Session>,
-    pub(super) hold: Option<Hold>,
-    pub(super) replay: Replay,
-    pub(super) state: watch::Sender<bool>,
-    pub(super) standing: watch::Sender<Option<Standing>>,
+    service: Service,
+    ttl: Duration,
+    record: Record,
+    /// Where it is registered, or will be.
+    hold: Option<Hold>,
+    /// As what it was registered last.
+    mark: Mark,
+    stage: Stage,
+    replay: Replay,
+    /// Attempts to register again since it stood: those without an answer, and those that were refused.
+    backoff: Backoff,
+    refusals: u32,
+    pause: Duration,
+    state: watch::Sender<bool>,
+    standing: watch::Sender<Option<Standing>>,
 }
 
 impl Keeper {
+    pub(super) fn new(
+        (service, ttl, record): (Service, Duration, Record),
+        state: watch::Sender<bool>,
+        standing: watch::Sender<Option<Standing>>,
+    ) -> Self {
+        Self {
+            service,
+            ttl,
+            record,
+            hold: None,
+            mark: Mark::default(),
+            stage: Stage::Lost,
+            replay: Replay::default(),
+            backoff: Backoff::default(),
+            refusals: 0,
+            pause: Duration::ZERO,
+            state,
+            standing,
+        }
+    }
+
     fn client(&self) -> &Client {
         &self.service.client
     }
 
-    /// Registers the instance with what it is to live and die with.
-    pub(super) async fn enroll(&mut self) -> Result<(), Error> {
-        let hold = match self.given.take().filter(|session| !session.is_lost()) {
-            Some(session) => Hold::Session(self.entry(session), false),
-            None => self.begin().await?,
-        };
-        let hold = match self.put(&hold, Mode::Replace).await {
-            // It has sessions, but no registry.
-            Err(Error::Unimplemented(_)) => {
-                let lease = Hold::Lease(self.client().lease(self.ttl).await?);
-                self.put(&lease, Mode::Replace).await?;
-                lease
-            }
-            Ok(()) => hold,
-            Err(error) => {
-                if let (Hold::Session(entry, _), Outcome::NotApplied) = (hold, error.outcome()) {
-                    entry.forget();
-                }
-                return Err(error);
-            }
-        };
-        if let Hold::Session(..) = hold {
-            self.replay.registered(&self.record);
+    /// Registers the instance for the first time, in a session that was given if it is not lost.
+    pub(super) async fn begin(&mut self, given: Option<Session>) -> Result<(), Error> {
+        let given = given.filter(|session| !session.is_lost());
+        self.hold =
+            given.map(|session| Hold::session(session, false, &self.service, &self.record.id));
+        let begun = self.enroll(Condition::Any).await;
+        if let Err(error) = &begun
+            && error.outcome() == Outcome::NotApplied
+            && let Some(hold) = self.hold.take()
+        {
+            hold.forget();
         }
-        self.hold = Some(hold);
-        self.state.send_replace(true);
-        Ok(())
+        begun
     }
 
-    fn entry(&self, session: Session) -> Entry {
-        Entry::new(session, &self.service.name, &self.record.id)
+    /// Puts the instance where it was to be put last, if that lives, else into a session or lease of its own.
+    /// Cancel-safe: what was begun is kept.
+    async fn enroll(&mut self, condition: Condition) -> Result<(), Error> {
+        if self.hold.as_ref().is_none_or(|hold| hold.pulse().is_lost()) {
+            self.hold = None;
+            self.hold = Some(self.begin_hold().await?);
+        }
+        let is_native = self.hold.as_ref().is_some_and(Hold::is_native);
+        match self.put(condition).await {
+            // It has sessions, but no registry.
+            Err(Error::Unimplemented(_)) if is_native => {
+                self.hold = Some(Hold::lease(self.client().lease(self.ttl).await?));
+                self.put(condition).await
+            }
+            done => done,
+        }
     }
 
-    async fn begin(&self) -> Result<Hold, Error> {
+    async fn begin_hold(&self) -> Result<Hold, Error> {
         let session = self.client().session().ttl(self.ttl).owner(&self.service.name);
         match session.native().await {
-            Ok(session) => Ok(Hold::Session(self.entry(session), true)),
-            Err(Error::Unimplemented(_)) => Ok(Hold::Lease(self.client().lease(self.ttl).await?)),
+            Ok(session) => Ok(Hold::session(session, true, &self.service, &self.record.id)),
+            Err(Error::Unimplemented(_)) => Ok(Hold::lease(self.client().lease(self.ttl).await?)),
             Err(error) => Err(error),
         }
     }
 
-    fn stand(&self, hold: &Hold, token: Option<i64>) {
-        let pulse = hold.pulse().clone();
-        self.standing.send_replace(Some(Standing { token, pulse }));
-    }
-
-    async fn put(&self, hold: &Hold, mode: Mode) -> Result<(), Error> {
-        let record = self.record.encode();
-        let session = match hold {
-            Hold::Session(entry, _) => entry.session(),
-            Hold::Lease(lease) => {
-                let prefix = self.service.prefix();
-                let key = Bytes::from([&prefix[..], self.record.id.as_bytes()].concat());
-                self.client().put(&key[..], record).lease(lease.id()).await?;
-                self.stand(hold, None);
-                return Ok(());
-            }
-        };
-        let request = RegisterRequest {
-            service: self.service.name.clone(),
-            id: self.record.id.clone(),
-            session: session.id(),
-            record: record.into(),
-            mode: mode as i32,
-            ..RegisterRequest::default()
-        };
-        let call = |channel, once| {
-            let request = RegisterRequest { once, ..request.clone() };
-            async move { RegistryServiceClient::new(channel).register(request).await }
-        };
-        let registered = Caller::session(session).send(call).await?;
-        self.stand(hold, Some(registered.fence));
-        Ok(())
-    }
-
-    /// Registers the instance with what it has: with a change, or because it was removed.
-    async fn put_again(&mut self, mode: Mode) -> Result<(), Error> {
-        let Some(hold) = &self.hold else { return Ok(()) };
-        self.put(hold, mode).await?;
-        if let Hold::Session(..) = hold {
+    async fn put(&mut self, condition: Condition) -> Result<(), Error> {
+        let Some(hold) = &self.hold else { return Err(Error::session_lost()) };
+        self.mark = hold.put(&self.service, &self.record, condition).await?;
+        if hold.is_native() {
             self.replay.registered(&self.record);
         }
+        let token = hold.is_native().then_some(self.mark.fence);
+        let pulse = hold.pulse().clone();
+        self.standing.send_replace(Some(Standing { token, pulse, over: None }));
+        self.stage = Stage::Stands;
         self.state.send_replace(true);
         Ok(())
+    }
+
+    /// Tells others what has changed.
+    async fn change(&mut self) -> Result<(), Error> {
+        if self.hold.as_ref().is_some_and(|hold| hold.pulse().is_lost()) {
+            self.lose();
+        }
+        if let Stage::Stands = self.stage {
+            match self.put(Condition::Still(self.mark)).await {
+                Err(Error::NotFound(_)) => self.lose(),
+                Err(error) if hold::is_replaced(&error) => return self.inquire_why(error).await,
+                done => return done,
+            }
+        }
+        match self.stage {
+            Stage::Over(reason) => Err(Error::lost(reason)),
+            Stage::Lost | Stage::Stands => self.register_again().await,
+        }
+    }
+
+    /// The instance is not what was registered: registers it again if a check had it removed, and else gives it up.
+    async fn inquire_why(&mut self, error: Error) -> Result<(), Error> {
+        if self.is_overtaken() {
+            return Err(self.give_up(TAKEN));
+        }
+        if !self.hold.as_ref().is_some_and(Hold::is_native) {
+            return Err(self.give_up(EITHER));
+        }
+        match replay::look(&self.service, &self.record.id).await {
+            Ok(Found::Critical) => self.put(Condition::Free(self.mark)).await,
+            // That it came back was not answered.
+            Ok(Found::There { mark, .. }) if self.is_own(mark.session) => {
+                self.put(Condition::Still(mark)).await
+            }
+            Ok(Found::There { .. }) => Err(self.give_up(TAKEN)),
+            Ok(Found::Removed) => Err(self.give_up(REMOVED)),
+            Ok(Found::Absent) | Err(Error::Denied(_)) => Err(self.give_up(EITHER)),
+            Err(unknown) => {
+                tracing::debug!(error = %unknown, "what became of the instance is not known");
+                Err(error)
+            }
+        }
+    }
+
+    /// Somebody took the instance away: it is not registered again.
+    fn give_up(&mut self, reason: &'static str) -> Error {
+        tracing::warn!("the registration is over: {reason}");
+        self.replay.stop();
+        self.stage = Stage::Over(reason);
+        self.standing.send_modify(|standing| {
+            if let Some(standing) = standing {
+                standing.over = Some(reason);
+            }
+        });
+        if let Some(hold) = self.hold.take() {
+            hold.leave();
+        }
+        self.state.send_replace(false);
+        Error::lost(reason)
+    }
+
+    /// The session or lease is lost.
+    fn lose(&mut self) {
+        if self.is_overtaken() {
+            self.give_up(TAKEN);
+            return;
+        }
+        tracing::warn!("the registration was lost: registering again");
+        if let Some(hold) = self.hold.take() {
+            hold.pulse().lost().cancel();
+        }
+        self.replay.stop();
+        self.stage = Stage::Lost;
+        (self.pause, self.refusals) = (self.backoff.next(), 0);
+        self.state.send_replace(false);
+    }
+
+    /// Registers the instance again after a loss, and notes when the next attempt is due.
+    async fn register_again(&mut self) -> Result<(), Error> {
+        let done = self.take_place().await;
+        match &done {
+            Ok(()) => self.backoff.reset(),
+            Err(error) => {
+                tracing::debug!(%error, "cannot register yet");
+                // The session that was begun for it.
+                let is_hold_lost = matches!(error, Error::NotFound(_));
+                if is_hold_lost {
+                    self.hold = None;
+                }
+                self.pause = if error.is_passing() || is_hold_lost {
+                    self.backoff.next()
+                } else {
+                    let pause = exponential(REFUSED_MIN, REFUSED_MAX, self.refusals);
+                    self.refusals = self.refusals.saturating_add(1);
+                    pause.mul_f64(rand::random_range(1.0 - JITTER..=1.0))
+                };
+            }
+        }
+        done
+    }
+
+    /// Takes the place that is free, or still the own one; nobody else's, and none that somebody has cleared.
+    async fn take_place(&mut self) -> Result<(), Error> {
+        let former = match replay::look(&self.service, &self.record.id).await {
+            Ok(Found::There { mark, .. }) if self.is_own(mark.session) => mark,
+            Ok(Found::There { .. }) => return Err(hold::taken()),
+            Ok(Found::Removed) => return Err(self.give_up(REMOVED)),
+            Ok(Found::Critical | Found::Absent) => self.mark,
+            // Who may not see it, or whom nobody can tell.
+            Err(Error::Denied(_) | Error::Unimplemented(_)) => self.mark,
+            Err(error) => return Err(error),
+        };
+        self.enroll(Condition::Free(former)).await
+    }
+
+    /// Whether the instance was registered in this session, or may have been.
+    fn is_own(&self, session: i64) -> bool {
+        session == self.mark.session || self.hold.as_ref().is_some_and(|hold| hold.id() == session)
+    }
+
+    fn is_overtaken(&self) -> bool {
+        self.hold.as_ref().is_some_and(Hold::is_overtaken)
     }
 
     /// Looks after an instance that a check may have removed, when it is time to. Cancel-safe: what is found out is
     /// found out anew.
     async fn inquire(&self) -> Finding {
         match self.replay.due().await {
-            Task::Look => {
-                let found = replay::look(&self.service, &self.record.id).await;
-                Finding::Stands(found.unwrap_or_else(|error| {
-                    tracing::debug!(%error, "how the instance stands is not known");
-                    Found::Other
-                }))
-            }
+            Task::Look => Finding::Stands(replay::look(&self.service, &self.record.id).await),
             Task::Replay => Finding::Chance(replay::has_chance(&self.record).await),
         }
     }
@@ -194,15 +298,25 @@ impl Keeper {
     /// Does what is to be done after [`Keeper::inquire`].
     async fn attend(&mut self, finding: Finding) {
         match finding {
-            Finding::Stands(found) => {
-                if self.replay.found(&self.record, found) {
-                    tracing::warn!("the instance was removed: it was critical for too long");
-                    self.state.send_replace(false);
-                }
+            _ if self.is_overtaken() => drop(self.give_up(TAKEN)),
+            Finding::Stands(Ok(Found::There { mark, is_healthy })) if self.is_own(mark.session) => {
+                self.replay.stands(&self.record, is_healthy);
+            }
+            Finding::Stands(Ok(Found::There { .. })) => drop(self.give_up(TAKEN)),
+            Finding::Stands(Ok(Found::Removed)) => drop(self.give_up(REMOVED)),
+            Finding::Stands(Ok(Found::Critical)) => {
+                tracing::warn!("the instance was removed: it was critical for too long");
+                self.replay.postpone();
+                self.state.send_replace(false);
+            }
+            Finding::Stands(Ok(Found::Absent)) => self.replay.registered(&self.record),
+            Finding::Stands(Err(error)) => {
+                tracing::debug!(%error, "how the instance stands is not known");
+                self.replay.registered(&self.record);
             }
             Finding::Chance(true) => {
                 // Whoever took the name meanwhile keeps it.
-                if let Err(error) = self.put_again(Mode::IfAbsent).await {
+                if let Err(error) = self.put(Condition::Free(self.mark)).await {
                     tracing::debug!(%error, "cannot register again yet");
                     self.replay.postpone();
                 }
@@ -214,69 +328,57 @@ impl Keeper {
     /// Takes the instance out, and ends what was begun for it.
     async fn end(&mut self) -> Result<(), Error> {
         self.state.send_replace(false);
-        let done = match self.hold.take() {
-            Some(Hold::Session(entry, is_own)) => {
-                let session = entry.session().clone();
-                let removed = entry.take_out().await;
-                // With its session the instance goes, too.
-                if is_own { session.close().await } else { removed }
-            }
-            Some(Hold::Lease(lease)) => lease.revoke().await,
+        match self.hold.take() {
+            Some(hold) => hold.end().await,
             None => Ok(()),
-        };
-        match done {
-            // What has ended already is as good.
-            Err(Error::NotFound(_)) => Ok(()),
-            done => done,
+        }
+    }
+
+    /// The next order, or nothing after what was to be done without one.
+    async fn step(&mut self, orders: &mut mpsc::Receiver<Order>) -> Option<Option<Order>> {
+        match (&self.stage, &self.hold) {
+            (Stage::Stands, Some(hold)) => tokio::select! {
+                order = orders.recv() => Some(order),
+                () = hold.pulse().lost().cancelled() => {
+                    self.lose();
+                    None
+                }
+                // Given up for an order, which may be the last one.
+                finding = self.inquire() => {
+                    if self.hold.as_ref().is_some_and(|hold| hold.pulse().is_lost()) {
+                        self.lose();
+                    } else {
+                        self.attend(finding).await;
+                    }
+                    None
+                }
+            },
+            (Stage::Over(_), _) => Some(orders.recv().await),
+            (Stage::Lost | Stage::Stands, _) => tokio::select! {
+                order = orders.recv() => Some(order),
+                () = async {
+                    sleep(self.pause).await;
+                    self.register_again().await.ok();
+                } => None,
+            },
         }
     }
 
     /// Runs until the guard ends it or is dropped.
     pub(super) async fn run(mut self, mut orders: mpsc::Receiver<Order>) {
-        let mut backoff = Backoff::default();
         loop {
-            let order = match &self.hold {
-                Some(hold) => tokio::select! {
-                    order = orders.recv() => order,
-                    () = hold.lost() => {
-                        tracing::warn!("the registration was lost: registering again");
-                        self.hold = None;
-                        self.replay.stop();
-                        self.state.send_replace(false);
-                        continue;
-                    }
-                    // Given up for an order, which may be the last one.
-                    finding = self.inquire() => {
-                        self.attend(finding).await;
-                        continue;
-                    }
-                },
-                None => tokio::select! {
-                    order = orders.recv() => order,
-                    () = sleep(backoff.next()) => {
-                        match self.enroll().await {
-                            Ok(()) => backoff.reset(),
-                            Err(error) => tracing::debug!(%error, "cannot register yet"),
-                        }
-                        continue;
-                    }
-                },
-            };
-            match order {
-                Some(Order::Change(record, reply)) => {
+            match self.step(&mut orders).await {
+                None => {}
+                Some(Some(Order::Change(record, reply))) => {
                     self.record = *record;
-                    let done = match &self.hold {
-                        Some(_) => self.put_again(Mode::Replace).await,
-                        None => self.enroll().await,
-                    };
                     // The guard may have been dropped meanwhile.
-                    reply.send(done).ok();
+                    reply.send(self.change().await).ok();
                 }
-                Some(Order::End(reply)) => {
+                Some(Some(Order::End(reply))) => {
                     reply.send(self.end().await).ok();
                     return;
                 }
-                None => {
+                Some(None) => {
                     // Nobody hears of it; if it fails, the TTL does it.
                     self.end().await.ok();
                     return;

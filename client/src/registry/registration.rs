@@ -15,8 +15,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Check, Health, Record, Service, State,
+    hold::is_taken,
     keeper::{Keeper, Order, Standing},
-    replay::Replay,
 };
 use crate::{error::Error, session::Session};
 
@@ -138,18 +138,8 @@ impl Register {
         let (state, is_registered) = watch::channel(false);
         let (standing, stands) = watch::channel(None);
         let client = service.client.clone();
-        let record_kept = record.clone();
-        let mut keeper = Keeper {
-            service,
-            ttl,
-            record: record_kept,
-            given: session,
-            hold: None,
-            replay: Replay::default(),
-            state,
-            standing,
-        };
-        keeper.enroll().await?;
+        let mut keeper = Keeper::new((service, ttl, record.clone()), state, standing);
+        keeper.begin(session).await?;
         let (orders, taken) = mpsc::channel(ORDERS_MAX);
         // Not aborted with the guard: the lease is still to be revoked.
         client.spawn(keeper.run(taken));
@@ -167,9 +157,14 @@ impl IntoFuture for Register {
 }
 
 /// An instance that is registered for as long as this guard exists and nobody takes it away: an operator who
-/// removes it, or another session that takes its id. After a loss, of its lease or of the whole cluster, it is
-/// registered again as soon as possible; if it was removed because a check found it critical for too long, after
-/// a while that doubles up to ten minutes, and only if a connection to what is checked can be made.
+/// removes it, or another session that takes its id. Then the registration is over: whatever this guard does leaves
+/// the successor alone, and its next word, or a check's time to look after it, tells of it ([`Error::Lost`],
+/// [`Registration::lost`], [`Registration::is_registered`]).
+///
+/// After a loss, of its session, its lease or the whole cluster, it is registered again as soon as possible, but only
+/// as long as its id is free or still its own: while another has it, it asks ever more seldom, up to once a minute. If
+/// it was removed because a check found it critical for too long, it comes back after a while that doubles up to ten
+/// minutes, and only if a connection to what is checked can be made.
 ///
 /// End it with [`Registration::drain`] or [`Registration::deregister`]. A guard that is dropped
 /// deregisters in the background, without a report: in a session that was given for as long as that lives,
@@ -205,7 +200,8 @@ impl Registration {
     }
 
     /// Whether it is registered now as far as this process knows, and a way to wait for changes. Of an operator
-    /// who removes the instance, or another session that takes its id, it does not hear.
+    /// who removes the instance, or another session that takes its id, it hears with the guard's next word; if a
+    /// check may have the instance removed, without one, too.
     #[must_use]
     pub fn is_registered(&self) -> watch::Receiver<bool> {
         self.is_registered.clone()
@@ -221,7 +217,8 @@ impl Registration {
 
     /// Cancelled when the registration of this moment may be lost because its session or lease may be: before
     /// the server takes the instance out, as long as this process gets to run. When it is registered again there
-    /// is a new one; see [`Registration::is_registered`].
+    /// is a new one; see [`Registration::is_registered`]. Cancelled also when it is known that somebody took the
+    /// instance away.
     #[must_use]
     pub fn lost(&self) -> CancellationToken {
         self.standing().pulse.lost().clone()
@@ -233,7 +230,8 @@ impl Registration {
     /// [`Error::Lost`]: what `work` had begun may be half done.
     pub async fn run<T>(&self, work: impl Future<Output = T>) -> Result<T, Error> {
         let pulse = self.standing().pulse;
-        pulse.run(pin!(work)).await
+        let over = || self.standing().over.map(Error::lost);
+        pulse.run(pin!(work)).await.map_err(|error| over().unwrap_or(error))
     }
 
     fn standing(&self) -> Standing {
@@ -244,8 +242,9 @@ impl Registration {
     /// Changes what others see of the instance; its id stays.
     ///
     /// # Errors
-    /// See [`Error`]. The change is not given up: the next time the instance has to be registered again,
-    /// it is with the change.
+    /// [`Error::Lost`] if another session took the id, or somebody removed the instance: it stays away. See [`Error`].
+    /// Otherwise the change is not given up: the next time the instance has to be registered again, it is with the
+    /// change.
     pub async fn update(&mut self, change: impl FnOnce(&mut Record)) -> Result<(), Error> {
         let id = self.record.id.clone();
         change(&mut self.record);
@@ -263,14 +262,17 @@ impl Registration {
     }
 
     /// Ends gracefully: marks the instance as draining, so that it gets nothing new, waits for clients
-    /// to notice and for what has begun to end, and deregisters.
+    /// to notice and for what has begun to end, and deregisters. If somebody has taken the instance away, it only
+    /// waits: nothing new comes here.
     ///
     /// # Errors
     /// See [`Error`]. That it could not be marked does not keep it from being deregistered.
     pub async fn drain(mut self, wait: Duration) -> Result<(), Error> {
         let marked = self.update(|record| record.state = State::Draining).await;
         sleep(wait).await;
-        self.deregister().await.and(marked)
+        let done = self.deregister().await;
+        let is_gone = |error: &Error| matches!(error, Error::Lost { .. }) || is_taken(error);
+        if marked.as_ref().is_err_and(is_gone) { done } else { done.and(marked) }
     }
 
     async fn order(

@@ -8,7 +8,7 @@
 use std::time::Duration;
 
 use conclave_proto::v1::{
-    DiscoverRequest, DiscoverResponse, instance_change::Reason,
+    DiscoverRequest, DiscoverResponse, Instance, instance_change::Reason,
     registry_service_client::RegistryServiceClient,
 };
 use futures::{StreamExt as _, stream::FuturesUnordered};
@@ -17,7 +17,7 @@ use tokio::{
     time::{Instant, sleep_until, timeout},
 };
 
-use super::{Record, Service};
+use super::{Record, Service, hold::Mark};
 use crate::{backoff::exponential, error::Error};
 
 /// How often the owner asks, at the most and at the least.
@@ -40,15 +40,22 @@ pub(super) enum Task {
     Replay,
 }
 
-/// How an instance stands.
+/// How the instance of an id stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Found {
-    /// It is there and gets calls.
-    Healthy,
+    /// It is there.
+    There {
+        /// As what it was registered.
+        mark: Mark,
+        /// Whether it gets calls.
+        is_healthy: bool,
+    },
     /// It was removed because it was critical for too long.
+    Critical,
+    /// Somebody removed it, or gave it a time to drain that is over.
     Removed,
-    /// It is there, or went for another reason.
-    Other,
+    /// It is not there, because of its session or its owner, or nobody knows why.
+    Absent,
 }
 
 /// The plan of one registration.
@@ -65,18 +72,12 @@ impl Replay {
         self.next = look_every(record).map(|every| (Instant::now() + jittered(every), Task::Look));
     }
 
-    /// The answer to [`Task::Look`]; whether the instance is gone.
-    pub(super) fn found(&mut self, record: &Record, found: Found) -> bool {
-        match found {
-            Found::Healthy => self.times = 0,
-            Found::Other => {}
-            Found::Removed => {
-                self.postpone();
-                return true;
-            }
+    /// The answer to [`Task::Look`]: it is there.
+    pub(super) fn stands(&mut self, record: &Record, is_healthy: bool) {
+        if is_healthy {
+            self.times = 0;
         }
         self.registered(record);
-        false
     }
 
     /// The instance is registered later, and the time after that is longer.
@@ -135,9 +136,16 @@ pub(super) async fn look(service: &Service, id: &str) -> Result<Found, Error> {
 /// A server that does not know how to ask for one tells of more, and of no reason.
 fn read(id: &str, answer: &DiscoverResponse) -> Found {
     match answer.instances.iter().find(|instance| instance.id == id) {
-        Some(instance) if instance.healthy => Found::Healthy,
-        None if answer.removed() == Reason::Critical => Found::Removed,
-        Some(_) | None => Found::Other,
+        // What is kept of a loss belongs to nobody.
+        Some(instance) if instance.stale => Found::Absent,
+        Some(&Instance { session, fence, healthy: is_healthy, .. }) => {
+            Found::There { mark: Mark { session, fence }, is_healthy }
+        }
+        None => match answer.removed() {
+            Reason::Critical => Found::Critical,
+            Reason::Admin | Reason::Deleted | Reason::Drained => Found::Removed,
+            _ => Found::Absent,
+        },
     }
 }
 
@@ -164,7 +172,6 @@ async fn all(asked: impl Iterator<Item = impl Future<Output = bool>>) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use conclave_proto::v1::Instance;
     use tokio::{net::TcpListener, sync::Barrier};
 
     use super::*;
@@ -185,15 +192,17 @@ mod tests {
         let task = |replay: &Replay| replay.next.map(|(_, task)| task);
         replay.registered(&record);
         assert_eq!(task(&replay), Some(Task::Look));
-        assert!(!replay.found(&record, Found::Other), "nobody else's removal is undone");
+        replay.stands(&record, false);
         assert_eq!((task(&replay), replay.times), (Some(Task::Look), 0));
-        assert!(replay.found(&record, Found::Removed));
+        replay.postpone();
         assert_eq!((task(&replay), replay.times), (Some(Task::Replay), 1));
         let pauses: Vec<Duration> = (0..10).map(|_| replay.pause()).collect();
         assert!(pauses[0] <= PAUSE_MIN * 2 && pauses[9] >= PAUSE_MAX.mul_f64(1.0 - JITTER));
         assert!(pauses.iter().all(|pause| *pause <= PAUSE_MAX), "{pauses:?}");
         assert!(pauses[..7].is_sorted(), "{pauses:?}");
-        assert!(!replay.found(&record, Found::Healthy));
+        replay.stands(&record, false);
+        assert!(replay.times > 1, "it is not well yet");
+        replay.stands(&record, true);
         assert!(replay.pause() <= PAUSE_MIN);
         replay.stop();
         assert_eq!(task(&replay), None);
@@ -207,24 +216,32 @@ mod tests {
     }
 
     #[test]
-    fn only_the_critical_come_back() {
-        let answer = |removed: Reason, instances: &[(&str, bool)]| DiscoverResponse {
+    fn what_somebody_removed_is_told_from_what_comes_back() {
+        let answer = |removed: Reason, instances: &[Instance]| DiscoverResponse {
             removed: removed.into(),
-            instances: instances
-                .iter()
-                .map(|(id, healthy)| Instance {
-                    id: (*id).to_owned(),
-                    healthy: *healthy,
-                    ..Instance::default()
-                })
-                .collect(),
+            instances: instances.to_vec(),
             ..DiscoverResponse::default()
         };
-        assert_eq!(read("a", &answer(Reason::Critical, &[])), Found::Removed);
-        assert_eq!(read("a", &answer(Reason::Admin, &[])), Found::Other);
-        assert_eq!(read("a", &answer(Reason::Unspecified, &[])), Found::Other);
-        let all = answer(Reason::Unspecified, &[("a", true), ("b", false)]);
-        assert_eq!((read("a", &all), read("b", &all)), (Found::Healthy, Found::Other));
+        let gone = |removed| read("a", &answer(removed, &[]));
+        assert_eq!(gone(Reason::Critical), Found::Critical);
+        for somebody in [Reason::Admin, Reason::Deleted, Reason::Drained] {
+            assert_eq!(gone(somebody), Found::Removed);
+        }
+        for nobody in [Reason::Unspecified, Reason::SessionExpired, Reason::Deregistered] {
+            assert_eq!(gone(nobody), Found::Absent);
+        }
+        let instance = |id: &str, healthy| Instance {
+            id: id.to_owned(),
+            healthy,
+            session: 1,
+            fence: 2,
+            ..Instance::default()
+        };
+        let stale = Instance { stale: true, ..instance("c", false) };
+        let all = answer(Reason::Unspecified, &[instance("a", true), instance("b", false), stale]);
+        let there = |is_healthy| Found::There { mark: Mark { session: 1, fence: 2 }, is_healthy };
+        assert_eq!((read("a", &all), read("b", &all)), (there(true), there(false)));
+        assert_eq!(read("c", &all), Found::Absent);
     }
 
     #[tokio::test]

@@ -172,3 +172,56 @@ async fn a_start_without_the_cluster_uses_what_was_known() {
     assert!(other.current().records.is_empty(), "the file of another service is not ours");
     registration.deregister().await.unwrap();
 }
+
+/// Whoever registers an id last has it, whatever his predecessor says or does.
+#[tokio::test]
+async fn who_was_taken_over_leaves_the_successor_alone() {
+    let test = "who_was_taken_over_leaves_the_successor_alone";
+    let Some((_server, client)) = start(test).await else { return };
+    let service = client.service("api");
+    let ttl = Duration::from_secs(60);
+    let register = |address| service.register(address).id("a").ttl(ttl);
+    let mut taken = register("h:1").await.unwrap();
+    let returning = register("h:2").await.unwrap();
+    let lease = client.get("api/a").await.unwrap().one().unwrap().lease;
+    let _successor = register("h:3").await.unwrap();
+    let is_left = async || {
+        let found = client.get("api/a").await.unwrap().one().unwrap();
+        found.version == 3 && service.instances().await.unwrap()[0].address == "h:3"
+    };
+    let lost = taken.lost();
+    let error = taken.update(|record| record.weight = 7).await.unwrap_err();
+    assert!(matches!(error, Error::Lost { .. }) && lost.is_cancelled(), "{error:?}");
+    assert!(!*taken.is_registered().borrow());
+    assert!(is_left().await);
+    taken.drain(Duration::from_millis(1)).await.unwrap();
+    // It lost its lease, too, and looks for a place.
+    let mut is_registered = returning.is_registered();
+    client.lease_revoke(lease).await.unwrap();
+    is_registered.wait_for(|is_registered| !is_registered).await.unwrap();
+    eventually("it tries", async || {
+        let leases = client.leases().await.unwrap().leases.len();
+        (leases == 2).then_some(())
+    })
+    .await;
+    assert!(is_left().await);
+    returning.drain(Duration::from_millis(1)).await.unwrap();
+    assert!(is_left().await);
+    client.delete("api/a").await.unwrap();
+}
+
+/// What somebody deleted stays away.
+#[tokio::test]
+async fn an_instance_that_was_deleted_is_not_put_again() {
+    let test = "an_instance_that_was_deleted_is_not_put_again";
+    let Some((_server, client)) = start(test).await else { return };
+    let service = client.service("api");
+    let mut registration = service.register("h:1").ttl(Duration::from_secs(60)).await.unwrap();
+    client.delete("api/h:1").await.unwrap();
+    let error = registration.update(|record| record.weight = 7).await.unwrap_err();
+    assert!(matches!(error, Error::Lost { .. }), "{error:?}");
+    let ended = registration.run(async { unreachable!("it is over") }).await;
+    assert!(matches!(ended, Err(Error::Lost { .. })), "{ended:?}");
+    registration.deregister().await.unwrap();
+    assert!(service.instances().await.unwrap().is_empty());
+}

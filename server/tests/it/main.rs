@@ -36,6 +36,7 @@ mod registry;
 mod registry_client;
 mod registry_cluster;
 mod registry_support;
+mod registry_taken;
 mod registry_watch;
 mod revoked;
 mod snapshot;

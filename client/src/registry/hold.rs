@@ -1,0 +1,242 @@
+//! What an instance lives and dies with, and how it is put there.
+//!
+//! Only the first word of an owner takes the place of whatever there is. All that follows is about what he
+//! registered himself, and finds out when it is applied whether that is still there.
+
+use bytes::Bytes;
+use conclave_proto::etcdserverpb::Compare;
+use conclave_proto::v1::{
+    FormerInstance, RegisterRequest, register_request::Mode,
+    registry_service_client::RegistryServiceClient,
+};
+use tonic::{Code, Status};
+
+use super::{Record, Service, entry::Entry};
+use crate::{
+    error::Error, kv::put, lease::Lease, once::Caller, pulse::Pulse, session::Session, txn::key,
+};
+
+/// What was registered: in which session or with which lease, and its fence, 0 with a lease.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Mark {
+    pub(super) session: i64,
+    pub(super) fence: i64,
+}
+
+/// What must be there for an instance to be put.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Condition {
+    /// Whatever there is.
+    Any,
+    /// This one, which is the own one.
+    Still(Mark),
+    /// None, or the own one of before a loss.
+    Free(Mark),
+}
+
+/// A session or lease, for one instance.
+pub(super) struct Hold {
+    kind: Kind,
+    /// Lost with it, or when the instance is taken away.
+    pulse: Pulse,
+}
+
+enum Kind {
+    /// A session, in a native registry; whether it was begun for the instance.
+    Session(Entry, bool),
+    /// A lease, in a server that speaks etcd's API only.
+    Lease(Lease),
+}
+
+/// The error of a [`Condition::Still`] that does not hold.
+pub(super) fn replaced() -> Error {
+    let text = "conclave: the instance was taken over or removed";
+    Error::Refused(Status::aborted(text))
+}
+
+pub(super) fn is_replaced(error: &Error) -> bool {
+    matches!(error, Error::Refused(status) if status.code() == Code::Aborted)
+}
+
+/// The error of a [`Condition::Free`] that does not hold, as the server has it, too.
+const TAKEN: &str = "conclave: the instance belongs to another session";
+
+pub(super) fn taken() -> Error {
+    Error::Refused(Status::failed_precondition(TAKEN))
+}
+
+pub(super) fn is_taken(error: &Error) -> bool {
+    matches!(error, Error::Refused(status) if status.message() == TAKEN)
+}
+
+impl Hold {
+    pub(super) fn session(session: Session, is_own: bool, service: &Service, id: &str) -> Self {
+        let pulse = session.pulse().child();
+        let entry = Entry::new(session, &service.name, id);
+        Self { kind: Kind::Session(entry, is_own), pulse }
+    }
+
+    pub(super) fn lease(lease: Lease) -> Self {
+        let pulse = lease.pulse().child();
+        Self { kind: Kind::Lease(lease), pulse }
+    }
+
+    pub(super) fn pulse(&self) -> &Pulse {
+        &self.pulse
+    }
+
+    pub(super) fn is_native(&self) -> bool {
+        matches!(self.kind, Kind::Session(..))
+    }
+
+    /// Whether its session registered the instance again, for somebody else.
+    pub(super) fn is_overtaken(&self) -> bool {
+        matches!(&self.kind, Kind::Session(entry, _) if entry.is_overtaken())
+    }
+
+    /// Id of the session or lease.
+    pub(super) fn id(&self) -> i64 {
+        match &self.kind {
+            Kind::Session(entry, _) => entry.session().id(),
+            Kind::Lease(lease) => lease.id(),
+        }
+    }
+
+    /// Puts the instance.
+    ///
+    /// # Errors
+    /// See [`Error`]; [`replaced`] and [`taken`] if the condition does not hold, [`Error::NotFound`] if this is lost.
+    pub(super) async fn put(
+        &self,
+        service: &Service,
+        record: &Record,
+        condition: Condition,
+    ) -> Result<Mark, Error> {
+        let fence = match &self.kind {
+            Kind::Session(entry, _) => register(entry, service, record, condition).await?,
+            Kind::Lease(lease) => {
+                put_leased(lease, service, record, condition).await.map(|()| 0)?
+            }
+        };
+        Ok(Mark { session: self.id(), fence })
+    }
+
+    /// It was never registered, and never will be.
+    pub(super) fn forget(self) {
+        if let Kind::Session(entry, _) = self.kind {
+            entry.forget();
+        }
+    }
+
+    /// The instance is not its owner's any more: nothing is taken out.
+    pub(super) fn leave(self) {
+        self.pulse.lost().cancel();
+        if let Kind::Session(entry, _) = self.kind {
+            entry.leave();
+        }
+    }
+
+    /// Takes the instance out, and ends what was begun for it.
+    ///
+    /// # Errors
+    /// See [`Error`]. It then goes on in the background.
+    pub(super) async fn end(self) -> Result<(), Error> {
+        let done = match self.kind {
+            Kind::Session(entry, is_own) => {
+                let session = entry.session().clone();
+                let removed = entry.take_out().await;
+                // With its session the instance goes, too.
+                if is_own { session.close().await } else { removed }
+            }
+            Kind::Lease(lease) => lease.revoke().await,
+        };
+        match done {
+            // What has ended already is as good.
+            Err(Error::NotFound(_)) => Ok(()),
+            done => done,
+        }
+    }
+}
+
+/// Registers in a session; the fence.
+async fn register(
+    entry: &Entry,
+    service: &Service,
+    record: &Record,
+    condition: Condition,
+) -> Result<i64, Error> {
+    if condition != Condition::Any && entry.is_overtaken() {
+        return Err(replaced());
+    }
+    let mode = match condition {
+        Condition::Any => Mode::Replace,
+        // Also of a server that does not know what else is said.
+        Condition::Still(_) | Condition::Free(_) => Mode::IfAbsent,
+    };
+    let mut request = RegisterRequest {
+        service: service.name.clone(),
+        id: record.id.clone(),
+        session: entry.session().id(),
+        record: record.encode().into(),
+        mode: mode.into(),
+        ..RegisterRequest::default()
+    };
+    match condition {
+        Condition::Any => {}
+        Condition::Still(Mark { fence, .. }) => request.fence = fence,
+        Condition::Free(Mark { session, fence }) => {
+            request.former = Some(FormerInstance { session, fence });
+        }
+    }
+    if request.fence == 0 {
+        // Not known, should the answer be lost.
+        entry.registered(0);
+    }
+    let call = |channel, once| {
+        let request = RegisterRequest { once, ..request.clone() };
+        async move { RegistryServiceClient::new(channel).register(request).await }
+    };
+    let registered = Caller::session(entry.session()).send(call).await?;
+    entry.registered(registered.fence);
+    Ok(registered.fence)
+}
+
+/// Registers with a lease. Who takes an instance's place goes on with its key: the lease tells whose it is.
+async fn put_leased(
+    lease: &Lease,
+    service: &Service,
+    record: &Record,
+    condition: Condition,
+) -> Result<(), Error> {
+    let client = &service.client;
+    let name = Bytes::from([&service.prefix()[..], record.id.as_bytes()].concat());
+    let write = put(&name[..], record.encode()).lease(lease.id());
+    let put_if = async |compare: Compare| {
+        let txn = client.txn().when(compare).then(write.clone());
+        txn.commit().await.map(|answer| answer.succeeded)
+    };
+    let is_of = |lease: i64| key(&name[..]).lease().equal(lease);
+    match condition {
+        Condition::Any => {
+            client.put(&name[..], record.encode()).lease(lease.id()).await?;
+            Ok(())
+        }
+        Condition::Still(_) => {
+            if put_if(is_of(lease.id())).await? {
+                return Ok(());
+            }
+            match client.lease_time_to_live(lease.id(), false).await?.ttl {
+                ..0 => Err(Error::NotFound(Status::not_found("the lease has ended"))),
+                _ => Err(replaced()),
+            }
+        }
+        Condition::Free(mark) => {
+            // Should the own one of before go meanwhile, the place is free; an earlier attempt may have been the last.
+            let is_free = key(&name[..]).create_revision().equal(0);
+            let is_put = put_if(is_of(mark.session)).await?
+                || put_if(is_free).await?
+                || put_if(is_of(lease.id())).await?;
+            if is_put { Ok(()) } else { Err(taken()) }
+        }
+    }
+}
