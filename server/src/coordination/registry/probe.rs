@@ -16,6 +16,7 @@ use http_body_util::Empty;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::Endpoint;
 use tonic_health::pb::HealthCheckRequest;
@@ -26,6 +27,8 @@ use crate::config::{ChecksAllowed, ListenSettings, Place};
 
 /// Names that are looked up at once.
 const LOOK_UPS_MAX: usize = 16;
+/// Addresses of one name that are tried.
+const ADDRESSES_MAX: usize = 8;
 /// Most of an answer that is held in memory.
 const ANSWER_BYTES_MAX: usize = 16 * 1_024;
 const HEADER_BYTES_MAX: u32 = 16 * 1_024;
@@ -104,15 +107,16 @@ impl<E: std::error::Error> From<E> for Failure {
 pub(super) async fn probe(check: &Check, address: &str, reach: Reach) -> Option<Finding> {
     let timeout_ms = if check.timeout_ms == 0 { CHECK_TIMEOUT_MS } else { check.timeout_ms };
     let target = if check.address.is_empty() { address } else { &check.address };
+    let deadline = Instant::now() + Duration::from_millis(timeout_ms);
     let work = async {
-        let at = resolve(target, reach).await?;
+        let stream = connect(&resolve(target, reach).await?, deadline).await?;
         match check.kind {
-            CheckKind::Tcp => tcp(at).await,
-            CheckKind::Http => http(at, target, &check.target).await,
-            CheckKind::Grpc => grpc(at, &check.target).await,
+            CheckKind::Tcp => Ok(Finding::new(Health::Passing, "connected")),
+            CheckKind::Http => http(stream, target, &check.target).await,
+            CheckKind::Grpc => grpc(stream, &check.target).await,
         }
     };
-    match tokio::time::timeout(Duration::from_millis(timeout_ms), work).await {
+    match timeout_at(deadline, work).await {
         Ok(Ok(finding)) => Some(finding),
         Ok(Err(Failure::Instance(reason))) => Some(Finding::new(Health::Critical, reason)),
         Ok(Err(Failure::Member)) => None,
@@ -122,14 +126,35 @@ pub(super) async fn probe(check: &Check, address: &str, reach: Reach) -> Option<
     }
 }
 
-async fn resolve(target: &str, reach: Reach) -> Result<SocketAddr, Failure> {
+/// The addresses of a target that a check may go to.
+async fn resolve(target: &str, reach: Reach) -> Result<Vec<SocketAddr>, Failure> {
     let target = target.strip_prefix("http://").unwrap_or(target);
-    let found = match target.parse() {
+    let mut found = match target.parse() {
         Ok(at) => vec![at],
         Err(_) => look_up(target.to_owned()).await?,
     };
-    let found = found.into_iter().find(|at| reach.includes(at.ip()));
-    found.ok_or_else(|| Failure::Instance("the address may not be checked".to_owned()))
+    found.retain(|at| reach.includes(at.ip()));
+    found.truncate(ADDRESSES_MAX);
+    Ok(found)
+}
+
+/// Connects to the first of these addresses that takes it, as clients do. All but the last have their share of the
+/// time that is left.
+async fn connect(addresses: &[SocketAddr], deadline: Instant) -> Result<TcpStream, Failure> {
+    let (last, others) = addresses.split_last().ok_or_else(forbidden)?;
+    let mut shares = u32::try_from(addresses.len()).unwrap_or(u32::MAX);
+    for at in others {
+        let share = deadline.saturating_duration_since(Instant::now()) / shares;
+        shares -= 1;
+        if let Ok(Ok(stream)) = timeout(share, TcpStream::connect(at)).await {
+            return Ok(stream);
+        }
+    }
+    Ok(TcpStream::connect(last).await?)
+}
+
+fn forbidden() -> Failure {
+    Failure::Instance("the address may not be checked".to_owned())
 }
 
 /// Asks the system for the addresses of a name. That blocks a thread for as long as the system likes, also
@@ -156,13 +181,7 @@ fn is_plausible(ip: IpAddr) -> bool {
     }
 }
 
-async fn tcp(at: SocketAddr) -> Result<Finding, Failure> {
-    TcpStream::connect(at).await?;
-    Ok(Finding::new(Health::Passing, "connected"))
-}
-
-async fn http(at: SocketAddr, host: &str, path: &str) -> Result<Finding, Failure> {
-    let stream = TcpStream::connect(at).await?;
+async fn http(stream: TcpStream, host: &str, path: &str) -> Result<Finding, Failure> {
     let mut http = hyper::client::conn::http1::Builder::new();
     http.max_buf_size(ANSWER_BYTES_MAX);
     let (mut sender, connection) = http.handshake(TokioIo::new(stream)).await?;
@@ -187,10 +206,15 @@ async fn http(at: SocketAddr, host: &str, path: &str) -> Result<Finding, Failure
     Ok(Finding::new(health, format!("HTTP {status}")))
 }
 
-async fn grpc(at: SocketAddr, service: &str) -> Result<Finding, Failure> {
-    let endpoint = Endpoint::from_shared(format!("http://{at}"))?;
+async fn grpc(stream: TcpStream, service: &str) -> Result<Finding, Failure> {
+    let endpoint = Endpoint::from_shared(format!("http://{}", stream.peer_addr()?))?;
     let endpoint = endpoint.http2_max_header_list_size(HEADER_BYTES_MAX);
-    let client = HealthClient::new(endpoint.connect().await?);
+    let mut stream = Some(TokioIo::new(stream));
+    let connector = tower::service_fn(move |_: http::Uri| {
+        let stream = stream.take().ok_or_else(|| std::io::Error::other("a check connects once"));
+        std::future::ready(stream)
+    });
+    let client = HealthClient::new(endpoint.connect_with_connector(connector).await?);
     let mut client = client.max_decoding_message_size(ANSWER_BYTES_MAX);
     let answer = client.check(HealthCheckRequest { service: service.to_owned() }).await;
     match answer {
@@ -255,6 +279,17 @@ mod tests {
             let found = probe(&check, address, Reach::Local).await.unwrap();
             assert_eq!(found.health, Health::Critical, "{address}");
         }
+    }
+
+    #[tokio::test]
+    async fn an_address_that_nobody_answers_at_is_not_the_only_one() {
+        let [alive, gone] = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+        let [at, nobody] = [&alive, &gone].map(|listener| listener.local_addr().unwrap());
+        drop(gone);
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let stream = connect(&[nobody, nobody, at], deadline).await;
+        assert_eq!(stream.ok().unwrap().peer_addr().unwrap(), at);
+        assert!(connect(&[nobody, nobody], deadline).await.is_err());
     }
 
     #[tokio::test]
@@ -336,7 +371,7 @@ mod tests {
             let found = probe(&check, &address, Reach::Local).await.unwrap();
             // Passing in time is not certain on a machine that is busy.
             assert!(found.health == health || found.output == "no answer in 500 ms", "{found:?}");
-            let closed = tokio::time::timeout(Duration::from_secs(30), until_closed).await;
+            let closed = timeout(Duration::from_secs(30), until_closed).await;
             closed.expect("nothing of the check stays").unwrap();
         }
     }
