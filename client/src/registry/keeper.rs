@@ -172,7 +172,10 @@ impl Keeper {
         if let Stage::Stands = self.stage {
             match self.put(Condition::Still(self.mark)).await {
                 Err(Error::NotFound(_)) => self.lose(),
-                Err(error) if hold::is_replaced(&error) => return self.inquire_why(error).await,
+                // Or it was the repetition of one that is in doubt that was refused so.
+                Err(error) if hold::is_replaced(&error) || error.outcome() == Outcome::Unknown => {
+                    return self.inquire_why(error).await;
+                }
                 done => return done,
             }
         }
@@ -198,7 +201,11 @@ impl Keeper {
             }
             Ok(Found::There { .. }) => Err(self.give_up(TAKEN)),
             Ok(Found::Removed) => Err(self.give_up(REMOVED)),
-            Ok(Found::Absent) | Err(Error::Denied(_)) => Err(self.give_up(EITHER)),
+            // A check had it removed, perhaps, and a compaction let that be forgotten. Nobody else's place is taken.
+            Ok(Found::Absent) if replay::is_looked_after(&self.record) => {
+                self.put(Condition::Free(self.mark)).await
+            }
+            Ok(Found::Absent) => Err(self.give_up(EITHER)),
             Err(unknown) => {
                 tracing::debug!(error = %unknown, "what became of the instance is not known");
                 Err(error)

@@ -104,6 +104,11 @@ impl Replay {
     }
 }
 
+/// Whether a check may have the instance removed.
+pub(super) fn is_looked_after(record: &Record) -> bool {
+    look_every(record).is_some()
+}
+
 fn jittered(time: Duration) -> Duration {
     time.mul_f64(rand::random_range(1.0 - JITTER..=1.0))
 }
