@@ -7,7 +7,6 @@ use std::time::Instant;
 use conclave_proto::etcdserverpb as etcd;
 use conclave_proto::internal::command::Command as Message;
 use conclave_raft_store::command;
-use conclave_state_machine::command::Caller;
 use conclave_state_machine::response::Response as Answer;
 use etcd::alarm_request::AlarmAction;
 use etcd::downgrade_request::DowngradeAction;
@@ -19,7 +18,6 @@ use super::context::{Context, mismatch};
 use super::convert;
 use super::kv::off_thread;
 use super::snapshot::{self, Snapshots};
-use crate::auth::RightsCheck;
 use crate::metrics::{Method, Pending};
 use crate::node::{NodeStatus, TransferError};
 use crate::status::{self, Fault};
@@ -60,7 +58,7 @@ impl MaintenanceService {
         let change =
             command::alarm(&request).map_err(|refused| status::from_rejection(&refused))?;
         if request.action == AlarmAction::Get as i32 {
-            return self.answer_alarm_list(&caller, change).await;
+            return self.answer_alarm_list(change).await;
         }
         match self.context.propose(&caller, Message::Alarm(request)).await? {
             (Answer::Alarm(alarms), revision) => Ok(etcd::AlarmResponse {
@@ -74,12 +72,10 @@ impl MaintenanceService {
     /// A list needs no log entry.
     async fn answer_alarm_list(
         &self,
-        caller: &Caller,
         wanted: conclave_state_machine::command::AlarmChange,
     ) -> Result<etcd::AlarmResponse, Status> {
         use conclave_state_machine::command::AlarmKind;
         self.context.read_barrier().await?;
-        self.context.auth.check_by_name(caller, &RightsCheck::User)?;
         let head = self.context.node.reader().head();
         let mut alarms = head.alarms.clone();
         alarms.retain(|(_, kind)| wanted.alarm == AlarmKind::None || *kind == wanted.alarm);
