@@ -37,7 +37,7 @@ use crate::{
 impl Client {
     /// The barrier `name`.
     pub fn barrier(&self, name: impl Into<Vec<u8>>) -> Barrier {
-        Barrier { caller: Caller::client(self), name: name.into().into() }
+        Barrier { caller: Caller::client(self), name: self.namespace().name(name) }
     }
 }
 
@@ -45,7 +45,8 @@ impl Session {
     /// The barrier `name`, raised and lifted in the name of this session: a request that is sent again and
     /// comes late does nothing. A barrier that is to go with the session: [`Session::hold_barrier`].
     pub fn barrier(&self, name: impl Into<Vec<u8>>) -> Barrier {
-        Barrier { caller: Caller::session(self), name: name.into().into() }
+        let name = self.client().namespace().name(name);
+        Barrier { caller: Caller::session(self), name }
     }
 
     /// Raises the barrier `name` for as long as the guard exists and the session lives.
@@ -53,7 +54,7 @@ impl Session {
     /// # Errors
     /// [`Error::Refused`] if it is raised already. See [`Error`].
     pub async fn hold_barrier(&self, name: impl Into<Vec<u8>>) -> Result<HeldBarrier, Error> {
-        let name = Bytes::from(name.into());
+        let name = self.client().namespace().name(name);
         let ticket = self.request().await?;
         let (session, sequence) = (self.clone(), ticket.sequence());
         // From here on it is taken back, also if nobody awaits this to its end.

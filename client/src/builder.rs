@@ -2,6 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use http::HeaderMap;
 use tokio::{runtime::Handle, time::Instant};
 
 use crate::{
@@ -9,7 +10,8 @@ use crate::{
     client::{Client, Pool},
     endpoint::Endpoint,
     error::Error,
-    login::Login,
+    login::{Headers, Login},
+    namespace::Namespace,
     tls::Tls,
 };
 use conclave_transport::Target;
@@ -21,6 +23,7 @@ pub(crate) struct Settings {
     pub(crate) ping_interval: Duration,
     pub(crate) ping_timeout: Duration,
     pub(crate) login: Option<Arc<Login>>,
+    pub(crate) headers: Option<Headers>,
 }
 
 /// Configures a [`Client`]; start with [`Client::builder`].
@@ -50,6 +53,7 @@ pub struct Builder {
     tls: Option<Tls>,
     are_writes_remembered: bool,
     retry_budget: RetryBudget,
+    namespace: Namespace,
 }
 
 impl Builder {
@@ -65,10 +69,12 @@ impl Builder {
                 ping_interval: Duration::from_secs(6),
                 ping_timeout: Duration::from_secs(4),
                 login: None,
+                headers: None,
             },
             tls: None,
             are_writes_remembered: true,
             retry_budget: RetryBudget::default(),
+            namespace: Namespace::default(),
         }
     }
 
@@ -126,6 +132,45 @@ impl Builder {
         self
     }
 
+    /// Calls this with the headers of every call before it is sent, on the task that makes the call: for the context
+    /// of a trace (`traceparent` of W3C Trace Context), which the server takes up with
+    /// `--enable-distributed-tracing`.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), conclave_client::Error> {
+    /// # mod opentelemetry { pub fn traceparent() -> String {
+    /// #     "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".to_owned()
+    /// # } }
+    /// use conclave_client::{Client, http::HeaderValue};
+    ///
+    /// let client = Client::builder(["127.0.0.1:2379"])
+    ///     .headers(|headers| {
+    ///         // Of the span that the program is in; or by a propagator of the crate `opentelemetry`.
+    ///         if let Ok(context) = HeaderValue::try_from(opentelemetry::traceparent()) {
+    ///             headers.insert("traceparent", context);
+    ///         }
+    ///     })
+    ///     .build()?;
+    /// # Ok(()) }
+    /// ```
+    pub fn headers(mut self, add: impl Fn(&mut HeaderMap) + Send + Sync + 'static) -> Self {
+        self.settings.headers = Some(Headers::new(add));
+        self
+    }
+
+    /// Puts this before every key that the client sends, and takes it off the keys in the answers: keys and values,
+    /// transactions, watches and settings, and the names of locks, elections, barriers, latches, counters and groups.
+    /// A range ends with the namespace at the latest. As the package `namespace` of etcd's client in Go does; a
+    /// lock of a name excludes the same one of such a client.
+    ///
+    /// What the server names itself stays whole: the keys of places and leaders, and the events of a server's log.
+    /// Services, users, permissions and members are those of the cluster.
+    pub fn namespace(mut self, prefix: impl AsRef<[u8]>) -> Self {
+        self.namespace = Namespace::default().within(prefix.as_ref());
+        self
+    }
+
     /// Makes the client. Nothing is connected before the first call; call it inside a tokio runtime, on
     /// which the client's own tasks run: what it keeps alive is lost with that runtime.
     ///
@@ -153,6 +198,6 @@ impl Builder {
         let endpoints = targets.into_iter().map(endpoint).collect();
         let budget = Arc::new(Budget::new(self.retry_budget, Instant::now()));
         let pool = Pool::new(endpoints, Handle::current(), self.are_writes_remembered, budget);
-        Ok(Client::new(pool, self.timeout))
+        Ok(Client::new(pool, self.timeout, self.namespace))
     }
 }

@@ -16,8 +16,9 @@ use tokio::{
     runtime::Handle,
     time::{Instant, sleep_until, timeout, timeout_at},
 };
-use tokio_util::task::TaskTracker;
-use tonic::{Response, Status};
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
+use tonic::{Code, Response, Status};
+use tracing::{Instrument as _, Span, field};
 
 use crate::{
     backoff::Backoff,
@@ -26,6 +27,7 @@ use crate::{
     endpoint::Endpoint,
     error::{Error, Outcome},
     login::{Channel, Logins},
+    namespace::Namespace,
     session::Heart,
     writes::Writers,
 };
@@ -52,6 +54,7 @@ const TIMEOUT_MAX: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
 pub struct Client {
     pool: Arc<Pool>,
     timeout: Duration,
+    namespace: Namespace,
 }
 
 impl Client {
@@ -65,14 +68,42 @@ impl Client {
         Builder::new(endpoints.into_iter().map(Into::into).collect())
     }
 
-    pub(crate) fn new(pool: Pool, timeout: Duration) -> Self {
-        Self { pool: Arc::new(pool), timeout: timeout.min(TIMEOUT_MAX) }
+    pub(crate) fn new(pool: Pool, timeout: Duration, namespace: Namespace) -> Self {
+        Self { pool: Arc::new(pool), timeout: timeout.min(TIMEOUT_MAX), namespace }
     }
 
     /// The same client with another time limit for each call; more than 30 years are 30 years.
     #[must_use]
     pub fn with_timeout(&self, timeout: Duration) -> Self {
-        Self { pool: Arc::clone(&self.pool), timeout: timeout.min(TIMEOUT_MAX) }
+        Self { timeout: timeout.min(TIMEOUT_MAX), ..self.clone() }
+    }
+
+    /// The same client for a part of the key space as if it were all of it: what [`Builder::namespace`] does,
+    /// within the namespace that this client has already.
+    ///
+    /// ```no_run
+    /// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+    /// let team = client.with_namespace("/team-a/");
+    /// team.put("color", "red").await?;
+    /// assert!(client.get("/team-a/color").await?.one().is_some_and(|kv| kv.value == "red"));
+    /// // The keys of a namespace, and none of another one.
+    /// for kv in &team.get("").prefix().await?.kvs {
+    ///     println!("{}", String::from_utf8_lossy(&kv.key)); // color
+    /// }
+    /// # Ok(()) }
+    /// ```
+    #[must_use]
+    pub fn with_namespace(&self, prefix: impl AsRef<[u8]>) -> Self {
+        Self { namespace: self.namespace.within(prefix.as_ref()), ..self.clone() }
+    }
+
+    /// The same client for the whole key space.
+    pub(crate) fn bare(&self) -> Self {
+        Self { namespace: Namespace::default(), ..self.clone() }
+    }
+
+    pub(crate) fn namespace(&self) -> &Namespace {
+        &self.namespace
     }
 
     /// The time allowed for each call.
@@ -96,7 +127,7 @@ impl Client {
             let (runtime, budget) = (runtime.clone(), Arc::clone(budget));
             let endpoints = vec![Arc::clone(endpoint)];
             let pool = Pool::new(endpoints, runtime, *are_writes_remembered, budget);
-            Self::new(pool, self.timeout)
+            Self::new(pool, self.timeout, self.namespace.clone())
         };
         self.pool.endpoints.iter().map(single).collect()
     }
@@ -134,6 +165,14 @@ impl Client {
     /// whatever runtime the caller is on.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         drop(self.pool.tasks.spawn_on(task, &self.pool.runtime));
+    }
+
+    /// Runs a task where the connections live, until its handle is dropped.
+    pub(crate) fn task<T: Send + 'static>(
+        &self,
+        task: impl Future<Output = T> + Send + 'static,
+    ) -> AbortOnDropHandle<T> {
+        AbortOnDropHandle::new(self.pool.runtime.spawn(task))
     }
 
     /// Calls with retries on other endpoints while the time limit allows: for requests that
@@ -185,13 +224,24 @@ impl Client {
         let mut logins = Logins::default();
         let mut doubt = None;
         let mut reason = None;
+        let mut attempts = 0_u32;
         loop {
             let index = self.pool.choose(&tried);
             let endpoint = &self.pool.endpoints[index];
             let shares = u32::try_from(shares.saturating_sub(tried.len()).max(1)).unwrap_or(1);
             let now = Instant::now();
             let until = now + deadline.saturating_duration_since(now) / shares;
-            let error = match self.attempt(endpoint, until, call(endpoint.channel())).await {
+            attempts += 1;
+            // `method` is filled in by the channel.
+            let span = tracing::debug_span!(
+                "attempt",
+                method = field::Empty,
+                endpoint = endpoint.address(),
+                number = attempts,
+                outcome = field::Empty,
+            );
+            let attempt = self.attempt(endpoint, until, call(endpoint.channel()));
+            let error = match attempt.instrument(span).await {
                 Ok(answer) => {
                     self.pool.budget.earn();
                     return Ok((answer, doubt));
@@ -229,7 +279,14 @@ impl Client {
         call: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Result<T, Error> {
         let _in_flight = endpoint.enter();
-        match timeout_at(until, call).await {
+        let ended = timeout_at(until, call).await;
+        let code = match &ended {
+            Ok(Ok(_)) => Code::Ok,
+            Ok(Err(status)) => status.code(),
+            Err(_elapsed) => Code::DeadlineExceeded,
+        };
+        Span::current().record("outcome", field::debug(code));
+        match ended {
             Ok(Ok(response)) => {
                 endpoint.succeeded();
                 Ok(response.into_inner())
@@ -275,6 +332,7 @@ impl fmt::Debug for Client {
         f.debug_struct("Client")
             .field("endpoints", &self.endpoints())
             .field("timeout", &self.timeout)
+            .field("namespace", self.namespace.prefix())
             .finish()
     }
 }

@@ -29,14 +29,15 @@ use crate::{client::Client, error::Error, once::Caller, session::Session};
 impl Client {
     /// The counter `name`.
     pub fn counter(&self, name: impl Into<Vec<u8>>) -> Counter {
-        Counter { caller: Caller::client(self), name: name.into().into() }
+        Counter { caller: Caller::client(self), name: self.namespace().name(name) }
     }
 }
 
 impl Session {
     /// The counter `name`, changed in the name of this session: every change once.
     pub fn counter(&self, name: impl Into<Vec<u8>>) -> Counter {
-        Counter { caller: Caller::session(self), name: name.into().into() }
+        let name = self.client().namespace().name(name);
+        Counter { caller: Caller::session(self), name }
     }
 }
 

@@ -43,7 +43,7 @@ impl Session {
     /// Starts to describe how to enter the double barrier `name` of `count` participants (1 to 1,024); await
     /// it to enter.
     pub fn double_barrier(&self, name: impl Into<Vec<u8>>, count: u32) -> Enter {
-        let (session, name) = (self.clone(), name.into().into());
+        let (session, name) = (self.clone(), self.client().namespace().name(name));
         Enter { session, name, count, note: Bytes::new(), wait: None }
     }
 }

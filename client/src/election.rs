@@ -43,7 +43,7 @@ use crate::{
     lock::Guarded,
     patience::Patience,
     pulse::run_while,
-    queue::Turn,
+    queue::{Enter, Turn},
     session::{self, Session},
     txn::Txn,
 };
@@ -57,7 +57,7 @@ pub use observe::{Leader, Observer};
 impl Client {
     /// The election `name`. Each candidate has a session of its own.
     pub fn election(&self, name: impl Into<Vec<u8>>) -> Election {
-        let (client, name) = (self.clone(), name.into().into());
+        let (client, name) = (self.clone(), self.namespace().name(name));
         Election { client, session: None, name, ttl: session::TTL, owner: None }
     }
 }
@@ -66,7 +66,8 @@ impl Session {
     /// The election `name`, with this session as candidate. A session is a candidate of a name once: campaigns
     /// at the same time share the place, which goes with the last of them.
     pub fn election(&self, name: impl Into<Vec<u8>>) -> Election {
-        let (client, name) = (self.client().clone(), name.into().into());
+        let client = self.client().clone();
+        let name = client.namespace().name(name);
         Election { client, session: Some(self.clone()), name, ttl: session::TTL, owner: None }
     }
 }
@@ -185,7 +186,7 @@ impl Campaign {
                 let begin = client.session().ttl(ttl).owner(owner);
                 match begin.within(patience.limit(&client)).native().await {
                     Err(Error::Unimplemented(_)) => {
-                        let enter = client.queue(&name[..]).ttl(ttl).value(value);
+                        let enter = Enter::at(&client, name).ttl(ttl).value(value);
                         let enter = match wait {
                             Some(wait) => enter.wait(wait),
                             None => enter,

@@ -18,7 +18,7 @@ use crate::{
     backoff,
     builder::Settings,
     error::Error,
-    login::{Channel, Desk},
+    login::{Channel, Desk, Headers},
 };
 
 /// Large ranges and watch catch-up should not wait for window updates; 64 KiB, the default, does.
@@ -36,6 +36,7 @@ pub(crate) struct Endpoint {
     address: String,
     channel: transport::Channel,
     desk: Option<Arc<Desk>>,
+    headers: Option<Headers>,
     in_flight: AtomicUsize,
     failures: AtomicU32,
     /// Milliseconds after `epoch` until which other endpoints are preferred.
@@ -63,6 +64,7 @@ impl Endpoint {
             address,
             channel: transport.connect_with_connector_lazy(connector),
             desk: settings.login.clone().map(|login| Arc::new(Desk::new(login))),
+            headers: settings.headers.clone(),
             in_flight: AtomicUsize::new(0),
             failures: AtomicU32::new(0),
             down_until_ms: AtomicU64::new(0),
@@ -75,7 +77,7 @@ impl Endpoint {
     }
 
     pub(crate) fn channel(&self) -> Channel {
-        Channel::new(self.channel.clone(), self.desk.clone())
+        Channel::new(self.channel.clone(), self.desk.clone(), self.headers.clone())
     }
 
     /// Whether calls are made as a user.

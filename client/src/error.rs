@@ -95,6 +95,14 @@ pub enum Error {
         /// The store's revision when it was done.
         revision: i64,
     },
+    /// What a key says is not what the program takes it for: correct the value, or the type.
+    #[error("{key}: {message}")]
+    Decode {
+        /// The key.
+        key: String,
+        /// What is wrong with its value, and where.
+        message: String,
+    },
     /// The revision asked for is gone: read the current state and go on from there.
     #[error("etcdserver: mvcc: required revision has been compacted")]
     Compacted {
@@ -174,6 +182,7 @@ impl Error {
             | Self::Lost { .. }
             | Self::AnswerLost { .. }
             | Self::Compacted { .. }
+            | Self::Decode { .. }
             | Self::Deadline { .. } => None,
             Self::Invalid(status)
             | Self::Refused(status)

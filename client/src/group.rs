@@ -47,14 +47,14 @@ const STATES_MAX: usize = 16;
 impl Client {
     /// The group `name`, to look at.
     pub fn group(&self, name: impl Into<Vec<u8>>) -> Group {
-        Group { client: self.clone(), name: name.into().into() }
+        Group { client: self.bare(), name: self.namespace().name(name) }
     }
 }
 
 impl Session {
     /// The group `name`, to join with this session.
     pub fn group(&self, name: impl Into<Vec<u8>>) -> Joinable {
-        Joinable { session: self.clone(), name: name.into().into() }
+        Joinable { session: self.clone(), name: self.client().namespace().name(name) }
     }
 }
 
@@ -105,7 +105,7 @@ impl Group {
         let prefix = Bytes::from([&self.name[..], b"/"].concat());
         let mirror = Mirror::new(self.client.clone(), prefix.clone(), 0);
         let (sender, states) = mpsc::channel(STATES_MAX);
-        let task = AbortOnDropHandle::new(tokio::spawn(follow(mirror, prefix, sender)));
+        let task = self.client.task(follow(mirror, prefix, sender));
         Followed { states, _task: task }
     }
 }

@@ -82,11 +82,13 @@ impl Client {
     /// # Errors
     /// See [`Error`]; reads are retried on other endpoints while the time limit allows.
     pub async fn send_range(&self, request: RangeRequest) -> Result<Reply<RangeResponse>, Error> {
+        let request = self.namespace().range(request)?;
         let call = |channel| {
             let request = request.clone();
             async move { kv(channel).range(request).await }
         };
-        let reply = self.read(call).await.map(Reply::new)?;
+        let answer = self.read(call).await?;
+        let reply = Reply::new(self.namespace().ranged(answer));
         self.writers().saw(reply.revision());
         Ok(reply)
     }
@@ -96,15 +98,19 @@ impl Client {
     /// # Errors
     /// See [`Error`]; [`Error::outcome`] tells whether it may have been applied.
     pub async fn send_put(&self, request: PutRequest) -> Result<Reply<PutResponse>, Error> {
+        let request = self.namespace().put(request)?;
         let operation = Request::RequestPut(request.clone());
-        if let Some((header, Answer::ResponsePut(answer))) = self.operate(operation).await? {
-            return Ok(Reply::new(PutResponse { header, ..answer }));
-        }
-        let call = |channel| {
-            let request = request.clone();
-            async move { kv(channel).put(request).await }
+        let answer = match self.operate(operation).await? {
+            Some((header, Answer::ResponsePut(answer))) => PutResponse { header, ..answer },
+            _ => {
+                let call = |channel| {
+                    let request = request.clone();
+                    async move { kv(channel).put(request).await }
+                };
+                self.write(call).await?
+            }
         };
-        self.write(call).await.map(Reply::new)
+        Ok(Reply::new(self.namespace().was_put(answer)))
     }
 
     /// Sends a deletion as it is.
@@ -115,16 +121,21 @@ impl Client {
         &self,
         request: DeleteRangeRequest,
     ) -> Result<Reply<DeleteRangeResponse>, Error> {
+        let request = self.namespace().delete(request)?;
         let operation = Request::RequestDeleteRange(request.clone());
-        if let Some((header, Answer::ResponseDeleteRange(answer))) = self.operate(operation).await?
-        {
-            return Ok(Reply::new(DeleteRangeResponse { header, ..answer }));
-        }
-        let call = |channel| {
-            let request = request.clone();
-            async move { kv(channel).delete_range(request).await }
+        let answer = match self.operate(operation).await? {
+            Some((header, Answer::ResponseDeleteRange(answer))) => {
+                DeleteRangeResponse { header, ..answer }
+            }
+            _ => {
+                let call = |channel| {
+                    let request = request.clone();
+                    async move { kv(channel).delete_range(request).await }
+                };
+                self.write(call).await?
+            }
         };
-        self.write(call).await.map(Reply::new)
+        Ok(Reply::new(self.namespace().deleted(answer)))
     }
 
     /// Sends one operation as a transaction that the cluster remembers; `None` if it cannot.
@@ -177,6 +188,11 @@ pub struct Get<C> {
 }
 
 impl<C> Get<C> {
+    /// Whom to ask, and what.
+    pub(crate) fn into_parts(self) -> (C, RangeRequest) {
+        (self.client, self.request)
+    }
+
     fn new(client: C, key: impl Into<Vec<u8>>) -> Self {
         let request = RangeRequest { key: Bytes::from(key.into()), ..RangeRequest::default() };
         Self { client, request }

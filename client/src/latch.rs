@@ -34,14 +34,15 @@ use crate::{
 impl Client {
     /// The latch `name`.
     pub fn latch(&self, name: impl Into<Vec<u8>>) -> Latch {
-        Latch { caller: Caller::client(self), name: name.into().into() }
+        Latch { caller: Caller::client(self), name: self.namespace().name(name) }
     }
 }
 
 impl Session {
     /// The latch `name`, counted down in the name of this session: every count-down once.
     pub fn latch(&self, name: impl Into<Vec<u8>>) -> Latch {
-        Latch { caller: Caller::session(self), name: name.into().into() }
+        let name = self.client().namespace().name(name);
+        Latch { caller: Caller::session(self), name }
     }
 }
 

@@ -110,7 +110,7 @@ impl Client {
     }
 
     /// The time a lease has left, in seconds (-1: there is no such lease), and with `keys` the keys
-    /// attached to it.
+    /// attached to it, of those in the client's namespace.
     ///
     /// # Errors
     /// See [`Error`].
@@ -121,7 +121,9 @@ impl Client {
     ) -> Result<Reply<LeaseTimeToLiveResponse>, Error> {
         let request = LeaseTimeToLiveRequest { id, keys };
         let call = |channel| async move { lease(channel).lease_time_to_live(request).await };
-        self.read(call).await.map(Reply::new)
+        let mut answer = self.read(call).await?;
+        answer.keys = self.namespace().own(answer.keys);
+        Ok(Reply::new(answer))
     }
 
     /// All leases.

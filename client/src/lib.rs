@@ -12,6 +12,7 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`kv`] | request builders for keys and values |
+//! | `pages`, `json` | large ranges in pages of one revision; values as types of the program |
 //! | [`txn`] | transactions: compares and operations |
 //! | [`watch`] | streams of changes |
 //! | [`lease`] | leases and the guard that keeps one alive |
@@ -30,10 +31,12 @@
 //! | [`maintenance`] | members, status, alarms, and what operators do |
 //! | [`snapshot`] | a member's whole state, for a backup |
 //! | [`key`] | ranges of keys |
+//! | `blocking` | all of it without a runtime (feature `blocking`) |
 //! | `client`, `builder`, `endpoint`, `tls`, `login`, `discover` | the handle and its settings; servers, how they are reached and told who calls |
 //! | `reply`, `error`, `backoff`, `budget`, `moment` | answers, what can go wrong, pauses between attempts, how many there may be, the clock |
 //! | `reliance`, `known_cluster` | for how long a lease may be relied on; whether it is still the cluster whose answers are known |
 //! | `pulse`, `loss`, `tell` | whether what a guard hangs on lives, and work that needs it; why something is held no more; telling it all at once |
+//! | `namespace` | a part of the key space as if it were all of it |
 //! | `writes`, `once`, `undo` | requests that may be sent again; what is taken back when it is dropped |
 //! | `patience`, `mirror`, `page`, `cache` | waiting on a stream; keys and their changes; a member's pages; a file for a start without the cluster |
 //!
@@ -53,6 +56,8 @@ pub mod auth;
 mod backoff;
 pub mod balance;
 pub mod barrier;
+#[cfg(feature = "blocking")]
+pub mod blocking;
 mod budget;
 mod builder;
 mod cache;
@@ -65,6 +70,7 @@ pub mod election;
 mod endpoint;
 mod error;
 pub mod group;
+mod json;
 pub mod key;
 mod known_cluster;
 pub mod kv;
@@ -76,8 +82,10 @@ mod loss;
 pub mod maintenance;
 mod mirror;
 mod moment;
+mod namespace;
 mod once;
 mod page;
+mod pages;
 mod patience;
 mod pulse;
 pub mod queue;
@@ -96,6 +104,8 @@ mod writes;
 
 /// The messages of the wire, which answers carry unchanged.
 pub use conclave_proto::{etcdserverpb as pb, mvccpb, v1};
+/// The headers of calls; see [`Builder::headers`].
+pub use http;
 
 pub use crate::{
     budget::RetryBudget,
@@ -105,10 +115,12 @@ pub use crate::{
     discover::discover,
     election::{Election, Leadership},
     error::{Error, Outcome},
+    json::Json,
     lease::{Lease, LeaseState},
     lock::LockGuard,
     login::Channel,
     loss::Loss,
+    pages::Pages,
     reply::{Headed, Reply},
     session::{Session, SessionState},
     tls::Tls,

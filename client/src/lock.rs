@@ -48,6 +48,7 @@ use crate::{
     loss::Standing,
     once::{Number, Ticket},
     patience::{self, Ask, Heard, Patience},
+    queue::Enter,
     session::{self, Session},
     undo::{Did, Kept},
 };
@@ -108,7 +109,7 @@ pub struct Acquire {
 impl Acquire {
     fn new(client: Client, session: Option<Session>, name: Vec<u8>) -> Self {
         let request = AcquireRequest {
-            names: vec![name.into()],
+            names: vec![client.namespace().name(name)],
             permits: 1,
             limit: 1,
             ..AcquireRequest::default()
@@ -119,7 +120,7 @@ impl Acquire {
     /// Another lock, which is acquired together with the others or not at all. Whoever acquires several
     /// locks this way cannot deadlock, in whatever order they are named.
     pub fn and(mut self, name: impl Into<Vec<u8>>) -> Self {
-        self.request.names.push(name.into().into());
+        self.request.names.push(self.client.namespace().name(name));
         self
     }
 
@@ -261,7 +262,8 @@ async fn by_recipe(
         Ok([name]) if is_exclusive && !has_extras => name,
         _ => return Err(unimplemented()),
     };
-    let enter = client.queue(&name[..]).ttl(ttl.unwrap_or(session::TTL)).value(request.note);
+    let enter =
+        Enter::at(client, name.clone()).ttl(ttl.unwrap_or(session::TTL)).value(request.note);
     let enter = match wait {
         Some(wait) => enter.wait(wait),
         None => enter,

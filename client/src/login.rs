@@ -12,7 +12,7 @@ use std::{
 
 use conclave_proto::etcdserverpb::{AuthenticateRequest, auth_client::AuthClient};
 use futures::future::Either;
-use http::{HeaderValue, Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response};
 use parking_lot::Mutex;
 use tonic::{
     Status,
@@ -20,6 +20,7 @@ use tonic::{
     transport::{self, channel::ResponseFuture},
 };
 use tower::Service;
+use tracing::Span;
 
 use crate::{endpoint::Endpoint, error::Error};
 
@@ -179,11 +180,32 @@ impl Desk {
 pub struct Channel {
     inner: transport::Channel,
     desk: Option<Arc<Desk>>,
+    headers: Option<Headers>,
+}
+
+/// What a program adds to the headers of every call.
+#[derive(Clone)]
+pub(crate) struct Headers(Arc<dyn Fn(&mut HeaderMap) + Send + Sync>);
+
+impl Headers {
+    pub(crate) fn new(add: impl Fn(&mut HeaderMap) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(add))
+    }
+}
+
+impl fmt::Debug for Headers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Headers(..)")
+    }
 }
 
 impl Channel {
-    pub(crate) fn new(inner: transport::Channel, desk: Option<Arc<Desk>>) -> Self {
-        Self { inner, desk }
+    pub(crate) fn new(
+        inner: transport::Channel,
+        desk: Option<Arc<Desk>>,
+        headers: Option<Headers>,
+    ) -> Self {
+        Self { inner, desk, headers }
     }
 }
 
@@ -198,7 +220,11 @@ impl Service<Request<Body>> for Channel {
         self.inner.poll_ready(cx)
     }
 
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
+    fn call(&mut self, mut request: Request<Body>) -> Self::Future {
+        Span::current().record("method", request.uri().path());
+        if let Some(Headers(add)) = &self.headers {
+            add(request.headers_mut());
+        }
         match &self.desk {
             None => Either::Left(self.inner.call(request)),
             Some(desk) => {

@@ -1,7 +1,10 @@
 //! All keys with a prefix, as they are now and after each change: a snapshot, then what changed since
 //! its revision, without a gap.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::{
+    collections::{BTreeMap, VecDeque},
+    sync::Arc,
+};
 
 use bytes::Bytes;
 use conclave_proto::{
@@ -144,6 +147,11 @@ impl Mirror {
         connected.mark_unchanged();
         self.watch = Some((watcher, connected));
         Ok(())
+    }
+
+    /// Why no server tells of changes at present, if that is known.
+    pub(crate) fn trouble(&self) -> Option<Arc<str>> {
+        self.watch.as_ref().and_then(|(watcher, _)| watcher.trouble())
     }
 
     /// The keys with the prefix.

@@ -45,6 +45,7 @@ use crate::{
     key::prefix_end,
     kv::{get, put},
     lease::Lease,
+    namespace::Namespace,
     reply::Reply,
     session,
     txn::{Operation, Txn, key, txn},
@@ -53,13 +54,7 @@ use crate::{
 impl Client {
     /// Starts to describe a place in the queue for `name`; await it to wait for the turn.
     pub fn queue(&self, name: impl Into<Vec<u8>>) -> Enter {
-        Enter {
-            client: self.clone(),
-            name: name.into(),
-            value: Vec::new(),
-            ttl: session::TTL,
-            wait: None,
-        }
+        Enter::at(self, self.namespace().name(name))
     }
 }
 
@@ -84,13 +79,22 @@ impl Client {
 #[must_use = "no place is taken until it is awaited"]
 pub struct Enter {
     client: Client,
-    name: Vec<u8>,
+    /// Of the transactions that need the turn.
+    namespace: Namespace,
+    /// Whole.
+    name: Bytes,
     value: Vec<u8>,
     ttl: Duration,
     wait: Option<Duration>,
 }
 
 impl Enter {
+    /// The queue for the whole `name`, whatever the namespace of the client.
+    pub(crate) fn at(client: &Client, name: Bytes) -> Self {
+        let (client, namespace) = (client.bare(), client.namespace().clone());
+        Self { client, namespace, name, value: Vec::new(), ttl: session::TTL, wait: None }
+    }
+
     /// How long the place outlives the last keep-alive. Default 10 s.
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = ttl;
@@ -129,7 +133,10 @@ impl Enter {
         match waited {
             // Answers may be old: whoever has no lease has no turn.
             Ok(_) if lease.is_lost() => Err(Error::session_lost()),
-            Ok((place, revision)) => Ok(Turn { client: self.client, lease, place, revision }),
+            Ok((place, revision)) => {
+                let Self { client, namespace, .. } = self;
+                Ok(Turn { client, namespace, lease, place, revision })
+            }
             Err(error) => {
                 // Whoever asks again at once shall not find its own old place before it.
                 if let Err(error) = lease.revoke().await {
@@ -257,6 +264,7 @@ async fn wait_for_delete(client: &Client, key: Bytes, revision: i64) -> Result<(
 #[must_use = "the turn is over when the guard is dropped"]
 pub struct Turn {
     client: Client,
+    namespace: Namespace,
     lease: Lease,
     place: Place,
     revision: i64,
@@ -319,11 +327,12 @@ impl Turn {
 
     /// Starts a transaction that is carried out only if the name is held at that very moment.
     pub fn txn(&self) -> Txn<Owned> {
-        let Place { key, token } = self.place.clone();
-        Txn {
-            client: Owned { client: self.client.clone(), key, token },
-            request: Default::default(),
-        }
+        self.txn_in(self.namespace.clone())
+    }
+
+    fn txn_in(&self, namespace: Namespace) -> Txn<Owned> {
+        let (client, Place { key, token }) = (self.client.clone(), self.place.clone());
+        Txn { client: Owned { client, namespace, key, token }, request: Default::default() }
     }
 
     /// Changes what the key says.
@@ -333,7 +342,7 @@ impl Turn {
     /// may have been applied.
     pub async fn set_value(&self, value: impl Into<Vec<u8>>) -> Result<(), Error> {
         let put = put(&self.place.key[..], value).lease(self.lease.id());
-        self.txn().then(put).commit().await.map(drop)
+        self.txn_in(Namespace::default()).then(put).commit().await.map(drop)
     }
 
     /// Gives the name up.
@@ -368,6 +377,7 @@ impl Turn {
 #[derive(Debug, Clone)]
 pub struct Owned {
     client: Client,
+    namespace: Namespace,
     key: Bytes,
     token: i64,
 }
@@ -379,7 +389,8 @@ impl Txn<Owned> {
     /// [`Error::Lost`] if the name is held no more; nothing was done then. See [`Error`];
     /// [`Error::outcome`] tells whether it may have been applied.
     pub async fn commit(self) -> Result<Reply<TxnResponse>, Error> {
-        let Self { client: Owned { client, key: own, token }, request } = self;
+        let Self { client: Owned { client, namespace, key: own, token }, request } = self;
+        let request = namespace.txn(request)?;
         // In one another, so that the answer tells the two kinds of compares apart.
         let inner = Txn { request, ..txn() };
         let is_own = key(own).create_revision().equal(token);
@@ -388,7 +399,8 @@ impl Txn<Owned> {
         match answer {
             Some(Response::ResponseTxn(answer)) if outer.succeeded => {
                 // etcd leaves the header of the inner one empty.
-                Ok(Reply::new(TxnResponse { header: outer.header, ..answer }))
+                let answer = TxnResponse { header: outer.header, ..answer };
+                Ok(Reply::new(namespace.committed(answer)))
             }
             _ => Err(Error::lost("the name is held no more")),
         }

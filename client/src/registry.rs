@@ -60,7 +60,7 @@ pub use self::{
 impl Client {
     /// The service `name`.
     pub fn service(&self, name: impl Into<String>) -> Service {
-        Service { client: self.clone(), name: name.into() }
+        Service { client: self.bare(), name: name.into() }
     }
 }
 

@@ -43,17 +43,20 @@ impl Client {
     /// # Errors
     /// See [`Error`]; [`Error::outcome`] tells whether it may have been applied.
     pub async fn send_txn(&self, request: TxnRequest) -> Result<Reply<TxnResponse>, Error> {
+        let request = self.namespace().txn(request)?;
         let call = |channel| {
             let request = request.clone();
             async move { kv(channel).txn(request).await }
         };
-        if is_read(&request) {
-            return self.read(call).await.map(Reply::new);
-        }
-        match self.write_once(&[], &request).await? {
-            Some(answer) => Ok(Reply::new(answer)),
-            None => self.write(call).await.map(Reply::new),
-        }
+        let answer = if is_read(&request) {
+            self.read(call).await?
+        } else {
+            match self.write_once(&[], &request).await? {
+                Some(answer) => answer,
+                None => self.write(call).await?,
+            }
+        };
+        Ok(Reply::new(self.namespace().committed(answer)))
     }
 }
 

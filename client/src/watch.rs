@@ -17,9 +17,10 @@ use std::{
 use bytes::Bytes;
 use conclave_proto::{
     etcdserverpb::{ResponseHeader, WatchCreateRequest, watch_create_request::FilterType},
-    mvccpb::Event,
+    mvccpb::{Event, KeyValue},
 };
 use futures::Stream;
+use parking_lot::Mutex;
 use tokio::sync::{mpsc, watch};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -40,7 +41,14 @@ impl Client {
             ..WatchCreateRequest::default()
         };
         let cluster = KnownCluster::default();
-        Watch { client: self.clone(), request, created_notify: false, known: 0, cluster }
+        Watch {
+            client: self.clone(),
+            request,
+            created_notify: false,
+            on_compaction: OnCompaction::default(),
+            known: 0,
+            cluster,
+        }
     }
 }
 
@@ -64,12 +72,55 @@ pub struct Watch {
     client: Client,
     request: WatchCreateRequest,
     created_notify: bool,
+    on_compaction: OnCompaction,
     known: i64,
     cluster: KnownCluster,
 }
 
+/// What a watch does when changes that it has not delivered are compacted already: it was away for too long, or
+/// began too far back.
+///
+/// ```no_run
+/// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+/// use std::collections::BTreeMap;
+/// use conclave_client::{mvccpb::event::EventType, watch::OnCompaction};
+///
+/// let mut jobs = BTreeMap::new();
+/// # let known = 1;
+/// let watch = client.watch("jobs/").prefix().from_revision(known + 1);
+/// let mut changes = watch.on_compaction(OnCompaction::Resync).start();
+/// while let Some(response) = changes.next().await? {
+///     if let Some(now) = response.snapshot {
+///         jobs = now.into_iter().map(|kv| (kv.key, kv.value)).collect();
+///     }
+///     for event in response.events {
+///         let Some(kv) = event.kv else { continue };
+///         match EventType::try_from(event.r#type) {
+///             Ok(EventType::Put) => _ = jobs.insert(kv.key, kv.value),
+///             _ => _ = jobs.remove(&kv.key),
+///         }
+///     }
+/// }
+/// # Ok(()) }
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum OnCompaction {
+    /// Ends with [`Error::Compacted`], as etcd's own clients do.
+    #[default]
+    Fail,
+    /// Goes on with a [`Response`] that has a [`Response::snapshot`]: what is there now, whatever happened before.
+    /// If it cannot be read, for the same reasons as any read, the watch ends with that error.
+    Resync,
+}
+
 impl Watch {
     spans!();
+
+    /// What to do when the next changes are compacted already. Default: to end.
+    pub fn on_compaction(mut self, what: OnCompaction) -> Self {
+        self.on_compaction = what;
+        self
+    }
 
     /// Begins with the events of this revision; 0 for those after the watch was created.
     pub fn from_revision(mut self, revision: i64) -> Self {
@@ -114,21 +165,24 @@ impl Watch {
         self
     }
 
-    /// Begins to watch, in a task of the current tokio runtime.
+    /// Begins to watch, in a task of the client's runtime.
     #[must_use = "the watch ends when the watcher is dropped"]
     pub fn start(self) -> Watcher {
         let (output, responses) = mpsc::channel(RESPONSES_MAX);
         let (progress, progress_requests) = mpsc::channel(PROGRESS_REQUESTS_MAX);
         let cancel_header = Arc::new(OnceLock::new());
         let (connection, is_connected) = watch::channel(false);
+        let trouble = Trouble::default();
         let channels = resume::Channels {
             output,
             progress: progress_requests,
             cancel_header: Arc::clone(&cancel_header),
             connection,
+            trouble: trouble.clone(),
         };
-        let task = AbortOnDropHandle::new(tokio::spawn(resume::Task::new(self, channels).run()));
-        Watcher { responses, progress, cancel_header, is_connected, _task: task }
+        let client = self.client.clone();
+        let task = client.task(resume::Task::new(self, channels).run());
+        Watcher { responses, progress, cancel_header, is_connected, trouble, _task: task }
     }
 }
 
@@ -159,13 +213,20 @@ pub struct Response {
     pub created: bool,
     /// The changes. None if this only reports progress.
     pub events: Vec<Event>,
+    /// All pairs of the range as of the header's revision, in place of changes that are compacted; only with
+    /// [`OnCompaction::Resync`].
+    pub snapshot: Option<Vec<KeyValue>>,
 }
 
 impl Response {
+    fn of(header: Option<ResponseHeader>, created: bool, events: Vec<Event>) -> Self {
+        Self { header, created, events, snapshot: None }
+    }
+
     /// Whether this only says how far the watch has come.
     #[must_use]
     pub fn is_progress(&self) -> bool {
-        self.events.is_empty() && !self.created
+        self.events.is_empty() && !self.created && self.snapshot.is_none()
     }
 
     /// The revision in the header.
@@ -203,6 +264,7 @@ pub struct Watcher {
     progress: mpsc::Sender<()>,
     cancel_header: Arc<OnceLock<ResponseHeader>>,
     is_connected: watch::Receiver<bool>,
+    trouble: Trouble,
     _task: AbortOnDropHandle<()>,
 }
 
@@ -222,6 +284,16 @@ impl Watcher {
         self.is_connected.clone()
     }
 
+    /// Why no server has the watch at present, as far as that is known; `None` while one has it. For people.
+    #[must_use]
+    pub fn trouble(&self) -> Option<Arc<str>> {
+        self.trouble.get()
+    }
+
+    pub(crate) fn troubles(&self) -> Trouble {
+        self.trouble.clone()
+    }
+
     /// The header of the message by which the server ended the watch.
     #[must_use]
     pub fn cancel_header(&self) -> Option<&ResponseHeader> {
@@ -234,6 +306,20 @@ impl Watcher {
         if self.progress.try_send(()).is_err() {
             tracing::trace!("a progress request is already on its way, or the watch has ended");
         }
+    }
+}
+
+/// What keeps a watch from being served, in words.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Trouble(Arc<Mutex<Option<Arc<str>>>>);
+
+impl Trouble {
+    pub(crate) fn get(&self) -> Option<Arc<str>> {
+        self.0.lock().clone()
+    }
+
+    fn set(&self, trouble: Option<Arc<str>>) {
+        *self.0.lock() = trouble;
     }
 }
 

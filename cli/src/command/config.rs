@@ -236,11 +236,15 @@ async fn watch(context: &Context, sources: &Sources) -> Result<(), Failure> {
                     break Settings { revision: change.revision, tree };
                 }
                 Ok(()) = status.changed() => {
-                    let is_now = status.borrow_and_update().is_connected;
-                    if is_now != is_connected {
-                        complain(if is_now { BACK } else { LOST });
+                    let now = status.borrow_and_update().clone();
+                    if now.is_connected != is_connected {
+                        match now.trouble {
+                            _ if now.is_connected => complain(BACK),
+                            Some(why) => complain(&format!("{LOST} ({why})")),
+                            None => complain(LOST),
+                        }
                     }
-                    is_connected = is_now;
+                    is_connected = now.is_connected;
                 }
                 rejection = rejections.recv() => match rejection {
                     Ok(rejection) => complain(&rejection.to_string()),

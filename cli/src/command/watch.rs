@@ -136,7 +136,7 @@ fn canceled(context: &Context, watcher: &Watcher, error: &Error) -> Failure {
     complain(&format!("watch was canceled ({})", describe(error)));
     if let Error::Compacted { revision } = error {
         let header = watcher.cancel_header().cloned();
-        let response = Response { header, created: false, events: Vec::new() };
+        let response = Response { header, created: false, events: Vec::new(), snapshot: None };
         if let Err(failure) = context.print(&Changes { response, compacted: *revision }) {
             return failure;
         }

@@ -236,8 +236,7 @@ impl<T: DeserializeOwned + Send + Sync + 'static> Builder<T> {
         let plan = self.plan().await?;
         if plan.sources.is_empty() {
             let settings = plan.settings(None).map_err(Error::rejected)?;
-            let status =
-                Status { revision: 0, basis: Basis::Local, is_connected: true, rejection: None };
+            let status = Status { is_connected: true, ..Status::new(0, Basis::Local) };
             let (_publisher, outlet) = Publisher::new(settings, status);
             return Ok(Config::new(outlet, None));
         }
@@ -371,6 +370,6 @@ fn booted<T>(
     rejection: Option<Rejection>,
 ) -> Booted<T> {
     let is_connected = fetched.is_some();
-    let status = Status { revision: settings.revision, basis, is_connected, rejection };
+    let status = Status { is_connected, rejection, ..Status::new(settings.revision, basis) };
     Booted { settings, status, fetched }
 }

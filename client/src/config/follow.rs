@@ -22,7 +22,7 @@ use crate::{
     cache::Cache,
     client::Client,
     error::Error,
-    watch::{Response, mod_revision},
+    watch::{Response, Trouble, mod_revision},
 };
 
 /// When settings are read again and when the cache is written, without a change.
@@ -154,7 +154,7 @@ impl<T: DeserializeOwned + Send + Sync + 'static> Follower<T> {
                 },
                 Err(error) => {
                     tracing::debug!(%error, "the settings cannot be read");
-                    self.publisher.connected(false);
+                    self.publisher.connected(false, Some(error.to_string().into()));
                     watches = None;
                 }
             }
@@ -168,7 +168,7 @@ impl<T: DeserializeOwned + Send + Sync + 'static> Follower<T> {
         let revision = fetched.revision;
         let is_same = self.last.as_ref().is_some_and(|last| last.pairs == fetched.pairs);
         if is_same {
-            self.publisher.connected(true);
+            self.publisher.connected(true, None);
         } else {
             match self.plan.settings(Some(&fetched)) {
                 Ok(settings) => self.publisher.publish(settings),
@@ -200,6 +200,8 @@ enum Signal {
 struct Watches {
     signals: SelectAll<BoxStream<'static, Signal>>,
     connected: Vec<bool>,
+    /// Why they are not, by source.
+    troubles: Vec<Trouble>,
     /// Up to here everything is known.
     revision: i64,
 }
@@ -207,6 +209,7 @@ struct Watches {
 impl Watches {
     fn new(client: &Client, sources: &[Source], revision: i64) -> Self {
         let mut signals = SelectAll::new();
+        let mut troubles = Vec::with_capacity(sources.len());
         for (index, source) in sources.iter().enumerate() {
             let range = source.range();
             let watcher = client
@@ -215,11 +218,12 @@ impl Watches {
                 .from_revision(revision + 1)
                 .progress_notify()
                 .start();
+            troubles.push(watcher.troubles());
             let connection = WatchStream::from_changes(watcher.connected());
             signals.push(connection.map(move |is| Signal::Connection(index, is)).boxed());
             signals.push(watcher.map(Signal::Response).boxed());
         }
-        Self { signals, connected: vec![true; sources.len()], revision }
+        Self { signals, connected: vec![true; sources.len()], troubles, revision }
     }
 
     /// Waits until it is time to read the sources, without a change after `wait`; `false` if a watch
@@ -230,8 +234,8 @@ impl Watches {
         wait: Duration,
         publisher: &Publisher<T>,
     ) -> bool {
-        let Self { signals, connected, revision } = self;
-        let mut changes = pin!(changes(signals, connected, *revision, publisher));
+        let Self { signals, connected, troubles, revision } = self;
+        let mut changes = pin!(changes(signals, (connected, troubles), *revision, publisher));
         let first = tokio::select! {
             change = changes.next() => match change {
                 Some(true) => Instant::now(),
@@ -255,7 +259,7 @@ impl Watches {
 /// `true` for each change above `revision`, `false` for a failure.
 fn changes<T>(
     signals: &mut SelectAll<BoxStream<'static, Signal>>,
-    connected: &mut [bool],
+    (connected, troubles): (&mut [bool], &[Trouble]),
     revision: i64,
     publisher: &Publisher<T>,
 ) -> impl Stream<Item = bool> {
@@ -263,7 +267,8 @@ fn changes<T>(
         let change = match signal {
             Signal::Connection(index, is_connected) => {
                 connected[index] = is_connected;
-                publisher.connected(connected.iter().all(|is| *is));
+                let trouble = troubles.iter().find_map(Trouble::get);
+                publisher.connected(connected.iter().all(|is| *is), trouble);
                 None
             }
             Signal::Response(Ok(response)) => {

@@ -60,8 +60,17 @@ pub struct Status {
     /// Whether changes would be noticed. If not, the settings in use may be out of date; they stay
     /// in use, and the connection is made again as soon as that is possible.
     pub is_connected: bool,
+    /// Why not, as far as that is known. For people.
+    pub trouble: Option<Arc<str>>,
     /// What is wrong with the newest settings, if they are not the ones in use.
     pub rejection: Option<Rejection>,
+}
+
+impl Status {
+    /// Of settings that are good, while nobody would tell of changes.
+    pub(super) fn new(revision: i64, basis: Basis) -> Self {
+        Self { revision, basis, is_connected: false, trouble: None, rejection: None }
+    }
 }
 
 /// The giving side of a configuration.
@@ -104,8 +113,7 @@ impl<T> Publisher<T> {
     pub(super) fn publish(&self, settings: Settings<T>) {
         let revision = settings.revision;
         let is_new = self.settings.borrow().tree != settings.tree;
-        let status =
-            Status { revision, basis: Basis::Cluster, is_connected: true, rejection: None };
+        let status = Status { is_connected: true, ..Status::new(revision, Basis::Cluster) };
         if is_new {
             store(&self.values, Arc::clone(&settings.value));
         }
@@ -126,7 +134,7 @@ impl<T> Publisher<T> {
     pub(super) fn reject(&self, rejection: Rejection) {
         tracing::warn!(revision = rejection.revision, "{rejection}");
         let mut status = self.status.borrow().clone();
-        status.is_connected = true;
+        (status.is_connected, status.trouble) = (true, None);
         status.rejection = Some(rejection.clone());
         store(&self.status, status);
         // Nobody may be listening; the status says it, too.
@@ -134,10 +142,11 @@ impl<T> Publisher<T> {
         tell(&self.status);
     }
 
-    pub(super) fn connected(&self, is_connected: bool) {
+    /// Whether changes would be noticed, and why not.
+    pub(super) fn connected(&self, is_connected: bool, trouble: Option<Arc<str>>) {
         self.status.send_if_modified(|status| {
-            let is_modified = status.is_connected != is_connected;
-            status.is_connected = is_connected;
+            let is_modified = (status.is_connected, &status.trouble) != (is_connected, &trouble);
+            (status.is_connected, status.trouble) = (is_connected, trouble);
             is_modified
         });
     }
@@ -185,8 +194,7 @@ mod tests {
 
     #[test]
     fn whoever_is_woken_sees_all_of_what_is_new() {
-        let status =
-            Status { revision: 1, basis: Basis::Cluster, is_connected: true, rejection: None };
+        let status = Status { is_connected: true, ..Status::new(1, Basis::Cluster) };
         let (publisher, outlet) = Publisher::new(settings(1, 80), status);
         let (mut values, mut all) = (outlet.values.clone(), outlet.settings.clone());
         let mut told = outlet.status.clone();

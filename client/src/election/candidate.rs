@@ -7,7 +7,7 @@ use std::sync::{
 
 use bytes::Bytes;
 use conclave_proto::v1::{
-    CampaignRequest, CampaignResponse, Elected, ProclaimRequest, ResignRequest,
+    CampaignRequest, CampaignResponse, CheckFenceRequest, Elected, ProclaimRequest, ResignRequest,
     campaign_lost::Reason, campaign_response::Event,
     election_service_client::ElectionServiceClient,
 };
@@ -122,7 +122,9 @@ impl Candidate {
     }
 
     pub(super) async fn is_held(&self) -> Result<bool, Error> {
-        self.client().check_fence(self.kept.name.clone(), self.elected.fence).await
+        let name = self.kept.name.clone();
+        let request = CheckFenceRequest { name, fence: self.elected.fence, key: Bytes::new() };
+        self.client().ask_fence(request).await.map(|answer| answer.held)
     }
 
     pub(super) async fn proclaim(&self, value: Bytes) -> Result<(), Error> {

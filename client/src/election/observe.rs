@@ -114,7 +114,7 @@ impl Observer {
         let (client, name) = (client.clone(), name.clone());
         let (told, cluster, logins) = (None, KnownCluster::default(), Logins::default());
         let following = Following { client, name, from, leaders, told, cluster, logins };
-        let task = AbortOnDropHandle::new(tokio::spawn(following.run()));
+        let task = following.client.clone().task(following.run());
         Self { leaders: receiver, _task: task }
     }
 
@@ -167,7 +167,7 @@ fn broken() -> Status {
 }
 
 fn mirror(client: &Client, name: &Bytes, from: i64) -> Mirror {
-    Mirror::new(client.clone(), Bytes::from([&name[..], b"/"].concat()), from)
+    Mirror::new(client.bare(), Bytes::from([&name[..], b"/"].concat()), from)
 }
 
 /// The candidate who came first.

@@ -1,6 +1,5 @@
 //! Locks as operators see them.
 
-use bytes::Bytes;
 use conclave_proto::v1::{
     ForceReleaseRequest, HeldLock, InspectRequest, InspectResponse, LockListRequest, LockSummary,
     lock_service_client::LockServiceClient,
@@ -14,7 +13,8 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub async fn locks(&self, prefix: impl Into<Vec<u8>>) -> Result<Vec<LockSummary>, Error> {
-        let mut request = LockListRequest { prefix: prefix.into().into(), ..Default::default() };
+        let namespace = self.namespace();
+        let mut request = LockListRequest { prefix: namespace.name(prefix), ..Default::default() };
         let mut locks: Vec<LockSummary> = Vec::new();
         loop {
             let call = |channel| {
@@ -27,6 +27,7 @@ impl Client {
             if page.next <= request.from {
                 locks.sort_by(|a, b| a.name.cmp(&b.name));
                 locks.dedup_by(|a, b| a.name == b.name);
+                locks.iter_mut().for_each(|lock| namespace.strip(&mut lock.name));
                 return Ok(locks);
             }
             request.from = page.next;
@@ -38,7 +39,7 @@ impl Client {
     /// # Errors
     /// See [`Error`].
     pub async fn lock_inspect(&self, name: impl Into<Vec<u8>>) -> Result<InspectResponse, Error> {
-        let request = InspectRequest { name: name.into().into() };
+        let request = InspectRequest { name: self.namespace().name(name) };
         let call = |channel| {
             let request = request.clone();
             let client = LockServiceClient::new(channel);
@@ -58,7 +59,7 @@ impl Client {
         fence: i64,
         reason: impl Into<String>,
     ) -> Result<Vec<HeldLock>, Error> {
-        let name: Bytes = name.into().into();
+        let name = self.namespace().name(name);
         let request = ForceReleaseRequest { name, fence, reason: reason.into() };
         let call = |channel| {
             let request = request.clone();

@@ -123,7 +123,7 @@ impl LockGuard {
         self.locks.first().map_or(0, |lock| lock.fence)
     }
 
-    /// The locks with their keys and tokens, by name.
+    /// The locks with their keys and tokens, by name; these begin with the client's namespace.
     #[must_use]
     pub fn locks(&self) -> &[HeldLock] {
         &self.locks
@@ -336,10 +336,12 @@ impl Txn<Guarded> {
             By::Locks(client, guards) => (client, guards),
             By::Turn(client) => return Txn { client, request: self.request }.commit().await,
         };
-        if let Some(answer) = client.write_once(&guards, &self.request).await? {
-            return Ok(Reply::new(answer));
+        let namespace = client.namespace();
+        let txn = namespace.txn(self.request)?;
+        if let Some(answer) = client.write_once(&guards, &txn).await? {
+            return Ok(Reply::new(namespace.committed(answer)));
         }
-        let request = CommitRequest { guards, txn: Some(self.request) };
+        let request = CommitRequest { guards, txn: Some(txn) };
         let call = |channel| {
             let request = request.clone();
             let client = LockServiceClient::new(channel);
@@ -347,7 +349,8 @@ impl Txn<Guarded> {
         };
         let answer = client.write(call).await?;
         let txn = answer.txn.filter(|_| answer.held);
-        txn.map(Reply::new).ok_or(Error::lost("the lock is held no more"))
+        let txn = txn.ok_or(Error::lost("the lock is held no more"))?;
+        Ok(Reply::new(namespace.committed(txn)))
     }
 }
 
@@ -356,8 +359,9 @@ impl Client {
     ///
     /// # Errors
     /// See [`Error`].
-    pub async fn check_fence(&self, name: impl Into<Bytes>, fence: i64) -> Result<bool, Error> {
-        let request = CheckFenceRequest { name: name.into(), fence, key: Bytes::new() };
+    pub async fn check_fence(&self, name: impl Into<Vec<u8>>, fence: i64) -> Result<bool, Error> {
+        let name = self.namespace().name(name);
+        let request = CheckFenceRequest { name, fence, key: Bytes::new() };
         self.ask_fence(request).await.map(|answer| answer.held)
     }
 

@@ -68,8 +68,10 @@ pub struct Changes {
 pub(super) enum Step {
     /// A message.
     Message(InstanceWatchResponse),
-    /// Whether a server tells of changes at present.
-    Connected(bool),
+    /// A server tells of changes from now on.
+    Connected,
+    /// No server does, for this reason.
+    Cut(Arc<str>),
 }
 
 impl Changes {
@@ -108,7 +110,7 @@ impl Changes {
                     }
                 }
                 // What broke off is told again from its beginning, and may be something else.
-                Ok(Step::Connected(_)) => self.parts = InstanceWatchResponse::default(),
+                Ok(Step::Connected | Step::Cut(_)) => self.parts = InstanceWatchResponse::default(),
                 Err(error) if error.is_passing() => sleep(self.backoff.next()).await,
                 Err(error) => return Err(error),
             }
@@ -120,7 +122,7 @@ impl Changes {
     pub(super) async fn step(&mut self) -> Result<Step, Error> {
         let Some((stream, endpoint)) = &mut self.stream else {
             self.open().await?;
-            return Ok(Step::Connected(true));
+            return Ok(Step::Connected);
         };
         match stream.message().await {
             Ok(Some(message)) => {
@@ -137,12 +139,13 @@ impl Changes {
             }
             ended => {
                 endpoint.failed();
-                if let Err(status) = ended {
-                    let error = endpoint.ended(status);
-                    tracing::debug!(%error, "the watch of a service broke");
-                }
+                let reason = match ended {
+                    Err(status) => endpoint.ended(status).to_string(),
+                    Ok(_) => format!("{}: the stream ended", endpoint.address()),
+                };
+                tracing::debug!(reason, "the watch of a service broke");
                 self.stream = None;
-                Ok(Step::Connected(false))
+                Ok(Step::Cut(reason.into()))
             }
         }
     }

@@ -71,15 +71,16 @@ impl Discover {
         self
     }
 
-    /// Begins to follow, in a task of the current tokio runtime.
+    /// Begins to follow, in a task of the client's runtime.
     pub fn start(self) -> Directory {
         let prefix = self.service.prefix();
         let request: TxnRequest = txn().then(get(&prefix[..]).prefix()).request;
         let cache = self.cache.map(|path| Cache::new(path, None, &request));
         let (told, listing, instances) = Told::new();
+        let client = self.service.client.clone();
         let source = Source::new(self.service);
         let follower = Follower { source, prefix, filters: self.filters, cache, told };
-        let task = AbortOnDropHandle::new(tokio::spawn(follower.run()));
+        let task = client.task(follower.run());
         Directory { listing, instances, task: Arc::new(task) }
     }
 }
@@ -145,6 +146,8 @@ pub struct Listing {
     pub basis: Basis,
     /// Whether a server tells of changes at present. If not, this is the last that was known.
     pub is_connected: bool,
+    /// Why not, as far as that is known. For people.
+    pub trouble: Option<Arc<str>>,
 }
 
 impl Listing {
@@ -217,11 +220,12 @@ impl Told {
         self.listing.send_replace(Arc::new(listing));
     }
 
-    fn connected(&self, is_connected: bool) {
+    /// Whether a server tells of changes at present, and why not.
+    fn connected(&self, is_connected: bool, trouble: Option<Arc<str>>) {
         self.listing.send_if_modified(|listing| {
-            let is_news = listing.is_connected != is_connected;
+            let is_news = (listing.is_connected, &listing.trouble) != (is_connected, &trouble);
             if is_news {
-                *listing = Arc::new(Listing { is_connected, ..Listing::clone(listing) });
+                *listing = Arc::new(Listing { is_connected, trouble, ..Listing::clone(listing) });
             }
             is_news
         });
@@ -259,10 +263,11 @@ impl Follower {
                         save_at = Some(Instant::now() + SAVE_PAUSE);
                     }
                 }
-                Ok(News::Connected(is_connected)) => self.told.connected(is_connected),
+                Ok(News::Connected) => self.told.connected(true, None),
+                Ok(News::Cut(reason)) => self.told.connected(false, reason),
                 Err(error) => {
                     tracing::debug!(%error, "the instances cannot be read");
-                    self.told.connected(false);
+                    self.told.connected(false, Some(error.to_string().into()));
                     sleep(backoff.next()).await;
                 }
             }
@@ -276,7 +281,8 @@ impl Follower {
     fn publish(&self) {
         let records = self.wanted(self.source.records());
         let revision = self.source.revision();
-        let listing = Listing { records, revision, basis: Basis::Cluster, is_connected: true };
+        let listing =
+            Listing { records, revision, basis: Basis::Cluster, is_connected: true, trouble: None };
         self.told.tell(listing);
     }
 
@@ -292,7 +298,7 @@ impl Follower {
         let Some(Response::ResponseRange(RangeResponse { kvs, .. })) = first else { return };
         let revision = answer.header.map_or(0, |header| header.revision);
         let records = self.wanted(kvs.iter().filter_map(|kv| decode(&self.prefix, kv)));
-        let listing = Listing { records, revision, basis: Basis::Cache, is_connected: false };
+        let listing = Listing { records, revision, basis: Basis::Cache, ..Listing::default() };
         self.told.tell(listing);
     }
 

@@ -1,7 +1,7 @@
 //! Where a directory learns of instances: a native registry, or the keys of any server that speaks
 //! etcd's API.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use bytes::Bytes;
 use conclave_proto::v1::{
@@ -20,12 +20,14 @@ use crate::{
 };
 
 /// What is new.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum News {
     /// The instances.
     Instances,
-    /// Whether a server tells of changes at present.
-    Connected(bool),
+    /// A server tells of changes from now on.
+    Connected,
+    /// No server does, for this reason, if that is known.
+    Cut(Option<Arc<str>>),
 }
 
 /// The instances of a service, kept up to date by whoever calls [`Source::next`].
@@ -73,13 +75,18 @@ impl Source {
                 Origin::Keys(mirror) => {
                     return Ok(match mirror.next().await? {
                         mirror::Step::Keys => News::Instances,
-                        mirror::Step::Connected(is_connected) => News::Connected(is_connected),
+                        mirror::Step::Connected(true) => News::Connected,
+                        mirror::Step::Connected(false) => News::Cut(mirror.trouble()),
                     });
                 }
                 Origin::Native(native) => match native.changes.step().await {
-                    Ok(Step::Connected(is_connected)) => {
+                    Ok(Step::Connected) => {
                         native.known.forget_parts();
-                        return Ok(News::Connected(is_connected));
+                        return Ok(News::Connected);
+                    }
+                    Ok(Step::Cut(reason)) => {
+                        native.known.forget_parts();
+                        return Ok(News::Cut(Some(reason)));
                     }
                     Ok(Step::Message(message)) => {
                         if native.known.take(message) {

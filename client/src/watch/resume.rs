@@ -7,8 +7,8 @@ use std::{
 
 use conclave_proto::{
     etcdserverpb::{
-        ResponseHeader, WatchCreateRequest, WatchProgressRequest, WatchRequest, WatchResponse,
-        watch_client::WatchClient, watch_request::RequestUnion,
+        RangeRequest, ResponseHeader, WatchCreateRequest, WatchProgressRequest, WatchRequest,
+        WatchResponse, watch_client::WatchClient, watch_request::RequestUnion,
     },
     mvccpb::Event,
 };
@@ -19,7 +19,7 @@ use tokio::{
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Request, Status, Streaming, metadata::MetadataValue};
 
-use super::{Response, Watch};
+use super::{OnCompaction, Response, Trouble, Watch};
 use crate::{
     backoff::Backoff, client::Client, endpoint::Endpoint, error::Error,
     known_cluster::KnownCluster, login::is_stale,
@@ -46,12 +46,15 @@ pub(super) struct Channels {
     pub(super) progress: mpsc::Receiver<()>,
     pub(super) cancel_header: Arc<OnceLock<ResponseHeader>>,
     pub(super) connection: watch::Sender<bool>,
+    /// Said before the loss of the connection is.
+    pub(super) trouble: Trouble,
 }
 
 pub(super) struct Task {
     client: Client,
     request: WatchCreateRequest,
     created_notify: bool,
+    on_compaction: OnCompaction,
     /// The first revision not yet delivered; 0 until the server has said what "now" is.
     next: i64,
     /// Highest revision that the store is known to have reached.
@@ -73,6 +76,7 @@ impl Task {
             cluster: watch.cluster,
             request: watch.request,
             created_notify: watch.created_notify,
+            on_compaction: watch.on_compaction,
             parts: Vec::new(),
             channels,
             backoff: Backoff::default(),
@@ -87,19 +91,51 @@ impl Task {
                 End::Dropped => return,
                 End::Failed(error) => {
                     self.channels.connection.send_replace(false);
-                    // A reader that is gone needs no reason.
-                    drop(self.channels.output.send(Err(error)).await);
-                    return;
+                    if let Some(error) = self.resync(error).await {
+                        // A reader that is gone needs no reason.
+                        drop(self.channels.output.send(Err(error)).await);
+                        return;
+                    }
                 }
                 End::Broken(status) => {
                     endpoint.failed();
-                    self.channels.connection.send_replace(false);
                     let endpoint = endpoint.address();
+                    let reason =
+                        status.as_ref().map_or("no answer, or its stream ended", |s| s.message());
+                    self.channels.trouble.set(Some(format!("{endpoint}: {reason}").into()));
+                    self.channels.connection.send_replace(false);
                     tracing::debug!(endpoint, ?status, next = self.next, "resuming watch");
                     sleep(self.backoff.next()).await;
                 }
             }
         }
+    }
+
+    /// Goes on after a compaction with what is there now, if it is to; else `Some` with what the watch ends with.
+    async fn resync(&mut self, error: Error) -> Option<Error> {
+        if self.on_compaction != OnCompaction::Resync || !matches!(error, Error::Compacted { .. }) {
+            return Some(error);
+        }
+        let WatchCreateRequest { key, range_end, .. } = self.request.clone();
+        let range = RangeRequest { key, range_end, ..RangeRequest::default() };
+        let now = loop {
+            match self.client.send_range(range.clone()).await {
+                Ok(now) => break now.into_inner(),
+                Err(error) if error.is_passing() => sleep(self.backoff.next()).await,
+                Err(error) => return Some(error),
+            }
+        };
+        let header = now.header.unwrap_or_default();
+        if let Err(error) = self.cluster.meet(header.cluster_id) {
+            return Some(error);
+        }
+        self.known = self.known.max(header.revision);
+        self.next = header.revision + 1;
+        let snapshot = Some(now.kvs);
+        let response = Response { snapshot, ..Response::of(now.header, false, Vec::new()) };
+        // Nobody reads any more if this fails, which the next message finds out.
+        self.deliver(response).await;
+        None
     }
 
     /// One server stream, from its creation to its end.
@@ -141,7 +177,10 @@ impl Task {
         endpoint: &Endpoint,
     ) -> Result<(mpsc::Sender<WatchRequest>, Streaming<WatchResponse>), Status> {
         let (requests, outgoing) = mpsc::channel(REQUESTS_MAX);
-        let create = WatchCreateRequest { start_revision: self.next, ..self.request.clone() };
+        let mut create = WatchCreateRequest { start_revision: self.next, ..self.request.clone() };
+        let namespace = self.client.namespace();
+        let within = namespace.span(&mut create.key, &mut create.range_end);
+        within.map_err(|error| Status::invalid_argument(error.to_string()))?;
         let union = RequestUnion::CreateRequest(create);
         requests
             .try_send(WatchRequest { request_union: Some(union) })
@@ -185,6 +224,7 @@ impl Task {
         self.known = self.known.max(revision);
         if message.created {
             self.backoff.reset();
+            self.channels.trouble.set(None);
             self.channels.connection.send_replace(true);
             if self.next == 0 {
                 self.next = revision + 1;
@@ -192,8 +232,7 @@ impl Task {
             if !std::mem::take(&mut self.created_notify) {
                 return None;
             }
-            let created = Response { header: message.header, created: true, events: Vec::new() };
-            return self.deliver(created).await;
+            return self.deliver(Response::of(message.header, true, Vec::new())).await;
         }
         if message.events.is_empty() && !message.fragment && self.parts.is_empty() {
             // Everything up to this revision was sent: no need to look at it again. That holds only for
@@ -202,20 +241,20 @@ impl Task {
             if message.watch_id >= 0 {
                 self.next = self.next.max(revision + 1);
             }
-            let progress = Response { header: message.header, created: false, events: Vec::new() };
-            return self.deliver(progress).await;
+            return self.deliver(Response::of(message.header, false, Vec::new())).await;
         }
         self.parts.extend(message.events);
         if message.fragment {
             return None;
         }
         let mut events = std::mem::take(&mut self.parts);
+        self.client.namespace().happened(&mut events);
         let next = self.next;
         // After a resume a server may send again what it sent before.
         events.retain(|event| mod_revision(event) >= next);
         let last = events.last().map(mod_revision)?;
         self.next = last + 1;
-        self.deliver(Response { header: message.header, created: false, events }).await
+        self.deliver(Response::of(message.header, false, events)).await
     }
 
     /// A member is behind what is known: it lags, or the whole store was put back to an older state. Then what

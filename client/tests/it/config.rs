@@ -186,10 +186,12 @@ async fn settings_compacted_while_disconnected_are_read_again() {
     let mut status = config.status();
     for port in 2..5_u16 {
         server.kill();
-        timeout(SOON, status.wait_for(|status| !status.is_connected))
+        let status_now = timeout(SOON, status.wait_for(|status| !status.is_connected))
             .await
             .expect("the outage is reported")
-            .unwrap();
+            .unwrap()
+            .clone();
+        assert!(status_now.trouble.is_some_and(|why| why.contains("127.0.0.1")), "it says why");
         assert_eq!(config.current().port, port - 1, "the last good settings stay in use");
         server.start();
         client.ready().await.unwrap();
@@ -201,6 +203,7 @@ async fn settings_compacted_while_disconnected_are_read_again() {
             .await
             .expect("the recovery is reported")
             .unwrap();
+        assert_eq!(config.status().borrow().trouble, None);
     }
 }
 

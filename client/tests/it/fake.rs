@@ -91,6 +91,8 @@ pub(crate) struct Script {
     /// Number of the token that is good; 0: nobody needs one.
     pub(crate) token: AtomicUsize,
     pub(crate) logins: AtomicUsize,
+    /// The context of its trace that each call brought along.
+    pub(crate) traced: Mutex<Vec<String>>,
     /// Everything is refused as by a learner.
     pub(crate) is_learner: AtomicBool,
     /// With what all streams broke last.

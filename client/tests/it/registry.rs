@@ -8,7 +8,10 @@ use conclave_client::{
     registry::{Basis, Directory, Listing, State},
 };
 
+use tokio::time::timeout;
+
 use crate::{
+    SOON,
     backend::{backends, call, counts},
     eventually, start,
 };
@@ -131,14 +134,17 @@ async fn a_channel_follows_the_registry_and_outlives_it() {
     until_answered(&["b", "c"]).await;
 
     server.kill();
-    eventually("the loss is told", async || (!directory.current().is_connected).then_some(()))
-        .await;
+    let mut listing = directory.listing();
+    let told = timeout(SOON, listing.wait_for(|listing| !listing.is_connected)).await.unwrap();
+    let why = told.unwrap().trouble.clone().expect("it says why");
+    assert!(why.starts_with(server.endpoint().trim_start_matches("http://")), "{why}");
     assert_eq!(counts(&channel, 30).await.len(), 2, "the last list stays in use");
     backends[1].kill();
     until_answered(&["c"]).await;
     server.start();
     client.ready().await.unwrap();
     eventually("it is connected", async || directory.current().is_connected.then_some(())).await;
+    assert_eq!(directory.current().trouble, None);
     backends[1].serve();
     guards.remove("c").unwrap().deregister().await.unwrap();
     until_answered(&["b"]).await;

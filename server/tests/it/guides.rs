@@ -3,10 +3,12 @@
 
 use std::time::Duration;
 
+use conclave_client::blocking::{Block as _, connect, iter};
 use conclave_client::config::Source;
 use conclave_client::election::CampaignEvent;
 use conclave_client::kv::put;
-use conclave_client::{Client, Error, Session};
+use conclave_client::watch::OnCompaction;
+use conclave_client::{Client, Error, Json as _, Session};
 use futures::StreamExt;
 
 use crate::cluster::within;
@@ -22,6 +24,44 @@ async fn node() -> (Server, Client) {
 }
 
 async fn work() {}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_client() -> Done {
+    let (_server, client) = node().await;
+    let team = client.with_namespace("/team-a/");
+    team.put_json("orders/17", &("tea", 2))?.await?;
+    let order: Option<(String, u32)> = team.get("orders/17").await?.json()?;
+    let mut orders = Vec::new();
+    let mut pages = team.get("orders/").prefix().pages(500);
+    while let Some(page) = pages.next().await? {
+        for kv in &page.kvs {
+            orders.push(kv.json::<(String, u32)>()?);
+        }
+    }
+    let watch = team.watch("orders/").prefix().from_revision(1);
+    let mut changes = watch.on_compaction(OnCompaction::Resync).start();
+    let next = changes.next().await?;
+
+    assert_eq!((order.as_ref(), orders.len()), (orders.first(), 1));
+    assert_eq!(next.expect("a change").events.len(), 1);
+    Ok(())
+}
+
+#[test]
+fn the_client_without_a_runtime() -> Done {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let server = runtime.block_on(server(&[]));
+    let endpoints = server.running.client_urls().to_vec();
+    let client = connect(Client::builder(endpoints))?;
+    client.put("color", "red").block()?;
+    let lock = client.lock("jobs/1").wait(Duration::from_secs(30)).block()?;
+    lock.release().block()?;
+    let mut changes = iter(client.watch("color").from_revision(1).start());
+    let first = changes.next();
+
+    assert_eq!(first.expect("a change")?.events.len(), 1);
+    Ok(())
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn counters() -> Done {
@@ -242,6 +282,7 @@ fn bare(code: &str) -> String {
 #[test]
 fn the_guides_show_what_is_run_here() {
     let pages = [
+        ("client", include_str!("../../../docs/client.md"), 2),
         ("counters", include_str!("../../../docs/counters.md"), 1),
         ("latches", include_str!("../../../docs/latches.md"), 1),
         ("barriers", include_str!("../../../docs/barriers.md"), 2),

@@ -27,6 +27,7 @@ mod native_election;
 mod native_lock;
 mod native_lock_taken;
 mod native_lock_wire;
+mod native_namespace;
 mod node;
 mod peer;
 mod primitives;

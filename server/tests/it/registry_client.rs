@@ -227,5 +227,7 @@ async fn a_directory_says_so_when_its_member_is_cut_off() {
         soon("the others stop", server.running.stop()).await;
     }
     let is_told = listing.wait_for(|listing| !listing.is_connected);
-    assert_eq!(soon("it is told", is_told).await.unwrap().records.len(), 1);
+    let told = soon("it is told", is_told).await.unwrap();
+    assert_eq!(told.records.len(), 1);
+    assert_eq!(told.trouble.as_deref().map(|why| why.contains("no leader")), Some(true));
 }

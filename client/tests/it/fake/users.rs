@@ -24,6 +24,10 @@ pub(super) fn admit(script: &Script, request: Request<()>) -> Result<Request<()>
     if script.is_learner.load(Ordering::Relaxed) {
         return Err(Status::failed_precondition("etcdserver: rpc not supported for learner"));
     }
+    if let Some(context) = request.metadata().get("traceparent") {
+        let context = context.to_str().unwrap_or_default().to_owned();
+        script.traced.lock().push(context);
+    }
     let good = script.token.load(Ordering::Relaxed);
     match request.metadata().get("token") {
         Some(token) if good > 0 && token.as_bytes() != good.to_string().as_bytes() => {

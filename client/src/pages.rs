@@ -1,0 +1,119 @@
+//! Large ranges in pages, all of one revision.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use bytes::Bytes;
+use conclave_proto::etcdserverpb::{
+    RangeRequest, RangeResponse,
+    range_request::{SortOrder, SortTarget},
+};
+use futures::{Stream, StreamExt as _, stream};
+use tonic::Status;
+
+use crate::{client::Client, error::Error, kv::Get, reply::Reply};
+
+impl Get<Client> {
+    /// Reads in pages of at most `size` pairs, in the order of the keys: what is too large for one answer, or not
+    /// needed at once. All pages are of the revision of the first one, or of the one that was asked for; if that
+    /// is compacted meanwhile, the stream ends with [`Error::Compacted`]. A limit counts for all pages together.
+    ///
+    /// Nothing is asked for before the first page is awaited, and no page before it is.
+    pub fn pages(self, size: u32) -> Pages {
+        let (client, request) = self.into_parts();
+        let read =
+            Some(Read { client, left: (request.limit > 0).then_some(request.limit), request });
+        let pages = stream::try_unfold(read, move |read| async move {
+            match read {
+                Some(read) => read.page(size).await.map(Some),
+                None => Ok(None),
+            }
+        });
+        Pages { pages: pages.fuse().boxed() }
+    }
+}
+
+/// A range that is read page by page; see [`Get::pages`].
+///
+/// ```no_run
+/// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+/// let mut pages = client.get("orders/").prefix().pages(500);
+/// while let Some(page) = pages.next().await? {
+///     for kv in &page.kvs {
+///         println!("{} as of {}", String::from_utf8_lossy(&kv.key), page.revision());
+///     }
+/// }
+/// # Ok(()) }
+/// ```
+#[must_use = "nothing is read until a page is awaited"]
+pub struct Pages {
+    pages: stream::BoxStream<'static, Result<Reply<RangeResponse>, Error>>,
+}
+
+impl Pages {
+    /// The next page, or `None` after the last one. Cancel-safe: a page that was given up is asked for again.
+    ///
+    /// # Errors
+    /// Why it could not be read, once; see [`Error`]. [`Error::Invalid`] if another order than that of the keys was
+    /// asked for, or pages of no pairs.
+    pub async fn next(&mut self) -> Result<Option<Reply<RangeResponse>>, Error> {
+        self.pages.next().await.transpose()
+    }
+}
+
+impl Stream for Pages {
+    type Item = Result<Reply<RangeResponse>, Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.pages.poll_next_unpin(cx)
+    }
+}
+
+impl std::fmt::Debug for Pages {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Pages").finish_non_exhaustive()
+    }
+}
+
+/// What is still to be read.
+struct Read {
+    client: Client,
+    request: RangeRequest,
+    /// How many pairs, at most.
+    left: Option<i64>,
+}
+
+impl Read {
+    async fn page(mut self, size: u32) -> Result<(Reply<RangeResponse>, Option<Self>), Error> {
+        let is_by_key = self.request.sort_order() == SortOrder::None
+            || (self.request.sort_target(), self.request.sort_order())
+                == (SortTarget::Key, SortOrder::Ascend);
+        if size == 0 || !is_by_key {
+            let text = "conclave: pages have at least one pair and come in the order of the keys";
+            return Err(Error::Invalid(Status::invalid_argument(text)));
+        }
+        let size = i64::from(size);
+        self.request.limit = self.left.map_or(size, |left| left.min(size));
+        let page = self.client.send_range(self.request.clone()).await?;
+        if self.request.revision == 0 {
+            self.request.revision = page.revision();
+        }
+        self.left = self.left.map(|left| left - self.request.limit);
+        let is_last = !page.more || self.left == Some(0);
+        let last = page.kvs.last().filter(|_| !is_last).map(|kv| after(&kv.key));
+        Ok(match last {
+            Some(next) => {
+                self.request.key = next;
+                (page, Some(self))
+            }
+            None => (page, None),
+        })
+    }
+}
+
+/// The first possible key behind `key`.
+fn after(key: &[u8]) -> Bytes {
+    [key, b"\0"].concat().into()
+}
