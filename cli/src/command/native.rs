@@ -125,7 +125,9 @@ fn shown(bytes: &[u8]) -> Value {
 async fn list(context: &Context, prefix: &str) -> Result<(), Failure> {
     let locks = context.client.locks(prefix).await?;
     let rows = locks.iter().map(|lock| {
-        vec![shown(&lock.name), json!(lock.holders), json!(lock.waiters), json!(lock.fence)]
+        let waiters =
+            if lock.more { json!(format!("{}+", lock.waiters)) } else { json!(lock.waiters) };
+        vec![shown(&lock.name), json!(lock.holders), waiters, json!(lock.fence)]
     });
     let titles = &["name", "holders", "waiters", "token"];
     context.print(&Rows { titles, rows: rows.collect() })

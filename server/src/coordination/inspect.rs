@@ -101,7 +101,9 @@ fn lock_name(kv: &KeyValue) -> Option<&[u8]> {
 }
 
 fn summary(reader: &Reader, name: Bytes) -> Result<Option<v1::LockSummary>, ReadError> {
-    let (places, _) = reader.places(&name, PLACES_MAX)?;
+    let (mut places, _) = reader.places(&name, PLACES_MAX + 1)?;
+    let more = places.len() > PLACES_MAX;
+    places.truncate(PLACES_MAX);
     let mut admission = Admission::default();
     let holders = places.iter().filter(|place| admission.admits(place.share())).count();
     let Some(first) = places.first() else { return Ok(None) };
@@ -110,6 +112,7 @@ fn summary(reader: &Reader, name: Bytes) -> Result<Option<v1::LockSummary>, Read
         holders: holders as u64,
         waiters: (places.len() - holders) as u64,
         name,
+        more,
     }))
 }
 

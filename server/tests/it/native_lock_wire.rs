@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use conclave_client::kv::put;
 use conclave_client::{Error, Session};
 use conclave_proto::etcdserverpb as watch;
 use conclave_proto::v1;
@@ -168,4 +169,26 @@ async fn readers_that_do_not_read_hold_up_no_other_call() {
     let one = session(&client, "one").await;
     let guard = lock(&one, "jobs").await;
     soon("a release", guard.release()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_list_says_so_when_it_does_not_count_all_who_wait() {
+    let servers = [server(&[]).await];
+    let client = client(&servers);
+    let one = session(&client, "one").await;
+    let _held = lock(&one, "jobs").await;
+    let counted = async || {
+        let locks = client.locks("jobs").await.unwrap();
+        (locks[0].holders, locks[0].waiters, locks[0].more)
+    };
+    assert_eq!(counted().await, (1, 0, false));
+    // Whatever stands below the name waits for it.
+    for hundreds in 0..10 {
+        let numbers = (0..100).map(|number| format!("jobs/{}", hundreds * 100 + number));
+        let all = numbers.fold(client.txn(), |txn, key| txn.then(put(key, "").lease(one.id())));
+        all.commit().await.unwrap();
+        let last = hundreds == 9;
+        let all = if last { 999 } else { (hundreds + 1) * 100 };
+        assert_eq!(counted().await, (1, all, last));
+    }
 }
