@@ -67,6 +67,7 @@ if has kubernetes-validate; then
 fi
 if has systemd-analyze; then verify_unit; fi
 if has promtool; then
-  (cd prometheus && promtool check rules alerts.yaml && promtool test rules alerts_test.yaml)
+  (cd prometheus && promtool check config --syntax-only scrape.yaml && promtool check rules alerts.yaml &&
+    promtool test rules alerts_test.yaml)
 fi
 if has python3; then python3 -m json.tool grafana/conclave.json >/dev/null; fi

@@ -8,7 +8,9 @@ const UNKNOWN_BYTES: u64 = 2 << 30;
 
 /// Memory of the machine, or of the container or unit if that has less.
 pub(super) fn usable_bytes() -> u64 {
+    // A container may have a file of its own; a service with `ProcSubset=pid` has none.
     let machine = fs::read_to_string("/proc/meminfo").ok().and_then(|text| of_machine(&text));
+    let machine = machine.or_else(of_kernel);
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let limits = files_of_limits(&groups).filter_map(|path| fs::read_to_string(path).ok());
     // Without a limit the file says `max`, or a number beyond any machine's.
@@ -31,6 +33,12 @@ fn files_of_limits(groups: &str) -> impl Iterator<Item = PathBuf> {
     files.flatten()
 }
 
+/// The total that the kernel tells without a file.
+fn of_kernel() -> Option<u64> {
+    let told = rustix::system::sysinfo();
+    (told.totalram as u64).checked_mul(u64::from(told.mem_unit))
+}
+
 /// The total that `/proc/meminfo` tells.
 fn of_machine(text: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
@@ -49,6 +57,8 @@ mod tests {
         assert_eq!(of_machine("MemFree: 10 kB\n"), None);
         assert_eq!(of_machine("MemTotal: much\n"), None);
         assert!(usable_bytes() > 0);
+        let (told, read) = (of_kernel().unwrap(), fs::read_to_string("/proc/meminfo").unwrap());
+        assert_eq!(Some(told), of_machine(&read));
         let files = |groups| files_of_limits(groups).collect::<Vec<_>>();
         let unit = ["a.slice/b.service/", "a.slice/", ""];
         let unit = unit.map(|group| PathBuf::from(format!("/sys/fs/cgroup/{group}memory.max")));
