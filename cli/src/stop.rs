@@ -1,6 +1,6 @@
 //! Signals that ask a process to end.
 
-use std::io;
+use std::{io, sync::LazyLock};
 
 use rustix::process::Signal;
 use tokio::signal::unix::{self, SignalKind, signal};
@@ -9,7 +9,8 @@ use tokio::signal::unix::{self, SignalKind, signal};
 pub(crate) struct Stop {
     interrupt: unix::Signal,
     terminate: unix::Signal,
-    hangup: unix::Signal,
+    /// None if whoever started the process had it ignored, as `nohup` does.
+    hangup: Option<unix::Signal>,
 }
 
 impl Stop {
@@ -21,7 +22,7 @@ impl Stop {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
-            hangup: signal(SignalKind::hangup())?,
+            hangup: if is_hangup_ignored() { None } else { Some(signal(SignalKind::hangup())?) },
         })
     }
 
@@ -35,7 +36,40 @@ impl Stop {
         tokio::select! {
             _ = self.interrupt.recv() => Signal::INT,
             _ = self.terminate.recv() => Signal::TERM,
-            _ = self.hangup.recv() => Signal::HUP,
+            _ = hung_up(&mut self.hangup) => Signal::HUP,
         }
+    }
+}
+
+async fn hung_up(hangup: &mut Option<unix::Signal>) {
+    match hangup {
+        Some(hangup) => _ = hangup.recv().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Whether SIGHUP was ignored when the process began. Asked for once, before it is listened to.
+fn is_hangup_ignored() -> bool {
+    static IS_IGNORED: LazyLock<bool> = LazyLock::new(|| {
+        std::fs::read_to_string("/proc/self/status").is_ok_and(|status| ignores_hangup(&status))
+    });
+    *IS_IGNORED
+}
+
+/// Whether the mask of ignored signals in `/proc/PID/status` has the first one.
+fn ignores_hangup(status: &str) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ignored_hangup_is_the_first_bit_of_the_mask() {
+        assert!(ignores_hangup("Name:\tx\nSigIgn:\t0000000000001001\nSigCgt:\t0\n"));
+        assert!(!ignores_hangup("Name:\tx\nSigIgn:\t0000000000001000\nSigCgt:\t1\n"));
+        assert!(!ignores_hangup("nothing of the kind"));
     }
 }

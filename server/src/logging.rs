@@ -103,14 +103,17 @@ impl Write for Outputs {
 
     // Called once for each line.
     fn write_all(&mut self, line: &[u8]) -> io::Result<()> {
+        let mut done = Ok(());
         for output in self.0.iter() {
-            match output {
-                Output::Stderr => io::stderr().write_all(line)?,
-                Output::Stdout => io::stdout().write_all(line)?,
-                Output::File(file) => file.lock().write_line(line)?,
-            }
+            let written = match output {
+                Output::Stderr => io::stderr().write_all(line),
+                Output::Stdout => io::stdout().write_all(line),
+                Output::File(file) => file.lock().write_line(line),
+            };
+            // One that fails keeps nothing from the others.
+            done = done.and(written);
         }
-        Ok(())
+        done
     }
 
     fn flush(&mut self) -> io::Result<()> {

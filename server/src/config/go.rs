@@ -34,6 +34,29 @@ pub fn boolean(text: &str) -> Option<bool> {
     }
 }
 
+/// What `ParseInt` knows of base 0: a whole number in the base that its prefix names, with `_` between digits.
+pub(super) fn integer(text: &str) -> Option<i128> {
+    let (sign, number) = match text.strip_prefix('-') {
+        Some(number) => (-1, number),
+        None => (1, text.strip_prefix('+').unwrap_or(text)),
+    };
+    let prefixes = [("0x", 16), ("0X", 16), ("0b", 2), ("0B", 2), ("0o", 8), ("0O", 8)];
+    let prefixed =
+        prefixes.iter().find_map(|(prefix, base)| Some((*base, number.strip_prefix(prefix)?)));
+    let (base, digits) = match prefixed {
+        // One may stand behind the prefix, too.
+        Some((base, digits)) => (base, digits.strip_prefix('_').unwrap_or(digits)),
+        None if number.len() > 1 && number.starts_with('0') => (8, number),
+        None => (10, number),
+    };
+    let is_spaced = digits.starts_with('_') || digits.ends_with('_') || digits.contains("__");
+    let digits = digits.replace('_', "");
+    if is_spaced || !digits.starts_with(|digit: char| digit.is_digit(base)) {
+        return None;
+    }
+    i128::from_str_radix(&digits, base).ok().map(|number| sign * number)
+}
+
 /// A time: what `ParseDuration` knows and is not below zero (`1m30s`, `1.5s`, `0`), or longer units
 /// (`1day`).
 ///
@@ -87,6 +110,32 @@ fn times(number: &str, nanoseconds: u64) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whole_numbers_are_read_as_by_go() {
+        for (text, expected) in [
+            ("0", 0),
+            ("-1", -1),
+            ("+7", 7),
+            ("100", 100),
+            ("1_000_000", 1_000_000),
+            ("0x40", 64),
+            ("0X_ff", 255),
+            ("0b101", 5),
+            ("0o17", 15),
+            ("0144", 100),
+            ("0_7", 7),
+            ("18446744073709551615", 18_446_744_073_709_551_615),
+        ] {
+            assert_eq!(integer(text), Some(expected), "{text}");
+        }
+        for wrong in [
+            "", "-", "abc", "1_", "_1", "1__0", "08", "0x", "0x_", "1.0", "1e3", " 1", "--1",
+            "+-1", "0x-1",
+        ] {
+            assert_eq!(integer(wrong), None, "{wrong}");
+        }
+    }
 
     #[test]
     fn times_are_read_as_by_go() {

@@ -17,7 +17,7 @@ const MEGABYTE: u64 = 1024 * 1024;
 
 /// Value of `--log-rotation-config-json`.
 #[derive(serde::Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[serde(default)]
 struct RotationJson {
     maxsize: u64,
     maxage: u32,
@@ -35,14 +35,15 @@ impl Default for RotationJson {
 /// Gives the flags of the log their types.
 pub(super) fn settings(raw: &mut Raw) -> Result<LogSettings, ConfigError> {
     let is_debug = raw.text("log-level").is_none() && raw.switch("debug")?;
-    let level = match if is_debug { "debug" } else { raw.value("log-level") } {
+    let level = if is_debug { "debug" } else { raw.value("log-level") };
+    let level = match level.to_ascii_lowercase().as_str() {
         "debug" => tracing::Level::DEBUG,
         "info" => tracing::Level::INFO,
         "warn" => tracing::Level::WARN,
         // We log nothing above error, so these mean the same.
         "error" | "dpanic" | "panic" | "fatal" => tracing::Level::ERROR,
-        other => {
-            return Err(raw.malformed("log-level", other, "expected debug, info, warn or error"));
+        _ => {
+            return Err(raw.malformed("log-level", level, "expected debug, info, warn or error"));
         }
     };
     let format = match raw.value("log-format") {

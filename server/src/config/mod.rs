@@ -194,7 +194,7 @@ pub fn etcd_version_text() -> String {
 
 impl Settings {
     /// Checks what only a member without data needs: that the initial cluster names it with the
-    /// URLs it advertises.
+    /// URLs it advertises, or with others of the same addresses. Then it blocks to look names up.
     ///
     /// # Errors
     /// [`ConfigError::Rule`] if the initial cluster and the advertised URLs disagree.
@@ -203,7 +203,8 @@ impl Settings {
     }
 }
 
-/// Checks that the initial cluster names a member with the URLs it advertises.
+/// Checks that the initial cluster names a member with the URLs it advertises, as
+/// [`Settings::verify_bootstrap`] does.
 ///
 /// # Errors
 /// [`ConfigError::Rule`] if they disagree.
@@ -217,7 +218,7 @@ pub(crate) fn verify_own(
             "couldn't find local name {name:?} in the initial cluster configuration"
         )));
     };
-    if urls != advertised {
+    if !urls::are_same_places(urls, advertised) {
         return Err(ConfigError::Rule(format!(
             "--initial-cluster has {name}={} but --initial-advertise-peer-urls is {}",
             urls.join(","),

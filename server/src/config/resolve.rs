@@ -1,7 +1,6 @@
 //! From raw flag values to checked settings.
 
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
 
 use super::cluster::InitialCluster;
@@ -73,12 +72,11 @@ impl Raw {
         })
     }
 
-    pub(super) fn number<T: FromStr>(&self, flag: &'static str) -> Result<T, ConfigError>
-    where
-        T::Err: std::fmt::Display,
-    {
+    pub(super) fn number<T: TryFrom<i128>>(&self, flag: &'static str) -> Result<T, ConfigError> {
         let value = self.value(flag);
-        value.parse().map_err(|error: T::Err| self.malformed(flag, value, &error.to_string()))
+        let number = go::integer(value).ok_or("expected a whole number");
+        let number = number.and_then(|number| T::try_from(number).map_err(|_| "out of range"));
+        number.map_err(|reason| self.malformed(flag, value, reason))
     }
 
     /// A switch; its values are those of Go's `ParseBool`.
@@ -165,9 +163,10 @@ fn raft(raw: &Raw) -> Result<RaftSettings, ConfigError> {
 }
 
 /// What a number is if nobody says.
-fn default_number<T: FromStr>(flag: &str) -> T {
+fn default_number<T: TryFrom<i128>>(flag: &str) -> T {
     let flag = flags::find(flag).expect("invariant: only flags of the table are asked for");
-    flag.default.parse().ok().expect("invariant: the default of a number is one")
+    let number = go::integer(flag.default).and_then(|number| T::try_from(number).ok());
+    number.expect("invariant: the default of a number is one")
 }
 
 fn milliseconds(raw: &Raw, flag: &'static str) -> Result<u64, ConfigError> {

@@ -647,3 +647,50 @@ fn retention_is_neither_negative_nor_nonsense() {
     let kept = i64::MAX;
     assert_eq!(read("revision", &kept.to_string()), AutoCompaction::Revision { kept });
 }
+
+#[test]
+fn no_port_that_asks_for_tls_is_served_in_the_clear() {
+    for flag in ["listen-metrics-urls", "listen-client-http-urls"] {
+        let refused = error(&[&format!("--{flag}=https://127.0.0.1:1")]);
+        let text = "TLS key/cert (--cert-file, --key-file) must be provided for client url \
+                    https://127.0.0.1:1 with HTTPS scheme";
+        assert_eq!(refused, text);
+        let with = ["--cert-file=a", "--key-file=b", &format!("--{flag}=https://127.0.0.1:1")];
+        assert!(settings(&with, &[]).tls.client.is_some());
+    }
+}
+
+#[test]
+fn numbers_and_levels_are_spelled_as_in_go() {
+    let settings = settings(
+        &["--snapshot-count=0x40", "--max-request-bytes=1_000_000", "--log-level=DEBUG"],
+        &[("ETCD_HEARTBEAT_INTERVAL", "0144")],
+    );
+    assert_eq!(settings.raft.snapshot_count, 64);
+    assert_eq!(settings.limits.request_bytes_max, 1_000_000);
+    assert_eq!(settings.raft.heartbeat_interval, Duration::from_millis(100));
+    assert_eq!(settings.log.level, tracing::Level::DEBUG);
+    assert_eq!(
+        error(&["--max-txn-ops=4294967296"]),
+        "invalid value \"4294967296\" for flag --max-txn-ops: out of range"
+    );
+}
+
+#[test]
+fn an_address_that_is_named_twice_is_one() {
+    let twice = "--listen-peer-urls=http://127.0.0.1:1,http://127.0.0.1:1,http://127.0.0.1:2";
+    assert_eq!(settings(&[twice], &[]).listen.peer.len(), 2);
+}
+
+#[test]
+fn a_member_may_go_by_another_name_of_its_address() {
+    let one = |cluster: &str, advertised: &str| {
+        let cluster = format!("--initial-cluster=a={cluster}");
+        let advertised = format!("--initial-advertise-peer-urls={advertised}");
+        settings(&["--name=a", &cluster, &advertised], &[]).verify_bootstrap()
+    };
+    one("http://localhost:1", "http://127.0.0.1:1").unwrap();
+    for other in ["http://127.0.0.1:2", "https://127.0.0.1:1", "http://127.0.0.2:1"] {
+        assert!(one("http://localhost:1", other).is_err(), "{other}");
+    }
+}

@@ -55,6 +55,10 @@ pub(super) fn settings(
 ) -> Result<TlsSettings, ConfigError> {
     let policy = policy(raw)?;
     let client = port(raw, &CLIENT, &listen.client, data_dir, &policy)?;
+    // They have the certificate of the client port.
+    for url in listen.http.iter().chain(&listen.metrics) {
+        check_identity(&CLIENT, url, client.is_some())?;
+    }
     let peer = port(raw, &PEER, &listen.peer, data_dir, &policy)?;
     let peer = match peer {
         None => None,
@@ -206,6 +210,21 @@ fn allowed(raw: &Raw, flags: &PortFlags) -> Result<Allowed, ConfigError> {
     Ok(Allowed { common_names, hostnames })
 }
 
+/// Nobody speaks in the clear where TLS is asked for.
+fn check_identity(
+    flags: &PortFlags,
+    listen: &ListenUrl,
+    has_identity: bool,
+) -> Result<(), ConfigError> {
+    if !listen.is_tls || has_identity {
+        return Ok(());
+    }
+    Err(ConfigError::Rule(format!(
+        "TLS key/cert (--{}, --{}) must be provided for {} url {} with HTTPS scheme",
+        flags.cert, flags.key, flags.port, listen.url
+    )))
+}
+
 fn check_urls(
     raw: &mut Raw,
     flags: &PortFlags,
@@ -215,12 +234,7 @@ fn check_urls(
 ) -> Result<(), ConfigError> {
     for listen in listen {
         let url = &listen.url;
-        if listen.is_tls && !has_identity {
-            return Err(ConfigError::Rule(format!(
-                "TLS key/cert (--{}, --{}) must be provided for {} url {url} with HTTPS scheme",
-                flags.cert, flags.key, flags.port
-            )));
-        }
+        check_identity(flags, listen, has_identity)?;
         if !listen.is_tls && has_identity {
             raw.warnings.push(format!(
                 "{url}: scheme is http or unix while key and cert files are present; ignoring key \

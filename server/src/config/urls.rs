@@ -1,7 +1,8 @@
 //! Lists of URLs as etcd's flags take them.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs as _};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use url::Url;
 
@@ -46,8 +47,44 @@ pub(crate) fn peer_urls(given: &[String]) -> Option<Vec<String>> {
     list("peer-urls", &given.join(",")).ok()
 }
 
+/// How often names are looked up that are not known yet, and the pause between.
+const LOOKUPS_MAX: u32 = 10;
+const LOOKUP_PAUSE: Duration = Duration::from_secs(1);
+
+/// Whether two sorted lists name the same places: by the same words or, as in etcd, by names of the same addresses.
+/// Blocks if it has to look names up: a member that has just begun may not be known yet by its own.
+pub(super) fn are_same_places(one: &[String], other: &[String]) -> bool {
+    if one == other || one.len() != other.len() {
+        return one == other;
+    }
+    for _ in 1..LOOKUPS_MAX {
+        match (places(one), places(other)) {
+            (Some(one), Some(other)) => return one == other,
+            _ => std::thread::sleep(LOOKUP_PAUSE),
+        }
+    }
+    false
+}
+
+/// Scheme and address of each URL, sorted; `None` if one is not known.
+fn places(urls: &[String]) -> Option<Vec<(&str, SocketAddr)>> {
+    let mut places = urls.iter().map(|url| place(url)).collect::<Option<Vec<_>>>()?;
+    places.sort();
+    Some(places)
+}
+
+fn place(url: &str) -> Option<(&str, SocketAddr)> {
+    let (scheme, authority) = url.split_once("://")?;
+    Some((scheme, authority.to_socket_addrs().ok()?.next()?))
+}
+
 /// The addresses to bind that a list names.
-pub(super) fn listen(flag: &'static str, urls: Vec<String>) -> Result<Vec<ListenUrl>, ConfigError> {
+/// As in etcd one that is named twice is one.
+pub(super) fn listen(
+    flag: &'static str,
+    mut urls: Vec<String>,
+) -> Result<Vec<ListenUrl>, ConfigError> {
+    urls.dedup();
     urls.into_iter().map(|url| address(flag, url)).collect()
 }
 

@@ -196,10 +196,11 @@ async fn unhealthy(context: &Context, query: &str) -> Option<String> {
     if let Some(kind) = alarm {
         return Some(format!("ALARM {}", alarm_type(kind).as_str_name()));
     }
-    if !context.node.has_leader() {
+    let is_serializable = pairs.contains(&("serializable", "true"));
+    // Who asks so wants to know of this member alone: kubelets would end all that are left of a lost quorum.
+    if !is_serializable && !context.node.has_leader() {
         return Some("RAFT NO LEADER".to_owned());
     }
-    let is_serializable = pairs.contains(&("serializable", "true"));
     read(context, is_serializable).await.err().map(|text| format!("RANGE ERROR:{text}"))
 }
 

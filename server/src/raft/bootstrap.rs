@@ -159,7 +159,9 @@ pub(crate) async fn found(
 ) -> Result<Founding, BootstrapError> {
     let cluster = &settings.bootstrap.initial_cluster;
     if settings.bootstrap.state == ClusterState::New {
-        settings.verify_bootstrap()?;
+        let verifying = settings.clone();
+        let verified = tokio::task::spawn_blocking(move || verifying.verify_bootstrap()).await;
+        verified.map_err(std::io::Error::other)??;
     }
     let peers: Vec<&[String]> = cluster
         .members

@@ -73,13 +73,16 @@ pub(crate) fn config(heartbeat: Duration, election: Duration) -> Result<Config, 
     let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let (heartbeat, election) = (ms(heartbeat), ms(election));
     let (min, max) = (election * 3 / 10, election * 6 / 10);
+    // Nobody may campaign between two heartbeats, which come at one of openraft's ticks, nor while one is left out.
+    let late = heartbeat + (heartbeat * 13 / 64).max(1) + 1;
+    let (min, max) = (min.max(late), max.max(late + 1));
     Config {
         cluster_name: "conclave".to_owned(),
         heartbeat_interval: heartbeat,
         // Replication answers count as heartbeats: under load none are sent beside them.
-        heartbeat_min_interval: Some(heartbeat),
-        election_timeout_min: min.max(heartbeat + 1),
-        election_timeout_max: max.max(heartbeat + 2),
+        heartbeat_min_interval: Some(heartbeat.min(min - late)),
+        election_timeout_min: min,
+        election_timeout_max: max,
         // Falls silent too soon; `quorum` does it instead.
         quorum_loss_probe_interval: None,
         // An isolated member must not disturb a working leader when it returns.
@@ -98,4 +101,23 @@ pub(crate) fn config(heartbeat: Duration, election: Duration) -> Result<Config, 
         ..Config::default()
     }
     .validate()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_timing_that_etcd_takes_is_one_of_ours() {
+        for heartbeat in [1, 2, 3, 5, 10, 20, 50, 99, 100, 101, 250, 500, 1_000, 5_000, 10_000] {
+            for election in [5 * heartbeat, 5 * heartbeat + 1, 10 * heartbeat, 50_000] {
+                let made =
+                    config(Duration::from_millis(heartbeat), Duration::from_millis(election));
+                assert!(made.is_ok(), "{heartbeat} of {election} ms: {made:?}");
+            }
+        }
+        let usual = config(Duration::from_millis(100), Duration::from_secs(1)).unwrap();
+        assert_eq!(usual.heartbeat_min_interval, Some(100));
+        assert_eq!((usual.election_timeout_min, usual.election_timeout_max), (300, 600));
+    }
 }
