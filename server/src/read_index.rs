@@ -83,6 +83,8 @@ pub(crate) async fn run(route: Route, mut waiting: mpsc::Receiver<Waiter>, count
                 Some(index) => waiters.drain(..).for_each(|waiter| {
                     waiter.send(index).ok();
                 }),
+                // Who is told that this member stops asks another one.
+                None if route.retired.is_cancelled() => waiters.clear(),
                 None => {
                     route.wait_for_change(RETRY_PAUSE).await;
                     waiters.retain(|waiter| !waiter.is_closed());

@@ -103,7 +103,8 @@ async fn parts(settings: Arc<Settings>, clients: Handle) -> Result<Parts, StartE
     let (rounds, gate) = rounds();
     let proposing = raft.clone();
     tasks.spawn(gate.run(move |batch| route::write(proposing.clone(), batch)));
-    let route = Route { raft: raft.clone(), links, heard, rounds: Arc::new(rounds), needed };
+    let (rounds, retired) = (Arc::new(rounds), CancellationToken::new());
+    let route = Route { raft: raft.clone(), links, heard, rounds, needed, retired };
     assert!(header.route.set(route.clone()).is_ok(), "a member starts raft once");
     let (fatal_set, fatal) = watch::channel(None);
     let serving = Tasks {

@@ -1,6 +1,7 @@
 //! The tasks that a member runs beside raft, and what peers are answered with.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use conclave_raft_store::Reader;
 use conclave_raft_store::log::LogStore;
@@ -49,7 +50,8 @@ impl Tasks<'_> {
         failed: &watch::Sender<Option<String>>,
     ) -> Serving {
         let (proposer, read_index) = self.propose(tasks);
-        let Self { settings, route, reader, leases, log, standing, digests, counts, .. } = self;
+        let Self { settings, route, reader, waiters, leases, log, standing, digests, counts } =
+            self;
         let timeout = request_timeout(settings);
         let lessor = LessorParts {
             leases,
@@ -91,7 +93,7 @@ impl Tasks<'_> {
         });
         let snapshots = SnapshotReceiver::new(route.raft.clone(), log, reader.clone(), counts);
         tasks.spawn(change::promote(changer.clone()));
-        tasks.spawn(standing::watch(route.clone(), standing.clone()));
+        tasks.spawn(standing::watch(route.clone(), standing.clone(), waiters));
         Serving {
             route,
             reader,
@@ -103,6 +105,7 @@ impl Tasks<'_> {
             comparer,
             standing,
             changer,
+            since: Instant::now(),
         }
     }
 

@@ -73,6 +73,14 @@ impl Waiters {
         }
     }
 
+    /// Gives all batches up.
+    pub(crate) fn fail_all(&self, error: ProposeError) {
+        let all: Vec<u64> = self.batches.lock().keys().copied().collect();
+        for sequence in all {
+            self.fail(sequence, error);
+        }
+    }
+
     /// Gives up all batches whose deadline has passed: their fate is unknown.
     pub(crate) fn expire(&self, now: Instant) {
         let expired: Vec<u64> = {

@@ -11,6 +11,7 @@ use openraft::async_runtime::WatchReceiver;
 use openraft::error::ClientWriteError;
 use openraft::impls::ProgressResponder;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::Raft;
@@ -40,7 +41,7 @@ pub(crate) enum Offer {
     NotLeader,
     /// Certainly not proposed: the leader has too much in flight.
     Busy,
-    /// Certainly not proposed: this member's raft has stopped.
+    /// Certainly not proposed: this member's raft has stopped, or it is no member any more.
     Stopped,
 }
 
@@ -62,6 +63,8 @@ pub(crate) struct Route {
     pub(crate) heard: Arc<Heard>,
     pub(crate) rounds: Arc<Rounds>,
     pub(crate) needed: Arc<Needed>,
+    /// Cancelled once this member is removed: no leader hears it any more.
+    pub(crate) retired: CancellationToken,
 }
 
 impl Route {
@@ -117,6 +120,9 @@ impl Route {
     /// Offers an encoded batch to whoever leads. Returns when it is applied there, refused, or when
     /// the leader was replaced meanwhile.
     pub(crate) async fn offer(&self, batch: Bytes, haste: Haste) -> Offer {
+        if self.retired.is_cancelled() {
+            return Offer::Stopped;
+        }
         match self.leader() {
             Leader::Nobody => Offer::NotLeader,
             Leader::Me => {
@@ -218,6 +224,7 @@ impl Route {
             biased;
             answer = within(link, call) => answer.ok(),
             () = self.replaced(leader) => None,
+            () = self.retired.cancelled() => None,
         }
     }
 

@@ -13,6 +13,7 @@ mod describe;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use conclave_proto::internal;
 use conclave_raft_store::codec::CodecError;
@@ -49,6 +50,8 @@ pub(crate) struct Serving {
     pub(crate) comparer: Comparer,
     pub(crate) standing: Arc<Standing>,
     pub(crate) changer: Arc<Changer>,
+    /// When it began to answer.
+    pub(crate) since: Instant,
 }
 
 /// The peer service; before [`PeerService::serve`] it only tells that it is starting.

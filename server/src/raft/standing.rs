@@ -1,7 +1,8 @@
 //! What this member is in the cluster, and who was removed from it for good.
 //!
 //! Follows the applied configuration. A member that is removed often never hears of it from the leader,
-//! which stops sending to it at once; so while there is no leader for it, [`watch`] asks the others.
+//! which stops sending to it at once. So the leader that removed it calls it ([`tell`]), and then, and while
+//! there is no leader for it, [`watch`] asks the others.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -18,15 +19,20 @@ use conclave_state_machine::response::Halt;
 use futures::future::join_all;
 use openraft::async_runtime::WatchReceiver;
 use parking_lot::RwLock;
-use tokio::sync::watch as channel;
+use tokio::sync::{Notify, watch as channel};
 use tokio::time::MissedTickBehavior;
 
 use super::route::Route;
+use crate::propose::{ProposeError, Waiters};
 
 /// How often a member without a leader asks the others whether it was removed.
 const ASK_INTERVAL: Duration = Duration::from_millis(500);
 /// How long one of them may take to answer.
 const ASK_TIMEOUT: Duration = Duration::from_millis(1500);
+/// How often a member is told that it was removed, and the pause after a call that failed. If none of them arrives,
+/// it asks when it misses its leader.
+const TELLINGS_MAX: usize = 5;
+const TELL_PAUSE: Duration = Duration::from_millis(200);
 
 /// What others are told who were removed, and what a removed member says of itself.
 pub(crate) const REMOVED: &str = "the member has been permanently removed from the cluster";
@@ -51,6 +57,8 @@ pub(crate) struct Standing {
     removed: RwLock<BTreeSet<u64>>,
     /// Whether the applied configuration has this member only.
     is_alone: AtomicBool,
+    /// Somebody says that this member was removed.
+    told: Notify,
 }
 
 impl Standing {
@@ -66,6 +74,7 @@ impl Standing {
             role,
             removed: RwLock::default(),
             is_alone: AtomicBool::new(false),
+            told: Notify::new(),
         };
         standing.follow(reader)?;
         Ok(standing)
@@ -116,6 +125,11 @@ impl Standing {
         *self.role.borrow() == Role::Learner
     }
 
+    /// Somebody says that this member was removed: it asks the others.
+    pub(crate) fn hear_removal(&self) {
+        self.told.notify_one();
+    }
+
     /// Returns once this member is removed.
     pub(crate) async fn removed(&self) {
         let mut role = self.role.subscribe();
@@ -138,19 +152,44 @@ fn role(own_id: u64, membership: &Membership) -> Role {
     }
 }
 
-/// Asks the others, whenever this member has no leader, whether it was removed; until it was, or raft
-/// stops.
-pub(crate) async fn watch(route: Route, standing: Arc<Standing>) {
+/// Tells a member that was just removed, so that it need not miss its leader first. It believes what the others
+/// say, and not this call.
+pub(crate) async fn tell(route: Route, peer_urls: Vec<String>) {
+    let links = &route.links;
+    let (cluster_id, from) = (links.cluster_id(), links.member_id());
+    let request = DescribeRequest { cluster_id, from, is_removal: true, is_founding: false };
+    for url in peer_urls.iter().cycle().take(TELLINGS_MAX) {
+        match links.dialer().describe(url, request, ASK_TIMEOUT).await {
+            Ok(_) => return,
+            Err(status) => {
+                tracing::debug!(url, %status, "cannot tell a member that it was removed")
+            }
+        }
+        tokio::time::sleep(TELL_PAUSE).await;
+    }
+}
+
+/// Asks the others, whenever this member has no leader or is told so, whether it was removed; until it was, or
+/// raft stops. Once it was, whoever waits here for what only a member can do is told so.
+pub(crate) async fn watch(route: Route, standing: Arc<Standing>, waiters: Arc<Waiters>) {
     let mut tick = tokio::time::interval(ASK_INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        tick.tick().await;
-        if *standing.role.borrow() == Role::Removed
-            || route.raft.metrics().borrow_watched().running_state.is_err()
-        {
+        let is_told = tokio::select! {
+            _ = tick.tick() => false,
+            () = standing.told.notified() => true,
+            () = standing.removed() => false,
+        };
+        if *standing.role.borrow() == Role::Removed {
+            // Nobody waits any more for what this member cannot do.
+            route.retired.cancel();
+            waiters.fail_all(ProposeError::Stopped);
             return;
         }
-        if !route.has_leader() && is_told_removed(&route, standing.own_id).await {
+        if route.raft.metrics().borrow_watched().running_state.is_err() {
+            return;
+        }
+        if (is_told || !route.has_leader()) && is_told_removed(&route, standing.own_id).await {
             tracing::warn!("other members say that this one was removed");
             let mark = standing.mark.clone();
             let marked = tokio::task::spawn_blocking(move || write_mark(&mark)).await;
@@ -181,8 +220,11 @@ async fn is_told_removed(route: &Route, own_id: u64) -> bool {
     let others = membership.membership().nodes().filter(|(id, _)| **id != own_id);
     let urls: Vec<String> =
         others.filter_map(|(_, node)| node.peer_urls.first().cloned()).collect();
-    let request =
-        DescribeRequest { cluster_id: route.links.cluster_id(), from: own_id, is_founding: false };
+    let request = DescribeRequest {
+        cluster_id: route.links.cluster_id(),
+        from: own_id,
+        ..Default::default()
+    };
     let dialer = route.links.dialer();
     let answers = urls.iter().map(|url| dialer.describe(url, request, ASK_TIMEOUT));
     // Who is of another cluster refuses; who lags says no.

@@ -12,7 +12,9 @@ use conclave_raft_store::store::{StateStore, StoreOptions};
 use conclave_raft_store::types::{Batch, Entry, EntryPayload, LogId};
 use conclave_server::config::Settings;
 use conclave_server::node::{MemberInfo, Node, StartError};
+use conclave_server::propose::ProposeError;
 use conclave_server::raft::{BootstrapError, ChangeError};
+use conclave_server::read_index::ReadIndexError;
 use conclave_state_machine::command::Caller;
 use conclave_state_machine::members::rules::{MemberChange, MemberRefusal};
 use openraft::storage::RaftStateMachine as _;
@@ -145,6 +147,25 @@ async fn a_removed_member_disturbs_nobody_and_never_starts_again() {
         assert_eq!(status.code(), Code::FailedPrecondition);
         assert!(status.message().contains("permanently removed"), "{status}");
     }
+}
+
+/// It hears of its removal though it would miss its leader only much later, and keeps nobody waiting.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_is_removed_hears_of_it_and_refuses_at_once() {
+    let mut group = Group::start(3, 3, &["--election-timeout=50000"]).await;
+    let leader = group.leader().await;
+    let gone = (leader + 1) % 3;
+    let id = group.id(gone);
+    let node = group.nodes.remove(&gone).unwrap();
+    group.change(leader, MemberChange::Remove { id }).await;
+    within("it hears that it was removed", node.removed()).await;
+    // Nobody is kept waiting for as long as a request may take.
+    let refused = within("a write is refused", node.propose(put("late", b"v"))).await;
+    assert_eq!(refused.unwrap_err(), ProposeError::Stopped);
+    let refused = within("so is a read", node.read_barrier()).await;
+    assert_eq!(refused, Err(ReadIndexError::Stopped));
+    within("it stops", node.shutdown()).await;
+    must_put(group.node(leader), "undisturbed", b"v").await;
 }
 
 /// Who has started counts at once, though the leader is the last to apply that it has.

@@ -28,7 +28,8 @@ async fn a_lock_of_a_namespace_is_that_of_the_whole_name() {
     assert!(matches!(outer.lock("/team/more").try_now().await, Err(Error::Busy)));
     soon("another name", outer.lock("jobs")).await.unwrap().release().await.unwrap();
     let lease = outer.id();
-    let etcd = server.lock().lock(LockRequest { name: "/team/jobs".into(), lease });
+    let mut locks = server.lock();
+    let etcd = locks.lock(LockRequest { name: "/team/jobs".into(), lease });
     assert!(tokio::time::timeout(Duration::from_millis(200), etcd).await.is_err(), "etcd's, too");
 
     assert!(lock.is_held().await.unwrap());
@@ -103,5 +104,5 @@ async fn services_are_those_of_the_cluster() {
     let config = config.app(conclave_client::config::Source::prefix("app/"));
     all.put("/team/app/port", "80").await.unwrap();
     let config = soon("settings", config.start()).await.unwrap();
-    assert_eq!(config.current()["port"], 80, "settings are keys");
+    assert_eq!(config.current()["port"], "80", "settings are keys");
 }

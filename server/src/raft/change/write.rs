@@ -13,12 +13,14 @@ use openraft::raft::Precondition;
 
 use super::{Attempt, Changed, Changer, View};
 use crate::config::added_member_id;
+use crate::raft::standing;
 
 impl Changer {
     pub(super) async fn write(&self, view: &View, change: &MemberChange) -> Attempt {
         let membership = view.stored.membership();
         let mut nodes: Nodes = membership.nodes().map(|(id, node)| (*id, node.clone())).collect();
         let mut voters: BTreeSet<u64> = membership.voter_ids().collect();
+        let mut removed = None;
         let id = match change {
             MemberChange::Add { peer_urls, is_learner } => {
                 let id = match self.new_id(peer_urls, &nodes) {
@@ -30,7 +32,7 @@ impl Changer {
                 id
             }
             MemberChange::Remove { id } => {
-                nodes.remove(id);
+                removed = nodes.remove(id);
                 voters.remove(id);
                 *id
             }
@@ -48,6 +50,11 @@ impl Changer {
         let (blank, guard) = (EntryPayload::Blank, [guard(view)]);
         let written = self.route.raft.append_membership(next, blank, guard).await;
         let written = written.map(|answer| Changed { index: answer.log_id.index, id });
+        if written.is_ok()
+            && let Some(removed) = removed
+        {
+            tokio::spawn(standing::tell(self.route.clone(), removed.peer_urls));
+        }
         attempt(written, change)
     }
 

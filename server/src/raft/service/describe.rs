@@ -14,6 +14,8 @@ use super::{OTHER_CLUSTER, PeerService, Serving};
 /// How long a member that knows a leader may take to learn what is committed, before it answers one that
 /// begins; less than that one waits.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a member that founded the cluster says so. Whoever comes later had better wait for a leader.
+const NEW_FOR: Duration = Duration::from_secs(30);
 
 impl Serving {
     /// Applies all that a quorum has committed by now; `false` if that cannot be known soon.
@@ -36,7 +38,8 @@ impl PeerService {
         &self,
         request: internal::DescribeRequest,
     ) -> Result<internal::DescribeResponse, Status> {
-        let internal::DescribeRequest { cluster_id: asked, from, is_founding } = request;
+        let internal::DescribeRequest { cluster_id: asked, from, is_founding, is_removal } =
+            request;
         let Some(serving) = self.serving.get() else {
             let is_starting = !self.is_founding.load(Ordering::Acquire);
             let answer = internal::DescribeResponse { is_starting, ..Default::default() };
@@ -45,6 +48,9 @@ impl PeerService {
         let links = &serving.route.links;
         if asked != 0 && asked != links.cluster_id() {
             return Err(Status::failed_precondition(OTHER_CLUSTER));
+        }
+        if is_removal {
+            serving.standing.hear_removal();
         }
         let is_confirmed = is_founding && serving.catch_up().await;
         let published = members::all(&serving.reader)
@@ -67,6 +73,10 @@ impl PeerService {
             caller_is_removed: serving.standing.is_removed(from),
             is_starting: false,
             is_confirmed,
+            is_new: is_initialised
+                && self.is_founding.load(Ordering::Acquire)
+                && metrics.last_log_index.unwrap_or(0) == 0
+                && serving.since.elapsed() < NEW_FOR,
         })
     }
 }
