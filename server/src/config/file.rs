@@ -86,7 +86,7 @@ enum Failure {
 fn parse(text: &str) -> Result<Raw, Failure> {
     let value: Option<Map<String, Value>> =
         serde_saphyr::from_str(text).map_err(|error| Failure::Syntax(error.to_string()))?;
-    let mut raw = Raw::default();
+    let mut raw = Raw { is_file: true, ..Raw::default() };
     for (key, value) in value.unwrap_or_default() {
         match (BLOCKS.iter().find(|(name, _)| *name == key), value) {
             (_, Value::Null) => {}

@@ -385,6 +385,8 @@ pub(super) struct Raw {
     pub(super) values: BTreeMap<&'static str, String>,
     /// What the command line itself has; the rest is of variables or of a file.
     pub(super) given: BTreeSet<&'static str>,
+    /// Whether all of it is of a file.
+    pub(super) is_file: bool,
     pub(super) warnings: Vec<String>,
 }
 
@@ -398,7 +400,10 @@ pub(super) fn read(
     let mut arguments = arguments.into_iter();
     while let Some(argument) = arguments.next() {
         let Some(flag) = argument.strip_prefix("--").or_else(|| argument.strip_prefix('-')) else {
-            return Err(ConfigError::NotAFlag(argument));
+            return Err(match argument.as_str() {
+                "gateway" | "grpc-proxy" => ConfigError::NotACommand(argument),
+                _ => ConfigError::NotAFlag(argument),
+            });
         };
         let (name, inline) = match flag.split_once('=') {
             Some((name, value)) => (name, Some(value.to_owned())),

@@ -70,6 +70,11 @@ pub enum ConfigError {
     /// The command line holds something else than flags.
     #[error("'{0}' is not a valid flag")]
     NotAFlag(String),
+    /// A command of etcd's that there is none of here.
+    #[error(
+        "there is no '{0}': clients are given the addresses of all members, or of a TCP load balancer before them"
+    )]
+    NotACommand(String),
     /// The last flag needs a value.
     #[error("flag needs an argument: --{0}")]
     MissingValue(&'static str),
@@ -138,6 +143,7 @@ impl ConfigError {
         match self {
             Self::UnknownFlag { .. } | Self::MissingValue(_) | Self::Malformed { .. } => 2,
             Self::NotAFlag(_)
+            | Self::NotACommand(_)
             | Self::NotSupportedYet(_)
             | Self::NotSupported { .. }
             | Self::OnlyValue { .. }

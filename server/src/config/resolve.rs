@@ -20,7 +20,7 @@ const DEFAULT_JWT_TTL: Duration = Duration::from_secs(5 * 60);
 /// What bcrypt knows.
 const BCRYPT_COSTS: std::ops::RangeInclusive<u32> = 4..=31;
 const ELECTION_TIMEOUT_MAX_MS: u64 = 50_000;
-/// etcd refuses shorter intervals, which would flood idle watchers.
+/// As in etcd shorter intervals are no shorter: they would flood idle watchers.
 const PROGRESS_INTERVAL_MIN: Duration = Duration::from_millis(100);
 
 /// Gives every value its type and checks the rules that span several flags.
@@ -49,7 +49,7 @@ pub(super) fn settings(mut raw: Raw) -> Result<Settings, ConfigError> {
         measures_calls: measures_calls(&raw)?,
         web: web(&raw)?,
         registry: registry(&raw)?,
-        watch_progress_interval: watch_progress_interval(&raw)?,
+        watch_progress_interval: watch_progress_interval(&mut raw)?,
         name,
         data_dir,
         listen,
@@ -119,6 +119,13 @@ impl Raw {
         items.filter(|item| !item.is_empty()).collect()
     }
 
+    /// As in etcd an option of a flag that nobody knows does no harm; but it is told.
+    fn warn_of_options<'a>(&mut self, flag: &str, names: impl IntoIterator<Item = &'a str>) {
+        let warning =
+            |name: &str| format!("--{flag}: the option {name} is not known and has no effect");
+        self.warnings.extend(names.into_iter().map(warning));
+    }
+
     fn duration(&self, flag: &'static str) -> Result<Duration, ConfigError> {
         let value = self.value(flag);
         go::duration(value).map_err(|reason| self.malformed(flag, value, &reason))
@@ -178,7 +185,8 @@ fn milliseconds(raw: &Raw, flag: &'static str) -> Result<u64, ConfigError> {
 }
 
 fn listen(raw: &Raw) -> Result<ListenSettings, ConfigError> {
-    if raw.text("listen-client-urls").is_some() && raw.text("advertise-client-urls").is_none() {
+    let is_advertised = raw.values.contains_key("advertise-client-urls");
+    if !raw.is_file && raw.text("listen-client-urls").is_some() && !is_advertised {
         return Err(ConfigError::Rule(
             "--advertise-client-urls is required when --listen-client-urls is set explicitly"
                 .to_owned(),
@@ -296,16 +304,20 @@ fn most(raw: &Raw, flag: &'static str) -> Result<usize, ConfigError> {
 }
 
 fn auth(raw: &mut Raw) -> Result<AuthSettings, ConfigError> {
-    let token = raw.value("auth-token");
+    let token = &raw.value("auth-token").to_owned();
     let jwt = match token.split_once(',').unwrap_or((token, "")) {
-        ("simple", "") => None,
-        ("jwt", options) => Some(jwt(token, options)?),
+        ("simple", options) => {
+            raw.warn_of_options("auth-token", options.split(',').filter(|name| !name.is_empty()));
+            None
+        }
+        ("jwt", options) => Some(jwt(raw, token, options)?),
         _ => return Err(invalid("auth-token", token, "expected simple or jwt,...")),
     };
-    let ttl_seconds: u32 = raw.number("auth-token-ttl")?;
-    if ttl_seconds == 0 {
-        return Err(invalid("auth-token-ttl", "0", "must be above 0"));
-    }
+    // As in etcd 0 is the default.
+    let ttl_seconds = match raw.number::<u32>("auth-token-ttl")? {
+        0 => default_number("auth-token-ttl"),
+        seconds => seconds,
+    };
     let token_ttl = Duration::from_secs(ttl_seconds.into());
     Ok(AuthSettings { token_ttl, bcrypt_cost: bcrypt_cost(raw)?, jwt })
 }
@@ -325,7 +337,7 @@ fn bcrypt_cost(raw: &mut Raw) -> Result<u32, ConfigError> {
 }
 
 /// `pub-key=FILE,priv-key=FILE,sign-method=RS256,ttl=5m`
-fn jwt(token: &str, options: &str) -> Result<JwtSettings, ConfigError> {
+fn jwt(raw: &mut Raw, token: &str, options: &str) -> Result<JwtSettings, ConfigError> {
     let refuse = |reason: &str| invalid("auth-token", token, reason);
     let mut jwt = JwtSettings {
         method: String::new(),
@@ -342,7 +354,7 @@ fn jwt(token: &str, options: &str) -> Result<JwtSettings, ConfigError> {
             "ttl" => {
                 jwt.ttl = go::duration(value).map_err(|reason| refuse(&reason))?;
             }
-            _ => return Err(refuse("expected sign-method, pub-key, priv-key and ttl")),
+            other => raw.warn_of_options("auth-token", [other]),
         }
     }
     if jwt.method.is_empty() {
@@ -416,14 +428,14 @@ fn registry(raw: &Raw) -> Result<RegistrySettings, ConfigError> {
     })
 }
 
-fn watch_progress_interval(raw: &Raw) -> Result<Duration, ConfigError> {
+fn watch_progress_interval(raw: &mut Raw) -> Result<Duration, ConfigError> {
     const FLAG: &str = "watch-progress-notify-interval";
     let interval = raw.duration(FLAG)?;
     if interval < PROGRESS_INTERVAL_MIN {
-        let value = humantime::format_duration(interval).to_string();
-        return Err(invalid(FLAG, &value, "must be at least 100ms"));
+        let (given, least) = (raw.value(FLAG), humantime::format_duration(PROGRESS_INTERVAL_MIN));
+        raw.warnings.push(format!("--{FLAG}={given} is taken for {least}, which is the least"));
     }
-    Ok(interval)
+    Ok(interval.max(PROGRESS_INTERVAL_MIN))
 }
 
 pub(super) fn invalid(flag: &'static str, value: &str, reason: &str) -> ConfigError {

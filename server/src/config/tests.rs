@@ -384,7 +384,9 @@ fn timing_is_checked() {
     );
     assert_eq!(error(&["--heartbeat-interval=0"]), "--heartbeat-interval must be >0 (set to 0ms)");
     assert!(error(&["--heartbeat-interval=-1"]).starts_with("invalid value \"-1\""));
-    assert!(error(&["--watch-progress-notify-interval=1ms"]).ends_with("at least 100ms"));
+    let raised = settings(&["--watch-progress-notify-interval=1ms"], &[]);
+    assert_eq!(raised.watch_progress_interval, Duration::from_millis(100));
+    assert!(raised.warnings[0].ends_with("is taken for 100ms, which is the least"));
 }
 
 #[test]
@@ -508,6 +510,7 @@ fn a_url_of_tls_needs_a_certificate() {
     assert_eq!(with_pair.tls.client.unwrap().identity, identity);
     let plain = settings(&pair, &[]);
     assert!(plain.warnings[0].ends_with("ignoring key and cert files"), "{:?}", plain.warnings);
+    assert!(plain.tls.client.is_none(), "they need not even be there");
     assert_eq!(
         error(&["--peer-cert-file=a.pem"]),
         "KeyFile and CertFile must both be present[key: , cert: a.pem]"
@@ -552,7 +555,7 @@ fn tokens_are_simple_or_signed() {
     let flag = "--auth-token=jwt,sign-method=RS256,priv-key=a.pem,pub-key=b.pem,ttl=10m";
     let jwt = settings(&[flag], &[]).auth.jwt.unwrap();
     assert_eq!((jwt.method.as_str(), jwt.ttl), ("RS256", Duration::from_secs(600)));
-    for wrong in ["jwt", "jwt,sign-method", "jwt,ttl=1m", "jwt,sign-method=RS256,x=y", "opaque"] {
+    for wrong in ["jwt", "jwt,sign-method", "jwt,ttl=1m", "opaque"] {
         let complaint = error(&[&format!("--auth-token={wrong}")]);
         assert!(complaint.contains("--auth-token"), "{wrong}: {complaint}");
     }
@@ -561,7 +564,14 @@ fn tokens_are_simple_or_signed() {
         assert_eq!(settings.auth.bcrypt_cost, 10);
         assert_eq!(settings.warnings, [format!("{cost} is taken for 10: it must be 4 to 31")]);
     }
-    assert!(error(&["--auth-token-ttl=0"]).contains("must be above 0"));
+    for unknown in ["jwt,sign-method=RS256,x=y", "simple,x=y"] {
+        let warnings = settings(&[&format!("--auth-token={unknown}")], &[]).warnings;
+        let name = if unknown.starts_with("jwt") { "x" } else { "x=y" };
+        let warning = format!("--auth-token: the option {name} is not known and has no effect");
+        assert_eq!(warnings, [warning]);
+    }
+    let ttl = settings(&["--auth-token-ttl=0"], &[]).auth.token_ttl;
+    assert_eq!(ttl, Duration::from_secs(300));
 }
 
 #[test]
@@ -692,5 +702,26 @@ fn a_member_may_go_by_another_name_of_its_address() {
     one("http://localhost:1", "http://127.0.0.1:1").unwrap();
     for other in ["http://127.0.0.1:2", "https://127.0.0.1:1", "http://127.0.0.2:1"] {
         assert!(one("http://localhost:1", other).is_err(), "{other}");
+    }
+}
+
+#[test]
+fn an_address_to_advertise_is_asked_for_only_on_the_command_line() {
+    let listen = "--listen-client-urls=http://127.0.0.1:1";
+    assert!(error(&[listen]).starts_with("--advertise-client-urls is required"));
+    let empty = settings(&[listen, "--advertise-client-urls="], &[]);
+    assert_eq!(empty.listen.advertise_client_urls, ["http://localhost:2379"]);
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "listen-client-urls: http://127.0.0.1:1\n").unwrap();
+    let of_file = settings(&["--config-file", file.path().to_str().unwrap()], &[]);
+    assert_eq!(of_file.listen.advertise_client_urls, ["http://localhost:2379"]);
+}
+
+#[test]
+fn etcds_proxies_are_named_as_what_they_are() {
+    for command in ["gateway", "grpc-proxy"] {
+        let refused = parse_with(&[command, "start"], &[]).unwrap_err();
+        assert!(refused.to_string().contains("load balancer"), "{refused}");
+        assert_eq!(refused.exit_code(), 1);
     }
 }

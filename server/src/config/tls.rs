@@ -56,9 +56,12 @@ pub(super) fn settings(
     let policy = policy(raw)?;
     let client = port(raw, &CLIENT, &listen.client, data_dir, &policy)?;
     // They have the certificate of the client port.
-    for url in listen.http.iter().chain(&listen.metrics) {
+    let others = || listen.http.iter().chain(&listen.metrics);
+    for url in others() {
         check_identity(&CLIENT, url, client.is_some())?;
     }
+    // As in etcd files that nobody is shown need not even be there.
+    let client = client.filter(|_| listen.client.iter().chain(others()).any(|url| url.is_tls));
     let peer = port(raw, &PEER, &listen.peer, data_dir, &policy)?;
     let peer = match peer {
         None => None,
