@@ -27,7 +27,7 @@
 use std::{future::IntoFuture, sync::OnceLock};
 
 use futures::{Stream, StreamExt as _};
-use tokio::runtime::{Builder as RuntimeBuilder, Handle, Runtime};
+use tokio::runtime::{Builder as RuntimeBuilder, Runtime};
 
 use crate::{builder::Builder, client::Client, error::Error};
 
@@ -65,13 +65,9 @@ pub trait Block: IntoFuture + Sized {
     /// Waits for it.
     ///
     /// # Panics
-    /// On a thread of a runtime, where it would keep others from running: await it there. And if the system
-    /// refuses the thread that [`connect`] could not have gone without.
+    /// Within a task of a runtime, where it would keep others from running: await it there (`spawn_blocking` is no such
+    /// place). And if the system refuses the thread that [`connect`] could not have gone without.
     fn block(self) -> Self::Output {
-        assert!(
-            Handle::try_current().is_err(),
-            "conclave: `block` was called within a runtime, where it would stop other tasks: use `.await`"
-        );
         let runtime = runtime().unwrap_or_else(|error| panic!("conclave: {error}"));
         runtime.block_on(self.into_future())
     }

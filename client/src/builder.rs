@@ -132,7 +132,8 @@ impl Builder {
         self
     }
 
-    /// Calls this with the headers of every call before it is sent, on the task that makes the call: for the context
+    /// Calls this with the headers of every call before it is sent (but for those that ask for a token), on the task that
+    /// makes the call: for the context
     /// of a trace (`traceparent` of W3C Trace Context), which the server takes up with
     /// `--enable-distributed-tracing`.
     ///

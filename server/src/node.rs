@@ -15,6 +15,7 @@ mod start;
 mod status;
 mod tasks;
 
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -91,6 +92,8 @@ pub struct Node {
     parts: Parts,
     /// Cancelled when this member begins to stop.
     stopping: CancellationToken,
+    /// The highest index that was ever known to be committed.
+    committed: AtomicU64,
     // Last: everything above lives on it.
     _runtime: RaftRuntime,
 }

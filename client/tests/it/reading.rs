@@ -126,10 +126,14 @@ fn all_of_it_works_without_a_runtime() {
     let leader = iter(leaders).find_map(|leader| leader.unwrap()).unwrap();
     assert_eq!(leader.value(), b"me");
     leadership.resign().block().unwrap();
+    // A thread that may block is no place where nothing may wait.
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let reading = runtime.spawn_blocking(move || client.get("x").block().unwrap().kvs.len());
+    assert_eq!(runtime.block_on(reading).unwrap(), 1);
 }
 
 #[tokio::test]
-#[should_panic(expected = "use `.await`")]
+#[should_panic(expected = "Cannot start a runtime from within a runtime")]
 async fn blocking_within_a_runtime_is_refused() {
     use conclave_client::blocking::Block as _;
 

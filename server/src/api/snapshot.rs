@@ -47,11 +47,17 @@ pub(crate) async fn open(
     let caller = caller_of(request.extensions());
     let must_have_leader = must_have_leader(request.metadata());
     let permit = permits.clone().try_acquire_owned().map_err(|_| Fault::TooManyRequests)?;
-    if context.node.has_leader()
-        && !context.node.is_learner()
-        && let Err(reason) = context.read_barrier().await
-    {
-        tracing::warn!(reason = reason.message(), "a snapshot may lack the latest changes");
+    if context.node.has_leader() && !context.node.is_learner() {
+        // A leader may just have lost its quorum: that is when a backup is needed most.
+        let patience = context.node.settings().raft.election_timeout;
+        let reason = match tokio::time::timeout(patience, context.read_barrier()).await {
+            Ok(Ok(())) => None,
+            Ok(Err(reason)) => Some(reason.message().to_owned()),
+            Err(_elapsed) => Some("no quorum confirms the leader in time".to_owned()),
+        };
+        if let Some(reason) = reason {
+            tracing::warn!(reason, "a snapshot may lack the latest changes");
+        }
     }
     let reader = context.node.reader().clone();
     let began = Instant::now();

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use conclave_raft_store::{Identity, Reader};
@@ -20,7 +21,7 @@ use crate::raft::bootstrap::{BootstrapError, Founding};
 use crate::raft::heard::Heard;
 use crate::raft::needed::Needed;
 use crate::raft::network::NetworkFactory;
-use crate::raft::rounds::rounds;
+use crate::raft::rounds::{Rounds, rounds};
 use crate::raft::route::{self, Route};
 use crate::raft::service::PeerService;
 use crate::raft::standing::Standing;
@@ -70,7 +71,8 @@ pub(super) async fn start(settings: Arc<Settings>) -> Result<Arc<Node>, StartErr
     // Dispatch works for clients, so it runs on their runtime, not on raft's.
     tokio::spawn(parts.hub.clone().run(stopping.clone()));
     tokio::spawn(parts.turns.clone().run(parts.reader.clone(), stopping.clone()));
-    Ok(Arc::new(Node { settings, parts, stopping, _runtime: runtime }))
+    let committed = AtomicU64::new(0);
+    Ok(Arc::new(Node { settings, parts, stopping, committed, _runtime: runtime }))
 }
 
 /// `clients` is the runtime of those who wait for answers.
@@ -100,10 +102,7 @@ async fn parts(settings: Arc<Settings>, clients: Handle) -> Result<Parts, StartE
     let raft = Raft::new(identity.member, config, network, log.clone(), opened.machine)
         .await
         .map_err(|fatal| StartError::Raft(fatal.to_string()))?;
-    let (rounds, gate) = rounds();
-    let proposing = raft.clone();
-    tasks.spawn(gate.run(move |batch| route::write(proposing.clone(), batch)));
-    let (rounds, retired) = (Arc::new(rounds), CancellationToken::new());
+    let (rounds, retired) = (open_rounds(&raft, &tasks), CancellationToken::new());
     let route = Route { raft: raft.clone(), links, heard, rounds, needed, retired };
     assert!(header.route.set(route.clone()).is_ok(), "a member starts raft once");
     let (fatal_set, fatal) = watch::channel(None);
@@ -144,6 +143,14 @@ async fn parts(settings: Arc<Settings>, clients: Handle) -> Result<Parts, StartE
     service.serve(serving);
     initialize(&raft, founding).await;
     Ok(parts)
+}
+
+/// Lets batches into the log of `raft` from now on.
+fn open_rounds(raft: &Raft, tasks: &TaskTracker) -> Arc<Rounds> {
+    let (rounds, gate) = rounds();
+    let raft = raft.clone();
+    tasks.spawn(gate.run(move |batch| route::write(raft.clone(), batch)));
+    Arc::new(rounds)
 }
 
 fn announce(identity: Identity, name: &str) {

@@ -1,9 +1,13 @@
 //! What a member knows of itself and of the others at one moment.
 
+use std::sync::atomic::Ordering;
+
+use conclave_raft_store::types::TypeConfig;
 use conclave_state_machine::members;
 use conclave_state_machine::response::Halt;
 use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver;
+use openraft::metrics::RaftMetrics;
 
 use super::Node;
 
@@ -51,11 +55,20 @@ impl Node {
             leader: self.parts.route.heard.leader(&metrics),
             term: metrics.vote.leader_id.term,
             last_index: metrics.last_log_index.unwrap_or(0),
-            committed_index: metrics.cluster_committed.map_or(0, |id| id.index),
+            committed_index: self.see_committed(&metrics),
             applied_index: self.parts.reader.applied().map_or(0, |id| id.index),
             purged_index: metrics.purged.map_or(0, |id| id.index),
             is_learner: self.is_learner(),
         }
+    }
+
+    /// How far the log is committed, as far as this member ever knew. Raft forgets what it heard of a leader together
+    /// with the leader, and readers of metrics take a number that falls for one that began anew.
+    fn see_committed(&self, metrics: &RaftMetrics<TypeConfig>) -> u64 {
+        let applied = self.parts.reader.applied();
+        let known = [&metrics.cluster_committed, &metrics.local_committed, &applied];
+        let index = known.into_iter().flatten().map(|id| id.index).max().unwrap_or(0);
+        self.committed.fetch_max(index, Ordering::Relaxed).max(index)
     }
 
     /// The other members, and whether this one heard of them lately.

@@ -67,6 +67,22 @@ pub enum BootstrapError {
         /// Its peer URLs.
         urls: String,
     },
+    /// The peers are a running cluster, which is another one than the flags make.
+    #[error(
+        "the peers are the running cluster {cluster:x}, and --initial-cluster with --initial-cluster-token makes \
+         {own:x}: give all members the same of both; a member that was added to a running cluster (etcdctl \
+         member add {name} --peer-urls={urls}) is started with --initial-cluster-state existing"
+    )]
+    OtherCluster {
+        /// Id of the running cluster.
+        cluster: u64,
+        /// Id of what the flags make.
+        own: u64,
+        /// Name of this member.
+        name: String,
+        /// Its peer URLs.
+        urls: String,
+    },
     /// `--initial-cluster` is not what the running cluster is.
     #[error("error validating peerURLs of cluster {cluster:x}: {reason}")]
     Unequal {

@@ -13,7 +13,7 @@ mod describe;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use conclave_proto::internal;
 use conclave_raft_store::codec::CodecError;
@@ -21,6 +21,7 @@ use conclave_raft_store::reader::Reader;
 use conclave_raft_store::types::TypeConfig;
 use futures::stream::BoxStream;
 use openraft::error::Fatal;
+use parking_lot::Mutex;
 use tonic::Status;
 
 use super::change::Changer;
@@ -35,6 +36,8 @@ use crate::read_index::ReadIndex;
 
 /// The answer to a member of another cluster.
 const OTHER_CLUSTER: &str = "cluster ID mismatch";
+/// Time between two log lines about it.
+const STRANGER_LINES: Duration = Duration::from_secs(10);
 /// Answers of a call that has many.
 type Answers<T> = BoxStream<'static, Result<T, Status>>;
 
@@ -60,6 +63,8 @@ pub(crate) struct PeerService {
     serving: Arc<OnceLock<Serving>>,
     /// Whether this member has found its directory empty, which is all that there is to know of it.
     is_founding: Arc<AtomicBool>,
+    /// When it was last said that a member of another cluster calls.
+    told_of_stranger: Arc<Mutex<Option<Instant>>>,
 }
 
 impl PeerService {
@@ -86,6 +91,7 @@ impl PeerService {
         let sender = sender.ok_or_else(|| Status::invalid_argument("a call without sender"))?;
         let links = &serving.route.links;
         if sender.cluster_id != links.cluster_id() {
+            self.tell_of_stranger(links.cluster_id(), sender);
             return Err(Status::failed_precondition(OTHER_CLUSTER));
         }
         if sender.to != links.member_id() {
@@ -98,6 +104,22 @@ impl PeerService {
             return Err(Status::failed_precondition(REMOVED));
         }
         Ok(serving)
+    }
+
+    /// One line now and then: each of the two waits for the other, and neither would say why.
+    fn tell_of_stranger(&self, own_cluster: u64, sender: &internal::Sender) {
+        let mut told = self.told_of_stranger.lock();
+        if told.is_some_and(|at| at.elapsed() < STRANGER_LINES) {
+            return;
+        }
+        *told = Some(Instant::now());
+        tracing::warn!(
+            cluster = %format_args!("{own_cluster:x}"),
+            caller = %format_args!("{:x}", sender.from),
+            callers_cluster = %format_args!("{:x}", sender.cluster_id),
+            "request cluster ID mismatch: a member of another cluster calls this one; members of one cluster need \
+             the same --initial-cluster and --initial-cluster-token, and the same backup if they were restored"
+        );
     }
 
     /// As [`PeerService::check`], for calls of those who lead or would: if this member is alone in its

@@ -232,12 +232,15 @@ async fn a_member_without_a_quorum_knows_that_nobody_leads() {
     let mut servers = servers(3, &[HASTY]).await;
     servers[0].put("a", "1").await;
     let left = servers.swap_remove(0);
+    let before = status(&left).await;
     for server in servers {
         server.running.stop().await;
     }
     let node = left.running.node();
     eventually("the leader is missed", || !node.has_leader()).await;
     let status = status(&left).await;
+    assert!(status.raft_index >= before.raft_index, "{status:?} {before:?}");
+    assert!(status.raft_index >= status.raft_applied_index, "{status:?}");
     assert_eq!((status.leader, status.errors), (0, vec!["etcdserver: no leader".to_owned()]));
     let mut request = tonic::Request::new(put("a", "2"));
     request.metadata_mut().insert("hasleader", "true".parse().unwrap());
@@ -255,6 +258,8 @@ async fn a_member_without_a_quorum_knows_that_nobody_leads() {
     assert!(health.starts_with("HTTP/1.1 503 "), "{health}");
     let reason = "{\"health\":\"false\",\"reason\":\"RAFT NO LEADER\"}\n";
     assert!(health.ends_with(reason), "{health}");
+    let own = crate::api_http::http(&left, "GET /health?serializable=true").await;
+    assert!(own.starts_with("HTTP/1.1 200 "), "{own}");
     let serializable = etcd::RangeRequest { serializable: true, ..range("a", "") };
     assert_eq!(left.range(serializable).await.count, 1, "local reads go on");
 }

@@ -103,6 +103,6 @@ async fn services_are_those_of_the_cluster() {
     let config = team.config::<serde_json::Value>();
     let config = config.app(conclave_client::config::Source::prefix("app/"));
     all.put("/team/app/port", "80").await.unwrap();
-    let config = soon("settings", config.start()).await.unwrap();
+    let config = soon("settings", Box::pin(config.start())).await.unwrap();
     assert_eq!(config.current()["port"], "80", "settings are keys");
 }

@@ -35,10 +35,17 @@ pub(super) fn judge_new(
     for answer in answers {
         let Some(membership) = &answer.membership else { continue };
         is_running = true;
-        let is_of_another = answer.cluster_id != identity.cluster;
-        if is_of_another || !has_member(membership, id) {
+        if answer.cluster_id != identity.cluster {
+            return Err(BootstrapError::OtherCluster {
+                cluster: answer.cluster_id,
+                own: identity.cluster,
+                name: settings.name.clone(),
+                urls: settings.listen.advertise_peer_urls.join(","),
+            });
+        }
+        if !has_member(membership, id) {
             // A member that lags may not know of the addition yet.
-            if is_of_another || answer.is_confirmed || !is_patient {
+            if answer.is_confirmed || !is_patient {
                 return Err(not_a_member(settings, answer.cluster_id));
             }
             continue;
@@ -293,7 +300,8 @@ mod tests {
         let mut other = running(&settings, &[]);
         other.cluster_id ^= 1;
         let refused = judge_new(&settings, &[other], 1, false).unwrap_err();
-        assert!(matches!(refused, BootstrapError::NotAMember { .. }), "{refused}");
+        assert!(matches!(refused, BootstrapError::OtherCluster { .. }), "{refused}");
+        assert!(refused.to_string().contains("--initial-cluster-token"), "{refused}");
     }
 
     #[test]
