@@ -33,7 +33,7 @@
 //! | [`key`] | ranges of keys |
 //! | `blocking` | all of it without a runtime (feature `blocking`) |
 //! | `client`, `builder`, `endpoint`, `tls`, `login`, `discover` | the handle and its settings; servers, how they are reached and told who calls |
-//! | `reply`, `error`, `backoff`, `budget`, `moment` | answers, what can go wrong, pauses between attempts, how many there may be, the clock |
+//! | `reply`, `error`, `retry`, `backoff`, `budget`, `moment` | answers, what can go wrong, what is then made again, pauses between attempts, how many there may be, the clock |
 //! | `reliance`, `known_cluster` | for how long a lease may be relied on; whether it is still the cluster whose answers are known |
 //! | `pulse`, `loss`, `tell` | whether what a guard hangs on lives, and work that needs it; why something is held no more; telling it all at once |
 //! | `namespace` | a part of the key space as if it were all of it |
@@ -92,6 +92,7 @@ pub mod queue;
 pub mod registry;
 mod reliance;
 mod reply;
+mod retry;
 pub mod session;
 pub mod snapshot;
 mod tell;

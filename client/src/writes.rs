@@ -20,10 +20,7 @@ use conclave_proto::{
 use parking_lot::Mutex;
 use tonic::Status;
 
-use crate::{
-    client::{Client, Retry},
-    error::Error,
-};
+use crate::{client::Client, error::Error, retry::Retry};
 
 /// Writes of one writer that the cluster remembers at a time.
 const WINDOW: u64 = 32;
