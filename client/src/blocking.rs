@@ -61,6 +61,16 @@ pub fn connect(builder: Builder) -> Result<Client, Error> {
 }
 
 /// Waits, on this thread, for what is awaited elsewhere: for calls, and for everything else that this crate returns.
+///
+/// ```no_run
+/// # fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+/// use conclave_client::blocking::Block;
+///
+/// let leadership = client.election("scheduler").campaign("10.0.0.7:80").block()?;
+/// client.put("plan", "first a, then b").block()?;
+/// leadership.resign().block()?;
+/// # Ok(()) }
+/// ```
 pub trait Block: IntoFuture + Sized {
     /// Waits for it.
     ///
@@ -91,6 +101,17 @@ pub fn iter<S: Stream + Unpin>(stream: S) -> Iter<S> {
 }
 
 /// A stream as an iterator; see [`iter`].
+///
+/// ```no_run
+/// # fn example(client: conclave_client::Client) {
+/// use conclave_client::{Watcher, blocking::{Iter, iter}};
+///
+/// struct Followed { changes: Iter<Watcher> }
+///
+/// let mut followed = Followed { changes: iter(client.watch("color").start()) };
+/// println!("{} changes at first", followed.changes.by_ref().take(10).flatten().count());
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Iter<S> {
     stream: S,

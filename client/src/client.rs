@@ -26,7 +26,7 @@ use crate::{
     builder::Builder,
     endpoint::Endpoint,
     error::{Error, Outcome},
-    login::{Channel, Logins},
+    login::{ATTEMPT, Channel, Logins},
     namespace::Namespace,
     retry::Retry,
     session::Heart,
@@ -235,14 +235,14 @@ impl Client {
             attempts += 1;
             // `method` is filled in by the channel.
             let span = tracing::debug_span!(
-                "attempt",
+                ATTEMPT,
                 method = field::Empty,
                 endpoint = endpoint.address(),
                 number = attempts,
                 outcome = field::Empty,
             );
-            let attempt = self.attempt(endpoint, until, call(endpoint.channel()));
-            let error = match attempt.instrument(span).await {
+            let attempt = self.attempt(endpoint, until, (call(endpoint.channel()), &span));
+            let error = match attempt.instrument(span.clone()).await {
                 Ok(answer) => {
                     self.pool.budget.earn();
                     return Ok((answer, doubt));
@@ -277,7 +277,7 @@ impl Client {
         &self,
         endpoint: &Endpoint,
         until: Instant,
-        call: impl Future<Output = Result<Response<T>, Status>>,
+        (call, span): (impl Future<Output = Result<Response<T>, Status>>, &Span),
     ) -> Result<T, Error> {
         let _in_flight = endpoint.enter();
         let ended = timeout_at(until, call).await;
@@ -286,7 +286,7 @@ impl Client {
             Ok(Err(status)) => status.code(),
             Err(_elapsed) => Code::DeadlineExceeded,
         };
-        Span::current().record("outcome", field::debug(code));
+        span.record("outcome", field::debug(code));
         match ended {
             Ok(Ok(response)) => {
                 endpoint.succeeded();

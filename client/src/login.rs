@@ -20,10 +20,12 @@ use tonic::{
     transport::{self, channel::ResponseFuture},
 };
 use tower::Service;
-use tracing::Span;
+use tracing::{Metadata, Span};
 
 use crate::{endpoint::Endpoint, error::Error};
 
+/// Name of the span of one attempt of a call.
+pub(crate) const ATTEMPT: &str = "attempt";
 /// Where etcd looks for the token.
 const TOKEN: &str = "token";
 /// How often in a row a call or stream begins again with a new token. Tokens of busy clusters may age while
@@ -211,6 +213,11 @@ impl Channel {
 
 type Answer = Result<Response<Body>, transport::Error>;
 
+/// Whether a span is that of an attempt ([`crate::Client`]), and none of the program's.
+fn is_attempt(span: &Metadata<'_>) -> bool {
+    span.name() == ATTEMPT && span.target().starts_with(env!("CARGO_CRATE_NAME"))
+}
+
 impl Service<Request<Body>> for Channel {
     type Response = Response<Body>;
     type Error = transport::Error;
@@ -221,7 +228,10 @@ impl Service<Request<Body>> for Channel {
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        Span::current().record("method", request.uri().path());
+        let span = Span::current();
+        if span.metadata().is_some_and(is_attempt) {
+            span.record("method", request.uri().path());
+        }
         if let Some(Headers(add)) = &self.headers {
             add(request.headers_mut());
         }

@@ -13,12 +13,13 @@ use conclave_proto::etcdserverpb::{
 use futures::{Stream, StreamExt as _, stream};
 use tonic::Status;
 
-use crate::{client::Client, error::Error, kv::Get, reply::Reply};
+use crate::{client::Client, error::Error, kv::Get, namespace::Namespace, reply::Reply};
 
 impl Get<Client> {
     /// Reads in pages of at most `size` pairs, in the order of the keys: what is too large for one answer, or not
     /// needed at once. All pages are of the revision of the first one, or of the one that was asked for; if that
-    /// is compacted meanwhile, the stream ends with [`Error::Compacted`]. A limit counts for all pages together.
+    /// is compacted meanwhile, the stream ends with [`Error::Compacted`]. A limit counts for all pages together; of a
+    /// serializable range only the first page is read without a quorum.
     ///
     /// Nothing is asked for before the first page is awaited, and no page before it is.
     pub fn pages(self, size: u32) -> Pages {
@@ -27,7 +28,7 @@ impl Get<Client> {
             Some(Read { client, left: (request.limit > 0).then_some(request.limit), request });
         let pages = stream::try_unfold(read, move |read| async move {
             match read {
-                Some(read) => read.page(size).await.map(Some),
+                Some(read) => read?.page(size).await.map(Some),
                 None => Ok(None),
             }
         });
@@ -53,7 +54,8 @@ pub struct Pages {
 }
 
 impl Pages {
-    /// The next page, or `None` after the last one. Cancel-safe: a page that was given up is asked for again.
+    /// The next page, or `None` after the last one. Cancel-safe: a call that was given up goes on when it is awaited
+    /// again, within the time limit that it began with.
     ///
     /// # Errors
     /// Why it could not be read, once; see [`Error`]. [`Error::Invalid`] if another order than that of the keys was
@@ -77,16 +79,20 @@ impl std::fmt::Debug for Pages {
     }
 }
 
+/// What comes after a page, or why nothing can; `None` after the last one.
+type Rest = Option<Result<Read, Error>>;
+
 /// What is still to be read.
 struct Read {
     client: Client,
+    namespace: Namespace,
     request: RangeRequest,
     /// How many pairs, at most.
     left: Option<i64>,
 }
 
 impl Read {
-    async fn page(mut self, size: u32) -> Result<(Reply<RangeResponse>, Option<Self>), Error> {
+    async fn page(mut self, size: u32) -> Result<(Reply<RangeResponse>, Rest), Error> {
         let is_by_key = self.request.sort_order() == SortOrder::None
             || (self.request.sort_target(), self.request.sort_order())
                 == (SortTarget::Key, SortOrder::Ascend);
@@ -100,13 +106,16 @@ impl Read {
         if self.request.revision == 0 {
             self.request.revision = page.revision();
         }
+        // The next may be read elsewhere, where that revision has to be there.
+        self.request.serializable = false;
         self.left = self.left.map(|left| left - self.request.limit);
         let is_last = !page.more || self.left == Some(0);
         let last = page.kvs.last().filter(|_| !is_last).map(|kv| after(&kv.key));
+        let page = Reply::new(self.namespace.ranged(page.into_inner()));
         Ok(match last {
             Some(next) => {
                 self.request.key = next;
-                (page, Some(self))
+                (page, Some(Ok(self)))
             }
             None => (page, None),
         })

@@ -291,6 +291,10 @@ impl Turn {
         self.revision
     }
 
+    pub(crate) fn namespace(&self) -> &Namespace {
+        &self.namespace
+    }
+
     pub(crate) fn client(&self) -> &Client {
         &self.client
     }

@@ -125,10 +125,12 @@ fn shown(bytes: &[u8]) -> Value {
 async fn list(context: &Context, prefix: &str) -> Result<(), Failure> {
     let locks = context.client.locks(prefix).await?;
     let rows = locks.iter().map(|lock| {
-        let waiters =
-            if lock.more { json!(format!("{}+", lock.waiters)) } else { json!(lock.waiters) };
-        vec![shown(&lock.name), json!(lock.holders), waiters, json!(lock.fence)]
+        vec![shown(&lock.name), json!(lock.holders), json!(lock.waiters), json!(lock.fence)]
     });
+    for lock in locks.iter().filter(|lock| lock.more) {
+        let name = String::from_utf8_lossy(&lock.name);
+        complain(&format!("{name}: more wait than are counted"));
+    }
     let titles = &["name", "holders", "waiters", "token"];
     context.print(&Rows { titles, rows: rows.collect() })
 }

@@ -266,7 +266,9 @@ impl<T: DeserializeOwned + Send + Sync + 'static> Builder<T> {
         }
         let request = request(&self.sources, 0);
         let max_staleness = self.max_staleness;
-        let cache = self.cache.map(|path| Cache::new(path, max_staleness, &request));
+        // As the cluster sees it: those of another namespace are others' settings.
+        let whole = self.client.namespace().txn(request.clone()).map_err(Error::Cluster)?;
+        let cache = self.cache.map(|path| Cache::new(path, max_staleness, &whole));
         Ok(Plan {
             client: self.client,
             sources: self.sources,

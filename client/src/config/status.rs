@@ -144,6 +144,8 @@ impl<T> Publisher<T> {
 
     /// Whether changes would be noticed, and why not.
     pub(super) fn connected(&self, is_connected: bool, trouble: Option<Arc<str>>) {
+        // It may be told already of what comes next.
+        let trouble = trouble.filter(|_| !is_connected);
         self.status.send_if_modified(|status| {
             let is_modified = (status.is_connected, &status.trouble) != (is_connected, &trouble);
             (status.is_connected, status.trouble) = (is_connected, trouble);

@@ -65,6 +65,8 @@ impl Client {
             let request = request.clone();
             async move { LockServiceClient::new(channel).force_release(request).await }
         };
-        self.write(call).await.map(|answer| answer.released)
+        let mut released = self.write(call).await?.released;
+        released.iter_mut().for_each(|lock| self.namespace().strip(&mut lock.name));
+        Ok(released)
     }
 }

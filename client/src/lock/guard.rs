@@ -50,6 +50,8 @@ use crate::{
 pub struct LockGuard {
     held: Held,
     locks: Vec<HeldLock>,
+    /// The same under the names by which the client knows them.
+    shown: Vec<HeldLock>,
 }
 
 /// What a lock hangs on.
@@ -100,12 +102,28 @@ impl LockGuard {
     pub(super) fn new(kept: Kept, request_id: Bytes, granted: Granted, hearing: Hearing) -> Self {
         hearing.holds(Some(&granted.locks));
         let place = Place { kept, request_id, hearing };
-        Self { held: Held::Place(place), locks: granted.locks }
+        Self::of(Held::Place(place), granted.locks)
     }
 
     pub(super) fn of_turn(name: Bytes, turn: Turn) -> Self {
         let lock = HeldLock { name, key: turn.key().clone(), fence: turn.token() };
-        Self { held: Held::Turn(turn), locks: vec![lock] }
+        Self::of(Held::Turn(turn), vec![lock])
+    }
+
+    fn of(held: Held, locks: Vec<HeldLock>) -> Self {
+        let mut guard = Self { held, locks, shown: Vec::new() };
+        guard.show();
+        guard
+    }
+
+    fn show(&mut self) {
+        let namespace = match &self.held {
+            Held::Place(place) => place.kept.session.client().namespace(),
+            Held::Turn(turn) => turn.namespace(),
+        };
+        let mut shown = self.locks.clone();
+        shown.iter_mut().for_each(|lock| namespace.strip(&mut lock.name));
+        self.shown = shown;
     }
 
     fn client(&self) -> &Client {
@@ -123,10 +141,10 @@ impl LockGuard {
         self.locks.first().map_or(0, |lock| lock.fence)
     }
 
-    /// The locks with their keys and tokens, by name; these begin with the client's namespace.
+    /// The locks with their tokens, by name, and with their keys, which are whole whatever the namespace.
     #[must_use]
     pub fn locks(&self) -> &[HeldLock] {
-        &self.locks
+        &self.shown
     }
 
     /// The session that holds it; `None` if the server knows no sessions, and a lease does.
@@ -242,6 +260,7 @@ impl LockGuard {
             }
         }
         self.tell_held(!matches!(&upgraded, Err(error) if error.outcome() == Outcome::Unknown));
+        self.show();
         upgraded
     }
 

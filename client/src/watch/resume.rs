@@ -5,6 +5,7 @@ use std::{
     time::Duration,
 };
 
+use bytes::Bytes;
 use conclave_proto::{
     etcdserverpb::{
         RangeRequest, ResponseHeader, WatchCreateRequest, WatchProgressRequest, WatchRequest,
@@ -21,7 +22,7 @@ use tonic::{Code, Request, Status, Streaming, metadata::MetadataValue};
 
 use super::{OnCompaction, Response, Trouble, Watch};
 use crate::{
-    backoff::Backoff, client::Client, endpoint::Endpoint, error::Error,
+    backoff::Backoff, client::Client, endpoint::Endpoint, error::Error, key::ALL,
     known_cluster::KnownCluster, login::is_stale,
 };
 
@@ -90,6 +91,7 @@ impl Task {
             match self.session(&endpoint).await {
                 End::Dropped => return,
                 End::Failed(error) => {
+                    self.channels.trouble.set(Some(error.to_string().into()));
                     self.channels.connection.send_replace(false);
                     if let Some(error) = self.resync(error).await {
                         // A reader that is gone needs no reason.
@@ -179,6 +181,10 @@ impl Task {
         let (requests, outgoing) = mpsc::channel(REQUESTS_MAX);
         let mut create = WatchCreateRequest { start_revision: self.next, ..self.request.clone() };
         let namespace = self.client.namespace();
+        if create.key.is_empty() {
+            // As the server takes it.
+            create.key = Bytes::from_static(ALL);
+        }
         let within = namespace.span(&mut create.key, &mut create.range_end);
         within.map_err(|error| Status::invalid_argument(error.to_string()))?;
         let union = RequestUnion::CreateRequest(create);

@@ -39,6 +39,12 @@ async fn pages_are_of_one_revision() {
     assert_eq!(keys(client.get("none").pages(5)).await.unwrap(), [Vec::<String>::new()]);
     let within = client.with_namespace("p/").get("").prefix().pages(4);
     assert_eq!(keys(within).await.unwrap(), [vec!["a", "b", "bb", "c"], vec!["d"]]);
+    client.put("n/", "of the empty name").await.unwrap();
+    client.put("n/a", "1").await.unwrap();
+    let within = client.with_namespace("n/").get("").prefix().serializable().pages(1);
+    assert_eq!(keys(within).await.unwrap(), [vec![""], vec!["a"]]);
+    let none = client.with_namespace("n/").get("").pages(1);
+    assert!(matches!(keys(none).await, Err(Error::Invalid(_))));
     for refused in [all().pages(0), all().sort(SortTarget::Key, SortOrder::Descend).pages(2)] {
         let error = keys(refused).await.unwrap_err();
         assert!(matches!(error, Error::Invalid(_)), "{error}");
@@ -113,8 +119,8 @@ fn all_of_it_works_without_a_runtime() {
         1
     );
     // Its lease is kept alive in the background.
-    let lock = client.lock("jobs").ttl(Duration::from_secs(1)).block().unwrap();
-    std::thread::sleep(Duration::from_secs(3));
+    let lock = client.lock("jobs").ttl(Duration::from_secs(5)).block().unwrap();
+    std::thread::sleep(Duration::from_secs(6));
     assert!(lock.is_held().block().unwrap());
     lock.release().block().unwrap();
     drop(client.lock("jobs").block().unwrap());

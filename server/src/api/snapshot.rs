@@ -23,6 +23,8 @@ use crate::version;
 pub(crate) const SNAPSHOTS_MAX: usize = 4;
 /// How long one goes on whose client takes nothing: others may wait for its place, and the store for its files.
 const STANDSTILL_MAX: Duration = Duration::from_secs(5 * 60);
+/// How often it is looked for the leader.
+const LEADER_LOOK: Duration = Duration::from_millis(100);
 /// Pieces (of 32 KiB) that are read at a time.
 const PIECES_MAX: usize = 16;
 
@@ -48,14 +50,12 @@ pub(crate) async fn open(
     let must_have_leader = must_have_leader(request.metadata());
     let permit = permits.clone().try_acquire_owned().map_err(|_| Fault::TooManyRequests)?;
     if context.node.has_leader() && !context.node.is_learner() {
-        // A leader may just have lost its quorum: that is when a backup is needed most.
-        let patience = context.node.settings().raft.election_timeout;
-        let reason = match tokio::time::timeout(patience, context.read_barrier()).await {
-            Ok(Ok(())) => None,
-            Ok(Err(reason)) => Some(reason.message().to_owned()),
-            Err(_elapsed) => Some("no quorum confirms the leader in time".to_owned()),
+        // A leader may just have lost its quorum: that is when a backup is needed most, and nobody confirms any more.
+        let confirmed = tokio::select! {
+            confirmed = context.read_barrier() => confirmed.map_err(|reason| reason.message().to_owned()),
+            () = leader_missed(context) => Err("no leader is there any more".to_owned()),
         };
-        if let Some(reason) = reason {
+        if let Err(reason) = confirmed {
             tracing::warn!(reason, "a snapshot may lack the latest changes");
         }
     }
@@ -73,6 +73,13 @@ pub(crate) async fn open(
     let pieces = stream_end::guard(context, pieces, must_have_leader);
     // It goes on for as long as its client takes: whoever is no administrator any more gets no more of it.
     Ok(context.auth.guard(caller, RightsCheck::Root, pieces))
+}
+
+/// Returns once this member knows of no leader that a quorum follows.
+async fn leader_missed(context: &Context) {
+    while context.node.has_leader() {
+        tokio::time::sleep(LEADER_LOOK).await;
+    }
 }
 
 async fn next(mut sending: Sending) -> Result<Option<(Vec<Piece>, Sending)>, Status> {

@@ -24,11 +24,20 @@ struct RotationJson {
     maxbackups: usize,
     localtime: bool,
     compress: bool,
+    #[serde(flatten)]
+    unknown: serde_json::Map<String, serde_json::Value>,
 }
 
 impl Default for RotationJson {
     fn default() -> Self {
-        Self { maxsize: 100, maxage: 0, maxbackups: 0, localtime: false, compress: false }
+        Self {
+            maxsize: 100,
+            maxage: 0,
+            maxbackups: 0,
+            localtime: false,
+            compress: false,
+            unknown: Default::default(),
+        }
     }
 }
 
@@ -110,6 +119,9 @@ fn rotation(raw: &mut Raw, outputs: &[LogOutput]) -> Result<Option<LogRotation>,
         serde_json::from_str(text).map_err(|error| invalid(ROTATION, text, &error.to_string()))?;
     if json.maxsize == 0 {
         return Err(invalid(ROTATION, text, "maxsize must be above 0"));
+    }
+    for name in json.unknown.keys() {
+        raw.warnings.push(format!("--{ROTATION}: {name} is not known and has no effect"));
     }
     for (is_asked, name, what_is) in [
         (json.localtime, "localtime", "names of files are in UTC"),

@@ -61,7 +61,9 @@ pub(super) fn settings(
         check_identity(&CLIENT, url, client.is_some())?;
     }
     // As in etcd files that nobody is shown need not even be there.
-    let client = client.filter(|_| listen.client.iter().chain(others()).any(|url| url.is_tls));
+    let is_needed = listen.client.iter().chain(others()).any(|url| url.is_tls);
+    let is_file = |client: &PortTls| matches!(client.identity, PortIdentity::Files(_));
+    let client = client.filter(|client| is_needed || !is_file(client));
     let peer = port(raw, &PEER, &listen.peer, data_dir, &policy)?;
     let peer = match peer {
         None => None,

@@ -54,28 +54,41 @@ const LOOKUP_PAUSE: Duration = Duration::from_secs(1);
 /// Whether two sorted lists name the same places: by the same words or, as in etcd, by names of the same addresses.
 /// Blocks if it has to look names up: a member that has just begun may not be known yet by its own.
 pub(super) fn are_same_places(one: &[String], other: &[String]) -> bool {
-    if one == other || one.len() != other.len() {
+    let is_socket = |url: &String| url.starts_with("unix");
+    if one == other || one.len() != other.len() || one.iter().chain(other).any(is_socket) {
         return one == other;
     }
-    for _ in 1..LOOKUPS_MAX {
-        match (places(one), places(other)) {
-            (Some(one), Some(other)) => return one == other,
-            _ => std::thread::sleep(LOOKUP_PAUSE),
+    for lookup in 0..LOOKUPS_MAX {
+        if let (Some(one), Some(other)) = (places(one), places(other)) {
+            return are_paired(&one, &other);
         }
+        if lookup == 0 {
+            tracing::info!(?one, ?other, "looking up whether these are the same addresses");
+        }
+        std::thread::sleep(LOOKUP_PAUSE);
     }
     false
 }
 
-/// Scheme and address of each URL, sorted; `None` if one is not known.
-fn places(urls: &[String]) -> Option<Vec<(&str, SocketAddr)>> {
-    let mut places = urls.iter().map(|url| place(url)).collect::<Option<Vec<_>>>()?;
-    places.sort();
-    Some(places)
+/// Scheme and addresses of a URL.
+type Place<'a> = (&'a str, Vec<SocketAddr>);
+
+/// The places of all URLs; `None` if one is not known.
+fn places(urls: &[String]) -> Option<Vec<Place<'_>>> {
+    let place = |url| {
+        let (scheme, authority) = str::split_once(url, "://")?;
+        Some((scheme, authority.to_socket_addrs().ok()?.collect()))
+    };
+    urls.iter().map(String::as_str).map(place).collect()
 }
 
-fn place(url: &str) -> Option<(&str, SocketAddr)> {
-    let (scheme, authority) = url.split_once("://")?;
-    Some((scheme, authority.to_socket_addrs().ok()?.next()?))
+/// Whether each place is one of the others, which has an address in common with it. A name may have several.
+fn are_paired(one: &[Place<'_>], other: &[Place<'_>]) -> bool {
+    let is_same = |(scheme, addresses): &Place<'_>, place: &Place<'_>| {
+        *scheme == place.0 && addresses.iter().any(|address| place.1.contains(address))
+    };
+    let is_in = |place: &Place<'_>, places: &[Place<'_>]| places.iter().any(|p| is_same(place, p));
+    one.iter().all(|place| is_in(place, other)) && other.iter().all(|place| is_in(place, one))
 }
 
 /// The addresses to bind that a list names.

@@ -181,7 +181,7 @@ pub(super) async fn identify(
     }
     let settings = &discover::settings(settings).await?;
     service.found();
-    let founding = bootstrap::found(settings, dialer).await?;
+    let founding = bootstrap::found(settings, dialer, &service.beginning).await?;
     let (claimed, claim) = (founding.identity, reader.clone());
     tokio::task::spawn_blocking(move || claim.claim(claimed)).await.map_err(io::Error::other)??;
     let log = open_log(settings, founding.identity.member, counts).await?;

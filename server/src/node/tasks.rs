@@ -1,7 +1,6 @@
 //! The tasks that a member runs beside raft, and what peers are answered with.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use conclave_raft_store::Reader;
 use conclave_raft_store::log::LogStore;
@@ -105,7 +104,6 @@ impl Tasks<'_> {
             comparer,
             standing,
             changer,
-            since: Instant::now(),
         }
     }
 

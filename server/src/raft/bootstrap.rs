@@ -17,6 +17,7 @@ use tonic::Code;
 
 use self::judge::{judge_existing, judge_new};
 use super::link::Dialer;
+use super::service::Beginning;
 use super::standing::REMOVED;
 use crate::config::{ClusterState, ConfigError, Settings};
 
@@ -172,6 +173,7 @@ pub(crate) fn stored_identity(
 pub(crate) async fn found(
     settings: &Settings,
     dialer: &Dialer,
+    beginning: &Beginning,
 ) -> Result<Founding, BootstrapError> {
     let cluster = &settings.bootstrap.initial_cluster;
     if settings.bootstrap.state == ClusterState::New {
@@ -191,10 +193,10 @@ pub(crate) async fn found(
     let answers_min = cluster.members.len() / 2;
     let mut round = 0u32;
     loop {
-        let is_patient = round < PATIENT_ROUNDS;
-        let asked = join_all(peers.iter().map(|urls| ask(dialer, urls))).await;
+        let asked = join_all(peers.iter().map(|urls| ask(dialer, urls, beginning.run))).await;
         let unanswered = asked.iter().find_map(|answer| answer.as_ref().err().cloned());
         let answers: Vec<DescribeResponse> = asked.into_iter().flatten().collect();
+        let is_patient = round < PATIENT_ROUNDS && !are_younger(&answers, beginning);
         match settings.bootstrap.state {
             ClusterState::New => {
                 if let Some(founding) = judge_new(settings, &answers, answers_min, is_patient)? {
@@ -220,14 +222,21 @@ pub(crate) async fn found(
     }
 }
 
+/// Whether all who are in a cluster by now began with nothing while this member did, too: then this one is a founder
+/// whose vote the others wait for, and nobody knows more than they do of a life that it had before.
+fn are_younger(answers: &[DescribeResponse], beginning: &Beginning) -> bool {
+    let mut running = answers.iter().filter(|answer| answer.membership.is_some());
+    running.all(|answer| beginning.is_older_than(answer.run))
+}
+
 /// Asks a peer by each of its URLs in turn.
 ///
 /// # Errors
 /// Why the last of them gave no answer.
-async fn ask(dialer: &Dialer, urls: &[String]) -> Result<DescribeResponse, String> {
+async fn ask(dialer: &Dialer, urls: &[String], run: u64) -> Result<DescribeResponse, String> {
     let mut reason = String::new();
     for url in urls {
-        let request = DescribeRequest { is_founding: true, ..DescribeRequest::default() };
+        let request = DescribeRequest { is_founding: true, run, ..DescribeRequest::default() };
         let status = match dialer.describe(url, request, DESCRIBE_TIMEOUT).await {
             Ok(answer) => return Ok(answer),
             Err(status) => status,
@@ -244,4 +253,29 @@ async fn ask(dialer: &Dialer, urls: &[String]) -> Result<DescribeResponse, Strin
 fn causes(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.last().map_or_else(|| error.to_string(), ToString::to_string)
+}
+
+#[cfg(test)]
+mod tests {
+    use conclave_proto::internal::Membership;
+
+    use super::*;
+
+    #[test]
+    fn only_those_who_began_later_are_believed_at_once() {
+        let beginning = Beginning::default();
+        let answer = |run| DescribeResponse {
+            membership: Some(Membership::default()),
+            run,
+            ..DescribeResponse::default()
+        };
+        let founding = DescribeResponse::default();
+        assert!(!are_younger(&[answer(7), founding.clone()], &beginning), "it may be an old one");
+        beginning.hear(7);
+        assert!(are_younger(&[answer(7), founding.clone()], &beginning));
+        assert!(!are_younger(&[answer(7), answer(8)], &beginning), "one of them may be");
+        // A peer of a version that does not say so.
+        beginning.hear(0);
+        assert!(!are_younger(&[answer(0)], &beginning));
+    }
 }

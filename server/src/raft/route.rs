@@ -27,9 +27,6 @@ const FORWARD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a forwarded read index or lease call may take before it is tried again.
 const ASK_TIMEOUT: Duration = Duration::from_millis(1500);
 
-/// Failed attempts after which it is told, once, that the leader cannot be reached: more than come before another one
-/// leads if it is gone.
-const UNREACHED_TOLD: u32 = 200;
 /// How long a leader that was replaced may still answer.
 const REPLACED_GRACE: Duration = Duration::from_millis(200);
 
@@ -185,19 +182,10 @@ impl Route {
         let forwards = match link.forwards().await {
             Ok(forwards) => forwards,
             Err(status) => {
-                let leader = format_args!("{to:x}");
-                tracing::debug!(%leader, %status, "cannot forward");
-                if link.failed() == UNREACHED_TOLD {
-                    tracing::warn!(
-                        %leader, %status,
-                        "this member cannot reach the leader, though the leader reaches it: writes by this member \
-                         fail until it can, or another one leads"
-                    );
-                }
+                tracing::debug!(member = %format_args!("{to:x}"), %status, "cannot forward");
                 return Offer::NotLeader;
             }
         };
-        link.succeeded();
         let is_patient = haste == Haste::Patient;
         let request = internal::ProposeRequest { sender, batch, id: 0, is_patient };
         let sent = forwards.send(request);

@@ -11,6 +11,7 @@ mod append;
 mod calls;
 mod describe;
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -38,6 +39,8 @@ use crate::read_index::ReadIndex;
 const OTHER_CLUSTER: &str = "cluster ID mismatch";
 /// Time between two log lines about it.
 const STRANGER_LINES: Duration = Duration::from_secs(10);
+/// Runs of other processes that are kept in mind: far more than there are members.
+const RUNS_MAX: usize = 1024;
 /// Answers of a call that has many.
 type Answers<T> = BoxStream<'static, Result<T, Status>>;
 
@@ -53,8 +56,35 @@ pub(crate) struct Serving {
     pub(crate) comparer: Comparer,
     pub(crate) standing: Arc<Standing>,
     pub(crate) changer: Arc<Changer>,
-    /// When it began to answer.
-    pub(crate) since: Instant,
+}
+
+/// This run of the process, and those of others that began with nothing while this one did not serve yet.
+pub(crate) struct Beginning {
+    /// A random number.
+    pub(crate) run: u64,
+    heard: Mutex<BTreeSet<u64>>,
+}
+
+impl Default for Beginning {
+    fn default() -> Self {
+        Self { run: rand::random_range(1..=u64::MAX), heard: Mutex::default() }
+    }
+}
+
+impl Beginning {
+    /// A run that begins with nothing has asked.
+    pub(super) fn hear(&self, run: u64) {
+        let mut heard = self.heard.lock();
+        if run != 0 && heard.len() < RUNS_MAX {
+            heard.insert(run);
+        }
+    }
+
+    /// Whether a run began with nothing after this one had begun: whatever cluster it is in by now, this member was
+    /// in none before that.
+    pub(crate) fn is_older_than(&self, run: u64) -> bool {
+        self.heard.lock().contains(&run)
+    }
 }
 
 /// The peer service; before [`PeerService::serve`] it only tells that it is starting.
@@ -63,6 +93,7 @@ pub(crate) struct PeerService {
     serving: Arc<OnceLock<Serving>>,
     /// Whether this member has found its directory empty, which is all that there is to know of it.
     is_founding: Arc<AtomicBool>,
+    pub(crate) beginning: Arc<Beginning>,
     /// When it was last said that a member of another cluster calls.
     told_of_stranger: Arc<Mutex<Option<Instant>>>,
 }

@@ -9,7 +9,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use conclave_proto::internal::DescribeRequest;
 use conclave_raft_store::Reader;
@@ -27,6 +27,8 @@ use crate::propose::{ProposeError, Waiters};
 
 /// How often a member without a leader asks the others whether it was removed.
 const ASK_INTERVAL: Duration = Duration::from_millis(500);
+/// How long it asks after it was told that it was removed: the others may not know yet.
+const TOLD_FOR: Duration = Duration::from_secs(10);
 /// How long one of them may take to answer.
 const ASK_TIMEOUT: Duration = Duration::from_millis(1500);
 /// How often a member is told that it was removed, and the pause after a call that failed. If none of them arrives,
@@ -160,7 +162,8 @@ pub(crate) async fn tell(route: Route, peer_urls: Vec<String>) {
     let request = DescribeRequest { cluster_id, from, is_removal: true, is_founding: false };
     for url in peer_urls.iter().cycle().take(TELLINGS_MAX) {
         match links.dialer().describe(url, request, ASK_TIMEOUT).await {
-            Ok(_) => return,
+            Ok(answer) if !answer.is_starting => return,
+            Ok(_) => {}
             Err(status) => {
                 tracing::debug!(url, %status, "cannot tell a member that it was removed")
             }
@@ -174,12 +177,18 @@ pub(crate) async fn tell(route: Route, peer_urls: Vec<String>) {
 pub(crate) async fn watch(route: Route, standing: Arc<Standing>, waiters: Arc<Waiters>) {
     let mut tick = tokio::time::interval(ASK_INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut told_at: Option<Instant> = None;
     loop {
-        let is_told = tokio::select! {
-            _ = tick.tick() => false,
-            () = standing.told.notified() => true,
-            () = standing.removed() => false,
-        };
+        tokio::select! {
+            _ = tick.tick() => {}
+            // It is asked at the next tick: whoever calls all the time has no more than that done.
+            () = standing.told.notified() => {
+                told_at = Some(Instant::now());
+                continue;
+            }
+            () = standing.removed() => {}
+        }
+        let is_told = told_at.is_some_and(|at| at.elapsed() < TOLD_FOR);
         if *standing.role.borrow() == Role::Removed {
             // Nobody waits any more for what this member cannot do.
             route.retired.cancel();

@@ -16,12 +16,6 @@ fn is_certain(answers: &[DescribeResponse], is_patient: bool) -> bool {
     !is_patient || answers.iter().any(|answer| answer.is_confirmed)
 }
 
-/// Whether nobody has heard of more than the founding, a moment ago: then this one is one of the founders, and the
-/// others wait for its vote.
-fn are_new(answers: &[DescribeResponse]) -> bool {
-    answers.iter().filter(|answer| answer.membership.is_some()).all(|answer| answer.is_new)
-}
-
 /// What the answers mean for a member that would found the cluster; `None` to ask on.
 pub(super) fn judge_new(
     settings: &Settings,
@@ -54,8 +48,7 @@ pub(super) fn judge_new(
     }
     if is_running {
         let joined = Founding { identity, members: None };
-        let is_time = is_certain(answers, is_patient) || are_new(answers);
-        return Ok(is_time.then_some(joined));
+        return Ok(is_certain(answers, is_patient).then_some(joined));
     }
     // Who has not read its directory yet may find the whole cluster in it.
     let ready = answers.iter().filter(|answer| !answer.is_starting).count();
@@ -273,17 +266,6 @@ mod tests {
             let refused = judge(&[lagging, started], true).unwrap_err();
             assert!(matches!(refused, BootstrapError::StartedBefore { .. }), "{refused}");
         }
-    }
-
-    #[test]
-    fn a_founder_that_comes_a_moment_later_does_not_wait_for_the_leader_that_needs_its_vote() {
-        let settings = settings("new");
-        let fresh = DescribeResponse { is_new: true, ..running(&settings, &[]) };
-        let silent = DescribeResponse::default();
-        let founding = judge_new(&settings, &[fresh.clone(), silent], 1, true).unwrap().unwrap();
-        assert_eq!(founding.members, None, "it joins those that have founded");
-        let old = running(&settings, &[]);
-        assert_eq!(judge_new(&settings, &[fresh, old], 1, true).unwrap(), None, "asks on");
     }
 
     #[test]

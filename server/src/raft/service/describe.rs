@@ -14,8 +14,6 @@ use super::{OTHER_CLUSTER, PeerService, Serving};
 /// How long a member that knows a leader may take to learn what is committed, before it answers one that
 /// begins; less than that one waits.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long a member that founded the cluster says so. Whoever comes later had better wait for a leader.
-const NEW_FOR: Duration = Duration::from_secs(30);
 
 impl Serving {
     /// Applies all that a quorum has committed by now; `false` if that cannot be known soon.
@@ -38,9 +36,10 @@ impl PeerService {
         &self,
         request: internal::DescribeRequest,
     ) -> Result<internal::DescribeResponse, Status> {
-        let internal::DescribeRequest { cluster_id: asked, from, is_founding, is_removal } =
+        let internal::DescribeRequest { cluster_id: asked, from, is_founding, is_removal, run } =
             request;
         let Some(serving) = self.serving.get() else {
+            self.beginning.hear(run);
             let is_starting = !self.is_founding.load(Ordering::Acquire);
             let answer = internal::DescribeResponse { is_starting, ..Default::default() };
             return Ok(answer);
@@ -73,10 +72,7 @@ impl PeerService {
             caller_is_removed: serving.standing.is_removed(from),
             is_starting: false,
             is_confirmed,
-            is_new: is_initialised
-                && self.is_founding.load(Ordering::Acquire)
-                && metrics.last_log_index.unwrap_or(0) == 0
-                && serving.since.elapsed() < NEW_FOR,
+            run: self.beginning.run,
         })
     }
 }
