@@ -66,7 +66,7 @@ pub(super) async fn run(context: &Context, arguments: Arguments) -> Result<(), F
     printer.style.values_only = arguments.print_value_only;
     let is_count = arguments.count_only && printer.format == Format::Simple;
     let is_stream = arguments.stream;
-    let request = arguments.as_of(context.flavor).request()?;
+    let request = arguments.called_as(context.flavor).request()?;
     let reply = match is_stream {
         true => context.client.send_range_stream(request).await?,
         false => context.client.send_range(request).await?,
@@ -79,7 +79,7 @@ pub(super) async fn run(context: &Context, arguments: Arguments) -> Result<(), F
 
 impl Arguments {
     /// As a program of this name takes them: etcdctl does not look at what is too many.
-    pub(super) fn as_of(mut self, flavor: Flavor) -> Self {
+    pub(super) fn called_as(mut self, flavor: Flavor) -> Self {
         if flavor == Flavor::Etcdctl {
             self.keys.truncate(2);
         }

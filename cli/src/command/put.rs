@@ -41,13 +41,14 @@ pub(super) async fn run(context: &Context, arguments: Arguments) -> Result<(), F
             .map_err(|error| Failure::input_output(format!("reading the value of {key}: {error}")))
             .and_then(|length| if length > 0 { Ok(value) } else { Err(no_value()) })
     };
-    let reply = context.client.send_put(arguments.as_of(context.flavor).request(value)?).await?;
+    let reply =
+        context.client.send_put(arguments.called_as(context.flavor).request(value)?).await?;
     context.print(&*reply)
 }
 
 impl Arguments {
     /// As a program of this name takes them: etcdctl does not look at what is too many.
-    pub(super) fn as_of(mut self, flavor: Flavor) -> Self {
+    pub(super) fn called_as(mut self, flavor: Flavor) -> Self {
         if flavor == Flavor::Etcdctl {
             self.pair.truncate(2);
         }

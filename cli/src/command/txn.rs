@@ -146,9 +146,9 @@ fn operation(line: &str, flavor: Flavor) -> Result<RequestOp, Failure> {
     }
     let parsed: Line = parse(words).map_err(|_| invalid())?;
     let request = match parsed.operation {
-        Operation::Get(arguments) => Request::RequestRange(arguments.as_of(flavor).request()?),
+        Operation::Get(arguments) => Request::RequestRange(arguments.called_as(flavor).request()?),
         Operation::Put(arguments) => {
-            let arguments = arguments.as_of(flavor);
+            let arguments = arguments.called_as(flavor);
             Request::RequestPut(arguments.request(|_key| Err(put::no_value()))?)
         }
         Operation::Del(arguments) => Request::RequestDeleteRange(arguments.request()?),
