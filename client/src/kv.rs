@@ -11,12 +11,14 @@ use std::{
 use bytes::Bytes;
 use conclave_proto::etcdserverpb::{
     CompactionRequest, CompactionResponse, DeleteRangeRequest, DeleteRangeResponse, PutRequest,
-    PutResponse, RangeRequest, RangeResponse, RequestOp, ResponseHeader, TxnRequest,
+    PutResponse, RangeRequest, RangeResponse, RangeStreamResponse, RequestOp, ResponseHeader,
+    TxnRequest,
     kv_client::KvClient,
     range_request::{SortOrder, SortTarget},
     request_op::Request,
     response_op::Response as Answer,
 };
+use tonic::{Response, Status, Streaming};
 
 use crate::{client::Client, error::Error, key::spans, login::Channel, reply::Reply};
 
@@ -86,6 +88,26 @@ impl Client {
         let call = |channel| {
             let request = request.clone();
             async move { kv(channel).range(request).await }
+        };
+        let answer = self.read(call).await?;
+        let reply = Reply::new(self.namespace().ranged(answer));
+        self.writers().saw(reply.revision());
+        Ok(reply)
+    }
+
+    /// Sends a read as it is, whose answer comes in pieces (etcd 3.7's `RangeStream`) and is put together: no message is
+    /// as large as all keys. Of sort orders it takes that by key alone.
+    ///
+    /// # Errors
+    /// See [`Error`]; reads are retried on other endpoints while the time limit allows.
+    pub async fn send_range_stream(
+        &self,
+        request: RangeRequest,
+    ) -> Result<Reply<RangeResponse>, Error> {
+        let request = self.namespace().range(request)?;
+        let call = |channel| {
+            let request = request.clone();
+            async move { together(kv(channel).range_stream(request).await?.into_inner()).await }
         };
         let answer = self.read(call).await?;
         let reply = Reply::new(self.namespace().ranged(answer));
@@ -165,6 +187,21 @@ impl Client {
 /// The generated client, without its limit of 4 MiB on answers: ranges are larger.
 pub(crate) fn kv(channel: Channel) -> KvClient<Channel> {
     KvClient::new(channel).max_decoding_message_size(usize::MAX)
+}
+
+/// One answer of its pieces; the last has what is told of all.
+async fn together(
+    mut pieces: Streaming<RangeStreamResponse>,
+) -> Result<Response<RangeResponse>, Status> {
+    let mut whole = RangeResponse::default();
+    while let Some(piece) = pieces.message().await? {
+        let piece = piece.range_response.unwrap_or_default();
+        whole.kvs.extend(piece.kvs);
+        whole.header = piece.header.or(whole.header);
+        whole.more |= piece.more;
+        whole.count = whole.count.max(piece.count);
+    }
+    Ok(Response::new(whole))
 }
 
 /// A read; see [`Client::get`] and [`get`].

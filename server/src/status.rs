@@ -5,6 +5,8 @@ mod fault;
 #[cfg(test)]
 mod tests;
 
+use std::fmt::Display;
+
 use conclave_raft_store::store::ReadError;
 use conclave_state_machine::members::rules::MemberRefusal;
 use conclave_state_machine::response::Rejection;
@@ -175,9 +177,10 @@ pub(crate) fn no_message(text: impl Into<String>) -> Status {
     Status::invalid_argument(text)
 }
 
-/// The answer to JSON that is larger than any message may be.
-pub(crate) fn json_too_large(bytes_max: usize) -> Status {
-    Status::resource_exhausted(format!("conclave: a message in JSON has at most {bytes_max} bytes"))
+/// What Go's gRPC answers to a message that is larger than it may be.
+pub(crate) fn larger_than_max(bytes: impl Display, limit: impl Display) -> Status {
+    let text = format!("grpc: received message larger than max ({bytes} vs. {limit})");
+    Status::resource_exhausted(text)
 }
 
 /// The answer to JSON for which there is no room beside that of other callers.
@@ -244,6 +247,5 @@ pub(crate) fn too_large_as_in_go(status: &Status) -> Option<Status> {
         .split(' ')
         .filter(|word| word.bytes().all(|byte| byte.is_ascii_digit()));
     let (bytes, limit) = (numbers.next()?, numbers.next()?);
-    let text = format!("grpc: received message larger than max ({bytes} vs. {limit})");
-    Some(Status::resource_exhausted(text))
+    Some(larger_than_max(bytes, limit))
 }

@@ -12,6 +12,7 @@ use conclave_client::{
 
 use super::Context;
 use crate::{
+    arguments::Flavor,
     failure::Failure,
     output::{Format, write},
 };
@@ -49,6 +50,9 @@ pub(crate) struct Arguments {
     /// The number of keys only.
     #[arg(long)]
     count_only: bool,
+    /// Have the server send the answer in pieces, for many keys (from etcd 3.7 on; no other order than by key).
+    #[arg(long)]
+    stream: bool,
     /// Values only, in the simple form.
     #[arg(long)]
     print_value_only: bool,
@@ -61,7 +65,12 @@ pub(super) async fn run(context: &Context, arguments: Arguments) -> Result<(), F
     }
     printer.style.values_only = arguments.print_value_only;
     let is_count = arguments.count_only && printer.format == Format::Simple;
-    let reply = context.client.send_range(arguments.request()?).await?;
+    let is_stream = arguments.stream;
+    let request = arguments.called_as(context.flavor).request()?;
+    let reply = match is_stream {
+        true => context.client.send_range_stream(request).await?,
+        false => context.client.send_range(request).await?,
+    };
     if is_count {
         return write(format!("{}\n", reply.count).as_bytes());
     }
@@ -69,6 +78,14 @@ pub(super) async fn run(context: &Context, arguments: Arguments) -> Result<(), F
 }
 
 impl Arguments {
+    /// As a program of this name takes them: etcdctl does not look at what is too many.
+    pub(super) fn called_as(mut self, flavor: Flavor) -> Self {
+        if flavor == Flavor::Etcdctl {
+            self.keys.truncate(2);
+        }
+        self
+    }
+
     /// The request that the arguments ask for.
     ///
     /// # Errors

@@ -8,6 +8,7 @@ use conclave_client::pb::{CompactionRequest, DeleteRangeRequest, PutRequest};
 
 use super::{Context, get::range};
 use crate::{
+    arguments::Flavor,
     failure::Failure,
     output::{parse_int, write},
 };
@@ -40,11 +41,20 @@ pub(super) async fn run(context: &Context, arguments: Arguments) -> Result<(), F
             .map_err(|error| Failure::input_output(format!("reading the value of {key}: {error}")))
             .and_then(|length| if length > 0 { Ok(value) } else { Err(no_value()) })
     };
-    let reply = context.client.send_put(arguments.request(value)?).await?;
+    let reply =
+        context.client.send_put(arguments.called_as(context.flavor).request(value)?).await?;
     context.print(&*reply)
 }
 
 impl Arguments {
+    /// As a program of this name takes them: etcdctl does not look at what is too many.
+    pub(super) fn called_as(mut self, flavor: Flavor) -> Self {
+        if flavor == Flavor::Etcdctl {
+            self.pair.truncate(2);
+        }
+        self
+    }
+
     /// The request that the arguments ask for. `read_value` is called if they hold no value.
     ///
     /// # Errors

@@ -136,7 +136,8 @@ async fn revoke(
     };
     let (key, range_end) = range.of(keys)?;
     let reply = context.client.auth().role_revoke_permission(role, &key, &range_end).await?;
-    let text = String::from_utf8_lossy(&key);
+    // As it was typed: the empty key stands for the first.
+    let text = &keys[0];
     let what = match range_end.as_ref() {
         b"" => format!("key {text}"),
         ALL => format!("range [{text}, <open ended>"),

@@ -12,6 +12,7 @@ use conclave_client::pb::{
 
 use super::{Context, get, put, words};
 use crate::{
+    arguments::Flavor,
     failure::Failure,
     output::{parse_int, quote, unquote, write},
     parse::parse,
@@ -38,6 +39,7 @@ pub(super) async fn run(context: &Context, arguments: Arguments) -> Result<(), F
     prompt("compares:")?;
     let compare = list(&mut input, compare)?;
     prompt("success requests (get, put, del):")?;
+    let operation = |line: &str| operation(line, context.flavor);
     let success = list(&mut input, operation)?;
     prompt("failure requests (get, put, del):")?;
     let failure = list(&mut input, operation)?;
@@ -136,7 +138,7 @@ enum Operation {
     Del(put::DelArguments),
 }
 
-fn operation(line: &str) -> Result<RequestOp, Failure> {
+fn operation(line: &str, flavor: Flavor) -> Result<RequestOp, Failure> {
     let invalid = || Failure::invalid_input(format!("invalid txn request: {line}"));
     let words = words::split(line);
     if words.len() < 2 {
@@ -144,8 +146,9 @@ fn operation(line: &str) -> Result<RequestOp, Failure> {
     }
     let parsed: Line = parse(words).map_err(|_| invalid())?;
     let request = match parsed.operation {
-        Operation::Get(arguments) => Request::RequestRange(arguments.request()?),
+        Operation::Get(arguments) => Request::RequestRange(arguments.called_as(flavor).request()?),
         Operation::Put(arguments) => {
+            let arguments = arguments.called_as(flavor);
             Request::RequestPut(arguments.request(|_key| Err(put::no_value()))?)
         }
         Operation::Del(arguments) => Request::RequestDeleteRange(arguments.request()?),
@@ -184,14 +187,26 @@ mod tests {
 
     #[test]
     fn operations_take_the_flags_of_their_verbs() {
-        let get = operation(r#"get "a b" --prefix --limit=3"#).unwrap();
+        let read = |line: &str| operation(line, Flavor::Conclave);
+        let get = read(r#"get "a b" --prefix --limit=3"#).unwrap();
         let Some(Request::RequestRange(range)) = get.request else { panic!("a range: {get:?}") };
         assert_eq!(
             (&range.key[..], &range.range_end[..], range.limit),
             (&b"a b"[..], &b"a c"[..], 3)
         );
-        assert!(operation("bogus a").is_err());
-        assert!(operation("get a --bogus").is_err());
-        assert!(operation("put a").is_err());
+        for line in ["bogus a", "get a --bogus", "put a", "put a 1 2", "get a b c"] {
+            assert!(read(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn etcdctl_does_not_look_at_what_is_too_many() {
+        for (line, enough) in
+            [("put a 1 2", "put a 1"), ("get a b c", "get a b"), ("put a 'x y'", "put a \"x y\"")]
+        {
+            let [found, expected] = [line, enough].map(|line| operation(line, Flavor::Etcdctl));
+            assert_eq!(found.unwrap(), expected.unwrap(), "{line}");
+        }
+        assert!(operation("del a b c", Flavor::Etcdctl).is_err());
     }
 }

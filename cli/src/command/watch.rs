@@ -16,6 +16,7 @@ use tokio::{
 
 use super::{Context, words};
 use crate::{
+    arguments::Flavor,
     failure::{Failure, describe},
     output::{Changes, complain, quote},
     parse::parse,
@@ -83,6 +84,10 @@ fn start(context: &Context, arguments: Arguments) -> Result<Watcher, String> {
     {
         keys.push(key);
         keys.extend(variable(RANGE_END));
+    }
+    if context.flavor == Flavor::Etcdctl && keys.len() > 2 {
+        // etcdctl then looks at the first alone.
+        keys.truncate(1);
     }
     let watch = match keys.as_slice() {
         [key] if arguments.prefix => context.client.watch(key.as_str()).prefix(),
@@ -193,7 +198,7 @@ async fn interactive(context: &Context) -> Result<(), Failure> {
             }
         };
         let Some(line) = line else {
-            return Err(Failure::invalid_input("Error reading watch request line: EOF"));
+            return Err(Failure::invalid_input("error reading watch request line: EOF"));
         };
         let words = words::split(&line);
         match words.first().map(String::as_str) {

@@ -30,6 +30,8 @@ const COMMANDS: &[(&[&str], &str)] = &[
     (&["role", "grant-permission", "r", "READWRITE", "b", "c"], ""),
     (&["role", "grant-permission", "r", "write", "p", "--prefix"], ""),
     (&["role", "grant-permission", "r", "read", "x", "--from-key"], ""),
+    (&["role", "grant-permission", "r", "read", "", "--from-key"], ""),
+    (&["role", "revoke-permission", "r", "", "--from-key"], ""),
     (&["role", "grant-permission", "r", "read", "a", "b", "--prefix"], ""),
     (&["role", "grant-permission", "r", "read", "a", "b", "--from-key"], ""),
     (&["role", "grant-permission", "r", "read", "a", "--prefix", "--from-key"], ""),

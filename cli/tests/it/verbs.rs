@@ -88,7 +88,7 @@ fn an_interactive_watch_takes_several_watches() {
     let expected = [
         "Invalid command bogus (only support watch and progress)",
         "Invalid command watch (command type or key is not provided)",
-        "Error: Error reading watch request line: EOF",
+        "Error: error reading watch request line: EOF",
     ];
     assert_eq!(complaints, expected);
 }

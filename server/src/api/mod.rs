@@ -4,7 +4,7 @@
 //! |---|---|
 //! | `context` | the node, checks and failures that all services share |
 //! | `kv`, `range_stream`, `lease`, `watch`, `cluster`, `maintenance`, `snapshot`, `auth`, `lock`, `election` | one service each |
-//! | `reflection` | what calls and messages there are |
+//! | `health`, `reflection` | that this server serves; what calls and messages there are |
 //! | `long_read`, `pieces` | reads of many keys: their turns, their memory, piece by piece |
 //! | `queue` | what locks and elections share: who came first |
 //! | `carried` | work that does not end with whoever asked for it |
@@ -20,6 +20,7 @@ pub(crate) mod context;
 pub(crate) mod convert;
 mod election;
 pub(crate) mod grants;
+mod health;
 pub(crate) mod kv;
 pub(crate) mod lease;
 pub(crate) mod limits;
@@ -45,6 +46,7 @@ use etcd::lease_server::LeaseServer;
 use tokio::sync::Semaphore;
 use tonic::codec::CompressionEncoding;
 use tonic::service::Routes;
+use tonic_health::pb::health_server::HealthServer;
 
 use crate::coordination;
 use context::Context;
@@ -97,8 +99,7 @@ pub(crate) fn services(context: Context) -> Services {
     };
     let watch = WatchService::new(Arc::clone(context.node.watch()), watch_settings);
     let watch = watch.counted(watch_counts).guarded(Arc::clone(&context.auth));
-    let (_, health) = tonic_health::server::health_reporter();
-    // The reporter registers the service name "" as SERVING, the only one that etcd has.
+    let health = HealthServer::new(health::CountedHealth::new(Arc::clone(&context.metrics)));
     let queue = Arc::new(queue::Queue::new(context.clone()));
     let maintenance = maintenance::MaintenanceService {
         context: context.clone(),

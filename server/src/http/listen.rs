@@ -37,6 +37,8 @@ const STREAM_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 const FRAME_BYTES_MAX: u32 = 256 * 1024;
 const HEADERS_BYTES_MAX: u32 = 64 * 1024;
+/// Headers of an HTTP/1.1 request, which has no bound in etcd but their size.
+const HEADERS_MAX: usize = 500;
 /// Calls a client may cancel at once before its connection counts as an attack. Clients of etcd do
 /// cancel hundreds of watches together.
 const RESETS_MAX: usize = 4_096;
@@ -143,7 +145,11 @@ struct Shared {
 
 fn builder(limits: &Limits) -> Builder<TokioExecutor> {
     let mut builder = Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(HEAD_TIMEOUT);
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_headers(HEADERS_MAX);
     builder
         .http2()
         .timer(TokioTimer::new())
@@ -263,5 +269,6 @@ where
 
 /// Whether a call may have watchers, which are counted by connection: by gRPC, gRPC-web or JSON.
 fn is_watch(path: &str) -> bool {
-    path.ends_with("/Watch") || path.ends_with("/watch")
+    // What has escapes may stand for anything.
+    path.ends_with("/Watch") || path.ends_with("/watch") || path.contains('%')
 }

@@ -7,7 +7,7 @@
 //! | module | what |
 //! |---|---|
 //! | `listen`, `crowd`, `client_stream` | connections, how many an address has, and their bytes |
-//! | `route`, `authority` | which answer a request gets; names that clients should not send |
+//! | `route`, `authority`, `place` | which answer a request gets; names that clients should not send; paths |
 //! | `web`, `grpc_web` | what browsers may do, and gRPC as they can speak it |
 //! | `pages`, `probes` | `/version`, `/metrics`, discovery for Prometheus; `/health`, `/livez`, `/readyz` |
 //! | `gateway` | JSON |
@@ -21,6 +21,7 @@ mod grpc_web;
 mod held;
 mod listen;
 mod pages;
+mod place;
 mod probes;
 mod route;
 mod web;

@@ -15,7 +15,7 @@ use tower::{BoxError, Service as _};
 
 use super::grpc_web::{self, Kind};
 use super::listen::{Entrance, Role};
-use super::{gateway, held, pages, web};
+use super::{gateway, held, pages, place, web};
 use crate::api::context::Context;
 use crate::api::{KV_PATH, LEASE_PATH, LOCK_PATH, Services, reflection};
 use crate::auth::Refused;
@@ -67,8 +67,11 @@ impl Router {
         if entrance.role == Role::Clients && kind == Kind::Grpc {
             return Ok(self.call(request).await);
         }
+        if let Some(refusal) = web::nameless(&request) {
+            return Ok(refusal);
+        }
         let settings = &self.context.node.settings().web;
-        if !entrance.is_tls
+        if asks_for_host(entrance)
             && let Some(refusal) = web::misdirected(settings, &request)
         {
             return Ok(refusal);
@@ -85,8 +88,12 @@ impl Router {
     }
 
     /// Answers a request that is no gRPC.
-    async fn page(self: &Arc<Self>, role: Role, mut request: Request<Incoming>) -> Response<Body> {
+    async fn page(self: &Arc<Self>, role: Role, request: Request<Incoming>) -> Response<Body> {
         let settings = &self.context.node.settings().web;
+        let mut request = match place::straight(request) {
+            Ok(request) => request,
+            Err(answer) => return *answer,
+        };
         let has_gateway = role != Role::Pages && settings.has_gateway;
         let Some(method) = gateway::find(request.uri().path()).filter(|_| has_gateway) else {
             return match gateway::nowhere(request.uri()).filter(|_| has_gateway) {
@@ -107,6 +114,12 @@ impl Router {
         } else if request.method() != Method::POST {
             pages::wrong_method()
         } else {
+            let background = &self.context.background;
+            // A call of many requests may end before them; who has only one to send is heard out.
+            if method.is_client_streaming() {
+                return Box::pin(gateway::answer(self, method, request)).await;
+            }
+            let request = request.map(|body| gateway::Rest::new(body, background.clone()));
             Box::pin(gateway::answer(self, method, request)).await
         }
     }
@@ -175,7 +188,10 @@ impl Router {
             Some(method) => method == "RangeStream",
             None => match access::method_of(path) {
                 Some(method) => !method.is_unary(),
-                None => return,
+                None => match service_and_method(path) {
+                    Some((HEALTH, method)) => method == "Watch",
+                    _ => return,
+                },
             },
         };
         self.context.metrics.requests.count(request.headers(), is_stream);
@@ -234,6 +250,15 @@ impl Router {
                 Err(status)
             }
         }
+    }
+}
+
+/// Whether `--host-whitelist` holds there. Not where there are only pages for probes and Prometheus, as in etcd: they go
+/// by addresses that nobody lists, such as that of a pod.
+fn asks_for_host(entrance: Entrance) -> bool {
+    match entrance.role {
+        Role::Clients | Role::Http => !entrance.is_tls,
+        Role::Pages => false,
     }
 }
 
@@ -310,6 +335,14 @@ mod tests {
             ("/nothing", "malformed method name: \"/nothing\""),
         ] {
             assert_eq!(text(path).as_deref(), Some(told), "{path}");
+        }
+    }
+
+    #[test]
+    fn only_ports_of_clients_in_the_clear_ask_for_the_host() {
+        for (role, clear) in [(Role::Clients, true), (Role::Http, true), (Role::Pages, false)] {
+            assert_eq!(asks_for_host(Entrance { role, is_tls: false }), clear, "{role:?}");
+            assert!(!asks_for_host(Entrance { role, is_tls: true }), "{role:?}");
         }
     }
 

@@ -1,7 +1,7 @@
 //! What browsers are told, and which hosts a request may name: etcd's `--cors` and `--host-whitelist`.
 //! gRPC is not concerned, only gRPC-web: no browser can be made to speak the former.
 
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, header};
 use tonic::body::Body;
 
 use super::pages;
@@ -34,6 +34,20 @@ pub(super) fn misdirected<B>(
          certificates say who is who\n"
     );
     Some(pages::text(StatusCode::MISDIRECTED_REQUEST, text))
+}
+
+/// Refuses a request by HTTP/1.1 that does not name one host (RFC 9112, section 3.2), as Go's server does.
+pub(super) fn nameless<B>(request: &Request<B>) -> Option<Response<Body>> {
+    let count = request.headers().get_all(header::HOST).iter().count();
+    let wrong = match count {
+        _ if request.version() != Version::HTTP_11 => return None,
+        0 => "missing required Host header",
+        1 => return None,
+        _ => "too many Host headers",
+    };
+    let mut refusal = pages::text(StatusCode::BAD_REQUEST, format!("400 Bad Request: {wrong}"));
+    refusal.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    Some(refusal)
 }
 
 /// The host that a request names, without its port.
@@ -123,6 +137,25 @@ mod tests {
             assert_eq!(misdirected(&settings, &request).is_none(), is_known, "{host}");
             let everybody = WebSettings { hosts: None, ..settings.clone() };
             assert!(misdirected(&everybody, &request).is_none());
+        }
+    }
+
+    #[test]
+    fn requests_by_http_1_1_name_one_host() {
+        for (version, hosts, status) in [
+            (Version::HTTP_11, 0, Some(400)),
+            (Version::HTTP_11, 1, None),
+            (Version::HTTP_11, 2, Some(400)),
+            (Version::HTTP_10, 0, None),
+            (Version::HTTP_2, 0, None),
+        ] {
+            let mut request = Request::builder().version(version);
+            for _ in 0..hosts {
+                request = request.header(header::HOST, "a");
+            }
+            let refusal = nameless(&request.body(()).unwrap());
+            let refused = refusal.map(|answer| answer.status().as_u16());
+            assert_eq!(refused, status, "{version:?} {hosts}");
         }
     }
 

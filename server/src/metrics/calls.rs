@@ -47,57 +47,94 @@ pub(super) struct Slow {
     pub(super) lines: Sparse,
 }
 
-/// Registers the counters of all methods, in the order of their numbers; with durations if
-/// the settings say so.
-pub(super) fn register(registry: &mut Registry, settings: &Settings) -> Vec<Arc<Calls>> {
-    let is_extensive = settings.measures_calls;
+/// The service that tells how a server is, whose methods nobody needs rights for. It is no part of ours.
+const HEALTH: &str = "grpc.health.v1.Health";
+
+/// The counters of all methods.
+pub(super) struct AllCalls {
+    /// In the order of their numbers.
+    pub(super) methods: Vec<Arc<Calls>>,
+    pub(super) health_check: Arc<Calls>,
+    pub(super) health_watch: Arc<Calls>,
+}
+
+/// What calls are counted by.
+#[derive(Default)]
+struct Families {
+    started: Family<Labels<3>, Counter>,
+    handled: Family<Labels<4>, Counter>,
+    received: Family<Labels<3>, Counter>,
+    sent: Family<Labels<3>, Counter>,
+    /// If durations are wanted.
+    durations: Option<Family<Labels<3>, Histogram>>,
+    requests: Family<Labels<2>, Durations>,
+}
+
+/// Registers the counters of all methods; with durations if the settings say so.
+pub(super) fn register(registry: &mut Registry, settings: &Settings) -> AllCalls {
     let slow = Arc::new(Slow { after: settings.slow.request, lines: Sparse::default() });
-    let durations = Family::<Labels<3>, Histogram>::new_with_constructor(|| {
-        Histogram::new(exponential_buckets(0.0005, 2.0, 16))
-    });
-    if is_extensive {
+    let mut families = Families::default();
+    if settings.measures_calls {
+        let durations = Family::<Labels<3>, Histogram>::new_with_constructor(|| {
+            Histogram::new(exponential_buckets(0.0005, 2.0, 16))
+        });
         let help = "Durations of calls";
         registry.register("grpc_server_handling_seconds", help, durations.clone());
+        families.durations = Some(durations);
     }
-    let requests = Family::<Labels<2>, Durations>::default();
     let help = "Durations of requests";
-    registry.register("etcd_server_request_duration_seconds", help, requests.clone());
-    let handled = Family::<Labels<4>, Counter>::default();
-    let [started, received, sent]: [Family<Labels<3>, Counter>; 3] = Default::default();
-    registry.register("grpc_server_handled", "Calls that ended", handled.clone());
+    registry.register("etcd_server_request_duration_seconds", help, families.requests.clone());
+    registry.register("grpc_server_handled", "Calls that ended", families.handled.clone());
     for (name, help, family) in [
-        ("grpc_server_started", "Calls that began", &started),
-        ("grpc_server_msg_received", "Messages from clients", &received),
-        ("grpc_server_msg_sent", "Messages to clients", &sent),
+        ("grpc_server_started", "Calls that began", &families.started),
+        ("grpc_server_msg_received", "Messages from clients", &families.received),
+        ("grpc_server_msg_sent", "Messages to clients", &families.sent),
     ] {
         registry.register(name, help, family.clone());
     }
-    let calls = Method::ALL.iter().map(|method| {
-        let labels = method.labels();
+    let of_method = |method: &Method| {
+        let mut calls = families.calls(method.labels());
+        let [_, (_, service), (_, name)] = method.labels();
+        calls.slow = service.starts_with("etcdserverpb.").then(|| Arc::clone(&slow));
+        calls.requests = method.is_measured().then(|| {
+            ["false", "true"].map(|success| {
+                let labels = [("type", name), ("success", success)];
+                families.requests.get_or_create(&labels).clone()
+            })
+        });
+        Arc::new(calls)
+    };
+    let of_health = |kind, name| {
+        let labels = [("grpc_type", kind), ("grpc_service", HEALTH), ("grpc_method", name)];
+        Arc::new(families.calls(labels))
+    };
+    AllCalls {
+        methods: Method::ALL.iter().map(of_method).collect(),
+        health_check: of_health("unary", "Check"),
+        health_watch: of_health("server_stream", "Watch"),
+    }
+}
+
+impl Families {
+    /// The counters with these labels.
+    fn calls(&self, labels: Labels<3>) -> Calls {
         let [kind, service, name] = labels;
         let code_counter = |code: usize| {
             let code = Code::from(i32::try_from(code).unwrap_or_default());
             let labels = [kind, service, name, ("grpc_code", status::code_name(code))];
-            handled.get_or_create(&labels).clone()
+            self.handled.get_or_create(&labels).clone()
         };
-        Arc::new(Calls {
-            name: name.1,
-            slow: service.1.starts_with("etcdserverpb.").then(|| Arc::clone(&slow)),
-            started: started.get_or_create(&labels).clone(),
+        Calls {
+            started: self.started.get_or_create(&labels).clone(),
             handled: std::array::from_fn(code_counter),
-            received: received.get_or_create(&labels).clone(),
-            sent: sent.get_or_create(&labels).clone(),
-            handling: is_extensive.then(|| durations.get_or_create(&labels).clone()),
-            requests: method.is_measured().then(|| {
-                let (_, method) = name;
-                ["false", "true"].map(|success| {
-                    let labels = [("type", method), ("success", success)];
-                    requests.get_or_create(&labels).clone()
-                })
-            }),
-        })
-    });
-    calls.collect()
+            received: self.received.get_or_create(&labels).clone(),
+            sent: self.sent.get_or_create(&labels).clone(),
+            handling: self.durations.as_ref().map(|all| all.get_or_create(&labels).clone()),
+            requests: None,
+            name: name.1,
+            slow: None,
+        }
+    }
 }
 
 impl Slow {
@@ -112,7 +149,7 @@ impl Slow {
 
 impl Calls {
     /// Counts a call with one answer.
-    pub(super) async fn unary<T>(
+    pub(crate) async fn unary<T>(
         self: &Arc<Self>,
         answer: impl Future<Output = Result<T, Status>>,
     ) -> Result<Response<T>, Status> {
@@ -128,6 +165,21 @@ impl Calls {
         Ok(Response::new(answer))
     }
 
+    /// Counts a call with one request, whose answers come one after the other.
+    pub(crate) async fn stream<T: 'static>(
+        self: &Arc<Self>,
+        opened: impl Future<Output = Result<Answers<T>, Status>>,
+    ) -> Result<Response<Answers<T>>, Status> {
+        let mut call = OpenCall::begin(Arc::clone(self));
+        match opened.await {
+            Ok(answers) => Ok(Response::new(call.count(answers))),
+            Err(status) => {
+                call.end(status.code());
+                Err(status)
+            }
+        }
+    }
+
     fn took(&self, took: Duration, is_success: bool) {
         if let Some(requests) = &self.requests {
             requests[usize::from(is_success)].observe(took);
@@ -138,7 +190,7 @@ impl Calls {
     }
 
     /// Counts messages of a client in calls that are under way.
-    pub(super) fn received(&self, messages: usize) {
+    pub(crate) fn received(&self, messages: usize) {
         self.received.inc_by(messages as u64);
     }
 
@@ -191,7 +243,7 @@ impl OpenCall {
     }
 
     /// Counts what `answers` yields, and its end.
-    pub(super) fn count<T: 'static>(self, answers: Answers<T>) -> Answers<T> {
+    fn count<T: 'static>(self, answers: Answers<T>) -> Answers<T> {
         Box::pin(Counted { answers, call: self })
     }
 }

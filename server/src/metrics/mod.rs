@@ -60,6 +60,9 @@ type Label = [(&'static str, String); 1];
 pub(crate) struct Metrics {
     registry: Registry,
     calls: Vec<Arc<Calls>>,
+    /// Calls of `grpc.health.v1`.
+    pub(crate) health_check: Arc<Calls>,
+    pub(crate) health_watch: Arc<Calls>,
     /// Requests of clients.
     pub(crate) requests: Requests,
     /// Durations of defragmentations.
@@ -106,7 +109,9 @@ impl Metrics {
         let calls = calls::register(&mut registry, node.settings());
         let requests = Requests::register(&mut registry);
         Self {
-            calls,
+            calls: calls.methods,
+            health_check: calls.health_check,
+            health_watch: calls.health_watch,
             requests,
             defragmentations: durations(
                 &mut registry,
@@ -175,14 +180,7 @@ impl Metrics {
         method: Method,
         opened: impl Future<Output = Result<Answers<T>, Status>>,
     ) -> Result<Response<Answers<T>>, Status> {
-        let mut call = OpenCall::begin(self.calls(method));
-        match opened.await {
-            Ok(answers) => Ok(Response::new(call.count(answers))),
-            Err(status) => {
-                call.end(status.code());
-                Err(status)
-            }
-        }
+        self.calls[method as usize].stream(opened).await
     }
 
     /// Counts messages of a client in calls that are under way.

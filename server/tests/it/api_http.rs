@@ -60,9 +60,34 @@ async fn pages_answer_as_in_etcd() {
         assert!(answer.starts_with("HTTP/1.1 404 "), "{path}: {answer}");
         assert!(answer.ends_with(&format!("\r\n\r\n{text}")), "{path}: {answer}");
     }
-    let moved = http(&server, "GET /v3?a=b").await;
-    assert!(moved.starts_with("HTTP/1.1 301 "), "{moved}");
-    assert!(moved.contains("\r\nlocation: /v3/?a=b\r\n"), "{moved}");
+    for (path, to) in [
+        ("/v3?a=b", "/v3/?a=b"),
+        ("//v3/kv/range", "/v3/kv/range"),
+        ("/v3//kv/range?a=b", "/v3/kv/range?a=b"),
+        ("/v3/kv/../kv/range", "/v3/kv/range"),
+        ("//health", "/health"),
+    ] {
+        let moved = http(&server, &format!("POST {path}")).await;
+        assert!(moved.starts_with("HTTP/1.1 301 "), "{path}: {moved}");
+        assert!(moved.contains(&format!("\r\nlocation: {to}\r\n")), "{path}: {moved}");
+    }
+    let many: String = (0..400).map(|i| format!("x-{i}: a\r\n")).collect();
+    for (request, headers, status) in [
+        ("POST /v3/lease/le%61ses", "", 200),
+        ("GET /he%61lth", "", 200),
+        ("GET /he%6", "", 400),
+        ("GET /health", many.as_str(), 200),
+        ("GET /health", "host: a\r\n", 400),
+    ] {
+        let answer = http_with(&server, request, headers).await;
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{request}: {answer}");
+    }
+    let mut stream = TcpStream::connect(server.running.client_addresses()[0]).await.unwrap();
+    stream.write_all(b"GET /health HTTP/1.1\r\n\r\n").await.unwrap();
+    let mut nameless = String::new();
+    within("an answer", stream.read_to_string(&mut nameless)).await.unwrap();
+    assert!(nameless.starts_with("HTTP/1.1 400 "), "{nameless}");
+    assert!(nameless.ends_with("400 Bad Request: missing required Host header"), "{nameless}");
     let listed = http(&server, "POST /v3/lease/leases").await;
     assert!(listed.starts_with("HTTP/1.1 200 "), "{listed}");
     assert!(listed.contains("\r\ngrpc-metadata-content-type: application/grpc\r\n"), "{listed}");
@@ -156,6 +181,27 @@ async fn the_health_service_and_unknown_services_answer_as_in_etcd() {
     assert_eq!(answer.status(), ServingStatus::Serving);
     let unknown = health.check(check("etcdserverpb.KV")).await.unwrap_err();
     assert_eq!(unknown.code(), tonic::Code::NotFound);
+    let mut watch = health.watch(check("")).await.unwrap().into_inner();
+    let first = within("a state", watch.message()).await.unwrap().unwrap();
+    assert_eq!(first.status(), ServingStatus::Serving);
+    let metrics = http(&server, "GET /metrics").await;
+    for (name, count) in [
+        ("started_total{|Check|}", 2),
+        ("started_total{|Watch|}", 1),
+        ("handled_total{|Check|,grpc_code=\"OK\"}", 1),
+        ("handled_total{|Check|,grpc_code=\"NotFound\"}", 1),
+        ("msg_received_total{|Watch|}", 1),
+        ("msg_sent_total{|Watch|}", 1),
+    ] {
+        let labels = |kind: &str, method: &str| {
+            let service = "grpc_service=\"grpc.health.v1.Health\"";
+            format!("grpc_type=\"{kind}\",{service},grpc_method=\"{method}\"")
+        };
+        let name = name.replace("|Check|", &labels("unary", "Check"));
+        let name = name.replace("|Watch|", &labels("server_stream", "Watch"));
+        let line = format!("grpc_server_{name} {count}");
+        assert!(metrics.contains(&line), "{line} in {metrics}");
+    }
     let mut grpc = tonic::client::Grpc::new(server.channel.clone());
     grpc.ready().await.unwrap();
     let codec = tonic_prost::ProstCodec::<HealthCheckRequest, HealthCheckRequest>::default();

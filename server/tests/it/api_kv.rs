@@ -348,3 +348,19 @@ async fn clients_may_compress_what_they_send() {
     let events = answers.message().await.unwrap().unwrap().events;
     assert_eq!(events[0].kv.as_ref().unwrap().mod_revision, revision);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_in_pieces_is_put_together() {
+    let server = server(&[]).await;
+    for i in 0..50 {
+        server.put(&format!("k{i:02}"), "v").await;
+    }
+    let endpoint = server.running.client_addresses()[0].to_string();
+    let client = conclave_client::Client::builder([endpoint]).build().unwrap();
+    for limit in [0, 20] {
+        let request = etcd::RangeRequest { limit, ..range("k", "l") };
+        let whole = client.send_range(request.clone()).await.unwrap();
+        let pieces = client.send_range_stream(request).await.unwrap();
+        assert_eq!(*pieces, *whole, "{limit}");
+    }
+}

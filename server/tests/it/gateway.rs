@@ -9,7 +9,7 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use crate::cluster::within;
+use crate::cluster::{free_ports, within};
 use crate::support::{Server, server};
 use crate::web::{Lines, Web};
 
@@ -88,7 +88,7 @@ async fn nothing_is_read_of_a_caller_without_rights() {
             .await;
     }
     let much = "A".repeat(70 * 1024);
-    let text = "a message in JSON has at most 65536 bytes";
+    let text = "grpc: received message larger than max (6000000 vs. 65536)";
     for (path, begin) in
         [("auth/authenticate", "{\"name\":\""), ("watch", "{\"createRequest\":{\"key\":\"")]
     {
@@ -168,6 +168,46 @@ async fn native_calls_are_made_by_json_too() {
     assert_eq!((status.as_u16(), &answer["code"]), (429, &json!(8)), "{answer}");
 }
 
+/// As many clients do that know nothing of answers before their time.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_says_all_before_it_listens_hears_why_it_was_refused() {
+    let server = server(&["--bcrypt-cost=4"]).await;
+    let much = "A".repeat(40 << 20);
+    let body = format!(r#"{{"key":"YQ==","value":"{much}"}}"#);
+    let text = format!("grpc: received message larger than max ({} vs. 2097152)", body.len());
+    let put = |headers: &str| format!("POST /v3/kv/put HTTP/1.1\r\nhost: a\r\n{headers}");
+    let told = format!("content-length: {}\r\n\r\n{body}", body.len());
+    let answer = said_and_heard(&server, &(put("connection: close\r\n") + &told)).await;
+    assert!(answer.starts_with("HTTP/1.1 429 ") && answer.contains(&text), "{answer}");
+    let chunks =
+        format!("transfer-encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
+    let next = "GET /version HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n";
+    let answer = said_and_heard(&server, &(put("") + &chunks + next)).await;
+    assert!(answer.starts_with("HTTP/1.1 429 "), "{answer}");
+    assert!(answer.contains("etcdcluster"), "the connection goes on: {answer}");
+
+    let web = Web::of(&server);
+    web.set_up_users(&[
+        ("user/add", r#"{"name":"root","password":"secret"}"#),
+        ("user/grant", r#"{"user":"root","role":"root"}"#),
+        ("enable", "{}"),
+    ])
+    .await;
+    let stale = "token: stale.1\r\nconnection: close\r\n";
+    let answer = said_and_heard(&server, &(put(stale) + &told)).await;
+    assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");
+}
+
+/// The answer to a request, which is read when all is written.
+async fn said_and_heard(server: &Server, request: &str) -> String {
+    let address = server.running.client_addresses()[0];
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    within("it is heard out", stream.write_all(request.as_bytes())).await.unwrap();
+    let mut answer = String::new();
+    within("an answer", stream.read_to_string(&mut answer)).await.unwrap();
+    answer
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn probes_say_which_check_failed() {
     let server = server(&[]).await;
@@ -209,7 +249,18 @@ async fn probes_say_which_check_failed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn browsers_are_told_whom_to_trust() {
-    let flags = ["--cors=http://a.example", "--host-whitelist=127.0.0.1,a.example"];
+    let ports = free_ports(2);
+    let [http, pages] = [ports[0], ports[1]].map(|port| format!("127.0.0.1:{port}"));
+    let [listen_http, listen_pages] = [
+        format!("--listen-client-http-urls=http://{http}"),
+        format!("--listen-metrics-urls=http://{pages}"),
+    ];
+    let flags = [
+        "--cors=http://a.example",
+        "--host-whitelist=127.0.0.1,a.example",
+        &listen_http,
+        &listen_pages,
+    ];
     let server = server(&flags).await;
     let web = Web::of(&server);
     let origin = header::ACCESS_CONTROL_ALLOW_ORIGIN;
@@ -227,6 +278,14 @@ async fn browsers_are_told_whom_to_trust() {
         let put =
             web.send(Method::POST, "/v3/kv/put", &[("host", host)], r#"{"key":"YQ=="}"#).await;
         assert_eq!(put.status().as_u16(), status, "{host}");
+    }
+    // Probes and Prometheus go by whatever address they have.
+    for (address, status) in [(http, 421), (pages, 200)] {
+        let web = Web::new(address);
+        for path in ["/health", "/metrics", "/livez", "/readyz"] {
+            let answer = web.send(Method::GET, path, &[("host", "10.1.2.3")], "").await;
+            assert_eq!(answer.status().as_u16(), status, "{}", web.url(path));
+        }
     }
     // gRPC is not for browsers, and etcdctl calls a host what it likes.
     server.put("a", "1").await;

@@ -1,4 +1,4 @@
-//! Answers and failures, in the form of the grpc-gateway that etcd has up to 3.5.
+//! Answers and failures, in the forms of the grpc-gateways that etcd has had.
 
 use std::convert::Infallible;
 
@@ -41,22 +41,12 @@ pub(super) fn one(message: &DynamicMessage) -> Response<Body> {
     success(Body::new(Full::new(Bytes::from(json))))
 }
 
-/// It is elsewhere on this server.
-pub(super) fn moved(to: &str) -> Response<Body> {
-    let mut response = Response::new(Body::empty());
-    *response.status_mut() = StatusCode::MOVED_PERMANENTLY;
-    if let Ok(to) = HeaderValue::from_str(to) {
-        response.headers_mut().insert(header::LOCATION, to);
-    }
-    response
-}
-
 /// Why a call has no answer.
 pub(super) fn failure(failed: &Status) -> Response<Body> {
     // In this order, which a map would not keep.
     let message = json!(failed.message());
     let code = failed.code() as i32;
-    let text = format!(r#"{{"error":{message},"code":{code},"message":{message}}}"#);
+    let text = format!(r#"{{"error":{message},"code":{code},"message":{message},"details":[]}}"#);
     response(status::http(failed.code()), Body::new(Full::new(Bytes::from(text))))
 }
 
@@ -85,12 +75,41 @@ fn line(message: &DynamicMessage) -> Vec<u8> {
     line
 }
 
+/// With the fields of the gateway that etcd has up to 3.5.1, and of that of later releases.
 fn last_line(failed: &Status) -> Vec<u8> {
     let http = status::http(failed.code());
     let (code, http_code) = (failed.code() as i32, http.as_u16());
     let (message, name) = (json!(failed.message()), json!(http.canonical_reason()));
-    let line = format!(
-        r#"{{"error":{{"grpc_code":{code},"http_code":{http_code},"message":{message},"http_status":{name}}}}}"#
+    let early = format!(
+        r#""grpc_code":{code},"http_code":{http_code},"message":{message},"http_status":{name}"#
     );
-    [line.as_bytes(), b"\n"].concat()
+    format!("{{\"error\":{{{early},\"code\":{code},\"details\":[]}}}}\n").into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt as _;
+    use http_body_util::BodyExt as _;
+
+    use super::*;
+
+    fn text(answer: Response<Body>) -> String {
+        let body = answer.into_body().collect().now_or_never().unwrap().unwrap();
+        String::from_utf8(body.to_bytes().to_vec()).unwrap()
+    }
+
+    #[test]
+    fn failures_have_the_fields_of_both_gateways() {
+        let failed = Status::unavailable("no \"leader\"");
+        let unary = r#"{"error":"no \"leader\"","code":14,"message":"no \"leader\"","details":[]}"#;
+        assert_eq!(text(failure(&failed)), unary);
+        let line = concat!(
+            r#"{"error":{"grpc_code":14,"http_code":503,"message":"no \"leader\"","#,
+            r#""http_status":"Service Unavailable","code":14,"details":[]}}"#,
+            "\n",
+        );
+        assert_eq!(text(failed_stream(&failed)), line);
+        let answers = futures::stream::iter([Err(failed)]).boxed();
+        assert_eq!(text(lines(answers)), line);
+    }
 }

@@ -6,6 +6,7 @@ use prost_reflect::{DeserializeOptions, DynamicMessage, MessageDescriptor, Seria
 use tonic::Status;
 use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 
+use super::forms;
 use crate::status;
 
 /// Unknown fields and names of enums are passed over, as in etcd from 3.6 on.
@@ -23,14 +24,21 @@ pub(super) fn encode(kind: MessageDescriptor, json: &[u8]) -> Result<Bytes, Stat
 }
 
 /// Reads a message from JSON: fields as in the .proto file or in camel case, 64-bit integers as texts or
-/// numbers, bytes in Base64, enums by name or number.
+/// numbers, bytes in Base64, enums by name or number; and what Go's reader takes beyond that.
 ///
 /// # Errors
 /// With what is wrong, and where.
 fn read(kind: MessageDescriptor, json: &[u8]) -> Result<DynamicMessage, Status> {
     let mut reader = serde_json::Deserializer::from_slice(json);
-    DynamicMessage::deserialize_with_options(kind, &mut reader, &READING)
-        .map_err(|error| status::no_message(error.to_string()))
+    let read = DynamicMessage::deserialize_with_options(kind.clone(), &mut reader, &READING);
+    if read.is_err() || forms::has_sign(json) {
+        // Seldom, so that it may take as long again.
+        if let Some(plain) = forms::plain(&kind, json)? {
+            return DynamicMessage::deserialize_with_options(kind, plain, &READING)
+                .map_err(|error| status::no_message(error.to_string()));
+        }
+    }
+    read.map_err(|error| status::no_message(error.to_string()))
 }
 
 /// Writes a message as JSON, as in etcd: 64-bit integers are texts.
@@ -117,6 +125,47 @@ mod tests {
         assert_eq!(passed_over, r#"{"key":"Zm9v"}"#, "as in etcd from 3.6 on");
         let compare = r#"{"compare":[{"key":"Zm9v","version":"0"}]}"#;
         assert_eq!(again("/v3/kv/txn", compare).unwrap(), compare, "of several one is set");
+    }
+
+    #[test]
+    fn base64_may_have_line_ends_wherever_it_stands() {
+        for (path, odd, plain) in [
+            ("kv/range", r#"{"key":"Zm\n9v\r\n"}"#, r#"{"key":"Zm9v"}"#),
+            ("kv/range", r#"{"key":"\n","range_end":"Zg=\n="}"#, r#"{"range_end":"Zg=="}"#),
+            (
+                "kv/txn",
+                r#"{"compare":[{"key":"Zm9v\n"}],"success":[{"requestPut":{"key":"YQ==\u000a"}}]}"#,
+                r#"{"compare":[{"key":"Zm9v"}],"success":[{"request_put":{"key":"YQ=="}}]}"#,
+            ),
+            (
+                "auth/role/grant",
+                r#"{"name":"a\nb","perm":{"key":"YQ==\n"}}"#,
+                r#"{"name":"a\nb","perm":{"key":"YQ=="}}"#,
+            ),
+        ] {
+            assert_eq!(again(&format!("/v3/{path}"), odd).as_deref(), Ok(plain), "{odd}");
+        }
+    }
+
+    #[test]
+    fn integers_in_texts_are_numbers_of_json() {
+        let limit = |text: &str| again("/v3/kv/range", &format!(r#"{{"limit":"{text}"}}"#));
+        for (text, number) in [
+            ("5.0", "5"),
+            ("-1.50e1", "-15"),
+            ("5E+2", "500"),
+            ("500e-2", "5"),
+            ("9223372036854775807.0", "9223372036854775807"),
+        ] {
+            let plain = format!(r#"{{"limit":"{number}"}}"#);
+            assert_eq!(limit(text), Ok(plain), "{text}");
+        }
+        for text in ["+5", "5.5", "5.", ".5", "5e", "", "-", " 5", "1e40", "1e999999999999", "5e-1"]
+        {
+            assert!(limit(text).is_err(), "{text}");
+        }
+        let base64 = r#"{"key":"+aaa"}"#;
+        assert_eq!(again("/v3/kv/range", base64).as_deref(), Ok(base64), "no number");
     }
 
     #[test]

@@ -114,7 +114,8 @@ mod tests {
     /// A client, and its server with room for 100 bytes.
     fn pair(patience: Duration) -> (DuplexStream, Metered<DuplexStream>, Arc<Semaphore>) {
         let permits = Arc::new(Semaphore::new(100));
-        let room = Room { bytes_max: 60, patience, permits: Arc::clone(&permits) };
+        let permits_of_all = Arc::clone(&permits);
+        let room = Room { bytes_max: 60, message_bytes_max: 20, patience, permits: permits_of_all };
         let (client, server) = duplex(1_000);
         (client, Metered::new(server, room), permits)
     }

@@ -12,14 +12,18 @@
 //! | `path` | which path is which method |
 //! | `values` | a body as JSON values |
 //! | `codec` | messages that are known by their descriptor only, and their JSON |
+//! | `forms` | values in JSON that Go's reader takes, too |
 //! | `room` | how much is received |
+//! | `rest` | what is left of a body when its request is answered |
 //! | `socket`, `metered` | calls by web socket, and what they receive |
 //! | `answer` | answers and failures as grpc-gateway writes them |
 
 mod answer;
 mod codec;
+mod forms;
 mod metered;
 mod path;
+mod rest;
 mod room;
 mod socket;
 mod values;
@@ -39,13 +43,14 @@ use tonic::client::Grpc;
 use tonic::metadata::MetadataMap;
 
 pub(super) use self::path::find;
+pub(super) use self::rest::Rest;
 pub(super) use self::room::Rooms;
 pub(super) use self::socket::{SOCKETS_MAX, answer as socket, is_wanted as is_socket};
 
 use self::codec::DynamicCodec;
 use self::values::{Bounds, Values};
-use super::pages;
 use super::route::{Hearing, Router};
+use super::{pages, place};
 use crate::api::context;
 use crate::status;
 
@@ -64,7 +69,7 @@ const CERTIFIED: &str = "CommonName of client sending a request against gateway 
 pub(super) fn nowhere(uri: &Uri) -> Option<Response<Body>> {
     if uri.path() == "/v3" {
         let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
-        return Some(answer::moved(&format!("/v3/{query}")));
+        return Some(place::moved(&format!("/v3/{query}")));
     }
     let is_own = ["/v3/", "/v3beta/"].iter().any(|root| uri.path().starts_with(root));
     is_own.then(|| pages::text(StatusCode::NOT_FOUND, "Not Found\n".to_owned()))

@@ -25,8 +25,10 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Room for messages of one kind of caller.
 #[derive(Clone, Debug)]
 pub(super) struct Room {
-    /// Of one message.
+    /// Of one message in JSON.
     pub(super) bytes_max: usize,
+    /// What a caller is told that the largest message is: that of gRPC.
+    pub(super) message_bytes_max: usize,
     /// How long one may take from its first byte on.
     pub(super) patience: Duration,
     /// One for each byte of all messages together that may be received yet.
@@ -34,9 +36,10 @@ pub(super) struct Room {
 }
 
 impl Room {
-    fn new(bytes_max: usize, messages_max: usize) -> Self {
+    fn new(bytes_max: usize, message_bytes_max: usize, messages_max: usize) -> Self {
         let permits = bytes_max.saturating_mul(messages_max).min(Semaphore::MAX_PERMITS);
-        Self { bytes_max, patience: PATIENCE, permits: Arc::new(Semaphore::new(permits)) }
+        let permits = Arc::new(Semaphore::new(permits));
+        Self { bytes_max, message_bytes_max, patience: PATIENCE, permits }
     }
 
     /// Takes room for so many bytes beside what is held; whether there is any.
@@ -62,10 +65,11 @@ pub(in crate::http) struct Rooms {
 impl Rooms {
     /// For messages of these sizes.
     pub(in crate::http) fn new(limits: &Limits) -> Self {
-        let bytes_max = limits.receive_bytes_max().saturating_mul(JSON_PER_MESSAGE);
+        let message_bytes_max = limits.receive_bytes_max();
+        let bytes_max = message_bytes_max.saturating_mul(JSON_PER_MESSAGE).min(JSON_BYTES_MAX);
         Self {
-            whole: Room::new(bytes_max.min(JSON_BYTES_MAX), FULL_BODIES_MAX),
-            little: Room::new(LITTLE_BYTES_MAX, LITTLE_BODIES_MAX),
+            whole: Room::new(bytes_max, message_bytes_max, FULL_BODIES_MAX),
+            little: Room::new(LITTLE_BYTES_MAX, LITTLE_BYTES_MAX, LITTLE_BODIES_MAX),
         }
     }
 

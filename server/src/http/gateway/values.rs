@@ -48,7 +48,7 @@ impl<B: http_body::Body<Data = Bytes> + Unpin> Values<B> {
             let end = self.scan.find_end(&self.received).map_err(status::no_message)?;
             let has_begun = end.is_some() || self.scan.is_inside();
             if has_begun && self.scan.at > self.bounds.room.bytes_max {
-                return Err(status::json_too_large(self.bounds.room.bytes_max));
+                return Err(self.too_large());
             }
             if let Some(end) = end {
                 self.deadline = None;
@@ -87,6 +87,12 @@ impl<B: http_body::Body<Data = Bytes> + Unpin> Values<B> {
                 timeout_at(deadline, frame).await.map_err(|_elapsed| status::json_too_late())
             }
         }
+    }
+
+    /// Refuses a value, of which not all may have arrived.
+    fn too_large(&self) -> Status {
+        let bytes_told = self.body.size_hint().lower().saturating_add(self.received.len() as u64);
+        status::larger_than_max(bytes_told, self.bounds.room.message_bytes_max)
     }
 
     /// Takes room.
@@ -162,7 +168,12 @@ mod tests {
     fn bounds(is_single: bool) -> Bounds {
         let permits = Arc::new(Semaphore::new(100));
         Bounds {
-            room: Room { bytes_max: 60, patience: Duration::from_secs(60), permits },
+            room: Room {
+                bytes_max: 60,
+                message_bytes_max: 20,
+                patience: Duration::from_secs(60),
+                permits,
+            },
             is_single,
         }
     }
