@@ -4,7 +4,7 @@
 //! The few forms that etcd knows, on ring, and one on `p521`. `jsonwebtoken` would add parsers and a crypto interface
 //! of its own, and could still do nothing without a provider written here.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -16,12 +16,17 @@ use ring::signature::{
     RsaKeyPair, UnparsedPublicKey, VerificationAlgorithm,
 };
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 use super::{p521, pem};
 use crate::config::JwtSettings;
 
 /// Tokens beyond this size are nobody's: claims are a name and two numbers.
 const TOKEN_BYTES_MAX: usize = 16 << 10;
+/// Shorter keys are not safe, and ring takes none.
+const RSA_BITS_MIN: usize = 2048;
+/// Beyond this a float64 is no whole number that somebody meant.
+const WHOLE_MAX: f64 = 9_007_199_254_740_992.0;
 
 /// Why tokens of this kind cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -43,13 +48,40 @@ pub enum JwtError {
         #[source]
         source: std::io::Error,
     },
-    /// A file holds no key for the method.
+    /// A file holds no key.
     #[error("--auth-token: {path} holds no {kind} key for this sign-method", path = path.display())]
     Key {
         /// Which.
         path: PathBuf,
         /// Public or private.
         kind: &'static str,
+    },
+    /// A file holds a key of another kind than the method needs.
+    #[error(
+        "--auth-token: {path} holds {found}, and sign-method {method} needs {needed}",
+        path = path.display()
+    )]
+    Kind {
+        /// Which.
+        path: PathBuf,
+        /// What it holds.
+        found: String,
+        /// Of the flag.
+        method: String,
+        /// What it should hold.
+        needed: &'static str,
+    },
+    /// Two files do not belong together.
+    #[error(
+        "--auth-token: what {private} signs {public} does not verify: give the public key of this private key",
+        private = private.display(),
+        public = public.display()
+    )]
+    Pair {
+        /// Of the private key.
+        private: PathBuf,
+        /// Of the public key.
+        public: PathBuf,
     },
 }
 
@@ -79,9 +111,35 @@ enum Verifier {
 enum Family {
     Hmac(hmac::Algorithm),
     Rsa(&'static dyn RsaEncoding, &'static dyn VerificationAlgorithm),
-    Ecdsa(&'static EcdsaSigningAlgorithm, &'static dyn VerificationAlgorithm),
+    /// Of one curve.
+    Ecdsa(pem::Kind, &'static EcdsaSigningAlgorithm, &'static dyn VerificationAlgorithm),
     P521,
     Ed25519,
+}
+
+impl Family {
+    /// Whether keys of a kind are good for it.
+    fn takes(&self, kind: pem::Kind) -> bool {
+        match (self, kind) {
+            (Family::Rsa(..), pem::Kind::Rsa { bits }) => bits >= RSA_BITS_MIN,
+            (Family::Ecdsa(curve, ..), kind) => *curve == kind,
+            (Family::P521, kind) => kind == pem::Kind::P521,
+            (Family::Ed25519, kind) => kind == pem::Kind::Ed25519,
+            (Family::Hmac(_) | Family::Rsa(..), _) => false,
+        }
+    }
+
+    /// What [`Family::takes`] wants, in words.
+    fn needed(&self) -> &'static str {
+        match self {
+            Family::Hmac(_) => "a secret",
+            Family::Rsa(..) => "an RSA key of at least 2048 bits",
+            Family::Ecdsa(pem::Kind::P256, ..) => "one of the curve P-256",
+            Family::Ecdsa(..) => "one of the curve P-384",
+            Family::P521 => "one of the curve P-521",
+            Family::Ed25519 => "an Ed25519 key",
+        }
+    }
 }
 
 fn family(method: &str) -> Option<Family> {
@@ -102,10 +160,12 @@ fn family(method: &str) -> Option<Family> {
         "PS384" => Family::Rsa(&signature::RSA_PSS_SHA384, &signature::RSA_PSS_2048_8192_SHA384),
         "PS512" => Family::Rsa(&signature::RSA_PSS_SHA512, &signature::RSA_PSS_2048_8192_SHA512),
         "ES256" => Family::Ecdsa(
+            pem::Kind::P256,
             &signature::ECDSA_P256_SHA256_FIXED_SIGNING,
             &signature::ECDSA_P256_SHA256_FIXED,
         ),
         "ES384" => Family::Ecdsa(
+            pem::Kind::P384,
             &signature::ECDSA_P384_SHA384_FIXED_SIGNING,
             &signature::ECDSA_P384_SHA384_FIXED,
         ),
@@ -122,13 +182,41 @@ struct Header {
     typ: String,
 }
 
-/// etcd's claims.
-#[derive(Serialize, Deserialize)]
+/// etcd's claims, as they are signed here.
+#[derive(Serialize)]
 struct Claims {
     username: String,
     revision: u64,
-    /// Unix time; without it a token is good for ever, as in etcd.
-    exp: Option<u64>,
+    /// Unix time.
+    exp: u64,
+}
+
+/// Claims of a token that was signed anywhere. As in etcd a number may be written in every way that JSON has.
+struct Claimed(Map<String, Value>);
+
+impl Claimed {
+    fn user(&self) -> Option<&str> {
+        self.0.get("username")?.as_str().filter(|name| !name.is_empty())
+    }
+
+    fn auth_revision(&self) -> Option<u64> {
+        let number = self.0.get("revision")?;
+        number.as_u64().or_else(|| {
+            let number = number.as_f64()?;
+            let is_whole = number.fract() == 0.0 && (0.0..=WHOLE_MAX).contains(&number);
+            is_whole.then_some(number as u64)
+        })
+    }
+
+    /// Unix time, in whole seconds; `Err` for what is none. Without an end a token is good for ever, as in etcd.
+    fn time(&self, name: &str) -> Result<Option<i64>, ()> {
+        let Some(number) = self.0.get(name) else { return Ok(None) };
+        let whole = number.as_i64().or_else(|| {
+            let number = number.as_f64()?.floor();
+            (number.abs() <= WHOLE_MAX).then_some(number as i64)
+        });
+        whole.map(Some).ok_or(())
+    }
 }
 
 /// What a good token says.
@@ -143,35 +231,26 @@ pub(super) struct Said {
 
 impl Jwt {
     pub(super) fn load(settings: &JwtSettings) -> Result<Self, JwtError> {
-        let unsupported = || JwtError::Method(settings.method.clone());
-        let family = family(&settings.method).ok_or_else(unsupported)?;
-        let private = settings.private_key.as_ref().map(|path| Ok((path, read(path)?)));
-        let private = private.transpose()?;
-        let signer = match &private {
-            Some((path, bytes)) => Some(
-                signer(&family, bytes)
-                    .ok_or_else(|| JwtError::Key { path: (*path).clone(), kind: "private" })?,
-            ),
-            None => None,
+        let JwtSettings { method, private_key, public_key, ttl, .. } = settings;
+        let unsupported = || JwtError::Method(method.clone());
+        let files = Files { method, family: family(method).ok_or_else(unsupported)? };
+        let signer = private_key.as_ref().map(|path| files.signer(path)).transpose()?;
+        let verifier = match (&signer, public_key) {
+            (Some(Signer::Hmac(key)), _) => Verifier::Hmac(key.clone()),
+            (None, _) if matches!(files.family, Family::Hmac(_)) => {
+                return Err(JwtError::Missing("priv-key"));
+            }
+            (_, Some(path)) => files.verifier(path)?,
+            (Some(own), None) => public(&files.family, own.public_key()).ok_or_else(unsupported)?,
+            (None, None) => return Err(JwtError::Missing("pub-key or priv-key")),
         };
-        let verifier = match (&family, &settings.public_key) {
-            (Family::Hmac(_), _) => {
-                let (_, bytes) = private.as_ref().ok_or(JwtError::Missing("priv-key"))?;
-                secret(&family, bytes).map(Verifier::Hmac)
-            }
-            (_, Some(path)) => {
-                let key = pem::public_key(&read(path)?);
-                let no_key = || JwtError::Key { path: path.clone(), kind: "public" };
-                let key = key.ok_or_else(no_key)?;
-                Some(public(&family, key).ok_or_else(no_key)?)
-            }
-            (_, None) => {
-                let own = signer.as_ref().ok_or(JwtError::Missing("pub-key or priv-key"))?;
-                public(&family, own.public_key())
-            }
-        };
-        let verifier = verifier.ok_or_else(unsupported)?;
-        Ok(Self { method: settings.method.clone(), ttl: settings.ttl, signer, verifier })
+        let jwt = Self { method: method.clone(), ttl: *ttl, signer, verifier };
+        if let (Some(private), Some(public)) = (private_key, public_key)
+            && !jwt.is_pair()
+        {
+            return Err(JwtError::Pair { private: private.clone(), public: public.clone() });
+        }
+        Ok(jwt)
     }
 
     /// A token for a user as of an auth revision; `None` if this member only verifies.
@@ -180,7 +259,7 @@ impl Jwt {
         let claims = Claims {
             username: user.to_owned(),
             revision: auth_revision,
-            exp: Some(now_unix.saturating_add(self.ttl.as_secs())),
+            exp: now_unix.saturating_add(self.ttl.as_secs()),
         };
         let [header, claims] = [serde_json::to_vec(&header), serde_json::to_vec(&claims)];
         let message = format!("{}.{}", BASE64.encode(header.ok()?), BASE64.encode(claims.ok()?));
@@ -202,20 +281,72 @@ impl Jwt {
         }
         let signature = BASE64.decode(signature).ok()?;
         self.verifier.verify(message.as_bytes(), &signature)?;
-        let claims: Claims = serde_json::from_slice(&BASE64.decode(claims).ok()?).ok()?;
-        let is_over = claims.exp.is_some_and(|until| until <= now_unix);
+        let claims = Claimed(serde_json::from_slice(&BASE64.decode(claims).ok()?).ok()?);
+        let now = i64::try_from(now_unix).ok()?;
+        let until = claims.time("exp").ok()?;
+        let begins = [claims.time("nbf").ok()?, claims.time("iat").ok()?];
+        let is_over = until.is_some_and(|until| until <= now);
+        if is_over || begins.iter().flatten().any(|begin| *begin > now) {
+            return None;
+        }
         // The second in which it ends may be this one's last moment.
-        let whole = claims.exp.map_or(u64::MAX, |until| until.saturating_sub(now_unix + 1));
-        (!is_over && !claims.username.is_empty()).then_some(Said {
-            user: claims.username,
-            auth_revision: claims.revision,
+        let whole = until.map_or(u64::MAX, |until| until.abs_diff(now + 1));
+        Some(Said {
+            user: claims.user()?.to_owned(),
+            auth_revision: claims.auth_revision()?,
             good_for: Duration::from_secs(whole),
         })
+    }
+
+    /// Whether the private key and the public key that are given belong together.
+    fn is_pair(&self) -> bool {
+        let trial = b"trial";
+        let signature = self.signer.as_ref().and_then(|signer| signer.sign(trial));
+        signature.is_some_and(|signature| self.verifier.verify(trial, &signature).is_some())
     }
 }
 
 fn read(path: &PathBuf) -> Result<Vec<u8>, JwtError> {
     std::fs::read(path).map_err(|source| JwtError::File { path: path.clone(), source })
+}
+
+/// Files with keys for one method.
+struct Files<'a> {
+    method: &'a str,
+    family: Family,
+}
+
+impl Files<'_> {
+    fn signer(&self, path: &PathBuf) -> Result<Signer, JwtError> {
+        let bytes = read(path)?;
+        if !matches!(self.family, Family::Hmac(_))
+            && let Some(kind) = pem::private_kind(&bytes)
+        {
+            self.check(path, kind)?;
+        }
+        let none = || JwtError::Key { path: path.clone(), kind: "private" };
+        signer(&self.family, &bytes).ok_or_else(none)
+    }
+
+    fn verifier(&self, path: &PathBuf) -> Result<Verifier, JwtError> {
+        let none = || JwtError::Key { path: path.clone(), kind: "public" };
+        let key = pem::public_key(&read(path)?).ok_or_else(none)?;
+        self.check(path, key.kind)?;
+        public(&self.family, key.bytes).ok_or_else(none)
+    }
+
+    fn check(&self, path: &Path, kind: pem::Kind) -> Result<(), JwtError> {
+        if self.family.takes(kind) {
+            return Ok(());
+        }
+        let (found, needed) = (kind.to_string(), self.family.needed());
+        Err(JwtError::Kind {
+            path: path.to_path_buf(),
+            found,
+            method: self.method.to_owned(),
+            needed,
+        })
+    }
 }
 
 fn secret(family: &Family, bytes: &[u8]) -> Option<hmac::Key> {
@@ -228,7 +359,7 @@ fn secret(family: &Family, bytes: &[u8]) -> Option<hmac::Key> {
 fn public(family: &Family, key: Vec<u8>) -> Option<Verifier> {
     let algorithm: &'static dyn VerificationAlgorithm = match family {
         Family::Hmac(_) => return None,
-        Family::Rsa(_, algorithm) | Family::Ecdsa(_, algorithm) => *algorithm,
+        Family::Rsa(_, algorithm) | Family::Ecdsa(_, _, algorithm) => *algorithm,
         Family::P521 => return p521::Verifier::of(&key).map(Box::new).map(Verifier::P521),
         Family::Ed25519 => &signature::ED25519,
     };
@@ -247,7 +378,7 @@ fn signer(family: &Family, bytes: &[u8]) -> Option<Signer> {
             };
             pair.ok().map(|pair| Signer::Rsa(pair, *encoding))
         }
-        Family::Ecdsa(algorithm, _) => {
+        Family::Ecdsa(_, algorithm, _) => {
             let pair = match pem::private_key(bytes)? {
                 pem::PrivateKey::Pkcs8(key) => EcdsaKeyPair::from_pkcs8(algorithm, &key, &random),
                 pem::PrivateKey::Ec { secret, public } => {
@@ -409,6 +540,59 @@ mod tests {
         assert!(load("ES512", Some(&ed), None).is_err(), "a key of another kind");
     }
 
+    #[test]
+    fn a_certificate_is_as_good_as_its_key() {
+        let keys: [(&str, &[&str]); 4] = [
+            ("RS256", &["genrsa", "2048"]),
+            ("ES384", &["ecparam", "-name", "secp384r1", "-genkey", "-noout"]),
+            ("ES512", &["ecparam", "-name", "secp521r1", "-genkey", "-noout"]),
+            ("EdDSA", &["genpkey", "-algorithm", "ed25519"]),
+        ];
+        for (method, generate) in keys {
+            let Some(private) = openssl(generate) else { return };
+            let key_file = file(&private);
+            let path = key_file.path().to_str().unwrap();
+            let certify = ["req", "-x509", "-key", path, "-subj", "/CN=any", "-days", "1"];
+            let certificate = openssl(&certify).unwrap();
+            let jwt = load(method, Some(&private), Some(&certificate)).unwrap();
+            check(&jwt, &load(method, None, Some(&certificate)).unwrap());
+        }
+    }
+
+    #[test]
+    fn keys_that_cannot_work_are_refused_and_named() {
+        let Some(rsa) = openssl(&["genrsa", "2048"]) else { return };
+        let curve = |name| openssl(&["ecparam", "-name", name, "-genkey", "-noout"]).unwrap();
+        let (p256, p384) = (curve("prime256v1"), curve("secp384r1"));
+        let short = openssl(&["genrsa", "1024"]).unwrap();
+        let refusal = |method, private: Option<&[u8]>, public: Option<&[u8]>| {
+            load(method, private, public).err().expect("it cannot work").to_string()
+        };
+        let ends = |text: String, end: &str| assert!(text.ends_with(end), "{text}");
+        let needed = "holds an elliptic key of the curve P-256, and sign-method RS256 needs an RSA key of at least 2048 bits";
+        ends(refusal("RS256", None, Some(&public_of(&p256))), needed);
+        ends(refusal("RS256", Some(&rsa), Some(&public_of(&p256))), needed);
+        ends(refusal("RS256", Some(&p256), None), needed);
+        let needed = "holds an elliptic key of the curve P-384, and sign-method ES256 needs one of the curve P-256";
+        ends(refusal("ES256", None, Some(&public_of(&p384))), needed);
+        ends(refusal("ES256", Some(&p384), None), needed);
+        let needed = "holds an RSA key of 1024 bits, and sign-method PS256 needs an RSA key of at least 2048 bits";
+        ends(refusal("PS256", Some(&short), None), needed);
+        ends(refusal("PS256", None, Some(&public_of(&short))), needed);
+        let needed = "holds an RSA key of 2048 bits, and sign-method EdDSA needs an Ed25519 key";
+        ends(refusal("EdDSA", None, Some(&public_of(&rsa))), needed);
+        for (method, private) in [("RS256", &rsa), ("ES256", &p256), ("ES384", &p384)] {
+            load(method, Some(private), Some(&public_of(private))).unwrap();
+        }
+        let other = public_of(&openssl(&["genrsa", "2048"]).unwrap());
+        ends(refusal("RS256", Some(&rsa), Some(&other)), "give the public key of this private key");
+        let other = public_of(&curve("prime256v1"));
+        ends(
+            refusal("ES256", Some(&p256), Some(&other)),
+            "give the public key of this private key",
+        );
+    }
+
     fn public_of(private: &[u8]) -> Vec<u8> {
         let private = file(private);
         openssl(&["pkey", "-in", private.path().to_str().unwrap(), "-pubout"]).unwrap()
@@ -438,11 +622,10 @@ mod tests {
                 for key in [&classic, &pkcs8] {
                     assert!(load(other, Some(key), None).is_err(), "{other} by a key of {curve}");
                 }
-                // ring looks at a public key when it verifies.
-                let foreign = load(other, None, Some(&public));
-                let token = load(method, Some(&classic), None).unwrap().sign("ann", 7, NOW);
-                let said = foreign.ok().and_then(|jwt| jwt.verify(&token.unwrap(), NOW));
-                assert_eq!(said, None, "{other} by a key of {curve}");
+                let Err(JwtError::Kind { found, .. }) = load(other, None, Some(&public)) else {
+                    panic!("{other} by a key of {curve}");
+                };
+                assert!(found.starts_with("an elliptic key of the curve P-"), "{found}");
             }
         }
     }
@@ -511,12 +694,34 @@ mod tests {
             r#"{"username":"ann","revision":"7"}"#,
             r#"{"username":"ann","revision":1.5}"#,
             r#"{"username":"ann","revision":99999999999999999999}"#,
+            r#"{"username":"ann","revision":9.1e15}"#,
             r#"{"username":"ann","revision":7,"exp":"never"}"#,
+            r#"{"username":"ann","revision":7,"exp":null}"#,
             r#"{"username":"ann","revision":7,"exp":0}"#,
+            r#"{"username":"ann","revision":7,"exp":-5}"#,
+            r#"{"username":"ann","revision":7,"exp":1e300}"#,
+            r#"{"username":"ann","revision":7,"nbf":1900000000}"#,
+            r#"{"username":"ann","revision":7,"nbf":null}"#,
+            r#"{"username":"ann","revision":7,"iat":1900000000}"#,
+            r#"{"username":"ann","revision":7,"iat":"today"}"#,
             r#"{"username":"ann","revision":7"#,
         ] {
             assert_eq!(jwt.verify(&signed(claims), NOW), None, "{claims}");
         }
+        for claims in [
+            r#"{"username":"ann","revision":7.0,"exp":1.9e9}"#,
+            r#"{"username":"ann","revision":7e0,"exp":1900000000.5}"#,
+            r#"{"username":"ann","revision":7,"exp":1900000000,"nbf":1,"iat":1.5,"aud":["x"]}"#,
+            r#"{"username":"root","username":"ann","revision":7,"exp":1900000000}"#,
+        ] {
+            let good_for = Duration::from_secs(1_900_000_000 - NOW - 1);
+            let said = Said { user: "ann".to_owned(), auth_revision: 7, good_for };
+            assert_eq!(jwt.verify(&signed(claims), NOW), Some(said), "{claims}");
+        }
+        let begins =
+            signed(&format!(r#"{{"username":"ann","revision":7,"nbf":{NOW},"iat":{NOW}}}"#));
+        assert!(jwt.verify(&begins, NOW).is_some(), "from this second on");
+        assert_eq!(jwt.verify(&begins, NOW - 1), None, "not yet");
         let long = format!(r#"{{"username":"{}","revision":7}}"#, "a".repeat(TOKEN_BYTES_MAX));
         assert_eq!(jwt.verify(&signed(&long), NOW), None, "too long to be looked at");
         // Cut short or changed anywhere, a token is nobody's, too.
