@@ -24,8 +24,11 @@ impl Get<Client> {
     /// Nothing is asked for before the first page is awaited, and no page before it is.
     pub fn pages(self, size: u32) -> Pages {
         let (client, request) = self.into_parts();
-        let read =
-            Some(Read { client, left: (request.limit > 0).then_some(request.limit), request });
+        let left = (request.limit > 0).then_some(request.limit);
+        // Read by whole keys: the first one of a namespace may be empty, and nothing begins behind that.
+        let (bare, namespace) = (client.bare(), client.namespace().clone());
+        let whole = namespace.range(request);
+        let read = Some(whole.map(|request| Read { client: bare, namespace, left, request }));
         let pages = stream::try_unfold(read, move |read| async move {
             match read {
                 Some(read) => read?.page(size).await.map(Some),

@@ -49,9 +49,10 @@ use crate::{
 #[must_use = "the lock is released when the guard is dropped"]
 pub struct LockGuard {
     held: Held,
+    /// Under their whole names.
+    whole: Vec<HeldLock>,
+    /// Under the names by which the client knows them.
     locks: Vec<HeldLock>,
-    /// The same under the names by which the client knows them.
-    shown: Vec<HeldLock>,
 }
 
 /// What a lock hangs on.
@@ -110,8 +111,8 @@ impl LockGuard {
         Self::of(Held::Turn(turn), vec![lock])
     }
 
-    fn of(held: Held, locks: Vec<HeldLock>) -> Self {
-        let mut guard = Self { held, locks, shown: Vec::new() };
+    fn of(held: Held, whole: Vec<HeldLock>) -> Self {
+        let mut guard = Self { held, whole, locks: Vec::new() };
         guard.show();
         guard
     }
@@ -121,9 +122,9 @@ impl LockGuard {
             Held::Place(place) => place.kept.session.client().namespace(),
             Held::Turn(turn) => turn.namespace(),
         };
-        let mut shown = self.locks.clone();
+        let mut shown = self.whole.clone();
         shown.iter_mut().for_each(|lock| namespace.strip(&mut lock.name));
-        self.shown = shown;
+        self.locks = shown;
     }
 
     fn client(&self) -> &Client {
@@ -138,13 +139,13 @@ impl LockGuard {
     /// were acquired together for the first time have the same; see [`LockGuard::locks`].
     #[must_use]
     pub fn token(&self) -> i64 {
-        self.locks.first().map_or(0, |lock| lock.fence)
+        self.whole.first().map_or(0, |lock| lock.fence)
     }
 
     /// The locks with their tokens, by name, and with their keys, which are whole whatever the namespace.
     #[must_use]
     pub fn locks(&self) -> &[HeldLock] {
-        &self.shown
+        &self.locks
     }
 
     /// The session that holds it; `None` if the server knows no sessions, and a lease does.
@@ -209,14 +210,14 @@ impl LockGuard {
         if let Held::Turn(turn) = &self.held {
             return turn.is_held().await;
         }
-        session::are_held(self.client(), &self.locks).await
+        session::are_held(self.client(), &self.whole).await
     }
 
     /// Starts a transaction that is carried out only if this lock is held at that very moment.
     pub fn txn(&self) -> Txn<Guarded> {
         match &self.held {
             Held::Place(place) => {
-                let guards = self.locks.iter();
+                let guards = self.whole.iter();
                 let guards =
                     guards.map(|lock| Guard { name: lock.name.clone(), fence: lock.fence });
                 Guarded::by_locks(place.kept.session.client().clone(), guards.collect())
@@ -232,7 +233,7 @@ impl LockGuard {
     /// [`Error::Unimplemented`] from a server that knows no shared locks. See [`Error`]; [`Error::outcome`]
     /// tells whether it may have been done, or may still be. Of several locks some may be converted then.
     pub async fn downgrade(&self) -> Result<(), Error> {
-        for lock in &self.locks {
+        for lock in &self.whole {
             self.held.convert(lock, 1, u32::MAX).await?;
         }
         Ok(())
@@ -250,7 +251,7 @@ impl LockGuard {
         // Whoever asked meanwhile with an old token would be told that it is lost.
         self.tell_held(false);
         let mut upgraded = Ok(());
-        for lock in &mut self.locks {
+        for lock in &mut self.whole {
             match self.held.convert(lock, 1, 1).await {
                 Ok(fence) => lock.fence = fence,
                 Err(error) => {
@@ -266,7 +267,7 @@ impl LockGuard {
 
     fn tell_held(&self, is_known: bool) {
         if let Held::Place(place) = &self.held {
-            place.hearing.holds(is_known.then_some(&self.locks));
+            place.hearing.holds(is_known.then_some(&self.whole));
         }
     }
 

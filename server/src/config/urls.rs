@@ -71,10 +71,10 @@ pub(super) fn are_same_places(one: &[String], other: &[String]) -> bool {
 }
 
 /// Scheme and addresses of a URL.
-type Place<'a> = (&'a str, Vec<SocketAddr>);
+type Reached<'a> = (&'a str, Vec<SocketAddr>);
 
 /// The places of all URLs; `None` if one is not known.
-fn places(urls: &[String]) -> Option<Vec<Place<'_>>> {
+fn places(urls: &[String]) -> Option<Vec<Reached<'_>>> {
     let place = |url| {
         let (scheme, authority) = str::split_once(url, "://")?;
         Some((scheme, authority.to_socket_addrs().ok()?.collect()))
@@ -83,11 +83,12 @@ fn places(urls: &[String]) -> Option<Vec<Place<'_>>> {
 }
 
 /// Whether each place is one of the others, which has an address in common with it. A name may have several.
-fn are_paired(one: &[Place<'_>], other: &[Place<'_>]) -> bool {
-    let is_same = |(scheme, addresses): &Place<'_>, place: &Place<'_>| {
+fn are_paired(one: &[Reached<'_>], other: &[Reached<'_>]) -> bool {
+    let is_same = |(scheme, addresses): &Reached<'_>, place: &Reached<'_>| {
         *scheme == place.0 && addresses.iter().any(|address| place.1.contains(address))
     };
-    let is_in = |place: &Place<'_>, places: &[Place<'_>]| places.iter().any(|p| is_same(place, p));
+    let is_in =
+        |place: &Reached<'_>, places: &[Reached<'_>]| places.iter().any(|p| is_same(place, p));
     one.iter().all(|place| is_in(place, other)) && other.iter().all(|place| is_in(place, one))
 }
 

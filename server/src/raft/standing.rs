@@ -159,7 +159,7 @@ fn role(own_id: u64, membership: &Membership) -> Role {
 pub(crate) async fn tell(route: Route, peer_urls: Vec<String>) {
     let links = &route.links;
     let (cluster_id, from) = (links.cluster_id(), links.member_id());
-    let request = DescribeRequest { cluster_id, from, is_removal: true, is_founding: false };
+    let request = DescribeRequest { cluster_id, from, is_removal: true, ..Default::default() };
     for url in peer_urls.iter().cycle().take(TELLINGS_MAX) {
         match links.dialer().describe(url, request, ASK_TIMEOUT).await {
             Ok(answer) if !answer.is_starting => return,
