@@ -22,6 +22,8 @@ use crate::{failure::Failure, stop::Stop};
 
 /// Time for a command to end after it was asked to, before it is ended by force, and then once more.
 const GRACE: Duration = Duration::from_secs(5);
+/// How much later than a command this process may hear of what a terminal sends to both.
+const LAG: Duration = Duration::from_millis(20);
 /// How often those are looked for that a command has started.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -96,7 +98,14 @@ impl Child {
             () = lost.cancelled() => Why::Lost,
             () = jeopardy => Why::Jeopardy,
             signal = stop() => Why::Stop(signal),
-            status = running.first() => return ended(status),
+            status = running.first() => {
+                // What a terminal sends reaches both, and the command may be the faster one to obey.
+                let lag = if running.is_at_terminal { LAG } else { Duration::ZERO };
+                match timeout(lag, stop()).await {
+                    Ok(signal) => Why::Stop(signal),
+                    Err(_elapsed) => return ended(status),
+                }
+            }
         };
         let asked = async {
             match why {

@@ -123,8 +123,8 @@ fn who_ignores_ctrl_c_has_ended_when_the_lock_is_given_back() {
     let (_dir, etcd) = named("etcd");
     let server = Server::single(etcd);
     let endpoint = server.endpoint();
-    // The shell obeys at once; what it put into the background does not hear of it.
-    let script = r#"trap "exit 3" INT; sh -c 'echo $$; sleep 600; :' & wait"#;
+    // The shell obeys at once; what it put into the background does not hear of it, nor of the terminal's end.
+    let script = r#"trap "exit 3" INT; sh -c 'trap "" HUP; echo $$; sleep 600; :' & wait"#;
     let arguments = ["--endpoints", &endpoint, "lock", "l", "--ttl=600", "--", "sh", "-c", script];
     let mut running = Running::at_terminal(&arguments);
     let step = running.line().trim_end().to_owned();
