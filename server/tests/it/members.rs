@@ -152,13 +152,14 @@ async fn a_removed_member_disturbs_nobody_and_never_starts_again() {
 /// It hears of its removal though it would miss its leader only much later, and keeps nobody waiting.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_that_is_removed_hears_of_it_and_refuses_at_once() {
-    let mut group = Group::start(3, 3, &["--election-timeout=50000"]).await;
+    let mut group = Group::start(3, 3, &["--election-timeout=20000"]).await;
     let leader = group.leader().await;
     let gone = (leader + 1) % 3;
     let id = group.id(gone);
     let node = group.nodes.remove(&gone).unwrap();
     group.change(leader, MemberChange::Remove { id }).await;
     within("it hears that it was removed", node.removed()).await;
+    assert!(node.has_leader(), "it is told, and has not missed its leader");
     // Nobody is kept waiting for as long as a request may take.
     let refused = within("a write is refused", node.propose(put("late", b"v"))).await;
     assert_eq!(refused.unwrap_err(), ProposeError::Stopped);
