@@ -76,12 +76,7 @@ async fn a_watch_by_json_goes_on_after_its_request() {
 async fn nothing_is_read_of_a_caller_without_rights() {
     let server = server(&["--bcrypt-cost=4"]).await;
     let web = Web::of(&server);
-    web.set_up_users(&[
-        ("user/add", r#"{"name":"root","password":"secret"}"#),
-        ("user/grant", r#"{"user":"root","role":"root"}"#),
-        ("enable", "{}"),
-    ])
-    .await;
+    web.ask_for_users().await;
     for (token, text) in [("", "user name is empty"), ("token: wrong.1\r\n", "invalid auth token")]
     {
         until_answered(&server, &format!("POST /v3/kv/txn HTTP/1.1\r\n{token}"), "{\"a\":[", text)
@@ -187,12 +182,7 @@ async fn who_says_all_before_it_listens_hears_why_it_was_refused() {
     assert!(answer.contains("etcdcluster"), "the connection goes on: {answer}");
 
     let web = Web::of(&server);
-    web.set_up_users(&[
-        ("user/add", r#"{"name":"root","password":"secret"}"#),
-        ("user/grant", r#"{"user":"root","role":"root"}"#),
-        ("enable", "{}"),
-    ])
-    .await;
+    web.ask_for_users().await;
     let stale = "token: stale.1\r\nconnection: close\r\n";
     let answer = said_and_heard(&server, &(put(stale) + &told)).await;
     assert!(answer.starts_with("HTTP/1.1 401 "), "{answer}");

@@ -50,6 +50,16 @@ impl Web {
         }
     }
 
+    /// From now on callers are users, of whom there is root with the password `secret`.
+    pub(crate) async fn ask_for_users(&self) {
+        self.set_up_users(&[
+            ("user/add", r#"{"name":"root","password":"secret"}"#),
+            ("user/grant", r#"{"user":"root","role":"root"}"#),
+            ("enable", "{}"),
+        ])
+        .await;
+    }
+
     pub(crate) fn url(&self, path: &str) -> String {
         format!("http://{}{path}", self.address)
     }

@@ -220,12 +220,7 @@ async fn little_is_put_together_of_a_caller_without_rights() {
 async fn a_token_comes_as_the_name_of_a_protocol() {
     let server = server(&["--bcrypt-cost=4"]).await;
     let web = Web::of(&server);
-    web.set_up_users(&[
-        ("user/add", r#"{"name":"root","password":"secret"}"#),
-        ("user/grant", r#"{"user":"root","role":"root"}"#),
-        ("enable", "{}"),
-    ])
-    .await;
+    web.ask_for_users().await;
     let login = r#"{"name":"root","password":"secret"}"#;
     let (_, answer) = web.post("/v3/auth/authenticate", &[], login).await;
     let names = format!("Bearer, {}", answer["token"].as_str().unwrap());
