@@ -7,7 +7,7 @@
 use conclave_proto::etcdserverpb as etcd;
 use conclave_raft_store::command;
 use conclave_state_machine::response::Rejection;
-use conclave_state_machine::validate::{self, OpFields, PutFields, TxnFields};
+use conclave_state_machine::validate::{self, OpFields, PutFields, TXN_DEPTH_MAX, TxnFields};
 use etcd::range_request::{SortOrder, SortTarget};
 use etcd::request_op::Request;
 use tonic::Status;
@@ -31,8 +31,9 @@ pub(super) fn delete_range(request: &etcd::DeleteRangeRequest) -> Result<(), Sta
 
 /// Checks a transaction with everything nested in it.
 pub(crate) fn txn(request: &etcd::TxnRequest, ops_max: usize) -> Result<(), Status> {
-    // The depth is bounded by prost, which decodes at most 100 levels, and again when this becomes a command.
-    validate::operations(Arrived(request), ops_max, usize::MAX).map_err(refused)?;
+    // Here, and not only when it is applied: in the log it stands deeper than it arrived, and an entry with a message
+    // that is too deep for prost (100 levels) cannot be read at all, with all commands of others in it.
+    validate::operations(Arrived(request), ops_max, TXN_DEPTH_MAX).map_err(refused)?;
     if changes(&request.success).max(changes(&request.failure)) > 1 {
         let txn = command::txn(request.clone()).map_err(refused)?;
         validate::txn(&txn, ops_max).map_err(refused)?;
@@ -95,9 +96,10 @@ fn changes(branch: &[etcd::RequestOp]) -> usize {
         .sum()
 }
 
-/// Whether all reads of a transaction are serializable; `None` if it does more than read.
+/// Whether all reads of a transaction are serializable; `None` if it does more than read. One that only compares did
+/// not say that it may be answered from an old state.
 pub(super) fn read_only(request: &etcd::TxnRequest) -> Option<bool> {
-    let mut is_serializable = true;
+    let mut is_serializable = !(request.success.is_empty() && request.failure.is_empty());
     for op in request.success.iter().chain(&request.failure) {
         match &op.request {
             Some(Request::RequestRange(range)) => is_serializable &= range.serializable,

@@ -8,6 +8,7 @@ use conclave_proto::etcdserverpb::auth_client::AuthClient;
 use conclave_proto::v1;
 use conclave_proto::v1::counter_service_client::CounterServiceClient;
 use conclave_proto::v1::session_service_client::SessionServiceClient;
+use conclave_proto::v1::write_service_client::WriteServiceClient;
 use conclave_proto::v3electionpb as pb;
 use etcd::watch_client::WatchClient;
 use etcd::watch_request::RequestUnion;
@@ -68,6 +69,39 @@ async fn meet<T: std::fmt::Debug>(
 
 fn nested(levels: usize) -> etcd::TxnRequest {
     (0..levels).fold(then(vec![op(put("k", "v"))]), |inner, _| then(vec![op(inner)]))
+}
+
+/// What is too deep to be read in the log must not get there: with it would go what others wrote at that moment.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deep_transaction_takes_nothing_else_with_it() {
+    let server = server(&["--max-txn-ops=1000"]).await;
+    // In the client's own message 50 is beyond what prost reads.
+    for levels in [30, 31, 32, 33, 40, 47, 48, 49, 50, 60] {
+        let key = format!("beside-{levels}");
+        let (mut deep, mut beside) = (server.kv(), server.kv());
+        let (deep, beside) = within("both to be answered", async {
+            tokio::join!(deep.txn(nested(levels)), beside.put(put(&key, "v")))
+        })
+        .await;
+        beside.unwrap_or_else(|status| panic!("beside {levels} levels: {status}"));
+        assert_eq!(deep.is_ok(), levels <= 31, "{levels} levels: {deep:?}");
+        let again = within("a write after it", server.put(&key, "w")).await;
+        assert!(again > 1);
+    }
+    let write = |levels, sequence| v1::WriteRequest {
+        writer: vec![7; 16].into(),
+        sequence,
+        settled: 1,
+        txn: Some(nested(levels)),
+        ..Default::default()
+    };
+    let mut writes = WriteServiceClient::new(server.channel.clone());
+    writes.write(write(31, 1)).await.unwrap();
+    for levels in [32, 46, 47, 48, 49] {
+        let refused = within("an answer", writes.write(write(levels, 2))).await;
+        assert!(refused.is_err(), "{levels} levels");
+    }
+    server.put("k", "at last").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
