@@ -144,7 +144,6 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         let machine = Machine::load(&after.rows).map_err(halt_to_io)?;
         let writer = self.writer.as_mut().ok_or_else(unfinished)?;
         self.shared.directory.point_to(after.rows.dir())?;
-        after.rows.dir().keep();
         before.rows.dir().discard();
         writer.reset(machine);
         let (head, membership) = (Arc::clone(&after.head), Arc::clone(&after.membership));

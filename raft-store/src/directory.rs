@@ -64,7 +64,8 @@ impl Directory {
         StateDir::temporary(self.root.join(format!("{prefix}{number}")))
     }
 
-    /// Makes `database` the live one, atomically and durably.
+    /// Makes `database` the live one, atomically and durably; it survives its owners then. After an error nobody knows
+    /// which one is live, so both stay: the next start sweeps the other one away.
     pub(crate) fn point_to(&self, database: &StateDir) -> io::Result<()> {
         let name = database
             .path
@@ -78,6 +79,7 @@ impl Directory {
         let mut file = File::create(&temporary)?;
         writeln!(file, "{name}")?;
         file.sync_all()?;
+        database.keep();
         fs::rename(&temporary, self.root.join(POINTER))?;
         sync_dir(&self.root)
     }
@@ -143,7 +145,7 @@ impl StateDir {
     }
 
     /// From now on it survives its owners.
-    pub(crate) fn keep(&self) {
+    fn keep(&self) {
         self.keep.store(true, Ordering::Relaxed);
     }
 
@@ -180,7 +182,6 @@ mod tests {
         let first = directory.new_database();
         fs::create_dir(first.path()).unwrap();
         directory.point_to(&first).unwrap();
-        first.keep();
         for leftover in ["db-7", "sending-9"] {
             fs::create_dir(root.path().join(leftover)).unwrap();
         }
@@ -207,5 +208,19 @@ mod tests {
             let error = Directory::open(root.path()).unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidData);
         }
+    }
+
+    #[test]
+    fn what_may_be_the_live_database_is_not_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let (directory, _) = Directory::open(root.path()).unwrap();
+        // The pointer cannot be replaced.
+        fs::create_dir(root.path().join(POINTER)).unwrap();
+        let new = directory.new_database();
+        fs::create_dir(new.path()).unwrap();
+        directory.point_to(&new).unwrap_err();
+        let path = new.path().to_owned();
+        drop(new);
+        assert!(path.is_dir());
     }
 }

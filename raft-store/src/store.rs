@@ -138,7 +138,6 @@ fn create(directory: &Directory, engine: EngineKind) -> io::Result<Rows> {
     rows.write(&mut [row::format_row()].into_iter())?;
     rows.flush()?;
     directory.point_to(rows.dir())?;
-    rows.dir().keep();
     Ok(rows)
 }
 

@@ -96,7 +96,6 @@ impl BackupFile {
         let head = head.ok_or(BackupError::Bump { revision: saved.revision, by })?;
         rows.flush().map_err(failed)?;
         directory.point_to(rows.dir()).map_err(failed)?;
-        rows.dir().keep();
         Ok(Restored {
             revision_saved: saved.revision,
             revision: head.revision,
