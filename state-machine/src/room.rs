@@ -10,6 +10,7 @@ use crate::leases;
 use crate::locks::queue;
 use crate::read::Read;
 use crate::response::Halt;
+use crate::writes;
 
 /// Whether a request of `session` has a place in one of the queues it wants to be in.
 ///
@@ -62,6 +63,9 @@ pub(crate) fn comes_again<R: Read>(rows: &R, command: &Command) -> Result<bool, 
     if let Command::Lock(LockCommand::Campaign(campaign)) = command {
         let Campaign { name, session, value, resumes, .. } = campaign;
         return Ok(*resumes || is_standing(rows, name, *session, value)?);
+    }
+    if let Command::Write(write) = command {
+        return writes::is_answered(rows, &write.id);
     }
     if let Command::Primitive(primitive) = command {
         return is_answered(rows, primitive.once);

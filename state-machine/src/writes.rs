@@ -59,6 +59,15 @@ pub fn check(id: &WriteId) -> Result<(), Rejection> {
     Ok(())
 }
 
+/// Whether a write was answered, as far as that is remembered.
+///
+/// # Errors
+/// [`Halt`] if the storage fails or a row is damaged.
+pub fn is_answered<R: Read>(rows: &R, id: &WriteId) -> Result<bool, Halt> {
+    let row = writer(rows, &id.writer)?;
+    Ok(row.is_some_and(|row| row.answered.iter().any(|(number, _)| *number == id.sequence)))
+}
+
 /// Carries a write out, or answers what it was answered before.
 pub(crate) fn apply<R: Read>(
     rows: &mut Overlay<'_, R>,

@@ -11,9 +11,14 @@ use super::lock;
 /// # Errors
 /// As [`super::txn`].
 pub fn write(request: v1::WriteRequest) -> Result<Write, Rejection> {
-    let v1::WriteRequest { writer, sequence, settled, since, guards, txn } = request;
-    Ok(Write {
-        id: WriteId { writer, sequence, settled, since },
-        guarded: lock::guarded_txn(v1::CommitRequest { guards, txn })?,
-    })
+    let id = id(&request);
+    let v1::WriteRequest { guards, txn, .. } = request;
+    Ok(Write { id, guarded: lock::guarded_txn(v1::CommitRequest { guards, txn })? })
+}
+
+/// By what a write is recognised when it comes again.
+#[must_use]
+pub fn id(request: &v1::WriteRequest) -> WriteId {
+    let v1::WriteRequest { writer, sequence, settled, since, .. } = request;
+    WriteId { writer: writer.clone(), sequence: *sequence, settled: *settled, since: *since }
 }

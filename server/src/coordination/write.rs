@@ -2,7 +2,7 @@
 
 use conclave_proto::internal::command::Command as Message;
 use conclave_proto::{etcdserverpb as etcd, v1};
-use conclave_raft_store::command;
+use conclave_raft_store::{Reader, command};
 use conclave_state_machine::locks::check;
 use conclave_state_machine::response::{Response as Answer, WriteAnswer, WriteResponse};
 use conclave_state_machine::writes;
@@ -41,7 +41,10 @@ impl WriteApi {
         let caller = caller_of(request.extensions());
         let mut request = request.into_inner();
         let txn: &etcd::TxnRequest = request.txn.get_or_insert_default();
-        self.context.check_quota(limits::txn_cost(txn)).await?;
+        let (cost, id) = (limits::txn_cost(txn), command::write::id(&request));
+        let is_known = |reader: &Reader| writes::is_answered(reader, &id);
+        self.context.check_quota_unless(cost, is_known).await?;
+        let txn = request.txn.get_or_insert_default();
         api_check::txn(txn, self.context.limits.txn_ops_max)?;
         self.context.check_size(txn)?;
         let checked = command::write::write(request.clone())
