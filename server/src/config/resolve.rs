@@ -282,7 +282,7 @@ fn limits(raw: &Raw) -> Result<Limits, ConfigError> {
         bytes => bytes,
     };
     Ok(Limits {
-        request_bytes_max: raw.number::<u32>("max-request-bytes")? as usize,
+        request_bytes_max: raw.number::<u64>("max-request-bytes")?.try_into().unwrap_or(usize::MAX),
         txn_ops_max: raw.number::<u32>("max-txn-ops")? as usize,
         answer_bytes_max,
         concurrent_streams_max: concurrent_streams_max.max(1),

@@ -31,6 +31,8 @@ const QUEUE_MAX: usize = 32 * 1024;
 const IN_FLIGHT_BYTES_MAX: usize = 96 * 1024 * 1024;
 /// What a command costs beside its own bytes.
 const COMMAND_OVERHEAD_BYTES: usize = 256;
+/// Beyond it a command never finds room, whatever larger size is configured.
+const COMMAND_BYTES_MAX: usize = IN_FLIGHT_BYTES_MAX - COMMAND_OVERHEAD_BYTES;
 
 /// Why a command has no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -100,6 +102,7 @@ impl Proposer {
         let (queue, waiting) = mpsc::channel(QUEUE_MAX);
         let (patient, waiting_patiently) = mpsc::channel(QUEUE_MAX);
         let room = Arc::new(Semaphore::new(IN_FLIGHT_BYTES_MAX));
+        let command_bytes_max = command_bytes_max.min(COMMAND_BYTES_MAX);
         let queues = [(Haste::Prompt, waiting), (Haste::Patient, waiting_patiently)];
         (Self { queue, patient, room, command_bytes_max, timeout }, queues)
     }
@@ -175,5 +178,18 @@ mod tests {
             proposer.propose(whole, Haste::Patient).await.unwrap_err(),
             ProposeError::TooLarge
         );
+    }
+
+    #[tokio::test]
+    async fn what_never_finds_room_is_too_large_and_not_too_much_at_once() {
+        let (proposer, _waiting) = Proposer::new(usize::MAX, Duration::from_millis(1));
+        let of = |bytes: usize| internal::Command {
+            caller: Some(internal::Caller { user: "u".repeat(bytes).into(), ..Default::default() }),
+            command: None,
+        };
+        let refused = proposer.propose(of(IN_FLIGHT_BYTES_MAX), Haste::Prompt).await;
+        assert_eq!(refused.unwrap_err(), ProposeError::TooLarge);
+        let taken = proposer.propose(of(IN_FLIGHT_BYTES_MAX - 1024), Haste::Prompt).await;
+        assert_eq!(taken.unwrap_err(), ProposeError::Timeout, "nobody drains the queue");
     }
 }
