@@ -8,12 +8,14 @@ use conclave_raft_store::command::auth::inside;
 use conclave_state_machine::members;
 
 use super::Node;
+use crate::version;
 
 /// Pause before this member tries again to publish itself.
 const PUBLISH_PAUSE: Duration = Duration::from_millis(100);
 
 impl Node {
-    /// Tells the cluster this member's name and URLs, if it does not know them, until it does.
+    /// Tells the cluster this member's name and URLs, if it does not know them, until it does. Then says so in the log,
+    /// in words that drivers of etcd until 3.5 wait for.
     pub(super) async fn publish(&self) {
         let peer_urls = self
             .parts
@@ -43,10 +45,16 @@ impl Node {
                 });
                 let command = inside(Command::MemberPublish(publish.clone()));
                 if is_known || self.propose(command).await.is_ok() {
-                    return;
+                    break;
                 }
             }
             tokio::time::sleep(PUBLISH_PAUSE).await;
         }
+        tracing::info!(
+            local_member_id = %format_args!("{:x}", publish.id),
+            local_member_name = %publish.name,
+            "published local member to cluster through raft"
+        );
+        tracing::info!(cluster_version = version::CLUSTER, "enabled capabilities for version");
     }
 }
