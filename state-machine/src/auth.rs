@@ -103,6 +103,7 @@ pub(crate) fn apply<R: Read>(
     command: &AuthCommand,
 ) -> Result<AuthChange, Stop> {
     let auth = &mut head.auth;
+    let next = auth.revision.saturating_add(1);
     let change = match command {
         AuthCommand::Enable => return enable(rows, auth),
         AuthCommand::Disable if !auth.enabled => return Ok(AuthChange::Nothing),
@@ -110,9 +111,9 @@ pub(crate) fn apply<R: Read>(
             auth.enabled = false;
             AuthChange::Disabled
         }
-        AuthCommand::UserAdd(add) => user_add(rows, add)?,
+        AuthCommand::UserAdd(add) => user_add(rows, next, add)?,
         AuthCommand::UserDelete(name) => user_delete(rows, auth.enabled, name)?,
-        AuthCommand::UserChangePassword(change) => change_password(rows, change)?,
+        AuthCommand::UserChangePassword(change) => change_password(rows, next, change)?,
         AuthCommand::UserGrantRole(grant) => user_grant_role(rows, grant)?,
         AuthCommand::UserRevokeRole(revoke) => user_revoke_role(rows, auth.enabled, revoke)?,
         AuthCommand::RoleAdd(name) => role_add(rows, name)?,
@@ -122,7 +123,7 @@ pub(crate) fn apply<R: Read>(
         AuthCommand::Token(issue) => return token(rows, *auth, position, issue),
     };
     if change != AuthChange::Nothing {
-        auth.revision = auth.revision.saturating_add(1);
+        auth.revision = next;
     }
     Ok(change)
 }
@@ -139,7 +140,12 @@ fn enable<R: Read>(rows: &R, auth: &mut AuthHead) -> Result<AuthChange, Stop> {
     Ok(AuthChange::Enabled)
 }
 
-fn user_add<R: Read>(rows: &mut Overlay<'_, R>, add: &UserAdd) -> Result<AuthChange, Stop> {
+/// `next` is the auth revision that this makes.
+fn user_add<R: Read>(
+    rows: &mut Overlay<'_, R>,
+    next: u64,
+    add: &UserAdd,
+) -> Result<AuthChange, Stop> {
     if add.name.is_empty() {
         return Err(Rejection::UserEmpty.into());
     }
@@ -150,6 +156,8 @@ fn user_add<R: Read>(rows: &mut Overlay<'_, R>, add: &UserAdd) -> Result<AuthCha
         password_hash: add.password_hash.clone(),
         no_password: add.no_password,
         roles: Vec::new(),
+        added: next,
+        password_since: next,
     };
     put_user(rows, &add.name, &row);
     Ok(AuthChange::Changed)
@@ -168,14 +176,17 @@ fn user_delete<R: Read>(
     Ok(AuthChange::TokensVoid { user: name.to_owned() })
 }
 
+/// `next` is the auth revision that this makes.
 fn change_password<R: Read>(
     rows: &mut Overlay<'_, R>,
+    next: u64,
     change: &UserChangePassword,
 ) -> Result<AuthChange, Stop> {
     let mut row = user(rows, &change.name)?.ok_or(Rejection::UserNotFound)?;
     // As in etcd: accepted, and without effect for a user that has no password.
     if !row.no_password {
         row.password_hash = change.password_hash.clone();
+        row.password_since = next;
     }
     put_user(rows, &change.name, &row);
     Ok(AuthChange::TokensVoid { user: change.name.clone() })

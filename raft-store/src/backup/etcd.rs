@@ -187,6 +187,7 @@ impl EtcdSnapshot {
                 password_hash: user.password,
                 no_password: user.options.is_some_and(|options| options.no_password),
                 roles: user.roles,
+                ..UserRow::default()
             };
             import.user(rows, &text(&user.name)?, row).map_err(import_error)
         })?;

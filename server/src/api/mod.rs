@@ -69,6 +69,8 @@ pub(crate) const KV_PATH: &str = "/etcdserverpb.KV/";
 pub(crate) const LEASE_PATH: &str = "/etcdserverpb.Lease/";
 /// The prefix of the paths of [`Services::lock`].
 pub(crate) const LOCK_PATH: &str = "/v3lockpb.Lock/";
+/// The prefix of the paths of etcd's elections.
+pub(crate) const ELECTION_PATH: &str = "/v3electionpb.Election/";
 
 /// How clients may compress what they send, as with etcd; the limits hold for what comes out. Answers go
 /// uncompressed: nothing says that a client wants to pay for it.

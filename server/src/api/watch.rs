@@ -110,7 +110,7 @@ impl WatchService {
         }
         let mut rights_changes = None;
         if let Some(auth) = &self.auth {
-            let guard = WatchGuard::new(Arc::clone(auth), request.extensions());
+            let guard = WatchGuard::new(Arc::clone(auth), request.headers(), request.extensions());
             rights_changes = Some(guard.changes());
             stream.guard(Box::new(guard));
         }

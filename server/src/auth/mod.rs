@@ -161,6 +161,10 @@ impl Auth {
                 self.owner(head, token, headers).await.ok_or(Fault::InvalidAuthToken)?
             }
         };
+        // Simple tokens are void by then.
+        if self.jwt.is_some() && self.is_password_old(&caller)? {
+            return Err(Fault::AuthOldRevision.into());
+        }
         match access {
             Some(Access::Root) => self.check_root(&caller)?,
             Some(Access::User | Access::Keys | Access::Watch | Access::Open) => {}

@@ -67,20 +67,36 @@ impl Auth {
     /// The rights of a caller as applied here; `None` if nobody needs any.
     ///
     /// # Errors
-    /// [`Fault::UserEmpty`] or [`Fault::PermissionDenied`] if it is nobody that there is.
+    /// [`Fault::UserEmpty`] or [`Fault::PermissionDenied`] if it is nobody that there is, [`Fault::AuthOldRevision`] if
+    /// it is who had the name before.
     pub(crate) fn rights(&self, caller: &Caller) -> Result<Option<Arc<Rights>>, Status> {
         let head = self.head();
         if !head.enabled {
             return Ok(None);
         }
-        let name = match caller {
+        let (name, verified_at) = match caller {
             Caller::Inside => return Ok(None),
             Caller::Anonymous => return Err(Fault::UserEmpty.into()),
-            Caller::User { name, .. } => name,
+            Caller::User { name, auth_revision } => (name, *auth_revision),
         };
         let rights = self.rights.lock().of(&self.reader, head.revision, name.as_str());
+        match rights.map_err(|_halt| status::halted())? {
+            Some(rights) if verified_at < rights.added => Err(Fault::AuthOldRevision.into()),
+            Some(rights) => Ok(Some(rights)),
+            None => Err(Fault::PermissionDenied.into()),
+        }
+    }
+
+    /// Whether the password by which a caller was verified is another one now, or its user.
+    ///
+    /// # Errors
+    /// If the storage fails.
+    pub(super) fn is_password_old(&self, caller: &Caller) -> Result<bool, Status> {
+        let head = self.head();
+        let Caller::User { name, auth_revision } = caller else { return Ok(false) };
+        let rights = self.rights.lock().of(&self.reader, head.revision, name.as_str());
         let rights = rights.map_err(|_halt| status::halted())?;
-        rights.map(Some).ok_or_else(|| Fault::PermissionDenied.into())
+        Ok(head.enabled && rights.is_some_and(|rights| *auth_revision < rights.password_since))
     }
 
     /// Whether a caller may, whenever its name was verified: for what lasts longer than one answer.

@@ -6,12 +6,13 @@ use bytes::Bytes;
 use conclave_state_machine::auth::AuthHead;
 use conclave_state_machine::command::Caller;
 use conclave_state_machine::watcher_set::KeyRange;
-use http::Extensions;
+use http::{Extensions, HeaderMap};
 use tokio_stream::wrappers::WatchStream as Changes;
 use tonic::Status;
 
+use super::identity::{self, Identity};
 use super::{Auth, RightsCheck, caller_of};
-use crate::status::rpc_error_text;
+use crate::status::{Fault, rpc_error_text};
 use crate::watch::Guard;
 
 /// Why the caller of a watch stream is nobody. As in etcd the stream opens all the same, and its
@@ -23,13 +24,17 @@ pub(crate) struct Refused(pub(crate) Status);
 pub(crate) struct WatchGuard {
     auth: Arc<Auth>,
     caller: Result<Caller, Status>,
+    /// The caller was verified by a token, for which somebody gave a password.
+    by_token: bool,
 }
 
 impl WatchGuard {
-    /// For the client of a call that was admitted with these extensions.
-    pub(crate) fn new(auth: Arc<Auth>, extensions: &Extensions) -> Self {
+    /// For the client of a call that was admitted with these.
+    pub(crate) fn new(auth: Arc<Auth>, headers: &HeaderMap, extensions: &Extensions) -> Self {
         let refused = extensions.get::<Refused>().map(|refused| Err(refused.0.clone()));
-        Self { auth, caller: refused.unwrap_or_else(|| Ok(caller_of(extensions))) }
+        let caller = refused.unwrap_or_else(|| Ok(caller_of(extensions)));
+        let by_token = matches!(identity::of(headers, None), Identity::Token(_));
+        Self { auth, caller, by_token }
     }
 
     /// Wakes the stream when its rights may have changed.
@@ -47,6 +52,17 @@ impl std::fmt::Debug for WatchGuard {
 impl Guard for WatchGuard {
     fn state(&self) -> u64 {
         self.auth.feed.state()
+    }
+
+    fn admit(&self, range: &KeyRange) -> Result<(), String> {
+        if let (Ok(caller), true) = (&self.caller, self.by_token) {
+            match self.auth.is_password_old(caller) {
+                Ok(true) => return Err(rpc_error_text(&Fault::InvalidAuthToken.into())),
+                Ok(false) => {}
+                Err(status) => return Err(rpc_error_text(&status)),
+            }
+        }
+        self.check(range)
     }
 
     fn check(&self, range: &KeyRange) -> Result<(), String> {

@@ -17,7 +17,7 @@ use super::grpc_web::{self, Kind};
 use super::listen::{Entrance, Role};
 use super::{gateway, held, pages, place, web};
 use crate::api::context::Context;
-use crate::api::{KV_PATH, LEASE_PATH, LOCK_PATH, Services, reflection};
+use crate::api::{ELECTION_PATH, KV_PATH, LEASE_PATH, LOCK_PATH, Services, reflection};
 use crate::auth::Refused;
 use crate::auth::access::{self, Access};
 use crate::coordination;
@@ -244,12 +244,23 @@ impl Router {
                 Ok(())
             }
             Err(status) => {
+                let status = in_words_of(path, status);
                 if let Some(method) = access::method_of(path) {
                     self.context.metrics.calls(method).refuse(&status);
                 }
                 Err(status)
             }
         }
+    }
+}
+
+/// What a service says to a caller that is refused: etcd's locks and elections ask the store as a client of it would,
+/// and pass on what it says without its code.
+fn in_words_of(path: &str, refusal: Status) -> Status {
+    if path.starts_with(LOCK_PATH) || path.starts_with(ELECTION_PATH) {
+        status::unknown(refusal.message())
+    } else {
+        refusal
     }
 }
 

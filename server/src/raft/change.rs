@@ -74,7 +74,7 @@ pub enum ChangeError {
 /// Why somebody may not change members.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Denial {
-    /// The user has no root role, or is gone.
+    /// The user has no root role, is gone, or was verified before it had its name or password.
     #[error("permission denied")]
     NoRight,
     /// Calls need a user.

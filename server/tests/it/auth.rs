@@ -11,6 +11,7 @@ use conclave_proto::authpb::permission::Type;
 use conclave_proto::authpb::{Permission, UserAddOptions};
 use conclave_proto::etcdserverpb as etcd;
 use conclave_proto::etcdserverpb::auth_client::AuthClient;
+use conclave_proto::etcdserverpb::cluster_client::ClusterClient;
 use conclave_proto::internal::{self, command::Command};
 use conclave_raft_store::command::auth::inside;
 use conclave_state_machine::response::{AuthChange, Response};
@@ -321,6 +322,28 @@ async fn a_signed_token_is_good_until_users_change() {
         assert_eq!(refused(server.kv().range(by(&ann, range("a/1", ""))).await), old);
         let again = log_in(server, "ann", "ann-password").await.unwrap();
         server.kv().put(by(&again, put("a/1", "y"))).await.unwrap();
+    }
+    // What others may does not end an administrator's token, and a new password of its own does.
+    let user_list = etcd::AuthUserListRequest {};
+    let member_list = etcd::MemberListRequest { linearizable: true };
+    auth(&servers[2]).user_list(by(&root, user_list)).await.unwrap();
+    let change = etcd::AuthUserChangePasswordRequest {
+        name: "root".to_owned(),
+        password: "other".to_owned(),
+        ..Default::default()
+    };
+    auth(&servers[0]).user_change_password(by(&root, change)).await.unwrap();
+    assert_eq!(refused(auth(&servers[0]).user_list(by(&root, user_list)).await), old);
+    for server in &servers {
+        let add = etcd::AuthRoleAddRequest { name: "r".to_owned() };
+        let late = auth(server).role_add(by(&root, add)).await;
+        assert_eq!(refused(late), old, "whatever this member has heard");
+        within("the token to be old", async {
+            let mut cluster = ClusterClient::new(server.channel.clone());
+            while cluster.member_list(by(&root, member_list)).await.is_ok() {}
+        })
+        .await;
+        log_in(server, "root", "other").await.unwrap();
     }
 }
 

@@ -49,12 +49,15 @@ pub(crate) fn command<R: Read>(
         Caller::User { name, auth_revision } => (name, *auth_revision),
     };
     let who = who(command);
-    // As in etcd: an administrator's token outlives what the administrator changes with it.
+    // As in etcd: an administrator's token outlives what the administrator changes with it, but for its own password.
     if who == Who::Keys && verified_at < head.auth.revision {
         return Err(Rejection::AuthOldRevision.into());
     }
     let rights = cache.of(rows, head.auth.revision, name.as_str())?;
     let rights = rights.ok_or(Rejection::PermissionDenied)?;
+    if verified_at < rights.password_since {
+        return Err(Rejection::AuthOldRevision.into());
+    }
     let is_allowed = rights.is_root || who == Who::Anyone;
     match who {
         Who::Inside => Err(Rejection::PermissionDenied.into()),
@@ -69,21 +72,24 @@ pub(crate) fn command<R: Read>(
 /// administrator changes with it.
 ///
 /// # Errors
-/// [`Halt`] if the storage fails or a row is damaged; inside, [`Rejection::UserEmpty`] or
-/// [`Rejection::PermissionDenied`].
+/// [`Halt`] if the storage fails or a row is damaged; inside, [`Rejection::UserEmpty`], [`Rejection::AuthOldRevision`]
+/// for who was verified before the user's last password, or [`Rejection::PermissionDenied`].
 pub fn administrator<R: Read>(
     rows: &R,
     auth: AuthHead,
     caller: &Caller,
 ) -> Result<Result<(), Rejection>, Halt> {
-    let name = match caller {
+    let (name, verified_at) = match caller {
         _ if !auth.enabled => return Ok(Ok(())),
         Caller::Inside => return Ok(Ok(())),
         Caller::Anonymous => return Ok(Err(Rejection::UserEmpty)),
-        Caller::User { name, .. } => name,
+        Caller::User { name, auth_revision } => (name, *auth_revision),
     };
-    let is_root = user(rows, name.as_str())?.is_some_and(|user| user.has_role(ROOT_ROLE));
-    Ok(if is_root { Ok(()) } else { Err(Rejection::PermissionDenied) })
+    Ok(match user(rows, name.as_str())? {
+        Some(user) if verified_at < user.password_since => Err(Rejection::AuthOldRevision),
+        Some(user) if user.has_role(ROOT_ROLE) => Ok(()),
+        Some(_) | None => Err(Rejection::PermissionDenied),
+    })
 }
 
 fn who(command: &Command) -> Who {

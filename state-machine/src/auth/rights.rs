@@ -14,6 +14,10 @@ use crate::response::Halt;
 pub struct Rights {
     /// Whose they are.
     pub name: String,
+    /// Auth revision with which the user was added; see [`super::UserRow::added`].
+    pub added: u64,
+    /// Auth revision of its last password; see [`super::UserRow::password_since`].
+    pub password_since: u64,
     /// Everything.
     pub is_root: bool,
     /// Keys that may be read.
@@ -41,6 +45,8 @@ impl Rights {
         let writes: Vec<_> = permissions.iter().filter(|one| one.kind.writes()).map(pair).collect();
         Ok(Some(Rights {
             name: name.to_owned(),
+            added: user.added,
+            password_since: user.password_since,
             is_root: user.has_role(ROOT_ROLE),
             read: KeySet::new(reads.iter().map(|(key, end)| (key, end))),
             write: KeySet::new(writes.iter().map(|(key, end)| (key, end))),

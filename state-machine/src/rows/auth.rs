@@ -12,6 +12,8 @@ pub(crate) const USERS: u8 = b'u';
 pub(crate) const ROLES: u8 = b'r';
 
 const FORM: u8 = 1;
+/// A user's row that says since when the user is who it is.
+const FORM_SINCE: u8 = 2;
 
 /// A user as stored.
 #[derive(Clone, Default, PartialEq, Eq)]
@@ -22,6 +24,11 @@ pub struct UserRow {
     pub no_password: bool,
     /// Names of roles, ascending.
     pub roles: Vec<String>,
+    /// Auth revision with which the user was added: who was verified as this name before is another one. 0 in rows
+    /// that do not say it, and for users of another store.
+    pub added: u64,
+    /// Auth revision of the last change of the password; at first that of `added`.
+    pub password_since: u64,
 }
 
 /// Without the hash: what is printed may end in a log.
@@ -31,6 +38,8 @@ impl std::fmt::Debug for UserRow {
             .debug_struct("UserRow")
             .field("no_password", &self.no_password)
             .field("roles", &self.roles)
+            .field("added", &self.added)
+            .field("password_since", &self.password_since)
             .finish_non_exhaustive()
     }
 }
@@ -43,7 +52,9 @@ impl UserRow {
     }
 
     pub(crate) fn encode(&self) -> Bytes {
-        let mut row = RowWriter::new(FORM);
+        let mut row = RowWriter::new(FORM_SINCE);
+        row.uint(self.added);
+        row.uint(self.password_since);
         row.byte(u8::from(self.no_password));
         row.bytes(&self.password_hash);
         row.size(self.roles.len());
@@ -55,10 +66,14 @@ impl UserRow {
     /// [`Halt::CorruptRow`] if the bytes are not such a row.
     pub(crate) fn decode(row: &[u8]) -> Result<UserRow, Halt> {
         let mut row = RowReader::new("auth", row);
-        if row.form()? != FORM {
-            return Err(row.corrupt("unknown form"));
-        }
+        let (added, password_since) = match row.form()? {
+            FORM => (0, 0),
+            FORM_SINCE => (row.uint()?, row.uint()?),
+            _ => return Err(row.corrupt("unknown form")),
+        };
         Ok(UserRow {
+            added,
+            password_since,
             no_password: row.uint()? != 0,
             password_hash: Bytes::copy_from_slice(row.bytes()?),
             // Each item takes at least a byte, so that a broken count ends with the row.
@@ -139,6 +154,8 @@ mod tests {
             password_hash: "$2a$10$hash".into(),
             no_password: false,
             roles: vec!["a".into(), "b".into()],
+            added: 3,
+            password_since: 300,
         };
         let bare = UserRow { no_password: true, ..UserRow::default() };
         for user in [user, bare] {

@@ -10,11 +10,17 @@ use super::{Output, WatchStream};
 
 /// Knows what the client of one stream may watch.
 pub trait Guard: Debug + Send {
-    /// Another number as soon as an answer of [`Guard::check`] may be another one. By the time an event
+    /// Another number as soon as an answer of [`Guard::check`] or [`Guard::admit`] may be another one. By the time an event
     /// is dispatched it speaks of everything that was applied before the event.
     fn state(&self) -> u64;
 
-    /// Whether `range` may be watched.
+    /// Whether a new watcher may watch `range`.
+    ///
+    /// # Errors
+    /// The reason for the client.
+    fn admit(&self, range: &KeyRange) -> Result<(), String>;
+
+    /// Whether `range` may be watched by who does so already.
     ///
     /// # Errors
     /// The reason for the client.
@@ -35,8 +41,8 @@ impl WatchStream {
         self.guarded = Some(Guarded { guard, seen });
     }
 
-    pub(super) fn check_range(&self, range: &KeyRange) -> Result<(), String> {
-        self.guarded.as_ref().map_or(Ok(()), |guarded| guarded.guard.check(range))
+    pub(super) fn admit_range(&self, range: &KeyRange) -> Result<(), String> {
+        self.guarded.as_ref().map_or(Ok(()), |guarded| guarded.guard.admit(range))
     }
 
     /// Cancels the watchers whose client may not watch their range any more.

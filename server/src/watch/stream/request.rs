@@ -94,7 +94,7 @@ impl WatchStream {
             [&create.key, &create.range_end].map(|end| Bytes::copy_from_slice(end));
         let range = KeyRange::new(key, range_end).map_err(|error| error.to_string())?;
         // What is checked is what will be matched.
-        self.check_range(&range)?;
+        self.admit_range(&range)?;
         if start < 0 {
             return Err(COMPACTED.to_owned().into());
         }

@@ -159,8 +159,14 @@ async fn every_rpc_asks_for_what_its_row_says() {
         if *path == "etcdserverpb.Watch/Watch" {
             continue;
         }
-        assert_eq!(refusal(path, "").await, nobody, "{path} without a user");
-        assert_eq!(refusal(path, "stolen.1").await, unknown, "{path} with a wrong token");
+        // etcd's recipes run as clients of the store, whose words they repeat without the code.
+        let is_recipe = path.starts_with("v3lockpb.") || path.starts_with("v3electionpb.");
+        let said = |(code, text): &(Code, String)| match is_recipe {
+            true => (Code::Unknown, text.clone()),
+            false => (*code, text.clone()),
+        };
+        assert_eq!(refusal(path, "").await, said(&nobody), "{path} without a user");
+        assert_eq!(refusal(path, "stolen.1").await, said(&unknown), "{path} with a wrong token");
     }
     for path in ROOT {
         assert_eq!(refusal(path, &weak).await, denied(), "{path} by a user without roles");

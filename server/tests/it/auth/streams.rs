@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Code;
 
-use super::{FAST, auth, by, denied, enable};
+use super::{FAST, add_user, auth, by, denied, enable, log_in};
 use crate::api_http::{http, http_with};
 use crate::cluster::within;
 use crate::support::{Server, put, refused, server};
@@ -90,6 +90,67 @@ async fn a_watcher_is_cancelled_when_its_right_is_gone() {
     assert_eq!(Watching::open(&server, "").await.create("a/1", "").await.cancel_reason, reason);
     let reason = "rpc error: code = Unauthenticated desc = etcdserver: invalid auth token";
     assert_eq!(Watching::open(&server, &ann).await.create("a/1", "").await.cancel_reason, reason);
+}
+
+/// As in etcd, where each new watcher asks for the token of its stream again.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_watches_nothing_new_after_a_new_password_and_nothing_of_another_user() {
+    let server = server(&[FAST]).await;
+    let [root, ann] = enable(&server).await;
+    let mut watching = Watching::open(&server, &ann).await;
+    let before = watching.create("a/1", "").await;
+    assert!(before.created && !before.canceled, "{before:?}");
+    let change = etcd::AuthUserChangePasswordRequest {
+        name: "ann".to_owned(),
+        password: "other".to_owned(),
+        ..Default::default()
+    };
+    auth(&server).user_change_password(by(&root, change)).await.unwrap();
+    let refused = watching.create("a/2", "").await;
+    let reason = "rpc error: code = Unauthenticated desc = etcdserver: invalid auth token";
+    assert!(refused.created && refused.canceled && refused.watch_id == -1, "{refused:?}");
+    assert_eq!(refused.cancel_reason, reason);
+    server.kv().put(by(&root, put("a/1", "x"))).await.unwrap();
+    let event = watching.next().await;
+    assert_eq!((event.watch_id, event.events.len()), (before.watch_id, 1), "what was there stays");
+
+    let name = "ann".to_owned();
+    auth(&server).user_delete(by(&root, etcd::AuthUserDeleteRequest { name })).await.unwrap();
+    add_user(&server, &root, "ann", &["a"]).await;
+    server.kv().put(by(&root, put("a/1", "y"))).await.unwrap();
+    let ended = watching.next().await;
+    assert!(ended.canceled && ended.events.is_empty(), "another one has its name: {ended:?}");
+    let again = log_in(&server, "ann", "ann-password").await.unwrap();
+    let mut watching = Watching::open(&server, &again).await;
+    assert!(!watching.create("a/2", "").await.canceled);
+}
+
+/// The heartbeats of a user go on with a new password, and end with the user, whoever has the name then.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_is_renewed_for_the_user_that_was() {
+    let server = server(&[FAST]).await;
+    let [root, ann] = enable(&server).await;
+    let grant = etcd::LeaseGrantRequest { ttl: 600, id: 7 };
+    server.lease().lease_grant(by(&ann, grant)).await.unwrap();
+    server.kv().put(by(&ann, etcd::PutRequest { lease: 7, ..put("a/1", "x") })).await.unwrap();
+    let (beats, stream) = mpsc::channel(4);
+    let mut lease = server.lease();
+    let answers = lease.lease_keep_alive(by(&ann, ReceiverStream::new(stream)));
+    let mut answers = answers.await.unwrap().into_inner();
+    let beat = etcd::LeaseKeepAliveRequest { id: 7 };
+    beats.send(beat).await.unwrap();
+    assert_eq!(within("a renewal", answers.message()).await.unwrap().unwrap().ttl, 600);
+    let change =
+        etcd::AuthUserChangePasswordRequest { name: "ann".to_owned(), ..Default::default() };
+    auth(&server).user_change_password(by(&root, change)).await.unwrap();
+    beats.send(beat).await.unwrap();
+    assert_eq!(within("a renewal", answers.message()).await.unwrap().unwrap().ttl, 600);
+    let name = "ann".to_owned();
+    auth(&server).user_delete(by(&root, etcd::AuthUserDeleteRequest { name })).await.unwrap();
+    add_user(&server, &root, "ann", &["a"]).await;
+    beats.send(beat).await.unwrap();
+    let refused = within("a refusal", answers.message()).await.unwrap_err();
+    assert_eq!(refused.message(), "etcdserver: revision of auth store is old");
 }
 
 #[tokio::test(flavor = "multi_thread")]
