@@ -92,6 +92,22 @@ impl Authority {
         }
     }
 
+    /// What `openssl req -x509` makes: an authority that signed itself, and says of itself what `wish` says. Whoever
+    /// trusts its certificate may meet it, too.
+    pub fn alone(wish: Wish<'_>, dir: &Path, stem: &str) -> Files {
+        let hosts: Vec<String> = wish.hosts.iter().map(|&host| host.to_owned()).collect();
+        let mut params = CertificateParams::new(hosts).unwrap();
+        params.distinguished_name = named(wish.common_name);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        (params.not_before, params.not_after) = (at(wish.days.0).into(), at(wish.days.1).into());
+        let key = KeyPair::generate().unwrap();
+        let cert = params.self_signed(&key).unwrap();
+        Files {
+            key: replace(&dir.join(format!("{stem}-key.pem")), &key.serialize_pem()),
+            cert: replace(&dir.join(format!("{stem}.pem")), &cert.pem()),
+        }
+    }
+
     /// Writes the list of revoked serial numbers.
     pub fn revoke(&self, serials: &[u64], path: &Path) -> PathBuf {
         let revoked = |&serial: &u64| RevokedCertParams {

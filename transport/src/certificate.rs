@@ -20,9 +20,14 @@ const STRINGS: [u8; 3] = [0x0c, 0x13, 0x16];
 /// `[2]` and `[7]` of a general name.
 const DNS_NAME: u8 = 0x82;
 const IP_ADDRESS: u8 = 0x87;
-/// 2.5.4.3 and 2.5.29.17.
+/// 2.5.4.3, 2.5.29.17 and 2.5.29.37.
 const COMMON_NAME: &[u8] = &[0x55, 0x04, 0x03];
 const ALTERNATIVE_NAMES: &[u8] = &[0x55, 0x1d, 0x11];
+const PURPOSES: &[u8] = &[0x55, 0x1d, 0x25];
+/// 2.5.29.37.0, 1.3.6.1.5.5.7.3.1 and 1.3.6.1.5.5.7.3.2.
+const ANY_PURPOSE: &[u8] = &[0x55, 0x1d, 0x25, 0x00];
+const FOR_SERVERS: &[u8] = &[0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x03, 0x01];
+const FOR_CLIENTS: &[u8] = &[0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x03, 0x02];
 
 /// What a certificate says of itself; nothing here is verified.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -37,6 +42,23 @@ pub struct Certificate {
     pub dns_names: Vec<String>,
     /// IP addresses of the subject.
     pub addresses: Vec<IpAddr>,
+    /// What it may be used for.
+    pub purposes: Purposes,
+}
+
+/// What a certificate may be used for in TLS; everything if it does not say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Purposes {
+    /// A server may present it.
+    pub servers: bool,
+    /// A client may present it.
+    pub clients: bool,
+}
+
+impl Default for Purposes {
+    fn default() -> Self {
+        Self { servers: true, clients: true }
+    }
 }
 
 impl Certificate {
@@ -65,20 +87,30 @@ impl Certificate {
     fn read_extensions(&mut self, mut extensions: Der<'_>) -> Option<()> {
         while extensions.tag().is_some() {
             let mut extension = extensions.open(SEQUENCE)?;
-            if extension.open(OBJECT_ID)?.0 != ALTERNATIVE_NAMES {
+            let kind = extension.open(OBJECT_ID)?.0;
+            if kind != ALTERNATIVE_NAMES && kind != PURPOSES {
                 continue;
             }
             // A flag may stand between.
             while extension.tag()? != OCTETS {
                 extension.next()?;
             }
-            let mut names = extension.open(OCTETS)?.open(SEQUENCE)?;
-            while names.tag().is_some() {
-                match names.next()? {
-                    (DNS_NAME, name) => self.dns_names.push(text(name)?),
-                    (IP_ADDRESS, bytes) => self.addresses.push(address(bytes)?),
-                    _ => {}
-                }
+            let content = extension.open(OCTETS)?.open(SEQUENCE)?;
+            if kind == PURPOSES {
+                self.purposes = purposes(content)?;
+            } else {
+                self.read_names(content)?;
+            }
+        }
+        Some(())
+    }
+
+    fn read_names(&mut self, mut names: Der<'_>) -> Option<()> {
+        while names.tag().is_some() {
+            match names.next()? {
+                (DNS_NAME, name) => self.dns_names.push(text(name)?),
+                (IP_ADDRESS, bytes) => self.addresses.push(address(bytes)?),
+                _ => {}
             }
         }
         Some(())
@@ -149,6 +181,16 @@ fn common_name(mut subject: Der<'_>) -> Option<Option<String>> {
         }
     }
     Some(name)
+}
+
+fn purposes(mut listed: Der<'_>) -> Option<Purposes> {
+    let mut purposes = Purposes { servers: false, clients: false };
+    while listed.tag().is_some() {
+        let purpose = listed.open(OBJECT_ID)?.0;
+        purposes.servers |= purpose == ANY_PURPOSE || purpose == FOR_SERVERS;
+        purposes.clients |= purpose == ANY_PURPOSE || purpose == FOR_CLIENTS;
+    }
+    Some(purposes)
 }
 
 fn text(bytes: &[u8]) -> Option<String> {

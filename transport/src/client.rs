@@ -11,6 +11,8 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::ServerName;
 use rustls::sign::SingleCertAndKey;
 
+use crate::files::Trusted;
+use crate::pinned::Pinned;
 use crate::verify::{Anyone, Named};
 use crate::{Allowed, Error, Followed, Pair, Policy, files};
 
@@ -97,7 +99,13 @@ impl Client {
         let verifier: Arc<dyn ServerCertVerifier> = match &self.verification {
             Verification::Skipped => return Ok(Arc::new(Anyone(provider.clone()))),
             Verification::System => self.web_pki(files::system_roots()?, provider)?,
-            Verification::Ca(path) => self.web_pki(files::roots(path)?, provider)?,
+            Verification::Ca(path) => {
+                let Trusted { roots, certificates } = files::roots(path)?;
+                // Nothing would look for it in a list.
+                let trusted = if self.revocations.is_none() { certificates } else { Vec::new() };
+                let inner: Arc<dyn ServerCertVerifier> = self.web_pki(roots, provider)?;
+                Arc::new(Pinned { trusted, inner })
+            }
         };
         if self.allowed.is_any() {
             return Ok(verifier);

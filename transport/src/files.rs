@@ -94,13 +94,20 @@ pub(crate) fn identity(pair: &Pair, provider: &CryptoProvider) -> Result<Identit
     Ok(Identity { key: Arc::new(key), certificate })
 }
 
+/// Authorities to trust, and their certificates as they are.
+pub(crate) struct Trusted {
+    pub(crate) roots: Arc<RootCertStore>,
+    pub(crate) certificates: Vec<CertificateDer<'static>>,
+}
+
 /// Reads the authorities to trust.
-pub(crate) fn roots(path: &Path) -> Result<Arc<RootCertStore>, Error> {
+pub(crate) fn roots(path: &Path) -> Result<Trusted, Error> {
+    let certificates = certificates(CA, path)?;
     let mut roots = RootCertStore::empty();
-    for certificate in certificates(CA, path)? {
-        roots.add(certificate).map_err(|error| Error::content(CA, path, error))?;
+    for certificate in &certificates {
+        roots.add(certificate.clone()).map_err(|error| Error::content(CA, path, error))?;
     }
-    Ok(Arc::new(roots))
+    Ok(Trusted { roots: Arc::new(roots), certificates })
 }
 
 /// Reads the authorities that the system trusts, as far as they can be used.

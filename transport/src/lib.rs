@@ -9,6 +9,7 @@
 //! | `policy` | TLS versions and cipher suites |
 //! | `allowed` | which names a verified certificate must have |
 //! | `verify` | how the two sides verify each other |
+//! | `pinned` | certificates that are trusted as they are, though they are an authority's |
 //! | `server`, `client` | the two sides' settings -> rustls configurations |
 //! | `follow` | a configuration that is made anew when its files change |
 //! | `delegate` | streams that are one of several |
@@ -28,6 +29,7 @@ mod failure;
 mod files;
 mod follow;
 mod gather;
+mod pinned;
 mod policy;
 mod server;
 mod socket;
@@ -35,7 +37,7 @@ mod target;
 mod verify;
 
 pub use allowed::Allowed;
-pub use certificate::Certificate;
+pub use certificate::{Certificate, Purposes};
 pub use client::{Client, ClientTls, Verification};
 pub use connect::{Connector, Stream};
 pub use error::Error;

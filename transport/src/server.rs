@@ -9,6 +9,8 @@ use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::sign::SingleCertAndKey;
 
+use crate::files::Trusted;
+use crate::pinned::Pinned;
 use crate::verify::Named;
 use crate::{Allowed, Error, Followed, Pair, Policy, files};
 
@@ -74,15 +76,18 @@ impl Server {
         provider: &Arc<CryptoProvider>,
     ) -> Result<Option<Arc<dyn ClientCertVerifier>>, Error> {
         let Some(ca) = &self.trusted_ca else { return Ok(None) };
-        let roots = files::roots(ca)?;
+        let Trusted { roots, certificates } = files::roots(ca)?;
         let mut builder = WebPkiClientVerifier::builder_with_provider(roots, provider.clone());
         if let Some(path) = &self.revocations {
             builder =
                 builder.with_crls(files::revocations(path)?).allow_unknown_revocation_status();
         }
-        let verifier = builder
+        let inner = builder
             .build()
             .map_err(|error| files::bad_revocations(self.revocations.as_deref(), error))?;
+        // Nothing would look for it in a list.
+        let trusted = if self.revocations.is_none() { certificates } else { Vec::new() };
+        let verifier: Arc<dyn ClientCertVerifier> = Arc::new(Pinned { trusted, inner });
         if self.allowed.is_any() {
             return Ok(Some(verifier));
         }

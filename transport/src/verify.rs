@@ -53,6 +53,8 @@ macro_rules! signatures_by_inner {
     };
 }
 
+pub(crate) use signatures_by_inner;
+
 impl ClientCertVerifier for Named<dyn ClientCertVerifier> {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
         self.inner.root_hint_subjects()

@@ -152,6 +152,47 @@ async fn a_client_refuses_by_what_is_wrong() {
     }
 }
 
+/// As in Go: a certificate that is its own authority is good where it is trusted, for its names and in its time.
+#[tokio::test]
+async fn who_is_trusted_itself_needs_nobody_who_signed() {
+    let stage = Stage::new();
+    let wish = Wish { common_name: "alone", ..Wish::default() };
+    let alone = Authority::alone(wish, stage.path(), "alone");
+    let same_name = Authority::alone(wish, stage.path(), "same-name");
+    let elsewhere = Wish { hosts: &["example.com"], ..wish };
+    let elsewhere = Authority::alone(elsewhere, stage.path(), "elsewhere");
+    let old = Authority::alone(Wish { days: (-3, -1), ..wish }, stage.path(), "old");
+    let crl = stage.ca.revoke(&[7], &stage.path().join("crl.pem"));
+
+    let client = |trusted: &Files, shown: &Files| Client {
+        verification: Verification::Ca(trusted.cert.clone()),
+        identity: Some(Pair { cert: shown.cert.clone(), key: shown.key.clone() }),
+        ..Client::default()
+    };
+    let asking = |trusted: &Files, shown: &Files| Server {
+        trusted_ca: Some(trusted.cert.clone()),
+        ..server(shown)
+    };
+    let mut listed = asking(&alone, &alone);
+    listed.revocations = Some(crl);
+    let good = (Ok(()), Ok(()));
+    assert_eq!(meet(asking(&alone, &alone), client(&alone, &alone)).await, good);
+    for (what, server, client) in [
+        ("another of its name", asking(&alone, &alone), client(&alone, &same_name)),
+        ("with a list", listed, client(&alone, &alone)),
+    ] {
+        let (accepted, _) = meet(server, client).await;
+        assert!(accepted.is_err(), "{what}: {accepted:?}");
+    }
+    let (_, called) = meet(server(&same_name), client(&alone, &alone)).await;
+    assert!(called.is_err(), "another of its name: {called:?}");
+    let (_, called) = meet(server(&elsewhere), client(&elsewhere, &alone)).await;
+    assert_eq!(called, Err(Reason::Name));
+    // A server does not start with what is out of its time, and a client does not show it.
+    asking(&old, &old).follow().unwrap_err();
+    client(&old, &old).follow().unwrap_err();
+}
+
 /// An authority that may sign for one domain only signs for no other.
 #[tokio::test]
 async fn constraints_of_an_authority_bind_what_it_signs() {
