@@ -9,6 +9,7 @@ use tokio::signal::unix::{self, SignalKind, signal};
 pub(crate) struct Stop {
     interrupt: unix::Signal,
     terminate: unix::Signal,
+    quit: unix::Signal,
     /// None if whoever started the process had it ignored, as `nohup` does.
     hangup: Option<unix::Signal>,
 }
@@ -22,6 +23,7 @@ impl Stop {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
+            quit: signal(SignalKind::quit())?,
             hangup: if is_hangup_ignored() { None } else { Some(signal(SignalKind::hangup())?) },
         })
     }
@@ -36,6 +38,7 @@ impl Stop {
         tokio::select! {
             _ = self.interrupt.recv() => Signal::INT,
             _ = self.terminate.recv() => Signal::TERM,
+            _ = self.quit.recv() => Signal::QUIT,
             _ = hung_up(&mut self.hangup) => Signal::HUP,
         }
     }

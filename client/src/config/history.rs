@@ -308,6 +308,10 @@ impl Rollback {
     }
 
     async fn write(self) -> Result<RolledBack, Error> {
+        if self.revision <= 0 {
+            let text = format!("there is no revision {}: revisions begin at 1", self.revision);
+            return Err(Error::Setup(text));
+        }
         let range = RangeRequest { revision: self.revision, ..self.range.clone() };
         let old = self.client.send_range(range).await?.into_inner().kvs;
         let now = self.client.send_range(self.range.clone()).await?;

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use conclave_proto::v1;
 use conclave_raft_store::Reader;
 use conclave_raft_store::store::ReadError;
+use conclave_state_machine::auth::check::queue_span;
 use conclave_state_machine::command::Range;
 use conclave_state_machine::leases::{self, LeaseRow};
 use conclave_state_machine::locks::candidate;
@@ -52,11 +53,9 @@ fn list_now(
 ) -> Result<v1::LockListResponse, ReadError> {
     let limit = usize::try_from(request.limit).unwrap_or(LIST_MAX);
     let limit = if limit == 0 { LIST_MAX } else { limit.min(LIST_MAX) };
-    let keys = Range {
-        key: request.prefix.clone().max(request.from).max(Bytes::from_static(b"\0")),
-        range_end: prefix_end(&request.prefix),
-        ..Range::default()
-    };
+    let from = request.prefix.clone().max(request.from).max(Bytes::from_static(b"\0"));
+    let keys =
+        Range { key: from.clone(), range_end: prefix_end(&request.prefix), ..Range::default() };
     let at = reader.head().revision;
     let mut found = reader.page(&keys, at, LIST_KEYS_MAX)?;
     let mut next = Bytes::new();
@@ -65,7 +64,10 @@ fn list_now(
     }
     let mut names: BTreeSet<Bytes> = BTreeSet::new();
     for kv in found {
-        let Some(name) = lock_name(&kv) else { continue };
+        // A key may begin with the prefix where the name does not: behind the name.
+        let Some(name) = lock_name(&kv).filter(|name| name.starts_with(&request.prefix)) else {
+            continue;
+        };
         if names.len() >= limit && !names.contains(name) {
             next = kv.key;
             break;
@@ -74,9 +76,34 @@ fn list_now(
             names.insert(kv.key.slice_ref(name));
         }
     }
+    // A page ends between two keys: a name with keys on both sides is of the page before. There are as many that may be
+    // as a name has parts.
+    for name in cut_names(&from) {
+        if names.contains(&name) && has_keys_before(reader, (&name, &from), at)? {
+            names.remove(&name);
+        }
+    }
     let locks = names.into_iter().map(|name| summary(reader, name));
     let locks = locks.collect::<Result<Vec<_>, _>>()?.into_iter().flatten().collect();
     Ok(v1::LockListResponse { locks, next })
+}
+
+/// The names below which `key` is, or may be.
+fn cut_names(key: &Bytes) -> impl Iterator<Item = Bytes> {
+    let slashes = key.iter().enumerate().filter(|(_, byte)| **byte == b'/');
+    slashes.map(|(at, _)| key.slice(..at))
+}
+
+/// Whether a lock has places with keys before `from`, as of a revision.
+fn has_keys_before(
+    reader: &Reader,
+    (name, from): (&Bytes, &Bytes),
+    at: i64,
+) -> Result<bool, ReadError> {
+    let (key, _) = queue_span(name);
+    let before = Range { key, range_end: from.clone(), ..Range::default() };
+    let found = reader.page(&before, at, LIST_KEYS_MAX)?;
+    Ok(found.iter().any(|kv| lock_name(kv) == Some(name)))
 }
 
 /// End of the range of a prefix, as in etcd: `"\0"` for no end.

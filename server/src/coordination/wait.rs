@@ -191,7 +191,10 @@ impl Until {
     fn judge(self, value: Option<&[u8]>, revision: i64) -> Option<End> {
         let is_over = match (self, value) {
             (Until::Lifted, value) => value.is_none(),
-            (Until::Zero, Some(value)) => number::parse(value).is_some_and(|number| number <= 0),
+            (Until::Zero, Some(value)) => match number::parse(value) {
+                Some(number) => number <= 0,
+                None => return Some(End::Failed(status::from_rejection(&number::NOT_A_NUMBER))),
+            },
             (Until::Zero, None) => false,
         };
         is_over.then_some(End::Passed(revision))

@@ -67,6 +67,46 @@ async fn a_try_that_found_the_lock_taken_is_not_taken_back() {
     assert_eq!(total(&samples(&servers[0]).await, LOCK), 5.0);
 }
 
+/// Names lie among the keys of others: below them, and around them.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_lock_is_listed_once_and_only_below_its_prefix() {
+    let servers = [server(&[]).await];
+    let client = client(&servers);
+    let mut held = Vec::new();
+    // So that keys of the first lock lie on both sides of those of the others.
+    for owner in 0..16 {
+        let session = session(&client, &owner.to_string()).await;
+        held.push(soon("a share", session.lock("pg").shared()).await.unwrap());
+        if owner == 0 {
+            for name in ["pg/2", "pg/7/8", "pg", "other"] {
+                held.push(soon("a share", session.lock(name).shared()).await.unwrap());
+            }
+        }
+    }
+    let mut locks = LockServiceClient::new(servers[0].channel.clone());
+    for (prefix, expected) in [
+        ("", &["other", "pg", "pg/2", "pg/7/8"][..]),
+        ("pg", &["pg", "pg/2", "pg/7/8"]),
+        ("pg/", &["pg/2", "pg/7/8"]),
+        ("pg/2", &["pg/2"]),
+    ] {
+        for limit in [0, 1, 2, 3] {
+            let (mut names, mut from) = (Vec::new(), bytes::Bytes::new());
+            loop {
+                let request = v1::LockListRequest { prefix: prefix.into(), from, limit };
+                let page = locks.list(request).await.unwrap().into_inner();
+                names.extend(page.locks.iter().map(|lock| lock.name.clone()));
+                from = page.next;
+                if from.is_empty() {
+                    break;
+                }
+            }
+            names.sort();
+            assert_eq!(names, expected, "prefix {prefix:?}, {limit} a page");
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lock_goes_from_hand_to_hand_in_order() {
     let servers = [server(&[]).await];

@@ -164,6 +164,9 @@ async fn who_waits_for_a_latch_goes_on_at_zero() {
     }
     soon("no wait at all", latch.wait()).await.unwrap();
     assert_eq!(latch.count_down().await.unwrap().count, 0, "it stays there");
+    client.put("odd", "x").await.unwrap();
+    let odd = soon("to hear that it is none", client.latch("odd").wait()).await;
+    assert!(matches!(odd, Err(Error::Refused(_))), "{odd:?}");
     let doomed = client.latch("doomed");
     doomed.create(1).await.unwrap();
     let waiting = tokio::spawn(doomed.wait().into_future());

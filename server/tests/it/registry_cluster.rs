@@ -14,8 +14,8 @@ use v1::instance_change::Kind;
 
 use crate::cluster::{Cluster, eventually, must_grant, put_again_and_again};
 use crate::native_lock::{client, session, soon};
-use crate::registry_support::{Watched, ids, named, register};
-use crate::support::{leader, servers};
+use crate::registry_support::{SERVICE, Watched, discover, ids, named, register, registry};
+use crate::support::{leader, server, servers};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_live_instance_disappears_when_leaders_change() {
@@ -169,6 +169,50 @@ async fn lose_most(node: &Node) {
         damping: Some(false),
     };
     propose(Message::RegistryConfigure(configure)).await;
+}
+
+/// At once, and not when its penalty has faded.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_damped_is_shown_again_when_damping_is_turned_off() {
+    let servers = [server(&[]).await];
+    let (server, node) = (&servers[0], servers[0].running.node());
+    let propose = async |message| {
+        let command = internal::Command { command: Some(message), ..Default::default() };
+        node.propose(command).await.unwrap().outcome.unwrap()
+    };
+    // Four losses within a moment, and here again.
+    let now_unix_ms = 1_000;
+    for session in 10..15 {
+        server.grant(session, 600).await;
+        let request = Some(v1::RegisterRequest {
+            service: SERVICE.to_owned(),
+            id: "i".to_owned(),
+            session,
+            record: named("i").encode().into(),
+            ..Default::default()
+        });
+        let register = internal::RegistryRegister { request, now_unix_ms, damping: true };
+        propose(Message::RegistryRegister(register)).await;
+        if session < 14 {
+            let expire = internal::LeaseExpire {
+                term: node.status().term,
+                ids: vec![session],
+                now_unix_ms,
+                damping: true,
+                ..Default::default()
+            };
+            propose(Message::LeaseExpire(expire)).await;
+        }
+    }
+    let damped = async || {
+        let found = discover(server, v1::InstanceFilter::default()).await.instances;
+        found.iter().filter(|found| found.damped).count()
+    };
+    assert_eq!(damped().await, 1);
+    let service = SERVICE.to_owned();
+    let off = v1::ServiceConfigureRequest { service, guard: None, damping: Some(false) };
+    registry(server).configure(off).await.unwrap();
+    soon("to be shown again", async { while damped().await > 0 {} }).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -4,15 +4,17 @@
 //! The index says what is due and after how long; the time runs from when this leader saw it first, on
 //! its monotonic clock. A new leader starts over, so that no time is ever too short.
 
+use std::collections::hash_map::Entry as Known;
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
+use bytes::Bytes;
 use conclave_proto::internal::{self, command::Command as Message};
 use conclave_raft_store::Reader;
 use conclave_state_machine::command::{Caller, Settlement};
 use conclave_state_machine::registry::check::SETTLE_MAX;
 use conclave_state_machine::registry::damping;
-use conclave_state_machine::registry::index::{self, Due, Entry};
+use conclave_state_machine::registry::index::{self, Due, Entry, ServiceRow};
 use conclave_state_machine::response::Halt;
 use tokio::time::Instant;
 
@@ -98,32 +100,40 @@ fn item(entry: &Entry, what: Settlement, stamp: i64) -> internal::RegistrySettle
     }
 }
 
+/// The switches of services, each read once.
+struct Services<'a> {
+    reader: &'a Reader,
+    known: HashMap<Bytes, ServiceRow>,
+}
+
+impl Services<'_> {
+    fn of(&mut self, service: &Bytes) -> Result<&ServiceRow, Halt> {
+        match self.known.entry(service.clone()) {
+            Known::Occupied(known) => Ok(known.into_mut()),
+            Known::Vacant(place) => Ok(place.insert(index::service(self.reader, service)?)),
+        }
+    }
+}
+
 type Found = (Vec<(Entry, Due)>, Vec<internal::RegistrySettleItem>);
 
 /// What is due, with the time that is given to it, and penalties that have faded.
 fn found(reader: &Reader, is_guarded: bool, is_forgetting: bool) -> Result<Found, Halt> {
     let mut found = Vec::new();
     let (due, _) = index::due(reader, b"", ENTRIES_MAX)?;
-    let mut guards: HashMap<bytes::Bytes, bool> = HashMap::new();
+    let mut services = Services { reader, known: HashMap::new() };
     for (entry, dues) in due {
         for mut due in dues {
             match due.what {
                 Settlement::DropLost => {
-                    let is_off = match guards.get(&entry.service) {
-                        Some(is_off) => *is_off,
-                        None => {
-                            let is_off = index::service(reader, &entry.service)?.is_guard_off;
-                            guards.insert(entry.service.clone(), is_off);
-                            is_off
-                        }
-                    };
-                    if is_off || !is_guarded {
+                    if !is_guarded || services.of(&entry.service)?.is_guard_off {
                         due.wait_ms = 0;
                     }
                 }
                 Settlement::Undamp => {
                     let flaps = damping::flaps(reader, &entry.service, &entry.id)?;
-                    due.wait_ms = damping::wait_ms(flaps.penalty);
+                    let is_off = services.of(&entry.service)?.is_damping_off;
+                    due.wait_ms = if is_off { 0 } else { damping::wait_ms(flaps.penalty) };
                 }
                 Settlement::RemoveCritical | Settlement::RemoveDrained | Settlement::Forget => {}
             }
