@@ -1,5 +1,7 @@
 //! What commands of the registry must be; the server checks before it proposes.
 
+use serde_json::Value;
+
 use super::record::{Check, Details, Record};
 use crate::command::{CheckResult, InstanceUpdate, Register, RegistryCommand, Settle};
 use crate::primitives::check::once;
@@ -73,8 +75,24 @@ pub fn register(register: &Register) -> Result<Record, Rejection> {
     if register.record.len() > RECORD_BYTES_MAX {
         return Err(Rejection::InvalidInstance("the record is too long"));
     }
-    let record = Record::decode(&register.id, &register.record)
+    let mut record = Record::decode(&register.id, &register.record)
         .ok_or(Rejection::InvalidInstance("the record is not one of naming/endpoints"))?;
+    // Who registers here is told; what comes by etcd's API is taken for what it can be.
+    if let Some(name) = record.misspoken() {
+        return Err(Rejection::InvalidInstance(match name {
+            "weight" => "the weight is no whole number from 0 to 4294967295",
+            "tags" => "the tags are no list of words",
+            "state" => "the state is none of up, draining, down, starting and out_of_service",
+            "zone" | "version" => "the zone or version is no word",
+            _ => {
+                "what is below conclave (health, checks and so on) is not as the guide to discovery says"
+            }
+        }));
+    }
+    // An object ends the processes of Go's balancers; what it says stands beside it now.
+    if record.attributes.is_object() {
+        record.attributes = Value::Null;
+    }
     if record.tags.len() > TAGS_MAX {
         return Err(Rejection::InvalidInstance("too many tags"));
     }

@@ -198,6 +198,9 @@ pub struct Record {
     /// Whatever else it says. In the store it stands beside what is above, whose names (`weight`,
     /// `zone`, `version`, `tags`, `state`, `conclave`) cannot be used.
     pub metadata: Map<String, Value>,
+    /// `Metadata` of the value as somebody else wrote it; kept as it is, because Go's balancers take whoever has another one
+    /// for another address. What is ours in it is also above.
+    pub attributes: Value,
     /// What only Conclave knows of.
     pub details: Details,
 }

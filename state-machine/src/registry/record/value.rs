@@ -17,6 +17,8 @@ use super::{DETAILS, Details, Record, State, WEIGHT};
 const ADD: u8 = 0;
 /// How Go begins such a value; ours begin alike.
 const FIRST_BYTES: &[u8] = br#"{"Op":0,"#;
+/// Names in `Instance` that are ours.
+const NAMES: [&str; 6] = ["weight", "zone", "version", "tags", "state", DETAILS];
 /// Begins the value of a key that keeps a lost instance. The byte 0 keeps it apart from Go's values.
 const LOST_FIRST_BYTES: &[u8] = b"\0lost";
 
@@ -54,7 +56,7 @@ impl Record {
         set(DETAILS, json!(details), details == Details::default());
         let instance = if instance.is_empty() { Value::Null } else { Value::Object(instance) };
         let address = self.address.clone();
-        let wire = Wire { op: ADD, address, metadata: Value::Null, instance };
+        let wire = Wire { op: ADD, address, metadata: self.attributes.clone(), instance };
         serde_json::to_vec(&wire).expect("all keys are strings")
     }
 
@@ -72,7 +74,8 @@ impl Record {
         if op != ADD || address.is_empty() || id.is_empty() || id.contains('/') {
             return None;
         }
-        let mut record = Record { id: id.to_owned(), ..Record::new(address) };
+        let attributes = metadata.clone();
+        let mut record = Record { id: id.to_owned(), attributes, ..Record::new(address) };
         for said in [metadata, instance] {
             if let Value::Object(said) = said {
                 record.hear(said);
@@ -91,6 +94,12 @@ impl Record {
         take(&mut said, "state", &mut self.state);
         take(&mut said, DETAILS, &mut self.details);
         self.metadata.extend(said);
+    }
+
+    /// A name of ours under which it says something that cannot be understood, if any.
+    #[must_use]
+    pub fn misspoken(&self) -> Option<&'static str> {
+        NAMES.into_iter().find(|name| self.metadata.contains_key(*name))
     }
 
     /// The value of the key that keeps it after its loss.
@@ -115,7 +124,20 @@ fn schema_said(details: &Details) -> u32 {
 /// Whether a value may be that of an instance; costs next to nothing.
 #[must_use]
 pub fn may_be_instance(value: &[u8]) -> bool {
-    value.starts_with(FIRST_BYTES)
+    value.starts_with(FIRST_BYTES) || value.first() == Some(&b'{') && begins_as_one(value)
+}
+
+/// Whether a value begins as that of an instance, in whatever order and with whatever blanks it was written.
+fn begins_as_one(value: &[u8]) -> bool {
+    let Some(rest) = value.strip_prefix(b"{") else { return false };
+    let is_add = member(rest, br#""Op""#).is_some_and(|rest| rest.first() == Some(&b'0'));
+    is_add || member(rest, br#""Addr""#).is_some()
+}
+
+/// What stands behind a name and its colon.
+fn member<'a>(rest: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
+    let rest = rest.trim_ascii_start().strip_prefix(name)?;
+    Some(rest.trim_ascii_start().strip_prefix(b":")?.trim_ascii_start())
 }
 
 /// Whether a value may be that of a key that keeps a lost instance.
@@ -163,11 +185,13 @@ mod tests {
         let plain = Record { id: "a".to_owned(), ..Record::new("h:1") };
         assert_eq!(decode(r#"{"Op":0,"Addr":"h:1","Metadata":null}"#), Some(plain.clone()));
         assert_eq!(decode(r#"{"Addr":"h:1"}"#), Some(plain.clone()));
-        assert_eq!(decode(r#"{"Op":0,"Addr":"h:1","Metadata":"v1"}"#), Some(plain.clone()));
+        let said = Record { attributes: json!("v1"), ..plain.clone() };
+        assert_eq!(decode(r#"{"Op":0,"Addr":"h:1","Metadata":"v1"}"#), Some(said));
         let odd = decode(r#"{"Op":0,"Addr":"h:1","Metadata":{"weight":"heavy","zone":"z"}}"#);
         let odd = odd.unwrap();
         assert_eq!((odd.weight, odd.zone.as_str()), (WEIGHT, "z"));
         assert_eq!(odd.metadata["weight"], json!("heavy"));
+        assert_eq!((odd.misspoken(), plain.misspoken()), (Some("weight"), None));
         let both = r#"{"Addr":"h:1","Metadata":{"zone":"z","x":1},"Instance":{"zone":"a","y":2}}"#;
         let both = decode(both).unwrap();
         assert_eq!((both.zone.as_str(), both.metadata.len()), ("a", 2), "ours counts");
@@ -175,6 +199,38 @@ mod tests {
             assert_eq!(decode(other), None, "{other}");
         }
         assert_eq!(Record::decode("deeper/a", br#"{"Addr":"h:1"}"#), None, "another service's");
+    }
+
+    /// Go's balancers compare it.
+    #[test]
+    fn what_go_says_beside_the_address_stays_as_it_is() {
+        for metadata in [r#""v1""#, "7", "[1,2]", r#"{"x":{"y":1},"zone":"z"}"#] {
+            let value = format!(r#"{{"Op":0,"Addr":"h:1","Metadata":{metadata}}}"#);
+            let mut record = Record::decode("a", value.as_bytes()).unwrap();
+            record.details.override_state = Some(State::Draining);
+            let drained = String::from_utf8(record.encode()).unwrap();
+            assert!(drained.contains(&format!(r#""Metadata":{metadata},"#)), "{drained}");
+            assert_eq!(Record::decode("a", drained.as_bytes()), Some(record));
+        }
+    }
+
+    #[test]
+    fn values_of_instances_are_known_by_their_beginning() {
+        for value in [
+            r#"{"Op":0,"Addr":"h:1"}"#,
+            r#"{"Op": 0, "Addr": "h:1"}"#,
+            "{\n  \"Op\" : 0,\n \"Addr\": \"h:1\"}",
+            r#"{"Addr":"h:1","Op":0}"#,
+            r#"{ "Addr" : "h:1"}"#,
+        ] {
+            assert!(may_be_instance(value.as_bytes()), "{value}");
+            assert!(Record::decode("a", value.as_bytes()).is_some(), "{value}");
+        }
+        for value in
+            ["", "{", "{}", r#"{"Op":1,"Addr":"h:1"}"#, r#"{"Op""#, r#"{"Address":1}"#, "x"]
+        {
+            assert!(!may_be_instance(value.as_bytes()), "{value}");
+        }
     }
 
     #[test]
