@@ -18,7 +18,7 @@ use crate::api::long_read::LongReads;
 use crate::api::services;
 use crate::auth::{Auth, JwtError};
 use crate::config::Settings;
-use crate::coordination;
+use crate::coordination::registry::{self, Trust};
 use crate::http::{self, Router};
 use crate::metrics::Metrics;
 use crate::node::{self, Node};
@@ -48,6 +48,9 @@ pub enum StartError {
     /// The files of TLS with clients cannot be used.
     #[error("TLS of the client port: {0}")]
     Tls(#[from] conclave_transport::Error),
+    /// The authorities that checks believe cannot be read.
+    #[error("--registry-checks-trusted-ca-file: {0}")]
+    Checks(conclave_transport::Error),
     /// Tokens cannot be signed as asked for.
     #[error(transparent)]
     Auth(#[from] JwtError),
@@ -117,6 +120,8 @@ pub async fn start(settings: Settings) -> Result<Running, StartError> {
     let port = http::bind(&settings.listen).map_err(StartError::Listen)?;
     let client = settings.tls.client.as_ref();
     let followed = client.map(|client| tls::accepting(client, &CLIENT_PROTOCOLS)).transpose()?;
+    let authorities = settings.tls.checks_ca.as_deref().map(tls::checking);
+    let authorities = authorities.transpose().map_err(StartError::Checks)?;
     let (client_addresses, client_urls) = (port.addresses(), port.urls());
     let settings = Arc::new(settings);
     let node = Node::start(Arc::clone(&settings)).await?;
@@ -124,6 +129,8 @@ pub async fn start(settings: Settings) -> Result<Running, StartError> {
     let acceptor = followed.map(|followed| accept_by_tls(&node, Arc::new(followed), &stop));
     let (reader, feed) = (node.reader().clone(), Arc::clone(node.auth()));
     let auth = Auth::new(reader, feed, &settings.auth, node.timeout())?;
+    let counted = |tls| tls::observed(tls, node.counts().tls.files("checks"));
+    let trust = Trust::new(authorities.map(counted));
     let tracer = settings.trace.as_ref().map(Tracer::new).transpose()?.map(Arc::new);
     let context = Context {
         auth: Arc::new(auth),
@@ -136,7 +143,7 @@ pub async fn start(settings: Settings) -> Result<Running, StartError> {
         background: TaskTracker::new(),
     };
     tokio::spawn(see_leaders(context.clone()));
-    tokio::spawn(coordination::registry::lead(context.clone()));
+    tokio::spawn(registry::lead(context.clone(), trust));
     let background = context.background.clone();
     let router = Router::new(services(context.clone()), context, tracer.clone());
     let serving = tokio::spawn(port.serve(router, acceptor, stop.clone()));

@@ -16,6 +16,8 @@ const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 /// Somebody who signs certificates.
 pub struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
+    /// What its certificates need to be verified, in PEM: its own, unless that is a root.
+    chain: String,
 }
 
 /// What a certificate is to say.
@@ -59,15 +61,20 @@ impl Authority {
         Self::constrained(name, Some(NameConstraints { permitted_subtrees, excluded_subtrees }))
     }
 
-    fn constrained(name: &str, name_constraints: Option<NameConstraints>) -> Self {
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.distinguished_name = named(name);
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        params.name_constraints = name_constraints;
-        (params.not_before, params.not_after) = (at(-2).into(), at(10).into());
+    /// One that this one has signed, first and last day counted from now. What it issues comes with its own certificate.
+    pub fn subordinate(&self, name: &str, days: (i32, i32)) -> Self {
+        let params = params_of_authority(name, days);
         let key = KeyPair::generate().unwrap();
-        Self { issuer: CertifiedIssuer::self_signed(params, key).unwrap() }
+        let issuer = CertifiedIssuer::signed_by(params, key, &self.issuer).unwrap();
+        let chain = format!("{}{}", issuer.pem(), self.chain);
+        Self { issuer, chain }
+    }
+
+    fn constrained(name: &str, name_constraints: Option<NameConstraints>) -> Self {
+        let mut params = params_of_authority(name, (-2, 10));
+        params.name_constraints = name_constraints;
+        let key = KeyPair::generate().unwrap();
+        Self { issuer: CertifiedIssuer::self_signed(params, key).unwrap(), chain: String::new() }
     }
 
     /// Writes the authority's own certificate.
@@ -88,7 +95,7 @@ impl Authority {
         let cert = params.signed_by(&key, &self.issuer).unwrap();
         Files {
             key: replace(&dir.join(format!("{stem}-key.pem")), &key.serialize_pem()),
-            cert: replace(&dir.join(format!("{stem}.pem")), &cert.pem()),
+            cert: replace(&dir.join(format!("{stem}.pem")), &(cert.pem() + &self.chain)),
         }
     }
 
@@ -126,6 +133,15 @@ impl Authority {
         };
         replace(path, &list.signed_by(&self.issuer).unwrap().pem().unwrap())
     }
+}
+
+fn params_of_authority(name: &str, days: (i32, i32)) -> CertificateParams {
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.distinguished_name = named(name);
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    (params.not_before, params.not_after) = (at(days.0).into(), at(days.1).into());
+    params
 }
 
 fn named(name: &str) -> DistinguishedName {

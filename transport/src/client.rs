@@ -1,5 +1,6 @@
 //! The connecting side.
 
+use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -10,11 +11,12 @@ use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::ServerName;
 use rustls::sign::SingleCertAndKey;
+use tokio_rustls::TlsConnector;
 
 use crate::files::Trusted;
 use crate::pinned::Pinned;
 use crate::verify::{Anyone, Named};
-use crate::{Allowed, Error, Followed, Pair, Policy, files};
+use crate::{Allowed, Error, Followed, Pair, Policy, Socket, Stream, files};
 
 /// Whom to believe to be the server.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -48,10 +50,37 @@ pub struct Client {
 /// The TLS of somebody who connects, as its files say.
 #[derive(Debug)]
 pub struct ClientTls {
-    /// For new handshakes.
+    /// For new handshakes; what is to be spoken is said by each of them.
     pub config: Arc<ClientConfig>,
     /// Name to ask for, if not that of the address.
     pub server_name: Option<ServerName<'static>>,
+}
+
+impl ClientTls {
+    /// Shakes hands with `host`, a name or an address without brackets, on a connection that was made before. What
+    /// is to be spoken on it is one of `protocols` (ALPN); if there are none, nothing is said about it. A name in the
+    /// settings goes before `host`.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::InvalidInput`] if no certificate can be for `host`; else what the handshake reports, which
+    /// [`Reason::of`](crate::Reason::of) puts in a word.
+    pub async fn shake(
+        &self,
+        host: &str,
+        protocols: &[&[u8]],
+        socket: Socket,
+    ) -> io::Result<Stream> {
+        let name = match &self.server_name {
+            Some(name) => name.clone(),
+            None => ServerName::try_from(host.to_owned())
+                .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?,
+        };
+        // Costs next to nothing: all that is large is shared.
+        let mut config = ClientConfig::clone(&self.config);
+        config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+        let connected = TlsConnector::from(Arc::new(config)).connect(name, socket).await?;
+        Ok(Stream::Tls(Box::new(connected)))
+    }
 }
 
 impl Client {
@@ -83,7 +112,6 @@ impl Client {
             }
             None => builder.with_no_client_auth(),
         };
-        config.alpn_protocols = vec![b"h2".to_vec()];
         config.resumption = Resumption::disabled();
         let server_name = self.server_name.clone().map(|name| {
             let parsed = ServerName::try_from(name.clone());

@@ -10,14 +10,15 @@ use std::time::Duration;
 use http::Uri;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::ServerName;
 use tokio::net::UnixStream;
-use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tower::Service;
 
 use crate::delegate::read_and_write_by_variant;
 use crate::{ClientTls, Followed, Gather, Socket, Target};
+
+/// What is spoken by TLS.
+const PROTOCOLS: [&[u8]; 1] = [b"h2"];
 
 /// Connects to one target, again and again. Files of TLS are looked at before each handshake.
 #[derive(Clone, Debug)]
@@ -87,15 +88,7 @@ impl Connector {
         })?;
         // If that fails, which its observer hears, what was read before may still do; if not, the handshake tells.
         tls.look();
-        let tls = tls.current();
-        let name = match &tls.server_name {
-            Some(name) => name.clone(),
-            None => {
-                ServerName::try_from(self.target.host().to_owned()).map_err(io::Error::other)?
-            }
-        };
-        let connected = TlsConnector::from(tls.config.clone()).connect(name, socket).await?;
-        Ok(Stream::Tls(Box::new(connected)))
+        tls.current().shake(self.target.host(), &PROTOCOLS, socket).await
     }
 }
 

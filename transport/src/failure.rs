@@ -1,5 +1,6 @@
 //! Why a handshake failed, from a closed set: labels of a metric and words for a log line.
 
+use std::error;
 use std::io;
 
 use rustls::{AlertDescription, CertificateError, Error};
@@ -68,10 +69,21 @@ impl Reason {
     /// Of a handshake that ended with this error.
     #[must_use]
     pub fn of(error: &io::Error) -> Self {
-        match error.get_ref().and_then(|error| error.downcast_ref::<Error>()) {
-            Some(error) => Self::of_tls(error),
-            None => Self::Closed,
+        of_rustls(error).map_or(Self::Closed, Self::of_tls)
+    }
+
+    /// Of TLS, if it is behind an error that others have wrapped. By version 1.3 whoever connects hears only from what it
+    /// reads that the other side does not go on, for want of a certificate say.
+    #[must_use]
+    pub fn behind(error: &(dyn error::Error + 'static)) -> Option<Self> {
+        let mut next = Some(error);
+        while let Some(error) = next {
+            if let Some(error) = error.downcast_ref().and_then(of_rustls) {
+                return Some(Self::of_tls(error));
+            }
+            next = error.source();
         }
+        None
     }
 
     fn of_tls(error: &Error) -> Self {
@@ -102,5 +114,28 @@ impl Reason {
             | CertificateError::ApplicationVerificationFailure => Self::Name,
             _ => Self::BadCertificate,
         }
+    }
+}
+
+/// What an error of a stream holds, if TLS made it.
+fn of_rustls(error: &io::Error) -> Option<&Error> {
+    error.get_ref().and_then(|error| error.downcast_ref())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("no answer")]
+    struct Wrapped(#[source] io::Error);
+
+    #[test]
+    fn what_tls_said_is_found_behind_what_others_say() {
+        let alert = Error::AlertReceived(AlertDescription::CertificateRequired);
+        let refused = Wrapped(io::Error::new(io::ErrorKind::InvalidData, alert));
+        assert_eq!(Reason::behind(&refused), Some(Reason::Refused));
+        let closed = Wrapped(io::ErrorKind::UnexpectedEof.into());
+        assert_eq!(Reason::behind(&closed), None, "that may be anything");
     }
 }

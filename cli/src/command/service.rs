@@ -1,11 +1,13 @@
 //! `conclave service`: register an instance for as long as a command runs, see and follow instances,
-//! drain them.
+//! drain them. `checks` are the flags of what the server is to check.
 
-use std::{collections::BTreeSet, pin::pin, time::Duration};
+mod checks;
+
+use std::{pin::pin, time::Duration};
 
 use clap::{Args, Subcommand};
 use conclave_client::{
-    registry::{Check, CheckKind, Details, Record, Registration, Service, State},
+    registry::{Details, Record, Registration, Service, State},
     v1::{
         Instance, InstanceChange, InstanceFilter, ServiceSummary, instance_change::Kind,
         instance_watch_response::Snapshot,
@@ -14,6 +16,7 @@ use conclave_client::{
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
+use self::checks::Checks;
 use super::{Context, child::Child};
 use crate::{
     failure::Failure,
@@ -80,15 +83,8 @@ pub(crate) struct Register {
     /// How long it outlives this process if that ends without a word.
     #[arg(long, default_value = "10s", value_parser = conclave_server::config::duration)]
     ttl: Duration,
-    /// What the server is to check: tcp, http or http:PATH, grpc or grpc:SERVICE; several as NAME=tcp and so on, repeated.
-    #[arg(long, value_name = "[NAME=]KIND[:TARGET]", value_parser = check)]
-    check: Vec<(String, Check)>,
-    /// From one check to the next.
-    #[arg(long, requires = "check", value_parser = conclave_server::config::duration)]
-    check_interval: Option<Duration>,
-    /// Remove it when a check found it critical for so long; it comes back when it takes connections again.
-    #[arg(long, requires = "check", value_parser = conclave_server::config::duration)]
-    remove_after: Option<Duration>,
+    #[command(flatten)]
+    checks: Checks,
     /// Time for clients to notice that it drains, before the command is ended.
     #[arg(long, default_value = "2s", value_parser = conclave_server::config::duration)]
     drain: Duration,
@@ -168,25 +164,6 @@ fn switch(text: &str) -> Result<bool, String> {
     }
 }
 
-/// A check and its name, which is empty if it has none.
-fn check(text: &str) -> Result<(String, Check), String> {
-    // Targets may hold `=`, but only after a `:`.
-    let named = text.split_once('=').filter(|(name, _)| !name.contains(':'));
-    let (name, what) = named.unwrap_or(("", text));
-    let (kind, target) = what.split_once(':').unwrap_or((what, ""));
-    let kind = match kind {
-        "tcp" if target.is_empty() => CheckKind::Tcp,
-        "http" => CheckKind::Http,
-        "grpc" => CheckKind::Grpc,
-        _ => return Err("expected [NAME=]tcp, http[:PATH] or grpc[:SERVICE]".to_owned()),
-    };
-    Ok((name.to_owned(), Check { kind, target: target.to_owned(), ..Check::default() }))
-}
-
-fn ms(time: Duration) -> u64 {
-    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
 impl Wanted {
     fn filter(&self) -> InstanceFilter {
         InstanceFilter {
@@ -262,13 +239,7 @@ async fn registered(service: &Service, arguments: &Register) -> Result<Registrat
     for (name, value) in &arguments.meta {
         register = register.metadata(name, value.as_str());
     }
-    let mut names = BTreeSet::new();
-    for (name, mut check) in arguments.check.iter().cloned() {
-        if !names.insert(name.clone()) {
-            return Err(Failure::error(format!("two checks have the name {name:?}")));
-        }
-        check.interval_ms = arguments.check_interval.map_or(0, ms);
-        check.remove_after_ms = arguments.remove_after.map_or(0, ms);
+    for (name, check) in arguments.checks.all()? {
         register =
             if name.is_empty() { register.check(check) } else { register.named_check(name, check) };
     }

@@ -157,8 +157,8 @@ fn read(id: &str, answer: &DiscoverResponse) -> Found {
 /// Whether connections can be made to all that is checked: the least that any check needs.
 pub(super) async fn has_chance(record: &Record) -> bool {
     let connects = record.details.all_checks().map(|(_, check)| async move {
-        let target = if check.address.is_empty() { &record.address } else { &check.address };
-        let connected = timeout(CONNECT_TIMEOUT, TcpStream::connect(target.as_str())).await;
+        let place = check.place(&record.address);
+        let connected = timeout(CONNECT_TIMEOUT, TcpStream::connect(place)).await;
         matches!(connected, Ok(Ok(_)))
     });
     all(connects).await
@@ -266,9 +266,9 @@ mod tests {
     async fn who_takes_no_connection_has_no_chance() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let mut record = Record::new(address);
-        record.details.check = Some(Check::default());
-        assert!(has_chance(&record).await);
+        let mut record = Record::new(format!("https://{address}"));
+        record.details.check = Some(Check { tls: true, ..Check::default() });
+        assert!(has_chance(&record).await, "the handshake is the server's to try");
         drop(listener);
         assert!(!has_chance(&record).await);
     }

@@ -366,6 +366,11 @@ pub(super) const FLAGS: &[Flag] = &[
     used("max-lease-grants", "100000", "most leases granted in a second (0: any number)"),
     used("max-address-connections", "16384", "most connections of one address (0: any number)"),
     used("registry-checks", "own", "active checks of own addresses, of any, or off"),
+    used(
+        "registry-checks-trusted-ca-file",
+        "",
+        "authorities that checks by TLS believe (none: the system's)",
+    ),
 ];
 
 /// What the command line asks for.

@@ -166,13 +166,15 @@ pub struct ListenSettings {
     pub reuses_ports: bool,
 }
 
-/// TLS of the two ports; each is there if a certificate is.
+/// TLS of the two ports, each there if a certificate is, and of checks.
 #[derive(Clone, Debug, Default)]
 pub struct TlsSettings {
     /// Of the client port.
     pub client: Option<PortTls>,
     /// Of the peer port, and of connections to the other members.
     pub peer: Option<PortTls>,
+    /// Authorities that the registry's checks believe; `None` for the system's.
+    pub checks_ca: Option<PathBuf>,
 }
 
 /// TLS of one port.

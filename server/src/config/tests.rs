@@ -550,6 +550,18 @@ fn tls_rules_are_etcds_and_stricter_where_it_lets_anyone_in() {
 }
 
 #[test]
+fn checks_believe_the_authorities_of_a_file_or_the_systems() {
+    let flag = "--registry-checks-trusted-ca-file=ca.pem";
+    assert_eq!(settings(&[], &[]).tls.checks_ca, None);
+    assert_eq!(settings(&[flag], &[]).tls.checks_ca, Some("ca.pem".into()));
+    let named = settings(&[], &[("ETCD_REGISTRY_CHECKS_TRUSTED_CA_FILE", "ca.pem")]);
+    assert_eq!(named.tls.checks_ca, Some("ca.pem".into()));
+    let off = settings(&[flag, "--registry-checks=off"], &[]);
+    let why = "--registry-checks-trusted-ca-file has no effect with --registry-checks=off";
+    assert_eq!((off.tls.checks_ca, off.warnings), (None, vec![why.to_owned()]));
+}
+
+#[test]
 fn tokens_are_simple_or_signed() {
     assert!(settings(&[], &[]).auth.jwt.is_none());
     let flag = "--auth-token=jwt,sign-method=RS256,priv-key=a.pem,pub-key=b.pem,ttl=10m";

@@ -73,7 +73,18 @@ pub(super) fn settings(
             ..peer
         }),
     };
-    Ok(TlsSettings { client, peer })
+    Ok(TlsSettings { client, peer, checks_ca: checks_ca(raw) })
+}
+
+/// Whom the registry's checks believe, if there are any.
+fn checks_ca(raw: &mut Raw) -> Option<PathBuf> {
+    const FLAG: &str = "registry-checks-trusted-ca-file";
+    let ca = PathBuf::from(raw.text(FLAG)?);
+    if raw.value("registry-checks") == "off" {
+        raw.warnings.push(format!("--{FLAG} has no effect with --registry-checks=off"));
+        return None;
+    }
+    Some(ca)
 }
 
 fn policy(raw: &mut Raw) -> Result<Policy, ConfigError> {

@@ -42,6 +42,11 @@ impl TlsCounts {
         for reason in Reason::ALL {
             self.failures.get_or_create(&[("port", port), ("reason", reason.as_str())]).inc_by(0);
         }
+        self.files(port)
+    }
+
+    /// Those of files by which nobody is let in, likewise.
+    pub(crate) fn files(&self, port: &'static str) -> PortCounts {
         let counts = PortCounts { counts: Arc::new(self.clone()), port };
         for is_good in [true, false] {
             counts.reload(is_good).inc_by(0);

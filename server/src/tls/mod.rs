@@ -1,4 +1,4 @@
-//! TLS of the two ports: certificates that are made or read, handshakes that end in time, and files
+//! TLS of the two ports, and of checks: certificates that are made or read, handshakes that end in time, and files
 //! that are read again when they change.
 //! `accept` is a handshake, `pending` bounds how many there are, `address` compares a member's certificate with where
 //! it comes from, `self_signed` makes one.
@@ -8,6 +8,7 @@ mod address;
 mod pending;
 mod self_signed;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -69,6 +70,20 @@ pub(crate) fn connecting(
         allowed: settings.allowed.clone(),
         policy: settings.policy.clone(),
     };
+    Ok(observed(client.follow()?, counts))
+}
+
+/// Reads the authorities that checks believe, and again before a handshake if they have changed.
+///
+/// # Errors
+/// [`Error`] if they cannot be used.
+pub(crate) fn checking(ca: &Path) -> Result<Followed<ClientTls>, Error> {
+    let verification = Verification::Ca(ca.to_owned());
+    Client { verification, ..Client::default() }.follow()
+}
+
+/// Counts when files of the connecting side are read again, and tells what is wrong with them.
+pub(crate) fn observed(tls: Followed<ClientTls>, counts: PortCounts) -> Followed<ClientTls> {
     let observer = move |outcome: Result<(), &Error>| {
         counts.reloaded(outcome.is_ok());
         if let Err(error) = outcome {
@@ -79,7 +94,7 @@ pub(crate) fn connecting(
             );
         }
     };
-    Ok(client.follow()?.observed(observer))
+    tls.observed(observer)
 }
 
 fn pair(identity: &PortIdentity) -> Result<Pair, Error> {

@@ -38,6 +38,7 @@ mod registry_client;
 mod registry_cluster;
 mod registry_support;
 mod registry_taken;
+mod registry_tls;
 mod registry_watch;
 mod revoked;
 mod snapshot;

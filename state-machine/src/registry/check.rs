@@ -37,6 +37,8 @@ pub const CHECKS_IN_ROW_MAX: u32 = 100;
 pub const CHECKS_MAX: usize = 8;
 /// Longest name of a check.
 pub const CHECK_NAME_BYTES_MAX: usize = 64;
+/// Longest name that a check may ask a certificate to be for: no name of DNS is longer.
+pub const CHECK_SERVER_NAME_BYTES_MAX: usize = 253;
 /// Longest path or service name of a check.
 pub const CHECK_TARGET_BYTES_MAX: usize = 1_024;
 
@@ -147,6 +149,23 @@ fn active(check: &Check) -> Result<(), Rejection> {
     if check.target.bytes().any(|byte| byte.is_ascii_control() || byte == b' ') {
         return Err(Rejection::InvalidInstance("the target of the check is no path or name"));
     }
+    tls(check)
+}
+
+/// Checks what a check says about TLS. Who asks for a name or for none, but not for TLS, would be checked in the clear.
+fn tls(check: &Check) -> Result<(), Rejection> {
+    let name = &check.tls_server_name;
+    if !check.tls && (!name.is_empty() || check.tls_skip_verify) {
+        return Err(Rejection::InvalidInstance(
+            "tls_server_name and tls_skip_verify of a check need its tls",
+        ));
+    }
+    let is_of_host = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:".contains(&byte);
+    if name.len() > CHECK_SERVER_NAME_BYTES_MAX || !name.bytes().all(is_of_host) {
+        return Err(Rejection::InvalidInstance(
+            "the tls_server_name of a check is no name or address of a host",
+        ));
+    }
     Ok(())
 }
 
@@ -194,4 +213,33 @@ fn output(output: &str) -> Result<(), Rejection> {
         return Err(Rejection::InvalidInstance("the output is too long"));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_check_says_about_tls_goes_together() {
+        let named = |name: &str| Check {
+            tls: true,
+            tls_server_name: name.to_owned(),
+            tls_skip_verify: true,
+            ..Check::default()
+        };
+        for name in ["", "api.example", "10.0.0.7", "::1", "a_b-c.svc"] {
+            assert_eq!(active(&named(name)), Ok(()), "{name}");
+        }
+        let refused = |why| Err(Rejection::InvalidInstance(why));
+        let no_host = refused("the tls_server_name of a check is no name or address of a host");
+        for name in ["a b", "[::1]", "a/b", "ä", "a\r\nb", "a".repeat(254).as_str()] {
+            assert_eq!(active(&named(name)), no_host, "{name}");
+        }
+        let in_the_clear = refused("tls_server_name and tls_skip_verify of a check need its tls");
+        let unverified = Check { tls: false, ..named("") };
+        let verified = Check { tls: false, tls_skip_verify: false, ..named("api.example") };
+        for check in [unverified, verified, Check { tls: false, ..named("api.example") }] {
+            assert_eq!(active(&check), in_the_clear);
+        }
+    }
 }

@@ -16,6 +16,9 @@ pub const SCHEMA: u32 = 2;
 /// Name in `Instance` under which everything stands that Go's clients have no use for.
 pub const DETAILS: &str = "conclave";
 
+/// What may stand before `host:port` in an address.
+const SCHEMES: [&str; 2] = ["http://", "https://"];
+
 /// Whether an instance takes calls.
 ///
 /// ```
@@ -143,6 +146,26 @@ pub struct Check {
     /// An instance that is critical for so long is removed; 0 for never.
     #[serde(skip_serializing_if = "is_default")]
     pub remove_after_ms: u64,
+    /// By TLS: of [`CheckKind::Tcp`] it is the handshake that has to be done.
+    #[serde(skip_serializing_if = "is_default")]
+    pub tls: bool,
+    /// Name or address that the certificate must be for, and that is asked for (SNI, the host of HTTP and gRPC);
+    /// empty for the host of the address. Only with `tls`.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub tls_server_name: String,
+    /// Any certificate will do, so that anybody on the way may answer. Only with `tls`.
+    #[serde(skip_serializing_if = "is_default")]
+    pub tls_skip_verify: bool,
+}
+
+impl Check {
+    /// Where a check of an instance at `address` connects to: `host:port`, whatever scheme the address has.
+    #[must_use]
+    pub fn place<'a>(&'a self, address: &'a str) -> &'a str {
+        let place = if self.address.is_empty() { address } else { &self.address };
+        let bare = SCHEMES.iter().find_map(|scheme| place.strip_prefix(scheme));
+        bare.unwrap_or(place)
+    }
 }
 
 /// What the server's checks have found.
@@ -357,6 +380,27 @@ impl Record {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_check_connects_to_its_own_address_or_the_instances() {
+        let own = Check { address: "http://h:2".to_owned(), ..Check::default() };
+        assert_eq!(own.place("h:1"), "h:2");
+        for address in ["h:1", "http://h:1", "https://h:1"] {
+            assert_eq!(Check::default().place(address), "h:1");
+        }
+    }
+
+    #[test]
+    fn only_a_check_by_tls_says_so() {
+        let text = |check: &Check| serde_json::to_string(check).unwrap();
+        assert_eq!(text(&Check::default()), r#"{"kind":"tcp"}"#);
+        let tls_server_name = "api.example".to_owned();
+        let check = Check { tls: true, tls_server_name, tls_skip_verify: true, ..Check::default() };
+        let said =
+            r#"{"kind":"tcp","tls":true,"tls_server_name":"api.example","tls_skip_verify":true}"#;
+        assert_eq!(text(&check), said);
+        assert_eq!(serde_json::from_str::<Check>(said).unwrap(), check);
+    }
 
     #[test]
     fn the_worst_word_about_health_counts_and_the_operators_about_state() {

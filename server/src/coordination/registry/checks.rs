@@ -24,7 +24,7 @@ use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::probe::{Finding, Reach, probe};
+use super::probe::{Finding, Reach, Trust, probe};
 use super::schedule::{Place, Schedule};
 use super::{check_allowed, show};
 use crate::api::context::Context;
@@ -106,7 +106,7 @@ impl Changed {
 }
 
 /// Checks while this member leads. Never returns.
-pub(super) async fn run(context: &Context) {
+pub(super) async fn run(context: &Context, trust: &Arc<Trust>) {
     let allowed = context.node.settings().registry.checks;
     if allowed == ChecksAllowed::Off {
         return std::future::pending().await;
@@ -116,7 +116,7 @@ pub(super) async fn run(context: &Context) {
         while !context.node.is_leader() {
             tokio::time::sleep(LOOK).await;
         }
-        let mut board = Board::new(context.clone(), allowed);
+        let mut board = Board::new(context.clone(), allowed, Arc::clone(trust));
         changed.note_all();
         changed.is_wanted.store(true, Ordering::Release);
         while context.node.is_leader() {
@@ -170,6 +170,7 @@ struct Board {
     context: Context,
     allowed: ChecksAllowed,
     reach: Reach,
+    trust: Arc<Trust>,
     /// By [`place_of`].
     watched: HashMap<Place, Watched>,
     /// Names of the checks of each instance among them.
@@ -183,12 +184,13 @@ struct Board {
 }
 
 impl Board {
-    fn new(context: Context, allowed: ChecksAllowed) -> Self {
+    fn new(context: Context, allowed: ChecksAllowed, trust: Arc<Trust>) -> Self {
         let reach = Reach::new(allowed, &context.node.settings().listen);
         Self {
             context,
             allowed,
             reach,
+            trust,
             watched: HashMap::new(),
             names: HashMap::new(),
             unseen: BTreeSet::new(),
@@ -302,9 +304,9 @@ impl Board {
             watched.is_running = true;
             let Subject { check, address, fence, .. } = &watched.subject;
             let (check, address, fence) = (check.clone(), address.clone(), *fence);
-            let reach = self.reach;
+            let (reach, trust) = (self.reach, Arc::clone(&self.trust));
             self.running.spawn(async move {
-                let finding = probe(&check, &address, reach).await;
+                let finding = probe(&check, &address, reach, &trust).await;
                 (place, fence, finding)
             });
         }

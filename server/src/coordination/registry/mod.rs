@@ -55,6 +55,7 @@ use crate::status;
 
 pub(crate) use checks::Changed;
 pub(crate) use discover::{counted, targets};
+pub(crate) use probe::Trust;
 
 /// Adds the services of the registry.
 pub(super) fn add(routes: Routes, context: &Context) -> Routes {
@@ -65,13 +66,14 @@ pub(super) fn add(routes: Routes, context: &Context) -> Routes {
     routes.add_service(registry).add_service(discovery)
 }
 
-/// What only a leader does; for as long as the node runs.
-pub(crate) async fn lead(context: Context) {
+/// What only a leader does; for as long as the node runs. Checks by TLS believe whom `trust` says.
+pub(crate) async fn lead(context: Context, trust: Trust) {
+    let trust = Arc::new(trust);
     let stopping = context.node.stopping().clone();
     tokio::select! {
         () = stopping.cancelled() => {}
         () = keeper::run(&context) => {}
-        () = checks::run(&context) => {}
+        () = checks::run(&context, &trust) => {}
     }
 }
 

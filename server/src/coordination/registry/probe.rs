@@ -3,7 +3,9 @@
 //! A check connects to where an owner says, so it is careful: addresses that no instance can have
 //! (link-local and others where clouds serve credentials, multicast, unspecified, this machine itself if the
 //! member serves others) are never connected to, no redirect is followed, and nothing of an answer but its
-//! status goes anywhere.
+//! status goes anywhere. `tls` is the handshake, if it is made by TLS.
+
+mod tls;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs as _};
 use std::time::Duration;
@@ -11,6 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use conclave_state_machine::registry::check::CHECK_TIMEOUT_MS;
 use conclave_state_machine::registry::record::{Check, CheckKind, Health};
+use conclave_transport::{Reason, Socket, Stream};
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use http::{Request, header};
 use http_body_util::Empty;
@@ -23,6 +26,8 @@ use tonic::transport::Endpoint;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
+
+pub(crate) use tls::Trust;
 
 use crate::config::{ChecksAllowed, ListenSettings, Place};
 
@@ -98,24 +103,32 @@ enum Failure {
     Member,
 }
 
-impl<E: std::error::Error> From<E> for Failure {
+impl<E: std::error::Error + 'static> From<E> for Failure {
     fn from(error: E) -> Self {
-        Failure::Instance(error.to_string())
+        let by_tls = Reason::behind(&error).map(tls::said);
+        Failure::Instance(by_tls.map_or_else(|| error.to_string(), str::to_owned))
     }
 }
 
 /// Checks an instance at `address`; `None` if this member could not make the check.
-pub(super) async fn probe(check: &Check, address: &str, reach: Reach) -> Option<Finding> {
+pub(super) async fn probe(
+    check: &Check,
+    address: &str,
+    reach: Reach,
+    trust: &Trust,
+) -> Option<Finding> {
     let timeout_ms = if check.timeout_ms == 0 { CHECK_TIMEOUT_MS } else { check.timeout_ms };
-    let target = if check.address.is_empty() { address } else { &check.address };
     let deadline = Instant::now() + Duration::from_millis(timeout_ms);
+    let place = check.place(address);
     let work = async {
-        let stream = connect(&resolve(target, reach).await?, deadline).await?;
-        match check.kind {
-            CheckKind::Tcp => Ok(Finding::new(Health::Passing, "connected")),
-            CheckKind::Http => http(stream, target, &check.target).await,
-            CheckKind::Grpc => grpc(stream, &check.target).await,
-        }
+        let stream = connect(&resolve(place, reach).await?, deadline).await?;
+        let socket = Socket::Tcp(stream);
+        let stream = match check.tls {
+            // On the heap: a handshake takes room, and most checks make none.
+            true => Box::pin(tls::shake(check, place, socket, trust)).await?,
+            false => Stream::Plain(socket),
+        };
+        ask(check, stream, &tls::host(check, place)).await
     };
     match timeout_at(deadline, work).await {
         Ok(Ok(finding)) => Some(finding),
@@ -127,12 +140,24 @@ pub(super) async fn probe(check: &Check, address: &str, reach: Reach) -> Option<
     }
 }
 
-/// The addresses of a target that a check may go to.
-async fn resolve(target: &str, reach: Reach) -> Result<Vec<SocketAddr>, Failure> {
-    let target = target.strip_prefix("http://").unwrap_or(target);
-    let mut found = match target.parse() {
+/// Asks of `host` on a connection what the check asks.
+async fn ask(check: &Check, stream: Stream, host: &str) -> Result<Finding, Failure> {
+    match check.kind {
+        CheckKind::Tcp if check.tls => Ok(Finding::new(Health::Passing, "connected by TLS")),
+        CheckKind::Tcp => Ok(Finding::new(Health::Passing, "connected")),
+        CheckKind::Http => http(stream, host, &check.target).await,
+        CheckKind::Grpc => {
+            let scheme = if check.tls { "https" } else { "http" };
+            grpc(stream, format!("{scheme}://{host}"), &check.target).await
+        }
+    }
+}
+
+/// The addresses of a place that a check may go to.
+async fn resolve(place: &str, reach: Reach) -> Result<Vec<SocketAddr>, Failure> {
+    let mut found = match place.parse() {
         Ok(at) => vec![at],
-        Err(_) => look_up(target.to_owned()).await?,
+        Err(_) => look_up(place.to_owned()).await?,
     };
     found.retain(|at| reach.includes(at.ip()));
     found.truncate(ADDRESSES_MAX);
@@ -169,11 +194,11 @@ fn forbidden() -> Failure {
 
 /// Asks the system for the addresses of a name. That blocks a thread for as long as the system likes, also
 /// when the check has ended: so no more threads than these do, and reads always find one.
-async fn look_up(target: String) -> Result<Vec<SocketAddr>, Failure> {
+async fn look_up(place: String) -> Result<Vec<SocketAddr>, Failure> {
     static LOOK_UPS: Semaphore = Semaphore::const_new(LOOK_UPS_MAX);
     let permit = LOOK_UPS.try_acquire().map_err(|_| Failure::Member)?;
     let found = tokio::task::spawn_blocking(move || {
-        let found = target.to_socket_addrs().map(Iterator::collect);
+        let found = place.to_socket_addrs().map(Iterator::collect);
         drop(permit);
         found
     });
@@ -191,7 +216,7 @@ fn is_plausible(ip: IpAddr) -> bool {
     }
 }
 
-async fn http(stream: TcpStream, host: &str, path: &str) -> Result<Finding, Failure> {
+async fn http(stream: Stream, host: &str, path: &str) -> Result<Finding, Failure> {
     let mut http = hyper::client::conn::http1::Builder::new();
     http.max_buf_size(ANSWER_BYTES_MAX);
     let (mut sender, connection) = http.handshake(TokioIo::new(stream)).await?;
@@ -203,7 +228,7 @@ async fn http(stream: TcpStream, host: &str, path: &str) -> Result<Finding, Fail
     }));
     let path = if path.starts_with('/') { path.to_owned() } else { format!("/{path}") };
     let request = Request::get(path)
-        .header(header::HOST, host.strip_prefix("http://").unwrap_or(host))
+        .header(header::HOST, host)
         .header(header::USER_AGENT, "conclave-check")
         .body(Empty::<Bytes>::new())?;
     let status = sender.send_request(request).await?.status();
@@ -216,8 +241,8 @@ async fn http(stream: TcpStream, host: &str, path: &str) -> Result<Finding, Fail
     Ok(Finding::new(health, format!("HTTP {status}")))
 }
 
-async fn grpc(stream: TcpStream, service: &str) -> Result<Finding, Failure> {
-    let endpoint = Endpoint::from_shared(format!("http://{}", stream.peer_addr()?))?;
+async fn grpc(stream: Stream, origin: String, service: &str) -> Result<Finding, Failure> {
+    let endpoint = Endpoint::from_shared(origin)?;
     let endpoint = endpoint.http2_max_header_list_size(HEADER_BYTES_MAX);
     let mut stream = Some(TokioIo::new(stream));
     let connector = tower::service_fn(move |_: http::Uri| {
@@ -243,6 +268,11 @@ mod tests {
     use tokio::task::JoinHandle;
 
     use super::*;
+
+    /// A check that believes the system's authorities.
+    async fn probe(check: &Check, address: &str, reach: Reach) -> Option<Finding> {
+        super::probe(check, address, reach, &Trust::new(None)).await
+    }
 
     /// Answers one connection with these bytes.
     async fn answer(answer: &'static str) -> String {
@@ -275,6 +305,26 @@ mod tests {
         let found = http_check("HTTP/1.1 302 Found\r\nlocation: /\r\n\r\n").await;
         assert_eq!(found.health, Health::Critical, "no redirect is followed");
         assert_eq!(http_check("nonsense\r\n\r\n").await.health, Health::Critical);
+    }
+
+    #[tokio::test]
+    async fn a_grpc_server_says_whether_it_serves() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://localhost:{}", listener.local_addr().unwrap().port());
+        let (_reporter, health) = tonic_health::server::health_reporter();
+        let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+        let server = tonic::transport::Server::builder().add_service(health);
+        let serving = tokio::spawn(server.serve_with_incoming(incoming));
+        for (service, health, output) in
+            [("", Health::Passing, "SERVING"), ("none", Health::Critical, "NotFound")]
+        {
+            let target = service.to_owned();
+            let check = Check { kind: CheckKind::Grpc, target, ..Check::default() };
+            let check = Check { timeout_ms: 30_000, ..check };
+            let found = probe(&check, &address, Reach::Local).await.unwrap();
+            assert_eq!(found, Finding::new(health, output));
+        }
+        serving.abort();
     }
 
     #[tokio::test]
@@ -333,7 +383,10 @@ mod tests {
     }
 
     /// Takes one connection, begins with these bytes, and repeats the others until it is closed.
-    async fn hostile(begin: &'static [u8], more: &'static [u8]) -> (String, JoinHandle<()>) {
+    pub(super) async fn hostile(
+        begin: &'static [u8],
+        more: &'static [u8],
+    ) -> (String, JoinHandle<()>) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap().to_string();
         let until_closed = tokio::spawn(async move {
