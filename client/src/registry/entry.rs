@@ -37,6 +37,9 @@ pub(super) struct Entry {
     session: Session,
     seat: Arc<Seat>,
     exit: Arc<Exit>,
+    /// Number of the last request of which nobody knows what became; 0: of none. What comes next takes it back, so that
+    /// it does nothing if it arrives only then.
+    doubt: Mutex<u64>,
     /// Whether there is nothing left to take out.
     is_over: bool,
 }
@@ -62,11 +65,28 @@ impl Entry {
             stand: Mutex::new(Stand::Out),
             number: OnceCell::new(),
         });
-        Self { session, seat, exit, is_over: false }
+        Self { session, seat, exit, doubt: Mutex::default(), is_over: false }
     }
 
     pub(super) fn session(&self) -> &Session {
         &self.session
+    }
+
+    /// The number of a request that changes it, in doubt until [`Entry::settled`].
+    pub(super) async fn begin(&self) -> Result<Ticket, Error> {
+        let ticket = self.session.request().await?;
+        let before = std::mem::replace(&mut *self.doubt.lock(), ticket.sequence());
+        Ok(ticket.undoing(before))
+    }
+
+    /// What became of that request, which took back the one with the number `before`: if it was refused, that one is
+    /// still in doubt.
+    pub(super) fn settled(&self, before: u64, error: Option<&Error>) {
+        match error.map(Error::outcome) {
+            None => *self.doubt.lock() = 0,
+            Some(Outcome::NotApplied) => *self.doubt.lock() = before,
+            Some(Outcome::Unknown | Outcome::Applied) => {}
+        }
     }
 
     /// A request is about to register it that may take another place than the one it has. What it did counts from

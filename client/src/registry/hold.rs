@@ -12,9 +12,7 @@ use conclave_proto::v1::{
 use tonic::{Code, Status};
 
 use super::{Record, Service, entry::Entry};
-use crate::{
-    error::Error, kv::put, lease::Lease, once::Caller, pulse::Pulse, session::Session, txn::key,
-};
+use crate::{error::Error, kv::put, lease::Lease, pulse::Pulse, session::Session, txn::key};
 
 /// What was registered: in which session or with which lease, and its fence, 0 with a lease.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -215,14 +213,18 @@ async fn register(
         let request = RegisterRequest { once, ..request.clone() };
         async move { RegistryServiceClient::new(channel).register(request).await }
     };
-    let session = entry.session();
+    let (client, ticket) = (entry.session().client(), entry.begin().await?);
+    let before = ticket.once().undoes;
     if !request.anew {
-        let fence = Caller::session(session).send(call).await?.fence;
+        let answer = client.repeat(|channel| call(channel, Some(ticket.once()))).await;
+        entry.settled(before, answer.as_ref().err());
+        let fence = answer?.fence;
         entry.confirmed(fence);
         return Ok(fence);
     }
-    entry.ask(session.request().await?);
-    let answer = session.client().repeat(|channel| call(channel, entry.once())).await;
+    entry.ask(ticket);
+    let answer = client.repeat(|channel| call(channel, entry.once())).await;
+    entry.settled(before, answer.as_ref().err());
     let answer = answer.map(|registered| registered.fence);
     entry.answered(&answer);
     if condition == Condition::Any

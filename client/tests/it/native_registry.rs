@@ -125,6 +125,32 @@ async fn a_registration_that_nobody_awaits_is_taken_back() {
     assert!(*first.is_registered().borrow());
 }
 
+/// It may arrive after the next one, which says something else.
+#[tokio::test]
+async fn an_update_without_an_answer_is_taken_back_by_the_next() {
+    let fake = Fake::start();
+    let script = &fake.script;
+    let client = client_of(&fake).with_timeout(IMPATIENT);
+    let begin = || client.session().ttl(Duration::from_secs(600));
+    let session = eventually("a session", async || begin().await.ok()).await;
+    let register = client.service("s").register("h:1").session(&session);
+    let mut registration = register.await.unwrap();
+    script.are_registrations_lost.store(true, Ordering::Relaxed);
+    let unknown = registration.update(|record| record.weight = 7).await.unwrap_err();
+    assert_eq!(unknown.outcome(), Outcome::Unknown, "{unknown:?}");
+    script.are_registrations_lost.store(false, Ordering::Relaxed);
+    eventually("it is updated", async || {
+        registration.update(|record| record.weight = 8).await.ok()
+    })
+    .await;
+    registration.update(|record| record.weight = 9).await.unwrap();
+    let numbers: Vec<_> =
+        script.registered.lock().iter().map(|asked| asked.once.unwrap()).collect();
+    let [.., first, last] = numbers.as_slice() else { panic!("{numbers:?}") };
+    assert!((2..first.sequence).contains(&first.undoes), "the one in doubt: {numbers:?}");
+    assert_eq!(last.undoes, 0, "none is in doubt");
+}
+
 fn gone(reason: Reason) -> DiscoverResponse {
     DiscoverResponse { removed: reason.into(), ..DiscoverResponse::default() }
 }
