@@ -78,7 +78,8 @@ impl Builder {
         }
     }
 
-    /// Time allowed for each call, retries included. Default 10 s; more than 30 years are 30 years.
+    /// Time allowed for each call, retries included. Default 10 s; more than 30 years are 30 years. Servers
+    /// are told how much of it is left for an attempt (`grpc-timeout`), so that none works for who has given up.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self

@@ -24,6 +24,7 @@ use crate::{
     backoff::Backoff,
     budget::Budget,
     builder::Builder,
+    deadline,
     endpoint::Endpoint,
     error::{Error, Outcome},
     login::{ATTEMPT, Channel, Logins},
@@ -241,7 +242,9 @@ impl Client {
                 number = attempts,
                 outcome = field::Empty,
             );
-            let attempt = self.attempt(endpoint, until, (call(endpoint.channel()), &span));
+            // Told to the server, so that it does not work for somebody who has given up.
+            let channel = endpoint.channel().until(until);
+            let attempt = self.attempt(endpoint, until, (call(channel), &span));
             let error = match attempt.instrument(span.clone()).await {
                 Ok(answer) => {
                     self.pool.budget.earn();
@@ -280,11 +283,16 @@ impl Client {
         (call, span): (impl Future<Output = Result<Response<T>, Status>>, &Span),
     ) -> Result<T, Error> {
         let _in_flight = endpoint.enter();
-        let ended = timeout_at(until, call).await;
+        // Whoever notices first that the time is over.
+        let ended = match timeout_at(until, call).await {
+            Ok(Err(status)) if deadline::is_over(&status) => Err(()),
+            Ok(ended) => Ok(ended),
+            Err(_elapsed) => Err(()),
+        };
         let code = match &ended {
             Ok(Ok(_)) => Code::Ok,
             Ok(Err(status)) => status.code(),
-            Err(_elapsed) => Code::DeadlineExceeded,
+            Err(()) => Code::DeadlineExceeded,
         };
         span.record("outcome", field::debug(code));
         match ended {
@@ -301,7 +309,7 @@ impl Client {
                 }
                 Err(error)
             }
-            Err(_elapsed) => {
+            Err(()) => {
                 endpoint.failed();
                 Err(Error::Deadline {
                     outcome: Outcome::Unknown,

@@ -34,6 +34,7 @@
 //! | `blocking` | all of it without a runtime (feature `blocking`) |
 //! | `client`, `builder`, `endpoint`, `tls`, `login`, `discover` | the handle and its settings; servers, how they are reached and told who calls |
 //! | `reply`, `error`, `retry`, `backoff`, `budget`, `moment` | answers, what can go wrong, what is then made again, pauses between attempts, how many there may be, the clock |
+//! | `deadline` | what servers are told of the time that is left |
 //! | `reliance`, `known_cluster` | for how long a lease may be relied on; whether it is still the cluster whose answers are known |
 //! | `pulse`, `loss`, `tell` | whether what a guard hangs on lives, and work that needs it; why something is held no more; telling it all at once |
 //! | `namespace` | a part of the key space as if it were all of it |
@@ -64,6 +65,7 @@ mod cache;
 mod client;
 pub mod config;
 pub mod counter;
+mod deadline;
 mod discover;
 pub mod double_barrier;
 pub mod election;

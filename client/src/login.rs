@@ -14,6 +14,7 @@ use conclave_proto::etcdserverpb::{AuthenticateRequest, auth_client::AuthClient}
 use futures::future::Either;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use parking_lot::Mutex;
+use tokio::time::Instant;
 use tonic::{
     Status,
     body::Body,
@@ -22,7 +23,7 @@ use tonic::{
 use tower::Service;
 use tracing::{Metadata, Span};
 
-use crate::{endpoint::Endpoint, error::Error};
+use crate::{deadline, endpoint::Endpoint, error::Error};
 
 /// Name of the span of one attempt of a call.
 pub(crate) const ATTEMPT: &str = "attempt";
@@ -183,6 +184,8 @@ pub struct Channel {
     inner: transport::Channel,
     desk: Option<Arc<Desk>>,
     headers: Option<Headers>,
+    /// When nobody waits any more for the answers of calls on it.
+    until: Option<Instant>,
 }
 
 /// What a program adds to the headers of every call.
@@ -207,7 +210,17 @@ impl Channel {
         desk: Option<Arc<Desk>>,
         headers: Option<Headers>,
     ) -> Self {
-        Self { inner, desk, headers }
+        Self { inner, desk, headers, until: None }
+    }
+
+    /// The same for calls whose answers nobody waits for any more from then on, which the server is told.
+    pub(crate) fn until(self, until: Instant) -> Self {
+        Self { until: Some(until), ..self }
+    }
+
+    /// The same for a stream that goes on after the call that opens it.
+    pub(crate) fn open_end(self) -> Self {
+        Self { until: None, ..self }
     }
 }
 
@@ -231,6 +244,9 @@ impl Service<Request<Body>> for Channel {
         let span = Span::current();
         if span.metadata().is_some_and(is_attempt) {
             span.record("method", request.uri().path());
+        }
+        if let Some(until) = self.until {
+            deadline::tell(request.headers_mut(), until.saturating_duration_since(Instant::now()));
         }
         if let Some(Headers(add)) = &self.headers {
             add(request.headers_mut());

@@ -13,6 +13,7 @@ use tonic::{Status, Streaming};
 use crate::{
     client::Client,
     error::{Error, Outcome},
+    login::Channel,
 };
 
 /// Longest wait for the next bytes.
@@ -73,8 +74,8 @@ impl Client {
     /// # Errors
     /// See [`Error`]. The time limit of the client is for the beginning only.
     pub async fn snapshot(&self) -> Result<Snapshot, Error> {
-        let call = |channel| async move {
-            MaintenanceClient::new(channel).snapshot(SnapshotRequest {}).await
+        let call = |channel: Channel| async move {
+            MaintenanceClient::new(channel.open_end()).snapshot(SnapshotRequest {}).await
         };
         let stream = self.read(call).await?;
         let endpoint = self.endpoints().join(",");

@@ -3,7 +3,7 @@
 
 mod checks;
 
-use std::{pin::pin, time::Duration};
+use std::{collections::BTreeSet, future::pending, pin::pin, time::Duration};
 
 use clap::{Args, Subcommand};
 use conclave_client::{
@@ -20,9 +20,12 @@ use self::checks::Checks;
 use super::{Context, child::Child};
 use crate::{
     failure::Failure,
-    output::{Format, Rows, write},
+    output::{Format, Rows, complain, write},
     stop::Stop,
 };
+
+/// How often `register` asks whether somebody took the instance away.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// What to do with services.
 #[derive(Debug, Subcommand)]
@@ -219,9 +222,12 @@ async fn register(context: &Context, arguments: Register) -> Result<(), Failure>
     let id = registration.record().id.clone();
     write(format!("{} of {} is registered\n", id, arguments.name).as_bytes())?;
     match Child::new(&arguments.command) {
-        Some(child) => run_drained(child, registration, arguments.drain, &mut stop).await,
+        Some(child) => run_drained(child, registration, &arguments, &mut stop).await,
         None => {
-            stop.requested().await;
+            tokio::select! {
+                () = stop.requested() => {}
+                () = tell_loss(&registration, &arguments.name) => {}
+            }
             Ok(registration.drain(arguments.drain).await?)
         }
     }
@@ -229,6 +235,7 @@ async fn register(context: &Context, arguments: Register) -> Result<(), Failure>
 
 async fn registered(service: &Service, arguments: &Register) -> Result<Registration, Failure> {
     let mut register = service.register(&arguments.address).ttl(arguments.ttl);
+    register = register.look_every(LOOK_EVERY);
     register = register.version(&arguments.version).zone(&arguments.zone).weight(arguments.weight);
     if let Some(id) = &arguments.id {
         register = register.id(id);
@@ -251,7 +258,7 @@ async fn registered(service: &Service, arguments: &Register) -> Result<Registrat
 async fn run_drained(
     child: Child,
     mut registration: Registration,
-    drain: Duration,
+    arguments: &Register,
     stop: &mut Stop,
 ) -> Result<(), Failure> {
     let ending = CancellationToken::new();
@@ -259,12 +266,13 @@ async fn run_drained(
         let mut running = pin!(child.run_until(&ending));
         tokio::select! {
             done = &mut running => done,
+            () = tell_loss(&registration, &arguments.name) => unreachable!("it never returns"),
             () = stop.requested() => {
                 let marked = registration.update(|record| record.state = State::Draining).await;
                 if let Err(error) = marked {
                     tracing::warn!(%error, "the instance could not be marked as draining");
                 }
-                tokio::time::sleep(drain).await;
+                tokio::time::sleep(arguments.drain).await;
                 ending.cancel();
                 running.await
             }
@@ -272,6 +280,24 @@ async fn run_drained(
     };
     let removed = registration.deregister().await;
     done.and(removed.map_err(Failure::from))
+}
+
+/// Says so if somebody takes the instance away. Whatever serves goes on: what it has begun is to end as it would have,
+/// and who took its place decides nothing about it. Never returns.
+async fn tell_loss(registration: &Registration, name: &str) {
+    let mut is_registered = registration.is_registered();
+    while is_registered.wait_for(|is_registered| !is_registered).await.is_ok() {
+        if let Some(reason) = registration.taken_away() {
+            let id = &registration.record().id;
+            complain(&format!("{id} of {name} is registered no more: {reason}"));
+            break;
+        }
+        // Lost, and registered again by itself.
+        if is_registered.changed().await.is_err() {
+            break;
+        }
+    }
+    pending().await
 }
 
 fn summaries(context: &Context, services: &[ServiceSummary]) -> Result<(), Failure> {

@@ -24,6 +24,14 @@ fn running(endpoint: &str, arguments: &[&str]) -> Talking {
     Talking::start(&mut command)
 }
 
+/// As [`running`], with what it says on standard error among what it prints.
+fn running_both(endpoint: &str, arguments: &[&str]) -> Talking {
+    let mut command = Command::new("sh");
+    command.args(["-c", r#"exec "$0" "$@" 2>&1"#, CONCLAVE, "--endpoints", endpoint, "service"]);
+    command.args(arguments).stdin(Stdio::null());
+    Talking::start(&mut command)
+}
+
 fn service(endpoint: &str, arguments: &[&str]) -> String {
     let all = [&["service"], arguments].concat();
     let output = run(CONCLAVE, endpoint, &all, "");
@@ -148,6 +156,33 @@ fn a_successor_goes_on_whatever_its_predecessors_do() {
     successor.signal("INT");
     assert_eq!(successor.end().code(), Some(0));
     until(&endpoint, "nobody is left", <[Value]>::is_empty);
+    server.stop();
+}
+
+#[test]
+fn whoever_loses_its_id_says_so_and_goes_on() {
+    let mut server = local::Running::start(&["dev", "--port=0", "--peer-port=0"]);
+    let endpoint = server.wait_for("endpoint:");
+    let registered = |address: &str, rest: &[&str]| {
+        let flags = ["register", "api", address, "--id", "a", "--ttl", "60s", "--drain", "10ms"];
+        let mut instance = running_both(&endpoint, &[&flags, rest].concat());
+        assert_eq!(instance.line(), "a of api is registered");
+        instance
+    };
+    let mut first = registered("h:1", &["--", "sleep", "600"]);
+    let mut second = registered("h:2", &[]);
+    let told = first.line();
+    let by =
+        "a of api is registered no more: another registered the id of the instance (h:2, session ";
+    assert!(told.starts_with(by), "{told}");
+    service(&endpoint, &["deregister", "api", "a"]);
+    let told = second.line();
+    assert_eq!(told, "a of api is registered no more: somebody removed the instance");
+    // The command runs, and ends as it would have.
+    first.signal("INT");
+    assert_eq!(first.end().code(), Some(143), "the exit code of the command");
+    second.signal("INT");
+    assert_eq!(second.end().code(), Some(0));
     server.stop();
 }
 

@@ -1,91 +1,163 @@
 //! An instance in a session: taken out when it is dropped, in the background, for as long as that session
 //! lives. If others use it, too, nothing else would do it.
+//!
+//! What is registered first takes the id, also from another guard of the same session, and has a fence of its own
+//! from then on. So whatever a guard sends later is about its own instance, however late it arrives; and while
+//! nobody knows what became of a request that was to register one, it is that request which is taken back.
 
 use std::{
     collections::HashMap,
-    sync::{
-        Arc, Weak,
-        atomic::{AtomicI64, Ordering},
-    },
+    sync::{Arc, Weak},
 };
 
 use conclave_proto::v1::{self, DeregisterRequest, registry_service_client::RegistryServiceClient};
 use parking_lot::Mutex;
-use tonic::Status;
+use tokio::sync::{OnceCell, watch};
 
 use crate::{
     client::Client,
-    error::Error,
-    once::{Caller, Requests, Ticket},
+    error::{Error, Outcome},
+    once::{Requests, Ticket},
     session::{Cleanup, Session},
 };
 
-/// The instances of one session, by service and id, that somebody holds or that are to be taken out.
-pub(crate) type Entries = Mutex<HashMap<(String, String), Weak<Exit>>>;
+/// The ids of one session, by service, of which somebody holds an instance.
+pub(crate) type Entries = Mutex<HashMap<(String, String), Weak<Seat>>>;
+
+/// An id in a session, for all guards that register it there.
+#[derive(Debug, Default)]
+pub(crate) struct Seat {
+    /// Fence of the last one who took it, as far as known; 0: nobody has.
+    taken: watch::Sender<i64>,
+}
 
 /// An instance that is registered, or may be, until this is dropped.
 #[derive(Debug)]
 pub(super) struct Entry {
     session: Session,
+    seat: Arc<Seat>,
     exit: Arc<Exit>,
-    /// What was to take out an instance of this id until then.
-    before: Weak<Exit>,
+    /// Number of the last request of which nobody knows what became; 0: of none. What comes next takes it back, so that
+    /// it does nothing if it arrives only then.
+    doubt: Mutex<u64>,
     /// Whether there is nothing left to take out.
     is_over: bool,
 }
 
 impl Entry {
-    /// To be made before the instance is registered. What was to take out an instance of this id leaves it
-    /// alone from now on.
     pub(super) fn new(session: Session, service: &str, id: &str) -> Self {
         let (service, id) = (service.to_owned(), id.to_owned());
-        let key = (service.clone(), id.clone());
-        let request = DeregisterRequest {
+        let seat = {
+            let mut entries = session.entries().lock();
+            entries.retain(|_, seat| seat.strong_count() > 0);
+            let seat = entries.entry((service.clone(), id.clone())).or_default();
+            seat.upgrade().unwrap_or_else(|| {
+                let new = Arc::<Seat>::default();
+                *seat = Arc::downgrade(&new);
+                new
+            })
+        };
+        let exit = Arc::new(Exit {
+            session: session.id(),
             service,
             id,
-            session: session.id(),
-            ..DeregisterRequest::default()
-        };
-        let requests = Arc::clone(session.requests());
-        let (number, fence) = (Mutex::new(Number::None), AtomicI64::new(0));
-        let exit = Arc::new(Exit { request, fence, requests, number });
-        let before = {
-            let mut entries = session.entries().lock();
-            entries.retain(|_, exit| exit.strong_count() > 0);
-            entries.insert(key, Arc::downgrade(&exit)).unwrap_or_default()
-        };
-        if let Some(before) = before.upgrade() {
-            before.overtake();
-        }
-        Self { session, exit, before, is_over: false }
+            requests: Arc::clone(session.requests()),
+            stand: Mutex::new(Stand::Out),
+            number: OnceCell::new(),
+        });
+        Self { session, seat, exit, doubt: Mutex::default(), is_over: false }
     }
 
     pub(super) fn session(&self) -> &Session {
         &self.session
     }
 
-    /// Its fence as it was registered last; 0 if that is not known.
-    pub(super) fn registered(&self, fence: i64) {
-        self.exit.fence.store(fence, Ordering::Relaxed);
+    /// The number of a request that changes it, in doubt until [`Entry::settled`].
+    pub(super) async fn begin(&self) -> Result<Ticket, Error> {
+        let ticket = self.session.request().await?;
+        let before = std::mem::replace(&mut *self.doubt.lock(), ticket.sequence());
+        Ok(ticket.undoing(before))
     }
 
-    /// Whether the session registered the instance again, for somebody else.
-    pub(super) fn is_overtaken(&self) -> bool {
-        matches!(*self.exit.number.lock(), Number::Overtaken)
-    }
-
-    /// It was never registered: who registered an instance of this id before has it still.
-    pub(super) fn forget(self) {
-        if let Some(before) = self.before.upgrade() {
-            let DeregisterRequest { service, id, .. } = self.exit.request.clone();
-            let mut entries = self.session.entries().lock();
-            let is_last = |exit: &Weak<Exit>| exit.ptr_eq(&Arc::downgrade(&self.exit));
-            if let Some(last) = entries.get_mut(&(service, id)).filter(|exit| is_last(exit)) {
-                *last = Weak::clone(&self.before);
-                *before.number.lock() = Number::None;
-            }
+    /// What became of that request, which took back the one with the number `before`: if it was refused, that one is
+    /// still in doubt.
+    pub(super) fn settled(&self, before: u64, error: Option<&Error>) {
+        match error.map(Error::outcome) {
+            None => *self.doubt.lock() = 0,
+            Some(Outcome::NotApplied) => *self.doubt.lock() = before,
+            Some(Outcome::Unknown | Outcome::Applied) => {}
         }
-        self.leave();
+    }
+
+    /// A request is about to register it that may take another place than the one it has. What it did counts from
+    /// [`Entry::answered`] on; if that is never called, nobody knows what it did.
+    pub(super) fn ask(&self, ticket: Ticket) {
+        let mut stand = self.exit.stand.lock();
+        let before = match *stand {
+            Stand::Registered(fence) | Stand::Asked(_, fence) => fence,
+            Stand::Out => 0,
+        };
+        *stand = Stand::Asked(ticket, before);
+    }
+
+    /// What is sent with that request.
+    pub(super) fn once(&self) -> Option<v1::Once> {
+        match &*self.exit.stand.lock() {
+            Stand::Asked(ticket, _) => Some(ticket.once()),
+            Stand::Out | Stand::Registered(_) => None,
+        }
+    }
+
+    /// What became of that request: the fence of what it registered.
+    pub(super) fn answered(&self, answer: &Result<i64, Error>) {
+        let mut stand = self.exit.stand.lock();
+        let Stand::Asked(_, before) = *stand else { return };
+        match answer {
+            Ok(fence) => *stand = Stand::Registered(*fence),
+            Err(error) if error.outcome() != Outcome::NotApplied => {}
+            Err(_) if before == 0 => *stand = Stand::Out,
+            Err(_) => *stand = Stand::Registered(before),
+        }
+    }
+
+    /// It is there, with this fence.
+    pub(super) fn confirmed(&self, fence: i64) {
+        *self.exit.stand.lock() = Stand::Registered(fence);
+    }
+
+    /// It took the id, with this fence, from whoever had it.
+    pub(super) fn took(&self, fence: i64) {
+        self.seat.taken.send_if_modified(|taken| {
+            // Of two who take it at the same time the answers may come in any order.
+            let is_last = *taken < fence;
+            *taken = fence.max(*taken);
+            is_last
+        });
+    }
+
+    /// Whether the session registered the id later, for another guard.
+    pub(super) fn is_overtaken(&self) -> bool {
+        self.is_before(*self.seat.taken.borrow())
+    }
+
+    /// Returns when it did.
+    pub(super) async fn overtaken(&self) {
+        let mut taken = self.seat.taken.subscribe();
+        let overtaken = taken.wait_for(|taken| self.is_before(*taken)).await;
+        overtaken.expect("invariant: the sender is in `self`");
+    }
+
+    fn is_before(&self, taken: i64) -> bool {
+        match *self.exit.stand.lock() {
+            Stand::Registered(fence) => fence < taken,
+            Stand::Out | Stand::Asked(..) => false,
+        }
+    }
+
+    /// Whether an instance with this fence may be what a request registered that was not answered, for this guard.
+    pub(super) fn may_have_registered(&self, fence: i64) -> bool {
+        let is_asked = matches!(*self.exit.stand.lock(), Stand::Asked(..));
+        is_asked && *self.seat.taken.borrow() < fence
     }
 
     /// There is nothing to take out.
@@ -95,15 +167,7 @@ impl Entry {
 
     /// Takes it out. If that fails it goes on in the background.
     pub(super) async fn take_out(mut self) -> Result<(), Error> {
-        if self.is_overtaken() {
-            self.leave();
-            return Ok(());
-        }
-        let call = |channel, once| {
-            let request = DeregisterRequest { once, ..self.exit.request() };
-            async move { RegistryServiceClient::new(channel).deregister(request).await }
-        };
-        let done = Caller::session(&self.session).send(call).await.map(drop);
+        let done = self.exit.carry_out(self.session.client()).await;
         self.is_over = matches!(done, Ok(()) | Err(Error::NotFound(_)));
         done
     }
@@ -111,77 +175,70 @@ impl Entry {
 
 impl Drop for Entry {
     fn drop(&mut self) {
+        let is_out = matches!(*self.exit.stand.lock(), Stand::Out);
         // Who registers it again after a loss does so in another session.
-        if !self.is_over && !self.session.is_lost() {
+        if !self.is_over && !is_out && !self.session.is_lost() {
             self.session.heart().clean(Cleanup::Deregister(Arc::clone(&self.exit)));
         }
     }
 }
 
-/// What takes an instance out, by a numbered request: should a copy of it come late, it finds that whoever
-/// registered the instance again has settled its number.
+/// How an instance stands in the cluster.
 #[derive(Debug)]
-pub(crate) struct Exit {
-    request: DeregisterRequest,
-    /// Of what it takes out; 0: whatever the session has.
-    fence: AtomicI64,
-    requests: Arc<Requests>,
-    number: Mutex<Number>,
+enum Stand {
+    /// Nothing was registered.
+    Out,
+    /// This request was sent and not answered; before it there was what has this fence, 0 for nothing. Kept open, so
+    /// that the cluster can tell what it registered.
+    Asked(Ticket, i64),
+    /// With this fence.
+    Registered(i64),
 }
 
-/// Number of a request in the background.
+/// What takes an instance out: the one that was registered, and no other of its id, however late it is carried out.
 #[derive(Debug)]
-enum Number {
-    /// It was not sent yet.
-    None,
-    /// Kept however often it is sent.
-    Open(Ticket),
-    /// The session registered the instance again: the request is none any more.
-    Overtaken,
+pub(crate) struct Exit {
+    session: i64,
+    service: String,
+    id: String,
+    requests: Arc<Requests>,
+    stand: Mutex<Stand>,
+    /// Of the request, which keeps it however often it is sent.
+    number: OnceCell<Ticket>,
 }
 
 impl Exit {
     pub(crate) fn session(&self) -> i64 {
-        self.request.session
+        self.session
     }
 
-    fn request(&self) -> DeregisterRequest {
-        let fence = self.fence.load(Ordering::Relaxed);
-        DeregisterRequest { fence, ..self.request.clone() }
-    }
-
-    /// Gives it up. To be called before the request that registers the instance again gets its number.
-    fn overtake(&self) {
-        *self.number.lock() = Number::Overtaken;
-    }
-
-    /// Takes it out, unless it was registered again.
+    /// Takes it out.
     pub(crate) async fn carry_out(&self, client: &Client) -> Result<(), Error> {
-        if matches!(*self.number.lock(), Number::None) {
-            let ticket = self.requests.begin(self.request.session, client.timeout()).await?;
-            let mut number = self.number.lock();
-            if matches!(*number, Number::None) {
-                *number = Number::Open(ticket);
-            }
-        }
+        let number = self.number.get_or_try_init(async || self.number(client).await).await?;
+        let fence = match *self.stand.lock() {
+            Stand::Out => return Ok(()),
+            Stand::Registered(fence) => fence,
+            // That of the request that is taken back.
+            Stand::Asked(..) => 0,
+        };
         let call = |channel| {
-            // Asked for each attempt: it may be registered again between two.
-            let once = self.once();
-            async move {
-                let again = || Status::not_found("conclave: the instance was registered again");
-                let request =
-                    DeregisterRequest { once: Some(once.ok_or_else(again)?), ..self.request() };
-                RegistryServiceClient::new(channel).deregister(request).await
-            }
+            let (service, id) = (self.service.clone(), self.id.clone());
+            let once = Some(number.once());
+            let request = DeregisterRequest { service, id, session: self.session, fence, once };
+            async move { RegistryServiceClient::new(channel).deregister(request).await }
         };
         client.repeat(call).await.map(drop)
     }
 
-    /// What is sent with the request; `None` if it was overtaken.
-    fn once(&self) -> Option<v1::Once> {
-        match &*self.number.lock() {
-            Number::Open(ticket) => Some(ticket.once()),
-            Number::None | Number::Overtaken => None,
+    async fn number(&self, client: &Client) -> Result<Ticket, Error> {
+        let asked = match &*self.stand.lock() {
+            Stand::Asked(ticket, _) => Some(ticket.sequence()),
+            Stand::Out | Stand::Registered(_) => None,
+        };
+        match asked {
+            // What is open until this is done must not make it wait.
+            Some(asked) => Ok(self.requests.begin_undo(self.session).undoing(asked)),
+            None => self.requests.begin(self.session, client.timeout()).await,
         }
     }
 }
@@ -190,18 +247,22 @@ impl Exit {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_copy_that_comes_late_finds_its_number_settled() {
+    fn exit(stand: Stand, requests: &Arc<Requests>) -> Exit {
+        let (service, id) = ("s".to_owned(), "a".to_owned());
+        let (stand, number) = (Mutex::new(stand), OnceCell::new());
+        Exit { session: 7, service, id, requests: Arc::clone(requests), stand, number }
+    }
+
+    #[tokio::test]
+    async fn what_was_not_answered_is_taken_back_by_its_number() {
         let requests = Arc::<Requests>::default();
-        let number = Mutex::new(Number::Open(requests.begin_undo(7)));
-        let request = DeregisterRequest { session: 7, ..DeregisterRequest::default() };
-        let fence = AtomicI64::new(9);
-        let exit = Exit { request, fence, requests: Arc::clone(&requests), number };
-        let sent = exit.once().expect("it is to be sent");
-        assert_eq!((sent.session, sent.sequence), (7, 1));
-        exit.overtake();
-        assert_eq!(exit.once(), None, "not once more");
-        let registers = requests.begin_undo(7).once();
-        assert!(registers.settled > sent.sequence, "{registers:?}");
+        let client = Client::builder(["127.0.0.1:1"]).build().unwrap();
+        let asked = requests.begin_undo(7);
+        let unknown = exit(Stand::Asked(asked, 0), &requests);
+        let once = unknown.number(&client).await.unwrap().once();
+        assert_eq!((once.sequence, once.undoes), (2, 1));
+        assert_eq!(once.settled, 1, "its answer is kept until it is taken back");
+        let known = exit(Stand::Registered(9), &requests);
+        assert_eq!(known.number(&client).await.unwrap().once().undoes, 0, "the fence tells");
     }
 }

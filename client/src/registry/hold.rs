@@ -12,9 +12,7 @@ use conclave_proto::v1::{
 use tonic::{Code, Status};
 
 use super::{Record, Service, entry::Entry};
-use crate::{
-    error::Error, kv::put, lease::Lease, once::Caller, pulse::Pulse, session::Session, txn::key,
-};
+use crate::{error::Error, kv::put, lease::Lease, pulse::Pulse, session::Session, txn::key};
 
 /// What was registered: in which session or with which lease, and its fence, 0 with a lease.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -69,6 +67,19 @@ pub(super) fn is_taken(error: &Error) -> bool {
     matches!(error, Error::Refused(status) if status.message() == TAKEN)
 }
 
+/// Whether it is what the owner says that is refused, and will be whenever he says it.
+pub(super) fn is_wrong(error: &Error) -> bool {
+    match error {
+        Error::Invalid(_) => true,
+        // A check that the cluster does not make.
+        Error::Refused(status) => status.message().ends_with(CHECKS_FLAG),
+        _ => false,
+    }
+}
+
+/// Ends what a server says that makes no such checks.
+const CHECKS_FLAG: &str = "(--registry-checks)";
+
 impl Hold {
     pub(super) fn session(session: Session, is_own: bool, service: &Service, id: &str) -> Self {
         let pulse = session.pulse().child();
@@ -89,9 +100,28 @@ impl Hold {
         matches!(self.kind, Kind::Session(..))
     }
 
-    /// Whether its session registered the instance again, for somebody else.
+    /// Whether its session registered the id later, for another guard.
     pub(super) fn is_overtaken(&self) -> bool {
         matches!(&self.kind, Kind::Session(entry, _) if entry.is_overtaken())
+    }
+
+    /// Returns when it did.
+    pub(super) async fn overtaken(&self) {
+        match &self.kind {
+            Kind::Session(entry, _) => entry.overtaken().await,
+            Kind::Lease(_) => std::future::pending().await,
+        }
+    }
+
+    /// Whether what was found may have been registered here, without an answer.
+    pub(super) fn may_have_put(&self, found: Mark) -> bool {
+        match &self.kind {
+            Kind::Session(entry, is_own) => {
+                // Nobody else has a session that was begun for the instance.
+                found.session == self.id() && (*is_own || entry.may_have_registered(found.fence))
+            }
+            Kind::Lease(lease) => found.session == lease.id(),
+        }
     }
 
     /// Id of the session or lease.
@@ -119,13 +149,6 @@ impl Hold {
             }
         };
         Ok(Mark { session: self.id(), fence })
-    }
-
-    /// It was never registered, and never will be.
-    pub(super) fn forget(self) {
-        if let Kind::Session(entry, _) = self.kind {
-            entry.forget();
-        }
     }
 
     /// The instance is not its owner's any more: nothing is taken out.
@@ -158,16 +181,13 @@ impl Hold {
     }
 }
 
-/// Registers in a session; the fence.
+/// Registers in a session; the fence. Cancel-safe: what was begun is taken back with the entry.
 async fn register(
     entry: &Entry,
     service: &Service,
     record: &Record,
     condition: Condition,
 ) -> Result<i64, Error> {
-    if condition != Condition::Any && entry.is_overtaken() {
-        return Err(replaced());
-    }
     let mode = match condition {
         Condition::Any => Mode::Replace,
         // Also of a server that does not know what else is said.
@@ -182,23 +202,37 @@ async fn register(
         ..RegisterRequest::default()
     };
     match condition {
-        Condition::Any => {}
+        Condition::Any => request.anew = true,
         Condition::Still(Mark { fence, .. }) => request.fence = fence,
         Condition::Free(Mark { session, fence }) => {
+            request.anew = true;
             request.former = Some(FormerInstance { session, fence });
         }
-    }
-    if request.fence == 0 {
-        // Not known, should the answer be lost.
-        entry.registered(0);
     }
     let call = |channel, once| {
         let request = RegisterRequest { once, ..request.clone() };
         async move { RegistryServiceClient::new(channel).register(request).await }
     };
-    let registered = Caller::session(entry.session()).send(call).await?;
-    entry.registered(registered.fence);
-    Ok(registered.fence)
+    let (client, ticket) = (entry.session().client(), entry.begin().await?);
+    let before = ticket.once().undoes;
+    if !request.anew {
+        let answer = client.repeat(|channel| call(channel, Some(ticket.once()))).await;
+        entry.settled(before, answer.as_ref().err());
+        let fence = answer?.fence;
+        entry.confirmed(fence);
+        return Ok(fence);
+    }
+    entry.ask(ticket);
+    let answer = client.repeat(|channel| call(channel, entry.once())).await;
+    entry.settled(before, answer.as_ref().err());
+    let answer = answer.map(|registered| registered.fence);
+    entry.answered(&answer);
+    if condition == Condition::Any
+        && let Ok(fence) = answer
+    {
+        entry.took(fence);
+    }
+    answer
 }
 
 /// Registers with a lease. Who takes an instance's place goes on with its key: the lease tells whose it is.

@@ -1,6 +1,6 @@
 //! The task that keeps an instance registered.
 
-use std::time::Duration;
+use std::{borrow::Cow, time::Duration};
 
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -26,8 +26,7 @@ const REFUSED_MAX: Duration = Duration::from_secs(60);
 /// Share of that time by which it is shorter at random, at the most.
 const JITTER: f64 = 0.5;
 /// Why a registration is over.
-const TAKEN: &str = "another registered the id of the instance";
-const REMOVED: &str = "the instance was removed";
+const TAKEN: &str = "another guard of the session registered the id of the instance";
 const EITHER: &str = "the instance was taken over or removed";
 
 /// What a guard asks of the task behind it.
@@ -42,7 +41,7 @@ pub(super) struct Standing {
     pub(super) token: Option<i64>,
     pub(super) pulse: Pulse,
     /// Why it never will be again.
-    pub(super) over: Option<&'static str>,
+    pub(super) over: Option<Cow<'static, str>>,
 }
 
 /// How far a registration is.
@@ -52,15 +51,23 @@ enum Stage {
     /// Its session or lease is lost, or not there yet.
     Lost,
     /// Somebody else has taken it away, for this reason.
-    Over(&'static str),
+    Over(Cow<'static, str>),
 }
 
 /// What was found out about an instance that a check may have removed.
 enum Finding {
     /// How it stands.
     Stands(Result<Found, Error>),
-    /// Whether it would take connections.
-    Chance(bool),
+    /// It would take no connections.
+    NoChance,
+    /// It would take connections, and stands so.
+    Chance(Result<Found, Error>),
+}
+
+/// Why a registration is over whose id is another's.
+fn taken_by(mark: Mark, address: &str) -> Cow<'static, str> {
+    let session = mark.session;
+    format!("another registered the id of the instance ({address}, session {session:016x})").into()
 }
 
 /// The task that keeps an instance registered.
@@ -85,6 +92,7 @@ pub(super) struct Keeper {
 impl Keeper {
     pub(super) fn new(
         (service, ttl, record): (Service, Duration, Record),
+        look_every: Option<Duration>,
         state: watch::Sender<bool>,
         standing: watch::Sender<Option<Standing>>,
     ) -> Self {
@@ -95,7 +103,7 @@ impl Keeper {
             hold: None,
             mark: Mark::default(),
             stage: Stage::Lost,
-            replay: Replay::default(),
+            replay: Replay::new(look_every),
             backoff: Backoff::default(),
             refusals: 0,
             pause: Duration::ZERO,
@@ -108,19 +116,13 @@ impl Keeper {
         &self.service.client
     }
 
-    /// Registers the instance for the first time, in a session that was given if it is not lost.
+    /// Registers the instance for the first time, in a session that was given if it is not lost. If it is refused,
+    /// who has the id in that session has it still.
     pub(super) async fn begin(&mut self, given: Option<Session>) -> Result<(), Error> {
         let given = given.filter(|session| !session.is_lost());
         self.hold =
             given.map(|session| Hold::session(session, false, &self.service, &self.record.id));
-        let begun = self.enroll(Condition::Any).await;
-        if let Err(error) = &begun
-            && error.outcome() == Outcome::NotApplied
-            && let Some(hold) = self.hold.take()
-        {
-            hold.forget();
-        }
-        begun
+        self.enroll(Condition::Any).await
     }
 
     /// Puts the instance where it was to be put last, if that lives, else into a session or lease of its own.
@@ -168,6 +170,8 @@ impl Keeper {
     async fn change(&mut self) -> Result<(), Error> {
         if self.hold.as_ref().is_some_and(|hold| hold.pulse().is_lost()) {
             self.lose();
+        } else if self.is_overtaken() {
+            return Err(self.give_up(TAKEN.into()));
         }
         if let Stage::Stands = self.stage {
             match self.put(Condition::Still(self.mark)).await {
@@ -179,8 +183,8 @@ impl Keeper {
                 done => return done,
             }
         }
-        match self.stage {
-            Stage::Over(reason) => Err(Error::lost(reason)),
+        match &self.stage {
+            Stage::Over(reason) => Err(Error::lost(reason.clone())),
             Stage::Lost | Stage::Stands => self.register_again().await,
         }
     }
@@ -188,24 +192,26 @@ impl Keeper {
     /// The instance is not what was registered: registers it again if a check had it removed, and else gives it up.
     async fn inquire_why(&mut self, error: Error) -> Result<(), Error> {
         if self.is_overtaken() {
-            return Err(self.give_up(TAKEN));
+            return Err(self.give_up(TAKEN.into()));
         }
         if !self.hold.as_ref().is_some_and(Hold::is_native) {
-            return Err(self.give_up(EITHER));
+            // Nobody tells more; what is not known to be replaced stands.
+            let is_over = hold::is_replaced(&error);
+            return Err(if is_over { self.give_up(EITHER.into()) } else { error });
         }
         match replay::look(&self.service, &self.record.id).await {
             Ok(Found::Critical) => self.put(Condition::Free(self.mark)).await,
             // That it came back was not answered.
-            Ok(Found::There { mark, .. }) if self.is_own(mark.session) => {
+            Ok(Found::There { mark, .. }) if self.is_own(mark) => {
                 self.put(Condition::Still(mark)).await
             }
-            Ok(Found::There { .. }) => Err(self.give_up(TAKEN)),
-            Ok(Found::Removed) => Err(self.give_up(REMOVED)),
+            Ok(Found::There { mark, address, .. }) => Err(self.give_up(taken_by(mark, &address))),
+            Ok(Found::Removed(reason)) => Err(self.give_up(reason.into())),
             // A check had it removed, perhaps, and a compaction let that be forgotten. Nobody else's place is taken.
             Ok(Found::Absent) if replay::is_looked_after(&self.record) => {
                 self.put(Condition::Free(self.mark)).await
             }
-            Ok(Found::Absent) => Err(self.give_up(EITHER)),
+            Ok(Found::Absent) => Err(self.give_up(EITHER.into())),
             Err(unknown) => {
                 tracing::debug!(error = %unknown, "what became of the instance is not known");
                 Err(error)
@@ -214,13 +220,13 @@ impl Keeper {
     }
 
     /// Somebody took the instance away: it is not registered again.
-    fn give_up(&mut self, reason: &'static str) -> Error {
+    fn give_up(&mut self, reason: Cow<'static, str>) -> Error {
         tracing::warn!("the registration is over: {reason}");
         self.replay.stop();
-        self.stage = Stage::Over(reason);
+        self.stage = Stage::Over(reason.clone());
         self.standing.send_modify(|standing| {
             if let Some(standing) = standing {
-                standing.over = Some(reason);
+                standing.over = Some(reason.clone());
             }
         });
         if let Some(hold) = self.hold.take() {
@@ -233,7 +239,7 @@ impl Keeper {
     /// The session or lease is lost.
     fn lose(&mut self) {
         if self.is_overtaken() {
-            self.give_up(TAKEN);
+            self.give_up(TAKEN.into());
             return;
         }
         tracing::warn!("the registration was lost: registering again");
@@ -273,9 +279,9 @@ impl Keeper {
     /// Takes the place that is free, or still the own one; nobody else's, and none that somebody has cleared.
     async fn take_place(&mut self) -> Result<(), Error> {
         let former = match replay::look(&self.service, &self.record.id).await {
-            Ok(Found::There { mark, .. }) if self.is_own(mark.session) => mark,
+            Ok(Found::There { mark, .. }) if self.is_own(mark) => mark,
             Ok(Found::There { .. }) => return Err(hold::taken()),
-            Ok(Found::Removed) => return Err(self.give_up(REMOVED)),
+            Ok(Found::Removed(reason)) => return Err(self.give_up(reason.into())),
             Ok(Found::Critical | Found::Absent) => self.mark,
             // Who may not see it, or whom nobody can tell.
             Err(Error::Denied(_) | Error::Unimplemented(_)) => self.mark,
@@ -284,9 +290,9 @@ impl Keeper {
         self.enroll(Condition::Free(former)).await
     }
 
-    /// Whether the instance was registered in this session, or may have been.
-    fn is_own(&self, session: i64) -> bool {
-        session == self.mark.session || self.hold.as_ref().is_some_and(|hold| hold.id() == session)
+    /// Whether the instance is what was registered last, or may have been without an answer.
+    fn is_own(&self, found: Mark) -> bool {
+        found == self.mark || self.hold.as_ref().is_some_and(|hold| hold.may_have_put(found))
     }
 
     fn is_overtaken(&self) -> bool {
@@ -298,21 +304,36 @@ impl Keeper {
     async fn inquire(&self) -> Finding {
         match self.replay.due().await {
             Task::Look => Finding::Stands(replay::look(&self.service, &self.record.id).await),
-            Task::Replay => Finding::Chance(replay::has_chance(&self.record).await),
+            Task::Replay if replay::has_chance(&self.record).await => {
+                Finding::Chance(replay::look(&self.service, &self.record.id).await)
+            }
+            Task::Replay => Finding::NoChance,
         }
     }
 
     /// Does what is to be done after [`Keeper::inquire`].
     async fn attend(&mut self, finding: Finding) {
         match finding {
-            _ if self.is_overtaken() => drop(self.give_up(TAKEN)),
-            Finding::Stands(Ok(Found::There { mark, is_healthy })) if self.is_own(mark.session) => {
+            _ if self.is_overtaken() => drop(self.give_up(TAKEN.into())),
+            Finding::Stands(Ok(Found::There { mark, is_healthy, .. })) if self.is_own(mark) => {
                 self.replay.stands(&self.record, is_healthy);
             }
-            Finding::Stands(Ok(Found::There { .. })) => drop(self.give_up(TAKEN)),
-            Finding::Stands(Ok(Found::Removed)) => drop(self.give_up(REMOVED)),
+            Finding::Stands(Ok(Found::There { mark, address, .. })) => {
+                drop(self.give_up(taken_by(mark, &address)));
+            }
+            // Also who had it after this one was removed may have been removed by an operator.
+            Finding::Stands(Ok(Found::Removed(reason)))
+            | Finding::Chance(Ok(Found::Removed(reason))) => drop(self.give_up(reason.into())),
             Finding::Stands(Ok(Found::Critical)) => {
                 tracing::warn!("the instance was removed: it was critical for too long");
+                self.replay.postpone();
+                self.state.send_replace(false);
+            }
+            // A compaction let the reason be forgotten; or the session has ended, which is told soon.
+            Finding::Stands(Ok(Found::Absent)) if replay::is_looked_after(&self.record) => {
+                tracing::warn!(
+                    "the instance is not there, for a reason that nobody knows any more"
+                );
                 self.replay.postpone();
                 self.state.send_replace(false);
             }
@@ -321,14 +342,30 @@ impl Keeper {
                 tracing::debug!(%error, "how the instance stands is not known");
                 self.replay.registered(&self.record);
             }
-            Finding::Chance(true) => {
-                // Whoever took the name meanwhile keeps it.
-                if let Err(error) = self.put(Condition::Free(self.mark)).await {
-                    tracing::debug!(%error, "cannot register again yet");
-                    self.replay.postpone();
-                }
+            Finding::Chance(found) => self.come_back(found).await,
+            Finding::NoChance => self.replay.postpone(),
+        }
+    }
+
+    /// Registers an instance again that a check had removed, if nobody has its place.
+    async fn come_back(&mut self, found: Result<Found, Error>) {
+        let condition = match found {
+            // That it came back was not answered.
+            Ok(Found::There { mark, .. }) if self.is_own(mark) => Ok(Condition::Still(mark)),
+            // Whoever took the name meanwhile keeps it.
+            Ok(Found::There { .. }) => Err(hold::taken()),
+            Ok(Found::Critical | Found::Absent | Found::Removed(_)) => {
+                Ok(Condition::Free(self.mark))
             }
-            Finding::Chance(false) => self.replay.postpone(),
+            Err(error) => Err(error),
+        };
+        let done = match condition {
+            Ok(condition) => self.put(condition).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = done {
+            tracing::debug!(%error, "cannot register again yet");
+            self.replay.postpone();
         }
     }
 
@@ -348,6 +385,10 @@ impl Keeper {
                 order = orders.recv() => Some(order),
                 () = hold.pulse().lost().cancelled() => {
                     self.lose();
+                    None
+                }
+                () = hold.overtaken() => {
+                    self.give_up(TAKEN.into());
                     None
                 }
                 // Given up for an order, which may be the last one.
@@ -377,9 +418,14 @@ impl Keeper {
             match self.step(&mut orders).await {
                 None => {}
                 Some(Some(Order::Change(record, reply))) => {
-                    self.record = *record;
+                    let before = std::mem::replace(&mut self.record, *record);
+                    let done = self.change().await;
+                    // Else it could never be registered again.
+                    if done.as_ref().is_err_and(hold::is_wrong) {
+                        self.record = before;
+                    }
                     // The guard may have been dropped meanwhile.
-                    reply.send(self.change().await).ok();
+                    reply.send(done).ok();
                 }
                 Some(Some(Order::End(reply))) => {
                     reply.send(self.end().await).ok();

@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     Check, Health, Record, Service, State,
-    hold::is_taken,
+    hold::{is_taken, is_wrong},
     keeper::{Keeper, Order, Standing},
 };
 use crate::{error::Error, session::Session};
@@ -45,11 +45,12 @@ pub struct Register {
     record: Record,
     ttl: Duration,
     session: Option<Session>,
+    look_every: Option<Duration>,
 }
 
 impl Register {
     pub(super) fn new(service: Service, record: Record) -> Self {
-        Self { service, record, ttl: TTL, session: None }
+        Self { service, record, ttl: TTL, session: None, look_every: None }
     }
 
     /// What tells it from other instances. Default: its address.
@@ -133,12 +134,21 @@ impl Register {
         self
     }
 
+    /// How often to ask how the instance stands, so that the guard hears without a word of its own that somebody took
+    /// it away ([`Registration::taken_away`]): between 1 s and 1 min. Default: only if a check may have it removed. Only
+    /// a native registry tells.
+    pub fn look_every(mut self, interval: Duration) -> Self {
+        self.look_every = Some(interval);
+        self
+    }
+
     async fn register(self) -> Result<Registration, Error> {
-        let Self { service, record, ttl, session } = self;
+        let Self { service, record, ttl, session, look_every } = self;
         let (state, is_registered) = watch::channel(false);
         let (standing, stands) = watch::channel(None);
         let client = service.client.clone();
-        let mut keeper = Keeper::new((service, ttl, record.clone()), state, standing);
+        let what = (service, ttl, record.clone());
+        let mut keeper = Keeper::new(what, look_every, state, standing);
         keeper.begin(session).await?;
         let (orders, taken) = mpsc::channel(ORDERS_MAX);
         // Not aborted with the guard: the lease is still to be revoked.
@@ -157,7 +167,7 @@ impl IntoFuture for Register {
 }
 
 /// An instance that is registered for as long as this guard exists and nobody takes it away: an operator who
-/// removes it, or another session that takes its id. Then the registration is over: whatever this guard does leaves
+/// removes it, or another that takes its id, in another session or the same. Then the registration is over: whatever this guard does leaves
 /// the successor alone, and its next word, or a check's time to look after it, tells of it ([`Error::Lost`],
 /// [`Registration::lost`], [`Registration::is_registered`]).
 ///
@@ -234,6 +244,13 @@ impl Registration {
         pulse.run(pin!(work)).await.map_err(|error| over().unwrap_or(error))
     }
 
+    /// Why the registration is over for good, if somebody took the instance away and that is known; see
+    /// [`Registration::is_registered`] for when it is.
+    #[must_use]
+    pub fn taken_away(&self) -> Option<String> {
+        self.standing().over.map(String::from)
+    }
+
     fn standing(&self) -> Standing {
         let standing = self.stands.borrow().clone();
         standing.expect("invariant: there is a guard only of what was registered")
@@ -242,15 +259,20 @@ impl Registration {
     /// Changes what others see of the instance; its id stays.
     ///
     /// # Errors
-    /// [`Error::Lost`] if another session took the id, or somebody removed the instance: it stays away. See [`Error`].
+    /// [`Error::Lost`] if another took the id, or somebody removed the instance: it stays away. A change that the
+    /// registry will never take ([`Error::Invalid`], or a check that it does not make) is undone. See [`Error`].
     /// Otherwise the change is not given up: the next time the instance has to be registered again, it is with the
     /// change.
     pub async fn update(&mut self, change: impl FnOnce(&mut Record)) -> Result<(), Error> {
-        let id = self.record.id.clone();
+        let before = self.record.clone();
         change(&mut self.record);
-        self.record.id = id;
+        self.record.id.clone_from(&before.id);
         let record = Box::new(self.record.clone());
-        self.order(|reply| Order::Change(record, reply)).await
+        let done = self.order(|reply| Order::Change(record, reply)).await;
+        if done.as_ref().is_err_and(is_wrong) {
+            self.record = before;
+        }
+        done
     }
 
     /// Ends the registration.

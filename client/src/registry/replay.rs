@@ -1,8 +1,8 @@
 //! When an instance that was removed because it was critical for too long is registered again, though its owner
 //! lives.
 //!
-//! The owner asks from time to time how its instance stands: only if a check may have it removed, so that others
-//! cost nothing. What an operator or another session took away stays away. An instance that comes back is
+//! The owner asks from time to time how its instance stands: only if a check may have it removed, or if it is told
+//! to, so that others cost nothing. What an operator or another session took away stays away. An instance that comes back is
 //! unknown, and gets no calls, until its checks pass; as long as they do not, it is registered ever more seldom.
 
 use std::time::Duration;
@@ -36,12 +36,12 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 pub(super) enum Task {
     /// Ask how the instance stands.
     Look,
-    /// Register it again, if its checks have a chance.
+    /// Register it again, if its checks have a chance and nobody has said otherwise.
     Replay,
 }
 
 /// How the instance of an id stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Found {
     /// It is there.
     There {
@@ -49,11 +49,13 @@ pub(super) enum Found {
         mark: Mark,
         /// Whether it gets calls.
         is_healthy: bool,
+        /// Where it is.
+        address: String,
     },
     /// It was removed because it was critical for too long.
     Critical,
-    /// Somebody removed it, or gave it a time to drain that is over.
-    Removed,
+    /// Somebody removed it, or gave it a time to drain that is over; in words.
+    Removed(&'static str),
     /// It is not there, because of its session or its owner, or nobody knows why.
     Absent,
 }
@@ -61,15 +63,23 @@ pub(super) enum Found {
 /// The plan of one registration.
 #[derive(Debug, Default)]
 pub(super) struct Replay {
+    /// How often to ask even if no check may have the instance removed.
+    every: Option<Duration>,
     next: Option<(Instant, Task)>,
     /// Replays since it was healthy.
     times: u32,
 }
 
 impl Replay {
+    pub(super) fn new(every: Option<Duration>) -> Self {
+        let every = every.map(|every| every.clamp(LOOK_MIN, LOOK_MAX));
+        Self { every, ..Self::default() }
+    }
+
     /// The instance was registered: it is to be looked after if a check may have it removed.
     pub(super) fn registered(&mut self, record: &Record) {
-        self.next = look_every(record).map(|every| (Instant::now() + jittered(every), Task::Look));
+        let every = look_every(record).into_iter().chain(self.every).min();
+        self.next = every.map(|every| (Instant::now() + jittered(every), Task::Look));
     }
 
     /// The answer to [`Task::Look`]: it is there.
@@ -143,12 +153,17 @@ fn read(id: &str, answer: &DiscoverResponse) -> Found {
     match answer.instances.iter().find(|instance| instance.id == id) {
         // What is kept of a loss belongs to nobody.
         Some(instance) if instance.stale => Found::Absent,
-        Some(&Instance { session, fence, healthy: is_healthy, .. }) => {
-            Found::There { mark: Mark { session, fence }, is_healthy }
+        Some(Instance { session, fence, healthy, address, .. }) => {
+            let mark = Mark { session: *session, fence: *fence };
+            Found::There { mark, is_healthy: *healthy, address: address.clone() }
         }
         None => match answer.removed() {
             Reason::Critical => Found::Critical,
-            Reason::Admin | Reason::Deleted | Reason::Drained => Found::Removed,
+            Reason::Admin => Found::Removed("somebody removed the instance"),
+            Reason::Deleted => Found::Removed("somebody deleted the key of the instance"),
+            Reason::Drained => {
+                Found::Removed("the instance was removed: its time to drain was over")
+            }
             _ => Found::Absent,
         },
     }
@@ -214,6 +229,20 @@ mod tests {
     }
 
     #[test]
+    fn who_wants_to_hear_of_it_asks_without_a_check_too() {
+        let mut replay = Replay::new(Some(Duration::from_secs(5)));
+        for (remove_after_ms, at_most) in [(0, 5), (2_000, 2), (50_000, 5)] {
+            replay.registered(&record([remove_after_ms, 0]));
+            let (at, task) = replay.next.expect("it asks");
+            assert!(at <= Instant::now() + Duration::from_secs(at_most));
+            assert_eq!(task, Task::Look);
+        }
+        let mut quiet = Replay::new(None);
+        quiet.registered(&record([0, 0]));
+        assert_eq!(quiet.next, None);
+    }
+
+    #[test]
     fn only_what_a_check_may_remove_is_asked_for() {
         assert_eq!(look_every(&record([0, 0])), None);
         assert_eq!(look_every(&record([500, 40_000])), Some(LOOK_MIN));
@@ -230,7 +259,7 @@ mod tests {
         let gone = |removed| read("a", &answer(removed, &[]));
         assert_eq!(gone(Reason::Critical), Found::Critical);
         for somebody in [Reason::Admin, Reason::Deleted, Reason::Drained] {
-            assert_eq!(gone(somebody), Found::Removed);
+            assert!(matches!(gone(somebody), Found::Removed(_)), "{somebody:?}");
         }
         for nobody in [Reason::Unspecified, Reason::SessionExpired, Reason::Deregistered] {
             assert_eq!(gone(nobody), Found::Absent);
@@ -244,7 +273,8 @@ mod tests {
         };
         let stale = Instance { stale: true, ..instance("c", false) };
         let all = answer(Reason::Unspecified, &[instance("a", true), instance("b", false), stale]);
-        let there = |is_healthy| Found::There { mark: Mark { session: 1, fence: 2 }, is_healthy };
+        let (mark, address) = (Mark { session: 1, fence: 2 }, String::new);
+        let there = |is_healthy| Found::There { mark, is_healthy, address: address() };
         assert_eq!((read("a", &all), read("b", &all)), (there(true), there(false)));
         assert_eq!(read("c", &all), Found::Absent);
     }

@@ -18,12 +18,12 @@ use std::{
 use bytes::Bytes;
 use conclave_client::v1::{
     AcquireRequest, AcquireResponse, CheckFenceRequest, CheckFenceResponse, CommitRequest,
-    CommitResponse, ConvertRequest, ConvertResponse, CounterResponse, ForceReleaseRequest,
-    ForceReleaseResponse, Granted, HeldLock, InspectRequest, InspectResponse,
-    InstanceWatchResponse, LockListRequest, LockListResponse, Queued, ReleaseRequest,
-    ReleaseResponse, SessionBeginRequest, SessionBeginResponse, SessionEndRequest,
-    SessionEndResponse, SessionListRequest, SessionListResponse, SessionOpenRequest,
-    SessionOpenResponse, WriteRequest, WriteResponse,
+    CommitResponse, ConvertRequest, ConvertResponse, CounterResponse, DeregisterRequest,
+    DiscoverResponse, ForceReleaseRequest, ForceReleaseResponse, Granted, HeldLock, InspectRequest,
+    InspectResponse, InstanceWatchResponse, LockListRequest, LockListResponse, Queued,
+    RegisterRequest, ReleaseRequest, ReleaseResponse, SessionBeginRequest, SessionBeginResponse,
+    SessionEndRequest, SessionEndResponse, SessionListRequest, SessionListResponse,
+    SessionOpenRequest, SessionOpenResponse, WriteRequest, WriteResponse,
     acquire_response::Event,
     counter_service_server::CounterServiceServer,
     discovery_service_server::DiscoveryServiceServer,
@@ -71,13 +71,16 @@ pub(crate) struct Script {
     /// Sessions that are to be ended; while they hang, nobody is answered.
     pub(crate) ends: Mutex<Vec<i64>>,
     pub(crate) do_ends_hang: watch::Sender<bool>,
-    /// Ids of what was registered, whose answers may be lost, and of what was removed, unless there is no leader.
-    pub(crate) registered: Mutex<Vec<String>>,
+    /// What was registered, whose answers may be lost, and what was removed, unless there is no leader.
+    pub(crate) registered: Mutex<Vec<RegisterRequest>>,
     pub(crate) are_registrations_lost: AtomicBool,
-    pub(crate) deregistered: Mutex<Vec<String>>,
+    pub(crate) deregistered: Mutex<Vec<DeregisterRequest>>,
     pub(crate) has_no_leader: AtomicBool,
-    /// How often somebody asked for instances, which is never answered.
+    /// While this is so, registrations of an instance at `late:1` are not answered, and then refused.
+    pub(crate) do_registrations_hang: watch::Sender<bool>,
+    /// How often somebody asked for instances; the answers to those that come next, then there are none.
     pub(crate) discoveries: AtomicUsize,
+    pub(crate) found: Mutex<VecDeque<DiscoverResponse>>,
     /// What operators said of instances, whose answers are lost.
     pub(crate) operations: AtomicUsize,
     /// What the watches of services that come next are told; then there is nothing.
@@ -93,6 +96,10 @@ pub(crate) struct Script {
     pub(crate) logins: AtomicUsize,
     /// The context of its trace that each call brought along.
     pub(crate) traced: Mutex<Vec<String>>,
+    /// How long the callers of calls wait, as the servers are told.
+    pub(crate) timeouts: Mutex<Vec<String>>,
+    /// All calls are answered by this.
+    pub(crate) failure: Mutex<Option<Status>>,
     /// Everything is refused as by a learner.
     pub(crate) is_learner: AtomicBool,
     /// With what all streams broke last.

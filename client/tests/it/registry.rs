@@ -3,17 +3,20 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use conclave_client::{
-    Client, Error,
+    Client, Error, Outcome,
     balance::{BalancedChannel, RoundRobin, SnapshotOptions},
     registry::{Basis, Directory, Listing, State},
 };
 
+use conclave_testing::process::signal;
 use tokio::time::timeout;
 
 use crate::{
     SOON,
     backend::{backends, call, counts},
-    eventually, start,
+    eventually,
+    native::IMPATIENT,
+    start,
 };
 
 fn ids(listing: &Listing) -> Vec<&str> {
@@ -96,6 +99,27 @@ async fn a_lost_registration_is_made_again_with_its_last_change() {
     assert!(!registration.lost().is_cancelled(), "that of this registration");
     registration.deregister().await.unwrap();
     assert!(service.instances().await.unwrap().is_empty());
+}
+
+/// Nobody knows what became of the update, which is no reason to give up what stands.
+#[tokio::test]
+async fn an_update_without_an_answer_ends_no_registration() {
+    let test = "an_update_without_an_answer_ends_no_registration";
+    let Some((server, client)) = start(test).await else { return };
+    let service = client.with_timeout(IMPATIENT).service("api");
+    let register = service.register("h:1").ttl(Duration::from_secs(600));
+    let mut registration = register.await.unwrap();
+    signal(server.pid(), "STOP");
+    let unknown = registration.update(|record| record.weight = 7).await.unwrap_err();
+    assert_eq!(unknown.outcome(), Outcome::Unknown, "{unknown:?}");
+    signal(server.pid(), "CONT");
+    assert!(*registration.is_registered().borrow() && registration.taken_away().is_none());
+    eventually("it is updated", async || {
+        registration.update(|record| record.weight = 8).await.ok()
+    })
+    .await;
+    assert_eq!(client.service("api").instances().await.unwrap()[0].weight, 8);
+    registration.deregister().await.unwrap();
 }
 
 /// A channel to what is registered as `api`, and the guards of three instances.

@@ -4,9 +4,10 @@ use std::{
     collections::BTreeMap,
     fmt::Debug,
     sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 
-use conclave_client::{Client, http::HeaderValue};
+use conclave_client::{Client, Error, http::HeaderValue};
 use parking_lot::Mutex;
 use tonic::Status;
 use tracing::{
@@ -17,7 +18,7 @@ use tracing::{
 };
 use tracing_core::span::Current;
 
-use crate::{SOON, fake::Fake};
+use crate::{SOON, fake::Fake, native::IMPATIENT};
 
 /// Fields of a span by their names.
 #[derive(Debug, Default, Clone)]
@@ -124,4 +125,48 @@ async fn every_call_takes_the_headers_of_its_program_along() {
     let traced = fake.script.traced.lock().clone();
     assert!(traced.len() >= 3, "{traced:?}");
     assert!(traced.iter().all(|traced| traced == context), "{traced:?}");
+}
+
+/// So that they do not work for somebody who has given up.
+#[tokio::test]
+async fn servers_learn_how_long_a_caller_waits() {
+    let fake = Fake::start();
+    let script = &fake.script;
+    let client =
+        Client::builder([fake.endpoint()]).timeout(Duration::from_secs(50)).build().unwrap();
+    let told = |call: &str| {
+        let told = std::mem::take(&mut *script.timeouts.lock());
+        assert!(!told.is_empty(), "{call}");
+        for told in told {
+            let ms: u64 = told.strip_suffix('m').expect("milliseconds").parse().unwrap();
+            assert!((1..=50_000).contains(&ms), "{call}: {told}");
+        }
+    };
+    let session = client.session().ttl(Duration::from_secs(600)).await.unwrap();
+    told("a session");
+    // Whether they are carried out is nothing to them.
+    client.get("a").await.unwrap_err();
+    told("a read");
+    client.put("a", "1").await.unwrap_err();
+    told("a write");
+    client.lease_grant(9, 0).await.unwrap_err();
+    told("a lease");
+    let registration = client.service("s").register("h:1").session(&session).await.unwrap();
+    told("a registration");
+    registration.deregister().await.unwrap();
+    told("its end");
+    session.lock("x").await.unwrap().release().await.unwrap();
+    told("a release");
+}
+
+#[tokio::test]
+async fn a_server_may_be_the_first_to_notice_that_the_time_is_over() {
+    let fake = Fake::start();
+    let client = Client::builder([fake.endpoint()]).timeout(SOON).build().unwrap();
+    let late = Status::deadline_exceeded("context deadline exceeded");
+    fake.script.failure.lock().replace(late);
+    let error = client.lease_grant(9, 0).await.unwrap_err();
+    assert!(matches!(error, Error::Deadline { .. }), "{error:?}");
+    let read = client.with_timeout(IMPATIENT).get("a").await.unwrap_err();
+    assert!(matches!(read, Error::Deadline { .. }), "{read:?}");
 }

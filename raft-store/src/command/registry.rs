@@ -28,6 +28,7 @@ pub fn register(message: internal::RegistryRegister) -> RegistryCommand {
         mod_revision: request.mod_revision,
         fence: request.fence,
         former: Former { session, fence },
+        is_anew: request.anew,
         once: once(request.once),
         now_ms: message.now_unix_ms,
         is_damping: message.damping,

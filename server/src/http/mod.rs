@@ -11,11 +11,13 @@
 //! | `web`, `grpc_web` | what browsers may do, and gRPC as they can speak it |
 //! | `pages`, `probes` | `/version`, `/metrics`, discovery for Prometheus; `/health`, `/livez`, `/readyz` |
 //! | `gateway` | JSON |
+//! | `deadline` | how long a call may take |
 //! | `held` | answers whose memory is counted until they are sent |
 
 mod authority;
 mod client_stream;
 mod crowd;
+mod deadline;
 mod gateway;
 mod grpc_web;
 mod held;

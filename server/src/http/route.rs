@@ -15,7 +15,7 @@ use tower::{BoxError, Service as _};
 
 use super::grpc_web::{self, Kind};
 use super::listen::{Entrance, Role};
-use super::{gateway, held, pages, place, web};
+use super::{deadline, gateway, held, pages, place, web};
 use crate::api::context::Context;
 use crate::api::{ELECTION_PATH, KV_PATH, LEASE_PATH, LOCK_PATH, Services, reflection};
 use crate::auth::Refused;
@@ -144,6 +144,7 @@ impl Router {
             return status.into_http();
         }
         self.count(&request);
+        let until = deadline::of(&request);
         if self.context.node.is_learner() && !is_for_learners(request.uri().path()) {
             return Status::from(Fault::NotSupportedForLearner).into_http();
         }
@@ -155,7 +156,15 @@ impl Router {
             return status.into_http();
         }
         let path = request.uri().path_and_query().cloned();
-        let Ok(response) = self.services.ask(request).await;
+        let answer = self.services.ask(request);
+        let Ok(response) = match until {
+            None => answer.await,
+            // Dropped, as if the caller had gone: what it asked for leaves the queue.
+            Some(until) => match tokio::time::timeout_at(until, answer).await {
+                Ok(answer) => answer,
+                Err(_elapsed) => return deadline::too_late().into_http(),
+            },
+        };
         held::hold(self.reword(response, path.as_ref()))
     }
 }

@@ -164,6 +164,10 @@ impl Delivery {
                 Offer::Stopped => return self.fail(ProposeError::Stopped),
                 Offer::NotLeader => self.route.wait_for_change(RETRY_PAUSE).await,
             }
+            // No log has it, and nobody wants it any more.
+            if self.waiters.is_deserted(self.sequence) {
+                return self.fail(ProposeError::Timeout);
+            }
         }
     }
 

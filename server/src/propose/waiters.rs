@@ -49,6 +49,13 @@ impl Waiters {
         self.batches.lock().contains_key(&sequence)
     }
 
+    /// Whether all who wanted answers of a batch have gone.
+    pub(crate) fn is_deserted(&self, sequence: u64) -> bool {
+        let batches = self.batches.lock();
+        let batch = batches.get(&sequence);
+        batch.is_none_or(|batch| batch.answers.iter().all(Answer::is_closed))
+    }
+
     /// Answers a batch that was applied here. The answers are handed out by a task of the callers'
     /// runtime: one thread is woken for all of them, and not by apply for each.
     pub(crate) fn complete(&self, entry: AppliedEntry) {
@@ -96,5 +103,26 @@ impl Waiters {
     pub(crate) fn free_slot(&self, sequence: u64) {
         let slot = self.batches.lock().get_mut(&sequence).and_then(|batch| batch.slot.take());
         drop(slot);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_batch_is_deserted_when_the_last_one_has_gone() {
+        let waiters = Waiters::new(Handle::current());
+        let (answers, mut waiting): (Vec<Answer>, Vec<_>) =
+            (0..2).map(|_| oneshot::channel()).unzip();
+        let (_over, _) = oneshot::channel();
+        let deadline = Instant::now();
+        waiters.insert(7, InFlight { answers, deadline, slot: None, _over, _room: Vec::new() });
+        assert!(!waiters.is_deserted(7));
+        waiting.pop();
+        assert!(!waiters.is_deserted(7), "one waits still");
+        waiting.pop();
+        assert!(waiters.is_deserted(7));
+        assert!(waiters.is_deserted(8), "nobody waits for what was answered");
     }
 }

@@ -10,7 +10,7 @@ use hyper::body::Incoming;
 use prost::Message;
 
 use crate::cluster::within;
-use crate::support::{put, range, server};
+use crate::support::{put, range, server, servers};
 use crate::web::Web;
 
 const BINARY: &str = "application/grpc-web+proto";
@@ -150,4 +150,21 @@ async fn failures_and_other_origins() {
     let wrong = [("content-type", BINARY)];
     let answer = web.send(Method::GET, "/etcdserverpb.KV/Put", &wrong, "").await;
     assert_eq!(answer.status(), StatusCode::METHOD_NOT_ALLOWED);
+}
+
+/// Over a connection that stays, as that of a caller who was cut off: nothing else tells that it has given up.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_call_takes_no_longer_than_its_caller_waits() {
+    let mut servers = servers(3, &[]).await;
+    let server = servers.remove(0);
+    for other in servers {
+        within("it stops", other.running.stop()).await;
+    }
+    let web = Web::of(&server);
+    let headers = [("content-type", BINARY), ("grpc-timeout", "300m")];
+    let body = framed(&put("a", "1"));
+    let answer = web.send(Method::POST, "/etcdserverpb.KV/Put", &headers, body).await;
+    let headers = answer.headers();
+    assert_eq!(headers["grpc-status"], "4", "{headers:?}");
+    assert_eq!(headers["grpc-message"], "context%20deadline%20exceeded");
 }

@@ -185,7 +185,6 @@ async fn a_name_that_somebody_took_meanwhile_is_left_alone() {
     let mode = v1::register_request::Mode::IfAbsent.into();
     let wanted = v1::RegisterRequest { mode, ..request(other.id(), &named("a")) };
     // Should the owner come back first, it is removed once more.
-    let mut refusals = 0.0;
     let taken = loop {
         soon("it is removed", is_registered.wait_for(|is_registered| !is_registered))
             .await
@@ -194,15 +193,15 @@ async fn a_name_that_somebody_took_meanwhile_is_left_alone() {
             Ok(answer) => break answer.into_inner(),
             Err(status) => assert_eq!(status.code(), Code::FailedPrecondition),
         }
-        refusals += 1.0;
     };
-    let refused = Box::pin(async {
-        let (of, code) = ("conclave.v1.RegistryService", "FailedPrecondition");
-        while handled(server, of, "Register", code).await <= refusals {
+    let looks = || handled(server, "conclave.v1.RegistryService", "Discover", "OK");
+    let asked = looks().await;
+    let again = Box::pin(async {
+        while looks().await <= asked {
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     });
-    soon("the owner tried", refused).await;
+    soon("the owner looks", again).await;
     let is_left = async || {
         let found = service.resolve(v1::InstanceFilter::default()).await.unwrap().remove(0);
         (found.session, found.fence, found.mod_revision)

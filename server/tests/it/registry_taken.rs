@@ -2,12 +2,14 @@
 
 use std::time::Duration;
 
-use conclave_client::registry::{Registration, Service, State};
+use conclave_client::registry::{Check, Record, Registration, Service, State};
 use conclave_client::{Client, Error};
 use conclave_proto::v1;
+use tonic::Code;
 
 use crate::limits::handled;
 use crate::native_lock::{client, session, soon};
+use crate::registry_support::{SERVICE, registry, request};
 use crate::support::{Server, leader, server, servers};
 
 /// Longer than a machine stands still.
@@ -73,7 +75,7 @@ async fn a_successor_is_left_alone_by_who_had_its_id_before() {
     assert_eq!(found(&service).await.fence, before.fence);
 }
 
-/// The same session has it, and so the same fence.
+/// The same session has it, but each registration has a fence of its own.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_that_registers_anew_is_left_alone_by_its_first_guard() {
     let servers = [server(&[]).await];
@@ -81,10 +83,30 @@ async fn a_session_that_registers_anew_is_left_alone_by_its_first_guard() {
     let service = client.service("shop/api");
     let shared = session(&client, "one").await;
     let register = |address| service.register(address).id("a").session(&shared);
-    let (mut first, second) = (register("h:1").await.unwrap(), register("h:2").await.unwrap());
-    let third = register("h:3").await.unwrap();
+    let mut first = register("h:1").await.unwrap();
+    let (token, mut is_registered) = (first.token().unwrap(), first.is_registered());
+    let second = register("h:2").await.unwrap();
+    let mut third = register("h:3").await.unwrap();
     let before = found(&service).await;
+    assert!(Some(token) < second.token() && second.token() < third.token());
+    soon("it is told", is_registered.wait_for(|is_registered| !is_registered)).await.unwrap();
+    let reason = "another guard of the session registered the id of the instance";
+    assert_eq!(first.taken_away().as_deref(), Some(reason));
     is_over(&mut first).await;
+    // What the first guard sent before that, and what arrives only now, without a number that would tell.
+    let record = Record { id: "a".to_owned(), ..Record::new("h:1") };
+    let mode = v1::register_request::Mode::IfAbsent.into();
+    let late = v1::RegisterRequest { fence: token, mode, ..request(shared.id(), &record) };
+    let late = registry(&servers[0]).register(late).await.unwrap_err();
+    assert_eq!(late.code(), Code::Aborted, "{late}");
+    let removal = v1::DeregisterRequest {
+        service: SERVICE.to_owned(),
+        id: "a".to_owned(),
+        session: shared.id(),
+        fence: token,
+        once: None,
+    };
+    assert!(!registry(&servers[0]).deregister(removal).await.unwrap().into_inner().removed);
     first.deregister().await.unwrap();
     second.deregister().await.unwrap();
     assert_eq!(found(&service).await, before);
@@ -93,6 +115,8 @@ async fn a_session_that_registers_anew_is_left_alone_by_its_first_guard() {
         service.register("h:4").id("a").session(&shared).endpoint("x", "y".repeat(20_000));
     let refused = nameless.await.unwrap_err();
     assert!(matches!(refused, Error::Invalid(_)), "{refused:?}");
+    third.update(|record| record.weight = 7).await.unwrap();
+    assert_eq!(found(&service).await.fence, before.fence);
     third.deregister().await.unwrap();
     assert!(service.instances().await.unwrap().is_empty());
 }
@@ -173,4 +197,35 @@ async fn a_place_that_is_still_the_own_one_is_taken_at_once() {
     assert!(after.session != before.session && after.fence > before.fence);
     assert_eq!(Some(after.fence), other.token());
     other.deregister().await.unwrap();
+}
+
+/// A change that is refused for what it says must not keep the instance from coming back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_that_is_never_taken_is_undone() {
+    let servers = [server(&["--registry-checks=off"]).await];
+    let client = client(&servers);
+    let service = client.service("shop/api");
+    let mut registration = register(&service, "h:1").await;
+    registration.update(|record| record.weight = 7).await.unwrap();
+    let long = registration.update(|record| record.version = "y".repeat(20_000)).await.unwrap_err();
+    assert!(matches!(long, Error::Invalid(_)), "{long:?}");
+    let check = |record: &mut Record| record.details.check = Some(Check::default());
+    let checked = registration.update(check).await.unwrap_err();
+    assert!(matches!(checked, Error::Refused(_)), "{checked:?}");
+    let record = registration.record();
+    assert!(record.version.is_empty() && record.details.check.is_none() && record.weight == 7);
+    let before = found(&service).await;
+    client.session_end(before.session).await.unwrap();
+    let back = Box::pin(async {
+        loop {
+            let found = service.resolve(v1::InstanceFilter::default()).await.unwrap();
+            if let Some(found) = found.into_iter().find(|found| found.session != before.session) {
+                return found;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+    let back = soon("it comes back", back).await;
+    assert_eq!(Record::decode("a", &back.record).unwrap().weight, 7);
+    registration.deregister().await.unwrap();
 }

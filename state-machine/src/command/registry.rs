@@ -51,6 +51,8 @@ pub struct Register {
     pub fence: i64,
     /// With [`RegisterMode::IfAbsent`]: what may be replaced nevertheless.
     pub former: Former,
+    /// It takes the place of what the same session registered, too.
+    pub is_anew: bool,
     /// Who asks, and for which time.
     pub once: Once,
     /// Wall clock of the member that was asked, in milliseconds.
@@ -79,7 +81,7 @@ pub struct Deregister {
     pub session: i64,
     /// Only the instance with this create revision; 0 for any.
     pub fence: i64,
-    /// Who asks, and for which time.
+    /// Who asks, and for which time. What takes a request back removes only what that one registered.
     pub once: Once,
 }
 

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::record::{Checked, Details, Health, Record};
 use super::{Stored, check, damping, drop_lost, index, stored};
 use crate::change::{Before, Change};
-use crate::command::{Deregister, Register, RegisterMode};
+use crate::command::{Deregister, Once, Register, RegisterMode};
 use crate::leases::{self, LeaseRow};
 use crate::outcome::Stop;
 use crate::read::Read;
@@ -27,26 +27,26 @@ pub(super) fn register<R: Read>(
     let before = Before::load(change.rows, &key)?;
     let known = stored(change.rows, service, id)?;
     admit(command, known.as_ref(), before.kv.is_some())?;
-    let is_other = known.as_ref().is_some_and(|known| known.kv.lease != *session);
-    complete(change.rows, &mut record, known.as_ref(), (&lease, command))?;
-    if let Some(Stored { kv, record: same, .. }) = &known
-        && !is_other
+    // What is there and goes on; anything else that is there ends.
+    let own = known.as_ref().filter(|known| known.kv.lease == *session && !command.is_anew);
+    complete(change.rows, &mut record, (known.as_ref(), own), (&lease, command))?;
+    if let Some(Stored { kv, record: same, .. }) = own
         && *same == record
     {
         let (number, revision) = (kv.create_revision, kv.mod_revision);
         return Ok(PrimitiveResponse { is_done: false, number, revision });
     }
-    let own = known.as_ref().filter(|_| !is_other).map(|known| known.kv.create_revision);
-    let before = if is_other { replace(change, &key, before)? } else { before };
+    let ends = known.is_some() && own.is_none();
+    let before = if ends { replace(change, &key, before)? } else { before };
     change.put(&key, before, &record.encode().into(), *session)?;
     let revision = change.head.revision;
-    let number = own.unwrap_or(revision);
+    let number = own.map_or(revision, |own| own.kv.create_revision);
     Ok(PrimitiveResponse { is_done: known.is_none(), number, revision })
 }
 
 /// Whether the request may have the place of what is there.
 fn admit(command: &Register, known: Option<&Stored>, is_key: bool) -> Result<(), Rejection> {
-    let Register { session, fence, former, .. } = command;
+    let Register { session, fence, former, is_anew, .. } = command;
     if *fence != 0 && !known.is_some_and(|known| known.is_of(*session, *fence)) {
         return Err(Rejection::InstanceReplaced);
     }
@@ -60,7 +60,7 @@ fn admit(command: &Register, known: Option<&Stored>, is_key: bool) -> Result<(),
     if command.mod_revision != 0 && command.mod_revision != known.kv.mod_revision {
         return Err(CHANGED);
     }
-    let is_own = known.kv.lease == *session
+    let is_own = (known.kv.lease == *session && !is_anew)
         || (former.fence != 0 && known.is_of(former.session, former.fence));
     if !is_own && command.mode == RegisterMode::IfAbsent {
         return Err(ANOTHERS);
@@ -68,7 +68,7 @@ fn admit(command: &Register, known: Option<&Stored>, is_key: bool) -> Result<(),
     Ok(())
 }
 
-/// Ends the registration of another session: the next one has a fence of its own.
+/// Ends the registration that is there: the next one has a fence of its own.
 fn replace<R: Read>(
     change: &mut Change<'_, '_, R>,
     key: &Bytes,
@@ -82,12 +82,11 @@ fn replace<R: Read>(
 fn complete<R: Read>(
     rows: &R,
     record: &mut Record,
-    known: Option<&Stored>,
+    (known, own): (Option<&Stored>, Option<&Stored>),
     (lease, command): (&LeaseRow, &Register),
 ) -> Result<(), Halt> {
     let Register { service, id, now_ms, is_damping, .. } = command;
-    let own = known.filter(|known| known.kv.lease == command.session).map(|known| &known.record);
-    let known = known.map(|known| &known.record);
+    let [known, own] = [known, own].map(|stored| stored.map(|stored| &stored.record));
     let details = &mut record.details;
     details.owner.clone_from(&lease.owner);
     details.ttl_seconds = lease.ttl;
@@ -139,16 +138,23 @@ pub(super) fn deregister<R: Read>(
     change: &mut Change<'_, '_, R>,
     command: &Deregister,
 ) -> Result<PrimitiveResponse, Stop> {
-    let Deregister { service, id, session, fence, .. } = command;
+    let Deregister { service, id, session, once, .. } = command;
     let is_owner = *session != 0;
     change.because(if is_owner { Cause::Deregistered } else { Cause::Admin });
+    let fence = match once.undoes {
+        0 => command.fence,
+        _ => match undone(change.rows, *once)? {
+            Some(fence) => fence,
+            None => return Ok(PrimitiveResponse::default()),
+        },
+    };
     let Some(known) = stored(change.rows, service, id)? else {
         // One that is kept after its loss can be removed, too.
-        let was_there = *fence == 0 && drop_lost(change, service, id)?;
+        let was_there = fence == 0 && drop_lost(change, service, id)?;
         return Ok(PrimitiveResponse { is_done: was_there, ..PrimitiveResponse::default() });
     };
     let is_owners = !is_owner || known.kv.lease == *session;
-    if *fence != 0 && !(is_owners && known.kv.create_revision == *fence) {
+    if fence != 0 && !(is_owners && known.kv.create_revision == fence) {
         return Ok(PrimitiveResponse { is_done: false, ..PrimitiveResponse::default() });
     }
     if !is_owners {
@@ -157,4 +163,11 @@ pub(super) fn deregister<R: Read>(
     change.delete(&known.key, known.before)?;
     drop_lost(change, service, id)?;
     Ok(PrimitiveResponse { is_done: true, ..PrimitiveResponse::default() })
+}
+
+/// The fence of what the request registered that is taken back; `None` if it registered nothing, and never will.
+fn undone<R: Read>(rows: &R, once: Once) -> Result<Option<i64>, Halt> {
+    let session = leases::lease(rows, once.session)?;
+    let answer = session.and_then(|session| session.answer(once.undoes));
+    Ok(answer.map(|answer| answer.number).filter(|fence| *fence != 0))
 }

@@ -105,6 +105,7 @@ fn register(words: &mut Words) -> Parsed<Register> {
                 record.details.check = Some(Check { remove_after_ms, ..Check::default() });
             }
             "absent" => command.mode = RegisterMode::IfAbsent,
+            "anew" => command.is_anew = true,
             "at" => command.mod_revision = number(&value)?,
             "fence" => command.fence = number(&value)?,
             "former" => {

@@ -1,7 +1,8 @@
-//! The registry of the scripted server: it notes what is registered and removed, and shows nothing.
+//! The registry of the scripted server: it notes what is registered and removed, and shows what it is told to.
 
 use std::sync::atomic::Ordering;
 
+use conclave_client::registry::Record;
 use conclave_client::v1::{
     DeregisterRequest, DeregisterResponse, DiscoverRequest, DiscoverResponse,
     InstanceUpdateRequest, InstanceUpdateResponse, InstanceWatchRequest, InstanceWatchResponse,
@@ -35,11 +36,19 @@ impl RegistryService for Scripted {
         &self,
         request: Request<RegisterRequest>,
     ) -> Result<Response<RegisterResponse>, Status> {
+        let request = request.into_inner();
+        let is_late = Record::decode(&request.id, &request.record)
+            .is_some_and(|record| record.address == "late:1");
         let fence = {
             let mut registered = self.0.registered.lock();
-            registered.push(request.into_inner().id);
+            registered.push(request);
             i64::try_from(registered.len()).unwrap_or(i64::MAX)
         };
+        let mut hang = self.0.do_registrations_hang.subscribe();
+        if is_late && *hang.borrow() {
+            hang.wait_for(|hang| !hang).await.expect("the script is there");
+            return Err(Status::invalid_argument("the record is too long"));
+        }
         if self.0.are_registrations_lost.load(Ordering::Relaxed) {
             return Err(Status::unavailable("etcdserver: leader changed"));
         }
@@ -53,7 +62,7 @@ impl RegistryService for Scripted {
         if self.0.has_no_leader.load(Ordering::Relaxed) {
             return Err(Status::unavailable("etcdserver: no leader"));
         }
-        self.0.deregistered.lock().push(request.into_inner().id);
+        self.0.deregistered.lock().push(request.into_inner());
         Ok(Response::new(DeregisterResponse { removed: true }))
     }
 
@@ -69,8 +78,12 @@ impl RegistryService for Scripted {
         &self,
         _: Request<DiscoverRequest>,
     ) -> Result<Response<DiscoverResponse>, Status> {
+        let found = self.0.found.lock().pop_front();
         self.0.discoveries.fetch_add(1, Ordering::Relaxed);
-        std::future::pending().await
+        match found {
+            Some(found) => Ok(Response::new(found)),
+            None => std::future::pending().await,
+        }
     }
 
     async fn list_services(

@@ -24,6 +24,12 @@ pub(super) fn admit(script: &Script, request: Request<()>) -> Result<Request<()>
     if script.is_learner.load(Ordering::Relaxed) {
         return Err(Status::failed_precondition("etcdserver: rpc not supported for learner"));
     }
+    if let Some(timeout) = request.metadata().get("grpc-timeout") {
+        script.timeouts.lock().push(timeout.to_str().unwrap_or_default().to_owned());
+    }
+    if let Some(failure) = &*script.failure.lock() {
+        return Err(failure.clone());
+    }
     if let Some(context) = request.metadata().get("traceparent") {
         let context = context.to_str().unwrap_or_default().to_owned();
         script.traced.lock().push(context);

@@ -120,7 +120,7 @@ impl Filter {
     }
 }
 
-/// Whether the instance became another session's, or the one that was kept after its loss lives again.
+/// Whether the instance became another's, or the one that was kept after its loss lives again.
 fn replaced(change: &Change) -> Reason {
     let (Some(before), Some(after)) = (&change.delta.before, &change.delta.after) else {
         return Reason::Unspecified;
@@ -128,7 +128,8 @@ fn replaced(change: &Change) -> Reason {
     if after.record.is_stale() {
         return reason(change.cause);
     }
-    if before.session != after.session { Reason::Replaced } else { Reason::Unspecified }
+    let is_same = (before.session, before.fence) == (after.session, after.fence);
+    if is_same { Reason::Unspecified } else { Reason::Replaced }
 }
 
 /// A reason as it travels.

@@ -50,7 +50,7 @@ pub(super) use self::socket::{SOCKETS_MAX, answer as socket, is_wanted as is_soc
 use self::codec::DynamicCodec;
 use self::values::{Bounds, Values};
 use super::route::{Hearing, Router};
-use super::{pages, place};
+use super::{deadline, pages, place};
 use crate::api::context;
 use crate::status;
 
@@ -58,8 +58,6 @@ use crate::status;
 const KEPT_HEADERS: [&str; 3] = ["authorization", "token", "grpc-timeout"];
 /// The last of them.
 const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
-/// What etcd's gateway says when it has passed.
-const TOO_LATE: &str = "context deadline exceeded";
 /// What this is put in front of becomes metadata without it.
 const METADATA_PREFIX: &str = "grpc-metadata-";
 /// What etcd's gateway says to whoever has a certificate with a name while calls need a user.
@@ -196,7 +194,7 @@ async fn in_time<T>(
     match tokio::time::timeout(patience, call).await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(status)) if begin.elapsed() < patience => Err(status),
-        Ok(Err(_)) | Err(_) => Err(Status::deadline_exceeded(TOO_LATE)),
+        Ok(Err(_)) | Err(_) => Err(deadline::too_late()),
     }
 }
 

@@ -1,0 +1,64 @@
+//! How long a call may take, as its caller says: a member does not work for somebody who has given up.
+//!
+//! A caller that goes away is noticed when its connection says so. One that was cut off cannot say so, and what it
+//! asked for would still be proposed when there is a leader again.
+
+use http::Request;
+use tokio::time::Instant;
+use tonic::Status;
+
+use crate::api::context;
+use crate::auth::access;
+
+/// As Go's gRPC says it.
+const TOO_LATE: &str = "context deadline exceeded";
+/// Calls of these services may wait for long; they end by themselves, and give up what they took.
+const WAITING_SERVICES: [&str; 2] = ["/v3lockpb.Lock/", "/v3electionpb.Election/"];
+
+/// What a call ends with that took too long.
+pub(super) fn too_late() -> Status {
+    Status::deadline_exceeded(TOO_LATE)
+}
+
+/// When nobody waits any more for the one answer of a call; `None` if its caller does not say, or it goes on after
+/// that.
+pub(super) fn of<B>(request: &Request<B>) -> Option<Instant> {
+    let time = context::deadline_in(request.headers())?;
+    let path = request.uri().path();
+    let is_unary = access::method_of(path).is_some_and(|method| method.is_unary());
+    let waits = WAITING_SERVICES.iter().any(|service| path.starts_with(service));
+    if is_unary && !waits { Instant::now().checked_add(time) } else { None }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn has_end(path: &str, timeout: Option<&str>) -> bool {
+        let mut request = Request::post(path);
+        if let Some(timeout) = timeout {
+            request = request.header("grpc-timeout", timeout);
+        }
+        of(&request.body(()).unwrap()).is_some()
+    }
+
+    #[test]
+    fn only_calls_with_one_answer_end_for_their_callers() {
+        assert!(has_end("/etcdserverpb.KV/Put", Some("5000m")));
+        assert!(has_end("/conclave.v1.RegistryService/Register", Some("5S")));
+        for timeout in [None, Some("soon")] {
+            assert!(!has_end("/etcdserverpb.KV/Put", timeout), "{timeout:?}");
+        }
+        for waits in [
+            "/etcdserverpb.Watch/Watch",
+            "/etcdserverpb.Maintenance/Snapshot",
+            "/conclave.v1.LockService/Acquire",
+            "/conclave.v1.SessionService/Open",
+            "/v3lockpb.Lock/Lock",
+            "/v3electionpb.Election/Campaign",
+        ] {
+            assert!(access::method_of(waits).is_some(), "{waits}");
+            assert!(!has_end(waits, Some("5000m")), "{waits}");
+        }
+    }
+}
