@@ -3,7 +3,7 @@
 
 mod checks;
 
-use std::{collections::BTreeSet, future::pending, pin::pin, time::Duration};
+use std::{future::pending, pin::pin, time::Duration};
 
 use clap::{Args, Subcommand};
 use conclave_client::{
