@@ -58,9 +58,14 @@ pub(crate) enum Flavor {
     Etcdctl,
 }
 
-/// The same client verbs under the name `etcdctl`.
+/// The same client verbs under the name `etcdctl`, which may be cut short as there: `member` to `mem`.
 #[derive(Debug, Parser)]
-#[command(name = "etcdctl", disable_version_flag = true, arg_required_else_help = true)]
+#[command(
+    name = "etcdctl",
+    disable_version_flag = true,
+    arg_required_else_help = true,
+    infer_subcommands = true
+)]
 pub(crate) struct Etcdctl {
     #[command(flatten)]
     pub(crate) global: Global,

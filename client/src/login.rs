@@ -33,11 +33,10 @@ const TOKEN: &str = "token";
 /// they travel.
 const LOGINS_PER_CALL_MAX: u32 = 3;
 /// What a server says whose users changed, or that was started again. None of it was carried out.
-const STALE: [&str; 3] = [
-    "etcdserver: invalid auth token",
-    "etcdserver: revision of auth store is old",
-    "etcdserver: user name is empty",
-];
+const STALE: [&str; 3] =
+    ["etcdserver: invalid auth token", OLD_REVISION, "etcdserver: user name is empty"];
+/// Users or roles changed between the look at who calls and the call.
+const OLD_REVISION: &str = "etcdserver: revision of auth store is old";
 const NOT_ENABLED: &str = "etcdserver: authentication is not enabled";
 
 /// Whether a new token may help.
@@ -50,6 +49,11 @@ impl Error {
     pub(crate) fn wants_login(&self) -> bool {
         self.status().is_some_and(|status| is_stale(status.message()))
     }
+
+    /// Whether users or roles changed while the call was under way.
+    fn is_overtaken(&self) -> bool {
+        self.status().is_some_and(|status| status.message().ends_with(OLD_REVISION))
+    }
 }
 
 /// How often in a row one call or stream began again with a new token.
@@ -60,10 +64,11 @@ pub(crate) struct Logins {
 
 impl Logins {
     /// Whether to begin again. Nothing was carried out, the endpoint is well, and the next attempt
-    /// asks for a token first.
+    /// asks for a token first. Whoever calls by a certificate needs none: the server looks at it anew.
     pub(crate) fn may_help(&mut self, error: &Error, endpoint: &Endpoint) -> bool {
-        let may_help =
-            error.wants_login() && endpoint.has_login() && self.times < LOGINS_PER_CALL_MAX;
+        let is_stale =
+            if endpoint.has_login() { error.wants_login() } else { error.is_overtaken() };
+        let may_help = is_stale && self.times < LOGINS_PER_CALL_MAX;
         self.times += u32::from(may_help);
         may_help
     }

@@ -56,6 +56,7 @@ const COMMANDS: &[(&[&str], &str)] = &[
     (&["del", "a", "b", "c"], ""),
     (&["txn"], "\nput a 1 2\nget b/1 b/3 c\n\n\n"),
     (&["lease", "timetolive", "LEASE", "--keys"], ""),
+    (&["lease", "timeto", "LEASE"], ""),
     (&["lease", "timetolive", "1234"], ""),
     (&["lease", "timetolive", "zz"], ""),
     (&["lease", "keep-alive", "--once", "LEASE"], ""),
