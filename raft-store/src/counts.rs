@@ -1,16 +1,19 @@
-//! Exact counts of live keys without visiting them, kept beside what readers see.
+//! Exact counts of live keys without visiting them, and where none live, kept beside what readers see.
 //!
 //! The index is local: built by one scan when a state is opened, then moved on with the events of
 //! every piece, under the same lock as the head it belongs to. Should it ever disagree with the
 //! replicated count it is dropped, and counting scans again: slower, never wrong.
 
+use std::cell::Cell;
+use std::ops::ControlFlow;
+
 use bytes::Bytes;
 use conclave_state_machine::command::Range;
 use conclave_state_machine::head::Head;
 use conclave_state_machine::range;
-use conclave_state_machine::rank::{Counted, RankIndex, Rest};
-use conclave_state_machine::read::Read;
-use conclave_state_machine::response::{EventKind, Halt};
+use conclave_state_machine::rank::{CUT_ROWS, Counted, FirstRows, RankIndex, Rest};
+use conclave_state_machine::read::{Read, Table};
+use conclave_state_machine::response::{EventKind, Halt, RangeResponse, Rejection};
 use conclave_state_machine::span::Span;
 
 use crate::sink::AppliedEntry;
@@ -23,29 +26,32 @@ impl Counts {
     /// Counts all keys that are live as of `head`.
     pub(crate) fn build(rows: &impl Read, head: &Head) -> Result<Self, Halt> {
         let mut index = RankIndex::default();
-        range::keys(rows, head.revision, b"", None, &mut |key| index.push(key))?;
+        range::key_rows(rows, head.revision, (b"", None), &mut |key, lives| {
+            index.push(key, lives);
+            ControlFlow::Continue(())
+        })?;
         let mut counts = Self(Some(index));
         counts.check(head);
         Ok(counts)
     }
 
-    /// Moves on to `head`. Returns keys whose buckets outgrew their size, to be split by
-    /// [`Counts::overfull`], [`cut`] and [`Counts::split`] when `head` is published: a cut counts rows,
+    /// Moves on to `head`. Returns keys whose buckets outgrew their size, to be cut by
+    /// [`Counts::overfull`], [`first_rows`] and [`Counts::cut`] when `head` is published: a cut counts rows,
     /// and only then do the rows agree with the index.
     pub(crate) fn advance(&mut self, entries: &[AppliedEntry], head: &Head) -> Vec<Bytes> {
         let mut outgrown: Vec<(Bytes, Bytes)> = Vec::new();
         let Some(index) = &mut self.0 else { return Vec::new() };
         for event in entries.iter().flat_map(|entry| &entry.results).flat_map(|r| &r.events) {
-            match event.kind {
-                EventKind::Delete => index.deleted(&event.kv.key),
-                EventKind::Put if event.kv.version == 1 => {
-                    if let Some((first, _)) = index.created(&event.kv.key)
-                        && outgrown.last().is_none_or(|(known, _)| *known != first)
-                    {
-                        outgrown.push((first, event.kv.key.clone()));
-                    }
-                }
-                EventKind::Put => {}
+            let key = &event.kv.key;
+            let overfull = match event.kind {
+                EventKind::Delete => index.deleted(key),
+                EventKind::Put if event.kv.version == 1 => index.created(key),
+                EventKind::Put => None,
+            };
+            if let Some((first, _)) = overfull
+                && outgrown.last().is_none_or(|(known, _)| *known != first)
+            {
+                outgrown.push((first, key.clone()));
             }
         }
         self.check(head);
@@ -71,53 +77,137 @@ impl Counts {
         }
     }
 
-    pub(crate) fn split(&mut self, cut: Cut) {
-        let Cut { first, middle, keys_before } = cut;
-        if let Some(index) = &mut self.0 {
-            index.split(&first, middle, keys_before);
-        }
+    /// Cuts the bucket that starts at `first`; where its second part starts.
+    pub(crate) fn cut(&mut self, first: &Bytes, rows: FirstRows) -> Option<Bytes> {
+        self.0.as_mut()?.cut(first, rows)
     }
 
-    /// What the index knows of the keys that `request` counts, if that saves anything.
-    pub(crate) fn count(&self, head: &Head, request: &Range) -> Option<Counted> {
+    /// What the index knows of the keys of `request`, if that saves anything.
+    pub(crate) fn known(&self, head: &Head, request: &Range) -> Option<Known> {
         let is_current = request.revision <= 0 || request.revision == head.revision;
-        let stops_early = request.limit > 0 || request.count_only;
-        if !is_current || !stops_early {
-            return None;
-        }
         let Span::Keys { start, end } = Span::new(&request.key, &request.range_end) else {
             return None;
         };
+        let index = self.0.as_ref().filter(|_| is_current)?;
+        let stops_early = request.limit > 0 || request.count_only;
         // A range within a bucket is read as a whole anyway.
-        self.0.as_ref().map(|index| index.count(start, end)).filter(|counted| counted.keys > 0)
+        let counted = stops_early.then(|| index.count(start, end)).filter(|known| known.keys > 0);
+        if request.count_only && counted.is_some() {
+            return Some(Known { counted, ..Known::default() });
+        }
+        let from_the_end = range::limit_from_the_end(request).filter(|_| counted.is_some());
+        let tail = from_the_end.and_then(|keys| index.tail(start, end, keys));
+        let is_limited = request.limit > 0 && from_the_end.is_none();
+        let limit = usize::try_from(request.limit).ok().filter(|_| is_limited);
+        let keys_max = limit.map_or(usize::MAX, |limit| limit.saturating_add(1));
+        let gaps = index.gaps(tail.as_deref().unwrap_or(start), end, keys_max);
+        Some(Known { counted, gaps, tail })
     }
 }
 
-/// Where to cut a bucket.
-pub(crate) struct Cut {
-    first: Bytes,
-    middle: Bytes,
-    keys_before: usize,
+/// What is known of a range before it is read.
+#[derive(Debug, Default)]
+pub(crate) struct Known {
+    /// How many keys live there.
+    counted: Option<Counted>,
+    /// Parts of it where none does, in order.
+    gaps: Vec<Rest>,
+    /// Where to begin if only the last keys are asked for.
+    tail: Option<Bytes>,
 }
 
-/// The middle of a bucket, as of the published `revision`.
-pub(crate) fn cut(rows: &impl Read, revision: i64, bucket: Rest) -> Result<Option<Cut>, Halt> {
-    let (first, end) = bucket;
-    let mut keys = Vec::new();
-    // Without values: this runs where entries are applied, and they may be large.
-    range::keys(rows, revision, &first, end.as_deref(), &mut |key| {
-        keys.push(Bytes::copy_from_slice(key))
+impl Known {
+    /// Answers `request`, of which this is known as of `head`.
+    pub(crate) fn answer(
+        &self,
+        rows: &impl Read,
+        head: &Head,
+        request: &Range,
+    ) -> Result<Result<RangeResponse, Rejection>, Halt> {
+        let rows = &Lively { rows, gaps: &self.gaps };
+        let Some(counted) = &self.counted else { return range::range(rows, head, request) };
+        let keys = complete(rows, head, counted)?;
+        let Some(tail) = &self.tail else {
+            return range::range_counted(rows, head, request, keys);
+        };
+        let request = Range { key: tail.clone(), ..request.clone() };
+        let answer = range::range(rows, head, &request)?;
+        Ok(answer.map(|answer| RangeResponse { count: keys, ..answer }))
+    }
+}
+
+/// Rows without those of keys that are known to be dead; the storage need not step over them.
+struct Lively<'a, R> {
+    rows: &'a R,
+    gaps: &'a [Rest],
+}
+
+impl<R: Read> Read for Lively<'_, R> {
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, Halt> {
+        self.rows.get(table, key)
+    }
+
+    fn scan(
+        &self,
+        table: Table,
+        start: &[u8],
+        end: Option<&[u8]>,
+        visit: &mut dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>, Halt>,
+    ) -> Result<(), Halt> {
+        let gaps = if table == Table::Key { self.gaps } else { &[] };
+        let is_over = Cell::new(false);
+        let mut visit = |key: &[u8], row: &[u8]| {
+            let flow = visit(key, row)?;
+            is_over.set(flow.is_break());
+            Ok(flow)
+        };
+        let mut from = start;
+        for (gap, gap_end) in gaps {
+            if gap_end.as_ref().is_some_and(|gap_end| &gap_end[..] <= from) {
+                continue;
+            }
+            if end.is_some_and(|end| end <= &gap[..]) {
+                break;
+            }
+            if from < &gap[..] {
+                self.rows.scan(table, from, Some(gap), &mut visit)?;
+                if is_over.get() {
+                    return Ok(());
+                }
+            }
+            let Some(gap_end) = gap_end else { return Ok(()) };
+            from = gap_end;
+        }
+        if end.is_some_and(|end| end <= from) {
+            return Ok(());
+        }
+        self.rows.scan(table, from, end, &mut visit)
+    }
+}
+
+/// The first rows of a bucket, as of the published `revision`, without values: this runs where entries are
+/// applied, and they may be large.
+pub(crate) fn first_rows(
+    rows: &impl Read,
+    revision: i64,
+    bucket: &Rest,
+) -> Result<FirstRows, Halt> {
+    let mut found = FirstRows::default();
+    let interval = (&bucket.0[..], bucket.1.as_deref());
+    range::key_rows(rows, revision, interval, &mut |key, lives| {
+        if found.live.saturating_add(found.dead) >= CUT_ROWS {
+            found.next = Some(Bytes::copy_from_slice(key));
+            return ControlFlow::Break(());
+        }
+        let rows = if lives { &mut found.live } else { &mut found.dead };
+        *rows = rows.saturating_add(1);
+        ControlFlow::Continue(())
     })?;
-    let keys_before = keys.len() / 2;
-    if keys_before == 0 {
-        return Ok(None);
-    }
-    let middle = keys.swap_remove(keys_before);
-    Ok(Some(Cut { first, middle, keys_before }))
+    Ok(found)
 }
 
 /// Adds what is left to be counted in the rows.
-pub(crate) fn complete(rows: &impl Read, head: &Head, counted: &Counted) -> Result<i64, Halt> {
+fn complete(rows: &impl Read, head: &Head, counted: &Counted) -> Result<i64, Halt> {
     let mut keys = i64::try_from(counted.keys).unwrap_or(i64::MAX);
     for (start, end) in &counted.rest {
         let request = Range {
@@ -132,4 +222,65 @@ pub(crate) fn complete(rows: &impl Read, head: &Head, counted: &Counted) -> Resu
         keys += range::range(rows, head, &request)?.map_or(0, |answer| answer.count);
     }
     Ok(keys)
+}
+
+#[cfg(test)]
+mod tests {
+    use conclave_state_machine::memory::MemoryRows;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Keys that a scan shows of `[start, end)` until it was shown `keys_max`.
+    fn shown(
+        rows: &impl Read,
+        (start, end): (&[u8], Option<&[u8]>),
+        keys_max: usize,
+    ) -> Vec<Vec<u8>> {
+        let mut keys = Vec::new();
+        let mut visit = |key: &[u8], _: &[u8]| {
+            assert!(keys.len() < keys_max, "it was told to stop");
+            keys.push(key.to_vec());
+            let is_enough = keys.len() == keys_max;
+            Ok(if is_enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        };
+        rows.scan(Table::Key, start, end, &mut visit).expect("memory does not fail");
+        keys
+    }
+
+    proptest! {
+        #[test]
+        fn rows_in_gaps_are_left_out(
+            keys in prop::collection::btree_set(0_u8..40, 0..40),
+            bounds in prop::collection::btree_set(0_u8..42, 0..8),
+            is_last_open in any::<bool>(),
+            (start, end) in (0_u8..42, prop::option::of(0_u8..42)),
+            keys_max in 1..20_usize,
+        ) {
+            let mut rows = MemoryRows::default();
+            rows.write(keys.iter().map(|key| (Table::Key, vec![*key].into(), Some(Bytes::new()))));
+            let bounds: Vec<u8> = bounds.into_iter().collect();
+            let mut gaps: Vec<Rest> = Vec::new();
+            for pair in bounds.chunks(2) {
+                match pair {
+                    [from, to] => gaps.push((vec![*from].into(), Some(vec![*to].into()))),
+                    [from] if is_last_open => gaps.push((vec![*from].into(), None)),
+                    _ => {}
+                }
+            }
+            let is_in_gap = |key: &[u8]| {
+                let is_in = |(from, to): &Rest| {
+                    key >= &from[..] && to.as_ref().is_none_or(|to| key < &to[..])
+                };
+                gaps.iter().any(is_in)
+            };
+            let (start, end) = ([start], end.map(|end| [end]));
+            let interval = (&start[..], end.as_ref().map(|end| &end[..]));
+            let mut expected = shown(&rows, interval, usize::MAX);
+            expected.retain(|key| !is_in_gap(key));
+            expected.truncate(keys_max);
+            let lively = Lively { rows: &rows, gaps: &gaps };
+            prop_assert_eq!(shown(&lively, interval, keys_max), expected);
+        }
+    }
 }

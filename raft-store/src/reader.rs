@@ -27,7 +27,6 @@ use conclave_state_machine::locks::arrival;
 use conclave_state_machine::locks::queue::{self, Place};
 use conclave_state_machine::locks::tenure::Tenure;
 use conclave_state_machine::range::Page;
-use conclave_state_machine::rank::Counted;
 use conclave_state_machine::read::{Read, Table};
 use conclave_state_machine::response::{
     Cause, Event, Halt, KeyValue, RangeResponse, Rejection, TxnResponse,
@@ -36,7 +35,7 @@ use conclave_state_machine::span::Span;
 use conclave_state_machine::{history, kv, range};
 
 use self::brief::Allowance;
-use crate::counts::{self, Counts};
+use crate::counts::{Counts, Known};
 use crate::engine::View;
 use crate::store::{ReadError, Shared};
 use crate::types::{LogId, StoredMembership};
@@ -112,9 +111,9 @@ impl Reader {
     /// # Errors
     /// [`ReadError::Rejected`] if the revision cannot be read; [`ReadError::Halt`] if storage fails.
     pub fn range(&self, request: &Range) -> Result<(RangeResponse, i64), ReadError> {
-        let count = |counts: &Counts, head: &Head| counts.count(head, request);
-        self.consistent_counted(count, |rows, head, counted| {
-            let answer = answer(rows, head, request, counted)?;
+        let look = |counts: &Counts, head: &Head| counts.known(head, request);
+        self.consistent_known(look, |rows, head, known| {
+            let answer = answer(rows, head, request, known)?;
             let answer = answer.map_err(ReadError::Rejected);
             Ok((oldest(head, request), answer.map(|answer| (answer, head.revision))))
         })
@@ -130,10 +129,10 @@ impl Reader {
         &self,
         request: &Range,
     ) -> Result<Option<(RangeResponse, i64)>, ReadError> {
-        let (seen, counted) = self.shared.look(|counts, head| counts.count(head, request));
+        let (seen, known) = self.shared.look(|counts, head| counts.known(head, request));
         let head = &seen.head;
         let allowance = Allowance::new(&seen.rows);
-        let answer = answer(&allowance, head, request, counted);
+        let answer = answer(&allowance, head, request, known);
         // Only what is complete counts: what was cut short can look like damage.
         if allowance.is_spent() || !self.shared.is_complete(&seen, oldest(head, request)) {
             return Ok(None);
@@ -329,13 +328,10 @@ fn answer(
     rows: &impl Read,
     head: &Head,
     request: &Range,
-    counted: Option<Counted>,
+    known: Option<Known>,
 ) -> Result<Result<RangeResponse, Rejection>, Halt> {
-    match counted {
-        Some(counted) => {
-            let keys = counts::complete(rows, head, &counted)?;
-            range::range_counted(rows, head, request, keys)
-        }
+    match known {
+        Some(known) => known.answer(rows, head, request),
         None => range::range(rows, head, request),
     }
 }

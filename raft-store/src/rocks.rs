@@ -13,15 +13,18 @@
 //! |---|---|
 //! | `options` | our bounds and RocksDB's settings |
 //! | `recent` | rows that RocksDB does not have yet |
+//! | `tidy` | takes deleted rows out of the files |
 //! | `error` | its errors as ours |
 
 mod error;
 mod options;
 mod recent;
+mod tidy;
 
 use std::io;
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
@@ -39,6 +42,7 @@ use rocksdb::{
 use self::error::{damage_or_io, halt, open_error};
 use self::options::{BLOOM_BITS, database_options, family_options};
 use self::recent::{Recent, range};
+use self::tidy::{Marks, Pace, Tidier};
 use crate::engine::{Create, Engine, Interval, RowWrite, Visit};
 
 pub use options::RocksOptions;
@@ -49,7 +53,8 @@ const EXPECTED_BATCH_BYTES_MAX: usize = 256 << 10;
 
 /// An open RocksDB.
 pub(crate) struct RocksEngine {
-    db: DB,
+    db: Arc<DB>,
+    tidier: Tidier,
     cache: Cache,
     unlogged: WriteOptions,
     /// Size of the last write batch: the next one is made as large at once.
@@ -83,7 +88,8 @@ impl RocksEngine {
         let mut unlogged = WriteOptions::default();
         unlogged.disable_wal(true);
         Ok(Self {
-            db,
+            db: Arc::new(db),
+            tidier: Tidier::new(Pace::default()),
             cache,
             unlogged,
             batch_bytes: AtomicUsize::new(0),
@@ -113,7 +119,7 @@ impl RocksEngine {
     ) -> io::Result<()> {
         let expected = self.batch_bytes.load(Ordering::Relaxed).min(EXPECTED_BATCH_BYTES_MAX);
         let mut batch = WriteBatch::with_capacity_bytes(expected);
-        let mut prefixed = Vec::new();
+        let (mut prefixed, mut marks) = (Vec::new(), Marks::default());
         for (table, key, row) in rows {
             match (table, row) {
                 (Table::Rev, Some(row)) => batch.put_cf(self.rev(), key, row),
@@ -122,13 +128,23 @@ impl RocksEngine {
                     prefix_into(&mut prefixed, table, key);
                     match row {
                         Some(row) => batch.put(&prefixed, row),
-                        None => batch.delete(&prefixed),
+                        None => {
+                            batch.delete(&prefixed);
+                            // Only ranges of keys are read across what was deleted by the thousand.
+                            if table == Table::Key {
+                                marks.note(&prefixed);
+                            }
+                        }
                     }
                 }
             }
         }
         self.batch_bytes.store(batch.size_in_bytes(), Ordering::Relaxed);
-        self.db.write_opt(batch, &self.unlogged).map_err(|e| damage_or_io(&e))
+        self.db.write_opt(batch, &self.unlogged).map_err(|e| damage_or_io(&e))?;
+        if !marks.is_empty() {
+            self.tidier.note(&self.db, &marks);
+        }
+        Ok(())
     }
 
     fn rev(&self) -> &ColumnFamily {
@@ -136,9 +152,7 @@ impl RocksEngine {
     }
 
     fn default_family(&self) -> &ColumnFamily {
-        self.db
-            .cf_handle(rocksdb::DEFAULT_COLUMN_FAMILY_NAME)
-            .expect("opened with this column family")
+        default_family(&self.db)
     }
 
     fn property(&self, name: &rocksdb::properties::PropName) -> u64 {
@@ -147,6 +161,10 @@ impl RocksEngine {
             .map(|family| self.db.property_int_value_cf(family, name).ok().flatten().unwrap_or(0))
             .sum()
     }
+}
+
+fn default_family(db: &DB) -> &ColumnFamily {
+    db.cf_handle(rocksdb::DEFAULT_COLUMN_FAMILY_NAME).expect("opened with this column family")
 }
 
 impl Engine for RocksEngine {
@@ -272,6 +290,13 @@ impl Drop for RocksEngine {
     fn drop(&mut self) {
         if let Err(error) = self.hand_on() {
             tracing::debug!(%error, "the last rows were not written: the log has them");
+        }
+        if let Some(thread) = self.tidier.close() {
+            // Else a merge goes on to its end. RocksDB flushes here, too.
+            self.db.cancel_all_background_work(true);
+            if thread.join().is_err() {
+                tracing::debug!("deleted rows were not taken out of the files");
+            }
         }
     }
 }
@@ -411,6 +436,8 @@ fn prefix_into(row: &mut Vec<u8>, table: Table, key: &[u8]) {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
 
     fn put(key: &'static str, value: &'static str) -> RowWrite {
@@ -453,6 +480,48 @@ mod tests {
         };
         assert_eq!(scan(DELETED / 2), (b"a".to_vec(), ControlFlow::Break(())));
         assert_eq!(scan(DELETED * 3), (b"ac".to_vec(), ControlFlow::Continue(())));
+    }
+
+    #[test]
+    fn deleted_keys_leave_the_files_by_themselves() {
+        const DELETED: u64 = 3_000;
+        let dir = tempfile::tempdir().unwrap();
+        let mut engine =
+            RocksEngine::open(dir.path(), &RocksOptions::default(), Create::New).unwrap();
+        let (settle, pause) = (Duration::ZERO, Duration::ZERO);
+        engine.tidier = Tidier::new(Pace { marks_min: DELETED, settle, pause });
+        let rows = (0..DELETED).map(|n| (Table::Key, Bytes::from(format!("b{n:05}"))));
+        let written = |(table, key)| (table, key, Some(Bytes::from_static(b"v")));
+        engine.write(&mut rows.clone().map(written)).unwrap();
+        engine.flush().unwrap();
+        engine.write(&mut [put("a", "1"), put("c", "3")].into_iter()).unwrap();
+        // A pass over all rows that steps over no more than a few deleted ones at once.
+        let passes = || {
+            let mut visit = |_: &[u8], _: &[u8]| Ok(ControlFlow::Continue(()));
+            engine.scan_within((Table::Key, b"", None), 10, &mut visit).unwrap().is_continue()
+        };
+        engine.write(&mut rows.clone().skip(1).map(|(table, key)| (table, key, None))).unwrap();
+        engine.tidier.wait_until_done();
+        assert!(!passes(), "they are too few");
+        engine.write(&mut rows.take(1).map(|(table, key)| (table, key, None))).unwrap();
+        engine.hand_on().unwrap();
+        engine.tidier.wait_until_done();
+        assert!(passes());
+        assert_eq!(shown(&engine), "a=1 c=3 ");
+    }
+
+    #[test]
+    fn closing_does_not_wait_for_the_next_merge() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = RocksOptions::default();
+        let mut engine = RocksEngine::open(dir.path(), &options, Create::New).unwrap();
+        let (settle, pause) = (Duration::MAX, Duration::MAX);
+        engine.tidier = Tidier::new(Pace { marks_min: 1, settle, pause });
+        engine.write(&mut [put("a", "1"), put("b", "1")].into_iter()).unwrap();
+        engine.write(&mut [(Table::Key, Bytes::from_static(b"a"), None)].into_iter()).unwrap();
+        drop(engine);
+        let engine = RocksEngine::open(dir.path(), &options, Create::Never).unwrap();
+        assert_eq!(shown(&engine), "b=1 ", "closing loses nothing");
     }
 
     #[test]

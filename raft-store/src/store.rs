@@ -5,14 +5,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 
+use bytes::Bytes;
 use conclave_state_machine::head::Head;
 use conclave_state_machine::machine::Machine;
+use conclave_state_machine::rank::FirstRows;
 use conclave_state_machine::response::Halt;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::watch;
 
 use crate::apply::StateMachine;
-use crate::counts::{Counts, Cut};
+use crate::counts::Counts;
 use crate::directory::Directory;
 use crate::engine::{Create, EngineKind, Rows, halt_to_io};
 use crate::reader::Reader;
@@ -281,8 +283,9 @@ impl Shared {
         }
     }
 
-    pub(crate) fn split(&self, cut: Cut) {
-        self.visible.write().counts.split(cut);
+    /// As [`Counts::cut`].
+    pub(crate) fn cut(&self, first: &Bytes, rows: FirstRows) -> Option<Bytes> {
+        self.visible.write().counts.cut(first, rows)
     }
 
     /// Whether what was read from `seen` at `revision` and above is certainly complete.

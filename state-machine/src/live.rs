@@ -126,6 +126,36 @@ pub(crate) fn count<R: Read>(rows: &R, at: i64, span: Span<'_>) -> Result<i64, H
     Ok(count.saturating_add(known))
 }
 
+/// Visits all keys of `[start, end)` that have a row, in order, until `visit` breaks: whether each lives as of
+/// revision `at`; under the same conditions as [`visit`].
+///
+/// # Errors
+/// [`Halt`] if the storage fails or a row is damaged.
+pub(crate) fn visit_rows<R: Read>(
+    rows: &R,
+    at: i64,
+    (start, end): (&[u8], Option<&[u8]>),
+    visit: &mut dyn FnMut(&[u8], bool) -> ControlFlow<()>,
+) -> Result<(), Halt> {
+    rows.scan(Table::Key, start, end, &mut |key, row| {
+        let lives = match KeyRow::lives_at(row, at)? {
+            Some(lives) => lives,
+            None => {
+                let mut lives = false;
+                let mut note = |_: Live<'_>| {
+                    lives = true;
+                    Ok(ControlFlow::Continue(()))
+                };
+                let previous = KeyRow::decode(row)?.previous;
+                // Continues whatever it finds.
+                visit_older(rows, at, key, previous, &mut note).map(drop)?;
+                lives
+            }
+        };
+        Ok(visit(key, lives))
+    })
+}
+
 /// Follows the links from `from` to the newest change not after `at`.
 fn visit_older<R: Read>(
     rows: &R,

@@ -151,16 +151,30 @@ fn count_behind<R: Read>(rows: &R, at: i64, last: &Bytes, range_end: &Bytes) -> 
 /// How many keys need not be exceeded while reading in key order; one more than the limit, which
 /// tells whether there is more. `None` if all must be seen before the limit can be applied.
 fn limit_in_key_order(request: &Range) -> Option<usize> {
-    let has_filters = request.min_mod_revision != 0
-        || request.max_mod_revision != 0
-        || request.min_create_revision != 0
-        || request.max_create_revision != 0;
     let is_in_key_order = match (request.sort_order, request.sort_target) {
         // etcd's quirk: without an order, the limit comes before the sort.
         (SortOrder::None, _) | (SortOrder::Ascend, SortTarget::Key) => true,
         (SortOrder::Ascend | SortOrder::Descend, _) => false,
     };
-    if request.limit <= 0 || has_filters || !is_in_key_order {
+    limit_of_keys(request).filter(|_| is_in_key_order)
+}
+
+/// How many keys at the end of the range the answer is made of, and one more, which tells whether there are more; `None` if
+/// it is not the last keys that are asked for.
+#[must_use]
+pub fn limit_from_the_end(request: &Range) -> Option<usize> {
+    let is_backwards =
+        matches!((request.sort_order, request.sort_target), (SortOrder::Descend, SortTarget::Key));
+    limit_of_keys(request).filter(|_| is_backwards)
+}
+
+/// One more key than the limit, if each key of the range counts for that.
+fn limit_of_keys(request: &Range) -> Option<usize> {
+    let has_filters = request.min_mod_revision != 0
+        || request.max_mod_revision != 0
+        || request.min_create_revision != 0
+        || request.max_create_revision != 0;
+    if request.limit <= 0 || has_filters {
         return None;
     }
     Some(usize::try_from(request.limit).unwrap_or(usize::MAX).saturating_add(1))
@@ -212,22 +226,19 @@ fn cut(found: &mut RangeResponse, request: &Range) {
     }
 }
 
-/// Visits the live keys of `[start, end)` as of revision `at`, in order, in one scan that leaves their
-/// values where they are; `end` of `None` means no bound. Under the same condition on compaction as [`range`].
+/// Visits the keys of `[start, end)` that have a row, in order, in one scan that leaves their values where they are,
+/// until `visit` breaks: whether each lives as of revision `at`. `end` of `None` means no bound. Under the same
+/// condition on compaction as [`range`].
 ///
 /// # Errors
 /// [`Halt`] if the storage fails or a row is damaged.
-pub fn keys<R: Read>(
+pub fn key_rows<R: Read>(
     rows: &R,
     at: i64,
-    start: &[u8],
-    end: Option<&[u8]>,
-    visit: &mut dyn FnMut(&[u8]),
+    interval: (&[u8], Option<&[u8]>),
+    visit: &mut dyn FnMut(&[u8], bool) -> ControlFlow<()>,
 ) -> Result<(), Halt> {
-    live::visit(rows, at, Span::Keys { start, end }, Values::Ignored, &mut |live: Live<'_>| {
-        visit(live.key);
-        Ok(ControlFlow::Continue(()))
-    })
+    live::visit_rows(rows, at, interval, visit)
 }
 
 /// Visits every live key as of revision `at` with its value, in order, in one scan that holds one of them at a

@@ -3,26 +3,64 @@
 //! A bucket holds the number of live keys from its first key up to the next bucket's. A count adds the
 //! buckets that lie wholly inside the range and leaves at most two ends, which the caller counts in the
 //! rows. The index is local to a node and rebuilt after a start; it is no part of the replicated state.
+//!
+//! Deleted keys have rows too, until a compaction takes them, and the storage may step over those for a while
+//! longer. So a bucket also knows about how many keys died in it, and is cut by rows: a run of dead keys ends
+//! up in buckets without a live one. Those become one, a **gap**, which readers leave out however long it is.
+//!
+//! ```text
+//!  rows     a a a a x x x x x x x x x x x x x a x a a   a: alive, x: dead
+//!  buckets  [4     )[0, a gap          )[3          )
+//! ```
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
 use bytes::Bytes;
 
-/// A bucket that outgrows this is to be split.
+/// A bucket that outgrows this is to be cut.
 pub const BUCKET_KEYS_MAX: usize = 512;
-/// A bucket and the one before it become one when they hold no more than this together.
+/// Rows that a cut leaves in the first part.
+pub const CUT_ROWS: usize = BUCKET_KEYS_MAX / 2;
+/// Two neighbours may become one when no more live keys are in them together.
 const MERGED_KEYS_MAX: usize = BUCKET_KEYS_MAX / 2;
+/// A bucket with fewer rows takes in what is created in the gap before it.
+const SMALL_ROWS_MAX: usize = 64;
+/// Buckets there may be beside one for so many live keys; beyond, they become one again though they are cut by rows.
+const SPARE_BUCKETS: usize = 4_096;
+const KEYS_PER_BUCKET: usize = 64;
+/// Gaps that one read leaves out: what lies between two of them is looked up anew.
+const GAPS_MAX: usize = 16;
+
+/// What is in a bucket.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Bucket {
+    live: usize,
+    /// Keys that died here since its rows were counted: no fewer than there are dead ones, but for those that
+    /// were in a gap before.
+    dead: usize,
+}
+
+impl Bucket {
+    fn rows(self) -> usize {
+        self.live.saturating_add(self.dead)
+    }
+
+    fn is_gap(self) -> bool {
+        self.live == 0
+    }
+}
 
 /// Number of live keys by bucket.
 #[derive(Clone, Debug)]
 pub struct RankIndex {
-    // First key -> live keys. The first bucket starts at the empty key, so every key has a bucket.
-    buckets: BTreeMap<Bytes, usize>,
+    // By first key. The first bucket starts at the empty key, so every key has a bucket.
+    buckets: BTreeMap<Bytes, Bucket>,
     keys: usize,
+    spare_buckets: usize,
 }
 
-/// A part of a range that the caller has to count in the rows: `[start, end)`, `None` for no bound.
+/// A part of a range: `[start, end)`, `None` for no bound.
 pub type Rest = (Bytes, Option<Bytes>);
 
 /// A count, up to the keys in `rest`.
@@ -34,68 +72,144 @@ pub struct Counted {
     pub rest: Vec<Rest>,
 }
 
+/// The first rows of a bucket, for [`RankIndex::cut`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct FirstRows {
+    /// Live keys among the first [`CUT_ROWS`] rows.
+    pub live: usize,
+    /// Dead ones.
+    pub dead: usize,
+    /// Key of the row behind them, if the bucket has more.
+    pub next: Option<Bytes>,
+}
+
 impl Default for RankIndex {
     fn default() -> RankIndex {
-        RankIndex { buckets: BTreeMap::from([(Bytes::new(), 0)]), keys: 0 }
+        let buckets = BTreeMap::from([(Bytes::new(), Bucket::default())]);
+        RankIndex { buckets, keys: 0, spare_buckets: SPARE_BUCKETS }
     }
 }
 
 impl RankIndex {
-    /// Adds a key that is greater than all before it; for building the index from one ordered scan.
-    pub fn push(&mut self, key: &[u8]) {
-        self.keys = self.keys.saturating_add(1);
-        if let Some((_, count)) = self.buckets.iter_mut().next_back()
-            && *count < MERGED_KEYS_MAX
-        {
-            *count = count.saturating_add(1);
+    /// Adds the row of a key that is greater than all before it; for building the index from one ordered scan.
+    pub fn push(&mut self, key: &[u8], is_live: bool) {
+        let live = usize::from(is_live);
+        let row = Bucket { live, dead: 1_usize.saturating_sub(live) };
+        self.keys = self.keys.saturating_add(live);
+        let Some((first, last)) = self.buckets.iter_mut().next_back() else { return };
+        if last.rows() < CUT_ROWS {
+            last.live = last.live.saturating_add(row.live);
+            last.dead = last.dead.saturating_add(row.dead);
             return;
         }
-        self.buckets.insert(Bytes::copy_from_slice(key), 1);
+        let first = first.clone();
+        self.join_gaps(&first);
+        self.buckets.insert(Bytes::copy_from_slice(key), row);
     }
 
-    /// Counts a key that was created. Returns its bucket if that is now too big: read the bucket's
-    /// keys and call [`RankIndex::split`].
+    /// Counts a key that was created. Returns its bucket if that is now too big: read its first rows and call
+    /// [`RankIndex::cut`].
     pub fn created(&mut self, key: &[u8]) -> Option<Rest> {
         self.keys = self.keys.saturating_add(1);
-        let (_, count) = self.bucket_mut(key)?;
-        *count = count.saturating_add(1);
-        self.overfull(key)
+        let is_crowded = self.is_crowded();
+        let (first, bucket) = self.bucket_mut(key)?;
+        if bucket.is_gap() && !is_crowded && first != key {
+            self.end_gap(&first, key);
+            return None;
+        }
+        bucket.live = bucket.live.saturating_add(1);
+        let may_be_overfull = bucket.rows() > BUCKET_KEYS_MAX;
+        if may_be_overfull { self.overfull(key) } else { None }
+    }
+
+    /// Begins a bucket where `key` was created in the gap that starts at `first`.
+    fn end_gap(&mut self, first: &[u8], key: &[u8]) {
+        let mut begun = Bucket { live: 1, dead: 0 };
+        if let Some(next) = self.end_of(first)
+            && let Some(bucket) = self.buckets.get(&next).copied()
+            && !bucket.is_gap()
+            && bucket.rows() < SMALL_ROWS_MAX
+        {
+            self.buckets.remove(&next);
+            begun = Bucket { live: bucket.live.saturating_add(1), ..bucket };
+        }
+        self.buckets.insert(Bytes::copy_from_slice(key), begun);
     }
 
     /// The bucket of `key`, if it is too big.
     #[must_use]
     pub fn overfull(&self, key: &[u8]) -> Option<Rest> {
         let bounds = (Bound::Unbounded, Bound::Included(key));
-        let (first, count) = self.buckets.range::<[u8], _>(bounds).next_back()?;
-        (*count > BUCKET_KEYS_MAX).then(|| (first.clone(), self.end_of(first)))
+        let (first, bucket) = self.buckets.range::<[u8], _>(bounds).next_back()?;
+        let rows = if self.is_crowded() || bucket.is_gap() { bucket.live } else { bucket.rows() };
+        (rows > BUCKET_KEYS_MAX).then(|| (first.clone(), self.end_of(first)))
     }
 
-    /// Counts a key that was deleted.
-    pub fn deleted(&mut self, key: &[u8]) {
+    /// Counts a key that was deleted; returns as [`RankIndex::created`].
+    pub fn deleted(&mut self, key: &[u8]) -> Option<Rest> {
         self.keys = self.keys.saturating_sub(1);
-        let Some((first, count)) = self.bucket_mut(key) else { return };
-        *count = count.saturating_sub(1);
-        let count = *count;
-        let before =
-            self.buckets.range_mut::<[u8], _>((Bound::Unbounded, Bound::Excluded(&first[..])));
-        if let Some((_, before)) = before.into_iter().next_back()
-            && before.saturating_add(count) <= MERGED_KEYS_MAX
+        let is_crowded = self.is_crowded();
+        let (first, bucket) = self.bucket_mut(key)?;
+        bucket.live = bucket.live.saturating_sub(1);
+        bucket.dead = bucket.dead.saturating_add(1);
+        let may_be_overfull = bucket.rows() > BUCKET_KEYS_MAX;
+        if bucket.is_gap() {
+            self.join_gaps(&first);
+        }
+        if is_crowded {
+            self.join_before(key);
+        }
+        if may_be_overfull { self.overfull(key) } else { None }
+    }
+
+    /// Makes one of the gap that starts at `first`, if it is one, and those beside it.
+    fn join_gaps(&mut self, first: &[u8]) {
+        if !self.buckets.get(first).copied().is_some_and(Bucket::is_gap) {
+            return;
+        }
+        if let Some(next) = self.end_of(first)
+            && self.buckets.get(&next).copied().is_some_and(Bucket::is_gap)
         {
-            *before = before.saturating_add(count);
+            self.buckets.remove(&next);
+        }
+        let before = (Bound::Unbounded, Bound::Excluded(first));
+        let before = self.buckets.range::<[u8], _>(before).next_back();
+        if before.is_some_and(|(_, bucket)| bucket.is_gap()) {
+            self.buckets.remove(first);
+        }
+    }
+
+    /// Makes one of the bucket of `key` and the one before it, if few live keys are in them.
+    fn join_before(&mut self, key: &[u8]) {
+        let Some((first, bucket)) = self.bucket_mut(key) else { return };
+        let live = bucket.live;
+        let before = (Bound::Unbounded, Bound::Excluded(&first[..]));
+        if let Some((_, before)) = self.buckets.range_mut::<[u8], _>(before).next_back()
+            && before.live.saturating_add(live) <= MERGED_KEYS_MAX
+        {
+            // What is known of dead rows is given up: else it would be cut again at once.
+            *before = Bucket { live: before.live.saturating_add(live), dead: 0 };
             self.buckets.remove(&first);
         }
     }
 
-    /// Cuts the bucket that starts at `first` in two: `keys_before` of its live keys are below `middle`.
-    pub fn split(&mut self, first: &Bytes, middle: Bytes, keys_before: usize) {
-        if middle <= *first {
-            return;
-        }
-        if let Some(count) = self.buckets.get_mut(first) {
-            let after = count.saturating_sub(keys_before);
-            *count = keys_before;
-            self.buckets.insert(middle, after);
-        }
+    /// Cuts the bucket that starts at `first` behind its first rows. Returns where its second part starts.
+    pub fn cut(&mut self, first: &Bytes, rows: FirstRows) -> Option<Bytes> {
+        let FirstRows { live, dead, next } = rows;
+        let bucket = self.buckets.get_mut(first)?;
+        let Some(next) = next.filter(|next| next > first) else {
+            bucket.dead = dead;
+            return None;
+        };
+        let behind = Bucket {
+            live: bucket.live.saturating_sub(live),
+            dead: bucket.dead.saturating_sub(dead),
+        };
+        *bucket = Bucket { live, dead };
+        self.buckets.insert(next.clone(), behind);
+        self.join_gaps(&next);
+        self.join_gaps(first);
+        Some(next)
     }
 
     /// Live keys in all.
@@ -114,18 +228,73 @@ impl RankIndex {
     #[must_use]
     pub fn count(&self, start: &[u8], end: Option<&[u8]>) -> Counted {
         let mut counted = Counted::default();
-        if end.is_some_and(|end| end <= start) {
-            return counted;
+        for part in self.parts(start, end) {
+            if part.is_whole {
+                counted.keys = counted.keys.saturating_add(part.bucket.live);
+            } else if !part.bucket.is_gap() {
+                counted.rest.push(part.copied());
+            }
         }
-        let containing = self.buckets.range::<[u8], _>((Bound::Unbounded, Bound::Included(start)));
-        let Some((first, _)) = containing.into_iter().next_back() else { return counted };
-        let mut buckets = self
-            .buckets
-            .range::<[u8], _>((Bound::Included(&first[..]), Bound::Unbounded))
-            .peekable();
-        while let Some((first, count)) = buckets.next() {
-            if end.is_some_and(|end| end <= &first[..]) {
+        counted
+    }
+
+    /// Where `[start, end)` has no live key: the first such parts, as far as a reader needs them who wants the first
+    /// `keys_max` live keys.
+    #[must_use]
+    pub fn gaps(&self, start: &[u8], end: Option<&[u8]>, keys_max: usize) -> Vec<Rest> {
+        let mut gaps = Vec::new();
+        let mut keys = 0_usize;
+        for part in self.parts(start, end) {
+            if part.bucket.is_gap() {
+                gaps.push(part.copied());
+            } else if part.is_whole {
+                keys = keys.saturating_add(part.bucket.live);
+            }
+            if keys >= keys_max || gaps.len() >= GAPS_MAX {
                 break;
+            }
+        }
+        gaps
+    }
+
+    /// A key from which on `[start, end)` has `keys_min` live keys and not many more, if fewer than all of it do.
+    #[must_use]
+    pub fn tail(&self, start: &[u8], end: Option<&[u8]>, keys_min: usize) -> Option<Bytes> {
+        let upper = end.map_or(Bound::Unbounded, Bound::Excluded);
+        if end.is_some_and(|end| end <= start) {
+            return None;
+        }
+        let mut keys = 0_usize;
+        let mut is_whole = end.is_none();
+        for (first, bucket) in self.buckets.range::<[u8], _>((Bound::Excluded(start), upper)).rev()
+        {
+            // Where the range ends within a bucket it may hold none of its keys.
+            if is_whole {
+                keys = keys.saturating_add(bucket.live);
+            }
+            is_whole = true;
+            if keys >= keys_min {
+                return Some(first.clone());
+            }
+        }
+        None
+    }
+
+    /// The parts of `[start, end)` by bucket.
+    fn parts<'a>(
+        &'a self,
+        start: &'a [u8],
+        end: Option<&'a [u8]>,
+    ) -> impl Iterator<Item = Part<'a>> {
+        let is_empty = end.is_some_and(|end| end <= start);
+        let containing = self.buckets.range::<[u8], _>((Bound::Unbounded, Bound::Included(start)));
+        let first = containing.into_iter().next_back().map_or(&[][..], |(first, _)| &first[..]);
+        let buckets = self.buckets.range::<[u8], _>((Bound::Included(first), Bound::Unbounded));
+        let mut buckets = buckets.peekable();
+        std::iter::from_fn(move || {
+            let (first, bucket) = buckets.next()?;
+            if is_empty || end.is_some_and(|end| end <= &first[..]) {
+                return None;
             }
             let bucket_end = buckets.peek().map(|(next, _)| &next[..]);
             let ends_inside = match (end, bucket_end) {
@@ -133,129 +302,47 @@ impl RankIndex {
                 (Some(_), None) => true,
                 (None, _) => false,
             };
-            if &first[..] >= start && !ends_inside {
-                counted.keys = counted.keys.saturating_add(*count);
-            } else if *count > 0 {
-                let from = if &first[..] < start { start } else { &first[..] };
-                let to = if ends_inside { end } else { bucket_end };
-                counted.rest.push((Bytes::copy_from_slice(from), to.map(Bytes::copy_from_slice)));
-            }
-        }
-        counted
+            Some(Part {
+                start: start.max(first),
+                end: if ends_inside { end } else { bucket_end },
+                bucket: *bucket,
+                is_whole: &first[..] >= start && !ends_inside,
+            })
+        })
     }
 
-    fn bucket_mut(&mut self, key: &[u8]) -> Option<(Bytes, &mut usize)> {
+    fn bucket_mut(&mut self, key: &[u8]) -> Option<(Bytes, &mut Bucket)> {
         let bounds = (Bound::Unbounded, Bound::Included(key));
-        let (first, count) = self.buckets.range_mut::<[u8], _>(bounds).next_back()?;
-        Some((first.clone(), count))
+        let (first, bucket) = self.buckets.range_mut::<[u8], _>(bounds).next_back()?;
+        Some((first.clone(), bucket))
     }
 
     fn end_of(&self, first: &[u8]) -> Option<Bytes> {
         let bounds = (Bound::Excluded(first), Bound::Unbounded);
         self.buckets.range::<[u8], _>(bounds).next().map(|(next, _)| next.clone())
     }
+
+    /// Whether there are so many buckets that dead rows no longer matter.
+    fn is_crowded(&self) -> bool {
+        let buckets_max = self.spare_buckets.saturating_add(self.keys / KEYS_PER_BUCKET);
+        self.buckets.len() > buckets_max
+    }
+}
+
+/// A part of a range within one bucket.
+struct Part<'a> {
+    start: &'a [u8],
+    end: Option<&'a [u8]>,
+    bucket: Bucket,
+    /// Whether it is all of the bucket.
+    is_whole: bool,
+}
+
+impl Part<'_> {
+    fn copied(&self) -> Rest {
+        (Bytes::copy_from_slice(self.start), self.end.map(Bytes::copy_from_slice))
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use std::collections::BTreeSet;
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    /// The index beside the keys it counts.
-    #[derive(Default)]
-    struct Pair {
-        index: RankIndex,
-        keys: BTreeSet<Vec<u8>>,
-    }
-
-    impl Pair {
-        fn create(&mut self, key: &[u8]) {
-            if !self.keys.insert(key.to_vec()) {
-                return;
-            }
-            if let Some((first, end)) = self.index.created(key) {
-                let bucket = self.within(&first, end.as_deref());
-                let middle = bucket.len() / 2;
-                let at = Bytes::copy_from_slice(&bucket[middle]);
-                self.index.split(&first, at, middle);
-            }
-        }
-
-        fn delete(&mut self, key: &[u8]) {
-            if self.keys.remove(key) {
-                self.index.deleted(key);
-            }
-        }
-
-        fn within(&self, start: &[u8], end: Option<&[u8]>) -> Vec<Vec<u8>> {
-            let inside = |key: &&Vec<u8>| {
-                key.as_slice() >= start && end.is_none_or(|end| key.as_slice() < end)
-            };
-            self.keys.iter().filter(inside).cloned().collect()
-        }
-
-        fn check(&self, start: &[u8], end: Option<&[u8]>) {
-            let counted = self.index.count(start, end);
-            assert!(counted.rest.len() <= 2);
-            let mut keys = counted.keys;
-            for (from, to) in &counted.rest {
-                let rest = self.within(from, to.as_deref()).len();
-                assert!(rest <= BUCKET_KEYS_MAX, "a rest lies within one bucket");
-                keys += rest;
-            }
-            assert_eq!(keys, self.within(start, end).len(), "{start:?}..{end:?}");
-            assert_eq!(self.index.len(), self.keys.len());
-        }
-    }
-
-    #[test]
-    fn a_pushed_index_counts_like_one_that_grew() {
-        let mut index = RankIndex::default();
-        let keys: Vec<String> = (0..5_000).map(|n| format!("k{n:05}")).collect();
-        for key in &keys {
-            index.push(key.as_bytes());
-        }
-        let counted = index.count(b"k00100", Some(b"k04900"));
-        let rest: usize = counted
-            .rest
-            .iter()
-            .map(|(from, to)| {
-                let to = to.as_deref().expect("bounded");
-                keys.iter().filter(|k| k.as_bytes() >= &from[..] && k.as_bytes() < to).count()
-            })
-            .sum();
-        assert_eq!(counted.keys + rest, 4_800);
-        assert!(counted.keys > 4_000, "most of it comes from whole buckets");
-        assert_eq!(index.count(b"", None), Counted { keys: 5_000, rest: Vec::new() });
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(64))]
-        #[test]
-        fn counts_equal_brute_force(
-            steps in prop::collection::vec((any::<bool>(), 0_u16..4_000), 1..4_000),
-            ranges in prop::collection::vec((0_u16..4_100, prop::option::of(0_u16..4_100)), 1..40),
-        ) {
-            let mut pair = Pair::default();
-            let key = |n: u16| format!("{n:04}").into_bytes();
-            for n in 0..2_000 {
-                pair.create(&key(n * 2));
-            }
-            for (creates, n) in steps {
-                if creates { pair.create(&key(n)) } else { pair.delete(&key(n)) }
-            }
-            for (start, end) in ranges {
-                pair.check(&key(start), end.map(key).as_deref());
-            }
-            pair.check(b"", None);
-            for n in 0..4_000 {
-                pair.delete(&key(n));
-            }
-            pair.check(b"", None);
-            prop_assert_eq!(pair.index.buckets.len(), 1, "empty buckets merge");
-        }
-    }
-}
+mod tests;

@@ -5,6 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Instant;
 
+use bytes::Bytes;
 use conclave_proto::internal;
 use conclave_state_machine::events::Wanted;
 use conclave_state_machine::machine::{Machine, Position};
@@ -143,17 +144,19 @@ impl Writer {
         }
         self.sink.applied(entries, Arc::clone(&head));
         for key in outgrown {
-            self.split_counts(&rows, head.revision, &key)?;
+            self.cut_counts(&rows, head.revision, key)?;
         }
         Ok(())
     }
 
-    /// Halves the bucket of `key` until it is small enough.
-    fn split_counts(&self, rows: &Rows, revision: i64, key: &[u8]) -> Result<(), Halt> {
-        let overfull = || self.shared.look(|counts, _| counts.overfull(key)).1;
-        while let Some(bucket) = overfull() {
-            let Some(cut) = counts::cut(rows, revision, bucket)? else { break };
-            self.shared.split(cut);
+    /// Cuts the bucket of `key` until all parts are small enough.
+    fn cut_counts(&self, rows: &Rows, revision: i64, key: Bytes) -> Result<(), Halt> {
+        let mut part = Some(key);
+        while let Some(key) = part {
+            let overfull = self.shared.look(|counts, _| counts.overfull(&key)).1;
+            let Some(bucket) = overfull else { break };
+            let first_rows = counts::first_rows(rows, revision, &bucket)?;
+            part = self.shared.cut(&bucket.0, first_rows);
         }
         Ok(())
     }

@@ -1,11 +1,10 @@
 //! Reads of one moment while apply goes on: again if a compaction came between, and at last from a snapshot.
 
 use conclave_state_machine::head::Head;
-use conclave_state_machine::rank::Counted;
 use conclave_state_machine::response::Halt;
 
 use super::Reader;
-use crate::counts::Counts;
+use crate::counts::{Counts, Known};
 use crate::engine::{Rows, View};
 use crate::store::ReadError;
 
@@ -31,26 +30,26 @@ impl Reader {
         &self,
         mut read: impl FnMut(&View<'_>, &Head) -> Attempt<T>,
     ) -> Result<T, ReadError> {
-        self.consistent_counted(|_, _| None, |rows, head, _| read(rows, head))
+        self.consistent_known(|_, _| None, |rows, head, _| read(rows, head))
     }
 
-    /// As [`Reader::consistent`]; `read` also gets what `count` found in the counts of the same moment.
-    pub(super) fn consistent_counted<T>(
+    /// As [`Reader::consistent`]; `read` also gets what `look` found in the counts of the same moment.
+    pub(super) fn consistent_known<T>(
         &self,
-        count: impl Fn(&Counts, &Head) -> Option<Counted>,
-        read: impl FnMut(&View<'_>, &Head, Option<Counted>) -> Attempt<T>,
+        look: impl Fn(&Counts, &Head) -> Option<Known>,
+        read: impl FnMut(&View<'_>, &Head, Option<Known>) -> Attempt<T>,
     ) -> Result<T, ReadError> {
-        self.shared.note(self.read_consistently(count, read))
+        self.shared.note(self.read_consistently(look, read))
     }
 
     fn read_consistently<T>(
         &self,
-        count: impl Fn(&Counts, &Head) -> Option<Counted>,
-        mut read: impl FnMut(&View<'_>, &Head, Option<Counted>) -> Attempt<T>,
+        look: impl Fn(&Counts, &Head) -> Option<Known>,
+        mut read: impl FnMut(&View<'_>, &Head, Option<Known>) -> Attempt<T>,
     ) -> Result<T, ReadError> {
         for _ in 0..FREE_READS_MAX {
-            let (seen, counted) = self.shared.look(&count);
-            let answer = read(&View(&seen.rows), &seen.head, counted);
+            let (seen, known) = self.shared.look(&look);
+            let answer = read(&View(&seen.rows), &seen.head, known);
             // A compaction under a running read can look like damage; only a complete read counts.
             let oldest = answer.as_ref().map_or(seen.head.revision, |(oldest, _)| *oldest);
             if self.shared.is_complete(&seen, oldest) {

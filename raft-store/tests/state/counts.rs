@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 use conclave_proto::etcdserverpb as etcd;
 use conclave_proto::internal::command::Command;
-use conclave_state_machine::command::Range;
+use conclave_state_machine::command::{Range, SortOrder};
 
 use crate::harness::{ENGINES, State, crash_image, entry, put};
 
@@ -21,25 +21,36 @@ fn delete(from: String, to: String) -> Command {
     })
 }
 
+/// Whether each way to read a range finds the keys that are in it.
 fn check(state: &State, keys: &BTreeSet<String>) {
     for (from, to) in [(0, 10_000), (1, 9_999), (300, 4_800), (4_000, 4_100), (9_990, 20_000)] {
         let (from, to) = (format!("{from:05}"), format!("{to:05}"));
-        let expected = keys.range(from.clone()..to.clone()).count();
-        for (limit, count_only) in [(0, false), (5, false), (0, true)] {
-            let request = Range {
-                key: from.clone().into(),
-                range_end: to.clone().into(),
-                limit,
-                count_only,
-                ..Range::default()
-            };
-            let (answer, _) = state.reader.range(&request).unwrap();
-            assert_eq!(
-                usize::try_from(answer.count).unwrap(),
-                expected,
-                "{from}..{to} {limit} {count_only}"
-            );
-            assert_eq!(answer.more, limit > 0 && expected > 5, "{from}..{to}");
+        let within: Vec<&String> = keys.range(from.clone()..to.clone()).collect();
+        for (limit, count_only) in [(0, false), (1, false), (5, false), (700, false), (0, true)] {
+            for sort_order in [SortOrder::None, SortOrder::Descend] {
+                let request = Range {
+                    key: from.clone().into(),
+                    range_end: to.clone().into(),
+                    limit,
+                    count_only,
+                    sort_order,
+                    ..Range::default()
+                };
+                let mut expected = if count_only { Vec::new() } else { within.clone() };
+                if sort_order == SortOrder::Descend {
+                    expected.reverse();
+                }
+                let limit = usize::try_from(limit).unwrap();
+                let is_cut = limit > 0 && within.len() > limit;
+                if is_cut {
+                    expected.truncate(limit);
+                }
+                let (answer, _) = state.reader.range(&request).unwrap();
+                assert_eq!(usize::try_from(answer.count).unwrap(), within.len(), "{request:?}");
+                assert_eq!(answer.more, is_cut, "{request:?}");
+                let found = answer.kvs.iter().map(|kv| &kv.key[..]);
+                assert!(found.eq(expected.iter().map(|key| key.as_bytes())), "{request:?}");
+            }
         }
     }
     let all = Range {
