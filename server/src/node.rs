@@ -26,6 +26,7 @@ use conclave_state_machine::command::Caller;
 use conclave_state_machine::members::rules::MemberChange;
 use conclave_state_machine::response::Applied;
 use openraft::async_runtime::WatchReceiver;
+use prometheus_client::metrics::counter::Counter;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -122,6 +123,15 @@ struct Parts {
     stop: CancellationToken,
 }
 
+/// Counts a failure when it is dropped.
+struct Failing<'a>(&'a Counter);
+
+impl Drop for Failing<'_> {
+    fn drop(&mut self) {
+        self.0.inc();
+    }
+}
+
 impl Node {
     /// Opens the directory of `settings`, founds or joins the cluster, and begins to take part in it.
     ///
@@ -150,10 +160,13 @@ impl Node {
         command: internal::Command,
         haste: Haste,
     ) -> Result<Applied, ProposeError> {
-        let _pending = Pending::new(&self.parts.counts.proposals_pending);
+        let counts = &self.parts.counts;
+        let _pending = Pending::new(&counts.proposals_pending);
+        // As in etcd one whose caller gives up has failed, too.
+        let failing = Failing(&counts.proposals_failed);
         let answer = self.parts.proposer.propose(command, haste).await;
-        if answer.is_err() {
-            self.parts.counts.proposals_failed.inc();
+        if answer.is_ok() {
+            std::mem::forget(failing);
         }
         answer
     }

@@ -142,6 +142,7 @@ pub(crate) fn from_change(error: ChangeError) -> Status {
         },
         ChangeError::Denied(Denial::NoRight) => Fault::PermissionDenied,
         ChangeError::Denied(Denial::NoUser) => Fault::UserEmpty,
+        ChangeError::Denied(Denial::OldUser) => Fault::AuthOldRevision,
         ChangeError::Timeout => Fault::Timeout,
         ChangeError::Unknown => Fault::TimeoutConnectionLost,
         ChangeError::Stopped => Fault::Stopped,

@@ -75,6 +75,8 @@ pub(super) struct Keeper {
     service: Service,
     ttl: Duration,
     record: Record,
+    /// The last that was accepted.
+    said: Option<Record>,
     /// Where it is registered, or will be.
     hold: Option<Hold>,
     /// As what it was registered last.
@@ -100,6 +102,7 @@ impl Keeper {
             service,
             ttl,
             record,
+            said: None,
             hold: None,
             mark: Mark::default(),
             stage: Stage::Lost,
@@ -155,6 +158,7 @@ impl Keeper {
     async fn put(&mut self, condition: Condition) -> Result<(), Error> {
         let Some(hold) = &self.hold else { return Err(Error::session_lost()) };
         self.mark = hold.put(&self.service, &self.record, condition).await?;
+        self.said = Some(self.record.clone());
         if hold.is_native() {
             self.replay.registered(&self.record);
         }
@@ -259,6 +263,7 @@ impl Keeper {
             Ok(()) => self.backoff.reset(),
             Err(error) => {
                 tracing::debug!(%error, "cannot register yet");
+                self.take_back_words(error);
                 // The session that was begun for it.
                 let is_hold_lost = matches!(error, Error::NotFound(_));
                 if is_hold_lost {
@@ -274,6 +279,17 @@ impl Keeper {
             }
         }
         done
+    }
+
+    /// What was to be said while nobody could be asked, and is refused now for what it says, must not keep the instance
+    /// away: it says again what it said last.
+    fn take_back_words(&mut self, error: &Error) {
+        if let Some(said) = self.said.clone().filter(|said| *said != self.record)
+            && hold::is_wrong(error)
+        {
+            tracing::warn!(%error, "the last change of the registration was refused: it is as before");
+            self.record = said;
+        }
     }
 
     /// Takes the place that is free, or still the own one; nobody else's, and none that somebody has cleared.

@@ -101,9 +101,18 @@ fn has_keys_before(
     at: i64,
 ) -> Result<bool, ReadError> {
     let (key, _) = queue_span(name);
-    let before = Range { key, range_end: from.clone(), ..Range::default() };
-    let found = reader.page(&before, at, LIST_KEYS_MAX)?;
-    Ok(found.iter().any(|kv| lock_name(kv) == Some(name)))
+    let mut before = Range { key, range_end: from.clone(), ..Range::default() };
+    // At most once for each page that was told.
+    loop {
+        let found = reader.page(&before, at, LIST_KEYS_MAX)?;
+        if found.iter().any(|kv| lock_name(kv) == Some(name)) {
+            return Ok(true);
+        }
+        let Some(last) = found.last().filter(|_| found.len() >= LIST_KEYS_MAX) else {
+            return Ok(false);
+        };
+        before.key = [&last.key[..], b"\0"].concat().into();
+    }
 }
 
 /// End of the range of a prefix, as in etcd: `"\0"` for no end.

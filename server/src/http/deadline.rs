@@ -3,17 +3,36 @@
 //! A caller that goes away is noticed when its connection says so. One that was cut off cannot say so, and what it
 //! asked for would still be proposed when there is a leader again.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use http::Request;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 use tonic::Status;
 
 use crate::api::context;
 use crate::auth::access;
+use crate::metrics::IS_LATE;
 
 /// As Go's gRPC says it.
 const TOO_LATE: &str = "context deadline exceeded";
 /// Calls of these services may wait for long; they end by themselves, and give up what they took.
 const WAITING_SERVICES: [&str; 2] = ["/v3lockpb.Lock/", "/v3electionpb.Election/"];
+
+/// Lets `call` run `until` then, and drops it as if the caller had gone: what it asked for leaves the queue.
+///
+/// # Errors
+/// What it ends with if it took too long.
+pub(super) async fn in_time<T>(until: Instant, call: impl Future<Output = T>) -> Result<T, Status> {
+    let is_late = Arc::new(AtomicBool::new(false));
+    let mut call = Box::pin(IS_LATE.scope(Arc::clone(&is_late), call));
+    let answer = timeout_at(until, &mut call).await;
+    answer.map_err(|_elapsed| {
+        is_late.store(true, Ordering::Relaxed);
+        drop(call);
+        too_late()
+    })
+}
 
 /// What a call ends with that took too long.
 pub(super) fn too_late() -> Status {

@@ -159,10 +159,9 @@ impl Router {
         let answer = self.services.ask(request);
         let Ok(response) = match until {
             None => answer.await,
-            // Dropped, as if the caller had gone: what it asked for leaves the queue.
-            Some(until) => match tokio::time::timeout_at(until, answer).await {
+            Some(until) => match deadline::in_time(until, answer).await {
                 Ok(answer) => answer,
-                Err(_elapsed) => return deadline::too_late().into_http(),
+                Err(status) => return status.into_http(),
             },
         };
         held::hold(self.reword(response, path.as_ref()))

@@ -2,6 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,11 @@ use super::method::Method;
 use crate::config::Settings;
 use crate::sparse::Sparse;
 use crate::status::{self, CODES};
+
+tokio::task_local! {
+    /// Whether the call that runs is being dropped because its time is over, and not because its client went away.
+    pub(crate) static IS_LATE: Arc<AtomicBool>;
+}
 
 /// Answers of a call that has several.
 pub(crate) type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
@@ -250,8 +256,9 @@ impl OpenCall {
 
 impl Drop for OpenCall {
     fn drop(&mut self) {
-        // Nobody ends it but a client that goes away.
-        self.end(Code::Cancelled);
+        // Nobody ends it but a client that goes away, or has no time any more.
+        let is_late = IS_LATE.try_with(|is_late| is_late.load(Ordering::Relaxed)).unwrap_or(false);
+        self.end(if is_late { Code::DeadlineExceeded } else { Code::Cancelled });
     }
 }
 

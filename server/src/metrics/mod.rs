@@ -36,7 +36,7 @@ use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use tonic::{Response, Status};
 
-pub(crate) use calls::{Answers, Calls, OpenCall};
+pub(crate) use calls::{Answers, Calls, IS_LATE, OpenCall};
 pub(crate) use counts::{Counts, Pending};
 pub(crate) use method::Method;
 pub(crate) use peers::{Peer, Peers};

@@ -74,12 +74,15 @@ pub enum ChangeError {
 /// Why somebody may not change members.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Denial {
-    /// The user has no root role, is gone, or was verified before it had its name or password.
+    /// The user has no root role, or is gone.
     #[error("permission denied")]
     NoRight,
     /// Calls need a user.
     #[error("user name is empty")]
     NoUser,
+    /// The user was verified before it had its name or password.
+    #[error("revision of auth store is old")]
+    OldUser,
 }
 
 /// A change and who asked for it.
@@ -261,6 +264,7 @@ impl Changer {
             match check::administrator(&self.reader, self.reader.auth(), caller) {
                 Ok(Ok(())) => {}
                 Ok(Err(Rejection::UserEmpty)) => return Attempt::Denied(Denial::NoUser),
+                Ok(Err(Rejection::AuthOldRevision)) => return Attempt::Denied(Denial::OldUser),
                 Ok(Err(_)) => return Attempt::Denied(Denial::NoRight),
                 Err(_halt) => return Attempt::Stopped,
             }

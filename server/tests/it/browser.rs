@@ -10,6 +10,8 @@ use hyper::body::Incoming;
 use prost::Message;
 
 use crate::cluster::within;
+use crate::limits::handled;
+use crate::metrics::{samples, total};
 use crate::support::{put, range, server, servers};
 use crate::web::Web;
 
@@ -167,4 +169,8 @@ async fn a_call_takes_no_longer_than_its_caller_waits() {
     let headers = answer.headers();
     assert_eq!(headers["grpc-status"], "4", "{headers:?}");
     assert_eq!(headers["grpc-message"], "context%20deadline%20exceeded");
+    // As what its caller was told, and as a proposal that came to nothing.
+    assert_eq!(handled(&server, "etcdserverpb.KV", "Put", "DeadlineExceeded").await, 1.0);
+    assert_eq!(handled(&server, "etcdserverpb.KV", "Put", "Canceled").await, 0.0);
+    assert_eq!(total(&samples(&server).await, "etcd_server_proposals_failed_total"), 1.0);
 }

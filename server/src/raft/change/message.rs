@@ -59,6 +59,7 @@ pub(super) fn denial_message(denial: Denial) -> change_members_response::Refusal
     match denial {
         Denial::NoRight => change_members_response::Refusal::Denied,
         Denial::NoUser => change_members_response::Refusal::NoUser,
+        Denial::OldUser => change_members_response::Refusal::OldUser,
     }
 }
 
@@ -67,6 +68,7 @@ pub(super) fn denial(message: change_members_response::Refusal) -> Option<Denial
     match message {
         Refusal::Denied => Some(Denial::NoRight),
         Refusal::NoUser => Some(Denial::NoUser),
+        Refusal::OldUser => Some(Denial::OldUser),
         _ => None,
     }
 }

@@ -40,9 +40,11 @@ impl Record {
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut instance = self.metadata.clone();
+        // What is said in `Metadata` is only undone by saying otherwise.
+        let is_said = |name: &str| self.attributes.get(name).is_some();
         let mut set = |name: &str, value: Value, is_default: bool| {
             instance.remove(name);
-            if !is_default {
+            if !is_default || is_said(name) {
                 instance.insert(name.to_owned(), value);
             }
         };
@@ -148,6 +150,10 @@ pub fn may_be_lost(value: &[u8]) -> bool {
 
 /// Moves an entry of the right kind to `field`.
 fn take<T: serde::de::DeserializeOwned>(said: &mut Map<String, Value>, name: &str, field: &mut T) {
+    // As Go writes what has no value.
+    if said.get(name).is_some_and(Value::is_null) {
+        said.remove(name);
+    }
     let value = said.get(name).cloned().and_then(|value| serde_json::from_value(value).ok());
     if let Some(value) = value {
         *field = value;
@@ -212,6 +218,27 @@ mod tests {
             assert!(drained.contains(&format!(r#""Metadata":{metadata},"#)), "{drained}");
             assert_eq!(Record::decode("a", drained.as_bytes()), Some(record));
         }
+    }
+
+    #[test]
+    fn what_is_undone_does_not_come_back_with_what_go_says() {
+        let value = concat!(
+            r#"{"Op":0,"Addr":"h:1","Metadata":{"conclave":{"is_damped":true},"state":"draining","#,
+            r#""tags":["t"],"version":"1","weight":5,"zone":"z"}}"#
+        );
+        let mut record = Record::decode("a", value.as_bytes()).unwrap();
+        assert!(record.details.is_damped && record.weight == 5);
+        let attributes = record.attributes.clone();
+        record = Record { id: record.id, attributes, ..Record::new("h:1") };
+        record.id = "a".to_owned();
+        assert_eq!(Record::decode("a", &record.encode()), Some(record));
+    }
+
+    #[test]
+    fn what_is_null_is_not_said() {
+        let value = r#"{"Op":0,"Addr":"h:1","Instance":{"conclave":null,"tags":null,"zone":null}}"#;
+        let record = Record::decode("a", value.as_bytes()).unwrap();
+        assert_eq!((record.misspoken(), record.metadata.len()), (None, 0));
     }
 
     #[test]
