@@ -51,7 +51,7 @@ async fn members_are_changed_by_whom_the_leader_lets_when_it_does() {
         }
     };
     refused_by_all(&Caller::Anonymous, Denial::NoUser).await;
-    refused_by_all(&user("ann", 1), Denial::NoRight).await;
+    refused_by_all(&user("ann", u64::MAX), Denial::NoRight).await;
     refused_by_all(&user("nobody", u64::MAX), Denial::NoRight).await;
     refused_by_all(&user("second", 1), Denial::OldUser).await;
     let second = user("second", u64::MAX);
