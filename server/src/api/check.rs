@@ -125,6 +125,18 @@ mod tests {
     }
 
     #[test]
+    fn only_reads_that_say_so_are_answered_from_an_old_state() {
+        let read = |serializable| {
+            op(Request::RequestRange(etcd::RangeRequest { serializable, ..Default::default() }))
+        };
+        let of = |success| read_only(&etcd::TxnRequest { success, ..Default::default() });
+        assert_eq!(of(vec![read(true)]), Some(true));
+        assert_eq!(of(vec![read(true), read(false)]), Some(false));
+        assert_eq!(of(Vec::new()), Some(false), "it only compares, and that now");
+        assert_eq!(of(vec![read(true), put_of("k", false)]), None);
+    }
+
+    #[test]
     fn of_several_faults_the_first_counts() {
         let empty = etcd::RequestOp { request: None };
         let unsorted = op(Request::RequestRange(etcd::RangeRequest {
