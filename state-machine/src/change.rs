@@ -17,11 +17,14 @@ use crate::rows::State;
 use crate::rows::key::KeyRow;
 use crate::rows::lease::attachment_key;
 use crate::rows::rev::RevRow;
+use crate::rows::skips::Skips;
 
 /// What a key was before a change.
 pub(crate) struct Before {
     /// The last change, if the key has a row.
     pub(crate) modified: Option<Revision>,
+    /// The changes so far.
+    pub(crate) skips: Skips,
     /// The live state, if the key lives.
     pub(crate) kv: Option<KeyValue>,
 }
@@ -32,8 +35,13 @@ impl Before {
     pub(crate) fn load<R: Read>(rows: &R, key: &Bytes) -> Result<Before, Halt> {
         match rows.get(Table::Key, key)? {
             Some(row) => Before::from_row(rows, key, &row),
-            None => Ok(Before { modified: None, kv: None }),
+            None => Ok(Before::nothing()),
         }
+    }
+
+    /// The key never was.
+    pub(crate) fn nothing() -> Before {
+        Before { modified: None, skips: Skips::default(), kv: None }
     }
 
     /// Takes it from the `Key` row of `key`.
@@ -43,7 +51,8 @@ impl Before {
     pub(crate) fn from_row<R: Read>(rows: &R, key: &Bytes, row: &Bytes) -> Result<Before, Halt> {
         let decoded = KeyRow::decode(row)?;
         let kv = live::newest(rows, key, row, &decoded)?;
-        Ok(Before { modified: Some(decoded.modified), kv })
+        let skips = Skips::decode(decoded.skips)?;
+        Ok(Before { modified: Some(decoded.modified), skips, kv })
     }
 }
 
@@ -228,10 +237,14 @@ impl<'a, 'b, R: Read> Change<'a, 'b, R> {
         let previous = before.modified.filter(|last| before.kv.is_some() || last.main >= compacted);
         let previous_value_bytes = before.kv.as_ref().map_or(0, |old| old.value.len());
         let cause = self.cause;
-        let rev_row = RevRow { previous, previous_value_bytes, key, state, cause };
+        let mut skips = if previous.is_some() { before.skips } else { Skips::default() };
+        let links = skips.step(at);
+        let skips = skips.to_bytes();
+        let rev_row =
+            RevRow { previous, skips: links.as_slice(), previous_value_bytes, key, state, cause };
         let rev_key = Bytes::copy_from_slice(&at.row_key());
         self.rows.put(Table::Rev, rev_key, rev_row.encode());
-        let key_row = KeyRow::new(at, previous, state);
+        let key_row = KeyRow::new(at, previous, skips.as_slice(), state);
         self.rows.put(Table::Key, key.clone(), key_row.encode());
         self.head.digest = digest::chain(self.head.digest, at, key, state.as_ref());
         self.head.add_event_bytes(key.len(), state.map_or(0, |state| state.value.len()));

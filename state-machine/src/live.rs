@@ -15,6 +15,7 @@ use crate::revision::Revision;
 use crate::rows::State;
 use crate::rows::key::KeyRow;
 use crate::rows::rev::RevRow;
+use crate::rows::skips;
 use crate::span::Span;
 
 /// Whether who visits keys looks at their values; large ones cost a lookup each.
@@ -73,7 +74,7 @@ pub(crate) fn visit<R: Read>(
     let mut visit_row = |key: &[u8], row: &[u8]| {
         let row = KeyRow::decode(row)?;
         if row.modified.main > at {
-            return visit_older(rows, at, key, row.previous, visit);
+            return visit_older(rows, at, key, &row, visit);
         }
         let Some(state) = row.state else { return Ok(ControlFlow::Continue(())) };
         let mod_revision = row.modified.main;
@@ -117,8 +118,7 @@ pub(crate) fn count<R: Read>(rows: &R, at: i64, span: Span<'_>) -> Result<i64, H
         match KeyRow::lives_at(row, at)? {
             Some(lives) => known = known.saturating_add(i64::from(lives)),
             None => {
-                let previous = KeyRow::decode(row)?.previous;
-                return visit_older(rows, at, key, previous, &mut count_live);
+                return visit_older(rows, at, key, &KeyRow::decode(row)?, &mut count_live);
             }
         }
         Ok(ControlFlow::Continue(()))
@@ -146,9 +146,8 @@ pub(crate) fn visit_rows<R: Read>(
                     lives = true;
                     Ok(ControlFlow::Continue(()))
                 };
-                let previous = KeyRow::decode(row)?.previous;
                 // Continues whatever it finds.
-                visit_older(rows, at, key, previous, &mut note).map(drop)?;
+                visit_older(rows, at, key, &KeyRow::decode(row)?, &mut note).map(drop)?;
                 lives
             }
         };
@@ -156,30 +155,47 @@ pub(crate) fn visit_rows<R: Read>(
     })
 }
 
-/// Follows the links from `from` to the newest change not after `at`.
+/// Visits what the key of a row newer than `at` was then.
 fn visit_older<R: Read>(
     rows: &R,
     at: i64,
     key: &[u8],
-    from: Option<Revision>,
+    newest: &KeyRow<'_>,
     visit: &mut dyn FnMut(Live<'_>) -> Result<ControlFlow<()>, Halt>,
 ) -> Result<ControlFlow<()>, Halt> {
-    let mut link = from;
-    // Ends: decoding refuses a link that does not lead to an older revision.
-    while let Some(revision) = link {
-        let Some(rev_row) = rows.get(Table::Rev, &revision.row_key())? else { break };
-        let decoded = RevRow::decode(revision, &rev_row)?;
-        if revision.main > at {
-            link = decoded.previous;
-            continue;
-        }
-        let (mod_revision, row) = (revision.main, Some(&rev_row));
-        return match decoded.state {
-            Some(state) => visit(Live { key, mod_revision, state, row }),
-            None => Ok(ControlFlow::Continue(())),
-        };
+    let Some((revision, rev_row)) = older(rows, at, newest)? else {
+        return Ok(ControlFlow::Continue(()));
+    };
+    let (mod_revision, row) = (revision.main, Some(&rev_row));
+    match RevRow::decode(revision, &rev_row)?.state {
+        Some(state) => visit(Live { key, mod_revision, state, row }),
+        None => Ok(ControlFlow::Continue(())),
     }
-    Ok(ControlFlow::Continue(()))
+}
+
+/// Follows the links of a key, whose row is newer than `at`, to the `Rev` row of its newest change not after that.
+fn older<R: Read>(
+    rows: &R,
+    at: i64,
+    newest: &KeyRow<'_>,
+) -> Result<Option<(Revision, Bytes)>, Halt> {
+    // The newest change may itself be the last of a level: then its `Rev` row has the links.
+    let mut from = newest.modified.next();
+    let mut link = skips::of_key(newest.skips, at)?.or(newest.previous);
+    while let Some(revision) = link {
+        if revision >= from {
+            let detail = format!("a link of revision {} leads to a newer one", from.main);
+            return Err(Halt::CorruptRow { table: "rev", detail });
+        }
+        let Some(row) = rows.get(Table::Rev, &revision.row_key())? else { break };
+        if revision.main <= at {
+            return Ok(Some((revision, row)));
+        }
+        let decoded = RevRow::decode(revision, &row)?;
+        link = skips::of_change(decoded.skips, at)?.or(decoded.previous);
+        from = revision;
+    }
+    Ok(None)
 }
 
 /// The `Rev` row of a live key's newest put, which compaction keeps.
@@ -228,16 +244,9 @@ pub(crate) fn get<R: Read>(rows: &R, at: i64, key: &Bytes) -> Result<Option<KeyV
     if decoded.modified.main <= at {
         return newest(rows, key, &row, &decoded);
     }
-    let mut link = decoded.previous;
-    while let Some(revision) = link {
-        let Some(row) = rows.get(Table::Rev, &revision.row_key())? else { break };
-        let decoded = RevRow::decode(revision, &row)?;
-        if revision.main <= at {
-            return Ok(decoded.state.map(|state| key_value(key, revision.main, &row, state)));
-        }
-        link = decoded.previous;
-    }
-    Ok(None)
+    let Some((revision, row)) = older(rows, at, &decoded)? else { return Ok(None) };
+    let state = RevRow::decode(revision, &row)?.state;
+    Ok(state.map(|state| key_value(key, revision.main, &row, state)))
 }
 
 /// `state` must have been decoded from `row`.
@@ -283,5 +292,80 @@ impl Arena {
         }
         self.buffer.extend_from_slice(bytes);
         self.buffer.split().freeze()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use crate::change::{Before, Change};
+    use crate::events::Events;
+    use crate::head::Head;
+    use crate::memory::MemoryRows;
+
+    /// Rows that count how often one is looked up.
+    struct Counted<'a>(&'a MemoryRows, Cell<usize>);
+
+    impl Read for Counted<'_> {
+        fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, Halt> {
+            self.1.set(self.1.get() + 1);
+            self.0.get(table, key)
+        }
+
+        fn scan(
+            &self,
+            table: Table,
+            start: &[u8],
+            end: Option<&[u8]>,
+            visit: &mut dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>, Halt>,
+        ) -> Result<(), Halt> {
+            self.0.scan(table, start, end, visit)
+        }
+    }
+
+    /// Puts `key` thousands of times, twice at some revisions, and deletes it at times; returns what it was at each
+    /// revision.
+    fn change_often(rows: &mut MemoryRows, key: &Bytes) -> Vec<Option<Bytes>> {
+        let mut head = Head::default();
+        let mut states = vec![None; usize::try_from(head.revision).unwrap() + 1];
+        for round in 0_u32..5_000 {
+            let mut events = Events::default();
+            let mut value = None;
+            rows.update(|overlay| {
+                let mut change = Change::begin(overlay, &mut head, &mut events)?;
+                for step in 0..1 + u32::from(round % 7 == 0) {
+                    let before = Before::load(change.rows, key)?;
+                    if round % 97 == 96 {
+                        value = None;
+                        change.delete(key, before)?;
+                    } else {
+                        let text = Bytes::from(format!("{round} {step}"));
+                        change.put(key, before, &text, 0)?;
+                        value = Some(text);
+                    }
+                }
+                Ok::<_, Halt>(())
+            })
+            .unwrap();
+            states.resize(usize::try_from(head.revision).unwrap(), None);
+            states.push(value);
+        }
+        states
+    }
+
+    #[test]
+    fn any_state_of_a_key_that_changed_often_is_found_in_few_steps() {
+        let key = Bytes::from_static(b"key");
+        let mut rows = MemoryRows::default();
+        let states = change_often(&mut rows, &key);
+        for (at, expected) in states.iter().enumerate() {
+            let counted = Counted(&rows, Cell::new(0));
+            let found = get(&counted, i64::try_from(at).unwrap(), &key).unwrap();
+            assert_eq!(found.map(|kv| kv.value), *expected, "revision {at}");
+            // Of each level of links at most 16, and the key's own row.
+            assert!(counted.1.get() <= 1 + 4 * 16, "{} look-ups at {at}", counted.1.get());
+        }
     }
 }

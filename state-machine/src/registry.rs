@@ -149,7 +149,7 @@ pub(crate) fn apply<R: Read>(
 /// [`Halt`] if the storage fails or a row is damaged.
 pub fn removal<R: Read>(rows: &R, service: &[u8], id: &str) -> Result<Option<Cause>, Halt> {
     let before = Before::load(rows, &key(service, id))?;
-    let Before { modified: Some(at), kv: None } = before else { return Ok(None) };
+    let Before { modified: Some(at), kv: None, .. } = before else { return Ok(None) };
     let row = rows.get(Table::Rev, &at.row_key())?;
     row.map(|row| RevRow::decode(at, &row).map(|row| row.cause)).transpose()
 }

@@ -61,7 +61,7 @@ mod tests {
             let (mut head, mut events) = (Head::default(), Events::default());
             let key = Bytes::from_static(b"key");
             let mut change = Change::begin(overlay, &mut head, &mut events)?;
-            change.put(&key, Before { modified: None, kv: None }, &key, 0)?;
+            change.put(&key, Before::nothing(), &key, 0)?;
             members::publish(overlay, &MemberRecord { id: 7, ..MemberRecord::default() })?;
             head.write(overlay);
             Ok::<_, Halt>(())

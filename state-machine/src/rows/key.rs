@@ -20,6 +20,8 @@ pub(crate) struct KeyRow<'a> {
     pub(crate) modified: Revision,
     /// The change before, if there was one; its `Rev` row may be compacted.
     pub(crate) previous: Option<Revision>,
+    /// How many changes there were, and links to earlier ones, of [`super::skips`].
+    pub(crate) skips: &'a [u8],
     /// The live state, `None` for a tombstone; its value is empty if that stands apart.
     pub(crate) state: Option<State<'a>>,
     /// Whether the value stands in the `Rev` row of `modified` alone.
@@ -31,14 +33,15 @@ impl<'a> KeyRow<'a> {
     pub(crate) fn new(
         modified: Revision,
         previous: Option<Revision>,
+        skips: &'a [u8],
         state: Option<State<'a>>,
     ) -> KeyRow<'a> {
         match state {
             Some(state) if state.value.len() > VALUE_BYTES_MAX => {
                 let state = Some(State { value: &[], ..state });
-                KeyRow { modified, previous, state, is_apart: true }
+                KeyRow { modified, previous, skips, state, is_apart: true }
             }
-            _ => KeyRow { modified, previous, state, is_apart: false },
+            _ => KeyRow { modified, previous, skips, state, is_apart: false },
         }
     }
 
@@ -48,7 +51,7 @@ impl<'a> KeyRow<'a> {
             Some(_) => FORM_PUT,
             None => FORM_TOMBSTONE,
         };
-        let mut row = FieldWriter::new(form);
+        let mut row = FieldWriter::new(form, self.skips);
         row.int(self.modified.main);
         row.uint(u64::from(self.modified.sub));
         row.previous(self.previous);
@@ -65,7 +68,7 @@ impl<'a> KeyRow<'a> {
     /// [`Halt::CorruptRow`] if the bytes are not such a row.
     pub(crate) fn decode(row: &'a [u8]) -> Result<KeyRow<'a>, Halt> {
         let mut row = RowReader::new("key", row);
-        let form = row.form()?;
+        let (form, skips) = row.form_and_skips()?;
         let modified = Revision { main: row.int()?, sub: row.short()? };
         let previous = row.previous()?;
         if previous.is_some_and(|previous| previous >= modified) {
@@ -80,7 +83,7 @@ impl<'a> KeyRow<'a> {
             FORM_TOMBSTONE => None,
             _ => return Err(row.corrupt("unknown form")),
         };
-        Ok(KeyRow { modified, previous, state, is_apart: form == FORM_PUT_APART })
+        Ok(KeyRow { modified, previous, skips, state, is_apart: form == FORM_PUT_APART })
     }
 
     /// Reads no more than whether the key lives as of `at`; `None` if its row is newer than that.
@@ -89,7 +92,7 @@ impl<'a> KeyRow<'a> {
     /// [`Halt::CorruptRow`] if the bytes are not such a row.
     pub(crate) fn lives_at(row: &[u8], at: i64) -> Result<Option<bool>, Halt> {
         let mut row = RowReader::new("key", row);
-        let form = row.form()?;
+        let (form, _) = row.form_and_skips()?;
         if row.int()? > at {
             return Ok(None);
         }
@@ -111,15 +114,23 @@ mod tests {
         let previous = Some(Revision { main: 3, sub: 9 });
         let modified = Revision { main: 300, sub: 1 };
         for row in [
-            KeyRow::new(modified, previous, Some(state)),
-            KeyRow::new(modified, None, Some(State { value: b"", ..state })),
-            KeyRow::new(modified, previous, Some(State { value: &[7; VALUE_BYTES_MAX], ..state })),
+            KeyRow::new(modified, previous, b"", Some(state)),
+            KeyRow::new(modified, previous, b"links", Some(state)),
+            KeyRow::new(modified, None, b"", Some(State { value: b"", ..state })),
             KeyRow::new(
                 modified,
                 previous,
+                b"",
+                Some(State { value: &[7; VALUE_BYTES_MAX], ..state }),
+            ),
+            KeyRow::new(
+                modified,
+                previous,
+                b"links",
                 Some(State { value: &[7; VALUE_BYTES_MAX + 1], ..state }),
             ),
-            KeyRow::new(modified, previous, None),
+            KeyRow::new(modified, previous, b"", None),
+            KeyRow::new(modified, previous, b"links", None),
         ] {
             let bytes = row.encode();
             assert_eq!(KeyRow::decode(&bytes).unwrap(), row);
@@ -133,7 +144,7 @@ mod tests {
         let modified = Revision { main: 3, sub: 0 };
         let row = |value| {
             let state = State { create_revision: 3, version: 1, lease: 0, value };
-            KeyRow::new(modified, None, Some(state))
+            KeyRow::new(modified, None, b"", Some(state))
         };
         let (small, large) = ([7; VALUE_BYTES_MAX], [7; VALUE_BYTES_MAX + 1]);
         assert!(!row(&small).is_apart && !row(b"").is_apart);
@@ -144,7 +155,7 @@ mod tests {
     #[test]
     fn damage_is_an_error() {
         let modified = Revision { main: 3, sub: 0 };
-        let loops = KeyRow::new(modified, Some(modified), None);
+        let loops = KeyRow::new(modified, Some(modified), b"", None);
         assert!(KeyRow::decode(&loops.encode()).is_err(), "links must lead to older revisions");
         assert!(KeyRow::decode(b"").is_err());
         assert!(KeyRow::decode(&[9, 1, 0, 0]).is_err(), "unknown form");

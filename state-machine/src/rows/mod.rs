@@ -7,6 +7,7 @@
 //! |---|---|---|---|---|
 //! | `key.rs` | `Key` | user key | newest state (without a large value) or tombstone | compaction passes its tombstone |
 //! | `rev.rs` | `Rev` | main, sub (big endian) | the event | compaction reaches its successor |
+//! | `skips.rs` | `Key`, `Rev` | | links over many changes of a key | the row |
 //! | `lease.rs` | `Lease` | id (big endian) | TTL, owner, answers to requests | revoke or expiry |
 //! | `lease.rs` | `LeaseKey` | id, user key | nothing | the key is detached |
 //! | `place.rs` | `Place` | name, create revision, child | who waits | the key `name/child` has a lease no more |
@@ -28,6 +29,7 @@ pub(crate) mod lease;
 pub(crate) mod member;
 pub(crate) mod place;
 pub(crate) mod rev;
+pub(crate) mod skips;
 pub(crate) mod writer;
 
 use bytes::Bytes;
@@ -42,6 +44,9 @@ const FORM_TOMBSTONE: u8 = 2;
 /// First byte of a `Key` row of a put whose value stands in its `Rev` row alone. (No `Rev` row begins with
 /// it: there it is a tombstone with a cause.)
 const FORM_PUT_APART: u8 = 3;
+
+/// Set in the first byte of a `Key` or `Rev` row that has links of [`skips`] behind it.
+const WITH_SKIPS: u8 = 0x40;
 
 /// What a put left behind, as found in a `Key` or `Rev` row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,8 +97,8 @@ fn low_seven_bits(number: u64) -> u8 {
     low & 0x7f
 }
 
-/// Room for the fields of a `Key` or `Rev` row: a form, at most 8 numbers.
-const FIELDS_BYTES_MAX: usize = 1 + 8 * VARINT_BYTES_MAX;
+/// Room for the fields of a `Key` or `Rev` row: a form, links and their length, at most 8 numbers.
+const FIELDS_BYTES_MAX: usize = 1 + 9 * VARINT_BYTES_MAX + skips::SKIPS_BYTES_MAX;
 
 /// Builds a `Key` or `Rev` row: numbers first, on the stack, so that the row is one allocation of the
 /// right size.
@@ -103,18 +108,27 @@ struct FieldWriter {
 }
 
 impl FieldWriter {
-    fn new(form: u8) -> FieldWriter {
+    /// Begins a row of this form, with these links if there are any.
+    fn new(form: u8, skips: &[u8]) -> FieldWriter {
         let mut fields = [0; FIELDS_BYTES_MAX];
         fields[0] = form;
-        FieldWriter { fields, length: 1 }
+        let mut writer = FieldWriter { fields, length: 1 };
+        if !skips.is_empty() {
+            writer.fields[0] |= WITH_SKIPS;
+            writer.size(skips.len());
+            skips.iter().for_each(|byte| writer.byte(*byte));
+        }
+        writer
+    }
+
+    fn byte(&mut self, byte: u8) {
+        let place = self.fields.get_mut(self.length).expect("FIELDS_BYTES_MAX is enough");
+        *place = byte;
+        self.length = self.length.saturating_add(1);
     }
 
     fn uint(&mut self, number: u64) {
-        varint(number, |byte| {
-            let place = self.fields.get_mut(self.length).expect("FIELDS_BYTES_MAX is enough");
-            *place = byte;
-            self.length = self.length.saturating_add(1);
-        });
+        varint(number, |byte| self.byte(byte));
     }
 
     fn int(&mut self, number: i64) {
@@ -203,6 +217,15 @@ impl<'a> RowReader<'a> {
         let (form, rest) = self.rest.split_first().ok_or_else(|| self.corrupt("empty row"))?;
         self.rest = rest;
         Ok(*form)
+    }
+
+    /// The form of a `Key` or `Rev` row, and its links.
+    fn form_and_skips(&mut self) -> Result<(u8, &'a [u8]), Halt> {
+        let form = self.form()?;
+        if form & WITH_SKIPS == 0 {
+            return Ok((form, &[]));
+        }
+        Ok((form & !WITH_SKIPS, self.bytes()?))
     }
 
     pub(crate) fn uint(&mut self) -> Result<u64, Halt> {

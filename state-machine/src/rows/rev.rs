@@ -11,6 +11,8 @@ use crate::revision::Revision;
 pub(crate) struct RevRow<'a> {
     /// The change of the same key before, if there was one; its row may be compacted.
     pub(crate) previous: Option<Revision>,
+    /// Links to earlier changes, of [`super::skips`].
+    pub(crate) skips: &'a [u8],
     /// Bytes of the value that `previous` held, so that compaction need not read its row.
     pub(crate) previous_value_bytes: usize,
     /// User key.
@@ -29,7 +31,7 @@ fn tombstone_form(cause: Cause) -> u8 {
 impl<'a> RevRow<'a> {
     pub(crate) fn encode(&self) -> Bytes {
         let form = if self.state.is_some() { FORM_PUT } else { tombstone_form(self.cause) };
-        let mut row = FieldWriter::new(form);
+        let mut row = FieldWriter::new(form, self.skips);
         row.previous(self.previous);
         row.size(self.previous_value_bytes);
         if let Some(state) = self.state {
@@ -45,7 +47,7 @@ impl<'a> RevRow<'a> {
     /// [`Halt::CorruptRow`] if the bytes are not such a row.
     pub(crate) fn decode(at: Revision, row: &'a [u8]) -> Result<RevRow<'a>, Halt> {
         let mut row = RowReader::new("rev", row);
-        let form = row.form()?;
+        let (form, skips) = row.form_and_skips()?;
         let previous = row.previous()?;
         if previous.is_some_and(|previous| previous >= at) {
             return Err(row.corrupt("previous revision is not older"));
@@ -60,7 +62,7 @@ impl<'a> RevRow<'a> {
         let cause = cause.unwrap_or_default();
         let key = row.bytes()?;
         let state = fields.map(|fields| State { value: row.tail(), ..fields });
-        Ok(RevRow { previous, previous_value_bytes, key, state, cause })
+        Ok(RevRow { previous, skips, previous_value_bytes, key, state, cause })
     }
 
     /// The put that this event replaced, if it replaced one (and not a tombstone or nothing).
@@ -80,11 +82,12 @@ mod tests {
         let previous = Some(Revision { main: 3, sub: 9 });
         let state = State { create_revision: 9, version: 1, lease: 77, value: b"value" };
         let cause = Cause::Deleted;
-        let put =
-            RevRow { previous, previous_value_bytes: 0, key: b"key", state: Some(state), cause };
+        let (previous_value_bytes, state, key) = (0, Some(state), &b"key"[..]);
+        let put = RevRow { previous, skips: b"", previous_value_bytes, key, state, cause };
         let delete = RevRow { previous_value_bytes: 300, state: None, ..put };
         let deletes = Cause::ALL.map(|cause| RevRow { cause, ..delete });
-        for row in deletes.into_iter().chain([put]) {
+        let skipping = [put, delete].map(|row| RevRow { skips: b"links", ..row });
+        for row in deletes.into_iter().chain(skipping).chain([put]) {
             let bytes = row.encode();
             assert_eq!(RevRow::decode(at, &bytes).unwrap(), row);
         }
@@ -97,8 +100,9 @@ mod tests {
         let previous = Some(Revision { main: 3, sub: 0 });
         let state = State { create_revision: 3, version: 2, lease: 0, value: b"" };
         let cause = Cause::Deleted;
+        let (previous_value_bytes, key) = (0, &b"key"[..]);
         let row =
-            RevRow { previous, previous_value_bytes: 0, key: b"key", state: Some(state), cause };
+            RevRow { previous, skips: b"", previous_value_bytes, key, state: Some(state), cause };
         assert_eq!(row.replaced_put(), previous);
         assert_eq!(RevRow { state: None, ..row }.replaced_put(), previous, "a delete");
         let recreated = State { version: 1, ..state };
