@@ -2,7 +2,10 @@
 //!
 //! The index is local: built by one scan when a state is opened, then moved on with the events of
 //! every piece, under the same lock as the head it belongs to. Should it ever disagree with the
-//! replicated count it is dropped, and counting scans again: slower, never wrong.
+//! replicated count it is dropped, and counting scans again: slower, never wrong. What came and went of late
+//! (`recent`) makes a count of now one of a revision shortly before.
+
+mod recent;
 
 use std::cell::Cell;
 use std::ops::ControlFlow;
@@ -16,11 +19,16 @@ use conclave_state_machine::read::{Read, Table};
 use conclave_state_machine::response::{EventKind, Halt, RangeResponse, Rejection};
 use conclave_state_machine::span::Span;
 
+use self::recent::Recent;
 use crate::sink::AppliedEntry;
 
-/// The index, unless it had to be dropped.
+/// What is known of the live keys.
 #[derive(Debug)]
-pub(crate) struct Counts(Option<RankIndex>);
+pub(crate) struct Counts {
+    /// The index, unless it had to be dropped.
+    index: Option<RankIndex>,
+    recent: Recent,
+}
 
 impl Counts {
     /// Counts all keys that are live as of `head`.
@@ -30,7 +38,7 @@ impl Counts {
             index.push(key, lives);
             ControlFlow::Continue(())
         })?;
-        let mut counts = Self(Some(index));
+        let mut counts = Self { index: Some(index), recent: Recent::new(head.revision) };
         counts.check(head);
         Ok(counts)
     }
@@ -40,14 +48,16 @@ impl Counts {
     /// and only then do the rows agree with the index.
     pub(crate) fn advance(&mut self, entries: &[AppliedEntry], head: &Head) -> Vec<Bytes> {
         let mut outgrown: Vec<(Bytes, Bytes)> = Vec::new();
-        let Some(index) = &mut self.0 else { return Vec::new() };
+        let Some(index) = &mut self.index else { return Vec::new() };
         for event in entries.iter().flat_map(|entry| &entry.results).flat_map(|r| &r.events) {
             let key = &event.kv.key;
-            let overfull = match event.kind {
-                EventKind::Delete => index.deleted(key),
-                EventKind::Put if event.kv.version == 1 => index.created(key),
-                EventKind::Put => None,
+            let is_created = match event.kind {
+                EventKind::Delete => false,
+                EventKind::Put if event.kv.version == 1 => true,
+                EventKind::Put => continue,
             };
+            self.recent.push(event.kv.mod_revision, key, is_created);
+            let overfull = if is_created { index.created(key) } else { index.deleted(key) };
             if let Some((first, _)) = overfull
                 && outgrown.last().is_none_or(|(known, _)| *known != first)
             {
@@ -60,11 +70,11 @@ impl Counts {
 
     /// The bucket of `key`, if it is too big.
     pub(crate) fn overfull(&self, key: &[u8]) -> Option<Rest> {
-        self.0.as_ref()?.overfull(key)
+        self.index.as_ref()?.overfull(key)
     }
 
     fn check(&mut self, head: &Head) {
-        let Some(index) = &self.0 else { return };
+        let Some(index) = &self.index else { return };
         let is_right = i64::try_from(index.len()) == Ok(head.key_count);
         debug_assert!(is_right, "the index counts {} keys, {head:?}", index.len());
         if !is_right {
@@ -73,25 +83,31 @@ impl Counts {
                 key_count = head.key_count,
                 "the index of key counts is wrong; counting by scans until the next start"
             );
-            self.0 = None;
+            self.index = None;
         }
     }
 
     /// Cuts the bucket that starts at `first`; where its second part starts.
     pub(crate) fn cut(&mut self, first: &Bytes, rows: FirstRows) -> Option<Bytes> {
-        self.0.as_mut()?.cut(first, rows)
+        self.index.as_mut()?.cut(first, rows)
     }
 
     /// What the index knows of the keys of `request`, if that saves anything.
     pub(crate) fn known(&self, head: &Head, request: &Range) -> Option<Known> {
-        let is_current = request.revision <= 0 || request.revision == head.revision;
         let Span::Keys { start, end } = Span::new(&request.key, &request.range_end) else {
             return None;
         };
-        let index = self.0.as_ref().filter(|_| is_current)?;
+        let index = self.index.as_ref()?;
         let stops_early = request.limit > 0 || request.count_only;
         // A range within a bucket is read as a whole anyway.
         let counted = stops_early.then(|| index.count(start, end)).filter(|known| known.keys > 0);
+        let is_current = request.revision <= 0 || request.revision == head.revision;
+        if !is_current {
+            // Where no key lives now, one may have lived then.
+            let growth =
+                self.recent.growth(request.revision, start, end).filter(|_| counted.is_some())?;
+            return Some(Known { counted, growth, ..Known::default() });
+        }
         if request.count_only && counted.is_some() {
             return Some(Known { counted, ..Known::default() });
         }
@@ -101,7 +117,7 @@ impl Counts {
         let limit = usize::try_from(request.limit).ok().filter(|_| is_limited);
         let keys_max = limit.map_or(usize::MAX, |limit| limit.saturating_add(1));
         let gaps = index.gaps(tail.as_deref().unwrap_or(start), end, keys_max);
-        Some(Known { counted, gaps, tail })
+        Some(Known { counted, gaps, tail, growth: 0 })
     }
 }
 
@@ -110,6 +126,8 @@ impl Counts {
 pub(crate) struct Known {
     /// How many keys live there.
     counted: Option<Counted>,
+    /// How many more than as of the revision that is asked for.
+    growth: i64,
     /// Parts of it where none does, in order.
     gaps: Vec<Rest>,
     /// Where to begin if only the last keys are asked for.
@@ -117,7 +135,7 @@ pub(crate) struct Known {
 }
 
 impl Known {
-    /// Answers `request`, of which this is known as of `head`.
+    /// Answers `request`, of which this is known at the moment of `head`.
     pub(crate) fn answer(
         &self,
         rows: &impl Read,
@@ -126,7 +144,7 @@ impl Known {
     ) -> Result<Result<RangeResponse, Rejection>, Halt> {
         let rows = &Lively { rows, gaps: &self.gaps };
         let Some(counted) = &self.counted else { return range::range(rows, head, request) };
-        let keys = complete(rows, head, counted)?;
+        let keys = complete(rows, head, counted)?.saturating_sub(self.growth);
         let Some(tail) = &self.tail else {
             return range::range_counted(rows, head, request, keys);
         };

@@ -32,9 +32,8 @@ pub fn range<R: Read>(
     split(read_counted(rows, head, request, None))
 }
 
-/// Like [`range`], for a caller who knows how many keys of the span are live as of `head`
-/// ([`crate::rank`]): a limited read then stops at its limit. `live_keys` is not used for a read at an
-/// older revision.
+/// Like [`range`], for a caller who knows how many keys of the span are live as of the revision to read at
+/// ([`crate::rank`]): a limited read then stops at its limit.
 ///
 /// # Errors
 /// As [`range`].
@@ -60,8 +59,8 @@ fn read_counted<R: Read>(
     validate::key(&request.key)?;
     let at = revision_to_read(head, request.revision)?;
     let span = Span::new(&request.key, &request.range_end);
-    let everything = span.is_everything().then_some(head.key_count);
-    let live_keys = live_keys.or(everything).filter(|_| at == head.revision);
+    let is_counted = span.is_everything() && at == head.revision;
+    let live_keys = live_keys.or_else(|| is_counted.then_some(head.key_count));
     if request.count_only {
         let count = match live_keys {
             Some(live_keys) => live_keys,
