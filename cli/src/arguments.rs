@@ -279,15 +279,13 @@ impl Global {
         Ok(global)
     }
 
-    /// The same settings for another cluster, but as another user.
+    /// The same settings for another cluster, but as another user, with TLS of its own.
     pub(crate) fn elsewhere(
         &self,
         tls: TlsArguments,
         user: Option<String>,
         password: Option<String>,
     ) -> Result<Self, Failure> {
-        let insecure_skip_tls_verify = self.tls.insecure_skip_tls_verify;
-        let tls = TlsArguments { insecure_skip_tls_verify, ..tls };
         Self { tls, user, password, ..self.clone() }.with_password()
     }
 

@@ -17,6 +17,7 @@
 //! | `cluster` | three servers on this machine |
 //! | `hint` | commands to try, as the reader can call them |
 //! | `stop` | signals that ask a process to end |
+//! | `word` | arguments that need not be text |
 
 mod arguments;
 mod cluster;
@@ -30,8 +31,9 @@ mod progress;
 mod prompt;
 mod server;
 mod stop;
+mod word;
 
-use std::{env, path::Path, process::ExitCode};
+use std::{env, ffi::OsString, path::Path, process::ExitCode};
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use conclave_server::config::{etcd_version_text, version_text};
@@ -49,18 +51,17 @@ use crate::{
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
-    let mut arguments: Vec<String> =
-        env::args_os().map(|argument| argument.to_string_lossy().into_owned()).collect();
+    let arguments: Vec<OsString> = env::args_os().collect();
     let program = arguments.first().map(Path::new).and_then(Path::file_stem);
     match program.and_then(|name| name.to_str()) {
-        Some("etcd") => server::main(arguments.split_off(1), etcd_version_text),
+        Some("etcd") => server::main(texts(&arguments, 1), etcd_version_text),
         Some("etcdctl" | "etcdutl") => match parse::<Etcdctl>(arguments) {
             Ok(Etcdctl { global, verb }) => finish(block_on(verb.run(&global, Flavor::Etcdctl))),
             // etcdctl's own code for a command line it does not understand.
             Err(error) => refuse(&error, 1),
         },
-        _ => match arguments.get(1).map(String::as_str) {
-            Some("server") => server::main(arguments.split_off(2), version_text),
+        _ => match arguments.get(1).and_then(|argument| argument.to_str()) {
+            Some("server") => server::main(texts(&arguments, 2), version_text),
             Some("--version" | "-V") => server::main(vec!["--version".to_owned()], version_text),
             _ => match parse::<Conclave>(arguments) {
                 Ok(conclave) => finish(conclave.run()),
@@ -68,6 +69,12 @@ fn main() -> ExitCode {
             },
         },
     }
+}
+
+/// The arguments of a server behind the first ones; what is no text makes no sense in any of them.
+fn texts(arguments: &[OsString], first: usize) -> Vec<String> {
+    let arguments = arguments.get(first..).unwrap_or_default();
+    arguments.iter().map(|argument| argument.to_string_lossy().into_owned()).collect()
 }
 
 impl Conclave {

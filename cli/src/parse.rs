@@ -25,7 +25,7 @@ const API: &str = "ETCDCTL_API";
 /// # Errors
 /// What is wrong with it, or the help that it asks for.
 pub(crate) fn parse<T: Parser>(
-    arguments: impl IntoIterator<Item = String>,
+    arguments: impl IntoIterator<Item = OsString>,
 ) -> Result<T, clap::Error> {
     let mut command = as_in_go(T::command());
     let mut matches = command.try_get_matches_from_mut(arguments)?;
@@ -141,7 +141,7 @@ mod tests {
     }
 
     fn line(arguments: &[&str]) -> Result<Line, clap::Error> {
-        parse(["line"].iter().chain(arguments).map(|&argument| argument.to_owned()))
+        parse(["line"].iter().chain(arguments).map(|&argument| OsString::from(argument)))
     }
 
     #[test]

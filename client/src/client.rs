@@ -28,14 +28,12 @@ use crate::{
     endpoint::Endpoint,
     error::{Error, Outcome},
     login::{ATTEMPT, Channel, Logins},
+    moment::LONGEST,
     namespace::Namespace,
     retry::Retry,
     session::Heart,
     writes::Writers,
 };
-
-/// Longest time limit that a clock can count with.
-const TIMEOUT_MAX: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
 
 /// A client of one cluster. Cloning is cheap and shares the connections.
 ///
@@ -71,13 +69,13 @@ impl Client {
     }
 
     pub(crate) fn new(pool: Pool, timeout: Duration, namespace: Namespace) -> Self {
-        Self { pool: Arc::new(pool), timeout: timeout.min(TIMEOUT_MAX), namespace }
+        Self { pool: Arc::new(pool), timeout: timeout.min(LONGEST), namespace }
     }
 
     /// The same client with another time limit for each call; more than 30 years are 30 years.
     #[must_use]
     pub fn with_timeout(&self, timeout: Duration) -> Self {
-        Self { timeout: timeout.min(TIMEOUT_MAX), ..self.clone() }
+        Self { timeout: timeout.min(LONGEST), ..self.clone() }
     }
 
     /// The same client for a part of the key space as if it were all of it: what [`Builder::namespace`] does,

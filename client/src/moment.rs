@@ -11,6 +11,14 @@ use tokio::time::{Instant, sleep};
 /// How often whoever waits for a moment looks at the clock: timers stand still, too, while the machine sleeps.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
+/// Longest time that a clock can count with.
+pub(crate) const LONGEST: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
+
+/// The moment behind a pause from `now` on, however long somebody wants to wait.
+pub(crate) fn later<I: Add<Duration, Output = I>>(now: I, pause: Duration) -> I {
+    now + pause.min(LONGEST)
+}
+
 /// A moment of this process's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Moment(Instant);

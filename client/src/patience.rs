@@ -104,7 +104,8 @@ pub(crate) async fn wait<A: Ask>(
     let give_up = patience.give_up();
     loop {
         let endpoint = client.endpoint();
-        let asked = once(client, &endpoint, (patience, give_up), ask, &mut logins).await;
+        let asked =
+            once(client, &endpoint, (patience, give_up), ask, (&mut logins, &mut backoff)).await;
         let error = match asked {
             Ok(done) => return Ok(done),
             Err(error) => error,
@@ -129,7 +130,7 @@ async fn once<A: Ask>(
     endpoint: &Endpoint,
     (patience, give_up): (Patience, Option<Instant>),
     ask: &mut A,
-    logins: &mut Logins,
+    (logins, backoff): (&mut Logins, &mut Backoff),
 ) -> Result<A::Done, Error> {
     let timeout = client.timeout().min(FIRST_ANSWER_TIMEOUT_MAX);
     let until = Instant::now() + timeout;
@@ -157,6 +158,7 @@ async fn once<A: Ask>(
         let answer = answer.map_err(|status| endpoint.ended(status))?;
         endpoint.succeeded();
         logins.succeeded();
+        backoff.reset();
         match ask.hear(answer) {
             Heard::Done(done) => return Ok(done),
             Heard::Failed(error) => return Err(error),

@@ -203,7 +203,7 @@ impl Begin {
     /// From a server that knows leases only.
     async fn leased(self) -> Result<Session, Error> {
         let sent = Moment::now();
-        let lease = self.client.lease_grant(self.ttl_seconds(), 0).await?;
+        let lease = self.client.with_timeout(self.limit).lease_grant(self.ttl_seconds(), 0).await?;
         Ok(self.keep((lease.id, lease.ttl), sent, true))
     }
 

@@ -15,6 +15,7 @@ use crate::{
     arguments::Flavor,
     failure::Failure,
     output::{Format, write},
+    word::Word,
 };
 
 /// Flags and arguments of `get`.
@@ -22,7 +23,7 @@ use crate::{
 pub(crate) struct Arguments {
     /// The key, and the end of a range of keys.
     #[arg(value_name = "KEY [RANGE_END]")]
-    keys: Vec<String>,
+    keys: Vec<Word>,
     /// Linearizable(l) or Serializable(s).
     #[arg(long, default_value = "l")]
     consistency: String,
@@ -135,7 +136,7 @@ impl Arguments {
 /// # Errors
 /// If there are too few or too many; `usage` says what is expected.
 pub(super) fn range(
-    keys: &[String],
+    keys: &[Word],
     prefix: bool,
     from_key: bool,
     usage: &str,
@@ -147,14 +148,14 @@ pub(super) fn range(
     match keys {
         [] => Err(Failure::bad_arguments(usage)),
         [key] if prefix && key.is_empty() => Ok((all(), all())),
-        [key] if prefix => Ok((Bytes::from(key.clone()), prefix_end(key.as_bytes()))),
+        [key] if prefix => Ok((key.bytes(), prefix_end(&key.bytes()))),
         [key] if from_key && key.is_empty() => Ok((all(), all())),
-        [key] if from_key => Ok((Bytes::from(key.clone()), all())),
-        [key] => Ok((Bytes::from(key.clone()), Bytes::new())),
+        [key] if from_key => Ok((key.bytes(), all())),
+        [key] => Ok((key.bytes(), Bytes::new())),
         [_, _] if prefix || from_key => Err(Failure::bad_arguments(
             "too many arguments, only accept one argument when `--prefix` or `--from-key` is set",
         )),
-        [key, end] => Ok((Bytes::from(key.clone()), Bytes::from(end.clone()))),
+        [key, end] => Ok((key.bytes(), end.bytes())),
         _ => Err(Failure::bad_arguments(usage)),
     }
 }

@@ -1,7 +1,7 @@
 //! `make-mirror`: another cluster gets the keys of this one, and then every change of them, each revision
 //! as one transaction. Nothing is deleted there but what is deleted here meanwhile.
 
-use std::{cell::Cell, path::PathBuf, time::Duration};
+use std::{cell::Cell, ffi::OsString, path::PathBuf, time::Duration};
 
 use bytes::Bytes;
 use clap::Args;
@@ -15,7 +15,7 @@ use conclave_client::{
 use tokio::time::{Instant, interval_at};
 
 use super::{Context, get};
-use crate::{arguments::TlsArguments, failure::Failure, output::write};
+use crate::{arguments::TlsArguments, failure::Failure, output::write, word::Word};
 
 /// Keys read at once.
 const PAGE_KEYS: i64 = 1000;
@@ -139,7 +139,7 @@ impl Mirror<'_> {
 
     /// Copies what is there now; the revision of that.
     async fn copy(&self) -> Result<i64, Failure> {
-        let prefix = [self.prefix.to_owned()];
+        let prefix = [Word::from(OsString::from(self.prefix))];
         let (mut key, range_end) = get::range(&prefix, true, false, "")?;
         let mut revision = 0;
         loop {

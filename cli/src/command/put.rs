@@ -11,6 +11,7 @@ use crate::{
     arguments::Flavor,
     failure::Failure,
     output::{parse_int, write},
+    word::Word,
 };
 
 /// Flags and arguments of `put`.
@@ -18,7 +19,7 @@ use crate::{
 pub(crate) struct Arguments {
     /// The key and the value; without a value it is read from standard input.
     #[arg(value_name = "KEY [VALUE]")]
-    pair: Vec<String>,
+    pair: Vec<Word>,
     /// The lease to attach to the key, in hexadecimal.
     #[arg(long, default_value = "0", allow_hyphen_values = true)]
     lease: String,
@@ -71,14 +72,14 @@ impl Arguments {
                 let message = "put command needs only 1 argument when 'ignore-value' is set";
                 return Err(Failure::bad_arguments(message));
             }
-            [key] if self.ignore_value => (key, Vec::new()),
-            [key] => (key, read_value(key)?),
-            [key, value] => (key, value.clone().into_bytes()),
+            [key] if self.ignore_value => (key, Bytes::new()),
+            [key] => (key, read_value(&key.text())?.into()),
+            [key, value] => (key, value.bytes()),
             _ => return Err(no_value()),
         };
         Ok(PutRequest {
-            key: Bytes::from(key.clone()),
-            value: value.into(),
+            key: key.bytes(),
+            value,
             lease,
             prev_kv: self.prev_kv,
             ignore_value: self.ignore_value,
@@ -97,7 +98,7 @@ pub(super) fn no_value() -> Failure {
 pub(crate) struct DelArguments {
     /// The key, and the end of a range of keys.
     #[arg(value_name = "KEY [RANGE_END]")]
-    keys: Vec<String>,
+    keys: Vec<Word>,
     /// All keys that start with the key.
     #[arg(long)]
     prefix: bool,

@@ -14,6 +14,7 @@ use super::{
 use crate::{
     failure::Failure,
     output::{Names, Role},
+    word::Word,
 };
 
 /// As a range end: everything from the key on. As a key: the first possible key.
@@ -49,7 +50,7 @@ pub(crate) enum Verb {
     GrantPermission {
         /// The role, read, write or readwrite, a key, and perhaps the end of a range.
         #[arg(value_name = "ROLE KIND KEY [END]", num_args = 0..)]
-        words: Vec<String>,
+        words: Vec<Word>,
         #[command(flatten)]
         range: RangeArguments,
     },
@@ -57,7 +58,7 @@ pub(crate) enum Verb {
     RevokePermission {
         /// The role, a key, and perhaps the end of a range.
         #[arg(value_name = "ROLE KEY [END]", num_args = 0..)]
-        words: Vec<String>,
+        words: Vec<Word>,
         #[command(flatten)]
         range: RangeArguments,
     },
@@ -101,11 +102,12 @@ pub(super) async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
     }
 }
 
-async fn grant(context: &Context, words: &[String], range: &RangeArguments) -> Result<(), Failure> {
+async fn grant(context: &Context, words: &[Word], range: &RangeArguments) -> Result<(), Failure> {
     let [role, kind, keys @ ..] = words else { return Err(no_grant()) };
     if keys.is_empty() {
         return Err(no_grant());
     }
+    let (role, kind) = (&role.text(), kind.text());
     let kind_type = Type::from_str_name(&kind.to_uppercase());
     let invalid = || Failure::bad_arguments(format!("invalid permission type: {kind}"));
     let perm_type = kind_type.ok_or_else(invalid)?.into();
@@ -121,13 +123,9 @@ fn no_grant() -> Failure {
     )
 }
 
-async fn revoke(
-    context: &Context,
-    words: &[String],
-    range: &RangeArguments,
-) -> Result<(), Failure> {
+async fn revoke(context: &Context, words: &[Word], range: &RangeArguments) -> Result<(), Failure> {
     let (role, keys) = match words {
-        [role, keys @ ..] if !keys.is_empty() => (role, keys),
+        [role, keys @ ..] if !keys.is_empty() => (&role.text(), keys),
         _ => {
             return Err(Failure::bad_arguments(
                 "role revoke-permission command requires role name and key [endkey] as its argument",
@@ -137,7 +135,7 @@ async fn revoke(
     let (key, range_end) = range.of(keys)?;
     let reply = context.client.auth().role_revoke_permission(role, &key, &range_end).await?;
     // As it was typed: the empty key stands for the first.
-    let text = &keys[0];
+    let text = keys[0].text();
     let what = match range_end.as_ref() {
         b"" => format!("key {text}"),
         ALL => format!("range [{text}, <open ended>"),
@@ -149,9 +147,8 @@ async fn revoke(
 
 impl RangeArguments {
     /// Key and range end of a permission, by etcdctl's rules.
-    fn of(&self, keys: &[String]) -> Result<(Bytes, Bytes), Failure> {
+    fn of(&self, keys: &[Word]) -> Result<(Bytes, Bytes), Failure> {
         let bad = |message: &str| Err(Failure::bad_arguments(message));
-        let bytes = |text: &String| Bytes::from(text.clone());
         if self.prefix && self.from_key {
             return bad("--from-key and --prefix flags are mutually exclusive");
         }
@@ -160,12 +157,12 @@ impl RangeArguments {
             // The empty key is not granted; what begins with it, or comes after it, is everything.
             [key, ..] if key.is_empty() && (self.prefix || self.from_key) => Ok((all(), all())),
             [key, ..] if key.is_empty() => Ok((all(), Bytes::new())),
-            [key] if self.prefix => Ok((bytes(key), prefix_end(key.as_bytes()))),
-            [key] if self.from_key => Ok((bytes(key), all())),
-            [key] => Ok((bytes(key), Bytes::new())),
+            [key] if self.prefix => Ok((key.bytes(), prefix_end(&key.bytes()))),
+            [key] if self.from_key => Ok((key.bytes(), all())),
+            [key] => Ok((key.bytes(), Bytes::new())),
             _ if self.prefix => bad("unexpected endkey argument with --prefix flag"),
             _ if self.from_key => bad("unexpected endkey argument with --from-key flag"),
-            [key, end, ..] => Ok((bytes(key), bytes(end))),
+            [key, end, ..] => Ok((key.bytes(), end.bytes())),
             [] => Err(no_grant()),
         }
     }

@@ -1,6 +1,6 @@
 //! `watch`: prints changes until it is stopped, or runs a command for each.
 
-use std::{env, process::Stdio};
+use std::{env, ffi::OsString, process::Stdio};
 
 use clap::{Args, Parser};
 use conclave_client::{
@@ -20,6 +20,7 @@ use crate::{
     failure::{Failure, describe},
     output::{Changes, complain, quote},
     parse::parse,
+    word::Word,
 };
 
 /// Lines of interactive input waiting to be handled.
@@ -36,7 +37,7 @@ pub(crate) const RANGE_END: &str = "ETCDCTL_WATCH_RANGE_END";
 pub(crate) struct Arguments {
     /// The key, and the end of a range of keys.
     #[arg(value_name = "KEY [RANGE_END]")]
-    keys: Vec<String>,
+    keys: Vec<Word>,
     /// A command to run for each change, told about it by ETCD_WATCH_* variables.
     #[arg(last = true, value_name = "COMMAND")]
     command: Vec<String>,
@@ -72,8 +73,8 @@ pub(super) async fn run(context: &Context, arguments: Arguments) -> Result<(), F
 }
 
 /// A variable that is set and not empty.
-fn variable(name: &str) -> Option<String> {
-    env::var(name).ok().filter(|value| !value.is_empty())
+fn variable(name: &str) -> Option<Word> {
+    env::var_os(name).map(Word::from).filter(|value| !value.is_empty())
 }
 
 /// Begins the watch that the arguments, or the variables in their place, ask for.
@@ -90,12 +91,12 @@ fn start(context: &Context, arguments: Arguments) -> Result<Watcher, String> {
         keys.truncate(1);
     }
     let watch = match keys.as_slice() {
-        [key] if arguments.prefix => context.client.watch(key.as_str()).prefix(),
-        [key] => context.client.watch(key.as_str()),
+        [key] if arguments.prefix => context.client.watch(key.bytes()).prefix(),
+        [key] => context.client.watch(key.bytes()),
         [_, _] if arguments.prefix => {
             return Err("`range_end` and `--prefix` are mutually exclusive".to_owned());
         }
-        [key, end] => context.client.watch(key.as_str()).range(end.as_str()),
+        [key, end] => context.client.watch(key.bytes()).range(end.bytes()),
         _ => return Err("bad number of arguments".to_owned()),
     };
     let mut watch = watch.from_revision(arguments.rev);
@@ -201,7 +202,7 @@ async fn interactive(context: &Context) -> Result<(), Failure> {
             return Err(Failure::invalid_input("error reading watch request line: EOF"));
         };
         let words = words::split(&line);
-        match words.first().map(String::as_str) {
+        match words.first().map(|word| word.to_str().unwrap_or_default()) {
             None => {}
             Some("progress") => {
                 // Nobody to receive it means that there is no watch yet.
@@ -220,7 +221,7 @@ async fn interactive(context: &Context) -> Result<(), Failure> {
     }
 }
 
-fn begin(context: &Context, words: Vec<String>) -> Result<(Watcher, Vec<String>), String> {
+fn begin(context: &Context, words: Vec<OsString>) -> Result<(Watcher, Vec<String>), String> {
     let line: Line = parse(words.into_iter().skip(1)).map_err(|error| error.kind().to_string())?;
     if line.arguments.keys.is_empty() && variable(KEY).is_none() {
         return Err("command type or key is not provided".to_owned());

@@ -1,9 +1,11 @@
 //! Splits the lines that interactive commands read into words.
 
+use std::{ffi::OsString, os::unix::ffi::OsStringExt as _};
+
 use crate::output::unquote;
 
 /// The words of a line: bare, in double quotes with Go's escapes, or in single quotes as they are.
-pub(super) fn split(line: &str) -> Vec<String> {
+pub(super) fn split(line: &str) -> Vec<OsString> {
     let mut words = Vec::new();
     let mut rest = line.trim_start();
     while !rest.is_empty() {
@@ -14,16 +16,15 @@ pub(super) fn split(line: &str) -> Vec<String> {
     words
 }
 
-fn word(rest: &str) -> (String, &str) {
+fn word(rest: &str) -> (OsString, &str) {
     if let Some((bytes, tail)) = unquote(rest) {
-        // Arguments are text in Rust; etcdctl's flags are no different.
-        return (String::from_utf8_lossy(&bytes).into_owned(), tail);
+        return (OsString::from_vec(bytes), tail);
     }
     if let Some((word, tail)) = rest.strip_prefix('\'').and_then(|rest| rest.split_once('\'')) {
-        return (word.to_owned(), tail);
+        return (word.into(), tail);
     }
     let end = rest.find(char::is_whitespace).unwrap_or(rest.len());
-    (rest[..end].to_owned(), &rest[end..])
+    (rest[..end].into(), &rest[end..])
 }
 
 #[cfg(test)]
@@ -34,5 +35,11 @@ mod tests {
     fn words_may_be_quoted() {
         let words = split(r#"  put "a b\n" 'c "d' e\f "" --x="y" "#);
         assert_eq!(words, ["put", "a b\n", "c \"d", "e\\f", "", "--x=\"y\""]);
+    }
+
+    #[test]
+    fn words_may_be_any_bytes() {
+        let words = split(r#"put "\xff" v"#);
+        assert_eq!(words[1].as_encoded_bytes(), [0xff]);
     }
 }

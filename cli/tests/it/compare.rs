@@ -2,8 +2,10 @@
 //! history: equal output, equal exit codes, equal last line of complaints.
 
 use std::{
+    ffi::OsStr,
     fmt::Debug,
     io::Write,
+    os::unix::ffi::OsStrExt as _,
     process::{Command, Output},
 };
 
@@ -76,6 +78,9 @@ const COMMANDS: &[(&[&str], &str)] = &[
         &["txn"],
         "create(\"a\") = \"0\"\nmod(\"a\") < \"9\"\n\nput t 1\n\nget b/ --prefix --keys-only\nput t \"a b\" --prev-kv\n\n",
     ),
+    (&["txn"], "mod(\"\\xff\") = \"0\"\n\nput \"\\xff\" \"\\xfe\"\nget \"\\xff\"\n\n\n"),
+    (&["get", "u", "--from-key"], ""),
+    (&["txn"], "\ndel \"\\xff\" --prev-kv\n\n\n"),
     (&["txn", "--interactive"], "\nget a\n\n\n"),
     (&["txn"], "bogus\n\n\n\n"),
     (&["txn"], "ver(a) = \"0\"\n\n\n\n"),
@@ -226,6 +231,28 @@ const MESSAGES: &[(&[&str], &str, Read)] = &[
     (&["endpoint", "hashkv"], "", plain),
     (&["defrag"], "", plain),
 ];
+
+#[test]
+fn arguments_may_be_any_bytes() {
+    let key = OsStr::from_bytes(b"k\xff");
+    let value = OsStr::from_bytes(b"\xfe v");
+    let [put, get, end, del] = ["put", "get", "l", "del"].map(OsStr::new);
+    let (_dir, same) = named("etcdctl");
+    for program in programs("etcdctl").into_iter().chain([CONCLAVE.into(), same]) {
+        let server = Server::single(CONCLAVE.into());
+        let program = program.to_str().expect("a path that is text");
+        let done = |arguments: &[&OsStr]| {
+            let output = run(program, &server.endpoint(), arguments, "");
+            assert!(output.status.success(), "{program} {arguments:?}: {output:?}");
+            output.stdout
+        };
+        assert_eq!(done(&[put, key, value]), b"OK\n");
+        assert_eq!(done(&[get, key]), b"k\xff\n\xfe v\n");
+        assert_eq!(done(&[get, key, end]), b"k\xff\n\xfe v\n");
+        assert_eq!(done(&[get, OsStr::new("k\u{fffd}")]), b"", "it is another key");
+        assert_eq!(done(&[del, key]), b"1\n");
+    }
+}
 
 #[test]
 fn messages_are_printed_as_by_etcdctl() {

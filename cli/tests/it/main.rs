@@ -24,7 +24,9 @@ mod tls;
 mod verbs;
 
 use std::{
-    env, fs,
+    env,
+    ffi::OsStr,
+    fs,
     io::{self, Write},
     path::PathBuf,
     process::{Command, Output, Stdio},
@@ -87,7 +89,7 @@ fn programs(name: &str) -> Vec<PathBuf> {
 }
 
 /// Runs a program to its end with `input` on its standard input.
-fn run(program: &str, endpoint: &str, arguments: &[&str], input: &str) -> Output {
+fn run(program: &str, endpoint: &str, arguments: &[impl AsRef<OsStr>], input: &str) -> Output {
     let mut child = Command::new(program)
         .env_clear()
         .env("PATH", env::var_os("PATH").unwrap_or_default())

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use crate::moment::later;
+
 /// When a breaker trips, and for how long.
 ///
 /// ```
@@ -155,7 +157,7 @@ impl Breaker {
     pub fn open(&mut self, options: &BreakerOptions, now: Instant) {
         let pause = crate::backoff::exponential(options.open_min, options.open_max, self.trips);
         let trips = self.trips.saturating_add(1);
-        *self = Self { open_until: Some(now + pause), trips, ..Self::default() };
+        *self = Self { open_until: Some(later(now, pause)), trips, ..Self::default() };
     }
 
     fn count(&mut self, options: &BreakerOptions, now: Instant) {

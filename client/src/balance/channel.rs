@@ -24,6 +24,7 @@ use super::snapshot::{Ctx, Snapshot, SnapshotOptions};
 use super::table::{Security, Source, Table};
 use super::{Balancer, PeakEwma};
 use crate::error::{Error, never_sent};
+use crate::moment::later;
 use crate::tls::Tls;
 
 /// Instances that one call is tried on, as long as none of them could be connected to.
@@ -309,7 +310,7 @@ impl Service<http::Request<Body>> for BalancedChannel {
         let shared = Arc::clone(&self.shared);
         Box::pin(async move {
             let limit = shared.options.timeout;
-            let deadline = Instant::now() + limit;
+            let deadline = later(Instant::now(), limit);
             match timeout_at(deadline.into(), shared.route(request, deadline)).await {
                 Ok(answer) => answer,
                 Err(_elapsed) => {

@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 
 use super::breaker::{Breaker, BreakerOptions, State};
 use super::outlier::{OutlierOptions, Tally};
+use crate::moment::later;
 
 /// In this time a measured latency loses most of its weight.
 const LATENCY_DECAY: Duration = Duration::from_secs(10);
@@ -245,7 +246,7 @@ impl Node {
     /// Leaves it alone for a while, which grows with each time in a row.
     pub(super) fn eject(&self, options: &OutlierOptions, now: Instant) {
         let mut record = self.record.lock();
-        let until = now + options.pause(record.ejections);
+        let until = later(now, options.pause(record.ejections));
         record.ejections = record.ejections.saturating_add(1);
         (record.ejected_until, record.since) = (Some(until), until);
     }

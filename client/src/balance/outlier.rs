@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 
 use super::node::Outcome;
 use super::snapshot::Snapshot;
+use crate::moment::later;
 
 /// When an instance is ejected because it does worse than the others, and for how long.
 ///
@@ -167,7 +168,7 @@ pub(super) struct Outliers {
 
 impl Outliers {
     pub(super) fn new(options: OutlierOptions, now: Instant) -> Self {
-        Self { options, next: Mutex::new(now + options.interval) }
+        Self { options, next: Mutex::new(later(now, options.interval)) }
     }
 
     /// Ejects those that do worse than the others, if it is time to compare.
@@ -177,7 +178,7 @@ impl Outliers {
             if now < *next {
                 return;
             }
-            *next = now + self.options.interval;
+            *next = later(now, self.options.interval);
         }
         let weighty = snapshot.nodes().iter().filter(|node| node.instance().weight > 0);
         let (available, out): (Vec<_>, Vec<_>) = weighty.partition(|node| node.is_available(now));

@@ -22,6 +22,7 @@ use crate::{
     cache::Cache,
     client::Client,
     error::Error,
+    moment::later,
     watch::{Response, Trouble, mod_revision},
 };
 
@@ -65,7 +66,7 @@ pub(super) struct Debounce {
 impl Debounce {
     /// When changes of which the first and the last came at these times are put in use.
     fn due(&self, first: Instant, last: Instant) -> Instant {
-        (last + self.quiet).min(first + self.max)
+        later(last, self.quiet).min(later(first, self.max))
     }
 }
 
@@ -304,6 +305,13 @@ mod tests {
         }
         assert_eq!(Pace::new(None).0, Pace::MAX);
         assert_eq!(Pace::new(Some(Duration::ZERO)).0, Pace::MIN);
+    }
+
+    #[test]
+    fn changes_may_wait_longer_than_clocks_can_count() {
+        let now = Instant::now();
+        let debounce = Debounce { quiet: Duration::MAX, max: Duration::from_secs(3) };
+        assert_eq!(debounce.due(now, now), now + debounce.max);
     }
 
     #[test]

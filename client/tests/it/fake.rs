@@ -3,6 +3,7 @@
 
 mod counter;
 mod election;
+pub(crate) mod leases;
 mod registry;
 mod users;
 

@@ -8,7 +8,7 @@ use tonic::Status;
 
 use crate::{
     SOON, eventually,
-    fake::{Fake, Script},
+    fake::{Fake, Script, leases::Leases},
 };
 
 /// Time for calls that must fail, and enough for one that is answered at once.
@@ -122,6 +122,21 @@ async fn a_wait_may_be_longer_than_clocks_can_count() {
     let lock = session.lock("x").wait(Duration::MAX).await.unwrap();
     lock.release().await.unwrap();
     assert_eq!(fake.script.released.lock().len(), 1);
+}
+
+#[tokio::test]
+async fn sessions_on_leases_are_renewed_together() {
+    let leases = Leases::default();
+    let endpoint = leases.serve().await;
+    let client = Client::builder([endpoint.to_string()]).build().unwrap();
+    let mut sessions = Vec::new();
+    for _ in 0..3 {
+        sessions.push(client.session().await.unwrap());
+    }
+    leases.together.store(sessions.len(), Ordering::Relaxed);
+    let mut rounds = leases.rounds.subscribe();
+    timeout(SOON, rounds.wait_for(|rounds| *rounds > 0)).await.expect("all at once").unwrap();
+    assert!(sessions.iter().all(|session| !session.is_lost()));
 }
 
 #[tokio::test]

@@ -97,14 +97,14 @@ impl Router {
         let has_gateway = role != Role::Pages && settings.has_gateway;
         let Some(method) = gateway::find(request.uri().path()).filter(|_| has_gateway) else {
             return match gateway::nowhere(request.uri()).filter(|_| has_gateway) {
-                Some(answer) => answer,
-                None => pages::answer(&self.context, request).await,
+                Some(answer) => self.answered(request, answer),
+                None => pages::answer(&self.context, self.heard(request)).await,
             };
         };
         // Taken away first: nobody is who a certificate says, whenever users are asked for.
         let certificate = request.extensions_mut().remove::<ClientName>();
         if certificate.is_some() && self.context.auth.head().enabled {
-            gateway::certified()
+            self.answered(request, gateway::certified())
         } else if gateway::is_socket(&request) {
             // Browsers ask nobody before they open one.
             match web::foreign(settings, request.headers()) {
@@ -112,16 +112,26 @@ impl Router {
                 None => gateway::socket(self, method, request),
             }
         } else if request.method() != Method::POST {
-            pages::wrong_method()
+            self.answered(request, pages::wrong_method())
         } else {
-            let background = &self.context.background;
             // A call of many requests may end before them; who has only one to send is heard out.
             if method.is_client_streaming() {
                 return Box::pin(gateway::answer(self, method, request)).await;
             }
-            let request = request.map(|body| gateway::Rest::new(body, background.clone()));
-            Box::pin(gateway::answer(self, method, request)).await
+            Box::pin(gateway::answer(self, method, self.heard(request))).await
         }
+    }
+
+    /// A request whose body is read to its end, whether it matters or not: by HTTP/2 a stream that ends before its
+    /// body fails with some clients, curl among them.
+    fn heard(&self, request: Request<Incoming>) -> Request<gateway::Rest> {
+        request.map(|body| gateway::Rest::new(body, self.context.background.clone()))
+    }
+
+    /// The answer to a request that needs no look at its body.
+    fn answered(&self, request: Request<Incoming>, answer: Response<Body>) -> Response<Body> {
+        drop(self.heard(request));
+        answer
     }
 
     /// Answers a call.

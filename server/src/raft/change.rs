@@ -300,8 +300,16 @@ impl Changer {
     /// Gives leadership away, so that the next leader can remove this member.
     async fn leave(&self, view: &View) -> Attempt {
         if view.stored.membership().voter_ids().nth(1).is_none() {
-            // Those who are to vote have not caught up.
-            return Attempt::Refused(MemberRefusal::Unhealthy);
+            // Those who are to vote have not caught up: who is there will have soon, within the time of the request.
+            let own_id = self.route.links.member_id();
+            let mut others = view.roster.seats.iter().filter(|seat| seat.id != own_id);
+            let is_soon =
+                others.any(|seat| !seat.is_learner && seat.is_started && seat.is_reachable);
+            return if is_soon {
+                Attempt::Again
+            } else {
+                Attempt::Refused(MemberRefusal::Unhealthy)
+            };
         }
         hand_over(&self.route).await;
         match self.route.leader() {

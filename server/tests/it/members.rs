@@ -115,6 +115,16 @@ async fn a_dead_member_is_replaced_while_writes_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_can_be_removed_as_soon_as_another_is_there() {
+    let mut group = Group::start(1, 2, &[]).await;
+    group.join(1, 0, false).await;
+    // The new one is listed, and need not vote yet.
+    group.remove(0, 0).await;
+    assert_eq!(group.members(1).len(), 1);
+    assert_eq!(group.leader().await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_removed_member_disturbs_nobody_and_never_starts_again() {
     let mut group = Group::start(3, 3, &[]).await;
     let leader = group.leader().await;

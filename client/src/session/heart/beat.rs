@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use conclave_proto::etcdserverpb::LeaseKeepAliveRequest;
 use conclave_proto::etcdserverpb::lease_client::LeaseClient;
+use conclave_proto::etcdserverpb::{LeaseKeepAliveRequest, LeaseKeepAliveResponse};
 use conclave_proto::v1::session_service_client::SessionServiceClient;
 use conclave_proto::v1::{SessionOpenRequest, SessionOpenResponse};
 use tokio::sync::{mpsc, watch};
@@ -26,6 +26,8 @@ const BEATS_PER_TTL: u32 = 3;
 const ANSWER_TIMEOUT_MAX: Duration = Duration::from_secs(3);
 /// Heartbeats on the way; one is sent only after the one before was answered.
 const REQUESTS_MAX: usize = 1;
+/// Leases whose renewals are on the way together, to a server that knows no sessions.
+const RENEWALS_MAX: usize = 1_024;
 
 impl Heart {
     /// Sends heartbeats, on one endpoint after the other. Never returns.
@@ -98,7 +100,7 @@ impl Heart {
     /// As [`Heart::stream`], to a server that knows leases only: each is renewed by a message of its own.
     async fn stream_of_leases(&self, endpoint: &Endpoint, backoff: &mut Backoff) -> Option<()> {
         let mut changes = self.changes.subscribe();
-        let (requests, outgoing) = mpsc::channel(REQUESTS_MAX);
+        let (requests, outgoing) = mpsc::channel(RENEWALS_MAX);
         let mut answers = None;
         let mut outgoing = Some(ReceiverStream::new(outgoing));
         loop {
@@ -107,26 +109,40 @@ impl Heart {
             changes.mark_unchanged();
             let mut ids: HashSet<i64> = self.kept.lock().sessions.keys().copied().collect();
             let round = Moment::now();
-            for id in ids.clone() {
+            let all: Vec<i64> = ids.iter().copied().collect();
+            for together in all.chunks(RENEWALS_MAX) {
                 let sent = Moment::now();
-                requests.try_send(LeaseKeepAliveRequest { id }).ok()?;
+                for id in together {
+                    requests.try_send(LeaseKeepAliveRequest { id: *id }).ok()?;
+                }
                 if let Some(outgoing) = outgoing.take() {
                     let mut client = LeaseClient::new(endpoint.channel());
                     let opened = client.lease_keep_alive(outgoing);
                     let opened = self.answered((sent, patience), &ids, opened).await?;
                     answers = Some(opened.into_inner());
                 }
-                let answer = answers.as_mut()?.message();
-                let answer = self.answered((sent, patience), &ids, answer).await??;
-                let lost = if answer.ttl > 0 { Vec::new() } else { vec![id] };
-                let answer = SessionOpenResponse { lost, ..SessionOpenResponse::default() };
-                self.confirm(sent, &mut HashSet::from([id]), &answer);
-                ids.retain(|kept| !answer.lost.contains(kept));
+                let mut waiting: HashSet<i64> = together.iter().copied().collect();
+                while !waiting.is_empty() {
+                    let answer = answers.as_mut()?.message();
+                    let answer = self.answered((sent, patience), &ids, answer).await??;
+                    if waiting.remove(&answer.id) && !self.renewed(&answer, sent) {
+                        ids.remove(&answer.id);
+                    }
+                }
             }
             endpoint.succeeded();
             backoff.reset();
             self.pause(round, &ids, &mut changes).await;
         }
+    }
+
+    /// Takes in the answer to a renewal that was `sent` then: whether the lease lives.
+    fn renewed(&self, answer: &LeaseKeepAliveResponse, sent: Moment) -> bool {
+        let is_alive = answer.ttl > 0;
+        let lost = if is_alive { Vec::new() } else { vec![answer.id] };
+        let answered = SessionOpenResponse { lost, ..SessionOpenResponse::default() };
+        self.confirm(sent, &mut HashSet::from([answer.id]), &answered);
+        is_alive
     }
 
     /// Waits for the answer to what was `sent` then. Not for as long that a session that was begun since, and is

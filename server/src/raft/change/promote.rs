@@ -11,7 +11,7 @@ use super::{Changer, View};
 
 /// How often the leader looks whether a new member has caught up: it then has what the leader had one such
 /// time ago.
-const CATCH_UP_INTERVAL: Duration = Duration::from_millis(250);
+const CATCH_UP_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Makes voters of those who are to be and have caught up, while this member leads, until raft stops.
 pub(crate) async fn promote(changer: Arc<Changer>) {
