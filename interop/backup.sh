@@ -23,7 +23,7 @@ fail() { echo "interop: backups: $*" >&2; exit 1; }
 
 # Waits until the program with that log and process serves.
 serves() { # log pid words
-  until grep -q "$3" "$1"; do
+  until [ -e "$1" ] && grep -q "$3" "$1"; do
     kill -0 "$2" || { tail -n 5 "$1" >&2; return 1; }
     sleep 0.1
   done
