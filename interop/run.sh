@@ -152,3 +152,5 @@ if command -v openssl >/dev/null; then
 else
   skip "TLS (openssl is missing)"
 fi
+
+[ -n "${ETCD:-}" ] || BASE_PORT=$((base + 50)) ./backup.sh

@@ -8,7 +8,7 @@ use conclave_proto::etcdserverpb::{
 };
 use ring::digest::{Context, SHA256, SHA256_OUTPUT_LEN};
 use tokio::time::timeout;
-use tonic::{Status, Streaming};
+use tonic::{Request, Status, Streaming, metadata::MetadataValue};
 
 use crate::{
     client::Client,
@@ -18,6 +18,19 @@ use crate::{
 
 /// Longest wait for the next bytes.
 const IDLE_MAX: Duration = Duration::from_secs(60);
+
+/// Header by which a client says which form it wants.
+const FORMAT: &str = "conclave-snapshot-format";
+
+/// The form of a snapshot. Both hold everything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SnapshotFormat {
+    /// A database that etcd's own programs read and restore, too.
+    #[default]
+    Etcd,
+    /// The files of the member as they are: saved and restored with less work.
+    Conclave,
+}
 
 /// The state of one member, under way; see [`Client::snapshot`].
 ///
@@ -69,13 +82,25 @@ pub struct SnapshotPiece {
 
 impl Client {
     /// Asks a member for its whole state. What comes is to be kept as it is, in one file, for
-    /// `conclave snapshot restore` (of an etcd: for `etcdutl snapshot restore`, too).
+    /// `conclave snapshot restore` or `etcdutl snapshot restore`.
     ///
     /// # Errors
     /// See [`Error`]. The time limit of the client is for the beginning only.
     pub async fn snapshot(&self) -> Result<Snapshot, Error> {
+        self.snapshot_as(SnapshotFormat::Etcd).await
+    }
+
+    /// As [`Client::snapshot`], in another form. An etcd, and a Conclave before 1.0, knows but one and sends that.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub async fn snapshot_as(&self, format: SnapshotFormat) -> Result<Snapshot, Error> {
         let call = |channel: Channel| async move {
-            MaintenanceClient::new(channel.open_end()).snapshot(SnapshotRequest {}).await
+            let mut request = Request::new(SnapshotRequest {});
+            if format == SnapshotFormat::Conclave {
+                request.metadata_mut().insert(FORMAT, MetadataValue::from_static("conclave"));
+            }
+            MaintenanceClient::new(channel.open_end()).snapshot(request).await
         };
         let stream = self.read(call).await?;
         let endpoint = self.endpoints().join(",");

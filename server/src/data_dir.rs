@@ -7,9 +7,9 @@ use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 /// etcd's database below its data directory.
-const ETCD_DATABASE: &str = "member/snap/db";
+pub(crate) const ETCD_DATABASE: &str = "member/snap/db";
 /// etcd's log below its data directory, unless it has a directory of its own.
-const ETCD_LOG: &str = "member/wal";
+pub(crate) const ETCD_LOG: &str = "member/wal";
 /// Ending of the names of its files.
 const ETCD_LOG_FILE: &str = "wal";
 

@@ -20,7 +20,7 @@
 //! | `watch` | who hears of which event |
 //! | `supervisor` | what systemd is told |
 //! | `runtime`, `shutdown` | raft's own threads and those of clients; leaving in order |
-//! | `data_dir` | whose the directories are |
+//! | `data_dir`, `etcd_dir` | whose the directories are; one that etcd's `snapshot restore` made becomes ours |
 //! | `greeting` | how long a connection may be silent |
 //! | `metrics` | what a node counts, under etcd's names |
 //! | `trace` | spans of calls, by OTLP |
@@ -35,6 +35,7 @@ pub mod backup;
 pub mod config;
 mod coordination;
 mod data_dir;
+mod etcd_dir;
 mod greeting;
 mod http;
 mod lessor;

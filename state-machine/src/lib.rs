@@ -22,7 +22,7 @@
 //! | [`writes`] | writes that may come again, and take effect once |
 //! | [`expiry`], [`watcher_set`], [`rank`] | local to a node: lease deadlines, who gets which event, counts |
 //! | [`validate`] | checks of requests that need no store |
-//! | [`restore`], [`import`] | what a new cluster changes in a restored store, or takes over of another |
+//! | [`restore`], [`import`], [`export`] | what a new cluster changes in a restored store, or takes over of another; our events as another's |
 //! | [`divergence`] | whose state is not that of the others |
 //! | [`auth`] | users, roles, permissions, and who may what |
 //! | [`revision`], [`span`], [`compaction`] | shared notions |
@@ -45,6 +45,7 @@ mod digest;
 pub mod divergence;
 pub mod events;
 pub mod expiry;
+pub mod export;
 pub mod head;
 pub mod history;
 pub mod import;

@@ -242,8 +242,45 @@ fn the_directory_of_an_etcd_is_refused_as_it_is() {
     let output = run(CONCLAVE, "", &[&arguments[..], &[&peers]].concat(), "");
     assert_eq!(output.status.code(), Some(1));
     let said = text(&output.stderr);
-    assert!(said.contains("is an etcd's (it has ") && said.contains("snapshot restore"), "{said}");
+    assert!(
+        said.contains("is that of an etcd that ran (it has ") && said.contains("snapshot restore"),
+        "{said}"
+    );
     assert!(content(&old.data_dir()) == before, "nothing was added, changed or removed");
+}
+
+#[test]
+fn what_etcdctl_restored_is_started_as_it_is() {
+    let Some(old) = etcd("what_etcdctl_restored_is_started_as_it_is") else { return };
+    let dir = TempDir::new().unwrap();
+    write_history(&old.endpoint());
+    let file = path(&dir, "saved");
+    must("etcdctl", &old.endpoint(), &["snapshot", "save", &file]);
+    let revision = must("etcdctl", &old.endpoint(), &["get", "mark", "-w", "json"]);
+    let (_, revision) = revision.split_once(r#""revision":"#).unwrap();
+    let revision: i64 = revision.split([',', '}']).next().unwrap().parse().unwrap();
+    let data = path(&dir, "data");
+    let (output, [name, data_dir, _, _, listen]) = restore("etcdctl", &file, &data, &[]);
+    assert!(output.status.success(), "{output:?}");
+    let flags = [name, data_dir, listen];
+    // Killed while it was taken over: begun anew.
+    std::fs::write(Path::new(&data).join("TAKEOVER_UNFINISHED"), "").unwrap();
+    std::fs::create_dir(Path::new(&data).join("state")).unwrap();
+    for round in 0..2 {
+        let (running, endpoint) = start(&flags);
+        for at in [revision - 20, revision] {
+            let (ours, theirs) = (everything_at(&endpoint, at), everything_at(&old.endpoint(), at));
+            assert_eq!(text(&ours.stdout), text(&theirs.stdout), "at {at}");
+        }
+        let list = must(CONCLAVE, &endpoint, &["member", "list"]);
+        assert!(list.contains("started, new, "), "{list}");
+        must(CONCLAVE, &endpoint, &["put", &format!("after/{round}"), "1"]);
+        if round == 1 {
+            let get = must(CONCLAVE, &endpoint, &["get", "after/0", "--print-value-only"]);
+            assert_eq!(get, "1\n", "it is taken over once");
+        }
+        running.stop();
+    }
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! A bbolt database, read only: the form in which etcd keeps its store.
+//! A bbolt database, read only: the form in which etcd keeps its store. (`pages` writes one.)
 //!
 //! The file is an array of pages. The first two are meta pages, of which the newer right one counts: it
 //! names the root of a tree of buckets. A tree has branch pages with (key, page) and leaf pages with
@@ -15,17 +15,18 @@ use std::os::unix::fs::FileExt as _;
 use super::format::damaged;
 
 /// Of a meta page.
-const MAGIC: u32 = 0xED0C_DAED;
-const VERSION: u32 = 2;
-const PAGE_HEADER_BYTES: usize = 16;
-const ELEMENT_BYTES: usize = 16;
+pub(super) const MAGIC: u32 = 0xED0C_DAED;
+pub(super) const VERSION: u32 = 2;
+pub(super) const PAGE_HEADER_BYTES: usize = 16;
+pub(super) const ELEMENT_BYTES: usize = 16;
 /// What a meta page holds behind the header; the checksum is at the end.
 const META_BYTES: usize = 64;
-const BRANCH: u16 = 1;
-const LEAF: u16 = 2;
-const META: u16 = 4;
+pub(super) const BRANCH: u16 = 1;
+pub(super) const LEAF: u16 = 2;
+pub(super) const META: u16 = 4;
+pub(super) const FREELIST: u16 = 16;
 /// Flag of an element that is a bucket.
-const BUCKET: u32 = 1;
+pub(super) const BUCKET: u32 = 1;
 const BUCKET_HEADER_BYTES: usize = 16;
 /// Sizes of pages that bbolt tries.
 const PAGE_BYTES_MIN: u64 = 1 << 10;
@@ -45,6 +46,7 @@ pub(super) struct Bolt {
     /// Pages in use are those before this one.
     pages: u64,
     root: u64,
+    transaction: u64,
 }
 
 /// A tree with keys and values.
@@ -84,8 +86,13 @@ impl Bolt {
         if meta.pages.checked_mul(meta.page_bytes).is_none_or(|used| used > bytes) {
             return Err(damaged("it was cut off"));
         }
-        let Meta { page_bytes, pages, root, .. } = *meta;
-        Ok(Some(Self { file, page_bytes, pages, root }))
+        let Meta { page_bytes, pages, root, transaction } = *meta;
+        Ok(Some(Self { file, page_bytes, pages, root, transaction }))
+    }
+
+    /// Number of the last transaction that wrote to it.
+    pub(super) fn transaction(&self) -> u64 {
+        self.transaction
     }
 
     /// Bytes of all pages in use.
@@ -121,10 +128,7 @@ impl Bolt {
         bucket: &Bucket,
         visit: &mut dyn FnMut(Element<'_>) -> io::Result<()>,
     ) -> io::Result<()> {
-        let root = match bucket {
-            Bucket::Tree(root) => self.page(*root)?,
-            Bucket::Inline(page) => Page::new(page.clone())?,
-        };
+        let root = self.root_page(bucket)?;
         let mut last_key: Option<Vec<u8>> = None;
         let mut path = vec![(root, 0)];
         let mut pages_left = self.pages;
@@ -160,6 +164,40 @@ impl Bolt {
             path.push((below, 0));
         }
         Ok(())
+    }
+
+    /// The value of a key in a bucket, found by way of the branches.
+    pub(super) fn find(&self, bucket: &Bucket, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        let mut page = self.root_page(bucket)?;
+        for _ in 0..DEPTH_MAX {
+            if page.is_leaf {
+                for place in 0..page.count {
+                    let element = page.leaf(place)?;
+                    if element.key == key {
+                        return Ok(Some(element.value.to_vec()));
+                    }
+                }
+                return Ok(None);
+            }
+            let mut below = None;
+            for place in 0..page.count {
+                // The first page takes whatever is before its first key, too.
+                if below.is_some() && page.branch_key(place)? > key {
+                    break;
+                }
+                below = Some(page.branch(place)?);
+            }
+            let Some(below) = below else { return Ok(None) };
+            page = self.page(below)?;
+        }
+        Err(damaged("its pages lie too deep"))
+    }
+
+    fn root_page(&self, bucket: &Bucket) -> io::Result<Page> {
+        match bucket {
+            Bucket::Tree(root) => self.page(*root),
+            Bucket::Inline(page) => Page::new(page.clone()),
+        }
     }
 
     /// Reads a page with all that it goes on in.
@@ -225,6 +263,16 @@ impl Page {
         element().ok_or_else(|| damaged("an element lies outside of its page"))
     }
 
+    /// The first key of the page below.
+    fn branch_key(&self, place: usize) -> io::Result<&[u8]> {
+        let number = |field: usize| u32_at(&self.bytes, Self::at(place) + 4 * field);
+        let key = || {
+            let (position, key_bytes) = (number(0)? as usize, number(1)? as usize);
+            self.bytes.get(Self::at(place).checked_add(position)?..)?.get(..key_bytes)
+        };
+        key().ok_or_else(|| damaged("an element lies outside of its page"))
+    }
+
     /// The page below.
     fn branch(&self, place: usize) -> io::Result<u64> {
         let page = u64_at(&self.bytes, Self::at(place) + 8);
@@ -266,7 +314,7 @@ fn read_meta(file: &File, at: u64, bytes: u64) -> io::Result<Option<Result<Meta,
 }
 
 /// bbolt's checksum: FNV-1a of 64 bits.
-fn fnv1a(bytes: &[u8]) -> u64 {
+pub(super) fn fnv1a(bytes: &[u8]) -> u64 {
     let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, step)
 }

@@ -8,6 +8,7 @@
 //! | `alarm` | active alarms |
 //! | `auth`, `authUsers`, `authRoles` | users with their password hashes, roles, and whether they count |
 //! | `members`, `members_removed`, `cluster` | nothing: the members are new |
+//! | `conclave` | in a backup of ours, as it was saved: all that etcd has no place for (`own`) |
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -16,6 +17,7 @@ use std::io;
 use bytes::Bytes;
 use conclave_proto::authpb;
 use conclave_proto::etcdserverpb::AlarmMember;
+use conclave_proto::internal::BackupMeta;
 use conclave_proto::mvccpb::KeyValue;
 use conclave_state_machine::auth::{RoleRow, UserRow};
 use conclave_state_machine::command::{AlarmKind, Permission, PermissionKind};
@@ -26,9 +28,23 @@ use prost::Message;
 
 use super::bolt::{Bolt, Bucket, Element};
 use super::format::damaged;
-use super::{BackupStatus, OnProgress};
+use super::{BackupStatus, OnProgress, own};
 use crate::engine::{Rows, halt_to_io};
 
+/// Names of buckets.
+pub(super) const KEYS: &str = "key";
+pub(super) const META: &str = "meta";
+pub(super) const LEASES: &str = "lease";
+pub(super) const ALARMS: &str = "alarm";
+pub(super) const AUTH: &str = "auth";
+pub(super) const USERS: &str = "authUsers";
+pub(super) const ROLES: &str = "authRoles";
+/// Keys of `meta`.
+pub(super) const COMPACTION_BEGUN: &str = "scheduledCompactRev";
+pub(super) const COMPACTION_DONE: &str = "finishedCompactRev";
+/// Keys of `auth`.
+pub(super) const AUTH_ENABLED: &str = "authEnabled";
+pub(super) const AUTH_REVISION: &str = "authRevision";
 /// Changes that become rows in one batch.
 const BATCH_CHANGES_MAX: usize = 1_000;
 /// Bytes of changes after which a batch is written.
@@ -42,15 +58,16 @@ const TOMBSTONE: u8 = b't';
 pub(super) struct EtcdSnapshot {
     bolt: Bolt,
     buckets: BTreeMap<Vec<u8>, Bucket>,
+    own: Option<Box<BackupMeta>>,
 }
 
 /// A lease as etcd stores it.
 #[derive(Clone, PartialEq, Message)]
-struct StoredLease {
+pub(super) struct StoredLease {
     #[prost(int64, tag = "1")]
-    id: i64,
+    pub(super) id: i64,
     #[prost(int64, tag = "2")]
-    ttl: i64,
+    pub(super) ttl: i64,
 }
 
 impl EtcdSnapshot {
@@ -58,13 +75,31 @@ impl EtcdSnapshot {
     pub(super) fn open(file: File, bytes: u64) -> io::Result<Option<Self>> {
         let Some(bolt) = Bolt::open(file, bytes)? else { return Ok(None) };
         let buckets = bolt.buckets()?;
-        if !buckets.contains_key(b"key".as_slice()) {
+        if !buckets.contains_key(KEYS.as_bytes()) {
             return Err(damaged("it is a bbolt database without etcd's keys"));
         }
-        Ok(Some(Self { bolt, buckets }))
+        let own = own::summary(&bolt, &buckets)?;
+        Ok(Some(Self { bolt, buckets, own }))
     }
 
-    fn visit(
+    /// What it says of itself if it is a backup of ours, as it was saved.
+    pub(super) fn own(&self) -> Option<&BackupMeta> {
+        self.own.as_deref()
+    }
+
+    /// Bytes of its pages.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bolt.bytes()
+    }
+
+    pub(super) fn find(&self, bucket: &str, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        match self.buckets.get(bucket.as_bytes()) {
+            Some(bucket) => self.bolt.find(bucket, key),
+            None => Ok(None),
+        }
+    }
+
+    pub(super) fn visit(
         &self,
         bucket: &str,
         visit: &mut dyn FnMut(Element<'_>) -> io::Result<()>,
@@ -76,14 +111,7 @@ impl EtcdSnapshot {
     }
 
     fn value(&self, bucket: &str, key: &str) -> io::Result<Option<Vec<u8>>> {
-        let mut found = None;
-        self.visit(bucket, &mut |element| {
-            if element.key == key.as_bytes() {
-                found = Some(element.value.to_vec());
-            }
-            Ok(())
-        })?;
-        Ok(found)
+        self.find(bucket, key.as_bytes())
     }
 
     /// Reads everything. The hash is etcdutl's: over the names of all buckets, and all keys and values in
@@ -95,14 +123,17 @@ impl EtcdSnapshot {
             self.bolt.visit(bucket, &mut |Element { key, value, .. }| {
                 hash = crc32c::crc32c_append(crc32c::crc32c_append(hash, key), value);
                 keys += 1;
-                if name == b"key" {
+                if name == KEYS.as_bytes() {
                     revision = stored_revision(key)?.0.main;
                 }
                 Ok(())
             })?;
         }
-        let version = self.value("meta", "storageVersion")?.unwrap_or_default();
-        let version = String::from_utf8_lossy(&version).into_owned();
+        let version = self.value(META, "storageVersion")?.unwrap_or_default();
+        let version = match &self.own {
+            Some(own) => format!("conclave {}", own.version),
+            None => String::from_utf8_lossy(&version).into_owned(),
+        };
         Ok(BackupStatus { hash, revision, keys, bytes: self.bolt.bytes(), version })
     }
 
@@ -119,7 +150,7 @@ impl EtcdSnapshot {
         let mut import = Import::new(self.compacted()?);
         let mut batch = Batch { rows, changes: Vec::new(), bytes: 0 };
         let (mut done, total) = (0, self.bolt.bytes());
-        self.visit("key", &mut |Element { key, value, .. }| {
+        self.visit(KEYS, &mut |Element { key, value, .. }| {
             batch.push(change(key, value)?);
             done += (key.len() + value.len()) as u64;
             if batch.is_full() {
@@ -130,7 +161,7 @@ impl EtcdSnapshot {
         })?;
         batch.write(&mut import)?;
         let mut overlay = Overlay::new(rows);
-        self.visit("lease", &mut |element| {
+        self.visit(LEASES, &mut |element| {
             let lease = decode::<StoredLease>(element.value, "a lease")?;
             import.lease(&mut overlay, lease.id, lease.ttl).map_err(import_error)?;
             if overlay.len() >= BATCH_CHANGES_MAX {
@@ -139,7 +170,7 @@ impl EtcdSnapshot {
             }
             Ok(())
         })?;
-        self.visit("alarm", &mut |element| {
+        self.visit(ALARMS, &mut |element| {
             let alarm = decode::<AlarmMember>(element.key, "an alarm")?;
             let kind = u8::try_from(alarm.alarm).ok().and_then(AlarmKind::from_number);
             let kind = kind.filter(|kind| *kind != AlarmKind::None);
@@ -155,8 +186,8 @@ impl EtcdSnapshot {
     /// The revision up to which history is gone, or is to go.
     fn compacted(&self) -> io::Result<Option<i64>> {
         let mut compacted = None;
-        for name in ["scheduledCompactRev", "finishedCompactRev"] {
-            if let Some(stored) = self.value("meta", name)? {
+        for name in [COMPACTION_BEGUN, COMPACTION_DONE] {
+            if let Some(stored) = self.value(META, name)? {
                 compacted = compacted.max(Some(stored_revision(&stored)?.0.main));
             }
         }
@@ -170,7 +201,7 @@ impl EtcdSnapshot {
         rows: &mut Overlay<'_, Rows>,
     ) -> io::Result<Vec<String>> {
         let mut reduced = Vec::new();
-        self.visit("authRoles", &mut |element| {
+        self.visit(ROLES, &mut |element| {
             let role = decode::<authpb::Role>(element.value, "a role")?;
             let permissions = role.key_permission.into_iter().map(permission);
             let permissions = permissions.collect::<io::Result<_>>()?;
@@ -181,7 +212,7 @@ impl EtcdSnapshot {
             }
             Ok(())
         })?;
-        self.visit("authUsers", &mut |element| {
+        self.visit(USERS, &mut |element| {
             let user = decode::<authpb::User>(element.value, "a user")?;
             let row = UserRow {
                 password_hash: user.password,
@@ -191,8 +222,8 @@ impl EtcdSnapshot {
             };
             import.user(rows, &text(&user.name)?, row).map_err(import_error)
         })?;
-        let enabled = self.value("auth", "authEnabled")?.is_some_and(|value| value == [1]);
-        let revision = self.value("auth", "authRevision")?;
+        let enabled = self.value(AUTH, AUTH_ENABLED)?.is_some_and(|value| value == [1]);
+        let revision = self.value(AUTH, AUTH_REVISION)?;
         let revision =
             revision.and_then(|bytes| bytes.try_into().ok()).map_or(1, u64::from_be_bytes);
         import.auth(enabled, revision);
@@ -239,7 +270,7 @@ impl Batch<'_> {
 }
 
 /// An element of the bucket `key`.
-fn change(key: &[u8], value: &[u8]) -> io::Result<ForeignChange> {
+pub(super) fn change(key: &[u8], value: &[u8]) -> io::Result<ForeignChange> {
     let (at, is_tombstone) = stored_revision(key)?;
     let kv = decode::<KeyValue>(value, "a key")?;
     if is_tombstone {
@@ -255,6 +286,16 @@ fn change(key: &[u8], value: &[u8]) -> io::Result<ForeignChange> {
         value: kv.value,
     };
     Ok(ForeignChange { at, key: kv.key, put: Some(put) })
+}
+
+/// A revision as a key of the database.
+pub(super) fn stored_key(at: Revision, is_deletion: bool) -> Vec<u8> {
+    let mut key = Vec::with_capacity(REVISION_BYTES + 1);
+    key.extend_from_slice(&at.main.to_be_bytes());
+    key.push(b'_');
+    key.extend_from_slice(&u64::from(at.sub).to_be_bytes());
+    key.extend(is_deletion.then_some(TOMBSTONE));
+    key
 }
 
 /// A revision as a key of the database, and whether it is that of a deletion.

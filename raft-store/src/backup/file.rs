@@ -44,7 +44,7 @@ pub struct BackupFile {
 pub(super) enum Content {
     /// Ours: the description, and where the body begins.
     Own(Box<BackupMeta>, u64),
-    /// An etcd's.
+    /// An etcd's database, possibly of ours.
     Etcd(EtcdSnapshot),
 }
 
@@ -55,7 +55,7 @@ pub struct BackupStatus {
     pub hash: u32,
     /// Newest revision.
     pub revision: i64,
-    /// How many live keys; of an etcd's, how many keys its database has.
+    /// How many live keys; of an etcd's database, how many keys that has in all its buckets.
     pub keys: i64,
     /// Bytes of the file, without the digest.
     pub bytes: u64,
@@ -105,7 +105,8 @@ impl BackupFile {
 
     /// Whether it is the database of an etcd, out of its data directory, rather than a snapshot of it.
     pub(super) fn is_copy(&self) -> bool {
-        !self.has_digest && matches!(self.content, Content::Etcd(_))
+        !self.has_digest
+            && matches!(&self.content, Content::Etcd(snapshot) if snapshot.own().is_none())
     }
 
     /// What it holds. Reads all of an etcd's.
@@ -171,7 +172,12 @@ fn content(path: &Path, file: &mut File, bytes: u64) -> Result<Content, BackupEr
         let snapshot = file.try_clone().and_then(|file| EtcdSnapshot::open(file, bytes));
         let snapshot = snapshot.map_err(failed)?;
         let snapshot = snapshot.ok_or_else(|| BackupError::Unknown { path: path.to_owned() });
-        return snapshot.map(Content::Etcd);
+        let snapshot = snapshot?;
+        let own_format = snapshot.own().map(|meta| meta.state_format);
+        return match own_format.filter(|found| *found != row::FORMAT_VERSION) {
+            Some(found) => Err(another_format(path, found, row::FORMAT_VERSION)),
+            None => Ok(Content::Etcd(snapshot)),
+        };
     }
     file.seek(SeekFrom::Start(0)).map_err(failed)?;
     let mut reader = BufReader::new(file);
@@ -186,7 +192,11 @@ fn content(path: &Path, file: &mut File, bytes: u64) -> Result<Content, BackupEr
             return Ok(Content::Own(meta, body_at));
         }
     };
-    Err(BackupError::Format { path: path.to_owned(), found, known })
+    Err(another_format(path, found, known))
+}
+
+fn another_format(path: &Path, found: u32, known: u32) -> BackupError {
+    BackupError::Format { path: path.to_owned(), found, known }
 }
 
 /// Refuses what cannot be restored from, before anything is written.

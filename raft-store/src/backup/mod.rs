@@ -7,29 +7,41 @@
 //! zeros    up to a multiple of 512, as etcdctl wants it
 //! digest   SHA-256 of everything before
 //! ```
-//! It is exactly what `Maintenance.Snapshot` streams, so `etcdctl snapshot save` writes it too. The
-//! files are the engine's own: saving is a flush and hard links, restoring a copy, and neither looks
+//! The files are the engine's own: saving is a flush and hard links, restoring a copy, and neither looks
 //! at single rows. Every byte is covered twice: by the digest of the stream, and (if that is cut off
 //! or not to be checked) by the checksums of the blocks.
+//!
+//! What `Maintenance.Snapshot` streams, unless our form is asked for, is an etcd's database instead, with the same digest behind it:
+//! etcd's own programs read and restore it. It has a bucket more, with all that etcd has no place for, and comes back as it was.
 //!
 //! | module | what |
 //! |---|---|
 //! | `format` | the bytes of header and body |
 //! | `save` | a running state as such bytes |
-//! | `file` | a file of them, or of an etcd, opened and checked |
-//! | `bolt`, `etcd` | etcd's database, and what it means |
+//! | `export`, `buckets` | a running state as an etcd's database |
+//! | `pages` | the pages of such a database, without I/O |
+//! | `own` | the bucket with what etcd has no place for, and back |
+//! | `file` | a file of either form, or of an etcd, opened and checked |
+//! | `bolt`, `etcd` | etcd's database read, and what it means |
 //! | `restore` | a new member's directory |
 
 mod bolt;
+mod buckets;
 mod etcd;
+mod export;
 mod file;
 mod format;
+mod own;
+mod pages;
+#[cfg(test)]
+mod pages_tests;
 mod restore;
 mod save;
 
 use std::io;
 use std::path::{Path, PathBuf};
 
+pub use export::Export;
 pub use file::{BackupFile, BackupStatus, Check};
 pub use restore::{NewMember, Restored, restore_log};
 pub use save::{Backup, Piece};

@@ -15,7 +15,7 @@ use conclave_state_machine::restore;
 
 use super::file::Content;
 use super::format::{self, BLOCK_BYTES, CHECKSUM_BYTES};
-use super::{BackupError, BackupFile, OnProgress};
+use super::{BackupError, BackupFile, OnProgress, own};
 use crate::directory::{Directory, StateDir, sync_dir};
 use crate::engine::{Create, EngineKind, Rows, halt_to_io};
 use crate::log::{LogOptions, LogStore};
@@ -85,9 +85,14 @@ impl BackupFile {
             Content::Etcd(snapshot) => {
                 let database = directory.new_database();
                 let rows = EngineKind::default().open(database, Create::New).map_err(failed)?;
-                rows.write(&mut [row::format_row()].into_iter()).map_err(failed)?;
-                let imported = snapshot.import(&rows, on_progress);
-                reduced_roles = imported.map_err(|source| BackupError::io(&self.path, source))?;
+                let of_file = |source| BackupError::io(&self.path, source);
+                if let Some(meta) = snapshot.own() {
+                    own::restore(snapshot, meta, &rows, on_progress).map_err(of_file)?;
+                    check(&rows, meta).map_err(of_file)?;
+                } else {
+                    rows.write(&mut [row::format_row()].into_iter()).map_err(failed)?;
+                    reduced_roles = snapshot.import(&rows, on_progress).map_err(of_file)?;
+                }
                 rows
             }
         };
@@ -183,14 +188,20 @@ fn open(database: StateDir, meta: &BackupMeta) -> io::Result<Rows> {
     let engine = EngineKind::default();
     let rows = engine.open(database, Create::Never)?;
     rows.verify()?;
-    if row::format(&*rows)? != Some(meta.state_format) {
+    check(&rows, meta)?;
+    Ok(rows)
+}
+
+/// Compares rows with their description.
+fn check(rows: &Rows, meta: &BackupMeta) -> io::Result<()> {
+    if row::format(&**rows)? != Some(meta.state_format) {
         return Err(format::damaged("its rows have another format than it says"));
     }
-    let head = Head::load(&rows).map_err(halt_to_io)?;
+    let head = Head::load(rows).map_err(halt_to_io)?;
     if (head.revision, head.key_count, head.digest) != (meta.revision, meta.keys, meta.digest) {
-        return Err(format::damaged("its rows are not what its header says"));
+        return Err(format::damaged("its rows are not what its description says"));
     }
-    Ok(rows)
+    Ok(())
 }
 
 /// Makes the rows those of a new member; `None` if there are no revisions left.

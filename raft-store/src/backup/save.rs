@@ -1,4 +1,4 @@
-//! A running state as the bytes of a backup, piece by piece.
+//! A running state as the bytes of a backup of our own form, piece by piece.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -140,7 +140,11 @@ impl Backup {
 }
 
 /// What the files say of themselves: what was published when they were made may be older.
-fn describe(shared: &Shared, source: &SnapshotSource, version: &str) -> io::Result<BackupMeta> {
+pub(super) fn describe(
+    shared: &Shared,
+    source: &SnapshotSource,
+    version: &str,
+) -> io::Result<BackupMeta> {
     let rows = shared.engine.open_at(source.path(), Create::ReadOnly)?;
     let head = Head::load(&View(&*rows)).map_err(halt_to_io)?;
     let identity = row::identity(&*rows)?;
@@ -159,9 +163,10 @@ fn describe(shared: &Shared, source: &SnapshotSource, version: &str) -> io::Resu
         files: files
             .map(|file| internal::BackupFile { name: file.name.clone(), size: file.size })
             .collect(),
+        ..BackupMeta::default()
     })
 }
 
-fn too_large() -> io::Error {
+pub(super) fn too_large() -> io::Error {
     io::Error::other("the state is too large for a backup")
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::Reader;
-use crate::backup::Backup;
+use crate::backup::{Backup, Export};
 use crate::row::{self, Identity, Moment};
 use crate::snapshot::{SnapshotFile, SnapshotSink, StagedFile};
 use crate::types::{LogId, SnapshotMeta};
@@ -110,7 +110,15 @@ impl Reader {
         }
     }
 
-    /// Begins a backup of the state as of one moment; `version` is the program's. Blocks on the disk.
+    /// Begins a backup in etcd's form of the state as of one moment; `version` is the program's. Blocks on the disk.
+    ///
+    /// # Errors
+    /// Whatever the storage reports.
+    pub fn export(&self, version: &str) -> io::Result<Export> {
+        Export::create(&self.shared, version)
+    }
+
+    /// Begins a backup in our form of the state as of one moment; `version` is the program's. Blocks on the disk.
     ///
     /// # Errors
     /// Whatever the storage reports.

@@ -8,6 +8,7 @@ mod brief;
 mod counts;
 mod engines;
 mod etcd;
+mod export;
 mod gaps;
 mod harness;
 mod readers;

@@ -34,7 +34,7 @@ use crate::raft::traffic::Receiving;
 use crate::raft::{contradicted, discover, force, standing};
 use crate::tls::{self, Acceptor};
 use crate::watch::{Hub, Limits, StoreSource};
-use crate::{backup, data_dir, logging};
+use crate::{backup, data_dir, etcd_dir, logging};
 
 /// What members speak with each other.
 const PEER_PROTOCOLS: [&[u8]; 1] = [b"h2"];
@@ -72,7 +72,7 @@ pub(super) async fn open(settings: Arc<Settings>, clients: Handle) -> Result<Ope
 }
 
 fn open_state(settings: &Settings, clients: Handle) -> Result<Opened, StartError> {
-    refuse_etcds(settings)?;
+    take_over_etcds(settings)?;
     data_dir::create(&settings.data_dir)?;
     data_dir::check(&settings.data_dir)?;
     data_dir::check(&settings.log_dir())?;
@@ -122,14 +122,26 @@ fn open_state(settings: &Settings, clients: Handle) -> Result<Opened, StartError
     })
 }
 
-/// A directory of ours stays ours, whatever else is in it.
-fn refuse_etcds(settings: &Settings) -> Result<(), StartError> {
+/// A directory of ours stays ours, whatever else is in it. One that was restored by etcd's programs becomes ours.
+fn take_over_etcds(settings: &Settings) -> Result<(), StartError> {
     let dir = &settings.data_dir;
-    let found = data_dir::of_etcd(dir, settings.wal_dir.as_deref())?;
-    match found.filter(|_| !settings.state_dir().exists()) {
-        Some(found) => Err(BootstrapError::OfEtcd { dir: dir.clone(), found }.into()),
-        None => Ok(()),
+    if settings.state_dir().exists() && !etcd_dir::is_unfinished(dir) {
+        return Ok(());
     }
+    let Some(found) = data_dir::of_etcd(dir, settings.wal_dir.as_deref())? else {
+        if etcd_dir::is_unfinished(dir) {
+            return Err(BootstrapError::Unrestored(dir.clone()).into());
+        }
+        return Ok(());
+    };
+    data_dir::check(dir)?;
+    let dirs =
+        etcd_dir::Dirs { data: dir.clone(), state: settings.state_dir(), log: settings.log_dir() };
+    // A WAL elsewhere is not looked at: it would share its directory with our log.
+    if settings.wal_dir.is_none() && etcd_dir::take_over(&dirs).map_err(BootstrapError::from)? {
+        return Ok(());
+    }
+    Err(BootstrapError::OfEtcd { dir: dir.clone(), found }.into())
 }
 
 /// Continues watching where the stored state ends.

@@ -20,6 +20,7 @@ use super::link::Dialer;
 use super::service::Beginning;
 use super::standing::REMOVED;
 use crate::config::{ClusterState, ConfigError, Settings};
+use crate::etcd_dir::TakeOverError;
 
 /// How long one peer may take to describe the cluster.
 const DESCRIBE_TIMEOUT: Duration = Duration::from_millis(1500);
@@ -110,9 +111,9 @@ pub enum BootstrapError {
          backup again"
     )]
     Unrestored(PathBuf),
-    /// The directory is an etcd's.
+    /// The directory is that of an etcd that ran.
     #[error(
-        "the data directory {dir} is an etcd's (it has {found}), and this is Conclave, which would begin \
+        "the data directory {dir} is that of an etcd that ran (it has {found}), and this is Conclave, which would begin \
          beside it with an empty store. To take the data over, start that etcd, save it (etcdctl snapshot \
          save FILE), and restore the file into a new directory (conclave snapshot restore FILE \
          --data-dir=DIR), see docs/backup.md; to begin without it, give another --data-dir"
@@ -123,6 +124,9 @@ pub enum BootstrapError {
         /// What of an etcd's was found.
         found: PathBuf,
     },
+    /// The directory was restored by etcd's programs, and cannot be taken over.
+    #[error(transparent)]
+    TakeOver(#[from] TakeOverError),
     /// One of the two stores is gone.
     #[error(
         "the data directory has a {present} but no {absent}: a member that has lost part of its \

@@ -8,6 +8,7 @@ use conclave_proto::etcdserverpb as etcd;
 use conclave_server::backup::{self, Check, Plan, RestoreError, Restored};
 use conclave_server::config::{self, Invocation, Settings};
 use conclave_server::node::{Node, StartError};
+use conclave_state_machine::read::{Read as _, Table};
 use tokio_stream::StreamExt as _;
 use tonic::Code;
 
@@ -15,12 +16,18 @@ use crate::cluster::{
     DEADLINE, eventually, flags_of, free_ports, get, must_grant, must_put, put_again_and_again,
     within,
 };
+use crate::native_lock::{client, lock, queue, session};
 use crate::support::{Server, range, refused, server, servers};
 
 /// What a client gets, as a file would hold it.
 async fn snapshot(server: &Server) -> Vec<u8> {
-    let mut stream =
-        server.maintenance().snapshot(etcd::SnapshotRequest {}).await.unwrap().into_inner();
+    snapshot_as(server, None).await
+}
+
+/// As [`snapshot`], in the form that a header asks for.
+async fn snapshot_as(server: &Server, format: Option<&'static str>) -> Vec<u8> {
+    let request = asking(format);
+    let mut stream = server.maintenance().snapshot(request).await.unwrap().into_inner();
     let mut bytes: Vec<u8> = Vec::new();
     let mut total = None;
     let mut last = 0;
@@ -34,6 +41,29 @@ async fn snapshot(server: &Server) -> Vec<u8> {
     }
     assert_eq!((last, bytes.len() % 512), (32, 32), "the digest comes last, and alone");
     bytes
+}
+
+fn asking(format: Option<&'static str>) -> tonic::Request<etcd::SnapshotRequest> {
+    let mut request = tonic::Request::new(etcd::SnapshotRequest {});
+    if let Some(format) = format {
+        request.metadata_mut().insert("conclave-snapshot-format", format.parse().unwrap());
+    }
+    request
+}
+
+/// All rows but those of members and of raft.
+fn rows(node: &Node) -> Vec<(Table, Vec<u8>, Vec<u8>)> {
+    let mut rows = Vec::new();
+    for table in Table::ALL.into_iter().filter(|table| *table != Table::Member) {
+        let mut visit = |key: &[u8], row: &[u8]| {
+            if !key.starts_with(b"raft/") {
+                rows.push((table, key.to_vec(), row.to_vec()));
+            }
+            Ok(std::ops::ControlFlow::Continue(()))
+        };
+        node.reader().scan(table, &[], None, &mut visit).unwrap();
+    }
+    rows
 }
 
 /// A new cluster to restore into.
@@ -179,6 +209,55 @@ async fn a_backup_under_load_is_a_moment_and_becomes_a_new_cluster() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_missing_in_either_form() {
+    let old = [server(&[]).await];
+    let client = client(&old);
+    let (one, two) = (session(&client, "one").await, session(&client, "two").await);
+    let _held = lock(&one, "jobs").await;
+    let waiting = tokio::spawn(two.lock("jobs").into_future());
+    queue(&client, "jobs", 1, 1).await;
+    let api = client.service("shop/api");
+    let _registered = api.register("h:1").id("a").tag("blue").session(&one).await.unwrap();
+    old[0].grant(77, 600).await;
+    let leased = etcd::PutRequest { lease: 77, ..crate::support::put("leased", "v") };
+    old[0].kv().put(leased).await.unwrap();
+    client.put("again", "1").await.unwrap();
+    for i in 0..20 {
+        old[0].put("history", &"x".repeat(i * 400)).await;
+    }
+    let mut auth = etcd::auth_client::AuthClient::new(old[0].channel.clone());
+    auth.role_add(etcd::AuthRoleAddRequest { name: "few".to_owned() }).await.unwrap();
+    let user = etcd::AuthUserAddRequest {
+        name: "ann".to_owned(),
+        password: "password".to_owned(),
+        ..Default::default()
+    };
+    auth.user_add(user).await.unwrap();
+    let node = old[0].running.node();
+    for format in [None, Some("etcd"), Some("conclave")] {
+        let expected = rows(node);
+        let hash = node.reader().hash_kv(0).unwrap();
+        let bytes = snapshot_as(&old[0], format).await;
+        assert_eq!(bytes.starts_with(b"conclave backup"), format == Some("conclave"));
+        assert!(rows(node) == expected, "nothing happens meanwhile");
+        let new = New::of(1);
+        std::fs::write(new.file(), bytes).unwrap();
+        new.restore(0, 0).await;
+        let nodes = new.start().await;
+        let tables = |rows: &[(Table, Vec<u8>, Vec<u8>)]| {
+            rows.iter().map(|(table, ..)| *table).collect::<std::collections::BTreeSet<_>>()
+        };
+        assert_eq!(tables(&expected).len(), Table::ALL.len() - 1, "each table has rows");
+        assert!(rows(&nodes[0]) == expected, "{format:?}");
+        assert_eq!(nodes[0].reader().hash_kv(0).unwrap(), hash);
+        within("it stops", nodes[0].shutdown()).await;
+    }
+    let unknown = old[0].maintenance().snapshot(asking(Some("zip"))).await;
+    assert_eq!(refused(unknown).0, Code::InvalidArgument);
+    waiting.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clients_of_the_old_cluster_hear_that_their_history_is_gone() {
     let old = server(&[]).await;
     for i in 0..5 {
@@ -282,21 +361,30 @@ async fn a_restore_that_fails_leaves_nothing_behind() {
     let old = server(&[]).await;
     old.put("a", "1").await;
     let new = New::of(1);
-    let whole = snapshot(&old).await;
-    let damage = |at: usize| {
+    let (whole, own) = (snapshot(&old).await, snapshot_as(&old, Some("conclave")).await);
+    // In etcd's form the fourth page holds the key.
+    for (whole, at) in [(&whole, 4 * 4096 - 1), (&whole, 3 * 4096 + 32), (&own, own.len() / 2)] {
         let mut bytes = whole.clone();
         bytes[at] ^= 1;
         std::fs::write(new.file(), bytes).unwrap();
-    };
-    damage(whole.len() / 2);
-    let error = restore(new.plan(0, 0)).await.unwrap_err();
-    assert!(error.to_string().contains("is damaged"), "{error}");
-    assert_eq!(left_behind(&new), ["file"]);
-    // Found only while it is written.
-    let unchecked = Plan { check: Check::Skip, ..new.plan(0, 0) };
-    let error = restore(unchecked).await.unwrap_err();
-    assert!(error.to_string().contains("is damaged"), "{error}");
-    assert_eq!(left_behind(&new), ["file"]);
+        let error = restore(new.plan(0, 0)).await.unwrap_err();
+        assert!(error.to_string().contains("is damaged"), "{error}");
+        assert_eq!(left_behind(&new), ["file"]);
+        if at == 4 * 4096 - 1 {
+            // Nothing stands there.
+            continue;
+        }
+        // Found only while it is written.
+        let unchecked = Plan { check: Check::Skip, ..new.plan(0, 0) };
+        let error = restore(unchecked).await.unwrap_err();
+        assert!(error.to_string().contains("is damaged"), "{error}");
+        assert_eq!(left_behind(&new), ["file"]);
+    }
+    for (whole, lost) in [(&whole, 32), (&whole, 4096), (&own, 512)] {
+        std::fs::write(new.file(), &whole[..whole.len() - lost]).unwrap();
+        restore(new.plan(0, 0)).await.unwrap_err();
+        assert_eq!(left_behind(&new), ["file"]);
+    }
 
     std::fs::write(new.file(), &whole).unwrap();
     let other = Plan { name: "x".to_owned(), ..new.plan(0, 0) };
