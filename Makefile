@@ -51,6 +51,6 @@ bench: release ## Ours beside Debian's etcd and the no-op ceiling
 	@scripts/setup.sh test
 	@. scripts/env.sh && benches/side-by-side.sh
 
-jepsen: setup ## Fault injection on real processes, DURATION=60s SEED=1
+jepsen: setup ## Fault injection on real processes, DURATION=100s SEED=1
 	@. scripts/env.sh && cargo build --locked --bin conclave --bin conclave-jepsen && \
-	  "$$CARGO_TARGET_DIR/debug/conclave-jepsen" --binary "$$CARGO_TARGET_DIR/debug/conclave" --duration "$${DURATION:-60s}" --seed "$${SEED:-1}"
+	  "$$CARGO_TARGET_DIR/debug/conclave-jepsen" --binary "$$CARGO_TARGET_DIR/debug/conclave" --duration "$${DURATION:-100s}" --seed "$${SEED:-1}"

@@ -7,6 +7,7 @@ use std::fs::File;
 use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -70,6 +71,8 @@ pub struct Node {
     scheme: &'static str,
     client_port: u16,
     peer_port: u16,
+    /// Where the others are told to find it: its peer port, or whoever stands before that.
+    advertised_port: u16,
     data_dir: PathBuf,
     log_path: PathBuf,
     child: Option<Child>,
@@ -120,12 +123,39 @@ impl Node {
     }
 }
 
+/// Process ids of the nodes as they were started last, for whoever has to tell the nodes apart; clones are the same.
+#[derive(Clone, Debug, Default)]
+pub struct Pids(Arc<Mutex<Vec<Option<u32>>>>);
+
+impl Pids {
+    /// Of so many nodes, none of which was started.
+    #[must_use]
+    pub fn new(size: usize) -> Self {
+        Self(Arc::new(Mutex::new(vec![None; size])))
+    }
+
+    /// Node `index` is this process now.
+    ///
+    /// # Panics
+    /// If there is no such node.
+    pub fn set(&self, index: usize, pid: u32) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)[index] = Some(pid);
+    }
+
+    /// All of them, in the order of the nodes; `None` for one that was never started.
+    #[must_use]
+    pub fn all(&self) -> Vec<Option<u32>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
 /// Nodes of one program that form one cluster.
 #[derive(Debug)]
 pub struct Cluster {
     program: Program,
     nodes: Vec<Node>,
     token: String,
+    started: Pids,
 }
 
 impl Cluster {
@@ -144,6 +174,7 @@ impl Cluster {
                 scheme: program.scheme(),
                 client_port: pair[0],
                 peer_port: pair[1],
+                advertised_port: pair[1],
                 data_dir: home.join("data"),
                 log_path: home.join("log"),
                 child: None,
@@ -152,7 +183,25 @@ impl Cluster {
             });
         }
         let token = format!("conclave-{}-{}", std::process::id(), ports[0]);
-        Ok(Self { program, nodes, token })
+        Ok(Self { program, nodes, token, started: Pids::new(size) })
+    }
+
+    /// Lets the nodes, none of which was started yet, find each other at these ports: of whoever stands before
+    /// their peer ports.
+    ///
+    /// # Panics
+    /// If there is not one port for each node.
+    pub fn advertise(&mut self, ports: &[u16]) {
+        assert_eq!(ports.len(), self.nodes.len(), "one port for each node");
+        for (node, &port) in self.nodes.iter_mut().zip(ports) {
+            node.advertised_port = port;
+        }
+    }
+
+    /// Which process each node is, also after further starts.
+    #[must_use]
+    pub fn started(&self) -> Pids {
+        self.started.clone()
     }
 
     /// All nodes in order.
@@ -209,6 +258,7 @@ impl Cluster {
         let log = File::options().create(true).append(true).open(log_path)?;
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let child = command.spawn().with_context(|| format!("start {}", program.path.display()))?;
+        self.started.set(index, child.id());
         self.nodes[index].child = Some(child);
         self.nodes[index].is_paused = false;
         Ok(())
@@ -216,9 +266,10 @@ impl Cluster {
 
     fn command(&self, index: usize, program: &Program) -> Command {
         let node = &self.nodes[index];
-        let peer = |node: &Node| format!("{}://127.0.0.1:{}", node.scheme, node.peer_port);
+        let url = |port: u16| format!("{}://127.0.0.1:{port}", node.scheme);
+        let members = self.nodes.iter();
         let members: Vec<String> =
-            self.nodes.iter().map(|node| format!("{}={}", node.name, peer(node))).collect();
+            members.map(|node| format!("{}={}", node.name, url(node.advertised_port))).collect();
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "--"]).arg(&program.path);
         command.args(&program.verb);
@@ -226,8 +277,8 @@ impl Cluster {
         command.arg("--data-dir").arg(&node.data_dir);
         command.args(["--listen-client-urls", &node.endpoint()]);
         command.args(["--advertise-client-urls", &node.endpoint()]);
-        command.args(["--listen-peer-urls", &peer(node)]);
-        command.args(["--initial-advertise-peer-urls", &peer(node)]);
+        command.args(["--listen-peer-urls", &url(node.peer_port)]);
+        command.args(["--initial-advertise-peer-urls", &url(node.advertised_port)]);
         command.args(["--initial-cluster", &members.join(",")]);
         command.args(["--initial-cluster-state", "new"]);
         command.args(["--initial-cluster-token", &self.token]);

@@ -1,7 +1,7 @@
 //! Jepsen-style tests in Rust (the original Clojure Jepsen is not run here): real nodes, real faults, checked histories.
 //!
 //! ```text
-//! conclave-jepsen run ──► load (clients, watchers) + nemesis (kill, pause, restart) ──► History (JSONL)
+//! conclave-jepsen run ──► load (clients, watchers) + nemesis (kill, pause, restart, partition) ──► History (JSONL)
 //!                                                     History ──► replay + order + watch_check ──► violations
 //! conclave-jepsen differential ──► the same random requests to two servers ──► first difference
 //! ```
@@ -16,6 +16,7 @@
 //! | [`verdict`] | the guarantees, and what broke them |
 //! | [`load`], [`watcher`] | clients and watchers that record |
 //! | [`nemesis`] | the faults |
+//! | [`network`] | a network between members that can be cut |
 //! | [`members`] | whether all members serve and agree |
 //! | [`run`] | one run of all of it |
 //! | [`differential`] | the same requests to two servers |
@@ -29,6 +30,7 @@ pub mod load;
 pub mod members;
 pub mod model;
 pub mod nemesis;
+pub mod network;
 pub mod order;
 pub mod replay;
 pub mod run;

@@ -1,9 +1,9 @@
-//! The faults: which processes are killed, paused or restarted, and for how long.
+//! The faults: which processes are killed, paused, restarted or cut off, and for how long.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::ValueEnum;
 use conclave_benches::cluster::Cluster;
 use conclave_benches::connection::Connection;
@@ -13,6 +13,9 @@ use rand::rngs::StdRng;
 use rand::seq::IndexedRandom;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
+
+use crate::network::Network;
+use crate::network::cut::{self, Way};
 
 const STATUS_TIMEOUT: Duration = Duration::from_millis(300);
 const TERMINATE_PATIENCE: Duration = Duration::from_secs(10);
@@ -36,6 +39,38 @@ pub enum Nemesis {
     PauseAll,
     /// SIGTERM of a random node, which has to end well.
     Restart,
+    /// No way between a random node and the others.
+    Isolate,
+    /// No way between the leader and the others.
+    IsolateLeader,
+    /// The leader hears the others and is not heard.
+    MuteLeader,
+    /// The leader is heard by the others and does not hear them.
+    DeafenLeader,
+    /// The others hear nobody but a random node, which hears them all.
+    Bridge,
+}
+
+impl Nemesis {
+    /// Whether it needs a [`Network`] between the nodes.
+    #[must_use]
+    pub fn is_partition(self) -> bool {
+        match self {
+            Self::Isolate
+            | Self::IsolateLeader
+            | Self::MuteLeader
+            | Self::DeafenLeader
+            | Self::Bridge => true,
+            Self::Kill
+            | Self::KillLeader
+            | Self::KillMajority
+            | Self::KillAll
+            | Self::Pause
+            | Self::PauseLeader
+            | Self::PauseAll
+            | Self::Restart => false,
+        }
+    }
 }
 
 /// Chooses and does faults.
@@ -68,15 +103,16 @@ impl Adversary {
     /// Does one fault, keeps it up for a while, and heals it.
     ///
     /// # Errors
-    /// If a process cannot be signalled or started, or a node asked to end does not end well.
-    pub async fn strike(&mut self, cluster: &mut Cluster) -> Result<()> {
+    /// If a process cannot be signalled or started, or a node asked to end does not end well; or for a partition
+    /// without a `network`.
+    pub async fn strike(&mut self, cluster: &mut Cluster, network: Option<&Network>) -> Result<()> {
         if self.left.is_empty() {
             self.left.clone_from(&self.kinds);
             self.left.shuffle(&mut self.rng);
         }
         let Some(kind) = self.left.pop() else { return Ok(()) };
         let victims = self.victims(kind, cluster).await;
-        let hold = Duration::from_millis(self.rng.random_range(100..3000));
+        let hold = self.hold(kind);
         match kind {
             Nemesis::Kill | Nemesis::KillLeader | Nemesis::KillMajority | Nemesis::KillAll => {
                 cluster.kill_together(&victims)?;
@@ -93,9 +129,26 @@ impl Adversary {
                 tokio::time::sleep(hold).await;
                 victims.iter().try_for_each(|&node| cluster.start(node))?;
             }
+            Nemesis::Isolate
+            | Nemesis::IsolateLeader
+            | Nemesis::MuteLeader
+            | Nemesis::DeafenLeader
+            | Nemesis::Bridge => {
+                let network = network.context("a network that can be cut")?;
+                let size = cluster.nodes().len();
+                network.cut(victims.iter().flat_map(|&node| ways(kind, node, size)).collect());
+                tokio::time::sleep(hold).await;
+                if self.rng.random() { network.heal() } else { network.heal_broken() }
+            }
         }
         *self.done.entry(kind).or_default() += 1;
         Ok(())
+    }
+
+    /// How long a fault is kept up. A leader that hears nobody is silent only after some election timeouts.
+    fn hold(&mut self, kind: Nemesis) -> Duration {
+        let range = if kind.is_partition() { 500..8000 } else { 100..3000 };
+        Duration::from_millis(self.rng.random_range(range))
     }
 
     async fn victims(&mut self, kind: Nemesis, cluster: &Cluster) -> Vec<usize> {
@@ -107,14 +160,38 @@ impl Adversary {
                 all.truncate(cluster.nodes().len() / 2 + 1);
                 all
             }
-            Nemesis::KillLeader | Nemesis::PauseLeader => {
+            Nemesis::KillLeader
+            | Nemesis::PauseLeader
+            | Nemesis::IsolateLeader
+            | Nemesis::MuteLeader
+            | Nemesis::DeafenLeader => {
                 let leader = leader(&cluster.endpoints()).await;
                 leader.or_else(|| all.choose(&mut self.rng).copied()).into_iter().collect()
             }
-            Nemesis::Kill | Nemesis::Pause | Nemesis::Restart => {
-                all.choose(&mut self.rng).copied().into_iter().collect()
-            }
+            Nemesis::Kill
+            | Nemesis::Pause
+            | Nemesis::Restart
+            | Nemesis::Isolate
+            | Nemesis::Bridge => all.choose(&mut self.rng).copied().into_iter().collect(),
         }
+    }
+}
+
+/// What a partition around a node takes away.
+fn ways(kind: Nemesis, node: usize, size: usize) -> Vec<Way> {
+    match kind {
+        Nemesis::Isolate | Nemesis::IsolateLeader => cut::isolated(node, size),
+        Nemesis::MuteLeader => cut::mute(node, size),
+        Nemesis::DeafenLeader => cut::deaf(node, size),
+        Nemesis::Bridge => cut::bridge(node, size),
+        Nemesis::Kill
+        | Nemesis::KillLeader
+        | Nemesis::KillMajority
+        | Nemesis::KillAll
+        | Nemesis::Pause
+        | Nemesis::PauseLeader
+        | Nemesis::PauseAll
+        | Nemesis::Restart => Vec::new(),
     }
 }
 

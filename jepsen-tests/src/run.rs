@@ -24,6 +24,7 @@ use self::watchers::{Watchers, read_back};
 use crate::history::{History, Operation, Outcome};
 use crate::load::{Client, Stage};
 use crate::nemesis::{Adversary, Nemesis};
+use crate::network::Network;
 use crate::verdict::{Fault, Violation};
 use crate::{Findings, check, members};
 
@@ -35,7 +36,7 @@ const PINNED_CLIENTS: u32 = 6;
 const HEAL_TIMEOUT: Duration = Duration::from_secs(60);
 const FINISH_TIMEOUT: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(50);
-/// Time for one fault, the calm before it included: mostly 3.5 s.
+/// Time for one fault, the calm before it included: mostly 3.5 s, of a partition 6 s.
 const FAULT_TIME_MAX: Duration = Duration::from_secs(7);
 /// Below this many answers per second of its planned time the run has shown nothing.
 const OK_PER_SECOND_MIN: f64 = 20.0;
@@ -57,6 +58,13 @@ pub struct Report {
     pub kept: Option<PathBuf>,
 }
 
+/// Where the faults happen.
+struct Place<'a> {
+    cluster: &'a mut Cluster,
+    /// Only if it is to be cut.
+    network: Option<Network>,
+}
+
 /// Runs and checks; keeps the evidence if something is wrong.
 ///
 /// # Errors
@@ -68,9 +76,12 @@ pub async fn run(plan: &Plan) -> Result<Report> {
     std::fs::create_dir_all(&dir)?;
     let flags: Vec<String> = plan.flags.split_whitespace().map(str::to_owned).collect();
     let mut cluster = Cluster::create(Program::new(&plan.binary).with_flags(&flags), &dir, NODES)?;
+    let is_cut = plan.nemesis.iter().any(|kind| kind.is_partition());
+    let network = if is_cut { Some(Network::between(&mut cluster).await?) } else { None };
     cluster.start_all()?;
     let mut adversary = Adversary::new(plan.nemesis.clone(), seed);
-    let (history, mut violations) = perform(plan, seed, &mut cluster, &mut adversary).await?;
+    let place = Place { cluster: &mut cluster, network };
+    let (history, mut violations) = perform(plan, seed, place, &mut adversary).await?;
     history.save(&dir.join("history.jsonl"))?;
     let mut findings = check(&history);
     findings.violations.append(&mut violations);
@@ -107,7 +118,7 @@ fn coverage(plan: &Plan, answered: usize, adversary: &Adversary) -> Vec<Violatio
 }
 
 /// So many kinds of faults the run has to show: each comes once before any comes twice, so that a run of the usual
-/// 60 s shows them all. Where servers are slow it is extended until it has.
+/// 100 s shows them all. Where servers are slow it is extended until it has.
 fn kinds_due(plan: &Plan) -> usize {
     let faults = plan.duration.as_secs() / FAULT_TIME_MAX.as_secs();
     plan.nemesis.len().min(usize::try_from(faults).unwrap_or(usize::MAX))
@@ -116,11 +127,11 @@ fn kinds_due(plan: &Plan) -> usize {
 async fn perform(
     plan: &Plan,
     seed: u64,
-    cluster: &mut Cluster,
+    mut place: Place<'_>,
     adversary: &mut Adversary,
 ) -> Result<(History, Vec<Violation>)> {
     let stage = Arc::new(Stage {
-        endpoints: cluster.endpoints(),
+        endpoints: place.cluster.endpoints(),
         clock: Instant::now(),
         is_over: AtomicBool::new(false),
         newest: AtomicI64::new(1),
@@ -134,7 +145,7 @@ async fn perform(
     let mut violations = Vec::new();
     let watchers = Watchers::spawn(&stage, plan.progress, seed);
     let mut clients = spawn_clients(&stage, seed);
-    harass(cluster, adversary, (plan, &stage), &mut violations).await?;
+    harass(&mut place, adversary, (plan, &stage), &mut violations).await?;
     stage.is_over.store(true, Ordering::Relaxed);
     let mut operations = Vec::new();
     while let Some(recorded) = clients.join_next().await {
@@ -150,7 +161,7 @@ async fn perform(
     let mut sessions = watchers.stop().await?;
     sessions.append(&mut read_back(&stage, &last, seed, &mut violations).await?);
     members::compare(&stage.endpoints, last.put, &mut violations).await;
-    note_deaths(cluster, &mut violations)?;
+    note_deaths(place.cluster, &mut violations)?;
     Ok((History { operations, sessions }, violations))
 }
 
@@ -170,7 +181,7 @@ fn mix(seed: u64, id: u32) -> u64 {
 
 /// Faults for the planned time, and until that has shown enough; all healed at the end.
 async fn harass(
-    cluster: &mut Cluster,
+    Place { cluster, network }: &mut Place<'_>,
     adversary: &mut Adversary,
     (plan, stage): (&Plan, &Stage),
     violations: &mut Vec<Violation>,
@@ -185,7 +196,7 @@ async fn harass(
         if gone >= plan.duration && (gone >= plan.duration * EXTENSION_MAX || is_enough()) {
             break;
         }
-        if let Err(error) = adversary.strike(cluster).await {
+        if let Err(error) = adversary.strike(cluster, network.as_ref()).await {
             violations.push(Violation::new(Fault::NodeDied, format!("{error:#}")));
         }
     }
@@ -230,8 +241,8 @@ mod tests {
             let plan = Plan::from_arg_matches(&matches).expect("a plan");
             (kinds_due(&plan), plan.nemesis.len())
         };
-        assert_eq!(kinds(&[]), (8, 8));
-        assert_eq!(kinds(&["--duration", "20s"]), (2, 8));
+        assert_eq!(kinds(&[]), (13, 13));
+        assert_eq!(kinds(&["--duration", "20s"]), (2, 13));
         assert_eq!(kinds(&["--nemesis", "kill-all"]), (1, 1));
     }
 }

@@ -15,7 +15,7 @@ pub struct Plan {
     #[arg(long)]
     pub binary: PathBuf,
     /// How long the load and the faults go on: `90s`, `5m`.
-    #[arg(long, default_value = "60s", value_parser = duration)]
+    #[arg(long, default_value = "100s", value_parser = duration)]
     pub duration: Duration,
     /// Decides requests, watchers and faults; random by default.
     #[arg(long)]
@@ -24,7 +24,8 @@ pub struct Plan {
     #[arg(
         long,
         value_delimiter = ',',
-        default_value = "kill,kill-leader,kill-majority,kill-all,pause,pause-leader,pause-all,restart"
+        default_value = "kill,kill-leader,kill-majority,kill-all,pause,pause-leader,pause-all,restart,\
+                         isolate,isolate-leader,mute-leader,deafen-leader,bridge"
     )]
     pub nemesis: Vec<Nemesis>,
     /// Requests per second over all clients, as far as the servers keep up.

@@ -15,6 +15,7 @@
 //! | `leader_kills` | one | ten, writes back within two seconds |
 //! | `total_kills` | all members twice at once | twenty times |
 //! | `votes` | a member that hears nobody | the same |
+//! | `partitions` | a leader that hears nobody, is not heard, does not hear; two members that do not hear each other | the same, longer |
 //! | `hand_overs` | 60 of one lock, between holders of every kind, with kills | 1,000 |
 //! | `protected` | puts with rights and TLS for half a second each | the same |
 //! | `paused` | a holder that is stopped past its TTL | the same |
@@ -36,6 +37,7 @@ mod leader_kills;
 mod leases;
 mod many;
 mod outage;
+mod partitions;
 mod paused;
 mod protected;
 mod rolling;

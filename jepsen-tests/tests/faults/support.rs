@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use conclave_benches::cluster::{Cluster, Program};
 use conclave_benches::connection::Connection;
+use conclave_jepsen_tests::network::Network;
 use conclave_jepsen_tests::{members, nemesis};
 use conclave_proto::etcdserverpb::kv_client::KvClient;
 use conclave_proto::etcdserverpb::lease_client::LeaseClient;
@@ -92,6 +93,15 @@ impl Nodes {
         nodes
     }
 
+    /// Nodes that serve, with a network between them that can be cut.
+    pub(crate) async fn parted(size: usize, flags: &[&str]) -> (Self, Network) {
+        let mut nodes = Self::create(size, flags);
+        let network = Network::between(&mut nodes.cluster).await.expect("a network");
+        nodes.cluster.start_all().expect("the program starts");
+        nodes.all_serve().await;
+        (nodes, network)
+    }
+
     /// Waits until every node answers a linearizable read.
     pub(crate) async fn all_serve(&self) {
         members::wait_until_serving(&self.cluster.endpoints(), START_TIMEOUT)
@@ -107,13 +117,27 @@ impl Nodes {
 
     /// Waits until a node leads; which one.
     pub(crate) async fn leader(&self) -> usize {
+        let all: Vec<usize> = (0..self.cluster.nodes().len()).collect();
+        self.leader_of(&all).await
+    }
+
+    /// Waits until one of these nodes leads; which one.
+    pub(crate) async fn leader_of(&self, nodes: &[usize]) -> usize {
+        let endpoints: Vec<String> = nodes.iter().map(|&node| self.endpoint(node)).collect();
         let mut leader = None;
         eventually("there is a leader", START_TIMEOUT, async || {
-            leader = nemesis::leader(&self.cluster.endpoints()).await;
+            leader = nemesis::leader(&endpoints).await;
             leader.is_some()
         })
         .await;
-        leader.expect("just found")
+        nodes[leader.expect("just found")]
+    }
+
+    /// All nodes must have the same at `revision`.
+    pub(crate) async fn must_agree(&self, revision: i64) {
+        let mut violations = Vec::new();
+        members::compare(&self.cluster.endpoints(), revision, &mut violations).await;
+        assert!(violations.is_empty(), "{violations:#?}");
     }
 
     /// Every node must have what was acknowledged of the keys with a prefix, each in its revision.
@@ -282,7 +306,17 @@ impl Client {
 
     /// The value of a key.
     pub(crate) async fn get(&self, key: &str) -> Result<Option<Vec<u8>>, Status> {
-        let request = RangeRequest { key: key.to_owned().into(), ..Default::default() };
+        self.value(key, false).await
+    }
+
+    /// The value of a key as the node knows it, however old.
+    pub(crate) async fn get_local(&self, key: &str) -> Result<Option<Vec<u8>>, Status> {
+        self.value(key, true).await
+    }
+
+    async fn value(&self, key: &str, serializable: bool) -> Result<Option<Vec<u8>>, Status> {
+        let request =
+            RangeRequest { key: key.to_owned().into(), serializable, ..Default::default() };
         let answer = self.kv().range(request).await?.into_inner();
         Ok(answer.kvs.first().map(|kv| kv.value.to_vec()))
     }

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use conclave_jepsen_tests::network::cut;
+
 use crate::support::{HASTY, Nodes, START_TIMEOUT, eventually};
 
 /// Many election timeouts of [`HASTY`].
@@ -9,13 +11,10 @@ const ALONE_FOR: Duration = Duration::from_secs(6);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_member_that_is_cut_off_begins_no_terms() {
-    let mut nodes = Nodes::serving(3, &[HASTY]).await;
-    let leader = nodes.leader().await;
-    let (alone, other) = ((leader + 1) % 3, (leader + 2) % 3);
+    let (nodes, network) = Nodes::parted(3, &[HASTY]).await;
+    let alone = (nodes.leader().await + 1) % 3;
     let client = nodes.client(alone).await;
-    for node in [leader, other] {
-        nodes.cluster.pause(node).expect("it can be stopped");
-    }
+    network.cut(cut::isolated(alone, 3));
     eventually("it hears nobody", START_TIMEOUT, async || {
         let status = client.status().await;
         status.is_ok_and(|status| status.errors.iter().any(|error| error.contains("no leader")))
@@ -25,8 +24,6 @@ async fn a_member_that_is_cut_off_begins_no_terms() {
     tokio::time::sleep(ALONE_FOR).await;
     let after = client.status().await.expect("an answer").raft_term;
     assert_eq!(after, before, "it begins terms that nobody asked for");
-    for node in [leader, other] {
-        nodes.cluster.resume(node).expect("it goes on");
-    }
+    network.heal();
     client.insist("k", b"v").await;
 }

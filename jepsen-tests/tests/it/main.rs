@@ -3,5 +3,6 @@
 mod checkers;
 mod cluster;
 mod differential;
+mod network;
 mod rights;
 mod simulated;
