@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use conclave_client::kv::put;
 use conclave_client::Client as Native;
+use conclave_client::kv::put;
 use conclave_jepsen_tests::network::Network;
 use conclave_jepsen_tests::network::cut::{self, Way};
 use tokio::task::JoinSet;
