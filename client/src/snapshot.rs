@@ -23,6 +23,16 @@ const IDLE_MAX: Duration = Duration::from_secs(60);
 const FORMAT: &str = "conclave-snapshot-format";
 
 /// The form of a snapshot. Both hold everything.
+///
+/// ```no_run
+/// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+/// use conclave_client::snapshot::SnapshotFormat;
+///
+/// // A state of many GB, that no etcd will have to read.
+/// let mut snapshot = client.snapshot_as(SnapshotFormat::Conclave).await?;
+/// while let Some(_piece) = snapshot.next().await? {}
+/// # Ok(()) }
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SnapshotFormat {
     /// A database that etcd's own programs read and restore, too.
@@ -90,7 +100,7 @@ impl Client {
         self.snapshot_as(SnapshotFormat::Etcd).await
     }
 
-    /// As [`Client::snapshot`], in another form. An etcd, and a Conclave before 1.0, knows but one and sends that.
+    /// As [`Client::snapshot`], in another form. An etcd knows but one, and sends that.
     ///
     /// # Errors
     /// See [`Error`].

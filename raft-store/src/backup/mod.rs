@@ -33,8 +33,6 @@ mod file;
 mod format;
 mod own;
 mod pages;
-#[cfg(test)]
-mod pages_tests;
 mod restore;
 mod save;
 

@@ -5,6 +5,9 @@
 //! elements alone: who makes the same pages twice knows after the first time what the meta pages, which come first, say.
 //! Every page before the end is in use, as bbolt's own check demands. No I/O is done here.
 
+#[cfg(test)]
+mod tests;
+
 use super::bolt::{
     BRANCH, BUCKET, ELEMENT_BYTES, FREELIST, LEAF, MAGIC, META, PAGE_HEADER_BYTES, VERSION, fnv1a,
 };

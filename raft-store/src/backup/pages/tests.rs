@@ -5,8 +5,8 @@ use std::io::Write as _;
 
 use proptest::prelude::*;
 
-use super::bolt::{Bolt, ELEMENT_BYTES, PAGE_HEADER_BYTES};
-use super::pages::{PAGE_BYTES, Pages, Root, Tree, first_pages};
+use super::super::bolt::{Bolt, ELEMENT_BYTES, PAGE_HEADER_BYTES};
+use super::{PAGE_BYTES, Pages, Root, Tree, first_pages};
 
 type Elements = Vec<(Vec<u8>, Vec<u8>)>;
 
