@@ -1,5 +1,5 @@
-//! One lock goes from hand to hand, between holders of every kind, while clients and leaders die; and
-//! many who wait get it in the order in which they came.
+//! One lock goes from hand to hand, between holders of every kind, while clients and leaders die and leaders are cut
+//! off; and many who wait get it in the order in which they came.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use conclave_client::{Client, Error, Session};
 use conclave_jepsen_tests::members;
+use conclave_jepsen_tests::network::cut;
 use conclave_proto::v3lockpb::{LockRequest, lock_client::LockClient};
 use tokio::sync::Mutex;
 use tokio::task::JoinSet;
@@ -62,7 +63,7 @@ fn client(endpoints: &[String]) -> Client {
     Client::builder(endpoints.to_vec()).build().expect("a client")
 }
 
-/// Whether that may happen to a call while members are killed. Whatever else goes wrong is a fault.
+/// Whether that may happen to a call while members are killed or cut off. Whatever else goes wrong is a fault.
 fn is_expected(error: &Error) -> bool {
     matches!(error, Error::Unavailable { .. } | Error::Deadline { .. } | Error::Overloaded(_))
 }
@@ -156,7 +157,7 @@ async fn kill_a_holder(endpoints: &[String], referee: &Referee) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tokens_grow_whoever_holds_and_whoever_dies() {
     let (hand_overs, between_kills) = if is_long() { (1_000, 50) } else { (60, 20) };
-    let mut nodes = Nodes::serving(3, &[HASTY]).await;
+    let (mut nodes, network) = Nodes::parted(3, &[HASTY]).await;
     let endpoints = nodes.cluster.endpoints();
     let referee = Arc::new(Referee::default());
     let mut contenders = JoinSet::new();
@@ -176,18 +177,25 @@ async fn tokens_grow_whoever_holds_and_whoever_dies() {
         next += between_kills;
         kills += 1;
         kill_a_holder(&endpoints, &referee).await;
-        if kills % 2 == 0 {
-            let leader = nodes.leader().await;
+        let leader = nodes.leader().await;
+        let is_killed = kills % 2 == 0;
+        if is_killed {
             nodes.cluster.kill(leader).expect("it can be killed");
-            // Some hand-overs without it.
-            let before = referee.count().await;
-            eventually("it goes on without the leader", 10 * START_TIMEOUT, async || {
-                referee.count().await >= before + 5
-            })
-            .await;
-            nodes.cluster.start(leader).expect("the program starts");
-            nodes.all_serve().await;
+        } else {
+            network.cut(cut::isolated(leader, 3));
         }
+        // Some hand-overs without it.
+        let before = referee.count().await;
+        eventually("it goes on without the leader", 10 * START_TIMEOUT, async || {
+            referee.count().await >= before + 5
+        })
+        .await;
+        if is_killed {
+            nodes.cluster.start(leader).expect("the program starts");
+        } else {
+            network.heal();
+        }
+        nodes.all_serve().await;
     }
     referee.is_over.store(true, Ordering::SeqCst);
     while let Some(ended) = contenders.join_next().await {
@@ -196,13 +204,14 @@ async fn tokens_grow_whoever_holds_and_whoever_dies() {
     let holders = referee.holders.lock().await;
     let of = |kind| holders.iter().filter(|(_, holder)| *holder == kind).count();
     println!(
-        "{} hand-overs in {:?}: native {}, recipe {}, v3lock {}; {kills} holders and {} leaders killed",
+        "{} hand-overs in {:?}: native {}, recipe {}, v3lock {}; {kills} holders and {} leaders killed, {} cut off",
         holders.len(),
         begun.elapsed(),
         of("native"),
         of("recipe"),
         of("v3lock"),
         kills / 2,
+        kills - kills / 2,
     );
     assert!(["native", "recipe", "v3lock"].iter().all(|kind| of(kind) > 0), "all take part");
     drop(holders);

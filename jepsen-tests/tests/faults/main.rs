@@ -16,12 +16,12 @@
 //! | `total_kills` | all members twice at once | twenty times |
 //! | `votes` | a member that hears nobody | the same |
 //! | `partitions` | a leader that hears nobody, is not heard, does not hear; two members that do not hear each other | the same, longer |
-//! | `hand_overs` | 60 of one lock, between holders of every kind, with kills | 1,000 |
+//! | `hand_overs` | 60 of one lock, between holders of every kind, with kills and partitions | 1,000 |
 //! | `protected` | puts with rights and TLS for half a second each | the same |
 //! | `paused` | a holder that is stopped past its TTL | the same |
 //! | `guards` | 100 of every kind come and go | 10,000 |
 //! | `examples` | those of the client crate, on three nodes | the same |
-//! | `writes` | three leaders killed under a client that counts | twenty |
+//! | `writes` | three leaders killed or cut off under a client that counts | twenty |
 //! | `rolling` | every member restarted in turn under writers | five times |
 //! | `outage` | the cluster is away for 5 s | for a minute |
 

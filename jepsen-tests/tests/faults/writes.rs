@@ -1,4 +1,4 @@
-//! Leaders are killed while a client counts: each of its writes takes effect once, also those whose answer went
+//! Leaders are killed and cut off while a client counts: each of its writes takes effect once, also those whose answer went
 //! down with a leader and that it sent again.
 
 use std::sync::Arc;
@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use conclave_client::Client;
+use conclave_jepsen_tests::network::cut;
 use tokio::task::JoinSet;
 
 use crate::support::{HASTY, Nodes, eventually, is_long};
@@ -33,9 +34,9 @@ async fn version(client: &Client, key: &str) -> i64 {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_write_takes_effect_once_while_leaders_are_killed() {
+async fn every_write_takes_effect_once_while_leaders_are_killed_and_cut_off() {
     let kills = if is_long() { 20 } else { 3 };
-    let mut nodes = Nodes::serving(3, &[HASTY]).await;
+    let (mut nodes, network) = Nodes::parted(3, &[HASTY]).await;
     let client = Client::builder(nodes.cluster.endpoints()).timeout(PATIENCE).build();
     let client = client.expect("a client");
     let is_over = Arc::new(AtomicBool::new(false));
@@ -44,17 +45,24 @@ async fn every_write_takes_effect_once_while_leaders_are_killed() {
         counting.spawn(count(client.clone(), "sum", Arc::clone(&is_over)));
     }
     let mut reached = 0;
-    for _ in 0..kills {
+    for number in 0..kills {
         let more = reached + PUTS_BETWEEN + rand::random_range(0..PUTS_BETWEEN);
         eventually("there are more puts", PATIENCE, async || {
             reached = version(&client, "sum").await;
             reached >= more
         })
         .await;
+        // The one that was cut off is back with the next fault.
+        network.heal();
         let leader = nodes.leader().await;
-        nodes.cluster.kill(leader).expect("it can be killed");
-        nodes.cluster.start(leader).expect("the program starts");
+        if number % 2 == 0 {
+            nodes.cluster.kill(leader).expect("it can be killed");
+            nodes.cluster.start(leader).expect("the program starts");
+        } else {
+            network.cut(cut::isolated(leader, 3));
+        }
     }
+    network.heal();
     nodes.all_serve().await;
     is_over.store(true, Ordering::Relaxed);
     let mut revisions = Vec::new();
@@ -66,5 +74,5 @@ async fn every_write_takes_effect_once_while_leaders_are_killed() {
     revisions.sort_unstable();
     revisions.dedup();
     assert_eq!(i64::try_from(revisions.len()).expect("a count"), acknowledged, "answered apart");
-    println!("{acknowledged} puts, each once, over {kills} kills");
+    println!("{acknowledged} puts, each once, over {kills} leaders");
 }

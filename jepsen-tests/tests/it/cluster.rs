@@ -18,8 +18,8 @@ struct Options {
 /// For so many seconds if nobody says otherwise.
 const SECONDS: u64 = 60;
 
-/// Runs with these faults, and finds nothing wrong.
-async fn survives(nemesis: &str) {
+/// Runs with these faults, and finds nothing wrong. What was done.
+async fn survives(nemesis: &str) -> String {
     let mut plan =
         Options::parse_from(["it", "--progress", "--binary", "conclave", "--nemesis", nemesis])
             .plan;
@@ -29,10 +29,6 @@ async fn survives(nemesis: &str) {
     plan.duration = Duration::from_secs(seconds.unwrap_or(SECONDS));
     let report = run(&plan).await.expect("the run can be made");
     let seed = report.seed;
-    println!(
-        "seed {seed}: {:?} answered, refused, unknown; faults {:?}",
-        report.counts, report.faults
-    );
     let violations = &report.findings.violations;
     assert!(
         violations.is_empty(),
@@ -42,15 +38,19 @@ async fn survives(nemesis: &str) {
         plan.binary.display(),
         plan.duration.as_secs(),
     );
+    let (counts, faults) = (report.counts, report.faults);
+    format!("seed {seed}: {counts:?} answered, refused, unknown; faults {faults:?}")
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn acknowledged_writes_survive_and_every_watcher_sees_everything_once_in_order() {
-    survives("kill,kill-leader,kill-majority,kill-all,pause,pause-leader,pause-all,restart").await;
+    let kinds = "kill,kill-leader,kill-majority,kill-all,pause,pause-leader,pause-all,restart";
+    println!("{}", survives(kinds).await);
 }
 
 /// Clients stay connected to every member, also to those that hear no quorum.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn they_do_so_too_when_members_do_not_hear_each_other() {
-    survives("isolate,isolate-leader,mute-leader,deafen-leader,bridge,kill-leader").await;
+    let kinds = "isolate,isolate-leader,mute-leader,deafen-leader,bridge,kill-leader";
+    println!("{}", survives(kinds).await);
 }

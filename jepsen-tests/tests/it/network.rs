@@ -28,7 +28,8 @@ impl Stage {
             TcpListener::bind("127.0.0.1:0").await.expect("a port"),
             TcpListener::bind("127.0.0.1:0").await.expect("a port"),
         ];
-        let targets = listeners.each_ref().map(|listener| listener.local_addr().unwrap().port());
+        let targets =
+            listeners.each_ref().map(|listener| listener.local_addr().expect("an address").port());
         let pids = Pids::new(2);
         pids.set(0, std::process::id());
         let network = Network::before(&targets, &pids).await.expect("proxies");
@@ -37,8 +38,9 @@ impl Stage {
 
     /// A connection of this process to member 1: both of its ends.
     async fn connected(&self) -> (TcpStream, TcpStream) {
-        let near = TcpStream::connect(("127.0.0.1", self.network.ports()[1])).await.unwrap();
-        let (far, _) = soon(self.listeners[1].accept()).await.unwrap();
+        let near =
+            TcpStream::connect(("127.0.0.1", self.network.ports()[1])).await.expect("a connection");
+        let (far, _) = soon(self.listeners[1].accept()).await.expect("a connection");
         (near, far)
     }
 }
@@ -49,13 +51,13 @@ async fn soon<T>(what: impl Future<Output = T>) -> T {
 
 /// What is sent at one end is there at the other.
 async fn passes(from: &mut TcpStream, to: &mut TcpStream) {
-    from.write_all(b"word").await.unwrap();
+    from.write_all(b"word").await.expect("it is sent");
     arrives(to).await;
 }
 
 async fn arrives(to: &mut TcpStream) {
     let mut word = [0; 4];
-    soon(to.read_exact(&mut word)).await.unwrap();
+    soon(to.read_exact(&mut word)).await.expect("it arrives");
     assert_eq!(&word, b"word");
 }
 

@@ -216,9 +216,9 @@ async fn a_candidacy_is_resumed_on_another_member_when_its_own_stops() {
     assert!(waiting.elected().await.fence > led.fence);
 }
 
-/// A leader on a member that is cut off learns that it may not lead any more.
+/// A leader on a member whose others stopped learns that it may not lead any more.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_member_that_is_cut_off_keeps_no_candidate() {
+async fn a_member_whose_others_stopped_keeps_no_candidate() {
     let mut servers = servers(3, &[HASTY]).await;
     let client = client(&servers);
     let one = session(&client, "1").await;

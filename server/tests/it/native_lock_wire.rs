@@ -73,7 +73,7 @@ async fn a_stream_that_breaks_takes_no_lock_along_that_another_one_told_of() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_member_that_is_cut_off_keeps_nobody_waiting() {
+async fn a_member_whose_others_stopped_keeps_nobody_waiting() {
     let mut servers = servers(3, &[HASTY]).await;
     let client = client(&servers);
     let (one, two) = (session(&client, "one").await, session(&client, "two").await);

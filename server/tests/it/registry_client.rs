@@ -212,9 +212,9 @@ async fn a_name_that_somebody_took_meanwhile_is_left_alone() {
     assert!(is_left().await, "nor does the owner take it out");
 }
 
-/// A member that is cut off hears of no change: who follows it must learn that.
+/// A member whose others stopped hears of no change: who follows it must learn that.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_directory_says_so_when_its_member_is_cut_off() {
+async fn a_directory_says_so_when_the_others_of_its_member_stopped() {
     let mut servers = servers(3, &[]).await;
     let all = client(&servers);
     let one = all.each().remove(0);
