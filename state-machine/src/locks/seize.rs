@@ -4,20 +4,21 @@ use std::ops::ControlFlow;
 
 use bytes::Bytes;
 
-use super::attempt;
 use super::queue::{self, NEWEST, Place};
 use super::release::note_end;
+use super::{attempt, delay};
 use crate::change::{Before, Change};
 use crate::command::LockBreak;
 use crate::leases::{self, Broken};
 use crate::outcome::Stop;
 use crate::read::Read;
-use crate::response::{Halt, LockResponse, Taken};
+use crate::response::{Halt, LeaseChange, LockResponse, Taken};
 use crate::rows::place::Attempt;
 
 pub(super) fn apply<R: Read>(
     change: &mut Change<'_, '_, R>,
     command: &LockBreak,
+    ended: &mut Vec<LeaseChange>,
 ) -> Result<LockResponse, Stop> {
     let LockBreak { name, fence, by, reason } = command;
     let found = if *fence == 0 {
@@ -38,7 +39,12 @@ pub(super) fn apply<R: Read>(
         let known = attempt::all(change.rows, &place.key, place.fence)?;
         let before = Before::load(change.rows, &place.key)?;
         change.delete(&place.key, before)?;
-        remember(change, &place, &known, command)?;
+        if place.is_lost() {
+            // Nobody is behind it; and whoever takes it by force does not wait for its delay.
+            ended.extend(delay::end(change, &place)?);
+        } else {
+            remember(change, &place, &known, command)?;
+        }
         broken.push(Taken { name: name.clone(), key: place.key, fence: place.fence });
     }
     Ok(LockResponse::Seized { places: broken, by: by.clone(), reason: reason.clone() })
