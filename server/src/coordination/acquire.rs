@@ -222,7 +222,7 @@ impl Acquisition {
         let mut revoked = std::pin::pin!(self.context.auth.revoked(&self.caller, &self.wanted));
         let deadline = self.deadline.unwrap_or_else(|| Instant::now() + WAIT_MAX);
         loop {
-            if let Some(end) = look(taken, &mut following) {
+            if let Some(end) = look((taken, self.command.session), &mut following) {
                 return end;
             }
             let changes = following.iter_mut().map(|one| Box::pin(one.receiver.changed()));
@@ -291,13 +291,15 @@ pub(super) fn held_lock(place: Taken) -> v1::HeldLock {
     v1::HeldLock { name: place.name, key: place.key, fence: place.fence }
 }
 
-/// The end, if all places hold or one is gone. A place with another fence is another request's.
-fn look(taken: &[Taken], following: &mut [Following]) -> Option<End> {
+/// The end, if all places hold for the session or one is gone. A place with another fence is another request's.
+fn look((taken, session): (&[Taken], i64), following: &mut [Following]) -> Option<End> {
     let (mut locks, mut since) = (Vec::with_capacity(taken.len()), 0);
     let mut is_waiting = false;
     for (place, one) in taken.iter().zip(following) {
         match *one.receiver.borrow_and_update() {
-            Turn::Held { fence, revision } if fence == place.fence => {
+            Turn::Held { fence, session: of, revision }
+                if (fence, of) == (place.fence, session) =>
+            {
                 since = revision.max(since);
                 let (name, key) = (Bytes::clone(&place.name), Bytes::clone(&place.key));
                 locks.push(v1::HeldLock { name, key, fence });
@@ -343,13 +345,15 @@ mod tests {
                 one.receiver = watch::channel(state).1;
                 one
             };
-            look(&taken, &mut taken.iter().zip(states).map(follow).collect::<Vec<_>>())
+            look((&taken, 7), &mut taken.iter().zip(states).map(follow).collect::<Vec<_>>())
         };
-        let held = |fence, revision| Turn::Held { fence, revision };
+        let held = |fence, revision| Turn::Held { fence, session: 7, revision };
         let end = look_at([held(5, 7), held(5, 6)]);
         assert!(matches!(end, Some(End::Granted(ref granted)) if granted.revision == 7));
         assert!(look_at([held(5, 7), Turn::Waiting]).is_none());
         assert!(matches!(look_at([held(5, 7), Turn::Gone]), Some(End::Gone)));
         assert!(matches!(look_at([held(5, 7), held(6, 7)]), Some(End::Gone)), "it went to another");
+        let leased = Turn::Held { fence: 5, session: 8, revision: 7 };
+        assert!(matches!(look_at([held(5, 7), leased]), Some(End::Gone)), "it got another lease");
     }
 }

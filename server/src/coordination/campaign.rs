@@ -165,7 +165,11 @@ impl Candidacy {
                 // meanwhile.
                 (Turn::Gone, _) | (Turn::Waiting, Some(_)) => return End::Gone,
                 (Turn::Held { fence, .. }, Some(known)) if fence != known => return End::Gone,
-                (Turn::Held { fence, revision }, None) => {
+                // An etcd client gave its key another lease.
+                (Turn::Held { session, .. }, _) if session != self.command.session => {
+                    return End::Gone;
+                }
+                (Turn::Held { fence, revision, .. }, None) => {
                     led_with = Some(fence);
                     if let Some(queued) = queued.take() {
                         queued.granted();

@@ -6,6 +6,7 @@
 use bytes::Bytes;
 
 use super::acquire::{put, renew};
+use super::claim::Claim;
 use super::front;
 use super::queue::{self, NEWEST};
 use crate::change::Change;
@@ -55,7 +56,9 @@ fn carry_out<R: Read>(
     if !holders.iter().any(|holder| holder.key == place.key) {
         return Err(Rejection::LockNotHeld.into());
     }
-    let mut claim = place.claim.clone().unwrap_or_default();
+    // An etcd client may have written over it.
+    let own = || Claim { requests: vec![Bytes::clone(request_id)], ..Claim::default() };
+    let mut claim = place.claim.clone().unwrap_or_else(own);
     let is_less = *permits <= claim.permits && *limit >= claim.limit;
     if claim.requests.len() > 1 {
         // They rely on what it is.

@@ -79,19 +79,10 @@ fn remember<R: Read>(
 /// # Errors
 /// [`Halt`] if the storage fails or a row is damaged.
 pub fn broken<R: Read>(rows: &R, key: &[u8], fence: i64) -> Result<Option<Broken>, Halt> {
-    let Some(session) = session_of(key) else { return Ok(None) };
+    let Some(session) = queue::session_of(key) else { return Ok(None) };
     let lease = leases::lease(rows, session)?.unwrap_or_default();
     let is_it = |known: &Broken| known.key == key && known.fence >= fence;
     Ok(lease.broken.into_iter().rev().find(is_it))
-}
-
-/// The session whose place would have this key: [`queue::key`] or [`queue::further_key`].
-fn session_of(key: &[u8]) -> Option<i64> {
-    let name = queue::name_of(key)?;
-    let child = std::str::from_utf8(key.get(name.len().checked_add(1)?..)?).ok()?;
-    let (sign, rest) = child.strip_prefix('-').map_or((1, child), |rest| (-1, rest));
-    let digits = rest.split_once('-').map_or(rest, |(digits, _)| digits);
-    i128::from(u64::from_str_radix(digits, 16).ok()?).checked_mul(sign)?.try_into().ok()
 }
 
 #[cfg(test)]
@@ -101,11 +92,11 @@ mod tests {
     #[test]
     fn a_key_of_ours_tells_its_session() {
         for id in [1, 0x694d_7fb8, -255, i64::MAX, i64::MIN] {
-            assert_eq!(session_of(&queue::key(b"a/b", id)), Some(id));
-            assert_eq!(session_of(&queue::further_key(b"a", id, b"-r")), Some(id));
+            assert_eq!(queue::session_of(&queue::key(b"a/b", id)), Some(id));
+            assert_eq!(queue::session_of(&queue::further_key(b"a", id, b"-r")), Some(id));
         }
         for foreign in ["a", "a/", "a/leader", "a/-", "a/ffffffffffffffff"] {
-            assert_eq!(session_of(foreign.as_bytes()), None, "{foreign}");
+            assert_eq!(queue::session_of(foreign.as_bytes()), None, "{foreign}");
         }
     }
 }
