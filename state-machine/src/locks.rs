@@ -16,6 +16,7 @@
 //! | `acquire`, `release`, `convert`, [`seize`], [`candidate`], `hand_over` | the commands |
 //! | `delay` | what becomes of the places of an expired session |
 //! | `guard` | transactions that need a lock |
+//! | [`stranded`] | what streams of a member that is gone left behind |
 //! | [`check`] | what a command must be |
 
 mod acquire;
@@ -32,6 +33,7 @@ mod hand_over;
 pub mod queue;
 mod release;
 pub mod seize;
+pub mod stranded;
 pub mod tenure;
 
 use crate::change::Change;

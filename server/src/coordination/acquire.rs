@@ -78,7 +78,7 @@ impl Acquisition {
             reentrant: request.reentrant,
             delay_seconds: request.lock_delay_seconds,
             // 0 stands for whoever asked.
-            attempt: rand::random::<u64>().max(1),
+            attempt: context.node.turns().streams().next(context.node.member_id()),
             asked_unix_ms: unix_ms(),
             note: request.note,
             once: request.once,
@@ -141,11 +141,32 @@ impl Acquisition {
         if self.check().is_ok() && !self.send(Event::Queued(v1::Queued { position })).await {
             return Some(self.withdrawal());
         }
-        let end = self.turn(&taken).await;
+        let absences = self.context.node.absences();
+        let mut end = self.turn(&taken).await;
+        if self.context.node.absences() != absences {
+            end = self.confirm(end, &taken).await;
+        }
         if matches!(end, End::Granted(_)) {
             queued.granted();
         }
         self.settle(end, &taken).await
+    }
+
+    /// As it ended, unless the others took a place away while this member was cut off, and so have granted it to somebody else.
+    async fn confirm(&self, end: End, taken: &[Taken]) -> End {
+        if !matches!(end, End::Granted(_)) {
+            return end;
+        }
+        if let Err(status) = self.context.read_barrier().await {
+            return End::Failed(status);
+        }
+        let reader = self.context.node.reader();
+        let is_there = |place: &Taken| queue::holds(reader, i64::MAX, &place.name, place.fence);
+        match taken.iter().map(is_there).collect::<Result<Vec<_>, _>>() {
+            Ok(places) if places.iter().all(|is_there| *is_there) => end,
+            Ok(_) => End::Gone,
+            Err(halt) => End::Failed(crate::status::internal(&halt)),
+        }
     }
 
     /// Tells how it ended for the places that were `taken`. What is left to give up: nothing if the client got to know that it was granted, or the

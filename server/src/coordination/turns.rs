@@ -16,6 +16,8 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::streams::Streams;
+
 /// Waiting streams of one member.
 const WAITERS_MAX: usize = 100_000;
 
@@ -51,6 +53,7 @@ pub(crate) struct Turns {
     awaited: AtomicUsize,
     waiters: AtomicUsize,
     changed: Notify,
+    streams: Streams,
 }
 
 /// The names that somebody waits for.
@@ -95,6 +98,11 @@ impl Default for Awaited {
 }
 
 impl Turns {
+    /// The numbers of the streams that wait here.
+    pub(crate) fn streams(&self) -> &Streams {
+        &self.streams
+    }
+
     /// Notes what was applied. Never blocks.
     pub(crate) fn note(&self, events: &[Event]) {
         if events.is_empty() || self.awaited.load(Ordering::Acquire) == 0 {

@@ -3,6 +3,7 @@
 mod again;
 mod cost;
 mod program;
+mod stranded;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
