@@ -167,7 +167,7 @@ pub(crate) fn complain(line: &str) {
 /// A text that others wrote, for a place in a line: what would move the cursor, begin another line or change what a
 /// terminal does is spelled out.
 pub(crate) fn printable(text: &str) -> Cow<'_, str> {
-    escaped(text, |character| is_command(character))
+    escaped(text, is_command)
 }
 
 /// As [`printable`], of several lines.

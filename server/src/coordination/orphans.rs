@@ -9,6 +9,7 @@
 //! soon as a member falls silent.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::time::Duration;
 
 use conclave_proto::internal::{self, command::Command as Message};
@@ -85,18 +86,17 @@ async fn lead(context: &Context) {
                 listed.remove(&who);
                 continue;
             }
-            if !listed.contains_key(&who) {
-                let members = members.clone();
-                let found = find(context, move |stream| is_left_by(who, &members, stream)).await;
-                listed.insert(who, found);
-            }
-            let found = listed.get_mut(&who).filter(|_| silence >= away).map(std::mem::take);
-            if let Some(found) = found.filter(|found| !found.is_empty()) {
-                tracing::info!(
-                    requests = found.len(),
-                    "withdrawing what a member that is gone left"
-                );
-                withdraw(context, found).await;
+            let found = match listed.entry(who) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(place) => {
+                    let members = members.clone();
+                    let is_left = move |stream| is_left_by(who, &members, stream);
+                    place.insert(find(context, is_left).await)
+                }
+            };
+            if silence >= away && !found.is_empty() {
+                tracing::info!(requests = found.len(), "withdrawing what a dead member left");
+                withdraw(context, std::mem::take(found)).await;
             }
         }
     }
