@@ -205,3 +205,13 @@ fn version() -> Result<(), Failure> {
             .as_bytes(),
     )
 }
+
+/// Says on standard error that what is printed is out of date, for this reason, or that the connection is back.
+fn tell_connection(trouble: Option<&str>) {
+    match trouble {
+        Some(why) => complain(&format!(
+            "the connection is lost, and tried again: what was printed may be out of date ({why})"
+        )),
+        None => complain("the connection is back"),
+    }
+}

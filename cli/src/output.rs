@@ -16,7 +16,10 @@ mod snapshot;
 mod table;
 mod watch;
 
-use std::io::{self, Write};
+use std::{
+    borrow::Cow,
+    io::{self, Write},
+};
 
 use conclave_client::pb::ResponseHeader;
 
@@ -158,7 +161,39 @@ pub(crate) fn write(bytes: &[u8]) -> Result<(), Failure> {
 
 /// Writes a line to standard error; there is nowhere to report that this failed.
 pub(crate) fn complain(line: &str) {
-    writeln!(io::stderr().lock(), "{line}").ok();
+    writeln!(io::stderr().lock(), "{}", lines(line)).ok();
+}
+
+/// A text that others wrote, for a place in a line: what would move the cursor, begin another line or change what a
+/// terminal does is spelled out.
+pub(crate) fn printable(text: &str) -> Cow<'_, str> {
+    escaped(text, is_command)
+}
+
+/// As [`printable`], of several lines.
+fn lines(text: &str) -> Cow<'_, str> {
+    escaped(text, |character| is_command(character) && !matches!(character, '\n' | '\t'))
+}
+
+fn escaped(text: &str, is_escaped: impl Fn(char) -> bool) -> Cow<'_, str> {
+    if !text.contains(&is_escaped) {
+        return text.into();
+    }
+    let mut escaped = String::with_capacity(text.len());
+    for character in text.chars() {
+        if is_escaped(character) {
+            escaped.extend(character.escape_default());
+        } else {
+            escaped.push(character);
+        }
+    }
+    escaped.into()
+}
+
+/// Controls, and what turns the direction of the text around it.
+fn is_command(character: char) -> bool {
+    character.is_control()
+        || matches!(character, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// Appends a line.
@@ -190,4 +225,23 @@ fn header_members(header: &ResponseHeader, out: &mut json::Writer) {
     out.unsigned("member_id", header.member_id);
     out.signed("revision", header.revision);
     out.unsigned("raft_term", header.raft_term);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_wrote_commands_no_terminal() {
+        let cases = [
+            ("db-1 \u{e4}", "db-1 \u{e4}"),
+            ("a\nid, 1.2.3.4", "a\\nid, 1.2.3.4"),
+            ("\u{1b}[2J\u{9b}1m\r\t", "\\u{1b}[2J\\u{9b}1m\\r\\t"),
+            ("\u{202e}evil", "\\u{202e}evil"),
+        ];
+        for (text, shown) in cases {
+            assert_eq!(printable(text), shown);
+        }
+        assert_eq!(lines("Error: one\n\ttwo\u{1b}"), "Error: one\n\ttwo\\u{1b}");
+    }
 }

@@ -34,6 +34,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
     client::Client,
+    connection::{Connection, Reporter},
     error::Error,
     mirror::Mirror,
     once::Ticket,
@@ -105,8 +106,10 @@ impl Group {
         let prefix = Bytes::from([&self.name[..], b"/"].concat());
         let mirror = Mirror::new(self.client.clone(), prefix.clone(), 0);
         let (sender, states) = mpsc::channel(STATES_MAX);
-        let task = self.client.task(follow(mirror, prefix, sender));
-        Followed { states, _task: task }
+        let reporter = Reporter::default();
+        let connection = reporter.connection();
+        let task = self.client.task(follow(mirror, prefix, sender, reporter));
+        Followed { states, connection, _task: task }
     }
 }
 
@@ -158,6 +161,7 @@ pub struct Member {
 #[derive(Debug)]
 pub struct Followed {
     states: mpsc::Receiver<Result<Vec<Member>, Error>>,
+    connection: Connection,
     _task: AbortOnDropHandle<()>,
 }
 
@@ -169,16 +173,23 @@ impl Followed {
     pub async fn next(&mut self) -> Result<Option<Vec<Member>>, Error> {
         self.states.recv().await.transpose()
     }
+
+    /// Whether a server tells of members at present.
+    #[must_use]
+    pub fn connection(&self) -> Connection {
+        self.connection.clone()
+    }
 }
 
 async fn follow(
     mut mirror: Mirror,
     prefix: Bytes,
     states: mpsc::Sender<Result<Vec<Member>, Error>>,
+    reporter: Reporter,
 ) {
     let mut last = None;
     loop {
-        if let Err(error) = mirror.next_keys().await {
+        if let Err(error) = mirror.next_keys(&reporter).await {
             // Who does not listen any more needs no reason.
             drop(states.send(Err(error)).await);
             return;

@@ -64,6 +64,7 @@ mod builder;
 mod cache;
 mod client;
 pub mod config;
+pub mod connection;
 pub mod counter;
 mod deadline;
 mod discover;

@@ -33,7 +33,7 @@ pub enum Loss {
         /// What was given as the reason.
         reason: String,
     },
-    /// Its key was deleted, or it was taken away and by whom is not known.
+    /// Its key was deleted or given another lease, as by an etcd client, or it was taken away and by whom is not known.
     Removed,
 }
 
@@ -56,7 +56,9 @@ impl fmt::Display for Loss {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Session => f.write_str("the session ended, or may have"),
-            Self::Removed => f.write_str("it was taken away"),
+            Self::Removed => {
+                f.write_str("its key was deleted, or given another lease, and by whom is not known")
+            }
             Self::Broken { by, reason } => {
                 let by = if by.is_empty() { "an operator" } else { by };
                 let colon = if reason.is_empty() { "" } else { ": " };

@@ -16,6 +16,7 @@ use tokio::{sync::watch, time::sleep};
 use crate::{
     backoff::Backoff,
     client::Client,
+    connection::Reporter,
     error::Error,
     known_cluster::KnownCluster,
     watch::{Watcher, mod_revision},
@@ -52,17 +53,28 @@ impl Mirror {
         Self { client, prefix, from, keys, header, pending: VecDeque::new(), watch: None }
     }
 
-    /// As [`Mirror::next`], for those who only want the keys; goes on by itself after what passes.
+    /// As [`Mirror::next`], for those who only want the keys; goes on by itself after what passes, and reports how the
+    /// connection is.
     ///
     /// # Errors
     /// What waiting cannot mend.
-    pub(crate) async fn next_keys(&mut self) -> Result<(), Error> {
+    pub(crate) async fn next_keys(&mut self, reporter: &Reporter) -> Result<(), Error> {
         let mut backoff = Backoff::default();
         loop {
             match self.next().await {
-                Ok(Step::Keys) => return Ok(()),
-                Ok(Step::Connected(_)) => {}
-                Err(error) if error.is_passing() => sleep(backoff.next()).await,
+                Ok(Step::Keys) => {
+                    reporter.is_there();
+                    return Ok(());
+                }
+                Ok(Step::Connected(true)) => reporter.is_there(),
+                Ok(Step::Connected(false)) => {
+                    let why = || self.trouble().unwrap_or_else(|| "no server answers".into());
+                    reporter.is_lost(why);
+                }
+                Err(error) if error.is_passing() => {
+                    reporter.is_lost(|| error.to_string().into());
+                    sleep(backoff.next()).await;
+                }
                 Err(error) => return Err(error),
             }
         }

@@ -19,6 +19,7 @@ use crate::api::services;
 use crate::auth::{Auth, JwtError};
 use crate::config::Settings;
 use crate::coordination::registry::{self, Trust};
+use crate::coordination::withdraw_orphans;
 use crate::http::{self, Router};
 use crate::metrics::Metrics;
 use crate::node::{self, Node};
@@ -144,6 +145,7 @@ pub async fn start(settings: Settings) -> Result<Running, StartError> {
     };
     tokio::spawn(see_leaders(context.clone()));
     tokio::spawn(registry::lead(context.clone(), trust));
+    tokio::spawn(withdraw_orphans(context.clone()));
     let background = context.background.clone();
     let router = Router::new(services(context.clone()), context, tracer.clone());
     let serving = tokio::spawn(port.serve(router, acceptor, stop.clone()));

@@ -22,7 +22,7 @@ use crate::registry::loss::Losses;
 use crate::response::{Cause, Halt, LeaseChange, Rejection};
 use crate::rows::lease::{attachments_end, id, row_key};
 
-pub use crate::rows::lease::{Broken, LeaseRow};
+pub use crate::rows::lease::{Answered, Broken, LeaseRow};
 
 /// Longest TTL, in seconds (etcd's).
 pub const TTL_SECONDS_MAX: i64 = 9_000_000_000;
@@ -238,7 +238,7 @@ fn broken_attachment(row_key: &[u8]) -> Halt {
 }
 
 /// Deletes a lease that has no keys any more.
-fn end<R: Read>(change: &mut Change<'_, '_, R>, id: i64, row: &LeaseRow) -> LeaseChange {
+pub(crate) fn end<R: Read>(change: &mut Change<'_, '_, R>, id: i64, row: &LeaseRow) -> LeaseChange {
     change.rows.delete(Table::Lease, Bytes::copy_from_slice(&row_key(id)));
     change.head.remove_lease_bytes(row.owner_bytes());
     LeaseChange::Ended { id }

@@ -16,6 +16,7 @@
 //! | `acquire`, `release`, `convert`, [`seize`], [`candidate`], `hand_over` | the commands |
 //! | `delay` | what becomes of the places of an expired session |
 //! | `guard` | transactions that need a lock |
+//! | [`stranded`] | what streams of a member that is gone left behind |
 //! | [`check`] | what a command must be |
 
 mod acquire;
@@ -32,6 +33,7 @@ mod hand_over;
 pub mod queue;
 mod release;
 pub mod seize;
+pub mod stranded;
 pub mod tenure;
 
 use crate::change::Change;
@@ -41,16 +43,17 @@ use crate::head::Head;
 use crate::outcome::Stop;
 use crate::overlay::Overlay;
 use crate::read::Read;
-use crate::response::LockResponse;
+use crate::response::{LeaseChange, LockResponse};
 
 pub(crate) use guard::apply as guarded_txn;
 
-/// A command that changes queues.
+/// A command that changes queues, and may end leases.
 pub(crate) fn apply<R: Read>(
     rows: &mut Overlay<'_, R>,
     head: &mut Head,
     events: &mut Events,
     command: &LockCommand,
+    ended: &mut Vec<LeaseChange>,
 ) -> Result<LockResponse, Stop> {
     check::command(command)?;
     match command {
@@ -64,7 +67,7 @@ pub(crate) fn apply<R: Read>(
             convert::apply(&mut Change::begin(rows, head, events)?, command)
         }
         LockCommand::Break(command) => {
-            seize::apply(&mut Change::begin(rows, head, events)?, command)
+            seize::apply(&mut Change::begin(rows, head, events)?, command, ended)
         }
         LockCommand::Campaign(command) => {
             candidate::campaign(&mut Change::begin(rows, head, events)?, command)

@@ -189,7 +189,9 @@ impl Machine {
                 changes.leases.extend(granted);
                 Response::SessionBegin { id: command.id, ttl }
             }
-            Command::Lock(command) => Response::Lock(locks::apply(rows, head, events, command)?),
+            Command::Lock(command) => {
+                Response::Lock(locks::apply(rows, head, events, command, &mut changes.leases)?)
+            }
             Command::GuardedTxn(command) => {
                 let mut change = Change::begin(rows, head, events)?;
                 Response::GuardedTxn(locks::guarded_txn(&mut change, command)?)

@@ -41,7 +41,8 @@ pub(crate) fn apply<R: Read>(
     {
         return Ok(answer);
     }
-    let session = match once::find(rows, command.once)? {
+    let kind = once::Kind::of(&command.action);
+    let session = match once::find(rows, command.once, kind)? {
         once::Standing::Known(answer) => return Ok(answer),
         once::Standing::New(session) => session,
     };
@@ -49,7 +50,7 @@ pub(crate) fn apply<R: Read>(
     let undone = session.as_ref().and_then(|session| session.answer(command.once.undoes));
     let answer = act(&mut Change::begin(rows, head, events)?, command, undone)?;
     if let Some(session) = session {
-        once::remember(rows, session, command.once, answer);
+        once::remember(rows, session, (command.once, kind), answer);
     }
     Ok(answer)
 }

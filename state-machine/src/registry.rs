@@ -41,6 +41,7 @@ use crate::events::Events;
 use crate::head::Head;
 use crate::outcome::Stop;
 use crate::overlay::Overlay;
+use crate::primitives::once::Kind;
 use crate::read::{Read, Table};
 use crate::response::{Cause, Halt, KeyValue, RegistryResponse};
 use crate::rows::rev::RevRow;
@@ -120,17 +121,17 @@ pub(crate) fn apply<R: Read>(
     let mut change = Change::begin(rows, head, events)?;
     match command {
         RegistryCommand::Register(command) => {
-            again::apply(&mut change, command.once, again::registered, |change| {
+            again::apply(&mut change, (command.once, Kind::Register), again::registered, |change| {
                 enroll::register(change, command)
             })
         }
         RegistryCommand::Deregister(command) => {
-            again::apply(&mut change, command.once, again::removed, |change| {
+            again::apply(&mut change, (command.once, Kind::Deregister), again::removed, |change| {
                 enroll::deregister(change, command)
             })
         }
         RegistryCommand::Update(command) => {
-            again::apply(&mut change, command.once, again::updated, |change| {
+            again::apply(&mut change, (command.once, Kind::Update), again::updated, |change| {
                 amend::update(change, command)
             })
         }

@@ -11,15 +11,11 @@ use conclave_client::{
 use serde_json::Value;
 use tokio::sync::broadcast::error::RecvError;
 
-use super::Context;
+use super::{Context, tell_connection};
 use crate::{
     failure::Failure,
     output::{Releases, Settings, Written, complain},
 };
-
-/// What a watch says when changes would not be noticed, and when they would be again.
-const LOST: &str = "the connection is lost: these settings may be out of date";
-const BACK: &str = "the connection is back";
 
 /// What to do with settings.
 #[derive(Debug, Subcommand)]
@@ -182,8 +178,15 @@ async fn set(context: &Context, arguments: SetArguments) -> Result<(), Failure> 
             value
         }
     };
-    let codec = format.map_or_else(|| codec(&name, &value), Codec::from);
-    codec.decode(&value).map_err(|reason| Failure::invalid_input(format!("{name}: {reason}")))?;
+    let source = readers(&name, &value, format.map(Codec::from));
+    source
+        .check(&name, &value)
+        .map_err(|refused| Failure::invalid_input(format!("{name}: {}", refused.reason)))?;
+    if format.is_none() && Source::document(&name).check(&name, &value).is_err() {
+        complain(&format!(
+            "{name} holds text, not a document: read it below a prefix, or with --format text"
+        ));
+    }
     let mut txn = context.client.txn().then(put(name.as_str(), value));
     if let Some(revision) = if_revision {
         txn = txn.when(key(name.as_str()).mod_revision().equal(revision));
@@ -195,13 +198,17 @@ async fn set(context: &Context, arguments: SetArguments) -> Result<(), Failure> 
     context.print(&Written { revision: answer.revision(), changed: 1 })
 }
 
-/// The form in which readers will take a value. A name without an extension is that of a JSON document
-/// for some and of one setting for others; a document is a table.
-fn codec(name: &str, value: &[u8]) -> Codec {
-    match Codec::of_name(name) {
-        Some((codec, _)) => codec,
-        None if value.trim_ascii_start().starts_with(b"{") => Codec::Json,
-        None => Codec::Text,
+/// As what readers will take a value. A name without an extension is that of a JSON document for some and of one setting
+/// below a prefix for others; a document is a table.
+fn readers(name: &str, value: &[u8], codec: Option<Codec>) -> Source {
+    let is_document = value.trim_ascii_start().starts_with(b"{");
+    match codec {
+        Some(codec) if codec != Codec::Text => Source::document(name).codec(codec),
+        None if is_document || Codec::of_name(name).is_some() => Source::document(name),
+        _ => {
+            let prefix_bytes = name.rfind('/').map_or(0, |slash| slash + 1);
+            Source::prefix(&name[..prefix_bytes]).codec(Codec::Text)
+        }
     }
 }
 
@@ -238,11 +245,8 @@ async fn watch(context: &Context, sources: &Sources) -> Result<(), Failure> {
                 Ok(()) = status.changed() => {
                     let now = status.borrow_and_update().clone();
                     if now.is_connected != is_connected {
-                        match now.trouble {
-                            _ if now.is_connected => complain(BACK),
-                            Some(why) => complain(&format!("{LOST} ({why})")),
-                            None => complain(LOST),
-                        }
+                        let why = now.trouble.unwrap_or_else(|| "no server answers".into());
+                        tell_connection((!now.is_connected).then_some(&*why));
                     }
                     is_connected = now.is_connected;
                 }
@@ -262,16 +266,23 @@ mod tests {
 
     #[test]
     fn a_value_is_checked_as_what_readers_take_it_for() {
-        let cases: [(&str, &[u8], Codec); 6] = [
-            ("config/app", b"{", Codec::Json),
-            ("config/app", b"\n {\"port\": 1}", Codec::Json),
-            ("config/app/port", b"80", Codec::Text),
-            ("config/app/bind", b"[::1]:80", Codec::Text),
-            ("config/app.toml", b"{", Codec::Toml),
-            ("config/app/greeting.txt", b"{name}", Codec::Text),
+        let cases: [(&str, &[u8], bool); 9] = [
+            ("config/app", b"{", false),
+            ("config/app", b"\n {\"port\": 1}", true),
+            ("config/app/port", b"80", true),
+            ("config/app/bind", b"[::1]:80", true),
+            ("config/app.toml", b"{", false),
+            ("config/app/greeting.txt", b"{name}", true),
+            ("config/app/", b"80", false),
+            ("port", b"80", true),
+            ("config/port", b"\xff", false),
         ];
-        for (name, value, expected) in cases {
-            assert_eq!(codec(name, value), expected, "{name}");
+        for (name, value, is_taken) in cases {
+            let taken = readers(name, value, None).check(name, value);
+            assert_eq!(taken.is_ok(), is_taken, "{name}: {taken:?}");
         }
+        let text =
+            |value: &[u8]| readers("a.json", value, Some(Codec::Text)).check("a.json", value);
+        assert!(text(b"{").is_ok() && text(b"\xff").is_err());
     }
 }

@@ -9,7 +9,7 @@ use conclave_client::{
     pb::RangeResponse,
 };
 
-use super::{Context, child::Child, lock, native};
+use super::{Context, child::Child, lock, native, tell_connection};
 use crate::{arguments::Flavor, failure::Failure, output::complain, stop::Stop};
 
 /// How long a leader outlives its last sign of life, as with etcdctl.
@@ -66,8 +66,9 @@ async fn campaign(
 ) -> Result<(), Failure> {
     let command = &arguments.command;
     if context.flavor == Flavor::Conclave {
-        let election = context.client.election(name).ttl(arguments.ttl.unwrap_or(TTL));
-        return lead(context, election.campaign(proposal), (name, command), stop).await;
+        let ttl = arguments.ttl.unwrap_or(TTL);
+        let election = context.client.election(name).ttl(ttl);
+        return lead(context, election.campaign(proposal), (name, command, ttl), stop).await;
     }
     let enter = context.client.queue(name).ttl(TTL).value(proposal);
     let turn = lock::taken(context, enter, stop).await?;
@@ -86,7 +87,7 @@ async fn campaign(
 async fn lead(
     context: &Context,
     campaign: Campaign,
-    (name, command): (&str, &[String]),
+    (name, command, ttl): (&str, &[String], Duration),
     stop: &mut Stop,
 ) -> Result<(), Failure> {
     let leadership = tokio::select! {
@@ -120,15 +121,21 @@ async fn lead(
     match resigned {
         // Whether the loss matters, `done` says.
         Ok(()) | Err(Error::Lost { .. } | Error::NotFound(_)) => done,
-        Err(error) => done.and(Err(error.into())),
+        Err(error) => native::not_given_back(done, (name, ttl), &error, !command.is_empty()),
     }
 }
 
 async fn listen(context: &Context, name: &str, stop: &mut Stop) -> Result<(), Failure> {
     let mut leaders = context.client.election(name).observe();
+    let mut connection = leaders.connection();
+    let is_etcdctl = context.flavor == Flavor::Etcdctl;
     loop {
         let leader = tokio::select! {
             leader = leaders.leader() => leader?,
+            trouble = connection.changed(), if !is_etcdctl => {
+                tell_connection(trouble.as_deref());
+                continue;
+            }
             () = stop.requested() => return Ok(()),
         };
         let Some(Leader { kv, header }) = leader else {

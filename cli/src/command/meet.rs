@@ -6,7 +6,7 @@ use clap::Subcommand;
 use conclave_client::{Error, wait::Wait};
 use serde_json::{Value, json};
 
-use super::{Context, child::Child};
+use super::{Context, child::Child, native, tell_connection};
 use crate::{
     failure::Failure,
     output::{Rows, write},
@@ -186,12 +186,19 @@ async fn list(context: &Context, name: String) -> Result<(), Failure> {
 async fn watch(context: &Context, name: String) -> Result<(), Failure> {
     let mut stop = Stop::listen().map_err(|error| Failure::error(error.to_string()))?;
     let mut followed = context.client.group(name).follow();
+    let mut connection = followed.connection();
     loop {
         let members = tokio::select! {
             members = followed.next() => members?,
+            trouble = connection.changed() => {
+                tell_connection(trouble.as_deref());
+                continue;
+            }
             () = stop.requested() => return Ok(()),
         };
-        let Some(members) = members else { return Ok(()) };
+        let Some(members) = members else {
+            return Err(Failure::interrupted("the watch ended"));
+        };
         let names = members.iter().map(|member| shown(&member.id));
         let rows = vec![vec![json!(members.len()), json!(names.collect::<Vec<_>>())]];
         context.print(&Rows { titles: &["members", "ids"], rows })?;
@@ -205,7 +212,7 @@ async fn join(
 ) -> Result<(), Failure> {
     let mut stop = Stop::listen().map_err(|error| Failure::error(error.to_string()))?;
     let session = context.client.session().await?;
-    let mut join = session.group(name).join(value);
+    let mut join = session.group(name.as_str()).join(value);
     if let Some(member) = member {
         join = join.member(member);
     }
@@ -227,6 +234,9 @@ async fn join(
     match membership.leave().await {
         // Whether the loss matters, `done` says.
         Ok(()) | Err(Error::Lost { .. } | Error::NotFound(_)) => done,
-        Err(error) => done.and(Err(error.into())),
+        Err(error) => {
+            let held = (name.as_str(), session.ttl());
+            native::not_given_back(done, held, &error, !command.is_empty())
+        }
     }
 }

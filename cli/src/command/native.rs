@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{Context, child::Child, lock::Arguments};
 use crate::{
-    failure::Failure,
+    failure::{Failure, describe},
     output::{Rows, complain, write},
     stop::Stop,
 };
@@ -92,8 +92,26 @@ async fn hold(
     match guard.release().await {
         // Whether the loss matters, `done` says.
         Ok(()) | Err(Error::Lost { .. }) => done,
-        Err(error) => done.and(Err(error.into())),
+        Err(error) => not_given_back(done, (name, arguments.ttl), &error, !command.is_empty()),
     }
+}
+
+/// Says that what was held could not be given back, and why, as when the user has another password by now. How a
+/// command ended says more.
+pub(super) fn not_given_back(
+    done: Result<(), Failure>,
+    (name, ttl): (&str, Duration),
+    error: &Error,
+    has_command: bool,
+) -> Result<(), Failure> {
+    let ttl = humantime::format_duration(ttl);
+    let why = describe(error);
+    let text = format!("{name} was not given back, and may be held for {ttl} more: {why}");
+    if has_command {
+        complain(&text);
+        return done;
+    }
+    done.and(Err(Failure::error(text)))
 }
 
 fn not_held(name: &str, error: Error) -> Failure {

@@ -17,10 +17,10 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use self::checks::Checks;
-use super::{Context, child::Child};
+use super::{Context, child::Child, tell_connection};
 use crate::{
     failure::Failure,
-    output::{Format, Rows, complain, write},
+    output::{Format, Rows, complain, printable, write},
     stop::Stop,
 };
 
@@ -370,9 +370,14 @@ async fn watch(
     if let Some(window) = window {
         changes = changes.window(window);
     }
+    let mut connection = changes.connection();
     loop {
         let message = tokio::select! {
             message = changes.next() => message?,
+            trouble = connection.changed() => {
+                tell_connection(trouble.as_deref());
+                continue;
+            }
             () = stop.requested() => return Ok(()),
         };
         let snapshot = message.snapshot();
@@ -406,12 +411,14 @@ fn reason(change: &InstanceChange) -> String {
 
 fn simple_line(revision: i64, snapshot: Snapshot, change: &InstanceChange) -> String {
     let instance = change.instance.clone().unwrap_or_default();
-    let mut line = format!("{revision} {} {}", word(snapshot, change.kind()), instance.id);
+    let mut line =
+        format!("{revision} {} {}", word(snapshot, change.kind()), printable(&instance.id));
     if change.kind() != Kind::Removed {
         let record = Record::decode(&instance.id, &instance.record).unwrap_or_default();
         let text = |value: Value| value.as_str().unwrap_or_default().to_owned();
         let (state, health) = (json!(record.state_shown()), json!(record.health_shown()));
-        line.push_str(&format!(" {} {} {}", instance.address, text(state), text(health)));
+        let address = printable(&instance.address);
+        line.push_str(&format!(" {address} {} {}", text(state), text(health)));
     }
     for (holds, mark) in [(instance.stale, " stale"), (instance.damped, " damped")] {
         line.push_str(if holds { mark } else { "" });

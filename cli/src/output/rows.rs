@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::{Answer, Style, Table, json::Writer, line};
+use super::{Answer, Style, Table, json::Writer, line, printable};
 
 /// Rows under titles. A cell is a text, a number or a truth value.
 pub(crate) struct Rows {
@@ -13,8 +13,8 @@ pub(crate) struct Rows {
 /// A cell for people.
 fn text(cell: &Value) -> String {
     match cell {
-        Value::String(text) => text.clone(),
-        other => other.to_string(),
+        Value::String(text) => printable(text).into_owned(),
+        other => printable(&other.to_string()).into_owned(),
     }
 }
 
@@ -75,5 +75,12 @@ mod tests {
             b"\"name\" : \"a b\"\n\"is held\" : 1\n\"name\" : \"c\"\n\"is held\" : true\n"
         );
         assert!(rows.table().expect("a table").render().contains("| NAME | IS HELD |"));
+        let forged = vec![vec![json!("a\nb, 2\u{1b}[2J"), json!(1)]];
+        let forged = Rows { titles: &["name", "is held"], rows: forged };
+        let mut simple = Vec::new();
+        forged.simple(&mut simple, Style::default());
+        assert_eq!(simple, b"a\\nb, 2\\u{1b}[2J, 1\n");
+        let table = forged.table().expect("a table").render();
+        assert!(table.contains(r"| a\nb, 2\u{1b}[2J |"), "{table}");
     }
 }

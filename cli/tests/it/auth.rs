@@ -255,6 +255,27 @@ fn an_expired_token_stays_so_when_the_log_is_applied_again() {
     server.end("TERM");
 }
 
+/// The lock cannot be given back by who was verified before; how the command ended is said all the same.
+#[test]
+fn a_command_ends_with_its_code_though_its_user_has_another_password() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let server = Process::start(dir.path(), &[]);
+    for arguments in [["user", "add", "root:secret"].as_slice(), &["auth", "enable"]] {
+        assert!(run(CONCLAVE, &server.endpoint, arguments, "").status.success());
+    }
+    let change = format!(
+        "echo other | {CONCLAVE} --endpoints {} --user root:secret user passwd root --interactive=false; exit 7",
+        server.endpoint
+    );
+    let arguments = ["--user", "root:secret", "lock", "jobs", "--", "sh", "-c", &change];
+    let output = run(CONCLAVE, &server.endpoint, &arguments, "");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(7), "{said}");
+    let expected = "jobs was not given back, and may be held for 10s more: ";
+    assert!(said.contains(expected) && said.contains("invalid user ID or password"), "{said}");
+    server.end("TERM");
+}
+
 /// What is said of secrets at one member: two of three members forward it. Returns the secrets of the tokens.
 fn say_secrets(
     endpoint: &str,

@@ -101,7 +101,8 @@ fn a_watch_prints_settings_whenever_they_change() {
     assert_eq!(next(), "{\"revision\":5,\"settings\":{\"a\":3}}");
     server.kill();
     let lost = complaint();
-    let expected = "the connection is lost: these settings may be out of date (127.0.0.1:";
+    let expected =
+        "the connection is lost, and tried again: what was printed may be out of date (127.0.0.1:";
     assert!(lost.starts_with(expected), "{lost}");
     server.start();
     assert_eq!(complaint(), "the connection is back");

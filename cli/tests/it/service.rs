@@ -60,6 +60,29 @@ fn until_removed(watch: &mut Talking, id: &str, reason: &str) {
     }
 }
 
+/// Silence would be taken for quiet.
+#[test]
+fn whoever_follows_hears_that_the_connection_is_lost() {
+    let mut server = local::Running::start(&["dev", "--port=0", "--peer-port=0"]);
+    let endpoint = server.wait_for("endpoint:");
+    let verbs =
+        [&["service", "watch", "api"], &["group", "watch", "crew"], &["elect", "-l", "boss"]];
+    let mut following = verbs.map(|verb| {
+        let mut command = Command::new("sh");
+        command.args(["-c", r#"exec "$0" "$@" 2>&1"#, CONCLAVE, "--endpoints", &endpoint]);
+        command.args(verb).stdin(Stdio::null());
+        Talking::start(&mut command)
+    });
+    // It is known to be there.
+    assert!(following[1].line().starts_with("0, "));
+    server.stop();
+    for follower in &mut following {
+        let lost = std::iter::from_fn(|| Some(follower.line()))
+            .find(|line| line.starts_with("the connection is lost, and tried again: "));
+        assert!(lost.is_some());
+    }
+}
+
 #[test]
 fn services_are_registered_seen_and_drained() {
     let mut server = local::Running::start(&["dev", "--port=0", "--peer-port=0"]);

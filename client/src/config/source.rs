@@ -62,6 +62,16 @@ impl Source {
         self
     }
 
+    /// Whether who reads this source takes `value` under the name `key`, by the rule by which it reads: for those who write
+    /// settings.
+    ///
+    /// # Errors
+    /// Why it would be refused.
+    pub fn check(&self, key: &str, value: &[u8]) -> Result<(), Rejection> {
+        let (key, value) = (Bytes::from(key.to_owned()), Bytes::copy_from_slice(value));
+        self.part(&KeyValue { key, value, ..KeyValue::default() }, 0).map(drop)
+    }
+
     pub(super) fn layer(mut self, layer: Layer) -> Self {
         self.layer = layer;
         self
@@ -100,7 +110,14 @@ impl Source {
         if segments(&path).count() > DEPTH_MAX {
             return Err(refuse("nested too deep".to_owned()));
         }
-        let tree = codec.decode(&kv.value).map_err(refuse)?;
+        let tree = codec.decode(&kv.value).map_err(&refuse)?;
+        if self.is_prefix
+            && !(tree.is_object() || tree.is_null())
+            && segments(&path).next().is_none()
+        {
+            // It would take the place of all settings.
+            return Err(refuse("the name of the key spells no setting".to_owned()));
+        }
         let path: Vec<&str> = segments(&path).collect();
         // An empty document says nothing; it must not replace what others say.
         let is_empty = tree.is_null() && path.is_empty();
@@ -206,5 +223,11 @@ mod tests {
         assert_eq!(rejection.origin.unwrap().to_string(), "app c/db.json at revision 5");
         let deep = format!("c/{}", "a/".repeat(100));
         assert!(tree(&Source::prefix("c/"), &deep, "1").is_err());
+        for nameless in ["c/", "c//", "c/.txt"] {
+            assert!(tree(&Source::prefix("c/"), nameless, "1").is_err(), "{nameless}");
+            assert!(Source::prefix("c/").check(nameless, b"1").is_err(), "{nameless}");
+        }
+        assert!(Source::prefix("c/").check("c/a", b"\xff").is_err());
+        assert!(Source::prefix("c/").check("c/a", b"1").is_ok());
     }
 }

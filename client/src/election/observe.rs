@@ -23,6 +23,7 @@ use tonic::{Code, Request, Status, Streaming, metadata::MetadataValue};
 use crate::{
     backoff::Backoff,
     client::Client,
+    connection::{Connection, Reporter},
     endpoint::Endpoint,
     error::{Error, Outcome},
     known_cluster::KnownCluster,
@@ -105,6 +106,7 @@ impl Leader {
 #[derive(Debug)]
 pub struct Observer {
     leaders: mpsc::Receiver<Result<Option<Leader>, Error>>,
+    connection: Connection,
     _task: AbortOnDropHandle<()>,
 }
 
@@ -113,9 +115,17 @@ impl Observer {
         let (leaders, receiver) = mpsc::channel(LEADERS_MAX);
         let (client, name) = (client.clone(), name.clone());
         let (told, cluster, logins) = (None, KnownCluster::default(), Logins::default());
-        let following = Following { client, name, from, leaders, told, cluster, logins };
+        let reporter = Reporter::default();
+        let connection = reporter.connection();
+        let following = Following { client, name, from, leaders, told, cluster, logins, reporter };
         let task = following.client.clone().task(following.run());
-        Self { leaders: receiver, _task: task }
+        Self { leaders: receiver, connection, _task: task }
+    }
+
+    /// Whether a server tells of leaders at present.
+    #[must_use]
+    pub fn connection(&self) -> Connection {
+        self.connection.clone()
     }
 
     /// The next leader, waiting through times without one; `None` after the end. Cancel-safe.
@@ -188,6 +198,7 @@ struct Following {
     /// Whose revision that is.
     cluster: KnownCluster,
     logins: Logins,
+    reporter: Reporter,
 }
 
 /// Nobody listens any more.
@@ -213,6 +224,7 @@ impl Following {
                 error if self.logins.may_help(&error, &endpoint) => sleep(backoff.next()).await,
                 error if error.is_passing() => {
                     endpoint.failed();
+                    self.reporter.is_lost(|| error.to_string().into());
                     sleep(backoff.next()).await;
                 }
                 error => return self.fail(error).await,
@@ -252,6 +264,7 @@ impl Following {
             let answer = next.and_then(|answer| answer.ok_or_else(broken));
             let answer = answer.map_err(|status| endpoint.ended(status))?;
             endpoint.succeeded();
+            self.reporter.is_there();
             self.logins.succeeded();
             backoff.reset();
             self.cluster.meet(answer.header.as_ref().map_or(0, |header| header.cluster_id))?;
@@ -267,7 +280,7 @@ impl Following {
     async fn look(mut self) {
         let mut mirror = mirror(&self.client, &self.name, self.from);
         loop {
-            if let Err(error) = mirror.next_keys().await {
+            if let Err(error) = mirror.next_keys(&self.reporter).await {
                 return self.fail(error).await;
             }
             if self.tell(first(&mirror)).await.is_err() {

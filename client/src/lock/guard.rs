@@ -17,6 +17,7 @@ use crate::{
     client::Client,
     error::{Error, Outcome},
     loss::Loss,
+    once::Caller,
     pulse::run_while,
     queue::{Owned, Turn},
     reply::Reply,
@@ -68,19 +69,20 @@ impl Held {
     /// Goes on with another share of one of the locks; the token from now on.
     async fn convert(&self, lock: &HeldLock, permits: u32, limit: u32) -> Result<i64, Error> {
         let Self::Place(place) = self else { return Err(unimplemented()) };
+        let session = &place.kept.session;
         let request = ConvertRequest {
             name: Bytes::clone(&lock.name),
-            session: place.kept.session.id(),
+            session: session.id(),
             request_id: Bytes::clone(&place.request_id),
             permits,
             limit,
+            once: None,
         };
-        let call = |channel| {
-            let request = request.clone();
+        let call = |channel, once| {
+            let request = ConvertRequest { once, ..request.clone() };
             async move { LockServiceClient::new(channel).convert(request).await }
         };
-        // Never sent twice: a copy that comes late would undo a later conversion.
-        Ok(place.kept.session.client().write(call).await?.fence)
+        Ok(Caller::session(session).send(call).await?.fence)
     }
 }
 

@@ -14,6 +14,7 @@ use super::Service;
 use crate::{
     backoff::Backoff,
     client::Client,
+    connection::{Connection, Reporter},
     endpoint::Endpoint,
     error::{Error, Outcome},
     login::Logins,
@@ -62,6 +63,7 @@ pub struct Changes {
     is_partial: bool,
     /// What came so far of a snapshot or revision, for [`Changes::next`].
     parts: InstanceWatchResponse,
+    reporter: Reporter,
 }
 
 /// What a step of [`Changes`] is.
@@ -83,7 +85,15 @@ impl Changes {
         };
         let (client, backoff) = (service.client.clone(), Backoff::default());
         let parts = InstanceWatchResponse::default();
-        Self { client, request, stream: None, backoff, is_partial: false, parts }
+        Self {
+            client,
+            request,
+            stream: None,
+            backoff,
+            is_partial: false,
+            parts,
+            reporter: Reporter::default(),
+        }
     }
 
     /// Lets what changes within this time be told as one: at most one change of each instance, as of the last of
@@ -110,11 +120,24 @@ impl Changes {
                     }
                 }
                 // What broke off is told again from its beginning, and may be something else.
-                Ok(Step::Connected | Step::Cut(_)) => self.parts = InstanceWatchResponse::default(),
-                Err(error) if error.is_passing() => sleep(self.backoff.next()).await,
+                Ok(Step::Connected) => self.parts = InstanceWatchResponse::default(),
+                Ok(Step::Cut(why)) => {
+                    self.reporter.is_lost(|| why);
+                    self.parts = InstanceWatchResponse::default();
+                }
+                Err(error) if error.is_passing() => {
+                    self.reporter.is_lost(|| error.to_string().into());
+                    sleep(self.backoff.next()).await;
+                }
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// Whether a server tells of changes to [`Changes::next`] at present.
+    #[must_use]
+    pub fn connection(&self) -> Connection {
+        self.reporter.connection()
     }
 
     /// The next message, or news of the connection. Not cancel-safe while it connects, which then begins
@@ -175,6 +198,7 @@ impl Changes {
         let error = match timeout(limit, client.watch(request)).await {
             Ok(Ok(opened)) => {
                 self.stream = Some((opened.into_inner(), Arc::clone(endpoint)));
+                self.reporter.is_there();
                 return Ok(());
             }
             Ok(Err(status)) => Error::from_status(status, endpoint.address()),

@@ -160,6 +160,12 @@ impl Entry {
         is_asked && *self.seat.taken.borrow() < fence
     }
 
+    /// Whether nobody knows what became of a request that was to register it anew. Its number stays open until that is
+    /// known, and keeps the cluster from forgetting what other requests of the session were answered.
+    pub(super) fn is_asked(&self) -> bool {
+        matches!(*self.exit.stand.lock(), Stand::Asked(..))
+    }
+
     /// There is nothing to take out.
     pub(super) fn leave(mut self) {
         self.is_over = true;

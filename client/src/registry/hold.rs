@@ -113,6 +113,11 @@ impl Hold {
         }
     }
 
+    /// Whether nobody knows whether the instance was registered here anew.
+    pub(super) fn is_in_doubt(&self) -> bool {
+        matches!(&self.kind, Kind::Session(entry, _) if entry.is_asked())
+    }
+
     /// Whether what was found may have been registered here, without an answer.
     pub(super) fn may_have_put(&self, found: Mark) -> bool {
         match &self.kind {

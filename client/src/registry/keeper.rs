@@ -86,6 +86,8 @@ pub(super) struct Keeper {
     /// Attempts to register again since it stood: those without an answer, and those that were refused.
     backoff: Backoff,
     refusals: u32,
+    /// Looks after attempts that were not answered.
+    doubts: Backoff,
     pause: Duration,
     state: watch::Sender<bool>,
     standing: watch::Sender<Option<Standing>>,
@@ -109,6 +111,7 @@ impl Keeper {
             replay: Replay::new(look_every),
             backoff: Backoff::default(),
             refusals: 0,
+            doubts: Backoff::default(),
             pause: Duration::ZERO,
             state,
             standing,
@@ -157,7 +160,12 @@ impl Keeper {
 
     async fn put(&mut self, condition: Condition) -> Result<(), Error> {
         let Some(hold) = &self.hold else { return Err(Error::session_lost()) };
-        self.mark = hold.put(&self.service, &self.record, condition).await?;
+        let put = hold.put(&self.service, &self.record, condition).await;
+        if put.is_err() && self.is_in_doubt() {
+            self.replay.look_in(self.doubts.next());
+        }
+        self.mark = put?;
+        self.doubts.reset();
         self.said = Some(self.record.clone());
         if hold.is_native() {
             self.replay.registered(&self.record);
@@ -311,6 +319,10 @@ impl Keeper {
         found == self.mark || self.hold.as_ref().is_some_and(|hold| hold.may_have_put(found))
     }
 
+    fn is_in_doubt(&self) -> bool {
+        self.hold.as_ref().is_some_and(Hold::is_in_doubt)
+    }
+
     fn is_overtaken(&self) -> bool {
         self.hold.as_ref().is_some_and(Hold::is_overtaken)
     }
@@ -331,6 +343,10 @@ impl Keeper {
     async fn attend(&mut self, finding: Finding) {
         match finding {
             _ if self.is_overtaken() => drop(self.give_up(TAKEN.into())),
+            // Asked for once more, so that its number is not open for long.
+            Finding::Stands(found) if self.is_in_doubt() && !self.is_lost_to_others(&found) => {
+                self.come_back(found).await;
+            }
             Finding::Stands(Ok(Found::There { mark, is_healthy, .. })) if self.is_own(mark) => {
                 self.replay.stands(&self.record, is_healthy);
             }
@@ -363,6 +379,15 @@ impl Keeper {
         }
     }
 
+    /// Whether somebody else has the id, or removed the instance.
+    fn is_lost_to_others(&self, found: &Result<Found, Error>) -> bool {
+        match found {
+            Ok(Found::There { mark, .. }) => !self.is_own(*mark),
+            Ok(Found::Removed(_)) => true,
+            Ok(Found::Critical | Found::Absent) | Err(_) => false,
+        }
+    }
+
     /// Registers an instance again that a check had removed, if nobody has its place.
     async fn come_back(&mut self, found: Result<Found, Error>) {
         let condition = match found {
@@ -381,7 +406,9 @@ impl Keeper {
         };
         if let Err(error) = done {
             tracing::debug!(%error, "cannot register again yet");
-            self.replay.postpone();
+            if !self.is_in_doubt() {
+                self.replay.postpone();
+            }
         }
     }
 

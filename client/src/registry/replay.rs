@@ -95,6 +95,11 @@ impl Replay {
         self.next = Some((Instant::now() + self.pause(), Task::Replay));
     }
 
+    /// What became of the last attempt is not known: it is looked after soon.
+    pub(super) fn look_in(&mut self, pause: Duration) {
+        self.next = Some((Instant::now() + pause, Task::Look));
+    }
+
     fn pause(&mut self) -> Duration {
         let pause = exponential(PAUSE_MIN, PAUSE_MAX, self.times);
         self.times = self.times.saturating_add(1);

@@ -48,7 +48,7 @@ pub(crate) struct Script {
     pub(crate) released: Mutex<Vec<Bytes>>,
     /// Numbers of the releases, and of what they gave back.
     pub(crate) release_numbers: Mutex<Vec<Option<(u64, u64)>>>,
-    pub(crate) conversions: AtomicUsize,
+    pub(crate) conversions: Mutex<Vec<Option<u64>>>,
     pub(crate) heartbeats: AtomicUsize,
     /// Nobody is granted anything, and nobody is told when the time to wait is over.
     pub(crate) is_held: AtomicBool,
@@ -214,10 +214,15 @@ impl LockService for Scripted {
 
     async fn convert(
         &self,
-        _: Request<ConvertRequest>,
+        request: Request<ConvertRequest>,
     ) -> Result<Response<ConvertResponse>, Status> {
-        self.0.conversions.fetch_add(1, Ordering::Relaxed);
-        Err(Status::unavailable("etcdserver: request timed out"))
+        let mut conversions = self.0.conversions.lock();
+        conversions.push(request.into_inner().once.map(|once| once.sequence));
+        // The answer to the first is lost.
+        match conversions.len() {
+            1 => Err(Status::unavailable("etcdserver: request timed out")),
+            _ => Ok(Response::new(ConvertResponse { fence: 1 })),
+        }
     }
 
     async fn check_fence(

@@ -193,6 +193,38 @@ async fn who_is_not_there_for_no_known_reason_comes_back() {
     drop(registration);
 }
 
+/// Its number stays open until it is answered, and others of the session have only so many.
+#[tokio::test]
+async fn an_instance_whose_return_was_not_answered_is_asked_for_again_soon() {
+    let fake = Fake::start();
+    let script = &fake.script;
+    // What must succeed is tried until it does; what must fail takes as long as a call may.
+    let client = client_of(&fake).with_timeout(Duration::from_secs(2));
+    let begin = || client.session().ttl(Duration::from_secs(600));
+    let session = eventually("a session", async || begin().await.ok()).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    script.found.lock().extend([(); 100].map(|()| gone(Reason::Unspecified)));
+    let check = Check { remove_after_ms: 1, ..Check::default() };
+    let service = client.service("s");
+    let register = || service.register(&address).check(check.clone()).session(&session);
+    let registration = eventually("an instance", async || register().await.ok()).await;
+    script.are_registrations_lost.store(true, Ordering::Relaxed);
+    // Each attempt has a number of its own, and takes the one before back.
+    let times = || {
+        let registered = script.registered.lock();
+        let numbers = registered.iter().map(|asked| asked.once.unwrap().sequence);
+        numbers.collect::<std::collections::BTreeSet<_>>().len()
+    };
+    eventually("it is asked for again and again", async || (times() > 7).then_some(())).await;
+    script.are_registrations_lost.store(false, Ordering::Relaxed);
+    let mut is_registered = registration.is_registered();
+    let back = timeout(SOON, is_registered.wait_for(|is_registered| *is_registered)).await;
+    back.expect("it is back").unwrap();
+    let last = script.registered.lock().last().cloned().unwrap().once.unwrap();
+    assert!(last.undoes > 1, "it takes the one before back: {last:?}");
+}
+
 #[tokio::test]
 async fn who_wants_to_hear_that_an_instance_was_taken_away_does() {
     let fake = Fake::start();

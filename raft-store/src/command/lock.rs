@@ -61,6 +61,7 @@ pub fn convert(request: v1::ConvertRequest) -> LockCommand {
         request_id: request.request_id,
         permits: request.permits,
         limit: request.limit,
+        once: once(request.once),
     })
 }
 

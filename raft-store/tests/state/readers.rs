@@ -216,6 +216,7 @@ async fn who_holds_is_known_as_of_one_moment() {
                     request_id: round.to_string().into(),
                     permits: 1,
                     limit: 1,
+                    once: None,
                 });
                 let (shared, alone) = (u32::MAX, 1);
                 let queue = [

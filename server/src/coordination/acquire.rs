@@ -78,7 +78,7 @@ impl Acquisition {
             reentrant: request.reentrant,
             delay_seconds: request.lock_delay_seconds,
             // 0 stands for whoever asked.
-            attempt: rand::random::<u64>().max(1),
+            attempt: context.node.turns().streams().next(context.node.member_id()),
             asked_unix_ms: unix_ms(),
             note: request.note,
             once: request.once,
@@ -141,11 +141,32 @@ impl Acquisition {
         if self.check().is_ok() && !self.send(Event::Queued(v1::Queued { position })).await {
             return Some(self.withdrawal());
         }
-        let end = self.turn(&taken).await;
+        let absences = self.context.node.absences();
+        let mut end = self.turn(&taken).await;
+        if self.context.node.absences() != absences {
+            end = self.confirm(end, &taken).await;
+        }
         if matches!(end, End::Granted(_)) {
             queued.granted();
         }
         self.settle(end, &taken).await
+    }
+
+    /// As it ended, unless the others took a place away while this member was cut off, and so have granted it to somebody else.
+    async fn confirm(&self, end: End, taken: &[Taken]) -> End {
+        if !matches!(end, End::Granted(_)) {
+            return end;
+        }
+        if let Err(status) = self.context.read_barrier().await {
+            return End::Failed(status);
+        }
+        let reader = self.context.node.reader();
+        let is_there = |place: &Taken| queue::holds(reader, i64::MAX, &place.name, place.fence);
+        match taken.iter().map(is_there).collect::<Result<Vec<_>, _>>() {
+            Ok(places) if places.iter().all(|is_there| *is_there) => end,
+            Ok(_) => End::Gone,
+            Err(halt) => End::Failed(crate::status::internal(&halt)),
+        }
     }
 
     /// Tells how it ended for the places that were `taken`. What is left to give up: nothing if the client got to know that it was granted, or the
@@ -222,7 +243,7 @@ impl Acquisition {
         let mut revoked = std::pin::pin!(self.context.auth.revoked(&self.caller, &self.wanted));
         let deadline = self.deadline.unwrap_or_else(|| Instant::now() + WAIT_MAX);
         loop {
-            if let Some(end) = look(taken, &mut following) {
+            if let Some(end) = look((taken, self.command.session), &mut following) {
                 return end;
             }
             let changes = following.iter_mut().map(|one| Box::pin(one.receiver.changed()));
@@ -291,13 +312,15 @@ pub(super) fn held_lock(place: Taken) -> v1::HeldLock {
     v1::HeldLock { name: place.name, key: place.key, fence: place.fence }
 }
 
-/// The end, if all places hold or one is gone. A place with another fence is another request's.
-fn look(taken: &[Taken], following: &mut [Following]) -> Option<End> {
+/// The end, if all places hold for the session or one is gone. A place with another fence is another request's.
+fn look((taken, session): (&[Taken], i64), following: &mut [Following]) -> Option<End> {
     let (mut locks, mut since) = (Vec::with_capacity(taken.len()), 0);
     let mut is_waiting = false;
     for (place, one) in taken.iter().zip(following) {
         match *one.receiver.borrow_and_update() {
-            Turn::Held { fence, revision } if fence == place.fence => {
+            Turn::Held { fence, session: of, revision }
+                if (fence, of) == (place.fence, session) =>
+            {
                 since = revision.max(since);
                 let (name, key) = (Bytes::clone(&place.name), Bytes::clone(&place.key));
                 locks.push(v1::HeldLock { name, key, fence });
@@ -343,13 +366,15 @@ mod tests {
                 one.receiver = watch::channel(state).1;
                 one
             };
-            look(&taken, &mut taken.iter().zip(states).map(follow).collect::<Vec<_>>())
+            look((&taken, 7), &mut taken.iter().zip(states).map(follow).collect::<Vec<_>>())
         };
-        let held = |fence, revision| Turn::Held { fence, revision };
+        let held = |fence, revision| Turn::Held { fence, session: 7, revision };
         let end = look_at([held(5, 7), held(5, 6)]);
         assert!(matches!(end, Some(End::Granted(ref granted)) if granted.revision == 7));
         assert!(look_at([held(5, 7), Turn::Waiting]).is_none());
         assert!(matches!(look_at([held(5, 7), Turn::Gone]), Some(End::Gone)));
         assert!(matches!(look_at([held(5, 7), held(6, 7)]), Some(End::Gone)), "it went to another");
+        let leased = Turn::Held { fence: 5, session: 8, revision: 7 };
+        assert!(matches!(look_at([held(5, 7), leased]), Some(End::Gone)), "it got another lease");
     }
 }

@@ -56,7 +56,7 @@ pub(super) fn start(
 ) -> Result<mpsc::Receiver<Result<v1::CampaignResponse, Status>>, Status> {
     let v1::CampaignRequest { name, session, value, attempt: number, once, resumes } = request;
     // 0 stands for none.
-    let attempt = rand::random::<u64>().max(1);
+    let attempt = context.node.turns().streams().next(context.node.member_id());
     let command = internal::Campaign { name, session, value, attempt, number, once, resumes };
     checked(&command::lock::campaign(command.clone()))?;
     let (answers, stream) = mpsc::channel(super::ANSWERS_MAX);
@@ -165,7 +165,11 @@ impl Candidacy {
                 // meanwhile.
                 (Turn::Gone, _) | (Turn::Waiting, Some(_)) => return End::Gone,
                 (Turn::Held { fence, .. }, Some(known)) if fence != known => return End::Gone,
-                (Turn::Held { fence, revision }, None) => {
+                // An etcd client gave its key another lease.
+                (Turn::Held { session, .. }, _) if session != self.command.session => {
+                    return End::Gone;
+                }
+                (Turn::Held { fence, revision, .. }, None) => {
                     led_with = Some(fence);
                     if let Some(queued) = queued.take() {
                         queued.granted();

@@ -16,6 +16,7 @@
 //! | `lock`, `acquire`, `inspect` | the lock service |
 //! | `election`, `campaign`, `observe` | the election service |
 //! | `counter`, `barrier`, `group` | counters and latches, barriers, groups |
+//! | `streams`, `orphans` | numbers of streams, and what those of members that are gone left |
 //! | `change`, `wait` | what these have in common |
 //! | `write` | writes that may be sent again |
 //! | `registry` | the registry and what its leader does |
@@ -30,8 +31,10 @@ mod group;
 mod inspect;
 mod lock;
 mod observe;
+mod orphans;
 pub(crate) mod registry;
 mod session;
+mod streams;
 mod takings;
 mod turns;
 mod wait;
@@ -51,6 +54,7 @@ use crate::api::COMPRESSION;
 use crate::api::context::Context;
 use crate::status;
 
+pub(crate) use orphans::run as withdraw_orphans;
 pub(crate) use takings::Takings;
 pub(crate) use turns::Turns;
 

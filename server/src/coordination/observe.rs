@@ -93,11 +93,30 @@ impl From<KeyValue> for Standing {
 }
 
 /// Whether a key had a lease from the beginning, and so is a place. What nobody knows any more is one.
-fn was_created_with_lease(reader: &Reader, kv: &KeyValue) -> Result<bool, ReadError> {
+fn is_candidate(reader: &Reader, name: &[u8], kv: &KeyValue) -> Result<bool, ReadError> {
+    if kv.version == 1 {
+        return Ok(true);
+    }
+    match was_created_with_lease(reader, kv)? {
+        Some(is_place) => Ok(is_place),
+        None => Ok(!is_known_as_none(reader, name, kv)?),
+    }
+}
+
+/// Whether a key that lives and has a lease still is kept as no place now, as is what got its lease later.
+fn is_known_as_none(reader: &Reader, name: &[u8], kv: &KeyValue) -> Result<bool, ReadError> {
+    let key = Bytes::clone(&kv.key);
+    let (now, _) = reader.range(&Range { key, ..Range::default() })?;
+    let lives = |now: &KeyValue| now.create_revision == kv.create_revision && now.lease == kv.lease;
+    Ok(now.kvs.first().is_some_and(lives) && !queue::is_place(reader, name, &kv.key)?)
+}
+
+/// Whether a key had a lease from the beginning; `None` if that is compacted.
+fn was_created_with_lease(reader: &Reader, kv: &KeyValue) -> Result<Option<bool>, ReadError> {
     let (key, revision) = (Bytes::clone(&kv.key), kv.create_revision);
     match reader.range(&Range { key, revision, ..Range::default() }) {
-        Ok((found, _)) => Ok(found.kvs.first().is_none_or(|first| first.lease != 0)),
-        Err(ReadError::Rejected(Rejection::Compacted)) => Ok(true),
+        Ok((found, _)) => Ok(found.kvs.first().map(|first| first.lease != 0)),
+        Err(ReadError::Rejected(Rejection::Compacted)) => Ok(None),
         Err(error) => Err(error),
     }
 }
@@ -135,7 +154,7 @@ impl Candidates {
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let (found, _) = reader.range(&Range { revision: at, limit, ..self.range() })?;
         for kv in found.kvs {
-            if kv.version == 1 || was_created_with_lease(reader, &kv)? {
+            if is_candidate(reader, &self.name, &kv)? {
                 self.put(kv.key.clone(), Standing::from(kv));
             }
         }

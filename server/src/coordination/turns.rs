@@ -16,6 +16,8 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::streams::Streams;
+
 /// Waiting streams of one member.
 const WAITERS_MAX: usize = 100_000;
 
@@ -24,8 +26,8 @@ const WAITERS_MAX: usize = 100_000;
 pub(crate) enum Turn {
     /// Behind others.
     Waiting,
-    /// It holds, with this fence, as of this revision at the latest.
-    Held { fence: i64, revision: i64 },
+    /// It holds for this session, with this fence, as of this revision at the latest.
+    Held { fence: i64, session: i64, revision: i64 },
     /// Its key is gone.
     Gone,
 }
@@ -51,6 +53,7 @@ pub(crate) struct Turns {
     awaited: AtomicUsize,
     waiters: AtomicUsize,
     changed: Notify,
+    streams: Streams,
 }
 
 /// The names that somebody waits for.
@@ -95,6 +98,11 @@ impl Default for Awaited {
 }
 
 impl Turns {
+    /// The numbers of the streams that wait here.
+    pub(crate) fn streams(&self) -> &Streams {
+        &self.streams
+    }
+
     /// Notes what was applied. Never blocks.
     pub(crate) fn note(&self, events: &[Event]) {
         if events.is_empty() || self.awaited.load(Ordering::Acquire) == 0 {
@@ -272,7 +280,8 @@ impl Awaited {
     /// Tells the followers up to `last` what was read after they came.
     fn tell(&self, last: u64, holders: &[Place], others: Vec<(Bytes, Turn)>, revision: i64) {
         for place in holders.iter().filter(|place| !place.is_lost()) {
-            self.set(last, &place.key, Turn::Held { fence: place.fence, revision });
+            let Place { fence, session, .. } = *place;
+            self.set(last, &place.key, Turn::Held { fence, session, revision });
         }
         for (key, turn) in others {
             self.set(last, &key, turn);
@@ -292,7 +301,10 @@ impl Awaited {
         for (_, follower) in followers {
             follower.send_if_modified(|known| {
                 let is_new = match (&*known, turn) {
-                    (Turn::Held { fence, .. }, Turn::Held { fence: now, .. }) => *fence != now,
+                    (
+                        Turn::Held { fence, session, .. },
+                        Turn::Held { fence: now, session: of, .. },
+                    ) => (*fence, *session) != (now, of),
                     (known, turn) => *known != turn,
                 };
                 if is_new {
@@ -355,7 +367,7 @@ mod tests {
         let read = |follower: &Following| *follower.receiver.borrow();
         let resigned = turns.follow(&name, &key).unwrap();
         let last = turns.names.lock().last;
-        let led = Turn::Held { fence: 10, revision: 20 };
+        let led = Turn::Held { fence: 10, session: 1, revision: 20 };
         let again = turns.follow(&name, &key).unwrap();
         tell(last, led);
         assert_eq!((read(&resigned), read(&again)), (led, Turn::Waiting));

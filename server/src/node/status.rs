@@ -1,11 +1,13 @@
 //! What a member knows of itself and of the others at one moment.
 
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use conclave_raft_store::types::TypeConfig;
 use conclave_state_machine::members;
 use conclave_state_machine::response::Halt;
 use openraft::ServerState;
+use openraft::async_runtime::Instant as _;
 use openraft::async_runtime::WatchReceiver;
 use openraft::metrics::RaftMetrics;
 
@@ -74,6 +76,21 @@ impl Node {
     /// The other members, and whether this one heard of them lately.
     pub(crate) fn peers_heard(&self) -> Vec<(u64, bool)> {
         self.parts.route.heard.peers(&self.parts.route.raft.metrics().borrow_watched())
+    }
+
+    /// The other members, and how long ago this one, their leader, last heard of them; `None`: it has not yet.
+    pub(crate) fn last_heard(&self) -> Vec<(u64, Option<Duration>)> {
+        let metrics = self.parts.route.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let heard = |id| metrics.heartbeat.as_ref().and_then(|heard| heard.get(id).copied()?);
+        let members = metrics.membership_config.membership().nodes().map(|(id, _)| id);
+        let others = members.filter(|id| **id != metrics.id);
+        others.map(|id| (*id, heard(id).map(|at| at.elapsed()))).collect()
+    }
+
+    /// How often this member heard of no leader for a while, and then again.
+    pub(crate) fn absences(&self) -> u64 {
+        self.parts.route.heard.absences()
     }
 
     /// Waits for raft's next turn; says whether it takes any more.

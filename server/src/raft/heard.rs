@@ -20,6 +20,8 @@ pub(crate) struct Heard {
     at_ms: AtomicU64,
     /// How old a sign may be.
     patience: Duration,
+    /// How often one came that was late.
+    absences: AtomicU64,
 }
 
 impl Heard {
@@ -27,13 +29,27 @@ impl Heard {
     /// by then an election would have found another.
     pub(crate) fn new(election_timeout: Duration) -> Self {
         let patience = election_timeout * 2;
-        Self { begin: Instant::now(), at_ms: AtomicU64::new(0), patience }
+        Self {
+            begin: Instant::now(),
+            at_ms: AtomicU64::new(0),
+            patience,
+            absences: AtomicU64::new(0),
+        }
     }
 
     /// A leader called and was accepted.
     pub(crate) fn note(&self) {
         let now_ms = u64::try_from(self.begin.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let before = Duration::from_millis(self.at_ms.load(Ordering::Relaxed));
+        if Duration::from_millis(now_ms).saturating_sub(before) > self.patience {
+            self.absences.fetch_add(1, Ordering::Release);
+        }
         self.at_ms.store(now_ms, Ordering::Relaxed);
+    }
+
+    /// How often a sign came late: until then the others may have done without this member what it does not know yet.
+    pub(crate) fn absences(&self) -> u64 {
+        self.absences.load(Ordering::Acquire)
     }
 
     /// The leader that `metrics` names, if this member heard from it lately or, being it, from a

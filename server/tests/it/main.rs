@@ -28,6 +28,7 @@ mod native_lock;
 mod native_lock_taken;
 mod native_lock_wire;
 mod native_namespace;
+mod native_orphans;
 mod node;
 mod peer;
 mod primitives;

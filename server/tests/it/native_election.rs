@@ -157,11 +157,17 @@ async fn who_observes_sees_the_leader_of_the_queue() {
     client.put("boss/late", "late").lease(one.id()).await.unwrap();
     let mut first = Candidate::new(&election, one.id(), "one").await;
     let led = first.elected().await;
-    for start_revision in [0, led.revision] {
-        let request = v1::ObserveRequest { name: "boss".into(), start_revision };
-        let seen = soon("to observe", election.clone().observe(request)).await.unwrap();
-        let next = soon("a leader", seen.into_inner().message()).await.unwrap().unwrap();
-        assert_eq!(next.leader.unwrap().fence, led.fence);
+    // Also when how it began is compacted.
+    for is_compacted in [false, true] {
+        if is_compacted {
+            client.compact(led.revision).await.unwrap();
+        }
+        for start_revision in [0, led.revision] {
+            let request = v1::ObserveRequest { name: "boss".into(), start_revision };
+            let seen = soon("to observe", election.clone().observe(request)).await.unwrap();
+            let next = soon("a leader", seen.into_inner().message()).await.unwrap().unwrap();
+            assert_eq!(next.leader.unwrap().fence, led.fence);
+        }
     }
 }
 

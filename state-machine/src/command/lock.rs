@@ -97,6 +97,8 @@ pub struct LockConvert {
     pub permits: u32,
     /// See [`LockAcquire::limit`].
     pub limit: u32,
+    /// The number of this request, which is carried out once and answered alike however often it arrives.
+    pub once: Once,
 }
 
 /// Deletes places whoever has them.

@@ -10,6 +10,7 @@ use crate::change::{Before, Change};
 use crate::command::LockAcquire;
 use crate::leases;
 use crate::outcome::Stop;
+use crate::primitives::once::Kind;
 use crate::read::Read;
 use crate::response::{Halt, LockResponse, LockState, Rejection, Taken};
 use crate::rows::place::Attempt;
@@ -19,6 +20,7 @@ pub(super) fn apply<R: Read>(
     acquire: &LockAcquire,
 ) -> Result<LockResponse, Stop> {
     let lease = leases::lease(change.rows, acquire.session)?.ok_or(Rejection::LeaseNotFound)?;
+    Kind::Acquire.check(&lease, acquire.once.sequence)?;
     let mut own = Vec::new();
     for name in &acquire.names {
         own.push(queue::place_of(change.rows, name, acquire.session, &acquire.request_id)?);

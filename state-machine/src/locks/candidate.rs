@@ -9,7 +9,7 @@ use crate::change::{Before, Change};
 use crate::command::{Campaign, Leave};
 use crate::leases;
 use crate::outcome::Stop;
-use crate::primitives::once::{self, Standing};
+use crate::primitives::once::{self, Kind, Standing};
 use crate::read::Read;
 use crate::response::{Halt, LockResponse, LockState, PrimitiveResponse, Rejection, Taken};
 use crate::rows::place::Attempt;
@@ -29,6 +29,7 @@ pub(super) fn campaign<R: Read>(
 ) -> Result<LockResponse, Stop> {
     let Campaign { name, session, value, attempt: stream, number, once, resumes } = campaign;
     let lease = leases::lease(change.rows, *session)?.ok_or(Rejection::LeaseNotFound)?;
+    Kind::Campaign.check(&lease, once.sequence)?;
     let key = queue::key(name, *session);
     let before = Before::load(change.rows, &key)?;
     let cancelled = LockResponse::Places { state: LockState::Cancelled, taken: Vec::new() };
@@ -78,14 +79,14 @@ pub(super) fn leave<R: Read>(
     change: &mut Change<'_, '_, R>,
     leave: &Leave,
 ) -> Result<LockResponse, Stop> {
-    let session = match once::find(change.rows, leave.once)? {
+    let session = match once::find(change.rows, leave.once, Kind::Leave)? {
         Standing::Known(answer) => return Ok(LockResponse::Released { was_held: answer.is_done }),
         Standing::New(session) => session,
     };
     let was_held = withdraw(change, leave)?;
     if let Some(session) = session {
         let answer = PrimitiveResponse { is_done: was_held, ..PrimitiveResponse::default() };
-        once::remember(change.rows, session, leave.once, answer);
+        once::remember(change.rows, session, (leave.once, Kind::Leave), answer);
     }
     Ok(LockResponse::Released { was_held })
 }

@@ -42,6 +42,7 @@ pub fn command(command: &LockCommand) -> Result<(), Rejection> {
         LockCommand::Convert(convert) => {
             name(&convert.name)?;
             request_id(&convert.request_id)?;
+            numbered(convert.once, convert.session)?;
             share(convert.permits, convert.limit)
         }
         LockCommand::Break(command) => name(&command.name),

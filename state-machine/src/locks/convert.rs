@@ -6,26 +6,59 @@
 use bytes::Bytes;
 
 use super::acquire::{put, renew};
+use super::claim::Claim;
 use super::front;
 use super::queue::{self, NEWEST};
 use crate::change::Change;
 use crate::command::LockConvert;
 use crate::outcome::Stop;
+use crate::primitives::once::{self, Kind, Standing};
 use crate::read::Read;
-use crate::response::{LockResponse, LockState, Rejection, Taken};
+use crate::response::{LockResponse, LockState, PrimitiveResponse, Rejection, Taken};
 
 pub(super) fn apply<R: Read>(
     change: &mut Change<'_, '_, R>,
     convert: &LockConvert,
 ) -> Result<LockResponse, Stop> {
-    let LockConvert { name, session, request_id, permits, limit } = convert;
+    let LockConvert { name, session, request_id, once, .. } = convert;
+    let session = match once::find(change.rows, *once, Kind::Convert)? {
+        // A late copy of an earlier one must not take back what was converted since.
+        Standing::Known(answer) => {
+            let place = queue::place_of(change.rows, name, *session, request_id)?;
+            let key = place.ok_or(Rejection::LockNotHeld)?.key;
+            return Ok(held(name, key, answer.number));
+        }
+        Standing::New(session) => session,
+    };
+    let (key, fence) = carry_out(change, convert)?;
+    if let Some(session) = session {
+        let revision = change.head.revision;
+        let answer = PrimitiveResponse { is_done: true, number: fence, revision };
+        once::remember(change.rows, session, (*once, Kind::Convert), answer);
+    }
+    Ok(held(name, key, fence))
+}
+
+fn held(name: &Bytes, key: Bytes, fence: i64) -> LockResponse {
+    let taken = vec![Taken { name: Bytes::clone(name), key, fence }];
+    LockResponse::Places { state: LockState::Held, taken }
+}
+
+/// The key of the place, and its fence from now on.
+fn carry_out<R: Read>(
+    change: &mut Change<'_, '_, R>,
+    convert: &LockConvert,
+) -> Result<(Bytes, i64), Stop> {
+    let LockConvert { name, session, request_id, permits, limit, .. } = convert;
     let place = queue::place_of(change.rows, name, *session, request_id)?;
     let place = place.ok_or(Rejection::LockNotHeld)?;
     let holders = queue::holders(change.rows, NEWEST, name)?;
     if !holders.iter().any(|holder| holder.key == place.key) {
         return Err(Rejection::LockNotHeld.into());
     }
-    let mut claim = place.claim.clone().unwrap_or_default();
+    // An etcd client may have written over it.
+    let own = || Claim { requests: vec![Bytes::clone(request_id)], ..Claim::default() };
+    let mut claim = place.claim.clone().unwrap_or_else(own);
     let is_less = *permits <= claim.permits && *limit >= claim.limit;
     if claim.requests.len() > 1 {
         // They rely on what it is.
@@ -46,6 +79,5 @@ pub(super) fn apply<R: Read>(
     } else {
         return Err(Rejection::Refused("others wait, and later holders had larger tokens").into());
     };
-    let taken = vec![Taken { name: Bytes::clone(name), key: place.key, fence }];
-    Ok(LockResponse::Places { state: LockState::Held, taken })
+    Ok((place.key, fence))
 }

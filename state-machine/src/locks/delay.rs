@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use super::acquire::put;
 use super::claim::Claim;
-use super::queue::{self, NEWEST};
+use super::queue::{self, NEWEST, Place};
 use crate::change::{Before, Change};
 use crate::leases::{self, LeaseRow};
 use crate::read::Read;
@@ -70,6 +70,30 @@ impl Delays {
     }
 }
 
+/// Ends the lease on which a place that is gone passed its delay, once no other place passes it there.
+pub(super) fn end<R: Read>(
+    change: &mut Change<'_, '_, R>,
+    place: &Place,
+) -> Result<Option<LeaseChange>, Halt> {
+    let Some(claim) = place.claim.as_ref().filter(|_| place.is_lost()) else { return Ok(None) };
+    let first = LEASE_IDS_FROM.saturating_add(place.fence);
+    // Anybody may write such a place, with a lease that is none of ours.
+    let is_ours = (first..first.saturating_add(LEASE_IDS_TRIED_MAX)).contains(&place.session);
+    let Some(known) = leases::lease(change.rows, place.session)?.filter(|_| is_ours) else {
+        return Ok(None);
+    };
+    let is_used = leases::lease_key_from(change.rows, place.session, b"")?.is_some();
+    if is_used || known != row(claim.delay_seconds) {
+        return Ok(None);
+    }
+    Ok(Some(leases::end(change, place.session, &known)))
+}
+
+/// No id is used twice, so its grants need not be told apart.
+fn row(seconds: u32) -> LeaseRow {
+    LeaseRow { ttl: i64::from(seconds), ..LeaseRow::default() }
+}
+
 fn held_with<R: Read>(rows: &R, key: &Bytes, fence: i64) -> Result<bool, Halt> {
     let Some(name) = queue::name_of(key) else { return Ok(false) };
     Ok(queue::is_place(rows, name, key)? && queue::holds(rows, NEWEST, name, fence)?)
@@ -82,8 +106,7 @@ fn delay<R: Read>(
     fence: i64,
     seconds: u32,
 ) -> Result<Option<(i64, Option<LeaseChange>)>, Halt> {
-    // No id is used twice, so its grants need not be told apart.
-    let wanted = LeaseRow { ttl: i64::from(seconds), ..LeaseRow::default() };
+    let wanted = row(seconds);
     for number in 0..LEASE_IDS_TRIED_MAX {
         let id = LEASE_IDS_FROM.saturating_add(fence).saturating_add(number);
         match leases::lease(change.rows, id)? {

@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 
 use bytes::Bytes;
 
+use super::attempt;
 use super::claim::Claim;
 use super::front::front;
 use crate::live;
@@ -209,7 +210,7 @@ pub(crate) fn holds_within<R: Read>(
     let is_known = fence <= held.to;
     let from = if is_known { fence } else { held.to.saturating_add(1) };
     let mut admission = Admission::after(held);
-    let mut holds = Some(false);
+    let (mut holds, mut failed) = (Some(false), None);
     visit_from(rows, at, (name, from), &mut |place| {
         let Some(left) = places_left.checked_sub(1) else {
             holds = None;
@@ -222,10 +223,34 @@ pub(crate) fn holds_within<R: Read>(
         if place.fence < fence || place.is_lost() {
             return ControlFlow::Continue(());
         }
-        holds = Some(true);
+        // Several places may have one fence.
+        match is_displaced(rows, &place) {
+            Ok(true) => return ControlFlow::Continue(()),
+            Ok(false) => holds = Some(true),
+            Err(halt) => failed = Some(halt),
+        }
         ControlFlow::Break(())
     })?;
-    Ok(holds)
+    failed.map_or(Ok(holds), Err)
+}
+
+/// Whether a place that was taken through the native API was given another lease, by an etcd client: its session holds no more,
+/// and whose the lease is did not ask for it.
+///
+/// # Errors
+/// [`Halt`] if the storage fails or a row is damaged.
+pub fn is_displaced<R: Read>(rows: &R, place: &Place) -> Result<bool, Halt> {
+    let is_anothers = session_of(&place.key).is_some_and(|session| session != place.session);
+    Ok(is_anothers && !attempt::all(rows, &place.key, place.fence)?.is_empty())
+}
+
+/// The session whose place would have this key: [`key`] or [`further_key`].
+pub(super) fn session_of(key: &[u8]) -> Option<i64> {
+    let name = name_of(key)?;
+    let child = std::str::from_utf8(key.get(name.len().checked_add(1)?..)?).ok()?;
+    let (sign, rest) = child.strip_prefix('-').map_or((1, child), |rest| (-1, rest));
+    let digits = rest.split_once('-').map_or(rest, |(digits, _)| digits);
+    i128::from(u64::from_str_radix(digits, 16).ok()?).checked_mul(sign)?.try_into().ok()
 }
 
 /// Fence of the first place of `name`.
@@ -320,10 +345,19 @@ pub(crate) fn place_of<R: Read>(
         place.session == session && place.claim.as_ref().is_some_and(|claim| claim.is_for(request))
     };
     for key in [key(name, session), further_key(name, session, request)] {
-        let place = place_at(rows, &key)?.filter(is_own);
-        if let Some(place) = place
-            && row(rows, &key, place.fence)?.is_some()
-        {
+        let Some(place) = place_at(rows, &key)?.filter(|place| place.session == session) else {
+            continue;
+        };
+        let Some(row) = row(rows, &key, place.fence)? else { continue };
+        let is_own = match &place.claim {
+            Some(claim) => claim.is_for(request),
+            // An etcd client wrote over the claim: who waits is in the row.
+            None => {
+                let attempts = place::decode_attempts(&row)?;
+                attempts.iter().any(|known| known.request == *request)
+            }
+        };
+        if is_own {
             return Ok(Some(place));
         }
     }

@@ -9,7 +9,7 @@ use crate::change::{Before, Change};
 use crate::command::LockRelease;
 use crate::leases::{self, LeaseRow};
 use crate::outcome::Stop;
-use crate::primitives::once::{self, Standing};
+use crate::primitives::once::{self, Kind, Standing};
 use crate::read::Read;
 use crate::response::{Halt, LockResponse, PrimitiveResponse};
 
@@ -21,7 +21,7 @@ pub(super) fn apply<R: Read>(
     release: &LockRelease,
 ) -> Result<LockResponse, Stop> {
     let LockRelease { names, session, request_id, attempt, once } = release;
-    let remembering = match once::find(change.rows, *once)? {
+    let remembering = match once::find(change.rows, *once, Kind::Release)? {
         Standing::Known(answer) => return Ok(LockResponse::Released { was_held: answer.is_done }),
         Standing::New(remembering) => remembering,
     };
@@ -43,7 +43,7 @@ pub(super) fn apply<R: Read>(
     }
     if let Some(remembering) = remembering {
         let answer = PrimitiveResponse { is_done: are_all, ..PrimitiveResponse::default() };
-        once::remember(change.rows, remembering, *once, answer);
+        once::remember(change.rows, remembering, (*once, Kind::Release), answer);
     } else if is_given_up || !is_found && *attempt == 0 {
         end(change, *session, request_id, once.undoes)?;
     }

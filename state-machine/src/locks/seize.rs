@@ -4,20 +4,21 @@ use std::ops::ControlFlow;
 
 use bytes::Bytes;
 
-use super::attempt;
 use super::queue::{self, NEWEST, Place};
 use super::release::note_end;
+use super::{attempt, delay};
 use crate::change::{Before, Change};
 use crate::command::LockBreak;
 use crate::leases::{self, Broken};
 use crate::outcome::Stop;
 use crate::read::Read;
-use crate::response::{Halt, LockResponse, Taken};
+use crate::response::{Halt, LeaseChange, LockResponse, Taken};
 use crate::rows::place::Attempt;
 
 pub(super) fn apply<R: Read>(
     change: &mut Change<'_, '_, R>,
     command: &LockBreak,
+    ended: &mut Vec<LeaseChange>,
 ) -> Result<LockResponse, Stop> {
     let LockBreak { name, fence, by, reason } = command;
     let found = if *fence == 0 {
@@ -38,7 +39,12 @@ pub(super) fn apply<R: Read>(
         let known = attempt::all(change.rows, &place.key, place.fence)?;
         let before = Before::load(change.rows, &place.key)?;
         change.delete(&place.key, before)?;
-        remember(change, &place, &known, command)?;
+        if place.is_lost() {
+            // Nobody is behind it; and whoever takes it by force does not wait for its delay.
+            ended.extend(delay::end(change, &place)?);
+        } else {
+            remember(change, &place, &known, command)?;
+        }
         broken.push(Taken { name: name.clone(), key: place.key, fence: place.fence });
     }
     Ok(LockResponse::Seized { places: broken, by: by.clone(), reason: reason.clone() })
@@ -73,19 +79,10 @@ fn remember<R: Read>(
 /// # Errors
 /// [`Halt`] if the storage fails or a row is damaged.
 pub fn broken<R: Read>(rows: &R, key: &[u8], fence: i64) -> Result<Option<Broken>, Halt> {
-    let Some(session) = session_of(key) else { return Ok(None) };
+    let Some(session) = queue::session_of(key) else { return Ok(None) };
     let lease = leases::lease(rows, session)?.unwrap_or_default();
     let is_it = |known: &Broken| known.key == key && known.fence >= fence;
     Ok(lease.broken.into_iter().rev().find(is_it))
-}
-
-/// The session whose place would have this key: [`queue::key`] or [`queue::further_key`].
-fn session_of(key: &[u8]) -> Option<i64> {
-    let name = queue::name_of(key)?;
-    let child = std::str::from_utf8(key.get(name.len().checked_add(1)?..)?).ok()?;
-    let (sign, rest) = child.strip_prefix('-').map_or((1, child), |rest| (-1, rest));
-    let digits = rest.split_once('-').map_or(rest, |(digits, _)| digits);
-    i128::from(u64::from_str_radix(digits, 16).ok()?).checked_mul(sign)?.try_into().ok()
 }
 
 #[cfg(test)]
@@ -95,11 +92,11 @@ mod tests {
     #[test]
     fn a_key_of_ours_tells_its_session() {
         for id in [1, 0x694d_7fb8, -255, i64::MAX, i64::MIN] {
-            assert_eq!(session_of(&queue::key(b"a/b", id)), Some(id));
-            assert_eq!(session_of(&queue::further_key(b"a", id, b"-r")), Some(id));
+            assert_eq!(queue::session_of(&queue::key(b"a/b", id)), Some(id));
+            assert_eq!(queue::session_of(&queue::further_key(b"a", id, b"-r")), Some(id));
         }
         for foreign in ["a", "a/", "a/leader", "a/-", "a/ffffffffffffffff"] {
-            assert_eq!(session_of(foreign.as_bytes()), None, "{foreign}");
+            assert_eq!(queue::session_of(foreign.as_bytes()), None, "{foreign}");
         }
     }
 }

@@ -5,8 +5,8 @@
 //! for. So what is kept is exactly what may still be asked for, nothing is forgotten too early, and
 //! what arrives after it was given up is recognised by its number alone.
 
-use crate::command::Once;
-use crate::leases::{self, LeaseRow};
+use crate::command::{Action, Once};
+use crate::leases::{self, Answered, LeaseRow};
 use crate::outcome::Stop;
 use crate::overlay::Overlay;
 use crate::read::Read;
@@ -14,6 +14,57 @@ use crate::response::{PrimitiveResponse, Rejection};
 
 /// Requests of one session that are not settled.
 const UNSETTLED_MAX: usize = 256;
+
+/// What a request asks for. The numbers are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Kind {
+    Add = 1,
+    Set = 2,
+    Create = 3,
+    CountDown = 4,
+    Raise = 5,
+    Lift = 6,
+    Enter = 7,
+    Exit = 8,
+    Join = 9,
+    Part = 10,
+    Release = 11,
+    Leave = 12,
+    Register = 13,
+    Deregister = 14,
+    Update = 15,
+    Convert = 16,
+    /// Places tell the answers of these, so that nothing is stored for them.
+    Acquire = 17,
+    Campaign = 18,
+}
+
+impl Kind {
+    pub(crate) fn of(action: &Action) -> Kind {
+        match action {
+            Action::Add(_) => Kind::Add,
+            Action::Set { .. } => Kind::Set,
+            Action::Create(_) => Kind::Create,
+            Action::CountDown(_) => Kind::CountDown,
+            Action::Raise { .. } => Kind::Raise,
+            Action::Lift(_) => Kind::Lift,
+            Action::Enter { .. } => Kind::Enter,
+            Action::Exit { .. } => Kind::Exit,
+            Action::Join { .. } => Kind::Join,
+            Action::Part { .. } => Kind::Part,
+        }
+    }
+
+    /// Refuses a request whose number was that of one of another kind: its answer would say nothing about this one.
+    pub(crate) fn check(self, session: &LeaseRow, number: u64) -> Result<(), Rejection> {
+        let known = session.known(number).map_or(0, |known| known.kind);
+        if known == 0 || known == self as u8 {
+            return Ok(());
+        }
+        Err(Rejection::Refused("the number of the request was that of a request of another kind"))
+    }
+}
 
 /// Whether a request was here before.
 pub(crate) enum Standing {
@@ -23,7 +74,7 @@ pub(crate) enum Standing {
     New(Option<LeaseRow>),
 }
 
-pub(crate) fn find<R: Read>(rows: &R, once: Once) -> Result<Standing, Stop> {
+pub(crate) fn find<R: Read>(rows: &R, once: Once, kind: Kind) -> Result<Standing, Stop> {
     if once.session == 0 || once.sequence == 0 {
         return Ok(Standing::New(None));
     }
@@ -32,6 +83,7 @@ pub(crate) fn find<R: Read>(rows: &R, once: Once) -> Result<Standing, Stop> {
     if once.sequence < session.settled {
         return Err(Rejection::Overtaken.into());
     }
+    kind.check(&session, once.sequence)?;
     if let Some(answer) = session.answer(once.sequence) {
         return Ok(Standing::Known(answer));
     }
@@ -45,13 +97,13 @@ pub(crate) fn find<R: Read>(rows: &R, once: Once) -> Result<Standing, Stop> {
 pub(crate) fn remember<R: Read>(
     rows: &mut Overlay<'_, R>,
     mut session: LeaseRow,
-    once: Once,
+    (once, kind): (Once, Kind),
     answer: PrimitiveResponse,
 ) {
-    session.answered.push((once.sequence, answer));
+    session.answered.push(Answered { number: once.sequence, kind: kind as u8, answer });
     if once.undoes >= session.settled.max(1) && session.answer(once.undoes).is_none() {
         // Should it still arrive, it has its answer already.
-        session.answered.push((once.undoes, PrimitiveResponse::default()));
+        session.answered.push(Answered { number: once.undoes, ..Answered::default() });
     }
     leases::write(rows, once.session, &session);
 }

@@ -4,24 +4,24 @@
 use crate::change::Change;
 use crate::command::Once;
 use crate::outcome::Stop;
-use crate::primitives::once::{self, Standing};
+use crate::primitives::once::{self, Kind, Standing};
 use crate::read::Read;
 use crate::response::{PrimitiveResponse, RegistryResponse};
 
 /// Carries a command out, or answers what it was answered before, as `answer` reads it.
 pub(super) fn apply<R: Read>(
     change: &mut Change<'_, '_, R>,
-    once: Once,
+    (once, kind): (Once, Kind),
     answer: fn(PrimitiveResponse) -> RegistryResponse,
     command: impl FnOnce(&mut Change<'_, '_, R>) -> Result<PrimitiveResponse, Stop>,
 ) -> Result<RegistryResponse, Stop> {
-    let session = match once::find(change.rows, once)? {
+    let session = match once::find(change.rows, once, kind)? {
         Standing::Known(known) => return Ok(answer(known)),
         Standing::New(session) => session,
     };
     let found = command(change)?;
     if let Some(session) = session {
-        once::remember(change.rows, session, once, found);
+        once::remember(change.rows, session, (once, kind), found);
     }
     Ok(answer(found))
 }

@@ -11,7 +11,7 @@ use crate::command::{Deregister, Once, Register, RegisterMode};
 use crate::leases::{self, LeaseRow};
 use crate::outcome::Stop;
 use crate::read::Read;
-use crate::response::{Cause, Halt, PrimitiveResponse, Rejection};
+use crate::response::{Cause, Halt, KeyValue, PrimitiveResponse, Rejection};
 
 const CHANGED: Rejection = Rejection::InstanceTaken("the instance has changed");
 const ANOTHERS: Rejection = Rejection::InstanceTaken("the instance belongs to another session");
@@ -26,7 +26,12 @@ pub(super) fn register<R: Read>(
     let key = super::key(service, id);
     let before = Before::load(change.rows, &key)?;
     let known = stored(change.rows, service, id)?;
-    admit(command, known.as_ref(), before.kv.is_some())?;
+    let remains = before.kv.as_ref().filter(|_| known.is_none());
+    admit(command, known.as_ref(), remains)?;
+    // Somebody wrote over it what is no instance: it goes on as what it was.
+    let resumed = remains.map(|kv| kv.create_revision);
+    let resumed = resumed.filter(|fence| *fence == command.fence && !command.is_anew);
+    let ends = known.is_some() || remains.is_some() && resumed.is_none();
     // What is there and goes on; anything else that is there ends.
     let own = known.as_ref().filter(|known| known.kv.lease == *session && !command.is_anew);
     complete(change.rows, &mut record, (known.as_ref(), own), (&lease, command))?;
@@ -36,28 +41,35 @@ pub(super) fn register<R: Read>(
         let (number, revision) = (kv.create_revision, kv.mod_revision);
         return Ok(PrimitiveResponse { is_done: false, number, revision });
     }
-    let ends = known.is_some() && own.is_none();
-    let before = if ends { replace(change, &key, before)? } else { before };
+    let before = if ends && own.is_none() { replace(change, &key, before)? } else { before };
     change.put(&key, before, &record.encode().into(), *session)?;
     let revision = change.head.revision;
-    let number = own.map_or(revision, |own| own.kv.create_revision);
-    Ok(PrimitiveResponse { is_done: known.is_none(), number, revision })
+    let number = own.map(|own| own.kv.create_revision).or(resumed).unwrap_or(revision);
+    Ok(PrimitiveResponse { is_done: known.is_none() && resumed.is_none(), number, revision })
 }
 
-/// Whether the request may have the place of what is there.
-fn admit(command: &Register, known: Option<&Stored>, is_key: bool) -> Result<(), Rejection> {
-    let Register { session, fence, former, is_anew, .. } = command;
+/// Whether the request may have the place of what is there: an instance, or `remains` that are none.
+fn admit(
+    command: &Register,
+    known: Option<&Stored>,
+    remains: Option<&KeyValue>,
+) -> Result<(), Rejection> {
+    let Register { session, fence, former, is_anew, mod_revision, .. } = command;
+    if let Some(kv) = remains {
+        return match is_left(kv, *session, &[*fence, former.fence])
+            || *mod_revision == kv.mod_revision
+        {
+            true => Ok(()),
+            false => Err(Rejection::InstanceTaken("the key holds something else")),
+        };
+    }
     if *fence != 0 && !known.is_some_and(|known| known.is_of(*session, *fence)) {
         return Err(Rejection::InstanceReplaced);
     }
     let Some(known) = known else {
-        return match is_key {
-            true => Err(Rejection::InstanceTaken("the key holds something else")),
-            false if command.mod_revision != 0 => Err(CHANGED),
-            false => Ok(()),
-        };
+        return if *mod_revision == 0 { Ok(()) } else { Err(CHANGED) };
     };
-    if command.mod_revision != 0 && command.mod_revision != known.kv.mod_revision {
+    if *mod_revision != 0 && *mod_revision != known.kv.mod_revision {
         return Err(CHANGED);
     }
     let is_own = (known.kv.lease == *session && !is_anew)
@@ -66,6 +78,12 @@ fn admit(command: &Register, known: Option<&Stored>, is_key: bool) -> Result<(),
         return Err(ANOTHERS);
     }
     Ok(())
+}
+
+/// Whether a key that holds no instance any more, because an etcd client wrote over it, is what was left of a registration
+/// of `session`: it has its lease still, or is the very key that was made with one of these fences.
+fn is_left(kv: &KeyValue, session: i64, fences: &[i64]) -> bool {
+    session != 0 && kv.lease == session || fences.contains(&kv.create_revision)
 }
 
 /// Ends the registration that is there: the next one has a fence of its own.
@@ -149,6 +167,15 @@ pub(super) fn deregister<R: Read>(
         },
     };
     let Some(known) = stored(change.rows, service, id)? else {
+        let key = super::key(service, id);
+        let before = Before::load(change.rows, &key)?;
+        if before.kv.as_ref().is_some_and(|kv| {
+            is_left(kv, *session, &[fence]) && (fence == 0 || fence == kv.create_revision)
+        }) {
+            change.delete(&key, before)?;
+            drop_lost(change, service, id)?;
+            return Ok(PrimitiveResponse { is_done: true, ..PrimitiveResponse::default() });
+        }
         // One that is kept after its loss can be removed, too.
         let was_there = fence == 0 && drop_lost(change, service, id)?;
         return Ok(PrimitiveResponse { is_done: was_there, ..PrimitiveResponse::default() });

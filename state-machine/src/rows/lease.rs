@@ -11,6 +11,8 @@ const FORM_PLAIN: u8 = 1;
 const FORM_SESSION: u8 = 2;
 /// A lease with requests that are remembered.
 const FORM_REQUESTS: u8 = 3;
+/// Of the byte that tells whether a request was done: above this bit stands its kind. Rows of before said 0 there.
+const KIND_SHIFT: u8 = 1;
 /// Requests that are over and not settled: twice as many as a session may have open.
 const ANSWERED_MAX: usize = 512;
 /// Places of one session that somebody broke, of which it is kept who did it and why: the last ones.
@@ -40,9 +42,20 @@ pub struct LeaseRow {
     /// Requests with smaller numbers are answered or given up.
     pub settled: u64,
     /// Answers to other numbered requests.
-    pub answered: Vec<(u64, PrimitiveResponse)>,
+    pub answered: Vec<Answered>,
     /// Places that were taken away by force.
     pub broken: Vec<Broken>,
+}
+
+/// What a session remembers of a numbered request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Answered {
+    /// The client's number.
+    pub number: u64,
+    /// Stable number of what kind of request it was, below 128; 0: not known, as of one that was given up before it arrived.
+    pub kind: u8,
+    /// What was answered.
+    pub answer: PrimitiveResponse,
 }
 
 /// A place that somebody took away from its session.
@@ -68,7 +81,7 @@ impl LeaseRow {
     /// Forgets requests with smaller numbers.
     pub(crate) fn settle(&mut self, settled: u64) {
         self.settled = self.settled.max(settled);
-        self.answered.retain(|(number, _)| *number >= self.settled);
+        self.answered.retain(|known| known.number >= self.settled);
     }
 
     /// A request is over, though nobody was answered so; says whether that is news. Beyond the bound the oldest
@@ -77,9 +90,9 @@ impl LeaseRow {
         if number == 0 || self.is_settled(number) {
             return false;
         }
-        self.answered.push((number, PrimitiveResponse::default()));
+        self.answered.push(Answered { number, ..Answered::default() });
         if self.answered.len() > ANSWERED_MAX {
-            let oldest = self.answered.iter().map(|(number, _)| *number).min();
+            let oldest = self.answered.iter().map(|known| known.number).min();
             self.settle(oldest.unwrap_or(number).saturating_add(1));
         }
         true
@@ -98,9 +111,14 @@ impl LeaseRow {
         number > 0 && (number < self.settled || self.answer(number).is_some())
     }
 
+    /// What is remembered of a request that is not settled.
+    pub(crate) fn known(&self, number: u64) -> Option<Answered> {
+        self.answered.iter().find(|known| known.number == number).copied()
+    }
+
     /// What was answered to a request that is not settled.
     pub(crate) fn answer(&self, number: u64) -> Option<PrimitiveResponse> {
-        self.answered.iter().find(|known| known.0 == number).map(|known| known.1)
+        self.known(number).map(|known| known.answer)
     }
 
     /// What the owner's details weigh.
@@ -130,9 +148,9 @@ impl LeaseRow {
         if has_requests {
             row.uint(self.settled);
             row.size(self.answered.len());
-            for (number, answer) in &self.answered {
+            for Answered { number, kind, answer } in &self.answered {
                 row.uint(*number);
-                row.byte(u8::from(answer.is_done));
+                row.byte(kind << KIND_SHIFT | u8::from(answer.is_done));
                 row.int(answer.number);
                 row.int(answer.revision);
             }
@@ -221,14 +239,15 @@ fn front(row: &mut RowReader<'_>) -> Result<Front, Halt> {
     }
 }
 
-fn answered(row: &mut RowReader<'_>) -> Result<Vec<(u64, PrimitiveResponse)>, Halt> {
+fn answered(row: &mut RowReader<'_>) -> Result<Vec<Answered>, Halt> {
     let count = row.size()?;
     let mut answered = Vec::new();
     for _ in 0..count {
         let number = row.uint()?;
-        let is_done = row.form()? != 0;
+        let done = row.form()?;
+        let is_done = done & 1 != 0;
         let answer = PrimitiveResponse { is_done, number: row.int()?, revision: row.int()? };
-        answered.push((number, answer));
+        answered.push(Answered { number, kind: done >> KIND_SHIFT, answer });
     }
     Ok(answered)
 }
@@ -284,8 +303,9 @@ mod tests {
             ..plain.clone()
         };
         let answer = PrimitiveResponse { is_done: true, number: -3, revision: 9 };
+        let known = |number, kind| Answered { number, kind, answer };
         let asked =
-            LeaseRow { settled: 4, answered: vec![(4, answer), (7, answer)], ..session.clone() };
+            LeaseRow { settled: 4, answered: vec![known(4, 0), known(7, 127)], ..session.clone() };
         let settled = LeaseRow { settled: 1, ..plain.clone() };
         let cancelled = LeaseRow { cancelled: vec!["z".into()], ..plain.clone() };
         let mut broken = asked.clone();

@@ -102,6 +102,21 @@ pub(crate) fn decode_attempts(row: &[u8]) -> Result<Vec<Attempt>, Halt> {
     Ok(attempts)
 }
 
+/// Create revision and key of a place of which the row says which streams wait; `None` for any other row.
+///
+/// # Errors
+/// [`Halt::CorruptRow`] if the bytes are not such a key.
+pub(crate) fn of_attempts(row_key: &[u8], row: &[u8]) -> Result<Option<(i64, Bytes)>, Halt> {
+    if row.first() != Some(&FORM_ATTEMPTS) || is_prefix(row_key) {
+        return Ok(None);
+    }
+    let Some((length, rest)) = row_key.split_first_chunk() else { return Ok(None) };
+    let name_bytes = usize::try_from(u32::from_be_bytes(*length)).unwrap_or(usize::MAX);
+    // Else it says in which place a request stands.
+    let is_place = rest.get(name_bytes).is_some_and(|byte| *byte < AFTER_REVISIONS);
+    is_place.then(|| place(row_key, LENGTH_BYTES.saturating_add(name_bytes))).transpose()
+}
+
 /// What the first places of a name, which all hold, take together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Held {

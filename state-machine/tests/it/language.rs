@@ -10,7 +10,7 @@
 //! alarm get|raise|clear [member=N] [kind=nospace|corrupt]      member ID NAME
 //! session ID TTL REQUEST [owner=WHO] [NAME=VALUE ...]
 //! lock NAME,... SESSION REQUEST [shared] [permits=N limit=N] [try] [again] [delay=N] [attempt=N]
-//! unlock NAME,... SESSION REQUEST [attempt=N]     convert NAME SESSION REQUEST PERMITS LIMIT
+//! unlock NAME,... SESSION REQUEST [attempt=N]     convert NAME SESSION REQUEST PERMITS LIMIT [by=ONCE]
 //! campaign NAME SESSION VALUE [attempt=N] [number=N] [by=ONCE] [resumes]
 //! leave NAME SESSION FENCE [attempt=N] [by=ONCE]
 //! auth enable|disable     token USER AUTH_REVISION
@@ -40,13 +40,12 @@ mod words;
 use bytes::Bytes;
 use conclave_state_machine::command::{
     AlarmAction, AlarmChange, AlarmKind, Command, Compact, Guard, GuardedTxn, HandOver,
-    LeaseExpire, LeaseGrant, LeaseRevoke, LockBreak, LockCommand, LockConvert, MemberRecord, Write,
-    WriteId,
+    LeaseExpire, LeaseGrant, LeaseRevoke, LockBreak, LockCommand, MemberRecord, Write, WriteId,
 };
 
 use self::auth::{auth, role, token, user};
 use self::kv::{delete, put, quoted_txn};
-use self::lock::{acquire, campaign, leave, release, session};
+use self::lock::{acquire, campaign, convert, leave, release, session};
 use crate::registry_words;
 
 pub(crate) use kv::range;
@@ -89,13 +88,7 @@ pub(crate) fn command(name: &str, words: &mut Words) -> Parsed<Command> {
         "session" => Command::SessionBegin(session(words)?),
         "lock" => Command::Lock(LockCommand::Acquire(acquire(words)?)),
         "unlock" => Command::Lock(LockCommand::Release(release(words)?)),
-        "convert" => Command::Lock(LockCommand::Convert(LockConvert {
-            name: bytes(&words.next()?),
-            session: words.number()?,
-            request_id: bytes(&words.next()?),
-            permits: number(&words.next()?)?,
-            limit: number(&words.next()?)?,
-        })),
+        "convert" => Command::Lock(LockCommand::Convert(convert(words)?)),
         "break" => Command::Lock(LockCommand::Break(LockBreak {
             name: bytes(&words.next()?),
             fence: words.number()?,

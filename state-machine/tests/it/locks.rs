@@ -3,6 +3,7 @@
 mod again;
 mod cost;
 mod program;
+mod stranded;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
@@ -313,7 +314,14 @@ fn since_when_many_hold_is_told_where_it_is_certain() {
     }
     store.unix_ms += 1;
     let (name, request_id) = ("a".into(), "1".into());
-    let convert = LockConvert { name, session: 1, request_id, permits: 1, limit: u32::MAX };
+    let convert = LockConvert {
+        name,
+        session: 1,
+        request_id,
+        permits: 1,
+        limit: u32::MAX,
+        ..LockConvert::default()
+    };
     assert!(store.apply(&Command::Lock(LockCommand::Convert(convert))).outcome.is_ok());
     assert_eq!(told(&store), [0; 3], "nor is it of who asks for less, and of whom that lets in");
 }

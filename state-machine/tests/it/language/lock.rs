@@ -1,7 +1,9 @@
 //! Words about sessions, locks and elections.
 
 use bytes::Bytes;
-use conclave_state_machine::command::{Campaign, Leave, LockAcquire, LockRelease, SessionBegin};
+use conclave_state_machine::command::{
+    Campaign, Leave, LockAcquire, LockConvert, LockRelease, SessionBegin,
+};
 
 use super::primitive;
 use super::words::{Parsed, Words, bytes, number};
@@ -67,6 +69,24 @@ pub(super) fn release(words: &mut Words) -> Parsed<LockRelease> {
         }
     }
     Ok(release)
+}
+
+pub(super) fn convert(words: &mut Words) -> Parsed<LockConvert> {
+    let mut convert = LockConvert {
+        name: bytes(&words.next()?),
+        session: words.number()?,
+        request_id: bytes(&words.next()?),
+        permits: number(&words.next()?)?,
+        limit: number(&words.next()?)?,
+        ..LockConvert::default()
+    };
+    for (option, value) in words.options() {
+        match option.as_str() {
+            "by" => convert.once = primitive::once(&value)?,
+            _ => return Err(format!("unknown option {option:?} of convert")),
+        }
+    }
+    Ok(convert)
 }
 
 pub(super) fn campaign(words: &mut Words) -> Parsed<Campaign> {

@@ -165,6 +165,7 @@ pub(super) fn command(step: &Step, number: usize) -> Option<LockCommand> {
             request_id: request_id(*session, *request),
             permits: share.0,
             limit: share.1,
+            ..LockConvert::default()
         }),
         Step::Campaign { name, session, value } => LockCommand::Campaign(Campaign {
             name: NAMES[*name].into(),

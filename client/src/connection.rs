@@ -1,0 +1,92 @@
+//! Whether a server tells of what somebody follows, for people who would take silence for quiet.
+
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+/// Whether a server tells of what is followed at present. What follows goes on by itself, where it stopped; this is to
+/// be able to say that it is out of date meanwhile.
+///
+/// ```no_run
+/// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
+/// use conclave_client::connection::Connection;
+///
+/// let mut followed = client.group("workers").follow();
+/// let mut connection: Connection = followed.connection();
+/// loop {
+///     tokio::select! {
+///         members = followed.next() => println!("{:?}", members?),
+///         trouble = connection.changed() => match trouble {
+///             Some(why) => eprintln!("the members may be others by now: {why}"),
+///             None => eprintln!("the members are told again"),
+///         },
+///     }
+/// }
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Connection {
+    trouble: watch::Receiver<Option<Arc<str>>>,
+}
+
+impl Connection {
+    /// Why no server tells anything at present; `None` while one does, or may yet.
+    #[must_use]
+    pub fn trouble(&self) -> Option<Arc<str>> {
+        self.trouble.borrow().clone()
+    }
+
+    /// Waits until the connection is lost (why) or is back (`None`). Never returns after the end of what is followed.
+    /// Cancel-safe.
+    pub async fn changed(&mut self) -> Option<Arc<str>> {
+        if self.trouble.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+        self.trouble.borrow_and_update().clone()
+    }
+}
+
+/// Says how the connection of something that is followed is.
+#[derive(Debug, Default)]
+pub(crate) struct Reporter(watch::Sender<Option<Arc<str>>>);
+
+impl Reporter {
+    pub(crate) fn connection(&self) -> Connection {
+        Connection { trouble: self.0.subscribe() }
+    }
+
+    /// A server tells.
+    pub(crate) fn is_there(&self) {
+        self.0.send_if_modified(|trouble| trouble.take().is_some());
+    }
+
+    /// None does, for this reason. What makes the next attempts fail is no news.
+    pub(crate) fn is_lost(&self, why: impl FnOnce() -> Arc<str>) {
+        self.0.send_if_modified(|trouble| {
+            let is_news = trouble.is_none();
+            if is_news {
+                *trouble = Some(why());
+            }
+            is_news
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_loss_is_told_once_and_so_is_its_end() {
+        let reporter = Reporter::default();
+        let mut connection = reporter.connection();
+        reporter.is_there();
+        assert!(!connection.trouble.has_changed().unwrap(), "it never was lost");
+        reporter.is_lost(|| "cut".into());
+        assert_eq!(connection.changed().await.as_deref(), Some("cut"));
+        reporter.is_lost(|| "refused".into());
+        assert!(!connection.trouble.has_changed().unwrap());
+        reporter.is_there();
+        assert_eq!(connection.changed().await, None);
+    }
+}
