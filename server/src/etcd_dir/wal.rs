@@ -129,7 +129,10 @@ fn read(mut file: &[u8]) -> Option<Founded> {
         }
     }
     let Metadata { member, cluster } = metadata?;
-    let is_whole = last > 0 && committed == last && last == founded.members.len() as u64;
+    // The checksums cover no record's kind, nor that it has a content at all.
+    let is_whole = founded.members.contains_key(&member)
+        && committed == last
+        && last == founded.members.len() as u64;
     is_whole.then_some(Founded { cluster, member, ..founded })
 }
 
