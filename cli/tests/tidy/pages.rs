@@ -10,9 +10,13 @@ use crate::{files, root};
 fn every_test_that_is_named_exists() {
     let sources = files(&[".rs"]);
     let scripts = root().join("state-machine/tests/scripts");
-    let page = std::fs::read_to_string(root().join("docs/security-tests.md")).expect("the page");
+    let page = |name| std::fs::read_to_string(root().join(name)).expect("the page");
+    let (security, architecture) = (page("docs/security-tests.md"), page("ARCHITECTURE.md"));
+    let (_, invariants) = architecture.split_once("## 10. ").expect("the invariants");
+    let invariants = invariants.split("\n## ").next().expect("a section");
     let mut rows = 0;
-    for row in page.lines().filter(|line| line.starts_with("| ") && !line.ends_with("| tests |")) {
+    let lines = security.lines().chain(invariants.lines());
+    for row in lines.filter(|line| line.starts_with("| ") && !line.ends_with("| tests |")) {
         let last = row.trim_end_matches(" |").rsplit(" | ").next().expect("a column");
         let names: Vec<&str> = last.split('`').skip(1).step_by(2).collect();
         assert!(!names.is_empty(), "no test is named: {row}");
@@ -20,11 +24,11 @@ fn every_test_that_is_named_exists() {
             let function = format!("fn {name}(");
             let is_there = scripts.join(name).is_file()
                 || sources.iter().any(|(_, text)| text.contains(&function));
-            assert!(is_there, "{name} is named in docs/security-tests.md and nowhere else");
+            assert!(is_there, "{name} is named in a page and nowhere else");
         }
         rows += 1;
     }
-    assert!(rows > 40, "the tables were read");
+    assert!(rows > 50, "the tables were read");
 }
 
 /// In sources a page may be named without its folder, which is `docs`.

@@ -295,7 +295,7 @@ mod tests {
         while let Some(read) = reads.begin().now_or_never() {
             all.push(read.unwrap());
         }
-        let (go_on, waits) = std::sync::mpsc::channel::<()>();
+        let (go_on, waits) = std::sync::mpsc::sync_channel::<()>(1);
         let (started, has_started) = tokio::sync::oneshot::channel();
         let mut last = all.pop().unwrap();
         let read = move || (started.send(()), waits.recv());
