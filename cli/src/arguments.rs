@@ -202,7 +202,7 @@ pub(crate) struct TlsArguments {
     /// Use no TLS for endpoints without a scheme if no certificates are given.
     #[arg(long, global = true, env = "ETCDCTL_INSECURE_TRANSPORT", default_value_t = true)]
     pub(crate) insecure_transport: bool,
-    /// Believe any server: for tests only.
+    /// Do not verify the server's certificate; for tests only.
     #[arg(long, global = true, env = "ETCDCTL_INSECURE_SKIP_TLS_VERIFY")]
     pub(crate) insecure_skip_tls_verify: bool,
 }

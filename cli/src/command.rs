@@ -78,7 +78,7 @@ pub(crate) enum Verb {
     /// Sessions: who holds what.
     #[command(subcommand, arg_required_else_help = true)]
     Session(Session),
-    /// Lead, or see who does.
+    /// Campaign in an election, or observe it.
     Elect(elect::Arguments),
     /// Counters: numbers that many change.
     #[command(subcommand, arg_required_else_help = true)]
@@ -89,7 +89,7 @@ pub(crate) enum Verb {
     /// Barriers: wait for others.
     #[command(subcommand, arg_required_else_help = true)]
     Barrier(meet::Barrier),
-    /// Groups: who is there.
+    /// Join a group, or list its members.
     #[command(subcommand, arg_required_else_help = true)]
     Group(meet::Group),
     /// Services: who offers what, and where.

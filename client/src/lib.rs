@@ -6,6 +6,8 @@
 //!    ├─ txn: compare, then, else
 //!    ├─ watch ──► Watcher: a Stream that resumes where it stopped
 //!    ├─ lease ──► Lease: a guard that is kept alive
+//!    ├─ session ──► lock, election, counter, barrier, group: guards that end with it
+//!    ├─ registry ──► Registration, and lists of instances for balanced channels
 //!    ├─ config ──► Config<T>: typed settings that follow the cluster
 //!    └─ cluster, maintenance
 //! ```
@@ -19,8 +21,8 @@
 //! | [`queue`] | etcd's recipe behind its locks and elections |
 //! | [`election`] | leaders: campaign, proclaim, resign, observe |
 //! | [`registry`] | services: register, discover, drain |
-//! | [`session`] | leases with an owner, all kept alive by one stream (Conclave only) |
-//! | [`lock`] | locks with fencing tokens and guarded transactions (Conclave only) |
+//! | [`session`] | leases with an owner, all kept alive by one stream (on an etcd: leases) |
+//! | [`lock`] | locks with fencing tokens and guarded transactions (on an etcd: exclusive locks by its recipe) |
 //! | [`counter`], [`latch`] | numbers that many change (Conclave only) |
 //! | [`barrier`], [`double_barrier`] | waiting for each other (Conclave only) |
 //! | [`group`] | who is there (Conclave only) |
@@ -34,7 +36,7 @@
 //! | `blocking` | all of it without a runtime (feature `blocking`) |
 //! | `client`, `builder`, `endpoint`, `tls`, `login`, `discover` | the handle and its settings; servers, how they are reached and told who calls |
 //! | `reply`, `error`, `retry`, `backoff`, `budget`, `moment` | answers, what can go wrong, what is then made again, pauses between attempts, how many there may be, the clock |
-//! | `deadline` | what servers are told of the time that is left |
+//! | `connection`, `deadline` | whether a stream is cut off and tried again; what servers are told of the time that is left |
 //! | `reliance`, `known_cluster` | for how long a lease may be relied on; whether it is still the cluster whose answers are known |
 //! | `pulse`, `loss`, `tell` | whether what a guard hangs on lives, and work that needs it; why something is held no more; telling it all at once |
 //! | `namespace` | a part of the key space as if it were all of it |

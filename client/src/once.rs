@@ -75,7 +75,7 @@ impl Requests {
     fn next(&self) -> Option<u64> {
         let mut numbers = self.numbers.lock();
         let sequence = numbers.has_room().then(|| numbers.next())?;
-        // One that was settled may have made room for many, of whom one was told.
+        // Settling one request may make room for several, but only one waiter was woken: wake the next.
         if numbers.has_room() {
             self.settled.notify_one();
         }

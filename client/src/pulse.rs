@@ -41,7 +41,7 @@ impl Pulse {
         Self { lost, clock: Clock::Lease(deadline) }
     }
 
-    /// That of what hangs on it and may be lost alone.
+    /// A pulse for something that depends on this one but can also be lost by itself.
     pub(crate) fn child(&self) -> Self {
         Self { lost: self.lost.child_token(), clock: self.clock.clone() }
     }

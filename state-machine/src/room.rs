@@ -1,4 +1,4 @@
-//! Requests that come again: what they made is there, so that they need no room, and go on in a store that is full.
+//! Which requests are repetitions: what they made is there already, so they need no room and are let through when the store is full.
 //!
 //! Whoever waits in a queue, or leads, asks again at another member when its own one goes. Were it refused for lack of
 //! room, a full store would be one that nobody leads.

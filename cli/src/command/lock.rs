@@ -23,13 +23,13 @@ pub(crate) struct Arguments {
     /// Seconds that the lock outlives this process if it ends without releasing it.
     #[arg(long, default_value = "10", allow_hyphen_values = true, value_parser = seconds)]
     pub(super) ttl: Duration,
-    /// Together with others that hold it shared.
+    /// Take a shared (read) lock: many may hold it together.
     #[arg(long, conflicts_with = "permits")]
     pub(super) shared: bool,
-    /// One of so many that may hold together; with --limit: so many of it.
+    /// Take one of this many permits (a semaphore); with --limit: take this many of the limit.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) permits: Option<u32>,
-    /// What all holders together may take of the permits.
+    /// All permits that there are.
     #[arg(long, requires = "permits", value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) limit: Option<u32>,
     /// Do not wait.
@@ -38,13 +38,13 @@ pub(crate) struct Arguments {
     /// Wait for at most this long.
     #[arg(long, value_parser = conclave_server::config::duration)]
     pub(super) wait: Option<Duration>,
-    /// break: really.
+    /// Confirm `break`.
     #[arg(long)]
     pub(super) yes: bool,
-    /// break: the place to take away; 0 for all that hold.
+    /// With `break`: the fencing token of the one holder to remove; 0 for all.
     #[arg(long, default_value_t = 0)]
     pub(super) token: i64,
-    /// break: for the log of the member.
+    /// With `break`: why, for the log of the server and whoever held it.
     #[arg(long, default_value = "")]
     pub(super) reason: String,
 }

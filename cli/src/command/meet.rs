@@ -70,7 +70,7 @@ pub(crate) enum Group {
         /// What others see.
         #[arg(default_value = "")]
         value: String,
-        /// Id of the member; one of its own if not given.
+        /// Id of the member; a random one if not given.
         #[arg(long)]
         member: Option<String>,
         /// What to run.

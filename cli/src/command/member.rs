@@ -33,7 +33,7 @@ pub(crate) struct AddArguments {
     /// Where the others will reach it, comma separated.
     #[arg(long, value_name = "URLS", default_value = "")]
     peer_urls: String,
-    /// It does not vote until it is promoted.
+    /// Add it as a learner, which does not vote until it is promoted.
     #[arg(long)]
     learner: bool,
 }

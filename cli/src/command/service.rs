@@ -65,25 +65,25 @@ pub(crate) struct Register {
     /// A command to run while it is registered.
     #[arg(last = true, value_name = "COMMAND ARGUMENT...")]
     command: Vec<String>,
-    /// What tells it from others; its address if not given.
+    /// Id of the instance; its address if not given.
     #[arg(long)]
     id: Option<String>,
     /// Version of the service.
     #[arg(long, default_value = "")]
     version: String,
-    /// Where it is.
+    /// Zone of the instance, such as eu-1a.
     #[arg(long, default_value = "")]
     zone: String,
-    /// A word to choose by; may be repeated.
+    /// A tag; may be repeated.
     #[arg(long)]
     tag: Vec<String>,
-    /// More about it; may be repeated.
+    /// Metadata; may be repeated.
     #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
     meta: Vec<(String, String)>,
-    /// How much it takes compared to others.
+    /// Weight: how many calls it gets, compared to other instances.
     #[arg(long, default_value_t = 100)]
     weight: u32,
-    /// How long it outlives this process if that ends without a word.
+    /// How long it stays registered if this process dies.
     #[arg(long, default_value = "10s", value_parser = conclave_server::config::duration)]
     ttl: Duration,
     #[command(flatten)]
@@ -136,7 +136,7 @@ pub(crate) struct Drain {
     /// Remove it after this time.
     #[arg(long, value_parser = conclave_server::config::duration)]
     remove_after: Option<Duration>,
-    /// Let it be as its owner says again.
+    /// End the drain.
     #[arg(long, conflicts_with = "remove_after")]
     undo: bool,
 }

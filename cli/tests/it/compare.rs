@@ -237,9 +237,9 @@ fn arguments_may_be_any_bytes() {
     let key = OsStr::from_bytes(b"k\xff");
     let value = OsStr::from_bytes(b"\xfe v");
     let [put, get, end, del] = ["put", "get", "l", "del"].map(OsStr::new);
-    let (_dir, same) = named("etcdctl");
+    let ((_dir, etcd), (_other_dir, same)) = (named("etcd"), named("etcdctl"));
     for program in programs("etcdctl").into_iter().chain([CONCLAVE.into(), same]) {
-        let server = Server::single(CONCLAVE.into());
+        let server = Server::single(etcd.clone());
         let program = program.to_str().expect("a path that is text");
         let done = |arguments: &[&OsStr]| {
             let output = run(program, &server.endpoint(), arguments, "");

@@ -26,9 +26,9 @@ pub(super) struct Mark {
 pub(super) enum Condition {
     /// Whatever there is.
     Any,
-    /// This one, which is the own one.
+    /// The registration that this guard made.
     Still(Mark),
-    /// None, or the own one of before a loss.
+    /// The id is free, or still held by our registration from before the loss.
     Free(Mark),
 }
 

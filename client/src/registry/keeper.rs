@@ -300,7 +300,7 @@ impl Keeper {
         }
     }
 
-    /// Takes the place that is free, or still the own one; nobody else's, and none that somebody has cleared.
+    /// Registers again if the id is free or still ours; never if another owner has it or an operator removed it.
     async fn take_place(&mut self) -> Result<(), Error> {
         let former = match replay::look(&self.service, &self.record.id).await {
             Ok(Found::There { mark, .. }) if self.is_own(mark) => mark,

@@ -23,7 +23,7 @@ const BYTES_PER_MARK: u64 = 2 << 10;
 pub(super) struct Pace {
     /// Fewer marks than this nobody notices.
     pub(super) marks_min: u64,
-    /// From when there are so many until they are merged: a flush more often would disturb the raft log.
+    /// Least time between two merges: each flushes, which competes with the raft log for the disk.
     pub(super) settle: Duration,
     /// Until the next time.
     pub(super) pause: Duration,

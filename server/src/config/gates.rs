@@ -123,7 +123,7 @@ impl Gates {
     }
 }
 
-/// Reads the gates and the flags that they were, and warns of what has no effect.
+/// Reads the feature gates and the experimental flags that they replace, and warns of those without effect.
 pub(super) fn settings(raw: &mut Raw) -> Result<Gates, ConfigError> {
     let mut asked = parse(raw.text(FLAG).unwrap_or_default())?;
     for gate in &GATES {

@@ -1,4 +1,4 @@
-//! How many connections an address has: whoever opens one after the other must not keep everybody else out.
+//! Limits the connections of each client address, so that one client cannot use up all that there may be.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};

@@ -175,8 +175,8 @@ struct Port {
     shared: Arc<Shared>,
 }
 
-/// A connection among those that there may be; free again when all clones are dropped. What becomes of the connection
-/// of a web socket keeps one.
+/// One of the connections that there may be, given back when its last clone is dropped. An upgraded web socket keeps
+/// a clone.
 #[derive(Clone)]
 pub(super) struct Seat {
     _taken: Arc<(OwnedSemaphorePermit, Place)>,

@@ -64,7 +64,7 @@ impl Node {
         }
     }
 
-    /// How far the log is committed, as far as this member ever knew. Raft forgets what it heard of a leader together
+    /// Highest commit index that this member has seen. Raft forgets what it heard of a leader together
     /// with the leader, and readers of metrics take a number that falls for one that began anew.
     fn see_committed(&self, metrics: &RaftMetrics<TypeConfig>) -> u64 {
         let applied = self.parts.reader.applied();

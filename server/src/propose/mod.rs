@@ -63,7 +63,7 @@ pub enum Haste {
     Patient,
 }
 
-/// With so many who wait in front, who enters a queue is not needed for the next hand-over.
+/// With at least this many waiters ahead, a newcomer is not needed for the next hand-over and can wait for company.
 const CROWD_MIN: usize = 2;
 
 impl Haste {

@@ -37,7 +37,7 @@ pub(crate) struct Rounds {
     acknowledged: Notify,
 }
 
-/// A batch that waits for its round, or is in it. Nobody listens any more if its sender gave up.
+/// A batch that waits for its round, or is in it. The receiver is gone if the sender gave up.
 #[derive(Debug)]
 struct Waiting {
     batch: Bytes,

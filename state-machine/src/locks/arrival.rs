@@ -1,4 +1,4 @@
-//! Whom a newcomer stands behind, without a look at the whole queue.
+//! Finds a newcomer's predecessor in a queue without reading the whole queue.
 //!
 //! Whoever follows etcd's recipe stands behind every key below the name, whether or not it is a place. Where it is known
 //! of a place that only places stood before it, only what came since has to be looked at: the last few events.

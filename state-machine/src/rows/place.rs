@@ -201,7 +201,7 @@ impl Turn {
     }
 }
 
-/// Bits of what is certain of a [`Front`].
+/// Flags of a [`Front`].
 const SINGLE: u8 = 1;
 const UNBROKEN: u8 = 2;
 const WHOLE_TURN: u8 = 4;

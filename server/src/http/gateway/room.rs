@@ -42,7 +42,7 @@ impl Room {
         Self { bytes_max, message_bytes_max, patience: PATIENCE, permits }
     }
 
-    /// Takes room for so many bytes beside what is held; whether there is any.
+    /// Takes room for this many more bytes beside what is held; `false` if there is none.
     pub(super) fn take(&self, bytes: usize, held: &mut Option<OwnedSemaphorePermit>) -> bool {
         let permits = Arc::clone(&self.permits);
         let more = u32::try_from(bytes).ok().and_then(|n| permits.try_acquire_many_owned(n).ok());
