@@ -5,7 +5,7 @@ SHELL := /bin/bash
 CARGO := . scripts/env.sh && cargo
 DATA_DIR ?= .cluster
 
-.PHONY: help setup cluster test interop e2e check fix scripts-update bench jepsen build release
+.PHONY: help setup cluster test interop integration e2e check fix scripts-update bench jepsen build release
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z%-]+:.*## /{printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,10 @@ test: setup ## Everything a contributor must pass (what CI runs)
 interop: setup ## Other people's clients against three nodes; FULL=1 for etcd-client's own suite
 	@$(CARGO) build --locked --bin conclave
 	@interop/run.sh
+
+integration: setup ## etcd's own integration tests, where Debian's sources of etcd and Go are
+	@$(CARGO) build --locked --bin conclave
+	@interop/integration/run.sh
 
 e2e: setup ## etcd's own end-to-end tests, where Debian's sources of etcd and Go are
 	@$(CARGO) build --locked --bin conclave
