@@ -18,6 +18,8 @@ use crate::{
 
 /// Longest wait for the next bytes.
 const IDLE_MAX: Duration = Duration::from_secs(60);
+/// Longest wait for the first: the member reads all of its state before, for etcd's form.
+const FIRST_MAX: Duration = Duration::from_secs(30 * 60);
 
 /// Header by which a client says which form it wants.
 const FORMAT: &str = "conclave-snapshot-format";
@@ -59,6 +61,7 @@ pub enum SnapshotFormat {
 /// ```
 pub struct Snapshot {
     stream: Streaming<SnapshotResponse>,
+    has_begun: bool,
     endpoint: String,
     hash: Context,
     /// The last bytes that came: the digest, if nothing more comes.
@@ -114,7 +117,13 @@ impl Client {
         };
         let stream = self.read(call).await?;
         let endpoint = self.endpoints().join(",");
-        Ok(Snapshot { stream, endpoint, hash: Context::new(&SHA256), last: Vec::new() })
+        Ok(Snapshot {
+            stream,
+            has_begun: false,
+            endpoint,
+            hash: Context::new(&SHA256),
+            last: Vec::new(),
+        })
     }
 }
 
@@ -123,17 +132,19 @@ impl Snapshot {
     /// cancel-safe.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] if it is not; [`Error::Deadline`] if nothing comes for a minute; else see
+    /// [`Error::Corrupt`] if it is not; [`Error::Deadline`] if nothing comes for a minute, at first for half an hour; else see
     /// [`Error`]. What came is then of no use.
     pub async fn next(&mut self) -> Result<Option<SnapshotPiece>, Error> {
-        let answer = timeout(IDLE_MAX, self.stream.message()).await.map_err(|_| {
+        let limit = if self.has_begun { IDLE_MAX } else { FIRST_MAX };
+        let answer = timeout(limit, self.stream.message()).await.map_err(|_| {
             let endpoint = self.endpoint.clone();
-            Error::Deadline { outcome: Outcome::NotApplied, endpoint, timeout: IDLE_MAX }
+            Error::Deadline { outcome: Outcome::NotApplied, endpoint, timeout: limit }
         })?;
         let answer = answer.map_err(|status| Error::from_status(status, &self.endpoint))?;
         let Some(SnapshotResponse { blob, remaining_bytes, .. }) = answer else {
             return self.verify().map(|()| None);
         };
+        self.has_begun = true;
         self.take(&blob);
         Ok(Some(SnapshotPiece { bytes: blob, remaining: remaining_bytes }))
     }

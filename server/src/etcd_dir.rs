@@ -20,6 +20,8 @@ use crate::data_dir;
 
 /// There while a directory is being taken over.
 const UNFINISHED: &str = "TAKEOVER_UNFINISHED";
+/// There ever after: what etcd left in the directory is of the past.
+const DONE: &str = "TAKEN_OVER";
 
 /// Where everything is.
 #[derive(Debug)]
@@ -62,12 +64,20 @@ pub(crate) fn is_unfinished(data: &Path) -> bool {
 pub(crate) fn take_over(dirs: &Dirs) -> Result<bool, TakeOverError> {
     let database = dirs.data.join(data_dir::ETCD_DATABASE);
     let log = dirs.data.join(data_dir::ETCD_LOG);
-    if !database.exists() {
+    let (done, is_unfinished) = (dirs.data.join(DONE), is_unfinished(&dirs.data));
+    // Of a member that served and lost its state, or has a log of its own, nothing may be replaced by what it began with.
+    if !database.exists() || (dirs.log.exists() && !is_unfinished) {
         return Ok(false);
+    }
+    let mark = dirs.data.join(UNFINISHED);
+    if done.exists() {
+        if is_unfinished {
+            fs::remove_file(&mark).map_err(failed(&mark))?;
+        }
+        return Ok(is_unfinished);
     }
     let Some(founded) = wal::founded(&log).map_err(failed(&log))? else { return Ok(false) };
     let Some(member) = new_member(&founded) else { return Ok(false) };
-    let mark = dirs.data.join(UNFINISHED);
     File::create(&mark).and_then(|mark| mark.sync_all()).map_err(failed(&mark))?;
     sync(&dirs.data)?;
     for dir in [&dirs.state, &dirs.log] {
@@ -85,8 +95,14 @@ pub(crate) fn take_over(dirs: &Dirs) -> Result<bool, TakeOverError> {
     for dir in [&dirs.log, &dirs.data] {
         sync(dir)?;
     }
+    File::create(&done).and_then(|done| done.sync_all()).map_err(failed(&done))?;
+    sync(&dirs.data)?;
     fs::remove_file(&mark).map_err(failed(&mark))?;
     sync(&dirs.data)?;
+    if !restored.reduced_roles.is_empty() {
+        let roles = restored.reduced_roles.join(", ");
+        tracing::warn!(%roles, "permissions of these roles that etcd never grants were left out");
+    }
     tracing::info!(
         dir = %dirs.data.display(),
         revision = restored.revision,

@@ -281,6 +281,15 @@ fn what_etcdctl_restored_is_started_as_it_is() {
         }
         running.stop();
     }
+    // What it served is lost: it must not begin once more with what etcd left.
+    std::fs::remove_dir_all(Path::new(&data).join("state")).unwrap();
+    let before = content(Path::new(&data));
+    let client = format!("http://127.0.0.1:{}", free_port());
+    let urls = ["listen", "advertise"].map(|kind| format!("--{kind}-client-urls={client}"));
+    let [name, data_dir, listen] = &flags;
+    let output = run(CONCLAVE, "", &["server", name, data_dir, listen, &urls[0], &urls[1]], "");
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    assert!(content(Path::new(&data)) == before, "nothing was added, changed or removed");
 }
 
 #[test]

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use conclave_proto::internal::{self, command::Command as Message};
 use conclave_proto::v1;
-use conclave_state_machine::locks::stranded::{self, Stranded};
+use conclave_state_machine::locks::stranded::{self, STRANDED_MAX, Stranded};
 use tokio::time::{Instant, sleep};
 
 use super::{RESUME_GRACE, streams};
@@ -52,10 +52,23 @@ async fn take_back(context: &Context) {
     while context.read_barrier().await.is_err() {
         sleep(LOOK).await;
     }
-    let (node, own) = (context.node.clone(), context.node.member_id());
-    let found = find(context, move |stream| node.turns().streams().is_former(own, stream)).await;
-    sleep(RESUME_GRACE).await;
-    withdraw(context, found).await;
+    let own = context.node.member_id();
+    let others = context.node.last_heard().into_iter().map(|(id, _)| id);
+    let members: Vec<u64> = others.chain([own]).collect();
+    loop {
+        let (node, members) = (context.node.clone(), members.clone());
+        let is_own = move |stream| {
+            let is_former = node.turns().streams().is_former(own, stream);
+            is_former && is_left_by(Who::Member(own), &members, stream)
+        };
+        let found = find(context, is_own).await;
+        let is_all = found.len() < STRANDED_MAX;
+        sleep(RESUME_GRACE).await;
+        withdraw(context, found).await;
+        if is_all {
+            return;
+        }
+    }
 }
 
 /// What members left that are away, while this one leads. Never returns.
@@ -96,7 +109,11 @@ async fn lead(context: &Context) {
             };
             if silence >= away && !found.is_empty() {
                 tracing::info!(requests = found.len(), "withdrawing what a dead member left");
+                let is_all = found.len() < STRANDED_MAX;
                 withdraw(context, std::mem::take(found)).await;
+                if !is_all {
+                    listed.remove(&who);
+                }
             }
         }
     }

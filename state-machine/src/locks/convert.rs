@@ -23,6 +23,8 @@ pub(super) fn apply<R: Read>(
     let LockConvert { name, session, request_id, once, .. } = convert;
     let session = match once::find(change.rows, *once, Kind::Convert)? {
         // A late copy of an earlier one must not take back what was converted since.
+        // It was given up before it came.
+        Standing::Known(answer) if !answer.is_done => return Err(Rejection::LockNotHeld.into()),
         Standing::Known(answer) => {
             let place = queue::place_of(change.rows, name, *session, request_id)?;
             let key = place.ok_or(Rejection::LockNotHeld)?.key;
