@@ -4,7 +4,7 @@
 //! beside. Joined again they make the very rows that were split. Unlike [`crate::import`], which follows rules, joining
 //! decides nothing: a `Key` row follows from the newest event of its key, because the sweep of a compaction takes the
 //! events of a key in their order, and a tombstone with its `Key` row. Only the count of its changes is begun anew: links
-//! over many of them ([`crate::rows::skips`]) are made from there on.
+//! over many of them (`crate::rows::skips`) are made from there on.
 
 use bytes::Bytes;
 
