@@ -71,7 +71,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// The arguments of a server behind the first ones; what is no text makes no sense in any of them.
+/// The arguments of a server behind the first ones; bytes that are no text are replaced, also in paths.
 fn texts(arguments: &[OsString], first: usize) -> Vec<String> {
     let arguments = arguments.get(first..).unwrap_or_default();
     arguments.iter().map(|argument| argument.to_string_lossy().into_owned()).collect()
