@@ -1,22 +1,23 @@
-//! How often calls are made again: a bucket of tokens that time and calls that went well fill.
+//! The retry budget: a token bucket, filled over time and by successful calls.
 //!
-//! A cluster that is down or overloaded must not be held there by its clients' repetitions. Back-off bounds
-//! what one call does, this what all calls of a client do together.
+//! Retries must not keep a failing or overloaded cluster down. Back-off limits a single call; the
+//! budget limits all calls of a client together.
 
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// Bounds how often a client makes calls again, whatever becomes of them; see
+/// Limits how often a client retries calls, whatever their errors; see
 /// [`Builder::retry_budget`](crate::Builder::retry_budget).
 ///
-/// A repetition takes a token. If there is none left it waits for one, and if none comes before the time of
-/// its call is up, the call ends at once with the error that it had. First attempts need no token, nor do
-/// streams that are opened again, which try once at a time after growing pauses.
+/// A retry takes a token. If none is left, it waits for one; if none will come before the deadline
+/// of its call, the call ends at once with the error that it had. First attempts need no token.
+/// Streams that are opened again need none either: they make one attempt at a time, after growing
+/// pauses.
 ///
-/// In `s` seconds in which `n` calls went well, a client makes at most `burst + s * per_second +
-/// n * percent / 100` repetitions.
+/// In `s` seconds in which `n` calls succeed, a client makes at most `burst + s * per_second + n *
+/// percent / 100` retries.
 ///
 /// ```
 /// # fn main() -> Result<(), conclave_client::Error> {
@@ -31,17 +32,17 @@ use tokio::time::Instant;
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RetryBudget {
-    /// Tokens that come each second.
+    /// Tokens added each second.
     pub per_second: u32,
-    /// Part of a token, in percent, that each call that went well brings.
+    /// Part of a token, in percent, added by each successful call.
     pub percent: u32,
-    /// The most tokens that are kept, and how many there are at first.
+    /// The most tokens that are kept; also the number at the start.
     pub burst: u32,
 }
 
 impl Default for RetryBudget {
-    /// 1,000 at first, then 100 a second and one for every five calls that went well: enough for a hundred
-    /// callers to sit out an election.
+    /// 1,000 at the start, then 100 a second and one for every five successful calls: enough for a
+    /// hundred callers to get through an election.
     fn default() -> Self {
         Self { per_second: 100, percent: 20, burst: 1_000 }
     }
@@ -56,7 +57,7 @@ pub(crate) struct Budget {
 
 #[derive(Debug)]
 struct Tokens {
-    /// Below zero when tokens to come are promised to who waits for them.
+    /// Below zero when future tokens are already promised to waiting callers.
     left: f64,
     at: Instant,
 }
@@ -67,14 +68,14 @@ impl Budget {
         Self { options, tokens: Mutex::new(Tokens { left, at: now }) }
     }
 
-    /// Takes note of a call that went well.
+    /// Adds the tokens for a successful call.
     pub(crate) fn earn(&self) {
         let mut tokens = self.tokens.lock();
         tokens.add(f64::from(self.options.percent) / 100.0, self.options.burst);
     }
 
-    /// Takes a token for a repetition: when it may be made, `now` at the earliest. `None`, and none is taken,
-    /// if that is not before `deadline`.
+    /// Takes a token for a retry and returns when the retry may be made, `now` at the earliest. If
+    /// that would not be before `deadline`, takes none and returns `None`.
     pub(crate) fn take(&self, now: Instant, deadline: Instant) -> Option<Instant> {
         let per_second = f64::from(self.options.per_second);
         let mut tokens = self.tokens.lock();
@@ -83,7 +84,7 @@ impl Budget {
         tokens.add(elapsed.as_secs_f64() * per_second, self.options.burst);
         let missing = (1.0 - tokens.left).max(0.0);
         let wait = if missing > 0.0 {
-            // Not at all if none ever comes.
+            // `None` if no token will ever come.
             Duration::try_from_secs_f64(missing / per_second).ok()?
         } else {
             Duration::ZERO

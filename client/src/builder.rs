@@ -1,4 +1,4 @@
-//! How a client is configured.
+//! Configuration of a client.
 
 use std::{sync::Arc, time::Duration};
 
@@ -60,8 +60,8 @@ impl Builder {
     pub(crate) fn new(endpoints: Vec<String>) -> Self {
         Self {
             endpoints,
-            // Above the 7 s that a server may take to give up on a proposal, so that the server's
-            // answer, which says more than silence, comes first.
+            // Above the 7 s after which a server gives up on a proposal: the server's answer, which
+            // says more than a local timeout, comes first.
             timeout: Duration::from_secs(10),
             settings: Settings {
                 dial_timeout: Duration::from_secs(2),
@@ -78,14 +78,15 @@ impl Builder {
         }
     }
 
-    /// Time allowed for each call, retries included. Default 10 s; more than 30 years are 30 years. Servers
-    /// are told how much of it is left for an attempt (`grpc-timeout`), so that none works for who has given up.
+    /// Time limit of each call, retries included. Default 10 s, capped at 30 years. Each attempt
+    /// tells the server how much time is left (`grpc-timeout`), so that it does not work on
+    /// abandoned calls.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// Time allowed for making one connection. Default 2 s.
+    /// Time limit for making one connection. Default 2 s.
     pub fn dial_timeout(mut self, timeout: Duration) -> Self {
         self.settings.dial_timeout = timeout;
         self
@@ -100,43 +101,43 @@ impl Builder {
         self
     }
 
-    /// Secures connections: to `https://` and `unixs://` endpoints, and to those without a scheme.
-    /// Endpoints of these schemes are secured without it too, by the system's authorities; `http://`
-    /// and `unix://` never are.
+    /// Sets up TLS for `https://` and `unixs://` endpoints, and for endpoints without a scheme.
+    /// Without this call `https://` and `unixs://` endpoints trust the system's certificate
+    /// authorities, and endpoints without a scheme are plaintext; `http://` and `unix://` always
+    /// are.
     pub fn tls(mut self, tls: Tls) -> Self {
         self.tls = Some(tls);
         self
     }
 
-    /// Calls as this user. The token is asked for with the first call, and again whenever the server
-    /// does not take it any more; a server that wants no user is called without one.
+    /// Calls as this user. The first call fetches a token; a new one is fetched when the server no
+    /// longer accepts it. If the server has authentication disabled, calls carry no token.
     pub fn user(mut self, name: impl Into<String>, password: impl Into<String>) -> Self {
         self.settings.login = Some(Arc::new(Login::new(name.into(), password.into())));
         self
     }
 
-    /// Whether puts, deletions and transactions are sent so that the cluster remembers their answers for a
-    /// while, if it can: then one whose answer was lost is sent again by this client, and takes effect once.
-    /// Default yes; against a server of etcd it makes no difference. Without it they go as any etcd client
-    /// sends them, which spares the cluster a small row for each, and one whose answer was lost is reported
-    /// with [`Outcome::Unknown`](crate::Outcome::Unknown).
+    /// Whether the cluster remembers the answers of puts, deletions and transactions for a while,
+    /// if it can. A write whose answer was lost is then sent again by this client, and takes effect
+    /// once. Default yes; no effect against etcd. If no, writes are sent as any etcd client sends
+    /// them, which saves the cluster a small row for each, and a write whose answer was lost is
+    /// reported with [`Outcome::Unknown`](crate::Outcome::Unknown).
     pub fn remembered_writes(mut self, are_remembered: bool) -> Self {
         self.are_writes_remembered = are_remembered;
         self
     }
 
-    /// How often calls are made again, all calls of the client and its clones together. Each call also pauses
-    /// between its attempts: once it has been to all endpoints for a random time up to 20 ms, doubled with each
-    /// round up to 1 s.
+    /// Limits how often calls are retried, for all calls of the client and its clones together.
+    /// Besides, each call pauses between its attempts: once it has tried all endpoints, for a
+    /// random time of up to 20 ms, doubled with each round up to 1 s.
     pub fn retry_budget(mut self, budget: RetryBudget) -> Self {
         self.retry_budget = budget;
         self
     }
 
-    /// Calls this with the headers of every call before it is sent (but for those that ask for a token), on the task that
-    /// makes the call: for the context
-    /// of a trace (`traceparent` of W3C Trace Context), which the server takes up with
-    /// `--enable-distributed-tracing`.
+    /// Calls `add` with the headers of every call before it is sent (except those that fetch a
+    /// token), on the task that makes the call. Meant for trace context (`traceparent` of W3C Trace
+    /// Context), which the server uses with `--enable-distributed-tracing`.
     ///
     /// ```
     /// # #[tokio::main(flavor = "current_thread")]
@@ -148,7 +149,7 @@ impl Builder {
     ///
     /// let client = Client::builder(["127.0.0.1:2379"])
     ///     .headers(|headers| {
-    ///         // Of the span that the program is in; or by a propagator of the crate `opentelemetry`.
+    ///         // From the program's current span, or by a propagator of the crate `opentelemetry`.
     ///         if let Ok(context) = HeaderValue::try_from(opentelemetry::traceparent()) {
     ///             headers.insert("traceparent", context);
     ///         }
@@ -161,26 +162,28 @@ impl Builder {
         self
     }
 
-    /// Puts this before every key that the client sends, and takes it off the keys in the answers: keys and values,
-    /// transactions, watches and settings, and the names of locks, elections, barriers, latches, counters and groups.
-    /// A range ends with the namespace at the latest. As the package `namespace` of etcd's client in Go does; a
-    /// lock of a name excludes the same one of such a client.
+    /// Puts this prefix before every key that the client sends and removes it from the keys in the
+    /// answers. It applies to keys and values, transactions, watches and settings, and to the names
+    /// of locks, elections, barriers, latches, counters and groups. A range never reaches beyond
+    /// the namespace. It works as the package `namespace` of etcd's Go client does: a lock name
+    /// excludes the same name locked by such a client.
     ///
-    /// What the server names itself stays whole: the keys of places and leaders, and the events of a server's log.
-    /// Services, users, permissions and members are those of the cluster.
+    /// Names that the server makes stay whole: the keys of lock places and leaders, and the events
+    /// of a server's log. Services, users, permissions and members belong to the whole cluster.
     pub fn namespace(mut self, prefix: impl AsRef<[u8]>) -> Self {
         self.namespace = Namespace::default().within(prefix.as_ref());
         self
     }
 
-    /// Makes the client. Nothing is connected before the first call; call it inside a tokio runtime, on
-    /// which the client's own tasks run: what it keeps alive is lost with that runtime.
+    /// Makes the client. It connects on the first call. Must be called inside a tokio runtime,
+    /// which then runs the client's background tasks: the sessions and leases that it keeps alive
+    /// are lost when that runtime ends.
     ///
     /// # Panics
-    /// Outside a tokio runtime.
+    /// If called outside a tokio runtime.
     ///
     /// # Errors
-    /// [`Error::Config`] if there is no endpoint, one cannot be understood, or a file of TLS cannot be
+    /// [`Error::Config`] if there is no endpoint, one cannot be parsed, or a TLS file cannot be
     /// used.
     pub fn build(self) -> Result<Client, Error> {
         if self.endpoints.is_empty() {

@@ -1,4 +1,4 @@
-//! One server address: its channel, how busy it is, and whether it failed lately.
+//! One server address: its channel, how busy it is, and whether it failed recently.
 
 use std::{
     sync::{
@@ -21,10 +21,10 @@ use crate::{
     login::{Channel, Desk, Headers},
 };
 
-/// Large ranges and watch catch-up should not wait for window updates; 64 KiB, the default, does.
+/// Large ranges and watch catch-up should not wait for window updates, as with the default 64 KiB.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
-/// All there can be: what a slow reader leaves unread counts here until it is read, and a window that a few of them
-/// filled would keep heartbeats from being answered. Each stream has its own bound.
+/// The largest possible. What slow readers leave unread counts against this window, and if a few of
+/// them filled it, heartbeats would not be answered any more. Each stream has its own bound.
 const CONNECTION_WINDOW_BYTES: u32 = (1 << 31) - 1;
 /// An endpoint that keeps failing is left alone for at most this long while others serve.
 const DOWN_MAX: Duration = Duration::from_secs(5);
@@ -80,13 +80,13 @@ impl Endpoint {
         Channel::new(self.channel.clone(), self.desk.clone(), self.headers.clone())
     }
 
-    /// Whether calls are made as a user.
+    /// Whether calls carry a user's token.
     pub(crate) fn has_login(&self) -> bool {
         self.desk.is_some()
     }
 
-    /// What a stream that was open ended with. If that is a refusal of its token, which no header told, the
-    /// next one asks for another.
+    /// Converts the status that ended an open stream. If it says that the token was refused, which
+    /// no header of the stream did, the next call fetches a new token.
     pub(crate) fn ended(&self, status: Status) -> Error {
         let error = Error::from_status(status, &self.address);
         if error.wants_login() {
@@ -95,7 +95,7 @@ impl Endpoint {
         error
     }
 
-    /// A watcher was refused for want of a valid token: the next one asks for another.
+    /// Makes the next call fetch a new token, after a watcher was refused for lack of a valid one.
     pub(crate) fn forget_token(&self) {
         if let Some(desk) = &self.desk {
             desk.forget();

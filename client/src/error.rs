@@ -1,7 +1,7 @@
 //! What can go wrong, by what the caller can do about it.
 //!
-//! A write whose answer was lost is neither failed nor done: [`Error::outcome`] says which of the
-//! three it is, and this crate never sends such a write a second time unless the cluster recognises it.
+//! A write whose answer was lost is neither failed nor done. [`Error::outcome`] says what is known,
+//! and this crate never sends such a write again unless the cluster recognises it.
 
 use std::{borrow::Cow, error::Error as _, time::Duration};
 
@@ -17,7 +17,7 @@ use tonic::{Code, ConnectError, Status};
 ///     match error.outcome() {
 ///         Outcome::NotApplied => return Err(error), // the seat is free for another attempt
 ///         Outcome::Applied => {}
-///         // A look tells, as long as nobody else writes the key.
+///         // A read tells, as long as nobody else writes the key.
 ///         Outcome::Unknown => match client.get("seats/4").await?.one() {
 ///             Some(kv) if kv.value == "ada" => {}
 ///             _ => return Err(error),
@@ -41,7 +41,7 @@ pub enum Outcome {
 /// ```
 /// use conclave_client::{Error, Outcome};
 ///
-/// /// What an operator reads, and whether to try again by oneself.
+/// /// What an operator reads, and whether the program should retry.
 /// fn advice(error: &Error) -> (&'static str, bool) {
 ///     match error {
 ///         Error::Config { .. } | Error::Invalid(_) => ("mend the program", false),
@@ -70,7 +70,8 @@ pub enum Error {
     /// The request breaks a rule of the API: correct the request.
     #[error("{}", .0.message())]
     Invalid(Status),
-    /// The state of the store forbids the request (lease exists, not leader, ...): read and decide.
+    /// The state of the store forbids the request (lease exists, not leader, ...): read it and
+    /// decide.
     #[error("{}", .0.message())]
     Refused(Status),
     /// The lease or member named does not exist (any more).
@@ -79,23 +80,23 @@ pub enum Error {
     /// Others hold the lock, and the time to wait for it is over: try again later.
     #[error("the lock is held by others")]
     Busy,
-    /// What was waited for did not happen in time: wait again, or do without it.
+    /// What was waited for did not happen in time: wait again, or go on without it.
     #[error("not in time")]
     NotYet,
-    /// What the call needs is held no more: stop working on what it protected.
+    /// What the call needs is no longer held: stop working on what it protected.
     #[error("lost: {reason}")]
     Lost {
         /// What is known about the loss.
         reason: Cow<'static, str>,
     },
-    /// The write took effect, once; its answer was lost, and the cluster did not keep it, for it is too large or
-    /// tells the keys of a range: read what you need of it.
+    /// The write took effect once, but its answer was lost, and the cluster did not keep the answer
+    /// because it is too large or lists the keys of a range: read what you need of it.
     #[error("done as of revision {revision}, but the answer was lost")]
     AnswerLost {
-        /// The store's revision when it was done.
+        /// The store's revision at the time of the answer.
         revision: i64,
     },
-    /// What a key says is not what the program takes it for: correct the value, or the type.
+    /// The value of a key is not what the program expects: correct the value, or the type.
     #[error("{key}: {message}")]
     Decode {
         /// The key.
@@ -103,28 +104,28 @@ pub enum Error {
         /// What is wrong with its value, and where.
         message: String,
     },
-    /// The revision asked for is gone: read the current state and go on from there.
+    /// The requested revision was compacted: read the current state and go on from there.
     #[error("etcdserver: mvcc: required revision has been compacted")]
     Compacted {
         /// The oldest revision that can still be read, 0 if the server did not say.
         revision: i64,
     },
-    /// The revision asked for does not exist yet on the answering member.
+    /// The requested revision does not exist yet on the answering member.
     #[error("{}", .0.message())]
     FutureRevision(Status),
     /// The store is over its quota: free space, then disarm the alarm.
     #[error("{}", .0.message())]
     NoSpace(Status),
-    /// The server sheds load: try again later.
+    /// The server is overloaded and rejects calls: try again later.
     #[error("{}", .0.message())]
     Overloaded(Status),
-    /// Credentials are missing, wrong or not sufficient.
+    /// Credentials are missing, wrong, or lack the permission.
     #[error("{}", .0.message())]
     Denied(Status),
-    /// The server does not offer this call.
+    /// The server does not implement this call.
     #[error("{}", .0.message())]
     Unimplemented(Status),
-    /// The server found its data damaged: an operator is needed.
+    /// The server found its data corrupted: an operator is needed.
     #[error("{}", .0.message())]
     Corrupt(Status),
     /// No endpoint could serve the call now: try again if the outcome allows it.
@@ -147,7 +148,7 @@ pub enum Error {
         /// The time that was allowed.
         timeout: Duration,
     },
-    /// An answer outside the protocol, or an error that none of the above describes.
+    /// An answer that violates the protocol, or an error that none of the other variants describes.
     #[error("{endpoint}: {}", .status.message())]
     Unexpected {
         /// Whether the call may have taken effect.
@@ -160,7 +161,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// What is known about the effect of the call.
+    /// What is known about the effect of the failed call.
     #[must_use]
     pub fn outcome(&self) -> Outcome {
         match self {
@@ -206,7 +207,7 @@ impl Error {
         Self::Lost { reason: reason.into() }
     }
 
-    /// Sorts a status that `endpoint` returned for a call.
+    /// Turns a status that `endpoint` returned for a call into an error.
     #[must_use]
     pub fn from_status(status: Status, endpoint: &str) -> Self {
         let endpoint = endpoint.to_owned();
@@ -216,7 +217,7 @@ impl Error {
         }
         match status.code() {
             Code::InvalidArgument => Self::Invalid(status),
-            // This member cannot, others can.
+            // A learner cannot serve this call, but other members can.
             Code::FailedPrecondition if status.message() == NOT_FOR_LEARNERS => {
                 Self::Unavailable { outcome: Outcome::NotApplied, endpoint, status }
             }
@@ -230,7 +231,7 @@ impl Error {
                 Self::Invalid(status)
             }
             Code::ResourceExhausted => Self::Overloaded(status),
-            // etcd sends this one with code Unknown by mistake; its clients go by the text.
+            // etcd sends this one with code Unknown by mistake; etcd's clients match the text.
             Code::Unknown if status.message() == TOO_MANY_REQUESTS => Self::Overloaded(status),
             Code::PermissionDenied | Code::Unauthenticated => Self::Denied(status),
             Code::Unimplemented => Self::Unimplemented(status),
@@ -247,12 +248,12 @@ impl Error {
         }
     }
 
-    /// Whether the same call may well succeed some time later.
+    /// Whether the same call may succeed some time later.
     pub(crate) fn is_passing(&self) -> bool {
         self.is_unavailable() || matches!(self, Self::Deadline { .. } | Self::Overloaded(_))
     }
 
-    /// Whether another endpoint, or the same one a moment later, may well answer.
+    /// Whether another endpoint, or the same one a moment later, may answer.
     pub(crate) fn is_unavailable(&self) -> bool {
         matches!(self, Self::Unavailable { .. })
     }
@@ -270,7 +271,7 @@ fn out_of_range(status: Status) -> Error {
     }
 }
 
-/// Whether the request failed while its connection was being made, and so has not left this process.
+/// Whether the request failed while connecting, so that nothing has left this process.
 pub(crate) fn never_sent(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut cause = Some(error);
     while let Some(error) = cause {

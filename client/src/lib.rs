@@ -14,34 +14,34 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`kv`] | request builders for keys and values |
-//! | `pages`, `json` | large ranges in pages of one revision; values as types of the program |
+//! | `pages`, `json` | large ranges read in pages at one revision; values decoded into the program's types |
 //! | [`txn`] | transactions: compares and operations |
 //! | [`watch`] | streams of changes |
 //! | [`lease`] | leases and the guard that keeps one alive |
-//! | [`queue`] | etcd's recipe behind its locks and elections |
-//! | [`election`] | leaders: campaign, proclaim, resign, observe |
-//! | [`registry`] | services: register, discover, drain |
-//! | [`session`] | leases with an owner, all kept alive by one stream (on an etcd: leases) |
-//! | [`lock`] | locks with fencing tokens and guarded transactions (on an etcd: exclusive locks by its recipe) |
-//! | [`counter`], [`latch`] | numbers that many change (Conclave only) |
-//! | [`barrier`], [`double_barrier`] | waiting for each other (Conclave only) |
-//! | [`group`] | who is there (Conclave only) |
-//! | [`wait`] | what is awaited at barriers and latches |
+//! | [`queue`] | etcd's lock and election recipe |
+//! | [`election`] | leader election: campaign, proclaim, resign, observe |
+//! | [`registry`] | service registry: register, discover, drain |
+//! | [`session`] | leases with an owner, all kept alive over one stream (against etcd: plain leases) |
+//! | [`lock`] | locks with fencing tokens and guarded transactions (against etcd: exclusive locks, by its recipe) |
+//! | [`counter`], [`latch`] | shared counters and countdown latches (Conclave only) |
+//! | [`barrier`], [`double_barrier`] | points where processes wait for each other (Conclave only) |
+//! | [`group`] | group membership: join, leave, list the members (Conclave only) |
+//! | [`wait`] | the future that waits at a barrier or latch |
 //! | [`config`] | live configuration: layers, validation, history |
-//! | [`balance`] | spreading calls over the instances of a service |
+//! | [`balance`] | client-side load balancing over the instances of a service |
 //! | [`auth`] | users, roles and permissions |
-//! | [`maintenance`] | members, status, alarms, and what operators do |
-//! | [`snapshot`] | a member's whole state, for a backup |
-//! | [`key`] | ranges of keys |
-//! | `blocking` | all of it without a runtime (feature `blocking`) |
-//! | `client`, `builder`, `endpoint`, `tls`, `login`, `discover` | the handle and its settings; servers, how they are reached and told who calls |
-//! | `reply`, `error`, `retry`, `backoff`, `budget`, `moment` | answers, what can go wrong, what is then made again, pauses between attempts, how many there may be, the clock |
-//! | `connection`, `deadline` | whether a stream is cut off and tried again; what servers are told of the time that is left |
-//! | `reliance`, `known_cluster` | for how long a lease may be relied on; whether it is still the cluster whose answers are known |
-//! | `pulse`, `loss`, `tell` | whether what a guard hangs on lives, and work that needs it; why something is held no more; telling it all at once |
-//! | `namespace` | a part of the key space as if it were all of it |
-//! | `writes`, `once`, `undo` | requests that may be sent again; what is taken back when it is dropped |
-//! | `patience`, `mirror`, `page`, `cache` | waiting on a stream; keys and their changes; a member's pages; a file for a start without the cluster |
+//! | [`maintenance`] | members, status, alarms, and other operator calls |
+//! | [`snapshot`] | a copy of a member's whole state, for backups |
+//! | [`key`] | key ranges |
+//! | `blocking` | the same API for programs without an async runtime (feature `blocking`) |
+//! | `client`, `builder`, `endpoint`, `tls`, `login`, `discover` | the client handle and its settings; endpoints, TLS, authentication, discovery by DNS |
+//! | `reply`, `error`, `retry`, `backoff`, `budget`, `moment` | replies, errors, which errors are retried, pauses between attempts, the retry budget, a clock that counts suspend time |
+//! | `connection`, `deadline` | whether a stream is connected or reconnecting; the deadline sent to servers |
+//! | `reliance`, `known_cluster` | how long a lease may be relied on; whether the answers still come from the same cluster |
+//! | `pulse`, `loss`, `tell` | whether a guard's session or lease is alive, and running work only while it is; why a lock was lost; publishing state changes |
+//! | `namespace` | a key prefix that is added to requests and removed from answers |
+//! | `writes`, `once`, `undo` | writes and session requests that can be retried safely; releasing what a dropped guard held |
+//! | `patience`, `mirror`, `page`, `cache` | waiting on a server stream; a local copy of a key range; a member's pages; a file for starting without the cluster |
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), conclave_client::Error> {

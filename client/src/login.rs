@@ -1,7 +1,7 @@
-//! The user of a client: its token is asked for when first needed, put into every call, and asked for
-//! again when the server does not know it any more.
+//! The user of a client. Its token is fetched when first needed, sent with every call, and fetched
+//! again when the server no longer accepts it.
 //!
-//! One login at a time and endpoint: whoever else needs a token there meanwhile waits for that one's.
+//! There is one login at a time for each endpoint; other calls to it wait for its token.
 
 use std::{
     fmt,
@@ -25,17 +25,17 @@ use tracing::{Metadata, Span};
 
 use crate::{deadline, endpoint::Endpoint, error::Error};
 
-/// Name of the span of one attempt of a call.
+/// Name of the tracing span of one attempt.
 pub(crate) const ATTEMPT: &str = "attempt";
-/// Where etcd looks for the token.
+/// The metadata key in which etcd expects the token.
 const TOKEN: &str = "token";
-/// How often in a row a call or stream begins again with a new token. Tokens of busy clusters may age while
-/// they travel.
+/// How often in a row a call or stream is started again with a new token. In busy clusters a token
+/// may become stale on its way.
 const LOGINS_PER_CALL_MAX: u32 = 3;
-/// What a server says whose users changed, or that was started again. None of it was carried out.
+/// Texts of a server whose users changed, or that was restarted. The call was not carried out.
 const STALE: [&str; 3] =
     ["etcdserver: invalid auth token", OLD_REVISION, "etcdserver: user name is empty"];
-/// Users or roles changed between the look at who calls and the call.
+/// Users or roles changed between the permission check and the call.
 const OLD_REVISION: &str = "etcdserver: revision of auth store is old";
 const NOT_ENABLED: &str = "etcdserver: authentication is not enabled";
 
@@ -56,15 +56,16 @@ impl Error {
     }
 }
 
-/// How often in a row one call or stream began again with a new token.
+/// Counts how often in a row one call or stream was started again with a new token.
 #[derive(Debug, Default)]
 pub(crate) struct Logins {
     times: u32,
 }
 
 impl Logins {
-    /// Whether to begin again. Nothing was carried out, the endpoint is well, and the next attempt
-    /// asks for a token first. Whoever calls by a certificate needs none: the server looks at it anew.
+    /// Whether to start again. Nothing was carried out, the endpoint is healthy, and the next
+    /// attempt fetches a token first. A client that authenticates by certificate needs no token:
+    /// the server checks the certificate again.
     pub(crate) fn may_help(&mut self, error: &Error, endpoint: &Endpoint) -> bool {
         let is_stale =
             if endpoint.has_login() { error.wants_login() } else { error.is_overtaken() };
@@ -73,25 +74,25 @@ impl Logins {
         may_help
     }
 
-    /// The token was good.
+    /// The token was accepted.
     pub(crate) fn succeeded(&mut self) {
         self.times = 0;
     }
 }
 
-/// Name and password, and the token that they are worth.
+/// Name and password, and the token received for them.
 pub(crate) struct Login {
     name: String,
     password: String,
-    /// Never locked over a call: an endpoint that does not answer must not hold up calls to others.
+    /// Never held across a call: an endpoint that does not answer must not block calls to others.
     token: Mutex<Token>,
 }
 
 #[derive(Clone, PartialEq, Eq)]
 enum Token {
-    /// None was asked for yet, or it was refused.
+    /// Not fetched yet, or refused.
     Unknown,
-    /// The server wants none.
+    /// Authentication is disabled on the server.
     Unneeded,
     Known(HeaderValue),
 }
@@ -111,8 +112,9 @@ impl Login {
         match AuthClient::new(channel.clone()).authenticate(request).await {
             Ok(answer) => {
                 let value = HeaderValue::try_from(answer.into_inner().token);
-                // Not marked as sensitive: HTTP/2 would send it whole, in Huffman's code, with every call. Nobody
-                // guesses it by the sizes of frames, for only all of it matches (RFC 7541 §7.1).
+                // Not marked as sensitive: HTTP/2 would then send it in full, Huffman-coded, with
+                // every call. It cannot be guessed from frame sizes, because only the whole value
+                // matches (RFC 7541 section 7.1).
                 Ok(Token::Known(value.map_err(|error| Status::internal(error.to_string()))?))
             }
             Err(status) if status.message() == NOT_ENABLED => Ok(Token::Unneeded),
@@ -120,7 +122,7 @@ impl Login {
         }
     }
 
-    /// Forgets a token that was refused, unless another one is known by now.
+    /// Forgets a token that was refused, unless another one has been fetched since.
     fn refused(&self, refused: &Token) {
         let mut token = self.token.lock();
         if *token == *refused {
@@ -129,18 +131,18 @@ impl Login {
     }
 }
 
-/// Without the password: what is printed may end in a log.
+/// Leaves the password out: debug output may end up in a log.
 impl fmt::Debug for Login {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Login").field("name", &self.name).finish_non_exhaustive()
     }
 }
 
-/// A user at one endpoint.
+/// A user's login at one endpoint.
 #[derive(Debug)]
 pub(crate) struct Desk {
     login: Arc<Login>,
-    /// Whose turn it is to ask here for a token.
+    /// Held by the one task that fetches a token here.
     turn: tokio::sync::Mutex<()>,
 }
 
@@ -149,7 +151,7 @@ impl Desk {
         Self { login, turn: tokio::sync::Mutex::default() }
     }
 
-    /// The token, asked for over `channel` if it is not known.
+    /// The token, fetched over `channel` if it is not known.
     async fn token(&self, channel: &transport::Channel) -> Result<Token, Status> {
         let known = self.login.known();
         if known != Token::Unknown {
@@ -165,19 +167,20 @@ impl Desk {
         Ok(answer)
     }
 
-    /// Forgets the token, whichever it is: a watcher was refused, and the answer does not name it.
+    /// Forgets the current token, whichever it is: a watcher was refused, and the answer does not
+    /// say which token it had.
     pub(crate) fn forget(&self) {
         *self.login.token.lock() = Token::Unknown;
     }
 }
 
-/// A connection to one endpoint on which every call carries the client's token.
+/// A connection to one endpoint; every call on it carries the client's token.
 ///
 /// ```no_run
 /// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
 /// use conclave_client::{Channel, Error, pb::{HashRequest, maintenance_client::MaintenanceClient}};
 ///
-/// // A call that `Client` has no method for. The client's token goes with it.
+/// // A call that `Client` has no method for. It carries the client's token.
 /// let channel: Channel = client.channel();
 /// let answer = MaintenanceClient::new(channel).hash(HashRequest {}).await;
 /// let answer = answer.map_err(|status| Error::from_status(status, "one of the members"))?;
@@ -189,7 +192,7 @@ pub struct Channel {
     inner: transport::Channel,
     desk: Option<Arc<Desk>>,
     headers: Option<Headers>,
-    /// When nobody waits any more for the answers of calls on it.
+    /// The deadline of calls on this channel, if they have one.
     until: Option<Instant>,
 }
 
@@ -218,12 +221,12 @@ impl Channel {
         Self { inner, desk, headers, until: None }
     }
 
-    /// The same for calls whose answers nobody waits for any more from then on, which the server is told.
+    /// The same channel for calls with this deadline, which the server is told.
     pub(crate) fn until(self, until: Instant) -> Self {
         Self { until: Some(until), ..self }
     }
 
-    /// The same for a stream that goes on after the call that opens it.
+    /// The same channel without a deadline, for a stream that goes on after the call that opens it.
     pub(crate) fn open_end(self) -> Self {
         Self { until: None, ..self }
     }
@@ -231,7 +234,7 @@ impl Channel {
 
 type Answer = Result<Response<Body>, transport::Error>;
 
-/// Whether a span is that of an attempt ([`crate::Client`]), and none of the program's.
+/// Whether a span is one of [`crate::Client`]'s attempts, not a span of the program.
 fn is_attempt(span: &Metadata<'_>) -> bool {
     span.name() == ATTEMPT && span.target().starts_with(env!("CARGO_CRATE_NAME"))
 }
@@ -259,7 +262,8 @@ impl Service<Request<Body>> for Channel {
         match &self.desk {
             None => Either::Left(self.inner.call(request)),
             Some(desk) => {
-                // The clone takes the place of the one that is ready.
+                // `poll_ready` was called on the old channel, so that one makes the call and its
+                // clone stays.
                 let next = self.inner.clone();
                 let ready_one = std::mem::replace(&mut self.inner, next);
                 let call = with_token(ready_one, Arc::clone(desk), request);
@@ -276,8 +280,8 @@ async fn with_token(
 ) -> Answer {
     let token = match desk.token(&channel).await {
         Ok(token) => token,
-        // A server that cannot be reached is not reached by the call itself either, and the caller
-        // learns from that one whether anything was sent.
+        // If the server cannot be reached, the call itself fails as well, and its error tells the
+        // caller whether anything was sent.
         Err(status) if std::error::Error::source(&status).is_some() => Token::Unknown,
         Err(status) => return Ok(status.into_http()),
     };

@@ -1,20 +1,20 @@
-//! Which calls are made again after which errors, and what they end with.
+//! Which calls are retried after which errors, and the error they end with.
 
 use crate::error::{Error, Outcome};
 
-/// After which errors a call is made again.
+/// Decides after which errors a call is retried.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Retry {
-    /// It changes nothing.
+    /// The call changes nothing.
     Read,
-    /// It changes something.
+    /// The call changes something.
     Write,
-    /// It changes something, and the cluster recognises it when it comes again.
+    /// The call changes something, and the cluster recognises it when it is sent again.
     Once,
 }
 
 impl Retry {
-    /// Whether it is after this error.
+    /// Whether a call of this class is retried after this error.
     pub(crate) fn covers(self, error: &Error) -> bool {
         match self {
             Self::Read => error.is_unavailable() || matches!(error, Error::Deadline { .. }),
@@ -23,14 +23,15 @@ impl Retry {
         }
     }
 
-    /// Among how many attempts the time that is left is shared out.
+    /// Number of attempts among which the remaining time is divided.
     pub(crate) fn shares(self, endpoints: usize) -> usize {
         if self == Self::Write { 1 } else { endpoints }
     }
 
-    /// What a call ends with. That a repetition was refused does not say what became of an earlier attempt,
-    /// which may be under way still (`doubt`); that the time was over during the last attempt to read does not
-    /// say why one before it certainly did not arrive (`reason`).
+    /// The error that a call ends with. If a retry was refused, an earlier attempt (`doubt`) may
+    /// still take effect, so its error is returned. If the last attempt of a read timed out, the
+    /// error of an earlier attempt that certainly did not arrive (`reason`) says more than the
+    /// timeout.
     pub(crate) fn verdict(
         self,
         doubt: Option<Error>,
@@ -75,7 +76,7 @@ mod tests {
         assert!(matches!(verdict, Error::Unavailable { .. }), "{verdict}");
         let verdict = Retry::Read.verdict(Some(late()), None, late());
         assert!(matches!(verdict, Error::Deadline { .. }), "{verdict}");
-        // What may have taken effect must say so.
+        // An error of a write that may have taken effect must say so.
         for retry in [Retry::Write, Retry::Once] {
             let verdict = retry.verdict(None, Some(refused()), late());
             assert_eq!(verdict.outcome(), Outcome::Unknown);

@@ -1,13 +1,13 @@
 //! Sessions: one lease and one stream for everything a process holds.
 //!
-//! A session is a lease with an owner. All sessions of a client share one stream, on which one small
-//! message every third of the shortest TTL keeps all of them alive. What is known about a session is
-//! judged by this process's own monotonic clock, from the moment a heartbeat was *sent*: so it counts
-//! as lost here before the server can give to others what it held, whatever happened to answers. On Linux
-//! that clock goes on while the machine is suspended.
+//! A session is a lease with an owner. All sessions of a client share one stream; one small message
+//! every third of the shortest TTL keeps all of them alive. This process judges a session by its
+//! own monotonic clock, counted from when a heartbeat was *sent*. So the session counts as lost
+//! here before the server can give what it held to others, even if answers are delayed or lost. On
+//! Linux that clock also runs while the machine is suspended.
 //!
-//! From a server that speaks etcd's API only a session is a lease of which nobody knows the owner. Locks
-//! and candidacies of such a session are turns of etcd's recipe, each with a lease of its own.
+//! A server that only speaks etcd's API knows no owners: there a session is a plain lease. Locks
+//! and candidacies of such a session use etcd's recipe, each with a lease of its own.
 //!
 //! ```no_run
 //! # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
@@ -59,7 +59,7 @@ pub(crate) use heart::{Cleanup, Hearing, Heart, are_held};
 
 /// A session's TTL if none is asked for.
 pub(crate) const TTL: Duration = Duration::from_secs(10);
-/// Bytes of the random numbers by which requests are recognised.
+/// Length of the random ids by which the server recognises requests, in bytes.
 const REQUEST_ID_BYTES: usize = 16;
 
 /// What this process knows about its session.
@@ -80,17 +80,17 @@ const REQUEST_ID_BYTES: usize = 16;
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SessionState {
-    /// The server renewed it lately.
+    /// The last heartbeat was answered in time.
     Active,
-    /// Two thirds of the TTL passed since the last heartbeat that was answered: what the session holds
-    /// is held still, but do not begin anything that takes long.
+    /// Two thirds of the TTL passed since the last answered heartbeat: what the session holds is
+    /// still held, but do not begin anything that takes long.
     Jeopardy,
     /// It ended, or may have. Final.
     Lost,
 }
 
 impl Client {
-    /// Starts to describe a session; await it to begin it.
+    /// Starts to describe a session; await the result to begin it.
     pub fn session(&self) -> Begin {
         let (client, owner, metadata) = (self.clone(), String::new(), Vec::new());
         Begin { client, ttl: TTL, owner, metadata, limit: self.timeout() }
@@ -99,7 +99,7 @@ impl Client {
     /// All sessions of the cluster, with their owners and keys.
     ///
     /// # Errors
-    /// See [`Error`]. The answer to many sessions comes in pages: none is returned if one fails.
+    /// See [`Error`]. Many sessions are read in pages; if one page fails, none is returned.
     pub async fn sessions(&self) -> Result<Vec<SessionInfo>, Error> {
         let mut sessions = Vec::new();
         let mut from = 0;
@@ -118,7 +118,7 @@ impl Client {
         }
     }
 
-    /// Ends a session, whoever began it, and everything it holds.
+    /// Ends a session and releases everything it holds, whether or not this client began it.
     ///
     /// # Errors
     /// [`Error::NotFound`] if there is no such session (any more). See [`Error`].
@@ -126,7 +126,7 @@ impl Client {
         let call = |channel| async move {
             SessionServiceClient::new(channel).end(SessionEndRequest { id }).await
         };
-        // Ending it twice does no harm.
+        // Retried as if it were a read: ending a session twice does no harm.
         match self.read(call).await {
             Err(Error::Unimplemented(_)) => self.lease_revoke(id).await.map(drop),
             ended => ended.map(drop),
@@ -134,12 +134,12 @@ impl Client {
     }
 }
 
-/// A random number by which the server recognises a request that is sent again.
+/// A random id by which the server recognises a request that is sent again.
 pub(crate) fn request_id() -> Bytes {
     Bytes::copy_from_slice(&rand::random::<[u8; REQUEST_ID_BYTES]>())
 }
 
-/// A session that is to begin; see [`Client::session`].
+/// A session to be begun; see [`Client::session`].
 ///
 /// ```no_run
 /// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
@@ -158,31 +158,31 @@ pub struct Begin {
     ttl: Duration,
     owner: String,
     metadata: Vec<SessionTag>,
-    /// Time for the call that begins it.
+    /// Time limit of the call that begins it.
     limit: Duration,
 }
 
 impl Begin {
-    /// How long the session outlives the last heartbeat: whole seconds, rounded up, at least what
-    /// outlives an election (2 s by default). Default 10 s.
+    /// How long the session outlives its last heartbeat, in whole seconds, rounded up. The server
+    /// raises it to at least the time that outlives an election (2 s by default). Default 10 s.
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = ttl;
         self
     }
 
-    /// Who holds it, for people who look at locks and sessions.
+    /// Who holds the session, for people who inspect locks and sessions.
     pub fn owner(mut self, owner: impl Into<String>) -> Self {
         self.owner = owner.into();
         self
     }
 
-    /// More about the owner, for people.
+    /// Adds a detail about the owner, for people.
     pub fn tag(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.metadata.push(SessionTag { name: name.into(), value: value.into() });
         self
     }
 
-    /// As part of a call that may take so long.
+    /// Limits the call that begins it to `limit`, when it is one step of another call.
     pub(crate) fn within(mut self, limit: Duration) -> Self {
         self.limit = limit;
         self
@@ -200,14 +200,14 @@ impl Begin {
         }
     }
 
-    /// From a server that knows leases only.
+    /// Begins it on a server that knows only leases.
     async fn leased(self) -> Result<Session, Error> {
         let sent = Moment::now();
         let lease = self.client.with_timeout(self.limit).lease_grant(self.ttl_seconds(), 0).await?;
         Ok(self.keep((lease.id, lease.ttl), sent, true))
     }
 
-    /// From a server that knows sessions.
+    /// Begins it on a server that knows sessions.
     pub(crate) async fn native(self) -> Result<Session, Error> {
         let request = SessionBeginRequest {
             id: i64::try_from(rand::random::<u64>() >> 1).unwrap_or(i64::MAX).max(1),
@@ -217,7 +217,7 @@ impl Begin {
             metadata: self.metadata.clone(),
         };
         let sent = Moment::now();
-        // The server recognises a repetition.
+        // The server recognises the `request_id` of a retry.
         let call = |channel| {
             let request = request.clone();
             async move { SessionServiceClient::new(channel).begin(request).await }
@@ -226,7 +226,7 @@ impl Begin {
         Ok(self.keep((begun.id, begun.ttl_seconds), sent, false))
     }
 
-    /// The session with this id and TTL in seconds, which was asked for then.
+    /// Keeps the session with this id and TTL (seconds) alive; it was requested at `sent`.
     fn keep(self, (id, ttl): (i64, i64), sent: Moment, is_lease: bool) -> Session {
         let ttl = Duration::from_secs(u64::try_from(ttl).unwrap_or(0));
         let lost = CancellationToken::new();
@@ -251,8 +251,8 @@ impl IntoFuture for Begin {
 
 /// A session that is kept alive; clones are the same session.
 ///
-/// It ends with [`Session::close`], or in the background when the last clone and the last guard made
-/// from it are dropped; if that fails too, the server ends it when its TTL has passed.
+/// It ends with [`Session::close`], or in the background when the last clone and the last guard
+/// made from it are dropped. If that fails, the server ends it when its TTL has passed.
 ///
 /// ```no_run
 /// # async fn example(session: conclave_client::Session) -> Result<(), conclave_client::Error> {
@@ -291,7 +291,7 @@ impl Drop for Inner {
 }
 
 impl Session {
-    /// Its id, which is a lease id: for [`crate::kv::Put::lease`].
+    /// The session's id. It is a lease id, so it can be passed to [`crate::kv::Put::lease`].
     #[must_use]
     pub fn id(&self) -> i64 {
         self.inner.id
@@ -303,50 +303,50 @@ impl Session {
         self.inner.ttl
     }
 
-    /// What is known now, and a way to wait for changes.
+    /// The session's state, as a receiver that can wait for changes.
     #[must_use]
     pub fn state(&self) -> watch::Receiver<SessionState> {
         self.inner.state.clone()
     }
 
-    /// Cancelled when the session is lost: before the server can give what it held to others, as long
-    /// as this process gets to run.
+    /// Cancelled when the session is lost. As long as this process gets to run, that is before the
+    /// server can give what the session held to others.
     #[must_use]
     pub fn lost(&self) -> CancellationToken {
         self.inner.pulse.lost().clone()
     }
 
-    /// Whether the session may have ended, by the clock and at this moment: right also in a process that
-    /// was stopped for a while and has not noticed yet.
+    /// Whether the session may have ended, by the clock at this moment. Correct even in a process
+    /// that was stopped for a while and has not noticed yet.
     #[must_use]
     pub fn is_lost(&self) -> bool {
         self.inner.pulse.is_lost()
     }
 
-    /// Waits until the session is in jeopardy: time to end what needs it. Also if it is lost. Cancel-safe.
+    /// Waits until the session is in jeopardy or lost: time to finish what needs it. Cancel-safe.
     pub async fn jeopardy(&self) {
         let mut state = self.state();
-        // Without a sender nobody keeps it alive any more.
+        // If the sender is gone, nothing keeps the session alive any more.
         state.wait_for(|state| *state != SessionState::Active).await.ok();
     }
 
-    /// Runs `work` until it ends or the session is lost; then `work` is dropped.
+    /// Runs `work` until it ends or the session is lost; in the latter case `work` is dropped.
     ///
     /// # Errors
-    /// [`Error::Lost`]: what `work` had begun may be half done.
+    /// [`Error::Lost`] if the session was lost: what `work` had begun may be half done.
     pub async fn run<T>(&self, work: impl Future<Output = T>) -> Result<T, Error> {
         self.inner.pulse.run(pin!(work)).await
     }
 
-    /// Ends the session and everything it holds. Clones and guards find it lost.
+    /// Ends the session and releases everything it holds. Clones and guards then find it lost.
     ///
     /// # Errors
-    /// See [`Error`]; it is then tried once more in the background, and the session ends at the latest when
-    /// its TTL has passed.
+    /// See [`Error`]; the call is then tried once more in the background, and the session ends at
+    /// the latest when its TTL has passed.
     pub async fn close(self) -> Result<(), Error> {
         let ending = self.inner.heart.forget(self.inner.id);
         match self.inner.client.session_end(self.inner.id).await {
-            // Or it had ended already.
+            // `NotFound`: it had ended already.
             Ok(()) | Err(Error::NotFound(_)) => {
                 ending.done();
                 Ok(())
@@ -355,29 +355,29 @@ impl Session {
         }
     }
 
-    /// The client it was begun with.
+    /// The client that began the session.
     #[must_use]
     pub fn client(&self) -> &Client {
         &self.inner.client
     }
 
-    /// Whether the server knows it as a lease only.
+    /// Whether the session is a plain lease for the server.
     pub(crate) fn is_lease(&self) -> bool {
         self.inner.is_lease
     }
 
-    /// A new request, which the session remembers in the cluster. If it has to wait for others, then for as
-    /// long as a call may take.
+    /// Numbers a new request, which the cluster remembers with the session. If too many requests
+    /// are under way, waits for at most the client's time limit.
     pub(crate) async fn request(&self) -> Result<Ticket, Error> {
         self.inner.requests.begin(self.inner.id, self.inner.client.timeout()).await
     }
 
-    /// Its requests.
+    /// The numbered requests of this session.
     pub(crate) fn requests(&self) -> &Arc<Requests> {
         &self.inner.requests
     }
 
-    /// Its instances in the registry.
+    /// The registry instances of this session.
     pub(crate) fn entries(&self) -> &Entries {
         &self.inner.entries
     }

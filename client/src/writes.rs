@@ -1,5 +1,6 @@
-//! Writes that may be sent again: numbered by their client, and remembered by the cluster until nobody waits
-//! for them any more. A server of etcd does not know them, and gets them as its own.
+//! Writes that may be sent again. The client numbers them, and the cluster remembers them until
+//! nobody waits for them any more. Against etcd, which does not know these, writes are sent as
+//! plain transactions.
 
 use std::{
     collections::BTreeSet,
@@ -22,13 +23,13 @@ use tonic::Status;
 
 use crate::{client::Client, error::Error, retry::Retry};
 
-/// Writes of one writer that the cluster remembers at a time.
+/// How many writes of one writer the cluster remembers at a time.
 const WINDOW: u64 = 32;
-/// Writers that a client makes when it has more writes in flight. What is still more goes as to a server of
-/// etcd, and is not sent again.
+/// Writers that a client makes when it has more writes in flight than one writer allows. Writes
+/// beyond that are sent as to etcd, and are not retried.
 const WRITERS_MAX: usize = 32;
-/// How often a write is begun anew of which the cluster cannot know whether it was there before, and the
-/// client does.
+/// How often a write is started again under a new number because the cluster has forgotten the old
+/// one, although the client knows that it was sent only once.
 const RENEWALS_MAX: usize = 3;
 const WRITER_BYTES: usize = 16;
 
@@ -36,9 +37,9 @@ const WRITER_BYTES: usize = 16;
 #[derive(Debug)]
 pub(crate) struct Writers {
     writers: Mutex<Vec<Writer>>,
-    /// The largest revision in an answer.
+    /// The largest revision seen in an answer.
     seen: AtomicI64,
-    /// Whether writes are not to be remembered: nobody wants it, or the cluster cannot.
+    /// Whether writes are sent without being remembered: switched off, or unknown to the cluster.
     is_off: AtomicBool,
 }
 
@@ -46,7 +47,7 @@ pub(crate) struct Writers {
 struct Writer {
     name: Bytes,
     last: u64,
-    /// Numbers that somebody waits for.
+    /// Numbers of writes that a caller still waits for.
     open: BTreeSet<u64>,
 }
 
@@ -70,12 +71,12 @@ impl Writers {
         }
     }
 
-    /// Takes note of a revision in an answer.
+    /// Records the revision of an answer.
     pub(crate) fn saw(&self, revision: i64) {
         self.seen.fetch_max(revision, Ordering::Relaxed);
     }
 
-    /// A new write; `None` if it cannot be remembered.
+    /// Numbers a new write; `None` if it cannot be remembered.
     fn begin(self: &Arc<Self>) -> Option<Ticket> {
         if self.is_off.load(Ordering::Relaxed) {
             return None;
@@ -99,7 +100,7 @@ impl Writers {
     }
 }
 
-/// One write, for as long as somebody waits for it.
+/// One numbered write, open for as long as a caller waits for it.
 #[derive(Debug)]
 struct Ticket {
     writers: Arc<Writers>,
@@ -109,7 +110,7 @@ struct Ticket {
 }
 
 impl Ticket {
-    /// What is sent, this time.
+    /// The request to send. `settled` is up to date each time.
     fn request(&self, guards: &[Guard], txn: &TxnRequest) -> WriteRequest {
         let writers = self.writers.writers.lock();
         let writer = &writers[self.index];
@@ -131,8 +132,8 @@ impl Drop for Ticket {
 }
 
 impl Client {
-    /// Carries out a transaction under guards, once however often it is sent. `None`: the cluster cannot
-    /// remember it, and nothing was done.
+    /// Commits a transaction under guards exactly once, however often it is sent. `None` if the
+    /// cluster cannot remember it; nothing was done then.
     pub(crate) async fn write_once(
         &self,
         guards: &[Guard],
@@ -155,7 +156,7 @@ impl Client {
             };
             writers.saw(answer.revision);
             match (answer.state(), doubt) {
-                // A later attempt came too late to tell what an earlier one did.
+                // The retry came too late: the cluster has forgotten what the earlier attempt did.
                 (State::Forgotten, Some(doubt)) => return Err(doubt),
                 (State::Forgotten, None) => {}
                 (..) => return answered(answer).map(Some),

@@ -1,6 +1,6 @@
-//! Who a process is, for people who look at what it holds.
+//! The default owner name of a session, for people who inspect what it holds.
 
-/// What a session says of an owner that nobody named: the process, and where it runs.
+/// The owner of a session for which none was given: this process and its host.
 pub(crate) fn of_process() -> String {
     let process = format!("process {}", std::process::id());
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
