@@ -1,7 +1,7 @@
-//! The client: a cheap handle on a pool of endpoints, and the two ways to call them.
+//! The client: a cheap handle on a pool of endpoints, and the loop that calls them.
 //!
-//! Fail-over is our own. tonic's balancer keeps picking an endpoint that cannot be connected to
-//! (one live and one dead endpoint: a third of the calls fail).
+//! Fail-over is implemented here because tonic's balancer keeps picking an endpoint that cannot be
+//! connected to (with one live and one dead endpoint, a third of the calls fail).
 
 use std::{
     fmt,
@@ -72,21 +72,21 @@ impl Client {
         Self { pool: Arc::new(pool), timeout: timeout.min(LONGEST), namespace }
     }
 
-    /// The same client with another time limit for each call; more than 30 years are 30 years.
+    /// The same client with another time limit for each call, capped at 30 years.
     #[must_use]
     pub fn with_timeout(&self, timeout: Duration) -> Self {
         Self { timeout: timeout.min(LONGEST), ..self.clone() }
     }
 
-    /// The same client for a part of the key space as if it were all of it: what [`Builder::namespace`] does,
-    /// within the namespace that this client has already.
+    /// The same client restricted to the keys that begin with `prefix`, as by
+    /// [`Builder::namespace`]. The prefix is added to the namespace that this client has already.
     ///
     /// ```no_run
     /// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
     /// let team = client.with_namespace("/team-a/");
     /// team.put("color", "red").await?;
     /// assert!(client.get("/team-a/color").await?.one().is_some_and(|kv| kv.value == "red"));
-    /// // The keys of a namespace, and none of another one.
+    /// // The keys of this namespace, and of no other.
     /// for kv in &team.get("").prefix().await?.kvs {
     ///     println!("{}", String::from_utf8_lossy(&kv.key)); // color
     /// }
@@ -132,8 +132,8 @@ impl Client {
         self.pool.endpoints.iter().map(single).collect()
     }
 
-    /// The channel of the endpoint that the next call would use, for calling generated gRPC
-    /// clients directly: no time limit, no retries, no sorting of errors.
+    /// The channel of the endpoint that the next call would use, for calling generated gRPC clients
+    /// directly: no time limit, no retries, and errors stay plain statuses.
     #[must_use]
     pub fn channel(&self) -> Channel {
         self.pool.pick(&[]).channel()
@@ -142,7 +142,7 @@ impl Client {
     /// Waits until the cluster serves a linearizable read.
     ///
     /// # Errors
-    /// Whatever the read failed with when the time limit was reached.
+    /// The error of the read, after retries within the time limit.
     pub async fn ready(&self) -> Result<(), Error> {
         match self.get("health").count_only().await {
             Ok(_) | Err(Error::Denied(_)) => Ok(()),
@@ -150,9 +150,10 @@ impl Client {
         }
     }
 
-    /// Waits until what guards left to do when they were dropped is done, at most for the time limit.
-    /// Guards that still exist are waited for, too. For the end of a program: with the runtime all
-    /// tasks end, and what was not given back then stays until its TTL has passed.
+    /// Waits, at most for the time limit, until the background tasks of guards are done, such as
+    /// releases after a drop. Tasks of guards that still exist are waited for, too. Call it at the
+    /// end of a program: tasks end with the runtime, and what was not released then stays until its
+    /// TTL has passed.
     pub async fn close(&self) {
         self.pool.tasks.close();
         if timeout(self.timeout, self.pool.tasks.wait()).await.is_err() {
@@ -161,13 +162,13 @@ impl Client {
         self.pool.tasks.reopen();
     }
 
-    /// Runs a task that outlives its guard in order to clean up behind it: where the connections live,
-    /// whatever runtime the caller is on.
+    /// Runs a cleanup task that outlives its guard, on the runtime of the connections, whatever
+    /// runtime the caller is on.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         drop(self.pool.tasks.spawn_on(task, &self.pool.runtime));
     }
 
-    /// Runs a task where the connections live, until its handle is dropped.
+    /// Runs a task on the runtime of the connections until its handle is dropped.
     pub(crate) fn task<T: Send + 'static>(
         &self,
         task: impl Future<Output = T> + Send + 'static,
@@ -175,8 +176,8 @@ impl Client {
         AbortOnDropHandle::new(self.pool.runtime.spawn(task))
     }
 
-    /// Calls with retries on other endpoints while the time limit allows: for requests that
-    /// change nothing.
+    /// Calls with retries on other endpoints within the time limit. For requests that change
+    /// nothing.
     pub(crate) async fn read<T, F, C>(&self, call: C) -> Result<T, Error>
     where
         F: Future<Output = Result<Response<T>, Status>> + Send,
@@ -185,7 +186,7 @@ impl Client {
         self.call(call, Retry::Read).await.map(|(answer, _)| answer)
     }
 
-    /// Calls with retries only if the request provably did nothing: for requests that change
+    /// Calls with retries only if the request provably did nothing. For requests that change
     /// something.
     pub(crate) async fn write<T, F, C>(&self, call: C) -> Result<T, Error>
     where
@@ -195,8 +196,8 @@ impl Client {
         self.call(call, Retry::Write).await.map(|(answer, _)| answer)
     }
 
-    /// Calls with retries also if nobody knows what became of the request: for requests that change something,
-    /// and that the cluster recognises when they come again.
+    /// Calls with retries even if the outcome is unknown. For requests that change something and
+    /// that the cluster recognises when they are sent again.
     pub(crate) async fn repeat<T, F, C>(&self, call: C) -> Result<T, Error>
     where
         F: Future<Output = Result<Response<T>, Status>> + Send,
@@ -205,9 +206,10 @@ impl Client {
         self.call(call, Retry::Once).await.map(|(answer, _)| answer)
     }
 
-    /// The loop of all calls. With the answer comes the error of an earlier attempt of which nobody knows
-    /// what it did, if there was one. One attempt may take the remaining time divided by the endpoints left
-    /// to try, if others may follow whatever becomes of it.
+    /// The retry loop of all calls. Returns the answer together with the error of an earlier
+    /// attempt whose outcome is unknown, if there was one. If others may follow a failed attempt
+    /// whatever its outcome, it gets the remaining time divided by the number of endpoints left to
+    /// try.
     pub(crate) async fn call<T, F, C>(
         &self,
         call: C,
@@ -240,7 +242,7 @@ impl Client {
                 number = attempts,
                 outcome = field::Empty,
             );
-            // Told to the server, so that it does not work for somebody who has given up.
+            // The server is told the deadline, so that it does not work on an abandoned call.
             let channel = endpoint.channel().until(until);
             let attempt = self.attempt(endpoint, until, (call(channel), &span));
             let error = match attempt.instrument(span.clone()).await {
@@ -281,7 +283,7 @@ impl Client {
         (call, span): (impl Future<Output = Result<Response<T>, Status>>, &Span),
     ) -> Result<T, Error> {
         let _in_flight = endpoint.enter();
-        // Whoever notices first that the time is over.
+        // Either this timer or the server notices first that the time is over.
         let ended = match timeout_at(until, call).await {
             Ok(Err(status)) if deadline::is_over(&status) => Err(()),
             Ok(ended) => Ok(ended),
@@ -318,12 +320,12 @@ impl Client {
         }
     }
 
-    /// What keeps the sessions alive of all clients that share these connections.
+    /// The heartbeats of all clients that share these connections.
     pub(crate) fn heart(&self) -> &Arc<Heart> {
         &self.pool.heart
     }
 
-    /// What recognises the writes of all clients that share these connections.
+    /// The numbered writes of all clients that share these connections.
     pub(crate) fn writers(&self) -> &Arc<Writers> {
         &self.pool.writers
     }
@@ -349,7 +351,7 @@ impl fmt::Debug for Client {
 pub(crate) struct Pool {
     endpoints: Vec<Arc<Endpoint>>,
     rotation: AtomicUsize,
-    /// Where the connections live.
+    /// The runtime of the connections.
     runtime: Handle,
     tasks: TaskTracker,
     heart: Arc<Heart>,
@@ -377,7 +379,7 @@ impl Pool {
         &self.endpoints[self.choose(tried)]
     }
 
-    /// The best endpoint that was not `tried`; endpoints of equal rank take turns.
+    /// The best endpoint that is not in `tried`; endpoints of equal rank take turns.
     fn choose(&self, tried: &[usize]) -> usize {
         let count = self.endpoints.len();
         let start = self.rotation.fetch_add(1, Ordering::Relaxed);

@@ -1,9 +1,9 @@
 //! Locks: exclusive, shared, or counted, for as long as a session lives.
 //!
 //! A lock is a lease: a process that is paused for longer than its session's TTL loses it without
-//! noticing at once. So every grant has a *fencing token*, which grows with every holder; what the lock
-//! protects must refuse a token older than one it has seen. For data in Conclave itself
-//! [`LockGuard::txn`] does that: ownership and effect are one step.
+//! noticing at once. Therefore every grant has a *fencing token*, which grows with every holder;
+//! the protected resource must refuse a token older than one it has seen. For data in Conclave
+//! itself [`LockGuard::txn`] does that: the check of the lock and the write are one step.
 //!
 //! ```no_run
 //! # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
@@ -58,28 +58,29 @@ pub(crate) use guard::unimplemented;
 pub use guard::{Guarded, LockGuard};
 
 impl Client {
-    /// Starts to describe an acquisition of `name`, for a session of its own, which ends with the
-    /// guard. A process that takes many locks does better with one [`Client::session`].
+    /// Starts to describe an acquisition of `name` by a new session of its own, which ends with the
+    /// guard. A process that takes many locks should share one [`Client::session`].
     ///
-    /// From a server that speaks etcd's API only it takes an exclusive lock by etcd's recipe
-    /// ([`Client::queue`]); what that cannot do is [`Error::Unimplemented`].
+    /// Against a server that only speaks etcd's API, it takes an exclusive lock by etcd's recipe
+    /// ([`Client::queue`]); options that the recipe lacks fail with [`Error::Unimplemented`].
     pub fn lock(&self, name: impl Into<Vec<u8>>) -> Acquire {
         Acquire::new(self.clone(), None, name.into())
     }
 }
 
 impl Session {
-    /// Starts to describe an acquisition of `name`; await it to acquire. A session that is only a lease, from
-    /// a server that speaks etcd's API only, takes it as [`Client::lock`] does: it does not end with the session.
+    /// Starts to describe an acquisition of `name`; await it to acquire. Against a server that only
+    /// speaks etcd's API it takes the lock as [`Client::lock`] does: the lock then has a lease of
+    /// its own and does not end with this session.
     pub fn lock(&self, name: impl Into<Vec<u8>>) -> Acquire {
         Acquire::new(self.client().clone(), Some(self.clone()), name.into())
     }
 }
 
-/// A lock that is to be acquired; see [`Session::lock`].
+/// A lock acquisition to be made; see [`Session::lock`].
 ///
-/// Awaiting it is cancel-safe: a future that is dropped gives up its place in the queue, in the
-/// background, even if the request has not arrived yet. A clone that is awaited is another acquisition.
+/// Awaiting it is cancel-safe: dropping the future gives up its place in the queue, in the
+/// background, even if the request has not arrived yet. Awaiting a clone is another acquisition.
 ///
 /// ```no_run
 /// # async fn example(session: conclave_client::Session) -> Result<(), conclave_client::Error> {
@@ -117,68 +118,70 @@ impl Acquire {
         Self { client, session, ttl: None, owner: None, wait: None, request }
     }
 
-    /// Another lock, which is acquired together with the others or not at all. Whoever acquires several
-    /// locks this way cannot deadlock, in whatever order they are named.
+    /// Adds another lock: all are acquired together or none is. Acquiring several locks this way
+    /// cannot deadlock, whatever their order.
     pub fn and(mut self, name: impl Into<Vec<u8>>) -> Self {
         self.request.names.push(self.client.namespace().name(name));
         self
     }
 
-    /// Together with others that hold it shared, but with nobody who holds it otherwise. Nobody
-    /// overtakes: a writer that waits goes before readers that came later.
+    /// Acquires the lock shared (as a reader): together with other shared holders, but not with
+    /// exclusive ones. The queue is fair: a waiting writer goes before readers that came later.
     pub fn shared(mut self) -> Self {
         (self.request.permits, self.request.limit) = (1, u32::MAX);
         self
     }
 
-    /// A share of `permits` of the `limit` that all holders together may take. All who use this lock
-    /// should give the same limit; if not, the smallest counts.
+    /// Takes `permits` of `limit`, the total for all holders together (a semaphore). All users of
+    /// this lock should give the same limit; if they differ, the smallest counts.
     pub fn permits(mut self, permits: u32, limit: u32) -> Self {
         (self.request.permits, self.request.limit) = (permits, limit);
         self
     }
 
-    /// Waits for at most this long; longer than the clock can count is for ever. If no server answers, it
-    /// takes up to 5 s longer. Default: for ever.
+    /// Limits the wait; a time longer than the clock can count means for ever. If no server
+    /// answers, it may take up to 5 s longer. Default: for ever.
     pub fn wait(mut self, wait: Duration) -> Self {
         self.wait = Some(wait);
         self
     }
 
-    /// Does not wait for others; for an answer, at most for the client's time limit.
+    /// Does not wait for other holders. Waits for the answer at most for the client's time limit.
     pub fn try_now(self) -> Self {
         self.wait(Duration::ZERO)
     }
 
-    /// If the session holds the lock in the same way already, it holds it once more. Only for one name. Of the delays
-    /// that such acquisitions ask for the longest counts, until all of them are released; of the notes the last.
+    /// If the session already holds the lock in the same way, holds it once more. Only for a single
+    /// name. If such acquisitions ask for different delays, the longest applies until all of them
+    /// are released; of their notes, the last one.
     pub fn reentrant(mut self) -> Self {
         self.request.reentrant = true;
         self
     }
 
-    /// If the session expires while it holds the lock, nobody else gets it for so long (whole seconds,
-    /// rounded up): time for what the lost holder has sent to arrive. Never after a release.
+    /// If the session expires while it holds the lock, nobody else gets it for this long (whole
+    /// seconds, rounded up): time for requests that the lost holder has sent to arrive. Does not
+    /// apply after a release.
     pub fn delay_after_loss(mut self, delay: Duration) -> Self {
         let seconds = delay.as_secs().saturating_add(u64::from(delay.subsec_nanos() > 0));
         self.request.lock_delay_seconds = u32::try_from(seconds).unwrap_or(u32::MAX);
         self
     }
 
-    /// What the holder says about itself, for people who look at the lock.
+    /// A note about the holder, for people who inspect the lock.
     pub fn note(mut self, note: impl Into<Vec<u8>>) -> Self {
         self.request.note = note.into().into();
         self
     }
 
-    /// TTL of the session that [`Client::lock`] begins; without effect on a given one.
+    /// TTL of the session that [`Client::lock`] begins. No effect on a given session.
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = Some(ttl);
         self
     }
 
-    /// Owner of the session that [`Client::lock`] begins; without effect on a given one. Default: the process and its
-    /// host.
+    /// Owner of the session that [`Client::lock`] begins. No effect on a given session. Default:
+    /// this process and its host.
     pub fn owner(mut self, owner: impl Into<String>) -> Self {
         self.owner = Some(owner.into());
         self
@@ -188,7 +191,7 @@ impl Acquire {
         let Self { client, session, ttl, owner, wait, mut request } = self;
         let patience = Patience::new(&client, wait);
         request.request_id = session::request_id();
-        // What the recipe holds needs a lease of its own.
+        // A lock taken by etcd's recipe needs a lease of its own, with the session's TTL.
         let ttl =
             session.as_ref().filter(|session| session.is_lease()).map_or(ttl, |s| Some(s.ttl()));
         let session = match session.filter(|session| !session.is_lease()) {
@@ -211,7 +214,7 @@ impl Acquire {
         request.names.sort();
         request.names.dedup();
         let standing = Standing::under(&session.lost());
-        // Before it is asked for, so that no word of its loss comes too early.
+        // Subscribe before the request is sent, so that no report of a loss comes too early.
         let hearing = session.heart().hear(session.id(), &request.request_id, standing);
         let ticket = session.requests().begin(session.id(), patience.limit(&client)).await?;
         let mut kept = Kept {
@@ -231,7 +234,7 @@ impl Acquire {
         };
         kept.is_over = asked.has_nothing();
         let granted = granted?;
-        // Answers may be old. Whoever holds no session holds no lock.
+        // The answer may be old: without a live session the lock is not held.
         if kept.session.is_lost() {
             return Err(Error::session_lost());
         }
@@ -248,8 +251,8 @@ impl IntoFuture for Acquire {
     }
 }
 
-/// The same lock from a server that speaks etcd's API only: in the same queue, and with the same promises,
-/// but exclusive.
+/// Acquires the lock by etcd's recipe, on a server that only speaks etcd's API: the same queue and
+/// the same guarantees, but exclusive only.
 async fn by_recipe(
     client: &Client,
     request: AcquireRequest,
@@ -280,13 +283,13 @@ fn release_of(request: &AcquireRequest) -> ReleaseRequest {
     }
 }
 
-/// The request as it is sent, always with the same id and number: the place in the queue stays.
+/// The request to send. Its id and number never change, so its place in the queue is kept.
 struct Asked {
     request: AcquireRequest,
     number: Number,
-    /// Streams that were opened for it.
+    /// Streams opened for it so far.
     streams: AtomicU32,
-    /// It was answered that others hold, and that nothing is kept of it.
+    /// The server answered that others hold the lock, and keeps nothing of the request.
     is_refused: bool,
 }
 
@@ -296,7 +299,8 @@ impl Asked {
         Self { request, number, streams: AtomicU32::new(0), is_refused: false }
     }
 
-    /// Whether there is nothing to take back. What was sent more than once may still arrive.
+    /// Whether there is nothing to undo. If the request was sent more than once, a copy may still
+    /// arrive.
     fn has_nothing(&self) -> bool {
         self.is_refused && self.streams.load(Ordering::Relaxed) == 1
     }

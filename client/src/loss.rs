@@ -1,4 +1,4 @@
-//! Why something is held no more.
+//! Why a lock or leadership was lost.
 
 use std::{fmt, sync::OnceLock};
 
@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::error::Error;
 
-/// Why a lock or leadership is held no more.
+/// Why a lock or leadership was lost.
 ///
 /// ```no_run
 /// # async fn example(leadership: conclave_client::Leadership) -> Result<(), conclave_client::Error> {
@@ -28,22 +28,23 @@ pub enum Loss {
     Session,
     /// An operator took it away by force.
     Broken {
-        /// Name of the user who did; empty for one who did not sign in.
+        /// Name of the user who did it; empty if the user was not authenticated.
         by: String,
-        /// What was given as the reason.
+        /// The reason that was given.
         reason: String,
     },
-    /// Its key was deleted or given another lease, as by an etcd client, or it was taken away and by whom is not known.
+    /// Its key was deleted or attached to another lease, as by an etcd client, or it was taken away
+    /// by an unknown party.
     Removed,
 }
 
 impl Loss {
-    /// What a server tells of something that was taken away.
+    /// The loss for what a server reports about something taken away.
     pub(crate) fn of(broken: Option<Broken>) -> Self {
         broken.map_or(Self::Removed, |Broken { by, reason }| Self::Broken { by, reason })
     }
 
-    /// As what a call fails that needs it.
+    /// The error of a call that needs what was lost.
     pub(crate) fn error(&self) -> Error {
         match self {
             Self::Session => Error::session_lost(),
@@ -68,8 +69,8 @@ impl fmt::Display for Loss {
     }
 }
 
-/// How something stands that is held through a session: whether it was taken away, beside what the session's own
-/// end says.
+/// The loss signal of something held through a session. Records whether it was taken away, in
+/// addition to the end of the session itself.
 #[derive(Debug)]
 pub(crate) struct Standing {
     lost: CancellationToken,
@@ -77,17 +78,17 @@ pub(crate) struct Standing {
 }
 
 impl Standing {
-    /// Of what goes when this is cancelled, too.
+    /// The signal of something that is also lost when `lost` is cancelled.
     pub(crate) fn under(lost: &CancellationToken) -> Self {
         Self { lost: lost.child_token(), loss: OnceLock::new() }
     }
 
-    /// Cancelled when it is lost in whatever way.
+    /// Cancelled when it is lost in any way.
     pub(crate) fn lost(&self) -> &CancellationToken {
         &self.lost
     }
 
-    /// It was taken away; the first reason counts.
+    /// Records that it was taken away; the first reason counts.
     pub(crate) fn lose(&self, loss: Loss) {
         self.loss.get_or_init(|| loss);
         self.lost.cancel();

@@ -1,37 +1,41 @@
-//! The clock by which this process counts what it holds: one that goes on while the machine sleeps.
+//! The clock by which this process measures what it holds: it also runs while the machine is
+//! suspended.
 //!
-//! [`Instant`] stands still while a laptop or a virtual machine is suspended; the cluster's clock does not, and
-//! gives what a session held to others. Only Linux is asked for the difference. A hypervisor that stops a machine
-//! without a word stops all of its clocks: against that only fences help.
+//! [`Instant`] stands still while a laptop or a virtual machine is suspended; the cluster's clock
+//! does not, and the cluster gives what a session held to others. The difference is known on Linux
+//! only. A hypervisor that stops a machine without telling it stops all of its clocks: only fencing
+//! tokens help against that.
 
 use std::{ops::Add, time::Duration};
 
 use tokio::time::{Instant, sleep};
 
-/// How often whoever waits for a moment looks at the clock: timers stand still, too, while the machine sleeps.
+/// How often a wait for a moment reads the clock: timers stand still, too, while the machine is
+/// suspended.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// Longest time that a clock can count with.
+/// The longest duration that is added to a clock: 30 years.
 pub(crate) const LONGEST: Duration = Duration::from_secs(30 * 365 * 24 * 60 * 60);
 
-/// The moment behind a pause from `now` on, however long somebody wants to wait.
+/// `now` plus `pause`, which is capped at [`LONGEST`] so that the sum cannot overflow.
 pub(crate) fn later<I: Add<Duration, Output = I>>(now: I, pause: Duration) -> I {
     now + pause.min(LONGEST)
 }
 
-/// A moment of this process's life.
+/// A point in time of this process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Moment(Instant);
 
 impl Moment {
-    /// Never goes back: it lies between the beginning of this call and its end.
+    /// The current moment. Never goes back: the result lies between the start and the end of this
+    /// call.
     pub(crate) fn now() -> Self {
-        // First how long the machine has slept: what passes between the two readings counts.
+        // Suspend time is read first, so that what passes between the two readings counts.
         let slept = slept();
         Self(Instant::now() + slept)
     }
 
-    /// How long it is until then; zero if it is past.
+    /// The time left until then; zero if it is past.
     pub(crate) fn left(self) -> Duration {
         self.0.saturating_duration_since(Self::now().0)
     }
@@ -41,7 +45,7 @@ impl Moment {
         self.reached_but(Duration::ZERO).await;
     }
 
-    /// Waits until there is no more than `rest` left until then. Cancel-safe.
+    /// Waits until no more than `rest` is left until then. Cancel-safe.
     pub(crate) async fn reached_but(self, rest: Duration) {
         loop {
             let left = self.left().saturating_sub(rest);
@@ -61,7 +65,7 @@ impl Add<Duration> for Moment {
     }
 }
 
-/// How long the machine has slept since this was asked for the first time.
+/// How long the machine has been suspended since this was called first.
 #[cfg(all(target_os = "linux", not(test)))]
 fn slept() -> Duration {
     use std::sync::OnceLock;
@@ -69,7 +73,7 @@ fn slept() -> Duration {
     use rustix::time::{ClockId, clock_gettime};
 
     static FIRST: OnceLock<[Duration; 2]> = OnceLock::new();
-    // The one that goes on first: what passes between the two is no sleep.
+    // Boottime is read first: what passes between the two readings must not count as suspend time.
     let now = [ClockId::Boottime, ClockId::Monotonic].map(|id| {
         Duration::try_from(clock_gettime(id)).expect("invariant: these clocks begin at 0")
     });
@@ -104,7 +108,7 @@ mod tests {
         SLEPT.get()
     }
 
-    /// As if the machine had slept for so long, as far as this thread can tell.
+    /// Acts as if the machine had been suspended for this long, for this thread.
     pub(crate) fn sleep_through(night: Duration) {
         SLEPT.set(SLEPT.get() + night);
     }

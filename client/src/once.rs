@@ -1,5 +1,5 @@
-//! Requests that may be sent again: numbered by their session, and remembered by it in the cluster until
-//! nobody waits for them any more.
+//! Requests that may be sent again: numbered by their session, and remembered with it in the
+//! cluster until nobody waits for them any more.
 
 use std::{collections::BTreeSet, future::Future, sync::Arc, time::Duration};
 
@@ -11,22 +11,23 @@ use tonic::{Response, Status};
 use crate::login::Channel;
 use crate::{client::Client, error::Error, session::Session};
 
-/// How far a request may be ahead of the first one that somebody waits for. Half of what the cluster
-/// remembers of a session: every request may have to be taken back by one more.
+/// How far a request may be ahead of the oldest one that a caller waits for. Half of what the
+/// cluster remembers for a session, because every request may have to be undone by another one.
 const WINDOW: u64 = 128;
 
 /// The requests of one session.
 #[derive(Debug, Default)]
 pub(crate) struct Requests {
     numbers: Mutex<Numbers>,
-    /// Told to one who waits for room, when nobody waits for one any more: who gets it tells the next.
+    /// Wakes one task that waits for room when a request is settled; a task that gets room wakes
+    /// the next.
     settled: Notify,
 }
 
 #[derive(Debug, Default)]
 struct Numbers {
     last: u64,
-    /// Those that somebody waits for.
+    /// Numbers of requests that a caller still waits for.
     open: BTreeSet<u64>,
 }
 
@@ -43,9 +44,9 @@ impl Numbers {
 }
 
 impl Requests {
-    /// A new request of the session `session`, whose these are. While one that takes long keeps the cluster
-    /// from forgetting the answers to all that came later, those that would be too many wait, for at most
-    /// `limit`.
+    /// Numbers a new request of `session`, the owner of these. A slow request keeps the cluster
+    /// from forgetting the answers to all later ones; requests that would exceed the window wait,
+    /// for at most `limit`.
     pub(crate) async fn begin(
         self: &Arc<Self>,
         session: i64,
@@ -66,7 +67,8 @@ impl Requests {
         Ok(self.ticket(session, sequence))
     }
 
-    /// As [`Requests::begin`], at once: for a request that takes back one that is open until then.
+    /// Like [`Requests::begin`] but without waiting: for a request that undoes one which is open
+    /// until then.
     pub(crate) fn begin_undo(self: &Arc<Self>, session: i64) -> Ticket {
         let sequence = self.numbers.lock().next();
         self.ticket(session, sequence)
@@ -87,7 +89,7 @@ impl Requests {
     }
 }
 
-/// One request, for as long as somebody waits for it.
+/// One numbered request, open for as long as a caller waits for it.
 #[derive(Debug)]
 pub(crate) struct Ticket {
     requests: Arc<Requests>,
@@ -102,7 +104,7 @@ impl Ticket {
         self.sequence
     }
 
-    /// As a request that takes an earlier one back.
+    /// Marks this as the request that undoes an earlier one.
     pub(crate) fn undoing(mut self, sequence: u64) -> Self {
         self.undoes = sequence;
         self
@@ -123,12 +125,13 @@ impl Drop for Ticket {
     }
 }
 
-/// The number of a request that may wait for long after its first answer.
+/// The number of a request that may wait for a long time after its first answer.
 #[derive(Debug)]
 pub(crate) enum Number {
-    /// Not answered yet: the session has to remember it.
+    /// Not answered yet: the cluster has to remember it with the session.
     Open(Ticket),
-    /// Recognised by what it took; other requests of the session are not kept in mind for it.
+    /// Answered: the server recognises it by the place it took, so later requests need not be
+    /// remembered because of it.
     Placed(v1::Once),
 }
 
@@ -141,12 +144,12 @@ impl Number {
         }
     }
 
-    /// Whether an answer has come.
+    /// Whether it has been answered.
     pub(crate) fn is_placed(&self) -> bool {
         matches!(self, Self::Placed(_))
     }
 
-    /// An answer has come.
+    /// Records that it has been answered.
     pub(crate) fn answered(&mut self) {
         if let Self::Open(ticket) = self {
             *self = Self::Placed(v1::Once { settled: 0, ..ticket.once() });
@@ -154,7 +157,7 @@ impl Number {
     }
 }
 
-/// Whoever sends requests: a session, whose requests may be sent again, or just a client.
+/// The sender of requests: a session, whose requests may be sent again, or a plain client.
 #[derive(Debug, Clone)]
 pub(crate) struct Caller {
     pub(crate) client: Client,
@@ -170,7 +173,8 @@ impl Caller {
         Self { client: session.client().clone(), session: Some(session.clone()) }
     }
 
-    /// Sends a request that changes something: again only if the cluster recognises it.
+    /// Sends a request that changes something. It is retried after an unknown outcome only if the
+    /// cluster recognises it.
     pub(crate) async fn send<T, F, C>(&self, call: C) -> Result<T, Error>
     where
         F: Future<Output = Result<Response<T>, Status>> + Send,
@@ -220,7 +224,7 @@ mod tests {
                 requests.begin(7, limit).await.map(drop).is_ok() || limit < SOON
             });
         }
-        // So many begin at once; there is no room for the others.
+        // WINDOW - 1 of them begin at once; there is no room for the others.
         for _ in 1..WINDOW {
             assert!(waiting.join_next().await.unwrap().unwrap());
         }

@@ -1,4 +1,4 @@
-//! Waiting on a stream of a server for as long as the caller wants, on one endpoint after the other.
+//! Waiting on a server stream for as long as the caller wants, on one endpoint after another.
 
 use std::{future::Future, time::Duration};
 
@@ -13,20 +13,21 @@ use crate::{
     error::{Error, Outcome},
 };
 
-/// Time for an endpoint to say how a request stands, and what a wait may take longer if none does.
+/// Most time for an endpoint to give its first answer; also how much longer a wait may take if none
+/// answers.
 const FIRST_ANSWER_TIMEOUT_MAX: Duration = Duration::from_secs(5);
 
-/// How long somebody waits, counted from when this is made.
+/// How long a caller waits, counted from when this is made.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Patience {
-    /// Not for others, and until then for the cluster to say whether there are any.
+    /// No wait for other holders; until this instant for the cluster to say whether there are any.
     None(Instant),
     Until(Instant),
     Forever,
 }
 
 impl Patience {
-    /// `None` is for ever, and so is what is longer than the clock can count.
+    /// `None` means for ever, and so does a time longer than the clock can count.
     pub(crate) fn new(client: &Client, wait: Option<Duration>) -> Self {
         match wait {
             None => Self::Forever,
@@ -35,7 +36,7 @@ impl Patience {
         }
     }
 
-    /// What is left of it, in milliseconds; `None` for ever.
+    /// The time left, in milliseconds; `None` for ever.
     pub(crate) fn left_ms(self) -> Option<u64> {
         match self {
             Self::None(_) => Some(0),
@@ -47,7 +48,7 @@ impl Patience {
         }
     }
 
-    /// When to stop asking: nobody may be there to say that the time is over.
+    /// When to stop asking even if no server says that the time is over.
     fn give_up(self) -> Option<Instant> {
         match self {
             Self::None(give_up) => Some(give_up),
@@ -56,21 +57,21 @@ impl Patience {
         }
     }
 
-    /// What a call may take that is made before the wait.
+    /// The time limit of a call made before the wait.
     pub(crate) fn limit(self, client: &Client) -> Duration {
         let Some(give_up) = self.give_up() else { return client.timeout() };
         let left = give_up.saturating_duration_since(Instant::now());
-        // Errors tell it to people: no odd nanoseconds.
+        // Errors show it to people: whole milliseconds.
         let left_ms = u64::try_from(left.as_millis()).unwrap_or(u64::MAX).saturating_add(1);
         Duration::from_millis(left_ms).min(client.timeout())
     }
 }
 
-/// What an answer means to whoever waits.
+/// What an answer means to the caller that waits.
 pub(crate) enum Heard<T> {
     Done(T),
     Failed(Error),
-    /// There is something to wait for.
+    /// The request is queued: go on waiting.
     More,
 }
 
@@ -79,21 +80,21 @@ pub(crate) trait Ask: Send {
     type Answer: Send;
     type Done: Send;
 
-    /// Opens a stream for what is left of the time to wait; `None` for ever.
+    /// Opens a stream with the time that is left to wait, in milliseconds; `None` for ever.
     fn open(
         &self,
         channel: Channel,
         wait_ms: Option<u64>,
     ) -> impl Future<Output = Result<Response<Streaming<Self::Answer>>, Status>> + Send;
 
-    /// Takes the next answer.
+    /// Handles the next answer.
     fn hear(&mut self, answer: Self::Answer) -> Heard<Self::Done>;
 
-    /// What it is if the time is over and the server did not say so.
+    /// The error if the time is over and the server did not say so.
     fn late(&self) -> Error;
 }
 
-/// Asks one endpoint after the other until the end of the wait.
+/// Asks one endpoint after another until the wait ends.
 pub(crate) async fn wait<A: Ask>(
     client: &Client,
     patience: Patience,
@@ -124,7 +125,7 @@ pub(crate) async fn wait<A: Ask>(
     }
 }
 
-/// One stream, to its end, or until it is time to give up.
+/// Follows one stream to its end, or until it is time to give up.
 async fn once<A: Ask>(
     client: &Client,
     endpoint: &Endpoint,

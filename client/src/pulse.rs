@@ -1,8 +1,9 @@
-//! What this process knows of a session or lease on which a guard hangs: the one place that decides whether work
+//! Whether the session or lease of a guard is still alive: the one place that decides whether work
 //! that needs it may go on.
 //!
-//! A process that was stopped (SIGSTOP, a stalled machine) may run whatever it likes first when it goes on, and so
-//! its work before the task that would report the loss. Therefore the clock is asked before each step.
+//! A process that was stopped (SIGSTOP, a stalled machine) may resume with any of its tasks, so the
+//! work may run before the task that would report the loss. Therefore the clock is read before each
+//! poll of the work.
 
 use std::{
     fmt,
@@ -17,14 +18,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{error::Error, moment::Moment, session::Heart};
 
-/// Whether a session or lease lives.
+/// Tells whether a session or lease is alive.
 #[derive(Clone)]
 pub(crate) struct Pulse {
     lost: CancellationToken,
     clock: Clock,
 }
 
-/// Who knows how long it is sure to live.
+/// Where the time until which it is certainly alive is kept.
 #[derive(Clone)]
 enum Clock {
     Session(Arc<Heart>, i64),
@@ -36,7 +37,7 @@ impl Pulse {
         Self { lost, clock: Clock::Session(heart, id) }
     }
 
-    /// Of a lease that may end at `deadline` at the earliest.
+    /// A pulse for a lease that ends at `deadline` at the earliest.
     pub(crate) fn of_lease(lost: CancellationToken, deadline: Arc<Mutex<Moment>>) -> Self {
         Self { lost, clock: Clock::Lease(deadline) }
     }
@@ -51,7 +52,7 @@ impl Pulse {
         &self.lost
     }
 
-    /// Whether it may have ended, by the clock and at this moment.
+    /// Whether it may have ended, by the clock at this moment.
     pub(crate) fn is_lost(&self) -> bool {
         self.lost.is_cancelled()
             || match &self.clock {
@@ -60,7 +61,7 @@ impl Pulse {
             }
     }
 
-    /// Runs `work` until it ends or this is lost; pinned, so that it is not kept twice.
+    /// Runs `work` until it ends or this is lost. Takes it pinned, so that it is not stored twice.
     pub(crate) async fn run<T>(&self, work: Pin<&mut impl Future<Output = T>>) -> Result<T, Error> {
         run_while(&self.lost, || self.is_lost().then(Error::session_lost), work).await
     }
@@ -72,7 +73,8 @@ impl fmt::Debug for Pulse {
     }
 }
 
-/// Runs `work` until it ends, or there is a `loss`, of which `lost` tells if nothing else does. No step of it begins after a loss.
+/// Runs `work` until it ends or `loss` returns a reason; `lost` only wakes it for that. `work` is
+/// not polled after a loss.
 pub(crate) async fn run_while<T>(
     lost: &CancellationToken,
     loss: impl Fn() -> Option<Error>,

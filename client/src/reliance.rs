@@ -1,20 +1,23 @@
-//! For how long a process may rely on a lease: up to a moment before which no server ends it.
+//! How long a process may rely on a lease: until the earliest moment at which a server may end it.
 //!
-//! The server counts the TTL from when a heartbeat arrives, and the client from when it sent that; and by the client's
-//! clock the TTL is a little shorter, because clocks differ in speed. So the client gives up first, whatever the network does.
+//! The server counts the TTL from when a heartbeat arrives, the client from when it was sent. The
+//! client also takes the TTL a little shorter, because clocks differ in speed. So the client gives
+//! up first, whatever the network does.
 
 use std::{ops::Add, time::Duration};
 
-/// Part of the TTL by which the loss is reported early: clocks may differ in speed by this much.
+/// Part of the TTL by which the loss is reported early, to allow for clocks of different speeds.
 const SKEW_DIVISOR: u32 = 50;
 
-/// From here on the server may end a lease whose last answered heartbeat was sent at `confirmed`.
+/// The earliest moment at which the server may end a lease whose last answered heartbeat was sent
+/// at `confirmed`.
 pub(crate) fn lost_at<T: Add<Duration, Output = T>>(confirmed: T, ttl: Duration) -> T {
     confirmed + (ttl - ttl / SKEW_DIVISOR)
 }
 
-/// When the last answered heartbeat was sent, as the answer to one that was `sent` then comes `now`. What the clock gave
-/// up is lost, whatever the server says: somebody may have asked already.
+/// The new `confirmed`, after the answer to a heartbeat `sent` then has arrived at `now`. If the
+/// clock has already given the lease up, it stays lost whatever the server says: a caller may have
+/// been told so.
 pub(crate) fn confirm<T>(confirmed: T, ttl: Duration, (sent, now): (T, T)) -> T
 where
     T: Add<Duration, Output = T> + Copy + Ord,
@@ -30,22 +33,22 @@ mod tests {
     use super::*;
 
     const LEASE: i64 = 7;
-    /// Rates of clocks are in millionths of real time.
+    /// Clock rates are in millionths of real time.
     const REAL: u64 = 1_000_000;
-    /// By how much a server's clock may run faster or slower than the client's.
+    /// How much faster or slower than the client's a server's clock may run.
     const SKEW_MAX: u64 = REAL / 50;
 
     /// One heartbeat.
     #[derive(Clone, Debug)]
     struct Beat {
-        /// In real time, since the session was asked for.
+        /// In real time, since the session was requested.
         sent: Duration,
-        /// What it takes there and back; `None`: it is lost on the way.
+        /// Time for the way there and the way back; `None` if the message is lost.
         there: Option<Duration>,
         back: Option<Duration>,
     }
 
-    /// A leader with a clock of its own, as it comes.
+    /// A leader, with a clock of its own, that takes over at `from`.
     #[derive(Clone, Debug)]
     struct Leader {
         from: Duration,
@@ -57,9 +60,9 @@ mod tests {
     struct World {
         ttl: Duration,
         client_rate: u64,
-        /// The first is there from the beginning.
+        /// The first one leads from the beginning.
         leaders: Vec<Leader>,
-        /// The first is what asked for the session, which always arrives.
+        /// The first one is the request for the session, which always arrives.
         beats: Vec<Beat>,
     }
 
@@ -80,12 +83,12 @@ mod tests {
         scaled(real, rate, REAL)
     }
 
-    /// When a clock reads so.
+    /// The real time at which a clock shows this reading.
     fn real(rate: u64, reading: Duration) -> Duration {
         scaled(reading, REAL, rate)
     }
 
-    /// The leader that is there, and when the lease ends if nobody renews it.
+    /// The current leader, and when the lease ends if it is not renewed.
     struct Server {
         rate: u64,
         queue: ExpiryQueue,
@@ -99,7 +102,7 @@ mod tests {
             Server { rate: leader.rate, queue }
         }
 
-        /// In real time.
+        /// The end of the lease, in real time.
         fn ends(&self) -> Duration {
             let left = self.queue.remaining(LEASE, Duration::ZERO);
             real(self.rate, left.expect("it is there"))
@@ -110,7 +113,7 @@ mod tests {
         }
     }
 
-    /// When, in real time, the client takes the session for lost, and when a server may end it.
+    /// When, in real time, the client considers the session lost, and when a server may end it.
     fn run(world: &World) -> (Duration, Duration) {
         let World { ttl, client_rate, leaders, beats } = world;
         let clock = |now| reading(*client_rate, now);
@@ -118,7 +121,7 @@ mod tests {
         let begun = beats[0].sent + beats[0].there.expect("it arrives");
         for (number, beat) in beats.iter().enumerate() {
             let Some(there) = beat.there else { continue };
-            // Who does not know the session yet does not send for it.
+            // A client that does not know the session yet sends no heartbeat for it.
             let arrives = (beat.sent + there).max(begun);
             events.push((arrives, Event::Arrives(number)));
             events.extend(beat.back.map(|back| (arrives + back, Event::Answered(number))));
@@ -149,7 +152,7 @@ mod tests {
     }
 
     fn time(to_ms: u64) -> impl Strategy<Value = Duration> {
-        // Often none at all: that is where it is close.
+        // Often zero, where it is close.
         prop_oneof![Just(0), 0..=to_ms].prop_map(Duration::from_millis)
     }
 
@@ -179,7 +182,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whatever the network does and whoever leads, if no clock runs faster or slower than another by more than a fiftieth.
+        /// Whatever the network does and whichever member leads, as long as no clock runs faster or
+        /// slower than another by more than a fiftieth.
         #[test]
         fn a_holder_gives_up_before_anybody_else_may_hold(world in world()) {
             let (lost, ended) = run(&world);
@@ -189,7 +193,7 @@ mod tests {
 
     #[test]
     fn the_bound_is_what_clocks_may_differ_by() {
-        // The server's clock runs that much faster, and nothing takes any time.
+        // The server's clock runs that much faster, and messages take no time.
         let ttl = Duration::from_secs(60);
         let there = Some(Duration::ZERO);
         let leader = |rate| Leader { from: Duration::ZERO, rate, grace: Duration::ZERO };

@@ -1,5 +1,5 @@
-//! What is held by a request: taken back when it is dropped, in the background, for as long as its
-//! session lives.
+//! What a request holds. When dropped it is undone in the background, for as long as its session
+//! lives.
 
 use std::sync::Arc;
 
@@ -22,22 +22,22 @@ use crate::{
     session::{Cleanup, Session},
 };
 
-/// What a request did, or may have done.
+/// What a request did or may have done.
 #[derive(Debug, Clone)]
 pub(crate) enum Did {
-    /// It raised a barrier; its fence, 0 if only the cluster knows that.
+    /// It raised a barrier with this fence; 0 if only the cluster knows it.
     Raise(i64),
     /// It entered a double barrier.
     Enter,
     /// It joined a group as this member.
     Join(Bytes),
-    /// It is a candidate of an election.
+    /// It became a candidate of an election.
     Campaign,
-    /// It acquired what this gives back.
+    /// It acquired a lock, which this request releases.
     Acquire(ReleaseRequest),
 }
 
-/// What a request holds under a name, for as long as this exists and its session lives.
+/// What a request holds under a name. Dropping it undoes the request, if its session lives.
 #[derive(Debug)]
 pub(crate) struct Kept {
     pub(crate) session: Session,
@@ -45,15 +45,16 @@ pub(crate) struct Kept {
     /// Number of the request.
     pub(crate) sequence: u64,
     pub(crate) did: Did,
-    /// The request, while only its answer tells what it did.
+    /// The open request, while only its answer tells what it did.
     pub(crate) open: Option<Ticket>,
-    /// Whether there is nothing left to take back.
+    /// Whether nothing is left to undo.
     pub(crate) is_over: bool,
 }
 
 impl Kept {
-    /// Takes it back; says whether there was something. If that fails it goes on in the background, and if the session is lost
-    /// nobody waits for it: whether it may still be there for others makes no difference to its owner.
+    /// Undoes the request; true if there was something to undo. If that fails, it goes on in the
+    /// background. Does not wait once the session is lost: to the owner it makes no difference how
+    /// long others still see it.
     pub(crate) async fn undo(mut self) -> Result<bool, Error> {
         if self.session.is_lost() {
             return Err(Error::session_lost());
@@ -71,7 +72,7 @@ impl Kept {
     fn take_undo(&mut self) -> Undo {
         let (session, open) = (self.session.id(), self.open.take());
         let requests = Arc::clone(self.session.requests());
-        // What is open until this is done must not make it wait.
+        // The request stays open until it is undone, so its undo must not wait for room.
         let ticket = open.as_ref().map(|_| requests.begin_undo(session).undoing(self.sequence));
         let ticket = OnceCell::new_with(ticket);
         let (name, did, undoes) = (self.name.clone(), self.did.clone(), self.sequence);
@@ -88,11 +89,11 @@ impl Drop for Kept {
     }
 }
 
-/// A request that takes another one back. Doing that twice does no harm.
+/// A request that undoes another one. Undoing twice does no harm.
 #[derive(Debug)]
 pub(crate) struct Undo {
     requests: Arc<Requests>,
-    /// Its own number, which it keeps however often it is tried.
+    /// Its own number, which stays the same however often it is tried.
     ticket: OnceCell<Ticket>,
     pub(crate) session: i64,
     undoes: u64,
@@ -103,7 +104,7 @@ pub(crate) struct Undo {
 }
 
 impl Undo {
-    /// Says whether there was something to take back.
+    /// Sends the undo; true if there was something to undo.
     pub(crate) async fn carry_out(&self, client: &Client) -> Result<bool, Error> {
         let begin = async || {
             let ticket = self.requests.begin(self.session, client.timeout()).await?;
@@ -122,7 +123,7 @@ impl Undo {
                 Ok(answer.map(|answer| answer.lifted))
             }
             Did::Enter => {
-                // Who does not wait for the others need not hear of them.
+                // A caller that does not wait for the others needs no news of them.
                 let request = DoubleBarrierLeaveRequest { once, name, ..Default::default() };
                 let mut answers =
                     DoubleBarrierServiceClient::new(channel).leave(request).await?.into_inner();

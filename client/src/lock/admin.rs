@@ -1,4 +1,4 @@
-//! Locks as operators see them.
+//! Lock administration for operators.
 
 use conclave_proto::v1::{
     ForceReleaseRequest, HeldLock, InspectRequest, InspectResponse, LockListRequest, LockSummary,
@@ -48,11 +48,11 @@ impl Client {
         self.read(call).await
     }
 
-    /// Takes a lock away: the place with this `fence`, or all that hold if it is 0. The members log it
-    /// with `reason`. Returns what was taken away.
+    /// Takes a lock away from the holder or waiter with this `fence`, or from all holders if it is
+    /// 0. The members log it with `reason`. Returns what was taken away.
     ///
     /// # Errors
-    /// See [`Error`]; [`Error::outcome`] tells whether it may have happened.
+    /// See [`Error`]; [`Error::outcome`] says whether it may have happened.
     pub async fn lock_break(
         &self,
         name: impl Into<Vec<u8>>,

@@ -1,4 +1,4 @@
-//! A lock that is held.
+//! A held lock.
 
 use std::pin::pin;
 
@@ -26,10 +26,10 @@ use crate::{
     undo::Kept,
 };
 
-/// A lock that is held for as long as this guard exists and its session lives.
+/// A held lock: held for as long as this guard exists and its session lives.
 ///
-/// Give it back with [`LockGuard::release`], which says whether that worked. A guard that is dropped
-/// releases in the background, without a report, and tries again for as long as the session lives.
+/// Release it with [`LockGuard::release`], which reports whether that worked. Dropping the guard
+/// releases in the background without a report, with retries for as long as the session lives.
 ///
 /// ```no_run
 /// # async fn example(session: conclave_client::Session) -> Result<(), conclave_client::Error> {
@@ -50,23 +50,23 @@ use crate::{
 #[must_use = "the lock is released when the guard is dropped"]
 pub struct LockGuard {
     held: Held,
-    /// Under their whole names.
+    /// With full names, including the namespace.
     whole: Vec<HeldLock>,
-    /// Under the names by which the client knows them.
+    /// With names relative to the client's namespace.
     locks: Vec<HeldLock>,
 }
 
-/// What a lock hangs on.
+/// How the lock is held.
 #[derive(Debug)]
 enum Held {
-    /// A place in the queue of the native API.
+    /// A place in the queue of Conclave's lock API.
     Place(Place),
-    /// A turn of etcd's recipe, from a server that knows no other locks.
+    /// A turn of etcd's recipe, on a server without that API.
     Turn(Turn),
 }
 
 impl Held {
-    /// Goes on with another share of one of the locks; the token from now on.
+    /// Converts one of the locks to another share without releasing it; returns its new token.
     async fn convert(&self, lock: &HeldLock, permits: u32, limit: u32) -> Result<i64, Error> {
         let Self::Place(place) = self else { return Err(unimplemented()) };
         let session = &place.kept.session;
@@ -86,7 +86,7 @@ impl Held {
     }
 }
 
-/// A request that was granted; given back when it is dropped.
+/// A granted request; released when dropped.
 #[derive(Debug)]
 struct Place {
     kept: Kept,
@@ -136,21 +136,23 @@ impl LockGuard {
         }
     }
 
-    /// The fencing token: larger than that of every earlier holder of this lock. Hand it on with
-    /// whatever the lock protects, and refuse there what comes with an older one. Several locks that
-    /// were acquired together for the first time have the same; see [`LockGuard::locks`].
+    /// The fencing token: larger than that of every earlier holder of this lock. Pass it along to
+    /// whatever the lock protects, and refuse requests with an older token there. Locks that were
+    /// acquired together for the first time have the same token; see [`LockGuard::locks`].
     #[must_use]
     pub fn token(&self) -> i64 {
         self.whole.first().map_or(0, |lock| lock.fence)
     }
 
-    /// The locks with their tokens, by name, and with their keys, which are whole whatever the namespace.
+    /// The locks by name, with their tokens and keys. Names are relative to the namespace; keys are
+    /// always full keys.
     #[must_use]
     pub fn locks(&self) -> &[HeldLock] {
         &self.locks
     }
 
-    /// The session that holds it; `None` if the server knows no sessions, and a lease does.
+    /// The session that holds the lock; `None` if a plain lease holds it, because the server knows
+    /// no sessions.
     #[must_use]
     pub fn session(&self) -> Option<&Session> {
         match &self.held {
@@ -159,10 +161,11 @@ impl LockGuard {
         }
     }
 
-    /// Cancelled when the lock may be lost because its session may be: before the server gives it to
-    /// others, as long as this process gets to run. And when an operator takes it away, or somebody deletes its
-    /// key: as soon as the member tells that the session's heartbeats go to (in an old version it does not; then
-    /// [`LockGuard::is_held`] and [`LockGuard::txn`] see it). Of several locks, if one of them is lost.
+    /// Cancelled when the lock is lost. If its session may have ended: before the server gives the
+    /// lock to others, as long as this process gets to run. If an operator takes the lock away or
+    /// its key is deleted: as soon as the member that receives the session's heartbeats reports it.
+    /// Old versions do not report it; there [`LockGuard::is_held`] and [`LockGuard::txn`] detect
+    /// it. Of several locks, cancelled when one is lost.
     #[must_use]
     pub fn lost(&self) -> CancellationToken {
         match &self.held {
@@ -171,7 +174,7 @@ impl LockGuard {
         }
     }
 
-    /// Why it was lost, if it was.
+    /// Why the lock was lost, if it was.
     #[must_use]
     pub fn loss(&self) -> Option<Loss> {
         match &self.held {
@@ -180,8 +183,8 @@ impl LockGuard {
         }
     }
 
-    /// Waits until the lock may soon be lost, because its session is in jeopardy: time to end what needs it. Also
-    /// if it is lost. Cancel-safe.
+    /// Waits until the lock is lost or may soon be, because its session is in jeopardy: time to
+    /// finish what needs it. Cancel-safe.
     pub async fn jeopardy(&self) {
         let lost = self.lost();
         let near = async {
@@ -196,10 +199,10 @@ impl LockGuard {
         }
     }
 
-    /// Runs `work` until it ends or the lock is lost; then `work` is dropped.
+    /// Runs `work` until it ends or the lock is lost; in the latter case `work` is dropped.
     ///
     /// # Errors
-    /// [`Error::Lost`]: what `work` had begun may be half done.
+    /// [`Error::Lost`] if the lock was lost: what `work` had begun may be half done.
     pub async fn run<T>(&self, work: impl Future<Output = T>) -> Result<T, Error> {
         run_while(&self.lost(), || self.loss().map(|loss| loss.error()), pin!(work)).await
     }
@@ -215,7 +218,7 @@ impl LockGuard {
         session::are_held(self.client(), &self.whole).await
     }
 
-    /// Starts a transaction that is carried out only if this lock is held at that very moment.
+    /// Starts a transaction that is carried out only if this lock is held when it is applied.
     pub fn txn(&self) -> Txn<Guarded> {
         match &self.held {
             Held::Place(place) => {
@@ -228,12 +231,14 @@ impl LockGuard {
         }
     }
 
-    /// Goes on as a reader, without letting go: others may read from now on. The token stays.
+    /// Becomes a shared holder (reader) without letting go: others may read from now on. The token
+    /// stays the same.
     ///
     /// # Errors
-    /// [`Error::Refused`] if the lock is not held any more, or other guards of the session hold it by re-entry;
-    /// [`Error::Unimplemented`] from a server that knows no shared locks. See [`Error`]; [`Error::outcome`]
-    /// tells whether it may have been done, or may still be. Of several locks some may be converted then.
+    /// [`Error::Refused`] if the lock is no longer held, or other guards of the session hold it by
+    /// re-entry; [`Error::Unimplemented`] from a server without shared locks. See [`Error`];
+    /// [`Error::outcome`] says whether it may have been done, or may still be. Of several locks,
+    /// some may be converted by then.
     pub async fn downgrade(&self) -> Result<(), Error> {
         for lock in &self.whole {
             self.held.convert(lock, 1, u32::MAX).await?;
@@ -241,16 +246,16 @@ impl LockGuard {
         Ok(())
     }
 
-    /// Goes on as a writer, if there is no other reader. If somebody was a reader meanwhile the token
-    /// grows: hand on what [`LockGuard::token`] says afterwards.
+    /// Becomes the exclusive holder (writer), if there is no other reader. If there was another
+    /// reader in the meantime, the token grows: use what [`LockGuard::token`] returns afterwards.
     ///
     /// # Errors
-    /// [`Error::Refused`] if there are other readers, if others wait and the token would have to grow, or
-    /// if the lock is not held any more. See [`Error`] and [`LockGuard::downgrade`]; if the outcome is
-    /// unknown the guard may have an old token, with which [`LockGuard::is_held`] and
-    /// [`LockGuard::txn`] say that it is held no more.
+    /// [`Error::Refused`] if there are other readers, if others wait and the token would have to
+    /// grow, or if the lock is no longer held. See [`Error`] and [`LockGuard::downgrade`]. If the
+    /// outcome is unknown, the guard may have an old token, for which [`LockGuard::is_held`] and
+    /// [`LockGuard::txn`] say that the lock is no longer held.
     pub async fn upgrade(&mut self) -> Result<(), Error> {
-        // Whoever asked meanwhile with an old token would be told that it is lost.
+        // A check made meanwhile with the old token would report the lock as lost.
         self.tell_held(false);
         let mut upgraded = Ok(());
         for lock in &mut self.whole {
@@ -273,11 +278,11 @@ impl LockGuard {
         }
     }
 
-    /// Gives the lock back.
+    /// Releases the lock.
     ///
     /// # Errors
-    /// [`Error::Lost`] if it was held no more, or one of several was not. See [`Error`]; it is then tried again in
-    /// the background, as if the guard had been dropped.
+    /// [`Error::Lost`] if the lock, or one of several, was no longer held. See [`Error`]; the
+    /// release is then retried in the background, as if the guard had been dropped.
     pub async fn release(self) -> Result<(), Error> {
         let place = match self.held {
             Held::Place(place) => place,
@@ -286,7 +291,7 @@ impl LockGuard {
         let Place { kept, hearing, .. } = place;
         let session = kept.session.clone();
         let was_held = match Box::pin(kept.undo()).await {
-            // It went with its session.
+            // The lock ended with its session.
             Err(Error::NotFound(_) | Error::Lost { .. }) => false,
             done => done?,
         };
@@ -297,7 +302,7 @@ impl LockGuard {
     }
 }
 
-/// What a server of etcd answers that does not know a call.
+/// The error for a lock option that etcd's recipe lacks.
 pub(crate) fn unimplemented() -> Error {
     Error::Unimplemented(Status::unimplemented("the server offers exclusive locks only"))
 }
@@ -309,7 +314,7 @@ pub(crate) fn unimplemented() -> Error {
 /// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
 /// use conclave_client::{Error, kv::put, lock::Guarded, txn::Txn};
 ///
-/// /// Whoever has the right to, by a lock or as leader, books; says whether it had.
+/// /// Books a seat if the lock is held or the process leads; says whether it did.
 /// async fn book(right: Txn<Guarded>) -> Result<bool, Error> {
 ///     match right.then(put("seats/4", "ada")).commit().await {
 ///         Ok(_) => Ok(true),
@@ -329,7 +334,7 @@ pub struct Guarded {
 }
 
 impl Guarded {
-    /// A transaction that needs all of these.
+    /// A transaction that needs all of these locks.
     pub(crate) fn by_locks(client: Client, guards: Vec<Guard>) -> Txn<Self> {
         Txn { client: Self { by: By::Locks(client, guards) }, request: Default::default() }
     }
@@ -340,7 +345,7 @@ impl Guarded {
     }
 }
 
-/// What guards a transaction.
+/// What a transaction depends on.
 #[derive(Debug, Clone)]
 enum By {
     Locks(Client, Vec<Guard>),
@@ -348,11 +353,11 @@ enum By {
 }
 
 impl Txn<Guarded> {
-    /// Sends the transaction. Whether its compares held is in the answer's `succeeded`.
+    /// Sends the transaction. The answer's `succeeded` says whether its compares held.
     ///
     /// # Errors
-    /// [`Error::Lost`] if the lock is held no more; nothing was done then. See [`Error`];
-    /// [`Error::outcome`] tells whether it may have been applied.
+    /// [`Error::Lost`] if the lock is no longer held; nothing was done then. See [`Error`];
+    /// [`Error::outcome`] says whether it may have been applied.
     pub async fn commit(self) -> Result<Reply<TxnResponse>, Error> {
         let (client, guards) = match self.client.by {
             By::Locks(client, guards) => (client, guards),
@@ -377,7 +382,8 @@ impl Txn<Guarded> {
 }
 
 impl Client {
-    /// Whether `fence` holds `name` at this moment: for services that were handed a token.
+    /// Whether `fence` is the token of a current holder of `name`: for services that were handed a
+    /// token.
     ///
     /// # Errors
     /// See [`Error`].

@@ -1,14 +1,16 @@
-//! The one task of a client that keeps all of its sessions alive and cleans up behind dropped guards.
+//! The one task of a client that keeps all of its sessions alive and cleans up after dropped
+//! guards.
 //!
-//! Guards only change what is written here and wake the task, so that dropping one never blocks and
-//! works outside a runtime. The task exists while there is something to keep or to clean up.
+//! Guards only change the shared state here and wake the task, so that dropping one never blocks
+//! and works outside a runtime. The task exists while there is something to keep alive or to clean
+//! up.
 //!
 //! | module | what |
 //! |---|---|
-//! | `kept` | what is looked after, and what the clock says of it |
+//! | `kept` | what the task looks after, and judging it by the clock |
 //! | `beat` | heartbeats |
-//! | `places` | locks that are held, so that their holders hear when they are taken away |
-//! | `cleanup` | what dropped guards leave to do |
+//! | `places` | locks that are held, so that their guards learn when they are taken away |
+//! | `cleanup` | what dropped guards leave to be done |
 
 mod beat;
 mod cleanup;
@@ -37,24 +39,26 @@ pub(crate) use places::{Hearing, are_held};
 pub(super) struct Begun {
     pub(super) id: i64,
     pub(super) ttl: Duration,
-    /// When it was asked for.
+    /// When it was requested.
     pub(super) sent: Moment,
-    /// Whether the server knows it as a lease only, as then all of this client.
+    /// Whether the server knows it only as a lease. If so, that holds for all sessions of this
+    /// client.
     pub(super) is_lease: bool,
-    /// To be cancelled when it is lost.
+    /// Cancelled when the session is lost.
     pub(super) lost: CancellationToken,
 }
 
-/// The sessions of a client.
+/// Keeps the sessions of a client alive.
 #[derive(Debug)]
 pub(crate) struct Heart {
     kept: Mutex<Kept>,
     places: Places,
-    /// Counts changes of `kept` that the task must know of.
+    /// Counts the changes of `kept` that the task must notice.
     changes: watch::Sender<u64>,
 }
 
-/// A session that is to be ended, in the background if this is dropped before it is done.
+/// A session that a caller is ending. If this is dropped before [`Ending::done`], it is ended in
+/// the background.
 #[must_use = "it is ended in the background when this is dropped"]
 pub(super) struct Ending<'a> {
     heart: &'a Heart,
@@ -64,7 +68,7 @@ pub(super) struct Ending<'a> {
 }
 
 impl Ending<'_> {
-    /// Nothing is left to do.
+    /// The session has ended; nothing is left to do.
     pub(super) fn done(mut self) {
         self.is_done = true;
     }
@@ -77,7 +81,7 @@ impl Drop for Ending<'_> {
         }
         {
             let mut kept = self.heart.kept.lock();
-            // All is over if the task ended meanwhile with its runtime.
+            // The count is 0 already if the task was stopped with its runtime.
             kept.ending = kept.ending.saturating_sub(1);
             if !self.is_done && kept.is_running {
                 let cleanup = Cleanup::End(self.id);
@@ -88,7 +92,8 @@ impl Drop for Ending<'_> {
     }
 }
 
-/// The task. If it ends before everything is done, because its runtime ends, the sessions are lost.
+/// The task. If it stops before everything is done, because its runtime ends, the sessions are
+/// lost.
 struct Beating {
     heart: Arc<Heart>,
     is_idle: bool,
@@ -109,7 +114,7 @@ impl Beating {
 
 impl Drop for Beating {
     fn drop(&mut self) {
-        // Somebody else may run already if it is idle.
+        // If it went idle, another task may run already.
         if !self.is_idle {
             self.heart.stop();
         }
@@ -139,20 +144,21 @@ impl Heart {
         };
         self.wake();
         if !is_running {
-            // Ends by itself when nothing is left to do.
+            // The task ends when nothing is left to do.
             let beating = Beating { heart: Arc::clone(self), is_idle: false };
             client.spawn(beating.run(client.clone()));
         }
         states
     }
 
-    /// Whether a session lives, by the clock.
+    /// Whether a session is alive, by the clock.
     pub(crate) fn is_alive(&self, id: i64) -> bool {
         let kept = self.kept.lock();
         kept.sessions.get(&id).is_some_and(|tracked| Moment::now() < tracked.lost_at())
     }
 
-    /// Stops keeping a session alive, which somebody ends: the heart, in the background, if they do not.
+    /// Stops keeping a session alive because the caller ends it. If the caller does not finish, the
+    /// heart ends it in the background.
     pub(super) fn forget(&self, id: i64) -> Ending<'_> {
         let tracked = {
             let mut kept = self.kept.lock();
@@ -172,8 +178,8 @@ impl Heart {
         drop(self.forget(id));
     }
 
-    /// Cleans up in the background. Somebody must still hold the session that it is about, so that the
-    /// task runs.
+    /// Queues a cleanup for the background. The caller must still hold the session that it belongs
+    /// to, so that the task runs.
     pub(crate) fn clean(&self, cleanup: Cleanup) {
         let mut kept = self.kept.lock();
         if kept.is_running {
@@ -187,7 +193,7 @@ impl Heart {
         self.changes.send_modify(|changes| *changes = changes.wrapping_add(1));
     }
 
-    /// Nobody keeps the sessions alive any more.
+    /// Marks all sessions as lost, because the task that kept them alive has stopped.
     fn stop(&self) {
         let stopped = std::mem::take(&mut *self.kept.lock());
         if !stopped.sessions.is_empty() {
@@ -198,7 +204,7 @@ impl Heart {
         }
     }
 
-    /// Returns when nothing is left to do and the task is marked as ended.
+    /// Returns when nothing is left to do, with the task marked as ended.
     async fn idle(&self) {
         let mut changes = self.changes.subscribe();
         loop {

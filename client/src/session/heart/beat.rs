@@ -1,4 +1,4 @@
-//! Heartbeats: one stream for all sessions of a client, on one endpoint after the other.
+//! Heartbeats: one stream for all sessions of a client, on one endpoint at a time.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -20,17 +20,17 @@ use crate::endpoint::Endpoint;
 use crate::moment::Moment;
 use crate::session::SessionState;
 
-/// Heartbeats are sent this many times within the shortest TTL.
+/// Heartbeats sent within the shortest TTL.
 const BEATS_PER_TTL: u32 = 3;
-/// Time for a connection that answers nothing at all before another endpoint is tried.
+/// Most time for a silent endpoint to answer before another one is tried.
 const ANSWER_TIMEOUT_MAX: Duration = Duration::from_secs(3);
-/// Heartbeats on the way; one is sent only after the one before was answered.
+/// Heartbeats in flight; one is sent only after the previous one was answered.
 const REQUESTS_MAX: usize = 1;
-/// Leases whose renewals are on the way together, to a server that knows no sessions.
+/// Lease renewals in flight at the same time, to a server that knows no sessions.
 const RENEWALS_MAX: usize = 1_024;
 
 impl Heart {
-    /// Sends heartbeats, on one endpoint after the other. Never returns.
+    /// Sends heartbeats, on one endpoint after another. Never returns.
     pub(super) async fn beat(&self, client: &Client) {
         let mut backoff = Backoff::default();
         let mut changes = self.changes.subscribe();
@@ -54,7 +54,8 @@ impl Heart {
         }
     }
 
-    /// Keeps all sessions alive over one stream: `Some` when there is none left, `None` when it broke.
+    /// Keeps all sessions alive over one stream. Returns `Some` when no session is left, `None`
+    /// when the stream broke.
     async fn stream(&self, endpoint: &Endpoint, backoff: &mut Backoff) -> Option<()> {
         let mut changes = self.changes.subscribe();
         let mut attached = HashSet::new();
@@ -90,14 +91,16 @@ impl Heart {
             endpoint.succeeded();
             backoff.reset();
             if !newcomers.is_empty() {
-                // Whatever is taken from them from now on is told.
+                // From now on the stream reports what is taken from them. Check what was taken
+                // before.
                 self.doubt(|session| newcomers.contains(&session));
             }
             self.listen(answers, sent, &mut attached).await?;
         }
     }
 
-    /// As [`Heart::stream`], to a server that knows leases only: each is renewed by a message of its own.
+    /// Like [`Heart::stream`], to a server that knows only leases: each lease is renewed by a
+    /// message of its own.
     async fn stream_of_leases(&self, endpoint: &Endpoint, backoff: &mut Backoff) -> Option<()> {
         let mut changes = self.changes.subscribe();
         let (requests, outgoing) = mpsc::channel(RENEWALS_MAX);
@@ -136,7 +139,7 @@ impl Heart {
         }
     }
 
-    /// Takes in the answer to a renewal that was `sent` then: whether the lease lives.
+    /// Handles the answer to a renewal `sent` then; true if the lease lives.
     fn renewed(&self, answer: &LeaseKeepAliveResponse, sent: Moment) -> bool {
         let is_alive = answer.ttl > 0;
         let lost = if is_alive { Vec::new() } else { vec![answer.id] };
@@ -145,8 +148,9 @@ impl Heart {
         is_alive
     }
 
-    /// Waits for the answer to what was `sent` then. Not for as long that a session that was begun since, and is
-    /// not `attached`, is lost: it has its first heartbeat on the next stream.
+    /// Waits for the answer to what was `sent` then. Returns `None` early if a session begun since,
+    /// which is not `attached`, could be lost meanwhile: it gets its first heartbeat on the next
+    /// stream.
     async fn answered<T>(
         &self,
         (sent, patience): (Moment, Duration),
@@ -159,7 +163,8 @@ impl Heart {
         }
     }
 
-    /// Returns when a session that is not `attached` can wait no longer for the answer to what others `sent`.
+    /// Returns when a session that is not `attached` cannot wait any longer for the answer to the
+    /// heartbeat `sent` for the others.
     async fn newcomer_due(&self, sent: Moment, attached: &HashSet<i64>) {
         let mut changes = self.changes.subscribe();
         let due = |tracked: &Tracked| {
@@ -187,7 +192,7 @@ impl Heart {
         self.kept.lock().sessions.values().map(|tracked| tracked.ttl).min()
     }
 
-    /// The next message of a stream on which `attached` are known.
+    /// The next message of a stream; brings `attached`, the sessions known on it, up to date.
     fn heartbeat(&self, sequence: u64, attached: &mut HashSet<i64>) -> SessionOpenRequest {
         let kept = self.kept.lock();
         let attach: Vec<i64> =
@@ -209,11 +214,11 @@ impl Heart {
             }
         }
         drop(kept);
-        // The clock has a new moment to wait for.
+        // The clock task has a new moment to wait for.
         self.wake();
     }
 
-    /// These sessions have ended.
+    /// Marks these sessions as ended.
     pub(super) fn ended(&self, lost: &[i64], attached: &mut HashSet<i64>) {
         let mut kept = self.kept.lock();
         for id in lost {
@@ -224,7 +229,7 @@ impl Heart {
         }
     }
 
-    /// A message that answers no heartbeat.
+    /// Handles a message that answers no heartbeat.
     fn told(&self, told: SessionOpenResponse, attached: &mut HashSet<i64>) {
         self.ended(&told.lost, attached);
         if told.unsure {
@@ -233,11 +238,11 @@ impl Heart {
         for taken in told.taken {
             self.taken(taken);
         }
-        // There may be nothing left to do.
+        // The task may have nothing left to do.
         self.wake();
     }
 
-    /// Takes what is told until the next heartbeat is due; `None` if the stream broke.
+    /// Handles reports until the next heartbeat is due; `None` if the stream broke.
     async fn listen(
         &self,
         answers: &mut Streaming<SessionOpenResponse>,
@@ -254,7 +259,7 @@ impl Heart {
         }
     }
 
-    /// Waits until the next heartbeat is due, or a session waits for its first.
+    /// Waits until the next heartbeat is due, or a new session needs its first one.
     async fn pause(
         &self,
         sent: Moment,

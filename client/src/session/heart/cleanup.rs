@@ -1,4 +1,4 @@
-//! What dropped guards leave to do, done in the background.
+//! Cleanups that dropped guards leave, carried out in the background.
 
 use std::sync::Arc;
 
@@ -12,21 +12,21 @@ use crate::error::Error;
 use crate::registry::Exit;
 use crate::undo::Undo;
 
-/// Calls that clean up at the same time.
+/// Cleanup calls in flight at the same time.
 const CLEANING_MAX: usize = 64;
 
-/// What a dropped guard leaves to do. Doing it twice does no harm.
+/// A cleanup that a dropped guard leaves. Carrying it out twice does no harm.
 #[derive(Debug, Clone)]
 pub(crate) enum Cleanup {
-    /// Tried once: the TTL does it otherwise.
+    /// Ends a session. Tried once: otherwise the TTL ends it.
     End(i64),
-    /// Tried for as long as its session lives: nothing else would do it.
+    /// Undoes a request. Tried for as long as its session lives: nothing else would do it.
     Undo(Arc<Undo>),
-    /// As `Undo`.
+    /// Deregisters an instance. Tried as long as `Undo`.
     Deregister(Arc<Exit>),
 }
 
-/// A cleanup that waits for its turn, and how long it has to pause if it fails again.
+/// A queued cleanup, and its back-off if it fails again.
 #[derive(Debug)]
 pub(super) struct Left {
     pub(super) cleanup: Cleanup,
@@ -34,7 +34,7 @@ pub(super) struct Left {
 }
 
 impl Heart {
-    /// Does what dropped guards left to do. Never returns.
+    /// Carries out the queued cleanups. Never returns.
     pub(super) async fn clean_up(&self, client: &Client) {
         let mut changes = self.changes.subscribe();
         let mut cleaning = JoinSet::new();
@@ -66,7 +66,7 @@ impl Heart {
     }
 }
 
-/// Returns, after a pause, what may succeed later.
+/// Tries a cleanup. If it may succeed later, pauses and returns it.
 async fn clean(client: Client, mut left: Left) -> Option<Left> {
     let done = match left.cleanup.clone() {
         Cleanup::End(id) => client.session_end(id).await,

@@ -1,4 +1,4 @@
-//! What the task of a client looks after: sessions, and what dropped guards left to do.
+//! The state of a client's task: sessions, and what dropped guards left to be done.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::reliance;
 use crate::session::SessionState;
 use crate::tell::{store_news, tell};
 
-/// Dropped guards that wait to be cleaned up behind; what is beyond ends with its session.
+/// Most cleanups that are queued. Beyond that, what a dropped guard held ends with its session.
 const CLEANUPS_MAX: usize = 100_000;
 
 /// Everything that the task looks after.
@@ -22,14 +22,14 @@ pub(super) struct Kept {
     pub(super) sessions: HashMap<i64, Tracked>,
     pub(super) cleanups: VecDeque<Left>,
     pub(super) cleaning: usize,
-    /// Sessions that are forgotten and not ended: see [`super::Ending`].
+    /// Sessions that are forgotten but not ended yet: see [`super::Ending`].
     pub(super) ending: usize,
     pub(super) is_running: bool,
     pub(super) are_leases: bool,
 }
 
 impl Kept {
-    /// Whether what failed is to be tried again.
+    /// Whether a failed cleanup should be tried again: only while its session lives.
     pub(super) fn is_due(&self, left: &Left) -> bool {
         match &left.cleanup {
             Cleanup::End(_) => false,
@@ -49,19 +49,19 @@ impl Kept {
 #[derive(Debug)]
 pub(super) struct Tracked {
     pub(super) ttl: Duration,
-    /// When the last heartbeat that was answered was sent.
+    /// When the last answered heartbeat was sent.
     pub(super) confirmed: Moment,
     pub(super) state: watch::Sender<SessionState>,
     pub(super) lost: CancellationToken,
 }
 
 impl Tracked {
-    /// From here on the server may end it.
+    /// The earliest moment at which the server may end the session.
     pub(super) fn lost_at(&self) -> Moment {
         reliance::lost_at(self.confirmed, self.ttl)
     }
 
-    /// An answer to the heartbeat that was `sent` then is here `now`.
+    /// Handles the answer, which arrived at `now`, to the heartbeat `sent` then.
     pub(super) fn confirm(&mut self, sent: Moment, now: Moment) {
         self.confirmed = reliance::confirm(self.confirmed, self.ttl, (sent, now));
     }
@@ -82,7 +82,7 @@ impl Tracked {
 }
 
 impl Heart {
-    /// Tells sessions what the clock says about them. Never returns.
+    /// Updates the states of sessions by the clock. Never returns.
     pub(super) async fn watch_clock(&self) {
         let mut changes = self.changes.subscribe();
         loop {
@@ -97,7 +97,7 @@ impl Heart {
         }
     }
 
-    /// Returns when it has to be done again.
+    /// Updates the states and returns when to do it again; `None` if there is no session.
     fn judge(&self, now: Moment) -> Option<Moment> {
         let mut next: Option<Moment> = None;
         let mut kept = self.kept.lock();

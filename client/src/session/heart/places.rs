@@ -1,7 +1,8 @@
-//! Locks that are held or asked for, so that whoever holds one hears when it is taken away.
+//! Locks that are held or being requested, so that their guards learn when they are taken away.
 //!
-//! The stream of heartbeats tells what others take from its sessions, from the moment on at which a session is
-//! attached to it. What may have been taken before that is asked for, once, by those that hold something then.
+//! The heartbeat stream reports what is taken from a session, from the moment when the session is
+//! attached to the stream. What was taken before that is not reported: everything held at that
+//! moment is checked once by a request.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -19,29 +20,29 @@ use crate::client::Client;
 use crate::error::Error;
 use crate::loss::{Loss, Standing};
 
-/// Locks that are asked for at the same time.
+/// Locks checked at the same time.
 const ASKED_MAX: usize = 16;
 
-/// Requests for locks by their ids.
+/// Lock requests by their ids.
 #[derive(Debug, Default)]
 pub(super) struct Places {
     by_request: Mutex<HashMap<Bytes, Place>>,
-    /// There is something to ask for.
+    /// Notified when there is something to check.
     doubts: Notify,
 }
 
-/// What is known of one request.
+/// What is known about one lock request.
 #[derive(Debug)]
 struct Place {
     session: i64,
     standing: Arc<Standing>,
-    /// What it holds; `None` while that is not known, because the answer to a request is awaited.
+    /// What it holds; `None` while that is not known, because an answer is awaited.
     locks: Option<Vec<HeldLock>>,
-    /// It may have been taken away without a word.
+    /// It may have been taken away without a report.
     is_doubtful: bool,
 }
 
-/// Hears what becomes of a request until it is dropped.
+/// A subscription to the loss of what a request holds; ends when dropped.
 #[derive(Debug)]
 pub(crate) struct Hearing {
     heart: Arc<Heart>,
@@ -50,12 +51,12 @@ pub(crate) struct Hearing {
 }
 
 impl Hearing {
-    /// How it stands.
+    /// Whether it was lost.
     pub(crate) fn standing(&self) -> &Standing {
         &self.standing
     }
 
-    /// What the request holds from now on; nothing while that is not known.
+    /// Records what the request holds from now on; `None` while that is not known.
     pub(crate) fn holds(&self, locks: Option<&[HeldLock]>) {
         let places = &self.heart.places;
         if let Some(place) = places.by_request.lock().get_mut(&self.request_id) {
@@ -74,7 +75,7 @@ impl Drop for Hearing {
 }
 
 impl Heart {
-    /// Hears from now on what becomes of a request of a session; `standing` is told.
+    /// Subscribes to the loss of what a request of a session holds; `standing` receives the loss.
     pub(crate) fn hear(
         self: &Arc<Self>,
         session: i64,
@@ -88,7 +89,7 @@ impl Heart {
         Hearing { heart: Arc::clone(self), request_id, standing }
     }
 
-    /// A place was taken away.
+    /// Handles the report that a place was taken away.
     pub(super) fn taken(&self, taken: PlaceTaken) {
         let loss = Loss::of(taken.broken);
         let places = self.places.by_request.lock();
@@ -97,7 +98,7 @@ impl Heart {
         }
     }
 
-    /// What these sessions hold may have been taken away without a word.
+    /// Marks what these sessions hold as possibly taken away without a report.
     pub(super) fn doubt(&self, is_meant: impl Fn(i64) -> bool) {
         let mut places = self.places.by_request.lock();
         for place in places.values_mut().filter(|place| is_meant(place.session)) {
@@ -106,7 +107,7 @@ impl Heart {
         self.places.doubts.notify_one();
     }
 
-    /// Asks for what may have been taken away. Never returns.
+    /// Checks what may have been taken away. Never returns.
     pub(super) async fn ask(&self, client: &Client) {
         let mut backoff = Backoff::default();
         loop {
@@ -132,7 +133,7 @@ impl Heart {
         }
     }
 
-    /// What is to be asked for, which is not in doubt then unless something new happens.
+    /// What has to be checked. It no longer counts as doubtful unless something new happens.
     fn doubtful(&self) -> Vec<Asked> {
         let mut places = self.places.by_request.lock();
         let doubtful = places.iter_mut().filter(|(_, place)| place.is_doubtful);
@@ -144,13 +145,13 @@ impl Heart {
         doubtful.collect()
     }
 
-    /// Takes an answer; whether it has to be asked again.
+    /// Handles the result of a check; true if it has to be made again.
     fn answered_for(&self, asked: &Asked, loss: Result<Option<Loss>, Error>) -> bool {
         let mut places = self.places.by_request.lock();
         let Some(place) = places.get_mut(&asked.request_id) else { return false };
         match loss {
             Ok(None) => false,
-            // It may hold something else meanwhile: then this was asked in vain.
+            // The request holds something else by now, so this result does not apply to it.
             Ok(Some(_)) if place.locks.as_ref() != Some(&asked.locks) => {
                 place.is_doubtful = true;
                 place.locks.is_some()
@@ -168,7 +169,7 @@ impl Heart {
     }
 }
 
-/// What is asked for.
+/// One lock request to check.
 #[derive(Debug, PartialEq)]
 struct Asked {
     request_id: Bytes,
@@ -176,7 +177,7 @@ struct Asked {
     locks: Vec<HeldLock>,
 }
 
-/// Why something is held no more, if it is not.
+/// The reason for the loss if one of these locks is no longer held.
 async fn loss_of(client: &Client, asked: &Asked) -> Result<Option<Loss>, Error> {
     let Some(lost) = first_lost(client, &asked.locks).await? else { return Ok(None) };
     if lost.broken.is_some() {
@@ -187,12 +188,12 @@ async fn loss_of(client: &Client, asked: &Asked) -> Result<Option<Loss>, Error> 
     Ok(Some(if has_ended { Loss::Session } else { Loss::Removed }))
 }
 
-/// Whether all of these are held at this moment.
+/// Whether all of these locks are held at this moment.
 pub(crate) async fn are_held(client: &Client, locks: &[HeldLock]) -> Result<bool, Error> {
     Ok(first_lost(client, locks).await?.is_none())
 }
 
-/// What is known of the first of these that is not held at this moment.
+/// The answer for the first of these locks that is not held at this moment.
 async fn first_lost(
     client: &Client,
     locks: &[HeldLock],
