@@ -1,9 +1,10 @@
-//! Services: instances say where they are for as long as they live, and others find them.
+//! Service discovery: instances register for as long as they live, and clients find them.
 //!
 //! An instance is the key `<service>/<id>`, attached to a session, in the layout of the package
-//! `naming/endpoints` of etcd's Go client, so that `etcd:///<service>` of grpc-go finds ours and we find
-//! theirs. From a server that speaks etcd's API only, everything but health checks, damping, the guard
-//! against mass loss and removal reasons works alike, with a lease instead of a session.
+//! `naming/endpoints` of etcd's Go client: `etcd:///<service>` of grpc-go finds our instances, and
+//! we find theirs. Against a server that only speaks etcd's API a lease replaces the session, and
+//! health checks, damping, the guard against mass loss and removal reasons are missing; everything
+//! else works alike.
 //!
 //! ```text
 //!  register ─► Registration: keeps the instance, registers again by itself after a loss, drains
@@ -64,11 +65,11 @@ impl Client {
     }
 }
 
-/// A service: what can be done with its name; see [`Client::service`].
+/// A service by name; see [`Client::service`].
 ///
 /// ```no_run
 /// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
-/// // For a look at it; to call instances, `discover` follows them.
+/// // A single look; to call instances, use `discover`, which follows them.
 /// for record in client.service("shop/api").instances().await? {
 ///     let word = if record.is_healthy() { "takes calls" } else { "does not" };
 ///     println!("{} at {} in {}: {word}", record.id, record.address, record.zone);
@@ -83,17 +84,17 @@ pub struct Service {
 }
 
 impl Service {
-    /// Describes an instance at `address` (`host:port`); await it to register it.
+    /// Describes an instance at `address` (`host:port`); await the result to register it.
     pub fn register(&self, address: impl Into<String>) -> Register {
         Register::new(self.clone(), Record::new(address))
     }
 
-    /// Follows the instances.
+    /// Starts to describe a [`Directory`], which follows the instances.
     pub fn discover(&self) -> Discover {
         Discover::new(self.clone())
     }
 
-    /// The instances as of now.
+    /// The current instances, read once.
     ///
     /// # Errors
     /// See [`Error`].
@@ -109,19 +110,19 @@ impl Service {
         }
     }
 
-    /// What the keys of all instances begin with.
+    /// The prefix of the keys of all instances.
     fn prefix(&self) -> Bytes {
         format!("{}/", self.name).into()
     }
 }
 
-/// The instance behind a key; `None` if it is something else.
+/// Decodes the instance stored under a key; `None` if the key holds something else.
 fn decode(prefix: &Bytes, kv: &KeyValue) -> Option<Record> {
     let id = std::str::from_utf8(kv.key.strip_prefix(&prefix[..])?).ok()?;
     Record::decode(id, &kv.value)
 }
 
-/// The instance in a message.
+/// Decodes the instance in a message.
 fn record_of(instance: &Instance) -> Option<Record> {
     Record::decode(&instance.id, &instance.record)
 }

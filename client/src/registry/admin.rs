@@ -1,4 +1,4 @@
-//! Services as operators see them. All of this needs a native registry.
+//! Service administration for operators. Needs Conclave's registry.
 
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ impl Client {
 }
 
 impl Service {
-    /// The instances that the filter lets through, by id, as of one revision.
+    /// The instances that match the filter, by id, at one revision.
     ///
     /// # Errors
     /// See [`Error`].
@@ -62,8 +62,8 @@ impl Service {
         }
     }
 
-    /// Makes an instance drain whatever its owner says: it gets nothing new. With a time, it is removed
-    /// afterwards.
+    /// Makes an instance drain whatever its owner reports: it gets no new calls. With a `time`, it
+    /// is removed afterwards.
     ///
     /// # Errors
     /// [`Error::NotFound`] if there is no such instance. See [`Error`].
@@ -73,7 +73,7 @@ impl Service {
         self.overrule(id.into(), InstanceState::Draining, drain_ms).await
     }
 
-    /// Takes back what [`Service::drain`] said.
+    /// Undoes [`Service::drain`].
     ///
     /// # Errors
     /// [`Error::NotFound`] if there is no such instance. See [`Error`].
@@ -99,11 +99,12 @@ impl Service {
             let request = request.clone();
             async move { RegistryServiceClient::new(channel).update(request).await }
         };
-        // Not repeated after an unknown outcome: by then an operator may have said something else.
+        // Not retried after an unknown outcome: an operator may have changed it since.
         self.client.write(call).await.map(drop)
     }
 
-    /// Removes an instance, whoever registered it; whether there was one.
+    /// Removes an instance, whether or not this client registered it. Returns whether there was
+    /// one.
     ///
     /// # Errors
     /// See [`Error`].
@@ -114,12 +115,12 @@ impl Service {
             let request = request.clone();
             async move { RegistryServiceClient::new(channel).deregister(request).await }
         };
-        // Not repeated after an unknown outcome: by then the id may be registered anew.
+        // Not retried after an unknown outcome: the id may have been registered again since.
         Ok(self.client.write(call).await?.removed)
     }
 
-    /// Sets the switches of the service: the guard against mass loss, and flap damping; `None` is as
-    /// before.
+    /// Sets the switches of the service: the guard against mass loss, and flap damping. `None`
+    /// leaves a switch as it is.
     ///
     /// # Errors
     /// See [`Error`].
@@ -133,7 +134,7 @@ impl Service {
             let request = request.clone();
             async move { RegistryServiceClient::new(channel).configure(request).await }
         };
-        // Not repeated after an unknown outcome: see `overrule`.
+        // Not retried after an unknown outcome: see `overrule`.
         Ok(self.client.write(call).await?.service.unwrap_or_default())
     }
 }

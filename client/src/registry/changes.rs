@@ -1,4 +1,4 @@
-//! Every change of the instances of a service, from a native registry.
+//! A stream of all changes of a service's instances, from Conclave's registry.
 
 use std::time::Duration;
 
@@ -20,19 +20,19 @@ use crate::{
     login::Logins,
 };
 
-/// Time for an endpoint to begin to answer.
+/// Most time for an endpoint to accept the watch.
 const OPEN_TIMEOUT_MAX: Duration = Duration::from_secs(5);
 
 impl Service {
-    /// Every change of the instances that the filter lets through: a snapshot, then what each revision
-    /// changes, and why. For tools; to call instances, [`Service::discover`] is what you want.
+    /// Watches the instances that match the filter: a snapshot first, then the changes of each
+    /// revision with their reasons. For tools; to call instances, use [`Service::discover`].
     pub fn changes(&self, filter: InstanceFilter) -> Changes {
         Changes::new(self, filter)
     }
 }
 
-/// Changes of the instances of a service. It resumes by itself where it stopped, on any endpoint, without
-/// a gap; if that is not possible, it says so with a snapshot.
+/// Changes of the instances of a service. It resumes where it stopped, on any endpoint, without a
+/// gap. If that is not possible, it delivers a new snapshot.
 ///
 /// ```no_run
 /// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
@@ -59,20 +59,20 @@ pub struct Changes {
     request: InstanceWatchRequest,
     stream: Option<(Streaming<InstanceWatchResponse>, Arc<Endpoint>)>,
     backoff: Backoff,
-    /// Of the message before, which is not complete without the next.
+    /// Whether the last message is continued in the next one.
     is_partial: bool,
-    /// What came so far of a snapshot or revision, for [`Changes::next`].
+    /// The parts of a snapshot or revision received so far, for [`Changes::next`].
     parts: InstanceWatchResponse,
     reporter: Reporter,
 }
 
-/// What a step of [`Changes`] is.
+/// The result of one step of [`Changes`].
 pub(super) enum Step {
     /// A message.
     Message(InstanceWatchResponse),
-    /// A server tells of changes from now on.
+    /// The watch is established.
     Connected,
-    /// No server does, for this reason.
+    /// The watch is broken, for this reason.
     Cut(Arc<str>),
 }
 
@@ -96,21 +96,21 @@ impl Changes {
         }
     }
 
-    /// Lets what changes within this time be told as one: at most one change of each instance, as of the last of
-    /// those revisions. The first change after a quiet time is told at once. Zero for each revision by itself; at
-    /// most 10 s. Default: 100 ms for a service of 50 instances or more, zero for others. Call it before the first
-    /// [`Changes::next`].
+    /// Merges changes within this time: at most one change for each instance, as of the last of
+    /// those revisions. The first change after a quiet period is delivered at once. Zero delivers
+    /// each revision separately; at most 10 s. Default: 100 ms for a service of 50 instances or
+    /// more, zero for others. Call it before the first [`Changes::next`].
     pub fn window(mut self, window: Duration) -> Self {
         let window_ms = u32::try_from(window.as_millis()).unwrap_or(u32::MAX);
         self.request.window_ms = Some(window_ms);
         self
     }
 
-    /// The next snapshot, or what the next revision changed, as a whole. While no server answers, it waits.
-    /// Cancel-safe, but while it connects, which then begins again.
+    /// The next snapshot, or the complete changes of the next revision. While no server answers, it
+    /// waits. Cancel-safe, but cancelling while it connects restarts the connecting.
     ///
     /// # Errors
-    /// What trying again does not help against, such as [`Error::Unimplemented`] or [`Error::Denied`].
+    /// Errors that retrying cannot cure, such as [`Error::Unimplemented`] or [`Error::Denied`].
     pub async fn next(&mut self) -> Result<InstanceWatchResponse, Error> {
         loop {
             match self.step().await {
@@ -119,7 +119,8 @@ impl Changes {
                         return Ok(whole);
                     }
                 }
-                // What broke off is told again from its beginning, and may be something else.
+                // An incomplete snapshot or revision is sent again from its beginning, or replaced
+                // by another.
                 Ok(Step::Connected) => self.parts = InstanceWatchResponse::default(),
                 Ok(Step::Cut(why)) => {
                     self.reporter.is_lost(|| why);
@@ -134,14 +135,13 @@ impl Changes {
         }
     }
 
-    /// Whether a server tells of changes to [`Changes::next`] at present.
+    /// Whether a server currently reports changes to [`Changes::next`].
     #[must_use]
     pub fn connection(&self) -> Connection {
         self.reporter.connection()
     }
 
-    /// The next message, or news of the connection. Not cancel-safe while it connects, which then begins
-    /// again.
+    /// The next message or connection event. Cancelling while it connects restarts the connecting.
     pub(super) async fn step(&mut self) -> Result<Step, Error> {
         let Some((stream, endpoint)) = &mut self.stream else {
             self.open().await?;
@@ -152,7 +152,7 @@ impl Changes {
                 endpoint.succeeded();
                 self.backoff.reset();
                 self.is_partial = message.more;
-                // A snapshot or revision that broke off is asked for again as a whole.
+                // An incomplete snapshot or revision is requested again as a whole.
                 if !message.more {
                     self.request.after_revision = message.revision;
                 } else if message.snapshot() != Snapshot::None {
@@ -188,11 +188,12 @@ impl Changes {
         let client = DiscoveryServiceClient::new(endpoint.channel());
         let mut client = client.max_decoding_message_size(usize::MAX);
         if self.is_partial {
-            // Half a revision was told: only a snapshot is sure to say it once.
+            // A revision was received in part: only a snapshot makes sure that nothing is delivered
+            // twice.
             (self.request.after_revision, self.is_partial) = (0, false);
         }
         let mut request = Request::new(self.request.clone());
-        // A member cut off from the leader shall end the stream rather than stay silent.
+        // A member cut off from the leader must end the stream instead of staying silent.
         request.metadata_mut().insert("hasleader", MetadataValue::from_static("true"));
         let limit = self.client.timeout().min(OPEN_TIMEOUT_MAX);
         let error = match timeout(limit, client.watch(request)).await {
@@ -209,7 +210,7 @@ impl Changes {
             },
         };
         if let Error::FutureRevision(_) = error {
-            // The cluster was put back to an older state.
+            // The cluster was restored to an older state.
             self.request.after_revision = 0;
             let status = Status::new(Code::Unavailable, "the cluster is at an older revision");
             return Err(Error::from_status(status, endpoint.address()));
@@ -221,13 +222,13 @@ impl Changes {
     }
 }
 
-/// Adds a message to those before it; what they are together, if it is the last of them.
+/// Appends a message to the parts before it; returns the whole if it is the last part.
 fn put_together(
     parts: &mut InstanceWatchResponse,
     message: InstanceWatchResponse,
 ) -> Option<InstanceWatchResponse> {
     if message.snapshot() != Snapshot::None && parts.snapshot() == Snapshot::None {
-        // It takes the place of whatever was told by halves.
+        // A snapshot replaces an incomplete revision.
         parts.changes.clear();
         parts.snapshot = message.snapshot;
     }

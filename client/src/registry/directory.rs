@@ -1,4 +1,4 @@
-//! The instances of a service as they come and go.
+//! The instances of a service, followed as they come and go.
 
 use std::{
     fmt,
@@ -31,7 +31,7 @@ use crate::{
     txn::txn,
 };
 
-/// The file is written at most this often.
+/// Least time between two writes of the cache file.
 const SAVE_PAUSE: Duration = Duration::from_secs(2);
 
 type Filter = dyn Fn(&Record) -> bool + Send + Sync;
@@ -40,7 +40,7 @@ type Filter = dyn Fn(&Record) -> bool + Send + Sync;
 ///
 /// ```no_run
 /// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
-/// // Only what this release can talk to; and a start works without the cluster, too.
+/// // Only instances that this release can talk to; the cache lets it start without the cluster.
 /// let discover = client.service("shop/api").discover();
 /// let discover = discover.filter(|record| record.version.starts_with("2."));
 /// let directory = discover.cache("/var/cache/shop/api.instances").start();
@@ -59,19 +59,19 @@ impl Discover {
         Self { service, filters: Vec::new(), cache: None }
     }
 
-    /// Leaves out instances for which `is_wanted` does not hold. Several filters must all hold.
+    /// Leaves out instances for which `is_wanted` is false. With several filters, all must be true.
     pub fn filter(mut self, is_wanted: impl Fn(&Record) -> bool + Send + Sync + 'static) -> Self {
         self.filters.push(Arc::new(is_wanted));
         self
     }
 
-    /// Keeps what is known in a file, for a start while the cluster is away.
+    /// Keeps the known instances in a file, for starting while the cluster is unreachable.
     pub fn cache(mut self, path: impl AsRef<Path>) -> Self {
         self.cache = Some(path.as_ref().to_owned());
         self
     }
 
-    /// Begins to follow, in a task of the client's runtime.
+    /// Begins to follow the instances, in a task on the client's runtime.
     pub fn start(self) -> Directory {
         let prefix = self.service.prefix();
         let request: TxnRequest = txn().then(get(&prefix[..]).prefix()).request;
@@ -95,7 +95,7 @@ impl fmt::Debug for Discover {
     }
 }
 
-/// What a listing rests on.
+/// Where the instances of a listing come from.
 ///
 /// ```no_run
 /// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
@@ -111,12 +111,12 @@ impl fmt::Debug for Discover {
 /// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Basis {
-    /// Nothing has been heard yet.
+    /// Nothing has been received yet.
     #[default]
     Nothing,
-    /// The file of an earlier run.
+    /// The cache file of an earlier run.
     Cache,
-    /// What the cluster said.
+    /// The cluster.
     Cluster,
 }
 
@@ -125,7 +125,7 @@ pub enum Basis {
 /// ```
 /// use conclave_client::registry::{Basis, Listing, Record};
 ///
-/// /// For a readiness probe: whether there is anybody to call.
+/// /// For a readiness probe: whether there is an instance to call.
 /// fn is_ready(listing: &Listing) -> bool {
 ///     listing.basis != Basis::Nothing && listing.records.iter().any(Record::is_healthy)
 /// }
@@ -140,13 +140,13 @@ pub enum Basis {
 pub struct Listing {
     /// The instances, by id.
     pub records: Vec<Record>,
-    /// The revision as of which they are known.
+    /// The revision of the listing.
     pub revision: i64,
-    /// What this rests on.
+    /// Where the instances come from.
     pub basis: Basis,
-    /// Whether a server tells of changes at present. If not, this is the last that was known.
+    /// Whether a server currently reports changes. If not, this is the last known state.
     pub is_connected: bool,
-    /// Why not, as far as that is known. For people.
+    /// Why not, if that is known. For people.
     pub trouble: Option<Arc<str>>,
 }
 
@@ -158,8 +158,8 @@ impl Listing {
     }
 }
 
-/// The instances of a service, followed for as long as this or a clone, or a channel made of it,
-/// exists. While the cluster is away, the last that was known stays.
+/// The instances of a service, followed for as long as this, a clone, or a channel made from it
+/// exists. While the cluster is unreachable, the last known instances are kept.
 ///
 /// ```no_run
 /// # async fn example(client: conclave_client::Client) -> Result<(), Box<dyn std::error::Error>> {
@@ -181,29 +181,30 @@ pub struct Directory {
 }
 
 impl Directory {
-    /// What is known now.
+    /// The current listing.
     #[must_use]
     pub fn current(&self) -> Arc<Listing> {
         Arc::clone(&self.listing.borrow())
     }
 
-    /// What is known now, and a way to wait for changes.
+    /// The current listing, as a receiver that can wait for changes.
     #[must_use]
     pub fn listing(&self) -> watch::Receiver<Arc<Listing>> {
         self.listing.clone()
     }
 
-    /// A channel to the instances: whoever is told of a listing calls those that are in it, or in a later one. Call
-    /// it inside a tokio runtime.
+    /// A channel to the instances. It is updated before [`Directory::listing`]: code that sees a
+    /// listing calls the instances of that listing or a later one. Must be called inside a tokio
+    /// runtime.
     pub fn channel(&self, builder: ChannelBuilder) -> BalancedChannel {
         builder.build(self.instances.clone(), Some(Arc::clone(&self.task)))
     }
 }
 
-/// Where a directory says what it knows.
+/// Publishes what a directory knows.
 struct Told {
     listing: watch::Sender<Arc<Listing>>,
-    /// The same as channels see it.
+    /// The same instances, as channels see them.
     instances: watch::Sender<Vec<Instance>>,
 }
 
@@ -214,13 +215,13 @@ impl Told {
         (Self { listing, instances }, listings, lists)
     }
 
-    /// Channels have it first: whoever is told of the listing may call at once.
+    /// Updates channels first: code that sees the listing may make a call at once.
     fn tell(&self, listing: Listing) {
         self.instances.send_replace(listing.instances());
         self.listing.send_replace(Arc::new(listing));
     }
 
-    /// Whether a server tells of changes at present, and why not.
+    /// Publishes whether a server currently reports changes, and if not, why.
     fn connected(&self, is_connected: bool, trouble: Option<Arc<str>>) {
         self.listing.send_if_modified(|listing| {
             let is_news = (listing.is_connected, &listing.trouble) != (is_connected, &trouble);
@@ -286,7 +287,7 @@ impl Follower {
         self.told.tell(listing);
     }
 
-    /// Begins with the file of an earlier run.
+    /// Loads the cache file of an earlier run.
     async fn load(&self) {
         let Some(cache) = self.cache.clone() else { return };
         let answer = match tokio::task::spawn_blocking(move || cache.load()).await {
@@ -302,7 +303,7 @@ impl Follower {
         self.told.tell(listing);
     }
 
-    /// Keeps what is known for the next start.
+    /// Writes the cache file for the next start.
     async fn save(&self) {
         let Some(cache) = self.cache.clone() else { return };
         let kv = |record: Record| KeyValue {

@@ -1,9 +1,10 @@
-//! An instance in a session: taken out when it is dropped, in the background, for as long as that session
-//! lives. If others use it, too, nothing else would do it.
+//! An instance registered in a session. Dropping it deregisters in the background while the session
+//! lives; in a shared session nothing else would remove it.
 //!
-//! What is registered first takes the id, also from another guard of the same session, and has a fence of its own
-//! from then on. So whatever a guard sends later is about its own instance, however late it arrives; and while
-//! nobody knows what became of a request that was to register one, it is that request which is taken back.
+//! A first registration takes the id, even from another guard of the same session, and gets a new
+//! fencing token (fence). Whatever a guard sends later names its own fence, so it affects only its
+//! own instance however late it arrives. While the outcome of a registering request is unknown,
+//! that request is undone by its number.
 
 use std::{
     collections::HashMap,
@@ -21,26 +22,26 @@ use crate::{
     session::{Cleanup, Session},
 };
 
-/// The ids of one session, by service, of which somebody holds an instance.
+/// The ids, by service, that guards of one session have registered.
 pub(crate) type Entries = Mutex<HashMap<(String, String), Weak<Seat>>>;
 
-/// An id in a session, for all guards that register it there.
+/// One id in a session, shared by all guards that register it there.
 #[derive(Debug, Default)]
 pub(crate) struct Seat {
-    /// Fence of the last one who took it, as far as known; 0: nobody has.
+    /// Highest known fence with which a guard took the id; 0 if none has.
     taken: watch::Sender<i64>,
 }
 
-/// An instance that is registered, or may be, until this is dropped.
+/// An instance that is registered or may be; deregistered when this is dropped.
 #[derive(Debug)]
 pub(super) struct Entry {
     session: Session,
     seat: Arc<Seat>,
     exit: Arc<Exit>,
-    /// Number of the last request of which nobody knows what became; 0: of none. What comes next takes it back, so that
-    /// it does nothing if it arrives only then.
+    /// Number of the last request whose outcome is unknown; 0 if there is none. The next request
+    /// undoes it, so that it has no effect if it arrives later.
     doubt: Mutex<u64>,
-    /// Whether there is nothing left to take out.
+    /// Whether nothing is left to deregister.
     is_over: bool,
 }
 
@@ -72,15 +73,16 @@ impl Entry {
         &self.session
     }
 
-    /// The number of a request that changes it, in doubt until [`Entry::settled`].
+    /// Numbers a request that changes the instance; its outcome is unknown until
+    /// [`Entry::settled`].
     pub(super) async fn begin(&self) -> Result<Ticket, Error> {
         let ticket = self.session.request().await?;
         let before = std::mem::replace(&mut *self.doubt.lock(), ticket.sequence());
         Ok(ticket.undoing(before))
     }
 
-    /// What became of that request, which took back the one with the number `before`: if it was refused, that one is
-    /// still in doubt.
+    /// Records the outcome of that request, which undid the request with number `before`. If it was
+    /// refused, the outcome of `before` is still unknown.
     pub(super) fn settled(&self, before: u64, error: Option<&Error>) {
         match error.map(Error::outcome) {
             None => *self.doubt.lock() = 0,
@@ -89,8 +91,8 @@ impl Entry {
         }
     }
 
-    /// A request is about to register it that may take another place than the one it has. What it did counts from
-    /// [`Entry::answered`] on; if that is never called, nobody knows what it did.
+    /// Announces a request that registers the instance and may take a new place. Its effect counts
+    /// from [`Entry::answered`] on; if that is never called, its outcome stays unknown.
     pub(super) fn ask(&self, ticket: Ticket) {
         let mut stand = self.exit.stand.lock();
         let before = match *stand {
@@ -100,7 +102,7 @@ impl Entry {
         *stand = Stand::Asked(ticket, before);
     }
 
-    /// What is sent with that request.
+    /// The number to send with that request.
     pub(super) fn once(&self) -> Option<v1::Once> {
         match &*self.exit.stand.lock() {
             Stand::Asked(ticket, _) => Some(ticket.once()),
@@ -108,7 +110,7 @@ impl Entry {
         }
     }
 
-    /// What became of that request: the fence of what it registered.
+    /// Records the outcome of that request: the fence of the registered instance.
     pub(super) fn answered(&self, answer: &Result<i64, Error>) {
         let mut stand = self.exit.stand.lock();
         let Stand::Asked(_, before) = *stand else { return };
@@ -120,27 +122,27 @@ impl Entry {
         }
     }
 
-    /// It is there, with this fence.
+    /// Records that the instance is registered with this fence.
     pub(super) fn confirmed(&self, fence: i64) {
         *self.exit.stand.lock() = Stand::Registered(fence);
     }
 
-    /// It took the id, with this fence, from whoever had it.
+    /// Records that this guard took the id, with this fence, from its previous owner.
     pub(super) fn took(&self, fence: i64) {
         self.seat.taken.send_if_modified(|taken| {
-            // Of two who take it at the same time the answers may come in any order.
+            // If two guards take it at the same time, their answers may arrive in any order.
             let is_last = *taken < fence;
             *taken = fence.max(*taken);
             is_last
         });
     }
 
-    /// Whether the session registered the id later, for another guard.
+    /// Whether another guard of the session registered the id later.
     pub(super) fn is_overtaken(&self) -> bool {
         self.is_before(*self.seat.taken.borrow())
     }
 
-    /// Returns when it did.
+    /// Returns when another guard of the session has registered the id later.
     pub(super) async fn overtaken(&self) {
         let mut taken = self.seat.taken.subscribe();
         let overtaken = taken.wait_for(|taken| self.is_before(*taken)).await;
@@ -154,24 +156,24 @@ impl Entry {
         }
     }
 
-    /// Whether an instance with this fence may be what a request registered that was not answered, for this guard.
+    /// Whether the instance with this fence may be the result of this guard's unanswered request.
     pub(super) fn may_have_registered(&self, fence: i64) -> bool {
         let is_asked = matches!(*self.exit.stand.lock(), Stand::Asked(..));
         is_asked && *self.seat.taken.borrow() < fence
     }
 
-    /// Whether nobody knows what became of a request that was to register it anew. Its number stays open until that is
-    /// known, and keeps the cluster from forgetting what other requests of the session were answered.
+    /// Whether a registering request is unanswered. Its number stays open until the outcome is
+    /// known, which keeps the cluster from forgetting the answers to other requests of the session.
     pub(super) fn is_asked(&self) -> bool {
         matches!(*self.exit.stand.lock(), Stand::Asked(..))
     }
 
-    /// There is nothing to take out.
+    /// Drops this without deregistering: there is nothing to remove.
     pub(super) fn leave(mut self) {
         self.is_over = true;
     }
 
-    /// Takes it out. If that fails it goes on in the background.
+    /// Deregisters the instance. If that fails, it goes on in the background.
     pub(super) async fn take_out(mut self) -> Result<(), Error> {
         let done = self.exit.carry_out(self.session.client()).await;
         self.is_over = matches!(done, Ok(()) | Err(Error::NotFound(_)));
@@ -182,26 +184,27 @@ impl Entry {
 impl Drop for Entry {
     fn drop(&mut self) {
         let is_out = matches!(*self.exit.stand.lock(), Stand::Out);
-        // Who registers it again after a loss does so in another session.
+        // A lost session takes the instance with it, and a re-registration uses another session.
         if !self.is_over && !is_out && !self.session.is_lost() {
             self.session.heart().clean(Cleanup::Deregister(Arc::clone(&self.exit)));
         }
     }
 }
 
-/// How an instance stands in the cluster.
+/// The state of an instance in the cluster, as far as known.
 #[derive(Debug)]
 enum Stand {
     /// Nothing was registered.
     Out,
-    /// This request was sent and not answered; before it there was what has this fence, 0 for nothing. Kept open, so
-    /// that the cluster can tell what it registered.
+    /// This request was sent and not answered. Before it, the instance had this fence; 0 if there
+    /// was none. The number is kept open so that the cluster can tell what the request registered.
     Asked(Ticket, i64),
-    /// With this fence.
+    /// Registered with this fence.
     Registered(i64),
 }
 
-/// What takes an instance out: the one that was registered, and no other of its id, however late it is carried out.
+/// Deregisters an instance: exactly the one that was registered and no other with its id, however
+/// late it is carried out.
 #[derive(Debug)]
 pub(crate) struct Exit {
     session: i64,
@@ -209,7 +212,7 @@ pub(crate) struct Exit {
     id: String,
     requests: Arc<Requests>,
     stand: Mutex<Stand>,
-    /// Of the request, which keeps it however often it is sent.
+    /// Number of the request, which stays the same however often it is sent.
     number: OnceCell<Ticket>,
 }
 
@@ -218,13 +221,13 @@ impl Exit {
         self.session
     }
 
-    /// Takes it out.
+    /// Sends the request.
     pub(crate) async fn carry_out(&self, client: &Client) -> Result<(), Error> {
         let number = self.number.get_or_try_init(async || self.number(client).await).await?;
         let fence = match *self.stand.lock() {
             Stand::Out => return Ok(()),
             Stand::Registered(fence) => fence,
-            // That of the request that is taken back.
+            // The fence is unknown; the request is undone by its number instead.
             Stand::Asked(..) => 0,
         };
         let call = |channel| {
@@ -242,7 +245,7 @@ impl Exit {
             Stand::Out | Stand::Registered(_) => None,
         };
         match asked {
-            // What is open until this is done must not make it wait.
+            // The number that is open until this is done must not make it wait.
             Some(asked) => Ok(self.requests.begin_undo(self.session).undoing(asked)),
             None => self.requests.begin(self.session, client.timeout()).await,
         }

@@ -1,7 +1,7 @@
-//! What an instance lives and dies with, and how it is put there.
+//! The session or lease behind an instance, and how the instance is registered in it.
 //!
-//! Only the first word of an owner takes the place of whatever there is. All that follows is about what he
-//! registered himself, and finds out when it is applied whether that is still there.
+//! Only an owner's first registration replaces whatever has the id. All later requests name what
+//! the owner registered, and the cluster checks when it applies them whether that still exists.
 
 use bytes::Bytes;
 use conclave_proto::etcdserverpb::Compare;
@@ -14,17 +14,17 @@ use tonic::{Code, Status};
 use super::{Record, Service, entry::Entry};
 use crate::{error::Error, kv::put, lease::Lease, pulse::Pulse, session::Session, txn::key};
 
-/// What was registered: in which session or with which lease, and its fence, 0 with a lease.
+/// Identifies a registration: the id of its session or lease, and its fence (0 with a lease).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Mark {
     pub(super) session: i64,
     pub(super) fence: i64,
 }
 
-/// What must be there for an instance to be put.
+/// What must be true for an instance to be put.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Condition {
-    /// Whatever there is.
+    /// No condition.
     Any,
     /// The registration that this guard made.
     Still(Mark),
@@ -35,18 +35,18 @@ pub(super) enum Condition {
 /// A session or lease, for one instance.
 pub(super) struct Hold {
     kind: Kind,
-    /// Lost with it, or when the instance is taken away.
+    /// Lost with the session or lease, or when the instance is taken away.
     pulse: Pulse,
 }
 
 enum Kind {
-    /// A session, in a native registry; whether it was begun for the instance.
+    /// A session, in Conclave's registry; true if it was begun for this instance.
     Session(Entry, bool),
-    /// A lease, in a server that speaks etcd's API only.
+    /// A lease, on a server that only speaks etcd's API.
     Lease(Lease),
 }
 
-/// The error of a [`Condition::Still`] that does not hold.
+/// The error if [`Condition::Still`] does not hold.
 pub(super) fn replaced() -> Error {
     let text = "conclave: the instance was taken over or removed";
     Error::Refused(Status::aborted(text))
@@ -56,7 +56,7 @@ pub(super) fn is_replaced(error: &Error) -> bool {
     matches!(error, Error::Refused(status) if status.code() == Code::Aborted)
 }
 
-/// The error of a [`Condition::Free`] that does not hold, as the server has it, too.
+/// The error if [`Condition::Free`] does not hold; the server uses the same text.
 const TAKEN: &str = "conclave: the instance belongs to another session";
 
 pub(super) fn taken() -> Error {
@@ -67,17 +67,17 @@ pub(super) fn is_taken(error: &Error) -> bool {
     matches!(error, Error::Refused(status) if status.message() == TAKEN)
 }
 
-/// Whether it is what the owner says that is refused, and will be whenever he says it.
+/// Whether the record itself was refused, and will be each time it is sent.
 pub(super) fn is_wrong(error: &Error) -> bool {
     match error {
         Error::Invalid(_) => true,
-        // A check that the cluster does not make.
+        // A kind of check that the cluster does not make.
         Error::Refused(status) => status.message().ends_with(CHECKS_FLAG),
         _ => false,
     }
 }
 
-/// Ends what a server says that makes no such checks.
+/// The end of the error text of a server that does not make such checks.
 const CHECKS_FLAG: &str = "(--registry-checks)";
 
 impl Hold {
@@ -100,12 +100,12 @@ impl Hold {
         matches!(self.kind, Kind::Session(..))
     }
 
-    /// Whether its session registered the id later, for another guard.
+    /// Whether another guard of the session registered the id later.
     pub(super) fn is_overtaken(&self) -> bool {
         matches!(&self.kind, Kind::Session(entry, _) if entry.is_overtaken())
     }
 
-    /// Returns when it did.
+    /// Returns when another guard of the session has registered the id later.
     pub(super) async fn overtaken(&self) {
         match &self.kind {
             Kind::Session(entry, _) => entry.overtaken().await,
@@ -113,16 +113,16 @@ impl Hold {
         }
     }
 
-    /// Whether nobody knows whether the instance was registered here anew.
+    /// Whether the outcome of a registering request is unknown.
     pub(super) fn is_in_doubt(&self) -> bool {
         matches!(&self.kind, Kind::Session(entry, _) if entry.is_asked())
     }
 
-    /// Whether what was found may have been registered here, without an answer.
+    /// Whether the instance found may be the result of our unanswered request.
     pub(super) fn may_have_put(&self, found: Mark) -> bool {
         match &self.kind {
             Kind::Session(entry, is_own) => {
-                // Nobody else has a session that was begun for the instance.
+                // A session that was begun for the instance has no other guards.
                 found.session == self.id() && (*is_own || entry.may_have_registered(found.fence))
             }
             Kind::Lease(lease) => found.session == lease.id(),
@@ -140,7 +140,8 @@ impl Hold {
     /// Puts the instance.
     ///
     /// # Errors
-    /// See [`Error`]; [`replaced`] and [`taken`] if the condition does not hold, [`Error::NotFound`] if this is lost.
+    /// See [`Error`]; [`replaced`] or [`taken`] if the condition does not hold, [`Error::NotFound`]
+    /// if the session or lease is lost.
     pub(super) async fn put(
         &self,
         service: &Service,
@@ -156,7 +157,7 @@ impl Hold {
         Ok(Mark { session: self.id(), fence })
     }
 
-    /// The instance is not its owner's any more: nothing is taken out.
+    /// Drops this without deregistering: the instance no longer belongs to its owner.
     pub(super) fn leave(self) {
         self.pulse.lost().cancel();
         if let Kind::Session(entry, _) = self.kind {
@@ -164,7 +165,7 @@ impl Hold {
         }
     }
 
-    /// Takes the instance out, and ends what was begun for it.
+    /// Deregisters the instance, and ends the session or lease if it was begun for it.
     ///
     /// # Errors
     /// See [`Error`]. It then goes on in the background.
@@ -173,20 +174,21 @@ impl Hold {
             Kind::Session(entry, is_own) => {
                 let session = entry.session().clone();
                 let removed = entry.take_out().await;
-                // With its session the instance goes, too.
+                // The instance ends with its session.
                 if is_own { session.close().await } else { removed }
             }
             Kind::Lease(lease) => lease.revoke().await,
         };
         match done {
-            // What has ended already is as good.
+            // It had ended already, which is as good.
             Err(Error::NotFound(_)) => Ok(()),
             done => done,
         }
     }
 }
 
-/// Registers in a session; the fence. Cancel-safe: what was begun is taken back with the entry.
+/// Registers in a session; returns the fence. Cancel-safe: an unfinished request is undone with the
+/// entry.
 async fn register(
     entry: &Entry,
     service: &Service,
@@ -195,7 +197,7 @@ async fn register(
 ) -> Result<i64, Error> {
     let mode = match condition {
         Condition::Any => Mode::Replace,
-        // Also of a server that does not know what else is said.
+        // For servers that do not know the fields set below.
         Condition::Still(_) | Condition::Free(_) => Mode::IfAbsent,
     };
     let mut request = RegisterRequest {
@@ -240,7 +242,8 @@ async fn register(
     answer
 }
 
-/// Registers with a lease. Who takes an instance's place goes on with its key: the lease tells whose it is.
+/// Registers with a lease. A successor continues with the same key: the key's lease tells whose it
+/// is.
 async fn put_leased(
     lease: &Lease,
     service: &Service,
@@ -270,7 +273,8 @@ async fn put_leased(
             }
         }
         Condition::Free(mark) => {
-            // Should the own one of before go meanwhile, the place is free; an earlier attempt may have been the last.
+            // If our former key disappears meanwhile, the id is free; if an earlier attempt
+            // succeeded, the key has our lease.
             let is_free = key(&name[..]).create_revision().equal(0);
             let is_put = put_if(is_of(mark.session)).await?
                 || put_if(is_free).await?

@@ -20,51 +20,51 @@ use crate::{
     session::Session,
 };
 
-/// Time until an instance is tried to be registered again that was refused, doubled by each refusal.
+/// Pause before a refused re-registration is tried again, doubled by each refusal.
 const REFUSED_MIN: Duration = Duration::from_secs(1);
 const REFUSED_MAX: Duration = Duration::from_secs(60);
-/// Share of that time by which it is shorter at random, at the most.
+/// Largest share by which that pause is shortened at random.
 const JITTER: f64 = 0.5;
-/// Why a registration is over.
+/// Reasons why a registration is over.
 const TAKEN: &str = "another guard of the session registered the id of the instance";
 const EITHER: &str = "the instance was taken over or removed";
 
-/// What a guard asks of the task behind it.
+/// What a guard asks its task to do.
 pub(super) enum Order {
     Change(Box<Record>, oneshot::Sender<Result<(), Error>>),
     End(oneshot::Sender<Result<(), Error>>),
 }
 
-/// How an instance was registered last.
+/// The last registration of an instance.
 #[derive(Debug, Clone)]
 pub(super) struct Standing {
     pub(super) token: Option<i64>,
     pub(super) pulse: Pulse,
-    /// Why it never will be again.
+    /// Why the registration is over for good, if it is.
     pub(super) over: Option<Cow<'static, str>>,
 }
 
-/// How far a registration is.
+/// The state of a registration.
 enum Stage {
-    /// It stands, unless a check had it removed.
+    /// Registered, unless a check had it removed.
     Stands,
-    /// Its session or lease is lost, or not there yet.
+    /// Its session or lease is lost, or not begun yet.
     Lost,
-    /// Somebody else has taken it away, for this reason.
+    /// Somebody took it away, for this reason.
     Over(Cow<'static, str>),
 }
 
 /// What was found out about an instance that a check may have removed.
 enum Finding {
-    /// How it stands.
+    /// The state of the instance.
     Stands(Result<Found, Error>),
-    /// It would take no connections.
+    /// It does not accept connections now.
     NoChance,
-    /// It would take connections, and stands so.
+    /// It accepts connections, and this is its state.
     Chance(Result<Found, Error>),
 }
 
-/// Why a registration is over whose id is another's.
+/// Why a registration is over if another one has its id.
 fn taken_by(mark: Mark, address: &str) -> Cow<'static, str> {
     let session = mark.session;
     format!("another registered the id of the instance ({address}, session {session:016x})").into()
@@ -75,18 +75,19 @@ pub(super) struct Keeper {
     service: Service,
     ttl: Duration,
     record: Record,
-    /// The last that was accepted.
+    /// The last record that was accepted.
     said: Option<Record>,
-    /// Where it is registered, or will be.
+    /// The session or lease in which it is registered, or will be.
     hold: Option<Hold>,
-    /// As what it was registered last.
+    /// Identifies the last registration.
     mark: Mark,
     stage: Stage,
     replay: Replay,
-    /// Attempts to register again since it stood: those without an answer, and those that were refused.
+    /// Failed attempts to register again since it was last registered: without an answer, and
+    /// refused.
     backoff: Backoff,
     refusals: u32,
-    /// Looks after attempts that were not answered.
+    /// Paces the checks after attempts that were not answered.
     doubts: Backoff,
     pause: Duration,
     state: watch::Sender<bool>,
@@ -122,8 +123,8 @@ impl Keeper {
         &self.service.client
     }
 
-    /// Registers the instance for the first time, in a session that was given if it is not lost. If it is refused,
-    /// who has the id in that session has it still.
+    /// Registers the instance for the first time, in the given session unless that is lost. If it
+    /// is refused, the previous owner of the id in that session keeps it.
     pub(super) async fn begin(&mut self, given: Option<Session>) -> Result<(), Error> {
         let given = given.filter(|session| !session.is_lost());
         self.hold =
@@ -131,8 +132,8 @@ impl Keeper {
         self.enroll(Condition::Any).await
     }
 
-    /// Puts the instance where it was to be put last, if that lives, else into a session or lease of its own.
-    /// Cancel-safe: what was begun is kept.
+    /// Puts the instance into the current session or lease if that is alive, else into a new one of
+    /// its own. Cancel-safe: what was begun is kept.
     async fn enroll(&mut self, condition: Condition) -> Result<(), Error> {
         if self.hold.as_ref().is_none_or(|hold| hold.pulse().is_lost()) {
             self.hold = None;
@@ -140,7 +141,7 @@ impl Keeper {
         }
         let is_native = self.hold.as_ref().is_some_and(Hold::is_native);
         match self.put(condition).await {
-            // It has sessions, but no registry.
+            // The server has sessions but no registry.
             Err(Error::Unimplemented(_)) if is_native => {
                 self.hold = Some(Hold::lease(self.client().lease(self.ttl).await?));
                 self.put(condition).await
@@ -178,7 +179,7 @@ impl Keeper {
         Ok(())
     }
 
-    /// Tells others what has changed.
+    /// Publishes a change of the record.
     async fn change(&mut self) -> Result<(), Error> {
         if self.hold.as_ref().is_some_and(|hold| hold.pulse().is_lost()) {
             self.lose();
@@ -188,7 +189,7 @@ impl Keeper {
         if let Stage::Stands = self.stage {
             match self.put(Condition::Still(self.mark)).await {
                 Err(Error::NotFound(_)) => self.lose(),
-                // Or it was the repetition of one that is in doubt that was refused so.
+                // Or the refused request was a retry of one whose outcome is unknown.
                 Err(error) if hold::is_replaced(&error) || error.outcome() == Outcome::Unknown => {
                     return self.inquire_why(error).await;
                 }
@@ -201,25 +202,27 @@ impl Keeper {
         }
     }
 
-    /// The instance is not what was registered: registers it again if a check had it removed, and else gives it up.
+    /// Finds out why the registered instance is gone. Registers it again if a check had it removed;
+    /// otherwise the registration is over.
     async fn inquire_why(&mut self, error: Error) -> Result<(), Error> {
         if self.is_overtaken() {
             return Err(self.give_up(TAKEN.into()));
         }
         if !self.hold.as_ref().is_some_and(Hold::is_native) {
-            // Nobody tells more; what is not known to be replaced stands.
+            // The server tells no reasons; unless replaced for certain, it still stands.
             let is_over = hold::is_replaced(&error);
             return Err(if is_over { self.give_up(EITHER.into()) } else { error });
         }
         match replay::look(&self.service, &self.record.id).await {
             Ok(Found::Critical) => self.put(Condition::Free(self.mark)).await,
-            // That it came back was not answered.
+            // It was registered again, but that answer was lost.
             Ok(Found::There { mark, .. }) if self.is_own(mark) => {
                 self.put(Condition::Still(mark)).await
             }
             Ok(Found::There { mark, address, .. }) => Err(self.give_up(taken_by(mark, &address))),
             Ok(Found::Removed(reason)) => Err(self.give_up(reason.into())),
-            // A check had it removed, perhaps, and a compaction let that be forgotten. Nobody else's place is taken.
+            // A check may have removed it, and a compaction dropped the reason. No other owner has
+            // the id.
             Ok(Found::Absent) if replay::is_looked_after(&self.record) => {
                 self.put(Condition::Free(self.mark)).await
             }
@@ -231,7 +234,7 @@ impl Keeper {
         }
     }
 
-    /// Somebody took the instance away: it is not registered again.
+    /// Ends the registration because somebody took the instance away; it is not registered again.
     fn give_up(&mut self, reason: Cow<'static, str>) -> Error {
         tracing::warn!("the registration is over: {reason}");
         self.replay.stop();
@@ -248,7 +251,7 @@ impl Keeper {
         Error::lost(reason)
     }
 
-    /// The session or lease is lost.
+    /// Handles the loss of the session or lease.
     fn lose(&mut self) {
         if self.is_overtaken() {
             self.give_up(TAKEN.into());
@@ -264,7 +267,7 @@ impl Keeper {
         self.state.send_replace(false);
     }
 
-    /// Registers the instance again after a loss, and notes when the next attempt is due.
+    /// Registers the instance again after a loss, and sets the pause before the next attempt.
     async fn register_again(&mut self) -> Result<(), Error> {
         let done = self.take_place().await;
         match &done {
@@ -272,7 +275,7 @@ impl Keeper {
             Err(error) => {
                 tracing::debug!(%error, "cannot register yet");
                 self.take_back_words(error);
-                // The session that was begun for it.
+                // The session begun for it is lost.
                 let is_hold_lost = matches!(error, Error::NotFound(_));
                 if is_hold_lost {
                     self.hold = None;
@@ -289,8 +292,9 @@ impl Keeper {
         done
     }
 
-    /// What was to be said while nobody could be asked, and is refused now for what it says, must not keep the instance
-    /// away: it says again what it said last.
+    /// Undoes a change that was made while the cluster could not be asked and is now refused for
+    /// its content: it must not keep the instance from being registered. The last accepted record
+    /// is used again.
     fn take_back_words(&mut self, error: &Error) {
         if let Some(said) = self.said.clone().filter(|said| *said != self.record)
             && hold::is_wrong(error)
@@ -307,14 +311,15 @@ impl Keeper {
             Ok(Found::There { .. }) => return Err(hold::taken()),
             Ok(Found::Removed(reason)) => return Err(self.give_up(reason.into())),
             Ok(Found::Critical | Found::Absent) => self.mark,
-            // Who may not see it, or whom nobody can tell.
+            // The user may not read it, or the server does not have this call.
             Err(Error::Denied(_) | Error::Unimplemented(_)) => self.mark,
             Err(error) => return Err(error),
         };
         self.enroll(Condition::Free(former)).await
     }
 
-    /// Whether the instance is what was registered last, or may have been without an answer.
+    /// Whether the instance found is our last registration, or may be the result of an unanswered
+    /// request.
     fn is_own(&self, found: Mark) -> bool {
         found == self.mark || self.hold.as_ref().is_some_and(|hold| hold.may_have_put(found))
     }
@@ -327,8 +332,8 @@ impl Keeper {
         self.hold.as_ref().is_some_and(Hold::is_overtaken)
     }
 
-    /// Looks after an instance that a check may have removed, when it is time to. Cancel-safe: what is found out is
-    /// found out anew.
+    /// When it is time to, finds out about an instance that a check may have removed. Cancel-safe:
+    /// it is done again.
     async fn inquire(&self) -> Finding {
         match self.replay.due().await {
             Task::Look => Finding::Stands(replay::look(&self.service, &self.record.id).await),
@@ -339,11 +344,11 @@ impl Keeper {
         }
     }
 
-    /// Does what is to be done after [`Keeper::inquire`].
+    /// Acts on the result of [`Keeper::inquire`].
     async fn attend(&mut self, finding: Finding) {
         match finding {
             _ if self.is_overtaken() => drop(self.give_up(TAKEN.into())),
-            // Asked for once more, so that its number is not open for long.
+            // Sent once more, so that its number does not stay open for long.
             Finding::Stands(found) if self.is_in_doubt() && !self.is_lost_to_others(&found) => {
                 self.come_back(found).await;
             }
@@ -353,7 +358,8 @@ impl Keeper {
             Finding::Stands(Ok(Found::There { mark, address, .. })) => {
                 drop(self.give_up(taken_by(mark, &address)));
             }
-            // Also who had it after this one was removed may have been removed by an operator.
+            // After ours was removed, another owner's instance may have been removed by an
+            // operator, too.
             Finding::Stands(Ok(Found::Removed(reason)))
             | Finding::Chance(Ok(Found::Removed(reason))) => drop(self.give_up(reason.into())),
             Finding::Stands(Ok(Found::Critical)) => {
@@ -361,7 +367,8 @@ impl Keeper {
                 self.replay.postpone();
                 self.state.send_replace(false);
             }
-            // A compaction let the reason be forgotten; or the session has ended, which is told soon.
+            // A compaction dropped the reason; or the session has ended, which will be noticed
+            // soon.
             Finding::Stands(Ok(Found::Absent)) if replay::is_looked_after(&self.record) => {
                 tracing::warn!(
                     "the instance is not there, for a reason that nobody knows any more"
@@ -379,7 +386,7 @@ impl Keeper {
         }
     }
 
-    /// Whether somebody else has the id, or removed the instance.
+    /// Whether another owner has the id, or somebody removed the instance.
     fn is_lost_to_others(&self, found: &Result<Found, Error>) -> bool {
         match found {
             Ok(Found::There { mark, .. }) => !self.is_own(*mark),
@@ -388,12 +395,12 @@ impl Keeper {
         }
     }
 
-    /// Registers an instance again that a check had removed, if nobody has its place.
+    /// Registers an instance again that a check had removed, unless another owner has the id.
     async fn come_back(&mut self, found: Result<Found, Error>) {
         let condition = match found {
-            // That it came back was not answered.
+            // It was registered again, but that answer was lost.
             Ok(Found::There { mark, .. }) if self.is_own(mark) => Ok(Condition::Still(mark)),
-            // Whoever took the name meanwhile keeps it.
+            // Another owner took the id meanwhile and keeps it.
             Ok(Found::There { .. }) => Err(hold::taken()),
             Ok(Found::Critical | Found::Absent | Found::Removed(_)) => {
                 Ok(Condition::Free(self.mark))
@@ -412,7 +419,7 @@ impl Keeper {
         }
     }
 
-    /// Takes the instance out, and ends what was begun for it.
+    /// Deregisters the instance, and ends the session or lease that was begun for it.
     async fn end(&mut self) -> Result<(), Error> {
         self.state.send_replace(false);
         match self.hold.take() {
@@ -421,7 +428,8 @@ impl Keeper {
         }
     }
 
-    /// The next order, or nothing after what was to be done without one.
+    /// The next order; `None` after work that needed no order. The inner `None` means that the
+    /// guard was dropped.
     async fn step(&mut self, orders: &mut mpsc::Receiver<Order>) -> Option<Option<Order>> {
         match (&self.stage, &self.hold) {
             (Stage::Stands, Some(hold)) => tokio::select! {
@@ -434,7 +442,7 @@ impl Keeper {
                     self.give_up(TAKEN.into());
                     None
                 }
-                // Given up for an order, which may be the last one.
+                // Cancelled by an order, which may be the last one.
                 finding = self.inquire() => {
                     if self.hold.as_ref().is_some_and(|hold| hold.pulse().is_lost()) {
                         self.lose();
@@ -463,7 +471,7 @@ impl Keeper {
                 Some(Some(Order::Change(record, reply))) => {
                     let before = std::mem::replace(&mut self.record, *record);
                     let done = self.change().await;
-                    // Else it could never be registered again.
+                    // Otherwise it could never be registered again.
                     if done.as_ref().is_err_and(hold::is_wrong) {
                         self.record = before;
                     }
@@ -475,7 +483,7 @@ impl Keeper {
                     return;
                 }
                 Some(None) => {
-                    // Nobody hears of it; if it fails, the TTL does it.
+                    // Nobody waits for the result; if this fails, the TTL ends it.
                     self.end().await.ok();
                     return;
                 }

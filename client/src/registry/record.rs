@@ -7,8 +7,8 @@ use crate::balance::Instance;
 impl From<&Record> for Instance {
     fn from(record: &Record) -> Self {
         let state = record.state_shown();
-        // Not even when all others are unwell shall one get calls that drains, or that cannot or must not serve by
-        // its owner's or an operator's word.
+        // An instance that drains, is starting, or was put out of service by its owner or an
+        // operator gets no calls, even if all others are unhealthy.
         let gets_none = matches!(state, State::Draining | State::Starting | State::OutOfService);
         let weight = if gets_none { 0 } else { record.weight };
         let is_healthy = matches!(state, State::Up | State::Draining)

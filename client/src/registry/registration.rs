@@ -1,4 +1,4 @@
-//! An instance that is registered for as long as its guard exists.
+//! An instance that stays registered for as long as its guard exists.
 
 use std::{
     future::{Future, IntoFuture},
@@ -20,18 +20,18 @@ use super::{
 };
 use crate::{error::Error, session::Session};
 
-/// How long an instance outlives its last keep-alive if nothing else is asked for.
+/// Default time that an instance outlives its last keep-alive.
 const TTL: Duration = Duration::from_secs(10);
 /// Orders that wait for the keeper; a guard gives one at a time.
 const ORDERS_MAX: usize = 1;
 
-/// An instance that is to be registered; see [`Service::register`].
+/// An instance to be registered; see [`Service::register`].
 ///
 /// ```no_run
 /// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
 /// use conclave_client::registry::{Check, CheckKind};
 ///
-/// // Takes calls only while its own page for this purpose answers.
+/// // Takes calls only while its health page answers.
 /// let target = "/health".to_owned();
 /// let check = Check { kind: CheckKind::Http, target, interval_ms: 5_000, ..Check::default() };
 /// let register = client.service("shop/api").register("10.0.0.7:80").id("api-7");
@@ -53,19 +53,19 @@ impl Register {
         Self { service, record, ttl: TTL, session: None, look_every: None }
     }
 
-    /// What tells it from other instances. Default: its address.
+    /// Id of the instance within the service. Default: its address.
     pub fn id(mut self, id: impl Into<String>) -> Self {
         self.record.id = id.into();
         self
     }
 
-    /// How much it takes compared to others; 0 for nothing. Default 100.
+    /// Load-balancing weight relative to other instances; 0 gets no calls. Default 100.
     pub fn weight(mut self, weight: u32) -> Self {
         self.record.weight = weight;
         self
     }
 
-    /// Where it is.
+    /// Zone of the instance, such as `eu-1`.
     pub fn zone(mut self, zone: impl Into<String>) -> Self {
         self.record.zone = zone.into();
         self
@@ -77,66 +77,68 @@ impl Register {
         self
     }
 
-    /// A word to choose by.
+    /// Adds a tag by which clients can select instances.
     pub fn tag(mut self, tag: impl Into<String>) -> Self {
         self.record.tags.push(tag.into());
         self
     }
 
-    /// More about it; see [`Record::metadata`] for the names that cannot be used.
+    /// Adds metadata; see [`Record::metadata`] for the names that cannot be used.
     pub fn metadata(mut self, name: impl Into<String>, value: impl Into<Value>) -> Self {
         self.record.metadata.insert(name.into(), value.into());
         self
     }
 
-    /// Whether it takes calls from the beginning. Default: up.
+    /// Initial state: whether it takes calls from the beginning. Default: up.
     pub fn state(mut self, state: State) -> Self {
         self.record.state = state;
         self
     }
 
-    /// How well it is, by its own account. Default: passing.
+    /// Health as the owner reports it. Default: passing.
     pub fn health(mut self, health: Health) -> Self {
         self.record.details.health = health;
         self
     }
 
-    /// Lets the server find out how well it is. Only a native registry does.
+    /// Lets the server check the health of the instance. Needs Conclave's registry.
     pub fn check(mut self, check: Check) -> Self {
         self.record.details.check = Some(check);
         self
     }
 
-    /// Lets the server find out by one more check, of this name. The worst of what the owner says and all checks
-    /// find counts; at most 8 are made of an instance.
+    /// Adds a health check with this name. The worst of the health that the owner reports and the
+    /// results of all checks counts. An instance has at most 8 checks.
     pub fn named_check(mut self, name: impl Into<String>, check: Check) -> Self {
         self.record.details.checks.insert(name.into(), check);
         self
     }
 
-    /// A further address, as `scheme://host:port`.
+    /// Adds another address under a name, as `scheme://host:port`.
     pub fn endpoint(mut self, name: impl Into<String>, url: impl Into<String>) -> Self {
         self.record.details.endpoints.insert(name.into(), url.into());
         self
     }
 
-    /// How long the instance outlives its last keep-alive. Default 10 s. Without effect on a given
-    /// session.
+    /// How long the instance outlives its last keep-alive. Default 10 s. No effect if a session is
+    /// given.
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = ttl;
         self
     }
 
-    /// Lets the instance live and die with a session that exists, together with whatever else the process
-    /// holds. Should it be lost, the instance is registered again with a session of its own.
+    /// Ties the instance to an existing session, together with whatever else the process holds
+    /// through it. If that session is lost, the instance is registered again with a new session of
+    /// its own.
     pub fn session(mut self, session: &Session) -> Self {
         self.session = Some(session.clone());
         self
     }
 
-    /// How often to ask how the instance stands, so that the guard hears without a word of its own that somebody took
-    /// it away ([`Registration::taken_away`]): between 1 s and 1 min. Default: only if a check may have it removed. Only
-    /// a native registry tells.
+    /// How often to ask the cluster for the state of the instance, between 1 s and 1 min. With it
+    /// the guard learns that the instance was taken away even if it makes no call itself
+    /// ([`Registration::taken_away`]). Default: only if a check may remove the instance. Needs
+    /// Conclave's registry.
     pub fn look_every(mut self, interval: Duration) -> Self {
         self.look_every = Some(interval);
         self
@@ -151,7 +153,7 @@ impl Register {
         let mut keeper = Keeper::new(what, look_every, state, standing);
         keeper.begin(session).await?;
         let (orders, taken) = mpsc::channel(ORDERS_MAX);
-        // Not aborted with the guard: the lease is still to be revoked.
+        // Not aborted with the guard: it still has to revoke the lease.
         client.spawn(keeper.run(taken));
         Ok(Registration { record, orders, is_registered, stands })
     }
@@ -166,19 +168,22 @@ impl IntoFuture for Register {
     }
 }
 
-/// An instance that is registered for as long as this guard exists and nobody takes it away: an operator who
-/// removes it, or another that takes its id, in another session or the same. Then the registration is over: whatever this guard does leaves
-/// the successor alone, and its next word, or a check's time to look after it, tells of it ([`Error::Lost`],
-/// [`Registration::lost`], [`Registration::is_registered`]).
+/// An instance that stays registered for as long as this guard exists and nobody takes the instance
+/// away. An operator can take it away by removing it, and another guard by registering its id, in
+/// the same or another session. Then this registration is over: nothing that this guard does
+/// affects the successor. The guard learns of it with its next call, or when it asks after a check
+/// ([`Error::Lost`], [`Registration::lost`], [`Registration::is_registered`]).
 ///
-/// After a loss, of its session, its lease or the whole cluster, it is registered again as soon as possible, but only
-/// as long as its id is free or still its own: while another has it, it asks ever more seldom, up to once a minute. If
-/// it was removed because a check found it critical for too long, it comes back after a while that doubles up to ten
-/// minutes, and only if a connection to what is checked can be made.
+/// After the loss of its session, its lease or the whole cluster, the instance is registered again
+/// as soon as possible, but only while its id is free or still its own. While another guard has the
+/// id, it retries at growing intervals of up to a minute. If the instance was removed because a
+/// check found it critical for too long, it is registered again after a pause that doubles up to
+/// ten minutes, and only if the checked addresses accept connections.
 ///
-/// End it with [`Registration::drain`] or [`Registration::deregister`]. A guard that is dropped
-/// deregisters in the background, without a report: in a session that was given for as long as that lives,
-/// otherwise once, and if that fails the instance goes when its TTL has passed.
+/// End it with [`Registration::drain`] or [`Registration::deregister`]. A dropped guard deregisters
+/// in the background without a report. In a session that was given, it retries for as long as that
+/// session lives; otherwise it tries once, and if that fails, the instance disappears when its TTL
+/// has passed.
 ///
 /// ```no_run
 /// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
@@ -203,49 +208,50 @@ pub struct Registration {
 }
 
 impl Registration {
-    /// The instance as it was registered last.
+    /// The instance as it was last registered.
     #[must_use]
     pub fn record(&self) -> &Record {
         &self.record
     }
 
-    /// Whether it is registered now as far as this process knows, and a way to wait for changes. Of an operator
-    /// who removes the instance, or another session that takes its id, it hears with the guard's next word; if a
-    /// check may have the instance removed, without one, too.
+    /// Whether the instance is registered, as far as this process knows, as a receiver that can
+    /// wait for changes. That an operator removed the instance or another session took its id is
+    /// learned with the guard's next call; if a check may remove the instance, also without a call.
     #[must_use]
     pub fn is_registered(&self) -> watch::Receiver<bool> {
         self.is_registered.clone()
     }
 
-    /// The fencing token of the instance as it was registered last: it grows when the id is registered anew, or by
-    /// another session, and so when this one is registered again after a loss. `None` if the server speaks etcd's
-    /// API only, where whoever takes an instance's place goes on with its key.
+    /// The fencing token of the last registration. It grows when the id is registered again, also
+    /// by another session, and so after each loss and re-registration. `None` against a server that
+    /// only speaks etcd's API, where a successor continues with the same key.
     #[must_use]
     pub fn token(&self) -> Option<i64> {
         self.standing().token
     }
 
-    /// Cancelled when the registration of this moment may be lost because its session or lease may be: before
-    /// the server takes the instance out, as long as this process gets to run. When it is registered again there
-    /// is a new one; see [`Registration::is_registered`]. Cancelled also when it is known that somebody took the
-    /// instance away.
+    /// Cancelled when the current registration is lost. If its session or lease may have ended:
+    /// before the server removes the instance, as long as this process gets to run. If somebody
+    /// took the instance away: when that is known. A re-registration has a new token; see
+    /// [`Registration::is_registered`].
     #[must_use]
     pub fn lost(&self) -> CancellationToken {
         self.standing().pulse.lost().clone()
     }
 
-    /// Runs `work` until it ends or the registration of this moment is lost; then `work` is dropped.
+    /// Runs `work` until it ends or the current registration is lost; in the latter case `work` is
+    /// dropped.
     ///
     /// # Errors
-    /// [`Error::Lost`]: what `work` had begun may be half done.
+    /// [`Error::Lost`] if the registration was lost: what `work` had begun may be half done.
     pub async fn run<T>(&self, work: impl Future<Output = T>) -> Result<T, Error> {
         let pulse = self.standing().pulse;
         let over = || self.standing().over.map(Error::lost);
         pulse.run(pin!(work)).await.map_err(|error| over().unwrap_or(error))
     }
 
-    /// Why the registration is over for good, if somebody took the instance away and that is known; see
-    /// [`Registration::is_registered`] for when it is.
+    /// Why the registration is over for good, if somebody took the instance away and that is known;
+    /// [`Registration::is_registered`] says when it becomes known.
     #[must_use]
     pub fn taken_away(&self) -> Option<String> {
         self.standing().over.map(String::from)
@@ -256,13 +262,13 @@ impl Registration {
         standing.expect("invariant: there is a guard only of what was registered")
     }
 
-    /// Changes what others see of the instance; its id stays.
+    /// Changes the instance as others see it; its id stays the same.
     ///
     /// # Errors
-    /// [`Error::Lost`] if another took the id, or somebody removed the instance: it stays away. A change that the
-    /// registry will never take ([`Error::Invalid`], or a check that it does not make) is undone. See [`Error`].
-    /// Otherwise the change is not given up: the next time the instance has to be registered again, it is with the
-    /// change.
+    /// [`Error::Lost`] if another guard took the id or somebody removed the instance: it is not
+    /// registered again. A change that the registry will never accept ([`Error::Invalid`], or a
+    /// kind of check that it does not make) is undone. After any other error (see [`Error`]) the
+    /// change is kept, and applied when the instance is next registered again.
     pub async fn update(&mut self, change: impl FnOnce(&mut Record)) -> Result<(), Error> {
         let before = self.record.clone();
         change(&mut self.record);
@@ -283,12 +289,12 @@ impl Registration {
         self.order(Order::End).await
     }
 
-    /// Ends gracefully: marks the instance as draining, so that it gets nothing new, waits for clients
-    /// to notice and for what has begun to end, and deregisters. If somebody has taken the instance away, it only
-    /// waits: nothing new comes here.
+    /// Ends gracefully: marks the instance as draining so that it gets no new calls, waits for
+    /// clients to notice and for running calls to finish, and deregisters. If somebody has taken
+    /// the instance away, it only waits, because no new calls arrive.
     ///
     /// # Errors
-    /// See [`Error`]. That it could not be marked does not keep it from being deregistered.
+    /// See [`Error`]. If the instance cannot be marked, it is deregistered all the same.
     pub async fn drain(mut self, wait: Duration) -> Result<(), Error> {
         let marked = self.update(|record| record.state = State::Draining).await;
         sleep(wait).await;

@@ -1,9 +1,10 @@
-//! When an instance that was removed because it was critical for too long is registered again, though its owner
-//! lives.
+//! When to register an instance again that was removed because it was critical for too long,
+//! although its owner is alive.
 //!
-//! The owner asks from time to time how its instance stands: only if a check may have it removed, or if it is told
-//! to, so that others cost nothing. What an operator or another session took away stays away. An instance that comes back is
-//! unknown, and gets no calls, until its checks pass; as long as they do not, it is registered ever more seldom.
+//! The owner asks from time to time for the state of its instance, but only if a check may remove
+//! it or the program wants that, so that other instances cost nothing. What an operator or another
+//! session took away stays away. After a re-registration the health is unknown, and the instance
+//! gets no calls until its checks pass; while they do not, it is registered at growing intervals.
 
 use std::time::Duration;
 
@@ -20,53 +21,53 @@ use tokio::{
 use super::{Record, Service, hold::Mark};
 use crate::{backoff::exponential, error::Error};
 
-/// How often the owner asks, at the most and at the least.
+/// Shortest and longest interval at which the owner asks.
 const LOOK_MIN: Duration = Duration::from_secs(1);
 const LOOK_MAX: Duration = Duration::from_secs(60);
-/// Time until the first replay, doubled by each that did not help.
+/// Pause before the first re-registration, doubled by each one that did not help.
 const PAUSE_MIN: Duration = Duration::from_secs(5);
 const PAUSE_MAX: Duration = Duration::from_secs(600);
-/// Share of a pause by which it is shorter at random.
+/// Largest share by which a pause is shortened at random.
 const JITTER: f64 = 0.2;
-/// Time for a connection to what is checked.
+/// Time limit for a connection to a checked address.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What the keeper of a registration is to do next, beside its orders.
+/// What the keeper of a registration does next, besides orders.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Task {
-    /// Ask how the instance stands.
+    /// Ask for the state of the instance.
     Look,
-    /// Register it again, if its checks have a chance and nobody has said otherwise.
+    /// Register it again, if its checks may pass and nobody removed it on purpose.
     Replay,
 }
 
-/// How the instance of an id stands.
+/// The state of an id in the registry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Found {
-    /// It is there.
+    /// An instance is registered.
     There {
-        /// As what it was registered.
+        /// Which registration it is.
         mark: Mark,
         /// Whether it gets calls.
         is_healthy: bool,
-        /// Where it is.
+        /// Its address.
         address: String,
     },
     /// It was removed because it was critical for too long.
     Critical,
-    /// Somebody removed it, or gave it a time to drain that is over; in words.
+    /// Somebody removed it, or its drain time is over; the text says which.
     Removed(&'static str),
-    /// It is not there, because of its session or its owner, or nobody knows why.
+    /// Not registered, because of its session or its owner, or for an unknown reason.
     Absent,
 }
 
-/// The plan of one registration.
+/// The schedule of one registration.
 #[derive(Debug, Default)]
 pub(super) struct Replay {
-    /// How often to ask even if no check may have the instance removed.
+    /// How often to ask even if no check may remove the instance.
     every: Option<Duration>,
     next: Option<(Instant, Task)>,
-    /// Replays since it was healthy.
+    /// Re-registrations since it was last healthy.
     times: u32,
 }
 
@@ -76,13 +77,13 @@ impl Replay {
         Self { every, ..Self::default() }
     }
 
-    /// The instance was registered: it is to be looked after if a check may have it removed.
+    /// Schedules the next look after a registration, if a check may remove the instance.
     pub(super) fn registered(&mut self, record: &Record) {
         let every = look_every(record).into_iter().chain(self.every).min();
         self.next = every.map(|every| (Instant::now() + jittered(every), Task::Look));
     }
 
-    /// The answer to [`Task::Look`]: it is there.
+    /// Handles the answer to [`Task::Look`] that it is registered.
     pub(super) fn stands(&mut self, record: &Record, is_healthy: bool) {
         if is_healthy {
             self.times = 0;
@@ -90,12 +91,12 @@ impl Replay {
         self.registered(record);
     }
 
-    /// The instance is registered later, and the time after that is longer.
+    /// Schedules a re-registration; the pause before the following one is longer.
     pub(super) fn postpone(&mut self) {
         self.next = Some((Instant::now() + self.pause(), Task::Replay));
     }
 
-    /// What became of the last attempt is not known: it is looked after soon.
+    /// Schedules a look after `pause`, because the outcome of the last attempt is unknown.
     pub(super) fn look_in(&mut self, pause: Duration) {
         self.next = Some((Instant::now() + pause, Task::Look));
     }
@@ -106,12 +107,13 @@ impl Replay {
         jittered(pause)
     }
 
-    /// There is nothing to look after: the session is lost, and what follows registers anew.
+    /// Cancels the schedule: the session is lost, and the instance will be registered with another
+    /// one.
     pub(super) fn stop(&mut self) {
         self.next = None;
     }
 
-    /// Waits until something is to be done. Cancel-safe: it stays due.
+    /// Waits until a task is due. Cancel-safe: the task stays due.
     pub(super) async fn due(&self) -> Task {
         let Some((at, task)) = self.next else { return std::future::pending().await };
         sleep_until(at).await;
@@ -119,7 +121,7 @@ impl Replay {
     }
 }
 
-/// Whether a check may have the instance removed.
+/// Whether a check may remove the instance.
 pub(super) fn is_looked_after(record: &Record) -> bool {
     look_every(record).is_some()
 }
@@ -128,14 +130,14 @@ fn jittered(time: Duration) -> Duration {
     time.mul_f64(rand::random_range(1.0 - JITTER..=1.0))
 }
 
-/// How often it is to be asked for; `None` if no check may have the instance removed.
+/// How often to ask for the state; `None` if no check may remove the instance.
 fn look_every(record: &Record) -> Option<Duration> {
     let times = record.details.all_checks().map(|(_, check)| check.remove_after_ms);
     let soonest = times.filter(|time| *time > 0).min()?;
     Some(Duration::from_millis(soonest).clamp(LOOK_MIN, LOOK_MAX))
 }
 
-/// Asks how an instance stands.
+/// Asks for the state of an instance.
 ///
 /// # Errors
 /// See [`Error`].
@@ -153,10 +155,11 @@ pub(super) async fn look(service: &Service, id: &str) -> Result<Found, Error> {
     Ok(read(id, &service.client.read(call).await?))
 }
 
-/// A server that does not know how to ask for one tells of more, and of no reason.
+/// Reads the state from the answer. A server that cannot select one id lists all, and tells no
+/// reason.
 fn read(id: &str, answer: &DiscoverResponse) -> Found {
     match answer.instances.iter().find(|instance| instance.id == id) {
-        // What is kept of a loss belongs to nobody.
+        // A stale instance, kept by the guard against mass loss, has no owner.
         Some(instance) if instance.stale => Found::Absent,
         Some(Instance { session, fence, healthy, address, .. }) => {
             let mark = Mark { session: *session, fence: *fence };
@@ -174,7 +177,7 @@ fn read(id: &str, answer: &DiscoverResponse) -> Found {
     }
 }
 
-/// Whether connections can be made to all that is checked: the least that any check needs.
+/// Whether all checked addresses accept connections, which every check needs at least.
 pub(super) async fn has_chance(record: &Record) -> bool {
     let connects = record.details.all_checks().map(|(_, check)| async move {
         let place = check.place(&record.address);
@@ -184,7 +187,7 @@ pub(super) async fn has_chance(record: &Record) -> bool {
     all(connects).await
 }
 
-/// Whether all are so, which are asked at the same time; one that is not is enough to know.
+/// Whether all of these are true. They run at the same time, and the first false one ends it.
 async fn all(asked: impl Iterator<Item = impl Future<Output = bool>>) -> bool {
     let mut asked: FuturesUnordered<_> = asked.collect();
     while let Some(is_so) = asked.next().await {

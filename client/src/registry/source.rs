@@ -1,5 +1,5 @@
-//! Where a directory learns of instances: a native registry, or the keys of any server that speaks
-//! etcd's API.
+//! Where a directory gets instances from: Conclave's registry, or the keys of any server that
+//! speaks etcd's API.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -19,18 +19,18 @@ use crate::{
     mirror::{self, Mirror},
 };
 
-/// What is new.
+/// What has changed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum News {
-    /// The instances.
+    /// The instances have changed.
     Instances,
-    /// A server tells of changes from now on.
+    /// The watch is established.
     Connected,
-    /// No server does, for this reason, if that is known.
+    /// The watch is broken, for this reason if it is known.
     Cut(Option<Arc<str>>),
 }
 
-/// The instances of a service, kept up to date by whoever calls [`Source::next`].
+/// The instances of a service, kept up to date by calling [`Source::next`].
 pub(super) struct Source {
     service: Service,
     prefix: Bytes,
@@ -47,14 +47,14 @@ struct Native {
     known: Known,
 }
 
-/// The instances at the last revision that was told as a whole.
+/// The instances at the last revision received completely.
 #[derive(Default)]
 struct Known {
     records: BTreeMap<String, Record>,
     revision: i64,
-    /// What was told of a snapshot or revision that goes on in the next message.
+    /// The parts received of a snapshot or revision that continues in the next message.
     parts: Vec<InstanceChange>,
-    /// Whether the parts take the place of all that is known.
+    /// Whether the parts are a snapshot, which replaces everything known.
     is_snapshot: bool,
 }
 
@@ -65,10 +65,10 @@ impl Source {
         Self { prefix: service.prefix(), service, origin: Origin::Native(Box::new(native)) }
     }
 
-    /// Waits for news. Not cancel-safe while it connects, which then begins again.
+    /// Waits for news. Cancelling while it connects restarts the connecting.
     ///
     /// # Errors
-    /// Why nothing can be learned at present; the next call tries again.
+    /// Why nothing can be read at present; the next call tries again.
     pub(super) async fn next(&mut self) -> Result<News, Error> {
         loop {
             match &mut self.origin {
@@ -116,7 +116,7 @@ impl Source {
         native.into_iter().flatten().chain(keys.into_iter().flatten())
     }
 
-    /// The revision as of which they are known.
+    /// The revision at which the instances are known.
     pub(super) fn revision(&self) -> i64 {
         match &self.origin {
             Origin::Native(native) => native.known.revision,
@@ -126,7 +126,7 @@ impl Source {
 }
 
 impl Known {
-    /// Whether this completes a snapshot or revision, which is known from then on.
+    /// Adds a message; true if it completes a snapshot or revision, which then is applied.
     fn take(&mut self, message: InstanceWatchResponse) -> bool {
         self.is_snapshot |= message.snapshot() != Snapshot::None;
         self.parts.extend(message.changes);
@@ -150,7 +150,7 @@ impl Known {
         true
     }
 
-    /// The rest will not come: what broke off is told again from its beginning.
+    /// Drops incomplete parts: what broke off is sent again from its beginning.
     fn forget_parts(&mut self) {
         self.parts.clear();
         self.is_snapshot = false;
