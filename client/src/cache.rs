@@ -1,10 +1,11 @@
-//! What was read last, settings or instances, kept on disk for a start without the cluster.
+//! A file with the last answer of the cluster (settings or instances), for a start without the
+//! cluster.
 //!
-//! The file has one line of text, `conclave-config 1 <saved> <request> <content>`, and then the
-//! answer of the cluster as it came over the wire. `saved` is in milliseconds since 1970; `request`
-//! and `content` are CRC-32C in hexadecimal of what was asked for and of time and answer, so that
-//! neither damage nor the settings of another program are taken for ours. A new file replaces the
-//! old one in one step.
+//! The file has one line of text, `conclave-config 1 <saved> <request> <content>`, followed by the
+//! cluster's answer as it was received. `saved` is in milliseconds since 1970. `request` is the
+//! CRC-32C of the request and `content` that of time and answer, both in hexadecimal, so that
+//! neither damaged files nor those of another program are used. A new file replaces the old one
+//! atomically.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -19,7 +20,7 @@ use prost::Message;
 
 const MAGIC: &str = "conclave-config";
 const VERSION: &str = "1";
-/// Larger files are not read: no store accepts that much in one answer.
+/// Larger files are not read: no store sends that much in one answer.
 const FILE_BYTES_MAX: u64 = 1 << 30;
 
 /// A file with the last good answer.
@@ -45,10 +46,10 @@ impl Cache {
         self.max_staleness
     }
 
-    /// Writes the answer, readable by its owner only: settings may hold secrets.
+    /// Writes the answer, readable only by its owner, because settings may hold secrets.
     ///
     /// # Errors
-    /// If the file cannot be written. The old one is untouched then.
+    /// If the file cannot be written. The old one is then unchanged.
     pub(crate) fn save(&self, answer: &TxnResponse) -> io::Result<()> {
         let content = answer.encode_to_vec();
         let saved = now_ms();
@@ -57,21 +58,21 @@ impl Cache {
         let written = write(&temporary, header.as_bytes(), &content)
             .and_then(|()| fs::rename(&temporary, &self.path));
         if written.is_err() {
-            // It may not even have been made.
+            // It may not have been created.
             fs::remove_file(&temporary).ok();
         }
         written?;
         match self.path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-            // The new name survives a power failure only when the directory is on disk, too.
+            // After a power failure the new name exists only if the directory was synced, too.
             Some(parent) => File::open(parent)?.sync_all(),
             None => Ok(()),
         }
     }
 
-    /// Reads what was written last.
+    /// Reads the file.
     ///
     /// # Errors
-    /// Why there is nothing that can be used.
+    /// Why the file cannot be used.
     pub(crate) fn load(&self) -> Result<TxnResponse, String> {
         let about = |reason: &str| format!("{}: {reason}", self.path.display());
         let failed = |error: io::Error| about(&error.to_string());
@@ -101,7 +102,7 @@ impl Cache {
         TxnResponse::decode(content).map_err(|error| about(&error.to_string()))
     }
 
-    /// A name that nobody else writes to at the same time, beside the file.
+    /// A temporary name beside the file that no other writer uses at the same time.
     fn temporary(&self) -> PathBuf {
         static SAVES: AtomicU64 = AtomicU64::new(0);
         let (process, save) = (std::process::id(), SAVES.fetch_add(1, Ordering::Relaxed));
@@ -116,7 +117,7 @@ impl Cache {
     }
 }
 
-/// The time of day: it only has to tell hours from days.
+/// The wall clock: it only has to tell hours from days.
 fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
@@ -169,7 +170,7 @@ mod tests {
         let request = TxnRequest::default();
         let caches =
             ["svc.v1", "svc.v2"].map(|name| Cache::new(dir.path().join(name), None, &request));
-        // One is half way when the other begins, or both save the same file at once.
+        // One save is half done when the other begins, or both write the same file at once.
         let temporaries = [&caches[0], &caches[1], &caches[0]].map(Cache::temporary);
         assert_ne!(temporaries[0], temporaries[1]);
         assert_ne!(temporaries[0], temporaries[2]);

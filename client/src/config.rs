@@ -1,16 +1,16 @@
 //! Live configuration: typed settings that follow the cluster.
 //!
-//! A [`Config`] lays the settings of several sources over each other in a fixed order, each layer
-//! winning over those before it:
+//! A [`Config`] merges the settings of several sources in a fixed order; each layer overrides those
+//! before it:
 //!
 //! ```text
 //! defaults < file < shared keys < app keys < environment < overrides
 //! ```
 //!
-//! It turns the result into a type of the application, checks it, and keeps it up to date. All keys
-//! of the cluster are read in one transaction, so what is in use is always the state of the cluster
-//! at *one* revision. Settings that cannot be read or are refused change nothing: the last good ones
-//! stay in use, and the [status](Config::status) tells why.
+//! It deserializes the result into a type of the application, validates it, and keeps it up to
+//! date. All keys in the cluster are read in one transaction, so the settings in use are always the
+//! state of the cluster at *one* revision. If new settings cannot be read or are refused, the last
+//! good ones stay in use, and the [status](Config::status) says why.
 //!
 //! ```no_run
 //! # async fn example(client: conclave_client::Client) -> Result<(), Box<dyn std::error::Error>> {
@@ -44,12 +44,12 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | `layer` | the layers, where settings come from, merged settings |
-//! | `source` | keys of the cluster |
-//! | `codec` | JSON, TOML, YAML |
-//! | `tree`, `typed` | merging, and from a tree to a type |
+//! | `layer` | the layers, the origin of settings, merged settings |
+//! | `source` | reading settings from keys of the cluster |
+//! | `codec` | decoding JSON, TOML, YAML |
+//! | `tree`, `typed` | merging trees, and deserializing a tree into a type |
 //! | `follow` | the task that keeps settings up to date |
-//! | `history` | what keys held, and back to it |
+//! | `history` | earlier values of keys, and rolling back to them |
 
 mod builder;
 mod codec;
@@ -86,17 +86,17 @@ pub use self::{
 };
 
 impl Client {
-    /// Begins to put a configuration of type `T` together; see [`config`](crate::config).
+    /// Starts to configure settings of type `T`; see [`config`](crate::config).
     pub fn config<T>(&self) -> Builder<T> {
         Builder::new(self.clone())
     }
 
-    /// Reads what sources in the cluster hold, merged in the order given, and the revision of it.
-    /// `revision` is 0 for the present state, or one that is not compacted.
+    /// Reads sources in the cluster, merged in the order given. Returns the tree and its revision.
+    /// `revision` is 0 for the current state, or a revision that is not compacted.
     ///
     /// # Errors
-    /// [`Error::Cluster`] if the sources cannot be read, [`Error::Rejected`] if they are not in the
-    /// form they should have.
+    /// [`Error::Cluster`] if the sources cannot be read, [`Error::Rejected`] if they cannot be
+    /// decoded.
     pub async fn read_config(
         &self,
         sources: &[Source],
@@ -133,24 +133,25 @@ impl Client {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A source on this machine, or the combination of sources, cannot be used: correct it.
+    /// A local source, or the combination of sources, cannot be used: correct it.
     #[error("{0}")]
     Setup(String),
-    /// The settings are not of the right type, or the program refuses them: correct them.
+    /// The settings have the wrong type, or the program refuses them: correct them.
     #[error("{0}")]
     Rejected(Box<Rejection>),
-    /// The cluster could not be asked.
+    /// The cluster could not be read.
     #[error(transparent)]
     Cluster(#[from] crate::Error),
     /// Neither the cluster nor the cache could be used.
     #[error("{cluster}; and no settings from the cache: {reason}")]
     NoCache {
-        /// Why not the cluster.
+        /// Why the cluster could not be used.
         cluster: Box<Error>,
-        /// Why not the cache.
+        /// Why the cache could not be used.
         reason: String,
     },
-    /// Somebody else changed the keys at the same time, so nothing was written: look, and try again.
+    /// Another client changed the keys at the same time, so nothing was written: read them and try
+    /// again.
     #[error("the keys were changed by somebody else at the same time; nothing was written")]
     Conflict,
 }
@@ -168,8 +169,8 @@ impl Error {
     }
 }
 
-/// Settings that follow the cluster. Cloning is cheap; the last clone that is dropped ends the task
-/// behind it. Made by [`Client::config`].
+/// Settings that follow the cluster. Cloning is cheap; dropping the last clone ends the background
+/// task. Made by [`Client::config`].
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -180,7 +181,7 @@ impl Error {
 /// #[derive(serde::Deserialize)]
 /// struct App { port: u16 }
 ///
-/// // Without a source in the cluster it asks nobody: enough for a test.
+/// // Without a source in the cluster nothing is requested: enough for a test.
 /// let config: Config<App> = client.config().defaults(serde_json::json!({"port": 8080}))
 ///     .variables("APP_", [("APP_PORT".to_owned(), "80".to_owned())])
 ///     .start().await?;
@@ -198,19 +199,20 @@ impl<T> Config<T> {
         Self { outlet: Arc::new(outlet), task }
     }
 
-    /// The settings in use. They do not change under the caller: ask again for newer ones.
+    /// The settings in use. The returned value never changes; call this again for newer settings.
     #[must_use]
     pub fn current(&self) -> Arc<T> {
         Arc::clone(&self.outlet.values.borrow())
     }
 
-    /// A receiver of the settings in use; it is marked as changed whenever a setting changed.
+    /// A receiver of the settings in use, marked as changed whenever a setting has changed.
     #[must_use]
     pub fn subscribe(&self) -> watch::Receiver<Arc<T>> {
         self.outlet.values.clone()
     }
 
-    /// The changes of what is at a dotted path, beginning now; the empty path is everything.
+    /// The changes of the setting or table at a dotted path, from now on; the empty path means all
+    /// settings.
     #[must_use]
     pub fn on_change(&self, path: impl Into<String>) -> Changes<T> {
         let mut settings = self.outlet.settings.clone();
@@ -218,7 +220,7 @@ impl<T> Config<T> {
         Changes { path: path.into(), settings, seen }
     }
 
-    /// Which sources have something to say about the setting at a dotted path, and which wins.
+    /// Which sources set the value at a dotted path, and which of them wins.
     #[must_use]
     pub fn explain(&self, path: &str) -> Explanation {
         let settings = Arc::clone(&self.outlet.settings.borrow());
@@ -237,19 +239,19 @@ impl<T> Config<T> {
         self.outlet.settings.borrow().revision
     }
 
-    /// Whether the settings in use are up to date, what they are based on, and what is wrong with
+    /// Whether the settings in use are up to date, where they come from, and what is wrong with
     /// newer ones.
     #[must_use]
     pub fn status(&self) -> watch::Receiver<Status> {
         self.outlet.status.clone()
     }
 
-    /// Every rejection from now on. A receiver that does not keep up loses the oldest ones.
+    /// All rejections from now on. A receiver that does not keep up loses the oldest ones.
     #[must_use]
     pub fn rejections(&self) -> broadcast::Receiver<Rejection> {
         match self.outlet.rejections.upgrade() {
             Some(sender) => sender.subscribe(),
-            // Local settings never change: a channel that is closed.
+            // Local settings never change: return a closed channel.
             None => broadcast::channel(1).1,
         }
     }
@@ -287,11 +289,11 @@ impl<T> fmt::Debug for Config<T> {
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Change {
-    /// The path asked for.
+    /// The path that is watched.
     pub path: String,
-    /// What was there before, with secrets redacted.
+    /// The old value, with secrets redacted; `None` if it was not set.
     pub old: Option<Value>,
-    /// What is there now, with secrets redacted.
+    /// The new value, with secrets redacted; `None` if it is not set.
     pub new: Option<Value>,
     /// The revision of the cluster at which the new value was read.
     pub revision: i64,
@@ -301,7 +303,7 @@ pub struct Change {
 ///
 /// ```no_run
 /// # async fn example(config: conclave_client::Config<serde_json::Value>) -> Result<(), conclave_client::Error> {
-/// // Everything below `log` at once: the level, the format, and what else there will be.
+/// // Everything below `log` together: the level, the format, and later settings.
 /// let mut changes = config.on_change("log");
 /// tokio::spawn(async move {
 ///     while let Some(change) = changes.next().await {
@@ -314,13 +316,13 @@ pub struct Change {
 pub struct Changes<T> {
     path: String,
     settings: watch::Receiver<Arc<Settings<T>>>,
-    /// What was reported last.
+    /// The settings that were reported last.
     seen: Arc<Settings<T>>,
 }
 
 impl<T> Changes<T> {
-    /// Waits for the next change; `None` after the configuration has been dropped. A reader that
-    /// does not keep up sees several changes as one. Cancel-safe.
+    /// Waits for the next change; `None` after the configuration was dropped. A reader that does
+    /// not keep up sees several changes as one. Cancel-safe.
     pub async fn next(&mut self) -> Option<Change> {
         loop {
             self.settings.changed().await.ok()?;

@@ -1,5 +1,5 @@
-//! All keys with a prefix, as they are now and after each change: a snapshot, then what changed since
-//! its revision, without a gap.
+//! A local copy of all keys with a prefix: a snapshot, then each change since its revision, without
+//! a gap.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -22,7 +22,7 @@ use crate::{
     watch::{Watcher, mod_revision},
 };
 
-/// The keys with a prefix, kept up to date by whoever calls [`Mirror::next`].
+/// The keys with a prefix, kept up to date by calling [`Mirror::next`].
 #[derive(Debug)]
 pub(crate) struct Mirror {
     client: Client,
@@ -31,33 +31,34 @@ pub(crate) struct Mirror {
     from: i64,
     keys: BTreeMap<Bytes, KeyValue>,
     header: ResponseHeader,
-    /// Changes of later revisions that came in the same answer: each revision is a state of its own.
+    /// Changes of later revisions that came in the same response: each revision is a state of its
+    /// own.
     pending: VecDeque<Event>,
     watch: Option<(Watcher, watch::Receiver<bool>)>,
 }
 
-/// What is new.
+/// What has changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// The keys.
+    /// The keys have changed.
     Keys,
-    /// Whether a server tells of changes at present.
+    /// Whether a server currently reports changes.
     Connected(bool),
 }
 
 impl Mirror {
-    /// A mirror that is empty until [`Mirror::next`] has read a snapshot, as of the revision `from` (0
-    /// for the current one).
+    /// A mirror that is empty until [`Mirror::next`] has read a snapshot at revision `from` (0 for
+    /// the current one).
     pub(crate) fn new(client: Client, prefix: Bytes, from: i64) -> Self {
         let (keys, header) = (BTreeMap::new(), ResponseHeader::default());
         Self { client, prefix, from, keys, header, pending: VecDeque::new(), watch: None }
     }
 
-    /// As [`Mirror::next`], for those who only want the keys; goes on by itself after what passes, and reports how the
-    /// connection is.
+    /// Like [`Mirror::next`], for callers that only want the keys. Retries after passing errors,
+    /// and reports the state of the connection.
     ///
     /// # Errors
-    /// What waiting cannot mend.
+    /// Errors that waiting cannot cure.
     pub(crate) async fn next_keys(&mut self, reporter: &Reporter) -> Result<(), Error> {
         let mut backoff = Backoff::default();
         loop {
@@ -83,7 +84,8 @@ impl Mirror {
     /// Waits for the next state. Not cancel-safe.
     ///
     /// # Errors
-    /// Why the snapshot could not be read, or what ended the watch. The next call reads a snapshot.
+    /// Why the snapshot could not be read, or what ended the watch. The next call reads a new
+    /// snapshot.
     pub(crate) async fn next(&mut self) -> Result<Step, Error> {
         loop {
             if self.apply_next() {
@@ -105,7 +107,7 @@ impl Mirror {
                     self.header = response.header.unwrap_or_default();
                     self.pending.extend(response.events);
                 }
-                // A store that was put back to an older state has other keys now.
+                // A store restored to an older state has other keys now.
                 Ok(None) | Err(Error::Compacted { .. } | Error::FutureRevision(_)) => {
                     self.watch = None;
                 }
@@ -145,7 +147,7 @@ impl Mirror {
         let RangeResponse { header, kvs, .. } = answer.into_inner();
         self.header = header.unwrap_or_default();
         if self.from > 0 {
-            // The header says what is current, not what was read.
+            // The header has the current revision, not the one that was read.
             self.header.revision = self.header.revision.min(self.from);
         }
         self.from = 0;
@@ -161,7 +163,7 @@ impl Mirror {
         Ok(())
     }
 
-    /// Why no server tells of changes at present, if that is known.
+    /// Why no server currently reports changes, if it is known.
     pub(crate) fn trouble(&self) -> Option<Arc<str>> {
         self.watch.as_ref().and_then(|(watcher, _)| watcher.trouble())
     }
@@ -171,7 +173,7 @@ impl Mirror {
         &self.keys
     }
 
-    /// The header of the answer that brought this state, with the revision of this state.
+    /// The header of the response that brought this state, with the revision of this state.
     pub(crate) fn header(&self) -> &ResponseHeader {
         &self.header
     }

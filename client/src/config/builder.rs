@@ -1,4 +1,4 @@
-//! How a configuration is put together and started.
+//! Building and starting a configuration.
 
 use std::{fmt, path::PathBuf, sync::Arc, time::Duration};
 
@@ -17,14 +17,14 @@ use super::{
 };
 use crate::{cache::Cache, client::Client};
 
-/// What to do at the start if the cluster cannot be reached, or holds settings that are refused.
+/// What to do at the start if the cluster cannot be reached or its settings are refused.
 ///
 /// ```no_run
 /// # async fn example(client: conclave_client::Client) -> Result<(), Box<dyn std::error::Error>> {
 /// use std::time::Duration;
 /// use conclave_client::config::{Boot, Source};
 ///
-/// // Better with settings of yesterday than not at all; better not at all than with older ones.
+/// // Settings up to one day old are better than no start; older ones are not.
 /// let config = client
 ///     .with_timeout(Duration::from_secs(3)) // for the first answer
 ///     .config::<serde_json::Value>()
@@ -38,17 +38,18 @@ use crate::{cache::Cache, client::Client};
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Boot {
-    /// Fail: without the cluster's settings the program must not run.
+    /// Fail: the program must not run without the cluster's settings.
     FailFast,
-    /// Go on with what the last run saw ([`Builder::cache`]); fail if there is none or it is too old.
+    /// Use the settings that the last run cached ([`Builder::cache`]); fail if there are none or
+    /// they are too old.
     #[default]
     UseCache,
-    /// As [`Boot::UseCache`], but rather than fail, go on with what this machine and the program
-    /// bring along.
+    /// Like [`Boot::UseCache`], but instead of failing use only the settings of this machine and of
+    /// the program.
     UseDefaults,
 }
 
-/// Puts a [`Config`] together; see [`Client::config`](crate::Client::config).
+/// Configures a [`Config`]; see [`Client::config`](crate::Client::config).
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -78,10 +79,10 @@ pub struct Builder<T> {
     debounce: Debounce,
 }
 
-/// A source on this machine, read at the start.
+/// A local source, read at the start.
 enum Local {
     Part(Part),
-    /// Cannot be used, which is told at the start.
+    /// It cannot be used, which is reported at the start.
     Broken(String),
     File {
         path: PathBuf,
@@ -113,7 +114,7 @@ impl<T> Builder<T> {
         }
     }
 
-    /// Settings that hold where no other source says anything, e.g. `T::default()` or
+    /// Settings that apply where no other source sets anything, e.g. `T::default()` or
     /// `serde_json::json!({...})`.
     pub fn defaults(mut self, defaults: impl Serialize) -> Self {
         self.local.push(match serde_json::to_value(defaults) {
@@ -123,44 +124,44 @@ impl<T> Builder<T> {
         self
     }
 
-    /// A file that must exist; the extension of its name tells the format. It is read once, at the
-    /// start. Of several files the later ones win.
+    /// Adds a file that must exist; its extension selects the format. It is read once, at the
+    /// start. Of several files, later ones win.
     pub fn file(mut self, path: impl Into<PathBuf>) -> Self {
         self.local.push(Local::File { path: path.into(), is_optional: false });
         self
     }
 
-    /// As [`Builder::file`], for a file that may be missing.
+    /// Like [`Builder::file`], for a file that may be missing.
     pub fn optional_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.local.push(Local::File { path: path.into(), is_optional: true });
         self
     }
 
-    /// Keys of the cluster that this application shares with others. Of several the later ones win,
-    /// and all of [`Builder::app`] win over them.
+    /// Adds keys of the cluster that this application shares with others. Of several sources, later
+    /// ones win; all sources of [`Builder::app`] override them.
     pub fn shared(mut self, source: Source) -> Self {
         self.sources.push(source.layer(Layer::Shared));
         self
     }
 
-    /// Keys of the cluster for this application. Of several the later ones win.
+    /// Adds keys of the cluster for this application. Of several sources, later ones win.
     pub fn app(mut self, source: Source) -> Self {
         self.sources.push(source.layer(Layer::App));
         self
     }
 
-    /// The variables of the environment that start with `prefix`. The rest of the name, in lower
-    /// case, is the path, with `__` between its parts: with the prefix `APP_`, `APP_DB__PORT` sets
-    /// `db.port`.
+    /// Adds the environment variables that start with `prefix`. The rest of the name, in lower
+    /// case, is the path, with `__` between its segments: with the prefix `APP_`, `APP_DB__PORT`
+    /// sets `db.port`.
     pub fn environment(self, prefix: &str) -> Self {
-        // What is not UTF-8 cannot be a setting.
+        // Variables that are not UTF-8 cannot be settings.
         let variables = std::env::vars_os().filter_map(|(name, value)| {
             Some((name.into_string().ok()?, value.into_string().ok()?))
         });
         self.variables(prefix, variables)
     }
 
-    /// As [`Builder::environment`], with these variables.
+    /// Like [`Builder::environment`], with the given variables.
     pub fn variables(
         mut self,
         prefix: &str,
@@ -178,14 +179,14 @@ impl<T> Builder<T> {
         self
     }
 
-    /// Sets one path, whatever the other layers say.
+    /// Sets one path, whatever the other layers set.
     pub fn set(mut self, path: &str, value: impl Into<Value>) -> Self {
         self.local.push(local(Layer::Overrides, path, path, value.into()));
         self
     }
 
-    /// Refuses settings that the type allows but the program cannot use. It is called for every new
-    /// state of the settings, and must be quick.
+    /// Refuses settings that the type allows but the program cannot use. Called for every new state
+    /// of the settings; must be quick.
     pub fn validate<E: fmt::Display>(
         mut self,
         validate: impl Fn(&T) -> Result<(), E> + Send + Sync + 'static,
@@ -194,29 +195,31 @@ impl<T> Builder<T> {
         self
     }
 
-    /// Keeps what the cluster held last in this file, for a start without the cluster; see [`Boot`].
-    /// Its owner only can read it. Each configuration of each process needs a file of its own.
+    /// Keeps the last settings of the cluster in this file, for a start without the cluster; see
+    /// [`Boot`]. Only its owner can read the file. Each configuration of each process needs its own
+    /// file.
     pub fn cache(mut self, path: impl Into<PathBuf>) -> Self {
         self.cache = Some(path.into());
         self
     }
 
-    /// How long ago the cluster must have confirmed what is in the cache for it to be used. Default:
-    /// any time. While the cluster answers it is asked twice within this time, at most once a second.
+    /// How long ago the cluster must have confirmed the cached settings for them to be used.
+    /// Default: any time. While the cluster is reachable, settings are read twice within this time,
+    /// but at most once a second.
     pub fn max_staleness(mut self, age: Duration) -> Self {
         self.max_staleness = Some(age);
         self
     }
 
     /// What to do at the start if the cluster cannot be reached within the client's
-    /// [timeout](crate::Builder::timeout), or its settings are refused. Default [`Boot::UseCache`].
+    /// [timeout](crate::Builder::timeout) or its settings are refused. Default [`Boot::UseCache`].
     pub fn boot(mut self, boot: Boot) -> Self {
         self.boot = boot;
         self
     }
 
-    /// A change is put in use when nothing more has changed for `quiet`, at the latest after `max`.
-    /// What is put in use is always the state of the cluster at one revision. Default 50 ms and 1 s.
+    /// Applies a change when nothing more has changed for `quiet`, at the latest after `max`. The
+    /// settings in use are always the state of the cluster at one revision. Default 50 ms and 1 s.
     pub fn debounce(mut self, quiet: Duration, max: Duration) -> Self {
         self.debounce = Debounce { quiet, max };
         self
@@ -224,13 +227,13 @@ impl<T> Builder<T> {
 }
 
 impl<T: DeserializeOwned + Send + Sync + 'static> Builder<T> {
-    /// Reads all sources, and follows those in the cluster from then on, in a task of the current
-    /// tokio runtime that ends with the last clone of the [`Config`].
+    /// Reads all sources, then follows those in the cluster, in a task on the current tokio runtime
+    /// that ends with the last clone of the [`Config`].
     ///
     /// # Errors
-    /// [`Error::Setup`] for sources on this machine that cannot be used; [`Error::Rejected`] for
-    /// settings that are refused; [`Error::Cluster`] if the cluster could not be asked; and
-    /// [`Error::NoCache`] if what is cached could not replace it.
+    /// [`Error::Setup`] if a local source cannot be used; [`Error::Rejected`] if the settings are
+    /// refused; [`Error::Cluster`] if the cluster could not be read; and [`Error::NoCache`] if the
+    /// cache could not replace it.
     pub async fn start(self) -> Result<Config<T>, Error> {
         let boot = self.boot;
         let plan = self.plan().await?;
@@ -251,7 +254,7 @@ impl<T: DeserializeOwned + Send + Sync + 'static> Builder<T> {
         if self.sources.len() > SOURCES_MAX {
             return Err(Error::Setup(format!("more than {SOURCES_MAX} sources in the cluster")));
         }
-        // Both sorts keep the order within a layer.
+        // Both sorts are stable, so the order within a layer is kept.
         self.sources.sort_by_key(Source::rank);
         self.local.sort_by_key(Local::layer);
         let mut parts = Vec::new();
@@ -266,7 +269,7 @@ impl<T: DeserializeOwned + Send + Sync + 'static> Builder<T> {
         }
         let request = request(&self.sources, 0);
         let max_staleness = self.max_staleness;
-        // As the cluster sees it: those of another namespace are others' settings.
+        // With full keys: the same keys in another namespace are other settings.
         let whole = self.client.namespace().txn(request.clone()).map_err(Error::Cluster)?;
         let cache = self.cache.map(|path| Cache::new(path, max_staleness, &whole));
         Ok(Plan {
@@ -287,7 +290,7 @@ impl<T> fmt::Debug for Builder<T> {
     }
 }
 
-/// One setting of this machine.
+/// One local setting.
 fn local(layer: Layer, path: &str, key: &str, value: Value) -> Local {
     if segments(path).count() > DEPTH_MAX {
         return Local::Broken(format!("{key}: nested too deep"));
@@ -313,11 +316,11 @@ async fn read(path: PathBuf, is_optional: bool) -> Result<Option<Part>, String> 
     Ok((!is_empty).then(|| Part::new(Layer::File, name, tree)))
 }
 
-/// What a configuration begins with.
+/// The initial state of a configuration.
 struct Booted<T> {
     settings: Settings<T>,
     status: Status,
-    /// What the cluster answered, if it did.
+    /// The cluster's answer, if there was one.
     fetched: Option<Fetched>,
 }
 

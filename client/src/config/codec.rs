@@ -1,10 +1,10 @@
-//! The formats that documents of settings are written in.
+//! The formats of settings documents.
 
 use serde_json::Value;
 
 use super::tree::is_too_deep;
 
-/// How the bytes of a file or of a key are read.
+/// The format of a file or of a key's value.
 ///
 /// ```
 /// use conclave_client::config::Codec;
@@ -24,12 +24,12 @@ pub enum Codec {
     Toml,
     /// One YAML document.
     Yaml,
-    /// Plain text: one setting, which becomes a number or a truth value where the type asks for one.
+    /// Plain text: one setting, parsed as a number or boolean where the type asks for one.
     Text,
 }
 
 impl Codec {
-    /// The format that the extension of a file's or key's name stands for, and the name without it.
+    /// The format selected by the extension of a file's or key's name, and the name without it.
     #[must_use]
     pub fn of_name(name: &str) -> Option<(Self, &str)> {
         let (stem, extension) = name.rsplit_once('.')?;
@@ -43,7 +43,7 @@ impl Codec {
         Some((codec, stem))
     }
 
-    /// Reads a document.
+    /// Decodes a document.
     ///
     /// # Errors
     /// What is wrong, and in which line; never parts of the document, which may hold secrets.
@@ -69,14 +69,14 @@ fn toml(text: &str) -> Result<Value, String> {
     Ok(from_toml(toml::Value::Table(table)))
 }
 
-/// Recursion is bounded by the parser's own limit.
+/// Recursion depth is bounded by the parser's own limit.
 fn from_toml(value: toml::Value) -> Value {
     match value {
         toml::Value::String(text) => Value::String(text),
         toml::Value::Integer(number) => Value::from(number),
         toml::Value::Float(number) => Value::from(number),
         toml::Value::Boolean(is) => Value::Bool(is),
-        // Types that hold times read them from text.
+        // Types for times are deserialized from text.
         toml::Value::Datetime(time) => Value::String(time.to_string()),
         toml::Value::Array(list) => list.into_iter().map(from_toml).collect(),
         toml::Value::Table(table) => {

@@ -1,8 +1,8 @@
 //! The task that keeps settings up to date.
 //!
-//! A watch only says *that* something changed. What the settings are now is read by one transaction
-//! over all sources, so what is put in use is always the state of the cluster at one revision, also
-//! after a lost connection or a compaction: there is no second path that could mix two revisions.
+//! A watch only signals *that* something changed. The settings are then read by one transaction
+//! over all sources, so they are always the state of the cluster at one revision, even after a lost
+//! connection or a compaction: no other path could mix two revisions.
 
 use std::{pin::pin, time::Duration};
 
@@ -26,57 +26,58 @@ use crate::{
     watch::{Response, Trouble, mod_revision},
 };
 
-/// When settings are read again and when the cache is written, without a change.
+/// How often settings are read, and the cache written, without a change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Pace(Duration);
 
 impl Pace {
-    /// After so long settings are read again in any case: a change may have been missed.
+    /// Settings are read again after this time in any case: a change may have been missed.
     const MAX: Duration = Duration::from_secs(300);
-    /// Nobody asks more often than this, however fresh the cache should be.
+    /// Settings are not read more often than this, however fresh the cache should be.
     const MIN: Duration = Duration::from_secs(1);
 
-    /// Twice within the age that the cache may have, so that it is never too old while the cluster
+    /// Half of the age that the cache may have, so that it is never too old while the cluster
     /// confirms it.
     fn new(max_staleness: Option<Duration>) -> Self {
         Self(max_staleness.map_or(Self::MAX, |max| (max / 2).clamp(Self::MIN, Self::MAX)))
     }
 
-    /// How long to wait for a change; not the same time for all.
+    /// How long to wait for a change; randomized, so that clients do not read all at once.
     fn wait(self) -> Duration {
         self.0.mul_f64(rand::random_range(0.9..1.1))
     }
 
-    /// Whether an answer that confirms a cache of this age is written: the age of the cache is that
-    /// of the last confirmation, but for those that come in quick succession.
+    /// Whether to write the cache after an answer that confirms it, if it was written `age` ago.
+    /// Confirmations in quick succession are not written, so the age of the file is about that of
+    /// the last confirmation.
     fn is_save_due(self, age: Duration) -> bool {
         age >= self.0 / 8
     }
 }
 
-/// How many changes in a row become one.
+/// How changes in quick succession are combined.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Debounce {
-    /// A change waits until nothing more has changed for this long ...
+    /// A change is applied when nothing more has changed for this long ...
     pub(super) quiet: Duration,
-    /// ... but not longer than this.
+    /// ... but at the latest after this time.
     pub(super) max: Duration,
 }
 
 impl Debounce {
-    /// When changes of which the first and the last came at these times are put in use.
+    /// When to apply changes of which the first and the last arrived at these times.
     fn due(&self, first: Instant, last: Instant) -> Instant {
         later(last, self.quiet).min(later(first, self.max))
     }
 }
 
-/// What is needed to get at settings.
+/// All that is needed to read the settings.
 pub(super) struct Plan<T> {
     pub(super) client: Client,
     pub(super) sources: Vec<Source>,
     /// Reads all sources.
     pub(super) request: TxnRequest,
-    /// What this machine and the program bring along, in the order of layers.
+    /// The settings of this machine and of the program, in layer order.
     pub(super) local: Vec<Part>,
     pub(super) validate: Box<Validate<T>>,
     pub(super) cache: Option<Cache>,
@@ -89,7 +90,7 @@ impl<T: DeserializeOwned> Plan<T> {
         Ok(self.client.send_txn(self.request.clone()).await?.into_inner())
     }
 
-    /// The settings that follow from what was read; without it, those of this machine alone.
+    /// Merges the settings that were read with the local ones; `None` for local settings only.
     pub(super) fn settings(&self, fetched: Option<&Fetched>) -> Result<Settings<T>, Rejection> {
         let mut parts = self.local.clone();
         if let Some(fetched) = fetched {
@@ -104,7 +105,7 @@ impl<T: DeserializeOwned> Plan<T> {
         Pace::new(self.cache.as_ref().and_then(Cache::max_staleness))
     }
 
-    /// Keeps an answer for the next start.
+    /// Writes an answer to the cache for the next start.
     pub(super) async fn save(&self, answer: TxnResponse) {
         let Some(cache) = self.cache.clone() else { return };
         match tokio::task::spawn_blocking(move || cache.save(&answer)).await {
@@ -115,13 +116,13 @@ impl<T: DeserializeOwned> Plan<T> {
     }
 }
 
-/// Follows the cluster for as long as it runs.
+/// Follows the cluster while it runs.
 pub(super) struct Follower<T> {
     plan: Plan<T>,
     publisher: Publisher<T>,
-    /// What was read last, put in use or rejected; `None` before the cluster was reached.
+    /// What was read last, whether applied or rejected; `None` before the cluster was reached.
     last: Option<Fetched>,
-    /// When the cache was written.
+    /// When the cache was last written.
     saved: Instant,
 }
 
@@ -148,7 +149,7 @@ impl<T: DeserializeOwned + Send + Sync + 'static> Follower<T> {
                 sleep(backoff.next()).await;
             }
             match self.refresh().await {
-                // A store that was restored from a backup is behind what was seen before.
+                // A store restored from a backup is behind the revision seen before.
                 Ok(revision) => match &mut watches {
                     Some(watches) if revision >= watches.revision => watches.revision = revision,
                     _ => watches = Some(self.watch(revision)),
@@ -162,7 +163,7 @@ impl<T: DeserializeOwned + Send + Sync + 'static> Follower<T> {
         }
     }
 
-    /// Reads all sources and puts what they hold in use; returns the revision.
+    /// Reads all sources and applies the settings; returns the revision.
     async fn refresh(&mut self) -> Result<i64, Error> {
         let answer = self.plan.fetch().await?;
         let fetched = Fetched::new(answer.clone());
@@ -190,7 +191,7 @@ impl<T: DeserializeOwned + Send + Sync + 'static> Follower<T> {
     }
 }
 
-/// What a watch of one of the sources says.
+/// A signal from the watch of one source.
 enum Signal {
     Response(Result<Response, Error>),
     /// Whether the watch of this source is connected.
@@ -201,9 +202,9 @@ enum Signal {
 struct Watches {
     signals: SelectAll<BoxStream<'static, Signal>>,
     connected: Vec<bool>,
-    /// Why they are not, by source.
+    /// Why watches are not connected, by source.
     troubles: Vec<Trouble>,
-    /// Up to here everything is known.
+    /// All changes up to this revision are known.
     revision: i64,
 }
 
@@ -227,8 +228,8 @@ impl Watches {
         Self { signals, connected: vec![true; sources.len()], troubles, revision }
     }
 
-    /// Waits until it is time to read the sources, without a change after `wait`; `false` if a watch
-    /// has failed.
+    /// Waits until it is time to read the sources: after a change, or after `wait` without one.
+    /// `false` if a watch has failed.
     async fn changed<T>(
         &mut self,
         debounce: Debounce,
@@ -257,7 +258,7 @@ impl Watches {
     }
 }
 
-/// `true` for each change above `revision`, `false` for a failure.
+/// Yields `true` for each change above `revision`, `false` for a failure.
 fn changes<T>(
     signals: &mut SelectAll<BoxStream<'static, Signal>>,
     (connected, troubles): (&mut [bool], &[Trouble]),
@@ -295,7 +296,8 @@ mod tests {
             let max = Duration::from_secs(seconds);
             let pace = Pace::new(Some(max));
             for _ in 0..100 {
-                // The longest time without a save: an answer just too early for one, and a wait.
+                // The longest time without a save: an answer just too early to be saved, then a
+                // wait.
                 let mut age = pace.0 / 8;
                 assert!(pace.is_save_due(age), "{seconds} s");
                 age += pace.wait();

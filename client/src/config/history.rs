@@ -1,7 +1,7 @@
-//! What keys held before, and the way back to it.
+//! Earlier values of keys, and rolling back to them.
 //!
-//! The store keeps every revision until it is compacted, so there is nothing to record: history is
-//! read from the store's own events, and going back is writing what was there, as a new revision.
+//! The store keeps every revision until it is compacted, so nothing has to be recorded: the history
+//! is read from the store's own events, and a rollback writes the old values in a new revision.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -27,16 +27,16 @@ use crate::{
     watch::{Response, Watcher},
 };
 
-/// Changes that a history shows unless asked for another number.
+/// Default number of changes in a history.
 const LIMIT: usize = 100;
-/// How often the server is asked whether it has sent all there is.
+/// How often the server is asked for progress, to learn whether it has sent everything.
 const ASK_INTERVAL: Duration = Duration::from_millis(100);
-/// Attempts to begin before a compaction that takes away the beginning.
+/// Attempts to read from a start revision that a compaction may remove meanwhile.
 const ATTEMPTS_MAX: usize = 5;
 
 impl Client {
-    /// Reads what a key, or all keys with a prefix, held before: as far back as the store has been
-    /// compacted.
+    /// Reads the earlier values of a key, or of all keys with a prefix, back to the last
+    /// compaction.
     ///
     /// ```no_run
     /// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
@@ -50,9 +50,9 @@ impl Client {
         History { client: self.clone(), range: range(key), limit: LIMIT }
     }
 
-    /// Makes a key, or all keys with a prefix, hold again what they held at `revision`, in one new
-    /// revision. Keys that did not exist then are deleted. What is written has no lease afterwards; a key that
-    /// holds the same already is not written, and keeps its own.
+    /// Restores a key, or all keys with a prefix, to what they held at `revision`, in one new
+    /// revision. Keys that did not exist then are deleted. Keys that are written have no lease
+    /// afterwards; a key that already holds the same value is not written and keeps its lease.
     ///
     /// ```no_run
     /// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::config::Error> {
@@ -70,13 +70,13 @@ fn range(key: impl Into<Vec<u8>>) -> RangeRequest {
     RangeRequest { key: Bytes::from(key.into()), ..RangeRequest::default() }
 }
 
-/// A question for the history; see [`Client::history`].
+/// A request for the history of keys; see [`Client::history`].
 ///
 /// ```no_run
 /// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
 /// use conclave_client::config::{Codec, History};
 ///
-/// // Who looks for what went wrong begins with the newest change.
+/// // The newest change comes first, which helps to find what went wrong.
 /// let history: History = client.history("config/app.toml").limit(5);
 /// for release in history.await? {
 ///     let document = release.changes.last().and_then(|event| event.kv.as_ref());
@@ -98,7 +98,7 @@ pub struct History {
 /// ```
 /// use conclave_client::config::Release;
 ///
-/// /// Where to go back to from the newest release: the one before, if it is there still.
+/// /// The revision to roll back to from the newest release: the one before, if it still exists.
 /// fn before(releases: &[Release]) -> Option<i64> {
 ///     Some(releases.get(1)?.revision)
 /// }
@@ -111,21 +111,21 @@ pub struct History {
 pub struct Release {
     /// The revision.
     pub revision: i64,
-    /// Whether this is not one change but everything that is left of the time before: the store was
-    /// compacted at this revision.
+    /// Whether this is not one change but the state at the last compaction: all that is left of the
+    /// time before this revision.
     pub is_compacted: bool,
     /// The changes, in the order they were made.
     pub changes: Vec<Event>,
 }
 
 impl History {
-    /// All keys that start with the key.
+    /// Includes all keys that start with the key.
     pub fn prefix(mut self) -> Self {
         set_prefix(&mut self.range.key, &mut self.range.range_end);
         self
     }
 
-    /// The newest so many changes. Default 100.
+    /// Limits the number of changes; the newest are returned. Default 100.
     pub fn limit(mut self, limit: usize) -> Self {
         self.limit = limit;
         self
@@ -142,11 +142,11 @@ impl History {
         Err(error::Error::Compacted { revision: from })
     }
 
-    /// The history since `from`, which is 1 or the revision the store was compacted at.
+    /// The history since `from`, which is 1 or the revision of the last compaction.
     async fn read_from(&self, from: i64) -> Result<Vec<Release>, error::Error> {
         let now = self.client.send_range(self.range.clone()).await?;
         let mut replay = Replay::new(now.revision(), &now.kvs, self.limit);
-        // A store is born with revision 1, which holds no keys.
+        // A new store begins at revision 1, which holds no keys.
         if from > 1 {
             let range = RangeRequest { revision: from, ..self.range.clone() };
             replay.begin(from, self.client.send_range(range).await?.into_inner().kvs);
@@ -172,19 +172,19 @@ impl IntoFuture for History {
     type Output = Result<Vec<Release>, error::Error>;
     type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
 
-    /// The newest change comes first.
+    /// Sends the request. The newest change comes first.
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(self.read())
     }
 }
 
-/// Collects events until they add up to the state of the store.
+/// Collects events until they add up to the current state of the store.
 struct Replay {
     /// The revision to replay up to.
     end: i64,
-    /// The keys there are at `end`, and when each was changed last.
+    /// The keys that exist at `end`, with the revisions of their last changes.
     expected: BTreeMap<Bytes, i64>,
-    /// The same for what has been replayed so far.
+    /// The same for the events replayed so far.
     state: BTreeMap<Bytes, i64>,
     /// Newest first.
     releases: VecDeque<Release>,
@@ -197,7 +197,7 @@ impl Replay {
         Self { end, expected, state: BTreeMap::new(), releases: VecDeque::new(), limit }
     }
 
-    /// Begins with the state at the revision the store was compacted at.
+    /// Starts with the state at the revision of the last compaction.
     fn begin(&mut self, revision: i64, kvs: Vec<KeyValue>) {
         self.state = kvs.iter().map(|kv| (kv.key.clone(), kv.mod_revision)).collect();
         if !kvs.is_empty() {
@@ -226,10 +226,10 @@ impl Replay {
         }
     }
 
-    /// Takes a response; `true` if it says that there are no more events up to the end.
+    /// Handles a response; `true` if there are no more events up to `end`.
     fn take(&mut self, response: Response) -> bool {
         if response.is_progress() {
-            // Some versions of etcd claim progress too early; then the sum is not right yet.
+            // Some versions of etcd report progress too early; then the states differ.
             return response.revision() >= self.end && self.state == self.expected;
         }
         for event in response.events {
@@ -258,7 +258,7 @@ impl Replay {
     }
 }
 
-/// A way back; see [`Client::rollback`].
+/// A request to roll keys back; see [`Client::rollback`].
 ///
 /// ```no_run
 /// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::config::Error> {
@@ -280,7 +280,7 @@ pub struct Rollback {
     revision: i64,
 }
 
-/// What going back has changed.
+/// The result of a rollback.
 ///
 /// ```no_run
 /// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::config::Error> {
@@ -294,14 +294,14 @@ pub struct Rollback {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RolledBack {
-    /// The revision in which the old content was written; the current one if nothing had to change.
+    /// The revision in which the old values were written; the current one if nothing had to change.
     pub revision: i64,
     /// How many keys were written or deleted.
     pub changed: usize,
 }
 
 impl Rollback {
-    /// All keys that start with the key.
+    /// Includes all keys that start with the key.
     pub fn prefix(mut self) -> Self {
         set_prefix(&mut self.range.key, &mut self.range.range_end);
         self
@@ -336,7 +336,7 @@ impl Rollback {
         if changed == 0 {
             return Ok(RolledBack { revision: now.revision(), changed });
         }
-        // Keys that were made meanwhile.
+        // Fails if keys were created meanwhile.
         let (first, end) = (self.range.key.to_vec(), self.range.range_end.to_vec());
         txn = txn.when(key(first).range(end).mod_revision().less(now.revision() + 1));
         let answer = txn.commit().await?;
@@ -351,8 +351,9 @@ impl IntoFuture for Rollback {
     type Output = Result<RolledBack, Error>;
     type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
 
-    /// Fails with [`Error::Conflict`] if somebody else changes the keys at the same time, and with
-    /// the server's refusal if more than 128 keys are involved (etcd's limit for one transaction).
+    /// Sends the request. Fails with [`Error::Conflict`] if another client changes the keys at the
+    /// same time, and with the server's error if more than 128 keys are involved (etcd's limit for
+    /// one transaction).
     fn into_future(self) -> Self::IntoFuture {
         Box::pin(self.write())
     }

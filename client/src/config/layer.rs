@@ -1,4 +1,4 @@
-//! Layers: where settings come from and which of them win.
+//! Layers: where settings come from, and which of them win.
 
 use std::fmt;
 
@@ -11,8 +11,8 @@ use super::{
     typed,
 };
 
-/// The kinds of sources, in the fixed order in which they are laid over each other: of two layers
-/// that hold a setting, the one further down here wins.
+/// The kinds of sources, in the fixed order in which they are merged: if two layers have a setting,
+/// the later one here wins.
 ///
 /// ```
 /// use conclave_client::config::Layer;
@@ -24,22 +24,22 @@ use super::{
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Layer {
-    /// What the program itself brings along.
+    /// Built into the program.
     Defaults,
     /// A file on this machine.
     File,
-    /// Keys of the cluster that several applications share.
+    /// Keys of the cluster shared by several applications.
     Shared,
-    /// Keys of the cluster for this application.
+    /// Keys of the cluster of this application.
     App,
-    /// Variables of the environment.
+    /// Environment variables.
     Environment,
-    /// What the program sets after all else, e.g. from its command line.
+    /// Set by the program over everything else, for example from its command line.
     Overrides,
 }
 
 impl Layer {
-    /// All layers, the weakest first.
+    /// All layers, weakest first.
     pub const ORDER: [Self; 6] =
         [Self::Defaults, Self::File, Self::Shared, Self::App, Self::Environment, Self::Overrides];
 }
@@ -57,7 +57,7 @@ impl fmt::Display for Layer {
     }
 }
 
-/// Where a setting comes from.
+/// The source of a setting.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -76,8 +76,8 @@ impl fmt::Display for Layer {
 pub struct Origin {
     /// The layer.
     pub layer: Layer,
-    /// The path of the file, the key in the cluster, the name of the variable, or the path set by the
-    /// program.
+    /// The path of the file, the key in the cluster, the name of the variable, or the path set by
+    /// the program.
     pub key: String,
     /// The revision in which the key was last changed; 0 outside the cluster.
     pub revision: i64,
@@ -96,7 +96,7 @@ impl fmt::Display for Origin {
     }
 }
 
-/// What one source says.
+/// The settings of one source.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Part {
     pub(super) origin: Origin,
@@ -109,7 +109,7 @@ impl Part {
     }
 }
 
-/// Why settings were refused. The settings in use stay as they were.
+/// Why new settings were refused. The settings in use stay as they were.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -129,11 +129,11 @@ impl Part {
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rejection {
-    /// The revision of the cluster at which they were read; 0 if the cluster was not asked.
+    /// The revision of the cluster at which they were read; 0 if the cluster was not read.
     pub revision: i64,
-    /// The dotted path of what is wrong; empty if it is not one setting.
+    /// The dotted path of the bad setting; empty if it is not a single setting.
     pub path: String,
-    /// Where what is wrong comes from, if that is known.
+    /// The source of the bad setting, if it is known.
     pub origin: Option<Origin>,
     /// What is wrong.
     pub reason: String,
@@ -153,26 +153,26 @@ impl fmt::Display for Rejection {
     }
 }
 
-/// Settings as they are at one revision: merged, of the application's type, and valid.
+/// The settings at one revision: merged, deserialized into the application's type, and valid.
 #[derive(Debug)]
 pub(super) struct Settings<T> {
     pub(super) value: std::sync::Arc<T>,
     pub(super) tree: Value,
     parts: Vec<Part>,
     marks: Marks,
-    /// Marks the secrets in a tree as far as it is a `T`.
+    /// Marks the secrets in a tree, as far as it can be deserialized as a `T`.
     mark: fn(&Value, &mut Marks) -> Result<(), typed::Fault>,
     pub(super) revision: i64,
 }
 
-/// Says whether settings are fit for use.
+/// Checks whether settings are fit for use.
 pub(super) type Validate<T> = dyn Fn(&T) -> Result<(), String> + Send + Sync;
 
 impl<T: DeserializeOwned> Settings<T> {
-    /// Merges `parts`, which are in the order of their layers.
+    /// Merges `parts`, which are sorted by layer.
     ///
     /// # Errors
-    /// If the result is no `T`, or `validate` refuses it.
+    /// If the result cannot be deserialized, or `validate` refuses it.
     pub(super) fn new(
         parts: Vec<Part>,
         revision: i64,
@@ -201,7 +201,7 @@ impl<T: DeserializeOwned> Settings<T> {
 }
 
 impl<T> Settings<T> {
-    /// What people may see of the value at `path`.
+    /// The value at `path`, with secrets redacted.
     pub(super) fn shown(&self, path: &str) -> Option<Value> {
         find(&self.marks.redact(self.tree.clone()), path).cloned()
     }
@@ -213,15 +213,16 @@ impl<T> Settings<T> {
         Explanation { path: path.to_owned(), value: self.shown(path), sources }
     }
 
-    /// What people may see of what a part has at `path`. It may be replaced by others, and so be
-    /// nothing that was read: the type is asked what it would be if this part had the last say.
+    /// The value of one part at `path`, with secrets redacted. Other parts may have replaced it, so
+    /// it may never have been deserialized: it is deserialized here as if this part had priority,
+    /// to find its secrets.
     fn said(&self, part: &Value, path: &str) -> Option<Value> {
         let (steps, value) = reach(part, path);
         let mut marks = self.marks.clone();
         let mut tree = self.tree.clone();
         merge(&mut tree, &place(steps.iter().copied(), value.clone()));
         marks.expect(steps.into_iter().map(str::to_owned).collect());
-        // A fault above is of no account: what is there is made of several parts.
+        // A fault further up does not matter: that level is merged from several parts.
         if value.is_null() || (self.mark)(&tree, &mut marks).is_ok() {
             marks.complete();
         }
@@ -229,8 +230,8 @@ impl<T> Settings<T> {
     }
 }
 
-/// The part that has the last say about `path`. Of a missing setting that is nobody, except that
-/// the table it is missing in may come from one part alone.
+/// The part that determines `path`. A missing setting has none, unless the table that lacks it
+/// comes from a single part.
 fn winner<'a>(parts: &'a [Part], path: &str) -> Option<&'a Part> {
     let mut deciding = parts.iter().rev().filter(|part| decides(&part.tree, path));
     let last = deciding.next()?;
@@ -239,9 +240,9 @@ fn winner<'a>(parts: &'a [Part], path: &str) -> Option<&'a Part> {
     (!is_shared).then_some(last)
 }
 
-/// Where a setting comes from: every source that has something to say about it.
+/// Explains where a setting comes from: every source that sets it.
 ///
-/// Printed, it is one line for the value and one for each source, the winner first:
+/// Its `Display` output has one line for the value and one for each source, the winner first:
 /// ```text
 /// db.port = "5433"
 ///   environment APP_DB__PORT: "5433"
@@ -263,18 +264,18 @@ fn winner<'a>(parts: &'a [Part], path: &str) -> Option<&'a Part> {
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Explanation {
-    /// The dotted path asked for.
+    /// The dotted path that was asked for.
     pub path: String,
     /// The value in use; `None` if no source has one. Secrets are redacted.
     pub value: Option<Value>,
-    /// What each source says, the weakest first; `None` where it replaced a table that had the
-    /// setting by something else. Tables of several sources are merged. Secrets are redacted, and what
-    /// is not of the application's type.
+    /// The value from each source, weakest first; `None` where a source replaced the table that
+    /// held the setting by something else. Tables of several sources are merged. Secrets are
+    /// redacted, and so is what does not fit the application's type.
     pub sources: Vec<(Origin, Option<Value>)>,
 }
 
 impl Explanation {
-    /// The source that won, if any.
+    /// The source that won, if there is one.
     #[must_use]
     pub fn origin(&self) -> Option<&Origin> {
         self.sources.last().map(|(origin, _)| origin)

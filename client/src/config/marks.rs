@@ -1,4 +1,4 @@
-//! Where secrets stand in a tree, and how they are kept from people's eyes.
+//! Records where secrets are in a tree, and redacts them.
 
 use std::collections::BTreeSet;
 
@@ -6,7 +6,8 @@ use serde_json::Value;
 
 use super::secret::REDACTED;
 
-/// The places of secrets, each as the steps that lead there: a key of a table may hold a dot.
+/// The positions of secrets, each as the keys and indices that lead there, because a key may
+/// contain a dot.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Marks {
     secrets: BTreeSet<Vec<String>>,
@@ -18,22 +19,23 @@ impl Marks {
         self.secrets.insert(steps);
     }
 
-    /// What is here is taken for a secret until it was read as a whole: before that nobody can say.
+    /// Treats the value here as secret until it has been read completely; only then its secrets are
+    /// known.
     pub(super) fn expect(&mut self, steps: Vec<String>) {
         self.awaited = Some(steps);
     }
 
-    /// The entry of a table that `steps` lead to was read as a whole.
+    /// Records that the table entry at `steps` was read completely.
     pub(super) fn arrive(&mut self, steps: impl FnOnce() -> Vec<String>) {
         self.awaited.take_if(|awaited| *awaited == steps());
     }
 
-    /// All that was expected has arrived.
+    /// Records that everything expected was read.
     pub(super) fn complete(&mut self) {
         self.awaited = None;
     }
 
-    /// `tree` as people may see it.
+    /// The tree with secrets redacted.
     pub(super) fn redact(&self, mut tree: Value) -> Value {
         for steps in self.secrets.iter().chain(&self.awaited) {
             hide(&mut tree, steps);
@@ -42,7 +44,7 @@ impl Marks {
     }
 }
 
-/// Hides what the steps lead to, or what stands there in place of a table or list on the way.
+/// Redacts the value at `steps`, or whatever is there instead of a table or list on the way.
 fn hide(value: &mut Value, steps: &[String]) {
     if let Some((step, steps)) = steps.split_first() {
         let below = match value {
@@ -120,13 +122,13 @@ mod tests {
         }
     }
 
-    /// Settings of these layers, the lowest first.
+    /// Settings of these layers, weakest first.
     fn settings<const N: usize>(layers: [Value; N]) -> Settings<App> {
         let parts = layers.into_iter().map(|tree| Part::new(Layer::Defaults, "", tree));
         Settings::new(parts.collect(), 0, &|_app: &App| Ok(())).unwrap()
     }
 
-    /// All that can be seen at a path and above it.
+    /// All output that shows a path or a part of it.
     fn seen(settings: &Settings<App>, path: &str) -> String {
         let paths = ["", path.split('.').next().unwrap_or_default(), path];
         let texts = paths.map(|path| settings.explain(path).to_string());
@@ -139,12 +141,12 @@ mod tests {
         let cases = [
             // A key with a dot.
             ([json!({"passwords": {"db.internal": "hunter2"}}), json!({})], "passwords"),
-            // A list written as text, and over or under a list.
+            // A list written as text, which overrides a list or is overridden by one.
             ([json!({"tokens": "hunter2,b"}), json!({})], "tokens"),
             ([json!({"tokens": "hunter2"}), json!({"tokens": ["a"]})], "tokens"),
             ([json!({"tokens": ["a", "hunter2"]}), json!({"tokens": "a"})], "tokens.1"),
             ([json!({"tokens": ["a", "hunter2"]}), json!({"tokens": []})], "tokens.1"),
-            // Replaced by nothing, or by something that has none.
+            // Replaced by null, or by something without a secret.
             ([json!({"password": "hunter2"}), json!({"password": null})], "password"),
             (
                 [json!({"replica": {"port": 1, "password": "hunter2"}}), json!({"replica": null})],
@@ -154,7 +156,7 @@ mod tests {
                 [json!({"login": {"basic": {"password": "hunter2"}}}), json!({"login": "none"})],
                 "login.basic.password",
             ),
-            // Of a shape that the type does not have.
+            // Of a shape that does not fit the type.
             ([json!({"password": {"is": "hunter2"}}), json!({"password": "b"})], "password.is"),
             ([json!({"passwords": "hunter2"}), json!({"passwords": {"a": "b"}})], "passwords.a"),
             ([json!({"passwords": ["hunter2"]}), json!({"passwords": {"a": "b"}})], "passwords.0"),

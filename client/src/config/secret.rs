@@ -1,16 +1,16 @@
-//! Settings that must not show up in logs.
+//! Settings that must not appear in logs.
 
 use std::fmt;
 
 use serde::{Deserialize, Deserializer, de};
 
-/// What people see in place of a secret.
+/// The text shown instead of a secret.
 pub(super) const REDACTED: &str = "(secret)";
-/// By this name a [`Secret`] tells the deserializer of this crate that it is one.
+/// The newtype name by which a [`Secret`] tells this crate's deserializer what it is.
 pub(super) const NAME: &str = "$conclave::Secret";
 
-/// A setting that is shown as `(secret)` in debug output, in [explanations](super::Explanation),
-/// [changes](super::Change) and in what is said about bad values. It has no `Display` and cannot be
+/// A setting that is shown as `(secret)` in debug output, in [explanations](super::Explanation), in
+/// [changes](super::Change) and in errors about bad values. It has no `Display` and cannot be
 /// serialized, so that it is not written by accident.
 ///
 /// ```
@@ -25,9 +25,9 @@ pub(super) const NAME: &str = "$conclave::Secret";
 /// assert!(!format!("{database:?}").contains("hunter2"));
 /// ```
 ///
-/// Inside a `#[serde(flatten)]` or an enum that is `untagged` or has a `tag`, serde hides from us that
-/// a field is a secret: the value itself stays redacted, but an explanation of its path shows what the
-/// sources hold.
+/// Inside a `#[serde(flatten)]`, or an enum that is `untagged` or has a `tag`, serde hides that a
+/// field is a secret. The value itself stays redacted, but an explanation of its path shows what
+/// the sources hold.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Secret<T>(T);
 
@@ -73,7 +73,7 @@ impl<'de, T: Deserialize<'de>> de::Visitor<'de> for Visitor<T> {
         self,
         deserializer: D,
     ) -> Result<Self::Value, D::Error> {
-        // The error would quote the value.
+        // The original error would quote the value.
         T::deserialize(deserializer)
             .map(Secret)
             .map_err(|_quotes_it| de::Error::custom("the secret is not of the right type"))

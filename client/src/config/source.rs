@@ -1,4 +1,4 @@
-//! Sources in the cluster: which keys are read, and what they mean.
+//! Sources in the cluster: which keys are read, and how they are decoded.
 
 use bytes::Bytes;
 use conclave_proto::{
@@ -18,7 +18,8 @@ use super::{
 };
 use crate::key::set_prefix;
 
-/// Sources of one configuration: they are read in one transaction, and etcd allows 128 operations.
+/// Most sources of one configuration. They are read in one transaction, in which etcd allows 128
+/// operations.
 pub(super) const SOURCES_MAX: usize = 64;
 
 /// Keys of the cluster that hold settings; see [`Source::document`] and [`Source::prefix`].
@@ -27,7 +28,7 @@ pub(super) const SOURCES_MAX: usize = 64;
 /// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::config::Error> {
 /// use conclave_client::config::{Source, find};
 ///
-/// // What an application with these sources would see, without being it.
+/// // What an application with these sources would see.
 /// let sources = [Source::document("config/shared.toml"), Source::prefix("config/app/")];
 /// let (tree, revision) = client.read_config(&sources, 0).await?;
 /// println!("db.port is {:?} as of revision {revision}", find(&tree, "db.port"));
@@ -42,28 +43,29 @@ pub struct Source {
 }
 
 impl Source {
-    /// One key that holds a whole document. The extension of its name tells the format (`.json`,
-    /// `.toml`, `.yaml`, `.yml`); without one it is JSON. A key that does not exist is an empty document.
+    /// One key that holds a whole document. The extension of its name selects the format (`.json`,
+    /// `.toml`, `.yaml`, `.yml`); without one it is JSON. A missing key is an empty document.
     pub fn document(key: impl Into<String>) -> Self {
         Self { layer: Layer::App, key: key.into(), is_prefix: false, codec: None }
     }
 
-    /// All keys that start with `prefix`, each one for the setting that the rest of its name spells:
-    /// below `config/app/`, the key `config/app/db/port` is the setting `db.port`. A value is text,
-    /// unless the name has the extension of a format: `config/app/db.toml` is a document for `db`.
+    /// All keys that start with `prefix`, each for the setting named by the rest of the key: with
+    /// the prefix `config/app/`, the key `config/app/db/port` is the setting `db.port`. A value is
+    /// plain text, unless the key has the extension of a format: `config/app/db.toml` is a document
+    /// for `db`.
     pub fn prefix(prefix: impl Into<String>) -> Self {
         Self { layer: Layer::App, key: prefix.into(), is_prefix: true, codec: None }
     }
 
-    /// Reads all values in this format, whatever the names of the keys.
+    /// Decodes all values in this format, whatever the names of the keys.
     #[must_use]
     pub fn codec(mut self, codec: Codec) -> Self {
         self.codec = Some(codec);
         self
     }
 
-    /// Whether who reads this source takes `value` under the name `key`, by the rule by which it reads: for those who write
-    /// settings.
+    /// Checks whether readers of this source would accept `value` under `key`, by the rules for
+    /// reading. For programs that write settings.
     ///
     /// # Errors
     /// Why it would be refused.
@@ -77,7 +79,7 @@ impl Source {
         self
     }
 
-    /// Sorts sources by their layer.
+    /// The layer, by which sources are sorted.
     pub(super) fn rank(&self) -> Layer {
         self.layer
     }
@@ -91,7 +93,7 @@ impl Source {
         range
     }
 
-    /// What a pair says.
+    /// Decodes a key-value pair.
     fn part(&self, kv: &KeyValue, revision: i64) -> Result<Part, Rejection> {
         let key = String::from_utf8_lossy(&kv.key).into_owned();
         let rest = if self.is_prefix { key.strip_prefix(&self.key).unwrap_or(&key) } else { "" };
@@ -115,27 +117,27 @@ impl Source {
             && !(tree.is_object() || tree.is_null())
             && segments(&path).next().is_none()
         {
-            // It would take the place of all settings.
+            // It would replace all settings.
             return Err(refuse("the name of the key spells no setting".to_owned()));
         }
         let path: Vec<&str> = segments(&path).collect();
-        // An empty document says nothing; it must not replace what others say.
+        // An empty document sets nothing; it must not replace the settings of others.
         let is_empty = tree.is_null() && path.is_empty();
         let tree = if is_empty { Value::Object(Map::new()) } else { tree };
         Ok(Part { origin, tree: place(path.into_iter(), tree) })
     }
 }
 
-/// The pairs of all sources at one revision.
+/// The key-value pairs of all sources at one revision.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Fetched {
     pub(super) revision: i64,
-    /// In the order of the sources.
+    /// One list for each source, in their order.
     pub(super) pairs: Vec<Vec<KeyValue>>,
 }
 
 impl Fetched {
-    /// Takes the answer to [`request`].
+    /// Reads the answer to [`request`].
     pub(super) fn new(answer: TxnResponse) -> Self {
         let revision = answer.header.as_ref().map_or(0, |header| header.revision);
         let pairs = answer.responses.into_iter().map(|response| match response.response {
@@ -145,10 +147,10 @@ impl Fetched {
         Self { revision, pairs: pairs.collect() }
     }
 
-    /// What the pairs say, in the order of the sources.
+    /// Decodes the pairs, in the order of the sources.
     ///
     /// # Errors
-    /// If one cannot be read.
+    /// If a pair cannot be decoded.
     pub(super) fn parts(&self, sources: &[Source]) -> Result<Vec<Part>, Rejection> {
         let pairs = sources.iter().zip(&self.pairs);
         pairs

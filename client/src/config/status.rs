@@ -1,4 +1,4 @@
-//! How settings reach those who use them, and how what happened on the way is told.
+//! Publishes settings, their status, and rejections to their users.
 
 use std::sync::Arc;
 
@@ -7,10 +7,10 @@ use tokio::sync::{broadcast, watch};
 use super::layer::{Rejection, Settings};
 use crate::tell::{store, store_news, tell};
 
-/// Rejections kept for receivers that are slow; older ones are dropped.
+/// Rejections kept for slow receivers; older ones are dropped.
 const REJECTIONS_MAX: usize = 16;
 
-/// What the settings in use are based on.
+/// Where the settings in use come from.
 ///
 /// ```no_run
 /// # async fn example(config: conclave_client::Config<serde_json::Value>) -> Result<(), conclave_client::Error> {
@@ -26,15 +26,15 @@ const REJECTIONS_MAX: usize = 16;
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Basis {
-    /// What the cluster holds, or held when it was last reached.
+    /// The cluster: its current settings, or those when it was last reached.
     Cluster,
-    /// What the cluster held when a former run of the program wrote the cache.
+    /// The cache, written by an earlier run of the program.
     Cache,
-    /// Only what this machine and the program bring along.
+    /// Only this machine and the program.
     Local,
 }
 
-/// How it stands with a configuration.
+/// The status of a configuration.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -42,7 +42,7 @@ pub enum Basis {
 /// # let client = conclave_client::Client::builder(["127.0.0.1:2379"]).build()?;
 /// use conclave_client::config::{Basis, Status};
 ///
-/// /// Whether to wake somebody: what is in use may not be what was asked for.
+/// /// Whether to alert somebody: the settings in use may not be the intended ones.
 /// fn is_bad(status: &Status) -> bool {
 ///     status.rejection.is_some() || !status.is_connected || status.basis == Basis::Cache
 /// }
@@ -55,25 +55,25 @@ pub enum Basis {
 pub struct Status {
     /// The revision of the cluster at which the settings in use were read; 0 if they are local.
     pub revision: i64,
-    /// What the settings in use are based on.
+    /// Where the settings in use come from.
     pub basis: Basis,
     /// Whether changes would be noticed. If not, the settings in use may be out of date; they stay
-    /// in use, and the connection is made again as soon as that is possible.
+    /// in use until the connection is restored.
     pub is_connected: bool,
-    /// Why not, as far as that is known. For people.
+    /// Why not, if it is known. For people.
     pub trouble: Option<Arc<str>>,
     /// What is wrong with the newest settings, if they are not the ones in use.
     pub rejection: Option<Rejection>,
 }
 
 impl Status {
-    /// Of settings that are good, while nobody would tell of changes.
+    /// The status of good settings before changes are followed.
     pub(super) fn new(revision: i64, basis: Basis) -> Self {
         Self { revision, basis, is_connected: false, trouble: None, rejection: None }
     }
 }
 
-/// The giving side of a configuration.
+/// The sending side of a configuration.
 #[derive(Debug)]
 pub(super) struct Publisher<T> {
     values: watch::Sender<Arc<T>>,
@@ -82,7 +82,7 @@ pub(super) struct Publisher<T> {
     rejections: broadcast::Sender<Rejection>,
 }
 
-/// The taking side.
+/// The receiving side of a configuration.
 #[derive(Debug)]
 pub(super) struct Outlet<T> {
     pub(super) values: watch::Receiver<Arc<T>>,
@@ -106,9 +106,9 @@ impl<T> Publisher<T> {
         (Self { values, settings, status, rejections }, outlet)
     }
 
-    /// Puts settings of the cluster in use.
+    /// Applies new settings of the cluster.
     ///
-    /// All of it is stored before anybody is told: who is woken by one of the channels may look at
+    /// Everything is stored before anyone is woken: a task woken by one of the channels may read
     /// another one at once.
     pub(super) fn publish(&self, settings: Settings<T>) {
         let revision = settings.revision;
@@ -130,21 +130,21 @@ impl<T> Publisher<T> {
         }
     }
 
-    /// Keeps the settings in use and says why.
+    /// Keeps the settings in use and publishes why.
     pub(super) fn reject(&self, rejection: Rejection) {
         tracing::warn!(revision = rejection.revision, "{rejection}");
         let mut status = self.status.borrow().clone();
         (status.is_connected, status.trouble) = (true, None);
         status.rejection = Some(rejection.clone());
         store(&self.status, status);
-        // Nobody may be listening; the status says it, too.
+        // There may be no receiver; the status has it, too.
         self.rejections.send(rejection).ok();
         tell(&self.status);
     }
 
-    /// Whether changes would be noticed, and why not.
+    /// Records whether changes would be noticed, and if not, why.
     pub(super) fn connected(&self, is_connected: bool, trouble: Option<Arc<str>>) {
-        // It may be told already of what comes next.
+        // The reason may already belong to the next interruption.
         let trouble = trouble.filter(|_| !is_connected);
         self.status.send_if_modified(|status| {
             let is_modified = (status.is_connected, &status.trouble) != (is_connected, &trouble);
@@ -179,7 +179,7 @@ mod tests {
         Settings::new(vec![part], revision, &|_value: &Value| Ok(())).expect("valid settings")
     }
 
-    /// Notes what can be seen by who is woken, at the moment in which it is.
+    /// Records what is visible to a task at the moment it is woken.
     struct Onlooker {
         outlet: Outlet<Value>,
         seen: Mutex<Vec<(Value, i64, i64)>>,

@@ -1,13 +1,13 @@
-//! Trees of settings: what every source is decoded to, how layers are laid over each other, and how
-//! a dotted path finds its way.
+//! Trees of settings: the form into which every source is decoded, merging them, and lookup by
+//! dotted paths.
 
 use serde_json::{Map, Value};
 
-/// How deep a tree may be nested. Deeper input is refused, so that walking a tree cannot exhaust the
+/// Deepest nesting of a tree. Deeper input is refused, so that walking a tree cannot exhaust the
 /// stack.
 pub(super) const DEPTH_MAX: usize = 64;
 
-/// Lays `over` over `base`: tables are merged key by key, everything else replaces what was there.
+/// Merges `over` into `base`: tables are merged key by key, everything else is replaced.
 pub(super) fn merge(base: &mut Value, over: &Value) {
     match (base, over) {
         (Value::Object(base), Value::Object(over)) => {
@@ -38,8 +38,8 @@ pub fn find<'a>(tree: &'a Value, path: &str) -> Option<&'a Value> {
     })
 }
 
-/// Whether `tree` decides what is at `path`: it has something there, or a value that is no table on
-/// the way, which replaces whatever lower layers have below it.
+/// Whether `tree` determines the value at `path`: it has a value there, or on the way a value that
+/// is not a table and so replaces whatever lower layers have below it.
 pub(super) fn decides(tree: &Value, path: &str) -> bool {
     let mut value = tree;
     for segment in segments(path) {
@@ -52,7 +52,8 @@ pub(super) fn decides(tree: &Value, path: &str) -> bool {
     true
 }
 
-/// What `tree` has at a dotted path, or the value that is no table on the way, and the steps to it.
+/// The value of `tree` at a dotted path, or the value on the way that is not a table, and the
+/// segments to it.
 pub(super) fn reach<'t, 'p>(tree: &'t Value, path: &'p str) -> (Vec<&'p str>, &'t Value) {
     let (mut steps, mut value) = (Vec::new(), tree);
     for segment in segments(path) {
@@ -63,7 +64,7 @@ pub(super) fn reach<'t, 'p>(tree: &'t Value, path: &'p str) -> (Vec<&'p str>, &'
     (steps, value)
 }
 
-/// `value` as a tree in which it stands at `path`.
+/// A tree that holds `value` at `path`.
 pub(super) fn place<'a>(path: impl DoubleEndedIterator<Item = &'a str>, value: Value) -> Value {
     path.rev().fold(value, |below, segment| {
         let mut table = Map::new();
@@ -137,7 +138,7 @@ mod tests {
     }
 
     proptest! {
-        /// Merging is what looking from the highest layer down gives, at every path.
+        /// Merging gives, at every path, the value of the highest layer that determines it.
         #[test]
         fn the_highest_layer_that_decides_wins(
             layers in proptest::collection::vec(trees(), 1..4),

@@ -1,8 +1,8 @@
-//! From a tree of settings to the application's type.
+//! Deserializes a tree of settings into the application's type.
 //!
-//! Like `serde_json::from_value`, with three differences: text becomes a number, a truth value or a
-//! list (`a,b`) where the type asks for one, because variables of the environment and keys of the
-//! store hold nothing but text; an error tells the path; and the paths of secrets are remembered.
+//! Like `serde_json::from_value`, with three differences. Text becomes a number, a boolean or a
+//! list (`a,b`) where the type asks for one, because environment variables and keys of the store
+//! hold only text. An error names the path. And the paths of secrets are recorded.
 
 use std::{cell::RefCell, fmt};
 
@@ -14,10 +14,10 @@ use serde_json::{Map, Value};
 
 use super::{marks::Marks, secret};
 
-/// Why a tree is not a value of the type, and where.
+/// Why a tree cannot be deserialized, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Fault {
-    /// `None` until a level above has set it.
+    /// `None` until an enclosing level has set it.
     path: Option<String>,
     pub(super) reason: String,
 }
@@ -47,10 +47,11 @@ impl de::Error for Fault {
     }
 }
 
-/// Turns a tree into a `T`, and marks all [`secret::Secret`]s in it, as far as it was read.
+/// Deserializes a tree into a `T`, and marks the [`secret::Secret`]s in the part of it that was
+/// read.
 ///
 /// # Errors
-/// The first thing that does not fit.
+/// The first value that does not fit.
 pub(super) fn read<T: DeserializeOwned>(tree: &Value, marks: &mut Marks) -> Result<T, Fault> {
     let secrets = RefCell::new(std::mem::take(marks));
     let root = Cursor { item: Item::Tree(tree), place: Place::Root, secrets: &secrets };
@@ -59,18 +60,18 @@ pub(super) fn read<T: DeserializeOwned>(tree: &Value, marks: &mut Marks) -> Resu
     value
 }
 
-/// Where in the tree a cursor stands.
+/// The position of a cursor in the tree.
 #[derive(Clone, Copy)]
 enum Place<'p> {
     Root,
     Key(&'p Place<'p>, &'p str),
     Index(&'p Place<'p>, usize),
-    /// An element of a list written as text: in the tree it is not a value of its own.
+    /// An element of a list written as text; the tree has no separate value for it.
     Piece(&'p Place<'p>, usize),
 }
 
 impl Place<'_> {
-    /// The steps that lead to the value in the tree.
+    /// The keys and indices that lead to the value in the tree.
     fn steps(&self) -> Vec<String> {
         let (parent, step) = match self {
             Self::Root => return Vec::new(),
@@ -120,7 +121,7 @@ impl<'de> Cursor<'de, '_> {
         }
     }
 
-    /// Text that reads as a number is one, for types that ask for a number.
+    /// Parses text as a number, for types that ask for a number.
     fn number<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Fault> {
         let text = self.text().unwrap_or_default().trim();
         if let Ok(number) = text.parse() {
