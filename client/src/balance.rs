@@ -1,29 +1,31 @@
-//! Spreading calls over the instances of a service.
+//! Client-side load balancing over the instances of a service.
 //!
 //! ```text
 //!  list of instances ──► BalancedChannel ──► Snapshot ──► Balancer::pick ──► one tonic channel
 //!  (registry, static)          │                ▲                                   │
 //!                              └── Node: calls in flight, latency, breaker ◄── outcome ┘
 //! ```
-//! A [`BalancedChannel`] keeps the last good list when whoever feeds it has nothing to say, and never
-//! replaces it by an empty one. What is known about an instance (calls in flight, latency, failures)
-//! is kept in its [`Node`], whatever the policy; a policy ([`Balancer`]) only chooses. Policies and
-//! breakers are pure: time and chance are arguments.
+//! A [`BalancedChannel`] keeps the last good list while its source is silent, and never replaces it
+//! by an empty one. What is known about an instance (calls in flight, latency, failures) is kept in
+//! its [`Node`], whatever the policy; a policy ([`Balancer`]) only chooses. Policies and breakers
+//! are pure functions: time and random numbers are arguments.
 //!
 //! | policy | choice |
 //! |---|---|
-//! | [`PeakEwma`] (default) | of two at random, the one that is expected to answer first |
-//! | [`LeastRequests`] | the fewest calls in flight for its weight |
-//! | [`RoundRobin`] | each in turn |
-//! | [`Weighted`] | each in turn, as often as its weight says, well mixed |
-//! | [`Random`] | any |
-//! | [`ConsistentHash`] | the same for the same key, unless it has far more than its share |
-//! | [`ZoneFirst`] | another policy among those in the own zone, while enough of them are well |
+//! | [`PeakEwma`] (default) | of two random instances, the one that is expected to answer first |
+//! | [`LeastRequests`] | the fewest calls in flight relative to the weight |
+//! | [`RoundRobin`] | each instance in turn |
+//! | [`Weighted`] | each instance in turn, in proportion to its weight, evenly interleaved |
+//! | [`Random`] | any instance, with equal probability |
+//! | [`ConsistentHash`] | the same instance for the same key, unless its load is far above its share |
+//! | [`ZoneFirst`] | another policy among the instances of the local zone, while enough of them are available |
 //!
-//! An instance that keeps failing is left alone for a while ([`breaker`](BreakerOptions)), then tried
-//! with one call, then eased in. One that answers clearly slower than the others, or fails clearly more often,
-//! is [ejected](OutlierOptions) for a while, as long as that concerns few. If too many are unwell the list is not trusted: calls go to all of
-//! them again (panic mode), because an outage of what reports health is likelier than one of all.
+//! An instance that keeps failing gets no calls for a while ([`breaker`](BreakerOptions)), then a
+//! single trial call, then a growing share. One that answers clearly slower than the others, or
+//! fails clearly more often, is [ejected](OutlierOptions) for a while, unless too many are
+//! unavailable already. If too many instances are unavailable, the health data is not trusted and
+//! calls go to all of them again (panic mode): a fault in the health reporting is likelier than the
+//! failure of most instances.
 
 mod attempt;
 mod breaker;
@@ -68,12 +70,12 @@ pub use self::{
 /// }
 /// ```
 pub trait Balancer: Debug + Send + Sync {
-    /// The instance for a call, one of the snapshot's [candidates](Snapshot::candidates); `None` if
-    /// there are none.
+    /// Chooses the instance for a call, one of the snapshot's [candidates](Snapshot::candidates);
+    /// `None` if there are none.
     fn pick(&self, snapshot: &Snapshot, ctx: &Ctx<'_>) -> Option<Pick>;
 
-    /// How a call went that this policy chose the instance for. What all policies need, the
-    /// [`Node`] has noted already.
+    /// Reports the outcome of a call for which this policy chose the instance. The [`Node`] has
+    /// already recorded what all policies need.
     fn done(&self, pick: &Pick, outcome: Outcome) {
         let (_, _) = (pick, outcome);
     }

@@ -1,4 +1,4 @@
-//! One attempt of a call: what became of it, told to the instance's node and to the policy.
+//! One attempt of a call, whose outcome is reported to the instance's node and to the policy.
 
 use std::{
     pin::Pin,
@@ -23,15 +23,15 @@ use super::{
     snapshot::Pick,
 };
 
-/// An attempt that has begun. Dropped without a result, the caller has canceled it, or given up on it
-/// because the time was up.
+/// An attempt in progress. Dropping it without a result means that the caller canceled it or that
+/// its time was up.
 pub(super) struct Attempt {
     pick: Pick,
     in_flight: InFlight,
     policy: Arc<dyn Balancer>,
     breaker: BreakerOptions,
     start: Instant,
-    /// When the time for the answer to begin is up.
+    /// When the answer must have begun.
     deadline: Option<Instant>,
     is_done: bool,
 }
@@ -54,13 +54,13 @@ impl Attempt {
         }
     }
 
-    /// No answer came.
+    /// Records that no answer came.
     pub(super) fn failed(mut self, is_sent: bool) {
         let latency = self.start.elapsed();
         self.done(if is_sent { Outcome::Failure { latency } } else { Outcome::NotSent });
     }
 
-    /// The answer has begun. How it ends is seen in its trailers, if it has any.
+    /// Records that the answer has begun. Its trailers, if it has any, show how it ends.
     pub(super) fn answered(mut self, response: http::Response<Body>) -> http::Response<Body> {
         let latency = self.start.elapsed();
         self.deadline = None;
@@ -94,8 +94,8 @@ impl Drop for Attempt {
     }
 }
 
-/// Whether headers or trailers end the call, and if so, whether they speak of an instance that could
-/// not serve rather than of a wrong request.
+/// Whether headers or trailers end the call, and if so, whether they mean that the instance could
+/// not serve, not that the request was wrong.
 fn is_failure(headers: &HeaderMap) -> Option<bool> {
     let status = Status::from_header_map(headers)?;
     Some(matches!(
@@ -112,7 +112,7 @@ fn is_failure(headers: &HeaderMap) -> Option<bool> {
 struct Answer {
     body: Body,
     attempt: Attempt,
-    /// What it is if nothing goes wrong from here on.
+    /// The outcome if nothing goes wrong from here on.
     success: Outcome,
 }
 
@@ -150,8 +150,8 @@ impl http_body::Body for Answer {
     }
 }
 
-/// The body of a request that may be handed to another instance for as long as nobody has looked at
-/// it: while a connection is being made, nobody does.
+/// The body of a request. It may be sent to another instance as long as it has not been polled; it
+/// is not polled while a connection is being made.
 pub(super) struct Resend {
     body: Arc<Mutex<Body>>,
     is_touched: Arc<AtomicBool>,
@@ -168,7 +168,7 @@ impl Resend {
         Body::new(Self { body, is_touched })
     }
 
-    /// Whether some of it may have been sent.
+    /// Whether a part of it may have been sent.
     pub(super) fn is_touched(&self) -> bool {
         self.is_touched.load(Ordering::Acquire)
     }

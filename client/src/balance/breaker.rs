@@ -1,10 +1,10 @@
-//! Circuit breakers: who keeps failing is left alone for a while.
+//! Circuit breakers: an instance that keeps failing gets no calls for a while.
 
 use std::time::{Duration, Instant};
 
 use crate::moment::later;
 
-/// When a breaker trips, and for how long.
+/// When a breaker opens, and for how long.
 ///
 /// ```
 /// use std::time::{Duration, Instant};
@@ -19,18 +19,18 @@ use crate::moment::later;
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct BreakerOptions {
-    /// Failures in a row that trip it.
+    /// Failures in a row that open it.
     pub consecutive: u32,
-    /// Share of failures, in percent, that trips it ...
+    /// Share of failures, in percent, that opens it ...
     pub failure_percent: u32,
     /// ... if there were at least this many calls in the window.
     pub requests_min: u32,
     /// Length of the window in which calls are counted.
     pub window: Duration,
-    /// How long it stays open the first time; doubled each time it trips again without a success
+    /// How long it stays open the first time; doubled each time it opens again without a success in
     /// between.
     pub open_min: Duration,
-    /// The longest time it stays open.
+    /// Longest time it stays open.
     pub open_max: Duration,
 }
 
@@ -47,7 +47,7 @@ impl Default for BreakerOptions {
     }
 }
 
-/// What a breaker lets through.
+/// Which calls a breaker lets through.
 ///
 /// ```
 /// use std::time::Instant;
@@ -67,9 +67,9 @@ impl Default for BreakerOptions {
 pub enum State {
     /// All calls.
     Closed,
-    /// None.
+    /// No calls.
     Open,
-    /// One call at a time, to see whether it is over.
+    /// One call at a time, to see whether the instance works again.
     HalfOpen,
 }
 
@@ -92,9 +92,9 @@ pub enum State {
 /// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Breaker {
-    /// Until when no call is let through; kept until a call succeeds after it.
+    /// Until when no call is let through; kept until a call succeeds afterwards.
     open_until: Option<Instant>,
-    /// How often it tripped without a success between.
+    /// How often it opened without a success in between.
     trips: u32,
     /// Failures since the last success.
     consecutive: u32,
@@ -104,7 +104,7 @@ pub struct Breaker {
 }
 
 impl Breaker {
-    /// What it lets through at this time.
+    /// Its state at this time.
     #[must_use]
     pub fn state(&self, now: Instant) -> State {
         match self.open_until {
@@ -114,10 +114,10 @@ impl Breaker {
         }
     }
 
-    /// Takes note of a call that went well. Says whether this closed the breaker.
+    /// Records a successful call; true if it closed the breaker.
     pub fn succeeded(&mut self, options: &BreakerOptions, now: Instant) -> bool {
         match self.state(now) {
-            // An answer to a call from before it opened.
+            // The answer to a call from before it opened.
             State::Open => false,
             State::HalfOpen => {
                 *self = Self::default();
@@ -132,7 +132,7 @@ impl Breaker {
         }
     }
 
-    /// Takes note of a call that failed. Says whether this opened the breaker.
+    /// Records a failed call; true if it opened the breaker.
     pub fn failed(&mut self, options: &BreakerOptions, now: Instant) -> bool {
         let is_tripped = match self.state(now) {
             State::Open => return false,
@@ -222,7 +222,7 @@ mod tests {
     }
 
     proptest! {
-        /// It is open only after enough failures, and never for longer than the longest time.
+        /// It is open only after enough failures, and never longer than the longest time.
         #[test]
         fn it_never_stays_open_for_ever(
             calls in proptest::collection::vec((any::<bool>(), 0_u64..3000), 1..200),

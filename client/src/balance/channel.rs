@@ -27,13 +27,13 @@ use crate::error::{Error, never_sent};
 use crate::moment::later;
 use crate::tls::Tls;
 
-/// Instances that one call is tried on, as long as none of them could be connected to.
+/// Most instances on which one call is tried, while none of them could be connected to.
 const TRIES_MAX: usize = 5;
 
 type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
-/// Put into a request's extensions, tells [`ConsistentHash`](super::ConsistentHash) what the call is
-/// about.
+/// The key of a call for [`ConsistentHash`](super::ConsistentHash); put it into the request's
+/// extensions.
 ///
 /// ```
 /// use conclave_client::balance::RouteKey;
@@ -45,7 +45,7 @@ type BoxError = Box<dyn std::error::Error + Send + Sync>;
 pub struct RouteKey(pub u64);
 
 impl RouteKey {
-    /// The key for what these bytes name.
+    /// The key for this name.
     #[must_use]
     pub fn of(name: &[u8]) -> Self {
         Self(hash(name))
@@ -85,34 +85,35 @@ pub struct ChannelBuilder {
 }
 
 impl ChannelBuilder {
-    /// Chooses instances by another policy than [`PeakEwma`].
+    /// Uses another policy than [`PeakEwma`].
     pub fn policy(mut self, policy: impl Balancer + 'static) -> Self {
         self.policy = Arc::new(policy);
         self
     }
 
-    /// How the health of the list is judged, and how long an instance is eased in.
+    /// Sets how the health of the list is judged, and how long the load of a new instance is ramped
+    /// up.
     pub fn snapshot(mut self, options: SnapshotOptions) -> Self {
         self.snapshot = options;
         self
     }
 
-    /// When an instance is left alone.
+    /// Sets when a failing instance gets no calls.
     pub fn breaker(mut self, options: BreakerOptions) -> Self {
         self.breaker = options;
         self
     }
 
-    /// When an instance is left alone because it does worse than the others.
+    /// Sets when an instance gets no calls because it does worse than the others.
     pub fn outliers(mut self, options: OutlierOptions) -> Self {
         self.outliers = options;
         self
     }
 
-    /// Secures connections to instances: to `https://` addresses, and to those without a scheme. Without it
-    /// `https://` addresses are secured by the system's authorities, and those without a scheme are not
-    /// secured; `http://` addresses never are. Where instances are known by addresses that no certificate
-    /// names, [`Tls::server_name`] says what to ask for instead.
+    /// Sets up TLS for `https://` addresses, and for addresses without a scheme. Without this call
+    /// `https://` addresses trust the system's certificate authorities, and addresses without a
+    /// scheme are plaintext; `http://` addresses always are. If no certificate names the instances'
+    /// addresses, set the expected name with [`Tls::server_name`].
     ///
     /// # Errors
     /// [`Error::Config`] if a file cannot be used.
@@ -122,14 +123,15 @@ impl ChannelBuilder {
     }
 
     /// Calls instances at their endpoint of this name instead of at their address
-    /// ([`Register::endpoint`](crate::registry::Register::endpoint), [`Instance::endpoints`]): `host:port`, or with
-    /// the scheme `http` or `https`. Those that have none are left out.
+    /// ([`Register::endpoint`](crate::registry::Register::endpoint), [`Instance::endpoints`]):
+    /// `host:port`, optionally with the scheme `http` or `https`. Instances without such an
+    /// endpoint are left out.
     pub fn endpoint(mut self, name: impl Into<String>) -> Self {
         self.endpoint = Some(name.into());
         self
     }
 
-    /// The instances that can be called, each at the address at which it is.
+    /// The instances that can be called, each with the address to call.
     pub(super) fn callable(&self, list: Vec<Instance>) -> Vec<Instance> {
         let Some(name) = &self.endpoint else { return list };
         let at_endpoint = |instance: Instance| {
@@ -139,36 +141,37 @@ impl ChannelBuilder {
         list.into_iter().filter_map(at_endpoint).collect()
     }
 
-    /// Time allowed for making one connection. Default 2 s.
+    /// Time limit for making one connection. Default 2 s.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
         self
     }
 
-    /// Time allowed for each call until its answer begins, for finding an instance, too. Default
-    /// 10 s. A call may set a shorter one ([`tonic::Request::set_timeout`]), which counts from when an
-    /// instance was found.
+    /// Time limit for each call until its answer begins, including the search for an instance.
+    /// Default 10 s. A call may set a shorter one ([`tonic::Request::set_timeout`]), which counts
+    /// from when an instance was found.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = timeout;
         self
     }
 
-    /// Probes connections with open calls by HTTP/2 pings at this interval. An instance that does not answer
-    /// one within `timeout` hangs, and all calls on that connection fail. Off by default, because servers end
-    /// connections that ping oftener than they allow (those of grpc-go every 5 min). A peer that vanished is
-    /// noticed without pings, after 30 s.
+    /// Probes connections with open calls by HTTP/2 pings at this interval. If an instance does not
+    /// answer a ping within `timeout`, all calls on that connection fail. Off by default, because
+    /// servers close connections that ping more often than they allow (grpc-go: every 5 min). A
+    /// vanished peer is noticed without pings, after 30 s.
     pub fn keep_alive(mut self, interval: Duration, timeout: Duration) -> Self {
         self.ping = Some((interval, timeout));
         self
     }
 
-    /// A channel to whatever `list` holds, from its present value on. Call it inside a tokio runtime.
+    /// A channel to the instances in `list`, from its current value on. Must be called inside a
+    /// tokio runtime.
     pub fn watch(self, list: watch::Receiver<Vec<Instance>>) -> BalancedChannel {
         self.build(list, None)
     }
 
-    /// A channel to the instances that `lists` yielded last. Until the first list comes, calls wait
-    /// for it. Call it inside a tokio runtime.
+    /// A channel to the instances that `lists` yielded last. Calls wait until the first list
+    /// arrives. Must be called inside a tokio runtime.
     pub fn follow(
         self,
         lists: impl Stream<Item = Vec<Instance>> + Send + 'static,
@@ -184,7 +187,7 @@ impl ChannelBuilder {
         self.build(list, Some(Arc::new(feed)))
     }
 
-    /// A channel to whatever `list` holds, which `feed` keeps up to date.
+    /// A channel to the instances in `list`, which `feed` keeps up to date.
     pub(crate) fn build(
         self,
         list: watch::Receiver<Vec<Instance>>,
@@ -201,10 +204,10 @@ impl ChannelBuilder {
 
 /// A channel for generated clients that spreads its calls over the instances of a service.
 ///
-/// A call that failed because no connection could be made has not left this process, so it is tried
-/// on other instances; nothing else is ever sent twice. Who watches the list of instances may fall
-/// silent or list nothing: the last good list stays in use, and [`BalancedChannel::serving`] says so.
-/// Cloning is cheap and shares everything.
+/// A call for which no connection could be made has not left this process, so it is tried on other
+/// instances; nothing else is ever sent twice. If the source of the list falls silent or sends an
+/// empty list, the last good list stays in use, and [`BalancedChannel::serving`] says so. Cloning
+/// is cheap and shares everything.
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -225,7 +228,7 @@ pub struct BalancedChannel {
     shared: Arc<Shared>,
 }
 
-/// What a channel works with.
+/// The instances that a channel uses.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -245,8 +248,8 @@ pub struct BalancedChannel {
 pub struct Serving {
     /// The instances that calls may go to.
     pub instances: Vec<Instance>,
-    /// Whether these are older than what was heard last: that was an empty list, or nothing will be
-    /// heard any more.
+    /// Whether these are older than the last list received because that was empty, or because its
+    /// source has ended.
     pub is_kept: bool,
 }
 
@@ -273,7 +276,7 @@ impl BalancedChannel {
         }
     }
 
-    /// What it works with at present.
+    /// The instances in use at present.
     #[must_use]
     pub fn serving(&self) -> Serving {
         let table = self.shared.table();
@@ -302,7 +305,7 @@ impl Service<http::Request<Body>> for BalancedChannel {
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, BoxError>> + Send>>;
 
     fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        // Which instance has to be ready is not known before the call.
+        // The instance that must be ready is not known before the call.
         Poll::Ready(Ok(()))
     }
 
@@ -323,7 +326,7 @@ impl Service<http::Request<Body>> for BalancedChannel {
 }
 
 impl Shared {
-    /// Sends a call to instances until one could be connected to.
+    /// Sends a call to one instance after another until one could be connected to.
     async fn route(
         &self,
         request: http::Request<Body>,
@@ -380,7 +383,7 @@ impl Shared {
             if list.wait_for(|list| !list.is_empty()).await.is_err() {
                 return Err(Status::unavailable("no instance is known").into());
             }
-            // A list of nothing but unusable addresses must not make this a busy loop.
+            // A list of only unusable addresses must not make this a busy loop.
             if self.table().snapshot.nodes().is_empty() && list.changed().await.is_err() {
                 return Err(Status::unavailable("no instance can be used").into());
             }
@@ -389,7 +392,7 @@ impl Shared {
 
     fn table(&self) -> Arc<Table> {
         let mut source = self.source.lock();
-        // Asked of the value, not of the channel: the last list counts also when nobody sends any more.
+        // Asks the value, not the channel: the last list counts even if its sender is gone.
         let is_new = source.list.borrow().has_changed();
         if is_new {
             source.take(&self.options);

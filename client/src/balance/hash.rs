@@ -8,18 +8,19 @@ use super::{
     snapshot::{Ctx, Pick, Snapshot, mix, unit},
 };
 
-/// A hash of what a call is about, the same in every process and release: FNV-1a, then mixed.
+/// Hashes the key of a call, with the same result in every process and release: FNV-1a, then mixed.
 #[must_use]
 pub fn hash(bytes: &[u8]) -> u64 {
     let fold = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
     mix(bytes.iter().fold(0xcbf2_9ce4_8422_2325, fold))
 }
 
-/// Calls with the same [key](Ctx::key) go to the same instance, so that its caches serve, unless it
-/// has far more than its share of the calls in flight; then the key's next instance takes over.
+/// Sends calls with the same [key](Ctx::key) to the same instance, to use its caches, unless its
+/// calls in flight are far above its share; then the key's next instance takes over.
 ///
-/// Each key has an order of instances of its own (weighted rendezvous hashing): when an instance goes,
-/// only its keys move, and they spread over all others. Calls without a key go anywhere.
+/// Each key has its own order of instances (weighted rendezvous hashing): when an instance
+/// disappears, only its keys move, and they spread over all others. Calls without a key go to any
+/// instance.
 ///
 /// ```
 /// # use std::{sync::Arc, time::Instant};
@@ -37,12 +38,12 @@ pub fn hash(bytes: &[u8]) -> u64 {
 /// ```
 #[derive(Debug, Clone, Copy)]
 pub struct ConsistentHash {
-    /// How much more than its share an instance may have.
+    /// How many times its share an instance may have.
     overload: f64,
 }
 
 impl ConsistentHash {
-    /// With another limit: an instance may have `overload` times its share of the calls in flight,
+    /// Sets another limit: an instance may have `overload` times its share of the calls in flight,
     /// at least 1.0. Default 1.25.
     #[must_use]
     pub fn with_overload(overload: f64) -> Self {
@@ -74,12 +75,13 @@ impl Balancer for ConsistentHash {
     }
 }
 
-/// Keys do not move while an instance is eased in: they would move twice.
+/// The full weight even during the ramp-up: otherwise keys would move twice.
 fn weight(node: &Node) -> f64 {
     f64::from(node.instance().weight)
 }
 
-/// The instance with the highest score gets the key: with a chance in proportion to its weight.
+/// The instance with the highest score gets the key, with a probability in proportion to its
+/// weight.
 fn score(key: u64, node: &Node) -> f64 {
     let random = mix(key ^ hash(node.instance().id.as_bytes()));
     // Not 0, whose logarithm is infinite.
@@ -101,7 +103,7 @@ mod tests {
     }
 
     proptest! {
-        /// When an instance goes, no key moves but its own.
+        /// When an instance disappears, only its own keys move.
         #[test]
         fn only_the_keys_of_the_missing_move(
             weights in proptest::collection::vec(1_u32..200, 2..8),
@@ -118,8 +120,8 @@ mod tests {
             }
         }
 
-        /// Calls that never end never give an instance more than so many times its share, rounded up:
-        /// 1.25, or as it was asked for.
+        /// Even with calls that never end, no instance gets more than the bound (1.25 by default)
+        /// times its share, rounded up.
         #[test]
         fn the_load_is_bounded(
             overload in prop_oneof![Just(None), (1.0..4.0_f64).prop_map(Some)],

@@ -1,4 +1,4 @@
-//! One instance and what calls to it have taught.
+//! One instance and what is known about it from earlier calls.
 
 use std::{
     collections::BTreeMap,
@@ -15,14 +15,14 @@ use super::breaker::{Breaker, BreakerOptions, State};
 use super::outlier::{OutlierOptions, Tally};
 use crate::moment::later;
 
-/// In this time a measured latency loses most of its weight.
+/// Time constant with which a measured latency decays (to 1/e).
 const LATENCY_DECAY: Duration = Duration::from_secs(10);
-/// What a call that failed is taken to have cost at least: an instance that fails fast must not
-/// look like one that answers fast.
+/// Least cost of a failed call: an instance that fails fast must not look like one that answers
+/// fast.
 const FAILURE_COST: Duration = Duration::from_millis(500);
-/// Expected of an instance that has not been called yet.
+/// Assumed latency of an instance that has not been called yet.
 const LATENCY_UNKNOWN: Duration = Duration::from_millis(1);
-/// An instance begins with this share of its weight.
+/// Share of its weight with which an instance starts.
 const SLOW_START_MIN: f64 = 0.1;
 
 /// An instance of a service, as a registry lists it.
@@ -30,7 +30,7 @@ const SLOW_START_MIN: f64 = 0.1;
 /// ```
 /// use conclave_client::balance::Instance;
 ///
-/// // A list that does not come from the registry, e.g. of a file.
+/// // A list that does not come from the registry, for example from a file.
 /// let lines = ["a 10.0.0.1:80 eu-1", "b 10.0.0.2:80 eu-2"];
 /// let instances = lines.map(|line| {
 ///     let mut words = line.split(' ');
@@ -42,19 +42,19 @@ const SLOW_START_MIN: f64 = 0.1;
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Instance {
-    /// Tells it from others; what is known about an instance stays with its id and address.
+    /// Identifies the instance; what is known about an instance is kept by its id and address.
     pub id: String,
     /// `host:port`, `http://host:port` or `https://host:port`; see
     /// [`ChannelBuilder::tls`](super::ChannelBuilder::tls).
     pub address: String,
-    /// Further addresses by name, one of which [`ChannelBuilder::endpoint`](super::ChannelBuilder::endpoint) may
-    /// choose.
+    /// Further addresses by name, of which
+    /// [`ChannelBuilder::endpoint`](super::ChannelBuilder::endpoint) may select one.
     pub endpoints: BTreeMap<String, String>,
-    /// How much it takes compared to others; 0 for nothing.
+    /// Load-balancing weight relative to other instances; 0 gets no calls.
     pub weight: u32,
-    /// Where it is; empty if that is not known.
+    /// Zone of the instance; empty if unknown.
     pub zone: String,
-    /// Whether it shall get calls, by its own account or that of the registry.
+    /// Whether it should get calls, as reported by itself or by the registry.
     pub is_healthy: bool,
 }
 
@@ -72,13 +72,13 @@ impl Instance {
     }
 }
 
-/// How a call went.
+/// The outcome of a call.
 ///
 /// ```
 /// use std::time::Duration;
 /// use conclave_client::balance::Outcome;
 ///
-/// /// How a policy of one's own may count what it hears of in `Balancer::done`.
+/// /// How a custom policy may count the outcomes it gets in `Balancer::done`.
 /// fn is_failure(outcome: Outcome) -> Option<bool> {
 ///     match outcome {
 ///         Outcome::Success { .. } => Some(false),
@@ -90,23 +90,24 @@ impl Instance {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Outcome {
-    /// The instance answered, also if the answer is that the request was wrong.
+    /// The instance answered, even if the answer is that the request was wrong.
     Success {
-        /// Until the answer began.
+        /// Time until the answer began.
         latency: Duration,
     },
     /// The instance could not serve.
     Failure {
-        /// Until that was known.
+        /// Time until the failure was known.
         latency: Duration,
     },
     /// No connection could be made, so nothing was sent.
     NotSent,
-    /// The caller lost interest before there was an answer.
+    /// The caller canceled the call before there was an answer.
     Canceled,
 }
 
-/// An instance and its record. It outlives changes of the list that do not concern it.
+/// An instance with the statistics of its calls. It survives changes of the list that do not
+/// concern it.
 ///
 /// ```
 /// use std::time::{Duration, Instant};
@@ -131,18 +132,18 @@ pub struct Node {
 #[derive(Debug, Clone)]
 struct Record {
     breaker: Breaker,
-    /// How often the breaker has opened. What was called before says nothing about the time after.
+    /// How often the breaker has opened; counts only calls begun since then as unanswered.
     openings: u64,
-    /// Calls since then whose answer has not begun.
+    /// Calls begun since then whose answer has not begun.
     unanswered: u32,
     latency: Option<Latency>,
-    /// Calls since the last time at which it was compared with others.
+    /// Calls since the last comparison with other instances.
     tally: Tally,
-    /// Until when it is left alone because it did worse than others.
+    /// End of its ejection for doing worse than others.
     ejected_until: Option<Instant>,
-    /// How often in a row that was so.
+    /// Ejections in a row.
     ejections: u32,
-    /// Since when it takes calls without a break: it is eased in from there.
+    /// Since when it takes calls without a break; its weight is ramped up from then on.
     since: Instant,
 }
 
@@ -152,7 +153,7 @@ impl Record {
     }
 }
 
-/// A moving average that follows peaks at once and forgets them slowly.
+/// A moving average that follows peaks at once and decays slowly.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Latency {
     seconds: f64,
@@ -160,7 +161,7 @@ struct Latency {
 }
 
 impl Latency {
-    /// The average at `now` if a sample of `seconds` came in.
+    /// The average at `now` after a sample of `seconds`.
     fn observe(self, seconds: f64, now: Instant) -> Self {
         let current = self.at_time(now);
         if seconds > current {
@@ -170,7 +171,8 @@ impl Latency {
         Self { seconds: self.seconds * keep + seconds * (1.0 - keep), at: now }
     }
 
-    /// Without calls it sinks, so that an instance that was slow once is tried again.
+    /// The average at `now`. Without calls it sinks, so that an instance that was slow once is
+    /// tried again.
     fn at_time(self, now: Instant) -> f64 {
         self.seconds * self.keep(now)
     }
@@ -182,7 +184,7 @@ impl Latency {
 }
 
 impl Node {
-    /// A node that is eased in from `now` on.
+    /// A node whose weight is ramped up from `now` on.
     #[must_use]
     pub fn new(instance: Instance, now: Instant) -> Self {
         let record = Record {
@@ -198,44 +200,45 @@ impl Node {
         Self { instance, in_flight: AtomicU32::new(0), record: Mutex::new(record) }
     }
 
-    /// A node for a new entry of the list that goes on with this one's record; calls in flight stay
-    /// with the old one.
+    /// A node for a changed entry of the list that takes over this one's statistics; calls in
+    /// flight stay with the old node.
     #[must_use]
     pub fn renewed(&self, instance: Instance) -> Self {
         let record = Record { unanswered: 0, ..self.record.lock().clone() };
         Self { instance, in_flight: AtomicU32::new(0), record: Mutex::new(record) }
     }
 
-    /// The entry of the list.
+    /// The instance as listed.
     #[must_use]
     pub fn instance(&self) -> &Instance {
         &self.instance
     }
 
-    /// Calls that have begun and not ended.
+    /// Calls that have begun but not ended.
     #[must_use]
     pub fn in_flight(&self) -> u32 {
         self.in_flight.load(Ordering::Relaxed)
     }
 
-    /// What its breaker lets through.
+    /// The state of its breaker.
     #[must_use]
     pub fn state(&self, now: Instant) -> State {
         self.record.lock().breaker.state(now)
     }
 
-    /// Whether it is left alone because it did worse than others; see [`OutlierOptions`](super::OutlierOptions).
+    /// Whether it is ejected for doing worse than others; see
+    /// [`OutlierOptions`](super::OutlierOptions).
     #[must_use]
     pub fn is_ejected(&self, now: Instant) -> bool {
         self.record.lock().is_ejected(now)
     }
 
-    /// What was counted since this was asked last.
+    /// The calls counted since the last call of this method.
     pub(super) fn take_tally(&self) -> Tally {
         std::mem::take(&mut self.record.lock().tally)
     }
 
-    /// It did no worse than others. Says so of one that is not ejected.
+    /// Records that it did no worse than others; no effect during an ejection.
     pub(super) fn acquit(&self, now: Instant) {
         let mut record = self.record.lock();
         if !record.is_ejected(now) {
@@ -243,7 +246,7 @@ impl Node {
         }
     }
 
-    /// Leaves it alone for a while, which grows with each time in a row.
+    /// Ejects it for a while; longer with each ejection in a row.
     pub(super) fn eject(&self, options: &OutlierOptions, now: Instant) {
         let mut record = self.record.lock();
         let until = later(now, options.pause(record.ejections));
@@ -251,8 +254,8 @@ impl Node {
         (record.ejected_until, record.since) = (Some(until), until);
     }
 
-    /// Whether a call may go to it: it is healthy, has a weight, was not ejected, and its breaker lets a call
-    /// through.
+    /// Whether it may get a call: it is healthy, has a weight, is not ejected, and its breaker lets
+    /// a call through.
     #[must_use]
     pub fn is_available(&self, now: Instant) -> bool {
         if !self.instance.is_healthy || self.instance.weight == 0 {
@@ -265,12 +268,13 @@ impl Node {
         match record.breaker.state(now) {
             State::Closed => true,
             State::Open => false,
-            // Streams may be open for hours: neither an old one nor one that was tried may be waited for.
+            // Streams may be open for hours, so only calls whose answer has not begun block the
+            // next trial call.
             State::HalfOpen => record.unanswered == 0,
         }
     }
 
-    /// Counts a call as in flight until what is returned is dropped.
+    /// Counts a call as in flight until the returned guard is dropped.
     #[must_use = "the call ends when this is dropped"]
     pub fn enter(self: &Arc<Self>) -> InFlight {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
@@ -279,7 +283,7 @@ impl Node {
         InFlight { node: Arc::clone(self), unanswered_since: Some(record.openings) }
     }
 
-    /// Takes note of how a call went. Says whether this opened its breaker.
+    /// Records the outcome of a call; true if it opened the breaker.
     pub fn done(&self, outcome: Outcome, options: &BreakerOptions, now: Instant) -> bool {
         let mut record = self.record.lock();
         record.tally.count(outcome);
@@ -314,23 +318,24 @@ impl Node {
         is_opened
     }
 
-    /// Seconds that a new call is expected to take, calls in flight and weight considered.
+    /// Expected duration of a new call, in seconds, multiplied by the calls in flight and divided
+    /// by the weight.
     #[must_use]
     pub fn cost(&self, slow_start: Duration, now: Instant) -> f64 {
         let latency = self.record.lock().latency;
         let seconds = latency.map_or(LATENCY_UNKNOWN.as_secs_f64(), |latency| latency.at_time(now));
-        // An instance without calls for long is not free: calls in flight must go on to count.
+        // An instance without recent calls must not cost 0, or its calls in flight would not count.
         let seconds = seconds.max(LATENCY_UNKNOWN.as_secs_f64() / 1000.0);
         seconds * f64::from(self.in_flight().saturating_add(1)) / self.weight(slow_start, now)
     }
 
-    /// Its weight at this time: it grows to the full one while the instance is eased in. Never 0.
+    /// Its current weight, which grows to the full weight during the ramp-up. Never 0.
     #[must_use]
     pub fn weight(&self, slow_start: Duration, now: Instant) -> f64 {
         f64::from(self.instance.weight.max(1)) * self.warmth(slow_start, now)
     }
 
-    /// How far it is eased in, from 0.1 to 1.
+    /// Progress of the ramp-up, from 0.1 to 1.
     #[must_use]
     pub fn warmth(&self, slow_start: Duration, now: Instant) -> f64 {
         let elapsed = now.saturating_duration_since(self.record.lock().since);
@@ -357,18 +362,18 @@ impl Node {
 #[derive(Debug)]
 pub struct InFlight {
     node: Arc<Node>,
-    /// How often the breaker had opened when it began; `None` once its answer has begun.
+    /// The breaker's openings when the call began; `None` once its answer has begun.
     unanswered_since: Option<u64>,
 }
 
 impl InFlight {
-    /// The node it goes to.
+    /// The node it was sent to.
     #[must_use]
     pub fn node(&self) -> &Arc<Node> {
         &self.node
     }
 
-    /// Takes note that its answer has begun: a breaker that is half open lets the next call through.
+    /// Records that its answer has begun: a half-open breaker lets the next call through.
     pub fn answered(&mut self) {
         let Some(openings) = self.unanswered_since.take() else { return };
         let mut record = self.node.record.lock();

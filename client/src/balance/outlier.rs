@@ -1,8 +1,9 @@
 //! Outliers: instances that do clearly worse than the others of their service.
 //!
-//! A breaker looks at one instance and trips when it keeps failing. What fails every third call, or answers ten
-//! times slower than its peers, stays below that. So once in an interval all instances are compared, each with the
-//! median of the others: the median, because among few instances one bad one would move a mean with it.
+//! A breaker looks at a single instance and opens when it keeps failing. An instance that fails
+//! every third call, or answers ten times slower than its peers, stays below that threshold. So
+//! once in an interval all instances are compared, each with the median of the others. With few
+//! instances, a mean would be moved by one bad instance.
 
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,7 @@ use crate::moment::later;
 /// use std::time::Duration;
 /// use conclave_client::balance::{BalancedChannel, OutlierOptions};
 ///
-/// // A service whose calls take seconds, and where every third instance may be missing.
+/// // A service with calls that take seconds, and of which a third may be unavailable.
 /// let slow = OutlierOptions {
 ///     interval: Duration::from_secs(60),
 ///     latency_floor: Duration::from_secs(2),
@@ -31,24 +32,26 @@ use crate::moment::later;
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct OutlierOptions {
-    /// How often instances are compared, by the calls since the last time.
+    /// How often instances are compared, by the calls since the last comparison.
     pub interval: Duration,
-    /// Only instances with at least so many calls in the interval are compared ...
+    /// Only instances with at least this many calls in the interval are compared ...
     pub requests_min: u32,
-    /// ... and only if there are at least so many of these.
+    /// ... and only if there are at least this many such instances.
     pub instances_min: usize,
-    /// Ejected is whose share of successes, in percent, is this far or farther below the median of the others.
+    /// An instance is ejected if its success rate, in percent, is this far or further below the
+    /// median of the others.
     pub success_gap_percent: u32,
-    /// Ejected is whose successful calls took, on average, more than this many times the median of the others ...
+    /// An instance is ejected if its successful calls took, on average, more than this many times
+    /// the median of the others ...
     pub latency_factor: u32,
-    /// ... where a shorter median counts as this: no matter how fast the others are.
+    /// ... where this is the least median used, however fast the others are.
     pub latency_floor: Duration,
-    /// How long it is left alone the first time; doubled each time in a row.
+    /// Duration of the first ejection; doubled by each further one in a row.
     pub ejection_min: Duration,
-    /// The longest time it is left alone.
+    /// Longest duration of an ejection.
     pub ejection_max: Duration,
-    /// Share of all instances, in percent, that may be unavailable, for whatever reason, once one is ejected;
-    /// one always may. 0: nobody is ever ejected.
+    /// Largest share of all instances, in percent, that may be unavailable, for whatever reason,
+    /// after an ejection; one always may be. 0 disables ejection.
     pub max_percent: u32,
 }
 
@@ -69,12 +72,12 @@ impl Default for OutlierOptions {
 }
 
 impl OutlierOptions {
-    /// How long one is left alone that was so many times in a row.
+    /// The duration of an ejection after this many in a row.
     pub(super) fn pause(&self, times: u32) -> Duration {
         crate::backoff::exponential(self.ejection_min, self.ejection_max, times)
     }
 
-    /// How many more may be ejected of `total` instances of which `out` are unavailable.
+    /// How many more of `total` instances may be ejected if `out` are already unavailable.
     fn room(&self, total: usize, out: usize) -> usize {
         if self.max_percent == 0 {
             return 0;
@@ -84,17 +87,17 @@ impl OutlierOptions {
     }
 }
 
-/// How the calls to an instance went.
+/// Counts the outcomes of the calls to an instance.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub(super) struct Tally {
     successes: u32,
     failures: u32,
-    /// Of the successes, all together.
+    /// Total latency of the successes, in seconds.
     seconds: f64,
 }
 
 impl Tally {
-    /// Takes note of a call. What was never sent says nothing that a breaker does not know at once.
+    /// Counts a call. A call that was not sent is left out: the breaker reacts to it at once.
     pub(super) fn count(&mut self, outcome: Outcome) {
         match outcome {
             Outcome::Success { latency } => {
@@ -114,13 +117,13 @@ impl Tally {
         f64::from(self.successes) * 100.0 / f64::from(self.requests().max(1))
     }
 
-    /// Seconds of a successful call.
+    /// Mean latency of the successful calls, in seconds.
     fn latency(&self) -> Option<f64> {
         (self.successes > 0).then(|| self.seconds / f64::from(self.successes))
     }
 }
 
-/// The middle one, or the mean of the middle two.
+/// The median: the middle value, or the mean of the two middle values.
 fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
@@ -128,8 +131,8 @@ fn median(mut values: Vec<f64>) -> Option<f64> {
     Some(if values.len() % 2 == 1 { upper } else { f64::midpoint(values[middle - 1], upper) })
 }
 
-/// Places of those to be ejected, the worst first, of instances with these tallies of which `out` more are
-/// unavailable anyhow.
+/// The indices of the tallies whose instances are to be ejected, worst first; `out` further
+/// instances are unavailable already.
 fn judge(options: &OutlierOptions, tallies: &[Tally], out: usize) -> Vec<usize> {
     let is_compared = |place: &usize| tallies[*place].requests() >= options.requests_min.max(1);
     let compared: Vec<usize> = (0..tallies.len()).filter(is_compared).collect();
@@ -149,7 +152,7 @@ fn judge(options: &OutlierOptions, tallies: &[Tally], out: usize) -> Vec<usize> 
         let ratio = tally.latency().zip(others(place, Tally::latency));
         let ratio = ratio.map_or(0.0, |(own, usual)| own / usual.max(floor).max(f64::EPSILON));
         let is_slow = ratio > f64::from(options.latency_factor.max(1));
-        // Failing is worse than being slow.
+        // Failing ranks worse than being slow.
         (is_failing || is_slow).then_some((if is_failing { gap } else { 0.0 }, ratio))
     };
     let mut bad: Vec<(usize, (f64, f64))> =
@@ -159,7 +162,7 @@ fn judge(options: &OutlierOptions, tallies: &[Tally], out: usize) -> Vec<usize> 
     bad.into_iter().map(|(place, _)| place).collect()
 }
 
-/// Compares the instances of a channel from time to time.
+/// Compares the instances of a channel at intervals.
 #[derive(Debug)]
 pub(super) struct Outliers {
     options: OutlierOptions,
@@ -171,7 +174,7 @@ impl Outliers {
         Self { options, next: Mutex::new(later(now, options.interval)) }
     }
 
-    /// Ejects those that do worse than the others, if it is time to compare.
+    /// Ejects the instances that do worse than the others, if a comparison is due.
     pub(super) fn sweep(&self, snapshot: &Snapshot, now: Instant) {
         {
             let mut next = self.next.lock();
@@ -182,7 +185,7 @@ impl Outliers {
         }
         let weighty = snapshot.nodes().iter().filter(|node| node.instance().weight > 0);
         let (available, out): (Vec<_>, Vec<_>) = weighty.partition(|node| node.is_available(now));
-        // What was counted before says nothing about the time after.
+        // Calls counted before an outage say nothing about the time after it.
         for node in &out {
             node.take_tally();
         }

@@ -1,4 +1,4 @@
-//! The policies that need no key.
+//! The policies that use no key.
 
 use std::{
     collections::BTreeMap,
@@ -16,7 +16,7 @@ use super::{
     snapshot::{Ctx, Pick, Snapshot},
 };
 
-/// Any instance, each as likely as any other.
+/// Chooses any instance, with equal probability.
 ///
 /// ```
 /// # use std::{sync::Arc, time::Instant};
@@ -26,7 +26,7 @@ use super::{
 /// # let now = Instant::now();
 /// # let node = |id: &str| Arc::new(Node::new(Instance::new(id, "10.0.0.1:80"), now));
 /// # let list = Snapshot::new(["a", "b", "c"].map(node).into(), SnapshotOptions::default());
-/// // Chance is an argument: the same number makes the same choice.
+/// // The random number is an argument: the same number gives the same choice.
 /// let pick = |random| Random.pick(&list, &Ctx::new(now, random)).unwrap().node.instance().id.clone();
 /// assert_eq!(pick(42), pick(42));
 /// assert!((0..100).any(|random| pick(random) != pick(42)));
@@ -42,7 +42,7 @@ impl Balancer for Random {
     }
 }
 
-/// Each instance in turn.
+/// Chooses each instance in turn.
 ///
 /// ```
 /// # use std::{sync::Arc, time::{Duration, Instant}};
@@ -71,7 +71,8 @@ impl Balancer for RoundRobin {
     }
 }
 
-/// The candidate at `start`, or with some likelihood the next one if it is still being eased in.
+/// The candidate at `start`, or with some probability a later one if its load is still being ramped
+/// up.
 fn eased_in(
     candidates: &[&Arc<Node>],
     start: usize,
@@ -79,7 +80,7 @@ fn eased_in(
     ctx: &Ctx<'_>,
 ) -> Option<Pick> {
     let mut dice = ctx.dice();
-    // The first number may have decided on the start.
+    // The first number may have determined the start.
     dice.next();
     let order = candidates.iter().cycle().skip(start).take(candidates.len());
     let is_chosen =
@@ -88,7 +89,7 @@ fn eased_in(
     chosen.map(|node| Pick::new(node))
 }
 
-/// Each instance in turn, as often as its weight says, and never many times in a row: the smooth
+/// Chooses each instance in turn, in proportion to its weight and evenly interleaved: the smooth
 /// weighted round robin of nginx.
 ///
 /// ```
@@ -108,7 +109,7 @@ fn eased_in(
 /// ```
 #[derive(Debug, Default)]
 pub struct Weighted {
-    /// What each instance is owed, by id.
+    /// The credit of each instance, by id.
     credits: Mutex<BTreeMap<String, f64>>,
 }
 
@@ -125,16 +126,16 @@ impl Balancer for Weighted {
             next.insert(id.clone(), credits.get(id).copied().unwrap_or(0.0) + weight);
         }
         let credit = |node: &&&Arc<Node>| next[&node.instance().id];
-        // The first of equals, so that the order of the list decides.
+        // Of equals the first one, so that the order of the list decides.
         let best = candidates.iter().rev().max_by(|a, b| credit(a).total_cmp(&credit(b)))?;
         *next.get_mut(&best.instance().id).expect("it is a candidate") -= total;
-        // Who is no candidate now starts afresh, and a list that changes leaves nothing behind.
+        // Instances that are no candidates now start again at 0, and old ids are not kept.
         *credits = next;
         Some(Pick::new(best))
     }
 }
 
-/// The fewest calls in flight for its weight; among equals, any.
+/// Chooses the instance with the fewest calls in flight relative to its weight; among equals, any.
 ///
 /// ```
 /// # use std::{sync::Arc, time::Instant};
@@ -164,9 +165,9 @@ impl Balancer for LeastRequests {
     }
 }
 
-/// Of two instances chosen at random, the one that is expected to answer first: latency (a moving
-/// average that follows peaks at once) times calls in flight, by weight. Two are enough to avoid the
-/// slow ones, and few enough that not all callers run to the same one.
+/// Chooses, of two random instances, the one that is expected to answer first: latency (a moving
+/// average that follows peaks at once) times calls in flight, divided by the weight. Two are enough
+/// to avoid slow instances, and few enough that not all callers choose the same one.
 ///
 /// ```
 /// # use std::{sync::Arc, time::{Duration, Instant}};
@@ -193,7 +194,7 @@ impl Balancer for PeakEwma {
             many => {
                 let mut dice = ctx.dice();
                 let a = dice.below(many.len());
-                // Any but `a`.
+                // Any instance but `a`.
                 let b = (a + 1 + dice.below(many.len() - 1)) % many.len();
                 (many[a], many[b])
             }
@@ -268,7 +269,7 @@ mod tests {
             }
         }
 
-        /// In as many picks as the weights add up to, each gets exactly its weight.
+        /// Over as many picks as the sum of the weights, each instance gets exactly its weight.
         #[test]
         fn weights_are_kept_exactly(weights in proptest::collection::vec(1_u32..20, 1..8)) {
             let now = Instant::now();
@@ -283,7 +284,7 @@ mod tests {
             }
         }
 
-        /// With calls that never end, the load stays level to within one call for the weight.
+        /// With calls that never end, the loads differ by at most one call.
         #[test]
         fn least_requests_levels_the_load(count in 1_usize..8, calls in 1_u64..100) {
             let now = Instant::now();

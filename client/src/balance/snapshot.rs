@@ -1,4 +1,4 @@
-//! The instances a policy chooses from, and the circumstances of a call.
+//! The instances from which a policy chooses, and the context of a call.
 
 use std::{
     sync::Arc,
@@ -7,7 +7,7 @@ use std::{
 
 use super::node::Node;
 
-/// How the health of a list is judged.
+/// Sets how the health of a list is judged.
 ///
 /// ```
 /// # use std::{sync::Arc, time::Instant};
@@ -17,18 +17,20 @@ use super::node::Node;
 /// # let now = Instant::now();
 /// # let instance = Instance::new("a", "10.0.0.1:80");
 /// # let node = |is_healthy| Arc::new(Node::new(Instance { is_healthy, ..instance.clone() }, now));
-/// // Of three large instances one is enough to believe that the others are unwell.
+/// // With three large instances, one is enough to trust that the others are unavailable.
 /// let options = SnapshotOptions { panic_percent: 30, ..SnapshotOptions::default() };
 /// let list = Snapshot::new([true, false, false].map(node).into(), options);
 /// assert!(!list.is_panic(now), "all calls go to the one that is well");
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SnapshotOptions {
-    /// If less than this share of the instances, in percent, is available, all of them are candidates.
+    /// If less than this share of the instances, in percent, is available, all of them are
+    /// candidates.
     pub panic_percent: u32,
-    /// If less than this share of the own zone, in percent, is available, other zones help.
+    /// If less than this share of the local zone, in percent, is available, other zones are used,
+    /// too.
     pub zone_percent: u32,
-    /// How long an instance is eased in after it appeared or recovered.
+    /// How long the load of an instance is ramped up after it appeared or recovered.
     pub slow_start: Duration,
 }
 
@@ -38,7 +40,7 @@ impl Default for SnapshotOptions {
     }
 }
 
-/// The circumstances of a call. Time and chance come from outside, so that a choice can be repeated.
+/// The context of a call. Time and random number are inputs, so that a choice can be repeated.
 ///
 /// ```
 /// # use std::{sync::Arc, time::Instant};
@@ -55,25 +57,25 @@ impl Default for SnapshotOptions {
 /// ```
 #[derive(Debug, Clone, Copy)]
 pub struct Ctx<'a> {
-    /// The time.
+    /// The current time.
     pub now: Instant,
     /// A random number.
     pub random: u64,
-    /// What the call is about, [hashed](super::hash), for policies that keep calls about the same
-    /// thing together.
+    /// The [hashed](super::hash) key of the call, for policies that send calls with the same key to
+    /// the same instance.
     pub key: Option<u64>,
-    /// The ids of instances that have failed this call already.
+    /// The ids of instances on which this call has already failed.
     pub tried: &'a [String],
 }
 
 impl Ctx<'_> {
-    /// A call without a key that has not been tried yet.
+    /// The context of a call without a key that has not been tried yet.
     #[must_use]
     pub fn new(now: Instant, random: u64) -> Self {
         Self { now, random, key: None, tried: &[] }
     }
 
-    /// Random numbers that follow from the one in here.
+    /// Random numbers derived from the one in here.
     pub(super) fn dice(&self) -> Dice {
         Dice(self.random)
     }
@@ -88,13 +90,13 @@ impl Dice {
         mix(self.0)
     }
 
-    /// A number below `end`, which is not 0.
+    /// A random number below `end`, which must not be 0.
     pub(super) fn below(&mut self, end: usize) -> usize {
         let wide = u128::from(self.next()) * (end as u128);
         usize::try_from(wide >> 64).expect("invariant: less than `end`, which is a usize")
     }
 
-    /// A number from 0 to below 1.
+    /// A random number in 0.0..1.0.
     pub(super) fn unit(&mut self) -> f64 {
         unit(self.next())
     }
@@ -107,20 +109,20 @@ pub(super) fn mix(value: u64) -> u64 {
     value ^ (value >> 31)
 }
 
-/// A random number as one from 0 to below 1, by its upper 53 bits.
+/// Maps a random number to 0.0..1.0 by its upper 53 bits.
 pub(super) fn unit(random: u64) -> f64 {
     #[expect(clippy::cast_precision_loss, reason = "53 bits fit")]
     let upper = (random >> 11) as f64;
     upper / 9_007_199_254_740_992.0
 }
 
-/// What a policy decided.
+/// The choice of a policy.
 ///
 /// ```
 /// # use std::time::Instant;
 /// use conclave_client::balance::{Balancer, Ctx, Pick, RoundRobin, Snapshot};
 ///
-/// /// The first instance while it is free, which is warm; else all in turn.
+/// /// The first instance while it has no calls (its caches are warm), otherwise all in turn.
 /// #[derive(Debug, Default)]
 /// struct Warm(RoundRobin);
 ///
@@ -140,7 +142,7 @@ pub struct Pick {
 }
 
 impl Pick {
-    /// Decides for a node.
+    /// Chooses a node.
     #[must_use]
     pub fn new(node: &Arc<Node>) -> Self {
         Self { node: Arc::clone(node) }
@@ -169,7 +171,7 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// A list and how to judge it.
+    /// A list of nodes, and how to judge its health.
     #[must_use]
     pub fn new(nodes: Vec<Arc<Node>>, options: SnapshotOptions) -> Self {
         Self { nodes, options }
@@ -181,14 +183,14 @@ impl Snapshot {
         &self.nodes
     }
 
-    /// How the list is judged.
+    /// How the health of the list is judged.
     #[must_use]
     pub fn options(&self) -> &SnapshotOptions {
         &self.options
     }
 
-    /// The instances that the call may go to: those available that it has not been tried on. In panic
-    /// mode also those that are not available; never those of weight 0.
+    /// The instances that the call may go to: those that are available and on which it has not been
+    /// tried. In panic mode also unavailable ones; never those of weight 0.
     #[must_use]
     pub fn candidates(&self, ctx: &Ctx<'_>) -> Vec<&Arc<Node>> {
         let is_panic = self.is_panic(ctx.now);
@@ -201,13 +203,13 @@ impl Snapshot {
         self.nodes.iter().filter(is_candidate).collect()
     }
 
-    /// Whether so few instances are available that none of what is said about them is trusted.
+    /// Whether so few instances are available that the health data is not trusted.
     #[must_use]
     pub fn is_panic(&self, now: Instant) -> bool {
         !self.has_share(self.options.panic_percent, now)
     }
 
-    /// Whether at least this share of those with a weight is available.
+    /// Whether at least this share of the instances with a weight is available.
     pub(super) fn has_share(&self, percent: u32, now: Instant) -> bool {
         let weighty = self.nodes.iter().filter(|node| node.instance().weight > 0);
         let (mut count, mut available) = (0_usize, 0_usize);
@@ -226,7 +228,7 @@ pub(super) mod tests {
     use super::*;
     use crate::balance::{BreakerOptions, Instance, Outcome};
 
-    /// Instances `0`, `1`, ... with these weights that are not eased in.
+    /// Instances `0`, `1`, ... with these weights and no ramp-up.
     pub(in crate::balance) fn snapshot(weights: &[u32], now: Instant) -> Snapshot {
         let node = |(id, weight): (usize, &u32)| {
             let instance = Instance::new(id.to_string(), format!("h{id}:1"));

@@ -1,4 +1,4 @@
-//! The instances that calls may go to, with their connections, and where lists of them come from.
+//! The instances that calls may go to, with their connections, and the source of their list.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
@@ -13,12 +13,12 @@ use super::node::{Instance, Node};
 use super::snapshot::Snapshot;
 use crate::tls::Tls;
 
-/// Instances of one service that are used; a longer list is cut off. Each costs a task.
+/// Most instances of one service that are used; a longer list is cut off. Each costs a task.
 const INSTANCES_MAX: usize = 4096;
-/// A connection whose peer acknowledges nothing for so long has failed, with all streams on it.
+/// A connection whose peer acknowledges nothing for this long has failed, with all its streams.
 const LOST_AFTER: Duration = Duration::from_secs(30);
 
-/// Where lists come from, and what was made of the last good one.
+/// Where lists come from, and the table made from the last good one.
 pub(super) struct Source {
     pub(super) list: watch::Receiver<Vec<Instance>>,
     pub(super) table: Arc<Table>,
@@ -32,11 +32,11 @@ pub(super) struct Table {
     pub(super) channels: BTreeMap<String, Channel>,
 }
 
-/// How connections to instances are secured.
+/// TLS for connections to instances.
 #[derive(Debug, Default)]
 pub(super) struct Security {
     chosen: Option<Arc<Followed<ClientTls>>>,
-    /// By the system's authorities, read when the first address wants that.
+    /// Trusts the system's certificate authorities; read when the first address needs it.
     system: OnceLock<Arc<Followed<ClientTls>>>,
 }
 
@@ -45,7 +45,7 @@ impl Security {
         Self { chosen: Some(tls), system: OnceLock::new() }
     }
 
-    /// Whether addresses without a scheme are secured, too.
+    /// Whether addresses without a scheme use TLS, too.
     fn is_chosen(&self) -> bool {
         self.chosen.is_some()
     }
@@ -54,7 +54,7 @@ impl Security {
         if let Some(tls) = self.chosen.as_ref().or(self.system.get()) {
             return Ok(Arc::clone(tls));
         }
-        // What could not be read is tried again.
+        // If reading failed, it is tried again next time.
         let read = Tls::new().follow().map_err(|error| error.to_string())?;
         Ok(Arc::clone(self.system.get_or_init(|| read)))
     }
@@ -74,8 +74,8 @@ impl Source {
 }
 
 impl Table {
-    /// A table for a new list. What is known about instances that stay is kept, and so are their
-    /// connections. Calls to those that go are not broken off.
+    /// A table for a new list. Known instances keep their statistics and connections. Calls to
+    /// instances that are no longer listed are not broken off.
     fn renewed(&self, list: Vec<Instance>, options: &ChannelBuilder) -> Self {
         let now = Instant::now();
         let old: BTreeMap<&str, &Arc<Node>> =

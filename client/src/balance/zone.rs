@@ -1,4 +1,4 @@
-//! Staying in the own zone.
+//! A policy that prefers the local zone.
 
 use std::sync::Arc;
 
@@ -8,8 +8,9 @@ use super::{
     snapshot::{Ctx, Pick, Snapshot},
 };
 
-/// Another policy, among the instances of the own zone, for as long as
-/// [enough](super::SnapshotOptions::zone_percent) of them are available; among all otherwise.
+/// Uses another policy among the instances of the local zone while
+/// [enough](super::SnapshotOptions::zone_percent) of them are available, otherwise among all
+/// instances.
 ///
 /// ```
 /// # use std::{sync::Arc, time::Instant};
@@ -23,7 +24,7 @@ use super::{
 /// let policy = ZoneFirst::new("eu-2", PeakEwma);
 /// let zone = |ctx| policy.pick(&list, &ctx).unwrap().node.instance().zone.clone();
 /// assert_eq!(zone(Ctx::new(now, 1)), "eu-2");
-/// // A call that failed there goes further away.
+/// // A call that failed there is tried in another zone.
 /// assert_eq!(zone(Ctx { tried: &["eu-2".to_owned()], ..Ctx::new(now, 1) }), "eu-1");
 /// ```
 #[derive(Debug, Clone, Default)]
@@ -46,7 +47,7 @@ impl<B: Balancer> Balancer for ZoneFirst<B> {
         let local = Snapshot::new(local, *snapshot.options());
         let is_enough = local.has_share(snapshot.options().zone_percent, ctx.now);
         let pick = if is_enough { self.policy.pick(&local, ctx) } else { None };
-        // A call that failed on all of the zone may go further away.
+        // A call that failed on all instances of the zone may go to other zones.
         pick.or_else(|| self.policy.pick(snapshot, ctx))
     }
 
