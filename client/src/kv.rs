@@ -1,7 +1,7 @@
 //! Request builders for keys and values: get, put, delete and compact.
 //!
-//! A builder made by a [`Client`] is sent by awaiting it. One made by the functions here is not
-//! bound to a client and becomes an operation of a [transaction](crate::txn).
+//! A builder made by a [`Client`] is sent by awaiting it. A builder made by the functions of this
+//! module is not bound to a client; it becomes an operation of a [transaction](crate::txn).
 
 use std::{
     future::{Future, IntoFuture},
@@ -22,7 +22,7 @@ use tonic::{Response, Status, Streaming};
 
 use crate::{client::Client, error::Error, key::spans, login::Channel, reply::Reply};
 
-/// The header of an answer, and that of its only operation.
+/// The header of an answer, and the answer to its only operation.
 type Operated = (Option<ResponseHeader>, Answer);
 type Sent<M> = Pin<Box<dyn Future<Output = Result<Reply<M>, Error>> + Send>>;
 
@@ -32,7 +32,7 @@ type Sent<M> = Pin<Box<dyn Future<Output = Result<Reply<M>, Error>> + Send>>;
 /// use conclave_client::kv::{Detached, Put, put};
 /// use conclave_client::pb::PutRequest;
 ///
-/// /// Every transaction that changes an order ends with this.
+/// /// Every transaction that changes an order includes this put.
 /// fn changed_by(order: &str, user: &str) -> Put<Detached> {
 ///     put(format!("orders/{order}/changed_by"), user)
 /// }
@@ -74,12 +74,12 @@ impl Client {
         Delete::new(self.clone(), key)
     }
 
-    /// Forgets the history below `revision`.
+    /// Compacts the store: removes the history below `revision`.
     pub fn compact(&self, revision: i64) -> Compact {
         Compact { client: self.clone(), request: CompactionRequest { revision, physical: false } }
     }
 
-    /// Sends a read as it is.
+    /// Sends a read request unchanged, except for the namespace.
     ///
     /// # Errors
     /// See [`Error`]; reads are retried on other endpoints while the time limit allows.
@@ -95,8 +95,9 @@ impl Client {
         Ok(reply)
     }
 
-    /// Sends a read as it is, whose answer comes in pieces (etcd 3.7's `RangeStream`) and is put together: no message is
-    /// as large as all keys. Of sort orders it takes that by key alone.
+    /// Sends a read request whose answer comes in parts (etcd 3.7's `RangeStream`), which are
+    /// joined here, so that no single message holds all keys. The server accepts only sorting by
+    /// key.
     ///
     /// # Errors
     /// See [`Error`]; reads are retried on other endpoints while the time limit allows.
@@ -115,10 +116,10 @@ impl Client {
         Ok(reply)
     }
 
-    /// Sends a put as it is.
+    /// Sends a put request unchanged, except for the namespace.
     ///
     /// # Errors
-    /// See [`Error`]; [`Error::outcome`] tells whether it may have been applied.
+    /// See [`Error`]; [`Error::outcome`] says whether it may have been applied.
     pub async fn send_put(&self, request: PutRequest) -> Result<Reply<PutResponse>, Error> {
         let request = self.namespace().put(request)?;
         let operation = Request::RequestPut(request.clone());
@@ -135,10 +136,10 @@ impl Client {
         Ok(Reply::new(self.namespace().was_put(answer)))
     }
 
-    /// Sends a deletion as it is.
+    /// Sends a delete request unchanged, except for the namespace.
     ///
     /// # Errors
-    /// See [`Error`]; [`Error::outcome`] tells whether it may have been applied.
+    /// See [`Error`]; [`Error::outcome`] says whether it may have been applied.
     pub async fn send_delete(
         &self,
         request: DeleteRangeRequest,
@@ -160,7 +161,8 @@ impl Client {
         Ok(Reply::new(self.namespace().deleted(answer)))
     }
 
-    /// Sends one operation as a transaction that the cluster remembers; `None` if it cannot.
+    /// Sends one operation as a transaction that the cluster remembers; `None` if the cluster
+    /// cannot.
     async fn operate(&self, operation: Request) -> Result<Option<Operated>, Error> {
         let operation = RequestOp { request: Some(operation) };
         let txn = TxnRequest { success: vec![operation], ..TxnRequest::default() };
@@ -171,7 +173,7 @@ impl Client {
         }))
     }
 
-    /// Sends a compaction as it is.
+    /// Sends a compaction request unchanged.
     ///
     /// # Errors
     /// See [`Error`]; [`Error::Compacted`] if the revision is already compacted.
@@ -184,12 +186,12 @@ impl Client {
     }
 }
 
-/// The generated client, without its limit of 4 MiB on answers: ranges are larger.
+/// The generated client without its 4 MiB limit on answers: ranges may be larger.
 pub(crate) fn kv(channel: Channel) -> KvClient<Channel> {
     KvClient::new(channel).max_decoding_message_size(usize::MAX)
 }
 
-/// One answer of its pieces; the last has what is told of all.
+/// Joins the parts of an answer; the last part has the totals.
 async fn together(
     mut pieces: Streaming<RangeStreamResponse>,
 ) -> Result<Response<RangeResponse>, Status> {
@@ -225,7 +227,7 @@ pub struct Get<C> {
 }
 
 impl<C> Get<C> {
-    /// Whom to ask, and what.
+    /// The client (or [`Detached`]) and the request.
     pub(crate) fn into_parts(self) -> (C, RangeRequest) {
         (self.client, self.request)
     }
@@ -237,39 +239,39 @@ impl<C> Get<C> {
 
     spans!();
 
-    /// At most this many pairs; 0 for no limit.
+    /// Returns at most this many key-value pairs; 0 for no limit.
     pub fn limit(mut self, limit: i64) -> Self {
         self.request.limit = limit;
         self
     }
 
-    /// The state as of this revision; 0 for the current one.
+    /// Reads the state at this revision; 0 for the current one.
     pub fn revision(mut self, revision: i64) -> Self {
         self.request.revision = revision;
         self
     }
 
-    /// In this order instead of key order.
+    /// Sorts in this order instead of key order.
     pub fn sort(mut self, target: SortTarget, order: SortOrder) -> Self {
         self.request.set_sort_target(target);
         self.request.set_sort_order(order);
         self
     }
 
-    /// Answers from the endpoint's own state, which may be behind: faster, and works without a
+    /// Lets the endpoint answer from its own state, which may be stale: faster, and works without a
     /// quorum.
     pub fn serializable(mut self) -> Self {
         self.request.serializable = true;
         self
     }
 
-    /// Without values.
+    /// Returns keys without values.
     pub fn keys_only(mut self) -> Self {
         self.request.keys_only = true;
         self
     }
 
-    /// Only the number of keys.
+    /// Returns only the number of keys.
     pub fn count_only(mut self) -> Self {
         self.request.count_only = true;
         self
@@ -326,19 +328,19 @@ impl<C> Put<C> {
         self
     }
 
-    /// Answers with the pair as it was before.
+    /// Returns the previous key-value pair.
     pub fn prev_kv(mut self) -> Self {
         self.request.prev_kv = true;
         self
     }
 
-    /// Keeps the value the key has. The value given must be empty.
+    /// Keeps the current value of the key. The value given must be empty.
     pub fn ignore_value(mut self) -> Self {
         self.request.ignore_value = true;
         self
     }
 
-    /// Keeps the lease the key has. The lease given must be 0.
+    /// Keeps the current lease of the key. The lease given must be 0.
     pub fn ignore_lease(mut self) -> Self {
         self.request.ignore_lease = true;
         self
@@ -387,7 +389,7 @@ impl<C> Delete<C> {
 
     spans!();
 
-    /// Answers with the deleted pairs.
+    /// Returns the deleted key-value pairs.
     pub fn prev_kv(mut self) -> Self {
         self.request.prev_kv = true;
         self
@@ -415,7 +417,7 @@ impl From<Delete<Detached>> for DeleteRangeRequest {
 /// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
 /// use conclave_client::Error;
 ///
-/// // Nightly: what is older than the last 100,000 changes is not needed any more.
+/// // Nightly: history older than the last 100,000 changes is not needed any more.
 /// let now = client.get("any").count_only().await?.revision();
 /// match client.compact((now - 100_000).max(1)).physical().await {
 ///     Ok(_) => println!("the space is free"),
@@ -432,7 +434,7 @@ pub struct Compact {
 }
 
 impl Compact {
-    /// Answers only after the space has been reclaimed.
+    /// Answers only after the space was reclaimed.
     pub fn physical(mut self) -> Self {
         self.request.physical = true;
         self

@@ -1,9 +1,9 @@
-//! Leases: keys that vanish when nobody says any more that they are needed.
+//! Leases: keys that are deleted unless their lease is kept alive.
 //!
-//! [`Lease`] is a guard: a task in the background keeps the lease alive and says what is known about
-//! it by this process's own monotonic clock, counted from the moment a keep-alive was *sent*. So the
-//! guard reports a loss before the server can let the lease expire, whatever happened to answers. On Linux
-//! that clock goes on while the machine is suspended.
+//! [`Lease`] is a guard: a background task keeps the lease alive. This process judges it by its own
+//! monotonic clock, counted from when a keep-alive was *sent*. So the guard reports a loss before
+//! the server can let the lease expire, even if answers are delayed or lost. On Linux that clock
+//! also runs while the machine is suspended.
 
 mod keeper;
 
@@ -48,9 +48,9 @@ use crate::{
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LeaseState {
-    /// The server renewed the lease and the time it granted has not passed.
+    /// The server renewed the lease, and the granted time has not passed.
     Alive,
-    /// The last keep-alive failed or went unanswered, but the time granted has not passed: do not
+    /// The last keep-alive failed or was not answered, but the granted time has not passed: do not
     /// begin anything that needs the lease.
     Suspended,
     /// The lease ended, or may have. Final.
@@ -61,7 +61,7 @@ impl Client {
     /// Grants a lease of at least `ttl` (whole seconds, rounded up) and keeps it alive.
     ///
     /// # Errors
-    /// See [`Error`]. If the outcome is unknown a lease may remain until its time is up.
+    /// See [`Error`]. If the outcome is unknown, a lease may remain until its TTL has passed.
     pub async fn lease(&self, ttl: Duration) -> Result<Lease, Error> {
         let seconds = i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX);
         let seconds = seconds.saturating_add(i64::from(ttl.subsec_nanos() > 0));
@@ -79,8 +79,8 @@ impl Client {
         };
         let (lost, deadline) = (standing.lost.clone(), Arc::clone(&standing.deadline));
         let keeper = keeper::Keeper::new(self.clone(), grant.id, granted, standing);
-        // Not aborted with the guard: it still has to revoke the lease. It ends by itself, at the
-        // latest one time limit after the guard.
+        // Not aborted with the guard: it still has to revoke the lease. It ends by itself, at most
+        // one time limit after the guard.
         self.spawn(keeper.run(dropped));
         let client = self.clone();
         let guard = Some(guard);
@@ -109,8 +109,8 @@ impl Client {
         self.write(call).await.map(Reply::new)
     }
 
-    /// The time a lease has left, in seconds (-1: there is no such lease), and with `keys` the keys
-    /// attached to it, of those in the client's namespace.
+    /// The remaining time of a lease in seconds (-1: there is no such lease). With `keys`, also the
+    /// keys attached to it, limited to the client's namespace.
     ///
     /// # Errors
     /// See [`Error`].
@@ -126,7 +126,7 @@ impl Client {
         Ok(Reply::new(answer))
     }
 
-    /// All leases.
+    /// Lists all leases.
     ///
     /// # Errors
     /// See [`Error`].
@@ -158,16 +158,16 @@ impl Client {
     }
 }
 
-/// The generated client, without its limit of 4 MiB on answers: a lease may hold many keys.
+/// The generated client without its 4 MiB limit on answers: a lease may hold many keys.
 fn lease(channel: Channel) -> LeaseClient<Channel> {
     LeaseClient::new(channel).max_decoding_message_size(usize::MAX)
 }
 
 /// A lease that is kept alive as long as this guard exists.
 ///
-/// End it with [`Lease::revoke`], which says whether that worked. A guard that is dropped revokes
-/// in the background, within the client's time limit and without a report; if that fails too, the
-/// server ends the lease when its time is up.
+/// End it with [`Lease::revoke`], which reports whether that worked. Dropping the guard revokes in
+/// the background, within the client's time limit and without a report; if that fails, the server
+/// ends the lease when its TTL has passed.
 ///
 /// ```no_run
 /// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
@@ -189,12 +189,12 @@ pub struct Lease {
     id: i64,
     ttl: Duration,
     states: watch::Receiver<LeaseState>,
-    /// The keeper's; states end with it.
+    /// The keeper's sender; it is gone when the keeper has ended.
     teller: Weak<watch::Sender<LeaseState>>,
     pulse: Pulse,
-    /// Shared with the keeper: when the lease may end at the earliest.
+    /// Shared with the keeper: the earliest moment at which the lease may end.
     deadline: Arc<Mutex<Moment>>,
-    /// Tells the keeper what becomes of the lease; dropping it means: revoke.
+    /// Tells the keeper not to revoke the lease; dropping it makes the keeper revoke.
     guard: Option<oneshot::Sender<keeper::Released>>,
 }
 
@@ -205,19 +205,19 @@ impl Lease {
         self.id
     }
 
-    /// The id in hexadecimal, without zeros before it, as it appears in keys of locks and elections.
+    /// The id in hexadecimal without leading zeros, as it appears in keys of locks and elections.
     #[must_use]
     pub fn key_suffix(&self) -> Bytes {
         format!("{:x}", self.id).into()
     }
 
-    /// The time the server granted.
+    /// The TTL that the server granted.
     #[must_use]
     pub fn ttl(&self) -> Duration {
         self.ttl
     }
 
-    /// What is known now, and a way to wait for changes.
+    /// The lease's state, as a receiver that can wait for changes.
     #[must_use]
     pub fn state(&self) -> watch::Receiver<LeaseState> {
         self.states.clone()
@@ -228,22 +228,22 @@ impl Lease {
         self.pulse.lost().cancelled().await;
     }
 
-    /// Cancelled when the lease is lost: before the server can give what hangs on it to others, as long
-    /// as this process gets to run.
+    /// Cancelled when the lease is lost. As long as this process gets to run, that is before the
+    /// server can give what the lease held to others.
     #[must_use]
     pub fn lost_token(&self) -> CancellationToken {
         self.pulse.lost().clone()
     }
 
-    /// Whether the lease may have ended, by the clock and at this moment: right also in a process that
-    /// was stopped for a while and has not noticed yet.
+    /// Whether the lease may have ended, by the clock at this moment. Correct even in a process
+    /// that was stopped for a while and has not noticed yet.
     #[must_use]
     pub fn is_lost(&self) -> bool {
         self.pulse.is_lost()
     }
 
-    /// Waits until two thirds of the time that was granted have passed since the last keep-alive that was
-    /// answered was sent: time to end what needs the lease. Also if it is lost. Cancel-safe.
+    /// Waits until two thirds of the TTL have passed since the last answered keep-alive was sent,
+    /// or the lease is lost: time to finish what needs the lease. Cancel-safe.
     pub async fn jeopardy(&self) {
         let third = reliance::lost_at(Duration::ZERO, self.ttl).saturating_sub(self.ttl * 2 / 3);
         let near = async {
@@ -252,7 +252,7 @@ impl Lease {
                 if deadline.left() <= third {
                     return;
                 }
-                // It may be later by then.
+                // The deadline may have been extended by then.
                 deadline.reached_but(third).await;
             }
         };
@@ -269,16 +269,16 @@ impl Lease {
     /// Ends the lease and deletes its keys.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if it had already ended, and those of any write; it is then tried once more in the
-    /// background, as if the guard had been dropped.
+    /// [`Error::NotFound`] if it had already ended, and those of any write. The call is then tried
+    /// once more in the background, as if the guard had been dropped.
     pub async fn revoke(mut self) -> Result<(), Error> {
-        // What hangs on it may be given to others from now on.
+        // From now on others may get what the lease held.
         if let Some(state) = self.teller.upgrade() {
             keeper::lose(&state, self.pulse.lost());
         }
         self.pulse.lost().cancel();
         let revoked = self.client.lease_revoke(self.id).await.map(|_reply| ());
-        // Until then the drop of this guard still revokes.
+        // If it failed, dropping this guard still revokes.
         if matches!(revoked, Ok(()) | Err(Error::NotFound(_))) {
             self.release();
         }
@@ -294,7 +294,7 @@ impl Lease {
 
     fn release(&mut self) {
         if let Some(guard) = self.guard.take() {
-            // The keeper may have ended because the lease is lost.
+            // The keeper may have ended because the lease was lost.
             drop(guard.send(keeper::Released));
         }
     }

@@ -1,4 +1,5 @@
-//! Transactions: if all compares hold, do one list of operations, else the other, in one revision.
+//! Transactions: if all compares hold, run one list of operations, otherwise another, in one
+//! revision.
 //!
 //! ```no_run
 //! # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
@@ -37,11 +38,11 @@ impl Client {
         Txn { client: self.clone(), request: TxnRequest::default() }
     }
 
-    /// Sends a transaction as it is. One without puts and deletions counts as a read and is retried
-    /// like one.
+    /// Sends a transaction unchanged, except for the namespace. A transaction without puts and
+    /// deletions counts as a read, and is retried like one.
     ///
     /// # Errors
-    /// See [`Error`]; [`Error::outcome`] tells whether it may have been applied.
+    /// See [`Error`]; [`Error::outcome`] says whether it may have been applied.
     pub async fn send_txn(&self, request: TxnRequest) -> Result<Reply<TxnResponse>, Error> {
         let request = self.namespace().txn(request)?;
         let call = |channel| {
@@ -65,7 +66,7 @@ fn is_read(request: &TxnRequest) -> bool {
     operations.all(|operation| matches!(operation.request, Some(Request::RequestRange(_))))
 }
 
-/// A transaction within a transaction; its compares see the state before the outer one began.
+/// A transaction nested in another; its compares see the state before the outer one began.
 pub fn txn() -> Txn<Detached> {
     Txn { client: Detached, request: TxnRequest::default() }
 }
@@ -78,7 +79,7 @@ pub fn txn() -> Txn<Detached> {
 /// use conclave_client::pb::response_op::Response;
 /// use conclave_client::txn::key;
 ///
-/// // A name belongs to whoever comes first; who comes later learns to whom.
+/// // The first client gets the name; later ones learn who has it.
 /// let is_free = key("names/ada").create_revision().equal(0);
 /// let txn = client.txn().when(is_free).then(put("names/ada", "17")).or_else(get("names/ada"));
 /// let answer = txn.commit().await?.into_inner();
@@ -96,19 +97,19 @@ pub struct Txn<C> {
 }
 
 impl<C> Txn<C> {
-    /// Adds a compare; all must hold for the `then` operations to be done.
+    /// Adds a compare; the `then` operations are run only if all compares hold.
     pub fn when(mut self, compare: Compare) -> Self {
         self.request.compare.push(compare);
         self
     }
 
-    /// Adds an operation for the case that all compares hold.
+    /// Adds an operation to run if all compares hold.
     pub fn then(mut self, operation: impl Into<Operation>) -> Self {
         self.request.success.push(operation.into().0);
         self
     }
 
-    /// Adds an operation for the case that a compare does not hold.
+    /// Adds an operation to run if a compare does not hold.
     pub fn or_else(mut self, operation: impl Into<Operation>) -> Self {
         self.request.failure.push(operation.into().0);
         self
@@ -116,10 +117,10 @@ impl<C> Txn<C> {
 }
 
 impl Txn<Client> {
-    /// Sends the transaction. Whether the compares held is in the answer's `succeeded`.
+    /// Sends the transaction. The answer's `succeeded` says whether all compares held.
     ///
     /// # Errors
-    /// See [`Error`]; [`Error::outcome`] tells whether it may have been applied.
+    /// See [`Error`]; [`Error::outcome`] says whether it may have been applied.
     pub async fn commit(self) -> Result<Reply<TxnResponse>, Error> {
         self.client.send_txn(self.request).await
     }
@@ -132,7 +133,7 @@ impl Txn<Client> {
 /// use conclave_client::kv::{delete, put};
 /// use conclave_client::txn::Operation;
 ///
-/// // As many operations as there are orders, all or none of them.
+/// // One operation for each order: all of them are applied, or none.
 /// let mut operations: Vec<Operation> = vec![delete("cart/ada/").prefix().into()];
 /// for order in ["17", "18"] {
 ///     operations.push(put(format!("orders/{order}"), "paid").into());
@@ -179,7 +180,7 @@ pub fn key(key: impl Into<Vec<u8>>) -> Subject {
     Subject { key: Bytes::from(key.into()), range_end: Bytes::new() }
 }
 
-/// What a compare looks at: a key, or every key of a range.
+/// What a compare applies to: a key, or every key of a range.
 ///
 /// ```
 /// use conclave_client::txn::key;
@@ -202,7 +203,7 @@ impl Subject {
         self
     }
 
-    /// Every key from the key on and below `end` must satisfy the compare.
+    /// Every key from the key up to, but not including, `end` must satisfy the compare.
     pub fn range(mut self, end: impl Into<Vec<u8>>) -> Self {
         self.range_end = Bytes::from(end.into());
         self
@@ -223,12 +224,12 @@ impl Subject {
         Number { subject: self, target: CompareTarget::Mod }
     }
 
-    /// Compares the lease of the key; 0 if there is none.
+    /// Compares the lease of the key; 0 if it has none.
     pub fn lease(self) -> Number {
         Number { subject: self, target: CompareTarget::Lease }
     }
 
-    /// Compares the value, byte by byte. Never holds for a key that does not exist.
+    /// Compares the value byte by byte. Never holds for a key that does not exist.
     pub fn value(self) -> Value {
         Value { subject: self }
     }
@@ -250,7 +251,7 @@ impl Subject {
 /// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
 /// use conclave_client::{kv::put, txn::key};
 ///
-/// // Read, think, and write only if nobody wrote meanwhile.
+/// // Read, compute, and write only if nobody has written in between.
 /// let Some(plan) = client.get("plan").await?.one() else { return Ok(()) };
 /// let is_same = key("plan").mod_revision().equal(plan.mod_revision);
 /// let txn = client.txn().when(is_same).then(put("plan", [&plan.value[..], b" and tea"].concat()));
@@ -308,7 +309,7 @@ impl Number {
 /// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
 /// use conclave_client::{kv::put, txn::key};
 ///
-/// // A step of a state machine: only what is paid is shipped, however often this runs.
+/// // A state machine: an order is shipped only if it is paid, however often this runs.
 /// let is_paid = key("orders/17/state").value().equal("paid");
 /// let ship = client.txn().when(is_paid).then(put("orders/17/state", "shipped"));
 /// println!("shipped now: {}", ship.commit().await?.succeeded);

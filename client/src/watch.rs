@@ -1,8 +1,9 @@
 //! Watches: streams of changes that survive broken connections.
 //!
-//! Each watch has a stream of its own, so a slow reader holds back its own server stream (by HTTP/2
-//! flow control) and no other. After an error, and after a clean end, the watch goes on at the last
-//! revision it delivered + 1, on another endpoint if need be: every event once, in order.
+//! Each watch has its own stream, so a slow reader holds back only its own server stream (by HTTP/2
+//! flow control). After an error or a clean end of the stream, the watch resumes at the last
+//! delivered revision + 1, on another endpoint if necessary: each event is delivered once, in
+//! order.
 
 mod resume;
 
@@ -26,9 +27,9 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::{client::Client, error::Error, key::spans, known_cluster::KnownCluster};
 
-/// Responses waiting for the reader; beyond that the server's stream is held back.
+/// Responses that wait for the reader; beyond that the server's stream is held back.
 const RESPONSES_MAX: usize = 16;
-/// Progress requests that the watch has not yet passed on; more are not worth sending.
+/// Progress requests not yet passed on; more are not worth sending.
 const PROGRESS_REQUESTS_MAX: usize = 4;
 
 impl Client {
@@ -36,7 +37,7 @@ impl Client {
     pub fn watch(&self, key: impl Into<Vec<u8>>) -> Watch {
         let request = WatchCreateRequest {
             key: Bytes::from(key.into()),
-            // A revision too large for one message comes in parts, which are joined here.
+            // A revision too large for one message is sent in fragments, which are joined here.
             fragment: true,
             ..WatchCreateRequest::default()
         };
@@ -52,11 +53,11 @@ impl Client {
     }
 }
 
-/// A watch that has not begun; see [`Client::watch`].
+/// A watch to be started; see [`Client::watch`].
 ///
 /// ```no_run
 /// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
-/// // What is there, then every change of it: nothing is missed between the two.
+/// // Read the keys, then watch every change: nothing is missed in between.
 /// let now = client.get("config/").prefix().await?;
 /// println!("{} keys", now.kvs.len());
 /// let watch = client.watch("config/").prefix().from_revision(now.revision() + 1);
@@ -77,8 +78,8 @@ pub struct Watch {
     cluster: KnownCluster,
 }
 
-/// What a watch does when changes that it has not delivered are compacted already: it was away for too long, or
-/// began too far back.
+/// What a watch does if changes that it has not delivered are already compacted, because it was
+/// disconnected for too long or began too far back.
 ///
 /// ```no_run
 /// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
@@ -108,46 +109,46 @@ pub enum OnCompaction {
     /// Ends with [`Error::Compacted`], as etcd's own clients do.
     #[default]
     Fail,
-    /// Goes on with a [`Response`] that has a [`Response::snapshot`]: what is there now, whatever happened before.
-    /// If it cannot be read, for the same reasons as any read, the watch ends with that error.
+    /// Continues with a [`Response`] that has a [`Response::snapshot`] of the current keys,
+    /// whatever happened before. If it cannot be read, the watch ends with the error of that read.
     Resync,
 }
 
 impl Watch {
     spans!();
 
-    /// What to do when the next changes are compacted already. Default: to end.
+    /// Sets what to do if the next changes are already compacted. Default: fail.
     pub fn on_compaction(mut self, what: OnCompaction) -> Self {
         self.on_compaction = what;
         self
     }
 
-    /// Begins with the events of this revision; 0 for those after the watch was created.
+    /// Begins with the events of this revision; 0 for the events after the watch was created.
     pub fn from_revision(mut self, revision: i64) -> Self {
         self.request.start_revision = revision;
         self
     }
 
-    /// With each event the pair as it was before, as far as it is not compacted.
+    /// Adds the previous key-value pair to each event, if it is not compacted.
     pub fn prev_kv(mut self) -> Self {
         self.request.prev_kv = true;
         self
     }
 
-    /// Without puts.
+    /// Leaves out puts.
     pub fn no_puts(mut self) -> Self {
         self.request.filters.push(FilterType::Noput.into());
         self
     }
 
-    /// Without deletions.
+    /// Leaves out deletions.
     pub fn no_deletes(mut self) -> Self {
         self.request.filters.push(FilterType::Nodelete.into());
         self
     }
 
-    /// Also yields a [`Response`] without events from time to time, which says that everything up to
-    /// its revision was delivered.
+    /// Also yields a [`Response`] without events from time to time, which means that everything up
+    /// to its revision was delivered.
     pub fn progress_notify(mut self) -> Self {
         self.request.progress_notify = true;
         self
@@ -159,13 +160,13 @@ impl Watch {
         self
     }
 
-    /// The store, of this cluster, is known to have reached this revision.
+    /// Tells the watch that the store of this cluster has reached this revision.
     pub(crate) fn known(mut self, revision: i64, cluster: KnownCluster) -> Self {
         (self.known, self.cluster) = (revision, cluster);
         self
     }
 
-    /// Begins to watch, in a task of the client's runtime.
+    /// Starts the watch, in a task on the client's runtime.
     #[must_use = "the watch ends when the watcher is dropped"]
     pub fn start(self) -> Watcher {
         let (output, responses) = mpsc::channel(RESPONSES_MAX);
@@ -186,7 +187,7 @@ impl Watch {
     }
 }
 
-/// Some events, in order; all events of one revision come in one response.
+/// Some events in order. All events of one revision are in one response.
 ///
 /// ```no_run
 /// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
@@ -209,12 +210,12 @@ impl Watch {
 pub struct Response {
     /// The header of the server's message.
     pub header: Option<ResponseHeader>,
-    /// Whether this only says that the watch was set up.
+    /// Whether this only reports that the watch was set up.
     pub created: bool,
-    /// The changes. None if this only reports progress.
+    /// The changes. Empty if this only reports progress.
     pub events: Vec<Event>,
-    /// All pairs of the range as of the header's revision, in place of changes that are compacted; only with
-    /// [`OnCompaction::Resync`].
+    /// All key-value pairs of the range at the header's revision, in place of changes that are
+    /// compacted; only with [`OnCompaction::Resync`].
     pub snapshot: Option<Vec<KeyValue>>,
 }
 
@@ -223,7 +224,7 @@ impl Response {
         Self { header, created, events, snapshot: None }
     }
 
-    /// Whether this only says how far the watch has come.
+    /// Whether this only reports progress.
     #[must_use]
     pub fn is_progress(&self) -> bool {
         self.events.is_empty() && !self.created && self.snapshot.is_none()
@@ -236,10 +237,10 @@ impl Response {
     }
 }
 
-/// A running watch: a [`Stream`] of responses. It ends after the first error, which is one that
-/// waiting cannot mend: [`Error::Compacted`] says from where on the history is still there, and
-/// [`Error::FutureRevision`] that the store is behind what it told already, or of another cluster, as after a restore
-/// from a backup.
+/// A running watch: a [`Stream`] of responses. It ends after the first error that retrying cannot
+/// cure. [`Error::Compacted`] has the oldest revision that can still be read.
+/// [`Error::FutureRevision`] means that the store is behind the revisions it has delivered, or
+/// belongs to another cluster, as after a restore from a backup.
 ///
 /// ```no_run
 /// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
@@ -251,7 +252,7 @@ impl Response {
 ///     match watcher.next().await {
 ///         Ok(Some(response)) => println!("{} events", response.events.len()),
 ///         Ok(None) => break,
-///         // This process was away for too long: read the state, and watch from there on.
+///         // This process was disconnected for too long: read the keys, and watch from there.
 ///         Err(Error::Compacted { revision }) => println!("nothing is left before {revision}"),
 ///         Err(error) => return Err(error),
 ///     }
@@ -272,19 +273,19 @@ impl Watcher {
     /// The next response, or `None` after the end. Cancel-safe: nothing is lost.
     ///
     /// # Errors
-    /// What ended the watch, once.
+    /// The error that ended the watch, returned once.
     pub async fn next(&mut self) -> Result<Option<Response>, Error> {
         self.responses.recv().await.transpose()
     }
 
-    /// Whether a server has the watch at present. Each failed attempt to get one marks the value as
-    /// changed, so that one may wait for it.
+    /// Whether a server currently serves the watch. Each failed attempt marks the value as changed,
+    /// so that a caller can wait for it.
     #[must_use]
     pub fn connected(&self) -> watch::Receiver<bool> {
         self.is_connected.clone()
     }
 
-    /// Why no server has the watch at present, as far as that is known; `None` while one has it. For people.
+    /// Why no server currently serves the watch, if known; `None` while one does. For people.
     #[must_use]
     pub fn trouble(&self) -> Option<Arc<str>> {
         self.trouble.get()
@@ -294,7 +295,7 @@ impl Watcher {
         self.trouble.clone()
     }
 
-    /// The header of the message by which the server ended the watch.
+    /// The header of the message with which the server canceled the watch.
     #[must_use]
     pub fn cancel_header(&self) -> Option<&ResponseHeader> {
         self.cancel_header.get()
@@ -309,7 +310,7 @@ impl Watcher {
     }
 }
 
-/// What keeps a watch from being served, in words.
+/// Why a watch is not served, for people.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Trouble(Arc<Mutex<Option<Arc<str>>>>);
 

@@ -24,14 +24,14 @@ use crate::{
     tell::{store_news, tell},
 };
 
-/// Keep-alives on the way; one is sent only after the one before was answered.
+/// Keep-alives in flight; one is sent only after the previous one was answered.
 const REQUESTS_MAX: usize = 1;
-/// Keep-alives are sent this many times within the TTL.
+/// Keep-alives sent within the TTL.
 const KEEP_ALIVES_PER_TTL: u32 = 3;
-/// Time for a connection that answers nothing at all before another endpoint is tried.
+/// Most time for a silent endpoint to answer before another one is tried.
 const ANSWER_TIMEOUT_MAX: Duration = Duration::from_secs(3);
 
-/// Sent when the guard gave the lease up without wanting the keeper to revoke it.
+/// Sent by the guard if the keeper must not revoke the lease.
 #[derive(Debug)]
 pub(super) struct Released;
 
@@ -42,11 +42,11 @@ pub(super) struct Keeper {
     standing: Standing,
 }
 
-/// What the guard sees of the lease.
+/// The state of the lease, shared with the guard.
 pub(super) struct Standing {
     pub(super) state: Arc<watch::Sender<LeaseState>>,
     pub(super) lost: CancellationToken,
-    /// When the lease may end at the earliest, by this process's clock.
+    /// The earliest moment at which the lease may end, by this process's clock.
     pub(super) deadline: Arc<Mutex<Moment>>,
 }
 
@@ -60,13 +60,13 @@ impl Standing {
     }
 
     fn set(&self, new: LeaseState) {
-        // What was lost stays so: somebody may have been told.
+        // A loss is final: a caller may have been told.
         let replace = |state: &mut LeaseState| std::mem::replace(state, new) != new;
         self.state.send_if_modified(|state| *state != LeaseState::Lost && replace(state));
     }
 }
 
-/// Tells that a lease is lost.
+/// Publishes that a lease is lost.
 pub(super) fn lose(state: &watch::Sender<LeaseState>, lost: &CancellationToken) {
     let is_news = store_news(state, LeaseState::Lost);
     lost.cancel();
@@ -76,13 +76,13 @@ pub(super) fn lose(state: &watch::Sender<LeaseState>, lost: &CancellationToken) 
 }
 
 impl Drop for Standing {
-    /// However its keeper ends, and be it with its runtime: nobody keeps the lease alive any more.
+    /// However the keeper ends, even with its runtime, the lease is no longer kept alive.
     fn drop(&mut self) {
         self.lose();
     }
 }
 
-/// A stream to one endpoint with at most one keep-alive under way.
+/// A stream to one endpoint with at most one keep-alive in flight.
 struct Connection {
     requests: mpsc::Sender<LeaseKeepAliveRequest>,
     answers: Streaming<LeaseKeepAliveResponse>,
@@ -92,7 +92,7 @@ struct Connection {
 enum Failure {
     /// The server knows no such lease.
     Gone,
-    /// No answer, or an answer that says nothing about the lease.
+    /// No answer, or one that says nothing about the lease.
     Unanswered,
 }
 
@@ -112,7 +112,8 @@ impl Keeper {
         };
         self.standing.lose();
         if released.is_err() {
-            // The guard was dropped. Bounded by the client's time limit; the TTL is the fallback.
+            // The guard was dropped. This is bounded by the client's time limit; the TTL is the
+            // fallback.
             if let Err(error) = self.client.lease_revoke(self.id).await {
                 tracing::debug!(lease = self.id, %error, "revoking a dropped lease failed");
             }
@@ -176,13 +177,14 @@ impl Keeper {
         }
     }
 
-    /// Whether the lease may have ended. Then it is lost, whatever the server says: somebody may have asked already.
+    /// Whether the lease may have ended. Then it is lost whatever the server says: a caller may
+    /// have been told so.
     fn is_over(&self) -> bool {
         self.standing.deadline().left().is_zero()
     }
 
-    /// How long to wait for the answer to a keep-alive `sent` then: further endpoints shall have
-    /// a turn within the TTL, and no answer counts that comes after the lease may have ended.
+    /// How long to wait for the answer to a keep-alive `sent` then: short enough to try other
+    /// endpoints within the TTL. An answer after the lease may have ended does not count.
     fn patience(&self, sent: Moment) -> Duration {
         let patience = (self.ttl / (2 * KEEP_ALIVES_PER_TTL)).min(ANSWER_TIMEOUT_MAX);
         (sent + patience).min(self.standing.deadline()).left()
@@ -190,8 +192,8 @@ impl Keeper {
 }
 
 impl Connection {
-    /// Opens a stream with a first keep-alive on it: etcd answers the call only with the answer to
-    /// that, so a stream that starts out silent would never be opened.
+    /// Opens a stream and sends the first keep-alive: etcd answers the call only when it answers
+    /// that one, so a silent stream would never be opened.
     async fn open(endpoint: &Endpoint, id: i64) -> Option<Self> {
         let (requests, outgoing) = mpsc::channel(REQUESTS_MAX);
         requests.try_send(LeaseKeepAliveRequest { id }).expect("invariant: a new channel has room");

@@ -1,4 +1,4 @@
-//! The task behind a watch: opens the server's stream, and opens it again where it broke off.
+//! The task behind a watch: opens the server's stream, and reopens it where it broke off.
 
 use std::{
     sync::{Arc, OnceLock},
@@ -26,28 +26,28 @@ use crate::{
     known_cluster::KnownCluster, login::is_stale,
 };
 
-/// Requests waiting to go out on the server's stream.
+/// Requests waiting to be sent on the server's stream.
 const REQUESTS_MAX: usize = 8;
-/// Time for one endpoint to set up the watch before another is tried.
+/// Most time for one endpoint to set up the watch before another one is tried.
 const CREATE_TIMEOUT_MAX: Duration = Duration::from_secs(5);
 
 /// How one server stream ended.
 enum End {
-    /// Nobody reads any more.
+    /// The watcher was dropped.
     Dropped,
-    /// Trying again cannot help.
+    /// Retrying cannot help.
     Failed(Error),
-    /// The stream broke off or ended. `Some` if the server gave a reason.
+    /// The stream broke or ended. `Some` if the server gave a reason.
     Broken(Option<Status>),
 }
 
-/// How the task talks to its [`super::Watcher`].
+/// The channels between the task and its [`super::Watcher`].
 pub(super) struct Channels {
     pub(super) output: mpsc::Sender<Result<Response, Error>>,
     pub(super) progress: mpsc::Receiver<()>,
     pub(super) cancel_header: Arc<OnceLock<ResponseHeader>>,
     pub(super) connection: watch::Sender<bool>,
-    /// Said before the loss of the connection is.
+    /// Set before `connection` is set to false.
     pub(super) trouble: Trouble,
 }
 
@@ -56,13 +56,13 @@ pub(super) struct Task {
     request: WatchCreateRequest,
     created_notify: bool,
     on_compaction: OnCompaction,
-    /// The first revision not yet delivered; 0 until the server has said what "now" is.
+    /// The first revision not yet delivered; 0 until the server has reported the current one.
     next: i64,
     /// Highest revision that the store is known to have reached.
     known: i64,
-    /// Whose answers are one story.
+    /// Refuses answers of a different cluster.
     cluster: KnownCluster,
-    /// The parts of a response that is not complete.
+    /// The fragments of an incomplete response.
     parts: Vec<Event>,
     channels: Channels,
     backoff: Backoff,
@@ -94,7 +94,7 @@ impl Task {
                     self.channels.trouble.set(Some(error.to_string().into()));
                     self.channels.connection.send_replace(false);
                     if let Some(error) = self.resync(error).await {
-                        // A reader that is gone needs no reason.
+                        // If the reader is gone, nobody needs the error.
                         drop(self.channels.output.send(Err(error)).await);
                         return;
                     }
@@ -113,7 +113,8 @@ impl Task {
         }
     }
 
-    /// Goes on after a compaction with what is there now, if it is to; else `Some` with what the watch ends with.
+    /// After a compaction, continues with a snapshot if that is wanted; otherwise returns the error
+    /// that ends the watch.
     async fn resync(&mut self, error: Error) -> Option<Error> {
         if self.on_compaction != OnCompaction::Resync || !matches!(error, Error::Compacted { .. }) {
             return Some(error);
@@ -135,7 +136,7 @@ impl Task {
         self.next = header.revision + 1;
         let snapshot = Some(now.kvs);
         let response = Response { snapshot, ..Response::of(now.header, false, Vec::new()) };
-        // Nobody reads any more if this fails, which the next message finds out.
+        // If the reader is gone this fails, and the next message notices it.
         self.deliver(response).await;
         None
     }
@@ -143,7 +144,7 @@ impl Task {
     /// One server stream, from its creation to its end.
     async fn session(&mut self, endpoint: &Endpoint) -> End {
         let limit = self.client.timeout().min(CREATE_TIMEOUT_MAX);
-        // The sender lives as long as the session: dropping it would half-close the stream.
+        // The sender must live as long as the session: dropping it would half-close the stream.
         let (requests, mut stream) = match timeout(limit, self.open(endpoint)).await {
             Ok(Ok(opened)) => opened,
             Ok(Err(status)) => return ended_by(status, endpoint),
@@ -182,7 +183,7 @@ impl Task {
         let mut create = WatchCreateRequest { start_revision: self.next, ..self.request.clone() };
         let namespace = self.client.namespace();
         if create.key.is_empty() {
-            // As the server takes it.
+            // The server treats an empty key as this one.
             create.key = Bytes::from_static(ALL);
         }
         let within = namespace.span(&mut create.key, &mut create.range_end);
@@ -192,7 +193,7 @@ impl Task {
             .try_send(WatchRequest { request_union: Some(union) })
             .expect("invariant: a new channel has room");
         let mut request = Request::new(ReceiverStream::new(outgoing));
-        // A member cut off from the leader shall end the stream rather than stay silent.
+        // A member cut off from the leader must end the stream instead of staying silent.
         request.metadata_mut().insert("hasleader", MetadataValue::from_static("true"));
         let stream = WatchClient::new(endpoint.channel())
             .max_decoding_message_size(usize::MAX)
@@ -202,11 +203,12 @@ impl Task {
         Ok((requests, stream))
     }
 
-    /// Takes one message; `Some` if it ends the stream.
+    /// Handles one message; `Some` if it ends the stream.
     async fn receive(&mut self, message: WatchResponse, endpoint: &Endpoint) -> Option<End> {
         if message.canceled {
             if let Some(header) = message.header {
-                // Set already if an earlier stream of this watch was ended and resumed.
+                // Set already if the server canceled an earlier stream of this watch, which was
+                // resumed.
                 self.channels.cancel_header.set(header).ok();
             }
             if is_stale(&message.cancel_reason) && endpoint.has_login() && message.created {
@@ -217,7 +219,7 @@ impl Task {
         }
         let header = message.header.unwrap_or_default();
         if let Err(error) = self.cluster.meet(header.cluster_id) {
-            // It was put back to an older state, and has caught up meanwhile.
+            // The store was restored to an older state and has caught up since.
             return Some(End::Failed(error));
         }
         let revision = header.revision;
@@ -241,9 +243,10 @@ impl Task {
             return self.deliver(Response::of(message.header, true, Vec::new())).await;
         }
         if message.events.is_empty() && !message.fragment && self.parts.is_empty() {
-            // Everything up to this revision was sent: no need to look at it again. That holds only for
-            // what the server says by itself: etcd before 3.4.25 and 3.5.8 answers a request for
-            // progress (with no watch id) while older events are still on their way.
+            // Everything up to this revision was sent, so the watch may resume after it. That holds
+            // only for progress that the server reports by itself: etcd before 3.4.25 and 3.5.8
+            // answers a progress request (without a watch id) while older events are still on their
+            // way.
             if message.watch_id >= 0 {
                 self.next = self.next.max(revision + 1);
             }
@@ -256,15 +259,16 @@ impl Task {
         let mut events = std::mem::take(&mut self.parts);
         self.client.namespace().happened(&mut events);
         let next = self.next;
-        // After a resume a server may send again what it sent before.
+        // After a resume a server may send events again.
         events.retain(|event| mod_revision(event) >= next);
         let last = events.last().map(mod_revision)?;
         self.next = last + 1;
         self.deliver(Response::of(message.header, false, events)).await
     }
 
-    /// A member is behind what is known: it lags, or the whole store was put back to an older state. Then what
-    /// was told is not so any more, and what happens from now on would be taken for old.
+    /// Checks a member that is behind the known revision: either it lags, or the whole store was
+    /// restored to an older state. In the latter case the delivered events no longer hold, and new
+    /// events would be dropped as old.
     async fn look_back(&self) -> Option<End> {
         match self.client.get(&self.request.key[..]).count_only().await {
             Ok(answer) if answer.revision() < self.known => {
@@ -285,7 +289,7 @@ pub(crate) fn mod_revision(event: &Event) -> i64 {
     event.kv.as_ref().map_or(0, |kv| kv.mod_revision)
 }
 
-/// Sorts the status a stream ended with: does another attempt make sense?
+/// Decides from the final status of a stream whether to retry.
 fn ended_by(status: Status, endpoint: &Endpoint) -> End {
     match Error::from_status(status, endpoint.address()) {
         error @ (Error::Invalid(_)
@@ -297,7 +301,7 @@ fn ended_by(status: Status, endpoint: &Endpoint) -> End {
     }
 }
 
-/// Sorts a cancellation by the server.
+/// Decides what to do after the server canceled the watch.
 fn canceled(message: &WatchResponse, endpoint: &Endpoint) -> End {
     let reason = message.cancel_reason.as_str();
     if message.compact_revision > 0 || reason.ends_with("has been compacted") {
