@@ -1,8 +1,8 @@
-//! Barriers: whoever waits goes on when the barrier is lifted.
+//! Barriers: processes wait at a barrier until it is lifted.
 //!
-//! A barrier is raised while the key of its name is there, whoever put it, and lifted by the delete of that
-//! key. [`Barrier::raise`] puts one that stays until somebody lifts it; [`Session::hold_barrier`] one that
-//! is lifted with its session at the latest.
+//! A barrier is raised while the key with its name exists, whoever put it, and lifted when that key
+//! is deleted. [`Barrier::raise`] puts one that stays until it is lifted; [`Session::hold_barrier`]
+//! puts one that is lifted with its session at the latest.
 //!
 //! ```no_run
 //! # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
@@ -42,8 +42,8 @@ impl Client {
 }
 
 impl Session {
-    /// The barrier `name`, raised and lifted in the name of this session: a request that is sent again and
-    /// comes late does nothing. A barrier that is to go with the session: [`Session::hold_barrier`].
+    /// The barrier `name`, raised and lifted on behalf of this session, so that a late retry has no
+    /// effect. For a barrier that ends with the session use [`Session::hold_barrier`].
     pub fn barrier(&self, name: impl Into<Vec<u8>>) -> Barrier {
         let name = self.client().namespace().name(name);
         Barrier { caller: Caller::session(self), name }
@@ -57,7 +57,7 @@ impl Session {
         let name = self.client().namespace().name(name);
         let ticket = self.request().await?;
         let (session, sequence) = (self.clone(), ticket.sequence());
-        // From here on it is taken back, also if nobody awaits this to its end.
+        // From here on the request is undone, even if this future is dropped.
         let (did, open) = (Did::Raise(0), Some(ticket));
         let mut kept = Kept { session, name: name.clone(), sequence, did, open, is_over: false };
         let call = |channel| {
@@ -81,7 +81,7 @@ impl Session {
 ///
 /// ```no_run
 /// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
-/// // Nobody begins before all is loaded, also if this process ends meanwhile.
+/// // Others wait until all is loaded, even if this process ends meanwhile.
 /// let barrier = client.barrier("loading");
 /// barrier.raise().await?;
 /// // ... load, and in the end, perhaps in another process:
@@ -97,7 +97,7 @@ pub struct Barrier {
     name: Bytes,
 }
 
-/// A barrier that is raised.
+/// The result of raising a barrier.
 ///
 /// ```no_run
 /// # async fn example(session: conclave_client::Session) -> Result<(), conclave_client::Error> {
@@ -110,14 +110,14 @@ pub struct Barrier {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Raised {
-    /// Whether this call raised it, and not another one before.
+    /// Whether this call raised the barrier; false if it was raised already.
     pub is_new: bool,
-    /// Create revision of its key: grows every time that it is raised.
+    /// Create revision of its key: grows each time that the barrier is raised.
     pub fence: i64,
 }
 
 impl Barrier {
-    /// Raises it, until somebody lifts it.
+    /// Raises the barrier until it is lifted.
     ///
     /// # Errors
     /// See [`Error`].
@@ -131,7 +131,7 @@ impl Barrier {
         Ok(Raised { is_new: answer.raised, fence: answer.fence })
     }
 
-    /// Lifts it, whoever raised it. Says whether it was raised.
+    /// Lifts the barrier, whoever raised it. Returns whether it was raised.
     ///
     /// # Errors
     /// See [`Error`].
@@ -143,16 +143,16 @@ impl Barrier {
         self.caller.send(call).await.map(|answer| answer.lifted)
     }
 
-    /// Waits until it is lifted; await the result. One that is not raised is not waited for.
+    /// Waits until the barrier is lifted; await the result. Returns at once if it is not raised.
     pub fn wait(&self) -> Wait {
         Wait::new(&self.caller.client, For::Barrier, &self.name)
     }
 }
 
-/// A barrier that is raised for as long as this guard exists and its session lives.
+/// A held barrier: raised for as long as this guard exists and its session lives.
 ///
-/// Lift it with [`HeldBarrier::lift`], which says whether that worked. A guard that is dropped lifts in the
-/// background, without a report, and tries again for as long as the session lives.
+/// Lift it with [`HeldBarrier::lift`], which reports whether that worked. Dropping the guard lifts
+/// in the background without a report, with retries for as long as the session lives.
 ///
 /// ```no_run
 /// # async fn example(session: conclave_client::Session) -> Result<(), conclave_client::Error> {
@@ -185,10 +185,11 @@ impl HeldBarrier {
         self.kept.session.lost()
     }
 
-    /// Lifts it.
+    /// Lifts the barrier.
     ///
     /// # Errors
-    /// [`Error::Lost`] if somebody did so before. See [`Error`]; it is then tried again in the background.
+    /// [`Error::Lost`] if it was already lifted. See [`Error`]; it is then retried in the
+    /// background.
     pub async fn lift(self) -> Result<(), Error> {
         let was_raised = self.kept.undo().await?;
         if was_raised { Ok(()) } else { Err(Error::lost("the barrier was lifted")) }

@@ -1,9 +1,10 @@
-//! Elections: one leader among those who campaign, and a way for others to know it.
+//! Leader election: one leader among the candidates, and a way for others to follow who leads.
 //!
-//! The queue is that of etcd's own elections, so candidates of either stand in it together. A leader
-//! is a session, with the same limits as a lock: what it does must be fenced by its [token]. A campaign
-//! that is canceled leaves no candidate behind, and one whose session ended meanwhile is never elected.
-//! From a server that speaks etcd's API only a candidate is a [`crate::queue::Turn`], with the same guard.
+//! Candidates queue as in etcd's own elections, so candidates of both kinds stand in the same
+//! queue. A leader is a session, with the same limits as a lock: its actions must be fenced by its
+//! [token]. A canceled campaign leaves no candidate behind, and a candidate whose session ended
+//! meanwhile is never elected. Against a server that only speaks etcd's API, a candidate is a
+//! [`crate::queue::Turn`], with the same guard.
 //!
 //! [token]: Leadership::token
 //!
@@ -55,7 +56,7 @@ pub use candidacy::{CampaignEvent, Candidacy, Waiting};
 pub use observe::{Leader, Observer};
 
 impl Client {
-    /// The election `name`. Each candidate has a session of its own.
+    /// The election `name`. Each campaign begins a session of its own.
     pub fn election(&self, name: impl Into<Vec<u8>>) -> Election {
         let (client, name) = (self.clone(), self.namespace().name(name));
         Election { client, session: None, name, ttl: session::TTL, owner: None }
@@ -63,8 +64,8 @@ impl Client {
 }
 
 impl Session {
-    /// The election `name`, with this session as candidate. A session is a candidate of a name once: campaigns
-    /// at the same time share the place, which goes with the last of them.
+    /// The election `name`, with this session as candidate. A session is only one candidate of an
+    /// election: simultaneous campaigns share its place, which is given up with the last of them.
     pub fn election(&self, name: impl Into<Vec<u8>>) -> Election {
         let client = self.client().clone();
         let name = client.namespace().name(name);
@@ -72,7 +73,7 @@ impl Session {
     }
 }
 
-/// An election: what can be done with its name; see [`Client::election`].
+/// An election by name; see [`Client::election`].
 ///
 /// ```no_run
 /// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
@@ -96,25 +97,26 @@ pub struct Election {
 }
 
 impl Election {
-    /// How long a candidate, leader or not, outlives its last heartbeat; without effect on a given session.
+    /// How long a candidate or leader outlives its last heartbeat. No effect on a given session.
     /// Default 10 s.
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = ttl;
         self
     }
 
-    /// Owner of the session that a campaign begins; without effect on a given one. Default: the process and its host.
+    /// Owner of the session that a campaign begins. No effect on a given session. Default: this
+    /// process and its host.
     pub fn owner(mut self, owner: impl Into<String>) -> Self {
         self.owner = Some(owner.into());
         self
     }
 
-    /// Becomes a candidate who says `value`; await it to be elected.
+    /// Starts to describe a campaign with `value`; await it to be elected.
     pub fn campaign(&self, value: impl Into<Vec<u8>>) -> Campaign {
         Campaign { election: self.clone(), value: value.into().into(), wait: None }
     }
 
-    /// The leader, if there is one.
+    /// The current leader, if there is one.
     ///
     /// # Errors
     /// See [`Error`].
@@ -122,22 +124,22 @@ impl Election {
         observe::now(&self.client, &self.name).await
     }
 
-    /// Follows who leads, beginning with who does now.
+    /// Follows who leads, beginning with the current leader.
     pub fn observe(&self) -> Observer {
         self.observe_from(0)
     }
 
-    /// Follows who led since `revision`: every leader and everything it proclaimed, in order, as far as
-    /// the history is not compacted. 0 for now.
+    /// Follows who has led since `revision`: every leader and every value it proclaimed, in order,
+    /// as far as the history is not compacted. 0 begins with the current leader.
     pub fn observe_from(&self, revision: i64) -> Observer {
         Observer::start(&self.client, &self.name, revision)
     }
 }
 
-/// A candidature; see [`Election::campaign`].
+/// A campaign to be started; see [`Election::campaign`].
 ///
-/// Awaiting it is cancel-safe: a future that is dropped gives its candidature up in the background,
-/// even if the request has not arrived yet.
+/// Awaiting it is cancel-safe: dropping the future withdraws the candidate in the background, even
+/// if the request has not arrived yet.
 ///
 /// ```no_run
 /// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
@@ -161,14 +163,15 @@ pub struct Campaign {
 }
 
 impl Campaign {
-    /// Waits for at most this long, then fails with [`Error::Busy`]. If no server answers, it takes up to 5 s
-    /// longer. Default: for ever.
+    /// Limits the wait; after it, fails with [`Error::Busy`]. If no server answers, it may take up
+    /// to 5 s longer. Default: for ever.
     pub fn wait(mut self, wait: Duration) -> Self {
         self.wait = Some(wait);
         self
     }
 
-    /// Campaigns and tells how it goes: where the candidate stands, who leads meanwhile, and that it was elected.
+    /// Campaigns and reports the progress: the position in the queue, the current leader, and the
+    /// election.
     pub fn follow(self) -> Candidacy {
         let (waiting, told) = watch::channel(None);
         Candidacy::new(Box::pin(self.campaign(waiting)), told)
@@ -177,7 +180,7 @@ impl Campaign {
     async fn campaign(self, waiting: watch::Sender<Option<Waiting>>) -> Result<Leadership, Error> {
         let Self { election: Election { client, session, name, ttl, owner }, value, wait } = self;
         let patience = Patience::new(&client, wait);
-        // A turn of the recipe needs a lease of its own.
+        // A candidate of etcd's recipe needs a lease of its own.
         let ttl = session.as_ref().filter(|session| session.is_lease()).map_or(ttl, Session::ttl);
         let session = match session.filter(|session| !session.is_lease()) {
             Some(session) => session,
@@ -211,17 +214,17 @@ impl IntoFuture for Campaign {
     }
 }
 
-/// Leadership, for as long as this guard exists and its session lives.
+/// Leadership: held for as long as this guard exists and its session lives.
 ///
-/// Give it up with [`Leadership::resign`], which says whether that worked. A guard that is dropped
-/// does so in the background, without a report, and tries again for as long as the session lives.
+/// Give it up with [`Leadership::resign`], which reports whether that worked. Dropping the guard
+/// resigns in the background without a report, with retries for as long as the session lives.
 ///
 /// ```no_run
 /// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
 /// use conclave_client::kv::put;
 ///
 /// let leadership = client.election("scheduler").campaign("10.0.0.7:80").await?;
-/// // Done only while this one leads: a leader that was paused cannot overwrite its successor's plan.
+/// // Applied only while this one leads: a leader that was paused cannot overwrite its successor's plan.
 /// leadership.txn().then(put("plan", "first a, then b")).commit().await?;
 /// leadership.proclaim("10.0.0.7:81").await?; // the address has changed
 /// println!("token {} for everything outside of the cluster", leadership.token());
@@ -234,12 +237,12 @@ pub struct Leadership {
     led: Led,
 }
 
-/// What leadership hangs on.
+/// How the leadership is held.
 #[derive(Debug)]
 enum Led {
-    /// A candidate of the native API.
+    /// A candidate of Conclave's election API.
     Place(Candidate),
-    /// A turn of etcd's recipe, from a server that knows no other elections.
+    /// A turn of etcd's recipe, on a server without that API.
     Turn(Turn),
 }
 
@@ -253,8 +256,8 @@ impl Leadership {
         }
     }
 
-    /// The fencing token: larger than that of every earlier leader. Hand it on with whatever the leader
-    /// does, and refuse there what comes with an older one.
+    /// The fencing token: larger than that of every earlier leader. Pass it along with whatever the
+    /// leader does, and refuse requests with an older token there.
     #[must_use]
     pub fn token(&self) -> i64 {
         match &self.led {
@@ -263,7 +266,7 @@ impl Leadership {
         }
     }
 
-    /// A revision at which it led.
+    /// A revision at which this candidate led.
     #[must_use]
     pub fn revision(&self) -> i64 {
         match &self.led {
@@ -272,7 +275,7 @@ impl Leadership {
         }
     }
 
-    /// The session that leads; `None` if the server knows no sessions, and a lease does.
+    /// The session that leads; `None` if a plain lease does, because the server knows no sessions.
     #[must_use]
     pub fn session(&self) -> Option<&Session> {
         match &self.led {
@@ -281,9 +284,10 @@ impl Leadership {
         }
     }
 
-    /// Cancelled when leadership may be lost: when the session may be, which is before the server lets
-    /// another one lead as long as this process gets to run, and when somebody took it away. (From a server
-    /// that speaks etcd's API only the latter is seen by [`Leadership::is_held`] and [`Leadership::txn`].)
+    /// Cancelled when leadership is lost. If the session may have ended: before the server elects
+    /// another leader, as long as this process gets to run. If somebody took leadership away: when
+    /// that is reported. (A server that only speaks etcd's API does not report the latter; use
+    /// [`Leadership::is_held`] or [`Leadership::txn`].)
     #[must_use]
     pub fn lost(&self) -> CancellationToken {
         match &self.led {
@@ -292,7 +296,7 @@ impl Leadership {
         }
     }
 
-    /// Why it was lost, if it was.
+    /// Why leadership was lost, if it was.
     #[must_use]
     pub fn loss(&self) -> Option<Loss> {
         match &self.led {
@@ -301,16 +305,16 @@ impl Leadership {
         }
     }
 
-    /// Runs `work` until it ends or leadership is lost; then `work` is dropped.
+    /// Runs `work` until it ends or leadership is lost; in the latter case `work` is dropped.
     ///
     /// # Errors
-    /// [`Error::Lost`]: what `work` had begun may be half done.
+    /// [`Error::Lost`] if leadership was lost: what `work` had begun may be half done.
     pub async fn run<T>(&self, work: impl Future<Output = T>) -> Result<T, Error> {
         run_while(&self.lost(), || self.loss().map(|loss| loss.error()), pin!(work)).await
     }
 
-    /// Waits until leadership may soon be lost, because its session is in jeopardy: time to end what needs it.
-    /// Also if it is lost. Cancel-safe.
+    /// Waits until leadership is lost or may soon be, because its session is in jeopardy: time to
+    /// finish what needs it. Cancel-safe.
     pub async fn jeopardy(&self) {
         let lost = self.lost();
         let near = async {
@@ -325,7 +329,7 @@ impl Leadership {
         }
     }
 
-    /// Asks the cluster whether this leads at this moment.
+    /// Asks the cluster whether this candidate leads at this moment.
     ///
     /// # Errors
     /// See [`Error`].
@@ -336,7 +340,7 @@ impl Leadership {
         }
     }
 
-    /// Starts a transaction that is carried out only if this leads at that very moment.
+    /// Starts a transaction that is carried out only if this candidate leads when it is applied.
     pub fn txn(&self) -> Txn<Guarded> {
         match &self.led {
             Led::Place(candidate) => {
@@ -347,11 +351,11 @@ impl Leadership {
         }
     }
 
-    /// Says something else to those who observe.
+    /// Changes the value that observers see.
     ///
     /// # Errors
-    /// [`Error::Lost`] if this is not the leader any more. See [`Error`]; [`Error::outcome`] tells
-    /// whether it may have been applied.
+    /// [`Error::Lost`] if this candidate is no longer the leader. See [`Error`]; [`Error::outcome`]
+    /// says whether it may have been applied.
     pub async fn proclaim(&self, value: impl Into<Vec<u8>>) -> Result<(), Error> {
         match &self.led {
             Led::Place(candidate) => candidate.proclaim(value.into().into()).await,
@@ -359,27 +363,28 @@ impl Leadership {
         }
     }
 
-    /// Lets the next candidate lead.
+    /// Gives up leadership to the next candidate.
     ///
     /// # Errors
-    /// [`Error::Lost`] if this was not the leader any more. See [`Error`]; it is then tried again in the
-    /// background.
+    /// [`Error::Lost`] if this candidate was no longer the leader. See [`Error`]; it is then
+    /// retried in the background.
     pub async fn resign(self) -> Result<(), Error> {
         match self.led {
-            // Boxed: what they hold on to while they wait is large.
+            // Boxed because the state that these futures hold while waiting is large.
             Led::Place(candidate) => Box::pin(candidate.resign()).await,
             Led::Turn(turn) => Box::pin(turn.release()).await,
         }
     }
 
-    /// Lets the candidate with this key lead next, in one step; whoever stands between goes behind it.
+    /// Hands leadership to the candidate with this key in one step; candidates in between move
+    /// behind it.
     ///
     /// # Errors
-    /// [`Error::Refused`] if this is not the leader any more, or another candidacy of its session leads, too; then
-    /// that one leads on. [`Error::Invalid`] if there is no such candidate,
-    /// or more than 64 stand between, or one that runs etcd's recipe. [`Error::Unimplemented`] from a server
-    /// that speaks etcd's API only. See [`Error`]; the guard is dropped in any case, and if it still leads it
-    /// resigns.
+    /// [`Error::Refused`] if this candidate is no longer the leader, or if another campaign of its
+    /// session leads too, which then continues to lead. [`Error::Invalid`] if there is no such
+    /// candidate, more than 64 candidates stand in between, or one in between uses etcd's recipe.
+    /// [`Error::Unimplemented`] against a server that only speaks etcd's API. See [`Error`]; the
+    /// guard is dropped in any case, and resigns if it still leads.
     pub async fn resign_to(self, key: impl Into<Vec<u8>>) -> Result<(), Error> {
         match self.led {
             Led::Place(candidate) => Box::pin(candidate.resign_to(key.into().into())).await,

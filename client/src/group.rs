@@ -1,6 +1,6 @@
-//! Groups: who is there, and what they say about themselves.
+//! Group membership: which members exist, and the value that each of them publishes.
 //!
-//! A member is the key `name/member`, which lives with its session: one that is lost is a member no more.
+//! A member is the key `name/member`, attached to its session: it ends when the session is lost.
 //!
 //! ```no_run
 //! # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
@@ -42,18 +42,18 @@ use crate::{
     undo::{Did, Kept},
 };
 
-/// States of a group that wait for their reader; beyond that the server's stream is held back.
+/// States of a group that wait for the reader; beyond that the server's stream is held back.
 const STATES_MAX: usize = 16;
 
 impl Client {
-    /// The group `name`, to look at.
+    /// The group `name`, for listing and following its members.
     pub fn group(&self, name: impl Into<Vec<u8>>) -> Group {
         Group { client: self.bare(), name: self.namespace().name(name) }
     }
 }
 
 impl Session {
-    /// The group `name`, to join with this session.
+    /// The group `name`, for joining it with this session.
     pub fn group(&self, name: impl Into<Vec<u8>>) -> Joinable {
         Joinable { session: self.clone(), name: self.client().namespace().name(name) }
     }
@@ -63,7 +63,7 @@ impl Session {
 ///
 /// ```no_run
 /// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
-/// // For people: who is there, and who stands behind it.
+/// // For people: who is a member, and who owns its session.
 /// for member in client.group("workers").members().await? {
 ///     let id = String::from_utf8_lossy(&member.member);
 ///     println!("{id} of {}, there since revision {}", member.owner, member.fence);
@@ -78,10 +78,10 @@ pub struct Group {
 }
 
 impl Group {
-    /// All members, by id, with the owners of their sessions.
+    /// Lists all members by id, with the owners of their sessions.
     ///
     /// # Errors
-    /// See [`Error`]. The answer comes in pages of 1,000: none is returned if one fails.
+    /// See [`Error`]. Members are read in pages of 1,000; if one page fails, none is returned.
     pub async fn members(&self) -> Result<Vec<GroupMember>, Error> {
         let mut members = Vec::new();
         let mut from = Bytes::new();
@@ -101,7 +101,7 @@ impl Group {
         }
     }
 
-    /// Follows who is there: all members now, and again after each change.
+    /// Follows the members: all members now, and again after each change.
     pub fn follow(&self) -> Followed {
         let prefix = Bytes::from([&self.name[..], b"/"].concat());
         let mirror = Mirror::new(self.client.clone(), prefix.clone(), 0);
@@ -113,12 +113,12 @@ impl Group {
     }
 }
 
-/// A member as its key says.
+/// A member, as stored in its key.
 ///
 /// ```
 /// use conclave_client::group::Member;
 ///
-/// /// Whose turn a job is, as all members see it alike: by id, which is the order they come in.
+/// /// The member responsible for a job, the same for all members: they are sorted by id.
 /// fn worker<'a>(members: &'a [Member], job: &[u8]) -> Option<&'a Member> {
 ///     let hash = conclave_client::balance::hash(job);
 ///     members.get(usize::try_from(hash % members.len().max(1) as u64).ok()?)
@@ -133,16 +133,16 @@ impl Group {
 pub struct Member {
     /// Its id.
     pub id: Bytes,
-    /// What it says.
+    /// The value it publishes.
     pub value: Bytes,
-    /// Its session.
+    /// The id of its session.
     pub session: i64,
-    /// Create revision of its key: when it joined, among others.
+    /// Create revision of its key: orders the members by when they joined.
     pub fence: i64,
 }
 
-/// The members of a group, again and again; see [`Group::follow`]. It ends after the first error, which is
-/// one that waiting cannot mend.
+/// The members of a group after each change; see [`Group::follow`]. It ends after the first error
+/// that retrying cannot cure.
 ///
 /// ```no_run
 /// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
@@ -166,15 +166,15 @@ pub struct Followed {
 }
 
 impl Followed {
-    /// The next state, by id; `None` after the end. Cancel-safe.
+    /// The next state, sorted by id; `None` after the end. Cancel-safe.
     ///
     /// # Errors
-    /// What ended it, once.
+    /// The error that ended it, returned once.
     pub async fn next(&mut self) -> Result<Option<Vec<Member>>, Error> {
         self.states.recv().await.transpose()
     }
 
-    /// Whether a server tells of members at present.
+    /// Whether a server currently reports members.
     #[must_use]
     pub fn connection(&self) -> Connection {
         self.connection.clone()
@@ -190,7 +190,7 @@ async fn follow(
     let mut last = None;
     loop {
         if let Err(error) = mirror.next_keys(&reporter).await {
-            // Who does not listen any more needs no reason.
+            // If the receiver is gone, nobody needs the error.
             drop(states.send(Err(error)).await);
             return;
         }
@@ -205,7 +205,7 @@ async fn follow(
     }
 }
 
-/// A key without a lease is no member, nor is what lies deeper.
+/// Decodes a member. A key without a lease is not a member, nor is a key at a deeper level.
 fn member(kv: &KeyValue, prefix_bytes: usize) -> Option<Member> {
     let id = kv.key.slice(prefix_bytes..);
     let is_member = kv.lease != 0 && !id.is_empty() && !id.contains(&b'/');
@@ -213,7 +213,7 @@ fn member(kv: &KeyValue, prefix_bytes: usize) -> Option<Member> {
     is_member.then_some(Member { id, value, session, fence })
 }
 
-/// A group that a session may join; see [`Session::group`].
+/// A group that a session can join; see [`Session::group`].
 ///
 /// ```no_run
 /// # async fn example(session: conclave_client::Session) -> Result<(), conclave_client::Error> {
@@ -235,22 +235,22 @@ pub struct Joinable {
 }
 
 impl Joinable {
-    /// Joins, saying `value`; await it to be a member.
+    /// Starts to describe joining with `value`; await the result to become a member.
     pub fn join(&self, value: impl Into<Vec<u8>>) -> Join {
         let Self { session, name } = self.clone();
         Join { session, name, member: None, value: value.into().into() }
     }
 }
 
-/// A membership that is to begin; see [`Joinable::join`].
+/// A membership to be started; see [`Joinable::join`].
 ///
-/// A session may join as the same member more than once: what was said last counts, and the member goes with the last of
-/// these memberships.
-/// A future that is dropped takes back what it may have done, in the background.
+/// A session may join as the same member more than once: the last value counts, and the member ends
+/// with the last of these memberships. Dropping the future undoes what it may have done, in the
+/// background.
 ///
 /// ```no_run
 /// # async fn example(session: conclave_client::Session) -> Result<(), conclave_client::Error> {
-/// // Without a name of its own the member gets one.
+/// // Without an id of its own the member gets one.
 /// let membership = session.group("workers").join("10.0.0.7:80").await?;
 /// println!("joined as {}", String::from_utf8_lossy(membership.member()));
 /// # Ok(()) }
@@ -265,7 +265,7 @@ pub struct Join {
 }
 
 impl Join {
-    /// Id of the member: 1 to 256 bytes, without a slash. Default: one of its own.
+    /// Id of the member: 1 to 256 bytes, without a slash. Default: a unique id.
     pub fn member(mut self, id: impl Into<Vec<u8>>) -> Self {
         self.member = Some(id.into().into());
         self
@@ -281,7 +281,7 @@ impl Join {
         let kept = Kept { session, name, sequence, did, open: None, is_over: false };
         let mut membership = Membership { kept, member, fence: 0 };
         let joined = membership.say(&ticket, value).await;
-        // Another session has the member: there is nothing to take back.
+        // Another session has the member: there is nothing to undo.
         membership.kept.is_over = matches!(joined, Err(Error::Refused(_)));
         membership.fence = joined?;
         Ok(membership)
@@ -297,10 +297,10 @@ impl IntoFuture for Join {
     }
 }
 
-/// Membership of a group, for as long as this guard exists and its session lives.
+/// Membership of a group: held for as long as this guard exists and its session lives.
 ///
-/// Give it up with [`Membership::leave`], which says whether that worked. A guard that is dropped leaves in
-/// the background, without a report, and tries again for as long as the session lives.
+/// Give it up with [`Membership::leave`], which reports whether that worked. Dropping the guard
+/// leaves in the background without a report, with retries for as long as the session lives.
 ///
 /// ```no_run
 /// # async fn example(session: conclave_client::Session) -> Result<(), conclave_client::Error> {
@@ -341,10 +341,10 @@ impl Membership {
         self.kept.session.lost()
     }
 
-    /// Says something else.
+    /// Changes the value that the member publishes.
     ///
     /// # Errors
-    /// [`Error::Lost`] if it is a member no more. See [`Error`].
+    /// [`Error::Lost`] if it is no longer a member. See [`Error`].
     pub async fn update(&self, value: impl Into<Vec<u8>>) -> Result<(), Error> {
         let ticket = self.kept.session.request().await?;
         match self.say(&ticket, Bytes::from(value.into())).await {
@@ -353,7 +353,7 @@ impl Membership {
         }
     }
 
-    /// Returns the fence.
+    /// Publishes a value; returns the fence.
     async fn say(&self, ticket: &Ticket, value: Bytes) -> Result<i64, Error> {
         let call = |channel| {
             let (name, member) = (self.kept.name.clone(), self.member.clone());
@@ -365,10 +365,11 @@ impl Membership {
         self.kept.session.client().repeat(call).await.map(|answer| answer.fence)
     }
 
-    /// Leaves.
+    /// Leaves the group.
     ///
     /// # Errors
-    /// [`Error::Lost`] if it was a member no more. See [`Error`]; it is then tried again in the background.
+    /// [`Error::Lost`] if it was no longer a member. See [`Error`]; it is then retried in the
+    /// background.
     pub async fn leave(self) -> Result<(), Error> {
         let was_member = self.kept.undo().await?;
         if was_member { Ok(()) } else { Err(Error::lost("it was a member no more")) }

@@ -1,10 +1,10 @@
-//! etcd's recipe behind its locks and elections: a queue of keys, whose first one holds the name.
+//! etcd's recipe for locks and elections: a queue of keys, of which the first one holds the name.
 //!
-//! Whoever wants a name puts the key `<name>/<lease in hexadecimal>`, attached to a lease; the key's
-//! create revision is its place. Each waits for the key just before its own, so that a hand-over
-//! wakes one. Callers of etcd's `concurrency` package, of its Lock and Election services and of
-//! Conclave's own locks stand in the same queue. It needs nothing but etcd's v3 API. Every key below `<name>/`
-//! is a place: one that something else put there holds all up for as long as it is there.
+//! A contender puts the key `<name>/<lease in hexadecimal>`, attached to a lease; the key's create
+//! revision is its place. Each contender waits for the key just before its own, so a hand-over
+//! wakes only one. Users of etcd's `concurrency` package, of its Lock and Election services and of
+//! Conclave's own locks stand in the same queue. Only etcd's v3 API is needed. Every key below
+//! `<name>/` is a place: a key put there by something else blocks the queue while it exists.
 //!
 //! ```no_run
 //! # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
@@ -52,22 +52,22 @@ use crate::{
 };
 
 impl Client {
-    /// Starts to describe a place in the queue for `name`; await it to wait for the turn.
+    /// Starts to describe a place in the queue for `name`; await it to wait for its turn.
     pub fn queue(&self, name: impl Into<Vec<u8>>) -> Enter {
         Enter::at(self, self.namespace().name(name))
     }
 }
 
-/// A place in a queue that is to be taken; see [`Client::queue`].
+/// A place in a queue to be taken; see [`Client::queue`].
 ///
-/// Awaiting it is cancel-safe: a future that is dropped gives its place up in the background, even if
+/// Awaiting it is cancel-safe: dropping the future gives up the place in the background, even if
 /// the request has not arrived yet.
 ///
 /// ```no_run
 /// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
 /// use conclave_client::Error;
 ///
-/// // At most one of the replicas does the nightly work; an etcd of any kind is enough for that.
+/// // At most one of the replicas does the nightly work; works with any etcd.
 /// match client.queue("nightly").value("replica-2").try_now().await {
 ///     Ok(turn) => turn.run(async { /* the work */ }).await?,
 ///     Err(Error::Busy) => println!("another replica does it"),
@@ -79,9 +79,9 @@ impl Client {
 #[must_use = "no place is taken until it is awaited"]
 pub struct Enter {
     client: Client,
-    /// Of the transactions that need the turn.
+    /// Applies to the transactions that need the turn.
     namespace: Namespace,
-    /// Whole.
+    /// The full name, including the namespace.
     name: Bytes,
     value: Vec<u8>,
     ttl: Duration,
@@ -89,40 +89,40 @@ pub struct Enter {
 }
 
 impl Enter {
-    /// The queue for the whole `name`, whatever the namespace of the client.
+    /// The queue for the full `name`, whatever the namespace of the client.
     pub(crate) fn at(client: &Client, name: Bytes) -> Self {
         let (client, namespace) = (client.bare(), client.namespace().clone());
         Self { client, namespace, name, value: Vec::new(), ttl: session::TTL, wait: None }
     }
 
-    /// How long the place outlives the last keep-alive. Default 10 s.
+    /// How long the place outlives its last keep-alive. Default 10 s.
     pub fn ttl(mut self, ttl: Duration) -> Self {
         self.ttl = ttl;
         self
     }
 
-    /// What the key says. Default: nothing.
+    /// Value of the key. Default: empty.
     pub fn value(mut self, value: impl Into<Vec<u8>>) -> Self {
         self.value = value.into();
         self
     }
 
-    /// Waits for the turn for at most this long; longer than the clock can count is for ever. Calls that
-    /// are not answered end by the client's time limit. Default: for ever.
+    /// Limits the wait for the turn; a time longer than the clock can count means for ever.
+    /// Unanswered calls end after the client's time limit. Default: for ever.
     pub fn wait(mut self, wait: Duration) -> Self {
         self.wait = Some(wait);
         self
     }
 
-    /// Does not wait at all.
+    /// Does not wait for others.
     pub fn try_now(self) -> Self {
         self.wait(Duration::ZERO)
     }
 
     async fn enter(self) -> Result<Turn, Error> {
         let deadline = self.wait.and_then(|wait| Instant::now().checked_add(wait));
-        // A lease for each place, and not one for all: when it is revoked, a put that is still on its
-        // way cannot arrive any more and hold the name for nobody.
+        // Each place has its own lease: once the lease is revoked, a put that is still on its way
+        // cannot arrive and hold the name without an owner.
         let lease = self.client.lease(self.ttl).await?;
         let lost = lease.lost_token();
         let waited = tokio::select! {
@@ -131,14 +131,14 @@ impl Enter {
             waited = Place::take(&self, &lease, deadline) => waited,
         };
         match waited {
-            // Answers may be old: whoever has no lease has no turn.
+            // The answer may be old: without a live lease there is no turn.
             Ok(_) if lease.is_lost() => Err(Error::session_lost()),
             Ok((place, revision)) => {
                 let Self { client, namespace, .. } = self;
                 Ok(Turn { client, namespace, lease, place, revision })
             }
             Err(error) => {
-                // Whoever asks again at once shall not find its own old place before it.
+                // A retry must not find its own old place ahead of it.
                 if let Err(error) = lease.revoke().await {
                     tracing::debug!(%error, "leaving the queue failed");
                 }
@@ -164,7 +164,7 @@ struct Place {
     token: i64,
 }
 
-/// How a place stands.
+/// The state of a place.
 enum Standing {
     First,
     Behind(Bytes),
@@ -180,7 +180,7 @@ impl Place {
     ) -> Result<(Self, i64), Error> {
         let prefix = [&enter.name[..], b"/"].concat();
         let name = Bytes::from([&prefix[..], &lease.key_suffix()].concat());
-        // The lease is new, and so is the key.
+        // The lease is new, so the key is new, too.
         let entered = enter.client.put(name.clone(), &enter.value[..]).lease(lease.id()).await?;
         let place = Self { key: name, token: entered.revision() };
         loop {
@@ -200,7 +200,7 @@ impl Place {
         }
     }
 
-    /// How it stands, and the revision at which that is so.
+    /// The state of the place, and the revision at which it was read.
     async fn look(&self, client: &Client, prefix: &[u8]) -> Result<(Standing, i64), Error> {
         let mut before = RangeRequest {
             key: Bytes::copy_from_slice(prefix),
@@ -243,16 +243,16 @@ async fn wait_for_delete(client: &Client, key: Bytes, revision: i64) -> Result<(
     }
 }
 
-/// The first place in a queue, for as long as this guard exists and its lease lives.
+/// The first place in a queue: held for as long as this guard exists and its lease lives.
 ///
-/// Give it up with [`Turn::release`], which says whether that worked. A guard that is dropped does so
-/// in the background, without a report; if that fails too, the place goes with its lease.
+/// Give it up with [`Turn::release`], which reports whether that worked. Dropping the guard gives
+/// it up in the background without a report; if that fails, the place ends with its lease.
 ///
 /// ```no_run
 /// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
 /// let turn = client.queue("reports").await?;
 /// turn.set_value("writing page 1").await?; // for those who look at the queue
-/// // A store of another kind refuses what comes with an older token than it has seen.
+/// // An external store refuses requests with an older token than it has seen.
 /// let sql = "UPDATE reports SET text = $1, fence = $2 WHERE fence <= $2";
 /// println!("{sql} with {}", turn.token());
 /// if !turn.is_held().await? {
@@ -277,9 +277,9 @@ impl Turn {
         &self.place.key
     }
 
-    /// The fencing token, the key's create revision: larger than that of everyone who held the name
-    /// before. Hand it on with whatever the name protects, and refuse there what comes with an older
-    /// one.
+    /// The fencing token, the key's create revision: larger than that of every earlier holder of
+    /// the name. Pass it along to whatever the name protects, and refuse requests with an older
+    /// token there.
     #[must_use]
     pub fn token(&self) -> i64 {
         self.place.token
@@ -299,23 +299,23 @@ impl Turn {
         &self.client
     }
 
-    /// The lease that the key hangs on.
+    /// The lease to which the key is attached.
     pub fn lease(&self) -> &Lease {
         &self.lease
     }
 
-    /// Cancelled when the turn may be lost because its lease may be: before the server gives the name
-    /// to others, as long as this process gets to run. A key that an operator deletes is noticed by
-    /// [`Turn::is_held`] and [`Turn::txn`].
+    /// Cancelled when the lease may have ended: before the server gives the name to others, as long
+    /// as this process gets to run. If an operator deletes the key, only [`Turn::is_held`] and
+    /// [`Turn::txn`] notice.
     #[must_use]
     pub fn lost(&self) -> CancellationToken {
         self.lease.lost_token()
     }
 
-    /// Runs `work` until it ends or the turn is lost; then `work` is dropped.
+    /// Runs `work` until it ends or the turn is lost; in the latter case `work` is dropped.
     ///
     /// # Errors
-    /// [`Error::Lost`]: what `work` had begun may be half done.
+    /// [`Error::Lost`] if the turn was lost: what `work` had begun may be half done.
     pub async fn run<T>(&self, work: impl Future<Output = T>) -> Result<T, Error> {
         self.lease.pulse().run(pin!(work)).await
     }
@@ -329,7 +329,7 @@ impl Turn {
         Ok(own.is_some_and(|own| own.create_revision == self.place.token))
     }
 
-    /// Starts a transaction that is carried out only if the name is held at that very moment.
+    /// Starts a transaction that is carried out only if the name is held when it is applied.
     pub fn txn(&self) -> Txn<Owned> {
         self.txn_in(self.namespace.clone())
     }
@@ -339,20 +339,20 @@ impl Turn {
         Txn { client: Owned { client, namespace, key, token }, request: Default::default() }
     }
 
-    /// Changes what the key says.
+    /// Changes the value of the key.
     ///
     /// # Errors
-    /// [`Error::Lost`] if the name is held no more. See [`Error`]; [`Error::outcome`] tells whether it
-    /// may have been applied.
+    /// [`Error::Lost`] if the name is no longer held. See [`Error`]; [`Error::outcome`] says
+    /// whether it may have been applied.
     pub async fn set_value(&self, value: impl Into<Vec<u8>>) -> Result<(), Error> {
         let put = put(&self.place.key[..], value).lease(self.lease.id());
         self.txn_in(Namespace::default()).then(put).commit().await.map(drop)
     }
 
-    /// Gives the name up.
+    /// Gives up the name.
     ///
     /// # Errors
-    /// [`Error::Lost`] if its lease had ended. See [`Error`]; the place then goes when its TTL has
+    /// [`Error::Lost`] if its lease had ended. See [`Error`]; the place then ends when its TTL has
     /// passed.
     pub async fn release(self) -> Result<(), Error> {
         match self.lease.revoke().await {
@@ -368,7 +368,7 @@ impl Turn {
 /// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
 /// use conclave_client::{Error, kv::put, queue::Owned, txn::{Txn, key}};
 ///
-/// /// Counts a piece as sold, for whoever has the turn: twice at the same number is once.
+/// /// Sells one piece for the holder of the turn; repeated with the same number, it counts once.
 /// async fn sell(turn: Txn<Owned>, pieces: u32) -> Result<bool, Error> {
 ///     let is_same = key("stock").value().equal(pieces.to_string());
 ///     let sold = turn.when(is_same).then(put("stock", (pieces - 1).to_string()));
@@ -387,22 +387,22 @@ pub struct Owned {
 }
 
 impl Txn<Owned> {
-    /// Sends the transaction. Whether its own compares held is in the answer's `succeeded`.
+    /// Sends the transaction. The answer's `succeeded` says whether its own compares held.
     ///
     /// # Errors
-    /// [`Error::Lost`] if the name is held no more; nothing was done then. See [`Error`];
-    /// [`Error::outcome`] tells whether it may have been applied.
+    /// [`Error::Lost`] if the name is no longer held; nothing was done then. See [`Error`];
+    /// [`Error::outcome`] says whether it may have been applied.
     pub async fn commit(self) -> Result<Reply<TxnResponse>, Error> {
         let Self { client: Owned { client, namespace, key: own, token }, request } = self;
         let request = namespace.txn(request)?;
-        // In one another, so that the answer tells the two kinds of compares apart.
+        // Nested, so that the answer distinguishes the two kinds of compares.
         let inner = Txn { request, ..txn() };
         let is_own = key(own).create_revision().equal(token);
         let outer = client.txn().when(is_own).then(inner).commit().await?.into_inner();
         let answer = outer.responses.into_iter().next().and_then(|answer| answer.response);
         match answer {
             Some(Response::ResponseTxn(answer)) if outer.succeeded => {
-                // etcd leaves the header of the inner one empty.
+                // etcd leaves the header of the inner answer empty.
                 let answer = TxnResponse { header: outer.header, ..answer };
                 Ok(Reply::new(namespace.committed(answer)))
             }

@@ -1,4 +1,4 @@
-//! A campaign that tells how it goes.
+//! A campaign that reports its progress.
 
 use std::{
     pin::Pin,
@@ -13,7 +13,7 @@ use tokio_stream::wrappers::WatchStream;
 use super::Leadership;
 use crate::error::Error;
 
-/// Where a candidate stands that does not lead yet.
+/// The position of a candidate that does not lead yet.
 ///
 /// ```no_run
 /// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
@@ -30,16 +30,16 @@ use crate::error::Error;
 /// ```
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Waiting {
-    /// How many stood before it when it came, or when its stream was opened last; counted up to 1,000. 0: not
-    /// known, as it may lead at any moment.
+    /// How many candidates were ahead when it entered the queue, or when its stream was last
+    /// opened; counted up to 1,000. 0: unknown, as it may lead at any moment.
     pub ahead: u64,
-    /// Who leads, as far as that was told; not every change is.
+    /// The leader, as last reported; not every change is reported.
     pub leader: Option<v1::Leader>,
-    /// Revision as of which that is so; 0: nothing was told yet.
+    /// The revision of that report; 0 if there was none yet.
     pub revision: i64,
 }
 
-/// What happened to a candidate.
+/// A step in a campaign.
 ///
 /// ```no_run
 /// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
@@ -56,17 +56,18 @@ pub struct Waiting {
 /// ```
 #[derive(Debug)]
 pub enum CampaignEvent {
-    /// It waits, or what is known of the leader has changed meanwhile.
+    /// It waits, or the known leader has changed.
     Waiting(Waiting),
-    /// It leads: the last event. How leadership ends is told by the guard.
+    /// It was elected: the last event. The guard reports the end of leadership.
     Elected(Leadership),
 }
 
-/// A campaign under way: a [`Stream`] of what happens to the candidate. It ends after
-/// [`CampaignEvent::Elected`], or after the error that says why it is a candidate no more.
+/// A campaign in progress: a [`Stream`] of its events. It ends after [`CampaignEvent::Elected`], or
+/// after the error that ended the candidacy.
 ///
-/// Dropping it withdraws the candidate, in the background. The candidate keeps its place and may be elected while
-/// nobody asks for the next event, so keep asking, or drop it. A server that speaks etcd's API only tells of nothing but the election.
+/// Dropping it withdraws the candidate in the background. The candidate keeps its place and may be
+/// elected while the stream is not polled, so keep polling or drop it. Against a server that only
+/// speaks etcd's API, the election is the only event.
 ///
 /// ```no_run
 /// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
@@ -118,7 +119,7 @@ impl Stream for Candidacy {
                     return Poll::Ready(Some(Ok(CampaignEvent::Waiting(waiting))));
                 }
                 Some(None) => {}
-                // Nobody tells any more; the campaign itself ends by itself.
+                // There will be no more reports; the campaign ends by itself.
                 None => return Poll::Pending,
             }
         }

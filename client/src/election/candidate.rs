@@ -1,4 +1,5 @@
-//! A candidate of the native API: a stream that tells how it stands, opened again whenever it breaks.
+//! A candidate in Conclave's election API: a stream that reports its state, reopened when it
+//! breaks.
 
 use std::sync::{
     Arc,
@@ -31,19 +32,19 @@ use crate::{
     undo::{Did, Kept},
 };
 
-/// A candidate that was elected.
+/// An elected candidate.
 #[derive(Debug)]
 pub(super) struct Candidate {
     kept: Kept,
     elected: Elected,
-    /// As the task that listens tells.
+    /// Set by the task that listens to the stream.
     standing: Arc<Standing>,
-    /// Ends the task that listens.
+    /// Ends the listening task when dropped.
     _listening: DropGuard,
 }
 
 impl Candidate {
-    /// Campaigns until elected, and tells on the way where it stands.
+    /// Campaigns until elected, and meanwhile publishes the position in the queue.
     pub(super) async fn elected(
         (session, name): (Session, Bytes),
         value: Bytes,
@@ -67,7 +68,8 @@ impl Candidate {
         let asked =
             Campaigning { request, number, attempts: AtomicU64::new(0), outcome, waiting, led };
         let listening = CancellationToken::new();
-        // Where the connections live: the guard may outlive the runtime that it was made on.
+        // On the runtime of the connections: the guard may outlive the runtime on which it was
+        // made.
         client.spawn(listen(client.clone(), asked, Arc::clone(&standing), listening.clone()));
         let listening = listening.drop_guard();
         let lost = kept.session.lost();
@@ -77,7 +79,7 @@ impl Candidate {
             elected = elected => elected.map_err(|_ended| Error::session_lost())??,
             () = patience_ends(patience, told) => return Err(Error::Busy),
         };
-        // Answers may be old. Whoever holds no session leads nobody.
+        // The answer may be old: without a live session it does not lead.
         if kept.session.is_lost() {
             return Err(Error::session_lost());
         }
@@ -135,7 +137,7 @@ impl Candidate {
             let request = request.clone();
             async move { ElectionServiceClient::new(channel).proclaim(request).await }
         };
-        // Never sent twice: a copy that comes late would undo a later one.
+        // Never retried: a late copy would undo a later proclamation.
         match self.client().write(call).await {
             Err(Error::Refused(_)) => Err(Error::lost("it does not lead any more")),
             said => said.map(drop),
@@ -167,8 +169,8 @@ impl Candidate {
     }
 }
 
-/// Returns when there is no time left to wait: at once if there was none, as soon as it is known that
-/// others stand before.
+/// Returns when the time to wait is over. Without a wait, that is as soon as other candidates are
+/// known to be ahead.
 async fn patience_ends(patience: Patience, mut told: watch::Receiver<Option<Waiting>>) {
     match patience {
         Patience::Forever => std::future::pending().await,
@@ -180,12 +182,13 @@ async fn patience_ends(patience: Patience, mut told: watch::Receiver<Option<Wait
     }
 }
 
-/// Whether others stand before. That somebody else leads says less: who resigned may be told for a moment.
+/// Whether other candidates are ahead. Another leader says less: one that has resigned may be
+/// reported for a moment.
 fn is_behind(told: &Option<Waiting>) -> bool {
     told.as_ref().is_some_and(|waiting| waiting.ahead > 0)
 }
 
-/// Listens until the candidate is gone, or nobody is interested in it any more.
+/// Listens until the candidate is gone or the guard is dropped.
 async fn listen(
     client: Client,
     mut asked: Campaigning,
@@ -202,13 +205,13 @@ async fn listen(
             loss.error()
         }
         Err(error) => {
-            // Whatever it is: nobody tells any more how the candidate stands.
+            // Whatever the error is, the state of the candidate is no longer reported.
             standing.lose(Loss::Removed);
             error
         }
     };
     if let Some(outcome) = asked.outcome {
-        // Nobody may wait any more.
+        // The receiver may be gone.
         outcome.send(Err(error)).ok();
     }
 }
@@ -216,18 +219,18 @@ async fn listen(
 struct Campaigning {
     request: CampaignRequest,
     number: Number,
-    /// Streams so far.
+    /// Streams opened so far.
     attempts: AtomicU64,
-    /// Taken when it is elected.
+    /// Taken when the candidate is elected.
     outcome: Option<oneshot::Sender<Result<Elected, Error>>>,
-    /// Where it stands, once it is known that it waits.
+    /// Its position, once it is known to wait.
     waiting: watch::Sender<Option<Waiting>>,
-    /// The fence with which it led.
+    /// The fence of its leadership, once elected.
     led: Option<i64>,
 }
 
 impl Campaigning {
-    /// Changes where it stands, and tells it if that is news.
+    /// Updates the position, and publishes it if it has changed.
     fn tell(&self, change: impl FnOnce(&mut Waiting)) {
         self.waiting.send_if_modified(|told| {
             let mut waiting = told.clone().unwrap_or_default();
@@ -267,12 +270,12 @@ impl Ask for Campaigning {
             (Event::Elected(elected), None) => {
                 self.led = Some(elected.fence);
                 if let Some(outcome) = self.outcome.take() {
-                    // Who does not wait any more withdraws.
+                    // If the receiver is gone, the candidate withdraws.
                     outcome.send(Ok(elected)).ok();
                 }
                 Heard::More
             }
-            // It led for nobody meanwhile.
+            // It lost leadership and was elected again meanwhile, without its guard.
             (Event::Elected(elected), Some(led)) if elected.fence != led => {
                 Heard::Done(Loss::Removed)
             }

@@ -1,4 +1,4 @@
-//! Who leads, and who led: told by the native API, or seen in the queue of a server without one.
+//! Follows leaders by Conclave's election API, or by reading the queue on a server without it.
 
 use std::{
     pin::Pin,
@@ -31,12 +31,12 @@ use crate::{
     mirror::Mirror,
 };
 
-/// Leaders waiting for the reader; beyond that the server's stream is held back.
+/// Leaders that wait for the reader; beyond that the server's stream is held back.
 const LEADERS_MAX: usize = 16;
-/// Time for an endpoint to say who leads.
+/// Most time for an endpoint to give its first answer.
 const FIRST_ANSWER_TIMEOUT_MAX: Duration = Duration::from_secs(5);
 
-/// Who leads.
+/// The leader of an election.
 ///
 /// ```no_run
 /// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
@@ -53,14 +53,14 @@ const FIRST_ANSWER_TIMEOUT_MAX: Duration = Duration::from_secs(5);
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct Leader {
-    /// The candidate's key, with what it says. Its create revision is the fencing token.
+    /// The candidate's key and value. Its create revision is the fencing token.
     pub kv: KeyValue,
-    /// The header of the answer that told so.
+    /// The header of the answer that reported this leader.
     pub header: ResponseHeader,
 }
 
 impl Leader {
-    /// What it says.
+    /// The value that the leader proclaimed.
     #[must_use]
     pub fn value(&self) -> &[u8] {
         &self.kv.value
@@ -87,8 +87,8 @@ impl Leader {
     }
 }
 
-/// The leaders of an election, one after the other: a [`Stream`] of leaders, and of `None` for the
-/// times without one. It ends after the first error, which is one that waiting cannot mend.
+/// The leaders of an election, one after another: a [`Stream`] of leaders, and of `None` for times
+/// without a leader. It ends after the first error that retrying cannot cure.
 ///
 /// ```no_run
 /// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
@@ -122,7 +122,7 @@ impl Observer {
         Self { leaders: receiver, connection, _task: task }
     }
 
-    /// Whether a server tells of leaders at present.
+    /// Whether a server currently reports leaders.
     #[must_use]
     pub fn connection(&self) -> Connection {
         self.connection.clone()
@@ -131,7 +131,7 @@ impl Observer {
     /// The next leader, waiting through times without one; `None` after the end. Cancel-safe.
     ///
     /// # Errors
-    /// What ended it, once.
+    /// The error that ended the stream, returned once.
     pub async fn leader(&mut self) -> Result<Option<Leader>, Error> {
         loop {
             match self.leaders.recv().await.transpose()? {
@@ -151,7 +151,7 @@ impl Stream for Observer {
     }
 }
 
-/// Who leads now.
+/// The current leader.
 pub(super) async fn now(client: &Client, name: &Bytes) -> Result<Option<Leader>, Error> {
     let call = |channel| {
         let request = ObserveRequest { name: name.clone(), start_revision: 0 };
@@ -180,28 +180,28 @@ fn mirror(client: &Client, name: &Bytes, from: i64) -> Mirror {
     Mirror::new(client.bare(), Bytes::from([&name[..], b"/"].concat()), from)
 }
 
-/// The candidate who came first.
+/// The candidate that came first.
 fn first(mirror: &Mirror) -> Option<Leader> {
     let first = mirror.keys().values().min_by_key(|kv| kv.create_revision)?;
     Some(Leader { kv: first.clone(), header: *mirror.header() })
 }
 
-/// Tells of each new leader.
+/// Reports each new leader.
 struct Following {
     client: Client,
     name: Bytes,
-    /// Revision as of which all was told; 0 for now.
+    /// Everything up to this revision was reported; 0 for now.
     from: i64,
     leaders: mpsc::Sender<Result<Option<Leader>, Error>>,
-    /// What was told last.
+    /// The leader that was reported last.
     told: Option<Option<KeyValue>>,
-    /// Whose revision that is.
+    /// The cluster to which that revision belongs.
     cluster: KnownCluster,
     logins: Logins,
     reporter: Reporter,
 }
 
-/// Nobody listens any more.
+/// The observer was dropped.
 struct Unheard;
 
 impl Following {
@@ -215,9 +215,9 @@ impl Following {
             };
             match error {
                 Error::Unimplemented(_) => return self.look().await,
-                // What was before cannot be told any more.
+                // Earlier leaders cannot be read any more.
                 Error::Compacted { .. } if self.from > 0 => self.begin_anew(),
-                // The store was put back to an older state.
+                // The store was restored to an older state.
                 Error::FutureRevision(_) if self.told.is_some() && self.from > 0 => {
                     self.begin_anew();
                 }
@@ -232,12 +232,12 @@ impl Following {
         }
     }
 
-    /// Goes on with what is now, of whatever cluster.
+    /// Continues with the current leader, of whatever cluster.
     fn begin_anew(&mut self) {
         (self.from, self.cluster) = (0, KnownCluster::default());
     }
 
-    /// One stream of the native API.
+    /// Follows one stream of Conclave's API.
     async fn listen(
         &mut self,
         endpoint: &Endpoint,
@@ -252,7 +252,7 @@ impl Following {
         let start_revision = self.from;
         let request = ObserveRequest { name: self.name.clone(), start_revision };
         let mut request = Request::new(request);
-        // A member that is cut off would never hear of a change.
+        // A member that is cut off would never report a change.
         request.metadata_mut().insert("hasleader", MetadataValue::from_static("true"));
         let election = ElectionServiceClient::new(endpoint.channel());
         let mut election = election.max_decoding_message_size(usize::MAX);
@@ -276,7 +276,7 @@ impl Following {
         }
     }
 
-    /// Looks at the queue itself, of a server that knows no other elections.
+    /// Reads the queue itself, on a server without the election API.
     async fn look(mut self) {
         let mut mirror = mirror(&self.client, &self.name, self.from);
         loop {
@@ -299,7 +299,7 @@ impl Following {
     }
 
     async fn fail(self, error: Error) {
-        // Who does not listen any more needs no reason.
+        // If the observer is gone, nobody needs the error.
         drop(self.leaders.send(Err(error)).await);
     }
 }
