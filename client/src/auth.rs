@@ -1,4 +1,4 @@
-//! Users, roles and permissions, for whoever manages them. To call as a user: [`crate::Builder::user`].
+//! User, role and permission management. To call as a user, see [`crate::Builder::user`].
 
 use conclave_proto::{
     authpb::{Permission, UserAddOptions},
@@ -48,7 +48,7 @@ impl Client {
     }
 }
 
-/// One call: how it is repeated, what is sent, and by which method.
+/// Defines one method for each call: its documentation, retry class, request and generated method.
 macro_rules! calls {
     ($($(#[$doc:meta])* $name:ident($($argument:ident: $type:ty),*) -> $response:ident
         = $kind:ident $method:ident($request:expr);)*) => {
@@ -72,16 +72,18 @@ macro_rules! calls {
 }
 
 calls! {
-    /// Makes every call need a user. The user `root` must be there, with the role `root`.
+    /// Enables authentication: every call needs a user. The user `root` with the role `root` must
+    /// exist.
     enable() -> AuthEnableResponse = write auth_enable(AuthEnableRequest {});
 
-    /// Lets everybody do everything again.
+    /// Disables authentication.
     disable() -> AuthDisableResponse = write auth_disable(AuthDisableRequest {});
 
-    /// Whether calls need a user, and how often users and roles changed. etcd before 3.5 does not say.
+    /// Whether authentication is enabled, and how often users and roles changed. etcd before 3.5
+    /// does not implement it.
     status() -> AuthStatusResponse = read auth_status(AuthStatusRequest {});
 
-    /// Adds a user; one without a password is known by its certificate only.
+    /// Adds a user; without a password it can only authenticate by certificate.
     user_add(name: &str, password: Option<&str>) -> AuthUserAddResponse = write user_add(
         AuthUserAddRequest {
             name: name.to_owned(),
@@ -91,18 +93,18 @@ calls! {
         }
     );
 
-    /// The roles of a user.
+    /// Lists the roles of a user.
     user_get(name: &str) -> AuthUserGetResponse =
         read user_get(AuthUserGetRequest { name: name.to_owned() });
 
-    /// The names of all users.
+    /// Lists the names of all users.
     user_list() -> AuthUserListResponse = read user_list(AuthUserListRequest {});
 
     /// Deletes a user.
     user_delete(name: &str) -> AuthUserDeleteResponse =
         write user_delete(AuthUserDeleteRequest { name: name.to_owned() });
 
-    /// Gives a user another password; its tokens are void.
+    /// Changes the password of a user; its tokens become invalid.
     user_change_password(name: &str, password: &str) -> AuthUserChangePasswordResponse
         = write user_change_password(
         AuthUserChangePasswordRequest {
@@ -112,12 +114,12 @@ calls! {
         }
     );
 
-    /// Gives a role to a user.
+    /// Grants a role to a user.
     user_grant_role(user: &str, role: &str) -> AuthUserGrantRoleResponse = write user_grant_role(
         AuthUserGrantRoleRequest { user: user.to_owned(), role: role.to_owned() }
     );
 
-    /// Takes a role from a user.
+    /// Revokes a role from a user.
     user_revoke_role(user: &str, role: &str) -> AuthUserRevokeRoleResponse = write user_revoke_role(
         AuthUserRevokeRoleRequest { name: user.to_owned(), role: role.to_owned() }
     );
@@ -126,24 +128,24 @@ calls! {
     role_add(name: &str) -> AuthRoleAddResponse =
         write role_add(AuthRoleAddRequest { name: name.to_owned() });
 
-    /// The permissions of a role.
+    /// Lists the permissions of a role.
     role_get(role: &str) -> AuthRoleGetResponse =
         read role_get(AuthRoleGetRequest { role: role.to_owned() });
 
-    /// The names of all roles.
+    /// Lists the names of all roles.
     role_list() -> AuthRoleListResponse = read role_list(AuthRoleListRequest {});
 
-    /// Deletes a role, and takes it from all users.
+    /// Deletes a role, and revokes it from all users.
     role_delete(role: &str) -> AuthRoleDeleteResponse =
         write role_delete(AuthRoleDeleteRequest { role: role.to_owned() });
 
-    /// Gives a permission to a role, in place of one for the same keys.
+    /// Grants a permission to a role, replacing one for the same keys.
     role_grant_permission(role: &str, permission: Permission) -> AuthRoleGrantPermissionResponse
         = write role_grant_permission(
         AuthRoleGrantPermissionRequest { name: role.to_owned(), perm: Some(permission) }
     );
 
-    /// Takes a permission from a role; key and range end as they were granted.
+    /// Revokes a permission from a role; key and range end as they were granted.
     role_revoke_permission(role: &str, key: &[u8], range_end: &[u8])
         -> AuthRoleRevokePermissionResponse = write role_revoke_permission(
         AuthRoleRevokePermissionRequest {

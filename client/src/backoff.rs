@@ -1,4 +1,4 @@
-//! Growing, jittered pauses between attempts.
+//! Growing, randomized pauses between attempts.
 
 use std::time::Duration;
 
@@ -18,7 +18,8 @@ impl Backoff {
     const MIN: Duration = Duration::from_millis(20);
     const MAX: Duration = Duration::from_secs(1);
 
-    /// The next pause: any part of its nominal length, so that clients that failed together spread out.
+    /// The next pause: a random part of its nominal length, so that clients that failed together
+    /// spread out.
     pub(crate) fn next(&mut self) -> Duration {
         let pause = exponential(Self::MIN, Self::MAX, self.times);
         self.times = self.times.saturating_add(1);
@@ -40,7 +41,7 @@ mod tests {
         for times in 0..6 {
             assert!(backoff.next() <= Backoff::MIN * (1 << times));
         }
-        // That one of these fails by chance is less likely than 1 in 10^100.
+        // The probability that one of these fails by chance is below 1 in 10^100.
         let pauses: Vec<Duration> = (0..1_000).map(|_| backoff.next()).collect();
         assert!(pauses.iter().all(|pause| *pause <= Backoff::MAX));
         assert!(pauses.iter().any(|pause| *pause > Backoff::MAX / 4 * 3));

@@ -1,8 +1,8 @@
-//! The client for programs without a runtime, with the feature `blocking`.
+//! The client for programs without an async runtime (feature `blocking`).
 //!
-//! Everything that is awaited elsewhere has the method [`Block::block`] here, and every stream [`iter`]. What a
-//! client does in the background, as to keep leases alive, runs on one thread that this module starts when it is
-//! first used and that all clients of the process share.
+//! Every future of this crate has the method [`Block::block`] here, and [`iter`] turns every stream
+//! into an iterator. A client's background work, such as keeping leases alive, runs on one thread,
+//! which is started when first needed and shared by all clients of the process.
 //!
 //! ```no_run
 //! use std::time::Duration;
@@ -31,7 +31,7 @@ use tokio::runtime::{Builder as RuntimeBuilder, Runtime};
 
 use crate::{builder::Builder, client::Client, error::Error};
 
-/// Ends with the process: what it keeps alive belongs to clients that may be anywhere.
+/// Never shut down before the process ends: clients anywhere in the process depend on it.
 static RUNTIME: OnceLock<Runtime> = OnceLock::new();
 
 fn runtime() -> Result<&'static Runtime, Error> {
@@ -46,21 +46,21 @@ fn runtime() -> Result<&'static Runtime, Error> {
     let made = made.map_err(|error| Error::Config {
         message: format!("the system refuses a thread for the client: {error}"),
     })?;
-    // Another thread may have been faster; its runtime counts, and this one ends.
+    // Another thread may have been faster; its runtime is used, and this one is dropped.
     Ok(RUNTIME.get_or_init(|| made))
 }
 
-/// Makes a client whose own tasks run on the thread of this module. As [`Builder::build`], but outside of a
-/// runtime.
+/// Makes a client whose background tasks run on this module's thread. Like [`Builder::build`], but
+/// for use outside a runtime.
 ///
 /// # Errors
-/// Those of [`Builder::build`], and [`Error::Config`] if the system refuses a thread.
+/// Those of [`Builder::build`], and [`Error::Config`] if the thread cannot be started.
 pub fn connect(builder: Builder) -> Result<Client, Error> {
     let _entered = runtime()?.enter();
     builder.build()
 }
 
-/// Waits, on this thread, for what is awaited elsewhere: for calls, and for everything else that this crate returns.
+/// Waits on this thread for a future, such as a call or anything else to await in this crate.
 ///
 /// ```no_run
 /// # fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
@@ -72,11 +72,12 @@ pub fn connect(builder: Builder) -> Result<Client, Error> {
 /// # Ok(()) }
 /// ```
 pub trait Block: IntoFuture + Sized {
-    /// Waits for it.
+    /// Waits for the result.
     ///
     /// # Panics
-    /// Within a task of a runtime, where it would keep others from running: await it there (`spawn_blocking` is no such
-    /// place). And if the system refuses the thread that [`connect`] could not have gone without.
+    /// In an async task, where it would keep other tasks from running: use `.await` there
+    /// (`spawn_blocking` is fine). Also if the thread cannot be started for which [`connect`]
+    /// returns an error.
     fn block(self) -> Self::Output {
         let runtime = runtime().unwrap_or_else(|error| panic!("conclave: {error}"));
         runtime.block_on(self.into_future())
@@ -85,7 +86,7 @@ pub trait Block: IntoFuture + Sized {
 
 impl<F: IntoFuture> Block for F {}
 
-/// The items of a stream, each waited for on this thread: of a watch, an observer, or pages.
+/// Iterates over a stream, waiting for each item on this thread: for watches, observers and pages.
 ///
 /// ```no_run
 /// # fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {

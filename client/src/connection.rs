@@ -1,11 +1,11 @@
-//! Whether a server tells of what somebody follows, for people who would take silence for quiet.
+//! Whether a stream is currently served, for programs that must not mistake an outage for quiet.
 
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
-/// Whether a server tells of what is followed at present. What follows goes on by itself, where it stopped; this is to
-/// be able to say that it is out of date meanwhile.
+/// Whether a server currently reports changes to a stream. The stream itself resumes where it
+/// stopped; this tells the program that its data may be out of date meanwhile.
 ///
 /// ```no_run
 /// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
@@ -30,14 +30,14 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Why no server tells anything at present; `None` while one does, or may yet.
+    /// Why no server currently reports changes; `None` while one does, or none was tried yet.
     #[must_use]
     pub fn trouble(&self) -> Option<Arc<str>> {
         self.trouble.borrow().clone()
     }
 
-    /// Waits until the connection is lost (why) or is back (`None`). Never returns after the end of what is followed.
-    /// Cancel-safe.
+    /// Waits until the connection is lost (returns why) or restored (`None`). Never returns after
+    /// the stream has ended. Cancel-safe.
     pub async fn changed(&mut self) -> Option<Arc<str>> {
         if self.trouble.changed().await.is_err() {
             std::future::pending::<()>().await;
@@ -46,7 +46,7 @@ impl Connection {
     }
 }
 
-/// Says how the connection of something that is followed is.
+/// Publishes the connection state of a stream.
 #[derive(Debug, Default)]
 pub(crate) struct Reporter(watch::Sender<Option<Arc<str>>>);
 
@@ -55,12 +55,12 @@ impl Reporter {
         Connection { trouble: self.0.subscribe() }
     }
 
-    /// A server tells.
+    /// Reports that a server serves the stream.
     pub(crate) fn is_there(&self) {
         self.0.send_if_modified(|trouble| trouble.take().is_some());
     }
 
-    /// None does, for this reason. What makes the next attempts fail is no news.
+    /// Reports that no server does, and why. Only the first reason since the loss is published.
     pub(crate) fn is_lost(&self, why: impl FnOnce() -> Arc<str>) {
         self.0.send_if_modified(|trouble| {
             let is_news = trouble.is_none();

@@ -1,9 +1,9 @@
-//! Counters: whole numbers that many processes change, in ordinary keys.
+//! Counters: integers that many processes change, stored in ordinary keys.
 //!
-//! A counter is decimal text in the key of its name, so that any client reads and watches it. Every change
-//! is one step and answers with the number after it. Through a session a change is carried out once,
-//! however often it had to be sent; without one, a change whose answer was lost is not sent again, and
-//! [`Error::outcome`] says that it may have been carried out.
+//! A counter is decimal text in the key with its name, so any client can read and watch it. Every
+//! change is atomic and returns the number after it. Through a session a change takes effect once,
+//! however often it had to be sent. Without a session, a change whose answer was lost is not sent
+//! again, and [`Error::outcome`] says that it may have been applied.
 //!
 //! ```no_run
 //! # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
@@ -34,7 +34,7 @@ impl Client {
 }
 
 impl Session {
-    /// The counter `name`, changed in the name of this session: every change once.
+    /// The counter `name`, changed on behalf of this session: every change takes effect once.
     pub fn counter(&self, name: impl Into<Vec<u8>>) -> Counter {
         let name = self.client().namespace().name(name);
         Counter { caller: Caller::session(self), name }
@@ -62,7 +62,7 @@ pub struct Counter {
     name: Bytes,
 }
 
-/// What a counter was.
+/// The value of a counter at one revision.
 ///
 /// ```no_run
 /// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
@@ -70,20 +70,20 @@ pub struct Counter {
 ///
 /// let Count { value, revision } = client.counter("visits").get().await?;
 /// println!("{value} visits as of revision {revision}");
-/// // Whatever happens to it after that.
+/// // The next change after that read.
 /// let mut later = client.watch("visits").from_revision(revision + 1).start();
 /// println!("{:?}", later.next().await?);
 /// # Ok(()) }
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Count {
-    /// The number; 0 for a counter that is not there.
+    /// The number; 0 if the counter does not exist.
     pub value: i64,
-    /// Revision of its last change; 0 for a counter that is not there.
+    /// Revision of its last change; 0 if the counter does not exist.
     pub revision: i64,
 }
 
-/// What became of a change that depends on a condition.
+/// The result of a conditional change.
 ///
 /// ```no_run
 /// # async fn example(session: conclave_client::Session) -> Result<(), conclave_client::Error> {
@@ -104,15 +104,15 @@ pub struct Count {
 pub struct Exchange {
     /// Whether the condition held.
     pub is_done: bool,
-    /// The counter after that.
+    /// The counter afterwards.
     pub count: Count,
 }
 
 impl Counter {
-    /// What it is.
+    /// Reads the counter.
     ///
     /// # Errors
-    /// [`Error::Refused`] if the key holds no number. See [`Error`].
+    /// [`Error::Refused`] if the key does not hold a number. See [`Error`].
     pub async fn get(&self) -> Result<Count, Error> {
         let request = CounterGetRequest { name: self.name.clone() };
         let call = |channel| {
@@ -125,8 +125,8 @@ impl Counter {
     /// Adds `delta`, which may be negative.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if the sum does not fit 64 bits: nothing happened. [`Error::Refused`] if the key
-    /// holds no number. See [`Error`].
+    /// [`Error::Invalid`] if the sum does not fit 64 bits; nothing changed then. [`Error::Refused`]
+    /// if the key does not hold a number. See [`Error`].
     pub async fn add(&self, delta: i64) -> Result<Count, Error> {
         let call = |channel, once| {
             let request = CounterAddRequest { once, name: self.name.clone(), delta };
@@ -135,7 +135,7 @@ impl Counter {
         self.caller.send(call).await.map(|answer| count(&answer))
     }
 
-    /// Makes it `value`, whatever it was.
+    /// Sets the counter to `value`, whatever it was.
     ///
     /// # Errors
     /// See [`Error`].
@@ -143,18 +143,19 @@ impl Counter {
         self.exchange(value, None).await.map(|done| done.count)
     }
 
-    /// Makes it `value` if it is `expected`.
+    /// Sets the counter to `value` if it is `expected`.
     ///
     /// # Errors
-    /// [`Error::Refused`] if the key holds no number. See [`Error`].
+    /// [`Error::Refused`] if the key does not hold a number. See [`Error`].
     pub async fn compare_and_set(&self, expected: i64, value: i64) -> Result<Exchange, Error> {
         self.exchange(value, Some(Condition::IfValue(expected))).await
     }
 
-    /// Makes it `value` if it did not change since it was `seen`, not even there and back.
+    /// Sets the counter to `value` if it has not changed since it was `seen`, not even there and
+    /// back.
     ///
     /// # Errors
-    /// [`Error::Refused`] if it changed, and the key holds no number. See [`Error`].
+    /// [`Error::Refused`] if it changed and the key does not hold a number. See [`Error`].
     pub async fn set_if_unchanged(&self, seen: Count, value: i64) -> Result<Exchange, Error> {
         self.exchange(value, Some(Condition::IfRevision(seen.revision))).await
     }

@@ -1,4 +1,4 @@
-//! How long a caller waits for an answer, as servers are told of it: `grpc-timeout`, whole milliseconds.
+//! Tells servers the deadline of a call: `grpc-timeout` in whole milliseconds.
 
 use std::{error::Error as _, time::Duration};
 
@@ -6,11 +6,12 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use tonic::{Code, Status, TimeoutExpired};
 
 const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
-/// The most that the header can say has eight digits. Whoever waits longer need not say it.
+/// The largest value that the header can hold (eight digits). Longer timeouts are not sent.
 const MS_MAX: u128 = 99_999_999;
 
-/// Tells a server how much time is left. Rounded up, so that the caller is never the last to give up by much, and so
-/// that most calls say the same, which HTTP/2 then sends as one byte.
+/// Sends the remaining time to the server. Rounded up to whole milliseconds, so that the server
+/// does not give up before the caller does, and so that most calls send the same value, which
+/// HTTP/2 then compresses to one byte.
 pub(crate) fn tell(headers: &mut HeaderMap, left: Duration) {
     let ms = left.as_nanos().div_ceil(1_000_000).max(1);
     if ms <= MS_MAX
@@ -20,7 +21,8 @@ pub(crate) fn tell(headers: &mut HeaderMap, left: Duration) {
     }
 }
 
-/// Whether a call ended because its time was over: a server says so, or the connection, which reads the header, too.
+/// Whether a call ended because its time was over, as reported by the server or by the local
+/// connection, which reads the header, too.
 pub(crate) fn is_over(status: &Status) -> bool {
     let mut cause = status.source();
     while let Some(error) = cause {

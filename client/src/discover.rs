@@ -1,4 +1,4 @@
-//! Endpoints from SRV records.
+//! Endpoint discovery by DNS SRV records.
 
 use std::net::SocketAddr;
 
@@ -6,13 +6,14 @@ use conclave_transport::dns;
 
 use crate::error::Error;
 
-/// Services of etcd's clients, the secured one first.
+/// The SRV services of etcd's client endpoints, TLS first.
 const SERVICES: [(&str, &str); 2] = [("etcd-client-ssl", "https"), ("etcd-client", "http")];
 
-/// The endpoints that the SRV records `_etcd-client-ssl._tcp` and `_etcd-client._tcp` of `domain` name, as
-/// URLs for [`Client::builder`](crate::Client::builder), secured ones first. A `name` that is not empty is
-/// appended to the service with a dash, as by etcdctl's `--discovery-srv-name`. Asks `server`, or the
-/// system's name servers. Blocks for some seconds if they do not answer.
+/// Looks up endpoints in the SRV records `_etcd-client-ssl._tcp` and `_etcd-client._tcp` of
+/// `domain`. Returns URLs for [`Client::builder`](crate::Client::builder), those with TLS first. A
+/// `name` that is not empty is appended to the service with a dash, as by etcdctl's
+/// `--discovery-srv-name`. Asks `server`, or the system's name servers. Blocks the thread for some
+/// seconds if they do not answer.
 ///
 /// # Errors
 /// [`Error::Config`] if nothing is found.

@@ -1,7 +1,7 @@
-//! Double barriers: participants begin together, and end together.
+//! Double barriers: participants start together, and finish together.
 //!
-//! A participant is a key that lives with its session: one that is lost counts no more, and is not waited
-//! for. All participants say how many they are.
+//! A participant is a key attached to its session: a lost participant no longer counts and is not
+//! waited for. All participants give the same expected count.
 //!
 //! ```no_run
 //! # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
@@ -40,18 +40,18 @@ use crate::{
 };
 
 impl Session {
-    /// Starts to describe how to enter the double barrier `name` of `count` participants (1 to 1,024); await
-    /// it to enter.
+    /// Starts to describe entering the double barrier `name` of `count` participants (1 to 1,024);
+    /// await it to enter.
     pub fn double_barrier(&self, name: impl Into<Vec<u8>>, count: u32) -> Enter {
         let (session, name) = (self.clone(), self.client().namespace().name(name));
         Enter { session, name, count, note: Bytes::new(), wait: None }
     }
 }
 
-/// A double barrier that is to be entered; see [`Session::double_barrier`].
+/// A double barrier to be entered; see [`Session::double_barrier`].
 ///
-/// Awaiting it is cancel-safe: a future that is dropped gives its place up, in the background, even if the
-/// request has not arrived yet.
+/// Awaiting it is cancel-safe: dropping the future gives up its place in the background, even if
+/// the request has not arrived yet.
 ///
 /// ```no_run
 /// # async fn example(session: conclave_client::Session) -> Result<(), conclave_client::Error> {
@@ -78,14 +78,14 @@ pub struct Enter {
 }
 
 impl Enter {
-    /// Waits for the others for at most this long, then gives the place up and fails with
-    /// [`Error::NotYet`]. If no server answers, it takes up to 5 s longer. Default: for ever.
+    /// Limits the wait for the others; after it, gives up the place and fails with
+    /// [`Error::NotYet`]. If no server answers, it may take up to 5 s longer. Default: for ever.
     pub fn wait(mut self, wait: Duration) -> Self {
         self.wait = Some(wait);
         self
     }
 
-    /// What the participant says about itself: the value of its key.
+    /// A note about the participant: the value of its key.
     pub fn note(mut self, note: impl Into<Vec<u8>>) -> Self {
         self.note = note.into().into();
         self
@@ -120,11 +120,11 @@ impl IntoFuture for Enter {
     }
 }
 
-/// By what a request that enters is recognised.
+/// How the server recognises a request to enter.
 enum Number {
     /// By its number, which the session has to remember.
     Open(Ticket),
-    /// By the participant that it made.
+    /// By the participant that it created.
     Placed(v1::Once),
 }
 
@@ -153,7 +153,8 @@ impl Ask for Entering {
 
     fn hear(&mut self, answer: WaitResponse) -> Heard<Passed> {
         if let (Some(Event::Waiting(_)), Number::Open(ticket)) = (&answer.event, &self.number) {
-            // A wait may be long; other requests of the session shall not be kept in mind for it.
+            // The wait may be long; later requests of the session need not be remembered because of
+            // it.
             self.number = Number::Placed(v1::Once { settled: 0, ..ticket.once() });
         }
         heard(answer, "the participant was removed")
@@ -164,10 +165,10 @@ impl Ask for Entering {
     }
 }
 
-/// A place inside of a double barrier, for as long as this guard exists and its session lives.
+/// A place inside a double barrier: held for as long as this guard exists and its session lives.
 ///
-/// Leave with [`Inside::leave`], which waits for the others. A guard that is dropped leaves in the background
-/// and waits for nobody.
+/// Leave with [`Inside::leave`], which waits for the others. Dropping the guard leaves in the
+/// background without waiting.
 ///
 /// ```no_run
 /// # async fn example(session: conclave_client::Session) -> Result<(), conclave_client::Error> {
@@ -194,19 +195,21 @@ impl Inside {
         self.fence
     }
 
-    /// Cancelled when the session is lost: the others wait no more for this participant.
+    /// Cancelled when the session is lost: the others no longer wait for this participant.
     #[must_use]
     pub fn lost(&self) -> CancellationToken {
         self.kept.session.lost()
     }
 
-    /// Leaves, and waits until all others that are inside have left, or are lost; await the result.
+    /// Leaves, and waits until all other participants inside have left or are lost; await the
+    /// result.
     pub fn leave(self) -> Leave {
         Leave { kept: self.kept, wait: None }
     }
 }
 
-/// Leaving a double barrier; see [`Inside::leave`]. The place is given up in any case, also if it is dropped.
+/// A request to leave a double barrier; see [`Inside::leave`]. The place is given up in any case,
+/// even if this is dropped.
 ///
 /// ```no_run
 /// # async fn example(inside: conclave_client::double_barrier::Inside) -> Result<(), conclave_client::Error> {
@@ -228,8 +231,8 @@ pub struct Leave {
 }
 
 impl Leave {
-    /// Waits for the others for at most this long, then fails with [`Error::NotYet`]. If no server answers,
-    /// it takes up to 5 s longer. Default: for ever.
+    /// Limits the wait for the others; after it, fails with [`Error::NotYet`]. If no server
+    /// answers, it may take up to 5 s longer. Default: for ever.
     pub fn at_most(mut self, wait: Duration) -> Self {
         self.wait = Some(wait);
         self
@@ -247,7 +250,7 @@ impl Leave {
             () = lost.cancelled() => Err(Error::session_lost()),
             left = patience::wait(&client, patience, &mut asked) => left,
         };
-        // Who is told how it ended has left.
+        // With any of these results the participant has left.
         kept.is_over = matches!(left, Ok(_) | Err(Error::NotYet | Error::Lost { .. }));
         left.map(drop)
     }
@@ -262,11 +265,11 @@ impl IntoFuture for Leave {
     }
 }
 
-/// How far a participant is on its way out.
+/// The progress of a participant that leaves.
 enum Way {
     /// It leaves by a request with this number, which the session has to remember.
     Leaving(Ticket),
-    /// It has left, and waits for others with fences up to this one.
+    /// It has left, and waits for the others with fences up to this one.
     Waiting(i64),
 }
 
@@ -297,7 +300,8 @@ impl Ask for Leaving {
         if let Some(Event::Waiting(waiting)) = &answer.event
             && waiting.fence > 0
         {
-            // The others may take long; other requests of the session shall not be kept in mind for it.
+            // The wait may be long; later requests of the session need not be remembered because of
+            // it.
             self.way = Way::Waiting(waiting.fence);
         }
         heard(answer, "the participant was removed")

@@ -1,11 +1,11 @@
-//! Values that are JSON.
+//! Values in JSON.
 
 use conclave_proto::{etcdserverpb::RangeResponse, mvccpb::KeyValue};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{client::Client, error::Error, kv::Put, reply::Reply};
 
-/// What a key says, as a type of the program.
+/// Decodes the JSON value of a key into a type of the program.
 ///
 /// ```no_run
 /// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
@@ -22,10 +22,10 @@ use crate::{client::Client, error::Error, kv::Put, reply::Reply};
 /// # Ok(()) }
 /// ```
 pub trait Json {
-    /// Reads the value.
+    /// Decodes the value.
     ///
     /// # Errors
-    /// [`Error::Decode`] if it is not JSON, or that of something else.
+    /// [`Error::Decode`] if it is not JSON, or does not fit the type.
     fn json<T: DeserializeOwned>(&self) -> Result<T, Error>;
 }
 
@@ -39,10 +39,10 @@ impl Json for KeyValue {
 }
 
 impl Reply<RangeResponse> {
-    /// The value of the first key as a type of the program; `None` if there is no key. See [`Json`].
+    /// Decodes the value of the first key; `None` if there is no key. See [`Json`].
     ///
     /// # Errors
-    /// [`Error::Decode`] if it is not JSON, or that of something else.
+    /// [`Error::Decode`] if it is not JSON, or does not fit the type.
     pub fn json<T: DeserializeOwned>(&self) -> Result<Option<T>, Error> {
         self.kvs.first().map(Json::json).transpose()
     }
@@ -52,7 +52,7 @@ impl Client {
     /// Writes `value` as JSON; see [`Json`].
     ///
     /// # Errors
-    /// [`Error::Decode`] if JSON cannot say it, as a map whose keys are no texts.
+    /// [`Error::Decode`] if it cannot be written as JSON, such as a map whose keys are not strings.
     pub fn put_json(
         &self,
         key: impl Into<Vec<u8>>,

@@ -1,8 +1,8 @@
-//! Ranges of keys as the wire has them: a key and a range end.
+//! Key ranges as they are sent: a key and a range end.
 
 use bytes::Bytes;
 
-/// As a range end: everything from the key on. As a key: the first possible key.
+/// As a range end: all keys from the key on. As a key: the first possible key.
 pub(crate) const ALL: &[u8] = b"\0";
 
 /// The end of the range of all keys that start with `prefix`.
@@ -14,7 +14,7 @@ pub fn prefix_end(prefix: &[u8]) -> Bytes {
             end[last] += 1;
             end.into()
         }
-        // Nothing sorts behind all keys with this prefix.
+        // No key sorts after all keys with this prefix.
         None => Bytes::from_static(ALL),
     }
 }
@@ -37,22 +37,22 @@ pub(crate) fn set_from_key(key: &mut Bytes, range_end: &mut Bytes) {
     *range_end = Bytes::from_static(ALL);
 }
 
-/// The methods of a builder by which its `request` asks for more than one key.
+/// The builder methods that extend `request` to more than one key.
 macro_rules! spans {
     () => {
-        /// All keys that start with the key; all keys if it is empty.
+        /// Extends this to all keys that start with the key; to all keys if the key is empty.
         pub fn prefix(mut self) -> Self {
             $crate::key::set_prefix(&mut self.request.key, &mut self.request.range_end);
             self
         }
 
-        /// All keys from the key on.
+        /// Extends this to all keys from the key on.
         pub fn from_key(mut self) -> Self {
             $crate::key::set_from_key(&mut self.request.key, &mut self.request.range_end);
             self
         }
 
-        /// All keys from the key on and below `end`.
+        /// Extends this to all keys from the key up to, but not including, `end`.
         pub fn range(mut self, end: impl Into<Vec<u8>>) -> Self {
             self.request.range_end = bytes::Bytes::from(end.into());
             self

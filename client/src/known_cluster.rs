@@ -1,21 +1,23 @@
-//! Whose answers a stream or mirror gets: revisions of different clusters have nothing to do with each other.
+//! Checks that a stream or mirror keeps talking to one cluster: revisions of different clusters are
+//! unrelated.
 //!
-//! A store that was put back to an older state is noticed by a smaller revision only until it has caught up. Restoring a
-//! backup makes a new cluster, with an id of its own, which stands in every answer.
+//! A store restored to an older state shows a smaller revision only until it has caught up. But
+//! restoring a backup makes a new cluster with its own id, which is in every answer.
 
 use tonic::Status;
 
 use crate::error::Error;
 
-/// The cluster that answered first; none yet, or none that says who it is, by default.
+/// The id of the cluster that answered first; 0 while no answer had an id.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct KnownCluster(u64);
 
 impl KnownCluster {
-    /// Takes the id of an answer, 0 if it has none.
+    /// Checks the cluster id of an answer; 0 if it has none.
     ///
     /// # Errors
-    /// [`Error::FutureRevision`] if another cluster answered before: what it told is not the past of this one.
+    /// [`Error::FutureRevision`] if another cluster answered before: its revisions are not the past
+    /// of this one.
     pub(crate) fn meet(&mut self, cluster_id: u64) -> Result<(), Error> {
         match (self.0, cluster_id) {
             (_, 0) => Ok(()),

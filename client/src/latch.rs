@@ -1,8 +1,9 @@
-//! Latches: a number that goes down to 0, where all who wait go on.
+//! Latches: numbers that count down to 0, which releases all waiters.
 //!
-//! A latch is decimal text in the key of its name. At 0 it stays there: whoever comes later does not wait.
-//! It belongs to nobody: a process that ends before it counted down is missed for ever, so wait with a
-//! limit. Through a session every count-down counts once, however often it had to be sent.
+//! A latch is decimal text in the key with its name. At 0 it stays there: later waiters do not
+//! wait. It belongs to no session: if a process ends before it counted down, its count stays
+//! missing, so wait with a limit. Through a session every count-down counts once, however often it
+//! had to be sent.
 //!
 //! ```no_run
 //! # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
@@ -39,7 +40,8 @@ impl Client {
 }
 
 impl Session {
-    /// The latch `name`, counted down in the name of this session: every count-down once.
+    /// The latch `name`, counted down on behalf of this session: every count-down takes effect
+    /// once.
     pub fn latch(&self, name: impl Into<Vec<u8>>) -> Latch {
         let name = self.client().namespace().name(name);
         Latch { caller: Caller::session(self), name }
@@ -69,7 +71,7 @@ pub struct Latch {
     name: Bytes,
 }
 
-/// How a latch stands.
+/// The state of a latch.
 ///
 /// ```no_run
 /// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
@@ -84,17 +86,17 @@ pub struct Latch {
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Remaining {
-    /// How often it has to be counted down; 0: nobody waits.
+    /// How often it still has to be counted down; 0: nobody waits.
     pub count: i64,
     /// Revision of its last change.
     pub revision: i64,
 }
 
 impl Latch {
-    /// Creates it with `count`, unless it is there already: then it stays as it is.
+    /// Creates the latch with `count`, unless it exists: then it stays as it is.
     ///
     /// # Errors
-    /// [`Error::Refused`] if the key holds no number. See [`Error`].
+    /// [`Error::Refused`] if the key does not hold a number. See [`Error`].
     pub async fn create(&self, count: i64) -> Result<Remaining, Error> {
         let call = |channel, once| {
             let request = LatchCreateRequest { once, name: self.name.clone(), count };
@@ -103,18 +105,18 @@ impl Latch {
         self.caller.send(call).await.map(remaining)
     }
 
-    /// Counts down by one, not below 0.
+    /// Counts down by one, but not below 0.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if nobody created it, or the session ended. See [`Error`].
+    /// [`Error::NotFound`] if the latch does not exist, or the session has ended. See [`Error`].
     pub async fn count_down(&self) -> Result<Remaining, Error> {
         self.count_down_by(1).await
     }
 
-    /// Counts down by `by` at once, not below 0.
+    /// Counts down by `by` at once, but not below 0. A `by` of 0 means 1.
     ///
     /// # Errors
-    /// As [`Latch::count_down`]; [`Error::Invalid`] if `by` is negative. 0 stands for 1.
+    /// As for [`Latch::count_down`]; [`Error::Invalid`] if `by` is negative.
     pub async fn count_down_by(&self, by: i64) -> Result<Remaining, Error> {
         let call = |channel, once| {
             let request = LatchCountDownRequest { once, name: self.name.clone(), by };
@@ -123,10 +125,10 @@ impl Latch {
         self.caller.send(call).await.map(remaining)
     }
 
-    /// How it stands.
+    /// The current state.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if nobody created it. See [`Error`].
+    /// [`Error::NotFound`] if the latch does not exist. See [`Error`].
     pub async fn remaining(&self) -> Result<Remaining, Error> {
         let request = LatchGetRequest { name: self.name.clone() };
         let call = |channel| {
@@ -136,8 +138,8 @@ impl Latch {
         self.caller.client.read(call).await.map(remaining)
     }
 
-    /// Waits until it is at 0; await the result. If it is not there yet that includes its creation; if it
-    /// is deleted meanwhile the wait fails with [`Error::Lost`].
+    /// Waits until the latch is at 0; await the result. If the latch does not exist yet, also waits
+    /// for its creation; if it is deleted meanwhile, the wait fails with [`Error::Lost`].
     pub fn wait(&self) -> Wait {
         Wait::new(&self.caller.client, For::Latch, &self.name)
     }

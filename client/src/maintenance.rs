@@ -1,6 +1,6 @@
-//! Members, status, alarms, and what operators do.
+//! Members, status, alarms, and other operator calls.
 //!
-//! Status, hash and defragmentation concern one member: use the clients of [`Client::each`].
+//! Status, hash and defragmentation apply to one member: use the clients from [`Client::each`].
 
 use conclave_proto::etcdserverpb::{
     AlarmRequest, AlarmResponse, DefragmentRequest, DowngradeRequest, DowngradeResponse,
@@ -14,7 +14,7 @@ use conclave_proto::etcdserverpb::{
 use crate::{client::Client, error::Error, page, reply::Reply};
 
 impl Client {
-    /// The members of the cluster.
+    /// Lists the members of the cluster.
     ///
     /// # Errors
     /// See [`Error`].
@@ -24,10 +24,11 @@ impl Client {
         self.read(call).await.map(Reply::new)
     }
 
-    /// Adds a member that will be reached by `peer_urls`; as a learner it does not vote until it is promoted.
+    /// Adds a member with these peer URLs. A learner does not vote until it is promoted.
     ///
     /// # Errors
-    /// [`Error::Refused`] if the change could cost the cluster its quorum, or for any reason etcd has.
+    /// [`Error::Refused`] if the change could cost the cluster its quorum, or for any reason of
+    /// etcd's.
     pub async fn add_member(
         &self,
         peer_urls: Vec<String>,
@@ -44,7 +45,7 @@ impl Client {
     /// Removes a member for good.
     ///
     /// # Errors
-    /// As [`Client::add_member`]; [`Error::NotFound`] if there is no such member.
+    /// As for [`Client::add_member`]; [`Error::NotFound`] if there is no such member.
     pub async fn remove_member(&self, id: u64) -> Result<Reply<MemberRemoveResponse>, Error> {
         let request = MemberRemoveRequest { id };
         let call =
@@ -52,10 +53,10 @@ impl Client {
         self.write(call).await.map(Reply::new)
     }
 
-    /// Tells the cluster that a member is reached by other URLs.
+    /// Changes the peer URLs of a member.
     ///
     /// # Errors
-    /// As [`Client::remove_member`].
+    /// As for [`Client::remove_member`].
     pub async fn update_member(
         &self,
         id: u64,
@@ -69,10 +70,10 @@ impl Client {
         self.write(call).await.map(Reply::new)
     }
 
-    /// Makes a learner that is in sync a voter.
+    /// Promotes a learner that has caught up to a voter.
     ///
     /// # Errors
-    /// As [`Client::remove_member`].
+    /// As for [`Client::remove_member`].
     pub async fn promote_member(&self, id: u64) -> Result<Reply<MemberPromoteResponse>, Error> {
         let request = MemberPromoteRequest { id };
         let call =
@@ -80,7 +81,7 @@ impl Client {
         self.write(call).await.map(Reply::new)
     }
 
-    /// The state of one member.
+    /// Reads the state of one member.
     ///
     /// # Errors
     /// See [`Error`].
@@ -93,14 +94,15 @@ impl Client {
     /// The hash of one member's keys and history up to `revision` (0 for the current one).
     ///
     /// # Errors
-    /// [`Error::Compacted`] and [`Error::FutureRevision`] by revision, and those of any read.
+    /// [`Error::Compacted`] or [`Error::FutureRevision`] if `revision` cannot be read, and those of
+    /// any read.
     pub async fn hash_kv(&self, revision: i64) -> Result<Reply<HashKvResponse>, Error> {
         let request = HashKvRequest { revision };
         let call = |channel| async move { MaintenanceClient::new(channel).hash_kv(request).await };
         self.read(call).await.map(Reply::new)
     }
 
-    /// The active alarms.
+    /// Lists the active alarms.
     ///
     /// # Errors
     /// See [`Error`].
@@ -110,11 +112,11 @@ impl Client {
         self.read(call).await.map(Reply::new)
     }
 
-    /// Ends all active alarms and answers with those ended. The answer has no header: etcd has no
-    /// request for this, so it is one request for each alarm.
+    /// Disarms all active alarms and returns them. The result has no header: etcd has no request
+    /// for all alarms, so one is sent for each.
     ///
     /// # Errors
-    /// See [`Error`]; alarms before the failed one are ended.
+    /// See [`Error`]; alarms before the failed one are disarmed.
     pub async fn disarm_alarms(&self) -> Result<AlarmResponse, Error> {
         let mut ended = AlarmResponse::default();
         for active in self.alarms().await?.into_inner().alarms {
@@ -130,7 +132,7 @@ impl Client {
         Ok(ended)
     }
 
-    /// Gives free space of one member's store back to the file system.
+    /// Returns free space in one member's store to the file system.
     ///
     /// # Errors
     /// See [`Error`].
@@ -141,20 +143,20 @@ impl Client {
         self.write(call).await.map(|_response| ())
     }
 
-    /// Hands leadership to the member `target`. Only the leader accepts this.
+    /// Transfers leadership to the member `target`. Only the leader accepts this.
     ///
     /// # Errors
-    /// [`Error::Refused`] by a member that does not lead or if the target cannot.
+    /// [`Error::Refused`] if the member that answers does not lead, or the target cannot.
     pub async fn move_leader(&self, target: u64) -> Result<(), Error> {
         let request = MoveLeaderRequest { target_id: target };
         let call =
             |channel| async move { MaintenanceClient::new(channel).move_leader(request).await };
         self.write(call).await.map(|_response| ())
     }
-    /// Asks for a downgrade of the cluster to `version`, whether one is possible, or for the end of one.
+    /// Validates, starts or cancels a downgrade of the cluster to `version`.
     ///
     /// # Errors
-    /// [`Error::Refused`] and [`Error::Invalid`] for any reason the server has.
+    /// [`Error::Refused`] or [`Error::Invalid`] with the server's reason.
     pub async fn downgrade(
         &self,
         action: DowngradeAction,
@@ -168,8 +170,8 @@ impl Client {
         self.write(call).await.map(Reply::new)
     }
 
-    /// The metrics of one member, as Prometheus reads them. An etcd without TLS does not serve them on
-    /// connections for calls.
+    /// Reads the metrics of one member in Prometheus format. An etcd without TLS does not serve
+    /// them on its client connections.
     ///
     /// # Errors
     /// See [`Error`].

@@ -1,5 +1,5 @@
-//! A part of the key space as if it were all of it: every key that is sent gets a prefix, and loses it again in
-//! the answers. As the package `namespace` of etcd's own client does it.
+//! A namespace within the key space: a prefix is added to every key that is sent, and removed from
+//! the keys in answers. It works like the package `namespace` of etcd's own client.
 
 use bytes::Bytes;
 use conclave_proto::{
@@ -17,12 +17,12 @@ use crate::{
     key::{ALL, prefix_end},
 };
 
-/// What stands before every key; nothing by default.
+/// The prefix of every key; empty by default.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Namespace(Bytes);
 
 impl Namespace {
-    /// The one within this that `prefix` stands for.
+    /// The namespace `prefix` within this one.
     pub(crate) fn within(&self, prefix: &[u8]) -> Self {
         Self(self.name(prefix))
     }
@@ -31,29 +31,29 @@ impl Namespace {
         &self.0
     }
 
-    /// The name of a lock, an election or whatever else has its keys below its name.
+    /// The full name of a lock, an election or anything else with its keys below its name.
     pub(crate) fn name(&self, name: impl Into<Vec<u8>>) -> Bytes {
         let name = name.into();
         if self.0.is_empty() { name.into() } else { [&self.0[..], &name].concat().into() }
     }
 
-    /// A name or key as those in this namespace know it.
+    /// Makes a name or key relative to this namespace.
     pub(crate) fn strip(&self, key: &mut Bytes) {
         if key.starts_with(&self.0) {
             *key = key.slice(self.0.len()..);
         }
     }
 
-    /// Those of `keys` that are in this namespace, as it knows them.
+    /// Those of `keys` that are in this namespace, relative to it.
     pub(crate) fn own(&self, keys: Vec<Bytes>) -> Vec<Bytes> {
         let own = keys.into_iter().filter(|key| key.starts_with(&self.0));
         own.map(|key| key.slice(self.0.len()..)).collect()
     }
 
-    /// One key, or a range that goes no further than this namespace.
+    /// Maps a key, or a range, which is limited to this namespace.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if there is no key: what stands before it is none.
+    /// [`Error::Invalid`] if the key is empty: the prefix alone is not a key.
     pub(crate) fn span(&self, key: &mut Bytes, range_end: &mut Bytes) -> Result<(), Error> {
         if self.0.is_empty() {
             return Ok(());
@@ -63,7 +63,7 @@ impl Namespace {
         }
         let is_open = range_end == ALL;
         *key = match &key[..] {
-            // From the first possible key on, which here is that of the empty name.
+            // The first possible key; within the namespace that is the empty name.
             ALL if is_open => self.0.clone(),
             key => self.name(key),
         };

@@ -1,4 +1,4 @@
-//! Pages that a member serves beside its calls, over the same connection.
+//! HTTP pages of a member, read over the connection for calls.
 
 use std::{future::poll_fn, pin::Pin};
 
@@ -9,13 +9,13 @@ use tower::Service as _;
 
 use crate::login::Channel;
 
-/// Far more than the metrics of any member.
+/// Far larger than the metrics of any member.
 const PAGE_BYTES_MAX: usize = 16 << 20;
 
 /// Reads the page at `path`.
 ///
 /// # Errors
-/// If the server cannot be reached, has no such page, or sends more than anybody wants.
+/// If the server cannot be reached, has no such page, or sends more than [`PAGE_BYTES_MAX`].
 pub(crate) async fn read(
     mut channel: Channel,
     path: &'static str,

@@ -1,4 +1,4 @@
-//! Large ranges in pages, all of one revision.
+//! Large ranges read in pages, all at one revision.
 
 use std::{
     pin::Pin,
@@ -16,16 +16,18 @@ use tonic::Status;
 use crate::{client::Client, error::Error, kv::Get, namespace::Namespace, reply::Reply};
 
 impl Get<Client> {
-    /// Reads in pages of at most `size` pairs, in the order of the keys: what is too large for one answer, or not
-    /// needed at once. All pages are of the revision of the first one, or of the one that was asked for; if that
-    /// is compacted meanwhile, the stream ends with [`Error::Compacted`]. A limit counts for all pages together; of a
-    /// serializable range only the first page is read without a quorum.
+    /// Reads the range in pages of at most `size` key-value pairs, in key order: for ranges that
+    /// are too large for one answer or not needed at once. All pages are read at the revision of
+    /// the first one, or at the requested one; if it is compacted meanwhile, the stream ends with
+    /// [`Error::Compacted`]. A limit applies to all pages together. For a serializable range only
+    /// the first page is read without a quorum.
     ///
-    /// Nothing is asked for before the first page is awaited, and no page before it is.
+    /// Each page is requested only when it is awaited.
     pub fn pages(self, size: u32) -> Pages {
         let (client, request) = self.into_parts();
         let left = (request.limit > 0).then_some(request.limit);
-        // Read by whole keys: the first one of a namespace may be empty, and nothing begins behind that.
+        // Read with full keys: the first key of a namespace may be the empty name, after which no
+        // range can begin.
         let (bare, namespace) = (client.bare(), client.namespace().clone());
         let whole = namespace.range(request);
         let read = Some(whole.map(|request| Read { client: bare, namespace, left, request }));
@@ -39,7 +41,7 @@ impl Get<Client> {
     }
 }
 
-/// A range that is read page by page; see [`Get::pages`].
+/// A range read page by page; see [`Get::pages`].
 ///
 /// ```no_run
 /// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
@@ -57,12 +59,12 @@ pub struct Pages {
 }
 
 impl Pages {
-    /// The next page, or `None` after the last one. Cancel-safe: a call that was given up goes on when it is awaited
-    /// again, within the time limit that it began with.
+    /// The next page, or `None` after the last one. Cancel-safe: a cancelled call continues when
+    /// awaited again, within its original time limit.
     ///
     /// # Errors
-    /// Why it could not be read, once; see [`Error`]. [`Error::Invalid`] if another order than that of the keys was
-    /// asked for, or pages of no pairs.
+    /// Why the page could not be read, returned once; see [`Error`]. [`Error::Invalid`] for an
+    /// order other than key order, or a page size of 0.
     pub async fn next(&mut self) -> Result<Option<Reply<RangeResponse>>, Error> {
         self.pages.next().await.transpose()
     }
@@ -82,15 +84,15 @@ impl std::fmt::Debug for Pages {
     }
 }
 
-/// What comes after a page, or why nothing can; `None` after the last one.
+/// What follows a page, or why nothing can; `None` after the last page.
 type Rest = Option<Result<Read, Error>>;
 
-/// What is still to be read.
+/// The part of the range still to be read.
 struct Read {
     client: Client,
     namespace: Namespace,
     request: RangeRequest,
-    /// How many pairs, at most.
+    /// The remaining limit, if there is one.
     left: Option<i64>,
 }
 
@@ -109,7 +111,7 @@ impl Read {
         if self.request.revision == 0 {
             self.request.revision = page.revision();
         }
-        // The next may be read elsewhere, where that revision has to be there.
+        // The next page may be read from another member, which must have that revision.
         self.request.serializable = false;
         self.left = self.left.map(|left| left - self.request.limit);
         let is_last = !page.more || self.left == Some(0);
@@ -125,7 +127,7 @@ impl Read {
     }
 }
 
-/// The first possible key behind `key`.
+/// The first possible key after `key`.
 fn after(key: &[u8]) -> Bytes {
     [key, b"\0"].concat().into()
 }

@@ -1,4 +1,4 @@
-//! Answers of the server.
+//! Replies of the server.
 
 use std::ops::Deref;
 
@@ -12,7 +12,7 @@ use conclave_proto::{
     mvccpb::KeyValue,
 };
 
-/// An answer with a header. Its fields are those of the message.
+/// A reply with a header. Dereferences to the message.
 ///
 /// ```no_run
 /// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
@@ -48,8 +48,8 @@ impl<M> Deref for Reply<M> {
 }
 
 impl<M: Headed> Reply<M> {
-    /// The revision at which the request took effect; for what changes nothing, the current one.
-    /// 0 if the server sent none.
+    /// The revision at which the request took effect; for a request that changes nothing, the
+    /// current one. 0 if the server sent none.
     #[must_use]
     pub fn revision(&self) -> i64 {
         self.0.header().map_or(0, |header| header.revision)

@@ -1,4 +1,4 @@
-//! A member's state as a stream of bytes, with the check that all of it came.
+//! A member's state as a stream of bytes, with a check that it is complete.
 
 use std::time::Duration;
 
@@ -18,33 +18,33 @@ use crate::{
 
 /// Longest wait for the next bytes.
 const IDLE_MAX: Duration = Duration::from_secs(60);
-/// Longest wait for the first: the member reads all of its state before, for etcd's form.
+/// Longest wait for the first bytes: for etcd's format the member reads its whole state first.
 const FIRST_MAX: Duration = Duration::from_secs(30 * 60);
 
-/// Header by which a client says which form it wants.
+/// Metadata key with which a client selects the format.
 const FORMAT: &str = "conclave-snapshot-format";
 
-/// The form of a snapshot. Both hold everything.
+/// The format of a snapshot. Both contain the whole state.
 ///
 /// ```no_run
 /// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
 /// use conclave_client::snapshot::SnapshotFormat;
 ///
-/// // A state of many GB, that no etcd will have to read.
+/// // A state of many GB that will not be restored into etcd.
 /// let mut snapshot = client.snapshot_as(SnapshotFormat::Conclave).await?;
 /// while let Some(_piece) = snapshot.next().await? {}
 /// # Ok(()) }
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SnapshotFormat {
-    /// A database that etcd's own programs read and restore, too.
+    /// A database file that etcd's own programs can read and restore.
     #[default]
     Etcd,
-    /// The files of the member as they are: saved and restored with less work.
+    /// The files of the member as they are: faster to save and restore.
     Conclave,
 }
 
-/// The state of one member, under way; see [`Client::snapshot`].
+/// A snapshot of one member being received; see [`Client::snapshot`].
 ///
 /// ```no_run
 /// # async fn example(client: conclave_client::Client) -> Result<(), Box<dyn std::error::Error>> {
@@ -64,7 +64,7 @@ pub struct Snapshot {
     has_begun: bool,
     endpoint: String,
     hash: Context,
-    /// The last bytes that came: the digest, if nothing more comes.
+    /// The last bytes received: the digest, if nothing follows.
     last: Vec<u8>,
 }
 
@@ -74,7 +74,7 @@ pub struct Snapshot {
 /// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
 /// use conclave_client::snapshot::SnapshotPiece;
 ///
-/// /// How much of a backup is there, in percent.
+/// /// The progress of a backup, in percent.
 /// fn progress(done_bytes: u64, piece: &SnapshotPiece) -> u64 {
 ///     done_bytes * 100 / (done_bytes + piece.remaining).max(1)
 /// }
@@ -87,23 +87,23 @@ pub struct Snapshot {
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SnapshotPiece {
-    /// To be written behind those before.
+    /// The bytes to append to those before.
     pub bytes: Bytes,
-    /// About how many are to come.
+    /// About how many bytes follow.
     pub remaining: u64,
 }
 
 impl Client {
-    /// Asks a member for its whole state. What comes is to be kept as it is, in one file, for
-    /// `conclave snapshot restore` or `etcdutl snapshot restore`.
+    /// Requests a member's whole state. Write the bytes unchanged to one file, for `conclave
+    /// snapshot restore` or `etcdutl snapshot restore`.
     ///
     /// # Errors
-    /// See [`Error`]. The time limit of the client is for the beginning only.
+    /// See [`Error`]. The client's time limit applies only until the stream has begun.
     pub async fn snapshot(&self) -> Result<Snapshot, Error> {
         self.snapshot_as(SnapshotFormat::Etcd).await
     }
 
-    /// As [`Client::snapshot`], in another form. An etcd knows but one, and sends that.
+    /// Like [`Client::snapshot`], in another format. An etcd always sends its own.
     ///
     /// # Errors
     /// See [`Error`].
@@ -128,12 +128,13 @@ impl Client {
 }
 
 impl Snapshot {
-    /// The next bytes; `None` behind the last, and then all that came is what was sent. Not
+    /// The next bytes; `None` after the last ones, when the digest of all bytes was verified. Not
     /// cancel-safe.
     ///
     /// # Errors
-    /// [`Error::Corrupt`] if it is not; [`Error::Deadline`] if nothing comes for a minute, at first for half an hour; else see
-    /// [`Error`]. What came is then of no use.
+    /// [`Error::Corrupt`] if the digest does not match; [`Error::Deadline`] if nothing arrives for
+    /// a minute (before the first bytes: half an hour); otherwise see [`Error`]. The bytes received
+    /// are then useless.
     pub async fn next(&mut self) -> Result<Option<SnapshotPiece>, Error> {
         let limit = if self.has_begun { IDLE_MAX } else { FIRST_MAX };
         let answer = timeout(limit, self.stream.message()).await.map_err(|_| {
@@ -149,7 +150,7 @@ impl Snapshot {
         Ok(Some(SnapshotPiece { bytes: blob, remaining: remaining_bytes }))
     }
 
-    /// Hashes everything but what may be the digest.
+    /// Hashes all bytes except those that may be the digest.
     fn take(&mut self, bytes: &[u8]) {
         self.last.extend_from_slice(bytes);
         let ready = self.last.len().saturating_sub(SHA256_OUTPUT_LEN);

@@ -1,9 +1,9 @@
-//! Telling through several channels at once: whoever is woken by one of them may look at another, so all that is
-//! new is stored before anybody is told.
+//! Publishes changes through several channels at once. A task woken by one channel may read
+//! another, so all new values are stored before any task is woken.
 
 use tokio::sync::watch;
 
-/// Changes what a channel holds, and tells nobody yet.
+/// Stores a value in a channel without waking its receivers.
 pub(crate) fn store<V>(channel: &watch::Sender<V>, value: V) {
     channel.send_if_modified(|held| {
         *held = value;
@@ -11,7 +11,7 @@ pub(crate) fn store<V>(channel: &watch::Sender<V>, value: V) {
     });
 }
 
-/// As [`store`]; says whether that is news.
+/// Like [`store`]; true if the value has changed.
 pub(crate) fn store_news<V: PartialEq>(channel: &watch::Sender<V>, value: V) -> bool {
     let mut is_news = false;
     channel.send_if_modified(|held| {
@@ -22,7 +22,7 @@ pub(crate) fn store_news<V: PartialEq>(channel: &watch::Sender<V>, value: V) -> 
     is_news
 }
 
-/// Tells that a channel holds something else.
+/// Wakes the receivers of a channel.
 pub(crate) fn tell<V>(channel: &watch::Sender<V>) {
     channel.send_modify(|_held| ());
 }

@@ -1,4 +1,4 @@
-//! How connections are secured.
+//! TLS for connections to servers.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -7,18 +7,19 @@ use conclave_transport::{Client as Options, ClientTls, Followed, Pair, Verificat
 
 use crate::error::Error;
 
-/// Settings of TLS for [`Builder::tls`](crate::Builder::tls): whom to believe, and what to present.
+/// TLS settings for [`Builder::tls`](crate::Builder::tls): which servers to trust, and which
+/// certificate to present.
 ///
-/// Without further settings the servers' certificates must be signed by an authority that the system
-/// trusts and be valid for the host of the endpoint. Files are read when the client is built and again
-/// before a connection is made after they changed, so certificates can be replaced under a running
-/// client; if a changed file cannot be used, what was read before is.
+/// By default the servers' certificates must be signed by an authority that the system trusts and
+/// be valid for the host of the endpoint. Files are read when the client is built, and again before
+/// a connection is made after they changed, so certificates can be replaced while the client runs.
+/// If a changed file cannot be used, the previous content stays in use.
 ///
 /// ```no_run
 /// # async fn example() -> Result<(), conclave_client::Error> {
 /// use conclave_client::{Client, Tls};
 ///
-/// // For servers that let in only whom their authority knows (--client-cert-auth).
+/// // For servers that require client certificates (--client-cert-auth).
 /// let tls = Tls::new()
 ///     .ca_file("/etc/app/ca.pem")
 ///     .client_certificate("/etc/app/app.pem", "/etc/app/app-key.pem");
@@ -32,31 +33,31 @@ pub struct Tls {
 }
 
 impl Tls {
-    /// The system's authorities, no certificate of one's own.
+    /// Trusts the system's authorities and presents no certificate.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Believes servers whose certificates an authority in this file (PEM) has signed.
+    /// Trusts only servers whose certificates are signed by an authority in this file (PEM).
     pub fn ca_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.options.verification = Verification::Ca(path.into());
         self
     }
 
-    /// Presents a certificate (PEM, with its chain) to servers that ask for one.
+    /// Presents this certificate (PEM, with its chain) to servers that ask for one.
     pub fn client_certificate(mut self, cert: impl Into<PathBuf>, key: impl Into<PathBuf>) -> Self {
         self.options.identity = Some(Pair { cert: cert.into(), key: key.into() });
         self
     }
 
-    /// Asks for a certificate with this name instead of the endpoint's host.
+    /// Expects this name in the server's certificate instead of the endpoint's host.
     pub fn server_name(mut self, name: impl Into<String>) -> Self {
         self.options.server_name = Some(name.into());
         self
     }
 
-    /// Believes any server. Whoever can get between client and server can then read and change
-    /// everything: for tests.
+    /// Trusts any server, for tests only: anyone between client and server can then read and change
+    /// everything.
     pub fn insecure_skip_verify(mut self) -> Self {
         self.options.verification = Verification::Skipped;
         self

@@ -1,4 +1,4 @@
-//! Waiting for a barrier or latch.
+//! Waiting at a barrier or latch.
 
 use std::{
     future::{Future, IntoFuture},
@@ -21,15 +21,15 @@ use crate::{
     patience::{self, Ask, Heard, Patience},
 };
 
-/// What is waited for.
+/// The kind of thing that is waited for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum For {
     Barrier,
     Latch,
 }
 
-/// A wait that is to be awaited; see [`crate::barrier::Barrier::wait`] and [`crate::latch::Latch::wait`].
-/// Dropping it ends it.
+/// A wait to be awaited; see [`crate::barrier::Barrier::wait`] and [`crate::latch::Latch::wait`].
+/// Dropping it stops waiting.
 ///
 /// ```no_run
 /// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
@@ -58,14 +58,14 @@ impl Wait {
         Self { client: client.clone(), what, name: name.clone(), at_most: None }
     }
 
-    /// Waits for at most this long, then fails with [`Error::NotYet`]; longer than the clock can count is for
-    /// ever. If no server answers, it takes up to 5 s longer. Default: for ever.
+    /// Limits the wait; after it, fails with [`Error::NotYet`]. A time longer than the clock can
+    /// count means for ever. If no server answers, it may take up to 5 s longer. Default: for ever.
     pub fn at_most(mut self, wait: Duration) -> Self {
         self.at_most = Some(wait);
         self
     }
 
-    /// Returns the revision as of which there was nothing to wait for.
+    /// Returns a revision at which there was nothing (more) to wait for.
     async fn wait(self) -> Result<i64, Error> {
         let Self { client, what, name, at_most } = self;
         let patience = Patience::new(&client, at_most);
@@ -73,8 +73,8 @@ impl Wait {
         let mut asked = Asked { what, name, start_revision: 0, cluster };
         loop {
             match patience::wait(&client, patience, &mut asked).await {
-                // What happened since cannot be told any more, or the store was put back to an older state: as if
-                // waiting began now.
+                // The changes since the start cannot be read any more, or the store was restored to
+                // an older state: start waiting again from now.
                 Err(Error::Compacted { .. } | Error::FutureRevision(_))
                     if asked.start_revision > 0 =>
                 {
@@ -98,9 +98,9 @@ impl IntoFuture for Wait {
 struct Asked {
     what: For,
     name: Bytes,
-    /// As of which waiting began: a stream that breaks misses nothing.
+    /// Revision at which the wait began, so that a reopened stream misses nothing.
     start_revision: i64,
-    /// Whose revision that is.
+    /// The cluster to which that revision belongs.
     cluster: KnownCluster,
 }
 
@@ -136,13 +136,13 @@ impl Ask for Asked {
     }
 }
 
-/// Time to wait, as it is sent.
+/// The time to wait, as a message.
 pub(crate) fn for_ms(wait_ms: Option<u64>) -> v1::Patience {
     use v1::patience::Wait;
     v1::Patience { wait: Some(wait_ms.map_or(Wait::WaitForever(true), Wait::WaitMs)) }
 }
 
-/// What an answer means to somebody who waits.
+/// What an answer means for the wait.
 pub(crate) fn heard(answer: WaitResponse, gone: &'static str) -> Heard<Passed> {
     match answer.event {
         Some(Event::Passed(passed)) => Heard::Done(passed),
