@@ -77,7 +77,8 @@ impl Requests {
     fn next(&self) -> Option<u64> {
         let mut numbers = self.numbers.lock();
         let sequence = numbers.has_room().then(|| numbers.next())?;
-        // Settling one request may make room for several, but only one waiter was woken: wake the next.
+        // Settling one request may make room for several, but only one waiter was woken: wake the
+        // next.
         if numbers.has_room() {
             self.settled.notify_one();
         }

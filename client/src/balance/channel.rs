@@ -248,7 +248,7 @@ pub struct BalancedChannel {
 pub struct Serving {
     /// The instances that calls may go to.
     pub instances: Vec<Instance>,
-    /// Whether these are older than the last list received because that was empty, or because its
+    /// Whether this is an older list, kept because the last one received was empty or because its
     /// source has ended.
     pub is_kept: bool,
 }

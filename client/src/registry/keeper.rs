@@ -304,7 +304,8 @@ impl Keeper {
         }
     }
 
-    /// Registers again if the id is free or still ours; never if another owner has it or an operator removed it.
+    /// Registers again if the id is free or still ours; never if another owner has it or an
+    /// operator removed it.
     async fn take_place(&mut self) -> Result<(), Error> {
         let former = match replay::look(&self.service, &self.record.id).await {
             Ok(Found::There { mark, .. }) if self.is_own(mark) => mark,
