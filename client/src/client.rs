@@ -106,20 +106,20 @@ impl Client {
         &self.namespace
     }
 
-    /// The time allowed for each call.
+    /// The time limit of each call.
     #[must_use]
     pub fn timeout(&self) -> Duration {
         self.timeout
     }
 
-    /// The addresses given to the builder, as given and in that order.
+    /// The addresses as given to the builder, in that order.
     #[must_use]
     pub fn endpoints(&self) -> Vec<String> {
         self.pool.endpoints.iter().map(|endpoint| endpoint.address().to_owned()).collect()
     }
 
-    /// One client for each endpoint, in the order of [`Client::endpoints`], which talks to that
-    /// endpoint only. They share this client's connections.
+    /// One client for each endpoint, in the order of [`Client::endpoints`]. Each talks only to its
+    /// endpoint; all share this client's connections.
     #[must_use]
     pub fn each(&self) -> Vec<Self> {
         let single = |endpoint: &Arc<Endpoint>| {

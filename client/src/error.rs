@@ -64,7 +64,7 @@ pub enum Error {
     /// The client was configured with something unusable: correct the configuration.
     #[error("{message}")]
     Config {
-        /// What is wrong with which setting.
+        /// Which setting is wrong, and why.
         message: String,
     },
     /// The request breaks a rule of the API: correct the request.
@@ -74,7 +74,7 @@ pub enum Error {
     /// decide.
     #[error("{}", .0.message())]
     Refused(Status),
-    /// The lease or member named does not exist (any more).
+    /// The lease or member does not exist, or no longer exists.
     #[error("{}", .0.message())]
     NotFound(Status),
     /// Others hold the lock, and the time to wait for it is over: try again later.

@@ -108,9 +108,9 @@ pub mod wait;
 pub mod watch;
 mod writes;
 
-/// The messages of the wire, which answers carry unchanged.
+/// The protobuf messages of the API. Replies contain them unchanged.
 pub use conclave_proto::{etcdserverpb as pb, mvccpb, v1};
-/// The headers of calls; see [`Builder::headers`].
+/// The types of call headers; see [`Builder::headers`].
 pub use http;
 
 pub use crate::{

@@ -42,7 +42,7 @@ impl Client {
         self.write(call).await.map(Reply::new)
     }
 
-    /// Removes a member for good.
+    /// Removes a member permanently.
     ///
     /// # Errors
     /// As for [`Client::add_member`]; [`Error::NotFound`] if there is no such member.

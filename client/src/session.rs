@@ -57,7 +57,7 @@ use crate::{
 
 pub(crate) use heart::{Cleanup, Hearing, Heart, are_held};
 
-/// A session's TTL if none is asked for.
+/// A session's TTL if none was requested.
 pub(crate) const TTL: Duration = Duration::from_secs(10);
 /// Length of the random ids by which the server recognises requests, in bytes.
 const REQUEST_ID_BYTES: usize = 16;

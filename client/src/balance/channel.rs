@@ -116,7 +116,7 @@ impl ChannelBuilder {
     /// addresses, set the expected name with [`Tls::server_name`].
     ///
     /// # Errors
-    /// [`Error::Config`] if a file cannot be used.
+    /// [`Error::Config`] if a TLS file cannot be used.
     pub fn tls(mut self, tls: Tls) -> Result<Self, Error> {
         self.security = Security::chosen(tls.follow()?);
         Ok(self)
@@ -372,7 +372,7 @@ impl Shared {
         Err(failure)
     }
 
-    /// The table, once there is an instance in it.
+    /// Waits until the table has an instance, and returns it.
     async fn filled_table(&self) -> Result<Arc<Table>, BoxError> {
         let mut list = self.source.lock().list.clone();
         loop {

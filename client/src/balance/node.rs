@@ -473,8 +473,7 @@ mod tests {
     }
 
     proptest! {
-        /// The average is never above the highest sample nor, right after a sample, below the lowest
-        /// that could remain of it.
+        /// The average never exceeds the highest sample, and is never below the sample just taken.
         #[test]
         fn the_average_stays_within_the_samples(
             samples in proptest::collection::vec((1_u64..5000, 0_u64..20_000), 1..50),

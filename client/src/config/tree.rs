@@ -152,7 +152,7 @@ mod tests {
             let winner = layers.iter().rev().find(|layer| decides(layer, &path));
             let found = find(&merged, &path);
             match winner.map(|layer| find(layer, &path)) {
-                // A table shows what lower layers have in it too.
+                // A table also shows what lower layers have in it.
                 Some(Some(Value::Object(_))) => prop_assert!(matches!(found, Some(Value::Object(_)))),
                 Some(expected) => prop_assert_eq!(found, expected),
                 None => prop_assert!(found.is_none() || path.is_empty()),
