@@ -207,9 +207,9 @@ impl Client {
     }
 
     /// The retry loop of all calls. Returns the answer together with the error of an earlier
-    /// attempt whose outcome is unknown, if there was one. If others may follow a failed attempt
-    /// whatever its outcome, it gets the remaining time divided by the number of endpoints left to
-    /// try.
+    /// attempt whose outcome is unknown, if there was one. Calls that are retried whatever the
+    /// outcome of an attempt give each attempt the remaining time divided by the number of
+    /// endpoints left to try.
     pub(crate) async fn call<T, F, C>(
         &self,
         call: C,

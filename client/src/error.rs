@@ -93,7 +93,7 @@ pub enum Error {
     /// because it is too large or lists the keys of a range: read what you need of it.
     #[error("done as of revision {revision}, but the answer was lost")]
     AnswerLost {
-        /// The store's revision at the time of the answer.
+        /// A revision by which the write had taken effect.
         revision: i64,
     },
     /// The value of a key is not what the program expects: correct the value, or the type.

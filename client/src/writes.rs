@@ -29,7 +29,7 @@ const WINDOW: u64 = 32;
 /// beyond that are sent as to etcd, and are not retried.
 const WRITERS_MAX: usize = 32;
 /// How often a write is started again under a new number because the cluster has forgotten the old
-/// one, although the client knows that it was sent only once.
+/// one, while the client knows that it was sent only once.
 const RENEWALS_MAX: usize = 3;
 const WRITER_BYTES: usize = 16;
 

@@ -1,4 +1,4 @@
-//! Calls as a user: against real etcd, whose tokens end when a password changes.
+//! Authenticated calls against a real etcd, whose tokens end when a password changes.
 
 use std::{future::IntoFuture, time::Duration};
 
@@ -15,7 +15,7 @@ fn as_user(server: &Server, name: &str, password: &str) -> Client {
     Client::builder([server.endpoint()]).user(name, password).build().expect("a client")
 }
 
-/// Enables auth: root, and ann who may read and write what begins with `a/`.
+/// Enables auth with root and ann, who may read and write keys that begin with `a/`.
 async fn enable(client: &Client) {
     let auth = client.auth();
     auth.user_add("root", Some("rootpw")).await.expect("root may, while nobody needs to be");
@@ -48,7 +48,7 @@ async fn a_client_logs_in_by_itself_and_again_when_its_token_is_void() {
 
     let mut changes = ann.watch("a/").prefix().start();
     for round in 0..3 {
-        // Every token of hers is void, and the password is what it was.
+        // All her tokens become invalid; the password stays the same.
         root.auth().user_change_password("ann", "annpw").await.unwrap();
         let ann = &ann;
         let put = async |i: i32| ann.put(format!("a/{i}"), format!("{round}")).await;
@@ -74,12 +74,12 @@ async fn a_member_that_does_not_answer_holds_up_no_login_at_others() {
     let test = "a_member_that_does_not_answer_holds_up_no_login_at_others";
     let Some((server, open)) = start(test).await else { return };
     enable(&open).await;
-    // It is connected to and says nothing.
+    // Accepts connections but never answers.
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = silent.local_addr().unwrap().to_string();
     let client = Client::builder([endpoint, server.endpoint()]).user("ann", "annpw");
     let client = client.timeout(Duration::from_secs(600)).build().unwrap();
-    // Its login is asked for at the silent one; the next call goes where less is under way.
+    // Its login goes to the silent endpoint; the next call goes to the less busy one.
     let first = tokio::spawn({
         let client = client.clone();
         async move { client.put("a/1", "first").await }

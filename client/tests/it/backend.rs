@@ -1,4 +1,4 @@
-//! Real gRPC servers that say who they are, and calls through a balanced channel.
+//! Real gRPC servers that answer with their names, and calls through a balanced channel.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -24,7 +24,7 @@ use tonic::{Request, Response, Status};
 use crate::SOON;
 use crate::server::free_port;
 
-/// Answers every range with its own name; everything else is not offered.
+/// Answers every range with its name; everything else is unimplemented.
 struct Named {
     name: String,
     is_failing: Arc<AtomicBool>,
@@ -57,7 +57,7 @@ impl Kv for Named {
     }
 
     async fn put(&self, _: Request<PutRequest>) -> Result<Response<PutResponse>, Status> {
-        // Longer than any test waits.
+        // Waits longer than any test.
         std::future::pending().await
     }
 
@@ -80,12 +80,12 @@ impl Kv for Named {
     }
 }
 
-/// A server with a runtime of its own, so that it can be ended with all its connections.
+/// A server on its own runtime, so that it can be stopped with all its connections.
 pub(crate) struct Backend {
     name: String,
     pub(crate) address: SocketAddr,
     pub(crate) is_failing: Arc<AtomicBool>,
-    /// One in so many calls fails; 0: none.
+    /// One of this many calls fails; 0: none.
     pub(crate) fails_one_in: Arc<AtomicUsize>,
     runtime: Option<Runtime>,
 }
@@ -119,7 +119,7 @@ impl Backend {
         self.runtime = Some(runtime);
     }
 
-    /// On its port, as soon as what was killed has let go of it.
+    /// Listens on its port, once the killed server has released it.
     fn listener(&self) -> std::net::TcpListener {
         let begun = Instant::now();
         loop {
@@ -156,7 +156,7 @@ pub(crate) fn instances(backends: &[Backend]) -> Vec<Instance> {
     backends.iter().map(Backend::instance).collect()
 }
 
-/// Who answers a call.
+/// The name of the server that answers a call.
 pub(crate) async fn call(channel: &BalancedChannel) -> Result<String, Status> {
     call_about(channel, None).await
 }

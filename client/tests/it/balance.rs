@@ -50,7 +50,7 @@ async fn killing_one_of_three_costs_only_the_calls_in_flight_on_it() {
         eventually("the calls follow", async || {
             let mut is_seen = false;
             for _ in 0..50 {
-                // The workers count failures.
+                // The workers count the failures.
                 is_seen |= call(&channel).await.is_ok_and(|answered| answered == name);
             }
             (is_seen == is_expected).then_some(())
@@ -68,8 +68,8 @@ async fn killing_one_of_three_costs_only_the_calls_in_flight_on_it() {
         let (calls, failures) = worker.expect("no panic");
         total += calls;
         failed += failures.len();
-        // One call in flight when the server went, and perhaps one on a connection that the dying
-        // listener still took.
+        // One call in flight when the server stopped, and perhaps one on a connection that its
+        // listener still accepted.
         assert!(failures.len() <= 2, "{failures:?}");
     }
     assert!(total > 100 && failed <= 2 * WORKERS, "{failed} of {total} failed");
@@ -79,7 +79,7 @@ async fn killing_one_of_three_costs_only_the_calls_in_flight_on_it() {
 async fn instances_are_called_at_the_endpoint_that_is_chosen() {
     let backends = backends();
     let [a, b, c] = [0, 1, 2].map(|number| backends[number].instance());
-    // At the address of each there is another one, which must not answer.
+    // The address of each instance belongs to another one, which must not answer.
     let at = |own: &Instance, other: &Instance| {
         let endpoints = BTreeMap::from([("api".to_owned(), own.address.clone())]);
         Instance { address: other.address.clone(), endpoints, ..own.clone() }
@@ -93,7 +93,7 @@ async fn instances_are_called_at_the_endpoint_that_is_chosen() {
     assert_eq!(addresses, [&a.address, &b.address], "who has none is left out");
     let by_address = BalancedChannel::builder().watch(list);
     assert_eq!(counts(&by_address, 30).await.keys().collect::<Vec<_>>(), ["c"]);
-    // The endpoint of one that is known is another one now.
+    // A known instance now has another endpoint.
     lists.send(vec![at(&b, &a), at(&c, &a)]).expect("a receiver");
     assert_eq!(counts(&channel, 30).await.keys().collect::<Vec<_>>(), ["b", "c"]);
     lists.send(vec![a]).expect("a receiver");
@@ -149,7 +149,8 @@ async fn who_keeps_failing_is_left_alone_and_comes_back() {
     for _ in 0..60 {
         failures += usize::from(call(&channel).await.is_err());
     }
-    // Without a breaker it would be each third. On a slow machine it is tried again meanwhile.
+    // Without a breaker every third call would fail. On a slow machine it may be tried again
+    // meanwhile.
     assert!((1..15).contains(&failures), "{failures} of 60 calls failed");
     backends[0].is_failing.store(false, Ordering::Relaxed);
     eventually("it is used again", async || {
@@ -215,7 +216,7 @@ async fn a_call_may_have_a_shorter_deadline() {
     assert!(matches!(status.code(), Code::Cancelled | Code::DeadlineExceeded), "{status:?}");
 }
 
-/// An address that takes no connection and refuses none: its queue is full and nobody takes from it.
+/// An address that neither accepts nor refuses connections: its backlog is full.
 async fn black_hole() -> (TcpListener, Vec<TcpStream>) {
     let socket = TcpSocket::new_v4().expect("a socket");
     socket.bind(SocketAddr::from(([127, 0, 0, 1], 0))).expect("a free port");
@@ -247,7 +248,7 @@ async fn connecting_has_a_time_limit_of_its_own() {
     }
 }
 
-/// A policy that chooses what is not in the list.
+/// A policy that chooses an instance outside the list.
 #[derive(Debug)]
 struct Astray;
 
@@ -266,7 +267,7 @@ async fn a_policy_that_goes_astray_fails_the_call_only() {
     assert_eq!(status.code(), Code::Internal, "{status:?}");
 }
 
-/// A peer that vanished acknowledges nothing, and no packet ever says so.
+/// A vanished peer acknowledges nothing and sends no packet.
 #[cfg(target_os = "linux")]
 #[tokio::test]
 async fn the_system_probes_connections_to_instances() {
@@ -307,7 +308,7 @@ async fn an_instance_that_fails_more_often_than_the_others_is_left_alone() {
         requests_min: 6,
         ejection_min: long,
         ejection_max: long,
-        // How long a call takes on a loaded machine says nothing.
+        // Latency on a loaded machine means nothing.
         latency_factor: u32::MAX,
         ..OutlierOptions::default()
     };
@@ -316,7 +317,7 @@ async fn an_instance_that_fails_more_often_than_the_others_is_left_alone() {
         .outliers(outliers)
         .snapshot(SnapshotOptions { slow_start: Duration::ZERO, ..SnapshotOptions::default() })
         .watch(list);
-    // Too seldom for a breaker.
+    // Too rare for a breaker.
     backends[1].fails_one_in.store(3, Ordering::Relaxed);
     eventually("it is ejected", async || {
         for _ in 0..300 {

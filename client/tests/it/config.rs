@@ -214,7 +214,7 @@ async fn a_burst_of_changes_becomes_few() {
     let config = client
         .config::<App>()
         .app(Source::prefix("c/"))
-        // A slow disk may pause in the middle of it.
+        // A slow disk may pause between the changes.
         .debounce(Duration::from_secs(2), SOON)
         .start()
         .await
@@ -255,13 +255,13 @@ async fn only_an_optional_file_may_be_missing() {
     assert_eq!(build().optional_file(&path).start().await.unwrap().current().port, 1);
     std::fs::write(&path, "port = 2\n").unwrap();
     assert_eq!(build().optional_file(&path).start().await.unwrap().current().port, 2);
-    // One that is there has to be good.
+    // A file that exists must be valid.
     std::fs::write(&path, "port = \n").unwrap();
     let error = build().optional_file(&path).start().await.unwrap_err();
     assert!(matches!(&error, Error::Setup(reason) if reason.contains("app.toml")), "{error:?}");
 }
 
-/// A client of nobody.
+/// A client whose endpoint nothing listens on.
 fn nobody() -> Client {
     let endpoint = format!("127.0.0.1:{}", free_port());
     Client::builder([endpoint]).timeout(Duration::from_millis(300)).build().expect("a client")
@@ -300,7 +300,7 @@ async fn a_start_without_the_cluster_is_up_to_the_policy() {
     .await;
     drop(config);
 
-    // A bad state of the cluster is no reason not to start, either.
+    // Bad settings in the cluster do not prevent a start, either.
     client.put("c", "port = 'many'").await.unwrap();
     let config = build(&client, Boot::UseCache).start().await.unwrap();
     assert_eq!((config.current().port, config.status().borrow().basis), (3, Basis::Cache));

@@ -56,7 +56,7 @@ async fn leaders_follow_each_other_and_are_observed() {
     };
     assert_eq!(values(&seen), ["a", "a2", "b"]);
 
-    // Told again from the beginning, in as many steps.
+    // Replayed from the beginning, in the same steps.
     let mut again = election.observe_from(begin);
     let mut replayed = Vec::new();
     while replayed.last() != Some(&None) {
@@ -112,7 +112,7 @@ async fn a_leader_that_is_cut_off_knows_it_first() {
     let Some((mut server, client)) = start("a_leader_that_is_cut_off_knows_it_first").await else {
         return;
     };
-    // Long enough that it is not lost before the server is.
+    // Long enough that it is not lost before the server is killed.
     let leadership = client.election("e").ttl(Duration::from_secs(8)).campaign("a").await.unwrap();
     assert_eq!(leadership.loss(), None);
     server.kill();
@@ -120,7 +120,7 @@ async fn a_leader_that_is_cut_off_knows_it_first() {
     assert_eq!(leadership.loss(), Some(Loss::Session));
     server.start();
     client.with_timeout(SOON).ready().await.unwrap();
-    // The lease may live on in the server, but whoever lost it never says so again.
+    // The lease may still live in the server, but a loss is final for the client.
     assert!(leadership.run(async {}).await.is_err());
 }
 

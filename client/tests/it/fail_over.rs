@@ -27,7 +27,7 @@ async fn a_dead_endpoint_costs_no_call() {
 async fn nobody_there_is_known_not_to_be_applied() {
     let dead = format!("127.0.0.1:{}", free_port());
     let client = Client::builder([dead]).timeout(Duration::from_millis(500)).build().unwrap();
-    // Ended by its own deadline and not by that of the test.
+    // Ended by its own deadline, not by the test's.
     let error = timeout(SOON, client.put("k", "v")).await.expect("in time").unwrap_err();
     assert!(matches!(error, Error::Unavailable { outcome: Outcome::NotApplied, .. }), "{error:?}");
 }
@@ -61,7 +61,7 @@ async fn a_cluster_is_served_through_the_loss_of_a_member() {
     for (i, victim) in servers.iter_mut().enumerate() {
         signal(victim.pid(), if i == 1 { "STOP" } else { "KILL" });
         let put = async {
-            // An unknown outcome is for the caller to sort out; here writing again does no harm.
+            // Resolving an unknown outcome is up to the caller; here it is safe to write again.
             while client.with_timeout(Duration::from_secs(2)).put("k", "v").await.is_err() {}
         };
         timeout(SOON, put).await.expect("a write in time");

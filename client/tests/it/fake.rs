@@ -1,5 +1,5 @@
-//! A server of sessions and native locks that does what a test tells it, in order to fail in ways in
-//! which a real one fails seldom.
+//! A scripted server of sessions and Conclave's locks, for failures that are rare with a real
+//! server.
 
 mod counter;
 mod election;
@@ -40,80 +40,81 @@ use tokio::{runtime::Runtime, sync::watch};
 use tokio_stream::wrappers::TcpListenerStream;
 use tonic::{Request, Response, Status, Streaming, service::InterceptorLayer};
 
-/// What the server was asked, and how it shall answer.
+/// The requests that the server received, and how it answers.
 #[derive(Debug, Default)]
 pub(crate) struct Script {
-    /// Request ids of what was acquired and what was released, in order.
+    /// Request ids of acquisitions and releases, in order.
     pub(crate) acquired: Mutex<Vec<Bytes>>,
     pub(crate) released: Mutex<Vec<Bytes>>,
-    /// Numbers of the releases, and of what they gave back.
+    /// Sequence numbers of the releases and of the requests that they undo.
     pub(crate) release_numbers: Mutex<Vec<Option<(u64, u64)>>>,
     pub(crate) conversions: Mutex<Vec<Option<u64>>>,
     pub(crate) heartbeats: AtomicUsize,
-    /// Nobody is granted anything, and nobody is told when the time to wait is over.
+    /// No lock is granted, and the end of a wait is not reported.
     pub(crate) is_held: AtomicBool,
-    /// What was granted is held no more; and how often somebody asked.
+    /// Locks that were granted are no longer held; counts the checks.
     pub(crate) is_taken: AtomicBool,
     pub(crate) fence_checks: AtomicUsize,
-    /// So many releases are refused before one is carried out.
+    /// This many releases are refused before one is carried out.
     pub(crate) refusals: AtomicUsize,
-    /// How the releases that come next are answered once they are carried out; then all had something.
+    /// Answers to the next releases, which are carried out; later ones are answered with true.
     pub(crate) release_answers: Mutex<VecDeque<Result<bool, Status>>>,
-    /// Writes as they came, and the answers to those that come next; then there are none.
+    /// Writes received, and the answers to the next ones; later ones are not implemented.
     pub(crate) writes: Mutex<Vec<WriteRequest>>,
     pub(crate) write_answers: Mutex<VecDeque<Result<WriteResponse, Status>>>,
-    /// Answers to the additions that come next.
+    /// Answers to the next additions.
     pub(crate) add_answers: Mutex<VecDeque<Result<CounterResponse, Status>>>,
-    /// Additions of 0 are not answered while this is so; whether one came.
+    /// While set, additions of 0 are not answered; and whether one was received.
     pub(crate) is_stuck: watch::Sender<bool>,
     pub(crate) has_stuck: AtomicBool,
-    /// Numbers of the session's requests that are kept in mind.
+    /// Numbers of the session's requests that are remembered.
     pub(crate) unsettled: Mutex<BTreeSet<u64>>,
-    /// Sessions that are to be ended; while they hang, nobody is answered.
+    /// Sessions to be ended; while set, requests to end one are not answered.
     pub(crate) ends: Mutex<Vec<i64>>,
     pub(crate) do_ends_hang: watch::Sender<bool>,
-    /// What was registered, whose answers may be lost, and what was removed, unless there is no leader.
+    /// Registrations received, whose answers may be lost; and removals, unless there is no leader.
     pub(crate) registered: Mutex<Vec<RegisterRequest>>,
     pub(crate) are_registrations_lost: AtomicBool,
     pub(crate) deregistered: Mutex<Vec<DeregisterRequest>>,
     pub(crate) has_no_leader: AtomicBool,
-    /// While this is so, registrations of an instance at `late:1` are not answered, and then refused.
+    /// While set, registrations of an instance at `late:1` are not answered; afterwards they are
+    /// refused.
     pub(crate) do_registrations_hang: watch::Sender<bool>,
-    /// How often somebody asked for instances; the answers to those that come next, then there are none.
+    /// Counts the requests for instances; answers to the next ones, later ones are not answered.
     pub(crate) discoveries: AtomicUsize,
     pub(crate) found: Mutex<VecDeque<DiscoverResponse>>,
-    /// What operators said of instances, whose answers are lost.
+    /// Counts the operator requests on instances, whose answers are lost.
     pub(crate) operations: AtomicUsize,
-    /// What the watches of services that come next are told; then there is nothing.
+    /// Responses of the next watches of services; later ones stay silent.
     pub(crate) changes: Mutex<VecDeque<Vec<InstanceWatchResponse>>>,
-    /// Candidacies that were opened, and streams of leaders.
+    /// Campaign streams and observer streams opened.
     pub(crate) campaigns: AtomicUsize,
     pub(crate) observers: AtomicUsize,
-    /// From which revisions they were asked for, and the cluster that answers.
+    /// Start revisions of the observer streams, and the cluster id in answers.
     pub(crate) observed_from: Mutex<Vec<i64>>,
     pub(crate) cluster: AtomicU64,
-    /// Number of the token that is good; 0: nobody needs one.
+    /// The valid token; 0 if no token is needed.
     pub(crate) token: AtomicUsize,
     pub(crate) logins: AtomicUsize,
-    /// The context of its trace that each call brought along.
+    /// The trace context of each call.
     pub(crate) traced: Mutex<Vec<String>>,
-    /// How long the callers of calls wait, as the servers are told.
+    /// The timeout of each call, as sent to the server.
     pub(crate) timeouts: Mutex<Vec<String>>,
-    /// All calls are answered by this.
+    /// Answers all calls.
     pub(crate) failure: Mutex<Option<Status>>,
-    /// Everything is refused as by a learner.
+    /// Refuses all calls as a learner does.
     pub(crate) is_learner: AtomicBool,
-    /// With what all streams broke last.
+    /// The status with which all streams were last broken.
     broken: watch::Sender<Option<Status>>,
 }
 
 impl Script {
-    /// Breaks the streams that are open, those that were counted among them.
+    /// Breaks all open streams with this status.
     pub(crate) fn break_streams(&self, with: Status) {
         self.broken.send_replace(Some(with));
     }
 
-    /// What is said, and then nothing until the streams are broken.
+    /// A stream of these messages that then stays silent until it is broken.
     fn say<T: Send + 'static>(&self, said: Vec<T>) -> BoxStream<'static, Result<T, Status>> {
         let mut broken = self.broken.subscribe();
         let broken = async move {
@@ -124,7 +125,7 @@ impl Script {
     }
 }
 
-/// A server with a runtime of its own.
+/// A server on a runtime of its own.
 pub(crate) struct Fake {
     address: SocketAddr,
     pub(crate) script: Arc<Script>,
@@ -218,7 +219,7 @@ impl LockService for Scripted {
     ) -> Result<Response<ConvertResponse>, Status> {
         let mut conversions = self.0.conversions.lock();
         conversions.push(request.into_inner().once.map(|once| once.sequence));
-        // The answer to the first is lost.
+        // The answer to the first one is lost.
         match conversions.len() {
             1 => Err(Status::unavailable("etcdserver: request timed out")),
             _ => Ok(Response::new(ConvertResponse { fence: 1 })),

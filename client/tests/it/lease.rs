@@ -11,7 +11,7 @@ use crate::{SOON, eventually, start};
 async fn a_guard_keeps_its_lease_alive_until_revoked() {
     let test = "a_guard_keeps_its_lease_alive_until_revoked";
     let Some((_server, client)) = start(test).await else { return };
-    // A keep-alive may be late by two thirds of it.
+    // A keep-alive may be late by two thirds of the TTL.
     let ttl = Duration::from_secs(12);
     let lease = client.lease(ttl).await.unwrap();
     client.put("leased", "1").lease(lease.id()).await.unwrap();
@@ -56,7 +56,7 @@ async fn the_loss_is_reported_before_the_lease_can_end() {
     server.kill();
     let killed = Instant::now();
     state.wait_for(|state| *state == LeaseState::Suspended).await.unwrap();
-    // Whoever asks knows it in time, however late those who wait are woken.
+    // A caller that asks learns it in time, however late waiting tasks are woken.
     eventually("the lease may end", async || (killed.elapsed() >= ttl).then_some(())).await;
     assert!(lease.is_lost());
     timeout(SOON, lease.lost()).await.expect("who waits hears it, too");
@@ -69,7 +69,7 @@ async fn a_guard_notices_that_its_lease_was_revoked() {
     let ttl = Duration::from_secs(30);
     let lease = client.lease(ttl).await.unwrap();
     client.lease_revoke(lease.id()).await.unwrap();
-    // After a third of the TTL, and not only when its own time is over.
+    // After a third of the TTL, before the lease would have expired.
     timeout(ttl * 5 / 6, lease.lost()).await.expect("reported with the next keep-alive");
 }
 
@@ -77,7 +77,7 @@ async fn a_guard_notices_that_its_lease_was_revoked() {
 async fn a_guard_survives_a_restart_of_the_server() {
     let test = "a_guard_survives_a_restart_of_the_server";
     let Some((mut server, client)) = start(test).await else { return };
-    // Longer than the server is away.
+    // Longer than the server is down.
     let lease = client.lease(Duration::from_secs(30)).await.unwrap();
     let mut state = lease.state();
     server.kill();

@@ -1,4 +1,4 @@
-//! Native locks from a server that may speak etcd's API only.
+//! Locks from a server that may only speak etcd's API.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ async fn a_lock_needs_no_more_than_etcds_api() {
     lock.release().await.unwrap();
     let next = client.lock("jobs/1").wait(SOON).await.unwrap();
     assert!(next.token() > token);
-    // As an operator would take it away.
+    // As an operator may take it away.
     client.delete(next.locks()[0].key.to_vec()).await.unwrap();
     assert!(!next.is_held().await.unwrap());
     let error = next.txn().then(put("state", "over")).commit().await.unwrap_err();
@@ -36,7 +36,7 @@ async fn a_lock_needs_no_more_than_etcds_api() {
 async fn what_etcd_cannot_do_is_said() {
     let Some((_server, client)) = start("what_etcd_cannot_do_is_said").await else { return };
     if client.sessions().await.is_ok() {
-        // It is one of ours, which can.
+        // This is a Conclave server, which supports them.
         return;
     }
     for lock in [
@@ -60,7 +60,7 @@ async fn a_session_needs_no_more_than_etcds_api() {
     let Some((_server, client)) = start("a_session_needs_no_more_than_etcds_api").await else {
         return;
     };
-    // A heartbeat may be late by two thirds of it.
+    // A heartbeat may be late by two thirds of the TTL.
     let ttl = Duration::from_secs(12);
     let session = client.session().ttl(ttl).owner("me").await.unwrap();
     let other = client.session().ttl(ttl).await.unwrap();
@@ -84,7 +84,7 @@ async fn a_session_needs_no_more_than_etcds_api() {
     session.close().await.unwrap();
     assert!(lost.is_cancelled());
     assert_eq!((count("mine").await, count("others").await), (0, 1));
-    // One that an operator ends is known to be lost with its next heartbeat.
+    // The next heartbeat reports a session that an operator ended as lost.
     client.session_end(other.id()).await.unwrap();
     let gone = async || other.is_lost().then_some(());
     eventually("the loss is seen", gone).await;

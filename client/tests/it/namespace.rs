@@ -1,4 +1,4 @@
-//! A client that takes a part of the key space for all of it.
+//! Clients with a namespace.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ fn names(kvs: &[conclave_client::mvccpb::KeyValue]) -> Vec<String> {
     kvs.iter().map(|kv| String::from_utf8(kv.key.to_vec()).expect("text")).collect()
 }
 
-/// A server with foreign keys on both sides of the namespace `/b/`, and a client of that.
+/// A server with foreign keys on both sides of the namespace `/b/`, and a client within it.
 async fn within(test: &str) -> Option<(conclave_testing::server::Server, Client, Client)> {
     let (server, client) = start(test).await?;
     for foreign in ["/a/k", "/b", "/b0", "/c/k", "k"] {

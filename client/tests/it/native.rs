@@ -1,4 +1,4 @@
-//! Sessions and native locks when servers, runtimes and callers misbehave.
+//! Sessions and Conclave's locks with misbehaving servers, runtimes and callers.
 
 use std::{future::IntoFuture, sync::atomic::Ordering, time::Duration};
 
@@ -11,11 +11,11 @@ use crate::{
     fake::{Fake, Script, leases::Leases},
 };
 
-/// Time for calls that must fail, and enough for one that is answered at once.
+/// Time limit for calls that must fail; enough for one that is answered at once.
 pub(crate) const IMPATIENT: Duration = Duration::from_secs(6);
 
 pub(crate) fn client_of(fake: &Fake) -> Client {
-    // As if it were two: what is retried is retried at once.
+    // The same endpoint twice, so that a retry is made at once.
     Client::builder([fake.endpoint(), fake.endpoint()]).build().expect("a client")
 }
 
@@ -82,7 +82,7 @@ fn a_session_outlives_the_runtime_it_was_begun_on() {
     let runtime = Runtime::new().unwrap();
     let client = runtime.block_on(async { client_of(&fake) });
     let passing = Runtime::new().unwrap();
-    // A heartbeat may be late by two thirds of it.
+    // A heartbeat may be late by two thirds of the TTL.
     let begin = client.session().ttl(Duration::from_secs(12));
     let session = passing.block_on(async { begin.await.unwrap() });
     drop(passing);
@@ -166,8 +166,8 @@ async fn a_void_token_ends_neither_leaderships_nor_waits() {
     changes.next().await.unwrap();
     eventually("it waits", async || (script.acquired.lock().len() == 1).then_some(())).await;
 
-    // Tokens end with the member that gave them out; and a change of users makes them void, which is told
-    // in the midst of a stream.
+    // Tokens end with the member that issued them. A change of users makes them invalid, which is
+    // reported in the middle of a stream.
     let stopped = Status::unavailable("etcdserver: server stopped");
     let changed = Status::invalid_argument("etcdserver: revision of auth store is old");
     for (round, end) in [stopped, changed].into_iter().enumerate() {
@@ -207,12 +207,12 @@ async fn who_leads_is_asked_anew_if_another_cluster_answers() {
         script.break_streams(Status::unavailable("etcdserver: server stopped"));
         assert_eq!(next().await, told);
     }
-    // Restored with everything before compacted.
+    // Restored from a backup, with all history compacted.
     script.cluster.store(9, Ordering::Relaxed);
     let compacted = "etcdserver: mvcc: required revision has been compacted";
     script.break_streams(Status::out_of_range(compacted));
     assert_eq!(next().await, 5);
-    // What the second cluster told first was what happened since a revision of the one before.
+    // From 5 the second cluster reported the changes since a revision of the first one.
     assert_eq!(*script.observed_from.lock(), [0, 5, 5, 0, 0]);
 }
 
@@ -225,7 +225,7 @@ async fn a_learner_among_the_endpoints_fails_nothing() {
     let leadership = session.election("e").campaign("10.0.0.7").await.unwrap();
     for round in 0..6 {
         session.lock("x").await.unwrap().release().await.unwrap();
-        // Whichever endpoint it is opened on first.
+        // Whichever endpoint the stream is opened on first.
         voter.script.break_streams(Status::unavailable("etcdserver: server stopped"));
         let campaigns = || voter.script.campaigns.load(Ordering::Relaxed);
         eventually("it goes on", async || (campaigns() == round + 2).then_some(())).await;
@@ -241,7 +241,7 @@ async fn a_release_whose_answer_was_lost_is_no_lost_lock() {
     let changed = Status::unavailable("etcdserver: leader changed");
     fake.script.release_answers.lock().extend([Err(changed), Ok(true)]);
     lock.release().await.expect("it was held until the first release");
-    // The cluster knows the second for the first.
+    // The cluster recognises the second one as the first one.
     assert_eq!(*fake.script.release_numbers.lock(), [Some((2, 1)); 2]);
     let lock = session.lock("x").await.unwrap();
     fake.script.release_answers.lock().push_back(Ok(false));
@@ -252,7 +252,7 @@ async fn a_release_whose_answer_was_lost_is_no_lost_lock() {
 #[tokio::test]
 async fn an_addition_of_which_nobody_knows_is_unknown_whatever_came_after() {
     let fake = Fake::start();
-    // What must succeed is tried until it does; what must fail takes as long as a call may.
+    // What must succeed is retried until it does; what must fail takes the whole time limit.
     let client = client_of(&fake).with_timeout(IMPATIENT);
     let begin = || client.session().ttl(Duration::from_secs(600));
     let session = eventually("a session", async || begin().await.ok()).await;
@@ -315,17 +315,17 @@ async fn a_session_is_ended_in_the_background_if_nobody_awaits_its_close() {
 #[test]
 fn whoever_was_stopped_for_longer_than_its_session_lives_is_not_elected() {
     let fake = Fake::start();
-    // It stands still while nobody blocks on it, as in a process that is stopped.
+    // The runtime stands still while nothing blocks on it, like a stopped process.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let (session, mut campaign) = runtime.block_on(async {
         let session = client_of(&fake).session().ttl(Duration::from_secs(2)).await.unwrap();
         let mut campaign = session.election("e").campaign("10.0.0.7").into_future();
         assert!(futures::poll!(&mut campaign).is_pending());
-        // On a machine that is too slow for the session there is nothing to see.
+        // If the machine is too slow for the session's TTL, there is nothing to test.
         let campaigns = || fake.script.campaigns.load(Ordering::Relaxed);
         let is_elected = async || (campaigns() == 1 || session.is_lost()).then_some(());
         eventually("it is elected", is_elected).await;
-        // What came before the answer to a heartbeat was heard when the next one is sent.
+        // Two more heartbeats ensure that everything sent before was received.
         let heartbeats = || fake.script.heartbeats.load(Ordering::Relaxed);
         let enough = heartbeats() + 2;
         let is_heard = async || (heartbeats() >= enough || session.is_lost()).then_some(());
@@ -343,7 +343,7 @@ fn whoever_was_stopped_for_longer_than_its_session_lives_is_not_elected() {
 
 #[tokio::test]
 async fn a_wait_for_a_lock_includes_the_begin_of_its_session() {
-    // It is connected to and says nothing.
+    // Accepts connections but never answers.
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let endpoint = silent.local_addr().unwrap().to_string();
     let client = Client::builder([endpoint]).timeout(Duration::from_secs(600)).build().unwrap();

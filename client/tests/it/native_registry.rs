@@ -1,4 +1,4 @@
-//! Registrations, operators and watchers of services when servers misbehave.
+//! Registrations, operators and watchers of services with misbehaving servers.
 
 use std::{future::IntoFuture, sync::atomic::Ordering, time::Duration};
 
@@ -23,7 +23,7 @@ use crate::{
 async fn an_instance_leaves_a_session_that_goes_on_however_long_that_takes() {
     let fake = Fake::start();
     let script = &fake.script;
-    // What must succeed is tried until it does; what must fail takes as long as a call may.
+    // What must succeed is retried until it does; what must fail takes the whole time limit.
     let client = client_of(&fake).with_timeout(IMPATIENT);
     let begin = || client.session().ttl(Duration::from_secs(600));
     let session = eventually("a session", async || begin().await.ok()).await;
@@ -33,13 +33,13 @@ async fn an_instance_leaves_a_session_that_goes_on_however_long_that_takes() {
     script.has_no_leader.store(true, Ordering::Relaxed);
     late.deregister().await.unwrap_err();
     again.deregister().await.unwrap_err();
-    // What is still to take it out leaves this one alone.
+    // The pending deregistration of the first one must not affect this one.
     let again = register("again").await.unwrap();
     script.are_registrations_lost.store(true, Ordering::Relaxed);
     let unknown = register("unknown").await.unwrap_err();
     assert_eq!(unknown.outcome(), Outcome::Unknown, "{unknown:?}");
     script.has_no_leader.store(false, Ordering::Relaxed);
-    // What it was, and the number of the request that is taken back.
+    // The fence, and the number of the request that is undone.
     let gone = |id: &str| {
         let deregistered = script.deregistered.lock();
         let mut gone: Vec<_> = deregistered.iter().filter(|gone| gone.id == id).collect();
@@ -62,7 +62,7 @@ async fn an_instance_leaves_a_session_that_goes_on_however_long_that_takes() {
     assert!(!session.is_lost());
 }
 
-/// Until it is known whether another guard of the session has the id, the first one has it.
+/// While it is unknown whether another guard of the session has the id, the first one keeps it.
 #[tokio::test]
 async fn a_registration_that_is_refused_changes_nothing_of_the_one_before() {
     let fake = Fake::start();
@@ -100,7 +100,7 @@ async fn a_registration_that_is_refused_changes_nothing_of_the_one_before() {
     assert_eq!(deregistered[removed].id, "updated");
 }
 
-/// Who dropped the future does not know what it did.
+/// A dropped future leaves its outcome unknown.
 #[tokio::test]
 async fn a_registration_that_nobody_awaits_is_taken_back() {
     let fake = Fake::start();
@@ -125,7 +125,7 @@ async fn a_registration_that_nobody_awaits_is_taken_back() {
     assert!(*first.is_registered().borrow());
 }
 
-/// It may arrive after the next one, which says something else.
+/// It may arrive after the next update, which has other content.
 #[tokio::test]
 async fn an_update_without_an_answer_is_taken_back_by_the_next() {
     let fake = Fake::start();
@@ -155,7 +155,8 @@ fn gone(reason: Reason) -> DiscoverResponse {
     DiscoverResponse { removed: reason.into(), ..DiscoverResponse::default() }
 }
 
-/// Who was removed by a check looks before he comes back: an operator may have cleared the id meanwhile.
+/// After a removal by a check the keeper looks before it registers again: an operator may have
+/// removed the id meanwhile.
 #[tokio::test]
 async fn who_comes_back_after_a_check_looks_first() {
     let fake = Fake::start();
@@ -175,7 +176,7 @@ async fn who_comes_back_after_a_check_looks_first() {
     assert_eq!(fake.script.registered.lock().len(), 1, "it stays away");
 }
 
-/// Also if a compaction let the reason be forgotten.
+/// Even if a compaction dropped the reason.
 #[tokio::test]
 async fn who_is_not_there_for_no_known_reason_comes_back() {
     let fake = Fake::start();
@@ -193,12 +194,12 @@ async fn who_is_not_there_for_no_known_reason_comes_back() {
     drop(registration);
 }
 
-/// Its number stays open until it is answered, and others of the session have only so many.
+/// Its number stays open until it is answered, and a session has only so many numbers.
 #[tokio::test]
 async fn an_instance_whose_return_was_not_answered_is_asked_for_again_soon() {
     let fake = Fake::start();
     let script = &fake.script;
-    // What must succeed is tried until it does; what must fail takes as long as a call may.
+    // What must succeed is retried until it does; what must fail takes the whole time limit.
     let client = client_of(&fake).with_timeout(Duration::from_secs(2));
     let begin = || client.session().ttl(Duration::from_secs(600));
     let session = eventually("a session", async || begin().await.ok()).await;
@@ -210,7 +211,7 @@ async fn an_instance_whose_return_was_not_answered_is_asked_for_again_soon() {
     let register = || service.register(&address).check(check.clone()).session(&session);
     let registration = eventually("an instance", async || register().await.ok()).await;
     script.are_registrations_lost.store(true, Ordering::Relaxed);
-    // Each attempt has a number of its own, and takes the one before back.
+    // Each attempt has its own number, and undoes the previous one.
     let times = || {
         let registered = script.registered.lock();
         let numbers = registered.iter().map(|asked| asked.once.unwrap().sequence);
@@ -247,7 +248,7 @@ async fn who_wants_to_hear_that_an_instance_was_taken_away_does() {
     assert!(fake.script.deregistered.lock().is_empty(), "the successor is left alone");
 }
 
-/// Whoever ends a registration does not wait until it is known how the instance stands.
+/// Ending a registration does not wait for a lookup of the instance.
 #[tokio::test]
 async fn an_order_goes_before_what_is_being_found_out() {
     let fake = Fake::start();
@@ -308,7 +309,7 @@ async fn changes_are_whole_though_a_stream_broke_within_them() {
     assert_eq!(ids().await, ["a"]);
     let broken = async {
         for left in [1, 0] {
-            // The watch before has said all that it has to say.
+            // The previous watch has delivered everything.
             eventually("it watches", async || {
                 fake.script.break_streams(Status::unavailable("etcdserver: server stopped"));
                 (fake.script.changes.lock().len() <= left).then_some(())

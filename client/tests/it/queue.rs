@@ -1,4 +1,4 @@
-//! etcd's recipe: turns, tokens, and what becomes of places that nobody wants any more.
+//! etcd's recipe: turns, tokens, and places whose owners have gone.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::{SOON, eventually, start};
 
-/// The keys in a queue.
+/// Counts the keys in a queue.
 async fn places(client: &Client, name: &str) -> i64 {
     let places = client.get(format!("{name}/")).prefix().count_only().await;
     places.expect("an answer").count
@@ -105,7 +105,7 @@ async fn a_guarded_transaction_needs_the_turn() {
     let other = turn.txn().when(key("stock").value().equal("1")).then(put("stock", "8"));
     let other = other.or_else(get("stock")).commit().await.unwrap();
     assert!(!other.succeeded && other.responses.len() == 1, "its own compare failed");
-    // As an operator would take it away.
+    // As an operator may take it away.
     client.delete(turn.key().to_vec()).await.unwrap();
     assert!(!turn.is_held().await.unwrap());
     let error = turn.txn().then(put("stock", "7")).commit().await.unwrap_err();
@@ -150,7 +150,7 @@ async fn dropped_guards_and_futures_leave_nothing_behind() {
     let holder = client.queue("busy").await.unwrap();
     for cycle in 0..CYCLES {
         drop(client.queue(format!("free/{cycle}")).await.unwrap());
-        // Canceled at some point between asking and waiting.
+        // Cancelled at some point between the request and the wait.
         let patience = Duration::from_millis(u64::try_from(cycle % 10).unwrap());
         assert!(timeout(patience, client.queue("busy")).await.is_err(), "it is held");
     }

@@ -1,4 +1,4 @@
-//! Pages of a range, values as types, and watches that go on after a compaction.
+//! Pages of a range, typed values, and watches that continue after a compaction.
 
 use std::time::{Duration, Instant};
 
@@ -139,7 +139,7 @@ fn all_of_it_works_without_a_runtime() {
     let leader = iter(leaders).find_map(|leader| leader.unwrap()).unwrap();
     assert_eq!(leader.value(), b"me");
     leadership.resign().block().unwrap();
-    // A thread that may block is no place where nothing may wait.
+    // Blocking is allowed in `spawn_blocking`.
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let reading = runtime.spawn_blocking(move || client.get("x").block().unwrap().kvs.len());
     assert_eq!(runtime.block_on(reading).unwrap(), 1);

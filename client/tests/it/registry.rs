@@ -39,7 +39,7 @@ async fn instances_come_change_and_go() {
     let expected =
         r#"{"Op":0,"Addr":"10.0.0.1:80","Metadata":null,"Instance":{"version":"1","zone":"x"}}"#;
     assert_eq!(value, expected);
-    // As a client in Go would put it.
+    // As a Go client would put it.
     client.put("shop/api/go", r#"{"Op":0,"Addr":"10.0.0.9:80","Metadata":null}"#).await.unwrap();
     client.put("shop/api-other/x", r#"{"Op":0,"Addr":"10.0.0.8:80"}"#).await.unwrap();
 
@@ -75,7 +75,7 @@ async fn a_lost_registration_is_made_again_with_its_last_change() {
     let test = "a_lost_registration_is_made_again_with_its_last_change";
     let Some((_server, client)) = start(test).await else { return };
     let service = client.service("api");
-    // It has to live until it is revoked.
+    // The lease has to live until it is revoked.
     let ttl = Duration::from_secs(9);
     let mut registration = service.register("h:1").ttl(ttl).await.unwrap();
     registration.update(|record| record.version = "2".to_owned()).await.unwrap();
@@ -101,7 +101,7 @@ async fn a_lost_registration_is_made_again_with_its_last_change() {
     assert!(service.instances().await.unwrap().is_empty());
 }
 
-/// Nobody knows what became of the update, which is no reason to give up what stands.
+/// The outcome of the update is unknown, which is no reason to end the registration.
 #[tokio::test]
 async fn an_update_without_an_answer_ends_no_registration() {
     let test = "an_update_without_an_answer_ends_no_registration";
@@ -122,7 +122,7 @@ async fn an_update_without_an_answer_ends_no_registration() {
     registration.deregister().await.unwrap();
 }
 
-/// A channel to what is registered as `api`, and the guards of three instances.
+/// A channel to the instances of `api`, and its directory.
 async fn balanced(client: &Client) -> (Directory, BalancedChannel) {
     let directory = client.service("api").discover().start();
     let options = SnapshotOptions { slow_start: Duration::ZERO, ..SnapshotOptions::default() };
@@ -140,7 +140,7 @@ async fn a_channel_follows_the_registry_and_outlives_it() {
     for backend in &backends {
         let instance = backend.instance();
         let register = client.service("api").register(&instance.address).id(&instance.id);
-        // Longer than the cluster is away.
+        // Longer than the cluster is unavailable.
         guards.insert(instance.id, register.ttl(Duration::from_secs(60)).await.unwrap());
     }
     let until_answered = async |expected: &[&str]| {
@@ -203,7 +203,7 @@ async fn a_start_without_the_cluster_uses_what_was_known() {
     registration.deregister().await.unwrap();
 }
 
-/// Whoever registers an id last has it, whatever his predecessor says or does.
+/// The last one to register an id keeps it, whatever its predecessor does.
 #[tokio::test]
 async fn who_was_taken_over_leaves_the_successor_alone() {
     let test = "who_was_taken_over_leaves_the_successor_alone";
@@ -225,7 +225,7 @@ async fn who_was_taken_over_leaves_the_successor_alone() {
     assert!(!*taken.is_registered().borrow());
     assert!(is_left().await);
     taken.drain(Duration::from_millis(1)).await.unwrap();
-    // It lost its lease, too, and looks for a place.
+    // It also lost its lease, and tries to register again.
     let mut is_registered = returning.is_registered();
     client.lease_revoke(lease).await.unwrap();
     is_registered.wait_for(|is_registered| !is_registered).await.unwrap();
@@ -240,7 +240,7 @@ async fn who_was_taken_over_leaves_the_successor_alone() {
     client.delete("api/a").await.unwrap();
 }
 
-/// What somebody deleted stays away.
+/// A deleted instance is not registered again.
 #[tokio::test]
 async fn an_instance_that_was_deleted_is_not_put_again() {
     let test = "an_instance_that_was_deleted_is_not_put_again";

@@ -1,4 +1,4 @@
-//! What a program that is observed learns of its calls, and what servers learn of it.
+//! What an observed program learns about its calls, and what servers learn about them.
 
 use std::{
     collections::BTreeMap,
@@ -20,7 +20,7 @@ use tracing_core::span::Current;
 
 use crate::{SOON, fake::Fake, native::IMPATIENT};
 
-/// Fields of a span by their names.
+/// Fields of a span by name.
 #[derive(Debug, Default, Clone)]
 struct Fields(BTreeMap<&'static str, String>);
 
@@ -34,7 +34,7 @@ impl Visit for Fields {
     }
 }
 
-/// Notes the spans of this crate's client, of one thread.
+/// Records the spans of this crate's client on one thread.
 #[derive(Debug, Default, Clone)]
 struct Noted(Arc<Mutex<State>>);
 
@@ -127,7 +127,7 @@ async fn every_call_takes_the_headers_of_its_program_along() {
     assert!(traced.iter().all(|traced| traced == context), "{traced:?}");
 }
 
-/// So that they do not work for somebody who has given up.
+/// So that servers do not work on abandoned calls.
 #[tokio::test]
 async fn servers_learn_how_long_a_caller_waits() {
     let fake = Fake::start();
@@ -144,7 +144,7 @@ async fn servers_learn_how_long_a_caller_waits() {
     };
     let session = client.session().ttl(Duration::from_secs(600)).await.unwrap();
     told("a session");
-    // Whether they are carried out is nothing to them.
+    // The deadline is sent whether or not the calls succeed.
     client.get("a").await.unwrap_err();
     told("a read");
     client.put("a", "1").await.unwrap_err();

@@ -1,4 +1,4 @@
-//! Over TLS, against a server that asks for certificates.
+//! TLS against a server that requires client certificates.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::{
     server::{Server, program},
 };
 
-/// Files of a cluster and of its clients.
+/// Certificate files of a cluster and of its clients.
 struct Stage {
     dir: TempDir,
     server: Files,
@@ -50,7 +50,7 @@ impl Stage {
         both.into_iter().flatten().chain(asking).collect()
     }
 
-    /// Believes in the authority and presents alice's certificate.
+    /// Trusts the authority and presents alice's certificate.
     fn alice(&self) -> Tls {
         let tls = Tls::new().ca_file(self.path("ca.pem"));
         tls.client_certificate(&self.alice.cert, &self.alice.key)
@@ -61,7 +61,7 @@ fn client(endpoint: String, tls: Tls) -> Client {
     Client::builder([endpoint]).tls(tls).timeout(SOON).build().unwrap()
 }
 
-/// Why a single short attempt fails.
+/// The error of a single short attempt.
 async fn refused(endpoint: &str, tls: Tls) -> String {
     let client = Client::builder([endpoint]).tls(tls).timeout(Duration::from_secs(6));
     let answer = client.build().unwrap().get("a").await;
@@ -108,7 +108,7 @@ async fn files_that_cannot_be_used_are_refused_when_the_client_is_built() {
     build(stage.alice()).unwrap();
 }
 
-/// The members that answer `calls` reads through a channel to these addresses, or why one failed.
+/// The members that answer `calls` reads through a channel to these addresses, or the first error.
 async fn answering(
     tls: Option<Tls>,
     addresses: &[String],
@@ -157,7 +157,7 @@ async fn a_balanced_channel_reaches_its_instances_over_tls() {
     let other = stage.alice().ca_file(stage.path("other.pem"));
     let text = answering(Some(other), &https, 1).await;
     assert!(text.as_ref().is_err_and(|text| text.contains("UnknownIssuer")), "{text:?}");
-    // By the system's authorities, none of which has signed for these.
+    // With the system's authorities, none of which signed these certificates.
     answering(None, &https, 1).await.unwrap_err();
     let plain: Vec<String> = servers.iter().map(|s| format!("http://{}", s.plain())).collect();
     assert_eq!(answering(Some(stage.alice()), &plain, 9).await.unwrap().len(), 3);

@@ -1,4 +1,4 @@
-//! Watches that break off and go on.
+//! Watches that break and resume.
 
 use conclave_client::{Client, Error, Watcher, mvccpb::event::EventType};
 use tokio::time::timeout;
@@ -92,7 +92,8 @@ async fn what_is_followed_is_read_again_after_the_store_went_back() {
     assert!(matches!(end, Err(Error::FutureRevision(_))), "{end:?}");
 }
 
-/// As after a restore from a backup, when others have written more than was lost before this client asks again.
+/// As after a restore from a backup, if others have written more than was lost before this client
+/// reconnects.
 #[tokio::test]
 async fn what_is_followed_is_read_again_if_another_cluster_answers() {
     let test = "what_is_followed_is_read_again_if_another_cluster_answers";

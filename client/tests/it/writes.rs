@@ -1,4 +1,4 @@
-//! Writes that are sent again, from a cluster that remembers them and from others.
+//! Writes that are sent again, to clusters that remember them and to others.
 
 use conclave_client::{
     Client, Error, Outcome, RetryBudget,
@@ -11,7 +11,7 @@ use crate::{SOON, fake::Fake};
 
 type Answer = Result<WriteResponse, Status>;
 
-/// A client of a cluster that answers a put so; all that was sent, and what it came to.
+/// Puts to a cluster with these answers; returns all that was sent, and the result.
 async fn put(answers: Vec<Answer>) -> (Vec<WriteRequest>, Result<i64, Error>) {
     let fake = Fake::start();
     fake.script.write_answers.lock().extend(answers);
@@ -85,7 +85,7 @@ async fn a_cluster_that_remembers_nothing_is_asked_once() {
     let fake = Fake::start();
     let client = Client::builder([fake.endpoint()]).build().unwrap();
     for _ in 0..3 {
-        // This one does not know etcd's calls either.
+        // This server does not know etcd's calls either.
         let refused = client.put("k", "v").await;
         assert!(matches!(refused, Err(Error::Unimplemented(_))), "{refused:?}");
     }
@@ -107,7 +107,7 @@ async fn calls_are_made_again_within_a_budget() {
         "{refused:?}"
     );
     assert_eq!(sent(), 6, "once, and again as often as there are tokens");
-    // Whoever shares the connections shares the budget.
+    // Clients that share the connections share the budget.
     client.each()[0].put("k", "v").await.unwrap_err();
     client.clone().put("k", "v").await.unwrap_err();
     assert_eq!(sent(), 2);

@@ -1,4 +1,4 @@
-//! Counters of the scripted server. It remembers of a session what a cluster does.
+//! Counters of the scripted server. It remembers as many requests of a session as a cluster does.
 
 use std::sync::atomic::Ordering;
 
@@ -10,7 +10,7 @@ use tonic::{Request, Response, Status};
 
 use super::Scripted;
 
-/// Answers of one session that are kept.
+/// Most answers of one session that are kept.
 const UNSETTLED_MAX: usize = 256;
 
 #[tonic::async_trait]

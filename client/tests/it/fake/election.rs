@@ -1,4 +1,4 @@
-//! Elections of the scripted server: whoever campaigns leads.
+//! Elections of the scripted server: every candidate leads.
 
 use std::sync::atomic::Ordering;
 
@@ -45,7 +45,7 @@ impl ElectionService for Scripted {
         &self,
         request: Request<ObserveRequest>,
     ) -> Result<Response<Self::ObserveStream>, Status> {
-        // A leader with another fence each time: what is the same as before is not told again.
+        // A leader with another fence each time, because an unchanged leader is not reported again.
         let streams = self.0.observers.fetch_add(1, Ordering::Relaxed) + 1;
         let fence = i64::try_from(streams).expect("few streams");
         let leader = Some(Leader { fence, ..Leader::default() });

@@ -1,4 +1,4 @@
-//! A server that knows leases only, as an etcd does, and answers renewals together.
+//! A server that knows only leases, as etcd does, and answers renewals in groups.
 
 use std::{
     net::SocketAddr,
@@ -23,18 +23,18 @@ use tonic::{Request, Response, Status, Streaming};
 /// TTL of every lease, in seconds.
 const TTL: i64 = 9;
 
-/// A server of leases.
+/// A lease server.
 #[derive(Clone, Default)]
 pub(crate) struct Leases {
     granted: Arc<AtomicI64>,
-    /// Renewals are answered when there are so many of them on a stream.
+    /// Renewals are answered when this many have arrived on a stream.
     pub(crate) together: Arc<AtomicUsize>,
-    /// How often as many were.
+    /// Counts the groups of more than one.
     pub(crate) rounds: watch::Sender<usize>,
 }
 
 impl Leases {
-    /// Serves until the runtime of the caller ends; where.
+    /// Serves until the caller's runtime ends; returns the address.
     pub(crate) async fn serve(&self) -> SocketAddr {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("it is bound");
@@ -44,7 +44,7 @@ impl Leases {
         address
     }
 
-    /// The answers to the next renewals of a stream.
+    /// Answers the next group of renewals on a stream.
     async fn renew(
         &self,
         renewals: &mut Streaming<LeaseKeepAliveRequest>,

@@ -1,4 +1,5 @@
-//! The registry of the scripted server: it notes what is registered and removed, and shows what it is told to.
+//! The registry of the scripted server: records registrations and removals, and lists scripted
+//! instances.
 
 use std::sync::atomic::Ordering;
 

@@ -1,4 +1,4 @@
-//! Whom the scripted server admits: a user with the token that is good at present, if it wants one at all.
+//! Authentication in the scripted server: if a token is required, only the valid one is accepted.
 
 use std::{
     convert::Infallible,
@@ -19,7 +19,7 @@ use tonic_prost::ProstCodec;
 
 use super::Script;
 
-/// Lets a request of any kind through, or refuses it.
+/// Accepts or refuses a request of any kind.
 pub(super) fn admit(script: &Script, request: Request<()>) -> Result<Request<()>, Status> {
     if script.is_learner.load(Ordering::Relaxed) {
         return Err(Status::failed_precondition("etcdserver: rpc not supported for learner"));
@@ -43,7 +43,7 @@ pub(super) fn admit(script: &Script, request: Request<()>) -> Result<Request<()>
     }
 }
 
-/// The one call of etcd's Auth service that is needed here: it gives out the good token.
+/// The one call of etcd's Auth service needed here: returns the valid token.
 #[derive(Clone)]
 pub(super) struct Desk(pub(super) Arc<Script>);
 
