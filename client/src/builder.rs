@@ -39,7 +39,7 @@ pub(crate) struct Settings {
 ///     .user("app", "correct horse")
 ///     .build()?;
 /// assert_eq!(client.endpoints().len(), 3);
-/// // What cannot be an endpoint is told now, not by the first call.
+/// // An invalid endpoint is reported here, not by the first call.
 /// let wrong = Client::builder(["ftp://10.0.0.1"]).build();
 /// assert!(matches!(wrong, Err(Error::Config { .. })));
 /// # Ok(()) }

@@ -47,7 +47,7 @@ use crate::{
 ///     println!("{:?} has applied {}", member.endpoints(), status.raft_applied_index);
 /// }
 /// client.put("color", "red").await?;
-/// client.close().await; // guards that were dropped have given back what they held
+/// client.close().await; // dropped guards have released what they held
 /// # Ok(()) }
 /// ```
 #[derive(Clone)]

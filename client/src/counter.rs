@@ -95,7 +95,7 @@ pub struct Count {
 /// while seen.value < mine {
 ///     let Exchange { is_done, count } = best.set_if_unchanged(seen, mine).await?;
 ///     if is_done { println!("a record"); }
-///     seen = count; // somebody else's, if it is not done
+///     seen = count; // another player's, if it is not done
 /// }
 /// # Ok(()) }
 /// ```

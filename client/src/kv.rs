@@ -300,8 +300,8 @@ impl From<Get<Detached>> for RangeRequest {
 /// use std::time::Duration;
 ///
 /// let lease = client.lease(Duration::from_secs(30)).await?;
-/// client.put("online/ada", "in a meeting").lease(lease.id()).await?; // goes with the lease
-/// let put = client.put("online/ada", "back").ignore_lease().prev_kv().await?; // so does this
+/// client.put("online/ada", "in a meeting").lease(lease.id()).await?; // deleted with the lease
+/// let put = client.put("online/ada", "back").ignore_lease().prev_kv().await?; // so is this
 /// println!("was: {:?}", put.prev_kv.as_ref().map(|kv| &kv.value));
 /// # Ok(()) }
 /// ```

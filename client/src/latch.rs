@@ -11,7 +11,7 @@
 //!
 //! let session = client.session().owner("loader-1").await?;
 //! let loaded = session.latch("loaded/2026-11-21");
-//! loaded.create(3).await?;                                  // by whoever comes first
+//! loaded.create(3).await?;                                  // the first call counts
 //! loaded.count_down().await?;
 //! loaded.wait().at_most(Duration::from_secs(60)).await?;    // Error::NotYet after that
 //! # Ok(())

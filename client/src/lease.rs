@@ -176,7 +176,7 @@ fn lease(channel: Channel) -> LeaseClient<Channel> {
 /// let lease = client.lease(Duration::from_secs(10)).await?;
 /// client.put("cameras/7", "10.0.0.7:554").lease(lease.id()).await?;
 /// tokio::select! {
-///     () = film() => lease.revoke().await?, // the key goes at once
+///     () = film() => lease.revoke().await?, // deletes the key at once
 ///     () = lease.lost() => eprintln!("nobody finds this camera any more"),
 /// }
 /// # async fn film() {}

@@ -238,7 +238,7 @@ pub struct BalancedChannel {
 /// let (lists, list) = tokio::sync::watch::channel(vec![Instance::new("a", "10.0.0.1:80")]);
 /// let channel = BalancedChannel::builder().watch(list);
 /// assert!(!channel.serving().is_kept);
-/// lists.send_replace(Vec::new()); // whoever lists the instances has lost them all
+/// lists.send_replace(Vec::new()); // the source of the list has lost all of them
 /// let serving = channel.serving();
 /// assert!(serving.is_kept, "worth a line in the log");
 /// assert_eq!(serving.instances[0].id, "a", "calls go there still");

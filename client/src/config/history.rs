@@ -267,7 +267,7 @@ impl Replay {
 /// let back: Rollback = client.rollback("config/app/", 17).prefix();
 /// match back.clone().await {
 ///     Ok(done) => println!("back, as revision {}", done.revision),
-///     Err(Error::Conflict) => drop(back.await?), // somebody wrote at that moment: once more
+///     Err(Error::Conflict) => drop(back.await?), // another client wrote: try again
 ///     Err(error) => return Err(error),
 /// }
 /// # Ok(()) }
