@@ -208,8 +208,8 @@ pub(crate) struct TlsArguments {
 }
 
 impl TlsArguments {
-    /// The TLS settings for these endpoints; `None` if only an `https://` endpoint could enable TLS
-    /// and there is none.
+    /// The TLS settings that the flags ask for; `None` if they ask for none, so that only `https://`
+    /// endpoints use TLS.
     fn settings(&self, endpoints: &[String]) -> Result<Option<Tls>, Failure> {
         let mut tls = Tls::new();
         if let Some(path) = set(&self.cacert) {

@@ -58,7 +58,8 @@ pub(super) async fn move_leader(
     context.print(&Transfer { from, to: target })
 }
 
-/// The endpoint whose member leads, with the member's id: only a leader hands over.
+/// The client of the leader's endpoint and the leader's id: only the leader can transfer
+/// leadership.
 async fn leader(context: &Context) -> Result<Option<(Client, u64)>, Failure> {
     for client in context.client.each() {
         let status = client.status().await?;
@@ -70,7 +71,7 @@ async fn leader(context: &Context) -> Result<Option<(Client, u64)>, Failure> {
     Ok(None)
 }
 
-/// Hands over to the first voter that takes it.
+/// Transfers leadership to the first voter that accepts it.
 async fn move_away(context: &Context) -> Result<(), Failure> {
     let Some((leader, from)) = leader(context).await? else { return Ok(()) };
     let members = leader.members().await?.into_inner().members;
@@ -82,6 +83,6 @@ async fn move_away(context: &Context) -> Result<(), Failure> {
             Err(error) => refusal = Some(error),
         }
     }
-    // Nobody else could lead, so that nothing is lost by stopping the only voter.
+    // No other member could lead, so nothing is lost by stopping the only voter.
     refusal.map_or(Ok(()), |error| Err(error.into()))
 }

@@ -1,4 +1,4 @@
-//! `config`: settings as documents or as keys, their history, and the way back.
+//! `config`: settings as documents or as keys, their history and rollback.
 
 use std::io::Read;
 
@@ -198,8 +198,8 @@ async fn set(context: &Context, arguments: SetArguments) -> Result<(), Failure> 
     context.print(&Written { revision: answer.revision(), changed: 1 })
 }
 
-/// As what readers will take a value. A name without an extension is that of a JSON document for some and of one setting
-/// below a prefix for others; a document is a table.
+/// How readers will interpret a value. A name without an extension may be a JSON document or one
+/// setting below a prefix; it counts as a document if the value is a table.
 fn readers(name: &str, value: &[u8], codec: Option<Codec>) -> Source {
     let is_document = value.trim_ascii_start().starts_with(b"{");
     match codec {

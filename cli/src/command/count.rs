@@ -1,4 +1,4 @@
-//! `counter` and `latch`: numbers that many change, and waiting for one to be 0.
+//! `counter` and `latch`: shared numbers, and waiting for one to reach 0.
 
 use std::time::Duration;
 

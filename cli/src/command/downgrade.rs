@@ -1,5 +1,5 @@
-//! `downgrade`: whether the cluster can go back to an older version. A server of ours has one format
-//! only and refuses to begin; an etcd does more.
+//! `downgrade`: whether the cluster can go back to an older version. Our servers have only one
+//! storage format and refuse to start a downgrade; etcd supports more.
 
 use clap::Subcommand;
 use conclave_client::pb::downgrade_request::DowngradeAction;

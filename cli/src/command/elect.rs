@@ -1,4 +1,4 @@
-//! `elect`: lead, or see who does.
+//! `elect`: campaigns in an election, or observes it.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use conclave_client::{
 use super::{Context, child::Child, lock, native, tell_connection};
 use crate::{arguments::Flavor, failure::Failure, output::complain, stop::Stop};
 
-/// How long a leader outlives its last sign of life, as with etcdctl.
+/// How long leadership outlives its last renewal, as with etcdctl.
 const TTL: Duration = Duration::from_secs(60);
 
 /// Flags and arguments of `elect`.
@@ -83,7 +83,7 @@ async fn campaign(
     done
 }
 
-/// Leads by the native API, or by etcd's recipe where there is none.
+/// Leads by the native API, or by etcd's recipe where the server lacks it.
 async fn lead(
     context: &Context,
     campaign: Campaign,
@@ -119,7 +119,7 @@ async fn lead(
     let resigned = leadership.resign().await;
     native::close_unless_lost(context, session).await;
     match resigned {
-        // Whether the loss matters, `done` says.
+        // `done` already reflects a loss if it matters.
         Ok(()) | Err(Error::Lost { .. } | Error::NotFound(_)) => done,
         Err(error) => native::not_given_back(done, (name, ttl), &error, !command.is_empty()),
     }

@@ -55,7 +55,7 @@ pub(super) async fn run(context: &Context, arguments: Arguments) -> Result<(), F
     }
 }
 
-/// Each endpoint with a client for it alone.
+/// Each endpoint with a client of its own.
 async fn clients(context: &Context, is_cluster: bool) -> Result<Vec<(String, Client)>, Failure> {
     let client = if is_cluster {
         let members = context.client.members().await.map_err(|error| {
@@ -87,7 +87,7 @@ async fn health(context: &Context, clients: &[(String, Client)]) -> Result<(), F
     if is_healthy { Ok(()) } else { Err(Failure::error("unhealthy cluster")) }
 }
 
-/// What the alarms make unhealthy; empty if there are none.
+/// The alarms that make an endpoint unhealthy; empty if there are none.
 async fn alarms(client: &Client) -> Result<String, Error> {
     let reply = match client.alarms().await {
         // A reader without the right to see alarms has still shown that the server serves.

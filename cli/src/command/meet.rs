@@ -1,4 +1,4 @@
-//! `barrier` and `group`: waiting for each other, and who is there.
+//! `barrier` and `group`: waiting for each other, and group membership.
 
 use std::time::Duration;
 
@@ -97,14 +97,14 @@ pub(super) async fn barrier(context: &Context, verb: Barrier) -> Result<(), Fail
         }
         Barrier::Enter { name, count, wait, command } => {
             let done = enter(context, (name, count), wait, &command).await;
-            // What was entered is left, and its session ended, in the background.
+            // Leaving the barrier and ending its session happen in the background.
             context.client.close().await;
             done
         }
     }
 }
 
-/// Waits until the end, or a signal; `in_vain` says what did not happen in time.
+/// Waits until the wait is over or a signal comes; `in_vain` says what did not happen in time.
 pub(super) async fn wait(
     wait: Wait,
     at_most: Option<Duration>,

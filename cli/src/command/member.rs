@@ -122,7 +122,7 @@ async fn add(context: &Context, arguments: AddArguments) -> Result<(), Failure> 
     )
 }
 
-/// What the new member is to be started with.
+/// The `--initial-cluster` value for the new member.
 fn initial_cluster(members: &[Member], added: u64, name: &str) -> String {
     let urls = members.iter().flat_map(|member| {
         let name = if member.id == added { name } else { &member.name };

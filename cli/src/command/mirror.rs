@@ -1,5 +1,5 @@
-//! `make-mirror`: another cluster gets the keys of this one, and then every change of them, each revision
-//! as one transaction. Nothing is deleted there but what is deleted here meanwhile.
+//! `make-mirror`: copies the keys of this cluster to another, and then every change, each revision
+//! as one transaction. Keys are deleted there only when they are deleted here in the meantime.
 
 use std::{cell::Cell, ffi::OsString, path::PathBuf, time::Duration};
 
@@ -17,9 +17,9 @@ use tokio::time::{Instant, interval_at};
 use super::{Context, get};
 use crate::{arguments::TlsArguments, failure::Failure, output::write, word::Word};
 
-/// Keys read at once.
+/// Keys read per page.
 const PAGE_KEYS: i64 = 1000;
-/// A transaction with more is divided; servers take 1.5 MiB.
+/// Larger transactions are divided; servers accept 1.5 MiB.
 const TXN_BYTES_MAX: usize = 1 << 20;
 /// How often the number of copied changes is printed.
 const REPORT_EVERY: Duration = Duration::from_secs(30);
@@ -110,7 +110,7 @@ impl Identity {
     }
 }
 
-/// One cluster's keys on their way to another.
+/// Copies keys from one cluster to another.
 struct Mirror<'a> {
     source: Client,
     target: Client,
@@ -126,7 +126,7 @@ impl Mirror<'_> {
         self.follow(from).await
     }
 
-    /// Prints how far it is, now and then.
+    /// Prints the number of copied changes at intervals.
     async fn report(&self) -> Failure {
         let mut ticks = interval_at(Instant::now() + REPORT_EVERY, REPORT_EVERY);
         loop {
@@ -137,7 +137,7 @@ impl Mirror<'_> {
         }
     }
 
-    /// Copies what is there now; the revision of that.
+    /// Copies the current keys; returns their revision.
     async fn copy(&self) -> Result<i64, Failure> {
         let prefix = [Word::from(OsString::from(self.prefix))];
         let (mut key, range_end) = get::range(&prefix, true, false, "")?;
@@ -169,7 +169,7 @@ impl Mirror<'_> {
         Err(Failure::interrupted("watch is canceled by the server"))
     }
 
-    /// The same change there.
+    /// The same change for the other cluster.
     fn change(&self, event: &Event) -> Option<Operation> {
         let kv = event.kv.as_ref()?;
         Some(match event.r#type() {
@@ -190,13 +190,13 @@ impl Mirror<'_> {
         Operation { size, request }
     }
 
-    /// The name of a key there.
+    /// The name of a key in the other cluster.
     fn renamed(&self, key: &Bytes) -> Bytes {
         let rest = key.get(self.prefix.len()..).unwrap_or_default();
         [self.new_prefix.as_bytes(), rest].concat().into()
     }
 
-    /// Writes in order, in as few transactions as there may be.
+    /// Writes in order, in as few transactions as possible.
     async fn write(&self, operations: Vec<Operation>) -> Result<(), Failure> {
         for batch in batches(operations, self.operations_max) {
             let count = batch.len();
@@ -209,7 +209,7 @@ impl Mirror<'_> {
     }
 }
 
-/// A change to be made, with about how many bytes it takes.
+/// A change to make, and its approximate size in bytes.
 struct Operation {
     size: usize,
     request: Request,

@@ -17,7 +17,7 @@ use crate::{
     word::Word,
 };
 
-/// As a range end: everything from the key on. As a key: the first possible key.
+/// As a range end: no end. As a key: the first possible key.
 const ALL: &[u8] = b"\0";
 
 /// What to do with roles.
@@ -134,7 +134,7 @@ async fn revoke(context: &Context, words: &[Word], range: &RangeArguments) -> Re
     };
     let (key, range_end) = range.of(keys)?;
     let reply = context.client.auth().role_revoke_permission(role, &key, &range_end).await?;
-    // As it was typed: the empty key stands for the first.
+    // As typed by the user: an empty key stands for the first possible one.
     let text = keys[0].text();
     let what = match range_end.as_ref() {
         b"" => format!("key {text}"),
@@ -154,7 +154,8 @@ impl RangeArguments {
         }
         let all = || Bytes::from_static(ALL);
         match keys {
-            // The empty key is not granted; what begins with it, or comes after it, is everything.
+            // The empty key cannot be granted; the range that begins with it or comes after it is
+            // everything.
             [key, ..] if key.is_empty() && (self.prefix || self.from_key) => Ok((all(), all())),
             [key, ..] if key.is_empty() => Ok((all(), Bytes::new())),
             [key] if self.prefix => Ok((key.bytes(), prefix_end(&key.bytes()))),

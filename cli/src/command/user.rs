@@ -136,7 +136,7 @@ async fn add(context: &Context, arguments: AddArguments) -> Result<(), Failure> 
     done(context, reply.into_inner().header, format!("User {name} created"))
 }
 
-/// Asks twice, or reads one line.
+/// Asks twice at the terminal, or reads one line.
 fn new_password(name: &str, interactive: bool) -> Result<String, Failure> {
     if !interactive {
         return prompt::line();
@@ -160,7 +160,7 @@ async fn get(context: &Context, arguments: GetArguments) -> Result<(), Failure> 
     if !arguments.detail {
         return context.print(&User { name, response });
     }
-    // As etcdctl, in whatever form.
+    // As etcdctl, whatever the output form.
     write(format!("User: {name}\n").as_bytes())?;
     for name in response.roles {
         write(b"\n")?;
@@ -170,7 +170,7 @@ async fn get(context: &Context, arguments: GetArguments) -> Result<(), Failure> 
     Ok(())
 }
 
-/// As many arguments as there must be.
+/// Exactly `N` arguments.
 pub(super) fn only<const N: usize>(
     arguments: Vec<String>,
     usage: &str,
