@@ -16,11 +16,11 @@ const NO_ROOT_ROLE: &str = "etcdserver: root user does not have root role";
 /// What to do with auth.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
-    /// Make every call need a user; the user root must be there.
+    /// Require authentication for every call; the user root must exist.
     Enable(Nothing),
-    /// Let everybody do everything again.
+    /// Stop requiring authentication.
     Disable(Nothing),
-    /// Print whether calls need a user.
+    /// Print whether authentication is enabled.
     Status(Nothing),
 }
 

@@ -33,7 +33,7 @@ pub(crate) enum Verb {
 /// Flags of both.
 #[derive(Debug, Args)]
 struct Flags {
-    /// How much is written: s(small), m(medium), l(large) or xl(xLarge).
+    /// The load to write: s(small), m(medium), l(large) or xl(xLarge).
     #[arg(long, default_value = "s")]
     load: String,
     /// Compact afterwards.
@@ -49,10 +49,10 @@ struct Flags {
 pub(crate) struct PerfArguments {
     #[command(flatten)]
     flags: Flags,
-    /// What the keys begin with; they are deleted afterwards.
+    /// Prefix of the keys that are written; they are deleted afterwards.
     #[arg(long, default_value = "/etcdctl-check-perf/")]
     prefix: String,
-    /// How long.
+    /// How long to write.
     #[arg(long, default_value = "60s", value_parser = conclave_server::config::duration)]
     duration: Duration,
 }
@@ -62,10 +62,10 @@ pub(crate) struct PerfArguments {
 pub(crate) struct ScaleArguments {
     #[command(flatten)]
     flags: Flags,
-    /// What the keys begin with; they are deleted afterwards.
+    /// Prefix of the keys that are written; they are deleted afterwards.
     #[arg(long, default_value = "/etcdctl-check-datascale/")]
     prefix: String,
-    /// How many keys, instead of what the load says.
+    /// Number of keys, instead of that of the load.
     #[arg(long, value_name = "COUNT")]
     keys: Option<u32>,
 }

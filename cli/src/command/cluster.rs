@@ -14,18 +14,18 @@ use crate::{
 pub(crate) enum Alarm {
     /// Print the active alarms.
     List,
-    /// End all alarms.
+    /// Clear all alarms.
     Disarm,
 }
 
 /// Arguments of `move-leader`.
 #[derive(Debug, Args)]
 pub(crate) struct MoveLeaderArguments {
-    /// The member that shall lead, in hexadecimal.
+    /// The member to make the leader, in hexadecimal.
     #[arg(value_name = "MEMBER_ID")]
     target: Vec<String>,
-    /// Whoever leads among the endpoints hands over to any other voter; nobody leading is fine too. For
-    /// a member that is about to be stopped.
+    /// Move leadership from the leader among the endpoints to any other voter; does nothing if none
+    /// of them leads. For a member that is about to be stopped.
     #[arg(long, conflicts_with = "target")]
     away: bool,
 }

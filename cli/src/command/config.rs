@@ -22,11 +22,11 @@ use crate::{
 pub(crate) enum Verb {
     /// Print the settings that keys hold, merged, as one JSON document.
     Get(GetArguments),
-    /// Write a document of settings, or one setting, unless it cannot be read back.
+    /// Write a document of settings, or one setting; refuses values that cannot be read back.
     Set(SetArguments),
     /// Print how keys changed, the newest change first, back to the last compaction.
     History(HistoryArguments),
-    /// Write again what keys held at a revision, in one new revision.
+    /// Restore the values that keys had at a revision, in one new revision.
     Rollback(RollbackArguments),
     /// Print the settings that keys hold, and print them again whenever they change.
     Watch(Sources),
@@ -55,7 +55,7 @@ impl From<Form> for Codec {
 /// Which keys hold settings, and how.
 #[derive(Debug, Args)]
 pub(crate) struct Sources {
-    /// The keys; of several the later ones win.
+    /// The keys; if several have a setting, the last one wins.
     #[arg(required = true, value_name = "KEY")]
     keys: Vec<String>,
     /// All keys that start with a key; the rest of a name is the path of a setting.
@@ -118,10 +118,10 @@ pub(crate) struct HistoryArguments {
     /// All keys that start with the key.
     #[arg(long)]
     prefix: bool,
-    /// The newest so many changes.
+    /// At most this many changes, newest first.
     #[arg(long, default_value_t = 20)]
     limit: usize,
-    /// Print values, too.
+    /// Also print the values.
     #[arg(long)]
     values: bool,
 }

@@ -18,13 +18,13 @@ const TTL: Duration = Duration::from_secs(60);
 /// Flags and arguments of `elect`.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// The election, and what the candidate says.
+    /// The election, and the value that the candidate proclaims.
     #[arg(value_name = "NAME [PROPOSAL]")]
     words: Vec<String>,
-    /// A command to run only while this leads (not for etcdctl).
+    /// A command to run only while this process leads (not for etcdctl).
     #[arg(last = true, value_name = "COMMAND ARGUMENT...")]
     command: Vec<String>,
-    /// Do not campaign: print who leads, again and again.
+    /// Do not campaign: print the leader, and each new one.
     #[arg(short, long)]
     listen: bool,
     /// Seconds that the leadership outlives this process if it ends without resigning (not for etcdctl) [default: 60].

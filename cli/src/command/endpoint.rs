@@ -26,11 +26,11 @@ pub(crate) struct Arguments {
 /// What to ask the servers.
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Whether they serve.
+    /// Check whether the servers are healthy.
     Health,
-    /// How far they are.
+    /// Print version, size, leader and log positions of the servers.
     Status,
-    /// A hash of their keys and history: equal on all if compared at the same revision.
+    /// Print a hash of keys and history: equal on all servers at the same revision.
     Hashkv {
         /// The revision up to which to hash; 0 for all.
         #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
@@ -41,7 +41,7 @@ enum Verb {
 /// Flags of `defrag`.
 #[derive(Debug, Args)]
 pub(crate) struct DefragArguments {
-    /// All members of the cluster instead of the endpoints given.
+    /// Defragment all members of the cluster instead of the endpoints given.
     #[arg(long)]
     cluster: bool,
 }

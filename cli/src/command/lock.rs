@@ -29,10 +29,10 @@ pub(crate) struct Arguments {
     /// Take one of this many permits (a semaphore); with --limit: take this many of the limit.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) permits: Option<u32>,
-    /// All permits that there are.
+    /// Total permits of the semaphore.
     #[arg(long, requires = "permits", value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) limit: Option<u32>,
-    /// Do not wait.
+    /// Fail at once if the lock is not free.
     #[arg(long, conflicts_with = "wait")]
     pub(super) r#try: bool,
     /// Wait for at most this long.
@@ -44,7 +44,7 @@ pub(crate) struct Arguments {
     /// With `break`: the fencing token of the one holder to remove; 0 for all.
     #[arg(long, default_value_t = 0)]
     pub(super) token: i64,
-    /// With `break`: why, for the log of the server and whoever held it.
+    /// With `break`: the reason, logged by the server and shown to the holder.
     #[arg(long, default_value = "")]
     pub(super) reason: String,
 }

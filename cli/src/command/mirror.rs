@@ -30,19 +30,19 @@ pub(crate) struct Arguments {
     /// Address of a server of the other cluster.
     #[arg(value_name = "DESTINATION")]
     destination: Vec<String>,
-    /// Only keys that begin with this.
+    /// Copy only keys that begin with this.
     #[arg(long, default_value = "")]
     prefix: String,
-    /// What takes the place of the prefix there.
+    /// Prefix in the other cluster that replaces --prefix.
     #[arg(long, default_value = "")]
     dest_prefix: String,
-    /// Nothing takes the place of the prefix there.
+    /// Remove the prefix from the keys in the other cluster.
     #[arg(long)]
     no_dest_prefix: bool,
-    /// Do not copy what is there now; begin with the changes of this revision.
+    /// Do not copy the current keys; start with the changes of this revision.
     #[arg(long, default_value_t = 0)]
     rev: i64,
-    /// Changes in one transaction there.
+    /// Most changes per transaction in the other cluster.
     #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
     max_txn_ops: u32,
     #[command(flatten)]
@@ -52,22 +52,23 @@ pub(crate) struct Arguments {
 /// How to be known to the other cluster.
 #[derive(Debug, Args)]
 struct Identity {
-    /// Authorities that sign the certificates there (PEM).
+    /// CA certificates that verify the other cluster's servers (PEM).
     #[arg(long, value_name = "FILE")]
     dest_cacert: Option<PathBuf>,
-    /// Certificate to present there (PEM).
+    /// Certificate to present to the other cluster (PEM).
     #[arg(long, value_name = "FILE", requires = "dest_key")]
     dest_cert: Option<PathBuf>,
     /// Key of that certificate.
     #[arg(long, value_name = "FILE", requires = "dest_cert")]
     dest_key: Option<PathBuf>,
-    /// Use no TLS there if the address has no scheme and no certificates are given.
+    /// Connect to the other cluster without TLS if its address has no scheme and no certificates
+    /// are given.
     #[arg(long, default_value_t = true)]
     dest_insecure_transport: bool,
-    /// User there, perhaps with the password: NAME or NAME:PASSWORD.
+    /// User in the other cluster, optionally with the password: NAME or NAME:PASSWORD.
     #[arg(long)]
     dest_user: Option<String>,
-    /// Password there.
+    /// Password of that user.
     #[arg(long)]
     dest_password: Option<String>,
 }

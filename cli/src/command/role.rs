@@ -25,19 +25,19 @@ const ALL: &[u8] = b"\0";
 pub(crate) enum Verb {
     /// Add a role.
     Add {
-        /// Which.
+        /// The role.
         #[arg(value_name = "ROLE")]
         name: Vec<String>,
     },
     /// Delete a role, and take it from all users.
     Delete {
-        /// Which.
+        /// The role.
         #[arg(value_name = "ROLE")]
         name: Vec<String>,
     },
     /// Print the permissions of a role.
     Get {
-        /// Which.
+        /// The role.
         #[arg(value_name = "ROLE")]
         name: Vec<String>,
     },
@@ -46,17 +46,17 @@ pub(crate) enum Verb {
         #[arg(hide = true)]
         unexpected: Vec<String>,
     },
-    /// Let a role read, write or readwrite a key or a range of keys.
+    /// Grant read, write or readwrite permission on a key or a range of keys to a role.
     GrantPermission {
-        /// The role, read, write or readwrite, a key, and perhaps the end of a range.
+        /// The role; read, write or readwrite; a key; optionally the end of a range.
         #[arg(value_name = "ROLE KIND KEY [END]", num_args = 0..)]
         words: Vec<Word>,
         #[command(flatten)]
         range: RangeArguments,
     },
-    /// Take a permission from a role, as it was granted.
+    /// Revoke a permission of a role, for exactly the granted key or range.
     RevokePermission {
-        /// The role, a key, and perhaps the end of a range.
+        /// The role, a key, and optionally the end of a range.
         #[arg(value_name = "ROLE KEY [END]", num_args = 0..)]
         words: Vec<Word>,
         #[command(flatten)]

@@ -42,16 +42,16 @@ pub(crate) enum Verb {
     Resolve(Wanted),
     /// Print the instances of a service, then every change with its reason.
     Watch(Watch),
-    /// Let an instance get nothing new, whoever registered it.
+    /// Drain an instance: it gets no new work. Works on instances of any owner.
     Drain(Drain),
-    /// Remove an instance, whoever registered it.
+    /// Remove an instance, even of another owner.
     Deregister {
         /// The service.
         name: String,
         /// The instance.
         id: String,
     },
-    /// Set the switches of a service: what lost or restless instances look like.
+    /// Set the switches of a service: how lost or flapping instances are treated.
     Configure(Configure),
 }
 
@@ -60,7 +60,7 @@ pub(crate) enum Verb {
 pub(crate) struct Register {
     /// The service.
     name: String,
-    /// Where the instance is: host:port.
+    /// Address of the instance: host:port.
     address: String,
     /// A command to run while it is registered.
     #[arg(last = true, value_name = "COMMAND ARGUMENT...")]
@@ -110,7 +110,7 @@ pub(crate) struct Wanted {
     /// Only those with this tag; may be repeated.
     #[arg(long)]
     tag: Vec<String>,
-    /// Only those that say this; may be repeated.
+    /// Only those with this metadata; may be repeated.
     #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
     meta: Vec<(String, String)>,
 }
@@ -120,8 +120,8 @@ pub(crate) struct Wanted {
 pub(crate) struct Watch {
     #[command(flatten)]
     wanted: Wanted,
-    /// Print what changes within this time as one change of each instance; 0s for each revision by itself.
-    /// Default: 100ms for services of 50 instances or more, else 0s.
+    /// Combine the changes within this time into one per instance; 0s prints each revision by
+    /// itself. Default: 100ms for services of 50 instances or more, else 0s.
     #[arg(long, value_parser = conclave_server::config::duration)]
     window: Option<Duration>,
 }
@@ -146,7 +146,7 @@ pub(crate) struct Drain {
 pub(crate) struct Configure {
     /// The service.
     name: String,
-    /// Keep instances in sight when most are lost at once: on or off.
+    /// Keep showing lost instances when most are lost at once: on or off.
     #[arg(long, value_parser = switch)]
     guard: Option<bool>,
     /// Damp instances that come and go too often: on or off.

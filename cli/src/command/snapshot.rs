@@ -32,20 +32,21 @@ const MODE: u32 = 0o600;
 pub(crate) enum Verb {
     /// Save the state of a member to a file.
     Save {
-        /// The file; written under another name until it is complete.
+        /// The file; has a temporary name until it is complete.
         #[arg(value_name = "FILE")]
         file: Vec<PathBuf>,
         /// The form of the file.
         #[arg(long, value_enum, default_value_t = Format::Etcd)]
         format: Format,
     },
-    /// Print what a file holds, of ours or of etcd's.
+    /// Print what a snapshot file holds, of ours or of etcd's.
     Status {
         /// The file.
         #[arg(value_name = "FILE")]
         file: Vec<PathBuf>,
     },
-    /// Make the data directory of a member of a new cluster out of a file, of ours or of etcd's.
+    /// Make the data directory of a member of a new cluster from a snapshot file, of ours or of
+    /// etcd's.
     Restore(RestoreArguments),
 }
 
@@ -88,16 +89,17 @@ pub(crate) struct RestoreArguments {
     /// Token of the new cluster.
     #[arg(long, value_name = "TOKEN", default_value = "etcd-cluster")]
     initial_cluster_token: String,
-    /// Where the other members will reach the new one.
+    /// Peer URLs of the new member.
     #[arg(long, value_name = "URLS", default_value = "http://localhost:2380")]
     initial_advertise_peer_urls: String,
-    /// Take a file without a SHA-256 at its end, or with a wrong one.
+    /// Accept a file whose SHA-256 is missing or wrong.
     #[arg(long)]
     skip_hash_check: bool,
-    /// How much to raise the revision, so that no client takes new changes for old ones.
+    /// How much to raise the revision, so that clients do not mistake new changes for old ones.
     #[arg(long, value_name = "N", default_value_t = RAISE_DEFAULT)]
     bump_revision: u64,
-    /// Count everything up to there as compacted; goes with --bump-revision above 0, and only with it.
+    /// Mark everything up to the raised revision as compacted; must be true if --bump-revision is
+    /// above 0, else false.
     #[arg(
         long,
         value_name = "BOOL",
