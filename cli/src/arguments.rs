@@ -49,7 +49,7 @@ pub(crate) enum Task {
     Client(Verb),
 }
 
-/// Under which name this was called.
+/// The name that this program was called by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Flavor {
     /// Whatever suits people best.
@@ -196,7 +196,7 @@ pub(crate) struct TlsArguments {
     )]
     pub(crate) cert: Option<PathBuf>,
     /// Key of that certificate.
-    // Names of their own: verbs have arguments that are called like these.
+    // The ids differ from the flags because verbs have arguments called `cert` and `key`.
     #[arg(id = "tls-key", long = "key", global = true, env = "ETCDCTL_KEY", value_name = "FILE")]
     pub(crate) key: Option<PathBuf>,
     /// Use no TLS for endpoints without a scheme if no certificates are given.
@@ -208,7 +208,8 @@ pub(crate) struct TlsArguments {
 }
 
 impl TlsArguments {
-    /// What is asked for, for these endpoints: nothing, if nothing but `https://` can ask.
+    /// The TLS settings that the flags ask for; `None` if they ask for none, so that only `https://`
+    /// endpoints use TLS.
     fn settings(&self, endpoints: &[String]) -> Result<Option<Tls>, Failure> {
         let mut tls = Tls::new();
         if let Some(path) = set(&self.cacert) {
@@ -229,7 +230,7 @@ impl TlsArguments {
             tls = tls.insecure_skip_verify();
         }
         let is_given = [&self.cacert, &self.cert].into_iter().any(|path| set(path).is_some());
-        // Not to verify does not mean to use TLS: it only alters what something else asks for.
+        // Skipping verification does not enable TLS: it only changes how an enabled TLS verifies.
         let is_secure = |endpoint: &String| {
             ["https://", "unixs://"].iter().any(|scheme| endpoint.starts_with(scheme))
         };
@@ -238,16 +239,16 @@ impl TlsArguments {
     }
 }
 
-/// A path that is given and not empty.
+/// The path if it is given and not empty.
 fn set(path: &Option<PathBuf>) -> Option<&PathBuf> {
     path.as_ref().filter(|path| !path.as_os_str().is_empty())
 }
 
 impl Global {
-    /// The client and the printer that the flags ask for.
+    /// Makes the client and the printer that the flags ask for.
     ///
     /// # Errors
-    /// If the endpoints or the form of the output cannot be understood.
+    /// If the endpoints or the output form cannot be parsed.
     pub(crate) fn context(&self, flavor: Flavor) -> Result<command::Context, Failure> {
         let format = Format::parse(&self.write_out)?;
         let is_strict = flavor == Flavor::Etcdctl;
@@ -262,7 +263,8 @@ impl Global {
         Ok(command::Context { client, printer, global, flavor })
     }
 
-    /// The same with a user that has a password: given apart, behind the name, or asked for once.
+    /// The same settings with the user's password filled in: given separately, after the name, or
+    /// asked for once.
     fn with_password(&self) -> Result<Self, Failure> {
         let mut global = self.clone();
         let given = self.user.as_deref().filter(|user| !user.is_empty());
@@ -279,7 +281,7 @@ impl Global {
         Ok(global)
     }
 
-    /// The same settings for another cluster, but as another user, with TLS of its own.
+    /// The same settings for another cluster, with another user and TLS settings.
     pub(crate) fn elsewhere(
         &self,
         tls: TlsArguments,
@@ -292,7 +294,7 @@ impl Global {
     /// A client of other endpoints with the same settings.
     ///
     /// # Errors
-    /// If the endpoints cannot be understood.
+    /// If the endpoints cannot be parsed.
     pub(crate) fn client(&self, endpoints: &[String]) -> Result<Client, Failure> {
         let endpoints: Vec<String> =
             endpoints.iter().map(|endpoint| endpoint.trim().to_owned()).collect();
@@ -300,7 +302,7 @@ impl Global {
         let mut builder = Client::builder(endpoints)
             .timeout(self.command_timeout)
             .dial_timeout(self.dial_timeout)
-            // One write is not worth that the cluster remembers who made it.
+            // A single write is not worth an entry in the cluster's record of writes.
             .remembered_writes(false)
             .keep_alive(self.keepalive_time.max(PING_INTERVAL_MIN), self.keepalive_timeout);
         if let Some(tls) = tls {
@@ -313,10 +315,10 @@ impl Global {
     }
 }
 
-/// Prints what this program and its client log, and nothing of the crates below: those see secrets.
+/// Prints what this program and its client log, and nothing of the crates below, which see secrets.
 fn say_what_is_done() {
     let own = Targets::new().with_target("conclave", Level::DEBUG);
     let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr);
-    // Another subscriber would print it as well.
+    // Another subscriber, if set, would print it as well.
     tracing_subscriber::registry().with(own).with(lines).try_init().ok();
 }

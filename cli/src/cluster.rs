@@ -1,6 +1,7 @@
-//! `conclave cluster`: three servers as processes of their own on this machine.
+//! `conclave cluster`: three servers as separate processes on this machine.
 //!
-//! A server that dies is reported, not restarted: somebody trying out failures wants to see them.
+//! A server that dies is reported and not restarted: somebody who tries out failures wants to see
+//! them.
 
 mod layout;
 mod node;
@@ -22,11 +23,11 @@ use self::{
 };
 use crate::{failure::Failure, hint::Programs, output::write, stop::Stop};
 
-/// How often the state is looked at.
+/// How often the state is checked.
 const TICK: Duration = Duration::from_secs(1);
 /// Time for the cluster to elect a leader and serve.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
-/// Time for the servers to end when asked to.
+/// Time for the servers to stop when asked to.
 const STOP_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Flags of `cluster`.
@@ -62,7 +63,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
         }
     }
     let result = attend(&layout, &mut nodes, &mut stop).await;
-    // The terminal may be gone; the servers shall end in order all the same.
+    // The terminal may be gone; the servers must be stopped in order all the same.
     write(b"\nStopping.\n").ok();
     end(nodes).await?;
     let dir = layout.dir.display();
@@ -70,7 +71,7 @@ pub(crate) async fn run(arguments: Arguments) -> Result<(), Failure> {
     result
 }
 
-/// Waits until the cluster serves, then shows its state until it shall stop.
+/// Waits until the cluster serves, then shows its state until asked to stop.
 async fn attend(layout: &Layout, nodes: &mut [Node], stop: &mut Stop) -> Result<(), Failure> {
     let endpoints: Vec<String> = layout.places.iter().map(Place::endpoint).collect();
     let client = Client::builder(&endpoints).timeout(TICK).dial_timeout(TICK).build()?;
@@ -122,13 +123,13 @@ async fn serves(client: &Client, nodes: &mut [Node]) -> Result<(), Failure> {
                     logs.join("\n")
                 )));
             }
-            // Not reached yet, or no leader yet; the call took its time or failed at once.
+            // Not reachable yet, or no leader yet; the call may have waited or failed at once.
             Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
         }
     }
 }
 
-/// Asks all servers to end and waits for them.
+/// Asks all servers to stop and waits for them.
 async fn end(nodes: Vec<Node>) -> Result<(), Failure> {
     nodes.iter().for_each(Node::terminate);
     let deadline = tokio::time::Instant::now() + STOP_TIMEOUT;

@@ -39,7 +39,7 @@ use crate::{
     parse,
 };
 
-/// What a verb works with.
+/// What a verb needs: the client and the printer.
 #[derive(Debug, Clone)]
 pub(crate) struct Context {
     pub(crate) client: Client,
@@ -144,10 +144,10 @@ pub(crate) enum Session {
 }
 
 impl Verb {
-    /// Does what the verb says.
+    /// Runs the verb.
     ///
     /// # Errors
-    /// What went wrong, with etcdctl's exit code.
+    /// The failure, with etcdctl's exit code.
     pub(crate) async fn run(self, global: &Global, flavor: Flavor) -> Result<(), Failure> {
         match self {
             Self::Version => return version(),
@@ -206,7 +206,7 @@ fn version() -> Result<(), Failure> {
     )
 }
 
-/// Says on standard error that what is printed is out of date, for this reason, or that the connection is back.
+/// Says on standard error why the printed data is out of date, or that the connection is back.
 fn tell_connection(trouble: Option<&str>) {
     match trouble {
         Some(why) => complain(&format!(

@@ -19,7 +19,7 @@ pub(crate) struct Arguments {
     log_level: String,
 }
 
-/// Runs the server until it is asked to stop; its data is gone then.
+/// Runs the server until it is asked to stop, then deletes its data.
 ///
 /// # Errors
 /// If it does not start, e.g. because the port is taken.

@@ -1,4 +1,4 @@
-//! Why a command failed, with etcdctl's exit codes and its one line on standard error.
+//! Failures of commands, with etcdctl's exit codes and its single line on standard error.
 
 use std::{
     error::Error as _,
@@ -12,16 +12,16 @@ use humantime::format_duration;
 
 use crate::output::complain;
 
-/// In the texts of failed logins.
+/// Part of the message of a failed login.
 const LOGIN_FAILED: &str = "authentication failed, ";
 
 /// A failed command.
 #[derive(Debug)]
 pub(crate) struct Failure {
     code: u8,
-    /// Printed as `Error: ...`; `None` if everything was said already.
+    /// Printed as `Error: ...`; `None` if everything was already reported.
     message: Option<String>,
-    /// What may have caused it and what to do, for people only.
+    /// Possible cause and remedy, shown to people only.
     hint: Option<String>,
 }
 
@@ -30,22 +30,22 @@ impl Failure {
         Self { code, message: Some(message.into()), hint: None }
     }
 
-    /// The request failed.
+    /// A failed request.
     pub(crate) fn error(message: impl Into<String>) -> Self {
         Self::new(1, message)
     }
 
-    /// Some of several endpoints failed, each with a line of its own.
+    /// Some of several endpoints failed; each was reported on its own line.
     pub(crate) fn reported() -> Self {
         Self { code: 1, message: None, hint: None }
     }
 
-    /// A command that was run for this one ended with this code, and has said why.
+    /// A child command exited with this code and has reported why.
     pub(crate) fn exit(code: u8) -> Self {
         Self { code, message: None, hint: None }
     }
 
-    /// A command that was run for this one ended with this code, for this reason.
+    /// A child command exited with this code, for this reason.
     pub(crate) fn exit_because(code: u8, message: impl Into<String>) -> Self {
         Self::new(code, message)
     }
@@ -55,12 +55,12 @@ impl Failure {
         Self { code: 2, ..Self::from(error) }
     }
 
-    /// As [`Failure::bad_connection`], with a message of our own.
+    /// Like [`Failure::bad_connection`], with a message of our own.
     pub(crate) fn bad_status(message: impl Into<String>) -> Self {
         Self::new(2, message)
     }
 
-    /// Standard input holds something that cannot be understood.
+    /// Standard input cannot be parsed.
     pub(crate) fn invalid_input(message: impl Into<String>) -> Self {
         Self::new(3, message)
     }
@@ -70,17 +70,17 @@ impl Failure {
         Self::new(4, message)
     }
 
-    /// A command that runs until it is stopped was stopped by the server.
+    /// A long-running command was ended by the server.
     pub(crate) fn interrupted(message: impl Into<String>) -> Self {
         Self::new(5, message)
     }
 
-    /// The same, as what ended a command that runs for long.
+    /// The same failure with the exit code of a long-running command.
     pub(crate) fn interrupting(self) -> Self {
         Self { code: 5, ..self }
     }
 
-    /// The client cannot be made of what it was given.
+    /// The client cannot be created from the given settings.
     pub(crate) fn unusable(error: Error) -> Self {
         match error {
             Error::Config { message } => Self::bad_arguments(message),
@@ -93,12 +93,12 @@ impl Failure {
         Self::new(6, message)
     }
 
-    /// A signal ended what had not been reached yet.
+    /// A signal arrived before `before`.
     pub(crate) fn stopped(before: &str) -> Self {
         Self::error(format!("a signal came before {before}"))
     }
 
-    /// As any other, unless what was waited for did not come in time: then says what that was.
+    /// Like other failures, but a timeout names what was waited for.
     pub(crate) fn awaited(what: &str, at_most: Option<Duration>, error: Error) -> Self {
         match (error, at_most) {
             (Error::NotYet, Some(at_most)) => {
@@ -113,7 +113,7 @@ impl Failure {
         Self::new(128, message)
     }
 
-    /// Says what the server refused, as etcdctl does for some verbs.
+    /// Names the refused action, as etcdctl does for some verbs.
     pub(crate) fn about(action: &str, error: Error) -> Self {
         let failure = Self::from(error);
         let message = failure.message.map(|message| format!("{action} ({message})"));
@@ -137,13 +137,13 @@ impl Failure {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let message = describe(&error);
-        // etcdctl logs in before it does anything else.
+        // etcdctl logs in before it does anything else, which has an exit code of its own.
         let code = if message.contains(LOGIN_FAILED) { 2 } else { 1 };
         Self { code, message: Some(message), hint: hint(&error) }
     }
 }
 
-/// The words of etcd's own client for an error.
+/// The error text of etcd's own client.
 pub(crate) fn describe(error: &Error) -> String {
     const TIMED_OUT: &str = "context deadline exceeded";
     match error {

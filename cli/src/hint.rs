@@ -1,4 +1,4 @@
-//! How the reader of a text with commands to try can call our program and `etcdctl`.
+//! Finds how the reader of a hint can call this program and `etcdctl`.
 
 use std::env;
 use std::ffi::OsStr;
@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 
 /// Commands that work in the reader's shell.
 pub(crate) struct Programs {
-    /// This program: its name if that leads here by `PATH`, else its whole path.
+    /// This program: its name if `PATH` leads to it, else its full path.
     pub(crate) ours: String,
-    /// How to read what was put: `etcdctl` where it is installed, else this program.
+    /// The program for etcd's verbs: `etcdctl` if it is installed, else this program.
     pub(crate) etcdctl: String,
 }
 
 impl Programs {
-    /// Looks at the environment.
+    /// Determines the commands from the environment.
     pub(crate) fn find() -> Self {
         let path = env::var_os("PATH").unwrap_or_default();
         Self::among(&path, env::current_exe().ok().as_deref())
@@ -41,7 +41,7 @@ fn installed(path: &OsStr, name: &str) -> Option<PathBuf> {
     env::split_paths(path).map(|dir| dir.join(name)).find(|program| program.is_file())
 }
 
-/// As one word of a shell.
+/// Quotes a word for a shell.
 fn quoted(word: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-+".contains(c);
     if word.chars().all(is_plain) {

@@ -1,23 +1,23 @@
 //! The one binary: server, local clusters, and a client for every verb.
 //!
-//! Called `etcd` (by copy or link) it is the server with etcd's flags; called `etcdctl` or `etcdutl`,
-//! the client verbs. Flags are resolved here and once; what they ask for is done in the modules.
+//! Called `etcd` (by copy or link) it is the server with etcd's flags; called `etcdctl` or
+//! `etcdutl`, the client verbs. This file only parses the flags; the modules do the work.
 //!
 //! | module | what |
 //! |---|---|
 //! | `arguments` | the command line |
-//! | `parse` | how it is read, as Go's flag packages do |
+//! | `parse` | parses it as Go's flag packages do |
 //! | `command` | the client verbs |
 //! | `output` | the forms of their output |
 //! | `prompt` | questions at the terminal |
-//! | `progress` | a bar for what takes a while |
+//! | `progress` | a progress bar |
 //! | `failure` | exit codes and messages |
 //! | `server` | one server as a process |
 //! | `dev` | one server to try things out |
 //! | `cluster` | three servers on this machine |
-//! | `hint` | commands to try, as the reader can call them |
-//! | `stop` | signals that ask a process to end |
-//! | `word` | arguments that need not be text |
+//! | `hint` | suggested commands, in the form that works for the reader |
+//! | `stop` | signals that ask the process to stop |
+//! | `word` | arguments that need not be valid text |
 
 mod arguments;
 mod cluster;
@@ -45,7 +45,7 @@ use crate::{
     parse::parse,
 };
 
-/// Faster than the system's under many threads, and it gives memory back.
+/// Faster than the system's allocator with many threads, and it returns memory to the system.
 #[cfg(feature = "jemalloc")]
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
@@ -57,7 +57,7 @@ fn main() -> ExitCode {
         Some("etcd") => server::main(texts(&arguments, 1), etcd_version_text),
         Some("etcdctl" | "etcdutl") => match parse::<Etcdctl>(arguments) {
             Ok(Etcdctl { global, verb }) => finish(block_on(verb.run(&global, Flavor::Etcdctl))),
-            // etcdctl's own code for a command line it does not understand.
+            // etcdctl's own exit code for a command line that it cannot parse.
             Err(error) => refuse(&error, 1),
         },
         _ => match arguments.get(1).and_then(|argument| argument.to_str()) {
@@ -71,7 +71,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// The arguments of a server behind the first ones; bytes that are no text are replaced, also in paths.
+/// The server's arguments from index `first` on; bytes that are not UTF-8 are replaced, even in
+/// paths.
 fn texts(arguments: &[OsString], first: usize) -> Vec<String> {
     let arguments = arguments.get(first..).unwrap_or_default();
     arguments.iter().map(|argument| argument.to_string_lossy().into_owned()).collect()
@@ -80,7 +81,8 @@ fn texts(arguments: &[OsString], first: usize) -> Vec<String> {
 impl Conclave {
     fn run(self) -> Result<(), Failure> {
         match self.task {
-            // `server` behind other flags; without those it never comes here.
+            // Reached only if `server` follows other flags; as the first argument it is handled
+            // earlier.
             Task::Server { .. } => {
                 Err(Failure::bad_arguments("`server` must be the first argument"))
             }
@@ -91,7 +93,7 @@ impl Conclave {
     }
 }
 
-/// Runs a client's work, which needs no threads of its own.
+/// Runs a client task on the current thread.
 fn block_on(task: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
     let runtime = Builder::new_current_thread().enable_all().build().map_err(no_runtime)?;
     let result = runtime.block_on(task);
@@ -118,19 +120,19 @@ fn finish(result: Result<(), Failure>) -> ExitCode {
 
 /// Prints help, or what is wrong with the command line.
 fn refuse(error: &clap::Error, code: u8) -> ExitCode {
-    // There is nowhere to report that printing failed.
+    // A failure to print cannot be reported anywhere.
     error.print().ok();
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             ExitCode::SUCCESS
         }
-        // etcdctl's verbs count their arguments themselves.
+        // etcdctl's verbs count their arguments themselves, with another exit code.
         ErrorKind::UnknownArgument if !is_flag(error) => ExitCode::from(128),
         _ => ExitCode::from(code),
     }
 }
 
-/// Whether what is wrong with the command line begins like a flag.
+/// Whether the argument that clap complains about begins like a flag.
 fn is_flag(error: &clap::Error) -> bool {
     let Some(ContextValue::String(word)) = error.get(ContextKind::InvalidArg) else { return true };
     word.starts_with('-')

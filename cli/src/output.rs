@@ -1,6 +1,6 @@
 //! What the client verbs print, byte for byte as etcdctl does.
 //!
-//! Each answer knows its forms ([`Answer`]); [`Printer`] picks the one asked for with `-w`.
+//! Each answer implements its output forms ([`Answer`]); [`Printer`] selects the one given by `-w`.
 
 mod auth;
 mod check;
@@ -37,7 +37,7 @@ pub(crate) use snapshot::Held;
 pub(crate) use table::Table;
 pub(crate) use watch::Changes;
 
-/// The form of the output, by the flag `--write-out`.
+/// The output form, set by the flag `--write-out`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Format {
     Simple,
@@ -49,7 +49,7 @@ pub(crate) enum Format {
 
 impl Format {
     /// # Errors
-    /// As etcdctl for anything it does not know.
+    /// With etcdctl's message for any unknown form.
     pub(crate) fn parse(text: &str) -> Result<Self, Failure> {
         match text {
             "simple" => Ok(Self::Simple),
@@ -66,12 +66,12 @@ fn unsupported(format: &str) -> Failure {
     Failure::bad_feature(format!("{format} not supported as output format"))
 }
 
-/// Details of the simple form.
+/// Options of the simple form.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Style {
-    /// Keys and values as `\x61` for every byte.
+    /// Print keys and values with every byte as `\x61`.
     pub(crate) hex: bool,
-    /// Values only.
+    /// Print values only.
     pub(crate) values_only: bool,
 }
 
@@ -83,15 +83,15 @@ pub(crate) trait Answer {
     fn json(&self, out: &mut json::Writer);
     /// One `"Name" : value` line for each field.
     fn fields(&self, out: &mut Vec<u8>);
-    /// Rows and columns, for the answers for which etcdctl has them.
+    /// Rows and columns, for answers that have a table in etcdctl.
     fn table(&self) -> Option<Table> {
         None
     }
-    /// Rows and columns where etcdctl has none; without them the fields are a table.
+    /// Rows and columns where etcdctl has none; without them the table lists the fields.
     fn own_table(&self) -> Option<Table> {
         None
     }
-    /// The message, for the answers for which etcdctl has it; nothing follows it.
+    /// The protobuf message, for answers that have one in etcdctl; nothing is printed after it.
     fn protobuf(&self) -> Option<Vec<u8>> {
         None
     }
@@ -102,7 +102,8 @@ pub(crate) trait Answer {
 pub(crate) struct Printer {
     pub(crate) format: Format,
     pub(crate) style: Style,
-    /// Only the tables that etcdctl has; else the fields of what has no table are one.
+    /// Print only tables that etcdctl has; otherwise an answer without a table gets one of its
+    /// fields.
     pub(crate) is_strict: bool,
 }
 
@@ -110,7 +111,7 @@ impl Printer {
     /// Writes `answer` to standard output.
     ///
     /// # Errors
-    /// If the answer has no such form, or the output cannot be written.
+    /// If the answer does not have this form, or the output cannot be written.
     pub(crate) fn print(&self, answer: &impl Answer) -> Result<(), Failure> {
         let mut out = Vec::new();
         match self.format {
@@ -150,7 +151,7 @@ impl Printer {
 /// Writes to standard output.
 ///
 /// # Errors
-/// If that cannot be written, e.g. because the reader of a pipe is gone.
+/// If it cannot be written, for example because the reader of a pipe is gone.
 pub(crate) fn write(bytes: &[u8]) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
     stdout
@@ -159,18 +160,18 @@ pub(crate) fn write(bytes: &[u8]) -> Result<(), Failure> {
         .map_err(|error| Failure::input_output(format!("standard output: {error}")))
 }
 
-/// Writes a line to standard error; there is nowhere to report that this failed.
+/// Writes a line to standard error; a failure cannot be reported anywhere.
 pub(crate) fn complain(line: &str) {
     writeln!(io::stderr().lock(), "{}", lines(line)).ok();
 }
 
-/// A text that others wrote, for a place in a line: what would move the cursor, begin another line or change what a
-/// terminal does is spelled out.
+/// Escapes foreign text for use within a line: characters that would move the cursor, start another
+/// line or control the terminal.
 pub(crate) fn printable(text: &str) -> Cow<'_, str> {
     escaped(text, is_command)
 }
 
-/// As [`printable`], of several lines.
+/// Like [`printable`], for text of several lines.
 fn lines(text: &str) -> Cow<'_, str> {
     escaped(text, |character| is_command(character) && !matches!(character, '\n' | '\t'))
 }
@@ -190,7 +191,7 @@ fn escaped(text: &str, is_escaped: impl Fn(char) -> bool) -> Cow<'_, str> {
     escaped.into()
 }
 
-/// Controls, and what turns the direction of the text around it.
+/// Control characters, and those that change the direction of surrounding text.
 fn is_command(character: char) -> bool {
     character.is_control()
         || matches!(character, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')

@@ -1,8 +1,8 @@
-//! How command lines are read: as Go's flag packages read etcdctl's, wherever that differs from clap.
+//! Parses command lines as Go's flag packages parse etcdctl's, wherever that differs from clap.
 //!
-//! A switch takes a value behind `=`, the last of several values of a flag counts, and an empty
-//! variable counts as unset. The rules are laid over the finished commands, so that no flag can be
-//! left out.
+//! A switch takes a value after `=`, the last of several values of a flag counts, and an empty
+//! variable counts as unset. The rules are applied to the finished clap commands, so that no flag
+//! can be missed.
 
 use std::{
     env,
@@ -17,13 +17,13 @@ use crate::{
     command::{WATCH_KEY, WATCH_RANGE_END},
 };
 
-/// Chooses between the second and the third API in etcdctl; there is but the third here.
+/// Selects the second or third API in etcdctl; here there is only the third.
 const API: &str = "ETCDCTL_API";
 
-/// Reads a command line.
+/// Parses a command line.
 ///
 /// # Errors
-/// What is wrong with it, or the help that it asks for.
+/// What is wrong with it, or the help text that it asks for.
 pub(crate) fn parse<T: Parser>(
     arguments: impl IntoIterator<Item = OsString>,
 ) -> Result<T, clap::Error> {
@@ -37,8 +37,8 @@ pub(crate) fn boolean(text: &str) -> Result<bool, &'static str> {
     config::boolean(text).ok_or("expected true or false")
 }
 
-/// Names of variables that begin like those of the client verbs and are none: slips, most likely.
-/// Without their values, which may be secrets.
+/// Names of variables that begin like those of the client verbs but are unknown: most likely typing
+/// errors. Without their values, which may be secrets.
 pub(crate) fn unknown_variables() -> Vec<String> {
     let command = Etcdctl::command();
     let of_flags = command.get_arguments().filter_map(Arg::get_env);
@@ -61,7 +61,7 @@ fn argument(argument: Arg) -> Arg {
     if matches!(argument.get_action(), ArgAction::SetTrue) { switch(argument) } else { argument }
 }
 
-/// A switch that is on if it is given, unless its value says otherwise.
+/// Makes a flag a switch that is on when given, unless its value says otherwise.
 fn switch(argument: Arg) -> Arg {
     let argument = match argument.get_default_values() {
         [] => argument.default_value("false").hide_default_value(true),
@@ -87,7 +87,7 @@ mod tests {
         as_in_go(Etcdctl::command()).debug_assert();
     }
 
-    /// The switches of a command and of those below it, each behind the words of its command.
+    /// All switches of a command and its subcommands, each with the words that lead to its command.
     fn switches(command: &Command, words: &[String]) -> Vec<(Vec<String>, String)> {
         let own = command.get_arguments().filter(|argument| {
             matches!(argument.get_action(), ArgAction::SetTrue | ArgAction::SetFalse)
@@ -102,7 +102,7 @@ mod tests {
         found
     }
 
-    /// What the command that the words name finds behind a flag.
+    /// The value that the command named by `words` gets for the switch in `argument`.
     fn found(command: &Command, words: &[String], argument: String) -> Option<bool> {
         let line = [words, std::slice::from_ref(&argument)].concat();
         let command = command.clone().ignore_errors(true);

@@ -1,26 +1,26 @@
-//! A bar for what takes a while: on a terminal only, and gone when it is done.
+//! A progress bar: shown on a terminal only, and removed at the end.
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// How the bar looks: what is done, how far, how fast, how long it will take.
+/// Layout for bytes: amount, rate and remaining time.
 const BYTES: &str =
     "{msg} {wide_bar} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta}";
-/// The same for what is counted.
+/// Layout for counted items.
 const COUNT: &str = "{msg} {wide_bar} {pos}/{len} {eta}";
 
-/// How far something has got, on standard error if that is a terminal.
+/// Progress of an operation, on standard error if that is a terminal.
 #[derive(Debug)]
 pub(crate) struct Progress {
     bar: ProgressBar,
 }
 
 impl Progress {
-    /// Of bytes; what happens to them is called `what`.
+    /// A bar for bytes; `what` names the operation.
     pub(crate) fn new(what: &'static str) -> Self {
         Self::with(BYTES, what)
     }
 
-    /// Of what is counted.
+    /// A bar for counted items.
     pub(crate) fn counting(what: &'static str) -> Self {
         Self::with(COUNT, what)
     }
@@ -32,7 +32,7 @@ impl Progress {
         Self { bar }
     }
 
-    /// So many of so many are done.
+    /// Sets how much of the total is done.
     pub(crate) fn set(&self, done: u64, total: u64) {
         self.bar.set_length(total);
         self.bar.set_position(done);

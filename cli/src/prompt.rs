@@ -1,4 +1,4 @@
-//! Asks for a password at the terminal, without showing what is typed.
+//! Asks for a password at the terminal without echoing it.
 
 use std::io::{IsTerminal, Write, stdin, stdout};
 
@@ -6,11 +6,11 @@ use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr
 
 use crate::failure::Failure;
 
-/// Shows the characters again when dropped.
+/// Restores the echo when dropped.
 struct Hidden(Termios);
 
 impl Hidden {
-    /// `None` if standard input is no terminal: then nothing is shown anyway.
+    /// `None` if standard input is not a terminal: then nothing is echoed anyway.
     fn new() -> Option<Self> {
         if !stdin().is_terminal() {
             return None;
@@ -25,7 +25,7 @@ impl Hidden {
 
 impl Drop for Hidden {
     fn drop(&mut self) {
-        // There is nowhere to report that this failed.
+        // A failure cannot be reported anywhere.
         tcsetattr(stdin(), OptionalActions::Flush, &self.0).ok();
     }
 }
@@ -41,7 +41,7 @@ pub(crate) fn password(question: &str) -> Result<String, Failure> {
     let hidden = Hidden::new();
     let line = line();
     if hidden.is_some() {
-        // The one that was typed was not shown either.
+        // The line end that was typed was not echoed either.
         writeln!(out).map_err(failed)?;
     }
     line

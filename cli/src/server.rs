@@ -1,4 +1,4 @@
-//! One server as a process: `conclave server`, or the binary under the name `etcd`.
+//! Runs one server as a process: `conclave server`, or the binary called `etcd`.
 
 use std::time::Duration;
 use std::{env, process::ExitCode};
@@ -11,10 +11,11 @@ use crate::{
     stop::Stop,
 };
 
-/// How long the end of the process waits for what blocks a thread.
+/// How long the process waits for blocked threads when it ends.
 const EXIT_PATIENCE: Duration = Duration::from_secs(5);
 
-/// Does what the flags and the environment ask for; `version` is the text of the program's name.
+/// Runs what the flags and the environment ask for; `version` is the version text for the program's
+/// name.
 pub(crate) fn main(flags: Vec<String>, version: fn() -> String) -> ExitCode {
     let environment = env::vars_os().map(|(name, value)| {
         (name.to_string_lossy().into_owned(), value.to_string_lossy().into_owned())
@@ -50,7 +51,7 @@ fn run(settings: Settings) -> Result<(), Failure> {
             result => result.map_err(|error| error.to_string()),
         }
     });
-    // What still reads the state for a client that is gone must not hold up the end.
+    // Reads still running for disconnected clients must not delay the exit.
     runtime.shutdown_timeout(EXIT_PATIENCE);
     result.map_err(|reason: String| {
         conclave_server::logging::last(&reason);

@@ -1,21 +1,21 @@
-//! Signals that ask a process to end.
+//! Signals that ask the process to stop.
 
 use std::{io, sync::LazyLock};
 
 use rustix::process::Signal;
 use tokio::signal::unix::{self, SignalKind, signal};
 
-/// The signals by which people and supervisors end a process.
+/// Receives the signals by which people and supervisors stop a process.
 pub(crate) struct Stop {
     interrupt: unix::Signal,
     terminate: unix::Signal,
     quit: unix::Signal,
-    /// None if whoever started the process had it ignored, as `nohup` does.
+    /// `None` if SIGHUP was ignored when the process started, as `nohup` does.
     hangup: Option<unix::Signal>,
 }
 
 impl Stop {
-    /// From now on these signals do not end the process by themselves.
+    /// Registers for the signals, which then no longer end the process by themselves.
     ///
     /// # Errors
     /// If the system refuses to deliver them.
@@ -28,12 +28,12 @@ impl Stop {
         })
     }
 
-    /// Waits for the next of them. Cancel-safe.
+    /// Waits for the next signal. Cancel-safe.
     pub(crate) async fn requested(&mut self) {
         self.next().await;
     }
 
-    /// Waits for the next of them and says which it is. Cancel-safe.
+    /// Waits for the next signal and returns which it is. Cancel-safe.
     pub(crate) async fn next(&mut self) -> Signal {
         tokio::select! {
             _ = self.interrupt.recv() => Signal::INT,
@@ -51,7 +51,8 @@ async fn hung_up(hangup: &mut Option<unix::Signal>) {
     }
 }
 
-/// Whether SIGHUP was ignored when the process began. Asked for once, before it is listened to.
+/// Whether SIGHUP was ignored when the process started. Determined once, before it is registered
+/// for.
 fn is_hangup_ignored() -> bool {
     static IS_IGNORED: LazyLock<bool> = LazyLock::new(|| {
         std::fs::read_to_string("/proc/self/status").is_ok_and(|status| ignores_hangup(&status))
@@ -59,7 +60,7 @@ fn is_hangup_ignored() -> bool {
     *IS_IGNORED
 }
 
-/// Whether the mask of ignored signals in `/proc/PID/status` has the first one.
+/// Whether the mask of ignored signals in `/proc/PID/status` includes SIGHUP.
 fn ignores_hangup(status: &str) -> bool {
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask & 1 > 0)

@@ -1,4 +1,4 @@
-//! Arguments that need not be text.
+//! Arguments that need not be valid text.
 
 use std::{borrow::Cow, ffi::OsString, os::unix::ffi::OsStringExt as _};
 
@@ -17,7 +17,7 @@ impl Word {
         self.0.is_empty()
     }
 
-    /// For people to read.
+    /// The text for people to read.
     pub(crate) fn text(&self) -> Cow<'_, str> {
         String::from_utf8_lossy(&self.0)
     }

@@ -1,8 +1,8 @@
-//! A data directory that etcd's own `snapshot restore` made: it becomes one of ours when the member starts.
+//! Takes over a data directory that etcd's own `snapshot restore` made, when the member starts.
 //!
-//! Such a directory has the restored database, and a WAL that holds nothing but who the members are. From an etcd
-//! that ran, its WAL may hold writes that the database has not, so that one is refused. etcd's files stay as they are.
-//! Whatever ends the taking over in its middle, the next start begins it anew.
+//! Such a directory has the restored database and a WAL that only names the members. The WAL of an
+//! etcd that has run may hold writes that the database lacks, so such a directory is refused.
+//! etcd's files stay as they are. If the take-over is interrupted, the next start begins it again.
 
 mod wal;
 
@@ -18,12 +18,12 @@ use serde_json::Value;
 use self::wal::Founded;
 use crate::data_dir;
 
-/// There while a directory is being taken over.
+/// Mark file that exists while a directory is being taken over.
 const UNFINISHED: &str = "TAKEOVER_UNFINISHED";
-/// There ever after: what etcd left in the directory is of the past.
+/// Mark file that stays after a take-over: etcd's files in the directory are obsolete.
 const DONE: &str = "TAKEN_OVER";
 
-/// Where everything is.
+/// The directories involved.
 #[derive(Debug)]
 pub(crate) struct Dirs {
     /// The data directory, etcd's and ours.
@@ -34,7 +34,7 @@ pub(crate) struct Dirs {
     pub(crate) log: PathBuf,
 }
 
-/// Why a directory of an etcd is not taken over.
+/// Why a restored directory cannot be taken over.
 #[derive(Debug, thiserror::Error)]
 pub enum TakeOverError {
     /// The system failed.
@@ -46,18 +46,18 @@ pub enum TakeOverError {
         #[source]
         source: io::Error,
     },
-    /// The database.
+    /// The database cannot be read or restored.
     #[error("cannot take over the restored directory of an etcd: {0}")]
     Database(#[from] BackupError),
 }
 
-/// Whether a directory holds what a take-over left that did not end: what is ours in it does not count.
+/// Whether a take-over was interrupted; our own files in the directory do not count then.
 pub(crate) fn is_unfinished(data: &Path) -> bool {
     data.join(UNFINISHED).exists()
 }
 
-/// Takes over what etcd's `snapshot restore` left. Returns whether there is something to start with; `false` if
-/// what is there is not such a directory.
+/// Takes over what etcd's `snapshot restore` left. Returns whether the member can start with the
+/// result; `false` if the directory is no such directory.
 ///
 /// # Errors
 /// [`TakeOverError`].
@@ -65,7 +65,8 @@ pub(crate) fn take_over(dirs: &Dirs) -> Result<bool, TakeOverError> {
     let database = dirs.data.join(data_dir::ETCD_DATABASE);
     let log = dirs.data.join(data_dir::ETCD_LOG);
     let (done, is_unfinished) = (dirs.data.join(DONE), is_unfinished(&dirs.data));
-    // Of a member that served and lost its state, or has a log of its own, nothing may be replaced by what it began with.
+    // A log of our own without the mark, or a completed take-over, means that the member has
+    // served: its data must not be replaced by the state it once began with.
     if !database.exists() || (dirs.log.exists() && !is_unfinished) {
         return Ok(false);
     }
@@ -88,7 +89,7 @@ pub(crate) fn take_over(dirs: &Dirs) -> Result<bool, TakeOverError> {
             _ => {}
         }
     }
-    // It was checked when it was restored, and has no digest any more.
+    // It was checked when it was restored, and no longer has a digest.
     let file = BackupFile::open(&database, Check::Skip, &mut |_, _| {})?;
     let restored = file.restore_state(&dirs.state, &member, 0, &mut |_, _| {})?;
     backup::restore_log(&dirs.log, &member)?;
@@ -112,7 +113,7 @@ pub(crate) fn take_over(dirs: &Dirs) -> Result<bool, TakeOverError> {
     Ok(true)
 }
 
-/// The members as the log names them; `None` if this member is none of them.
+/// The members as the WAL names them; `None` if this member is not among them.
 fn new_member(founded: &Founded) -> Option<NewMember> {
     let members: Option<Nodes> = founded
         .members

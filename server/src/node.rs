@@ -2,11 +2,11 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | `start` | from a directory and settings to a running member |
-//! | `open`, `tasks` | what that opens before raft starts, and what runs beside raft |
-//! | `sink` | hands on what apply did |
-//! | `status` | what a member knows of itself and of the others |
-//! | `publish` | it tells the cluster its name and URLs |
+//! | `start` | starts a member from its settings and directory |
+//! | `open`, `tasks` | what is opened before raft starts, and what runs beside raft |
+//! | `sink` | passes on what apply did |
+//! | `status` | the member's view of itself and of the others |
+//! | `publish` | publishes its name and URLs to the cluster |
 
 mod open;
 mod publish;
@@ -47,17 +47,17 @@ use crate::watch::Hub;
 pub use start::StartError;
 pub use status::{MemberInfo, NodeStatus};
 
-/// How often a flush is asked for, and the pause between: two minutes in all.
+/// How often a flush is checked for, and the pause in between: two minutes in all.
 const FLUSH_ATTEMPTS: usize = 2_400;
 const FLUSH_PAUSE: Duration = Duration::from_millis(50);
 
 /// Why a leadership transfer did not happen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TransferError {
-    /// This member does not lead, or another than the target took over from it.
+    /// This member does not lead, or a member other than the target took over.
     #[error("not leader")]
     NotLeader,
-    /// The target is no voter.
+    /// The target is not a voter.
     #[error("bad leader transferee")]
     BadTarget,
     /// The target did not become leader in time.
@@ -93,13 +93,13 @@ pub struct Node {
     parts: Parts,
     /// Cancelled when this member begins to stop.
     stopping: CancellationToken,
-    /// The highest index that was ever known to be committed.
+    /// The highest index that this member has ever known to be committed.
     committed: AtomicU64,
-    // Last: everything above lives on it.
+    // Last: everything above runs on it.
     _runtime: RaftRuntime,
 }
 
-/// Everything of a node but the runtime that it runs on.
+/// Everything of a node except the runtime that it runs on.
 struct Parts {
     identity: Identity,
     route: Route,
@@ -117,9 +117,9 @@ struct Parts {
     header: Header,
     counts: Counts,
     timeout: Duration,
-    /// Why raft stopped, once it has.
+    /// The reason why raft stopped, once it has.
     fatal: watch::Receiver<Option<String>>,
-    /// Ends the peer server and its connections.
+    /// Stops the peer server and its connections.
     stop: CancellationToken,
 }
 
@@ -143,7 +143,7 @@ impl Node {
         start::start(settings).await
     }
 
-    /// Proposes a command at once; returns its answer once it is applied on this member.
+    /// Proposes a command at once; returns its answer when it is applied on this member.
     ///
     /// # Errors
     /// [`ProposeError`]; its variants say whether the command may have taken effect.
@@ -151,7 +151,7 @@ impl Node {
         self.propose_with(command, Haste::Prompt).await
     }
 
-    /// As [`Node::propose`], as soon as `haste` says.
+    /// Like [`Node::propose`], with the urgency that `haste` gives.
     ///
     /// # Errors
     /// As [`Node::propose`].
@@ -162,7 +162,7 @@ impl Node {
     ) -> Result<Applied, ProposeError> {
         let counts = &self.parts.counts;
         let _pending = Pending::new(&counts.proposals_pending);
-        // As in etcd one whose caller gives up has failed, too.
+        // As in etcd, a proposal whose caller gives up also counts as failed.
         let failing = Failing(&counts.proposals_failed);
         let answer = self.parts.proposer.propose(command, haste).await;
         if answer.is_ok() {
@@ -172,7 +172,7 @@ impl Node {
     }
 
     /// Returns when this member has applied everything that was acknowledged anywhere before the
-    /// call: what is read then is linearizable. Cancel-safe.
+    /// call, so that a read that follows is linearizable. Cancel-safe.
     ///
     /// # Errors
     /// [`ReadIndexError`].
@@ -185,35 +185,35 @@ impl Node {
         applied.map_err(|_elapsed| ReadIndexError::Timeout)
     }
 
-    /// Reads of the state as applied on this member.
+    /// Reads the state as applied on this member.
     #[must_use]
     pub fn reader(&self) -> &Reader {
         &self.parts.reader
     }
 
-    /// Keep-alives and remaining times of leases.
+    /// Answers keep-alives and remaining times of leases.
     #[must_use]
     pub fn lessor(&self) -> &Lessor {
         &self.parts.lessor
     }
 
-    /// Who hears of which event.
+    /// Dispatches events to watchers.
     #[must_use]
     pub fn watch(&self) -> &Arc<Hub> {
         &self.parts.hub
     }
 
-    /// Who waits for which lock.
+    /// Tracks waiters for locks and leadership.
     pub(crate) fn turns(&self) -> &Arc<Turns> {
         &self.parts.turns
     }
 
-    /// Who hears what others take from its session.
+    /// Tells sessions when another caller takes what they hold.
     pub(crate) fn takings(&self) -> &Arc<Takings> {
         &self.parts.takings
     }
 
-    /// What apply tells about users.
+    /// The auth state as of the last apply.
     pub(crate) fn auth(&self) -> &Arc<Feed> {
         &self.parts.auth
     }
@@ -223,12 +223,12 @@ impl Node {
         &self.parts.changed_checks
     }
 
-    /// What its parts count.
+    /// Counters of the node's parts.
     pub(crate) fn counts(&self) -> &Counts {
         &self.parts.counts
     }
 
-    /// As resolved at the start.
+    /// The settings as resolved at the start.
     #[must_use]
     pub fn settings(&self) -> &Arc<Settings> {
         &self.settings
@@ -246,25 +246,26 @@ impl Node {
         self.parts.identity.cluster
     }
 
-    /// The header of an answer that speaks of `revision`.
+    /// The header of an answer at `revision`.
     #[must_use]
     pub fn header(&self, revision: i64) -> ResponseHeader {
         self.parts.header.at(revision)
     }
 
-    /// Cancelled when this member begins to stop: what streams end by.
+    /// Cancelled when this member begins to stop; ends streams.
     #[must_use]
     pub fn stopping(&self) -> &CancellationToken {
         &self.stopping
     }
 
-    /// Returns once this member was removed from the cluster: it must stop, and never comes back.
+    /// Returns once this member has been removed from the cluster: it must stop and can never
+    /// return.
     pub async fn removed(&self) {
         self.parts.standing.removed().await;
     }
 
-    /// Changes who is configured; returns the changed member's id once the change is applied here. The
-    /// answer of a removal of this very member comes without that.
+    /// Changes the membership; returns the changed member's id once the change is applied here. For
+    /// the removal of this member it does not wait for that.
     ///
     /// # Errors
     /// [`ChangeError`]; its variants say whether the change may have been made.
@@ -297,7 +298,7 @@ impl Node {
             loop {
                 match metrics.borrow_and_update().current_leader {
                     Some(id) if id == to => return Ok(()),
-                    // The target did not take over; only the present leader can try again.
+                    // The target did not take over; only the current leader can try again.
                     Some(id) if id != self.parts.identity.member => {
                         return Err(TransferError::NotLeader);
                     }
@@ -310,7 +311,8 @@ impl Node {
         done.unwrap_or(Err(TransferError::Timeout))
     }
 
-    /// Returns when there is a leader, this member has applied what it has, and has told its URLs.
+    /// Returns when there is a leader, this member has caught up with it, and it has published its
+    /// URLs.
     ///
     /// # Errors
     /// The reason why raft stopped, if it did.
@@ -321,8 +323,8 @@ impl Node {
         }
     }
 
-    /// Flushes the state and cuts the log behind it at once, whoever may need it: for tests, and for
-    /// an operator whose disk is full.
+    /// Flushes the state and cuts the log behind it at once, even if another member needs it: for
+    /// tests, and for an operator whose disk is full.
     ///
     /// # Errors
     /// The reason why raft stopped or did not flush.
@@ -335,14 +337,14 @@ impl Node {
                 let purged = raft.trigger().purge_log(upto).await;
                 return purged.map_err(|fatal| fatal.to_string());
             }
-            // Raft ignores this while it flushes already, perhaps less than is wanted.
+            // Raft ignores this during a flush, which may cover less than is needed.
             raft.trigger().snapshot().await.map_err(|fatal| fatal.to_string())?;
             tokio::time::sleep(FLUSH_PAUSE).await;
         }
         Err("the state could not be flushed in time".to_owned())
     }
 
-    /// How long a request may take.
+    /// Timeout of a request.
     pub(crate) fn timeout(&self) -> Duration {
         self.parts.timeout
     }
@@ -355,12 +357,12 @@ impl Node {
         &self.parts.route
     }
 
-    /// Ends the peer server and its connections.
+    /// Stops the peer server and its connections.
     pub(crate) fn stop_serving(&self) {
         self.parts.stop.cancel();
     }
 
-    /// Returns the reason once raft has stopped for good; nothing but an exit helps then.
+    /// Returns the reason once raft has stopped for good; only a restart of the process helps then.
     pub async fn failed(&self) -> String {
         let mut fatal = self.parts.fatal.clone();
         match fatal.wait_for(Option::is_some).await {
@@ -372,7 +374,7 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        // What runs on other runtimes holds the store open until it is told to end.
+        // Tasks on other runtimes keep the store open until they are told to end.
         self.stopping.cancel();
         self.parts.stop.cancel();
     }

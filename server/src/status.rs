@@ -1,5 +1,5 @@
-//! The only place that knows gRPC codes: what each kind of error answers. etcd's own errors stand in one
-//! table (`fault`), byte for byte, because clients match errors by their text.
+//! Maps each kind of error to a gRPC status; the only place that knows the codes. etcd's own errors
+//! are in one table (`fault`), byte for byte, because clients match errors by their text.
 
 mod fault;
 #[cfg(test)]
@@ -128,7 +128,7 @@ pub(crate) fn from_transfer(error: &TransferError) -> Status {
     .into()
 }
 
-/// The answer to a change of the members that was not made, or perhaps not.
+/// The answer to a membership change that was not made, or may not have been made.
 pub(crate) fn from_change(error: ChangeError) -> Status {
     match error {
         ChangeError::Refused(refusal) => match refusal {
@@ -158,12 +158,12 @@ pub(crate) fn from_watch_end(end: End) -> Status {
     }
 }
 
-/// The words of etcd's lock and election recipes, which know no codes.
+/// An error of etcd's lock and election recipes, which have text but no code.
 pub(crate) fn unknown(text: impl Into<String>) -> Status {
     Status::unknown(text)
 }
 
-/// The answer to a wish to go back to an older storage format.
+/// The answer to a request to downgrade to an older storage format.
 pub(crate) fn no_older_format() -> Status {
     Status::failed_precondition("conclave: there is no older storage format to downgrade to")
 }
@@ -173,18 +173,18 @@ pub(crate) fn unimplemented(text: impl Into<String>) -> Status {
     Status::unimplemented(text)
 }
 
-/// The answer to JSON that is no message of the call.
+/// The answer to JSON that is not a message of the call.
 pub(crate) fn no_message(text: impl Into<String>) -> Status {
     Status::invalid_argument(text)
 }
 
-/// What Go's gRPC answers to a message that is larger than it may be.
+/// The error of Go's gRPC for a message larger than the limit.
 pub(crate) fn larger_than_max(bytes: impl Display, limit: impl Display) -> Status {
     let text = format!("grpc: received message larger than max ({bytes} vs. {limit})");
     Status::resource_exhausted(text)
 }
 
-/// The answer to JSON for which there is no room beside that of other callers.
+/// The answer to JSON when the byte budget for receiving it is used up.
 pub(crate) fn json_crowded() -> Status {
     Status::resource_exhausted("conclave: too many requests in JSON are being received")
 }
@@ -194,17 +194,17 @@ pub(crate) fn json_too_late() -> Status {
     Status::deadline_exceeded("conclave: the request did not arrive in time")
 }
 
-/// For a call that ended well without its answer, which none of ours does.
+/// For a call that ended successfully without an answer, which none of ours does.
 pub(crate) fn no_answer() -> Status {
     Status::internal("conclave: the call ended without an answer")
 }
 
-/// The end of a stream whose client took nothing of it for long.
+/// The end of a stream whose client accepted nothing for too long.
 pub(crate) fn not_taken() -> Status {
     Status::deadline_exceeded("conclave: the answers were not taken in time")
 }
 
-/// The status in HTTP for a code, as in grpc-gateway.
+/// The HTTP status for a code, as in grpc-gateway.
 pub(crate) fn http(code: Code) -> StatusCode {
     match code {
         Code::Ok => StatusCode::OK,
@@ -224,19 +224,19 @@ pub(crate) fn http(code: Code) -> StatusCode {
     }
 }
 
-/// The answer to a call that met damage: this node stops, and its last line says why.
+/// The answer to a call that found damage: this node stops, and its last log line says why.
 pub(crate) fn halted() -> Status {
     Fault::Stopped.into()
 }
 
-/// The answer to a call that failed inside this node; `error` goes to the log, not to the client.
+/// The answer to a call that failed inside this node; `error` is logged and not sent to the client.
 pub(crate) fn internal(error: &dyn std::error::Error) -> Status {
     tracing::error!(error = %error, "request failed");
     Fault::Stopped.into()
 }
 
-/// What Go's gRPC answers to a message beyond the receive limit, if that is what `status` says in
-/// tonic's words.
+/// Converts tonic's error for a message beyond the receive limit to that of Go's gRPC; `None` for
+/// any other status.
 pub(crate) fn too_large_as_in_go(status: &Status) -> Option<Status> {
     const TONICS_WORDS: &str = "Error, decoded message length too large: ";
     if status.code() != Code::OutOfRange {

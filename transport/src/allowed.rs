@@ -1,4 +1,4 @@
-//! Which names a certificate must have beyond being signed by a trusted authority.
+//! Names that a certificate must have in addition to being signed by a trusted CA.
 
 use rustls::client::verify_server_name;
 use rustls::pki_types::{CertificateDer, ServerName};
@@ -6,7 +6,7 @@ use rustls::server::ParsedCertificate;
 
 use crate::Certificate;
 
-/// Names of which a certificate must have one; empty for any.
+/// Names of which a certificate must have one; empty allows any.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Allowed {
     /// Common names, compared exactly.

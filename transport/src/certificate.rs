@@ -1,7 +1,8 @@
-//! What is read from a certificate beside its verification: common name, validity, alternative names.
+//! Parses what verification does not reveal: common name, validity, alternative names, purposes.
 //!
-//! rustls tells none of these, and a library for X.509 brings forty thousand lines for four fields. So
-//! this walks the encoding (RFC 5280, section 4.1) itself; what does not fit is no certificate.
+//! rustls exposes none of these, and an X.509 library would add forty thousand lines for a few
+//! fields. So this walks the DER encoding (RFC 5280, section 4.1) itself; anything that does not
+//! fit is malformed.
 
 use std::net::IpAddr;
 
@@ -15,7 +16,7 @@ const GENERAL_TIME: u8 = 0x18;
 /// `[0]` and `[3]` of a certificate: its version and its extensions.
 const VERSION: u8 = 0xa0;
 const EXTENSIONS: u8 = 0xa3;
-/// UTF-8, printable and IA5 strings; others are no names that anybody has.
+/// Tags of UTF-8, printable and IA5 strings; other string types are not used for names.
 const STRINGS: [u8; 3] = [0x0c, 0x13, 0x16];
 /// `[2]` and `[7]` of a general name.
 const DNS_NAME: u8 = 0x82;
@@ -29,10 +30,10 @@ const ANY_PURPOSE: &[u8] = &[0x55, 0x1d, 0x25, 0x00];
 const FOR_SERVERS: &[u8] = &[0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x03, 0x01];
 const FOR_CLIENTS: &[u8] = &[0x2b, 0x06, 0x01, 0x05, 0x05, 0x07, 0x03, 0x02];
 
-/// What a certificate says of itself; nothing here is verified.
+/// The contents of a certificate; nothing here is verified.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Certificate {
-    /// Common name of the subject; the last, if there are several.
+    /// Common name of the subject; the last one if there are several.
     pub common_name: Option<String>,
     /// First second of its validity, since 1970.
     pub not_before: i64,
@@ -46,7 +47,7 @@ pub struct Certificate {
     pub purposes: Purposes,
 }
 
-/// What a certificate may be used for in TLS; everything if it does not say.
+/// What a certificate may be used for in TLS; both if it does not say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Purposes {
     /// A server may present it.
@@ -62,7 +63,7 @@ impl Default for Purposes {
 }
 
 impl Certificate {
-    /// Reads a certificate in DER form; `None` if it is malformed.
+    /// Parses a certificate in DER form; `None` if it is malformed.
     #[must_use]
     pub fn parse(der: &[u8]) -> Option<Self> {
         let mut fields = Der(der).open(SEQUENCE)?.open(SEQUENCE)?;
@@ -91,7 +92,7 @@ impl Certificate {
             if kind != ALTERNATIVE_NAMES && kind != PURPOSES {
                 continue;
             }
-            // A flag may stand between.
+            // The `critical` flag may come first.
             while extension.tag()? != OCTETS {
                 extension.next()?;
             }
@@ -116,10 +117,10 @@ impl Certificate {
         Some(())
     }
 
-    /// Whether it is valid at a time, in seconds since 1970; if not, why.
+    /// Checks that it is valid at `now`, in seconds since 1970.
     ///
     /// # Errors
-    /// What is wrong, for people.
+    /// Why it is not, as text for users.
     pub fn check_time(&self, now: i64) -> Result<(), String> {
         if now > self.not_after {
             return Err(format!("its certificate expired {} s ago", now - self.not_after));
@@ -132,7 +133,7 @@ impl Certificate {
     }
 }
 
-/// Encoded elements, one behind the other.
+/// A sequence of DER elements.
 struct Der<'a>(&'a [u8]);
 
 impl<'a> Der<'a> {
@@ -147,7 +148,7 @@ impl<'a> Der<'a> {
         let mut length = usize::from(first);
         if first >= 0x80 {
             let count = length & 0x7f;
-            // Four bytes say more than a file may hold.
+            // Four bytes express more than the largest file.
             if !(1..=4).contains(&count) {
                 return None;
             }
@@ -202,7 +203,7 @@ fn address(bytes: &[u8]) -> Option<IpAddr> {
     v4.or_else(|_| <[u8; 16]>::try_from(bytes).map(IpAddr::from)).ok()
 }
 
-/// Seconds since 1970 of a time of RFC 5280: in UTC, with seconds, without fractions.
+/// Seconds since 1970 of an RFC 5280 time: in UTC, with seconds, without fractions.
 fn time((tag, digits): (u8, &[u8])) -> Option<i64> {
     let digits = digits.strip_suffix(b"Z")?;
     let number = |digits: &[u8]| {
@@ -228,12 +229,12 @@ fn time((tag, digits): (u8, &[u8])) -> Option<i64> {
     Some(days(year, month, day)? * 86_400 + seconds)
 }
 
-/// Days from 1970-01-01 to a date of the Gregorian calendar.
+/// Days from 1970-01-01 to a Gregorian date.
 fn days(year: i64, month: i64, day: i64) -> Option<i64> {
     if !(1..=12).contains(&month) || !(1..=31).contains(&day) {
         return None;
     }
-    // Years that begin in March put the leap day at their end.
+    // With years that begin in March, the leap day is the last of the year.
     let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
     let leaps = year.div_euclid(4) - year.div_euclid(100) + year.div_euclid(400);
     Some(year * 365 + leaps + (month * 153 + 2) / 5 + day - 1 - 719_468)

@@ -1,4 +1,4 @@
-//! The connecting side.
+//! TLS settings and handshakes of the connecting side.
 
 use std::io;
 use std::path::PathBuf;
@@ -18,52 +18,52 @@ use crate::pinned::Pinned;
 use crate::verify::{Anyone, Named};
 use crate::{Allowed, Error, Followed, Pair, Policy, Socket, Stream, files};
 
-/// Whom to believe to be the server.
+/// Which server certificates to trust.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Verification {
-    /// Who is signed by an authority that the system trusts.
+    /// Certificates signed by a CA that the system trusts.
     #[default]
     System,
-    /// Who is signed by an authority of this file.
+    /// Certificates signed by a CA in this file.
     Ca(PathBuf),
-    /// Anyone.
+    /// Any certificate.
     Skipped,
 }
 
-/// How somebody who connects presents itself, and whom it talks to.
+/// TLS settings of the connecting side.
 #[derive(Clone, Debug, Default)]
 pub struct Client {
-    /// Whom to believe.
+    /// Which server certificates to trust.
     pub verification: Verification,
-    /// What it presents if asked.
+    /// Certificate to present if the server asks for one.
     pub identity: Option<Pair>,
-    /// Name that the server's certificate must have, if not that of the address.
+    /// Name that the server's certificate must have, if not the host of the address.
     pub server_name: Option<String>,
-    /// Certificates that count no more.
+    /// File of revoked certificates.
     pub revocations: Option<PathBuf>,
-    /// Names of which the server must have one in addition.
+    /// Names of which the server's certificate must have one, in addition.
     pub allowed: Allowed,
-    /// What may be negotiated.
+    /// Versions and cipher suites that may be negotiated.
     pub policy: Policy,
 }
 
-/// The TLS of somebody who connects, as its files say.
+/// The loaded TLS configuration of the connecting side.
 #[derive(Debug)]
 pub struct ClientTls {
-    /// For new handshakes; what is to be spoken is said by each of them.
+    /// Used for new handshakes, each of which adds its own ALPN protocols.
     pub config: Arc<ClientConfig>,
-    /// Name to ask for, if not that of the address.
+    /// Name to verify, if not the host of the address.
     pub server_name: Option<ServerName<'static>>,
 }
 
 impl ClientTls {
-    /// Shakes hands with `host`, a name or an address without brackets, on a connection that was made before. What
-    /// is to be spoken on it is one of `protocols` (ALPN); if there are none, nothing is said about it. A name in the
-    /// settings goes before `host`.
+    /// Performs a handshake with `host`, a name or an address without brackets, over an existing
+    /// connection. `protocols` are offered by ALPN; if empty, ALPN is not used. A server name in
+    /// the settings takes precedence over `host`.
     ///
     /// # Errors
-    /// [`io::ErrorKind::InvalidInput`] if no certificate can be for `host`; else what the handshake reports, which
-    /// [`Reason::of`](crate::Reason::of) puts in a word.
+    /// [`io::ErrorKind::InvalidInput`] if no certificate can be valid for `host`; otherwise the
+    /// handshake's error, which [`Reason::of`](crate::Reason::of) classifies.
     pub async fn shake(
         &self,
         host: &str,
@@ -75,7 +75,7 @@ impl ClientTls {
             None => ServerName::try_from(host.to_owned())
                 .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?,
         };
-        // Costs next to nothing: all that is large is shared.
+        // Cheap: everything large is shared.
         let mut config = ClientConfig::clone(&self.config);
         config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
         let connected = TlsConnector::from(Arc::new(config)).connect(name, socket).await?;
@@ -84,10 +84,10 @@ impl ClientTls {
 }
 
 impl Client {
-    /// Reads the files, and again whenever they change.
+    /// Loads the files; they are reloaded when they change.
     ///
     /// # Errors
-    /// [`Error`] with the file or name that cannot be used.
+    /// [`Error`] naming the file or setting that cannot be used.
     pub fn follow(self) -> Result<Followed<ClientTls>, Error> {
         let mut files: Vec<PathBuf> = self.revocations.iter().cloned().collect();
         if let Verification::Ca(path) = &self.verification {
@@ -129,7 +129,8 @@ impl Client {
             Verification::System => self.web_pki(files::system_roots()?, provider)?,
             Verification::Ca(path) => {
                 let Trusted { roots, certificates } = files::roots(path)?;
-                // Nothing would look for it in a list.
+                // A pinned certificate would not be checked against a revocation list, so with one
+                // nothing is pinned.
                 let trusted = if self.revocations.is_none() { certificates } else { Vec::new() };
                 let inner: Arc<dyn ServerCertVerifier> = self.web_pki(roots, provider)?;
                 Arc::new(Pinned { trusted, inner })

@@ -1,4 +1,4 @@
-//! The way to an address: a TCP or unix connection and, if the address asks for it, TLS.
+//! Connects to a target by TCP or unix socket, with TLS if the target asks for it.
 
 use std::future::Future;
 use std::io;
@@ -17,10 +17,11 @@ use tower::Service;
 use crate::delegate::read_and_write_by_variant;
 use crate::{ClientTls, Followed, Gather, Socket, Target};
 
-/// What is spoken by TLS.
+/// ALPN protocols of a TLS connection.
 const PROTOCOLS: [&[u8]; 1] = [b"h2"];
 
-/// Connects to one target, again and again. Files of TLS are looked at before each handshake.
+/// Connects to one target, any number of times. TLS files are checked for changes before each
+/// handshake.
 #[derive(Clone, Debug)]
 pub struct Connector {
     target: Target,
@@ -30,8 +31,8 @@ pub struct Connector {
 }
 
 impl Connector {
-    /// For a target; `tls` is needed if the target asks for it. A connection that is not there after
-    /// `timeout`, handshake included, has failed.
+    /// Creates a connector; `tls` is required if the target asks for TLS. Connecting, handshake
+    /// included, fails after `timeout`.
     #[must_use]
     pub fn new(target: Target, tls: Option<Arc<Followed<ClientTls>>>, timeout: Duration) -> Self {
         let mut tcp = HttpConnector::new();
@@ -42,16 +43,16 @@ impl Connector {
         Self { target, tls, tcp, timeout }
     }
 
-    /// The same with probes of the system on an idle connection.
+    /// Enables TCP keepalive probes on idle connections.
     #[must_use]
     pub fn keep_alive(mut self, interval: Duration) -> Self {
         self.tcp.set_keepalive(Some(interval));
         self
     }
 
-    /// The same for peers that may vanish: a connection has failed when neither what was sent nor probes of
-    /// the system were acknowledged for `patience`. Systems other than Linux notice it by probes only, which
-    /// they do not send while something is on its way.
+    /// For peers that may vanish: the connection fails when neither sent data nor keepalive probes
+    /// are acknowledged for `patience`. Systems other than Linux notice it by probes only, which
+    /// they do not send while data is in flight.
     #[must_use]
     pub fn lost_after(mut self, patience: Duration) -> Self {
         self.tcp.set_keepalive(Some(patience / 3));
@@ -65,7 +66,7 @@ impl Connector {
     /// Makes one connection.
     ///
     /// # Errors
-    /// Whatever the system or the handshake reports, or that it took too long.
+    /// Any system or handshake error, or a timeout.
     pub async fn connect(mut self) -> io::Result<Stream> {
         let timeout = self.timeout;
         let connected = tokio::time::timeout(timeout, self.connect_slowly()).await;
@@ -86,13 +87,14 @@ impl Connector {
         let tls = self.tls.as_ref().ok_or_else(|| {
             io::Error::other(format!("no TLS settings for {}", self.target.origin()))
         })?;
-        // If that fails, which its observer hears, what was read before may still do; if not, the handshake tells.
+        // A failed reload is reported to the observer; the previous configuration may still work,
+        // and if not the handshake fails.
         tls.look();
         tls.current().shake(self.target.host(), &PROTOCOLS, socket).await
     }
 }
 
-/// For clients of HTTP/2: what they write is gathered.
+/// For HTTP/2 clients: writes are gathered.
 impl Service<Uri> for Connector {
     type Response = TokioIo<Gather<Stream>>;
     type Error = io::Error;
@@ -110,12 +112,12 @@ impl Service<Uri> for Connector {
     }
 }
 
-/// A connection that was made.
+/// An open connection.
 #[derive(Debug)]
 pub enum Stream {
-    /// In the clear.
+    /// Without TLS.
     Plain(Socket),
-    /// By TLS.
+    /// With TLS.
     Tls(Box<TlsStream<Socket>>),
 }
 

@@ -1,6 +1,6 @@
-//! Streams that are one of several, each called through to whatever the variant holds.
+//! Implements streams for enums whose variants hold streams.
 
-/// Reads and writes by what the variants of an enum hold.
+/// Implements `AsyncRead` and `AsyncWrite` by delegating to the variant's stream.
 macro_rules! read_and_write_by_variant {
     ($stream:ident { $($variant:ident),+ }) => {
         impl tokio::io::AsyncRead for $stream {

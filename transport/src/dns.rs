@@ -1,7 +1,8 @@
-//! SRV records (RFC 2782), where the servers of a domain are, and PTR records, which names an address has.
+//! Looks up SRV records (RFC 2782), which list the servers of a domain, and PTR records, which give
+//! an address' names.
 //!
-//! The standard library cannot ask the system's resolver for them, so this asks a name server itself: one question,
-//! by UDP and, if the answer is cut off, by TCP. Blocking.
+//! The standard library cannot ask the system's resolver for them, so this sends one question to a
+//! name server itself: by UDP and, if the answer is truncated, by TCP. Blocking.
 
 use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher as _, Hasher as _};
@@ -9,9 +10,9 @@ use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
-/// How long one server may take for one answer.
+/// Timeout of one server for one answer.
 const TIMEOUT: Duration = Duration::from_secs(2);
-/// How often all servers are asked.
+/// How many times all servers are asked.
 const ROUNDS: usize = 2;
 /// As many servers as other resolvers ask.
 const SERVERS_MAX: usize = 3;
@@ -22,7 +23,7 @@ const HEAD_BYTES: usize = 12;
 const TYPE_PTR: u16 = 12;
 const TYPE_SRV: u16 = 33;
 const CLASS_IN: u16 = 1;
-/// Bits of the flags: an answer, cut off, recursion desired; and the result.
+/// Flag bits: answer, truncated, recursion desired; and the result code.
 const ANSWER: u16 = 0x8000;
 const TRUNCATED: u16 = 0x0200;
 const RECURSION: u16 = 0x0100;
@@ -32,17 +33,17 @@ const NO_SUCH_NAME: u16 = 3;
 /// A server of a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Srv {
-    /// Its host, without a dot at the end.
+    /// Its host name, without a trailing dot.
     pub host: String,
     /// Its port.
     pub port: u16,
-    /// Lower ones first.
+    /// Servers with lower values come first.
     pub priority: u16,
-    /// Among those of equal priority, higher ones first.
+    /// Among servers of equal priority, those with higher values come first.
     pub weight: u16,
 }
 
-/// The servers of `_service._tcp.domain`, in their order; none if there is no such name. Asks `server`,
+/// The servers of `_service._tcp.domain`, sorted; none if the name does not exist. Asks `server`,
 /// or those of `/etc/resolv.conf`.
 ///
 /// # Errors
@@ -54,8 +55,8 @@ pub fn srv(service: &str, domain: &str, server: Option<SocketAddr>) -> io::Resul
     Ok(found)
 }
 
-/// The names that an address has, without dots at their ends; none if its network does not say. Asks `server`, or those
-/// of `/etc/resolv.conf`.
+/// The host names of an address, without trailing dots; none if its network does not publish any.
+/// Asks `server`, or those of `/etc/resolv.conf`.
 ///
 /// # Errors
 /// If no server gives a usable answer.
@@ -63,7 +64,7 @@ pub fn names(address: IpAddr, server: Option<SocketAddr>) -> io::Result<Vec<Stri
     look_up(&reversed(address), &PTR, server)
 }
 
-/// The name under which the names of an address are found.
+/// The domain name of an address' PTR records.
 fn reversed(address: IpAddr) -> String {
     match address {
         IpAddr::V4(address) => {
@@ -78,10 +79,10 @@ fn reversed(address: IpAddr) -> String {
     }
 }
 
-/// A kind of records.
+/// A record type.
 struct Kind<T> {
     number: u16,
-    /// Reads one that begins at a place.
+    /// Decodes the record at an offset.
     read: fn(&Answer<'_>, usize) -> Option<T>,
 }
 
@@ -100,7 +101,7 @@ const SRV: Kind<Srv> = Kind {
 const PTR: Kind<String> =
     Kind { number: TYPE_PTR, read: |answer, at| answer.name(at).map(|(name, _)| name) };
 
-/// The records of a name.
+/// Looks up the records of a name.
 fn look_up<T>(name: &str, kind: &Kind<T>, server: Option<SocketAddr>) -> io::Result<Vec<T>> {
     let question = question(name, kind.number)?;
     let servers = server.map_or_else(servers, |server| vec![server]);
@@ -157,7 +158,7 @@ fn ask<T>(server: SocketAddr, question: &[u8], kind: &Kind<T>) -> io::Result<Vec
         if server.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { [0u16; 8].into() };
     let socket = UdpSocket::bind((any, 0))?;
     socket.set_read_timeout(Some(TIMEOUT))?;
-    // Connected: datagrams of others are not received.
+    // Connected, so that datagrams from other senders are not received.
     socket.connect(server)?;
     socket.send(question)?;
     let mut bytes = [0; 4096];
@@ -188,7 +189,7 @@ fn malformed() -> io::Error {
 struct Answer<'a>(&'a [u8]);
 
 impl Answer<'_> {
-    /// The records; `None` if the answer is cut off.
+    /// The records; `None` if the answer is truncated.
     fn read<T>(&self, question: &[u8], kind: &Kind<T>) -> io::Result<Option<Vec<T>>> {
         let flags = self.number(2).ok_or_else(malformed)?;
         if self.0.get(..2) != question.get(..2) || flags & ANSWER == 0 {
@@ -228,11 +229,12 @@ impl Answer<'_> {
         Some(found)
     }
 
-    /// The name at a place, and where what follows it begins.
+    /// The name at an offset, and the offset after it.
     fn name(&self, at: usize) -> Option<(String, usize)> {
         let mut name = String::new();
         let (mut at, mut after) = (at, None);
-        // Each turn reads a label or follows a reference: a name has no more than this of both.
+        // Each iteration reads a label or follows a compression pointer; a valid name has at most
+        // this many of both.
         for _ in 0..NAME_BYTES_MAX {
             match usize::from(*self.0.get(at)?) {
                 0 => return Some((name, after.unwrap_or(at + 1))),

@@ -1,9 +1,9 @@
-//! What is wrong with the files and settings of TLS.
+//! Errors in the files and settings of TLS.
 
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Why a side of TLS cannot be set up.
+/// Why TLS cannot be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file cannot be read.
@@ -17,7 +17,7 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
-    /// A file does not hold what it should.
+    /// A file's content cannot be used.
     #[error("the {what} {} cannot be used: {reason}", path.display())]
     Content {
         /// What the file is for.
@@ -27,7 +27,7 @@ pub enum Error {
         /// What is wrong.
         reason: String,
     },
-    /// Certificate and key are not a pair.
+    /// Certificate and key do not match.
     #[error("the key {} does not belong to the certificate {}", key.display(), cert.display())]
     Mismatch {
         /// Path of the certificate.

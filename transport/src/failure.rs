@@ -1,4 +1,4 @@
-//! Why a handshake failed, from a closed set: labels of a metric and words for a log line.
+//! Reasons why a handshake failed, from a closed set: used as metric labels and in log lines.
 
 use std::error;
 use std::io;
@@ -10,7 +10,7 @@ use rustls::{AlertDescription, CertificateError, Error};
 pub enum Reason {
     /// It took too long.
     Timeout,
-    /// Too many others were under way.
+    /// Too many other handshakes were in progress.
     Crowded,
     /// The other side closed or lost the connection.
     Closed,
@@ -20,20 +20,20 @@ pub enum Reason {
     Expired,
     /// Its certificate is revoked.
     Revoked,
-    /// Its certificate is signed by nobody whom this side trusts.
+    /// Its certificate is not signed by a trusted CA.
     UnknownAuthority,
-    /// Its certificate has no name that it may have.
+    /// Its certificate has none of the allowed names.
     Name,
     /// Its certificate cannot be used for another reason.
     BadCertificate,
     /// The other side refused this side's certificate.
     Refused,
-    /// What it sent is not TLS, or there is no version or cipher suite in common.
+    /// It did not send TLS, or there is no version or cipher suite in common.
     Protocol,
 }
 
 impl Reason {
-    /// All of them.
+    /// All reasons.
     pub const ALL: [Self; 11] = [
         Self::Timeout,
         Self::Crowded,
@@ -48,7 +48,7 @@ impl Reason {
         Self::Protocol,
     ];
 
-    /// In one word.
+    /// The reason as one word.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
@@ -66,14 +66,14 @@ impl Reason {
         }
     }
 
-    /// Of a handshake that ended with this error.
+    /// The reason for a handshake that failed with this error.
     #[must_use]
     pub fn of(error: &io::Error) -> Self {
         of_rustls(error).map_or(Self::Closed, Self::of_tls)
     }
 
-    /// Of TLS, if it is behind an error that others have wrapped. By version 1.3 whoever connects hears only from what it
-    /// reads that the other side does not go on, for want of a certificate say.
+    /// The TLS reason within a wrapped error, if there is one. In TLS 1.3 a client learns only from
+    /// a later read that the server rejected it, for example because it sent no certificate.
     #[must_use]
     pub fn behind(error: &(dyn error::Error + 'static)) -> Option<Self> {
         let mut next = Some(error);
@@ -117,7 +117,7 @@ impl Reason {
     }
 }
 
-/// What an error of a stream holds, if TLS made it.
+/// The TLS error inside a stream's error, if there is one.
 fn of_rustls(error: &io::Error) -> Option<&Error> {
     error.get_ref().and_then(|error| error.downcast_ref())
 }

@@ -1,4 +1,4 @@
-//! Certificates, keys and revocation lists from files.
+//! Loads certificates, keys and revocation lists from files.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -12,9 +12,9 @@ use rustls::sign::CertifiedKey;
 
 use crate::{Certificate, Error};
 
-/// Far more than any of these files needs; whoever names a device by mistake hears of it.
+/// Far more than any of these files needs; catches a device named by mistake.
 const FILE_BYTES_MAX: u64 = 16 * 1024 * 1024;
-/// A revocation list in PEM form begins with this, after blanks and comments.
+/// First line of a revocation list in PEM form; blank lines and comments may precede it.
 const CRL_MARK: &[u8] = b"-----BEGIN X509 CRL-----";
 
 const CERT: &str = "certificate file";
@@ -22,27 +22,27 @@ const KEY: &str = "key file";
 const CA: &str = "CA file";
 const CRL: &str = "revocation list";
 
-/// Files of a certificate chain and its key, in PEM form.
+/// Paths of a certificate chain and its key, in PEM form.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pair {
-    /// The certificate, then those of intermediate authorities.
+    /// File with the certificate, followed by those of intermediate CAs.
     pub cert: PathBuf,
-    /// The key.
+    /// File with the key.
     pub key: PathBuf,
 }
 
 impl Pair {
-    /// Reads both and checks that they belong together and are valid now.
+    /// Loads both and checks that they match and are valid now.
     ///
     /// # Errors
-    /// [`Error`] with what cannot be used.
+    /// [`Error`] naming the file that cannot be used.
     pub fn check(&self) -> Result<Certificate, Error> {
         let provider = rustls::crypto::ring::default_provider();
         identity(self, &provider).map(|identity| identity.certificate)
     }
 }
 
-/// A certificate chain with its key, and what the certificate says.
+/// A certificate chain with its key, and the parsed certificate.
 pub(crate) struct Identity {
     pub(crate) key: Arc<CertifiedKey>,
     pub(crate) certificate: Certificate,
@@ -68,7 +68,7 @@ fn certificates(what: &'static str, path: &Path) -> Result<Vec<CertificateDer<'s
     Ok(all)
 }
 
-/// Reads a pair and refuses one that nobody could verify: not a pair, or out of its time.
+/// Loads a pair; refuses one that nobody could verify: mismatched, or not valid now.
 pub(crate) fn identity(pair: &Pair, provider: &CryptoProvider) -> Result<Identity, Error> {
     let chain = certificates(CERT, &pair.cert)?;
     let key = PrivateKeyDer::from_pem_slice(&read(KEY, &pair.key)?)
@@ -84,7 +84,7 @@ pub(crate) fn identity(pair: &Pair, provider: &CryptoProvider) -> Result<Identit
         .map_err(|error| Error::content(KEY, &pair.key, error))?;
     let key = CertifiedKey::new(chain, key);
     match key.keys_match() {
-        // A key that cannot tell its public half is believed; every key of ring can.
+        // A key that does not reveal its public half cannot be compared; every key of ring does.
         Ok(()) | Err(rustls::Error::InconsistentKeys(rustls::InconsistentKeys::Unknown)) => {}
         Err(rustls::Error::InconsistentKeys(_)) => {
             return Err(Error::Mismatch { cert: pair.cert.clone(), key: pair.key.clone() });
@@ -94,13 +94,13 @@ pub(crate) fn identity(pair: &Pair, provider: &CryptoProvider) -> Result<Identit
     Ok(Identity { key: Arc::new(key), certificate })
 }
 
-/// Authorities to trust, and their certificates as they are.
+/// Trusted CAs, and their certificates as given.
 pub(crate) struct Trusted {
     pub(crate) roots: Arc<RootCertStore>,
     pub(crate) certificates: Vec<CertificateDer<'static>>,
 }
 
-/// Reads the authorities to trust.
+/// Loads trusted CAs from a file.
 pub(crate) fn roots(path: &Path) -> Result<Trusted, Error> {
     let certificates = certificates(CA, path)?;
     let mut roots = RootCertStore::empty();
@@ -110,7 +110,7 @@ pub(crate) fn roots(path: &Path) -> Result<Trusted, Error> {
     Ok(Trusted { roots: Arc::new(roots), certificates })
 }
 
-/// Reads the authorities that the system trusts, as far as they can be used.
+/// Loads the CAs that the system trusts, skipping unusable ones.
 pub(crate) fn system_roots() -> Result<Arc<RootCertStore>, Error> {
     let path = system_bundle().ok_or_else(|| {
         Error::Setting(
@@ -124,7 +124,7 @@ pub(crate) fn system_roots() -> Result<Arc<RootCertStore>, Error> {
 }
 
 fn system_bundle() -> Option<PathBuf> {
-    /// Where the distributions keep it.
+    /// Where distributions keep the bundle.
     const BUNDLES: [&str; 4] = [
         "/etc/ssl/certs/ca-certificates.crt",
         "/etc/pki/tls/certs/ca-bundle.crt",
@@ -138,7 +138,7 @@ fn system_bundle() -> Option<PathBuf> {
     BUNDLES.iter().map(PathBuf::from).find(|path| path.exists())
 }
 
-/// Reads revocation lists: any number in PEM form, or one in DER form.
+/// Loads revocation lists: any number in PEM form, or one in DER form.
 pub(crate) fn revocations(
     path: &Path,
 ) -> Result<Vec<CertificateRevocationListDer<'static>>, Error> {
@@ -152,7 +152,7 @@ pub(crate) fn revocations(
         .map_err(|error| Error::content(CRL, path, error))
 }
 
-/// The error of a verifier that does not accept revocation lists.
+/// The error of a verifier that rejects the revocation lists.
 pub(crate) fn bad_revocations(path: Option<&Path>, error: impl ToString) -> Error {
     match path {
         Some(path) => Error::content(CRL, path, error),

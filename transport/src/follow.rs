@@ -1,8 +1,9 @@
-//! A configuration that is made anew when one of its files changes.
+//! A configuration that is reloaded when one of its files changes.
 //!
-//! The files are looked at by name, size, time and inode rather than by notifications of the system:
-//! Kubernetes replaces a directory of secrets by turning a symbolic link, which a watch of the file
-//! misses. Whoever is between two files of a pair gets a failure now and the new pair at a later look.
+//! Changes are found by comparing name, size, time and inode rather than by file system
+//! notifications: Kubernetes replaces a directory of secrets by changing a symbolic link, which a
+//! watch on the file misses. A reload between the replacement of two files of a pair fails; a later
+//! check then finds the new pair.
 
 use std::fmt;
 use std::os::unix::fs::MetadataExt as _;
@@ -14,16 +15,16 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::Error;
 
-/// What a file looked like; `None` if it was not there.
+/// Inode, size and modification time of a file; `None` if it does not exist.
 type Stamp = Option<(u64, u64, Option<SystemTime>)>;
 
 /// Makes a configuration from the files as they are now.
 type Make<T> = Box<dyn Fn() -> Result<T, Error> + Send + Sync>;
 
-/// Hears of files that were read because they changed.
+/// Called with the result of each reload.
 type Observer = Box<dyn Fn(Result<(), &Error>) + Send + Sync>;
 
-/// A configuration with the files it is made from.
+/// A configuration and the files it is made from.
 pub struct Followed<T> {
     current: RwLock<Arc<T>>,
     files: Vec<PathBuf>,
@@ -32,16 +33,16 @@ pub struct Followed<T> {
     observer: Option<Observer>,
 }
 
-/// What the looks so far have found.
+/// Results of the checks so far.
 struct Seen {
-    /// The files from which the current configuration was made.
+    /// State of the files that the current configuration was made from.
     made: Vec<Stamp>,
-    /// The files that could not be used last, and why not.
+    /// State of the files that last failed to load, and the error.
     refused: Option<(Vec<Stamp>, String)>,
 }
 
 impl<T> Followed<T> {
-    /// Makes it for the first time.
+    /// Makes the configuration for the first time.
     ///
     /// # Errors
     /// What `make` returns.
@@ -49,13 +50,14 @@ impl<T> Followed<T> {
         files: Vec<PathBuf>,
         make: impl Fn() -> Result<T, Error> + Send + Sync + 'static,
     ) -> Result<Self, Error> {
-        // Before the files are read: a change in between is then seen by the next look.
+        // Before the files are read, so that the next check sees a change made in between.
         let seen = Mutex::new(Seen { made: stamps(&files), refused: None });
         let current = RwLock::new(Arc::new(make()?));
         Ok(Self { current, files, seen, make: Box::new(make), observer: None })
     }
 
-    /// The same with an observer, who hears of whatever a look finds, whoever looks.
+    /// Adds an observer, which is called with the result of every reload that [`Followed::look`]
+    /// reports.
     #[must_use]
     pub fn observed(
         mut self,
@@ -65,21 +67,21 @@ impl<T> Followed<T> {
         self
     }
 
-    /// As made last.
+    /// The configuration as last loaded.
     pub fn current(&self) -> Arc<T> {
         self.current.read().clone()
     }
 
-    /// The files that are followed.
+    /// The files that are checked.
     pub fn files(&self) -> &[PathBuf] {
         &self.files
     }
 
-    /// Makes it anew if a file has changed since it was made last. `None` if none has, or if what is
-    /// wrong with the changed ones was told before. Reads files.
+    /// Reloads if a file has changed since the last load. `None` if none has, or if the same
+    /// failure was reported before. Reads files.
     ///
     /// # Errors
-    /// Inside: why the files cannot be used; what was made before stays.
+    /// Inside: why the files cannot be used; the previous configuration then stays in use.
     pub fn look(&self) -> Option<Result<(), Error>> {
         let outcome = self.make_anew()?;
         if let Some(observer) = &self.observer {
@@ -95,8 +97,8 @@ impl<T> Followed<T> {
             seen.refused = None;
             return None;
         }
-        // Also if the same files were refused before: one may have become readable, which is nothing
-        // that the stamps show.
+        // Tried again even if the same files failed before: one may have become readable, which the
+        // stamps do not show.
         match (self.make)() {
             Ok(made) => {
                 *self.current.write() = Arc::new(made);

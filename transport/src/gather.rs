@@ -1,14 +1,14 @@
-//! Lets one system call carry what a connection writes in one go.
+//! Combines what a connection writes in one go into one system call.
 //!
-//! When a batch is applied, the answers of all its callers become ready at once, every watcher gets its
-//! events, and the callers who get their answers at once ask anew at once. Tokio runs a connection right after the first task that woke it, and h2 writes and flushes
-//! every frame by itself: that would make one system call (and one TCP segment) of every answer and of
-//! every 16 KiB of events. A [`Gather`] therefore holds what is written, lets whatever is ready run once,
-//! and writes when the connection is polled again. With nothing else to run this is one more poll and no
-//! delay.
+//! When a batch is applied, the answers of all its callers become ready together, every watcher
+//! gets its events, and callers that get their answers together send new requests together. Tokio
+//! runs a connection right after the first task that woke it, and h2 writes and flushes every frame
+//! separately: each answer and each 16 KiB of events would cost a system call and a TCP segment. A
+//! [`Gather`] therefore holds back what is written, lets all ready tasks run once, and writes when
+//! the connection is polled again. With nothing else to run this costs one more poll and no delay.
 //!
-//! HTTP/1.1 gathers by itself, has one answer at a time, and may give its connection away when that is
-//! written: what its clients are sent is not held.
+//! HTTP/1.1 gathers by itself, has one answer at a time, and may hand over its connection once that
+//! is written, so writes to its clients are not held back.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -16,35 +16,35 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// Most bytes held back; the most, too, that a peer which does not read costs here.
+/// Most bytes held back; also the most memory that a peer which does not read costs here.
 const HELD_BYTES_MAX: usize = 64 * 1024;
-/// How HTTP/2 begins.
+/// How an HTTP/2 connection begins.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0";
-/// Room for held bytes that is kept while there are none: connections are many.
+/// Buffer capacity that an idle connection keeps; there may be many connections.
 const KEPT_BYTES_MAX: usize = 4 * 1024;
 
-/// A byte stream below an HTTP/2 connection, which gathers its writes.
+/// A byte stream below an HTTP/2 connection that gathers its writes.
 #[derive(Debug)]
 pub struct Gather<S> {
     stream: S,
     held: Vec<u8>,
-    /// How many of the held bytes the stream has taken.
+    /// Number of held bytes that the stream has accepted.
     taken: usize,
-    /// Something was held since the last flush.
+    /// Whether bytes were added since the last flush.
     is_fresh: bool,
-    /// The connection has been polled again since the first byte was held.
+    /// Whether the connection has been polled again since the first byte was held.
     is_due: bool,
     mode: Mode,
 }
 
-/// Whether anything is held.
+/// Whether writes are held back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Mode {
-    /// Yes.
+    /// Held back.
     Holds,
-    /// As soon as the first bytes are read it is known what the client speaks.
+    /// Decided when the first bytes from the client show its protocol.
     Undecided,
-    /// No.
+    /// Passed through.
     Passes,
 }
 
@@ -60,7 +60,7 @@ impl<S> Gather<S> {
         Self { mode: Mode::Undecided, ..Self::new(stream) }
     }
 
-    /// Looks at the first bytes of the client.
+    /// Decides by the client's first bytes.
     fn decide(&mut self, read: &[u8]) {
         if !read.is_empty() {
             let is_http2 = read.iter().zip(PREFACE).all(|(read, byte)| read == byte);
@@ -68,7 +68,7 @@ impl<S> Gather<S> {
         }
     }
 
-    /// Holds the bytes of `slices` and has the connection polled once more.
+    /// Holds the bytes of `slices` and wakes the connection to be polled once more.
     fn hold(&mut self, slices: &[IoSlice<'_>], task: &Context<'_>) {
         if self.held.is_empty() {
             self.is_due = false;
@@ -77,7 +77,7 @@ impl<S> Gather<S> {
         self.is_fresh = true;
         let needed = self.held.len() + slices.iter().map(|slice| slice.len()).sum::<usize>();
         if needed > self.held.capacity() {
-            // Growing step by step would copy what is held again and again.
+            // Growing step by step would copy the held bytes repeatedly.
             let room = if needed > KEPT_BYTES_MAX { HELD_BYTES_MAX } else { KEPT_BYTES_MAX };
             self.held.reserve_exact(room - self.held.len());
         }
@@ -88,7 +88,7 @@ impl<S> Gather<S> {
 }
 
 impl<S: AsyncWrite + Unpin> Gather<S> {
-    /// Writes all that is held.
+    /// Writes all held bytes.
     fn poll_drain(&mut self, task: &mut Context<'_>) -> Poll<io::Result<()>> {
         while self.taken < self.held.len() {
             let rest = &self.held[self.taken..];
@@ -112,7 +112,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Gather<S> {
         task: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        // Connections look for input first whenever they are polled.
+        // A connection reads first whenever it is polled.
         self.is_due = true;
         if let Poll::Ready(Err(error)) = self.poll_drain(task) {
             return Poll::Ready(Err(error));
@@ -159,8 +159,8 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Gather<S> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, task: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // Not after every frame: once more is polled than written, or when the connection, which was
-        // woken for it, is polled again.
+        // Not after every frame: only when a flush follows without new bytes, or when the
+        // connection is polled again, as it was woken to be.
         if std::mem::take(&mut self.is_fresh) && !self.is_due && !self.held.is_empty() {
             return Poll::Ready(Ok(()));
         }
@@ -182,7 +182,7 @@ mod tests {
 
     use super::*;
 
-    /// Polls once like a connection: input first, then what it has to write, each with a flush.
+    /// Polls once like a connection: reads first, then writes, each write with a flush.
     async fn turn(near: &mut Gather<DuplexStream>, writes: &[&[u8]]) {
         poll_fn(|task| {
             let mut room = [0; 16];

@@ -1,22 +1,22 @@
-//! How bytes get from one process to another: TCP and unix sockets, and TLS on top of them whose files
+//! Transport of bytes between processes: TCP and unix sockets, and TLS on top of them, whose files
 //! may be replaced while a process runs. Used by the server for its two ports, by the client and by
-//! the load generator. One TLS stack: rustls with ring.
+//! the load generator. The only TLS stack: rustls with ring.
 //!
 //! | module | what |
 //! |---|---|
-//! | `files` | certificates, keys and revocation lists from files, with errors that name them |
-//! | `certificate` | what is read from a certificate: names and validity |
+//! | `files` | loads certificates, keys and revocation lists, with errors that name the file |
+//! | `certificate` | parses names and validity from a certificate |
 //! | `policy` | TLS versions and cipher suites |
 //! | `allowed` | which names a verified certificate must have |
 //! | `verify` | how the two sides verify each other |
-//! | `pinned` | certificates that are trusted as they are, though they are an authority's |
-//! | `server`, `client` | the two sides' settings -> rustls configurations |
-//! | `follow` | a configuration that is made anew when its files change |
-//! | `delegate` | streams that are one of several |
-//! | `target`, `connect`, `socket` | an address, the way to it, and the bytes |
-//! | `gather` | one write for what becomes ready together |
+//! | `pinned` | trusts certificates by equality, even if they are CA certificates |
+//! | `server`, `client` | turn settings of the two sides into rustls configurations |
+//! | `follow` | reloads a configuration when its files change |
+//! | `delegate` | implements streams for enums of streams |
+//! | `target`, `connect`, `socket` | an address, connecting to it, and the connection |
+//! | `gather` | combines writes that become ready together |
 //! | `dns` | SRV and PTR records |
-//! | `failure`, `error` | why a handshake failed, from a closed set; what is wrong with files and settings |
+//! | `failure`, `error` | why a handshake failed, from a closed set; errors in files and settings |
 
 mod allowed;
 mod certificate;
@@ -50,5 +50,5 @@ pub use server::{Server, ServerTls};
 pub use socket::Socket;
 pub use target::Target;
 pub use tokio_rustls::TlsAcceptor;
-/// A connection that a server has accepted.
+/// A TLS connection that a server has accepted.
 pub type Accepted = tokio_rustls::server::TlsStream<Socket>;

@@ -1,8 +1,10 @@
-//! Certificates that are trusted as they are: an authority's own, shown by whoever has its key.
+//! Trusts a listed certificate by equality: a CA's own certificate, presented by the holder of its
+//! key.
 //!
-//! `openssl req -x509` makes such a certificate, and many give it to servers and clients as it is and name it as their own
-//! authority. Go takes it; rustls takes no authority's certificate for anybody's. What is listed as trusted, to the
-//! byte, has nobody else to be verified by: what is left is its time, its purpose and its names.
+//! `openssl req -x509` makes such a certificate; many people give it to servers and clients
+//! directly and list it as their CA. Go accepts that; rustls never accepts a CA certificate as a
+//! server's or client's. A certificate that is byte for byte in the trusted list needs no other
+//! signature: only its validity, purpose and names are checked.
 
 use std::sync::Arc;
 
@@ -16,7 +18,7 @@ use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, 
 use crate::Certificate;
 use crate::verify::signatures_by_inner;
 
-/// Verifies by `inner`, and then whether what it cannot take is trusted itself.
+/// Verifies by `inner`; a certificate that `inner` cannot handle may be trusted itself.
 #[derive(Debug)]
 pub(crate) struct Pinned<V: ?Sized> {
     pub(crate) trusted: Vec<CertificateDer<'static>>,
@@ -31,7 +33,8 @@ enum Side {
 }
 
 impl<V: ?Sized> Pinned<V> {
-    /// Whether a certificate is good at a time for one side though `refusal` is what the inner verifier says.
+    /// Accepts a trusted certificate that is valid now for `side`, although the inner verifier
+    /// returned `refusal`.
     fn check(
         &self,
         certificate: &CertificateDer<'_>,
@@ -39,7 +42,7 @@ impl<V: ?Sized> Pinned<V> {
         now: UnixTime,
         refusal: Error,
     ) -> Result<(), Error> {
-        // What rustls has a word for is another fault.
+        // rustls reports a CA certificate as `Other`; any named error is a different fault.
         let is_odd = matches!(refusal, Error::InvalidCertificate(CertificateError::Other(_)));
         if !is_odd || !self.trusted.iter().any(|trusted| trusted == certificate) {
             return Err(refusal);

@@ -8,7 +8,7 @@ use rustls::version::{TLS12, TLS13};
 
 use crate::Error;
 
-/// A version of TLS; older ones do not exist here.
+/// A TLS version; older versions are not supported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Version {
     /// TLS 1.2.
@@ -29,12 +29,12 @@ impl Version {
     }
 }
 
-/// What may be negotiated.
+/// TLS versions and cipher suites that may be negotiated.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
     min: Version,
     max: Version,
-    /// Of TLS 1.2; empty for all. Those of TLS 1.3 are not chosen, as in Go.
+    /// Cipher suites of TLS 1.2; empty for all. Those of TLS 1.3 cannot be chosen, as in Go.
     ciphers: Vec<rustls::CipherSuite>,
 }
 
@@ -45,11 +45,11 @@ impl Default for Policy {
 }
 
 impl Policy {
-    /// Checks that the limits leave something to negotiate. `ciphers` are Go's names; returns in
-    /// addition those that are known but not available here, for a warning.
+    /// Checks that the limits leave something to negotiate. `ciphers` are Go's names. Also returns
+    /// those that are known but not available here, for a warning.
     ///
     /// # Errors
-    /// [`Error::Setting`] in the words of etcd where it has some.
+    /// [`Error::Setting`], with etcd's message where it has one.
     pub fn new(
         min: Option<Version>,
         max: Option<Version>,
@@ -101,7 +101,7 @@ impl Policy {
     }
 }
 
-/// The suite with Go's name.
+/// The cipher suite with Go's name.
 fn suite(name: &str) -> Option<rustls::CipherSuite> {
     use rustls::CipherSuite as Suite;
     Some(match name {
@@ -123,7 +123,7 @@ fn suite(name: &str) -> Option<rustls::CipherSuite> {
     })
 }
 
-/// What Go still has and rustls never had: no forward secrecy, CBC or RC4.
+/// Suites that Go still has and rustls never had: without forward secrecy, or with CBC or RC4.
 const UNAVAILABLE: [&str; 13] = [
     "TLS_RSA_WITH_RC4_128_SHA",
     "TLS_RSA_WITH_3DES_EDE_CBC_SHA",

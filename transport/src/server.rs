@@ -1,4 +1,4 @@
-//! The accepting side.
+//! TLS settings of the accepting side.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -14,37 +14,37 @@ use crate::pinned::Pinned;
 use crate::verify::Named;
 use crate::{Allowed, Error, Followed, Pair, Policy, files};
 
-/// How a port presents itself and whom it lets in.
+/// How a port presents itself and which clients it accepts.
 #[derive(Clone, Debug)]
 pub struct Server {
-    /// What it presents.
+    /// The port's certificate.
     pub identity: Pair,
-    /// Who must have signed the certificates of those who connect; `None` to ask for none.
+    /// CA that must have signed client certificates; `None` requests no certificate.
     pub trusted_ca: Option<PathBuf>,
-    /// Certificates that count no more; each needs a list of its own authority, others are let in.
+    /// File of revocation lists. Certificates of a CA without a list in it are accepted.
     pub revocations: Option<PathBuf>,
-    /// Names of which those who connect must have one.
+    /// Names of which a client's certificate must have one.
     pub allowed: Allowed,
-    /// What may be negotiated.
+    /// Versions and cipher suites that may be negotiated.
     pub policy: Policy,
-    /// Protocols to choose from, the best first.
+    /// ALPN protocols, the preferred one first.
     pub protocols: &'static [&'static [u8]],
 }
 
-/// A port's TLS as its files say.
+/// The loaded TLS configuration of a port.
 #[derive(Debug)]
 pub struct ServerTls {
-    /// For new handshakes.
+    /// Used for new handshakes.
     pub config: Arc<ServerConfig>,
     /// When the presented certificate expires, in seconds since 1970.
     pub not_after: i64,
 }
 
 impl Server {
-    /// Reads the files, and again whenever they change.
+    /// Loads the files; they are reloaded when they change.
     ///
     /// # Errors
-    /// [`Error`] with the file that cannot be used.
+    /// [`Error`] naming the file that cannot be used.
     pub fn follow(self) -> Result<Followed<ServerTls>, Error> {
         let optional = [&self.trusted_ca, &self.revocations].into_iter().flatten().cloned();
         let files = [self.identity.cert.clone(), self.identity.key.clone()];
@@ -85,7 +85,8 @@ impl Server {
         let inner = builder
             .build()
             .map_err(|error| files::bad_revocations(self.revocations.as_deref(), error))?;
-        // Nothing would look for it in a list.
+        // A pinned certificate would not be checked against a revocation list, so with one nothing
+        // is pinned.
         let trusted = if self.revocations.is_none() { certificates } else { Vec::new() };
         let verifier: Arc<dyn ClientCertVerifier> = Arc::new(Pinned { trusted, inner });
         if self.allowed.is_any() {

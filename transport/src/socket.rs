@@ -1,4 +1,4 @@
-//! A connection of the system: TCP or unix.
+//! An operating system connection: TCP or unix socket.
 
 use std::net::IpAddr;
 
@@ -6,12 +6,12 @@ use tokio::net::{TcpStream, UnixStream};
 
 use crate::delegate::read_and_write_by_variant;
 
-/// A connection of the system.
+/// An operating system connection.
 #[derive(Debug)]
 pub enum Socket {
     /// Over TCP.
     Tcp(TcpStream),
-    /// By a path of this host.
+    /// Over a unix socket.
     Unix(UnixStream),
 }
 

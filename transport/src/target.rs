@@ -1,30 +1,30 @@
-//! An address to connect to, as etcd writes it: `host:port`, `http://`, `https://`, `unix://`, `unixs://`.
+//! Addresses as etcd writes them: `host:port`, `http://`, `https://`, `unix://`, `unixs://`.
 
 use std::path::{Path, PathBuf};
 
 use http::Uri;
 
-/// Where a unix socket's calls are addressed to; nobody looks at it.
+/// Host of requests over a unix socket; its value does not matter.
 const UNIX_ORIGIN: &str = "localhost";
 
 /// A parsed address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
-    /// What requests are made for: `http://host:port` or `https://host:port`.
+    /// Origin of requests: `http://host:port` or `https://host:port`.
     origin: Uri,
     path: Option<PathBuf>,
     is_tls: bool,
 }
 
 impl Target {
-    /// Parses an address. One without a scheme is reached by TLS if `prefers_tls`.
+    /// Parses an address. Without a scheme, `prefers_tls` decides whether TLS is used.
     ///
     /// # Errors
-    /// What is wrong with it, for people.
+    /// What is wrong with it, as text for users.
     pub fn parse(address: &str, prefers_tls: bool) -> Result<Self, String> {
         let (scheme, rest) = match address.split_once("://") {
             Some((scheme, rest)) => (scheme, rest),
-            // etcd's clients also take `unix:path`.
+            // etcd's clients also accept `unix:path`.
             None => match address.split_once(':') {
                 Some((scheme @ ("unix" | "unixs"), rest)) => (scheme, rest),
                 _ => (if prefers_tls { "https" } else { "http" }, address),
@@ -46,13 +46,13 @@ impl Target {
         Ok(Self { origin, path: is_unix.then(|| PathBuf::from(rest)), is_tls })
     }
 
-    /// What requests are made for.
+    /// Origin of requests.
     #[must_use]
     pub fn origin(&self) -> &Uri {
         &self.origin
     }
 
-    /// Whether TLS is spoken.
+    /// Whether TLS is used.
     #[must_use]
     pub fn is_tls(&self) -> bool {
         self.is_tls
@@ -64,7 +64,7 @@ impl Target {
         self.path.as_deref()
     }
 
-    /// The host's name without port and brackets.
+    /// The host without port and brackets.
     pub(crate) fn host(&self) -> &str {
         let host = self.origin.host().unwrap_or(UNIX_ORIGIN);
         host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host)

@@ -1,4 +1,5 @@
-//! Verifiers around those of rustls: names that must be allowed, and no verification at all.
+//! Verifiers wrapped around those of rustls: one that requires an allowed name, and one that
+//! accepts anybody.
 
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, 
 
 use crate::Allowed;
 
-/// Verifies by `inner`, then asks for an allowed name.
+/// Verifies by `inner`, then requires an allowed name.
 #[derive(Debug)]
 pub(crate) struct Named<V: ?Sized> {
     pub(crate) allowed: Allowed,
@@ -26,7 +27,7 @@ impl<V: ?Sized> Named<V> {
     }
 }
 
-/// Signatures are checked as the inner verifier checks them.
+/// Delegates the verification of signatures to the inner verifier.
 macro_rules! signatures_by_inner {
     () => {
         fn verify_tls12_signature(
@@ -94,7 +95,7 @@ impl ServerCertVerifier for Named<dyn ServerCertVerifier> {
     signatures_by_inner!();
 }
 
-/// Takes any certificate for good; its holder must still have the key.
+/// Accepts any certificate; its holder must still have the key.
 #[derive(Debug)]
 pub(crate) struct Anyone(pub(crate) Arc<CryptoProvider>);
 

@@ -1,6 +1,6 @@
-//! Where the servers of a local cluster keep their data and which ports they use.
+//! Directories and ports of the servers of a local cluster.
 //!
-//! The members know each other by their ports, so the ports are kept with the data.
+//! Members know each other by their ports, so the ports are stored with the data.
 
 use std::{
     fs,
@@ -17,7 +17,7 @@ const PORTS_FILE: &str = "ports";
 /// How much of the end of a log is searched for its last line.
 const LOG_TAIL_BYTES: u64 = 64 << 10;
 
-/// One server's place.
+/// Directory and ports of one server.
 #[derive(Debug, Clone)]
 pub(super) struct Place {
     pub(super) name: String,
@@ -40,7 +40,7 @@ impl Place {
         format!("http://127.0.0.1:{}", self.peer_port)
     }
 
-    /// What the server said last.
+    /// The last line of the server's log.
     pub(super) fn last_log_line(&self) -> String {
         let tail = || -> std::io::Result<String> {
             let mut file = fs::File::open(&self.log)?;
@@ -57,7 +57,7 @@ impl Place {
     }
 }
 
-/// The places of all servers.
+/// The layout of all servers.
 #[derive(Debug)]
 pub(super) struct Layout {
     pub(super) dir: PathBuf,
@@ -65,8 +65,8 @@ pub(super) struct Layout {
 }
 
 impl Layout {
-    /// Makes `dir`, or takes it up as it was left. Empty lists of ports stand for those used before,
-    /// or the default ones.
+    /// Creates `dir`, or reuses it as it was left. Empty port lists mean the ports used before, or
+    /// the default ones.
     ///
     /// # Errors
     /// If the directory cannot be used, or was used with other ports.
@@ -107,7 +107,7 @@ impl Layout {
         Ok(Self { places: places.collect(), dir })
     }
 
-    /// The flag `--initial-cluster`.
+    /// The value of `--initial-cluster`.
     pub(super) fn initial_cluster(&self) -> String {
         let members = self.places.iter();
         let members = members.map(|place| format!("{}={}", place.name, place.peer_url()));
@@ -115,7 +115,7 @@ impl Layout {
     }
 
     /// # Errors
-    /// If somebody listens on one of the ports.
+    /// If one of the ports is already in use.
     pub(super) fn check_ports(&self) -> Result<(), Failure> {
         for port in self.places.iter().flat_map(|place| [place.client_port, place.peer_port]) {
             if let Err(error) = TcpListener::bind(("127.0.0.1", port)) {

@@ -16,13 +16,13 @@ use tokio::{
 use super::layout::Place;
 use crate::failure::Failure;
 
-/// A server that was started.
+/// A started server process.
 #[derive(Debug)]
 pub(super) struct Node {
     pub(super) place: Place,
     child: Child,
     pid: Option<u32>,
-    /// Set once it has ended.
+    /// Set once the process has ended.
     status: Option<ExitStatus>,
 }
 
@@ -47,7 +47,7 @@ impl Node {
             .stdin(Stdio::null())
             .stdout(log.try_clone().map_err(fail)?)
             .stderr(log)
-            // Ctrl-C shall reach this process only, which then ends the servers in order.
+            // Ctrl-C must reach this process only, which then stops the servers in order.
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
@@ -64,7 +64,7 @@ impl Node {
         self.pid
     }
 
-    /// How it ended, the first time this is asked after it did.
+    /// How the process ended; returned only once.
     pub(super) fn report_death(&mut self) -> Option<String> {
         if self.status.is_some() {
             return None;
@@ -81,21 +81,22 @@ impl Node {
         Some(format!("{name} {how} and is not restarted. Its last log line: {last}"))
     }
 
-    /// Asks it to end.
+    /// Asks the process to stop.
     pub(super) fn terminate(&self) {
         let pid = self.child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
         if let Some(pid) = pid {
-            // It fails only for a process that has ended, which is what was wanted.
+            // Fails only if the process has already ended.
             kill_process(pid, Signal::TERM).ok();
         }
     }
 
-    /// Waits for its end until `deadline`, then kills it. Whether it ended by itself.
+    /// Waits until `deadline` for the process to end, then kills it. Returns whether it ended by
+    /// itself.
     pub(super) async fn ended_by(&mut self, deadline: Instant) -> bool {
         if self.status.is_some() || timeout_at(deadline, self.child.wait()).await.is_ok() {
             return true;
         }
-        // If even that fails, the process is the system's to deal with.
+        // If even that fails, nothing more can be done here.
         self.child.kill().await.ok();
         false
     }

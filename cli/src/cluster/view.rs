@@ -1,5 +1,5 @@
-//! The state of a local cluster on the screen: drawn again in place on a terminal, otherwise printed
-//! when it changes.
+//! Shows the state of a local cluster: redrawn in place on a terminal, otherwise printed when it
+//! changes.
 
 use std::{
     io::{IsTerminal, stdout},
@@ -15,16 +15,16 @@ use crate::{
     output::{Table, human_bytes, write},
 };
 
-/// How often an unchanged state is printed where it cannot be drawn in place.
+/// How often an unchanged state is printed where it cannot be redrawn in place.
 const REPEAT: Duration = Duration::from_secs(30);
 
-/// What is shown, and where.
+/// What is shown, and on which output.
 pub(super) struct View {
     clients: Vec<Client>,
     is_terminal: bool,
     /// Lines of the table on the screen, which the next one replaces.
     drawn_lines: usize,
-    /// Which node leads and which answer, as last printed.
+    /// The summary last printed (who leads, which servers answer), and when.
     printed: Option<(Vec<String>, Instant)>,
 }
 
@@ -38,7 +38,7 @@ impl View {
         }
     }
 
-    /// Prints a line that stays.
+    /// Prints a line that stays on the screen.
     pub(super) fn note(&mut self, text: &str) -> Result<(), Failure> {
         self.drawn_lines = 0;
         write(format!("{text}\n").as_bytes())
@@ -75,7 +75,7 @@ impl View {
             return write(table.render().as_bytes());
         }
         let text = table.render();
-        // Up over the table drawn before, and clear from there on.
+        // Moves up to the start of the previous table and clears from there on.
         let up = if self.drawn_lines > 0 {
             format!("\x1b[{}A\x1b[J", self.drawn_lines)
         } else {

@@ -1,4 +1,4 @@
-//! `auth`: whether calls need a user.
+//! `auth`: switches authentication on and off.
 
 use clap::{Args, Subcommand};
 use conclave_client::Error;
@@ -9,18 +9,18 @@ use crate::{
     output::{AuthStatus, write},
 };
 
-/// The user and the role without which auth cannot be enabled.
+/// The user and the role that must exist before auth can be enabled.
 const ROOT: &str = "root";
 const NO_ROOT_ROLE: &str = "etcdserver: root user does not have root role";
 
 /// What to do with auth.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
-    /// Make every call need a user; the user root must be there.
+    /// Require authentication for every call; the user root must exist.
     Enable(Nothing),
-    /// Let everybody do everything again.
+    /// Stop requiring authentication.
     Disable(Nothing),
-    /// Print whether calls need a user.
+    /// Print whether authentication is enabled.
     Status(Nothing),
 }
 
@@ -55,7 +55,7 @@ pub(super) async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
                 answer = auth.enable().await;
             }
             answer?;
-            // As etcdctl, in whatever form.
+            // As etcdctl, whatever the output form.
             write(b"Authentication Enabled\n")
         }
         Verb::Disable(nothing) => {

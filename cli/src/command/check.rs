@@ -1,4 +1,4 @@
-//! `check`: whether a cluster is fast enough, and how much memory keys take, in etcdctl's measures.
+//! `check`: whether a cluster is fast enough, and how much memory keys take, by etcdctl's criteria.
 
 use std::time::Duration;
 
@@ -14,10 +14,10 @@ use crate::{
     output::{Check, Checks, Format, quote, write},
 };
 
-/// Slower puts make a cluster fail, as do latencies that vary more.
+/// Slowest put that passes the check, and largest standard deviation of the latencies.
 const SLOWEST_SECONDS_MAX: f64 = 0.5;
 const DEVIATION_SECONDS_MAX: f64 = 0.1;
-/// How much of the rate asked for has to be reached.
+/// The share of the requested rate that must be reached.
 const RATE_SHARE_MIN: f64 = 0.9;
 const MEGABYTE: f64 = 1024.0 * 1024.0;
 
@@ -33,7 +33,7 @@ pub(crate) enum Verb {
 /// Flags of both.
 #[derive(Debug, Args)]
 struct Flags {
-    /// How much is written: s(small), m(medium), l(large) or xl(xLarge).
+    /// The load to write: s(small), m(medium), l(large) or xl(xLarge).
     #[arg(long, default_value = "s")]
     load: String,
     /// Compact afterwards.
@@ -49,10 +49,10 @@ struct Flags {
 pub(crate) struct PerfArguments {
     #[command(flatten)]
     flags: Flags,
-    /// What the keys begin with; they are deleted afterwards.
+    /// Prefix of the keys that are written; they are deleted afterwards.
     #[arg(long, default_value = "/etcdctl-check-perf/")]
     prefix: String,
-    /// How long.
+    /// How long to write.
     #[arg(long, default_value = "60s", value_parser = conclave_server::config::duration)]
     duration: Duration,
 }
@@ -62,10 +62,10 @@ pub(crate) struct PerfArguments {
 pub(crate) struct ScaleArguments {
     #[command(flatten)]
     flags: Flags,
-    /// What the keys begin with; they are deleted afterwards.
+    /// Prefix of the keys that are written; they are deleted afterwards.
     #[arg(long, default_value = "/etcdctl-check-datascale/")]
     prefix: String,
-    /// How many keys, instead of what the load says.
+    /// Number of keys, instead of that of the load.
     #[arg(long, value_name = "COUNT")]
     keys: Option<u32>,
 }
@@ -78,7 +78,7 @@ pub(super) async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
 }
 
 impl Flags {
-    /// What the name of the load stands for.
+    /// Selects the value for the named load.
     fn load<T>(&self, small: T, medium: T, large: T, extra: T) -> Result<T, Failure> {
         match self.load.as_str() {
             "s" | "small" => Ok(small),
@@ -103,7 +103,7 @@ async fn perf(context: &Context, arguments: PerfArguments) -> Result<(), Failure
     finish(context, Checks { checks: judge(&tally, load.per_second), has_verdict: true })
 }
 
-/// What etcdctl says of a steady load.
+/// etcdctl's checks of a steady load.
 fn judge(tally: &Tally, per_second: Option<u32>) -> Vec<Check> {
     let mut checks = errors(tally);
     let rate = tally.rate();
@@ -125,7 +125,7 @@ fn judge(tally: &Tally, per_second: Option<u32>) -> Vec<Check> {
     checks
 }
 
-/// The puts that failed, by what the client was told.
+/// The failed puts, by error message.
 fn errors(tally: &Tally) -> Vec<Check> {
     let failed = |value: u64, sentence: String| {
         let value = f64::from(u32::try_from(value).unwrap_or(u32::MAX));
@@ -171,7 +171,7 @@ async fn scale(context: &Context, arguments: ScaleArguments) -> Result<(), Failu
     finish(context, Checks { checks, has_verdict: false })
 }
 
-/// Bytes that the member behind an endpoint holds in memory.
+/// Resident memory in bytes of the member at an endpoint.
 async fn memory(client: &Client, when: &str) -> Result<f64, Failure> {
     let page = client.metrics().await.unwrap_or_default();
     let mut lines = page.lines();
@@ -183,7 +183,7 @@ async fn memory(client: &Client, when: &str) -> Result<f64, Failure> {
     })
 }
 
-/// Writes, looks at what `look` is about, and removes what was written.
+/// Writes the load, runs `look`, and deletes what was written.
 async fn write_and_delete<T>(
     context: &Context,
     load: &Load,
@@ -221,7 +221,7 @@ async fn write_and_delete<T>(
     Ok((tally, seen?))
 }
 
-/// What happens meanwhile is for people.
+/// Prints progress, in the simple form only.
 fn say(context: &Context, text: &str) -> Result<(), Failure> {
     if context.printer.format == Format::Simple { write(text.as_bytes()) } else { Ok(()) }
 }

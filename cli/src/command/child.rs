@@ -1,4 +1,4 @@
-//! A command that runs while something is held.
+//! Runs a command while something is held.
 
 mod family;
 
@@ -20,21 +20,23 @@ use tokio_util::sync::CancellationToken;
 use self::family::{Family, Orphans};
 use crate::{failure::Failure, stop::Stop};
 
-/// Time for a command to end after it was asked to, before it is ended by force, and then once more.
+/// Time for a command to end after it was asked to, before it is killed; also the time for killing
+/// it.
 const GRACE: Duration = Duration::from_secs(5);
-/// How much later than a command this process may hear of what a terminal sends to both.
+/// A terminal sends its signals to the command and to this process; how much later this process may
+/// receive one.
 const LAG: Duration = Duration::from_millis(20);
-/// How often those are looked for that a command has started.
+/// How often to check for processes that the command has started.
 const POLL: Duration = Duration::from_millis(20);
 
-/// A command that is to be run.
+/// A command to be run.
 pub(super) struct Child {
     program: String,
     command: Command,
 }
 
 impl Child {
-    /// The command that these words name, if any.
+    /// The command that these words name; `None` if there are none.
     pub(super) fn new(words: &[String]) -> Option<Self> {
         let [program, arguments @ ..] = words else { return None };
         let mut command = Command::new(program);
@@ -42,16 +44,16 @@ impl Child {
         Some(Self { program: program.clone(), command })
     }
 
-    /// Sets variables in its environment.
+    /// Sets environment variables of the command.
     pub(super) fn env(&mut self, variables: &[(&str, String)]) {
         self.command.envs(variables.iter().map(|(name, value)| (name, value)));
     }
 
-    /// Runs it to its end whatever happens, without input, as etcdctl does.
+    /// Runs the command to its end whatever happens, without input, as etcdctl does.
     ///
     /// # Errors
-    /// If it does not start or ends with anything but 0, in the words of Go; with its own exit code (as from etcdctl 3.5
-    /// on), which Go calls -1 if a signal ended it.
+    /// If it does not start, or exits with anything but 0: with Go's message and the command's exit
+    /// code (as from etcdctl 3.5 on), which Go calls -1 if a signal ended it.
     pub(super) async fn run(mut self) -> Result<(), Failure> {
         let status = self.command.stdin(Stdio::null()).status().await;
         let status = status.map_err(|error| refused(&self.program, &error))?;
@@ -62,11 +64,13 @@ impl Child {
         Err(Failure::exit_because(code, in_go(status)))
     }
 
-    /// Runs it to its end. It is asked to end when what it needs is in `jeopardy` or this process is asked to end,
-    /// and ended by force when what it needs is `lost`, or 5 s after this process was asked.
+    /// Runs the command to its end. It is asked to end when what it needs is in `jeopardy` or this
+    /// process is asked to end, and killed when what it needs is `lost`, or 5 s after this process
+    /// was asked.
     ///
     /// # Errors
-    /// With its own exit code, if that is not 0; if it does not start; if what it needs was lost.
+    /// With the command's exit code, if that is not 0; if it does not start; or if what it needs
+    /// was lost.
     pub(super) async fn run_while(
         self,
         (lost, jeopardy): (&CancellationToken, impl Future<Output = ()>),
@@ -75,10 +79,11 @@ impl Child {
         self.run_to((lost, jeopardy), async || stop.next().await).await
     }
 
-    /// Runs it to its end, but asks it to end when `ending` says so, and 5 s later ends it by force.
+    /// Runs the command to its end, but asks it to end when `ending` is cancelled, and kills it 5 s
+    /// later.
     ///
     /// # Errors
-    /// As [`Child::run_while`].
+    /// Like [`Child::run_while`].
     pub(super) async fn run_until(self, ending: &CancellationToken) -> Result<(), Failure> {
         let ended = async || {
             ending.cancelled().await;
@@ -99,7 +104,7 @@ impl Child {
             () = jeopardy => Why::Jeopardy,
             signal = stop() => Why::Stop(signal),
             status = running.first() => {
-                // What a terminal sends reaches both, and the command may be the faster one to obey.
+                // A terminal's signal reaches both, and the command may react first.
                 let lag = if running.is_at_terminal { LAG } else { Duration::ZERO };
                 match timeout(lag, stop()).await {
                     Ok(signal) => Why::Stop(signal),
@@ -113,7 +118,7 @@ impl Child {
                 Why::Stop(signal) => running.stop(signal).await,
                 Why::Jeopardy => {
                     running.family.signal(Signal::TERM);
-                    // It may have the rest of its time, unless somebody wants it to end anyhow.
+                    // It may use the remaining time, unless this process is asked to end too.
                     tokio::select! {
                         status = running.gone() => Some(status),
                         signal = stop() => running.stop(signal).await,
@@ -161,13 +166,13 @@ impl Child {
     }
 }
 
-/// Whether there is a terminal, whose keys reach this process's group only: a command in another one could not
-/// read it, and would go on when this process is stopped by it.
+/// Whether there is a terminal. Its keys reach this process's group only: a command in another
+/// group could not read from it, and would continue when this process is stopped by it.
 fn has_terminal() -> bool {
     std::fs::File::open("/dev/tty").is_ok()
 }
 
-/// Why a command has to end.
+/// Why a command must end.
 #[derive(Clone, Copy)]
 enum Why {
     /// What it needs was lost.
@@ -178,17 +183,17 @@ enum Why {
     Stop(Signal),
 }
 
-/// A command that runs.
+/// A running command.
 struct Running {
     child: tokio::process::Child,
     family: Family,
     orphans: Orphans,
-    /// Whether it shares the group, and so the terminal, with this process.
+    /// Whether it is in this process's group and so shares its terminal.
     is_at_terminal: bool,
 }
 
 impl Running {
-    /// Waits until the command has ended. Cancel-safe.
+    /// Waits until the command itself has ended. Cancel-safe.
     async fn first(&mut self) -> std::io::Result<ExitStatus> {
         loop {
             tokio::select! {
@@ -199,7 +204,7 @@ impl Running {
         }
     }
 
-    /// Waits until the command and all that it started have ended. Cancel-safe.
+    /// Waits until the command and everything it started have ended. Cancel-safe.
     async fn gone(&mut self) -> std::io::Result<ExitStatus> {
         let status = self.first().await?;
         self.family.first_ended();
@@ -209,9 +214,10 @@ impl Running {
         Ok(status)
     }
 
-    /// Asks all to end, as this process was asked by `signal`; `None` if they do not soon enough.
+    /// Asks all processes to end after this one received `signal`; `None` if they do not end in
+    /// time.
     async fn stop(&mut self, signal: Signal) -> Option<std::io::Result<ExitStatus>> {
-        // What a terminal sends has reached the command as well, which may be about to obey.
+        // A terminal's signal has reached the command as well, which may be about to end.
         if self.is_at_terminal
             && matches!(signal, Signal::INT | Signal::HUP)
             && let Ok(status) = timeout(GRACE, self.gone()).await
@@ -222,7 +228,7 @@ impl Running {
         timeout(GRACE, self.gone()).await.ok()
     }
 
-    /// Ends by force what still runs, and what that may have started meanwhile.
+    /// Kills what is still running, including processes started in the meantime.
     async fn kill(&mut self) {
         let killed = timeout(GRACE, async {
             loop {
@@ -245,12 +251,12 @@ fn ended(status: std::io::Result<ExitStatus>) -> Result<(), Failure> {
     if status.success() {
         return Ok(());
     }
-    // As shells have it.
+    // As in shells.
     let code = status.code().or_else(|| status.signal().map(|signal| 128 + signal));
     Err(Failure::exit(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1)))
 }
 
-/// Why a command did not start, in the words of Go.
+/// The failure of a command that did not start, with Go's message.
 fn refused(program: &str, error: &std::io::Error) -> Failure {
     if error.kind() == ErrorKind::NotFound && !program.contains('/') {
         return Failure::error(format!("exec: {program:?}: executable file not found in $PATH"));
@@ -263,7 +269,7 @@ fn refused(program: &str, error: &std::io::Error) -> Failure {
     Failure::error(format!("fork/exec {program}: {reason}"))
 }
 
-/// How a command ended, in the words of Go.
+/// How a command ended, in Go's words.
 fn in_go(status: ExitStatus) -> String {
     let Some(signal) = status.signal() else {
         return format!("exit status {}", status.code().unwrap_or(-1));

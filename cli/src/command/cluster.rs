@@ -14,18 +14,18 @@ use crate::{
 pub(crate) enum Alarm {
     /// Print the active alarms.
     List,
-    /// End all alarms.
+    /// Clear all alarms.
     Disarm,
 }
 
 /// Arguments of `move-leader`.
 #[derive(Debug, Args)]
 pub(crate) struct MoveLeaderArguments {
-    /// The member that shall lead, in hexadecimal.
+    /// The member to make the leader, in hexadecimal.
     #[arg(value_name = "MEMBER_ID")]
     target: Vec<String>,
-    /// Whoever leads among the endpoints hands over to any other voter; nobody leading is fine too. For
-    /// a member that is about to be stopped.
+    /// Move leadership from the leader among the endpoints to any other voter; does nothing if none
+    /// of them leads. For a member that is about to be stopped.
     #[arg(long, conflicts_with = "target")]
     away: bool,
 }
@@ -58,7 +58,8 @@ pub(super) async fn move_leader(
     context.print(&Transfer { from, to: target })
 }
 
-/// The endpoint whose member leads, with the member's id: only a leader hands over.
+/// The client of the leader's endpoint and the leader's id: only the leader can transfer
+/// leadership.
 async fn leader(context: &Context) -> Result<Option<(Client, u64)>, Failure> {
     for client in context.client.each() {
         let status = client.status().await?;
@@ -70,7 +71,7 @@ async fn leader(context: &Context) -> Result<Option<(Client, u64)>, Failure> {
     Ok(None)
 }
 
-/// Hands over to the first voter that takes it.
+/// Transfers leadership to the first voter that accepts it.
 async fn move_away(context: &Context) -> Result<(), Failure> {
     let Some((leader, from)) = leader(context).await? else { return Ok(()) };
     let members = leader.members().await?.into_inner().members;
@@ -82,6 +83,6 @@ async fn move_away(context: &Context) -> Result<(), Failure> {
             Err(error) => refusal = Some(error),
         }
     }
-    // Nobody else could lead, so that nothing is lost by stopping the only voter.
+    // No other member could lead, so nothing is lost by stopping the only voter.
     refusal.map_or(Ok(()), |error| Err(error.into()))
 }

@@ -1,4 +1,4 @@
-//! `config`: settings as documents or as keys, their history, and the way back.
+//! `config`: settings as documents or as keys, their history and rollback.
 
 use std::io::Read;
 
@@ -22,11 +22,11 @@ use crate::{
 pub(crate) enum Verb {
     /// Print the settings that keys hold, merged, as one JSON document.
     Get(GetArguments),
-    /// Write a document of settings, or one setting, unless it cannot be read back.
+    /// Write a document of settings, or one setting; refuses values that cannot be read back.
     Set(SetArguments),
     /// Print how keys changed, the newest change first, back to the last compaction.
     History(HistoryArguments),
-    /// Write again what keys held at a revision, in one new revision.
+    /// Restore the values that keys had at a revision, in one new revision.
     Rollback(RollbackArguments),
     /// Print the settings that keys hold, and print them again whenever they change.
     Watch(Sources),
@@ -55,7 +55,7 @@ impl From<Form> for Codec {
 /// Which keys hold settings, and how.
 #[derive(Debug, Args)]
 pub(crate) struct Sources {
-    /// The keys; of several the later ones win.
+    /// The keys; if several have a setting, the last one wins.
     #[arg(required = true, value_name = "KEY")]
     keys: Vec<String>,
     /// All keys that start with a key; the rest of a name is the path of a setting.
@@ -118,10 +118,10 @@ pub(crate) struct HistoryArguments {
     /// All keys that start with the key.
     #[arg(long)]
     prefix: bool,
-    /// The newest so many changes.
+    /// At most this many changes, newest first.
     #[arg(long, default_value_t = 20)]
     limit: usize,
-    /// Print values, too.
+    /// Also print the values.
     #[arg(long)]
     values: bool,
 }
@@ -198,8 +198,8 @@ async fn set(context: &Context, arguments: SetArguments) -> Result<(), Failure> 
     context.print(&Written { revision: answer.revision(), changed: 1 })
 }
 
-/// As what readers will take a value. A name without an extension is that of a JSON document for some and of one setting
-/// below a prefix for others; a document is a table.
+/// How readers will interpret a value. A name without an extension may be a JSON document or one
+/// setting below a prefix; it counts as a document if the value is a table.
 fn readers(name: &str, value: &[u8], codec: Option<Codec>) -> Source {
     let is_document = value.trim_ascii_start().starts_with(b"{");
     match codec {

@@ -1,4 +1,4 @@
-//! `counter` and `latch`: numbers that many change, and waiting for one to be 0.
+//! `counter` and `latch`: shared numbers, and waiting for one to reach 0.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::{failure::Failure, output::Rows};
 /// What to do with counters.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Counter {
-    /// Print a counter; one that is not there is 0.
+    /// Print a counter; one that does not exist is 0.
     Get {
         /// Its name, which is its key.
         name: String,
@@ -33,7 +33,7 @@ pub(crate) enum Counter {
         /// The new number.
         #[arg(allow_hyphen_values = true)]
         value: i64,
-        /// Only if it is this number; if not, the exit code is 1.
+        /// Only if the counter has this value; if not, the exit code is 1.
         #[arg(long, allow_hyphen_values = true)]
         if_value: Option<i64>,
     },
@@ -42,11 +42,11 @@ pub(crate) enum Counter {
 /// What to do with latches.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Latch {
-    /// Begin with a count, unless the latch is there already.
+    /// Create a latch with a count, unless it exists.
     Create {
         /// Its name, which is its key.
         name: String,
-        /// How often it has to be counted down.
+        /// How many times it has to be counted down.
         count: i64,
     },
     /// Count down.
@@ -57,12 +57,12 @@ pub(crate) enum Latch {
         #[arg(default_value_t = 1)]
         by: i64,
     },
-    /// Print how often it has to be counted down.
+    /// Print the remaining count.
     Get {
         /// Its name.
         name: String,
     },
-    /// Wait until it is at 0.
+    /// Wait until the count is 0.
     Wait {
         /// Its name.
         name: String,

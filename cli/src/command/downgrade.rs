@@ -1,5 +1,5 @@
-//! `downgrade`: whether the cluster can go back to an older version. A server of ours has one format
-//! only and refuses to begin; an etcd does more.
+//! `downgrade`: whether the cluster can go back to an older version. Our servers have only one
+//! storage format and refuse to start a downgrade; etcd supports more.
 
 use clap::Subcommand;
 use conclave_client::pb::downgrade_request::DowngradeAction;
@@ -10,19 +10,19 @@ use crate::{failure::Failure, output::Downgraded};
 /// What to do about a downgrade.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
-    /// Whether the cluster could go back to a version.
+    /// Check whether the cluster can be downgraded to a version.
     Validate {
-        /// Such as 3.6.0.
+        /// The version, such as 3.6.0.
         #[arg(value_name = "TARGET_VERSION")]
         version: Vec<String>,
     },
-    /// Begin to.
+    /// Start a downgrade.
     Enable {
-        /// Such as 3.6.0.
+        /// The version, such as 3.6.0.
         #[arg(value_name = "TARGET_VERSION")]
         version: Vec<String>,
     },
-    /// Stay where it is after all.
+    /// Cancel a downgrade.
     Cancel,
 }
 

@@ -1,4 +1,4 @@
-//! `elect`: lead, or see who does.
+//! `elect`: campaigns in an election, or observes it.
 
 use std::time::Duration;
 
@@ -12,19 +12,19 @@ use conclave_client::{
 use super::{Context, child::Child, lock, native, tell_connection};
 use crate::{arguments::Flavor, failure::Failure, output::complain, stop::Stop};
 
-/// How long a leader outlives its last sign of life, as with etcdctl.
+/// How long leadership outlives its last renewal, as with etcdctl.
 const TTL: Duration = Duration::from_secs(60);
 
 /// Flags and arguments of `elect`.
 #[derive(Debug, Args)]
 pub(crate) struct Arguments {
-    /// The election, and what the candidate says.
+    /// The election, and the value that the candidate proclaims.
     #[arg(value_name = "NAME [PROPOSAL]")]
     words: Vec<String>,
-    /// A command to run only while this leads (not for etcdctl).
+    /// A command to run only while this process leads (not for etcdctl).
     #[arg(last = true, value_name = "COMMAND ARGUMENT...")]
     command: Vec<String>,
-    /// Do not campaign: print who leads, again and again.
+    /// Do not campaign: print the leader, and each new one.
     #[arg(short, long)]
     listen: bool,
     /// Seconds that the leadership outlives this process if it ends without resigning (not for etcdctl) [default: 60].
@@ -83,7 +83,7 @@ async fn campaign(
     done
 }
 
-/// Leads by the native API, or by etcd's recipe where there is none.
+/// Leads by the native API, or by etcd's recipe where the server lacks it.
 async fn lead(
     context: &Context,
     campaign: Campaign,
@@ -119,7 +119,7 @@ async fn lead(
     let resigned = leadership.resign().await;
     native::close_unless_lost(context, session).await;
     match resigned {
-        // Whether the loss matters, `done` says.
+        // `done` already reflects a loss if it matters.
         Ok(()) | Err(Error::Lost { .. } | Error::NotFound(_)) => done,
         Err(error) => native::not_given_back(done, (name, ttl), &error, !command.is_empty()),
     }

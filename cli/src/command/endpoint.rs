@@ -26,11 +26,11 @@ pub(crate) struct Arguments {
 /// What to ask the servers.
 #[derive(Debug, Subcommand)]
 enum Verb {
-    /// Whether they serve.
+    /// Check whether the servers are healthy.
     Health,
-    /// How far they are.
+    /// Print version, size, leader and log positions of the servers.
     Status,
-    /// A hash of their keys and history: equal on all if compared at the same revision.
+    /// Print a hash of keys and history: equal on all servers at the same revision.
     Hashkv {
         /// The revision up to which to hash; 0 for all.
         #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
@@ -41,7 +41,7 @@ enum Verb {
 /// Flags of `defrag`.
 #[derive(Debug, Args)]
 pub(crate) struct DefragArguments {
-    /// All members of the cluster instead of the endpoints given.
+    /// Defragment all members of the cluster instead of the endpoints given.
     #[arg(long)]
     cluster: bool,
 }
@@ -55,7 +55,7 @@ pub(super) async fn run(context: &Context, arguments: Arguments) -> Result<(), F
     }
 }
 
-/// Each endpoint with a client for it alone.
+/// Each endpoint with a client of its own.
 async fn clients(context: &Context, is_cluster: bool) -> Result<Vec<(String, Client)>, Failure> {
     let client = if is_cluster {
         let members = context.client.members().await.map_err(|error| {
@@ -87,7 +87,7 @@ async fn health(context: &Context, clients: &[(String, Client)]) -> Result<(), F
     if is_healthy { Ok(()) } else { Err(Failure::error("unhealthy cluster")) }
 }
 
-/// What the alarms make unhealthy; empty if there are none.
+/// The alarms that make an endpoint unhealthy; empty if there are none.
 async fn alarms(client: &Client) -> Result<String, Error> {
     let reply = match client.alarms().await {
         // A reader without the right to see alarms has still shown that the server serves.

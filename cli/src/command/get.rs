@@ -79,7 +79,7 @@ pub(super) async fn run(context: &Context, arguments: Arguments) -> Result<(), F
 }
 
 impl Arguments {
-    /// As a program of this name takes them: etcdctl does not look at what is too many.
+    /// Applies the rules of the program name: etcdctl ignores extra arguments.
     pub(super) fn called_as(mut self, flavor: Flavor) -> Self {
         if flavor == Flavor::Etcdctl {
             self.keys.truncate(2);
@@ -87,7 +87,7 @@ impl Arguments {
         self
     }
 
-    /// The request that the arguments ask for.
+    /// Builds the request.
     ///
     /// # Errors
     /// If they contradict each other.
@@ -160,7 +160,7 @@ pub(super) fn range(
     }
 }
 
-/// As a key: the first possible one. As a range end: everything.
+/// As a key: the first possible key. As a range end: no end.
 fn all() -> Bytes {
     Bytes::from_static(b"\0")
 }

@@ -19,7 +19,7 @@ const RENEWAL_PAUSE_MIN: Duration = Duration::from_millis(500);
 pub(crate) enum Verb {
     /// Create a lease.
     Grant {
-        /// Seconds that the lease lives without being renewed.
+        /// Time to live in seconds.
         #[arg(value_name = "TTL")]
         ttl: Vec<String>,
     },
@@ -33,7 +33,7 @@ pub(crate) enum Verb {
     Timetolive(TimeToLiveArguments),
     /// Print all leases.
     List,
-    /// Renew a lease again and again.
+    /// Keep renewing a lease.
     KeepAlive(KeepAliveArguments),
 }
 
@@ -54,7 +54,7 @@ pub(crate) struct KeepAliveArguments {
     /// The lease, in hexadecimal.
     #[arg(value_name = "LEASE_ID")]
     id: Vec<String>,
-    /// Only once.
+    /// Renew once and exit.
     #[arg(long)]
     once: bool,
 }

@@ -1,4 +1,4 @@
-//! Many puts, by many clients at once, as fast as they are answered or at a steady rate.
+//! Writes many keys by many clients at once, as fast as they are answered or at a steady rate.
 
 use std::{cell::Cell, collections::BTreeMap, time::Duration};
 
@@ -12,36 +12,37 @@ use crate::{
     progress::Progress,
 };
 
-/// What is to be written.
+/// A load to write.
 #[derive(Debug, Clone)]
 pub(super) struct Load {
-    /// Each has connections of its own.
+    /// Number of clients, each with its own connections.
     pub(super) clients: u32,
-    /// All keys begin with it.
+    /// Prefix of all keys.
     pub(super) prefix: String,
-    /// Length of the rest of a key.
+    /// Length of the rest of each key.
     pub(super) key_bytes: usize,
     pub(super) value_bytes: usize,
     pub(super) puts: u32,
-    /// Not faster than this; what is not begun when all could have been is left out.
+    /// Rate limit for all clients together. Puts not started by the end of the time that the rate
+    /// allows are skipped.
     pub(super) per_second: Option<u32>,
 }
 
-/// What came of it.
+/// Results of a load.
 #[derive(Debug, Default)]
 pub(super) struct Tally {
-    /// How long each put took that was acknowledged.
+    /// Latency of each acknowledged put.
     pub(super) latencies: Vec<Duration>,
-    /// The others, by what the client was told.
+    /// Counts of the failed puts, by error message.
     pub(super) errors: BTreeMap<String, u64>,
     pub(super) took: Duration,
 }
 
 impl Load {
-    /// Writes all of it.
+    /// Writes the whole load.
     ///
     /// # Errors
-    /// If the endpoints cannot be understood; a put that fails is counted.
+    /// If the endpoints cannot be parsed; a failed put is only counted.
     pub(super) async fn run(&self, context: &Context) -> Result<Tally, Failure> {
         let endpoints = context.client.endpoints();
         let clients = (0..self.clients).map(|_| context.global.client(&endpoints));
@@ -65,7 +66,7 @@ impl Load {
         Ok(all)
     }
 
-    /// One client's share: the put `first`, and then every one that is as many later as there are clients.
+    /// Writes one client's share: put number `first` and then every `clients`-th one.
     async fn write(&self, client: &Client, first: u32, begun: Instant, count: &impl Fn()) -> Tally {
         let step = usize::try_from(self.clients).unwrap_or(1);
         let due = |number: u32| {
@@ -89,7 +90,7 @@ impl Load {
         tally
     }
 
-    /// Keys in no order, each once.
+    /// The keys in a scattered order, each exactly once.
     fn key(&self, number: u32) -> String {
         let scattered = number.wrapping_mul(0x9E37_79B1);
         format!("{}{scattered:01$x}", self.prefix, self.key_bytes)
@@ -97,18 +98,18 @@ impl Load {
 }
 
 impl Tally {
-    /// Acknowledged puts in a second.
+    /// Acknowledged puts per second.
     pub(super) fn rate(&self) -> f64 {
         let count = u32::try_from(self.latencies.len()).unwrap_or(u32::MAX);
         f64::from(count) / self.took.as_secs_f64().max(f64::EPSILON)
     }
 
-    /// The slowest of them, in seconds.
+    /// The longest latency in seconds.
     pub(super) fn slowest(&self) -> f64 {
         self.latencies.iter().max().map_or(0.0, Duration::as_secs_f64)
     }
 
-    /// Their standard deviation, in seconds.
+    /// Standard deviation of the latencies in seconds.
     pub(super) fn deviation(&self) -> f64 {
         let count = f64::from(u32::try_from(self.latencies.len()).unwrap_or(u32::MAX)).max(1.0);
         let seconds = || self.latencies.iter().map(Duration::as_secs_f64);

@@ -1,4 +1,4 @@
-//! `lock` as etcdctl has it: hold a name, or run a command while it is held.
+//! `lock` as in etcdctl: holds a name, or runs a command while it is held.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use conclave_client::{
 use super::{Context, child::Child};
 use crate::{failure::Failure, output::parse_int, stop::Stop};
 
-/// The TTL that etcdctl takes for one that is not above 0.
+/// The TTL that etcdctl uses instead of one that is not above 0.
 const TTL_SECONDS: u64 = 60;
 
 /// Flags and arguments of `lock`; etcdctl has the time to live only.
@@ -29,10 +29,10 @@ pub(crate) struct Arguments {
     /// Take one of this many permits (a semaphore); with --limit: take this many of the limit.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) permits: Option<u32>,
-    /// All permits that there are.
+    /// Total permits of the semaphore.
     #[arg(long, requires = "permits", value_parser = clap::value_parser!(u32).range(1..))]
     pub(super) limit: Option<u32>,
-    /// Do not wait.
+    /// Fail at once if the lock is not free.
     #[arg(long, conflicts_with = "wait")]
     pub(super) r#try: bool,
     /// Wait for at most this long.
@@ -44,7 +44,7 @@ pub(crate) struct Arguments {
     /// With `break`: the fencing token of the one holder to remove; 0 for all.
     #[arg(long, default_value_t = 0)]
     pub(super) token: i64,
-    /// With `break`: why, for the log of the server and whoever held it.
+    /// With `break`: the reason, logged by the server and shown to the holder.
     #[arg(long, default_value = "")]
     pub(super) reason: String,
 }
@@ -60,25 +60,25 @@ impl Arguments {
         Ok((name, command))
     }
 
-    /// Whether there is a flag that only taking a lock has.
+    /// Whether a flag is given that applies only to taking a lock.
     pub(super) fn has_take_flags(&self) -> bool {
         self.shared || self.permits.is_some() || self.r#try || self.wait.is_some()
     }
 
-    /// Whether there is a flag that only breaking a lock has.
+    /// Whether a flag is given that applies only to breaking a lock.
     pub(super) fn has_break_flags(&self) -> bool {
         self.yes || self.token != 0 || !self.reason.is_empty()
     }
 }
 
-/// A number of seconds as etcdctl takes it.
+/// Parses a number of seconds as etcdctl does.
 pub(super) fn seconds(text: &str) -> Result<Duration, String> {
     let seconds = parse_int(text, 10).map_err(|error| error.to_string())?;
     let seconds = u64::try_from(seconds).ok().filter(|seconds| *seconds > 0);
     Ok(Duration::from_secs(seconds.unwrap_or(TTL_SECONDS)))
 }
 
-/// Does what etcdctl does.
+/// Runs the verb as etcdctl does.
 pub(super) async fn run(context: &Context, arguments: Arguments) -> Result<(), Failure> {
     let (name, command) = arguments.name_and_command()?;
     if arguments.has_take_flags() || arguments.has_break_flags() {
@@ -97,12 +97,12 @@ pub(super) async fn run(context: &Context, arguments: Arguments) -> Result<(), F
         }
         None => hold(context, &turn, "session expired", &mut stop).await,
     };
-    // How the command ended says more than that it could not be given back.
+    // The command's own failure says more than a failed release.
     done.and(give_back(turn).await)
 }
 
-/// Releases what is held. A lease that has ended holds nothing either; whether that matters is known
-/// to whoever waited for it.
+/// Releases the lock. A lease that has ended holds nothing either; whether that matters is known to
+/// the caller that used the lock.
 pub(super) async fn give_back(turn: Turn) -> Result<(), Failure> {
     match turn.release().await {
         Ok(()) | Err(Error::Lost { .. }) => Ok(()),
@@ -110,7 +110,7 @@ pub(super) async fn give_back(turn: Turn) -> Result<(), Failure> {
     }
 }
 
-/// Waits for the turn; a signal ends that and leaves nothing behind.
+/// Waits for the turn; a signal ends the wait and withdraws the request.
 pub(super) async fn taken(
     context: &Context,
     enter: Enter,
@@ -125,7 +125,7 @@ pub(super) async fn taken(
     }
 }
 
-/// Prints the key and holds it until a signal comes.
+/// Prints the key and holds the lock until a signal comes.
 pub(super) async fn hold(
     context: &Context,
     turn: &Turn,

@@ -1,4 +1,4 @@
-//! `barrier` and `group`: waiting for each other, and who is there.
+//! `barrier` and `group`: waiting for each other, and group membership.
 
 use std::time::Duration;
 
@@ -16,12 +16,12 @@ use crate::{
 /// What to do with barriers.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Barrier {
-    /// Raise a barrier, until somebody lifts it.
+    /// Raise a barrier; it stays until it is lifted.
     Raise {
         /// Its name, which is its key.
         name: String,
     },
-    /// Lift a barrier: all who wait go on.
+    /// Lift a barrier and release all waiters.
     Lift {
         /// Its name.
         name: String,
@@ -34,17 +34,17 @@ pub(crate) enum Barrier {
         #[arg(long, value_parser = conclave_server::config::duration)]
         wait: Option<Duration>,
     },
-    /// Run a command once all participants are there; end when all are done.
+    /// Run a command once all participants have entered; exit when all are done.
     Enter {
         /// Name of the double barrier.
         name: String,
-        /// How many participants there are.
+        /// Number of participants.
         #[arg(long)]
         count: u32,
         /// Wait for the others for at most this long, at the beginning and at the end.
         #[arg(long, value_parser = conclave_server::config::duration)]
         wait: Option<Duration>,
-        /// What to run.
+        /// The command to run.
         #[arg(last = true, required = true, value_name = "COMMAND ARGUMENT...")]
         command: Vec<String>,
     },
@@ -58,7 +58,7 @@ pub(crate) enum Group {
         /// Name of the group.
         name: String,
     },
-    /// Print how many members there are, again and again.
+    /// Print the number of members whenever it changes.
     Watch {
         /// Name of the group.
         name: String,
@@ -67,13 +67,13 @@ pub(crate) enum Group {
     Join {
         /// Name of the group.
         name: String,
-        /// What others see.
+        /// Value that other members see.
         #[arg(default_value = "")]
         value: String,
         /// Id of the member; a random one if not given.
         #[arg(long)]
         member: Option<String>,
-        /// What to run.
+        /// The command to run.
         #[arg(last = true, value_name = "COMMAND ARGUMENT...")]
         command: Vec<String>,
     },
@@ -97,14 +97,14 @@ pub(super) async fn barrier(context: &Context, verb: Barrier) -> Result<(), Fail
         }
         Barrier::Enter { name, count, wait, command } => {
             let done = enter(context, (name, count), wait, &command).await;
-            // What was entered is left, and its session ended, in the background.
+            // Leaving the barrier and ending its session happen in the background.
             context.client.close().await;
             done
         }
     }
 }
 
-/// Waits until the end, or a signal; `in_vain` says what did not happen in time.
+/// Waits until the wait is over or a signal comes; `in_vain` says what did not happen in time.
 pub(super) async fn wait(
     wait: Wait,
     at_most: Option<Duration>,

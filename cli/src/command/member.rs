@@ -14,23 +14,23 @@ use crate::{
 pub(crate) enum Verb {
     /// Print all members.
     List,
-    /// Let a new member join; start it afterwards with what is printed.
+    /// Add a member; start it afterwards with the settings printed.
     Add(AddArguments),
-    /// Remove a member for good, also one that is dead.
+    /// Remove a member permanently, even if it is dead.
     Remove(IdArguments),
-    /// Tell the cluster where a member is reached from now on.
+    /// Change the peer URLs of a member.
     Update(UpdateArguments),
-    /// Make a voter of a learner that is in sync.
+    /// Promote a learner that is in sync to voter.
     Promote(IdArguments),
 }
 
 /// Arguments of `member add`.
 #[derive(Debug, Args)]
 pub(crate) struct AddArguments {
-    /// The name that it will have.
+    /// Name of the new member.
     #[arg(value_name = "NAME")]
     name: Vec<String>,
-    /// Where the others will reach it, comma separated.
+    /// Peer URLs of the new member, comma separated.
     #[arg(long, value_name = "URLS", default_value = "")]
     peer_urls: String,
     /// Add it as a learner, which does not vote until it is promoted.
@@ -52,7 +52,7 @@ pub(crate) struct UpdateArguments {
     /// The member, in hexadecimal.
     #[arg(value_name = "MEMBER_ID")]
     id: Vec<String>,
-    /// Where the others will reach it, comma separated.
+    /// New peer URLs of the member, comma separated.
     #[arg(long, value_name = "URLS", default_value = "")]
     peer_urls: String,
 }
@@ -122,7 +122,7 @@ async fn add(context: &Context, arguments: AddArguments) -> Result<(), Failure> 
     )
 }
 
-/// What the new member is to be started with.
+/// The `--initial-cluster` value for the new member.
 fn initial_cluster(members: &[Member], added: u64, name: &str) -> String {
     let urls = members.iter().flat_map(|member| {
         let name = if member.id == added { name } else { &member.name };

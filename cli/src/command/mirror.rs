@@ -1,5 +1,5 @@
-//! `make-mirror`: another cluster gets the keys of this one, and then every change of them, each revision
-//! as one transaction. Nothing is deleted there but what is deleted here meanwhile.
+//! `make-mirror`: copies the keys of this cluster to another, and then every change, each revision
+//! as one transaction. Keys are deleted there only when they are deleted here in the meantime.
 
 use std::{cell::Cell, ffi::OsString, path::PathBuf, time::Duration};
 
@@ -17,9 +17,9 @@ use tokio::time::{Instant, interval_at};
 use super::{Context, get};
 use crate::{arguments::TlsArguments, failure::Failure, output::write, word::Word};
 
-/// Keys read at once.
+/// Keys read per page.
 const PAGE_KEYS: i64 = 1000;
-/// A transaction with more is divided; servers take 1.5 MiB.
+/// Larger transactions are divided; servers accept 1.5 MiB.
 const TXN_BYTES_MAX: usize = 1 << 20;
 /// How often the number of copied changes is printed.
 const REPORT_EVERY: Duration = Duration::from_secs(30);
@@ -30,19 +30,19 @@ pub(crate) struct Arguments {
     /// Address of a server of the other cluster.
     #[arg(value_name = "DESTINATION")]
     destination: Vec<String>,
-    /// Only keys that begin with this.
+    /// Copy only keys that begin with this.
     #[arg(long, default_value = "")]
     prefix: String,
-    /// What takes the place of the prefix there.
+    /// Prefix in the other cluster that replaces --prefix.
     #[arg(long, default_value = "")]
     dest_prefix: String,
-    /// Nothing takes the place of the prefix there.
+    /// Remove the prefix from the keys in the other cluster.
     #[arg(long)]
     no_dest_prefix: bool,
-    /// Do not copy what is there now; begin with the changes of this revision.
+    /// Do not copy the current keys; start with the changes of this revision.
     #[arg(long, default_value_t = 0)]
     rev: i64,
-    /// Changes in one transaction there.
+    /// Most changes per transaction in the other cluster.
     #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u32).range(1..))]
     max_txn_ops: u32,
     #[command(flatten)]
@@ -52,22 +52,23 @@ pub(crate) struct Arguments {
 /// How to be known to the other cluster.
 #[derive(Debug, Args)]
 struct Identity {
-    /// Authorities that sign the certificates there (PEM).
+    /// CA certificates that verify the other cluster's servers (PEM).
     #[arg(long, value_name = "FILE")]
     dest_cacert: Option<PathBuf>,
-    /// Certificate to present there (PEM).
+    /// Certificate to present to the other cluster (PEM).
     #[arg(long, value_name = "FILE", requires = "dest_key")]
     dest_cert: Option<PathBuf>,
     /// Key of that certificate.
     #[arg(long, value_name = "FILE", requires = "dest_cert")]
     dest_key: Option<PathBuf>,
-    /// Use no TLS there if the address has no scheme and no certificates are given.
+    /// Connect to the other cluster without TLS if its address has no scheme and no certificates
+    /// are given.
     #[arg(long, default_value_t = true)]
     dest_insecure_transport: bool,
-    /// User there, perhaps with the password: NAME or NAME:PASSWORD.
+    /// User in the other cluster, optionally with the password: NAME or NAME:PASSWORD.
     #[arg(long)]
     dest_user: Option<String>,
-    /// Password there.
+    /// Password of that user.
     #[arg(long)]
     dest_password: Option<String>,
 }
@@ -110,7 +111,7 @@ impl Identity {
     }
 }
 
-/// One cluster's keys on their way to another.
+/// Copies keys from one cluster to another.
 struct Mirror<'a> {
     source: Client,
     target: Client,
@@ -126,7 +127,7 @@ impl Mirror<'_> {
         self.follow(from).await
     }
 
-    /// Prints how far it is, now and then.
+    /// Prints the number of copied changes at intervals.
     async fn report(&self) -> Failure {
         let mut ticks = interval_at(Instant::now() + REPORT_EVERY, REPORT_EVERY);
         loop {
@@ -137,7 +138,7 @@ impl Mirror<'_> {
         }
     }
 
-    /// Copies what is there now; the revision of that.
+    /// Copies the current keys; returns their revision.
     async fn copy(&self) -> Result<i64, Failure> {
         let prefix = [Word::from(OsString::from(self.prefix))];
         let (mut key, range_end) = get::range(&prefix, true, false, "")?;
@@ -169,7 +170,7 @@ impl Mirror<'_> {
         Err(Failure::interrupted("watch is canceled by the server"))
     }
 
-    /// The same change there.
+    /// The same change for the other cluster.
     fn change(&self, event: &Event) -> Option<Operation> {
         let kv = event.kv.as_ref()?;
         Some(match event.r#type() {
@@ -190,13 +191,13 @@ impl Mirror<'_> {
         Operation { size, request }
     }
 
-    /// The name of a key there.
+    /// The name of a key in the other cluster.
     fn renamed(&self, key: &Bytes) -> Bytes {
         let rest = key.get(self.prefix.len()..).unwrap_or_default();
         [self.new_prefix.as_bytes(), rest].concat().into()
     }
 
-    /// Writes in order, in as few transactions as there may be.
+    /// Writes in order, in as few transactions as possible.
     async fn write(&self, operations: Vec<Operation>) -> Result<(), Failure> {
         for batch in batches(operations, self.operations_max) {
             let count = batch.len();
@@ -209,7 +210,7 @@ impl Mirror<'_> {
     }
 }
 
-/// A change to be made, with about how many bytes it takes.
+/// A change to make, and its approximate size in bytes.
 struct Operation {
     size: usize,
     request: Request,

@@ -1,4 +1,4 @@
-//! `conclave lock`: exclusive, shared and counted locks, and a look at who holds what.
+//! `conclave lock`: exclusive, shared and counted locks; lists, inspects and breaks them.
 
 use std::time::{Duration, SystemTime};
 
@@ -13,11 +13,11 @@ use crate::{
     stop::Stop,
 };
 
-/// The last moment that can be written with four digits for the year.
+/// The last moment whose year has four digits.
 const YEAR_9999_MS: u64 = 253_402_300_799_000;
 
-/// What can be done with locks beside holding one. A lock with such a name can be held by the name
-/// `etcdctl` only.
+/// Runs `lock`: holds a lock, or lists, inspects or breaks locks. A lock named like one of these
+/// words can only be held under the program name `etcdctl`.
 pub(super) async fn run(context: &Context, arguments: Arguments) -> Result<(), Failure> {
     let words: Vec<&str> = arguments.words.iter().map(String::as_str).collect();
     let (takes, breaks) = (arguments.has_take_flags(), arguments.has_break_flags());
@@ -41,8 +41,8 @@ pub(super) async fn run(context: &Context, arguments: Arguments) -> Result<(), F
     }
 }
 
-/// Waits for the end of the session that was begun for a lock or an election, in the background. One that is lost is
-/// not waited for: it is lost because nobody answers.
+/// Waits for the session that was begun for a lock or an election to end in the background. A lost
+/// session is not waited for: it was lost because no server answers.
 pub(super) async fn close_unless_lost(context: &Context, session: Option<Session>) {
     let is_lost = session.is_some_and(|session| session.is_lost());
     if !is_lost {
@@ -50,7 +50,8 @@ pub(super) async fn close_unless_lost(context: &Context, session: Option<Session
     }
 }
 
-/// Takes the lock and keeps it while a command runs, or until a signal comes. Tells which session had it.
+/// Takes the lock and keeps it while a command runs, or until a signal comes. Stores the session it
+/// used in `session`.
 async fn hold(
     context: &Context,
     arguments: Arguments,
@@ -96,8 +97,8 @@ async fn hold(
     }
 }
 
-/// Says that what was held could not be given back, and why, as when the user has another password by now. How a
-/// command ended says more.
+/// Reports that the lock was not released, and why, for example because the user's password has
+/// changed. A command's own failure takes precedence.
 pub(super) fn not_given_back(
     done: Result<(), Failure>,
     (name, ttl): (&str, Duration),
@@ -176,7 +177,7 @@ async fn inspect(context: &Context, name: &str) -> Result<(), Failure> {
             json!(moment(place.held_since_unix_ms)),
             json!(place.owner),
             tags(&place.metadata),
-            // What others keep in their keys is not for people.
+            // The values of etcd's recipes are not meant for people.
             if place.foreign { json!("etcd") } else { shown(&place.note) },
         ]
     });
@@ -199,13 +200,13 @@ async fn inspect(context: &Context, name: &str) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What a session says beside its owner.
+/// The metadata of a session.
 fn tags(metadata: &[SessionTag]) -> Value {
     let tags = metadata.iter().map(|tag| format!("{}={}", tag.name, tag.value));
     json!(tags.collect::<Vec<_>>().join(" "))
 }
 
-/// A moment in milliseconds since 1970, for people; nothing for 0 and for what no clock says.
+/// A moment in milliseconds since 1970 as text; empty for 0 and for dates beyond any clock.
 fn moment(unix_ms: i64) -> String {
     let ms = u64::try_from(unix_ms).ok().filter(|ms| (1..=YEAR_9999_MS).contains(ms));
     ms.map_or_else(String::new, |ms| {

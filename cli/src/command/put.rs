@@ -48,7 +48,7 @@ pub(super) async fn run(context: &Context, arguments: Arguments) -> Result<(), F
 }
 
 impl Arguments {
-    /// As a program of this name takes them: etcdctl does not look at what is too many.
+    /// Applies the rules of the program name: etcdctl ignores extra arguments.
     pub(super) fn called_as(mut self, flavor: Flavor) -> Self {
         if flavor == Flavor::Etcdctl {
             self.pair.truncate(2);
@@ -56,10 +56,10 @@ impl Arguments {
         self
     }
 
-    /// The request that the arguments ask for. `read_value` is called if they hold no value.
+    /// Builds the request. `read_value` is called if the arguments hold no value.
     ///
     /// # Errors
-    /// If they make no sense.
+    /// If the arguments are incomplete or contradict each other.
     pub(super) fn request(
         self,
         read_value: impl FnOnce(&str) -> Result<Vec<u8>, Failure>,
@@ -88,7 +88,7 @@ impl Arguments {
     }
 }
 
-/// What etcdctl says if there is no value, or an empty one on standard input.
+/// etcdctl's error for a missing value, or an empty one on standard input.
 pub(super) fn no_value() -> Failure {
     Failure::bad_arguments("put command needs 1 argument and input from stdin or 2 arguments")
 }
@@ -114,7 +114,7 @@ pub(crate) struct DelArguments {
 }
 
 impl DelArguments {
-    /// The request that the arguments ask for.
+    /// Builds the request.
     ///
     /// # Errors
     /// If they contradict each other.

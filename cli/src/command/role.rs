@@ -17,7 +17,7 @@ use crate::{
     word::Word,
 };
 
-/// As a range end: everything from the key on. As a key: the first possible key.
+/// As a range end: no end. As a key: the first possible key.
 const ALL: &[u8] = b"\0";
 
 /// What to do with roles.
@@ -25,19 +25,19 @@ const ALL: &[u8] = b"\0";
 pub(crate) enum Verb {
     /// Add a role.
     Add {
-        /// Which.
+        /// The role.
         #[arg(value_name = "ROLE")]
         name: Vec<String>,
     },
     /// Delete a role, and take it from all users.
     Delete {
-        /// Which.
+        /// The role.
         #[arg(value_name = "ROLE")]
         name: Vec<String>,
     },
     /// Print the permissions of a role.
     Get {
-        /// Which.
+        /// The role.
         #[arg(value_name = "ROLE")]
         name: Vec<String>,
     },
@@ -46,17 +46,17 @@ pub(crate) enum Verb {
         #[arg(hide = true)]
         unexpected: Vec<String>,
     },
-    /// Let a role read, write or readwrite a key or a range of keys.
+    /// Grant read, write or readwrite permission on a key or a range of keys to a role.
     GrantPermission {
-        /// The role, read, write or readwrite, a key, and perhaps the end of a range.
+        /// The role; read, write or readwrite; a key; optionally the end of a range.
         #[arg(value_name = "ROLE KIND KEY [END]", num_args = 0..)]
         words: Vec<Word>,
         #[command(flatten)]
         range: RangeArguments,
     },
-    /// Take a permission from a role, as it was granted.
+    /// Revoke a permission of a role, for exactly the granted key or range.
     RevokePermission {
-        /// The role, a key, and perhaps the end of a range.
+        /// The role, a key, and optionally the end of a range.
         #[arg(value_name = "ROLE KEY [END]", num_args = 0..)]
         words: Vec<Word>,
         #[command(flatten)]
@@ -134,7 +134,7 @@ async fn revoke(context: &Context, words: &[Word], range: &RangeArguments) -> Re
     };
     let (key, range_end) = range.of(keys)?;
     let reply = context.client.auth().role_revoke_permission(role, &key, &range_end).await?;
-    // As it was typed: the empty key stands for the first.
+    // As typed by the user: an empty key stands for the first possible one.
     let text = keys[0].text();
     let what = match range_end.as_ref() {
         b"" => format!("key {text}"),
@@ -154,7 +154,8 @@ impl RangeArguments {
         }
         let all = || Bytes::from_static(ALL);
         match keys {
-            // The empty key is not granted; what begins with it, or comes after it, is everything.
+            // The empty key cannot be granted; the range that begins with it or comes after it is
+            // everything.
             [key, ..] if key.is_empty() && (self.prefix || self.from_key) => Ok((all(), all())),
             [key, ..] if key.is_empty() => Ok((all(), Bytes::new())),
             [key] if self.prefix => Ok((key.bytes(), prefix_end(&key.bytes()))),

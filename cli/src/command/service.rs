@@ -1,5 +1,5 @@
-//! `conclave service`: register an instance for as long as a command runs, see and follow instances,
-//! drain them. `checks` are the flags of what the server is to check.
+//! `conclave service`: registers an instance while a command runs, lists and watches instances, and
+//! drains them. `checks` holds the flags for checks that the server performs.
 
 mod checks;
 
@@ -24,7 +24,7 @@ use crate::{
     stop::Stop,
 };
 
-/// How often `register` asks whether somebody took the instance away.
+/// How often `register` checks whether the instance was taken away.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 /// What to do with services.
@@ -42,16 +42,16 @@ pub(crate) enum Verb {
     Resolve(Wanted),
     /// Print the instances of a service, then every change with its reason.
     Watch(Watch),
-    /// Let an instance get nothing new, whoever registered it.
+    /// Drain an instance: it gets no new work. Works on instances of any owner.
     Drain(Drain),
-    /// Remove an instance, whoever registered it.
+    /// Remove an instance, even of another owner.
     Deregister {
         /// The service.
         name: String,
         /// The instance.
         id: String,
     },
-    /// Set the switches of a service: what lost or restless instances look like.
+    /// Set the switches of a service: how lost or flapping instances are treated.
     Configure(Configure),
 }
 
@@ -60,7 +60,7 @@ pub(crate) enum Verb {
 pub(crate) struct Register {
     /// The service.
     name: String,
-    /// Where the instance is: host:port.
+    /// Address of the instance: host:port.
     address: String,
     /// A command to run while it is registered.
     #[arg(last = true, value_name = "COMMAND ARGUMENT...")]
@@ -110,7 +110,7 @@ pub(crate) struct Wanted {
     /// Only those with this tag; may be repeated.
     #[arg(long)]
     tag: Vec<String>,
-    /// Only those that say this; may be repeated.
+    /// Only those with this metadata; may be repeated.
     #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
     meta: Vec<(String, String)>,
 }
@@ -120,8 +120,8 @@ pub(crate) struct Wanted {
 pub(crate) struct Watch {
     #[command(flatten)]
     wanted: Wanted,
-    /// Print what changes within this time as one change of each instance; 0s for each revision by itself.
-    /// Default: 100ms for services of 50 instances or more, else 0s.
+    /// Combine the changes within this time into one per instance; 0s prints each revision by
+    /// itself. Default: 100ms for services of 50 instances or more, else 0s.
     #[arg(long, value_parser = conclave_server::config::duration)]
     window: Option<Duration>,
 }
@@ -146,7 +146,7 @@ pub(crate) struct Drain {
 pub(crate) struct Configure {
     /// The service.
     name: String,
-    /// Keep instances in sight when most are lost at once: on or off.
+    /// Keep showing lost instances when most are lost at once: on or off.
     #[arg(long, value_parser = switch)]
     guard: Option<bool>,
     /// Damp instances that come and go too often: on or off.
@@ -184,7 +184,7 @@ pub(super) async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
     match verb {
         Verb::Register(arguments) => {
             let done = register(context, *arguments).await;
-            // What was begun for the instance ends in the background.
+            // The instance's session ends in the background.
             context.client.close().await;
             done
         }
@@ -253,8 +253,8 @@ async fn registered(service: &Service, arguments: &Register) -> Result<Registrat
     Ok(register.await?)
 }
 
-/// Runs the command; asked to end, marks the instance first, and ends the command when clients have had
-/// time to notice.
+/// Runs the command. When asked to end, marks the instance as draining and ends the command once
+/// clients have had time to notice.
 async fn run_drained(
     child: Child,
     mut registration: Registration,
@@ -282,8 +282,8 @@ async fn run_drained(
     done.and(removed.map_err(Failure::from))
 }
 
-/// Says so if somebody takes the instance away. Whatever serves goes on: what it has begun is to end as it would have,
-/// and who took its place decides nothing about it. Never returns.
+/// Reports if the instance is taken away. The command keeps running: its current work should end
+/// normally, and the new owner of the instance has no say in it. Never returns.
 async fn tell_loss(registration: &Registration, name: &str) {
     let mut is_registered = registration.is_registered();
     while is_registered.wait_for(|is_registered| !is_registered).await.is_ok() {
@@ -292,7 +292,7 @@ async fn tell_loss(registration: &Registration, name: &str) {
             complain(&format!("{id} of {name} is registered no more: {reason}"));
             break;
         }
-        // Lost, and registered again by itself.
+        // Lost, but registered again automatically.
         if is_registered.changed().await.is_err() {
             break;
         }
@@ -343,7 +343,7 @@ fn cells(instance: &Instance) -> Vec<Value> {
     ]
 }
 
-/// What each check found last.
+/// The last result of each check.
 fn checks(details: &Details) -> String {
     let found = details.all_checks().map(|(name, _)| {
         let result = details.result(name);
@@ -391,7 +391,7 @@ async fn watch(
     }
 }
 
-/// What happened, in one word; what is in a snapshot is just there.
+/// A change in one word; instances in a snapshot are `present`.
 fn word(snapshot: Snapshot, kind: Kind) -> &'static str {
     match kind {
         Kind::Added if snapshot != Snapshot::None => "present",
@@ -402,7 +402,7 @@ fn word(snapshot: Snapshot, kind: Kind) -> &'static str {
     }
 }
 
-/// The end of the reason's name, in small letters.
+/// The last part of the reason's name, in lower case.
 fn reason(change: &InstanceChange) -> String {
     let name = change.reason().as_str_name();
     let name = name.strip_prefix("REASON_").unwrap_or(name).to_ascii_lowercase();

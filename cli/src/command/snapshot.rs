@@ -1,4 +1,5 @@
-//! `snapshot`: a cluster's state as a file, what such a file holds, and a new cluster made of it.
+//! `snapshot`: saves a cluster's state to a file, describes such a file, and restores a new cluster
+//! from it.
 
 use std::{
     fs::{File, OpenOptions},
@@ -21,9 +22,9 @@ use crate::{
     progress::Progress,
 };
 
-/// Raises the revision beyond whatever clients of the old cluster may have seen since the snapshot.
+/// Raises the revision beyond any that clients of the old cluster may have seen since the snapshot.
 const RAISE_DEFAULT: u64 = 1_000_000_000;
-/// A snapshot holds everything, also hashes of passwords: for its owner only.
+/// A snapshot holds everything, including password hashes, so only its owner may read it.
 const MODE: u32 = 0o600;
 
 /// What to do with snapshots.
@@ -31,20 +32,21 @@ const MODE: u32 = 0o600;
 pub(crate) enum Verb {
     /// Save the state of a member to a file.
     Save {
-        /// The file; written under another name until it is complete.
+        /// The file; has a temporary name until it is complete.
         #[arg(value_name = "FILE")]
         file: Vec<PathBuf>,
         /// The form of the file.
         #[arg(long, value_enum, default_value_t = Format::Etcd)]
         format: Format,
     },
-    /// Print what a file holds, of ours or of etcd's.
+    /// Print what a snapshot file holds, of ours or of etcd's.
     Status {
         /// The file.
         #[arg(value_name = "FILE")]
         file: Vec<PathBuf>,
     },
-    /// Make the data directory of a member of a new cluster out of a file, of ours or of etcd's.
+    /// Make the data directory of a member of a new cluster from a snapshot file, of ours or of
+    /// etcd's.
     Restore(RestoreArguments),
 }
 
@@ -87,16 +89,17 @@ pub(crate) struct RestoreArguments {
     /// Token of the new cluster.
     #[arg(long, value_name = "TOKEN", default_value = "etcd-cluster")]
     initial_cluster_token: String,
-    /// Where the other members will reach the new one.
+    /// Peer URLs of the new member.
     #[arg(long, value_name = "URLS", default_value = "http://localhost:2380")]
     initial_advertise_peer_urls: String,
-    /// Take a file without a SHA-256 at its end, or with a wrong one.
+    /// Accept a file whose SHA-256 is missing or wrong.
     #[arg(long)]
     skip_hash_check: bool,
-    /// How much to raise the revision, so that no client takes new changes for old ones.
+    /// How much to raise the revision, so that clients do not mistake new changes for old ones.
     #[arg(long, value_name = "N", default_value_t = RAISE_DEFAULT)]
     bump_revision: u64,
-    /// Count everything up to there as compacted; goes with --bump-revision above 0, and only with it.
+    /// Mark everything up to the raised revision as compacted; must be true if --bump-revision is
+    /// above 0, else false.
     #[arg(
         long,
         value_name = "BOOL",
@@ -124,7 +127,7 @@ pub(super) async fn run(context: &Context, verb: Verb) -> Result<(), Failure> {
         }
         Verb::Status { file } => {
             let file = one(file, "status")?;
-            // A file that was copied from a data directory has no digest.
+            // A file copied from a data directory has no digest.
             let status = blocking(move || backup::status(&file, Check::DigestIfThere)).await?;
             context.print(&Held(status.map_err(|error| Failure::error(error.to_string()))?))
         }
@@ -139,7 +142,7 @@ fn one(mut files: Vec<PathBuf>, verb: &str) -> Result<PathBuf, Failure> {
     }
 }
 
-/// Runs what blocks on the disk on a thread of its own.
+/// Runs blocking disk work on another thread.
 async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Failure> {
@@ -158,7 +161,7 @@ fn failed(file: &Path, error: &io::Error) -> Failure {
     Failure::error(format!("{}: {error}", file.display()))
 }
 
-/// A file under another name, removed unless it becomes complete.
+/// A partial file under a temporary name, removed unless it is completed.
 struct Part {
     path: PathBuf,
     file: File,
@@ -188,7 +191,7 @@ impl Part {
         Ok(())
     }
 
-    /// Gives it its name once it is durable.
+    /// Renames it to `target` once it is durable.
     fn publish(mut self, target: &Path) -> io::Result<()> {
         self.file.sync_all()?;
         std::fs::rename(&self.path, target)?;
@@ -201,7 +204,7 @@ impl Part {
 impl Drop for Part {
     fn drop(&mut self) {
         if !self.is_published {
-            // There is nobody to tell: the failure that led here is told already.
+            // Cannot be reported: the failure that led here has been reported.
             std::fs::remove_file(&self.path).ok();
         }
     }
@@ -227,7 +230,7 @@ async fn restore(arguments: RestoreArguments) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What of an etcd's file is not there.
+/// Warns about what a file of etcd's lacked, or what was left out of it.
 fn warn(restored: &Restored) {
     if restored.is_copy {
         complain(

@@ -1,4 +1,4 @@
-//! `txn`: compares, then operations for both cases, each list ended by an empty line.
+//! `txn`: comparisons, then the operations for either outcome, each list ended by an empty line.
 
 use std::io::{BufRead, stdin};
 
@@ -48,8 +48,8 @@ pub(super) async fn run(context: &Context, arguments: Arguments) -> Result<(), F
     context.print(&*reply)
 }
 
-/// Reads lines up to an empty one. The end of the input before that is an error: a transaction
-/// that was cut off must not be done.
+/// Reads lines up to an empty one. The end of input before that is an error: a truncated
+/// transaction must not be run.
 fn list<T>(
     input: &mut impl BufRead,
     parse: impl Fn(&str) -> Result<T, Failure>,
@@ -71,7 +71,7 @@ fn list<T>(
     }
 }
 
-/// Reads e.g. `mod("key") > "3"`.
+/// Parses a comparison such as `mod("key") > "3"`.
 fn compare(line: &str) -> Result<Compare, Failure> {
     let malformed =
         |detail: &str| Failure::invalid_input(format!("malformed comparison: {line}{detail}"));
@@ -81,7 +81,7 @@ fn compare(line: &str) -> Result<Compare, Failure> {
     let (operator, value) = rest.split_at(rest.find([' ', '"']).unwrap_or(rest.len()));
     let value = unquote(value.trim_start()).map(|(value, _rest)| value);
     let (Some(key), false, Some(value)) = (&key, operator.is_empty(), value) else {
-        // etcdctl stops reading at what it does not understand.
+        // etcdctl stops parsing at what it does not understand.
         let operator = if key.is_some() { operator } else { "" };
         let key = quote(&key.unwrap_or_default());
         return Err(malformed(&format!("; got {target}({key}) {operator} \"\"")));
@@ -114,8 +114,8 @@ fn compare(line: &str) -> Result<Compare, Failure> {
     })
 }
 
-/// The key behind the opening parenthesis, `None` within if it is not quoted, and what follows the
-/// closing one.
+/// Splits off the key after the opening parenthesis and what follows the closing one. The key is
+/// `None` if it is not quoted.
 fn quoted_key(rest: &str) -> Option<(Option<Vec<u8>>, &str)> {
     if let Some((key, rest)) = unquote(rest.trim_start()) {
         return Some((Some(key), rest.trim_start().strip_prefix(')')?));
@@ -123,7 +123,7 @@ fn quoted_key(rest: &str) -> Option<(Option<Vec<u8>>, &str)> {
     rest.split_once(')').map(|(_key, rest)| (None, rest))
 }
 
-/// An operation as on the command line.
+/// An operation, with the syntax of the command line.
 #[derive(Debug, Parser)]
 #[command(name = "txn", multicall = true, disable_help_subcommand = true)]
 struct Line {

@@ -17,7 +17,7 @@ pub(crate) enum Verb {
     Add(AddArguments),
     /// Delete a user.
     Delete {
-        /// Who.
+        /// The user.
         #[arg(value_name = "USER")]
         name: Vec<String>,
     },
@@ -28,17 +28,17 @@ pub(crate) enum Verb {
         #[arg(hide = true)]
         unexpected: Vec<String>,
     },
-    /// Give a user another password.
+    /// Change the password of a user.
     Passwd(PasswordArguments),
     /// Give a role to a user.
     GrantRole {
-        /// Whom, and which.
+        /// The user and the role.
         #[arg(value_names = ["USER", "ROLE"])]
         names: Vec<String>,
     },
     /// Take a role from a user.
     RevokeRole {
-        /// From whom, and which.
+        /// The user and the role.
         #[arg(value_names = ["USER", "ROLE"])]
         names: Vec<String>,
     },
@@ -47,14 +47,14 @@ pub(crate) enum Verb {
 /// Flags and arguments of `user add`.
 #[derive(Debug, Args)]
 pub(crate) struct AddArguments {
-    /// The user, perhaps with a password.
+    /// The user, optionally with the password.
     // Not `user`, which is the name of a flag of all verbs.
     #[arg(value_name = "USER[:PASSWORD]")]
     added: Vec<String>,
     /// Ask for the password; `--interactive=false` reads it from standard input.
     #[arg(long, default_value_t = true)]
     interactive: bool,
-    /// The user is known only by a certificate.
+    /// Add the user without a password, to be authenticated by certificate only.
     #[arg(long)]
     no_password: bool,
     /// The password.
@@ -65,7 +65,7 @@ pub(crate) struct AddArguments {
 /// Flags and arguments of `user passwd`.
 #[derive(Debug, Args)]
 pub(crate) struct PasswordArguments {
-    /// Whose.
+    /// The user.
     #[arg(value_name = "USER")]
     name: Vec<String>,
     /// Ask for the password; `--interactive=false` reads it from standard input.
@@ -76,7 +76,7 @@ pub(crate) struct PasswordArguments {
 /// Flags and arguments of `user get`.
 #[derive(Debug, Args)]
 pub(crate) struct GetArguments {
-    /// Who.
+    /// The user.
     #[arg(value_name = "USER")]
     name: Vec<String>,
     /// Also print the permissions of the roles.
@@ -136,7 +136,7 @@ async fn add(context: &Context, arguments: AddArguments) -> Result<(), Failure> 
     done(context, reply.into_inner().header, format!("User {name} created"))
 }
 
-/// Asks twice, or reads one line.
+/// Asks twice at the terminal, or reads one line.
 fn new_password(name: &str, interactive: bool) -> Result<String, Failure> {
     if !interactive {
         return prompt::line();
@@ -160,7 +160,7 @@ async fn get(context: &Context, arguments: GetArguments) -> Result<(), Failure> 
     if !arguments.detail {
         return context.print(&User { name, response });
     }
-    // As etcdctl, in whatever form.
+    // As etcdctl, whatever the output form.
     write(format!("User: {name}\n").as_bytes())?;
     for name in response.roles {
         write(b"\n")?;
@@ -170,7 +170,7 @@ async fn get(context: &Context, arguments: GetArguments) -> Result<(), Failure> 
     Ok(())
 }
 
-/// As many arguments as there must be.
+/// Exactly `N` arguments.
 pub(super) fn only<const N: usize>(
     arguments: Vec<String>,
     usage: &str,

@@ -28,7 +28,7 @@ const LINES_MAX: usize = 1;
 /// Progress requests waiting for a watch to pass them on.
 const PROGRESS_REQUESTS_MAX: usize = 4;
 
-/// What to watch, if the command line does not say.
+/// Variable with the key to watch, if the command line has none.
 pub(crate) const KEY: &str = "ETCDCTL_WATCH_KEY";
 pub(crate) const RANGE_END: &str = "ETCDCTL_WATCH_RANGE_END";
 
@@ -72,12 +72,12 @@ pub(super) async fn run(context: &Context, arguments: Arguments) -> Result<(), F
     follow(context.clone(), watcher, command, requests).await
 }
 
-/// A variable that is set and not empty.
+/// An environment variable that is set and not empty.
 fn variable(name: &str) -> Option<Word> {
     env::var_os(name).map(Word::from).filter(|value| !value.is_empty())
 }
 
-/// Begins the watch that the arguments, or the variables in their place, ask for.
+/// Starts the watch that the arguments, or else the variables, ask for.
 fn start(context: &Context, arguments: Arguments) -> Result<Watcher, String> {
     let mut keys = arguments.keys;
     if let Some(key) = variable(KEY)
@@ -87,7 +87,7 @@ fn start(context: &Context, arguments: Arguments) -> Result<Watcher, String> {
         keys.extend(variable(RANGE_END));
     }
     if context.flavor == Flavor::Etcdctl && keys.len() > 2 {
-        // etcdctl then looks at the first alone.
+        // With too many, etcdctl uses only the first.
         keys.truncate(1);
     }
     let watch = match keys.as_slice() {
@@ -109,7 +109,7 @@ fn start(context: &Context, arguments: Arguments) -> Result<Watcher, String> {
     Ok(watch.start())
 }
 
-/// Prints what the watch yields until it ends.
+/// Prints the events of the watch until it ends.
 async fn follow(
     context: Context,
     mut watcher: Watcher,
@@ -150,9 +150,9 @@ fn canceled(context: &Context, watcher: &Watcher, error: &Error) -> Failure {
     Failure::interrupted("watch is canceled by the server")
 }
 
-/// Runs the command for one event and waits for it: events are handled in order.
-/// As with etcdctl, `revision` is that of the response: of live events their own, of older ones that
-/// of the store when they were sent.
+/// Runs the command for one event and waits for it: events are handled in order. As with etcdctl,
+/// `revision` is that of the response: for live events their own, for older ones that of the store
+/// when they were sent.
 async fn execute(command: &[String], event: &Event, revision: i64) -> Result<(), Failure> {
     let [program, arguments @ ..] = command else { return Ok(()) };
     let kv = event.kv.clone().unwrap_or_default();
@@ -205,7 +205,7 @@ async fn interactive(context: &Context) -> Result<(), Failure> {
         match words.first().map(|word| word.to_str().unwrap_or_default()) {
             None => {}
             Some("progress") => {
-                // Nobody to receive it means that there is no watch yet.
+                // Fails if no watch is running yet.
                 progress.send(()).ok();
             }
             Some("watch") => match begin(context, words) {
@@ -230,7 +230,7 @@ fn begin(context: &Context, words: Vec<OsString>) -> Result<(Watcher, Vec<String
     start(context, line.arguments).map(|watcher| (watcher, command))
 }
 
-/// The lines of standard input, read by a thread of its own because reading them blocks.
+/// The lines of standard input, read by a separate thread because reading blocks.
 fn lines() -> mpsc::Receiver<String> {
     let (sender, receiver) = mpsc::channel(LINES_MAX);
     std::thread::spawn(move || {

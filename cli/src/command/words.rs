@@ -4,7 +4,7 @@ use std::{ffi::OsString, os::unix::ffi::OsStringExt as _};
 
 use crate::output::unquote;
 
-/// The words of a line: bare, in double quotes with Go's escapes, or in single quotes as they are.
+/// Splits a line into words: bare, in double quotes with Go's escapes, or literal in single quotes.
 pub(super) fn split(line: &str) -> Vec<OsString> {
     let mut words = Vec::new();
     let mut rest = line.trim_start();

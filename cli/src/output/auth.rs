@@ -13,7 +13,7 @@ use prost::Message as _;
 
 use super::{Answer, Style, go::quote, header_fields, header_json, json::Writer, line};
 
-/// A change, in one sentence.
+/// A change, reported in one sentence.
 pub(crate) struct Done {
     pub(crate) header: Option<ResponseHeader>,
     pub(crate) sentence: String,
@@ -33,7 +33,7 @@ impl Answer for Done {
     }
 
     fn protobuf(&self) -> Option<Vec<u8>> {
-        // The answers to all changes have this form.
+        // The answers to all changes have the same message fields.
         Some(AuthRoleAddResponse { header: self.header }.encode_to_vec())
     }
 }
@@ -119,7 +119,7 @@ impl Answer for Role {
     }
 }
 
-/// What is granted, as etcdctl shows it.
+/// Prints a granted range as etcdctl does.
 fn range(permission: &Permission, out: &mut Vec<u8>) {
     let Permission { key, range_end, .. } = permission;
     if range_end.is_empty() {
@@ -145,7 +145,7 @@ fn range(permission: &Permission, out: &mut Vec<u8>) {
 /// Names of users or roles.
 pub(crate) struct Names {
     header: Option<ResponseHeader>,
-    /// As JSON and in fields.
+    /// Titles for JSON and for fields.
     titles: [&'static str; 2],
     names: Vec<String>,
 }
@@ -180,7 +180,7 @@ impl Answer for Names {
     }
 
     fn protobuf(&self) -> Option<Vec<u8>> {
-        // As roles are listed, so are users.
+        // The message for users has the same fields as that for roles.
         let (header, roles) = (self.header, self.names.clone());
         Some(AuthRoleListResponse { header, roles }.encode_to_vec())
     }
@@ -191,7 +191,7 @@ fn quoted(title: &str, names: &[String], out: &mut Vec<u8>) {
     line!(out, "\"{title}\" :{names}");
 }
 
-/// Whether calls need a user.
+/// Whether authentication is enabled.
 pub(crate) struct AuthStatus(pub(crate) AuthStatusResponse);
 
 impl Answer for AuthStatus {

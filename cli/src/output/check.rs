@@ -1,25 +1,25 @@
-//! What a check of the cluster found.
+//! Results of checking the cluster.
 
 use serde_json::json;
 
 use super::{Answer, Rows, Style, Table, json::Writer, line};
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Debug)]
 pub(crate) struct Check {
     /// Its name for programs.
     pub(crate) name: &'static str,
     pub(crate) is_passed: bool,
     pub(crate) value: f64,
-    /// What etcdctl says of it.
+    /// etcdctl's sentence for it.
     pub(crate) sentence: String,
 }
 
-/// Everything that was looked at.
+/// The results of all checks.
 #[derive(Debug)]
 pub(crate) struct Checks {
     pub(crate) checks: Vec<Check>,
-    /// Whether a last line says how it ended.
+    /// Whether a last line prints the overall result.
     pub(crate) has_verdict: bool,
 }
 

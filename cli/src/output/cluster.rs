@@ -20,7 +20,7 @@ use super::{
 pub(crate) struct Health {
     pub(crate) endpoint: String,
     pub(crate) took: Duration,
-    /// Empty if it does.
+    /// Empty if it serves.
     pub(crate) error: String,
 }
 
@@ -220,7 +220,7 @@ impl Answer for Hashes {
     }
 }
 
-/// Active or ended alarms.
+/// Active or cleared alarms.
 pub(crate) struct Alarms(pub(crate) AlarmResponse);
 
 fn alarm_name(alarm: &AlarmMember) -> &'static str {
@@ -234,7 +234,7 @@ fn alarm_name(alarm: &AlarmMember) -> &'static str {
 impl Answer for Alarms {
     fn simple(&self, out: &mut Vec<u8>, _style: Style) {
         for alarm in &self.0.alarms {
-            // The text form of the message: without what is zero, space at the end included.
+            // The text form of the message: zero values left out, with a trailing space.
             if alarm.member_id != 0 {
                 out.extend_from_slice(format!("memberID:{} ", alarm.member_id).as_bytes());
             }
@@ -271,7 +271,7 @@ impl Answer for Alarms {
     }
 }
 
-/// Leadership went from one member to another.
+/// A transfer of leadership from one member to another.
 pub(crate) struct Transfer {
     pub(crate) from: u64,
     pub(crate) to: u64,
@@ -295,9 +295,9 @@ impl Answer for Transfer {
     }
 }
 
-/// What came of a wish to go back to an older version.
+/// The result of a downgrade request.
 pub(crate) struct Downgraded {
-    /// What was wished: `validate`, ...
+    /// The requested action: `validate`, ...
     pub(crate) verb: &'static str,
     pub(crate) response: DowngradeResponse,
 }

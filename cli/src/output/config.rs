@@ -34,7 +34,7 @@ impl Answer for Settings {
             match value {
                 Value::Object(table) => {
                     let dot = if path.is_empty() { "" } else { "." };
-                    // The last one pushed is taken first.
+                    // Reversed, because the last one pushed is taken first.
                     let below = table.iter().rev();
                     open.extend(below.map(|(key, value)| (format!("{path}{dot}{key}"), value)));
                 }

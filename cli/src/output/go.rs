@@ -1,8 +1,8 @@
-//! How Go prints and reads quoted bytes, durations, sizes and numbers.
+//! Prints and parses quoted bytes, durations, sizes and numbers as Go does.
 
 use std::time::Duration;
 
-/// `%q`: a quoted text; bytes that are not UTF-8 as `\xff`.
+/// `%q`: a quoted string; bytes that are not UTF-8 as `\xff`.
 pub(crate) fn quote(bytes: &[u8]) -> String {
     let mut out = String::from("\"");
     for chunk in bytes.utf8_chunks() {
@@ -34,15 +34,15 @@ fn quote_char(c: char, out: &mut String) {
     }
 }
 
-/// Rust's tables of printable characters are those of Go, except that Rust escapes combining marks
-/// when they stand alone; behind a letter it does not.
+/// Rust's table of printable characters equals Go's, except that Rust escapes a combining mark that
+/// stands alone; after a letter it does not.
 fn is_printable(c: char) -> bool {
     let after_letter: String = ['a', c].iter().collect();
     !after_letter.escape_debug().any(|escaped| escaped == '\\')
 }
 
-/// Reads what [`quote`] wrote, from the start of `text`: the bytes and the rest behind the closing
-/// quote. `None` if `text` does not begin with a complete quoted text.
+/// Parses what [`quote`] wrote at the start of `text`: returns the bytes and the rest after the
+/// closing quote. `None` if `text` does not begin with a complete quoted string.
 pub(crate) fn unquote(text: &str) -> Option<(Vec<u8>, &str)> {
     let mut rest = text.strip_prefix('"')?;
     let mut out = Vec::new();
@@ -58,7 +58,7 @@ pub(crate) fn unquote(text: &str) -> Option<(Vec<u8>, &str)> {
     }
 }
 
-/// One escape behind its backslash; returns the rest.
+/// Decodes one escape after its backslash; returns the rest.
 fn unescape<'a>(rest: &'a str, out: &mut Vec<u8>) -> Option<&'a str> {
     let kind = rest.chars().next()?;
     let tail = &rest[kind.len_utf8()..];
@@ -113,7 +113,7 @@ pub(crate) fn duration(duration: Duration) -> String {
     }
 }
 
-/// `value / unit` without zeros at the end.
+/// `value / unit` without trailing zeros.
 fn fraction(value: u128, unit: u128) -> String {
     let digits = unit.ilog10() as usize;
     let text = format!("{}.{:0digits$}", value / unit, value % unit);
@@ -140,12 +140,12 @@ pub(crate) fn bytes(size: u64) -> String {
     }
 }
 
-/// `strconv.ParseInt`, with its words for what is wrong.
+/// `strconv.ParseInt`, with its error messages.
 pub(crate) fn parse_int(text: &str, radix: u32) -> Result<i64, String> {
     i64::from_str_radix(text, radix).map_err(|error| complaint("ParseInt", text, error.kind()))
 }
 
-/// `strconv.ParseUint`, with its words for what is wrong.
+/// `strconv.ParseUint`, with its error messages.
 pub(crate) fn parse_uint(text: &str, radix: u32) -> Result<u64, String> {
     u64::from_str_radix(text, radix).map_err(|error| complaint("ParseUint", text, error.kind()))
 }

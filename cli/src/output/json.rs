@@ -1,14 +1,15 @@
-//! JSON as Go's encoder writes etcd's messages: members in field order, zero values left out.
+//! Writes JSON as Go's encoder writes etcd's messages: members in field order, zero values left
+//! out.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 
-/// Builds one document from front to back.
+/// Writes one document from front to back.
 #[derive(Debug, Default)]
 pub(crate) struct Writer {
     out: String,
     /// Whether the next member or element needs a comma before it.
     has_sibling: bool,
-    /// Ids as hexadecimal texts, in the answers that have them so with `--hex`.
+    /// Write ids as hexadecimal strings, in the answers that do so with `--hex`.
     is_hex: bool,
 }
 
@@ -21,7 +22,7 @@ impl Writer {
         self.out.into_bytes()
     }
 
-    /// Begins a member; its value must follow.
+    /// Writes a member's name; its value must follow.
     pub(crate) fn name(&mut self, name: &str) {
         self.separate();
         self.out.push('"');
@@ -67,12 +68,12 @@ impl Writer {
         }
     }
 
-    /// An id that `--hex` turns into a text.
+    /// An id, written as a string with `--hex`.
     pub(crate) fn id(&mut self, name: &str, id: u64) {
         if self.is_hex { self.text(name, &format!("{id:x}")) } else { self.unsigned(name, id) }
     }
 
-    /// A truth value, left out if false.
+    /// A boolean, left out if false.
     pub(crate) fn boolean(&mut self, name: &str, value: bool) {
         if value {
             self.name(name);
@@ -88,7 +89,7 @@ impl Writer {
         }
     }
 
-    /// A text, left out if empty.
+    /// A string, left out if empty.
     pub(crate) fn text(&mut self, name: &str, value: &str) {
         if !value.is_empty() {
             self.name(name);
@@ -96,7 +97,7 @@ impl Writer {
         }
     }
 
-    /// Texts, left out if there are none.
+    /// An array of strings, left out if empty.
     pub(crate) fn texts(&mut self, name: &str, values: &[String]) {
         if !values.is_empty() {
             self.name(name);
@@ -108,7 +109,7 @@ impl Writer {
         self.raw(&format!("\"{}\"", STANDARD.encode(value)));
     }
 
-    /// A text with the characters escaped that Go escapes (it also escapes those of HTML).
+    /// A string with the escapes of Go's encoder, which also escapes HTML characters.
     pub(crate) fn string(&mut self, value: &str) {
         let mut text = String::with_capacity(value.len() + 2);
         text.push('"');
@@ -129,7 +130,7 @@ impl Writer {
         self.raw(&text);
     }
 
-    /// A value that is JSON already.
+    /// A value that is already JSON.
     pub(crate) fn raw(&mut self, value: &str) {
         self.separate();
         self.out.push_str(value);

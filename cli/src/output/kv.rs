@@ -50,7 +50,7 @@ impl Answer for RangeResponse {
     }
 }
 
-/// Bytes that keep a table in shape.
+/// Quotes bytes so that they do not break a table.
 fn cell(bytes: &[u8]) -> String {
     let quoted = quote(bytes);
     quoted[1..quoted.len() - 1].to_owned()
@@ -152,7 +152,7 @@ impl Answer for TxnResponse {
     }
 }
 
-/// Go writes the oneof as an object of its own, named by the fields.
+/// Go writes the oneof as an object of its own, named after the field.
 fn operation_json(out: &mut Writer, operation: &ResponseOp) {
     let (name, answer): (_, &dyn Fn(&mut Writer)) = match &operation.response {
         Some(Response::ResponseRange(range)) => ("response_range", &|out| range.json(out)),

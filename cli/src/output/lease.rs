@@ -11,14 +11,14 @@ use super::{
     Answer, Style, go::quote, header_fields, header_json, header_members, json::Writer, line,
 };
 
-/// Go embeds the header in these answers, so its members stand beside theirs.
+/// Go embeds the header in these answers, so its members appear beside theirs.
 fn embedded(header: Option<&ResponseHeader>, out: &mut Writer) {
     if let Some(header) = header {
         header_members(header, out);
     }
 }
 
-/// Go encodes what it embeds for the whole: nothing but the header.
+/// Go encodes only the embedded header.
 fn header(header: Option<&ResponseHeader>) -> Vec<u8> {
     header.map(ResponseHeader::encode_to_vec).unwrap_or_default()
 }
@@ -28,7 +28,7 @@ fn number(name: &str, value: i64, out: &mut Writer) {
     out.raw(&value.to_string());
 }
 
-/// What every answer about one lease has for fields.
+/// The fields that every answer about one lease has.
 fn lease_fields(header: Option<&ResponseHeader>, (id, ttl): (i64, i64), out: &mut Vec<u8>) {
     header_fields(header, out);
     line!(out, "\"ID\" : {id}");
@@ -107,10 +107,10 @@ impl Answer for KeptAlive {
     }
 }
 
-/// The time a lease has left.
+/// The remaining time of a lease.
 pub(crate) struct TimeToLive {
     pub(crate) response: LeaseTimeToLiveResponse,
-    /// Whether the keys were asked for.
+    /// Whether the keys were requested.
     pub(crate) keys: bool,
 }
 

@@ -1,4 +1,4 @@
-//! The members of the cluster, and changes of them.
+//! The members of the cluster, and membership changes.
 
 use conclave_client::pb::{
     Member, MemberAddResponse, MemberListResponse, MemberRemoveResponse, ResponseHeader,
@@ -11,7 +11,7 @@ use super::{Answer, Style, Table, go::quote, header_fields, header_json, json::W
 pub(crate) struct Members(pub(crate) MemberListResponse);
 
 fn member_cells(member: &Member) -> Vec<String> {
-    // A member takes its name when it first starts.
+    // A member publishes its name when it first starts.
     let status = if member.name.is_empty() { "unstarted" } else { "started" };
     vec![
         format!("{:x}", member.id),
@@ -88,7 +88,7 @@ fn member_json(out: &mut Writer, member: &Member) {
     });
 }
 
-/// All of a member but its id.
+/// All fields of a member but its id.
 fn described(out: &mut Writer, member: &Member) {
     out.text("name", &member.name);
     out.texts("peerURLs", &member.peer_ur_ls);
@@ -96,15 +96,15 @@ fn described(out: &mut Writer, member: &Member) {
     out.boolean("isLearner", member.is_learner);
 }
 
-/// A change of the members that was made.
+/// A membership change that was made.
 pub(crate) struct Changed {
     pub(crate) header: Option<ResponseHeader>,
     pub(crate) id: u64,
-    /// What happened to the member, as etcdctl says it: `added to`, `removed from`, ...
+    /// What happened to the member, in etcdctl's words: `added to`, `removed from`, ...
     pub(crate) verb: &'static str,
     /// The member that was added.
     pub(crate) added: Option<Member>,
-    /// All members now.
+    /// All members after the change.
     pub(crate) members: Vec<Member>,
 }
 
@@ -137,7 +137,7 @@ impl Answer for Changed {
             Some(added) => {
                 MemberAddResponse { header, member: Some(added), members }.encode_to_vec()
             }
-            // The answers to all other changes have one form.
+            // The answers to all other changes have the same message fields.
             None => MemberRemoveResponse { header, members }.encode_to_vec(),
         })
     }

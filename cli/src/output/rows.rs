@@ -1,16 +1,16 @@
-//! Lists of our own: the same cells in every form.
+//! Lists that etcdctl does not have: the same cells in every form.
 
 use serde_json::{Map, Value};
 
 use super::{Answer, Style, Table, json::Writer, line, printable};
 
-/// Rows under titles. A cell is a text, a number or a truth value.
+/// Rows under titles. A cell is a string, a number or a boolean.
 pub(crate) struct Rows {
     pub(crate) titles: &'static [&'static str],
     pub(crate) rows: Vec<Vec<Value>>,
 }
 
-/// A cell for people.
+/// A cell as text for people.
 fn text(cell: &Value) -> String {
     match cell {
         Value::String(text) => printable(text).into_owned(),

@@ -1,10 +1,10 @@
-//! What a snapshot's file holds, as etcdutl prints it.
+//! The contents of a snapshot file, as etcdutl prints them.
 
 use conclave_server::backup::BackupStatus;
 
 use super::{Answer, Style, Table, go::bytes, go::quote, json::Writer, line};
 
-/// What a file holds.
+/// The contents of a snapshot file.
 pub(crate) struct Held(pub(crate) BackupStatus);
 
 impl Held {
@@ -26,7 +26,7 @@ impl Answer for Held {
     }
 
     fn json(&self, out: &mut Writer) {
-        // Unlike answers of the server, with what is zero.
+        // Unlike the server's answers, zero values are included.
         let document = serde_json::json!({
             "hash": self.0.hash,
             "revision": self.0.revision,

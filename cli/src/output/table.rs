@@ -1,4 +1,4 @@
-//! Tables as etcdctl draws them: titles centred, cells to the right.
+//! Tables as etcdctl draws them: centred titles, right-aligned cells.
 
 /// Rows under titles.
 #[derive(Debug, Clone)]
@@ -12,7 +12,7 @@ impl Table {
         Self { titles: titles.to_vec(), rows: Vec::new() }
     }
 
-    /// The lines `"Name" : value` of an answer, a row for each.
+    /// Makes a row of each line `"Name" : value`.
     pub(crate) fn of_fields(fields: &str) -> Self {
         let mut table = Self::new(&["field", "value"]);
         for (name, value) in fields.lines().filter_map(|line| line.split_once(" : ")) {

@@ -17,7 +17,7 @@ use super::{
 /// One response of a watch.
 pub(crate) struct Changes {
     pub(crate) response: Response,
-    /// The compacted revision that ended the watch, 0 if it goes on.
+    /// The compacted revision that ended the watch; 0 if it continues.
     pub(crate) compacted: i64,
 }
 

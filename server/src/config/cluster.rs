@@ -1,4 +1,4 @@
-//! The first members of a cluster, and the ids that follow from their URLs.
+//! The initial members of a cluster, and the ids computed from their URLs.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -14,7 +14,7 @@ pub struct InitialCluster {
 }
 
 impl InitialCluster {
-    /// Parses `name=url,name=url,...`; a name may come several times.
+    /// Parses `name=url,name=url,...`; a name may occur several times.
     pub(crate) fn parse(value: &str) -> Result<Self, ConfigError> {
         const FLAG: &str = "initial-cluster";
         let invalid = |reason: &str| ConfigError::InvalidValue {
@@ -45,12 +45,12 @@ impl InitialCluster {
         Ok(Self { members })
     }
 
-    /// Id of the named member, or `None` if it is not in the list.
+    /// Id of the named member; `None` if it is not in the list.
     pub fn member_id(&self, name: &str, token: &str) -> Option<u64> {
         self.members.get(name).map(|urls| member_id(urls, token))
     }
 
-    /// Id of the cluster: follows from all members' ids.
+    /// Id of the cluster, computed from all members' ids.
     pub fn cluster_id(&self, token: &str) -> u64 {
         let ids: BTreeSet<u64> = self.members.values().map(|urls| member_id(urls, token)).collect();
         let mut hash = Sha1::new();
@@ -61,12 +61,12 @@ impl InitialCluster {
     }
 }
 
-/// Id of a member, as etcd computes it: from its sorted peer URLs and the cluster's token.
+/// Id of a member, computed as in etcd from its sorted peer URLs and the cluster's token.
 pub fn member_id(sorted_peer_urls: &[String], token: &str) -> u64 {
     first_eight_bytes(member_hash(sorted_peer_urls, token))
 }
 
-/// Id of a member that is added to a running cluster: from the time too, so that it is a new one.
+/// Id of a member added to a running cluster: computed from the time too, so that it is a new id.
 pub(crate) fn added_member_id(sorted_peer_urls: &[String], token: &str, unix_seconds: u64) -> u64 {
     let mut hash = member_hash(sorted_peer_urls, token);
     hash.update(unix_seconds.to_string().as_bytes());
@@ -86,6 +86,6 @@ fn first_eight_bytes(hash: Sha1) -> u64 {
     let digest = hash.finalize();
     let mut id = [0; 8];
     id.copy_from_slice(&digest[..8]);
-    // 0 means "no member" in several messages; a hash of 0 is as unlikely as it is unusable.
+    // 0 means "no member" in several messages, so the improbable hash of 0 becomes 1.
     u64::from_be_bytes(id).max(1)
 }

@@ -1,5 +1,5 @@
-//! `--config-file`: etcd's YAML, whose keys are the names of the flags, except inside the blocks of
-//! TLS and sockets. With it, other flags and variables do not count.
+//! `--config-file`: etcd's YAML. Its keys are flag names, except inside the blocks for TLS and
+//! sockets. With a file, other flags and variables are ignored.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use super::{ConfigError, suggest};
 
 const FLAG: &str = "config-file";
 
-/// A block and the flags that its keys stand for.
+/// A block's name, and its keys with the flags they set.
 type Block = (&'static str, &'static [(&'static str, &'static str)]);
 
 const BLOCKS: [Block; 3] = [
@@ -50,7 +50,7 @@ const BLOCKS: [Block; 3] = [
     ),
 ];
 
-/// Flags that etcd keeps as durations: a bare number in the file counts nanoseconds.
+/// Flags that are durations in etcd: a bare number in the file counts nanoseconds.
 const DURATIONS: [&str; 12] = [
     "backend-batch-interval",
     "compact-hash-check-time",
@@ -66,7 +66,7 @@ const DURATIONS: [&str; 12] = [
     "watch-progress-notify-interval",
 ];
 
-/// Reads a file.
+/// Reads a configuration file.
 pub(super) fn read(path: &str) -> Result<Raw, ConfigError> {
     let fail = |reason: String| super::resolve::invalid(FLAG, path, &reason);
     let text = std::fs::read_to_string(Path::new(path)).map_err(|error| fail(error.to_string()))?;
@@ -76,7 +76,7 @@ pub(super) fn read(path: &str) -> Result<Raw, ConfigError> {
     })
 }
 
-/// What is wrong with the text.
+/// What is wrong with the file.
 #[derive(Debug)]
 enum Failure {
     Syntax(String),
@@ -124,7 +124,7 @@ fn put(raw: &mut Raw, key: &str, value: &Value) -> Result<(), Failure> {
     Ok(())
 }
 
-/// As in etcd a key that nobody knows does no harm; but it is told.
+/// Warns about an unknown key; as in etcd it does no harm.
 fn warn<'a>(raw: &mut Raw, key: &str, known: impl IntoIterator<Item = &'a str>) {
     let last = key.rsplit(' ').next().unwrap_or(key);
     let like = suggest::nearest(last, known);
@@ -132,7 +132,7 @@ fn warn<'a>(raw: &mut Raw, key: &str, known: impl IntoIterator<Item = &'a str>) 
     raw.warnings.push(format!("--{FLAG}: unrecognized key {key}{like}"));
 }
 
-/// A value as the flag would have it; `None` if it is empty.
+/// A value as text, in the form that the flag takes; `None` if it is null.
 fn text(value: &Value, is_duration: bool) -> Result<Option<String>, ()> {
     Ok(Some(match value {
         Value::Null => return Ok(None),

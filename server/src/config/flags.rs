@@ -1,26 +1,26 @@
-//! The flags by name: what each means, and how a command line and the environment give it a value.
+//! The table of flags, and how a command line and the environment set them.
 //!
-//! Only strings here; `resolve.rs` gives them types. A flag of etcd's that we do not honour is
-//! listed too, so that it is refused by name instead of being taken for a typo or ignored.
+//! Values are strings here; `resolve.rs` gives them types. Flags of etcd's that are not honoured
+//! are listed too, so that they are refused by name rather than taken for typos or ignored.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{ConfigError, file, go, suggest};
 
-/// What becomes of a flag that is given.
+/// How a flag is treated when it is given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Standing {
     /// Changes a setting.
     Used,
-    /// Harmless and without a counterpart here: accepted with a warning that says why.
+    /// Harmless and without a counterpart here: accepted with a warning that gives the reason.
     NoEffect(&'static str),
-    /// A switch that is always on: turning it off is accepted with a warning that says why.
+    /// A switch that is always on: turning it off is accepted with a warning that gives the reason.
     Always(&'static str),
     /// Accepted only with this value, which is what we do anyway; otherwise not supported yet.
     Only(&'static str),
-    /// Nothing, as in etcd, which takes it with any value or none.
+    /// No effect, as in etcd, which accepts it with any value or none.
     Ignored,
-    /// Not supported, and what to use instead; harmless with its default.
+    /// Not supported, with what to use instead; harmless with its default.
     Instead(&'static str),
     /// Not supported yet.
     Later,
@@ -30,17 +30,17 @@ pub(super) enum Standing {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Flag {
     pub(super) name: &'static str,
-    /// A switch needs no value, and takes one only as `--flag=value`.
+    /// A switch needs no value; it takes one only as `--flag=value`.
     pub(super) is_switch: bool,
     pub(super) standing: Standing,
-    /// What it is if nobody says; empty for none.
+    /// The value if not given; empty for none.
     pub(super) default: &'static str,
-    /// Meaning, for the usage text; empty for what has no effect worth a line. docs/flags.md has all of them.
+    /// Meaning, for the usage text; empty if not worth a line there. docs/flags.md has all flags.
     pub(super) help: &'static str,
 }
 
 impl Flag {
-    /// Whether a value says what nobody need say; of a switch in whichever of Go's words.
+    /// Whether a value equals the default; for a switch in any of Go's spellings.
     fn is_default(&self, value: &str) -> bool {
         if self.is_switch {
             go::boolean(value) == go::boolean(self.default)
@@ -67,7 +67,7 @@ const fn switch(
     Flag { is_switch: true, default, help, ..flag(name, standing) }
 }
 
-/// A switch that became a feature gate.
+/// A switch that was replaced by a feature gate.
 const fn gate(name: &'static str) -> Flag {
     switch(name, Standing::Used, "", "")
 }
@@ -76,7 +76,7 @@ const fn later(name: &'static str) -> Flag {
     flag(name, Standing::Later)
 }
 
-/// etcd's discovery service, but for what says where it is.
+/// A flag of etcd's discovery service; an empty default makes any value refused.
 const fn discovery(name: &'static str, default: &'static str) -> Flag {
     Flag { default, ..flag(name, Standing::Instead(BY_LIST)) }
 }
@@ -98,7 +98,7 @@ const fn only(name: &'static str, value: &'static str, help: &'static str) -> Fl
 }
 
 const CONFIG_FILE: &str = "config-file";
-/// Flags that etcd up to 3.6 has with `experimental-` in front.
+/// Flags that etcd up to 3.6 has with the prefix `experimental-`.
 pub(super) const GRADUATED: [&str; 20] = [
     "backend-bbolt-freelist-type",
     "bootstrap-defrag-threshold-megabytes",
@@ -121,9 +121,9 @@ pub(super) const GRADUATED: [&str; 20] = [
     "warning-unary-request-duration",
     "watch-progress-notify-interval",
 ];
-/// What does what the discovery service is for.
+/// What replaces the discovery service.
 pub(super) const BY_LIST: &str = "use --initial-cluster or --discovery-srv";
-/// What is said of a flag that etcd ignores, too.
+/// The reason given for a flag that etcd ignores as well.
 pub(super) const IGNORED: &str = "etcd ignores it, too";
 const NO_BBOLT: &str = "there is no bbolt backend whose transactions could be batched";
 const NO_LOOP: &str = "nothing here connects to its own client port";
@@ -134,7 +134,7 @@ const SILENT_PEERS: &str = "a member that falls silent is given up by --election
 const NO_PROXY: &str = "there is no v2 proxy";
 const PACED: &str = "what is compacted is deleted in steps that pace themselves";
 
-/// Every flag that an etcd from 3.4 to 3.7 knows, and ours.
+/// Every flag of etcd 3.4 to 3.7, and ours.
 pub(super) const FLAGS: &[Flag] = &[
     // Identity and storage.
     used("name", "default", "human name of this member"),
@@ -328,12 +328,12 @@ pub(super) const FLAGS: &[Flag] = &[
     no_effect("wait-cluster-ready-timeout", "each call waits for a leader by itself"),
     no_effect("experimental-enable-v2v3", NO_V2),
     no_effect("v2-deprecation", NO_V2),
-    // The first is what etcd 3.4 has for `--log-level=debug`.
+    // `debug` is etcd 3.4's form of `--log-level=debug`.
     switch("debug", Standing::Used, "false", ""),
     no_effect("log-package-levels", "all that is logged has the level of --log-level"),
     switch_without_effect("enable-v2", NO_V2),
     switch_without_effect("memory-mlock", "no file of the store is mapped into memory"),
-    // What etcd has had since version 2 and shows nobody.
+    // Flags left over from etcd 2, which its help does not show.
     ignored("cluster-active-size"),
     ignored("cluster-remove-delay"),
     ignored("cluster-sync-interval"),
@@ -358,7 +358,7 @@ pub(super) const FLAGS: &[Flag] = &[
     ),
     switch("registry-damping", Standing::Used, "true", "damp instances that come and go too often"),
     used("max-answer-bytes", "0", "memory for the answers to long reads, 0: half of what there is"),
-    // etcd has none of these: what they bound are mistakes, and whoever means harm.
+    // etcd has none of these: they limit mistakes and abuse.
     used("max-stream-watchers", "250000", "most watchers on one stream (0: any number)"),
     used("max-connection-watchers", "500000", "most watchers on one connection (0: any number)"),
     used("max-watchers", "1000000", "most watchers on this member (0: any number)"),
@@ -388,14 +388,14 @@ pub(super) enum Asked {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Raw {
     pub(super) values: BTreeMap<&'static str, String>,
-    /// What the command line itself has; the rest is of variables or of a file.
+    /// Flags given on the command line itself; other values come from variables or a file.
     pub(super) given: BTreeSet<&'static str>,
-    /// Whether all of it is of a file.
+    /// Whether all values come from a file.
     pub(super) is_file: bool,
     pub(super) warnings: Vec<String>,
 }
 
-/// Reads flags, then the variables of those flags that are not given.
+/// Reads the flags, then environment variables for the flags that are not given.
 pub(super) fn read(
     arguments: impl IntoIterator<Item = String>,
     environment: impl IntoIterator<Item = (String, String)>,
@@ -446,7 +446,7 @@ pub(super) fn read(
     Ok(Asked::Run(raw))
 }
 
-/// The file that holds all settings, if one does.
+/// Path of the configuration file, if one is given.
 fn config_file(raw: &Raw, environment: &[(String, String)]) -> Option<String> {
     let from_environment = || {
         let variables = ["ETCD_CONFIG_FILE", "CONCLAVE_CONFIG_FILE"];
@@ -457,7 +457,7 @@ fn config_file(raw: &Raw, environment: &[(String, String)]) -> Option<String> {
     path.filter(|path| !path.is_empty()).cloned()
 }
 
-/// All names.
+/// Names of all flags.
 pub(super) fn names() -> impl Iterator<Item = &'static str> {
     FLAGS.iter().map(|flag| flag.name)
 }
@@ -484,7 +484,7 @@ fn read_environment(
             continue;
         }
         let Some(flag) = find(&suffix.to_ascii_lowercase().replace('_', "-")) else {
-            // A warning only: supervisors set variables of their own with this prefix.
+            // Only a warning: supervisors set variables of their own with this prefix.
             raw.warnings.push(format!("unrecognized environment variable {variable}"));
             continue;
         };
@@ -502,7 +502,7 @@ fn read_environment(
 fn check_standing(raw: &mut Raw) -> Result<(), ConfigError> {
     for (name, value) in &raw.values {
         let flag = find(name).expect("invariant: only names of the table are stored");
-        // An empty value is the default, and an ignored one may be anything.
+        // An empty value means the default, and an ignored flag may have any value.
         let has_value = !value.is_empty() && flag.standing != Standing::Ignored;
         let is_off = flag.is_switch && has_value && !raw.switch(flag.name)?;
         match flag.standing {

@@ -1,7 +1,7 @@
-//! etcd's feature gates: `--feature-gates A=true,B=false`, and the flags that gates were before etcd 3.6.
+//! etcd's feature gates: `--feature-gates A=true,B=false`, and the flags they replaced in etcd 3.6.
 //!
-//! Most gates switch how etcd goes about something that is gone about in another way here. Such a gate is accepted,
-//! with a warning if it asks for what is not so.
+//! Most gates switch details of etcd's implementation that work differently here. Such a gate is
+//! accepted, with a warning if it asks for something that is not the case.
 
 use std::collections::BTreeMap;
 
@@ -10,10 +10,10 @@ use super::resolve::invalid;
 use super::{ConfigError, go};
 
 const FLAG: &str = "feature-gates";
-/// Compares this member's data with the others' when it starts.
+/// Compares this member's data with that of the others when it starts.
 const INITIAL_CHECK: &str = "InitialCorruptCheck";
 
-/// How far etcd is with what a gate switches on.
+/// etcd's maturity stage of a gate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
     Alpha,
@@ -25,23 +25,23 @@ enum Stage {
 struct Gate {
     name: &'static str,
     stage: Stage,
-    /// What it was before there were gates.
+    /// The flag that the gate replaced.
     flag: Option<&'static str>,
     here: Here,
 }
 
-/// What a gate does here.
+/// What a gate does in this server.
 #[derive(Clone, Copy, Debug)]
 enum Here {
-    /// It is honoured; off if nobody asks.
+    /// The gate is honoured; the default is off.
     Switches,
-    /// Nothing: what it switches on is so or not, for this reason.
+    /// No effect: the feature is always on or always off, for this reason.
     Is(bool, &'static str),
 }
 
 const LEASES: &str = "a new leader gives every lease its whole TTL again";
 
-/// All that etcd 3.7 has, and those that went with 3.6.
+/// All gates of etcd 3.7, and those that were removed with 3.6.
 const GATES: [Gate; 9] = [
     Gate {
         name: "CompactHashCheck",
@@ -99,7 +99,7 @@ const GATES: [Gate; 9] = [
     },
 ];
 
-/// What the gates say.
+/// The state of the gates that have an effect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Gates {
     /// This member's data is compared with that of the others when it starts.
@@ -107,7 +107,7 @@ pub struct Gates {
 }
 
 impl Gates {
-    /// Every gate by name, how far etcd is with it, and whether what it switches on is so.
+    /// Every gate: its name, its stage in etcd, and whether its feature is on here.
     pub(crate) fn all(self) -> impl Iterator<Item = (&'static str, &'static str, bool)> {
         GATES.iter().map(move |gate| {
             let stage = match gate.stage {
@@ -123,7 +123,8 @@ impl Gates {
     }
 }
 
-/// Reads the feature gates and the experimental flags that they replace, and warns of those without effect.
+/// Reads the feature gates and the `experimental-` flags they replaced; warns about those without
+/// effect.
 pub(super) fn settings(raw: &mut Raw) -> Result<Gates, ConfigError> {
     let mut asked = parse(raw.text(FLAG).unwrap_or_default())?;
     for gate in &GATES {
@@ -147,7 +148,7 @@ pub(super) fn settings(raw: &mut Raw) -> Result<Gates, ConfigError> {
     Ok(Gates { initial_check: asked.get(INITIAL_CHECK).copied().unwrap_or(false) })
 }
 
-/// `A=true,B=false`; `AllAlpha` and `AllBeta` stand for those that are not named.
+/// Parses `A=true,B=false`; `AllAlpha` and `AllBeta` set the gates that are not named.
 fn parse(text: &str) -> Result<BTreeMap<&'static str, bool>, ConfigError> {
     let mut named = BTreeMap::new();
     let mut stages = Vec::new();

@@ -1,8 +1,8 @@
-//! Values as Go's packages read them, and Go's words.
+//! Parses values as Go's standard library does, and gives Go's names.
 
 use std::time::Duration;
 
-/// Nanoseconds of the units; `m` stands behind `ms`, of which it is the beginning.
+/// Nanoseconds per unit. `m` comes after `ms`, of which it is a prefix.
 const UNITS: [(&str, u64); 8] = [
     ("ns", 1),
     ("us", 1_000),
@@ -13,7 +13,7 @@ const UNITS: [(&str, u64); 8] = [
     ("m", 60 * 1_000_000_000),
     ("h", 60 * 60 * 1_000_000_000),
 ];
-/// Digits behind the point that are looked at: later ones are no nanosecond of any unit.
+/// Fraction digits that are read; later ones are less than a nanosecond in any unit.
 const FRACTION_DIGITS_MAX: usize = 15;
 
 /// `GOARCH` of this program.
@@ -25,7 +25,7 @@ pub(super) fn architecture() -> &'static str {
     }
 }
 
-/// What `ParseBool` knows: the value of a switch, `None` if it is none.
+/// Parses a boolean as `ParseBool` does; `None` if it is malformed.
 pub fn boolean(text: &str) -> Option<bool> {
     match text {
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
@@ -34,7 +34,8 @@ pub fn boolean(text: &str) -> Option<bool> {
     }
 }
 
-/// What `ParseInt` knows of base 0: a whole number in the base that its prefix names, with `_` between digits.
+/// Parses an integer as `ParseInt` does with base 0: in the base of its prefix, with `_` between
+/// digits.
 pub(super) fn integer(text: &str) -> Option<i128> {
     let (sign, number) = match text.strip_prefix('-') {
         Some(number) => (-1, number),
@@ -44,7 +45,7 @@ pub(super) fn integer(text: &str) -> Option<i128> {
     let prefixed =
         prefixes.iter().find_map(|(prefix, base)| Some((*base, number.strip_prefix(prefix)?)));
     let (base, digits) = match prefixed {
-        // One may stand behind the prefix, too.
+        // An underscore may also follow the prefix.
         Some((base, digits)) => (base, digits.strip_prefix('_').unwrap_or(digits)),
         None if number.len() > 1 && number.starts_with('0') => (8, number),
         None => (10, number),
@@ -57,11 +58,11 @@ pub(super) fn integer(text: &str) -> Option<i128> {
     i128::from_str_radix(&digits, base).ok().map(|number| sign * number)
 }
 
-/// A time: what `ParseDuration` knows and is not below zero (`1m30s`, `1.5s`, `0`), or longer units
-/// (`1day`).
+/// Parses a duration as `ParseDuration` does, but not a negative one (`1m30s`, `1.5s`, `0`); also
+/// accepts longer units (`1day`).
 ///
 /// # Errors
-/// What is wrong with it.
+/// Says what is wrong with the text.
 pub fn duration(text: &str) -> Result<Duration, String> {
     match pieces(text.strip_prefix('+').unwrap_or(text)) {
         Some(duration) => Ok(duration),
@@ -90,7 +91,7 @@ fn pieces(text: &str) -> Option<Duration> {
     Some(Duration::from_nanos(sum))
 }
 
-/// A decimal number of units.
+/// A decimal number of units, in nanoseconds.
 fn times(number: &str, nanoseconds: u64) -> Option<u64> {
     let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
     if whole.is_empty() && fraction.is_empty() {

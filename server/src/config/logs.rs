@@ -1,4 +1,4 @@
-//! The flags of the log.
+//! The logging flags.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use super::settings::{LogFormat, LogOutput, LogRotation, LogSettings};
 
 const OUTPUTS: &str = "log-outputs";
 const ROTATION: &str = "log-rotation-config-json";
-/// etcd speaks to it itself.
+/// etcd writes to the journal itself.
 const JOURNAL: &str = "systemd/journal";
 const DAY: Duration = Duration::from_secs(24 * 60 * 60);
 const MEGABYTE: u64 = 1024 * 1024;
@@ -41,7 +41,7 @@ impl Default for RotationJson {
     }
 }
 
-/// Gives the flags of the log their types.
+/// Gives the logging flags their types.
 pub(super) fn settings(raw: &mut Raw) -> Result<LogSettings, ConfigError> {
     let is_debug = raw.text("log-level").is_none() && raw.switch("debug")?;
     let level = if is_debug { "debug" } else { raw.value("log-level") };
@@ -66,7 +66,7 @@ pub(super) fn settings(raw: &mut Raw) -> Result<LogSettings, ConfigError> {
     Ok(LogSettings { level, format, outputs, rotation })
 }
 
-/// What etcd up to 3.4 and from then on calls its logger.
+/// Accepts the logger names of etcd 3.4 and of later versions.
 fn check_logger(raw: &mut Raw) -> Result<(), ConfigError> {
     match raw.value("logger") {
         "zap" => Ok(()),

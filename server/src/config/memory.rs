@@ -1,24 +1,24 @@
-//! How much memory there is for this process.
+//! Determines how much memory this process may use.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// What is taken where nothing says how much there is.
+/// Assumed where the amount of memory is unknown.
 const UNKNOWN_BYTES: u64 = 2 << 30;
 
-/// Memory of the machine, or of the container or unit if that has less.
+/// Memory of the machine, or of the container or systemd unit if its limit is lower.
 pub(super) fn usable_bytes() -> u64 {
-    // A container may have a file of its own; a service with `ProcSubset=pid` has none.
+    // A container may have a `/proc/meminfo` of its own; a service with `ProcSubset=pid` has none.
     let machine = fs::read_to_string("/proc/meminfo").ok().and_then(|text| of_machine(&text));
     let machine = machine.or_else(of_kernel);
     let groups = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
     let limits = files_of_limits(&groups).filter_map(|path| fs::read_to_string(path).ok());
-    // Without a limit the file says `max`, or a number beyond any machine's.
+    // Without a limit the file holds `max`, or a number larger than any machine's memory.
     let limits = limits.filter_map(|text| text.trim().parse().ok());
     machine.into_iter().chain(limits).min().unwrap_or(UNKNOWN_BYTES)
 }
 
-/// Where limits of the groups that `/proc/self/cgroup` names may be: each has those of all above it.
+/// Limit files of the cgroups in `/proc/self/cgroup`; the limits of all their ancestors apply too.
 fn files_of_limits(groups: &str) -> impl Iterator<Item = PathBuf> {
     let files = groups.lines().filter_map(|line| {
         let (kind, path) = line.split_once(':')?.1.split_once(':')?;
@@ -33,13 +33,13 @@ fn files_of_limits(groups: &str) -> impl Iterator<Item = PathBuf> {
     files.flatten()
 }
 
-/// The total that the kernel tells without a file.
+/// Total memory according to the `sysinfo` system call.
 fn of_kernel() -> Option<u64> {
     let told = rustix::system::sysinfo();
     (told.totalram as u64).checked_mul(u64::from(told.mem_unit))
 }
 
-/// The total that `/proc/meminfo` tells.
+/// Total memory according to `/proc/meminfo`.
 fn of_machine(text: &str) -> Option<u64> {
     let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;

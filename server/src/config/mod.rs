@@ -1,16 +1,17 @@
-//! Configuration: etcd's flags and variables, resolved once at start and immutable from then on.
+//! Configuration: etcd's flags and environment variables, resolved once at start and immutable
+//! afterwards.
 //!
 //! Raw flags (`flags`) -> checked settings (`resolve`) -> [`Settings`]. Nothing is silently
-//! ignored: unknown flags and flags of features that do not exist yet are refused by name.
+//! ignored: unknown flags and flags of missing features are refused by name.
 //!
 //! | module | what |
 //! |---|---|
-//! | `flags`, `suggest`, `go` | every flag by name; what a mistyped one may have been; values as Go reads them |
+//! | `flags`, `suggest`, `go` | every flag by name; suggestions for mistyped names; values as Go parses them |
 //! | `file` | `--config-file` |
-//! | `resolve`, `settings` | strings become checked settings |
-//! | `cluster`, `srv`, `urls` | first members, also by DNS; lists of URLs |
-//! | `tls`, `logs`, `gates` | the flags of TLS, of logs, and etcd's feature gates |
-//! | `memory` | how much of it there is |
+//! | `resolve`, `settings` | turn strings into checked settings |
+//! | `cluster`, `srv`, `urls` | initial members, also by DNS; lists of URLs |
+//! | `tls`, `logs`, `gates` | flags of TLS and logging, and etcd's feature gates |
+//! | `memory` | how much memory this process may use |
 
 mod cluster;
 mod file;
@@ -42,21 +43,21 @@ pub(crate) use settings::{log_dir, state_dir};
 pub(crate) use urls::peer_urls;
 pub use urls::{ListenUrl, Place};
 
-/// What a command line asks the server binary to do.
+/// What a command line asks the server to do.
 #[derive(Clone, Debug)]
 pub enum Invocation {
     /// Start with these settings.
     Run(Box<Settings>),
-    /// Print [`version_text`], or [`etcd_version_text`] if called by that name, and exit.
+    /// Print [`version_text`], or [`etcd_version_text`] if the program is called `etcd`, and exit.
     Version,
     /// Print [`usage`] and exit.
     Help,
 }
 
-/// Why the server cannot start with what it was given.
+/// Why the server cannot start with the given configuration.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
-    /// No flag of etcd's or ours.
+    /// Neither a flag of etcd's nor one of ours.
     #[error(
         "flag provided but not defined: --{flag}{}",
         like.map(|like| format!(" (did you mean --{like}?)")).unwrap_or_default()
@@ -64,13 +65,13 @@ pub enum ConfigError {
     UnknownFlag {
         /// As given.
         flag: String,
-        /// What may have been meant.
+        /// The flag that was probably meant.
         like: Option<&'static str>,
     },
-    /// The command line holds something else than flags.
+    /// The command line holds something other than flags.
     #[error("'{0}' is not a valid flag")]
     NotAFlag(String),
-    /// A command of etcd's that there is none of here.
+    /// A command of etcd's that does not exist here.
     #[error(
         "there is no '{0}': clients are given the addresses of all members, or of a TCP load balancer before them"
     )]
@@ -81,7 +82,7 @@ pub enum ConfigError {
     /// A flag of etcd's whose feature does not exist here yet.
     #[error("--{0} is not supported yet")]
     NotSupportedYet(&'static str),
-    /// A flag of etcd's for what is done in another way here.
+    /// A flag of etcd's whose purpose is served in another way here.
     #[error("--{flag} is not supported: {advice}")]
     NotSupported {
         /// The flag.
@@ -89,7 +90,7 @@ pub enum ConfigError {
         /// What to do instead.
         advice: &'static str,
     },
-    /// A flag of etcd's of which one value exists here so far.
+    /// A flag of etcd's of which only one value is supported so far.
     #[error("--{flag} is not supported yet with a value other than {supported:?}")]
     OnlyValue {
         /// The flag.
@@ -97,7 +98,7 @@ pub enum ConfigError {
         /// The value it may have.
         supported: &'static str,
     },
-    /// Set twice, by flag and by variable.
+    /// Set both by flag and by variable.
     #[error(
         "conflicting environment variable {variable:?} is shadowed by corresponding command-line \
          flag (either unset environment variable or disable flag)"
@@ -106,7 +107,7 @@ pub enum ConfigError {
         /// The variable.
         variable: String,
     },
-    /// Set twice, by ETCD_ and CONCLAVE_ variables.
+    /// Set both by an ETCD_ and a CONCLAVE_ variable.
     #[error("--{flag} is set by an ETCD_ and a CONCLAVE_ variable; unset one")]
     TwoVariables {
         /// The flag.
@@ -122,7 +123,7 @@ pub enum ConfigError {
         /// What is wrong with it.
         reason: String,
     },
-    /// A value without meaning.
+    /// A value that is not allowed.
     #[error("invalid value {value:?} for flag --{flag}: {reason}")]
     InvalidValue {
         /// The flag.
@@ -138,7 +139,7 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
-    /// Exit code of the process, as etcd's: 2 for a malformed command line, 1 for bad values.
+    /// Exit code of the process, as in etcd: 2 for a malformed command line, 1 for bad values.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::UnknownFlag { .. } | Self::MissingValue(_) | Self::Malformed { .. } => 2,
@@ -155,10 +156,10 @@ impl ConfigError {
     }
 }
 
-/// Resolves a command line (without the program's name) and an environment.
+/// Resolves a command line (without the program name) and an environment.
 ///
 /// # Errors
-/// [`ConfigError`]: what is wrong, by flag.
+/// [`ConfigError`]: what is wrong, with the flag.
 pub fn parse(
     arguments: impl IntoIterator<Item = String>,
     environment: impl IntoIterator<Item = (String, String)>,
@@ -186,7 +187,8 @@ pub fn version_text() -> String {
     )
 }
 
-/// The text of `etcd --version`: etcd's four lines, of which scripts take the first, and whose program it is.
+/// The text of `etcd --version`: etcd's four lines, of which scripts read the first, and one naming
+/// Conclave.
 pub fn etcd_version_text() -> String {
     format!(
         "etcd Version: {}\nGit SHA: Not provided\nGo Version: none, this is Rust\nGo OS/Arch: {}/{}\n\
@@ -199,8 +201,9 @@ pub fn etcd_version_text() -> String {
 }
 
 impl Settings {
-    /// Checks what only a member without data needs: that the initial cluster names it with the
-    /// URLs it advertises, or with others of the same addresses. Then it blocks to look names up.
+    /// Checks what matters only for a member without data: that the initial cluster names it with
+    /// the URLs it advertises, or with URLs of the same addresses. To compare addresses it looks
+    /// names up and blocks.
     ///
     /// # Errors
     /// [`ConfigError::Rule`] if the initial cluster and the advertised URLs disagree.

@@ -1,4 +1,4 @@
-//! From raw flag values to checked settings.
+//! Turns raw flag values into checked settings.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,13 +14,13 @@ use super::settings::{
 use super::{ConfigError, ListenUrl, gates, go, logs, memory, srv, tls, urls};
 
 const DEFAULT_QUOTA_BYTES: i64 = 2 * 1024 * 1024 * 1024;
-/// What samples are counted in.
+/// Sampling rates are given per million.
 const MILLION: u32 = 1_000_000;
 const DEFAULT_JWT_TTL: Duration = Duration::from_secs(5 * 60);
-/// What bcrypt knows.
+/// Costs that bcrypt accepts.
 const BCRYPT_COSTS: std::ops::RangeInclusive<u32> = 4..=31;
 const ELECTION_TIMEOUT_MAX_MS: u64 = 50_000;
-/// As in etcd shorter intervals are no shorter: they would flood idle watchers.
+/// As in etcd, a shorter interval is raised to this: it would flood idle watchers.
 const PROGRESS_INTERVAL_MIN: Duration = Duration::from_millis(100);
 
 /// Gives every value its type and checks the rules that span several flags.
@@ -60,7 +60,7 @@ pub(super) fn settings(mut raw: Raw) -> Result<Settings, ConfigError> {
 }
 
 impl Raw {
-    /// The value if given and not empty: as in etcd an empty string means the default.
+    /// The value if given and not empty; as in etcd an empty string means the default.
     pub(super) fn text(&self, flag: &str) -> Option<&str> {
         self.values.get(flag).map(String::as_str).filter(|value| !value.is_empty())
     }
@@ -79,18 +79,19 @@ impl Raw {
         number.map_err(|reason| self.malformed(flag, value, reason))
     }
 
-    /// A switch; its values are those of Go's `ParseBool`.
+    /// A boolean flag; values are those of Go's `ParseBool`.
     pub(super) fn switch(&self, flag: &'static str) -> Result<bool, ConfigError> {
         let value = self.value(flag);
         go::boolean(value).ok_or_else(|| self.malformed(flag, value, "expected true or false"))
     }
 
-    /// A value that is not of its flag's type: on the command line it is the line that is malformed.
+    /// The error for a value that is not of its flag's type; on the command line it counts as
+    /// malformed.
     pub(super) fn malformed(&self, flag: &'static str, value: &str, reason: &str) -> ConfigError {
         self.blame(invalid(flag, value, reason))
     }
 
-    /// Tells what is wrong with a value from what is wrong with the command line.
+    /// Turns an invalid value into a malformed one if it came from the command line.
     fn blame(&self, error: ConfigError) -> ConfigError {
         match error {
             ConfigError::InvalidValue { flag, value, reason } if self.given.contains(flag) => {
@@ -100,7 +101,7 @@ impl Raw {
         }
     }
 
-    /// A list of URLs: etcd reads them with the command line.
+    /// A list of URLs. etcd parses them with the command line, so errors count as malformed there.
     fn urls(&self, flag: &'static str) -> Result<Vec<String>, ConfigError> {
         urls::list(flag, self.value(flag)).map_err(|error| self.blame(error))
     }
@@ -113,13 +114,13 @@ impl Raw {
         urls::listen(flag, self.urls(flag)?)
     }
 
-    /// A list with commas between its items.
+    /// A comma-separated list.
     pub(super) fn list(&self, flag: &str) -> Vec<&str> {
         let items = self.text(flag).unwrap_or_default().split(',').map(str::trim);
         items.filter(|item| !item.is_empty()).collect()
     }
 
-    /// As in etcd an option of a flag that nobody knows does no harm; but it is told.
+    /// Warns about unknown options of a flag; as in etcd they do no harm.
     fn warn_of_options<'a>(&mut self, flag: &str, names: impl IntoIterator<Item = &'a str>) {
         let warning =
             |name: &str| format!("--{flag}: the option {name} is not known and has no effect");
@@ -169,7 +170,7 @@ fn raft(raw: &Raw) -> Result<RaftSettings, ConfigError> {
     })
 }
 
-/// What a number is if nobody says.
+/// The default of a numeric flag.
 fn default_number<T: TryFrom<i128>>(flag: &str) -> T {
     let flag = flags::find(flag).expect("invariant: only flags of the table are asked for");
     let number = go::integer(flag.default).and_then(|number| T::try_from(number).ok());
@@ -297,7 +298,7 @@ fn limits(raw: &Raw) -> Result<Limits, ConfigError> {
     })
 }
 
-/// A number that there may be; 0 stands for any.
+/// A maximum; 0 means unlimited.
 fn most(raw: &Raw, flag: &'static str) -> Result<usize, ConfigError> {
     let number: u32 = raw.number(flag)?;
     Ok(if number == 0 { usize::MAX } else { number as usize })
@@ -322,7 +323,7 @@ fn auth(raw: &mut Raw) -> Result<AuthSettings, ConfigError> {
     Ok(AuthSettings { token_ttl, bcrypt_cost: bcrypt_cost(raw)?, jwt })
 }
 
-/// As in etcd one that bcrypt does not know is none.
+/// bcrypt's cost; as in etcd the default replaces a cost that bcrypt does not accept.
 fn bcrypt_cost(raw: &mut Raw) -> Result<u32, ConfigError> {
     const FLAG: &str = "bcrypt-cost";
     let cost = raw.number(FLAG)?;
@@ -367,7 +368,7 @@ fn jwt(raw: &mut Raw, token: &str, options: &str) -> Result<JwtSettings, ConfigE
 }
 
 fn web(raw: &Raw) -> Result<WebSettings, ConfigError> {
-    // As in etcd an empty list is no limit either.
+    // As in etcd, an empty list means no restriction.
     let listed = |flag| {
         let names: Vec<String> = raw.list(flag).into_iter().map(str::to_owned).collect();
         (!names.is_empty() && names.iter().all(|name| name != "*")).then_some(names)

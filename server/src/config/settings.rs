@@ -10,54 +10,54 @@ use super::cluster::InitialCluster;
 use super::gates::Gates;
 use super::urls::ListenUrl;
 
-/// Everything a server needs to know before it starts.
+/// All settings of a server.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Human name of this member.
     pub name: String,
     /// Directory of everything this member keeps.
     pub data_dir: PathBuf,
-    /// Directory of the raft log if it is to be elsewhere.
+    /// Directory of the raft log, if it is not in the data directory.
     pub wal_dir: Option<PathBuf>,
-    /// Size of the store.
+    /// Limits of the store.
     pub store: StoreSettings,
     /// Raft timing and log retention.
     pub raft: RaftSettings,
-    /// Addresses.
+    /// Addresses to listen on and to advertise.
     pub listen: ListenSettings,
     /// TLS of the two ports.
     pub tls: TlsSettings,
     /// How the cluster begins.
     pub bootstrap: BootstrapSettings,
-    /// Changes of the members.
+    /// Rules for membership changes.
     pub membership: MembershipSettings,
-    /// What is done from time to time without anybody asking.
+    /// Periodic checks and compaction.
     pub checks: CheckSettings,
-    /// What a client may ask for.
+    /// Limits on what clients may request.
     pub limits: Limits,
     /// Users and tokens.
     pub auth: AuthSettings,
-    /// HTTP beside gRPC.
+    /// Settings of HTTP besides gRPC.
     pub web: WebSettings,
-    /// Log lines.
+    /// Settings of the log.
     pub log: LogSettings,
-    /// Spans of calls are sent to a collector.
+    /// Collector for spans of calls; `None` if tracing is off.
     pub trace: Option<TraceSettings>,
-    /// What takes so long that it is worth a line.
+    /// Thresholds above which slow work is logged.
     pub slow: SlowSettings,
     /// etcd's feature gates.
     pub gates: Gates,
-    /// Durations of calls are measured.
+    /// Whether durations of calls are measured.
     pub measures_calls: bool,
-    /// The registry.
+    /// Settings of the service registry.
     pub registry: RegistrySettings,
-    /// How often an idle watcher that asked for it hears of progress.
+    /// How often an idle watcher that asked for progress notifications gets one.
     pub watch_progress_interval: Duration,
-    /// What was accepted but deserves a warning in the log.
+    /// Accepted settings that deserve a warning in the log.
     pub warnings: Vec<String>,
 }
 
-/// Size of the store.
+/// Limits of the store.
 #[derive(Clone, Copy, Debug)]
 pub struct StoreSettings {
     /// Logical size at which writes are refused; `None` for no quota.
@@ -66,135 +66,136 @@ pub struct StoreSettings {
     pub cache_bytes: usize,
 }
 
-/// Spans of calls for OpenTelemetry.
+/// Settings of OpenTelemetry tracing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TraceSettings {
     /// URL of the collector.
     pub endpoint: String,
-    /// Service that the spans are said to be of.
+    /// Service name in the spans.
     pub service_name: String,
-    /// Instance that the spans are said to be of.
+    /// Instance id in the spans.
     pub instance_id: Option<String>,
-    /// Of a million calls whose callers do not trace, how many are traced.
+    /// How many of a million calls are traced if their callers do not trace.
     pub samples_per_million: u32,
 }
 
-/// What takes so long that it is worth a line.
+/// Thresholds above which slow work is logged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SlowSettings {
-    /// Applying a piece of the log.
+    /// Applying one piece of the log.
     pub apply: Duration,
-    /// A call with one answer.
+    /// A unary call.
     pub request: Duration,
 }
 
 /// Users and tokens.
 #[derive(Clone, Debug)]
 pub struct AuthSettings {
-    /// How long a simple token lives that is not used.
+    /// How long an unused simple token lives.
     pub token_ttl: Duration,
-    /// Work for one hash of a password: two to the power of this.
+    /// bcrypt's cost: two to the power of this is the work for one hash.
     pub bcrypt_cost: u32,
     /// Signed tokens instead of simple ones.
     pub jwt: Option<JwtSettings>,
 }
 
-/// What `--auth-token=jwt,...` says.
+/// The options of `--auth-token=jwt,...`.
 #[derive(Clone, Debug)]
 pub struct JwtSettings {
     /// `RS256`, `ES256`, ...
     pub method: String,
-    /// File with the key that verifies; needed without a private one.
+    /// File with the verifying key; required without a private key.
     pub public_key: Option<PathBuf>,
-    /// File with the key that signs; without it this member gives out no tokens.
+    /// File with the signing key; without it this member issues no tokens.
     pub private_key: Option<PathBuf>,
-    /// How long a token is good.
+    /// How long a token is valid.
     pub ttl: Duration,
 }
 
 /// Raft timing and log retention.
 #[derive(Clone, Copy, Debug)]
 pub struct RaftSettings {
-    /// Between two heartbeats of a leader.
+    /// Interval between two heartbeats of a leader.
     pub heartbeat_interval: Duration,
-    /// Without a leader until an election; at least five heartbeats.
+    /// Time without a leader before an election; at least five heartbeats.
     pub election_timeout: Duration,
-    /// Entries between two snapshots.
+    /// Applied entries between two flushes of the state.
     pub snapshot_count: u64,
-    /// Entries kept behind a snapshot so that a slow follower needs no snapshot.
+    /// Entries kept behind a flush so that a slow follower needs no snapshot.
     pub snapshot_catchup_entries: u64,
 }
 
-/// Switches of the registry.
+/// Settings of the service registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RegistrySettings {
-    /// Lost instances are kept for a while if most of a service are lost at once.
+    /// Lost instances are kept for a while if most instances of a service are lost at once.
     pub is_guarded: bool,
     /// Instances that come and go too often are not shown as healthy for a while.
     pub is_damping: bool,
-    /// Which active checks this member makes as leader, and lets owners ask for.
+    /// Which active checks this member performs as leader, and lets owners request.
     pub checks: ChecksAllowed,
 }
 
 /// Value of `--registry-checks`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChecksAllowed {
-    /// None.
+    /// No checks.
     Off,
-    /// Only of the address under which the instance is registered.
+    /// Only checks of the address under which the instance is registered.
     Own,
-    /// Of any address.
+    /// Checks of any address.
     Any,
 }
 
-/// Where others reach this member.
+/// Addresses and URLs of this member.
 #[derive(Clone, Debug)]
 pub struct ListenSettings {
     /// Addresses for clients.
     pub client: Vec<ListenUrl>,
     /// Addresses for everything but gRPC.
     pub http: Vec<ListenUrl>,
-    /// Addresses for `/metrics` and `/health` in addition to those for clients.
+    /// Addresses for `/metrics` and `/health`, in addition to those for clients.
     pub metrics: Vec<ListenUrl>,
     /// Addresses for other members.
     pub peer: Vec<ListenUrl>,
-    /// URLs that members tell clients.
+    /// Client URLs that members advertise.
     pub advertise_client_urls: Vec<String>,
-    /// URLs that members tell each other; they decide the member id.
+    /// Peer URLs that members advertise; the member id is computed from them.
     pub advertise_peer_urls: Vec<String>,
-    /// Several processes may listen on the same port.
+    /// Whether several processes may listen on the same port.
     pub reuses_ports: bool,
 }
 
-/// TLS of the two ports, each there if a certificate is, and of checks.
+/// TLS of the two ports, each present if it has a certificate, and of the registry's checks.
 #[derive(Clone, Debug, Default)]
 pub struct TlsSettings {
-    /// Of the client port.
+    /// TLS of the client port.
     pub client: Option<PortTls>,
-    /// Of the peer port, and of connections to the other members.
+    /// TLS of the peer port, and of connections to other members.
     pub peer: Option<PortTls>,
-    /// Authorities that the registry's checks believe; `None` for the system's.
+    /// CA certificates that the registry's checks trust; `None` for the system's.
     pub checks_ca: Option<PathBuf>,
 }
 
 /// TLS of one port.
 #[derive(Clone, Debug)]
 pub struct PortTls {
-    /// What it presents.
+    /// The port's own certificate.
     pub identity: PortIdentity,
-    /// What is presented to other members, if not the same.
+    /// The certificate shown to other members, if it is another.
     pub outgoing: Option<Pair>,
-    /// Who must have signed the certificates of the others; `None` to ask for none.
+    /// CA certificates that the other side's certificate must be signed by; `None` requests no
+    /// certificate.
     pub trusted_ca: Option<PathBuf>,
-    /// A client's common name is its user.
+    /// Whether a client certificate's common name is its user.
     pub names_users: bool,
-    /// Certificates that count no more.
+    /// File of revoked certificates.
     pub revocations: Option<PathBuf>,
-    /// Names of which the others must have one.
+    /// Names of which the other side's certificate must have one.
     pub allowed: Allowed,
     /// Versions and cipher suites.
     pub policy: Policy,
-    /// The names in the certificate of who connects are compared with its address.
+    /// Whether the names in a client's certificate are compared with its address.
     pub checks_addresses: bool,
 }
 
@@ -203,49 +204,49 @@ pub struct PortTls {
 pub enum PortIdentity {
     /// From files.
     Files(Pair),
-    /// Made here at the first start.
+    /// Made by this member at its first start.
     SelfSigned {
-        /// Where it is kept.
+        /// Directory where it is kept.
         dir: PathBuf,
-        /// Names and addresses it is made for.
+        /// Names and addresses it is valid for.
         hosts: Vec<String>,
-        /// How long it is valid.
+        /// Validity in years.
         years: u32,
     },
 }
 
-/// How the cluster begins. Without meaning once the data directory holds a member.
+/// How the cluster begins. Has no effect once the data directory holds a member.
 #[derive(Clone, Debug)]
 pub struct BootstrapSettings {
-    /// First members.
+    /// The initial members.
     pub initial_cluster: InitialCluster,
-    /// Whether the cluster exists already.
+    /// Whether the cluster already exists.
     pub state: ClusterState,
     /// Distinguishes clusters with equal URLs.
     pub token: String,
-    /// Where the first members are found instead.
+    /// Where to look up the initial members instead.
     pub srv: Option<SrvDiscovery>,
 }
 
-/// First members from SRV records.
+/// Discovery of initial members by SRV records.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SrvDiscovery {
-    /// Their domain.
+    /// Domain of the records.
     pub domain: String,
-    /// Suffix of the service; empty for none.
+    /// Suffix of the SRV service name; empty for none.
     pub name: String,
     /// DNS server to ask, if not the system's.
     pub server: Option<SocketAddr>,
 }
 
-/// HTTP beside gRPC.
+/// Settings of HTTP besides gRPC.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WebSettings {
-    /// Origins whose pages browsers let see answers; `None` for all.
+    /// Origins whose pages may see answers; `None` for all.
     pub origins: Option<Vec<String>>,
-    /// Hosts that a request without TLS may name; `None` for all.
+    /// Hosts that requests without TLS may name; `None` for all.
     pub hosts: Option<Vec<String>>,
-    /// Calls may be made in JSON.
+    /// Whether calls may be made in JSON.
     pub has_gateway: bool,
 }
 
@@ -258,55 +259,55 @@ pub enum ClusterState {
     Existing,
 }
 
-/// How members may be changed.
+/// Rules for membership changes.
 #[derive(Clone, Debug)]
 pub struct MembershipSettings {
-    /// Refuse changes that could cost the quorum.
+    /// Refuses changes that could cost the quorum.
     pub is_strict: bool,
     /// Most learners at a time.
     pub learners_max: usize,
-    /// Part of what the id of a new member is computed from.
+    /// Cluster token; new members' ids are computed from it.
     pub token: String,
-    /// This member goes on alone, with the data that it has.
+    /// Continue with this member alone, with the data it has.
     pub force_new_cluster: bool,
 }
 
-/// What is done from time to time without anybody asking.
+/// Periodic checks and compaction.
 #[derive(Clone, Copy, Debug)]
 pub struct CheckSettings {
-    /// Which history is forgotten by itself.
+    /// Which history is compacted automatically.
     pub auto_compaction: AutoCompaction,
-    /// Between two comparisons of all that the members store; `None` for never.
+    /// Interval between two comparisons of everything the members store; `None` for never.
     pub corruption_interval: Option<Duration>,
-    /// This member compares itself with the others as soon as there is a leader.
+    /// Whether this member compares itself with the others as soon as there is a leader.
     pub corruption_first: bool,
 }
 
-/// Which history is forgotten by itself.
+/// Which history is compacted automatically.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AutoCompaction {
     /// None.
     Off,
-    /// What is older than this.
+    /// History older than this.
     Periodic {
         /// Not zero.
         period: Duration,
     },
-    /// All but the last revisions.
+    /// All but the most recent revisions.
     Revision {
-        /// So many are kept.
+        /// Number of revisions kept.
         kept: i64,
     },
 }
 
-/// What a client may ask for.
+/// Limits on what clients may request.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Largest request as it would enter the log.
     pub request_bytes_max: usize,
     /// Most operations in one branch of a transaction.
     pub txn_ops_max: usize,
-    /// Memory that the answers to long reads may take until they are sent, in bytes.
+    /// Memory in bytes that answers to long reads may take until they are sent.
     pub answer_bytes_max: u64,
     /// Most calls in flight on one connection.
     pub concurrent_streams_max: u32,
@@ -316,9 +317,9 @@ pub struct Limits {
     pub connection_watchers_max: usize,
     /// Most watchers on this member.
     pub watchers_max: usize,
-    /// Leases of the cluster beyond which this member grants none.
+    /// Number of leases in the cluster from which on this member grants no more.
     pub leases_max: usize,
-    /// Most leases that this member grants in a second; `None` for any number.
+    /// Most leases that this member grants in a second; `None` for unlimited.
     pub lease_grants_per_second_max: Option<u32>,
     /// Most connections of one address to the client port.
     pub address_connections_max: usize,
@@ -329,7 +330,7 @@ pub struct Limits {
 }
 
 impl Limits {
-    /// Room for the envelope around the largest request.
+    /// Space for the envelope around the largest request.
     const RECEIVE_SLACK_BYTES: usize = 512 * 1024;
 
     /// Largest message that is read from a client at all.
@@ -338,47 +339,47 @@ impl Limits {
     }
 }
 
-/// Log lines.
+/// Settings of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LogSettings {
-    /// Least severe level that is written.
+    /// Least severe level that is logged.
     pub level: tracing::Level,
-    /// Shape of a line.
+    /// Format of a line.
     pub format: LogFormat,
-    /// Where lines go; to each of these.
+    /// Where lines are written; to each of these.
     pub outputs: Vec<LogOutput>,
-    /// When a file counts as full; `None` for never.
+    /// Rotation of the log file; `None` for never.
     pub rotation: Option<LogRotation>,
 }
 
-/// When a log file counts as full, and what is kept of full ones.
+/// When a log file is rotated, and which rotated files are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LogRotation {
-    /// Size of a full file.
+    /// Size at which a file is rotated.
     pub bytes_max: u64,
-    /// Full files older than this are removed; `None` to keep them.
+    /// Rotated files older than this are removed; `None` keeps them.
     pub age_max: Option<Duration>,
-    /// More full files than this are removed, the oldest first; `None` to keep them.
+    /// Most rotated files, beyond which the oldest are removed; `None` keeps all.
     pub files_max: Option<usize>,
 }
 
-/// Shape of a log line.
+/// Format of a log line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LogFormat {
     /// One JSON object.
     Json,
-    /// Columns for people.
+    /// Columns for human readers.
     Console,
 }
 
-/// Where log lines go.
+/// Where log lines are written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LogOutput {
     /// Standard error.
     Stderr,
     /// Standard output.
     Stdout,
-    /// The end of a file.
+    /// Appended to a file.
     File(PathBuf),
 }
 
@@ -393,12 +394,12 @@ impl Settings {
         state_dir(&self.data_dir)
     }
 
-    /// Id of this member as the initial cluster implies it, `None` if it does not name it.
+    /// Id of this member computed from the initial cluster; `None` if that does not name it.
     pub fn initial_member_id(&self) -> Option<u64> {
         self.bootstrap.initial_cluster.member_id(&self.name, &self.bootstrap.token)
     }
 
-    /// Id of the cluster as the initial cluster implies it.
+    /// Id of the cluster computed from the initial cluster.
     pub fn initial_cluster_id(&self) -> u64 {
         self.bootstrap.initial_cluster.cluster_id(&self.bootstrap.token)
     }

@@ -1,11 +1,11 @@
-//! The flags of discovery by SRV records.
+//! The flags for discovery by SRV records.
 
 use super::ConfigError;
 use super::flags::Raw;
 use super::resolve::invalid;
 use super::settings::SrvDiscovery;
 
-/// Gives the flags their types; `None` if the first members are not to be discovered.
+/// Gives the flags their types; `None` if initial members are not discovered by SRV records.
 pub(super) fn settings(raw: &Raw) -> Result<Option<SrvDiscovery>, ConfigError> {
     const SERVER: &str = "discovery-dns-server";
     let Some(domain) = raw.text("discovery-srv") else {

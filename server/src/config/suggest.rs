@@ -1,9 +1,9 @@
-//! What somebody who mistyped a name may have meant.
+//! Suggests a known name for a mistyped one.
 
-/// More differences than this are another word.
+/// Names with more differences count as unrelated.
 const DISTANCE_MAX: usize = 3;
 
-/// The known name that is most like `name`, if one is like it at all.
+/// The known name most similar to `name`, if one is similar enough.
 pub(super) fn nearest<'a>(name: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let distances = known.into_iter().map(|known| (distance(name, known), known));
     let (distance, nearest) = distances.min()?;

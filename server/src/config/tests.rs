@@ -1,4 +1,4 @@
-//! Tests of flags, variables and the rules between them.
+//! Tests of flags, environment variables and the rules between them.
 
 use std::time::Duration;
 
@@ -112,7 +112,7 @@ fn a_command_line_with_a_value_of_another_type_is_malformed() {
     }
 }
 
-/// Each compared with etcd 3.4.23 and 3.5.1.
+/// Each case was compared with etcd 3.4.23 and 3.5.1.
 #[test]
 fn values_that_cannot_be_are_no_fault_of_the_line() {
     for arguments in [
@@ -241,7 +241,7 @@ fn every_flag_is_documented() {
     }
 }
 
-/// All that the table of flags knows, as docs/flags.md has it; what it says nothing of, the page does.
+/// A flag's row in docs/flags.md; where the flag table has no text, the page adds one.
 fn documented_so(flag: &flags::Flag) -> String {
     use flags::Standing;
     let default = match flag.default.replace('|', "\\|") {
@@ -642,7 +642,8 @@ fn discovery_excludes_a_list_of_members() {
     assert!(error(&["--discovery-srv-name=a"]).ends_with("needs --discovery-srv"));
 }
 
-/// etcd took a negative one for a time that had always passed, and compacted without a pause.
+/// etcd took a negative value for an interval that had always passed, and compacted without a
+/// pause.
 #[test]
 fn retention_is_neither_negative_nor_nonsense() {
     let retention = |mode: &str, value: &str| {

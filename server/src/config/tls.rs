@@ -1,4 +1,4 @@
-//! The flags of TLS -> settings of the two ports, with etcd's rules and words.
+//! Turns the TLS flags into settings of the two ports, with etcd's rules and messages.
 
 use std::path::{Path, PathBuf};
 
@@ -9,9 +9,9 @@ use super::resolve::invalid;
 use super::settings::{ListenSettings, PortIdentity, PortTls, TlsSettings};
 use super::{ConfigError, ListenUrl, urls};
 
-/// Names of one port's flags.
+/// Flag names of one port.
 struct PortFlags {
-    /// In sentences and for the directory of a self-signed certificate.
+    /// Name for messages and for the directory of a self-signed certificate.
     port: &'static str,
     cert: &'static str,
     key: &'static str,
@@ -47,7 +47,7 @@ const PEER: PortFlags = PortFlags {
     auto: "peer-auto-tls",
 };
 
-/// Gives the flags of TLS their types and compares them with the URLs to listen on.
+/// Gives the TLS flags their types and checks them against the URLs to listen on.
 pub(super) fn settings(
     raw: &mut Raw,
     listen: &ListenSettings,
@@ -55,12 +55,12 @@ pub(super) fn settings(
 ) -> Result<TlsSettings, ConfigError> {
     let policy = policy(raw)?;
     let client = port(raw, &CLIENT, &listen.client, data_dir, &policy)?;
-    // They have the certificate of the client port.
+    // These ports use the certificate of the client port.
     let others = || listen.http.iter().chain(&listen.metrics);
     for url in others() {
         check_identity(&CLIENT, url, client.is_some())?;
     }
-    // As in etcd files that nobody is shown need not even be there.
+    // As in etcd, files need not exist if no port uses them.
     let is_needed = listen.client.iter().chain(others()).any(|url| url.is_tls);
     let is_file = |client: &PortTls| matches!(client.identity, PortIdentity::Files(_));
     let client = client.filter(|client| is_needed || !is_file(client));
@@ -76,7 +76,7 @@ pub(super) fn settings(
     Ok(TlsSettings { client, peer, checks_ca: checks_ca(raw) })
 }
 
-/// Whom the registry's checks believe, if there are any.
+/// CA certificates that the registry's checks trust, if checks are on.
 fn checks_ca(raw: &mut Raw) -> Option<PathBuf> {
     const FLAG: &str = "registry-checks-trusted-ca-file";
     let ca = PathBuf::from(raw.text(FLAG)?);
@@ -189,7 +189,7 @@ fn identity(
     }))
 }
 
-/// Both files, none, or what is given of them.
+/// Both files, or none; with only one given, the error holds what is given.
 fn pair(
     raw: &Raw,
     cert: &'static str,
@@ -226,7 +226,7 @@ fn allowed(raw: &Raw, flags: &PortFlags) -> Result<Allowed, ConfigError> {
     Ok(Allowed { common_names, hostnames })
 }
 
-/// Nobody speaks in the clear where TLS is asked for.
+/// Refuses an https URL without a certificate.
 fn check_identity(
     flags: &PortFlags,
     listen: &ListenUrl,

@@ -1,4 +1,4 @@
-//! Lists of URLs as etcd's flags take them.
+//! Parses lists of URLs as etcd's flags take them.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, ToSocketAddrs as _};
 use std::path::PathBuf;
@@ -8,18 +8,18 @@ use url::Url;
 
 use super::ConfigError;
 
-/// An address to listen on, with the URL that asked for it.
+/// An address to listen on, with the URL that named it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenUrl {
-    /// As given.
+    /// The URL as given.
     pub url: String,
-    /// Where that is.
+    /// The address or path.
     pub place: Place,
-    /// Whoever connects must speak TLS.
+    /// Whether clients must use TLS.
     pub is_tls: bool,
 }
 
-/// What can be listened on.
+/// What a listener binds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Place {
     /// A port. `localhost` is 127.0.0.1; port 0 lets the system choose.
@@ -28,7 +28,7 @@ pub enum Place {
     Unix(PathBuf),
 }
 
-/// Splits a comma-separated list and checks each URL. The result is sorted as etcd sorts it.
+/// Splits a comma-separated list and checks each URL. The result is sorted, as in etcd.
 pub(super) fn list(flag: &'static str, value: &str) -> Result<Vec<String>, ConfigError> {
     let mut urls = Vec::new();
     for item in value.split(',').map(str::trim).filter(|item| !item.is_empty()) {
@@ -42,17 +42,18 @@ pub(super) fn list(flag: &'static str, value: &str) -> Result<Vec<String>, Confi
     Ok(urls)
 }
 
-/// The URLs of a member as a client gave them, sorted; `None` if one of them is none.
+/// A member's peer URLs as a client gave them, sorted; `None` if one is invalid.
 pub(crate) fn peer_urls(given: &[String]) -> Option<Vec<String>> {
     list("peer-urls", &given.join(",")).ok()
 }
 
-/// How often names are looked up that are not known yet, and the pause between.
+/// Most rounds of name lookups while a name is unknown, and the pause between them.
 const LOOKUPS_MAX: u32 = 10;
 const LOOKUP_PAUSE: Duration = Duration::from_secs(1);
 
-/// Whether two sorted lists name the same places: by the same words or, as in etcd, by names of the same addresses.
-/// Blocks if it has to look names up: a member that has just begun may not be known yet by its own.
+/// Whether two sorted lists name the same addresses: as equal text or, as in etcd, by resolving
+/// names. Blocks while it looks names up: the name of a member that has just started may not be
+/// known yet.
 pub(super) fn are_same_places(one: &[String], other: &[String]) -> bool {
     let is_socket = |url: &String| url.starts_with("unix");
     if one == other || one.len() != other.len() || one.iter().chain(other).any(is_socket) {
@@ -73,7 +74,7 @@ pub(super) fn are_same_places(one: &[String], other: &[String]) -> bool {
 /// Scheme and addresses of a URL.
 type Reached<'a> = (&'a str, Vec<SocketAddr>);
 
-/// The places of all URLs; `None` if one is not known.
+/// Resolves all URLs; `None` if a name is unknown.
 fn places(urls: &[String]) -> Option<Vec<Reached<'_>>> {
     let place = |url| {
         let (scheme, authority) = str::split_once(url, "://")?;
@@ -82,7 +83,8 @@ fn places(urls: &[String]) -> Option<Vec<Reached<'_>>> {
     urls.iter().map(String::as_str).map(place).collect()
 }
 
-/// Whether each place is one of the others, which has an address in common with it. A name may have several.
+/// Whether each URL of either list shares an address with a URL of the other. A name may have
+/// several addresses.
 fn are_paired(one: &[Reached<'_>], other: &[Reached<'_>]) -> bool {
     let is_same = |(scheme, addresses): &Reached<'_>, place: &Reached<'_>| {
         *scheme == place.0 && addresses.iter().any(|address| place.1.contains(address))
@@ -92,8 +94,7 @@ fn are_paired(one: &[Reached<'_>], other: &[Reached<'_>]) -> bool {
     one.iter().all(|place| is_in(place, other)) && other.iter().all(|place| is_in(place, one))
 }
 
-/// The addresses to bind that a list names.
-/// As in etcd one that is named twice is one.
+/// The addresses to bind. As in etcd, duplicate URLs count once.
 pub(super) fn listen(
     flag: &'static str,
     mut urls: Vec<String>,
@@ -121,14 +122,14 @@ fn address(flag: &'static str, url: String) -> Result<ListenUrl, ConfigError> {
     Ok(ListenUrl { url, place, is_tls })
 }
 
-/// What a URL names.
+/// A parsed URL.
 enum Parsed {
     Tcp(Url),
     Unix { path: PathBuf, is_tls: bool },
 }
 
 fn parse(flag: &'static str, url: &str) -> Result<Parsed, ConfigError> {
-    // Whatever follows is a path, also what looks like a host: `unix://localhost:m1`.
+    // The rest is a path, even if it looks like a host: `unix://localhost:m1`.
     for (scheme, is_tls) in [("unix://", false), ("unixs://", true)] {
         match url.strip_prefix(scheme) {
             Some("") => return Err(invalid(flag, url, "a unix socket needs a path")),
@@ -141,7 +142,7 @@ fn parse(flag: &'static str, url: &str) -> Result<Parsed, ConfigError> {
         return Err(invalid(flag, url, "URL scheme must be http, https, unix, or unixs"));
     }
     let (_, authority) = url.split_once("://").unwrap_or_default();
-    // As etcd: not even the slash of no path.
+    // As etcd: not even a bare slash is allowed.
     if authority.contains('/') {
         return Err(invalid(flag, url, "URL must not contain a path"));
     }
@@ -152,7 +153,7 @@ fn parse(flag: &'static str, url: &str) -> Result<Parsed, ConfigError> {
     Ok(Parsed::Tcp(parsed))
 }
 
-/// Host names and addresses of listen URLs: what a self-signed certificate is made for.
+/// Hosts and addresses of listen URLs, for a self-signed certificate.
 pub(super) fn hosts(urls: &[ListenUrl]) -> Vec<String> {
     let host = |url: &ListenUrl| match &url.place {
         Place::Tcp(address) => address.ip().to_string(),

@@ -1,8 +1,8 @@
-//! The WAL of an etcd, as far as `snapshot restore` writes one: who the members are, and nothing else.
+//! Reads the WAL of an etcd as `snapshot restore` writes it: the members and nothing else.
 //!
-//! A file is a row of records: a number of eight bytes (56 bits of length, and how many bytes of zeros follow the
-//! record, if its highest bit is set), then `walpb.Record`. Behind the last one there are zeros. Each record carries the
-//! CRC-32C of the content of all records so far.
+//! A file is a sequence of records: an eight-byte frame (56 bits of length; if the highest bit is
+//! set, also the number of padding bytes after the record), then a `walpb.Record`. After the last
+//! record there are zeros. Each record carries the CRC-32C of the contents of all records so far.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,20 +12,20 @@ use std::path::Path;
 use bytes::Bytes;
 use prost::Message;
 
-/// Name of the first file.
+/// Name of the first WAL file.
 const FIRST: &str = "0000000000000000-0000000000000000.wal";
 const ENDING: &str = "wal";
-/// etcd makes files of 64 MiB; a larger one holds more than the members.
+/// etcd's files have 64 MiB; a larger one holds more than the members.
 const FILE_BYTES_MAX: u64 = 128 << 20;
-/// Kinds of records.
+/// Record types.
 const METADATA: i64 = 1;
 const ENTRY: i64 = 2;
 const STATE: i64 = 3;
 const CHECKSUM: i64 = 4;
 const SNAPSHOT: i64 = 5;
-/// Kind of an entry that changes the members.
+/// Entry type of a membership change.
 const MEMBER_CHANGE: i32 = 1;
-/// Kind of such a change.
+/// Type of a membership change that adds a member.
 const ADD: i32 = 0;
 
 #[derive(Clone, PartialEq, Message)]
@@ -72,17 +72,17 @@ struct State {
     commit: u64,
 }
 
-/// A cluster as its members' logs begin.
+/// The founding members as the WAL records them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Founded {
     pub(super) cluster: u64,
-    /// Whose log it is.
+    /// The member whose log it is.
     pub(super) member: u64,
-    /// All members, with what is said of them in JSON.
+    /// All members, with their descriptions in JSON.
     pub(super) members: BTreeMap<u64, Bytes>,
 }
 
-/// Reads the log in a directory; `None` if it holds anything but the members, or is damaged.
+/// Reads the WAL in a directory; `None` if it holds anything but the members, or is damaged.
 pub(super) fn founded(dir: &Path) -> io::Result<Option<Founded>> {
     let mut files = Vec::new();
     for entry in fs::read_dir(dir)? {
@@ -129,14 +129,14 @@ fn read(mut file: &[u8]) -> Option<Founded> {
         }
     }
     let Metadata { member, cluster } = metadata?;
-    // The checksums cover no record's kind, nor that it has a content at all.
+    // The checksums cover neither a record's type nor whether it has contents at all.
     let is_whole = founded.members.contains_key(&member)
         && committed == last
         && last == founded.members.len() as u64;
     is_whole.then_some(Founded { cluster, member, ..founded })
 }
 
-/// The next record and what follows it; `None` inside at the end, outside if it is damaged.
+/// The next record and the bytes after it. `Some(None)` at the end, `None` if it is damaged.
 fn next(file: &[u8]) -> Option<Option<(Record, &[u8])>> {
     let Some((frame, rest)) = file.split_first_chunk::<8>() else { return Some(None) };
     let frame = u64::from_le_bytes(*frame);
@@ -154,7 +154,7 @@ fn next(file: &[u8]) -> Option<Option<(Record, &[u8])>> {
 mod tests {
     use super::*;
 
-    /// A log as etcd writes it.
+    /// A WAL in etcd's format.
     #[derive(Default)]
     struct Log {
         bytes: Vec<u8>,
@@ -183,7 +183,7 @@ mod tests {
             self.record(ENTRY, entry.encode_to_vec());
         }
 
-        /// As `snapshot restore` leaves it.
+        /// A WAL as `snapshot restore` leaves it.
         fn restored() -> Self {
             let mut log = Self::default();
             log.record(CHECKSUM, Bytes::new());
@@ -229,7 +229,7 @@ mod tests {
         for at in 0..log.bytes.len() {
             let mut damaged = log.bytes.clone();
             damaged[at] ^= 4;
-            // Not every byte means something, but none changes what comes.
+            // Not every byte carries meaning, but no damage may change the result.
             let found = read(&[&damaged[..], &[0; 64]].concat());
             assert!(found.is_none() || found == log.read(), "{at}: {found:?}");
         }

@@ -1,17 +1,17 @@
-//! Lets clients in whose `:authority` is none.
+//! Accepts clients whose `:authority` is invalid.
 //!
-//! `etcdctl` up to 3.4 dials single endpoints (`endpoint status`, `defrag`, `move-leader`, ...) with
-//! `:authority: http://127.0.0.1:2379`. That is not an authority, and the h2 library answers it with
-//! a protocol error before any code of ours sees the request; Go's server never looked. To a unix socket
-//! it says the socket's path, which is no authority either, and others say nothing or the path with `%2F`.
-//! So the bytes of a new connection are looked at until its first header block. If the authority there is as it
-//! should be, which is the case for every other client, nothing is looked at any more. Else
-//! it is replaced in this and all later header blocks of the connection.
+//! `etcdctl` up to 3.4 dials single endpoints (`endpoint status`, `defrag`, `move-leader`, ...)
+//! with `:authority: http://127.0.0.1:2379`. That is not an authority, and the h2 library answers
+//! it with a protocol error before any code of ours sees the request; Go's server never checks. For
+//! a unix socket it sends the socket's path, which is not an authority either; other clients send
+//! nothing, or the path with `%2F`. So the bytes of a new connection are inspected up to its first
+//! header block. If the authority there is valid, as with every other client, inspection ends.
+//! Otherwise it is replaced in this and all later header blocks of the connection.
 //!
-//! Replacing needs no state of the header compression: the literal that carries the value also enters
-//! it into the tables of both sides, so later references find the replacement. Our entry is not longer
-//! than the client's (only for an empty one by a byte, which matters to a table that is full to the byte);
-//! entries that we keep a little longer than it does are never referred to.
+//! The replacement needs no HPACK state: the literal that carries the value also enters it into
+//! both sides' tables, so later references find the replacement. Our entry is not longer than the
+//! client's (except by one byte for an empty value, which matters only to a table that is full to
+//! the byte). Entries that we therefore keep a little longer than the client are never referred to.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -27,14 +27,15 @@ const FLAG_PRIORITY: u8 = 0x20;
 const PRIORITY_BYTES: usize = 5;
 /// Index of the name `:authority` in HPACK's static table (RFC 7541, appendix A).
 const AUTHORITY: usize = 1;
-/// The field of that index, whose value in the static table is empty.
+/// The indexed field whose value in the static table is empty.
 const EMPTY_AUTHORITY: u8 = 0x81;
-/// The name of a literal that enters no table.
+/// Name of a literal that is not entered into the table.
 const LITERAL_AUTHORITY: &[u8] = &[0x01];
-/// What takes its place. gRPC is not asked for it; of pages, `--host-whitelist` is, and it should name no such host.
+/// The replacement value. gRPC ignores it; for pages it is checked against `--host-whitelist`,
+/// which should not list such a host.
 const REPLACEMENT: &str = "invalid";
-/// Huffman's code of HPACK (RFC 7541, appendix B) as far as its short codes go: their bits, the first, and the
-/// characters of those that follow it.
+/// HPACK's Huffman code (RFC 7541, appendix B), codes of up to 8 bits: length in bits, the first
+/// code, and the characters of it and of those that follow.
 const SHORT_CODES: [(u32, u32, &[u8]); 4] = [
     (5, 0x00, b"012aceiost"),
     (6, 0x14, b" %-./3456789=A_bdfghlmnpru"),
@@ -42,44 +43,44 @@ const SHORT_CODES: [(u32, u32, &[u8]); 4] = [
     (8, 0xf8, b"&*,;XZ"),
 ];
 
-/// What is known of a connection.
+/// What is known about a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Stage {
-    /// The preface is not complete.
+    /// The preface is incomplete.
     Preface,
-    /// HTTP/2 before the first header block.
+    /// HTTP/2, before the first header block.
     Undecided,
-    /// HTTP/2 whose authority is none.
+    /// HTTP/2 with an invalid authority, which is replaced.
     Replacing,
     /// Nothing to do.
     Done,
 }
 
-/// Looks at what a connection receives, piece by piece.
+/// Inspects what a connection receives, piece by piece.
 #[derive(Debug)]
 pub(super) struct Filter {
     stage: Stage,
-    /// Received, not yet looked at.
+    /// Received but not yet inspected.
     received: BytesMut,
-    /// Bytes of the present frame that are passed on unseen.
+    /// Bytes of the current frame that still pass uninspected.
     unseen: usize,
     headers_bytes_max: usize,
 }
 
 impl Filter {
-    /// For a connection whose header blocks may have this size; larger frames pass unseen.
+    /// For header blocks of up to `headers_bytes_max` bytes; larger frames pass uninspected.
     pub(super) fn new(headers_bytes_max: usize) -> Self {
         let received = BytesMut::new();
         Self { stage: Stage::Preface, received, unseen: 0, headers_bytes_max }
     }
 
-    /// Whether everything that is received from now on may be passed on unseen.
+    /// Whether everything received from now on may pass uninspected.
     pub(super) fn is_done(&self) -> bool {
         self.stage == Stage::Done
     }
 
-    /// Takes what was received and appends what may be passed on to `out`. At most one frame stays
-    /// behind, until it is complete.
+    /// Takes received bytes and appends what may be passed on to `out`. At most one incomplete
+    /// frame is held back.
     pub(super) fn take(&mut self, received: &[u8], out: &mut BytesMut) {
         self.received.extend_from_slice(received);
         if self.stage == Stage::Preface && !self.take_preface() {
@@ -91,7 +92,7 @@ impl Filter {
         }
     }
 
-    /// Returns whether the stage is decided.
+    /// Compares the preface; returns whether it is decided.
     fn take_preface(&mut self) -> bool {
         let compared = self.received.len().min(PREFACE.len());
         if self.received[..compared] != PREFACE[..compared] {
@@ -100,13 +101,14 @@ impl Filter {
             self.stage = Stage::Undecided;
             self.unseen = PREFACE.len();
         } else {
-            // Whoever waits for these bytes to tell HTTP/1 from HTTP/2 needs all of them anyway.
+            // The server needs the whole preface anyway to tell HTTP/1 from HTTP/2.
             return false;
         }
         true
     }
 
-    /// Passes on the rest of a frame, or looks at the next one. Returns whether that was possible.
+    /// Passes on the rest of a frame, or inspects the next one. Returns whether there were enough
+    /// bytes.
     fn take_piece(&mut self, out: &mut BytesMut) -> bool {
         if self.unseen > 0 {
             let passed = self.unseen.min(self.received.len());
@@ -143,7 +145,7 @@ impl Filter {
     }
 }
 
-/// The frame with another authority and without padding, if its authority is none.
+/// The frame with its authority replaced and without padding; `None` if its authority is valid.
 fn replaced(frame: &[u8], flags: u8) -> Option<Vec<u8>> {
     let (head, payload) = frame.split_at(FRAME_HEAD_BYTES);
     let (mut begin, mut end) = (0, payload.len());
@@ -163,26 +165,26 @@ fn replaced(frame: &[u8], flags: u8) -> Option<Vec<u8>> {
     frame.extend_from_slice(priority);
     frame.extend_from_slice(&block[..field.at.start]);
     frame.extend_from_slice(field.name);
-    // Shorter than 127 and not in Huffman's code: the length is one byte.
+    // Shorter than 127 bytes and not Huffman coded: the length takes one byte.
     frame.push(u8::try_from(value.len()).ok()?);
     frame.extend_from_slice(value);
     frame.extend_from_slice(&block[field.at.end..]);
     Some(frame)
 }
 
-/// A field of a header block.
+/// A replacement in a header block.
 #[derive(Debug, PartialEq, Eq)]
 struct Field {
-    /// What is to go: its value with the length of that, or all of it.
+    /// The range to replace: the old value with its length, or the whole field.
     at: Range<usize>,
-    /// What is to come in front of the new value.
+    /// Bytes to insert before the new value.
     name: &'static [u8],
     /// The new value.
     value: &'static str,
 }
 
-/// Where an `:authority` that is none lies in a header block. `None` as well if the block does not make
-/// sense: that is for h2 to refuse.
+/// Finds an invalid `:authority` in a header block. Also `None` if the block is malformed: h2 will
+/// refuse it.
 fn bad_authority(block: &[u8]) -> Option<Field> {
     let mut at = 0;
     while let Some(&first) = block.get(at) {
@@ -205,7 +207,7 @@ fn bad_authority(block: &[u8]) -> Option<Field> {
         let mut is_authority = index == AUTHORITY;
         if index == 0 {
             let (is_coded, begin, end) = string(block, at)?;
-            // As gRPC's core writes it.
+            // gRPC's core library writes the name out.
             is_authority =
                 text(is_coded, &block[begin..end]).is_some_and(|it| *it == *b":authority");
             at = end;
@@ -221,17 +223,17 @@ fn bad_authority(block: &[u8]) -> Option<Field> {
     None
 }
 
-/// Whether h2 would refuse a value.
+/// Whether h2 would refuse the value.
 fn is_bad(is_coded: bool, value: &[u8]) -> bool {
     text(is_coded, value).is_some_and(|value| Authority::try_from(&value[..]).is_err())
 }
 
-/// What a string says, if that can be told.
+/// The text of a string; `None` if it cannot be decoded.
 fn text(is_coded: bool, bytes: &[u8]) -> Option<Cow<'_, [u8]>> {
     if is_coded { decoded(bytes).map(Cow::Owned) } else { Some(Cow::Borrowed(bytes)) }
 }
 
-/// What Huffman's code stands for; `None` if there are other than short codes in it.
+/// Decodes a Huffman coded string; `None` if it contains codes longer than 8 bits.
 fn decoded(coded: &[u8]) -> Option<Vec<u8>> {
     let bits = coded.len() * 8;
     let code_at = |at: usize, length: usize| {
@@ -251,7 +253,7 @@ fn decoded(coded: &[u8]) -> Option<Vec<u8>> {
                 text.push(character);
                 at += length;
             }
-            // The last byte is filled up with ones.
+            // The last byte is padded with ones.
             None if bits - at < 8 && code_at(at, bits - at) + 1 == 1 << (bits - at) => break,
             None => return None,
         }
@@ -259,7 +261,7 @@ fn decoded(coded: &[u8]) -> Option<Vec<u8>> {
     Some(text)
 }
 
-/// An integer with a prefix (RFC 7541, 5.1) and where it ends.
+/// Decodes an integer with a prefix (RFC 7541, 5.1); returns it and where it ends.
 fn integer(block: &[u8], at: usize, prefix_bits: u32) -> Option<(usize, usize)> {
     let mask = (1usize << prefix_bits) - 1;
     let mut value = usize::from(*block.get(at)?) & mask;
@@ -267,7 +269,7 @@ fn integer(block: &[u8], at: usize, prefix_bits: u32) -> Option<(usize, usize)> 
     if value < mask {
         return Some((value, at));
     }
-    // Three more bytes say more than a frame can hold.
+    // Three more bytes can express more than the size of a frame.
     for shift in [0, 7, 14] {
         let byte = usize::from(*block.get(at)?);
         at += 1;
@@ -279,7 +281,7 @@ fn integer(block: &[u8], at: usize, prefix_bits: u32) -> Option<(usize, usize)> 
     None
 }
 
-/// A string (RFC 7541, 5.2): whether it is in Huffman's code, and where its bytes are.
+/// Locates a string (RFC 7541, 5.2): whether it is Huffman coded, and the range of its bytes.
 fn string(block: &[u8], at: usize) -> Option<(bool, usize, usize)> {
     let is_coded = block.get(at)? & 0x80 != 0;
     let (bytes, begin) = integer(block, at, 7)?;
@@ -354,7 +356,7 @@ mod tests {
         let block = [&[0x41, 0x80 | 16][..], &coded].concat();
         let field = Field { at: 1..18, name: b"", value: REPLACEMENT };
         assert_eq!(bad_authority(&block), Some(field));
-        // "www.example.com" (RFC 7541, C.4.1), and a code that is longer than 8 bits.
+        // "www.example.com" (RFC 7541, C.4.1), and a code longer than 8 bits.
         let host = [0xf1, 0xe3, 0xc2, 0xe5, 0xf2, 0x3a, 0x6b, 0xa0, 0xab, 0x90, 0xf4, 0xff];
         assert_eq!(decoded(&host).unwrap(), b"www.example.com");
         assert!(!is_bad(true, &host));

@@ -1,4 +1,4 @@
-//! The bytes of one connection: counted, and made acceptable where a client's are not.
+//! Counts the bytes of one client connection, and repairs invalid ones.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -11,21 +11,21 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::authority::Filter;
 use crate::metrics::Metrics;
 
-/// What is read at once while received bytes are looked at.
+/// Bytes read at once while received bytes are inspected.
 const PIECE_BYTES: usize = 4_096;
 
 /// A connection of a client.
 pub(super) struct ClientStream<S> {
     stream: S,
     metrics: Arc<Metrics>,
-    /// Present until it has nothing more to do, mostly for the first request only.
+    /// `None` once the filter has nothing more to do, usually after the first request.
     filtered: Option<Box<Filtered>>,
 }
 
 /// Received bytes on their way through the filter.
 struct Filtered {
     filter: Filter,
-    /// May be read.
+    /// Bytes ready to be read.
     passed: BytesMut,
 }
 

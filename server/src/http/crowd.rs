@@ -1,4 +1,4 @@
-//! Limits the connections of each client address, so that one client cannot use up all that there may be.
+//! Limits the connections of each client address, so that one client cannot use up all of them.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -9,10 +9,10 @@ use prometheus_client::metrics::counter::Counter;
 
 use crate::sparse::Sparse;
 
-/// What a host that speaks IPv6 has for itself: all addresses with these bits in front.
+/// Mask of an IPv6 host's network: all addresses with the same upper 64 bits count as one host.
 const NETWORK_BITS: u128 = u128::MAX << 64;
 
-/// Connections of a port by the address they come from.
+/// Counts the connections of a port by client address.
 #[derive(Debug)]
 pub(super) struct Crowd {
     max: usize,
@@ -25,23 +25,23 @@ pub(super) struct Crowd {
 #[derive(Debug)]
 pub(super) struct Place {
     crowd: Arc<Crowd>,
-    /// `None` for a unix socket, which has a directory to keep others out.
+    /// `None` for a unix socket, to which access is limited by its directory.
     from: Option<IpAddr>,
 }
 
 impl Crowd {
-    /// At most `max` of each address; `refused` counts the others.
+    /// At most `max` connections per address; `refused` counts the refused ones.
     pub(super) fn new(max: usize, refused: Counter) -> Arc<Self> {
         Arc::new(Self { max, from: Mutex::default(), refused, lines: Sparse::default() })
     }
 
-    /// Counts a connection, unless its address has too many: that is counted and told.
+    /// Counts a connection. `None` if its address has too many; that is counted and logged.
     pub(super) fn join(self: &Arc<Self>, address: Option<IpAddr>) -> Option<Place> {
         let from = address.map(host);
         if let Some(from) = from {
             let mut all = self.from.lock();
             let connections = all.entry(from).or_default();
-            // There are that many already, so that the entry is no new one.
+            // The address has connections already, so no empty entry is left behind.
             if *connections >= self.max {
                 drop(all);
                 self.refuse(from);
@@ -72,7 +72,7 @@ impl Drop for Place {
     }
 }
 
-/// Whoever has this address.
+/// The address that stands for the host of `address`.
 fn host(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => IpAddr::V4(address),

@@ -1,7 +1,7 @@
-//! How long a call may take, as its caller says: a member does not work for somebody who has given up.
+//! Applies the caller's deadline to a call: a member does not work for a caller that has given up.
 //!
-//! A caller that goes away is noticed when its connection says so. One that was cut off cannot say so, and what it
-//! asked for would still be proposed when there is a leader again.
+//! A caller that disconnects is noticed by its connection. One that was cut off cannot disconnect,
+//! and its request would still be proposed once there is a leader again.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,15 +14,17 @@ use crate::api::context;
 use crate::auth::access;
 use crate::metrics::IS_LATE;
 
-/// As Go's gRPC says it.
+/// The text of Go's gRPC.
 const TOO_LATE: &str = "context deadline exceeded";
-/// Calls of these services may wait for long; they end by themselves, and give up what they took.
+/// Calls of these services may wait for long; they end by themselves and release what they
+/// acquired.
 const WAITING_SERVICES: [&str; 2] = ["/v3lockpb.Lock/", "/v3electionpb.Election/"];
 
-/// Lets `call` run `until` then, and drops it as if the caller had gone: what it asked for leaves the queue.
+/// Runs `call` up to `until`, then drops it as if the caller had disconnected: its request leaves
+/// the queue.
 ///
 /// # Errors
-/// What it ends with if it took too long.
+/// Deadline exceeded, if it took too long.
 pub(super) async fn in_time<T>(until: Instant, call: impl Future<Output = T>) -> Result<T, Status> {
     let is_late = Arc::new(AtomicBool::new(false));
     let mut call = Box::pin(IS_LATE.scope(Arc::clone(&is_late), call));
@@ -34,13 +36,12 @@ pub(super) async fn in_time<T>(until: Instant, call: impl Future<Output = T>) ->
     })
 }
 
-/// What a call ends with that took too long.
+/// The error of a call that took too long.
 pub(super) fn too_late() -> Status {
     Status::deadline_exceeded(TOO_LATE)
 }
 
-/// When nobody waits any more for the one answer of a call; `None` if its caller does not say, or it goes on after
-/// that.
+/// The deadline of a unary call; `None` if its caller gives none, or if the call may wait for long.
 pub(super) fn of<B>(request: &Request<B>) -> Option<Instant> {
     let time = context::deadline_in(request.headers())?;
     let path = request.uri().path();

@@ -1,6 +1,6 @@
-//! gRPC as browsers speak it: over HTTP/1.1 and without trailers, which follow the messages instead.
+//! gRPC-web, which browsers speak: over HTTP/1.1, with the trailers sent as a last message.
 //!
-//! Such a call becomes one like any other; calls of gRPC itself do not come here.
+//! Such a call is translated to an ordinary one; gRPC calls do not come here.
 
 use std::convert::Infallible;
 use std::fmt::Display;
@@ -13,24 +13,24 @@ use tower::{BoxError, Layer as _, Service as _};
 
 use super::route::Router;
 
-/// What the content type of a call of gRPC begins with.
+/// Prefix of the content type of a gRPC call.
 const GRPC: &[u8] = b"application/grpc";
-/// What follows if it comes from a browser.
+/// What follows the prefix if the call is gRPC-web.
 const WEB: &[u8] = b"-web";
 
-/// How a request calls.
+/// The protocol of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    /// By gRPC.
+    /// gRPC.
     Grpc,
-    /// By gRPC, from a browser.
+    /// gRPC-web.
     GrpcWeb,
-    /// Not by gRPC.
+    /// Neither.
     Http,
 }
 
 impl Kind {
-    /// As the content type says; gRPC itself needs HTTP/2.
+    /// Decides by the content type; gRPC itself needs HTTP/2.
     pub(super) fn of(version: Version, headers: &HeaderMap) -> Self {
         let content_type = headers.get(header::CONTENT_TYPE);
         match content_type.and_then(|value| value.as_bytes().strip_prefix(GRPC)) {
@@ -41,7 +41,7 @@ impl Kind {
     }
 }
 
-/// Answers a call of a browser.
+/// Answers a gRPC-web call.
 pub(super) async fn answer<B>(router: &Router, request: Request<B>) -> Response<Body>
 where
     B: http_body::Body<Data = Bytes> + Send + 'static,

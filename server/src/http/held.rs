@@ -1,8 +1,9 @@
-//! Answers whose memory is counted until they are sent.
+//! Counts the memory of large answers until they are sent.
 //!
-//! A connection takes the whole of an answer at once, however slowly its client reads. These are handed out in parts, as there
-//! is room for them; what a client does not take for some minutes is dropped, and the call fails: else whoever stops
-//! reading could keep the memory for all long reads.
+//! A connection accepts a whole answer at once, however slowly its client reads. These answers are
+//! handed out in parts, as the connection has space for them. If a client accepts nothing for two
+//! minutes, the rest is dropped and the call fails: otherwise a client that stops reading could
+//! keep the memory that is meant for all long reads.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -20,27 +21,27 @@ use tonic::body::Body;
 
 use crate::api::long_read::Held;
 
-/// Bytes that are handed out at once.
+/// Largest part handed out at once.
 const PART_BYTES_MAX: usize = 32 << 10;
-/// How long nobody may take a part.
+/// How long a client may accept no part.
 const STALL_TIMEOUT: Duration = Duration::from_secs(120);
 
-/// Counts what the service holds for this answer until the last byte of it is sent.
+/// Keeps the memory of this answer counted until its last byte is sent.
 pub(super) fn hold(mut response: Response<Body>) -> Response<Body> {
     let Some(held) = response.extensions_mut().remove::<Arc<Held>>() else { return response };
     response.map(|body| Body::new(HeldBody::new(body, held, STALL_TIMEOUT)))
 }
 
-/// What is not handed out yet.
+/// The part of an answer that is not handed out yet.
 struct Rest {
     body: Body,
     bytes: Bytes,
     held: Arc<Held>,
 }
 
-/// The body of an answer whose memory is counted.
+/// A response body whose memory is counted.
 struct HeldBody {
-    /// `None` once nobody took a part for too long.
+    /// `None` once no part was accepted for too long.
     rest: Arc<Mutex<Option<Rest>>>,
     has_moved: Arc<AtomicBool>,
     _watch: AbortOnDropHandle<()>,
@@ -55,12 +56,12 @@ impl HeldBody {
     }
 }
 
-/// Drops what is left when nothing of it was taken for so long.
+/// Drops the rest when no part of it was accepted for `stall`.
 async fn watch(rest: Arc<Mutex<Option<Rest>>>, has_moved: Arc<AtomicBool>, stall: Duration) {
     while has_moved.swap(false, Ordering::Relaxed) {
         tokio::time::sleep(stall).await;
     }
-    // A part may be with the connection for as long as that is open; it is small.
+    // The connection may keep one last part for as long as it is open; that is small.
     if let Some(rest) = rest.lock().take() {
         rest.held.release();
     }
@@ -149,7 +150,7 @@ mod tests {
         assert!(parts.concat().iter().all(|byte| *byte == 7));
         let held = body.rest.lock().as_ref().map(|rest| Arc::clone(&rest.held)).unwrap();
         drop(body);
-        // The task that watched goes when the runtime gets to it; the parts that wait are counted on.
+        // The watch task ends when the runtime gets to it; the waiting parts stay counted.
         while Arc::strong_count(&held) > 1 + parts.len() {
             tokio::task::yield_now().await;
         }

@@ -1,4 +1,4 @@
-//! Accepts connections and serves each until its client or the node goes.
+//! Accepts connections and serves each until its client disconnects or the node stops.
 
 use std::io;
 use std::net::SocketAddr;
@@ -25,24 +25,24 @@ use crate::listen::Listener;
 use crate::tls::{Acceptor, ClientName, Shaken};
 use crate::watch::Connection;
 
-/// Connections at one time; beyond, new ones wait in the system's queue.
+/// Connections at one time; beyond, new ones wait in the system's accept queue.
 const CONNECTIONS_MAX: usize = 32_768;
-/// Pause after a failed accept, which mostly means that file descriptors ran out.
+/// Pause after a failed accept; the usual cause is a lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// How long a connection may take to send the head of an HTTP/1.1 request.
+/// How long a client may take to send the head of an HTTP/1.1 request.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
-/// What one call may send ahead of its reader; several of the largest requests.
+/// Flow-control window of one call: several of the largest requests.
 const STREAM_WINDOW_BYTES: u32 = 2 * 1024 * 1024;
-/// What all calls of one connection may send ahead of their readers.
+/// Flow-control window of one connection, over all its calls.
 const CONNECTION_WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 const FRAME_BYTES_MAX: u32 = 256 * 1024;
 const HEADERS_BYTES_MAX: u32 = 64 * 1024;
-/// Headers of an HTTP/1.1 request, which has no bound in etcd but their size.
+/// Most headers of an HTTP/1.1 request. etcd limits only their size.
 const HEADERS_MAX: usize = 500;
-/// Calls a client may cancel at once before its connection counts as an attack. Clients of etcd do
-/// cancel hundreds of watches together.
+/// Calls a client may cancel in quick succession before its connection counts as an attack. etcd
+/// clients do cancel hundreds of watches together.
 const RESETS_MAX: usize = 4_096;
-/// How long calls may go on after the node was told to stop.
+/// How long calls may continue after the node was told to stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The open client port of one node.
@@ -51,28 +51,28 @@ pub(crate) struct ClientPort {
     listeners: Vec<(Listener, Role)>,
 }
 
-/// How a connection came in.
+/// The kind of listener that a connection came in by.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Entrance {
     pub(super) role: Role,
     pub(super) is_tls: bool,
 }
 
-/// What a listener is for.
+/// What a listener serves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
     /// Everything.
     Clients,
     /// Everything but gRPC.
     Http,
-    /// The few pages that say how this member is.
+    /// Only the pages about this member's health and metrics.
     Pages,
 }
 
 /// Opens the port, so that its addresses are known before the node starts.
 ///
 /// # Errors
-/// Whatever the system reports, with the address.
+/// Any system error, with the address.
 pub(crate) fn bind(settings: &ListenSettings) -> io::Result<ClientPort> {
     let groups = [
         (&settings.client, Role::Clients),
@@ -89,12 +89,12 @@ pub(crate) fn bind(settings: &ListenSettings) -> io::Result<ClientPort> {
 }
 
 impl ClientPort {
-    /// TCP addresses it listens on, with the ports that the system chose.
+    /// TCP addresses the port listens on, with the port numbers chosen by the system.
     pub(crate) fn addresses(&self) -> Vec<SocketAddr> {
         self.clients().filter_map(Listener::address).collect()
     }
 
-    /// URLs by which this host reaches it.
+    /// URLs that reach the port from this host.
     pub(crate) fn urls(&self) -> Vec<String> {
         self.clients().map(Listener::url).collect()
     }
@@ -103,8 +103,8 @@ impl ClientPort {
         self.listeners.iter().filter(|(_, role)| *role == Role::Clients).map(|(open, _)| open)
     }
 
-    /// Serves until `stop`, then lets calls end for a moment.
-    /// Whoever connects to a URL that asks for it shakes hands by `tls` first.
+    /// Serves until `stop`, then gives calls a moment to end. Connections to URLs that ask for it
+    /// first do a handshake by `tls`.
     pub(crate) async fn serve(
         self,
         router: Router,
@@ -153,7 +153,7 @@ fn builder(limits: &Limits) -> Builder<TokioExecutor> {
     builder
         .http2()
         .timer(TokioTimer::new())
-        // Nobody needs one with a call, and each would cost a look at the clock.
+        // Clients do not need a date header, and it would cost a look at the clock per call.
         .auto_date_header(false)
         .max_concurrent_streams(limits.concurrent_streams_max)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
@@ -167,7 +167,7 @@ fn builder(limits: &Limits) -> Builder<TokioExecutor> {
     builder
 }
 
-/// One listener's way to serve.
+/// What the accept loop of one listener needs.
 #[derive(Clone)]
 struct Port {
     role: Role,
@@ -175,8 +175,8 @@ struct Port {
     shared: Arc<Shared>,
 }
 
-/// One of the connections that there may be, given back when its last clone is dropped. An upgraded web socket keeps
-/// a clone.
+/// One of the `CONNECTIONS_MAX` connection permits, released when its last clone is dropped. An
+/// upgraded web socket keeps a clone.
 #[derive(Clone)]
 pub(super) struct Seat {
     _taken: Arc<(OwnedSemaphorePermit, Place)>,
@@ -212,7 +212,7 @@ async fn accept(listener: Listener, port: Port) {
     }
 }
 
-/// Serves a connection once its handshake is done.
+/// Serves a connection after its TLS handshake.
 async fn shake(socket: Socket, tls: Arc<Acceptor>, port: Port, seat: Seat) {
     let shaken = tokio::select! {
         shaken = tls.accept(socket) => shaken,
@@ -223,7 +223,7 @@ async fn shake(socket: Socket, tls: Arc<Acceptor>, port: Port, seat: Seat) {
     }
 }
 
-/// Serves a connection whose client has proved to be `name`, if anybody.
+/// Serves a connection. `name` is the verified common name of its client, if any.
 async fn serve<S>(stream: S, name: Option<ClientName>, port: Port, seat: Seat)
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
@@ -262,13 +262,13 @@ where
         }
     };
     if let Err(error) = result {
-        // The client's doing, whatever it was.
+        // Caused by the client in any case.
         tracing::debug!(%error, "connection ended");
     }
 }
 
-/// Whether a call may have watchers, which are counted by connection: by gRPC, gRPC-web or JSON.
+/// Whether a call may have watchers, which are counted per connection: by gRPC, gRPC-web or JSON.
 fn is_watch(path: &str) -> bool {
-    // What has escapes may stand for anything.
+    // A path with escapes may stand for any other.
     path.ends_with("/Watch") || path.ends_with("/watch") || path.contains('%')
 }

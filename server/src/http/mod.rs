@@ -1,16 +1,16 @@
 //! The client port: gRPC and plain HTTP on one listener, HTTP/1.1 and HTTP/2 alike.
 //!
-//! A request with a gRPC content type goes to the services, from a browser by way of `grpc_web`, any
-//! other to the few pages of `pages` and `probes`, and to the gateway, which makes calls of JSON.
-//! Whatever arrives on the port, the worst that happens is that its connection ends.
+//! A request with a gRPC content type goes to the services (a browser's by way of `grpc_web`), any
+//! other to the pages of `pages` and `probes`, or to the gateway, which translates JSON calls.
+//! Whatever arrives on the port, the worst outcome is that its connection is closed.
 //!
 //! | module | what |
 //! |---|---|
-//! | `listen`, `crowd`, `client_stream` | connections, how many an address has, and their bytes |
-//! | `route`, `authority`, `place` | which answer a request gets; names that clients should not send; paths |
-//! | `web`, `grpc_web` | what browsers may do, and gRPC as they can speak it |
+//! | `listen`, `crowd`, `client_stream` | connections, their number per address, and their bytes |
+//! | `route`, `authority`, `place` | which answer a request gets; invalid `:authority` values; path normalisation |
+//! | `web`, `grpc_web` | what browsers may do, and gRPC-web |
 //! | `pages`, `probes` | `/version`, `/metrics`, discovery for Prometheus; `/health`, `/livez`, `/readyz` |
-//! | `gateway` | JSON |
+//! | `gateway` | the JSON gateway |
 //! | `deadline` | how long a call may take |
 //! | `held` | answers whose memory is counted until they are sent |
 

@@ -1,5 +1,5 @@
-//! The pages beside gRPC: `/health`, `/livez`, `/readyz`, `/version`, `/metrics`, as etcd has them, and
-//! Prometheus' targets.
+//! The pages besides gRPC: `/health`, `/livez`, `/readyz`, `/version` and `/metrics` as in etcd,
+//! and service discovery for Prometheus.
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -22,13 +22,13 @@ use crate::status::{self, Fault};
 use crate::version;
 
 const METRICS: &str = "/metrics";
-/// Where Prometheus finds what to scrape, by its `http_sd`.
+/// Lists scrape targets for Prometheus' `http_sd`.
 const PROMETHEUS: &str = "/v1/discovery/prometheus";
-/// The call that tells the same.
+/// The gRPC call with the same content; its permissions apply.
 const DISCOVER: &str = "/conclave.v1.RegistryService/Discover";
 const JSON: &str = "application/json";
 const TEXT: &str = "text/plain; charset=utf-8";
-/// The format that Prometheus knows by this name.
+/// Prometheus' text format.
 const EXPOSITION: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Answers a request without a gRPC content type.
@@ -38,7 +38,7 @@ pub(super) async fn answer<B>(context: &Context, request: Request<B>) -> Respons
     if !is_probe && !matches!(path, "/health" | "/version" | METRICS | PROMETHEUS) {
         return nowhere();
     }
-    // As in etcd, where Prometheus' library serves the metrics, to whatever method.
+    // As in etcd, where Prometheus' library serves the metrics for any method.
     if path != METRICS && request.method() != Method::GET {
         let mut response = wrong_method();
         response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET"));
@@ -60,7 +60,7 @@ fn nowhere() -> Response<Body> {
     text(StatusCode::NOT_FOUND, "404 page not found\n".to_owned())
 }
 
-/// The answer where requests have another method.
+/// The answer to a request with the wrong method.
 pub(super) fn wrong_method() -> Response<Body> {
     text(StatusCode::METHOD_NOT_ALLOWED, "Method Not Allowed\n".to_owned())
 }
@@ -84,7 +84,7 @@ fn page(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) 
 async fn metrics(context: &Context, headers: &HeaderMap) -> Response<Body> {
     let there = context.clone();
     let is_packed = takes_gzip(headers);
-    // Some figures are counted in the state.
+    // Some figures are computed from the state.
     let text = off_thread(move || {
         let text = there.metrics.exposition(&there);
         if is_packed { gzip(&text) } else { Bytes::from(text) }
@@ -102,7 +102,7 @@ async fn metrics(context: &Context, headers: &HeaderMap) -> Response<Body> {
     }
 }
 
-/// Whether gzip is among what the client takes, as every Prometheus says.
+/// Whether the client accepts gzip, as every Prometheus does.
 fn takes_gzip(headers: &HeaderMap) -> bool {
     let offers = headers.get_all(header::ACCEPT_ENCODING).into_iter();
     let mut offers = offers.filter_map(|value| value.to_str().ok()).flat_map(|v| v.split(','));
@@ -119,8 +119,8 @@ fn gzip(text: &str) -> Bytes {
     written.expect("invariant: writing to memory cannot fail").into()
 }
 
-/// The instances of the services that `service=` names (any number of times; none for all), and only the
-/// healthy ones with `healthy=true`.
+/// The instances of the services named by `service=` (repeatable; without it, of all services);
+/// with `healthy=true` only the healthy ones.
 async fn targets<B>(context: &Context, request: Request<B>) -> Response<Body> {
     let query = request.uri().query().unwrap_or_default();
     let mut services = BTreeSet::new();
@@ -133,7 +133,7 @@ async fn targets<B>(context: &Context, request: Request<B>) -> Response<Body> {
         }
     }
     let found = async {
-        // Whoever may call this may see the same here.
+        // The permissions of the equivalent call apply here.
         let auth = &context.auth;
         let head = auth.head_for(request.headers()).await;
         let caller = auth.admit(head, DISCOVER, request.headers(), request.extensions()).await?;
@@ -141,7 +141,7 @@ async fn targets<B>(context: &Context, request: Request<B>) -> Response<Body> {
     };
     match found.await {
         Ok(body) => page(StatusCode::OK, JSON, body),
-        // Prometheus keeps what it knew.
+        // On an error Prometheus keeps its previous targets.
         Err(status) => page(code_of(&status), TEXT, format!("{}\n", status.message())),
     }
 }
@@ -179,7 +179,7 @@ async fn health(context: &Context, query: &str) -> Response<Body> {
     } else {
         context.metrics.health_success.inc();
     }
-    // Plain text, as in etcd, where a failure is a line.
+    // Plain text, as in etcd, where an error ends with a newline.
     let body = serde_json::json!({ "health": health, "reason": reason.unwrap_or_default() });
     match status {
         StatusCode::OK => page(status, TEXT, body.to_string()),
@@ -187,7 +187,7 @@ async fn health(context: &Context, query: &str) -> Response<Body> {
     }
 }
 
-/// Why this member is not healthy: an alarm that is not excluded, no leader, or a failed read.
+/// Why this member is unhealthy: an alarm that is not excluded, no leader, or a failed read.
 async fn unhealthy(context: &Context, query: &str) -> Option<String> {
     let pairs: Vec<(&str, &str)> =
         query.split('&').filter_map(|pair| pair.split_once('=')).collect();
@@ -197,7 +197,8 @@ async fn unhealthy(context: &Context, query: &str) -> Option<String> {
         return Some(format!("ALARM {}", alarm_type(kind).as_str_name()));
     }
     let is_serializable = pairs.contains(&("serializable", "true"));
-    // Who asks so wants to know of this member alone: kubelets would end all that are left of a lost quorum.
+    // A serializable check asks about this member alone: otherwise kubelets would kill all
+    // survivors of a lost quorum.
     if !is_serializable && !context.node.has_leader() {
         return Some("RAFT NO LEADER".to_owned());
     }
@@ -208,16 +209,16 @@ fn is_excluded(pairs: &[(&str, &str)], kind: AlarmKind) -> bool {
     pairs.iter().any(|&(name, value)| name == "exclude" && value == alarm_type(kind).as_str_name())
 }
 
-/// Reads something, as a client would.
+/// Does a read as a client would.
 ///
 /// # Errors
-/// With the reason why it cannot.
+/// The reason why it failed.
 pub(super) async fn read(context: &Context, is_serializable: bool) -> Result<(), String> {
     let settings = context.node.settings();
-    // As in etcd: as long as a request may take.
+    // As in etcd: the timeout of a request.
     let timeout = Duration::from_secs(5) + settings.raft.election_timeout * 2;
     if !is_serializable {
-        // The node's own: as in etcd a learner's health is not a request of a client.
+        // The node's own read: as in etcd, the health of a learner is not a client's request.
         match tokio::time::timeout(timeout, context.node.read_barrier()).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => return Err(status::from_read_index(&error).message().to_owned()),

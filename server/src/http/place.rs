@@ -1,5 +1,5 @@
-//! Where a request by HTTP goes: its path in one form, as Go's server has it. Escapes stand for what they mean, and whoever
-//! writes a path in a roundabout way is told the straight one.
+//! Normalises request paths as Go's server does: escapes are decoded, and a client with a
+//! roundabout path is redirected to the direct one.
 
 use http::uri::PathAndQuery;
 use http::{HeaderValue, Request, Response, StatusCode, Uri, header};
@@ -7,10 +7,10 @@ use tonic::body::Body;
 
 use super::pages;
 
-/// The request with its path in plain letters.
+/// The request with its path decoded.
 ///
 /// # Errors
-/// With the answer to a path that leads elsewhere, or cannot be read.
+/// The answer to a path that is redirected or malformed.
 pub(super) fn straight<B>(mut request: Request<B>) -> Result<Request<B>, Box<Response<Body>>> {
     let path = request.uri().path();
     if is_plain(path) {
@@ -25,7 +25,7 @@ pub(super) fn straight<B>(mut request: Request<B>) -> Result<Request<B>, Box<Res
     if clean != meant {
         return Err(Box::new(moved(&(escape(&clean) + &query))));
     }
-    // No page has other letters, so that those may stay as they are.
+    // No page has other characters, so a path that cannot be rewritten may stay as it is.
     if let Ok(place) = PathAndQuery::try_from(escape(&meant) + &query) {
         let mut parts = request.uri().clone().into_parts();
         parts.path_and_query = Some(place);
@@ -34,7 +34,7 @@ pub(super) fn straight<B>(mut request: Request<B>) -> Result<Request<B>, Box<Res
     Ok(request)
 }
 
-/// It is elsewhere on this server.
+/// A redirect to another path on this server.
 pub(super) fn moved(to: &str) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = StatusCode::MOVED_PERMANENTLY;
@@ -44,12 +44,12 @@ pub(super) fn moved(to: &str) -> Response<Body> {
     response
 }
 
-/// Whether a path is what it says, as almost all are.
+/// Whether a path needs no normalisation, which is true of almost all.
 fn is_plain(path: &str) -> bool {
     path.starts_with('/') && !["%", "//", "/."].iter().any(|odd| path.contains(odd))
 }
 
-/// What escapes stand for; `None` if one is cut off or has other digits.
+/// Decodes escapes; `None` if one is cut off or not hexadecimal.
 fn unescape(path: &[u8]) -> Option<Vec<u8>> {
     let digit = |byte: &u8| char::from(*byte).to_digit(16);
     let mut meant = Vec::with_capacity(path.len());
@@ -68,7 +68,7 @@ fn unescape(path: &[u8]) -> Option<Vec<u8>> {
     Some(meant)
 }
 
-/// A path from the root on without empty parts, `.` and `..`; a slash at its end stays.
+/// Removes empty parts, `.` and `..` from a path; a trailing slash stays.
 fn clean(path: &[u8]) -> Vec<u8> {
     let mut parts: Vec<&[u8]> = Vec::new();
     for part in path.split(|byte| *byte == b'/') {
@@ -85,7 +85,7 @@ fn clean(path: &[u8]) -> Vec<u8> {
     clean
 }
 
-/// A path as it stands in an address.
+/// Encodes a path for a URL.
 fn escape(path: &[u8]) -> String {
     let mut text = String::with_capacity(path.len());
     for &byte in path {
@@ -106,7 +106,7 @@ fn hex(digit: u8) -> char {
 mod tests {
     use super::*;
 
-    /// Where a request for this goes, or what it is answered instead.
+    /// The path that a request for `uri` gets, or the status and location of the answer.
     fn place(uri: &'static str) -> Result<String, (u16, String)> {
         let request = Request::builder().uri(uri).body(()).unwrap();
         match straight(request) {

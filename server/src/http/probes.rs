@@ -1,5 +1,5 @@
-//! `/livez` and `/readyz`: whether this process works at all, and whether it should be sent requests.
-//! Each is a list of checks, which also have pages of their own below it.
+//! `/livez` and `/readyz`: whether this process works at all, and whether it should receive
+//! requests. Each is a list of checks; each check also has its own page below it.
 
 use conclave_state_machine::command::AlarmKind;
 use http::{Response, StatusCode};
@@ -9,7 +9,7 @@ use super::pages;
 use crate::api::context::Context;
 use crate::metrics::{Check, Probe};
 
-/// Answers a path below `/livez` or `/readyz`; `None` if it is none of theirs.
+/// Answers a path below `/livez` or `/readyz`; `None` if there is no such check.
 pub(super) async fn answer(context: &Context, path: &str, query: &str) -> Option<Response<Body>> {
     let probe = Probe::ALL.into_iter().find(|probe| {
         let rest = path.strip_prefix('/').and_then(|path| path.strip_prefix(probe.name()));
@@ -47,7 +47,7 @@ fn is_excluded(query: &str, check: Check) -> bool {
     query.split('&').any(|pair| pair.split_once('=') == Some(("exclude", check.name())))
 }
 
-/// What is wrong, if anything is.
+/// Runs a check; the error says what is wrong.
 async fn run(context: &Context, check: Check) -> Result<(), String> {
     match check {
         Check::SerializableRead => pages::read(context, true).await,

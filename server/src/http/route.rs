@@ -1,4 +1,4 @@
-//! Which of a port's answers a request gets.
+//! Routes requests to services and pages.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -25,12 +25,13 @@ use crate::status::{self, Fault};
 use crate::tls::ClientName;
 use crate::trace::Tracer;
 
-/// How much is read of a call.
+/// How much of a call is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Hearing {
-    /// All that it may say.
+    /// Everything within the usual limits.
     Whole,
-    /// Little: it needs no user and has little to say, or hears in the answer to its first request that it is refused.
+    /// Little: the call needs no user and has little to send, or is told of its refusal only in the
+    /// answer to its first request.
     Little,
     /// Nothing: it is refused whatever it says.
     Nothing,
@@ -40,16 +41,16 @@ pub(super) enum Hearing {
 pub(crate) struct Router {
     services: Services,
     pub(crate) context: Context,
-    /// Makes spans of calls, if they are traced.
+    /// Makes spans of calls, if tracing is on.
     tracer: Option<Arc<Tracer>>,
-    /// Web sockets that there may be yet.
+    /// Permits for web sockets.
     pub(super) sockets: Arc<Semaphore>,
-    /// Room for JSON that is being received.
+    /// Byte budgets for JSON being received.
     pub(super) rooms: gateway::Rooms,
 }
 
 impl Router {
-    /// Of these services.
+    /// Routes to these services.
     pub(crate) fn new(services: Services, context: Context, tracer: Option<Arc<Tracer>>) -> Self {
         let sockets = Arc::new(Semaphore::new(gateway::SOCKETS_MAX));
         let rooms = gateway::Rooms::new(&context.limits);
@@ -63,7 +64,7 @@ impl Router {
         request: Request<Incoming>,
     ) -> Result<Response<Body>, Infallible> {
         let kind = Kind::of(request.version(), request.headers());
-        // Where gRPC is not served, such a request asks for a page that does not exist.
+        // On a port without gRPC such a request asks for a page that does not exist.
         if entrance.role == Role::Clients && kind == Kind::Grpc {
             return Ok(self.call(request).await);
         }
@@ -87,7 +88,7 @@ impl Router {
         Ok(response)
     }
 
-    /// Answers a request that is no gRPC.
+    /// Answers a request that is not gRPC.
     async fn page(self: &Arc<Self>, role: Role, request: Request<Incoming>) -> Response<Body> {
         let settings = &self.context.node.settings().web;
         let mut request = match place::straight(request) {
@@ -101,12 +102,12 @@ impl Router {
                 None => pages::answer(&self.context, self.heard(request)).await,
             };
         };
-        // Taken away first: nobody is who a certificate says, whenever users are asked for.
+        // Removed first: when users are required, a certificate does not name one here.
         let certificate = request.extensions_mut().remove::<ClientName>();
         if certificate.is_some() && self.context.auth.head().enabled {
             self.answered(request, gateway::certified())
         } else if gateway::is_socket(&request) {
-            // Browsers ask nobody before they open one.
+            // Browsers open a web socket without asking permission (CORS).
             match web::foreign(settings, request.headers()) {
                 Some(refusal) => refusal,
                 None => gateway::socket(self, method, request),
@@ -114,7 +115,8 @@ impl Router {
         } else if request.method() != Method::POST {
             self.answered(request, pages::wrong_method())
         } else {
-            // A call of many requests may end before them; who has only one to send is heard out.
+            // A call with many requests may end before they do. The body of any other call is read
+            // to its end.
             if method.is_client_streaming() {
                 return Box::pin(gateway::answer(self, method, request)).await;
             }
@@ -122,19 +124,19 @@ impl Router {
         }
     }
 
-    /// A request whose body is read to its end, whether it matters or not: by HTTP/2 a stream that ends before its
-    /// body fails with some clients, curl among them.
+    /// Wraps the request so that its body is read to the end, whether it matters or not: some
+    /// clients, curl among them, fail if an HTTP/2 stream ends before its body.
     fn heard(&self, request: Request<Incoming>) -> Request<gateway::Rest> {
         request.map(|body| gateway::Rest::new(body, self.context.background.clone()))
     }
 
-    /// The answer to a request that needs no look at its body.
+    /// The answer to a request whose body is not needed.
     fn answered(&self, request: Request<Incoming>, answer: Response<Body>) -> Response<Body> {
         drop(self.heard(request));
         answer
     }
 
-    /// Answers a call.
+    /// Answers a gRPC call.
     pub(super) async fn call<B>(&self, request: Request<B>) -> Response<Body>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
@@ -179,7 +181,7 @@ impl Router {
 }
 
 impl Services {
-    /// Has the service of the path answer.
+    /// Has the service of the path answer the call.
     async fn ask<B>(&self, request: Request<B>) -> Result<Response<Body>, Infallible>
     where
         B: http_body::Body<Data = Bytes> + Send + 'static,
@@ -199,7 +201,7 @@ impl Services {
 }
 
 impl Router {
-    /// Counts a call of a method.
+    /// Counts a call of a known method.
     fn count<B>(&self, request: &Request<B>) {
         let path = request.uri().path();
         let is_stream = match path.strip_prefix(KV_PATH) {
@@ -215,8 +217,8 @@ impl Router {
         self.context.metrics.requests.count(request.headers(), is_stream);
     }
 
-    /// Gives a message beyond the receive limit the code and text that Go's gRPC gives it, and counts it. tonic's
-    /// own check runs before any code of ours and words it differently.
+    /// Gives the error for a message beyond the receive limit the code and text of Go's gRPC, and
+    /// counts it. tonic checks this before any code of ours and words it differently.
     fn reword(&self, response: Response<Body>, path: Option<&PathAndQuery>) -> Response<Body> {
         let status = response.extensions().get::<Status>().and_then(status::too_large_as_in_go);
         let Some(status) = status else { return response };
@@ -226,7 +228,7 @@ impl Router {
         status.into_http()
     }
 
-    /// How much of a call is worth reading before it is known what it says.
+    /// How much of a call is worth reading before its content is known.
     pub(super) async fn hearing(
         &self,
         path: &str,
@@ -248,7 +250,8 @@ impl Router {
         }
     }
 
-    /// Puts the caller into the request, or says why it may not call.
+    /// Adds the caller to the request, or returns why it may not call. A watch is refused later, in
+    /// its first answer.
     async fn admit<B>(&self, head: AuthHead, request: &mut Request<B>) -> Result<(), Status> {
         let path = request.uri().path();
         let (headers, extensions) = (request.headers(), request.extensions());
@@ -272,8 +275,8 @@ impl Router {
     }
 }
 
-/// What a service says to a caller that is refused: etcd's locks and elections ask the store as a client of it would,
-/// and pass on what it says without its code.
+/// Rewords the refusal of a call: etcd's lock and election services call the store as clients and
+/// pass on its error text without its code.
 fn in_words_of(path: &str, refusal: Status) -> Status {
     if path.starts_with(LOCK_PATH) || path.starts_with(ELECTION_PATH) {
         status::unknown(refusal.message())
@@ -282,8 +285,8 @@ fn in_words_of(path: &str, refusal: Status) -> Status {
     }
 }
 
-/// Whether `--host-whitelist` holds there. Not where there are only pages for probes and Prometheus, as in etcd: they go
-/// by addresses that nobody lists, such as that of a pod.
+/// Whether `--host-whitelist` applies. Not where there are only pages for probes and Prometheus, as
+/// in etcd: their callers use addresses that nobody lists, such as a pod's.
 fn asks_for_host(entrance: Entrance) -> bool {
     match entrance.role {
         Role::Clients | Role::Http => !entrance.is_tls,
@@ -291,7 +294,7 @@ fn asks_for_host(entrance: Entrance) -> bool {
     }
 }
 
-/// Services beside KV and ours whose methods have rows.
+/// Services besides KV and our own whose methods have entries in the access table.
 const KNOWN: [&str; 7] = [
     "etcdserverpb.Watch",
     "etcdserverpb.Lease",
@@ -302,10 +305,11 @@ const KNOWN: [&str; 7] = [
     "v3electionpb.Election",
 ];
 const HEALTH: &str = "grpc.health.v1.Health";
-/// The methods behind [`KV_PATH`], for which most calls ask.
+/// The methods below [`KV_PATH`], which most calls use.
 const KV_METHODS: [&str; 6] = ["Put", "Range", "Txn", "DeleteRange", "Compact", "RangeStream"];
 
-/// What Go's gRPC answers to a call that does not exist, before it asks who calls.
+/// The answer of Go's gRPC to a call that does not exist, which it gives before it authenticates
+/// the caller.
 fn missing(path: &str) -> Option<Status> {
     let is_kv_call = path.strip_prefix(KV_PATH).is_some_and(|method| KV_METHODS.contains(&method));
     if is_kv_call || access::method_of(path).is_some() {
@@ -329,8 +333,7 @@ fn service_and_method(path: &str) -> Option<(&str, &str)> {
     path.strip_prefix('/')?.rsplit_once('/')
 }
 
-/// What a member answers that is not to vote; reads only if they need not be up to date, which whoever
-/// reads checks.
+/// The calls that a learner answers. Of reads only serializable ones, which the read itself checks.
 const FOR_LEARNERS: [&str; 5] = [
     "/etcdserverpb.KV/Range",
     "/etcdserverpb.KV/RangeStream",

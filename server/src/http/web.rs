@@ -1,5 +1,5 @@
-//! What browsers are told, and which hosts a request may name: etcd's `--cors` and `--host-whitelist`.
-//! gRPC is not concerned, only gRPC-web: no browser can be made to speak the former.
+//! Decides what browsers may do: etcd's `--cors` and `--host-whitelist`. Applies to gRPC-web but
+//! not to gRPC, which no browser can be made to speak.
 
 use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, header};
 use tonic::body::Body;
@@ -9,17 +9,17 @@ use crate::config::WebSettings;
 
 const METHODS: &str = "POST, GET, OPTIONS, PUT, DELETE";
 const HEADERS: &str = "accept, content-type, authorization";
-/// What callers by gRPC-web send beside that.
+/// Headers that gRPC-web callers also send.
 const CALL_HEADERS: &str =
     "accept, content-type, authorization, token, x-grpc-web, x-user-agent, grpc-timeout, hasleader";
-/// Every caller by gRPC-web sends it.
+/// A header that every gRPC-web caller sends.
 const CALLER: &str = "x-grpc-web";
-/// How a call by gRPC-web ended, if it did before its first message.
+/// Headers that tell how a gRPC-web call ended if it did before its first message.
 const EXPOSED: &str = "grpc-status, grpc-message, grpc-status-details-bin";
 const ANY: &str = "*";
 
-/// Answers a request for a host that this member does not go by: a page of somebody else may have made a
-/// browser send it, by a name that leads here (DNS rebinding).
+/// Refuses a request for a host name that is not this member's: a foreign page may have made a
+/// browser send it, by a name that resolves to this server (DNS rebinding).
 pub(super) fn misdirected<B>(
     settings: &WebSettings,
     request: &Request<B>,
@@ -36,7 +36,8 @@ pub(super) fn misdirected<B>(
     Some(pages::text(StatusCode::MISDIRECTED_REQUEST, text))
 }
 
-/// Refuses a request by HTTP/1.1 that does not name one host (RFC 9112, section 3.2), as Go's server does.
+/// Refuses an HTTP/1.1 request that does not name exactly one host (RFC 9112, section 3.2), as Go's
+/// server does.
 pub(super) fn nameless<B>(request: &Request<B>) -> Option<Response<Body>> {
     let count = request.headers().get_all(header::HOST).iter().count();
     let wrong = match count {
@@ -62,8 +63,8 @@ fn host<B>(request: &Request<B>) -> String {
     host.trim_start_matches('[').trim_end_matches(']').to_owned()
 }
 
-/// Refuses a page of an origin that may not see answers. Browsers let any page open a web socket and read
-/// it, so that here the server decides.
+/// Refuses a page whose origin may not see answers. Browsers let any page open a web socket and
+/// read from it, so here the server decides.
 pub(super) fn foreign(settings: &WebSettings, headers: &HeaderMap) -> Option<Response<Body>> {
     let (origins, origin) = (settings.origins.as_ref()?, headers.get(header::ORIGIN)?);
     if origins.iter().any(|known| origin == known) {
@@ -73,16 +74,16 @@ pub(super) fn foreign(settings: &WebSettings, headers: &HeaderMap) -> Option<Res
     Some(pages::text(StatusCode::FORBIDDEN, text))
 }
 
-/// The page that asks, as its browser tells.
+/// The page that sends a request, as its browser tells.
 #[derive(Debug, Default)]
 pub(super) struct Asker {
     origin: Option<HeaderValue>,
-    /// It calls, or is going to call, by gRPC-web.
+    /// Whether it calls, or asks permission to call, by gRPC-web.
     is_caller: bool,
 }
 
 impl Asker {
-    /// Of a request.
+    /// Reads it from the headers of a request.
     pub(super) fn of(headers: &HeaderMap) -> Self {
         let wanted = headers.get(header::ACCESS_CONTROL_REQUEST_HEADERS);
         let mut wanted = wanted.and_then(|v| v.to_str().ok()).unwrap_or_default().split(',');
@@ -92,7 +93,7 @@ impl Asker {
     }
 }
 
-/// Tells a browser whether the page that asks may see the answer.
+/// Tells the browser whether the calling page may see the answer.
 pub(super) fn share(settings: &WebSettings, asker: &Asker, answer: &mut HeaderMap) {
     let shared = match &settings.origins {
         None => HeaderValue::from_static(ANY),
@@ -103,7 +104,7 @@ pub(super) fn share(settings: &WebSettings, asker: &Asker, answer: &mut HeaderMa
         }
     };
     answer.insert(header::ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static(METHODS));
-    // To others what etcd says.
+    // Other callers get etcd's list.
     let headers = if asker.is_caller { CALL_HEADERS } else { HEADERS };
     answer.insert(header::ACCESS_CONTROL_ALLOW_HEADERS, HeaderValue::from_static(headers));
     if asker.is_caller {

@@ -1,4 +1,4 @@
-//! What this server is: its versions, its id, and which features it has.
+//! Static facts about this server: versions, member id, features.
 
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;

@@ -1,4 +1,4 @@
-//! What applying the log takes, command by command, and what compactions delete.
+//! Measures applying the log, by kind of command, and what compactions delete.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -19,10 +19,10 @@ use crate::sparse::Sparse;
 #[derive(Clone)]
 pub(crate) struct Applies {
     family: Family<Labels<3>, Durations>,
-    /// By kind and success, as in the family: whoever applies looks nothing up.
+    /// By kind and success; the same values as in `family`, so that apply needs no lookup.
     durations: Arc<[[Durations; 2]; Operation::ALL.len()]>,
     slow: Counter,
-    /// Applying one piece of the log longer than this is slow.
+    /// Applying one piece of the log counts as slow if it takes longer than this.
     slow_after: Duration,
     slow_lines: Arc<Sparse>,
     state_writes: Histogram,
@@ -31,7 +31,7 @@ pub(crate) struct Applies {
     sweeps: Histogram,
     last_sweep: Gauge,
     swept: Counter,
-    /// When the sweep of the last compaction began, if it goes on.
+    /// When the sweep after the last compaction began; `None` if none is in progress.
     sweep_began: Arc<Mutex<Option<Instant>>>,
 }
 
@@ -61,8 +61,8 @@ impl Applies {
         }
     }
 
-    /// Notes what one piece of the log took. Its commands take effect together, so that each of them
-    /// took as long as all.
+    /// Records the apply of one piece of the log. Its commands take effect together, so each of
+    /// them is recorded with the duration of the whole.
     pub(crate) fn note(&self, report: &Report) {
         self.state_writes.observe(report.write.as_secs_f64());
         if report.whole > self.slow_after {
@@ -86,7 +86,7 @@ impl Applies {
         }
     }
 
-    /// Notes a step of a sweep, and the sweep if that was its last.
+    /// Records a step of a sweep, and the sweep itself if this was its last step.
     fn sweep(&self, report: &Report) {
         self.swept.inc_by(report.swept.events);
         self.sweep_pauses.observe(report.whole.as_secs_f64() * 1_000.0);
@@ -101,7 +101,7 @@ impl Applies {
         }
     }
 
-    /// Notes a flush of the state.
+    /// Records a flush of the state.
     pub(crate) fn flushed(&self, took: Duration) {
         self.flushes.observe(took.as_secs_f64());
     }

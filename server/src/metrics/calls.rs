@@ -1,4 +1,4 @@
-//! Calls of the client port: how many began, how they ended, and their messages.
+//! Counts calls of the client port: how many began, how they ended, and their messages.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -21,11 +21,12 @@ use crate::sparse::Sparse;
 use crate::status::{self, CODES};
 
 tokio::task_local! {
-    /// Whether the call that runs is being dropped because its time is over, and not because its client went away.
+    /// Whether the current call is being dropped because its deadline has passed, and not because
+    /// its client disconnected.
     pub(crate) static IS_LATE: Arc<AtomicBool>;
 }
 
-/// Answers of a call that has several.
+/// Answer stream of a call.
 pub(crate) type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// Counters of one method.
@@ -36,16 +37,16 @@ pub(crate) struct Calls {
     handled: [Counter; CODES],
     received: Counter,
     sent: Counter,
-    /// Durations, if they are wanted.
+    /// Durations, if they are measured.
     handling: Option<Histogram>,
-    /// Durations of requests that etcd always measures, by success.
+    /// Durations of the calls that etcd always measures, by success.
     requests: Option<[Durations; 2]>,
     name: &'static str,
-    /// `None` where calls wait by design, as for a lock.
+    /// `None` where calls wait by design, for example for a lock.
     slow: Option<Arc<Slow>>,
 }
 
-/// Warns of calls with one answer that took long.
+/// Logs a warning for slow unary calls.
 #[derive(Debug)]
 pub(super) struct Slow {
     /// etcd's `--warning-unary-request-duration`.
@@ -53,30 +54,30 @@ pub(super) struct Slow {
     pub(super) lines: Sparse,
 }
 
-/// The service that tells how a server is, whose methods nobody needs rights for. It is no part of ours.
+/// The gRPC health service, which needs no permissions and is not among our own services.
 const HEALTH: &str = "grpc.health.v1.Health";
 
 /// The counters of all methods.
 pub(super) struct AllCalls {
-    /// In the order of their numbers.
+    /// Indexed by method number.
     pub(super) methods: Vec<Arc<Calls>>,
     pub(super) health_check: Arc<Calls>,
     pub(super) health_watch: Arc<Calls>,
 }
 
-/// What calls are counted by.
+/// The metric families of all calls.
 #[derive(Default)]
 struct Families {
     started: Family<Labels<3>, Counter>,
     handled: Family<Labels<4>, Counter>,
     received: Family<Labels<3>, Counter>,
     sent: Family<Labels<3>, Counter>,
-    /// If durations are wanted.
+    /// Only if durations are measured.
     durations: Option<Family<Labels<3>, Histogram>>,
     requests: Family<Labels<2>, Durations>,
 }
 
-/// Registers the counters of all methods; with durations if the settings say so.
+/// Registers the counters of all methods; with durations if the settings ask for them.
 pub(super) fn register(registry: &mut Registry, settings: &Settings) -> AllCalls {
     let slow = Arc::new(Slow { after: settings.slow.request, lines: Sparse::default() });
     let mut families = Families::default();
@@ -154,7 +155,7 @@ impl Slow {
 }
 
 impl Calls {
-    /// Counts a call with one answer.
+    /// Counts a unary call.
     pub(crate) async fn unary<T>(
         self: &Arc<Self>,
         answer: impl Future<Output = Result<T, Status>>,
@@ -171,7 +172,7 @@ impl Calls {
         Ok(Response::new(answer))
     }
 
-    /// Counts a call with one request, whose answers come one after the other.
+    /// Counts a call with one request and a stream of answers.
     pub(crate) async fn stream<T: 'static>(
         self: &Arc<Self>,
         opened: impl Future<Output = Result<Answers<T>, Status>>,
@@ -195,19 +196,19 @@ impl Calls {
         }
     }
 
-    /// Counts messages of a client in calls that are under way.
+    /// Counts client messages of calls in progress.
     pub(crate) fn received(&self, messages: usize) {
         self.received.inc_by(messages as u64);
     }
 
-    /// Counts a call that is refused.
+    /// Counts a refused call.
     pub(crate) fn refuse(&self, status: &Status) {
         self.started.inc();
         self.handled[status.code() as usize].inc();
     }
 }
 
-/// A call while it goes on.
+/// A call in progress.
 #[derive(Debug)]
 pub(crate) struct OpenCall {
     calls: Arc<Calls>,
@@ -216,7 +217,7 @@ pub(crate) struct OpenCall {
 }
 
 impl OpenCall {
-    /// Counts its beginning.
+    /// Counts the beginning of a call.
     pub(crate) fn begin(calls: Arc<Calls>) -> Self {
         calls.started.inc();
         Self { calls, began: Instant::now(), has_ended: false }
@@ -232,14 +233,14 @@ impl OpenCall {
         self.calls.sent.inc_by(messages);
     }
 
-    /// Counts its end.
+    /// Counts the end of the call; only the first time.
     pub(crate) fn end(&mut self, code: Code) {
         if !self.has_ended {
             self.finish(code);
         }
     }
 
-    /// Counts its end; how long it took.
+    /// Counts the end of the call; returns its duration.
     fn finish(&mut self, code: Code) -> Duration {
         let took = self.began.elapsed();
         self.has_ended = true;
@@ -248,7 +249,7 @@ impl OpenCall {
         took
     }
 
-    /// Counts what `answers` yields, and its end.
+    /// Counts the messages of `answers`, and its end.
     fn count<T: 'static>(self, answers: Answers<T>) -> Answers<T> {
         Box::pin(Counted { answers, call: self })
     }
@@ -256,7 +257,7 @@ impl OpenCall {
 
 impl Drop for OpenCall {
     fn drop(&mut self) {
-        // Nobody ends it but a client that goes away, or has no time any more.
+        // A call is only dropped unfinished when its client disconnects or its deadline passes.
         let is_late = IS_LATE.try_with(|is_late| is_late.load(Ordering::Relaxed)).unwrap_or(false);
         self.end(if is_late { Code::DeadlineExceeded } else { Code::Cancelled });
     }

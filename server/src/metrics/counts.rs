@@ -1,4 +1,4 @@
-//! What the parts of a node count and time themselves; clones share the values.
+//! Counters and durations that the parts of a node update; clones share the values.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ use super::tls::TlsCounts;
 #[derive(Clone)]
 pub(crate) struct Counts {
     kv: Kv,
-    /// Range reads, also those inside transactions.
+    /// Range reads, including those inside transactions.
     pub(crate) ranges: Counter,
     /// Transactions of more than one operation.
     txns: Counter,
@@ -32,15 +32,15 @@ pub(crate) struct Counts {
     leases_granted: Counter,
     leases_revoked: Counter,
     leases_expired: Counter,
-    /// Leases that were not granted, by the limit that they met.
+    /// Leases that were not granted, by the limit that refused them.
     leases_refused: Family<Labels<1>, Counter>,
     lease_ttl: Histogram,
-    /// Keep-alives that this member answered as the leader.
+    /// Keep-alives that this member answered as leader.
     pub(crate) leases_renewed: Counter,
     pub(crate) proposals_pending: Gauge,
     pub(crate) proposals_failed: Counter,
     pub(crate) applies: Applies,
-    /// Reads of ranges, when it is known that they may be read: failed and well.
+    /// Durations of range reads, without the wait for a quorum; by success.
     range_reads: BySuccess,
     pub(crate) slow_read_indexes: Counter,
     pub(crate) failed_read_indexes: Counter,
@@ -48,19 +48,19 @@ pub(crate) struct Counts {
     pub(crate) log_syncs: Histogram,
     /// Writes of the raft log.
     pub(crate) log_writes: Histogram,
-    /// Bytes of these; a gauge in etcd.
+    /// Bytes written; a gauge in etcd.
     pub(crate) log_bytes: Gauge,
-    /// Snapshots received, and the last step of that: what came is synced and verified.
+    /// Durations of receiving a snapshot, and of its last step, syncing and verifying.
     pub(crate) snapshot_saves: Histogram,
     pub(crate) snapshot_syncs: Histogram,
     pub(crate) promotions: Promotions,
-    /// Snapshots that are being installed.
+    /// Snapshots being installed.
     pub(crate) snapshots_installing: Gauge,
     pub(crate) peers: Peers,
     pub(crate) tls: TlsCounts,
-    /// Connections that did not begin to speak in time, by port.
+    /// Connections that sent nothing in time, by port.
     silent: Family<Labels<1>, Counter>,
-    /// Connections of addresses that have too many, by port.
+    /// Connections refused because their address has too many, by port.
     crowded: Family<Labels<1>, Counter>,
 }
 
@@ -68,11 +68,11 @@ pub(crate) struct Counts {
 struct Kv {
     puts: Counter,
     deletes: Counter,
-    /// Keys and values that were put; a gauge in etcd.
+    /// Bytes of keys and values that were put; a gauge in etcd.
     put_bytes: Gauge,
 }
 
-/// Operations of the entries that are being counted.
+/// Operations found in the entries being counted.
 #[derive(Default)]
 struct Tally {
     puts: u64,
@@ -83,7 +83,7 @@ struct Tally {
 }
 
 impl Counts {
-    /// Beginning with zero; `slow_apply` is what [`Applies::new`] asks for.
+    /// All zero; `slow_apply` is passed to [`Applies::new`].
     pub(crate) fn new(slow_apply: Duration) -> Self {
         Self {
             kv: Kv::default(),
@@ -116,22 +116,23 @@ impl Counts {
         }
     }
 
-    /// Connections to a port that did not begin to speak in time, beginning with zero.
+    /// Counter of connections to a port that sent nothing in time; exported from the first call on.
     pub(crate) fn silent(&self, port: &'static str) -> Counter {
         self.silent.get_or_create(&[("port", port)]).clone()
     }
 
-    /// Connections to a port that were closed because their address had too many, beginning with zero.
+    /// Counter of connections to a port refused because their address has too many; exported from
+    /// the first call on.
     pub(crate) fn crowded(&self, port: &'static str) -> Counter {
         self.crowded.get_or_create(&[("port", port)]).clone()
     }
 
-    /// Leases that were refused because of a limit, beginning with zero.
+    /// Counter of leases refused because of a limit; exported from the first call on.
     pub(crate) fn refused_grants(&self, limit: &'static str) -> Counter {
         self.leases_refused.get_or_create(&[("limit", limit)]).clone()
     }
 
-    /// Counts what was applied; `own` is this member.
+    /// Counts what was applied; `own` is this member's id.
     pub(crate) fn applied(&self, entries: &[AppliedEntry], own: Option<u64>) {
         let mut tally = Tally::default();
         for entry in entries {
@@ -140,7 +141,7 @@ impl Counts {
                     Ok(Response::Put(_)) => tally.puts += 1,
                     Ok(Response::DeleteRange(_)) => tally.deletes += 1,
                     Ok(Response::Txn(txn)) => tally.txn(txn),
-                    // One that came again changes nothing.
+                    // A repeated write changes nothing and is not counted.
                     Ok(Response::Write(WriteResponse {
                         answer: WriteAnswer::Done(txn), ..
                     })) if !applied.events.is_empty() => {
@@ -182,7 +183,7 @@ impl Counts {
         }
     }
 
-    /// Counts a transaction that was only read.
+    /// Counts a read-only transaction.
     pub(crate) fn read_txn(&self, txn: &TxnResponse) {
         let mut tally = Tally::default();
         tally.txn(txn);
@@ -190,7 +191,7 @@ impl Counts {
         self.txns.inc_by(tally.txns);
     }
 
-    /// Notes how long reading a range took.
+    /// Records the duration of a range read.
     pub(crate) fn range_read(&self, took: Duration, is_success: bool) {
         self.range_reads.observe(took, is_success);
     }
@@ -203,7 +204,7 @@ impl Counts {
             ("etcd_mvcc_delete", "Deletes applied, also inside transactions", &self.kv.deletes),
             ("etcd_mvcc_range", "Ranges read, also inside transactions", &self.ranges),
             ("etcd_mvcc_txn", "Transactions of several operations, read or applied", &self.txns),
-            // As etcd 3.4 calls them.
+            // Names of etcd 3.4.
             ("etcd_debugging_mvcc_put", "Puts applied, as etcd_mvcc_put_total", &self.kv.puts),
             (
                 "etcd_debugging_mvcc_delete",
@@ -262,7 +263,7 @@ impl Counts {
         self.peers.register(registry);
     }
 
-    /// What is turned away, by where or why.
+    /// Registers what is refused, by port or limit.
     fn register_refusals(&self, registry: &mut Registry) {
         registry.register(
             "conclave_rpc_refused_connections",
@@ -316,13 +317,13 @@ impl Counts {
 }
 
 impl Tally {
-    /// Whatever put them.
+    /// Counts the bytes of put events, whichever command caused them.
     fn events(&mut self, events: &[Event]) {
         let puts = events.iter().filter(|event| event.kind == EventKind::Put);
         self.put_bytes += puts.map(|put| put.kv.key.len() + put.kv.value.len()).sum::<usize>();
     }
 
-    /// As in etcd a transaction counts only if it has several operations, nested ones among them.
+    /// Counts a transaction; as in etcd only one with several operations, including nested ones.
     fn txn(&mut self, txn: &TxnResponse) {
         let before = self.operations();
         self.tree(txn);
@@ -331,7 +332,7 @@ impl Tally {
         }
     }
 
-    // The depth is that of the request, which its decoder bounds.
+    // Recursion is bounded by the depth of the request, which its decoder limits.
     fn tree(&mut self, txn: &TxnResponse) {
         for (_, response) in &txn.responses {
             match response {
@@ -348,7 +349,7 @@ impl Tally {
     }
 }
 
-/// Counts one more until it is dropped.
+/// Increments a gauge until it is dropped.
 pub(crate) struct Pending<'a>(&'a Gauge);
 
 impl<'a> Pending<'a> {

@@ -1,4 +1,4 @@
-//! Histograms of durations for paths that every request takes: observing is two relaxed additions.
+//! Histograms of durations for paths that every request takes: recording is two relaxed additions.
 //! The library's histogram takes a lock each time.
 
 use std::fmt;
@@ -12,7 +12,7 @@ use prometheus_client::metrics::{MetricType, TypedMetric};
 
 use super::Labels;
 
-/// Upper bounds of buckets: this many, each twice the one before; as etcd has for requests.
+/// Number of bucket bounds, each twice the previous one; as in etcd for requests.
 const BOUNDS: usize = 20;
 /// The lowest bound.
 const SHORTEST: Duration = Duration::from_micros(100);
@@ -24,17 +24,17 @@ pub(crate) struct Durations(Arc<Values>);
 #[derive(Debug, Default)]
 struct Values {
     sum_ns: AtomicU64,
-    /// How many fell into each bucket, the last for those beyond all bounds.
+    /// Count of each bucket; the last is for durations beyond all bounds.
     buckets: [AtomicU64; BOUNDS + 1],
 }
 
 impl Durations {
-    /// Notes one.
+    /// Records a duration.
     pub(crate) fn observe(&self, took: Duration) {
         self.observe_many(took, 1);
     }
 
-    /// Notes `count` of the same length.
+    /// Records `count` times the same duration.
     pub(crate) fn observe_many(&self, took: Duration, count: u64) {
         let took_ns = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         self.0.buckets[bucket(took_ns)].fetch_add(count, Ordering::Relaxed);
@@ -42,11 +42,11 @@ impl Durations {
     }
 }
 
-/// Durations of what may fail.
+/// Durations of an operation, by success.
 #[derive(Clone)]
 pub(crate) struct BySuccess {
     pub(super) family: Family<Labels<1>, Durations>,
-    /// As in the family: failed and well.
+    /// Failed and successful; the same values as in `family`.
     durations: [Durations; 2],
 }
 
@@ -60,13 +60,13 @@ impl Default for BySuccess {
 }
 
 impl BySuccess {
-    /// Notes one.
+    /// Records a duration.
     pub(crate) fn observe(&self, took: Duration, is_success: bool) {
         self.durations[usize::from(is_success)].observe(took);
     }
 }
 
-/// The first bucket whose bound is not below.
+/// Index of the first bucket whose bound is not below `took_ns`.
 fn bucket(took_ns: u64) -> usize {
     let shortest_ns = SHORTEST.as_nanos() as u64;
     let doublings = took_ns.div_ceil(shortest_ns).max(1).next_power_of_two().trailing_zeros();

@@ -1,5 +1,5 @@
-//! Prometheus' text format 0.0.4, which etcd serves. The library writes OpenMetrics, which differs in
-//! how it names counters and in its last line.
+//! Writes Prometheus' text format 0.0.4, which etcd serves. The library writes OpenMetrics, which
+//! differs in counter names and in the last line.
 
 use std::borrow::Cow;
 
@@ -17,7 +17,8 @@ pub(super) fn text(registry: &Registry) -> String {
             break;
         }
         if let Some(help) = line.strip_prefix("# HELP ") {
-            // The type follows and says whether the name lacks its `_total`.
+            // The TYPE line that follows says whether this is a counter, whose name lacks `_total`
+            // here.
             let is_counter = lines.peek().is_some_and(|next| next.ends_with(" counter"));
             let (name, help) = help.split_once(' ').unwrap_or((help, ""));
             push(&mut text, &["# HELP ", &counter_name(name, is_counter), " ", help]);
@@ -31,7 +32,7 @@ pub(super) fn text(registry: &Registry) -> String {
     text
 }
 
-/// etcd's counters that lack the suffix `_total`, against Prometheus' own advice.
+/// etcd's counters without the suffix `_total`, against Prometheus' own advice.
 const WITHOUT_TOTAL: [&str; 4] = [
     "etcd_server_health_success",
     "etcd_server_health_failures",

@@ -1,4 +1,4 @@
-//! The methods of the client port, as metrics label them.
+//! The methods of the client port, with their metric labels.
 
 /// Declares the methods with their kind, service and name.
 macro_rules! methods {
@@ -10,7 +10,7 @@ macro_rules! methods {
         }
 
         impl Method {
-            /// All of them, in the order of their numbers.
+            /// All methods, in order of their numbers.
             pub(crate) const ALL: &'static [Method] = &[$(Method::$variant,)*];
 
             /// Kind, service and name, as labels.
@@ -25,12 +25,12 @@ macro_rules! methods {
 }
 
 impl Method {
-    /// Whether it takes one request and gives one answer.
+    /// Whether the method is unary.
     pub(crate) fn is_unary(self) -> bool {
         self.labels()[0].1 == "unary"
     }
 
-    /// Whether its duration is always measured: etcd does for requests to keys and leases.
+    /// Whether its duration is always measured; etcd does so for key and lease requests.
     pub(super) fn is_measured(self) -> bool {
         let [_, (_, service), _] = self.labels();
         self.is_unary() && ["etcdserverpb.KV", "etcdserverpb.Lease"].contains(&service)

@@ -1,14 +1,14 @@
-//! What a node counts and measures, under etcd's names where etcd has one, so that its dashboards
-//! and alerts work. One registry per node: several nodes may share a process.
+//! The metrics of a node, under etcd's names where etcd has them, so that its dashboards and alerts
+//! work. One registry per node: several nodes may share a process.
 //!
 //! | module | what |
 //! |---|---|
 //! | `calls`, `requests`, `method` | calls of the client port |
-//! | `applies`, `counts`, `peers`, `promotions` | what the parts of a node count and time |
-//! | `registry`, `turns` | the registry of services, queues of locks and elections |
+//! | `applies`, `counts`, `peers`, `promotions` | what the parts of a node count and measure |
+//! | `registry`, `turns` | the service registry; queues of locks and elections |
 //! | `tls`, `probes` | certificates and handshakes, `/livez` and `/readyz` |
-//! | `scraped`, `process`, `about` | what is read when somebody looks, what the system says of the process, versions |
-//! | `duration`, `exposition` | histograms that cost little; the text format |
+//! | `scraped`, `process`, `about` | values read when scraped; figures of the process; versions |
+//! | `duration`, `exposition` | cheap histograms; the text format |
 
 mod about;
 mod applies;
@@ -51,9 +51,9 @@ use turns::TurnCounts;
 use crate::api::context::Context;
 use crate::node::Node;
 
-/// Labels whose names and values are fixed when the program is written.
+/// Labels whose names and values are static.
 type Labels<const N: usize> = [(&'static str, &'static str); N];
-/// A label whose value is found while the program runs.
+/// A label whose value is found at run time.
 type Label = [(&'static str, String); 1];
 
 /// The metrics of one node.
@@ -67,36 +67,36 @@ pub(crate) struct Metrics {
     pub(crate) requests: Requests,
     /// Durations of defragmentations.
     pub(crate) defragmentations: Histogram,
-    /// Defragmentations that are under way.
+    /// Defragmentations in progress.
     pub(crate) defragmenting: Gauge,
     /// Durations of sending the state to a client.
     pub(crate) snapshots: Histogram,
     /// Durations of hashing the whole store.
     pub(crate) hashes: Histogram,
-    /// Durations of hashing the history.
+    /// Durations of hashing the history up to a revision.
     pub(crate) history_hashes: Histogram,
     /// Bytes written to clients.
     pub(crate) client_sent_bytes: Counter,
     /// Bytes read from clients.
     pub(crate) client_received_bytes: Counter,
-    /// Answers of `/health`.
+    /// Good answers of `/health`.
     pub(crate) health_success: Counter,
-    /// Answers of `/health` that were not good.
+    /// Bad answers of `/health`.
     pub(crate) health_failures: Counter,
-    /// Answers of `/livez` and `/readyz`.
+    /// Results of `/livez` and `/readyz`.
     pub(crate) probes: Probes,
-    /// What the leader does for instances of services.
+    /// Metrics of the service registry.
     pub(crate) instances: RegistryCounts,
-    /// Who waits for locks and leadership.
+    /// Metrics of the queues for locks and leadership.
     pub(crate) turns: TurnCounts,
-    /// What is asked for only when somebody looks.
+    /// Values read only when metrics are scraped.
     scraped: Scraped,
-    /// Leader at the last look, and how often it changed.
+    /// The last leader seen, to count changes.
     leader_seen: Mutex<Option<u64>>,
 }
 
 impl Metrics {
-    /// Registers everything for `node`.
+    /// Registers all metrics for `node`.
     pub(crate) fn new(node: &Node) -> Self {
         let mut registry = Registry::default();
         let scraped = Scraped::default();
@@ -165,7 +165,7 @@ impl Metrics {
         }
     }
 
-    /// Counts a call and its outcome.
+    /// Counts a unary call and its outcome.
     pub(crate) fn call<T>(
         &self,
         method: Method,
@@ -174,7 +174,7 @@ impl Metrics {
         self.calls[method as usize].unary(answer)
     }
 
-    /// Counts a call whose answers come one after the other.
+    /// Counts a call with a stream of answers.
     pub(crate) async fn stream<T: 'static>(
         &self,
         method: Method,
@@ -183,12 +183,12 @@ impl Metrics {
         self.calls[method as usize].stream(opened).await
     }
 
-    /// Counts messages of a client in calls that are under way.
+    /// Counts client messages of calls in progress.
     pub(crate) fn received(&self, method: Method, messages: usize) {
         self.calls[method as usize].received(messages);
     }
 
-    /// The counters of a method, for who counts by itself.
+    /// The counters of a method, for callers that update them themselves.
     pub(crate) fn calls(&self, method: Method) -> Arc<Calls> {
         self.calls[method as usize].clone()
     }
@@ -200,7 +200,7 @@ impl Metrics {
         exposition::text(&self.registry)
     }
 
-    /// Counts a change of leader; to be told of every leader in turn.
+    /// Counts a change of leader; must be called with every new leader.
     pub(crate) fn see_leader(&self, leader: Option<u64>) {
         let mut seen = self.leader_seen.lock();
         if leader.is_some() && *seen != leader {
@@ -210,7 +210,8 @@ impl Metrics {
     }
 }
 
-/// Registers durations in as many buckets, each twice the one before; the first ends with `shortest`, in seconds.
+/// Registers a histogram with this many buckets, each twice the previous one; `shortest` is the
+/// first bound in seconds.
 fn durations(
     registry: &mut Registry,
     (name, help): (&str, &str),

@@ -13,7 +13,7 @@ use prometheus_client::registry::Registry;
 
 use super::Label;
 
-/// Members that are told apart because they call; far more than a cluster has.
+/// Most members that get counters because they call; far more than a cluster has.
 const CALLERS_MAX: usize = 64;
 
 type Durations = Family<Label, Histogram, fn() -> Histogram>;
@@ -39,7 +39,7 @@ pub(crate) struct Peers {
 /// Traffic with one other member.
 #[derive(Debug)]
 pub(crate) struct Peer {
-    /// Of all members together, as in etcd.
+    /// Over all members together, as in etcd.
     pub(crate) failed_heartbeats: Counter,
     pub(crate) sent_bytes: Counter,
     pub(crate) received_bytes: Counter,
@@ -78,12 +78,13 @@ impl Default for Peers {
 }
 
 impl Peers {
-    /// The counters of a member, made when first asked for.
+    /// The counters of a member, created on first use.
     pub(crate) fn get(&self, member: u64) -> Arc<Peer> {
         self.known.lock().entry(member).or_insert_with(|| Arc::new(self.peer(member))).clone()
     }
 
-    /// The counters of a member that says it is `member`: it may lie, so there are not many of them.
+    /// The counters of a caller that claims to be `member`. The claim may be false, so their number
+    /// is limited.
     pub(crate) fn caller(&self, member: u64) -> Option<Arc<Peer>> {
         let is_room = {
             let known = self.known.lock();
@@ -163,13 +164,13 @@ impl Peers {
 }
 
 impl Peer {
-    /// Notes the end of sending a snapshot.
+    /// Records the end of sending a snapshot.
     pub(crate) fn snapshot_sent(&self, took: Duration, is_success: bool) {
         self.snapshot_sending_times.observe(took.as_secs_f64());
         if is_success { &self.snapshots_sent } else { &self.snapshots_not_sent }.inc();
     }
 
-    /// Notes the end of receiving a snapshot.
+    /// Records the end of receiving a snapshot.
     pub(crate) fn snapshot_received(&self, took: Duration, is_success: bool) {
         self.snapshot_receiving_times.observe(took.as_secs_f64());
         if is_success { &self.snapshots_received } else { &self.snapshots_not_received }.inc();

@@ -1,4 +1,4 @@
-//! The checks of `/livez` and `/readyz`, and how they ended.
+//! The checks of `/livez` and `/readyz`, and their results.
 
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -10,29 +10,29 @@ use super::Labels;
 /// A list of checks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Probe {
-    /// Whether the process should go on.
+    /// Whether the process should keep running.
     Live,
     /// Whether it should be sent requests.
     Ready,
 }
 
-/// One question about this member.
+/// One check of this member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Check {
-    /// No member found that this cluster's data is damaged.
+    /// No member has reported damage of this cluster's data.
     DataCorruption,
-    /// What is stored here can be read.
+    /// The local data can be read.
     SerializableRead,
-    /// What is stored here can be read, and is up to date.
+    /// The local data can be read and is up to date.
     LinearizableRead,
-    /// This member votes.
+    /// This member is a voter.
     NonLearner,
 }
 
 impl Probe {
     pub(crate) const ALL: [Self; 2] = [Self::Live, Self::Ready];
 
-    /// As in the path.
+    /// Name in the path.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Live => "livez",
@@ -54,7 +54,7 @@ impl Probe {
 }
 
 impl Check {
-    /// As in the path.
+    /// Name in the path.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::DataCorruption => "data_corruption",
@@ -65,7 +65,7 @@ impl Check {
     }
 }
 
-/// What the checks said.
+/// Results of the checks.
 pub(crate) struct Probes {
     last: Family<Labels<2>, Gauge>,
     all: Family<Labels<3>, Counter>,

@@ -1,16 +1,16 @@
-//! What the system says of this process, from `/proc`; zeros where there is none.
+//! The system's figures for this process, from `/proc`; zeros where there is none.
 
 use std::fs;
 
 /// Clock ticks per second in `/proc/self/stat`; fixed in Linux's interface.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-/// Use of resources at one moment.
+/// Resource usage at one moment.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Process {
     pub(super) resident_bytes: u64,
     pub(super) virtual_bytes: u64,
-    /// What the system allows of that; all there can be if it sets no limit.
+    /// Soft limit on virtual memory; `u64::MAX` if there is none.
     pub(super) virtual_bytes_max: u64,
     pub(super) cpu_seconds: f64,
     pub(super) open_fds: u64,
@@ -18,7 +18,7 @@ pub(super) struct Process {
 }
 
 impl Process {
-    /// Looks now.
+    /// Reads the current usage.
     pub(super) fn now() -> Self {
         Self {
             resident_bytes: memory_bytes("VmRSS:").unwrap_or_default(),
@@ -40,7 +40,7 @@ fn memory_bytes(kind: &str) -> Option<u64> {
 
 fn cpu_seconds() -> Option<f64> {
     let stat = fs::read_to_string("/proc/self/stat").ok()?;
-    // The name in parentheses may hold anything; the fields are counted behind it.
+    // The process name in parentheses may hold anything; fields are counted after it.
     let fields = stat.rsplit_once(')')?.1;
     let mut fields = fields.split_whitespace().skip(11);
     let user: f64 = fields.next()?.parse().ok()?;
@@ -48,7 +48,7 @@ fn cpu_seconds() -> Option<f64> {
     Some((user + system) / TICKS_PER_SECOND)
 }
 
-/// The soft limit.
+/// A soft limit of this process.
 fn limit(name: &str) -> Option<u64> {
     let limits = fs::read_to_string("/proc/self/limits").ok()?;
     let line = limits.lines().find_map(|line| line.strip_prefix(name))?;

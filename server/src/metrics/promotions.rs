@@ -1,4 +1,4 @@
-//! Learners that became voters, or did not.
+//! Counts promotions of learners, and their refusals.
 
 use conclave_state_machine::members::rules::MemberRefusal;
 use prometheus_client::metrics::counter::Counter;
@@ -7,7 +7,7 @@ use prometheus_client::registry::Registry;
 
 use super::Label;
 
-/// Learners that were to become voters while this member led.
+/// Promotions of learners requested while this member led.
 #[derive(Clone, Debug)]
 pub(crate) struct Promotions {
     successes: Counter,
@@ -17,19 +17,19 @@ pub(crate) struct Promotions {
 impl Default for Promotions {
     fn default() -> Self {
         let promotions = Self { successes: Counter::default(), failures: Family::default() };
-        // The usual reason is there before it happens.
+        // The usual reason is exported before it happens.
         promotions.of(MemberRefusal::LearnerNotReady).inc_by(0);
         promotions
     }
 }
 
 impl Promotions {
-    /// Notes one that was made.
+    /// Counts a promotion.
     pub(crate) fn made(&self) {
         self.successes.inc();
     }
 
-    /// Notes one that was refused.
+    /// Counts a refused promotion.
     pub(crate) fn refused(&self, refusal: MemberRefusal) {
         self.of(refusal).inc();
     }

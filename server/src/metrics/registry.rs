@@ -1,4 +1,4 @@
-//! What the registry counts.
+//! Metrics of the service registry.
 
 use conclave_raft_store::Reader;
 use prometheus_client::metrics::counter::Counter;
@@ -7,14 +7,14 @@ use prometheus_client::registry::Registry;
 
 use crate::coordination::registry::counted;
 
-/// Counters and gauges of the registry.
+/// Counters and gauges of the service registry.
 #[derive(Default)]
 pub(crate) struct RegistryCounts {
-    /// Active checks that this member made as leader.
+    /// Active checks that this member performed as leader.
     pub(crate) checks: Counter,
-    /// Checks that changed what is said about an instance.
+    /// Checks that changed the health of an instance.
     pub(crate) check_changes: Counter,
-    /// Checks that are due and wait for a place.
+    /// Checks that are due but wait because too many are running.
     pub(crate) waiting_checks: Gauge,
     services: Gauge,
     instances: Gauge,

@@ -1,4 +1,4 @@
-//! Requests of clients by what the client says of itself, and streams that broke on their way in.
+//! Counts client requests by the API version that the client states, and broken request streams.
 
 use http::HeaderMap;
 use prometheus_client::metrics::counter::Counter;
@@ -8,9 +8,9 @@ use tonic::{Code, Status};
 
 use super::Labels;
 
-/// Where clients of etcd say which version of its interface they were made for.
+/// Header in which etcd clients state their API version.
 const VERSION_HEADER: &str = "client-api-version";
-/// Versions that are told apart: a client may say anything, and a label must not.
+/// Versions that become labels: a client may send anything, but labels must be bounded.
 const VERSIONS: [&str; 12] =
     ["unknown", "other", "3.0", "3.1", "3.2", "3.3", "3.4", "3.5", "3.6", "3.7", "3.8", "3.9"];
 
@@ -59,12 +59,12 @@ impl Requests {
         counters[version(headers)].inc();
     }
 
-    /// Those of watches.
+    /// Counter of broken watch streams.
     pub(crate) fn broken_watches(&self) -> Counter {
         self.broken_watches.clone()
     }
 
-    /// Those of keep-alives of leases.
+    /// Counter of broken lease keep-alive streams.
     pub(crate) fn broken_keep_alives(&self) -> &Counter {
         &self.broken_keep_alives
     }
@@ -75,7 +75,7 @@ fn version(headers: &HeaderMap) -> usize {
     VERSIONS.iter().position(|version| named.as_bytes() == version.as_bytes()).unwrap_or(1)
 }
 
-/// Whether the end of a stream of requests is a failure, and not only a client that went away.
+/// Whether the end of a request stream is a failure, and not just a client that disconnected.
 pub(crate) fn is_failure(status: &Status) -> bool {
     status.code() != Code::Cancelled && std::error::Error::source(status).is_none()
 }

@@ -1,4 +1,4 @@
-//! What is read only when somebody looks: what raft, the store, watchers and the system say of themselves.
+//! Values read only when metrics are scraped: from raft, the store, watchers and the system.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::SystemTime;
@@ -15,10 +15,10 @@ use crate::node::Node;
 
 /// A gauge of seconds.
 type Seconds = Gauge<f64, AtomicU64>;
-/// Who and whom.
+/// Local and remote member.
 type PeerLabels = [(&'static str, String); 2];
 
-/// Values that are read when somebody looks.
+/// Values read when metrics are scraped.
 #[derive(Default)]
 pub(super) struct Scraped {
     has_leader: Gauge,
@@ -50,12 +50,12 @@ pub(super) struct Scraped {
     max_fds: Gauge,
     known_peers: Family<PeerLabels, Gauge>,
     active_peers: Family<PeerLabels, Gauge>,
-    /// Held by the one look that is taken: what is gone is forgotten before the rest is noted again.
+    /// Held during a scrape, so that only one at a time clears and refills the families.
     pub(super) one_look: Mutex<()>,
 }
 
 impl Metrics {
-    /// Who the other members are and whether they are heard of.
+    /// Updates which other members there are and whether they are heard from.
     fn scrape_peers(&self, node: &Node) {
         let Scraped { known_peers, active_peers, .. } = &self.scraped;
         let own = format!("{:x}", node.member_id());
@@ -100,9 +100,9 @@ impl Metrics {
         let process = process::Process::now();
         scraped.resident_bytes.set(signed(process.resident_bytes));
         scraped.virtual_bytes.set(signed(process.virtual_bytes));
-        // As Go's clients of Prometheus: no limit is the largest number.
+        // As Go's Prometheus client: no limit is the largest number.
         scraped.virtual_bytes_max.set(process.virtual_bytes_max as f64);
-        // The system counts; we only pass it on.
+        // The system counts; the total is passed on.
         scraped.cpu_seconds.inner().store(process.cpu_seconds.to_bits(), Ordering::Relaxed);
         scraped.open_fds.set(signed(process.open_fds));
         scraped.max_fds.set(signed(process.max_fds));
@@ -172,7 +172,7 @@ impl Scraped {
         self.register_process(registry);
     }
 
-    /// What answers take of the memory, and what was refused for it.
+    /// Registers memory held by answers, and what was refused to limit it.
     fn register_memory(&self, registry: &mut Registry) {
         registry.register(
             "conclave_answer_bytes",

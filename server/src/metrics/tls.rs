@@ -1,4 +1,4 @@
-//! What the TLS of the ports counts.
+//! TLS metrics of the ports.
 
 use std::sync::Arc;
 
@@ -37,7 +37,7 @@ impl TlsCounts {
         );
     }
 
-    /// Those of one port, beginning with zero.
+    /// The counters of one port, exported from now on.
     pub(crate) fn port(&self, port: &'static str) -> PortCounts {
         for reason in Reason::ALL {
             self.failures.get_or_create(&[("port", port), ("reason", reason.as_str())]).inc_by(0);
@@ -45,7 +45,8 @@ impl TlsCounts {
         self.files(port)
     }
 
-    /// Those of files by which nobody is let in, likewise.
+    /// Like [`TlsCounts::port`], for files that are only used to connect: without handshake
+    /// failures.
     pub(crate) fn files(&self, port: &'static str) -> PortCounts {
         let counts = PortCounts { counts: Arc::new(self.clone()), port };
         for is_good in [true, false] {
@@ -68,13 +69,13 @@ impl PortCounts {
         self.port
     }
 
-    /// A handshake failed.
+    /// Counts a failed handshake.
     pub(crate) fn failed(&self, reason: Reason) {
         let labels = [("port", self.port), ("reason", reason.as_str())];
         self.counts.failures.get_or_create(&labels).inc();
     }
 
-    /// Changed files were read, and could be used or not.
+    /// Counts a reload of changed files, by success.
     pub(crate) fn reloaded(&self, is_good: bool) {
         self.reload(is_good).inc();
     }
@@ -84,7 +85,7 @@ impl PortCounts {
         self.counts.reloads.get_or_create(&[("port", self.port), ("result", result)]).clone()
     }
 
-    /// Notes until when the present certificate is valid.
+    /// Records the expiry of the current certificate, in seconds since 1970.
     pub(crate) fn expires(&self, at: i64) {
         self.counts.expiries.get_or_create(&[("port", self.port)]).set(at);
     }

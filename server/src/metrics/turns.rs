@@ -1,4 +1,5 @@
-//! Who waits for a turn, and for how long: by etcd's Lock and Election services and by our own.
+//! Requests that wait for a turn, and for how long: by etcd's Lock and Election services and by our
+//! own.
 
 use std::time::Instant;
 
@@ -6,14 +7,14 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
-/// What is counted of queues; clones share the values.
+/// Metrics of queues; clones share the values.
 #[derive(Clone)]
 pub(crate) struct TurnCounts {
     waiting: Gauge,
     waits: Histogram,
 }
 
-/// Somebody who stands in a queue, until dropped.
+/// A request that waits in a queue; counted until dropped.
 pub(crate) struct Queued {
     counts: TurnCounts,
     since: Instant,
@@ -37,7 +38,7 @@ impl TurnCounts {
         counts
     }
 
-    /// Counts one who has entered a queue.
+    /// Counts a request that has entered a queue.
     pub(crate) fn enter(&self) -> Queued {
         self.waiting.inc();
         Queued { counts: self.clone(), since: Instant::now() }
@@ -45,7 +46,7 @@ impl TurnCounts {
 }
 
 impl Queued {
-    /// It is this one's turn.
+    /// Records the wait of a request whose turn has come.
     pub(crate) fn granted(self) {
         self.counts.waits.observe(self.since.elapsed().as_secs_f64());
     }

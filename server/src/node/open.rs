@@ -1,4 +1,4 @@
-//! What a member opens before raft starts: its state and its log, its ports, and who it is.
+//! Opens what a member needs before raft starts: state, log and ports; and finds out its identity.
 
 use std::io;
 use std::sync::{Arc, OnceLock};
@@ -36,7 +36,7 @@ use crate::tls::{self, Acceptor};
 use crate::watch::{Hub, Limits, StoreSource};
 use crate::{backup, data_dir, etcd_dir, logging};
 
-/// What members speak with each other.
+/// ALPN protocols of the peer port.
 const PEER_PROTOCOLS: [&[u8]; 1] = [b"h2"];
 
 /// What is open before raft starts.
@@ -60,7 +60,7 @@ impl Opened {
         Arc::new(Links::new(own, self.counts.peers.clone(), dialer))
     }
 
-    /// Gives apply what it tells of what it does.
+    /// Gives the apply sink the parts that are made from the open state.
     pub(super) fn attach(&self, late: Late) {
         assert!(self.late.set(late).is_ok(), "a member opens its state once");
     }
@@ -122,7 +122,8 @@ fn open_state(settings: &Settings, clients: Handle) -> Result<Opened, StartError
     })
 }
 
-/// A directory of ours stays ours, whatever else is in it. One that was restored by etcd's programs becomes ours.
+/// Takes over a directory restored by etcd's tools. A directory with our state is left alone,
+/// whatever else is in it.
 fn take_over_etcds(settings: &Settings) -> Result<(), StartError> {
     let dir = &settings.data_dir;
     if settings.state_dir().exists() && !etcd_dir::is_unfinished(dir) {
@@ -137,14 +138,14 @@ fn take_over_etcds(settings: &Settings) -> Result<(), StartError> {
     data_dir::check(dir)?;
     let dirs =
         etcd_dir::Dirs { data: dir.clone(), state: settings.state_dir(), log: settings.log_dir() };
-    // A WAL elsewhere is not looked at: it would share its directory with our log.
+    // A WAL in another directory is not read: it would share that directory with our log.
     if settings.wal_dir.is_none() && etcd_dir::take_over(&dirs).map_err(BootstrapError::from)? {
         return Ok(());
     }
     Err(BootstrapError::OfEtcd { dir: dir.clone(), found }.into())
 }
 
-/// Continues watching where the stored state ends.
+/// Creates the watch hub, which continues where the stored state ends.
 pub(super) fn open_hub(settings: &Settings, reader: &Reader, header: Header) -> Arc<Hub> {
     let limits = Limits {
         fragment_bytes: settings.limits.receive_bytes_max(),
@@ -160,7 +161,7 @@ pub(super) fn open_hub(settings: &Settings, reader: &Reader, header: Header) -> 
     Hub::new(Arc::new(source), limits)
 }
 
-/// Finds out who this member is and opens its log.
+/// Determines this member's identity and opens its log.
 pub(super) async fn identify(
     settings: &Arc<Settings>,
     opened: &Opened,
@@ -188,7 +189,7 @@ pub(super) async fn identify(
             let (present, absent) = ("state store", "raft log");
             return Err(BootstrapError::Torn { present, absent }.into());
         }
-        // A start that ended before anything was written: begin again, as the same member.
+        // An earlier start ended before it wrote anything: begin again as the same member.
         drop(log);
     }
     let settings = &discover::settings(settings).await?;
@@ -221,13 +222,13 @@ async fn open_log(
     Ok(opened.map_err(io::Error::other)??)
 }
 
-/// Ends the process: what was acknowledged is in the log, and nothing can be added to it.
+/// Aborts the process: everything acknowledged is in the log, and nothing more can be appended.
 fn end(failure: &LogFailure) {
     logging::last(&format!("the raft log failed, so the process ends: {failure}"));
     std::process::abort();
 }
 
-/// Opens the peer port and prepares calls to the others.
+/// Opens the peer port and prepares calls to other members.
 pub(super) fn open_peers(
     settings: &Settings,
     port: &PeerService,

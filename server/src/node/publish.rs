@@ -1,4 +1,4 @@
-//! A member tells the cluster its name and URLs.
+//! Publishes this member's name and URLs to the cluster.
 
 use std::time::Duration;
 
@@ -10,12 +10,12 @@ use conclave_state_machine::members;
 use super::Node;
 use crate::version;
 
-/// Pause before this member tries again to publish itself.
+/// Pause before another attempt to publish.
 const PUBLISH_PAUSE: Duration = Duration::from_millis(100);
 
 impl Node {
-    /// Tells the cluster this member's name and URLs, if it does not know them, until it does. Then says so in the log,
-    /// in words that drivers of etcd until 3.5 wait for.
+    /// Publishes this member's name and URLs unless the cluster knows them; retries until it does.
+    /// Then logs so, in the words that drivers of etcd up to 3.5 wait for.
     pub(super) async fn publish(&self) {
         let peer_urls = self
             .parts

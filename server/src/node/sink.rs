@@ -1,4 +1,4 @@
-//! Hands on what apply did: leases, answers, turns, watch.
+//! Passes on what apply did: leases, answers, turns, watch events.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -21,7 +21,7 @@ use crate::raft::link::Links;
 use crate::raft::standing::Standing;
 use crate::watch::Hub;
 
-/// Called by apply, in log order; nothing here waits.
+/// Called by apply, in log order; nothing here blocks.
 pub(super) struct Sink {
     pub(super) member_id: Arc<OnceLock<u64>>,
     pub(super) waiters: Arc<Waiters>,
@@ -32,7 +32,7 @@ pub(super) struct Sink {
     pub(super) digests: Arc<Digests>,
     pub(super) auth: Arc<Feed>,
     pub(super) changed_checks: Arc<Changed>,
-    /// What needs the state itself; set once it is open, before anything is applied.
+    /// The parts that need the open state; set before anything is applied.
     pub(super) late: Arc<OnceLock<Late>>,
 }
 
@@ -48,7 +48,7 @@ impl ApplySink for Sink {
     fn applying(&self, entries: &[AppliedEntry]) {
         for result in entries.iter().flat_map(|entry| &entry.results) {
             self.leases.apply(&result.leases);
-            // Before those whose turn is over can see that.
+            // Before the apply becomes visible to those whose turn is over.
             self.takings.note(result);
             if let Ok(Response::Auth(change)) = &result.outcome {
                 self.auth.note(change);
@@ -63,7 +63,7 @@ impl ApplySink for Sink {
         let (mut events, mut lack_prev) = (Vec::new(), false);
         for mut entry in entries {
             for result in &mut entry.results {
-                // Callers get answers, watchers get events.
+                // Callers get the answers, watchers the events.
                 events.append(&mut result.events);
                 lack_prev |= result.lack_prev;
             }
@@ -104,7 +104,7 @@ impl ApplySink for Sink {
     fn installed(&self, head: Arc<Head>) {
         let Some(late) = self.late.get() else { return };
         if let Err(error) = self.leases.load(&late.reader) {
-            // Apply reads the same rows and stops the member with this reason.
+            // Apply reads the same rows and stops the member for this reason.
             tracing::error!(%error, "cannot read the leases of an installed snapshot");
         }
         self.turns.note_all();
@@ -120,7 +120,7 @@ impl ApplySink for Sink {
         let Some(late) = self.late.get() else { return };
         late.links.follow(membership);
         if let Err(error) = late.standing.follow(&late.reader) {
-            // Apply reads the same rows and stops the member with this reason.
+            // Apply reads the same rows and stops the member for this reason.
             tracing::error!(%error, "cannot read who was removed");
         }
     }

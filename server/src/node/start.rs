@@ -1,4 +1,4 @@
-//! From a directory and settings to a running member.
+//! Starts a member from its settings and directory.
 
 use std::io;
 use std::sync::Arc;
@@ -28,37 +28,37 @@ use crate::raft::standing::Standing;
 use crate::raft::{self, Raft, quorum};
 use crate::runtime::RaftRuntime;
 
-/// etcd waits this long for a proposal, and two election timeouts on top.
+/// etcd's timeout for a proposal, to which two election timeouts are added.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why a member cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    /// The state store refuses.
+    /// The state store cannot be opened.
     #[error(transparent)]
     State(#[from] conclave_raft_store::store::OpenError),
-    /// The raft log refuses.
+    /// The raft log cannot be opened.
     #[error(transparent)]
     Log(#[from] conclave_raft_store::log::OpenError),
-    /// It must not take part.
+    /// The member must not take part in the cluster.
     #[error(transparent)]
     Bootstrap(#[from] BootstrapError),
     /// A peer address cannot be listened on.
     #[error("peer port: {0}")]
     Listen(#[source] io::Error),
-    /// The files of TLS between members cannot be used.
+    /// The TLS files for the peer port cannot be used.
     #[error("TLS of the peer port: {0}")]
     Tls(#[from] conclave_transport::Error),
     /// The timing flags contradict each other.
     #[error("timing: {0}")]
     Timing(#[from] openraft::ConfigError),
-    /// Raft refuses what it finds in the stores.
+    /// Raft rejects what it finds in the stores.
     #[error("raft cannot start: {0}")]
     Raft(String),
     /// The state cannot be read.
     #[error(transparent)]
     Halt(#[from] Halt),
-    /// The system refuses a directory or thread.
+    /// A directory or thread cannot be created, or another system call failed.
     #[error("cannot start: {0}")]
     Io(#[from] io::Error),
 }
@@ -68,14 +68,14 @@ pub(super) async fn start(settings: Arc<Settings>) -> Result<Arc<Node>, StartErr
     let parts = runtime.handle().spawn(parts(settings.clone(), Handle::current())).await;
     let parts = parts.map_err(io::Error::other)??;
     let stopping = CancellationToken::new();
-    // Dispatch works for clients, so it runs on their runtime, not on raft's.
+    // Watch dispatch works for clients, so it runs on their runtime, not on raft's.
     tokio::spawn(parts.hub.clone().run(stopping.clone()));
     tokio::spawn(parts.turns.clone().run(parts.reader.clone(), stopping.clone()));
     let committed = AtomicU64::new(0);
     Ok(Arc::new(Node { settings, parts, stopping, committed, _runtime: runtime }))
 }
 
-/// `clients` is the runtime of those who wait for answers.
+/// `clients` is the runtime of the tasks that wait for answers.
 async fn parts(settings: Arc<Settings>, clients: Handle) -> Result<Parts, StartError> {
     let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
     let opened = open(settings.clone(), clients).await?;
@@ -145,7 +145,7 @@ async fn parts(settings: Arc<Settings>, clients: Handle) -> Result<Parts, StartE
     Ok(parts)
 }
 
-/// Lets batches into the log of `raft` from now on.
+/// Starts admitting batches into the log of `raft`.
 fn open_rounds(raft: &Raft, tasks: &TaskTracker) -> Arc<Rounds> {
     let (rounds, gate) = rounds();
     let raft = raft.clone();
@@ -162,16 +162,16 @@ fn announce(identity: Identity, name: &str) {
     );
 }
 
-/// Founds the cluster if it is to be.
+/// Founds the cluster if this member is to.
 async fn initialize(raft: &Raft, founding: Founding) {
     let Some(members) = founding.members else { return };
-    // Refused only if a leader was faster, which had the same members.
+    // Refused only if a leader was faster; it had the same members.
     if let Err(error) = raft.initialize(members).await {
         tracing::info!(%error, "the cluster is founded already");
     }
 }
 
-/// Tells why this member must stop once a read ran into damage.
+/// Reports to `failed` why this member must stop once a read has found damage.
 async fn observe_reads(
     reader: Reader,
     failed: watch::Sender<Option<String>>,

@@ -1,4 +1,4 @@
-//! What a member knows of itself and of the others at one moment.
+//! A member's view of itself and of the others at one moment.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -26,9 +26,9 @@ pub struct NodeStatus {
     pub committed_index: u64,
     /// Index of the last entry applied here.
     pub applied_index: u64,
-    /// Index of the oldest entry in the log, less one.
+    /// Index of the last purged entry: the oldest entry in the log, less one.
     pub purged_index: u64,
-    /// This member is not to vote.
+    /// Whether this member is a learner.
     pub is_learner: bool,
 }
 
@@ -43,12 +43,12 @@ pub struct MemberInfo {
     pub peer_urls: Vec<String>,
     /// URLs for clients; empty before it has started once.
     pub client_urls: Vec<String>,
-    /// It is not to vote.
+    /// Whether it is a learner.
     pub is_learner: bool,
 }
 
 impl Node {
-    /// What raft knows now.
+    /// What raft knows at this moment.
     #[must_use]
     pub fn status(&self) -> NodeStatus {
         let metrics = self.parts.route.raft.metrics();
@@ -64,8 +64,8 @@ impl Node {
         }
     }
 
-    /// Highest commit index that this member has seen. Raft forgets what it heard of a leader together
-    /// with the leader, and readers of metrics take a number that falls for one that began anew.
+    /// Highest commit index this member has seen. Raft forgets what it heard from a leader together
+    /// with the leader, and readers of metrics take a falling number for a restart.
     fn see_committed(&self, metrics: &RaftMetrics<TypeConfig>) -> u64 {
         let applied = self.parts.reader.applied();
         let known = [&metrics.cluster_committed, &metrics.local_committed, &applied];
@@ -73,12 +73,13 @@ impl Node {
         self.committed.fetch_max(index, Ordering::Relaxed).max(index)
     }
 
-    /// The other members, and whether this one heard of them lately.
+    /// The other members, and whether this one has heard from each recently.
     pub(crate) fn peers_heard(&self) -> Vec<(u64, bool)> {
         self.parts.route.heard.peers(&self.parts.route.raft.metrics().borrow_watched())
     }
 
-    /// The other members, and how long ago this one, their leader, last heard of them; `None`: it has not yet.
+    /// The other members, and how long ago this leader last heard from each; `None` if it has not
+    /// yet.
     pub(crate) fn last_heard(&self) -> Vec<(u64, Option<Duration>)> {
         let metrics = self.parts.route.raft.metrics();
         let metrics = metrics.borrow_watched();
@@ -88,12 +89,12 @@ impl Node {
         others.map(|id| (*id, heard(id).map(|at| at.elapsed()))).collect()
     }
 
-    /// How often this member heard of no leader for a while, and then again.
+    /// How often this member heard from its leader again after a gap.
     pub(crate) fn absences(&self) -> u64 {
         self.parts.route.heard.absences()
     }
 
-    /// Waits for raft's next turn; says whether it takes any more.
+    /// Waits until raft's core handles a request; `false` if it has stopped.
     pub(crate) async fn raft_lives(&self) -> bool {
         self.parts.route.raft.with_raft_state(|_| ()).await.is_ok()
     }

@@ -1,4 +1,4 @@
-//! The tasks that a member runs beside raft, and what peers are answered with.
+//! Starts the tasks that a member runs beside raft, and what answers its peers.
 
 use std::sync::Arc;
 
@@ -24,11 +24,11 @@ use crate::raft::{Raft, quorum};
 use crate::read_index::{self, ReadIndex};
 use crate::{auto_compaction, sweeper};
 
-/// Largest command of a member's own, such as the end of a thousand leases: it must pass however
-/// little a client may ask for.
+/// Largest command that a member proposes itself, such as the end of a thousand leases. It must
+/// pass even if the limit for clients is lower.
 const OWN_COMMAND_BYTES_MAX: usize = 64 * 1024;
 
-/// What the tasks of a member work on.
+/// What the tasks of a member work with.
 pub(super) struct Tasks<'a> {
     pub(super) settings: &'a Settings,
     pub(super) route: Route,
@@ -42,7 +42,7 @@ pub(super) struct Tasks<'a> {
 }
 
 impl Tasks<'_> {
-    /// Starts them; returns what peers and clients talk to.
+    /// Starts the tasks; returns what peers and clients talk to.
     pub(super) fn start(
         self,
         tasks: &TaskTracker,
@@ -107,7 +107,7 @@ impl Tasks<'_> {
         }
     }
 
-    /// Starts what brings commands into the log, and what confirms reads.
+    /// Starts the tasks that bring commands into the log and confirm reads.
     fn propose(&self, tasks: &TaskTracker) -> (Proposer, ReadIndex) {
         let Self { settings, route, .. } = self;
         let timeout = request_timeout(settings);
@@ -133,7 +133,7 @@ impl Tasks<'_> {
     }
 }
 
-/// Starts what forgets history and deletes what is forgotten.
+/// Starts compaction and the sweeper that deletes compacted history.
 fn housekeep(
     settings: &Settings,
     (raft, reader, proposer): (&Raft, &Reader, &Proposer),

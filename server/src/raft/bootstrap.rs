@@ -1,8 +1,8 @@
-//! How a member begins: from its data directory if there is one, else from flags and its peers.
+//! How a member begins: from its data directory if it has one, else from flags and its peers.
 //!
-//! A directory decides alone; flags have a say only while it is empty. Then the peers are asked first:
-//! a voter that has lost its vote and its log must not come back under its old id, because it could
-//! help to elect a leader that lacks what it once acknowledged.
+//! A directory alone decides; flags count only while it is empty. In that case the peers are asked
+//! first: a voter that has lost its vote and log must not come back under its old id, because it
+//! could help to elect a leader that lacks entries it once acknowledged.
 
 mod judge;
 
@@ -28,8 +28,8 @@ const DESCRIBE_TIMEOUT: Duration = Duration::from_millis(1500);
 const ROUND_PAUSE: Duration = Duration::from_millis(300);
 /// Rounds between two log lines while waiting for peers.
 const ROUNDS_PER_LINE: u32 = 20;
-/// Rounds in which a running cluster is given the time to elect a leader, whose word is certain. After
-/// them, what members know by themselves must do: they may need this one for a quorum.
+/// Rounds in which a running cluster is given time to elect a leader, whose answer is certain.
+/// After them the members' own knowledge must do: they may need this member for a quorum.
 const PATIENT_ROUNDS: u32 = 30;
 
 /// Why a member cannot begin.
@@ -38,7 +38,7 @@ pub enum BootstrapError {
     /// The flags contradict each other.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The cluster knows this member as started, but its directory is empty.
+    /// The cluster has a record that this member was started, but its directory is empty.
     #[error(
         "member {id:x} ({name}) has been started before, but its data directory {dir} is empty: as a \
          voter without its vote and log it could undo acknowledged writes. Remove it (etcdctl member \
@@ -69,7 +69,7 @@ pub enum BootstrapError {
         /// Its peer URLs.
         urls: String,
     },
-    /// The peers are a running cluster, which is another one than the flags make.
+    /// The peers are a running cluster, but not the one that the flags describe.
     #[error(
         "the peers are the running cluster {cluster:x}, and --initial-cluster with --initial-cluster-token makes \
          {own:x}: give all members the same of both; a member that was added to a running cluster (etcdctl \
@@ -78,14 +78,14 @@ pub enum BootstrapError {
     OtherCluster {
         /// Id of the running cluster.
         cluster: u64,
-        /// Id of what the flags make.
+        /// Id of the cluster that the flags describe.
         own: u64,
         /// Name of this member.
         name: String,
         /// Its peer URLs.
         urls: String,
     },
-    /// `--initial-cluster` is not what the running cluster is.
+    /// `--initial-cluster` does not match the running cluster.
     #[error("error validating peerURLs of cluster {cluster:x}: {reason}")]
     Unequal {
         /// Cluster id.
@@ -105,13 +105,13 @@ pub enum BootstrapError {
         /// Its directory.
         dir: PathBuf,
     },
-    /// The directory was being restored when the program ended.
+    /// The program ended while the directory was being restored.
     #[error(
         "the data directory {0} holds what a restore left that did not end: delete it, and restore the \
          backup again"
     )]
     Unrestored(PathBuf),
-    /// The directory is that of an etcd that ran.
+    /// The directory belongs to an etcd that has run.
     #[error(
         "the data directory {dir} is that of an etcd that ran (it has {found}), and this is Conclave, which would begin \
          beside it with an empty store. To take the data over, start that etcd, save it (etcdctl snapshot \
@@ -121,13 +121,13 @@ pub enum BootstrapError {
     OfEtcd {
         /// The directory.
         dir: PathBuf,
-        /// What of an etcd's was found.
+        /// The file or directory of etcd's that was found.
         found: PathBuf,
     },
-    /// The directory was restored by etcd's programs, and cannot be taken over.
+    /// The directory was restored by etcd's tools and cannot be taken over.
     #[error(transparent)]
     TakeOver(#[from] TakeOverError),
-    /// One of the two stores is gone.
+    /// One of the two stores is missing.
     #[error(
         "the data directory has a {present} but no {absent}: a member that has lost part of its \
          directory must not go on as the same voter; remove it from the cluster (etcdctl member \
@@ -139,7 +139,7 @@ pub enum BootstrapError {
         /// What is missing.
         absent: &'static str,
     },
-    /// The directory cannot be read or claimed.
+    /// The directory cannot be read or marked.
     #[error("cannot read or mark the data directory: {0}")]
     Io(#[from] std::io::Error),
 }
@@ -148,11 +148,11 @@ pub enum BootstrapError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Founding {
     pub(crate) identity: Identity,
-    /// All first members, if the cluster is to be founded; `None` to wait for the leader.
+    /// All initial members if this member founds the cluster; `None` to wait for the leader.
     pub(crate) members: Option<Nodes>,
 }
 
-/// The identity that the directory holds, `None` if it is empty.
+/// The identity stored in the directory; `None` if it is empty.
 pub(crate) fn stored_identity(
     reader: &Reader,
     log_dir: &Path,
@@ -172,7 +172,7 @@ pub(crate) fn stored_identity(
     }
 }
 
-/// Decides by flags and peers what an empty directory becomes. Waits, without limit, until as many
+/// Decides from flags and peers what an empty directory becomes. Waits without limit until as many
 /// peers answer as an election needs; nothing could be served earlier anyway.
 pub(crate) async fn found(
     settings: &Settings,
@@ -193,7 +193,7 @@ pub(crate) async fn found(
         })
         .map(|(_, urls)| urls.as_slice())
         .collect();
-    // With this member, a quorum.
+    // Together with this member, a quorum.
     let answers_min = cluster.members.len() / 2;
     let mut round = 0u32;
     loop {
@@ -226,8 +226,9 @@ pub(crate) async fn found(
     }
 }
 
-/// Whether all who are in a cluster by now began with nothing while this member did, too: then this one is a founder
-/// whose vote the others wait for, and nobody knows more than they do of a life that it had before.
+/// Whether every peer that is in a cluster by now began empty while this member was also beginning.
+/// Then this member is a founder whose vote the others wait for, and they know all that is known of
+/// any earlier life of it.
 fn are_younger(answers: &[DescribeResponse], beginning: &Beginning) -> bool {
     let mut running = answers.iter().filter(|answer| answer.membership.is_some());
     running.all(|answer| beginning.is_older_than(answer.run))
@@ -236,7 +237,7 @@ fn are_younger(answers: &[DescribeResponse], beginning: &Beginning) -> bool {
 /// Asks a peer by each of its URLs in turn.
 ///
 /// # Errors
-/// Why the last of them gave no answer.
+/// The reason why the last URL gave no answer.
 async fn ask(dialer: &Dialer, urls: &[String], run: u64) -> Result<DescribeResponse, String> {
     let mut reason = String::new();
     for url in urls {
@@ -253,7 +254,7 @@ async fn ask(dialer: &Dialer, urls: &[String], run: u64) -> Result<DescribeRespo
     Err(reason)
 }
 
-/// An error with what caused it: the transport's own text says nothing.
+/// The innermost cause of an error: the transport's own text says nothing.
 fn causes(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.last().map_or_else(|| error.to_string(), ToString::to_string)
@@ -278,7 +279,7 @@ mod tests {
         beginning.hear(7);
         assert!(are_younger(&[answer(7), founding.clone()], &beginning));
         assert!(!are_younger(&[answer(7), answer(8)], &beginning), "one of them may be");
-        // A peer of a version that does not say so.
+        // A peer whose version does not send its run.
         beginning.hear(0);
         assert!(!are_younger(&[answer(0)], &beginning));
     }

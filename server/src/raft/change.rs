@@ -1,16 +1,18 @@
-//! Changing who is configured: decided and written by the leader, one change after the other.
+//! Membership changes: decided and written by the leader, one at a time.
 //!
-//! The rules are `conclave_state_machine::members::rules`. A change is one log entry, so that no leader can
-//! leave the cluster half way between two configurations; raft takes it only if nothing changed since the
-//! rules were asked, the configuration before is committed, and the leader has committed in its own term.
+//! The rules are `conclave_state_machine::members::rules`. A change is one log entry, so no leader
+//! can leave the cluster half way between two configurations. Raft accepts it only if the
+//! configuration has not changed since the rules were checked, the previous configuration is
+//! committed, and the leader has committed an entry in its own term.
 //!
-//! A new member that is to vote begins as a learner whatever its client asked, and becomes a voter when it
-//! has what the leader has: it never costs the cluster its quorum while it starts or catches up.
+//! A new member that is to vote starts as a learner, whatever its client asked for, and is promoted
+//! once it has caught up with the leader: it never costs the cluster its quorum while it starts or
+//! catches up.
 //!
 //! | module | what |
 //! |---|---|
 //! | `write` | a change that the rules allow becomes a log entry |
-//! | `promote` | new members become voters |
+//! | `promote` | new members are promoted to voters |
 //! | `message` | changes and refusals between members |
 
 mod message;
@@ -47,23 +49,24 @@ pub(crate) use promote::promote;
 
 /// Pause before a change is tried again.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
-/// Election timeouts within which a member must have been heard to count as reachable, and for which a
-/// change waits for members to be heard: a new leader has heard nobody yet.
+/// How recently a member must have been heard to count as reachable, in election timeouts. A change
+/// also waits this long for members to be heard, because a new leader has heard from nobody yet.
 const REACHABLE_WITHIN: u32 = 2;
 
-/// Why a change was not made, or perhaps not.
+/// Why a change was not made, or may not have been made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ChangeError {
-    /// It must not be made; nothing is changed.
+    /// The rules forbid it; nothing is changed.
     #[error(transparent)]
     Refused(#[from] MemberRefusal),
-    /// Whoever asked may not change members, as of when it was to be made; nothing is changed.
+    /// The caller may not change members (checked just before the change is made); nothing is
+    /// changed.
     #[error(transparent)]
     Denied(#[from] Denial),
-    /// It was not made in time, or that could not be found out.
+    /// It was not made in time, or its outcome could not be learned.
     #[error("request timed out")]
     Timeout,
-    /// The connection to the leader broke; it may have been made.
+    /// The connection to the leader broke; the change may have been made.
     #[error("request timed out, possibly due to connection lost")]
     Unknown,
     /// This member is stopping.
@@ -71,21 +74,21 @@ pub enum ChangeError {
     Stopped,
 }
 
-/// Why somebody may not change members.
+/// Why a caller may not change members.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Denial {
-    /// The user has no root role, or is gone.
+    /// The user lacks the root role or no longer exists.
     #[error("permission denied")]
     NoRight,
-    /// Calls need a user.
+    /// Authentication is on and the call has no user.
     #[error("user name is empty")]
     NoUser,
-    /// The user was verified before it had its name or password.
+    /// The user was authenticated before its name or password last changed.
     #[error("revision of auth store is old")]
     OldUser,
 }
 
-/// A change and who asked for it.
+/// A change and its caller.
 #[derive(Clone, Copy)]
 struct Wish<'a> {
     change: &'a MemberChange,
@@ -95,24 +98,24 @@ struct Wish<'a> {
 /// A change that was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Changed {
-    /// Of the log entry.
+    /// Index of its log entry.
     pub(crate) index: u64,
     /// The member that was changed.
     pub(crate) id: u64,
 }
 
-/// What came of an attempt.
+/// The outcome of one attempt.
 enum Attempt {
     Done(Changed),
     Refused(MemberRefusal),
     Denied(Denial),
-    /// Certainly not made; worth trying again, perhaps elsewhere.
+    /// Certainly not made; worth another attempt, perhaps on another member.
     Again,
     Unknown,
     Stopped,
 }
 
-/// Makes changes of the configuration.
+/// Makes membership changes.
 pub(crate) struct Changer {
     pub(crate) route: Route,
     pub(crate) reader: Reader,
@@ -120,11 +123,11 @@ pub(crate) struct Changer {
     pub(crate) election_timeout: Duration,
     pub(crate) timeout: Duration,
     pub(crate) promotions: Promotions,
-    /// Held by the one change that is being made.
+    /// Held while a change is made, so there is one at a time.
     pub(crate) busy: Mutex<()>,
 }
 
-/// The configuration that a change is based on, and what the rules need to know.
+/// The configuration that a change is based on, with the facts the rules need.
 struct View {
     stored: Arc<StoredMembership>,
     roster: Roster,
@@ -133,7 +136,8 @@ struct View {
 type Metrics = RaftMetrics<TypeConfig>;
 
 impl Changer {
-    /// Has the leader make a change, if `caller` may ask for it; returns when it is applied on this member.
+    /// Has the leader make a change if `caller` may ask for it; returns once it is applied on this
+    /// member.
     ///
     /// # Errors
     /// [`ChangeError`]; its variants say whether the change may have been made.
@@ -145,7 +149,7 @@ impl Changer {
         let wish = Wish { change, caller };
         let made = tokio::time::timeout(self.timeout, self.attempt_until_made(wish)).await;
         let changed = made.unwrap_or(Err(ChangeError::Timeout))?;
-        // A member that is removed is not told.
+        // A removed member does not receive the entry that removes it.
         let is_own = *change == MemberChange::Remove { id: self.route.links.member_id() };
         if !is_own {
             let applied = self.reader.wait_applied(changed.index);
@@ -249,7 +253,7 @@ impl Changer {
         attempt
     }
 
-    /// Checks a change against the rights of who asks and against the rules, and makes it.
+    /// Checks a change against the caller's rights and the rules, and makes it.
     async fn decide(&self, Wish { change, caller }: Wish<'_>) -> Attempt {
         let _one_at_a_time = self.busy.lock().await;
         let patient_until = Instant::now() + self.election_timeout * REACHABLE_WITHIN;
@@ -260,7 +264,8 @@ impl Changer {
                 Ok(None) => return Attempt::Again,
                 Err(_halt) => return Attempt::Stopped,
             };
-            // Whatever was answered before this look is seen by it, also on other members, and while this one waited.
+            // Read after the catch-up: every change of rights that was acknowledged before this
+            // point, on any member, is visible here.
             match check::administrator(&self.reader, self.reader.auth(), caller) {
                 Ok(Ok(())) => {}
                 Ok(Err(Rejection::UserEmpty)) => return Attempt::Denied(Denial::NoUser),
@@ -287,20 +292,22 @@ impl Changer {
         }
     }
 
-    /// Waits until this leader has applied what any member may have: a follower may have shown its client
-    /// first that a member has started. Without a quorum the rules refuse what matters by what is known.
+    /// Waits until this leader has applied all that any member may have applied: a follower may
+    /// already have shown its client that a member has started. Without a quorum this gives up at
+    /// `until`, and the rules refuse risky changes from what is known.
     async fn catch_up(&self, until: Instant) {
-        // Boxed: futures in futures would become too deep for the compiler.
+        // Boxed: the nested futures would exceed the compiler's depth limit.
         let confirmed = Box::pin(self.route.read_index_here());
         if let Ok(Some(index)) = tokio::time::timeout_at(until, confirmed).await {
             self.reader.wait_applied(index).await;
         }
     }
 
-    /// Gives leadership away, so that the next leader can remove this member.
+    /// Transfers leadership, so that the next leader can remove this member.
     async fn leave(&self, view: &View) -> Attempt {
         if view.stored.membership().voter_ids().nth(1).is_none() {
-            // Those who are to vote have not caught up: who is there will have soon, within the time of the request.
+            // The others that are to vote have not caught up yet. One that is started and reachable
+            // will soon, within the time of this request.
             let own_id = self.route.links.member_id();
             let mut others = view.roster.seats.iter().filter(|seat| seat.id != own_id);
             let is_soon =
@@ -318,7 +325,7 @@ impl Changer {
         }
     }
 
-    /// The configuration as this member sees it, `None` if it does not lead.
+    /// The configuration as this member sees it; `None` if it does not lead.
     fn view(&self) -> Result<Option<View>, Halt> {
         let metrics = self.route.raft.metrics();
         let now = metrics.borrow_watched().clone();

@@ -1,9 +1,10 @@
-//! When the state is flushed and the log is cut.
+//! Decides when the state is flushed and the log is cut.
 //!
-//! openraft's own policy is off: it would cut the log by snapshots alone, and a live follower that is
-//! a moment behind would then need a snapshot, which is slow and which openraft handles worst. Here the
-//! log is kept for every member that is reachable, however far behind, and within bounds for one that
-//! is not: by the leader, who knows how far they are, and as it says by everybody who may lead next.
+//! openraft's own policy is off: it cuts the log at snapshots alone, so a live follower that is a
+//! moment behind would need a snapshot, which is slow and which openraft handles worst. Here the
+//! log is kept for every reachable member, however far behind, and within bounds for unreachable
+//! ones. The leader decides, because it knows how far the members are, and tells the others, any of
+//! which may lead next.
 
 use std::time::Duration;
 
@@ -14,30 +15,30 @@ use openraft::{RaftMetrics, ServerState};
 
 use super::route::Route;
 
-/// How often the log is looked at.
+/// How often the log is checked.
 const INTERVAL: Duration = Duration::from_millis(250);
-/// A member heard within this time is reachable.
+/// A member heard from within this time is reachable.
 const REACHABLE_WITHIN: Duration = Duration::from_secs(15);
-/// Log bytes written since the last flush at which the state is flushed: bounds replay at a start, and
-/// the segments in use, which are written once with zeros and then again and again with records.
+/// Log bytes written since the last flush that trigger another. Bounds the replay at a start and
+/// the number of segments in use (a segment is zero-filled once and then reused).
 const FLUSH_LOG_BYTES: u64 = 32 * 1024 * 1024;
-/// Below this many log bytes the usual entry count does not flush: many small files would cost more
-/// than replaying them.
+/// Below this many log bytes the default entry count does not trigger a flush: many small files
+/// would cost more than replaying the entries.
 const FLUSH_LOG_BYTES_MIN: u64 = 16 * 1024 * 1024;
-/// etcd's default for `--snapshot-count`; only a smaller one overrides `FLUSH_LOG_BYTES_MIN`.
+/// etcd's default for `--snapshot-count`; only a smaller value overrides `FLUSH_LOG_BYTES_MIN`.
 const SNAPSHOT_COUNT_DEFAULT: u64 = 10_000;
-/// Bytes kept behind a flush, if the entries asked for are larger: entries are batches.
+/// Most log bytes kept behind a flush for `catchup_entries`: entries are batches and may be large.
 const CATCHUP_BYTES_MAX: u64 = 16 * 1024 * 1024;
-/// How much log is kept for an unreachable member, and by a follower for anybody.
+/// How much log is kept for an unreachable member, and by a follower for any member.
 const UNREACHABLE_SEGMENTS_MAX: u64 = 128;
 const UNREACHABLE_ENTRIES_MAX: u64 = 2_000_000;
-/// How much log a follower keeps in any case.
+/// Log segments that a follower keeps in any case.
 const FOLLOWER_SEGMENTS_MAX: u64 = 4;
 
-/// How much log to keep, as asked for.
+/// Retention settings.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Retention {
-    /// Entries between two flushes.
+    /// Applied entries after which the state is flushed.
     pub(crate) snapshot_count: u64,
     /// Entries kept behind a flush.
     pub(crate) catchup_entries: u64,
@@ -89,8 +90,8 @@ fn is_flush_due(now: &Metrics, written_bytes: u64, retention: Retention) -> bool
         && (written_bytes >= FLUSH_LOG_BYTES || (entries >= retention.snapshot_count && !is_small))
 }
 
-/// Last index that nobody needs, if there is something to cut; `kept` is the first of the entries that
-/// are kept behind the flush, `needed` the first that members need, if that is known.
+/// Last index that can be cut, if any. `kept` is the first entry kept behind the flush; `needed` is
+/// the first that members need, if known.
 fn purge_upto(now: &Metrics, segments: u64, kept: u64, needed: Option<u64>) -> Option<u64> {
     let flushed = now.snapshot?.index;
     let mut upto = kept.checked_sub(1)?.min(flushed);
@@ -105,8 +106,8 @@ fn purge_upto(now: &Metrics, segments: u64, kept: u64, needed: Option<u64>) -> O
     (upto > purged).then_some(upto)
 }
 
-/// The first entry that another member may need of this one, its leader: of those that are reachable, and within
-/// bounds of those that are not.
+/// The first entry that another member may need from this one, its leader: of reachable members in
+/// any case, of unreachable ones within bounds.
 fn needed_from(now: &Metrics, segments: u64) -> u64 {
     let last = now.last_log_index.unwrap_or(0);
     let purged = now.purged.map_or(0, |id| id.index);
@@ -116,11 +117,11 @@ fn needed_from(now: &Metrics, segments: u64) -> u64 {
             continue;
         }
         let matched = now.replication.as_ref().and_then(|all| *all.get(id)?);
-        // Who has not answered since this member leads may need all that is left.
+        // A member that has not answered this leader yet may need all that is left.
         let matched = matched.map_or(purged, |id| id.index);
         let heard = now.heartbeat.as_ref().and_then(|all| *all.get(id)?);
         let is_reachable = heard.is_some_and(|at| at.elapsed() < REACHABLE_WITHIN);
-        // Below what is purged only a snapshot helps, whatever is kept.
+        // A member behind the purged part needs a snapshot, whatever is kept.
         let is_affordable = segments <= UNREACHABLE_SEGMENTS_MAX
             && last.saturating_sub(matched) <= UNREACHABLE_ENTRIES_MAX
             && matched >= purged;
@@ -146,7 +147,7 @@ mod tests {
 
     const RETENTION: Retention = Retention { snapshot_count: 10_000, catchup_entries: 5_000 };
 
-    /// The first entry that is kept behind a flush at 900,000.
+    /// First entry kept behind a flush at 900,000.
     const KEPT: u64 = 895_001;
 
     fn id(index: u64) -> LogId {
@@ -172,7 +173,7 @@ mod tests {
         metrics.heartbeat.get_or_insert_default().insert(member, heard);
     }
 
-    /// Of a leader.
+    /// The result on a leader.
     fn purge_upto(now: &Metrics, segments: u64, kept: u64) -> Option<u64> {
         super::purge_upto(now, segments, kept, Some(needed_from(now, segments)))
     }

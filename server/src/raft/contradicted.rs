@@ -1,8 +1,9 @@
-//! A log that ends in entries which the applied state contradicts.
+//! Removes a log tail that the applied state contradicts.
 //!
-//! Apply does not wait until the log is durable: a follower may flush a state that has applied an entry of
-//! a new leader, and lose power before the log has dropped its old tail for it. Nothing is lost then, but
-//! the old tail must go, for raft takes a log whose last entry is older than the state for a corrupt one.
+//! Entries are applied before the log is durable: a follower may flush a state that includes an
+//! entry of a new leader, and lose power before it has removed the old tail which that entry
+//! replaced. Nothing is lost, but the old tail must go, because raft takes a log whose last entry
+//! is older than the state for corrupt.
 
 use std::io;
 
@@ -10,8 +11,8 @@ use conclave_raft_store::log::LogStore;
 use conclave_raft_store::types::LogId;
 use openraft::storage::{RaftLogReader as _, RaftLogStorage as _};
 
-/// Removes the end of the log from the index of `applied` on, if the log's last entry is older than that
-/// one. What follows an entry that contradicts a committed one was never committed.
+/// Removes the log from the index of `applied` on, if the log's last entry is older than `applied`.
+/// What follows an entry that contradicts a committed one was never committed.
 ///
 /// # Errors
 /// If the log cannot be read or written.

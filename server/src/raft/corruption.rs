@@ -1,10 +1,11 @@
-//! Comparing the members: replicas of one log that differ are the worst that can happen, and silent.
+//! Compares the members' states: replicas of one log that silently differ are the worst failure.
 //!
-//! Each member notes the digest of all events at each compaction, which is the same place of the log for
-//! all; the leader collects them. With `--corrupt-check-time` it also has everyone read and hash all that is
-//! stored, from time to time; with the feature gate `InitialCorruptCheck` every member does when it starts.
-//! A member that more than half of all contradict is fenced: it stops for good, and the others go on. If
-//! nobody can tell who is right, the CORRUPT alarm stops all changes of keys and leases, as in etcd.
+//! Each member notes the digest of all events at each compaction, which is at the same log entry on
+//! all; the leader collects them. With `--corrupt-check-time` the leader also has all members read
+//! and hash everything stored, at that interval; with the feature gate `InitialCorruptCheck` each
+//! member compares itself this way when it starts. A member that a majority contradicts is fenced:
+//! it stops for good and the others go on. If there is no majority, the CORRUPT alarm stops all
+//! changes of keys and leases, as in etcd.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -33,18 +34,19 @@ use crate::propose::{Haste, Proposer};
 
 /// Digests kept for a leader that asks late.
 const NOTES_MAX: usize = 64;
-/// How long a member may take until it has applied what the leader has, or to note that it must stop.
+/// How long to keep asking a member until it has applied what the leader has; also the timeout of
+/// telling it to stop.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// How often members that differ are compared while some do not answer, before all changes are stopped.
+/// How often differing members are compared while some do not answer, before the alarm is raised.
 const SPLIT_ATTEMPTS: usize = 2;
 /// Pause before a member is asked again.
 const ASK_PAUSE: Duration = Duration::from_millis(100);
-/// How long hashing everything may take.
+/// Timeout of hashing everything.
 const HASH_TIMEOUT: Duration = Duration::from_secs(120);
-/// How often the task looks whether raft still runs, if nothing is to be compared.
+/// How often the task checks whether raft still runs while there is nothing to compare.
 const IDLE: Duration = Duration::from_secs(1);
 
-/// What is compared.
+/// The point at which members are compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Point {
     /// The rolling digest at the compaction in this log entry.
@@ -53,11 +55,11 @@ pub(crate) enum Point {
     Revision(i64),
 }
 
-/// The digest of a member.
+/// A member's digest at a [`Point`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Digest {
     pub(crate) digest: u64,
-    /// The compacted revision that it was taken at; only equal ones compare.
+    /// The compacted revision when it was taken; digests compare only if this is equal.
     pub(crate) compacted: i64,
 }
 
@@ -75,10 +77,10 @@ impl Default for Digests {
 }
 
 impl Digests {
-    /// Notes the compactions among what was just applied.
+    /// Notes the compactions among the entries just applied.
     pub(crate) fn note(&self, entries: &[AppliedEntry]) {
         for entry in entries {
-            // Of several in one entry the last, on every member alike.
+            // If one entry has several compactions, the last counts; the same on every member.
             let digests = entry.results.iter().filter_map(|result| match result.outcome {
                 Ok(Response::Compact { digest }) => Some(digest),
                 _ => None,
@@ -99,7 +101,7 @@ impl Digests {
     }
 }
 
-/// Tells and compares digests; clones are cheap.
+/// Computes and compares digests; clones are cheap.
 #[derive(Clone)]
 pub(crate) struct Comparer {
     pub(crate) route: Route,
@@ -107,12 +109,12 @@ pub(crate) struct Comparer {
     pub(crate) proposer: Proposer,
     pub(crate) digests: Arc<Digests>,
     pub(crate) loss: Arc<Loss>,
-    /// When everything is compared.
+    /// Settings for comparing everything.
     pub(crate) checks: CheckSettings,
 }
 
 impl Comparer {
-    /// This member's digest, `None` if it does not have it (yet, or any more).
+    /// This member's digest; `None` if it does not have it yet or any more.
     pub(crate) async fn digest(&self, point: Point) -> Option<Digest> {
         match point {
             Point::Compaction(index) => {
@@ -127,7 +129,8 @@ impl Comparer {
         }
     }
 
-    /// Compares while this member leads, until raft stops.
+    /// Compares states while this member leads (at a start, if set, on every member); runs until
+    /// raft stops.
     pub(crate) async fn run(self) {
         let mut newest = self.digests.newest.subscribe();
         let mut last_whole = Instant::now();
@@ -175,7 +178,7 @@ impl Comparer {
                     tracing::debug!(?point, members = digests.len(), "members have the same state");
                 }
                 Verdict::Outvoted(ids) => self.fence_all(&ids, &nodes, point).await,
-                // The word of those that are missing may decide it.
+                // The digests of the missing members may decide it.
                 Verdict::Split if digests.len() < nodes.len() && attempt < SPLIT_ATTEMPTS => {
                     tokio::time::sleep(ASK_PAUSE).await;
                     continue;
@@ -186,7 +189,8 @@ impl Comparer {
         }
     }
 
-    /// The digests of this member and of all that answer and can be compared with it; `None` if it has none.
+    /// Digests of this member and of all that answered and are comparable; `None` if this member
+    /// has none.
     async fn collect(&self, nodes: &Nodes, point: Point) -> Option<BTreeMap<NodeId, u64>> {
         let own_id = self.route.links.member_id();
         let others = nodes.iter().filter(|(id, _)| **id != own_id);
@@ -197,7 +201,8 @@ impl Comparer {
             .into_iter()
             .filter_map(|(id, answer)| Some((id, answer?)))
             .chain([(own_id, own)])
-            // What is compacted already is no part of it: then they cannot be compared.
+            // The digest leaves out what is compacted, so it compares only at the same compacted
+            // revision.
             .filter(|(_, answer)| answer.compacted == own.compacted)
             .map(|(id, answer)| (id, answer.digest));
         Some(digests.collect())
@@ -223,7 +228,7 @@ impl Comparer {
                         return Some(Digest { digest, compacted });
                     }
                 }
-                // The connection broke, or it is only starting.
+                // The connection broke, or the member is still starting.
                 Err(status) if may_heal(&status) => link.reset(),
                 Err(status) => {
                     tracing::debug!(member = %format_args!("{id:x}"), %status, "no digest");
@@ -267,7 +272,8 @@ impl Comparer {
         self.loss.condemn(reason).await;
     }
 
-    /// Nobody can tell who is right: nothing may be written until a person decides.
+    /// Raises the CORRUPT alarm: nobody can tell who is right, so writes stop until an operator
+    /// decides.
     async fn alarm(&self, digests: &BTreeMap<NodeId, u64>, point: Point) {
         let own = digests.get(&self.route.links.member_id());
         let other =
@@ -285,7 +291,7 @@ impl Comparer {
     }
 }
 
-/// Whether a member that could not be asked may answer the next time.
+/// Whether a member that could not be asked may answer next time.
 fn may_heal(status: &Status) -> bool {
     use Code::{Cancelled, DeadlineExceeded, Unavailable, Unknown};
     matches!(status.code(), Unavailable | DeadlineExceeded | Cancelled | Unknown)

@@ -1,4 +1,4 @@
-//! First members from SRV records (`--discovery-srv`).
+//! Finds the initial members by SRV records (`--discovery-srv`).
 
 use std::io;
 use std::net::{SocketAddr, ToSocketAddrs as _};
@@ -8,10 +8,10 @@ use conclave_transport::dns;
 
 use crate::config::{InitialCluster, Settings, SrvDiscovery};
 
-/// Services of members, the secured one first.
+/// SRV services of members and their URL schemes, TLS first.
 const SERVICES: [(&str, &str); 2] = [("etcd-server-ssl", "https"), ("etcd-server", "http")];
 
-/// The settings with the first members that were looked up, if they are to be.
+/// The settings, with the initial members looked up if `--discovery-srv` is given.
 ///
 /// # Errors
 /// As [`initial_cluster`].
@@ -26,8 +26,8 @@ pub(crate) async fn settings(settings: &Arc<Settings>) -> io::Result<Arc<Setting
     Ok(Arc::new(settings))
 }
 
-/// Looks up the first members. This one goes by its own name, the others by invented ones: their URLs alone
-/// decide who they are. Blocks.
+/// Looks up the initial members. This one gets its own name, the others invented ones: only their
+/// URLs decide who they are. Blocks.
 ///
 /// # Errors
 /// If nothing can be looked up, or nothing is found.
@@ -69,6 +69,6 @@ fn initial_cluster(settings: &Settings, srv: &SrvDiscovery) -> io::Result<Initia
 
 fn addresses(url: &str) -> Vec<SocketAddr> {
     let authority = url.split_once("://").map_or(url, |(_, authority)| authority);
-    // Who cannot be resolved is not this member.
+    // A host that cannot be resolved is not this member.
     authority.to_socket_addrs().map(Iterator::collect).unwrap_or_default()
 }

@@ -1,8 +1,8 @@
-//! `--force-new-cluster`: one member goes on alone with what it has, after the quorum is lost for good.
+//! `--force-new-cluster`: continues with this member alone, after the quorum is lost for good.
 //!
-//! A configuration of this member alone is put at the end of its log, before raft starts; applying it
-//! notes all others as removed, so that none of them is heard again. Entries that may not have been
-//! committed stay: somebody may have been told that they were.
+//! A configuration of this member alone is appended to its log before raft starts. Applying it
+//! marks all others as removed, so that none of them is heard again. Entries that may not have been
+//! committed are kept: their clients may have been told that they were.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -15,10 +15,10 @@ use conclave_raft_store::types::{
 use futures::{StreamExt, TryStreamExt};
 use openraft::storage::{RaftLogReader as _, RaftLogStorage as _, RaftLogStorageExt as _};
 
-/// Makes `own_id` the only member, unless it is that already.
+/// Makes `own_id` the only member, unless it already is.
 ///
 /// # Errors
-/// If the log cannot be read or written, or this is no member.
+/// If the log cannot be read or written, or `own_id` is not a member.
 pub(crate) async fn alone(log: &mut LogStore, reader: &Reader, own_id: NodeId) -> io::Result<()> {
     let membership = last_membership(log, reader).await?;
     let others: Vec<String> = membership
@@ -36,7 +36,7 @@ pub(crate) async fn alone(log: &mut LogStore, reader: &Reader, own_id: NodeId) -
     if applied > log.get_log_state().await?.last_log_id
         && let Some(applied) = applied
     {
-        // What is applied was committed elsewhere; the log goes on behind it.
+        // What is applied was committed elsewhere; the log continues after it.
         log.purge(applied).await?;
     }
     let last = log.get_log_state().await?.last_log_id;
@@ -52,7 +52,7 @@ pub(crate) async fn alone(log: &mut LogStore, reader: &Reader, own_id: NodeId) -
     Ok(())
 }
 
-/// The last configuration in the log, else the one that is applied.
+/// The last configuration in the log, else the applied one.
 async fn last_membership(log: &LogStore, reader: &Reader) -> io::Result<Membership> {
     let from = reader.applied().map_or(0, |id| id.index + 1);
     let mut log = log.clone();

@@ -1,9 +1,10 @@
-//! Batches on their way to the leader: one stream per connection.
+//! Forwards batches to the leader: one stream per connection.
 //!
-//! A call of its own for every batch would cost both members more than the batch itself. The leader
-//! answers only for batches that it does not apply; of the others their sender hears by its own log.
-//! The stream is opened by the first batch and again by the next one after it broke; whatever was sent
-//! on a broken stream has an unknown fate, and nothing is sent before the leader accepted the stream.
+//! A separate call for every batch would cost both members more than the batch itself. The leader
+//! answers only for batches that it does not apply; of the others their sender learns from its own
+//! log. The first batch opens the stream, and the next batch after a break opens it again. The
+//! outcome of everything sent on a broken stream is unknown. Nothing is sent before the leader has
+//! accepted the stream.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,7 +21,7 @@ use super::link::Client;
 use super::route::Offer;
 
 /// Batches on one stream that are neither applied nor refused. More than the batcher ever has in
-/// flight: at the leader those count too that it gave up.
+/// flight, because at the leader those count too that the batcher gave up on.
 pub(crate) const FORWARDS_MAX: usize = 64;
 /// How long the leader may take to accept a stream.
 const OPEN_TIMEOUT: Duration = Duration::from_millis(1500);
@@ -28,19 +29,19 @@ const OPEN_TIMEOUT: Duration = Duration::from_millis(1500);
 /// An open stream of batches.
 #[derive(Debug)]
 pub(crate) struct Forwards {
-    /// `None` once it has ended: without a sender of requests it ends at the leader, too.
+    /// `None` once it has ended. Dropping the request sender ends the stream at the leader, too.
     stream: Mutex<Option<Open>>,
 }
 
-/// What a stream has while it is open.
+/// The parts of an open stream.
 #[derive(Debug)]
 struct Open {
     requests: mpsc::Sender<ProposeRequest>,
-    /// What waits for its answer, by the id of the request.
+    /// Requests that wait for an answer, by request id.
     pending: HashMap<u64, oneshot::Sender<Offer>>,
 }
 
-/// Takes a request off the list, even if nobody waits for its answer any more.
+/// Removes a request from `pending` when dropped, even if nobody waits for its answer any more.
 struct Listed<'a> {
     forwards: &'a Forwards,
     id: u64,
@@ -58,7 +59,7 @@ impl Forwards {
     /// Opens a stream.
     ///
     /// # Errors
-    /// [`Status`] if the leader does not accept it; nothing was sent then.
+    /// [`Status`] if the leader does not accept it; in that case nothing was sent.
     pub(crate) async fn open(mut client: Client) -> Result<Arc<Self>, Status> {
         let (requests, outgoing) = mpsc::channel(FORWARDS_MAX);
         let opened = client.stream_propose(ReceiverStream::new(outgoing));
@@ -76,13 +77,13 @@ impl Forwards {
         self.stream.lock().is_some()
     }
 
-    /// Gives the stream up; what it did not answer has an unknown fate.
+    /// Closes the stream; the outcome of unanswered batches is unknown.
     pub(crate) fn close(&self) {
         drop(self.stream.lock().take());
     }
 
-    /// Sends a batch and waits until the leader refuses it or its fate is unknown; cancelled when the
-    /// batch is applied here.
+    /// Sends a batch and waits until the leader refuses it or its outcome is unknown. The caller
+    /// cancels this once the batch is applied here.
     pub(crate) async fn send(&self, mut request: ProposeRequest) -> Offer {
         let (answer, answered) = oneshot::channel();
         let id = rand::random();
@@ -101,7 +102,7 @@ impl Forwards {
         answered.await.unwrap_or(Offer::Unknown)
     }
 
-    /// Hands out the answers until the stream ends; the fate of the rest is unknown.
+    /// Delivers the answers until the stream ends; the outcome of the rest is unknown.
     async fn answer(self: Arc<Self>, mut answers: Streaming<ProposeResponse>) {
         loop {
             match answers.message().await {
@@ -121,7 +122,7 @@ impl Forwards {
         let waiting = stream.as_mut().and_then(|open| open.pending.remove(&answer.id));
         drop(stream);
         if let Some(waiting) = waiting {
-            // Whoever gave up asks no more.
+            // Fails if the sender has given up.
             waiting.send(offer(answer.result())).ok();
         }
     }

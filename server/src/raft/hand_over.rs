@@ -1,4 +1,4 @@
-//! Giving leadership away: before this member stops, and before it is removed.
+//! Transfers leadership before this member stops or is removed.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -10,15 +10,15 @@ use tokio::time::Instant;
 use super::link::Link;
 use super::route::Route;
 
-/// How long handing leadership over may take at least: the votes are synced to disks, which may be slow.
+/// Minimum timeout of a leadership transfer: the votes are synced to disks, which may be slow.
 const TRANSFER_TIMEOUT_MIN: Duration = Duration::from_secs(1);
-/// How long it may take at most: whoever stops this member waits for it.
+/// Maximum timeout: whoever stops this member waits for it.
 const TRANSFER_TIMEOUT_MAX: Duration = Duration::from_secs(5);
-/// How long a member that gave its leadership up waits for the next leader, which may need its vote.
+/// How long a member that gave up leadership waits for the next leader, which may need its vote.
 const SUCCESSION_TIMEOUT: Duration = Duration::from_secs(1);
-/// How often the succession is looked at.
+/// How often the transfer is checked.
 const LOOK_INTERVAL: Duration = Duration::from_millis(10);
-/// A voter heard within this time can take over.
+/// A voter heard from within this time can take over.
 const HEARD_WITHIN: Duration = Duration::from_secs(2);
 
 /// Makes the most advanced reachable voter the leader, if this member leads and there is one.
@@ -48,7 +48,7 @@ pub(crate) async fn hand_over(route: &Route) {
     }
 }
 
-/// Until the others would elect by themselves: giving up earlier elects nobody sooner.
+/// The time after which the others would elect by themselves: giving up earlier speeds up nothing.
 fn transfer_timeout(config: &Config) -> Duration {
     let lease_and_wait = config.election_timeout_max.saturating_add(config.election_timeout_min);
     Duration::from_millis(lease_and_wait).clamp(TRANSFER_TIMEOUT_MIN, TRANSFER_TIMEOUT_MAX)
@@ -70,8 +70,8 @@ fn successor(route: &Route, refused: &BTreeSet<u64>) -> Option<u64> {
         .max_by_key(|id| replication.get(id).copied().flatten())
 }
 
-/// Waits for another leader. `None` if the chosen one refused by `link`, or if nobody took over
-/// what this member gave up: the others are then stopping too.
+/// Waits for another leader. `None` if the chosen member refused over `link`, or if nobody took
+/// over after this member gave up leadership: then the others are stopping too.
 async fn succeeded_by(route: &Route, link: &Link) -> Option<u64> {
     let mut gave_up_at = None;
     loop {

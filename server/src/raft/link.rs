@@ -1,8 +1,8 @@
-//! Connections to the other members: one per member and purpose, made when first used.
+//! Connections to the other members: one per member and purpose, made on first use.
 //!
-//! Replication, heartbeats, snapshots and forwarded calls each have a connection of their own, so that
-//! none waits behind another's bytes. A connection that makes no progress is replaced, not waited for:
-//! a half-open one would otherwise swallow everything until TCP gives up.
+//! Replication, heartbeats, snapshots and forwarded calls each have their own connection, so that
+//! none waits behind another's bytes. A connection without progress is replaced rather than waited
+//! for: a half-open one would otherwise swallow everything until TCP gives up.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,20 +23,20 @@ use super::loss::Acknowledged;
 use super::traffic::Caller;
 use crate::metrics::{Peer, Peers};
 
-/// Largest message between members: a batch of entries is far below, one huge value must fit.
+/// Largest message between members. A batch of entries is far smaller; one huge value must fit.
 pub(crate) const MESSAGE_BYTES_MAX: usize = 512 * 1024 * 1024;
-/// Flow-control window of one HTTP/2 stream: a full append window must not stall on it.
+/// Flow-control window of one HTTP/2 stream: large enough that a full append window does not stall.
 pub(crate) const STREAM_WINDOW_BYTES: u32 = 16 * 1024 * 1024;
 /// Flow-control window of one HTTP/2 connection.
 pub(crate) const CONNECTION_WINDOW_BYTES: u32 = 32 * 1024 * 1024;
-/// How long a connection may take: between members a few round trips, handshake included.
+/// Timeout of a connect: between members a few round trips, handshake included.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(1000);
-/// Between two pings of a connection.
+/// Interval between two pings of a connection.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(2);
-/// How long a ping may take until the connection counts as dead.
+/// How long a ping may stay unanswered before the connection counts as dead.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Calls the other member, with its bytes counted.
+/// Client of another member; it counts the bytes.
 pub(crate) type Client = PeerClient<Caller<Channel>>;
 
 /// What a connection is for.
@@ -48,7 +48,7 @@ pub(crate) enum Purpose {
     Heartbeat,
     /// Snapshots.
     Snapshot,
-    /// Proposals, read indexes and lease calls of clients that are connected here.
+    /// Proposals, read indexes and lease calls made for clients connected to this member.
     Forward,
 }
 
@@ -63,7 +63,7 @@ pub(crate) struct Links {
 }
 
 impl Links {
-    /// Of this member.
+    /// Connections of the member `identity`, none made yet.
     pub(crate) fn new(identity: Identity, peers: Peers, dialer: Dialer) -> Self {
         let Identity { cluster: cluster_id, member: member_id } = identity;
         Self { cluster_id, member_id, peers, dialer, links: Mutex::default() }
@@ -77,17 +77,17 @@ impl Links {
         self.cluster_id
     }
 
-    /// How others are reached.
+    /// Makes connections to peer URLs.
     pub(crate) fn dialer(&self) -> &Dialer {
         &self.dialer
     }
 
-    /// Who calls whom; sent with every call.
+    /// Identifies caller and callee; sent with every call.
     pub(crate) fn sender(&self, to: NodeId) -> Sender {
         Sender { cluster_id: self.cluster_id, from: self.member_id, to }
     }
 
-    /// The connection to a member, which goes to the URLs that it has now.
+    /// The connection to a member, directed at its current URLs.
     pub(crate) fn get(&self, target: NodeId, node: &MemberNode, purpose: Purpose) -> Arc<Link> {
         let mut links = self.links.lock();
         let link = links.entry((target, purpose)).or_insert_with(|| {
@@ -98,8 +98,9 @@ impl Links {
         link.clone()
     }
 
-    /// Goes where the members are by now, and forgets those that are gone. Whoever holds a connection
-    /// goes along: raft asks for new ones only when it starts to replicate.
+    /// Redirects connections to the members' current URLs and drops those of former members.
+    /// Holders of a [`Link`] follow along: raft asks for a new one only when it starts to
+    /// replicate.
     pub(crate) fn follow(&self, membership: &Membership) {
         self.links.lock().retain(|(target, _), link| {
             let node = membership.get_node(target);
@@ -111,18 +112,18 @@ impl Links {
     }
 }
 
-/// One connection that is made when first used and replaced when it makes no progress.
+/// A connection made on first use and replaced when it makes no progress.
 #[derive(Debug)]
 pub(crate) struct Link {
     current: Mutex<Current>,
-    /// The stream of forwarded batches; held while it is opened, which takes a bounded time.
+    /// The stream of forwarded batches; locked while it is opened, which takes a bounded time.
     forwards: tokio::sync::Mutex<Option<Arc<Forwards>>>,
-    /// Calls that failed since the last one that did not.
+    /// Failed calls since the last successful one.
     failures: AtomicU32,
-    /// What the member acknowledged by this connection and those before it.
+    /// What the member has acknowledged over this connection and its predecessors.
     pub(super) acknowledged: Acknowledged,
     peer: Arc<Peer>,
-    /// This member.
+    /// Id of this member.
     own_id: NodeId,
     dialer: Dialer,
 }
@@ -130,7 +131,7 @@ pub(crate) struct Link {
 #[derive(Debug)]
 struct Current {
     urls: Vec<String>,
-    /// Which URL the next connection goes to.
+    /// Index of the URL that the next connection uses, modulo their number.
     turn: usize,
     client: Option<Client>,
 }
@@ -159,15 +160,15 @@ impl Link {
         self.failures.swap(0, Ordering::Relaxed)
     }
 
-    /// How many calls have failed in a row.
+    /// How many calls in a row have failed.
     pub(crate) fn failures(&self) -> u32 {
         self.failures.load(Ordering::Relaxed)
     }
 
-    /// The client of the present connection.
+    /// The client of the current connection; makes one if there is none.
     ///
     /// # Errors
-    /// [`Status`] if the member has no URL that can be connected to.
+    /// [`Status`] if the member has no URL, or none that can be used.
     pub(crate) fn client(&self) -> Result<Client, Status> {
         let mut current = self.current.lock();
         if let Some(client) = &current.client {
@@ -185,7 +186,7 @@ impl Link {
         Ok(client)
     }
 
-    /// The next connection goes to one of these URLs.
+    /// Directs the next connection to one of these URLs, if they are new.
     fn move_to(&self, urls: &[String]) {
         let mut current = self.current.lock();
         if current.urls != urls {
@@ -193,10 +194,10 @@ impl Link {
         }
     }
 
-    /// The open stream of forwarded batches.
+    /// The open stream of forwarded batches; opens one if there is none.
     ///
     /// # Errors
-    /// [`Status`] if the member does not accept one.
+    /// [`Status`] if the member does not accept a stream.
     pub(crate) async fn forwards(&self) -> Result<Arc<Forwards>, Status> {
         let mut forwards = self.forwards.lock().await;
         if let Some(open) = forwards.as_ref().filter(|open| open.is_open()) {
@@ -206,7 +207,7 @@ impl Link {
         Ok(forwards.insert(opened).clone())
     }
 
-    /// Drops the present connection; the next call makes one to the member's next URL.
+    /// Drops the current connection; the next call connects to the member's next URL.
     pub(crate) fn reset(&self) {
         let mut current = self.current.lock();
         current.client = None;
@@ -214,15 +215,15 @@ impl Link {
     }
 }
 
-/// How this member reaches others; clones are cheap.
+/// Makes connections to other members; clones are cheap.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Dialer {
-    /// For URLs that ask for it.
+    /// Used for the URLs that ask for TLS.
     pub(crate) tls: Option<Arc<Followed<ClientTls>>>,
 }
 
 impl Dialer {
-    /// Asks a peer URL what it knows of the cluster.
+    /// Asks a peer URL what it knows about the cluster.
     ///
     /// # Errors
     /// [`Status`] of the call, deadline exceeded after `timeout`.
@@ -241,7 +242,7 @@ impl Dialer {
         Ok(answer.into_inner())
     }
 
-    /// The connection to a peer URL, made when first used.
+    /// A connection to a peer URL, made on first use.
     fn channel(&self, url: &str) -> Result<Channel, Status> {
         let target = Target::parse(url, false).map_err(Status::unavailable)?;
         if target.is_tls() && self.tls.is_none() {

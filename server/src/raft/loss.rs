@@ -1,11 +1,12 @@
-//! A member whose log lacks what it had acknowledged: a disk that forgot synced bytes, or an old copy put back.
+//! Stops a member whose log lacks what it had acknowledged: a disk that forgot synced bytes, or a
+//! directory replaced by an old copy.
 //!
-//! The log tells damage by itself except at its very end, which looks as if the process had died just
-//! there. But the leader remembers what each member acknowledged to it under its vote ([`Acknowledged`])
-//! and says so with every append that begins there. A member that then finds a conflict has lost records:
-//! only a leader of a higher vote may remove them, and under that vote the append would be refused. It must
-//! neither vote nor serve any more, and the leader's raft must not hear of it: openraft takes a log that
-//! went back for a bug of its own.
+//! The log detects damage by itself except at its very end, which looks as if the process had died
+//! just there. But the leader remembers what each member acknowledged to it under its vote
+//! ([`Acknowledged`]) and says so with every append that begins there. A member that then finds a
+//! conflict has lost records: only a leader with a higher vote may remove them, and under that vote
+//! the append would be refused. The member must neither vote nor serve any more, and the leader's
+//! raft must not see its answer: openraft takes a log that went back for a bug of its own.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -16,14 +17,14 @@ use parking_lot::Mutex;
 use tokio::sync::{oneshot, watch};
 use tonic::Status;
 
-/// The last entry that a member acknowledged, and the vote of the leader to which it did.
+/// The last entry that a member acknowledged, and the vote of the leader it acknowledged it to.
 #[derive(Debug, Default)]
 pub(crate) struct Acknowledged {
     last: Mutex<Option<(Vote, LogId)>>,
 }
 
 impl Acknowledged {
-    /// The member has everything up to `id`.
+    /// Notes that the member has everything up to `id`.
     pub(crate) fn note(&self, vote: Vote, id: LogId) {
         let mut last = self.last.lock();
         match &mut *last {
@@ -38,10 +39,10 @@ impl Acknowledged {
     }
 }
 
-/// Time for the answer that tells of a loss to leave this member before it stops.
+/// Time for the answer that reports the loss to leave this member before it stops.
 const ANSWER_GRACE: Duration = Duration::from_millis(200);
 
-/// Ends this member once its log is known to lack records.
+/// Stops this member once its log is known to lack records.
 pub(crate) struct Loss {
     log: LogStore,
     abstain: Box<dyn Fn() + Send + Sync>,
@@ -50,7 +51,7 @@ pub(crate) struct Loss {
 }
 
 impl Loss {
-    /// `abstain` keeps this member from standing for election, `failed` is told why it must stop.
+    /// `abstain` keeps this member from standing for election; `failed` is told why it must stop.
     pub(crate) fn new(
         log: LogStore,
         abstain: impl Fn() + Send + Sync + 'static,
@@ -59,8 +60,8 @@ impl Loss {
         Self { log, abstain: Box::new(abstain), failed, is_noted: AtomicBool::new(false) }
     }
 
-    /// Condemns the log, which lacks `id` although `leader` knows that it was acknowledged, and stops this
-    /// member; the answer to the leader.
+    /// Condemns the log, which lacks `id` although `leader` knows that it was acknowledged, and
+    /// stops this member. Returns the answer for the leader.
     pub(crate) async fn note(&self, leader: u64, id: LogId) -> Status {
         let reason = format!(
             "member {leader:x}, which leads, knows that this member had acknowledged entry {id}, but it \
@@ -77,10 +78,11 @@ impl Loss {
         if self.is_noted.swap(true, Ordering::Relaxed) {
             return;
         }
-        // It hears no leader any more, and another member may lack the same records.
+        // It accepts no leader from now on, so it must not campaign: another member may lack the
+        // same records.
         (self.abstain)();
         let (log, failed) = (self.log.clone(), self.failed.clone());
-        // Runs to its end even if the call that found out is given up meanwhile.
+        // Runs to its end even if the call that found out is given up.
         let condemned = tokio::task::spawn_blocking(move || match log.condemn(&reason) {
             Ok(refusal) => refusal.to_string(),
             Err(error) => format!("{reason}; this cannot be noted: {error}"),
@@ -90,14 +92,14 @@ impl Loss {
             // Fails only if the runtime ends, and this member with it.
             let Ok(text) = condemned.await else { return };
             drop(noted);
-            // So that the leader gets to know of it, and can say it too.
+            // Lets the leader receive the answer, so that it can log the loss too.
             tokio::time::sleep(ANSWER_GRACE).await;
             failed.send_replace(Some(text));
         });
         is_noted.await.unwrap_or(());
     }
 
-    /// Whether the log is condemned: this member takes part in nothing more until it stops.
+    /// Whether the log is condemned: this member then takes part in nothing until it stops.
     pub(crate) fn is_noted(&self) -> bool {
         self.is_noted.load(Ordering::Relaxed)
     }

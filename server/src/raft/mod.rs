@@ -10,15 +10,15 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | `bootstrap`, `discover`, `force` | how a member begins: from its directory, by flags, by DNS, alone after a lost quorum |
-//! | `network`, `link`, `port`, `service` | calls to the other members, and theirs to us |
-//! | `wire`, `traffic` | messages, and how many bytes they were |
+//! | `bootstrap`, `discover`, `force` | how a member begins: from its directory, flags or DNS, or alone after losing its quorum |
+//! | `network`, `link`, `port`, `service` | calls to the other members, and their calls to this one |
+//! | `wire`, `traffic` | messages, and how many bytes were sent and received |
 //! | `forward`, `rounds`, `route` | proposals on their way to the leader and into its log |
-//! | `snapshot_send`, `snapshot_receive`, `pace` | a state for a member that lags, and how fast |
-//! | `compactor`, `needed` | what of the log is kept, and from where on others need it |
+//! | `snapshot_send`, `snapshot_receive`, `pace` | sending a snapshot to a member that lags, and at which rate |
+//! | `compactor`, `needed` | how much of the log is kept, and from which entry on other members need it |
 //! | `change`, `standing` | who is a member, and what this one is |
-//! | `heard`, `quorum`, `hand_over` | whether the leader is there, whether it has its quorum, who leads next |
-//! | `loss`, `contradicted`, `corruption` | a member that forgot what it acknowledged, has an old tail, or another state |
+//! | `heard`, `quorum`, `hand_over` | whether the leader is reachable, whether it has its quorum, who leads next |
+//! | `loss`, `contradicted`, `corruption` | a member that lost acknowledged entries, has an outdated log tail, or a different state |
 
 use std::time::Duration;
 
@@ -55,41 +55,44 @@ pub(crate) mod wire;
 pub use bootstrap::BootstrapError;
 pub use change::{ChangeError, Denial};
 
-/// The raft of this cluster.
+/// Raft with this store's types.
 pub(crate) type Raft = openraft::Raft<TypeConfig, StateMachine>;
 
-/// Entries of one append: their bytes are bounded by the log's own limit on a read.
+/// Entries of one append. Their bytes are bounded by the log's own limit on a read.
 const PAYLOAD_ENTRIES_MAX: u64 = 2048;
-/// Commands that raft may owe the state machine before it waits: a stalled disk must not stop heartbeats.
+/// Commands raft may queue for the state machine before it waits: a stalled disk must not stop
+/// heartbeats.
 const STATE_MACHINE_QUEUE: u64 = 65_536;
-/// Notifications that raft's tasks may owe its core.
+/// Notifications that raft's tasks may queue for its core.
 const NOTIFICATION_QUEUE: u64 = 262_144;
 
 /// openraft's settings for etcd's two timing flags.
 ///
-/// etcd elects after one to two election timeouts without a leader. openraft waits for the lease (its
-/// `election_timeout_max`) and then for a random time of `min..max`: 0.6 + 0.3..0.6 of etcd's timeout.
+/// etcd elects after one to two election timeouts without a leader. openraft waits for the lease
+/// (its `election_timeout_max`) and then for a random time of `min..max`: 0.6 + 0.3..0.6 of etcd's
+/// timeout.
 pub(crate) fn config(heartbeat: Duration, election: Duration) -> Result<Config, ConfigError> {
     let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
     let (heartbeat, election) = (ms(heartbeat), ms(election));
     let (min, max) = (election * 3 / 10, election * 6 / 10);
-    // Nobody may campaign between two heartbeats, which come at one of openraft's ticks, nor while one is left out.
+    // No member may campaign between two heartbeats, nor while a single one is missing. Heartbeats
+    // are sent at one of openraft's ticks, hence the margin.
     let late = heartbeat + (heartbeat * 13 / 64).max(1) + 1;
     let (min, max) = (min.max(late), max.max(late + 1));
     Config {
         cluster_name: "conclave".to_owned(),
         heartbeat_interval: heartbeat,
-        // Replication answers count as heartbeats: under load none are sent beside them.
+        // Replication answers count as heartbeats: under load none are sent in addition.
         heartbeat_min_interval: Some(heartbeat.min(min - late)),
         election_timeout_min: min,
         election_timeout_max: max,
-        // Falls silent too soon; `quorum` does it instead.
+        // openraft's remedy silences a leader too soon; `quorum` does it instead.
         quorum_loss_probe_interval: None,
         // An isolated member must not disturb a working leader when it returns.
         enable_pre_vote: Some(true),
         // A restarted leader would serve before its state has caught up.
         enable_leader_restore: Some(false),
-        // A follower that lost log it had acknowledged is broken, and stops itself (`loss`).
+        // A follower that lost acknowledged log entries is broken and stops itself (`loss`).
         allow_log_reversion: None,
         max_payload_entries: PAYLOAD_ENTRIES_MAX,
         state_machine_channel_size: Some(STATE_MACHINE_QUEUE),

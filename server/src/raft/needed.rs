@@ -1,43 +1,43 @@
-//! From which entry on the log is needed, as the leader sees it and tells the others.
+//! The first log entry that is still needed: determined by the leader, which tells the others.
 //!
-//! Only the leader knows how far each member is. Were a follower to cut its log by its own state alone,
-//! then, should it lead next, a member that is a moment behind would need a snapshot.
+//! Only the leader knows how far each member is. If a follower cut its log by its own state alone
+//! and led next, a member that is a moment behind would need a snapshot.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// How long what a leader told counts.
+/// How long a leader's word is valid.
 const COUNTS_FOR: Duration = Duration::from_secs(15);
 
-/// What this member tells as a leader, and what it was told by one.
+/// What this member tells others as leader, and what it was told by one.
 #[derive(Debug, Default)]
 pub(crate) struct Needed {
-    /// The first needed entry; 0 while this member does not lead.
+    /// First needed entry; 0 while this member does not lead.
     own: AtomicU64,
     told: Mutex<Option<(u64, Instant)>>,
 }
 
 impl Needed {
-    /// As the leader, or `None` if this member is not.
+    /// Sets the value determined as leader; `None` if this member does not lead.
     pub(crate) fn set_own(&self, first: Option<u64>) {
         self.own.store(first.unwrap_or(0), Ordering::Relaxed);
     }
 
-    /// What goes along with heartbeats and appends: 0 if unknown.
+    /// The value sent with heartbeats and appends; 0 if unknown.
     pub(crate) fn own(&self) -> u64 {
         self.own.load(Ordering::Relaxed)
     }
 
-    /// Takes what came with a call of a leader.
+    /// Notes the value from a leader's call; 0 is ignored.
     pub(crate) fn hear(&self, first: u64) {
         if first > 0 {
             *self.told.lock() = Some((first, Instant::now()));
         }
     }
 
-    /// The first entry that is needed by what a leader said lately.
+    /// First needed entry according to a recent call of a leader.
     pub(crate) fn told(&self) -> Option<u64> {
         let told = *self.told.lock();
         told.filter(|(_, at)| at.elapsed() < COUNTS_FOR).map(|(first, _)| first)

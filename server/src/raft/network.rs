@@ -23,26 +23,26 @@ use super::wire::{self, AppendEntriesRequest, Sent, VoteRequest, VoteResponse};
 
 pub(crate) type AppendResult = Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>;
 
-/// Appends in flight to one follower: enough to cover a round trip and an fsync, and openraft's own
-/// bound on the receiving side.
+/// Appends in flight to one follower: enough to cover a round trip and an fsync; also openraft's
+/// own bound on the receiving side.
 const APPEND_WINDOW: usize = 64;
-/// Heartbeats without answer after which a member counts as gone, for the log.
+/// Unanswered heartbeats in a row after which a member is logged as gone.
 const MISSED_HEARTBEATS: u32 = 10;
 /// Shortest and longest pause before an unreachable member is tried again. The longest bounds how
 /// long a restarted follower waits for the leader.
 const BACKOFF_MIN: Duration = Duration::from_millis(20);
 const BACKOFF_MAX: Duration = Duration::from_millis(320);
 
-/// Makes a [`Network`] for each member.
+/// Creates a [`Network`] for each member and purpose.
 #[derive(Clone, Debug)]
 pub(crate) struct NetworkFactory {
     links: Arc<Links>,
     needed: Arc<Needed>,
-    /// Longest time without an answer while one is due.
+    /// Longest wait for an answer that is due.
     stall_timeout: Duration,
 }
 
-/// One way to one member.
+/// The connection to one member for one purpose.
 #[derive(Debug)]
 pub(crate) struct Network {
     pub(super) links: Arc<Links>,
@@ -54,7 +54,7 @@ pub(crate) struct Network {
 }
 
 impl NetworkFactory {
-    /// `needed` is told to the others.
+    /// `needed` is sent along with heartbeats and appends.
     pub(crate) fn new(links: Arc<Links>, needed: Arc<Needed>, stall_timeout: Duration) -> Self {
         Self { links, needed, stall_timeout }
     }
@@ -92,7 +92,7 @@ impl Network {
         RPCError::Timeout(Timeout { action, id, target: self.target, timeout })
     }
 
-    /// One request, one answer, within `ttl`.
+    /// Makes one call and waits up to `ttl` for its answer.
     async fn call<T>(
         &self,
         action: RPCTypes,
@@ -109,7 +109,7 @@ impl Network {
     /// A heartbeat: one append and its answer, without a stream.
     async fn append_once(&self, request: AppendEntriesRequest, ttl: Duration) -> AppendResult {
         let sent = Sent::of(&request);
-        // openraft's heartbeats begin with the last entry that the member acknowledged.
+        // openraft's heartbeats start at the last entry that the member acknowledged.
         let mut message = wire::append_message(self.sender(), &request, |_, _| true);
         message.needed_from = self.needed.own();
         let mut client = self.link.client().map_err(|status| refused(&status))?;
@@ -123,7 +123,8 @@ impl Network {
         sent.result(answer?).map_err(malformed)
     }
 
-    /// One line when a member is gone, one when it is back; openraft's own would be ten a second.
+    /// Logs one line when a member is gone and one when it is back; openraft itself would log ten a
+    /// second.
     fn tell_health(&self, error: Option<&RPCError<TypeConfig>>) {
         let member = format_args!("{:x}", self.target);
         match error {
@@ -158,8 +159,8 @@ impl Network {
 
     /// The next answer of a stream, `None` once everything sent is answered and nothing more comes.
     async fn next_answer(&self, stream: &mut Acknowledgements) -> Option<AppendResult> {
-        // Nothing is due while nothing is sent, however long that takes. A dead connection drops the
-        // requests, which closes `sent`.
+        // Nothing is due while nothing is sent, however long that takes. A dead connection drops
+        // the request stream, which closes `sent`.
         let sent = stream.sent.recv().await;
         let Ok(answer) = tokio::time::timeout(self.stall_timeout, stream.answers.message()).await
         else {
@@ -192,7 +193,7 @@ impl Network {
 /// The receiving half of an append stream.
 struct Acknowledgements {
     answers: Streaming<internal::AppendResponse>,
-    /// What was sent and not yet answered, in order; its capacity is the window.
+    /// Appends sent and not yet answered, in order; its capacity is the window.
     sent: mpsc::Receiver<Sent>,
 }
 
@@ -209,9 +210,10 @@ fn requests(
         let sent = Sent::of(&request);
         let acknowledged = |vote, id| link.acknowledged.covers(vote, id);
         let mut message = wire::append_message(sender, &request, acknowledged);
-        // Under load there are no heartbeats beside these.
+        // Under load no heartbeats are sent in addition, so appends carry it too.
         message.needed_from = needed.own();
-        // It tells only how far the log is committed, to a member that has all of it.
+        // Such an append only carries the commit index, to a member known to have the whole log:
+        // success needs no answer.
         message.quiet = message.entries.is_empty() && message.prev_is_acknowledged;
         if message.quiet {
             drop(slot);
@@ -239,7 +241,8 @@ impl NetStreamAppend<TypeConfig> for Network {
                 return Ok(stream::empty().boxed());
             };
             if this.purpose == Purpose::Heartbeat {
-                // A little less than openraft's own limit, which would cancel before we notice.
+                // A little less than openraft's own limit, which would cancel the call before we
+                // notice.
                 let answer = this.append_once(first, option.hard_ttl() * 9 / 10);
                 return Ok(stream::once(answer).boxed());
             }
@@ -294,7 +297,7 @@ impl NetTransferLeader<TypeConfig> for Network {
         let answer = self.call(RPCTypes::TransferLeader, option.hard_ttl(), answer).await;
         let answer = answer.map(|answer| wire::transfer_answer(&request, &answer));
         if !matches!(answer, Ok(Ok(()))) {
-            // Whoever hands over waits for this member no longer.
+            // Makes the waiting `hand_over` give up on this member.
             self.link.failed();
         }
         answer
@@ -310,7 +313,7 @@ impl NetBackoff<TypeConfig> for Network {
     }
 }
 
-/// A refused call: retried at once only where that can help.
+/// Maps a refused call to an error; it is retried at once only where that can help.
 pub(super) fn refused(status: &Status) -> RPCError<TypeConfig> {
     let text = format!("{:?}: {}", status.code(), status.message());
     match status.code() {
@@ -321,12 +324,12 @@ pub(super) fn refused(status: &Status) -> RPCError<TypeConfig> {
     }
 }
 
-/// An answer without meaning: the connection or the member is broken.
+/// An answer that makes no sense: the connection or the member is broken.
 pub(super) fn malformed(what: impl Into<Broken>) -> RPCError<TypeConfig> {
     RPCError::Unreachable(Unreachable::from_string(what.into().0))
 }
 
-/// Text of a broken answer.
+/// Describes a broken answer.
 pub(super) struct Broken(String);
 
 impl From<&str> for Broken {

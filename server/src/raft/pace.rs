@@ -1,14 +1,14 @@
-//! How fast a snapshot is sent: slower than the disk and the network, which others need too.
+//! Limits the rate at which a snapshot is sent, because others need the disk and the network too.
 
 use std::time::{Duration, Instant};
 
-/// Bytes a second. Five gigabytes take a minute and a half.
+/// Bytes a second. 5 GiB take 80 seconds.
 const BYTES_PER_SECOND: u64 = 64 * 1024 * 1024;
 
-/// Spaces out pieces of one transfer. Time that passed unused is not made up for.
+/// Spaces out the pieces of one transfer. Unused time is not made up for.
 #[derive(Debug)]
 pub(super) struct Pace {
-    /// When the next piece may begin.
+    /// Earliest time for the next piece.
     next: Instant,
 }
 
@@ -17,7 +17,7 @@ impl Pace {
         Self { next: now }
     }
 
-    /// How long a piece of `bytes` must wait.
+    /// How long to wait before a piece of `bytes`; reserves the time it takes.
     fn delay(&mut self, now: Instant, bytes: u64) -> Duration {
         let begin = self.next.max(now);
         let takes_ns = bytes.saturating_mul(1_000_000_000) / BYTES_PER_SECOND;
@@ -25,7 +25,7 @@ impl Pace {
         begin - now
     }
 
-    /// Waits until a piece of `bytes` may begin.
+    /// Waits until a piece of `bytes` may be sent.
     pub(super) async fn wait(&mut self, bytes: u64) {
         let delay = self.delay(Instant::now(), bytes);
         if !delay.is_zero() {

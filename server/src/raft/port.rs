@@ -23,14 +23,14 @@ use crate::greeting::{GREETING_TIMEOUT, Greeting};
 use crate::listen::Listener;
 use crate::tls::Acceptor;
 
-/// Connections whose handshake is done and that wait to be served.
+/// Connections that have finished their handshake and wait to be served.
 const READY_MAX: usize = 64;
-/// Pause after a failed accept, which mostly means that file descriptors ran out.
+/// Pause after a failed accept; the usual cause is a lack of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Between two pings of a connection, and how long the answer may take.
+/// Interval between two keepalive pings of a connection, and the timeout of each.
 const KEEPALIVE: Duration = Duration::from_secs(5);
 
-/// The bytes of a connection, whatever is below.
+/// A byte stream, plain or TLS.
 trait Bytes: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Send + Unpin> Bytes for S {}
@@ -38,23 +38,23 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin> Bytes for S {}
 /// A connection of another member.
 type Connection = Greeting<Gather<Box<dyn Bytes>>>;
 
-/// What the peer port needs.
+/// What the peer port needs to run.
 pub(crate) struct PeerPort {
     pub(crate) service: PeerService,
     pub(crate) receiving: Receiving,
-    /// For those URLs that ask for it.
+    /// Used for the URLs that ask for TLS.
     pub(crate) tls: Option<Arc<Acceptor>>,
-    /// Counts connections that say nothing.
+    /// Counts connections closed because the peer sent nothing.
     pub(crate) silent: Counter,
-    /// Ends it.
+    /// Stops the port.
     pub(crate) stop: CancellationToken,
 }
 
 impl PeerPort {
-    /// Serves peers from now on, so that members that start together can ask each other.
+    /// Starts serving peers, so that members that start together can ask each other.
     ///
     /// # Errors
-    /// Whatever the system reports, with the URL.
+    /// Any system error, with the URL.
     pub(crate) fn listen(self, settings: &ListenSettings, tasks: &TaskTracker) -> io::Result<()> {
         for url in &settings.peer {
             let listener = Listener::bind(url, settings.reuses_ports)?;
@@ -87,14 +87,14 @@ impl PeerPort {
                         tracing::error!(%error, "the peer server stopped");
                     }
                 }
-                // Streams of peers have no end of their own.
+                // Streams of peers never end by themselves.
                 () = stop.cancelled() => {}
             }
         }
     }
 }
 
-/// What a new connection passes before it is served.
+/// What the accept loop needs to prepare a connection for serving.
 #[derive(Clone)]
 struct Door {
     tls: Option<Arc<Acceptor>>,
@@ -102,7 +102,7 @@ struct Door {
     silent: Counter,
 }
 
-/// Accepts connections until `stop` and hands on those whose handshake is done.
+/// Accepts connections until `stop` and passes on those that complete their handshake.
 async fn accept(listener: Listener, door: Door, stop: CancellationToken) {
     loop {
         let accepted = tokio::select! {
@@ -111,7 +111,8 @@ async fn accept(listener: Listener, door: Door, stop: CancellationToken) {
         };
         match accepted {
             Ok(socket) => {
-                // Owned by its own deadline: the handshake ends, and the channel with the server.
+                // Not tracked: it ends by the handshake's own deadline or when the server's channel
+                // closes.
                 tokio::spawn(shake(socket, door.clone()));
             }
             Err(error) => {
@@ -130,7 +131,7 @@ async fn shake(socket: Socket, door: Door) {
             None => return,
         },
     };
-    // Nobody serves any more: the connection ends here.
+    // If the server has ended, the send fails and the connection closes here.
     let bytes = Greeting::new(Gather::new(bytes), GREETING_TIMEOUT, door.silent);
     door.ready.send(bytes).await.ok();
 }

@@ -1,9 +1,9 @@
-//! Watches over raft's leader: who it is, and whether a leader still has its quorum.
+//! Watches raft's leader: logs changes, and silences a leader that has lost its quorum.
 //!
-//! A leader whose messages arrive but whose answers do not (a link that loses one way) would keep its
-//! followers quiet for ever and serve nobody. openraft's own remedy falls silent as soon as the lease
-//! has run out, and answers wait for the follower's disk: one slow sync would cost an election. Here it
-//! takes several election timeouts.
+//! A leader whose messages arrive but whose answers are lost (a link broken in one direction) would
+//! keep its followers quiet for ever and serve nobody. openraft's own remedy silences it as soon as
+//! the lease has run out; since answers wait for the follower's disk, one slow sync would cost an
+//! election. Here it takes several election timeouts.
 
 use std::time::Duration;
 
@@ -15,12 +15,12 @@ use tokio::sync::watch;
 
 use super::Raft;
 
-/// Election timeouts without a quorum after which a leader falls silent.
+/// Election timeouts without a quorum after which a leader stops its heartbeats.
 const SILENT_AFTER: u32 = 5;
-/// Election timeouts for which it then stays silent: enough for the others to elect.
+/// Election timeouts for which it stays silent: enough for the others to elect.
 const SILENT_FOR: u32 = 3;
 
-/// Lets a leader that has lost its quorum for long fall silent, so that others may elect; until raft
+/// Silences a leader that has long lost its quorum, so that others may elect; runs until raft
 /// stops.
 pub(crate) async fn guard(raft: Raft, election_timeout: Duration) {
     let metrics = raft.metrics();
@@ -39,7 +39,8 @@ pub(crate) async fn guard(raft: Raft, election_timeout: Duration) {
             raft.runtime_config().heartbeat(false);
             tokio::time::sleep(election_timeout * SILENT_FOR).await;
             raft.runtime_config().heartbeat(true);
-            // A leader that is still alone speaks for as long before it falls silent again.
+            // A leader that still has no quorum sends heartbeats for this long before it is
+            // silenced again.
             tokio::time::sleep(election_timeout * SILENT_AFTER).await;
         }
     }
@@ -51,7 +52,7 @@ fn has_lost_quorum(now: &RaftMetrics<TypeConfig>, limit: Duration) -> bool {
         && now.last_quorum_acked.is_some_and(|at| at.elapsed() > limit)
 }
 
-/// Logs every change of the leader, and tells why raft stopped once it has for good.
+/// Logs every change of the leader; when raft has failed for good, sends the reason to `failed`.
 pub(crate) async fn observe(raft: Raft, failed: watch::Sender<Option<String>>) {
     let mut metrics = raft.server_metrics();
     let mut last = None;
@@ -69,14 +70,14 @@ pub(crate) async fn observe(raft: Raft, failed: watch::Sender<Option<String>>) {
             }
             last = leader;
         }
-        // Raft's end closes the channel.
+        // The channel closes when raft ends.
         if metrics.changed().await.is_err() {
             break;
         }
     }
     let state = raft.metrics().borrow_watched().running_state.clone();
     let reason = match state {
-        // Asked for.
+        // Stopped on request.
         Err(Fatal::Stopped) => return,
         Err(fatal) => fatal.to_string(),
         Ok(()) => "raft ended without a reason".to_owned(),

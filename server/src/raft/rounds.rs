@@ -1,17 +1,18 @@
-//! Lets batches into the leader's log in rounds.
+//! Admits batches into the leader's log in rounds.
 //!
-//! Batches come from every member at any time. Appended one by one, each would cost its own append to
-//! every follower, its own sync on every member and its own commit. Instead, what arrives while a
-//! round is in flight enters together when that round is applied, and raft makes one append of it.
-//! Nothing lingers: with no round in flight a batch enters at once.
+//! Batches come from every member at any time. Appended one by one, each would cost its own append
+//! to every follower, its own sync on every member and its own commit. Instead, what arrives while
+//! a round is in flight enters together when that round is applied, and raft makes one append of
+//! it. Nothing is delayed on purpose: with no round in flight a batch enters at once.
 //!
-//! A batch may be patient: nobody gains if it enters at once. Whoever queues for a lock behind others is
-//! not served any sooner, but a round of its own would take from the machine what the next hand-over
-//! needs. Such a batch enters with the next one that is not, at the latest after [`PATIENCE`].
+//! A batch may be patient: nobody gains if it enters at once. A waiter that queues for a lock
+//! behind others is not served any sooner, but a round of its own would use resources that the next
+//! hand-over needs. A patient batch enters with the next prompt one, at the latest after
+//! [`PATIENCE`].
 //!
-//! A batch that is closed long before its round begins makes its callers wait for a round more than
-//! they need to, and rounds smaller than they could be. So members close a batch as late as they can:
-//! the leader when a round begins ([`Rounds::open`]), a follower when it acknowledges one
+//! A batch that is closed long before its round begins makes its callers wait a round longer than
+//! necessary, and makes rounds smaller. So members close a batch as late as they can: the leader
+//! when a round begins ([`Rounds::open`]), a follower when it acknowledges one
 //! ([`Rounds::acknowledged`]), because the leader is then about to commit it and to begin the next.
 
 use std::time::Duration;
@@ -23,9 +24,9 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use super::route::Offer;
 use crate::propose::Haste;
 
-/// Batches that wait for a round; whoever finds no room waits for some.
+/// Batches that may wait for a round; further senders wait for space.
 const WAITING_MAX: usize = 256;
-/// How long a patient batch waits for one that is not.
+/// How long a patient batch waits for a prompt one.
 const PATIENCE: Duration = Duration::from_millis(2);
 
 /// The gate before the leader's log.
@@ -37,7 +38,7 @@ pub(crate) struct Rounds {
     acknowledged: Notify,
 }
 
-/// A batch that waits for its round, or is in it. The receiver is gone if the sender gave up.
+/// A batch that waits for its round or is in it. `outcome` is closed if the sender gave up.
 #[derive(Debug)]
 struct Waiting {
     batch: Bytes,
@@ -45,16 +46,16 @@ struct Waiting {
     outcome: oneshot::Sender<Offer>,
 }
 
-/// What opens the gate; runs until all [`Rounds`] are gone.
+/// Admits the waiting batches; runs until all [`Rounds`] are dropped.
 #[derive(Debug)]
 pub(crate) struct Gate {
     waiting: mpsc::Receiver<Waiting>,
     in_flight: watch::Sender<bool>,
-    /// How long who is patient waits for one who is not.
+    /// How long a patient batch waits for a prompt one.
     patience: Duration,
 }
 
-/// Both sides of the gate; it opens once [`Gate::run`] does.
+/// Creates both sides of the gate. Batches enter once [`Gate::run`] runs.
 pub(crate) fn rounds() -> (Rounds, Gate) {
     let (sender, waiting) = mpsc::channel(WAITING_MAX);
     let (in_flight_sender, in_flight) = watch::channel(false);
@@ -63,8 +64,8 @@ pub(crate) fn rounds() -> (Rounds, Gate) {
 }
 
 impl Rounds {
-    /// Lets a batch into the next round; returns when it is applied or refused. If the call is dropped
-    /// before that round begins, the batch certainly does not enter.
+    /// Puts a batch into the next round; returns when it is applied or refused. If the call is
+    /// dropped before that round begins, the batch certainly does not enter.
     pub(crate) async fn enter(&self, batch: Bytes, haste: Haste) -> Offer {
         let (outcome, settled) = oneshot::channel();
         if self.waiting.send(Waiting { batch, haste, outcome }).await.is_err() {
@@ -73,13 +74,13 @@ impl Rounds {
         settled.await.unwrap_or(Offer::Unknown)
     }
 
-    /// Returns when a batch that enters now need not wait. Cancel-safe.
+    /// Returns when a batch that enters now need not wait for a round. Cancel-safe.
     pub(crate) async fn open(&self) {
-        // Fails only if this member stops.
+        // Fails only when this member stops.
         self.in_flight.clone().wait_for(|is_in_flight| !is_in_flight).await.ok();
     }
 
-    /// This member has acknowledged entries to the leader.
+    /// Notes that this member has acknowledged entries to the leader.
     pub(crate) fn acknowledge(&self) {
         self.acknowledged.notify_waiters();
     }
@@ -91,7 +92,8 @@ impl Rounds {
 }
 
 impl Gate {
-    /// Lets batches in, each by `propose`, which must hand its batch to raft when it is first polled.
+    /// Admits batches, each through `propose`, which must hand its batch to raft when it is first
+    /// polled.
     pub(crate) async fn run<F>(mut self, propose: impl Fn(Bytes) -> F)
     where
         F: Future<Output = Offer>,
@@ -99,10 +101,11 @@ impl Gate {
         let mut round = Vec::new();
         while self.waiting.recv_many(&mut round, WAITING_MAX).await > 0 {
             if is_patient(&round) {
-                // At its end the round begins, whoever came.
+                // After the timeout the round begins anyway.
                 tokio::time::timeout(self.patience, self.hurried(&mut round)).await.ok();
             }
-            // What else can run now may bring more: this member's own batch, and those of others.
+            // Other tasks that are ready may add batches: this member's own, and those of other
+            // members.
             tokio::task::yield_now().await;
             while let Ok(waiting) = self.waiting.try_recv() {
                 round.push(waiting);
@@ -113,19 +116,19 @@ impl Gate {
         }
     }
 
-    /// Returns when somebody has come who is in a hurry, or nobody can come any more. Cancel-safe.
+    /// Returns when a prompt batch has come, or none can come any more. Cancel-safe.
     async fn hurried(&mut self, round: &mut Vec<Waiting>) {
         while is_patient(round) && self.waiting.recv_many(round, WAITING_MAX).await > 0 {}
     }
 }
 
-/// Whether nobody in a round is in a hurry.
+/// Whether the round has only patient batches and still has space.
 fn is_patient(round: &[Waiting]) -> bool {
     round.len() < WAITING_MAX && round.iter().all(|waiting| waiting.haste == Haste::Patient)
 }
 
 impl Waiting {
-    /// Proposes the batch; over, too, when nobody waits for the outcome any more.
+    /// Proposes the batch; also ends when nobody waits for the outcome any more.
     async fn settle<F: Future<Output = Offer>>(self, propose: &impl Fn(Bytes) -> F) {
         let Self { batch, mut outcome, .. } = self;
         if outcome.is_closed() {
@@ -133,7 +136,7 @@ impl Waiting {
         }
         tokio::select! {
             biased;
-            // Whoever gave up just now does not want to know.
+            // A sender that has just given up does not need the outcome.
             offer = propose(batch) => drop(outcome.send(offer)),
             () = outcome.closed() => {}
         }
@@ -150,7 +153,7 @@ mod tests {
 
     use super::*;
 
-    /// A log that tells what entered and applies when it is told to.
+    /// A log that records what entered and applies it on request.
     #[derive(Clone, Default)]
     struct Log(Arc<Mutex<Vec<Entered>>>);
 
@@ -176,7 +179,7 @@ mod tests {
             (rounds, tokio::spawn(gate.run(propose)))
         }
 
-        /// Applies all that entered and tells what that was.
+        /// Applies all that entered and returns it.
         fn apply(&self) -> Vec<Bytes> {
             let entered = std::mem::take(&mut *self.0.lock());
             let applied = entered.into_iter().map(|(batch, applied)| {
@@ -187,7 +190,7 @@ mod tests {
         }
     }
 
-    /// Lets every task run that can.
+    /// Lets every ready task run.
     async fn settle() {
         for _ in 0..8 {
             tokio::task::yield_now().await;

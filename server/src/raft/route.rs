@@ -1,4 +1,4 @@
-//! Where the leader is, and how to hand it what only it can do.
+//! Finds the leader, and passes on what only the leader can do.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,37 +21,37 @@ use super::needed::Needed;
 use super::rounds::Rounds;
 use crate::propose::Haste;
 
-/// How long a forwarded proposal may wait for its answer, after which the stream is given up. Callers
-/// wait longer only with election timeouts of seconds.
+/// How long a forwarded proposal may stay unanswered before the stream is given up. Callers wait
+/// longer only if election timeouts are seconds long.
 const FORWARD_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a forwarded read index or lease call may take before it is tried again.
+/// Timeout of a forwarded read index or lease call, after which it is tried again.
 const ASK_TIMEOUT: Duration = Duration::from_millis(1500);
 
-/// How long a leader that was replaced may still answer.
+/// How long a replaced leader may still answer.
 const REPLACED_GRACE: Duration = Duration::from_millis(200);
 
-/// What became of an offered entry.
+/// The outcome of an offered batch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Offer {
     /// It is in the leader's log, or already applied.
     Taken,
     /// It may or may not be in a log.
     Unknown,
-    /// Certainly not proposed: there is no leader, or it is not who was asked.
+    /// Certainly not proposed: there is no leader, or the member asked does not lead.
     NotLeader,
     /// Certainly not proposed: the leader has too much in flight.
     Busy,
-    /// Certainly not proposed: this member's raft has stopped, or it is no member any more.
+    /// Certainly not proposed: this member's raft has stopped, or it is no longer a member.
     Stopped,
 }
 
-/// Who leads.
+/// The leader, as far as this member knows.
 pub(crate) enum Leader {
-    /// Nobody, as far as this member knows.
+    /// No leader is known.
     Nobody,
     /// This member.
     Me,
-    /// Another member, reached by this connection.
+    /// Another member, reached over this connection.
     Other(NodeId, Arc<Link>),
 }
 
@@ -63,12 +63,12 @@ pub(crate) struct Route {
     pub(crate) heard: Arc<Heard>,
     pub(crate) rounds: Arc<Rounds>,
     pub(crate) needed: Arc<Needed>,
-    /// Cancelled once this member is removed: no leader hears it any more.
+    /// Cancelled once this member is removed: no leader accepts its calls any more.
     pub(crate) retired: CancellationToken,
 }
 
 impl Route {
-    /// Who leads, as far as this member knows.
+    /// The leader, as far as this member knows.
     pub(crate) fn leader(&self) -> Leader {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
@@ -82,7 +82,7 @@ impl Route {
         }
     }
 
-    /// The leader, if it is known to be there.
+    /// The leader, if it has been heard from recently.
     pub(crate) fn present_leader(&self) -> Option<NodeId> {
         self.heard.leader(&self.raft.metrics().borrow_watched())
     }
@@ -103,7 +103,7 @@ impl Route {
         Some(self.links.get(member, node, Purpose::Append))
     }
 
-    /// Waits until the leader may have changed, at most `pause`.
+    /// Waits until the leader has changed, at most `pause`.
     pub(crate) async fn wait_for_change(&self, pause: Duration) {
         let mut metrics = self.raft.server_metrics();
         let deadline = Instant::now() + pause;
@@ -113,12 +113,12 @@ impl Route {
                 return;
             }
         }
-        // A closed channel returns at once: still pause, the caller loops.
+        // A closed channel returns at once: pause all the same, because the caller loops.
         tokio::time::sleep_until(deadline).await;
     }
 
-    /// Offers an encoded batch to whoever leads. Returns when it is applied there, refused, or when
-    /// the leader was replaced meanwhile.
+    /// Offers an encoded batch to the leader. Returns when it is applied there or refused, or when
+    /// the leader has been replaced.
     pub(crate) async fn offer(&self, batch: Bytes, haste: Haste) -> Offer {
         if self.retired.is_cancelled() {
             return Offer::Stopped;
@@ -135,8 +135,8 @@ impl Route {
         }
     }
 
-    /// Returns when another member than `leader` leads. A time without leader does not count: a
-    /// leader that only lost its quorum for a moment may still commit what it has.
+    /// Returns when a member other than `leader` leads. Times without a leader do not count: a
+    /// leader that lost its quorum only for a moment may still commit what it has.
     async fn replaced(&self, leader: NodeId) {
         let mut metrics = self.raft.server_metrics();
         while metrics.borrow_and_update().current_leader.is_none_or(|id| id == leader) {
@@ -144,7 +144,7 @@ impl Route {
                 return;
             }
         }
-        // The old one is perhaps alive and about to answer: then the outcome need not stay unknown.
+        // The old leader may be alive and about to answer, which would settle the outcome.
         tokio::time::sleep(REPLACED_GRACE).await;
     }
 
@@ -153,9 +153,9 @@ impl Route {
         self.rounds.enter(bytes, haste).await
     }
 
-    /// Returns when a batch that leaves now reaches the log soonest, so that it is closed no earlier:
-    /// at the leader when a round may begin; elsewhere when this member acknowledges one, or at once if
-    /// `idle` says that none of its batches is in flight. Cancel-safe.
+    /// Returns at the best moment to send a batch, so that it is closed no earlier: on the leader
+    /// when a round may begin; elsewhere when this member acknowledges one, or at once if `idle`
+    /// says that none of its batches is in flight. Cancel-safe.
     pub(crate) async fn departure(&self, idle: impl Future<Output = ()>) {
         let mut metrics = self.raft.server_metrics();
         let leader = metrics.borrow_and_update().current_leader;
@@ -172,7 +172,7 @@ impl Route {
         tokio::select! {
             biased;
             () = moment => {}
-            // Perhaps another member leads now.
+            // Another member may lead now.
             _ = metrics.changed() => {}
         }
     }
@@ -196,8 +196,8 @@ impl Route {
         })
     }
 
-    /// The index that a linearizable read must see applied, confirmed by a quorum after the call
-    /// began. `None` if there is no leader that a quorum confirms; asking again does no harm.
+    /// The index up to which a linearizable read must see the log applied, confirmed by a quorum
+    /// after the call began. `None` if no quorum confirms a leader; asking again does no harm.
     pub(crate) async fn read_index(&self) -> Option<u64> {
         match self.leader() {
             Leader::Nobody => None,
@@ -212,8 +212,8 @@ impl Route {
         }
     }
 
-    /// Makes a call to `leader` that may be repeated; `None` if it fails, and as soon as another member leads:
-    /// who is stopped does not answer, and whoever waits for that would wait past the election.
+    /// Makes a repeatable call to `leader`. `None` if it fails, or as soon as another member leads:
+    /// a stopped leader never answers, and waiting for it would outlast the election.
     pub(crate) async fn ask<T>(
         &self,
         leader: NodeId,
@@ -228,14 +228,14 @@ impl Route {
         }
     }
 
-    /// Like [`Route::read_index`], only if this member leads.
+    /// Like [`Route::read_index`], but only if this member leads.
     pub(crate) async fn read_index_here(&self) -> Option<u64> {
         let linearizer = self.raft.get_read_linearizer(ReadPolicy::ReadIndex).await.ok()?;
         Some(linearizer.read_log_id().log_id().index)
     }
 }
 
-/// The outcome of an offer, unknown once the leader is replaced.
+/// The outcome of an offer; unknown once the leader is replaced.
 async fn until(replaced: impl Future<Output = ()>, offer: impl Future<Output = Offer>) -> Offer {
     tokio::select! {
         biased;
@@ -252,13 +252,13 @@ pub(crate) async fn write(raft: Raft, bytes: Bytes) -> Offer {
     }
     match done.await {
         Ok(Ok(_)) => Offer::Taken,
-        // openraft answers so only before it appends.
+        // openraft answers this only before it appends.
         Ok(Err(ClientWriteError::ForwardToLeader(_))) => Offer::NotLeader,
         Ok(Err(_)) | Err(_) => Offer::Unknown,
     }
 }
 
-/// Runs a call that may be repeated, within [`ASK_TIMEOUT`].
+/// Makes a repeatable call, within [`ASK_TIMEOUT`].
 async fn within<T>(
     link: &Link,
     call: impl Future<Output = Result<tonic::Response<T>, Status>>,
@@ -272,7 +272,7 @@ async fn within<T>(
     }
 }
 
-/// Whether a failed call certainly never left this member: the connection could not be made.
+/// Whether a failed call certainly never left this member: the connection was refused.
 pub(crate) fn is_never_sent(status: &Status) -> bool {
     let mut source = std::error::Error::source(status);
     while let Some(error) = source {

@@ -1,11 +1,12 @@
-//! What the other members may call. Every call names the cluster and both members, and is refused if
-//! they do not fit: a member of another cluster, or a new one on an old address, must not be heard.
+//! The calls that other members may make. Each call names the cluster and both members and is
+//! refused if they do not match: a member of another cluster, or a new member on an old address,
+//! must not be heard.
 //!
 //! | module | what |
 //! |---|---|
 //! | `calls` | the calls, one by one |
-//! | `append` | the stream by which a leader appends |
-//! | `describe` | what one that begins is told |
+//! | `append` | the stream over which a leader appends |
+//! | `describe` | what a starting member is told about the cluster |
 
 mod append;
 mod calls;
@@ -37,14 +38,14 @@ use crate::read_index::ReadIndex;
 
 /// The answer to a member of another cluster.
 const OTHER_CLUSTER: &str = "cluster ID mismatch";
-/// Time between two log lines about it.
+/// Least time between two log lines about it.
 const STRANGER_LINES: Duration = Duration::from_secs(10);
-/// Runs of other processes that are kept in mind: far more than there are members.
+/// Runs of other processes that are remembered: far more than there are members.
 const RUNS_MAX: usize = 1024;
-/// Answers of a call that has many.
+/// Answer stream of a call.
 type Answers<T> = BoxStream<'static, Result<T, Status>>;
 
-/// What calls are answered with once this member has started.
+/// What the service needs to answer calls, available once this member has started.
 pub(crate) struct Serving {
     pub(crate) route: Route,
     pub(crate) reader: Reader,
@@ -58,9 +59,10 @@ pub(crate) struct Serving {
     pub(crate) changer: Arc<Changer>,
 }
 
-/// This run of the process, and those of others that began with nothing while this one did not serve yet.
+/// Identifies this run of the process, and remembers runs of others that began empty before this
+/// one served.
 pub(crate) struct Beginning {
-    /// A random number.
+    /// A random number, never 0.
     pub(crate) run: u64,
     heard: Mutex<BTreeSet<u64>>,
 }
@@ -72,7 +74,7 @@ impl Default for Beginning {
 }
 
 impl Beginning {
-    /// A run that begins with nothing has asked.
+    /// Notes that a run which begins empty has asked.
     pub(super) fn hear(&self, run: u64) {
         let mut heard = self.heard.lock();
         if run != 0 && heard.len() < RUNS_MAX {
@@ -80,31 +82,32 @@ impl Beginning {
         }
     }
 
-    /// Whether a run began with nothing after this one had begun: whatever cluster it is in by now, this member was
-    /// in none before that.
+    /// Whether `run` began empty after this run had begun: whatever cluster it is in by now, this
+    /// member was not in it before.
     pub(crate) fn is_older_than(&self, run: u64) -> bool {
         self.heard.lock().contains(&run)
     }
 }
 
-/// The peer service; before [`PeerService::serve`] it only tells that it is starting.
+/// The peer service. Before [`PeerService::serve`] it only answers that it is starting.
 #[derive(Clone, Default)]
 pub(crate) struct PeerService {
     serving: Arc<OnceLock<Serving>>,
-    /// Whether this member has found its directory empty, which is all that there is to know of it.
+    /// Whether this member has found its directory empty. Until it serves, peers are told nothing
+    /// else.
     is_founding: Arc<AtomicBool>,
     pub(crate) beginning: Arc<Beginning>,
-    /// When it was last said that a member of another cluster calls.
+    /// When a call from another cluster was last logged.
     told_of_stranger: Arc<Mutex<Option<Instant>>>,
 }
 
 impl PeerService {
-    /// Tells peers from now on that this member begins with nothing.
+    /// From now on tells peers that this member begins empty.
     pub(crate) fn found(&self) {
         self.is_founding.store(true, Ordering::Release);
     }
 
-    /// Begins to answer.
+    /// Starts answering calls.
     pub(crate) fn serve(&self, serving: Serving) {
         if self.serving.set(serving).is_err() {
             unreachable!("a member starts once");
@@ -115,8 +118,8 @@ impl PeerService {
         self.serving.get().ok_or_else(|| Status::unavailable("this member is starting"))
     }
 
-    /// Refuses callers of another cluster, those that were removed from this one, and calls meant for
-    /// another member. Who is not known (yet) is heard: it may lead before this member knows of it.
+    /// Refuses callers from another cluster, members removed from this one, and calls meant for
+    /// another member. An unknown caller is accepted: it may lead before this member learns of it.
     fn check(&self, sender: Option<&internal::Sender>) -> Result<&Serving, Status> {
         let serving = self.serving()?;
         let sender = sender.ok_or_else(|| Status::invalid_argument("a call without sender"))?;
@@ -137,7 +140,7 @@ impl PeerService {
         Ok(serving)
     }
 
-    /// One line now and then: each of the two waits for the other, and neither would say why.
+    /// Logs one line now and then: both members wait for each other, and neither would say why.
     fn tell_of_stranger(&self, own_cluster: u64, sender: &internal::Sender) {
         let mut told = self.told_of_stranger.lock();
         if told.is_some_and(|at| at.elapsed() < STRANGER_LINES) {
@@ -153,9 +156,9 @@ impl PeerService {
         );
     }
 
-    /// As [`PeerService::check`], for calls of those who lead or would: if this member is alone in its
-    /// cluster, nobody else can have become a member without it, so whoever takes part all the same
-    /// learnt of this member in a life that its directory has forgotten.
+    /// Like [`PeerService::check`], for calls of leaders and candidates. If this member is alone in
+    /// its cluster, nobody can have joined without it. A caller that takes part all the same knows
+    /// this member from an earlier life that its directory has lost; then the log is condemned.
     async fn check_elector(&self, sender: Option<&internal::Sender>) -> Result<&Serving, Status> {
         let serving = self.check(sender)?;
         if serving.loss.is_noted() {

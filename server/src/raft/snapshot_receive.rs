@@ -1,8 +1,8 @@
-//! Receiving a snapshot: staged and verified beside the live state, then offered to raft.
+//! Receives a snapshot: staged and verified beside the live state, then offered to raft.
 //!
-//! openraft must never see two guarded situations (openraft issue 2116 and its neighbour): an
-//! installation of what the log already contains, and a second installation while one runs. The first
-//! is answered as done without installing, which log matching makes true; the second is refused.
+//! Two situations must be kept from openraft (openraft issue 2116 and a related one): installing
+//! what the log already contains, and a second installation while one runs. The first is answered
+//! as done without installing, which is correct by log matching; the second is refused.
 
 use std::io;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ use tonic::{Status, Streaming};
 use super::Raft;
 use crate::metrics::{Counts, Pending};
 
-/// How long the sender may be silent.
+/// Longest pause between two pieces from the sender.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Receives one snapshot at a time.
@@ -34,11 +34,11 @@ pub(crate) struct SnapshotReceiver {
     log: LogStore,
     reader: Reader,
     counts: Counts,
-    /// Held from the first piece until raft has installed or refused.
+    /// Held from the first piece until raft has installed or refused the snapshot.
     is_busy: Arc<Mutex<()>>,
 }
 
-/// A header that was understood.
+/// A decoded header.
 struct Offered {
     vote: Vote,
     meta: SnapshotMeta,
@@ -50,10 +50,10 @@ impl SnapshotReceiver {
         Self { raft, log, reader, counts, is_busy: Arc::default() }
     }
 
-    /// What an earlier transfer has left, to go on with.
+    /// The files that an earlier transfer has staged, so that this one can resume.
     ///
     /// # Errors
-    /// Aborted while one is being received: perhaps it has broken off and that was not noticed yet.
+    /// Aborted while a snapshot is being received: that transfer may have broken off unnoticed.
     pub(crate) fn staged(&self) -> Result<Vec<internal::StagedFile>, Status> {
         let _idle = self.begin()?;
         let staged = self.reader.staged_snapshot().into_iter();
@@ -67,10 +67,11 @@ impl SnapshotReceiver {
         self.is_busy.clone().try_lock_owned().map_err(busy)
     }
 
-    /// Receives and installs what follows `header`; returns the vote to answer with.
+    /// Receives and installs the snapshot that follows `header`; returns the vote to answer with.
     ///
     /// # Errors
-    /// [`Status`] for the sender: aborted while another is received, data loss if pieces are damaged.
+    /// [`Status`] for the sender: aborted while another is received, data loss if pieces are
+    /// damaged.
     pub(crate) async fn receive(
         &self,
         header: internal::SnapshotHeader,
@@ -109,8 +110,8 @@ impl SnapshotReceiver {
         Ok(answer.vote)
     }
 
-    /// Installs to the end, also if the sender gives its call up: raft goes on, so another transfer must
-    /// not begin before that.
+    /// Installs to completion even if the sender gives up its call: raft carries on, so no other
+    /// transfer may begin before that.
     fn install(
         &self,
         vote: Vote,
@@ -127,7 +128,7 @@ impl SnapshotReceiver {
         }
     }
 
-    /// Whether this member's log already contains, or has applied, the entry.
+    /// Whether this member's log contains the entry, or has committed past it.
     async fn is_contained(&self, id: Option<LogId>) -> Result<bool, Status> {
         let Some(id) = id else { return Ok(true) };
         let failed = |error: io::Error| Status::internal(format!("cannot read the log: {error}"));
@@ -208,7 +209,7 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, Status> {
     let done = tokio::task::spawn_blocking(work).await.map_err(io::Error::other).flatten();
     done.map_err(|error| match error.kind() {
-        // What was to be kept is gone: the sender asks again.
+        // A staged file that was to be kept is gone: the sender asks again.
         io::ErrorKind::WouldBlock | io::ErrorKind::NotFound => Status::aborted(error.to_string()),
         io::ErrorKind::InvalidInput => Status::invalid_argument(error.to_string()),
         io::ErrorKind::InvalidData => Status::data_loss(error.to_string()),

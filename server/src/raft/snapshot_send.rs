@@ -1,8 +1,9 @@
-//! Sending a snapshot: a header, the files in pieces, a checksum over all of it.
+//! Sends a snapshot: a header, the files in pieces, a checksum over all of it.
 //!
-//! A transfer that broke off is gone on with: the receiver says what it has staged, and what is the same
-//! here is not sent again. That is found by content, because the next attempt may send a later state,
-//! or come from another member; large files of the store never change, so most of them are the same.
+//! An interrupted transfer resumes: the receiver lists what it has staged, and files whose staged
+//! bytes equal ours are not sent again. They are compared by content, because the next attempt may
+//! send a later state or come from another member. Large store files never change, so most of them
+//! match.
 
 use std::io;
 use std::sync::Arc;
@@ -27,15 +28,16 @@ use crate::metrics::Pending;
 
 /// Bytes of one piece.
 const PIECE_BYTES: usize = 512 * 1024;
-/// How long nothing of a snapshot may be taken before it is given up.
+/// How long the receiver may accept nothing before the transfer is given up.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the receiver may take to say what it has.
+/// Timeout of asking the receiver what it has.
 const STAGED_TIMEOUT: Duration = Duration::from_secs(1);
-/// Pause before it is asked again, and how often: half a minute if nobody is there. Giving up at once would
-/// mean another checkpoint, and so a flush of the state, for every attempt to reach a member that is down.
+/// Pause before asking again, and the number of attempts: half a minute if the receiver is down.
+/// Giving up at once would mean another checkpoint, and so a flush of the state, for every attempt
+/// to reach it.
 const STAGED_PAUSE: Duration = Duration::from_millis(300);
 const STAGED_ATTEMPTS: usize = 100;
-/// How long the receiver may verify and install what it has received.
+/// How long the receiver may take to verify and install the snapshot.
 const INSTALL_TIMEOUT: Duration = Duration::from_secs(600);
 
 impl NetSnapshot<TypeConfig> for Network {
@@ -77,7 +79,7 @@ impl Network {
         }
     }
 
-    /// Sends what of `source` the receiver does not have; `header` lacks only the files.
+    /// Sends the parts of `source` that the receiver lacks; `header` lacks only the files.
     async fn transfer(
         &self,
         source: Arc<SnapshotSource>,
@@ -113,7 +115,7 @@ impl Network {
         Ok(SnapshotResponse::new(codec::vote(&vote)))
     }
 
-    /// What the receiver has already; waits for a receiver that is down.
+    /// What the receiver has already staged; waits for a receiver that is down.
     async fn staged(&self) -> Result<Vec<internal::StagedFile>, StreamingError<TypeConfig>> {
         let mut failure = None;
         for _ in 0..STAGED_ATTEMPTS {
@@ -140,7 +142,7 @@ fn files(source: &SnapshotSource, kept: &[u64]) -> Vec<internal::SnapshotFile> {
     files.map(file).collect()
 }
 
-/// How much of each file need not be sent, because the receiver has the same bytes.
+/// Number of leading bytes of each file that the receiver already has.
 async fn kept(
     source: &Arc<SnapshotSource>,
     staged: &[internal::StagedFile],
@@ -178,22 +180,22 @@ async fn read(
 }
 
 fn local(error: &io::Error) -> StreamingError<TypeConfig> {
-    // Not a storage error: that would stop this member, which may be healthy otherwise.
+    // Not a storage error: that would stop this member, which may otherwise be healthy.
     let text = format!("cannot read the snapshot to send: {error}");
     RPCError::<TypeConfig>::Network(NetworkError::from_string(text)).into()
 }
 
-/// How far sending has come.
+/// Progress of a transfer.
 #[derive(Debug, Default)]
 struct Progress {
-    /// Pieces taken by the connection.
+    /// Pieces that the connection has accepted.
     taken: AtomicU64,
-    /// Set when all pieces are taken; the receiver may then work silently.
+    /// Set when all pieces are accepted; the receiver may then be silent while it works.
     is_complete: std::sync::atomic::AtomicBool,
     failure: Mutex<Option<io::Error>>,
 }
 
-/// Returns when nothing was taken for too long.
+/// Returns when no piece has been accepted for too long.
 async fn stalled(progress: &Progress) {
     let mut seen = None;
     loop {
@@ -207,11 +209,11 @@ async fn stalled(progress: &Progress) {
     }
 }
 
-/// Where reading stands.
+/// Position of reading.
 struct Cursor {
     source: Arc<SnapshotSource>,
     header: Option<internal::SnapshotHeader>,
-    /// Bytes of each file that are not sent.
+    /// Number of leading bytes of each file that are not sent.
     kept: Vec<u64>,
     file: usize,
     offset: u64,
@@ -242,7 +244,7 @@ impl Cursor {
         Self { source, header, kept, file: 0, offset, crc32c: 0, is_done: false, pace, progress }
     }
 
-    /// The next piece; `None` at the end or, with the failure noted, when reading fails.
+    /// The next piece. `None` at the end, or when reading fails (the error is kept in `progress`).
     async fn next(&mut self) -> Option<snapshot_chunk::Chunk> {
         if let Some(header) = self.header.take() {
             return Some(snapshot_chunk::Chunk::Header(header));

@@ -1,8 +1,8 @@
-//! What this member is in the cluster, and who was removed from it for good.
+//! This member's role in the cluster, and which members were removed for good.
 //!
-//! Follows the applied configuration. A member that is removed often never hears of it from the leader,
-//! which stops sending to it at once. So the leader that removed it calls it ([`tell`]), and then, and while
-//! there is no leader for it, [`watch`] asks the others.
+//! Follows the applied configuration. A removed member often does not learn of it from the leader,
+//! which stops sending to it at once. So the leader that removed it calls it ([`tell`]). After such
+//! a call, and whenever it has no leader, [`watch`] asks the other members.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -27,44 +27,45 @@ use crate::propose::{ProposeError, Waiters};
 
 /// How often a member without a leader asks the others whether it was removed.
 const ASK_INTERVAL: Duration = Duration::from_millis(500);
-/// How long it asks after it was told that it was removed: the others may not know yet.
+/// How long it keeps asking after it was told of its removal: the others may not know yet.
 const TOLD_FOR: Duration = Duration::from_secs(10);
-/// How long one of them may take to answer.
+/// Timeout of one such call.
 const ASK_TIMEOUT: Duration = Duration::from_millis(1500);
-/// How often a member is told that it was removed, and the pause after a call that failed. If none of them arrives,
-/// it asks when it misses its leader.
+/// How often a member is told that it was removed, and the pause after a failed call. If no call
+/// arrives, the member asks by itself when it misses its leader.
 const TELLINGS_MAX: usize = 5;
 const TELL_PAUSE: Duration = Duration::from_millis(200);
 
-/// What others are told who were removed, and what a removed member says of itself.
+/// Error text for calls of removed members, and in a removed member's own errors.
 pub(crate) const REMOVED: &str = "the member has been permanently removed from the cluster";
 
 /// What this member may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// It votes, or will as soon as it has caught up, or does not know yet what it is.
+    /// A voter, or a member that will be one once it has caught up, or one that does not know its
+    /// role yet.
     Full,
-    /// It neither votes nor serves what must be up to date.
+    /// A non-voting member that does not serve linearizable requests.
     Learner,
-    /// It must stop.
+    /// Removed: it must stop.
     Removed,
 }
 
-/// The standing of this member and of those that were removed.
+/// The role of this member, and the removed members.
 #[derive(Debug)]
 pub(crate) struct Standing {
     own_id: u64,
     mark: PathBuf,
     role: channel::Sender<Role>,
     removed: RwLock<BTreeSet<u64>>,
-    /// Whether the applied configuration has this member only.
+    /// Whether this member is the only one in the applied configuration.
     is_alone: AtomicBool,
-    /// Somebody says that this member was removed.
+    /// Notified when another member says that this one was removed.
     told: Notify,
 }
 
 impl Standing {
-    /// As the stored state tells.
+    /// Loads the standing from the stored state.
     ///
     /// # Errors
     /// [`Halt`] if it cannot be read.
@@ -82,7 +83,7 @@ impl Standing {
         Ok(standing)
     }
 
-    /// Takes note of the configuration that was just applied.
+    /// Updates the standing from the configuration just applied.
     ///
     /// # Errors
     /// [`Halt`] if it cannot be read.
@@ -95,14 +96,15 @@ impl Standing {
             role(self.own_id, applied.membership())
         };
         *self.removed.write() = removed;
-        // After that: whoever is noted as removed is no sign of an earlier life.
+        // Set after `removed`: a call of a removed member must not be taken for a sign of an
+        // earlier life.
         self.is_alone.store(is_alone(self.own_id, applied.membership()), Ordering::Release);
         self.become_(role);
         Ok(())
     }
 
     fn become_(&self, role: Role) {
-        // Once removed, always removed.
+        // Removal is final.
         self.role.send_if_modified(|now| {
             let is_new = *now != role && *now != Role::Removed;
             if is_new {
@@ -112,22 +114,22 @@ impl Standing {
         });
     }
 
-    /// Whether a member was removed, as far as is known here.
+    /// Whether a member was removed, as far as applied here.
     pub(crate) fn is_removed(&self, id: u64) -> bool {
         self.removed.read().contains(&id)
     }
 
-    /// Whether this member is the only one of its cluster, as far as is applied here.
+    /// Whether this member is the only one in its cluster, as far as applied here.
     pub(crate) fn is_alone(&self) -> bool {
         self.is_alone.load(Ordering::Acquire)
     }
 
-    /// Whether this member serves only what a learner may.
+    /// Whether this member is a learner and serves only what a learner may.
     pub(crate) fn is_learner(&self) -> bool {
         *self.role.borrow() == Role::Learner
     }
 
-    /// Somebody says that this member was removed: it asks the others.
+    /// Another member says that this one was removed: [`watch`] asks the others.
     pub(crate) fn hear_removal(&self) {
         self.told.notify_one();
     }
@@ -140,7 +142,7 @@ impl Standing {
     }
 }
 
-/// Whether nobody else votes or learns.
+/// Whether the configuration has no other voter or learner.
 pub(crate) fn is_alone(own_id: u64, membership: &Membership) -> bool {
     let mut nodes = membership.nodes();
     nodes.next().is_some_and(|(id, _)| *id == own_id) && nodes.next().is_none()
@@ -154,8 +156,8 @@ fn role(own_id: u64, membership: &Membership) -> Role {
     }
 }
 
-/// Tells a member that was just removed, so that it need not miss its leader first. It believes what the others
-/// say, and not this call.
+/// Tells a member that it was just removed, so that it learns of it before it misses its leader.
+/// The member does not trust this call but asks the others.
 pub(crate) async fn tell(route: Route, peer_urls: Vec<String>) {
     let links = &route.links;
     let (cluster_id, from) = (links.cluster_id(), links.member_id());
@@ -172,8 +174,8 @@ pub(crate) async fn tell(route: Route, peer_urls: Vec<String>) {
     }
 }
 
-/// Asks the others, whenever this member has no leader or is told so, whether it was removed; until it was, or
-/// raft stops. Once it was, whoever waits here for what only a member can do is told so.
+/// Asks the other members whether this one was removed, whenever it has no leader or was told so.
+/// Ends when it was removed, failing all proposals that wait here, or when raft stops.
 pub(crate) async fn watch(route: Route, standing: Arc<Standing>, waiters: Arc<Waiters>) {
     let mut tick = tokio::time::interval(ASK_INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -181,7 +183,7 @@ pub(crate) async fn watch(route: Route, standing: Arc<Standing>, waiters: Arc<Wa
     loop {
         tokio::select! {
             _ = tick.tick() => {}
-            // It is asked at the next tick: whoever calls all the time has no more than that done.
+            // Asks only at the next tick, so that repeated calls cause no extra work.
             () = standing.told.notified() => {
                 told_at = Some(Instant::now());
                 continue;
@@ -190,7 +192,7 @@ pub(crate) async fn watch(route: Route, standing: Arc<Standing>, waiters: Arc<Wa
         }
         let is_told = told_at.is_some_and(|at| at.elapsed() < TOLD_FOR);
         if *standing.role.borrow() == Role::Removed {
-            // Nobody waits any more for what this member cannot do.
+            // Fails everything that waits for what a removed member cannot do.
             route.retired.cancel();
             waiters.fail_all(ProposeError::Stopped);
             return;
@@ -203,7 +205,7 @@ pub(crate) async fn watch(route: Route, standing: Arc<Standing>, waiters: Arc<Wa
             let mark = standing.mark.clone();
             let marked = tokio::task::spawn_blocking(move || write_mark(&mark)).await;
             if let Err(error) = marked.map_err(io::Error::other).flatten() {
-                // Then the next start asks again.
+                // Without the mark, the next start asks again.
                 tracing::warn!(%error, "cannot note that this member was removed");
             }
             standing.become_(Role::Removed);
@@ -211,7 +213,7 @@ pub(crate) async fn watch(route: Route, standing: Arc<Standing>, waiters: Arc<Wa
     }
 }
 
-/// The file that says so in the directory of a member that was told that it was removed.
+/// The file in the data directory that marks a member as removed.
 pub(crate) fn mark(data_dir: &Path) -> PathBuf {
     data_dir.join("removed")
 }
@@ -219,7 +221,7 @@ pub(crate) fn mark(data_dir: &Path) -> PathBuf {
 fn write_mark(mark: &Path) -> io::Result<()> {
     let file = std::fs::File::create(mark)?;
     file.sync_all()?;
-    // The name too must survive a power failure.
+    // The directory entry must survive a power failure too.
     let Some(dir) = mark.parent() else { return Ok(()) };
     std::fs::File::open(dir)?.sync_all()
 }
@@ -236,6 +238,6 @@ async fn is_told_removed(route: &Route, own_id: u64) -> bool {
     };
     let dialer = route.links.dialer();
     let answers = urls.iter().map(|url| dialer.describe(url, request, ASK_TIMEOUT));
-    // Who is of another cluster refuses; who lags says no.
+    // A member of another cluster refuses; a lagging one says no.
     join_all(answers).await.into_iter().flatten().any(|answer| answer.caller_is_removed)
 }

@@ -1,7 +1,7 @@
-//! Counts the bytes between members, by member.
+//! Counts the bytes exchanged with each member.
 //!
-//! The caller names itself in a header, so that the receiver knows whom the bytes of a call belong to
-//! before it reads any. Only bytes of messages are counted, as in etcd, not the connection's own.
+//! The caller names itself in a header, so that the receiver knows whom the bytes of a call belong
+//! to before it reads any. As in etcd only message bytes are counted, not those of the connection.
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -28,7 +28,7 @@ fn counted(body: Body, bytes: &Counter) -> Body {
     }))
 }
 
-/// Calls of one member, counted.
+/// Makes calls to one member and counts their bytes.
 #[derive(Clone, Debug)]
 pub(crate) struct Caller<S> {
     inner: S,
@@ -37,7 +37,7 @@ pub(crate) struct Caller<S> {
 }
 
 impl<S> Caller<S> {
-    /// Calls `peer` by `inner` as member `own_id`.
+    /// Calls `peer` through `inner` as member `own_id`.
     pub(crate) fn new(inner: S, peer: Arc<Peer>, own_id: u64) -> Self {
         let own_id = HeaderValue::from_str(&format!("{own_id:x}"));
         Self { inner, peer, own_id: own_id.expect("hexadecimal digits are a header value") }
@@ -72,13 +72,13 @@ where
     }
 }
 
-/// Counts the calls of other members where they arrive.
+/// Layer that counts the bytes of incoming calls by member.
 #[derive(Clone)]
 pub(crate) struct Receiving {
     pub(crate) peers: Peers,
 }
 
-/// A service whose callers are counted.
+/// A service whose callers' bytes are counted.
 #[derive(Clone)]
 pub(crate) struct Receiver<S> {
     inner: S,

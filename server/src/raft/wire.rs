@@ -1,4 +1,4 @@
-//! Raft's requests and answers as `conclave.internal.v1` messages, both ways.
+//! Converts raft's requests and answers to `conclave.internal.v1` messages and back.
 
 use conclave_proto::internal::{self, append_response, transfer_leader_response};
 use conclave_raft_store::codec::{self, CodecError};
@@ -29,7 +29,8 @@ fn log_id(message: Option<&internal::LogId>) -> Option<LogId> {
     message.map(codec::log_id)
 }
 
-/// `acknowledged` tells whether the receiver is known to have had the entry with which it begins.
+/// `acknowledged` tells whether the receiver is known to have acknowledged the entry before the
+/// first one.
 pub(crate) fn append_message(
     sender: internal::Sender,
     request: &AppendEntriesRequest,
@@ -47,7 +48,7 @@ pub(crate) fn append_message(
     }
 }
 
-/// The entry with which an append begins, if the sender knows that the receiver acknowledged it.
+/// The entry before those of an append, if the sender knows that the receiver acknowledged it.
 pub(crate) fn acknowledged(message: &internal::AppendRequest) -> Option<LogId> {
     log_id(message.prev_log_id.as_ref()).filter(|_| message.prev_is_acknowledged)
 }
@@ -89,7 +90,7 @@ pub(crate) fn append_answer_message(answer: &AppendEntriesResponse) -> internal:
     internal::AppendResponse { result: Some(result) }
 }
 
-/// Log ids before and at the end of what one append carried; its answer is meant relative to them.
+/// Log ids before and at the end of an append, which its answer refers to.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sent {
     pub(crate) vote: Vote,
@@ -117,7 +118,7 @@ impl Sent {
             Message::Partial(id) => Ok(Some(codec::log_id(&id))),
             Message::HigherVote(vote) => Err(StreamAppendError::HigherVote(codec::vote(&vote))),
             Message::Conflict(_) => {
-                // Nothing before the first entry can conflict, so such an answer means nothing.
+                // Nothing can conflict before the first entry, so the answer is malformed.
                 let prev = required(self.prev, "AppendResponse", "conflicting log id")?;
                 Err(StreamAppendError::Conflict(prev))
             }

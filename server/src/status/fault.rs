@@ -1,20 +1,21 @@
-//! etcd's table of errors: codes and texts, which are wire contract (etcd's `api/v3rpc/rpctypes/error.go`),
-//! and what of them a rejection is.
+//! etcd's error table: codes and texts, which are wire contract (etcd's
+//! `api/v3rpc/rpctypes/error.go`), and the mapping from rejections to them.
 
 use conclave_state_machine::response::Rejection;
 use tonic::{Code, Status};
 
-/// Declares [`Fault`] with its code and text by variant.
+/// Declares [`Fault`] with the code and text of each variant.
 macro_rules! faults {
     ($($(#[$doc:meta])* $name:ident: $code:ident, $text:literal;)*) => {
-        /// An error that etcd has a text for; those of its table that nothing here answers are left out.
+        /// An error with etcd's text. Errors of etcd's table that this server never answers are
+        /// left out.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum Fault {
             $($(#[$doc])* #[doc = concat!("`", $text, "`")] $name,)*
         }
 
         impl Fault {
-            /// All of them, in table order.
+            /// All faults, in table order.
             pub const ALL: &'static [Fault] = &[$(Fault::$name,)*];
 
             /// The code on the wire.
@@ -55,7 +56,7 @@ faults! {
     LeaseTtlTooLarge: OutOfRange, "etcdserver: too large lease TTL";
 
     NoSpace: ResourceExhausted, "etcdserver: mvcc: database space exceeded";
-    /// Unknown on the wire, as in etcd; Go's client recovers the code from the text.
+    /// Code Unknown on the wire, as in etcd; Go's client derives the code from the text.
     TooManyRequests: Unknown, "etcdserver: too many requests";
 
     LeaseNotFound: NotFound, "etcdserver: requested lease not found";
@@ -63,7 +64,7 @@ faults! {
 
     LeaseExists: FailedPrecondition, "etcdserver: lease already exists";
     PeerUrlExists: FailedPrecondition, "etcdserver: Peer URLs already exists";
-    /// Unknown on the wire, as in etcd.
+    /// Code Unknown on the wire, as in etcd.
     MemberNotEnoughStarted:
         Unknown, "etcdserver: re-configuration failed due to not enough started members";
     MemberNotLearner: FailedPrecondition, "etcdserver: can only promote a learner member";
@@ -106,7 +107,7 @@ impl From<Fault> for Status {
     }
 }
 
-/// The fault of a rejection, or `None` for what no client of etcd can cause.
+/// The fault for a rejection; `None` for rejections that no etcd client can cause.
 pub fn fault_of(rejection: &Rejection) -> Option<Fault> {
     Some(match rejection {
         Rejection::EmptyKey => Fault::EmptyKey,

@@ -1,11 +1,11 @@
-//! Codes and texts against tables that share nothing with ours.
+//! Codes and texts compared with a table that shares nothing with ours.
 
 use std::collections::BTreeSet;
 
 use super::*;
 
-/// What we answer of the table of etcd 3.7.1, by code, typed afresh from its documentation: it
-/// shares nothing with the table above, so that a slip in either shows.
+/// The part of etcd 3.7.1's table that we answer, by code, typed from its documentation
+/// independently of the table above, so that a slip in either shows.
 const EXPECTED: &[(i32, &[&str])] = &[
     (
         3,

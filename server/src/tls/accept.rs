@@ -1,4 +1,4 @@
-//! The handshake of a connection that a port has accepted.
+//! TLS handshakes of accepted connections.
 
 use std::io;
 use std::sync::Arc;
@@ -11,37 +11,37 @@ use super::pending::Pending;
 use crate::metrics::PortCounts;
 use crate::sparse::Sparse;
 
-/// How long a handshake may take, from the accepted connection on.
+/// Timeout of a handshake, from the accepted connection on.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// Handshakes of one port at one time; beyond, the oldest ends.
+/// Handshakes in progress on one port; beyond, the oldest is ended.
 const PENDING_MAX: usize = 4_096;
 
-/// The verified common name of who called; an extension of each request of its connection.
+/// The caller's verified common name; an extension of each request on its connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ClientName(pub(crate) Arc<str>);
 
-/// Shakes hands for one port.
+/// Performs the TLS handshakes of one port.
 #[derive(Debug)]
 pub(crate) struct Acceptor {
     tls: Arc<Followed<ServerTls>>,
     counts: PortCounts,
     pending: Pending,
-    /// The names in a certificate are compared with the address.
+    /// Whether a certificate's names are compared with the caller's address.
     checks_addresses: bool,
-    /// A certificate's common name is a user.
+    /// Whether a certificate's common name is a user name.
     names_users: bool,
     lines: Sparse,
 }
 
-/// A connection whose handshake is done.
+/// A connection after its handshake.
 pub(crate) struct Shaken {
     pub(crate) stream: Box<Accepted>,
-    /// Common name of the verified certificate, if it is a user's.
+    /// Common name of the verified certificate, if it names a user.
     pub(crate) name: Option<ClientName>,
 }
 
 impl Acceptor {
-    /// Of a port that presents itself as `tls` says.
+    /// For a port that presents itself as `tls` says.
     pub(crate) fn new(
         tls: Arc<Followed<ServerTls>>,
         settings: &crate::config::PortTls,
@@ -57,8 +57,8 @@ impl Acceptor {
         }
     }
 
-    /// Shakes hands. `None` if that failed, which is then counted and told. Ends by itself, whatever
-    /// the other side does or leaves undone.
+    /// Performs the handshake. A failure gives `None` and is counted and logged. Always ends within
+    /// the timeout, whatever the client does.
     pub(crate) async fn accept(&self, socket: Socket) -> Option<Shaken> {
         let from = socket.peer_ip();
         let place = self.pending.begin();
@@ -85,7 +85,7 @@ impl Acceptor {
         let from = socket.peer_ip();
         let acceptor = TlsAcceptor::from(self.tls.current().config.clone());
         let stream = acceptor.accept(socket).await.map_err(|error| (Reason::of(&error), error))?;
-        // Verified: without an authority to verify by, none is asked for.
+        // Verified: without a CA to verify against, no certificate is requested.
         let certificate = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
         let certificate = certificate.and_then(|certificate| Certificate::parse(certificate));
         if self.checks_addresses

@@ -1,8 +1,8 @@
-//! Whether a member's certificate fits the address it connects from, as etcd checks it: a stolen
-//! certificate is of no use elsewhere.
+//! Checks whether a member's certificate fits the address it connects from, as etcd does: a stolen
+//! certificate is useless elsewhere.
 //!
-//! An address fits if it is in the certificate, if a DNS name of the certificate leads to it, or if its own name, which
-//! its network tells (PTR), is one of the certificate or below a wildcard of it.
+//! An address fits if it is in the certificate, if a DNS name in the certificate resolves to it, or
+//! if its reverse name (PTR) equals a DNS name in the certificate or matches a wildcard there.
 
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -12,20 +12,20 @@ use futures::future::{Either, select};
 use tokio::net::lookup_host;
 use tokio::time::timeout;
 
-/// Names that are looked up for one certificate; more are not believed.
+/// Most DNS names of a certificate that are looked up; further names are ignored.
 const NAMES_MAX: usize = 16;
-/// How long one lookup may take; a handshake bounds all of them together.
+/// Timeout of one lookup; the handshake timeout bounds all of them together.
 const LOOKUP_MAX: Duration = Duration::from_secs(3);
-/// What a name begins with that stands for all names below the rest.
+/// Prefix of a wildcard name.
 const WILDCARD: &str = "*.";
 
-/// Whether `from` is an address of the certificate or one of its DNS names. A certificate without
-/// either may come from anywhere.
+/// Whether `from` is an address in the certificate or belongs to one of its DNS names. A
+/// certificate with neither may come from anywhere.
 pub(super) async fn fits(certificate: &Certificate, from: IpAddr) -> bool {
     fits_by(certificate, from, None).await
 }
 
-/// The same by what a name server says, or those of the system.
+/// Like [`fits`], using the name server `server` for reverse lookups, or the system's.
 async fn fits_by(certificate: &Certificate, from: IpAddr, server: Option<SocketAddr>) -> bool {
     let from = from.to_canonical();
     if certificate.addresses.is_empty() && certificate.dns_names.is_empty() {
@@ -38,7 +38,7 @@ async fn fits_by(certificate: &Certificate, from: IpAddr, server: Option<SocketA
     if names.is_empty() {
         return false;
     }
-    // At once: a network without names of its addresses may answer late or never.
+    // Both at once: a network without reverse names may answer late or never.
     let lead_there = std::pin::pin!(lead_to(names, from));
     let is_named = std::pin::pin!(is_named(names, from, server));
     match select(lead_there, is_named).await {
@@ -48,7 +48,7 @@ async fn fits_by(certificate: &Certificate, from: IpAddr, server: Option<SocketA
     }
 }
 
-/// Whether one of the names leads to the address.
+/// Whether one of the names resolves to the address.
 async fn lead_to(names: &[String], from: IpAddr) -> bool {
     for name in names.iter().filter(|name| !name.starts_with(WILDCARD)) {
         if let Ok(Ok(mut addresses)) = timeout(LOOKUP_MAX, lookup_host((name.as_str(), 0))).await
@@ -67,7 +67,8 @@ async fn is_named(names: &[String], from: IpAddr, server: Option<SocketAddr>) ->
     own.iter().any(|own| names.iter().any(|name| is_meant(name, own)))
 }
 
-/// Whether a name of a certificate means a host. Below a wildcard any number of labels may stand, as in etcd.
+/// Whether a certificate's name matches a host name. As in etcd, a wildcard matches any number of
+/// labels.
 fn is_meant(name: &str, host: &str) -> bool {
     let Some(domain) = name.strip_prefix('*').filter(|_| name.starts_with(WILDCARD)) else {
         return name.eq_ignore_ascii_case(host);

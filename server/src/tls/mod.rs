@@ -1,7 +1,7 @@
-//! TLS of the two ports, and of checks: certificates that are made or read, handshakes that end in time, and files
-//! that are read again when they change.
-//! `accept` is a handshake, `pending` bounds how many there are, `address` compares a member's certificate with where
-//! it comes from, `self_signed` makes one.
+//! TLS of the two ports and of health checks: certificates made or read, handshakes with a timeout,
+//! and files that are reloaded when they change.
+//! `accept` performs a handshake, `pending` limits how many are in progress, `address` compares a
+//! member's certificate with its address, `self_signed` makes a certificate.
 
 mod accept;
 mod address;
@@ -23,14 +23,14 @@ pub(crate) use accept::{Acceptor, ClientName, Shaken};
 use crate::config::{PortIdentity, PortTls};
 use crate::metrics::PortCounts;
 
-/// How often files are looked at. A look costs a few microseconds; a revoked certificate should not
-/// be let in much longer.
+/// How often files are checked for changes. A check costs a few microseconds; a revoked certificate
+/// should not be accepted for much longer.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Makes the certificate if it is to be made here, and reads the files of the accepting side.
+/// Makes the certificate if it is self-signed, and reads the files of the accepting side.
 ///
 /// # Errors
-/// [`Error`] with what cannot be used.
+/// [`Error`] if a file or setting cannot be used.
 pub(crate) fn accepting(
     settings: &PortTls,
     protocols: &'static [&'static [u8]],
@@ -46,18 +46,18 @@ pub(crate) fn accepting(
     server.follow()
 }
 
-/// Reads the files of the connecting side, for calls to other members, and again before a handshake if they have
-/// changed, which is counted and told once for each reason.
+/// Reads the files of the connecting side, for calls to other members. They are read again before a
+/// handshake if they have changed; reloads are counted, and failures logged once per reason.
 ///
 /// # Errors
-/// [`Error`] with what cannot be used.
+/// [`Error`] if a file or setting cannot be used.
 pub(crate) fn connecting(
     settings: &PortTls,
     counts: PortCounts,
 ) -> Result<Followed<ClientTls>, Error> {
     let own = pair(&settings.identity)?;
     let verification = match (&settings.identity, &settings.trusted_ca) {
-        // Members that sign their own certificates cannot know each other's.
+        // Members that sign their own certificates cannot verify each other's.
         (PortIdentity::SelfSigned { .. }, _) => Verification::Skipped,
         (PortIdentity::Files(_), Some(ca)) => Verification::Ca(ca.clone()),
         (PortIdentity::Files(_), None) => Verification::System,
@@ -73,7 +73,8 @@ pub(crate) fn connecting(
     Ok(observed(client.follow()?, counts))
 }
 
-/// Reads the authorities that checks believe, and again before a handshake if they have changed.
+/// Reads the CA certificates that checks trust; they are read again before a handshake if they have
+/// changed.
 ///
 /// # Errors
 /// [`Error`] if they cannot be used.
@@ -82,7 +83,7 @@ pub(crate) fn checking(ca: &Path) -> Result<Followed<ClientTls>, Error> {
     Client { verification, ..Client::default() }.follow()
 }
 
-/// Counts when files of the connecting side are read again, and tells what is wrong with them.
+/// Counts reloads of the connecting side's files and logs failures.
 pub(crate) fn observed(tls: Followed<ClientTls>, counts: PortCounts) -> Followed<ClientTls> {
     let observer = move |outcome: Result<(), &Error>| {
         counts.reloaded(outcome.is_ok());
@@ -106,7 +107,7 @@ fn pair(identity: &PortIdentity) -> Result<Pair, Error> {
     }
 }
 
-/// Reads the files of a port again whenever they change, until `stop`.
+/// Reloads the files of a port whenever they change, until `stop`.
 pub(crate) async fn follow(
     tls: Arc<Followed<ServerTls>>,
     counts: PortCounts,

@@ -1,5 +1,5 @@
-//! Handshakes under way. When there are too many, the oldest gives way: those that say nothing are
-//! the oldest, so that however many of them there are, whoever speaks is served.
+//! Limits the handshakes in progress. If there are too many, the oldest is ended: silent clients
+//! are the oldest, so that a client that speaks is served however many of them there are.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-/// Handshakes of one port.
+/// Handshakes in progress on one port.
 #[derive(Debug)]
 pub(super) struct Pending {
     max: usize,
@@ -21,12 +21,12 @@ struct Begun {
 }
 
 impl Pending {
-    /// At most `max` at one time.
+    /// At most `max` at a time.
     pub(super) fn new(max: usize) -> Self {
         Self { max, begun: Mutex::default() }
     }
 
-    /// Notes that a handshake begins; the oldest may have to end for it.
+    /// Registers a new handshake; at the limit the oldest is told to end.
     pub(super) fn begin(&self) -> Place<'_> {
         let mut begun = self.begun.lock();
         if begun.by_age.len() >= self.max
@@ -42,7 +42,7 @@ impl Pending {
     }
 }
 
-/// A handshake under way; it is over when this is dropped.
+/// A handshake in progress; it is deregistered when this is dropped.
 #[derive(Debug)]
 pub(super) struct Place<'a> {
     pending: &'a Pending,
@@ -51,7 +51,7 @@ pub(super) struct Place<'a> {
 }
 
 impl Place<'_> {
-    /// Returns when it must give way.
+    /// Returns when this handshake must end.
     pub(super) async fn crowded(&self) {
         self.crowded.notified().await;
     }

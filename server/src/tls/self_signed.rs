@@ -1,5 +1,5 @@
-//! A certificate that a port makes for itself (`--auto-tls`, `--peer-auto-tls`): it keeps traffic
-//! from being read on the way, and proves nothing about who is at the other end.
+//! A certificate that a port makes for itself (`--auto-tls`, `--peer-auto-tls`): it encrypts the
+//! traffic but proves nothing about the other side's identity.
 
 use std::fs;
 use std::io::{self, Write as _};
@@ -11,15 +11,15 @@ use conclave_transport::{Error, Pair};
 use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyPair, KeyUsagePurpose};
 
 const YEAR: Duration = Duration::from_secs(365 * 24 * 60 * 60);
-/// Clocks of those who connect may be a little behind.
+/// Clients' clocks may be a little behind.
 const CLOCK_SLACK: Duration = Duration::from_secs(5 * 60);
-/// Addresses that stand for all of a host's cannot be connected to by themselves.
+/// Wildcard addresses, which no client connects to.
 const ANY: [&str; 2] = ["0.0.0.0", "::"];
 
-/// The pair in `dir`, made anew if there is none that is still valid.
+/// The pair in `dir`; makes one if there is none that is still valid.
 ///
 /// # Errors
-/// [`Error`] if it cannot be made or written.
+/// [`Error`] if a pair cannot be made or written.
 pub(super) fn find_or_make(dir: &Path, hosts: &[String], years: u32) -> Result<Pair, Error> {
     let pair = Pair { cert: dir.join("cert.pem"), key: dir.join("key.pem") };
     if pair.check().is_ok() {
@@ -32,7 +32,8 @@ pub(super) fn find_or_make(dir: &Path, hosts: &[String], years: u32) -> Result<P
     let (cert, key) = make(hosts, years).map_err(|error| refuse(error.to_string()))?;
     let write = || -> io::Result<()> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-        // The key first: with a certificate of an earlier key it is no pair, and is made again.
+        // The key first: with the certificate of an earlier key it does not match, so both are made
+        // again.
         replace(&pair.key, &key)?;
         replace(&pair.cert, &cert)
     };

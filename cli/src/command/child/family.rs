@@ -1,8 +1,9 @@
-//! The processes of a command: those of its group, and what it and they have started.
+//! The processes of a command: those of its group, and those that it and they have started.
 //!
-//! A shell that is asked to end does not hand that on to what it runs, so all of them have to be asked. They are
-//! found in `/proc`; where there is none only the group is known, or the command's own process. What has left both
-//! the group and the tree (a daemon that detached itself) is not found.
+//! A shell that is asked to end does not pass that on to what it runs, so all of them must be
+//! asked. They are found in `/proc`; without it only the group, or the command's own process, is
+//! known. A process that has left both the group and the tree (a daemon that detached itself) is
+//! not found.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,13 +16,13 @@ use rustix::process::{
 };
 use tokio::signal::unix::{self, SignalKind, signal};
 
-/// The children of this process beside the one that it started.
+/// Adopted processes: children of this process that it did not start.
 #[derive(Debug, Default)]
 pub(super) struct Orphans(Option<unix::Signal>);
 
 impl Orphans {
-    /// Makes those whose parent has ended children of this process, where they are found without a group of their
-    /// own. Nobody else can wait for them then: see [`Family::reap`].
+    /// Makes this process adopt processes whose parent has ended, so that they are found even
+    /// without a group of their own. No other process can wait for them then: see [`Family::reap`].
     pub(super) fn adopt() -> std::io::Result<Self> {
         let ended = signal(SignalKind::child())?;
         #[cfg(target_os = "linux")]
@@ -29,7 +30,8 @@ impl Orphans {
         Ok(Self(Some(ended)))
     }
 
-    /// Returns when one of them, or any other child, may have ended since the last call. Cancel-safe.
+    /// Returns when an adopted process, or any other child, may have ended since the last call.
+    /// Cancel-safe.
     pub(super) async fn ended(&mut self) {
         let Self(Some(ended)) = self else { return pending().await };
         if ended.recv().await.is_none() {
@@ -44,20 +46,20 @@ pub(super) struct Family {
     first: Pid,
     /// Whether the first process leads a group of its own.
     is_group: bool,
-    /// Whether the first process may not have been waited for: its id is no other's.
+    /// Whether the first process may not have been waited for, so that its id is not reused.
     is_first_there: bool,
-    /// Who runs, as of the last look.
+    /// The processes that were running at the last check.
     running: BTreeSet<Member>,
 }
 
-/// One process, told from a later one with the same id by when it started.
+/// One process; its start time tells it from a later one with the same id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Member {
     pid: i32,
     start: u64,
 }
 
-/// What `/proc` says of a process.
+/// The entry of a process in `/proc`.
 #[derive(Debug, PartialEq, Eq)]
 struct Process {
     parent: i32,
@@ -71,7 +73,7 @@ impl Family {
         Self { first, is_group, is_first_there: true, running: BTreeSet::new() }
     }
 
-    /// To be called as soon as the first process was waited for.
+    /// Must be called as soon as the first process has been waited for.
     pub(super) fn first_ended(&mut self) {
         self.is_first_there = false;
     }
@@ -85,7 +87,7 @@ impl Family {
             self.is_group && processes.get(&member.pid).is_some_and(|it| it.group == first)
         };
         let has_group = self.is_group && self.running.iter().any(is_of_group);
-        // The first process first, or with all others: it may start something when another one ends.
+        // The first process first, or with its group: it may start something when another one ends.
         let sent = match self.is_group {
             true if self.is_first_there || has_group => kill_process_group(self.first, signal),
             false if self.is_first_there => kill_process(self.first, signal),
@@ -100,7 +102,7 @@ impl Family {
         }
     }
 
-    /// Whether none of them runs.
+    /// Whether none of them is running.
     pub(super) fn is_gone(&mut self) -> bool {
         let processes = processes();
         self.look(&processes);
@@ -108,8 +110,8 @@ impl Family {
         !self.is_first_there && self.running.is_empty()
     }
 
-    /// Takes whoever has ended as a child of this process out of the table of processes. How the first one ended is for
-    /// whoever waits for it.
+    /// Waits for ended processes that this process has adopted. The first process is left to its
+    /// own waiter, which needs its exit status.
     pub(super) fn reap(&self) {
         self.wait_for_orphans(&processes());
     }
@@ -130,12 +132,13 @@ impl Family {
         processes.iter().filter(|(pid, it)| is_orphan(**pid, it)).map(|(&pid, _)| pid).collect()
     }
 
-    /// Finds out who runs. Who did and does is still one of them, even without a parent.
+    /// Updates which processes are running. One that once belonged to the family still does, even
+    /// without its parent.
     fn look(&mut self, processes: &BTreeMap<i32, Process>) {
         let first = self.first.as_raw_pid();
         let this = getpid().as_raw_pid();
         let knows = |pid: i32, it: &Process| {
-            // Nobody else is a child of this process: see `Orphans`.
+            // This process has no other children: see `Orphans`.
             (self.is_first_there && pid == first)
                 || it.parent == this
                 || (self.is_group && it.group == first)
@@ -159,11 +162,11 @@ impl Family {
     }
 }
 
-/// All processes that this one may see.
+/// All processes that are visible to this one.
 fn processes() -> BTreeMap<i32, Process> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    // Who has ended since is not there any more.
+    // A process that has ended in the meantime is missing.
     pids.filter_map(|pid: i32| {
         let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
         Some((pid, Process::parse(&String::from_utf8_lossy(&stat))?))
@@ -172,9 +175,9 @@ fn processes() -> BTreeMap<i32, Process> {
 }
 
 impl Process {
-    /// Reads a line of `/proc/PID/stat`, see proc(5).
+    /// Parses a line of `/proc/PID/stat`, see proc(5).
     fn parse(stat: &str) -> Option<Self> {
-        // The name, which is in parentheses, may hold anything.
+        // The process name, in parentheses, may hold anything.
         let (_, fields) = stat.rsplit_once(')')?;
         let fields: Vec<&str> = fields.split_ascii_whitespace().collect();
         Some(Self {

@@ -1,4 +1,4 @@
-//! The flags of `service register` about what the server is to check.
+//! The flags of `service register` for checks that the server performs.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -29,7 +29,7 @@ pub(super) struct Checks {
 }
 
 impl Checks {
-    /// Each check and its name, which is empty if it has none.
+    /// All checks with their names; an unnamed check has an empty name.
     pub(super) fn all(&self) -> Result<Vec<(String, Check)>, Failure> {
         let speaks_of_tls = self.check_tls_server_name.is_some() || self.check_tls_skip_verify;
         if speaks_of_tls && !self.check.iter().any(|(_, check)| check.tls) {
@@ -53,9 +53,9 @@ impl Checks {
     }
 }
 
-/// A check and its name, which is empty if it has none.
+/// Parses a check and its name, which is empty if not given.
 fn parse(text: &str) -> Result<(String, Check), String> {
-    // Targets may hold `=`, but only after a `:`.
+    // A target may hold `=`, but only after a `:`.
     let named = text.split_once('=').filter(|(name, _)| !name.contains(':'));
     let (name, what) = named.unwrap_or(("", text));
     let (kind, target) = what.split_once(':').unwrap_or((what, ""));

@@ -1,4 +1,4 @@
-//! Answers and failures, in the forms of the grpc-gateways that etcd has had.
+//! Answers and errors, in the forms of the grpc-gateway versions that etcd has used.
 
 use std::convert::Infallible;
 
@@ -15,7 +15,7 @@ use tonic::body::Body;
 use super::codec;
 use crate::status;
 
-/// What a call answers.
+/// The answers of a call.
 pub(super) type Answers = BoxStream<'static, Result<DynamicMessage, Status>>;
 
 fn response(status: StatusCode, body: Body) -> Response<Body> {
@@ -26,7 +26,7 @@ fn response(status: StatusCode, body: Body) -> Response<Body> {
     response
 }
 
-/// Answers of a call that was carried out: etcd's gateway shows what gRPC said of itself.
+/// A successful answer. etcd's gateway passes on gRPC's own content type as a header.
 fn success(body: Body) -> Response<Body> {
     let mut response = response(StatusCode::OK, body);
     let grpc = HeaderValue::from_static("application/grpc");
@@ -34,29 +34,29 @@ fn success(body: Body) -> Response<Body> {
     response
 }
 
-/// The one answer of a call.
+/// The answer of a unary call.
 pub(super) fn one(message: &DynamicMessage) -> Response<Body> {
     let mut json = Vec::new();
     codec::write(message, &mut json);
     success(Body::new(Full::new(Bytes::from(json))))
 }
 
-/// Why a call has no answer.
+/// The answer of a failed call.
 pub(super) fn failure(failed: &Status) -> Response<Body> {
-    // In this order, which a map would not keep.
+    // Formatted by hand to keep the order of fields, which a map would not.
     let message = json!(failed.message());
     let code = failed.code() as i32;
     let text = format!(r#"{{"error":{message},"code":{code},"message":{message},"details":[]}}"#);
     response(status::http(failed.code()), Body::new(Full::new(Bytes::from(text))))
 }
 
-/// Why a stream has no answers.
+/// The answer of a stream that failed before its first message.
 pub(super) fn failed_stream(failed: &Status) -> Response<Body> {
     let line = Bytes::from(last_line(failed));
     response(status::http(failed.code()), Body::new(Full::new(line)))
 }
 
-/// Answers, a line each.
+/// Streams the answers, one per line.
 pub(super) fn lines(answers: Answers) -> Response<Body> {
     let lines = answers.map(|answer| {
         let line = match answer {
@@ -75,7 +75,8 @@ fn line(message: &DynamicMessage) -> Vec<u8> {
     line
 }
 
-/// With the fields of the gateway that etcd has up to 3.5.1, and of that of later releases.
+/// The last line of a failed stream, with the fields of etcd's gateway up to 3.5.1 and those of
+/// later releases.
 fn last_line(failed: &Status) -> Vec<u8> {
     let http = status::http(failed.code());
     let (code, http_code) = (failed.code() as i32, http.as_u16());

@@ -1,4 +1,4 @@
-//! Messages that are known by their descriptors only: as gRPC has them, and as JSON.
+//! Encodes and decodes messages known only by their descriptors: as gRPC bytes and as JSON.
 
 use bytes::{BufMut as _, Bytes};
 use prost::Message as _;
@@ -9,30 +9,31 @@ use tonic::codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder};
 use super::forms;
 use crate::status;
 
-/// Unknown fields and names of enums are passed over, as in etcd from 3.6 on.
+/// Unknown fields and enum names are ignored, as in etcd from 3.6 on.
 const READING: DeserializeOptions = DeserializeOptions::new().deny_unknown_fields(false);
-/// Fields as in the .proto files, without those that hold nothing.
+/// Field names as in the .proto files; fields with default values are omitted.
 const WRITING: SerializeOptions = SerializeOptions::new().use_proto_field_name(true);
 
-/// What gRPC has for a message in JSON. In between the message is many times as large as either; nothing of that is
-/// left when this returns, and no more of them are there at a time than threads.
+/// Converts a JSON message to gRPC bytes. The message in between is many times as large as either
+/// form. It is freed when this returns, so at most one exists per thread.
 ///
 /// # Errors
-/// As [`read`].
+/// Like [`read`].
 pub(super) fn encode(kind: MessageDescriptor, json: &[u8]) -> Result<Bytes, Status> {
     Ok(read(kind, json)?.encode_to_vec().into())
 }
 
-/// Reads a message from JSON: fields as in the .proto file or in camel case, 64-bit integers as texts or
-/// numbers, bytes in Base64, enums by name or number; and what Go's reader takes beyond that.
+/// Reads a message from JSON: field names as in the .proto file or in camel case, 64-bit integers
+/// as strings or numbers, bytes in Base64, enums by name or number, and whatever else Go's reader
+/// takes.
 ///
 /// # Errors
-/// With what is wrong, and where.
+/// Says what is wrong, and where.
 fn read(kind: MessageDescriptor, json: &[u8]) -> Result<DynamicMessage, Status> {
     let mut reader = serde_json::Deserializer::from_slice(json);
     let read = DynamicMessage::deserialize_with_options(kind.clone(), &mut reader, &READING);
     if read.is_err() || forms::has_sign(json) {
-        // Seldom, so that it may take as long again.
+        // Rare, so it may take twice as long.
         if let Some(plain) = forms::plain(&kind, json)? {
             return DynamicMessage::deserialize_with_options(kind, plain, &READING)
                 .map_err(|error| status::no_message(error.to_string()));
@@ -41,7 +42,7 @@ fn read(kind: MessageDescriptor, json: &[u8]) -> Result<DynamicMessage, Status> 
     read.map_err(|error| status::no_message(error.to_string()))
 }
 
-/// Writes a message as JSON, as in etcd: 64-bit integers are texts.
+/// Writes a message as JSON, as in etcd: 64-bit integers are strings.
 pub(super) fn write(message: &DynamicMessage, out: &mut Vec<u8>) {
     let mut writer = serde_json::Serializer::new(out);
     message
@@ -49,10 +50,10 @@ pub(super) fn write(message: &DynamicMessage, out: &mut Vec<u8>) {
         .expect("invariant: no message of ours has a part that JSON cannot say");
 }
 
-/// How a call's messages are put into frames.
+/// tonic codec of a gateway call.
 #[derive(Clone, Debug)]
 pub(super) struct DynamicCodec {
-    /// What it is answered with.
+    /// Type of the answers.
     pub(super) answer: MessageDescriptor,
 }
 
@@ -81,7 +82,7 @@ impl Decoder for DynamicCodec {
     }
 }
 
-/// Passes on messages that are encoded.
+/// Passes on messages that are already encoded.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct BytesEncoder;
 
@@ -100,7 +101,7 @@ mod tests {
     use super::*;
     use crate::http::gateway::find;
 
-    /// What JSON becomes when it is read and written again.
+    /// The JSON that results from reading and writing a JSON message.
     fn again(path: &str, json: &str) -> Result<String, String> {
         let kind = find(path).unwrap().input();
         let message = read(kind, json.as_bytes()).map_err(|status| status.message().to_owned())?;

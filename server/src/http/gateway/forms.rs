@@ -1,5 +1,6 @@
-//! Forms of values in JSON that Go's reader takes and ours does not, or the other way round: line ends within Base64, as
-//! many encoders make them, and integers in texts, which are numbers of JSON.
+//! Accepts JSON values in forms that Go's reader takes and ours does not, and rejects the reverse:
+//! line ends within Base64, as many encoders produce them, and integers as strings, which follow
+//! JSON's number syntax.
 
 use prost_reflect::{FieldDescriptor, Kind, MessageDescriptor};
 use serde_json::Value;
@@ -7,15 +8,16 @@ use tonic::Status;
 
 use crate::status;
 
-/// No integer of 64 bits has more digits.
+/// No 64-bit integer has more digits.
 const DIGITS_MAX: usize = 20;
 
-/// Whether a text begins with a plus sign, perhaps that of a number, which JSON has not.
+/// Whether a string begins with a plus sign: perhaps a number, where JSON does not allow it.
 pub(super) fn has_sign(json: &[u8]) -> bool {
     json.windows(2).any(|bytes| bytes == b"\"+")
 }
 
-/// The message with its values in the forms that are known; `None` if all of them are, or it is no JSON.
+/// Rewrites values into the forms that our reader takes; `None` if nothing changes, or if this is
+/// no JSON.
 ///
 /// # Errors
 /// If a number has a plus sign.
@@ -55,7 +57,7 @@ pub(super) fn plain(message: &MessageDescriptor, json: &[u8]) -> Result<Option<V
     Ok(has_changed.then_some(value))
 }
 
-/// Leaves the values of a field to be looked at.
+/// Queues the values of a field for inspection.
 fn open_field<'a>(
     field: &FieldDescriptor,
     value: &'a mut Value,
@@ -87,7 +89,7 @@ fn is_integer(kind: &Kind) -> bool {
     )
 }
 
-/// A whole number that is written with a point or an exponent, by its digits alone; `None` for any other text.
+/// Digits of a whole number written with a decimal point or an exponent; `None` for any other text.
 fn digits(text: &str) -> Option<String> {
     let (mantissa, exponent) = text.split_once(['e', 'E']).unwrap_or((text, "0"));
     let (sign, mantissa) = match mantissa.strip_prefix('-') {

@@ -1,5 +1,5 @@
-//! The bytes of a web socket, which its protocol puts together where nobody sees them: what was received of a message
-//! that is not complete takes room, and may not take for ever.
+//! Meters the bytes of a web socket, whose protocol library assembles messages unobserved: the
+//! bytes of an incomplete message take permits, and it must be complete in time.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -11,17 +11,17 @@ use tokio::time::{Sleep, sleep};
 
 use super::room::Room;
 
-/// What a client's ping has beside its content: two bytes, and the mask.
+/// Size of a client's ping besides its content: two bytes of header, four of mask.
 const CONTROL_HEADER_BYTES: usize = 6;
 
-/// A connection that ends with [`io::ErrorKind::QuotaExceeded`] if there is no room for what it receives, and with
-/// [`io::ErrorKind::TimedOut`] if a message takes too long.
+/// A connection that fails with [`io::ErrorKind::QuotaExceeded`] if there are no permits for what
+/// it receives, and with [`io::ErrorKind::TimedOut`] if a message takes too long.
 pub(super) struct Metered<S> {
     stream: S,
     room: Room,
-    /// For what was received since the last message.
+    /// Permits for what was received since the last message.
     held: Option<OwnedSemaphorePermit>,
-    /// While anything is held.
+    /// Set while permits are held.
     deadline: Option<Pin<Box<Sleep>>>,
 }
 
@@ -30,14 +30,14 @@ impl<S> Metered<S> {
         Self { stream, room, held: None, deadline: None }
     }
 
-    /// A message is complete, and takes its room with it. What was read of the next one is not counted; that is less
-    /// than a buffer.
+    /// Notes that a message is complete and returns its permits. Bytes already read of the next
+    /// message are not counted; they are fewer than a buffer.
     pub(super) fn message(&mut self) -> Option<OwnedSemaphorePermit> {
         self.deadline = None;
         self.held.take()
     }
 
-    /// A ping or its answer has come, perhaps within a message.
+    /// Notes that a ping or pong was received, perhaps within a message, and returns its permits.
     pub(super) fn control(&mut self, content_bytes: usize) {
         let Some(held) = &mut self.held else { return };
         let bytes = (CONTROL_HEADER_BYTES + content_bytes).min(held.num_permits());
@@ -111,7 +111,7 @@ mod tests {
 
     use super::*;
 
-    /// A client, and its server with room for 100 bytes.
+    /// A client, and its server with a budget of 100 bytes.
     fn pair(patience: Duration) -> (DuplexStream, Metered<DuplexStream>, Arc<Semaphore>) {
         let permits = Arc::new(Semaphore::new(100));
         let permits_of_all = Arc::clone(&permits);
@@ -151,7 +151,7 @@ mod tests {
         let mut bytes = [0; 7];
         client.write_all(&bytes).await.unwrap();
         server.read_exact(&mut bytes).await.unwrap();
-        // One byte of something else came before this ping.
+        // One other byte came before this ping.
         server.control(0);
         let late = server.read(&mut bytes).await.unwrap_err();
         assert_eq!(late.kind(), io::ErrorKind::TimedOut);

@@ -1,22 +1,22 @@
-//! The JSON gateway: every RPC as a `POST` of JSON, at the paths that etcd gives them.
+//! The JSON gateway: every RPC as a `POST` of JSON, at etcd's paths.
 //!
-//! A request becomes a gRPC call of this process itself, with the caller's token, so what a call may do and
-//! what it answers is decided in one place for both. Nothing here knows a message: what they look like is read
-//! from the descriptors of the .proto files.
+//! A request becomes a gRPC call to this process itself, with the caller's token, so that
+//! permissions and answers are decided in one place for both. No message type is known here; their
+//! forms are read from the descriptors of the .proto files.
 //!
-//! No call here is that of a certificate's owner: a browser sends a `POST` for any page, with the certificate that
-//! it has for this server, and asks nobody before.
+//! A client certificate never authenticates a user here: a browser sends a `POST` for any page,
+//! with the certificate it has for this server and without asking anybody.
 //!
 //! | module | what |
 //! |---|---|
-//! | `path` | which path is which method |
-//! | `values` | a body as JSON values |
-//! | `codec` | messages that are known by their descriptor only, and their JSON |
-//! | `forms` | values in JSON that Go's reader takes, too |
-//! | `room` | how much is received |
-//! | `rest` | what is left of a body when its request is answered |
-//! | `socket`, `metered` | calls by web socket, and what they receive |
-//! | `answer` | answers and failures as grpc-gateway writes them |
+//! | `path` | maps paths to methods |
+//! | `values` | splits a body into JSON values |
+//! | `codec` | messages known by their descriptor only, and their JSON |
+//! | `forms` | forms of JSON values that only Go's reader takes |
+//! | `room` | limits how much is received |
+//! | `rest` | reads what is left of a body when its request is answered |
+//! | `socket`, `metered` | calls over web sockets, and limits on what they receive |
+//! | `answer` | answers and errors as grpc-gateway writes them |
 
 mod answer;
 mod codec;
@@ -54,16 +54,17 @@ use super::{deadline, pages, place};
 use crate::api::context;
 use crate::status;
 
-/// Headers that become metadata as they are: who calls, and until when.
+/// Headers passed on as metadata unchanged: token and deadline.
 const KEPT_HEADERS: [&str; 3] = ["authorization", "token", "grpc-timeout"];
-/// The last of them.
+/// The gRPC deadline header.
 const TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
-/// What this is put in front of becomes metadata without it.
+/// Headers with this prefix become metadata without it.
 const METADATA_PREFIX: &str = "grpc-metadata-";
-/// What etcd's gateway says to whoever has a certificate with a name while calls need a user.
+/// etcd's text for a caller whose certificate has a common name while authentication is on.
 const CERTIFIED: &str = "CommonName of client sending a request against gateway will be ignored and not used as expected\n";
 
-/// The answer of the gateway where it has no method, as in etcd; `None` where that is no path of its own.
+/// The gateway's answer for a path without a method, as in etcd; `None` if the path is not one of
+/// its own.
 pub(super) fn nowhere(uri: &Uri) -> Option<Response<Body>> {
     if uri.path() == "/v3" {
         let query = uri.query().map(|query| format!("?{query}")).unwrap_or_default();
@@ -73,8 +74,8 @@ pub(super) fn nowhere(uri: &Uri) -> Option<Response<Body>> {
     is_own.then(|| pages::text(StatusCode::NOT_FOUND, "Not Found\n".to_owned()))
 }
 
-/// Refuses a caller whose certificate would make it a user of gRPC, as etcd does, also one with a token: a call that
-/// is answered to nobody, or to somebody else, would surprise it.
+/// Refuses a caller whose certificate would make it a user in gRPC, as etcd does, even if it has a
+/// token: a call made as nobody or as another user would surprise it.
 pub(super) fn certified() -> Response<Body> {
     pages::text(StatusCode::BAD_REQUEST, CERTIFIED.to_owned())
 }
@@ -99,18 +100,19 @@ where
     let hearing = router.hearing(path.path(), &metadata(&head.headers), &head.extensions).await;
     let room = router.rooms.of(hearing).clone();
     let requests = if hearing == Hearing::Nothing {
-        // The call tells why, once the caller has begun to speak: by web socket it may not listen before.
+        // The call will say why it is refused, but only once the client has begun to send: over a
+        // web socket it may not read before.
         drop(tokio::time::timeout(room.patience, body.frame()).await);
         stream::empty().boxed()
     } else {
         let bounds = Bounds { room, is_single: !method.is_client_streaming() };
         match requests(&method, Values::new(body, bounds)).await {
             Ok(requests) => requests,
-            // Also of a stream, which has not begun.
+            // For a stream too, because it has not begun.
             Err(status) => return answer::failure(&status),
         }
     };
-    // Of a stream, until it has begun to answer.
+    // For a stream, the time until its first answer.
     match in_time(patience, call(router, &method, head, requests)).await {
         Ok(answers) if is_stream => answer::lines(answers),
         Ok(mut answers) => match answers.next().await {
@@ -123,16 +125,16 @@ where
     }
 }
 
-/// The path by which gRPC knows a method.
+/// The gRPC path of a method.
 fn path_of(method: &MethodDescriptor) -> PathAndQuery {
     let path = format!("/{}/{}", method.parent_service().full_name(), method.name());
     PathAndQuery::try_from(path).expect("invariant: names of methods fit into a path")
 }
 
-/// The messages of a call as gRPC has them, the first of which is there.
+/// The encoded messages of a call; returns once the first has been read.
 ///
 /// # Errors
-/// If that one cannot be read.
+/// If the first message cannot be read.
 async fn requests<B>(
     method: &MethodDescriptor,
     mut values: Values<B>,
@@ -150,7 +152,7 @@ where
         // No bytes are a message without fields.
         return Ok(stream::iter([first.unwrap_or_default()]).boxed());
     }
-    // As in etcd a later one that cannot be read ends the requests, not the answers.
+    // As in etcd, a later message that cannot be read ends the requests, not the answers.
     let others = stream::unfold(values, move |mut values| {
         let input = input.clone();
         async move {
@@ -161,7 +163,8 @@ where
     Ok(stream::iter(first).chain(others).boxed())
 }
 
-/// The answers of a call, the first of which is there: only then is it known whether it fails.
+/// Makes a call; returns once its first answer has arrived, because only then is it known whether
+/// it fails.
 async fn call(
     router: &Router,
     method: &MethodDescriptor,
@@ -184,8 +187,8 @@ async fn call(
     }
 }
 
-/// Makes a call that may take so long. One that fails later failed for that, if it noticed first: a wait for a lock says
-/// so in other words.
+/// Limits a call to `patience`. A failure after that counts as a timeout even if the call noticed
+/// first: a wait for a lock words it differently.
 async fn in_time<T>(
     patience: Duration,
     call: impl Future<Output = Result<T, Status>>,
@@ -198,10 +201,10 @@ async fn in_time<T>(
     }
 }
 
-/// How long the caller waits for an answer, as it says in the header that gRPC has for it.
+/// The timeout that the caller gives in gRPC's deadline header; without the header there is none.
 ///
 /// # Errors
-/// If that cannot be read.
+/// If the header is malformed.
 fn patience(headers: &HeaderMap) -> Result<Duration, Status> {
     let Some(text) = headers.get(TIMEOUT) else { return Ok(Duration::MAX) };
     let metadata = MetadataMap::from_headers(HeaderMap::from_iter([(TIMEOUT, text.clone())]));
@@ -211,7 +214,7 @@ fn patience(headers: &HeaderMap) -> Result<Duration, Status> {
     })
 }
 
-/// What a call is told of the headers of its request.
+/// The metadata of a call, from the headers of its request.
 fn metadata(headers: &HeaderMap) -> HeaderMap {
     let mut metadata = HeaderMap::new();
     for (name, value) in headers {

@@ -1,11 +1,11 @@
-//! Which path is which method: those of etcd's gateway, and for every method its path in gRPC.
+//! Maps paths to methods: those of etcd's gateway, and for every method its gRPC path.
 
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use prost_reflect::{DescriptorPool, MethodDescriptor};
 
-/// etcd's paths, below `/v3/` and `/v3beta/`, by service.
+/// etcd's paths below `/v3/` and `/v3beta/`, by service.
 const PATHS: &[(&str, &[(&str, &str)])] = &[
     (
         "etcdserverpb.KV",
@@ -89,7 +89,7 @@ const PATHS: &[(&str, &[(&str, &str)])] = &[
     ),
 ];
 
-/// Messages between members, which no client sends.
+/// Package of the calls between members, which clients cannot make.
 const NOT_FOR_CLIENTS: &str = "conclave.internal.v1";
 
 static METHODS: LazyLock<HashMap<String, MethodDescriptor>> = LazyLock::new(|| {
@@ -115,7 +115,7 @@ static METHODS: LazyLock<HashMap<String, MethodDescriptor>> = LazyLock::new(|| {
     methods
 });
 
-/// The method at a path.
+/// The method for a path.
 pub(in crate::http) fn find(path: &str) -> Option<MethodDescriptor> {
     METHODS.get(path).cloned()
 }
@@ -141,7 +141,7 @@ mod tests {
             let method = METHODS.get(path).unwrap();
             let has_path =
                 METHODS.iter().any(|(path, other)| path.starts_with("/v3/") && other == method);
-            // etcd itself has none for it.
+            // etcd itself has no path for it.
             assert!(has_path || method.name() == "RangeStream", "{path}");
         }
     }

@@ -1,5 +1,5 @@
-//! What is left of a body when its request is answered: it is read and thrown away, within bounds. A client that says
-//! all before it listens would hear nothing else but that its connection broke.
+//! Reads and discards, within limits, what is left of a body when its request is answered. A client
+//! that sends everything before it reads would otherwise only see that its connection broke.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -12,20 +12,20 @@ use hyper::body::Incoming;
 use tokio::runtime::Handle;
 use tokio_util::task::TaskTracker;
 
-/// How much is thrown away; of more the connection ends.
+/// Most bytes discarded; a body with more ends the connection.
 const BYTES_MAX: usize = 128 * 1024 * 1024;
-/// How long that may take.
+/// Longest time spent on it.
 const TIME_MAX: Duration = Duration::from_secs(30);
 
-/// A body whose rest goes on being read when it is dropped.
+/// A body whose rest is read in the background when it is dropped.
 pub(in crate::http) struct Rest {
-    /// There until the end.
+    /// `None` once dropped.
     body: Option<Incoming>,
     background: TaskTracker,
 }
 
 impl Rest {
-    /// Of this body; what is left of it is read in the background.
+    /// Wraps a body; on drop, `background` reads what is left of it.
     pub(in crate::http) fn new(body: Incoming, background: TaskTracker) -> Self {
         Self { body: Some(body), background }
     }
@@ -64,7 +64,7 @@ impl Drop for Rest {
     }
 }
 
-/// Reads a body to its end, or until it was so much.
+/// Reads a body to its end, or up to `bytes_max` bytes.
 async fn discard<B: Body<Data = Bytes> + Unpin>(mut body: B, bytes_max: usize) {
     let mut bytes = 0;
     while bytes < bytes_max

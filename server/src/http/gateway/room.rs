@@ -1,5 +1,5 @@
-//! How much JSON is received, of one caller and of all together. Calls without a user have room of their own, so that
-//! they cannot take that of others.
+//! Limits how much JSON is received, per message and over all messages. Calls that need no user
+//! have a budget of their own, so that they cannot use up that of others.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,29 +9,30 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::super::route::Hearing;
 use crate::config::Limits;
 
-/// JSON is larger than the message in it: bytes grow by a third, and names are written out.
+/// JSON is larger than the message in it: Base64 adds a third, and field names are written out.
 const JSON_PER_MESSAGE: usize = 3;
-/// Whatever larger messages gRPC may take.
+/// Largest JSON message, however large gRPC messages may be.
 const JSON_BYTES_MAX: usize = 1 << 30;
-/// As many of the largest bodies are received at a time; of others more. Beyond, callers are refused.
+/// Number of largest bodies that fit into the budget at a time (of smaller ones more). Beyond,
+/// callers are refused.
 const FULL_BODIES_MAX: usize = 8;
-/// Bytes of a message that needs no user, such as a login, or whose caller is refused.
+/// Size limit of a message that needs no user, such as a login, or whose caller is refused.
 const LITTLE_BYTES_MAX: usize = 64 * 1024;
-/// As [`FULL_BODIES_MAX`], of these.
+/// Like [`FULL_BODIES_MAX`], for these.
 const LITTLE_BODIES_MAX: usize = 256;
 /// How long a message may take to arrive.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Room for messages of one kind of caller.
+/// Byte budget for messages of one kind of caller.
 #[derive(Clone, Debug)]
 pub(super) struct Room {
-    /// Of one message in JSON.
+    /// Size limit of one message in JSON.
     pub(super) bytes_max: usize,
-    /// What a caller is told that the largest message is: that of gRPC.
+    /// Size limit named in errors: the limit for gRPC messages.
     pub(super) message_bytes_max: usize,
-    /// How long one may take from its first byte on.
+    /// How long a message may take from its first byte on.
     pub(super) patience: Duration,
-    /// One for each byte of all messages together that may be received yet.
+    /// One permit per byte that may still be received, over all messages together.
     pub(super) permits: Arc<Semaphore>,
 }
 
@@ -42,7 +43,7 @@ impl Room {
         Self { bytes_max, message_bytes_max, patience: PATIENCE, permits }
     }
 
-    /// Takes room for this many more bytes beside what is held; `false` if there is none.
+    /// Adds `bytes` permits to `held`; `false` if the budget is used up.
     pub(super) fn take(&self, bytes: usize, held: &mut Option<OwnedSemaphorePermit>) -> bool {
         let permits = Arc::clone(&self.permits);
         let more = u32::try_from(bytes).ok().and_then(|n| permits.try_acquire_many_owned(n).ok());
@@ -55,7 +56,7 @@ impl Room {
     }
 }
 
-/// Room for messages of all callers.
+/// Budgets for the messages of all callers.
 #[derive(Debug)]
 pub(in crate::http) struct Rooms {
     whole: Room,
@@ -63,7 +64,7 @@ pub(in crate::http) struct Rooms {
 }
 
 impl Rooms {
-    /// For messages of these sizes.
+    /// Budgets for the given size limits.
     pub(in crate::http) fn new(limits: &Limits) -> Self {
         let message_bytes_max = limits.receive_bytes_max();
         let bytes_max = message_bytes_max.saturating_mul(JSON_PER_MESSAGE).min(JSON_BYTES_MAX);
@@ -73,7 +74,7 @@ impl Rooms {
         }
     }
 
-    /// For what is received of a caller.
+    /// The budget for messages of such a caller.
     pub(super) fn of(&self, hearing: Hearing) -> &Room {
         match hearing {
             Hearing::Whole => &self.whole,

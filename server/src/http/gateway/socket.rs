@@ -1,13 +1,13 @@
-//! The gateway by web socket, for callers that cannot send a body while they read an answer: each text
-//! message of the client is a request in JSON, each answer a text message of its own.
+//! The gateway over web sockets, for clients that cannot send a body while they read an answer:
+//! each text message of the client is a JSON request, each answer a text message.
 //!
 //! ```text
 //! client ─► message ─► body of a POST ─► gateway ─► call
 //!    ▲                                                │
 //!    └──── message ◄── line of the answer ◄───────────┘
 //! ```
-//! The client ends the call by closing, for it cannot end its requests alone; the server closes when the
-//! call has ended.
+//! The client ends the call by closing, because it cannot end only its requests; the server closes
+//! when the call has ended.
 
 use std::convert::Infallible;
 use std::io::ErrorKind;
@@ -40,26 +40,28 @@ use super::super::pages;
 use super::super::route::Router;
 use super::metered::Metered;
 
-/// Web sockets at one time.
+/// Web sockets open at one time.
 pub(in crate::http) const SOCKETS_MAX: usize = 4_096;
-/// Requests that the call has not read yet; beyond, nothing more is read of the client.
+/// Requests waiting to be read by the call; beyond, nothing more is read from the client.
 const REQUESTS_MAX: usize = 16;
 /// How often a client is pinged.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
-/// How long nothing may be heard of it, not even the answer to a ping, or an answer may take to be read.
+/// Longest silence of a client, pongs included; also the longest time for a client to accept a
+/// message.
 const IDLE_MAX: Duration = Duration::from_secs(90);
-/// How long the handshake and the farewell may take.
+/// Timeout of the handshake, and of closing.
 const TURN_MAX: Duration = Duration::from_secs(10);
-/// Where bytes are collected, for each socket.
+/// Read and write buffer of each socket.
 const BUFFER_BYTES: usize = 8 * 1024;
-/// The only version there is.
+/// The only web socket version there is.
 const VERSION: &str = "13";
-/// Browsers cannot set headers of a web socket, only names of protocols: `Bearer, <token>` is a token.
+/// Browsers cannot set headers for a web socket, only names of subprotocols: `Bearer, <token>`
+/// passes a token.
 const BEARER: &str = "Bearer";
 
 type Socket = WebSocketStream<Metered<TokioIo<Upgraded>>>;
 
-/// A message of the client, and the room that it takes.
+/// A message from the client, and its permits.
 type Received = (Bytes, Option<OwnedSemaphorePermit>);
 
 /// Whether a request asks for a web socket.
@@ -74,7 +76,7 @@ pub(in crate::http) fn is_wanted<B>(request: &Request<B>) -> bool {
         && has(header::CONNECTION, "upgrade")
 }
 
-/// Shakes hands; what follows goes on in the background.
+/// Answers the handshake; the conversation runs in the background.
 pub(in crate::http) fn answer(
     router: &Arc<Router>,
     method: MethodDescriptor,
@@ -120,7 +122,7 @@ fn refusal(status: StatusCode, text: &str) -> Response<Body> {
     pages::text(status, format!("{text}\n"))
 }
 
-/// The token in the names of protocols, as `Authorization` has it.
+/// The token among the subprotocol names, in the form of an `Authorization` header.
 fn bearer(headers: &HeaderMap) -> Option<HeaderValue> {
     let names = headers.get(header::SEC_WEBSOCKET_PROTOCOL)?.to_str().ok()?;
     let (scheme, token) = names.split_once(',')?;
@@ -129,14 +131,14 @@ fn bearer(headers: &HeaderMap) -> Option<HeaderValue> {
     HeaderValue::from_str(&format!("{BEARER} {token}")).ok()
 }
 
-/// From the handshake to the farewell.
+/// Runs a web socket from the handshake to its close.
 async fn talk(
     router: Arc<Router>,
     method: MethodDescriptor,
     request: Request<()>,
     (upgrade, _room): (OnUpgrade, OwnedSemaphorePermit),
 ) {
-    // Whoever serves HTTP lets go of the connection once it is a web socket.
+    // The HTTP server drops its clone once the connection is upgraded to a web socket.
     let _seat = request.extensions().get::<Seat>().cloned();
     let Ok(Ok(upgraded)) = timeout(TURN_MAX, upgrade).await else { return };
     let (path, metadata) = (super::path_of(&method), super::metadata(request.headers()));
@@ -150,7 +152,7 @@ async fn talk(
     let stream = Metered::new(TokioIo::new(upgraded), room);
     let socket = WebSocketStream::from_raw_socket(stream, Role::Server, Some(config)).await;
     let (requests, received) = mpsc::channel::<Received>(REQUESTS_MAX);
-    // Whoever reads it takes room for it at once.
+    // The reader of this body takes permits of its own for what it reads.
     let body =
         ReceiverStream::new(received).map(|(bytes, _room)| Ok::<_, Infallible>(Frame::data(bytes)));
     let request = request.map(|()| StreamBody::new(body));
@@ -159,11 +161,11 @@ async fn talk(
     let mut talk = Talk { socket, requests, waiting: None, answers, heard: Instant::now() };
     let end = tokio::select! {
         biased;
-        // Before the call that ends because of it.
+        // Checked before the call, which ends for the same reason.
         () = stopping.cancelled() => Some((CloseCode::Away, "the server stops")),
         end = talk.run() => end,
     };
-    // Whoever does not listen is left without a farewell.
+    // A client that does not read gets no close frame.
     timeout(TURN_MAX, talk.end(end)).await.unwrap_or_default();
 }
 
@@ -177,7 +179,7 @@ where
     B: http_body::Body<Data = Bytes, Error = Infallible> + Send + Unpin + 'static,
 {
     let answer = async move { super::answer(&router, method, request).await };
-    // Each line of a stream is a frame of its own, as is the answer of a call that has only one.
+    // Each line of a stream is one frame, and so is the answer of a unary call.
     let pieces = |answer: Response<Body>| {
         let pieces = answer.into_body().into_data_stream();
         pieces
@@ -187,21 +189,21 @@ where
     answer.map(pieces).flatten_stream().boxed()
 }
 
-/// A call by web socket.
+/// A call over a web socket.
 struct Talk {
     socket: Socket,
     requests: mpsc::Sender<Received>,
-    /// A request that the call does not take yet.
+    /// A request that the call cannot take yet.
     waiting: Option<Received>,
     answers: BoxStream<'static, Bytes>,
-    /// When anything was last heard of the client.
+    /// When anything was last received from the client.
     heard: Instant,
 }
 
-/// Why the server ends it, in the protocol's terms; `None` if the client did.
+/// Close code and reason if the server ends the call; `None` if the client did.
 type End = Option<(CloseCode, &'static str)>;
 
-/// What comes next.
+/// The next event.
 enum Turn {
     Heard(Option<Result<Message, Error>>),
     Answer(Option<Bytes>),
@@ -216,7 +218,7 @@ impl Talk {
             let is_waiting = self.waiting.is_some();
             let turn = tokio::select! {
                 room = self.requests.reserve(), if is_waiting => {
-                    // Without room for good the call reads no more, and ends when it wants to.
+                    // If the channel is closed the call reads no more requests, and ends by itself.
                     if let (Ok(room), Some(request)) = (room, self.waiting.take()) {
                         room.send(request);
                     }
@@ -244,13 +246,13 @@ impl Talk {
         }
     }
 
-    /// Takes what the client says; `Err` with the reason if it was its last.
+    /// Handles a message from the client; `Err` with the reason if it was the last.
     fn take(&mut self, message: Option<Result<Message, Error>>) -> Result<(), End> {
         self.heard = Instant::now();
         let request = match message {
             Some(Ok(Message::Text(text))) => Bytes::from(text),
             Some(Ok(Message::Binary(bytes))) => bytes,
-            // Pings are answered by the protocol.
+            // The protocol library answers pings.
             Some(Ok(Message::Ping(content) | Message::Pong(content))) => {
                 self.socket.get_mut().control(content.len());
                 return Ok(());
@@ -262,21 +264,21 @@ impl Talk {
         Ok(())
     }
 
-    /// Whether the client took it.
+    /// Sends a message; `false` if the client did not accept it in time.
     async fn send(&mut self, message: Message) -> bool {
         matches!(timeout(IDLE_MAX, self.socket.send(message)).await, Ok(Ok(())))
     }
 
-    /// Says farewell. A failure is the client's doing.
+    /// Closes the connection. Failures are the client's doing.
     async fn end(mut self, end: End) {
         let frame = end.map(|(code, reason)| CloseFrame { code, reason: reason.into() });
         self.socket.close(frame).await.unwrap_or_default();
-        // What is left to write is gathered until here.
+        // Writes were gathered until here; this flushes them.
         self.socket.get_mut().shutdown().await.unwrap_or_default();
     }
 }
 
-/// What a client is told of whose messages nothing more is read.
+/// The close code for a client whose messages cannot be read any further.
 fn farewell(error: &Error) -> End {
     match error {
         Error::Capacity(_) => Some((CloseCode::Size, "the message is too large")),
@@ -290,12 +292,12 @@ fn farewell(error: &Error) -> End {
     }
 }
 
-/// A line of an answer as a message.
+/// Turns a line of an answer into a message.
 fn text(line: &Bytes) -> Message {
     let line = line.strip_suffix(b"\n").unwrap_or(line);
     match String::from_utf8(line.to_vec()) {
         Ok(text) => Message::text(text),
-        // JSON is always UTF-8; a page that is none is passed on as it is.
+        // JSON is always UTF-8; a page that is not is passed on unchanged.
         Err(error) => Message::binary(error.into_bytes()),
     }
 }

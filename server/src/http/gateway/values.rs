@@ -1,5 +1,5 @@
-//! The JSON values of a body, one after the other, as they arrive. What is waited for is bounded in bytes, over all
-//! bodies, and in time.
+//! Splits a body into its JSON values as they arrive. Bytes waiting to be complete are limited over
+//! all bodies, and so is the time.
 
 use bytes::{Bytes, BytesMut};
 use http_body::Frame;
@@ -11,24 +11,24 @@ use tonic::Status;
 use super::room::Room;
 use crate::status;
 
-/// What receiving a body may cost.
+/// Limits for receiving a body.
 #[derive(Debug)]
 pub(super) struct Bounds {
-    /// For its values.
+    /// Budget for the bytes of its values.
     pub(super) room: Room,
-    /// There is one value, so that its first byte is not waited for longer either.
+    /// Whether there is only one value; then the time to wait for its first byte is limited too.
     pub(super) is_single: bool,
 }
 
-/// A body that is read value by value.
+/// Reads a body value by value.
 pub(super) struct Values<B> {
     body: B,
     received: BytesMut,
-    /// The room that `received` takes.
+    /// Permits for the bytes in `received`.
     held: Option<OwnedSemaphorePermit>,
     scan: Scan,
     bounds: Bounds,
-    /// When the value that is being received must be complete.
+    /// When the value being received must be complete.
     deadline: Option<Instant>,
 }
 
@@ -39,10 +39,12 @@ impl<B: http_body::Body<Data = Bytes> + Unpin> Values<B> {
         Self { body, received, held: None, scan, bounds, deadline }
     }
 
-    /// The next value, to be read at once: the room that it took is free again. `None` at the end of the body.
+    /// The next value, which the caller must decode at once: its permits are returned. `None` at
+    /// the end of the body.
     ///
     /// # Errors
-    /// If there is something else than an object, or one that is cut off, too large or too late, or no room.
+    /// If there is something other than an object, or an object that is cut off, too large or too
+    /// late, or if the byte budget is used up.
     pub(super) async fn next(&mut self) -> Result<Option<Bytes>, Status> {
         loop {
             let end = self.scan.find_end(&self.received).map_err(status::no_message)?;
@@ -55,7 +57,7 @@ impl<B: http_body::Body<Data = Bytes> + Unpin> Values<B> {
                 return Ok(Some(self.take(end)));
             }
             if !self.scan.is_inside() {
-                // Nothing but space.
+                // Only white space.
                 self.take(self.received.len());
             }
             match self.frame().await? {
@@ -65,7 +67,7 @@ impl<B: http_body::Body<Data = Bytes> + Unpin> Values<B> {
                         self.received.extend_from_slice(&piece);
                     }
                 }
-                // A client that has gone hears no answer, whatever it is.
+                // The client has gone and will not see the answer, whatever it is.
                 Some(Err(_)) => return Err(status::no_message("the body broke off")),
                 None if self.scan.is_inside() => {
                     return Err(status::no_message("unexpected end of JSON input"));
@@ -75,7 +77,7 @@ impl<B: http_body::Body<Data = Bytes> + Unpin> Values<B> {
         }
     }
 
-    /// What arrives next, if it does in time.
+    /// The next frame of the body, if it arrives in time.
     async fn frame(&mut self) -> Result<Option<Result<Frame<Bytes>, B::Error>>, Status> {
         if self.scan.is_inside() && self.deadline.is_none() {
             self.deadline = Some(Instant::now() + self.bounds.room.patience);
@@ -89,19 +91,19 @@ impl<B: http_body::Body<Data = Bytes> + Unpin> Values<B> {
         }
     }
 
-    /// Refuses a value, of which not all may have arrived.
+    /// The error for a value that is too large; not all of it may have arrived.
     fn too_large(&self) -> Status {
         let bytes_told = self.body.size_hint().lower().saturating_add(self.received.len() as u64);
         status::larger_than_max(bytes_told, self.bounds.room.message_bytes_max)
     }
 
-    /// Takes room.
+    /// Takes permits for `bytes`.
     fn hold(&mut self, bytes: usize) -> Result<(), Status> {
         let has_room = self.bounds.room.take(bytes, &mut self.held);
         has_room.then_some(()).ok_or_else(status::json_crowded)
     }
 
-    /// Cuts off what was received first; the search begins anew behind it.
+    /// Cuts off the first `bytes` received; the scan restarts after them.
     fn take(&mut self, bytes: usize) -> Bytes {
         self.scan = Scan::default();
         drop(self.held.as_mut().and_then(|held| held.split(bytes)));
@@ -109,7 +111,7 @@ impl<B: http_body::Body<Data = Bytes> + Unpin> Values<B> {
     }
 }
 
-/// How far the search for the end of a value got: every byte is looked at once, however they arrive.
+/// State of the search for the end of a value: each byte is inspected once, however they arrive.
 #[derive(Debug, Default)]
 struct Scan {
     at: usize,
@@ -123,7 +125,7 @@ impl Scan {
         self.depth > 0
     }
 
-    /// Where the value ends that the bytes begin with, if that has arrived.
+    /// Where the first value ends, if that has arrived.
     fn find_end(&mut self, bytes: &[u8]) -> Result<Option<usize>, &'static str> {
         while let Some(&byte) = bytes.get(self.at) {
             self.at += 1;
@@ -164,7 +166,7 @@ mod tests {
 
     use super::*;
 
-    /// Room for 100 bytes.
+    /// Limits with a budget of 100 bytes.
     fn bounds(is_single: bool) -> Bounds {
         let permits = Arc::new(Semaphore::new(100));
         Bounds {
@@ -180,7 +182,7 @@ mod tests {
 
     type Body = StreamBody<BoxStream<'static, Result<Frame<Bytes>, Infallible>>>;
 
-    /// A body that stands still after these bytes.
+    /// A body that stalls after these bytes.
     fn still(text: &'static str, bounds: Bounds) -> Values<Body> {
         let piece = Ok(Frame::data(Bytes::from_static(text.as_bytes())));
         Values::new(StreamBody::new(stream::iter([piece]).chain(stream::pending()).boxed()), bounds)
@@ -222,7 +224,7 @@ mod tests {
         assert_eq!(stream.deadline, None, "the next one may take its time to begin");
     }
 
-    /// What is found in a text that arrives in pieces, and whether it ends well.
+    /// The values found in a text that arrives in pieces, and whether it ends without an error.
     async fn values(text: &str, piece_bytes: usize) -> (Vec<String>, bool) {
         let pieces: Vec<_> = text
             .as_bytes()

@@ -1,4 +1,4 @@
-//! What the answers of its peers mean for a member that founds a cluster or joins one.
+//! What the peers' answers mean for a member that founds or joins a cluster.
 
 use std::collections::BTreeMap;
 
@@ -9,14 +9,14 @@ use conclave_raft_store::types::{MemberNode, Nodes};
 use super::{BootstrapError, Founding};
 use crate::config::{Settings, member_id};
 
-/// Whether what a running cluster says of this member can be relied on, or must do. A member that was
-/// away may not know that this one has started meanwhile, and even one that knows may have it in the
-/// unapplied part of its log only.
+/// Whether what a running cluster says about this member is certain, or patience has run out and it
+/// must do. A member that was away may not know that this one has started since, and even one that
+/// knows may have the record only in the unapplied part of its log.
 fn is_certain(answers: &[DescribeResponse], is_patient: bool) -> bool {
     !is_patient || answers.iter().any(|answer| answer.is_confirmed)
 }
 
-/// What the answers mean for a member that would found the cluster; `None` to ask on.
+/// Judges the answers for a member that would found the cluster; `None` to keep asking.
 pub(super) fn judge_new(
     settings: &Settings,
     answers: &[DescribeResponse],
@@ -38,7 +38,7 @@ pub(super) fn judge_new(
             });
         }
         if !has_member(membership, id) {
-            // A member that lags may not know of the addition yet.
+            // A lagging member may not know of the addition yet.
             if answer.is_confirmed || !is_patient {
                 return Err(not_a_member(settings, answer.cluster_id));
             }
@@ -50,13 +50,13 @@ pub(super) fn judge_new(
         let joined = Founding { identity, members: None };
         return Ok(is_certain(answers, is_patient).then_some(joined));
     }
-    // Who has not read its directory yet may find the whole cluster in it.
+    // A peer that has not read its directory yet may find the whole cluster in it.
     let ready = answers.iter().filter(|answer| !answer.is_starting).count();
     let members = (ready >= answers_min).then(|| first_members(settings));
     Ok(members.map(|members| Founding { identity, members: Some(members) }))
 }
 
-/// What the answers mean for a member that joins; `None` to ask on.
+/// Judges the answers for a member that joins; `None` to keep asking.
 pub(super) fn judge_existing(
     settings: &Settings,
     answers: &[DescribeResponse],
@@ -72,7 +72,8 @@ pub(super) fn judge_existing(
             urls == settings.listen.advertise_peer_urls
         });
         let Some(own) = own else {
-            // A member that lags may not know of the addition yet: only if nobody does.
+            // A lagging member may not know of the addition yet: counts only if no answer knows
+            // this member.
             stranger_to = Some(answer.cluster_id);
             continue;
         };
@@ -85,7 +86,7 @@ pub(super) fn judge_existing(
             let joined = Founding { identity, members: None };
             Ok(is_certain(answers, is_patient).then_some(joined))
         }
-        // Those that know of it may not have answered yet.
+        // Peers that know this member may not have answered yet.
         (None, Some(_)) if !is_certain(answers, is_patient) => Ok(None),
         (None, Some(cluster)) => Err(not_a_member(settings, cluster)),
         (None, None) => Ok(None),
@@ -112,7 +113,7 @@ fn refuse_if_started_before(
     })
 }
 
-/// As etcd: who joins must know the cluster as it is, or somebody made a mistake.
+/// As etcd: a joining member must list the cluster as it is; a difference is a mistake.
 fn refuse_if_unequal(
     settings: &Settings,
     cluster: u64,
@@ -148,7 +149,8 @@ fn not_a_member(settings: &Settings, cluster: u64) -> BootstrapError {
     }
 }
 
-/// The same on every founding member: founding with different members would be a split brain.
+/// The initial members, equal on every founder: founding with different members would be a split
+/// brain.
 fn first_members(settings: &Settings) -> Nodes {
     let bootstrap = &settings.bootstrap;
     let nodes: BTreeMap<u64, MemberNode> = bootstrap

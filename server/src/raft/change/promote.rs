@@ -1,4 +1,4 @@
-//! A new member that is to vote becomes a voter when it has what the leader has.
+//! Promotes a new member to voter once it has caught up with the leader.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,15 +9,16 @@ use tokio::time::MissedTickBehavior;
 
 use super::{Changer, View};
 
-/// How often the leader looks whether a new member has caught up: it then has what the leader had one such
-/// time ago.
+/// How often the leader checks for new members that have caught up. Caught up means: the member has
+/// what the leader had one interval ago.
 const CATCH_UP_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Makes voters of those who are to be and have caught up, while this member leads, until raft stops.
+/// Promotes learners that are to vote and have caught up, while this member leads; runs until raft
+/// stops.
 pub(crate) async fn promote(changer: Arc<Changer>) {
     let mut tick = tokio::time::interval(CATCH_UP_INTERVAL);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    // What the leader of a term had at the last look.
+    // Term and last log index at the previous check.
     let mut before: Option<(u64, u64)> = None;
     loop {
         tick.tick().await;
@@ -31,20 +32,20 @@ pub(crate) async fn promote(changer: Arc<Changer>) {
         };
         let floor = before.replace((term, last_index)).filter(|(then, _)| *then == term);
         let Some((_, floor)) = floor else { continue };
-        // A failure to read stops the member elsewhere.
+        // A read failure stops the member elsewhere.
         if let Ok(Some(view)) = changer.view()
             && let Some(id) = caught_up(&view, floor)
         {
             let _one_at_a_time = changer.busy.lock().await;
-            // Raft refuses it if another change came between; then the next look decides.
+            // Raft refuses it if another change came in between; the next check decides again.
             let promotion = MemberChange::Promote { id };
             tokio::time::timeout(changer.timeout, changer.write(&view, &promotion)).await.ok();
         }
     }
 }
 
-/// A member that is to vote and may: it has everything up to `floor`, and a record of it, which makes sure
-/// that it is refused should it ever come back with an empty directory.
+/// A learner ready to become a voter: it has the log up to `floor` and is recorded as started, so
+/// that it would be refused if it came back with an empty directory.
 fn caught_up(view: &View, floor: u64) -> Option<u64> {
     let membership = view.stored.membership();
     let is_waiting = |id: u64| {

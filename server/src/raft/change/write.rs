@@ -1,4 +1,4 @@
-//! A change that the rules allow becomes one log entry.
+//! Writes a change that the rules allow as one log entry.
 
 use std::collections::BTreeSet;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -65,7 +65,8 @@ impl Changer {
         attempt(written.map(|answer| Changed { index: answer.log_id.index, id }), &change)
     }
 
-    /// An id that no member has or had: a member that comes back empty under its old id could vote twice.
+    /// An id that no member has or ever had: a member that comes back empty under its old id could
+    /// vote twice.
     fn new_id(&self, peer_urls: &[String], nodes: &Nodes) -> Result<u64, Halt> {
         let removed = members::removed(&self.reader)?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();

@@ -1,4 +1,4 @@
-//! The stream by which a leader appends to the log of this member.
+//! The stream over which a leader appends to this member's log.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -15,28 +15,29 @@ use super::{Answers, PeerService, malformed, stopped};
 use crate::raft::route::Route;
 use crate::raft::wire;
 
-/// What the requests of one append stream leave behind for its answers.
+/// What the requests of an append stream record for its answers.
 #[derive(Default)]
 struct Streamed {
-    /// Why a request was refused, which ends the stream.
+    /// Why a request was refused; a refusal ends the stream.
     failure: Option<Status>,
-    /// The leader, and the last entry that it knows this member to have acknowledged.
+    /// The leader, and the last entry it knows this member to have acknowledged.
     acknowledged: Option<(u64, LogId)>,
-    /// Of the requests that raft has not answered. As many as raft's own bound on appends in flight.
+    /// One per request that raft has not answered. Bounded by raft's own limit of appends in
+    /// flight.
     asked: VecDeque<Asked>,
 }
 
-/// What a request said beside its entries.
+/// What a request carried besides its entries.
 #[derive(Clone, Copy, Default)]
 struct Asked {
-    /// Success need not be told.
+    /// Success need not be answered.
     quiet: bool,
-    /// From where on the leader says that the log is needed.
+    /// First entry that the leader says is still needed.
     needed_from: u64,
 }
 
 impl PeerService {
-    /// Appends what a leader streams, and answers it in order.
+    /// Appends what a leader streams and answers in order.
     pub(super) fn append_all(
         &self,
         requests: Streaming<internal::AppendRequest>,
@@ -44,7 +45,7 @@ impl PeerService {
         let Route { raft, heard, rounds, needed, .. } = self.serving()?.route.clone();
         let streamed: Arc<Mutex<Streamed>> = Arc::default();
         let (service, noted) = (self.clone(), streamed.clone());
-        // A request that fails ends the stream: raft must never see what follows a hole.
+        // A failed request ends the stream: raft must never see what follows a gap.
         let requests = stream::unfold(requests, move |mut requests| {
             let (service, noted) = (service.clone(), noted.clone());
             async move {
@@ -65,7 +66,7 @@ impl PeerService {
                 (noted.acknowledged, noted.asked.pop_front().unwrap_or_default())
             };
             if let Ok(Ok(_)) = result {
-                // Under load the leader sends no heartbeats beside these.
+                // Under load the leader sends no heartbeats in addition.
                 heard.note();
                 needed.hear(needed_from);
                 if !quiet {

@@ -1,4 +1,4 @@
-//! The calls of other members, one by one.
+//! The individual calls of other members.
 
 use std::time::Duration;
 
@@ -16,12 +16,12 @@ use crate::raft::forward::FORWARDS_MAX;
 use crate::raft::route::{Leader, Offer};
 use crate::raft::{Raft, wire};
 
-/// How long a caller may take from opening a snapshot call to its header.
+/// Longest time from opening a snapshot call to receiving its header.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl PeerService {
-    /// Appends one forwarded batch to the log if this member leads. One that is applied needs no
-    /// answer: its sender sees it in its own log.
+    /// Appends a forwarded batch to the log if this member leads. An applied batch needs no answer:
+    /// its sender sees it in its own log.
     async fn propose(
         &self,
         message: internal::ProposeRequest,
@@ -46,7 +46,7 @@ impl PeerService {
         }
     }
 
-    /// What a member that would lead asks of raft.
+    /// Checks and decodes a candidate's request for raft.
     async fn candidate(
         &self,
         message: &internal::VoteRequest,
@@ -182,7 +182,7 @@ impl Peer for PeerService {
         if !matches!(serving.route.leader(), Leader::Me) {
             return Ok(Response::new(internal::ReadIndexResponse { read_log_id: None }));
         }
-        // Shares the confirmation with this member's own readers.
+        // Shares one confirmation with this member's own readers.
         let index = serving.read_index.confirm().await;
         let index = index.map_err(|error| Status::unavailable(error.to_string()))?;
         let read_log_id = Some(internal::LogId { term: 0, leader: 0, index });

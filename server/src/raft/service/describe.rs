@@ -1,4 +1,4 @@
-//! What a member tells one that begins of the cluster, before it hears its own calls.
+//! Answers a starting member that asks about the cluster and cannot take part in it yet.
 
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -11,12 +11,12 @@ use tonic::Status;
 
 use super::{OTHER_CLUSTER, PeerService, Serving};
 
-/// How long a member that knows a leader may take to learn what is committed, before it answers one that
-/// begins; less than that one waits.
+/// How long a member that knows a leader may take to learn what is committed, before it answers a
+/// starting member. Less than the caller's own timeout.
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(1);
 
 impl Serving {
-    /// Applies all that a quorum has committed by now; `false` if that cannot be known soon.
+    /// Applies all that a quorum has committed by now; `false` if that cannot be learned soon.
     async fn catch_up(&self) -> bool {
         if !self.route.has_leader() {
             return false;
@@ -31,7 +31,7 @@ impl Serving {
 }
 
 impl PeerService {
-    /// What this member knows of its cluster, for one that begins.
+    /// What this member knows about its cluster, for a starting member.
     pub(super) async fn described(
         &self,
         request: internal::DescribeRequest,
