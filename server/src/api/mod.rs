@@ -10,7 +10,7 @@
 //! | `carried` | work that continues after its caller has gone |
 //! | `check`, `limits` | validation of requests, and their size and storage cost |
 //! | `grants` | limits on the number and rate of lease grants |
-//! | `convert`, `stream_end`, `taken` | answers as messages, ends of streams, streams whose client stops reading |
+//! | `convert`, `stream_end`, `taken` | answers as messages, ends of streams, clients that stop reading |
 
 mod auth;
 mod carried;

@@ -25,7 +25,7 @@ const FIRST_PIECE_KEYS: usize = 10;
 struct Answer {
     context: Context,
     pieces: Pieces,
-    /// Last, with header and count.
+    /// The last message with header and count, until it is sent.
     end: Option<etcd::RangeResponse>,
     piece_keys: usize,
 }
