@@ -1,6 +1,7 @@
 //! The Auth service: users, roles, permissions and logins.
 //!
-//! Changes are commands; a password becomes a hash before it is one. Reads are local after a barrier.
+//! Changes are commands; passwords are hashed before they are proposed. Reads are local, after a
+//! read barrier.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -33,14 +34,14 @@ impl AuthService {
         self.context.node.reader()
     }
 
-    /// Begins a call: who asks for what.
+    /// Checks the metadata of a call; returns the caller and the request.
     fn open<T>(&self, request: Request<T>) -> Result<(Caller, T), Status> {
         self.context.check_metadata(request.metadata())?;
         let caller = caller_of(request.extensions());
         Ok((caller, request.into_inner()))
     }
 
-    /// Proposes a change; the header of its answer.
+    /// Proposes a change on behalf of `caller`; returns the header of the answer.
     async fn change(&self, caller: &Caller, message: Message) -> Result<Header, Status> {
         match self.context.propose(caller, message).await? {
             (Answer::Auth(change), revision) => {
@@ -265,10 +266,11 @@ impl AuthService {
     }
 }
 
-/// The hash that an etcd from 3.5 on takes in place of a password. As there nobody can log in if it is empty or
-/// no hash, and a user is not added by one: `UserAdd` looks at the password only.
+/// Decodes a password hash that a client sent instead of a password (etcd 3.5 and later). As in
+/// etcd, nobody can log in if it is empty or not a valid hash. Only a password change takes one:
+/// etcd's `UserAdd` ignores it.
 fn given_hash(base64: &str) -> Result<Bytes, Status> {
-    // What etcd answers to what is no Base64.
+    // etcd's answer to invalid Base64.
     STANDARD.decode(base64).map(Bytes::from).map_err(|_| status::unknown(NO_PASSWORD_USER))
 }
 
@@ -276,7 +278,7 @@ fn found<T>(read: Result<T, Halt>) -> Result<T, Status> {
     read.map_err(|_halt| status::halted())
 }
 
-/// What etcd says of the root role.
+/// The permission that etcd reports for the root role.
 fn everything() -> authpb::Permission {
     authpb::Permission {
         perm_type: authpb::permission::Type::Readwrite as i32,
@@ -293,7 +295,7 @@ fn permission(granted: Permission) -> authpb::Permission {
     }
 }
 
-/// One method of the service: counted, then answered.
+/// Implements the methods of the service: each call is counted, then answered.
 macro_rules! serve {
     ($($name:ident($request:ident) -> $response:ident = $method:ident, $answer:ident;)*) => {
         #[tonic::async_trait]

@@ -1,6 +1,6 @@
-//! Work that goes on to its end though whoever asked for it has gone.
+//! Runs work to its end even if the caller that awaits it goes.
 //!
-//! It runs where it is waited for, like any other future, and is no task of its own unless it has to be.
+//! It runs inside the caller's future, and becomes a task only if that is dropped early.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -8,12 +8,13 @@ use std::task::{Context, Poll, ready};
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-/// Work that is waited for. Dropped before its end, it becomes a task, whose outcome is dropped.
+/// A future that is not cancelled when it is dropped: it then continues as a task, and its result
+/// is discarded.
 pub(super) struct Carried<T: 'static> {
-    /// `None` at its end.
+    /// `None` once it is done.
     work: Option<Pin<Box<dyn Future<Output = T> + Send>>>,
     tasks: TaskTracker,
-    /// Whoever waits for the tasks waits for this.
+    /// Makes those who wait for the task tracker wait for this work, too.
     _under_way: TaskTrackerToken,
 }
 

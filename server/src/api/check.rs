@@ -1,8 +1,9 @@
-//! Checks of KV requests as they arrive, in etcd's order: of several faults, a client hears the same one.
+//! Validates KV requests in etcd's order, so that a request with several faults gets the same error
+//! as from etcd.
 //!
-//! The rules are `conclave_state_machine::validate`. The messages themselves are looked at, so that a request
-//! that is proposed is never copied. Only a transaction that changes several keys is converted, to find out
-//! whether it changes one twice.
+//! The rules are `conclave_state_machine::validate`. They are applied to the messages themselves,
+//! so that a proposed request is never copied. Only a transaction that changes several keys is
+//! converted, to find out whether it changes a key twice.
 
 use conclave_proto::etcdserverpb as etcd;
 use conclave_raft_store::command;
@@ -29,10 +30,11 @@ pub(super) fn delete_range(request: &etcd::DeleteRangeRequest) -> Result<(), Sta
     validate::key(&request.key).map_err(refused)
 }
 
-/// Checks a transaction with everything nested in it.
+/// Checks a transaction, nested transactions included.
 pub(crate) fn txn(request: &etcd::TxnRequest, ops_max: usize) -> Result<(), Status> {
-    // Here, and not only when it is applied: in the log it stands deeper than it arrived, and an entry with a message
-    // that is too deep for prost (100 levels) cannot be read at all, with all commands of others in it.
+    // The depth is checked here and not only in apply. In the log a transaction is nested deeper
+    // than in the request, and prost refuses messages of more than 100 levels: the whole log entry,
+    // with the commands of other clients in it, could not be decoded.
     validate::operations(Arrived(request), ops_max, TXN_DEPTH_MAX).map_err(refused)?;
     if changes(&request.success).max(changes(&request.failure)) > 1 {
         let txn = command::txn(request.clone()).map_err(refused)?;
@@ -56,7 +58,7 @@ fn put_fields(request: &etcd::PutRequest) -> PutFields<'_> {
     PutFields { key, value, lease, ignore_value, ignore_lease }
 }
 
-/// A transaction as it arrived.
+/// A transaction as it was received.
 #[derive(Clone, Copy)]
 struct Arrived<'a>(&'a etcd::TxnRequest);
 
@@ -82,7 +84,7 @@ fn op_fields(op: &etcd::RequestOp) -> OpFields<'_, Arrived<'_>> {
     }
 }
 
-/// How many operations of a branch may change keys.
+/// Number of operations in a branch that may change keys, nested ones included.
 fn changes(branch: &[etcd::RequestOp]) -> usize {
     branch
         .iter()
@@ -96,8 +98,9 @@ fn changes(branch: &[etcd::RequestOp]) -> usize {
         .sum()
 }
 
-/// Whether all reads of a transaction are serializable; `None` if it does more than read. One that only compares did
-/// not say that it may be answered from an old state.
+/// Whether all reads of a transaction are serializable; `None` if it does more than read. A
+/// transaction that only compares counts as linearizable, because it has no read that asks for a
+/// serializable answer.
 pub(super) fn read_only(request: &etcd::TxnRequest) -> Option<bool> {
     let mut is_serializable = !(request.success.is_empty() && request.failure.is_empty());
     for op in request.success.iter().chain(&request.failure) {

@@ -28,7 +28,7 @@ fn message(member: MemberInfo) -> etcd::Member {
     }
 }
 
-/// Sorted.
+/// Validates and sorts peer URLs.
 fn peer_urls(given: &[String]) -> Result<Vec<String>, Status> {
     config::peer_urls(given).ok_or_else(|| Fault::MemberBadUrls.into())
 }
@@ -68,7 +68,7 @@ impl ClusterService {
         let id = request.id;
         self.change(&caller, &MemberChange::Remove { id }).await?;
         let mut members = self.members()?;
-        // Who is removed does not hear of it.
+        // The list may still contain the removed member: it is not told about its own removal.
         members.retain(|member| member.id != id);
         Ok(etcd::MemberRemoveResponse { header: self.header(), members })
     }
@@ -103,7 +103,7 @@ impl ClusterService {
         Ok(members.into_iter().map(message).collect())
     }
 
-    /// As in etcd the header of this service states no revision.
+    /// As in etcd, the headers of this service have no revision.
     #[expect(clippy::unnecessary_wraps, reason = "the field of the answers is optional")]
     fn header(&self) -> Option<etcd::ResponseHeader> {
         Some(self.context.header(0))

@@ -1,5 +1,5 @@
-//! What every service needs: the node, the checks that come before any work, and the way from a
-//! failure inside to a status outside.
+//! What every service needs: the node, the checks before any work, and the conversion of internal
+//! failures to gRPC statuses.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,12 +23,12 @@ use crate::node::Node;
 use crate::propose::Haste;
 use crate::status::{self, Fault};
 
-/// A client sets it to `true` to fail rather than wait for a leader.
+/// Request header: a client sets it to `true` to fail instead of waiting for a leader.
 const HAS_LEADER: &str = "hasleader";
-/// How often the withdrawal of a place that nobody waits for is proposed, and the pause between.
+/// How often the withdrawal of an abandoned place is proposed, and the pause between attempts.
 const WITHDRAWALS_MAX: usize = 60;
 const WITHDRAWAL_PAUSE: Duration = Duration::from_secs(1);
-/// Hours and what is shorter in nanoseconds, by the letters of gRPC's deadlines.
+/// The unit letters of gRPC timeouts, in nanoseconds.
 const UNITS: [(char, u64); 6] = [
     ('H', 3_600_000_000_000),
     ('M', 60_000_000_000),
@@ -49,19 +49,19 @@ pub(crate) struct Context {
     pub(crate) grants: Grants,
     /// Logical size at which writes are refused; `None` for no quota.
     pub(crate) quota_bytes: Option<i64>,
-    /// What goes on after its caller has gone; waited for when the node stops.
+    /// Work that continues after its caller has gone; awaited when the node stops.
     pub(crate) background: TaskTracker,
 }
 
 impl Context {
-    /// Whom a call comes from, and its message, unless it is refused at once.
+    /// Checks the metadata of a call; returns the caller and the request.
     pub(crate) fn accept<T>(&self, request: Request<T>) -> Result<(Caller, T), Status> {
         self.check_metadata(request.metadata())?;
         let caller = caller_of(request.extensions());
         Ok((caller, request.into_inner()))
     }
 
-    /// Refuses a call that asked (`hasleader: true`) to fail rather than wait for a leader.
+    /// Refuses a call that asked (`hasleader: true`) to fail if there is no leader.
     pub(crate) fn check_metadata(&self, metadata: &MetadataMap) -> Result<(), Status> {
         if must_have_leader(metadata) && !self.node.has_leader() {
             return Err(Fault::NoLeader.into());
@@ -69,17 +69,18 @@ impl Context {
         Ok(())
     }
 
-    /// A header that states `revision`.
+    /// A response header with `revision`.
     pub(crate) fn header(&self, revision: i64) -> etcd::ResponseHeader {
         self.node.header(revision)
     }
 
-    /// A header that states the current revision.
+    /// A response header with the current revision.
     pub(crate) fn current_header(&self) -> etcd::ResponseHeader {
         self.header(self.node.reader().head().revision)
     }
 
-    /// Waits until this member has applied all that was acknowledged before the call. A learner may not.
+    /// Waits until this member has applied everything acknowledged before the call. Fails on a
+    /// learner.
     pub(crate) async fn read_barrier(&self) -> Result<(), Status> {
         if self.node.is_learner() {
             return Err(Fault::NotSupportedForLearner.into());
@@ -87,8 +88,9 @@ impl Context {
         self.node.read_barrier().await.map_err(|error| status::from_read_index(&error))
     }
 
-    /// Proposes a command on behalf of `caller`, whose rights apply checks; returns its answer and the
-    /// revision after it. [`Caller::Inside`] only for what no client asks for.
+    /// Proposes a command on behalf of `caller`, whose rights are checked by apply; returns the
+    /// answer and the revision after it. [`Caller::Inside`] is only for commands that no client
+    /// asks for.
     pub(crate) async fn propose(
         &self,
         caller: &Caller,
@@ -97,7 +99,7 @@ impl Context {
         self.propose_with(caller, command, Haste::Prompt).await
     }
 
-    /// As [`Context::propose`], as soon as `haste` says.
+    /// Like [`Context::propose`]; `haste` says how soon.
     pub(crate) async fn propose_with(
         &self,
         caller: &Caller,
@@ -111,7 +113,7 @@ impl Context {
         }
     }
 
-    /// As [`Context::propose_with`]; a rejection is part of the answer.
+    /// Like [`Context::propose_with`], but a rejection is part of the result.
     pub(crate) async fn offer(
         &self,
         caller: &Caller,
@@ -124,12 +126,13 @@ impl Context {
         applied.map_err(|error| status::from_propose(&error))
     }
 
-    /// Proposes that a place goes which nobody waits for any more, and again while that fails: whoever stands behind it would wait for the
-    /// end of its session. `withdrawal` must do nothing if it comes again.
+    /// Proposes the removal of a place that nobody waits for any more, and retries while that
+    /// fails: otherwise those behind it would wait until its session ends. `withdrawal` must be
+    /// idempotent.
     pub(crate) async fn withdraw(&self, withdrawal: internal::command::Command) {
         for _ in 0..WITHDRAWALS_MAX {
             match self.offer(&Caller::Inside, withdrawal.clone(), Haste::Prompt).await {
-                // Carried out; or refused, for good.
+                // It was applied; if it was rejected, a retry would be rejected, too.
                 Ok(_) => return,
                 Err(status) => tracing::debug!(error = status.message(), "not withdrawn yet"),
             }
@@ -141,7 +144,7 @@ impl Context {
         tracing::warn!("a place that nobody waits for stays until its session ends");
     }
 
-    /// Refuses a request that would not fit into etcd's log.
+    /// Refuses a request that is too large for etcd's log.
     pub(crate) fn check_size(&self, request: &impl prost::Message) -> Result<(), Status> {
         let bytes = super::limits::logged_bytes(request, self.node.member_id());
         if bytes > self.limits.request_bytes_max {
@@ -150,12 +153,13 @@ impl Context {
         Ok(())
     }
 
-    /// Refuses what would exceed the quota, and tells the cluster with an alarm.
+    /// Refuses a write that would exceed the quota, and raises the NOSPACE alarm.
     pub(crate) async fn check_quota(&self, cost_bytes: usize) -> Result<(), Status> {
         if self.has_room(cost_bytes) { Ok(()) } else { self.refuse_for_space().await }
     }
 
-    /// As [`Context::check_quota`], of what needs no room if it `comes_again`, as the state of the store says.
+    /// Like [`Context::check_quota`], but lets a retry through: it needs no space if `comes_again`
+    /// finds that the store has its effect already.
     pub(crate) async fn check_quota_unless(
         &self,
         cost_bytes: usize,
@@ -164,7 +168,8 @@ impl Context {
         if self.has_room(cost_bytes) {
             return Ok(());
         }
-        // What another member answered is known here only after that.
+        // The first attempt may have been answered by another member; after the barrier it is
+        // applied here, too.
         self.read_barrier().await?;
         match comes_again(self.node.reader()) {
             Ok(true) => Ok(()),
@@ -181,8 +186,8 @@ impl Context {
     }
 
     async fn refuse_for_space(&self) -> Result<(), Status> {
-        // As in etcd: the one request is refused whatever becomes of the alarm, and only an operator
-        // clears it.
+        // As in etcd, only this request is refused, whether or not the alarm can be raised, and
+        // only an operator clears the alarm.
         let alarm = etcd::AlarmRequest {
             action: etcd::alarm_request::AlarmAction::Activate as i32,
             member_id: self.node.member_id(),
@@ -197,22 +202,22 @@ impl Context {
     }
 }
 
-/// The answer of another command than was proposed cannot come back: the command decides it.
+/// Cannot happen: the command decides the kind of its answer.
 pub(crate) fn mismatch() -> Status {
     Status::internal("conclave: the answer does not belong to the request")
 }
 
-/// Whether the client asked (`hasleader: true`) to fail without a leader.
+/// Whether the client asked (`hasleader: true`) to fail if there is no leader.
 pub(crate) fn must_have_leader(metadata: &MetadataMap) -> bool {
     metadata.get(HAS_LEADER).is_some_and(|value| value.as_bytes() == b"true")
 }
 
-/// How long the client waits for an answer, if it said so in a way that can be understood.
+/// The client's timeout (`grpc-timeout`), if it gave a valid one.
 pub(crate) fn deadline(metadata: &MetadataMap) -> Option<Duration> {
     deadline_in(metadata.as_ref())
 }
 
-/// Like [`deadline`], before the headers are those of a call.
+/// Like [`deadline`], for plain HTTP headers.
 pub(crate) fn deadline_in(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get("grpc-timeout")?.to_str().ok()?;
     let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;

@@ -1,7 +1,7 @@
-//! Answers of the state machine become etcd's messages. Everything moves; nothing is copied.
+//! Converts answers of the state machine to etcd's messages. Values are moved, not copied.
 //!
-//! The way in, from messages to commands, is `conclave_raft_store::command`, because apply needs it
-//! too.
+//! The other direction, from messages to commands, is `conclave_raft_store::command`, because apply
+//! needs it, too.
 
 use conclave_proto::etcdserverpb as etcd;
 use conclave_proto::mvccpb;
@@ -10,7 +10,7 @@ use conclave_state_machine::response::{
     DeleteRangeResponse, KeyValue, OpResponse, PutResponse, RangeResponse, TxnResponse,
 };
 
-/// One key at one revision.
+/// Converts one key at one revision.
 pub(crate) fn key_value(kv: KeyValue) -> mvccpb::KeyValue {
     mvccpb::KeyValue {
         key: kv.key,
@@ -22,7 +22,7 @@ pub(crate) fn key_value(kv: KeyValue) -> mvccpb::KeyValue {
     }
 }
 
-/// Answer of a range read.
+/// Converts the answer to a range read.
 pub(crate) fn range(header: etcd::ResponseHeader, found: RangeResponse) -> etcd::RangeResponse {
     etcd::RangeResponse {
         header: Some(header),
@@ -32,12 +32,12 @@ pub(crate) fn range(header: etcd::ResponseHeader, found: RangeResponse) -> etcd:
     }
 }
 
-/// Answer of a put.
+/// Converts the answer to a put.
 pub(crate) fn put(header: etcd::ResponseHeader, answer: PutResponse) -> etcd::PutResponse {
     etcd::PutResponse { header: Some(header), prev_kv: answer.prev_kv.map(key_value) }
 }
 
-/// Answer of a range delete.
+/// Converts the answer to a range delete.
 pub(crate) fn delete_range(
     header: etcd::ResponseHeader,
     answer: DeleteRangeResponse,
@@ -49,8 +49,8 @@ pub(crate) fn delete_range(
     }
 }
 
-/// Answer of a transaction. Inside, headers hold only the revision, and that of a nested
-/// transaction nothing at all: etcd fills no more.
+/// Converts the answer to a transaction. As in etcd, headers inside it have only the revision, and
+/// the header of a nested transaction is empty.
 pub(crate) fn txn(header: etcd::ResponseHeader, answer: TxnResponse) -> etcd::TxnResponse {
     etcd::TxnResponse {
         header: Some(header),
@@ -72,12 +72,12 @@ fn op(revision: i64, response: OpResponse) -> etcd::response_op::Response {
         OpResponse::DeleteRange(answer) => {
             Response::ResponseDeleteRange(delete_range(header, answer))
         }
-        // The depth was bounded when the request was validated.
+        // The nesting depth was limited when the request was validated.
         OpResponse::Txn(answer) => Response::ResponseTxn(txn(Default::default(), answer)),
     }
 }
 
-/// Number of an alarm on the wire.
+/// The protocol's alarm type.
 pub(crate) fn alarm_type(kind: AlarmKind) -> etcd::AlarmType {
     match kind {
         AlarmKind::None => etcd::AlarmType::None,
@@ -86,7 +86,7 @@ pub(crate) fn alarm_type(kind: AlarmKind) -> etcd::AlarmType {
     }
 }
 
-/// An alarm as Go prints the message: without what is zero, with a blank at the end.
+/// An alarm as Go prints the message: zero fields omitted, with a trailing blank.
 pub(crate) fn alarm_text(&(member, kind): &(u64, AlarmKind)) -> String {
     let name = alarm_type(kind).as_str_name();
     match member {
@@ -95,7 +95,7 @@ pub(crate) fn alarm_text(&(member, kind): &(u64, AlarmKind)) -> String {
     }
 }
 
-/// Active alarms as members of an answer.
+/// Active alarms as they appear in answers.
 pub(crate) fn alarm_members(alarms: &[(u64, AlarmKind)]) -> Vec<etcd::AlarmMember> {
     alarms
         .iter()

@@ -1,4 +1,5 @@
-//! etcd's Election service: a queue whose first one leads, and whose value everybody may follow.
+//! etcd's Election service: a queue whose first contender leads, and whose value anybody can
+//! observe.
 
 use std::collections::VecDeque;
 use std::pin::Pin;
@@ -26,11 +27,12 @@ use crate::metrics::Method;
 use crate::status;
 use crate::watch::LocalWatch;
 
-/// The texts of etcd's recipe.
+/// Error texts of etcd's own recipe.
 const NOT_LEADER: &str = "election: not leader";
 const NO_LEADER: &str = "election: no leader";
 const NO_LEADER_KEY: &str = "\"leader\" field must be provided";
-/// etcd has no such text: there a candidate without a key waits on, and may believe that it leads.
+/// etcd has no such text: there a candidate whose key is gone keeps waiting, and may believe that
+/// it leads.
 const LOST: &str = "election: session is expired";
 
 /// Answers election calls.
@@ -63,7 +65,7 @@ impl ElectionService {
         answer_in_time(deadline, elected).await
     }
 
-    /// A candidate that campaigns again with another value stays where it is in the queue.
+    /// Updates the value of a candidate that campaigns again; it keeps its place in the queue.
     async fn say_anew(&self, caller: &Caller, place: &Place, value: Bytes) -> Result<(), Status> {
         let (key, lease) = (place.key.clone(), place.lease);
         let put = etcd::PutRequest { key, value, lease, ..Default::default() };
@@ -96,7 +98,7 @@ impl ElectionService {
         answer_in_time(deadline, proclaimed).await
     }
 
-    /// As in etcd it is no error to resign what somebody else holds by now.
+    /// As in etcd, it is no error to resign a leadership that is held by somebody else by now.
     async fn answer_resign(
         &self,
         request: Request<pb::ResignRequest>,
@@ -152,7 +154,7 @@ impl ElectionService {
     }
 }
 
-/// The oldest key that begins with `prefix`, and the revision at which that is so.
+/// The key with `prefix` that was created first, and the revision of that answer.
 async fn first_of(
     context: &Context,
     prefix: &Bytes,
@@ -169,25 +171,26 @@ async fn first_of(
     Ok((found.kvs.into_iter().next().map(convert::key_value), revision))
 }
 
-/// Sees every leader and what it says, from the one at the beginning on.
+/// Observes an election: every leader and every value it proclaims, beginning with the current
+/// leader.
 struct Observer {
     context: Context,
     prefix: Bytes,
-    /// Of the leader's key, or of all candidates' while there is none.
+    /// Watches the leader's key, or all candidates' keys while there is no leader.
     watch: Option<Following>,
-    /// Seen and not yet told.
+    /// Observed but not yet yielded.
     due: VecDeque<pb::LeaderResponse>,
 }
 
 /// What an [`Observer`] waits for.
 struct Following {
     watch: LocalWatch,
-    /// Somebody leads; else the next candidate will.
+    /// The watch follows the leader's key; if false, it waits for a candidate, who will lead.
     has_leader: bool,
 }
 
 impl Observer {
-    /// Waits for the next leader or the next word of the present one.
+    /// Waits for the next leader, or for the next value of the current one.
     async fn next(&mut self) -> Result<pb::LeaderResponse, Status> {
         loop {
             if let Some(next) = self.due.pop_front() {
@@ -203,7 +206,8 @@ impl Observer {
         }
     }
 
-    /// Finds out who leads, by what is applied here: the deletion that makes it worth a look is.
+    /// Finds the current leader in the applied state. No barrier is needed: what made it look again
+    /// is applied.
     async fn look(&mut self) -> Result<(), Status> {
         let (leader, revision) = first_of(&self.context, &self.prefix).await?;
         match leader {
@@ -222,7 +226,7 @@ impl Observer {
         Ok(())
     }
 
-    /// Tells of a leader and follows it from there.
+    /// Yields a leader and watches its key from there on.
     fn follow(&mut self, kv: mvccpb::KeyValue, header: etcd::ResponseHeader) {
         let create = etcd::WatchCreateRequest {
             key: kv.key.clone(),
@@ -242,7 +246,8 @@ impl Observer {
     fn take(&mut self, seen: etcd::WatchResponse) {
         let has_leader = self.watch.as_ref().is_some_and(|following| following.has_leader);
         if seen.canceled {
-            // Compacted: what was missed is gone, the present leader is not.
+            // The watch was compacted. The missed values are gone, but the current leader can still
+            // be read.
             self.watch = None;
         }
         for event in seen.events {

@@ -1,7 +1,8 @@
-//! How many leases there may be, and how many may be granted in a second.
+//! Limits the number of leases and the rate at which they are granted.
 //!
-//! Looked at where a lease is asked for, like the quota: members may have other limits, so that apply, which has to come to the same
-//! result everywhere, cannot know them. What others grant at the same moment may go beyond.
+//! Checked where a lease is requested, like the quota, and not in apply: members may be configured
+//! with different limits, and apply must have the same result everywhere. Grants that other members
+//! make at the same moment may exceed the limit.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,10 +16,10 @@ use crate::lessor::Lessor;
 use crate::metrics::Counts;
 use crate::status::Fault;
 
-/// Grants are counted together over this time: those of a client that comes with all of its leases at once are many.
+/// The rate is averaged over this time, because a client may request all of its leases at once.
 const PERIOD: Duration = Duration::from_secs(1);
 
-/// Says whether one more lease may be granted; clones share the pace.
+/// Decides whether one more lease may be granted; clones share the rate limit.
 #[derive(Clone)]
 pub(crate) struct Grants {
     leases_max: usize,
@@ -28,7 +29,7 @@ pub(crate) struct Grants {
 }
 
 impl Grants {
-    /// By these limits.
+    /// Enforces `limits` and counts refusals in `counts`.
     pub(crate) fn new(limits: &Limits, counts: &Counts) -> Self {
         let pace = limits.lease_grants_per_second_max;
         Self {
@@ -39,8 +40,8 @@ impl Grants {
         }
     }
 
-    /// Refuses a lease that would be one too many. One that there is already may be asked for again: it is not
-    /// granted twice.
+    /// Refuses a lease beyond the limits. The lease limit does not apply to an id that exists
+    /// already: that request does not grant another lease.
     pub(crate) fn check(&self, lessor: &Lessor, id: i64) -> Result<(), Status> {
         if lessor.count() >= self.leases_max && !lessor.knows(id) {
             self.too_many.inc();
@@ -57,11 +58,11 @@ impl Grants {
     }
 }
 
-/// So many in each period, at whatever distance from each other.
+/// Limits grants to a number per [`PERIOD`], however they are spread within it.
 struct Pace {
-    /// What each of them takes of the period.
+    /// The share of the period that one grant uses up.
     each: Duration,
-    /// When all that was taken will have had its time.
+    /// When the time used up by all grants so far will have passed.
     settled: Mutex<Instant>,
 }
 

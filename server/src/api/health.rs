@@ -1,4 +1,5 @@
-//! `grpc.health.v1`: the one service `""`, as in etcd, which serves as long as this process does. Counted like all calls.
+//! `grpc.health.v1` with the one service `""`, as in etcd: SERVING as long as this process runs.
+//! Its calls are counted like all others.
 
 use std::sync::Arc;
 
@@ -9,7 +10,7 @@ use tonic_health::server::{HealthReporter, HealthService};
 
 use crate::metrics::{Answers, Metrics};
 
-/// The service.
+/// The health service, with its calls counted.
 pub(super) struct CountedHealth {
     service: HealthService,
     metrics: Arc<Metrics>,

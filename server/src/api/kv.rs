@@ -23,16 +23,18 @@ use crate::metrics::Method;
 use crate::propose::Haste;
 use crate::status::{self, Fault};
 
-/// Reads of stores with at most so many keys are begun on the spot whatever the range.
+/// A range over a store with at most this many keys is first tried on the calling thread, whatever
+/// it selects.
 const SMALL_STORE_KEYS: i64 = 1_000;
-/// Pages of at most so many keys are too; clients of Kubernetes ask for 500.
+/// So is a page of at most this many keys; Kubernetes clients ask for 500.
 const PAGE_KEYS_MAX: i64 = 512;
-/// Transactions that get at most so many keys are short, too.
+/// A read-only transaction with at most this many single-key reads counts as short.
 const SHORT_TXN_KEYS_MAX: usize = 8;
-/// How often a range of the newest keys is begun in pieces before it is read in one.
+/// How often a range at the newest revision is tried in pieces before it is read in one go: a
+/// compaction can interrupt the pieces.
 const READS_IN_PIECES_MAX: usize = 3;
-/// How long a client that waits for the end of a compaction waits for its next step: if the leader is
-/// lost, the next one goes on.
+/// How long a client that waits for the end of a compaction waits for each sweep step. If the
+/// leader is lost, the next leader continues the sweep.
 const SWEEP_STEP_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Answers KV calls.
@@ -107,7 +109,7 @@ impl KvService {
         self.delete(&caller, request).await
     }
 
-    /// Deletes keys on behalf of `caller`.
+    /// Deletes a range of keys on behalf of `caller`.
     pub(super) async fn delete(
         &self,
         caller: &Caller,
@@ -132,7 +134,7 @@ impl KvService {
         self.run(&caller, request, Haste::Prompt, held).await
     }
 
-    /// Carries a transaction out on behalf of `caller`.
+    /// Executes a transaction on behalf of `caller`.
     pub(super) async fn transact(
         &self,
         caller: &Caller,
@@ -204,7 +206,7 @@ impl KvService {
         Ok(etcd::CompactionResponse { header: Some(self.context.header(revision)) })
     }
 
-    /// Waits while the leader sweeps, in steps of one command each.
+    /// Waits while the leader sweeps compacted rows, one command per step.
     async fn wait_for_sweep(&self, compacted: i64) -> Result<(), Status> {
         let reader = self.context.node.reader();
         loop {
@@ -224,14 +226,15 @@ impl KvService {
     }
 }
 
-/// Whether a read looks at few live keys, so that another thread would mostly cost more than it saves: one key, or what
-/// an index helps with, which is a page of the newest ones in key order, or how many they are.
+/// Whether a read touches so few live keys that moving it to another thread would usually cost more
+/// than it saves: a single key, or something an index answers (a page of the newest revisions in
+/// key order, or a count).
 fn is_short(range: &Range) -> bool {
     let is_page = range.count_only || (1..=PAGE_KEYS_MAX).contains(&range.limit);
     range.range_end.is_empty() || is_page && range.revision <= 0 && is_in_key_order(range)
 }
 
-/// Whether a transaction that only reads looks at a few keys.
+/// Whether a read-only transaction looks at few keys.
 fn is_short_txn(txn: &Txn) -> bool {
     let mut compared = txn.compare.iter().map(|compare| &compare.range_end);
     let mut operations = txn.success.iter().chain(&txn.failure);
@@ -240,7 +243,7 @@ fn is_short_txn(txn: &Txn) -> bool {
         && operations.all(|op| matches!(op, TxnOp::Range(range) if range.range_end.is_empty()))
 }
 
-/// Counts what a transaction found.
+/// Adds everything a transaction found to the memory accounted for `read`.
 fn grow(read: &mut LongRead, answer: &TxnResponse) -> Result<(), Status> {
     answer.responses.iter().try_for_each(|(_, response)| match response {
         OpResponse::Range(found) => read.grow(&found.kvs),
@@ -255,9 +258,10 @@ pub(crate) fn validated_range(request: etcd::RangeRequest) -> Result<Range, Stat
     command::range(request).map_err(rejected)
 }
 
-/// Reads a range for the server itself, and the revision as of which that is so: on the spot if that turns out to be
-/// short, else where blocking is allowed. However few keys live there may be many tombstones between them, or changes
-/// since the revision that is asked for.
+/// Reads a range for the server itself; returns the revision of the answer, too. Runs on the
+/// calling thread if the read turns out to be short, else where blocking is allowed. Few live keys
+/// do not make a read short: there may be many tombstones between them, or many changes since the
+/// requested revision.
 pub(super) async fn read(context: &Context, range: Range) -> Result<(RangeResponse, i64), Status> {
     match read_briefly(context, &range)? {
         Some(answer) => Ok(answer),
@@ -265,7 +269,8 @@ pub(super) async fn read(context: &Context, range: Range) -> Result<(RangeRespon
     }
 }
 
-/// A long scan must not hold up the other calls of a thread.
+/// Reads a range where blocking is allowed, so that a long scan does not hold up other calls of
+/// this thread.
 pub(super) async fn read_off_thread(
     context: &Context,
     range: Range,
@@ -280,7 +285,8 @@ fn read_briefly(context: &Context, range: &Range) -> Result<Option<(RangeRespons
     brief.map_err(|error| status::from_read(&error))
 }
 
-/// Reads a range in its turn where blocking is allowed, and counts what it found for as long as the last is there.
+/// Waits for a turn and reads a range where blocking is allowed. The memory of the answer stays
+/// accounted for until the returned [`Held`] is dropped.
 async fn read_long(
     context: &Context,
     range: Range,
@@ -289,14 +295,16 @@ async fn read_long(
     let mut read =
         if range.count_only { long_reads.begin_piece().await? } else { long_reads.begin().await? };
     let reader = context.node.reader();
-    // How many older keys there are takes a walk over all of them; then those are read in the same walk.
+    // Counting keys at an older revision walks over all of them, so without a limit they are read
+    // in that same walk.
     let is_counted = range.revision <= 0 || range.limit > 0;
     if is_in_key_order(&range) && !range.count_only && is_counted {
         for _ in 0..READS_IN_PIECES_MAX {
             let (pieces, outline) = Pieces::of(reader, range.clone(), &mut read).await?;
             match pieces.rest(outline, &mut read).await {
                 Ok(answer) => return Ok((answer, read.end())),
-                // A compaction came between: what is newest is read anew.
+                // A compaction removed the revision between two pieces. The caller asked for the
+                // newest one: start again.
                 Err(status) if range.revision <= 0 && status.code() == Code::OutOfRange => {
                     read.forget();
                 }
@@ -311,14 +319,14 @@ async fn read_long(
     Ok((answer, read.end()))
 }
 
-/// Runs `work` where blocking is allowed. Dropping the future does not stop it.
+/// Runs `work` where blocking is allowed. Dropping the future does not stop `work`.
 pub(crate) async fn off_thread<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Status> {
     tokio::task::spawn_blocking(work).await.map_err(|error| status::internal(&error))
 }
 
-/// Keeps the memory of an answer counted until it is sent ([`crate::http`]).
+/// Keeps the memory of an answer accounted for until the answer is sent ([`crate::http`]).
 fn holding<T>(mut response: Response<T>, held: Option<Held>) -> Response<T> {
     if let Some(held) = held {
         response.extensions_mut().insert(Arc::new(held));

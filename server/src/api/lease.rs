@@ -1,5 +1,5 @@
-//! The Lease service. Grants and revocations are commands; keep-alives and remaining lifetimes are
-//! the leader's own knowledge, which the lessor asks for on any member.
+//! The Lease service. Grants and revocations are commands. Keep-alives and remaining TTLs are known
+//! to the leader only; on any member the lessor asks the leader for them.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::auth::{RightsCheck, caller_of};
 use crate::metrics::{Answers, Method, is_failure};
 use crate::status::{self, Fault};
 
-/// Keep-alives of one stream that are renewed together when they arrive together.
+/// Most keep-alives of one stream that are renewed together if they arrive together.
 const RENEWALS_AT_ONCE_MAX: usize = 256;
 
 /// Answers lease calls.
@@ -80,7 +80,7 @@ impl LeaseService {
         request: Request<etcd::LeaseTimeToLiveRequest>,
     ) -> Result<etcd::LeaseTimeToLiveResponse, Status> {
         let (caller, request) = self.context.accept(request)?;
-        // The rows of this member must be as new as the leader's answer.
+        // This member must have applied at least what the leader's answer is based on.
         self.context.read_barrier().await?;
         let remaining = self.context.node.lessor().remaining(request.id).await;
         let remaining = remaining.map_err(|error| status::from_lessor(&error))?;
@@ -88,13 +88,13 @@ impl LeaseService {
             self.context.auth.check(&caller, &RightsCheck::User)?;
             return self.time_to_live(request, remaining);
         }
-        // There may be a million.
+        // A lease may have a million keys.
         let service = self.clone();
         let answer = off_thread(move || {
             let wanted = RightsCheck::LeaseKeys(request.id);
             service.context.auth.check(&caller, &wanted)?;
             let answer = service.time_to_live(request, remaining)?;
-            // Names of keys that came meanwhile are in the answer, too.
+            // Keys attached since the first check are in the answer, too.
             service.context.auth.check(&caller, &wanted)?;
             Ok(answer)
         });
@@ -132,7 +132,7 @@ impl LeaseService {
         let leases: Vec<_> = leases.into_iter().map(|(id, _)| etcd::LeaseStatus { id }).collect();
         let context = self.context.clone();
         let answer = off_thread(move || {
-            // As in etcd, whoever may not see a key of any lease sees none.
+            // As in etcd, a caller that may not read the keys of one lease sees no leases at all.
             for lease in &leases {
                 context.auth.check(&caller, &RightsCheck::LeaseKeys(lease.id))?;
             }
@@ -142,19 +142,19 @@ impl LeaseService {
     }
 }
 
-/// A lease must outlive an election, during which nobody can renew it: as in etcd one and a half
-/// election timeouts, in whole seconds.
+/// Shortest TTL of a lease, in seconds. It must outlive a leader election, during which nobody can
+/// renew it: as in etcd one and a half election timeouts, rounded up.
 pub(crate) fn ttl_seconds_min(context: &Context) -> i64 {
     let timeout = context.node.settings().raft.election_timeout;
     i64::try_from((timeout * 3 / 2).as_millis().div_ceil(1000)).unwrap_or(i64::MAX)
 }
 
-/// Positive, as etcd's: clients print ids as signed numbers.
+/// A random lease id, positive like etcd's: clients print ids as signed numbers.
 pub(crate) fn random_lease_id() -> i64 {
     i64::try_from(rand::random::<u64>() >> 1).unwrap_or(i64::MAX).max(1)
 }
 
-/// Renews what arrives, in order. Requests that arrived together are renewed together.
+/// Renews leases in the order of the requests; requests that arrived together are renewed together.
 fn keep_alives(
     context: Context,
     caller: Caller,
@@ -164,7 +164,7 @@ fn keep_alives(
         let (context, caller) = (context.clone(), caller.clone());
         async move { stream::iter(renew(&context, &caller, requests).await) }
     });
-    // A failure ends the stream: what follows it was never asked for.
+    // A failure ends the stream; answers after it are dropped.
     let mut has_failed = false;
     Box::pin(answers.flatten().take_while(move |answer| {
         let is_wanted = !has_failed;
@@ -173,11 +173,12 @@ fn keep_alives(
     }))
 }
 
-/// Whether the caller may renew each of these leases. The stream keeps the name that it was opened with: a
-/// token that expires meanwhile, or a change of other users, is no reason to let a lease die.
+/// Checks for each of these leases whether the caller may renew it. The caller's name when the
+/// stream was opened counts: a token that expires meanwhile, or changes of other users, must not
+/// let a lease die.
 ///
 /// # Errors
-/// If the caller is nobody that there is.
+/// If the caller is not a known user.
 pub(crate) async fn may_renew(
     context: &Context,
     caller: &Caller,
@@ -186,7 +187,7 @@ pub(crate) async fn may_renew(
     if context.auth.rights(caller)?.is_none_or(|rights| rights.is_root) {
         return Ok(vec![Ok(()); ids.len()]);
     }
-    // Each may have a million keys.
+    // Each lease may have a million keys.
     let (context, caller, ids) = (context.clone(), caller.clone(), ids.to_vec());
     let check = move |id| context.auth.check_by_name(&caller, &RightsCheck::LeaseWrite(id));
     off_thread(move || ids.into_iter().map(check).collect()).await
@@ -212,14 +213,14 @@ async fn renew(
     }
     let checks = may_renew(context, caller, &ids).await;
     let checks = checks.unwrap_or_else(|status| vec![Err(status)]);
-    // As in etcd the stream ends at the first that the caller may not renew.
+    // As in etcd the stream ends at the first lease that the caller may not renew.
     if let Some((allowed, Err(status))) = checks.into_iter().enumerate().find(|(_, it)| it.is_err())
     {
         ids.truncate(allowed);
         failure = Some(status);
     }
     context.metrics.received(Method::LeaseKeepAlive, ids.len());
-    // As in etcd the header is of the moment before the renewal.
+    // As in etcd the header has the revision before the renewal.
     let header = context.current_header();
     let mut answers = Vec::with_capacity(ids.len() + 1);
     match context.node.lessor().renew_all(&ids).await {

@@ -1,19 +1,19 @@
-//! What a request may cost: its size in the log, and the room it takes in the store.
+//! What a request costs: its size in the log, and the space it takes in the store.
 //!
 //! The figures are etcd's (`server/storage/quota.go`), so that a quota fills at the same pace.
 
 use conclave_proto::etcdserverpb as etcd;
 use prost::Message;
 
-/// What etcd counts for a key beside its bytes.
+/// What etcd counts for a key in addition to its bytes.
 const KEY_OVERHEAD_BYTES: usize = 256;
 /// What etcd counts for a lease.
 pub(crate) const LEASE_COST_BYTES: usize = 64;
-/// What surrounds a request's id in etcd's log: the header's tag and length, and the id's tag.
+/// Overhead of a request's header in etcd's log: tag and length of the header, tag of the id.
 const HEADER_BYTES: usize = 4;
 
-/// Size of a request as etcd's member of the same id would put it into its log: request ids begin
-/// with two bytes of the member id and end with a time, so their length depends on the member.
+/// Size of a request in the log of an etcd member with this id. etcd's request ids begin with two
+/// bytes of the member id and end with a time, so their length depends on the member.
 pub(crate) fn logged_bytes(request: &impl Message, member_id: u64) -> usize {
     let request_id = member_id << 48 | 1 << 47;
     let bytes = request.encoded_len();
@@ -24,17 +24,18 @@ pub(crate) fn logged_bytes(request: &impl Message, member_id: u64) -> usize {
         + bytes
 }
 
-/// Room that a put takes.
+/// Space that a put takes.
 pub(crate) fn put_cost(request: &etcd::PutRequest) -> usize {
     key_cost(&request.key) + request.value.len()
 }
 
-/// Room that a key takes.
+/// Space that a key takes, without its value.
 pub(crate) fn key_cost(key: &bytes::Bytes) -> usize {
     KEY_OVERHEAD_BYTES + key.len()
 }
 
-/// Room that a transaction may take: that of its dearer branch. Reads and deletes are free.
+/// Space that a transaction may take: that of its more expensive branch. Reads and deletes are
+/// free.
 pub(crate) fn txn_cost(request: &etcd::TxnRequest) -> usize {
     branch_cost(&request.success).max(branch_cost(&request.failure))
 }
@@ -91,7 +92,7 @@ mod tests {
 
     #[test]
     fn requests_have_the_size_that_etcd_counts() {
-        // The largest values that etcd 3.4.23 took under key "k" with its default limit.
+        // The largest values that etcd 3.4.23 accepted under key "k" with its default limit.
         for (member_id, value_bytes) in
             [(0xbac7_efc3_61f1_457e, 1_572_840), (0x994d_2631_bf88_89ce, 1_572_839)]
         {

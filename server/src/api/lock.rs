@@ -1,4 +1,4 @@
-//! etcd's Lock service: a queue whose first one holds the lock.
+//! etcd's Lock service: a queue whose first contender holds the lock.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use tonic::{Request, Response, Status};
 use super::queue::{Contender, Queue, answer_in_time};
 use crate::metrics::Method;
 
-/// The text of etcd's recipe for a waiter whose key went before its turn came.
+/// The error text of etcd's own recipe when a waiter's key is deleted before its turn.
 const LOST: &str = "mutex: session is expired";
 
 /// Answers lock calls.

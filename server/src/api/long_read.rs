@@ -1,8 +1,10 @@
-//! Reads that look at many keys: so many at a time, and so much memory for their answers until they are sent.
+//! Limits reads of many keys: how many run at a time, and how much memory their unsent answers
+//! take.
 //!
-//! Nobody says how much a range has in it, so that one call may ask for all there is, many clients at once, and some of them never
-//! take the answer. Each long read waits for its turn; what it found counts against a budget until its answer
-//! has gone out or its caller is gone. A read in pieces ends with its caller.
+//! The size of a range is not known in advance. One call may ask for the whole store, many clients
+//! may do so at once, and some may never read the answer. Each long read waits for its turn. What
+//! it found counts against a memory budget until the answer is sent or the caller is gone. A read
+//! in pieces ends when its caller goes.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -16,17 +18,17 @@ use tonic::Status;
 use super::kv::off_thread;
 use crate::status::Fault;
 
-/// Long reads at a time for each processor, and at least.
+/// Long reads that may run at a time: this many per processor, and at least [`READS_MIN`].
 const READS_PER_PROCESSOR: usize = 2;
 const READS_MIN: usize = 4;
-/// Reads that wait for their turn.
+/// Most reads that may wait for a turn; further ones are refused.
 const WAITING_MAX: usize = 4_096;
-/// How long a read waits for others' answers to go out before it is refused.
+/// How long a read waits for other answers to be sent before it is refused.
 const MEMORY_TIMEOUT: Duration = Duration::from_secs(5);
-/// An answer is there twice for a moment: as what was read, and as it is sent.
+/// An answer is in memory twice for a moment: as rows that were read, and as encoded message.
 const COPIES: u64 = 2;
 
-/// The long reads of a member; clones share them.
+/// Limits the long reads of a member; clones share the limits.
 #[derive(Clone)]
 pub(crate) struct LongReads {
     room: Arc<Room>,
@@ -43,7 +45,7 @@ struct Room {
 }
 
 impl LongReads {
-    /// For answers that take at most `bytes_max` bytes of memory together.
+    /// Allows the answers of all reads together at most `bytes_max` bytes of memory.
     pub(crate) fn new(bytes_max: u64) -> Self {
         Self::with(bytes_max, MEMORY_TIMEOUT)
     }
@@ -63,26 +65,27 @@ impl LongReads {
         Self { room: Arc::new(room) }
     }
 
-    /// Bytes of memory that answers take at the moment.
+    /// Bytes of memory that answers take at present.
     pub(crate) fn bytes(&self) -> u64 {
         self.room.bytes.load(Ordering::Relaxed)
     }
 
-    /// Reads that were refused so far.
+    /// Number of reads refused so far.
     pub(crate) fn refused(&self) -> u64 {
         self.room.refused.load(Ordering::Relaxed)
     }
 
-    /// Waits for a turn, and until what others read takes no more than half of the memory; for that no longer than the
-    /// timeout in all. Cancel-safe.
+    /// Waits for a turn, and until other answers take no more than half of the memory budget. Fails
+    /// if the wait for memory takes longer than the memory timeout in all. Cancel-safe.
     pub(crate) async fn begin(&self) -> Result<LongRead, Status> {
         let _waiting = self.room.wait()?;
-        // Counts from the first look that found too little, however often it is so again.
+        // The timeout runs from the first time that memory was short, even if there was enough in
+        // between.
         let mut until = None;
         loop {
             if !self.room.is_half_free() {
                 let until = *until.get_or_insert_with(|| Instant::now() + self.room.memory_timeout);
-                // Without a turn, which others may use meanwhile.
+                // Waits for memory without holding a turn, so that others can use it.
                 let memory = tokio::time::timeout_at(until, self.room.half_free());
                 memory.await.map_err(|_elapsed| self.room.refuse())?;
             }
@@ -96,7 +99,7 @@ impl LongReads {
         }
     }
 
-    /// As [`LongReads::begin`] for a read that finds little: it waits for its turn alone. Cancel-safe.
+    /// Like [`LongReads::begin`] for a read that finds little: waits for a turn only. Cancel-safe.
     pub(crate) async fn begin_piece(&self) -> Result<LongRead, Status> {
         let _waiting = self.room.wait()?;
         self.turn().await
@@ -130,7 +133,7 @@ impl Room {
         loop {
             let freed = self.freed.notified();
             if self.is_half_free() {
-                // Others may wait for the same.
+                // Others may wait for the same: pass the wake-up on.
                 self.freed.notify_one();
                 return;
             }
@@ -148,7 +151,7 @@ impl Room {
     }
 }
 
-/// Somebody who waits for a turn.
+/// Counts a read as waiting for a turn, until dropped.
 struct Waiting(Arc<Room>);
 
 impl Drop for Waiting {
@@ -157,15 +160,16 @@ impl Drop for Waiting {
     }
 }
 
-/// A long read under way.
+/// A long read that has its turn.
 pub(crate) struct LongRead {
-    /// Not here while a thread reads.
+    /// `None` while a blocking thread holds it.
     turn: Option<OwnedSemaphorePermit>,
     held: Held,
 }
 
 impl LongRead {
-    /// Reads a piece where blocking is allowed. If the caller goes the thread keeps the turn until it is done.
+    /// Reads a piece where blocking is allowed. If the caller goes, the thread keeps the turn until
+    /// it is done.
     pub(crate) async fn piece<T: Send + 'static>(
         &mut self,
         read: impl FnOnce() -> T + Send + 'static,
@@ -176,7 +180,7 @@ impl LongRead {
         Ok(read)
     }
 
-    /// Counts what was found.
+    /// Adds the memory of `found` to the budget. Fails if that exceeds the budget.
     pub(crate) fn grow<'a>(
         &mut self,
         found: impl IntoIterator<Item = &'a KeyValue>,
@@ -189,25 +193,26 @@ impl LongRead {
         if all > room.bytes_max { Err(room.refuse()) } else { Ok(()) }
     }
 
-    /// Counts nothing of what was found: it is dropped.
+    /// Takes everything found so far off the budget: it was dropped.
     pub(crate) fn forget(&mut self) {
         self.held.release();
     }
 
-    /// Ends it; the answer is counted for as long as what this returns is there.
+    /// Ends the read and its turn. The answer counts against the budget until the returned value is
+    /// dropped.
     pub(crate) fn end(self) -> Held {
         self.held
     }
 }
 
-/// Memory that an answer takes.
+/// Memory of an answer, taken off the budget when this is dropped.
 pub(crate) struct Held {
     room: Arc<Room>,
     bytes: AtomicU64,
 }
 
 impl Held {
-    /// Counts it no more: the answer is gone.
+    /// Takes the answer off the budget and wakes a waiting read.
     pub(crate) fn release(&self) {
         let bytes = self.bytes.swap(0, Ordering::Relaxed);
         self.room.bytes.fetch_sub(bytes, Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! The Maintenance service: what operators ask one member.
+//! The Maintenance service: administration of a single member.
 
 use std::io;
 use std::sync::Arc;
@@ -27,11 +27,11 @@ use crate::version;
 #[derive(Clone)]
 pub(crate) struct MaintenanceService {
     pub(crate) context: Context,
-    /// One permit for each snapshot that may be under way.
+    /// One permit for each snapshot that may be sent at a time.
     pub(crate) snapshots: Arc<Semaphore>,
 }
 
-/// A downgrade goes back one minor version, no more and no less.
+/// Accepts a downgrade by exactly one minor version.
 fn check_downgrade(target: &str) -> Result<(), Fault> {
     let number = |text: &str| text.parse::<u32>().ok();
     let parts = |text: &str| -> Option<(u32, u32)> {
@@ -69,7 +69,7 @@ impl MaintenanceService {
         }
     }
 
-    /// A list needs no log entry.
+    /// Lists alarms; needs no log entry.
     async fn answer_alarm_list(
         &self,
         wanted: conclave_state_machine::command::AlarmChange,
@@ -123,7 +123,7 @@ impl MaintenanceService {
     ) -> Result<etcd::DefragmentResponse, Status> {
         self.context.check_metadata(request.metadata())?;
         let context = self.context.clone();
-        // It goes on if the caller gives up, and is under way as long.
+        // It continues if the caller gives up, and counts as running until it is done.
         let done = off_thread(move || {
             tracing::info!("starting defragment");
             let _under_way = Pending::new(&context.metrics.defragmenting);
@@ -145,7 +145,7 @@ impl MaintenanceService {
         self.context.check_metadata(request.metadata())?;
         let began = Instant::now();
         let head = self.context.node.reader().head();
-        // All history, folded to the width of the field.
+        // The digest covers all history; it is folded to the width of the field.
         let hash = crc32c::crc32c(&head.digest.to_be_bytes());
         self.context.metrics.hashes.observe(began.elapsed().as_secs_f64());
         Ok(etcd::HashResponse { header: Some(self.context.header(head.revision)), hash })
@@ -161,7 +161,7 @@ impl MaintenanceService {
         let began = Instant::now();
         let answer = off_thread(move || reader.hash_kv(revision)).await?;
         self.context.metrics.history_hashes.observe(began.elapsed().as_secs_f64());
-        // It may have taken minutes.
+        // Hashing may have taken minutes: check that the caller still has the right.
         self.context.auth.check_root(&caller)?;
         let found = answer.map_err(|error| status::from_read(&error))?;
         Ok(etcd::HashKvResponse {
@@ -172,8 +172,8 @@ impl MaintenanceService {
         })
     }
 
-    /// The version of etcd that is spoken can be checked against; the store has one format only, so there
-    /// is nothing that a downgrade could prepare.
+    /// Validates a target version, but refuses the downgrade itself: the store has one format only,
+    /// so there is nothing to prepare.
     async fn answer_downgrade(
         &self,
         request: Request<etcd::DowngradeRequest>,
@@ -203,7 +203,8 @@ impl MaintenanceService {
         if !self.context.node.is_leader() {
             return Err(status::from_transfer(&TransferError::NotLeader));
         }
-        // As of now: nothing of it is in the log, where rights would be looked at again.
+        // Rights are checked here, after a barrier: a transfer is no log entry, so apply cannot
+        // check them.
         self.context.read_barrier().await?;
         self.context.auth.check_root(&caller)?;
         self.context

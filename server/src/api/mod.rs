@@ -2,15 +2,15 @@
 //!
 //! | module | what |
 //! |---|---|
-//! | `context` | the node, checks and failures that all services share |
+//! | `context` | the node, the checks and the error conversions that all services share |
 //! | `kv`, `range_stream`, `lease`, `watch`, `cluster`, `maintenance`, `snapshot`, `auth`, `lock`, `election` | one service each |
-//! | `health`, `reflection` | that this server serves; what calls and messages there are |
-//! | `long_read`, `pieces` | reads of many keys: their turns, their memory, piece by piece |
-//! | `queue` | what locks and elections share: who came first |
-//! | `carried` | work that does not end with whoever asked for it |
-//! | `check`, `limits` | what a request must be, and may cost |
-//! | `grants` | how many leases there may be |
-//! | `convert`, `stream_end`, `taken` | answers as messages, ends of streams, streams nobody takes |
+//! | `health`, `reflection` | gRPC's health service and server reflection |
+//! | `long_read`, `pieces` | large reads: their turns and memory limits, reading in pieces |
+//! | `queue` | the queue behind locks and elections: first come, first served |
+//! | `carried` | work that continues after its caller has gone |
+//! | `check`, `limits` | validation of requests, and their size and storage cost |
+//! | `grants` | limits on the number and rate of lease grants |
+//! | `convert`, `stream_end`, `taken` | answers as messages, ends of streams, clients that stop reading |
 
 mod auth;
 mod carried;
@@ -54,7 +54,8 @@ use watch::{WatchCounts, WatchService, WatchSettings};
 
 use crate::metrics::Method;
 
-/// Where calls go: those to the services that most of them ask for without a look-up.
+/// The gRPC services, ready to route calls to. The services that are called most are fields of
+/// their own, so that no route lookup is needed for them.
 #[derive(Clone)]
 pub(crate) struct Services {
     pub(crate) kv: KvServer<kv::KvService>,
@@ -69,11 +70,11 @@ pub(crate) const KV_PATH: &str = "/etcdserverpb.KV/";
 pub(crate) const LEASE_PATH: &str = "/etcdserverpb.Lease/";
 /// The prefix of the paths of [`Services::lock`].
 pub(crate) const LOCK_PATH: &str = "/v3lockpb.Lock/";
-/// The prefix of the paths of etcd's elections.
+/// The prefix of the paths of etcd's Election service, which [`Services::others`] serves.
 pub(crate) const ELECTION_PATH: &str = "/v3electionpb.Election/";
 
-/// How clients may compress what they send, as with etcd; the limits hold for what comes out. Answers go
-/// uncompressed: nothing says that a client wants to pay for it.
+/// Compression accepted in requests, as in etcd. Size limits apply to the decompressed message.
+/// Responses are never compressed: not every client would want to pay for it.
 pub(crate) const COMPRESSION: CompressionEncoding = CompressionEncoding::Gzip;
 
 /// Builds all services of a node.
@@ -83,7 +84,7 @@ pub(crate) fn services(context: Context) -> Services {
     use etcd::maintenance_server::MaintenanceServer;
 
     let receive_bytes_max = context.limits.receive_bytes_max();
-    // As in etcd the bound is that of the port, whatever is called.
+    // As in etcd, one size limit applies to every call of the port.
     macro_rules! bounded {
         ($server:expr) => {
             $server.accept_compressed(COMPRESSION).max_decoding_message_size(receive_bytes_max)

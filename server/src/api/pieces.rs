@@ -1,4 +1,4 @@
-//! A range in key order, read piece by piece, all at one revision.
+//! Reads a range in key order piece by piece, all at one revision.
 
 use conclave_raft_store::reader::Reader;
 use conclave_state_machine::command::{Range, SortOrder, SortTarget};
@@ -8,34 +8,34 @@ use tonic::Status;
 use super::long_read::LongRead;
 use crate::status::{self, Fault};
 
-/// Keys of a piece.
+/// Most keys in a piece.
 pub(super) const PIECE_KEYS_MAX: usize = 65_536;
-/// A piece ends with the key that reaches this: with one more of the largest values it stays below 4 MiB, which
-/// is what gRPC clients take in one message unless they are told otherwise.
+/// A piece ends with the key that reaches this size. Even if that key has the largest value
+/// allowed, the piece stays below 4 MiB, the default message limit of gRPC clients.
 const PIECE_BYTES_MAX: usize = 2 << 20;
 
-/// What is left of a range.
+/// The part of a range that is still to be read.
 pub(super) struct Pieces {
     reader: Reader,
     range: Range,
-    /// Revision of all pieces.
+    /// The revision that all pieces are read at.
     at: i64,
-    /// Keys that are still to be read.
+    /// Number of keys still to be read.
     pub(super) keys_left: usize,
 }
 
-/// What is known of a range before its keys are read.
+/// What is known about a range before its keys are read.
 pub(super) struct Outline {
     /// Keys in the range.
     pub(super) count: i64,
-    /// Whether there are more than are asked for.
+    /// Whether the range has more keys than the limit that was asked for.
     pub(super) more: bool,
-    /// What the answer's header says.
+    /// Revision for the header of the answer.
     pub(super) revision: i64,
 }
 
 impl Pieces {
-    /// Finds the revision, and counts.
+    /// Fixes the revision of the read and counts the keys of the range.
     pub(super) async fn of(
         reader: &Reader,
         range: Range,
@@ -44,7 +44,8 @@ impl Pieces {
         let counted = Range { count_only: true, ..range.clone() };
         let counting = reader.clone();
         let answer = read.piece(move || counting.range(&counted)).await?;
-        // Whoever watches from behind the header's revision must see all that is not in the answer.
+        // A client that watches from just after the header's revision must see everything that is
+        // not in the answer.
         let (found, revision) = answer.map_err(|error| status::from_read(&error))?;
         let at = if range.revision <= 0 { revision } else { range.revision };
         let total = usize::try_from(found.count).unwrap_or(usize::MAX);
@@ -55,7 +56,7 @@ impl Pieces {
         Ok((Self { reader: reader.clone(), range, at, keys_left }, outline))
     }
 
-    /// Reads the next `wanted` keys, or fewer that are large.
+    /// Reads the next `wanted` keys, or fewer if they are large.
     pub(super) async fn next(
         &mut self,
         wanted: usize,
@@ -69,7 +70,7 @@ impl Pieces {
         let answer =
             read.piece(move || reader.piece(&range, at, (wanted, PIECE_BYTES_MAX))).await?;
         let kvs = answer.map_err(|error| status::from_read(&error))?;
-        // The count said that there are more, and nothing at one revision ever changes.
+        // The count promised more keys, and the content of a revision never changes.
         let Some(last) = kvs.last() else { return Err(Fault::Corrupt.into()) };
         let mut start = Vec::with_capacity(last.key.len() + 1);
         start.extend_from_slice(&last.key);
@@ -79,7 +80,7 @@ impl Pieces {
         Ok(kvs)
     }
 
-    /// Reads all that is left.
+    /// Reads everything that is left.
     pub(super) async fn rest(
         mut self,
         outline: Outline,
@@ -96,7 +97,8 @@ impl Pieces {
     }
 }
 
-/// Whether the keys of an answer are simply the first ones.
+/// Whether the answer consists of the first keys of the range in key order: no other sort order, no
+/// revision filters.
 pub(super) fn is_in_key_order(range: &Range) -> bool {
     range.sort_target == SortTarget::Key
         && range.sort_order != SortOrder::Descend

@@ -1,14 +1,16 @@
-//! The queue behind etcd's locks and elections: who came first holds the name.
+//! The queue behind etcd's locks and elections: the first in it holds the name.
 //!
-//! A contender puts a key of its lease under `<name>/`; the key's create revision is its place, as in
-//! the recipe of etcd's own client, so that callers of either queue behind each other. A contender waits
-//! for the deletion of the key just before its own and of no other: a hand-over wakes one.
+//! A contender puts a key with its lease under `<name>/`. The key's create revision is its place in
+//! the queue, as in the recipe of etcd's own client, so callers of this service and of the recipe
+//! queue behind each other. A contender waits only for the deletion of the key just before its own,
+//! so a hand-over wakes one waiter.
 //!
-//! All waiting is local. The contender's key was applied here before its answer came, so everything
-//! in front of it is known here, nothing can come in front of it any more, and what is deleted here
-//! stays deleted: neither polling nor a question to the leader could tell more.
+//! All waiting is local. The contender's key was applied on this member before its put was
+//! answered. So everything ahead of it is known here, nothing can get ahead of it later, and what
+//! is deleted here stays deleted: neither polling nor asking the leader could tell more.
 //!
-//! `waiter` waits for its turn; `standing` tells what it stands behind; `crowd` knows who of this member waits.
+//! `waiter` waits for its turn; `standing` finds what it waits behind; `crowd` tracks the waiters
+//! of this member.
 
 mod crowd;
 mod standing;
@@ -40,41 +42,41 @@ use crate::propose::Haste;
 use crate::status;
 use crate::watch::LocalWatch;
 
-/// Life of the lease that a caller without one gets, in seconds. Nobody renews it.
+/// TTL in seconds of the lease granted to a caller that brings none. Nobody renews it.
 const LEASE_TTL_SECONDS: i64 = 60;
-/// Whose lease is in the queue as one of several that may hold together must not pass for its only holder.
+/// The lease has a shared place in this queue already. It must not be reported as the only holder.
 const SHARED: &str = "conclave: the lease has a share of this name already: release that, or lock with another lease";
 
-/// Makes contenders wait for their turn.
+/// Lets contenders wait for their turn.
 pub(super) struct Queue {
     kv: KvService,
     lease: LeaseService,
     crowd: Arc<Crowd>,
 }
 
-/// Who wants to be first.
+/// What a caller wants to put into the queue.
 #[derive(Clone)]
 pub(super) struct Contender {
-    /// What is contended for.
+    /// The name of the lock or election.
     pub(super) name: Bytes,
-    /// What the contender's key lives by; one is granted for 0.
+    /// The lease that the contender's key is attached to; 0 to grant a new one.
     pub(super) lease: i64,
-    /// What the key says.
+    /// The value of the contender's key.
     pub(super) value: Bytes,
 }
 
-/// A key in the queue.
+/// A contender's key in the queue.
 #[derive(Clone, Debug)]
 pub(super) struct Place {
-    /// Who entered.
+    /// The caller that entered the queue.
     caller: Caller,
     prefix: Bytes,
     pub(super) key: Bytes,
     pub(super) create_revision: i64,
     pub(super) lease: i64,
-    /// Of the transaction that put or found the key.
+    /// Header of the transaction that put or found the key.
     pub(super) entered: etcd::ResponseHeader,
-    /// What the key said, if the lease was in the queue already.
+    /// The value of the key, if the lease was in the queue already.
     pub(super) found: Option<Bytes>,
 }
 
@@ -88,8 +90,8 @@ impl Queue {
         &self.kv.context
     }
 
-    /// Takes a call apart: who calls, how long for, and what it says. The leader is looked at when the call
-    /// comes; one lost later only makes it wait.
+    /// Splits a call into caller, deadline and message. With `hasleader: true` the call is refused
+    /// if there is no leader now; if the leader is lost later, the call just waits.
     pub(super) fn accept<T>(
         &self,
         call: Request<T>,
@@ -99,7 +101,7 @@ impl Queue {
         Ok((caller, deadline, message))
     }
 
-    /// The lease given, or for 0 a new one that nobody renews.
+    /// Returns `lease`, or for 0 a new lease that nobody renews.
     pub(super) async fn lease_or_new(&self, caller: &Caller, lease: i64) -> Result<i64, Status> {
         if lease != 0 {
             return Ok(lease);
@@ -127,15 +129,15 @@ impl Queue {
         self.kv.delete(caller, request).await
     }
 
-    /// Puts the contender's key if it is not there, and gives it back as a place in the queue.
+    /// Puts the contender's key unless it exists, and returns a waiter at its place in the queue.
     pub(super) async fn enter(
         self: &Arc<Self>,
         caller: &Caller,
         contender: Contender,
     ) -> Result<Waiter, Status> {
         let put = Arc::clone(self).put_key(caller.clone(), contender);
-        // Should the caller go while the key is being put, the waiter that nobody takes is dropped and
-        // the key deleted.
+        // If the caller goes while the key is being put, the resulting waiter is dropped, which
+        // deletes the key.
         Carried::new(put, &self.context().background).await
     }
 
@@ -173,13 +175,13 @@ impl Queue {
         Ok(Waiter::new(self, place))
     }
 
-    /// Whether the lease lives that whoever stands at `place` entered with.
+    /// Whether the lease that `place` was entered with still exists.
     fn has_lease(&self, place: &Place) -> Result<bool, Status> {
         let lease = leases::lease(self.context().node.reader(), place.lease);
         Ok(lease.map_err(|halt| status::internal(&halt))?.is_some())
     }
 
-    /// Waits until one of `keys` is deleted, at `from` or later.
+    /// Waits until one of `keys` is deleted at revision `from` or later.
     async fn deletion(&self, keys: [Bytes; 2], from: i64) -> Result<(), Status> {
         let mut watch = LocalWatch::open(self.context().node.watch());
         for key in keys {
@@ -190,16 +192,16 @@ impl Queue {
                 ..Default::default()
             });
         }
-        // If the history is compacted instead, it is time to look again, too.
+        // If the watch fails because the history was compacted, it is time to look again, too.
         watch.next().await.map(drop).map_err(status::from_watch_end)
     }
 
-    /// Deletes the key of `place` if it still is that of the one who entered. Nobody asks for it, so nobody's
-    /// rights are looked at.
+    /// Deletes the key of `place` if it is still the one that was entered. No client asks for this,
+    /// so no rights are checked.
     async fn leave(&self, place: &Place) {
         let leave = place.if_unchanged(delete_of(&place.key));
-        // Once only: a client that comes back with its lease finds its key and does not write it, so that a later
-        // withdrawal could not be told from one of what it has then.
+        // Not retried: a client that comes back with its lease finds its key and does not write it,
+        // so a late deletion could remove a key that is in use again.
         if let Err(error) = self.context().propose(&Caller::Inside, Message::Txn(leave)).await {
             tracing::warn!(error = error.message(), "a waiter's key stays until its lease ends");
         }
@@ -212,15 +214,15 @@ impl Place {
         if_created_at(&self.key, self.create_revision, then)
     }
 
-    /// What whoever stands here must be allowed to.
+    /// The rights that the owner of this place needs.
     fn wanted(&self) -> RightsCheck {
         RightsCheck::Range(self.prefix.clone(), end_of(&self.prefix))
     }
 }
 
-/// Waits for `answer`, but not beyond the deadline that the client gave itself: a client that vanished
-/// without a word must not keep its place for ever. All failures have code Unknown, as in etcd, where these
-/// services are clients of the others.
+/// Waits for `answer` at most until the client's own deadline: a client that vanished silently must
+/// not keep its place for ever. All failures get code Unknown, as in etcd, where these services are
+/// clients of the others.
 pub(super) async fn answer_in_time<T>(
     deadline: Option<Duration>,
     answer: impl Future<Output = Result<T, Status>>,
@@ -234,18 +236,18 @@ pub(super) async fn answer_in_time<T>(
     answer.map_err(|status| status::unknown(status.message()))
 }
 
-/// The keys of everybody who contends for `name` begin with this.
+/// The prefix of all contenders' keys for `name`.
 pub(super) fn prefix_of(name: &[u8]) -> Bytes {
     Bytes::from([name, b"/"].concat())
 }
 
-/// The end of the range of keys that begin with `prefix`, which ends in a slash.
+/// The end of the range of keys with `prefix`, which ends in a slash.
 pub(super) fn end_of(prefix: &[u8]) -> Bytes {
     let name = prefix.strip_suffix(b"/").unwrap_or(prefix);
     Bytes::from([name, b"0"].concat())
 }
 
-/// A transaction that does `then` if `key` was created at `revision`.
+/// A transaction that does `then` if the create revision of `key` is `revision`.
 pub(super) fn if_created_at(key: &Bytes, revision: i64, then: Operation) -> etcd::TxnRequest {
     etcd::TxnRequest {
         compare: vec![created_at(key, revision)],
@@ -276,7 +278,7 @@ fn operation(request: Operation) -> etcd::RequestOp {
     etcd::RequestOp { request: Some(request) }
 }
 
-/// Create revision and value of the key that was there already.
+/// Create revision and value of the key that existed already.
 fn found_key(answer: etcd::ResponseOp) -> Result<(i64, Option<Bytes>), Status> {
     let Some(etcd::response_op::Response::ResponseRange(range)) = answer.response else {
         return Err(mismatch());

@@ -1,5 +1,5 @@
-//! `KV.RangeStream` (etcd 3.7): a large range in pieces, all at one revision, read as fast as the
-//! client takes them.
+//! `KV.RangeStream` (etcd 3.7): a large range in pieces, all at one revision, read at the pace of
+//! the client.
 
 use conclave_proto::etcdserverpb as etcd;
 use conclave_state_machine::command::{Range, SortOrder, SortTarget};
@@ -15,22 +15,22 @@ use crate::auth::RightsCheck;
 use crate::metrics::Answers;
 use crate::status;
 
-/// Answers of one call.
+/// The response stream of one call.
 pub(crate) type RangeStream = Answers<etcd::RangeStreamResponse>;
 
-/// Keys of the first piece; as in etcd the number doubles until pieces are large enough.
+/// Keys in the first piece. As in etcd the number doubles until pieces are large enough.
 const FIRST_PIECE_KEYS: usize = 10;
 
-/// What is left to send.
+/// The state of one response stream.
 struct Answer {
     context: Context,
     pieces: Pieces,
-    /// Last, with header and count.
+    /// The last message with header and count, until it is sent.
     end: Option<etcd::RangeResponse>,
     piece_keys: usize,
 }
 
-/// Checks the request and finds its revision; the pieces are read as the stream is.
+/// Checks the request and fixes its revision. The pieces are read later, as the stream is polled.
 pub(crate) async fn open(
     context: &Context,
     request: Request<etcd::RangeRequest>,
@@ -92,7 +92,8 @@ async fn next(mut answer: Answer) -> Result<Option<(etcd::RangeStreamResponse, A
 }
 
 impl Answer {
-    /// Reads the next piece, in a turn of its own: a client may take its time between them.
+    /// Reads the next piece, with a turn of its own: a slow client must not hold one between
+    /// pieces.
     async fn read(&mut self) -> Result<Vec<KeyValue>, Status> {
         if self.pieces.keys_left == 0 {
             return Ok(Vec::new());
@@ -101,7 +102,8 @@ impl Answer {
         self.pieces.next(self.piece_keys, &mut read).await
     }
 
-    /// Aims the size of the next piece at the largest request, as etcd does.
+    /// Adapts the number of keys to the size of the last piece: messages should have about the size
+    /// of the largest request, as in etcd.
     fn adapt(&mut self, bytes: usize) {
         let aim = self.context.limits.request_bytes_max;
         if bytes > aim {

@@ -1,5 +1,5 @@
-//! gRPC's server reflection: which services there are, and what their messages look like, for tools such
-//! as `grpcurl`. etcd has none; nothing is told that the .proto files do not say.
+//! gRPC's server reflection: lists the services and their message types for tools such as
+//! `grpcurl`. etcd has none. It reveals nothing beyond the public .proto files.
 
 use std::sync::LazyLock;
 
@@ -9,14 +9,14 @@ use prost_types::FileDescriptorSet;
 use tonic::service::Routes;
 use tonic_reflection::server::Builder;
 
-/// The services whose calls [`add`] takes.
+/// The services that [`add`] registers.
 pub(crate) const SERVICES: [&str; 2] =
     ["grpc.reflection.v1.ServerReflection", "grpc.reflection.v1alpha.ServerReflection"];
 
-/// Messages between members and on disk, which no client sends.
+/// Package of the messages between members and on disk, which no client sends.
 const NOT_FOR_CLIENTS: &str = "conclave.internal.";
 
-/// The files that clients may see.
+/// The descriptors that clients may see.
 static FILES: LazyLock<FileDescriptorSet> = LazyLock::new(|| {
     let mut files = FileDescriptorSet::decode(FILE_DESCRIPTOR_SET)
         .expect("invariant: the descriptors were made with the code");
@@ -24,7 +24,7 @@ static FILES: LazyLock<FileDescriptorSet> = LazyLock::new(|| {
     files
 });
 
-/// Adds both versions of the service.
+/// Adds both versions of the reflection service.
 pub(super) fn add(routes: Routes) -> Routes {
     let builder = || {
         Builder::configure()

@@ -1,9 +1,10 @@
-//! `Maintenance.Snapshot`: the state of this member as one stream of bytes, as fast as the client
-//! takes them, if it takes any. Of any member: what was acknowledged before the call is in it, unless the member cannot
-//! reach the others; then it is what the member has.
+//! `Maintenance.Snapshot`: streams the state of this member at the pace of the client, and ends if
+//! the client takes nothing for too long. Any member can serve it. It contains everything
+//! acknowledged before the call, unless the member cannot reach a quorum; then it contains what the
+//! member has.
 //!
-//! What is sent is an etcd's database, for its own programs read that; who asks for our own form by a header gets that,
-//! which costs less.
+//! The default format is an etcd database, because etcd's own tools read that. A client can ask for
+//! Conclave's own format, which is cheaper to make, with the header `conclave-snapshot-format`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -24,22 +25,23 @@ use crate::metrics::Answers;
 use crate::status::{self, Fault};
 use crate::version;
 
-/// Most snapshots under way: each holds files that the store would delete otherwise.
+/// Most snapshots at a time: each holds files that the store would otherwise delete.
 pub(crate) const SNAPSHOTS_MAX: usize = 4;
-/// How long one goes on whose client takes nothing: others may wait for its place, and the store for its files.
+/// How long a snapshot waits for a client that takes nothing: it occupies a permit, and files of
+/// the store.
 const STANDSTILL_MAX: Duration = Duration::from_secs(5 * 60);
-/// How often it is looked for the leader.
+/// How often the presence of a leader is checked.
 const LEADER_LOOK: Duration = Duration::from_millis(100);
-/// Pieces (of 32 KiB) that are read at a time.
+/// Pieces (of 32 KiB) read at a time.
 const PIECES_MAX: usize = 16;
 
-/// Header by which a client says which form it wants: `etcd`, as without it, or `conclave`.
+/// Header with the format that a client wants: `etcd` (the default) or `conclave`.
 const FORMAT: &str = "conclave-snapshot-format";
 
-/// Answers of one call.
+/// The response stream of one call.
 pub(crate) type Snapshots = Answers<etcd::SnapshotResponse>;
 
-/// A snapshot, in the form that was asked for.
+/// A snapshot in the requested format.
 enum Saved {
     Etcd(Box<Export>),
     Own(Box<Backup>),
@@ -60,7 +62,7 @@ impl Saved {
         }
     }
 
-    /// As [`Export::prepare`].
+    /// See [`Export::prepare`].
     fn prepare(&mut self) -> std::io::Result<bool> {
         match self {
             Self::Etcd(export) => export.prepare(),
@@ -94,7 +96,7 @@ impl Format {
     }
 }
 
-/// A snapshot under way.
+/// A snapshot that is being sent.
 struct Sending {
     backup: Saved,
     is_prepared: bool,
@@ -103,7 +105,7 @@ struct Sending {
     _permit: OwnedSemaphorePermit,
 }
 
-/// Takes the state as of now; it is read as the stream is.
+/// Pins the current state; it is read later, as the stream is polled.
 pub(crate) async fn open(
     context: &Context,
     permits: &Arc<Semaphore>,
@@ -115,7 +117,8 @@ pub(crate) async fn open(
     let format = Format::asked_for(request.metadata())?;
     let permit = permits.clone().try_acquire_owned().map_err(|_| Fault::TooManyRequests)?;
     if context.node.has_leader() && !context.node.is_learner() {
-        // A leader may just have lost its quorum: that is when a backup is needed most, and nobody confirms any more.
+        // The leader may just have lost its quorum, so nobody confirms the barrier. A backup is
+        // needed most then.
         let confirmed = tokio::select! {
             confirmed = context.read_barrier() => confirmed.map_err(|reason| reason.message().to_owned()),
             () = leader_missed(context) => Err("no leader is there any more".to_owned()),
@@ -136,11 +139,12 @@ pub(crate) async fn open(
     });
     let pieces = taken::patiently(pieces.try_flatten(), STANDSTILL_MAX, &context.background);
     let pieces = stream_end::guard(context, pieces, must_have_leader);
-    // It goes on for as long as its client takes: whoever is no administrator any more gets no more of it.
+    // The stream lasts as long as its client reads: it ends if the caller loses the root role
+    // meanwhile.
     Ok(context.auth.guard(caller, RightsCheck::Root, pieces))
 }
 
-/// Returns once this member knows of no leader that a quorum follows.
+/// Returns once this member knows of no leader with a quorum.
 async fn leader_missed(context: &Context) {
     while context.node.has_leader() {
         tokio::time::sleep(LEADER_LOOK).await;
@@ -170,7 +174,8 @@ async fn next(mut sending: Sending) -> Result<Option<(Vec<Piece>, Sending)>, Sta
     Ok(Some((pieces, sending)))
 }
 
-/// Does something of what comes before the first piece: whoever has gone meanwhile is noticed in between.
+/// Does one step of the preparation before the first piece. Between steps it is noticed if the
+/// client is gone.
 async fn prepare(mut sending: Sending) -> Result<Sending, Status> {
     let prepared = off_thread(move || {
         sending.is_prepared = sending.backup.prepare()?;
@@ -179,7 +184,7 @@ async fn prepare(mut sending: Sending) -> Result<Sending, Status> {
     prepared.await?.map_err(|error| status::internal(&error))
 }
 
-/// As etcd's, without a header.
+/// Like etcd's, without a header.
 fn answer(Piece { bytes, remaining }: Piece) -> etcd::SnapshotResponse {
     etcd::SnapshotResponse {
         header: None,

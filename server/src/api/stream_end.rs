@@ -1,5 +1,5 @@
-//! When a stream ends though its client did not end it: the node stops, or the client asked to hear
-//! of a lost leader.
+//! Ends response streams that the client did not end: the node stops, or there is no leader and the
+//! client asked (`hasleader: true`) to be told.
 
 use std::pin::Pin;
 
@@ -9,10 +9,11 @@ use tonic::Status;
 use super::context::Context;
 use crate::status::Fault;
 
-/// A stream of answers.
+/// A response stream.
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-/// Ends `answers` with a status when the node stops or (if asked) when the leader is gone for long.
+/// Ends `answers` with a status when the node stops, or when the leader has been gone for too long
+/// and `must_have_leader` is set.
 pub(crate) fn guard<T: Send + 'static>(
     context: &Context,
     answers: Answers<T>,
@@ -47,11 +48,12 @@ pub(crate) async fn reason_to_end(context: Context, must_have_leader: bool) -> F
     }
 }
 
-/// Waits until there was no leader for long. The hub looks, once for all streams.
+/// Waits until there has been no leader for too long. The hub watches for that once for all
+/// streams.
 async fn leader_is_gone(context: &Context) {
     let mut leaderless = context.node.watch().leaderless();
     if leaderless.wait_for(|is_gone| *is_gone).await.is_err() {
-        // The hub goes with the node, which says so first.
+        // The hub was dropped with the node; the node reports that it stops by itself.
         std::future::pending::<()>().await;
     }
 }

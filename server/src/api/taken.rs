@@ -1,7 +1,7 @@
-//! Streams that hold something others need: they go on while their client takes what they yield.
+//! Ends response streams that hold shared resources if their client stops reading.
 //!
-//! A stream is asked for more only when its client has taken what it has, so one whose client stands still could not
-//! even end by itself. A task asks it instead.
+//! A response stream is polled only when the client has taken what was sent, so while the client
+//! stands still the stream cannot even end itself. Here a task polls the source instead.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -15,14 +15,14 @@ use tonic::Status;
 use crate::metrics::Answers;
 use crate::status;
 
-/// What waits for the client to take it.
+/// Answers buffered until the client takes them.
 const WAITING_MAX: usize = 4;
 
-/// What a client is handed; `None` is the end.
+/// An item on its way to the client; `None` is the end of the stream.
 type Handed<T> = Option<Result<T, Status>>;
 
-/// Hands on what `source` yields. If the client takes nothing for as long as `patience`, `source` is dropped, and
-/// the client finds an error behind what it was handed.
+/// Yields the items of `source`, polled by a task. If the client takes nothing for `patience`,
+/// `source` is dropped, and the client finds an error after the items that are buffered.
 pub(crate) fn patiently<T: Send + 'static>(
     source: impl Stream<Item = Result<T, Status>> + Send + 'static,
     patience: Duration,
@@ -79,11 +79,11 @@ mod tests {
 
     use super::*;
 
-    /// Longer than any test.
+    /// Longer than any test runs.
     const PATIENT: Duration = Duration::from_secs(3600);
     const IMPATIENT: Duration = Duration::from_millis(20);
 
-    /// Numbers from 0 on, and what they hold as long as they are there.
+    /// Numbers from 0 on; keeps `held` alive as long as the stream.
     fn numbers(held: Arc<()>) -> impl Stream<Item = Result<u32, Status>> + Send {
         stream::iter(0..).map(move |n| {
             let _held = &held;

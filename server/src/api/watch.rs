@@ -1,9 +1,9 @@
 //! etcd's Watch service: a [`WatchStream`] behind gRPC.
 //!
-//! Written by hand instead of on the generated trait, because answers leave the stream as finished
-//! bytes, many in one frame: the generated service would encode every event once per watcher. The body
-//! of the response *is* the stream: the connection polls it when it takes more bytes, so a client that
-//! does not read stops its own stream and nothing else.
+//! Written by hand instead of with the generated trait, because answers leave the stream as encoded
+//! bytes, many in one frame: the generated service would encode each event once per watcher. The
+//! response body *is* the stream: the connection polls it when it can take more bytes, so a client
+//! that does not read stops only its own stream.
 
 use std::convert::Infallible;
 use std::pin::Pin;
@@ -32,20 +32,21 @@ use crate::metrics::{Calls, OpenCall, is_failure};
 use crate::status::{self, Fault, too_large_as_in_go};
 use crate::watch::{Connection, Hub, Output, WatchStream};
 
-/// Requests handled before answers and events get their turn.
+/// Most requests handled before answers and events get their turn.
 const REQUESTS_MAX: usize = 64;
-/// Where a request is put together, for as long as the stream lives; larger ones make it grow.
+/// Initial buffer for decoding requests, kept as long as the stream lives; larger requests make it
+/// grow.
 const REQUEST_BUFFER: usize = 256;
-/// Share of the progress interval by which streams differ, so that they do not report all at once.
+/// Share of the progress interval by which streams vary it, so that they do not all report at once.
 const JITTER: f64 = 0.1;
 const PATH: &str = "/etcdserverpb.Watch/Watch";
 
-/// What the service is told by the configuration.
+/// Settings of the service.
 #[derive(Clone, Copy, Debug)]
 pub struct WatchSettings {
-    /// Largest request, gRPC's overhead included.
+    /// Largest request in bytes, including gRPC's overhead.
     pub receive_bytes_max: usize,
-    /// About how often idle watchers that asked for it hear of progress.
+    /// About how often idle watchers that asked for progress notifications get one.
     pub progress_interval: Duration,
 }
 
@@ -58,7 +59,7 @@ pub struct WatchService {
     auth: Option<Arc<Auth>>,
 }
 
-/// What the service counts.
+/// Metrics of the service.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct WatchCounts {
     pub(crate) calls: Arc<Calls>,
@@ -75,12 +76,12 @@ impl WatchService {
         WatchService { hub, settings, counts: WatchCounts::default(), auth: None }
     }
 
-    /// Counts by `counts` from now on.
+    /// Uses `counts` from now on.
     pub(crate) fn counted(self, counts: WatchCounts) -> Self {
         WatchService { counts, ..self }
     }
 
-    /// Checks the rights of clients by `auth` from now on.
+    /// Checks the rights of clients with `auth` from now on.
     pub(crate) fn guarded(self, auth: Arc<Auth>) -> Self {
         WatchService { auth: Some(auth), ..self }
     }
@@ -134,7 +135,7 @@ impl WatchService {
     }
 }
 
-/// How requests are compressed, by the rules of the other services.
+/// Compression of the requests, by the same rules as in the other services.
 fn encoding(headers: &HeaderMap) -> Result<Option<CompressionEncoding>, Status> {
     match headers.get("grpc-encoding").map(HeaderValue::as_bytes) {
         None | Some(b"identity") => Ok(None),
@@ -146,12 +147,12 @@ fn encoding(headers: &HeaderMap) -> Result<Option<CompressionEncoding>, Status> 
     }
 }
 
-/// Waits until the leader is gone for too long.
+/// Waits until the leader has been gone for too long.
 fn leader_lost(hub: &Hub) -> BoxFuture<'static, ()> {
     let mut leaderless = hub.leaderless();
     Box::pin(async move {
         if leaderless.wait_for(|is_gone| *is_gone).await.is_err() {
-            // The hub is gone; the stream hears that from it.
+            // The hub is gone; the stream learns that by itself.
             std::future::pending::<()>().await;
         }
     })
@@ -179,17 +180,17 @@ where
     }
 }
 
-/// The response body: polled by the connection whenever it takes more bytes.
+/// The response body: polled by the connection whenever it can take more bytes.
 struct WatchBody {
     stream: WatchStream,
-    /// `None` once the client has said its last; its watchers go on.
+    /// `None` once the client has closed its side of the stream; its watchers go on.
     requests: Option<Streaming<WatchRequest>>,
     output: Output,
     interval: Duration,
-    /// Runs while a watcher wants progress notices.
+    /// Runs while a watcher wants progress notifications.
     tick: Option<Pin<Box<Sleep>>>,
     leader_lost: Option<BoxFuture<'static, ()>>,
-    /// Rights of the watchers may have changed; the stream looks for itself.
+    /// Signals that rights may have changed; the stream then checks its watchers.
     rights_changes: Option<tokio_stream::wrappers::WatchStream<AuthHead>>,
     call: OpenCall,
     events: Counter,
@@ -198,7 +199,7 @@ struct WatchBody {
 }
 
 impl WatchBody {
-    /// Handles what the client asks; gives the reason if the stream has to end.
+    /// Handles pending requests; returns the reason if the stream has to end.
     fn poll_requests(&mut self, cx: &mut Context<'_>) -> Result<(), Status> {
         for _ in 0..REQUESTS_MAX {
             let Some(requests) = &mut self.requests else { return Ok(()) };
@@ -217,7 +218,7 @@ impl WatchBody {
                 }
             }
         }
-        // More may have come already, and nobody would tell.
+        // More requests may be ready already, and nothing else would wake this task.
         cx.waker().wake_by_ref();
         Ok(())
     }
@@ -232,7 +233,7 @@ impl WatchBody {
         if tick.as_mut().poll(cx).is_ready() {
             self.stream.tick();
             self.tick = None;
-            // Polls the new timer, or drops it if nobody wants ticks any more.
+            // Polls the new timer, or drops it if no watcher wants ticks any more.
             cx.waker().wake_by_ref();
         }
     }
@@ -243,13 +244,13 @@ impl WatchBody {
         if is_lost { Err(Fault::NoLeader.into()) } else { Ok(()) }
     }
 
-    /// Asks to be woken when rights change.
+    /// Registers to be woken when rights change.
     fn poll_rights(&mut self, cx: &mut Context<'_>) {
         let Some(changes) = &mut self.rights_changes else { return };
         while let Poll::Ready(Some(_)) = Pin::new(&mut *changes).poll_next(cx) {}
     }
 
-    /// Fills the output; gives the reason if the stream has to end.
+    /// Fills the output; returns the reason if the stream has to end.
     fn poll_output(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Status>> {
         self.poll_leader(cx)?;
         self.poll_rights(cx);
@@ -285,7 +286,7 @@ impl http_body::Body for WatchBody {
         if body.output.is_empty()
             && let Err(status) = ready!(body.poll_output(cx))
         {
-            // Answers to requests before the one that ended the stream are lost with it, as in etcd.
+            // As in etcd, pending answers to earlier requests are lost with the stream.
             return Poll::Ready(Some(Ok(body.finish(&status))));
         }
         let written = body.output.take_written();

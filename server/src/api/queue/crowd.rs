@@ -1,5 +1,6 @@
-//! Who on this member waits behind others, so that newcomers know whether they are expected, and behind whom
-//! they need not look.
+//! Counts the waiters of this member per queue, and remembers how much of a queue is known to hold
+//! only places. A newcomer learns from that how soon it has to be in the queue, and which part of
+//! it need not be read.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -9,21 +10,22 @@ use parking_lot::Mutex;
 
 use crate::propose::Haste;
 
-/// Those who wait behind others, by what they wait for.
+/// The waiters of this member, by the key prefix of their queue.
 #[derive(Debug, Default)]
 pub(super) struct Crowd {
     behind: Mutex<HashMap<Bytes, Waiting>>,
 }
 
-/// Those who wait for the same.
+/// The waiters of one queue.
 #[derive(Debug, Default)]
 struct Waiting {
     count: usize,
-    /// Fence of the last of them before whom only places stood; 0: of none that is known.
+    /// Highest create revision of a place that is known to have only places before it; 0 if none is
+    /// known.
     behind_places: i64,
 }
 
-/// One of them, until dropped.
+/// Counts as one waiter until dropped.
 #[derive(Debug)]
 pub(super) struct Behind {
     crowd: Arc<Crowd>,
@@ -31,18 +33,19 @@ pub(super) struct Behind {
 }
 
 impl Crowd {
-    /// How soon whoever enters the queue of `prefix` has to be in it.
+    /// How soon a newcomer to the queue of `prefix` has to be in it.
     pub(super) fn haste(&self, prefix: &Bytes) -> Haste {
         Haste::behind(self.behind.lock().get(prefix).map_or(0, |waiting| waiting.count))
     }
 
-    /// Fence of the last one in the queue of `prefix` who waits behind places alone, if any is known to.
+    /// Highest create revision of a waiter in the queue of `prefix` that is known to be behind
+    /// places only.
     pub(super) fn behind_places(&self, prefix: &Bytes) -> Option<i64> {
         let known = self.behind.lock().get(prefix)?.behind_places;
         (known > 0).then_some(known)
     }
 
-    /// Counts one who waits behind others in the queue of `prefix`.
+    /// Adds a waiter that is behind others in the queue of `prefix`.
     pub(super) fn join(self: &Arc<Self>, prefix: &Bytes) -> Behind {
         self.behind.lock().entry(prefix.clone()).or_default().count += 1;
         Behind { crowd: Arc::clone(self), prefix: prefix.clone() }
@@ -50,7 +53,7 @@ impl Crowd {
 }
 
 impl Behind {
-    /// Tells newcomers that only places stood before the place with this fence.
+    /// Records that the place created at revision `fence` has only places before it.
     pub(super) fn are_places(&self, fence: i64) {
         if let Some(waiting) = self.crowd.behind.lock().get_mut(&self.prefix) {
             waiting.behind_places = waiting.behind_places.max(fence);

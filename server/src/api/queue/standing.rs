@@ -1,8 +1,9 @@
-//! What a contender stands behind.
+//! Finds which key a contender waits for.
 //!
-//! Every key below the name counts, as in etcd's recipe. A look at all of them is rarely needed: behind places alone, the
-//! beginning of the queue tells; and whoever comes after one that is known to be behind places alone looks at
-//! what came since.
+//! In etcd's recipe every key under the name counts, which would mean reading all of them. That is
+//! rarely needed. If only places (keys of the form that locks and elections write) precede the
+//! contender, the head of the queue is enough. If an earlier waiter is known to be behind places
+//! only, just the keys created since are read.
 
 use bytes::Bytes;
 use conclave_state_machine::command::Range;
@@ -14,32 +15,32 @@ use super::{Place, Queue, end_of};
 use crate::api::kv::{off_thread, read, read_off_thread};
 use crate::status;
 
-/// Contenders that are looked at without changing threads.
+/// Most contenders that are read on the calling thread.
 const SHORT_QUEUE_MAX: usize = 256;
 
-/// How a contender stands.
+/// Where a contender is in its queue.
 pub(super) enum Standing {
     First,
-    /// Behind `before`, the nearest.
+    /// Behind others; `before` is the key just before it.
     Behind {
         before: Bytes,
         others: Others,
     },
-    /// Its key is gone.
+    /// The contender's key is gone.
     Lost,
 }
 
-/// What stands before a contender.
+/// What is before a contender.
 pub(super) enum Others {
-    /// Places alone.
+    /// Only places.
     Places,
-    /// So many keys, whatever they are.
+    /// This many keys of any kind.
     Keys(usize),
 }
 
 impl Queue {
-    /// How the owner of `place` stands, and the revision at which that is so. `is_behind_places`: it was
-    /// behind places alone.
+    /// Where the owner of `place` is in the queue, and at which revision. `is_behind_places`: it is
+    /// known that only places were before it.
     pub(super) async fn stand(
         &self,
         place: &Place,
@@ -54,8 +55,8 @@ impl Queue {
         self.look(place).await
     }
 
-    /// What the owner of `place` is behind, and the revision at which that is so, if only places came since one was looked
-    /// at that somebody waits in.
+    /// The key just before `place` and the revision of that answer, if only places were created
+    /// between a waiter known to be behind places only and `place`. `None` if that is not known.
     fn behind_places(&self, place: &Place) -> Result<Option<(Bytes, i64)>, Status> {
         let Some(known) = self.crowd.behind_places(&place.prefix) else { return Ok(None) };
         self.context().auth.check_by_name(&place.caller, &place.wanted())?;
@@ -64,7 +65,7 @@ impl Queue {
         behind.map_err(|error| status::from_read(&error))
     }
 
-    /// How the owner of `place` stands by its key, and the revision at which that is so.
+    /// Where the owner of `place` is, by reading the keys of the queue, and at which revision.
     async fn look(&self, place: &Place) -> Result<(Standing, i64), Status> {
         self.context().auth.check_by_name(&place.caller, &place.wanted())?;
         let short = Range {
@@ -83,8 +84,8 @@ impl Queue {
         Ok((place.standing(found.kvs), revision))
     }
 
-    /// Whether nothing but places stands before `place`, of the `keys` that were found there: nothing else
-    /// comes there any more. Only fewer can be found than there were.
+    /// Whether all the `keys` keys found before `place` are places. Nothing can be added before it,
+    /// only removed, so a count of places equal to `keys` means that there was nothing else.
     pub(super) async fn are_places(&self, place: &Place, keys: usize) -> Result<bool, Status> {
         let (reader, fence) = (self.context().node.reader().clone(), place.create_revision);
         let key = place.key.clone();
@@ -92,13 +93,14 @@ impl Queue {
             Some(name) => queue::ahead(&reader, name, fence, keys),
             None => Ok(0),
         };
-        // However few stand there, many may have left since the front one came.
+        // Not on this thread: even if few places are left, the scan may pass many that were
+        // deleted.
         let ahead = off_thread(count).await?;
         Ok(ahead.map_err(|halt| status::internal(&halt))? == keys)
     }
 
-    /// The revision as of which the owner of `place` is first, if it was behind places alone and nothing but
-    /// the beginning of the queue has to be looked at for that.
+    /// The revision at which the owner of `place` is first, if it is. Needs only the head of the
+    /// queue, so it is valid only for a contender that was behind places only.
     fn first_since(&self, place: &Place) -> Result<Option<i64>, Status> {
         self.context().auth.check_by_name(&place.caller, &place.wanted())?;
         let reader = self.context().node.reader();

@@ -1,4 +1,4 @@
-//! Waiting for one's turn.
+//! Waits for a contender's turn.
 
 use std::sync::Arc;
 
@@ -8,7 +8,8 @@ use super::standing::{Others, Standing};
 use super::{Place, Queue};
 use crate::status;
 
-/// Somebody in the queue. Gives the place up when dropped, unless the lease had it before.
+/// A contender in the queue. If dropped while it waits, it gives up its place, unless its lease was
+/// in the queue before this call.
 pub(in crate::api) struct Waiter {
     queue: Arc<Queue>,
     place: Place,
@@ -16,7 +17,7 @@ pub(in crate::api) struct Waiter {
 }
 
 impl Waiter {
-    /// One who has entered the queue at `place`.
+    /// A contender that entered the queue at `place`.
     pub(in crate::api) fn new(queue: Arc<Queue>, place: Place) -> Self {
         Self { queue, gives_up: place.found.is_none(), place }
     }
@@ -25,8 +26,8 @@ impl Waiter {
         &self.place
     }
 
-    /// Waits until nobody is in front; returns the place and the revision at which it was first.
-    /// Fails with `lost` as soon as the key or its lease is gone. Gives the place up when dropped meanwhile.
+    /// Waits until nobody is ahead; returns the place and the revision at which it became first.
+    /// Fails with `lost` as soon as the key or its lease is gone.
     pub(in crate::api) async fn first(
         mut self,
         lost: &'static str,
@@ -35,7 +36,7 @@ impl Waiter {
         let (mut waits, mut is_behind_places) = (None, false);
         loop {
             let (standing, revision) = self.queue.stand(&self.place, is_behind_places).await?;
-            // Whose key was created just now had its lease in that very revision.
+            // A key created just now has its lease: the same revision attached it.
             let is_new = waits.is_none() && self.place.found.is_none();
             let has_lease = matches!(standing, Standing::First) && is_new
                 || self.queue.has_lease(&self.place)?;
@@ -67,7 +68,8 @@ impl Waiter {
                     let (auth, wanted) = (&self.queue.context().auth, self.place.wanted());
                     tokio::select! {
                         gone = self.queue.deletion(keys, revision + 1) => gone?,
-                        // Else it would stand in the way of others until its turn.
+                        // Without the right it could not hold the name, and would only delay those
+                        // behind it.
                         status = auth.revoked(&self.place.caller, &wanted) => return Err(status),
                     }
                 }
