@@ -197,7 +197,8 @@ pub enum CompareResult {
     Less,
     /// Stored field differs.
     NotEqual,
-    /// A number that etcd does not know either. There such a compare always holds.
+    /// A number that etcd does not know either. As there, such a compare holds wherever it is
+    /// evaluated, which a value compare of a missing key is not.
     Unknown,
 }
 
