@@ -1,4 +1,5 @@
-//! How the load generator gets in: TLS for `https://` endpoints, and the token of a user. Options have etcdctl's names.
+//! Access of the load generator to servers: TLS for `https://` endpoints, and the token of a user.
+//! The options have etcdctl's names.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -13,7 +14,7 @@ use http::HeaderValue;
 
 use crate::connection::Connection;
 
-/// What each connection of a run presents; nothing by default.
+/// TLS settings and token for each connection of a run; none by default.
 #[derive(Clone, Default)]
 pub struct Access {
     pub(crate) tls: Option<Arc<Followed<ClientTls>>>,
@@ -22,25 +23,25 @@ pub struct Access {
 
 impl fmt::Debug for Access {
     fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Neither keys nor tokens.
+        // Prints neither keys nor tokens.
         let mut fields = formatter.debug_struct("Access");
         fields.field("tls", &self.tls.is_some()).field("token", &self.token.is_some()).finish()
     }
 }
 
 impl Access {
-    /// TLS as the files say.
+    /// Access with TLS, from the files of `client`.
     ///
     /// # Errors
-    /// If a file cannot be used.
+    /// If a file cannot be read or is invalid.
     pub fn by_tls(client: Client) -> Result<Self> {
         Ok(Self { tls: Some(Arc::new(client.follow()?)), token: None })
     }
 
-    /// The same with the token that `user`'s password is worth at `endpoint`.
+    /// Adds the token that `endpoint` issues for `user`'s password.
     ///
     /// # Errors
-    /// If the endpoint cannot be reached or refuses the password.
+    /// If the endpoint cannot be reached or rejects the password.
     pub async fn log_in(self, endpoint: &str, user: &User) -> Result<Self> {
         let connection = Connection::open_by(endpoint, &self).await?;
         let origin = connection.origin();
@@ -48,13 +49,14 @@ impl Access {
             AuthenticateRequest { name: user.name.clone(), password: user.password.clone() };
         let answer = AuthClient::with_origin(connection, origin).authenticate(request).await;
         let token = answer.with_context(|| format!("log in as {}", user.name))?.into_inner().token;
-        // As Go's client of etcd: HTTP/2 sends it once for each connection, and a number after that.
+        // Like etcd's Go client: a header value, which HTTP/2 sends once per connection and then
+        // refers to by index.
         let token = HeaderValue::from_str(&token).context("a token without line breaks")?;
         Ok(Self { token: Some(token), ..self })
     }
 }
 
-/// A name and its password.
+/// A user name and its password.
 #[derive(Clone)]
 pub struct User {
     pub(crate) name: String,
@@ -72,7 +74,7 @@ impl User {
         Self { name: name.to_owned(), password: password.to_owned() }
     }
 
-    /// Reads `NAME:PASSWORD`; the password may hold colons.
+    /// Parses `NAME:PASSWORD`; the password may contain colons.
     fn parse(text: &str) -> Result<Self, String> {
         match text.split_once(':') {
             Some((name, password)) if !name.is_empty() => Ok(Self::new(name, password)),
@@ -81,7 +83,7 @@ impl User {
     }
 }
 
-/// The options of a run against a server that asks who calls.
+/// Options for servers with authentication or TLS.
 #[derive(Clone, Debug, Args)]
 pub struct AccessOptions {
     /// Call as this user, `NAME:PASSWORD`; one token serves all connections.
@@ -99,10 +101,11 @@ pub struct AccessOptions {
 }
 
 impl AccessOptions {
-    /// Reads the files if an endpoint speaks TLS, and logs in at the first endpoint if there is a user.
+    /// Reads the files if an endpoint uses TLS, and logs in at the first endpoint if there is a
+    /// user.
     ///
     /// # Errors
-    /// If a file cannot be used or the user is refused.
+    /// If a file cannot be used or the user is rejected.
     pub fn open(self, endpoints: &[String]) -> Result<Access> {
         let mut access = Access::default();
         if endpoints.iter().any(|endpoint| endpoint.starts_with("https://")) {

@@ -1,11 +1,12 @@
-//! An authority and one certificate for loopback, made for a measurement and removed with its directory.
+//! An authority and one certificate for loopback, created for a measurement and removed with its
+//! directory.
 
 use std::path::{Path, PathBuf};
 
 use conclave_testing::authority::{Authority, Files, Wish};
 use conclave_transport::{Client, Pair, Verification};
 
-/// The files; servers, peers and the generator present the same certificate.
+/// Paths of the files; servers, peers and the generator present the same certificate.
 #[derive(Clone, Debug)]
 pub struct Certificates {
     ca: PathBuf,
@@ -14,7 +15,7 @@ pub struct Certificates {
 }
 
 impl Certificates {
-    /// Makes them in `dir`; without a name, which would be the user of who presents it.
+    /// Creates them in `dir`. The common name is empty, because it would be taken for a user name.
     #[must_use]
     pub fn create(dir: &Path) -> Self {
         let authority = Authority::new("conclave-bench authority");
@@ -23,7 +24,7 @@ impl Certificates {
         Self { ca: authority.write(&dir.join("ca.pem")), cert, key }
     }
 
-    /// Flags with which a server asks for certificates on both its ports.
+    /// Server flags that require certificates on both ports.
     #[must_use]
     pub fn flags(&self) -> Vec<String> {
         let path = |path: &Path| path.display().to_string();
@@ -37,7 +38,7 @@ impl Certificates {
         flags
     }
 
-    /// How to connect to such servers.
+    /// TLS settings for connecting to such servers.
     #[must_use]
     pub fn client(&self) -> Client {
         let identity = Pair { cert: self.cert.clone(), key: self.key.clone() };

@@ -1,7 +1,9 @@
-//! Three (or more) real nodes on loopback: started, killed, paused and restarted by pid, never by name.
+//! Three (or more) real nodes on loopback, which are started, killed, paused and restarted by pid,
+//! never by name.
 //!
-//! Works for any program that takes etcd's flags, so that ours and the reference run under the same harness.
-//! Each child is tied to this process (`setpriv --pdeathsig`): an aborted run leaves nothing behind.
+//! Works for any program that takes etcd's flags, so ours and the reference run under the same
+//! harness. Each child is tied to this process (`setpriv --pdeathsig`), so an aborted run leaves
+//! nothing behind.
 
 use std::fs::File;
 use std::os::unix::process::ExitStatusExt as _;
@@ -17,7 +19,7 @@ use conclave_testing::port::free_port;
 const SIGTERM: i32 = 15;
 const EXIT_POLL: Duration = Duration::from_millis(5);
 
-/// A server program and the arguments that go before and after the cluster's own flags.
+/// A server program, and the arguments before and after the cluster's own flags.
 #[derive(Clone, Debug)]
 pub struct Program {
     /// Path of the executable.
@@ -53,7 +55,7 @@ impl Program {
         Self { is_tls: true, ..self.with_flags(flags) }
     }
 
-    /// Whether a program that was asked to end (SIGTERM) may end so: with code 0; etcd dies of the signal.
+    /// Whether this is a good exit after SIGTERM: with code 0, or for etcd also by the signal.
     fn ends_well_with(&self, status: ExitStatus) -> bool {
         let is_ours = !self.verb.is_empty();
         status.success() || (!is_ours && status.signal() == Some(SIGTERM))
@@ -64,14 +66,14 @@ impl Program {
     }
 }
 
-/// One node: its addresses, its directory and, while it runs, its process.
+/// One node: its addresses, its directory, and its process while it runs.
 #[derive(Debug)]
 pub struct Node {
     name: String,
     scheme: &'static str,
     client_port: u16,
     peer_port: u16,
-    /// Where the others are told to find it: its peer port, or whoever stands before that.
+    /// Port under which the others reach it: its peer port, or that of a proxy in front of it.
     advertised_port: u16,
     data_dir: PathBuf,
     log_path: PathBuf,
@@ -80,7 +82,7 @@ pub struct Node {
 }
 
 impl Node {
-    /// `http://127.0.0.1:PORT` of the client port, `https:` with TLS.
+    /// `http://127.0.0.1:PORT` of the client port; `https:` with TLS.
     #[must_use]
     pub fn endpoint(&self) -> String {
         format!("{}://127.0.0.1:{}", self.scheme, self.client_port)
@@ -110,7 +112,7 @@ impl Node {
         self.is_paused
     }
 
-    /// Where the node keeps its data.
+    /// Data directory of the node.
     #[must_use]
     pub fn data_dir(&self) -> &Path {
         &self.data_dir
@@ -123,18 +125,19 @@ impl Node {
     }
 }
 
-/// Process ids of the nodes as they were started last, for whoever has to tell the nodes apart; clones are the same.
+/// Process ids of the nodes as last started, for tests that have to tell the nodes apart. Clones
+/// share them.
 #[derive(Clone, Debug, Default)]
 pub struct Pids(Arc<Mutex<Vec<Option<u32>>>>);
 
 impl Pids {
-    /// Of so many nodes, none of which was started.
+    /// Ids for `size` nodes, none of which has been started.
     #[must_use]
     pub fn new(size: usize) -> Self {
         Self(Arc::new(Mutex::new(vec![None; size])))
     }
 
-    /// Node `index` is this process now.
+    /// Records the process of node `index`.
     ///
     /// # Panics
     /// If there is no such node.
@@ -142,14 +145,14 @@ impl Pids {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)[index] = Some(pid);
     }
 
-    /// All of them, in the order of the nodes; `None` for one that was never started.
+    /// All process ids, in the order of the nodes; `None` for a node that was never started.
     #[must_use]
     pub fn all(&self) -> Vec<Option<u32>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
-/// Nodes of one program that form one cluster.
+/// The nodes of one cluster, all running the same program.
 #[derive(Debug)]
 pub struct Cluster {
     program: Program,
@@ -162,7 +165,7 @@ impl Cluster {
     /// Chooses free ports and directories below `dir` for `size` nodes; starts nothing.
     ///
     /// # Errors
-    /// If the directories cannot be made.
+    /// If the directories cannot be created.
     pub fn create(program: Program, dir: &Path, size: usize) -> Result<Self> {
         let ports: Vec<u16> = (0..size * 2).map(|_| free_port()).collect();
         let mut nodes = Vec::with_capacity(size);
@@ -186,11 +189,11 @@ impl Cluster {
         Ok(Self { program, nodes, token, started: Pids::new(size) })
     }
 
-    /// Lets the nodes, none of which was started yet, find each other at these ports: of whoever stands before
-    /// their peer ports.
+    /// Sets the ports under which the nodes reach each other: those of proxies in front of their
+    /// peer ports. Call it before any node is started.
     ///
     /// # Panics
-    /// If there is not one port for each node.
+    /// If there is not exactly one port per node.
     pub fn advertise(&mut self, ports: &[u16]) {
         assert_eq!(ports.len(), self.nodes.len(), "one port for each node");
         for (node, &port) in self.nodes.iter_mut().zip(ports) {
@@ -198,7 +201,7 @@ impl Cluster {
         }
     }
 
-    /// Which process each node is, also after further starts.
+    /// The process ids of the nodes, kept up to date after further starts.
     #[must_use]
     pub fn started(&self) -> Pids {
         self.started.clone()
@@ -228,7 +231,7 @@ impl Cluster {
         self.nodes.iter().filter_map(Node::pid).collect()
     }
 
-    /// Starts every node that does not run.
+    /// Starts every node that is not running.
     ///
     /// # Errors
     /// If a process cannot be started.
@@ -236,7 +239,7 @@ impl Cluster {
         (0..self.nodes.len()).try_for_each(|index| self.start(index))
     }
 
-    /// Starts one node; nothing happens if it runs already.
+    /// Starts one node; does nothing if it is running.
     ///
     /// # Errors
     /// If the process cannot be started.
@@ -245,7 +248,7 @@ impl Cluster {
         self.start_as(index, &program)
     }
 
-    /// Starts one node by another program, such as a tracer around the usual one.
+    /// Starts one node with another program, such as a tracer around the usual one.
     ///
     /// # Errors
     /// If the process cannot be started.
@@ -286,7 +289,7 @@ impl Cluster {
         command
     }
 
-    /// Ends one node at once (SIGKILL) and reaps it.
+    /// Kills one node (SIGKILL) and reaps it.
     ///
     /// # Errors
     /// If the signal cannot be sent or the exit cannot be read.
@@ -299,7 +302,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Kills several nodes as nearly at the same moment as possible, then reaps them.
+    /// Kills several nodes as nearly at the same time as possible, then reaps them.
     ///
     /// # Errors
     /// If a signal cannot be sent.
@@ -312,11 +315,11 @@ impl Cluster {
         indexes.iter().try_for_each(|&index| self.kill(index))
     }
 
-    /// Asks one node to end (SIGTERM) and waits.
+    /// Asks one node to end (SIGTERM) and waits for it.
     ///
     /// # Errors
-    /// If it does not end within `patience` (it is killed then), or not with code 0; a program of somebody else's may
-    /// also end by the signal that it was sent.
+    /// If it does not end within `patience` (it is killed then), or not with code 0; etcd may also
+    /// end by the signal.
     pub fn terminate(&mut self, index: usize, patience: Duration) -> Result<()> {
         let Some(pid) = self.nodes[index].pid() else { return Ok(()) };
         signal("TERM", pid)?;
@@ -331,7 +334,7 @@ impl Cluster {
     /// Waits until one node ends; `None` if it still runs after `patience`.
     ///
     /// # Errors
-    /// If it does not run, or its state cannot be read.
+    /// If it is not running, or its state cannot be read.
     pub fn wait_for_end(&mut self, index: usize, patience: Duration) -> Result<Option<ExitStatus>> {
         let deadline = Instant::now() + patience;
         while Instant::now() < deadline {
@@ -369,7 +372,8 @@ impl Cluster {
         Ok(())
     }
 
-    /// Nodes that ended on their own, with the way they ended. They count as not running afterwards.
+    /// Returns the nodes that ended by themselves, with their exit status. They count as not
+    /// running afterwards.
     ///
     /// # Errors
     /// If the state of a process cannot be read.
@@ -396,7 +400,7 @@ impl Drop for Cluster {
 }
 
 fn signal(name: &str, pid: u32) -> Result<()> {
-    // A program rather than libc::kill: this workspace has no unsafe code.
+    // Runs a program instead of calling libc::kill, because this workspace has no unsafe code.
     let status = Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status()?;
     ensure!(status.success(), "kill -{name} {pid}: {status}");
     Ok(())
@@ -409,7 +413,7 @@ mod tests {
     #[test]
     fn ours_ends_with_0_and_etcd_also_by_the_signal() {
         let [ours, etcd] = ["/bin/conclave", "/bin/etcd"].map(|path| Program::new(path.as_ref()));
-        // As wait(2) has it: the signal, or the code in the second byte.
+        // Encoded as by wait(2): the signal, or the exit code in the second byte.
         for (status, expected) in [(0, (true, true)), (SIGTERM, (false, true))] {
             let status = ExitStatus::from_raw(status);
             assert_eq!((ours.ends_well_with(status), etcd.ends_well_with(status)), expected);

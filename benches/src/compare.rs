@@ -1,4 +1,5 @@
-//! Ours and the reference side by side: the same load on three nodes each, in turn, never both up at once.
+//! Compares our server with the reference: the same load on three nodes each, in turn, never both
+//! running at once.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
@@ -21,7 +22,7 @@ use crate::table::Table;
 pub(crate) const NODES: usize = 3;
 const STOP_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Who is measured.
+/// A server to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
 pub enum Side {
     /// Our server.
@@ -99,7 +100,7 @@ impl Comparison {
         Program::new(path).with_flags(&flags)
     }
 
-    /// A fresh cluster of one side, below a directory of its own.
+    /// Starts a new cluster of one side in a directory of its own.
     pub(crate) fn cluster(&self, side: Side) -> Result<(Cluster, Scratch)> {
         let scratch = Scratch::create(&self.dir)?;
         let mut cluster = Cluster::create(self.program(side), scratch.path(), NODES)?;
@@ -115,7 +116,7 @@ impl Comparison {
     }
 }
 
-/// A directory that is removed when the measurement is over.
+/// A directory that is removed after the measurement.
 #[derive(Debug)]
 pub(crate) struct Scratch(PathBuf);
 
@@ -180,7 +181,7 @@ pub fn run(comparison: &Comparison, out: &mut impl Write) -> Result<()> {
     Ok(())
 }
 
-/// One workload on one side, on a fresh cluster; `None` if the side cannot do it.
+/// Runs one workload on one side, on a new cluster; `None` if the side does not support it.
 fn one(comparison: &Comparison, side: Side, workload: Workload) -> Result<Option<Report>> {
     if side == Side::Noop {
         return noop(comparison, workload);
@@ -191,7 +192,7 @@ fn one(comparison: &Comparison, side: Side, workload: Workload) -> Result<Option
     let report = runner::run(workload, &comparison.load, &target)
         .with_context(|| format!("{} on {side:?}", workload.name()))?;
     for node in 0..NODES {
-        // A server that cannot stop is worth a word, not the measurement.
+        // A server that does not stop is reported, but does not invalidate the measurement.
         if let Err(error) = cluster.terminate(node, STOP_TIMEOUT) {
             eprintln!("{error:#}");
         }

@@ -1,7 +1,7 @@
 //! One HTTP/2 connection as a tonic transport, without tonic's channel around it.
 //!
-//! The load generator shares its cores with the servers it measures; the channel's buffer task, reconnect and
-//! layers would cost about as much per request as the server under test.
+//! The load generator shares its cores with the servers it measures. The channel's buffer task,
+//! reconnects and layers would cost about as much per request as the server under test.
 
 use std::pin::Pin;
 use std::task::{Context, Poll};
@@ -23,7 +23,7 @@ const STREAM_WINDOW_BYTES: u32 = 4 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 16 << 20;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Where etcd looks for a token.
+/// Name of the header in which etcd expects a token.
 const TOKEN: &str = "token";
 
 /// A cheap handle on one connection; clones share it.
@@ -35,7 +35,7 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Connects to `endpoint` (`http://host:port`) as nobody.
+    /// Connects to `endpoint` (`http://host:port`) without authentication.
     ///
     /// # Errors
     /// If the endpoint cannot be parsed or reached within five seconds.
@@ -52,11 +52,12 @@ impl Connection {
         Self::over(stream, origin, access).await
     }
 
-    /// As [`Connection::open_by`], for many clients that send when their answers come: what they send together
-    /// leaves together. Whoever shares the thread with other work would send later.
+    /// As [`Connection::open_by`], for many clients that send when their answers arrive: what they
+    /// send together is written together. Only for a thread without other work, which would delay
+    /// the write.
     ///
     /// # Errors
-    /// As [`Connection::open_by`].
+    /// Those of [`Connection::open_by`].
     pub async fn open_gathered(endpoint: &str, access: &Access) -> Result<Self> {
         let (stream, origin) = Self::stream(endpoint, access).await?;
         Self::over(Gather::new(stream), origin, access).await
@@ -81,12 +82,13 @@ impl Connection {
             .handshake(TokioIo::new(stream))
             .await
             .context("HTTP/2 handshake")?;
-        // The connection's end shows as an error of the requests on it.
+        // The end of the connection shows as an error of the requests on it.
         tokio::spawn(async move { driver.await.ok() });
         Ok(Self { sender, origin, token: access.token.clone() })
     }
 
-    /// The address requests are made for, as the generated clients' `with_origin` wants it.
+    /// The address that requests are made for, as required by `with_origin` of the generated
+    /// clients.
     #[must_use]
     pub fn origin(&self) -> Uri {
         self.origin.clone()

@@ -1,5 +1,5 @@
-//! Measurements that are not one steady load: many keys and a restart, the death of a leader, counted fdatasyncs,
-//! what a heartbeat costs.
+//! Measurements other than a steady load: many keys and a restart, the death of a leader, the
+//! number of fdatasyncs, the cost of a heartbeat.
 
 use std::fmt;
 use std::path::Path;
@@ -48,7 +48,7 @@ pub enum Drill {
     Heartbeats,
 }
 
-/// What a drill found.
+/// Result of a drill.
 #[derive(Clone, Debug, Serialize)]
 #[serde(untagged)]
 pub(crate) enum Finding {
@@ -71,7 +71,7 @@ pub(crate) enum Finding {
     Syncs {
         clients: usize,
         puts: u64,
-        /// Calls of each node.
+        /// Number of calls of each node.
         syncs: Vec<u64>,
     },
     Security(security::Finding),
@@ -79,7 +79,7 @@ pub(crate) enum Finding {
 }
 
 impl Finding {
-    /// What one side does for the same, as a multiple of the other; `None` where there is no one figure.
+    /// One side's result as a multiple of the other's; `None` if there is no single figure.
     pub(crate) fn times(&self, other: &Self) -> Option<String> {
         match (self, other) {
             (Self::Heartbeats(ours), Self::Heartbeats(theirs)) => {
@@ -106,7 +106,7 @@ pub(crate) fn run(drill: Drill, comparison: &Comparison, side: Side) -> Result<F
         Drill::Restart => on_cluster(&|cluster, dir| restart(cluster, comparison, dir)),
         Drill::Failover => on_cluster(&|cluster, _| failover(cluster, comparison.failovers)),
         Drill::Syncs => on_cluster(&|cluster, dir| syncs(cluster, &comparison.load, dir)),
-        // Every kind of protection has a cluster of its own.
+        // Every kind of protection gets its own cluster.
         Drill::Security => {
             let program = comparison.program(side);
             let (dir, load, rounds) = (&comparison.dir, &comparison.load, comparison.drill_rounds);
@@ -127,15 +127,15 @@ pub(crate) fn runtime() -> Result<tokio::runtime::Runtime> {
 /// Waits until every endpoint answers a linearizable read.
 ///
 /// # Errors
-/// If one does not in time.
+/// If an endpoint does not answer in time.
 pub(crate) fn wait_until_serving(endpoints: &[String]) -> Result<()> {
     wait_until_serving_by(endpoints, &Access::default())
 }
 
-/// The same where not everybody gets in.
+/// As [`wait_until_serving`], with `access`.
 ///
 /// # Errors
-/// If one does not in time.
+/// If an endpoint does not answer in time.
 pub(crate) fn wait_until_serving_by(endpoints: &[String], access: &Access) -> Result<()> {
     runtime()?.block_on(async {
         for endpoint in endpoints {
@@ -145,7 +145,7 @@ pub(crate) fn wait_until_serving_by(endpoints: &[String], access: &Access) -> Re
     })
 }
 
-/// Tries a linearizable read until it is answered.
+/// Repeats a linearizable read until it is answered.
 async fn first_read(endpoint: &str, access: &Access) -> Result<()> {
     let deadline = Instant::now() + READY_TIMEOUT;
     loop {
@@ -243,7 +243,7 @@ async fn put(endpoint: &str) -> Result<()> {
     Ok(())
 }
 
-/// Sends puts to the survivors, several in flight, until one is acknowledged.
+/// Sends puts to the surviving members, several in flight, until one is acknowledged.
 async fn next_write(survivors: &[String]) -> Result<()> {
     let deadline = Instant::now() + READY_TIMEOUT;
     let mut tasks = tokio::task::JoinSet::new();
@@ -294,7 +294,7 @@ fn syncs(cluster: &Cluster, load: &Load, dir: &Path) -> Result<Finding> {
     Ok(Finding::Syncs { clients: load.clients, puts: report.ops, syncs })
 }
 
-/// The calls in strace's summary: fourth column of the lines that name a call.
+/// Sums the calls in strace's summary: the fourth column of the lines that name a call.
 fn calls(summary: &str) -> u64 {
     let lines = summary.lines().filter(|line| line.ends_with("sync"));
     lines.filter_map(|line| line.split_whitespace().nth(3)?.parse::<u64>().ok()).sum()

@@ -1,7 +1,8 @@
-//! Runs clients for a warm-up and a measured window, closed or open loop, and keeps their latencies.
+//! Runs clients for a warm-up and a measured window, in a closed or open loop, and records their
+//! latencies.
 //!
-//! Open loop is safe against coordinated omission: a request that finds every client busy is counted from the
-//! moment it was planned for, not from the moment a client got to it.
+//! The open loop avoids coordinated omission: the latency of a request that finds every client busy
+//! counts from its planned time, not from when a client got to it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,12 +11,12 @@ use std::time::{Duration, Instant};
 use hdrhistogram::Histogram;
 use tonic::Status;
 
-/// Latencies are kept to three digits.
+/// Latencies are recorded with three significant digits.
 const SIGNIFICANT_DIGITS: u8 = 3;
-/// Errors whose texts are kept.
+/// Most error texts to keep.
 const ERROR_TEXTS_MAX: usize = 5;
 
-/// When the measured part of a run begins and ends.
+/// Start and end of the measured part of a run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Window {
     pub(crate) start: Instant,
@@ -29,7 +30,7 @@ impl Window {
     }
 }
 
-/// What one or more clients saw inside the window.
+/// What one or more clients measured inside the window.
 #[derive(Debug)]
 pub(crate) struct Tally {
     pub(crate) ops: u64,
@@ -51,7 +52,7 @@ impl Tally {
         self.latency_ns.record(nanos.max(1)).expect("invariant: the histogram resizes itself");
     }
 
-    /// A request that did `count` things at once.
+    /// Counts a request that did `count` operations.
     fn batch(&mut self, latency: Duration, count: u64) {
         self.success(latency);
         self.ops += count.saturating_sub(1);
@@ -73,7 +74,7 @@ impl Tally {
     }
 }
 
-/// Decides when each request begins.
+/// Decides when each request starts.
 #[derive(Clone, Debug)]
 pub(crate) struct Pace {
     window: Window,
@@ -88,13 +89,14 @@ struct Plan {
 }
 
 impl Pace {
-    /// `rate` requests per second over all clones, or as fast as answers come if it is 0.
+    /// `rate` requests per second over all clones; 0: as fast as answers arrive.
     pub(crate) fn new(window: Window, rate: f64) -> Self {
         let plan = |rate: f64| Arc::new(Plan { interval_ns: 1e9 / rate, next: AtomicU64::new(0) });
         Self { window, begin: Instant::now(), open: (rate > 0.0).then(|| plan(rate)) }
     }
 
-    /// Waits for the next request's turn; gives the moment its latency counts from, `None` when the run is over.
+    /// Waits until the next request is due. Returns the time from which its latency counts; `None`
+    /// when the run is over.
     pub(crate) async fn turn(&self) -> Option<Instant> {
         let now = Instant::now();
         if now >= self.window.end {
@@ -110,7 +112,7 @@ impl Pace {
             return Some(planned);
         }
         tokio::time::sleep_until(planned.into()).await;
-        // The timer ticks in milliseconds; its lateness is the generator's, not the server's.
+        // The timer ticks in milliseconds; its lateness is the generator's fault, not the server's.
         Some(Instant::now())
     }
 
@@ -124,7 +126,7 @@ pub(crate) trait Client: Send + 'static {
     /// Sends a request and waits for the answer.
     fn step(&mut self) -> impl Future<Output = Result<(), Status>> + Send;
 
-    /// How many operations one step is.
+    /// Number of operations in one step.
     fn operations(&self) -> u64 {
         1
     }
@@ -137,7 +139,8 @@ pub(crate) async fn run(mut client: impl Client, pace: Pace) -> Tally {
     while let Some(begin) = pace.turn().await {
         let result = client.step().await;
         let now = Instant::now();
-        // Whole requests only, judged by their end, so that rates do not depend on the latency.
+        // Only whole requests count, in the window in which they end, so that rates do not depend
+        // on the latency.
         let is_inside = now >= window.start && now < window.end;
         match result {
             Ok(()) if is_inside => tally.batch(now - begin, client.operations()),
@@ -175,14 +178,14 @@ mod tests {
         }
     }
 
-    /// The stall is over long before it ends, also on a machine that is busy with other things.
+    /// Much longer than the stall, even on a machine that is busy with other things.
     const WINDOW: Duration = Duration::from_secs(5);
 
     #[tokio::test]
     async fn open_loop_counts_a_stall_for_every_request_it_delayed() {
         let window = Window::after(Duration::ZERO, WINDOW);
         let tally = run(Stall { first: true }, Pace::new(window, 1000.0)).await;
-        // 200 requests were planned during the stall; half of those waited over 100 ms.
+        // 200 requests were planned during the stall; half of them waited for over 100 ms.
         let slow = tally.latency_ns.count_between(90_000_000, u64::MAX);
         assert!(slow >= 100, "{slow} slow requests of {}", tally.ops);
     }
@@ -200,7 +203,7 @@ mod tests {
         }
         let tally = run(Slow(Stall { first: true }), Pace::new(window, 0.0)).await;
         let slow = tally.latency_ns.count_between(150_000_000, u64::MAX);
-        // The machine may stall, too: but no two requests at the same time.
+        // The machine may stall, too, but not two requests at the same time.
         let slow_max = WINDOW.as_millis() / 150;
         assert!(slow >= 1 && u128::from(slow) <= slow_max, "{slow} slow requests");
     }

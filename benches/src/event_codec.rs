@@ -1,4 +1,5 @@
-//! Reads watch responses only as far as counting needs: whether it is a reply to a create, and how many events.
+//! Decodes watch responses only as far as counting needs: whether it answers a create, and how many
+//! events.
 //!
 //! A full decode would cost the generator more per event than a good server spends to send it.
 
@@ -14,13 +15,13 @@ const EVENTS_FIELD: u32 = 11;
 const EVENT_KV_FIELD: u32 = 2;
 const KV_VALUE_FIELD: u32 = 5;
 
-/// What counts of one watch response.
+/// What is counted of one watch response.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counted {
     pub(crate) is_created: bool,
     pub(crate) is_canceled: bool,
     pub(crate) events: u64,
-    /// The first eight bytes of the last event's value, as the writers of the latency run stamp them.
+    /// First eight bytes of the last event's value, which the writers of the latency run set.
     pub(crate) stamp: Option<u64>,
 }
 
@@ -88,7 +89,7 @@ fn nested(mut bytes: &[u8], wanted: u32) -> Result<Option<&[u8]>, Status> {
     Ok(None)
 }
 
-/// Encodes watch requests in full, decodes responses to [`Counted`].
+/// Encodes watch requests in full, and decodes responses to [`Counted`].
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct CountingCodec;
 
@@ -121,7 +122,8 @@ impl Decoder for CountingCodec {
     type Error = Status;
 
     fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Counted>, Status> {
-        // In place: taking the bytes out would leave tonic to move what follows to a new buffer.
+        // Decodes in place: if the bytes were taken out, tonic would have to move what follows to a
+        // new buffer.
         let bytes = buffer.chunk();
         let length = bytes.len();
         if length < buffer.remaining() {

@@ -1,7 +1,9 @@
-//! What it costs a server to keep sessions alive: processes that hold many, renewed as cheaply as the server allows.
+//! The cost for a server of keeping sessions alive: processes that each hold many sessions, renewed
+//! as cheaply as the server allows.
 //!
-//! On our session stream one message renews everything a process holds. A server that knows leases only needs a
-//! keep-alive for each; all of them are on the way before the first answer is read, as etcd's own client does it.
+//! On our session stream, one message renews all sessions of a process. A server that only has
+//! leases needs a keep-alive for each; all of them are sent before the first answer is read, as
+//! etcd's own client does.
 
 use anyhow::{Context, Result, ensure};
 use conclave_proto::etcdserverpb::lease_client::LeaseClient;
@@ -21,9 +23,9 @@ use crate::drive::Client;
 use crate::options::{Load, Workload};
 use crate::runner::{self, Target};
 
-/// Outlives every run.
+/// Longer than any run.
 const TTL_SECONDS: i64 = 3600;
-/// Sessions of one process that the drill measures.
+/// Numbers of sessions per process that the drill measures.
 const SHAPES: [usize; 3] = [1, 10, 100];
 
 /// A process that holds sessions.
@@ -49,7 +51,7 @@ impl Holder {
     /// Begins `sessions` sessions and opens the stream that renews them.
     ///
     /// # Errors
-    /// If the server refuses.
+    /// If the server rejects a request.
     pub(crate) async fn open(connection: Connection, sessions: usize) -> Result<Self> {
         ensure!(sessions > 0, "a process must hold a session");
         let origin = connection.origin();
@@ -143,7 +145,7 @@ fn is_alive(holds: bool) -> Result<(), Status> {
     if holds { Ok(()) } else { Err(Status::internal("a session is gone")) }
 }
 
-/// What heartbeats of one shape cost.
+/// Cost of heartbeats with one number of sessions per process.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Cost {
     processes: usize,
@@ -154,7 +156,7 @@ pub(crate) struct Cost {
     errors: u64,
 }
 
-/// Measures each shape; processes are spread over all members.
+/// Measures each number of sessions; the processes are spread over all members.
 ///
 /// # Errors
 /// If a run fails.

@@ -1,4 +1,5 @@
-//! Load generator for any etcd-compatible endpoint, and what it needs to compare two of them fairly.
+//! Load generator for any etcd-compatible endpoint, and what is needed to compare two servers
+//! fairly.
 //!
 //! ```text
 //! conclave-bench run ──► runner ──► drive (closed/open loop) ──► worker (unary) / streams (watch, keep-alive)
@@ -13,12 +14,12 @@
 //! | [`process`] | CPU, bytes written, memory and ports of a process |
 //! | [`connection`] | one HTTP/2 connection as a cheap tonic transport |
 //! | [`runner`] | one workload against endpoints |
-//! | [`compare`] | ours and the reference side by side |
+//! | [`compare`] | comparison of our server with the reference |
 //! | [`registry`] | many instances, watchers, dying sessions, a killed leader |
-//! | [`options`], [`report`], `table` | what is asked for, and the results of runs and of sides |
-//! | `drive`, `worker`, `streams`, `event_codec` | clients that ask one by one, and those on long streams |
-//! | `drill`, `heartbeats`, `locker`, `security` | what is no steady load; heartbeats, locks, users and TLS |
-//! | [`noop`] | a server that answers at once: the ceiling |
+//! | [`options`], [`report`], `table` | options of a run, and results of runs and comparisons |
+//! | `drive`, `worker`, `streams`, `event_codec` | clients for unary requests, and for long streams |
+//! | `drill`, `heartbeats`, `locker`, `security` | measurements other than a steady load; heartbeats, locks, users and TLS |
+//! | [`noop`] | a server that answers at once: the upper bound |
 
 pub mod access;
 pub mod certificates;

@@ -1,4 +1,5 @@
-//! A client that locks and unlocks through the server's Lock service, or through our own where there is one.
+//! A client that locks and unlocks through etcd's Lock service, or through our own service if the
+//! server has it.
 
 use bytes::Bytes;
 use conclave_proto::etcdserverpb::LeaseGrantRequest;
@@ -14,29 +15,29 @@ use tonic::{Code, Status};
 use crate::connection::Connection;
 use crate::drive::Client;
 
-/// Outlives every run, so that no keep-alives are measured.
+/// Longer than any run, so that no keep-alives are measured.
 const LEASE_TTL_SECONDS: i64 = 3600;
 
-/// Takes one lock again and again.
+/// Takes one lock repeatedly.
 pub(crate) struct Locker {
     way: Way,
     name: Bytes,
     lease: i64,
-    /// What gives the lock back while it is held: still there if giving it back failed.
+    /// What is needed to release the lock while it is held; kept if the release failed.
     held: Option<Bytes>,
 }
 
-/// How a lock is taken.
+/// The service through which a lock is taken.
 enum Way {
     /// Through etcd's Lock service.
     Etcd(LockClient<Connection>),
-    /// Through ours; with the number of the last request.
+    /// Through our service; with the number of the last request.
     Native(LockServiceClient<Connection>, u64),
 }
 
 impl Locker {
     /// A client of its own lease, of etcd's service.
-    ///
+    /// Opens a client of etcd's service, with its own lease.
     /// # Errors
     /// If no lease is granted.
     pub(crate) async fn open(connection: Connection, name: String) -> anyhow::Result<Self> {
@@ -48,7 +49,7 @@ impl Locker {
         Ok(Self { way, name: name.into(), lease, held: None })
     }
 
-    /// The same of our own service, or of etcd's where the server has no other.
+    /// Opens a client of our service, or of etcd's if the server does not have ours.
     ///
     /// # Errors
     /// If no lease is granted.
@@ -103,7 +104,7 @@ fn once(session: i64, sequence: u64, undoes: u64) -> Once {
     Once { session, sequence, settled: sequence, undoes }
 }
 
-/// Waits for its turn.
+/// Acquires the lock, waiting in its queue.
 async fn acquire(
     locks: &mut LockServiceClient<Connection>,
     name: Bytes,
@@ -131,7 +132,7 @@ async fn acquire(
 }
 
 impl Client for Locker {
-    /// Locks, waiting for its turn, and unlocks.
+    /// Acquires the lock, waiting in its queue, and releases it.
     async fn step(&mut self) -> Result<(), Status> {
         self.unlock().await?;
         self.lock().await?;

@@ -1,4 +1,5 @@
-//! A tonic server with etcd's messages that does nothing: what the transport alone can carry on this machine.
+//! A tonic server with etcd's messages that does nothing: the upper bound set by the transport on
+//! this machine.
 
 use bytes::Bytes;
 use conclave_proto::etcdserverpb::kv_server::{Kv, KvServer};

@@ -1,4 +1,4 @@
-//! What to measure: the options of one run.
+//! Options of one run: what to measure.
 
 use std::time::Duration;
 
@@ -43,12 +43,12 @@ pub enum Workload {
 }
 
 impl Workload {
-    /// Whether the run reads keys that have to be there.
+    /// Whether the run reads keys that must exist.
     pub(crate) fn needs_keys(self) -> bool {
         matches!(self, Self::Get | Self::GetSerializable | Self::Range | Self::Mixed | Self::Txn)
     }
 
-    /// Whether locks are taken.
+    /// Whether the run takes locks.
     pub(crate) fn locks(self) -> bool {
         let is_native = matches!(self, Self::LockNative | Self::LockNativeContended);
         is_native || matches!(self, Self::Lock | Self::LockContended)
@@ -60,7 +60,7 @@ impl Workload {
     }
 }
 
-/// The shape of one run, whoever it is run against.
+/// The shape of one run, for any server.
 #[derive(Clone, Debug, Args, Serialize)]
 pub struct Load {
     /// Requests in flight: each client sends its next request when the last one is answered.
@@ -114,12 +114,12 @@ impl Load {
         spread.min(self.clients.max(1))
     }
 
-    /// Time measured.
+    /// Duration of the measurement.
     pub(crate) fn measured(&self) -> Duration {
         Duration::from_secs_f64(self.seconds)
     }
 
-    /// Time before the measurement.
+    /// Duration of the same load before the measurement.
     pub(crate) fn warm(&self) -> Duration {
         Duration::from_secs_f64(self.warmup)
     }

@@ -1,4 +1,5 @@
-//! What the kernel says about a process: CPU time, bytes written, resident memory, the ports it owns.
+//! Reads what the kernel knows about a process: CPU time, bytes written, resident memory, open
+//! ports.
 
 use std::fs;
 use std::path::Path;
@@ -13,13 +14,13 @@ const TCP_LISTEN: &str = "0A";
 /// Counters of one process, or of several added up.
 #[derive(Clone, Copy, Debug, Default, Serialize)]
 pub struct Usage {
-    /// User and system time.
+    /// User and system CPU time.
     pub cpu_us: u64,
     /// Bytes that reached the block layer.
     pub write_bytes: u64,
-    /// Resident memory now, all of it.
+    /// Resident memory at present.
     pub rss_bytes: u64,
-    /// Resident anonymous memory now (no mapped files).
+    /// Resident anonymous memory at present (without mapped files).
     pub rss_anon_bytes: u64,
 }
 
@@ -30,7 +31,7 @@ impl Usage {
     /// If the process is gone or /proc is unreadable.
     pub fn of(pid: u32) -> Result<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).context("read stat")?;
-        // The command name may hold spaces; fields count from after its closing parenthesis.
+        // The command name may contain spaces; fields count from after its closing parenthesis.
         let rest = stat.rsplit_once(')').context("stat has a name")?.1;
         let fields: Vec<&str> = rest.split_whitespace().collect();
         let ticks =
@@ -49,7 +50,7 @@ impl Usage {
     /// The sum over several processes.
     ///
     /// # Errors
-    /// If one is gone.
+    /// If one of them is gone.
     pub fn of_all(pids: &[u32]) -> Result<Self> {
         let mut sum = Self::default();
         for &pid in pids {
@@ -69,10 +70,11 @@ fn field(text: &str, name: &str) -> Result<u64> {
     value.with_context(|| format!("no {name}"))?.parse().with_context(|| format!("parse {name}"))
 }
 
-/// Checks that `port` on loopback is listened on by one of `pids`: a stale server would otherwise be measured instead.
+/// Checks that one of `pids` listens on `port` on loopback; otherwise a stale server would be
+/// measured.
 ///
 /// # Errors
-/// If nobody or somebody else owns the port.
+/// If nobody, or another process, listens on the port.
 pub fn check_port_owner(port: u16, pids: &[u32]) -> Result<()> {
     let inode = listening_inode(port)?.with_context(|| format!("nobody listens on port {port}"))?;
     let wanted = format!("socket:[{inode}]");

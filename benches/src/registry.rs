@@ -1,12 +1,12 @@
-//! The drill of the registry: many instances in many sessions, watchers that hear of one change, sessions
-//! that die at once, and a leader that is killed meanwhile.
+//! The drill of the registry: many instances in many sessions, watchers that are told of a single
+//! change, sessions that die together, and a leader that is killed meanwhile.
 //!
 //! ```text
 //! conclave-bench registry --binary target/release/conclave --assert
 //! ```
-//! A tenth of the sessions dies at once, and when those are gone another tenth, whose TTL the leader does not
-//! outlive. It prints one JSON line. An instance that lives and disappears is a failure; with `--assert` so is a
-//! time that is longer than what issue 3 promises.
+//! A tenth of the sessions dies together. When these are gone another tenth dies, and the leader is
+//! killed before their TTL is over. The drill prints one JSON line. It fails if a live instance
+//! disappears; with `--assert` also if something takes longer than issue 3 promises.
 
 mod audit;
 mod drill;
@@ -60,17 +60,17 @@ pub struct Registry {
     assert: bool,
 }
 
-/// Runs the drill; prints what it found.
+/// Runs the drill and prints its result.
 ///
 /// # Errors
-/// If something does not happen that must, or the cluster does not start.
+/// If something that must happen does not, or the cluster does not start.
 pub fn run(flags: &Registry, out: &mut dyn std::io::Write) -> Result<()> {
     let scratch = Scratch::create(&flags.dir)?;
     let mut cluster = Cluster::create(Program::new(&flags.binary), scratch.path(), NODES)?;
     cluster.start_all()?;
     wait_until_serving(&cluster.endpoints())?;
     let runtime = Runtime::new()?;
-    // Whoever lives on it dies with it, without a word to the cluster.
+    // Sessions on these runtimes die with them, without telling the cluster.
     let [calm, killed] = [Runtime::new()?, Runtime::new()?];
     let mut drill = Drill { flags: flags.clone(), endpoints: cluster.endpoints() };
     let doomed = [calm.handle().clone(), killed.handle().clone()];
@@ -82,11 +82,11 @@ pub fn run(flags: &Registry, out: &mut dyn std::io::Write) -> Result<()> {
     let calm = Wave::new(begun, runtime.block_on(drill.until_live(left))?);
     let left = left - filled.doomed[1];
     let begun = die(killed);
-    // While the dead are still there to be forgotten.
+    // So that the leader is killed while the dead sessions are still there.
     std::thread::sleep(Duration::from_secs(flags.ttl) / 2);
     cluster.kill(leader(&cluster)?)?;
     let killed = Wave::new(begun, runtime.block_on(drill.until_live(left))?);
-    // Whatever a new leader forgot would be gone by then.
+    // By then, whatever a new leader forgot would be gone.
     runtime.block_on(drill.hold(left, Duration::from_secs(flags.ttl * 2)))?;
     let found = found(flags, (&filled, &watching), spread, [calm, killed]);
     serde_json::to_writer(&mut *out, &found)?;
@@ -95,7 +95,7 @@ pub fn run(flags: &Registry, out: &mut dyn std::io::Write) -> Result<()> {
     found.judge(flags.assert)
 }
 
-/// Ends all that lives on `doomed`; when.
+/// Kills everything that runs on `doomed`. Returns when.
 fn die(doomed: Runtime) -> Instant {
     doomed.shutdown_background();
     Instant::now()

@@ -1,4 +1,4 @@
-//! The result of one run, as JSON and as a line for people.
+//! The result of one run, as JSON and as a line of text.
 
 use hdrhistogram::Histogram;
 use serde::Serialize;
@@ -7,12 +7,12 @@ use crate::drive::Tally;
 use crate::options::{Load, Workload};
 use crate::process::Usage;
 
-/// Everything one run found.
+/// All results of one run.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// The kind of load.
     pub workload: Workload,
-    /// Its shape.
+    /// The shape of the load.
     pub load: Load,
     /// Operations answered within the window; for watch loads, events delivered.
     pub ops: u64,
@@ -22,15 +22,16 @@ pub struct Report {
     pub puts: u64,
     /// Requests that failed within the window.
     pub errors: u64,
-    /// A few of their texts.
+    /// A few of their error texts.
     pub error_texts: Vec<String>,
-    /// Time from start (open loop: planned start) to answer.
+    /// Time from the start (open loop: planned start) to the answer.
     pub latency: Latency,
     /// CPU time of the generator per operation.
     pub client_cpu_us_per_op: f64,
     /// What the servers used, if their process ids were given.
     pub server: Option<ServerCost>,
-    /// The raft term before and after: different terms mean an election in between. 0 where there is no raft.
+    /// The raft term before and after; different terms mean an election in between. 0 if the server
+    /// has no raft.
     pub terms: (u64, u64),
 }
 
@@ -67,9 +68,9 @@ pub struct ServerCost {
     pub cpu_us_per_op: f64,
     /// Bytes written to the block layer per operation.
     pub write_bytes_per_op: f64,
-    /// Share of one core over the window.
+    /// Number of CPU cores in use, averaged over the window.
     pub cores: f64,
-    /// Resident memory at the end.
+    /// Resident memory at the end of the window.
     pub rss_bytes: u64,
     /// Its anonymous part.
     pub rss_anon_bytes: u64,
@@ -107,7 +108,7 @@ impl Report {
         }
     }
 
-    /// One line of the most asked-for figures.
+    /// A line with the most important figures.
     #[must_use]
     pub fn line(&self) -> String {
         let Latency { p50_us, p99_us, p999_us, .. } = self.latency;

@@ -1,4 +1,5 @@
-//! Runs one workload against endpoints: connections, threads, window, samples of the processes.
+//! Runs one workload against endpoints: opens connections, starts threads, sets the window, samples
+//! the processes.
 
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
@@ -25,28 +26,28 @@ use crate::worker::{self, Material, Worker};
 
 const LOADERS: usize = 16;
 
-/// Whom to load.
+/// The servers to load.
 #[derive(Clone, Debug)]
 pub struct Target {
     /// `http://host:port` of each member; connections are spread over them in this order.
     pub endpoints: Vec<String>,
-    /// Processes whose cost is measured; empty: not measured.
+    /// Processes whose cost is measured; none if empty.
     pub pids: Vec<u32>,
     /// Whether the keys of read workloads still have to be written.
     pub is_empty: bool,
-    /// What connections present.
+    /// TLS settings and token of the connections.
     pub access: Access,
 }
 
 impl Target {
-    /// A cluster that was started just now, as nobody.
+    /// A cluster that was just started, without authentication.
     #[must_use]
     pub fn of(cluster: &Cluster) -> Self {
         let (endpoints, pids) = (cluster.endpoints(), cluster.pids());
         Self { endpoints, pids, is_empty: true, access: Access::default() }
     }
 
-    /// Puts the leader's endpoint first, so that few clients always talk to the leader.
+    /// Puts the leader's endpoint first, so that a few clients always use the leader.
     ///
     /// # Errors
     /// If no endpoint answers.
@@ -90,7 +91,7 @@ async fn find_leader(target: &Target) -> Result<usize> {
     anyhow::bail!("no endpoint says it leads")
 }
 
-/// The raft term as the first endpoint sees it, 0 if it has none (the no-op server).
+/// The raft term at the first endpoint; 0 if it has none (the no-op server).
 async fn term(target: &Target) -> Result<u64> {
     let connection = Connection::open_by(&target.endpoints[0], &target.access).await?;
     let origin = connection.origin();
@@ -98,7 +99,7 @@ async fn term(target: &Target) -> Result<u64> {
     Ok(answer.map_or(0, |status| status.into_inner().raft_term))
 }
 
-/// Runs one workload and reports.
+/// Runs one workload and returns its report.
 ///
 /// # Errors
 /// If a port is owned by another process, an endpoint cannot be reached, or a stream ends early.
@@ -123,7 +124,7 @@ pub fn run(workload: Workload, load: &Load, target: &Target) -> Result<Report> {
     Ok(report)
 }
 
-/// Sets the clients up on their threads, then opens the window for all at once.
+/// Sets up the clients on their threads, then starts the window for all at once.
 fn measure(
     workload: Workload,
     load: &Load,
@@ -171,7 +172,8 @@ pub(crate) fn preload(target: &Target, material: &Arc<Material>) -> Result<()> {
     })
 }
 
-/// `gathers` unless the thread has more to do than to send when answers come.
+/// Opens `count` connections. `gathers` should be false if the thread has other work than sending
+/// when answers arrive.
 async fn open_all(target: &Target, count: usize, gathers: bool) -> Result<Vec<Connection>> {
     let mut connections = Vec::with_capacity(count);
     for index in 0..count {
@@ -190,7 +192,7 @@ struct Samples {
     client_cpu_us: u64,
 }
 
-/// Sleeps through the window and reads the counters at its two ends.
+/// Sleeps through the window and reads the counters at its start and end.
 fn sample(window: Window, pids: &[u32]) -> Result<Samples> {
     let this = std::process::id();
     std::thread::sleep(window.start.saturating_duration_since(Instant::now()));
@@ -221,7 +223,7 @@ impl Outcome {
     }
 }
 
-/// The share of one generator thread.
+/// The work of one generator thread.
 struct Job {
     workload: Workload,
     load: Load,
@@ -247,12 +249,12 @@ impl Job {
         })
     }
 
-    /// Indexes of this thread's part of `count` things.
+    /// The indexes of this thread's share of `count` things.
     fn share(&self, count: usize) -> impl Iterator<Item = usize> + use<> {
         (self.thread..count).step_by(self.load.threads)
     }
 
-    /// Tells that everything is set up and waits for the others.
+    /// Signals that everything is set up, and waits for the other threads.
     async fn start(&self) -> Result<Pace> {
         self.ready.send(())?;
         let mut started = self.started.clone();

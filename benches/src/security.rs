@@ -1,7 +1,8 @@
-//! What rights and TLS cost: puts on three nodes without either, with users, and with certificates on both ports.
+//! The cost of permission checks and TLS: puts on three nodes without either, with users, and with
+//! certificates on both ports.
 //!
-//! The three kinds have their turns within each round, every time on a fresh cluster, and each round begins with
-//! another one, so that a machine that slows down over time slows all of them.
+//! The three kinds take turns within each round, every time on a new cluster, and each round begins
+//! with another kind, so that a machine that becomes slower over time affects all of them.
 
 use std::time::{Duration, Instant};
 
@@ -51,13 +52,13 @@ pub(crate) struct Cost {
     server_cpu_us_per_op: f64,
     client_cpu_us_per_op: f64,
     errors: u64,
-    /// Rate in relation to that without rights and TLS: 0.95 is a loss of 5 %.
+    /// Rate relative to that without authentication and TLS: 0.95 is a loss of 5 %.
     rate_ratio: f64,
-    /// Server CPU per operation in relation to that.
+    /// Server CPU per operation relative to that.
     cpu_ratio: f64,
 }
 
-/// What the drill found.
+/// Result of the drill.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Finding {
     rounds: usize,
@@ -68,7 +69,7 @@ pub(crate) struct Finding {
     rates: Vec<[f64; 3]>,
 }
 
-/// Where and how the drill runs.
+/// Parameters of the drill.
 pub(crate) struct Setting<'a> {
     pub(crate) program: &'a Program,
     pub(crate) dir: &'a std::path::Path,
@@ -115,7 +116,7 @@ fn cost(reports: &[Report], plain: &[Report]) -> Cost {
     }
 }
 
-/// Puts on a fresh cluster of one kind.
+/// Measures puts on a new cluster of one kind.
 fn one(setting: &Setting<'_>, kind: Kind) -> Result<Report> {
     let scratch = Scratch::create(setting.dir)?;
     let mut program = setting.program.clone();
@@ -136,7 +137,7 @@ fn one(setting: &Setting<'_>, kind: Kind) -> Result<Report> {
     runner::run(Workload::Put, setting.load, &target)
 }
 
-/// Turns rights on, and logs a user in who may write the keys of the load and no others.
+/// Enables authentication, and logs in as a user that may write only the keys of the load.
 async fn protect(endpoints: &[String]) -> Result<Access> {
     let first = endpoints.first().context("an endpoint")?;
     let connection = Connection::open(first).await?;
@@ -164,7 +165,7 @@ async fn protect(endpoints: &[String]) -> Result<Access> {
     Ok(access)
 }
 
-/// Waits until a member has applied the token, and checks that it asks for one.
+/// Waits until a member has applied the token, and checks that the member requires one.
 async fn wait_until_known(endpoint: &str, access: &Access) -> Result<()> {
     let deadline = Instant::now() + TOKEN_TIMEOUT;
     while let Err(error) = put(endpoint, access, KEYS.0).await {

@@ -1,4 +1,4 @@
-//! The workloads on long streams: watch fan-out, watch latency, keep-alive.
+//! The workloads with long streams: watch fan-out, watch latency, keep-alive.
 
 use std::time::{Duration, Instant};
 
@@ -39,7 +39,7 @@ fn create_request() -> WatchRequest {
 
 /// One stream with some watchers on the same prefix.
 pub(crate) struct WatchStream {
-    /// Kept open: the stream ends with it.
+    /// Kept open, because dropping it would end the stream.
     _requests: mpsc::Sender<WatchRequest>,
     answers: Streaming<Counted>,
 }
@@ -58,7 +58,7 @@ impl WatchStream {
             if created > 0 {
                 requests.send(create_request()).await?;
             }
-            // Events of watchers created before may come in between.
+            // Events for watchers created earlier may arrive in between.
             while !created_answer(&mut answers).await? {}
         }
         Ok(Self { _requests: requests, answers })
@@ -75,7 +75,7 @@ impl WatchStream {
         Ok(tally)
     }
 
-    /// Measures, for each event, the time since its put began; `clock` is what the stamps count from.
+    /// Measures, for each event, the time since its put began. The stamps count from `clock`.
     pub(crate) async fn time_events(mut self, window: Window, clock: Instant) -> Result<Tally> {
         let mut tally = Tally::new();
         while let Some(counted) = self.next(window).await? {
@@ -103,7 +103,7 @@ async fn created_answer(answers: &mut Streaming<Counted>) -> Result<bool> {
     Ok(answer.is_created)
 }
 
-/// Puts values that carry the moment they were made, below the watched prefix.
+/// Puts values that contain the time they were made, below the watched prefix.
 pub(crate) struct StampedWriter {
     kv: KvClient<Connection>,
     clock: Instant,
@@ -135,7 +135,7 @@ impl Client for StampedWriter {
     }
 }
 
-/// One lease kept alive on one open stream.
+/// One lease that is kept alive on one stream.
 pub(crate) struct KeepAlive {
     lease: i64,
     requests: mpsc::Sender<LeaseKeepAliveRequest>,

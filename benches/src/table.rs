@@ -57,7 +57,7 @@ impl Cell {
     }
 }
 
-/// The middle value; NaN of nothing.
+/// The median; NaN if there are no values.
 pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)

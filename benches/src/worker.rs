@@ -1,4 +1,4 @@
-//! One client of a unary workload: which request comes next, and whether its answer is good.
+//! One client of a unary workload: chooses the next request, and checks its answer.
 
 use std::sync::Arc;
 
@@ -19,7 +19,7 @@ use crate::options::{Load, Workload};
 const KEY_PREFIX: &str = "/bench/";
 const GRANT_TTL_SECONDS: i64 = 3600;
 
-/// The keys and the value of a run, made once and shared.
+/// The keys and the value of a run, created once and shared.
 #[derive(Debug)]
 pub(crate) struct Material {
     pub(crate) keys: Vec<Bytes>,
@@ -50,7 +50,8 @@ pub(crate) struct Worker {
     rng: SmallRng,
     read_percent: u32,
     limit: usize,
-    /// The part of the keys only this client updates by compare, and their last known mod revisions.
+    /// The part of the keys that only this client updates with compares; `own_revisions` are their
+    /// last known mod revisions.
     own_keys: std::ops::Range<usize>,
     own_revisions: Vec<i64>,
 }
@@ -183,7 +184,7 @@ fn expect(holds: bool, what: &str) -> Result<(), Status> {
     if holds { Ok(()) } else { Err(Status::internal(format!("wrong answer: expected {what}"))) }
 }
 
-/// Writes keys `first..` of `material` in transactions until all are there; `in_flight` at a time.
+/// Writes all keys of `material` in transactions, `in_flight` at a time.
 ///
 /// # Errors
 /// If a write fails.

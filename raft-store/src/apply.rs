@@ -1,14 +1,14 @@
 //! Applying committed entries: the state machine as raft sees it.
 //!
 //! Entries are taken in pieces. One piece is one overlay, one write batch (data, counters, applied
-//! log id, membership) and one publication; so a long replay after a restart neither fills memory nor
-//! keeps the worker thread from heartbeats, and one that may take as long as there are keys is applied
-//! on another thread. Any error is final: raft stops, and the process with it.
+//! log id, membership) and one publication. So a long replay after a restart neither fills memory
+//! nor delays heartbeats, and a piece whose cost may grow with the number of keys is applied on
+//! another thread. Any error is final: raft stops, and the process with it.
 //!
 //! | module | what |
 //! |---|---|
 //! | `piece` | entries that are applied together |
-//! | `writer` | carries them out |
+//! | `writer` | applies a piece |
 
 mod piece;
 mod writer;
@@ -33,14 +33,14 @@ use crate::types::{
     CommittedLeaderId, LogId, MemberNode, Nothing, SnapshotMeta, StoredMembership, TypeConfig,
 };
 
-/// A snapshot with its description.
+/// A snapshot with its metadata.
 pub type StateSnapshot = Snapshot<CommittedLeaderId, u64, MemberNode, SnapshotContent>;
 
 /// The state machine of one member, owned by raft.
 pub struct StateMachine {
     shared: Arc<Shared>,
     sink: Arc<dyn ApplySink>,
-    /// Not here while it works on a thread of its own.
+    /// `None` while it works on another thread.
     writer: Option<Box<Writer>>,
 }
 
@@ -51,7 +51,7 @@ impl StateMachine {
         Self { shared, sink, writer: Some(Box::new(writer)) }
     }
 
-    /// Applies a piece: a long one where it keeps nobody from heartbeats.
+    /// Applies a piece; one that may take long runs where it does not delay heartbeats.
     async fn apply_piece(&mut self, piece: Piece) -> io::Result<()> {
         if !piece.is_long {
             return self.writer.as_mut().ok_or_else(unfinished)?.apply(piece);
@@ -63,7 +63,7 @@ impl StateMachine {
         applied
     }
 
-    /// Stages a snapshot, whatever form it has.
+    /// Stages a snapshot in either form.
     async fn stage(
         &self,
         meta: &SnapshotMeta,
@@ -84,7 +84,7 @@ impl StateMachine {
     }
 }
 
-/// The end of the runtime took the writer along.
+/// The error after the runtime was shut down while the writer was on another thread.
 fn unfinished() -> io::Error {
     io::Error::other("entries are still being applied")
 }
@@ -102,15 +102,16 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     where
         S: Stream<Item = io::Result<EntryResponder<TypeConfig>>> + Unpin + OptionalSend,
     {
-        // Applying may block this worker thread; whoever was woken on it just now goes first. Tokio
-        // cannot give that task (often raft's core) to another thread.
+        // Applying may block this worker thread, so a task that was just woken on it goes first.
+        // Tokio cannot move that task (often raft's core) to another thread.
         tokio::task::yield_now().await;
         let applied = self.shared.published().applied;
         let mut piece = Piece::default();
         while let Some(entry) = entries.next().await {
             let (entry, waiting) = entry?;
             if applied.as_ref().is_some_and(|applied| entry.index() <= applied.index) {
-                // Applying twice would diverge; by log matching it is the same entry.
+                // Applying it twice would make replicas diverge; by log matching it is the same
+                // entry.
                 tracing::warn!(log_id = %entry.log_id, "skipping an entry that is applied already");
                 waiting.into_iter().for_each(|waiting| waiting.send(Nothing));
                 continue;
@@ -149,7 +150,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         let (head, membership) = (Arc::clone(&after.head), Arc::clone(&after.membership));
         self.sink.installing();
         self.shared.publish(after, |before| *before = counts);
-        // Closing and deleting the old database takes a while; its last reader may still be at it.
+        // Closing and deleting the old database takes a while, and a reader may still be using it.
         drop(tokio::task::spawn_blocking(move || drop(before)));
         self.sink.membership(&membership);
         self.sink.installed(head);
@@ -157,7 +158,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<StateSnapshot>> {
-        // Nothing is applied meanwhile: raft calls this on the task that applies.
+        // Nothing is applied meanwhile, because raft calls this on the task that applies.
         let meta = snapshot::meta_of(&self.shared.published());
         if meta.last_log_id.is_none() {
             return Ok(None);
@@ -168,7 +169,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 }
 
-/// Builds a snapshot, which is a flush.
+/// Builds a snapshot, which is just a flush.
 pub struct SnapshotBuilder {
     shared: Arc<Shared>,
     sink: Arc<dyn ApplySink>,

@@ -1,7 +1,7 @@
-//! Raft's own values as `conclave.internal.v1` messages, both ways.
+//! Converts raft's own values to and from `conclave.internal.v1` messages.
 //!
-//! openraft's serde layouts change between releases, so nothing of them is ever stored or sent: log
-//! records, the state's meta rows, snapshots and peer messages all use these conversions.
+//! openraft's serde formats change between releases, so they are never stored or sent: log records,
+//! the state's meta rows, snapshots and peer messages all use these conversions.
 //!
 //! A log id carries only the term of its leader (one leader per term), so `LogId.leader` stays 0.
 
@@ -19,13 +19,13 @@ use crate::types::{
 
 type LeaderId = openraft::type_config::alias::LeaderIdOf<TypeConfig>;
 
-/// Why bytes or a message are not one of raft's values.
+/// Why bytes or a message are not a valid value of raft.
 #[derive(Debug, thiserror::Error)]
 pub enum CodecError {
-    /// The bytes are not such a message.
+    /// The bytes are not a valid message.
     #[error("not a valid message: {0}")]
     Protobuf(#[from] prost::DecodeError),
-    /// A field without which the message has no meaning is absent.
+    /// A required field is absent.
     #[error("{message} without {field}")]
     Missing {
         /// Name of the message.
@@ -33,10 +33,10 @@ pub enum CodecError {
         /// Name of the absent field.
         field: &'static str,
     },
-    /// A membership that raft's own rules refuse, such as a voter without a node.
+    /// A membership that raft's own rules reject, such as a voter without a node.
     #[error("impossible membership: {reason}")]
     Membership {
-        /// What raft objects to.
+        /// Raft's error.
         reason: String,
     },
 }
@@ -47,19 +47,19 @@ impl From<CodecError> for std::io::Error {
     }
 }
 
-/// The message of a log id.
+/// Converts a log id to its message.
 #[must_use]
 pub fn log_id_message(id: &LogId) -> internal::LogId {
     internal::LogId { term: id.leader_id.term, leader: 0, index: id.index }
 }
 
-/// The log id of a message.
+/// Converts a message to a log id.
 #[must_use]
 pub fn log_id(message: &internal::LogId) -> LogId {
     LogId::new(CommittedLeaderId::new(message.term), message.index)
 }
 
-/// The message of a vote.
+/// Converts a vote to its message.
 #[must_use]
 pub fn vote_message(vote: &Vote) -> internal::Vote {
     internal::Vote {
@@ -69,13 +69,13 @@ pub fn vote_message(vote: &Vote) -> internal::Vote {
     }
 }
 
-/// The vote of a message.
+/// Converts a message to a vote.
 #[must_use]
 pub fn vote(message: &internal::Vote) -> Vote {
     Vote { leader_id: LeaderId::new(message.term, message.leader), committed: message.committed }
 }
 
-/// The message of a membership.
+/// Converts a membership to its message.
 #[must_use]
 pub fn membership_message(membership: &Membership) -> internal::Membership {
     let configs = membership.get_joint_config().iter();
@@ -93,10 +93,10 @@ pub fn membership_message(membership: &Membership) -> internal::Membership {
     }
 }
 
-/// The membership of a message.
+/// Converts a message to a membership.
 ///
 /// # Errors
-/// [`CodecError::Membership`] if raft's own rules refuse it.
+/// [`CodecError::Membership`] if raft's own rules reject it.
 pub fn membership(message: &internal::Membership) -> Result<Membership, CodecError> {
     let configs: Vec<BTreeSet<u64>> =
         message.configs.iter().map(|voters| voters.ids.iter().copied().collect()).collect();
@@ -111,7 +111,7 @@ pub fn membership(message: &internal::Membership) -> Result<Membership, CodecErr
         .map_err(|error| CodecError::Membership { reason: error.to_string() })
 }
 
-/// The message of what a snapshot covers.
+/// Converts a snapshot's metadata to its message.
 #[must_use]
 pub fn snapshot_meta_message(meta: &SnapshotMeta) -> internal::SnapshotMeta {
     internal::SnapshotMeta {
@@ -121,10 +121,10 @@ pub fn snapshot_meta_message(meta: &SnapshotMeta) -> internal::SnapshotMeta {
     }
 }
 
-/// What the snapshot of a message covers.
+/// Converts a message to a snapshot's metadata.
 ///
 /// # Errors
-/// [`CodecError::Missing`] without a membership; [`CodecError::Membership`] if it is impossible.
+/// [`CodecError::Missing`] without a membership; [`CodecError::Membership`] if it is invalid.
 pub fn snapshot_meta(message: &internal::SnapshotMeta) -> Result<SnapshotMeta, CodecError> {
     let stored = message
         .membership
@@ -139,7 +139,7 @@ pub fn snapshot_meta(message: &internal::SnapshotMeta) -> Result<SnapshotMeta, C
     })
 }
 
-/// The message of a log entry; a batch is shared, not copied.
+/// Converts a log entry to its message; a batch is shared, not copied.
 #[must_use]
 pub fn entry_message(entry: &Entry) -> internal::Entry {
     use internal::entry::Payload;
@@ -151,10 +151,10 @@ pub fn entry_message(entry: &Entry) -> internal::Entry {
     internal::Entry { log_id: Some(log_id_message(&entry.log_id)), payload }
 }
 
-/// The log entry of a message.
+/// Converts a message to a log entry.
 ///
 /// # Errors
-/// [`CodecError::Missing`] without a log id; [`CodecError::Membership`] if that is impossible.
+/// [`CodecError::Missing`] without a log id; [`CodecError::Membership`] for an invalid membership.
 pub fn entry(message: internal::Entry) -> Result<Entry, CodecError> {
     use internal::entry::Payload;
     let id = message.log_id.ok_or(CodecError::Missing { message: "Entry", field: "log_id" })?;
@@ -166,13 +166,13 @@ pub fn entry(message: internal::Entry) -> Result<Entry, CodecError> {
     Ok(Entry { log_id: log_id(&id), payload })
 }
 
-/// The bytes of a log entry, the same on disk and on the wire.
+/// Encodes a log entry, in the same form for disk and network.
 #[must_use]
 pub fn encode_entry(entry: &Entry) -> Bytes {
     entry_message(entry).encode_to_vec().into()
 }
 
-/// The log entry of its bytes; its batch is a slice of them, not a copy.
+/// Decodes a log entry; its batch is a slice of `bytes`, not a copy.
 ///
 /// # Errors
 /// Any [`CodecError`].

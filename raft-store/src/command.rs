@@ -1,12 +1,12 @@
-//! Requests as they travel become commands as the state machine knows them.
+//! Converts requests from messages to the state machine's commands.
 //!
-//! The same functions serve the API, which converts before it validates and proposes, and apply,
-//! which reads them back from the log. They never panic: an unknown number or an absent part is a
-//! [`Rejection`], the same on every replica.
+//! Both users need the same result: the API, which converts before it validates and proposes, and
+//! apply, which decodes entries of the log. The functions never panic: an unknown number or an
+//! absent part is a [`Rejection`], the same on every replica.
 //!
 //! | module | what |
 //! |---|---|
-//! | `auth`, `lock`, `primitive`, `registry`, `write` | commands of that kind |
+//! | `auth`, `lock`, `primitive`, `registry`, `write` | conversions of these kinds of commands |
 //! | `length` | which commands may take long |
 
 pub mod auth;
@@ -25,11 +25,11 @@ use conclave_state_machine::command::{
 use conclave_state_machine::response::Rejection;
 use conclave_state_machine::validate::TXN_DEPTH_MAX;
 
-/// The command of a log entry.
+/// Converts a message of a log entry to its command.
 ///
 /// # Errors
-/// [`Rejection::Malformed`] if it is of an unknown kind or holds an unknown number;
-/// [`Rejection::InvalidSort`] for those of a sort.
+/// [`Rejection::Malformed`] if it is of an unknown kind or contains an unknown number;
+/// [`Rejection::InvalidSort`] if that is a sort order or target.
 pub fn command(message: internal::Command) -> Result<Command, Rejection> {
     use internal::command::Command as Message;
     match message.command.ok_or(Rejection::Malformed("unknown command"))? {
@@ -76,7 +76,7 @@ pub fn command(message: internal::Command) -> Result<Command, Rejection> {
     }
 }
 
-/// The command of a put.
+/// Converts a put.
 #[must_use]
 pub fn put(request: etcd::PutRequest) -> Put {
     Put {
@@ -89,13 +89,13 @@ pub fn put(request: etcd::PutRequest) -> Put {
     }
 }
 
-/// The command of a range delete.
+/// Converts a range delete.
 #[must_use]
 pub fn delete_range(request: etcd::DeleteRangeRequest) -> DeleteRange {
     DeleteRange { key: request.key, range_end: request.range_end, prev_kv: request.prev_kv }
 }
 
-/// The state machine's form of a range read.
+/// Converts a range read.
 ///
 /// # Errors
 /// [`Rejection::InvalidSort`] for an unknown sort order or target.
@@ -136,17 +136,17 @@ fn sort_target(number: i32) -> Result<SortTarget, Rejection> {
     }
 }
 
-/// The command of a transaction.
+/// Converts a transaction.
 ///
 /// # Errors
-/// [`Rejection::Malformed`] for nesting that no client sends;
-/// [`Rejection::KeyNotFound`] for an operation without content, as etcd answers;
-/// [`Rejection::InvalidSort`] for an unknown sort order or target.
+/// [`Rejection::Malformed`] for nesting that no client sends; [`Rejection::KeyNotFound`] for an
+/// operation without content, as in etcd; [`Rejection::InvalidSort`] for an unknown sort order or
+/// target.
 pub fn txn(request: etcd::TxnRequest) -> Result<Txn, Rejection> {
     txn_at(request, 1)
 }
 
-// What is nested deeper is never proposed, and prost decodes at most 100 levels of messages anyway.
+// Deeper nesting is never proposed, and prost decodes at most 100 levels of messages anyway.
 fn txn_at(request: etcd::TxnRequest, depth: usize) -> Result<Txn, Rejection> {
     if depth > TXN_DEPTH_MAX {
         return Err(Rejection::Malformed("transaction nested too deep"));
@@ -173,7 +173,7 @@ fn txn_op(op: etcd::RequestOp, depth: usize) -> Result<TxnOp, Rejection> {
 
 fn compare(message: etcd::Compare) -> Compare {
     use etcd::compare::{CompareResult as Relation, CompareTarget as Target, TargetUnion};
-    // The target decides; an operand of another kind, or none, counts as zero (as in etcd).
+    // The target decides: an operand of another kind, or none, counts as zero, as in etcd.
     let target = match (Target::try_from(message.target), message.target_union) {
         (Ok(Target::Version), Some(TargetUnion::Version(n))) => CompareTarget::Version(n),
         (Ok(Target::Version), _) => CompareTarget::Version(0),
@@ -197,19 +197,19 @@ fn compare(message: etcd::Compare) -> Compare {
     Compare { key: message.key, range_end: message.range_end, result, target }
 }
 
-/// The command of a compaction.
+/// Converts a compaction.
 #[must_use]
 pub fn compact(request: &etcd::CompactionRequest) -> Compact {
     Compact { revision: request.revision }
 }
 
-/// The command of a lease grant.
+/// Converts a lease grant.
 #[must_use]
 pub fn lease_grant(request: &etcd::LeaseGrantRequest) -> LeaseGrant {
     LeaseGrant { id: request.id, ttl: request.ttl }
 }
 
-/// The command of a lease revocation.
+/// Converts a lease revocation.
 #[must_use]
 pub fn lease_revoke(request: &etcd::LeaseRevokeRequest) -> LeaseRevoke {
     LeaseRevoke { id: request.id }
@@ -226,7 +226,7 @@ fn lease_expire(expire: internal::LeaseExpire) -> LeaseExpire {
     }
 }
 
-/// The command of an alarm request.
+/// Converts an alarm request.
 ///
 /// # Errors
 /// [`Rejection::Malformed`] for an unknown action or kind.

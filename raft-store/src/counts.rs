@@ -1,9 +1,9 @@
-//! Exact counts of live keys without visiting them, and where none live, kept beside what readers see.
+//! Exact counts of live keys without visiting them, and the gaps without live keys, for readers.
 //!
-//! The index is local: built by one scan when a state is opened, then moved on with the events of
-//! every piece, under the same lock as the head it belongs to. Should it ever disagree with the
-//! replicated count it is dropped, and counting scans again: slower, never wrong. What came and went of late
-//! (`recent`) makes a count of now one of a revision shortly before.
+//! The index is local: it is built by one scan when a state is opened, then updated with the events
+//! of every piece, under the same lock as the head it belongs to. If it ever disagrees with the
+//! replicated count, it is dropped and counting scans again: slower, never wrong. The latest
+//! creations and deletions (`recent`) turn a present count into one at a slightly older revision.
 
 mod recent;
 
@@ -22,7 +22,7 @@ use conclave_state_machine::span::Span;
 use self::recent::Recent;
 use crate::sink::AppliedEntry;
 
-/// What is known of the live keys.
+/// What is known about the live keys.
 #[derive(Debug)]
 pub(crate) struct Counts {
     /// The index, unless it had to be dropped.
@@ -31,7 +31,7 @@ pub(crate) struct Counts {
 }
 
 impl Counts {
-    /// Counts all keys that are live as of `head`.
+    /// Counts all keys that are live at `head`.
     pub(crate) fn build(rows: &impl Read, head: &Head) -> Result<Self, Halt> {
         let mut index = RankIndex::default();
         range::key_rows(rows, head.revision, (b"", None), &mut |key, lives| {
@@ -43,9 +43,9 @@ impl Counts {
         Ok(counts)
     }
 
-    /// Moves on to `head`. Returns keys whose buckets outgrew their size, to be cut by
-    /// [`Counts::overfull`], [`first_rows`] and [`Counts::cut`] when `head` is published: a cut counts rows,
-    /// and only then do the rows agree with the index.
+    /// Updates the index to `head`. Returns keys whose buckets outgrew their size. These must be
+    /// split with [`Counts::overfull`], [`first_rows`] and [`Counts::cut`] after `head` was
+    /// published: a split counts rows, which agree with the index only then.
     pub(crate) fn advance(&mut self, entries: &[AppliedEntry], head: &Head) -> Vec<Bytes> {
         let mut outgrown: Vec<(Bytes, Bytes)> = Vec::new();
         let Some(index) = &mut self.index else { return Vec::new() };
@@ -87,23 +87,23 @@ impl Counts {
         }
     }
 
-    /// Cuts the bucket that starts at `first`; where its second part starts.
+    /// Splits the bucket that starts at `first`. Returns the first key of its second part.
     pub(crate) fn cut(&mut self, first: &Bytes, rows: FirstRows) -> Option<Bytes> {
         self.index.as_mut()?.cut(first, rows)
     }
 
-    /// What the index knows of the keys of `request`, if that saves anything.
+    /// What the index knows about the keys of `request`, if that saves anything.
     pub(crate) fn known(&self, head: &Head, request: &Range) -> Option<Known> {
         let Span::Keys { start, end } = Span::new(&request.key, &request.range_end) else {
             return None;
         };
         let index = self.index.as_ref()?;
         let stops_early = request.limit > 0 || request.count_only;
-        // A range within a bucket is read as a whole anyway.
+        // A range within one bucket is read as a whole anyway.
         let counted = stops_early.then(|| index.count(start, end)).filter(|known| known.keys > 0);
         let is_current = request.revision <= 0 || request.revision == head.revision;
         if !is_current {
-            // Where no key lives now, one may have lived then.
+            // Gaps cannot be used, because a key that is dead now may have been live then.
             let growth =
                 self.recent.growth(request.revision, start, end).filter(|_| counted.is_some())?;
             return Some(Known { counted, growth, ..Known::default() });
@@ -121,21 +121,21 @@ impl Counts {
     }
 }
 
-/// What is known of a range before it is read.
+/// What is known about a range before it is read.
 #[derive(Debug, Default)]
 pub(crate) struct Known {
-    /// How many keys live there.
+    /// Its number of live keys now.
     counted: Option<Counted>,
-    /// How many more than as of the revision that is asked for.
+    /// How many more these are than at the requested revision.
     growth: i64,
-    /// Parts of it where none does, in order.
+    /// Parts of the range without live keys, in order.
     gaps: Vec<Rest>,
-    /// Where to begin if only the last keys are asked for.
+    /// The key to start from if only the last keys are requested.
     tail: Option<Bytes>,
 }
 
 impl Known {
-    /// Answers `request`, of which this is known at the moment of `head`.
+    /// Answers `request`, with what was known about it at `head`.
     pub(crate) fn answer(
         &self,
         rows: &impl Read,
@@ -154,7 +154,7 @@ impl Known {
     }
 }
 
-/// Rows without those of keys that are known to be dead; the storage need not step over them.
+/// Rows without those in gaps, so that the storage need not step over dead keys.
 struct Lively<'a, R> {
     rows: &'a R,
     gaps: &'a [Rest],
@@ -203,8 +203,8 @@ impl<R: Read> Read for Lively<'_, R> {
     }
 }
 
-/// The first rows of a bucket, as of the published `revision`, without values: this runs where entries are
-/// applied, and they may be large.
+/// The first rows of a bucket at the published `revision`. Does not read values, because this runs
+/// where entries are applied, and values may be large.
 pub(crate) fn first_rows(
     rows: &impl Read,
     revision: i64,
@@ -224,19 +224,19 @@ pub(crate) fn first_rows(
     Ok(found)
 }
 
-/// Adds what is left to be counted in the rows.
+/// Adds the keys that have to be counted in the rows.
 fn complete(rows: &impl Read, head: &Head, counted: &Counted) -> Result<i64, Halt> {
     let mut keys = i64::try_from(counted.keys).unwrap_or(i64::MAX);
     for (start, end) in &counted.rest {
         let request = Range {
             key: start.clone(),
-            // Etcd's form of "no end".
+            // etcd's form of "no end".
             range_end: end.clone().unwrap_or_else(|| Bytes::from_static(&[0])),
             revision: head.revision,
             count_only: true,
             ..Range::default()
         };
-        // Refusals are those of the whole request and met again there.
+        // A rejection here also applies to the whole request, which reports it.
         keys += range::range(rows, head, &request)?.map_or(0, |answer| answer.count);
     }
     Ok(keys)
@@ -249,7 +249,7 @@ mod tests {
 
     use super::*;
 
-    /// Keys that a scan shows of `[start, end)` until it was shown `keys_max`.
+    /// Keys of `[start, end)` that a scan visits, up to `keys_max`.
     fn shown(
         rows: &impl Read,
         (start, end): (&[u8], Option<&[u8]>),

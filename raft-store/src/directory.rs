@@ -1,4 +1,4 @@
-//! The directory of the state: which database in it is the live one, and what to sweep away.
+//! The directory of the state: which database in it is the live one, and what to delete.
 //!
 //! ```text
 //! state/CURRENT_DB   "db-3": replaced by rename, so a crash leaves the old or the new one
@@ -25,7 +25,7 @@ pub(crate) struct Directory {
 }
 
 impl Directory {
-    /// Creates `root` if needed and sweeps leftovers; also returns the live database, if any.
+    /// Creates `root` if needed and deletes leftovers. Also returns the live database, if any.
     pub(crate) fn open(root: &Path) -> io::Result<(Self, Option<StateDir>)> {
         fs::create_dir_all(root)?;
         if let Some(parent) = std::path::absolute(root)?.parent() {
@@ -49,12 +49,13 @@ impl Directory {
         &self.root
     }
 
-    /// A name for a new database; nothing is created. It is removed on drop unless kept.
+    /// A name for a new database; nothing is created. The directory is removed on drop unless it is
+    /// kept.
     pub(crate) fn new_database(&self) -> StateDir {
         self.new_dir(DATABASE)
     }
 
-    /// A name for a checkpoint; nothing is created. It is removed on drop.
+    /// A name for a checkpoint; nothing is created. The directory is removed on drop.
     pub(crate) fn new_sending(&self) -> StateDir {
         self.new_dir(SENDING)
     }
@@ -64,15 +65,15 @@ impl Directory {
         StateDir::temporary(self.root.join(format!("{prefix}{number}")))
     }
 
-    /// Makes `database` the live one, atomically and durably; it survives its owners then. After an error nobody knows
-    /// which one is live, so both stay: the next start sweeps the other one away.
+    /// Makes `database` the live one, atomically and durably; from then on it is kept. After an
+    /// error it is not known which one is live, so both stay, and the next start deletes the other.
     pub(crate) fn point_to(&self, database: &StateDir) -> io::Result<()> {
         let name = database
             .path
             .file_name()
             .and_then(|name| name.to_str())
             .expect("databases are named by new_database");
-        // The entries of the new database's directory and its own name come first.
+        // The files in the new database's directory, and its own name, must be durable first.
         sync_dir(&database.path)?;
         sync_dir(&self.root)?;
         let temporary = self.root.join(POINTER_NEW);
@@ -103,7 +104,7 @@ fn number_of(name: &str) -> Option<u64> {
     name.strip_prefix(DATABASE)?.parse().ok()
 }
 
-/// Removes what an earlier run left: databases that are not the live one, checkpoints, half a
+/// Deletes what an earlier run left: databases other than the live one, checkpoints, a half-written
 /// pointer. Other names are not ours and stay.
 fn sweep(root: &Path, current: Option<&str>) -> io::Result<()> {
     for entry in fs::read_dir(root)? {
@@ -124,7 +125,7 @@ pub(crate) fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
 }
 
-/// One directory below the root, removed with the last owner unless it is to be kept.
+/// One directory below the root, removed with its last owner unless it is to be kept.
 #[derive(Debug)]
 pub(crate) struct StateDir {
     path: PathBuf,
@@ -144,12 +145,12 @@ impl StateDir {
         &self.path
     }
 
-    /// From now on it survives its owners.
+    /// Keeps the directory when its last owner is dropped.
     fn keep(&self) {
         self.keep.store(true, Ordering::Relaxed);
     }
 
-    /// From now on it goes with its last owner.
+    /// Removes the directory when its last owner is dropped.
     pub(crate) fn discard(&self) {
         self.keep.store(false, Ordering::Relaxed);
     }
@@ -162,7 +163,7 @@ impl Drop for StateDir {
         }
         match fs::remove_dir_all(&self.path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                // The next start sweeps it.
+                // The next start deletes it.
                 tracing::warn!(directory = %self.path.display(), %error, "cannot remove");
             }
             _ => {}
@@ -214,7 +215,7 @@ mod tests {
     fn what_may_be_the_live_database_is_not_removed() {
         let root = tempfile::tempdir().unwrap();
         let (directory, _) = Directory::open(root.path()).unwrap();
-        // The pointer cannot be replaced.
+        // Makes it impossible to replace the pointer.
         fs::create_dir(root.path().join(POINTER)).unwrap();
         let new = directory.new_database();
         fs::create_dir(new.path()).unwrap();

@@ -1,8 +1,8 @@
 //! What the state needs from a storage engine: ordered rows, one atomic batch, flush, checkpoint.
 //!
-//! Two engines implement it: `rocks` on disk and `memory` for the simulator and
-//! tests. Neither has a log of its own: what was not flushed is gone after a crash, and the raft log
-//! replays it. Above this file nobody knows which engine is below.
+//! Two engines implement it: `rocks` on disk, and `memory` for the simulator and tests. Neither has
+//! a write-ahead log: what was not flushed is lost in a crash, and replayed from the raft log. Code
+//! above this file does not depend on which engine is used.
 
 use std::io;
 use std::ops::ControlFlow;
@@ -20,51 +20,51 @@ use crate::rocks::{RocksEngine, RocksOptions};
 /// One change of one row; `None` deletes it.
 pub type RowWrite = (Table, Bytes, Option<Bytes>);
 
-/// A table, the first key, and the key behind the last one; `None` for no bound.
+/// A table, the first key, and the end key (exclusive; `None` for no bound).
 pub type Interval<'a> = (Table, &'a [u8], Option<&'a [u8]>);
 
-/// What a scan shows rows to.
+/// Callback of a scan.
 pub type Visit<'a> = dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>, Halt> + 'a;
 
-/// Rows of one state directory.
+/// The rows of one state directory.
 pub trait Engine: Read + Send + Sync {
     /// Writes all rows or, after a crash, none of them. Not durable before the next flush.
     ///
     /// # Errors
-    /// Whatever the storage reports; the batch then has no effect.
+    /// Any error of the storage; the batch then has no effect.
     fn write(&self, rows: &mut dyn Iterator<Item = RowWrite>) -> io::Result<()>;
 
     /// Returns the row as it would be after a crash now.
     ///
     /// # Errors
-    /// Whatever the storage reports.
+    /// Any error of the storage.
     fn get_flushed(&self, table: Table, key: &[u8]) -> io::Result<Option<Bytes>>;
 
-    /// Makes everything written so far durable. Blocks; writes go on meanwhile.
+    /// Makes everything written so far durable. Blocks; writes continue meanwhile.
     ///
     /// # Errors
-    /// Whatever the storage reports.
+    /// Any error of the storage.
     fn flush(&self) -> io::Result<()>;
 
-    /// Creates `dir`, which must not exist, as a copy of the state as of one moment at or after the
-    /// call. Flushes first.
+    /// Creates `dir`, which must not exist, as a consistent copy of the state at some moment at or
+    /// after the call. Flushes first.
     ///
     /// # Errors
-    /// Whatever the storage reports; `dir` may then be half made.
+    /// Any error of the storage; `dir` may then be incomplete.
     fn checkpoint(&self, dir: &Path) -> io::Result<()>;
 
-    /// Rewrites the files without dead rows. Blocks, possibly long; reads and writes go on.
+    /// Rewrites the files without dead rows. Blocks, possibly for long; reads and writes continue.
     ///
     /// # Errors
-    /// Whatever the storage reports.
+    /// Any error of the storage.
     fn compact(&self) -> io::Result<()>;
 
-    /// As [`Read::scan`] of `interval` (table, start, end), but breaks where more than `deleted_max` rows that were
-    /// deleted and are still in the files would have to be stepped over at once: whether it did. Rows before that place
-    /// may be left out then.
+    /// Like [`Read::scan`] of `interval` (table, start, end), but breaks off where more than
+    /// `deleted_max` successive deleted rows, which are still in the files, would have to be
+    /// skipped. Returns whether it did; rows before that point may then be missing.
     ///
     /// # Errors
-    /// As [`Read::scan`].
+    /// Those of [`Read::scan`].
     fn scan_within(
         &self,
         interval: Interval<'_>,
@@ -72,19 +72,19 @@ pub trait Engine: Read + Send + Sync {
         visit: &mut Visit<'_>,
     ) -> Result<ControlFlow<()>, Halt>;
 
-    /// Calls `read` with the rows as of one moment.
+    /// Calls `read` with a consistent snapshot of the rows.
     fn with_snapshot(&self, read: &mut dyn FnMut(&dyn Read));
 
-    /// Reads every row and so every checksum.
+    /// Reads every row, which verifies all checksums.
     ///
     /// # Errors
-    /// The first damage.
+    /// The first damage found.
     fn verify(&self) -> io::Result<()>;
 
-    /// Bytes of files on disk.
+    /// Size of the files on disk, in bytes.
     fn disk_bytes(&self) -> u64;
 
-    /// Bytes held in memory by write buffers, caches and file indexes.
+    /// Bytes of memory for write buffers, caches and file indexes.
     fn memory_bytes(&self) -> u64;
 }
 
@@ -103,14 +103,14 @@ impl Default for EngineKind {
     }
 }
 
-/// Whether an engine may be created.
+/// Whether opening may create an engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Create {
     /// The directory is new: create what is missing.
     New,
-    /// It must hold rows: an empty one is a lost one.
+    /// The directory must contain rows: an empty one means that data was lost.
     Never,
-    /// It must hold rows, and nothing is written: neither rows nor files.
+    /// The directory must contain rows; nothing is written, neither rows nor files.
     ReadOnly,
 }
 
@@ -121,7 +121,7 @@ impl EngineKind {
         Ok(Rows(Arc::new(Open { engine, dir })))
     }
 
-    /// Opens the rows in a directory that somebody else keeps.
+    /// Opens the rows in a directory whose lifetime is managed elsewhere.
     pub(crate) fn open_at(&self, dir: &Path, create: Create) -> io::Result<Box<dyn Engine>> {
         Ok(match self {
             Self::Rocks(options) => Box::new(RocksEngine::open(dir, options, create)?),
@@ -136,7 +136,7 @@ struct Open {
     dir: StateDir,
 }
 
-/// An open engine; clones share it, and it closes with the last of them.
+/// An open engine; clones share it, and it is closed with the last of them.
 #[derive(Clone)]
 pub(crate) struct Rows(Arc<Open>);
 
@@ -146,7 +146,7 @@ impl Rows {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    /// Where its files are.
+    /// The directory of its files.
     pub(crate) fn dir(&self) -> &StateDir {
         &self.0.dir
     }
@@ -176,7 +176,7 @@ impl Read for Rows {
     }
 }
 
-/// A `dyn Read` where a sized one is wanted.
+/// Makes a `dyn Read` usable where a sized type is required.
 pub(crate) struct View<'a>(pub(crate) &'a dyn Read);
 
 impl Read for View<'_> {
@@ -195,7 +195,7 @@ impl Read for View<'_> {
     }
 }
 
-/// Turns a node-stopping error into one that raft stops the node with.
+/// Converts an error that stops the node into an I/O error, with which raft stops it.
 pub(crate) fn halt_to_io(halt: Halt) -> io::Error {
     match halt {
         Halt::Storage(source) => match source.downcast::<io::Error>() {

@@ -1,8 +1,8 @@
 //! The checksum that members compare: equal at equal revision and compacted revision.
 //!
-//! It covers what clients can still observe: every live key as of the revision, and every event
-//! after the compacted revision up to it. Dead rows that the sweep of a compaction has not reached
-//! are left out, because how far it got depends on the applied index and not on the revision.
+//! It covers what clients can still observe: every live key at the revision, and every event after
+//! the compacted revision up to it. Dead rows that the sweep of a compaction has not reached are
+//! left out, because how far it got depends on the applied index and not on the revision.
 
 use std::ops::ControlFlow;
 
@@ -14,7 +14,8 @@ use conclave_state_machine::response::{Halt, KeyValue, Rejection};
 use crate::reader::HashKv;
 use crate::store::ReadError;
 
-/// `rows` must stay as of one moment; `revision` of 0 or below means the current one.
+/// Computes the checksum. `rows` must be a snapshot; a `revision` of 0 or below means the current
+/// one.
 pub(crate) fn hash_kv(rows: &impl Read, revision: i64) -> Result<HashKv, ReadError> {
     let head = Head::load(rows)?;
     let at = if revision <= 0 { head.revision } else { revision };

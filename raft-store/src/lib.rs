@@ -1,4 +1,4 @@
-//! Everything durable: the raft log, the state in RocksDB, apply and snapshots.
+//! Everything durable: the raft log, the state in RocksDB, applying entries, and snapshots.
 //!
 //! ```text
 //!  raft ──► log (fsync) ──► apply ──► state machine's overlay ──► one batch ──► engine (no log)
@@ -10,15 +10,15 @@
 //! | module | what |
 //! |---|---|
 //! | [`log`] | raft's log in segment files: the only write-ahead log |
-//! | [`store`] | opening the state; what its writer and its readers share |
+//! | [`store`] | opens the state; what its writer and its readers share |
 //! | [`engine`], `rocks`, `memory` | rows on disk (RocksDB) or in memory behind one trait |
-//! | `directory`, `row` | which database is the live one; the rows that raft keeps in it |
-//! | [`apply`], [`sink`], [`report`] | committed entries become rows; who hears of it, and of its cost |
+//! | `directory`, `row` | which database is the live one; the rows that raft stores in it |
+//! | [`apply`], [`sink`], [`report`] | turns committed entries into rows; who is told about them, and what they cost |
 //! | [`reader`], `hash` | reads by revision while entries are applied; sizes, flush, the hash that members compare |
-//! | `counts`, `row_cache` | what saves looking at rows: counts of keys, and rows used last |
-//! | [`snapshot`] | sending, receiving and installing a state as files |
-//! | [`backup`] | a state as one file, and a new member made of one |
-//! | [`command`], [`codec`], [`types`] | requests, raft's values and their messages |
+//! | `counts`, `row_cache` | caches that save reading rows: key counts, and recently used rows |
+//! | [`snapshot`] | sends, receives and installs a state as files |
+//! | [`backup`] | writes a state as one file, and makes a new member from one |
+//! | [`command`], [`codec`], [`types`] | conversions of requests and of raft's values; raft's types |
 
 pub mod apply;
 pub mod backup;

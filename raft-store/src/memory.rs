@@ -1,8 +1,8 @@
 //! The engine in memory, for tests that compare engines.
 //!
-//! It keeps the contract of `rocks`: a write is lost in a crash until a flush, which here
-//! writes all rows to one checksummed file. A reader never waits for a writer: it holds the maps as
-//! they were, and a write that finds them held copies them.
+//! It has the same contract as `rocks`: a write is lost in a crash until a flush, which here writes
+//! all rows to one checksummed file. Readers never wait for writers: a reader keeps the maps as
+//! they were, and a write copies them if a reader has them.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write as _};
@@ -24,7 +24,7 @@ type Map = BTreeMap<Bytes, Bytes>;
 #[derive(Clone, Default)]
 struct Tables([Map; TABLES]);
 
-/// One more than the largest number of a table, which is the last's; some numbers are free.
+/// One more than the largest table number, which is the last one's; some numbers are unused.
 const TABLES: usize = Table::ALL[Table::ALL.len() - 1] as usize + 1;
 
 impl Tables {
@@ -41,7 +41,8 @@ pub(crate) struct MemoryEngine {
 }
 
 impl MemoryEngine {
-    /// Loads what the last flush left in `dir`; [`io::ErrorKind::InvalidData`] if it is damaged.
+    /// Loads what the last flush left in `dir`; fails with [`io::ErrorKind::InvalidData`] if it is
+    /// damaged.
     pub(crate) fn open(dir: &Path, create: Create) -> io::Result<Self> {
         let tables = match create {
             Create::New => {
@@ -102,7 +103,7 @@ impl Engine for MemoryEngine {
         _deleted_max: u64,
         visit: &mut Visit<'_>,
     ) -> Result<ControlFlow<()>, Halt> {
-        // What is deleted is gone.
+        // Deleted rows leave nothing behind here.
         self.scan(table, start, end, visit)?;
         Ok(ControlFlow::Continue(()))
     }
@@ -167,7 +168,7 @@ impl Read for Tables {
     }
 }
 
-/// Writes the rows beside the old file and puts them in its place.
+/// Writes the rows to a temporary file, which then replaces the old one.
 fn store(dir: &Path, tables: &Tables) -> io::Result<()> {
     let temporary = dir.join("rows.tmp");
     let mut file = std::fs::File::create(&temporary)?;

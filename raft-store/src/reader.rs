@@ -1,16 +1,16 @@
-//! Reading the state while it is being written.
+//! Reads of the state while it is being written.
 //!
-//! A reader takes the published head and reads at its revision by MVCC while apply goes on; no
-//! snapshot of the storage is held. Only compaction removes what it might need, so it looks
-//! afterwards whether one came between, and if so reads again; should that happen twice, it reads
-//! from a snapshot of the storage, where it cannot. Queues of locks are always read so: who stands in
-//! them has no history.
+//! A reader takes the published head and reads at its revision by MVCC while apply continues,
+//! without a snapshot of the storage. Only a compaction can delete what it needs, so it checks
+//! afterwards whether one came in between, and if so reads again. If that happens twice, it reads
+//! from a snapshot of the storage, where it cannot happen. Queues of locks are always read from
+//! such a snapshot, because their rows have no history.
 //!
 //! | module | what |
 //! |---|---|
-//! | `brief` | reads that are given up when they turn out to be long |
-//! | `consistent` | reads of one moment while apply goes on |
-//! | `upkeep` | sizes, whose it is, files, backups, snapshots |
+//! | `brief` | reads that are abandoned when they turn out to be long |
+//! | `consistent` | reads of one moment while apply continues |
+//! | `upkeep` | sizes, identity, flushes, backups, snapshots |
 
 mod brief;
 mod consistent;
@@ -43,7 +43,7 @@ use crate::types::{LogId, StoredMembership};
 pub use conclave_state_machine::history::EventSpan;
 pub use upkeep::Sizes;
 
-/// A handle to the state for everyone but raft; clones are cheap.
+/// A handle to the state for everyone except raft; clones are cheap.
 #[derive(Clone)]
 pub struct Reader {
     shared: Arc<Shared>,
@@ -54,11 +54,11 @@ pub struct Reader {
 pub struct HashKv {
     /// CRC-32C.
     pub hash: u32,
-    /// Compacted revision at that moment; hashes are comparable when it is equal.
+    /// Compacted revision at that time; hashes are comparable only if it is equal.
     pub compacted: i64,
-    /// Revision up to which the hash goes.
+    /// Revision up to which history is included.
     pub revision: i64,
-    /// Current revision.
+    /// Revision of the store at that time.
     pub current: i64,
 }
 
@@ -67,13 +67,13 @@ impl Reader {
         Self { shared }
     }
 
-    /// Counters as of the last applied entry.
+    /// Counters after the last applied entry.
     #[must_use]
     pub fn head(&self) -> Arc<Head> {
         self.shared.show(|published| Arc::clone(&published.head))
     }
 
-    /// Whether calls need a user, and the auth revision, as of the last applied entry.
+    /// Whether authentication is enabled, and the auth revision, after the last applied entry.
     #[must_use]
     pub fn auth(&self) -> AuthHead {
         self.shared.show(|published| published.head.auth)
@@ -98,7 +98,7 @@ impl Reader {
         applied.wait_for(|at| *at >= index).await.map(drop).unwrap_or_default();
     }
 
-    /// Waits until a read ran into damage; why the member must stop.
+    /// Waits until a read finds damage. Returns why the member must stop.
     pub async fn failed(&self) -> String {
         let mut failed = self.shared.failed.subscribe();
         // The sender is in `shared`, which this handle keeps alive.
@@ -106,7 +106,7 @@ impl Reader {
         reason.ok().and_then(|reason| reason.clone()).unwrap_or_default()
     }
 
-    /// Answers a range read and the current revision at which it was answered.
+    /// Answers a range read. Also returns the current revision at which it was answered.
     ///
     /// # Errors
     /// [`ReadError::Rejected`] if the revision cannot be read; [`ReadError::Halt`] if storage fails.
@@ -119,12 +119,12 @@ impl Reader {
         })
     }
 
-    /// As [`Reader::range`] where that is short; `None` where it must be asked instead, on a thread that may be
-    /// held up: more rows or bytes would have to be looked at than a thread has time for that serves others, or a
-    /// compaction came between.
+    /// As [`Reader::range`] if the read is short. Returns `None` if the caller must use that
+    /// instead, on a thread that may block: because the read needs more rows or bytes than a thread
+    /// that serves others has time for, or because a compaction came in between.
     ///
     /// # Errors
-    /// As [`Reader::range`].
+    /// Those of [`Reader::range`].
     pub fn range_briefly(
         &self,
         request: &Range,
@@ -133,7 +133,8 @@ impl Reader {
         let head = &seen.head;
         let allowance = Allowance::new(&seen.rows);
         let answer = answer(&allowance, head, request, known);
-        // Only what is complete counts: what was cut short can look like damage.
+        // An incomplete answer does not count, not even as an error: a read cut short can look like
+        // damage.
         if allowance.is_spent() || !self.shared.is_complete(&seen, oldest(head, request)) {
             return Ok(None);
         }
@@ -141,7 +142,7 @@ impl Reader {
         answer.map(|answer| Some((answer, head.revision))).map_err(ReadError::Rejected)
     }
 
-    /// Answers a transaction that only reads, and the current revision at which it was answered.
+    /// Answers a read-only transaction. Also returns the current revision at which it was answered.
     ///
     /// # Errors
     /// [`ReadError::Rejected`] if a revision cannot be read or an operation writes;
@@ -158,8 +159,8 @@ impl Reader {
         })
     }
 
-    /// Reads the first `keys_max` live keys that `request` names as of revision `at`, with or without values
-    /// as it says, whatever else it says.
+    /// Reads the first `keys_max` live keys of the range of `request` at revision `at`, with or
+    /// without values as it says. Its other options are ignored.
     ///
     /// # Errors
     /// [`Rejection::Compacted`] if `at` is compacted; [`ReadError::Halt`] if storage fails.
@@ -172,11 +173,11 @@ impl Reader {
         self.piece(request, at, (keys_max, usize::MAX))
     }
 
-    /// As [`Reader::page`], but ends with the key whose bytes, value included, reach `bytes_max`. For a large
-    /// range in pieces.
+    /// As [`Reader::page`], but ends with the key whose bytes, value included, reach `bytes_max` in
+    /// total: for reading a large range in pieces.
     ///
     /// # Errors
-    /// As [`Reader::page`].
+    /// Those of [`Reader::page`].
     pub fn piece(
         &self,
         request: &Range,
@@ -201,7 +202,7 @@ impl Reader {
         })
     }
 
-    /// Events of whole revisions in order, as many as [`EventSpan`] says.
+    /// Reads the events of whole revisions in order, within the bounds of [`EventSpan`].
     ///
     /// # Errors
     /// [`Rejection::Compacted`] if `from` is below the compacted revision; [`ReadError::Halt`] if
@@ -217,10 +218,10 @@ impl Reader {
         })
     }
 
-    /// Why the keys that begin with `prefix` and were deleted at `revision` were.
+    /// Returns why the keys with `prefix` that were deleted at `revision` were deleted.
     ///
     /// # Errors
-    /// [`Rejection::Compacted`] if that is compacted; [`ReadError::Halt`] if storage fails.
+    /// [`Rejection::Compacted`] if `revision` is compacted; [`ReadError::Halt`] if storage fails.
     pub fn causes(&self, revision: i64, prefix: &[u8]) -> Result<Vec<(Bytes, Cause)>, ReadError> {
         self.consistent(|rows, head| {
             if revision < head.compacted {
@@ -231,7 +232,7 @@ impl Reader {
         })
     }
 
-    /// The places of a lock or election that hold, and the revision as of which they do.
+    /// The places of a lock or election that hold, and the revision at which they do.
     ///
     /// # Errors
     /// [`ReadError::Halt`] if storage fails.
@@ -242,8 +243,8 @@ impl Reader {
         })
     }
 
-    /// The revision as of which the place of `key` with this fence is first ([`queue::is_first`]); `None`
-    /// if it cannot be told to be.
+    /// The current revision, if the place of `key` with this fence is certainly first at it
+    /// ([`queue::is_first`]); otherwise `None`.
     ///
     /// # Errors
     /// [`ReadError::Halt`] if storage fails.
@@ -254,8 +255,8 @@ impl Reader {
         })
     }
 
-    /// Key of the place before that of `key` in a queue, and the revision as of which it stands there, if only places
-    /// stand before it and a short look tells: see [`arrival::behind`].
+    /// Key of the place before that of `key` in a queue, and the revision at which this is so, if
+    /// only places precede it and the last few events tell: see [`arrival::behind`].
     ///
     /// # Errors
     /// [`ReadError::Halt`] if storage fails.
@@ -270,7 +271,7 @@ impl Reader {
         })
     }
 
-    /// The first `limit` places of a lock or election, and the revision as of which they stand so.
+    /// The first `limit` places of a lock or election, and the revision at which this is so.
     ///
     /// # Errors
     /// [`ReadError::Halt`] if storage fails.
@@ -278,7 +279,7 @@ impl Reader {
         self.at_once(|rows, head| Ok((first_places(rows, head, name, limit)?, head.revision)))
     }
 
-    /// As [`Reader::places`], with what is known of their times.
+    /// As [`Reader::places`], with what is known about since when they hold.
     ///
     /// # Errors
     /// [`ReadError::Halt`] if storage fails.
@@ -293,8 +294,8 @@ impl Reader {
         })
     }
 
-    /// Checksum of the history up to `revision` (0: the current one), equal on all members with
-    /// the same compacted revision. Reads everything: call it where blocking is allowed.
+    /// Checksum of the history up to `revision` (0: the current one), equal on all members with the
+    /// same compacted revision. Reads everything, so call it where blocking is allowed.
     ///
     /// # Errors
     /// [`ReadError::Rejected`] if the revision cannot be read; [`ReadError::Halt`] if storage fails.
@@ -323,7 +324,7 @@ fn first_places(
     Ok(places)
 }
 
-/// Answers a range from `rows`, with what is known about its keys.
+/// Answers a range from `rows`, using what is known about its keys.
 fn answer(
     rows: &impl Read,
     head: &Head,
@@ -341,7 +342,7 @@ fn oldest(head: &Head, request: &Range) -> i64 {
     if request.revision > 0 { request.revision } else { head.revision }
 }
 
-/// Single rows as of now: for leases, members and the like, which have no history.
+/// Reads single rows of the newest state: leases, members and the like, which have no history.
 impl Read for Reader {
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, Halt> {
         self.shared.note_halt(self.shared.published().rows.get(table, key))

@@ -1,11 +1,11 @@
-//! What applying one piece of the log cost, and of what it consisted: for metrics.
+//! The cost and contents of one applied piece of the log, for metrics.
 
 use std::time::Duration;
 
 use conclave_state_machine::command::Command;
 use conclave_state_machine::compaction::Swept;
 
-/// Kinds of commands that are told apart.
+/// Kinds of commands that metrics distinguish.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Operation {
     /// Writes one key.
@@ -18,7 +18,7 @@ pub enum Operation {
     Compaction,
     /// Creates a lease or session.
     LeaseGrant,
-    /// Ends leases, also such as expired.
+    /// Ends leases, including expired ones.
     LeaseRevoke,
     /// Raises or clears an alarm.
     Alarm,
@@ -30,12 +30,12 @@ pub enum Operation {
     Primitive,
     /// Changes instances of services.
     Registry,
-    /// Whatever else, and what cannot be read.
+    /// Anything else, and what cannot be decoded.
     Other,
 }
 
 impl Operation {
-    /// All of them, in the order of their numbers.
+    /// All kinds, in the order of their numbers.
     pub const ALL: [Self; 12] = [
         Self::Put,
         Self::DeleteRange,
@@ -51,7 +51,7 @@ impl Operation {
         Self::Other,
     ];
 
-    /// As etcd names it, where etcd has it.
+    /// etcd's name, where etcd has this kind.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
@@ -90,34 +90,34 @@ impl Operation {
     }
 }
 
-/// How many commands of each kind took effect, and how many were refused.
+/// How many commands of each kind took effect, and how many were rejected.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Operations([[u64; 2]; Operation::ALL.len()]);
 
 impl Operations {
-    /// Counts one.
+    /// Counts one command.
     pub fn count(&mut self, operation: Operation, is_success: bool) {
         self.0[operation as usize][usize::from(is_success)] += 1;
     }
 
-    /// How many of a kind took effect, or were refused.
+    /// How many commands of a kind took effect, or were rejected.
     #[must_use]
     pub fn counted(&self, operation: Operation, is_success: bool) -> u64 {
         self.0[operation as usize][usize::from(is_success)]
     }
 }
 
-/// What one piece of the log cost.
+/// The cost of one piece of the log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Report {
-    /// From its first command until all of it could be read.
+    /// Time from its first command until all of it was visible to readers.
     pub whole: Duration,
-    /// Of that, writing it to the state.
+    /// Part of that time for writing it to the state.
     pub write: Duration,
-    /// Of what it consisted.
+    /// Its commands by kind.
     pub operations: Operations,
     /// What the sweep deleted with it.
     pub swept: Swept,
-    /// Rows that a compaction made dead are still there.
+    /// Whether rows that a compaction made dead are still stored.
     pub has_dead_rows: bool,
 }

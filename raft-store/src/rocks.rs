@@ -1,20 +1,20 @@
 //! The engine on disk: RocksDB without a write-ahead log.
 //!
-//! Two column families: `rev`, which only ever grows at its end, so that its files are moved down
-//! the levels and never rewritten; and the default one for all other tables, each row key prefixed
-//! with its table's number. Both are flushed together (`atomic_flush`), so after a crash the state is
-//! that of one write batch. Rows get there by way of `recent`: what is written gathers in memory, and goes on in
-//! larger batches. Every read looks there first.
+//! Two column families: `rev`, which only grows at its end, so that its files are moved down the
+//! levels and never rewritten; and the default one for all other tables, where each row key is
+//! prefixed with its table's number. Both are flushed together (`atomic_flush`), so after a crash
+//! the state is that of one write batch. Written rows first gather in memory (`recent`) and are
+//! passed on to RocksDB in larger batches. Every read looks there first.
 //!
-//! The settings (`options`) are measured: index and filter blocks stay **outside** the block
-//! cache, because inside it a random get reloads them and costs 205 us instead of 7 us.
+//! The settings (`options`) are measured: index and filter blocks stay **outside** the block cache,
+//! because inside it a random get reloads them and costs 205 us instead of 7 us.
 //!
 //! | module | what |
 //! |---|---|
 //! | `options` | our bounds and RocksDB's settings |
 //! | `recent` | rows that RocksDB does not have yet |
-//! | `tidy` | takes deleted rows out of the files |
-//! | `error` | its errors as ours |
+//! | `tidy` | removes deleted rows from the files |
+//! | `error` | converts RocksDB's errors to ours |
 
 mod error;
 mod options;
@@ -48,7 +48,7 @@ use crate::engine::{Create, Engine, Interval, RowWrite, Visit};
 pub use options::RocksOptions;
 
 const REV: &str = "rev";
-/// Memory taken for a write batch before it is filled.
+/// Most memory to reserve for a write batch before it is filled.
 const EXPECTED_BATCH_BYTES_MAX: usize = 256 << 10;
 
 /// An open RocksDB.
@@ -57,17 +57,19 @@ pub(crate) struct RocksEngine {
     tidier: Tidier,
     cache: Cache,
     unlogged: WriteOptions,
-    /// Size of the last write batch: the next one is made as large at once.
+    /// Size of the last write batch, which is reserved for the next one.
     batch_bytes: AtomicUsize,
     recent: RwLock<Recent>,
     recent_rows_max: usize,
     recent_bytes_max: usize,
-    /// Held by whoever changes `recent`, for as long as it takes: rows leave it once RocksDB has them.
+    /// Held while `recent` is changed, until the change is complete: rows leave it only once
+    /// RocksDB has them.
     writing: Mutex<()>,
 }
 
 impl RocksEngine {
-    /// Opens the database in `dir`; [`io::ErrorKind::InvalidData`] if RocksDB finds damage.
+    /// Opens the database in `dir`; fails with [`io::ErrorKind::InvalidData`] if RocksDB finds
+    /// damage.
     pub(crate) fn open(dir: &Path, options: &RocksOptions, create: Create) -> io::Result<Self> {
         let cache = Cache::new_lru_cache(options.cache_bytes);
         let families = [
@@ -75,8 +77,8 @@ impl RocksEngine {
                 rocksdb::DEFAULT_COLUMN_FAMILY_NAME,
                 family_options(options, &cache, Some(BLOOM_BITS)),
             ),
-            // Events are looked up by exact revision in files that do not overlap: a filter would
-            // only cost memory.
+            // Events are looked up by exact revision in files that do not overlap, so a filter
+            // would only cost memory.
             ColumnFamilyDescriptor::new(REV, family_options(options, &cache, None)),
         ];
         let database = database_options(options, create);
@@ -100,14 +102,14 @@ impl RocksEngine {
         })
     }
 
-    /// Hands the recent rows to RocksDB. The caller holds `writing`.
+    /// Passes the recent rows on to RocksDB. The caller holds `writing`.
     fn hand_on(&self) -> io::Result<()> {
         let recent = self.recent.read().clone();
         if recent.is_empty() {
             return Ok(());
         }
         self.insert(recent.rows())?;
-        // Whoever reads meanwhile finds them here or there.
+        // A concurrent reader finds them in one of the two places.
         *self.recent.write() = Recent::default();
         Ok(())
     }
@@ -130,7 +132,7 @@ impl RocksEngine {
                         Some(row) => batch.put(&prefixed, row),
                         None => {
                             batch.delete(&prefixed);
-                            // Only ranges of keys are read across what was deleted by the thousand.
+                            // Only keys are read in ranges across thousands of deleted rows.
                             if table == Table::Key {
                                 marks.note(&prefixed);
                             }
@@ -169,7 +171,7 @@ fn default_family(db: &DB) -> &ColumnFamily {
 
 impl Engine for RocksEngine {
     fn write(&self, rows: &mut dyn Iterator<Item = RowWrite>) -> io::Result<()> {
-        // Before any lock: nobody waits for what the iterator does.
+        // Before any lock is taken, because the iterator may take long.
         let rows: Vec<RowWrite> = rows.collect();
         let is_large = rows.len() >= self.recent_rows_max
             || rows.iter().map(recent::bytes).sum::<usize>() >= self.recent_bytes_max;
@@ -178,10 +180,10 @@ impl Engine for RocksEngine {
             let recent = self.recent.read();
             recent.len() >= self.recent_rows_max
                 || recent.bytes() >= self.recent_bytes_max
-                // Copying what a reader holds costs more.
+                // Copying rows that a reader holds would cost more.
                 || recent.is_shared()
         };
-        // First: a batch that fails has no effect.
+        // Before the new rows are added: a batch that fails must have no effect.
         if is_full || is_large {
             self.hand_on()?;
         }
@@ -226,7 +228,7 @@ impl Engine for RocksEngine {
 
     fn compact(&self) -> io::Result<()> {
         let mut options = CompactOptions::default();
-        // Flushes and the compactions that keep writes going run in between.
+        // Lets flushes, and the compactions that writes wait for, run in between.
         options.set_exclusive_manual_compaction(false);
         options.set_bottommost_level_compaction(BottommostLevelCompaction::ForceOptimized);
         for family in [self.default_family(), self.rev()] {
@@ -286,13 +288,14 @@ impl Engine for RocksEngine {
 }
 
 impl Drop for RocksEngine {
-    /// RocksDB flushes what it has when it is closed; the next start then has less of the log to replay.
+    /// Passes the recent rows on. RocksDB flushes when it is closed, so that the next start has
+    /// less of the log to replay.
     fn drop(&mut self) {
         if let Err(error) = self.hand_on() {
             tracing::debug!(%error, "the last rows were not written: the log has them");
         }
         if let Some(thread) = self.tidier.close() {
-            // Else a merge goes on to its end. RocksDB flushes here, too.
+            // Otherwise a merge would run to its end. This also flushes.
             self.db.cancel_all_background_work(true);
             if thread.join().is_err() {
                 tracing::debug!("deleted rows were not taken out of the files");
@@ -318,7 +321,7 @@ impl Read for RocksEngine {
     }
 }
 
-/// The rows as of one moment.
+/// A snapshot of the rows.
 struct Snapshot<'a> {
     engine: &'a RocksEngine,
     recent: Recent,
@@ -347,7 +350,7 @@ impl Read for Snapshot<'_> {
         visit: &mut dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>, Halt>,
     ) -> Result<(), Halt> {
         let mut options = self.options();
-        // Reads as of a moment are long ones; they must not push the hot blocks out of the cache.
+        // Reads from a snapshot are long ones, which must not push the hot blocks out of the cache.
         options.fill_cache(false);
         let interval = (table, start, end);
         scan(self.engine, Some(&self.recent), options, interval, visit)?.map_err(halt)
@@ -368,10 +371,11 @@ fn get(
     Ok(row.map_err(halt)?.map(|row| Bytes::copy_from_slice(&row)))
 }
 
-/// What RocksDB says of a scan that `visit` let go on; outside, what `visit` returned as an error.
+/// The status that RocksDB reports for a scan; the outer error is one that `visit` returned.
 type Scanned = Result<Result<(), rocksdb::Error>, Halt>;
 
-/// Visits an interval as of now, or with the rows that were the `recent` ones of the snapshot in `options`.
+/// Visits an interval of the present rows, or of the snapshot in `options`, whose recent rows are
+/// `recent`.
 fn scan(
     engine: &RocksEngine,
     recent: Option<&Recent>,
@@ -393,7 +397,7 @@ fn scan(
         (engine.default_family(), prefixed(table, start), 1)
     };
     let (recent, rows) = {
-        // Both as of one moment.
+        // Both from the same moment.
         let now = engine.recent.read();
         (recent.unwrap_or(&now).table(table), engine.db.raw_iterator_cf_opt(family, options))
     };
@@ -405,7 +409,8 @@ fn scan(
     merge.rest(visit).map(Ok)
 }
 
-/// Visits from `start` to the iterator's bound; `prefix` bytes of each stored key are not shown.
+/// Visits rows from `start` to the iterator's bound, without the first `prefix` bytes of each
+/// stored key.
 fn visit_rows<D: DBAccess>(
     mut rows: DBRawIteratorWithThreadMode<'_, D>,
     start: &[u8],
@@ -444,12 +449,12 @@ mod tests {
         (Table::Key, Bytes::from_static(key.as_bytes()), Some(Bytes::from_static(value.as_bytes())))
     }
 
-    /// All keys with their values, as a scan and as reads one by one say.
+    /// All keys with their values, checking that a scan and single reads agree.
     fn shown(rows: &dyn Read) -> String {
         let mut seen = String::new();
         let mut visit = |key: &[u8], row: &[u8]| {
             seen.push_str(&format!("{}={} ", key.escape_ascii(), row.escape_ascii()));
-            // As the trait allows: the same rows are read again.
+            // The trait allows reading the same rows again during a scan.
             assert_eq!(rows.get(Table::Key, key)?.as_deref(), Some(row));
             Ok(ControlFlow::Continue(()))
         };
@@ -495,7 +500,7 @@ mod tests {
         engine.write(&mut rows.clone().map(written)).unwrap();
         engine.flush().unwrap();
         engine.write(&mut [put("a", "1"), put("c", "3")].into_iter()).unwrap();
-        // A pass over all rows that steps over no more than a few deleted ones at once.
+        // Whether a scan of all rows never has to skip more than a few deleted ones in succession.
         let passes = || {
             let mut visit = |_: &[u8], _: &[u8]| Ok(ControlFlow::Continue(()));
             engine.scan_within((Table::Key, b"", None), 10, &mut visit).unwrap().is_continue()
@@ -569,7 +574,7 @@ mod tests {
         });
         write(put("d", "1"));
         assert_eq!(waiting(), "bcd");
-        // A scan holds the rows of its table only while it runs, and its visitor may write.
+        // A scan keeps the rows of its table only while it runs, and its visitor may write.
         let mut has_written = false;
         let mut visit = |_: &[u8], _: &[u8]| {
             if !std::mem::replace(&mut has_written, true) {

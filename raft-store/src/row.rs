@@ -1,4 +1,4 @@
-//! The rows that raft keeps beside the data, in table `Meta` under `raft/`.
+//! The rows that raft stores beside the data, in table `Meta` under `raft/`.
 //!
 //! `applied` and `membership` are written in the same batch as the data they describe; `format` and
 //! `identity` once per directory.
@@ -19,10 +19,10 @@ const MEMBERSHIP: &[u8] = b"raft/membership";
 const IDENTITY: &[u8] = b"raft/identity";
 const FORMAT: &[u8] = b"raft/format";
 
-/// Layout of the rows in this version of the code.
+/// Format of the rows that this version of the code writes.
 pub(crate) const FORMAT_VERSION: u32 = 3;
 
-/// Whose directory this is.
+/// The cluster and member that own a directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// Cluster id.
@@ -58,12 +58,12 @@ fn put(key: &'static [u8], value: Vec<u8>) -> RowWrite {
     (Table::Meta, Bytes::from_static(key), Some(value.into()))
 }
 
-/// Where a row is read from.
+/// Which state a row is read from.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Moment {
-    /// The state in memory.
+    /// The present state.
     Now,
-    /// What a crash now would leave.
+    /// The state that a crash now would leave.
     Flushed,
 }
 
@@ -83,7 +83,7 @@ pub(crate) fn membership(engine: &dyn Engine, moment: Moment) -> io::Result<Stor
     Ok(codec::snapshot_meta(&message).map_err(|e| damaged(MEMBERSHIP, &e))?.last_membership)
 }
 
-/// Whose directory it is, `None` if nobody claimed it yet.
+/// The owner of the directory, `None` if it has none yet.
 pub(crate) fn identity(engine: &dyn Engine) -> io::Result<Option<Identity>> {
     let Some(row) = get(engine, Moment::Now, IDENTITY)? else { return Ok(None) };
     let half = |at: usize| row.get(at..at + 8)?.try_into().ok().map(u64::from_le_bytes);
@@ -93,7 +93,7 @@ pub(crate) fn identity(engine: &dyn Engine) -> io::Result<Option<Identity>> {
     }
 }
 
-/// Layout of the rows, `None` if there is no such row.
+/// Format of the rows, `None` if there is no such row.
 pub(crate) fn format(engine: &dyn Engine) -> io::Result<Option<u32>> {
     let Some(row) = get(engine, Moment::Now, FORMAT)? else { return Ok(None) };
     let bytes = row.as_ref().try_into().map_err(|_| damaged(FORMAT, &"not 4 bytes"))?;

@@ -1,8 +1,9 @@
-//! Rows that were used last, beside the engine.
+//! A cache of recently used rows in front of the engine.
 //!
-//! Every put reads the row it replaces, and that of its lease; every lock where its queue begins. In the engine
-//! that is a walk through a skip list of tens of thousands of rows, mostly cache misses; here it is one
-//! lookup. Only apply uses it: it sees every write, so that the cache is never older than the engine.
+//! Every put reads the row that it replaces and that of its lease; every lock reads the summary of
+//! its queue. In the engine each read walks through a skip list of tens of thousands of rows,
+//! mostly cache misses; here it is one look-up. Only apply uses the cache and sees every write, so
+//! it is never older than the engine.
 
 use std::cell::RefCell;
 use std::ops::ControlFlow;
@@ -15,12 +16,12 @@ use lru::LruCache;
 
 use crate::engine::RowWrite;
 
-/// Rows larger than this are left to the engine: one would push out too many others.
+/// Larger rows are not cached: one would push out too many others.
 const ROW_BYTES_MAX: usize = 8 << 10;
-/// What an entry costs beside its bytes.
+/// Estimated memory of a cache entry besides its bytes.
 const ENTRY_OVERHEAD_BYTES: usize = 160;
 
-/// Bytes that the rows of each kind may take.
+/// Most bytes for the rows of each kind.
 #[derive(Clone, Copy)]
 pub(crate) struct RowCacheBytes {
     pub(crate) keys: usize,
@@ -28,7 +29,8 @@ pub(crate) struct RowCacheBytes {
     pub(crate) fronts: usize,
 }
 
-/// Rows of [`Table::Key`] and [`Table::Lease`], and those of [`Table::Place`] that say where queues begin.
+/// Caches rows of [`Table::Key`] and [`Table::Lease`], and the summaries of queues in
+/// [`Table::Place`].
 pub(crate) struct RowCache {
     keys: Kept,
     leases: Kept,
@@ -50,18 +52,19 @@ impl RowCache {
         }
     }
 
-    /// Takes over what is being written.
+    /// Updates the cache with a row that is being written.
     pub(crate) fn note(&mut self, (table, key, row): &RowWrite) {
         match (self.of(*table, key), row) {
             (Some(kept), Some(row)) if row.len() <= ROW_BYTES_MAX => kept.put(key, Some(row)),
-            // The next in a queue that is empty now asks for it; a lease hardly ever comes back.
+            // The next to enter an emptied queue will read this row; the row of an ended lease is
+            // hardly ever read again.
             (Some(kept), None) if *table == Table::Place => kept.put(key, None),
             (Some(kept), Some(_) | None) => kept.remove(key),
             (None, _) => {}
         }
     }
 
-    /// Where such a row is kept, if it is.
+    /// The cache for such a row, if there is one.
     fn of(&mut self, table: Table, key: &[u8]) -> Option<&mut Kept> {
         match table {
             Table::Key => Some(&mut self.keys),
@@ -72,9 +75,9 @@ impl RowCache {
     }
 }
 
-/// Rows of one kind, bounded by bytes; the least recently used go first.
+/// Rows of one kind, bounded by bytes; the least recently used are dropped first.
 struct Kept {
-    /// `None`: there is no such row.
+    /// `None`: the engine has no such row.
     rows: LruCache<Bytes, Option<Bytes>>,
     bytes: usize,
     bytes_max: usize,
@@ -97,7 +100,7 @@ impl Kept {
             *known = row.cloned();
         } else {
             self.bytes += cost(key, row);
-            // A copy: the key may be a slice of a whole log entry.
+            // Copied, because the key may be a slice of a whole log entry.
             self.rows.push(Bytes::copy_from_slice(key), row.cloned());
         }
         while self.bytes > self.bytes_max
@@ -168,7 +171,7 @@ mod tests {
     use super::*;
 
     const BYTES_MAX: RowCacheBytes = RowCacheBytes { keys: 700, leases: 400, fronts: 400 };
-    /// One of each kind that is kept, twice, and one that is not.
+    /// Two rows of each kind that is cached, and one of a kind that is not.
     const ROWS: [(Table, &[u8]); 7] = [
         (Table::Key, b"a"),
         (Table::Key, b"b/1"),
@@ -181,7 +184,7 @@ mod tests {
 
     #[derive(Clone, Debug)]
     enum Step {
-        /// `None` deletes the row; else of so many bytes.
+        /// `None` deletes the row; otherwise the number of bytes to write.
         Write(usize, Option<usize>),
         Read(usize),
         Clear,
@@ -239,7 +242,7 @@ mod tests {
         }
         let front = ROWS[4];
         cache.note(&(front.0, Bytes::from_static(front.1), None));
-        // An engine that has something else.
+        // The engine has something else, so an answer from it is noticed.
         let mut rows = MemoryRows::default();
         let other = Bytes::from_static(b"other");
         rows.write(ROWS.map(|(table, key)| (table, Bytes::from_static(key), Some(other.clone()))));

@@ -1,4 +1,4 @@
-//! Who hears of what was applied: answers, watch, leases, metrics.
+//! Where applied entries are reported to: answers, watches, leases, metrics.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,9 +12,9 @@ use crate::types::{LogId, StoredMembership};
 /// One applied log entry that carried commands.
 #[derive(Clone, Debug)]
 pub struct AppliedEntry {
-    /// Its place in the log.
+    /// Its log id.
     pub log_id: LogId,
-    /// Member that assembled the batch.
+    /// Member that proposed the batch.
     pub proposer: u64,
     /// Number of the batch, unique within the proposer.
     pub sequence: u64,
@@ -22,37 +22,39 @@ pub struct AppliedEntry {
     pub results: Vec<Applied>,
 }
 
-/// Called by whoever applies, in log order. It must not block: apply waits for it.
+/// Receives applied entries in log order. It must not block, because apply waits for it.
 pub trait ApplySink: Send + Sync {
-    /// The entries are written; right after this a reader sees them. For what is looked up by those who
-    /// waited until an entry is applied.
+    /// The entries are written, and visible to readers right after this call. For state that is
+    /// looked up by callers that waited until an entry was applied.
     fn applying(&self, _entries: &[AppliedEntry]) {}
 
-    /// Whether somebody waits here for the answers of a batch, which are not made in full otherwise.
+    /// Whether a client of this member waits for the answers of a batch. If not, they are not made
+    /// in full.
     fn is_awaited(&self, _proposer: u64, _sequence: u64) -> bool {
         true
     }
 
-    /// `head` is published: a reader sees the entries.
+    /// `head` is published: the entries are visible to readers.
     fn applied(&self, entries: Vec<AppliedEntry>, head: Arc<Head>);
 
     /// One piece of the log was applied.
     fn timed(&self, _report: &Report) {}
 
-    /// The state was flushed, which makes a snapshot; it took so long.
+    /// The state was flushed, which makes a snapshot, in this time.
     fn flushed(&self, _took: Duration) {}
 
-    /// A snapshot is about to replace the state; right after this a reader sees that.
+    /// A snapshot is about to replace the state; its state is visible to readers right after this
+    /// call.
     fn installing(&self) {}
 
-    /// A snapshot replaced the state; what lies between was never applied here.
+    /// A snapshot replaced the state. The entries in between were never applied here.
     fn installed(&self, head: Arc<Head>);
 
-    /// A membership entry is applied, or came with a snapshot.
+    /// A membership entry was applied, or came with a snapshot.
     fn membership(&self, membership: &StoredMembership);
 }
 
-/// Nobody.
+/// A sink that ignores everything.
 impl ApplySink for () {
     fn applied(&self, _: Vec<AppliedEntry>, _: Arc<Head>) {}
     fn installed(&self, _: Arc<Head>) {}

@@ -1,11 +1,11 @@
-//! Snapshots: a checkpoint's files at the sender, a staged database at the receiver.
+//! Snapshots: files of a checkpoint at the sender, a staged database at the receiver.
 //!
-//! Building one for compaction is a flush: what counts is that the state covers the log. A copy of
-//! files is made when a follower needs it ([`SnapshotSource`], hard links, gone on drop). The
-//! receiver writes the files beside its live database ([`SnapshotSink`]), syncs, opens and reads
-//! them through, and only then offers the result to raft ([`SnapshotContent::Staged`]); installing is
-//! the flip of a pointer. Nothing here can outrun an installation: a build writes no file that a
-//! later start would look at.
+//! Building one in order to purge the log is just a flush: all that counts is that the durable
+//! state covers the log. A copy of the files is made only when a follower needs it
+//! ([`SnapshotSource`]: hard links, removed on drop). The receiver writes the files beside its live
+//! database ([`SnapshotSink`]), syncs, opens and verifies them, and only then offers the result to
+//! raft ([`SnapshotContent::Staged`]); installing it means replacing a pointer. A build cannot
+//! interfere with an installation, because it writes no file that a later start would look at.
 
 use std::fs::File;
 use std::io;
@@ -22,7 +22,7 @@ use crate::row::{self, Moment};
 use crate::store::{Published, Shared, Visible};
 use crate::types::SnapshotMeta;
 
-/// Most files of one snapshot; at 64 MiB a file this is 6 TiB.
+/// Most files of one snapshot; at 64 MiB per file this is 6 TiB.
 const FILES_MAX: usize = 100_000;
 const NAME_BYTES_MAX: usize = 64;
 
@@ -33,27 +33,27 @@ pub struct SnapshotFile {
     pub name: String,
     /// Size in bytes.
     pub size: u64,
-    /// Bytes at the beginning that are not sent: the receiver has staged just as many.
+    /// Bytes at the beginning that are not sent, because the receiver has staged exactly that many.
     pub kept: u64,
 }
 
-/// What a receiver has of one file.
+/// What a receiver has staged of one file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StagedFile {
     /// Name without directories.
     pub name: String,
     /// Bytes received, from the beginning on.
     pub bytes: u64,
-    /// CRC-32C of them.
+    /// CRC-32C of these bytes.
     pub crc32c: u32,
 }
 
-/// What a transfer that broke off has left, for the next one to go on with.
+/// What a broken-off transfer has left, for the next one to continue from.
 #[derive(Debug)]
 pub(crate) struct Partial {
     dir: StateDir,
     files: Vec<StagedFile>,
-    /// Last log index of the snapshot: who has applied it needs the rest no more.
+    /// Last log index of the snapshot: a member that has applied it no longer needs this.
     pub(crate) index: u64,
 }
 
@@ -62,25 +62,25 @@ impl Partial {
         &self.files
     }
 
-    /// Moves a file of which just `bytes` are staged to `to`.
+    /// Moves a file, of which exactly `bytes` are staged, to `to`.
     fn hand_over(&self, name: &str, bytes: u64, to: &Path) -> io::Result<StagedFile> {
         let staged = self.files.iter().find(|file| file.name == name && file.bytes == bytes);
         let staged = staged.ok_or_else(|| not_staged(name))?;
         let to = to.join(name);
         std::fs::rename(self.dir.path().join(name), &to)?;
-        // It may have been the one that was being written.
+        // It may be the one that was being written, and not synced.
         File::open(to)?.sync_all()?;
         Ok(staged.clone())
     }
 }
 
-/// What raft hands around as a snapshot of this state machine.
+/// What raft passes around as a snapshot of this state machine.
 pub enum SnapshotContent {
-    /// The flushed state: enough to purge the log, nothing to send.
+    /// The flushed state: enough to purge the log; there is nothing to send.
     Flushed,
     /// Files to send.
     Source(SnapshotSource),
-    /// Received, verified, ready to be installed.
+    /// A received and verified snapshot, ready to be installed.
     Staged(StagedSnapshot),
 }
 
@@ -97,14 +97,14 @@ impl SnapshotContent {
     }
 }
 
-/// Files of a state as of one moment; removed on drop.
+/// Files of a consistent state; removed on drop.
 pub struct SnapshotSource {
     dir: StateDir,
     files: Vec<SnapshotFile>,
 }
 
 impl SnapshotSource {
-    /// Blocks for a flush.
+    /// Creates a checkpoint. Blocks for a flush.
     pub(crate) fn create(shared: &Shared) -> io::Result<Self> {
         let dir = shared.directory.new_sending();
         shared.published().rows.checkpoint(dir.path())?;
@@ -119,7 +119,7 @@ impl SnapshotSource {
         Ok(Self { dir, files })
     }
 
-    /// Where the files are.
+    /// Directory of the files.
     pub(crate) fn path(&self) -> &Path {
         self.dir.path()
     }
@@ -130,10 +130,10 @@ impl SnapshotSource {
         &self.files
     }
 
-    /// Opens a file, by its place in [`SnapshotSource::files`].
+    /// Opens a file, given by its index in [`SnapshotSource::files`].
     ///
     /// # Errors
-    /// What the system reports.
+    /// Any error of the system.
     pub fn open(&self, file: usize) -> io::Result<File> {
         let file = self.files.get(file).ok_or_else(|| invalid("no such file"))?;
         File::open(self.dir.path().join(&file.name))
@@ -142,7 +142,7 @@ impl SnapshotSource {
     /// Reads up to `length` bytes at `offset`; less only at the end of the file.
     ///
     /// # Errors
-    /// What the system reports.
+    /// Any error of the system.
     pub fn read_at(&self, file: usize, offset: u64, length: usize) -> io::Result<Bytes> {
         let left = self.files.get(file).map_or(0, |file| file.size.saturating_sub(offset));
         let mut buffer = vec![0; length.min(usize::try_from(left).unwrap_or(usize::MAX))];
@@ -151,16 +151,16 @@ impl SnapshotSource {
     }
 }
 
-/// A snapshot being received, one at a time. If it is dropped unfinished, the next one can go on with
-/// what has come.
+/// A snapshot being received, one at a time. If it is dropped unfinished, the next transfer can
+/// continue from what has been received.
 pub struct SnapshotSink {
     current: Option<(usize, File)>,
-    /// `None` once it is finished or of no use.
+    /// `None` once it is finished or unusable.
     dir: Option<StateDir>,
     files: Vec<SnapshotFile>,
     received: Vec<StagedFile>,
     meta: SnapshotMeta,
-    // Dropped last: another may begin from then on.
+    // Dropped last, because another transfer may begin as soon as it is.
     shared: Receiving,
 }
 
@@ -210,8 +210,8 @@ impl SnapshotSink {
     /// Appends to a file. The transport has checked `data`'s checksum.
     ///
     /// # Errors
-    /// [`io::ErrorKind::InvalidInput`] if this is not the next piece; else what the system reports, and
-    /// nothing of it can be used.
+    /// [`io::ErrorKind::InvalidInput`] if this is not the next piece; otherwise any error of the
+    /// system, after which the received data cannot be used.
     pub fn write(&mut self, file: usize, offset: u64, data: &[u8]) -> io::Result<()> {
         let expected = self.files.get(file).ok_or_else(|| invalid("no such file"))?;
         let at = self.received[file].bytes;
@@ -237,7 +237,7 @@ impl SnapshotSink {
         open.write_all_at(data, self.received[file].bytes)
     }
 
-    /// Nothing of it is to be used.
+    /// Discards the received data.
     pub fn discard(&mut self) {
         self.current = None;
         self.dir = None;
@@ -250,10 +250,12 @@ impl SnapshotSink {
         }
     }
 
-    /// Verifies that everything is there, undamaged and what `meta` says. Blocks: it reads all of it.
+    /// Verifies that everything was received, is undamaged and matches `meta`. Blocks, because it
+    /// reads all the data.
     ///
     /// # Errors
-    /// [`io::ErrorKind::InvalidData`] if it must not be installed; else what the system reports.
+    /// [`io::ErrorKind::InvalidData`] if it must not be installed; otherwise any error of the
+    /// system.
     pub fn finish(mut self) -> io::Result<SnapshotContent> {
         self.close_current()?;
         let mut files = self.files.iter().zip(&self.received);
@@ -276,7 +278,7 @@ impl Drop for SnapshotSink {
     }
 }
 
-/// Refuses a list of files that cannot be one of a state's.
+/// Rejects a list of files that cannot be that of a state.
 pub(crate) fn check(files: &[SnapshotFile]) -> io::Result<()> {
     if files.len() > FILES_MAX {
         return Err(invalid("too many files"));
@@ -317,7 +319,7 @@ impl StagedSnapshot {
         Ok(Self { visible: Visible { published, counts } })
     }
 
-    /// A staged copy of files on this machine.
+    /// Copies files on this machine to a staged snapshot.
     pub(crate) fn copy(
         shared: &Shared,
         source: &SnapshotSource,
@@ -336,7 +338,7 @@ impl StagedSnapshot {
     }
 }
 
-/// Makes the sender's rows this member's: they carry the sender's identity.
+/// Replaces the sender's identity in the staged rows by this member's.
 fn adopt(live: &Rows, staged: &Rows) -> io::Result<()> {
     let Some(own) = row::identity(&**live)? else { return Ok(()) };
     if row::identity(&**staged)?.is_some_and(|sender| sender.cluster != own.cluster) {
@@ -351,7 +353,7 @@ fn copy_synced(from: &Path, to: &Path) -> io::Result<()> {
     File::open(to)?.sync_all()
 }
 
-/// What the published state covers.
+/// The metadata of the published state.
 pub(crate) fn meta_of(published: &Published) -> SnapshotMeta {
     SnapshotMeta {
         last_log_id: published.applied,
@@ -359,7 +361,7 @@ pub(crate) fn meta_of(published: &Published) -> SnapshotMeta {
     }
 }
 
-/// Flushes, and tells what a crash would now leave. Blocks.
+/// Flushes, and returns the metadata of what a crash now would leave. Blocks.
 pub(crate) fn flush(shared: &Shared) -> io::Result<SnapshotMeta> {
     let rows = shared.published().rows;
     rows.flush()?;

@@ -1,4 +1,4 @@
-//! Opening the state, and what its writer and its readers share.
+//! Opens the state, and holds what its writer and its readers share.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -23,7 +23,7 @@ use crate::sink::ApplySink;
 use crate::snapshot::Partial;
 use crate::types::{LogId, StoredMembership};
 
-/// What to do about damage.
+/// What to do about a damaged state.
 const ADVICE: &str = "this member must not go on with it: keep a copy, remove the member from the \
                       cluster, delete its data directory and add it again as a new member, or \
                       restore a backup if it is the only one";
@@ -31,12 +31,12 @@ const ADVICE: &str = "this member must not go on with it: keep a copy, remove th
 /// Why the state could not be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// The system failed; another attempt may work.
+    /// The system failed; another attempt may succeed.
     #[error("cannot open the state in {path}: {source}")]
     Io {
         /// Directory of the state.
         path: PathBuf,
-        /// What the system reports.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -48,7 +48,7 @@ pub enum OpenError {
         /// What is wrong.
         source: io::Error,
     },
-    /// Another version wrote it.
+    /// Another version of the program wrote it.
     #[error(
         "the state in {path} has format {found}, this version knows {known}: start the version that \
          wrote it"
@@ -56,9 +56,9 @@ pub enum OpenError {
     Format {
         /// Directory of the state.
         path: PathBuf,
-        /// As found.
+        /// Format found.
         found: u32,
-        /// As known.
+        /// Format that this version knows.
         known: u32,
     },
 }
@@ -73,7 +73,7 @@ impl OpenError {
     }
 }
 
-/// Why a member whose state is open must stop, and what to do then.
+/// Describes why a member whose state is open must stop, and what to do then.
 fn complaint(root: &Path, halt: &Halt) -> String {
     let is_damaged = match halt {
         Halt::CorruptRow { .. } => true,
@@ -100,10 +100,11 @@ pub struct StoreOptions {
 pub struct StateStore;
 
 impl StateStore {
-    /// Opens or creates the state in `dir`: the state machine for raft and a reader for everyone.
+    /// Opens or creates the state in `dir`. Returns the state machine for raft and a reader for
+    /// everyone else.
     ///
     /// # Errors
-    /// [`OpenError`]; a damaged state is refused, never repaired.
+    /// [`OpenError`]; a damaged state is rejected, never repaired.
     pub fn open(
         dir: &Path,
         options: StoreOptions,
@@ -134,7 +135,8 @@ impl StateStore {
     }
 }
 
-/// A new, empty database. The pointer comes last: a crash before it leaves only a leftover.
+/// Creates an empty database. The pointer is written last: a crash before that leaves only a
+/// leftover.
 fn create(directory: &Directory, engine: EngineKind) -> io::Result<Rows> {
     let rows = engine.open(directory.new_database(), Create::New)?;
     rows.write(&mut [row::format_row()].into_iter())?;
@@ -143,7 +145,7 @@ fn create(directory: &Directory, engine: EngineKind) -> io::Result<Rows> {
     Ok(rows)
 }
 
-/// What readers may see.
+/// What readers see.
 #[derive(Clone)]
 pub(crate) struct Published {
     pub(crate) rows: Rows,
@@ -151,12 +153,12 @@ pub(crate) struct Published {
     pub(crate) applied: Option<LogId>,
     pub(crate) membership: Arc<StoredMembership>,
     /// Oldest revision that is certainly complete. Raised **before** the batch of a compaction is
-    /// written, so that a reader that ran into it cannot take it for missing rows.
+    /// written, so that a concurrent reader does not take deleted rows for missing ones.
     pub(crate) readable_since: i64,
 }
 
 impl Published {
-    /// Reads what the rows say about themselves.
+    /// Reads the metadata of `rows`.
     pub(crate) fn load(rows: Rows) -> io::Result<Self> {
         let head = Head::load(&rows).map_err(halt_to_io)?;
         Ok(Self {
@@ -168,35 +170,36 @@ impl Published {
         })
     }
 
-    /// Counts the keys. Reads all of them.
+    /// Builds the key counts. Reads all keys.
     pub(crate) fn count(&self) -> io::Result<Counts> {
         Counts::build(&self.rows, &self.head).map_err(halt_to_io)
     }
 }
 
-/// What readers may see, and the counts that belong to it.
+/// What readers see, and the key counts that belong to it.
 pub(crate) struct Visible {
     pub(crate) published: Published,
     pub(crate) counts: Counts,
 }
 
-/// Shared by the state machine, readers, and snapshots being received.
+/// Shared by the state machine, readers, and snapshots that are being received.
 pub(crate) struct Shared {
     pub(crate) directory: Directory,
     pub(crate) engine: EngineKind,
     visible: RwLock<Visible>,
-    /// Largest logical size since the start or the last defragmentation.
+    /// Largest logical size since the start or the last defragmentation, in bytes.
     pub(crate) bytes_high: AtomicI64,
     /// Index of the last applied entry, 0 before the first.
     pub(crate) applied_index: watch::Sender<u64>,
     pub(crate) is_receiving: AtomicBool,
-    /// Left by the last snapshot that was not received whole.
+    /// Left behind by the last snapshot that was not received completely.
     pub(crate) partial: Mutex<Option<Partial>>,
-    /// Held while a piece is applied, perhaps by a thread that raft does not wait for when it stops.
+    /// Held while a piece is applied, possibly by a thread that raft does not wait for when it
+    /// stops.
     pub(crate) writing: Mutex<()>,
     /// Held while files are rewritten.
     pub(crate) defragmenting: Mutex<()>,
-    /// Why the member must stop, once a reader ran into damage.
+    /// Why the member must stop, once a reader has found damage.
     pub(crate) failed: watch::Sender<Option<String>>,
 }
 
@@ -221,7 +224,7 @@ impl Shared {
         complaint(self.directory.root(), halt)
     }
 
-    /// Notes what a reader ran into.
+    /// Records a failed read, so that the member stops.
     pub(crate) fn note_halt<T>(&self, read: Result<T, Halt>) -> Result<T, Halt> {
         read.inspect_err(|halt| drop(self.failed.send_replace(Some(self.complaint(halt)))))
     }
@@ -238,12 +241,13 @@ impl Shared {
         self.visible.read().published.clone()
     }
 
-    /// What `look` finds in what is published: a clone of all of it shares three counters with every other thread.
+    /// Applies `look` to what is published. Cheaper than a clone of it, which would change three
+    /// reference counters that all threads share.
     pub(crate) fn show<T>(&self, look: impl FnOnce(&Published) -> T) -> T {
         look(&self.visible.read().published)
     }
 
-    /// What is published, and what `look` finds in the counts of that very moment.
+    /// Returns what is published, and applies `look` to the counts of the same moment.
     pub(crate) fn look<T>(&self, look: impl FnOnce(&Counts, &Head) -> T) -> (Published, T) {
         let visible = self.visible.read();
         (visible.published.clone(), look(&visible.counts, &visible.published.head))
@@ -256,7 +260,7 @@ impl Shared {
         }
     }
 
-    /// Shows a new state to readers; `change` brings the counts to it.
+    /// Publishes a new state to readers; `change` updates the counts to it.
     pub(crate) fn publish<T>(
         &self,
         published: Published,
@@ -274,11 +278,11 @@ impl Shared {
         changed
     }
 
-    /// Gives up what was received of a snapshot that ends at or below the applied index.
+    /// Drops a partly received snapshot whose last index is at or below the applied one.
     pub(crate) fn outgrow_partial(&self, applied: u64) {
         let mut partial = self.partial.lock();
         if let Some(outgrown) = partial.take_if(|partial| partial.index <= applied) {
-            // Deleting large files takes a while.
+            // On another thread, because deleting large files takes a while.
             drop(tokio::task::spawn_blocking(move || drop(outgrown)));
         }
     }
@@ -288,14 +292,14 @@ impl Shared {
         self.visible.write().counts.cut(first, rows)
     }
 
-    /// Whether what was read from `seen` at `revision` and above is certainly complete.
+    /// Whether a read from `seen` at `revision` or above was certainly complete.
     pub(crate) fn is_complete(&self, seen: &Published, revision: i64) -> bool {
         let now = &self.visible.read().published;
         now.rows.same(&seen.rows) && now.readable_since <= revision
     }
 }
 
-/// Runs what blocks on the disk away from the async worker, where there is a disk.
+/// Runs work that blocks on the disk outside the async worker, if the engine has a disk.
 pub(crate) async fn blocking<T: Send + 'static>(
     engine: EngineKind,
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
@@ -318,7 +322,7 @@ impl From<Halt> for ReadError {
 /// Why a read has no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// It asks for what cannot be read; goes to the client.
+    /// The request cannot be answered; returned to the client.
     #[error(transparent)]
     Rejected(conclave_state_machine::response::Rejection),
     /// The storage failed or is damaged; the node must stop.

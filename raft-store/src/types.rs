@@ -1,4 +1,4 @@
-//! The concrete types of this cluster: openraft's generics stop here.
+//! The concrete types of this cluster: openraft's generic parameters end here.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -27,7 +27,7 @@ impl fmt::Display for Batch {
     }
 }
 
-/// What raft hands back for an applied entry: nothing. Answers reach their callers through
+/// The answer that raft returns for an applied entry: nothing. Answers reach their callers through
 /// [`crate::ApplySink`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Nothing;
@@ -35,11 +35,11 @@ pub struct Nothing;
 /// A configured member, as stored in raft's membership.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemberNode {
-    /// Human name; empty until known.
+    /// Human-readable name; empty until known.
     pub name: String,
     /// URLs on which the other members reach it.
     pub peer_urls: Vec<String>,
-    /// It becomes a voter as soon as it has caught up. Means nothing once it is one.
+    /// Whether it becomes a voter as soon as it has caught up. Has no meaning once it is a voter.
     pub is_to_vote: bool,
 }
 
@@ -76,7 +76,7 @@ pub type EntryPayload = openraft::EntryPayload<Batch, NodeId, MemberNode>;
 pub type Membership = openraft::Membership<NodeId, MemberNode>;
 /// A membership configuration with the id of its log entry.
 pub type StoredMembership = openraft::type_config::alias::StoredMembershipOf<TypeConfig>;
-/// What a snapshot covers.
+/// The metadata of a snapshot: the last log id and the membership.
 pub type SnapshotMeta = openraft::type_config::alias::SnapshotMetaOf<TypeConfig>;
 /// Members by id.
 pub type Nodes = BTreeMap<NodeId, MemberNode>;

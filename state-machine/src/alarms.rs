@@ -1,13 +1,13 @@
-//! Alarms: what a member found wrong, known to all members until somebody clears it.
+//! Alarms: problems that a member reported, known to all members until somebody clears them.
 
 use crate::command::{AlarmAction, AlarmChange, AlarmKind};
 use crate::head::Head;
 
-/// Carries out `change` and returns the alarms it touched or listed.
+/// Applies `change` and returns the alarms it changed or listed.
 pub(crate) fn apply(head: &mut Head, change: AlarmChange) -> Vec<(u64, AlarmKind)> {
     let alarm = (change.member, change.alarm);
     match change.action {
-        // A list is of all members, as in etcd.
+        // Lists the alarms of all members, as etcd does.
         AlarmAction::Get => {
             let kind = change.alarm;
             let alarms = head.alarms.iter().copied();
@@ -20,7 +20,7 @@ pub(crate) fn apply(head: &mut Head, change: AlarmChange) -> Vec<(u64, AlarmKind
             }
             vec![alarm]
         }
-        // One alarm of one member, as in etcd: who wants to clear all lists them first.
+        // Clears one alarm of one member, as in etcd: to clear all, a client lists them first.
         AlarmAction::Deactivate => match head.alarms.binary_search(&alarm) {
             Ok(place) => vec![head.alarms.remove(place)],
             Err(_) => Vec::new(),

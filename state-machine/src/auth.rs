@@ -1,14 +1,14 @@
-//! Users, roles and permissions: the commands that change them, and what readers ask about them.
+//! Users, roles and permissions: the commands that change them, and reads of them.
 //!
-//! The auth revision counts changes beside the store's revision, as in etcd: every change of a user,
-//! role or permission raises it, and so does switching off. Nothing here knows a password: only hashes
-//! arrive, made by the member that took the call.
+//! The auth revision is a counter besides the store's revision, as in etcd: every change of a user,
+//! role or permission raises it, and so does disabling authentication. Passwords never get here,
+//! only hashes, which the member that took the call computes.
 //!
 //! | module | what |
 //! |---|---|
 //! | `interval` | sets of keys |
-//! | `rights` | what a user may do, found once per auth revision |
-//! | `check` | what a command or read needs, and whether the caller may |
+//! | `rights` | what a user may do, computed once per auth revision |
+//! | `check` | which permissions a command or read needs, and whether the caller has them |
 
 pub mod check;
 pub mod interval;
@@ -33,12 +33,12 @@ use crate::rows::auth::{ROLES, USERS, name_of, role_key, user_key};
 pub use crate::rows::auth::{RoleRow, UserRow};
 pub use rights::{Rights, RightsCache};
 
-/// The user that must be there before auth is enabled.
+/// The user that must exist before authentication is enabled.
 pub const ROOT_USER: &str = "root";
 /// The role that may do everything. It needs no row.
 pub const ROOT_ROLE: &str = "root";
 
-/// Whether calls need a user, and how often users and roles have changed.
+/// Whether authentication is enabled, and the auth revision.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AuthHead {
     /// Every call needs a user.
@@ -95,7 +95,7 @@ fn names<R: Read>(rows: &R, kind: u8) -> Result<Vec<String>, Halt> {
     Ok(names)
 }
 
-/// Carries out a command whose caller may do so.
+/// Carries out a command, whose caller's permission was already checked.
 pub(crate) fn apply<R: Read>(
     rows: &mut Overlay<'_, R>,
     head: &mut Head,
@@ -140,7 +140,7 @@ fn enable<R: Read>(rows: &R, auth: &mut AuthHead) -> Result<AuthChange, Stop> {
     Ok(AuthChange::Enabled)
 }
 
-/// `next` is the auth revision that this makes.
+/// `next` is the auth revision that this change creates.
 fn user_add<R: Read>(
     rows: &mut Overlay<'_, R>,
     next: u64,
@@ -176,14 +176,14 @@ fn user_delete<R: Read>(
     Ok(AuthChange::TokensVoid { user: name.to_owned() })
 }
 
-/// `next` is the auth revision that this makes.
+/// `next` is the auth revision that this change creates.
 fn change_password<R: Read>(
     rows: &mut Overlay<'_, R>,
     next: u64,
     change: &UserChangePassword,
 ) -> Result<AuthChange, Stop> {
     let mut row = user(rows, &change.name)?.ok_or(Rejection::UserNotFound)?;
-    // As in etcd: accepted, and without effect for a user that has no password.
+    // As in etcd: accepted, but without effect for a user that has no password.
     if !row.no_password {
         row.password_hash = change.password_hash.clone();
         row.password_since = next;
@@ -273,7 +273,7 @@ fn role_grant<R: Read>(rows: &mut Overlay<'_, R>, grant: &RoleGrant) -> Result<A
     Ok(AuthChange::Changed)
 }
 
-/// One key, all keys from one on, or an interval that is not empty.
+/// Whether it is for one key, all keys from one on, or a non-empty interval.
 fn is_grantable(permission: &Permission) -> bool {
     let Permission { key, range_end, .. } = permission;
     !key.is_empty() && (range_end.is_empty() || range_end.as_ref() == [0] || key < range_end)
@@ -293,7 +293,8 @@ fn role_revoke<R: Read>(
     Ok(AuthChange::Changed)
 }
 
-/// What lies between the look at the password and here may have changed it.
+/// Issues a token, unless users or roles changed since the password was verified, which the auth
+/// revision tells.
 fn token<R: Read>(
     rows: &R,
     auth: AuthHead,
@@ -315,15 +316,15 @@ fn token<R: Read>(
     })
 }
 
-/// Writes a user of another store; its roles may be in any order.
+/// Writes a user imported from another store; its roles may be in any order.
 pub(crate) fn adopt_user<R: Read>(rows: &mut Overlay<'_, R>, name: &str, mut row: UserRow) {
     row.roles.sort();
     row.roles.dedup();
     put_user(rows, name, &row);
 }
 
-/// Writes a role of another store, whose permissions may be in any order. Returns how many of them are for
-/// no keys and were left out.
+/// Writes a role imported from another store, whose permissions may be in any order. Returns how
+/// many of them cover no keys and were left out.
 pub(crate) fn adopt_role<R: Read>(
     rows: &mut Overlay<'_, R>,
     name: &str,

@@ -1,5 +1,5 @@
-//! The only place that changes keys: rows, lease attachments, places in queues, the registry's index,
-//! counters, digest and event together.
+//! The only code that changes keys. It updates rows, lease attachments, queues of locks, the
+//! registry's index, counters, digest and events together.
 
 use bytes::Bytes;
 
@@ -19,13 +19,13 @@ use crate::rows::lease::attachment_key;
 use crate::rows::rev::RevRow;
 use crate::rows::skips::Skips;
 
-/// What a key was before a change.
+/// State of a key before a change.
 pub(crate) struct Before {
-    /// The last change, if the key has a row.
+    /// Revision of its last change, if the key has a row.
     pub(crate) modified: Option<Revision>,
-    /// The changes so far.
+    /// Skip links to its earlier changes.
     pub(crate) skips: Skips,
-    /// The live state, if the key lives.
+    /// The live key-value, if the key is live.
     pub(crate) kv: Option<KeyValue>,
 }
 
@@ -39,12 +39,12 @@ impl Before {
         }
     }
 
-    /// The key never was.
+    /// State of a key that never existed.
     pub(crate) fn nothing() -> Before {
         Before { modified: None, skips: Skips::default(), kv: None }
     }
 
-    /// Takes it from the `Key` row of `key`.
+    /// Reads the state from the `Key` row of `key`.
     ///
     /// # Errors
     /// [`Halt`] if the storage fails or the row is damaged.
@@ -83,17 +83,17 @@ impl<'a, 'b, R: Read> Change<'a, 'b, R> {
         Ok(Change { rows, head, events, next, cause: Cause::Deleted })
     }
 
-    /// Whether somebody waits for the answer.
+    /// Whether a client waits for the answer.
     pub(crate) fn is_awaited(&self) -> bool {
         self.events.wanted.answers
     }
 
-    /// Says why what is deleted from now on is deleted.
+    /// Sets the cause that is stored with deletions from now on.
     pub(crate) fn because(&mut self, cause: Cause) {
         self.cause = cause;
     }
 
-    /// Writes `value` and `lease` to `key`, which was `before`.
+    /// Writes `value` and `lease` to `key`, whose state so far was `before`.
     ///
     /// # Errors
     /// [`Halt`] if the storage fails or a row is damaged.
@@ -119,13 +119,14 @@ impl<'a, 'b, R: Read> Change<'a, 'b, R> {
             value: value.clone(),
             lease,
         };
-        // A creation has no state before it, even if this very revision deleted the key first.
+        // A created key has no previous state, even if an earlier change of this revision deleted
+        // it.
         let prev_kv = if version > 1 { self.prev(at.main, key, before)? } else { None };
         self.events.list.push(Event { kind: EventKind::Put, kv, prev_kv });
         if is_instance { registry::found(self, key) } else { Ok(()) }
     }
 
-    /// Deletes `key`, which was `before`; nothing happens if it does not live.
+    /// Deletes `key`, whose state so far was `before`; does nothing if it is not live.
     ///
     /// # Errors
     /// [`Halt`] if the storage fails or a row is damaged.
@@ -141,7 +142,7 @@ impl<'a, 'b, R: Read> Change<'a, 'b, R> {
         Ok(())
     }
 
-    /// Writes a change that happened elsewhere, at its own revision; no event tells of it.
+    /// Writes a change that happened in another store, at its own revision, without an event.
     ///
     /// # Errors
     /// [`Halt`] if the storage fails or a row is damaged.
@@ -158,7 +159,8 @@ impl<'a, 'b, R: Read> Change<'a, 'b, R> {
         }
     }
 
-    /// Everything that a put changes but the revision. Whether the key stands for an instance now.
+    /// Writes everything that a put changes except the revision counter. Returns whether the key is
+    /// an instance of the registry now.
     fn write_put(
         &mut self,
         key: &Bytes,
@@ -188,7 +190,8 @@ impl<'a, 'b, R: Read> Change<'a, 'b, R> {
         Ok(is_instance)
     }
 
-    /// Everything that a deletion changes but the revision; the key need not live.
+    /// Writes everything that a deletion changes except the revision counter. The key need not be
+    /// live.
     fn write_deletion(&mut self, key: &Bytes, at: Revision, before: &Before) -> Result<(), Halt> {
         self.write_rows(key, at, before, None);
         let Some(old) = &before.kv else { return Ok(()) };
@@ -200,7 +203,7 @@ impl<'a, 'b, R: Read> Change<'a, 'b, R> {
         Ok(())
     }
 
-    /// The state of `key` before revision `main`, if there is room for it.
+    /// The state of `key` before revision `main`, if the events have room for it.
     fn prev(&mut self, main: i64, key: &Bytes, before: Before) -> Result<Option<KeyValue>, Halt> {
         if !self.events.has_room() {
             self.events.leave_out();
@@ -232,7 +235,7 @@ impl<'a, 'b, R: Read> Change<'a, 'b, R> {
     }
 
     fn write_rows(&mut self, key: &Bytes, at: Revision, before: &Before, state: Option<State<'_>>) {
-        // A tombstone that is compacted leads nowhere, whether or not it is swept already.
+        // A compacted tombstone must not be linked to, whether or not it has been swept already.
         let compacted = self.head.compacted;
         let previous = before.modified.filter(|last| before.kv.is_some() || last.main >= compacted);
         let previous_value_bytes = before.kv.as_ref().map_or(0, |old| old.value.len());

@@ -1,7 +1,7 @@
-//! What can be done to the store: plain data, chosen by the proposer, equal on every replica.
+//! The commands of the log: plain data, chosen by the proposer, equal on every replica.
 //!
-//! Shapes follow etcd's requests. They were validated once before they were proposed; `apply` still
-//! treats every field as untrusted and never panics on it.
+//! They follow etcd's requests in form. They were validated before they were proposed; `apply`
+//! still treats every field as untrusted and never panics on it.
 
 mod auth;
 mod lock;
@@ -33,7 +33,7 @@ pub enum Command {
     Put(Put),
     /// Deletes a range of keys.
     DeleteRange(DeleteRange),
-    /// Compares, then one of two lists of operations, as one revision.
+    /// Evaluates compares, then runs one of two lists of operations, all at one revision.
     Txn(Txn),
     /// Forgets history before a revision.
     Compact(Compact),
@@ -49,7 +49,7 @@ pub enum Command {
     MemberPublish(MemberRecord),
     /// Creates a lease that has an owner.
     SessionBegin(SessionBegin),
-    /// Changes queues of locks and elections.
+    /// Changes the queues of locks and elections.
     Lock(LockCommand),
     /// A transaction that runs only while locks are held.
     GuardedTxn(GuardedTxn),
@@ -59,7 +59,7 @@ pub enum Command {
     Auth(AuthCommand),
     /// Changes instances of services.
     Registry(RegistryCommand),
-    /// A transaction that may come again, and takes effect once.
+    /// A transaction that may be retried and takes effect once.
     Write(Write),
 }
 
@@ -72,7 +72,7 @@ pub struct Put {
     pub value: Bytes,
     /// Lease to attach, 0 for none.
     pub lease: i64,
-    /// Answer with the previous key-value.
+    /// Return the previous key-value.
     pub prev_kv: bool,
     /// Keep the present value; the key must exist.
     pub ignore_value: bool,
@@ -87,7 +87,7 @@ pub struct DeleteRange {
     pub key: Bytes,
     /// Empty: only `key`; `"\0"`: all keys from `key`.
     pub range_end: Bytes,
-    /// Answer with the deleted key-values.
+    /// Return the deleted key-values.
     pub prev_kv: bool,
 }
 
@@ -98,7 +98,7 @@ pub struct Range {
     pub key: Bytes,
     /// Empty: only `key`; `"\0"`: all keys from `key`.
     pub range_end: Bytes,
-    /// Most keys to answer, 0 or below for no limit.
+    /// Maximum number of keys to return; 0 or below for no limit.
     pub limit: i64,
     /// Revision to read at, 0 or below for the current one.
     pub revision: i64,
@@ -106,9 +106,9 @@ pub struct Range {
     pub sort_order: SortOrder,
     /// Field to sort by.
     pub sort_target: SortTarget,
-    /// Answer without values.
+    /// Return keys without values.
     pub keys_only: bool,
-    /// Answer only the count.
+    /// Return only the count.
     pub count_only: bool,
     /// Inclusive bounds on the mod revision, 0 for none.
     pub min_mod_revision: i64,
@@ -197,7 +197,8 @@ pub enum CompareResult {
     Less,
     /// Stored field differs.
     NotEqual,
-    /// A number that etcd does not know either: there such a compare holds wherever it is evaluated.
+    /// A number that etcd does not know either. As there, such a compare holds wherever it is
+    /// evaluated, which a value compare of a missing key is not.
     Unknown,
 }
 
@@ -214,11 +215,12 @@ pub enum CompareTarget {
     Value(Bytes),
     /// Attached lease.
     Lease(i64),
-    /// A number that etcd does not know either: there the field counts as equal to the operand.
+    /// A number that etcd does not know either. There the stored field counts as equal to the
+    /// operand.
     Unknown,
 }
 
-/// Forgets what is older than the newest state at `revision`.
+/// Forgets history before the state at `revision`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Compact {
     /// First revision that stays readable.
@@ -234,7 +236,7 @@ pub struct LeaseGrant {
     pub ttl: i64,
 }
 
-/// Ends a lease by a client's wish.
+/// Ends a lease at a client's request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LeaseRevoke {
     /// Lease id.
@@ -248,14 +250,16 @@ pub struct LeaseExpire {
     pub term: u64,
     /// Lease ids; unknown ones are skipped.
     pub ids: Vec<i64>,
-    /// Log index at which each of them was granted, in the order of `ids`: one that was revoked and granted
-    /// again since is skipped. 0 for one whose row says 0; empty if it was not looked at, and then none is skipped.
+    /// Log index at which each lease was granted, in the order of `ids`. A lease that was revoked
+    /// and granted again since is skipped. 0 for a lease whose row says 0. Empty if the proposer
+    /// did not look it up; then no lease is skipped for this reason.
     pub granted: Vec<u64>,
-    /// Wall clock of the leader, in milliseconds: what the registry counts losses by.
+    /// Wall clock of the leader, in milliseconds; the registry dates losses by it.
     pub now_ms: i64,
-    /// Instances that are lost together with most others of their service are kept for a while.
+    /// Whether instances that are lost together with most others of their service are kept for a
+    /// while.
     pub is_guarded: bool,
-    /// Losses of instances count as flaps.
+    /// Whether losses of instances count as flaps.
     pub is_damping: bool,
 }
 
@@ -264,7 +268,7 @@ pub struct LeaseExpire {
 pub struct AlarmChange {
     /// What to do.
     pub action: AlarmAction,
-    /// Member the alarm is about. A list is of all members.
+    /// Member the alarm is about. `Get` lists the alarms of all members.
     pub member: u64,
     /// Which alarm; `None` with `Get` for any.
     pub alarm: AlarmKind,
@@ -289,9 +293,9 @@ pub enum AlarmKind {
     /// No particular kind.
     #[default]
     None = 0,
-    /// The quota is used up: writes that grow the store are refused.
+    /// The quota is used up: commands that grow the store are rejected.
     NoSpace = 1,
-    /// Replicas differ: whatever changes keys or leases is refused.
+    /// Replicas differ: commands that change keys or leases are rejected.
     Corrupt = 2,
 }
 
@@ -306,7 +310,7 @@ impl AlarmKind {
         }
     }
 
-    /// Reads back what [`AlarmKind::number`] gave.
+    /// The inverse of [`AlarmKind::number`].
     #[must_use]
     pub fn from_number(number: u8) -> Option<AlarmKind> {
         [AlarmKind::None, AlarmKind::NoSpace, AlarmKind::Corrupt]

@@ -1,12 +1,12 @@
-//! Compaction: history before a revision may go, and does, in bounded steps.
+//! Compaction: deletes history before a revision, in bounded steps.
 //!
-//! Compacting to C only moves a mark, after which reads below C are refused. A sweep then walks the
-//! events from the last mark to C in order and deletes what no read at C or later can reach: the put
-//! that an event at or below C replaced, and tombstones strictly below C with their key row. A tombstone
-//! exactly at C stays, because a watch from C must still see the delete. Every compaction, also one that
-//! is refused, sweeps one step, so small that no writer notices it; how far the sweep got is part of the
-//! replicated state. While rows are left the leader proposes the compaction that it has already, again
-//! and again.
+//! Compacting to C only moves a mark, after which reads below C are rejected. A sweep then walks
+//! the events from the last mark to C in order and deletes what no read at C or later can reach:
+//! the put that an event at or below C replaced, and tombstones strictly below C with their key
+//! row. A tombstone exactly at C stays, because a watch from C must still see the delete. Every
+//! `Compact` command, even one that is rejected, sweeps one step, which is small enough not to
+//! delay writes noticeably. How far the sweep got is part of the replicated state. While dead rows
+//! are left, the leader repeatedly proposes a compaction to the revision that is already compacted.
 
 use std::ops::ControlFlow;
 
@@ -21,22 +21,23 @@ use crate::revision::Revision;
 use crate::rows::key::KeyRow;
 use crate::rows::rev::RevRow;
 
-/// Bounds of one step: a few milliseconds.
+/// Most events that one step reads; takes a few milliseconds.
 const STEP_EVENTS_MAX: usize = 1_000;
-/// Bytes of the events that one step reads, except that one large event always fits.
+/// Most bytes of events that one step reads; an event that is larger alone is still read.
 const STEP_BYTES_MAX: usize = 1 << 20;
 
-/// How far dead rows are deleted: two marks, because a tombstone outlives the put it ended.
+/// How far dead rows have been deleted: two marks, because a tombstone outlives the put it
+/// replaced.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sweep {
-    /// First event whose replaced put may still be there.
+    /// First event whose replaced put may still be stored.
     pub replaced: Revision,
-    /// First event that, if it is a tombstone, is still there; not after `replaced`.
+    /// First event that is still stored if it is a tombstone; not after `replaced`.
     pub tombstones: Revision,
 }
 
 impl Sweep {
-    /// Whether rows that compaction to `compacted` made dead are still there.
+    /// Whether rows that the compaction to `compacted` made dead are still stored.
     #[must_use]
     pub fn is_pending(&self, compacted: i64) -> bool {
         self.replaced.main <= compacted
@@ -58,9 +59,9 @@ pub(crate) fn apply(head: &mut Head, compact: Compact) -> Result<(), Rejection> 
 /// What steps of the sweep did.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Swept {
-    /// Steps that found something to look at.
+    /// Steps that found dead rows to look for.
     pub steps: u64,
-    /// Events that were deleted.
+    /// Events deleted.
     pub events: u64,
 }
 
@@ -72,7 +73,7 @@ impl Swept {
     }
 }
 
-/// Sweeps one step; tells what it did.
+/// Sweeps one step and returns what it did.
 pub(crate) fn sweep_step<R: Read>(
     rows: &mut Overlay<'_, R>,
     head: &mut Head,
@@ -84,7 +85,7 @@ pub(crate) fn sweep_step<R: Read>(
     Ok(Swept { steps: 1, events })
 }
 
-/// One event, with what the sweep needs to know of it.
+/// One event, reduced to what the sweep needs.
 struct Walked {
     at: Revision,
     key: Bytes,
@@ -92,8 +93,8 @@ struct Walked {
     replaced: Option<(Revision, usize)>,
 }
 
-/// Deletes what the next events up to the mark make dead, within bounds; returns how many events that
-/// were.
+/// Deletes what the next events up to the mark made dead, within bounds. Returns how many events it
+/// deleted.
 fn sweep<R: Read>(
     rows: &mut Overlay<'_, R>,
     head: &mut Head,
@@ -126,7 +127,8 @@ fn sweep<R: Read>(
     Ok(deleted)
 }
 
-/// Reads on from the older mark that can move; tells whether that was all up to the compacted revision.
+/// Reads the events from the older mark that can still move, within bounds. The flag tells whether
+/// these are all events up to the compacted revision.
 fn next_events<R: Read>(
     rows: &Overlay<'_, R>,
     head: &Head,
@@ -162,7 +164,7 @@ fn next_events<R: Read>(
     Ok((events, is_complete))
 }
 
-/// Whether there was something to delete.
+/// Returns whether there was something to delete.
 fn drop_replaced<R: Read>(rows: &mut Overlay<'_, R>, head: &mut Head, event: &Walked) -> bool {
     let Some((put, value_bytes)) = event.replaced else { return false };
     rows.delete(Table::Rev, Bytes::copy_from_slice(&put.row_key()));
@@ -204,11 +206,11 @@ mod tests {
         Put(u8),
         Delete(u8),
         DeleteAll,
-        /// Compacts that many revisions below the current one.
+        /// Compacts to this many revisions below the current one.
         Compact(i64),
-        /// Sweeps that many events in the lazy store.
+        /// Sweeps this many events in the lazy store.
         Sweep(usize),
-        /// Sweeps that many bytes of events there.
+        /// Sweeps this many bytes of events in the lazy store.
         SweepBytes(usize),
     }
 
@@ -230,7 +232,8 @@ mod tests {
                     if is_delete {
                         change.delete(&key, before)?;
                     } else {
-                        // Those of half of the keys stand in their `Rev` row alone.
+                        // Half of the keys have values too large for the `Key` row: only the `Rev`
+                        // row has them.
                         let bytes = if key[0] < b'c' { 5 } else { VALUE_BYTES_MAX + 1 };
                         change.put(&key, before, &Bytes::from(vec![b'v'; bytes]), 0)?;
                     }
@@ -267,8 +270,8 @@ mod tests {
     }
 
     proptest! {
-        /// However a sweep is cut into steps, and whatever happens between them, reads do not see it
-        /// and the rows left in the end are the same.
+        /// However a sweep is cut into steps, and whatever happens between them, reads see no
+        /// difference and the same rows are left in the end.
         #[test]
         fn sweeping_in_steps_equals_sweeping_at_once(steps in steps()) {
             let (mut at_once, mut lazy) = (Store::default(), Store::default());
@@ -280,7 +283,7 @@ mod tests {
                         Step::DeleteAll => store.change(b"abcd", true),
                         Step::Compact(back) => {
                             let revision = store.head.revision - back;
-                            // A refusal is alike in both.
+                            // Both stores reject it alike.
                             apply(&mut store.head, Compact { revision }).unwrap_or_default();
                         }
                         Step::Sweep(_) | Step::SweepBytes(_) => {}

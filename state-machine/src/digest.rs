@@ -1,7 +1,7 @@
-//! Rolling hash over all events: replicas that applied the same log have the same one.
+//! Rolling hash over all events: replicas that applied the same log have the same hash.
 //!
-//! It tells divergence, not tampering; leases and compactions stay out of it, because they take no
-//! revision and replicas are compared at equal revisions.
+//! It detects divergence, not tampering. Leases and compactions are not part of it: they take no
+//! revision, and replicas are compared at equal revisions.
 
 use crate::response::EventKind;
 use crate::revision::Revision;
@@ -26,7 +26,7 @@ pub(crate) fn chain(digest: u64, at: Revision, key: &[u8], state: Option<&State<
     mix(digest ^ u64::from(crc32c::crc32c(value)) ^ (size(value) << 32))
 }
 
-/// Chains a write that is remembered to the events that it caused.
+/// Chains a remembered write to the events that it caused.
 pub(crate) fn chain_write(digest: u64, writer: &[u8], sequence: u64) -> u64 {
     mix(mix(digest ^ u64::from(crc32c::crc32c(writer))) ^ sequence)
 }

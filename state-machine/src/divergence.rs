@@ -1,19 +1,20 @@
-//! Which members have another state than the rest: what replicas of one log must never have.
+//! Compares the state of members, and tells which differ from the majority. Replicas of one log
+//! must never differ.
 
 use std::collections::BTreeMap;
 
 /// What a comparison of digests found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// All that answered agree.
+    /// All members that answered agree.
     Equal,
-    /// These differ from more than half of all members.
+    /// These members differ from more than half of all members.
     Outvoted(Vec<u64>),
-    /// They differ, and nobody can tell who is right.
+    /// They differ, and there is no majority of all members to tell which are right.
     Split,
 }
 
-/// Judges the digests of those members that answered, of `members` in all.
+/// Compares the digests of the members that answered, out of `members` in total.
 #[must_use]
 pub fn judge(digests: &BTreeMap<u64, u64>, members: usize) -> Verdict {
     let mut votes: BTreeMap<u64, usize> = BTreeMap::new();

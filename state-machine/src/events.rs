@@ -1,22 +1,23 @@
-//! The events of one command, and how much of its outcome is worth memory.
+//! Collects the events of one command, within a memory budget.
 //!
-//! A command may delete more than memory holds. The state before each change is kept only for those who watch,
-//! who can read it from the store as well, and what a transaction reads only for the one who waits for it. So
-//! both are bounded by what whoever applies asks for; the rows never depend on it.
+//! A command may delete more than fits in memory. Previous key-values are kept only for watchers,
+//! which can also read them from the store; results of a transaction's reads only for the client
+//! that waits for them. So the caller of `apply` bounds both. The rows never depend on it.
 
 use crate::response::{Event, KeyValue};
 
-/// What of the outcomes of some commands is looked at.
+/// Which parts of the outcomes of some commands are needed.
 #[derive(Clone, Copy, Debug)]
 pub struct Wanted {
-    /// Somebody waits for the answers; otherwise those of puts, deletes and transactions come without keys.
+    /// Whether a client waits for the answers. If not, answers of puts, deletes and transactions
+    /// come without key-values.
     pub answers: bool,
-    /// Bytes of keys and values that the states before changes may still take, all together.
+    /// Bytes of keys and values that all previous key-values together may still take.
     pub prev_bytes: usize,
 }
 
 impl Default for Wanted {
-    /// All of it.
+    /// Everything.
     fn default() -> Wanted {
         Wanted { answers: true, prev_bytes: usize::MAX }
     }
@@ -27,7 +28,7 @@ impl Default for Wanted {
 pub(crate) struct Events {
     pub(crate) wanted: Wanted,
     pub(crate) list: Vec<Event>,
-    /// Some events came without the state before them.
+    /// Some events lack the previous key-value.
     pub(crate) lack_prev: bool,
     /// See [`Position::unix_ms`](crate::machine::Position::unix_ms).
     pub(crate) unix_ms: i64,
@@ -38,7 +39,7 @@ impl Events {
         Events { wanted, unix_ms, ..Events::default() }
     }
 
-    /// Keeps a state before a change, or leaves it out.
+    /// Takes `prev` out of the budget, or leaves it out if it does not fit.
     pub(crate) fn admit(&mut self, prev: KeyValue) -> Option<KeyValue> {
         let bytes = prev.key.len().saturating_add(prev.value.len());
         match self.wanted.prev_bytes.checked_sub(bytes) {
@@ -53,13 +54,13 @@ impl Events {
         }
     }
 
-    /// Leaves out all states before changes from now on.
+    /// Leaves out all previous key-values from now on.
     pub(crate) fn leave_out(&mut self) {
         self.wanted.prev_bytes = 0;
         self.lack_prev = true;
     }
 
-    /// Whether a state before a change may still be kept.
+    /// Whether a previous key-value may still be kept.
     pub(crate) fn has_room(&self) -> bool {
         self.wanted.prev_bytes > 0
     }

@@ -1,19 +1,19 @@
-//! When leases end: a queue of deadlines, local to a node and no part of the replicated state.
+//! Deadlines of leases: local to each node, not part of the replicated state.
 //!
-//! Every member tracks every lease, so that a member that becomes leader restarts all deadlines from
-//! memory; only the leader acts on them. Time is an argument: the time since some fixed moment of a
-//! monotonic clock, so that the rules are testable and the simulator decides what time it is.
+//! Every member tracks every lease, so that a new leader can restart all deadlines from memory;
+//! only the leader acts on them. Time is an argument: the time since some fixed moment of a
+//! monotonic clock, so that tests and the simulator control it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-/// Leases that were renewed meanwhile and that one [`ExpiryQueue::take_expired`] puts in their new places.
+/// Most renewed leases that one call of [`ExpiryQueue::take_expired`] moves to their new position.
 const MOVES_MAX: usize = 10_000;
 
 /// Deadlines of all leases, ordered by time.
 ///
-/// A renewal moves only the lease's deadline: its place in the order is looked at when its turn comes, once
-/// a TTL, however many heartbeats there were.
+/// A renewal only changes the lease's deadline. Its position in the order is corrected when it
+/// comes up, about once per TTL, however many heartbeats there were.
 #[derive(Debug, Default)]
 pub struct ExpiryQueue {
     leases: BTreeMap<i64, Tracked>,
@@ -23,13 +23,14 @@ pub struct ExpiryQueue {
 /// One lease of the queue.
 #[derive(Clone, Copy, Debug)]
 struct Tracked {
-    /// Which of the leases that had this id: whatever the caller tells them apart by.
+    /// Tells apart leases that had the same id, by a number of the caller's choice (its grant's log
+    /// index).
     granted: u64,
     ttl: Duration,
     deadline: Duration,
-    /// Where it stands in the order: never after the deadline.
+    /// Its position in the order: never after the deadline.
     place: Duration,
-    /// Handed out by [`ExpiryQueue::take_expired`]: it can no longer be renewed, because the command
+    /// [`ExpiryQueue::take_expired`] returned it: it can no longer be renewed, because the command
     /// that ends it may already be in the log.
     is_ending: bool,
 }
@@ -67,11 +68,12 @@ impl ExpiryQueue {
         self.leases.is_empty()
     }
 
-    /// Tracks a lease that begins `now`, or begins again if it is known: its id, and what tells it from others
-    /// that had the same.
+    /// Tracks a lease that begins `now`; one that is known begins again. It is given as its id and
+    /// the number that tells it apart from other leases of this id.
     pub fn grant(&mut self, (id, granted): (i64, u64), ttl: Duration, now: Duration) {
         self.remove(id);
-        // Saturating: the largest TTL (9e9 s) fits easily, and a deadline at the end of time is right for more.
+        // Saturating: the largest TTL (9e9 s) fits easily, and for anything larger the latest
+        // possible deadline is right.
         let deadline = now.saturating_add(ttl);
         let tracked = Tracked { granted, ttl, deadline, place: deadline, is_ending: false };
         self.leases.insert(id, tracked);
@@ -91,8 +93,8 @@ impl ExpiryQueue {
         self.places.clear();
     }
 
-    /// Gives every lease its full TTL plus `grace` from `now`: what a new leader does, because it does
-    /// not know when the old one last renewed them.
+    /// Gives every lease its full TTL plus `grace` from `now`. A new leader does this, because it
+    /// does not know when its predecessor last renewed them.
     pub fn restart(&mut self, now: Duration, grace: Duration) {
         self.places.clear();
         for (id, tracked) in &mut self.leases {
@@ -114,11 +116,13 @@ impl ExpiryQueue {
         Renewal::Renewed { ttl: tracked.ttl }
     }
 
-    /// Returns at most `limit` leases whose deadline is not after `now`, as they were granted, the longest expired
-    /// first; fewer, or none, if it first had to put many that were renewed in their places.
+    /// Returns at most `limit` leases whose deadline is not after `now`, with the number they were
+    /// granted with, earliest deadline first. Fewer, or none, if many renewed leases had to be
+    /// moved first.
     ///
-    /// They can no longer be renewed. They stay in the queue until [`ExpiryQueue::remove`] (the command
-    /// that ends them was applied) and are handed out again after `retry`, in case it was lost.
+    /// They can no longer be renewed. They stay in the queue until [`ExpiryQueue::remove`] is
+    /// called (after the command that ends them was applied), and are returned again after `retry`,
+    /// in case that command was lost.
     pub fn take_expired(
         &mut self,
         now: Duration,
@@ -145,8 +149,8 @@ impl ExpiryQueue {
         expired
     }
 
-    /// Hands those of `ids` that are being ended out again from `at` on, if they would be later: the command that
-    /// was to end them has failed.
+    /// Makes [`ExpiryQueue::take_expired`] return those of `ids` that are ending again at `at`, if
+    /// it would be later: the command that was to end them has failed.
     pub fn hurry(&mut self, ids: &[i64], at: Duration) {
         for id in ids {
             let Some(tracked) = self.leases.get_mut(id) else { continue };
@@ -158,7 +162,8 @@ impl ExpiryQueue {
         }
     }
 
-    /// Returns before when [`ExpiryQueue::take_expired`] hands out nothing; it need not then.
+    /// Returns a time before which [`ExpiryQueue::take_expired`] returns nothing. It may still
+    /// return nothing then.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Duration> {
         self.places.first().map(|(at, _)| *at)
@@ -199,7 +204,7 @@ mod tests {
 
     const RETRY: Duration = Duration::from_secs(5);
 
-    /// The ids of what is taken; all were granted as number 0.
+    /// The ids that are returned; all were granted with number 0.
     fn expired(queue: &mut ExpiryQueue, now: Duration, limit: usize) -> Vec<i64> {
         let taken = queue.take_expired(now, limit, RETRY).into_iter();
         taken.map(|(id, granted)| if granted == 0 { id } else { panic!("{granted}") }).collect()
@@ -307,7 +312,7 @@ mod tests {
             queue.grant((id, 0), secs(10), secs(0));
             queue.renew(id, secs(if id == 7 { 2 } else { 5 }));
         }
-        // Two looks at 10,000 each, and then what is due.
+        // Two calls move 10,000 leases each; the third returns what is due.
         for _ in 0..2 {
             assert_eq!(expired(&mut queue, secs(12), 10), Vec::<i64>::new());
             assert!(queue.next_deadline() <= Some(secs(12)));

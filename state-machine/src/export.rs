@@ -1,10 +1,12 @@
-//! The history of this store as another one with etcd's rules keeps it, and back without a loss.
+//! Splits our history into one that another store with etcd's rules can keep and the rest, and
+//! joins the two again without loss.
 //!
-//! An event is split into what that store has too (a [`ForeignChange`]) and what only ours knows of it, which travels
-//! beside. Joined again they make the very rows that were split. Unlike [`crate::import`], which follows rules, joining
-//! decides nothing: a `Key` row follows from the newest event of its key, because the sweep of a compaction takes the
-//! events of a key in their order, and a tombstone with its `Key` row. Only the count of its changes is begun anew: links
-//! over many of them (`crate::rows::skips`) are made from there on.
+//! An event is split into what such a store has too (a [`ForeignChange`]) and what only ours knows,
+//! which is stored beside it. Joining the two gives exactly the rows that were split. Unlike
+//! [`crate::import`], which follows rules, joining decides nothing: a `Key` row follows from the
+//! newest event of its key, because the sweep of a compaction takes the events of a key in order,
+//! and a tombstone together with its `Key` row. Only the skip links of the `Key` row are lost:
+//! links over many changes (`crate::rows::skips`) are built from there on.
 
 use bytes::Bytes;
 
@@ -15,28 +17,28 @@ use crate::rows::key::KeyRow;
 use crate::rows::rev::RevRow;
 use crate::rows::{RowReader, RowWriter, State};
 
-/// First byte of what travels beside: its form.
+/// First byte of [`Split::beside`]: its format.
 const FORM: u8 = 1;
 
-/// An event, taken apart.
+/// An event, split in two.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Split {
-    /// What any store with etcd's rules knows.
+    /// What any store with etcd's rules knows of the event.
     pub change: ForeignChange,
-    /// What only ours knows.
+    /// What only our store knows of it, encoded.
     pub beside: Bytes,
 }
 
-/// The rows of an event.
+/// The rows of one event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Joined {
-    /// Of table `Rev`.
+    /// Row of table `Rev`.
     pub rev: Bytes,
-    /// Of table `Key`, unless a later event of the same key follows.
+    /// Row of table `Key`, valid unless a later event of the same key follows.
     pub key: Bytes,
 }
 
-/// Takes apart the row of table `Rev` stored at `at`.
+/// Splits the row of table `Rev` that is stored at `at`.
 ///
 /// # Errors
 /// [`Halt::CorruptRow`] if the bytes are not such a row.
@@ -61,7 +63,7 @@ pub fn split(at: Revision, row: &[u8]) -> Result<Split, Halt> {
     Ok(Split { change, beside: beside.finish() })
 }
 
-/// Puts together what [`split`] took apart.
+/// Joins what [`split`] returned.
 ///
 /// # Errors
 /// [`Halt::CorruptRow`] if the two cannot belong together.
@@ -131,7 +133,7 @@ mod tests {
         changed.unwrap();
     }
 
-    /// However far a sweep got, all rows of keys follow from the events.
+    /// However far a sweep got, all `Key` rows follow from the events.
     #[test]
     fn what_is_split_is_joined_to_the_same_rows() {
         let (mut rows, mut head) = (MemoryRows::default(), Head::default());

@@ -1,4 +1,4 @@
-//! Counters of the store: what every command changes and every answer needs.
+//! Counters of the store: changed by every command, needed for every answer.
 
 use bytes::Bytes;
 
@@ -10,13 +10,13 @@ use crate::read::{Read, Table};
 use crate::response::Halt;
 use crate::rows;
 
-/// Bytes that an empty store reports, as etcd's does; never 0, because clients divide by it.
+/// Size that an empty store reports, as etcd's does. Never 0, because clients divide by it.
 const EMPTY_STORE_BYTES: i64 = 20_480;
 /// Sizes are reported in pages, as etcd's are.
 const PAGE_BYTES: i64 = 4_096;
-/// Share of one event beside its key and value.
+/// Bytes counted for an event besides its key and value.
 const EVENT_BYTES: i64 = 64;
-/// Share of one lease beside what is known about its owner.
+/// Bytes counted for a lease besides its owner's record.
 const LEASE_BYTES: i64 = 64;
 
 /// Counters of the store as of one revision.
@@ -32,7 +32,7 @@ pub struct Head {
     pub key_count: i64,
     /// Rolling hash over all events so far; equal on all replicas at equal revisions.
     pub digest: u64,
-    /// How far dead rows are already deleted.
+    /// How far dead rows have been deleted.
     pub sweep: Sweep,
     /// Active alarms as (member, kind), sorted.
     pub alarms: Vec<(u64, AlarmKind)>,
@@ -80,9 +80,9 @@ impl Head {
         pages.saturating_mul(PAGE_BYTES).max(EMPTY_STORE_BYTES)
     }
 
-    /// Whether rows that a compaction made dead are still there. Each compaction, also one that is
-    /// refused, deletes some, so the leader gets rid of the rest by proposing `Compact` to the revision
-    /// that is compacted already, again and again.
+    /// Whether rows that a compaction made dead are still stored. Each `Compact` command deletes
+    /// some of them, even one that is rejected, so the leader removes the rest by repeatedly
+    /// proposing `Compact` to the revision that is already compacted.
     #[must_use]
     pub fn has_dead_rows(&self) -> bool {
         self.sweep.is_pending(self.compacted)

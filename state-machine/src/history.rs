@@ -1,4 +1,4 @@
-//! Events of the past, for watchers that start in it or fell behind.
+//! Reads past events, for watchers that start in the past or fell behind.
 
 use std::ops::ControlFlow;
 
@@ -17,16 +17,17 @@ pub struct EventSpan<'a> {
     pub from: i64,
     /// Last revision.
     pub to: i64,
-    /// Most revisions.
+    /// Maximum number of revisions.
     pub revisions_max: usize,
-    /// About how many bytes of keys and values; one revision is never cut.
+    /// Approximate maximum of bytes of keys and values; a revision is never cut.
     pub bytes_max: usize,
-    /// Keys with this prefix come with the state before, where it still exists.
+    /// Events of keys with this prefix come with the previous key-value, where it still exists;
+    /// `None`: no event does.
     pub prev_of: Option<&'a [u8]>,
 }
 
 impl EventSpan<'_> {
-    /// All of the revisions `from..=to`, at once.
+    /// All of the revisions `from..=to`, without bounds.
     #[must_use]
     pub fn whole(from: i64, to: i64) -> Self {
         let (revisions_max, bytes_max) = (usize::MAX, usize::MAX);
@@ -34,18 +35,18 @@ impl EventSpan<'_> {
     }
 }
 
-/// Bytes of states before that one reading holds. Further events come without them, as if those states were
-/// compacted: a bound for a revision that replaces more than that.
+/// Bytes of previous key-values that one call of [`events`] returns. Further events come without
+/// them, as if they were compacted: this bounds the memory for a revision that replaces more.
 const PREV_READ_BYTES_MAX: usize = 256 << 20;
 
 /// Reads events in order.
 ///
-/// Ends early, but never within a revision, once there are enough; at least one revision is always read
-/// whole. To go on, ask from the last event's `mod_revision` + 1; an empty answer means that there is
-/// nothing up to `to`.
+/// Ends early once a bound is reached, but never within a revision: at least one revision is read
+/// whole. To continue, ask from the last event's `mod_revision` + 1. An empty answer means that
+/// there are no events up to `to`.
 ///
-/// The caller checks that `from` is not below the compacted revision, before and (if `rows` is a live
-/// store) after: compacted events are just not there.
+/// The caller checks that `from` is not below the compacted revision, before and (if `rows` is a
+/// live store) after the call: compacted events are silently missing.
 ///
 /// # Errors
 /// [`Halt`] if the storage fails or a row is damaged.
@@ -89,8 +90,8 @@ pub fn events<R: Read>(rows: &R, span: EventSpan<'_>) -> Result<Vec<Event>, Halt
     Ok(events)
 }
 
-/// Why the keys that begin with `prefix` and were deleted at `revision` were, in no particular order. The
-/// condition on compaction is that of [`events`].
+/// Returns why keys with `prefix` that were deleted at `revision` were deleted, in no particular
+/// order. Same condition on compaction as [`events`].
 ///
 /// # Errors
 /// [`Halt`] if the storage fails or a row is damaged.
@@ -103,7 +104,7 @@ pub fn causes<R: Read>(
     let start = Revision::first_of(revision.max(0));
     let end = Revision::after(revision);
     rows.scan(Table::Rev, &start.row_key(), Some(&end.row_key()), &mut |_, row| {
-        // No link of a row of this revision leads beyond it.
+        // No row of this revision links beyond it.
         let row = RevRow::decode(end, row)?;
         if row.state.is_none() && row.key.starts_with(prefix) {
             causes.push((Bytes::copy_from_slice(row.key), row.cause));
@@ -127,7 +128,7 @@ fn event(arena: &mut Arena, at: Revision, row: &RevRow<'_>) -> Event {
     Event { kind, kv, prev_kv: None }
 }
 
-/// Follows the links from `link` to the state that `key` had before revision `main`.
+/// Follows the links from `link` to the state of `key` before revision `main`.
 fn before_revision<R: Read>(
     rows: &R,
     main: i64,

@@ -1,8 +1,8 @@
-//! The history of another store with etcd's rules, taken over as it was.
+//! Imports the history of another store with etcd's rules, unchanged.
 //!
-//! Revisions, versions and leases are those of the other store, so that clients go on with what they
-//! have seen. What it has compacted is missing here, too; what it had compacted but not yet deleted is
-//! deleted by the sweep, as after a compaction of our own.
+//! Revisions, versions and leases are those of the other store, so that clients can continue from
+//! what they have seen. What it has compacted is missing here, too; what it had compacted but not
+//! yet deleted is deleted by our sweep, as after a compaction of our own.
 
 #[cfg(test)]
 mod tests;
@@ -24,11 +24,11 @@ use crate::rows::State;
 /// A change of a key, as the other store has it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ForeignChange {
-    /// When.
+    /// Revision of the change.
     pub at: Revision,
-    /// Of which key.
+    /// The changed key.
     pub key: Bytes,
-    /// What was put, `None` for a deletion.
+    /// The new state; `None` for a deletion.
     pub put: Option<ForeignPut>,
 }
 
@@ -45,10 +45,10 @@ pub struct ForeignPut {
     pub value: Bytes,
 }
 
-/// Why something cannot be taken over.
+/// Why something cannot be imported.
 #[derive(Debug, thiserror::Error)]
 pub enum ImportError {
-    /// It breaks a rule that the other store has, too.
+    /// It breaks a rule of etcd that the other store must have kept.
     #[error("{0}")]
     Impossible(&'static str),
     /// The storage failed.
@@ -56,7 +56,7 @@ pub enum ImportError {
     Halt(#[from] Halt),
 }
 
-/// A history that is being taken over into an empty store.
+/// An import into an empty store, in progress.
 #[derive(Debug)]
 pub struct Import {
     head: Head,
@@ -64,19 +64,19 @@ pub struct Import {
 }
 
 impl Import {
-    /// Begins with the other store's compacted revision, if there was a compaction.
+    /// Begins with the other store's compacted revision, if it ever compacted.
     #[must_use]
     pub fn new(compacted: Option<i64>) -> Import {
         let mut head = Head::default();
         if let Some(compacted) = compacted {
             head.compacted = compacted;
-            // A compaction may have deleted the newest change.
+            // A compaction may have deleted the newest change, so the revision is at least that.
             head.revision = head.revision.max(compacted);
         }
         Import { head, last: None }
     }
 
-    /// Takes over a change; they come in the order of their revisions.
+    /// Imports a change; changes must come in the order of their revisions.
     ///
     /// # Errors
     /// [`ImportError`].
@@ -112,7 +112,7 @@ impl Import {
         Ok(())
     }
 
-    /// Takes over a lease; its keys say themselves that they have it.
+    /// Imports a lease. Which keys are attached to it is part of the keys' changes.
     ///
     /// # Errors
     /// [`ImportError`].
@@ -129,7 +129,7 @@ impl Import {
         Ok(())
     }
 
-    /// Takes over an active alarm.
+    /// Imports an active alarm.
     pub fn alarm(&mut self, member: u64, kind: AlarmKind) {
         let alarms = &mut self.head.alarms;
         if let Err(place) = alarms.binary_search(&(member, kind)) {
@@ -137,10 +137,10 @@ impl Import {
         }
     }
 
-    /// Takes over a user with the hash of its password; roles may come in any order.
+    /// Imports a user with the hash of its password; roles may be in any order.
     ///
     /// # Errors
-    /// [`ImportError::Impossible`] without a name.
+    /// [`ImportError::Impossible`] if the name is empty.
     pub fn user<R: Read>(
         &mut self,
         rows: &mut Overlay<'_, R>,
@@ -154,12 +154,12 @@ impl Import {
         Ok(())
     }
 
-    /// Takes over a role; permissions may come in any order. Returns how many of them were left out: etcd up
-    /// to 3.5 takes a permission without a key, or whose range ends before it begins, which gives a right to
-    /// no key there and could not be granted here.
+    /// Imports a role; permissions may be in any order. Returns how many of them were left out:
+    /// etcd up to 3.5 accepts a permission without a key, or one whose range ends before it begins,
+    /// which grants nothing there and could not be granted here.
     ///
     /// # Errors
-    /// [`ImportError::Impossible`] without a name.
+    /// [`ImportError::Impossible`] if the name is empty.
     pub fn role<R: Read>(
         &mut self,
         rows: &mut Overlay<'_, R>,
@@ -172,12 +172,12 @@ impl Import {
         Ok(auth::adopt_role(rows, name, role))
     }
 
-    /// Takes over whether calls need a user, and the auth revision.
+    /// Imports whether authentication is enabled, and the auth revision.
     pub fn auth(&mut self, enabled: bool, revision: u64) {
         self.head.auth = AuthHead { enabled, revision: revision.max(1) };
     }
 
-    /// Writes the counters, which are as of what was taken over so far.
+    /// Writes the counters, which reflect what was imported so far.
     pub fn finish<R: Read>(&self, rows: &mut Overlay<'_, R>) {
         self.head.write(rows);
     }

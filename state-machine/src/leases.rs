@@ -1,7 +1,7 @@
-//! Leases: grant, revoke and expiry as commands, and what readers ask about them.
+//! Leases: the commands grant, revoke and expire, and reads of leases.
 //!
-//! Time is not known here: a lease ends when a command says so. Remaining lifetimes live in the
-//! leader's [`crate::expiry`].
+//! There is no time here: a lease ends when a command says so. Deadlines are in the leader's
+//! [`crate::expiry`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
@@ -24,7 +24,7 @@ use crate::rows::lease::{attachments_end, id, row_key};
 
 pub use crate::rows::lease::{Answered, Broken, LeaseRow};
 
-/// Longest TTL, in seconds (etcd's).
+/// Longest TTL, in seconds; etcd's limit.
 pub const TTL_SECONDS_MAX: i64 = 9_000_000_000;
 
 /// Reads one lease.
@@ -52,7 +52,7 @@ pub fn lease_keys<R: Read>(rows: &R, id: i64) -> Result<Vec<Bytes>, Halt> {
     Ok(keys)
 }
 
-/// The first key from `start` on that is attached to lease `id`.
+/// Returns the first key, from `start` on, that is attached to lease `id`.
 pub(crate) fn lease_key_from<R: Read>(
     rows: &R,
     id: i64,
@@ -144,9 +144,9 @@ pub(crate) fn revoke<R: Read>(
     Ok(end(change, revoke.id, &row))
 }
 
-/// Ends every lease of the list that still exists, each at a revision of its own, as revoking them one
-/// by one would, except that a lock may ask for a delay; none if the term in which the expiry was
-/// decided is over.
+/// Ends every lease of the list that still exists, each at its own revision, as revoking them one
+/// by one would, except that a lock may ask for a delay. Ends none if the term in which the expiry
+/// was decided is over.
 pub(crate) fn expire<R: Read>(
     rows: &mut Overlay<'_, R>,
     head: &mut Head,
@@ -160,7 +160,8 @@ pub(crate) fn expire<R: Read>(
     }
     let ending = still_granted(rows, expire)?;
     let ids: Vec<i64> = ending.iter().map(|(id, _)| *id).collect();
-    // Ending one lease takes nothing from another but the gate of a double barrier, which goes only once.
+    // Ending one lease does not delete keys of another, except the gate of a double barrier, which
+    // is deleted only once.
     let mut keys = keys_of_many(rows, &ids)?;
     let clock = (expire.now_ms, expire.is_guarded);
     let losses = Losses::of(rows, keys.values().flatten(), clock)?.damped(expire.is_damping);
@@ -183,14 +184,14 @@ pub(crate) fn expire<R: Read>(
     Ok(ended)
 }
 
-/// The leases of the list that are there, each once, as they were granted when their expiry was decided: an id
-/// may have been revoked and granted again since.
+/// Returns the leases of the list that still exist, each once, and only if they are the ones whose
+/// expiry was decided: an id may have been revoked and granted again since.
 fn still_granted<R: Read>(rows: &R, expire: &LeaseExpire) -> Result<Vec<(i64, LeaseRow)>, Halt> {
     let (mut known, mut found) = (BTreeSet::new(), Vec::with_capacity(expire.ids.len()));
     let granted = expire.granted.iter().copied().chain(std::iter::repeat(0));
     for (id, granted) in expire.ids.iter().copied().zip(granted) {
         let Some(row) = lease(rows, id)?.filter(|_| known.insert(id)) else { continue };
-        // Expiries that were decided by earlier versions do not say it.
+        // Entries written by earlier versions do not have these numbers.
         if expire.granted.is_empty() || row.granted == granted {
             found.push((id, row));
         }
@@ -198,12 +199,12 @@ fn still_granted<R: Read>(rows: &R, expire: &LeaseExpire) -> Result<Vec<(i64, Le
     Ok(found)
 }
 
-/// Rows of other leases that are read over before the next wanted lease is looked up instead: about
-/// what a look-up costs.
+/// Most rows of other leases to read over before seeking to the next wanted lease instead: about
+/// what a seek costs.
 const ROWS_READ_OVER_MAX: usize = 8;
 
-/// Lists the keys attached to each of `ids`, in key order: with one pass over the attachments as long
-/// as the wanted leases lie close together.
+/// Lists the keys attached to each of `ids`, in key order, with one pass over the attachments as
+/// long as the wanted leases are close together.
 fn keys_of_many<R: Read>(rows: &R, ids: &[i64]) -> Result<BTreeMap<i64, Vec<Bytes>>, Halt> {
     let mut found: BTreeMap<i64, Vec<Bytes>> = BTreeMap::new();
     let wanted: BTreeSet<[u8; 8]> = ids.iter().map(|id| row_key(*id)).collect();
@@ -226,7 +227,7 @@ fn keys_of_many<R: Read>(rows: &R, ids: &[i64]) -> Result<BTreeMap<i64, Vec<Byte
             Ok(if is_far { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
         })?;
         if read_over < ROWS_READ_OVER_MAX {
-            // Not stopped because the next wanted lease is far, so that there is nothing more to find.
+            // The scan was not cut short to seek further on, so there is nothing more to find.
             break;
         }
     }
@@ -237,7 +238,7 @@ fn broken_attachment(row_key: &[u8]) -> Halt {
     Halt::CorruptRow { table: "lease_key", detail: format!("key of {} bytes", row_key.len()) }
 }
 
-/// Deletes a lease that has no keys any more.
+/// Deletes a lease, whose keys are already gone.
 pub(crate) fn end<R: Read>(change: &mut Change<'_, '_, R>, id: i64, row: &LeaseRow) -> LeaseChange {
     change.rows.delete(Table::Lease, Bytes::copy_from_slice(&row_key(id)));
     change.head.remove_lease_bytes(row.owner_bytes());

@@ -15,16 +15,16 @@
 //! | [`machine`] | applies one command after the other |
 //! | [`read`], [`overlay`], [`memory`] | rows as a trait, as a batch over others, and in memory |
 //! | [`head`], `alarms`, `digest` | revision, compacted revision, sizes; what is wrong; a hash of all events |
-//! | [`range`], [`history`], [`leases`], [`sessions`], [`locks`], [`primitives`], [`registry`], [`members`], [`kv`] | reads |
-//! | `change`, `live`, `rows` | the one place that writes keys; live keys at a revision; the bytes of rows |
-//! | [`room`] | what comes again, and goes on in a full store |
-//! | `outcome`, [`events`] | how a rule ends early; what of its outcome is looked at |
-//! | [`writes`] | writes that may come again, and take effect once |
-//! | [`expiry`], [`watcher_set`], [`rank`] | local to a node: lease deadlines, who gets which event, counts |
+//! | [`range`], [`history`], [`leases`], [`sessions`], [`locks`], [`primitives`], [`registry`], [`members`], [`kv`] | reads of each area |
+//! | `change`, `live`, `rows` | the only code that writes keys; live keys at a revision; row encodings |
+//! | [`room`] | which requests are retries, and so are let through in a full store |
+//! | `outcome`, [`events`] | how a rule ends early; which events are collected and how much of them |
+//! | [`writes`] | writes that may be retried and take effect once |
+//! | [`expiry`], [`watcher_set`], [`rank`] | local to a node: lease deadlines, which watchers get which event, key counts |
 //! | [`validate`] | checks of requests that need no store |
-//! | [`restore`], [`import`], [`export`] | what a new cluster changes in a restored store, or takes over of another; our events as another's |
-//! | [`divergence`] | whose state is not that of the others |
-//! | [`auth`] | users, roles, permissions, and who may what |
+//! | [`restore`], [`import`], [`export`] | what a restore changes; reading another store's history; writing ours for another store |
+//! | [`divergence`] | which members' state differs from that of the others |
+//! | [`auth`] | users, roles, permissions, and permission checks |
 //! | [`revision`], [`span`], [`compaction`] | shared notions |
 #![warn(
     clippy::wildcard_enum_match_arm,

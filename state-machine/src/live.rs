@@ -1,9 +1,9 @@
-//! Live keys as of a revision: what ranges, compares, deletes and counts are made of.
+//! Live keys at a revision: the basis of ranges, compares, deletes and counts.
 //!
-//! The `Key` row of a key holds its newest state. A state newer than the wanted revision is left
-//! through the links to the changes before it, which are `Rev` rows. So reading at a revision needs
-//! no snapshot of the store: rows that are written meanwhile are stepped over. A large value is fetched from
-//! the `Rev` row of its put.
+//! The `Key` row of a key holds its newest state. If that is newer than the wanted revision, the
+//! links to the changes before it, which are `Rev` rows, lead to the wanted one. So reading at a
+//! revision needs no snapshot of the store: rows that are written meanwhile are skipped. A large
+//! value is fetched from the `Rev` row of its put.
 
 use std::ops::ControlFlow;
 
@@ -18,26 +18,26 @@ use crate::rows::rev::RevRow;
 use crate::rows::skips;
 use crate::span::Span;
 
-/// Whether who visits keys looks at their values; large ones cost a lookup each.
+/// Whether the visitor of keys needs their values; each large value costs a look-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Values {
     Wanted,
-    /// They may be given or empty.
+    /// Values may be given or left empty.
     Ignored,
 }
 
-/// One live key as of the wanted revision.
+/// One live key at the wanted revision.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Live<'a> {
     pub(crate) key: &'a [u8],
     pub(crate) mod_revision: i64,
     pub(crate) state: State<'a>,
-    /// The row that holds the value, if that was read for this key alone.
+    /// The row that holds the value, if it was read for this key alone.
     pub(crate) row: Option<&'a Bytes>,
 }
 
 impl Live<'_> {
-    /// Copies out, with or without the value.
+    /// Copies it, with or without the value.
     pub(crate) fn to_key_value(self, arena: &mut Arena, with_value: bool) -> KeyValue {
         KeyValue {
             key: arena.copy(self.key),
@@ -57,13 +57,13 @@ impl Live<'_> {
     }
 }
 
-/// Visits the live keys of `span` as of revision `at`, in key order, until `visit` breaks.
+/// Visits the live keys of `span` at revision `at`, in key order, until `visit` breaks.
 ///
-/// Compaction may go on below: what it deletes counts as never written, and the caller must check
-/// afterwards that `at` was not compacted meanwhile.
+/// A compaction may run meanwhile. What it deletes appears as never written, so the caller must
+/// check afterwards that `at` was not compacted meanwhile.
 ///
 /// # Errors
-/// [`Halt`] if the storage fails or a row is damaged; whatever `visit` returns as an error.
+/// [`Halt`] if the storage fails or a row is damaged; any error that `visit` returns.
 pub(crate) fn visit<R: Read>(
     rows: &R,
     at: i64,
@@ -95,7 +95,7 @@ pub(crate) fn visit<R: Read>(
     }
 }
 
-/// Counts the live keys of `span` as of revision `at`, under the same conditions as [`visit`].
+/// Counts the live keys of `span` at revision `at`, under the same conditions as [`visit`].
 ///
 /// # Errors
 /// [`Halt`] if the storage fails or a row is damaged.
@@ -126,8 +126,8 @@ pub(crate) fn count<R: Read>(rows: &R, at: i64, span: Span<'_>) -> Result<i64, H
     Ok(count.saturating_add(known))
 }
 
-/// Visits all keys of `[start, end)` that have a row, in order, until `visit` breaks: whether each lives as of
-/// revision `at`; under the same conditions as [`visit`].
+/// Visits all keys of `[start, end)` that have a row, in key order, until `visit` breaks, and tells
+/// for each whether it is live at revision `at`. Same conditions as [`visit`].
 ///
 /// # Errors
 /// [`Halt`] if the storage fails or a row is damaged.
@@ -146,7 +146,7 @@ pub(crate) fn visit_rows<R: Read>(
                     lives = true;
                     Ok(ControlFlow::Continue(()))
                 };
-                // Continues whatever it finds.
+                // `note` never breaks.
                 visit_older(rows, at, key, &KeyRow::decode(row)?, &mut note).map(drop)?;
                 lives
             }
@@ -155,7 +155,7 @@ pub(crate) fn visit_rows<R: Read>(
     })
 }
 
-/// Visits what the key of a row newer than `at` was then.
+/// Visits the state at `at` of a key whose row is newer, if it was live then.
 fn visit_older<R: Read>(
     rows: &R,
     at: i64,
@@ -173,13 +173,15 @@ fn visit_older<R: Read>(
     }
 }
 
-/// Follows the links of a key, whose row is newer than `at`, to the `Rev` row of its newest change not after that.
+/// Follows the links of a key, whose row is newer than `at`, to the `Rev` row of its newest change
+/// at or before `at`.
 fn older<R: Read>(
     rows: &R,
     at: i64,
     newest: &KeyRow<'_>,
 ) -> Result<Option<(Revision, Bytes)>, Halt> {
-    // The newest change may itself be the last of a level: then its `Rev` row has the links.
+    // The newest change may itself be the last of a level of skip links: then its own `Rev` row has
+    // the links.
     let mut from = newest.modified.next();
     let mut link = skips::of_key(newest.skips, at)?.or(newest.previous);
     while let Some(revision) = link {
@@ -198,7 +200,7 @@ fn older<R: Read>(
     Ok(None)
 }
 
-/// The `Rev` row of a live key's newest put, which compaction keeps.
+/// The `Rev` row of a live key's newest put, which holds a large value. Compaction keeps this row.
 fn apart<R: Read>(rows: &R, modified: Revision) -> Result<Bytes, Halt> {
     rows.get(Table::Rev, &modified.row_key())?.ok_or_else(|| {
         let Revision { main, sub } = modified;
@@ -214,7 +216,8 @@ fn put_state(modified: Revision, rev_row: &Bytes) -> Result<State<'_>, Halt> {
     })
 }
 
-/// The state that the `Key` row of `key` tells of, wherever its value stands; `decoded` must come from `row`.
+/// The state in the `Key` row of `key`, with the value wherever it is stored; `decoded` must come
+/// from `row`.
 ///
 /// # Errors
 /// [`Halt`] if the storage fails or a row is damaged.
@@ -234,7 +237,7 @@ pub(crate) fn newest<R: Read>(
     Ok(Some(key_value(key, modified.main, row, state)))
 }
 
-/// Reads one key as of revision `at`; the value shares the row's buffer.
+/// Reads one key at revision `at`; the value shares the row's buffer.
 ///
 /// # Errors
 /// [`Halt`] if the storage fails or a row is damaged.
@@ -268,7 +271,7 @@ pub(crate) struct Arena {
     next_bytes: usize,
 }
 
-/// First buffer of an arena; each later one is double, up to the most.
+/// First buffer of an arena; each later one is twice as large, up to the maximum.
 const ARENA_BYTES_MIN: usize = 512;
 const ARENA_BYTES_MAX: usize = 64 * 1_024;
 
@@ -305,7 +308,7 @@ mod tests {
     use crate::head::Head;
     use crate::memory::MemoryRows;
 
-    /// Rows that count how often one is looked up.
+    /// Rows that count look-ups.
     struct Counted<'a>(&'a MemoryRows, Cell<usize>);
 
     impl Read for Counted<'_> {
@@ -325,8 +328,8 @@ mod tests {
         }
     }
 
-    /// Puts `key` thousands of times, twice at some revisions, and deletes it at times; returns what it was at each
-    /// revision.
+    /// Puts `key` thousands of times, twice at some revisions, and deletes it now and then. Returns
+    /// its value at each revision.
     fn change_often(rows: &mut MemoryRows, key: &Bytes) -> Vec<Option<Bytes>> {
         let mut head = Head::default();
         let mut states = vec![None; usize::try_from(head.revision).unwrap() + 1];
@@ -364,7 +367,7 @@ mod tests {
             let counted = Counted(&rows, Cell::new(0));
             let found = get(&counted, i64::try_from(at).unwrap(), &key).unwrap();
             assert_eq!(found.map(|kv| kv.value), *expected, "revision {at}");
-            // Of each level of links at most 16, and the key's own row.
+            // At most 16 links at each of 4 levels, and the key's own row.
             assert!(counted.1.get() <= 1 + 4 * 16, "{} look-ups at {at}", counted.1.get());
         }
     }

@@ -1,23 +1,24 @@
 //! Locks and elections: queues of ordinary keys.
 //!
-//! A *place* in the queue of `name` is a key `name/x` that is attached to a lease; its create revision
-//! is its *fence*. Who holds is a function of the queue alone ([`queue`]): so a hand-over is the very
-//! commit that deletes the key before, whatever deleted it, and etcd's own recipes stand in the same
-//! queue. What a native place wants beside its turn is in its value ([`claim`]); any other value is
-//! that of an exclusive place.
+//! A *place* in the queue of `name` is a key `name/x` that is attached to a lease; its create
+//! revision is its *fence* (fencing token). Which places hold is a function of the queue alone
+//! ([`queue`]). So a hand-over happens in the very commit that deletes the previous holder's key,
+//! whatever deleted it, and clients that use etcd's own recipes wait in the same queue. The permits
+//! and flags of a native place are in its value ([`claim`]); a place with any other value is
+//! exclusive.
 //!
 //! | module | what |
 //! |---|---|
-//! | [`queue`] | the places of a name, and who holds |
-//! | [`arrival`] | whom a newcomer stands behind, from the last few events |
-//! | `front` | what is kept beside the places, so that a queue's length costs nothing |
+//! | [`queue`] | the places of a name, and which of them hold |
+//! | [`arrival`] | finds a newcomer's predecessor from the last few events |
+//! | `front` | a summary of each queue, so that a command's cost does not depend on its length |
 //! | [`tenure`] | since when a holder holds |
 //! | [`claim`], `attempt` | the value of a native place; which streams wait for it |
 //! | `acquire`, `release`, `convert`, [`seize`], [`candidate`], `hand_over` | the commands |
-//! | `delay` | what becomes of the places of an expired session |
-//! | `guard` | transactions that need a lock |
-//! | [`stranded`] | what streams of a member that is gone left behind |
-//! | [`check`] | what a command must be |
+//! | `delay` | what happens to the places of an expired session |
+//! | `guard` | transactions that require a lock |
+//! | [`stranded`] | requests left behind by streams of a member that is gone |
+//! | [`check`] | validity checks of commands |
 
 mod acquire;
 pub mod arrival;
@@ -47,7 +48,7 @@ use crate::response::{LeaseChange, LockResponse};
 
 pub(crate) use guard::apply as guarded_txn;
 
-/// A command that changes queues, and may end leases.
+/// Carries out a command that changes queues, and may end leases.
 pub(crate) fn apply<R: Read>(
     rows: &mut Overlay<'_, R>,
     head: &mut Head,

@@ -1,4 +1,4 @@
-//! The function of the log: one command in, rows, answer and events out.
+//! Applies log entries: one command in; rows, answer and events out.
 
 use crate::alarms;
 use crate::auth::{self, RightsCache};
@@ -21,14 +21,15 @@ use crate::room;
 use crate::sessions;
 use crate::writes;
 
-/// Where in the log a command stands, and since when.
+/// Log position of a command, and when it was proposed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Position {
     /// Term of the entry.
     pub term: u64,
     /// Index of the entry.
     pub index: u64,
-    /// When it was proposed, in milliseconds since 1970 by a member's clock, for people; 0: not known.
+    /// When it was proposed, in milliseconds since 1970 by the proposing member's clock. For
+    /// display only; 0: not known.
     pub unix_ms: i64,
 }
 
@@ -39,18 +40,18 @@ pub struct Position {
 pub struct Machine {
     head: Head,
     rights: RightsCache,
-    /// For metrics only, and not part of the state: a member that restarts begins anew.
+    /// For metrics only and not replicated: starts at zero when the member restarts.
     swept: Swept,
 }
 
-/// What a command changed beside the rows.
+/// What a command changed besides the rows.
 struct Changes {
     events: Events,
     leases: Vec<LeaseChange>,
 }
 
 impl Machine {
-    /// Starts from the stored head; also after a snapshot was installed.
+    /// Starts from the stored head row; also used after a snapshot was installed.
     ///
     /// # Errors
     /// [`Halt`] if the storage fails or the head row is damaged.
@@ -64,23 +65,23 @@ impl Machine {
 
     /// Counters as of the last applied command.
     ///
-    /// Readers of a live store learn of a higher `compacted` before the batch is written, and of the
-    /// rest after: see [`crate::range::range`].
+    /// Readers of a live store see a higher `compacted` before the batch is written, and the other
+    /// counters only after it: see [`crate::range::range`].
     #[must_use]
     pub fn head(&self) -> &Head {
         &self.head
     }
 
-    /// What sweeps deleted since this was asked last.
+    /// Returns what sweeps deleted since the last call, and resets it.
     pub fn take_swept(&mut self) -> Swept {
         std::mem::take(&mut self.swept)
     }
 
-    /// Applies one command on behalf of `caller`. A refusal is an answer like any other; it leaves the
-    /// rows as they were.
+    /// Applies one command on behalf of `caller`. A rejection is an ordinary answer and leaves the
+    /// rows unchanged.
     ///
     /// # Errors
-    /// [`Halt`] if the storage fails or holds what cannot be; the node must stop.
+    /// [`Halt`] if the storage fails or holds something impossible; the node must stop.
     pub fn apply<R: Read>(
         &mut self,
         rows: &mut Overlay<'_, R>,
@@ -91,7 +92,8 @@ impl Machine {
         self.apply_for(rows, position, (caller, command), &mut Wanted::default())
     }
 
-    /// As [`Machine::apply`], with as much of the outcome as is `wanted`, which may shrink by it.
+    /// As [`Machine::apply`], but collects only the parts of the outcome that are `wanted`. What
+    /// they used of the budget for previous values is subtracted from `wanted`.
     ///
     /// # Errors
     /// Those of [`Machine::apply`].
@@ -122,7 +124,7 @@ impl Machine {
         self.head.write(rows);
     }
 
-    /// Why a command must not be carried out, whatever it would do.
+    /// Why a command must be rejected before its own rules are looked at.
     fn refusal<R: Read>(
         &mut self,
         rows: &Overlay<'_, R>,
@@ -209,8 +211,8 @@ impl Machine {
     }
 }
 
-/// What an active alarm forbids: CORRUPT every command that touches keys or leases, NOSPACE what grows (unless it only
-/// [comes again](room)).
+/// What an active alarm forbids: CORRUPT any command that touches keys or leases, NOSPACE any that
+/// grows the store (unless it only [comes again](room)).
 fn refusal_by_alarm(head: &Head, command: &Command) -> Option<Rejection> {
     if head.alarms.is_empty() {
         return None;

@@ -1,7 +1,7 @@
-//! Records of members: the names and URLs they published, and who was removed for good.
+//! Records of members: published names and URLs, and ids that were removed for good.
 //!
-//! Who is configured is raft's business; [`reconfigure`] hears of each applied configuration, so that what
-//! is kept about members changes in the same batch.
+//! Which members the cluster has is raft's business. [`reconfigure`] is told of each applied
+//! configuration, so that the records change in the same batch.
 
 pub mod rules;
 
@@ -30,7 +30,7 @@ pub fn all<R: Read>(rows: &R) -> Result<Vec<MemberRecord>, Halt> {
     Ok(members)
 }
 
-/// The ids of members that were removed: none of them ever comes back.
+/// The ids of removed members, which are never used again.
 ///
 /// # Errors
 /// [`Halt`] if the storage fails or a row is damaged.
@@ -51,7 +51,7 @@ fn visit<R: Read>(rows: &R, mut visit: impl FnMut(MemberRow)) -> Result<(), Halt
     })
 }
 
-/// Takes note of a new configuration: who was in `before` and is not in `after` is removed for good.
+/// Records a new configuration: members in `before` but not in `after` are removed for good.
 pub fn reconfigure<R: Read>(
     rows: &mut Overlay<'_, R>,
     before: &BTreeSet<u64>,
@@ -63,7 +63,7 @@ pub fn reconfigure<R: Read>(
     }
 }
 
-/// What a member that was removed says of itself no longer counts.
+/// Records what a member published, unless it was removed.
 pub(crate) fn publish<R: Read>(
     rows: &mut Overlay<'_, R>,
     record: &MemberRecord,

@@ -1,4 +1,4 @@
-//! Rows in memory: for tests of the rules, here and in other crates.
+//! Rows in memory, for tests of the rules, here and in other crates.
 
 use std::collections::BTreeMap;
 use std::ops::{Bound, ControlFlow};
@@ -16,7 +16,7 @@ pub struct MemoryRows {
 }
 
 impl MemoryRows {
-    /// Carries out what [`Overlay::into_writes`] gave.
+    /// Carries out the writes that [`Overlay::into_writes`] returned.
     pub fn write(&mut self, writes: impl IntoIterator<Item = (Table, Bytes, Option<Bytes>)>) {
         for (table, key, row) in writes {
             let rows = self.tables.entry(table).or_default();
@@ -30,7 +30,7 @@ impl MemoryRows {
     /// Runs `change` on an overlay over these rows and keeps what it wrote.
     ///
     /// # Errors
-    /// Whatever `change` returns; nothing is kept then.
+    /// Any error that `change` returns; its writes are dropped then.
     pub fn update<T, E>(
         &mut self,
         change: impl FnOnce(&mut Overlay<'_, MemoryRows>) -> Result<T, E>,

@@ -1,8 +1,9 @@
-//! Both ways in which a rule can end early, for `?` inside this crate; outside they never mix.
+//! Merges the two ways in which a rule can end early, so that `?` works inside this crate. The
+//! public functions keep them apart.
 
 use crate::response::{Halt, Rejection};
 
-/// A refusal that every replica computes alike, or a failure of this node.
+/// A rejection that every replica computes alike, or a failure of this node.
 #[derive(Debug)]
 pub(crate) enum Stop {
     Reject(Rejection),

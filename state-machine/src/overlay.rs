@@ -11,10 +11,10 @@ use crate::response::Halt;
 
 type Writes = BTreeMap<Bytes, Option<Bytes>>;
 
-/// What a scan shows rows to.
+/// Callback of a scan.
 type Visit<'a> = dyn FnMut(&[u8], &[u8]) -> Result<ControlFlow<()>, Halt> + 'a;
 
-/// Rows of `base` with writes over them, which the caller takes out at the end.
+/// Rows of `base` with writes on top, which the caller takes out at the end.
 #[derive(Debug)]
 pub struct Overlay<'a, R> {
     base: &'a R,
@@ -60,9 +60,9 @@ impl<'a, R: Read> Overlay<'a, R> {
     }
 }
 
-/// Puts written rows over those of a scan of the rows below, in key order.
+/// Merges written rows into a scan of the rows below, in key order.
 ///
-/// Give it every row of the scan by [`Merge::row`], then what is left to visit by [`Merge::rest`].
+/// Pass every row of the scan to [`Merge::row`], then call [`Merge::rest`] for what is left.
 #[derive(Debug)]
 pub struct Merge<'a, I: Iterator<Item = (&'a Bytes, &'a Option<Bytes>)>> {
     written: Peekable<I>,
@@ -70,15 +70,15 @@ pub struct Merge<'a, I: Iterator<Item = (&'a Bytes, &'a Option<Bytes>)>> {
 }
 
 impl<'a, I: Iterator<Item = (&'a Bytes, &'a Option<Bytes>)>> Merge<'a, I> {
-    /// Of the written rows of the same interval, in key order; `None` for a deleted one.
+    /// Takes the written rows of the same interval, in key order; `None` for a deleted one.
     pub fn new(written: I) -> Merge<'a, I> {
         Merge { written: written.peekable(), is_stopped: false }
     }
 
-    /// Visits what was written before `key`, then the row of `key` as it is now.
+    /// Visits what was written before `key`, then the present row of `key`.
     ///
     /// # Errors
-    /// Whatever `visit` returns as an error.
+    /// Any error that `visit` returns.
     pub fn row(
         &mut self,
         (key, row): (&[u8], &[u8]),
@@ -103,10 +103,10 @@ impl<'a, I: Iterator<Item = (&'a Bytes, &'a Option<Bytes>)>> Merge<'a, I> {
         Ok(flow)
     }
 
-    /// Visits what was written behind the last row, unless a visit broke the scan.
+    /// Visits what was written after the last row of the scan, unless a visit broke it off.
     ///
     /// # Errors
-    /// Whatever `visit` returns as an error.
+    /// Any error that `visit` returns.
     pub fn rest(self, visit: &mut Visit<'_>) -> Result<(), Halt> {
         if self.is_stopped {
             return Ok(());

@@ -4,13 +4,13 @@
 //! |---|---|---|
 //! | [`number`] | counters and latches | `name`: decimal text |
 //! | `barrier` | barriers | `name`, while it is raised |
-//! | [`rendezvous`] | double barriers | `name`: how many, and who is in; `name/x`: a participant |
+//! | [`rendezvous`] | double barriers | `name`: the count, and who is in; `name/x`: a participant |
 //! | `group` | groups | `name/member` |
-//! | `once` | the requests of a session that are not settled, with their answers | |
-//! | [`check`] | what a command must be | |
+//! | `once` | the unsettled requests of a session, with their answers | |
+//! | [`check`] | validity checks of commands | |
 //!
-//! Participants and members are attached to a session and go with it, like places of locks. What apply
-//! answers to a request it answers to its repetitions, too, so that a client may always ask again.
+//! Participants and members are attached to a session and end with it, like places of locks. A
+//! request that is repeated gets the answer of its first arrival, so a client may always retry.
 
 pub(crate) mod barrier;
 pub mod check;
@@ -28,7 +28,7 @@ use crate::overlay::Overlay;
 use crate::read::Read;
 use crate::response::PrimitiveResponse;
 
-/// A command that changes a counter, latch, barrier or group.
+/// Carries out a command that changes a counter, latch, barrier or group.
 pub(crate) fn apply<R: Read>(
     rows: &mut Overlay<'_, R>,
     head: &mut Head,
@@ -46,7 +46,7 @@ pub(crate) fn apply<R: Read>(
         once::Standing::Known(answer) => return Ok(answer),
         once::Standing::New(session) => session,
     };
-    // Who takes a request back means what that raised, not what others did.
+    // A request that undoes another affects only what that one did, not what others did.
     let undone = session.as_ref().and_then(|session| session.answer(command.once.undoes));
     let answer = act(&mut Change::begin(rows, head, events)?, command, undone)?;
     if let Some(session) = session {
@@ -55,7 +55,7 @@ pub(crate) fn apply<R: Read>(
     Ok(answer)
 }
 
-/// Nothing is written before all that may refuse the command was asked.
+/// Carries out the action. Nothing is written before all checks that may reject it.
 fn act<R: Read>(
     change: &mut Change<'_, '_, R>,
     command: &Primitive,

@@ -16,14 +16,14 @@ use crate::validate;
 
 /// Answers `request` as of `head`, or of the older revision it names.
 ///
-/// `rows` may be newer than `head` (a live store rather than a snapshot). A caller for whom that is so
-/// must check afterwards that no compaction above the revision it read at has *begun* meanwhile, and
-/// answer [`Rejection::Compacted`] or read again otherwise.
+/// `rows` may be newer than `head` (a live store rather than a snapshot). In that case the caller
+/// must check afterwards that no compaction above the revision it read at has *begun* meanwhile,
+/// and otherwise answer [`Rejection::Compacted`] or read again.
 ///
 /// # Errors
-/// [`Halt`] if the storage fails or a row is damaged. Inside, as an answer for the client:
-/// [`Rejection::EmptyKey`], [`Rejection::Compacted`], [`Rejection::FutureRevision`]. No alarm stops a read, as in
-/// etcd.
+/// [`Halt`] if the storage fails or a row is damaged. In the inner result, as an answer for the
+/// client: [`Rejection::EmptyKey`], [`Rejection::Compacted`], [`Rejection::FutureRevision`]. As in
+/// etcd, no alarm stops a read.
 pub fn range<R: Read>(
     rows: &R,
     head: &Head,
@@ -32,8 +32,8 @@ pub fn range<R: Read>(
     split(read_counted(rows, head, request, None))
 }
 
-/// Like [`range`], for a caller who knows how many keys of the span are live as of the revision to read at
-/// ([`crate::rank`]): a limited read then stops at its limit.
+/// Like [`range`], for a caller that knows how many keys of the range are live at the revision to
+/// read (see [`crate::rank`]): a limited read can then stop at its limit.
 ///
 /// # Errors
 /// As [`range`].
@@ -88,7 +88,8 @@ fn revision_to_read(head: &Head, asked: i64) -> Result<i64, Rejection> {
     Ok(at)
 }
 
-/// Counts by visiting; bounds for [`crate::rank`]'s rests, and the way when no index is there.
+/// Counts live keys by visiting them: for the partial buckets at the ends of a range in
+/// [`crate::rank`], and where there is no index.
 ///
 /// # Errors
 /// [`Halt`] if the storage fails or a row is damaged.
@@ -133,7 +134,8 @@ fn find_many<R: Read>(
         Ok(if is_full(kvs.len()) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
     })?;
     if let (Some(last), true) = (kvs.last(), is_full(kvs.len())) {
-        // Filters lift the limit, so that every key up to the last one found is counted.
+        // A request with filters has no limit here, so every key up to the last one found was
+        // counted.
         count = match live_keys {
             Some(live_keys) => live_keys,
             None => count.saturating_add(count_behind(rows, at, &last.key, &request.range_end)?),
@@ -147,8 +149,8 @@ fn count_behind<R: Read>(rows: &R, at: i64, last: &Bytes, range_end: &Bytes) -> 
     live::count(rows, at, Span::new(&start, range_end))
 }
 
-/// How many keys need not be exceeded while reading in key order; one more than the limit, which
-/// tells whether there is more. `None` if all must be seen before the limit can be applied.
+/// After how many keys a read in key order may stop: one more than the limit, to know whether there
+/// are more. `None` if all keys must be read before the limit can be applied.
 fn limit_in_key_order(request: &Range) -> Option<usize> {
     let is_in_key_order = match (request.sort_order, request.sort_target) {
         // etcd's quirk: without an order, the limit comes before the sort.
@@ -158,8 +160,8 @@ fn limit_in_key_order(request: &Range) -> Option<usize> {
     limit_of_keys(request).filter(|_| is_in_key_order)
 }
 
-/// How many keys at the end of the range the answer is made of, and one more, which tells whether there are more; `None` if
-/// it is not the last keys that are asked for.
+/// How many keys from the end of the range are needed: one more than the limit, to know whether
+/// there are more. `None` if the request does not ask for the last keys in key order.
 #[must_use]
 pub fn limit_from_the_end(request: &Range) -> Option<usize> {
     let is_backwards =
@@ -167,7 +169,7 @@ pub fn limit_from_the_end(request: &Range) -> Option<usize> {
     limit_of_keys(request).filter(|_| is_backwards)
 }
 
-/// One more key than the limit, if each key of the range counts for that.
+/// One more key than the limit, unless filters skip keys of the range.
 fn limit_of_keys(request: &Range) -> Option<usize> {
     let has_filters = request.min_mod_revision != 0
         || request.max_mod_revision != 0
@@ -217,7 +219,8 @@ fn cut(found: &mut RangeResponse, request: &Range) {
     if request.keys_only {
         for kv in &mut found.kvs {
             kv.value = Bytes::new();
-            // etcd 3.7 answers from its index, which knows no leases, unless it must sort by value.
+            // etcd 3.7 answers from its index, which does not contain leases, unless it must sort
+            // by value.
             if request.sort_target != SortTarget::Value {
                 kv.lease = 0;
             }
@@ -225,9 +228,9 @@ fn cut(found: &mut RangeResponse, request: &Range) {
     }
 }
 
-/// Visits the keys of `[start, end)` that have a row, in order, in one scan that leaves their values where they are,
-/// until `visit` breaks: whether each lives as of revision `at`. `end` of `None` means no bound. Under the same
-/// condition on compaction as [`range`].
+/// Visits the keys of `[start, end)` that have a row, in key order, until `visit` breaks, and tells
+/// for each whether it is live at revision `at`. One scan, which does not read values. `end` of
+/// `None` means no bound. Same condition on compaction as [`range`].
 ///
 /// # Errors
 /// [`Halt`] if the storage fails or a row is damaged.
@@ -240,8 +243,8 @@ pub fn key_rows<R: Read>(
     live::visit_rows(rows, at, interval, visit)
 }
 
-/// Visits every live key as of revision `at` with its value, in order, in one scan that holds one of them at a
-/// time; under the same condition on compaction as [`range`].
+/// Visits every live key at revision `at` with its value, in key order, in one scan that holds one
+/// of them at a time. Same condition on compaction as [`range`].
 ///
 /// # Errors
 /// [`Halt`] if the storage fails or a row is damaged.
@@ -253,18 +256,18 @@ pub fn key_values<R: Read>(rows: &R, at: i64, visit: &mut dyn FnMut(KeyValue)) -
     })
 }
 
-/// A piece of a large range, for [`page`]. The default is everything.
+/// A part of a large range, for [`page`]. The default is everything.
 #[derive(Clone, Copy, Debug)]
 pub struct Page<'a> {
     /// First key.
     pub start: &'a [u8],
-    /// Behind the last key; `None` for no bound.
+    /// End of the range, exclusive; `None` for no bound.
     pub end: Option<&'a [u8]>,
-    /// Most keys.
+    /// Maximum number of keys.
     pub keys_max: usize,
-    /// The key whose bytes, value included, reach this is the last one.
+    /// The page ends with the key whose bytes, value included, reach this total.
     pub bytes_max: usize,
-    /// Without values, which are not read then, and without leases, as [`range`] answers.
+    /// Leave out values, which are then not read, and leases, as [`range`] does.
     pub keys_only: bool,
 }
 
@@ -275,8 +278,8 @@ impl Default for Page<'_> {
     }
 }
 
-/// Reads the first live keys of `page` as of revision `at`, in key order, without counting the rest; under the
-/// same condition on compaction as [`range`].
+/// Reads the first live keys of `page` at revision `at`, in key order, without counting the rest.
+/// Same condition on compaction as [`range`].
 ///
 /// # Errors
 /// [`Halt`] if the storage fails or a row is damaged.

@@ -1,12 +1,14 @@
-//! Exact counts of live keys in a range without visiting them: buckets of neighbouring keys.
+//! Counts live keys in a range exactly without visiting them, in buckets of neighbouring keys.
 //!
-//! A bucket holds the number of live keys from its first key up to the next bucket's. A count adds the
-//! buckets that lie wholly inside the range and leaves at most two ends, which the caller counts in the
-//! rows. The index is local to a node and rebuilt after a start; it is no part of the replicated state.
+//! A bucket holds the number of live keys from its first key up to the next bucket's. A count adds
+//! the buckets that lie wholly inside the range and leaves at most two ends, which the caller
+//! counts in the rows. The index is local to a node and rebuilt after a start; it is not part of
+//! the replicated state.
 //!
-//! Deleted keys have rows too, until a compaction takes them, and the storage may step over those for a while
-//! longer. So a bucket also knows about how many keys died in it, and is cut by rows: a run of dead keys ends
-//! up in buckets without a live one. Those become one, a **gap**, which readers leave out however long it is.
+//! Deleted keys have rows too, until a compaction deletes them, and the storage may have to step
+//! over those for a while longer. So a bucket also knows roughly how many keys were deleted in it,
+//! and is split by rows: a run of dead keys ends up in buckets without a live key. Those are merged
+//! into one *gap*, which readers skip however long it is.
 //!
 //! ```text
 //!  rows     a a a a x x x x x x x x x x x x x a x a a   a: alive, x: dead
@@ -18,26 +20,27 @@ use std::ops::Bound;
 
 use bytes::Bytes;
 
-/// A bucket that outgrows this is to be cut.
+/// A bucket with more keys than this is split.
 pub const BUCKET_KEYS_MAX: usize = 512;
-/// Rows that a cut leaves in the first part.
+/// Rows that a split leaves in the first part.
 pub const CUT_ROWS: usize = BUCKET_KEYS_MAX / 2;
-/// Two neighbours may become one when no more live keys are in them together.
+/// Two neighbours may be merged if they have no more live keys than this together.
 const MERGED_KEYS_MAX: usize = BUCKET_KEYS_MAX / 2;
-/// A bucket with fewer rows takes in what is created in the gap before it.
+/// A bucket with fewer rows is extended by a key created in the gap before it.
 const SMALL_ROWS_MAX: usize = 64;
-/// Buckets there may be beside one for so many live keys; beyond, they become one again though they are cut by rows.
+/// Buckets allowed besides one per [`KEYS_PER_BUCKET`] live keys. Above that, neighbours are merged
+/// although they were split by rows.
 const SPARE_BUCKETS: usize = 4_096;
 const KEYS_PER_BUCKET: usize = 64;
-/// Gaps that one read leaves out: what lies between two of them is looked up anew.
+/// Most gaps that one read is given; the rest of the range is looked up again when it is reached.
 const GAPS_MAX: usize = 16;
 
-/// What is in a bucket.
+/// Contents of a bucket.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Bucket {
     live: usize,
-    /// Keys that died here since its rows were counted: no fewer than there are dead ones, but for those that
-    /// were in a gap before.
+    /// Keys deleted here since its rows were last counted: at least the number of dead rows, not
+    /// counting those that were part of a gap before.
     dead: usize,
 }
 
@@ -51,7 +54,7 @@ impl Bucket {
     }
 }
 
-/// Number of live keys by bucket.
+/// Number of live keys per bucket.
 #[derive(Clone, Debug)]
 pub struct RankIndex {
     // By first key. The first bucket starts at the empty key, so every key has a bucket.
@@ -63,12 +66,12 @@ pub struct RankIndex {
 /// A part of a range: `[start, end)`, `None` for no bound.
 pub type Rest = (Bytes, Option<Bytes>);
 
-/// A count, up to the keys in `rest`.
+/// A count, except for the keys in `rest`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counted {
     /// Live keys in whole buckets.
     pub keys: usize,
-    /// At most two ends to count in the rows; each lies within one bucket.
+    /// At most two ends of the range to count in the rows; each lies within one bucket.
     pub rest: Vec<Rest>,
 }
 
@@ -77,9 +80,9 @@ pub struct Counted {
 pub struct FirstRows {
     /// Live keys among the first [`CUT_ROWS`] rows.
     pub live: usize,
-    /// Dead ones.
+    /// Dead keys among them.
     pub dead: usize,
-    /// Key of the row behind them, if the bucket has more.
+    /// Key of the next row, if the bucket has more.
     pub next: Option<Bytes>,
 }
 
@@ -91,7 +94,8 @@ impl Default for RankIndex {
 }
 
 impl RankIndex {
-    /// Adds the row of a key that is greater than all before it; for building the index from one ordered scan.
+    /// Adds the row of a key that is greater than all before it; builds the index from one ordered
+    /// scan.
     pub fn push(&mut self, key: &[u8], is_live: bool) {
         let live = usize::from(is_live);
         let row = Bucket { live, dead: 1_usize.saturating_sub(live) };
@@ -107,8 +111,8 @@ impl RankIndex {
         self.buckets.insert(Bytes::copy_from_slice(key), row);
     }
 
-    /// Counts a key that was created. Returns its bucket if that is now too big: read its first rows and call
-    /// [`RankIndex::cut`].
+    /// Counts a created key. Returns its bucket if that is now too big: the caller then reads its
+    /// first rows and calls [`RankIndex::cut`].
     pub fn created(&mut self, key: &[u8]) -> Option<Rest> {
         self.keys = self.keys.saturating_add(1);
         let is_crowded = self.is_crowded();
@@ -122,7 +126,7 @@ impl RankIndex {
         if may_be_overfull { self.overfull(key) } else { None }
     }
 
-    /// Begins a bucket where `key` was created in the gap that starts at `first`.
+    /// Starts a bucket at `key`, which was created in the gap that starts at `first`.
     fn end_gap(&mut self, first: &[u8], key: &[u8]) {
         let mut begun = Bucket { live: 1, dead: 0 };
         if let Some(next) = self.end_of(first)
@@ -145,7 +149,7 @@ impl RankIndex {
         (rows > BUCKET_KEYS_MAX).then(|| (first.clone(), self.end_of(first)))
     }
 
-    /// Counts a key that was deleted; returns as [`RankIndex::created`].
+    /// Counts a deleted key; returns the same as [`RankIndex::created`].
     pub fn deleted(&mut self, key: &[u8]) -> Option<Rest> {
         self.keys = self.keys.saturating_sub(1);
         let is_crowded = self.is_crowded();
@@ -162,7 +166,7 @@ impl RankIndex {
         if may_be_overfull { self.overfull(key) } else { None }
     }
 
-    /// Makes one of the gap that starts at `first`, if it is one, and those beside it.
+    /// Merges the gap that starts at `first`, if it is one, with neighbouring gaps.
     fn join_gaps(&mut self, first: &[u8]) {
         if !self.buckets.get(first).copied().is_some_and(Bucket::is_gap) {
             return;
@@ -179,7 +183,7 @@ impl RankIndex {
         }
     }
 
-    /// Makes one of the bucket of `key` and the one before it, if few live keys are in them.
+    /// Merges the bucket of `key` with the one before it, if they have few live keys.
     fn join_before(&mut self, key: &[u8]) {
         let Some((first, bucket)) = self.bucket_mut(key) else { return };
         let live = bucket.live;
@@ -187,13 +191,15 @@ impl RankIndex {
         if let Some((_, before)) = self.buckets.range_mut::<[u8], _>(before).next_back()
             && before.live.saturating_add(live) <= MERGED_KEYS_MAX
         {
-            // What is known of dead rows is given up: else it would be cut again at once.
+            // The count of dead rows is dropped, because it would get the bucket split again at
+            // once.
             *before = Bucket { live: before.live.saturating_add(live), dead: 0 };
             self.buckets.remove(&first);
         }
     }
 
-    /// Cuts the bucket that starts at `first` behind its first rows. Returns where its second part starts.
+    /// Splits the bucket that starts at `first` after its first rows. Returns the first key of the
+    /// second part.
     pub fn cut(&mut self, first: &Bytes, rows: FirstRows) -> Option<Bytes> {
         let FirstRows { live, dead, next } = rows;
         let bucket = self.buckets.get_mut(first)?;
@@ -212,7 +218,7 @@ impl RankIndex {
         Some(next)
     }
 
-    /// Live keys in all.
+    /// Total number of live keys.
     #[must_use]
     pub fn len(&self) -> usize {
         self.keys
@@ -224,7 +230,7 @@ impl RankIndex {
         self.keys == 0
     }
 
-    /// Counts `[start, end)` as far as whole buckets go.
+    /// Counts the whole buckets of `[start, end)`.
     #[must_use]
     pub fn count(&self, start: &[u8], end: Option<&[u8]>) -> Counted {
         let mut counted = Counted::default();
@@ -238,8 +244,8 @@ impl RankIndex {
         counted
     }
 
-    /// Where `[start, end)` has no live key: the first such parts, as far as a reader needs them who wants the first
-    /// `keys_max` live keys.
+    /// Returns the first parts of `[start, end)` without live keys, as far as needed by a reader
+    /// that wants the first `keys_max` live keys.
     #[must_use]
     pub fn gaps(&self, start: &[u8], end: Option<&[u8]>, keys_max: usize) -> Vec<Rest> {
         let mut gaps = Vec::new();
@@ -257,7 +263,8 @@ impl RankIndex {
         gaps
     }
 
-    /// A key from which on `[start, end)` has `keys_min` live keys and not many more, if fewer than all of it do.
+    /// Returns a key from which on `[start, end)` has at least `keys_min` live keys and not many
+    /// more; `None` if only the whole range has that many.
     #[must_use]
     pub fn tail(&self, start: &[u8], end: Option<&[u8]>, keys_min: usize) -> Option<Bytes> {
         let upper = end.map_or(Bound::Unbounded, Bound::Excluded);
@@ -268,7 +275,8 @@ impl RankIndex {
         let mut is_whole = end.is_none();
         for (first, bucket) in self.buckets.range::<[u8], _>((Bound::Excluded(start), upper)).rev()
         {
-            // Where the range ends within a bucket it may hold none of its keys.
+            // The bucket in which the range ends may have all its keys behind that end, so it
+            // counts as empty.
             if is_whole {
                 keys = keys.saturating_add(bucket.live);
             }
@@ -280,7 +288,7 @@ impl RankIndex {
         None
     }
 
-    /// The parts of `[start, end)` by bucket.
+    /// The parts of `[start, end)`, one per bucket.
     fn parts<'a>(
         &'a self,
         start: &'a [u8],
@@ -322,7 +330,7 @@ impl RankIndex {
         self.buckets.range::<[u8], _>(bounds).next().map(|(next, _)| next.clone())
     }
 
-    /// Whether there are so many buckets that dead rows no longer matter.
+    /// Whether there are too many buckets to keep splitting them by dead rows.
     fn is_crowded(&self) -> bool {
         let buckets_max = self.spare_buckets.saturating_add(self.keys / KEYS_PER_BUCKET);
         self.buckets.len() > buckets_max
@@ -334,7 +342,7 @@ struct Part<'a> {
     start: &'a [u8],
     end: Option<&'a [u8]>,
     bucket: Bucket,
-    /// Whether it is all of the bucket.
+    /// Whether it covers the whole bucket.
     is_whole: bool,
 }
 

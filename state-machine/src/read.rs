@@ -1,4 +1,4 @@
-//! What the rules need from a store: ordered rows in a few tables, read only.
+//! What the rules need from a store: read-only, ordered rows in a few tables.
 
 use std::ops::ControlFlow;
 
@@ -24,12 +24,14 @@ pub enum Table {
     Auth = 6,
     /// Head, alarms, and what raft-store keeps beside the data (keys that start with `raft/`).
     Meta = 7,
-    /// (name, create revision, child) -> attempt, for keys `name/child` created with a lease; name -> what is kept
-    /// of them together; (name, session, request) -> child, where the key does not tell.
+    /// Queues of locks. (name, create revision, child) -> attempt, for keys `name/child` created
+    /// with a lease; name -> summary of the queue; (name, session, request) -> child, where the key
+    /// does not contain them.
     Place = 8,
-    /// What the registry keeps beside the keys of instances: services, checks, penalties, what is due.
+    /// What the registry keeps besides the keys of instances: services, checks, penalties, due
+    /// times.
     Instance = 12,
-    /// Writer -> what it may still ask for; who wrote last when; how many there are.
+    /// Writer -> its requests that may still be retried; writers by last write; their number.
     Writer = 13,
 }
 
@@ -48,7 +50,7 @@ impl Table {
         Table::Writer,
     ];
 
-    /// Where it stands in [`Table::ALL`].
+    /// Index in [`Table::ALL`].
     #[must_use]
     pub fn position(self) -> usize {
         match self {
@@ -66,7 +68,7 @@ impl Table {
     }
 }
 
-/// Ordered rows, as of one moment or as of now; the caller knows which.
+/// Ordered rows, of a snapshot or of the live store; the caller knows which.
 pub trait Read {
     /// Returns the row, or `None`.
     ///
@@ -74,12 +76,13 @@ pub trait Read {
     /// [`Halt::Storage`] if the storage below fails.
     fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, Halt>;
 
-    /// Visits rows with `start <= key < end` in ascending key order until `visit` breaks.
-    /// `end` of `None` means to the end of the table. `visit` may read the same store again (links to
-    /// older revisions are followed in the middle of a scan), so no lock may be held that forbids it.
+    /// Visits rows with `start <= key < end` in ascending key order until `visit` breaks. `end` of
+    /// `None` means to the end of the table. `visit` may read the same store again (links to older
+    /// revisions are followed in the middle of a scan), so the implementation must not hold a lock
+    /// that would prevent it.
     ///
     /// # Errors
-    /// [`Halt::Storage`] if the storage below fails; whatever `visit` returns as an error.
+    /// [`Halt::Storage`] if the storage below fails; any error that `visit` returns.
     #[expect(clippy::type_complexity, reason = "an alias would need a second lifetime")]
     fn scan(
         &self,

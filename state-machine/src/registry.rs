@@ -1,24 +1,25 @@
 //! The registry: instances of services as ordinary keys.
 //!
-//! An *instance* is a key `service/id` whose value is that of Go's `naming/endpoints` ([`record`]),
-//! mostly attached to a session's lease: it lives and dies with it, whatever wrote it. The commands here
-//! write such keys with more care; the index of services, of what has to be checked and of what is due
-//! follows the keys themselves ([`index`]). An instance that is lost together with most others of its
-//! service leaves a key `service/\0lost/id` behind for a while ([`loss`]): the lease's key is gone for
-//! etcd's clients, and a watch of the service's keys sees both at one revision.
+//! An *instance* is a key `service/id` whose value has the format of Go's `naming/endpoints`
+//! ([`record`]), usually attached to a session's lease and deleted with it, whatever wrote the key.
+//! The commands here write such keys with more checks. The index of services, of health checks and
+//! of due times follows the keys themselves ([`index`]). An instance that is lost together with
+//! most others of its service leaves a key `service/\0lost/id` behind for a while ([`loss`]). For
+//! etcd's clients the lease's key is gone, and a watch of the service's keys sees both changes at
+//! one revision.
 //!
 //! | module | what |
 //! |---|---|
-//! | [`record`] | what an instance says, and its one layout |
-//! | [`check`] | what a command must be |
-//! | [`index`] | services, checks and deadlines |
-//! | [`damping`] | who comes and goes too often |
-//! | [`loss`] | what becomes of instances whose session expires |
+//! | [`record`] | the record of an instance, and its only encoding |
+//! | [`check`] | validity checks of commands |
+//! | [`index`] | services, health checks and due times |
+//! | [`damping`] | flap damping: instances that come and go too often |
+//! | [`loss`] | what happens to instances whose session expires |
 //! | [`threshold`] | how many checks in a row change a state |
-//! | [`view`] | the instances of one service, and what a revision changes |
-//! | [`coalesce`] | what several revisions in a row change |
+//! | [`view`] | the instances of one service, and how a revision changes them |
+//! | [`coalesce`] | how several successive revisions change them |
 //! | `enroll`, `amend`, `settle` | the commands |
-//! | `again` | commands that come again |
+//! | `again` | retries of commands |
 
 mod again;
 mod amend;
@@ -47,7 +48,7 @@ use crate::response::{Cause, Halt, KeyValue, RegistryResponse};
 use crate::rows::rev::RevRow;
 use record::Record;
 
-/// Between the name of a service and the ids of its lost instances.
+/// Separates the name of a service from the id in the key of a lost instance.
 const LOST: &[u8] = b"/\0lost/";
 
 /// Key of an instance.
@@ -56,50 +57,51 @@ pub fn key(service: &[u8], id: &str) -> Bytes {
     [service, b"/", id.as_bytes()].concat().into()
 }
 
-/// Key that keeps a lost instance.
+/// Key of an instance that was lost but is kept for a while.
 #[must_use]
 pub fn lost_key(service: &[u8], id: &str) -> Bytes {
     [service, LOST, id.as_bytes()].concat().into()
 }
 
-/// All keys of the instances of a service, the lost ones included: the first, and the end.
+/// First key and range end of all instances of a service, lost ones included.
 #[must_use]
 pub fn span(service: &[u8]) -> (Bytes, Bytes) {
     ([service, b"/"].concat().into(), [service, b"0"].concat().into())
 }
 
-/// What a key is to the registry, by its name alone.
+/// The registry's reading of a key, from the key alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Name<'a> {
     /// The service.
     pub service: &'a [u8],
-    /// The instance.
+    /// Id of the instance.
     pub id: &'a str,
-    /// Whether it keeps a lost instance.
+    /// Whether it is the key of a lost instance.
     pub is_lost: bool,
 }
 
 impl<'a> Name<'a> {
-    /// The name that `key` stands for; `None` if it cannot be that of an instance.
+    /// Reads `key`; `None` if it cannot be the key of an instance.
     #[must_use]
     pub fn of(key: &'a [u8]) -> Option<Name<'a>> {
         let (parent, child) = crate::rows::place::parent(key)?;
         let id = std::str::from_utf8(child).ok()?;
         let lost = LOST.strip_suffix(b"/").and_then(|lost| parent.strip_suffix(lost));
         let service = lost.unwrap_or(parent);
-        // What no command can name is no instance, whoever wrote it.
+        // A key that no command could name is not an instance, whoever wrote it.
         check::names(service, id).ok()?;
         Some(Name { service, id, is_lost: lost.is_some() })
     }
 
-    /// The other key of the same instance: an instance lives by one and is kept by the other after its loss.
+    /// The other key of the same instance: one is used while it is registered, the other after its
+    /// loss.
     #[must_use]
     pub fn twin(self) -> Bytes {
         let Name { service, id, is_lost } = self;
         if is_lost { key(service, id) } else { lost_key(service, id) }
     }
 
-    /// The instance that the key stands for with this value.
+    /// Decodes the record of the instance from the key's value.
     #[must_use]
     pub fn decode(self, value: &[u8]) -> Option<Record> {
         if self.is_lost {
@@ -110,7 +112,7 @@ impl<'a> Name<'a> {
     }
 }
 
-/// A command of the registry.
+/// Carries out a command of the registry.
 pub(crate) fn apply<R: Read>(
     rows: &mut Overlay<'_, R>,
     head: &mut Head,
@@ -143,8 +145,8 @@ pub(crate) fn apply<R: Read>(
     }
 }
 
-/// Why an instance that is not there went; `None` if it is there, or nobody knows (any more). What is asked for
-/// may be compacted meanwhile.
+/// Returns why an instance that does not exist was removed; `None` if it exists, or if the reason
+/// is not known or no longer known: a compaction may have deleted it meanwhile.
 ///
 /// # Errors
 /// [`Halt`] if the storage fails or a row is damaged.
@@ -164,13 +166,13 @@ struct Stored {
 }
 
 impl Stored {
-    /// Whether it is what `session` registered with this fence.
+    /// Whether `session` registered it with this fence.
     fn is_of(&self, session: i64, fence: i64) -> bool {
         (self.kv.lease, self.kv.create_revision) == (session, fence)
     }
 }
 
-/// Reads an instance that lives.
+/// Reads an instance that is registered.
 fn stored<R: Read>(rows: &R, service: &[u8], id: &str) -> Result<Option<Stored>, Halt> {
     let key = key(service, id);
     let before = Before::load(rows, &key)?;
@@ -179,7 +181,8 @@ fn stored<R: Read>(rows: &R, service: &[u8], id: &str) -> Result<Option<Stored>,
     Ok(record.map(|record| Stored { key, before, kv, record }))
 }
 
-/// An instance lives: what is kept of its loss goes in the same revision, whatever wrote it.
+/// Called when an instance is registered, whatever wrote it: deletes the key that kept its loss, at
+/// the same revision.
 pub(crate) fn found<R: Read>(change: &mut Change<'_, '_, R>, key: &[u8]) -> Result<(), Halt> {
     let Some(Name { service, id, .. }) = Name::of(key) else { return Ok(()) };
     if index::service(change.rows, service)?.lost > 0 {
@@ -188,7 +191,7 @@ pub(crate) fn found<R: Read>(change: &mut Change<'_, '_, R>, key: &[u8]) -> Resu
     Ok(())
 }
 
-/// Deletes the key that keeps a lost instance; whether there was one.
+/// Deletes the key that keeps a lost instance. Returns whether there was one.
 fn drop_lost<R: Read>(
     change: &mut Change<'_, '_, R>,
     service: &[u8],

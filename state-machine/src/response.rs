@@ -1,9 +1,9 @@
-//! What a command answers, and what it changed.
+//! Answers of commands, and what the commands changed.
 //!
 //! | module | what |
 //! |---|---|
-//! | `event` | what changed |
-//! | `rejection` | why there is no answer |
+//! | `event` | one change of a key |
+//! | `rejection` | why a command was rejected, or why the node must stop |
 
 mod event;
 mod rejection;
@@ -16,17 +16,19 @@ use crate::registry::index::ServiceRow;
 pub use event::{Cause, Event, EventKind, KeyValue};
 pub use rejection::{Halt, Rejection};
 
-/// The outcome of one command with everything it changed.
+/// The outcome of one command, with everything it changed.
 #[derive(Clone, Debug)]
 pub struct Applied {
-    /// Answer for the client; equal on every replica, except that it lacks keys where nobody waits for it.
+    /// Answer for the client. Equal on every replica, except that key-values are left out where
+    /// nobody waits for the answer.
     pub outcome: Result<Response, Rejection>,
     /// Store revision after the command.
     pub revision: i64,
     /// Changes in (revision, sub-revision) order. One command may span several revisions
     /// (`LeaseExpire`); each event's revision is its `kv.mod_revision`.
     pub events: Vec<Event>,
-    /// The state before was left out of some events, for it was too much; the history has it until it is compacted.
+    /// Some events lack the previous key-value because there was no room for it. It can be read
+    /// from the history until that is compacted.
     pub lack_prev: bool,
     /// Leases that began or ended.
     pub leases: Vec<LeaseChange>,
@@ -41,7 +43,7 @@ pub enum LeaseChange {
         id: i64,
         /// Seconds.
         ttl: i64,
-        /// Log index at which it was; 0 if that is not known.
+        /// Log index of the grant; 0 if that is not known.
         at: u64,
     },
     /// The lease and its keys are gone.
@@ -51,107 +53,110 @@ pub enum LeaseChange {
     },
 }
 
-/// Answer of a command that took effect.
+/// Answer of a command that was not rejected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Response {
-    /// Of [`crate::command::Put`].
+    /// Answer to [`crate::command::Put`].
     Put(PutResponse),
-    /// Of [`crate::command::DeleteRange`].
+    /// Answer to [`crate::command::DeleteRange`].
     DeleteRange(DeleteRangeResponse),
-    /// Of [`crate::command::Txn`].
+    /// Answer to [`crate::command::Txn`].
     Txn(TxnResponse),
-    /// Of [`crate::command::Compact`].
+    /// Answer to [`crate::command::Compact`].
     Compact {
-        /// [`crate::head::Head::digest`] at this place of the log.
+        /// [`crate::head::Head::digest`] at this log index.
         digest: u64,
     },
-    /// Of [`crate::command::LeaseGrant`].
+    /// Answer to [`crate::command::LeaseGrant`].
     LeaseGrant {
         /// Lease id.
         id: i64,
         /// Seconds.
         ttl: i64,
     },
-    /// Of [`crate::command::LeaseRevoke`].
+    /// Answer to [`crate::command::LeaseRevoke`].
     LeaseRevoke,
-    /// Of [`crate::command::LeaseExpire`]: how many leases ended.
+    /// Answer to [`crate::command::LeaseExpire`].
     LeaseExpire {
-        /// Leases that ended; 0 when the term had changed.
+        /// How many leases ended; 0 if the term had changed.
         ended: usize,
     },
-    /// Of [`crate::command::AlarmChange`]: the alarms it touched or listed, as (member, kind).
+    /// Answer to [`crate::command::AlarmChange`]: the alarms it changed or listed, as (member,
+    /// kind).
     Alarm(Vec<(u64, AlarmKind)>),
-    /// Of [`crate::command::Command::MemberPublish`].
+    /// Answer to [`crate::command::Command::MemberPublish`].
     MemberPublish(MemberRecord),
-    /// Of [`crate::command::SessionBegin`].
+    /// Answer to [`crate::command::SessionBegin`].
     SessionBegin {
         /// Lease id.
         id: i64,
         /// Seconds.
         ttl: i64,
     },
-    /// Of [`crate::command::LockCommand`].
+    /// Answer to [`crate::command::LockCommand`].
     Lock(LockResponse),
-    /// Of [`crate::command::GuardedTxn`]: `None` if a guard is not held, so that nothing happened.
+    /// Answer to [`crate::command::GuardedTxn`]: `None` if a guard is not held, so nothing was
+    /// done.
     GuardedTxn(Option<TxnResponse>),
-    /// Of [`crate::command::AuthCommand`].
+    /// Answer to [`crate::command::AuthCommand`].
     Auth(AuthChange),
-    /// Of [`crate::command::Primitive`].
+    /// Answer to [`crate::command::Primitive`].
     Primitive(PrimitiveResponse),
-    /// Of [`crate::command::RegistryCommand`].
+    /// Answer to [`crate::command::RegistryCommand`].
     Registry(RegistryResponse),
-    /// Of [`crate::command::Write`].
+    /// Answer to [`crate::command::Write`].
     Write(WriteResponse),
 }
 
-/// Answer of a write that may come again: the same each time.
+/// Answer to a write that may be retried: every attempt gets the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WriteResponse {
-    /// Revision as of which it is so.
+    /// Revision at which the write took effect or was refused.
     pub revision: i64,
-    /// What became of it.
+    /// What became of the write.
     pub answer: WriteAnswer,
 }
 
-/// What became of a write that may come again.
+/// What became of a write that may be retried.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WriteAnswer {
-    /// A guard was not held, and nothing happened.
+    /// A guard was not held, so nothing was done.
     NotHeld,
-    /// It was carried out.
+    /// The write was carried out.
     Done(TxnResponse),
-    /// It was carried out when it came first, and its answer was too large to be kept.
+    /// The write was carried out by an earlier attempt, whose answer was too large to be kept.
     Unkept,
-    /// It is not carried out: whether it was before is not known any more.
+    /// The write is not carried out. Whether an earlier attempt carried it out is no longer known.
     Forgotten,
 }
 
-/// Answer of a change of a counter, latch, barrier or group, or of an instance. A session remembers it for
-/// repetitions.
+/// Answer to a change of a counter, latch, barrier, group or instance. A session remembers it for
+/// retries.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PrimitiveResponse {
-    /// Whether there was something to do; of one who enters a double barrier, whether it is in; of an instance
-    /// that registers, whether there was none.
+    /// Whether there was something to do. For an entry into a double barrier: whether the
+    /// participant is in. For the registration of an instance: whether the id was free.
     pub is_done: bool,
-    /// The number of a counter or latch, the fence of a barrier, participant, member or instance; of one who leaves
-    /// a double barrier, the fence up to which others are waited for.
+    /// The number of a counter or latch, or the fence of a barrier, participant, member or
+    /// instance. For a departure from a double barrier: the fence up to which other participants
+    /// are waited for.
     pub number: i64,
     /// Revision of the last change of the key.
     pub revision: i64,
 }
 
-/// What a command changed about users; what members keep in memory follows it.
+/// What a command changed about users, for what each member keeps in memory about them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AuthChange {
-    /// Nothing; it was so already.
+    /// Nothing: it was like that already.
     Nothing,
-    /// Users, roles or permissions.
+    /// Users, roles or permissions changed.
     Changed,
-    /// Every call needs a user from now on.
+    /// Authentication was enabled: every call needs a user from now on.
     Enabled,
-    /// No call needs a user any more; all tokens are void.
+    /// Authentication was disabled: no call needs a user any more, and all tokens are void.
     Disabled,
-    /// The tokens of a user are void: it has another password, or is no more.
+    /// The tokens of a user are void: the password was changed or the user was deleted.
     TokensVoid {
         /// Name of the user.
         user: String,
@@ -164,64 +169,64 @@ pub enum AuthChange {
         fingerprint: Bytes,
         /// Log index of the command.
         index: u64,
-        /// When it was given out, in milliseconds since 1970; 0 if that is not known.
+        /// When it was issued, in milliseconds since 1970; 0 if that is not known.
         issued_ms: i64,
     },
 }
 
-/// Answer of a command of the registry.
+/// Answer to a command of the registry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RegistryResponse {
-    /// Of a registration.
+    /// Answer to a registration.
     Registered {
         /// Create revision of the instance's key.
         fence: i64,
         /// Revision of its last change.
         mod_revision: i64,
-        /// There was none with this id.
+        /// The id was free.
         is_new: bool,
     },
-    /// Of an update, or the result of a check.
+    /// Answer to an update, or to the result of a check.
     Updated {
         /// Create revision of the instance's key.
         fence: i64,
         /// Revision of its last change.
         mod_revision: i64,
     },
-    /// Of a deregistration.
+    /// Answer to a deregistration.
     Removed {
         /// Whether there was something to remove.
         was_there: bool,
     },
-    /// Of what was due: how many instances it was true of.
+    /// Answer to `Settle`: how many of its items still applied.
     Settled {
-        /// Instances.
+        /// Number of instances.
         done: usize,
     },
-    /// Of switches of a service: what is kept about it now.
+    /// Answer to a change of a service's switches: what is stored about the service now.
     Configured(ServiceRow),
 }
 
-/// Answer of a command that changes queues.
+/// Answer to a command that changes queues.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LockResponse {
-    /// Of an acquisition or conversion.
+    /// Answer to an acquisition or conversion.
     Places {
-        /// How it stands.
+        /// State of the request.
         state: LockState,
-        /// The places, in the order of the names; none if nothing is taken.
+        /// The queue entries, in the order of the names; empty if the request took nothing.
         taken: Vec<Taken>,
     },
-    /// Of a release.
+    /// Answer to a release.
     Released {
-        /// Whether there was everything that is given up: of several locks, each of them.
+        /// Whether everything that was to be released was there (for several locks: each of them).
         was_held: bool,
     },
-    /// Of a hand-over: who is next.
+    /// Answer to a hand-over: the next holder.
     HandedOver(Taken),
-    /// Of a break.
+    /// Answer to a break.
     Seized {
-        /// What was taken away.
+        /// The queue entries that were removed.
         places: Vec<Taken>,
         /// See [`crate::command::LockBreak::by`].
         by: String,
@@ -230,58 +235,58 @@ pub enum LockResponse {
     },
 }
 
-/// How a request for locks stands.
+/// State of a request for locks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LockState {
-    /// All places hold.
+    /// All its queue entries hold.
     Held,
-    /// At least one has to wait.
+    /// At least one entry has to wait.
     Queued,
-    /// At least one would have to wait, and the request may not: nothing is taken.
+    /// At least one entry would have to wait, but the request may not wait: nothing is taken.
     Busy,
-    /// The request was given up, or one of several places was broken: nothing is taken.
+    /// The request was cancelled, or one of its several entries was broken: nothing is taken.
     Cancelled,
 }
 
-/// One place in a queue.
+/// One entry in the queue of a lock.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Taken {
     /// Name of the lock.
     pub name: Bytes,
-    /// Key of the place.
+    /// Key of the entry.
     pub key: Bytes,
     /// Its fencing token: the create revision of the key.
     pub fence: i64,
 }
 
-/// Answer of a put. The revision is in the surrounding [`Applied`] or [`TxnResponse`].
+/// Answer to a put. The revision is in the surrounding [`Applied`] or [`TxnResponse`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PutResponse {
-    /// Present when asked for and the key existed.
+    /// Set if it was asked for and the key existed.
     pub prev_kv: Option<KeyValue>,
 }
 
-/// Answer of a range delete.
+/// Answer to a range delete.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct DeleteRangeResponse {
-    /// Keys deleted.
+    /// Number of keys deleted.
     pub deleted: i64,
-    /// Filled when asked for.
+    /// Filled if it was asked for.
     pub prev_kvs: Vec<KeyValue>,
 }
 
-/// Answer of a range read.
+/// Answer to a range read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RangeResponse {
-    /// Found key-values, cut to the limit.
+    /// Key-values found, cut to the limit.
     pub kvs: Vec<KeyValue>,
-    /// There is more than the limit let through.
+    /// Whether there are more than the limit allowed.
     pub more: bool,
-    /// Live keys in the range, whatever the limit and filters.
+    /// Number of live keys in the range, regardless of limit and filters.
     pub count: i64,
 }
 
-/// Answer of a transaction.
+/// Answer to a transaction.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TxnResponse {
     /// Whether all compares held.
@@ -290,15 +295,15 @@ pub struct TxnResponse {
     pub responses: Vec<(i64, OpResponse)>,
 }
 
-/// Answer of one operation of a transaction.
+/// Answer to one operation of a transaction.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OpResponse {
-    /// Of a read.
+    /// Answer to a read.
     Range(RangeResponse),
-    /// Of a write.
+    /// Answer to a put.
     Put(PutResponse),
-    /// Of a delete.
+    /// Answer to a delete.
     DeleteRange(DeleteRangeResponse),
-    /// Of a nested transaction.
+    /// Answer to a nested transaction.
     Txn(TxnResponse),
 }

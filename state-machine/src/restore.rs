@@ -1,10 +1,11 @@
-//! What a store changes about itself when it becomes that of a new cluster.
+//! Changes a restored store so that a new cluster can use it.
 //!
-//! Clients of the old cluster may have seen revisions that the backup has not. If the new one used them
-//! again for other changes, their watches and caches would go on with them without a notice. So the
-//! revision is raised beyond whatever was seen, and everything up to there counts as compacted: who
-//! asks for more of the old history is told that it is gone, and reads anew. Fencing tokens, which are
-//! revisions too, so never come twice. The auth revision is raised alike.
+//! Clients of the old cluster may have seen revisions that the backup does not contain. If the new
+//! cluster used them again for other changes, their watches and caches would silently continue with
+//! those. So the revision is raised beyond any that was seen, and everything up to it counts as
+//! compacted: a client that asks for the old history is told that it is gone, and reads again. So
+//! fencing tokens, which are revisions too, are never issued twice. The auth revision is raised as
+//! well.
 
 use std::ops::ControlFlow;
 
@@ -15,21 +16,21 @@ use crate::overlay::Overlay;
 use crate::read::{Read, Table};
 use crate::response::Halt;
 
-/// Raises the revision `by` as much, compacts up to there if that is more than 0, and forgets the
-/// members. Keys, leases, users and alarms stay. Returns the new counters; `None`, and writes
-/// nothing, if there are no revisions left or `by` is negative.
+/// Raises the revision by `by`, compacts up to the new revision if `by` is above 0, and deletes the
+/// records of members. Keys, leases, users and alarms stay. Returns the new counters; returns
+/// `None` and writes nothing if there are not enough revisions left or `by` is negative.
 ///
 /// # Errors
 /// [`Halt`] if the storage fails or a row is damaged.
 pub fn begin_anew<R: Read>(rows: &mut Overlay<'_, R>, by: i64) -> Result<Option<Head>, Halt> {
     let mut head = Head::load(rows)?;
     let raised = head.revision.checked_add(by).filter(|raised| *raised >= head.revision);
-    // The next change needs one, too.
+    // The next change needs a revision, too.
     let Some(raised) = raised.filter(|raised| *raised < i64::MAX) else { return Ok(None) };
     if by > 0 {
         head.revision = raised;
         head.compacted = raised;
-        // So that a token of the old cluster, which names the revision of its users, never counts.
+        // Invalidates tokens of the old cluster, which contain its auth revision.
         head.auth.revision = head.auth.revision.saturating_add(by.unsigned_abs());
     }
     let mut members = Vec::new();

@@ -1,11 +1,11 @@
 //! Position of one change in the history of the store: a main revision and a place inside it.
 
-/// Where a change stands: `main` is what clients see, `sub` orders changes inside one revision.
+/// Position of a change: `main` is the revision that clients see, `sub` orders changes within it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Revision {
-    /// Revision of the store that the change made.
+    /// Revision of the store that the change created.
     pub main: i64,
-    /// Place of the change within its revision, from 0.
+    /// Index of the change within its revision, from 0.
     pub sub: u32,
 }
 
@@ -22,7 +22,7 @@ impl Revision {
         Revision { main: main.saturating_add(1), sub: 0 }
     }
 
-    /// Position right behind this one.
+    /// The position right after this one.
     #[must_use]
     pub fn next(self) -> Revision {
         match self.sub.checked_add(1) {
@@ -41,7 +41,7 @@ impl Revision {
         key
     }
 
-    /// Reads back what [`Revision::row_key`] made; `None` for anything else.
+    /// The inverse of [`Revision::row_key`]; `None` for anything else.
     #[must_use]
     pub fn from_row_key(key: &[u8]) -> Option<Revision> {
         let (main, sub) = key.split_at_checked(8)?;

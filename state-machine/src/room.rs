@@ -1,7 +1,8 @@
-//! Which requests are repetitions: what they made is there already, so they need no room and are let through when the store is full.
+//! Tells which requests are retries of what was done already: they need no space, so they are let
+//! through when the store is full.
 //!
-//! Whoever waits in a queue, or leads, asks again at another member when its own one goes. Were it refused for lack of
-//! room, a full store would be one that nobody leads.
+//! A waiter or leader asks again at another member when its own member fails. If that were rejected
+//! for lack of space, a full store would lose its leaders.
 
 use bytes::Bytes;
 
@@ -12,7 +13,7 @@ use crate::read::Read;
 use crate::response::Halt;
 use crate::writes;
 
-/// Whether a request of `session` has a place in one of the queues it wants to be in.
+/// Whether a request of `session` has a place in one of the queues it names.
 ///
 /// # Errors
 /// [`Halt`] if the storage fails or a row is damaged.
@@ -30,7 +31,7 @@ pub fn is_placed<R: Read>(
     Ok(false)
 }
 
-/// Whether `session` is a candidate of `name` that says `value`.
+/// Whether `session` is a candidate of `name` with this `value`.
 ///
 /// # Errors
 /// [`Halt`] if the storage fails or a row is damaged.
@@ -55,7 +56,7 @@ pub fn is_answered<R: Read>(rows: &R, once: Once) -> Result<bool, Halt> {
     Ok(leases::lease(rows, once.session)?.is_some_and(|lease| lease.is_settled(once.sequence)))
 }
 
-/// Whether a command finds what it would make.
+/// Whether a command's effect is there already.
 pub(crate) fn comes_again<R: Read>(rows: &R, command: &Command) -> Result<bool, Halt> {
     if let Command::Lock(LockCommand::Acquire(acquire)) = command {
         return is_placed(rows, &acquire.names, acquire.session, &acquire.request_id);

@@ -15,8 +15,8 @@ use crate::rows::lease::{id, row_key};
 
 use std::ops::ControlFlow;
 
-/// Lists at most `limit` sessions from lease id `from` on, in the order of the stored ids (negative
-/// ones last).
+/// Lists at most `limit` sessions from lease id `from` on, in the order of their row keys (negative
+/// ids last).
 ///
 /// # Errors
 /// [`Halt`] if the storage fails or a row is damaged.
@@ -35,7 +35,8 @@ pub fn list<R: Read>(rows: &R, from: i64, limit: usize) -> Result<Vec<(i64, Leas
     Ok(sessions)
 }
 
-/// The TTL of the session of `user` (empty: nobody's), and its grant unless it exists already, begun by the same request.
+/// Begins a session for `user` (empty: none). Returns its TTL, and its grant unless the same
+/// request created it before.
 pub(crate) fn begin<R: Read>(
     rows: &mut Overlay<'_, R>,
     head: &mut Head,

@@ -1,23 +1,23 @@
-//! What `key` and `range_end` of etcd's requests mean: one key, or a half-open interval of keys.
+//! The meaning of `key` and `range_end` in etcd's requests: one key, or a half-open interval.
 
 use bytes::Bytes;
 
-/// Keys that a request names.
+/// The keys that a request names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Span<'a> {
     /// Exactly this key.
     One(&'a Bytes),
-    /// All keys from `start`, before `end` if there is one.
+    /// All keys from `start` on, up to but not including `end`.
     Keys {
         /// First key.
         start: &'a [u8],
-        /// First key that is not meant any more, `None` for no bound.
+        /// End, exclusive; `None` for no bound.
         end: Option<&'a [u8]>,
     },
 }
 
 impl<'a> Span<'a> {
-    /// Interprets a request: `range_end` empty is one key, `"\0"` is every key from `key`.
+    /// Reads a request: an empty `range_end` means one key, `"\0"` every key from `key` on.
     #[must_use]
     pub fn new(key: &'a Bytes, range_end: &'a Bytes) -> Span<'a> {
         match range_end.as_ref() {
@@ -27,7 +27,7 @@ impl<'a> Span<'a> {
         }
     }
 
-    /// Whether the span holds every key there can be.
+    /// Whether the span contains every possible key.
     #[must_use]
     pub fn is_everything(&self) -> bool {
         match self {

@@ -9,11 +9,11 @@ use crate::command::{DeleteRange, Put, Txn, TxnOp};
 use crate::response::Rejection;
 use crate::span::Span;
 
-/// Deepest nesting of transactions, for requests and for what the log says: they are walked by recursion.
-/// The wire format alone would allow 100 levels of messages, which is about 50 transactions.
+/// Deepest nesting of transactions, in requests and in log entries, because they are walked by
+/// recursion. The wire format alone would allow 100 levels of messages, about 50 transactions.
 pub const TXN_DEPTH_MAX: usize = 32;
 
-/// A put, as far as its rules look at it: a command, or a request as it arrived.
+/// The fields of a put that validation needs: from a command, or from a request as it arrived.
 #[derive(Clone, Copy, Debug)]
 pub struct PutFields<'a> {
     /// Key.
@@ -22,20 +22,20 @@ pub struct PutFields<'a> {
     pub value: &'a [u8],
     /// Lease, 0 for none.
     pub lease: i64,
-    /// The value shall stay.
+    /// Keep the present value.
     pub ignore_value: bool,
-    /// The lease shall stay.
+    /// Keep the present lease.
     pub ignore_lease: bool,
 }
 
-/// One operation of a transaction, likewise.
+/// The fields of one operation of a transaction that validation needs.
 #[derive(Clone, Copy, Debug)]
 pub enum OpFields<'a, T> {
     /// A read.
     Range {
-        /// Its first key.
+        /// First key.
         key: &'a [u8],
-        /// Whether order and target of its sort are known.
+        /// Whether sort order and sort target are known values.
         is_sort_known: bool,
     },
     /// A put.
@@ -48,12 +48,12 @@ pub enum OpFields<'a, T> {
     Nothing,
 }
 
-/// A transaction, likewise.
+/// The fields of a transaction that validation needs.
 pub trait TxnFields<'a>: Copy {
     /// Keys that are compared.
     fn compared(self) -> impl ExactSizeIterator<Item = &'a [u8]>;
 
-    /// What is done if the compares hold, and if they do not.
+    /// The operations that run if the compares hold, and those that run otherwise.
     fn branches(self) -> [impl ExactSizeIterator<Item = OpFields<'a, Self>>; 2];
 }
 
@@ -69,7 +69,7 @@ impl<'a> TxnFields<'a> for &'a Txn {
 
 fn op_fields(op: &TxnOp) -> OpFields<'_, &Txn> {
     match op {
-        // A sort that is not known cannot be said in a command.
+        // A command has no representation for an unknown sort, so it is always known here.
         TxnOp::Range(range) => OpFields::Range { key: &range.key, is_sort_known: true },
         TxnOp::Put(put) => OpFields::Put(fields_of(put)),
         TxnOp::DeleteRange(delete) => OpFields::DeleteRange(&delete.key),
@@ -91,7 +91,7 @@ pub fn put(request: &Put) -> Result<(), Rejection> {
     put_fields(fields_of(request))
 }
 
-/// As [`put`], in whatever form it stands.
+/// As [`put`], for a command or a request.
 ///
 /// # Errors
 /// Those of [`put`].
@@ -106,7 +106,7 @@ pub fn put_fields(put: PutFields<'_>) -> Result<(), Rejection> {
     Ok(())
 }
 
-/// Checks the key of a request, the first one if it names a range.
+/// Checks the key of a request; for a range, its first key.
 ///
 /// # Errors
 /// [`Rejection::EmptyKey`].
@@ -114,7 +114,7 @@ pub fn key(key: &[u8]) -> Result<(), Rejection> {
     if key.is_empty() { Err(Rejection::EmptyKey) } else { Ok(()) }
 }
 
-/// Checks a range read by its first key, and whether order and target of its sort are known.
+/// Checks a range read: its first key, and whether sort order and target are known.
 ///
 /// # Errors
 /// [`Rejection::EmptyKey`], [`Rejection::InvalidSort`].
@@ -123,8 +123,8 @@ pub fn range_fields(first: &[u8], is_sort_known: bool) -> Result<(), Rejection> 
     if is_sort_known { Ok(()) } else { Err(Rejection::InvalidSort) }
 }
 
-/// Checks a transaction with everything nested in it; `max_ops` bounds compares and operations of
-/// each branch, and a nested transaction gets what its parent left.
+/// Checks a transaction with everything nested in it. `max_ops` bounds the compares and the
+/// operations of each branch; a nested transaction gets what its parent left over.
 ///
 /// # Errors
 /// [`Rejection::TooManyOps`], [`Rejection::EmptyKey`], [`Rejection::DuplicateKey`], and what the
@@ -136,11 +136,11 @@ pub fn txn(request: &Txn, max_ops: usize) -> Result<(), Rejection> {
     Ok(())
 }
 
-/// As [`txn`], in whatever form it stands, but for keys that are changed twice.
+/// As [`txn`], for a command or a request, but without the check for keys that are changed twice.
 ///
 /// # Errors
-/// Those of [`txn`]; [`Rejection::TooManyOps`] also for one that is nested deeper than `depth_left`, and
-/// [`Rejection::KeyNotFound`] for an operation without content, as etcd answers.
+/// Those of [`txn`]; [`Rejection::TooManyOps`] also if it is nested deeper than `depth_left`, and
+/// [`Rejection::KeyNotFound`] for an operation without content, as in etcd.
 pub fn operations<'a, T: TxnFields<'a>>(
     txn: T,
     max_ops: usize,
@@ -163,25 +163,25 @@ pub fn operations<'a, T: TxnFields<'a>>(
     Ok(())
 }
 
-/// Keys that one branch of a transaction would change, with what is nested in it.
+/// Keys that one branch of a transaction would change, including nested transactions.
 #[derive(Default)]
 struct Touched<'a> {
     puts: BTreeSet<&'a [u8]>,
     deletes: Deleted<'a>,
 }
 
-/// Keys that are deleted. A look-up costs the logarithm of the number of deletes: a request may have tens of
-/// thousands of them, and as many puts to be looked up.
+/// Keys that are deleted. A look-up is logarithmic in the number of deletes: a request may have
+/// tens of thousands of deletes and as many puts to look up.
 #[derive(Default)]
 struct Deleted<'a> {
     points: BTreeSet<&'a [u8]>,
-    /// Ends by starts, none of which overlap.
+    /// Span ends by span starts; the spans do not overlap.
     spans: BTreeMap<&'a [u8], &'a [u8]>,
 }
 
 impl<'a> Deleted<'a> {
-    /// Adds the keys of a delete, except of an unbounded one, which etcd takes for an empty interval here
-    /// (3.4 and 3.7): such a put and delete run in the order given.
+    /// Adds the keys of a delete, except for an unbounded one, which etcd (3.4 and 3.7) treats as
+    /// an empty interval here: such a put and delete run in the order given.
     fn add(&mut self, delete: &'a DeleteRange) {
         match Span::new(&delete.key, &delete.range_end) {
             Span::One(key) => _ = self.points.insert(key),
@@ -190,7 +190,7 @@ impl<'a> Deleted<'a> {
         }
     }
 
-    /// Adds `[start, end)`, one with all spans that it overlaps or touches.
+    /// Adds `[start, end)`, merged with all spans that it overlaps or touches.
     fn add_span(&mut self, mut start: &'a [u8], mut end: &'a [u8]) {
         while let Some((other_start, other_end)) =
             self.last_begun(end).filter(|(_, at)| *at >= start)
@@ -202,7 +202,7 @@ impl<'a> Deleted<'a> {
         self.spans.insert(start, end);
     }
 
-    /// The last span that begins at `key` or before.
+    /// The last span that starts at or before `key`.
     fn last_begun(&self, key: &[u8]) -> Option<(&'a [u8], &'a [u8])> {
         let begun = (Bound::Unbounded, Bound::Included(key));
         self.spans.range::<[u8], _>(begun).next_back().map(|(start, end)| (*start, *end))
@@ -221,8 +221,8 @@ impl<'a> Deleted<'a> {
 }
 
 impl<'a> Touched<'a> {
-    /// Refuses two puts of one key, and a put of a key that is also deleted. Like etcd, it lets a
-    /// nested transaction delete what an earlier one beside it put, but not the other way round.
+    /// Rejects two puts of one key, and a put of a key that is also deleted. Like etcd, it lets a
+    /// nested transaction delete what an earlier sibling put, but not the other way round.
     ///
     /// The depth was bounded by [`operations`].
     fn by(branch: &'a [TxnOp]) -> Result<Touched<'a>, Rejection> {

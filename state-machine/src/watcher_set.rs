@@ -1,9 +1,9 @@
-//! Which watcher gets which event.
+//! Finds the watchers that get an event.
 //!
-//! A map from ranges of keys to whatever the caller keeps per range (on a node: the streams that
-//! watch it), asked by key. Single keys sit in a hash map, ranges in an interval tree, so that an
-//! event costs `O(log ranges + matches)` however many watchers there are. Watchers of one range share
-//! one entry. Local to a node and never part of apply: the order of the hash map is seen by nobody.
+//! A map from ranges of keys to a value per range (on a node: the streams that watch it), looked up
+//! by key. Single keys are in a hash map, ranges in an interval tree, so that an event costs `O(log
+//! ranges + matches)` however many watchers there are. Watchers of the same range share one entry.
+//! Local to a node and never part of apply: nothing depends on the order of the hash map.
 #![expect(
     clippy::disallowed_types,
     reason = "one lookup for each event; local to a node, and nobody sees the order"
@@ -17,12 +17,12 @@ use bytes::Bytes;
 
 use self::interval_tree::IntervalTree;
 
-/// Keys that a watcher asks for.
+/// The keys that a watcher asks for.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum KeyRange {
     /// One key.
     Key(Bytes),
-    /// Every key from `start` to before `end`.
+    /// Every key from `start` on, before `end`.
     Span {
         /// First key.
         start: Bytes,
@@ -31,23 +31,23 @@ pub enum KeyRange {
     },
 }
 
-/// End of a span of keys; orders by how far it reaches.
+/// End of a span of keys, ordered by how far it reaches.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum End {
-    /// The first key that is no longer inside.
+    /// Exclusive end.
     Before(Bytes),
-    /// No key is too large.
+    /// No end.
     Infinity,
 }
 
-/// A range that no key can be in.
+/// The error for a range that contains no key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("mvcc: watcher range is empty")]
 pub struct EmptyRange;
 
 impl KeyRange {
-    /// Reads etcd's pair: an empty `range_end` means only `key`, `"\0"` every key from `key`, and an
-    /// empty `key` stands for `"\0"`, the smallest one.
+    /// Reads etcd's pair: an empty `range_end` means only `key`, `"\0"` every key from `key` on,
+    /// and an empty `key` means `"\0"`, the smallest key.
     ///
     /// # Errors
     /// [`EmptyRange`] if `key >= range_end`.
@@ -61,7 +61,7 @@ impl KeyRange {
         }
     }
 
-    /// etcd's pair for the range, as [`KeyRange::new`] reads it.
+    /// etcd's pair for the range, the inverse of [`KeyRange::new`].
     #[must_use]
     pub fn pair(&self) -> (&[u8], &[u8]) {
         match self {
@@ -71,7 +71,7 @@ impl KeyRange {
         }
     }
 
-    /// Whether `key` is inside.
+    /// Whether the range contains `key`.
     #[must_use]
     pub fn contains(&self, key: &[u8]) -> bool {
         match self {
@@ -92,7 +92,7 @@ impl End {
     }
 }
 
-/// A map from key ranges to `V` that finds all entries whose range holds a key.
+/// A map from key ranges to `V` that finds all entries whose range contains a key.
 #[derive(Clone, Debug)]
 pub struct WatcherSet<V> {
     keys: HashMap<Bytes, V>,
@@ -109,7 +109,7 @@ impl<V> WatcherSet<V> {
     /// Returns the entry of exactly this range, made by `make` if there is none. `O(log ranges)`.
     pub fn get_or_insert_with(&mut self, range: &KeyRange, make: impl FnOnce() -> V) -> &mut V {
         match range {
-            // A copy of its own: the key may be a slice of a large request.
+            // Copied, because the key may be a slice of a large request.
             KeyRange::Key(key) if !self.keys.contains_key(key) => {
                 self.keys.entry(Bytes::copy_from_slice(key)).or_insert_with(make)
             }
@@ -134,7 +134,7 @@ impl<V> WatcherSet<V> {
         }
     }
 
-    /// Visits every entry whose range holds `key`, each once, in no particular order.
+    /// Visits every entry whose range contains `key`, each once, in no particular order.
     pub fn matching<'a>(&'a self, key: &[u8], mut visit: impl FnMut(&'a V)) {
         if let Some(value) = self.keys.get(key) {
             visit(value);
@@ -147,7 +147,7 @@ impl<V> WatcherSet<V> {
         self.keys.values().chain(self.spans.values())
     }
 
-    /// How many distinct ranges there are.
+    /// Number of distinct ranges.
     #[must_use]
     pub fn len(&self) -> usize {
         self.keys.len() + self.spans.len()
@@ -187,12 +187,12 @@ mod tests {
         assert!(range("\0", "\0").unwrap().contains(b"z"));
     }
 
-    /// What to do with the set; ranges over a small alphabet so that they meet.
+    /// An operation on the set; ranges are over a small alphabet, so that they collide.
     #[derive(Clone, Debug)]
     enum Step {
         Insert(KeyRange),
         Remove(KeyRange),
-        /// Removes the nth of the ranges present, so that removals hit.
+        /// Removes the nth range present, so that removals hit.
         RemoveNth(usize),
         Stab(Bytes),
     }

@@ -1,16 +1,16 @@
-//! Writes that come again: what a client may still ask for is remembered, so that each write takes effect
-//! once and is answered alike each time.
+//! Remembers answered writes while their client may still retry them, so that each write takes
+//! effect once and gets the same answer each time.
 //!
-//! A writer numbers its writes and sends with each of them the first number that it still waits for, as the
-//! requests of a session do. What is kept is bounded three ways: [`WINDOW`] numbers of a writer, the bytes of
-//! an answer (a larger one is remembered as done), and [`WRITERS_MAX`] writers, of which one goes that has
-//! been silent for long, by the order of the log.
+//! A writer numbers its writes and sends with each of them the smallest number it still waits for,
+//! as the requests of a session do. Three bounds limit what is kept: [`WINDOW`] numbers per writer;
+//! the bytes of an answer (a larger one is only remembered as done); and [`WRITERS_MAX`] writers,
+//! of which one that has been silent for long, in log order, is forgotten for a new one.
 //!
-//! What was forgotten is never taken for new. With each write comes a revision that its writer had seen
-//! before it sent the write for the first time, and so one before the write can have been carried out. The
-//! memory knows the last revision at which anything was seen that it forgot (its *reach*): a write that it
-//! does not know and that began later was certainly not carried out; for one that began before, nobody can
-//! say, and it is not carried out.
+//! A forgotten write is never taken for a new one. Each write carries a revision that its writer
+//! had seen before it sent the write for the first time, hence from before the write can have been
+//! carried out. The memory knows the last revision at which anything that it forgot was seen (its
+//! *reach*). An unknown write that began later than that was certainly not carried out. For one
+//! that began earlier nothing is certain, so it is not carried out.
 
 #[cfg(test)]
 mod tests;
@@ -34,16 +34,16 @@ use crate::rows::writer::{
     COUNT_KEY, CountRow, TURN, TURNS_END, WriterRow, is_small, row_key, turn_key, turn_of,
 };
 
-/// Length of a writer's name.
+/// Bytes of a writer's name.
 pub const WRITER_BYTES: usize = 16;
-/// Writes of one writer that may be unsettled.
+/// Maximum number of unsettled writes of one writer.
 pub const WINDOW: u64 = 32;
-/// Writers that are remembered.
+/// Maximum number of writers that are remembered.
 pub const WRITERS_MAX: u64 = 8_192;
-/// Writers that are looked at to find one that has been silent for long.
+/// Most writers to look at to find one that has been silent for long.
 const LOOKS_MAX: usize = 16;
 
-/// Checks by what a write is recognised; the server does before it proposes.
+/// Checks the id of a write; the server does so before it proposes.
 ///
 /// # Errors
 /// [`Rejection::InvalidLock`].
@@ -68,7 +68,7 @@ pub fn is_answered<R: Read>(rows: &R, id: &WriteId) -> Result<bool, Halt> {
     Ok(row.is_some_and(|row| row.answered.iter().any(|(number, _)| *number == id.sequence)))
 }
 
-/// Carries a write out, or answers what it was answered before.
+/// Carries out a write, or returns the answer it was given before.
 pub(crate) fn apply<R: Read>(
     rows: &mut Overlay<'_, R>,
     head: &mut Head,
@@ -106,7 +106,7 @@ fn apply_among<R: Read>(
     if reach > 0 && write.id.since <= reach {
         return Ok(WriteResponse { revision: before, answer: WriteAnswer::Forgotten });
     }
-    // What is remembered must not depend on who waits.
+    // What is remembered must not depend on whether a client waits.
     let is_kept = !txn::tells_spans(&write.guarded.txn);
     events.wanted.answers |= is_kept;
     let done = locks::guarded_txn(&mut Change::begin(rows, head, events)?, &write.guarded)?;
@@ -134,7 +134,7 @@ fn count<R: Read>(rows: &R) -> Result<CountRow, Halt> {
     row.map_or(Ok(CountRow::default()), |row| CountRow::decode(&row))
 }
 
-/// What is remembered of an answer.
+/// The form of an answer that is remembered.
 fn kept(answer: &WriteResponse, is_kept: bool) -> WriteResponse {
     match &answer.answer {
         WriteAnswer::Done(txn) if !is_kept || !is_small(txn) => {
@@ -159,7 +159,7 @@ fn remember<R: Read>(
     rows.put(Table::Writer, row_key(&id.writer), row.encode());
 }
 
-/// Makes room for a writer that is not known, and returns its row, which is yet to be written.
+/// Makes room for an unknown writer, and returns its row, which the caller must write.
 fn enter<R: Read>(
     writers_max: u64,
     rows: &mut Overlay<'_, R>,
@@ -167,7 +167,7 @@ fn enter<R: Read>(
     id: &WriteId,
 ) -> Result<WriterRow, Halt> {
     let mut count = count(rows)?;
-    // What was forgotten of it before it entered stays unknown.
+    // Writes that it may have sent before it was forgotten stay unknown.
     let reach = count.reach;
     if count.writers >= writers_max {
         count.reach = count.reach.max(forget_one(rows)?);
@@ -179,9 +179,10 @@ fn enter<R: Read>(
     Ok(WriterRow { reach, settled: id.settled, ..WriterRow::default() })
 }
 
-/// Forgets a writer, and returns when it was last seen. Turns are in the order in which writers entered;
-/// one that has written since then is put behind, and the first that has not goes. Of many that have, the
-/// one that did so first.
+/// Forgets a writer, and returns the revision at which it was last seen. Turns are in the order in
+/// which writers entered. A writer that has written since its turn is moved back; the first that
+/// has not is forgotten. If all of the first [`LOOKS_MAX`] have written, the one that was silent
+/// longest is forgotten.
 fn forget_one<R: Read>(rows: &mut Overlay<'_, R>) -> Result<i64, Halt> {
     let mut turns = Vec::new();
     rows.scan(Table::Writer, &[TURN], Some(TURNS_END), &mut |key, _| {

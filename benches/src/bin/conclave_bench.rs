@@ -1,4 +1,5 @@
-//! `conclave-bench`: load for any etcd-compatible endpoint, and ours against the reference side by side.
+//! `conclave-bench`: generates load for any etcd-compatible endpoint, and compares our server with
+//! the reference.
 
 use std::io::Write;
 

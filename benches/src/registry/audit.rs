@@ -1,4 +1,4 @@
-//! Who watches the watchers' messages: no instance that lives may go, whatever else does.
+//! Checks the watchers' messages: no live instance may disappear.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -8,17 +8,17 @@ use conclave_proto::v1;
 use v1::instance_change::{Kind, Reason};
 use v1::instance_watch_response::Snapshot;
 
-/// What ids of instances begin with whose sessions are going to die.
+/// First letter of the ids of instances whose sessions are going to die.
 pub(super) const DOOMED: char = 'x';
 
-/// What all watchers saw go that lives.
+/// Live instances that any watcher saw disappear.
 #[derive(Default)]
 pub(super) struct Audit {
     wrong: AtomicUsize,
 }
 
 impl Audit {
-    /// How often an instance of a session that lives was removed, marked as stale or left out.
+    /// How often an instance of a live session was removed, marked as stale, or left out.
     pub(super) fn wrongly_removed(&self) -> usize {
         self.wrong.load(Ordering::Relaxed)
     }
@@ -27,9 +27,10 @@ impl Audit {
 /// What one watcher has seen.
 pub(super) struct Witness {
     audit: Arc<Audit>,
-    /// Instances that live, by the snapshot before.
+    /// Number of live instances in the previous snapshot.
     living: usize,
-    /// Ids of those that the snapshot under way told so far: one that broke off is told anew.
+    /// Ids of live instances in the snapshot being received; a snapshot that broke off is sent
+    /// again.
     told: BTreeSet<String>,
 }
 
@@ -38,7 +39,7 @@ impl Witness {
         Self { audit, living: 0, told: BTreeSet::new() }
     }
 
-    /// Looks at a message; nobody who lives comes after the first snapshot.
+    /// Checks a message. All live instances are in the first snapshot; none are added later.
     pub(super) fn note(&mut self, message: &v1::InstanceWatchResponse) {
         let lives = |change: &&v1::InstanceChange| {
             change.instance.as_ref().is_some_and(|instance| !instance.id.starts_with(DOOMED))

@@ -1,4 +1,4 @@
-//! What is done to the registry: it is filled, watched and changed, and sessions die.
+//! The steps of the drill: the registry is filled, watched and changed, and sessions die.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,19 +14,19 @@ use v1::registry_service_client::RegistryServiceClient;
 use super::Registry;
 use super::audit::{Audit, DOOMED, Witness};
 
-/// Calls in flight while the registry is filled.
+/// Most calls in flight while the registry is filled.
 const IN_FLIGHT: usize = 512;
 /// Watchers that share the connections of one client.
 const WATCHERS_PER_CLIENT: usize = 20;
-/// The longest wait for anything that must happen.
+/// Longest wait for anything that must happen.
 const PATIENCE: Duration = Duration::from_secs(600);
 const POLL: Duration = Duration::from_millis(20);
-/// Reports of watchers that wait to be counted.
+/// Most reports of watchers that wait to be counted.
 const REPORTS_MAX: usize = 100_000;
 /// The service whose changes are measured, and its instance that changes.
 const MEASURED: usize = 0;
 const PROBE: &str = "probe";
-/// One of so many sessions dies in a wave.
+/// One of this many sessions dies in each wave.
 const WAVE_OF: usize = 10;
 
 fn service(number: usize) -> String {
@@ -39,31 +39,32 @@ fn record(id: &str, address: &str) -> Vec<u8> {
     format!(r#"{{"Op":0,"Addr":"{address}","Metadata":null,"Instance":{instance}}}"#).into_bytes()
 }
 
-/// The cluster and what is asked of it.
+/// The cluster and the options of the drill.
 pub(super) struct Drill {
     pub(super) flags: Registry,
     pub(super) endpoints: Vec<String>,
 }
 
-/// What is registered.
+/// What was registered.
 pub(super) struct Filled {
     pub(super) sessions: Vec<Session>,
-    /// Instances of all sessions, and of those that are going to die in each wave.
+    /// Number of instances of all sessions, and (`doomed`) of the sessions that are going to die in
+    /// each wave.
     pub(super) live: usize,
     pub(super) doomed: [usize; 2],
     pub(super) seconds: f64,
-    /// Holds the instance that changes.
+    /// The session that holds the instance that changes.
     probe: i64,
 }
 
-/// When only the living were left.
+/// When only the live instances were left.
 pub(super) struct Gone {
-    /// When the cluster answered for the first time since it was asked.
+    /// When the cluster first answered after the wait began.
     pub(super) served: Instant,
     pub(super) at: Instant,
 }
 
-/// Who watches.
+/// The running watchers.
 pub(super) struct Watching {
     pub(super) audit: Arc<Audit>,
     reports: tokio::sync::Mutex<mpsc::Receiver<(usize, Instant)>>,
@@ -75,8 +76,8 @@ impl Drill {
         Ok(Client::builder(&self.endpoints).timeout(PATIENCE).build()?)
     }
 
-    /// Begins all sessions and registers all instances; a share of the sessions lives on each of the two
-    /// runtimes that are going to die.
+    /// Begins all sessions and registers all instances. A share of the sessions runs on each of the
+    /// two runtimes that are going to die.
     pub(super) async fn fill(&mut self, doomed: [tokio::runtime::Handle; 2]) -> Result<Filled> {
         let begun = Instant::now();
         let Registry { sessions, .. } = self.flags;
@@ -92,7 +93,7 @@ impl Drill {
                 let client = Client::builder(&endpoints).timeout(PATIENCE).build()?;
                 let sessions = begin(&client, part, ttl).await?;
                 let ids: Vec<i64> = sessions.iter().map(Session::id).collect();
-                // Kept alive until the runtime ends, and then ended by nobody.
+                // Kept alive until the runtime ends; nobody ends them after that.
                 std::mem::forget(sessions);
                 Ok::<_, anyhow::Error>(ids)
             });
@@ -143,7 +144,7 @@ impl Drill {
         Ok(())
     }
 
-    /// Starts the watchers of one service, and an auditor of each other one.
+    /// Starts the watchers of one service, and one auditing watcher for each other service.
     pub(super) async fn watch(&self) -> Result<Watching> {
         let audit = Arc::new(Audit::default());
         let (report, reports) = mpsc::channel(REPORTS_MAX);
@@ -163,7 +164,7 @@ impl Drill {
                 let mut witness = Witness::new(audit);
                 let mut changes =
                     client.service(service(at)).changes(v1::InstanceFilter::default());
-                // How long a change takes is measured, not how many are told as one.
+                // The delay of a change is measured, so changes must not be combined.
                 changes = changes.window(Duration::ZERO);
                 loop {
                     let message = match changes.next().await {
@@ -180,7 +181,7 @@ impl Drill {
                             report.send((number, seen)).await.ok();
                         }
                     }
-                    // Dropping it says that the snapshot is there.
+                    // Dropping it signals that the snapshot is complete.
                     if !message.more {
                         ready = None;
                     }
@@ -189,13 +190,13 @@ impl Drill {
             });
         }
         drop(ready);
-        // Ends when all have dropped theirs.
+        // Ends when all watchers have dropped theirs.
         let all = tokio::time::timeout(PATIENCE, readies.recv()).await;
         ensure!(all.is_ok(), "not all watchers began");
         Ok(Watching { audit, reports: tokio::sync::Mutex::new(reports), _tasks: tasks })
     }
 
-    /// Changes the probe again and again; how long each change took to each watcher.
+    /// Changes the probe repeatedly. Returns the delays of each change to each watcher.
     pub(super) async fn change(
         &self,
         filled: &Filled,
@@ -220,7 +221,7 @@ impl Drill {
         Ok(spread)
     }
 
-    /// How many instances live, by the registry.
+    /// How many instances are live, and how many stale, according to the registry.
     async fn live(&self, client: &Client) -> Result<(usize, usize)> {
         let services = client.services("drill/").await?;
         let sum = |count: fn(&v1::ServiceSummary) -> u64| services.iter().map(count).sum::<u64>();
@@ -228,7 +229,7 @@ impl Drill {
         Ok((usize::try_from(live)?, usize::try_from(stale)?))
     }
 
-    /// Waits until so many instances live and no others are kept.
+    /// Waits until exactly `wanted` instances are live and no lost ones are kept.
     pub(super) async fn until_live(&self, wanted: usize) -> Result<Gone> {
         let client = self.client()?;
         let begun = Instant::now();
@@ -259,7 +260,7 @@ impl Drill {
     }
 }
 
-/// Numbers of the changes of the probe in a message.
+/// The numbers of the probe's changes in a message.
 fn probes(message: &v1::InstanceWatchResponse) -> impl Iterator<Item = usize> {
     message.changes.iter().filter_map(|change| {
         let instance = change.instance.as_ref().filter(|instance| instance.id == PROBE)?;

@@ -1,4 +1,4 @@
-//! What the drill found, and whether that is what issue 3 promises.
+//! The result of the drill, and whether it is what issue 3 promises.
 
 use std::time::Instant;
 
@@ -7,15 +7,16 @@ use serde::Serialize;
 
 use super::drill::Gone;
 
-/// In this time 99 of 100 watchers have heard of a change.
+/// Within this time, 99 of 100 watchers must have been told of a change.
 const CHANGE_MS_MAX: f64 = 100.0;
-/// The dead are gone so long after their TTL.
+/// Dead instances must be gone this long after their TTL.
 const GRACE_SECONDS: f64 = 1.0;
 
-/// What a new leader adds to the TTL that it gives every session again: an election timeout, by default.
+/// What a new leader adds to the TTL when it restarts every session's deadline: by default one
+/// election timeout.
 const ELECTION_SECONDS: f64 = 1.0;
 
-/// How long the dead of a wave stayed.
+/// How long the dead instances of a wave stayed.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wave {
     /// Since they died.
@@ -25,14 +26,14 @@ pub(super) struct Wave {
 }
 
 impl Wave {
-    /// Of those who died at `begun`.
+    /// The times of a wave that died at `begun`.
     pub(super) fn new(begun: Instant, Gone { served, at }: Gone) -> Self {
         let seconds = |since| at.duration_since(since).as_secs_f64();
         Self { seconds: seconds(begun), seconds_led: seconds(served) }
     }
 }
 
-/// The figures.
+/// The measured values.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(super) struct Found {
     pub(super) instances: usize,
@@ -44,7 +45,7 @@ pub(super) struct Found {
     pub(super) change_to_watcher_p99_ms: f64,
     pub(super) change_to_watcher_max_ms: f64,
     pub(super) ttl_seconds: u64,
-    /// Instances whose sessions died, in each wave.
+    /// Number of instances whose sessions died, in each wave.
     pub(super) dead: [usize; 2],
     pub(super) gone_seconds: f64,
     pub(super) gone_with_leader_killed_seconds: f64,
@@ -55,7 +56,8 @@ pub(super) struct Found {
 }
 
 impl Found {
-    /// Fails if what lives was lost, and, if `is_timed`, if something took longer than it may.
+    /// Fails if a live instance or session was lost, and, if `is_timed`, if something took longer
+    /// than allowed.
     pub(super) fn judge(&self, is_timed: bool) -> Result<()> {
         let mut broken = self.lost();
         if is_timed {

@@ -1,4 +1,4 @@
-//! Committed entries that are applied together.
+//! Groups committed entries that are applied together.
 
 use bytes::Bytes;
 use conclave_proto::internal;
@@ -8,14 +8,14 @@ use prost::Message;
 use crate::command::length;
 use crate::types::{Batch, EntryPayload, LogId, StoredMembership, TypeConfig};
 
-/// Bounds of one piece. Larger ones write no faster, and a piece keeps a worker thread busy for
-/// about 10 us a command.
+/// Bounds of one piece. Larger ones do not write faster, and a piece keeps a worker thread busy for
+/// about 10 us per command.
 const COMMANDS_MAX: usize = 1_024;
 const BYTES_MAX: usize = 4 << 20;
 
 pub(super) type Waiting = ApplyResponder<TypeConfig>;
 
-/// Content of an entry that changes something.
+/// Content of an entry that is not blank.
 pub(super) enum Work {
     Batch(internal::Batch),
     Membership(StoredMembership),
@@ -24,11 +24,11 @@ pub(super) enum Work {
 /// Entries that are applied together.
 #[derive(Default)]
 pub(super) struct Piece {
-    /// The last one.
+    /// Log id of the last entry.
     pub(super) applied: Option<LogId>,
     pub(super) work: Vec<(LogId, Work)>,
     pub(super) waiting: Vec<Waiting>,
-    /// It may take as long as there are keys.
+    /// Whether its cost may grow with the number of keys.
     pub(super) is_long: bool,
     commands: usize,
     bytes: usize,
@@ -60,7 +60,7 @@ impl Piece {
     }
 }
 
-/// Bytes that are no batch change nothing, on every replica alike.
+/// Decodes a batch. Bytes that are not one change nothing, alike on every replica.
 fn decode(log_id: LogId, bytes: Bytes) -> internal::Batch {
     internal::Batch::decode(bytes).unwrap_or_else(|error| {
         tracing::error!(index = log_id.index, %error, "a log entry is no batch");

@@ -1,4 +1,4 @@
-//! Carries pieces of the log out: rows, answers and events.
+//! Applies pieces of the log: rows, answers and events.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -24,14 +24,15 @@ use crate::sink::{AppliedEntry, ApplySink};
 use crate::store::{Published, Shared};
 use crate::types::{LogId, Nothing, StoredMembership};
 
-/// Rows of recently used keys, leases and queues that are kept at hand.
+/// Most bytes of recently used rows to cache, by kind.
 const ROW_CACHE_BYTES: RowCacheBytes =
     RowCacheBytes { keys: 32 << 20, leases: 4 << 20, fronts: 4 << 20 };
 
-/// Bytes of states before changes that the events of one piece take along; beyond, watchers read them.
+/// Most bytes of previous key-values in the events of one piece; for further events, watchers read
+/// them from the history.
 const PREV_BYTES_MAX: usize = 8 << 20;
 
-/// The one writer of the rows.
+/// The only writer of the rows.
 pub(super) struct Writer {
     shared: Arc<Shared>,
     machine: Machine,
@@ -52,16 +53,16 @@ impl Writer {
         Self { shared, machine, cache: RowCache::new(ROW_CACHE_BYTES), sink }
     }
 
-    /// Goes on with other rows.
+    /// Continues with another state's rows.
     pub(super) fn reset(&mut self, machine: Machine) {
         self.machine = machine;
         self.cache.clear();
     }
 
-    /// Applies a piece and shows it to readers. Blocks.
+    /// Applies a piece and publishes it to readers. Blocks.
     ///
     /// # Errors
-    /// Why the member must stop.
+    /// The reason why the member must stop.
     pub(super) fn apply(&mut self, piece: Piece) -> io::Result<()> {
         let Piece { applied, work, waiting, .. } = piece;
         let Some(applied) = applied else { return Ok(()) };
@@ -113,7 +114,7 @@ impl Writer {
         writes: Vec<RowWrite>,
         outcome: &Outcome,
     ) -> io::Result<()> {
-        // A reader that runs into the deletions of a compaction must know why.
+        // Before the deletions of a compaction are written, readers must be able to tell.
         self.shared.raise_readable_since(self.machine.head().compacted);
         let membership = outcome.membership.as_ref().map(row::membership_row);
         let raft = [row::applied_row(&outcome.applied)].into_iter().chain(membership);
@@ -149,7 +150,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Cuts the bucket of `key` until all parts are small enough.
+    /// Splits the bucket of `key` until all parts are small enough.
     fn cut_counts(&self, rows: &Rows, revision: i64, key: Bytes) -> Result<(), Halt> {
         let mut part = Some(key);
         while let Some(key) = part {
@@ -168,7 +169,8 @@ fn stopped(shared: &Shared, log_id: LogId, halt: Halt) -> io::Error {
     io::Error::new(kind, format!("applying log entry {log_id}: {complaint}"))
 }
 
-/// A way through the commands of a piece: of which kinds they were, and what of their outcomes is still wanted.
+/// State while the commands of a piece are applied: counts by kind, and how much of their outcomes
+/// is still wanted.
 struct Walk {
     operations: Operations,
     wanted: Wanted,

@@ -1,11 +1,13 @@
-//! A bbolt database, read only: the form in which etcd keeps its store. (`pages` writes one.)
+//! Reads bbolt databases, the format in which etcd keeps its store. (`pages` writes one.)
 //!
-//! The file is an array of pages. The first two are meta pages, of which the newer right one counts: it
-//! names the root of a tree of buckets. A tree has branch pages with (key, page) and leaf pages with
-//! (key, value); a page that is too small goes on in those behind it. A bucket is an element of a leaf whose
-//! value names the root of a tree of its own or, for a small one, holds its only page.
+//! The file is an array of pages. The first two are meta pages, of which the newer valid one
+//! counts: it names the root of a tree of buckets. A tree has branch pages with (key, page) and
+//! leaf pages with (key, value); content too large for one page continues in the following ones. A
+//! bucket is a leaf element whose value names the root of another tree or, for a small bucket,
+//! contains its only page.
 //!
-//! Whatever the bytes are, reading ends, does not panic, and takes no more memory than the file is long.
+//! Whatever the bytes are, reading terminates, does not panic, and takes no more memory than the
+//! length of the file.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -14,12 +16,12 @@ use std::os::unix::fs::FileExt as _;
 
 use super::format::damaged;
 
-/// Of a meta page.
+/// Magic number and version in a meta page.
 pub(super) const MAGIC: u32 = 0xED0C_DAED;
 pub(super) const VERSION: u32 = 2;
 pub(super) const PAGE_HEADER_BYTES: usize = 16;
 pub(super) const ELEMENT_BYTES: usize = 16;
-/// What a meta page holds behind the header; the checksum is at the end.
+/// Bytes of a meta page after the header; the checksum is at the end.
 const META_BYTES: usize = 64;
 pub(super) const BRANCH: u16 = 1;
 pub(super) const LEAF: u16 = 2;
@@ -28,14 +30,15 @@ pub(super) const FREELIST: u16 = 16;
 /// Flag of an element that is a bucket.
 pub(super) const BUCKET: u32 = 1;
 const BUCKET_HEADER_BYTES: usize = 16;
-/// Sizes of pages that bbolt tries.
+/// Range of page sizes that bbolt tries.
 const PAGE_BYTES_MIN: u64 = 1 << 10;
 const PAGE_BYTES_MAX: u64 = 1 << 25;
-/// Most bytes of one page with those that it goes on in: bbolt's largest value is 2 GiB, etcd's a few MiB.
+/// Most bytes of a page with those it continues in: bbolt's largest value is 2 GiB, etcd's a few
+/// MiB.
 const WHOLE_PAGE_BYTES_MAX: u64 = 1 << 30;
-/// A tree of depth 64 has more leaves than there are bytes.
+/// A tree of depth 64 would have more leaves than the file has bytes.
 const DEPTH_MAX: usize = 64;
-/// etcd has a dozen.
+/// etcd has about a dozen.
 const BUCKETS_MAX: usize = 1_024;
 
 /// A database.
@@ -43,23 +46,23 @@ const BUCKETS_MAX: usize = 1_024;
 pub(super) struct Bolt {
     file: File,
     page_bytes: u64,
-    /// Pages in use are those before this one.
+    /// Number of pages in use; later ones are unused.
     pages: u64,
     root: u64,
     transaction: u64,
 }
 
-/// A tree with keys and values.
+/// A tree of keys and values.
 #[derive(Clone, Debug)]
 pub(super) enum Bucket {
-    /// The page of its root.
+    /// Page id of the root.
     Tree(u64),
-    /// The only page.
+    /// The bytes of its only page.
     Inline(Vec<u8>),
 }
 
 impl Bolt {
-    /// `None` if it is no such database.
+    /// Opens a file; `None` if it is not a bbolt database.
     pub(super) fn open(file: File, bytes: u64) -> io::Result<Option<Self>> {
         let first = read_meta(&file, 0, bytes)?;
         let sizes = (0..).map(|shift| PAGE_BYTES_MIN << shift);
@@ -90,7 +93,7 @@ impl Bolt {
         Ok(Some(Self { file, page_bytes, pages, root, transaction }))
     }
 
-    /// Number of the last transaction that wrote to it.
+    /// Id of the last transaction that wrote to it.
     pub(super) fn transaction(&self) -> u64 {
         self.transaction
     }
@@ -100,7 +103,7 @@ impl Bolt {
         self.pages.saturating_mul(self.page_bytes)
     }
 
-    /// The buckets, by name.
+    /// Returns the buckets by name.
     pub(super) fn buckets(&self) -> io::Result<BTreeMap<Vec<u8>, Bucket>> {
         let mut buckets = BTreeMap::new();
         self.visit(&Bucket::Tree(self.root), &mut |element| {
@@ -122,7 +125,7 @@ impl Bolt {
         Ok(buckets)
     }
 
-    /// Visits the elements of a bucket, by ascending key.
+    /// Visits the elements of a bucket in ascending order of keys.
     pub(super) fn visit(
         &self,
         bucket: &Bucket,
@@ -166,7 +169,7 @@ impl Bolt {
         Ok(())
     }
 
-    /// The value of a key in a bucket, found by way of the branches.
+    /// Looks up a key in a bucket by descending its tree.
     pub(super) fn find(&self, bucket: &Bucket, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
         let mut page = self.root_page(bucket)?;
         for _ in 0..DEPTH_MAX {
@@ -181,7 +184,7 @@ impl Bolt {
             }
             let mut below = None;
             for place in 0..page.count {
-                // The first page takes whatever is before its first key, too.
+                // The first page also covers keys below its first key.
                 if below.is_some() && page.branch_key(place)? > key {
                     break;
                 }
@@ -200,7 +203,7 @@ impl Bolt {
         }
     }
 
-    /// Reads a page with all that it goes on in.
+    /// Reads a page with the ones it continues in.
     fn page(&self, id: u64) -> io::Result<Page> {
         if id < 2 || id >= self.pages {
             return Err(damaged("a page lies outside of the file"));
@@ -245,7 +248,7 @@ impl Page {
         Ok(Self { bytes, is_leaf: flags == LEAF, count: count.into() })
     }
 
-    /// Where an element begins.
+    /// Byte offset of an element's header.
     fn at(place: usize) -> usize {
         PAGE_HEADER_BYTES + place * ELEMENT_BYTES
     }
@@ -263,7 +266,7 @@ impl Page {
         element().ok_or_else(|| damaged("an element lies outside of its page"))
     }
 
-    /// The first key of the page below.
+    /// The first key of the child page.
     fn branch_key(&self, place: usize) -> io::Result<&[u8]> {
         let number = |field: usize| u32_at(&self.bytes, Self::at(place) + 4 * field);
         let key = || {
@@ -273,7 +276,7 @@ impl Page {
         key().ok_or_else(|| damaged("an element lies outside of its page"))
     }
 
-    /// The page below.
+    /// Page id of the child page.
     fn branch(&self, place: usize) -> io::Result<u64> {
         let page = u64_at(&self.bytes, Self::at(place) + 8);
         page.ok_or_else(|| damaged("an element lies outside of its page"))
@@ -288,7 +291,7 @@ struct Meta {
     transaction: u64,
 }
 
-/// Reads the meta page at `at`: `None` if it is none, an error inside if it is damaged.
+/// Reads the meta page at `at`: `None` if there is none, an inner error if it is damaged.
 fn read_meta(file: &File, at: u64, bytes: u64) -> io::Result<Option<Result<Meta, ()>>> {
     let mut page = [0; PAGE_HEADER_BYTES + META_BYTES];
     if at.saturating_add(page.len() as u64) > bytes {
@@ -313,7 +316,7 @@ fn read_meta(file: &File, at: u64, bytes: u64) -> io::Result<Option<Result<Meta,
     Ok(Some(meta().ok_or(())))
 }
 
-/// bbolt's checksum: FNV-1a of 64 bits.
+/// bbolt's checksum: 64-bit FNV-1a.
 pub(super) fn fnv1a(bytes: &[u8]) -> u64 {
     let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, step)

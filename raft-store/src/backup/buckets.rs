@@ -1,4 +1,4 @@
-//! The small buckets of an etcd's database: all but its keys.
+//! The small buckets of an etcd database: all except the keys.
 //!
 //! | bucket | key -> value |
 //! |---|---|
@@ -8,8 +8,8 @@
 //! | `members` | id in hexadecimal -> JSON |
 //! | `members_removed` | id in hexadecimal -> `removed` |
 //! | `alarm` | the alarm -> nothing |
-//! | `meta` | how far the log is applied, what is compacted |
-//! | `cluster` | nothing: a restored etcd agrees on a version with its members |
+//! | `meta` | last applied index and term, compacted revisions |
+//! | `cluster` | nothing: a restored etcd negotiates a version with its members |
 
 use std::collections::BTreeMap;
 
@@ -27,10 +27,10 @@ use prost::Message as _;
 
 use super::etcd::{self, StoredLease, stored_key};
 
-/// The elements of a bucket, in the order of bbolt.
+/// The elements of a bucket, in bbolt's order.
 type Elements = BTreeMap<Vec<u8>, Vec<u8>>;
 
-/// All of them, by name.
+/// Returns all small buckets by name.
 pub(super) fn small(
     rows: &impl Read,
     head: &Head,
@@ -118,7 +118,7 @@ fn stored_meta(head: &Head, meta: &BackupMeta) -> Elements {
     if head.compacted > 0 {
         let compacted = stored_key(Revision::first_of(head.compacted), false);
         elements.insert(etcd::COMPACTION_BEGUN.into(), compacted.clone());
-        // An etcd that finds one begun and not finished deletes the rest when it starts.
+        // If a compaction was begun but not finished, etcd deletes the rest when it starts.
         if !head.has_dead_rows() {
             elements.insert(etcd::COMPACTION_DONE.into(), compacted);
         }
@@ -130,7 +130,8 @@ fn hexadecimal(id: u64) -> Vec<u8> {
     format!("{id:016x}").into_bytes()
 }
 
-/// As etcd's, which writes names and addresses as they are, but for what JSON does not take.
+/// JSON as etcd writes it: names and URLs are written unchanged, except for escapes that JSON
+/// requires.
 fn json(member: &MemberRecord) -> Vec<u8> {
     let list = |urls: &[String]| urls.iter().map(|url| quoted(url)).collect::<Vec<_>>().join(",");
     let MemberRecord { id, name, peer_urls, client_urls } = member;

@@ -1,14 +1,14 @@
-//! A snapshot of an etcd (3.4 to 3.7): what its buckets mean, and how they become rows.
+//! Reads snapshots of etcd (3.4 to 3.7): the meaning of its buckets, and their conversion to rows.
 //!
-//! | bucket | what is taken over |
+//! | bucket | what is imported |
 //! |---|---|
 //! | `key` | every change that is not compacted, with revision, version and lease |
-//! | `meta` | the compacted revision; the storage version, for people |
-//! | `lease` | leases with their TTL, which begins anew |
+//! | `meta` | the compacted revision; the storage version, for display |
+//! | `lease` | leases with their TTL, which starts anew |
 //! | `alarm` | active alarms |
-//! | `auth`, `authUsers`, `authRoles` | users with their password hashes, roles, and whether they count |
+//! | `auth`, `authUsers`, `authRoles` | users with their password hashes, roles, whether auth is enabled |
 //! | `members`, `members_removed`, `cluster` | nothing: the members are new |
-//! | `conclave` | in a backup of ours, as it was saved: all that etcd has no place for (`own`) |
+//! | `conclave` | in a backup of ours, exactly as saved: everything that etcd has no place for (`own`) |
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -45,15 +45,15 @@ pub(super) const COMPACTION_DONE: &str = "finishedCompactRev";
 /// Keys of `auth`.
 pub(super) const AUTH_ENABLED: &str = "authEnabled";
 pub(super) const AUTH_REVISION: &str = "authRevision";
-/// Changes that become rows in one batch.
+/// Most changes to write in one batch.
 const BATCH_CHANGES_MAX: usize = 1_000;
 /// Bytes of changes after which a batch is written.
 const BATCH_BYTES_MAX: usize = 4 << 20;
-/// A revision as a key: main, `_`, sub; a deletion has one byte more.
+/// Length of a revision as a key: main, `_`, sub; a deletion has one byte more.
 const REVISION_BYTES: usize = 17;
 const TOMBSTONE: u8 = b't';
 
-/// A snapshot, opened.
+/// An open snapshot.
 #[derive(Debug)]
 pub(super) struct EtcdSnapshot {
     bolt: Bolt,
@@ -71,7 +71,7 @@ pub(super) struct StoredLease {
 }
 
 impl EtcdSnapshot {
-    /// `None` if it is no such database.
+    /// Opens a file; `None` if it is not a bbolt database.
     pub(super) fn open(file: File, bytes: u64) -> io::Result<Option<Self>> {
         let Some(bolt) = Bolt::open(file, bytes)? else { return Ok(None) };
         let buckets = bolt.buckets()?;
@@ -82,12 +82,12 @@ impl EtcdSnapshot {
         Ok(Some(Self { bolt, buckets, own }))
     }
 
-    /// What it says of itself if it is a backup of ours, as it was saved.
+    /// The metadata of our backup, if this is one.
     pub(super) fn own(&self) -> Option<&BackupMeta> {
         self.own.as_deref()
     }
 
-    /// Bytes of its pages.
+    /// Bytes of its pages in use.
     pub(super) fn bytes(&self) -> u64 {
         self.bolt.bytes()
     }
@@ -114,8 +114,8 @@ impl EtcdSnapshot {
         self.find(bucket, key.as_bytes())
     }
 
-    /// Reads everything. The hash is etcdutl's: over the names of all buckets, and all keys and values in
-    /// them; so is the number of keys.
+    /// Reads everything. Hash and number of keys are computed as etcdutl does: over the names of
+    /// all buckets, and over all their keys and values.
     pub(super) fn status(&self) -> io::Result<BackupStatus> {
         let (mut hash, mut keys, mut revision) = (0, 0, 0);
         for (name, bucket) in &self.buckets {
@@ -137,11 +137,12 @@ impl EtcdSnapshot {
         Ok(BackupStatus { hash, revision, keys, bytes: self.bolt.bytes(), version })
     }
 
-    /// Writes everything into an empty store, but for permissions for no keys: returns the roles that have
-    /// such ones.
+    /// Imports everything into an empty store, except permissions that cover no keys. Returns the
+    /// roles that had such permissions.
     ///
     /// # Errors
-    /// [`io::ErrorKind::InvalidData`] if it cannot be; else what the system reports.
+    /// [`io::ErrorKind::InvalidData`] if the content is impossible; otherwise any error of the
+    /// system.
     pub(super) fn import(
         &self,
         rows: &Rows,
@@ -183,7 +184,7 @@ impl EtcdSnapshot {
         Ok(reduced)
     }
 
-    /// The revision up to which history is gone, or is to go.
+    /// The revision up to which history was compacted, or is being compacted.
     fn compacted(&self) -> io::Result<Option<i64>> {
         let mut compacted = None;
         for name in [COMPACTION_BEGUN, COMPACTION_DONE] {
@@ -194,7 +195,7 @@ impl EtcdSnapshot {
         Ok(compacted)
     }
 
-    /// Returns the roles of which permissions were left out.
+    /// Imports users and roles. Returns the roles whose permissions were reduced.
     fn import_auth(
         &self,
         import: &mut Import,
@@ -241,7 +242,7 @@ fn text(name: &[u8]) -> io::Result<String> {
     String::from_utf8(name.to_vec()).map_err(|_| damaged("the name of a user or role is not UTF-8"))
 }
 
-/// Changes that are to be written together.
+/// Changes that are written together.
 struct Batch<'a> {
     rows: &'a Rows,
     changes: Vec<ForeignChange>,
@@ -269,7 +270,7 @@ impl Batch<'_> {
     }
 }
 
-/// An element of the bucket `key`.
+/// Decodes an element of the bucket `key`.
 pub(super) fn change(key: &[u8], value: &[u8]) -> io::Result<ForeignChange> {
     let (at, is_tombstone) = stored_revision(key)?;
     let kv = decode::<KeyValue>(value, "a key")?;
@@ -288,7 +289,7 @@ pub(super) fn change(key: &[u8], value: &[u8]) -> io::Result<ForeignChange> {
     Ok(ForeignChange { at, key: kv.key, put: Some(put) })
 }
 
-/// A revision as a key of the database.
+/// Encodes a revision as a key of the database.
 pub(super) fn stored_key(at: Revision, is_deletion: bool) -> Vec<u8> {
     let mut key = Vec::with_capacity(REVISION_BYTES + 1);
     key.extend_from_slice(&at.main.to_be_bytes());
@@ -298,7 +299,7 @@ pub(super) fn stored_key(at: Revision, is_deletion: bool) -> Vec<u8> {
     key
 }
 
-/// A revision as a key of the database, and whether it is that of a deletion.
+/// Decodes a revision from a key of the database; also tells whether it is that of a deletion.
 fn stored_revision(bytes: &[u8]) -> io::Result<(Revision, bool)> {
     let revision = || {
         let (revision, rest) = bytes.split_at_checked(REVISION_BYTES)?;
@@ -312,7 +313,7 @@ fn stored_revision(bytes: &[u8]) -> io::Result<(Revision, bool)> {
 }
 
 fn decode<M: Message + Default>(bytes: &[u8], what: &str) -> io::Result<M> {
-    // Copied once, so that fields are slices of it and not of the page.
+    // Copied once, so that decoded fields are slices of this copy and not of the page.
     M::decode(Bytes::copy_from_slice(bytes)).map_err(|_| damaged(&format!("{what} has no meaning")))
 }
 

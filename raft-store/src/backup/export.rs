@@ -1,8 +1,9 @@
-//! A running state as an etcd's database: what its own programs read and restore.
+//! Writes a running state as an etcd database, which etcd's own programs can read and restore.
 //!
-//! The files of one moment are read twice, in small steps. The first time only tells how large the database becomes and
-//! where its root is, for that stands at its beginning; the second time gives the bytes. So nothing is copied on the
-//! disk, and what is held in memory does not grow with the state (but for the lists of leases, users and members).
+//! The files of a checkpoint are read twice, in small steps. The first pass only computes how large
+//! the database becomes and where its root is, because that is stored at the beginning; the second
+//! pass produces the bytes. So nothing is copied on disk, and memory does not grow with the state
+//! (except for the lists of leases, users and members).
 
 use std::collections::BTreeMap;
 use std::io;
@@ -28,29 +29,30 @@ use crate::rocks::RocksOptions;
 use crate::snapshot::SnapshotSource;
 use crate::store::Shared;
 
-/// Bytes of rows that are read in one step.
+/// Most bytes of rows to read in one step.
 const STEP_BYTES_MAX: usize = 1 << 20;
-/// Rows that are read in one step.
+/// Most rows to read in one step.
 const STEP_ROWS_MAX: usize = 10_000;
-/// Bytes of a piece, as etcd's.
+/// Most bytes of a piece, as in etcd.
 const PIECE_BYTES_MAX: usize = 32 << 10;
-/// Every row is read twice, one after the other: nothing is gained by more.
+/// Block cache of the engine: every row is read twice, in sequence, so a larger cache would not
+/// help.
 const CACHE_BYTES: usize = 1 << 20;
 
-/// A state on its way to the form of etcd. It holds the files of one moment until it is dropped.
+/// An export in progress. It keeps the files of a checkpoint until it is dropped.
 pub struct Export {
     walk: Walk,
     stage: Stage,
-    /// Made and not given away.
+    /// Bytes that were produced but not yet returned.
     ready: BytesMut,
-    /// Bytes that are still to come, without the digest.
+    /// Bytes still to be returned, without the digest.
     left: u64,
-    /// `None` once it is sent.
+    /// `None` once it was returned.
     digest: Option<Context>,
     state: State,
 }
 
-/// What is exported.
+/// The state that is exported.
 struct State {
     // Fields are dropped in order: the engine closes before its directory is removed.
     rows: Box<dyn Engine>,
@@ -58,18 +60,18 @@ struct State {
     meta: BackupMeta,
 }
 
-/// Which time the state is read.
+/// Which pass over the state is in progress.
 #[derive(Clone, Copy)]
 enum Stage {
-    /// To learn where everything lies.
+    /// The first, which computes the layout.
     Layout,
-    /// To give the bytes, which must come out as this.
+    /// The second, which produces the bytes and must come to the same layout.
     Bytes(Layout),
-    /// It was read.
+    /// Both are done.
     Over,
 }
 
-/// What the beginning of the file says of the rest.
+/// What the beginning of the file says about the rest.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Layout {
     root: u64,
@@ -78,7 +80,7 @@ struct Layout {
 }
 
 impl Export {
-    /// Blocks for a flush; `version` is the program's.
+    /// Starts an export. Blocks for a flush; `version` is the program's.
     pub(crate) fn create(shared: &Shared, version: &str) -> io::Result<Self> {
         let source = SnapshotSource::create(shared)?;
         let meta = BackupMeta { files: Vec::new(), ..describe(shared, &source, version)? };
@@ -99,16 +101,17 @@ impl Export {
         })
     }
 
-    /// Newest revision in it.
+    /// Newest revision in the export.
     #[must_use]
     pub fn revision(&self) -> i64 {
         self.state.meta.revision
     }
 
-    /// Does a step towards the first piece: whether that is ready now. Blocks on the disk, not for long.
+    /// Does one step towards the first piece. Returns whether that is ready now. Blocks on the
+    /// disk, briefly.
     ///
     /// # Errors
-    /// What the system reports; the export is then of no use.
+    /// Any error of the system; the export cannot be used afterwards.
     pub fn prepare(&mut self) -> io::Result<bool> {
         if !matches!(self.stage, Stage::Layout) {
             return Ok(true);
@@ -124,11 +127,11 @@ impl Export {
         Ok(true)
     }
 
-    /// Reads the next piece, `None` behind the last. Blocks on the disk, before the first piece long unless it is
-    /// prepared.
+    /// Returns the next piece; `None` after the last. Blocks on the disk; for long before the first
+    /// piece, unless it was prepared.
     ///
     /// # Errors
-    /// What the system reports; the export is then of no use.
+    /// Any error of the system; the export cannot be used afterwards.
     pub fn next_piece(&mut self) -> io::Result<Option<Piece>> {
         while !self.prepare()? {}
         while self.ready.len() < PIECE_BYTES_MAX
@@ -158,22 +161,22 @@ impl Export {
     }
 }
 
-/// One reading of the state, from its first row to the root of the database.
+/// One pass over the state, from its first row to the root of the database.
 struct Walk {
     pages: Pages,
     events: Tree,
     own: own::Writer,
-    /// The next table, by its place in [`TABLES`].
+    /// The next table, by its index in [`TABLES`].
     table: usize,
-    /// The next key in it.
+    /// The next key in that table.
     from: Vec<u8>,
     event_count: u64,
     sum: u32,
-    /// Page of the root of each bucket that is complete.
+    /// Page id of the root of each completed bucket.
     roots: BTreeMap<&'static str, u64>,
 }
 
-/// Those whose rows go into a backup. A row of table `Key` follows from the events.
+/// Tables whose rows go into a backup. Rows of table `Key` follow from the events.
 const TABLES: [Table; 9] = [
     Table::Rev,
     Table::Lease,
@@ -203,7 +206,7 @@ impl Default for Walk {
 }
 
 impl Walk {
-    /// Reads on a little; the end tells what came out.
+    /// Reads a bounded number of rows. Returns the layout at the end.
     fn step(&mut self, state: &State) -> io::Result<Option<Layout>> {
         let Some(table) = TABLES.get(self.table).copied() else {
             return self.finish(state).map(Some);
@@ -226,7 +229,7 @@ impl Walk {
             Ok(ControlFlow::Continue(()))
         });
         scanned.map_err(halt_to_io)?;
-        // No row has an empty key but in table `Key`.
+        // Only table `Key` could have a row with an empty key.
         if self.from.is_empty() {
             self.table += 1;
         }
@@ -259,7 +262,7 @@ impl Walk {
         Ok(())
     }
 
-    /// Completes the two large buckets, adds the small ones, and the root.
+    /// Completes the two large buckets, and adds the small ones and the root.
     fn finish(&mut self, state: &State) -> io::Result<Layout> {
         let pages = &mut self.pages;
         self.roots.insert(etcd::KEYS, std::mem::take(&mut self.events).finish(pages));

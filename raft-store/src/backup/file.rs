@@ -1,4 +1,4 @@
-//! A backup as a file: opened, checked, and told what it is.
+//! Opens and checks backup files, and describes their content.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
@@ -13,61 +13,61 @@ use super::{BackupError, OnProgress};
 use crate::row;
 use crate::snapshot::{self, SnapshotFile};
 
-/// Bytes that are hashed at a time.
+/// Bytes to hash at a time.
 const READ_BYTES: usize = 1 << 20;
 
-/// Whether the digest at the end of a file counts.
+/// Whether the digest at the end of a file is required.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Check {
-    /// It must be there and right.
+    /// It must exist and be right.
     Digest,
-    /// It must be right if it is there.
+    /// It must be right if it exists.
     DigestIfThere,
-    /// It may be missing or wrong: for a database that was copied out of a data directory.
+    /// It may be missing or wrong: for a database copied from a data directory.
     Skip,
 }
 
-/// A backup, opened.
+/// An open backup file.
 #[derive(Debug)]
 pub struct BackupFile {
     pub(super) path: PathBuf,
     pub(super) file: File,
-    /// Without the digest.
+    /// Length without the digest.
     bytes: u64,
     fingerprint: [u8; DIGEST_BYTES],
     has_digest: bool,
     pub(super) content: Content,
 }
 
-/// Whose file it is.
+/// The kind of a backup file.
 #[derive(Debug)]
 pub(super) enum Content {
-    /// Ours: the description, and where the body begins.
+    /// Our own format: its metadata, and the offset of the body.
     Own(Box<BackupMeta>, u64),
-    /// An etcd's database, possibly of ours.
+    /// An etcd database, possibly written by us.
     Etcd(EtcdSnapshot),
 }
 
-/// What a backup holds.
+/// Description of a backup's content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BackupStatus {
     /// Checksum of the content.
     pub hash: u32,
     /// Newest revision.
     pub revision: i64,
-    /// How many live keys; of an etcd's database, how many keys that has in all its buckets.
+    /// Number of live keys; for an etcd database, the number of keys in all its buckets.
     pub keys: i64,
     /// Bytes of the file, without the digest.
     pub bytes: u64,
-    /// Version that saved it, of an etcd's its storage version; empty if it does not say.
+    /// Version of the program that saved it; for etcd, its storage version; empty if not recorded.
     pub version: String,
 }
 
 impl BackupFile {
-    /// Opens a backup and reads it through.
+    /// Opens a backup and verifies its digest, reading all of it.
     ///
     /// # Errors
-    /// [`BackupError`]: what is wrong with it.
+    /// [`BackupError`] for a file that cannot be used.
     pub fn open(
         path: &Path,
         check: Check,
@@ -103,16 +103,16 @@ impl BackupFile {
         self.bytes
     }
 
-    /// Whether it is the database of an etcd, out of its data directory, rather than a snapshot of it.
+    /// Whether it is etcd's database from a data directory, and not a snapshot of it.
     pub(super) fn is_copy(&self) -> bool {
         !self.has_digest
             && matches!(&self.content, Content::Etcd(snapshot) if snapshot.own().is_none())
     }
 
-    /// What it holds. Reads all of an etcd's.
+    /// Describes the content. Reads all of an etcd database.
     ///
     /// # Errors
-    /// [`BackupError`]: what is wrong with it.
+    /// [`BackupError`] for a file that cannot be read.
     pub fn status(&self) -> Result<BackupStatus, BackupError> {
         match &self.content {
             Content::Own(meta, _) => Ok(BackupStatus {
@@ -129,7 +129,7 @@ impl BackupFile {
     }
 }
 
-/// The reading of a whole file.
+/// Reads and hashes a whole file.
 struct Hashing<'a> {
     file: &'a mut File,
     bytes: u64,
@@ -137,7 +137,7 @@ struct Hashing<'a> {
 }
 
 impl Hashing<'_> {
-    /// The digest of the content, and the one at the end, if there is one.
+    /// Returns the digest of the content, and the one stored at the end, if any.
     fn run(&mut self, has_digest: bool) -> io::Result<([u8; DIGEST_BYTES], [u8; DIGEST_BYTES])> {
         let mut hash = Context::new(&SHA256);
         let mut buffer = vec![0; READ_BYTES];
@@ -199,7 +199,7 @@ fn another_format(path: &Path, found: u32, known: u32) -> BackupError {
     BackupError::Format { path: path.to_owned(), found, known }
 }
 
-/// Refuses what cannot be restored from, before anything is written.
+/// Rejects a backup that cannot be restored, before anything is written.
 fn check(meta: &BackupMeta, body_at: u64, bytes: u64) -> io::Result<()> {
     let files: Vec<SnapshotFile> = meta
         .files

@@ -1,4 +1,4 @@
-//! The bytes of a backup's header, and how long its parts are.
+//! Encoding of a backup's header, and the lengths of its parts.
 
 use std::io::{self, Read};
 
@@ -7,18 +7,19 @@ use prost::Message;
 
 /// First bytes of every backup.
 pub(super) const MAGIC: [u8; 16] = *b"conclave backup\n";
-/// Layout of the file in this version of the code.
+/// Version of the file format that this code writes.
 pub(super) const VERSION: u32 = 1;
-/// Most bytes of a description: a hundred thousand files have a third of it.
+/// Most bytes of the metadata: a hundred thousand files need a third of this.
 const META_BYTES_MAX: usize = 16 << 20;
 /// Bytes of a block without its checksum.
 pub(super) const BLOCK_BYTES: usize = 32 * 1024 - CHECKSUM_BYTES;
 pub(super) const CHECKSUM_BYTES: usize = 4;
-/// What comes before the digest is a multiple of this: etcdctl takes the file for damaged otherwise.
+/// The length before the digest is a multiple of this; otherwise etcdctl considers the file
+/// damaged.
 pub(super) const SECTOR_BYTES: u64 = 512;
 pub(super) const DIGEST_BYTES: usize = 32;
 
-/// The bytes of a header.
+/// Encodes a header.
 pub(super) fn encode_header(meta: &BackupMeta) -> io::Result<Vec<u8>> {
     let meta = meta.encode_to_vec();
     let length = u32::try_from(meta.len()).ok().filter(|_| meta.len() <= META_BYTES_MAX);
@@ -32,12 +33,12 @@ pub(super) fn encode_header(meta: &BackupMeta) -> io::Result<Vec<u8>> {
     Ok(header)
 }
 
-/// What a header says.
+/// A decoded header.
 #[derive(Debug)]
 pub(super) enum Header {
-    /// What follows it.
+    /// The metadata.
     Known(Box<BackupMeta>),
-    /// A later version of the file.
+    /// A later version of the file format.
     Version(u32),
 }
 
@@ -71,12 +72,12 @@ pub(super) fn read_header(file: &mut impl Read) -> io::Result<Header> {
     meta.map(|meta| Header::Known(Box::new(meta))).map_err(|_| damaged("its header has no meaning"))
 }
 
-/// Bytes of all files together; `None` if they are more than can be counted.
+/// Bytes of all files together; `None` if the sum overflows.
 pub(super) fn files_bytes(meta: &BackupMeta) -> Option<u64> {
     meta.files.iter().try_fold(0u64, |sum, file| sum.checked_add(file.size))
 }
 
-/// Bytes of a whole backup without the digest; `None` if they are more than can be counted.
+/// Bytes of a whole backup without the digest; `None` if the sum overflows.
 pub(super) fn whole_bytes(header_bytes: u64, files_bytes: u64) -> Option<u64> {
     let checksums = files_bytes.div_ceil(BLOCK_BYTES as u64).checked_mul(CHECKSUM_BYTES as u64)?;
     let bytes = header_bytes.checked_add(files_bytes)?.checked_add(checksums)?;

@@ -1,29 +1,31 @@
-//! Backups: a state as one file, and a new member made of such a file or of an etcd's.
+//! Backups: a state as one file, and a new member restored from such a file or from an etcd
+//! snapshot.
 //!
 //! ```text
 //! header   magic, version, length, BackupMeta, CRC-32C of all that
-//! body     the files of a checkpoint, one behind the other, in blocks of 32,764 bytes; behind each
+//! body     the files of a checkpoint, one after the other, in blocks of 32,764 bytes; after each
 //!          block the CRC-32C of the whole body so far
-//! zeros    up to a multiple of 512, as etcdctl wants it
+//! zeros    up to a multiple of 512, as etcdctl requires
 //! digest   SHA-256 of everything before
 //! ```
-//! The files are the engine's own: saving is a flush and hard links, restoring a copy, and neither looks
-//! at single rows. Every byte is covered twice: by the digest of the stream, and (if that is cut off
-//! or not to be checked) by the checksums of the blocks.
+//! The files are the engine's own: saving means a flush and hard links, restoring a copy, and
+//! neither looks at single rows. Every byte is covered twice: by the digest of the stream, and (if
+//! that was cut off or is not to be checked) by the checksums of the blocks.
 //!
-//! What `Maintenance.Snapshot` streams, unless our form is asked for, is an etcd's database instead, with the same digest behind it:
-//! etcd's own programs read and restore it. It has a bucket more, with all that etcd has no place for, and comes back as it was.
+//! Unless this format is requested, `Maintenance.Snapshot` streams an etcd database instead,
+//! followed by the same kind of digest: etcd's own programs read and restore it. It has one more
+//! bucket with everything that etcd has no place for, so we restore it without loss.
 //!
 //! | module | what |
 //! |---|---|
-//! | `format` | the bytes of header and body |
-//! | `save` | a running state as such bytes |
-//! | `export`, `buckets` | a running state as an etcd's database |
-//! | `pages` | the pages of such a database, without I/O |
-//! | `own` | the bucket with what etcd has no place for, and back |
-//! | `file` | a file of either form, or of an etcd, opened and checked |
-//! | `bolt`, `etcd` | etcd's database read, and what it means |
-//! | `restore` | a new member's directory |
+//! | `format` | encoding of header and body |
+//! | `save` | writes a running state in this format |
+//! | `export`, `buckets` | write a running state as an etcd database |
+//! | `pages` | builds the pages of such a database, without I/O |
+//! | `own` | writes and reads the bucket with what etcd has no place for |
+//! | `file` | opens and checks a file of either format, or of an etcd |
+//! | `bolt`, `etcd` | read etcd's database, and convert its content |
+//! | `restore` | makes the directory of a new member |
 
 mod bolt;
 mod buckets;
@@ -44,10 +46,10 @@ pub use file::{BackupFile, BackupStatus, Check};
 pub use restore::{NewMember, Restored, restore_log};
 pub use save::{Backup, Piece};
 
-/// Hears how many bytes of how many are worked off.
+/// Called with the number of bytes done and the total.
 pub type OnProgress<'a> = &'a mut dyn FnMut(u64, u64);
 
-/// Why a file cannot be restored, or not here.
+/// Why a file cannot be restored, or not into this directory.
 #[derive(Debug, thiserror::Error)]
 pub enum BackupError {
     /// The system failed.
@@ -55,11 +57,11 @@ pub enum BackupError {
     Io {
         /// The file or directory.
         path: PathBuf,
-        /// What the system reports.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// Not a file of ours, nor one of etcd's.
+    /// Neither a file of ours nor one of etcd's.
     #[error("{path} is neither a backup of Conclave nor a snapshot of etcd")]
     Unknown {
         /// The file.
@@ -74,17 +76,17 @@ pub enum BackupError {
         /// The file.
         path: PathBuf,
     },
-    /// Not the bytes that were saved.
+    /// The content was changed since it was saved.
     #[error("{path} is damaged: it has the SHA-256 {found}, and says that it should be {expected}")]
     Digest {
         /// The file.
         path: PathBuf,
-        /// Of the bytes.
+        /// SHA-256 of the content.
         found: String,
-        /// At the end of the file.
+        /// SHA-256 at the end of the file.
         expected: String,
     },
-    /// What is in it cannot be.
+    /// The content is impossible.
     #[error("{path} is damaged: {detail}")]
     Damaged {
         /// The file.
@@ -92,27 +94,27 @@ pub enum BackupError {
         /// What is wrong.
         detail: String,
     },
-    /// Another version saved it.
+    /// Another version of the program saved it.
     #[error(
         "{path} has format {found}, this version knows {known}: restore it with the version that saved it"
     )]
     Format {
         /// The file.
         path: PathBuf,
-        /// As found.
+        /// Format found.
         found: u32,
-        /// As known.
+        /// Format that this version knows.
         known: u32,
     },
     /// The revision cannot be raised that far.
     #[error("revision {revision} cannot be raised by {by}")]
     Bump {
-        /// Of the backup.
+        /// Revision of the backup.
         revision: i64,
-        /// As asked for.
+        /// By how much it was to be raised.
         by: i64,
     },
-    /// The new raft log refuses.
+    /// The new raft log cannot be created.
     #[error(transparent)]
     Log(#[from] crate::log::OpenError),
 }

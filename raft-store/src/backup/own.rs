@@ -1,13 +1,15 @@
-//! What etcd has no place for, in a backup in its form: the bucket `conclave`, which its programs do not look at.
+//! The bucket `conclave` of a backup in etcd's format, with everything that etcd has no place for.
+//! etcd's programs ignore it.
 //!
 //! | key | value |
 //! |---|---|
-//! | `e`, number | what belongs to the next events of bucket `key` ([`export::split`]), one behind the other |
-//! | `r`, number | rows of all tables but `Key` and `Rev`, one behind the other |
-//! | `s` | a [`BackupMeta`]: of what version, and what must come out |
+//! | `e`, number | the parts beside the next events of bucket `key` ([`export::split`]), concatenated |
+//! | `r`, number | rows of all tables except `Key` and `Rev`, concatenated |
+//! | `s` | a [`BackupMeta`]: the version, and sums to check the result |
 //!
-//! With what is in bucket `key` that makes all rows there were. An etcd that has the database of such a backup keeps
-//! the bucket, and changes the others: then it counts no more, and its transactions tell.
+//! Together with bucket `key` this gives all the original rows. An etcd that runs on the database
+//! of such a backup keeps the bucket but changes the others; from then on it is ignored, which the
+//! transaction id of the database tells.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -31,33 +33,34 @@ pub(super) const BUCKET: &str = "conclave";
 const EVENTS: u8 = b'e';
 const ROWS: u8 = b'r';
 const SUMMARY: [u8; 1] = *b"s";
-/// The last transaction of a database that nobody opened to write since it was saved: those of its two meta pages.
+/// Largest transaction id of a database that was not opened for writing since it was saved: the
+/// larger of its two meta pages' ids.
 const TRANSACTION_MAX: u64 = 1;
-/// Bytes after which a piece is complete.
+/// Size in bytes from which a piece is complete.
 const PIECE_BYTES: usize = 16 << 10;
-/// Rows that are written together.
+/// Most rows to write together.
 const BATCH_ROWS_MAX: usize = 10_000;
 /// Bytes of rows after which they are written.
 const BATCH_BYTES_MAX: usize = 4 << 20;
 
-/// The bucket while it is being written.
+/// Writes the bucket.
 #[derive(Debug, Default)]
 pub(super) struct Writer {
     tree: Tree,
-    /// What the piece is of, and its number.
+    /// Kind and number of the piece being filled.
     kind: u8,
     number: u64,
     piece: Vec<u8>,
 }
 
 impl Writer {
-    /// Adds what belongs to the next event.
+    /// Adds what is stored beside the next event.
     pub(super) fn event(&mut self, pages: &mut Pages, beside: &[u8]) {
         self.begin(pages, EVENTS);
         push(&mut self.piece, beside);
     }
 
-    /// Adds a row of a table that is no event's and no key's.
+    /// Adds a row of a table other than `Key` and `Rev`.
     pub(super) fn row(&mut self, pages: &mut Pages, table: Table, (key, row): (&[u8], &[u8])) {
         self.begin(pages, ROWS);
         self.piece.push(table as u8);
@@ -82,7 +85,7 @@ impl Writer {
         }
     }
 
-    /// Returns the page of its root.
+    /// Completes the bucket. Returns the page id of its root.
     pub(super) fn finish(mut self, pages: &mut Pages, meta: &BackupMeta) -> u64 {
         self.end_piece(pages);
         self.tree.push(pages, &SUMMARY, &meta.encode_to_vec());
@@ -96,7 +99,7 @@ fn piece_key(kind: u8, number: u64) -> [u8; 9] {
     key
 }
 
-/// A length, then the bytes.
+/// Appends the length, then the bytes.
 fn push(piece: &mut Vec<u8>, bytes: &[u8]) {
     let length = u32::try_from(bytes.len()).expect("a row is smaller than 4 GiB");
     piece.extend_from_slice(&length.to_le_bytes());
@@ -110,7 +113,8 @@ pub(super) fn checksum(so_far: u32, table: Table, key: &[u8], row: &[u8]) -> u32
     parts.iter().fold(so_far, |sum, part| crc32c::crc32c_append(sum, part))
 }
 
-/// What the bucket says of the whole; `None` if it is not there, or an etcd has written since.
+/// Reads the bucket's metadata; `None` if there is no bucket, or an etcd has written to the
+/// database since.
 pub(super) fn summary(
     bolt: &Bolt,
     buckets: &BTreeMap<Vec<u8>, Bucket>,
@@ -126,7 +130,8 @@ pub(super) fn summary(
 /// Writes all rows of a backup into an empty store.
 ///
 /// # Errors
-/// [`io::ErrorKind::InvalidData`] if they are not those that were saved; else what the system reports.
+/// [`io::ErrorKind::InvalidData`] if they are not those that were saved; otherwise any error of the
+/// system.
 pub(super) fn restore(
     snapshot: &EtcdSnapshot,
     meta: &BackupMeta,
@@ -169,14 +174,14 @@ pub(super) fn restore(
     Ok(())
 }
 
-/// Rows that are to be written together.
+/// Rows that are written together.
 struct Batch<'a> {
     rows: &'a Rows,
     writes: Vec<RowWrite>,
-    /// Rows of keys: of several events of one key the last counts.
+    /// `Key` rows: if a key has several events, the last one's.
     keys: BTreeMap<Bytes, Bytes>,
     bytes: usize,
-    /// Checksum of all rows but those of keys.
+    /// Checksum of all rows except `Key` rows.
     sum: u32,
 }
 
@@ -205,7 +210,7 @@ impl Batch<'_> {
     }
 }
 
-/// The pieces of one kind, read on and on.
+/// Reads the pieces of one kind as one stream.
 struct Pieces<'a> {
     snapshot: &'a EtcdSnapshot,
     kind: u8,
@@ -223,7 +228,7 @@ impl<'a> Pieces<'a> {
         Ok(self.take(1)?.map(|byte| byte[0]))
     }
 
-    /// The next bytes that have their length before them, `None` at the end.
+    /// The next bytes that are preceded by their length, `None` at the end.
     fn bytes(&mut self) -> io::Result<Option<Bytes>> {
         let Some(length) = self.take(4)? else { return Ok(None) };
         let length = u32::from_le_bytes(length[..].try_into().expect("four bytes were taken"));

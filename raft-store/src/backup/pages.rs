@@ -1,9 +1,11 @@
-//! The pages of a bbolt database, made of elements in the order of their keys, with little memory and without a look back.
+//! Builds the pages of a bbolt database from elements in key order, with little memory and in one
+//! pass.
 //!
-//! A tree gives a page away as soon as it is full, and behind the pages of a branch comes the branch itself. So a tree
-//! holds one page of each of its levels, several trees may grow at once, and where a page lies follows from the
-//! elements alone: who makes the same pages twice knows after the first time what the meta pages, which come first, say.
-//! Every page before the end is in use, as bbolt's own check demands. No I/O is done here.
+//! A tree emits a page as soon as it is full, and after the pages of a branch the branch itself. So
+//! a tree keeps only one page per level, several trees may grow at the same time, and page ids
+//! follow from the elements alone: after building the same pages once, the caller knows the
+//! contents of the meta pages, which come first. Every page before the end is in use, as bbolt's
+//! own check demands. There is no I/O here.
 
 #[cfg(test)]
 mod tests;
@@ -12,15 +14,15 @@ use super::bolt::{
     BRANCH, BUCKET, ELEMENT_BYTES, FREELIST, LEAF, MAGIC, META, PAGE_HEADER_BYTES, VERSION, fnv1a,
 };
 
-/// As etcd has them on most machines. bbolt takes the size from the file.
+/// etcd's page size on most machines. bbolt takes the size from the file.
 pub(super) const PAGE_BYTES: usize = 4 << 10;
-/// Two meta pages, and the list of free pages, of which there are none.
+/// Two meta pages, and the freelist, which is empty.
 const FIRST_PAGES: u64 = 3;
 const FREELIST_PAGE: u64 = 2;
-/// A branch with one page below would be of no use.
+/// A branch with a single child page would be useless.
 const BRANCH_COUNT_MIN: usize = 2;
 
-/// Pages that were given away and not yet taken, and the number of the next one.
+/// Emitted pages that were not taken yet, and the id of the next page.
 #[derive(Debug)]
 pub(super) struct Pages {
     next: u64,
@@ -28,22 +30,22 @@ pub(super) struct Pages {
 }
 
 impl Pages {
-    /// Of a new database.
+    /// Starts a new database.
     pub(super) fn new() -> Self {
         Self { next: FIRST_PAGES, bytes: Vec::new() }
     }
 
-    /// How many there are, with the first ones.
+    /// Total number of pages, including the first ones.
     pub(super) fn count(&self) -> u64 {
         self.next
     }
 
-    /// The bytes of the pages since the last call.
+    /// Takes the bytes of the pages emitted since the last call.
     pub(super) fn take(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.bytes)
     }
 
-    /// Adds a page with the heads of its elements, and what they lead to; returns its number.
+    /// Adds a page with its element headers and their content. Returns its id.
     fn add(&mut self, flags: u16, count: usize, heads: &[u8], content: &[u8]) -> u64 {
         let id = self.next;
         let start = self.bytes.len();
@@ -59,7 +61,8 @@ impl Pages {
     }
 }
 
-/// The pages before all others; `root` is the page of the root bucket, of `count` pages in all.
+/// The pages before all others. `root` is the page id of the root bucket, `count` the total number
+/// of pages.
 pub(super) fn first_pages(root: u64, count: u64) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(PAGE_BYTES * 3);
     for id in [0, 1] {
@@ -68,7 +71,7 @@ pub(super) fn first_pages(root: u64, count: u64) -> Vec<u8> {
         for number in [MAGIC, VERSION, PAGE_BYTES as u32, 0] {
             bytes.extend_from_slice(&number.to_le_bytes());
         }
-        // Root and its sequence, the free pages, the end, and the transaction.
+        // Root and its sequence, the freelist, the end, and the transaction id.
         for number in [root, 0, FREELIST_PAGE, count, id] {
             bytes.extend_from_slice(&number.to_le_bytes());
         }
@@ -96,12 +99,12 @@ fn number(length: usize) -> u32 {
 #[derive(Debug, Default)]
 pub(super) struct Tree {
     leaf: Leaf,
-    /// Branches that are not full yet, the lowest first.
+    /// Branches that are not full yet, lowest level first.
     branches: Vec<Branch>,
 }
 
 impl Tree {
-    /// Adds an element, whose key is behind that of the last one.
+    /// Adds an element, whose key must be after that of the last one.
     pub(super) fn push(&mut self, pages: &mut Pages, key: &[u8], value: &[u8]) {
         self.push_element(pages, 0, key, value);
     }
@@ -117,7 +120,7 @@ impl Tree {
         self.leaf.content.extend_from_slice(value);
     }
 
-    /// Adds a page to the branch at `level`, and what becomes full by that to those above.
+    /// Adds a page to the branch at `level`; a branch that becomes full is added to the one above.
     fn push_page(&mut self, pages: &mut Pages, mut level: usize, mut below: Below) {
         loop {
             if level == self.branches.len() {
@@ -126,7 +129,7 @@ impl Tree {
             let branch = &mut self.branches[level];
             branch.push(below);
             let fitting = branch.fitting();
-            // What is left must be enough for a page.
+            // The rest must be enough for another page.
             if branch.below.len() < fitting + BRANCH_COUNT_MIN {
                 return;
             }
@@ -135,7 +138,7 @@ impl Tree {
         }
     }
 
-    /// Gives away what is left; returns the page of the root.
+    /// Emits what is left. Returns the page id of the root.
     pub(super) fn finish(mut self, pages: &mut Pages) -> u64 {
         let last = self.leaf.give(pages);
         if self.branches.is_empty() {
@@ -146,7 +149,7 @@ impl Tree {
         loop {
             let branch = &mut self.branches[level];
             let count = branch.below.len();
-            // One page more than fits would leave a branch with one.
+            // If all but one fit, a branch with a single child would be left.
             let fitting = match branch.fitting() {
                 fitting if fitting + 1 == count && count >= 2 * BRANCH_COUNT_MIN => {
                     count - BRANCH_COUNT_MIN
@@ -172,19 +175,19 @@ impl Tree {
 pub(super) struct Root(Tree);
 
 impl Root {
-    /// Adds a bucket, whose name is behind that of the last one.
+    /// Adds a bucket, whose name must be after that of the last one.
     pub(super) fn push(&mut self, pages: &mut Pages, name: &str, root: u64) {
         let value = [root.to_le_bytes(), [0; 8]].concat();
         self.0.push_element(pages, BUCKET, name.as_bytes(), &value);
     }
 
-    /// Returns its page.
+    /// Completes the root. Returns its page id.
     pub(super) fn finish(self, pages: &mut Pages) -> u64 {
         self.0.finish(pages)
     }
 }
 
-/// A page that was given away.
+/// A page that was emitted.
 #[derive(Debug)]
 struct Below {
     first_key: Vec<u8>,
@@ -194,7 +197,7 @@ struct Below {
 /// A leaf that is being filled.
 #[derive(Debug, Default)]
 struct Leaf {
-    /// Flags, bytes of the key, bytes of the value.
+    /// Flags, length of the key, length of the value.
     elements: Vec<(u32, u32, u32)>,
     content: Vec<u8>,
 }
@@ -204,7 +207,7 @@ impl Leaf {
         PAGE_HEADER_BYTES + self.elements.len() * ELEMENT_BYTES + self.content.len()
     }
 
-    /// Gives it away and begins the next.
+    /// Emits the leaf and starts the next.
     fn give(&mut self, pages: &mut Pages) -> Below {
         let count = self.elements.len();
         let mut heads = Vec::with_capacity(count * ELEMENT_BYTES);
@@ -238,7 +241,7 @@ impl Branch {
         self.below.push(below);
     }
 
-    /// How many of its pages fit into one, but not less than it must have.
+    /// How many of its child pages fit into one page, but at least [`BRANCH_COUNT_MIN`].
     fn fitting(&self) -> usize {
         let count = self.below.len();
         let mut bytes = PAGE_HEADER_BYTES + count * ELEMENT_BYTES + self.key_bytes;
@@ -250,7 +253,7 @@ impl Branch {
         fitting
     }
 
-    /// Gives away a page with the first `count`.
+    /// Emits a branch page with the first `count` children.
     fn give(&mut self, pages: &mut Pages, count: usize) -> Below {
         let (mut heads, mut keys) = (Vec::new(), Vec::new());
         for (place, Below { first_key, page }) in self.below[..count].iter().enumerate() {

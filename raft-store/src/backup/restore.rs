@@ -1,7 +1,9 @@
-//! A new member out of a backup: its state with new ids and a raised revision, and a log behind it.
+//! Makes a new member from a backup: its state with new ids and a raised revision, and a raft log
+//! that begins after it.
 //!
-//! Every member of the new cluster is restored from the same file by itself, so all of it follows from
-//! the file and the list of members: they begin as if they had all installed one snapshot.
+//! Each member of the new cluster is restored separately from the same file, so everything follows
+//! from the file and the list of members: they start as if they had all installed the same
+//! snapshot.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -22,16 +24,16 @@ use crate::log::{LogOptions, LogStore};
 use crate::row::{self, Identity};
 use crate::types::{CommittedLeaderId, LogId, Membership, Nodes, StoredMembership};
 
-/// Where the log of a restored cluster begins; the same on all members.
+/// Where the log of a restored cluster begins, on all members.
 const FIRST_TERM: u64 = 1;
 const FIRST_INDEX: u64 = 1;
 
-/// Who a backup is restored for.
+/// The member that a backup is restored for.
 #[derive(Clone, Debug)]
 pub struct NewMember {
-    /// Who it is.
+    /// Ids of the cluster and the member.
     pub identity: Identity,
-    /// All members of the new cluster, which all vote.
+    /// All members of the new cluster; all of them are voters.
     pub members: Nodes,
 }
 
@@ -42,24 +44,25 @@ pub struct Restored {
     pub revision_saved: i64,
     /// Current revision of the new cluster.
     pub revision: i64,
-    /// Its compacted revision; negative for none.
+    /// Its compacted revision; negative if there is none.
     pub compacted: i64,
-    /// Live keys.
+    /// Number of live keys.
     pub keys: i64,
     /// Rolling hash over all events up to the revision of the backup.
     pub digest: u64,
-    /// It was the database of an etcd, out of its data directory: what that etcd had in its log only is missing.
+    /// Whether it was etcd's database from a data directory: entries that were only in that etcd's
+    /// log are missing.
     pub is_copy: bool,
-    /// Roles of an etcd's with permissions for no keys, which were left out.
+    /// Roles of an etcd that had permissions for no keys, which were left out.
     pub reduced_roles: Vec<String>,
 }
 
 impl BackupFile {
-    /// Makes the state of a member in `dir`, which must not have one. The revision is raised `by` as
-    /// much, and if that is more than 0, everything up to there is compacted. Blocks.
+    /// Creates the state of a member in `dir`, which must not have one. Raises the revision by
+    /// `by`; if that is above 0, everything up to the new revision is compacted. Blocks.
     ///
     /// # Errors
-    /// [`BackupError`]; what is left in `dir` is of no use then.
+    /// [`BackupError`]; what is left in `dir` cannot be used then.
     pub fn restore_state(
         &self,
         dir: &Path,
@@ -141,19 +144,19 @@ impl BackupFile {
     }
 }
 
-/// The files of a backup, one behind the other, with every checksum checked.
+/// Reads the concatenated files of a backup and checks every checksum.
 struct Body<R> {
     file: R,
-    /// Bytes behind the current block.
+    /// Bytes after the current block.
     left: u64,
     block: Vec<u8>,
-    /// How much of the block is taken.
+    /// How much of the block was taken.
     at: usize,
     checksum: u32,
 }
 
 impl<R: Read> Body<R> {
-    /// The next bytes, at most `length` of them and at least one.
+    /// The next bytes: at least one, at most `length`.
     fn piece(&mut self, length: u64) -> io::Result<&[u8]> {
         if self.at == self.block.len() {
             self.next_block()?;
@@ -183,7 +186,7 @@ impl<R: Read> Body<R> {
     }
 }
 
-/// Opens what was copied, reads it through and compares it with its description.
+/// Opens the copied files, verifies all rows, and compares them with the metadata.
 fn open(database: StateDir, meta: &BackupMeta) -> io::Result<Rows> {
     let engine = EngineKind::default();
     let rows = engine.open(database, Create::Never)?;
@@ -192,7 +195,7 @@ fn open(database: StateDir, meta: &BackupMeta) -> io::Result<Rows> {
     Ok(rows)
 }
 
-/// Compares rows with their description.
+/// Compares the rows with the metadata.
 fn check(rows: &Rows, meta: &BackupMeta) -> io::Result<()> {
     if row::format(&**rows)? != Some(meta.state_format) {
         return Err(format::damaged("its rows have another format than it says"));
@@ -204,7 +207,7 @@ fn check(rows: &Rows, meta: &BackupMeta) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes the rows those of a new member; `None` if there are no revisions left.
+/// Turns the rows into those of a new member; `None` if there are not enough revisions left.
 fn begin_anew(rows: &Rows, member: &NewMember, by: i64) -> io::Result<Option<Head>> {
     let mut overlay = Overlay::new(rows);
     let Some(head) = restore::begin_anew(&mut overlay, by).map_err(halt_to_io)? else {
@@ -226,8 +229,8 @@ fn first() -> LogId {
     LogId::new(CommittedLeaderId::new(FIRST_TERM), FIRST_INDEX)
 }
 
-/// Makes the log of a restored member in `dir`, which must be empty or absent. Blocks; not to be
-/// called on a thread of an async runtime.
+/// Creates the log of a restored member in `dir`, which must be empty or absent. Blocks; must not
+/// be called on a thread of an async runtime.
 ///
 /// # Errors
 /// [`BackupError`].

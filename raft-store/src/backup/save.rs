@@ -1,4 +1,4 @@
-//! A running state as the bytes of a backup of our own form, piece by piece.
+//! Writes a running state as a backup in our own format, piece by piece.
 
 use std::fs::File;
 use std::io::{self, Read as _};
@@ -15,20 +15,20 @@ use crate::row::{self, Moment};
 use crate::snapshot::{SnapshotFile, SnapshotSource};
 use crate::store::Shared;
 
-/// A backup being made. It holds the files of one moment until it is dropped.
+/// A backup in progress. It keeps the files of a checkpoint until it is dropped.
 pub struct Backup {
     meta: BackupMeta,
     source: SnapshotSource,
-    /// Of the header, still to come.
+    /// The rest of the header, still to be returned.
     header: Bytes,
-    /// The file that is being read, and what is left of it.
+    /// The file being read, and the number of bytes left in it.
     current: Option<(File, u64)>,
     next_file: usize,
     body_left: u64,
     checksum: u32,
-    /// Everything but the digest, still to come.
+    /// Bytes still to be returned, without the digest.
     left: u64,
-    /// `None` once it is sent.
+    /// `None` once it was returned.
     digest: Option<Context>,
 }
 
@@ -37,12 +37,12 @@ pub struct Backup {
 pub struct Piece {
     /// At most 32 KiB.
     pub bytes: Bytes,
-    /// Bytes to come, without the digest.
+    /// Bytes that follow, without the digest.
     pub remaining: u64,
 }
 
 impl Backup {
-    /// Blocks for a flush; `version` is the program's.
+    /// Starts a backup. Blocks for a flush; `version` is the program's.
     pub(crate) fn create(shared: &Shared, version: &str) -> io::Result<Self> {
         let source = SnapshotSource::create(shared)?;
         let meta = describe(shared, &source, version)?;
@@ -62,35 +62,35 @@ impl Backup {
         })
     }
 
-    /// Newest revision in it.
+    /// Newest revision in the backup.
     #[must_use]
     pub fn revision(&self) -> i64 {
         self.meta.revision
     }
 
-    /// The files of the state that it holds.
+    /// The files of the state that it contains.
     #[must_use]
     pub fn files(&self) -> &[SnapshotFile] {
         self.source.files()
     }
 
-    /// Bytes to come, without the digest.
+    /// Bytes still to be returned, without the digest.
     #[must_use]
     pub fn remaining(&self) -> u64 {
         self.left
     }
 
-    /// Reads the next piece, `None` behind the last. Blocks on the disk.
+    /// Reads the next piece; `None` after the last. Blocks on the disk.
     ///
     /// # Errors
-    /// What the system reports; the backup is then of no use.
+    /// Any error of the system; the backup cannot be used afterwards.
     pub fn next_piece(&mut self) -> io::Result<Option<Piece>> {
         let bytes = if !self.header.is_empty() {
             self.header.split_to(self.header.len().min(BLOCK_BYTES))
         } else if self.body_left > 0 {
             self.block()?
         } else if self.left > 0 {
-            // Less than a sector.
+            // Padding, less than a sector.
             vec![0; usize::try_from(self.left).unwrap_or(0)].into()
         } else {
             let digest = self.digest.take().map(Context::finish);
@@ -118,7 +118,7 @@ impl Backup {
         Ok(block.into())
     }
 
-    /// Reads something of the current file, or of the next that is not empty.
+    /// Reads some bytes of the current file, or of the next that is not empty.
     fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
         if self.current.is_none() {
             let size = self.source.files().get(self.next_file).map_or(0, |file| file.size);
@@ -139,7 +139,8 @@ impl Backup {
     }
 }
 
-/// What the files say of themselves: what was published when they were made may be older.
+/// Reads the metadata from the checkpoint's own files, which may be newer than what was published
+/// when they were made.
 pub(super) fn describe(
     shared: &Shared,
     source: &SnapshotSource,

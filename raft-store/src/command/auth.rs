@@ -1,4 +1,4 @@
-//! Auth requests as they travel become commands.
+//! Converts auth requests from messages to commands.
 
 use conclave_proto::{authpb, etcdserverpb as etcd, internal};
 use conclave_state_machine::command::{
@@ -7,7 +7,7 @@ use conclave_state_machine::command::{
 };
 use conclave_state_machine::response::Rejection;
 
-/// On whose behalf a command of a log entry is carried out.
+/// Converts the caller of a command in a log entry.
 #[must_use]
 pub fn caller(message: Option<internal::Caller>) -> Caller {
     match message {
@@ -15,13 +15,13 @@ pub fn caller(message: Option<internal::Caller>) -> Caller {
         Some(internal::Caller { inside: true, .. }) => Caller::Inside,
         Some(internal::Caller { user, auth_revision, .. }) => match UserName::try_from(user) {
             Ok(name) => Caller::User { name, auth_revision },
-            // What is no text is nobody's name.
+            // A name that is not UTF-8 belongs to no user.
             Err(_) => Caller::Anonymous,
         },
     }
 }
 
-/// As [`caller`] reads it back.
+/// Converts a caller to the message that [`caller`] reads.
 #[must_use]
 pub fn caller_message(caller: &Caller) -> Option<internal::Caller> {
     match caller {
@@ -35,39 +35,39 @@ pub fn caller_message(caller: &Caller) -> Option<internal::Caller> {
     }
 }
 
-/// A command that the cluster itself proposes, and no client.
+/// Wraps a command that the cluster itself proposes, not a client.
 #[must_use]
 pub fn inside(command: internal::command::Command) -> internal::Command {
     internal::Command { caller: caller_message(&Caller::Inside), command: Some(command) }
 }
 
-/// The command of a new user.
+/// Converts the addition of a user.
 #[must_use]
 pub fn user_add(add: internal::AuthUserAdd) -> AuthCommand {
     let internal::AuthUserAdd { name, password_hash, no_password } = add;
     AuthCommand::UserAdd(UserAdd { name, password_hash, no_password })
 }
 
-/// The command of a new password.
+/// Converts a change of password.
 #[must_use]
 pub fn change_password(change: internal::AuthChangePassword) -> AuthCommand {
     let internal::AuthChangePassword { name, password_hash } = change;
     AuthCommand::UserChangePassword(UserChangePassword { name, password_hash })
 }
 
-/// The command of a role for a user.
+/// Converts the grant of a role to a user.
 #[must_use]
 pub fn user_grant_role(grant: etcd::AuthUserGrantRoleRequest) -> AuthCommand {
     AuthCommand::UserGrantRole(UserRole { user: grant.user, role: grant.role })
 }
 
-/// The command of a role that a user loses.
+/// Converts the revocation of a role from a user.
 #[must_use]
 pub fn user_revoke_role(revoke: etcd::AuthUserRevokeRoleRequest) -> AuthCommand {
     AuthCommand::UserRevokeRole(UserRole { user: revoke.name, role: revoke.role })
 }
 
-/// The command of a permission for a role.
+/// Converts the grant of a permission to a role.
 ///
 /// # Errors
 /// [`Rejection::Malformed`] for an unknown kind of permission.
@@ -85,14 +85,14 @@ fn permission(message: authpb::Permission) -> Result<Permission, Rejection> {
     })
 }
 
-/// The command of a permission that a role loses.
+/// Converts the revocation of a permission from a role.
 #[must_use]
 pub fn role_revoke(revoke: etcd::AuthRoleRevokePermissionRequest) -> AuthCommand {
     let etcd::AuthRoleRevokePermissionRequest { role, key, range_end } = revoke;
     AuthCommand::RoleRevoke(RoleRevoke { role, key, range_end })
 }
 
-/// The command of a token.
+/// Converts the issue of a token.
 #[must_use]
 pub fn token(token: internal::AuthToken) -> AuthCommand {
     let internal::AuthToken { user, fingerprint, auth_revision, issued_unix_ms } = token;

@@ -1,8 +1,8 @@
-//! Which commands may take long: as long as there are keys.
+//! Tells which commands may take long: those whose cost may grow with the number of keys.
 
 use conclave_proto::{etcdserverpb as etcd, internal};
 
-/// Whether carrying it out may take as long as there are keys.
+/// Whether the cost of applying it may grow with the number of keys.
 pub(crate) fn is_long(message: &internal::Command) -> bool {
     use internal::command::Command as Message;
     match &message.command {
@@ -49,7 +49,7 @@ pub(crate) fn is_long(message: &internal::Command) -> bool {
     }
 }
 
-/// Whether a transaction, or one inside it, compares, reads or deletes more than single keys.
+/// Whether a transaction, or one nested in it, compares, reads or deletes more than single keys.
 fn has_spans(txn: &etcd::TxnRequest) -> bool {
     use etcd::request_op::Request;
     let mut pending = vec![txn];

@@ -1,4 +1,4 @@
-//! Commands of sessions and locks, as they travel.
+//! Converts requests of sessions and locks from messages to commands.
 
 use conclave_proto::{internal, v1};
 use conclave_state_machine::command::{
@@ -9,7 +9,7 @@ use conclave_state_machine::response::Rejection;
 
 use super::{primitive::once, txn};
 
-/// The command that begins a session.
+/// Converts the begin of a session.
 #[must_use]
 pub fn session_begin(request: v1::SessionBeginRequest) -> SessionBegin {
     SessionBegin {
@@ -21,7 +21,7 @@ pub fn session_begin(request: v1::SessionBeginRequest) -> SessionBegin {
     }
 }
 
-/// The command that takes places.
+/// Converts an acquisition.
 #[must_use]
 pub fn acquire(message: internal::LockAcquire) -> LockCommand {
     LockCommand::Acquire(LockAcquire {
@@ -40,7 +40,7 @@ pub fn acquire(message: internal::LockAcquire) -> LockCommand {
     })
 }
 
-/// The command that gives places up.
+/// Converts a release.
 #[must_use]
 pub fn release(message: internal::LockRelease) -> LockCommand {
     LockCommand::Release(LockRelease {
@@ -52,7 +52,7 @@ pub fn release(message: internal::LockRelease) -> LockCommand {
     })
 }
 
-/// The command that changes how a place is held.
+/// Converts a change of a holder's share.
 #[must_use]
 pub fn convert(request: v1::ConvertRequest) -> LockCommand {
     LockCommand::Convert(LockConvert {
@@ -65,14 +65,14 @@ pub fn convert(request: v1::ConvertRequest) -> LockCommand {
     })
 }
 
-/// The command that takes places away.
+/// Converts a break.
 #[must_use]
 pub fn seize(message: internal::LockBreak) -> LockCommand {
     let internal::LockBreak { name, fence, by, reason } = message;
     LockCommand::Break(LockBreak { name, fence, by, reason })
 }
 
-/// The command that takes a place in an election.
+/// Converts a candidacy.
 #[must_use]
 pub fn campaign(message: internal::Campaign) -> LockCommand {
     let internal::Campaign { name, session, value, attempt, number, once: asked, resumes } =
@@ -81,24 +81,24 @@ pub fn campaign(message: internal::Campaign) -> LockCommand {
     LockCommand::Campaign(Campaign { name, session, value, attempt, number, once, resumes })
 }
 
-/// The command that gives a place in an election up.
+/// Converts the withdrawal of a candidate.
 #[must_use]
 pub fn leave(message: internal::Leave) -> LockCommand {
     let internal::Leave { name, session, fence, attempt, once: asked } = message;
     LockCommand::Leave(Leave { name, session, fence, attempt, once: once(asked) })
 }
 
-/// The command by which a leader hands over.
+/// Converts a hand-over.
 #[must_use]
 pub fn hand_over(message: internal::HandOver) -> LockCommand {
     let internal::HandOver { name, fence, to, session } = message;
     LockCommand::HandOver(HandOver { name, session, fence, to })
 }
 
-/// The command of a guarded transaction.
+/// Converts a guarded transaction.
 ///
 /// # Errors
-/// As [`txn`].
+/// Those of [`txn`].
 pub fn guarded_txn(request: v1::CommitRequest) -> Result<GuardedTxn, Rejection> {
     let guards = request.guards.into_iter();
     Ok(GuardedTxn {

@@ -1,4 +1,4 @@
-//! Commands of counters, latches, barriers and groups, as they travel.
+//! Converts requests of counters, latches, barriers and groups from messages to commands.
 
 use conclave_proto::{internal, v1};
 use conclave_state_machine::command::{Action, Condition, Once, Primitive};
@@ -6,10 +6,10 @@ use conclave_state_machine::response::Rejection;
 use internal::counter_set::Condition as When;
 use internal::primitive::Action as Message;
 
-/// The command of a change.
+/// Converts a change.
 ///
 /// # Errors
-/// [`Rejection::Malformed`] if it does not say what to do.
+/// [`Rejection::Malformed`] if the action is missing or unknown.
 pub fn primitive(message: internal::Primitive) -> Result<Primitive, Rejection> {
     let action = match message.action.ok_or(Rejection::Malformed("unknown action"))? {
         Message::Add(delta) => Action::Add(delta),
@@ -32,7 +32,7 @@ pub fn primitive(message: internal::Primitive) -> Result<Primitive, Rejection> {
     Ok(Primitive { once: once(message.once), name: message.name, action })
 }
 
-/// Who asks, and for which time.
+/// Converts session and number of a request.
 #[must_use]
 pub fn once(message: Option<v1::Once>) -> Once {
     let v1::Once { session, sequence, settled, undoes } = message.unwrap_or_default();

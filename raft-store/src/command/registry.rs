@@ -1,4 +1,4 @@
-//! Commands of the registry, as they travel.
+//! Converts requests of the registry from messages to commands.
 
 use conclave_proto::v1::register_request::Mode;
 use conclave_proto::{internal, v1};
@@ -11,7 +11,7 @@ use conclave_state_machine::response::Rejection;
 
 use super::primitive::once;
 
-/// The command that registers an instance.
+/// Converts a registration.
 #[must_use]
 pub fn register(message: internal::RegistryRegister) -> RegistryCommand {
     let request = message.request.unwrap_or_default();
@@ -35,7 +35,7 @@ pub fn register(message: internal::RegistryRegister) -> RegistryCommand {
     })
 }
 
-/// The command that removes an instance.
+/// Converts a deregistration.
 #[must_use]
 pub fn deregister(request: v1::DeregisterRequest) -> RegistryCommand {
     let v1::DeregisterRequest { service, id, session, fence, once: asked } = request;
@@ -43,7 +43,7 @@ pub fn deregister(request: v1::DeregisterRequest) -> RegistryCommand {
     RegistryCommand::Deregister(Deregister { service, id, session, fence, once })
 }
 
-/// The command that changes an instance.
+/// Converts an update of an instance.
 ///
 /// # Errors
 /// [`Rejection::Malformed`] for an unknown number.
@@ -70,7 +70,7 @@ pub fn update(message: internal::RegistryUpdate) -> Result<RegistryCommand, Reje
     }))
 }
 
-/// The command by which the leader says what its checks found.
+/// Converts the result of a health check, proposed by the leader.
 ///
 /// # Errors
 /// [`Rejection::Malformed`] for an unknown number.
@@ -87,7 +87,7 @@ pub fn checked(message: internal::RegistryChecked) -> Result<RegistryCommand, Re
     }))
 }
 
-/// The command by which the leader says which times are over.
+/// Converts the items that the leader found due.
 ///
 /// # Errors
 /// [`Rejection::Malformed`] for an unknown number.
@@ -103,7 +103,7 @@ pub fn settle(message: internal::RegistrySettle) -> Result<RegistryCommand, Reje
     Ok(RegistryCommand::Settle(Settle { term, now_ms, items }))
 }
 
-/// The command that sets switches of a service.
+/// Converts a change of a service's switches.
 #[must_use]
 pub fn configure(request: v1::ServiceConfigureRequest) -> RegistryCommand {
     let v1::ServiceConfigureRequest { service, guard, damping } = request;

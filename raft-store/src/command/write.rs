@@ -1,4 +1,4 @@
-//! Writes that may come again, as they travel.
+//! Converts writes that may be retried from messages to commands.
 
 use conclave_proto::v1;
 use conclave_state_machine::command::{Write, WriteId};
@@ -6,17 +6,17 @@ use conclave_state_machine::response::Rejection;
 
 use super::lock;
 
-/// The command of a write.
+/// Converts a write.
 ///
 /// # Errors
-/// As [`super::txn`].
+/// Those of [`super::txn`].
 pub fn write(request: v1::WriteRequest) -> Result<Write, Rejection> {
     let id = id(&request);
     let v1::WriteRequest { guards, txn, .. } = request;
     Ok(Write { id, guarded: lock::guarded_txn(v1::CommitRequest { guards, txn })? })
 }
 
-/// By what a write is recognised when it comes again.
+/// The id by which retries of a write are recognised.
 #[must_use]
 pub fn id(request: &v1::WriteRequest) -> WriteId {
     let v1::WriteRequest { writer, sequence, settled, since, .. } = request;

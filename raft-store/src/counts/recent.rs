@@ -1,21 +1,24 @@
-//! Which keys came and went of late: what makes a count of now one of a little while ago.
+//! Remembers the latest creations and deletions of keys, to turn a present count into one at a
+//! slightly older revision.
 //!
-//! A list in pages is read at the revision of its first page, and each page tells how many keys are left. Most writes
-//! meanwhile change keys that are there, so few entries have to be looked at.
+//! A list in pages is read at the revision of its first page, and the answer for each page includes
+//! how many keys are left. Most writes meanwhile change existing keys, so there are few entries to
+//! look at.
 
 use std::collections::VecDeque;
 
 use bytes::Bytes;
 
-/// Entries that are remembered: what a reader looks at while writers wait, some tens of microseconds.
+/// Most entries to remember: a reader looks at them, for some tens of microseconds, while writes
+/// wait.
 const ENTRIES_MAX: usize = 4_096;
-/// Bytes of their keys.
+/// Most bytes of their keys.
 const KEYS_BYTES_MAX: usize = 1 << 20;
 
 /// Creations and deletions after a revision, in order.
 #[derive(Debug)]
 pub(super) struct Recent {
-    /// All after this revision are there.
+    /// All changes after this revision are included.
     since: i64,
     entries: VecDeque<Entry>,
     keys_bytes: usize,
@@ -29,12 +32,12 @@ struct Entry {
 }
 
 impl Recent {
-    /// Nothing happened after `revision` yet.
+    /// Starts at `revision`, without changes.
     pub(super) fn new(revision: i64) -> Self {
         Self { since: revision, entries: VecDeque::new(), keys_bytes: 0 }
     }
 
-    /// The key was created at `revision`, or deleted. Revisions do not go down.
+    /// Adds the creation or deletion of a key at `revision`. Revisions must not decrease.
     pub(super) fn push(&mut self, revision: i64, key: &Bytes, is_created: bool) {
         self.keys_bytes = self.keys_bytes.saturating_add(key.len());
         self.entries.push_back(Entry { revision, key: key[..].into(), is_created });
@@ -45,7 +48,8 @@ impl Recent {
         }
     }
 
-    /// How many more keys of `[start, end)` live now than as of `revision`; `None` where that is forgotten.
+    /// How many more keys of `[start, end)` are live now than at `revision`; `None` if the changes
+    /// since then are no longer all remembered.
     pub(super) fn growth(&self, revision: i64, start: &[u8], end: Option<&[u8]>) -> Option<i64> {
         if revision < self.since {
             return None;

@@ -1,47 +1,49 @@
-//! Writes the end of a file past the page cache.
+//! Writes to the end of a file past the page cache.
 //!
-//! A write through the page cache and the sync of it are two ways through the kernel: the pages are marked, found
-//! again, locked, written, and only then is the disk told to keep them. Written directly, the blocks are on their way
-//! at once. Measured on Linux 6.18, ext4 on a virtual disk, three processes each syncing 4 KiB at a time: p50 289 -> 210 us,
-//! p99 1.4 -> 0.8 ms, and a third less time in the kernel.
+//! A write through the page cache and its sync take two passes through the kernel: the pages are
+//! marked, found again, locked and written, and only then is the disk told to flush. With direct
+//! writes the blocks are on their way at once. Measured on Linux 6.18, ext4 on a virtual disk,
+//! three processes that each sync 4 KiB at a time: p50 289 -> 210 us, p99 1.4 -> 0.8 ms, and a
+//! third less time in the kernel.
 //!
-//! Only whole blocks can be written so. What was written of the last one stands in front of what comes next, and
-//! what follows up to the end of a block is zeros. Where the file system does not have it, or refuses, the page
-//! cache is as good.
+//! Only whole blocks can be written this way. So the part of the last block that was written before
+//! is written again in front of new data, and the rest of the new last block is filled with zeros.
+//! If the file system does not support or rejects direct writes, the page cache is used instead.
 
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-/// Where a direct write begins and ends, in the file and in memory: what every disk accepts.
+/// Alignment of direct writes in the file and in memory, which every disk accepts.
 const BLOCK_BYTES: usize = 4096;
-/// What is written at once.
+/// Most bytes of one write.
 const PIECE_BYTES: usize = 256 << 10;
 
-/// The end of one file at a time: that of the segment which is being written.
+/// Writes to the end of one file at a time: that of the segment being written.
 #[derive(Debug, Default)]
 pub(super) struct End {
     blocks: Blocks,
     open: Option<Open>,
-    /// The file system does not have it.
+    /// Whether the file system does not support direct writes.
     is_refused: bool,
 }
 
-/// A file that is written directly.
+/// A file that is open for direct writes.
 #[derive(Debug)]
 struct Open {
     file: File,
     inode: u64,
-    /// Where the next byte goes. What stands before it in its block is at the beginning of the blocks.
+    /// Offset of the next byte. The part of its block before it is at the beginning of
+    /// [`End::blocks`].
     next: u64,
 }
 
 impl End {
-    /// Writes `bytes` at `offset` of `file`, which is open at `path`, too.
+    /// Writes `bytes` at `offset` of `file`, whose path is `path`.
     ///
     /// # Errors
-    /// Those of the file system.
+    /// Any error of the file system.
     pub(super) fn write(
         &mut self,
         (path, file): (&Path, &File),
@@ -63,8 +65,8 @@ impl End {
         file.write_all_at(bytes, offset)
     }
 
-    /// Takes the file that is to be written at `offset`, if it can be written directly now. What stands before
-    /// that in its block is read unless the last write ended there.
+    /// Returns the file for a write at `offset`, if it can be written directly at present. The part
+    /// of the block before `offset` is read, unless the last write ended there.
     fn open_at(&mut self, (path, file): (&Path, &File), offset: u64) -> io::Result<Option<Open>> {
         if self.is_refused {
             return Ok(None);
@@ -81,7 +83,7 @@ impl End {
                 if error.kind() == io::ErrorKind::InvalidInput {
                     self.refuse(path);
                 }
-                // Too many files are open, perhaps: the page cache is as good.
+                // Perhaps too many files are open: use the page cache this time.
                 return Ok(None);
             }
         };
@@ -101,16 +103,16 @@ impl End {
     }
 }
 
-/// Memory for whole blocks, which begins with what is written of the last one.
+/// Aligned memory for whole blocks, which begins with the written part of the last one.
 #[derive(Debug, Default)]
 struct Blocks {
     memory: Vec<u8>,
-    /// Where the first block begins in it.
+    /// Index of the first block in `memory`.
     start: usize,
 }
 
 impl Blocks {
-    /// Prepares for a write at `offset` of `file`: takes what stands before it in its block.
+    /// Prepares for a write at `offset` of `file`: reads the part of its block before it.
     fn begin(&mut self, file: &File, offset: u64) -> io::Result<()> {
         if self.memory.is_empty() {
             self.memory = vec![0; PIECE_BYTES + BLOCK_BYTES];
@@ -120,12 +122,12 @@ impl Blocks {
         file.read_exact_at(&mut self.piece()[..filled], offset - filled as u64)
     }
 
-    /// A piece of whole blocks.
+    /// Aligned memory for one write.
     fn piece(&mut self) -> &mut [u8] {
         &mut self.memory[self.start..][..PIECE_BYTES]
     }
 
-    /// Shows `write` whole blocks, and where they go, until `bytes` are at `offset`.
+    /// Calls `write` with whole blocks and their offsets until `bytes` are at `offset`.
     fn write(
         &mut self,
         mut bytes: &[u8],
@@ -150,7 +152,7 @@ impl Blocks {
     }
 }
 
-/// How much of its block stands before `offset`.
+/// Number of bytes before `offset` in its block.
 fn filled(offset: u64) -> usize {
     (offset % BLOCK_BYTES as u64) as usize
 }
@@ -161,7 +163,7 @@ mod tests {
 
     use super::*;
 
-    /// Lengths of writes: small ones, around blocks, around pieces.
+    /// Lengths of writes: small ones, around a block, around a piece.
     fn lengths() -> impl Strategy<Value = Vec<usize>> {
         let around = |bytes: usize| bytes - 2..bytes + 3;
         let length = prop_oneof![

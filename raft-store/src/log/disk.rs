@@ -1,7 +1,7 @@
 //! The file operations that the log needs, and their implementation on a real directory.
 //!
-//! The seam exists for crash tests: [`crate::log::sim::SimDisk`] implements it in memory, loses what
-//! was not synced and fails on demand. It is not a general file system.
+//! The trait exists for crash tests: [`crate::log::sim::SimDisk`] implements it in memory, loses
+//! what was not synced, and fails on demand. It is not a general file system.
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -13,78 +13,79 @@ use parking_lot::Mutex;
 
 use super::direct::End;
 
-/// One flat directory of files, owned by one log.
+/// One flat directory of files, used by one log.
 pub trait Disk: Send + Sync + 'static {
     /// Names of all files.
     ///
     /// # Errors
-    /// Those of the file system.
+    /// Any error of the file system.
     fn list(&self) -> io::Result<Vec<String>>;
     /// Creates `name`, which must not exist.
     ///
     /// # Errors
-    /// Those of the file system.
+    /// Any error of the file system.
     fn create(&self, name: &str) -> io::Result<Arc<dyn DiskFile>>;
-    /// Opens `name`, which must exist, to read and write.
+    /// Opens `name`, which must exist, for reading and writing.
     ///
     /// # Errors
-    /// Those of the file system.
+    /// Any error of the file system.
     fn open(&self, name: &str) -> io::Result<Arc<dyn DiskFile>>;
     /// Renames a file, replacing `to`. Durable after [`Disk::sync_dir`].
     ///
     /// # Errors
-    /// Those of the file system.
+    /// Any error of the file system.
     fn rename(&self, from: &str, to: &str) -> io::Result<()>;
     /// Removes a file. Durable after [`Disk::sync_dir`].
     ///
     /// # Errors
-    /// Those of the file system.
+    /// Any error of the file system.
     fn remove(&self, name: &str) -> io::Result<()>;
-    /// Makes names durable: creations, renames and removals.
+    /// Makes changes of names durable: creations, renames and removals.
     ///
     /// # Errors
-    /// Those of the file system.
+    /// Any error of the file system.
     fn sync_dir(&self) -> io::Result<()>;
-    /// Where `name` is, for a person.
+    /// The path of `name`, for messages.
     fn path(&self, name: &str) -> PathBuf;
 }
 
-/// An open file. Positions are explicit, so that readers and the writer share it.
+/// An open file. Offsets are explicit, so that readers and the writer can share it.
 pub trait DiskFile: Send + Sync {
     /// Length in bytes.
     ///
     /// # Errors
-    /// Those of the file system.
+    /// Any error of the file system.
     fn bytes(&self) -> io::Result<u64>;
-    /// Cuts or extends the file.
+    /// Truncates or extends the file.
     ///
     /// # Errors
-    /// Those of the file system.
+    /// Any error of the file system.
     fn set_bytes(&self, bytes: u64) -> io::Result<()>;
     /// Fills `buffer` from `offset`.
     ///
     /// # Errors
-    /// Those of the file system; `UnexpectedEof` if the file ends before.
+    /// Any error of the file system; `UnexpectedEof` if the file ends before that.
     fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()>;
     /// Writes all of `bytes` at `offset`. Durable after [`DiskFile::sync`].
     ///
     /// # Errors
-    /// Those of the file system.
+    /// Any error of the file system.
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
-    /// As [`DiskFile::write_all_at`], but nothing behind `bytes` counts any more: up to the end of the last block it may
-    /// become zeros, and the file longer. What is to be synced at once is written sooner so.
+    /// As [`DiskFile::write_all_at`], for the end of a file: up to the end of the last block, the
+    /// content after `bytes` may be replaced by zeros, and the file may become longer. Faster if
+    /// the bytes are synced right afterwards.
     ///
     /// # Errors
-    /// Those of the file system.
+    /// Any error of the file system.
     fn write_end_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
     /// Makes all written bytes durable, and the length if it changed (`fdatasync`).
     ///
     /// # Errors
-    /// Those of the file system. After one nothing is known about the bytes written before.
+    /// Any error of the file system. After one, nothing is known about the bytes written before.
     fn sync(&self) -> io::Result<()>;
 }
 
-/// A directory of the file system, locked against a second process for as long as this lives.
+/// A directory of the file system, locked against other processes as long as this value lives.
 #[derive(Debug)]
 pub struct RealDisk {
     dir: PathBuf,
@@ -93,10 +94,10 @@ pub struct RealDisk {
 }
 
 impl RealDisk {
-    /// Opens `dir` and locks it; creates it if absent.
+    /// Opens and locks `dir`; creates it if absent.
     ///
     /// # Errors
-    /// `WouldBlock` if another process holds it; else those of the file system.
+    /// `WouldBlock` if another process has locked it; otherwise any error of the file system.
     pub fn open(dir: &Path) -> io::Result<Self> {
         if !dir.is_dir() {
             std::fs::create_dir_all(dir)?;
@@ -121,7 +122,7 @@ impl Disk for RealDisk {
     fn list(&self) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
         for item in std::fs::read_dir(&self.dir)? {
-            // A name that is not UTF-8 is none of ours.
+            // A name that is not UTF-8 is not one of ours.
             if let Ok(name) = item?.file_name().into_string() {
                 names.push(name);
             }

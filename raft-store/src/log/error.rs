@@ -1,4 +1,4 @@
-//! Why a log does not open.
+//! Why a log cannot be opened.
 
 use std::io;
 use std::path::PathBuf;
@@ -6,10 +6,10 @@ use std::path::PathBuf;
 const ADVICE: &str = "This member must not start with it: remove it from the cluster, delete its data \
                       directory and add it as a new member";
 
-/// Why a log does not open.
+/// Why a log cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// The file system said no.
+    /// The file system reported an error.
     #[error("raft log at {path}: {source}")]
     Io {
         /// What was being read or written.
@@ -24,14 +24,14 @@ pub enum OpenError {
         /// The directory.
         path: PathBuf,
     },
-    /// It is another member's.
+    /// It belongs to another member.
     #[error("raft log at {path} belongs to member {found:x}, not to member {expected:x}")]
     OtherMember {
         /// The identity file.
         path: PathBuf,
         /// Member that the log says it belongs to.
         found: u64,
-        /// Member that opened it.
+        /// Member that tried to open it.
         expected: u64,
     },
     /// Written by a version that this program does not know.
@@ -54,25 +54,27 @@ pub enum OpenError {
         /// Largest allowed.
         max: u64,
     },
-    /// A leader found that records are gone that this member had acknowledged ([`LogStore::condemn`]).
+    /// A leader found that records which this member had acknowledged are gone
+    /// ([`LogStore::condemn`]).
     ///
     /// [`LogStore::condemn`]: crate::log::LogStore::condemn
     #[error("raft log at {path} lost records or leads to a wrong state: {reason}. {ADVICE}")]
     Lost {
         /// The directory.
         path: PathBuf,
-        /// How it is known.
+        /// How this is known.
         reason: String,
     },
     /// Records that were durable are unreadable. A member that forgets what it acknowledged could
-    /// elect a leader without committed entries, so it must not take part again with this directory.
+    /// elect a leader without committed entries, so it must not take part again with this
+    /// directory.
     #[error("raft log is damaged: {path} at byte {offset}: {reason}. {ADVICE}")]
     Damaged {
         /// The damaged file.
         path: PathBuf,
-        /// Where in the file.
+        /// Offset of the damage in the file.
         offset: u64,
-        /// What is wrong there, and how it is known.
+        /// What is wrong there, and how this is known.
         reason: String,
     },
 }

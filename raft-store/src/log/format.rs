@@ -1,4 +1,4 @@
-//! The bytes on disk: identity file, segment header, record.
+//! The encoding on disk: identity file, segment header, record.
 //!
 //! ```text
 //! identity         magic 8 | version 4 | 0 4 | node 8 | salt 8 | crc32c 4
@@ -8,18 +8,18 @@
 //! record           crc32c 4 | body bytes 4 | segment 8 | sequence 8 | position 4 | kind 1 | 0 3
 //!                  | body | 0 up to a multiple of 8
 //! ```
-//! All integers are little-endian. A recycled segment is full of valid old records: a record counts
-//! only with its own segment's number and the expected sequence. Checksums are seeded with the salt,
-//! a random number of this log, so that no client can place a valid record in a value.
+//! All integers are little-endian. A recycled segment is full of valid old records, so a record
+//! counts only with its own segment's number and the expected sequence. Checksums are seeded with
+//! the salt, a random number of this log, so that no client can place a valid record in a value.
 //!
 //! `position` counts the records since the last completed sync. Hence `sequence - position` is the
-//! first record that was not yet durable when this one was written, which tells damage (an earlier
-//! record is unreadable although it was durable) from a torn tail (it never was).
+//! first record that was not yet durable when this one was written. This distinguishes damage (an
+//! earlier record is unreadable although it was durable) from a torn tail (it never was durable).
 //!
 //! | module | what |
 //! |---|---|
 //! | `header` | the identity file and segment headers |
-//! | `scan` | what lies behind the end |
+//! | `scan` | what follows the last readable record |
 
 mod header;
 mod scan;
@@ -34,16 +34,16 @@ use crate::types::LogId;
 pub(super) use header::{Checkpoint, HeaderError, Identity, SegmentHeader};
 pub(super) use scan::{Remains, scan};
 
-/// Version of everything here.
+/// Version of this format.
 pub(super) const VERSION: u32 = 1;
-/// Bytes of a segment header: one sector, so that it is written whole or not at all.
+/// Bytes of a segment header: one sector, so that it is written completely or not at all.
 pub(super) const SEGMENT_HEADER_BYTES: u64 = 512;
 /// Bytes before the body of a record.
 pub(super) const RECORD_HEADER_BYTES: usize = 32;
 /// Records begin at multiples of this.
 const ALIGNMENT: usize = 8;
 
-/// What a record says.
+/// What a record contains.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Kind {
@@ -51,11 +51,12 @@ pub(super) enum Kind {
     Vote = 1,
     /// Body: `internal::Entry`.
     Entry = 2,
-    /// Entries after a log id are void. Body: [`encode_log_id`].
+    /// Entries after a log id are removed. Body: [`encode_log_id`].
     Truncate = 3,
-    /// Entries up to a log id are gone. Body: [`encode_log_id`].
+    /// Entries up to a log id are purged. Body: [`encode_log_id`].
     Purge = 4,
-    /// The cluster committed up to a log id. A hint, never synced for itself. Body: [`encode_log_id`].
+    /// Entries up to a log id are committed. A hint, never synced for its own sake. Body:
+    /// [`encode_log_id`].
     Committed = 5,
 }
 
@@ -89,12 +90,12 @@ impl RecordHeader {
     }
 }
 
-/// Bytes that a record with such a body takes.
+/// Bytes of a record with a body of this length.
 pub(super) fn record_bytes(body_bytes: usize) -> usize {
     (RECORD_HEADER_BYTES + body_bytes).next_multiple_of(ALIGNMENT)
 }
 
-/// Adds a record to `out`, whose length must be a multiple of 8. The body is below 4 GiB.
+/// Appends a record to `out`, whose length must be a multiple of 8. The body must be below 4 GiB.
 pub(super) fn append_record(out: &mut Vec<u8>, seed: u32, header: &RecordHeader, body: &[u8]) {
     let start = out.len();
     let body_bytes = u32::try_from(body.len()).expect("bodies are bounded when they are queued");
@@ -114,16 +115,16 @@ pub(super) fn append_record(out: &mut Vec<u8>, seed: u32, header: &RecordHeader,
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Found {
     pub(super) header: RecordHeader,
-    /// Where its body is in `bytes`.
+    /// Range of its body in `bytes`.
     pub(super) body: Range<usize>,
-    /// Where the next record begins.
+    /// Offset of the next record.
     pub(super) end: usize,
 }
 
-/// Reads the record of `segment` that begins at `at`; `None` if there is no sound one.
+/// Reads the record of `segment` at `at`; `None` if there is no valid one.
 pub(super) fn read_record(bytes: &[u8], at: usize, seed: u32, segment: u64) -> Option<Found> {
     let head = bytes.get(at..at.checked_add(RECORD_HEADER_BYTES)?)?;
-    // First, because in stale bytes it is nearly always wrong and costs nothing.
+    // Checked first, because in stale bytes it is nearly always wrong and the check is cheap.
     if u64_at(head, 8) != segment {
         return None;
     }
@@ -140,7 +141,7 @@ pub(super) fn read_record(bytes: &[u8], at: usize, seed: u32, segment: u64) -> O
     (end <= bytes.len()).then_some(Found { header, body, end })
 }
 
-/// Body of a record about a log id; none is not the same as the first.
+/// Encodes the body of a record about a log id. `None` differs from the first log id.
 pub(super) fn encode_log_id(id: Option<LogId>) -> Vec<u8> {
     let Some(id) = id else { return vec![0] };
     let mut out = vec![1];
@@ -149,7 +150,7 @@ pub(super) fn encode_log_id(id: Option<LogId>) -> Vec<u8> {
     out
 }
 
-/// The log id of such a body; `None` if it is not one.
+/// Decodes such a body; `None` if it is not one.
 pub(super) fn decode_log_id(body: &[u8]) -> Option<Option<LogId>> {
     match body.split_first()? {
         (0, []) => Some(None),
@@ -178,7 +179,7 @@ mod tests {
         LogId::new(CommittedLeaderId::new(term), index)
     }
 
-    /// A changed digest is a changed format: raise [`VERSION`] and keep reading the old one.
+    /// If the digest changes, so did the format: raise [`VERSION`] and keep reading the old one.
     #[test]
     fn the_bytes_of_version_1_never_change() {
         let vote = codec::vote(&internal::Vote { term: 3, leader: 2, committed: true });

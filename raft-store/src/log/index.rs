@@ -1,7 +1,7 @@
-//! Where every entry is: in the tail cache, in a segment file, or both.
+//! Where each entry is: in the tail cache, in a segment file, or both.
 //!
-//! The cache holds the encoded bytes of the newest entries. An entry leaves it only after its record
-//! was written, oldest first, so that every entry is readable from the moment it was appended.
+//! The cache contains the encoded bytes of the newest entries. An entry is evicted only after its
+//! record was written, oldest first, so every entry is readable from the moment it was appended.
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -11,11 +11,11 @@ use bytes::Bytes;
 /// Where the record of an entry is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Slot {
-    /// Sequence of the record, which tells an entry from one that it replaced at the same index.
+    /// Sequence of the record, which tells an entry from one it replaced at the same index.
     pub(super) sequence: u64,
-    /// Number of the segment; 0 while the record is not written.
+    /// Number of the segment; 0 until the record is written.
     pub(super) segment: u64,
-    /// Where the record begins in the segment.
+    /// Offset of the record in the segment.
     pub(super) offset: u32,
     /// Length of the body.
     pub(super) body_bytes: u32,
@@ -30,9 +30,9 @@ impl Slot {
 /// An entry as found in the index.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Source {
-    /// Its encoded bytes.
+    /// The encoded entry.
     Cached(Bytes),
-    /// To be read from a segment.
+    /// Must be read from a segment.
     Stored(Slot),
 }
 
@@ -41,14 +41,14 @@ pub(super) enum Source {
 pub(super) struct Index {
     first: u64,
     slots: VecDeque<Slot>,
-    /// Bytes of the last `cache.len()` entries.
+    /// Encoded bytes of the last `cache.len()` entries.
     cache: VecDeque<Bytes>,
     cached_bytes: usize,
     cache_bytes_max: usize,
 }
 
 impl Index {
-    /// An index without entries that keeps up to `cache_bytes_max` bytes of written ones.
+    /// An index without entries that caches up to `cache_bytes_max` bytes of written ones.
     pub(super) fn new(cache_bytes_max: usize) -> Self {
         Self {
             first: 0,
@@ -59,7 +59,7 @@ impl Index {
         }
     }
 
-    /// Indexes of all entries.
+    /// The indexes of all entries.
     pub(super) fn range(&self) -> Range<u64> {
         self.first..self.first + self.slots.len() as u64
     }
@@ -68,7 +68,8 @@ impl Index {
         self.slots.is_empty()
     }
 
-    /// Adds an entry that is not written yet. `index` is the next one, or any if there is none.
+    /// Adds an entry that is not written yet. `index` must be the next one; any if there are no
+    /// entries.
     pub(super) fn push(&mut self, index: u64, sequence: u64, body: Bytes) {
         let body_bytes =
             u32::try_from(body.len()).expect("bodies are bounded when they are queued");
@@ -77,7 +78,7 @@ impl Index {
         self.cache.push_back(body);
     }
 
-    /// Adds an entry that is written and not cached. Only while nothing is cached.
+    /// Adds an entry that is written and not cached. Allowed only while nothing is cached.
     pub(super) fn push_slot(&mut self, index: u64, slot: Slot) {
         if self.slots.is_empty() {
             self.first = index;
@@ -86,7 +87,7 @@ impl Index {
         self.slots.push_back(slot);
     }
 
-    /// Notes where the record of an entry is, unless the entry was replaced or is gone by now.
+    /// Records where an entry was written, unless it was replaced or removed meanwhile.
     pub(super) fn written(&mut self, index: u64, slot: Slot) {
         let Some(at) = index.checked_sub(self.first) else { return };
         let Some(known) = self.slots.get_mut(at as usize) else { return };
@@ -95,7 +96,7 @@ impl Index {
         }
     }
 
-    /// Lets go of cached bytes beyond the limit, of written entries only.
+    /// Evicts written entries while the cache is above its limit.
     pub(super) fn evict(&mut self) {
         while self.cached_bytes > self.cache_bytes_max {
             let oldest = self.slots.len() - self.cache.len();
@@ -107,7 +108,7 @@ impl Index {
         }
     }
 
-    /// Removes the entries from `index` on.
+    /// Removes the entries with `index` and later.
     pub(super) fn truncate(&mut self, index: u64) {
         while self.range().end > index && self.slots.pop_back().is_some() {
             if let Some(body) = self.cache.pop_back() {
@@ -127,7 +128,8 @@ impl Index {
         }
     }
 
-    /// The first index of a tail that ends before `end` and has at most that many entries and bytes.
+    /// The first index of a tail that ends before `end` and has at most this many entries and
+    /// bytes.
     pub(super) fn tail_start(&self, end: u64, entries_max: u64, bytes_max: u64) -> u64 {
         let own = self.range();
         let end = end.clamp(own.start, own.end);
@@ -144,7 +146,7 @@ impl Index {
         start
     }
 
-    /// The entries of `range` that there are, from the first on: at least one, then as many as stay
+    /// The existing entries of `range`, from the first on: at least one, then as many as stay
     /// within `bytes_max`.
     pub(super) fn select(&self, range: Range<u64>, bytes_max: usize) -> Vec<Source> {
         let own = self.range();

@@ -1,4 +1,4 @@
-//! The raft log: our own segment files, one writer thread, one sync for all that waits.
+//! The raft log: our own segment files, one writer thread, one sync for everything queued.
 //!
 //! ```text
 //! RaftCore ── append, save_vote, truncate, purge ──► State + queue (one lock) ──► writer ──► segment files
@@ -7,18 +7,19 @@
 //! ```
 //! | module | |
 //! |---|---|
-//! | `format` | bytes on disk |
-//! | `disk`, `direct`, `sim` | file operations, real and simulated; past the page cache |
-//! | `recover` | opening: where the log ends, what is damage |
+//! | `format` | the encoding on disk |
+//! | `disk`, `direct`, `sim` | file operations, real and simulated; writes past the page cache |
+//! | `recover` | opens a log: where it ends, and what is damage |
 //! | `shared`, `index` | the log in memory, the queue |
 //! | `writer`, `segments` | the two threads |
 //! | `read`, `storage` | reading, openraft's traits |
 //! | `options`, `error` | settings; why a log does not open |
 //!
-//! Promises: what was answered is durable; records reach the disk in the order of the calls; an entry
-//! is readable when `append` returns; a torn end is cut off; any other damage is refused. A sector of
-//! 512 bytes is taken to be written whole or not at all. What a log cannot know alone is that its very
-//! end is gone: a leader that knows better has it condemned ([`LogStore::condemn`]).
+//! Guarantees: what was acknowledged is durable; records reach the disk in the order of the calls;
+//! an entry is readable when `append` returns; a torn tail is cut off; any other damage is
+//! rejected. A sector of 512 bytes is assumed to be written completely or not at all. A log cannot
+//! detect by itself that its very end is lost: a leader that knows better has it condemned
+//! ([`LogStore::condemn`]).
 
 mod direct;
 mod disk;
@@ -56,7 +57,7 @@ use self::shared::{Shared, State};
 use self::writer::Writer;
 use crate::types::{LogId, NodeId, Vote};
 
-/// A handle of the log; clones are the same log. The last one to go writes out what is queued.
+/// A handle of the log; clones share it. Dropping the last one writes out what is queued.
 #[derive(Clone)]
 pub struct LogStore {
     owner: Arc<Owner>,
@@ -70,16 +71,16 @@ struct Owner {
     writer: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// A log at one moment, for metrics.
+/// Statistics of a log at one moment, for metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogStats {
-    /// Indexes of the entries that the log contains.
+    /// Index of the first entry in the log.
     pub first_index: u64,
     /// Index after the last entry.
     pub next_index: u64,
-    /// Segments of the log, without prepared and spare ones.
+    /// Segments in use, without prepared and spare ones.
     pub segments: u64,
-    /// Bytes that wait for the writer.
+    /// Bytes waiting for the writer.
     pub queued_bytes: u64,
     /// Groups written since the log was opened.
     pub groups_total: u64,
@@ -87,13 +88,13 @@ pub struct LogStats {
     pub syncs_total: u64,
     /// Records written since the log was opened.
     pub records_total: u64,
-    /// Bytes written since the log was opened, without prepared zeros.
+    /// Bytes written since the log was opened, without the zeros of prepared segments.
     pub written_bytes_total: u64,
 }
 
 impl LogStore {
-    /// Opens the log in `dir`, creates it if the directory is absent or empty. Blocks while the whole
-    /// log is read and checked.
+    /// Opens the log in `dir`; creates it if the directory is absent or empty. Blocks while the
+    /// whole log is read and verified.
     ///
     /// # Errors
     /// [`OpenError`]; with [`OpenError::Damaged`] the member must be replaced.
@@ -109,7 +110,7 @@ impl LogStore {
         Self::open_on(Arc::new(disk), options)
     }
 
-    /// As [`LogStore::open`], on any disk.
+    /// As [`LogStore::open`], on any [`Disk`].
     ///
     /// # Errors
     /// [`OpenError`].
@@ -149,30 +150,31 @@ impl LogStore {
         Ok(Self { owner: Arc::new(Owner { shared, options, disk, seed: found.seed, writer }) })
     }
 
-    /// Notes durably, for every later start, that the log lost records which this member had
-    /// acknowledged; `reason` says how that is known. Blocks. Returns the refusal of those starts.
+    /// Records durably that the log lost records which this member had acknowledged, so that every
+    /// later start is rejected; `reason` says how that is known. Blocks. Returns the error of those
+    /// starts.
     ///
     /// # Errors
-    /// Those of the file system.
+    /// Any error of the file system.
     pub fn condemn(&self, reason: &str) -> io::Result<OpenError> {
         recover::condemn(&*self.owner.disk, reason)
     }
 
-    /// Makes an empty log go on behind `first`, which a restored state has applied, with a vote for
-    /// `node` in that term. Durable when it returns. Blocks; not to be called on a thread of an async
-    /// runtime.
+    /// Makes an empty log continue after `first`, which a restored state has applied, with a vote
+    /// for `node` in that term. Durable when it returns. Blocks; must not be called on a thread of
+    /// an async runtime.
     ///
     /// # Errors
     /// If the log has failed.
     pub fn begin_behind(&self, first: LogId, node: NodeId) -> io::Result<()> {
         let shared = &self.owner.shared;
         shared.purge(first)?;
-        // Written in order, so that with the vote the other is durable, too.
+        // Records are written in order, so when the vote is durable, the purge is, too.
         let saved = shared.save_vote(Vote::new(first.leader_id.term, node))?;
         saved.blocking_recv().map_err(|_| io::Error::other("the raft log failed"))
     }
 
-    /// The log at this moment.
+    /// Statistics of the log at this moment.
     #[must_use]
     pub fn stats(&self) -> LogStats {
         let state = self.owner.shared.state();
@@ -192,18 +194,19 @@ impl LogStore {
         }
     }
 
-    /// The first index of a tail that ends before `end` and has at most that many entries and bytes.
+    /// The first index of a tail that ends before `end` and has at most this many entries and
+    /// bytes.
     #[must_use]
     pub fn tail_start(&self, end: u64, entries_max: u64, bytes_max: u64) -> u64 {
         self.owner.shared.state().index.tail_start(end, entries_max, bytes_max)
     }
 
-    /// The encoded `internal::Entry` of each entry that the log contains in `range`, from the first
-    /// on: at least one, then as many as stay within `bytes_max`. Each shares its bytes with the
-    /// cache, so sending them needs no encoding.
+    /// The encoded `internal::Entry` of each existing entry in `range`, from the first on: at least
+    /// one, then as many as stay within `bytes_max`. They share their bytes with the cache, so
+    /// sending them needs no encoding.
     ///
     /// # Errors
-    /// Those of the file system; `InvalidData` if a stored entry is damaged.
+    /// Any error of the file system; `InvalidData` if a stored entry is damaged.
     pub async fn encoded(&self, range: Range<u64>, bytes_max: usize) -> io::Result<Vec<Bytes>> {
         let plan = Plan::new(&self.owner.shared, range, bytes_max);
         if let Some(entries) = plan.cached() {
@@ -220,7 +223,7 @@ impl Drop for Owner {
     fn drop(&mut self) {
         self.shared.close();
         if let Some(writer) = self.writer.lock().take() {
-            // A panic of that thread has been reported by the panic hook.
+            // A panic of that thread was already reported by the panic hook.
             drop(writer.join());
         }
     }

@@ -1,43 +1,44 @@
-//! Settings of a log, and what it calls when it cannot go on.
+//! Settings of a log, and the hook it calls when it cannot continue.
 
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// Smallest accepted segment; anything below would only be headers.
+/// Smallest accepted segment; a smaller one would be little more than its header.
 pub const SEGMENT_BYTES_MIN: u64 = 8 * 1024;
-/// Largest accepted segment: offsets inside one are 32 bits wide.
+/// Largest accepted segment; offsets within one have 32 bits.
 pub const SEGMENT_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 
-/// Called with the duration of every sync, on the writer thread: it must be quick.
+/// Called with the duration of every sync, on the writer thread, so it must be quick.
 pub type DurationObserver = Box<dyn Fn(Duration) + Send + Sync>;
-/// Called with the duration of every write and its bytes, on the writer thread: it must be quick.
+/// Called with the duration and bytes of every write, on the writer thread, so it must be quick.
 pub type WriteObserver = Box<dyn Fn(Duration, u64) + Send + Sync>;
-/// Called once, on the writer thread, when the log cannot go on. The default logs the reason and
-/// aborts the process; a test may return, after which every call on the log fails.
+/// Called once, on the writer thread, when the log cannot continue. The default logs the reason and
+/// aborts the process. A test may return; every call on the log fails after that.
 pub type FailureHook = Box<dyn Fn(&LogFailure) + Send + Sync>;
 
 /// Settings of a log.
 pub struct LogOptions {
-    /// Member whose log this is; opening another member's log is refused.
+    /// Member that owns this log; another member's log is rejected.
     pub node: u64,
     /// Size of a segment file. Segments of another size are used up and then replaced.
     pub segment_bytes: u64,
-    /// Newest entries kept in memory, so that neither apply nor replication to a live follower reads
-    /// files.
+    /// Bytes of the newest entries to keep in memory, so that neither apply nor replication to a
+    /// live follower reads files.
     pub tail_cache_bytes: usize,
-    /// Bytes waiting for the disk beyond which `append` waits.
+    /// Bytes waiting for the disk above which `append` waits.
     pub queue_bytes_max: usize,
-    /// Most bytes that one replication read or one step of a stream returns (one entry may be more).
+    /// Most bytes that one replication read or one step of a stream returns (a single entry may be
+    /// more).
     pub read_bytes_max: usize,
-    /// Segments that a purge freed and that are kept to be written again; more are deleted.
+    /// Segments freed by a purge to keep for reuse; more are deleted.
     pub spare_segments_max: usize,
-    /// Sees the duration of every sync.
+    /// Called with the duration of every sync.
     pub on_sync: Option<DurationObserver>,
-    /// Sees every write.
+    /// Called with every write.
     pub on_write: Option<WriteObserver>,
-    /// What to do when the log cannot go on.
+    /// Called when the log cannot continue.
     pub on_failure: FailureHook,
 }
 
@@ -72,7 +73,7 @@ impl fmt::Debug for LogOptions {
     }
 }
 
-/// Why the log cannot go on. Nothing that was acknowledged is lost by it.
+/// Why the log cannot continue. Nothing that was acknowledged is lost by it.
 #[derive(Debug, thiserror::Error)]
 pub enum LogFailure {
     /// No space for the next records.
@@ -109,7 +110,7 @@ pub enum LogFailure {
 }
 
 impl LogFailure {
-    /// A failed write or preparation of `path`.
+    /// The failure for an error of writing or preparing `path`.
     pub(super) fn write(path: PathBuf, source: io::Error) -> Self {
         let full = matches!(
             source.kind(),

@@ -1,9 +1,8 @@
-//! Reads entries: from the tail cache, else from segment files.
+//! Reads entries: from the tail cache, otherwise from segment files.
 //!
-//! What to read is decided under the lock and is one moment of the log; files are read afterwards.
-//! In between a purge may free a segment for new records. A stored record is therefore believed only
-//! with its own checksum, segment and sequence, and a mismatch only reported if the entry should
-//! still be there.
+//! What to read is decided under the lock, at one moment; files are read afterwards. In between, a
+//! purge may free a segment for new records. So a stored record is accepted only with the right
+//! checksum, segment and sequence, and a mismatch is an error only if the entry should still exist.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -17,10 +16,10 @@ use super::format;
 use super::index::{Slot, Source};
 use super::shared::Shared;
 
-/// Records closer together than this are read in one go.
+/// Records within a span of this length are read at once.
 const SPAN_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
-/// Entries to be read: what, and from which files.
+/// Entries to read, and the files for them.
 pub(super) struct Plan {
     first: u64,
     sources: Vec<Source>,
@@ -45,7 +44,7 @@ impl Plan {
         Self { first, sources, files }
     }
 
-    /// The encoded entries with the index of the first, if no file is needed for that.
+    /// The encoded entries, if no file is needed for them.
     pub(super) fn cached(&self) -> Option<Vec<Bytes>> {
         let cached = self.sources.iter().map(|source| match source {
             Source::Cached(bytes) => Some(bytes.clone()),
@@ -54,7 +53,7 @@ impl Plan {
         cached.collect()
     }
 
-    /// The encoded entries. Blocks on files. Entries purged in the meantime are left out.
+    /// The encoded entries. Blocks on files. Entries that were purged meanwhile are left out.
     pub(super) fn read(&self, shared: &Shared, seed: u32) -> io::Result<Vec<Bytes>> {
         let mut entries = Vec::with_capacity(self.sources.len());
         let mut at = 0;
@@ -73,7 +72,7 @@ impl Plan {
             match read {
                 Ok(span) => entries.extend(span),
                 Err(_) if shared.state().purged.is_some_and(|id| id.index >= last) => {
-                    // Purged since, with everything before it.
+                    // Purged meanwhile, with everything before it.
                     entries.clear();
                 }
                 Err(error) => return Err(error),
@@ -82,7 +81,7 @@ impl Plan {
         Ok(entries)
     }
 
-    /// The stored entries from `at` on that lie close behind each other in one segment.
+    /// The stored entries from `at` on that are close to each other in one segment.
     fn stored_span(&self, at: usize) -> Vec<Slot> {
         let mut span: Vec<Slot> = Vec::new();
         for source in &self.sources[at..] {

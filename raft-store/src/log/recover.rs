@@ -1,20 +1,20 @@
-//! Reads a log back when it is opened, and decides what its end is.
+//! Reads a log when it is opened, and decides where it ends.
 //!
-//! Records are followed by sequence number from the oldest segment on. Where record `s` is not found,
-//! the log ends, unless something later proves that `s` was durable: a record written when `s` was
-//! already synced, or a segment that begins after it. Then the log is damaged and is refused. Without
-//! a proof the end is torn: whatever lies behind was never acknowledged and is erased, because records
-//! of the same numbers will be written there.
+//! Records are followed by sequence number, from the oldest segment on. Where record `s` is not
+//! found, the log ends, unless something later proves that `s` was durable: a record written after
+//! `s` was synced, or a segment that begins after it. Then the log is damaged and is rejected.
+//! Without such proof the tail is torn: whatever follows was never acknowledged, and is erased,
+//! because records with the same numbers will be written there.
 //!
-//! One case cannot be told apart: damage in the very last group of a log that stopped right after it, or
-//! everything gone from some record on. It looks like a torn end. The leader tells such a member, which
-//! then leaves a note here that refuses every later start.
+//! One case cannot be distinguished from a torn tail: damage in the very last group of a log that
+//! stopped right after it, or the loss of everything from some record on. The leader tells such a
+//! member, which then leaves a note here that makes every later start fail.
 //!
 //! | module | what |
 //! |---|---|
 //! | `replay` | follows the records |
-//! | `finish` | makes the end of the log |
-//! | `note` | small files: whose it is, why it must not be used |
+//! | `finish` | completes the end of the log |
+//! | `note` | small files: the owner of the log; why it must not be used |
 
 mod finish;
 mod note;
@@ -47,7 +47,7 @@ pub(super) struct Recovered {
     pub(super) index: Index,
     pub(super) files: BTreeMap<u64, Arc<dyn DiskFile>>,
     pub(super) tail: Tail,
-    /// Segments after the last used one that can be written.
+    /// Unused segments after the last used one that can be written to.
     pub(super) ready: VecDeque<Prepared>,
     /// Number of the first segment that does not exist.
     pub(super) next_segment: u64,
@@ -55,8 +55,8 @@ pub(super) struct Recovered {
 
 /// Opens the log on `disk`, or creates it if there is none.
 pub(super) fn recover(disk: &dyn Disk, options: &LogOptions) -> Result<Recovered, OpenError> {
-    // A killed process may have left names that are not durable yet, and records will be acknowledged
-    // in what is found under them.
+    // A killed process may have left names that are not durable yet, and records will be
+    // acknowledged in the files found under them.
     disk.sync_dir().map_err(|e| io_error(disk, "", e))?;
     let names = disk.list().map_err(|e| io_error(disk, "", e))?;
     for name in names.iter().filter(|name| segments::is_unfinished(name)) {
@@ -84,8 +84,8 @@ pub(super) fn recover(disk: &dyn Disk, options: &LogOptions) -> Result<Recovered
     replay.finish(end, &segments, &stale)
 }
 
-/// The consecutive numbers up to the largest, and those before a gap: purged segments whose removal
-/// was interrupted.
+/// Splits the numbers into the last consecutive run, and those before a gap: purged segments whose
+/// removal was interrupted.
 fn last_run(mut segments: Vec<u64>) -> (Vec<u64>, Vec<u64>) {
     segments.sort_unstable();
     let gap = segments.windows(2).rposition(|pair| pair[0] + 1 != pair[1]);

@@ -1,8 +1,9 @@
-//! Prepares segment files ahead of the writer, on a thread of its own.
+//! Prepares segment files ahead of the writer, on its own thread.
 //!
 //! A segment is ready when all its blocks are written (with zeros, or with the stale records of a
-//! purged segment) and its name is durable. Then a sync of it flushes data and no file system
-//! metadata: measured at half the latency of a growing or merely allocated file.
+//! purged segment) and its name is durable. Then a sync of it flushes only data and no file system
+//! metadata, which was measured to take half as long as for a file that grows or is merely
+//! allocated.
 
 use std::collections::VecDeque;
 use std::io;
@@ -15,16 +16,17 @@ use parking_lot::{Condvar, Mutex};
 use super::disk::{Disk, DiskFile};
 use super::options::LogFailure;
 
-/// Prepared segments that the thread keeps ahead of the writer.
+/// Number of prepared segments that the thread keeps ready.
 const READY_SEGMENTS: usize = 1;
-/// Zeros are synced in such steps, so that preparing never floods the disk under the log's own syncs.
+/// Zeros are synced in steps of this size, so that preparing never floods the disk while the log
+/// syncs.
 const ZERO_SYNC_BYTES: u64 = 4 * 1024 * 1024;
-/// Zeros are written block by block. One large write would make the page cache hold the segment in
-/// large folios, and a small record written later would dirty a whole one: measured on Linux 6.18 with
-/// ext4, 400 KB accounted as written for a put of 300 bytes.
+/// Zeros are written block by block. After one large write the page cache would keep the segment in
+/// large folios, and a small record written later would dirty a whole folio: measured on Linux 6.18
+/// with ext4, 400 KB accounted as written for a put of 300 bytes.
 const ZEROS: [u8; 4096] = [0; 4096];
 const SUFFIX: &str = ".segment";
-/// A file of this name is not finished and worth nothing.
+/// A file with this suffix is incomplete and can be deleted.
 const UNFINISHED_SUFFIX: &str = ".tmp";
 
 /// Name of the file of a segment.
@@ -32,34 +34,34 @@ pub(super) fn name(segment: u64) -> String {
     format!("{segment:016x}{SUFFIX}")
 }
 
-/// The segment of a file; `None` if it is no segment file.
+/// The number of the segment in a file; `None` if it is not a segment file.
 pub(super) fn parse_name(file: &str) -> Option<u64> {
     let digits = file.strip_suffix(SUFFIX)?;
     let segment = u64::from_str_radix(digits, 16).ok()?;
     (name(segment) == file).then_some(segment)
 }
 
-/// Name of `file` until it is finished.
+/// Name of `file` while it is being written.
 pub(super) fn unfinished(file: &str) -> String {
     format!("{file}{UNFINISHED_SUFFIX}")
 }
 
-/// Whether a file is the rest of an interrupted preparation.
+/// Whether a file was left by an interrupted preparation.
 pub(super) fn is_unfinished(file: &str) -> bool {
     file.ends_with(UNFINISHED_SUFFIX)
 }
 
-/// A segment that can be written.
+/// A segment that can be written to.
 #[derive(Clone)]
 pub(super) struct Prepared {
     pub(super) segment: u64,
     pub(super) file: Arc<dyn DiskFile>,
 }
 
-/// Creates the file of `segment`, full of zeros, durable in content and name.
+/// Creates the file of `segment`, full of zeros; content and name are durable.
 ///
 /// # Errors
-/// Those of the file system; `Interrupted` if `is_wanted` became false.
+/// Any error of the file system; `Interrupted` if `is_wanted` became false.
 pub(super) fn create(
     disk: &dyn Disk,
     segment: u64,
@@ -70,7 +72,7 @@ pub(super) fn create(
     let unfinished = unfinished(&name);
     let filled = disk.create(&unfinished).and_then(|file| fill(&*file, segment_bytes, is_wanted));
     if let Err(error) = filled {
-        // Whatever removing says, the first error is the one to report.
+        // Whether or not removing succeeds, the first error is the one to report.
         drop(disk.remove(&unfinished));
         return Err(error);
     }
@@ -96,8 +98,9 @@ fn fill(file: &dyn DiskFile, segment_bytes: u64, is_wanted: impl Fn() -> bool) -
     Ok(())
 }
 
-/// Turns a purged segment into `segment`; its stale records carry the old number and do not count.
-/// `None` if the file is of a time of smaller segments: growing it would lose what recycling is for.
+/// Turns a purged segment into `segment`; its stale records have the old number, so they do not
+/// count. `None` if the file has an older, smaller segment size: growing it would defeat the
+/// purpose.
 fn recycle(
     disk: &dyn Disk,
     purged: u64,
@@ -114,7 +117,7 @@ fn recycle(
     disk.sync_dir()?;
     let file = disk.open(&new)?;
     if file.bytes()? > segment_bytes {
-        // Not before it is renamed: under its old name it is part of the log until it is gone.
+        // Only after the rename: under its old name it is part of the log until it is removed.
         file.set_bytes(segment_bytes)?;
         file.sync()?;
     }
@@ -123,11 +126,12 @@ fn recycle(
 
 struct PoolState {
     ready: VecDeque<Prepared>,
-    /// Purged segments, oldest first; still under their old names.
+    /// Purged segments, oldest first, still under their old names.
     purged: VecDeque<u64>,
     /// Number of the next segment to prepare.
     next: u64,
-    /// The last preparation failed; it is repeated when a segment is needed or one was purged.
+    /// Why the last preparation failed. It is retried when a segment is needed or another one was
+    /// purged.
     failure: Option<(PathBuf, io::Error)>,
     is_retry_wanted: bool,
     closing: bool,
@@ -141,7 +145,7 @@ struct Shared {
     spare_max: usize,
 }
 
-/// The thread that prepares segments, and what it has ready.
+/// The thread that prepares segments, and the ones it has ready.
 pub(super) struct Pool {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
@@ -178,8 +182,8 @@ impl Pool {
         Ok(Self { shared, thread: Some(thread) })
     }
 
-    /// Takes the next segment; waits for it if need be. Fails only if a preparation begun after this
-    /// call fails: an earlier failure may have passed by now.
+    /// Takes the next segment; waits for it if necessary. Fails only if a preparation that began
+    /// after this call fails, because the cause of an earlier failure may have passed.
     pub(super) fn take(&self) -> Result<Prepared, LogFailure> {
         let mut may_retry = true;
         let mut state = self.shared.state.lock();
@@ -200,7 +204,7 @@ impl Pool {
         }
     }
 
-    /// Gives a segment back whose content is no longer needed. In order, oldest first.
+    /// Returns a segment whose content is no longer needed. Must be called in order, oldest first.
     pub(super) fn purge(&self, segment: u64) {
         let mut state = self.shared.state.lock();
         state.purged.push_back(segment);
@@ -214,7 +218,7 @@ impl Drop for Pool {
         self.shared.state.lock().closing = true;
         self.shared.changed.notify_all();
         if let Some(thread) = self.thread.take() {
-            // A panic of that thread has been reported by the panic hook.
+            // A panic of that thread was already reported by the panic hook.
             drop(thread.join());
         }
     }
@@ -227,7 +231,7 @@ enum Task {
 }
 
 impl Shared {
-    /// Waits for something to do and does it; false when closing.
+    /// Waits for a task and carries it out; false when closing.
     fn step(&self) -> bool {
         let Some(task) = self.next_task() else { return false };
         let result = match task {

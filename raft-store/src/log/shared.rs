@@ -1,9 +1,9 @@
-//! What the handles of a log and its writer thread share: the log as raft sees it, and the queue of
-//! records that are not durable yet.
+//! What the handles of a log share with its writer thread: the log as raft sees it, and the queue
+//! of records that are not durable yet.
 //!
-//! Both are behind one lock, so the order in which raft called is the order of the queue, and a
-//! record's sequence number is fixed when it is queued. Nothing is awaited and no file is touched
-//! under the lock.
+//! Both are behind one lock, so the order of raft's calls is the order of the queue, and a record's
+//! sequence number is fixed when it is queued. Nothing is awaited and no file is accessed under the
+//! lock.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -20,7 +20,7 @@ use super::format::{self, Kind};
 use super::index::{Index, Slot};
 use crate::types::{LogId, TypeConfig, Vote};
 
-/// Who waits for a record to be durable.
+/// A caller that waits for records to be durable.
 pub(super) enum Waiter {
     Append(IOFlushed<TypeConfig>),
     Vote(oneshot::Sender<()>),
@@ -33,13 +33,13 @@ pub(super) struct Record {
     pub(super) body: Bytes,
 }
 
-/// What a record means to the writer.
+/// The meaning of a record for the writer.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Content {
     Vote(Vote),
-    /// With the entry's index.
+    /// The index of the entry.
     Entry(u64),
-    /// With what is still committed.
+    /// The highest log id that is still committed.
     Truncate(Option<LogId>),
     Purge(LogId),
     Committed(Option<LogId>),
@@ -57,7 +57,7 @@ impl Content {
     }
 }
 
-/// One step of the queue: a record, or somebody who waits for all records before.
+/// One step of the queue: a record, or a waiter for all records before it.
 pub(super) enum Step {
     Write(Record),
     Wake(Waiter),
@@ -72,14 +72,14 @@ impl Step {
     }
 }
 
-/// The log as raft sees it: everything queued has happened.
+/// The log as raft sees it: as if everything queued had been written.
 pub(super) struct State {
     pub(super) vote: Option<Vote>,
     pub(super) committed: Option<LogId>,
     pub(super) purged: Option<LogId>,
     pub(super) last: Option<LogId>,
     pub(super) index: Index,
-    /// Segments that may hold entries of the index.
+    /// Segments that may contain entries of the index.
     pub(super) files: BTreeMap<u64, Arc<dyn DiskFile>>,
     pub(super) next_sequence: u64,
     pub(super) queue: VecDeque<Step>,
@@ -116,12 +116,12 @@ pub(super) struct Counters {
     pub(super) bytes: AtomicU64,
 }
 
-/// What the handles of a log and its writer thread share.
+/// What the handles of a log share with its writer thread.
 pub(super) struct Shared {
     state: Mutex<State>,
-    /// The queue has steps, or the log is closing.
+    /// Signals that the queue has steps, or that the log is closing.
     work: Condvar,
-    /// The queue became shorter.
+    /// Signals that the queue became shorter.
     space: Notify,
     queue_bytes_max: usize,
     pub(super) counters: Counters,
@@ -142,7 +142,8 @@ impl Shared {
         self.state.lock()
     }
 
-    /// Waits until the queue is below its limit. A single caller may then exceed it by what it adds.
+    /// Waits until the queue is below its limit. A single caller may then exceed it by what it
+    /// adds.
     pub(super) async fn space(&self) {
         loop {
             let freed = self.space.notified();
@@ -158,7 +159,7 @@ impl Shared {
         }
     }
 
-    /// Adds encoded entries; they are readable on return and durable when `flushed` is called.
+    /// Appends encoded entries; they are readable on return, and durable when `flushed` is called.
     pub(super) fn append(
         &self,
         entries: Vec<(LogId, Bytes)>,
@@ -178,7 +179,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Takes a vote; it is durable when the receiver gets its message.
+    /// Saves a vote; it is durable when the receiver gets its message.
     pub(super) fn save_vote(&self, vote: Vote) -> io::Result<oneshot::Receiver<()>> {
         let body = prost::Message::encode_to_vec(&crate::codec::vote_message(&vote));
         let (sender, receiver) = oneshot::channel();
@@ -192,7 +193,7 @@ impl Shared {
         Ok(receiver)
     }
 
-    /// Removes all entries after `kept`, all there are if it is none.
+    /// Removes all entries after `kept`; all entries if that is `None`.
     pub(super) fn truncate_after(&self, kept: Option<LogId>) -> io::Result<()> {
         let mut state = self.state();
         state.check_alive()?;
@@ -228,19 +229,20 @@ impl Shared {
         Ok(())
     }
 
-    /// Notes what the cluster committed; a crash may forget it. Written with whatever comes next, or
-    /// when the log closes: alone it is not worth waking the writer.
+    /// Saves the committed log id; a crash may lose it. It is written with the next record, or when
+    /// the log closes: it alone is not worth waking the writer.
     pub(super) fn save_committed(&self, committed: Option<LogId>) -> io::Result<()> {
         let mut state = self.state();
         state.check_alive()?;
-        // An id beyond the end would, after a crash, claim that whatever comes there is committed.
+        // After a crash, an id beyond the last entry would claim that later entries are committed.
         let committed = up_to(committed, state.last);
         state.committed = committed;
         state.write(Content::Committed(committed), format::encode_log_id(committed).into());
         Ok(())
     }
 
-    /// Waits for steps and takes them, up to about `bytes_max`; `None` when closing and all is done.
+    /// Waits for steps and takes them, up to about `bytes_max`; `None` when the log is closing and
+    /// all is done.
     pub(super) fn take(&self, bytes_max: usize) -> Option<VecDeque<Step>> {
         let mut state = self.state();
         while state.queue.is_empty() {
@@ -264,7 +266,7 @@ impl Shared {
         Some(state.queue.drain(..count).collect())
     }
 
-    /// Notes where entries were written, and how many bytes of the queue that were.
+    /// Records where entries were written, and how many bytes of the queue that were.
     pub(super) fn written(&self, slots: &[(u64, Slot)], bytes: usize) {
         let mut state = self.state();
         for (index, slot) in slots {
@@ -299,13 +301,14 @@ impl Shared {
     }
 }
 
-/// A committed id, unless what it points to is not in the log that ends with `last`.
+/// `committed`, unless it is beyond the log, which ends with `last`.
 pub(super) fn up_to(committed: Option<LogId>, last: Option<LogId>) -> Option<LogId> {
     committed.filter(|id| Some(id.index) <= last.map(|last| last.index))
 }
 
 fn check_next(state: &State, id: &LogId, body_bytes: usize) -> io::Result<()> {
-    // An empty log may start anywhere: raft's first entry has index 0, those of openraft's suite not.
+    // An empty log may start anywhere: raft's first entry has index 0, but those of openraft's test
+    // suite do not.
     let next = state.last.map_or(id.index, |last| last.index + 1);
     let reason = if id.index != next {
         format!("entry {id} would leave a hole: the next index is {next}")
@@ -317,5 +320,5 @@ fn check_next(state: &State, id: &LogId, body_bytes: usize) -> io::Result<()> {
     Err(io::Error::new(io::ErrorKind::InvalidInput, reason))
 }
 
-/// Largest encoded entry; offsets and lengths in a segment are 32 bits wide.
+/// Largest encoded entry in bytes; offsets and lengths in a segment have 32 bits.
 const ENTRY_BYTES_MAX: usize = 1024 * 1024 * 1024;

@@ -1,9 +1,10 @@
-//! A disk in memory that loses what was not synced, for crash tests and simulation.
+//! An in-memory disk that loses what was not synced, for crash tests and simulation.
 //!
-//! The model: a write reaches the page cache at once and the platter with a sync. At a crash every
-//! sector written since the last sync of its file survives or not, each for itself; file lengths and
-//! names likewise, names in the order of the operations. Faults fail one operation; a failed write
-//! leaves the first half of its bytes, a failed sync makes nothing durable and forgets what was dirty.
+//! The model: a write reaches the page cache at once, and the platter with a sync. In a crash, each
+//! sector written since the last sync of its file survives or not, independently; so do file
+//! lengths, and a prefix of the changes of names. A fault fails one operation: a failed write
+//! leaves the first half of its bytes; a failed sync makes nothing durable and marks all pages as
+//! clean.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -14,7 +15,7 @@ use parking_lot::Mutex;
 
 use super::disk::{Disk, DiskFile};
 
-/// What a disk writes whole or not at all.
+/// Unit that a disk writes completely or not at all.
 const SECTOR_BYTES: usize = 512;
 
 /// Kinds of operations that can fail.
@@ -28,12 +29,13 @@ pub enum Operation {
     Create,
 }
 
-/// A small generator of pseudo-random numbers (SplitMix64, Steele et al. 2014): same seed, same run.
+/// A small pseudo-random number generator (SplitMix64, Steele et al. 2014): the same seed gives the
+/// same run.
 #[derive(Debug, Clone)]
 pub struct Random(u64);
 
 impl Random {
-    /// A generator for this seed.
+    /// Creates a generator with this seed.
     #[must_use]
     pub fn new(seed: u64) -> Self {
         Self(seed)
@@ -48,12 +50,12 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// A number below `bound`; 0 if that is 0.
+    /// A number below `bound`; 0 if `bound` is 0.
     pub fn below(&mut self, bound: u64) -> u64 {
         if bound == 0 { 0 } else { self.number() % bound }
     }
 
-    /// True once in `times`.
+    /// True once in `times` on average.
     pub fn one_in(&mut self, times: u64) -> bool {
         self.below(times) == 0
     }
@@ -61,9 +63,9 @@ impl Random {
 
 #[derive(Debug, Clone, Default)]
 struct Content {
-    /// As programs see it.
+    /// The content that programs see.
     cached: Vec<u8>,
-    /// As a crash leaves it, if no unsynced sector survives.
+    /// The content that a crash leaves if no unsynced sector survives.
     durable: Vec<u8>,
     /// Sectors in which the two differ.
     dirty: BTreeSet<usize>,
@@ -78,13 +80,13 @@ enum Naming {
 
 #[derive(Debug, Default)]
 struct Platter {
-    /// By inode.
+    /// Indexed by inode.
     contents: Vec<Content>,
     names: BTreeMap<String, usize>,
     durable_names: BTreeMap<String, usize>,
-    /// Since the last directory sync.
+    /// Changes of names since the last directory sync.
     namings: Vec<Naming>,
-    /// Handles of older generations are dead: their process crashed.
+    /// Handles of older generations are dead, because their process crashed.
     generation: u64,
     operations: u64,
     crash_at: Option<u64>,
@@ -92,7 +94,7 @@ struct Platter {
     space_bytes: Option<u64>,
 }
 
-/// A simulated disk. Clones are the same disk.
+/// A simulated disk. Clones share it.
 #[derive(Debug, Clone, Default)]
 pub struct SimDisk {
     platter: Arc<Mutex<Platter>>,
@@ -106,19 +108,19 @@ impl SimDisk {
         Self::default()
     }
 
-    /// Operations since the disk exists.
+    /// Number of operations so far.
     #[must_use]
     pub fn operations(&self) -> u64 {
         self.platter.lock().operations
     }
 
-    /// From the operation of this number on, all fail: the process is dead. [`SimDisk::crash`] then
-    /// tells what is left.
+    /// Makes the operation with this number and all later ones fail, as if the process were dead.
+    /// [`SimDisk::crash`] then gives what is left.
     pub fn stop_at(&self, operation: u64) {
         self.platter.lock().crash_at = Some(operation);
     }
 
-    /// Takes [`SimDisk::stop_at`] back.
+    /// Reverts [`SimDisk::stop_at`].
     pub fn resume(&self) {
         self.platter.lock().crash_at = None;
     }
@@ -133,7 +135,8 @@ impl SimDisk {
         self.platter.lock().space_bytes = bytes;
     }
 
-    /// Cuts the power: existing handles are dead, and the disk returned holds what survived.
+    /// Simulates a power failure: existing handles are dead, and the returned disk has what
+    /// survived.
     #[must_use]
     pub fn crash(&self, random: &mut Random) -> Self {
         let mut platter = self.platter.lock();
@@ -150,7 +153,7 @@ impl SimDisk {
         self.next_generation(platter)
     }
 
-    /// Kills the process only: the page cache survives, existing handles are dead.
+    /// Kills only the process: the page cache survives, existing handles are dead.
     #[must_use]
     pub fn kill(&self) -> Self {
         self.next_generation(&mut self.platter.lock())
@@ -163,7 +166,7 @@ impl SimDisk {
         Self { platter: self.platter.clone(), generation: platter.generation }
     }
 
-    /// Changes a file behind everybody's back, durably.
+    /// Changes a file directly and durably, as damage would.
     ///
     /// # Errors
     /// `NotFound` if there is no such file.
@@ -375,7 +378,7 @@ impl DiskFile for SimFile {
         });
         if written.is_err() {
             let half = &bytes[..bytes.len() / 2];
-            // Only the first error counts; a dead process writes nothing.
+            // The first error is the one to report; a dead process writes nothing.
             drop(self.disk.step(None, |platter| platter.write(self.inode, half, offset as usize)));
         }
         written
@@ -397,7 +400,7 @@ impl DiskFile for SimFile {
             Ok(())
         });
         if synced.is_err() {
-            // As Linux does: the pages stay as they are and count as clean.
+            // As on Linux: the pages keep their content and count as clean.
             self.disk.forget_dirty(self.inode);
         }
         synced

@@ -1,7 +1,8 @@
 //! openraft's log traits on [`LogStore`].
 //!
-//! All of [`RaftLogStorage`] runs on raft's own task, so nothing here touches a file: everything but a
-//! vote only enqueues. A handle reads as well as it writes.
+//! All of [`RaftLogStorage`] runs on raft's own task, so nothing here accesses a file: every call
+//! only enqueues, and only `save_vote` waits for the disk. A handle serves both as reader and as
+//! writer.
 
 use std::fmt::Debug;
 use std::io;
@@ -103,7 +104,7 @@ type Rest = (LogStore, Range<u64>, bool);
 async fn next_step((log, range, has_begun): Rest) -> io::Result<Option<(Vec<Entry>, Rest)>> {
     let entries = decode(log.encoded(range.clone(), log.owner.options.read_bytes_max).await?)?;
     let (Some(first), Some(last)) = (entries.first(), entries.last()) else { return Ok(None) };
-    // Entries may be missing at the begin and at the end, never in between.
+    // Entries may be missing at the beginning and at the end, but never in between.
     if has_begun && first.log_id.index != range.start {
         let reason = format!("entry {} was purged while it was being read", range.start);
         return Err(io::Error::other(reason));

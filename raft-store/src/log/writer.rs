@@ -1,10 +1,10 @@
-//! The one thread that writes the log.
+//! The thread that writes the log.
 //!
-//! Everything queued while the last sync ran becomes one group: one write, one sync, then the answers.
-//! No timer is involved: an idle log syncs at once, a busy one forms groups by itself. What nobody waits for
-//! (how far the log is committed) goes with the next group that somebody waits for. A record goes
-//! to the next segment if it does not fit; the old segment is synced before the new one is written,
-//! so a segment with a sound header proves that the one before is complete.
+//! Everything queued during the last sync becomes one group: one write, one sync, then the answers.
+//! There is no timer: an idle log syncs at once, and a busy one forms groups by itself. Records
+//! that nobody waits for (the committed log id) are written with the next group that somebody waits
+//! for. A record that does not fit goes to the next segment. The old segment is synced before the
+//! new one is written, so a segment with a valid header proves that the one before is complete.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -21,19 +21,19 @@ use super::segments::{self, Pool, Prepared};
 use super::shared::{Content, Record, Shared, Step, Waiter};
 use crate::types::TypeConfig;
 
-/// Bytes after which a group is written although more is queued: bounds the buffer and the wait of
-/// the first in it.
+/// Bytes after which a group is written although more is queued: bounds the buffer, and how long
+/// the first record waits.
 const GROUP_BYTES_MAX: usize = 8 * 1024 * 1024;
-/// Bytes that nobody waits for after which they are written all the same.
+/// Bytes that nobody waits for after which they are written nevertheless.
 const UNAWAITED_BYTES_MAX: usize = 64 * 1024;
-/// A buffer that grew beyond this for one large group is given back afterwards.
+/// A larger buffer, left by one large group, is freed afterwards.
 const BUFFER_BYTES_KEPT: usize = 2 * 1024 * 1024;
 
 /// A segment that is part of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Used {
     pub(super) segment: u64,
-    /// Largest index of an entry in it, void or not.
+    /// Largest index of the entries in it, including removed ones.
     pub(super) last_index: Option<u64>,
 }
 
@@ -43,25 +43,25 @@ impl Used {
     }
 }
 
-/// Where the log ends.
+/// The end of the log.
 pub(super) struct Tail {
     /// All segments of the log, oldest first; the last one is being written.
     pub(super) used: VecDeque<Used>,
     pub(super) file: Arc<dyn DiskFile>,
-    /// Where the next record goes; 0 if even the header is not written.
+    /// Offset of the next record; 0 if even the header is not written.
     pub(super) offset: u64,
     /// Sequence of the first record that is not durable.
     pub(super) first_undurable: u64,
     pub(super) checkpoint: Checkpoint,
 }
 
-/// What is to be written next, and who waits for it.
+/// What is written next, and who waits for it.
 #[derive(Default)]
 struct Group {
     buffer: Vec<u8>,
     slots: Vec<(u64, Slot)>,
     records: u64,
-    /// Bytes of the queue in it.
+    /// Bytes of the queue that it contains.
     queue_bytes: usize,
     must_sync: bool,
     waiters: Vec<Waiter>,
@@ -77,7 +77,7 @@ pub(super) struct Writer {
     group: Group,
     /// Sequence of the last record put into a group.
     last_sequence: u64,
-    /// After the next sync older segments may have become free.
+    /// Whether older segments may be freed after the next sync.
     may_free: bool,
 }
 
@@ -103,17 +103,18 @@ impl Writer {
         }
     }
 
-    /// Writes until the log closes or fails.
+    /// Writes until the log is closed or fails.
     pub(super) fn run(mut self) {
         while let Some(mut steps) = self.shared.take(GROUP_BYTES_MAX) {
             if let Err(failure) = self.commit(&mut steps) {
-                // Nobody who waits hears of it before this: its last line says why the node ends.
+                // Called before any waiter learns of the failure, because the last log line must
+                // say why the process ends.
                 (self.options.on_failure)(&failure);
                 self.shared.fail(failure.to_string());
                 return;
             }
         }
-        // What a crash may forget is kept by an orderly end.
+        // An orderly shutdown also keeps what a crash may lose.
         self.group.must_sync = true;
         if let Err(failure) = self.flush() {
             (self.options.on_failure)(&failure);
@@ -134,13 +135,13 @@ impl Writer {
         if self.group.must_sync { self.flush() } else { Ok(()) }
     }
 
-    /// Adds a record to the group; first closes the segment if the record does not fit.
+    /// Adds a record to the group; first starts a new segment if the record does not fit.
     fn place(&mut self, record: &Record) -> Result<(), LogFailure> {
         let bytes = format::record_bytes(record.body.len());
         let end = self.tail.offset + (self.group.buffer.len() + bytes) as u64;
         let holds_records =
             self.tail.offset + self.group.buffer.len() as u64 > SEGMENT_HEADER_BYTES;
-        // A record larger than a segment gets one of its own, which grows.
+        // A record larger than a segment gets a segment of its own, which grows.
         if end > self.options.segment_bytes && holds_records {
             self.group.must_sync = true;
             self.flush()?;
@@ -207,7 +208,7 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes the group, syncs it, and answers.
+    /// Writes the group, syncs it, and answers the waiters.
     fn flush(&mut self) -> Result<(), LogFailure> {
         if !self.group.buffer.is_empty() {
             let bytes = self.group.buffer.len() as u64;
@@ -246,8 +247,9 @@ impl Writer {
         Ok(())
     }
 
-    /// Gives segments back that hold no entry beyond the purged ones. Only right after a sync of the
-    /// active segment, which then durably holds the purge and, in its header, all that older ones say.
+    /// Frees segments whose entries are all purged. Called only right after a sync of the active
+    /// segment, which then durably contains the purge and, in its header, the combined effect of
+    /// older segments.
     fn free_segments(&mut self) {
         self.may_free = false;
         if self.tail.offset == 0 {
@@ -279,8 +281,8 @@ impl Group {
     }
 }
 
-/// Answers all who waited for a group. Of raft's append callbacks only the last is called: they are a
-/// watermark, and it covers the others.
+/// Answers everyone who waits for a group. Of raft's append callbacks only the last is called,
+/// because it is a watermark that covers the others.
 fn answer(waiters: Vec<Waiter>) {
     let mut watermark: Option<IOFlushed<TypeConfig>> = None;
     for waiter in waiters {

@@ -1,8 +1,8 @@
-//! Reads within an allowance, for threads that must not be held up.
+//! Reads within an allowance, for threads that must not block.
 //!
-//! A request does not show what it costs: there may be tombstones in its range, changes since its revision, large
-//! values, or rows that the storage has deleted and not cleaned away. So such a read is begun, and given up where
-//! it has looked at as much as it may.
+//! A request does not show what it costs: there may be tombstones in its range, changes since its
+//! revision, large values, or deleted rows that the storage has not cleaned up yet. So such a read
+//! is started, and abandoned once it has used up its allowance.
 
 use std::cell::Cell;
 use std::ops::ControlFlow;
@@ -13,17 +13,18 @@ use conclave_state_machine::response::Halt;
 
 use crate::engine::Rows;
 
-/// Rows that a read looks at: enough for a page of 512 keys whose values all have to be looked up, and for counting
-/// at both ends of its range.
+/// Most rows to read: enough for a page of 512 keys whose values all have to be looked up, and for
+/// counting at both ends of its range.
 const ROWS_MAX: usize = 6_400;
-/// What a look-up counts for: about as many rows as a scan passes meanwhile.
+/// Rows that a look-up counts as: about what a scan passes in the same time.
 const LOOK_UP_ROWS: usize = 8;
-/// Bytes of the rows that it looks at.
+/// Most bytes of rows to read.
 const BYTES_MAX: usize = 4 << 20;
-/// Rows without any that is there between them which the storage steps over in one go.
+/// Most successive deleted rows for the storage to skip.
 const DELETED_ROWS_MAX: u64 = 2_048;
 
-/// Rows that can be read until the allowance is spent; then there seem to be no more, and what was read is void.
+/// Rows that can be read until the allowance is spent. After that there seem to be no more rows,
+/// and the read's result must be dropped.
 pub(super) struct Allowance<'a> {
     rows: &'a Rows,
     rows_left: Cell<usize>,
@@ -35,7 +36,7 @@ impl<'a> Allowance<'a> {
         Self { rows, rows_left: Cell::new(ROWS_MAX), bytes_left: Cell::new(BYTES_MAX) }
     }
 
-    /// Whether there may have been more than was shown.
+    /// Whether the allowance is spent, so that rows may be missing.
     pub(super) fn is_spent(&self) -> bool {
         self.rows_left.get() == 0 || self.bytes_left.get() == 0
     }

@@ -1,4 +1,5 @@
-//! Reads of one moment while apply goes on: again if a compaction came between, and at last from a snapshot.
+//! Reads of one moment while apply continues: repeated if a compaction came in between, and finally
+//! from a snapshot.
 
 use conclave_state_machine::head::Head;
 use conclave_state_machine::response::Halt;
@@ -8,14 +9,14 @@ use crate::counts::{Counts, Known};
 use crate::engine::{Rows, View};
 use crate::store::ReadError;
 
-/// Reads without a snapshot before one is taken.
+/// Number of reads without a snapshot before one is taken.
 const FREE_READS_MAX: usize = 2;
 
-/// An answer with the oldest revision it relies on.
+/// An answer with the oldest revision that it relies on.
 pub(super) type Attempt<T> = Result<(i64, Result<T, ReadError>), Halt>;
 
 impl Reader {
-    /// Reads rows without history, and what belongs to them, as of one moment.
+    /// Reads rows without history, and what belongs to them, from one snapshot.
     pub(super) fn at_once<T>(
         &self,
         read: impl FnMut(&View<'_>, &Head) -> Result<T, Halt>,
@@ -24,8 +25,8 @@ impl Reader {
         self.shared.note(in_snapshot(&rows, read).map_err(ReadError::from))
     }
 
-    /// Reads by `read` until no compaction came between. `read` returns the oldest revision it relied
-    /// on beside its answer.
+    /// Repeats `read` until no compaction came in between. `read` returns its answer with the
+    /// oldest revision that it relied on.
     pub(super) fn consistent<T>(
         &self,
         mut read: impl FnMut(&View<'_>, &Head) -> Attempt<T>,
@@ -33,7 +34,8 @@ impl Reader {
         self.consistent_known(|_, _| None, |rows, head, _| read(rows, head))
     }
 
-    /// As [`Reader::consistent`]; `read` also gets what `look` found in the counts of the same moment.
+    /// As [`Reader::consistent`]; `read` also gets what `look` found in the counts at the same
+    /// moment.
     pub(super) fn consistent_known<T>(
         &self,
         look: impl Fn(&Counts, &Head) -> Option<Known>,
@@ -50,7 +52,8 @@ impl Reader {
         for _ in 0..FREE_READS_MAX {
             let (seen, known) = self.shared.look(&look);
             let answer = read(&View(&seen.rows), &seen.head, known);
-            // A compaction under a running read can look like damage; only a complete read counts.
+            // A compaction during the read can look like damage, so only a complete read counts,
+            // also if it failed.
             let oldest = answer.as_ref().map_or(seen.head.revision, |(oldest, _)| *oldest);
             if self.shared.is_complete(&seen, oldest) {
                 return answer?.1;

@@ -1,4 +1,4 @@
-//! What a state is beside its rows: its sizes, whose it is, files on the disk, backups and snapshots.
+//! A state's sizes, identity, files, backups and snapshots.
 
 use std::io;
 use std::sync::Arc;
@@ -13,18 +13,18 @@ use crate::types::{LogId, SnapshotMeta};
 /// Sizes of the state in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {
-    /// Logical size, at its largest since the start or the last defragmentation (`dbSize`).
+    /// Largest logical size since the start or the last defragmentation (`dbSize`).
     pub total: i64,
-    /// Logical size now, equal on all replicas (`dbSizeInUse`).
+    /// Present logical size, equal on all replicas (`dbSizeInUse`).
     pub in_use: i64,
-    /// Files on disk.
+    /// Size of the files on disk.
     pub disk: u64,
-    /// Write buffers, caches and file indexes in memory.
+    /// Memory for write buffers, caches and file indexes.
     pub memory: u64,
 }
 
 impl Reader {
-    /// Sizes now.
+    /// The present sizes.
     #[must_use]
     pub fn sizes(&self) -> Sizes {
         let seen = self.shared.published();
@@ -37,7 +37,7 @@ impl Reader {
         }
     }
 
-    /// [`Sizes::total`] alone, at no cost.
+    /// [`Sizes::total`] alone, which is cheap.
     #[must_use]
     pub fn total_bytes(&self) -> i64 {
         self.shared
@@ -45,28 +45,30 @@ impl Reader {
             .max(self.shared.bytes_high.load(Ordering::Relaxed))
     }
 
-    /// Makes everything applied so far durable, also what is being applied. Blocks on that and on the disk.
+    /// Makes everything applied so far durable, including a piece being applied. Waits for that and
+    /// for the disk.
     ///
     /// # Errors
-    /// Whatever the storage reports.
+    /// Any error of the storage.
     pub fn flush(&self) -> io::Result<()> {
         let _applied = self.shared.writing.lock();
         self.shared.published().rows.flush()
     }
 
-    /// What a crash now would leave applied. The log up to it may be purged.
+    /// The log id up to which a crash now would leave entries applied. The log up to it may be
+    /// purged.
     ///
     /// # Errors
-    /// Whatever the storage reports.
+    /// Any error of the storage.
     pub fn flushed(&self) -> io::Result<Option<LogId>> {
         row::applied(&*self.shared.published().rows, Moment::Flushed)
     }
 
-    /// Rewrites files without dead rows. Blocks, possibly long, without holding up writers; a
+    /// Rewrites files without dead rows. Blocks, possibly for long, without delaying writers. A
     /// second call while one runs waits for that one.
     ///
     /// # Errors
-    /// Whatever the storage reports.
+    /// Any error of the storage.
     pub fn defragment(&self) -> io::Result<()> {
         let defragmenting = &self.shared.defragmenting;
         let Some(_alone) = defragmenting.try_lock() else {
@@ -79,18 +81,19 @@ impl Reader {
         result
     }
 
-    /// Whose directory this is; `None` before the first [`Reader::claim`].
+    /// The owner of this directory; `None` before the first [`Reader::claim`].
     ///
     /// # Errors
-    /// Whatever the storage reports.
+    /// Any error of the storage.
     pub fn identity(&self) -> io::Result<Option<Identity>> {
         row::identity(&*self.shared.published().rows)
     }
 
-    /// Marks a fresh directory as `identity`'s, durably, or checks that it is.
+    /// Makes `identity` the owner of a new directory, durably, or checks that it is.
     ///
     /// # Errors
-    /// [`io::ErrorKind::InvalidInput`] if it is another's; else whatever the storage reports.
+    /// [`io::ErrorKind::InvalidInput`] if another member owns it; otherwise any error of the
+    /// storage.
     pub fn claim(&self, identity: Identity) -> io::Result<()> {
         let rows = self.shared.published().rows;
         match row::identity(&*rows)? {
@@ -110,18 +113,20 @@ impl Reader {
         }
     }
 
-    /// Begins a backup in etcd's form of the state as of one moment; `version` is the program's. Blocks on the disk.
+    /// Starts a backup of the present state in etcd's format; `version` is the program's. Blocks on
+    /// the disk.
     ///
     /// # Errors
-    /// Whatever the storage reports.
+    /// Any error of the storage.
     pub fn export(&self, version: &str) -> io::Result<Export> {
         Export::create(&self.shared, version)
     }
 
-    /// Begins a backup in our form of the state as of one moment; `version` is the program's. Blocks on the disk.
+    /// Starts a backup of the present state in our format; `version` is the program's. Blocks on
+    /// the disk.
     ///
     /// # Errors
-    /// Whatever the storage reports.
+    /// Any error of the storage.
     pub fn backup(&self, version: &str) -> io::Result<Backup> {
         Backup::create(&self.shared, version)
     }
@@ -133,13 +138,13 @@ impl Reader {
         partial.as_ref().map(|partial| partial.files().to_vec()).unwrap_or_default()
     }
 
-    /// Begins to receive the snapshot that `meta` describes, as `files`; what is to be kept of an
-    /// earlier attempt must be staged, anything else of that is given up.
+    /// Starts to receive the snapshot that `meta` describes, as `files`. What they are to keep of
+    /// an earlier attempt must be staged; anything else of that attempt is dropped.
     ///
     /// # Errors
     /// [`io::ErrorKind::WouldBlock`] while another is being received;
-    /// [`io::ErrorKind::InvalidInput`] for names or sizes that cannot be;
-    /// [`io::ErrorKind::NotFound`] if what is to be kept is not there; else what the system reports.
+    /// [`io::ErrorKind::InvalidInput`] for impossible names or sizes; [`io::ErrorKind::NotFound`]
+    /// if what is to be kept is not staged; otherwise any error of the system.
     pub fn receive_snapshot(
         &self,
         meta: SnapshotMeta,

@@ -1,4 +1,4 @@
-//! RocksDB's errors: damage, a full disk with advice, or the system's.
+//! Converts RocksDB's errors: damage, a full disk (with advice), or an error of the system.
 
 use std::io;
 
@@ -7,14 +7,14 @@ use rocksdb::ErrorKind;
 
 use crate::engine::Create;
 
-/// RocksDB's own words, whatever the system's language.
+/// RocksDB's own text, which does not depend on the system's language.
 const NO_SPACE: &str = "IO error: No space left on device";
 
 pub(super) fn halt(error: rocksdb::Error) -> Halt {
     Halt::Storage(Box::new(damage_or_io(&error)))
 }
 
-/// A database that should be there and is not, or not all of it, is damage too.
+/// The error of opening a database. One that should exist but is missing or incomplete is damaged.
 pub(super) fn open_error(error: &rocksdb::Error, create: Create) -> io::Error {
     let text = error.as_ref();
     let is_missing = matches!(error.kind(), ErrorKind::InvalidArgument | ErrorKind::NotFound)

@@ -1,4 +1,4 @@
-//! How the database is set up: our bounds, and what we make of RocksDB's settings.
+//! How the database is set up: our bounds, and RocksDB's settings.
 
 use rocksdb::{BlockBasedOptions, Cache, DBCompressionType, LogLevel, Options};
 
@@ -9,23 +9,24 @@ pub(super) const BLOOM_BITS: f64 = 10.0;
 /// One flush and one compaction at a time: the log writer and raft need the other core.
 const BACKGROUND_JOBS: i32 = 2;
 const WRITE_BUFFERS_MAX: i32 = 3;
-/// Flushed files that are merged into the next level together: each merge rewrites much of that level.
+/// Flushed files that are merged into the next level together; each merge rewrites much of that
+/// level.
 const LEVEL_0_FILES: i32 = 8;
 
 /// Bounds of a RocksDB.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RocksOptions {
-    /// Cache of uncompressed data blocks.
+    /// Size of the cache of uncompressed data blocks.
     pub cache_bytes: usize,
-    /// Size at which a write buffer is flushed; there are at most three of each of two kinds.
+    /// Size at which a write buffer is flushed; each of the two column families has at most three.
     pub write_buffer_bytes: usize,
-    /// Size of all write buffers together at which they are flushed early.
+    /// Total size of all write buffers at which they are flushed early.
     pub write_buffers_bytes_max: usize,
-    /// Most files held open.
+    /// Maximum number of open files.
     pub open_files_max: i32,
-    /// Rows that gather before they go to the write buffers together.
+    /// Rows that gather in memory before they are passed on to the write buffers together.
     pub recent_rows_max: usize,
-    /// Bytes of what is written until they do.
+    /// Bytes that gather there before they are passed on.
     pub recent_bytes_max: usize,
 }
 
@@ -33,11 +34,12 @@ impl Default for RocksOptions {
     fn default() -> Self {
         Self {
             cache_bytes: 64 << 20,
-            // Inserts into a small one miss the processor's caches less.
+            // Inserts into a small buffer cause fewer misses in the processor's caches.
             write_buffer_bytes: 8 << 20,
             write_buffers_bytes_max: 32 << 20,
             open_files_max: 512,
-            // Enough that most short lives end here; so few that nobody notices how long the way takes.
+            // Enough that most short-lived rows never reach RocksDB; few enough that passing them
+            // on is not noticed.
             recent_rows_max: 2_048,
             recent_bytes_max: 1 << 20,
         }
@@ -53,8 +55,8 @@ pub(super) fn database_options(options: &RocksOptions, create: Create) -> Option
     db.set_max_background_jobs(BACKGROUND_JOBS);
     db.set_max_open_files(options.open_files_max);
     db.set_db_write_buffer_size(options.write_buffers_bytes_max);
-    // Files are synced piece by piece while they are written, so that the final sync does not hold
-    // up the raft log on the same disk.
+    // Syncs files gradually while they are written, so that the final sync does not delay the raft
+    // log on the same disk.
     db.set_bytes_per_sync(1 << 20);
     db.set_log_level(LogLevel::Warn);
     db.set_keep_log_file_num(2);

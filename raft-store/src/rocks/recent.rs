@@ -1,9 +1,9 @@
-//! Rows that were written last, in front of RocksDB.
+//! The most recently written rows, in front of RocksDB.
 //!
-//! An insert into RocksDB's write buffer is a walk through a skip list of tens of thousands of rows, mostly cache misses, and
-//! many rows do not live for long: what a lock writes its release deletes. So rows gather here, where later ones take the place of earlier
-//! ones, and go to RocksDB many at once and in order. They are as durable as those in its write buffer: not before
-//! the next flush.
+//! An insert into RocksDB's write buffer is a walk through a skip list of tens of thousands of
+//! rows, mostly cache misses, and many rows are short-lived: a release deletes what its lock wrote.
+//! So rows gather here, where later ones replace earlier ones, and are passed on to RocksDB many at
+//! once and in order. They are as durable as rows in its write buffer: not before the next flush.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Range;
@@ -18,7 +18,7 @@ use crate::engine::{Interval, RowWrite};
 /// Written rows of one table; `None` for a deleted one.
 pub(super) type Written = BTreeMap<Bytes, Option<Bytes>>;
 
-/// Newer rows than those in RocksDB. Clones are as of one moment, and share the rows.
+/// Rows newer than those in RocksDB. A clone is a snapshot, and shares the rows.
 #[derive(Clone, Default)]
 pub(super) struct Recent {
     tables: [Arc<Written>; Table::ALL.len()],
@@ -36,12 +36,12 @@ impl Recent {
         self.bytes
     }
 
-    /// Whether every read is up to RocksDB.
+    /// Whether it has no rows, so that every read goes to RocksDB.
     pub(super) fn is_empty(&self) -> bool {
         self.tables.iter().all(|written| written.is_empty())
     }
 
-    /// Whether a reader holds some of the rows.
+    /// Whether a reader shares some of the rows.
     pub(super) fn is_shared(&self) -> bool {
         self.tables.iter().any(|written| Arc::strong_count(written) > 1)
     }
@@ -52,17 +52,18 @@ impl Recent {
         let written = Arc::make_mut(&mut self.tables[table.position()]);
         match written.get_mut(&key) {
             Some(known) => *known = row,
-            // A copy: the key may be a slice of a whole log entry.
+            // Copied, because the key may be a slice of a whole log entry.
             None => drop(written.insert(Bytes::copy_from_slice(&key), row)),
         }
     }
 
-    /// The row as it was written last: `None` if RocksDB knows it, `Some(None)` if it was deleted.
+    /// The last written row: `None` if it must be read from RocksDB, `Some(None)` if it was
+    /// deleted.
     pub(super) fn get(&self, table: Table, key: &[u8]) -> Option<Option<Bytes>> {
         self.tables[table.position()].get(key).cloned()
     }
 
-    /// The rows of one table, as of one moment.
+    /// A snapshot of the rows of one table.
     pub(super) fn table(&self, table: Table) -> Arc<Written> {
         Arc::clone(&self.tables[table.position()])
     }
@@ -74,7 +75,7 @@ impl Recent {
     }
 }
 
-/// Bytes of a row with its key.
+/// Bytes of a row and its key.
 pub(super) fn bytes((_, key, row): &RowWrite) -> usize {
     key.len() + row.as_ref().map_or(0, Bytes::len)
 }

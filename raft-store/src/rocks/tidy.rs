@@ -1,10 +1,11 @@
-//! Taking the marks of deleted keys out of the files before long.
+//! Removes the tombstones of deleted keys from the files soon.
 //!
-//! A deleted row stays in RocksDB as a mark until its files are merged with what is below them, and a read of the
-//! keys around steps over every mark. By itself RocksDB merges when enough was written, whatever that was. So once
-//! many keys were deleted, the files that have some of their range are merged: on a thread of its own, after a
-//! moment in which the rest of a sweep comes in, and no more often than every few seconds. It merges no more bytes than
-//! the marks are worth; so in a large state it goes on gathering them, unless they lie close together.
+//! A deleted row stays in RocksDB as a tombstone (mark) until its files are merged with the level
+//! below, and a scan of the keys around has to step over every mark. RocksDB by itself merges when
+//! enough was written, of whatever kind. So once many keys were deleted, the files that overlap
+//! their range are merged: on a separate thread, after a moment in which the rest of a sweep
+//! arrives, and at most every few seconds. No more bytes are merged than the marks are worth; so in
+//! a large state more marks are gathered first, unless they are close together.
 
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -15,17 +16,18 @@ use rocksdb::{CompactOptions, DB};
 
 use super::default_family;
 
-/// Bytes of files that are merged for each deleted key.
+/// Most bytes of files to merge per deleted key.
 const BYTES_PER_MARK: u64 = 2 << 10;
 
 /// When to merge.
 #[derive(Clone, Copy)]
 pub(super) struct Pace {
-    /// Fewer marks than this nobody notices.
+    /// Fewer marks than this are not noticeable.
     pub(super) marks_min: u64,
-    /// Least time between two merges: each flushes, which competes with the raft log for the disk.
+    /// How long to wait, once there are enough marks, for the rest of a sweep.
     pub(super) settle: Duration,
-    /// Until the next time.
+    /// How long to wait after a merge before the next one: each merge flushes, which competes with
+    /// the raft log for the disk.
     pub(super) pause: Duration,
 }
 
@@ -35,7 +37,7 @@ impl Default for Pace {
     }
 }
 
-/// Deleted rows of a family, and where they were.
+/// Number and key range of deleted rows.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Marks {
     deleted: u64,
@@ -69,7 +71,7 @@ impl Marks {
         }
     }
 
-    /// Whether it is worth merging files of so many bytes.
+    /// Whether the marks justify merging files of this size.
     fn are_worth(&self, bytes: u64) -> bool {
         bytes <= self.deleted.saturating_mul(BYTES_PER_MARK)
     }
@@ -89,7 +91,7 @@ struct Shared {
 #[derive(Default)]
 struct State {
     marks: Marks,
-    /// So many marks make it worth a look at the files.
+    /// Number of marks from which on the files are looked at.
     looks_at: u64,
     is_running: bool,
     is_closing: bool,
@@ -104,14 +106,14 @@ impl Tidier {
         }
     }
 
-    /// Takes notice of marks that were written; begins to merge if there are many now.
+    /// Adds marks that were written; starts a merge if there are enough of them.
     pub(super) fn note(&self, db: &Arc<DB>, marks: &Marks) {
         let mut state = self.shared.state.lock();
         state.marks.add(marks);
         if state.is_running || state.is_closing || !state.is_due(db, self.shared.pace) {
             return;
         }
-        // The last one is at its end: it no longer says that it runs.
+        // The previous thread is about to end: it no longer counts as running.
         if state.thread.take().is_some_and(|thread| thread.join().is_err()) {
             tracing::debug!("deleted rows were not taken out of the files");
         }
@@ -126,7 +128,8 @@ impl Tidier {
         }
     }
 
-    /// Begins nothing more. Whoever closes the database stops what runs and calls the thread back.
+    /// Starts no more merges. The caller, which closes the database, must stop a running one and
+    /// join the returned thread.
     pub(super) fn close(&self) -> Option<JoinHandle<()>> {
         let mut state = self.shared.state.lock();
         state.is_closing = true;
@@ -155,7 +158,7 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    /// Waits, unless the database is closed.
+    /// Waits for `duration`, or until the database is closed.
     fn rest<'a>(
         &self,
         mut state: MutexGuard<'a, State>,
@@ -168,7 +171,7 @@ impl Shared {
 }
 
 impl State {
-    /// Whether there are enough marks for the files they are in.
+    /// Whether there are enough marks for the size of the files that contain them.
     fn is_due(&mut self, db: &DB, pace: Pace) -> bool {
         if self.marks.deleted < self.looks_at {
             return false;
@@ -181,7 +184,7 @@ impl State {
     }
 }
 
-/// Bytes of the files that have keys in the range of `marks`.
+/// Size of the files that overlap the range of `marks`.
 fn bytes_between(db: &DB, marks: &Marks) -> u64 {
     let files = db.live_files().unwrap_or_default();
     let is_there = |file: &&rocksdb::LiveFile| {
@@ -192,10 +195,11 @@ fn bytes_between(db: &DB, marks: &Marks) -> u64 {
     files.iter().filter(is_there).map(|file| file.size as u64).sum()
 }
 
-/// Merges the files that have some of the range, after what is in memory of it became one. Writes go on.
+/// Merges the files that overlap the range, after flushing it from memory. Writes continue
+/// meanwhile.
 fn merge(db: &DB, marks: &Marks) {
     let mut options = CompactOptions::default();
-    // As what RocksDB begins by itself, which goes on meanwhile.
+    // Like RocksDB's own compactions, which continue meanwhile.
     options.set_exclusive_manual_compaction(false);
     let (first, last) = (Some(&marks.first), Some(&marks.last));
     db.compact_range_cf_opt(default_family(db), first, last, &options);

@@ -1,7 +1,8 @@
-//! What a command or a read needs, and whether its caller may: the one place that says so.
+//! Permission checks: what a command or read requires, and whether its caller has it.
 //!
-//! What is not allowed here is refused. A transaction needs what all its parts need, also those of
-//! branches that are not taken: which one is taken must not tell what a compare may not read.
+//! What is not allowed here is rejected. A transaction needs the permissions of all its parts,
+//! including branches that are not taken: the branch taken must not reveal the result of a compare
+//! of keys that the caller may not read.
 
 use std::collections::BTreeSet;
 
@@ -22,17 +23,17 @@ use crate::response::{Halt, Rejection};
 /// Who may carry out a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Who {
-    /// The cluster itself.
+    /// Only the cluster itself.
     Inside,
     /// Users with the root role.
     Root,
     /// Every user.
     Anyone,
-    /// Users with rights to the keys it touches.
+    /// Users with permissions for the keys it touches.
     Keys,
 }
 
-/// Checks whether `caller` may carry out `command`, as of the rows before it.
+/// Checks whether `caller` may carry out `command`, against the rows before it.
 pub(crate) fn command<R: Read>(
     rows: &R,
     head: &Head,
@@ -49,7 +50,8 @@ pub(crate) fn command<R: Read>(
         Caller::User { name, auth_revision } => (name, *auth_revision),
     };
     let who = who(command);
-    // As in etcd: an administrator's token outlives what the administrator changes with it, but for its own password.
+    // As in etcd: an administrator's token stays valid after changes of users and roles, except for
+    // a change of its own password.
     if who == Who::Keys && verified_at < head.auth.revision {
         return Err(Rejection::AuthOldRevision.into());
     }
@@ -68,12 +70,13 @@ pub(crate) fn command<R: Read>(
     }
 }
 
-/// Whether `caller` has the root role, for what is no command. As in etcd an administrator's token outlives what the
-/// administrator changes with it.
+/// Checks whether `caller` has the root role, for requests that are not commands. As in etcd, an
+/// administrator's token stays valid after changes of users and roles.
 ///
 /// # Errors
-/// [`Halt`] if the storage fails or a row is damaged; inside, [`Rejection::UserEmpty`], [`Rejection::AuthOldRevision`]
-/// for who was verified before the user's last password, or [`Rejection::PermissionDenied`].
+/// [`Halt`] if the storage fails or a row is damaged. In the inner result:
+/// [`Rejection::UserEmpty`], [`Rejection::AuthOldRevision`] if the caller was verified before the
+/// user's last change of password, or [`Rejection::PermissionDenied`].
 pub fn administrator<R: Read>(
     rows: &R,
     auth: AuthHead,
@@ -139,7 +142,7 @@ fn keys<R: Read>(rows: &R, rights: &Rights, command: &Command) -> Result<(), Sto
     }
 }
 
-/// `leases` are those that were found to be the caller's to write before.
+/// `leases` are those that the caller is already known to be allowed to write.
 fn put<R: Read>(
     rows: &R,
     rights: &Rights,
@@ -150,7 +153,7 @@ fn put<R: Read>(
     if put.prev_kv {
         read(rights, &put.key, b"")?;
     }
-    // Whoever attaches a key to a lease may end or prolong what else hangs on it.
+    // Attaching a key to a lease affects the other keys attached to it.
     if put.lease == 0 || leases.contains(&put.lease) {
         return Ok(());
     }
@@ -166,7 +169,7 @@ fn delete_range(rights: &Rights, delete: &DeleteRange) -> Result<(), Rejection> 
     write(rights, &delete.key, &delete.range_end)
 }
 
-/// Visits every part, however deep.
+/// Checks every part, however deeply nested.
 fn txn_in_log<R: Read>(rows: &R, rights: &Rights, txn: &Txn) -> Result<(), Stop> {
     let (mut pending, mut leases) = (vec![txn], BTreeSet::new());
     while let Some(txn) = pending.pop() {
@@ -185,8 +188,9 @@ fn txn_in_log<R: Read>(rows: &R, rights: &Rights, txn: &Txn) -> Result<(), Stop>
     Ok(())
 }
 
-/// The keys of a lock or election are those that begin with its name and a slash. Taking part needs
-/// the right to read and write all of them, as etcd's recipe does; so does a session's lease.
+/// The keys of a lock or election are those that begin with its name and a slash. Taking part
+/// requires the permission to read and write all of them, as etcd's recipe does, and to write the
+/// session's lease.
 fn lock<R: Read>(rows: &R, rights: &Rights, command: &LockCommand) -> Result<(), Stop> {
     let (names, session) = match command {
         LockCommand::Acquire(acquire) => (acquire.names.as_slice(), acquire.session),
@@ -212,7 +216,8 @@ fn guarded_txn<R: Read>(rows: &R, rights: &Rights, request: &GuardedTxn) -> Resu
     txn_in_log(rows, rights, &request.txn)
 }
 
-/// A counter, latch or barrier is one key; groups and double barriers are what lies below their name.
+/// A counter, latch or barrier is one key; groups and double barriers are the keys below their
+/// name.
 fn primitive<R: Read>(rows: &R, rights: &Rights, request: &Primitive) -> Result<(), Stop> {
     let (is_key, is_queue) = match request.action {
         Action::Add(_)
@@ -235,8 +240,8 @@ fn primitive<R: Read>(rows: &R, rights: &Rights, request: &Primitive) -> Result<
     if session == 0 { Ok(()) } else { lease_write(rows, rights, session) }
 }
 
-/// An instance is one key: whoever may read and write it may register and remove it, also when it is only
-/// kept after its loss. The switches of a service are about all its keys.
+/// An instance is one key: a user who may read and write it may register and remove it, even when
+/// it is only kept after its loss. The switches of a service concern all its keys.
 fn registry<R: Read>(rows: &R, rights: &Rights, command: &RegistryCommand) -> Result<(), Stop> {
     let instance = |service: &Bytes, id: &str| (registry::key(service, id), Bytes::new());
     let ((start, end), sessions) = match command {
@@ -267,9 +272,9 @@ pub fn queue_span(name: &[u8]) -> (Bytes, Bytes) {
     (Bytes::from([name, b"/"].concat()), Bytes::from([name, b"0"].concat()))
 }
 
-/// Whether a lease may be renewed, revoked, attached to, or asked to remember a request: a session is its user's, and
-/// any lease needs the right to write all its keys. Reads one of them for each run of keys that may be written,
-/// however many the lease has.
+/// Checks whether a lease may be renewed, revoked, attached to, or asked to remember a request: a
+/// session belongs to its user, and any lease requires the permission to write all its keys. Reads
+/// one key for each run of writable keys, however many keys the lease has.
 pub(crate) fn lease_write<R: Read>(rows: &R, rights: &Rights, id: i64) -> Result<(), Stop> {
     if rights.is_root {
         return Ok(());
@@ -287,10 +292,11 @@ pub(crate) fn lease_write<R: Read>(rows: &R, rights: &Rights, id: i64) -> Result
     Ok(())
 }
 
-/// Whether a lease may be renewed.
+/// Checks whether a lease may be renewed.
 ///
 /// # Errors
-/// [`Halt`] if the storage fails or a row is damaged; inside, [`Rejection::PermissionDenied`].
+/// [`Halt`] if the storage fails or a row is damaged. In the inner result,
+/// [`Rejection::PermissionDenied`].
 pub fn lease_renewal<R: Read>(
     rows: &R,
     rights: &Rights,
@@ -299,10 +305,11 @@ pub fn lease_renewal<R: Read>(
     split(lease_write(rows, rights, id))
 }
 
-/// Whether the keys of a lease may be told.
+/// Checks whether the keys of a lease may be shown.
 ///
 /// # Errors
-/// [`Halt`] if the storage fails or a row is damaged; inside, [`Rejection::PermissionDenied`].
+/// [`Halt`] if the storage fails or a row is damaged. In the inner result,
+/// [`Rejection::PermissionDenied`].
 pub fn lease_keys<R: Read>(
     rows: &R,
     rights: &Rights,
@@ -315,7 +322,7 @@ pub fn lease_keys<R: Read>(
     Ok(keys.iter().try_for_each(|key| read(rights, key, b"")))
 }
 
-/// Whether a range may be read.
+/// Checks whether a range may be read.
 ///
 /// # Errors
 /// [`Rejection::PermissionDenied`].
@@ -323,7 +330,8 @@ pub fn range(rights: &Rights, key: &[u8], range_end: &[u8]) -> Result<(), Reject
     read(rights, key, range_end)
 }
 
-/// Whether a range may be read and written, as taking part in a lock, an election or a barrier needs.
+/// Checks whether a range may be read and written, which taking part in a lock, an election or a
+/// barrier requires.
 ///
 /// # Errors
 /// [`Rejection::PermissionDenied`].
@@ -332,9 +340,10 @@ pub fn read_write(rights: &Rights, key: &[u8], range_end: &[u8]) -> Result<(), R
     write(rights, key, range_end)
 }
 
-/// Whether a transaction that only reads may be carried out.
+/// Checks whether a read-only transaction may be carried out.
 ///
 /// # Errors
+/// [`Halt`] if the storage fails or a row is damaged. In the inner result,
 /// [`Rejection::PermissionDenied`].
 pub fn read_txn<R: Read>(
     rows: &R,

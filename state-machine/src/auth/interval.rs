@@ -1,11 +1,12 @@
 //! Sets of keys as disjoint intervals, with etcd's meaning of `key` and `range_end`.
 //!
-//! There is one reading of a request's two byte strings, `bounds`, for what is granted and what is
-//! asked for alike: a right that is read differently from the request it allows is a hole.
+//! One function, `bounds`, reads a pair of byte strings, both for granted permissions and for
+//! requests: a permission that is read differently from the request it allows would be a security
+//! hole.
 
 use bytes::Bytes;
 
-/// The first key there can be: keys are not empty.
+/// The smallest possible key: keys are not empty.
 const FIRST_KEY: &[u8] = &[0];
 
 /// Keys from `start` on, before `end` if there is one.
@@ -22,7 +23,7 @@ pub struct KeySet {
     intervals: Vec<Interval>,
 }
 
-/// What a request means by its two byte strings.
+/// The meaning of a pair of `key` and `range_end`.
 enum Bounds<'a> {
     One(&'a [u8]),
     From(&'a [u8]),
@@ -67,8 +68,8 @@ impl KeySet {
         KeySet { intervals }
     }
 
-    /// Whether every key that a request names is in the set. A request that names none because its end
-    /// is not behind its beginning must still begin inside.
+    /// Whether every key that a request names is in the set. An empty range, whose end is not after
+    /// its start, must at least start inside.
     #[must_use]
     pub fn covers(&self, key: &[u8], range_end: &[u8]) -> bool {
         match bounds(key, range_end) {
@@ -80,7 +81,7 @@ impl KeySet {
         }
     }
 
-    /// The interval that `key` is in.
+    /// The interval that contains `key`.
     pub(super) fn around(&self, key: &[u8]) -> Option<&Interval> {
         let behind = self.intervals.partition_point(|interval| interval.start.as_ref() <= key);
         let found = self.intervals.get(behind.checked_sub(1)?)?;
@@ -89,7 +90,7 @@ impl KeySet {
 }
 
 impl Interval {
-    /// Whether there is no key between the end and `start`.
+    /// Whether there is no gap between the end of this interval and `start`.
     fn reaches(&self, start: &Bytes) -> bool {
         self.end.as_ref().is_none_or(|end| start <= end)
     }
@@ -128,14 +129,14 @@ mod tests {
     }
 
     proptest! {
-        /// The set is read as execution reads a request: `Span` decides which keys a range touches.
+        /// The set agrees with execution: `Span` decides which keys a range touches.
         #[test]
         fn one_key_is_covered_if_any_granted_span_holds_it(pairs in pairs(), key in key()) {
             let granted = pairs.iter().any(|(start, end)| Span::new(start, end).contains(&key));
             prop_assert_eq!(set(&pairs).covers(&key, b""), granted);
         }
 
-        /// Whoever may a range may each key of it, with every sentinel.
+        /// A user who may read a range may read each key of it, for every sentinel.
         #[test]
         fn a_covered_range_holds_only_covered_keys(
             pairs in pairs(), start in key(), end in range_end(), key in key(),
@@ -146,7 +147,7 @@ mod tests {
             }
         }
 
-        /// A watch is checked by the pair of the range that it matches events by.
+        /// A watch is checked by the key pair of the range that it matches events with.
         #[test]
         fn a_covered_watch_sees_only_covered_keys(
             pairs in pairs(), start in key(), end in range_end(), key in key(),
@@ -162,7 +163,7 @@ mod tests {
             }
         }
 
-        /// And the other way round: nothing is refused that the grants hold together.
+        /// The converse: nothing is rejected that the grants together allow.
         #[test]
         fn a_granted_span_is_covered(pairs in pairs(), more in pairs()) {
             let all: Vec<_> = pairs.iter().chain(&more).cloned().collect();

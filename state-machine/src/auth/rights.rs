@@ -1,4 +1,4 @@
-//! What a user may do: the permissions of all roles put together, once per auth revision.
+//! The rights of a user: the permissions of all its roles combined, once per auth revision.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,13 +12,13 @@ use crate::response::Halt;
 /// What one user may do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rights {
-    /// Whose they are.
+    /// Name of the user.
     pub name: String,
-    /// Auth revision with which the user was added; see [`super::UserRow::added`].
+    /// Auth revision at which the user was added; see [`super::UserRow::added`].
     pub added: u64,
-    /// Auth revision of its last password; see [`super::UserRow::password_since`].
+    /// Auth revision of its last change of password; see [`super::UserRow::password_since`].
     pub password_since: u64,
-    /// Everything.
+    /// Whether the user may do everything.
     pub is_root: bool,
     /// Keys that may be read.
     pub read: KeySet,
@@ -27,7 +27,7 @@ pub struct Rights {
 }
 
 impl Rights {
-    /// Puts together the roles of a user; `None` if there is no such user.
+    /// Combines the roles of a user; `None` if there is no such user.
     ///
     /// # Errors
     /// [`Halt`] if the storage fails or a row is damaged.
@@ -54,7 +54,7 @@ impl Rights {
     }
 }
 
-/// Rights of the users that called since the last change of any.
+/// Rights of the users that called since users or roles last changed.
 #[derive(Clone, Debug, Default)]
 pub struct RightsCache {
     revision: u64,
@@ -62,8 +62,8 @@ pub struct RightsCache {
 }
 
 impl RightsCache {
-    /// The rights of a user as of the auth revision that `rows` are at, or newer ones; `None` if there is no
-    /// such user.
+    /// The rights of a user at auth revision `revision`, which `rows` must have reached; `None` if
+    /// there is no such user.
     ///
     /// # Errors
     /// [`Halt`] if the storage fails or a row is damaged.
@@ -86,7 +86,7 @@ impl RightsCache {
         Ok(Some(rights))
     }
 
-    /// Forgets everything: the rows are others now.
+    /// Forgets everything, because the rows were replaced.
     pub fn clear(&mut self) {
         *self = RightsCache::default();
     }

@@ -1,10 +1,10 @@
-//! Commands of users, roles and permissions, and on whose behalf a command is carried out.
+//! Commands that change users, roles and permissions, and the caller of a command.
 
 use std::str::Utf8Error;
 
 use bytes::Bytes;
 
-/// On whose behalf a command is carried out.
+/// The caller on whose behalf a command is carried out.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Caller {
     /// A client that did not say who it is.
@@ -16,13 +16,13 @@ pub enum Caller {
     User {
         /// Name of the user.
         name: UserName,
-        /// Auth revision as of which the name was verified.
+        /// Auth revision at which the name was verified.
         auth_revision: u64,
     },
 }
 
 impl Caller {
-    /// Name of the user; empty if it is none.
+    /// Name of the user; empty if there is none.
     #[must_use]
     pub fn user(&self) -> &str {
         match self {
@@ -32,19 +32,19 @@ impl Caller {
     }
 }
 
-/// Name of a user who calls. A clone shares the bytes, as does what is read from a log entry: every command
-/// of a user carries one.
+/// Name of the calling user. A clone shares its bytes, and a decoded one those of the log entry,
+/// because every command of a user carries one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UserName(Bytes);
 
 impl UserName {
-    /// As text.
+    /// Returns the name as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         std::str::from_utf8(&self.0).expect("invariant: only text becomes a name")
     }
 
-    /// As it travels.
+    /// Returns the name in its encoded form.
     #[must_use]
     pub fn into_bytes(self) -> Bytes {
         self.0
@@ -75,9 +75,9 @@ impl TryFrom<Bytes> for UserName {
 /// Changes users, roles and permissions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AuthCommand {
-    /// From now on every call needs a user.
+    /// Enables authentication: from now on every call needs a user.
     Enable,
-    /// Everybody may do everything again.
+    /// Disables authentication: every call may do everything.
     Disable,
     /// Adds a user.
     UserAdd(UserAdd),
@@ -97,12 +97,12 @@ pub enum AuthCommand {
     RoleGrant(RoleGrant),
     /// Takes a permission from a role.
     RoleRevoke(RoleRevoke),
-    /// A user proved who it is and gets a token.
+    /// Issues a token to a user that has proved its identity.
     Token(TokenIssue),
 }
 
 impl AuthCommand {
-    /// Whether only members propose it: the token's owner was checked before.
+    /// Whether only members propose it, not clients. A member checked the token's owner before.
     #[must_use]
     pub fn is_inside(&self) -> bool {
         matches!(self, AuthCommand::Token(_))
@@ -116,7 +116,7 @@ pub struct UserAdd {
     pub name: String,
     /// Hash of the password; empty for a user without one.
     pub password_hash: Bytes,
-    /// The user is known only by a certificate.
+    /// The user can only sign in with a certificate.
     pub no_password: bool,
 }
 
@@ -143,7 +143,7 @@ pub struct UserRole {
 pub struct RoleGrant {
     /// Name of the role.
     pub role: String,
-    /// What is granted; nothing is refused.
+    /// What is granted; `None` is rejected.
     pub permission: Option<Permission>,
 }
 
@@ -152,13 +152,13 @@ pub struct RoleGrant {
 pub struct RoleRevoke {
     /// Name of the role.
     pub role: String,
-    /// As granted.
+    /// First key, as granted.
     pub key: Bytes,
-    /// As granted.
+    /// Range end, as granted.
     pub range_end: Bytes,
 }
 
-/// What may be done with `[key, range_end)` (etcd `Permission`).
+/// A permission for `[key, range_end)` (etcd `Permission`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Permission {
     /// Reading, writing or both.
@@ -178,7 +178,7 @@ pub enum PermissionKind {
     Read = 0,
     /// Writing, which does not include reading.
     Write = 1,
-    /// Both.
+    /// Reading and writing.
     ReadWrite = 2,
 }
 
@@ -193,7 +193,7 @@ impl PermissionKind {
         }
     }
 
-    /// Reads back what [`PermissionKind::number`] gave.
+    /// The inverse of [`PermissionKind::number`].
     #[must_use]
     pub fn from_number(number: u8) -> Option<PermissionKind> {
         [PermissionKind::Read, PermissionKind::Write, PermissionKind::ReadWrite]
@@ -214,15 +214,15 @@ impl PermissionKind {
     }
 }
 
-/// A token for a user whose password was found right.
+/// Issues a token to a user whose password was verified.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TokenIssue {
     /// Name of the user.
     pub user: String,
-    /// Hash of the token; the token itself is known to its owner alone.
+    /// Hash of the token; only its owner knows the token itself.
     pub fingerprint: Bytes,
-    /// Auth revision as of which the password was right.
+    /// Auth revision at which the password was verified.
     pub auth_revision: u64,
-    /// When it was given out, in milliseconds since 1970; 0 if that is not known.
+    /// When it was issued, in milliseconds since 1970; 0 if that is not known.
     pub issued_ms: i64,
 }

@@ -4,153 +4,158 @@ use bytes::Bytes;
 
 use super::{Once, Txn};
 
-/// Creates a lease that has an owner. Sent twice, it is one session.
+/// Creates a lease that has an owner. A retry finds the same session.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SessionBegin {
     /// Lease id, not 0.
     pub id: i64,
     /// Seconds.
     pub ttl: i64,
-    /// Recognises a repetition; not empty.
+    /// Identifies retries of this request; not empty.
     pub request_id: Bytes,
-    /// Who holds it, for people.
+    /// Name of the owner, for display.
     pub owner: String,
-    /// More about the owner, for people.
+    /// More about the owner, for display.
     pub metadata: Vec<(String, String)>,
 }
 
-/// What is done to the queue of a lock or election.
+/// A change of the queue of a lock or election.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum LockCommand {
-    /// Takes places in queues.
+    /// Takes an entry in one or more queues.
     Acquire(LockAcquire),
-    /// Gives up what a request has taken, or will take.
+    /// Releases what a request has acquired, or would acquire later.
     Release(LockRelease),
-    /// Changes how a place is held.
+    /// Changes how an entry holds the lock.
     Convert(LockConvert),
-    /// Takes a place away from whoever has it.
+    /// Removes an entry, whoever owns it.
     Break(LockBreak),
     /// Becomes a candidate of an election.
     Campaign(Campaign),
-    /// Is a candidate no more.
+    /// Withdraws a candidate.
     Leave(Leave),
-    /// A leader resigns in favour of one candidate.
+    /// Makes the leader resign in favour of one candidate.
     HandOver(HandOver),
 }
 
-/// Takes a place in the queue of each name, all in one revision or none.
+/// Takes an entry in the queue of each name, all in one revision or none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LockAcquire {
-    /// Names, ascending, without repetition.
+    /// Names, ascending, without duplicates.
     pub names: Vec<Bytes>,
-    /// Lease that the places live and die with.
+    /// Lease that the entries are attached to.
     pub session: i64,
-    /// Recognises a repetition; unique within the session.
+    /// Identifies retries of this request; unique within the session.
     pub request_id: Bytes,
-    /// Share of `limit` that is wanted: 1 of 1 is exclusive, 1 of [`u32::MAX`] is shared.
+    /// Share of `limit` that is requested: 1 of 1 is exclusive, 1 of [`u32::MAX`] is shared.
     pub permits: u32,
-    /// What all holders together may take.
+    /// Permits that all holders together may have.
     pub limit: u32,
-    /// Take places also if they have to wait.
+    /// Whether to queue if the lock is not free.
     pub can_wait: bool,
-    /// A session that holds the lock alike holds it once more.
+    /// A session that holds the lock with the same permits and limit acquires it once more.
     pub is_reentrant: bool,
-    /// After the session expires while it holds, nobody else holds for so many seconds.
+    /// Lock delay in seconds: if the session expires while it holds the lock, nobody else gets it
+    /// for this long.
     pub delay_seconds: u32,
-    /// Which stream waits for the grant: the last one that asked.
+    /// The stream that waits for the grant: the last one that asked.
     pub attempt: u64,
-    /// Wall clock of the member that was asked, in milliseconds; for people.
+    /// Wall clock of the member that took the request, in milliseconds; for display.
     pub asked_ms: i64,
-    /// What the holder says about itself, for people.
+    /// What the holder says about itself, for display.
     pub note: Bytes,
-    /// The number of the request; with 0 the session remembers only the last few that were given up.
+    /// Number of the request. With sequence 0 the session remembers only the last few requests that
+    /// were cancelled.
     pub once: Once,
 }
 
-/// Gives up the places of one request.
+/// Releases the entries of one request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LockRelease {
-    /// As acquired.
+    /// Names, as acquired.
     pub names: Vec<Bytes>,
-    /// As acquired.
+    /// Session, as acquired.
     pub session: i64,
-    /// As acquired. If it has no place yet, it will never get one.
+    /// Request id, as acquired. If that request has no entry yet, it will never get one.
     pub request_id: Bytes,
-    /// Only if no other stream asked for the request; 0 for whoever asked.
+    /// Release only if this stream was the last that asked; 0: whichever stream asked.
     pub attempt: u64,
-    /// The number of this request, which is answered alike however often it arrives, and (`undoes`) of the one
-    /// that acquired.
+    /// Number of this request, which gets the same answer however often it arrives; `undoes` is the
+    /// number of the request that acquired.
     pub once: Once,
 }
 
-/// Changes permits and limit of a place that is held: to less at any time, to more if no other place
-/// of the lock is held. The fence stays.
+/// Changes permits and limit of an entry that holds: to less at any time, to more only if no other
+/// entry holds the lock. The fence stays.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LockConvert {
     /// Name of the lock.
     pub name: Bytes,
-    /// As acquired.
+    /// Session, as acquired.
     pub session: i64,
-    /// As acquired.
+    /// Request id, as acquired.
     pub request_id: Bytes,
     /// See [`LockAcquire::permits`].
     pub permits: u32,
     /// See [`LockAcquire::limit`].
     pub limit: u32,
-    /// The number of this request, which is carried out once and answered alike however often it arrives.
+    /// Number of this request, which takes effect once and gets the same answer however often it
+    /// arrives.
     pub once: Once,
 }
 
-/// Deletes places whoever has them.
+/// Deletes queue entries, whoever owns them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LockBreak {
     /// Name of the lock.
     pub name: Bytes,
-    /// Fence of the place; 0 for all that are held.
+    /// Fence of the entry; 0 for all that hold.
     pub fence: i64,
-    /// User who asked for it; empty if nobody signed in. Changes nothing: it comes back in the answer.
+    /// User who asked for it; empty without authentication. Has no effect; it is returned in the
+    /// answer.
     pub by: String,
-    /// Why. As `by`.
+    /// Reason. Like `by`, it is only returned in the answer.
     pub reason: String,
 }
 
-/// Takes the place of a session in an election, or changes what it says there.
+/// Enters a session in an election, or changes the value of its candidate.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Campaign {
     /// Name of the election.
     pub name: Bytes,
-    /// Lease that the candidate lives and dies with.
+    /// Lease that the candidate is attached to.
     pub session: i64,
-    /// What it says as leader: the value of its key, for etcd's observers, too.
+    /// What it announces as leader: the value of its key, which etcd's observers see too.
     pub value: Bytes,
-    /// Which stream follows the candidate: the last one that asked.
+    /// The stream that follows the candidate: the last one that asked.
     pub attempt: u64,
-    /// The client's number of that stream: what has a smaller one than was seen comes too late. 0 for a
-    /// client that counts nothing.
+    /// The client's number of that stream. A request with a smaller number than one already seen is
+    /// too late. 0 for a client that does not number its streams.
     pub number: u64,
-    /// Recognises the candidacy, so that it does not begin again once it was left; sequence 0 for one that
-    /// lives with its stream.
+    /// Identifies the candidacy, so that a retry does not begin it again after it was withdrawn.
+    /// Sequence 0 for a candidacy that ends with its stream.
     pub once: Once,
-    /// Only if the candidate is there already.
+    /// Only if the candidate exists already.
     pub resumes: bool,
 }
 
-/// Gives up the place of a session in an election.
+/// Withdraws the candidate of a session from an election.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Leave {
     /// Name of the election.
     pub name: Bytes,
-    /// As campaigned.
+    /// Session, as campaigned.
     pub session: i64,
-    /// Only the place with this fence; 0 for whichever there is.
+    /// Only the candidate with this fence; 0 for any.
     pub fence: i64,
-    /// Only if this stream was the last that asked; 0 for whoever asked.
+    /// Only if this stream was the last that asked; 0: whichever stream asked.
     pub attempt: u64,
-    /// Makes it single, and takes the candidacy back; sequence 0 for neither.
+    /// Makes the request take effect once, and undoes the candidacy's request; sequence 0 for
+    /// neither.
     pub once: Once,
 }
 
-/// The leader of an election goes, and the candidate `to` comes next.
+/// The leader of an election resigns, and the candidate `to` is next.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct HandOver {
     /// Name of the election.
@@ -166,17 +171,17 @@ pub struct HandOver {
 /// A transaction that runs only while every guard is held.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GuardedTxn {
-    /// All must be held.
+    /// All of them must be held.
     pub guards: Vec<Guard>,
-    /// Runs then.
+    /// Runs if they are.
     pub txn: Txn,
 }
 
-/// "The place with this fence holds the lock of this name."
+/// Condition: the queue entry with this fence holds the lock of this name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Guard {
     /// Name of a lock or election.
     pub name: Bytes,
-    /// Create revision of the place.
+    /// Create revision of the queue entry.
     pub fence: i64,
 }

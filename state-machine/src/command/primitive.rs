@@ -2,23 +2,24 @@
 
 use bytes::Bytes;
 
-/// Makes a request recognisable when it comes again.
+/// Identifies a request when it is retried.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Once {
-    /// Lease of whoever asks; 0: the request is not remembered.
+    /// Lease of the client's session; 0: the request is not remembered.
     pub session: i64,
     /// Counts the requests of the session, from 1.
     pub sequence: u64,
-    /// All requests of the session with a smaller number are answered or given up.
+    /// All requests of the session with a smaller number are answered or abandoned, so that nothing
+    /// needs to be remembered about them.
     pub settled: u64,
-    /// An earlier request that this one takes back; 0 for none.
+    /// An earlier request that this one undoes; 0 for none.
     pub undoes: u64,
 }
 
-/// Changes what is kept under one name.
+/// Changes the counter, latch, barrier or group of one name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Primitive {
-    /// Who asks, and for which time.
+    /// Session and number of the request.
     pub once: Once,
     /// The name.
     pub name: Bytes,
@@ -26,7 +27,7 @@ pub struct Primitive {
     pub action: Action,
 }
 
-/// What is done to a counter, latch, barrier or group.
+/// A change of a counter, latch, barrier or group.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Adds to a counter.
@@ -35,10 +36,10 @@ pub enum Action {
     Set {
         /// The new number.
         value: i64,
-        /// What must hold.
+        /// Condition for the change.
         condition: Condition,
     },
-    /// Begins a latch with a count.
+    /// Creates a latch with a count.
     Create(i64),
     /// Counts a latch down.
     CountDown(i64),
@@ -46,49 +47,49 @@ pub enum Action {
     Raise {
         /// Its value.
         note: Bytes,
-        /// Whether it is attached to the session.
+        /// Whether the key is attached to the session.
         is_bound: bool,
     },
-    /// Deletes the key of a barrier: the one with this fence, or (0) the one that the request
-    /// [`Once::undoes`] raised, or if that is 0, whichever there is.
+    /// Deletes the key of a barrier: the one with this fence; with 0 the one that the request
+    /// [`Once::undoes`] raised; if that is 0 too, any.
     Lift(i64),
-    /// Takes a place in a double barrier.
+    /// Enters a double barrier.
     Enter {
-        /// Participants that there have to be.
+        /// Number of participants the barrier waits for.
         count: u32,
         /// Value of the participant's key.
         note: Bytes,
     },
-    /// Gives up the place that the request [`Once::undoes`] has taken.
+    /// Undoes the entry that the request [`Once::undoes`] made.
     Exit {
-        /// Only if it is not in yet.
+        /// Only if the participant still waits for others.
         is_only_waiting: bool,
     },
-    /// Becomes a member of a group, or says something else as one.
+    /// Joins a group, or changes the value of a member.
     Join {
         /// Id of the member.
         member: Bytes,
         /// Value of its key.
         value: Bytes,
-        /// The request that joined, if this one only says something else; 0: this one joins.
+        /// The request that joined, if this one only changes the value; 0: this one joins.
         of: u64,
     },
-    /// Gives up the membership that the request [`Once::undoes`] began, which ends with the last one of the session;
-    /// or, if that is 0, all of them.
+    /// Ends the membership that the request [`Once::undoes`] began; the member leaves when the
+    /// session has no other left. If `undoes` is 0, ends all of them.
     Part {
         /// Id of the member.
         member: Bytes,
     },
 }
 
-/// When a counter is set.
+/// Condition for setting a counter.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Condition {
     /// Always.
     #[default]
     None,
-    /// If it is this number.
+    /// Only if the counter has this value.
     Value(i64),
-    /// If its last change was in this revision; 0: if it is not there.
+    /// Only if its last change was at this revision; 0: only if it does not exist.
     Revision(i64),
 }

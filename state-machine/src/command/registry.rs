@@ -5,66 +5,66 @@ use bytes::Bytes;
 use super::Once;
 use crate::registry::record::{Health, State};
 
-/// What is done to instances of services.
+/// A change of instances of services.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RegistryCommand {
-    /// Registers an instance, or changes what it says.
+    /// Registers an instance, or changes its record.
     Register(Register),
     /// Removes an instance.
     Deregister(Deregister),
-    /// Changes some of what is known about an instance.
+    /// Changes some fields of an instance.
     Update(InstanceUpdate),
-    /// What the checks of the leader found.
+    /// Records what the leader's health checks found.
     Checked(CheckResult),
-    /// What is due because a time is over.
+    /// Carries out what is due because a time has passed.
     Settle(Settle),
     /// Sets the switches of a service.
     Configure(Configure),
 }
 
-/// What a registration does if there is an instance with its id.
+/// What a registration does if its id is already registered.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum RegisterMode {
-    /// Takes its place, whoever registered it.
+    /// Replaces the instance, whoever registered it.
     #[default]
     Replace,
-    /// Is refused, unless the instance is the session's own.
+    /// Is rejected, unless the session itself registered the instance.
     IfAbsent,
 }
 
-/// Registers an instance. Sent twice in a row, it is one change.
+/// Registers an instance. A repetition right after it changes nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Register {
     /// Name of the service.
     pub service: Bytes,
     /// Id of the instance.
     pub id: String,
-    /// Lease that it lives and dies with.
+    /// Lease that the instance is attached to.
     pub session: i64,
-    /// What it says, in the layout of [`crate::registry::record`].
+    /// Record of the instance, in the layout of [`crate::registry::record`].
     pub record: Bytes,
-    /// What happens if there is one with this id.
+    /// What happens if the id is already registered.
     pub mode: RegisterMode,
-    /// Only if the instance was changed last at this revision; 0 for whatever there is.
+    /// Only if the instance was last changed at this revision; 0 for any.
     pub mod_revision: i64,
-    /// Only a change of what the session registered with this create revision; 0 for whatever there is.
+    /// Only change the instance that the session registered with this create revision; 0 for any.
     pub fence: i64,
-    /// With [`RegisterMode::IfAbsent`]: what may be replaced nevertheless.
+    /// With [`RegisterMode::IfAbsent`]: an instance that may be replaced nevertheless.
     pub former: Former,
-    /// It takes the place of what the same session registered, too.
+    /// Also replaces an instance of the same session, so that it gets a new fence.
     pub is_anew: bool,
-    /// Who asks, and for which time.
+    /// Session and number of the request.
     pub once: Once,
-    /// Wall clock of the member that was asked, in milliseconds.
+    /// Wall clock of the member that took the request, in milliseconds.
     pub now_ms: i64,
-    /// Whoever came and went too often is damped.
+    /// Whether an instance that came and went too often is damped.
     pub is_damping: bool,
 }
 
-/// What an owner registered before it lost its session; by default nothing.
+/// What an owner registered before it lost its session; the default is nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Former {
-    /// Lease that it lives and dies with.
+    /// Lease that it was attached to.
     pub session: i64,
     /// Its create revision.
     pub fence: i64,
@@ -81,11 +81,12 @@ pub struct Deregister {
     pub session: i64,
     /// Only the instance with this create revision; 0 for any.
     pub fence: i64,
-    /// Who asks, and for which time. What takes a request back removes only what that one registered.
+    /// Session and number of the request. A request that undoes another removes only what that one
+    /// registered.
     pub once: Once,
 }
 
-/// Changes an instance; `None` is as before.
+/// Changes an instance; `None` leaves a field as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct InstanceUpdate {
     /// Name of the service.
@@ -96,25 +97,25 @@ pub struct InstanceUpdate {
     pub session: i64,
     /// Only the instance with this create revision; 0 for any.
     pub fence: i64,
-    /// The owner's word.
+    /// State as set by the owner.
     pub state: Option<State>,
-    /// The operator's word, or that there is none.
+    /// State as set by an operator; `Some(None)` removes the override.
     pub override_state: Option<Option<State>>,
-    /// Time to drain until it is removed; 0 for no limit.
+    /// Time to drain before the instance is removed; 0 for no limit.
     pub drain_ms: Option<u64>,
-    /// The owner's word on its health.
+    /// Health as reported by the owner, with a text.
     pub health: Option<(Health, String)>,
-    /// How much it takes.
+    /// Load-balancing weight.
     pub weight: Option<u32>,
-    /// Who asks, and for which time.
+    /// Session and number of the request.
     pub once: Once,
-    /// As of [`Register`].
+    /// See [`Register::now_ms`].
     pub now_ms: i64,
-    /// As of [`Register`].
+    /// See [`Register::is_damping`].
     pub is_damping: bool,
 }
 
-/// What enough checks in a row agree on.
+/// A health verdict that enough checks in a row agree on.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CheckResult {
     /// Name of the service.
@@ -123,60 +124,61 @@ pub struct CheckResult {
     pub id: String,
     /// Create revision of the instance that was checked.
     pub fence: i64,
-    /// Name of the check; empty for the one that has none.
+    /// Name of the check; empty for an unnamed one.
     pub check: String,
-    /// What they found.
+    /// The verdict.
     pub health: Health,
-    /// In words.
+    /// Output of the check.
     pub output: String,
-    /// As of [`Register`].
+    /// See [`Register::now_ms`].
     pub now_ms: i64,
-    /// As of [`Register`].
+    /// See [`Register::is_damping`].
     pub is_damping: bool,
 }
 
-/// Times that the leader of `term` saw pass; void in another term.
+/// What the leader of `term` found due; a no-op when applied in another term.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settle {
     /// Term in which it was decided.
     pub term: u64,
-    /// As of [`Register`].
+    /// See [`Register::now_ms`].
     pub now_ms: i64,
-    /// What is due.
+    /// The due changes.
     pub items: Vec<SettleItem>,
 }
 
-/// One thing that is due.
+/// One due change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SettleItem {
     /// Name of the service.
     pub service: Bytes,
     /// Id of the instance.
     pub id: String,
-    /// When the state began that the leader saw, as its record says.
+    /// When the state that the leader saw began, according to the instance's record. The change is
+    /// skipped if the record says otherwise now.
     pub stamp: i64,
-    /// What is to be done.
+    /// What to do.
     pub what: Settlement,
 }
 
-/// What is done when a time is over; the numbers travel.
+/// What to do when a time has passed; the numbers are part of the wire format.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum Settlement {
-    /// A damped instance is shown as it is.
+    /// Ends the damping of an instance.
     Undamp = 1,
-    /// A lost instance is kept no longer.
+    /// Removes a lost instance that was kept for a while.
     DropLost = 2,
-    /// An instance that is critical is removed.
+    /// Removes an instance that has been critical for too long.
     RemoveCritical = 3,
-    /// An instance that drains is removed.
+    /// Removes an instance whose time to drain is over.
     RemoveDrained = 4,
-    /// A penalty that has faded is forgotten.
+    /// Forgets a penalty that has decayed.
     Forget = 5,
 }
 
 impl Settlement {
-    /// The number that travels.
+    /// The number in the wire format.
     #[must_use]
     pub fn number(self) -> u8 {
         match self {
@@ -188,7 +190,7 @@ impl Settlement {
         }
     }
 
-    /// Reads back what [`Settlement::number`] gave.
+    /// The inverse of [`Settlement::number`].
     #[must_use]
     pub fn from_number(number: i32) -> Option<Settlement> {
         [
@@ -203,7 +205,7 @@ impl Settlement {
     }
 }
 
-/// Sets switches of a service; `None` is as before.
+/// Sets switches of a service; `None` leaves one as it is.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Configure {
     /// Name of the service.

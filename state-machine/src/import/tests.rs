@@ -1,4 +1,4 @@
-//! What is taken over reads as the original, and what cannot be is refused.
+//! An imported history reads like the original, and an impossible one is rejected.
 
 use proptest::prelude::*;
 
@@ -28,7 +28,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..60)
 }
 
-/// A name with a child, so that leased keys queue.
+/// A key `name/x`, so that leased keys form a queue.
 fn key_of(letter: u8) -> Bytes {
     Bytes::from([b"name/", [letter].as_slice()].concat())
 }
@@ -66,7 +66,7 @@ impl Store {
             Step::DeleteAll => self.change(b"abcd", None),
             Step::Compact(back) => {
                 let revision = self.head.revision - back;
-                // A refusal changes nothing.
+                // A rejection changes nothing.
                 compaction::apply(&mut self.head, Compact { revision }).unwrap_or_default();
                 self.sweep();
             }
@@ -83,7 +83,7 @@ impl Store {
         .unwrap();
     }
 
-    /// The changes that are there, as an etcd would have them in its file.
+    /// The stored changes, as an etcd would have them in its file.
     fn changes(&self) -> Vec<ForeignChange> {
         let rows = self.rows.rows(Table::Rev);
         let change = |(at, row): (&Bytes, &Bytes)| {
@@ -118,8 +118,8 @@ fn import(store: &Store) -> Store {
 }
 
 proptest! {
-    /// Whatever happened in the other store, everything that can be read of it is equal here, and
-    /// stays so.
+    /// Whatever happened in the other store, everything that can be read from it reads the same
+    /// here, and stays so after more changes.
     #[test]
     fn an_imported_history_reads_as_the_original(steps in steps(), later in steps()) {
         let mut original = Store::default();
@@ -146,7 +146,8 @@ proptest! {
                 history::events(&store.rows, EventSpan::whole(from, head.revision)).unwrap()
             };
             prop_assert_eq!(events(&copy), events(&original));
-            // A put that is gone would say whether a key had its lease from the beginning.
+            // After a compaction, puts may be missing that would tell whether a key had its lease
+            // from its creation on.
             let tables: &[Table] = if head.compacted < 0 {
                 &[Table::LeaseKey, Table::Place]
             } else {

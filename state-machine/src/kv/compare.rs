@@ -9,10 +9,10 @@ use crate::read::Read;
 use crate::response::Halt;
 use crate::span::Span;
 
-/// Whether `compare` holds as of revision `at`.
+/// Whether `compare` holds at revision `at`.
 ///
-/// A range without keys is compared as one key whose fields are all 0, except that nothing is known
-/// about the value of a missing key, so that such a compare never holds.
+/// A range without keys is compared like one key whose fields are all 0, except that a missing key
+/// has no value, so that a compare of its value never holds.
 pub(crate) fn holds<R: Read>(rows: &R, at: i64, compare: &Compare) -> Result<bool, Halt> {
     let mut is_empty = true;
     let mut holds = true;

@@ -1,4 +1,4 @@
-//! Range delete: all live keys of a span, in key order, as one revision.
+//! Range delete: all live keys of a span, in key order, at one revision.
 
 use std::ops::ControlFlow;
 
@@ -13,10 +13,10 @@ use crate::rows::key::KeyRow;
 use crate::span::Span;
 use crate::validate;
 
-/// Bytes of rows at which a piece of a span ends.
+/// Bytes of rows after which a piece of a span ends.
 const PIECE_BYTES: usize = 1 << 20;
 
-/// A range delete as a command of its own.
+/// Carries out a range delete that is a command of its own.
 pub(crate) fn apply<R: Read>(
     change: &mut Change<'_, '_, R>,
     delete: &DeleteRange,
@@ -25,7 +25,7 @@ pub(crate) fn apply<R: Read>(
     Ok(apply_in_txn(change, delete)?)
 }
 
-/// A range delete inside a transaction, which has checked the request.
+/// Carries out a range delete inside a transaction, which has checked the request.
 pub(crate) fn apply_in_txn<R: Read>(
     change: &mut Change<'_, '_, R>,
     delete: &DeleteRange,
@@ -59,16 +59,16 @@ pub(crate) fn apply_in_txn<R: Read>(
     Ok(response)
 }
 
-/// Some live keys of a span in a row, with their rows: a span may hold more than memory does.
+/// Some successive live keys of a span, with their rows: a whole span may not fit in memory.
 #[derive(Default)]
 struct Piece {
     live: Vec<(Bytes, Bytes)>,
-    /// Where the next piece begins.
+    /// First key of the next piece.
     next: Option<Bytes>,
 }
 
 impl Piece {
-    /// Reads the piece that begins with `start`.
+    /// Reads the piece that starts at `start`.
     fn read<R: Read>(rows: &R, start: &[u8], end: Option<&[u8]>) -> Result<Piece, Halt> {
         let mut piece = Piece::default();
         if end.is_some_and(|end| end <= start) {

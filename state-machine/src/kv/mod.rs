@@ -10,14 +10,15 @@ use crate::outcome::split;
 use crate::read::Read;
 use crate::response::{Halt, Rejection, TxnResponse};
 
-/// Answers a transaction that only reads, without the log: all compares and ranges as of `head`.
+/// Answers a read-only transaction without the log: all its compares and ranges are evaluated at
+/// `head`.
 ///
-/// The condition on compaction is that of [`crate::range::range`], for the revision of `head` and
-/// every revision that the ranges name.
+/// Same condition on compaction as [`crate::range::range`], for the revision of `head` and every
+/// revision that the ranges name.
 ///
 /// # Errors
-/// [`Halt`] if the storage fails or a row is damaged. Inside: what the ranges answer, and
-/// [`Rejection::Malformed`] if an operation writes.
+/// [`Halt`] if the storage fails or a row is damaged. In the inner result: what the ranges return,
+/// and [`Rejection::Malformed`] if an operation writes.
 pub fn read_txn<R: Read>(
     rows: &R,
     head: &Head,

@@ -8,7 +8,7 @@ use crate::read::Read;
 use crate::response::{Halt, PutResponse, Rejection};
 use crate::validate;
 
-/// A put as a command of its own.
+/// Carries out a put that is a command of its own.
 pub(crate) fn apply<R: Read>(
     change: &mut Change<'_, '_, R>,
     put: &Put,
@@ -22,7 +22,7 @@ pub(crate) fn apply<R: Read>(
     Ok(write(change, put, before)?)
 }
 
-/// What must hold before a put inside a transaction; the order differs from [`apply`]'s, as in etcd.
+/// Checks a put inside a transaction. As in etcd, the order of checks differs from [`apply`]'s.
 pub(crate) fn check_in_txn<R: Read>(rows: &R, put: &Put) -> Result<(), Stop> {
     validate::put(put)?;
     if (put.ignore_value || put.ignore_lease) && Before::load(rows, &put.key)?.kv.is_none() {
@@ -31,7 +31,7 @@ pub(crate) fn check_in_txn<R: Read>(rows: &R, put: &Put) -> Result<(), Stop> {
     check_lease(rows, put.lease)
 }
 
-/// A put inside a transaction, after [`check_in_txn`].
+/// Carries out a put inside a transaction, after [`check_in_txn`].
 pub(crate) fn apply_in_txn<R: Read>(
     change: &mut Change<'_, '_, R>,
     put: &Put,

@@ -1,7 +1,9 @@
-//! Transactions: decide which branches run, check everything they need, then run them as one revision.
+//! Transactions: decide which branches run, make all checks they need, then run them at one
+//! revision.
 //!
-//! All compares, of nested transactions too, see the state before the transaction. Nothing is written
-//! before every check of the branches taken has passed, so that a refusal leaves no trace.
+//! All compares, including those of nested transactions, see the state before the transaction.
+//! Nothing is written before all checks of the branches taken have passed, so a rejected
+//! transaction changes nothing.
 
 use crate::change::Change;
 use crate::command::{Range, Txn, TxnOp};
@@ -13,7 +15,7 @@ use crate::read::Read;
 use crate::response::{Halt, OpResponse, RangeResponse, Rejection, TxnResponse};
 use crate::validate::{self, TXN_DEPTH_MAX};
 
-/// A transaction whose compares are evaluated.
+/// A transaction whose compares were evaluated.
 struct Decided<'a> {
     succeeded: bool,
     branch: &'a [TxnOp],
@@ -21,7 +23,7 @@ struct Decided<'a> {
     nested: Vec<Decided<'a>>,
 }
 
-/// A transaction as a command.
+/// Carries out a transaction.
 pub(crate) fn apply<R: Read>(
     change: &mut Change<'_, '_, R>,
     txn: &Txn,
@@ -32,19 +34,20 @@ pub(crate) fn apply<R: Read>(
     Ok(run(change, &decided)?)
 }
 
-/// A transaction that only reads, as of `head`.
+/// Evaluates a read-only transaction at `head`.
 pub(crate) fn read<R: Read>(rows: &R, head: &Head, txn: &Txn) -> Result<TxnResponse, Stop> {
     let decided = decide(rows, head.revision, txn, TXN_DEPTH_MAX)?;
     check_ranges(head, &decided)?;
     run_reads(rows, head, &decided)
 }
 
-/// Whether any branch, also of nested transactions, puts a key.
+/// Whether any branch, including those of nested transactions, puts a key.
 pub(crate) fn has_put(txn: &Txn) -> bool {
     has(txn, |op| matches!(op, TxnOp::Put(_)))
 }
 
-/// Whether any branch, also of nested transactions, may answer with the keys of a span: with any number.
+/// Whether any branch, including those of nested transactions, may return the keys of a span, whose
+/// number is unbounded.
 pub(crate) fn tells_spans(txn: &Txn) -> bool {
     has(txn, |op| match op {
         TxnOp::Range(range) => !range.range_end.is_empty() && !range.count_only,
@@ -117,7 +120,7 @@ fn check_ranges(head: &Head, txn: &Decided<'_>) -> Result<(), Stop> {
     Ok(())
 }
 
-/// A revision that the transaction itself would make is a future one, as in etcd.
+/// As in etcd, the revision that the transaction itself creates counts as a future one.
 fn check_range(head: &Head, range: &Range) -> Result<(), Rejection> {
     validate::key(&range.key)?;
     if range.revision > head.revision {
@@ -170,7 +173,8 @@ fn next<'a, 'b>(nested: &mut std::slice::Iter<'a, Decided<'b>>) -> &'a Decided<'
     nested.next().expect("every nested transaction of the branch was decided")
 }
 
-/// All refusals are found before the first write; one that comes later cannot be undone.
+/// All rejections are found before the first write. One that is found later cannot be undone, so
+/// the node stops.
 fn missed_check(rejection: &Rejection) -> Halt {
     Halt::CorruptRow { table: "head", detail: format!("refused inside a transaction: {rejection}") }
 }

@@ -1,4 +1,4 @@
-//! Acquire: a place in each queue, or in none.
+//! Acquire: takes a place in each of the queues, or in none.
 
 use bytes::Bytes;
 
@@ -45,7 +45,8 @@ pub(super) fn apply<R: Read>(
     take(change, acquire)
 }
 
-/// The request was given up, or somebody took one of its places away: what is left is worth nothing.
+/// Cancels a request that was given up, or that has lost one of several places: the others are of
+/// no use.
 fn cancel<R: Read>(
     change: &mut Change<'_, '_, R>,
     acquire: &LockAcquire,
@@ -58,10 +59,11 @@ fn cancel<R: Read>(
     Ok(LockResponse::Places { state: LockState::Cancelled, taken: Vec::new() })
 }
 
-/// The request has its places already: it is the same one once more.
+/// Answers a request that has its places already.
 ///
-/// Nothing says which of two streams the client listens to: a late repetition may be one that it left long
-/// ago. So from then on no stream gives the places up, only the client itself or the end of its session.
+/// It is not known which of two streams the client listens to: a late repetition may come from one
+/// that it left long ago. So if the streams differ, no stream gives the places up from then on;
+/// only the client itself or the end of its session does.
 fn repeat<R: Read>(
     change: &mut Change<'_, '_, R>,
     acquire: &LockAcquire,
@@ -83,7 +85,7 @@ fn repeat<R: Read>(
     Ok(LockResponse::Places { state, taken })
 }
 
-/// A place of the session that holds `name` in the way that is asked for.
+/// Finds a place of the session that holds `name` with the requested share.
 fn held_alike<R: Read>(
     rows: &R,
     acquire: &LockAcquire,
@@ -110,13 +112,14 @@ fn enter_again<R: Read>(
         return Err(Rejection::InvalidLock("the session holds it too many times").into());
     }
     claim.requests.push(acquire.request_id.clone());
-    // What one request wants of the place is there for all of them, until the last one is released.
+    // The place keeps the largest delay and the last note of its requests until the last of them is
+    // released.
     claim.delay_seconds = claim.delay_seconds.max(acquire.delay_seconds);
     if !acquire.note.is_empty() {
         claim.note = acquire.note.clone();
     }
     put(change, &key, &claim, acquire.session)?;
-    // Each of its requests may be given up by the stream that asked for it.
+    // The stream that sent a request may give up that request.
     let attempt = attempt_of(acquire, acquire.attempt);
     attempt::set(change.rows, (&key, fence), attempt)?;
     let taken = vec![Taken { name: name.clone(), key, fence }];
@@ -179,7 +182,8 @@ pub(super) fn put<R: Read>(
     change.put(key, before, &claim.encode(), session)
 }
 
-/// Writes a place anew, at the end of its queue: with a new fence, for the streams that waited before.
+/// Deletes a place and creates it again, at the end of its queue, so that it gets a new fence. The
+/// same streams wait for it.
 pub(super) fn renew<R: Read>(
     change: &mut Change<'_, '_, R>,
     place: &Place,

@@ -1,7 +1,8 @@
 //! Finds a newcomer's predecessor in a queue without reading the whole queue.
 //!
-//! Whoever follows etcd's recipe stands behind every key below the name, whether or not it is a place. Where it is known
-//! of a place that only places stood before it, only what came since has to be looked at: the last few events.
+//! A client that follows etcd's recipe waits for every key below the name, whether or not it is a
+//! place. If it is known that only places were before a certain place, then only the keys created
+//! since need to be checked: the last few events.
 
 use std::ops::ControlFlow;
 
@@ -15,12 +16,13 @@ use crate::revision::Revision;
 use crate::rows::place;
 use crate::rows::rev::RevRow;
 
-/// Most revisions, and most events of them, that are looked at.
+/// Most revisions, and most events, to look at.
 const ARRIVALS_MAX: i64 = 64;
 
-/// Key of the place before that of `key`, which has this fence, if only places stand before it. `None` if it is not so,
-/// or takes a longer look. `known` is the fence of a place of the same queue before which only places stood
-/// when it was looked at; `compacted` the compacted revision of `rows`, which are those of one moment.
+/// Returns the key of the place before that of `key`, which has this fence, if only places precede
+/// it; `None` if that is not so, or cannot be told from the last few events. `known` is the fence
+/// of a place of the same queue that was found to be preceded by places only. `compacted` is the
+/// compacted revision of `rows`, which must be a snapshot.
 ///
 /// # Errors
 /// [`Halt`] if the storage fails or a row is damaged.
@@ -32,11 +34,13 @@ pub fn behind<R: Read>(
 ) -> Result<Option<Bytes>, Halt> {
     let Some((name, _)) = place::parent(key) else { return Ok(None) };
     let Some(front) = front(rows, name)? else { return Ok(None) };
-    // The first of today stood there when `known` was looked at: the queue was never empty since, and what is
-    // certain of it was certain then.
+    // If the first place of today was in the queue when `known` was checked, the queue was never
+    // empty since. And no place lost its lease since, as `is_unbroken` covers the whole life of the
+    // queue.
     let is_same_queue = front.is_unbroken && front.first <= known;
     let is_near = known < fence && fence.saturating_sub(known) <= ARRIVALS_MAX;
-    // The creation of a key that lives may be compacted if it was written again.
+    // If `known` was compacted, the event that created a key since may be missing, although the key
+    // lives: it may have been written again.
     if !is_same_queue
         || !is_near
         || known <= compacted
@@ -58,7 +62,8 @@ pub fn behind<R: Read>(
     Ok(before.filter(|_| is_here))
 }
 
-/// Whether all keys below `name` that were created in these revisions were places, as far as a short look tells.
+/// Whether all keys below `name` that were created at these revisions were places. False if there
+/// are too many events to look at.
 fn came_as_places<R: Read>(
     rows: &R,
     name: &[u8],
@@ -67,7 +72,7 @@ fn came_as_places<R: Read>(
     let [start, end] = [revisions.start, revisions.end].map(Revision::first_of);
     let (mut events, mut are_places) = (0_i64, true);
     rows.scan(Table::Rev, &start.row_key(), Some(&end.row_key()), &mut |_, row| {
-        // No link of a row of these revisions leads beyond them.
+        // No row of these revisions links beyond them.
         let row = RevRow::decode(end, row)?;
         events = events.saturating_add(1);
         are_places =

@@ -1,4 +1,4 @@
-//! Which streams wait for a place, one for each of its requests.
+//! Which streams wait for a place: one for each of its requests.
 
 use bytes::Bytes;
 
@@ -8,16 +8,16 @@ use crate::read::{Read, Table};
 use crate::response::Halt;
 use crate::rows::place::{self, Attempt};
 
-/// Requests that share one place which is no lock's.
+/// Most candidacies that share one place of an election.
 pub(crate) const SHARED_MAX: usize = 64;
 
-/// What a request of a session is recognised by in the row of its place; empty for one that has no number, which
-/// lives with its stream.
+/// The id of a session's request in the row of its place. It is empty for a request without a
+/// number, which ends with its stream.
 pub(crate) fn id(sequence: u64) -> Bytes {
     if sequence == 0 { Bytes::new() } else { Bytes::copy_from_slice(&sequence.to_be_bytes()) }
 }
 
-/// Notes which stream waits for a request of a place, instead of the one before.
+/// Records that `attempt`'s stream waits for its request of a place, instead of any earlier stream.
 pub(crate) fn set<R: Read>(
     rows: &mut Overlay<'_, R>,
     (key, fence): (&Bytes, i64),
@@ -29,7 +29,7 @@ pub(crate) fn set<R: Read>(
     set_all(rows, key, fence, &attempts)
 }
 
-/// Notes that nobody waits for a request of a place any more.
+/// Records that nobody waits for a request of a place any more.
 pub(crate) fn end<R: Read>(
     rows: &mut Overlay<'_, R>,
     (key, fence): (&Bytes, i64),
@@ -40,7 +40,8 @@ pub(crate) fn end<R: Read>(
     set_all(rows, key, fence, &attempts)
 }
 
-/// Notes which streams wait for a place; nothing for a key that is none: its row would be one too many.
+/// Records which streams wait for a place. Does nothing if the key is not a place, which has no
+/// row.
 pub(crate) fn set_all<R: Read>(
     rows: &mut Overlay<'_, R>,
     key: &Bytes,
@@ -60,7 +61,7 @@ pub(crate) fn all<R: Read>(rows: &R, key: &Bytes, fence: i64) -> Result<Vec<Atte
     row(rows, key, fence)?.map_or(Ok(Vec::new()), |row| place::decode_attempts(&row))
 }
 
-/// Which stream waits for one of the requests of a place.
+/// The stream that waits for one of the requests of a place.
 pub(crate) fn of_request<R: Read>(
     rows: &R,
     (key, fence): (&Bytes, i64),

@@ -1,7 +1,7 @@
-//! Candidates of elections: exclusive places whose value is what they say, as in etcd's recipe.
+//! Candidates of elections: exclusive places with the candidate's own value, as in etcd's recipe.
 //!
-//! A session is a candidate of a name once: asking again finds the place. Candidacies that are recognised
-//! share it, and it goes with the last of them.
+//! A session has at most one place per election; asking again finds it. Numbered candidacies share
+//! the place, which is deleted with the last of them.
 
 use super::attempt::{self, SHARED_MAX, id};
 use super::queue::{self, NEWEST, Place};
@@ -14,7 +14,8 @@ use crate::read::Read;
 use crate::response::{Halt, LockResponse, LockState, PrimitiveResponse, Rejection, Taken};
 use crate::rows::place::Attempt;
 
-/// Whether a place that is no lock's was taken through the native API, as by a candidate, rather than by etcd's recipe.
+/// Whether a place without a claim was taken through the native API, by a candidate, and not by
+/// etcd's recipe.
 ///
 /// # Errors
 /// [`Halt`] if the storage fails or a row is damaged.
@@ -22,7 +23,7 @@ pub fn is_candidate<R: Read>(rows: &R, place: &Place) -> Result<bool, Halt> {
     Ok(place.claim.is_none() && !attempt::all(rows, &place.key, place.fence)?.is_empty())
 }
 
-/// Takes the place, or says something else at the one that is there.
+/// Takes the place, or changes the value of the place that the session has already.
 pub(super) fn campaign<R: Read>(
     change: &mut Change<'_, '_, R>,
     campaign: &Campaign,
@@ -34,7 +35,7 @@ pub(super) fn campaign<R: Read>(
     let before = Before::load(change.rows, &key)?;
     let cancelled = LockResponse::Places { state: LockState::Cancelled, taken: Vec::new() };
     let fence = match &before.kv {
-        // It was left, or taken away: it does not begin again.
+        // It was withdrawn or removed, and must not begin again.
         None if *resumes || lease.is_settled(once.sequence) => {
             return Ok(cancelled);
         }
@@ -46,13 +47,14 @@ pub(super) fn campaign<R: Read>(
             let fence = kv.create_revision;
             let place = queue::place_at(change.rows, &key)?;
             let is_own = place.is_some_and(|p| p.claim.is_none() && p.session == *session);
-            // A key that got its lease later is no place.
+            // A key that was attached to its lease after its creation is not a place.
             if !is_own || !queue::is_place(change.rows, name, &key)? {
                 return Err(Rejection::InvalidLock("the key of the candidate is taken").into());
             }
             let known = attempt::all(change.rows, &key, fence)?;
             match known.iter().find(|known| known.request == id(once.sequence)) {
-                // A command of a stream that the client left long ago must not make the candidate follow it.
+                // A late command of a stream that the client has left must not make the candidate
+                // follow that stream.
                 Some(known) if *number < known.number => return Err(Rejection::Overtaken.into()),
                 Some(_) => {}
                 None if *resumes || lease.is_settled(once.sequence) => return Ok(cancelled),
@@ -74,7 +76,7 @@ pub(super) fn campaign<R: Read>(
     Ok(LockResponse::Places { state, taken: vec![Taken { name: name.clone(), key, fence }] })
 }
 
-/// Gives the place up.
+/// Withdraws a candidate.
 pub(super) fn leave<R: Read>(
     change: &mut Change<'_, '_, R>,
     leave: &Leave,
@@ -97,7 +99,7 @@ fn withdraw<R: Read>(change: &mut Change<'_, '_, R>, leave: &Leave) -> Result<bo
     let place = place.filter(|place| place.session == leave.session && place.claim.is_none());
     let place = place.filter(|place| leave.fence == 0 || place.fence == leave.fence);
     let Some(place) = place else { return Ok(false) };
-    // Another stream may follow the candidate meanwhile.
+    // Another stream may follow the candidate by now.
     if leave.attempt != 0 || leave.once.undoes != 0 {
         let own = id(leave.once.undoes);
         let mut known = attempt::all(change.rows, &key, place.fence)?;

@@ -1,4 +1,4 @@
-//! What commands of locks and sessions must be; the server checks before it proposes.
+//! Validity checks for commands of locks and sessions; the server makes them before it proposes.
 
 use bytes::Bytes;
 
@@ -7,19 +7,19 @@ use crate::command::{Guard, LockAcquire, LockCommand, Once, SessionBegin};
 use crate::primitives;
 use crate::response::Rejection;
 
-/// Names that one request locks, and guards of one transaction.
+/// Most names that one request locks, and most guards of one transaction.
 pub const NAMES_MAX: usize = 64;
-/// Longest name of a lock or election.
+/// Longest name of a lock or election, in bytes.
 pub const NAME_BYTES_MAX: usize = 1_024;
-/// Longest request id.
+/// Longest request id, in bytes.
 pub const REQUEST_ID_BYTES_MAX: usize = 64;
-/// Longest note of a holder.
+/// Longest note of a holder, in bytes.
 pub const NOTE_BYTES_MAX: usize = 4_096;
-/// Longest delay after the loss of a lock.
+/// Longest lock delay, in seconds.
 pub const DELAY_SECONDS_MAX: u32 = 3_600;
-/// Most that a session says about its owner.
+/// Most bytes of owner and metadata of a session.
 pub const OWNER_BYTES_MAX: usize = 4_096;
-/// Most pairs of metadata of a session.
+/// Most metadata entries of a session.
 pub const METADATA_MAX: usize = 64;
 
 /// Checks a command of a lock.
@@ -70,7 +70,7 @@ pub fn guards(guards: &[Guard]) -> Result<(), Rejection> {
     guards.iter().try_for_each(|guard| name(&guard.name))
 }
 
-/// Checks what begins a session.
+/// Checks the request that begins a session.
 ///
 /// # Errors
 /// [`Rejection::InvalidLock`].
@@ -98,7 +98,7 @@ pub fn name(name: &Bytes) -> Result<(), Rejection> {
     Ok(())
 }
 
-/// Checks what a candidate says: it must not pass for the claim of a lock.
+/// Checks the value of a candidate: it must not decode as the claim of a lock.
 ///
 /// # Errors
 /// [`Rejection::InvalidLock`].
@@ -109,7 +109,7 @@ pub fn candidate_value(value: &[u8]) -> Result<(), Rejection> {
     }
 }
 
-/// A request that is recognised is one of the session that it is about.
+/// Checks that a numbered request is numbered by the session that it is about.
 fn numbered(once: Once, session: i64) -> Result<(), Rejection> {
     if once.sequence != 0 && once.session != session {
         return Err(Rejection::InvalidLock("the request is counted by another session"));

@@ -1,34 +1,35 @@
-//! The value of a native place: how it wants to hold, and for whom.
+//! The value of a native place: its share of the lock, its requests and its note.
 
 use bytes::Bytes;
 
 use crate::rows::{RowReader, RowWriter};
 
-/// Begins the value of a native place. The byte 0 keeps it apart from text.
+/// First bytes of the value of a native place. The byte 0 tells it from text.
 const MAGIC: &[u8; 6] = b"\0clock";
-/// Layout of what follows.
+/// Format of what follows.
 const FORM: u8 = 1;
 
-/// Requests that one place is for: times that a session holds it.
+/// Most requests that share one place, so how often a session can hold it re-entrantly.
 pub const REQUESTS_MAX: usize = 64;
 
-/// The share that the value of a place asks for: exclusive, if it is none of ours.
+/// The share that the value of a place asks for; a value without a claim is exclusive.
 pub(crate) fn share(value: &[u8]) -> (u32, u32) {
     Claim::decode(value).map_or((1, 1), |claim| (claim.permits, claim.limit))
 }
 
-/// What a place asks for. The default is that of a key which is none of ours: exclusive.
+/// What a place asks for. The default is that of a key without a claim: exclusive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claim {
-    /// Share of `limit` that is wanted, from 1.
+    /// Share of `limit` that is requested, from 1.
     pub permits: u32,
-    /// What all holders together may take.
+    /// Permits that all holders together may have.
     pub limit: u32,
     /// See [`crate::command::LockAcquire::delay_seconds`].
     pub delay_seconds: u32,
     /// See [`crate::command::LockAcquire::asked_ms`].
     pub asked_ms: i64,
-    /// The requests that the place is for. Empty: its holder is lost, and it only passes time.
+    /// The requests that the place belongs to. If empty, its session expired and the place only
+    /// waits out the lock delay.
     pub requests: Vec<Bytes>,
     /// See [`crate::command::LockAcquire::note`].
     pub note: Bytes,
@@ -48,7 +49,7 @@ impl Default for Claim {
 }
 
 impl Claim {
-    /// The value that says so.
+    /// Encodes the claim as the value of a key.
     #[must_use]
     pub fn encode(&self) -> Bytes {
         let mut row = RowWriter::new(MAGIC[0]);
@@ -63,8 +64,8 @@ impl Claim {
         row.finish()
     }
 
-    /// Reads the value of a place; `None` if it is not that of a native one. Anybody may write such
-    /// keys, so that nothing here is an error.
+    /// Decodes the value of a place; `None` if it is not that of a native one. Any client may write
+    /// such keys, so an invalid value is not an error.
     #[must_use]
     pub fn decode(value: &[u8]) -> Option<Claim> {
         let (form, rest) = value.strip_prefix(MAGIC)?.split_first()?;
@@ -77,7 +78,7 @@ impl Claim {
             limit: row.short().ok()?,
             delay_seconds: row.short().ok()?,
             asked_ms: row.int().ok()?,
-            // More than are allowed are not read, whatever else there is.
+            // A count above the maximum is invalid, whatever follows.
             requests: (0..row.size().ok().filter(|count| *count <= REQUESTS_MAX)?)
                 .map(|_| Some(Bytes::copy_from_slice(row.bytes().ok()?)))
                 .collect::<Option<_>>()?,
@@ -86,7 +87,7 @@ impl Claim {
         (1..=claim.limit).contains(&claim.permits).then_some(claim)
     }
 
-    /// Whether nobody may hold beside whoever holds with this claim.
+    /// Whether a holder with this claim excludes all others.
     #[must_use]
     pub fn is_exclusive(&self) -> bool {
         self.permits >= self.limit

@@ -1,7 +1,9 @@
-//! Convert: a holder goes on with less, or alone with more, without letting go.
+//! Convert: a holder continues with a smaller share, or with a larger one if it is the only holder,
+//! without releasing the lock.
 //!
-//! Whoever goes on with more begins something that ends what others did before: nobody who held meanwhile may have a
-//! larger fence. If somebody had, the place is written anew, at the end of the queue; so nobody may wait.
+//! A holder with a larger share begins something that supersedes what others did before, so nobody
+//! that held meanwhile may have a larger fence. If one did, the place is created again at the end
+//! of the queue, which is possible only if nobody waits.
 
 use bytes::Bytes;
 
@@ -22,8 +24,8 @@ pub(super) fn apply<R: Read>(
 ) -> Result<LockResponse, Stop> {
     let LockConvert { name, session, request_id, once, .. } = convert;
     let session = match once::find(change.rows, *once, Kind::Convert)? {
-        // A late copy of an earlier one must not take back what was converted since.
-        // It was given up before it came.
+        // A known request is only answered, because a late copy must not undo a later conversion.
+        // It is not done if it was abandoned before it arrived.
         Standing::Known(answer) if !answer.is_done => return Err(Rejection::LockNotHeld.into()),
         Standing::Known(answer) => {
             let place = queue::place_of(change.rows, name, *session, request_id)?;
@@ -46,7 +48,7 @@ fn held(name: &Bytes, key: Bytes, fence: i64) -> LockResponse {
     LockResponse::Places { state: LockState::Held, taken }
 }
 
-/// The key of the place, and its fence from now on.
+/// Returns the key of the place, and its fence from now on.
 fn carry_out<R: Read>(
     change: &mut Change<'_, '_, R>,
     convert: &LockConvert,
@@ -58,12 +60,12 @@ fn carry_out<R: Read>(
     if !holders.iter().any(|holder| holder.key == place.key) {
         return Err(Rejection::LockNotHeld.into());
     }
-    // An etcd client may have written over it.
+    // An etcd client may have overwritten the claim.
     let own = || Claim { requests: vec![Bytes::clone(request_id)], ..Claim::default() };
     let mut claim = place.claim.clone().unwrap_or_else(own);
     let is_less = *permits <= claim.permits && *limit >= claim.limit;
     if claim.requests.len() > 1 {
-        // They rely on what it is.
+        // The other requests rely on the present share.
         let text =
             "the session has entered the lock more than once: release the other entries first";
         return Err(Rejection::Refused(text).into());

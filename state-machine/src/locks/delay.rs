@@ -1,8 +1,8 @@
-//! What becomes of a key when its lease expires: mostly it is deleted.
+//! What happens to a key when its lease expires: usually it is deleted.
 //!
-//! A place that holds and asked for a delay stays, without a holder, on a lease of its own that lasts
-//! for the delay. So nobody else holds meanwhile, etcd's recipes included, and what ends a lease ends
-//! the delay.
+//! A place that holds and asked for a lock delay stays in the queue without a holder, attached to a
+//! lease of its own whose TTL is the delay. So nobody else holds meanwhile, clients of etcd's
+//! recipes included, and the delay ends when that lease does.
 
 use std::collections::BTreeSet;
 
@@ -16,17 +16,17 @@ use crate::leases::{self, LeaseRow};
 use crate::read::Read;
 use crate::response::{Halt, LeaseChange};
 
-/// Lease ids tried for one delay. They are free unless somebody chose the same on purpose.
+/// Lease ids to try for one delay. They are free unless a client chose the same on purpose.
 const LEASE_IDS_TRIED_MAX: i64 = 8;
-/// Where such ids begin: the fence is added.
+/// Base of these ids, to which the fence is added.
 const LEASE_IDS_FROM: i64 = 0x6465_6c61_0000_0000;
 
-/// The places of one session that pass their delay when it expires.
+/// The places of one session that enter their lock delay when it expires.
 pub(crate) struct Delays(BTreeSet<Bytes>);
 
 impl Delays {
-    /// Those of the session's `keys`, before any of them goes: what goes lets others hold, which may be the
-    /// session's own.
+    /// Finds them among the session's `keys`, before any of these is deleted: each deletion may let
+    /// other places hold, also of this session.
     pub(crate) fn of<R: Read>(rows: &R, keys: &[Bytes]) -> Result<Delays, Halt> {
         let mut claims = Vec::new();
         for key in keys {
@@ -44,13 +44,14 @@ impl Delays {
                 held.push((key, claim.requests));
             }
         }
-        // Whoever waits for one of several locks was granted none of them.
+        // A request that waits for one of several locks was granted none of them.
         let has_held = |requests: &[Bytes]| requests.iter().any(|own| !waiting.contains(own));
         held.retain(|(_, requests)| has_held(requests));
         Ok(Delays(held.into_iter().map(|(key, _)| Bytes::clone(key)).collect()))
     }
 
-    /// Deletes `key`, whose lease expires, or lets it pass the lock's delay on the lease that is returned.
+    /// Deletes `key`, whose lease expires, or attaches it to the lease of its lock delay, which is
+    /// returned if it is new.
     pub(crate) fn lose<R: Read>(
         &self,
         change: &mut Change<'_, '_, R>,
@@ -70,14 +71,15 @@ impl Delays {
     }
 }
 
-/// Ends the lease on which a place that is gone passed its delay, once no other place passes it there.
+/// Ends the lease of a place's lock delay, after the place was deleted, unless another place is
+/// attached to it.
 pub(super) fn end<R: Read>(
     change: &mut Change<'_, '_, R>,
     place: &Place,
 ) -> Result<Option<LeaseChange>, Halt> {
     let Some(claim) = place.claim.as_ref().filter(|_| place.is_lost()) else { return Ok(None) };
     let first = LEASE_IDS_FROM.saturating_add(place.fence);
-    // Anybody may write such a place, with a lease that is none of ours.
+    // Any client may write such a place, with a lease that is not ours.
     let is_ours = (first..first.saturating_add(LEASE_IDS_TRIED_MAX)).contains(&place.session);
     let Some(known) = leases::lease(change.rows, place.session)?.filter(|_| is_ours) else {
         return Ok(None);
@@ -89,7 +91,7 @@ pub(super) fn end<R: Read>(
     Ok(Some(leases::end(change, place.session, &known)))
 }
 
-/// No id is used twice, so its grants need not be told apart.
+/// No id is used twice, so the row needs no log index to tell its grants apart.
 fn row(seconds: u32) -> LeaseRow {
     LeaseRow { ttl: i64::from(seconds), ..LeaseRow::default() }
 }
@@ -99,8 +101,8 @@ fn held_with<R: Read>(rows: &R, key: &Bytes, fence: i64) -> Result<bool, Halt> {
     Ok(queue::is_place(rows, name, key)? && queue::holds(rows, NEWEST, name, fence)?)
 }
 
-/// The lease that lasts for the delay of a place, and its grant unless another place has it already:
-/// places with the same fence were taken by one request, with one delay, and pass it together.
+/// Returns the lease for a place's lock delay, and its grant unless another place has it already.
+/// Places with the same fence were taken by one request with one delay, and share the lease.
 fn delay<R: Read>(
     change: &mut Change<'_, '_, R>,
     fence: i64,

@@ -1,6 +1,7 @@
-//! What is kept beside the places of a name, so that nothing costs as much as its queue is long: where the
-//! queue begins, what those at its beginning take together, and where a request stands that entered a place
-//! which another one had taken, and since when the first stands there. It follows the keys: the one place that writes keys tells [`note`].
+//! Keeps a summary of each queue, so that no command costs more because the queue is long: where
+//! the queue begins, the share of the places at its beginning, which place a re-entrant request
+//! shares, and since when the first place is first. It follows the keys: the only code that writes
+//! keys calls [`note`].
 
 use std::ops::ControlFlow;
 
@@ -14,10 +15,10 @@ use crate::read::{Read, Table};
 use crate::response::{Halt, KeyValue};
 use crate::rows::place::{self, Front};
 
-/// So many places are looked at again before it is kept what they take together.
+/// After checking more places than this, the result is stored.
 const LOOKED_AT_MAX: usize = 8;
 
-/// What is kept about the places of `name`; `None` if it has none.
+/// The summary of the queue of `name`; `None` if it is empty.
 pub(super) fn front<R: Read>(rows: &R, name: &[u8]) -> Result<Option<Front>, Halt> {
     at(rows, &place::prefix(name))
 }
@@ -26,7 +27,7 @@ fn at<R: Read>(rows: &R, prefix: &[u8]) -> Result<Option<Front>, Halt> {
     rows.get(Table::Place, prefix)?.map(|row| Front::decode(&row)).transpose()
 }
 
-/// Whether a place with a larger fence than this one, which stands, may have held: one that is gone.
+/// Whether a place that was deleted had a larger fence than `fence`, and so may have held.
 pub(super) fn is_outrun<R: Read>(rows: &R, name: &[u8], fence: i64) -> Result<bool, Halt> {
     Ok(front(rows, name)?.is_some_and(|front| front.gone > fence))
 }
@@ -42,7 +43,7 @@ pub(super) fn is_free<R: Read>(
     let mut looked_at = 0_usize;
     let next = front.held.to.saturating_add(1);
     queue::visit_from(rows, NEWEST, (name, next), &mut |place| {
-        // Whoever came in one revision is known together, or not at all.
+        // Places of one revision are included in the stored result together, or not at all.
         if place.fence > admission.held().to {
             front.held = admission.held();
         }
@@ -62,26 +63,27 @@ pub(super) fn is_free<R: Read>(
     Ok(admission.admits(share))
 }
 
-/// A key that has a lease, as it is or was.
+/// The state of a key that has a lease, before or after a change.
 #[derive(Clone, Copy)]
 pub(crate) struct Leased<'a> {
     /// Create revision of the key.
     pub(crate) fence: i64,
-    /// Puts since then.
+    /// Number of puts since its creation.
     pub(crate) version: i64,
     pub(crate) lease: i64,
     pub(crate) value: &'a [u8],
 }
 
 impl<'a> Leased<'a> {
-    /// `None` if it has none.
+    /// `None` if the key has no lease.
     pub(crate) fn of(kv: &'a KeyValue) -> Option<Leased<'a>> {
         let KeyValue { create_revision: fence, version, lease, value, .. } = kv;
         let leased = Leased { fence: *fence, version: *version, lease: *lease, value };
         (*lease != 0).then_some(leased)
     }
 
-    /// Keys of the rows that tell where its requests stand which are not found by its own key.
+    /// Keys of the rows that lead from its requests to this place, for those requests that its own
+    /// key does not contain.
     fn entered(&self, name: &[u8], key: &Bytes, prefix: &[u8]) -> Vec<Bytes> {
         let Some(claim) = Claim::decode(self.value) else { return Vec::new() };
         if queue::key(name, self.lease) == *key {
@@ -98,7 +100,7 @@ impl<'a> Leased<'a> {
 #[derive(Clone, Copy)]
 pub(crate) struct Moment {
     pub(crate) revision: i64,
-    /// By a member's clock; 0: not known.
+    /// Wall clock of the proposing member in milliseconds since 1970; 0: not known.
     pub(crate) unix_ms: i64,
 }
 
@@ -110,7 +112,8 @@ pub(crate) enum Fate {
     Deleted,
 }
 
-/// A key with a lease was written or is gone, and was `old` before.
+/// Updates the queue of `key` after it was written or deleted. `old` and `new` are its states with
+/// a lease, if any.
 pub(crate) fn note<R: Read>(
     rows: &mut Overlay<'_, R>,
     moment: Moment,
@@ -130,7 +133,8 @@ pub(crate) fn note<R: Read>(
         rows.put(Table::Place, row_key, Bytes::copy_from_slice(child));
     }
     match (old, new) {
-        // A key that got its lease later would stand before those that came first: it is no place.
+        // A key that got its lease after its creation is not a place: it would come before places
+        // that were first.
         (None, Some(new)) if fate == Fate::Created => {
             enter(rows, moment, (&prefix, child), new.fence)
         }
@@ -163,7 +167,7 @@ fn enter<R: Read>(
         set(rows, prefix, Front::new(fence, moment.unix_ms));
         return Ok(());
     };
-    // Places come at the end, but for what is restored.
+    // Places come at the end of the queue, except when a history is imported.
     let is_last = fence >= front.first && fence > front.held.to;
     if is_last && !front.is_single {
         return Ok(());
@@ -187,11 +191,11 @@ fn leave<R: Read>(
 ) -> Result<(), Halt> {
     let row_key = place::row_key(prefix, old.fence, child);
     let Some(mut front) = at(rows, prefix)? else { return Ok(()) };
-    // A key that is no place may be as old.
+    // A key that is not a place may have the same fence.
     if old.fence <= front.held.to && rows.get(Table::Place, &row_key)?.is_some() {
         front.held = front.held.without(claim::share(old.value));
     }
-    // A key that was put once had its lease from the beginning.
+    // A key that was put once had its lease from its creation on.
     let is_only = front.is_single
         && front.first == old.fence
         && (old.version == 1 || rows.get(Table::Place, &row_key)?.is_some());
@@ -209,7 +213,7 @@ fn leave<R: Read>(
         front.turn = if next > old.fence {
             tenure::handed_over(moment, claim::share(old.value))
         } else {
-            // One that is as old stood behind it, or it was this one: which is not known.
+            // A place with the same fence may have been behind it or before it; which is not known.
             tenure::unknown(moment.revision)
         };
         front.first = next;

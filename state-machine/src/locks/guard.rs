@@ -1,4 +1,4 @@
-//! A transaction that runs only while locks are held: ownership and effect are one step.
+//! Transactions that run only while locks are held: check and effect are one atomic step.
 
 use super::check;
 use super::queue::{self, NEWEST};
@@ -9,11 +9,11 @@ use crate::outcome::Stop;
 use crate::read::Read;
 use crate::response::{Rejection, TxnResponse};
 
-/// Places that all guards of one transaction may have before them together, themselves included: many
-/// guards of locks with many holders would keep apply busy.
+/// Most places that all guards of one transaction may have to look at: many guards of locks with
+/// many holders would keep apply busy.
 const PLACES_MAX: usize = 4_096;
 
-/// `None`: a guard is not held, and nothing happened.
+/// Returns `None` if a guard is not held; nothing was done then.
 pub(crate) fn apply<R: Read>(
     change: &mut Change<'_, '_, R>,
     command: &GuardedTxn,

@@ -1,10 +1,13 @@
 //! Hand-over: a leader resigns, and the candidate of its choice comes next.
 //!
-//! Whoever stands between the two goes behind: their keys are deleted and written anew, so that their
-//! fences grow. The leader goes last, so that nobody in between leads even for a revision. Native candidates see that; a client that runs etcd's recipe would not, and
-//! would take itself for the leader one day, so that nobody goes past one. Nor would a lock.
+//! The candidates between the two are moved behind: their keys are deleted and created again, which
+//! gives them larger fences. The leader's key is deleted last, so that none of them leads even for
+//! one revision. Native candidates notice the move. A client that runs etcd's recipe would not, and
+//! would later take itself for the leader, so no such candidate is passed; nor is the place of a
+//! lock.
 //!
-//! Candidacies of one session share its place, and lead together: one of them does not give away what is the others', too.
+//! Candidacies of one session share its place and lead together, so one of them cannot hand it over
+//! while there are others.
 
 use std::ops::ControlFlow;
 
@@ -20,7 +23,7 @@ use crate::overlay::Overlay;
 use crate::read::Read;
 use crate::response::{LockResponse, Rejection, Taken};
 
-/// Candidates that one hand-over goes past.
+/// Most places before the candidate, the leader's included.
 const PASSED_MAX: usize = 64;
 
 pub(super) fn apply<R: Read>(
@@ -57,7 +60,7 @@ pub(super) fn apply<R: Read>(
         }
     }
     for place in passed {
-        // Each in a revision of its own, so that no two have the same fence.
+        // At a revision of its own, so that no two have the same fence.
         let mut change = Change::begin(rows, head, events)?;
         renew(&mut change, place, &place.value)?;
     }

@@ -1,4 +1,4 @@
-//! The places of a name in their order, and the one rule that says who holds.
+//! The places of a name in order, and the rule that decides which of them hold.
 
 use std::ops::ControlFlow;
 
@@ -15,7 +15,7 @@ use crate::rows::place::{self, Held};
 /// Most places of one name that hold at once; the others wait.
 pub const HOLDERS_MAX: usize = 1_024;
 
-/// Sees the newest state, as commands do.
+/// Reads the newest state, as commands do.
 pub(crate) const NEWEST: i64 = i64::MAX;
 
 /// One place of a queue.
@@ -23,36 +23,38 @@ pub(crate) const NEWEST: i64 = i64::MAX;
 pub struct Place {
     /// Its key.
     pub key: Bytes,
-    /// Create revision of the key: the fencing token, higher than those of all places before.
+    /// Create revision of the key: the fencing token, not below that of any place before it in the
+    /// queue.
     pub fence: i64,
     /// Revision of the last change of the key.
     pub mod_revision: i64,
-    /// How often the key was written.
+    /// Number of puts since its creation.
     pub version: i64,
-    /// Lease that it lives and dies with.
+    /// Lease that it is attached to.
     pub session: i64,
     /// Its value, as stored.
     pub value: Bytes,
-    /// What it asks for; `None` for a key that is none of ours, which asks for exclusiveness.
+    /// What it asks for; `None` for a key without a claim, which is exclusive.
     pub claim: Option<Claim>,
 }
 
 impl Place {
-    /// Share that is wanted, and what all holders together may take.
+    /// The requested share, and the permits that all holders together may have.
     #[must_use]
     pub fn share(&self) -> (u32, u32) {
         self.claim.as_ref().map_or((1, 1), |claim| (claim.permits, claim.limit))
     }
 
-    /// Whether its holder's session expired, so that it only passes the lock's delay.
+    /// Whether the session of its holder expired, so that the place only waits out the lock delay.
     #[must_use]
     pub fn is_lost(&self) -> bool {
         self.claim.as_ref().is_some_and(|claim| claim.requests.is_empty())
     }
 }
 
-/// Who of a queue holds, asked place by place, first to last: whoever fits to all before it. Nobody
-/// overtakes; so a queued writer stops the readers behind it, and gets its turn.
+/// Decides which places of a queue hold, given its places from first to last: those whose share
+/// fits together with all places before them. No place overtakes another, so a queued writer stops
+/// the readers behind it and gets its turn.
 #[derive(Clone, Copy, Debug)]
 pub struct Admission {
     held: Held,
@@ -66,12 +68,12 @@ impl Default for Admission {
 }
 
 impl Admission {
-    /// Goes on after places that are known to hold.
+    /// Continues after places that are known to hold.
     pub(super) fn after(held: Held) -> Admission {
         Admission { held, is_open: true }
     }
 
-    /// Whether the next place, which wants `permits` of `limit`, holds.
+    /// Whether the next place, which asks for `permits` of `limit`, holds.
     pub fn admits(&mut self, (permits, limit): (u32, u32)) -> bool {
         let with = self.held.with((permits, limit));
         let places = usize::try_from(self.held.places).unwrap_or(usize::MAX);
@@ -82,26 +84,26 @@ impl Admission {
         self.is_open
     }
 
-    /// The place that was admitted last has this fence.
+    /// Notes the fence of the place that was admitted last.
     pub(super) fn passed(&mut self, fence: i64) {
         self.held.to = fence;
     }
 
-    /// What those that were admitted take.
+    /// The combined share of the admitted places.
     pub(super) fn held(&self) -> Held {
         self.held
     }
 
-    /// Whether a further place may hold at all: if not, nobody behind needs to be asked.
+    /// Whether a further place may hold at all; if not, none behind it does.
     #[must_use]
     pub fn is_open(&self) -> bool {
         self.is_open
     }
 }
 
-/// Visits the places of `name` as of revision `at`, first to last, until `visit` breaks.
+/// Visits the places of `name` at revision `at`, first to last, until `visit` breaks.
 ///
-/// As in `live`, the caller checks afterwards that no compaction passed `at` meanwhile. Places
+/// As in `live`, the caller must check afterwards that `at` was not compacted meanwhile. Places
 /// that were deleted after `at` may be missing.
 ///
 /// # Errors
@@ -115,7 +117,7 @@ pub fn visit<R: Read>(
     visit_from(rows, at, (name, 0), visit)
 }
 
-/// Visits the places from the fence `from` on.
+/// Visits the places with the fence `from` or a larger one.
 pub(super) fn visit_from<R: Read>(
     rows: &R,
     at: i64,
@@ -136,7 +138,7 @@ pub(super) fn visit_from<R: Read>(
     })
 }
 
-/// Visits the `Place` rows of a prefix from the fence `first` on.
+/// Visits the `Place` rows of a prefix with the fence `first` or a larger one.
 pub(super) fn scan<R: Read>(
     rows: &R,
     prefix: &[u8],
@@ -150,7 +152,7 @@ pub(super) fn scan<R: Read>(
     })
 }
 
-/// Fences of the first two places of a prefix from `from` on.
+/// Fences of the first two places of a prefix from the fence `from` on.
 pub(super) fn next_two<R: Read>(
     rows: &R,
     prefix: &[u8],
@@ -169,7 +171,8 @@ pub(super) fn next_two<R: Read>(
     Ok(found)
 }
 
-/// The places of `name` that hold as of revision `at`, first to last, under the conditions of [`visit`].
+/// The places of `name` that hold at revision `at`, first to last, under the conditions of
+/// [`visit`].
 ///
 /// # Errors
 /// [`Halt`] if the storage fails or a row is damaged.
@@ -186,8 +189,8 @@ pub fn holders<R: Read>(rows: &R, at: i64, name: &[u8]) -> Result<Vec<Place>, Ha
     Ok(holders)
 }
 
-/// Whether the place with this fence holds `name`, for somebody, as of revision `at`, under the
-/// conditions of [`visit`].
+/// Whether the place with this fence holds `name` at revision `at`, and its session lives, under
+/// the conditions of [`visit`].
 ///
 /// # Errors
 /// [`Halt`] if the storage fails or a row is damaged.
@@ -196,15 +199,15 @@ pub fn holds<R: Read>(rows: &R, at: i64, name: &[u8], fence: i64) -> Result<bool
     Ok(holds_within(rows, at, (name, fence), &mut places_left)? == Some(true))
 }
 
-/// As [`holds`], but `None` if more than `places_left` would have to be looked at for that; what is
-/// looked at is taken off.
+/// As [`holds`], but `None` if that would take a look at more than `places_left` places; the number
+/// of places looked at is subtracted.
 pub(crate) fn holds_within<R: Read>(
     rows: &R,
     at: i64,
     (name, fence): (&[u8], i64),
     places_left: &mut usize,
 ) -> Result<Option<bool>, Halt> {
-    // What is kept is so now; the places up to there all hold.
+    // The stored result describes the newest state. All places up to its fence `to` hold.
     let front = if at == NEWEST { front(rows, name)? } else { None };
     let held = front.map(|front| front.held).unwrap_or_default();
     let is_known = fence <= held.to;
@@ -223,7 +226,7 @@ pub(crate) fn holds_within<R: Read>(
         if place.fence < fence || place.is_lost() {
             return ControlFlow::Continue(());
         }
-        // Several places may have one fence.
+        // Several places may have the same fence.
         match is_displaced(rows, &place) {
             Ok(true) => return ControlFlow::Continue(()),
             Ok(false) => holds = Some(true),
@@ -234,8 +237,8 @@ pub(crate) fn holds_within<R: Read>(
     failed.map_or(Ok(holds), Err)
 }
 
-/// Whether a place that was taken through the native API was given another lease, by an etcd client: its session holds no more,
-/// and whose the lease is did not ask for it.
+/// Whether an etcd client attached a place, which was taken through the native API, to another
+/// lease. Its session no longer holds, and the owner of that lease did not ask for it.
 ///
 /// # Errors
 /// [`Halt`] if the storage fails or a row is damaged.
@@ -244,7 +247,7 @@ pub fn is_displaced<R: Read>(rows: &R, place: &Place) -> Result<bool, Halt> {
     Ok(is_anothers && !attempt::all(rows, &place.key, place.fence)?.is_empty())
 }
 
-/// The session whose place would have this key: [`key`] or [`further_key`].
+/// The session whose place would have this key, as made by [`key`] or [`further_key`].
 pub(super) fn session_of(key: &[u8]) -> Option<i64> {
     let name = name_of(key)?;
     let child = std::str::from_utf8(key.get(name.len().checked_add(1)?..)?).ok()?;
@@ -261,8 +264,9 @@ pub fn first<R: Read>(rows: &R, name: &[u8]) -> Result<Option<i64>, Halt> {
     Ok(front(rows, name)?.map(|front| front.first))
 }
 
-/// Whether the place of `key` with this fence stands first, and no place of its queue has lost its lease
-/// while its key stayed. If so, and if only places stood before it at any time, no key does now.
+/// Whether the place of `key` with this fence is first, and no place of its queue has lost its
+/// lease while its key stayed. If so, and if only places were ever before it, no key is before it
+/// now.
 ///
 /// # Errors
 /// [`Halt`] if the storage fails or a row is damaged.
@@ -280,7 +284,7 @@ pub(crate) fn count<R: Read>(rows: &R, name: &[u8], most: u32) -> Result<u32, Ha
     Ok(u32::try_from(count).unwrap_or(u32::MAX))
 }
 
-/// How many places stand before the one with this fence, at most `most`. Reads no keys.
+/// How many places are before the one with this fence, at most `most`. Reads no keys.
 ///
 /// # Errors
 /// [`Halt`] if the storage fails or a row is damaged.
@@ -298,28 +302,28 @@ pub fn ahead<R: Read>(rows: &R, name: &[u8], fence: i64, most: usize) -> Result<
     Ok(ahead)
 }
 
-/// Whether the `Place` row with this key says where a queue begins, rather than who stands in it.
+/// Whether this is the key of a queue's summary row, rather than that of a place.
 #[must_use]
 pub fn is_front(row_key: &[u8]) -> bool {
     place::is_prefix(row_key)
 }
 
-/// The lock or election whose queue `key` would stand in.
+/// The lock or election to whose queue `key` would belong.
 #[must_use]
 pub fn name_of(key: &[u8]) -> Option<&[u8]> {
     place::parent(key).map(|(name, _)| name)
 }
 
-/// Key of the first place of a session in the queue of `name`: that of etcd's recipes.
+/// Key of the first place of a session in the queue of `name`, as in etcd's recipes.
 #[must_use]
 pub fn key(name: &[u8], session: i64) -> Bytes {
-    // As Go writes a signed number.
+    // As Go formats a signed number.
     let sign = if session < 0 { "-" } else { "" };
     let id = session.unsigned_abs();
     [name, b"/", sign.as_bytes(), format!("{id:x}").as_bytes()].concat().into()
 }
 
-/// Key of a further place of the same session, for a request of its own.
+/// Key of a further place of the same session, for another request.
 #[must_use]
 pub fn further_key(name: &[u8], session: i64, request: &[u8]) -> Bytes {
     let mut further = key(name, session).to_vec();
@@ -330,14 +334,14 @@ pub fn further_key(name: &[u8], session: i64, request: &[u8]) -> Bytes {
     further.into()
 }
 
-/// The place that a request of `session` has in the queue of `name`.
+/// The place of a request of `session` in the queue of `name`.
 pub(crate) fn place_of<R: Read>(
     rows: &R,
     name: &[u8],
     session: i64,
     request: &Bytes,
 ) -> Result<Option<Place>, Halt> {
-    // Most often nobody stands there: no need to look for a further place of the session.
+    // Usually the queue is empty, so there is no need to look for further places of the session.
     if front(rows, name)?.is_none() {
         return Ok(None);
     }
@@ -351,7 +355,7 @@ pub(crate) fn place_of<R: Read>(
         let Some(row) = row(rows, &key, place.fence)? else { continue };
         let is_own = match &place.claim {
             Some(claim) => claim.is_for(request),
-            // An etcd client wrote over the claim: who waits is in the row.
+            // An etcd client overwrote the claim; the row still has the requests.
             None => {
                 let attempts = place::decode_attempts(&row)?;
                 attempts.iter().any(|known| known.request == *request)
@@ -361,14 +365,14 @@ pub(crate) fn place_of<R: Read>(
             return Ok(Some(place));
         }
     }
-    // A request that entered a place which another one had taken.
+    // The request re-entered a place that another request had taken.
     let row_key = place::entered_key(&place::prefix(name), session, request);
     let Some(child) = rows.get(Table::Place, &row_key)? else { return Ok(None) };
     let place = place_at(rows, &Bytes::from([name, b"/", &child].concat()))?;
     Ok(place.filter(is_own))
 }
 
-/// Whether `key` is a place of `name` now.
+/// Whether `key` is a place of `name` at present.
 ///
 /// # Errors
 /// [`Halt`] if the storage fails or a row is damaged.
@@ -393,7 +397,7 @@ pub(crate) fn place_at<R: Read>(rows: &R, key: &Bytes) -> Result<Option<Place>, 
     }))
 }
 
-/// What is kept beside the key of a place: who waits for it.
+/// The row that is kept beside the key of a place, with the streams that wait for it.
 pub(super) fn row<R: Read>(rows: &R, key: &[u8], fence: i64) -> Result<Option<Bytes>, Halt> {
     let Some((name, child)) = place::parent(key) else { return Ok(None) };
     rows.get(Table::Place, &place::row_key(&place::prefix(name), fence, child))

@@ -1,4 +1,4 @@
-//! Release: gives up what a request has, or what it would get.
+//! Release: gives up what a request has, or would get.
 
 use bytes::Bytes;
 
@@ -13,7 +13,7 @@ use crate::primitives::once::{self, Kind, Standing};
 use crate::read::Read;
 use crate::response::{Halt, LockResponse, PrimitiveResponse};
 
-/// Given-up requests without a number that a session remembers until they arrive.
+/// Most cancelled requests without a number that a session remembers until they arrive.
 const CANCELLED_MAX: usize = 16;
 
 pub(super) fn apply<R: Read>(
@@ -34,7 +34,7 @@ pub(super) fn apply<R: Read>(
         is_found = true;
         let known = attempt::of_request(change.rows, (&place.key, place.fence), request_id)?;
         if *attempt != 0 && known.stream != *attempt {
-            // Another stream asked for the same request, too, and may be the one that counts.
+            // Another stream asked for the same request, too, and may be the current one.
             are_all = false;
             continue;
         }
@@ -47,11 +47,12 @@ pub(super) fn apply<R: Read>(
     } else if is_given_up || !is_found && *attempt == 0 {
         end(change, *session, request_id, once.undoes)?;
     }
-    // Whoever lost one of its places must hear of it: it may have worked under all of them.
+    // A client that has lost one of its places must be told: it may have worked under the
+    // protection of all of them.
     Ok(LockResponse::Released { was_held: are_all })
 }
 
-/// Takes a request off its place; the place goes with the last one.
+/// Removes a request from its place; deletes the place with the last one.
 pub(super) fn give_up<R: Read>(
     change: &mut Change<'_, '_, R>,
     place: Place,
@@ -68,8 +69,8 @@ pub(super) fn give_up<R: Read>(
     }
 }
 
-/// A request that lost its places takes no others: it may still be on its way, for the first time or
-/// once more. It has this number, or none (0).
+/// Records that a request is over, so that it cannot take places any more: it may still arrive, for
+/// the first time or again. `number` is its number, 0 if it has none.
 pub(super) fn end<R: Read>(
     change: &mut Change<'_, '_, R>,
     session: i64,
@@ -83,12 +84,12 @@ pub(super) fn end<R: Read>(
     Ok(())
 }
 
-/// Notes in the row of its session that a request is over; says whether that is news.
+/// Records in its session's row that a request is over. Returns whether that is new.
 pub(super) fn note_end(lease: &mut LeaseRow, request_id: &Bytes, number: u64) -> bool {
     if number == 0 { cancel(lease, request_id) } else { lease.end(number) }
 }
 
-/// Remembers a request without a number; says whether that is news.
+/// Remembers a cancelled request without a number. Returns whether that is new.
 fn cancel(lease: &mut LeaseRow, request_id: &Bytes) -> bool {
     if lease.cancelled.contains(request_id) {
         return false;

@@ -1,4 +1,4 @@
-//! Break: an operator takes places away, and their sessions keep in mind who did it and why.
+//! Break: an operator removes places by force, and their sessions remember who did it and why.
 
 use std::ops::ControlFlow;
 
@@ -40,7 +40,8 @@ pub(super) fn apply<R: Read>(
         let before = Before::load(change.rows, &place.key)?;
         change.delete(&place.key, before)?;
         if place.is_lost() {
-            // Nobody is behind it; and whoever takes it by force does not wait for its delay.
+            // No session is behind it, and an operator who breaks the lock does not wait for its
+            // delay.
             ended.extend(delay::end(change, &place)?);
         } else {
             remember(change, &place, &known, command)?;
@@ -50,7 +51,7 @@ pub(super) fn apply<R: Read>(
     Ok(LockResponse::Seized { places: broken, by: by.clone(), reason: reason.clone() })
 }
 
-/// The session remembers that the requests of a place are over, and who took it away.
+/// Records in the place's session that its requests are over, and who broke the lock.
 fn remember<R: Read>(
     change: &mut Change<'_, '_, R>,
     place: &Place,
@@ -59,7 +60,7 @@ fn remember<R: Read>(
 ) -> Result<(), Halt> {
     let requests: Vec<&Bytes> = place.claim.iter().flat_map(|claim| &claim.requests).collect();
     if requests.is_empty() && known.is_empty() {
-        // Nobody of ours is behind it who would ask.
+        // No client of the native API is behind it that would ask.
         return Ok(());
     }
     let Some(mut lease) = leases::lease(change.rows, place.session)? else { return Ok(()) };
@@ -73,8 +74,8 @@ fn remember<R: Read>(
     Ok(())
 }
 
-/// Who took the place of `key` away by force, if its session lives and has lost few others since. The place had this
-/// `fence`, or a later one if it was moved meanwhile.
+/// Returns who broke the place of `key`, if its session still lives and remembers. The place had
+/// this `fence`, or a later one if it was moved meanwhile.
 ///
 /// # Errors
 /// [`Halt`] if the storage fails or a row is damaged.

@@ -1,4 +1,4 @@
-//! What streams left behind that nobody ends any more, because their member is gone.
+//! Finds requests whose streams were on a member that is gone, so that nobody ends them.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -11,32 +11,33 @@ use crate::read::{Read, Table};
 use crate::response::Halt;
 use crate::rows::place;
 
-/// Requests that are listed at once; of the last one perhaps not all names.
+/// Most requests that one call lists; names of the last one may be missing.
 pub const STRANDED_MAX: usize = 10_000;
 
-/// A request that a stream asked for last: one for locks of which it was not granted all, or a candidacy without a number.
+/// A request whose last stream is gone: for locks of which not all were granted, or for a candidacy
+/// without a number.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stranded {
     /// Names, ascending.
     pub names: Vec<Bytes>,
     /// Session of the places.
     pub session: i64,
-    /// Of the locks; empty for a candidacy.
+    /// Id of a request for locks; empty for a candidacy.
     pub request_id: Bytes,
-    /// The stream.
+    /// The stream that is gone.
     pub stream: u64,
-    /// Number of the request for locks; 0 for none.
+    /// Number of a request for locks; 0 for none.
     pub number: u64,
 }
 
-/// What is found about one request.
+/// What was found about one request.
 struct Found {
     stranded: Stranded,
     is_left: bool,
 }
 
-/// Lists what streams asked for last that `is_gone` names, and have no use for: who holds all of its locks was told so, for all
-/// that is known. Reads all places there are: call it where blocking is allowed.
+/// Lists the requests whose last stream `is_gone`, except those that hold all their locks: their
+/// client may have been told. Reads all places of the store, so call it where blocking is allowed.
 ///
 /// # Errors
 /// [`Halt`] if the storage fails or a row is damaged.
@@ -58,7 +59,7 @@ pub fn list<R: Read>(rows: &R, is_gone: &dyn Fn(u64) -> bool) -> Result<Vec<Stra
     Ok(found.into_values().filter(|found| found.is_left).map(|found| found.stranded).collect())
 }
 
-/// Takes in a place; whether a request is found by it that is left.
+/// Adds a place to its request. Returns whether the request becomes stranded by it.
 fn note<R: Read>(
     rows: &R,
     found: &mut BTreeMap<(i64, Bytes, u64), Found>,
@@ -71,7 +72,8 @@ fn note<R: Read>(
     };
     let is_left = match &place.claim {
         Some(claim) if claim.is_for(&known.request) => !queue::holds(rows, NEWEST, name, fence)?,
-        // A candidate lives with its stream, also while it leads; one with a number does not.
+        // A candidacy without a number ends with its stream, even while it leads; one with a number
+        // does not.
         None if known.request == attempt::id(0) => true,
         _ => return Ok(false),
     };

@@ -1,35 +1,35 @@
-//! Which changes of the configuration are allowed, in etcd's order of checks and in its words.
+//! Which changes of the configuration are allowed, with etcd's order of checks and error texts.
 //!
-//! Local to whoever leads: what is reachable and how far each member is are arguments.
+//! Local to the leader: which members are reachable and how far each one's log is are arguments.
 
 use std::collections::BTreeSet;
 
-/// A learner may be promoted once it has this many percent of the leader's log.
+/// A learner may be promoted once it has this percentage of the leader's log.
 const IN_SYNC_PERCENT: u64 = 90;
 
-/// A wish to change who is configured.
+/// A requested change of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum MemberChange {
-    /// A new member.
+    /// Add a new member.
     Add {
-        /// Where the others will reach it, not empty.
+        /// URLs at which the others will reach it, not empty.
         peer_urls: Vec<String>,
-        /// It is not to vote.
+        /// Add it as a learner, which does not vote.
         is_learner: bool,
     },
-    /// A member goes for good.
+    /// Remove a member for good.
     Remove {
         /// Its id.
         id: u64,
     },
-    /// A member moves.
+    /// Change the URLs of a member.
     Update {
         /// Its id.
         id: u64,
-        /// Where the others reach it from now on, not empty.
+        /// URLs at which the others will reach it, not empty.
         peer_urls: Vec<String>,
     },
-    /// A learner becomes a voter.
+    /// Make a learner a voter.
     Promote {
         /// Its id.
         id: u64,
@@ -48,7 +48,7 @@ pub enum MemberRefusal {
     /// A URL belongs to another member.
     #[error("Peer URLs already exists")]
     PeerUrlExists,
-    /// There are as many learners as may be.
+    /// The maximum number of learners is reached.
     #[error("too many learner members in cluster")]
     TooManyLearners,
     /// No such member, or it was removed.
@@ -67,36 +67,36 @@ pub enum MemberRefusal {
 pub struct Seat {
     /// Member id.
     pub id: u64,
-    /// Where the others reach it.
+    /// URLs at which the others reach it.
     pub peer_urls: Vec<String>,
-    /// It was added as a learner and not promoted.
+    /// Whether it was added as a learner and not promoted.
     pub is_learner: bool,
-    /// It has published itself.
+    /// Whether it has published itself.
     pub is_started: bool,
-    /// The leader heard from it just now, or is it.
+    /// Whether the leader heard from it recently, or it is the leader.
     pub is_reachable: bool,
     /// Index of the last log entry that it is known to have.
     pub matched: u64,
 }
 
-/// All configured members, and how strict to be.
+/// All configured members, and the rules' settings.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Roster {
     /// The members.
     pub seats: Vec<Seat>,
     /// Index of the leader's last log entry.
     pub last_index: u64,
-    /// Refuse what could cost the quorum (`--strict-reconfig-check`).
+    /// Whether to reject what could cost the quorum (`--strict-reconfig-check`).
     pub is_strict: bool,
-    /// Most learners at a time (`--max-learners`).
+    /// Maximum number of learners (`--max-learners`).
     pub learners_max: usize,
 }
 
 impl Roster {
-    /// Whether the change may be made.
+    /// Checks whether the change may be made.
     ///
     /// # Errors
-    /// [`MemberRefusal`]: of several reasons the one that etcd gives.
+    /// [`MemberRefusal`]; if several apply, the one that etcd gives.
     pub fn check(&self, change: &MemberChange) -> Result<(), MemberRefusal> {
         match change {
             MemberChange::Add { peer_urls, is_learner } => self.check_add(peer_urls, *is_learner),
@@ -113,8 +113,8 @@ impl Roster {
         if self.is_strict {
             let started = self.voters().filter(|seat| seat.is_started).count();
             let voters = self.voters().count();
-            // With one started voter a second may be added whatever comes of it: etcd's way to restore a
-            // cluster.
+            // With one started voter a second may always be added, which is how etcd lets a cluster
+            // be restored.
             let is_second = started == 1 && voters == 1;
             if !is_learner && !is_second && started < quorum(voters.saturating_add(1)) {
                 return Err(MemberRefusal::NotEnoughStarted);
@@ -142,7 +142,8 @@ impl Roster {
             if started < quorum(others.len()) {
                 return Err(MemberRefusal::NotEnoughStarted);
             }
-            // Who is gone takes no quorum along.
+            // Removing a member that is not reachable does not reduce the number of reachable
+            // voters.
             if seat.is_some_and(|seat| seat.is_reachable) {
                 let left = others.iter().filter(|seat| seat.is_reachable).count();
                 if left < quorum(others.len()) {
@@ -151,7 +152,7 @@ impl Roster {
             }
         }
         seat.ok_or(MemberRefusal::NotFound)?;
-        // Whatever was asked for, a cluster of nobody is none.
+        // A cluster needs at least one voter, even if the check is not strict.
         if others.is_empty() { Err(MemberRefusal::NotEnoughStarted) } else { Ok(()) }
     }
 
@@ -162,7 +163,7 @@ impl Roster {
         if !seat.is_learner {
             return Err(MemberRefusal::NotLearner);
         }
-        // A learner that never said its name may lose what it has and come back empty.
+        // A learner that never published itself may lose its data and come back empty.
         if !is_in_sync || !seat.is_started {
             return Err(MemberRefusal::LearnerNotReady);
         }
@@ -176,7 +177,7 @@ impl Roster {
         Ok(())
     }
 
-    /// Refuses URLs of another member than `own`.
+    /// Rejects URLs of members other than `own`.
     fn check_urls(&self, peer_urls: &[String], own: Option<u64>) -> Result<(), MemberRefusal> {
         let others = self.seats.iter().filter(|seat| Some(seat.id) != own);
         let taken: BTreeSet<&String> = others.flat_map(|seat| &seat.peer_urls).collect();

@@ -1,4 +1,4 @@
-//! Barriers: raised while the key of the name is there, whoever put it.
+//! Barriers: raised while the key of the name exists, whoever wrote it.
 
 use bytes::Bytes;
 

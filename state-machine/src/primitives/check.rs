@@ -1,13 +1,13 @@
-//! What commands of counters, latches, barriers and groups must be; the server checks before it
-//! proposes.
+//! Validity checks for commands of counters, latches, barriers and groups; the server makes them
+//! before it proposes.
 
 use crate::command::{Action, Once, Primitive};
 use crate::locks::check::{NOTE_BYTES_MAX, candidate_value, name};
 use crate::response::Rejection;
 
-/// Participants of one double barrier.
+/// Most participants of one double barrier.
 pub const PARTICIPANTS_MAX: u32 = 1_024;
-/// Longest id of a member of a group.
+/// Longest id of a group member, in bytes.
 pub const MEMBER_BYTES_MAX: usize = 256;
 
 /// Checks a command.
@@ -59,7 +59,8 @@ fn invalid<T>(reason: &'static str) -> Result<T, Rejection> {
     Err(Rejection::InvalidLock(reason))
 }
 
-/// What has no number is not remembered: a member may do so for a client, where repetition does no harm.
+/// Checks the number of a request. One without a number is not remembered: a member may propose
+/// such a request for a client where repeating it does no harm.
 pub(crate) fn once(once: Once, may_be_unnumbered: bool) -> Result<(), Rejection> {
     let Once { session, sequence, settled, undoes } = once;
     if session == 0 {
@@ -78,7 +79,7 @@ fn session(once: Once) -> Result<(), Rejection> {
     if once.session == 0 { invalid("this needs a session") } else { Ok(()) }
 }
 
-/// What a participant says: not the claim of a lock, which would make it a holder of one.
+/// Checks the value of a participant: it must not be the claim of a lock, or it would hold one.
 fn said(value: &[u8]) -> Result<(), Rejection> {
     if value.len() > NOTE_BYTES_MAX {
         return invalid("the value is too long");

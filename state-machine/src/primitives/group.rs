@@ -1,6 +1,7 @@
 //! Groups: the leased children of a name.
 //!
-//! All requests by which a session joined as the same member share its key, as candidacies do: it goes with the last.
+//! All requests by which a session joined as the same member share its key, as candidacies do; it
+//! is deleted with the last of them.
 
 use bytes::Bytes;
 
@@ -16,8 +17,8 @@ fn key(name: &[u8], member: &[u8]) -> Bytes {
     Bytes::from([name, b"/", member].concat())
 }
 
-/// The request `of` of the session joined, 0 for this one. What only says something else makes nobody a member: its
-/// membership may have ended meanwhile.
+/// `of` is the request of the session that joined, 0 for this one. A request that only changes the
+/// value does not join: its membership may have ended meanwhile.
 pub(super) fn join<R: Read>(
     change: &mut Change<'_, '_, R>,
     (name, member): (&Bytes, &Bytes),
@@ -49,7 +50,8 @@ pub(super) fn join<R: Read>(
     Ok(PrimitiveResponse { is_done: true, number, revision })
 }
 
-/// Late as it may come, it ends the membership that it is about, and no other of the same session.
+/// However late it arrives, it ends only the membership that it names, and no other of the same
+/// session.
 pub(super) fn part<R: Read>(
     change: &mut Change<'_, '_, R>,
     (name, member): (&Bytes, &Bytes),
@@ -62,7 +64,7 @@ pub(super) fn part<R: Read>(
     };
     let number = kv.create_revision;
     let mut sharing = attempt::all(change.rows, &key, number)?;
-    // A key that was there before its lease has no such row.
+    // A key that was attached to its lease after its creation has no such row.
     if once.undoes != 0 && !sharing.is_empty() {
         let own = attempt::id(once.undoes);
         let known = sharing.len();

@@ -1,6 +1,6 @@
 //! Counters and latches: a whole number as decimal text, in the key of the name.
 //!
-//! Anybody may write such a key. What is no number is refused, not guessed at.
+//! Any client may write such a key. A value that is not a number is rejected, not guessed at.
 
 use bytes::Bytes;
 
@@ -10,10 +10,10 @@ use crate::outcome::Stop;
 use crate::read::Read;
 use crate::response::{Halt, PrimitiveResponse, Rejection};
 
-/// What is answered where a key holds something else.
+/// The rejection for a key that holds something else.
 pub const NOT_A_NUMBER: Rejection = Rejection::Refused("the key holds no whole number");
 
-/// The number in a value.
+/// Parses the number in a value.
 #[must_use]
 pub fn parse(value: &[u8]) -> Option<i64> {
     std::str::from_utf8(value).ok()?.parse().ok()
@@ -35,7 +35,7 @@ pub(super) fn set<R: Read>(
     value: i64,
     condition: Condition,
 ) -> Result<PrimitiveResponse, Stop> {
-    // Whatever is there may be replaced, but not compared with a number.
+    // Any value may be replaced, but only a number can be compared.
     let before = Before::load(change.rows, name)?;
     let revision = before.kv.as_ref().map_or(0, |kv| kv.mod_revision);
     let holds = match condition {
@@ -90,7 +90,7 @@ fn unchanged(before: &Before, number: i64) -> PrimitiveResponse {
     PrimitiveResponse { is_done: false, number, revision }
 }
 
-/// A lease that the key has, it keeps.
+/// The key keeps its lease, if it has one.
 fn put<R: Read>(
     change: &mut Change<'_, '_, R>,
     name: &Bytes,

@@ -1,9 +1,9 @@
-//! Requests that come again: a session remembers its answers until the client says that it needs them
-//! no more.
+//! Retries of requests: a session remembers its answers until the client says that it no longer
+//! needs them.
 //!
-//! The client numbers its requests and sends with each of them the first number that it still waits
-//! for. So what is kept is exactly what may still be asked for, nothing is forgotten too early, and
-//! what arrives after it was given up is recognised by its number alone.
+//! The client numbers its requests and sends with each of them the smallest number it still waits
+//! for. So exactly the answers that may still be asked for are kept, none is forgotten too early,
+//! and a request that arrives after it was abandoned is recognised by its number alone.
 
 use crate::command::{Action, Once};
 use crate::leases::{self, Answered, LeaseRow};
@@ -12,7 +12,7 @@ use crate::overlay::Overlay;
 use crate::read::Read;
 use crate::response::{PrimitiveResponse, Rejection};
 
-/// Requests of one session that are not settled.
+/// Most unsettled requests of one session.
 const UNSETTLED_MAX: usize = 256;
 
 /// What a request asks for. The numbers are stored.
@@ -35,7 +35,7 @@ pub(crate) enum Kind {
     Deregister = 14,
     Update = 15,
     Convert = 16,
-    /// Places tell the answers of these, so that nothing is stored for them.
+    /// The places have the answers to these, so none are stored for them.
     Acquire = 17,
     Campaign = 18,
 }
@@ -56,7 +56,8 @@ impl Kind {
         }
     }
 
-    /// Refuses a request whose number was that of one of another kind: its answer would say nothing about this one.
+    /// Rejects a request whose number was used by a request of another kind, whose answer would say
+    /// nothing about this one.
     pub(crate) fn check(self, session: &LeaseRow, number: u64) -> Result<(), Rejection> {
         let known = session.known(number).map_or(0, |known| known.kind);
         if known == 0 || known == self as u8 {
@@ -66,11 +67,11 @@ impl Kind {
     }
 }
 
-/// Whether a request was here before.
+/// Whether a request was seen before.
 pub(crate) enum Standing {
-    /// It was, and was answered so.
+    /// It was, and this is its answer.
     Known(PrimitiveResponse),
-    /// It was not; the session that remembers it.
+    /// It was not. The session, if any, must remember the answer.
     New(Option<LeaseRow>),
 }
 
@@ -87,7 +88,7 @@ pub(crate) fn find<R: Read>(rows: &R, once: Once, kind: Kind) -> Result<Standing
     if let Some(answer) = session.answer(once.sequence) {
         return Ok(Standing::Known(answer));
     }
-    // One more may come with what is taken back.
+    // `remember` may add one more for the request that is undone.
     if session.answered.len() >= UNSETTLED_MAX {
         return Err(Rejection::Refused("too many requests of the session are unsettled").into());
     }
@@ -102,7 +103,7 @@ pub(crate) fn remember<R: Read>(
 ) {
     session.answered.push(Answered { number: once.sequence, kind: kind as u8, answer });
     if once.undoes >= session.settled.max(1) && session.answer(once.undoes).is_none() {
-        // Should it still arrive, it has its answer already.
+        // If the undone request still arrives, it is answered already and has no effect.
         session.answered.push(Answered { number: once.undoes, ..Answered::default() });
     }
     leases::write(rows, once.session, &session);

@@ -1,10 +1,11 @@
-//! Double barriers: participants go in together, and out together.
+//! Double barriers: participants enter together and leave together.
 //!
-//! A participant is a place of the name's queue, a key that lives with its session. The key of the name,
-//! the *gate*, says how many there have to be and up to which fence they are in: the fence of whoever
-//! completed them. Places are in the order of their fences, so that the first one tells whether anybody
-//! is in, and a gate that was left behind lets nobody in whose fence is higher. It goes with the last participant, who
-//! leaves or is lost with its session.
+//! A participant is a place of the name's queue: a key attached to its session. The key of the
+//! name, the *gate*, holds how many participants there must be and up to which fence they are in,
+//! which is the fence of the one that completed them. Places are in the order of their fences, so
+//! the first place tells whether anybody is in, and a gate that was left behind lets nobody in
+//! whose fence is higher. The gate is deleted with the last participant, which leaves or loses its
+//! session.
 
 use bytes::Bytes;
 
@@ -17,17 +18,17 @@ use crate::read::Read;
 use crate::response::{Halt, PrimitiveResponse, Rejection};
 use crate::rows::place::Attempt;
 
-/// What the key of the name says.
+/// The value of the gate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Gate {
-    /// Participants that there have to be; 0 if nobody said so yet.
+    /// Number of participants there must be; 0 if that is not set yet.
     pub count: u32,
-    /// Participants with fences up to here are in.
+    /// Participants with fences up to this one are in.
     pub opened: i64,
 }
 
 impl Gate {
-    /// Reads the value of the key of the name. Anybody may write it, so that nothing is an error.
+    /// Parses the value of the gate. Any client may write it, so invalid text is not an error.
     #[must_use]
     pub fn parse(value: &[u8]) -> Gate {
         let text = std::str::from_utf8(value).unwrap_or_default();
@@ -44,14 +45,14 @@ impl Gate {
     }
 }
 
-/// Key of the participant that a request made.
+/// Key of the participant that a request created.
 #[must_use]
 pub fn key(name: &[u8], session: i64, sequence: u64) -> Bytes {
     queue::further_key(name, session, &sequence.to_be_bytes())
 }
 
-/// What was answered to a request whose participant is there. It needs no other memory, so that waiting may
-/// take longer than a session remembers its requests.
+/// The answer to a request whose participant exists. It is computed from the keys, so that a
+/// participant may wait longer than a session remembers its requests.
 pub(super) fn standing<R: Read>(
     rows: &R,
     name: &Bytes,
@@ -122,21 +123,22 @@ pub(super) fn exit<R: Read>(
     Ok(PrimitiveResponse { is_done: true, number: wait_for, revision })
 }
 
-/// The double barrier that `key` is a participant of, with this session.
+/// The double barrier in which `key`, attached to this session, is a participant.
 pub(crate) fn entered<R: Read>(rows: &R, key: &Bytes, session: i64) -> Result<Option<Bytes>, Halt> {
     let Some(name) = queue::name_of(key).filter(|name| is_participant(key, name, session)) else {
         return Ok(None);
     };
-    // A lock's place of the same session may have such a key; its value is none that a participant has.
+    // A lock's place of the same session may have such a key, but its value is a claim, which a
+    // participant never has.
     let Some(place) = queue::place_at(rows, key)?.filter(|place| place.claim.is_none()) else {
         return Ok(None);
     };
-    // Anybody may write such a key, and the end of its lease must not reach beyond it.
+    // Any client may write such a key, and the end of its lease must not delete the gate.
     let marks = attempt::all(rows, key, place.fence)?;
     Ok(marks.iter().any(|mark| mark.number != 0).then(|| key.slice_ref(name)))
 }
 
-/// What only a participant has beside its key. Members of groups have no number there.
+/// What is stored beside the key of a participant only. Members of groups have no number there.
 fn mark(sequence: u64) -> Attempt {
     Attempt { request: attempt::id(sequence), stream: 0, number: sequence }
 }
@@ -147,13 +149,13 @@ fn is_participant(key: &[u8], name: &[u8], session: i64) -> bool {
     sequence.is_some_and(|text| text.len() == 16 && text.iter().all(u8::is_ascii_hexdigit))
 }
 
-/// Deletes the gate if nobody is there any more.
+/// Deletes the gate if there are no participants left.
 pub(crate) fn close_behind_last<R: Read>(
     change: &mut Change<'_, '_, R>,
     name: &Bytes,
 ) -> Result<(), Halt> {
     let (at_gate, gate) = load(change, name)?;
-    // Whatever else has the name stays.
+    // A key of this name that is not a gate stays.
     if gate.count != 0 && queue::first(change.rows, name)?.is_none() {
         change.delete(name, at_gate)?;
     }

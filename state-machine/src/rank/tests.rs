@@ -1,4 +1,4 @@
-//! The index against rows that are counted by hand.
+//! Compares the index with rows that are counted one by one.
 
 use std::collections::BTreeMap;
 
@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::*;
 
-/// The index beside the rows it counts: whether each key lives.
+/// The index and the rows it counts, with whether each key is live.
 #[derive(Default)]
 struct Pair {
     index: RankIndex,
@@ -43,7 +43,7 @@ impl Pair {
         }
     }
 
-    /// Drops the rows of dead keys, as a compaction does.
+    /// Deletes the rows of dead keys, as a compaction does.
     fn sweep(&mut self) {
         self.rows.retain(|_, is_live| *is_live);
     }
@@ -86,7 +86,7 @@ impl Pair {
         }
     }
 
-    /// Rows that are looked at for the first `keys` live ones of everything, and one more row.
+    /// Rows that a scan reads, without the gaps, before it has the first `keys` live keys.
     fn rows_passed(&self, keys: usize) -> usize {
         let gaps = self.index.gaps(b"", None, keys);
         let is_passed = |key: &[u8]| {

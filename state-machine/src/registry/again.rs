@@ -1,5 +1,5 @@
-//! Commands that come again, perhaps after something else has changed the instance: a session remembers
-//! what it answered to them, as to the requests of primitives.
+//! Retries of commands, which may arrive after something else has changed the instance: a session
+//! remembers its answers, as it does for counters, barriers and groups.
 
 use crate::change::Change;
 use crate::command::Once;
@@ -8,7 +8,7 @@ use crate::primitives::once::{self, Kind, Standing};
 use crate::read::Read;
 use crate::response::{PrimitiveResponse, RegistryResponse};
 
-/// Carries a command out, or answers what it was answered before, as `answer` reads it.
+/// Carries out a command, or returns its earlier answer, which `answer` converts.
 pub(super) fn apply<R: Read>(
     change: &mut Change<'_, '_, R>,
     (once, kind): (Once, Kind),

@@ -1,4 +1,4 @@
-//! Changes of an instance: by its owner, an operator, or what a check found.
+//! Changes of an instance by its owner, by an operator, or by a health check.
 
 use super::enroll::is_suppressed;
 use super::record::{Checked, Details, Health, Record, State};
@@ -59,7 +59,7 @@ pub(super) fn checked<R: Read>(
     Ok(write(change, (service, id), known, record, (*now_ms, *is_damping))?)
 }
 
-/// Takes in what a check found.
+/// Records the result of a check.
 fn note(details: &mut Details, command: &CheckResult) {
     let CheckResult { check, health, output, now_ms, .. } = command;
     let found = Checked { health: *health, output: output.clone(), since_ms: 0 };
@@ -72,7 +72,7 @@ fn note(details: &mut Details, command: &CheckResult) {
     details.results.insert(check.clone(), Checked { since_ms, ..found });
 }
 
-/// Writes what an instance has become, unless that is what it was.
+/// Writes the changed record, unless nothing changed.
 fn write<R: Read>(
     change: &mut Change<'_, '_, R>,
     (service, id): (&[u8], &str),

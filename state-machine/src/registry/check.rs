@@ -1,4 +1,4 @@
-//! What commands of the registry must be; the server checks before it proposes.
+//! Validity checks for commands of the registry; the server makes them before it proposes.
 
 use serde_json::Value;
 
@@ -7,39 +7,39 @@ use crate::command::{CheckResult, InstanceUpdate, Register, RegistryCommand, Set
 use crate::primitives::check::once;
 use crate::response::Rejection;
 
-/// Longest name of a service.
+/// Longest name of a service, in bytes.
 pub const SERVICE_BYTES_MAX: usize = 1_024;
-/// Longest id of an instance.
+/// Longest id of an instance, in bytes.
 pub const ID_BYTES_MAX: usize = 255;
-/// Most that an instance says, as stored.
+/// Largest stored record of an instance, in bytes.
 pub const RECORD_BYTES_MAX: usize = 16 * 1_024;
 /// Most tags of an instance.
 pub const TAGS_MAX: usize = 64;
-/// Longest output of a check or an owner.
+/// Longest output of a check or an owner, in bytes.
 pub const OUTPUT_BYTES_MAX: usize = 1_024;
-/// Most instances that one command settles.
+/// Most instances in one `Settle` command.
 pub const SETTLE_MAX: usize = 1_000;
-/// Between two checks if nothing else is asked for, and at least.
+/// Default time between two checks.
 pub const CHECK_INTERVAL_MS: u64 = 10_000;
-/// Least time between two checks.
+/// Shortest time between two checks.
 pub const CHECK_INTERVAL_MS_MIN: u64 = 500;
-/// Most time between two checks, and before a critical instance is removed: a day.
+/// Longest time between two checks, and before a critical instance is removed: a day.
 pub const CHECK_MS_MAX: u64 = 24 * 3_600 * 1_000;
-/// For one check, if nothing else is asked for.
+/// Default timeout of one check.
 pub const CHECK_TIMEOUT_MS: u64 = 2_000;
-/// Most time for one check.
+/// Longest timeout of one check.
 pub const CHECK_TIMEOUT_MS_MAX: u64 = 30_000;
-/// Bad checks in a row before an instance is critical, if nothing else is asked for.
+/// Default number of failed checks in a row before an instance is critical.
 pub const CHECK_FAILURES: u32 = 3;
-/// Most checks in a row that a change of state can take.
+/// Most checks in a row that a change of state can require.
 pub const CHECKS_IN_ROW_MAX: u32 = 100;
 /// Most checks of an instance.
 pub const CHECKS_MAX: usize = 8;
-/// Longest name of a check.
+/// Longest name of a check, in bytes.
 pub const CHECK_NAME_BYTES_MAX: usize = 64;
-/// Longest name that a check may ask a certificate to be for: no name of DNS is longer.
+/// Longest name that a check may expect in a certificate; DNS names are not longer.
 pub const CHECK_SERVER_NAME_BYTES_MAX: usize = 253;
-/// Longest path or service name of a check.
+/// Longest path or service name of a check, in bytes.
 pub const CHECK_TARGET_BYTES_MAX: usize = 1_024;
 
 /// Checks a command.
@@ -67,7 +67,7 @@ pub fn command(command: &RegistryCommand) -> Result<(), Rejection> {
     }
 }
 
-/// Checks what registers an instance; what it says.
+/// Checks a registration and returns its record.
 ///
 /// # Errors
 /// [`Rejection::InvalidInstance`].
@@ -79,7 +79,8 @@ pub fn register(register: &Register) -> Result<Record, Rejection> {
     }
     let mut record = Record::decode(&register.id, &register.record)
         .ok_or(Rejection::InvalidInstance("the record is not one of naming/endpoints"))?;
-    // Who registers here is told; what comes by etcd's API is taken for what it can be.
+    // A client that registers here is told about malformed fields. In a record written through
+    // etcd's API they are read as well as possible.
     if let Some(name) = record.misspoken() {
         return Err(Rejection::InvalidInstance(match name {
             "weight" => "the weight is no whole number from 0 to 4294967295",
@@ -91,7 +92,7 @@ pub fn register(register: &Register) -> Result<Record, Rejection> {
             }
         }));
     }
-    // An object ends the processes of Go's balancers; what it says stands beside it now.
+    // Go's balancers panic on a `Metadata` object; its fields are stored beside it from now on.
     if record.attributes.is_object() {
         record.attributes = Value::Null;
     }
@@ -103,7 +104,8 @@ pub fn register(register: &Register) -> Result<Record, Rejection> {
     Ok(record)
 }
 
-/// Checks what an instance says about how to check it. Nobody did so if it came by etcd's API.
+/// Checks an instance's settings of health checks. A record written through etcd's API was not
+/// checked.
 ///
 /// # Errors
 /// [`Rejection::InvalidInstance`].
@@ -127,7 +129,7 @@ fn check_name(name: &str) -> Result<(), Rejection> {
     Ok(())
 }
 
-/// Checks one check.
+/// Checks the settings of one health check.
 ///
 /// # Errors
 /// [`Rejection::InvalidInstance`].
@@ -152,7 +154,8 @@ fn active(check: &Check) -> Result<(), Rejection> {
     tls(check)
 }
 
-/// Checks what a check says about TLS. Who asks for a name or for none, but not for TLS, would be checked in the clear.
+/// Checks a health check's TLS settings. With a server name or without verification, but without
+/// TLS, it would run in plain text.
 fn tls(check: &Check) -> Result<(), Rejection> {
     let name = &check.tls_server_name;
     if !check.tls && (!name.is_empty() || check.tls_skip_verify) {

@@ -1,25 +1,26 @@
-//! Changes of the instances of a service, and several in a row as one: for watchers who are told less often.
+//! Combines several successive changes of a service's instances into one, for watchers that are
+//! updated less often.
 
 use std::collections::BTreeMap;
 
 use super::view::Delta;
 use crate::response::Cause;
 
-/// One change of one instance, and why it went.
+/// One change of one instance, and why it was deleted.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Change {
-    /// How it was and is shown.
+    /// How the instance was shown before and is shown after the change.
     pub delta: Delta,
-    /// Why it was deleted, also if it is kept after its loss; `None` if nothing was deleted, or nobody knows any
-    /// more.
+    /// Why it was deleted, even if it is kept after its loss; `None` if nothing was deleted or the
+    /// reason is no longer known.
     pub cause: Option<Cause>,
 }
 
 impl Change {
-    /// This change and the next one of the same instance, as one.
+    /// Appends the next change of the same instance.
     ///
-    /// Why it is gone is what the later change says. Only an instance that is kept after its loss, and that the
-    /// later change let be so, is gone for the reason that the earlier one had.
+    /// The cause is that of the later change. The earlier cause stays only if the instance is kept
+    /// after its loss both before and after the later change.
     fn then(&mut self, next: &Change) {
         let stays_lost = is_lost(&self.delta) && is_lost(&next.delta);
         self.cause = next.cause.or(self.cause.filter(|_| stays_lost));
@@ -31,8 +32,9 @@ fn is_lost(delta: &Delta) -> bool {
     delta.after.as_ref().is_some_and(|shown| shown.record.is_stale())
 }
 
-/// What revisions in a row changed in all, by id: at most one change of each instance. Whoever applies it knows
-/// what he would know had he applied each; what is in the end as it was before is left out.
+/// Combines the changes of successive revisions, by id: at most one change of each instance.
+/// Applying the result gives the same state as applying each. Instances that end up as they began
+/// are left out.
 pub fn coalesce<'a>(revisions: impl IntoIterator<Item = &'a [Change]>) -> Vec<Change> {
     let mut changes: BTreeMap<&str, Change> = BTreeMap::new();
     for change in revisions.into_iter().flatten() {

@@ -1,9 +1,9 @@
-//! Flap damping: who comes and goes too often is shown as healthy only after a while.
+//! Flap damping: an instance that comes and goes too often is shown as healthy only after a while.
 //!
-//! Each loss (of the session, or of health) adds to a penalty, which halves every minute. An instance
-//! that comes back above [`SUPPRESS`] is damped until its penalty is down to [`REUSE`]: at most two
-//! minutes. Damping never makes anything look worse later or better earlier than it is: it delays good
-//! news only.
+//! Each loss (of the session, or of health) adds to a penalty, which halves every minute. An
+//! instance that comes back above [`SUPPRESS`] is damped until its penalty is down to [`REUSE`]: at
+//! most two minutes. Damping only delays good news: it never shows a failure late or a recovery
+//! early.
 
 use bytes::Bytes;
 
@@ -13,27 +13,27 @@ use crate::read::{Read, Table};
 use crate::response::Halt;
 use crate::rows::{RowReader, RowWriter};
 
-/// What one loss adds.
+/// Penalty for one loss.
 pub const PENALTY: u64 = 1_000;
-/// Above this an instance that comes up is damped: the fourth loss in a row.
+/// An instance that comes up with a higher penalty is damped: on the fourth loss in a row.
 pub const SUPPRESS: u64 = 3_000;
-/// At this it is damped no more.
+/// Damping ends at this penalty.
 pub const REUSE: u64 = 1_500;
-/// No penalty is higher: damping ends after two half-lives.
+/// Highest penalty, so that damping ends after two half-lives.
 pub const PENALTY_MAX: u64 = 6_000;
-/// In this time a penalty halves.
+/// Time in which a penalty halves.
 pub const HALF_LIFE_MS: u64 = 60_000;
-/// Below this a penalty is forgotten.
+/// A lower penalty is forgotten.
 pub const FORGET: u64 = 100;
 
 const FORM: u8 = 1;
 
-/// A penalty as of a moment of the wall clock of whoever proposed.
+/// A penalty at a time of a proposer's wall clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Flaps {
-    /// As of `at_ms`.
+    /// Penalty at `at_ms`.
     pub penalty: u64,
-    /// When it was that high.
+    /// When the penalty was computed, in milliseconds since 1970.
     pub at_ms: i64,
 }
 
@@ -44,7 +44,7 @@ impl Flaps {
         let elapsed = u64::try_from(now_ms.saturating_sub(self.at_ms)).unwrap_or(0);
         let halvings = u32::try_from(elapsed / HALF_LIFE_MS).unwrap_or(u32::MAX);
         let halved = self.penalty.checked_shr(halvings).unwrap_or(0);
-        // Straight between two halvings.
+        // Linear between two halvings.
         let rest = halved.saturating_mul(elapsed % HALF_LIFE_MS) / (2 * HALF_LIFE_MS);
         halved.saturating_sub(rest)
     }
@@ -65,7 +65,7 @@ impl Flaps {
     }
 }
 
-/// How long an instance with this penalty stays damped.
+/// How long an instance with this penalty stays damped, in milliseconds.
 #[must_use]
 pub fn wait_ms(penalty: u64) -> u64 {
     let mut wait_ms = 0_u64;
@@ -84,7 +84,7 @@ pub fn wait_ms(penalty: u64) -> u64 {
     wait_ms
 }
 
-/// The penalty of an instance.
+/// Reads the penalty of an instance.
 ///
 /// # Errors
 /// [`Halt`] if the storage fails or the row is damaged.
@@ -93,7 +93,7 @@ pub fn flaps<R: Read>(rows: &R, service: &[u8], id: &str) -> Result<Flaps, Halt>
     row.map_or(Ok(Flaps::default()), |row| Flaps::decode(&row))
 }
 
-/// Notes a loss.
+/// Adds the penalty for a loss.
 pub(super) fn note<R: Read>(
     rows: &mut Overlay<'_, R>,
     service: &[u8],

@@ -1,4 +1,4 @@
-//! Register and deregister.
+//! The commands register and deregister.
 
 use std::collections::BTreeMap;
 
@@ -28,11 +28,12 @@ pub(super) fn register<R: Read>(
     let known = stored(change.rows, service, id)?;
     let remains = before.kv.as_ref().filter(|_| known.is_none());
     admit(command, known.as_ref(), remains)?;
-    // Somebody wrote over it what is no instance: it goes on as what it was.
+    // An etcd client overwrote the instance with something else: the registration resumes with its
+    // fence.
     let resumed = remains.map(|kv| kv.create_revision);
     let resumed = resumed.filter(|fence| *fence == command.fence && !command.is_anew);
     let ends = known.is_some() || remains.is_some() && resumed.is_none();
-    // What is there and goes on; anything else that is there ends.
+    // The registration that this command continues; any other that exists is replaced.
     let own = known.as_ref().filter(|known| known.kv.lease == *session && !command.is_anew);
     complete(change.rows, &mut record, (known.as_ref(), own), (&lease, command))?;
     if let Some(Stored { kv, record: same, .. }) = own
@@ -48,7 +49,8 @@ pub(super) fn register<R: Read>(
     Ok(PrimitiveResponse { is_done: known.is_none() && resumed.is_none(), number, revision })
 }
 
-/// Whether the request may have the place of what is there: an instance, or `remains` that are none.
+/// Checks whether the request may replace what is there: an instance, or `remains`, a value that is
+/// not one.
 fn admit(
     command: &Register,
     known: Option<&Stored>,
@@ -80,13 +82,13 @@ fn admit(
     Ok(())
 }
 
-/// Whether a key that holds no instance any more, because an etcd client wrote over it, is what was left of a registration
-/// of `session`: it has its lease still, or is the very key that was made with one of these fences.
+/// Whether a key that holds no instance any more, because an etcd client overwrote it, was a
+/// registration of `session`: it still has its lease, or was created with one of these fences.
 fn is_left(kv: &KeyValue, session: i64, fences: &[i64]) -> bool {
     session != 0 && kv.lease == session || fences.contains(&kv.create_revision)
 }
 
-/// Ends the registration that is there: the next one has a fence of its own.
+/// Deletes the present registration, so that the next one gets a new fence.
 fn replace<R: Read>(
     change: &mut Change<'_, '_, R>,
     key: &Bytes,
@@ -96,7 +98,7 @@ fn replace<R: Read>(
     Before::load(change.rows, key)
 }
 
-/// Fills in what is not the owner's to say.
+/// Fills in the fields that the owner does not set.
 fn complete<R: Read>(
     rows: &R,
     record: &mut Record,
@@ -128,7 +130,7 @@ fn complete<R: Read>(
     Ok(())
 }
 
-/// What is known of checks that are as they were.
+/// The known results of those checks whose settings are unchanged.
 fn results(
     details: &Details,
     known: Option<&Details>,
@@ -176,7 +178,7 @@ pub(super) fn deregister<R: Read>(
             drop_lost(change, service, id)?;
             return Ok(PrimitiveResponse { is_done: true, ..PrimitiveResponse::default() });
         }
-        // One that is kept after its loss can be removed, too.
+        // An instance that is kept after its loss can be removed, too.
         let was_there = fence == 0 && drop_lost(change, service, id)?;
         return Ok(PrimitiveResponse { is_done: was_there, ..PrimitiveResponse::default() });
     };
@@ -192,7 +194,8 @@ pub(super) fn deregister<R: Read>(
     Ok(PrimitiveResponse { is_done: true, ..PrimitiveResponse::default() })
 }
 
-/// The fence of what the request registered that is taken back; `None` if it registered nothing, and never will.
+/// The fence of what the undone request registered; `None` if it registered nothing, and never
+/// will.
 fn undone<R: Read>(rows: &R, once: Once) -> Result<Option<i64>, Halt> {
     let session = leases::lease(rows, once.session)?;
     let answer = session.and_then(|session| session.answer(once.undoes));

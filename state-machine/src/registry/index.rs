@@ -1,7 +1,8 @@
-//! Rows beside the instances: which services there are, who has to be checked, what is due.
+//! Rows beside the instances: which services exist, which instances have health checks, what is
+//! due.
 //!
-//! They follow the keys: the one place that writes keys tells `note`, so that they are right whatever
-//! registers or removes an instance.
+//! They follow the keys: the only code that writes keys calls `note`, so the rows are right
+//! whatever registers or removes an instance.
 
 use std::ops::ControlFlow;
 
@@ -28,22 +29,22 @@ const END: u8 = 6;
 const FORM: u8 = 1;
 const LENGTH_BYTES: usize = 4;
 
-/// What is kept about a service.
+/// What is stored about a service.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ServiceRow {
-    /// Instances that live.
+    /// Number of registered instances.
     pub live: u64,
-    /// Lost instances that are kept.
+    /// Number of lost instances that are kept.
     pub lost: u64,
-    /// No lost instance is kept.
+    /// The guard against mass loss is off: no lost instance is kept.
     pub is_guard_off: bool,
-    /// Nobody is damped.
+    /// Flap damping is off.
     pub is_damping_off: bool,
-    /// When the present window of losses began.
+    /// When the present window of losses began, in milliseconds since 1970.
     pub(super) window_ms: i64,
-    /// Instances that lived then.
+    /// Instances registered at that time.
     pub(super) window_live: u64,
-    /// Instances lost since.
+    /// Instances lost since then.
     pub(super) window_lost: u64,
 }
 
@@ -93,7 +94,7 @@ pub(super) fn flap_key(service: &[u8], id: &str) -> Bytes {
     instance_key(FLAP, service, id)
 }
 
-/// What is kept about a service; nothing is the default.
+/// Reads what is stored about a service; the default if nothing is.
 ///
 /// # Errors
 /// [`Halt`] if the storage fails or the row is damaged.
@@ -110,7 +111,7 @@ pub(super) fn set_service<R: Read>(rows: &mut Overlay<'_, R>, service: &[u8], ro
     }
 }
 
-/// The first `limit` services whose names begin with `prefix`, from `from` on.
+/// Lists the first `limit` services whose names begin with `prefix`, from the name `from` on.
 ///
 /// # Errors
 /// [`Halt`] if the storage fails or a row is damaged.
@@ -133,14 +134,14 @@ pub fn services<R: Read>(
     Ok(found)
 }
 
-/// An instance that somebody has to look after.
+/// An instance that the leader has to check or settle.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Entry {
     /// Its service.
     pub service: Bytes,
     /// Its id.
     pub id: String,
-    /// Whether it is lost, and only kept.
+    /// Whether it is lost, and only kept for a while.
     pub is_lost: bool,
 }
 
@@ -159,10 +160,11 @@ impl Entry {
     }
 }
 
-/// A page of a walk over entries: what was found, and where to go on, if there is more.
+/// A page of a list: the items found, and the row to continue from, if there are more.
 pub type Page<T> = (Vec<T>, Option<Bytes>);
 
-/// Instances with a check, `limit` of them from the row `from` on (empty: the first).
+/// Lists at most `limit` instances that have a health check, from the row `from` on (empty: the
+/// first).
 ///
 /// # Errors
 /// [`Halt`] if the storage fails or a row is damaged.
@@ -170,7 +172,8 @@ pub fn checks<R: Read>(rows: &R, from: &[u8], limit: usize) -> Result<Page<Entry
     page(rows, (&[CHECK], &[FLAP]), from, limit, |key, _| Entry::of(key))
 }
 
-/// Instances that are lost, damped, critical or draining with a deadline, as [`checks`].
+/// Lists the instances with something due: lost, damped, critical or draining ones. Pages as
+/// [`checks`].
 ///
 /// # Errors
 /// [`Halt`] if the storage fails or a row is damaged.
@@ -178,7 +181,7 @@ pub fn due<R: Read>(rows: &R, from: &[u8], limit: usize) -> Result<Page<(Entry, 
     page(rows, (&[DUE], &[END]), from, limit, |key, row| Ok((Entry::of(key)?, decode_due(row)?)))
 }
 
-/// Instances with a penalty, as [`checks`].
+/// Lists the instances with a penalty. Pages as [`checks`].
 ///
 /// # Errors
 /// [`Halt`] if the storage fails or a row is damaged.
@@ -211,18 +214,20 @@ fn page<R: Read, T>(
     Ok((found, next))
 }
 
-/// Least and most time for which a lost instance is kept, otherwise the TTL of its session.
+/// Bounds for how long a lost instance is kept, in milliseconds; within them, the TTL of its
+/// session.
 const LOST_MS_MIN: u64 = 10_000;
 const LOST_MS_MAX: u64 = 120_000;
 
-/// A time after which something has to be done with an instance.
+/// Something that has to be done with an instance after a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Due {
-    /// What.
+    /// What to do.
     pub what: Settlement,
-    /// When the state began that it is about, as the record says.
+    /// When the state in question began, according to the record.
     pub stamp: i64,
-    /// After how long. [`Settlement::Undamp`] says 0: its penalty tells.
+    /// How long after that, in milliseconds. 0 for [`Settlement::Undamp`], whose time follows from
+    /// the penalty.
     pub wait_ms: u64,
 }
 
@@ -243,7 +248,7 @@ fn decode_due(row: &[u8]) -> Result<Vec<Due>, Halt> {
         return Err(row.corrupt("unknown form"));
     }
     let mut dues = Vec::new();
-    // Each takes at least a byte, so that a broken count ends with the row.
+    // Each item takes at least a byte, so a corrupt count ends with the row.
     for _ in 0..row.size()? {
         let what = i32::try_from(row.uint()?).ok().and_then(Settlement::from_number);
         let what = what.ok_or_else(|| row.corrupt("unknown settlement"))?;
@@ -252,7 +257,7 @@ fn decode_due(row: &[u8]) -> Result<Vec<Due>, Halt> {
     Ok(dues)
 }
 
-/// What the index knows of an instance.
+/// What the index stores about an instance.
 #[derive(Default, PartialEq, Eq)]
 struct Facts {
     has_check: bool,
@@ -282,8 +287,9 @@ impl Facts {
     }
 }
 
-/// The times after which an instance is removed because it is critical: one by each check that asks for it. A
-/// check with a name counts from its own result, the one without from whatever made the instance critical.
+/// The times after which an instance is removed because it is critical: one for each check that
+/// asks for it. A named check counts from its own result, the unnamed one from when the instance
+/// became critical.
 pub(super) fn removals(record: &Record) -> impl Iterator<Item = Due> {
     let details = &record.details;
     details.all_checks().filter(|(_, check)| check.remove_after_ms > 0).filter_map(
@@ -298,7 +304,8 @@ pub(super) fn removals(record: &Record) -> impl Iterator<Item = Due> {
     )
 }
 
-/// A key changed from one value to another. Whether it stands for an instance that lives now.
+/// Updates the index after a key changed from one value to another. Returns whether the key is a
+/// registered instance now.
 pub(crate) fn note<R: Read>(
     rows: &mut Overlay<'_, R>,
     key: &[u8],

@@ -1,11 +1,11 @@
-//! What becomes of instances whose session expires, and the guard against mass loss.
+//! What happens to instances whose session expires, and the guard against mass loss.
 //!
-//! The lease's key goes, always: etcd's clients see exactly what a lease promises. But if within
-//! [`WINDOW_MS`] more than [`SHARE_PERCENT`] of the instances that a service had are lost, it is more
-//! likely that the cluster was cut off from its clients than that all of them died. Then what is lost
-//! from there on leaves a key `service/\0lost/id` in the same revision, which says what the instance
-//! was, and is shown as *stale* until it registers again or the leader settles it
-//! ([`crate::command::Settle`]). So at least about half of what there was stays in sight, for a bounded time.
+//! The lease's key is always deleted: etcd's clients see exactly what a lease promises. But if more
+//! than [`SHARE_PERCENT`] of a service's instances are lost within [`WINDOW_MS`], it is more likely
+//! that the cluster was cut off from its clients than that all of them died. Then each further lost
+//! instance leaves a key `service/\0lost/id` at the same revision, with its last record. It is
+//! shown as *stale* until it registers again or the leader settles it ([`crate::command::Settle`]).
+//! So at least about half of the instances stay visible, for a bounded time.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,24 +20,24 @@ use crate::response::Halt;
 
 /// Losses within this time are counted together.
 pub const WINDOW_MS: i64 = 30_000;
-/// More than this share of a service, and the guard holds.
+/// The guard keeps lost instances if more than this share of a service is lost.
 pub const SHARE_PERCENT: u64 = 50;
-/// A smaller service has no guard.
+/// A service with fewer instances has no guard.
 pub const INSTANCES_MIN: u64 = 5;
 
-/// What the end of many leases does to services.
+/// The effect on services when many leases end.
 #[derive(Debug, Default)]
 pub(crate) struct Losses {
     now_ms: i64,
-    /// Keys of instances that are lost.
+    /// Keys of the instances that are lost.
     keys: BTreeSet<Bytes>,
-    /// Services of which some are lost, and whether lost instances are kept.
+    /// Services that lose instances, and whether the guard keeps those.
     services: BTreeMap<Bytes, bool>,
     is_damping: bool,
 }
 
 impl Losses {
-    /// Looks at all keys that are going to be lost, before the first one is.
+    /// Examines all keys that are going to be deleted, before the first one is.
     pub(crate) fn of<'k, R: Read>(
         rows: &mut Overlay<'_, R>,
         keys: impl Iterator<Item = &'k Bytes>,
@@ -72,12 +72,12 @@ impl Losses {
         Ok(losses)
     }
 
-    /// Counts losses also as flaps.
+    /// Sets whether losses also count as flaps.
     pub(crate) fn damped(self, is_damping: bool) -> Losses {
         Losses { is_damping, ..self }
     }
 
-    /// Loses an instance; `false` if `key` is none.
+    /// Deletes the key of a lost instance; `false` if `key` is not an instance.
     pub(crate) fn lose<R: Read>(
         &self,
         change: &mut Change<'_, '_, R>,
@@ -102,7 +102,7 @@ impl Losses {
     }
 }
 
-/// Counts losses of a service; whether the guard holds.
+/// Counts losses of a service. Returns whether the guard keeps them.
 fn window<R: Read>(
     rows: &mut Overlay<'_, R>,
     service: &[u8],
@@ -128,7 +128,7 @@ fn keep<R: Read>(
     now_ms: i64,
 ) -> Result<(), Halt> {
     let key = lost_key(service, &record.id);
-    // 0 would say that it lives.
+    // 0 would mean that it is not lost.
     record.details.lost_ms = now_ms.max(1);
     let before = Before::load(change.rows, &key)?;
     change.put(&key, before, &record.encode_lost().into(), 0)

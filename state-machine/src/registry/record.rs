@@ -1,4 +1,4 @@
-//! What is known about an instance; `value` is how it is stored.
+//! The record of an instance; `value` is its encoding.
 
 mod value;
 
@@ -9,17 +9,17 @@ use serde_json::{Map, Value};
 
 pub use value::{may_be_instance, may_be_lost};
 
-/// The weight of an instance that says nothing about it.
+/// Weight of an instance that does not set one.
 pub const WEIGHT: u32 = 100;
-/// The latest layout of [`Details`] that is known here.
+/// The latest format of [`Details`] that this version knows.
 pub const SCHEMA: u32 = 2;
-/// Name in `Instance` under which everything stands that Go's clients have no use for.
+/// Name in `Instance` of everything that Go's clients have no use for.
 pub const DETAILS: &str = "conclave";
 
-/// What may stand before `host:port` in an address.
+/// Schemes that may precede `host:port` in an address.
 const SCHEMES: [&str; 2] = ["http://", "https://"];
 
-/// Whether an instance takes calls.
+/// Whether an instance serves calls.
 ///
 /// ```
 /// # use conclave_state_machine::registry::record::{Record, State};
@@ -32,20 +32,20 @@ const SCHEMES: [&str; 2] = ["http://", "https://"];
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
-    /// It does.
+    /// It serves calls.
     #[default]
     Up,
-    /// It ends what it has begun and takes nothing new: it will go soon.
+    /// It finishes calls in progress and takes no new ones, because it will stop soon.
     Draining,
-    /// It is there but cannot serve at present.
+    /// It is running but cannot serve at present.
     Down,
     /// It cannot serve yet.
     Starting,
-    /// It is kept from serving on purpose.
+    /// It was taken out of service on purpose.
     OutOfService,
 }
 
-/// How well an instance is, from best to worst.
+/// Health of an instance, from best to worst.
 ///
 /// ```
 /// # use conclave_state_machine::registry::record::Health;
@@ -58,14 +58,14 @@ pub enum State {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", from = "String")]
 pub enum Health {
-    /// Well, or nobody said otherwise.
+    /// Healthy, or nothing else was reported.
     #[default]
     Passing,
-    /// Nobody has said. Also a word that only later versions know.
+    /// Nothing was reported. Also for a value that only later versions know.
     Unknown,
     /// Serving, but not well.
     Warning,
-    /// Not to be called.
+    /// Must not be called.
     Critical,
 }
 
@@ -81,14 +81,14 @@ impl From<String> for Health {
 }
 
 impl Health {
-    /// Whether an instance that is so well shall get calls.
+    /// Whether an instance with this health should get calls.
     #[must_use]
     pub fn is_good(self) -> bool {
         matches!(self, Health::Passing | Health::Warning)
     }
 }
 
-/// How the server finds out whether an instance is well.
+/// How the server checks the health of an instance.
 ///
 /// ```
 /// # use conclave_state_machine::registry::record::{Check, CheckKind};
@@ -102,7 +102,7 @@ impl Health {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum CheckKind {
-    /// A connection can be made.
+    /// A connection can be opened.
     #[default]
     Tcp,
     /// `GET` answers 2xx; 429 is a warning.
@@ -111,7 +111,7 @@ pub enum CheckKind {
     Grpc,
 }
 
-/// An active check.
+/// An active health check.
 ///
 /// ```
 /// # use conclave_state_machine::registry::record::{Check, CheckKind};
@@ -123,7 +123,7 @@ pub enum CheckKind {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Check {
-    /// What is done.
+    /// How to check.
     pub kind: CheckKind,
     /// HTTP: path and query, `/` if empty. gRPC: name of the service, empty for the whole server.
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -131,35 +131,36 @@ pub struct Check {
     /// `host:port` instead of the address of the instance; only where the server allows it.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub address: String,
-    /// From one check to the next; 0 for [`super::check::CHECK_INTERVAL_MS`].
+    /// Time between two checks in milliseconds; 0 for [`super::check::CHECK_INTERVAL_MS`].
     #[serde(skip_serializing_if = "is_default")]
     pub interval_ms: u64,
-    /// For one check; 0 for [`super::check::CHECK_TIMEOUT_MS`].
+    /// Timeout of one check in milliseconds; 0 for [`super::check::CHECK_TIMEOUT_MS`].
     #[serde(skip_serializing_if = "is_default")]
     pub timeout_ms: u64,
-    /// Good checks in a row before the instance passes again; 0 for 1.
+    /// Successful checks in a row before the instance passes again; 0 for 1.
     #[serde(skip_serializing_if = "is_default")]
     pub passes: u32,
-    /// Bad checks in a row before it is critical; 0 for 3.
+    /// Failed checks in a row before it is critical; 0 for 3.
     #[serde(skip_serializing_if = "is_default")]
     pub failures: u32,
-    /// An instance that is critical for so long is removed; 0 for never.
+    /// An instance that stays critical this long, in milliseconds, is removed; 0 for never.
     #[serde(skip_serializing_if = "is_default")]
     pub remove_after_ms: u64,
-    /// By TLS: of [`CheckKind::Tcp`] it is the handshake that has to be done.
+    /// Check over TLS; for [`CheckKind::Tcp`] the handshake has to succeed.
     #[serde(skip_serializing_if = "is_default")]
     pub tls: bool,
-    /// Name or address that the certificate must be for, and that is asked for (SNI, the host of HTTP and gRPC);
-    /// empty for the host of the address. Only with `tls`.
+    /// Name or address that the certificate must be for, and that is sent as SNI and as host of
+    /// HTTP and gRPC; empty for the host of the address. Only with `tls`.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub tls_server_name: String,
-    /// Any certificate will do, so that anybody on the way may answer. Only with `tls`.
+    /// Accept any certificate, so that anybody on the network path can answer. Only with `tls`.
     #[serde(skip_serializing_if = "is_default")]
     pub tls_skip_verify: bool,
 }
 
 impl Check {
-    /// Where a check of an instance at `address` connects to: `host:port`, whatever scheme the address has.
+    /// Where a check of an instance at `address` connects to: `host:port`, without the scheme of
+    /// the address.
     #[must_use]
     pub fn place<'a>(&'a self, address: &'a str) -> &'a str {
         let place = if self.address.is_empty() { address } else { &self.address };
@@ -168,7 +169,7 @@ impl Check {
     }
 }
 
-/// What the server's checks have found.
+/// The result of the server's checks.
 ///
 /// ```
 /// # use conclave_state_machine::registry::record::{Checked, Health, Record};
@@ -181,12 +182,13 @@ impl Check {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Checked {
-    /// The state that enough checks in a row agree on.
+    /// The health that enough checks in a row agree on.
     pub health: Health,
-    /// What the check said that changed it.
+    /// Output of the check that changed it.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub output: String,
-    /// Since when, by the wall clock of the leader of that time, in milliseconds; only of a check with a name.
+    /// Since when, in milliseconds since 1970 by the wall clock of the leader at that time; only
+    /// for a named check.
     #[serde(skip_serializing_if = "is_default")]
     pub since_ms: i64,
 }
@@ -204,31 +206,32 @@ pub struct Checked {
 /// ```
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Record {
-    /// Tells it from other instances of the service.
+    /// Id of the instance, unique within the service.
     pub id: String,
     /// `host:port`.
     pub address: String,
-    /// How much it takes compared to others; 0 for nothing.
+    /// Load-balancing weight relative to other instances; 0 for no calls.
     pub weight: u32,
-    /// Where it is; empty if that is not known.
+    /// Zone of the instance; empty if not known.
     pub zone: String,
-    /// Version of the service; empty if that is not known.
+    /// Version of the service; empty if not known.
     pub version: String,
-    /// Words to choose by.
+    /// Tags to select instances by.
     pub tags: Vec<String>,
-    /// Whether it takes calls, by its own account.
+    /// State as set by the owner.
     pub state: State,
-    /// Whatever else it says. In the store it stands beside what is above, whose names (`weight`,
+    /// Other fields of the owner. They are stored beside the fields above, whose names (`weight`,
     /// `zone`, `version`, `tags`, `state`, `conclave`) cannot be used.
     pub metadata: Map<String, Value>,
-    /// `Metadata` of the value as somebody else wrote it; kept as it is, because Go's balancers take whoever has another one
-    /// for another address. What is ours in it is also above.
+    /// `Metadata` of the value if another client wrote it. It is kept unchanged, because Go's
+    /// balancers treat an address with other metadata as another address. Those of its fields that
+    /// are ours are also in the fields above.
     pub attributes: Value,
-    /// What only Conclave knows of.
+    /// Fields that only Conclave knows.
     pub details: Details,
 }
 
-/// What a server with a native registry keeps about an instance.
+/// What a server with a native registry stores about an instance.
 ///
 /// ```
 /// # use conclave_state_machine::registry::record::{Record, State};
@@ -245,77 +248,78 @@ pub struct Details {
     /// Further addresses by name, as `scheme://host:port`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub endpoints: BTreeMap<String, String>,
-    /// What the zone lies in.
+    /// Region that contains the zone.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub region: String,
-    /// Where in the zone.
+    /// Location within the zone.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub sub_zone: String,
-    /// How well it is, by its own account.
+    /// Health as reported by the owner.
     #[serde(skip_serializing_if = "is_default")]
     pub health: Health,
-    /// What it says about that.
+    /// Text that the owner reported with it.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub output: String,
-    /// How the server looks after it.
+    /// How the server checks its health.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub check: Option<Check>,
-    /// What it found; `None` before the first result.
+    /// The result of `check`; `None` before the first result.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub checked: Option<Checked>,
-    /// More checks, by name.
+    /// Further checks, by name.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub checks: BTreeMap<String, Check>,
-    /// What those found, by name.
+    /// The results of `checks`, by name.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub results: BTreeMap<String, Checked>,
-    /// What an operator decided, whatever the owner says.
+    /// State set by an operator, which overrides the owner's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub override_state: Option<State>,
-    /// Time to drain before the instance is removed; 0 for no limit.
+    /// Time to drain before the instance is removed, in milliseconds; 0 for no limit.
     #[serde(skip_serializing_if = "is_default")]
     pub drain_ms: u64,
-    /// It came up too often lately, and is not shown as healthy yet.
+    /// It came up too often lately, so it is not shown as healthy yet.
     #[serde(skip_serializing_if = "is_default")]
     pub is_damped: bool,
-    /// Who registered it: the owner of the session.
+    /// The owner of the session that registered it.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub owner: String,
     /// TTL of the session in seconds.
     #[serde(skip_serializing_if = "is_default")]
     pub ttl_seconds: i64,
-    /// Wall clock of the member that was asked, in milliseconds; for people.
+    /// When it was registered, in milliseconds since 1970, by the wall clock of the member that
+    /// took the request; for display.
     #[serde(skip_serializing_if = "is_default")]
     pub registered_ms: i64,
-    /// The same, when state or health changed last.
+    /// When state or health last changed, likewise.
     #[serde(skip_serializing_if = "is_default")]
     pub changed_ms: i64,
-    /// The same, when a lost instance that is kept was lost; 0 for one that lives.
+    /// When a lost instance that is kept was lost, likewise; 0 for a registered one.
     #[serde(skip_serializing_if = "is_default")]
     pub lost_ms: i64,
-    /// Which layout this has, if it is not the first; see [`Details::layout`].
+    /// Number of this format, if it is not the first; see [`Details::layout`].
     #[serde(skip_serializing_if = "is_default")]
     pub schema_version: u32,
-    /// What only later versions know of, as it came.
+    /// Fields that only later versions know, unchanged.
     #[serde(flatten)]
     pub later: Map<String, Value>,
 }
 
 impl Details {
-    /// All checks, by name; the one that has none comes first, as the empty name.
+    /// All checks by name; the unnamed one comes first, with an empty name.
     pub fn all_checks(&self) -> impl Iterator<Item = (&str, &Check)> {
         let named = self.checks.iter().map(|(name, check)| (name.as_str(), check));
         self.check.iter().map(|check| ("", check)).chain(named)
     }
 
-    /// What a check found; `None` before the first result.
+    /// The result of a check; `None` before the first result.
     #[must_use]
     pub fn result(&self, name: &str) -> Option<&Checked> {
         if name.is_empty() { self.checked.as_ref() } else { self.results.get(name) }
     }
 
-    /// The layout by what is there: 1, [`SCHEMA`] with what came with that, or a later one that somebody wrote
-    /// who knows it.
+    /// The format that the contents need: 1, or [`SCHEMA`] if they use what it added, or a later
+    /// one if a later version wrote them.
     #[must_use]
     pub fn layout(&self) -> u32 {
         let is_second = self.health == Health::Unknown || !self.checks.is_empty();
@@ -332,21 +336,21 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 }
 
 impl Record {
-    /// An instance with its address for an id, and defaults for everything else.
+    /// An instance whose id is its address, with defaults for everything else.
     #[must_use]
     pub fn new(address: impl Into<String>) -> Record {
         let address = address.into();
         Record { id: address.clone(), address, weight: WEIGHT, ..Record::default() }
     }
 
-    /// The state that counts: an operator's word before the owner's.
+    /// The effective state: an operator's override, or else the owner's.
     #[must_use]
     pub fn state_shown(&self) -> State {
         self.details.override_state.unwrap_or(self.state)
     }
 
-    /// The health that counts: the worst of what the owner says and what the checks found. As long as one of
-    /// those has found nothing it is unknown at best.
+    /// The effective health: the worst of what the owner reports and of the checks' results. It is
+    /// at best unknown while any check has no result.
     #[must_use]
     pub fn health_shown(&self) -> Health {
         let details = &self.details;
@@ -354,8 +358,8 @@ impl Record {
         self.health_known().max(if is_open { Health::Unknown } else { Health::Passing })
     }
 
-    /// The worst of what was said, whoever has not said anything yet. An owner who does not know leaves it to
-    /// the checks.
+    /// The worst health that is known, ignoring checks without a result. An owner that reports
+    /// `Unknown` leaves it to the checks.
     #[must_use]
     pub fn health_known(&self) -> Health {
         let details = &self.details;
@@ -364,13 +368,13 @@ impl Record {
         found.map(|found| found.health).chain(said).max().unwrap_or(Health::Unknown)
     }
 
-    /// Whether it shall get calls: it is up, passing or warning, and not damped.
+    /// Whether it should get calls: it is up, passing or warning, and not damped.
     #[must_use]
     pub fn is_healthy(&self) -> bool {
         self.state_shown() == State::Up && self.health_shown().is_good() && !self.details.is_damped
     }
 
-    /// Whether its session is lost and it is only kept because many others are lost, too.
+    /// Whether its session was lost and it is only kept because many others were lost, too.
     #[must_use]
     pub fn is_stale(&self) -> bool {
         self.details.lost_ms != 0

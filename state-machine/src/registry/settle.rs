@@ -1,8 +1,8 @@
-//! What the leader does when a time is over, and the switches of a service.
+//! Carries out what is due after a time, and sets the switches of a service.
 //!
-//! Times are measured by the leader, on its monotonic clock, from when it saw the state first; a new
-//! leader starts over. An item names the state that it saw by the stamp of that state, so that whatever
-//! happened meanwhile wins.
+//! The leader measures times on its monotonic clock, from when it first saw the state; a new leader
+//! starts over. An item identifies the state that was seen by that state's stamp, so that it has no
+//! effect if the state has changed meanwhile.
 
 use super::check::SETTLE_MAX;
 use super::record::{Health, State};
@@ -88,7 +88,8 @@ fn amend<R: Read>(change: &mut Change<'_, '_, R>, item: &SettleItem) -> Result<b
     Ok(is_due)
 }
 
-/// Sets the switches of a service. Without the guard nothing that is lost stays, from now on and before.
+/// Sets the switches of a service. If the guard is turned off, lost instances that are kept are
+/// dropped.
 pub(super) fn configure<R: Read>(
     change: &mut Change<'_, '_, R>,
     command: &Configure,
@@ -103,7 +104,7 @@ pub(super) fn configure<R: Read>(
     index::set_service(change.rows, &command.service, &row);
     if row.is_guard_off && row.lost > 0 {
         change.because(Cause::SessionExpired);
-        // The leader drops the rest as soon as it looks.
+        // The leader drops the rest when it next looks.
         for id in super::view::lost_ids(change.rows, &command.service, SETTLE_MAX)? {
             drop_lost(change, &command.service, &id)?;
         }

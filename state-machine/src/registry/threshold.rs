@@ -1,9 +1,9 @@
-//! When the results of checks are enough to change what is said about an instance.
+//! Decides when the results of checks suffice to change the health of an instance.
 
 use super::check::CHECK_FAILURES;
 use super::record::{Check, Health};
 
-/// Results in a row that agree.
+/// Counts successive results that agree.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Streak {
     good: u32,
@@ -11,7 +11,8 @@ pub struct Streak {
 }
 
 impl Streak {
-    /// Takes in a result; the health to be shown from now on, if that is not what is `shown`.
+    /// Adds a result. Returns the new health to show, if enough results agree and it differs from
+    /// `shown`.
     pub fn note(&mut self, found: Health, check: &Check, shown: Option<Health>) -> Option<Health> {
         let wanted = |wanted: u32, usual: u32| if wanted == 0 { usual } else { wanted };
         let is_enough = if found == Health::Critical {

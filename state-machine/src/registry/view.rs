@@ -1,7 +1,7 @@
 //! The instances of one service at a revision, and what each revision changes.
 //!
-//! A snapshot is the fold of all changes before it: so whoever starts from one and applies what follows
-//! knows the same as whoever was there from the beginning.
+//! A snapshot is the result of all changes before it: a watcher that starts from one and applies
+//! the following changes has the same state as one that applied all changes.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -18,38 +18,38 @@ use crate::read::Read;
 use crate::response::{Event, EventKind, Halt, KeyValue};
 use crate::span::Span;
 
-/// An instance as it is shown.
+/// An instance as it is shown to clients.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Shown {
-    /// What it says, and what is known about it.
+    /// The decoded record.
     pub record: Record,
-    /// The same as stored, without what marks a lost one.
+    /// The record as stored, without the marker of a lost one.
     pub value: Bytes,
-    /// Create revision of the key: grows with each registration of this id.
+    /// Create revision of the key: larger for each new registration of this id.
     pub fence: i64,
     /// Revision of its last change.
     pub mod_revision: i64,
-    /// Lease that it lives and dies with; 0 for none.
+    /// Lease that it is attached to; 0 for none.
     pub session: i64,
 }
 
-/// What a revision did to one instance; not both are `None`.
+/// What a revision did to one instance; at least one of the two is `Some`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Delta {
-    /// Which one.
+    /// Id of the instance.
     pub id: String,
-    /// As it was shown before.
+    /// How it was shown before.
     pub before: Option<Arc<Shown>>,
-    /// As it is shown now.
+    /// How it is shown now.
     pub after: Option<Arc<Shown>>,
 }
 
-/// One change of a key: its new state, or its deletion.
+/// A change of a key: its new state, or its deletion.
 #[derive(Clone, Debug)]
 pub enum KeyChange {
-    /// It was written.
+    /// The key was written.
     Put(KeyValue),
-    /// It was deleted.
+    /// The key was deleted.
     Delete(Bytes),
 }
 
@@ -67,18 +67,18 @@ impl From<&Event> for KeyChange {
 pub struct View {
     service: Bytes,
     live: BTreeMap<String, Arc<Shown>>,
-    /// Those that are kept after their loss; one that lives goes before.
+    /// Lost instances that are kept; a registered one with the same id takes precedence.
     lost: BTreeMap<String, Arc<Shown>>,
 }
 
 impl View {
-    /// No instances.
+    /// A view without instances.
     #[must_use]
     pub fn new(service: Bytes) -> View {
         View { service, live: BTreeMap::new(), lost: BTreeMap::new() }
     }
 
-    /// All instances, from the keys of [`span`].
+    /// A view of all instances, from the keys of [`span`].
     #[must_use]
     pub fn load(service: Bytes, kvs: impl IntoIterator<Item = KeyValue>) -> View {
         let mut view = View::new(service);
@@ -88,12 +88,12 @@ impl View {
         view
     }
 
-    /// The instances that events speak of, and no others, as they were before the first of them: whoever
-    /// applies these events to them learns what he would have learned with all. `read` reads a key as it was
-    /// then.
+    /// A view of only those instances that the events concern, as they were before the first event:
+    /// applying the events to it gives the same deltas as applying them to the whole view. `read`
+    /// reads a key as it was at that time.
     ///
     /// # Errors
-    /// Those of `read`.
+    /// Any error of `read`.
     pub fn before<E>(
         service: Bytes,
         events: &[Event],
@@ -104,7 +104,8 @@ impl View {
             let key = Bytes::clone(&event.kv.key);
             states.entry(key).or_insert_with(|| event.prev_kv.clone());
         }
-        // One of the two keys of an instance decides only if the other one is not there.
+        // An instance is shown from one of its two keys, depending on whether the other exists, so
+        // both are needed.
         let twins: Vec<Bytes> =
             states.keys().filter_map(|key| Name::of(key).map(Name::twin)).collect();
         for twin in twins {
@@ -116,7 +117,7 @@ impl View {
         Ok(View::load(service, states.into_values().flatten()))
     }
 
-    /// An instance by its id.
+    /// Returns an instance by its id.
     #[must_use]
     pub fn get(&self, id: &str) -> Option<&Arc<Shown>> {
         self.live.get(id).or_else(|| self.lost.get(id))
@@ -146,7 +147,8 @@ impl View {
         })
     }
 
-    /// Applies all changes of one revision to the service's keys; what they mean, by id.
+    /// Applies all changes of one revision to the service's keys. Returns the changed instances, by
+    /// id.
     pub fn step(&mut self, changes: impl IntoIterator<Item = KeyChange>) -> Vec<Delta> {
         let mut before: BTreeMap<String, Option<Arc<Shown>>> = BTreeMap::new();
         for change in changes {
@@ -186,14 +188,14 @@ impl View {
         let instances = if is_lost { &mut self.lost } else { &mut self.live };
         match shown {
             Some(shown) => _ = instances.insert(id, Arc::new(shown)),
-            // Also a value that is none of an instance.
+            // Also if the value is not an instance.
             None => _ = instances.remove(&id),
         }
     }
 }
 
 fn shown(name: Name<'_>, kv: &KeyValue) -> Option<Shown> {
-    // Values that Go did not write, but that say the same, count here, too.
+    // Values in another form than Go's, but with the same contents, count here, too.
     let record = if name.is_lost {
         Record::decode_lost(name.id, &kv.value)?
     } else {

@@ -1,4 +1,4 @@
-//! What changed: keys at their revisions, and why a key was deleted.
+//! Changes of keys at their revisions, and why a key was deleted.
 
 use bytes::Bytes;
 
@@ -26,7 +26,7 @@ pub struct Event {
     pub kind: EventKind,
     /// New state; for a delete only `key` and `mod_revision` are set.
     pub kv: KeyValue,
-    /// State before; `None` for a creation, and if it was left out.
+    /// Previous state; `None` for a creation, or if it was left out for lack of room.
     pub prev_kv: Option<KeyValue>,
 }
 
@@ -44,10 +44,10 @@ pub enum EventKind {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Cause {
-    /// Somebody deleted it.
+    /// A client deleted it.
     #[default]
     Deleted = 0,
-    /// Its owner took the instance out of the registry.
+    /// The instance was deregistered by its owner.
     Deregistered = 1,
     /// Its lease expired.
     SessionExpired = 2,
@@ -55,9 +55,9 @@ pub enum Cause {
     SessionEnded = 3,
     /// The instance was critical for too long.
     CriticalTooLong = 4,
-    /// The instance had the time to drain that it was given.
+    /// The instance's time to drain was over.
     Drained = 5,
-    /// Somebody else than its owner took the instance out of the registry.
+    /// The instance was deregistered by somebody other than its owner.
     Admin = 6,
 }
 
@@ -87,7 +87,7 @@ impl Cause {
         }
     }
 
-    /// Reads back what [`Cause::number`] gave.
+    /// The inverse of [`Cause::number`].
     #[must_use]
     pub fn from_number(number: u8) -> Option<Cause> {
         Cause::ALL.into_iter().find(|cause| cause.number() == number)

@@ -1,6 +1,6 @@
-//! How a command ends without an answer: refused, or because this node must stop.
+//! How a command fails: it was rejected, or this node must stop.
 
-/// Why a command or read was refused. Computed alike by every replica; goes to the client.
+/// Why a command or read was rejected. Computed alike by every replica; returned to the client.
 ///
 /// The texts are etcd's, byte for byte, without the `etcdserver: ` prefix where etcd adds it
 /// (server/src/status/fault.rs maps variants to codes and full texts).
@@ -48,43 +48,44 @@ pub enum Rejection {
     /// A CORRUPT alarm is active.
     #[error("corrupt cluster")]
     Corrupt,
-    /// The request has no place that holds.
+    /// The request has no queue entry that holds.
     #[error("lock is not held")]
     LockNotHeld,
-    /// A holder that is not alone cannot ask for more, and requests that share a place cannot change it.
+    /// A holder that is not alone cannot ask for more, and requests that share an entry cannot
+    /// change it.
     #[error("lock has other holders")]
     LockShared,
-    /// The request comes after a later one that makes it void.
+    /// A later request, which makes this one void, arrived first.
     #[error("a later request came first")]
     Overtaken,
-    /// The number would not fit.
+    /// The sum would not fit.
     #[error("the sum does not fit 64 bits")]
     Overflow,
-    /// Nobody created the latch.
+    /// The latch was never created.
     #[error("no such latch")]
     NoLatch,
-    /// What is there forbids it.
+    /// The present state does not allow it.
     #[error("{0}")]
     Refused(&'static str),
     /// A request for a lock or session breaks a rule.
     #[error("{0}")]
     InvalidLock(&'static str),
-    /// A client did not say who it is, or a name is missing.
+    /// The client is not authenticated, or a user name is missing.
     #[error("user name is empty")]
     UserEmpty,
-    /// A name is missing.
+    /// A role name is missing.
     #[error("role name is empty")]
     RoleEmpty,
-    /// The user may not.
+    /// The user does not have the permission.
     #[error("permission denied")]
     PermissionDenied,
     /// Users or roles changed since the caller's name was verified.
     #[error("revision of auth store is old")]
     AuthOldRevision,
-    /// What would leave nobody in charge, or a permission for no keys.
+    /// A change that would leave no administrator, or a permission for an empty range of keys.
     #[error("invalid auth management")]
     InvalidAuthManagement,
-    /// A grant of nothing.
+    /// A grant without a permission.
     #[error("permission not given")]
     PermissionNotGiven,
     /// Auth cannot be enabled without this user.
@@ -93,13 +94,13 @@ pub enum Rejection {
     /// Auth cannot be enabled while the root user lacks this role.
     #[error("root user does not have root role")]
     RootRoleNotExist,
-    /// The name is taken.
+    /// The user name is taken.
     #[error("user name already exists")]
     UserExists,
     /// No such user.
     #[error("user name not found")]
     UserNotFound,
-    /// The name is taken.
+    /// The role name is taken.
     #[error("role name already exists")]
     RoleExists,
     /// No such role.
@@ -111,7 +112,7 @@ pub enum Rejection {
     /// The role does not have the permission.
     #[error("permission is not granted to the role")]
     PermissionNotGranted,
-    /// There are no tokens while nobody needs them.
+    /// Tokens are not issued while authentication is disabled.
     #[error("authentication is not enabled")]
     AuthNotEnabled,
     /// A request to the registry breaks a rule.
@@ -120,10 +121,10 @@ pub enum Rejection {
     /// There is no such instance.
     #[error("instance not found")]
     InstanceNotFound,
-    /// The instance is another's, or has changed.
+    /// The instance belongs to another session, or has changed.
     #[error("{0}")]
     InstanceTaken(&'static str),
-    /// What the session registered is gone, or the id is another's by now.
+    /// What the session registered was removed, or the id belongs to somebody else now.
     #[error("the instance was taken over or removed")]
     InstanceReplaced,
     /// A field holds a value that no known client sends.
@@ -131,7 +132,8 @@ pub enum Rejection {
     Malformed(&'static str),
 }
 
-/// Why this node must stop: its storage failed or holds what cannot be. Never goes to a client.
+/// Why this node must stop: its storage failed or holds something impossible. Never sent to a
+/// client.
 #[derive(Debug, thiserror::Error)]
 pub enum Halt {
     /// The storage below failed.

@@ -1,4 +1,4 @@
-//! `Auth` rows: users with the hash of their password and their roles, roles with their permissions.
+//! `Auth` rows: users with their password hashes and roles, and roles with their permissions.
 
 use bytes::Bytes;
 
@@ -12,7 +12,7 @@ pub(crate) const USERS: u8 = b'u';
 pub(crate) const ROLES: u8 = b'r';
 
 const FORM: u8 = 1;
-/// A user's row that says since when the user is who it is.
+/// Format of a user's row with the fields `added` and `password_since`.
 const FORM_SINCE: u8 = 2;
 
 /// A user as stored.
@@ -20,18 +20,19 @@ const FORM_SINCE: u8 = 2;
 pub struct UserRow {
     /// Hash of the password; empty for a user without one.
     pub password_hash: Bytes,
-    /// The user is known only by a certificate.
+    /// The user can only sign in with a certificate.
     pub no_password: bool,
     /// Names of roles, ascending.
     pub roles: Vec<String>,
-    /// Auth revision with which the user was added: who was verified as this name before is another one. 0 in rows
-    /// that do not say it, and for users of another store.
+    /// Auth revision at which the user was added: a caller that was verified under this name before
+    /// that is another user. 0 in rows without this field, and for users imported from another
+    /// store.
     pub added: u64,
-    /// Auth revision of the last change of the password; at first that of `added`.
+    /// Auth revision of the last change of the password; initially equal to `added`.
     pub password_since: u64,
 }
 
-/// Without the hash: what is printed may end in a log.
+/// Omits the hash, because debug output may end up in a log.
 impl std::fmt::Debug for UserRow {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         formatter
@@ -76,7 +77,7 @@ impl UserRow {
             password_since,
             no_password: row.uint()? != 0,
             password_hash: Bytes::copy_from_slice(row.bytes()?),
-            // Each item takes at least a byte, so that a broken count ends with the row.
+            // Each item takes at least a byte, so a corrupt count ends with the row.
             roles: (0..row.size()?).map(|_| row.string()).collect::<Result<_, Halt>>()?,
         })
     }
@@ -85,7 +86,7 @@ impl UserRow {
 /// A role as stored.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RoleRow {
-    /// By key and range end, ascending.
+    /// Sorted by key and range end.
     pub permissions: Vec<Permission>,
 }
 
@@ -134,7 +135,7 @@ pub(crate) fn role_key(name: &str) -> Bytes {
     Bytes::from([&[ROLES], name.as_bytes()].concat())
 }
 
-/// The name in the key of a row.
+/// Returns the name in the key of a row.
 ///
 /// # Errors
 /// [`Halt::CorruptRow`] if the bytes are not such a key.

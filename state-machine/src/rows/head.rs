@@ -13,7 +13,7 @@ use crate::revision::Revision;
 /// Key of the row.
 pub(crate) const KEY: &[u8] = b"head";
 
-/// Without what is known about users.
+/// Format without auth fields.
 const FORM_PLAIN: u8 = 1;
 const FORM: u8 = 2;
 
@@ -66,7 +66,7 @@ fn auth(row: &mut RowReader<'_>) -> Result<AuthHead, Halt> {
 }
 
 fn alarms(row: &mut RowReader<'_>) -> Result<Vec<(u64, AlarmKind)>, Halt> {
-    // Each alarm takes at least two bytes, so that a broken count ends with the row.
+    // Each alarm takes at least two bytes, so a corrupt count ends with the row.
     let count = row.size()?;
     (0..count)
         .map(|_| {

@@ -1,8 +1,9 @@
-//! `Key` rows: user key -> its newest state, or a tombstone until compaction passes it.
+//! `Key` rows: user key -> its newest state, or a tombstone until compaction removes it.
 //!
-//! A small value stands here and in the `Rev` row of its put, so that a read of the newest state touches this
-//! table only, in order. A large one stands in the `Rev` row alone, which compaction keeps while it is the
-//! newest: written once instead of twice, and never again when this table's rows are merged.
+//! A small value is in this row and in the `Rev` row of its put, so that reads of the newest state
+//! use only this table, in order. A large value is only in the `Rev` row, which compaction keeps
+//! while it is the newest: so it is written once instead of twice, and not again when the rows of
+//! this table are merged.
 
 use bytes::Bytes;
 
@@ -10,26 +11,27 @@ use super::{FORM_PUT, FORM_PUT_APART, FORM_TOMBSTONE, FieldWriter, RowReader, St
 use crate::response::Halt;
 use crate::revision::Revision;
 
-/// Largest value that stands in the `Key` row too. Above, a second lookup costs less than the second copy.
+/// Largest value that is also in the `Key` row. Above this, a second look-up costs less than a
+/// second copy.
 pub(crate) const VALUE_BYTES_MAX: usize = 2 << 10;
 
 /// A decoded `Key` row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct KeyRow<'a> {
-    /// When the key changed last.
+    /// Revision of the key's last change.
     pub(crate) modified: Revision,
-    /// The change before, if there was one; its `Rev` row may be compacted.
+    /// Revision of the change before, if there was one; its `Rev` row may be compacted.
     pub(crate) previous: Option<Revision>,
-    /// How many changes there were, and links to earlier ones, of [`super::skips`].
+    /// Number of changes, and links to earlier ones; see [`super::skips`].
     pub(crate) skips: &'a [u8],
-    /// The live state, `None` for a tombstone; its value is empty if that stands apart.
+    /// The live state, `None` for a tombstone; its value is empty if it is only in the `Rev` row.
     pub(crate) state: Option<State<'a>>,
-    /// Whether the value stands in the `Rev` row of `modified` alone.
+    /// Whether the value is only in the `Rev` row of `modified`.
     pub(crate) is_apart: bool,
 }
 
 impl<'a> KeyRow<'a> {
-    /// The row of the change at `modified`; leaves a large value out.
+    /// The row for the change at `modified`; omits a large value.
     pub(crate) fn new(
         modified: Revision,
         previous: Option<Revision>,
@@ -86,7 +88,7 @@ impl<'a> KeyRow<'a> {
         Ok(KeyRow { modified, previous, skips, state, is_apart: form == FORM_PUT_APART })
     }
 
-    /// Reads no more than whether the key lives as of `at`; `None` if its row is newer than that.
+    /// Reads only whether the key is live at `at`; `None` if its row is newer than that.
     ///
     /// # Errors
     /// [`Halt::CorruptRow`] if the bytes are not such a row.

@@ -1,78 +1,83 @@
-//! `Lease` and `LeaseKey` rows: id -> TTL and owner, and which keys are attached to which lease.
+//! `Lease` and `LeaseKey` rows: id -> TTL and owner; and which keys are attached to which lease.
 
 use bytes::Bytes;
 
 use super::{RowReader, RowWriter};
 use crate::response::{Halt, PrimitiveResponse};
 
-/// A lease of which only the TTL is known.
+/// Format of a lease with only a TTL.
 const FORM_PLAIN: u8 = 1;
-/// A lease with an owner.
+/// Format of a lease with an owner.
 const FORM_SESSION: u8 = 2;
-/// A lease with requests that are remembered.
+/// Format of a lease that remembers requests.
 const FORM_REQUESTS: u8 = 3;
-/// Of the byte that tells whether a request was done: above this bit stands its kind. Rows of before said 0 there.
+/// In the byte that tells whether a request was done (bit 0), the request's kind is shifted left by
+/// this. Older rows have 0 there.
 const KIND_SHIFT: u8 = 1;
-/// Requests that are over and not settled: twice as many as a session may have open.
+/// Most requests that are over but not settled: twice as many as a session may have unsettled.
 const ANSWERED_MAX: usize = 512;
-/// Places of one session that somebody broke, of which it is kept who did it and why: the last ones.
+/// Most broken places of one session of which it remembers who broke them: the last ones.
 const BROKEN_MAX: usize = 4;
-/// Added to these forms: after the TTL comes when it was granted. Rows without it are read, not written.
+/// Added to these formats: the TTL is followed by the log index of the grant. Rows without it are
+/// still read, but no longer written.
 const NUMBERED: u8 = 3;
-/// Added once more: after that comes whose it is.
+/// Added instead: that is followed by the name of the user.
 const OWNED: u8 = 6;
 
-/// A lease as granted, and what belongs to it.
+/// A lease as granted, and what is stored with it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LeaseRow {
-    /// Seconds.
+    /// TTL in seconds.
     pub ttl: i64,
-    /// Log index of its grant, which tells it from another lease that had the same id; 0 if that is not known.
+    /// Log index of its grant, which tells apart leases that had the same id; 0 if that is not
+    /// known.
     pub granted: u64,
-    /// User who began the session; empty if nobody signed in, or for a lease that is none.
+    /// User who began the session; empty without authentication, or for a lease that is not a
+    /// session.
     pub user: String,
-    /// Names the request that began the session; empty for a lease that is none.
+    /// Id of the request that began the session; empty for a lease that is not a session.
     pub request_id: Bytes,
-    /// Who holds the session, for people.
+    /// Name of the session's owner, for display.
     pub owner: String,
     /// More about the owner.
     pub metadata: Vec<(String, String)>,
-    /// Lock requests that were given up before they arrived.
+    /// Lock requests without a number that were cancelled before they arrived.
     pub cancelled: Vec<Bytes>,
-    /// Requests with smaller numbers are answered or given up.
+    /// Requests with smaller numbers are answered or abandoned.
     pub settled: u64,
     /// Answers to other numbered requests.
     pub answered: Vec<Answered>,
-    /// Places that were taken away by force.
+    /// Places that an operator has broken.
     pub broken: Vec<Broken>,
 }
 
-/// What a session remembers of a numbered request.
+/// What a session remembers about a numbered request.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Answered {
     /// The client's number.
     pub number: u64,
-    /// Stable number of what kind of request it was, below 128; 0: not known, as of one that was given up before it arrived.
+    /// Stable number of the kind of request, below 128; 0: not known, as for a request that was
+    /// abandoned before it arrived.
     pub kind: u8,
-    /// What was answered.
+    /// The answer.
     pub answer: PrimitiveResponse,
 }
 
-/// A place that somebody took away from its session.
+/// A place that an operator has taken from its session.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Broken {
     /// Key of the place.
     pub key: Bytes,
-    /// Its fence at that time.
+    /// Its fence when it was broken.
     pub fence: i64,
-    /// User who did it; empty if nobody signed in.
+    /// User who broke it; empty without authentication.
     pub by: String,
-    /// Why.
+    /// The reason given.
     pub reason: String,
 }
 
 impl LeaseRow {
-    /// Whether it was begun as a session.
+    /// Whether the lease is a session.
     #[must_use]
     pub fn is_session(&self) -> bool {
         !self.request_id.is_empty()
@@ -84,8 +89,8 @@ impl LeaseRow {
         self.answered.retain(|known| known.number >= self.settled);
     }
 
-    /// A request is over, though nobody was answered so; says whether that is news. Beyond the bound the oldest
-    /// such requests are settled, with all before them.
+    /// Records that a request is over without an answer. Returns whether that is new. Above the
+    /// bound, the oldest such request is settled, with all before it.
     pub(crate) fn end(&mut self, number: u64) -> bool {
         if number == 0 || self.is_settled(number) {
             return false;
@@ -98,7 +103,8 @@ impl LeaseRow {
         true
     }
 
-    /// Remembers who took a place away, for as long as the session lives or until more was taken than is kept.
+    /// Remembers who broke a place, while the session lives and until [`BROKEN_MAX`] later ones
+    /// were broken.
     pub(crate) fn note_broken(&mut self, broken: Broken) {
         if self.broken.len() >= BROKEN_MAX {
             self.broken.remove(0);
@@ -106,22 +112,22 @@ impl LeaseRow {
         self.broken.push(broken);
     }
 
-    /// Whether a request is over: nobody waits for it any more, or it was answered. Never so for 0.
+    /// Whether a request was answered or abandoned; never for number 0.
     pub(crate) fn is_settled(&self, number: u64) -> bool {
         number > 0 && (number < self.settled || self.answer(number).is_some())
     }
 
-    /// What is remembered of a request that is not settled.
+    /// What is remembered about an unsettled request.
     pub(crate) fn known(&self, number: u64) -> Option<Answered> {
         self.answered.iter().find(|known| known.number == number).copied()
     }
 
-    /// What was answered to a request that is not settled.
+    /// The answer to an unsettled request.
     pub(crate) fn answer(&self, number: u64) -> Option<PrimitiveResponse> {
         self.known(number).map(|known| known.answer)
     }
 
-    /// What the owner's details weigh.
+    /// Bytes of owner and metadata, for the size of the store.
     pub(crate) fn owner_bytes(&self) -> usize {
         let pairs =
             self.metadata.iter().map(|(name, value)| name.len().saturating_add(value.len()));
@@ -154,7 +160,8 @@ impl LeaseRow {
                 row.int(answer.number);
                 row.int(answer.revision);
             }
-            // At the end, and nothing at all for nearly every session: its row is written with each request.
+            // At the end, so that it takes no bytes for nearly all sessions: this row is written
+            // with each request.
             for Broken { key, fence, by, reason } in &self.broken {
                 row.bytes(key);
                 row.int(*fence);
@@ -190,7 +197,7 @@ impl LeaseRow {
                 user,
                 request_id: Bytes::copy_from_slice(row.bytes()?),
                 owner: row.string()?,
-                // Each item takes at least a byte, so that a broken count ends with the row.
+                // Each item takes at least a byte, so a corrupt count ends with the row.
                 metadata: (0..row.size()?)
                     .map(|_| Ok((row.string()?, row.string()?)))
                     .collect::<Result<_, Halt>>()?,
@@ -204,7 +211,7 @@ impl LeaseRow {
         }
     }
 
-    /// Reads no more than the TTL and when it was granted.
+    /// Reads only the TTL and the log index of the grant.
     ///
     /// # Errors
     /// [`Halt::CorruptRow`] if the bytes are not such a row.
@@ -214,13 +221,13 @@ impl LeaseRow {
     }
 }
 
-/// How every row begins.
+/// The first fields of every row.
 struct Front {
-    /// One of the first three.
+    /// One of the three formats above, without what was added.
     form: u8,
     ttl: i64,
     granted: u64,
-    /// Whose it is comes next.
+    /// Whether the name of the user comes next.
     is_owned: bool,
 }
 
@@ -261,12 +268,12 @@ fn broken(row: &mut RowReader<'_>) -> Result<Vec<Broken>, Halt> {
     Ok(broken)
 }
 
-/// Key of a `Lease` row and prefix of its `LeaseKey` rows.
+/// Key of a `Lease` row, and prefix of its `LeaseKey` rows.
 pub(crate) fn row_key(id: i64) -> [u8; 8] {
     id.to_be_bytes()
 }
 
-/// Reads back what [`row_key`] made.
+/// The inverse of [`row_key`].
 ///
 /// # Errors
 /// [`Halt::CorruptRow`] if the bytes are not such a key.
@@ -283,7 +290,7 @@ pub(crate) fn attachment_key(id: i64, key: &[u8]) -> Bytes {
     Bytes::from([&row_key(id), key].concat())
 }
 
-/// First key behind all attachments of lease `id`; `None` if there can be none.
+/// First key after all attachments of lease `id`; `None` if it is the largest id.
 pub(crate) fn attachments_end(id: i64) -> Option<[u8; 8]> {
     id.cast_unsigned().checked_add(1).map(u64::to_be_bytes)
 }
@@ -334,7 +341,7 @@ mod tests {
     fn rows_of_before_grants_were_told_apart_are_read() {
         let row = LeaseRow { ttl: 60, request_id: "r".into(), settled: 2, ..LeaseRow::default() };
         let new = row.encode();
-        // The TTL and the grant take a byte each.
+        // The TTL and the log index take one byte each.
         let old = [&[FORM_REQUESTS, new[1]], &new[3..]].concat();
         assert_eq!(LeaseRow::decode(&old).unwrap(), row);
         assert_eq!(LeaseRow::decode_front(&old).unwrap(), (60, 0));

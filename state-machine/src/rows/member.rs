@@ -1,4 +1,5 @@
-//! `Member` rows: id -> the name and URLs that the member published, or that it was removed for good.
+//! `Member` rows: id -> the name and URLs that the member published, or that it was removed for
+//! good.
 
 use bytes::Bytes;
 
@@ -9,12 +10,12 @@ use crate::response::Halt;
 const PUBLISHED: u8 = 1;
 const REMOVED: u8 = 2;
 
-/// What is known of a member beside the configuration.
+/// What is known about a member besides the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum MemberRow {
-    /// It told its name and URLs.
+    /// It published its name and URLs.
     Published(MemberRecord),
-    /// It was removed: the id never comes back.
+    /// It was removed: the id is never used again.
     Removed(u64),
 }
 
@@ -57,7 +58,7 @@ pub(crate) fn decode(row: &[u8]) -> Result<MemberRow, Halt> {
 }
 
 fn urls(row: &mut RowReader<'_>) -> Result<Vec<String>, Halt> {
-    // Each URL takes at least a byte, so that a broken count ends with the row.
+    // Each URL takes at least a byte, so a corrupt count ends with the row.
     let count = row.size()?;
     (0..count).map(|_| row.string()).collect()
 }

@@ -1,25 +1,26 @@
 //! Durable rows, one file per kind: key bytes, value, and who may delete it.
 //!
-//! Numbers are LEB128 varints (signed ones by their two's complement bits): most are small, and a
-//! put writes two rows. The first byte of a row names its form, so that a later form can be told apart.
+//! Numbers are LEB128 varints (signed ones as their two's complement bits): most are small, and a
+//! put writes two rows. The first byte of a row is its format, so that later formats can be told
+//! apart.
 //!
-//! | file | table | key | value | lives until |
+//! | file | table | key | value | exists until |
 //! |---|---|---|---|---|
-//! | `key.rs` | `Key` | user key | newest state (without a large value) or tombstone | compaction passes its tombstone |
+//! | `key.rs` | `Key` | user key | newest state (without a large value) or tombstone | compaction deletes its tombstone |
 //! | `rev.rs` | `Rev` | main, sub (big endian) | the event | compaction reaches its successor |
 //! | `skips.rs` | `Key`, `Rev` | | links over many changes of a key | the row |
 //! | `lease.rs` | `Lease` | id (big endian) | TTL, owner, answers to requests | revoke or expiry |
 //! | `lease.rs` | `LeaseKey` | id, user key | nothing | the key is detached |
-//! | `place.rs` | `Place` | name, create revision, child | who waits | the key `name/child` has a lease no more |
-//! | `place.rs` | `Place` | name | where the places begin, what those that hold take, what is certain of all | the last place goes |
-//! | `place.rs` | `Place` | name, 0x80, session, request | the child of the place that it entered | the request is given up |
-//! | `registry/index.rs`, `registry/damping.rs` | `Instance` | kind, service, id | what the registry keeps | the instance |
+//! | `place.rs` | `Place` | name, create revision, child | streams that wait for the place | the key `name/child` is deleted or loses its lease |
+//! | `place.rs` | `Place` | name | summary of the queue: its first place, the share of its holders, flags | the last place is deleted |
+//! | `place.rs` | `Place` | name, 0x80, session, request | child of the place that the request shares | the request is given up |
+//! | `registry/index.rs`, `registry/damping.rs` | `Instance` | kind, service, id | what the registry stores about services and instances | the instance is deleted |
 //! | `member.rs` | `Member` | id (big endian) | name, URLs | for ever |
 //! | `auth.rs` | `Auth` | `u`, name | password hash, roles | the user is deleted |
 //! | `auth.rs` | `Auth` | `r`, name | permissions | the role is deleted |
-//! | `writer.rs` | `Writer` | `w`, writer | answers that it may still ask for | too many others wrote |
+//! | `writer.rs` | `Writer` | `w`, writer | answers to writes that may be retried | too many others have written |
 //! | `writer.rs` | `Writer` | `t`, revision (big endian), writer | nothing | as above |
-//! | `writer.rs` | `Writer` | `n` | how many there are, what may be forgotten | for ever |
+//! | `writer.rs` | `Writer` | `n` | number of writers, and what may have been forgotten | for ever |
 //! | `head.rs` | `Meta` | `head` | counters, alarms, digest | for ever |
 
 pub(crate) mod auth;
@@ -41,14 +42,14 @@ use crate::revision::Revision;
 const FORM_PUT: u8 = 1;
 /// First byte of a `Key` or `Rev` row that holds a deletion.
 const FORM_TOMBSTONE: u8 = 2;
-/// First byte of a `Key` row of a put whose value stands in its `Rev` row alone. (No `Rev` row begins with
-/// it: there it is a tombstone with a cause.)
+/// First byte of a `Key` row of a put whose value is only in its `Rev` row. (A `Rev` row with this
+/// first byte is a tombstone with a cause.)
 const FORM_PUT_APART: u8 = 3;
 
-/// Set in the first byte of a `Key` or `Rev` row that has links of [`skips`] behind it.
+/// Set in the first byte of a `Key` or `Rev` row that has links of [`skips`] after it.
 const WITH_SKIPS: u8 = 0x40;
 
-/// What a put left behind, as found in a `Key` or `Rev` row.
+/// The state after a put, as stored in a `Key` or `Rev` row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct State<'a> {
     /// Revision of the put that (re)created the key.
@@ -62,14 +63,14 @@ pub(crate) struct State<'a> {
 }
 
 impl<'a> State<'a> {
-    /// Appends everything but the value.
+    /// Appends everything except the value.
     fn encode_fields(&self, row: &mut FieldWriter) {
         row.int(self.create_revision);
         row.int(self.version);
         row.int(self.lease);
     }
 
-    /// Reads what [`State::encode_fields`] wrote; the value is filled in by the caller.
+    /// Reads what [`State::encode_fields`] wrote; the caller fills in the value.
     fn decode_fields(row: &mut RowReader<'a>) -> Result<State<'a>, Halt> {
         Ok(State {
             create_revision: row.int()?,
@@ -80,7 +81,7 @@ impl<'a> State<'a> {
     }
 }
 
-/// Most bytes that a varint of 64 bits takes.
+/// Most bytes of a 64-bit varint.
 const VARINT_BYTES_MAX: usize = 10;
 
 /// Writes `number` byte by byte.
@@ -97,18 +98,19 @@ fn low_seven_bits(number: u64) -> u8 {
     low & 0x7f
 }
 
-/// Room for the fields of a `Key` or `Rev` row: a form, links and their length, at most 8 numbers.
+/// Space for the fields of a `Key` or `Rev` row: the format, links with their length, at most 8
+/// numbers.
 const FIELDS_BYTES_MAX: usize = 1 + 9 * VARINT_BYTES_MAX + skips::SKIPS_BYTES_MAX;
 
-/// Builds a `Key` or `Rev` row: numbers first, on the stack, so that the row is one allocation of the
-/// right size.
+/// Builds a `Key` or `Rev` row: numbers first, on the stack, so that the row is one allocation of
+/// the right size.
 struct FieldWriter {
     fields: [u8; FIELDS_BYTES_MAX],
     length: usize,
 }
 
 impl FieldWriter {
-    /// Begins a row of this form, with these links if there are any.
+    /// Begins a row of this format, with these links if there are any.
     fn new(form: u8, skips: &[u8]) -> FieldWriter {
         let mut fields = [0; FIELDS_BYTES_MAX];
         fields[0] = form;
@@ -139,7 +141,7 @@ impl FieldWriter {
         self.uint(u64::try_from(size).unwrap_or(u64::MAX));
     }
 
-    /// Main 0 stands for none: the first revision of a store that anything happens in is 2.
+    /// Main revision 0 means none: the first change of a store has revision 2.
     fn previous(&mut self, previous: Option<Revision>) {
         let Revision { main, sub } = previous.unwrap_or_default();
         self.int(main);
@@ -148,14 +150,14 @@ impl FieldWriter {
         }
     }
 
-    /// The fields, then the two byte strings without their lengths.
+    /// Appends the two byte strings to the fields, without their lengths.
     fn finish(self, first: &[u8], second: &[u8]) -> Bytes {
         let (fields, _) = self.fields.split_at(self.length);
         Bytes::from([fields, first, second].concat())
     }
 }
 
-/// What head, lease and most member rows fit in.
+/// Space in which head, lease and most member rows fit.
 const ROW_BYTES_LIKELY: usize = 96;
 
 /// Builds a row of any length.
@@ -186,7 +188,7 @@ impl RowWriter {
         self.uint(u64::try_from(size).unwrap_or(u64::MAX));
     }
 
-    /// A length, then the bytes.
+    /// Appends the length, then the bytes.
     pub(crate) fn bytes(&mut self, bytes: &[u8]) {
         self.size(bytes.len());
         self.bytes.extend_from_slice(bytes);
@@ -197,7 +199,7 @@ impl RowWriter {
     }
 }
 
-/// Takes a row apart; every shortage is a [`Halt::CorruptRow`] of the table.
+/// Decodes a row; if bytes are missing, the result is a [`Halt::CorruptRow`] of the table.
 pub(crate) struct RowReader<'a> {
     table: &'static str,
     rest: &'a [u8],
@@ -219,7 +221,7 @@ impl<'a> RowReader<'a> {
         Ok(*form)
     }
 
-    /// The form of a `Key` or `Rev` row, and its links.
+    /// Reads the format of a `Key` or `Rev` row, and its links.
     fn form_and_skips(&mut self) -> Result<(u8, &'a [u8]), Halt> {
         let form = self.form()?;
         if form & WITH_SKIPS == 0 {

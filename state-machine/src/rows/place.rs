@@ -1,10 +1,12 @@
-//! `Place` rows: which leased keys are children of which name, in the order in which they were created.
+//! `Place` rows: which leased keys are children of which name, in the order in which they were
+//! created.
 //!
-//! A lock or election `name` is the queue of the keys `name/x` that were created with a lease, where `x`
-//! has no `/`: those that etcd's recipes make, and ours. What a place wants is in the key's value; its
-//! row only says which stream waits for it, which is nothing that a watcher of the key should see.
-//! A name with places has one row more, its [`Front`]. It says where they begin: what was deleted before them
-//! is still there for the engine's scans, and a lock that is used a lot leaves a lot of it.
+//! A lock or election `name` is the queue of the keys `name/x` that were created with a lease,
+//! where `x` has no `/`: those of etcd's recipes, and ours. The share that a place asks for is in
+//! the key's value. Its row only has the streams that wait for it, which watchers of the key should
+//! not see. A name with places has one more row, its [`Front`], which says where they begin: rows
+//! deleted before that point still slow down the engine's scans, and a busy lock leaves many of
+//! them behind.
 
 use bytes::Bytes;
 
@@ -13,21 +15,22 @@ use crate::response::Halt;
 
 const LENGTH_BYTES: usize = 4;
 const REVISION_BYTES: usize = 8;
-/// First byte of the row of a place that says which streams wait.
+/// First byte of the row of a place that has waiting streams.
 const FORM_ATTEMPTS: u8 = 1;
 /// First byte of a [`Front`].
 const FORM_FRONT: u8 = 2;
-/// After the prefix: revisions are positive, so that the first byte of one is below this.
+/// First byte after the prefix in other rows: revisions are positive, so their first byte is
+/// smaller.
 const AFTER_REVISIONS: u8 = 0x80;
 
-/// Which stream asked last for one of the requests that a place is for.
+/// The stream that last asked for one of the requests of a place.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Attempt {
-    /// Empty for a candidate, which is asked for without one.
+    /// Request id; empty for a candidacy without a number.
     pub(crate) request: Bytes,
-    /// The stream; 0: none gives the request up any more.
+    /// The stream; 0: no stream may give the request up any more.
     pub(crate) stream: u64,
-    /// What the client numbered it with; 0: nothing.
+    /// The client's number of it; 0: none.
     pub(crate) number: u64,
 }
 
@@ -38,8 +41,8 @@ pub(crate) fn parent(key: &[u8]) -> Option<(&[u8], &[u8])> {
     (!parent.is_empty() && !child.is_empty()).then_some((parent, child))
 }
 
-/// Prefix of the rows of one name, and key of its [`Front`]. The length
-/// comes first, so that no name is a prefix of another.
+/// Prefix of the rows of one name, and key of its [`Front`]. The length comes first, so that no
+/// prefix is a prefix of another.
 pub(crate) fn prefix(name: &[u8]) -> Vec<u8> {
     let length = u32::try_from(name.len()).unwrap_or(u32::MAX);
     let mut prefix = Vec::with_capacity(LENGTH_BYTES.saturating_add(name.len()));
@@ -48,7 +51,7 @@ pub(crate) fn prefix(name: &[u8]) -> Vec<u8> {
     prefix
 }
 
-/// Whether these bytes are a whole [`prefix`], and nothing more.
+/// Whether these bytes are exactly a [`prefix`].
 pub(crate) fn is_prefix(row_key: &[u8]) -> bool {
     let Some((length, name)) = row_key.split_first_chunk() else { return false };
     usize::try_from(u32::from_be_bytes(*length)) == Ok(name.len())
@@ -59,18 +62,18 @@ pub(crate) fn row_key(prefix: &[u8], create_revision: i64, child: &[u8]) -> Byte
     Bytes::from([prefix, &create_revision.to_be_bytes(), child].concat())
 }
 
-/// Bounds of the rows of the places that were created in revision `first` and later.
+/// Bounds of the rows of places that were created at revision `first` or later.
 pub(crate) fn bounds(prefix: &[u8], first: i64) -> (Vec<u8>, Vec<u8>) {
     ([prefix, &first.to_be_bytes()].concat(), [prefix, &[AFTER_REVISIONS]].concat())
 }
 
-/// Key of the row that says in which place a request of a session stands, if the key of the place does not
-/// tell: that row holds the child.
+/// Key of the row that leads from a session's request to its place, if the place's key does not
+/// contain the request. The value of that row is the child.
 pub(crate) fn entered_key(prefix: &[u8], session: i64, request: &[u8]) -> Bytes {
     Bytes::from([prefix, &[AFTER_REVISIONS], &session.to_be_bytes()[..], request].concat())
 }
 
-/// Value of the row of a place: which streams wait for it, nothing for none.
+/// Value of the row of a place: the streams that wait for it; empty for none.
 pub(crate) fn encode_attempts(attempts: &[Attempt]) -> Bytes {
     if attempts.is_empty() {
         return Bytes::new();
@@ -102,7 +105,7 @@ pub(crate) fn decode_attempts(row: &[u8]) -> Result<Vec<Attempt>, Halt> {
     Ok(attempts)
 }
 
-/// Create revision and key of a place of which the row says which streams wait; `None` for any other row.
+/// Create revision and key of a place with waiting streams; `None` for any other row.
 ///
 /// # Errors
 /// [`Halt::CorruptRow`] if the bytes are not such a key.
@@ -112,23 +115,23 @@ pub(crate) fn of_attempts(row_key: &[u8], row: &[u8]) -> Result<Option<(i64, Byt
     }
     let Some((length, rest)) = row_key.split_first_chunk() else { return Ok(None) };
     let name_bytes = usize::try_from(u32::from_be_bytes(*length)).unwrap_or(usize::MAX);
-    // Else it says in which place a request stands.
+    // Otherwise it is a row that leads from a request to its place.
     let is_place = rest.get(name_bytes).is_some_and(|byte| *byte < AFTER_REVISIONS);
     is_place.then(|| place(row_key, LENGTH_BYTES.saturating_add(name_bytes))).transpose()
 }
 
-/// What the first places of a name, which all hold, take together.
+/// The combined share of the first places of a name, which all hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Held {
     /// Create revision of the last of them; 0: nothing is known.
     pub(crate) to: i64,
-    /// Permits of all.
+    /// Sum of their permits.
     pub(crate) used: u64,
-    /// Smallest limit of all.
+    /// Smallest of their limits.
     pub(crate) limit: u32,
-    /// How many have that limit.
+    /// How many of them have that limit.
     pub(crate) at_limit: u32,
-    /// How many they are.
+    /// Number of these places.
     pub(crate) places: u32,
 }
 
@@ -139,7 +142,7 @@ impl Default for Held {
 }
 
 impl Held {
-    /// As one more takes its share.
+    /// The share after one more place was admitted.
     pub(crate) fn with(self, (permits, limit): (u32, u32)) -> Held {
         let before = if limit < self.limit { 0 } else { self.at_limit };
         Held {
@@ -151,7 +154,8 @@ impl Held {
         }
     }
 
-    /// As one of them is gone, which takes this share. Nothing is known if no other has the smallest limit.
+    /// The share after a place with this share was deleted. Nothing is known if no other place had
+    /// the smallest limit.
     pub(crate) fn without(self, (permits, limit): (u32, u32)) -> Held {
         let at_limit = self.at_limit.saturating_sub(u32::from(limit <= self.limit));
         if at_limit == 0 {
@@ -162,53 +166,53 @@ impl Held {
     }
 }
 
-/// What is kept about the places of a name as long as there are any.
+/// Summary of the places of a name, stored while there are any.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Front {
-    /// Create revision of the first.
+    /// Create revision of the first place.
     pub(crate) first: i64,
-    /// Highest create revision of those that went while others stayed; 0: none did.
+    /// Highest create revision of the places that were deleted while others stayed; 0: none was.
     pub(crate) gone: i64,
     pub(crate) held: Held,
-    /// It is certain that the first is the only one.
+    /// The first place is certainly the only one.
     pub(crate) is_single: bool,
-    /// It is certain that no place went but with its key.
+    /// Certainly, no place has lost its lease while its key stayed.
     pub(crate) is_unbroken: bool,
     pub(crate) turn: Turn,
 }
 
-/// When the first of a name came to stand there.
+/// When the first place of a name became first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Turn {
     /// In milliseconds since 1970, by a member's clock; 0: not known.
     pub(crate) unix_ms: i64,
-    /// Revision in which a place last went, or asked for another share; 0: none did.
+    /// Revision at which a place was last deleted or asked for another share; 0: never.
     pub(crate) changed: i64,
-    /// It is certain that the first has held since then, and not before.
+    /// The first place has certainly held since then, and not before.
     pub(crate) is_whole: bool,
-    /// The last such change was the one that gave it its turn.
+    /// The last such change was the one by which it became first.
     pub(crate) is_last: bool,
 }
 
 impl Turn {
-    /// Nothing is known of it.
+    /// Nothing is known.
     pub(crate) const UNKNOWN: Turn =
         Turn { unix_ms: 0, changed: i64::MAX, is_whole: false, is_last: false };
 
-    /// Of one that comes where nobody is.
+    /// The turn of a place that enters an empty queue.
     pub(crate) fn at_once(unix_ms: i64) -> Turn {
         Turn { unix_ms, changed: 0, is_whole: true, is_last: false }
     }
 }
 
-/// Flags of a [`Front`].
+/// Flag bits of a [`Front`].
 const SINGLE: u8 = 1;
 const UNBROKEN: u8 = 2;
 const WHOLE_TURN: u8 = 4;
 const LAST_TURN: u8 = 8;
 
 impl Front {
-    /// As `first` comes where nobody is.
+    /// The summary of a queue that `first` enters, which was empty.
     pub(crate) fn new(first: i64, unix_ms: i64) -> Front {
         let (held, turn) = (Held::default(), Turn::at_once(unix_ms));
         Front { first, gone: 0, held, is_single: true, is_unbroken: true, turn }
@@ -244,7 +248,7 @@ impl Front {
         let (first, gone) = (row.int()?, row.int()?);
         let (to, used) = (row.int()?, row.uint()?);
         let (limit, at_limit, places) = (row.short()?, row.short()?, row.short()?);
-        // Rows did not say at first what is certain, and then not since when.
+        // The first version of the row had no flags, and the second had no times.
         let certain = if row.is_empty() { 0 } else { row.form()? };
         let turn = if row.is_empty() {
             Turn::UNKNOWN
@@ -264,7 +268,7 @@ impl Front {
     }
 }
 
-/// Create revision and key of a place, from its row's key and the length of its [`prefix`].
+/// Create revision and key of a place, from the key of its row and the length of its [`prefix`].
 ///
 /// # Errors
 /// [`Halt::CorruptRow`] if the bytes are not such a key.

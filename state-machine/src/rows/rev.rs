@@ -1,4 +1,4 @@
-//! `Rev` rows: revision -> the event, the history that watches and old reads are served from.
+//! `Rev` rows: revision -> event. The history for watches and reads of old revisions.
 
 use bytes::Bytes;
 
@@ -9,21 +9,21 @@ use crate::revision::Revision;
 /// A decoded `Rev` row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RevRow<'a> {
-    /// The change of the same key before, if there was one; its row may be compacted.
+    /// Revision of the key's change before, if there was one; its row may be compacted.
     pub(crate) previous: Option<Revision>,
-    /// Links to earlier changes, of [`super::skips`].
+    /// Links to earlier changes; see [`super::skips`].
     pub(crate) skips: &'a [u8],
-    /// Bytes of the value that `previous` held, so that compaction need not read its row.
+    /// Bytes of the value at `previous`, so that compaction need not read its row.
     pub(crate) previous_value_bytes: usize,
     /// User key.
     pub(crate) key: &'a [u8],
-    /// What was put, `None` for a delete.
+    /// State after a put; `None` for a delete.
     pub(crate) state: Option<State<'a>>,
-    /// Why it was deleted; of no meaning for a put.
+    /// Why the key was deleted; meaningless for a put.
     pub(crate) cause: Cause,
 }
 
-/// First byte of the row of a delete: tells its cause, so that it takes no room.
+/// First byte of the row of a delete: it includes the cause, which so takes no extra byte.
 fn tombstone_form(cause: Cause) -> u8 {
     FORM_TOMBSTONE.saturating_add(cause.number())
 }
@@ -41,7 +41,7 @@ impl<'a> RevRow<'a> {
         row.finish(self.key, self.state.map_or(&[], |state| state.value))
     }
 
-    /// Takes apart the row stored at `at`.
+    /// Decodes the row stored at `at`.
     ///
     /// # Errors
     /// [`Halt::CorruptRow`] if the bytes are not such a row.
@@ -65,7 +65,7 @@ impl<'a> RevRow<'a> {
         Ok(RevRow { previous, skips, previous_value_bytes, key, state, cause })
     }
 
-    /// The put that this event replaced, if it replaced one (and not a tombstone or nothing).
+    /// Revision of the put that this event replaced, if it did not replace a tombstone or nothing.
     pub(crate) fn replaced_put(&self) -> Option<Revision> {
         let replaces_put = self.state.is_none_or(|state| state.version > 1);
         self.previous.filter(|_| replaces_put)

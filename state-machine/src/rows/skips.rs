@@ -1,9 +1,11 @@
-//! Links over many changes of one key: from its newest state to an old one in few steps, however often it changed.
+//! Skip links: lead from a key's newest state to an old one in few steps, however often the key
+//! changed.
 //!
-//! The changes of a key are counted. One whose number is a multiple of 16 has a link to the one before whose number
-//! is, one of a multiple of 256 to the last such one too, and so on. The `Key` row has the number of the newest change
-//! and the last change of each level; the `Rev` row of a change has its links. So at most 16 steps are taken on each
-//! level, and fifteen rows of sixteen are as long as without links.
+//! The changes of a key are numbered. One whose number is a multiple of 16 links to the previous
+//! such change; one whose number is a multiple of 256 also links to the previous multiple of 256,
+//! and so on. The `Key` row has the number of the newest change and the last change of each level;
+//! the `Rev` row of a change has its links. So a look-up takes at most 16 steps on each level, and
+//! fifteen of sixteen rows are as long as without links.
 
 use super::{RowReader, VARINT_BYTES_MAX, varint};
 use crate::response::Halt;
@@ -11,14 +13,14 @@ use crate::revision::Revision;
 
 /// Changes from one link of a level to the next, as a power of two: 16 of the level below.
 const STRIDE_BITS: u32 = 4;
-/// Levels of links: the highest passes over 1,048,576 changes at once.
+/// Levels of links: the highest skips 1,048,576 changes at once.
 pub(crate) const LEVELS: usize = 5;
 /// Most bytes of one link, or of the number of a change.
 const LINK_BYTES_MAX: usize = 2 * VARINT_BYTES_MAX;
 /// Most bytes of all links of a row, with the number of the change.
 pub(crate) const SKIPS_BYTES_MAX: usize = VARINT_BYTES_MAX + LEVELS * LINK_BYTES_MAX;
 
-/// What the `Key` row of a key tells of its changes.
+/// What the `Key` row of a key stores about its changes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Skips {
     /// Number of the newest change, 0 before the first.
@@ -28,10 +30,10 @@ pub(crate) struct Skips {
 }
 
 impl Skips {
-    /// Takes apart what [`Skips::to_bytes`] made.
+    /// The inverse of [`Skips::to_bytes`].
     ///
     /// # Errors
-    /// [`Halt::CorruptRow`] if the bytes are nothing such.
+    /// [`Halt::CorruptRow`] if the bytes are damaged.
     pub(crate) fn decode(bytes: &[u8]) -> Result<Skips, Halt> {
         let mut skips = Skips { changes: 1, ..Skips::default() };
         if bytes.is_empty() {
@@ -45,7 +47,7 @@ impl Skips {
         Ok(skips)
     }
 
-    /// Takes in the change at `at`; what its `Rev` row needs.
+    /// Adds the change at `at`. Returns the links for its `Rev` row.
     pub(crate) fn step(&mut self, at: Revision) -> LinkBytes {
         self.changes = self.changes.saturating_add(1);
         let levels = (self.changes.trailing_zeros() / STRIDE_BITS) as usize;
@@ -59,7 +61,7 @@ impl Skips {
         links
     }
 
-    /// What the `Key` row needs; nothing if the key changed once, as most do.
+    /// Encodes it for the `Key` row; empty if the key changed only once, as most do.
     pub(crate) fn to_bytes(self) -> LinkBytes {
         let mut bytes = LinkBytes::default();
         if self.changes > 1 {
@@ -102,7 +104,7 @@ impl LinkBytes {
     }
 }
 
-/// The links in such bytes, lowest level first.
+/// Iterates over encoded links, lowest level first.
 struct Links<'a>(&'a [u8]);
 
 impl Iterator for Links<'_> {
@@ -114,20 +116,20 @@ impl Iterator for Links<'_> {
         }
         let mut row = RowReader::new("key", self.0);
         let link = row.previous().and_then(|link| link.ok_or_else(|| row.corrupt("empty link")));
-        // What is damaged is not read on.
+        // Stops after damage.
         self.0 = if link.is_ok() { row.tail() } else { &[] };
         Some(link)
     }
 }
 
-/// The farthest change after revision `at` that a `Rev` row with these links leads to.
+/// The farthest change after revision `at` to which a `Rev` row with these links leads.
 ///
 /// # Errors
 /// [`Halt::CorruptRow`] if they cannot be read.
 pub(crate) fn of_change(links: &[u8], at: i64) -> Result<Option<Revision>, Halt> {
     let mut farthest = None;
     for link in Links(links) {
-        // Those of higher levels are older.
+        // Links of higher levels are older.
         let link = link?;
         if link.main <= at {
             break;
@@ -137,7 +139,7 @@ pub(crate) fn of_change(links: &[u8], at: i64) -> Result<Option<Revision>, Halt>
     Ok(farthest)
 }
 
-/// As [`of_change`], of a `Key` row.
+/// As [`of_change`], for a `Key` row.
 ///
 /// # Errors
 /// As [`of_change`].
@@ -205,7 +207,7 @@ mod tests {
     fn all_levels_have_room() {
         let last = [Revision { main: i64::MAX, sub: u32::MAX }; LEVELS];
         let mut skips = Skips { changes: u64::MAX - 1, last };
-        // The number after it is odd; one before the next multiple of all levels would be too large.
+        // The next number is odd, so no link is added.
         skips.step(Revision { main: i64::MAX, sub: u32::MAX });
         assert_eq!(Skips::decode(skips.to_bytes().as_slice()).unwrap(), skips);
     }

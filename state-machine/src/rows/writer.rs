@@ -1,4 +1,5 @@
-//! `Writer` rows: what each writer may still ask for, who wrote last when, and how many there are.
+//! `Writer` rows: the answers that each writer may still ask for, the writers by their last write,
+//! and their number.
 
 use bytes::Bytes;
 
@@ -11,7 +12,7 @@ use crate::response::{
 const TABLE: &str = "writer";
 const FORM: u8 = 1;
 
-/// Largest answer that is kept.
+/// Largest answer that is kept, in bytes.
 pub(crate) const ANSWER_BYTES_MAX: usize = 128;
 
 const NOT_HELD: u8 = 0;
@@ -23,28 +24,28 @@ const OP_PUT: u8 = 1;
 const OP_DELETE: u8 = 2;
 const OP_TXN: u8 = 3;
 
-/// Key of the row that counts the writers.
+/// Key of the row with the number of writers.
 pub(crate) const COUNT_KEY: &[u8] = b"n";
-/// First byte of the keys that order writers by when they were seen.
+/// First byte of the keys that order writers by when they were last seen.
 pub(crate) const TURN: u8 = b't';
 /// First key after those.
 pub(crate) const TURNS_END: &[u8] = b"u";
 const WRITER: u8 = b'w';
 
-/// Key of what is known of a writer.
+/// Key of the row of a writer.
 pub(crate) fn row_key(writer: &[u8]) -> Bytes {
     Bytes::from([&[WRITER], writer].concat())
 }
 
-/// Key that says that a writer was seen at a revision, or later.
+/// Key that records that a writer was seen at this revision; it may have been seen later.
 pub(crate) fn turn_key(seen: i64, writer: &[u8]) -> Bytes {
     Bytes::from([&[TURN], seen.to_be_bytes().as_slice(), writer].concat())
 }
 
-/// Reads back what [`turn_key`] wrote.
+/// The inverse of [`turn_key`].
 ///
 /// # Errors
-/// [`Halt::CorruptRow`] if it is no such key.
+/// [`Halt::CorruptRow`] if the bytes are not such a key.
 pub(crate) fn turn_of(key: &[u8]) -> Result<(i64, Bytes), Halt> {
     let turn = key.strip_prefix(&[TURN]).and_then(<[u8]>::split_first_chunk);
     let Some((seen, writer)) = turn else {
@@ -53,16 +54,16 @@ pub(crate) fn turn_of(key: &[u8]) -> Result<(i64, Bytes), Halt> {
     Ok((i64::from_be_bytes(*seen), Bytes::copy_from_slice(writer)))
 }
 
-/// What is known of one writer.
+/// What is known about one writer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct WriterRow {
-    /// A write that began at this revision or before may have been forgotten.
+    /// A write that began at or before this revision may have been forgotten.
     pub(crate) reach: i64,
     /// Revision after its last write.
     pub(crate) seen: i64,
     /// Writes with smaller numbers are settled.
     pub(crate) settled: u64,
-    /// What was answered to others.
+    /// Answers to unsettled writes.
     pub(crate) answered: Vec<(u64, WriteResponse)>,
 }
 
@@ -99,7 +100,7 @@ impl WriterRow {
             reach: row.int()?,
             seen: row.int()?,
             settled: row.uint()?,
-            // Each answer takes at least a byte, so that a broken count ends with the row.
+            // Each answer takes at least a byte, so a corrupt count ends with the row.
             answered: (0..row.size()?)
                 .map(|_| Ok((row.uint()?, response(&mut row)?)))
                 .collect::<Result<_, Halt>>()?,
@@ -107,11 +108,11 @@ impl WriterRow {
     }
 }
 
-/// How many writers there are.
+/// Number of writers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct CountRow {
     pub(crate) writers: u64,
-    /// The last revision at which a writer was seen that is known no more; 0 for none.
+    /// The last revision at which a forgotten writer was seen; 0 if none was forgotten.
     pub(crate) reach: i64,
 }
 
@@ -152,7 +153,7 @@ fn response(row: &mut RowReader<'_>) -> Result<WriteResponse, Halt> {
     Ok(WriteResponse { revision, answer })
 }
 
-// Transactions are nested only so deep that validation lets them through.
+// The recursion is bounded, because validation bounds the nesting of transactions.
 fn write_txn(row: &mut RowWriter, txn: &TxnResponse) {
     row.byte(u8::from(txn.succeeded));
     row.size(txn.responses.len());
@@ -193,7 +194,7 @@ fn write_kvs(row: &mut RowWriter, kvs: &[KeyValue]) {
     }
 }
 
-// A row that was not damaged nests no deeper than what was written.
+// An undamaged row is nested no deeper than what was written.
 fn txn(row: &mut RowReader<'_>) -> Result<TxnResponse, Halt> {
     let succeeded = row.form()? != 0;
     let count = row.size()?;

@@ -1,8 +1,8 @@
-//! An AVL tree of key spans ordered by (start, end); every node knows how far its subtree reaches, so
-//! that the search for a key skips subtrees that end before it.
+//! An AVL tree of key spans, ordered by (start, end). Every node knows how far its subtree reaches,
+//! so that a search for a key skips subtrees that end before it.
 //!
-//! Nodes live in one vector and name each other by index: no pointers, no `unsafe`, one allocation.
-//! Ready-made interval trees want numeric keys or are built once (ecosystem notes), hence our own.
+//! Nodes are in one vector and refer to each other by index: no pointers, no `unsafe`, one
+//! allocation. Existing crates need numeric keys or build the tree only once, hence our own.
 
 use std::cmp::Ordering;
 
@@ -10,9 +10,9 @@ use bytes::Bytes;
 
 use super::End;
 
-/// "No node".
+/// Index that means "no node".
 const NONE: u32 = u32::MAX;
-/// Above the height of an AVL tree of 2^32 nodes (1.44 * 32).
+/// Greater than the height of an AVL tree of 2^32 nodes (1.44 * 32).
 const HEIGHT_MAX: usize = 48;
 
 #[derive(Clone, Debug)]
@@ -29,7 +29,7 @@ struct Node<V> {
     links: Links,
 }
 
-/// What belongs to the place in the tree rather than to the span.
+/// What belongs to the position in the tree and not to the span.
 #[derive(Clone, Debug)]
 struct Links {
     left: u32,
@@ -39,7 +39,7 @@ struct Links {
     reach: End,
 }
 
-/// The nodes from the root to a place, each with whether the way went right there.
+/// The nodes from the root to a position, each with whether the path continues to the right.
 type Path = Vec<(u32, bool)>;
 
 impl<V> Default for IntervalTree<V> {
@@ -96,9 +96,9 @@ impl<V> IntervalTree<V> {
         Some(self.take(doomed))
     }
 
-    /// Visits the value of every span that holds `key`.
+    /// Visits the value of every span that contains `key`.
     pub(super) fn stab<'a>(&'a self, key: &[u8], mut visit: impl FnMut(&'a V)) {
-        // Depth first with the right branches waiting: never more of them than levels.
+        // Depth first; the postponed branches are never more than the levels of the tree.
         let mut waiting = [NONE; HEIGHT_MAX + 1];
         let mut count = 1;
         waiting[0] = self.root;
@@ -124,7 +124,7 @@ impl<V> IntervalTree<V> {
         }
     }
 
-    /// Returns the node of this span or [`NONE`], and the way to it or to where it belongs.
+    /// Returns the node of this span or [`NONE`], and the path to it or to where it belongs.
     fn find(&self, start: &Bytes, end: &End) -> (u32, Path) {
         let mut path = Vec::with_capacity(HEIGHT_MAX);
         let mut at = self.root;
@@ -147,7 +147,7 @@ impl<V> IntervalTree<V> {
 
     fn push(&mut self, start: &Bytes, end: &End, value: V) -> u32 {
         let index = u32::try_from(self.nodes.len()).expect("invariant: fewer than 2^32 spans");
-        // Copies of their own: both may be slices of a large request.
+        // Copied, because both may be slices of a large request.
         let end = match end {
             End::Before(key) => End::Before(Bytes::copy_from_slice(key)),
             End::Infinity => End::Infinity,
@@ -157,8 +157,8 @@ impl<V> IntervalTree<V> {
         index
     }
 
-    /// Puts the span of `index`, which has two children, where its successor was and the other way
-    /// round; returns the index that now holds the span to drop and extends `path` to it.
+    /// Swaps the span at `index`, which has two children, with its successor. Returns the index
+    /// that now has the span to remove, and extends `path` to it.
     fn exchange_with_successor(&mut self, index: u32, path: &mut Path) -> u32 {
         path.push((index, true));
         let mut successor = self.node(index).links.right;
@@ -167,14 +167,14 @@ impl<V> IntervalTree<V> {
             successor = self.node(successor).links.left;
         }
         self.nodes.swap(index as usize, successor as usize);
-        // The spans changed places, the places stay where they are.
+        // The spans were swapped; their positions in the tree must not be.
         let links = self.node(index).links.clone();
         self.node_mut(index).links = self.node(successor).links.clone();
         self.node_mut(successor).links = links;
         successor
     }
 
-    /// Makes `child` hang where `path` ends.
+    /// Attaches `child` where `path` ends.
     fn relink(&mut self, path: &[(u32, bool)], child: u32) {
         match path.last() {
             None => self.root = child,
@@ -250,7 +250,7 @@ impl<V> IntervalTree<V> {
         links.reach = reach;
     }
 
-    /// Takes an unlinked node out of the vector; the last one moves into its slot.
+    /// Removes an unlinked node from the vector; the last node moves into its slot.
     fn take(&mut self, index: u32) -> V {
         let last = u32::try_from(self.nodes.len() - 1).expect("invariant: fewer than 2^32 spans");
         if index != last {
@@ -266,7 +266,7 @@ impl<V> IntervalTree<V> {
         if index == NONE { 0 } else { self.node(index).links.height }
     }
 
-    /// Left height minus right height.
+    /// Height of the left subtree minus that of the right one.
     fn balance(&self, index: u32) -> i16 {
         let links = &self.node(index).links;
         i16::from(self.height(links.left)) - i16::from(self.height(links.right))
@@ -280,7 +280,7 @@ impl<V> IntervalTree<V> {
         &mut self.nodes[index as usize]
     }
 
-    /// Order, balance, heights and reaches of the whole tree.
+    /// Checks order, balance, heights and reaches of the whole tree.
     #[cfg(test)]
     pub(super) fn check_invariants(&self) {
         let mut order = Vec::new();

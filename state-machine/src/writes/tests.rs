@@ -1,4 +1,4 @@
-//! Writers, few of them remembered, against a network that loses, repeats and reorders what they send.
+//! Writers, of which few are remembered, on a network that loses, repeats and reorders requests.
 
 use std::collections::BTreeMap;
 
@@ -10,33 +10,33 @@ use crate::command::{GuardedTxn, Put, Txn, TxnOp};
 use crate::memory::MemoryRows;
 use crate::outcome::split;
 
-/// As few as it takes for writers to be forgotten all the time.
+/// Few enough that writers are forgotten all the time.
 const FEW_WRITERS: u64 = 2;
 const WRITERS: usize = 5;
 
-/// What one writer knows.
+/// State of one writer.
 #[derive(Clone, Default)]
 struct Client {
     last: u64,
-    /// Unsettled writes, by number, with what was seen before they began.
+    /// Unsettled writes by number, with the revision seen before they began.
     open: BTreeMap<u64, i64>,
     seen: i64,
 }
 
-/// What happens next; numbers are taken modulo what there is.
+/// An event of the simulation; numbers are taken modulo what exists.
 #[derive(Clone, Debug)]
 enum Step {
-    /// A writer begins a write, which is on its way then.
+    /// A writer sends a new write.
     Begin(usize),
-    /// A writer sends a write again for whose answer it waits.
+    /// A writer sends again a write whose answer it waits for.
     Repeat(usize, usize),
     /// A request arrives, perhaps not for the first time; its answer may be lost.
     Arrive { request: usize, is_lost: bool },
-    /// A writer gives a write up.
+    /// A writer abandons a write.
     GiveUp(usize, usize),
-    /// Another takes the rows over, as after a snapshot was installed, and starts from them.
+    /// Another member continues from a copy of the rows, as after a snapshot.
     Install,
-    /// Somebody else writes.
+    /// Another client writes.
     Elsewhere,
 }
 
@@ -57,9 +57,9 @@ fn step() -> impl Strategy<Value = Step> {
 struct World {
     rows: MemoryRows,
     clients: Vec<Client>,
-    /// Whatever was ever sent may still arrive, any number of times.
+    /// Everything that was ever sent may still arrive, any number of times.
     sent: Vec<(usize, WriteId)>,
-    /// What was answered first.
+    /// Revision of each write's first answer.
     done: BTreeMap<(usize, u64), i64>,
     acknowledged: Vec<(usize, u64)>,
     arrivals: BTreeMap<(usize, u64), u32>,
@@ -109,7 +109,7 @@ impl World {
             }
             Step::Arrive { request, is_lost } => {
                 let Some(place) = request.checked_rem(self.sent.len()) else { return Ok(()) };
-                // Later ones more often.
+                // Later requests are chosen more often.
                 let place = self.sent.len() - 1 - place / 3;
                 let (writer, id) = self.sent[place].clone();
                 self.arrive(writer, &id, *is_lost)?;
@@ -236,7 +236,7 @@ proptest! {
 #[test]
 fn the_writer_that_was_silent_longest_is_forgotten() {
     let mut world = World::new();
-    // 0, 1, then 0 again; 2 makes 1 go.
+    // 0 and 1 enter, 0 writes again; then 2 enters, so that 1 is forgotten.
     for writer in [0, 1, 0, 2] {
         world.take(&Step::Begin(writer)).unwrap();
         world.take(&Step::Arrive { request: 0, is_lost: false }).unwrap();

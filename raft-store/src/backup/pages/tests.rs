@@ -1,4 +1,5 @@
-//! What `pages` writes, `bolt` reads back: whatever the sizes, and with every page in use.
+//! Checks that `bolt` reads back what `pages` writes, whatever the sizes, and that every page is in
+//! use.
 
 use std::collections::BTreeSet;
 use std::io::Write as _;
@@ -10,7 +11,7 @@ use super::{PAGE_BYTES, Pages, Root, Tree, first_pages};
 
 type Elements = Vec<(Vec<u8>, Vec<u8>)>;
 
-/// Writes buckets whose elements come in turn, reads them back, and looks at every page.
+/// Writes buckets whose elements are added in turn, reads them back, and checks every page.
 fn check(buckets: &[(&'static str, Elements)]) {
     let mut pages = Pages::new();
     let mut trees: Vec<Tree> = buckets.iter().map(|_| Tree::default()).collect();
@@ -55,7 +56,8 @@ fn check(buckets: &[(&'static str, Elements)]) {
     }
 }
 
-/// As bbolt's own check: no page beside the trees, none twice, and no branch with fewer than two below.
+/// As bbolt's own check: no page outside the trees, none used twice, no branch with fewer than two
+/// children.
 fn assert_every_page_is_used(bytes: &[u8], root: u64) {
     let u16_at = |at: usize| u16::from_le_bytes(bytes[at..at + 2].try_into().unwrap());
     let u32_at = |at: usize| u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap());
@@ -116,11 +118,11 @@ fn rows_around_the_borders_of_pages_come_back() {
 
 #[test]
 fn branches_have_branches_above_them() {
-    // A leaf for each row, and few keys in a branch: several levels.
+    // One row per leaf and few keys per branch make several levels.
     for count in [1, 2, 3, 4, 5, 6, 7, 8, 9, 15, 16, 17, 63, 64, 65, 300] {
         check(&[("a", keys(count, 1_300, 3_000)), ("b", keys(count, 5_000, 1))]);
     }
-    // As many as the events of an etcd.
+    // Like the events of an etcd.
     check(&[("key", keys(60_000, 17, 30))]);
 }
 

@@ -1,4 +1,4 @@
-//! What a log says of itself: the identity file, and the first bytes of each segment.
+//! Metadata of a log: the identity file, and the first bytes of each segment.
 
 use conclave_proto::internal;
 
@@ -10,16 +10,16 @@ const IDENTITY_MAGIC: [u8; 8] = *b"conclLOG";
 const SEGMENT_MAGIC: [u8; 8] = *b"conclSEG";
 const IDENTITY_BYTES: usize = 36;
 
-/// Why a header is not usable.
+/// Why a header cannot be used.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::log) enum HeaderError {
     /// Not one of ours, of another segment, or damaged.
     Invalid,
-    /// Sound, but of a version that this program does not know.
+    /// Valid, but of a version that this program does not know.
     Version(u32),
 }
 
-/// Which log this is; written once, when it is created.
+/// The identity of a log; written once, when the log is created.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::log) struct Identity {
     /// Member whose log this is.
@@ -59,7 +59,7 @@ impl Identity {
     }
 }
 
-/// What all earlier segments add up to, so that they can go away.
+/// The combined effect of all earlier segments, so that they can be deleted.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(in crate::log) struct Checkpoint {
     pub(in crate::log) vote: Option<Vote>,
@@ -72,7 +72,7 @@ pub(in crate::log) struct Checkpoint {
 pub(in crate::log) struct SegmentHeader {
     pub(in crate::log) node: u64,
     pub(in crate::log) segment: u64,
-    /// Sequence of the segment's first record: the segment before ends with the one before it.
+    /// Sequence of the segment's first record; the segment before ends with the previous sequence.
     pub(in crate::log) first_sequence: u64,
     pub(in crate::log) checkpoint: Checkpoint,
 }

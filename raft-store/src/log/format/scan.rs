@@ -1,18 +1,20 @@
-//! What lies behind the end of a log: nothing, a torn tail, or the proof that something is damaged.
+//! What follows the last readable record of a log: nothing, a torn tail, or proof that something is
+//! damaged.
 
 use super::{ALIGNMENT, RECORD_HEADER_BYTES, read_record, record_bytes, u32_at, u64_at};
 
 const BLOCK_BYTES: usize = 4096;
 const ZEROS: [u8; BLOCK_BYTES] = [0; BLOCK_BYTES];
 
-/// What lies in a segment behind its last readable record.
+/// What follows the last readable record in a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(in crate::log) enum Remains {
-    /// Nothing of this segment.
+    /// No record of this segment.
     Nothing,
-    /// Records of a group that was never durable as a whole, or the begin of one, up to this offset.
+    /// Records of a group that was never durable as a whole, or the beginning of one, up to this
+    /// offset.
     Torn(usize),
-    /// At this offset a record which proves that record `missing` was durable.
+    /// At this offset, a record which proves that record `missing` was durable.
     Proof(usize),
 }
 
@@ -27,7 +29,8 @@ impl Remains {
     }
 }
 
-/// Where record `missing`, whose begin is at `at`, would have ended; 0 if that is not its begin.
+/// Where record `missing` would have ended if its beginning is at `at`; 0 if that is not its
+/// beginning.
 fn torn_end(bytes: &[u8], at: usize, missing: u64) -> usize {
     let Some(head) = bytes.get(at..at + RECORD_HEADER_BYTES) else { return 0 };
     if u64_at(head, 16) != missing {
@@ -36,7 +39,7 @@ fn torn_end(bytes: &[u8], at: usize, missing: u64) -> usize {
     (at + record_bytes(u32_at(head, 4) as usize)).min(bytes.len())
 }
 
-/// Looks behind `from` for records of `segment` later than `missing`.
+/// Searches from `from` on for records of `segment` later than `missing`.
 pub(in crate::log) fn scan(
     bytes: &[u8],
     from: usize,
@@ -47,12 +50,12 @@ pub(in crate::log) fn scan(
     let mut remains = Remains::Nothing;
     let begin = from.next_multiple_of(ALIGNMENT);
     for (block, words) in bytes.get(begin..).unwrap_or_default().chunks(BLOCK_BYTES).enumerate() {
-        // Most of a segment is zeros, and comparing all of them at once is fast.
+        // Most of a segment is zeros, and comparing a whole block of them is fast.
         if words == &ZEROS[..words.len()] {
             continue;
         }
         for at in candidates(words, segment).map(|word| begin + block * BLOCK_BYTES + word) {
-            // The second word of a record is the segment's number.
+            // The second word of a record is the number of its segment.
             let Some(start) = at.checked_sub(8).filter(|start| *start >= begin) else { continue };
             match read_record(bytes, start, seed, segment) {
                 Some(found) if found.header.first_undurable() > missing => {
@@ -69,7 +72,7 @@ pub(in crate::log) fn scan(
     remains
 }
 
-/// Where the words of `bytes` are equal to `number`.
+/// Offsets of the words in `bytes` that are equal to `number`.
 fn candidates(bytes: &[u8], number: u64) -> impl Iterator<Item = usize> {
     let words = bytes.chunks_exact(ALIGNMENT).enumerate();
     let wanted = number.to_le_bytes();
@@ -86,7 +89,7 @@ mod tests {
         let mut bytes = vec![0; 64];
         let header = RecordHeader { segment: 1, sequence: 12, position: 3, kind: Kind::Vote };
         append_record(&mut bytes, 0, &header, b"");
-        // Record 12 was written when 9 was the first that was not durable.
+        // When record 12 was written, 9 was the first that was not durable.
         assert_eq!(scan(&bytes, 0, 0, 1, 9), Remains::Torn(96));
         assert_eq!(scan(&bytes, 0, 0, 1, 8), Remains::Proof(64));
         assert_eq!(scan(&bytes, 0, 0, 2, 8), Remains::Nothing);
@@ -104,7 +107,7 @@ mod tests {
         bytes.resize(4096, 0);
         bytes[64 + 60..].fill(0);
         assert_eq!(scan(&bytes, 64, 0, 1, 12), Remains::Torn(end));
-        // A stale record, or bytes of a value, are not.
+        // The beginning of a stale record, or bytes of a value, are not.
         assert_eq!(scan(&bytes, 64, 0, 1, 11), Remains::Nothing);
         assert_eq!(scan(&bytes, 64, 0, 2, 12), Remains::Nothing);
         assert_eq!(scan(&bytes[..100], 64, 0, 1, 12), Remains::Torn(100));

@@ -1,5 +1,5 @@
-//! The end of a log: looks for proof that it is none, makes it durable, erases what was torn, and sorts
-//! the segments.
+//! Completes the end of a log: looks for proof that records are missing, makes the end durable,
+//! erases a torn tail, and classifies the segments.
 
 use std::collections::VecDeque;
 
@@ -12,7 +12,7 @@ use crate::log::shared::up_to;
 use crate::log::writer::{Tail, Used};
 
 impl Replay<'_> {
-    /// Makes the end durable, erases what was torn, and sorts the segments.
+    /// Makes the end durable, erases a torn tail, and classifies the segments.
     pub(super) fn finish(
         mut self,
         end: Option<End>,
@@ -61,10 +61,11 @@ impl Replay<'_> {
         })
     }
 
-    /// The entries must follow the purged ones without a hole.
+    /// Checks that the entries follow the purged ones without a gap.
     fn check(&self, oldest: u64) -> Result<(), OpenError> {
         let first = self.index.range().start;
-        // Raft's first entry has index 0. With the very first segment nothing is missing before it.
+        // Raft's first entry has index 0. If the very first segment exists, nothing is missing
+        // before it.
         let begin = if oldest == 1 { first } else { 0 };
         let expected = self.checkpoint.purged.map_or(begin, |purged| purged.index + 1);
         if self.index.is_empty() || first == expected {
@@ -74,7 +75,7 @@ impl Replay<'_> {
         Err(damaged(self.disk, oldest, 0, reason))
     }
 
-    /// Looks for proof that the end is not the end, then makes it so.
+    /// Looks for proof that records are missing after the end, then makes the end durable.
     fn settle(&mut self, end: &End, segment: u64) -> Result<(), OpenError> {
         let missing = self.next_sequence;
         let remains = format::scan(&end.bytes, end.offset, self.seed, segment, missing);
@@ -87,8 +88,8 @@ impl Replay<'_> {
         }
         let path = segments::name(segment);
         let io = |e| io_error(self.disk, &path, e);
-        // The last group may have been read from the page cache after a sync failed or never ran.
-        // Writing it again makes the kernel write it again.
+        // The last group may have been read from the page cache after a sync that failed or never
+        // ran. Writing it again makes the kernel write it to disk again.
         end.file
             .write_all_at(&end.bytes[self.group_offset..end.offset], self.group_offset as u64)
             .map_err(io)?;
@@ -105,7 +106,8 @@ impl Replay<'_> {
         end.file.sync().map_err(io)
     }
 
-    /// Sorts the segments after the end: those without a trace of use can be written, others go.
+    /// Classifies the segments after the end: those without a trace of use can be reused, others
+    /// are deleted.
     fn unused(&mut self, segments: &[u64]) -> Result<VecDeque<Prepared>, OpenError> {
         let mut ready = VecDeque::new();
         let mut unusable = Vec::new();
@@ -136,14 +138,14 @@ impl Replay<'_> {
                 unusable.push(segment);
             }
         }
-        // From the end, so that a crash never leaves a gap that looks like lost segments.
+        // From the end, so that a crash never leaves a gap that looks like a lost segment.
         for segment in unusable.into_iter().rev() {
             self.remove(segment)?;
         }
         Ok(ready)
     }
 
-    /// The segment to begin a log with.
+    /// The segment that a new log begins with.
     fn first_segment(
         &mut self,
         ready: Option<Prepared>,

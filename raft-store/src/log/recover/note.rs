@@ -1,4 +1,4 @@
-//! Small files beside the segments: whose log it is, and why it must not be used any more.
+//! Small files beside the segments: the owner of the log, and why it must not be used any more.
 
 use std::hash::{BuildHasher as _, Hasher as _};
 use std::io;
@@ -10,12 +10,12 @@ use crate::log::format::{HeaderError, Identity};
 use crate::log::segments;
 
 pub(super) const IDENTITY: &str = "identity";
-/// Says why the log must not be used any more.
+/// File with the reason why the log must not be used any more.
 pub(super) const CONDEMNED: &str = "condemned";
-/// Small files are read up to here.
+/// Most bytes to read of a small file.
 const NOTE_BYTES_MAX: u64 = 4096;
 
-/// Refuses every later start.
+/// Makes every later start fail.
 pub(in crate::log) fn condemn(disk: &dyn Disk, reason: &str) -> io::Result<OpenError> {
     let refusal = lost(disk, reason.to_owned());
     publish(disk, CONDEMNED, reason.as_bytes())?;
@@ -34,7 +34,7 @@ pub(super) fn read(disk: &dyn Disk, name: &str) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Creates a small file, durable and complete or not at all.
+/// Creates a small file durably: completely or not at all.
 fn publish(disk: &dyn Disk, name: &str, content: &[u8]) -> io::Result<()> {
     let unfinished = segments::unfinished(name);
     let file = disk.create(&unfinished)?;
@@ -58,7 +58,7 @@ pub(super) fn read_identity(disk: &dyn Disk, node: u64) -> Result<Identity, Open
 }
 
 pub(super) fn create_identity(disk: &dyn Disk, node: u64) -> io::Result<Identity> {
-    // The standard library's hash keys are random numbers of the operating system.
+    // The standard library's hash keys are random numbers from the operating system.
     let salt = std::hash::RandomState::new().build_hasher().finish();
     let identity = Identity { node, salt };
     publish(disk, IDENTITY, &identity.encode())?;

@@ -1,4 +1,4 @@
-//! Follows the records of a log, one after the other, to where they end.
+//! Follows the records of a log to their end.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -18,16 +18,16 @@ use crate::log::shared::up_to;
 use crate::log::writer::Used;
 use crate::types::LogId;
 
-/// Where the following of records ended.
+/// Where the records end.
 pub(super) struct End {
-    /// Position in the list of segments.
+    /// Index in the list of segments.
     pub(super) at: usize,
     pub(super) file: Arc<dyn DiskFile>,
     pub(super) bytes: Bytes,
     pub(super) offset: usize,
 }
 
-/// What the records so far add up to.
+/// The combined effect of the records so far.
 pub(super) struct Replay<'a> {
     pub(super) disk: &'a dyn Disk,
     pub(super) options: &'a LogOptions,
@@ -38,8 +38,8 @@ pub(super) struct Replay<'a> {
     pub(super) files: BTreeMap<u64, Arc<dyn DiskFile>>,
     pub(super) used: VecDeque<Used>,
     pub(super) next_sequence: u64,
-    /// Where the last group begins in the segment that is being followed: its records may have been
-    /// read from the page cache only.
+    /// Offset of the last group in the segment being followed. Its records may have been read from
+    /// the page cache without being durable.
     pub(super) group_offset: usize,
     pub(super) group_sequence: u64,
 }
@@ -61,7 +61,7 @@ impl<'a> Replay<'a> {
         }
     }
 
-    /// Follows all records; `None` if not even the first segment was begun.
+    /// Follows all records; `None` if not even the first segment was used.
     pub(super) fn follow(&mut self, segments: &[u64]) -> Result<Option<End>, OpenError> {
         let mut end: Option<End> = None;
         for (at, segment) in segments.iter().copied().enumerate() {
@@ -103,7 +103,7 @@ impl<'a> Replay<'a> {
         self.last = header.checkpoint.purged;
     }
 
-    /// Follows the records of one segment; returns where the first one that is not there would be.
+    /// Follows the records of one segment. Returns the offset at which the next record is missing.
     fn follow_segment(&mut self, bytes: &Bytes, segment: u64) -> Result<usize, OpenError> {
         let mut at = format::SEGMENT_HEADER_BYTES as usize;
         while let Some(found) = format::read_record(bytes, at, self.seed, segment)
@@ -133,7 +133,7 @@ impl<'a> Replay<'a> {
                 self.checkpoint.vote = Some(codec::vote(&vote));
             }
             Kind::Committed => {
-                // One that points beyond the end was void when it was written.
+                // One that points beyond the last entry was obsolete when it was written.
                 self.checkpoint.committed = up_to(log_id()?, self.last);
             }
             Kind::Purge => {
@@ -163,8 +163,8 @@ impl<'a> Replay<'a> {
     }
 
     fn push(&mut self, id: LogId, slot: Slot) -> Result<(), String> {
-        // An empty index takes any entry: those before it may be in segments that are gone, and the
-        // purge that covers them comes later. `check` looks at the result.
+        // An empty index accepts any entry: those before it may be in segments that were deleted,
+        // and the purge that covers them comes later. `check` verifies the result.
         let next = self.index.range().end;
         if !self.index.is_empty() && id.index != next {
             return Err(format!("entry {id} follows entry {}", next - 1));

@@ -1,4 +1,4 @@
-//! Who may write a lease, and what it costs to know.
+//! Who may write a lease, and how many rows the check reads.
 
 use std::cell::Cell;
 use std::ops::ControlFlow;
@@ -11,7 +11,7 @@ use crate::memory::MemoryRows;
 use crate::read::Table;
 use crate::rows::lease::attachment_key;
 
-/// Counts the rows that are visited.
+/// Rows that count how many are visited.
 struct Counting {
     rows: MemoryRows,
     visited: Cell<usize>,

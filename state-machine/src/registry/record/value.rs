@@ -1,28 +1,29 @@
-//! The one layout in which an instance is stored.
+//! The encoding in which instances are stored.
 //!
-//! The value of the key `<service>/<id>` is that of etcd's Go package `naming/endpoints`, so that
-//! grpc-go's resolver finds our instances and we find what Go registers:
-//! `{"Op":0,"Addr":"10.0.0.7:80","Metadata":null,"Instance":{"version":"1.4.0","zone":"a"}}`. Go ignores
-//! `Instance`. What we know stands there and not in `Metadata`, because Go's resolver hands that on to balancers,
-//! which compare it: an object there ends their process (etcd#19700), and anything that changes there is a new
-//! address to them. Of the names in `Instance` `weight`, `zone`, `version`, `tags`, `state` and [`DETAILS`] are
-//! ours, the rest is the owner's. They are understood in `Metadata`, too.
+//! The value of the key `<service>/<id>` has the format of etcd's Go package `naming/endpoints`, so
+//! that grpc-go's resolver finds our instances and we find what Go registers:
+//! `{"Op":0,"Addr":"10.0.0.7:80","Metadata":null,"Instance":{"version":"1.4.0","zone":"a"}}`. Go
+//! ignores `Instance`. Our fields are there and not in `Metadata`, because Go's resolver passes
+//! that on to balancers, which compare it: an object there makes their process panic (etcd#19700),
+//! and any change there makes a new address for them. Of the names in `Instance`, `weight`, `zone`,
+//! `version`, `tags`, `state` and [`DETAILS`] are ours; the others are the owner's. Our names are
+//! understood in `Metadata`, too.
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::{DETAILS, Details, Record, State, WEIGHT};
 
-/// `Op` of a value that stands for an instance.
+/// `Op` of a value that is an instance.
 const ADD: u8 = 0;
-/// How Go begins such a value; ours begin alike.
+/// First bytes of such a value as Go writes it; ours begin the same.
 const FIRST_BYTES: &[u8] = br#"{"Op":0,"#;
-/// Names in `Instance` that are ours.
+/// Our names in `Instance`.
 const NAMES: [&str; 6] = ["weight", "zone", "version", "tags", "state", DETAILS];
-/// Begins the value of a key that keeps a lost instance. The byte 0 keeps it apart from Go's values.
+/// First bytes of the value that keeps a lost instance. The byte 0 tells it from Go's values.
 const LOST_FIRST_BYTES: &[u8] = b"\0lost";
 
-/// The value of the key. Names and their order are those of Go's `naming/endpoints`, and one more.
+/// The value of the key: names and order as in Go's `naming/endpoints`, and one more name.
 #[derive(Serialize, Deserialize)]
 struct Wire {
     #[serde(rename = "Op", default)]
@@ -36,11 +37,11 @@ struct Wire {
 }
 
 impl Record {
-    /// The value of its key.
+    /// Encodes the value of its key.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
         let mut instance = self.metadata.clone();
-        // What is said in `Metadata` is only undone by saying otherwise.
+        // A default must be written if `Metadata` says something else.
         let is_said = |name: &str| self.attributes.get(name).is_some();
         let mut set = |name: &str, value: Value, is_default: bool| {
             instance.remove(name);
@@ -62,8 +63,8 @@ impl Record {
         serde_json::to_vec(&wire).expect("all keys are strings")
     }
 
-    /// The instance with this id behind the value of a key; `None` if it is something else. It lives, whatever
-    /// the value says about a loss.
+    /// Decodes the instance with this id from the value of its key; `None` if it is something else.
+    /// It counts as registered, whatever the value says about a loss.
     #[must_use]
     pub fn decode(id: &str, value: &[u8]) -> Option<Record> {
         let mut record = Record::parse(id, value)?;
@@ -87,7 +88,8 @@ impl Record {
         Some(record)
     }
 
-    /// Others may say anything; what is of another kind than ours is theirs.
+    /// Reads the fields of an object that any client may have written. A field with our name but
+    /// another type is left with the owner's.
     fn hear(&mut self, mut said: Map<String, Value>) {
         take(&mut said, "weight", &mut self.weight);
         take(&mut said, "zone", &mut self.zone);
@@ -98,19 +100,19 @@ impl Record {
         self.metadata.extend(said);
     }
 
-    /// A name of ours under which it says something that cannot be understood, if any.
+    /// One of our names whose value has the wrong type, if any.
     #[must_use]
     pub fn misspoken(&self) -> Option<&'static str> {
         NAMES.into_iter().find(|name| self.metadata.contains_key(*name))
     }
 
-    /// The value of the key that keeps it after its loss.
+    /// Encodes the value of the key that keeps it after its loss.
     #[must_use]
     pub fn encode_lost(&self) -> Vec<u8> {
         [LOST_FIRST_BYTES, self.encode().as_slice()].concat()
     }
 
-    /// The lost instance behind the value of a key; `None` if it is something else.
+    /// Decodes a lost instance from the value of its key; `None` if it is something else.
     #[must_use]
     pub fn decode_lost(id: &str, value: &[u8]) -> Option<Record> {
         let record = Record::parse(id, value.strip_prefix(LOST_FIRST_BYTES)?)?;
@@ -118,25 +120,26 @@ impl Record {
     }
 }
 
-/// The number of the layout as it is stored: the first one has none, as values had before there were others.
+/// The number of the format as it is stored: none for the first, whose values were written before
+/// there was a number.
 fn schema_said(details: &Details) -> u32 {
     Some(details.layout()).filter(|layout| *layout > 1).unwrap_or_default()
 }
 
-/// Whether a value may be that of an instance; costs next to nothing.
+/// Whether a value may be an instance; a cheap test of its first bytes.
 #[must_use]
 pub fn may_be_instance(value: &[u8]) -> bool {
     value.starts_with(FIRST_BYTES) || value.first() == Some(&b'{') && begins_as_one(value)
 }
 
-/// Whether a value begins as that of an instance, in whatever order and with whatever blanks it was written.
+/// Whether a value begins like an instance, in any order of the fields and with any white space.
 fn begins_as_one(value: &[u8]) -> bool {
     let Some(rest) = value.strip_prefix(b"{") else { return false };
     let is_add = member(rest, br#""Op""#).is_some_and(|rest| rest.first() == Some(&b'0'));
     is_add || member(rest, br#""Addr""#).is_some()
 }
 
-/// What stands behind a name and its colon.
+/// What follows a name and its colon.
 fn member<'a>(rest: &'a [u8], name: &[u8]) -> Option<&'a [u8]> {
     let rest = rest.trim_ascii_start().strip_prefix(name)?;
     Some(rest.trim_ascii_start().strip_prefix(b":")?.trim_ascii_start())
@@ -148,9 +151,9 @@ pub fn may_be_lost(value: &[u8]) -> bool {
     value.starts_with(LOST_FIRST_BYTES)
 }
 
-/// Moves an entry of the right kind to `field`.
+/// Moves an entry of the right type to `field`.
 fn take<T: serde::de::DeserializeOwned>(said: &mut Map<String, Value>, name: &str, field: &mut T) {
-    // As Go writes what has no value.
+    // Go writes null for a missing value.
     if said.get(name).is_some_and(Value::is_null) {
         said.remove(name);
     }
@@ -270,7 +273,7 @@ mod tests {
         assert_eq!((record.details.health, record.details.layout()), (Health::Unknown, 9));
         let again = String::from_utf8(record.encode()).unwrap();
         assert_eq!(again, value.replace("splendid", "unknown"));
-        // Who writes the first layout says nothing about it, as before there was another.
+        // The first format is written without a number, as before there was another.
         let mut record = Record { id: "a".to_owned(), ..Record::new("h:1") };
         record.details.schema_version = 1;
         assert_eq!(record.encode(), br#"{"Op":0,"Addr":"h:1","Metadata":null}"#);
