@@ -36,13 +36,13 @@ mod word;
 use std::{env, ffi::OsString, path::Path, process::ExitCode};
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
-use conclave_server::config::{etcd_version_text, version_text};
 use tokio::runtime::{Builder, Runtime};
 
 use crate::{
     arguments::{Conclave, Etcdctl, Flavor, Task},
     failure::Failure,
     parse::parse,
+    server::Program,
 };
 
 /// Faster than the system's allocator with many threads, and it returns memory to the system.
@@ -54,15 +54,17 @@ fn main() -> ExitCode {
     let arguments: Vec<OsString> = env::args_os().collect();
     let program = arguments.first().map(Path::new).and_then(Path::file_stem);
     match program.and_then(|name| name.to_str()) {
-        Some("etcd") => server::main(texts(&arguments, 1), etcd_version_text),
+        Some("etcd") => server::main(texts(&arguments, 1), Program::Etcd),
         Some("etcdctl" | "etcdutl") => match parse::<Etcdctl>(arguments) {
             Ok(Etcdctl { global, verb }) => finish(block_on(verb.run(&global, Flavor::Etcdctl))),
             // etcdctl's own exit code for a command line that it cannot parse.
             Err(error) => refuse(&error, 1),
         },
         _ => match arguments.get(1).and_then(|argument| argument.to_str()) {
-            Some("server") => server::main(texts(&arguments, 2), version_text),
-            Some("--version" | "-V") => server::main(vec!["--version".to_owned()], version_text),
+            Some("server") => server::main(texts(&arguments, 2), Program::Conclave),
+            Some("--version" | "-V") => {
+                server::main(vec!["--version".to_owned()], Program::Conclave)
+            }
             _ => match parse::<Conclave>(arguments) {
                 Ok(conclave) => finish(conclave.run()),
                 Err(error) => refuse(&error, 2),

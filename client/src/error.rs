@@ -218,7 +218,9 @@ impl Error {
         match status.code() {
             Code::InvalidArgument => Self::Invalid(status),
             // A learner cannot serve this call, but other members can.
-            Code::FailedPrecondition if status.message() == NOT_FOR_LEARNERS => {
+            Code::Unavailable | Code::FailedPrecondition
+                if status.message() == NOT_FOR_LEARNERS =>
+            {
                 Self::Unavailable { outcome: Outcome::NotApplied, endpoint, status }
             }
             Code::FailedPrecondition | Code::AlreadyExists | Code::Aborted => Self::Refused(status),
@@ -319,10 +321,12 @@ mod tests {
 
     #[test]
     fn a_learner_is_an_endpoint_that_cannot_serve() {
-        let status = Status::new(Code::FailedPrecondition, NOT_FOR_LEARNERS);
-        let error = Error::from_status(status, "n1");
-        assert!(error.is_unavailable(), "{error:?}");
-        assert_eq!(error.outcome(), Outcome::NotApplied);
+        // The second code is that of etcd since 3.5.13.
+        for code in [Code::Unavailable, Code::FailedPrecondition] {
+            let error = Error::from_status(Status::new(code, NOT_FOR_LEARNERS), "n1");
+            assert!(error.is_unavailable(), "{error:?}");
+            assert_eq!(error.outcome(), Outcome::NotApplied);
+        }
     }
 
     #[test]

@@ -13,11 +13,10 @@ without=(
   # etcd 3.7 asks for a name here; we answer what etcd gives up on; we split long histories that etcd sends in one message.
   'TestV3AuthWithLeaseRevokeWithRoot' 'TestDropReadUnderNetworkPartition$' 'TestWatchFragment'
 )
-# Faults that are known. Take one out to see whether it is mended. In this order: the code of a learner's refusal, which clients before 3.5.13
-# do not repeat elsewhere; a member that died counts as there for two election timeouts; the quota is looked at by the member that is asked;
-# a new voter waits while leaders change every half second.
+# Faults that are known. Take one out to see whether it is mended. In this order: a member that died counts as there for two election
+# timeouts; the quota is looked at by the member that is asked; a new voter waits while leaders change every half second.
 known=(
-  'TestBalancerSupportLearner$' 'TestRejectUnhealthyAdd$' 'TestV3StorageQuotaApply$' 'TestIssue3699$'
+  'TestRejectUnhealthyAdd$' 'TestV3StorageQuotaApply$' 'TestIssue3699$'
 )
 [ -n "${ITEST_KNOWN:-}" ] || without+=("${known[@]}")
 left_out() { [[ "$1" =~ $(IFS='|'; echo "${without[*]}") ]]; }

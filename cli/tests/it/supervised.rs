@@ -2,7 +2,9 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::net::UnixDatagram;
-use std::process::{Command, Stdio};
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::Path;
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::Instant;
 
 use conclave_testing::process::signal;
@@ -60,12 +62,13 @@ fn systemd_is_told_that_a_member_is_ready_lives_and_stops() {
     assert!(child.wait().expect("a child").success());
 }
 
-#[test]
-fn a_member_that_waits_for_its_peers_can_be_stopped() {
+/// Starts a member that waits for its peers, stops it, and returns how it ended.
+fn stop_while_waiting(program: &Path, first: &[&str], asked_by: &str) -> ExitStatus {
     let dir = TempDir::new().unwrap();
     let [a, b, client] = [(); 3].map(|()| format!("http://127.0.0.1:{}", free_port()));
-    let mut child = Command::new(CONCLAVE)
-        .args(["server", "--name=a", "--data-dir"])
+    let mut child = Command::new(program)
+        .args(first)
+        .args(["--name=a", "--data-dir"])
         .arg(dir.path().join("a"))
         .arg(format!("--listen-client-urls={client}"))
         .arg(format!("--advertise-client-urls={client}"))
@@ -81,9 +84,24 @@ fn a_member_that_waits_for_its_peers_can_be_stopped() {
     let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines();
     let waits = lines.any(|line| line.unwrap().contains("waiting for peers"));
     assert!(waits, "it ended by itself");
-    signal(child.id(), "TERM");
-    let said: Vec<String> = lines.map(Result::unwrap).collect();
-    assert!(child.wait().expect("a child").success(), "{said:?}");
+    signal(child.id(), asked_by);
+    lines.map(Result::unwrap).for_each(drop);
+    child.wait().expect("a child")
+}
+
+#[test]
+fn a_member_that_waits_for_its_peers_can_be_stopped() {
+    let status = stop_while_waiting(Path::new(CONCLAVE), &["server"], "TERM");
+    assert!(status.success(), "{status}");
+}
+
+#[test]
+fn a_member_called_etcd_ends_by_the_signal_that_stopped_it() {
+    let (_dir, etcd) = named("etcd");
+    for (name, number) in [("TERM", 15), ("INT", 2)] {
+        let status = stop_while_waiting(&etcd, &[], name);
+        assert_eq!(status.signal(), Some(number), "{status}");
+    }
 }
 
 /// The id of the member that leads, as all members see it, once they agree.

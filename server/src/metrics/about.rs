@@ -17,6 +17,11 @@ pub(super) fn register_features(registry: &mut Registry, gates: Gates) {
     registry.register("etcd_server_feature_enabled", help, family);
 }
 
+/// The version without its patch level, as etcd tells that of a cluster.
+fn minor(version: &'static str) -> &'static str {
+    version.rsplit_once('.').map_or(version, |(minor, _patch)| minor)
+}
+
 pub(super) fn register_versions(registry: &mut Registry, member_id: u64) {
     let one = |name: &'static str, value: String| {
         let family = Family::<Vec<(&'static str, String)>, Gauge>::default();
@@ -31,7 +36,7 @@ pub(super) fn register_versions(registry: &mut Registry, member_id: u64) {
     registry.register(
         "etcd_cluster_version",
         "Lowest such version in the cluster",
-        one("cluster_version", "3.7".to_owned()),
+        one("cluster_version", minor(version::CLUSTER).to_owned()),
     );
     registry.register(
         "etcd_server_id",

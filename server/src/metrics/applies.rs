@@ -115,7 +115,7 @@ impl Applies {
         for (name, help, counter) in [
             (
                 "etcd_server_slow_apply",
-                "Pieces of the log that took over 100 ms to apply",
+                "Pieces of the log that took longer to apply than --warning-apply-duration",
                 &self.slow,
             ),
             (

@@ -154,7 +154,7 @@ impl Peers {
             ),
             (
                 "etcd_network_snapshot_receive_total_duration_seconds",
-                "Times of receiving and installing snapshots",
+                "Times of receiving snapshots",
                 &self.snapshot_receiving_times,
             ),
         ] {

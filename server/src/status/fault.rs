@@ -81,7 +81,6 @@ faults! {
     PermissionNotGranted: FailedPrecondition, "etcdserver: permission is not granted to the role";
     AuthNotEnabled: FailedPrecondition, "etcdserver: authentication is not enabled";
     NotLeader: FailedPrecondition, "etcdserver: not leader";
-    NotSupportedForLearner: FailedPrecondition, "etcdserver: rpc not supported for learner";
     BadLeaderTransferee: FailedPrecondition, "etcdserver: bad leader transferee";
     ClusterVersionUnavailable:
         FailedPrecondition, "etcdserver: cluster version not found during downgrade";
@@ -91,6 +90,9 @@ faults! {
     InvalidAuthToken: Unauthenticated, "etcdserver: invalid auth token";
 
     NoLeader: Unavailable, "etcdserver: no leader";
+    /// As in etcd before 3.5.13: the watches, leases and reads of Go clients older than that go on
+    /// with another member only if the code says so. Newer ones go by the text.
+    NotSupportedForLearner: Unavailable, "etcdserver: rpc not supported for learner";
     Stopped: Unavailable, "etcdserver: server stopped";
     Timeout: Unavailable, "etcdserver: request timed out";
     TimeoutLeaderFail:

@@ -58,7 +58,6 @@ const EXPECTED: &[(i32, &[&str])] = &[
             "permission is not granted to the role",
             "authentication is not enabled",
             "not leader",
-            "rpc not supported for learner",
             "bad leader transferee",
             "cluster version not found during downgrade",
             "no inflight downgrade job",
@@ -70,6 +69,7 @@ const EXPECTED: &[(i32, &[&str])] = &[
         14,
         &[
             "no leader",
+            "rpc not supported for learner",
             "server stopped",
             "request timed out",
             "request timed out, possibly due to previous leader failure",
