@@ -7,8 +7,8 @@
 //! |---|---|---|
 //! | `sync_kills` | a sample of the first 200 fdatasyncs | each of them, on new and on old directories |
 //! | `disk_full` | the state's disk, the log's disk, the leader's, everybody's | the same |
-//! | `disk_failure` | disks that fail or become read-only, of leaders, followers and a member alone | the same |
-//! | `power_loss` | all members three times at once, one three times, a checked history of 15 s | thirty times, thirty times, two minutes |
+//! | `disk_failure` | a leader's disk fails, a follower's becomes read-only; both of a member alone | each of both |
+//! | `power_loss` | all members twice at once, one four times, a checked history of 8 s | thirty times, sixty times, two minutes |
 //! | `damage` | flipped, torn and lost bytes of log and state | the same |
 //! | `hostile` | some hundred connections | some thousand |
 //! | `handshakes` | 10,000 that stop half way | the same |
