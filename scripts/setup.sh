@@ -25,6 +25,8 @@ if [ "${1:-}" = test ]; then
   need etcd etcd-server
   need etcdctl etcd-client
   need strace strace
+  # Only root can give members disks that lose power (jepsen-tests/src/disk.rs).
+  [ "$(id -u)" -ne 0 ] || need mkfs.ext4 e2fsprogs
 fi
 
 sudo=()

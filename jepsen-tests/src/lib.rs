@@ -1,7 +1,7 @@
 //! Jepsen-style tests in Rust (the original Clojure Jepsen is not run here): real nodes, real faults, checked histories.
 //!
 //! ```text
-//! conclave-jepsen run ──► load (clients, watchers) + nemesis (kill, pause, restart, partition) ──► History (JSONL)
+//! conclave-jepsen run ──► load (clients, watchers) + nemesis (kill, pause, restart, partition, power cut) ──► History (JSONL)
 //!                                                     History ──► replay + order + watch_check ──► violations
 //! conclave-jepsen differential ──► the same random requests to two servers ──► first difference
 //! ```
@@ -17,6 +17,7 @@
 //! | [`load`], [`watcher`] | clients and watchers that record |
 //! | [`nemesis`] | the faults |
 //! | [`network`] | a network between members that can be cut |
+//! | [`disk`] | disks of members that lose power, fill up and fail |
 //! | [`members`] | whether all members serve and agree |
 //! | [`run`] | one run of all of it |
 //! | [`differential`] | the same requests to two servers |
@@ -24,6 +25,7 @@
 //! | [`wire`] | between histories and etcd's messages |
 
 pub mod differential;
+pub mod disk;
 pub mod history;
 pub mod hold;
 pub mod load;

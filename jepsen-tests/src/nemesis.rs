@@ -1,4 +1,4 @@
-//! The faults: which processes are killed, paused, restarted or cut off, and for how long.
+//! The faults: which members are killed, paused, restarted, cut off or without power, and for how long.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -14,6 +14,7 @@ use rand::seq::IndexedRandom;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 
+use crate::disk::{self, Disk};
 use crate::network::Network;
 use crate::network::cut::{self, Way};
 
@@ -49,6 +50,22 @@ pub enum Nemesis {
     DeafenLeader,
     /// The others hear nobody but a random node, which hears them all.
     Bridge,
+    /// A random node loses power: what it did not sync is gone.
+    PowerCut,
+    /// The leader loses power.
+    PowerCutLeader,
+    /// All nodes lose power at once.
+    PowerCutAll,
+}
+
+/// What the faults happen to.
+pub struct Targets<'a> {
+    /// The processes.
+    pub cluster: &'a mut Cluster,
+    /// The network between them, for partitions.
+    pub network: Option<Network>,
+    /// The disks of all nodes in order, for power cuts; else empty.
+    pub disks: Vec<Disk>,
 }
 
 impl Nemesis {
@@ -68,8 +85,17 @@ impl Nemesis {
             | Self::Pause
             | Self::PauseLeader
             | Self::PauseAll
-            | Self::Restart => false,
+            | Self::Restart
+            | Self::PowerCut
+            | Self::PowerCutLeader
+            | Self::PowerCutAll => false,
         }
+    }
+
+    /// Whether it needs a [`Disk`] under every node, which only root can make.
+    #[must_use]
+    pub fn is_power_cut(self) -> bool {
+        matches!(self, Self::PowerCut | Self::PowerCutLeader | Self::PowerCutAll)
     }
 }
 
@@ -104,8 +130,9 @@ impl Adversary {
     ///
     /// # Errors
     /// If a process cannot be signalled or started, or a node asked to end does not end well; or for a partition
-    /// without a `network`.
-    pub async fn strike(&mut self, cluster: &mut Cluster, network: Option<&Network>) -> Result<()> {
+    /// without a network, or a power cut without disks.
+    pub async fn strike(&mut self, targets: &mut Targets<'_>) -> Result<()> {
+        let Targets { cluster, network, disks } = targets;
         if self.left.is_empty() {
             self.left.clone_from(&self.kinds);
             self.left.shuffle(&mut self.rng);
@@ -134,11 +161,20 @@ impl Adversary {
             | Nemesis::MuteLeader
             | Nemesis::DeafenLeader
             | Nemesis::Bridge => {
-                let network = network.context("a network that can be cut")?;
+                let network = network.as_ref().context("a network that can be cut")?;
                 let size = cluster.nodes().len();
                 network.cut(victims.iter().flat_map(|&node| ways(kind, node, size)).collect());
                 tokio::time::sleep(hold).await;
                 if self.rng.random() { network.heal() } else { network.heal_broken() }
+            }
+            Nemesis::PowerCut | Nemesis::PowerCutLeader | Nemesis::PowerCutAll => {
+                let cut: Option<Vec<&Disk>> = victims.iter().map(|&node| disks.get(node)).collect();
+                let cut = cut.context("disks that can lose power")?;
+                disk::cut_power(&cut)?;
+                cluster.kill_together(&victims)?;
+                tokio::time::sleep(hold).await;
+                cut.iter().try_for_each(|disk| disk.restore())?;
+                victims.iter().try_for_each(|&node| cluster.start(node))?;
             }
         }
         *self.done.entry(kind).or_default() += 1;
@@ -154,7 +190,7 @@ impl Adversary {
     async fn victims(&mut self, kind: Nemesis, cluster: &Cluster) -> Vec<usize> {
         let mut all: Vec<usize> = (0..cluster.nodes().len()).collect();
         match kind {
-            Nemesis::KillAll | Nemesis::PauseAll => all,
+            Nemesis::KillAll | Nemesis::PauseAll | Nemesis::PowerCutAll => all,
             Nemesis::KillMajority => {
                 all.shuffle(&mut self.rng);
                 all.truncate(cluster.nodes().len() / 2 + 1);
@@ -164,7 +200,8 @@ impl Adversary {
             | Nemesis::PauseLeader
             | Nemesis::IsolateLeader
             | Nemesis::MuteLeader
-            | Nemesis::DeafenLeader => {
+            | Nemesis::DeafenLeader
+            | Nemesis::PowerCutLeader => {
                 let leader = leader(&cluster.endpoints()).await;
                 leader.or_else(|| all.choose(&mut self.rng).copied()).into_iter().collect()
             }
@@ -172,7 +209,8 @@ impl Adversary {
             | Nemesis::Pause
             | Nemesis::Restart
             | Nemesis::Isolate
-            | Nemesis::Bridge => all.choose(&mut self.rng).copied().into_iter().collect(),
+            | Nemesis::Bridge
+            | Nemesis::PowerCut => all.choose(&mut self.rng).copied().into_iter().collect(),
         }
     }
 }
@@ -191,7 +229,10 @@ fn ways(kind: Nemesis, node: usize, size: usize) -> Vec<Way> {
         | Nemesis::Pause
         | Nemesis::PauseLeader
         | Nemesis::PauseAll
-        | Nemesis::Restart => Vec::new(),
+        | Nemesis::Restart
+        | Nemesis::PowerCut
+        | Nemesis::PowerCutLeader
+        | Nemesis::PowerCutAll => Vec::new(),
     }
 }
 

@@ -16,14 +16,15 @@ use std::sync::atomic::{AtomicBool, AtomicI64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use conclave_benches::cluster::{Cluster, Program};
+use conclave_benches::cluster::{Cluster, Node, Program};
 use tokio::task::JoinSet;
 
 use self::finale::finale;
 use self::watchers::{Watchers, read_back};
+use crate::disk::Disk;
 use crate::history::{History, Operation, Outcome};
 use crate::load::{Client, Stage};
-use crate::nemesis::{Adversary, Nemesis};
+use crate::nemesis::{Adversary, Nemesis, Targets};
 use crate::network::Network;
 use crate::verdict::{Fault, Violation};
 use crate::{Findings, check, members};
@@ -33,6 +34,8 @@ pub use plan::Plan;
 const NODES: usize = 3;
 const CLIENTS: u32 = 8;
 const PINNED_CLIENTS: u32 = 6;
+/// Room for the segments that a log keeps, and the state.
+const DISK_MEGABYTES: u64 = 400;
 const HEAL_TIMEOUT: Duration = Duration::from_secs(60);
 const FINISH_TIMEOUT: Duration = Duration::from_secs(120);
 const POLL: Duration = Duration::from_millis(50);
@@ -58,13 +61,6 @@ pub struct Report {
     pub kept: Option<PathBuf>,
 }
 
-/// Where the faults happen.
-struct Place<'a> {
-    cluster: &'a mut Cluster,
-    /// Only if it is to be cut.
-    network: Option<Network>,
-}
-
 /// Runs and checks; keeps the evidence if something is wrong.
 ///
 /// # Errors
@@ -78,20 +74,35 @@ pub async fn run(plan: &Plan) -> Result<Report> {
     let mut cluster = Cluster::create(Program::new(&plan.binary).with_flags(&flags), &dir, NODES)?;
     let is_cut = plan.nemesis.iter().any(|kind| kind.is_partition());
     let network = if is_cut { Some(Network::between(&mut cluster).await?) } else { None };
+    let loses_power = plan.nemesis.iter().any(|kind| kind.is_power_cut());
+    let disks = if loses_power { disks(&cluster)? } else { Vec::new() };
     cluster.start_all()?;
     let mut adversary = Adversary::new(plan.nemesis.clone(), seed);
-    let place = Place { cluster: &mut cluster, network };
-    let (history, mut violations) = perform(plan, seed, place, &mut adversary).await?;
+    let mut targets = Targets { cluster: &mut cluster, network, disks };
+    let performed = perform(plan, seed, &mut targets, &mut adversary).await;
+    let disks = targets.disks;
+    // Before its disks, which are unmounted also after an error.
+    drop(cluster);
+    drop(disks);
+    let (history, mut violations) = performed?;
     history.save(&dir.join("history.jsonl"))?;
     let mut findings = check(&history);
     findings.violations.append(&mut violations);
     let counts = counts(&history.operations);
     findings.violations.extend(coverage(plan, counts.0, &adversary));
-    drop(cluster);
     let is_wrong = !findings.violations.is_empty();
     let kept = if plan.keep.is_some() { Some(dir) } else { is_wrong.then(|| home.keep()) };
     let faults = adversary.done().iter().map(|(&kind, &count)| (kind, count)).collect();
     Ok(Report { seed, counts, findings, faults, kept })
+}
+
+/// A disk that can lose power under the directory of every node.
+fn disks(cluster: &Cluster) -> Result<Vec<Disk>> {
+    let disk = |node: &Node| {
+        let home = node.data_dir().with_file_name("disk");
+        Disk::create(&home, node.data_dir(), DISK_MEGABYTES)
+    };
+    cluster.nodes().iter().map(disk).collect()
 }
 
 fn counts(operations: &[Operation]) -> (usize, usize, usize) {
@@ -127,11 +138,11 @@ fn kinds_due(plan: &Plan) -> usize {
 async fn perform(
     plan: &Plan,
     seed: u64,
-    mut place: Place<'_>,
+    targets: &mut Targets<'_>,
     adversary: &mut Adversary,
 ) -> Result<(History, Vec<Violation>)> {
     let stage = Arc::new(Stage {
-        endpoints: place.cluster.endpoints(),
+        endpoints: targets.cluster.endpoints(),
         clock: Instant::now(),
         is_over: AtomicBool::new(false),
         newest: AtomicI64::new(1),
@@ -145,7 +156,7 @@ async fn perform(
     let mut violations = Vec::new();
     let watchers = Watchers::spawn(&stage, plan.progress, seed);
     let mut clients = spawn_clients(&stage, seed);
-    harass(&mut place, adversary, (plan, &stage), &mut violations).await?;
+    harass(targets, adversary, (plan, &stage), &mut violations).await?;
     stage.is_over.store(true, Ordering::Relaxed);
     let mut operations = Vec::new();
     while let Some(recorded) = clients.join_next().await {
@@ -161,7 +172,7 @@ async fn perform(
     let mut sessions = watchers.stop().await?;
     sessions.append(&mut read_back(&stage, &last, seed, &mut violations).await?);
     members::compare(&stage.endpoints, last.put, &mut violations).await;
-    note_deaths(place.cluster, &mut violations)?;
+    note_deaths(targets.cluster, &mut violations)?;
     Ok((History { operations, sessions }, violations))
 }
 
@@ -181,7 +192,7 @@ fn mix(seed: u64, id: u32) -> u64 {
 
 /// Faults for the planned time, and until that has shown enough; all healed at the end.
 async fn harass(
-    Place { cluster, network }: &mut Place<'_>,
+    targets: &mut Targets<'_>,
     adversary: &mut Adversary,
     (plan, stage): (&Plan, &Stage),
     violations: &mut Vec<Violation>,
@@ -189,20 +200,20 @@ async fn harass(
     let begun = Instant::now();
     loop {
         tokio::time::sleep(adversary.calm()).await;
-        note_deaths(cluster, violations)?;
+        note_deaths(targets.cluster, violations)?;
         let answered = stage.answered.load(Ordering::Relaxed);
         let is_enough = || coverage(plan, answered, adversary).is_empty();
         let gone = begun.elapsed();
         if gone >= plan.duration && (gone >= plan.duration * EXTENSION_MAX || is_enough()) {
             break;
         }
-        if let Err(error) = adversary.strike(cluster, network.as_ref()).await {
+        if let Err(error) = adversary.strike(targets).await {
             violations.push(Violation::new(Fault::NodeDied, format!("{error:#}")));
         }
     }
-    for node in 0..cluster.nodes().len() {
-        cluster.resume(node)?;
-        cluster.start(node)?;
+    for node in 0..targets.cluster.nodes().len() {
+        targets.cluster.resume(node)?;
+        targets.cluster.start(node)?;
     }
     Ok(())
 }

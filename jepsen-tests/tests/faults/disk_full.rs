@@ -1,12 +1,15 @@
-//! No space left on one member's disk: it says so and what to do, the others go on, and doing it helps.
+//! No space left on the disk of one member: it says so and what to do, the others go on, and doing it helps. On the
+//! disks of all: nothing acknowledged is lost.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use conclave_jepsen_tests::members;
 
-use crate::support::{Nodes, START_TIMEOUT, eventually, files, skipped};
+use crate::disks::{ALL, turn};
+use crate::support::{Client, HASTY, Nodes, START_TIMEOUT, eventually, files, skipped};
 
 const VICTIM: usize = 2;
 const OTHER: usize = 0;
@@ -19,6 +22,8 @@ const VALUE_BYTES: usize = 1_000_000;
 /// The state is flushed every ten entries, at most once a second.
 const PUTS_MAX: usize = 300;
 const PUT_PAUSE: Duration = Duration::from_millis(100);
+/// With one put while members end one after the other.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// A small file system of its own, gone with this value.
 struct SmallDisk {
@@ -122,7 +127,6 @@ async fn a_full_disk_under_the_state_ends_the_member_with_advice_that_helps() {
 
     disk.free();
     recovers(&mut nodes).await;
-    drop(nodes);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -162,4 +166,67 @@ async fn a_full_disk_under_the_log_is_told_before_it_matters_and_then_ends_the_m
     nodes.cluster.start_as(VICTIM, &program).expect("the program starts");
     recovers(&mut nodes).await;
     drop(nodes);
+}
+
+/// Puts large values through any of the nodes until at least `count` of them have ended with advice.
+async fn write_until_ended(
+    nodes: &mut Nodes,
+    (name, count): (&str, usize),
+    acknowledged: &mut BTreeMap<String, i64>,
+) -> Vec<usize> {
+    let value = vec![b'v'; VALUE_BYTES];
+    let mut ended = Vec::new();
+    for number in 0..VALUES_MAX {
+        for (node, status) in nodes.cluster.reap_dead().expect("processes") {
+            let words = nodes.last_words(node);
+            assert!(words.contains("no space left") && words.contains(ADVICE), "{status}: {words}");
+            ended.push(node);
+        }
+        if ended.len() >= count {
+            return ended;
+        }
+        for node in ALL.into_iter().filter(|node| !ended.contains(node)) {
+            let key = format!("{name}-{number}-{node}");
+            let Ok(client) = Client::open(&nodes.endpoint(node)).await else { continue };
+            if let Ok(Ok(revision)) =
+                tokio::time::timeout(PATIENCE, client.put(&key, &*value)).await
+            {
+                acknowledged.insert(key, revision);
+            }
+        }
+    }
+    panic!("{ended:?} ended of a log that needs more space than there is");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn full_disks_of_a_leader_and_of_everybody_lose_nothing_acknowledged() {
+    let Some(_turn) = turn("full_disks_of_a_leader_and_of_everybody").await else { return };
+    let mut nodes = Nodes::on_disks(3, &[HASTY]);
+    nodes.serve().await;
+    let mut acknowledged = BTreeMap::new();
+
+    let leader = nodes.leader().await;
+    nodes.disks[leader].fill().expect("the disk is small");
+    let ended = write_until_ended(&mut nodes, ("k-leader", 1), &mut acknowledged).await;
+    assert_eq!(ended, [leader]);
+    let other = (leader + 1) % 3;
+    nodes.client(other).await.insist("p-others", b"the others go on").await;
+    nodes.disks[leader].free().expect("the filler");
+    nodes.serve().await;
+    nodes.must_have("k", &acknowledged).await;
+
+    nodes.disks.iter().for_each(|disk| disk.fill().expect("the disk is small"));
+    let ended = write_until_ended(&mut nodes, ("k-all", 2), &mut acknowledged).await;
+    if let Some(alive) = ALL.into_iter().find(|node| !ended.contains(node))
+        && let Ok(client) = Client::open(&nodes.endpoint(alive)).await
+        && let Ok(value) = client.get_local("p-others").await
+    {
+        assert_eq!(value.as_deref(), Some(&b"the others go on"[..]), "it still tells what it has");
+    }
+    nodes.disks.iter().for_each(|disk| disk.free().expect("the filler"));
+    nodes.cluster.reap_dead().expect("processes");
+    nodes.serve().await;
+    nodes.must_have("k", &acknowledged).await;
+    nodes.must_be_equal().await;
+    println!("{} puts acknowledged, none lost", acknowledged.len());
 }

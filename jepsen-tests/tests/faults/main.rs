@@ -6,7 +6,9 @@
 //! | test | here | long |
 //! |---|---|---|
 //! | `sync_kills` | a sample of the first 200 fdatasyncs | each of them, on new and on old directories |
-//! | `disk_full` | the state's disk, the log's disk | the same |
+//! | `disk_full` | the state's disk, the log's disk, the leader's, everybody's | the same |
+//! | `disk_failure` | a leader's disk fails, a follower's becomes read-only; both of a member alone | each of both |
+//! | `power_loss` | all members twice at once, one four times, a checked history of 8 s | thirty times, sixty times, two minutes |
 //! | `damage` | flipped, torn and lost bytes of log and state | the same |
 //! | `hostile` | some hundred connections | some thousand |
 //! | `handshakes` | 10,000 that stop half way | the same |
@@ -26,7 +28,9 @@
 //! | `outage` | the cluster is away for 5 s | for a minute |
 
 mod damage;
+mod disk_failure;
 mod disk_full;
+mod disks;
 mod examples;
 mod guards;
 mod hand_overs;
@@ -39,6 +43,7 @@ mod many;
 mod outage;
 mod partitions;
 mod paused;
+mod power_loss;
 mod protected;
 mod rolling;
 mod support;

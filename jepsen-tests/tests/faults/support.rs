@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use conclave_benches::cluster::{Cluster, Program};
 use conclave_benches::connection::Connection;
+use conclave_jepsen_tests::disk::Disk;
 use conclave_jepsen_tests::network::Network;
 use conclave_jepsen_tests::{members, nemesis};
 use conclave_proto::etcdserverpb::kv_client::KvClient;
@@ -69,6 +70,8 @@ pub(crate) async fn sample(port: u16, name: &str) -> f64 {
 /// Nodes of one cluster in a temporary directory.
 pub(crate) struct Nodes {
     pub(crate) cluster: Cluster,
+    /// One for each node after [`Nodes::on_disks`]; unmounted after the nodes have ended.
+    pub(crate) disks: Vec<Disk>,
     _dir: TempDir,
 }
 
@@ -82,15 +85,20 @@ impl Nodes {
         let flags: Vec<String> = patience.iter().chain(flags).map(|&f| f.to_owned()).collect();
         let program = Program::new(&members::program()).with_flags(&flags);
         let cluster = Cluster::create(program, dir.path(), size).expect("free ports");
-        Self { cluster, _dir: dir }
+        Self { cluster, disks: Vec::new(), _dir: dir }
     }
 
     /// Nodes that serve.
     pub(crate) async fn serving(size: usize, flags: &[&str]) -> Self {
         let mut nodes = Self::create(size, flags);
-        nodes.cluster.start_all().expect("the program starts");
-        nodes.all_serve().await;
+        nodes.serve().await;
         nodes
+    }
+
+    /// Starts the nodes that do not run, and waits until all serve.
+    pub(crate) async fn serve(&mut self) {
+        self.cluster.start_all().expect("the program starts");
+        self.all_serve().await;
     }
 
     /// Nodes that serve, with a network between them that can be cut.

@@ -20,9 +20,9 @@ const SIGKILL: i32 = 9;
 /// Alone, a node elects itself at once.
 const ALONE: [&str; 2] = ["--heartbeat-interval=20", "--election-timeout=200"];
 
-/// `program` under strace, killed at the `nth` sync of any of its threads.
-fn traced(program: &Program, nth: u32) -> Program {
-    let inject = format!("inject=fdatasync,fsync:signal=SIGKILL:when={nth}");
+/// `program` under strace, which does `what` instead of a sync of any of its threads.
+pub(crate) fn traced(program: &Program, what: &str) -> Program {
+    let inject = format!("inject=fdatasync,fsync:{what}");
     let tracer = ["-f", "-qq", "-o", "/dev/null", "-e", "trace=fdatasync,fsync", "-e"];
     let mut verb: Vec<String> = tracer.map(str::to_owned).into();
     verb.push(inject);
@@ -38,7 +38,7 @@ fn traced(program: &Program, nth: u32) -> Program {
     }
 }
 
-fn can_trace(test: &str) -> bool {
+pub(crate) fn can_trace(test: &str) -> bool {
     let traced = Command::new("strace").args(["-qq", "-o", "/dev/null", "true"]).status();
     let can = traced.is_ok_and(|status| status.success());
     if !can {
@@ -72,7 +72,7 @@ impl Ledger {
     /// looks for everything that was ever acknowledged.
     async fn round(&mut self, nodes: &mut Nodes, victim: usize, nth: u32, endpoints: &[String]) {
         let name = format!("k{}-{nth}", self.acknowledged.len());
-        let program = traced(nodes.cluster.program(), nth);
+        let program = traced(nodes.cluster.program(), &format!("signal=SIGKILL:when={nth}"));
         nodes.cluster.start_as(victim, &program).expect("strace starts");
         let writers = Writers::start(&name, endpoints, WRITERS);
         let ended =

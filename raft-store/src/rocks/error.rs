@@ -1,4 +1,4 @@
-//! Converts RocksDB's errors: damage, a full disk (with advice), or an error of the system.
+//! Converts RocksDB's errors: damage, a full or failing disk (with advice), or any other error.
 
 use std::io;
 
@@ -39,6 +39,10 @@ fn explained(kind: ErrorKind, text: String) -> io::Error {
             );
             io::Error::new(io::ErrorKind::StorageFull, text)
         }
+        ErrorKind::IOError => io::Error::other(format!(
+            "the state cannot be read or written: see what the system's log says of its disk; \
+             nothing acknowledged is lost while the raft log is there ({text})"
+        )),
         _ => io::Error::other(text),
     }
 }
@@ -54,7 +58,16 @@ mod tests {
         assert_eq!(full.kind(), io::ErrorKind::StorageFull);
         let advice = "nothing acknowledged is lost; free space and start again";
         assert!(full.to_string().contains(advice) && full.to_string().contains(text), "{full}");
-        let other = explained(ErrorKind::IOError, "IO error: Input/output error".to_owned());
-        assert_eq!(other.kind(), io::ErrorKind::Other);
+    }
+
+    #[test]
+    fn a_disk_that_fails_is_told_with_what_is_concerned() {
+        let text = "IO error: While fsync: a directory: Input/output error";
+        let failed = explained(ErrorKind::IOError, text.to_owned());
+        assert_eq!(failed.kind(), io::ErrorKind::Other);
+        let failed = failed.to_string();
+        assert!(failed.starts_with("the state cannot be") && failed.contains(text), "{failed}");
+        let busy = explained(ErrorKind::Busy, "Resource busy".to_owned());
+        assert_eq!(busy.to_string(), "Resource busy");
     }
 }
