@@ -31,7 +31,6 @@ use conclave_proto::{
     etcdserverpb::{
         RangeRequest, TxnResponse,
         range_request::{SortOrder, SortTarget},
-        request_op::Request,
         response_op::Response,
     },
     mvccpb::KeyValue,
@@ -43,12 +42,12 @@ use crate::{
     client::Client,
     error::Error,
     key::prefix_end,
-    kv::{get, put},
+    kv::put,
     lease::Lease,
     namespace::Namespace,
     reply::Reply,
     session,
-    txn::{Operation, Txn, key, txn},
+    txn::{Txn, key, txn},
 };
 
 impl Client {
@@ -200,7 +199,12 @@ impl Place {
         }
     }
 
-    /// The state of the place, and the revision at which it was read.
+    /// The state of the place, and a revision at which that was so.
+    ///
+    /// Two reads and not one transaction: dropping an acquisition cancels what is under way, and
+    /// etcd before 3.5.5 ends with a panic if that is a transaction that only reads (etcd#14110).
+    /// No contender can enter before this one, so what the first read did not find is not there
+    /// at the revision of the second one either.
     async fn look(&self, client: &Client, prefix: &[u8]) -> Result<(Standing, i64), Error> {
         let mut before = RangeRequest {
             key: Bytes::copy_from_slice(prefix),
@@ -212,22 +216,15 @@ impl Place {
         };
         before.set_sort_target(SortTarget::Create);
         before.set_sort_order(SortOrder::Descend);
-        let both = client.txn().then(get(&self.key[..]).keys_only());
-        let both = both.then(Operation::from(Request::RequestRange(before))).commit().await?;
-        let revision = both.revision();
-        let mut found =
-            both.into_inner().responses.into_iter().map(|answer| match answer.response {
-                Some(Response::ResponseRange(range)) => range.kvs.into_iter().next(),
-                _ => None,
-            });
-        let (own, before) = (found.next().flatten(), found.next().flatten());
-        let is_there = own.is_some_and(|own| own.create_revision == self.token);
-        let standing = match before {
-            _ if !is_there => Standing::Gone,
-            Some(KeyValue { key, .. }) => Standing::Behind(key),
-            None => Standing::First,
-        };
-        Ok((standing, revision))
+        let before = client.send_range(before).await?;
+        let own = client.get(&self.key[..]).keys_only().await?;
+        let is_there = own.kvs.first().is_some_and(|own| own.create_revision == self.token);
+        Ok(match before.kvs.first() {
+            _ if !is_there => (Standing::Gone, own.revision()),
+            // It may have been deleted between the two reads.
+            Some(KeyValue { key, .. }) => (Standing::Behind(key.clone()), before.revision()),
+            None => (Standing::First, own.revision()),
+        })
     }
 }
 
