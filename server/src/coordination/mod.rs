@@ -16,7 +16,7 @@
 //! | `lock`, `acquire`, `inspect` | the lock service |
 //! | `election`, `campaign`, `observe` | the election service |
 //! | `counter`, `barrier`, `group` | counters and latches, barriers, groups |
-//! | `streams`, `orphans` | stream numbers; withdraws what the streams of dead members left behind |
+//! | `streams`, `orphans` | stream numbers; withdraws what streams of dead members left behind |
 //! | `change`, `wait` | what these have in common |
 //! | `write` | writes that are safe to retry |
 //! | `registry` | the registry and its background work on the leader |
