@@ -1,4 +1,4 @@
-//! One acquisition, from its first proposal to its end.
+//! A single acquisition, from its proposal to its end.
 
 use std::time::Duration;
 
@@ -27,30 +27,31 @@ use crate::auth::RightsCheck;
 use crate::propose::Haste;
 use crate::status::Fault;
 
-/// Largest position that is counted.
+/// Queue positions are counted up to this number.
 const POSITION_MAX: usize = 1_000;
 
 pub(super) type Answers = mpsc::Sender<Result<v1::AcquireResponse, Status>>;
 
-/// An acquisition under way; a task of its own, because a call that is dropped must still be given up.
+/// An acquisition in progress. A task of its own, because it must be withdrawn even if the call is
+/// dropped.
 pub(super) struct Acquisition {
     context: Context,
     caller: Caller,
-    /// What the caller must be allowed to for as long as it waits.
+    /// The right that the caller needs for as long as it waits.
     wanted: RightsCheck,
     answers: Answers,
     command: LockAcquire,
     deadline: Option<Instant>,
 }
 
-/// How waiting ended.
+/// How the wait ended.
 enum End {
     Granted(v1::Granted),
     Gone,
     Timeout,
-    /// Nobody listens any more.
+    /// The client is gone.
     Dropped,
-    /// The caller may not take part any more.
+    /// The caller lost the right to take part.
     Revoked(Status),
     Failed(Status),
 }
@@ -77,7 +78,7 @@ impl Acquisition {
             can_wait: wait != Some(Duration::ZERO),
             reentrant: request.reentrant,
             delay_seconds: request.lock_delay_seconds,
-            // 0 stands for whoever asked.
+            // Never 0, which means all attempts of the request.
             attempt: context.node.turns().streams().next(context.node.member_id()),
             asked_unix_ms: unix_ms(),
             note: request.note,
@@ -94,7 +95,8 @@ impl Acquisition {
 
     pub(super) async fn run(self) {
         let message = Message::LockAcquire(self.command.clone());
-        // Also if the client goes meanwhile: a withdrawal that overtook the command would find nothing.
+        // Awaited even if the client goes meanwhile: a withdrawal that overtook the command would
+        // find nothing.
         let proposal = self.context.propose_with(&self.caller, message, self.haste()).await;
         let (state, taken, revision) = match proposal {
             Ok((Answer::Lock(LockResponse::Places { state, taken }), revision)) => {
@@ -125,7 +127,8 @@ impl Acquisition {
         }
     }
 
-    /// Who gets in line behind others is in no hurry; who asks without waiting is, or may hold already.
+    /// How soon the command has to be in the log. Only a request that lines up behind others has
+    /// time; one that does not wait, or that may hold the lock already, does not.
     fn haste(&self) -> Haste {
         let LockAcquire { names, can_wait: true, reentrant: false, .. } = &self.command else {
             return Haste::Prompt;
@@ -134,7 +137,7 @@ impl Acquisition {
         Haste::behind(names.iter().map(|name| turns.places(name)).max().unwrap_or(0))
     }
 
-    /// Waits for the turn of all places; what is left to give up.
+    /// Waits for the turn of all places; returns the withdrawal that is still to be made, if any.
     async fn wait(&self, taken: Vec<Taken>) -> Option<Message> {
         let queued = self.context.metrics.turns.enter();
         let position = self.position(&taken);
@@ -152,7 +155,8 @@ impl Acquisition {
         self.settle(end, &taken).await
     }
 
-    /// As it ended, unless the others took a place away while this member was cut off, and so have granted it to somebody else.
+    /// Checks a grant after this member was cut off: the others may have taken a place away
+    /// meanwhile and granted it to somebody else.
     async fn confirm(&self, end: End, taken: &[Taken]) -> End {
         if !matches!(end, End::Granted(_)) {
             return end;
@@ -169,8 +173,8 @@ impl Acquisition {
         }
     }
 
-    /// Tells how it ended for the places that were `taken`. What is left to give up: nothing if the client got to know that it was granted, or the
-    /// places are gone.
+    /// Tells the client how the wait ended. Returns the withdrawal that is still to be made: none
+    /// if the client was told that it holds the places, or if they are gone.
     async fn settle(&self, end: End, taken: &[Taken]) -> Option<Message> {
         let end = match (end, self.check()) {
             (End::Granted(_) | End::Gone, Err(status)) => End::Revoked(status),
@@ -185,7 +189,7 @@ impl Acquisition {
                 let reader = self.context.node.reader();
                 let lease = leases::lease(reader, self.command.session);
                 let is_lost = matches!(lease, Ok(None));
-                // If one of several places is gone the others are worth nothing.
+                // If one of several places is gone, the others are of no use.
                 let is_settled = self.command.names.len() == 1 || self.release().await.is_ok();
                 let reason = if is_lost { Reason::SessionLost } else { Reason::Cancelled };
                 let reason = reason as i32;
@@ -214,13 +218,14 @@ impl Acquisition {
         self.context.auth.check_by_name(&self.caller, &self.wanted)
     }
 
-    /// Fails; the client may come back for its places.
+    /// Reports a failure; the client may come back for its places within the grace period.
     async fn leave(&self, status: Status) -> Option<Message> {
         self.fail(status).await;
         Some(self.withdrawal())
     }
 
-    /// Takes the places from a client that may not have them any more, whichever of its streams asked for them.
+    /// Removes all places of the request, of whichever stream, because the client lost the right to
+    /// them.
     async fn expel(&self, status: Status) -> Option<Message> {
         if !is_denied(&status) {
             return self.leave(status).await;
@@ -257,7 +262,7 @@ impl Acquisition {
         }
     }
 
-    /// How many stand before, in the longest of the queues.
+    /// Number of places ahead in the longest of the queues, at most [`POSITION_MAX`] each.
     fn position(&self, taken: &[Taken]) -> u64 {
         let reader = self.context.node.reader();
         let ahead = |place: &Taken| queue::ahead(reader, &place.name, place.fence, POSITION_MAX);
@@ -273,7 +278,7 @@ impl Acquisition {
         self.withdrawal_of(self.command.attempt)
     }
 
-    /// Of what a stream asked for; 0 for all of them.
+    /// The withdrawal of what one attempt (stream) of the request asked for; 0 for all attempts.
     fn withdrawal_of(&self, attempt: u64) -> Message {
         Message::LockRelease(internal::LockRelease {
             names: self.command.names.clone(),
@@ -298,12 +303,12 @@ impl Acquisition {
     }
 
     async fn fail(&self, status: Status) {
-        // A client that has gone needs no reason.
+        // Fails only if the client is gone, which needs no answer.
         self.answers.send(Err(status)).await.ok();
     }
 }
 
-/// 0 of 0 is exclusive.
+/// Fills in the default share: 0 permits of 0 is an exclusive lock, 1 of 1.
 pub(super) fn share(permits: u32, limit: u32) -> (u32, u32) {
     if permits == 0 && limit == 0 { (1, 1) } else { (permits, limit) }
 }
@@ -312,7 +317,8 @@ pub(super) fn held_lock(place: Taken) -> v1::HeldLock {
     v1::HeldLock { name: place.name, key: place.key, fence: place.fence }
 }
 
-/// The end, if all places hold for the session or one is gone. A place with another fence is another request's.
+/// The end of the wait, if the session holds all places or one is gone. A place with another fence
+/// belongs to another request.
 fn look((taken, session): (&[Taken], i64), following: &mut [Following]) -> Option<End> {
     let (mut locks, mut since) = (Vec::with_capacity(taken.len()), 0);
     let mut is_waiting = false;
@@ -332,7 +338,7 @@ fn look((taken, session): (&[Taken], i64), following: &mut [Following]) -> Optio
     (!is_waiting).then_some(End::Granted(v1::Granted { locks, revision: since }))
 }
 
-/// Starts an acquisition; the stream of its answers.
+/// Starts an acquisition; returns the stream of its answers.
 pub(super) fn start(
     context: Context,
     caller: Caller,
@@ -343,7 +349,7 @@ pub(super) fn start(
     let acquisition = Acquisition::new(context, caller, request, answers);
     check(acquisition.command())?;
     let background = acquisition.context.background.clone();
-    // Ends by itself: with the stream and a grace, and with the member.
+    // The task ends by itself: with the stream and a grace period, or with the member.
     background.spawn(acquisition.run());
     Ok(stream)
 }

@@ -1,4 +1,4 @@
-//! The services of barriers and double barriers.
+//! The barrier and double barrier services.
 
 use bytes::Bytes;
 use conclave_proto::etcdserverpb::{WatchCreateRequest, watch_create_request::FilterType};
@@ -20,7 +20,7 @@ use crate::auth::{RightsCheck, caller_of};
 use crate::metrics::Method;
 use crate::status;
 
-/// Answers calls of barriers and double barriers.
+/// Answers barrier and double barrier calls.
 #[derive(Clone)]
 pub(super) struct BarrierApi {
     pub(super) context: Context,
@@ -90,7 +90,7 @@ impl BarrierApi {
     }
 }
 
-/// One participant of a double barrier, on its way in or out.
+/// A participant of a double barrier that enters or leaves.
 struct Participant {
     once: v1::Once,
     name: Bytes,
@@ -105,12 +105,12 @@ impl Participant {
         let entered = change(waiter.who(), Some(self.once), self.name.clone(), enter).await;
         let (end, fence) = match entered {
             Err(status) => (End::Failed(status), 0),
-            // It was taken back before it came.
+            // The entry was undone before it arrived.
             Ok(answer) if answer.number == 0 => (End::Gone, 0),
             Ok(answer) if answer.is_done => (End::Passed(answer.revision), answer.number),
             Ok(answer) => (self.until_in(&waiter, answer.number).await, answer.number),
         };
-        // Who does not hear that it is in is not.
+        // A participant that may not be told that it is in must not count as in.
         let revoked = match (end, waiter.check()) {
             (End::Revoked(status), _) | (End::Passed(_), Err(status)) if is_denied(&status) => {
                 status
@@ -125,7 +125,7 @@ impl Participant {
         }
     }
 
-    /// Waits until the participant with this fence is in. One that may wait no longer is taken out.
+    /// Waits until the participant with this fence is in. On timeout the participant is taken out.
     async fn until_in(&self, waiter: &Waiter, fence: i64) -> End {
         let end = match self.look(waiter, fence) {
             Err(status) => return End::Failed(status),
@@ -152,7 +152,7 @@ impl Participant {
         if matches!(end, End::Timeout) { self.withdraw(&waiter.context).await } else { end }
     }
 
-    /// How the participant stands, and the revision as of which that is known.
+    /// The participant's state, and the revision at which it was read.
     fn look(&self, waiter: &Waiter, fence: i64) -> Result<(i64, Option<End>), Status> {
         let at = waiter.context.node.reader().head().revision;
         let own = key_at(&waiter.context, &self.key(), at)?;
@@ -167,7 +167,7 @@ impl Participant {
         rendezvous::key(&self.name, self.once.session, self.once.sequence)
     }
 
-    /// Takes it out, unless it got in at the last moment.
+    /// Takes the participant out, unless it got in at the last moment.
     async fn withdraw(&self, context: &Context) -> End {
         match propose((context, &Caller::Inside), self.exit(true)).await {
             Err(status) => End::Failed(status),
@@ -177,7 +177,8 @@ impl Participant {
         }
     }
 
-    /// What takes the participant out that this request made; if asked so, only while it waits.
+    /// The command that takes out the participant of this request; if `is_only_waiting`, only while
+    /// it waits.
     fn exit(&self, is_only_waiting: bool) -> internal::Primitive {
         let v1::Once { session, sequence, .. } = self.once;
         let once = v1::Once { session, undoes: sequence, ..v1::Once::default() };
@@ -185,10 +186,10 @@ impl Participant {
         internal::Primitive { once: Some(once), name: self.name.clone(), action }
     }
 
-    /// Leaves, unless that is done, and waits for the others.
+    /// Leaves, unless it has left already (`until_fence`), and waits for the other participants.
     async fn leave(self, waiter: Waiter, until_fence: i64) {
         let fence = if until_fence > 0 {
-            // The others are known here that were known when it left.
+            // After the barrier this member knows the participants that were there when it left.
             waiter.context.read_barrier().await.map(|()| until_fence)
         } else {
             let exit = Action::ExitIfWaiting(false);
@@ -202,7 +203,7 @@ impl Participant {
         waiter.end(end, (self.once.session, 0)).await;
     }
 
-    /// Waits until no participant with this fence or a smaller one is there.
+    /// Waits until there is no participant with this fence or a smaller one.
     async fn until_out(&self, waiter: &Waiter, fence: i64) -> End {
         let reader = waiter.context.node.reader();
         let at = reader.head().revision;
@@ -223,7 +224,7 @@ impl Participant {
             filters: vec![FilterType::Noput as i32],
             ..WatchCreateRequest::default()
         };
-        // Whoever is out does not come in again with the same fence.
+        // A participant that left does not come back with the same fence.
         let judge = |change: &conclave_proto::mvccpb::Event| {
             let revision = change.kv.as_ref().map_or(at, |kv| kv.mod_revision);
             is_out().then_some(End::Passed(revision))
@@ -233,7 +234,7 @@ impl Participant {
     }
 }
 
-/// The end, if the gate says that participants with this fence are in.
+/// The end of the wait, if the gate has opened for participants with this fence.
 fn is_in(gate: &[u8], fence: i64, revision: i64) -> Option<End> {
     (Gate::parse(gate).opened >= fence).then_some(End::Passed(revision))
 }

@@ -1,7 +1,8 @@
-//! One candidacy, from its proposal to its end.
+//! A single candidacy, from its proposal to its end.
 //!
-//! The stream lives as long as the candidate, also while it leads: a client that has gone is withdrawn
-//! after a grace, so that nobody leads without knowing, and a leader that is one no more hears of it.
+//! The stream lives as long as the candidacy, including the time as leader. If the client goes, the
+//! candidacy is withdrawn after a grace period, so that nobody leads without knowing; and a leader
+//! is told when it no longer leads.
 
 use conclave_proto::internal::{self, command::Command as Message};
 use conclave_proto::v1;
@@ -23,14 +24,16 @@ use crate::auth::RightsCheck;
 use crate::propose::Haste;
 use crate::status::Fault;
 
-/// Largest position that is counted.
+/// Queue positions are counted up to this number.
 const POSITION_MAX: usize = 1_000;
 
-/// A candidacy under way; a task of its own, because a call that is dropped must still be withdrawn.
+/// A candidacy in progress. A task of its own, because it must be withdrawn even if the call is
+/// dropped.
 struct Candidacy {
     context: Context,
     caller: Caller,
-    /// What the caller must be allowed to for as long as it is a candidate, also while it leads.
+    /// The right that the caller needs for as long as it is a candidate, including the time as
+    /// leader.
     wanted: RightsCheck,
     answers: mpsc::Sender<Result<v1::CampaignResponse, Status>>,
     command: internal::Campaign,
@@ -40,29 +43,30 @@ struct Candidacy {
 enum End {
     /// The candidate is gone.
     Gone,
-    /// Nobody listens any more.
+    /// The client is gone.
     Dropped,
-    /// The caller may not take part any more.
+    /// The caller lost the right to take part.
     Revoked(Status),
     /// The member stops, or is cut off.
     Over(Fault),
 }
 
-/// Starts a candidacy; the stream of what becomes of it.
+/// Starts a candidacy; returns the stream of its events.
 pub(super) fn start(
     context: Context,
     caller: Caller,
     request: v1::CampaignRequest,
 ) -> Result<mpsc::Receiver<Result<v1::CampaignResponse, Status>>, Status> {
     let v1::CampaignRequest { name, session, value, attempt: number, once, resumes } = request;
-    // 0 stands for none.
+    // Never 0, which means no stream.
     let attempt = context.node.turns().streams().next(context.node.member_id());
     let command = internal::Campaign { name, session, value, attempt, number, once, resumes };
     checked(&command::lock::campaign(command.clone()))?;
     let (answers, stream) = mpsc::channel(super::ANSWERS_MAX);
     let background = context.background.clone();
     let wanted = RightsCheck::part_in(std::slice::from_ref(&command.name));
-    // Ends by itself: with the candidate, with the stream and a grace, and with the member.
+    // The task ends by itself: with the candidacy, with the stream and a grace period, or with the
+    // member.
     background.spawn(Candidacy { context, caller, wanted, answers, command }.run());
     Ok(stream)
 }
@@ -75,7 +79,7 @@ impl Candidacy {
         let left = match proposal {
             Ok((Answer::Lock(LockResponse::Places { taken, .. }), _)) => match taken.first() {
                 Some(place) => self.follow(place).await,
-                // It was resigned, or is not there to be resumed.
+                // The candidate resigned, or does not exist any more and cannot be resumed.
                 None => self.lose(Reason::Removed, None).await,
             },
             Ok(_) => {
@@ -93,7 +97,7 @@ impl Candidacy {
         }
     }
 
-    /// Follows the candidate to its end; what is left to withdraw.
+    /// Follows the candidate to its end; returns the withdrawal that is still to be made, if any.
     async fn follow(&self, place: &Taken) -> Option<Message> {
         let following = Turns::follow(self.context.node.turns(), &place.name, &place.key);
         let Ok(following) = following else {
@@ -117,7 +121,8 @@ impl Candidacy {
         }
     }
 
-    /// Takes the place from a client that may not have it any more, unless another stream follows it.
+    /// Removes the place of a client that lost the right to it, unless another stream follows the
+    /// place.
     async fn expel(&self, status: Status) -> Option<Message> {
         if !is_denied(&status) {
             self.fail(status).await;
@@ -129,8 +134,8 @@ impl Candidacy {
         withdrawn.is_err().then_some(leave)
     }
 
-    /// What gives the place up if its client does not come back. One that is recognised stays until its client or
-    /// its session ends it.
+    /// The withdrawal to make if the client does not come back. `None` for a numbered request: its
+    /// client can resume it, so it stays until the client or the session ends it.
     fn withdrawal(&self) -> Option<Message> {
         let is_numbered = self.command.once.is_some_and(|once| once.sequence != 0);
         (!is_numbered).then(|| self.leave())
@@ -144,7 +149,7 @@ impl Candidacy {
     }
 
     async fn tell(&self, place: &Taken, following: Following) -> End {
-        // Also while the client takes nothing of what it is told.
+        // These are noticed even if the client does not read its events.
         tokio::select! {
             biased;
             // A member that is cut off would never hear what becomes of the candidate.
@@ -161,11 +166,11 @@ impl Candidacy {
         loop {
             let turn = *following.receiver.borrow_and_update();
             let event = match (turn, led_with) {
-                // Whoever led and is not first any more, or is again with another fence, led for nobody
-                // meanwhile.
+                // A leader that is no longer first, or is first again with another fence, was not
+                // the leader all the time.
                 (Turn::Gone, _) | (Turn::Waiting, Some(_)) => return End::Gone,
                 (Turn::Held { fence, .. }, Some(known)) if fence != known => return End::Gone,
-                // An etcd client gave its key another lease.
+                // An etcd client attached another lease to the key.
                 (Turn::Held { session, .. }, _) if session != self.command.session => {
                     return End::Gone;
                 }
@@ -201,7 +206,7 @@ impl Candidacy {
         }
     }
 
-    /// Whether others stand before; if not, there is nothing to wait for but to be told so.
+    /// Whether others are ahead. If not, the election is about to be told anyway.
     fn is_behind(&self, place: &Taken) -> bool {
         self.position(place) > 0
     }
@@ -212,7 +217,7 @@ impl Candidacy {
         u64::try_from(ahead.unwrap_or(0)).unwrap_or(0)
     }
 
-    /// Tells something of the election, if the caller still may hear it.
+    /// Sends an event, if the caller still has the right to it.
     async fn say(&self, event: Event) -> Result<(), End> {
         let may = self.context.auth.check_by_name(&self.caller, &self.wanted);
         may.map_err(End::Revoked)?;
@@ -223,14 +228,14 @@ impl Candidacy {
         self.answers.send(Ok(v1::CampaignResponse { event: Some(event) })).await.is_ok()
     }
 
-    /// Nothing is left to withdraw.
+    /// Tells the client that it lost; nothing is left to withdraw.
     async fn lose(&self, reason: Reason, broken: Option<v1::Broken>) -> Option<Message> {
         self.send(Event::Lost(v1::CampaignLost { reason: reason as i32, broken })).await;
         None
     }
 
     async fn fail(&self, status: Status) {
-        // A client that has gone needs no reason.
+        // Fails only if the client is gone, which needs no answer.
         self.answers.send(Err(status)).await.ok();
     }
 }

@@ -1,4 +1,4 @@
-//! Changes of counters, latches, barriers and groups: checked, proposed, answered.
+//! Checks, proposes and answers changes of counters, latches, barriers and groups.
 
 use bytes::Bytes;
 use conclave_proto::internal::{self, command::Command as Message, primitive::Action};
@@ -14,14 +14,14 @@ use crate::api::context::{Context, mismatch};
 use crate::api::limits;
 use crate::status;
 
-/// What apply would refuse is refused before it is proposed.
+/// Refuses before the proposal what apply would refuse.
 pub(super) fn checked(message: &internal::Primitive) -> Result<(), Status> {
     let command = command::primitive::primitive(message.clone());
     let checked = command.and_then(|command| check::command(&command));
     checked.map_err(|rejection| status::from_rejection(&rejection))
 }
 
-/// Carries out a change on behalf of a caller.
+/// Executes a change on behalf of a caller.
 pub(super) async fn change(
     (context, caller): (&Context, &Caller),
     once: Option<v1::Once>,
@@ -46,7 +46,7 @@ pub(super) async fn change(
     propose((context, caller), message).await
 }
 
-/// Proposes a change that was checked.
+/// Proposes a change that was checked already.
 pub(super) async fn propose(
     (context, caller): (&Context, &Caller),
     message: internal::Primitive,
@@ -57,7 +57,7 @@ pub(super) async fn propose(
     }
 }
 
-/// One key as of a revision, 0 for the current one.
+/// Reads one key at a revision, 0 for the current one.
 pub(super) fn key_at(context: &Context, key: &Bytes, at: i64) -> Result<Option<KeyValue>, Status> {
     let range = Range { key: Bytes::clone(key), revision: at, ..Range::default() };
     let found = context.node.reader().range(&range);

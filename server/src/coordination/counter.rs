@@ -1,4 +1,4 @@
-//! The services of counters and latches.
+//! The counter and latch services.
 
 use bytes::Bytes;
 use conclave_proto::internal::{self, primitive::Action};
@@ -20,7 +20,7 @@ use crate::auth::{RightsCheck, caller_of};
 use crate::metrics::Method;
 use crate::status;
 
-/// Answers calls of counters and latches.
+/// Answers counter and latch calls.
 #[derive(Clone)]
 pub(super) struct CounterApi {
     pub(super) context: Context,
@@ -107,7 +107,8 @@ impl CounterApi {
         })
     }
 
-    /// The number under a name and the revision of its last change, if there is one.
+    /// The number stored under a name and the revision of its last change; `None` if the key does
+    /// not exist.
     async fn number(&self, caller: &Caller, name: &Bytes) -> Result<Option<(i64, i64)>, Status> {
         check::name(name).map_err(|rejection| status::from_rejection(&rejection))?;
         self.context.read_barrier().await?;

@@ -108,7 +108,7 @@ impl ElectionApi {
     }
 }
 
-/// Says something else if the session leads with this fence.
+/// A transaction that changes the leader's value if the session leads with this fence.
 fn proclamation(request: v1::ProclaimRequest) -> v1::CommitRequest {
     let v1::ProclaimRequest { name, session, fence, value } = request;
     let key = queue::key(&name, session);

@@ -1,4 +1,4 @@
-//! The service of groups.
+//! The group service.
 
 use bytes::Bytes;
 use conclave_proto::internal::{self, primitive::Action};
@@ -20,10 +20,10 @@ use crate::auth::{RightsCheck, caller_of};
 use crate::metrics::Method;
 use crate::status;
 
-/// Members of one answer.
+/// Most members in one answer.
 const LIST_MAX: usize = 1_000;
 
-/// Answers calls of groups.
+/// Answers group calls.
 #[derive(Clone)]
 pub(super) struct GroupApi {
     pub(super) context: Context,
@@ -78,7 +78,7 @@ impl GroupApi {
             let member = |key: &Bytes| key.slice(prefix.len()..);
             let next = if found.len() > limit { found.pop() } else { None };
             let next = next.map(|kv| member(&kv.key)).unwrap_or_default();
-            // A key without a lease is no member, nor is what lies deeper.
+            // A key without a lease is no member, nor is a key with further slashes.
             found.retain(|kv| kv.lease != 0 && queue::name_of(&kv.key) == Some(&name[..]));
             let shown = |kv: KeyValue| show(&reader, member(&kv.key), kv);
             let members = found.into_iter().map(shown).collect::<Result<_, Halt>>()?;

@@ -1,4 +1,4 @@
-//! Which locks there are, who holds them and who waits.
+//! Lists locks, their holders and their waiters.
 
 use std::collections::BTreeSet;
 
@@ -22,11 +22,11 @@ use crate::api::kv::off_thread;
 use crate::auth::{RightsCheck, caller_of};
 use crate::status;
 
-/// Locks of one answer.
+/// Most locks in one answer.
 const LIST_MAX: usize = 1_000;
-/// Keys looked at for one answer.
+/// Most keys read for one answer.
 const LIST_KEYS_MAX: usize = 10_000;
-/// Places of one answer.
+/// Most places in one answer.
 const PLACES_MAX: usize = 1_000;
 
 /// Answers `List`.
@@ -38,7 +38,7 @@ pub(super) async fn list(
     let caller = caller_of(request.extensions());
     let request = request.into_inner();
     context.read_barrier().await?;
-    // What begins with no prefix is everything.
+    // An empty prefix selects everything; the empty key is no valid start of a range.
     let key = request.prefix.clone().max(Bytes::from_static(b"\0"));
     let wanted = RightsCheck::Range(key, prefix_end(&request.prefix));
     let reader = context.node.reader().clone();
@@ -64,7 +64,8 @@ fn list_now(
     }
     let mut names: BTreeSet<Bytes> = BTreeSet::new();
     for kv in found {
-        // A key may begin with the prefix where the name does not: behind the name.
+        // A key can begin with the prefix although its name does not: the prefix may be longer than
+        // the name.
         let Some(name) = lock_name(&kv).filter(|name| name.starts_with(&request.prefix)) else {
             continue;
         };
@@ -76,8 +77,8 @@ fn list_now(
             names.insert(kv.key.slice_ref(name));
         }
     }
-    // A page ends between two keys: a name with keys on both sides is of the page before. There are as many that may be
-    // as a name has parts.
+    // A page may end between two keys of a name. Such a name was in the page before. Only names
+    // that are ancestors of the first key can be affected, one per slash in it.
     for name in cut_names(&from) {
         if names.contains(&name) && has_keys_before(reader, (&name, &from), at)? {
             names.remove(&name);
@@ -88,13 +89,13 @@ fn list_now(
     Ok(v1::LockListResponse { locks, next })
 }
 
-/// The names below which `key` is, or may be.
+/// All names whose keys may include `key`: its prefixes before each slash.
 fn cut_names(key: &Bytes) -> impl Iterator<Item = Bytes> {
     let slashes = key.iter().enumerate().filter(|(_, byte)| **byte == b'/');
     slashes.map(|(at, _)| key.slice(..at))
 }
 
-/// Whether a lock has places with keys before `from`, as of a revision.
+/// Whether a lock has places with keys before `from`, at a revision.
 fn has_keys_before(
     reader: &Reader,
     (name, from): (&Bytes, &Bytes),
@@ -102,7 +103,7 @@ fn has_keys_before(
 ) -> Result<bool, ReadError> {
     let (key, _) = queue_span(name);
     let mut before = Range { key, range_end: from.clone(), ..Range::default() };
-    // At most once for each page that was told.
+    // Runs at most once per page of the list so far.
     loop {
         let found = reader.page(&before, at, LIST_KEYS_MAX)?;
         if found.iter().any(|kv| lock_name(kv) == Some(name)) {
@@ -115,7 +116,7 @@ fn has_keys_before(
     }
 }
 
-/// End of the range of a prefix, as in etcd: `"\0"` for no end.
+/// End of the range for a prefix, as in etcd: `"\0"` means no end.
 pub(super) fn prefix_end(prefix: &[u8]) -> Bytes {
     let mut end = prefix.to_vec();
     while let Some(last) = end.pop() {
@@ -127,7 +128,8 @@ pub(super) fn prefix_end(prefix: &[u8]) -> Bytes {
     Bytes::from_static(b"\0")
 }
 
-/// The lock that a key is a place of: ours by its value, etcd's by its name.
+/// The name of the lock that a key is a place of. Our places are recognised by value, those of
+/// etcd's recipe by key.
 fn lock_name(kv: &KeyValue) -> Option<&[u8]> {
     if kv.lease == 0 {
         return None;
@@ -178,7 +180,7 @@ async fn inspect_now(context: &Context, name: &[u8]) -> Result<v1::InspectRespon
     places.truncate(PLACES_MAX);
     let ids: Vec<i64> = places.iter().map(|standing| standing.place.session).collect();
     let remaining = context.node.lessor().remaining_ms(&ids).await;
-    // Who holds is worth knowing also while there is no leader to ask for times.
+    // The holders are worth showing even if there is no leader to ask for remaining TTLs.
     let remaining = remaining.unwrap_or_else(|_| vec![-1; ids.len()]);
     let mut admission = Admission::default();
     let infos = places.into_iter().zip(remaining).map(|(standing, remaining_ms)| {
@@ -189,7 +191,7 @@ async fn inspect_now(context: &Context, name: &[u8]) -> Result<v1::InspectRespon
     Ok(v1::InspectResponse { places: infos.collect(), more, revision })
 }
 
-/// A place, with what is kept beside it.
+/// A place with its lease, and whether it is a candidate.
 struct Standing {
     lease: LeaseRow,
     is_candidate: bool,

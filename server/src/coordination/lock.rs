@@ -17,7 +17,7 @@ use crate::auth::{RightsCheck, caller_of};
 use crate::metrics::Method;
 use crate::status;
 
-/// Of why a lock is broken.
+/// Longest reason for breaking a lock, in bytes.
 const REASON_BYTES_MAX: usize = 1_024;
 
 /// Answers lock calls.
@@ -94,7 +94,7 @@ impl LockApi {
         let wanted = RightsCheck::queue(&name);
         let (holders, revision) = self.context.auth.checked(&caller, &wanted, look).await?;
         let held = holders.iter().any(|place| place.fence == fence && !place.is_lost());
-        // The caller may read of this name, and of no other.
+        // The caller has the right to read this name only.
         let is_told = !held && queue::name_of(&key) == Some(&name[..]);
         let broken = if is_told { broken(&self.context, &key, fence) } else { None };
         Ok(v1::CheckFenceResponse { held, revision, broken })

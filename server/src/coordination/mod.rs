@@ -6,20 +6,20 @@
 //!    │                    ▼
 //!    └──── turn ◄──── turns: asks who holds now, tells only those whose turn changed
 //! ```
-//! Writes are commands like any other, so every member takes every call; waiting is local.
+//! Writes are commands like any other, so any member can serve any call; waiting is local.
 //!
 //! | module | what |
 //! |---|---|
-//! | `turns` | who on this member waits for which queue |
-//! | `takings` | what others take from sessions that are kept alive here |
+//! | `turns` | the waiters of this member, by queue |
+//! | `takings` | tells holders whose sessions are kept alive here what others took from them |
 //! | `session` | begin, heartbeats, list |
 //! | `lock`, `acquire`, `inspect` | the lock service |
 //! | `election`, `campaign`, `observe` | the election service |
 //! | `counter`, `barrier`, `group` | counters and latches, barriers, groups |
-//! | `streams`, `orphans` | numbers of streams, and what those of members that are gone left |
+//! | `streams`, `orphans` | stream numbers; withdraws what streams of dead members left behind |
 //! | `change`, `wait` | what these have in common |
-//! | `write` | writes that may be sent again |
-//! | `registry` | the registry and what its leader does |
+//! | `write` | writes that are safe to retry |
+//! | `registry` | the registry and its background work on the leader |
 
 mod acquire;
 mod barrier;
@@ -58,14 +58,15 @@ pub(crate) use orphans::run as withdraw_orphans;
 pub(crate) use takings::Takings;
 pub(crate) use turns::Turns;
 
-/// A stream that broke may be resumed within this time; then its request is given up.
+/// A broken stream may be resumed within this time; after it, its request is withdrawn.
 const RESUME_GRACE: Duration = Duration::from_secs(5);
-/// A wait that is longer than any process lives, and fits every clock.
+/// Stands for "wait for ever": longer than any process lives, and small enough to add to an
+/// `Instant`.
 const WAIT_MAX: Duration = Duration::from_secs(1_000_000_000);
-/// Answers of a stream that its connection has not taken yet.
+/// Answers of a stream that are buffered until the connection takes them.
 const ANSWERS_MAX: usize = 4;
 
-/// The services whose calls [`add`] takes.
+/// The services that [`add`] registers.
 pub(crate) const SERVICES: [&str; 11] = [
     "conclave.v1.SessionService",
     "conclave.v1.LockService",
@@ -151,24 +152,25 @@ fn add_primitives(routes: Routes, context: &Context) -> Routes {
         )
 }
 
-/// What apply would refuse is refused before it is proposed.
+/// Refuses before the proposal what apply would refuse.
 fn checked(command: &LockCommand) -> Result<(), Status> {
     check::command(command).map_err(|rejection| status::from_rejection(&rejection))
 }
 
-/// Whether a proposal that failed so may have been carried out.
+/// Whether a proposal that failed with this status may have been carried out.
 fn is_unknown(status: &Status) -> bool {
     matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded)
 }
 
-/// Whether somebody who is refused so has no right. Others may come back and say who they are: users were
-/// enabled while they waited.
+/// Whether a status means that the caller lacks a right. Other failures may be temporary: if
+/// authentication was enabled while the client waited, it can log in and come back.
 fn is_denied(status: &Status) -> bool {
     status.code() == Code::PermissionDenied
 }
 
-/// Proposes `withdrawal` of what its caller itself asked for after a grace, and again while it fails: a client went without a word, or was
-/// told that the outcome is unknown. It may have come back, here or elsewhere, and then nothing happens.
+/// After a grace period proposes `withdrawal` on behalf of a client that vanished or was told that
+/// the outcome is unknown; retries until it succeeds. Does nothing to what a client has resumed
+/// meanwhile, here or elsewhere.
 async fn withdraw_unless_resumed(context: &Context, withdrawal: Message) {
     tokio::select! {
         () = tokio::time::sleep(RESUME_GRACE) => context.withdraw(withdrawal).await,
@@ -176,23 +178,24 @@ async fn withdraw_unless_resumed(context: &Context, withdrawal: Message) {
     }
 }
 
-/// Who took a place away by force and why, as far as it is known: this member saw it lately, or its session remembers it.
+/// Who took a place away by force, and why, if known: from what this member saw lately, or from the
+/// session's row.
 fn broken(context: &Context, key: &[u8], fence: i64) -> Option<v1::Broken> {
     context.node.takings().broken(key, fence).or_else(|| {
-        // What cannot be read stops the member elsewhere.
+        // Unreadable rows stop the member elsewhere.
         let kept = seize::broken(context.node.reader(), key, fence).ok().flatten()?;
         Some(v1::Broken { by: kept.by, reason: kept.reason })
     })
 }
 
-/// Names as commands want them: ascending, without repetition.
+/// Names in the form commands require: ascending, without duplicates.
 fn sorted(mut names: Vec<Bytes>) -> Vec<Bytes> {
     names.sort();
     names.dedup();
     names
 }
 
-/// Wall clock, for people.
+/// Wall clock in Unix milliseconds, only for display.
 pub(crate) fn unix_ms() -> i64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)

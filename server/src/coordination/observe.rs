@@ -1,4 +1,5 @@
-//! Every leader of an election from a revision on: the queue as it was then, and what changed it since.
+//! Streams every leader of an election from a revision on: the queue at that revision, then its
+//! changes.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::pin::Pin;
@@ -24,13 +25,13 @@ use crate::auth::RightsCheck;
 use crate::status::{self, Fault};
 use crate::watch::LocalWatch;
 
-/// Candidates that one observer keeps in mind.
+/// Most candidates that one observer keeps in memory.
 const CANDIDATES_MAX: usize = 10_000;
 
 /// A stream of leaders.
 pub(super) type Leaders = Pin<Box<dyn Stream<Item = Result<v1::ObserveResponse, Status>> + Send>>;
 
-/// Observes from a revision on, or from now.
+/// Observes from a revision on, or from now if it is 0.
 pub(super) async fn start(
     context: &Context,
     caller: Caller,
@@ -76,7 +77,7 @@ fn too_many() -> Status {
     Status::resource_exhausted("conclave: too many candidates")
 }
 
-/// A place of the queue.
+/// A place in the queue.
 struct Standing {
     fence: i64,
     session: i64,
@@ -92,7 +93,8 @@ impl From<KeyValue> for Standing {
     }
 }
 
-/// Whether a key had a lease from the beginning, and so is a place. What nobody knows any more is one.
+/// Whether a key is a place: it has had a lease since its creation. If that is not known any more,
+/// it counts as one.
 fn is_candidate(reader: &Reader, name: &[u8], kv: &KeyValue) -> Result<bool, ReadError> {
     if kv.version == 1 {
         return Ok(true);
@@ -103,7 +105,8 @@ fn is_candidate(reader: &Reader, name: &[u8], kv: &KeyValue) -> Result<bool, Rea
     }
 }
 
-/// Whether a key that lives and has a lease still is kept as no place now, as is what got its lease later.
+/// Whether a key that still exists with the same lease is known to be no place, as a key that got
+/// its lease later.
 fn is_known_as_none(reader: &Reader, name: &[u8], kv: &KeyValue) -> Result<bool, ReadError> {
     let key = Bytes::clone(&kv.key);
     let (now, _) = reader.range(&Range { key, ..Range::default() })?;
@@ -111,7 +114,7 @@ fn is_known_as_none(reader: &Reader, name: &[u8], kv: &KeyValue) -> Result<bool,
     Ok(now.kvs.first().is_some_and(lives) && !queue::is_place(reader, name, &kv.key)?)
 }
 
-/// Whether a key had a lease from the beginning; `None` if that is compacted.
+/// Whether a key has had a lease since its creation; `None` if that revision is compacted.
 fn was_created_with_lease(reader: &Reader, kv: &KeyValue) -> Result<Option<bool>, ReadError> {
     let (key, revision) = (Bytes::clone(&kv.key), kv.create_revision);
     match reader.range(&Range { key, revision, ..Range::default() }) {
@@ -132,16 +135,16 @@ impl Candidates {
         Self { name, places: BTreeMap::new() }
     }
 
-    /// All keys that may be places.
+    /// The range of all keys that may be places.
     fn range(&self) -> Range {
         let key = Bytes::from([&self.name, &b"/"[..]].concat());
         let range_end = Bytes::from([&self.name, &b"0"[..]].concat());
         Range { key, range_end, ..Range::default() }
     }
 
-    /// Takes in the queue as of a revision, 0 for now; which revision that is.
+    /// Loads the queue at a revision, 0 for now; returns that revision.
     fn begin(&mut self, reader: &Reader, at: i64) -> Result<i64, ReadError> {
-        // One more than are kept, so that too many are found to be that.
+        // One more than is kept, so that too many are noticed.
         let limit = CANDIDATES_MAX + 1;
         if at == 0 {
             let (places, at) = reader.places(&self.name, limit)?;
@@ -150,7 +153,8 @@ impl Candidates {
             }
             return Ok(at);
         }
-        // Places that are gone by now are found by their keys only.
+        // The store's index has current places only; places of older revisions are found by their
+        // keys.
         let limit = i64::try_from(limit).unwrap_or(i64::MAX);
         let (found, _) = reader.range(&Range { revision: at, limit, ..self.range() })?;
         for kv in found.kvs {
@@ -174,7 +178,7 @@ impl Candidates {
             self.places.remove(&kv.key);
             return;
         }
-        // A key that gets its lease later is no place.
+        // A key that got its lease later is no place.
         if kv.create_revision == kv.mod_revision || self.places.contains_key(&kv.key) {
             let place = Standing {
                 fence: kv.create_revision,
@@ -204,7 +208,7 @@ struct Observer {
     candidates: Candidates,
     watch: LocalWatch,
     told: Option<v1::Leader>,
-    /// Seen and not yet told.
+    /// Seen but not yet yielded.
     due: VecDeque<v1::ObserveResponse>,
     _admitted: Admitted,
 }
@@ -226,7 +230,7 @@ impl Observer {
         }
     }
 
-    /// The changes of one revision are one step.
+    /// Applies events; all changes of one revision are one step.
     fn take(&mut self, events: Vec<Event>) {
         let revision_of = |event: &Event| event.kv.as_ref().map_or(0, |kv| kv.mod_revision);
         let mut events = events.into_iter().peekable();
@@ -244,7 +248,7 @@ impl Observer {
         }
     }
 
-    /// Notes to say who leads.
+    /// Queues a message that says who leads.
     fn tell(&mut self, revision: i64) {
         let key = self.candidates.first().map(|(_, first)| (first.mod_revision, first.version));
         let (mod_revision, version) = key.unwrap_or_default();

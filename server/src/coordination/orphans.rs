@@ -1,11 +1,15 @@
-//! Withdraws what streams left behind whose member is gone: who waits for a lock, and candidates that live with their stream.
+//! Withdraws what the streams of dead members left behind: lock waiters, and candidates that live
+//! only as long as their stream.
 //!
-//! The member that has a stream sees to that by itself, until it dies. Then its next run does, after the time in which
-//! clients may come back, and if there is none the leader, after so long that the streams of a member that is only cut
-//! off have ended, too. Both do what the member itself would have done: the store withdraws what no other stream has
-//! asked for since, so that whoever came back keeps its place, and doing it twice does no harm.
+//! A member withdraws for its own streams while it lives. If it dies, its next run does so, after
+//! the time that clients have to come back. If it does not restart, the leader does, after so long
+//! that even a member that was only cut off has ended its streams. Both propose what the member
+//! itself would have proposed. The state machine withdraws only what no other stream has asked for
+//! since, so a client that came back keeps its place, and doing it twice does no harm.
 //!
-//! Not found is who was granted a lock by then: nobody knows whether it heard of that. So the leader looks who waits as
+//! A place that was granted the lock is not withdrawn: nobody knows whether its client was told.
+//! Therefore the leader lists the waiters of a member as soon as it falls silent, before their turn
+//! can come.
 //! soon as a member falls silent.
 
 use std::collections::HashMap;
@@ -21,23 +25,24 @@ use super::{RESUME_GRACE, streams};
 use crate::api::context::Context;
 use crate::api::kv::off_thread;
 
-/// How often the leader looks which members are silent.
+/// How often the leader checks for silent members.
 const LOOK: Duration = Duration::from_millis(500);
-/// A member that is silent for so long may be gone: what it has waiting is noted.
+/// A member that is silent for this long may be gone: its waiters are listed.
 const QUIET: Duration = Duration::from_secs(2);
-/// Time after which a member without a leader has ended its streams, beside two election timeouts, and for clients to
-/// come back elsewhere.
+/// Silence, in addition to two election timeouts, after which the leader withdraws: time for a
+/// member without a leader to end its streams, and for clients to come back elsewhere.
 const AWAY: Duration = Duration::from_secs(15);
 
 /// Whose streams are looked for.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Who {
     Member(u64),
-    /// Of nobody who is a member, as of one that was removed or of rows from before streams told their member.
+    /// Streams of no current member: of a removed one, or in rows written before streams named
+    /// their member.
     Nobody,
 }
 
-/// Looks after what members that are gone left; for as long as the node runs.
+/// Withdraws what dead members left behind, until the node stops.
 pub(crate) async fn run(context: Context) {
     let stopping = context.node.stopping().clone();
     tokio::select! {
@@ -46,9 +51,10 @@ pub(crate) async fn run(context: Context) {
     }
 }
 
-/// What earlier runs of this member left.
+/// Withdraws what earlier runs of this member left behind.
 async fn take_back(context: &Context) {
-    // Whatever they asked for is applied here by then. A learner has no streams.
+    // After the barrier everything they proposed is applied here. It fails on a learner, which has
+    // no streams.
     while context.read_barrier().await.is_err() {
         sleep(LOOK).await;
     }
@@ -71,7 +77,7 @@ async fn take_back(context: &Context) {
     }
 }
 
-/// What members left that are away, while this one leads. Never returns.
+/// Withdraws what silent members left behind, while this member leads. Never returns.
 async fn lead(context: &Context) {
     let away = AWAY + context.node.settings().raft.election_timeout * 2;
     let mut listed: HashMap<Who, Vec<Stranded>> = HashMap::new();
@@ -93,7 +99,7 @@ async fn lead(context: &Context) {
         }
         let silent = heard.into_iter().map(|(id, ago)| (Who::Member(id), ago));
         for (who, ago) in silent.chain([(Who::Nobody, None)]) {
-            // A new leader has heard nobody yet.
+            // A new leader has not heard anybody yet: silence counts from when it began to lead.
             let silence = ago.unwrap_or(Duration::MAX).min(since.elapsed());
             if silence < QUIET {
                 listed.remove(&who);
@@ -119,7 +125,7 @@ async fn lead(context: &Context) {
     }
 }
 
-/// Whether a stream was one of `who`, and cannot be of anybody else.
+/// Whether a stream belongs to `who` and cannot belong to anybody else.
 fn is_left_by(who: Who, members: &[u64], stream: u64) -> bool {
     let mut owners = members.iter().filter(|id| streams::is_of(**id, stream));
     match (owners.next(), owners.next()) {
@@ -134,7 +140,7 @@ async fn find(context: &Context, is_gone: impl Fn(u64) -> bool + Send + 'static)
     let found = off_thread(move || stranded::list(&reader, &is_gone)).await;
     match found {
         Ok(Ok(found)) => found,
-        // What cannot be read stops the member elsewhere.
+        // Unreadable rows stop the member elsewhere.
         Ok(Err(_)) | Err(_) => Vec::new(),
     }
 }
@@ -145,7 +151,7 @@ async fn withdraw(context: &Context, found: Vec<Stranded>) {
     }
 }
 
-/// As the member would have withdrawn it.
+/// The withdrawal that the member itself would have proposed.
 fn withdrawal(stranded: Stranded) -> Message {
     let Stranded { mut names, session, request_id, stream: attempt, number } = stranded;
     let once = Some(v1::Once { session, undoes: number, ..v1::Once::default() });

@@ -24,11 +24,11 @@ use crate::auth::caller_of;
 use crate::metrics::Method;
 use crate::status::{self, Fault};
 
-/// Sessions of one stream.
+/// Most sessions on one stream.
 const ATTACHED_MAX: usize = 100_000;
-/// Heartbeats that are answered together when they arrive together.
+/// Most heartbeats that are answered together if they arrive together.
 const HEARTBEATS_AT_ONCE_MAX: usize = 16;
-/// Sessions of one answer.
+/// Most sessions in one answer.
 const LIST_MAX: usize = 1_000;
 
 type Heartbeats =
@@ -92,7 +92,7 @@ impl SessionApi {
         let limit = if limit == 0 { LIST_MAX } else { limit.min(LIST_MAX) };
         self.context.read_barrier().await?;
         let reader = self.context.node.reader().clone();
-        // There may be many leases that are no sessions, and many keys of one.
+        // There may be many leases that are no sessions, and many keys per session.
         let found = off_thread(move || list_now(&reader, from.max(1), limit)).await?;
         let (mut sessions, next) = found.map_err(|halt| status::internal(&halt))?;
         let ids: Vec<i64> = sessions.iter().map(|session| session.id).collect();
@@ -105,7 +105,8 @@ impl SessionApi {
     }
 }
 
-/// Sessions from lease id `from` on, without the time that they have left, and the id to go on with, 0 at the end.
+/// Lists sessions from lease id `from` on, without their remaining time. Also returns the id to
+/// continue with, 0 at the end.
 fn list_now(reader: &Reader, from: i64, limit: usize) -> Result<(Vec<v1::SessionInfo>, i64), Halt> {
     let mut found = sessions::list(reader, from, limit + 1)?;
     let next = if found.len() > limit { found.pop().map_or(0, |(id, _)| id) } else { 0 };
@@ -122,22 +123,22 @@ fn list_now(reader: &Reader, from: i64, limit: usize) -> Result<(Vec<v1::Session
     Ok((found.into_iter().map(info).collect::<Result<_, Halt>>()?, next))
 }
 
-/// Pairs as messages.
+/// Converts pairs to messages.
 pub(super) fn tags(metadata: Vec<(String, String)>) -> Vec<v1::SessionTag> {
     metadata.into_iter().map(|(name, value)| v1::SessionTag { name, value }).collect()
 }
 
-/// What is known of one stream of heartbeats.
+/// The state of one stream of heartbeats.
 struct Stream {
     context: Context,
     caller: Caller,
     requests: ReadyChunks<Streaming<v1::SessionOpenRequest>>,
     attached: BTreeSet<i64>,
-    /// Whoever asked for it is told what others take.
+    /// Set if the client asked to be told what others take from its sessions.
     followed: Option<Followed>,
 }
 
-/// Answers heartbeats, in order. Those that arrived together are one.
+/// Answers heartbeats in order; those that arrived together get one answer.
 fn heartbeats(
     context: Context,
     caller: Caller,
@@ -150,14 +151,14 @@ fn heartbeats(
         let mut stream = stream?;
         match stream.next().await? {
             Ok(answer) => Some((Ok(answer), Some(stream))),
-            // What follows was never asked for.
+            // An error ends the stream.
             Err(status) => Some((Err(status), None)),
         }
     }))
 }
 
 impl Stream {
-    /// The next message, `None` at the end.
+    /// The next message; `None` at the end.
     async fn next(&mut self) -> Option<Result<v1::SessionOpenResponse, Status>> {
         let told = async {
             match &self.followed {
@@ -200,10 +201,10 @@ impl Stream {
             return Err(Status::resource_exhausted("conclave: too many sessions on one stream"));
         }
         let mut ids: Vec<i64> = self.attached.iter().copied().collect();
-        // One session that the user may not renew (any more) does not take the others with it.
+        // A session that the user may not renew (any more) does not affect the others.
         let mut lost = refused(&self.context, &self.caller, &ids).await?;
         ids.retain(|id| lost.binary_search(id).is_err());
-        // Before the answer: what was taken until then, whoever gets it can see by asking.
+        // Before the answer: a client that asks after it finds everything that was taken earlier.
         if let Some(followed) = &mut self.followed {
             followed.set(&ids);
         }

@@ -1,16 +1,17 @@
-//! Numbers of the streams that ask for places: they tell which member has a stream, and in which of its runs.
+//! Numbers of the streams that ask for places. A number tells which member has the stream, and in
+//! which run.
 //!
-//! Rows of places keep them. Two members, or two runs of one, may have the same mark by chance: what one of them left
-//! behind then stays until its session ends.
+//! Rows of places contain them. Two members, or two runs of one, may have the same mark by chance.
+//! Then what one of them left behind stays until its session ends.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Bits of a number, from below: of the stream, of the run, of the member.
+/// Bits of a stream number, from the lowest: stream, run, member.
 const STREAM_BITS: u32 = 28;
 const RUN_BITS: u32 = 16;
 const MEMBER_BITS: u32 = 20;
 
-/// The streams of one run of one member.
+/// The streams of one run of a member.
 pub(crate) struct Streams {
     run: u64,
     last: AtomicU64,
@@ -23,21 +24,21 @@ impl Default for Streams {
 }
 
 impl Streams {
-    /// A number for a new stream of this member; never 0, which stands for none.
+    /// A number for a new stream of this member; never 0, which means no stream.
     pub(crate) fn next(&self, member: u64) -> u64 {
         let last = self.last.fetch_add(1, Ordering::Relaxed);
         let stream = last % ((1 << STREAM_BITS) - 1) + 1;
         (mark(member) << RUN_BITS | self.run) << STREAM_BITS | stream
     }
 
-    /// Whether a stream is one of an earlier run of this member.
+    /// Whether a stream belongs to an earlier run of this member.
     pub(crate) fn is_former(&self, member: u64, stream: u64) -> bool {
         let run = stream >> STREAM_BITS & ((1 << RUN_BITS) - 1);
         is_of(member, stream) && run != self.run
     }
 }
 
-/// Whether a stream is, or was, one of this member.
+/// Whether a stream belongs to this member, in any run.
 pub(crate) fn is_of(member: u64, stream: u64) -> bool {
     stream >> (STREAM_BITS + RUN_BITS) == mark(member)
 }

@@ -1,9 +1,10 @@
-//! What is taken from sessions that are kept alive through this member, by others than themselves.
+//! Tells sessions that are kept alive through this member what others took from them.
 //!
-//! A holder hears of the end of its own session, and of what it gives up it knows. What an operator breaks, or
-//! somebody deletes by hand, it would find out only by asking. So whoever follows its session here is told, and
-//! apply pays one look at each change of a leased key for it. What came before somebody followed is not told: who
-//! begins to follow asks once.
+//! A holder hears of the end of its own session and knows what it releases itself. If an operator
+//! breaks its lock, or somebody deletes the key by hand, it would find out only by asking. So a
+//! stream that follows its sessions here is told; this costs apply one look at each change of a
+//! leased key. What was taken before a session was followed is not told, so a client asks once when
+//! it begins to follow.
 
 use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
@@ -18,21 +19,22 @@ use conclave_state_machine::response::{
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 
-/// Places broken lately of which is known by whom; a stream that ends for one tells it.
+/// Most recent breaks that are remembered with who made them; streams that end because of one
+/// report that.
 const BROKEN_MAX: usize = 256;
-/// Places that wait to be told to one stream; beyond it the holder is told to ask.
+/// Most taken places that wait to be told to one stream; beyond that, the holder is told to ask.
 const TAKEN_MAX: usize = 1_024;
 
-/// Who follows which session on one member.
+/// The followers of each session on one member.
 #[derive(Default)]
 pub(crate) struct Takings {
     followers: Mutex<HashMap<i64, Vec<Arc<Inbox>>>>,
-    /// Entries of `followers`, so that apply need not lock to find that nobody follows.
+    /// Number of entries in `followers`: lets apply see without a lock that nobody follows.
     followed: AtomicUsize,
     broken: Mutex<VecDeque<(Bytes, i64, v1::Broken)>>,
 }
 
-/// What is to be told to one stream.
+/// What one stream is still to be told.
 #[derive(Default)]
 struct Inbox {
     told: Mutex<Told>,
@@ -45,7 +47,7 @@ pub(crate) struct Told {
     pub(crate) taken: Vec<v1::PlaceTaken>,
     /// Sessions that ended.
     pub(crate) ended: Vec<i64>,
-    /// More may have been taken.
+    /// More places may have been taken; the holder has to ask.
     pub(crate) is_unsure: bool,
 }
 
@@ -67,7 +69,7 @@ impl Told {
 }
 
 impl Takings {
-    /// Notes what was applied. Never blocks.
+    /// Notes what was applied. Blocks for no longer than the locks of this struct are held.
     pub(crate) fn note(&self, result: &Applied) {
         let broken = match &result.outcome {
             Ok(Response::Lock(LockResponse::Seized { places, by, reason })) => {
@@ -97,7 +99,8 @@ impl Takings {
         }
     }
 
-    /// Tells of sessions that ended, and returns them: what they held went with them.
+    /// Tells of ended sessions and returns the followed ones among them: their places ended with
+    /// them.
     fn note_ended(&self, leases: &[LeaseChange]) -> BTreeSet<i64> {
         let mut ended = BTreeSet::new();
         for change in leases {
@@ -113,7 +116,7 @@ impl Takings {
     fn note_taken(&self, place: &KeyValue, broken: Option<&v1::Broken>) {
         let followers = self.followers.lock();
         let Some(inboxes) = followers.get(&place.lease) else { return };
-        // Other keys than places of locks have no holder, and candidates have streams of their own.
+        // Keys that are no lock places have no holder, and candidates have streams of their own.
         let Some(claim) = Claim::decode(&place.value) else { return };
         let taken = v1::PlaceTaken {
             session: place.lease,
@@ -127,35 +130,36 @@ impl Takings {
         }
     }
 
-    /// Something unknown happened: a snapshot replaced the state, or more was deleted than is told apart.
+    /// Marks everything as uncertain: a snapshot replaced the state, or previous values of deleted
+    /// keys are missing.
     pub(crate) fn note_all(&self) {
         for inbox in self.followers.lock().values().flatten() {
             inbox.tell(|told| told.is_unsure = true);
         }
     }
 
-    /// Who broke a place and why, if that was lately and came through apply. The place had this `fence`, or a
-    /// later one if it was moved meanwhile.
+    /// Who broke a place and why, if this member applied that lately. The place had this `fence`,
+    /// or a later one if it was moved meanwhile.
     pub(crate) fn broken(&self, key: &[u8], fence: i64) -> Option<v1::Broken> {
         let broken = self.broken.lock();
         let is_it = |known: &&(Bytes, i64, v1::Broken)| known.0 == key && known.1 >= fence;
         broken.iter().rev().find(is_it).map(|known| known.2.clone())
     }
 
-    /// Follows sessions, none at first.
+    /// Starts to follow; no sessions at first.
     pub(crate) fn follow(self: &Arc<Self>) -> Followed {
         Followed { takings: Arc::clone(self), inbox: Arc::default(), sessions: BTreeSet::new() }
     }
 }
 
-/// The place that a session loses by a change of its key, as it was.
+/// The place, as it was before, that a session loses by a change of its key.
 fn taken_from(event: &Event) -> Option<&KeyValue> {
     let place = event.prev_kv.as_ref().filter(|prev| prev.lease != 0)?;
     let is_taken = event.kind == EventKind::Delete || event.kv.lease != place.lease;
     is_taken.then_some(place)
 }
 
-/// The sessions of one stream; they are followed until this is dropped.
+/// The sessions that one stream follows, until dropped.
 pub(crate) struct Followed {
     takings: Arc<Takings>,
     inbox: Arc<Inbox>,
@@ -163,7 +167,7 @@ pub(crate) struct Followed {
 }
 
 impl Followed {
-    /// Follows these sessions from now on, and no others.
+    /// Follows exactly these sessions from now on.
     pub(crate) fn set(&mut self, sessions: &[i64]) {
         let sessions = sessions.iter().copied().collect();
         let mut followers = self.takings.followers.lock();

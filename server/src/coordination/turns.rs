@@ -1,8 +1,8 @@
-//! Who on this member waits for which queue, and whose turn it is.
+//! Tracks which waiters on this member wait for which queue, and tells them when their turn comes.
 //!
-//! Apply only notes which of the awaited names changed; one task asks the store who holds each of them
-//! and tells those, and only those, whose turn changed: a queue of a thousand costs no more than one.
-//! After a snapshot every awaited name counts as changed.
+//! Apply only notes which of the awaited names changed. One task then reads the holders of each
+//! changed name and notifies only the waiters whose turn changed, so a queue of a thousand costs no
+//! more than a queue of one. After a snapshot every awaited name counts as changed.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -18,21 +18,21 @@ use tokio_util::sync::CancellationToken;
 
 use super::streams::Streams;
 
-/// Waiting streams of one member.
+/// Most waiting streams on one member.
 const WAITERS_MAX: usize = 100_000;
 
-/// How a place stands.
+/// The state of a place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Turn {
-    /// Behind others.
+    /// Others are ahead.
     Waiting,
-    /// It holds for this session, with this fence, as of this revision at the latest.
+    /// The session holds the name with this fence, at the latest since this revision.
     Held { fence: i64, session: i64, revision: i64 },
     /// Its key is gone.
     Gone,
 }
 
-/// Who is first of a queue.
+/// The first place of a queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct First {
     pub(crate) place: Place,
@@ -40,35 +40,35 @@ pub(crate) struct First {
     pub(crate) revision: i64,
 }
 
-/// Too many wait on this member.
+/// Too many streams wait on this member.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 #[error("too many waiters")]
 pub(crate) struct TooMany;
 
-/// All waiting of one member.
+/// All waiters of one member.
 #[derive(Default)]
 pub(crate) struct Turns {
     names: Mutex<Names>,
-    /// Entries of `names`, so that apply need not lock to find that nobody waits.
+    /// Number of entries in `names`: lets apply see without a lock that nobody waits.
     awaited: AtomicUsize,
     waiters: AtomicUsize,
     changed: Notify,
     streams: Streams,
 }
 
-/// The names that somebody waits for.
+/// The names that are waited for.
 #[derive(Default)]
 struct Names {
     awaited: HashMap<Bytes, Awaited>,
-    /// Those whose state is to be asked for, each once: what that costs goes by what changed, not by how
-    /// many wait.
+    /// Names to be read again, each once, so that the cost depends on the number of changed names
+    /// and not on the number of waiters.
     changed: Vec<Bytes>,
-    /// Number of the last follower of any.
+    /// Number of the newest follower of any name.
     last: u64,
 }
 
 impl Names {
-    /// Marks a name, and says whether somebody waits for it.
+    /// Marks a name as changed; `None` if nobody waits for it.
     fn mark(&mut self, name: &[u8]) -> Option<&mut Awaited> {
         let awaited = self.awaited.get_mut(name)?;
         if !std::mem::replace(&mut awaited.is_changed, true) {
@@ -78,13 +78,13 @@ impl Names {
     }
 }
 
-/// A name that somebody waits for.
+/// A name that is waited for.
 struct Awaited {
-    /// `None` while nobody is, or nothing is known yet.
+    /// `None` while nobody holds, or nothing is known yet.
     first: watch::Sender<Option<First>>,
-    /// By key of the place, then by number.
+    /// Followers by key of the place, then by follower number.
     places: BTreeMap<Bytes, BTreeMap<u64, watch::Sender<Turn>>>,
-    /// Keys of places whose state is to be asked for.
+    /// Keys of places whose state is to be read again.
     touched: BTreeSet<Bytes>,
     is_changed: bool,
 }
@@ -98,12 +98,12 @@ impl Default for Awaited {
 }
 
 impl Turns {
-    /// The numbers of the streams that wait here.
+    /// The source of numbers for the streams that wait here.
     pub(crate) fn streams(&self) -> &Streams {
         &self.streams
     }
 
-    /// Notes what was applied. Never blocks.
+    /// Notes the applied events. Blocks for no longer than the lock of the names is held.
     pub(crate) fn note(&self, events: &[Event]) {
         if events.is_empty() || self.awaited.load(Ordering::Acquire) == 0 {
             return;
@@ -126,7 +126,7 @@ impl Turns {
         }
     }
 
-    /// Something unknown happened: a snapshot replaced the state.
+    /// Marks everything as changed: a snapshot replaced the state.
     pub(crate) fn note_all(&self) {
         let Names { awaited, changed, .. } = &mut *self.names.lock();
         for awaited in awaited.values_mut() {
@@ -137,7 +137,7 @@ impl Turns {
         self.changed.notify_one();
     }
 
-    /// Tells who waits until `shutdown`.
+    /// Notifies waiters until `shutdown`.
     pub(crate) async fn run(self: Arc<Self>, reader: Reader, shutdown: CancellationToken) {
         loop {
             tokio::select! {
@@ -163,7 +163,8 @@ impl Turns {
                 Ok((holders, revision)) => {
                     let others = others(reader, &name, &holders, touched);
                     if let Some(awaited) = self.names.lock().awaited.get(&name) {
-                        // Who comes now may stand at a key that was another's when it was read.
+                        // Followers that came after the read are not told: a key they follow may
+                        // have been another's then.
                         awaited.tell(last, &holders, others, revision);
                     }
                 }
@@ -197,7 +198,7 @@ impl Turns {
         })
     }
 
-    /// Counts one who waits for something else than a turn.
+    /// Counts a stream that waits for something other than a turn.
     ///
     /// # Errors
     /// [`TooMany`].
@@ -224,12 +225,12 @@ impl Turns {
         names.last += 1;
         let number = names.last;
         names.awaited.entry(name.clone()).or_default();
-        // Whatever was applied before this moment is not noted: it is asked for.
+        // Changes applied before this moment were not noted, so the name is read once.
         let awaited = names.mark(name).expect("it was entered just now");
         add(awaited, number);
         let mut first = awaited.first.subscribe();
         if first.borrow().is_some() {
-            // Others know already; this one is to hear of it.
+            // Known from other followers already: tell this one, too.
             first.mark_changed();
         }
         self.awaited.store(names.awaited.len(), Ordering::Release);
@@ -238,7 +239,7 @@ impl Turns {
         Ok((number, first))
     }
 
-    /// Places of `name` that somebody on this member follows.
+    /// Number of places of `name` that are followed on this member.
     pub(crate) fn places(&self, name: &Bytes) -> usize {
         self.names.lock().awaited.get(name).map_or(0, |awaited| awaited.places.len())
     }
@@ -260,7 +261,7 @@ impl Turns {
     }
 }
 
-/// How those of the touched places stand that do not hold.
+/// The states of the touched places that do not hold.
 fn others(
     reader: &Reader,
     name: &[u8],
@@ -269,7 +270,7 @@ fn others(
 ) -> Vec<(Bytes, Turn)> {
     let turn = |key: &Bytes| match holders.iter().find(|place| place.key == *key) {
         Some(place) => place.is_lost().then_some(Turn::Gone),
-        // What cannot be read stops the member elsewhere.
+        // Unreadable rows stop the member elsewhere.
         None if queue::is_place(reader, name, key).unwrap_or(true) => Some(Turn::Waiting),
         None => Some(Turn::Gone),
     };
@@ -277,7 +278,7 @@ fn others(
 }
 
 impl Awaited {
-    /// Tells the followers up to `last` what was read after they came.
+    /// Tells the followers numbered up to `last`, which existed before the read.
     fn tell(&self, last: u64, holders: &[Place], others: Vec<(Bytes, Turn)>, revision: i64) {
         for place in holders.iter().filter(|place| !place.is_lost()) {
             let Place { fence, session, .. } = *place;
@@ -316,7 +317,7 @@ impl Awaited {
     }
 }
 
-/// One who waits for something else than a turn; counts until it is dropped.
+/// A stream that waits for something other than a turn; counts until dropped.
 pub(crate) struct Admitted {
     turns: Arc<Turns>,
 }
@@ -327,10 +328,10 @@ impl Drop for Admitted {
     }
 }
 
-/// One who waits; leaves when dropped.
+/// A follower of one place; stops following when dropped.
 pub(crate) struct Following {
     pub(crate) receiver: watch::Receiver<Turn>,
-    /// The first of the same queue.
+    /// The first place of the same queue.
     pub(crate) first: watch::Receiver<Option<First>>,
     turns: Arc<Turns>,
     name: Bytes,

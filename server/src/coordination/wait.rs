@@ -1,4 +1,5 @@
-//! Waiting until keys are as somebody wants them: no commit, and one wake-up for each of their changes.
+//! Waits until keys reach a wanted state. Costs no commits; each change of the keys wakes the
+//! waiter once.
 
 use std::time::Duration;
 
@@ -25,37 +26,37 @@ use crate::auth::RightsCheck;
 use crate::status::{self, Fault};
 use crate::watch::LocalWatch;
 
-/// What a stream of somebody who waits tells.
+/// The stream of events for a waiter.
 pub(super) type Waits = ReceiverStream<Result<v1::WaitResponse, Status>>;
 
-/// Somebody who waits; a task of its own.
+/// A waiting call; a task of its own.
 pub(super) struct Waiter {
     pub(super) context: Context,
     caller: Caller,
-    /// What the caller must be allowed to in order to hear anything.
+    /// The right that the caller needs to be told anything.
     wanted: RightsCheck,
     answers: mpsc::Sender<Result<v1::WaitResponse, Status>>,
-    /// `None`: for ever.
+    /// `None` to wait for ever.
     deadline: Option<Instant>,
     _admitted: Admitted,
 }
 
-/// How waiting ended.
+/// How the wait ended.
 pub(super) enum End {
-    /// There is nothing to wait for any more, as of this revision.
+    /// The condition holds, as of this revision.
     Passed(i64),
     /// What was waited for is gone.
     Gone,
     Timeout,
-    /// Nobody listens any more.
+    /// The client is gone.
     Dropped,
-    /// The caller may not wait any more.
+    /// The caller lost the right to wait.
     Revoked(Status),
     Failed(Status),
 }
 
 impl Waiter {
-    /// Starts `run` in the background; the stream of what it tells.
+    /// Starts `run` in the background; returns the stream of its events.
     pub(super) fn start<F: Future<Output = ()> + Send + 'static>(
         context: &Context,
         (caller, wanted): (Caller, RightsCheck),
@@ -75,13 +76,13 @@ impl Waiter {
         let context = context.clone();
         let background = context.background.clone();
         let waiter = Self { context, caller, wanted, answers, deadline, _admitted };
-        // Ends by itself: with the wait, with the stream, and with the member.
+        // The task ends by itself: with the wait, with the stream, or with the member.
         background.spawn(run(waiter));
         Ok(ReceiverStream::new(stream))
     }
 
-    /// Tells that there is something to wait for, and waits until `judge` knows the end from one of the
-    /// changes after that revision.
+    /// Tells the client that it waits, then waits until `judge` finds the end in one of the changes
+    /// after that revision.
     pub(super) async fn wait(
         &self,
         mut waiting: v1::Waiting,
@@ -123,12 +124,12 @@ impl Waiter {
         }
     }
 
-    /// Whether the time to wait was over when it began.
+    /// Whether the deadline has passed already: the caller does not want to wait.
     pub(super) fn is_impatient(&self) -> bool {
         self.deadline.is_some_and(|deadline| deadline <= Instant::now())
     }
 
-    /// Tells the end; of a participant, with its session and fence.
+    /// Tells the client the end of the wait. Session and fence of a participant; 0 for other waits.
     pub(super) async fn end(&self, end: End, (session, fence): (i64, i64)) {
         let ended =
             |reason: Reason| Event::Ended(v1::Ended { reason: reason as i32, broken: None });
@@ -145,7 +146,7 @@ impl Waiter {
         }
     }
 
-    /// Whether the caller may hear anything, still.
+    /// Whether the caller still has the right to be told anything.
     pub(super) fn check(&self) -> Result<(), Status> {
         self.context.auth.check_by_name(&self.caller, &self.wanted)
     }
@@ -154,12 +155,12 @@ impl Waiter {
         session != 0 && matches!(leases::lease(self.context.node.reader(), session), Ok(None))
     }
 
-    /// On whose behalf it waits.
+    /// The context and the caller it waits for.
     pub(super) fn who(&self) -> (&Context, &Caller) {
         (&self.context, &self.caller)
     }
 
-    /// Tells something, if the caller still may hear it.
+    /// Sends an event, if the caller still has the right to it.
     async fn tell(&self, event: Event) -> Result<(), End> {
         self.check().map_err(End::Revoked)?;
         let answer = v1::WaitResponse { event: Some(event) };
@@ -167,27 +168,27 @@ impl Waiter {
     }
 
     pub(super) async fn fail(&self, status: Status) {
-        // A client that has gone needs no reason.
+        // Fails only if the client is gone, which needs no answer.
         self.answers.send(Err(status)).await.ok();
     }
 }
 
-/// A watch of one key.
+/// A watch of a single key.
 pub(super) fn one(key: &Bytes) -> WatchCreateRequest {
     WatchCreateRequest { key: Bytes::clone(key), ..WatchCreateRequest::default() }
 }
 
-/// What one key is waited to be.
+/// The state that a key is waited for.
 #[derive(Clone, Copy)]
 pub(super) enum Until {
-    /// Not there.
+    /// The key does not exist.
     Lifted,
-    /// A number that is not above 0.
+    /// The value is a number of at most 0.
     Zero,
 }
 
 impl Until {
-    /// The end, if `value`, as of `revision`, is one.
+    /// The end of the wait, if `value` at `revision` is the wanted state.
     fn judge(self, value: Option<&[u8]>, revision: i64) -> Option<End> {
         let is_over = match (self, value) {
             (Until::Lifted, value) => value.is_none(),
@@ -205,12 +206,12 @@ impl Until {
         if change.r#type() == EventType::Put {
             return self.judge(Some(&kv.value), kv.mod_revision);
         }
-        // A latch that is taken away never gets to 0.
+        // A deleted latch will never get to 0.
         Some(self.judge(None, kv.mod_revision).unwrap_or(End::Gone))
     }
 }
 
-/// Waits for one key.
+/// Waits for the state of one key.
 pub(super) async fn key(waiter: Waiter, request: v1::WaitRequest, until: Until) {
     let end = match until_key(&waiter, request, until).await {
         Ok(end) => end,
@@ -230,7 +231,7 @@ async fn until_key(waiter: &Waiter, request: v1::WaitRequest, until: Until) -> R
     if start_revision > now {
         return Err(Fault::FutureRevision.into());
     }
-    // Whoever waited before has seen what was then.
+    // With a start revision the client has waited before, and has seen the state at that revision.
     if start_revision == 0 {
         let found = change::key_at(context, &name, now)?;
         if let Some(end) = until.judge(found.as_ref().map(|kv| &kv.value[..]), now) {

@@ -1,4 +1,4 @@
-//! Writes that may be sent again.
+//! The write service: writes that are safe to retry.
 
 use conclave_proto::internal::command::Command as Message;
 use conclave_proto::{etcdserverpb as etcd, v1};
