@@ -65,6 +65,7 @@ mod typed;
 
 use std::{fmt, sync::Arc};
 
+use futures::{Stream, stream};
 use serde_json::{Map, Value};
 use tokio::sync::{broadcast, watch};
 use tokio_util::task::AbortOnDropHandle;
@@ -337,5 +338,13 @@ impl<T> Changes<T> {
                 });
             }
         }
+    }
+
+    /// The same as a stream.
+    pub fn into_stream(self) -> impl Stream<Item = Change> + Send + use<T>
+    where
+        T: Send + Sync + 'static,
+    {
+        stream::unfold(self, async |mut changes| Some((changes.next().await?, changes)))
     }
 }

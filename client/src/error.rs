@@ -26,7 +26,7 @@ use tonic::{Code, ConnectError, Status};
 /// }
 /// # Ok(()) }
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Outcome {
     /// The request changed nothing and never will.
     NotApplied,
@@ -58,7 +58,11 @@ pub enum Outcome {
 /// assert_eq!(advice(&error), ("free space, then disarm the alarm", false));
 /// assert_eq!(error.outcome(), Outcome::NotApplied);
 /// ```
-#[derive(Debug, thiserror::Error)]
+///
+/// The text of an error that a connection caused ends with the innermost cause, such as `Connection
+/// refused`. [`Error::source`](std::error::Error::source) is therefore always `None`; the whole
+/// chain is that of [`Error::status`].
+#[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The client was configured with something unusable: correct the configuration.
@@ -77,8 +81,8 @@ pub enum Error {
     /// The lease or member does not exist, or no longer exists.
     #[error("{}", .0.message())]
     NotFound(Status),
-    /// Others hold the lock, and the time to wait for it is over: try again later.
-    #[error("the lock is held by others")]
+    /// Others hold the lock or lead, and the time to wait for it is over: try again later.
+    #[error("held by others")]
     Busy,
     /// What was waited for did not happen in time: wait again, or go on without it.
     #[error("not in time")]
@@ -129,7 +133,7 @@ pub enum Error {
     #[error("{}", .0.message())]
     Corrupt(Status),
     /// No endpoint could serve the call now: try again if the outcome allows it.
-    #[error("{endpoint}: {}", .status.message())]
+    #[error("{endpoint}: {}", in_full(.status))]
     Unavailable {
         /// Whether the call may have taken effect.
         outcome: Outcome,
@@ -145,7 +149,7 @@ pub enum Error {
         outcome: Outcome,
         /// The endpoint that was asked.
         endpoint: String,
-        /// The time that was allowed.
+        /// How long the call waited, with all its attempts.
         timeout: Duration,
     },
     /// An answer that violates the protocol, or an error that none of the other variants describes.
@@ -199,6 +203,20 @@ impl Error {
         }
     }
 
+    /// The same error of a call that ended after `waited`.
+    pub(crate) fn after(mut self, waited: Duration) -> Self {
+        if let Self::Deadline { timeout, .. } = &mut self {
+            *timeout = Duration::from_millis(u64::try_from(waited.as_millis()).unwrap_or(u64::MAX));
+        }
+        self
+    }
+
+    /// Whether a user who is known to the server lacks a permission. The server itself works.
+    #[must_use]
+    pub fn is_permission_denied(&self) -> bool {
+        matches!(self, Self::Denied(status) if status.code() != Code::InvalidArgument)
+    }
+
     pub(crate) fn session_lost() -> Self {
         Self::lost("the session ended, or may have")
     }
@@ -216,6 +234,9 @@ impl Error {
             return Self::Unavailable { outcome, endpoint, status };
         }
         match status.code() {
+            Code::InvalidArgument if LOGIN_REFUSALS.contains(&status.message()) => {
+                Self::Denied(status)
+            }
             Code::InvalidArgument => Self::Invalid(status),
             // A learner cannot serve this call, but other members can.
             Code::Unavailable | Code::FailedPrecondition
@@ -261,9 +282,29 @@ impl Error {
     }
 }
 
+/// etcd sends these two with code `InvalidArgument`: a wrong name or password, and a call without a
+/// user on a server with authentication.
+const LOGIN_REFUSALS: [&str; 2] = [
+    "etcdserver: authentication failed, invalid user ID or password",
+    "etcdserver: user name is empty",
+];
 const TOO_MANY_REQUESTS: &str = "etcdserver: too many requests";
 const NO_LEADER: &str = "etcdserver: no leader";
 const NOT_FOR_LEARNERS: &str = "etcdserver: rpc not supported for learner";
+
+/// The message of a status and the innermost cause, if the message does not contain it: tonic says
+/// `transport error` where the cause says that the server asked for a certificate.
+fn in_full(status: &Status) -> String {
+    let mut root = status.source();
+    while let Some(cause) = root.and_then(std::error::Error::source) {
+        root = Some(cause);
+    }
+    let message = status.message();
+    match root.map(ToString::to_string) {
+        Some(cause) if !message.contains(&cause) => format!("{message}: {cause}"),
+        _ => message.to_owned(),
+    }
+}
 
 fn out_of_range(status: Status) -> Error {
     match status.message() {
@@ -327,6 +368,34 @@ mod tests {
             assert!(error.is_unavailable(), "{error:?}");
             assert_eq!(error.outcome(), Outcome::NotApplied);
         }
+    }
+
+    #[test]
+    fn a_login_that_fails_is_denied_and_nothing_else_that_is_invalid() {
+        for message in LOGIN_REFUSALS {
+            let error = Error::from_status(Status::invalid_argument(message), "n1");
+            assert!(matches!(error, Error::Denied(_)), "{error:?}");
+            assert!(!error.is_permission_denied(), "{message}");
+        }
+        let error = Error::from_status(Status::permission_denied("etcdserver: permission denied"), "n1");
+        assert!(error.is_permission_denied());
+        let error = Error::from_status(Status::invalid_argument("etcdserver: key is not provided"), "n1");
+        assert!(matches!(error, Error::Invalid(_)), "{error:?}");
+    }
+
+    #[test]
+    fn an_error_tells_its_innermost_cause_once() {
+        let alert = std::io::Error::other("received fatal alert: CertificateRequired");
+        let connect = ConnectError(Box::new(std::io::Error::other(alert)));
+        let mut status = Status::unavailable("transport error");
+        status.set_source(std::sync::Arc::new(connect));
+        let text = Error::from_status(status.clone(), "n1:2379").to_string();
+        assert_eq!(text, "n1:2379: transport error: received fatal alert: CertificateRequired");
+        let told = Status::unavailable("connect: received fatal alert: CertificateRequired");
+        let mut told = told;
+        told.set_source(std::sync::Arc::new(std::io::Error::other("CertificateRequired")));
+        let text = Error::from_status(told, "n1").to_string();
+        assert_eq!(text, "n1: connect: received fatal alert: CertificateRequired");
     }
 
     #[test]

@@ -20,6 +20,7 @@
 use std::{
     future::{Future, IntoFuture},
     pin::Pin,
+    task::{Context, Poll},
 };
 
 use bytes::Bytes;
@@ -29,6 +30,7 @@ use conclave_proto::{
         GroupJoinRequest, GroupListRequest, GroupMember, group_service_client::GroupServiceClient,
     },
 };
+use futures::Stream;
 use tokio::sync::mpsc;
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
@@ -141,8 +143,8 @@ pub struct Member {
     pub fence: i64,
 }
 
-/// The members of a group after each change; see [`Group::follow`]. It ends after the first error
-/// that retrying cannot cure.
+/// The members of a group after each change, also as a [`Stream`]; see [`Group::follow`]. It ends
+/// after the first error that retrying cannot cure.
 ///
 /// ```no_run
 /// # async fn example(client: conclave_client::Client) -> Result<(), conclave_client::Error> {
@@ -178,6 +180,14 @@ impl Followed {
     #[must_use]
     pub fn connection(&self) -> Connection {
         self.connection.clone()
+    }
+}
+
+impl Stream for Followed {
+    type Item = Result<Vec<Member>, Error>;
+
+    fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
+        self.states.poll_recv(context)
     }
 }
 

@@ -46,7 +46,7 @@ use crate::{
 /// }
 /// # Ok(()) }
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum LeaseState {
     /// The server renewed the lease, and the granted time has not passed.
     Alive,

@@ -14,7 +14,6 @@
 //! | module | what it holds |
 //! |---|---|
 //! | [`kv`] | request builders for keys and values |
-//! | `pages`, `json` | large ranges read in pages at one revision; values decoded into the program's types |
 //! | [`txn`] | transactions: compares and operations |
 //! | [`watch`] | streams of changes |
 //! | [`lease`] | leases and the guard that keeps one alive |
@@ -33,15 +32,8 @@
 //! | [`maintenance`] | members, status, alarms, and other operator calls |
 //! | [`snapshot`] | a copy of a member's whole state, for backups |
 //! | [`key`] | key ranges |
+//! | [`connection`] | whether a stream is connected or reconnecting |
 //! | `blocking` | the same API for programs without an async runtime (feature `blocking`) |
-//! | `client`, `builder`, `endpoint`, `tls`, `login`, `discover` | the client handle and its settings; endpoints, TLS, authentication, discovery by DNS |
-//! | `reply`, `error`, `retry`, `backoff`, `budget`, `moment` | replies, errors, which errors are retried, pauses between attempts, the retry budget, a clock that counts suspend time |
-//! | `connection`, `deadline` | whether a stream is connected or reconnecting; the deadline sent to servers |
-//! | `reliance`, `known_cluster` | how long a lease may be relied on; whether the answers still come from the same cluster |
-//! | `pulse`, `loss`, `tell` | whether a guard's session or lease is alive, and running work only while it is; why a lock was lost; publishing state changes |
-//! | `namespace` | a key prefix that is added to requests and removed from answers |
-//! | `writes`, `once`, `undo` | writes and session requests that can be retried safely; releasing what a dropped guard held |
-//! | `patience`, `mirror`, `page`, `cache` | waiting on a server stream; a local copy of a key range; a member's pages; a file for starting without the cluster |
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), conclave_client::Error> {
@@ -54,6 +46,20 @@
 //! # Ok(())
 //! # }
 //! ```
+
+// Private modules, not part of the documentation:
+//
+// | module | what it holds |
+// |---|---|
+// | `client`, `builder`, `endpoint`, `tls`, `login`, `discover` | the client handle and its settings; endpoints, TLS, authentication, discovery by DNS |
+// | `reply`, `error`, `retry`, `backoff`, `budget`, `moment` | replies, errors, which errors are retried, pauses between attempts, the retry budget, a clock that counts suspend time |
+// | `deadline` | the deadline sent to servers |
+// | `reliance`, `known_cluster` | how long a lease may be relied on; whether the answers still come from the same cluster |
+// | `pulse`, `loss`, `tell` | whether a guard's session or lease is alive, and running work only while it is; why a lock was lost; publishing state changes |
+// | `namespace` | a key prefix that is added to requests and removed from answers |
+// | `writes`, `once`, `undo` | writes and session requests that can be retried safely; releasing what a dropped guard held |
+// | `patience`, `mirror`, `page`, `cache` | waiting on a server stream; a local copy of a key range; a member's pages; a file for starting without the cluster |
+// | `pages`, `json` | large ranges read in pages at one revision; values decoded into the program's types |
 
 pub mod auth;
 mod backoff;

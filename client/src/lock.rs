@@ -63,6 +63,7 @@ impl Client {
     ///
     /// Against a server that only speaks etcd's API, it takes an exclusive lock by etcd's recipe
     /// ([`Client::queue`]); options that the recipe lacks fail with [`Error::Unimplemented`].
+    #[doc(alias("mutex", "acquire"))]
     pub fn lock(&self, name: impl Into<Vec<u8>>) -> Acquire {
         Acquire::new(self.clone(), None, name.into())
     }
@@ -127,6 +128,7 @@ impl Acquire {
 
     /// Acquires the lock shared (as a reader): together with other shared holders, but not with
     /// exclusive ones. The queue is fair: a waiting writer goes before readers that came later.
+    #[doc(alias("rwlock", "read_lock"))]
     pub fn shared(mut self) -> Self {
         (self.request.permits, self.request.limit) = (1, u32::MAX);
         self
@@ -134,6 +136,7 @@ impl Acquire {
 
     /// Takes `permits` of `limit`, the total for all holders together (a semaphore). All users of
     /// this lock should give the same limit; if they differ, the smallest counts.
+    #[doc(alias = "semaphore")]
     pub fn permits(mut self, permits: u32, limit: u32) -> Self {
         (self.request.permits, self.request.limit) = (permits, limit);
         self

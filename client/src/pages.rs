@@ -11,6 +11,7 @@ use conclave_proto::etcdserverpb::{
     range_request::{SortOrder, SortTarget},
 };
 use futures::{Stream, StreamExt as _, stream};
+use parking_lot::Mutex;
 use tonic::Status;
 
 use crate::{client::Client, error::Error, kv::Get, namespace::Namespace, reply::Reply};
@@ -37,7 +38,7 @@ impl Get<Client> {
                 None => Ok(None),
             }
         });
-        Pages { pages: pages.fuse().boxed() }
+        Pages { pages: Mutex::new(pages.fuse().boxed()) }
     }
 }
 
@@ -55,7 +56,8 @@ impl Get<Client> {
 /// ```
 #[must_use = "nothing is read until a page is awaited"]
 pub struct Pages {
-    pages: stream::BoxStream<'static, Result<Reply<RangeResponse>, Error>>,
+    /// Never locked: it makes the type `Sync`, which the stream is not.
+    pages: Mutex<stream::BoxStream<'static, Result<Reply<RangeResponse>, Error>>>,
 }
 
 impl Pages {
@@ -66,7 +68,7 @@ impl Pages {
     /// Why the page could not be read, returned once; see [`Error`]. [`Error::Invalid`] for an
     /// order other than key order, or a page size of 0.
     pub async fn next(&mut self) -> Result<Option<Reply<RangeResponse>>, Error> {
-        self.pages.next().await.transpose()
+        self.pages.get_mut().next().await.transpose()
     }
 }
 
@@ -74,7 +76,7 @@ impl Stream for Pages {
     type Item = Result<Reply<RangeResponse>, Error>;
 
     fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.pages.poll_next_unpin(cx)
+        self.pages.get_mut().poll_next_unpin(cx)
     }
 }
 

@@ -78,7 +78,7 @@ const REQUEST_ID_BYTES: usize = 16;
 /// }
 /// # Ok(()) }
 /// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SessionState {
     /// The last heartbeat was answered in time.
     Active,

@@ -42,7 +42,13 @@ impl Target {
         }
         let authority = if is_unix { UNIX_ORIGIN } else { rest };
         let origin = format!("{}://{authority}", if is_tls { "https" } else { "http" });
-        let origin = origin.parse().map_err(|error| format!("endpoint {address}: {error}"))?;
+        let origin: Uri = origin.parse().map_err(|error| format!("endpoint {address}: {error}"))?;
+        // The parser of `http` accepts any number as a port.
+        if let Some(port) = origin.port()
+            && origin.port_u16().is_none_or(|port| port == 0)
+        {
+            return Err(format!("endpoint {address}: {port} is not a port (1 to 65535)"));
+        }
         Ok(Self { origin, path: is_unix.then(|| PathBuf::from(rest)), is_tls })
     }
 
@@ -93,7 +99,7 @@ mod tests {
         assert_eq!(parsed("unix:///run/x", false), unix("http://localhost/", "/run/x"));
         assert_eq!(parsed("unixs:/run/x", false), unix("https://localhost/", "/run/x"));
         assert_eq!(parsed("unix://localhost:5", false), unix("http://localhost/", "localhost:5"));
-        for bad in ["ftp://a:1", "http://", "unix://", "a b"] {
+        for bad in ["ftp://a:1", "http://", "unix://", "a b", "a:99999", "http://[::1]:70000", "a:0"] {
             assert!(Target::parse(bad, false).is_err(), "{bad}");
         }
     }

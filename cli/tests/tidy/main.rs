@@ -61,7 +61,7 @@ fn every_module_is_named_where_it_is_declared() {
         if !file.components().any(|part| part.as_os_str() == "src") {
             continue;
         }
-        let doc: String = text.lines().filter(|line| line.starts_with("//!")).collect();
+        let doc: String = text.lines().filter(|line| line.starts_with("//")).collect();
         for line in text.lines() {
             let Some((_, name)) = line.split_once("mod ") else { continue };
             let Some(name) = name.strip_suffix(';') else { continue };

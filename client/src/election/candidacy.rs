@@ -7,6 +7,7 @@ use std::{
 
 use conclave_proto::v1;
 use futures::{Stream, future::BoxFuture};
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_stream::wrappers::WatchStream;
 
@@ -90,8 +91,8 @@ pub enum CampaignEvent {
 /// ```
 #[must_use = "nobody campaigns until it is asked for events"]
 pub struct Candidacy {
-    /// `None` after the end.
-    elected: Option<BoxFuture<'static, Result<Leadership, Error>>>,
+    /// `None` after the end. The mutex makes the type `Sync`, which the future is not.
+    elected: Mutex<Option<BoxFuture<'static, Result<Leadership, Error>>>>,
     waiting: WatchStream<Option<Waiting>>,
 }
 
@@ -100,7 +101,7 @@ impl Candidacy {
         elected: BoxFuture<'static, Result<Leadership, Error>>,
         waiting: watch::Receiver<Option<Waiting>>,
     ) -> Self {
-        Self { elected: Some(elected), waiting: WatchStream::from_changes(waiting) }
+        Self { elected: Mutex::new(Some(elected)), waiting: WatchStream::from_changes(waiting) }
     }
 }
 
@@ -108,9 +109,10 @@ impl Stream for Candidacy {
     type Item = Result<CampaignEvent, Error>;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        let Some(elected) = &mut self.elected else { return Poll::Ready(None) };
-        if let Poll::Ready(ended) = elected.as_mut().poll(context) {
-            self.elected = None;
+        let elected = self.elected.get_mut();
+        let Some(campaign) = elected else { return Poll::Ready(None) };
+        if let Poll::Ready(ended) = campaign.as_mut().poll(context) {
+            *elected = None;
             return Poll::Ready(Some(ended.map(CampaignEvent::Elected)));
         }
         loop {
@@ -128,6 +130,6 @@ impl Stream for Candidacy {
 
 impl std::fmt::Debug for Candidacy {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Candidacy").field("is_over", &self.elected.is_none()).finish()
+        f.debug_struct("Candidacy").field("is_over", &self.elected.lock().is_none()).finish()
     }
 }

@@ -1,12 +1,12 @@
 //! A stream of all changes of a service's instances, from Conclave's registry.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use conclave_proto::v1::{
     InstanceFilter, InstanceWatchRequest, InstanceWatchResponse,
     discovery_service_client::DiscoveryServiceClient, instance_watch_response::Snapshot,
 };
-use std::sync::Arc;
+use futures::{Stream, stream};
 use tokio::time::{sleep, timeout};
 use tonic::{Code, Request, Status, Streaming, metadata::MetadataValue};
 
@@ -133,6 +133,18 @@ impl Changes {
                 Err(error) => return Err(error),
             }
         }
+    }
+
+    /// The same as a stream, which ends after the first error.
+    pub fn into_stream(
+        self,
+    ) -> impl Stream<Item = Result<InstanceWatchResponse, Error>> + Send + use<> {
+        stream::unfold(Some(self), async |changes| {
+            let mut changes = changes?;
+            let next = changes.next().await;
+            let rest = next.is_ok().then_some(changes);
+            Some((next, rest))
+        })
     }
 
     /// Whether a server currently reports changes to [`Changes::next`].

@@ -312,8 +312,9 @@ impl Keeper {
             Ok(Found::There { .. }) => return Err(hold::taken()),
             Ok(Found::Removed(reason)) => return Err(self.give_up(reason.into())),
             Ok(Found::Critical | Found::Absent) => self.mark,
-            // The user may not read it, or the server does not have this call.
-            Err(Error::Denied(_) | Error::Unimplemented(_)) => self.mark,
+            // The server does not have this call, or the user may not read it.
+            Err(Error::Unimplemented(_)) => self.mark,
+            Err(error) if error.is_permission_denied() => self.mark,
             Err(error) => return Err(error),
         };
         self.enroll(Condition::Free(former)).await

@@ -311,7 +311,8 @@ fn canceled(message: &WatchResponse, endpoint: &Endpoint) -> End {
         return End::Failed(Error::Denied(Status::new(Code::PermissionDenied, reason)));
     }
     if message.created {
-        return End::Failed(Error::Invalid(Status::new(Code::InvalidArgument, reason)));
+        let status = Status::invalid_argument(reason);
+        return End::Failed(Error::from_status(status, endpoint.address()));
     }
     let status = Status::new(Code::Unavailable, reason);
     ended_by(status, endpoint)

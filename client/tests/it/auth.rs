@@ -36,7 +36,7 @@ async fn a_client_logs_in_by_itself_and_again_when_its_token_is_void() {
     let early = as_user(&server, "ann", "annpw");
     early.put("a/0", "before").await.expect("a server that wants no user is called without one");
     enable(&open).await;
-    assert!(matches!(open.get("a/0").await, Err(Error::Invalid(_))), "nobody may nothing");
+    assert!(matches!(open.get("a/0").await, Err(Error::Denied(_))), "nobody may nothing");
     early.put("a/0", "after").await.expect("now the token is asked for");
 
     let (root, ann) = (as_user(&server, "root", "rootpw"), as_user(&server, "ann", "annpw"));
@@ -44,7 +44,10 @@ async fn a_client_logs_in_by_itself_and_again_when_its_token_is_void() {
     assert!(matches!(ann.put("b", "2").await, Err(Error::Denied(_))));
     assert!(matches!(ann.get("b").await, Err(Error::Denied(_))));
     let wrong = as_user(&server, "ann", "wrong").get("a/0").await;
-    assert!(matches!(wrong, Err(Error::Invalid(_))), "{wrong:?}");
+    assert!(matches!(wrong, Err(Error::Denied(_))), "{wrong:?}");
+    let ready = as_user(&server, "ann", "wrong").ready().await;
+    assert!(matches!(ready, Err(Error::Denied(_))), "{ready:?}");
+    ann.ready().await.expect("a user without the permission is answered all the same");
 
     let mut changes = ann.watch("a/").prefix().start();
     for round in 0..3 {

@@ -122,6 +122,30 @@ pub fn checks(details: &Details) -> Result<(), Rejection> {
     })
 }
 
+/// Checks the address of an instance that registers with this version. Not part of [`register`]:
+/// what a log holds was accepted, and records written through etcd's API hold anything.
+///
+/// # Errors
+/// [`Rejection::InvalidInstance`] unless it is `host:port`, with or without a scheme, or a unix
+/// socket (`unix:path`).
+pub fn address(address: &str) -> Result<(), Rejection> {
+    let is_text = |text: &str| !text.bytes().any(|byte| byte.is_ascii_control() || byte == b' ');
+    let is_unix = |address: &str| address.strip_prefix("unix:").is_some_and(|at| !at.is_empty());
+    let is_host_and_port = |address: &str| {
+        let place = address.split_once("://").map_or(address, |(_, place)| place);
+        place.rsplit_once(':').is_some_and(|(host, port)| {
+            let is_port = port.parse::<u16>().is_ok_and(|port| port > 0);
+            // An IPv6 address stands in brackets.
+            let is_whole = !host.contains(':') || (host.starts_with('[') && host.ends_with(']'));
+            !host.is_empty() && !host.contains('/') && is_whole && is_port
+        })
+    };
+    if is_text(address) && (is_unix(address) || is_host_and_port(address)) {
+        return Ok(());
+    }
+    Err(Rejection::InvalidInstance("the address of the instance is not host:port"))
+}
+
 fn check_name(name: &str) -> Result<(), Rejection> {
     if name.len() > CHECK_NAME_BYTES_MAX || name.bytes().any(|byte| byte.is_ascii_control()) {
         return Err(Rejection::InvalidInstance("the name of a check is too long or no text"));
@@ -221,6 +245,18 @@ fn output(output: &str) -> Result<(), Rejection> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_address_has_a_host_and_a_port() {
+        for good in ["h:1", "10.0.0.7:65535", "[::1]:80", "http://h:1", "grpcs://h:1", "unix:///a"] {
+            assert_eq!(address(good), Ok(()), "{good}");
+        }
+        for bad in
+            ["", "h", "h:", ":80", "h:0", "h:99999", "h:x", "::1:80", "h 1:2", "unix:", "h/p:1"]
+        {
+            assert!(address(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn what_a_check_says_about_tls_goes_together() {

@@ -115,7 +115,10 @@ impl RegistryApi {
         let message = internal::RegistryRegister { request: Some(request), now_unix_ms, damping };
         let command = checked(Ok(command::registry::register(message.clone())))?;
         if let RegistryCommand::Register(register) = &command {
-            let record = check::register(register);
+            let record = check::register(register).and_then(|record| {
+                check::address(&record.address)?;
+                Ok(record)
+            });
             let record = record.map_err(|rejection| status::from_rejection(&rejection))?;
             let allowed = self.context.node.settings().registry.checks;
             for (_, check) in record.details.all_checks() {
