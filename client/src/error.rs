@@ -377,9 +377,11 @@ mod tests {
             assert!(matches!(error, Error::Denied(_)), "{error:?}");
             assert!(!error.is_permission_denied(), "{message}");
         }
-        let error = Error::from_status(Status::permission_denied("etcdserver: permission denied"), "n1");
+        let error =
+            Error::from_status(Status::permission_denied("etcdserver: permission denied"), "n1");
         assert!(error.is_permission_denied());
-        let error = Error::from_status(Status::invalid_argument("etcdserver: key is not provided"), "n1");
+        let error =
+            Error::from_status(Status::invalid_argument("etcdserver: key is not provided"), "n1");
         assert!(matches!(error, Error::Invalid(_)), "{error:?}");
     }
 

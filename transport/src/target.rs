@@ -43,12 +43,8 @@ impl Target {
         let authority = if is_unix { UNIX_ORIGIN } else { rest };
         let origin = format!("{}://{authority}", if is_tls { "https" } else { "http" });
         let origin: Uri = origin.parse().map_err(|error| format!("endpoint {address}: {error}"))?;
-        // The parser of `http` accepts any number as a port.
-        if let Some(port) = origin.port()
-            && origin.port_u16().is_none_or(|port| port == 0)
-        {
-            return Err(format!("endpoint {address}: {port} is not a port (1 to 65535)"));
-        }
+        check_port(&origin)
+            .map_err(|port| format!("endpoint {address}: {port} is not a port (1 to 65535)"))?;
         Ok(Self { origin, path: is_unix.then(|| PathBuf::from(rest)), is_tls })
     }
 
@@ -77,6 +73,17 @@ impl Target {
     }
 }
 
+/// Refuses, with its text, a port that none can listen on. (`Uri::port` has none for 99999.)
+fn check_port(origin: &Uri) -> Result<(), String> {
+    let authority = origin.authority().map_or("", |authority| authority.as_str());
+    let host = origin.host().unwrap_or_default();
+    let Some((_, port)) = authority.rsplit_once(&format!("{host}:")) else { return Ok(()) };
+    match port.parse::<u16>() {
+        Ok(1..) => Ok(()),
+        Ok(0) | Err(_) => Err(port.to_owned()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -99,7 +106,9 @@ mod tests {
         assert_eq!(parsed("unix:///run/x", false), unix("http://localhost/", "/run/x"));
         assert_eq!(parsed("unixs:/run/x", false), unix("https://localhost/", "/run/x"));
         assert_eq!(parsed("unix://localhost:5", false), unix("http://localhost/", "localhost:5"));
-        for bad in ["ftp://a:1", "http://", "unix://", "a b", "a:99999", "http://[::1]:70000", "a:0"] {
+        for bad in
+            ["ftp://a:1", "http://", "unix://", "a b", "a:99999", "http://[::1]:70000", "a:0"]
+        {
             assert!(Target::parse(bad, false).is_err(), "{bad}");
         }
     }

@@ -116,7 +116,7 @@ async fn cycle(kind: Kind, client: &Client, session: &Session, number: usize) ->
         }
         Kind::Registration => {
             let service = client.service(name);
-            let register = service.register(format!("h:{number}"));
+            let register = service.register(format!("h:{}", number + 1));
             let guard =
                 if number % 4 < 2 { register.session(session).await? } else { register.await? };
             if is_dropped { drop(guard) } else { guard.deregister().await? }

@@ -95,8 +95,8 @@ async fn a_directory_goes_on_when_members_stop() {
     let client = client(&servers);
     let service = client.service("api");
     let mut kept = Vec::new();
-    for number in 0..6 {
-        kept.push(service.register(format!("h:{number}")).await.unwrap());
+    for port in 1..=6 {
+        kept.push(service.register(format!("h:{port}")).await.unwrap());
     }
     let directory = service.discover().start();
     let channel = directory.channel(BalancedChannel::builder());
@@ -111,7 +111,7 @@ async fn a_directory_goes_on_when_members_stop() {
     });
     let leader = leader(&servers).await;
     soon("the leader stops", servers.remove(leader).running.stop()).await;
-    kept.push(soon("a registration", service.register("h:6")).await.unwrap());
+    kept.push(soon("a registration", service.register("h:7")).await.unwrap());
     until(&directory, |records| records.len() == 7).await;
     drop((directory, channel));
     assert!(watching.await.unwrap() >= 6, "nobody who lives disappears");

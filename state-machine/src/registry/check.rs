@@ -248,7 +248,8 @@ mod tests {
 
     #[test]
     fn an_address_has_a_host_and_a_port() {
-        for good in ["h:1", "10.0.0.7:65535", "[::1]:80", "http://h:1", "grpcs://h:1", "unix:///a"] {
+        for good in ["h:1", "10.0.0.7:65535", "[::1]:80", "http://h:1", "grpcs://h:1", "unix:///a"]
+        {
             assert_eq!(address(good), Ok(()), "{good}");
         }
         for bad in
