@@ -14,6 +14,7 @@ use std::{
 
 use tokio::{
     runtime::Handle,
+    sync::oneshot,
     time::{Instant, sleep_until, timeout, timeout_at},
 };
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
@@ -167,6 +168,21 @@ impl Client {
     /// runtime the caller is on.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         drop(self.pool.tasks.spawn_on(task, &self.pool.runtime));
+    }
+
+    /// Runs a call that begins something to its end, even if the caller drops this future. Nobody
+    /// takes the answer then, so the guard in it is dropped and ends what was begun.
+    pub(crate) async fn begin<T: Send + 'static>(
+        &self,
+        call: impl Future<Output = Result<T, Error>> + Send + 'static,
+    ) -> Result<T, Error> {
+        let (done, answer) = oneshot::channel();
+        let call = async move { drop(done.send(call.await)) };
+        self.spawn(call.in_current_span());
+        answer.await.unwrap_or_else(|_runtime_ended| {
+            let status = Status::unavailable("the runtime that the client was built on has ended");
+            Err(Error::Unavailable { endpoint: String::new(), status, outcome: Outcome::Unknown })
+        })
     }
 
     /// Runs a task on the runtime of the connections until its handle is dropped.

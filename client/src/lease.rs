@@ -24,8 +24,14 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, Response, Status};
 
 use crate::{
-    client::Client, error::Error, login::Channel, moment::Moment, pulse::Pulse, reliance,
+    client::Client,
+    error::{Error, Outcome},
+    login::Channel,
+    moment::Moment,
+    pulse::Pulse,
+    reliance,
     reply::Reply,
+    session,
 };
 
 /// What this process knows about its lease.
@@ -61,12 +67,21 @@ impl Client {
     /// Grants a lease of at least `ttl` (whole seconds, rounded up) and keeps it alive.
     ///
     /// # Errors
-    /// See [`Error`]. If the outcome is unknown, a lease may remain until its TTL has passed.
+    /// See [`Error`]. If the outcome is unknown, the lease is revoked in the background; if that
+    /// fails, too, it may remain until its TTL has passed.
+    ///
+    /// # Cancel safety
+    /// If the future is dropped, the lease is revoked in the background.
     pub async fn lease(&self, ttl: Duration) -> Result<Lease, Error> {
+        let client = self.clone();
+        self.begin(async move { client.grant_and_keep(ttl).await }).await
+    }
+
+    async fn grant_and_keep(&self, ttl: Duration) -> Result<Lease, Error> {
         let seconds = i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX);
         let seconds = seconds.saturating_add(i64::from(ttl.subsec_nanos() > 0));
         let sent = Moment::now();
-        let grant = self.lease_grant(seconds, 0).await?;
+        let grant = self.lease_grant_or_revoke(seconds).await?;
         let granted = Duration::from_secs(u64::try_from(grant.ttl).unwrap_or(0));
         let (state, states) = watch::channel(LeaseState::Alive);
         let state = Arc::new(state);
@@ -97,6 +112,21 @@ impl Client {
         let request = LeaseGrantRequest { ttl, id };
         let call = |channel| async move { LeaseClient::new(channel).lease_grant(request).await };
         self.write(call).await.map(Reply::new)
+    }
+
+    /// Grants a lease under a new id. If nobody knows whether that worked, revokes it in the
+    /// background.
+    pub(crate) async fn lease_grant_or_revoke(
+        &self,
+        ttl: i64,
+    ) -> Result<Reply<LeaseGrantResponse>, Error> {
+        let id = session::new_id();
+        let granted = self.lease_grant(ttl, id).await;
+        if granted.as_ref().is_err_and(|error| error.outcome() == Outcome::Unknown) {
+            let client = self.clone();
+            self.spawn(async move { drop(client.lease_revoke(id).await) });
+        }
+        granted
     }
 
     /// Ends a lease and deletes its keys.

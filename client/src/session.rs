@@ -48,7 +48,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     client::Client,
-    error::Error,
+    error::{Error, Outcome},
     moment::Moment,
     once::{Requests, Ticket},
     pulse::Pulse,
@@ -139,6 +139,12 @@ pub(crate) fn request_id() -> Bytes {
     Bytes::copy_from_slice(&rand::random::<[u8; REQUEST_ID_BYTES]>())
 }
 
+/// A random id for a session or lease. The client chooses it so that it can end what it began
+/// without having heard the answer.
+pub(crate) fn new_id() -> i64 {
+    i64::try_from(rand::random::<u64>() >> 1).unwrap_or(i64::MAX).max(1)
+}
+
 /// A session to be begun; see [`Client::session`].
 ///
 /// ```no_run
@@ -202,15 +208,24 @@ impl Begin {
 
     /// Begins it on a server that knows only leases.
     async fn leased(self) -> Result<Session, Error> {
-        let sent = Moment::now();
-        let lease = self.client.with_timeout(self.limit).lease_grant(self.ttl_seconds(), 0).await?;
-        Ok(self.keep((lease.id, lease.ttl), sent, true))
+        let client = self.client.clone();
+        let grant = async move {
+            let sent = Moment::now();
+            let client = self.client.with_timeout(self.limit);
+            let lease = client.lease_grant_or_revoke(self.ttl_seconds()).await?;
+            Ok(self.keep((lease.id, lease.ttl), sent, true))
+        };
+        client.begin(grant).await
     }
 
-    /// Begins it on a server that knows sessions.
+    /// Begins it on a server that knows sessions. If this is dropped, the session ends.
     pub(crate) async fn native(self) -> Result<Session, Error> {
+        self.client.clone().begin(self.request()).await
+    }
+
+    async fn request(self) -> Result<Session, Error> {
         let request = SessionBeginRequest {
-            id: i64::try_from(rand::random::<u64>() >> 1).unwrap_or(i64::MAX).max(1),
+            id: new_id(),
             ttl_seconds: self.ttl_seconds(),
             request_id: request_id(),
             owner: self.owner.clone(),
@@ -222,8 +237,17 @@ impl Begin {
             let request = request.clone();
             async move { SessionServiceClient::new(channel).begin(request).await }
         };
-        let begun = self.client.with_timeout(self.limit).read(call).await?;
-        Ok(self.keep((begun.id, begun.ttl_seconds), sent, false))
+        match self.client.with_timeout(self.limit).read(call).await {
+            Ok(begun) => Ok(self.keep((begun.id, begun.ttl_seconds), sent, false)),
+            Err(error) => {
+                if error.outcome() == Outcome::Unknown {
+                    let client = self.client.clone();
+                    // Tried once: otherwise the TTL ends it.
+                    self.client.spawn(async move { drop(client.session_end(request.id).await) });
+                }
+                Err(error)
+            }
+        }
     }
 
     /// Keeps the session with this id and TTL (seconds) alive; it was requested at `sent`.

@@ -1,6 +1,6 @@
 //! Leases and their guard.
 
-use std::time::Duration;
+use std::{future::IntoFuture, time::Duration};
 
 use conclave_client::{Error, LeaseState};
 use tokio::time::{Instant, timeout};
@@ -43,6 +43,20 @@ async fn a_dropped_guard_revokes() {
     assert_eq!(client.lease_keep_alive_once(kept).await.unwrap().ttl, 0);
     let error = client.lease_revoke(kept).await.unwrap_err();
     assert!(matches!(error, Error::NotFound(_)), "{error:?}");
+    assert!(client.leases().await.unwrap().leases.is_empty());
+}
+
+#[tokio::test]
+async fn what_a_dropped_future_granted_is_revoked() {
+    let test = "what_a_dropped_future_granted_is_revoked";
+    let Some((_server, client)) = start(test).await else { return };
+    for micros in (0..4_000).step_by(200) {
+        let lease = client.lease(Duration::from_secs(600));
+        drop(timeout(Duration::from_micros(micros), lease).await);
+        let session = client.session().ttl(Duration::from_secs(600));
+        drop(timeout(Duration::from_micros(micros), session.into_future()).await);
+    }
+    client.close().await;
     assert!(client.leases().await.unwrap().leases.is_empty());
 }
 

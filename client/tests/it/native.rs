@@ -312,6 +312,38 @@ async fn a_session_is_ended_in_the_background_if_nobody_awaits_its_close() {
     assert_eq!(*fake.script.ends.lock(), [id, id]);
 }
 
+#[tokio::test]
+async fn what_a_dropped_future_began_is_ended() {
+    let fake = Fake::start();
+    let client = client_of(&fake);
+    let ends = || fake.script.ends.lock().len();
+    let ended = async |count| (ends() == count).then_some(());
+    let mut dropped = 0;
+    for yields in 0..20 {
+        let begins: [Pin<Box<dyn Future<Output = ()> + Send>>; 3] = [
+            Box::pin(async { drop(client.session().await) }),
+            Box::pin(async { drop(client.lock("x").await) }),
+            Box::pin(async { drop(client.election("x").campaign("me").await) }),
+        ];
+        for mut begin in begins {
+            // It is under way when it is dropped, each time a little further.
+            for _ in 0..=yields {
+                tokio::select! {
+                    biased;
+                    () = &mut begin => {}
+                    () = yield_now() => continue,
+                }
+                break;
+            }
+            drop(begin);
+            dropped += 1;
+        }
+    }
+    eventually("the sessions are ended", async || ended(dropped).await).await;
+    client.close().await;
+    assert_eq!(ends(), dropped);
+}
+
 #[test]
 fn whoever_was_stopped_for_longer_than_its_session_lives_is_not_elected() {
     let fake = Fake::start();
