@@ -1,9 +1,9 @@
 //! Sessions and Conclave's locks with misbehaving servers, runtimes and callers.
 
-use std::{future::IntoFuture, sync::atomic::Ordering, time::Duration};
+use std::{future::IntoFuture, pin::Pin, sync::atomic::Ordering, time::Duration};
 
 use conclave_client::{Client, Error, Loss, Outcome, Session, SessionState, v1::InstanceFilter};
-use tokio::{net::TcpListener, runtime::Runtime, time::timeout};
+use tokio::{net::TcpListener, runtime::Runtime, task::yield_now, time::timeout};
 use tonic::Status;
 
 use crate::{
