@@ -14,9 +14,9 @@ without=(
   'TestV3AuthWithLeaseRevokeWithRoot' 'TestDropReadUnderNetworkPartition$' 'TestWatchFragment'
 )
 # Faults that are known. Take one out to see whether it is mended. In this order: a member that died counts as there for two election
-# timeouts; the quota is looked at by the member that is asked; a new voter waits while leaders change every half second.
+# timeouts; a new voter waits while leaders change every half second.
 known=(
-  'TestRejectUnhealthyAdd$' 'TestV3StorageQuotaApply$' 'TestIssue3699$'
+  'TestRejectUnhealthyAdd$' 'TestIssue3699$'
 )
 [ -n "${ITEST_KNOWN:-}" ] || without+=("${known[@]}")
 left_out() { [[ "$1" =~ $(IFS='|'; echo "${without[*]}") ]]; }

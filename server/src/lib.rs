@@ -15,6 +15,7 @@
 //! | `read_index` | linearizable reads by shared confirmations |
 //! | [`backup`] | what a file of a snapshot holds, and a new member made of it |
 //! | `auto_compaction` | compacts by time or by number of revisions |
+//! | `space` | the space quota |
 //! | `sweeper` | deletes what compactions made dead, in steps |
 //! | `lessor` | lease deadlines and keep-alives |
 //! | `watch` | who hears of which event |
@@ -50,6 +51,7 @@ pub mod read_index;
 mod running;
 mod runtime;
 mod shutdown;
+mod space;
 mod sparse;
 pub mod status;
 mod supervisor;

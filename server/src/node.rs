@@ -42,6 +42,7 @@ use crate::raft::route::Route;
 use crate::raft::standing::Standing;
 use crate::read_index::{ReadIndex, ReadIndexError};
 use crate::runtime::RaftRuntime;
+use crate::space::Space;
 use crate::watch::Hub;
 
 pub use start::StartError;
@@ -114,6 +115,7 @@ struct Parts {
     takings: Arc<Takings>,
     auth: Arc<Feed>,
     changed_checks: Arc<Changed>,
+    space: Arc<Space>,
     header: Header,
     counts: Counts,
     timeout: Duration,
@@ -221,6 +223,11 @@ impl Node {
     /// Instances whose checks may have changed.
     pub(crate) fn changed_checks(&self) -> &Arc<Changed> {
         &self.parts.changed_checks
+    }
+
+    /// The space quota.
+    pub(crate) fn space(&self) -> &Arc<Space> {
+        &self.parts.space
     }
 
     /// Counters of the node's parts.

@@ -140,12 +140,12 @@ pub async fn start(settings: Settings) -> Result<Running, StartError> {
         limits: settings.limits,
         long_reads: LongReads::new(settings.limits.answer_bytes_max),
         grants: Grants::new(&settings.limits, node.counts()),
-        quota_bytes: settings.store.quota_bytes,
         background: TaskTracker::new(),
     };
     tokio::spawn(see_leaders(context.clone()));
     tokio::spawn(registry::lead(context.clone(), trust));
     tokio::spawn(withdraw_orphans(context.clone()));
+    tokio::spawn(watch_space(context.clone()));
     let background = context.background.clone();
     let router = Router::new(services(context.clone()), context, tracer.clone());
     let serving = tokio::spawn(port.serve(router, acceptor, stop.clone()));
@@ -174,6 +174,22 @@ async fn see_leaders(context: Context) {
         loop {
             tick.tick().await;
             context.metrics.see_leader(context.node.status().leader);
+        }
+    };
+    tokio::select! {
+        () = stopping.cancelled() => {}
+        () = watching => {}
+    }
+}
+
+/// Raises the alarm for writes beyond this member's quota that others let through.
+async fn watch_space(context: Context) {
+    let space = Arc::clone(context.node.space());
+    let stopping = context.node.stopping().clone();
+    let watching = async {
+        loop {
+            space.overrun().await;
+            context.raise_no_space().await;
         }
     };
     tokio::select! {

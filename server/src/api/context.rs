@@ -21,6 +21,7 @@ use crate::config::Limits;
 use crate::metrics::Metrics;
 use crate::node::Node;
 use crate::propose::Haste;
+use crate::space;
 use crate::status::{self, Fault};
 
 /// Request header: a client sets it to `true` to fail instead of waiting for a leader.
@@ -47,8 +48,6 @@ pub(crate) struct Context {
     pub(crate) limits: Limits,
     pub(crate) long_reads: LongReads,
     pub(crate) grants: Grants,
-    /// Logical size at which writes are refused; `None` for no quota.
-    pub(crate) quota_bytes: Option<i64>,
     /// Work that continues after its caller has gone; awaited when the node stops.
     pub(crate) background: TaskTracker,
 }
@@ -179,26 +178,32 @@ impl Context {
     }
 
     fn has_room(&self, cost_bytes: usize) -> bool {
-        let Some(quota_bytes) = self.quota_bytes else { return true };
-        let cost_bytes = i64::try_from(cost_bytes).unwrap_or(i64::MAX);
-        let used_bytes = self.node.reader().total_bytes();
-        cost_bytes == 0 || used_bytes.saturating_add(cost_bytes) < quota_bytes
+        self.node.space().has_room(self.node.reader().total_bytes(), cost_bytes)
     }
 
+    /// As in etcd, only this request is refused, whether or not the alarm can be raised, and only an
+    /// operator clears the alarm.
     async fn refuse_for_space(&self) -> Result<(), Status> {
-        // As in etcd, only this request is refused, whether or not the alarm can be raised, and
-        // only an operator clears the alarm.
+        self.raise_no_space().await;
+        Err(Fault::NoSpace.into())
+    }
+
+    /// Raises the NOSPACE alarm of this member unless it is active.
+    pub(crate) async fn raise_no_space(&self) {
+        let member_id = self.node.member_id();
+        if space::is_raised(&self.node.reader().head(), member_id) {
+            return;
+        }
         let alarm = etcd::AlarmRequest {
             action: etcd::alarm_request::AlarmAction::Activate as i32,
-            member_id: self.node.member_id(),
+            member_id,
             alarm: etcd::AlarmType::Nospace as i32,
         };
-        if let Err(error) =
-            self.propose(&Caller::Inside, internal::command::Command::Alarm(alarm)).await
-        {
-            tracing::warn!(error = error.message(), "failed to raise alarm");
+        let command = internal::command::Command::Alarm(alarm);
+        match self.propose(&Caller::Inside, command).await {
+            Ok(_) => tracing::warn!("alarm raised: the space quota is used up"),
+            Err(error) => tracing::warn!(error = error.message(), "failed to raise alarm"),
         }
-        Err(Fault::NoSpace.into())
     }
 }
 

@@ -112,7 +112,7 @@ impl MaintenanceService {
             db_size_in_use: sizes.in_use,
             is_learner,
             storage_version: version::STORAGE.to_owned(),
-            db_size_quota: self.context.quota_bytes.unwrap_or(0),
+            db_size_quota: self.context.node.space().quota_bytes().unwrap_or(0),
             downgrade_info: Some(etcd::DowngradeInfo::default()),
         })
     }

@@ -77,7 +77,7 @@ impl Metrics {
         scraped.is_learner.set(status.is_learner.into());
         scraped.proposals_committed.set(signed(status.committed_index));
         scraped.proposals_applied.set(signed(status.applied_index));
-        scraped.quota_bytes.set(context.quota_bytes.unwrap_or(0));
+        scraped.quota_bytes.set(context.node.space().quota_bytes().unwrap_or(0));
         let reader = context.node.reader();
         let (sizes, head) = (reader.sizes(), reader.head());
         scraped.total_bytes.set(sizes.total);

@@ -32,6 +32,7 @@ use crate::raft::route::Route;
 use crate::raft::service::PeerService;
 use crate::raft::traffic::Receiving;
 use crate::raft::{contradicted, discover, force, standing};
+use crate::space::Space;
 use crate::tls::{self, Acceptor};
 use crate::watch::{Hub, Limits, StoreSource};
 use crate::{backup, data_dir, etcd_dir, logging};
@@ -50,6 +51,7 @@ pub(super) struct Opened {
     pub(super) digests: Arc<Digests>,
     pub(super) auth: Arc<Feed>,
     pub(super) changed_checks: Arc<Changed>,
+    pub(super) space: Arc<Space>,
     pub(super) member_id: Arc<OnceLock<u64>>,
     pub(super) late: Arc<OnceLock<Late>>,
     pub(super) counts: Counts,
@@ -87,6 +89,7 @@ fn open_state(settings: &Settings, clients: Handle) -> Result<Opened, StartError
     let digests = Arc::new(Digests::default());
     let auth = Arc::new(Feed::new(settings.auth.token_ttl));
     let changed_checks = Arc::<Changed>::default();
+    let space = Arc::new(Space::new(settings.store.quota_bytes));
     let member_id = Arc::new(OnceLock::new());
     let late = Arc::new(OnceLock::new());
     let sink = Sink {
@@ -99,6 +102,7 @@ fn open_state(settings: &Settings, clients: Handle) -> Result<Opened, StartError
         digests: digests.clone(),
         auth: auth.clone(),
         changed_checks: changed_checks.clone(),
+        space: space.clone(),
         late: late.clone(),
     };
     let rocks = RocksOptions { cache_bytes: settings.store.cache_bytes, ..RocksOptions::default() };
@@ -116,6 +120,7 @@ fn open_state(settings: &Settings, clients: Handle) -> Result<Opened, StartError
         digests,
         auth,
         changed_checks,
+        space,
         member_id,
         late,
         counts,

@@ -19,6 +19,7 @@ use crate::propose::Waiters;
 use crate::raft::corruption::Digests;
 use crate::raft::link::Links;
 use crate::raft::standing::Standing;
+use crate::space::Space;
 use crate::watch::Hub;
 
 /// Called by apply, in log order; nothing here blocks.
@@ -32,6 +33,7 @@ pub(super) struct Sink {
     pub(super) digests: Arc<Digests>,
     pub(super) auth: Arc<Feed>,
     pub(super) changed_checks: Arc<Changed>,
+    pub(super) space: Arc<Space>,
     /// The parts that need the open state; set before anything is applied.
     pub(super) late: Arc<OnceLock<Late>>,
 }
@@ -77,6 +79,9 @@ impl ApplySink for Sink {
             self.changed_checks.note_all();
         } else {
             self.changed_checks.note(&events);
+        }
+        if let Some(late) = self.late.get() {
+            self.space.note(&events, late.reader.total_bytes());
         }
         match self.late.get() {
             Some(late) if lack_prev => late.hub.skip(head.revision),

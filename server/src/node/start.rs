@@ -134,6 +134,7 @@ async fn parts(settings: Arc<Settings>, clients: Handle) -> Result<Parts, StartE
         takings: opened.takings,
         auth: opened.auth,
         changed_checks: opened.changed_checks,
+        space: opened.space,
         header,
         counts: opened.counts,
         timeout: request_timeout(&settings),

@@ -1,11 +1,15 @@
 //! Maintenance and Cluster through the wire, and what answers Unimplemented.
 
+use std::time::Duration;
+
 use conclave_proto::etcdserverpb as etcd;
 use conclave_proto::etcdserverpb::{AlarmType, alarm_request::AlarmAction};
 use tonic::Code;
 
-use crate::cluster::{HASTY, eventually};
-use crate::support::{Server, delete, hand_over, op, put, range, refused, server, servers, then};
+use crate::cluster::{HASTY, eventually, within};
+use crate::support::{
+    Plan, Server, delete, hand_over, op, put, range, refused, server, servers, then,
+};
 
 async fn status(server: &Server) -> etcd::StatusResponse {
     server.maintenance().status(etcd::StatusRequest {}).await.unwrap().into_inner()
@@ -57,6 +61,38 @@ async fn a_full_store_refuses_growth_until_it_is_cleared() {
     let request = alarm(AlarmAction::Deactivate, member, AlarmType::Nospace);
     assert_eq!(maintenance.alarm(request).await.unwrap().into_inner().alarms, [active]);
     server.put("small", "3").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_with_a_small_quota_stops_the_growth_that_others_let_through() {
+    let plan = Plan::new(3, &[]);
+    let small = plan.with(&["--quota-backend-bytes=53248"]);
+    let (small, large, third) = tokio::join!(small.start(0), plan.start(1), plan.start(2));
+    for server in [&small, &large, &third] {
+        within("a server is ready", server.running.ready()).await.unwrap();
+    }
+    let no_space =
+        (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded".to_owned());
+    let member = small.running.node().member_id();
+    let raised = [etcd::AlarmMember { member_id: member, alarm: AlarmType::Nospace as i32 }];
+    let mut maintenance = large.maintenance();
+    for attempt in ["first", "after a disarm that freed nothing"] {
+        large.put("k", &"v".repeat(60_000)).await;
+        within("the alarm is raised", async {
+            let list = || alarm(AlarmAction::Get, 0, AlarmType::None);
+            while maintenance.alarm(list()).await.unwrap().into_inner().alarms != raised {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        })
+        .await;
+        for server in [&small, &large] {
+            assert_eq!(refused(server.kv().put(put("k", "1")).await), no_space, "{attempt}");
+        }
+        let disarm = alarm(AlarmAction::Deactivate, member, AlarmType::Nospace);
+        assert_eq!(maintenance.alarm(disarm).await.unwrap().into_inner().alarms, raised);
+        let list = maintenance.alarm(alarm(AlarmAction::Get, 0, AlarmType::None)).await;
+        assert_eq!(list.unwrap().into_inner().alarms, [], "{attempt}: nothing was written since");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

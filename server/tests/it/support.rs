@@ -79,6 +79,13 @@ impl Plan {
         Self { ports: free_ports(size), flags: flags_of(size, flags), behind: None }
     }
 
+    /// The same cluster, for members with these flags in addition.
+    pub(crate) fn with(&self, flags: &[&str]) -> Self {
+        let flags = flags.iter().map(|&flag| flag.to_owned());
+        let flags = self.flags.iter().cloned().chain(flags).collect();
+        Self { ports: self.ports.clone(), flags, behind: self.behind }
+    }
+
     /// Puts a proxy in front of a member: returns the port that it is to listen on and the port that the
     /// member is going to have.
     pub(crate) fn hide(&mut self, i: usize) -> (u16, u16) {

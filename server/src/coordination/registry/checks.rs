@@ -5,13 +5,14 @@
 //! state that enough of them agree on is a commit.
 
 use std::collections::{BTreeSet, HashMap};
+use std::fmt::Display;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
 use conclave_proto::internal::{self, command::Command as Message};
-use conclave_raft_store::Reader;
+use conclave_raft_store::{ReadError, Reader};
 use conclave_state_machine::command::{Caller, Range};
 use conclave_state_machine::registry::check::{self, CHECK_INTERVAL_MS, OUTPUT_BYTES_MAX};
 use conclave_state_machine::registry::record::{Check, Health, may_be_instance};
@@ -31,6 +32,7 @@ use crate::api::context::Context;
 use crate::api::kv::off_thread;
 use crate::config::ChecksAllowed;
 use crate::coordination::unix_ms;
+use crate::sparse::Sparse;
 
 /// Results on their way into the log.
 const PROPOSED_MAX: usize = 256;
@@ -42,6 +44,8 @@ const CHECKED_MAX: usize = 200_000;
 const PAGE: usize = 1_000;
 /// Longest pause between two looks at what is due, and at whether this member leads.
 const LOOK: Duration = Duration::from_millis(250);
+/// Pause before instances that could not be read are looked at again.
+const READ_PAUSE: Duration = LOOK;
 /// Share of the interval by which checks are spread.
 const JITTER: f64 = 0.1;
 /// A check that has found nothing yet, so that its instance waits for calls, is made within this time.
@@ -177,10 +181,16 @@ struct Board {
     names: HashMap<Place, Vec<String>>,
     /// Those that are still to be looked at.
     unseen: BTreeSet<Place>,
+    /// The index is still to be looked at.
+    is_all_unseen: bool,
+    /// No look before, since the last one could not read.
+    not_before: Option<Instant>,
     /// Those that do not run.
     schedule: Schedule,
     running: JoinSet<Done>,
     proposed: JoinSet<()>,
+    /// Lines about instances that are too many to be checked.
+    lines: Sparse,
 }
 
 impl Board {
@@ -194,9 +204,12 @@ impl Board {
             watched: HashMap::new(),
             names: HashMap::new(),
             unseen: BTreeSet::new(),
+            is_all_unseen: false,
+            not_before: None,
             schedule: Schedule::default(),
             running: JoinSet::new(),
             proposed: JoinSet::new(),
+            lines: Sparse::default(),
         }
     }
 
@@ -205,34 +218,63 @@ impl Board {
     async fn learn(&mut self, noted: Noted) {
         self.unseen.extend(noted.places);
         let reader = self.context.node.reader().clone();
-        if noted.is_all {
+        let is_early = self.not_before.is_some_and(|until| Instant::now() < until);
+        self.is_all_unseen |= noted.is_all;
+        if is_early {
+            return;
+        }
+        self.not_before = None;
+        if std::mem::take(&mut self.is_all_unseen) {
             // Those that are gone are found by looking at each once more.
             self.unseen.extend(self.names.keys().cloned());
             let reader = reader.clone();
             match off_thread(move || all(&reader)).await {
                 Ok(Ok(found)) => self.unseen.extend(found),
-                Ok(Err(error)) => tracing::error!(%error, "cannot read which instances to check"),
-                Err(error) => tracing::error!(error = error.message(), "cannot read the index"),
+                Ok(Err(error)) => self.look_at_all_again(&error),
+                Err(error) => self.look_at_all_again(&error.message()),
             }
         }
-        let mut places: Vec<Place> = Vec::new();
-        while places.len() < PAGE
-            && let Some(place) = self.unseen.pop_first()
-        {
-            places.push(place);
-        }
+        let places: Vec<Place> =
+            std::iter::from_fn(|| self.unseen.pop_first()).take(PAGE).collect();
         if places.is_empty() {
             return;
         }
         let allowed = self.allowed;
+        let wanted = places.clone();
         let look = move || -> Vec<_> {
             let look = |place| (subjects(&reader, &place, allowed), place);
-            places.into_iter().map(look).collect()
+            wanted.into_iter().map(look).collect()
         };
         match off_thread(look).await {
-            Ok(seen) => seen.into_iter().for_each(|(subjects, place)| self.see(place, subjects)),
-            Err(error) => tracing::error!(error = error.message(), "cannot look at instances"),
+            Ok(seen) => {
+                for (subjects, place) in seen {
+                    match subjects {
+                        Ok(subjects) => self.see(place, subjects),
+                        Err(error) => self.look_again([place], &error),
+                    }
+                }
+            }
+            Err(error) => self.look_again(places, &error.message()),
         }
+    }
+
+    /// Keeps the checks of `places` as they are, and looks at them again after [`READ_PAUSE`].
+    fn look_again(&mut self, places: impl IntoIterator<Item = Place>, error: &dyn Display) {
+        self.unseen.extend(places);
+        self.pause(error);
+    }
+
+    /// Keeps all checks as they are, and looks at the index again after [`READ_PAUSE`].
+    fn look_at_all_again(&mut self, error: &dyn Display) {
+        self.is_all_unseen = true;
+        self.pause(error);
+    }
+
+    fn pause(&mut self, error: &dyn Display) {
+        if self.not_before.is_none() {
+            tracing::warn!(%error, "cannot read which instances to check: trying again");
+        }
+        self.not_before = Some(Instant::now() + READ_PAUSE);
     }
 
     /// Begins, changes or ends the checks of an instance.
@@ -270,7 +312,10 @@ impl Board {
             return true;
         }
         if self.watched.len() >= CHECKED_MAX && !self.watched.contains_key(&place) {
-            tracing::warn!(limit = CHECKED_MAX, "too many instances to check: some are not");
+            if let Some(unsaid) = self.lines.turn() {
+                let limit = CHECKED_MAX;
+                tracing::warn!(limit, unsaid, "too many instances to check: some are not");
+            }
             return false;
         }
         // The first one soon, but not all at once.
@@ -287,7 +332,7 @@ impl Board {
     }
 
     fn until_due(&self) -> Duration {
-        if !self.unseen.is_empty() {
+        if !self.unseen.is_empty() && self.not_before.is_none() {
             return Duration::ZERO;
         }
         let next = self.schedule.next();
@@ -367,24 +412,22 @@ fn interval(check: &Check) -> Duration {
     Duration::from_millis(ms)
 }
 
-/// What is to be checked at a place. Nothing for what did not come by `Register` and asks for more than
-/// that lets owners ask for.
-fn subjects(reader: &Reader, (service, id): &Place, allowed: ChecksAllowed) -> Vec<Subject> {
+/// The checks of the instance at a place. None for an instance that was not written by `Register` and
+/// asks for more than `Register` allows. Fails if the instance cannot be read.
+fn subjects(
+    reader: &Reader,
+    (service, id): &Place,
+    allowed: ChecksAllowed,
+) -> Result<Vec<Subject>, ReadError> {
     let range = Range { key: key(service, id), ..Range::default() };
-    let kvs = match reader.range(&range) {
-        Ok((answer, _)) => answer.kvs,
-        Err(error) => {
-            tracing::warn!(%error, "cannot read an instance to check");
-            return Vec::new();
-        }
-    };
-    let view = View::load(Bytes::clone(service), kvs);
+    let (answer, _) = reader.range(&range)?;
+    let view = View::load(Bytes::clone(service), answer.kvs);
     let Some(shown) = view.get(id).filter(|shown| !shown.record.is_stale()) else {
-        return Vec::new();
+        return Ok(Vec::new());
     };
     let (details, address) = (&shown.record.details, &shown.record.address);
     if check::checks(details).is_err() {
-        return Vec::new();
+        return Ok(Vec::new());
     }
     let is_allowed = |check: &Check| check_allowed(check, address, allowed).is_ok();
     let wanted = details.all_checks().filter(|(_, check)| is_allowed(check));
@@ -395,7 +438,7 @@ fn subjects(reader: &Reader, (service, id): &Place, allowed: ChecksAllowed) -> V
         fence: shown.fence,
         shown: details.result(name).map(|found| found.health),
     };
-    wanted.map(subject).collect()
+    Ok(wanted.map(subject).collect())
 }
 
 /// All instances with a check.
