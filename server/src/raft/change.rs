@@ -49,8 +49,8 @@ pub(crate) use promote::promote;
 
 /// Pause before a change is tried again.
 const RETRY_PAUSE: Duration = Duration::from_millis(50);
-/// How recently a member must have been heard to count as reachable, in election timeouts. A change
-/// also waits this long for members to be heard, because a new leader has heard from nobody yet.
+/// How long a change waits for members to be heard, in election timeouts. One that was heard within this
+/// time can be promoted.
 const REACHABLE_WITHIN: u32 = 2;
 
 /// Why a change was not made, or may not have been made.
@@ -256,10 +256,12 @@ impl Changer {
     /// Checks a change against the caller's rights and the rules, and makes it.
     async fn decide(&self, Wish { change, caller }: Wish<'_>) -> Attempt {
         let _one_at_a_time = self.busy.lock().await;
-        let patient_until = Instant::now() + self.election_timeout * REACHABLE_WITHIN;
+        let asked_at = Instant::now();
+        let patient_until = asked_at + self.election_timeout * REACHABLE_WITHIN;
         loop {
             self.catch_up(patient_until).await;
-            let view = match self.view() {
+            // Who died a moment ago was heard shortly before: only who is heard from now on counts.
+            let view = match self.view(asked_at.elapsed()) {
                 Ok(Some(view)) => view,
                 Ok(None) => return Attempt::Again,
                 Err(_halt) => return Attempt::Stopped,
@@ -325,8 +327,9 @@ impl Changer {
         }
     }
 
-    /// The configuration as this member sees it; `None` if it does not lead.
-    fn view(&self) -> Result<Option<View>, Halt> {
+    /// The configuration as this member sees it, in which those that it heard of within this time are
+    /// reachable; `None` if it does not lead.
+    fn view(&self, heard_within: Duration) -> Result<Option<View>, Halt> {
         let metrics = self.route.raft.metrics();
         let now = metrics.borrow_watched().clone();
         if now.state != ServerState::Leader {
@@ -341,7 +344,7 @@ impl Changer {
             peer_urls: node.peer_urls.clone(),
             is_learner: !voters.contains(id) && !node.is_to_vote,
             is_started: published.contains(id),
-            is_reachable: self.is_reachable(&now, *id),
+            is_reachable: is_reachable(&now, *id, heard_within),
             matched: matched(&now, *id),
         });
         let roster = Roster {
@@ -352,12 +355,11 @@ impl Changer {
         };
         Ok(Some(View { stored: now.membership_config.clone(), roster }))
     }
+}
 
-    fn is_reachable(&self, now: &Metrics, id: NodeId) -> bool {
-        let heard = now.heartbeat.as_ref().and_then(|heard| heard.get(&id).copied().flatten());
-        id == now.id
-            || heard.is_some_and(|at| at.elapsed() <= self.election_timeout * REACHABLE_WITHIN)
-    }
+fn is_reachable(now: &Metrics, id: NodeId, heard_within: Duration) -> bool {
+    let heard = now.heartbeat.as_ref().and_then(|heard| heard.get(&id).copied().flatten());
+    id == now.id || heard.is_some_and(|at| at.elapsed() <= heard_within)
 }
 
 fn matched(now: &Metrics, id: NodeId) -> u64 {

@@ -33,7 +33,7 @@ pub(crate) async fn promote(changer: Arc<Changer>) {
         let floor = before.replace((term, last_index)).filter(|(then, _)| *then == term);
         let Some((_, floor)) = floor else { continue };
         // A read failure stops the member elsewhere.
-        if let Ok(Some(view)) = changer.view()
+        if let Ok(Some(view)) = changer.view(changer.election_timeout * super::REACHABLE_WITHIN)
             && let Some(id) = caught_up(&view, floor)
         {
             let _one_at_a_time = changer.busy.lock().await;
