@@ -260,8 +260,14 @@ impl Changer {
         let patient_until = asked_at + self.election_timeout * REACHABLE_WITHIN;
         loop {
             self.catch_up(patient_until).await;
-            // Who died a moment ago was heard shortly before: only who is heard from now on counts.
-            let view = match self.view(asked_at.elapsed()) {
+            // Who died a moment ago was heard shortly before: only who is heard from now on counts. Whom
+            // to remove counts until it was not heard for long: it might be needed.
+            let is_patient = Instant::now() < patient_until;
+            let is_reachable = |id, silence: Option<Duration>| {
+                *change == (MemberChange::Remove { id }) && is_patient
+                    || silence.is_some_and(|silence| silence <= asked_at.elapsed())
+            };
+            let view = match self.view(is_reachable) {
                 Ok(Some(view)) => view,
                 Ok(None) => return Attempt::Again,
                 Err(_halt) => return Attempt::Stopped,
@@ -327,9 +333,12 @@ impl Changer {
         }
     }
 
-    /// The configuration as this member sees it, in which those that it heard of within this time are
-    /// reachable; `None` if it does not lead.
-    fn view(&self, heard_within: Duration) -> Result<Option<View>, Halt> {
+    /// The configuration as this member sees it; `None` if it does not lead. `is_reachable` says whether
+    /// another member counts as there that this one heard so long ago, if at all.
+    fn view(
+        &self,
+        is_reachable: impl Fn(NodeId, Option<Duration>) -> bool,
+    ) -> Result<Option<View>, Halt> {
         let metrics = self.route.raft.metrics();
         let now = metrics.borrow_watched().clone();
         if now.state != ServerState::Leader {
@@ -344,7 +353,7 @@ impl Changer {
             peer_urls: node.peer_urls.clone(),
             is_learner: !voters.contains(id) && !node.is_to_vote,
             is_started: published.contains(id),
-            is_reachable: is_reachable(&now, *id, heard_within),
+            is_reachable: *id == now.id || is_reachable(*id, silence(&now, *id)),
             matched: matched(&now, *id),
         });
         let roster = Roster {
@@ -357,9 +366,10 @@ impl Changer {
     }
 }
 
-fn is_reachable(now: &Metrics, id: NodeId, heard_within: Duration) -> bool {
+/// How long ago this leader heard a member.
+fn silence(now: &Metrics, id: NodeId) -> Option<Duration> {
     let heard = now.heartbeat.as_ref().and_then(|heard| heard.get(&id).copied().flatten());
-    id == now.id || heard.is_some_and(|at| at.elapsed() <= heard_within)
+    heard.map(|at| at.elapsed())
 }
 
 fn matched(now: &Metrics, id: NodeId) -> u64 {

@@ -7,7 +7,7 @@ use conclave_state_machine::members::rules::MemberChange;
 use openraft::async_runtime::WatchReceiver;
 use tokio::time::MissedTickBehavior;
 
-use super::{Changer, View};
+use super::{Changer, REACHABLE_WITHIN, View};
 
 /// How often the leader checks for new members that have caught up. Caught up means: the member has
 /// what the leader had one interval ago.
@@ -33,7 +33,9 @@ pub(crate) async fn promote(changer: Arc<Changer>) {
         let floor = before.replace((term, last_index)).filter(|(then, _)| *then == term);
         let Some((_, floor)) = floor else { continue };
         // A read failure stops the member elsewhere.
-        if let Ok(Some(view)) = changer.view(changer.election_timeout * super::REACHABLE_WITHIN)
+        let patience = changer.election_timeout * REACHABLE_WITHIN;
+        let is_reachable = |_, silence: Option<_>| silence.is_some_and(|it| it <= patience);
+        if let Ok(Some(view)) = changer.view(is_reachable)
             && let Some(id) = caught_up(&view, floor)
         {
             let _one_at_a_time = changer.busy.lock().await;
